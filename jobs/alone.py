@@ -1,0 +1,87 @@
+"""One job without ray: what `python -m jobs.train job.toml --into DIR` does, by itself or under torchrun.
+
+    python -m jobs.train job.toml --into runs/one
+    torchrun --nproc-per-node 2 -m jobs.train job.toml --into runs/two     the same result, beyond rounding
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from jobs.collectives import agree
+from jobs.config import ConfigError, JobConfig, load_job
+
+STEPS_BETWEEN_SIGNALS = 20
+"""How often the ranks ask one another whether any of them was told to stop."""
+
+INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train one job to its end, or to a signal; then exit 0, or 130 if it can be continued by the same command."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Train one job.")
+    parser.add_argument("job", type=Path, help="a job as TOML, or a trial's job.json")
+    parser.add_argument("--into", type=Path, required=True, help="trial folder; an unfinished one is continued")
+    options = parser.parse_args(arguments)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        job = _on_ranks(load_job(options.job), world)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    from jobs.data import DataError
+    from jobs.train import Training
+
+    group = _join(world)
+    rank = int(os.environ.get("RANK", "0"))
+    stop = _Stop()
+    try:
+        training = Training(job, options.into, group=group, log=print if rank == 0 else lambda _: None)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    while training.result is None:
+        training.advance(STEPS_BETWEEN_SIGNALS)
+        if any(told for (told,) in agree([int(stop.told)], group, what="signals")) and training.result is None:
+            training.save()
+            sys.exit(INTERRUPTED)
+    if rank == 0:
+        print(json.dumps(training.result, indent=1))
+    if group is not None:
+        dist.destroy_process_group()
+
+
+def _on_ranks(job: JobConfig, world: int) -> JobConfig:
+    """The job as it is run here: torchrun decides on the ranks, which do not change the result."""
+    execution = job.execution.model_copy(update={"ranks": world})
+    return JobConfig.model_validate(job.model_dump() | {"execution": execution.model_dump()})
+
+
+def _join(world: int) -> dist.ProcessGroup | None:
+    if world == 1:
+        return None
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
+    return dist.group.WORLD
+
+
+class _Stop:
+    """Remembers a SIGTERM or SIGINT; the loop looks between steps."""
+
+    def __init__(self) -> None:
+        self.told = False
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, self._tell)
+
+    def _tell(self, _number: int, _frame: FrameType | None) -> None:
+        self.told = True

@@ -1,0 +1,122 @@
+"""Checkpoints that are whole or absent: written aside, fsynced, renamed, and verified by hash when read.
+
+    checkpoints/step_000500/  model.safetensors  optimizer.pt  manifest.json
+    checkpoints/step_000500.bad-1/                                           failed its hashes, kept for a person to look at
+
+No pickle is ever run: weights are safetensors, optimizer state is read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read from a checkpoint that passed its hashes."""
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    extra: dict[str, Any]
+    """The manifest's own values: seconds trained so far and the like."""
+
+
+def save(
+    folder: Path, *, step: int, model: dict[str, Tensor], optimizer: dict[str, Any], extra: dict[str, Any], keep: int
+) -> Path:
+    """Write `folder`/step_NNNNNN in one piece, then drop all but the newest `keep`. Returns its path.
+
+    Raises OSError when the disk is full; the older checkpoints are then untouched.
+    """
+    final = folder / f"step_{step:06d}"
+    aside = folder / f".{final.name}.{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        # A tensor that is stored twice (tied weights) must be written twice: safetensors refuses shared storage.
+        save_file({name: t.detach().cpu().clone() for name, t in model.items()}, aside / "model.safetensors")
+        torch.save(optimizer, aside / "optimizer.pt")
+        files = {path.name: _sha256(path) for path in sorted(aside.iterdir())}
+        for name in files:
+            _fsync(aside / name)
+        (aside / MANIFEST).write_text(json.dumps({"step": step, "sha256": files, "extra": extra}, indent=1))
+        _fsync(aside / MANIFEST)
+        _fsync(aside)
+        if final.exists():
+            shutil.rmtree(final)
+        aside.rename(final)
+        _fsync(folder)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    for old in _newest_first(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint whose files match its manifest, and a sentence for each that was set aside before it."""
+    remarks = []
+    for path in _newest_first(folder):
+        try:
+            return _read(path), remarks
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            bad = next(p for n in range(1, 1000) if not (p := path.with_name(f"{path.name}.bad-{n}")).exists())
+            path.rename(bad)
+            remarks.append(f"checkpoint {path.name} is damaged ({error}); set aside as {bad.name}")
+    return None, remarks
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in `folder`, newest first; their files are not looked at."""
+    return [int(path.name.removeprefix("step_")) for path in _newest_first(folder)]
+
+
+def _read(path: Path) -> Checkpoint:
+    manifest = json.loads((path / MANIFEST).read_text())
+    for name, expected in manifest["sha256"].items():
+        if _sha256(path / name) != expected:
+            raise ValueError(f"{name} does not match its sha256")
+    return Checkpoint(
+        step=manifest["step"],
+        model=load_file(path / "model.safetensors"),
+        optimizer=torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"),
+        extra=manifest["extra"],
+    )
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(_complete(folder), key=lambda path: path.name, reverse=True)
+
+
+def _complete(folder: Path) -> Iterator[Path]:
+    for path in folder.glob("step_*"):
+        if path.name.removeprefix("step_").isdigit() and (path / MANIFEST).exists():
+            yield path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,448 @@
+"""What one training job is: frozen pydantic models and the rules between their fields.
+
+A job says what is optimised (everything but `execution`) and how it is computed (`execution`). The id of a trial is
+a hash of the job, so nothing here may depend on the machine. Imports neither torch nor ray nor the orchestrator.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+LOSSES = ("infonce", "infonce_ce", "infonce_matched", "dcl", "flatnce", "siglip")
+UNBOUNDED = ("dcl", "flatnce")
+"""Losses without a minimum in 1 / temperature on separable batches, so that a learned one runs to its clamp."""
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, nothing is converted in silence, nothing changes afterwards."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class Budget(Section):
+    """How long a job trains. Exactly one of the two is given."""
+
+    samples: int | None = Field(None, gt=0)
+    """Pairs seen, rounded down to whole batches."""
+
+    steps: int | None = Field(None, gt=0)
+    """Optimizer steps."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Budget:
+        if (self.samples is None) == (self.steps is None):
+            raise ValueError("give exactly one of samples and steps, for example budget = { samples = 100_000 }")
+        return self
+
+
+class Data(Section):
+    """Where the rows come from. A source is `digits`, a path, glob or URI, or a name under $ORCHESTRATOR_DATA, and may
+    end in a slice of rows: `fashion-mnist-test[:2000]`."""
+
+    train: str
+    """Rows trained on."""
+
+    tune: str | None = None
+    """Rows the tune stage is judged on."""
+
+    confirm: str | None = None
+    """Rows the confirm stage, and so the verdict, is judged on."""
+
+    columns: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] | None = None
+    """Columns of `train`: image and label; or text; or anchor, positive and any number of hard negatives. None: by
+    the names usual in the field."""
+
+    max_tokens: int = Field(32, ge=4)
+    """Longest sentence, in tokens; the rest is cut."""
+
+    image_shape: Annotated[tuple[int, ...], Field(min_length=2, max_length=3, strict=False)] | None = None
+    """[height, width] or [height, width, channels] of raw pixel rows. None: square and grey."""
+
+
+class Augment(Section):
+    """Views of an image. Each strength 0 or 1 as noted switches it off. Sentences have none: dropout is theirs."""
+
+    crop: float = Field(0.5, gt=0, le=1)
+    """Smallest share of the image's area that a random crop keeps; 1 never crops."""
+
+    flip: bool = True
+    """Mirror left and right with probability one half."""
+
+    brightness: float = Field(0.4, ge=0, lt=1)
+    """Brightness is multiplied by a factor drawn from [1 - x, 1 + x]."""
+
+
+class Model(Section):
+    """The encoder and its head."""
+
+    name: str | None = None
+    """`vit`, `resnet` or `bert`, built from the fields below and trained from nothing; else a local folder or a Hub
+    name for transformers' AutoModel. None: `vit` for images, `bert` for sentences."""
+
+    width: int = Field(64, gt=0)
+    """Hidden width (vit, bert) or channels of the first stage (resnet)."""
+
+    layers: int = Field(2, gt=0)
+    """Transformer layers, or residual blocks in each of three stages."""
+
+    heads: int = Field(4, gt=0)
+    """Attention heads."""
+
+    patch: int = Field(4, gt=0)
+    """Side of a vit patch, in pixels."""
+
+    vocabulary: int = Field(8000, ge=100)
+    """Size of the WordPiece vocabulary that is trained on `data.train` for `bert`."""
+
+    norm: Literal["group", "batch"] = "group"
+    """Normalisation of the resnet."""
+
+    pooling: Literal["cls", "mean", "first_last"] = "mean"
+    """How token states become one vector: the first token's, the mean over tokens of the last layer, or of the first
+    and the last layer."""
+
+    projection: Literal["none", "linear", "mlp"] = "mlp"
+    """Head between the encoder and the loss. Evaluation looks at the encoder unless `evaluate.head` is set."""
+
+    projection_width: int = Field(64, gt=0)
+    """Width of the head's output."""
+
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout in the encoder, hidden states and attention alike. None: the encoder's own (0.1 for `bert`, 0 for
+    `vit` and `resnet`)."""
+
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    """bf16: autocast in the encoder; similarities and loss stay in fp32. fp64: for exactness tests."""
+
+
+class Loss(Section):
+    """The in-batch contrastive loss."""
+
+    name: Literal["infonce", "infonce_ce", "infonce_matched", "dcl", "flatnce", "siglip"] = "infonce"
+    """See jobs/losses.py."""
+
+    temperature: float | Literal["learned"] = 0.1
+    """Similarities are divided by it. `learned`: a parameter, started and clamped as below."""
+
+    temperature_start: float = Field(0.07, gt=0)
+    """First value of a learned temperature."""
+
+    temperature_range: Annotated[tuple[float, float], Field(strict=False)] = (0.01, 1.0)
+    """Clamp of a learned temperature, after every optimizer step."""
+
+    symmetric: bool = False
+    """Mean of both directions."""
+
+    same_side: bool = False
+    """Pairs share negatives of their own side too: SimCLR's 2B - 2 negatives."""
+
+    hard_negative_weight: float = Field(1.0, gt=0)
+    """Weight of an anchor's own hard negatives."""
+
+    mask_duplicates: bool = True
+    """Rows with the same content are not negatives of each other."""
+
+    margin: float = Field(0.0, ge=0)
+    """Additive margin on the positive's similarity, in cosine units."""
+
+    bias: float = 0.0
+    """Added to the logits of siglip, which often starts at -10."""
+
+    @model_validator(mode="after")
+    def _known_to_work(self) -> Loss:
+        low, high = self.temperature_range
+        if isinstance(self.temperature, float) and self.temperature <= 0:
+            raise ValueError(f"temperature = {self.temperature} must be above 0, for example 0.1")
+        if not 0 < low <= self.temperature_start <= high:
+            raise ValueError(
+                f"temperature_range = [{low}, {high}] must be positive, ascending and hold "
+                f"temperature_start = {self.temperature_start}"
+            )
+        if self.temperature == "learned" and self.name in UNBOUNDED:
+            raise ValueError(
+                f"temperature = 'learned' with name = '{self.name}' has no minimum and runs to its clamp; "
+                "give a number, or use name = 'infonce'"
+            )
+        if self.name == "siglip" and self.same_side:
+            raise ValueError("same_side = true is not defined for name = 'siglip'; set same_side = false")
+        if self.name != "siglip" and self.bias != 0:
+            raise ValueError(f"bias = {self.bias} is siglip's only; remove it, or set name = 'siglip'")
+        return self
+
+
+class Batch(Section):
+    """The global batch."""
+
+    size: int = Field(256, gt=1)
+    """Pairs per optimizer step, over all ranks."""
+
+    pool: int | None = Field(None, gt=1)
+    """Consecutive pairs of the batch that share negatives. None: all of them. Smaller pools are what is often called
+    gradient accumulation: another objective, not an approximation."""
+
+    @model_validator(mode="after")
+    def _whole_pools(self) -> Batch:
+        if self.pool is not None and self.size % self.pool:
+            raise ValueError(f"pool = {self.pool} must divide size = {self.size}, for example pool = {self.size // 2}")
+        return self
+
+
+class Optimizer(Section):
+    """The optimizer and its schedule."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled decay of matrices; biases, norms and loss parameters have none."""
+
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
+    """Adam's averaging."""
+
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """SGD's momentum."""
+
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps over which the rate climbs to its peak."""
+
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """What the rate does after the warm-up; linear and cosine end at 0."""
+
+    clip: float | None = Field(None, gt=0)
+    """Largest norm of the whole gradient, after the sum over ranks. None: no clipping."""
+
+
+class Evaluate(Section):
+    """How a job is judged."""
+
+    times: int = Field(4, gt=0)
+    """Evaluations, evenly spaced over the budget, the last at its end; one more before the first step."""
+
+    head: bool = False
+    """Judge the head's output in place of the encoder's."""
+
+    neighbours: int = Field(20, gt=0)
+    """k of the kNN classifier."""
+
+    references: int = Field(5000, gt=1)
+    """Labelled rows of `data.train` (the first ones) that the kNN classifier and the linear probe learn from."""
+
+    probe: bool = True
+    """Fit the linear probe as well, at the last evaluation."""
+
+    batch: int = Field(256, gt=0)
+    """Rows encoded at once."""
+
+
+class Execution(Section):
+    """How the job is computed. None of this changes the result beyond rounding."""
+
+    ranks: int = Field(1, gt=0)
+    """Processes that share the batch."""
+
+    micro: int | None = Field(None, gt=0)
+    """Pairs encoded at once on a rank. None: the rank's whole share."""
+
+    keep_graphs: int = Field(0, ge=0)
+    """Chunks that keep their graph and are not encoded twice, when `micro` splits the share."""
+
+    tile: int | None = Field(None, gt=0)
+    """Rows and columns of logits held at once. None: chosen."""
+
+    exchange: Literal["gather", "ring"] = "gather"
+    """How embeddings travel between ranks."""
+
+    compile: bool = False
+    """torch.compile the encoder."""
+
+    threads: int = Field(1, gt=0)
+    """CPU threads of a rank."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where the rank has one."""
+
+    checkpoint_every: int = Field(500, gt=0)
+    """Optimizer steps between checkpoints."""
+
+    keep_checkpoints: int = Field(2, ge=2)
+    """Checkpoints kept: the newest, and what to fall back to."""
+
+
+class JobConfig(Section):
+    """One training job, complete."""
+
+    task: Literal["image", "sentence"]
+    stage: Literal["tune", "confirm"] = "confirm"
+    """Which rows judge it: data.tune or data.confirm."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Of initialisation, order, augmentation and dropout."""
+
+    budget: Budget
+    data: Data
+    augment: Augment = Augment()
+    model: Model = Model()
+    loss: Loss = Loss()
+    batch: Batch = Batch()
+    optimizer: Optimizer = Optimizer()
+    evaluate: Evaluate = Evaluate()
+    execution: Execution = Execution()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> JobConfig:
+        size, ranks = self.batch.size, self.execution.ranks
+        if ranks > size:
+            raise ValueError(f"execution.ranks = {ranks} leaves ranks without a pair of batch.size = {size}; use fewer")
+        if self.steps < 1:
+            raise ValueError(
+                f"budget.samples = {self.budget.samples} is less than one batch; give at least batch.size = {size}"
+            )
+        if self.judged_on is None:
+            raise ValueError(f"data.{self.stage} is missing: the {self.stage} stage is judged on those rows")
+        share = -(-size // ranks)
+        if self.model.norm == "batch" and (ranks > 1 or (self.execution.micro or share) < share):
+            raise ValueError(
+                "model.norm = 'batch' takes its statistics per rank and per chunk, so execution.ranks and "
+                "execution.micro would change the result; use model.norm = 'group', or ranks = 1 and no micro"
+            )
+        if self.model.width % self.model.heads and self.model.name != "resnet":
+            raise ValueError(f"model.heads = {self.model.heads} must divide model.width = {self.model.width}")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that the budget pays for."""
+        return self.budget.steps or (self.budget.samples or 0) // self.batch.size
+
+    @property
+    def judged_on(self) -> str | None:
+        """The source of the rows this stage is judged on."""
+        return self.data.tune if self.stage == "tune" else self.data.confirm
+
+    @property
+    def pool(self) -> int:
+        """Pairs that share negatives."""
+        return self.batch.pool or self.batch.size
+
+    @property
+    def negatives_per_anchor(self) -> int:
+        """In-batch negatives of one anchor; hard negatives of the data come on top."""
+        return (self.pool - 1) * (2 if self.loss.same_side else 1)
+
+    @property
+    def evaluation_steps(self) -> list[int]:
+        """Steps after which the job is evaluated, ascending; the last is the end."""
+        return sorted({-(-self.steps * k // self.evaluate.times) for k in range(1, self.evaluate.times + 1)})
+
+    @property
+    def id(self) -> str:
+        """First 12 hex of sha256 of the canonical JSON: the same on every machine and Python version."""
+        return hashlib.sha256(canonical(self.model_dump(mode="json")).encode()).hexdigest()[:12]
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no white space, so that equal values have equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a file: the dotted key, what was found there, and what is expected."""
+
+    key: str
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.key or '(whole file)'}{' = ' + self.found if self.found else ''}: {self.expected}"
+
+
+class ConfigError(ValueError):
+    """A file is not what it should be. Holds every fault, not the first."""
+
+    def __init__(self, path: str, what: str, faults: list[Fault]) -> None:
+        self.path, self.faults = path, faults
+        super().__init__("\n".join([f"{path} is not a valid {what}:", *(f"  {fault}" for fault in faults)]))
+
+
+def load_job(path: Path) -> JobConfig:
+    """Read one job from TOML, or from a trial's job.json. Raises ConfigError with every fault."""
+    import tomllib
+
+    try:
+        text = path.read_text("utf-8")
+        raw = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(str(path), "job", [Fault("", "", f"{error}; a job is a TOML file in UTF-8")]) from error
+    if not isinstance(raw, dict):
+        raise ConfigError(str(path), "job", [Fault("", "", "a job is a table of sections")])
+    try:
+        return JobConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(str(path), "job", list(faults(error, JobConfig))) from error
+
+
+def faults(error: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterator[Fault]:
+    """pydantic's errors in our words: dotted key, value found, what is expected, and the nearest match."""
+    for item in error.errors():
+        parts = [str(part) for part in item["loc"]]
+        keys = [part for part in parts if not _is_branch(part)]
+        key = prefix + ".".join(keys)
+        if item["type"] == "extra_forbidden":
+            yield Fault(key, _short(item["input"]), "unknown key" + nearest(key, list(field_names(model, prefix))))
+        elif item["type"] == "missing":
+            yield Fault(key, "", "is missing")
+        elif item["type"] == "value_error":
+            yield Fault(key or prefix.rstrip("."), "", str(item["ctx"]["error"]))
+        elif item["type"] == "literal_error":
+            expected = str(item["ctx"]["expected"])
+            choices = [choice.strip("' ") for choice in expected.replace(" or ", ",").split(",")]
+            yield Fault(key, _short(item["input"]), f"must be {expected}{nearest(str(item['input']), choices)}")
+        else:
+            yield Fault(key, _short(item["input"]), item["msg"].replace("Input should", "should"))
+
+
+def field_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key that `model` knows, sections included."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        inner = section_of(field.annotation)
+        if inner is not None:
+            yield from field_names(inner, f"{prefix}{name}.")
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section class in an annotation such as `Tune | None`, or None."""
+    if get_origin(annotation) is not None:
+        return next((found for part in get_args(annotation) if (found := section_of(part))), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """`; did you mean 'x'?`, or nothing. Looks at the last part of dotted keys too."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:
+        leaf, leaves = word.rpartition(".")[2], {name.rpartition(".")[2]: name for name in reversed(known)}
+        close = [leaves[match] for match in difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)]
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _is_branch(part: str) -> bool:
+    """pydantic names the branch of a union that it tried: `float`, `literal['learned']`."""
+    return part in {"float", "int", "str", "bool"} or part.startswith(("literal[", "list[", "function-"))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

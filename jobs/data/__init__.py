@@ -1,0 +1,52 @@
+"""What a job trains on and is judged on. Imports neither ray nor the orchestrator.
+
+python -m jobs.data job.json        check a job's data before any trial starts
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.config import JobConfig
+from jobs.data.batches import Inputs, Views, batch_rows
+from jobs.data.check import check, fingerprint
+from jobs.data.formats import DataError
+from jobs.data.images import ImageEvaluation, ImageExamples, image_evaluation, image_examples
+from jobs.data.pixels import Images
+from jobs.data.sentences import (
+    SentenceEvaluation,
+    SentenceExamples,
+    sentence_evaluation,
+    sentence_examples,
+    tokenizer_for,
+)
+from jobs.data.sources import open_table
+
+__all__ = [
+    "DataError",
+    "ImageEvaluation",
+    "ImageExamples",
+    "Images",
+    "Inputs",
+    "SentenceEvaluation",
+    "SentenceExamples",
+    "Views",
+    "batch_rows",
+    "check",
+    "evaluation_data",
+    "fingerprint",
+    "open_table",
+    "tokenizer_for",
+    "train_examples",
+]
+
+
+def train_examples(job: JobConfig, tokenizer: Any = None) -> ImageExamples | SentenceExamples:
+    """What `job` trains on. tokenizer: of a sentence job; None: tokenizer_for(job). Raises DataError."""
+    return image_examples(job) if job.task == "image" else sentence_examples(job, tokenizer)
+
+
+def evaluation_data(job: JobConfig) -> ImageEvaluation | SentenceEvaluation:
+    """What the stage of `job` is judged on. Raises DataError."""
+    assert job.judged_on is not None, "JobConfig refuses a job without it"
+    return image_evaluation(job, job.judged_on) if job.task == "image" else sentence_evaluation(job.judged_on)

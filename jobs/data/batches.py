@@ -1,0 +1,58 @@
+"""What a batch is: which rows it holds, what the encoder gets of them, and which of them are the same."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.randomness import ORDER, permutation
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+Inputs = dict[str, Tensor]
+"""What an encoder takes, batch first: pixel_values; or input_ids and attention_mask."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """c pairs as an encoder takes them. Row i of queries and row i of keys are a pair."""
+
+    queries: Inputs
+    keys: Inputs
+    negatives: Inputs | None = None
+    """H hard negatives of each pair, [c * H, ...]: those of pair 0 first."""
+
+
+def batch_rows(n_rows: int, *, size: int, seed: int, step: int) -> NDArray[np.int64]:
+    """Data rows, int64 [size], of the global batch of optimizer step `step` = 1, 2, ...
+
+    Every epoch is a permutation of all rows, a function of (seed, epoch) alone; batches run on across its end.
+    """
+    position, rows = (step - 1) * size, np.empty(size, np.int64)
+    filled = 0
+    while filled < size:
+        epoch, first = divmod(position + filled, n_rows)
+        taken = min(size - filled, n_rows - first)
+        rows[filled : filled + taken] = _epoch(n_rows, seed, epoch)[first : first + taken]
+        filled += taken
+    return rows
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch(n_rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return permutation(n_rows, ORDER, seed, epoch)
+
+
+def content_ids(contents: Iterable[Buffer]) -> Tensor:
+    """int64 [c]: equal for equal contents on any machine; different contents agree with probability 2**-64."""
+    hashes = [hashlib.blake2b(content, digest_size=8).digest() for content in contents]
+    return torch.from_numpy(np.frombuffer(b"".join(hashes), "<i8").astype(np.int64))

@@ -1,0 +1,146 @@
+"""Everything that can be wrong with a job's data, found before any trial starts; and what data they are, as a hash."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.config import JobConfig
+from jobs.data.images import ImageEvaluation, image_evaluation, image_examples, image_rows
+from jobs.data.pixels import is_list
+from jobs.data.sentences import judged_columns, sentence_evaluation, sentence_rows, tokenizer_for
+from jobs.data.sources import Rows, read
+
+
+def check(job: JobConfig) -> list[str]:
+    """Read all that `job` would read. Returns warnings. Raises DataError at the first fault."""
+    train = train_rows(job)
+    if len(train) < max(job.batch.size, 2):
+        raise train.fault(
+            f"has {_count(len(train))}, fewer than batch.size = {job.batch.size}; give more rows, or "
+            f"set batch.size to at most {len(train)}"
+            if len(train) > 1
+            else "has 1 row; contrastive training needs at least two, and one batch: "
+            f"give at least batch.size = {job.batch.size} rows"
+        )
+    sources = {stage: source for stage, source in (("tune", job.data.tune), ("confirm", job.data.confirm)) if source}
+    judged = {stage: _judged_rows(job, source) for stage, source in sources.items()}
+    for stage, rows in judged.items():
+        if len(rows) < 2:
+            raise rows.fault(f"has 1 row; data.{stage} needs at least two to judge an encoder on")
+    warnings = []
+    if job.task == "image":
+        image_examples(job).images.check()
+        for stage, source in sources.items():
+            warnings += _label_warnings(job, stage, image_evaluation(job, source))
+    else:
+        for source in sources.values():
+            sentence_evaluation(source)
+        if job.model.name not in (None, "bert"):
+            tokenizer_for(job)
+    return [*warnings, *_overlaps(train, judged)]
+
+
+def fingerprint(job: JobConfig) -> str:
+    """32 hex digits: equal for equal rows that `job` trains on and is judged on, in whatever files or formats."""
+    assert job.judged_on is not None, "JobConfig refuses a job without it"
+    digests = [_digest(train_rows(job)), _digest(_judged_rows(job, job.judged_on))]
+    return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+
+
+def train_rows(job: JobConfig) -> Rows:
+    """The rows that `job` trains on."""
+    return image_rows(job, job.data.train) if job.task == "image" else sentence_rows(job)
+
+
+def _judged_rows(job: JobConfig, source: str) -> Rows:
+    return image_rows(job, source) if job.task == "image" else read(source, judged_columns)
+
+
+def _label_warnings(job: JobConfig, stage: str, data: ImageEvaluation) -> Iterator[str]:
+    data.query_pixels.check()
+    known = len(data.reference_labels)
+    if known < job.evaluate.neighbours:
+        yield f"evaluate.neighbours = {job.evaluate.neighbours}, but data.train has {_count(known)} with labels in all"
+    strange = int((~np.isin(data.query_labels, data.reference_labels)).sum())
+    if strange:
+        yield (
+            f"{_count(strange)} of data.{stage} have labels that the first evaluate.references = "
+            f"{job.evaluate.references} labelled rows of data.train lack, so they count as wrong in every arm"
+        )
+
+
+def _overlaps(train: Rows, judged: dict[str, Rows]) -> Iterator[str]:
+    """A warning for each two of data.train, data.tune and data.confirm that share rows of a file."""
+    parts = {"train": train, **judged}
+    for (a, first), (b, second) in itertools.combinations(parts.items(), 2):
+        shared = 0
+        for file, low, taken in first.spans:
+            for other, start, count in second.spans:
+                same = file == other or ("://" not in file and os.path.realpath(file) == os.path.realpath(other))
+                shared += max(min(low + taken, start + count) - max(low, start), 0) if same else 0
+        if shared:
+            why = (
+                "the verdict is on rows that tuning has seen"
+                if a == "tune"
+                else "the encoder is judged on rows it trained on"
+            )
+            both = f"data.{a} = {first.source} and data.{b} = {second.source}"
+            yield f"{both} share {_count(shared)}: {why}; use slices such as [:1000] and [1000:]"
+
+
+def _count(rows: int) -> str:
+    return f"{rows} row{'' if rows == 1 else 's'}"
+
+
+@functools.lru_cache(maxsize=8)
+def _digest(rows: Rows) -> str:
+    """Hash of the values of a table, column after column, however they are chunked and named."""
+    hashes: dict[str, Any] = defaultdict(lambda: hashlib.blake2b(digest_size=16))
+    for place, column in enumerate(rows.table.columns):
+        for chunk in column.chunks:
+            _add(chunk, hashes, f"{place}")
+    return hashlib.blake2b("".join(f"{key}:{hashes[key].hexdigest()}" for key in sorted(hashes)).encode()).hexdigest()
+
+
+def _add(array: pa.Array, hashes: dict[str, Any], key: str) -> None:
+    """Values, lengths and nulls of an array go to hashes of their own, so that where chunks end makes no difference."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return _add(array.dictionary_decode(), hashes, key)
+    hashes[f"{key} null"].update(array.is_null().to_numpy(zero_copy_only=False))
+    if pa.types.is_struct(kind):
+        for index in range(kind.num_fields):
+            _add(array.field(index), hashes, f"{key}.{kind.field(index).name}")
+    elif pa.types.is_fixed_size_binary(kind):
+        width = kind.byte_width
+        hashes[key].update(array.buffers()[1][array.offset * width : (array.offset + len(array)) * width])
+    elif _is_bytes(kind):
+        wide = array.cast(pa.large_binary())
+        offsets = np.frombuffer(wide.buffers()[1], np.int64)[wide.offset : wide.offset + len(wide) + 1]
+        hashes[f"{key} size"].update(np.diff(offsets))
+        hashes[key].update(wide.buffers()[2][int(offsets[0]) : int(offsets[-1])] if wide.buffers()[2] else b"")
+    elif is_list(kind):
+        hashes[f"{key} size"].update(pc.fill_null(pc.list_value_length(array), 0).to_numpy().astype(np.int64))
+        _add(array.flatten(), hashes, key + "[]")
+    elif pa.types.is_integer(kind):
+        hashes[key].update(pc.fill_null(array, 0).to_numpy().astype(np.int64))
+    elif pa.types.is_floating(kind):
+        hashes[key].update(pc.fill_null(array, 0).to_numpy().astype(np.float64))
+    else:
+        hashes[key].update(repr(array.to_pylist()).encode())
+    return None
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string)
+    return any(test(kind) for test in tests)

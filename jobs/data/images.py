@@ -1,0 +1,202 @@
+"""The image job's data: two augmented views of each image, and the labelled rows that judge an encoder.
+
+Views are batched tensor operations of exactly rounded arithmetic (gather, add, multiply, divide, square root), with
+random numbers keyed by (seed, step, pair, view). So a view has the same bits whatever else is in the chunk, whichever
+rank computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.config import Augment, JobConfig
+from jobs.data.batches import Views
+from jobs.data.formats import DataError
+from jobs.data.pixels import Images, images_of, standardised
+from jobs.data.sources import Rows, exactly, read
+from jobs.randomness import AUGMENT, uniform
+
+IMAGE_NAMES = ("image", "img", "pixel_values", "pixels")
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
+SQUAREST, NARROWEST = 1.0, 0.75
+"""Bounds of a crop's shorter side over its longer one, as in Inception's and SimCLR's crops (3/4 to 4/3)."""
+
+
+@dataclass(frozen=True)
+class ImageExamples:
+    """Images to train on. A pair is two views of one image."""
+
+    images: Images
+    augment: Augment
+    hard_negatives: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.images.shape
+
+    def views(self, rows: NDArray[np.int64], *, seed: int, step: int, pairs: NDArray[np.int64]) -> Views:
+        """Both views, pixel_values [c, C, H, W], of these data rows, the pairs numbered `pairs` of batch `step`."""
+        unit, numbers = self.images.unit(rows), torch.from_numpy(np.asarray(pairs, np.int64))
+        queries, keys = (
+            {
+                "pixel_values": standardised(
+                    augmented(unit, self.augment, seed=seed, step=step, pairs=numbers, view=view)
+                )
+            }
+            for view in (0, 1)
+        )
+        return Views(queries, keys)
+
+    def pair_ids(self, rows: NDArray[np.int64]) -> Tensor:
+        """int64 [c]: equal for equal images."""
+        return self.images.content_ids(rows)
+
+
+@dataclass(frozen=True)
+class ImageEvaluation:
+    """Labelled rows to learn from (of data.train) and to be judged on. Pixels are indexed: `pixels[low:high]`."""
+
+    reference_pixels: Images
+    reference_labels: NDArray[np.int64]
+    query_pixels: Images
+    query_labels: NDArray[np.int64]
+
+
+def augmented(unit: Tensor, augment: Augment, *, seed: int, step: int, pairs: Tensor, view: int) -> Tensor:
+    """One random view of each image: crop and resize (bilinear), flip, brightness.
+
+    unit [c, C, H, W] in [0, 1]; pairs int64 [c]. Returns float32 of the same shape in [0, 1].
+    """
+    area, shape, tall, left, top, mirror, light = uniform(
+        AUGMENT, seed, step, pairs, view, torch.arange(7, device=pairs.device)[:, None]
+    )
+    area = augment.crop + (1 - augment.crop) * area
+    # A crop no longer than the image: its shorter side over its longer one is at least its area.
+    narrowest = area.clamp(min=NARROWEST)
+    ratio = narrowest + (SQUAREST - narrowest) * shape
+    shorter, longer = (area * ratio).sqrt(), (area / ratio).sqrt().clamp(max=1)
+    is_tall = tall < 0.5
+    width, height = torch.where(is_tall, shorter, longer), torch.where(is_tall, longer, shorter)
+    mirrored = (mirror < 0.5) if augment.flip else torch.zeros_like(is_tall)
+    unit = _resampled(unit, top, height, torch.zeros_like(mirrored), dim=2)
+    unit = _resampled(unit, left, width, mirrored, dim=3)
+    if augment.brightness:
+        factor = 1 + augment.brightness * (2 * light - 1)
+        unit = (unit * factor[:, None, None, None]).clamp(max=1)
+    return unit
+
+
+def _resampled(unit: Tensor, place: Tensor, share: Tensor, mirrored: Tensor, *, dim: int) -> Tensor:
+    """Stretch a `share` [c] of one dimension to its full length, linearly. place [c] in [0, 1): where the share starts.
+
+    Out of exactly rounded operations only: a library's interpolation may round by the position in the batch.
+    """
+    size = unit.shape[dim]
+    centres = torch.arange(size, device=unit.device) + 0.5
+    at = (place * (1 - share) * size)[:, None] + share[:, None] * centres - 0.5
+    at = torch.where(mirrored[:, None], size - 1 - at, at).clamp(0, size - 1)
+    low = at.floor()
+    weight = at - low
+    low = low.to(torch.int64)
+    high = (low + 1).clamp(max=size - 1)
+    spread = [len(unit), 1, 1, 1]
+    spread[dim] = size
+    first, second = (unit.gather(dim, index.view(spread).expand_as(unit)) for index in (low, high))
+    return first + (second - first) * weight.view(spread)
+
+
+def train_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The image column and, if there is one, the label column: as wanted, else by their usual names."""
+    if wanted is not None:
+        if len(wanted) > 2:
+            raise DataError(f"data.columns = {list(wanted)} names too many; give [image] or [image, label]", file=file)
+        return exactly(file, names, wanted)
+    image = next((name for name in IMAGE_NAMES if name in names), None)
+    if image is None:
+        raise DataError(
+            f"is missing; the columns here are {', '.join(names)}; name yours in data.columns = [image, label]",
+            file=file,
+            column="image",
+        )
+    label = next((name for name in LABEL_NAMES if name in names), None)
+    return (image,) if label is None else (image, label)
+
+
+def judged_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+    """As in the training data; if a file to be judged on calls them otherwise, by their usual names."""
+    return train_columns(file, names, wanted if wanted and set(wanted) <= set(names) else None)
+
+
+def image_rows(job: JobConfig, source: str) -> Rows:
+    """Rows of a source with an image column and, if there is one, a label column."""
+    wanted = None if job.data.columns is None else tuple(job.data.columns)
+    return read(source, train_columns if source == job.data.train else judged_columns, wanted)
+
+
+def image_examples(job: JobConfig) -> ImageExamples:
+    """The images that `job` trains on."""
+    return ImageExamples(_images(job, image_rows(job, job.data.train)), job.augment)
+
+
+def image_evaluation(job: JobConfig, source: str) -> ImageEvaluation:
+    """The first job.evaluate.references labelled rows of data.train, and the rows of `source`."""
+    train, judged = image_rows(job, job.data.train), image_rows(job, source)
+    references, queries = _images(job, train), _images(job, judged)
+    if references.shape != queries.shape:
+        c, h, w = queries.shape
+        raise judged.fault(
+            f"images are {h} x {w} x {c} where those of {train.source} are {references.shape[1]} x "
+            f"{references.shape[2]} x {references.shape[0]}; judge on images of the training size",
+            column=queries.column,
+        )
+    known, asked = _labels(train), _labels(judged)
+    if asked.null_count:
+        row = pc.index(pc.is_null(asked), value=True).as_py()
+        raise judged.fault("holds no label; remove the row", column=judged.table.column_names[1], row=row)
+    labelled = np.flatnonzero(known.is_valid().to_numpy())[: job.evaluate.references]
+    if not len(labelled):
+        raise train.fault("has no row with a label; images are judged by labels", column=train.table.column_names[1])
+    known_codes, asked_codes = _codes(known.take(pa.array(labelled)), asked)
+    if len(np.unique(known_codes)) < 2:
+        raise train.fault(
+            f"the first {len(labelled)} labelled rows are all of one class; shuffle them or raise evaluate.references",
+            column=train.table.column_names[1],
+        )
+    return ImageEvaluation(references.subset(labelled), known_codes, queries, asked_codes)
+
+
+def _images(job: JobConfig, rows: Rows) -> Images:
+    shape = None if job.data.image_shape is None else tuple(job.data.image_shape)
+    return images_of(rows, rows.table.column_names[0], shape)
+
+
+def _labels(rows: Rows) -> pa.ChunkedArray:
+    if rows.table.num_columns < 2:
+        raise rows.fault(
+            "is missing: images are judged by their labels; add the column, or name yours in "
+            "data.columns = [image, label]",
+            column="label",
+        )
+    return rows.table[1]
+
+
+def _codes(*labels: pa.ChunkedArray) -> list[NDArray[np.int64]]:
+    """Labels as int64, equal where labels are equal: integers as they are, anything else by its place in order."""
+    if all(pa.types.is_integer(each.type) for each in labels):
+        return [each.to_numpy().astype(np.int64) for each in labels]
+    numeric = all(pa.types.is_integer(each.type) or pa.types.is_floating(each.type) for each in labels)
+    values = [np.array([value if numeric else str(value) for value in each.to_pylist()]) for each in labels]
+    codes = np.unique(np.concatenate(values), return_inverse=True)[1].astype(np.int64)
+    return list(np.split(codes, np.cumsum([len(each) for each in values])[:-1]))

@@ -1,0 +1,204 @@
+"""The sentence job's data: single sentences, pairs, pairs with hard negatives; and scored pairs to be judged on.
+
+A single sentence is paired with itself. The two views are told apart by dropout alone (SimCSE, Gao et al. 2021,
+arXiv:2104.08821), so they are the same tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.config import JobConfig
+from jobs.data.batches import Views, content_ids
+from jobs.data.formats import DataError, is_utf8, short
+from jobs.data.sources import Rows, exactly, read
+from jobs.data.tokens import TokenColumn, padded, stacked, texts_of, trained_tokenizer
+
+TEXT_NAMES = ("text", "sentence", "sentences", "content")
+PAIR_NAMES = (
+    ("anchor", "positive"),
+    ("query", "positive"),
+    ("query", "answer"),
+    ("query", "passage"),
+    ("question", "answer"),
+    ("sent0", "sent1"),
+    ("premise", "entailment"),
+    ("text1", "text2"),
+    ("sentence1", "sentence2"),
+)
+NEGATIVE_NAME = re.compile(r"(hard_?)?neg(ative)?s?_?\d*|contradiction")
+SCORE_NAMES = ("score", "label", "similarity_score", "similarity")
+JUDGED = ("sentence1", "sentence2", "score")
+
+
+@dataclass(frozen=True)
+class SentenceExamples:
+    """Sentences to train on."""
+
+    rows: Rows
+    tokenizer: Any
+    columns: tuple[TokenColumn, ...]
+    """The anchor; then the positive, if pairs are given; then the hard negatives."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def hard_negatives(self) -> int:
+        """Hard negatives of each pair."""
+        return max(len(self.columns) - 2, 0)
+
+    def views(self, rows: NDArray[np.int64], *, seed: int, step: int, pairs: NDArray[np.int64]) -> Views:  # noqa: ARG002
+        """Tokens of these data rows, padded to the longest of each side. Nothing is random: dropout is the view."""
+        rows, pad = np.asarray(rows, np.int64), int(self.tokenizer.pad_token_id)
+        queries = padded(*self.columns[0][rows], pad)
+        keys = padded(*self.columns[1][rows], pad) if len(self.columns) > 1 else queries
+        negatives = stacked([column[rows] for column in self.columns[2:]], pad) if self.hard_negatives else None
+        return Views(queries, keys, negatives)
+
+    def pair_ids(self, rows: NDArray[np.int64]) -> Tensor:
+        """int64 [c]: equal for equal anchors."""
+        return content_ids(text.encode() for text in texts_of(self.rows.table[0], rows))
+
+
+@dataclass(frozen=True)
+class SentenceEvaluation:
+    """Pairs of sentences with people's scores, [n] each."""
+
+    left: list[str]
+    right: list[str]
+    score: NDArray[np.float64]
+
+
+def train_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+    """[text], or [anchor, positive, hard negatives ...]: as wanted, else by their usual names."""
+    if wanted is not None:
+        return exactly(file, names, wanted)
+    for pair in PAIR_NAMES:
+        if set(pair) <= set(names):
+            scores = [name for name in SCORE_NAMES if name in names]
+            if scores:
+                raise DataError(
+                    f"scores the pairs, and pairs of low score are no positives; set data.columns = ['{pair[0]}'] "
+                    f"to train on single sentences, or data.columns = {list(pair)} if all pairs are positives",
+                    file=file,
+                    column=scores[0],
+                )
+            return (*pair, *(name for name in names if NEGATIVE_NAME.fullmatch(name)))
+    text = next((name for name in TEXT_NAMES if name in names), names[0] if len(names) == 1 else None)
+    if text is None:
+        raise DataError(
+            f"is missing; the columns here are {', '.join(names)}; name yours in data.columns, "
+            f"for example data.columns = ['{names[0]}']",
+            file=file,
+            column="text",
+        )
+    return (text,)
+
+
+def judged_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+    """sentence1, sentence2, score."""
+    del wanted
+    return exactly(file, names, JUDGED)
+
+
+def sentence_rows(job: JobConfig) -> Rows:
+    """The text columns of data.train, each row of them checked to be text."""
+    rows = read(job.data.train, train_columns, None if job.data.columns is None else tuple(job.data.columns))
+    _refuse_blank(rows, tuple(rows.table.column_names))
+    return rows
+
+
+def tokenizer_for(job: JobConfig) -> Any:
+    """The tokenizer of job.model: WordPieces trained on data.train for `bert`, else the model's own."""
+    if job.model.name in (None, "bert"):
+        return trained_tokenizer(sentence_rows(job), job.model.vocabulary)
+    return _pretrained(str(job.model.name))
+
+
+@functools.lru_cache(maxsize=4)
+def _pretrained(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    path = Path(name).expanduser()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"no tokenizer can be loaded ({short(error)}); model.name must be a folder with one, a Hub name, or 'bert'",
+            file=name,
+        ) from error
+    if tokenizer.pad_token_id is None:
+        # Attention masks what is padded, so any token will do.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def sentence_examples(job: JobConfig, tokenizer: Any = None) -> SentenceExamples:
+    """The sentences that `job` trains on."""
+    return _examples(sentence_rows(job), tokenizer_for(job) if tokenizer is None else tokenizer, job.data.max_tokens)
+
+
+@functools.lru_cache(maxsize=4)
+def _examples(rows: Rows, tokenizer: Any, max_tokens: int) -> SentenceExamples:
+    columns = tuple(TokenColumn(column, tokenizer, max_tokens) for column in rows.table.columns)
+    return SentenceExamples(rows, tokenizer, columns)
+
+
+@functools.lru_cache(maxsize=4)
+def sentence_evaluation(source: str) -> SentenceEvaluation:
+    """The scored pairs of a source with columns sentence1, sentence2 and score."""
+    rows = read(source, judged_columns)
+    _refuse_blank(rows, JUDGED[:2])
+    score = rows.table[2]
+    if not (pa.types.is_integer(score.type) or pa.types.is_floating(score.type)):
+        raise rows.fault(f"is of type {score.type}; scores are numbers, such as 0 to 5", column="score")
+    numbers = score.to_numpy().astype(np.float64)
+    if not np.isfinite(numbers).all():
+        raise rows.fault("holds no number; remove the row", column="score", row=int(np.argmin(np.isfinite(numbers))))
+    if len(np.unique(numbers)) < 2:
+        raise rows.fault("holds one score only; a rank correlation needs at least two different ones", column="score")
+    left, right = (rows.table[name].to_pylist() for name in JUDGED[:2])
+    return SentenceEvaluation(left, right, numbers)
+
+
+@functools.lru_cache(maxsize=8)
+def _refuse_blank(rows: Rows, columns: tuple[str, ...]) -> None:
+    """Raises DataError at the first row of these columns that is null, empty, white space only or not UTF-8."""
+    for name in columns:
+        column = rows.table[name]
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            raise rows.fault(f"is of type {column.type}; sentences are strings", column=name)
+        at = 0
+        for chunk in column.chunks:
+            _refuse_invalid(rows, name, chunk, at)
+            blank = pc.fill_null(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(chunk)), 0), fill_value=True)
+            row = pc.index(blank, value=True).as_py()
+            if row >= 0:
+                found = "is null" if chunk[row].as_py() is None else "is empty"
+                raise rows.fault(f"{found}; remove the row or write its sentence", column=name, row=at + row)
+            at += len(chunk)
+
+
+def _refuse_invalid(rows: Rows, name: str, chunk: pa.Array, at: int) -> None:
+    try:
+        chunk.validate(full=True)
+    except pa.ArrowInvalid as error:
+        values = chunk.cast(pa.large_binary()).to_pylist()
+        row = next((i for i, value in enumerate(values) if value is not None and not is_utf8(value)), None)
+        raise rows.fault(
+            f"is not UTF-8 ({short(error)}); write the file again in UTF-8",
+            column=name,
+            row=None if row is None else at + row,
+        ) from error

@@ -1,0 +1,113 @@
+"""Tokens: a WordPiece vocabulary trained on the data, and the token ids of a column, made once and kept compactly."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from jobs.data.batches import Inputs
+from jobs.data.sources import Rows
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+VOCABULARY_ROWS = 100_000
+"""A vocabulary is trained on at most so many rows, evenly spaced: counting words is what takes the time."""
+
+_BATCH = 1000
+
+
+@functools.lru_cache(maxsize=4)
+def trained_tokenizer(rows: Rows, size: int) -> Any:
+    """A fast tokenizer (transformers) of lower-cased WordPieces from the text columns of `rows`.
+
+    The same rows give the same vocabulary in every process. The trainer of `tokenizers` alone does not: it numbers the
+    `##x` pieces in the order of a randomly seeded hash map, and equally frequent merges go by those numbers. Here those
+    pieces are found first and handed over in order, as if they were special tokens.
+    """
+    from tokenizers import models, processors
+    from transformers import PreTrainedTokenizerFast
+
+    step = -(-len(rows) // VOCABULARY_ROWS)
+    texts = [text for column in rows.table.columns for text in texts_of(column, range(0, len(rows), step))]
+    words = sorted({word for text in texts for word in text.split(" ")})
+    found = _trained([" ".join(words[i : i + 50]) for i in range(0, len(words), 50)], 1, list(SPECIAL))
+    inner = sorted(piece for piece in found if piece.startswith("##") and len(piece) == 3)
+    pieces = _trained(texts, size, [*SPECIAL, *inner])
+
+    inside = _empty(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token=SPECIAL[1]))
+    first, last = pieces.index("[CLS]"), pieces.index("[SEP]")
+    inside.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", first), ("[SEP]", last)]
+    )
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    make: Any = PreTrainedTokenizerFast
+    return make(tokenizer_object=inside, model_input_names=["input_ids", "attention_mask"], **names)
+
+
+def texts_of(column: pa.ChunkedArray, rows: Iterable[int]) -> list[str]:
+    """The texts of some rows. One by one, because Arrow's `take` may join all chunks of a column into a copy first."""
+    return [column[int(row)].as_py() for row in rows]
+
+
+def _trained(texts: list[str], size: int, special: list[str]) -> list[str]:
+    """Vocabulary in the order of its ids."""
+    from tokenizers import models, trainers
+
+    tokenizer = _empty(models.WordPiece(unk_token=SPECIAL[1]))
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
+    batches: Iterator[list[str]] = (texts[i : i + _BATCH] for i in range(0, len(texts), _BATCH))
+    tokenizer.train_from_iterator(batches, trainer)
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    return sorted(vocabulary, key=vocabulary.__getitem__)
+
+
+def _empty(model: Any) -> Any:
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+class TokenColumn:
+    """Token ids of a text column. A row is tokenised when first asked for, by the rank that needs it, and kept."""
+
+    def __init__(self, column: pa.ChunkedArray, tokenizer: Any, max_tokens: int) -> None:
+        self._column, self._tokenizer, self._max_tokens = column, tokenizer, max_tokens
+        kind = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+        # Memory that nobody writes to is not taken, so a rank pays for the rows it visits.
+        self._ids = np.zeros((len(column), max_tokens), kind)
+        self._lengths = np.zeros(len(column), np.uint16)
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Ids [c, max_tokens], 0 beyond a row's end, and lengths [c]."""
+        missing = np.unique(rows[self._lengths[rows] == 0])
+        if len(missing):
+            encoded = self._tokenizer(texts_of(self._column, missing), truncation=True, max_length=self._max_tokens)[
+                "input_ids"
+            ]
+            for row, ids in zip(missing, encoded, strict=True):
+                self._ids[row, : len(ids)] = ids
+                self._lengths[row] = len(ids)
+        return self._ids[rows], self._lengths[rows].astype(np.int64)
+
+
+def padded(ids: NDArray[Any], lengths: NDArray[np.int64], pad: int) -> Inputs:
+    """input_ids and attention_mask, int64 [c, longest]."""
+    longest = int(lengths.max(initial=1))
+    mask = np.arange(longest) < lengths[:, None]
+    filled = np.where(mask, ids[:, :longest].astype(np.int64), pad)
+    return {"input_ids": torch.from_numpy(filled), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+
+
+def stacked(parts: list[tuple[NDArray[Any], NDArray[np.int64]]], pad: int) -> Inputs:
+    """Columns of tokens side by side, [c * len(parts), longest]: all of row 0 first."""
+    ids = np.stack([ids for ids, _ in parts], axis=1)
+    return padded(ids.reshape(-1, ids.shape[-1]), np.stack([n for _, n in parts], axis=1).reshape(-1), pad)

@@ -1,0 +1,325 @@
+"""The tiled passes over the logits: running sums of every row forward, gradients of every feature backward.
+
+Notation of `contrastive_loss`. No [b, B] matrix exists at any time: a tile of logits is made, reduced and dropped, and
+made again in backward. What is kept is per row and float64, so that nothing cancels between rows and tiles:
+
+    L_i = logsumexp_j l_ij over the negatives alone, without the positive;   v_i = L_i - l_ii
+    (sum_j e_ij)^2 / sum_j e_ij^2, the effective sample size;   sum_j q_ij l_ij, the slope in the temperature.
+
+A rank reduces the rows of its own anchors against everybody's candidates. In backward it also runs everybody's anchors
+against its own candidates, with the L_i that their ranks have found, so its features' gradient is complete without a
+reduction between ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jobs.losses.problem import HARD, KEYS, QUERIES, Problem
+
+FAR = -1e30
+"""Logit of what is not a negative. Finite, so that 0 * FAR is 0 where 0 * -inf would be NaN."""
+
+TILE_ELEMENTS = 1 << 20
+"""Logits held at once when the caller does not say: 4 MiB of float32 stay near the cores."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive pairs of the global batch: `start` is the first one's index, sides are [n, D], [n, D], [n H, D]."""
+
+    start: int
+    sides: tuple[Tensor, ...]
+    ids: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.sides[QUERIES])
+
+
+@dataclass(frozen=True)
+class Block:
+    """One side of some anchors against one side of some candidates."""
+
+    anchors: Rows
+    anchor: int
+    candidates: Rows
+    candidate: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows i and columns j of a block, and their features x [r, D] and y [c, D] in the dtype of the loss."""
+
+    i: slice
+    j: slice
+    x: Tensor
+    y: Tensor
+
+    def logits(self, problem: Problem, shift: Tensor) -> Tensor:
+        """Similarities over temperature, plus `shift`: [r, c]."""
+        return torch.addmm(shift, self.x, self.y.T, alpha=1 / problem.temperature)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the forward pass leaves of this rank's rows. All float64; a leading axis holds the directions."""
+
+    table: Tensor
+    """[b, columns of Table]."""
+    slope: Tensor
+    """[directions, b]: d loss_i / d log(1 / temperature), before the row's weight."""
+    push: Tensor
+    """[directions, b]: siglip's d loss_i / d bias."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of the row sums that every rank learns of every row: [B, 7 + 3]."""
+
+    positive: Tensor
+    """l_ii, margin included."""
+    alignment: Tensor
+    """Squared distance of the pair."""
+    uniformity: Tensor
+    """logsumexp_j of -2 squared distance to the kept keys; at most FAR without any."""
+    duplicates: Tensor
+    """Keys masked because of an equal pair id."""
+    normaliser: Tensor
+    """[directions, B]: L_i, -inf without negatives."""
+    effective: Tensor
+    """[directions, B]: effective sample size, 0 without negatives."""
+    sigmoid_terms: Tensor
+    """[directions, B]: siglip's value."""
+
+    @staticmethod
+    def read(table: Tensor) -> Table:
+        """The named columns of a [B, 10] (or [B, 7]) table."""
+        columns = table.T
+        directional = columns[4:].reshape(3, -1, len(table))
+        return Table(*columns[:4], *directional)
+
+
+def reduce_rows(problem: Problem, own: Rows, visits: Iterable[Rows], *, slopes: bool) -> Sums:
+    """The forward pass: row sums of this rank's anchors over all candidates that visit.
+
+    slopes: also accumulate what a learned temperature or bias needs.
+    """
+    b, device = len(own), own.sides[QUERIES].device
+    sums = torch.zeros(len(problem.directions), 6, b, dtype=torch.float64, device=device)
+    sums[:, 0] = FAR
+    positive, alignment, norms = _pairs(problem, own)
+    spread = torch.full((b,), FAR, dtype=torch.float64, device=device)
+    duplicates = torch.zeros(b, dtype=torch.float64, device=device)
+    nothing = own.sides[QUERIES].new_zeros((), dtype=problem.dtype)
+    for block in (Block(own, a, visit, c) for visit in visits for a, c in problem.blocks):
+        for tile in _tiles(problem, block):
+            i, logits = tile.i, tile.logits(problem, nothing)
+            weighted, masked = _exclude(problem, block, tile, logits)
+            if (block.anchor, block.candidate) == (QUERIES, KEYS):
+                near = logits * (4 * problem.temperature) - 2 * tile.y.square().sum(1)
+                spread[i] = torch.logaddexp(spread[i], near.logsumexp(1).double() - 2 * norms[i])
+                if masked is not None:
+                    duplicates[i] += masked
+            _absorb(problem, sums[block.anchor, :, i], logits, weighted, slopes=slopes)
+    return _finish(problem, sums, positive, [positive, alignment, spread, duplicates])
+
+
+def _finish(problem: Problem, sums: Tensor, positive: Tensor, columns: list[Tensor]) -> Sums:
+    """Close the running sums of `_absorb`."""
+    top, mass, square, slope, value, push = sums.unbind(1)
+    none = top <= FAR / 2
+    mass, square = mass.masked_fill(none, 1.0), square.masked_fill(none, 1.0)
+    normaliser = (top + mass.log()).masked_fill(none, -torch.inf)
+    effective = (mass.square() / square).masked_fill(none, 0.0)
+    if problem.softmax:
+        slope = (slope / mass + top - positive).masked_fill(none, 0.0)
+    else:
+        logit = positive + problem.bias
+        value = value + F.softplus(-logit, threshold=700)
+        slope = slope - torch.sigmoid(-logit) * positive
+        push = push - torch.sigmoid(-logit)
+    table = torch.stack([*columns, *normaliser, *effective, *value], dim=1)
+    return Sums(table, slope, push)
+
+
+def _pairs(problem: Problem, own: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Per pair, in float64: the positive's logit, the squared distance, the query's squared norm."""
+    parts = []
+    rows = max(1, TILE_ELEMENTS // (4 * problem.width))
+    for i in range(0, max(len(own), 1), rows):
+        q, k = own.sides[QUERIES][i : i + rows].double(), own.sides[KEYS][i : i + rows].double()
+        parts.append(torch.stack([(q * k).sum(1), (q - k).square().sum(1), q.square().sum(1)]))
+    similarity, distance, norm = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+    return (similarity - problem.margin) / problem.temperature, distance, norm
+
+
+def _absorb(problem: Problem, sums: Tensor, logits: Tensor, weighted: Tensor | None, *, slopes: bool) -> None:
+    """Add a tile of logits [r, c] to the running sums [6, r] of its rows. Overwrites the logits."""
+    if not problem.softmax:
+        terms = logits + problem.bias
+        sums[4] += F.softplus(terms, threshold=60).sum(1)
+        if slopes:
+            pull = terms.sigmoid_()
+            sums[5] += pull.sum(1)
+            sums[3] += (pull * logits).sum(1)
+            if weighted is not None:
+                sums[3] -= problem.log_weight * (pull * weighted).sum(1)
+    top = logits.amax(1)
+    below = logits.sub_(top[:, None])
+    share = torch.exp(below) if slopes and problem.softmax else below.exp_()
+    mass, square = share.sum(1), torch.linalg.vector_norm(share, dim=1).double().square()
+    highest = torch.maximum(sums[0], top)
+    old, new = torch.exp(sums[0] - highest), torch.exp(top - highest)
+    if slopes and problem.softmax:
+        slope = (share * below).sum(1).double()
+        if weighted is not None:
+            slope -= problem.log_weight * (share * weighted).sum(1)
+        sums[3] = old * (sums[3] + (sums[0] - highest) * sums[1]) + new * (slope + (top - highest) * mass)
+    sums[1] = old * sums[1] + new * mass
+    sums[2] = old.square() * sums[2] + new.square() * square
+    sums[0] = highest
+
+
+def gradients(
+    problem: Problem, own: Rows, visits: Iterable[Rows], *, table: Table, weights: Tensor, wanted: tuple[bool, ...]
+) -> list[list[Tensor | None]]:
+    """The backward pass: for every set of row weights, the gradient of each side of this rank's rows.
+
+    weights: [sets, 2, directions, B], what a row's negatives and its positive are multiplied by, 1 / temperature
+    included. wanted: which sides need a gradient. Several sets share one recomputation of the tiles.
+    """
+    negative, positive = weights[:, 0].to(problem.dtype), weights[:, 1].to(problem.dtype)
+    result = [
+        [torch.zeros_like(x, dtype=problem.dtype) if want else None for x, want in zip(own.sides, wanted, strict=False)]
+        for _ in weights
+    ]
+    for grads, pull in zip(result, positive[:, :, own.start : own.start + len(own)].sum(1), strict=True):
+        for side in (QUERIES, KEYS):
+            if (grad := grads[side]) is not None:
+                grad.addcmul_(pull[:, None], own.sides[KEYS - side].to(problem.dtype), value=-1)
+    for block in _meetings(problem, own, visits):
+        to_anchors = block.anchors is own and wanted[block.anchor]
+        to_candidates = block.candidates is own and wanted[block.candidate]
+        if not (to_anchors or to_candidates):
+            continue
+        for tile in _tiles(problem, block):
+            rows = slice(block.anchors.start + tile.i.start, block.anchors.start + tile.i.stop)
+            shares = _shares(problem, block, tile, table.normaliser[block.anchor, rows])
+            pulled = shares @ tile.y if to_anchors else None
+            for grads, row_weights in zip(result, negative[:, block.anchor, rows, None], strict=True):
+                if pulled is not None and (grad := grads[block.anchor]) is not None:
+                    grad[tile.i].addcmul_(row_weights, pulled)
+                if to_candidates and (grad := grads[block.candidate]) is not None:
+                    grad[tile.j].addmm_(shares.T, row_weights * tile.x)
+    return result
+
+
+def _meetings(problem: Problem, own: Rows, visits: Iterable[Rows]) -> Iterator[Block]:
+    """Every block with this rank's rows at either end, or at both."""
+    for visit in visits:
+        for anchor, candidate in problem.blocks:
+            yield Block(own, anchor, visit, candidate)
+            if visit is not own:
+                yield Block(visit, anchor, own, candidate)
+
+
+def _shares(problem: Problem, block: Block, tile: Tile, normaliser: Tensor) -> Tensor:
+    """Of a tile, each negative's share q_ij of its row (softmax), or the sigmoid of its logit (siglip); else 0."""
+    shift = (
+        -normaliser.to(problem.dtype).clamp(min=FAR)[:, None] if problem.softmax else tile.x.new_tensor(problem.bias)
+    )
+    logits = tile.logits(problem, shift)
+    _exclude(problem, block, tile, logits)
+    return logits.exp_() if problem.softmax else logits.sigmoid_()
+
+
+def _tiles(problem: Problem, block: Block) -> Iterator[Tile]:
+    """Every tile of a block; those wholly outside the rows' pools are left out."""
+    anchors, candidates = block.anchors, block.candidates
+    left, right = anchors.sides[block.anchor], candidates.sides[block.candidate]
+    each = problem.hard if block.candidate == HARD else 1
+    rows, columns = _tile_shape(problem, len(left), len(right))
+    for start in range(0, len(left), rows):
+        i = slice(start, min(start + rows, len(left)))
+        x = left[i].to(problem.dtype)
+        low, high = 0, len(candidates)
+        if problem.pool:
+            first, last = (anchors.start + i.start) // problem.pool, (anchors.start + i.stop - 1) // problem.pool
+            low = max(low, first * problem.pool - candidates.start)
+            high = min(high, (last + 1) * problem.pool - candidates.start)
+        for begin in range(low * each, high * each, columns):
+            j = slice(begin, min(begin + columns, high * each))
+            yield Tile(i, j, x, right[j].to(problem.dtype))
+
+
+def _tile_shape(problem: Problem, rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of logits held at once."""
+    if problem.tile:
+        return problem.tile, problem.tile
+    if problem.pool:  # wider tiles would be masked for the most part
+        rows = min(rows, max(problem.pool, 128))
+    if rows * columns <= TILE_ELEMENTS:
+        return max(rows, 1), max(columns, 1)
+    columns = min(columns, 2048)
+    return max(1, min(rows, TILE_ELEMENTS // columns)), columns
+
+
+def _exclude(problem: Problem, block: Block, tile: Tile, logits: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Weigh an anchor's own hard negatives and put FAR where a candidate is no negative, in place.
+
+    Returns the mask of own hard negatives where they are weighted, and the duplicates masked per row where there are
+    pair ids; else None.
+    """
+    hard = block.candidate == HARD
+    rows = _pair_range(block.anchors, tile.i, 1)
+    owners = _pair_range(block.candidates, tile.j, problem.hard if hard else 1)
+    mask = _other_pools(problem, rows, owners, logits) if problem.pool else None
+    weighted = duplicates = None
+    if hard:
+        if problem.log_weight:
+            weighted = rows.index(logits)[:, None] == owners.index(logits)[None, :]
+            logits.add_(weighted, alpha=problem.log_weight)
+    else:
+        if block.anchors.ids is not None and block.candidates.ids is not None:
+            equal = block.anchors.ids[tile.i, None] == block.candidates.ids[None, tile.j]
+            equal.diagonal(rows.first - owners.first).fill_(False)
+            duplicates = (equal if mask is None else equal & ~mask).sum(1)
+            mask = equal if mask is None else mask | equal
+        logits.diagonal(rows.first - owners.first).fill_(FAR)
+    if mask is not None:
+        logits.masked_fill_(mask, FAR)
+    return weighted, duplicates
+
+
+@dataclass(frozen=True)
+class _PairRange:
+    """The global pairs that rows or columns of a tile belong to: `count` entries, `each` of them to a pair."""
+
+    first: int
+    last: int
+    offset: int
+    count: int
+    each: int
+
+    def index(self, like: Tensor) -> Tensor:
+        """Global pair of every entry, int64 [count]."""
+        return self.first + torch.arange(self.offset, self.offset + self.count, device=like.device) // self.each
+
+
+def _pair_range(rows: Rows, part: slice, each: int) -> _PairRange:
+    first, offset = divmod(part.start, each)
+    return _PairRange(rows.start + first, rows.start + (part.stop - 1) // each, offset, part.stop - part.start, each)
+
+
+def _other_pools(problem: Problem, rows: _PairRange, owners: _PairRange, logits: Tensor) -> Tensor | None:
+    """Where anchor and candidate are in different pools; None where the whole tile lies in one pool."""
+    pool = problem.pool or problem.total
+    ends = {pair // pool for pair in (rows.first, rows.last, owners.first, owners.last)}
+    if len(ends) == 1:
+        return None
+    return (rows.index(logits) // pool)[:, None] != (owners.index(logits) // pool)[None, :]

@@ -1,0 +1,196 @@
+"""The model of a job: encoder, pooling, head and temperature.
+
+`build` makes it, and its first weights are a function of the job's seed alone. Its dropout is keyed (dropout.py), so an
+embedding in training is a function of the weights, the input and the row's keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jobs import randomness
+from jobs.config import JobConfig
+from jobs.models import dropout
+from jobs.models.dropout import dropout_keys
+from jobs.models.encoders import BUILT, ModelError, initialise, make_encoder
+
+__all__ = ["ContrastiveModel", "ModelError", "build", "dropout_keys", "initial_hash"]
+
+Inputs = Mapping[str, Tensor]
+"""What the encoder takes, batch first: pixel_values; or input_ids and attention_mask."""
+
+
+class ContrastiveModel(nn.Module):
+    """Encoder and projection head.
+
+    width: columns of `encode`. out_width: columns of `project` and `embed`. log_temperature: parameter of a learned
+    temperature, else None. unreplayable: why the encoder's dropout could not be replaced by keyed dropout, else None;
+    then masks are seeded by chunk, and depend on how the batch is cut.
+    """
+
+    def __init__(self, job: JobConfig, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.width = _width_of(encoder)
+        self.head = _head(job, self.width)
+        self.out_width = self.width if job.model.projection == "none" else job.model.projection_width
+        self.pooling = job.model.pooling
+        self.precision = job.model.precision
+        self.unreplayable: str | None = None
+        self.log_temperature: nn.Parameter | None = None
+        self._temperature = 0.0
+        self._range = (math.log(job.loss.temperature_range[0]), math.log(job.loss.temperature_range[1]))
+        if job.loss.temperature == "learned":
+            self.log_temperature = nn.Parameter(torch.tensor(math.log(job.loss.temperature_start)))
+        else:
+            self._temperature = job.loss.temperature
+        self._prefix = _prefix_tokens(encoder)
+
+    def encode(self, inputs: Inputs) -> Tensor:
+        """The encoder's pooled output [n, width]."""
+        dropout.restart()
+        with self._autocast(), self._chunk_random():
+            return self._pool(inputs)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """The head's output [n, out_width], not normalised; hidden [n, width] as `encode` gives it."""
+        with self._autocast():
+            projected: Tensor = self.head(hidden)
+        return projected
+
+    def embed(self, inputs: Inputs) -> Tensor:
+        """Unit rows [n, out_width] for the loss, in fp32, or fp64 where the model is."""
+        projected = self.project(self.encode(inputs))
+        return F.normalize(projected if projected.dtype == torch.float64 else projected.float(), dim=-1)
+
+    def temperature(self) -> float | Tensor:
+        """The temperature: a number, or a 0-d tensor with gradient if it is learned."""
+        return self._temperature if self.log_temperature is None else self.log_temperature.exp()
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Bring a learned temperature back into its range. Call after every optimizer step."""
+        if self.log_temperature is not None:
+            self.log_temperature.clamp_(*self._range)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision != "bf16":
+            return nullcontext()
+        return torch.autocast(next(self.parameters()).device.type, torch.bfloat16)
+
+    @contextmanager
+    def _chunk_random(self) -> Iterator[None]:
+        """Where dropout cannot be keyed, seed torch's generators by the chunk, and put them back afterwards."""
+        if self.unreplayable is None or not self.training:
+            yield
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(dropout.chunk_seed())
+            yield
+
+    def _pool(self, inputs: Inputs) -> Tensor:
+        if "pixel_values" in inputs:
+            return self._pool_image(inputs["pixel_values"])
+        output = self.encoder(**inputs, output_hidden_states=self.pooling == "first_last")
+        last: Tensor = output.last_hidden_state
+        if self.pooling == "cls":
+            return last[:, 0]
+        if self.pooling == "first_last":
+            last = (output.hidden_states[1] + last) / 2
+        mask = inputs["attention_mask"].to(last.dtype)
+        # A product, where a division of sums would do, keeps the padding's exact zeros out of the rounding.
+        return torch.einsum("nlc,nl->nc", last, mask) / mask.sum(1, keepdim=True)
+
+    def _pool_image(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.to(next(self.encoder.parameters()).dtype)
+        first_last = self.pooling == "first_last"
+        output = self.encoder(pixels, output_hidden_states=True) if first_last else self.encoder(pixels)
+        last: Tensor = output if isinstance(output, Tensor) else output.last_hidden_state
+        if last.ndim == 4:
+            return last.mean((2, 3))
+        if self.pooling == "cls":
+            return last[:, 0]
+        if first_last:
+            last = (output.hidden_states[1] + last) / 2
+        return last[:, self._prefix :].mean(1)
+
+
+def build(
+    job: JobConfig,
+    *,
+    tokenizer: Any = None,
+    image_shape: tuple[int, int, int] | None = None,
+    device: torch.device | str = "cpu",
+) -> ContrastiveModel:
+    """The job's model in training mode, on the device. Its first weights are a function of job.seed alone.
+
+    tokenizer: for `bert`, whose vocabulary it sets. image_shape: channels, height, width, for `vit` and `resnet`.
+    Raises ModelError where the job asks for what cannot be made.
+    """
+    seed = randomness.init_seed(job.seed)
+    # Constructors draw from the global generator before `initialise` overwrites what they drew.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        encoder = make_encoder(job, vocabulary=None if tokenizer is None else len(tokenizer), image_shape=image_shape)
+        model = ContrastiveModel(job, encoder)
+    initialise(model.head, seed, "head")
+    dropout.replace_dropout(encoder)
+    if job.model.name not in (None, *BUILT):
+        model.unreplayable = dropout.why_unreplayable(encoder, _example(job, image_shape))
+        if model.unreplayable is not None:
+            dropout.restore_dropout(encoder)
+    if job.model.precision == "fp64":
+        model = model.double()
+    if job.execution.compile:
+        model.encoder.compile()
+    return model.to(device).train()
+
+
+def initial_hash(model: nn.Module) -> str:
+    """sha256, in hex, over names and values of all parameters: equal for models that start alike."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        values = parameter.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _example(job: JobConfig, image_shape: tuple[int, int, int] | None) -> dict[str, Tensor]:
+    """Two rows that any encoder of the task takes."""
+    if job.task == "sentence":
+        ids = torch.ones(2, 4, dtype=torch.int64)
+        return {"input_ids": ids, "attention_mask": ids}
+    return {"pixel_values": torch.zeros(2, *(image_shape or (3, 224, 224)))}
+
+
+def _head(job: JobConfig, width: int) -> nn.Module:
+    """Nothing, a linear map, or SimCLR's two layers (Chen et al. 2020, arXiv:2002.05709) without batch norm."""
+    out = job.model.projection_width
+    if job.model.projection == "none":
+        return nn.Identity()
+    if job.model.projection == "linear":
+        return nn.Linear(width, out)
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))
+
+
+def _width_of(encoder: Any) -> int:
+    if not hasattr(encoder, "config"):
+        return int(encoder.width)
+    sizes = getattr(encoder.config, "hidden_sizes", None)
+    return int(sizes[-1] if sizes else encoder.config.hidden_size)
+
+
+def _prefix_tokens(encoder: Any) -> int:
+    """Tokens of an image encoder's output before those of the patches."""
+    embeddings = getattr(encoder, "embeddings", None)
+    has_cls = getattr(embeddings, "cls_token", None) is not None
+    return int(has_cls) + int(getattr(getattr(encoder, "config", None), "num_register_tokens", 0) or 0)

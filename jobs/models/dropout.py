@@ -1,0 +1,203 @@
+"""Dropout whose mask is a function of the pair, so that a forward pass can be repeated bit for bit.
+
+Whether an activation is kept is a hash of (seed, step, row, layer call, position, channel), where row numbers the pair
+and its view. So encoding a chunk again, in another chunk, on another rank or with other padding drops the same
+activations (DESIGN: randomness is a function, not a state). `replace_dropout` puts this in place of every nn.Dropout of
+an encoder and of the dropout inside transformers' attention; `dropout_keys` says which rows are being encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from jobs import randomness
+
+ATTENTION = "keyed_dropout"
+"""Name under which transformers finds the attention below."""
+
+
+@dataclass
+class _Keys:
+    """What the masks of the current forward pass are made of."""
+
+    rows: Tensor
+    """int64 [n]: hash of (seed, step, row)."""
+
+    calls: int = 0
+    """Dropouts applied so far to these rows."""
+
+
+_stack: list[_Keys] = []
+"""Keys of the `dropout_keys` in force, the innermost last."""
+
+
+@contextmanager
+def dropout_keys(*, seed: int, step: int, rows: Tensor) -> Iterator[None]:
+    """Say which rows the forward passes inside encode.
+
+    rows: int64 [n], one for each row of the input: global index of the pair in the batch * views + view. Each call of
+    `ContrastiveModel.encode` inside counts layer calls anew, so encoding the same rows again repeats the masks.
+    """
+    _stack.append(_Keys(randomness.mix(randomness.DROPOUT, seed, step, rows)))
+    try:
+        yield
+    finally:
+        _stack.pop()
+
+
+def restart() -> None:
+    """Begin a forward pass: the next dropout is layer call 0."""
+    if _stack:
+        _stack[-1].calls = 0
+
+
+def chunk_seed() -> int:
+    """Seed of the current rows together, for encoders whose dropout cannot be replaced."""
+    return int(_current().rows[0])
+
+
+def _drop(x: Tensor, p: float) -> Tensor:
+    """Dropout of x [n, ..., channels] with the masks of the current rows; 0 < p < 1."""
+    keys = _current()
+    if len(keys.rows) != len(x):
+        raise RuntimeError(
+            f"dropout_keys names {len(keys.rows)} rows, but dropout sees {len(x)}; pass one key for each input row"
+        )
+    words = randomness.mix(keys.rows.to(x.device), keys.calls)
+    keys.calls += 1
+    for size in x.shape[1:-1]:
+        words = randomness.mix(words[..., None], torch.arange(size, device=x.device))
+    kept, scale = randomness.keep(words, x.shape[-1], p)
+    masked: Tensor = _Masked.apply(x, kept, scale)  # type: ignore[no-untyped-call]
+    return masked
+
+
+class KeyedDropout(nn.Module):
+    """nn.Dropout with keyed masks. Input [n, ..., channels], where n are the rows named by `dropout_keys`."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x in training mode with some of it dropped and the rest scaled up, else x."""
+        return _drop(x, self.p) if self.training and self.p > 0 else x
+
+
+def replace_dropout(encoder: nn.Module) -> None:
+    """Put keyed dropout in place of every nn.Dropout of the encoder, and of its attention's where it has a choice."""
+    _exchange(encoder, nn.Dropout, KeyedDropout, ATTENTION)
+
+
+def restore_dropout(encoder: nn.Module) -> None:
+    """Undo `replace_dropout`."""
+    _exchange(encoder, KeyedDropout, nn.Dropout, "eager")
+
+
+def _exchange(
+    encoder: nn.Module,
+    old: type[nn.Dropout | KeyedDropout],
+    new: Callable[[float], nn.Module],
+    attention: str,
+) -> None:
+    for module in list(encoder.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, old):
+                setattr(module, name, new(child.p))
+    if isinstance(encoder, PreTrainedModel):
+        encoder.set_attn_implementation(attention)
+
+
+def why_unreplayable(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> str | None:
+    """Encode inputs of two or more rows in training mode, and say what random numbers other than ours it needs, if any.
+
+    Dropout that is no nn.Dropout (a function called with a probability, drop path, layer drop) draws from torch's
+    generator, which is how it is found. Generator, buffers and mode are left as they were.
+    """
+    rows = torch.arange(len(next(iter(inputs.values()))))
+    buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+    was_training = encoder.training
+    encoder.train()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), dropout_keys(seed=0, step=0, rows=rows):
+            before = torch.get_rng_state()
+            encoder(**inputs)
+            if not torch.equal(before, torch.get_rng_state()):
+                return "it draws from torch's generator in other places than nn.Dropout and its attention"
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        encoder.train(was_training)
+        for name, buffer in encoder.named_buffers():
+            buffer.copy_(buffers[name])
+    return None
+
+
+class _Masked(torch.autograd.Function):
+    """x * kept * scale, keeping only the one-byte mask for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(kept)
+        ctx.scale = scale
+        return _scaled(x, kept, scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (kept,) = ctx.saved_tensors
+        return _scaled(gradient, kept, ctx.scale), None, None
+
+
+def _scaled(x: Tensor, kept: Tensor, scale: float) -> Tensor:
+    # The CPU converts bytes three times faster than bools, and multiplies faster than it selects.
+    return kept.view(torch.uint8).to(x.dtype).mul_(x).mul_(scale)
+
+
+def _current() -> _Keys:
+    if not _stack:
+        raise RuntimeError(
+            "this encoder has dropout and is in training mode, so its masks need keys; encode inside "
+            "`with dropout_keys(seed=..., step=..., rows=...)`, or call model.eval() first"
+        )
+    return _stack[-1]
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """query [n, heads, q, d] attends to key and value [n, heads, k, d]; the mask is bool (True attends) or added."""
+    if dropout == 0 or not module.training:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+    if attention_mask is None and (others.get("is_causal") or getattr(module, "is_causal", False)):
+        raise RuntimeError(f"attention dropout of a causal encoder ({type(module).__name__}) cannot be replayed")
+    if (groups := query.shape[1] // key.shape[1]) > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    for bias in (others.get("position_bias"), attention_mask):
+        if bias is not None and bias.dtype == torch.bool:
+            scores = scores.masked_fill(~bias, torch.finfo(scores.dtype).min)
+        elif bias is not None:
+            scores = scores + bias
+    weights = _drop(torch.softmax(scores, dim=-1), dropout)
+    return (weights @ value.to(weights.dtype)).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

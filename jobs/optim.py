@@ -1,0 +1,42 @@
+"""Optimizers and learning-rate schedules. The rate is a function of the step, so a checkpoint need not hold a scheduler."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from jobs.config import Optimizer
+
+
+def build(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019) or SGD over `model`; matrices decay, biases, norms and loss parameters do not."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if settings.name == "adamw":
+        first, second = settings.betas
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second), fused=True)
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
+
+
+def rate(settings: Optimizer, *, step: int, steps: int) -> float:
+    """Learning rate of optimizer step `step` (1-based) of `steps`: a linear climb over the warm-up, then the schedule,
+    which reaches 0 just after the last step."""
+    warm = math.ceil(settings.warmup * steps)
+    if step <= warm:
+        return settings.lr * step / warm
+    if settings.schedule == "constant":
+        return settings.lr
+    passed = (step - 1 - warm) / max(1, steps - warm)
+    left = 1 - passed if settings.schedule == "linear" else (1 + math.cos(math.pi * passed)) / 2
+    return settings.lr * left
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter group this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,278 @@
+"""The command line: verbs and exit codes, no logic. Imports lazily, so that --help answers at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Plan
+
+BAD_USAGE, HELD, MISSING = 2, 3, 4
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SET = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as job.loss.temperature=0.07."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+class _Group(click.Group):
+    """Turns the errors that are expected into one text and an exit code, in one place."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from jobs.config import ConfigError
+        from orchestrator.ledger import LeaseHeld, LedgerError
+        from orchestrator.runs import RunError
+
+        try:
+            return super().invoke(ctx)
+        except LeaseHeld as error:
+            _fail(error, HELD)
+        except LedgerError as error:
+            _fail(error, MISSING)
+        except (ConfigError, RunError) as error:
+            _fail(error, BAD_USAGE)
+        except Exception as error:
+            driver = sys.modules.get("orchestrator.driver")
+            if driver is not None and isinstance(error, driver.InfrastructureMissing):
+                _fail(error, MISSING)
+            if driver is not None and isinstance(error, driver.DataFault | driver.SweepChanged):
+                _fail(error, BAD_USAGE)
+            raise
+
+
+@click.group(cls=_Group)
+@click.version_option(package_name="contrastive-orchestrator")
+def main() -> None:
+    """Does A beat B? Controlled comparisons of contrastive encoders: one file, one command, one answer.
+
+    Exit codes: 0 done; 1 some trials failed; 2 bad sweep or usage; 3 another driver holds the run;
+    4 infrastructure missing; 130 interrupted, resumable.
+    """
+
+
+@main.command()
+@click.argument("sweep", type=click.Path(path_type=Path))
+@SET
+@JSON
+def plan(sweep: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Say what SWEEP would run, and what it can show; writes nothing.
+
+    \b
+        orchestrator plan sweeps/quickstart.toml
+    """
+    from orchestrator import plan as planning
+    from orchestrator import sweep as sweeps
+
+    made = planning.make(sweeps.load(sweep, overrides))
+    if as_json:
+        _print_json(made.summary())
+    else:
+        _print_plan(made)
+
+
+@main.command()
+@click.argument("sweep", type=click.Path(path_type=Path))
+@click.option("--into", type=click.Path(path_type=Path), help="Folder of the run; default runs/NAME.")
+@click.option("--offline", is_flag=True, help="Do without MLflow now; a later resume catches it up.")
+@SET
+def launch(sweep: Path, into: Path | None, offline: bool, overrides: tuple[str, ...]) -> None:
+    """Run SWEEP; the same command again continues it.
+
+    \b
+        orchestrator launch sweeps/quickstart.toml --into runs/first-try
+    """
+    from orchestrator import sweep as sweeps
+    from orchestrator.runs import home
+
+    folder = into or home() / sweeps.load(sweep, overrides).name
+    from orchestrator import driver
+
+    sys.exit(driver.launch(sweep, folder, overrides=overrides, options=driver.Options(offline=offline)))
+
+
+@main.command()
+@click.argument("run")
+@click.option("--failed", is_flag=True, help="Give failed trials another attempt.")
+@click.option("--class", "kind", metavar="NAME", help="With --failed: only trials that failed in this class.")
+@click.option("--offline", is_flag=True, help="Do without MLflow now.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="job.execution.KEY=VALUE", help="Execution setting of new attempts."
+)
+def resume(run: str, failed: bool, kind: str | None, offline: bool, overrides: tuple[str, ...]) -> None:
+    """Continue RUN.
+
+    \b
+        orchestrator resume runs/quickstart
+        orchestrator resume runs/quickstart --failed --class out_of_memory --set job.execution.micro=32
+    """
+    from orchestrator.runs import find
+
+    folder = find(run)
+    if kind is not None and not failed:
+        raise click.UsageError("--class says which failed trials to try again; give --failed with it")
+    from orchestrator import driver
+
+    execution = driver.execution_overrides(overrides)
+    options = driver.Options(offline=offline)
+    sys.exit(driver.resume(folder, failed=failed, kind=kind, execution=execution, options=options))
+
+
+@main.command()
+@click.argument("run")
+@JSON
+@click.option("--watch", is_flag=True, help="Keep looking, every two seconds.")
+def status(run: str, as_json: bool, watch: bool) -> None:
+    """Say how RUN stands, from its ledger alone.
+
+    \b
+        orchestrator status runs/quickstart --json
+    """
+    from orchestrator import runs
+
+    with contextlib.closing(runs.find(run).open()) as ledger:
+        if as_json:
+            _print_json(runs.status(ledger))
+        elif watch:
+            _watch(ledger)
+        else:
+            _print(_status_table(runs.status(ledger)))
+
+
+@main.command()
+@click.argument("run")
+@click.argument("trial")
+@click.option("--rank", default=0, help="Whose log.")
+def logs(run: str, trial: str, rank: int) -> None:
+    """Print what a rank of TRIAL of RUN printed.
+
+    \b
+        orchestrator logs runs/quickstart 3f2a --rank 1
+    """
+    from orchestrator import runs
+
+    click.echo(runs.logs(runs.find(run), trial, rank).read_text(errors="replace"), nl=False)
+
+
+@main.command()
+@click.argument("run")
+@JSON
+def compare(run: str, as_json: bool) -> None:
+    """Print the verdict of RUN, and write report.html, report.md and results.parquet.
+
+    \b
+        orchestrator compare runs/quickstart --json
+    """
+    from orchestrator import report, runs
+
+    folder = runs.find(run)
+    with contextlib.closing(folder.open()) as ledger:
+        answer = report.write(ledger, folder.report)
+    if as_json:
+        _print_json(answer)
+    else:
+        _print(report.table(answer))
+        click.echo(f"report: {folder.report / 'report.html'}")
+
+
+@main.command()
+@click.argument("run", required=False)
+@click.option("--port", default=5000, help="Port on 127.0.0.1.")
+def ui(run: str | None, port: int) -> None:
+    """Open MLflow on the right store, and print the address of RUN's comparison.
+
+    \b
+        orchestrator ui runs/quickstart
+    """
+    from orchestrator import ui as server
+
+    sys.exit(server.serve(run, port=port))
+
+
+def _fail(error: Exception, code: int) -> None:
+    click.echo(f"error: {error}", err=True)
+    sys.exit(code)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, allow_nan=False))
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    Console(highlight=False, width=None if console.is_terminal else 120).print(renderable)
+
+
+def _print_plan(made: Plan) -> None:
+    from rich.table import Table
+
+    summary, differs = made.summary(), made.summary()["differs"]
+    click.echo(f"{made.sweep.question}\n")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("arm")
+    keys = [key for key in differs if not key.startswith("budget.")]
+    for key in keys:
+        table.add_column(key.rpartition(".")[2], justify="right")
+    for place, arm in enumerate(summary["arms"]):
+        table.add_row(arm["label"], *(_cell(differs[key][place]) for key in keys))
+    _print(table)
+    same = [key for key in ("samples", "steps", "negatives_per_anchor") if key not in differs]
+    shown = ", ".join(f"{key.replace('_', ' ')} {summary['arms'][0][key]:,}" for key in same)
+    click.echo(f"\nequal in every arm: {shown or 'none of samples, steps, negatives per anchor'}")
+    click.echo(f"metric:    {made.sweep.metric.name} ({made.sweep.metric.mode})")
+    click.echo(f"contrasts: {'; '.join(f'{a} against {b}' for a, b in made.contrasts)}")
+    click.echo(f"trials:    {made.trials['tune']} tune, {made.trials['confirm']} confirm")
+    click.echo(f"seeds:     tune {list(made.tune_seeds)}, confirm {list(made.confirm_seeds)}")
+    click.echo(f"smallest p reachable: {made.smallest_p:.4g}")
+    for warning in made.warnings:
+        click.echo(f"note: {warning}")
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else "-" if value is None else str(value)
+
+
+def _status_table(found: dict[str, Any]) -> Any:
+    from rich.console import Group
+    from rich.table import Table
+
+    counts = "  ".join(f"{state} {count}" for state, count in found["counts"].items() if count)
+    driver = found["driver"]["holder"] if found["driver"] else "nobody"
+    table = Table(box=None, pad_edge=False)
+    for name in ("trial", "stage", "arm", "seed", "state", "step", "metric", "attempts", "failure"):
+        table.add_column(name, overflow="fold")
+    for trial in found["trials"]:
+        metric = "-" if trial["metric"] is None else f"{trial['metric']:.4f}"
+        failure = f"{trial['failure']}: {trial['message']}" if trial["failure"] else ""
+        cells = (trial["id"], trial["stage"], trial["arm"], trial["seed"], trial["state"], trial["step"] or 0, metric)
+        table.add_row(*map(str, (*cells, trial["attempts"], failure)))
+    head = f"{found['sweep']}: {found['state']}; {counts}; driven by {driver.partition(' [')[0]}"
+    return Group(head, table)
+
+
+def _watch(ledger: Any) -> None:
+    import time
+
+    from rich.live import Live
+
+    from orchestrator import runs
+
+    with Live(_status_table(runs.status(ledger)), refresh_per_second=1) as live:
+        while (found := runs.status(ledger))["state"] not in ("done", "stopped"):
+            live.update(_status_table(found))
+            time.sleep(2)
+        live.update(_status_table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,388 @@
+"""Wires one session together: sweep, plan, run folder, ledger, executor, projection, report. START HERE.
+
+`launch` begins a run or continues it, `resume` continues it; both end in `_drive`. A session opens the ledger,
+reconciles it with what earlier sessions left, runs what is due, and reports once every confirm trial has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs.config import ConfigError, Execution, Fault, JobConfig, canonical, nearest
+from jobs.config import faults as config_faults
+from orchestrator import plan as planning
+from orchestrator import sweep as sweeps
+from orchestrator.ledger import Ledger, LedgerError, this_process
+from orchestrator.plan import Plan
+from orchestrator.progress import Progress
+from orchestrator.runs import RunFolder
+from orchestrator.session import LEASE_S, Session
+
+DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+
+PACKAGES = ("torch", "ray", "optuna", "mlflow", "transformers", "pyarrow", "numpy", "scipy", "scikit-learn", "pydantic")
+"""Versions that are recorded with a run."""
+
+
+class InfrastructureMissing(Exception):  # noqa: N818
+    """Ray, MLflow, storage or disk is not there; the text names the remedy. Exit code 4."""
+
+
+class DataFault(ValueError):
+    """The data of a sweep cannot be used; the text names file, column and row. Exit code 2."""
+
+
+class SweepChanged(ValueError):
+    """The sweep file is not the one that the run was begun with. Exit code 2."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a session is carried out; none of it changes the result."""
+
+    offline: bool = False
+    """Leave MLflow for later."""
+
+
+def launch(sweep_file: Path, into: Path, *, overrides: Sequence[str] = (), options: Options = Options()) -> int:
+    """Run a sweep in folder `into`, or continue it there. Returns the exit code.
+
+    Raises ConfigError, DataFault, SweepChanged, LeaseHeld, LedgerError or InfrastructureMissing; nothing is created then.
+    """
+    sweep = sweeps.load(sweep_file, overrides)
+    plan = planning.make(sweep)
+    folder = RunFolder(into)
+    if folder.exists:
+        with contextlib.closing(folder.open()) as ledger:
+            _refuse_changes(folder, ledger, plan)
+            return _drive(plan, folder, ledger, options)
+    if into.exists() and any(into.iterdir()):
+        raise SweepChanged(f"{into} is not empty and holds no run; choose another folder with --into")
+    _check_cluster(plan)
+    _check_data(plan)
+    with contextlib.closing(_create(sweep_file, plan, folder)) as ledger:
+        return _drive(plan, folder, ledger, options)
+
+
+def resume(
+    folder: RunFolder,
+    *,
+    failed: bool = False,
+    kind: str | None = None,
+    execution: Mapping[str, Any] | None = None,
+    options: Options = Options(),
+) -> int:
+    """Continue a run from its ledger. With `failed`, trials that failed (in class `kind`) get another attempt, with
+    other `execution` settings if given. Returns the exit code; raises as `launch` does."""
+    with contextlib.closing(folder.open()) as ledger:
+        stored = {key: value for key, value in ledger.run.sweep.items() if key != "plan"}
+        plan = planning.make(sweeps.Sweep.model_validate(stored))
+        return _drive(plan, folder, ledger, options, failed=failed, kind=kind, execution=execution)
+
+
+def execution_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """`job.execution.micro=32` and the like as execution settings. Raises ConfigError: nothing else may change."""
+    known = list(Execution.model_fields)
+    found: dict[str, Any] = {}
+    faults = []
+    for text in texts:
+        key, _, value = (part.strip() for part in text.partition("="))
+        name = key.removeprefix("job.execution.")
+        if name == key or name not in known:
+            hint = nearest(key, [f"job.execution.{one}" for one in known])
+            faults.append(Fault(key, value, f"only job.execution may change between attempts{hint}"))
+            continue
+        try:
+            found[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[name] = value
+    try:
+        Execution.model_validate(found)
+    except ValidationError as error:
+        faults += list(config_faults(error, Execution, "job.execution."))
+    if faults:
+        raise ConfigError("--set", "change", faults)
+    return found
+
+
+def _drive(
+    plan: Plan,
+    folder: RunFolder,
+    ledger: Ledger,
+    options: Options,
+    *,
+    failed: bool = False,
+    kind: str | None = None,
+    execution: Mapping[str, Any] | None = None,
+) -> int:
+    from orchestrator import report, tracking
+
+    uri = tracking_uri(folder)
+    if not options.offline:
+        try:
+            tracking.check(uri)
+        except tracking.TrackingUnavailable as error:
+            raise InfrastructureMissing(f"{error}; or add --offline to project the run later") from error
+    ledger.acquire(this_process(), LEASE_S)
+    progress = Progress(plan, ledger)
+    session = Session(plan, ledger, folder, concurrent=_concurrent(plan), tell=progress.tell, execution=execution)
+    projection = None if options.offline else tracking.Projection(ledger, uri)
+    try:
+        with _quiet(folder, progress), _signals(session):
+            if failed:
+                _requeue(ledger, kind)
+            session.start()
+            if projection is not None:
+                projection.start()
+            _execute(plan, folder, session)
+        code = _ending(ledger, session)
+        if session.broken is not None:
+            raise session.broken
+        answer = report.write(ledger, folder.report)
+        progress.answer(report.table(answer))
+        if projection is not None:
+            whole = projection.stop(timeout_s=60)
+            if whole:
+                projection.log_report(folder.report)
+            else:
+                progress.say(f"MLflow is behind ({projection.last_error}); catch up with: orchestrator resume {folder.path}")
+        progress.close(folder, code, session.stopped_by, offline=options.offline)
+        return code
+    finally:
+        if projection is not None:
+            projection.stop(timeout_s=5)
+        with contextlib.suppress(LedgerError):
+            ledger.release()
+
+
+def _execute(plan: Plan, folder: RunFolder, session: Session) -> None:
+    """Run what is due; without anything due, not even Ray is started."""
+    if session.finished():
+        session.close()
+        return
+    from orchestrator import executor
+
+    shape = _shape(plan)
+    scratch = Path(tempfile.mkdtemp(prefix="orchestrator-"))
+    try:
+        with executor.local_cluster(cpus=_cpus(plan), gpus=None):
+            executor.run(session, shape=shape, scratch=scratch)
+    finally:
+        session.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _ending(ledger: Ledger, session: Session) -> int:
+    if session.stopped_by is not None:
+        if session.broken is None:
+            ledger.set_run(state="stopped")
+        return INTERRUPTED if session.interrupted else SOME_FAILED
+    ledger.set_run(state="done")
+    return SOME_FAILED if ledger.trials(state="failed") else DONE
+
+
+def _create(sweep_file: Path, plan: Plan, folder: RunFolder) -> Ledger:
+    """The run's folder and ledger, or nothing."""
+    stored = sweeps.resolved(plan.sweep) | {"plan": json.loads(canonical(plan.summary()))}
+    made = not folder.path.exists()
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        ledger = Ledger.create(
+            folder.ledger_url(), name=plan.sweep.name, sweep=stored, environment=environment(sweep_file, folder)
+        )
+        shutil.copyfile(sweep_file, folder.path / "sweep.toml")
+        # Last, in one piece: a run exists once this file does.
+        aside = folder.path / ".sweep.json"
+        aside.write_text(json.dumps({"run": ledger.uuid, **stored}, indent=1))
+        aside.replace(folder.identity)
+    except (OSError, LedgerError) as error:
+        if made:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise InfrastructureMissing(f"{folder.path} cannot be made: {error}") from error
+    return ledger
+
+
+def _refuse_changes(folder: RunFolder, ledger: Ledger, plan: Plan) -> None:
+    old = {key: value for key, value in ledger.run.sweep.items() if key != "plan"}
+    changed = planning.changed_keys(old, sweeps.resolved(plan.sweep))
+    if changed:
+        lines = "\n".join(f"  {key}: {canonical(before)} -> {canonical(after)}" for key, before, after in changed)
+        raise SweepChanged(
+            f"{folder.path} was begun with another sweep; these keys differ:\n{lines}\n"
+            f"  continue it as it was: orchestrator resume {folder.path}\n"
+            f"  start another:         orchestrator launch SWEEP --into {folder.path}-2"
+        )
+
+
+def _requeue(ledger: Ledger, kind: str | None) -> None:
+    for trial in ledger.trials(state="failed"):
+        if kind is None or trial.failure == kind:
+            ledger.requeue(trial.id)
+
+
+def _jobs(plan: Plan) -> list[JobConfig]:
+    stages = ["tune", "confirm"] if plan.sweep.tune else ["confirm"]
+    return [arm.config(stage=stage, seed=0) for arm in plan.arms for stage in stages]
+
+
+def _shape(plan: Plan) -> Any:
+    from orchestrator.executor import Shape
+
+    resources = plan.sweep.resources
+    ranks = max(job.execution.ranks for job in _jobs(plan))
+    return Shape(ranks, resources.cpus_per_rank, resources.gpus_per_rank)
+
+
+def _cpus(plan: Plan) -> int:
+    """Ray counts CPUs, it does not bind them: one slot always fits, on however small a machine."""
+    ranks = max(job.execution.ranks for job in _jobs(plan))
+    return max(os.cpu_count() or 1, ranks * plan.sweep.resources.cpus_per_rank)
+
+
+def _concurrent(plan: Plan) -> int:
+    ranks = max(job.execution.ranks for job in _jobs(plan))
+    fit = max(1, _cpus(plan) // (ranks * plan.sweep.resources.cpus_per_rank))
+    return min(fit, plan.sweep.resources.concurrent or fit)
+
+
+def _check_cluster(plan: Plan) -> None:
+    if plan.sweep.resources.gpus_per_rank and not shutil.which("nvidia-smi"):
+        raise InfrastructureMissing(
+            f"resources.gpus_per_rank = {plan.sweep.resources.gpus_per_rank}, but this machine shows no GPU; "
+            "set it to 0 with --set resources.gpus_per_rank=0"
+        )
+
+
+def _check_data(plan: Plan) -> list[str]:
+    """Every distinct use of data, in a process of its own, for the checks need torch and the driver does not.
+
+    Returns warnings. Raises DataFault.
+    """
+    jobs = [job.model_dump(mode="json") for job in _jobs(plan)]
+    distinct = {canonical({key: job[key] for key in ("task", "data", "batch", "evaluate")}): job for job in jobs}
+    warnings: dict[str, None] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "job.json"
+        for job in distinct.values():
+            path.write_text(canonical(job))
+            done = subprocess.run(
+                [sys.executable, "-m", "jobs.data", str(path)], capture_output=True, text=True, check=False
+            )
+            if done.returncode != 0:
+                raise DataFault(done.stderr.strip().removeprefix("error: "))
+            warnings |= dict.fromkeys(json.loads(done.stdout)["warnings"])
+    return list(warnings)
+
+
+def tracking_uri(folder: RunFolder) -> str:
+    """$MLFLOW_TRACKING_URI, or the embedded store beside the run folders: one for all of them."""
+    from orchestrator import tracking
+
+    return os.environ.get("MLFLOW_TRACKING_URI") or tracking.embedded_uri(folder.path.resolve().parent)
+
+
+def environment(sweep_file: Path, folder: RunFolder) -> dict[str, Any]:
+    """What is needed to run a sweep again: command, commit, versions, hardware. No environment variables: secrets."""
+    return {
+        "command": f"orchestrator launch {sweep_file} --into {folder.path}",
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "gpus": _gpus(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _commit() -> str | None:
+    here = str(Path(__file__).parent)
+    commit = _output("git", "-C", here, "rev-parse", "HEAD")
+    changed = _output("git", "-C", here, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit} with changes" if commit and changed else commit
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpus() -> list[str]:
+    return (_output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader") or "").splitlines()
+
+
+@contextlib.contextmanager
+def _quiet(folder: RunFolder, progress: Progress) -> Iterator[None]:
+    """The terminal belongs to the progress: what Ray, MLflow and C++ print goes to driver.log."""
+    progress.detach()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(number) for number in (1, 2)]
+    log = os.open(folder.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for number in (1, 2):
+        os.dup2(log, number)
+    os.close(log)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, stream in enumerate(saved, 1):
+            os.dup2(stream, number)
+            os.close(stream)
+
+
+@contextlib.contextmanager
+def _signals(session: Session) -> Iterator[None]:
+    """First SIGINT or SIGTERM: checkpoint and stop. Second: stop at once; the ledger loses nothing by it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def heard(number: int, _frame: FrameType | None) -> None:
+        if session.interrupted:
+            os._exit(INTERRUPTED)
+        session.interrupt(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

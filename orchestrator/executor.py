@@ -1,0 +1,239 @@
+"""Ray Tune as a stateless executor: it places trials, runs them on warm gangs and brings back what they report.
+
+What to run next, what a report means and when to stop are the session's business (session.py). Tune keeps nothing that
+matters: no retries, no restore, no checkpoints of its own. The only file that imports ray.tune.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+# Tune reads these when it is imported.
+os.environ |= {
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "20",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+import ray
+from ray import cloudpickle, tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from jobs.gang import Gang, GangError, kind_of
+from orchestrator.session import Dispatch, Failure, Session
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one slot of the cluster holds."""
+
+    ranks: int
+    """The largest world size of the sweep: slots are alike, so that a gang serves every trial."""
+
+    cpus: int
+    gpus: float
+
+
+class TrialActor(tune.Trainable):
+    """A slot: drives one gang, which stays warm from trial to trial."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Keep the config; the gang is built by the first step, where a failure can be reported."""
+        self._gang: Gang | None = None
+        self._begun = False
+
+    def step(self) -> dict[str, Any]:
+        """Train for about a second. Failures of ranks come back as results, so that the slot survives them."""
+        try:
+            return self._turn()
+        except GangError as error:
+            self._gang = None
+            return {"done": True, "failure": asdict(error.failure)}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial. Nothing may raise here: Tune would wait for ever."""
+        self._let_go()
+        self._begun = False
+        return True
+
+    def cleanup(self) -> None:
+        """The slot is given up: commit what is unfinished, end the ranks."""
+        self._let_go()
+        if self._gang is not None:
+            self._gang.kill()
+
+    def _turn(self) -> dict[str, Any]:
+        shape = self.config["shape"]
+        if self._gang is None:
+            group = ray.util.get_current_placement_group()
+            self._gang = Gang(group, size=shape["ranks"], cpus=shape["cpus"], gpus=shape["gpus"])
+            self._begun = False
+        if not self._begun:
+            report = self._gang.begin(self.config["job"], self.config["folder"])
+            self._begun = True
+        else:
+            report = self._gang.advance()
+        return report | {"done": report["result"] is not None}
+
+    def _let_go(self) -> None:
+        """Checkpoint and drop the job, as far as the ranks still can."""
+        if self._gang is None or not self._begun:
+            return
+        try:
+            self._gang.save()
+            self._gang.end()
+        except GangError as error:
+            logging.getLogger(__name__).warning("a gang was lost between trials: %s", error)
+            self._gang = None
+
+
+def run(session: Session, *, shape: Shape, scratch: Path) -> None:
+    """Run attempts until the session has finished. Ray must be initialised."""
+    shape_config = asdict(shape)
+    bundles: list[dict[str, float]] = [{}, *[_bundle(shape) for _ in range(shape.ranks)]]
+    resources = tune.PlacementGroupFactory(bundles, strategy="PACK")
+    link = _Link(session)
+    tuner = tune.Tuner(
+        tune.with_resources(TrialActor, lambda _config: resources),
+        tune_config=tune.TuneConfig(
+            search_alg=_Search(link, shape_config),
+            scheduler=_Scheduler(link),
+            num_samples=10**6,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(scratch.resolve()),
+            verbose=0,
+            stop=_Stop(link),
+            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[_Listener(link)],
+        ),
+    )
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    tuner.fit()
+
+
+@contextlib.contextmanager
+def local_cluster(*, cpus: int, gpus: int | None) -> Iterator[None]:
+    """A Ray session of this process's own, on this machine, for as long as the context lasts."""
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        num_gpus=gpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=True,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _bundle(shape: Shape) -> dict[str, float]:
+    return {"CPU": float(shape.cpus)} | ({"GPU": shape.gpus} if shape.gpus else {})
+
+
+class _Link:
+    """The session, and which attempt each of Tune's trials is. Tune snapshots its searcher, scheduler and callbacks;
+    nothing is ever restored from that, so what is pickled of this is nothing."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.attempts: dict[str, Dispatch] = {}
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        return (object, ())
+
+
+class _Search(Searcher):
+    """Hands out what the session has ready. Tune's own trial ids mean nothing to us."""
+
+    def __init__(self, link: _Link, shape: dict[str, Any]) -> None:
+        super().__init__(metric="step", mode="max")
+        self._link, self._shape = link, shape
+
+    def suggest(self, trial_id: str) -> Any:
+        """A config, None while nothing is due, or FINISHED."""
+        session = self._link.session
+        if session.finished():
+            return Searcher.FINISHED
+        dispatch = session.next()
+        if dispatch is None:
+            return None
+        self._link.attempts[trial_id] = dispatch
+        return {"trial": dispatch.trial, "job": dispatch.job, "folder": dispatch.folder, "shape": self._shape}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The listener has heard it."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to keep: the ledger has it."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never called: a sweep is continued from the ledger."""
+
+
+class _Scheduler(FIFOScheduler):
+    """Prunes when the session says so."""
+
+    def __init__(self, link: _Link) -> None:
+        super().__init__()
+        self._link = link
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """STOP or CONTINUE."""
+        prune = self._link.session.prune(self._link.attempts[trial.trial_id], result)
+        return str(FIFOScheduler.STOP if prune else FIFOScheduler.CONTINUE)
+
+
+class _Stop(tune.Stopper):
+    """Stops every trial once the session is stopping."""
+
+    def __init__(self, link: _Link) -> None:
+        self._link = link
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether to stop."""
+        return self._link.session.stopping()
+
+
+class _Listener(tune.Callback):
+    """Passes on what comes back."""
+
+    def __init__(self, link: _Link) -> None:
+        self._link = link
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """A gang has reported."""
+        self._link.session.report(self._link.attempts[trial.trial_id], result)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A slot was lost: its actor died, or a bug in it."""
+        with open(trial.pickled_error_file, "rb") as file:  # Tune's own, written by this process
+            error = cloudpickle.load(file)
+        cause = getattr(error, "cause", None) or error
+        message = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0]}"
+        self._link.session.lost(
+            self._link.attempts[trial.trial_id], Failure(kind_of(cause), None, message, str(error))
+        )

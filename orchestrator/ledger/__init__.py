@@ -1,0 +1,54 @@
+"""The ledger: the database that says what is true of a sweep.
+
+Optuna's studies and MLflow's runs are rebuilt from it, and Ray Tune only carries out what it says. Every change of
+state is one transaction; every write of a driver checks the fencing token of its lease inside that transaction; the
+first value of a point stands. Imports neither torch nor ray nor mlflow nor optuna.
+"""
+
+from .database import sqlite_url
+from .lease import this_process
+from .ledger import Ledger
+from .values import (
+    TRIAL_STATES,
+    Attempt,
+    AttemptState,
+    Event,
+    Frozen,
+    LeaseHeld,
+    LeaseLost,
+    LedgerError,
+    LedgerMissing,
+    LedgerUnavailable,
+    Outcome,
+    Point,
+    Run,
+    RunState,
+    Stage,
+    Suggestion,
+    Trial,
+    TrialState,
+)
+
+__all__ = [
+    "TRIAL_STATES",
+    "Attempt",
+    "AttemptState",
+    "Event",
+    "Frozen",
+    "LeaseHeld",
+    "LeaseLost",
+    "Ledger",
+    "LedgerError",
+    "LedgerMissing",
+    "LedgerUnavailable",
+    "Outcome",
+    "Point",
+    "Run",
+    "RunState",
+    "Stage",
+    "Suggestion",
+    "Trial",
+    "TrialState",
+    "sqlite_url",
+    "this_process",
+]

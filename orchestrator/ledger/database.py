@@ -1,0 +1,160 @@
+"""Connections to the ledger's database: SQLite in a file, or PostgreSQL by URL.
+
+SQLite runs in WAL mode, so that reading never waits for the writer, and with synchronous=FULL: with NORMAL a power
+cut can take back commits that MLflow has already been told of, and the points told again after it would carry other
+timestamps and appear twice. FULL costs one fsync per transaction, and the ledger writes in batches.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from .values import LedgerError, LedgerMissing, LedgerUnavailable
+
+LOCK_TIMEOUT_S = 30
+"""How long a transaction waits for another process's. The longest of ours takes well under a second."""
+
+NETWORK = re.compile(
+    r"^(9p|afs|beegfs|ceph|cifs|gfs2?|gpfs|lustre|nfs\d?|ocfs2|orangefs|panfs|smb\d?|smbfs|wekafs"
+    r"|fuse\.(ceph|dfuse|gcsfuse|glusterfs|juicefs|rclone|s3fs|sshfs|goofys|mount-s3|weka).*)$"
+)
+"""File system types, as Linux names them, where several hosts may see one file. WAL shares memory between processes,
+which does not reach across hosts, and the locks of these are not to be trusted."""
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of a ledger in a file."""
+    return f"sqlite:///{path.absolute()}"
+
+
+class Database:
+    """One database. Threads may share it: writers take turns, readers see the last commit."""
+
+    def __init__(self, url: str, *, create: bool = False) -> None:
+        """Raises LedgerMissing for an SQLite file that is not there (unless `create`), LedgerError for a bad URL."""
+        try:
+            self.url = sa.make_url(re.sub(r"^postgres(ql)?(?=://)", "postgresql+psycopg", url))
+        except sa.exc.ArgumentError as error:
+            # The text itself is not shown: it may hold a password.
+            raise LedgerError("not a database URL; give sqlite:////folder/ledger.db or postgresql://...") from error
+        self.address = self.url.render_as_string(hide_password=True)
+        self.path: Path | None = None
+        self._turn = threading.Lock()
+        dialect = self.url.get_backend_name()
+        if dialect == "sqlite":
+            self.path = self._usable(create)
+            self.engine = sa.create_engine(self.url, connect_args={"timeout": LOCK_TIMEOUT_S})
+            sa.event.listen(self.engine, "connect", _prepare_sqlite)
+            sa.event.listen(self.engine, "begin", _begin_sqlite)
+        elif dialect == "postgresql":
+            # A driver stopped in the middle of a transaction must not hold its rows past the lease.
+            options = f"-c lock_timeout={LOCK_TIMEOUT_S}s -c idle_in_transaction_session_timeout={LOCK_TIMEOUT_S}s"
+            connect = {"options": options, "connect_timeout": 10, "application_name": "orchestrator"}
+            try:
+                self.engine = sa.create_engine(self.url, connect_args=connect, pool_pre_ping=True)
+            except ImportError as error:
+                raise LedgerError(f"{self.address} needs psycopg 3: pip install 'psycopg[binary]'") from error
+        else:
+            raise LedgerError(
+                f"a ledger is kept in sqlite or postgresql, not {dialect}; set ORCHESTRATOR_LEDGER to one"
+            )
+        self._writer = self.engine.execution_options(writes=True)
+
+    def _usable(self, create: bool) -> Path:
+        if not self.url.database or self.url.database == ":memory:":
+            raise LedgerError(
+                f"{self.address}: a ledger outlives its process, so it needs a file: sqlite:////folder/ledger.db"
+            )
+        path = Path(self.url.database)
+        if not create and not path.exists():
+            raise LedgerMissing(f"there is no ledger at {path}; `orchestrator launch` makes one")
+        if not path.parent.is_dir():
+            raise LedgerMissing(f"the folder {path.parent} does not exist; make it first")
+        kind = file_system(path.parent)
+        if kind is not None and NETWORK.match(kind):
+            raise LedgerError(
+                f"{path.parent} is on {kind}, a network file system, where SQLite loses data; put the run on a local "
+                "disk, or set ORCHESTRATOR_LEDGER=postgresql://... and keep the run folder where it is"
+            )
+        return path
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One consistent view. Raises LedgerUnavailable."""
+        with self._translated(), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction: all of it is kept, or, when the block raises, nothing. Raises LedgerUnavailable."""
+        with self._turn, self._translated(), self._writer.begin() as connection:
+            yield connection
+
+    def now(self, connection: Connection) -> float:
+        """Unix seconds by the database's clock, so that drivers on hosts with other clocks agree on a lease."""
+        sqlite = "SELECT (julianday('now') - 2440587.5) * 86400.0"
+        clock = sqlite if self.path else "SELECT extract(epoch FROM clock_timestamp())"
+        return float(connection.exec_driver_sql(clock).scalar_one())
+
+    def insert(self, table: sa.Table) -> Any:
+        """An insert into `table` that leaves a row alone which is there already."""
+        if self.path:
+            from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+            return sqlite_insert(table).on_conflict_do_nothing()
+        from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+
+        return postgresql_insert(table).on_conflict_do_nothing()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            reason = str(error.orig).strip().splitlines()[0]
+            if "full" in reason or "No space" in reason:
+                remedy = f"free some space in {self.path.parent}" if self.path else "free some space on its server"
+            elif "locked" in reason or "lock timeout" in reason:
+                remedy = "another process has held it for long; see whether a driver is stopped or stuck"
+            else:
+                remedy = "see that it can be reached and written, then run the same command again"
+            raise LedgerUnavailable(f"ledger {self.address}: {reason}; {remedy}") from error
+
+
+def file_system(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """Type of the file system that holds `folder`, or None where the system does not say (not Linux)."""
+    if not mounts.exists():
+        return None
+    target, best, kind = folder.resolve(), -1, None
+    for line in mounts.read_text(errors="replace").splitlines():
+        mount, _, tail = line.partition(" - ")
+        point = Path(re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), mount.split()[4]))
+        # Of two mounts on one point the later one is on top.
+        if target.is_relative_to(point) and len(point.parts) >= best:
+            best, kind = len(point.parts), tail.split()[0]
+    return kind
+
+
+def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # the module would otherwise begin late, and commit around DDL, by itself
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={LOCK_TIMEOUT_S * 1000}"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A writer takes the lock at once: a read that becomes a write later fails, without waiting, if another one wrote.
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,141 @@
+"""What the ledger holds, as plain values, and the errors it raises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Stage = Literal["tune", "confirm"]
+TrialState = Literal["queued", "running", "done", "pruned", "failed"]
+AttemptState = Literal["running", "done", "pruned", "failed", "interrupted"]
+RunState = Literal["planned", "running", "stopped", "done"]
+Outcome = Literal["ok", "diverged"]
+
+TRIAL_STATES: tuple[TrialState, ...] = ("queued", "running", "done", "pruned", "failed")
+
+
+class LedgerError(Exception):
+    """The ledger cannot do what it was asked; the text says what was found and what would work."""
+
+
+class LedgerMissing(LedgerError):  # noqa: N818
+    """There is no ledger, or no such run, at this address."""
+
+
+class LedgerUnavailable(LedgerError):  # noqa: N818
+    """The database does not answer, is locked, or its disk is full. Nothing of the transaction was kept."""
+
+
+class LeaseHeld(LedgerError):  # noqa: N818
+    """Another driver holds the run. Times are unix seconds by the database's clock."""
+
+    def __init__(self, text: str, *, holder: str, since: float, expires: float, token: int) -> None:
+        self.holder, self.since, self.expires, self.token = holder, since, expires, token
+        super().__init__(text)
+
+
+class LeaseLost(LedgerError):  # noqa: N818
+    """This process does not hold the run, or not any more; nothing was written."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One sweep being carried out."""
+
+    uuid: str
+    name: str
+    sweep: dict[str, Any]
+    """The sweep, resolved."""
+    state: RunState
+    created: float
+    environment: dict[str, Any]
+    mlflow_experiment_id: str | None = None
+    mlflow_run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run. A new one needs only its first fields; the rest is written by the ledger."""
+
+    id: str
+    stage: Stage
+    arm: str
+    seed: int
+    job: dict[str, Any]
+    """As planned. What later attempts override is on the attempt."""
+    number: int | None = None
+    """The suggestion it belongs to, in the tune stage."""
+    state: TrialState = "queued"
+    outcome: Outcome | None = None
+    metric: float | None = None
+    """The sweep's metric at the final evaluation."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    step: int | None = None
+    """The furthest optimizer step the ledger has a point of."""
+    attempts: int = 0
+    failure: str | None = None
+    """Failure class of the newest attempt; None once the trial is done or pruned."""
+    message: str | None = None
+    result: dict[str, Any] | None = None
+    mlflow_run_id: str | None = None
+    created: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    revision: int = 0
+    """Goes up with every change of state, so that a projection knows what it has shown."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One execution of a trial, counted from 1."""
+
+    trial: str
+    number: int
+    state: AttemptState
+    execution: dict[str, Any]
+    """Overrides of `job.execution`, dotted or nested as the caller gave them."""
+    host: str
+    failure: str | None = None
+    message: str | None = None
+    started: float | None = None
+    ended: float | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one curve. `time` is unix seconds, taken where the value was measured."""
+
+    trial: str
+    key: str
+    step: int
+    value: float
+    time: float
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Suggestion `number` of an arm: tuned values by dotted job key, and one trial id for each tune seed."""
+
+    arm: str
+    number: int
+    params: dict[str, Any]
+    trials: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The setting an arm goes into the confirm stage with, and the hash of it."""
+
+    params: dict[str, Any]
+    number: int | None
+    hash: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something worth telling that is not a state: a checkpoint set aside, a takeover, a refusal."""
+
+    time: float
+    kind: str
+    text: str
+    trial: str | None = None

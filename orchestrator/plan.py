@@ -1,0 +1,212 @@
+"""From a sweep to what will be run: arms, contrasts, seeds, trials, and what a reader should know before paying for it.
+
+Pure functions of the sweep; imports no torch, ray, optuna or mlflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.config import JobConfig, canonical
+from orchestrator import search
+from orchestrator.sweep import Arm, Sweep, arms_of, flatten
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One trial to be: an arm, settings, a seed and a stage, and the job that they make."""
+
+    arm: str
+    stage: str
+    seed: int
+    number: int | None
+    """Suggestion number in the arm's tune stage; None in the confirm stage."""
+
+    job: JobConfig
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.job.id
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that follows from a sweep before anything is run."""
+
+    sweep: Sweep
+    arms: tuple[Arm, ...]
+    contrasts: tuple[tuple[str, str], ...]
+    """(a, b): arm a against its baseline b."""
+
+    tune_seeds: tuple[int, ...]
+    confirm_seeds: tuple[int, ...]
+    suggestions: int
+    """Tune suggestions per arm; 0 without a tune stage."""
+
+    warnings: tuple[str, ...]
+
+    @property
+    def trials(self) -> dict[str, int]:
+        """Trials per stage."""
+        return {
+            "tune": len(self.arms) * self.suggestions * len(self.tune_seeds),
+            "confirm": len(self.arms) * len(self.confirm_seeds),
+        }
+
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p-value these seeds can reach after Holm."""
+        return smallest_p(len(self.contrasts), len(self.confirm_seeds))
+
+    def arm(self, label: str) -> Arm:
+        """The arm of that label."""
+        return next(arm for arm in self.arms if arm.label == label)
+
+    def tune_trials(self, label: str, number: int, settings: Mapping[str, Any]) -> list[Planned]:
+        """The trials of one suggestion, one for each tune seed."""
+        arm = self.arm(label)
+        return [
+            Planned(label, "tune", seed, number, arm.config(stage="tune", seed=seed, settings=settings))
+            for seed in self.tune_seeds
+        ]
+
+    def confirm_trials(self, label: str, settings: Mapping[str, Any]) -> list[Planned]:
+        """The trials of an arm's frozen settings, one for each confirm seed."""
+        arm = self.arm(label)
+        return [
+            Planned(label, "confirm", seed, None, arm.config(stage="confirm", seed=seed, settings=settings))
+            for seed in self.confirm_seeds
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """Plain JSON: what `plan --json` prints and what the ledger keeps."""
+        return {
+            "arms": [
+                {"label": arm.label, "settings": arm.settings, **_costs(arm.config(stage="confirm", seed=0))}
+                for arm in self.arms
+            ],
+            "contrasts": [list(pair) for pair in self.contrasts],
+            "trials": self.trials,
+            "tune_seeds": list(self.tune_seeds),
+            "confirm_seeds": list(self.confirm_seeds),
+            "smallest_p": self.smallest_p,
+            "differs": differing(self.arms),
+            "warnings": list(self.warnings),
+        }
+
+
+def smallest_p(contrasts: int, seeds: int) -> float:
+    """contrasts x 2^(1 - seeds), at most 1: an exact sign-flip test of n pairs cannot go below 2^(1 - n)."""
+    return min(1.0, contrasts * 2.0 ** (1 - seeds)) if contrasts else 1.0
+
+
+def enough_seeds(contrasts: int) -> int:
+    """The fewest seeds whose smallest p-value lies below 0.05 after Holm."""
+    seeds = 2
+    while smallest_p(max(contrasts, 1), seeds) >= SIGNIFICANT:
+        seeds += 1
+    return seeds
+
+
+def make(sweep: Sweep) -> Plan:
+    """The plan of a valid sweep."""
+    arms = tuple(arms_of(sweep))
+    contrasts = tuple(_contrasts(sweep, arms))
+    tuned = tuple(sweep.tune.seed_list) if sweep.tune else ()
+    confirmed = _confirm_seeds(sweep, tuned, len(contrasts))
+    return Plan(
+        sweep=sweep,
+        arms=arms,
+        contrasts=contrasts,
+        tune_seeds=tuned,
+        confirm_seeds=confirmed,
+        suggestions=search.suggestions(sweep.tune, arms[0].values) if sweep.tune else 0,
+        warnings=tuple(_warnings(sweep, arms, len(contrasts), len(confirmed))),
+    )
+
+
+def differing(arms: Sequence[Arm]) -> dict[str, list[Any]]:
+    """Job keys, resolved, that are not the same in every arm, with the value of each arm; derived ones included."""
+    jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
+    flat = [flatten(job.model_dump(mode="json")) | _costs(job) for job in jobs]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    return {
+        key: [one.get(key) for one in flat] for key in keys if len({canonical(one.get(key)) for one in flat}) > 1
+    }
+
+
+def execution_only(a: JobConfig, b: JobConfig) -> bool:
+    """Whether two jobs differ in nothing but how they are computed."""
+    return a.model_dump(exclude={"execution"}) == b.model_dump(exclude={"execution"})
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, old, new) of every key in which two resolved sweeps differ, except those that may change within a run."""
+    before, after = flatten(old), flatten(new)
+    free = ("resources.concurrent", "retry.")
+    return [
+        (key, before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(free)
+    ]
+
+
+def _contrasts(sweep: Sweep, arms: Sequence[Arm]) -> list[tuple[str, str]]:
+    """The first factor's levels against its first level within each level of the others; or each arm against the first."""
+    if not sweep.compare:
+        return [(arm.label, arms[0].label) for arm in arms[1:]]
+    first = next(iter(sweep.compare))
+    baseline = {
+        canonical({k: v for k, v in arm.settings.items() if k != first}): arm.label
+        for arm in arms
+        if arm.settings[first] == sweep.compare[first][0]
+    }
+    pairs = [(arm.label, baseline[canonical({k: v for k, v in arm.settings.items() if k != first})]) for arm in arms]
+    return [(a, b) for a, b in pairs if a != b]
+
+
+def _confirm_seeds(sweep: Sweep, tuned: Sequence[int], contrasts: int) -> tuple[int, ...]:
+    seeds = sweep.confirm.seeds
+    if isinstance(seeds, list):
+        return tuple(seeds)
+    count = enough_seeds(contrasts) if seeds == "enough" else seeds
+    first = max(tuned, default=-1) + 1
+    return tuple(range(first, first + count))
+
+
+def _costs(job: JobConfig) -> dict[str, Any]:
+    return {"samples": job.steps * job.batch.size, "steps": job.steps, "negatives_per_anchor": job.negatives_per_anchor}
+
+
+def _warnings(sweep: Sweep, arms: Sequence[Arm], contrasts: int, seeds: int) -> list[str]:
+    found = []
+    reachable = smallest_p(contrasts, seeds)
+    if reachable >= SIGNIFICANT:
+        found.append(
+            f"{seeds} confirm seeds and {contrasts} contrasts cannot reach p < 0.05 (smallest: {reachable:.3g}); "
+            f"use confirm.seeds = {enough_seeds(contrasts)}, or 'enough'"
+        )
+    if sweep.metric.smallest_difference == 0:
+        found.append(
+            "metric.smallest_difference is 0, so 'equivalent' can never be the verdict; "
+            "give the smallest difference worth having"
+        )
+    if sweep.tune and not sweep.tune.defaults:
+        found.append("tune.defaults is empty: give the published setting, so that every arm tries it first")
+    jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
+    if sweep.tune is None and any(job.loss.name != jobs[0].loss.name for job in jobs):
+        found.append(
+            "losses are compared without a tune stage: their gradients differ in scale, "
+            "so one learning rate favours one of them; add [tune]"
+        )
+    samples = {job.steps * job.batch.size for job in jobs}
+    if len(samples) > 1:
+        found.append(f"arms see different numbers of pairs, {min(samples):,} to {max(samples):,}: budgets are not equal")
+    if any(job.data.tune == job.data.confirm for job in jobs) and sweep.tune:
+        found.append("data.tune and data.confirm are the same rows: the verdict is biased towards what was tuned on them")
+    return found

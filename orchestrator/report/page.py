@@ -1,0 +1,130 @@
+"""A report as one HTML file that opens offline, on a phone, light or dark; and as Markdown beside its PNGs.
+
+Everything from a sweep or a ledger is escaped; the page loads nothing and runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from orchestrator.report.content import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
+
+STYLE = """
+:root { --paper: #fefefe; --ink: #1b1b1b; --muted: #5f5f5f; --line: #dcdcdc; --note: #fff6e0; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #16181b; --ink: #e8e6e3; --muted: #a3a3a3; --line: #3a3d42; --note: #332b17; }
+}
+* { box-sizing: border-box; }
+html { color-scheme: light dark; -webkit-text-size-adjust: 100%; }
+body { margin: 0 auto; max-width: 46rem; padding: 2rem 1rem 4rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .75rem; }
+h2 { font-size: 1.1rem; margin: 2.75rem 0 .5rem; padding-top: .6rem; border-top: 1px solid var(--line); }
+.verdict { font-size: 1.2rem; line-height: 1.45; margin: 0 0 .5rem; }
+.subtitle, figcaption, summary { color: var(--muted); font-size: .9rem; }
+.warning { background: var(--note); border-radius: .4rem; padding: .6rem 1rem .6rem 2rem; }
+.scroll { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 60%; }
+th, td { padding: .35rem .9rem .35rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th { font-weight: 600; color: var(--muted); vertical-align: bottom; }
+.number { text-align: right; white-space: nowrap; }
+figure { margin: 1.75rem 0; max-width: 35rem; }
+figure svg { width: 100%; height: auto; display: block; }
+figure h3 { font-size: 1rem; margin: 0 0 .25rem; }
+pre { overflow-x: auto; padding: .75rem 1rem; border: 1px solid var(--line); border-radius: .4rem; font-size: .85rem; }
+"""
+
+
+def html(question: str, verdict: str, subtitle: str, notes: Sequence[str], content: Sequence[Block]) -> str:
+    """The whole page."""
+    warning = _html(Bullets(notes, warning=True)) if notes else ""
+    body = "\n".join(_html(block) for block in content)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>{escape(question)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{escape(question)}</h1>
+<p class="verdict">{escape(verdict)}</p>
+<p class="subtitle">{escape(subtitle)}</p>
+{warning}
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def markdown(question: str, verdict: str, subtitle: str, notes: Sequence[str], content: Sequence[Block]) -> str:
+    """The same in Markdown; pictures are the PNGs of the same folder."""
+    top = [f"# {_md(question)}", f"**{_md(verdict)}**", _md(subtitle)]
+    if notes:
+        top.append(_markdown(Bullets(notes)))
+    return "\n\n".join([*top, *(_markdown(block) for block in content)]) + "\n"
+
+
+def _html(block: Block) -> str:
+    match block:
+        case Heading(text):
+            return f"<h2>{escape(text)}</h2>"
+        case Paragraph(text):
+            return f"<p>{escape(text)}</p>"
+        case Bullets(items, warning):
+            listed = "".join(f"<li>{escape(item)}</li>" for item in items)
+            return f'<ul class="warning">{listed}</ul>' if warning else f"<ul>{listed}</ul>"
+        case Grid(headings, rows, words):
+            return _html_table(headings, rows, words)
+        case Code(text, title):
+            code = f"<pre>{escape(text)}</pre>"
+            return f"<details><summary>{escape(title)}</summary>{code}</details>" if title else code
+        case Picture(plot):
+            title = f'<h3 id="{plot.name}">{escape(plot.title)}</h3>'
+            return f"<figure>{title}\n{plot.svg}\n<figcaption>{escape(plot.caption)}</figcaption></figure>"
+
+
+def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
+    def cells(row: Sequence[str], tag: str) -> str:
+        kinds = ["" if k < words else ' class="number"' for k in range(len(row))]
+        return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, row, strict=True))
+
+    body = "\n".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
+    head = f"<thead><tr>{cells(headings, 'th')}</tr></thead>"
+    # A table wider than a phone scrolls by itself; tabindex lets the keyboard scroll it too.
+    return f'<div class="scroll" tabindex="0"><table>{head}\n<tbody>{body}</tbody></table></div>'
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Heading(text):
+            return f"## {_md(text)}"
+        case Paragraph(text):
+            return _md(text)
+        case Bullets(items):
+            return "\n".join(f"- {_md(item)}" for item in items)
+        case Grid(headings, rows, words):
+            rule = ["---" if k < words else "---:" for k in range(len(headings))]
+            lines = [map(_md, headings), rule, *(map(_md, row) for row in rows)]
+            return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        case Code(text, title):
+            fence = "```"
+            while fence in text:
+                fence += "`"
+            return (f"{_md(title)}\n\n" if title else "") + f"{fence}\n{text}\n{fence}"
+        case Picture(plot):
+            return f"![{_md(plot.title)}]({plot.name}.png)\n\n{_md(plot.caption)}"
+
+
+def _md(text: Any) -> str:
+    """Text of one line that cannot become a table cell, a tag, code or a link of its own."""
+    plain = " ".join(str(text).split()).replace("\\", "\\\\")
+    for mark in "|`*<":
+        plain = plain.replace(mark, "&lt;" if mark == "<" else f"\\{mark}")
+    return plain.replace("](", "]\\(")

@@ -1,0 +1,133 @@
+"""How numbers and verdicts are written, in one place, so that the page, the tables and the terminal agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+NOTHING = "–"
+"""Written where there is no number."""
+
+VERDICTS = {
+    "a_better": "better",
+    "b_better": "worse",
+    "equivalent": "equivalent",
+    "inconclusive": "inconclusive",
+}
+"""What a verdict says of the arm against its baseline."""
+
+
+def value(x: float | None) -> str:
+    """A metric: four decimals, or three significant digits where those would say nothing."""
+    if x is None:
+        return NOTHING
+    x += 0.0  # minus zero is zero
+    return f"{x:.4f}" if x == 0 or 1e-4 <= abs(x) < 1e4 else f"{x:.3g}"
+
+
+def signed(x: float | None) -> str:
+    """A difference of metrics, with its sign."""
+    return f"+{value(x)}" if x is not None and x > 0 else value(x)
+
+
+def interval(ends: list[float] | None, *, sign: bool = False) -> str:
+    """[low, high] of a metric, or of a difference (`sign`)."""
+    return NOTHING if ends is None else "[" + ", ".join((signed if sign else value)(end) for end in ends) + "]"
+
+
+def probability(p: float | None) -> str:
+    """A p-value: three significant digits."""
+    return NOTHING if p is None else f"{p:.3g}"
+
+
+def quantity(x: float | None) -> str:
+    """Seconds, megabytes, pairs per second: about three significant digits, thousands apart."""
+    if x is None:
+        return NOTHING
+    digits = 0 if abs(x) >= 100 else 1 if abs(x) >= 10 else 2
+    return f"{x:,.{digits}f}"
+
+
+def count(n: int | None) -> str:
+    """A whole number, thousands apart."""
+    return NOTHING if n is None else f"{n:,}"
+
+
+def percent(rate: float | None) -> str:
+    """A rate in whole percent."""
+    return NOTHING if rate is None else f"{100 * rate:.0f}%"
+
+
+def setting(params: dict[str, Any] | None) -> str:
+    """`optimizer.lr = 0.003, loss.temperature = 0.1`."""
+    if not params:
+        return NOTHING
+    return ", ".join(f"{key} = {f'{x:.4g}' if isinstance(x, float) else x}" for key, x in params.items())
+
+
+def sentence(answer: dict[str, Any]) -> str:
+    """The verdict in one plain sentence."""
+    compared = answer["comparisons"]
+    if not any(one["n"] for one in compared):
+        return "No verdict yet: no comparison has a pair of finished confirm trials."
+    prefix = "" if answer["complete"] else "Not complete: "
+    if len(compared) == 1:
+        return prefix + _clause(compared[0], answer) + "."
+    if len(compared) <= 3:
+        return prefix + "; ".join(_clause(one, answer, brief=True) for one in compared) + "."
+    verdicts = [one["verdict"] for one in compared]
+    better, worse, equal, open_ = (verdicts.count(verdict) for verdict in VERDICTS)
+    return (
+        f"{prefix}{better} of {len(compared)} arms beat their baseline on {answer['metric']}, {worse} lose to it, "
+        f"{equal} are equivalent to it and {open_} comparisons are inconclusive."
+    )
+
+
+def _clause(one: dict[str, Any], answer: dict[str, Any], *, brief: bool = False) -> str:
+    a, b, metric = one["a"], one["b"], answer["metric"]
+    evidence = f"p = {probability(one['p_holm'])}" + ("" if brief else f", {one['n']} seeds")
+    evidence = f"(95% interval {interval(one['ci95'], sign=True)}, {evidence})"
+    if one["verdict"] in ("a_better", "b_better"):
+        winner, loser = (a, b) if one["verdict"] == "a_better" else (b, a)
+        return f"{winner} beats {loser} by {value(abs(one['delta']))} {metric} {evidence}"
+    if one["verdict"] == "equivalent":
+        limit = value(answer["smallest_difference"])
+        within = "" if brief else f" (90% interval {interval(one['ci90'], sign=True)}, {one['n']} seeds)"
+        return f"{a} and {b} are equivalent: their mean {metric} differs by less than {limit}{within}"
+    return f"{a} against {b} is inconclusive: {signed(one['delta'])} {metric} {evidence}"
+
+
+def table(answer: dict[str, Any]) -> RenderableType:
+    """What a terminal shows: the arms, the comparisons, the verdict. Fits 80 columns."""
+    arms = Table(box=SIMPLE_HEAD, title=Text(f"{answer['metric']} by arm"), title_justify="left", padding=(0, 1))
+    arms.add_column("arm", overflow="fold", min_width=12)
+    for heading in ("n", "mean", "95% interval", "diverged", "pairs/s", "peak MB"):
+        arms.add_column(heading, justify="right", no_wrap=True)
+    for arm in answer["arms"]:
+        arms.add_row(
+            Text(arm["label"]),
+            count(arm["n"]),
+            value(arm["mean"]),
+            interval(arm["ci95"]),
+            count(arm["diverged"]),
+            quantity(arm["samples_per_second"]),
+            quantity(arm["peak_memory_mb"]),
+        )
+    comparisons = Table(box=SIMPLE_HEAD, title=Text("paired differences"), title_justify="left", padding=(0, 1))
+    comparisons.add_column("a - b", overflow="fold", min_width=12)
+    for heading in ("mean", "95% interval", "p (Holm)", "verdict on a"):
+        comparisons.add_column(heading, justify="right", no_wrap=True)
+    for one in answer["comparisons"]:
+        comparisons.add_row(
+            Text(f"{one['a']} - {one['b']}"),
+            signed(one["delta"]),
+            interval(one["ci95"], sign=True),
+            probability(one["p_holm"] if one["n"] else None),
+            VERDICTS[one["verdict"]],
+        )
+    notes = [Text(f"note: {note}") for note in answer["notes"]]
+    return Group(arms, comparisons, *notes, Text(answer["sentence"], style="bold"))

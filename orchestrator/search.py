@@ -1,0 +1,306 @@
+"""What to try next inside an arm, and what to stop early: Optuna as a function of what has been observed.
+
+Nothing is kept between calls. A study is rebuilt in memory from the arm's observations, in the order of their
+numbers, and its sampler is seeded by (sweep seed, arm, number). Suggestion `number` sees the observations up to
+`number - tune.parallel` and no others, and so does its pruning: who finishes first and how often the driver died
+change nothing. The same points come back for the same version of Optuna (pinned) and, with `gp`, of torch and scipy.
+
+Imports optuna inside functions, as the command line must answer at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal
+
+from jobs.config import canonical
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.distributions import BaseDistribution
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial, TrialState
+
+    from orchestrator.sweep import Space, Tune
+
+STARTUP = 4
+"""Observations, defaults included, before tpe and gp stop drawing at random. Optuna's 10 is above the usual budget of
+eight, so it would never search. Of 1, 2, 4 and 8, on noisy bowls of three keys, 4 was best or level for tpe with 8 and
+16 trials; for gp they were level."""
+
+HALVING = 2
+"""Successive halving lets this share of the trials pass a rung: one in two. Optuna's one in four would leave nothing
+of a budget of eight."""
+
+MEDIAN_STARTUP = 4
+"""Trials that must have finished before the median prunes: half of the usual budget of eight."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What became of one suggestion. Raises ValueError if a number in it is not finite."""
+
+    number: int
+    """Counts the arm's suggestions from 0."""
+
+    params: Mapping[str, Any]
+    """What was suggested: dotted job keys."""
+
+    value: float | None
+    """The objective. None: the setting failed or is infeasible. A diverged trial has a value, its untrained one."""
+
+    state: Literal["done", "pruned", "failed"] | None
+    """None: still running."""
+
+    rungs: Mapping[int, float] = field(default_factory=dict)
+    """The objective at each rung that was reached, by step. Rungs are shares of the budget and counted in order, as
+    the steps differ where the batch size is tuned."""
+
+    def __post_init__(self) -> None:
+        numbers = [*self.rungs.values(), *([] if self.value is None else [self.value])]
+        if not all(math.isfinite(number) for number in numbers):
+            raise ValueError(
+                f"suggestion {self.number} has value {self.value} and rungs {dict(self.rungs)}: not finite"
+            )
+
+
+def suggest(
+    tune: Tune,
+    *,
+    mode: Literal["max", "min"],
+    sweep_seed: int,
+    arm: str,
+    number: int,
+    history: Sequence[Observed],
+    base: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The settings of suggestion `number` (from 0) of an arm: values for the keys of `tune.space`.
+
+    The defaults come first, what they lack filled from `base`, the arm's own values by dotted key. A grid follows with
+    its other points, the same in every arm, in an order drawn once from the sweep's seed, so that a budget below its
+    size is a sample and not a corner of it. Raises ValueError when the grid is exhausted (see `suggestions`), or when
+    an observation that this suggestion depends on is missing.
+    """
+    tried = defaults(tune, base or {})
+    if number < len(tried):
+        return tried[number]
+    if tune.sampler == "grid":
+        rest = _grid(tune, sweep_seed=sweep_seed, without=tried)
+        if number - len(tried) >= len(rest):
+            raise ValueError(
+                f"suggestion {number} of arm {arm!r}: the grid ends with {len(tried) + len(rest)} suggestions; "
+                "ask for no more than search.suggestions()"
+            )
+        return rest[number - len(tried)]
+    seen = [] if tune.sampler == "random" else _visible(tune, number=number, history=history)
+    study = _study(mode, sampler=_sampler(tune, seed=_sampler_seed(sweep_seed, arm, number)))
+    space = {key: _distribution(one) for key, one in sorted(tune.space.items())}
+    # A default that was filled from the arm may lie outside the space: it is tried and can win, but the sampler cannot
+    # be told.
+    study.add_trials([_frozen(one, space) for one in seen if _inside(tune, one.params)])
+    return study.ask(space).params
+
+
+def should_prune(
+    tune: Tune,
+    *,
+    mode: Literal["max", "min"],
+    number: int,
+    history: Sequence[Observed],
+    rungs: Mapping[int, float],
+    rung_steps: Sequence[int],
+) -> bool:
+    """Whether suggestion `number` should stop at the rung it has just reached.
+
+    rungs: this trial's objective at the rungs so far, by step; rung_steps: the steps of all its rungs, ascending, its
+    end not among them. Defaults are never pruned: an arm must be able to fall back on the published setting. Raises
+    ValueError for a rung that was skipped, a value that is not finite, or an observation that is missing.
+    """
+    reached = sorted(step for step in rungs if step in rung_steps)
+    if reached != list(rung_steps[: len(reached)]):
+        raise ValueError(f"suggestion {number} has rungs {reached} of {list(rung_steps)}: the steps before are missing")
+    if tune.prune == "none" or number < len(tune.defaults) or not reached:
+        return False
+    current = Observed(number, {}, None, "done", {step: rungs[step] for step in reached})
+    study = _study(mode, pruner=_pruner(tune))
+    for one in _visible(tune, number=number, history=history):
+        trial, _ = _climb(study, one)
+        state = _state(one)
+        study.tell(trial, one.value if state.name == "COMPLETE" else None, state=state)
+    return _climb(study, current)[1]
+
+
+def suggestions(tune: Tune, base: Mapping[str, Any] | None = None) -> int:
+    """How many suggestions an arm gets: its budget, or fewer when a grid ends before."""
+    if tune.sampler != "grid":
+        return tune.trials
+    tried = defaults(tune, base or {})
+    return min(tune.trials, len(tried) + len(_grid(tune, sweep_seed=0, without=tried)))
+
+
+def defaults(tune: Tune, base: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The settings tried first. What a default lacks is filled from `base`; what `base` lacks or has as None is left
+    out, and so to the job."""
+    return [
+        {key: value for key in sorted(tune.space) if (value := given.get(key, base.get(key))) is not None}
+        for given in tune.defaults
+    ]
+
+
+def _grid(tune: Tune, *, sweep_seed: int, without: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    keys = sorted(tune.space)
+    points = (
+        dict(zip(keys, point, strict=True))
+        for point in itertools.product(*(tune.space[key].choices or () for key in keys))
+    )
+    taken = {canonical(dict(point)) for point in without}
+    rest = {text: point for point in points if (text := canonical(point)) not in taken}
+    return [
+        rest[text] for text in sorted(rest, key=lambda text: hashlib.sha256(f"{sweep_seed} {text}".encode()).digest())
+    ]
+
+
+def _visible(tune: Tune, *, number: int, history: Sequence[Observed]) -> list[Observed]:
+    """The observations that suggestion `number` may know of, in order. All of them, or ValueError."""
+    last = number - tune.parallel
+    seen = {one.number: one for one in history if one.number <= last}
+    missing = [str(n) for n in range(last + 1) if n not in seen or seen[n].state is None]
+    if missing:
+        raise ValueError(
+            f"suggestion {number} with tune.parallel = {tune.parallel} depends on suggestions 0 to {last}; "
+            f"not finished: {', '.join(missing)}"
+        )
+    return [seen[n] for n in sorted(seen)]
+
+
+def _sampler_seed(sweep_seed: int, arm: str, number: int) -> int:
+    """32 bits. One-to-one in `number` (the factor is odd): a hash of it would sometimes give two numbers one seed,
+    and a sampler with the same seed and little history repeats itself."""
+    start = int.from_bytes(hashlib.sha256(canonical([sweep_seed, arm]).encode()).digest()[:4], "big")
+    return (start + 0x9E3779B1 * number) % 2**32
+
+
+def _study(mode: str, *, sampler: BaseSampler | None = None, pruner: BasePruner | None = None) -> Study:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(
+        storage=optuna.storages.InMemoryStorage(),
+        sampler=sampler or optuna.samplers.RandomSampler(seed=0),
+        pruner=pruner or optuna.pruners.NopPruner(),
+        direction="maximize" if mode == "max" else "minimize",
+    )
+
+
+def _sampler(tune: Tune, *, seed: int) -> BaseSampler:
+    import optuna
+
+    if tune.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if tune.sampler == "gp":
+        return optuna.samplers.GPSampler(
+            seed=seed,
+            n_startup_trials=STARTUP,
+            deterministic_objective=False,
+            warn_independent_sampling=False,
+        )
+    return optuna.samplers.TPESampler(
+        seed=seed,
+        n_startup_trials=STARTUP,
+        n_ei_candidates=24,
+        multivariate=True,
+        group=False,
+        constant_liar=False,  # the rebuilt study holds no running trials
+    )
+
+
+def _pruner(tune: Tune) -> BasePruner:
+    import optuna
+
+    if tune.prune == "median":
+        return optuna.pruners.MedianPruner(
+            n_startup_trials=MEDIAN_STARTUP, n_warmup_steps=0, interval_steps=1, n_min_trials=1
+        )
+    return optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=1, reduction_factor=HALVING, min_early_stopping_rate=0, bootstrap_count=0
+    )
+
+
+def _distribution(space: Space) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if space.choices is not None:
+        return CategoricalDistribution(space.choices)
+    low, high = _ends(space)
+    if space.step is not None:
+        # The last value on the lattice. Optuna would take it too, with a warning.
+        first, step = Decimal(str(low)), Decimal(str(space.step))
+        high = float(first + (Decimal(str(high)) - first) // step * step)
+    if space.integer:
+        return IntDistribution(int(low), int(high), log=space.log, step=int(space.step or 1))
+    return FloatDistribution(float(low), float(high), log=space.log, step=space.step)
+
+
+def _ends(space: Space) -> tuple[float, float]:
+    assert space.low is not None
+    assert space.high is not None
+    return space.low, space.high
+
+
+def _inside(tune: Tune, params: Mapping[str, Any]) -> bool:
+    return all(key in params and _holds(space, params[key]) for key, space in tune.space.items())
+
+
+def _holds(space: Space, value: Any) -> bool:
+    if space.choices is not None:
+        return value in space.choices
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    low, high = _ends(space)
+    step = space.step or (1 if space.integer else None)
+    on_lattice = step is None or abs((value - low) / step - round((value - low) / step)) < 1e-8
+    return low <= value <= high and on_lattice
+
+
+def _state(one: Observed) -> TrialState:
+    from optuna.trial import TrialState
+
+    if one.state == "pruned":
+        return TrialState.PRUNED
+    return TrialState.FAIL if one.state == "failed" or one.value is None else TrialState.COMPLETE
+
+
+def _frozen(one: Observed, space: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    from optuna.trial import TrialState, create_trial
+
+    state = _state(one)
+    return create_trial(
+        state=state,
+        value=one.value if state is TrialState.COMPLETE else None,
+        params={key: one.params[key] for key in space},
+        distributions=dict(space),
+        intermediate_values=dict(_reports(one)),
+    )
+
+
+def _climb(study: Study, one: Observed) -> tuple[Trial, bool]:
+    """Report the rungs one by one to a new trial of `study`, asking the pruner at each, as halving keeps in the trial
+    which rungs it has passed. Returns the trial and what the pruner said at the last."""
+    trial, stop = study.ask(), False
+    for step, value in _reports(one):
+        trial.report(value, step)
+        stop = trial.should_prune()
+    return trial, stop
+
+
+def _reports(one: Observed) -> Iterator[tuple[int, float]]:
+    """(step for Optuna, objective) of each rung. Its halving puts rung k at step HALVING ** k, which makes each of
+    our rungs one of its own, however far apart they are."""
+    for index, step in enumerate(sorted(one.rungs)):
+        yield HALVING**index, one.rungs[step]

@@ -1,0 +1,385 @@
+"""What is run next, and what is made of what comes back: every decision of a sweep, taken from its ledger alone.
+
+Two threads meet here. Tune's loop asks `next` and `prune` and only enqueues what came back; the writer thread is the
+only one that records how trials end, and asks for what follows. No ray, no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from jobs.config import JobConfig, canonical
+from orchestrator import search
+from orchestrator.ledger import Ledger, LedgerError, Point, Suggestion, Trial
+from orchestrator.plan import Plan, Planned
+from orchestrator.runs import RunFolder
+from orchestrator.sweep import merged
+
+LEASE_S = 30.0
+"""A driver that is silent this long may be replaced. One that ended on this machine is replaced at once."""
+
+SAME_FAILURES = 3
+"""Different trials that fail with the same words before the sweep is stopped: a bug, not bad luck."""
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """One attempt of one trial, ready to run."""
+
+    trial: str
+    attempt: int
+    job: dict[str, Any]
+    """With this attempt's execution settings."""
+
+    folder: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt ended, in the words of the rank that caused it."""
+
+    kind: str
+    """A failure class, a field of the sweep's [retry]."""
+
+    rank: int | None
+    message: str
+    """First line of the real exception."""
+
+    trace: str
+
+
+class Session:
+    """One driver's work on one run, from where the ledger stands to the end or to a stop."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        ledger: Ledger,
+        folder: RunFolder,
+        *,
+        concurrent: int,
+        tell: Callable[[str, Trial | None], None],
+        execution: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._plan, self._ledger, self._folder = plan, ledger, folder
+        self._concurrent, self._tell = concurrent, tell
+        self._execution = dict(execution or {})
+        self._events: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._lock = threading.Lock()
+        self._ready: deque[str] = deque()
+        self._running: dict[str, Dispatch] = {}
+        self._rungs: dict[str, dict[int, float]] = {}
+        self._histories: dict[str, list[search.Observed]] = {}
+        self._trials: dict[str, Trial] = {}
+        self._failures: dict[str, set[str]] = {}
+        self._exhausted = False
+        self._stop = threading.Event()
+        self.stopped_by: str | None = None
+        """Why the session stopped before its end, in words for a person."""
+        self.interrupted = False
+        """Whether a signal stopped it."""
+        self.broken: BaseException | None = None
+        """What the writer could not get over; the session then stops."""
+        self._writer = threading.Thread(target=self._write, name="ledger-writer", daemon=True)
+
+    # Called by the main thread.
+
+    def start(self) -> None:
+        """Reconcile with what earlier sessions left, then let the writer work."""
+        for attempt in self._ledger.reconcile():
+            self._tell(f"attempt {attempt.number} of trial {attempt.trial} was cut short; it continues", None)
+        self._refill()
+        self._writer.start()
+
+    def stop(self, why: str) -> None:
+        """Let running trials checkpoint, and start no more. Safe in a signal handler."""
+        if self.stopped_by is None:
+            self.stopped_by = why
+        self._stop.set()
+
+    def interrupt(self, name: str) -> None:
+        """Stop because of a signal."""
+        self.interrupted = True
+        self.stop(name)
+
+    def close(self) -> None:
+        """Write what is enqueued, and put what was cut short back into the queue."""
+        self._events.put(None)
+        self._writer.join()
+        if self.broken is None:
+            for dispatch in list(self._running.values()):
+                self._ledger.finish_attempt(
+                    dispatch.trial, dispatch.attempt, state="interrupted", message=self.stopped_by or "cut short"
+                )
+            self._running.clear()
+
+    # Called by Tune's loop.
+
+    def next(self) -> Dispatch | None:
+        """The next attempt that is due, begun in the ledger."""
+        with self._lock:
+            if self._stop.is_set() or not self._ready or len(self._running) >= self._concurrent:
+                return None
+            trial = self._trials[self._ready.popleft()]
+            execution = self._execution or self._latest_execution(trial)
+            try:
+                attempt = self._ledger.start_attempt(trial.id, execution, socket.gethostname())
+            except LedgerError as error:
+                self._give_up(error)
+                return None
+            settings = {f"execution.{key}": value for key, value in execution.items()}
+            dispatch = Dispatch(
+                trial.id, attempt, merged(trial.job, settings), str(self._folder.trial(trial.id).resolve())
+            )
+            self._running[trial.id] = dispatch
+            self._rungs[trial.id] = {}
+            if self._pruning(trial):
+                self._histories[trial.id] = self._observed(trial.arm)
+            return dispatch
+
+    def finished(self) -> bool:
+        """Whether nothing is running, nothing is due and nothing will be."""
+        with self._lock:
+            return self._stop.is_set() or (self._exhausted and not self._running)
+
+    def stopping(self) -> bool:
+        """Whether running trials shall end now."""
+        return self._stop.is_set()
+
+    def report(self, dispatch: Dispatch, report: dict[str, Any]) -> None:
+        """Enqueue what a gang reported."""
+        self._events.put(lambda: self._hear(dispatch, report))
+
+    def lost(self, dispatch: Dispatch, failure: Failure) -> None:
+        """Enqueue that a slot was lost with its trial."""
+        self._events.put(lambda: self._fail(dispatch, failure))
+
+    def prune(self, dispatch: Dispatch, report: dict[str, Any]) -> bool:
+        """Whether the trial ends at the rungs it has reached; a function of the ledger and of its own values."""
+        tune, history = self._plan.sweep.tune, self._histories.get(dispatch.trial)
+        if tune is None or history is None or report.get("result") is not None or "failure" in report:
+            return False
+        trial = self._trials[dispatch.trial]
+        steps = rung_steps(trial)
+        rungs = self._rungs[dispatch.trial]
+        for point in report["points"]:
+            if point["key"] == self._plan.sweep.metric.name and point["step"] in steps and isfinite(point["value"]):
+                rungs[steps.index(point["step"]) + 1] = point["value"]
+        pruned = bool(rungs) and search.should_prune(
+            tune,
+            mode=self._plan.sweep.metric.mode,
+            number=trial.number or 0,
+            history=history,
+            rungs=rungs,
+            rung_steps=list(range(1, len(steps) + 1)),
+        )
+        if pruned:
+            self._events.put(lambda: self._prune(dispatch, rungs[max(rungs)], report["step"]))
+        return pruned
+
+    # The writer thread.
+
+    def _write(self) -> None:
+        while True:
+            try:
+                event = self._events.get(timeout=LEASE_S / 4)
+            except queue.Empty:
+                event = self._ledger.renew
+            if event is None:
+                return
+            try:
+                event()
+            except Exception as error:  # the ledger is gone or lost: nothing may go on without it
+                self._give_up(error)
+                return
+
+    def _give_up(self, error: BaseException) -> None:
+        self.broken = error
+        self.stop(f"{type(error).__name__}: {error}")
+
+    def _hear(self, dispatch: Dispatch, report: dict[str, Any]) -> None:
+        if "failure" in report:
+            self._fail(dispatch, Failure(**report["failure"]))
+            return
+        points = [Point(dispatch.trial, p["key"], p["step"], p["value"], p["time"]) for p in report["points"]]
+        self._ledger.record_points(dispatch.trial, dispatch.attempt, points)
+        result, metric = report["result"], self._plan.sweep.metric.name
+        if result is None:
+            return
+        value = result["metrics"].get(metric)
+        if value is None:
+            measured = ", ".join(key for key in result["metrics"] if "/" not in key)
+            message = f"the metric {metric!r} was not measured; the trial measured {measured}"
+            self._fail(dispatch, Failure("user_error", None, message, ""))
+            return
+        self._ledger.finish_attempt(
+            dispatch.trial,
+            dispatch.attempt,
+            state="done",
+            outcome=result["outcome"],
+            metric=value,
+            metrics=result["metrics"],
+            step=result["step"],
+            result=result,
+        )
+        self._ended(dispatch, f"{metric} {value:.4f}" + (" diverged" if result["outcome"] == "diverged" else ""))
+
+    def _prune(self, dispatch: Dispatch, value: float, step: int) -> None:
+        self._ledger.finish_attempt(dispatch.trial, dispatch.attempt, state="pruned", metric=value, step=step)
+        self._ended(dispatch, f"pruned at step {step} with {self._plan.sweep.metric.name} {value:.4f}")
+
+    def _fail(self, dispatch: Dispatch, failure: Failure) -> None:
+        allowed = getattr(self._plan.sweep.retry, failure.kind, 0)
+        so_far = [a for a in self._ledger.attempts(dispatch.trial) if a.failure == failure.kind]
+        again = len(so_far) < allowed
+        self._ledger.finish_attempt(
+            dispatch.trial,
+            dispatch.attempt,
+            state="failed",
+            failure=failure.kind,
+            message=failure.message,
+            again=again,
+        )
+        if failure.trace:
+            path = self._folder.trial(dispatch.trial) / f"failure.attempt{dispatch.attempt}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(failure.trace)
+        then = "it gets another attempt" if again else f"log: {self._folder.trial(dispatch.trial)}/log.rank0.txt"
+        self._ended(dispatch, f"attempt {dispatch.attempt} failed ({failure.kind}): {failure.message}; {then}")
+        same = self._failures.setdefault(failure.message, set())
+        same.add(dispatch.trial)
+        if not again and len(same) >= SAME_FAILURES:
+            self.stop(f"{len(same)} trials failed in the same way: {failure.message}")
+
+    def _ended(self, dispatch: Dispatch, what: str) -> None:
+        trial = self._ledger.trial(dispatch.trial)
+        with self._lock:
+            self._running.pop(dispatch.trial, None)
+            self._histories.pop(dispatch.trial, None)
+        self._tell(what, trial)
+        self._refill()
+
+    # Deciding, from the ledger alone.
+
+    def _refill(self) -> None:
+        """Ask for the suggestions that are due, freeze the arms that are tuned, and queue what follows."""
+        for arm in self._plan.arms:
+            self._advance(arm.label)
+        trials = {trial.id: trial for trial in self._ledger.trials()}
+        order = {arm.label: place for place, arm in enumerate(self._plan.arms)}
+        due = [trial for trial in trials.values() if trial.state == "queued"]
+        # Arms take turns, so that a sweep cut short has compared as much as it could.
+        due.sort(key=lambda t: (t.stage != "tune", t.number or 0, t.seed, order[t.arm]))
+        with self._lock:
+            self._trials = trials
+            self._ready = deque(trial.id for trial in due if trial.id not in self._running)
+            self._exhausted = not self._ready
+
+    def _advance(self, arm: str) -> None:
+        tune, frozen = self._plan.sweep.tune, self._ledger.frozen()
+        if arm in frozen:
+            return
+        if tune is None:
+            self._freeze(arm, {}, None)
+            return
+        while len(observed := self._observed(arm)) < self._plan.suggestions:
+            number = len(observed)
+            seen = [one for one in observed if one.number <= number - tune.parallel]
+            if any(one.state is None for one in seen):
+                return
+            params = search.suggest(
+                tune,
+                mode=self._plan.sweep.metric.mode,
+                sweep_seed=tune.seed,
+                arm=arm,
+                number=number,
+                history=seen,
+                base=self._plan.arm(arm).values,
+            )
+            trials = self._plan.tune_trials(arm, number, params)
+            self._ledger.add_suggestion(
+                Suggestion(arm, number, params, tuple(trial.id for trial in trials)), map(as_trial, trials)
+            )
+        if all(one.state is not None for one in observed):
+            self._freeze_best(arm, observed)
+
+    def _freeze_best(self, arm: str, observed: Iterable[search.Observed]) -> None:
+        sign = 1 if self._plan.sweep.metric.mode == "max" else -1
+        usable = [one for one in observed if one.state == "done" and one.value is not None]
+        if usable:
+            best = max(usable, key=lambda one: (sign * (one.value or 0.0), -one.number))
+            self._freeze(arm, best.params, best.number)
+
+    def _freeze(self, arm: str, params: dict[str, Any], number: int | None) -> None:
+        trials = self._plan.confirm_trials(arm, params)
+        self._ledger.add_trials(map(as_trial, trials))
+        job = trials[0].job.model_dump(mode="json", exclude={"seed"})
+        self._ledger.freeze(arm, params, number, digest(job))
+
+    def _observed(self, arm: str) -> list[search.Observed]:
+        """What the arm's suggestions have come to. `state` is None while one of its trials has not ended."""
+        by_id = {trial.id: trial for trial in self._ledger.trials(stage="tune")}
+        found = []
+        for suggestion in self._ledger.suggestions(arm):
+            trials = [by_id[trial] for trial in suggestion.trials]
+            found.append(self._observe(suggestion, trials))
+        return found
+
+    def _observe(self, suggestion: Suggestion, trials: list[Trial]) -> search.Observed:
+        states = {trial.state for trial in trials}
+        state: Any = None
+        if not states & {"queued", "running"}:
+            state = next((kind for kind in ("failed", "pruned") if kind in states), "done")
+        values = [trial.metric for trial in trials if trial.metric is not None]
+        value = sum(values) / len(values) if state in ("done", "pruned") and len(values) == len(trials) else None
+        rungs = self._rung_values(trials[0]) if self._pruning(trials[0]) else {}
+        return search.Observed(suggestion.number, suggestion.params, value, state, rungs)
+
+    def _rung_values(self, trial: Trial) -> dict[int, float]:
+        steps = rung_steps(trial)
+        points = self._ledger.points(trial.id, key=self._plan.sweep.metric.name)
+        return {
+            steps.index(point.step) + 1: point.value
+            for point in points
+            if point.step in steps and isfinite(point.value)
+        }
+
+    def _pruning(self, trial: Trial) -> bool:
+        tune = self._plan.sweep.tune
+        return tune is not None and tune.prune != "none" and trial.stage == "tune"
+
+    def _latest_execution(self, trial: Trial) -> dict[str, Any]:
+        """Settings that an earlier attempt was given stay, until others are asked for."""
+        attempts = self._ledger.attempts(trial.id) if trial.attempts else []
+        return dict(attempts[-1].execution) if attempts else {}
+
+
+def as_trial(planned: Planned) -> Trial:
+    """A planned trial as a ledger row."""
+    return Trial(
+        id=planned.id,
+        stage=planned.job.stage,
+        arm=planned.arm,
+        seed=planned.seed,
+        job=planned.job.model_dump(mode="json"),
+        number=planned.number,
+    )
+
+
+def rung_steps(trial: Trial) -> list[int]:
+    """Steps at which a trial may be pruned: its evaluations but the last. Rung k is the k-th of them, whatever the
+    batch size, so that trials of different lengths meet at the same share of the budget."""
+    return JobConfig.model_validate(trial.job).evaluation_steps[:-1]
+
+
+def digest(value: Any) -> str:
+    """sha256 of canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()

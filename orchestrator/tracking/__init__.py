@@ -1,0 +1,28 @@
+"""MLflow as a projection of the ledger: what the ledger says is copied there, and nothing is ever read back from it.
+
+MLflow is imported inside functions: it takes seconds, which a thread spends while the first trial is starting.
+"""
+
+from .projection import Projection
+from .store import (
+    UI_ENVIRONMENT,
+    TrackingUnavailable,
+    check,
+    compare_address,
+    embedded_uri,
+    experiment_address,
+    runs_of,
+    ui_command,
+)
+
+__all__ = [
+    "UI_ENVIRONMENT",
+    "Projection",
+    "TrackingUnavailable",
+    "check",
+    "compare_address",
+    "embedded_uri",
+    "experiment_address",
+    "runs_of",
+    "ui_command",
+]

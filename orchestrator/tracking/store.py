@@ -1,0 +1,197 @@
+"""Where MLflow keeps its runs: a server, or the embedded SQLite store beside the run folders.
+
+The address is always given in full: MLflow's own default is a database in the current directory, which on a cluster is
+another one for every process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import sys
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+HTTP_TIMEOUT_S = 10
+UI_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""For the process of `ui_command`: without it, MLflow's server also starts job runners that nothing here uses."""
+
+
+class TrackingUnavailable(Exception):  # noqa: N818
+    """MLflow is not there, or cannot be used at this address. The text says what would help."""
+
+    def __init__(self, address: str, found: str, remedy: str) -> None:
+        self.address, self.remedy = address, remedy
+        super().__init__(f"MLflow at {address}: {found}; {remedy}")
+
+
+def embedded_uri(runs: Path) -> str:
+    """Tracking URI of the store that all runs under the folder `runs` share."""
+    return f"sqlite:///{runs.absolute() / 'mlflow.db'}"
+
+
+def check(uri: str, timeout_s: float = 5.0) -> None:
+    """See that MLflow can be used at `uri` (http, https or sqlite). Raises TrackingUnavailable.
+
+    timeout_s bounds each wait for the server. Does not import MLflow.
+    """
+    without = "start it, correct MLFLOW_TRACKING_URI, or launch with --offline and project later"
+    shown = _without_password(uri)
+    if uri.startswith("sqlite:///"):
+        folder = _database(uri).parent
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        if not _database(uri).is_absolute():
+            raise TrackingUnavailable(shown, "is relative to the current directory", "give an absolute path")
+        if not os.access(nearest, os.W_OK):
+            raise TrackingUnavailable(shown, f"{nearest} cannot be written", "choose another folder with --into")
+        return
+    if not uri.startswith(("http://", "https://")):
+        remedy = "set MLFLOW_TRACKING_URI to http(s)://host:port, or unset it for the embedded store"
+        raise TrackingUnavailable(shown, "is neither a server nor an SQLite file", remedy)
+    # /health asks for no credentials, and urllib would take those in the address for part of the host's name.
+    scheme, _, rest = uri.rstrip("/").partition("://")
+    try:
+        with urllib.request.urlopen(f"{scheme}://{rest.rpartition('@')[2]}/health", timeout=timeout_s) as answer:  # noqa: S310
+            found = answer.read(100).strip()
+    except urllib.error.HTTPError as error:
+        raise TrackingUnavailable(shown, f"answered {error.code} {error.reason} to /health", without) from error
+    except (OSError, ValueError) as error:
+        raise TrackingUnavailable(shown, str(getattr(error, "reason", error)), without) from error
+    if found != b"OK":
+        raise TrackingUnavailable(shown, "something else than MLflow answers there", without)
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the store at `uri`, whatever MLflow's global settings. Makes an embedded store's database at need.
+
+    Takes seconds the first time in a process, and 2 s more where the database has to be made.
+    """
+    settings = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # One attempt of bounded length: the projection itself tries again, and knows when to stop.
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(HTTP_TIMEOUT_S),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    # MLflow 3.17 itself uses a loader that SQLAlchemy 2.1 deprecates.
+    warnings.filterwarnings("ignore", message=r"The ``noload`` loader strategy is deprecated")
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    with _one_at_a_time(uri):
+        return MlflowClient(uri, registry_uri=uri)
+
+
+def artifact_root(uri: str) -> str | None:
+    """Where the artifacts of an embedded store lie, as a URI; None where a server decides."""
+    return (_database(uri).parent / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
+
+
+def runs_of(uri: str, uuid: str, *, history: bool = True) -> list[dict[str, Any]]:
+    """What MLflow has of the ledger's run `uuid`: its parent run and the nested ones, as plain values, parent first.
+
+    Each has run_id, experiment_id, kind (`sweep` or `trial`), trial (id or None), parent (run id or None), name,
+    status, start and end (unix ms), params, tags, and metrics: by key every point as (step, unix ms, value), by
+    step; with `history` False the last point only.
+    """
+    client = connect(uri)
+    found = [_plain(client, run, history=history) for run in search(client, uuid)]
+    return sorted(found, key=lambda run: (run["kind"] != "sweep", run["start"], run["run_id"]))
+
+
+def search(client: MlflowClient, uuid: str, experiments: Sequence[str] = ()) -> Iterator[Any]:
+    """Every MLflow run tagged with the ledger's run, in these experiments or in all. Deleted ones are left out."""
+    experiments = list(experiments) or [one.experiment_id for one in client.search_experiments()]
+    token: str | None = None
+    while experiments:
+        page = client.search_runs(experiments, f"tags.`orchestrator.run` = '{uuid}'", page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def ui_command(uri: str, *, port: int = 5000, host: str = "127.0.0.1") -> list[str]:
+    """The command that serves an embedded store; start it with UI_ENVIRONMENT. A server at http(s) needs none."""
+    root = artifact_root(uri)
+    if root is None:
+        raise ValueError(f"{_without_password(uri)} is a server already; open it in a browser")
+    where = ["--host", host, "--port", str(port), "--workers", "1"]
+    stores = ["--backend-store-uri", uri, "--default-artifact-root", root, "--artifacts-destination", root]
+    return [sys.executable, "-m", "mlflow", "server", *stores, *where]
+
+
+def compare_address(server: str, experiment_id: str, run_ids: Sequence[str]) -> str:
+    """Page of MLflow's UI that sets these runs side by side. It gets slow beyond about 100."""
+    runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (list(run_ids), [experiment_id]))
+    return f"{server.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}"
+
+
+def experiment_address(server: str, experiment_id: str, *, uuid: str, charts: bool = True) -> str:
+    """Page of MLflow's UI with the trials of one run of the ledger, as charts or as a table."""
+    wanted = quote(f"tags.`orchestrator.run` = '{uuid}' AND tags.`orchestrator.kind` = 'trial'")
+    mode = "CHART" if charts else "TABLE"
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?searchFilter={wanted}&compareRunsMode={mode}"
+
+
+def _plain(client: MlflowClient, run: Any, *, history: bool) -> dict[str, Any]:
+    info, tags = run.info, dict(run.data.tags)
+    last = run.data._metric_objs  # noqa: SLF001 - the public `metrics` has neither steps nor times
+    curves = {one.key: client.get_metric_history(info.run_id, one.key) if history else [one] for one in last}
+    return {
+        "run_id": info.run_id,
+        "experiment_id": info.experiment_id,
+        "kind": tags.get("orchestrator.kind"),
+        "trial": tags.get("orchestrator.trial"),
+        "parent": tags.get("mlflow.parentRunId"),
+        "name": info.run_name,
+        "status": info.status,
+        "start": info.start_time,
+        "end": info.end_time,
+        "params": dict(run.data.params),
+        "tags": tags,
+        "metrics": {
+            key: sorted((point.step, point.timestamp, point.value) for point in points)
+            for key, points in curves.items()
+        },
+    }
+
+
+def _database(uri: str) -> Path:
+    return Path(uri.removeprefix("sqlite:///"))
+
+
+def _without_password(uri: str) -> str:
+    scheme, mark, rest = uri.partition("://")
+    user, at, host = rest.rpartition("@")
+    return f"{scheme}{mark}{user.partition(':')[0]}{at}{host}"
+
+
+@contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Two sweeps that start together in one folder must not both make the tables of its store."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    folder = _database(uri).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

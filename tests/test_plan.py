@@ -1,0 +1,130 @@
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.plan import changed_keys, enough_seeds, execution_only, make, smallest_p
+from orchestrator.sweep import Sweep
+
+SWEEP: dict[str, Any] = {
+    "name": "small",
+    "question": "Does FlatNCE beat InfoNCE?",
+    "metric": {"name": "knn_accuracy", "smallest_difference": 0.01},
+    "job": {
+        "task": "image",
+        "budget": {"samples": 1000},
+        "data": {"train": "digits[:1000]", "tune": "digits[1000:1400]", "confirm": "digits[1400:]"},
+    },
+    "compare": {"loss.name": ["infonce", "dcl", "flatnce"], "batch.size": [16, 64]},
+    "tune": {
+        "trials": 4,
+        "defaults": [{"optimizer.lr": 1e-3}],
+        "space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
+    },
+}
+
+
+def plan_of(**changes: Any) -> Any:
+    return make(Sweep.model_validate(SWEEP | changes))
+
+
+def test_contrasts_pair_the_first_factors_levels_within_each_level_of_the_others() -> None:
+    assert plan_of().contrasts == (
+        ("dcl, size=16", "infonce, size=16"),
+        ("dcl, size=64", "infonce, size=64"),
+        ("flatnce, size=16", "infonce, size=16"),
+        ("flatnce, size=64", "infonce, size=64"),
+    )
+
+
+def test_named_arms_are_compared_with_the_first() -> None:
+    arms = [{"label": "big", "batch.size": 64}, {"label": "small", "batch.size": 16}, {"label": "tiny", "batch.size": 8}]
+    assert plan_of(compare={}, arm=arms).contrasts == (("small", "big"), ("tiny", "big"))
+
+
+@pytest.mark.parametrize(("contrasts", "seeds"), [(1, 6), (2, 7), (3, 7), (4, 8)])
+def test_enough_seeds_are_the_fewest_that_can_reach_significance(contrasts: int, seeds: int) -> None:
+    assert enough_seeds(contrasts) == seeds
+    assert smallest_p(contrasts, seeds) < 0.05 <= smallest_p(contrasts, seeds - 1)
+
+
+@given(st.integers(1, 500))
+def test_enough_is_never_one_seed_too_many(contrasts: int) -> None:
+    seeds = enough_seeds(contrasts)
+    assert contrasts * 2.0 ** (1 - seeds) < 0.05 <= contrasts * 2.0 ** (2 - seeds)
+
+
+def test_confirm_seeds_are_fresh_and_trials_are_counted() -> None:
+    made = plan_of()
+    assert made.confirm_seeds == tuple(range(1, 9))
+    assert not set(made.confirm_seeds) & set(made.tune_seeds)
+    assert made.trials == {"tune": 6 * 4, "confirm": 6 * 8}
+    two = plan_of(tune=SWEEP["tune"] | {"seeds": 2})
+    assert (two.trials["tune"], two.confirm_seeds[0]) == (6 * 4 * 2, 2)
+
+
+def test_a_grid_smaller_than_its_budget_is_walked_once() -> None:
+    grid = {"trials": 9, "sampler": "grid", "space": {"optimizer.lr": {"choices": [1e-3, 1e-2]}}}
+    assert plan_of(tune=grid).trials["tune"] == 6 * 2
+
+
+def test_trials_of_one_suggestion_differ_in_stage_or_seed_only() -> None:
+    made = plan_of(tune=SWEEP["tune"] | {"seeds": 2})
+    tuned = made.tune_trials("dcl, size=16", 0, {"optimizer.lr": 0.005})
+    confirmed = made.confirm_trials("dcl, size=16", {"optimizer.lr": 0.005})
+    everything = [*tuned, *confirmed]
+    assert len({trial.id for trial in everything}) == len(everything)
+    assert {trial.job.optimizer.lr for trial in everything} == {0.005}
+    assert {trial.job.loss.name for trial in everything} == {"dcl"}
+    assert [trial.job.stage for trial in everything] == ["tune"] * 2 + ["confirm"] * 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"confirm": {"seeds": 3}}, "cannot reach p < 0.05"),
+        ({"metric": {"name": "knn_accuracy"}}, "'equivalent' can never be the verdict"),
+        ({"tune": {"trials": 2, "space": SWEEP["tune"]["space"]}}, "tune.defaults is empty"),
+        ({"tune": None}, "without a tune stage"),
+        ({"compare": {"budget.samples": [500, 1000]}}, "budgets are not equal"),
+        ({"job": SWEEP["job"] | {"data": dict.fromkeys(("train", "tune", "confirm"), "digits")}}, "the same rows"),
+    ],
+)
+def test_a_reader_is_warned(changes: dict[str, Any], words: str) -> None:
+    assert any(words in warning for warning in plan_of(**changes).warnings)
+
+
+def test_a_sound_plan_has_no_warnings() -> None:
+    assert plan_of(compare={"loss.name": ["infonce", "flatnce"]}).warnings == ()
+
+
+def test_the_summary_says_what_differs_between_arms() -> None:
+    summary = plan_of().summary()
+    assert set(summary["differs"]) == {"loss.name", "batch.size", "steps", "samples", "negatives_per_anchor"}
+    assert summary["smallest_p"] == 4 * 2.0**-7
+
+
+def test_execution_is_told_from_objective() -> None:
+    arms = [{"label": "at once", "batch.size": 64}, {"label": "chunks", "batch.size": 64, "execution.micro": 8}]
+    made = plan_of(compare={}, arm=arms)
+    at_once, chunks = (arm.config(stage="confirm", seed=1) for arm in made.arms)
+    assert execution_only(at_once, chunks)
+    assert at_once.id != chunks.id
+    assert not execution_only(at_once, made.arms[0].config(stage="confirm", seed=2))
+
+
+def test_changed_keys_are_listed_except_those_that_may_change() -> None:
+    old = {"job": {"loss": {"margin": 0.1}}, "retry": {"hung": 1}, "resources": {"concurrent": 1, "cpus_per_rank": 1}}
+    new = {"job": {"loss": {"margin": 0.2}}, "retry": {"hung": 2}, "resources": {"concurrent": 2, "cpus_per_rank": 2}}
+    assert changed_keys(old, new) == [("job.loss.margin", 0.1, 0.2), ("resources.cpus_per_rank", 1, 2)]
+
+
+def test_a_thousand_trials_are_planned_within_five_seconds(tmp_path: Path) -> None:
+    began = time.perf_counter()
+    made = plan_of(compare={"model.width": list(range(4, 404, 4))}, confirm={"seeds": 10})
+    made.summary()
+    assert made.trials["confirm"] == 1000
+    assert time.perf_counter() - began < 5

@@ -1,0 +1,189 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.config import ConfigError
+from orchestrator.sweep import arms_of, flatten, load, merged, resolved
+
+SWEEPS = sorted((Path(__file__).parent.parent / "sweeps").glob("*.toml"))
+
+GOOD = """
+name = "small"
+question = "Does FlatNCE beat InfoNCE?"
+metric = { name = "knn_accuracy", smallest_difference = 0.01 }
+[job]
+task = "image"
+budget = { samples = 1_000 }
+[job.data]
+train = "digits[:1000]"
+tune = "digits[1000:1400]"
+confirm = "digits[1400:]"
+[compare]
+"loss.name" = ["infonce", "flatnce"]
+"batch.size" = [16, 64]
+[tune]
+trials = 3
+defaults = [{ "optimizer.lr" = 1e-3 }]
+[tune.space]
+"optimizer.lr" = { low = 1e-4, high = 1e-2, log = true }
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def _write(text: str | bytes, name: str = "sweep.toml") -> Path:
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return _write
+
+
+def complaint(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_shipped_sweep_loads_and_opens_with_its_question(path: Path) -> None:
+    assert path.read_text().startswith("# "), f"{path.name} must open with the question it answers"
+    assert load(path).question.endswith("?")
+
+
+def test_there_are_sweeps_to_check() -> None:
+    assert SWEEPS
+
+
+def test_factors_are_crossed_and_the_first_levels_come_first(write: Any) -> None:
+    labels = [arm.label for arm in arms_of(load(write(GOOD)))]
+    assert labels == ["infonce, size=16", "infonce, size=64", "flatnce, size=16", "flatnce, size=64"]
+
+
+def test_dotted_keys_need_no_quotes(write: Any) -> None:
+    unquoted = GOOD.replace('"loss.name" =', "loss.name =").replace('"optimizer.lr" = {', "optimizer.lr = {")
+    assert resolved(load(write(unquoted))) == resolved(load(write(GOOD)))
+
+
+def test_named_arms_keep_their_order_and_labels(write: Any) -> None:
+    text = GOOD[: GOOD.index("[compare]")] + (
+        '[[arm]]\nlabel = "big"\n"batch.size" = 128\n[[arm]]\nlabel = "pools"\nbatch.size = 128\nbatch.pool = 32\n'
+    )
+    arms = arms_of(load(write(text)))
+    assert [(arm.label, arm.settings) for arm in arms] == [
+        ("big", {"batch.size": 128}),
+        ("pools", {"batch.size": 128, "batch.pool": 32}),
+    ]
+
+
+def test_faults_of_every_part_of_the_file_are_named_at_once(write: Any) -> None:
+    text = (
+        GOOD.replace('task = "image"', 'task = "images"\nseed = 3')
+        .replace("trials = 3", "trails = 3")
+        .replace('"batch.size" = [16, 64]', '"batch.sise" = [16, 64]')
+        .replace("[job.data]", "[job.los]\nname = 1\n[job.data]")
+    )
+    found = complaint(write(text))
+    for words in (
+        "job.task = 'images': must be 'image' or 'sentence'; did you mean 'image'?",
+        "job.seed = 3: is set by the plan",
+        "tune.trails = 3: unknown key; did you mean 'tune.trials'?",
+        "compare: batch.sise: is no key of a job; did you mean 'batch.size'?",
+        "job.los = {'name': 1}: unknown key; did you mean 'job.loss'?",
+    ):
+        assert words in found, found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('name = "knn_accuracy"', 'name = "knn_acuracy"', "did you mean 'knn_accuracy'?"),
+        ('name = "knn_accuracy"', 'name = "train/loss"', "cannot be compared while batch.size, loss.name varies"),
+        ('name = "knn_accuracy"', 'name = "spearman"', "is not measured in task 'image'"),
+        ('["infonce", "flatnce"]', '["infonce", "infonce"]', "label is given twice"),
+        ('["infonce", "flatnce"]', "[]", "should have at least 1 item"),
+        ("[16, 64]", "[16, 1]", "job.batch.size = 1: should be greater than 1 (arm"),
+        ("trials = 3", "trials = 3\nseeds = [7]\n[confirm]\nseeds = [7, 8]\n[tune]", "Cannot declare"),
+        ('"optimizer.lr" = { low', '"optimiser.lr" = { low', "did you mean 'optimizer.lr'?"),
+        ('"optimizer.lr" = { low', '"batch.size" = { choices = [8, 16] }\n"optimizer.lr" = { low', "compared between"),
+        ('"optimizer.lr" = { low', '"execution.micro" = { choices = [8] }\n"optimizer.lr" = { low', "cannot be tuned"),
+        ("low = 1e-4", "low = 1e-1", "needs low < high"),
+        ("low = 1e-4", "low = -1.0", "log = true needs low > 0"),
+        ('"optimizer.lr" = 1e-3', '"optimizer.lr" = 1.0', "lies outside tune.space.optimizer.lr"),
+        ('"optimizer.lr" = 1e-3', '"optimizer.rl" = 1.0', "is not in tune.space"),
+        ("trials = 3", 'trials = 3\nsampler = "grid"', "needs choices for every key"),
+        ("trials = 3", 'trials = 3\nsampler = "cmaes"', "must be 'tpe'"),
+        ("trials = 3", 'trials = 3\nprune = "median"\nseeds = 2', "prune needs one tune seed"),
+        ('name = "small"', 'name = "a/b"', "pattern"),
+        ("[compare]", '[[arm]]\nlabel = "x"\n[compare]', "not both"),
+        ("[tune]", "[confirm]\nseeds = [0, 5]\n[tune]", "seeds [0] are tuned on too"),
+        ("[tune]", "[confirm]\nseeds = 1\n[tune]", "two seeds or more"),
+        ("[tune]", "[confirm]\nseeds = [5, 5]\n[tune]", "names a seed twice"),
+    ],
+)
+def test_a_bad_sweep_is_refused_with_what_would_work(write: Any, old: str, new: str, words: str) -> None:
+    assert old in GOOD
+    assert words in complaint(write(GOOD.replace(old, new, 1)))
+
+
+def test_arms_that_are_the_same_trial_are_refused(write: Any) -> None:
+    text = GOOD.replace("[16, 64]", "[256]").replace(
+        '"loss.name" = ["infonce", "flatnce"]', '"batch.pool" = [128, 64]\n"loss.margin" = [0, 0.0]'
+    )
+    assert "is the same trial as arm" in complaint(write(text))
+
+
+def test_a_loss_is_a_fair_metric_while_nothing_that_scales_it_varies(write: Any) -> None:
+    text = GOOD[: GOOD.index("[compare]")] + '[compare]\n"model.width" = [32, 64]\n'
+    assert load(write(text.replace("knn_accuracy", "train/loss"))).metric.name == "train/loss"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"name = ", "sweep is a TOML file"),
+        (b"x = 1\n" * 400_000, "bytes; a sweep is a short TOML file"),
+        (b"job = 3\ncompare = 4\narm = 'x'\ntune = []", "name: is missing"),
+        (b"[job]\nloss = 3\nwhen = 2026-01-01\n[compare]\nloss = [1]", "unknown key"),
+    ],
+)
+def test_nonsense_is_refused_in_words(write: Any, content: bytes, words: str) -> None:
+    assert words in complaint(write(content))
+
+
+def test_a_folder_and_a_missing_file_are_named(tmp_path: Path, write: Any) -> None:
+    assert "is a folder" in complaint(tmp_path)
+    write(GOOD, "flatnce.toml")
+    assert "did you mean" in complaint(tmp_path / "flatnc.toml")
+
+
+def test_set_overrides_any_key_and_names_what_is_wrong(write: Any) -> None:
+    path = write(GOOD)
+    sweep = load(path, ["job.loss.temperature=0.07", "compare.batch.size=[8, 32]", "tune.space.optimizer.lr.low=1e-5"])
+    assert sweep.job["loss"]["temperature"] == 0.07
+    assert sweep.compare["batch.size"] == [8, 32]
+    assert sweep.tune is not None
+    assert sweep.tune.space["optimizer.lr"].low == 1e-5
+    assert load(path, ["job.budget.steps=5"]).job["budget"] == {"steps": 5}
+    assert "must be key=value" in complaint(path, "job.loss.temperature")
+    assert "unknown key" in complaint(path, "job.loss.temprature=1")
+
+
+def test_extends_takes_another_sweep_and_overrides_keys_of_it(write: Any) -> None:
+    write(GOOD, "base.toml")
+    child = write('extends = "base.toml"\nname = "child"\n[job.budget]\nsamples = 500\n[compare]\nbatch.size = [8]\n', "c.toml")
+    sweep = load(child)
+    assert (sweep.name, sweep.job["budget"], sweep.compare["batch.size"]) == ("child", {"samples": 500}, [8])
+    assert sweep.compare["loss.name"] == ["infonce", "flatnce"]
+    grandchild = write('extends = "c.toml"\n', "g.toml")
+    assert "one level is the limit" in complaint(grandchild)
+
+
+def test_merging_settings_leaves_the_job_alone_and_replaces_a_budget() -> None:
+    job = {"budget": {"samples": 10}, "loss": {"name": "dcl"}}
+    changed = merged(job, {"budget.steps": 3, "loss.margin": 0.1, "model.width": 8})
+    assert flatten(changed) == {"budget.steps": 3, "loss.name": "dcl", "loss.margin": 0.1, "model.width": 8}
+    assert job == {"budget": {"samples": 10}, "loss": {"name": "dcl"}}

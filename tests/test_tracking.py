@@ -1,0 +1,584 @@
+"""Claims about the projection into MLflow, against a real embedded store and one real MLflow server."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.ledger import LeaseLost, Ledger, Point, Trial, sqlite_url
+from orchestrator.tracking import (
+    UI_ENVIRONMENT,
+    Projection,
+    TrackingUnavailable,
+    check,
+    compare_address,
+    embedded_uri,
+    experiment_address,
+    runs_of,
+    ui_command,
+)
+from orchestrator.tracking.store import connect
+
+ROOT = Path(__file__).parents[1]
+JOB = {"task": "image", "loss": {"name": "infonce", "temperature": 0.1}, "model": {"name": None}, "long": "x" * 7000}
+
+
+class Server:
+    """A real MLflow server on 127.0.0.1, which can be killed and started again on its port and store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.store = folder, embedded_uri(folder)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "server.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                ui_command(self.store, port=self.port),
+                cwd=self.log.parent,
+                env={**os.environ, **UI_ENVIRONMENT},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                check(self.uri, 1)
+            except TrackingUnavailable:
+                assert self.process.poll() is None, self.log.read_text()
+                assert time.monotonic() < deadline, self.log.read_text()
+                time.sleep(0.1)
+            else:
+                return
+
+    def kill(self) -> None:
+        """The server and the workers that it started, no other."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An embedded store without a run, to copy: making its tables takes 2 s."""
+    folder = tmp_path_factory.mktemp("tables")
+    connect(embedded_uri(folder))
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory, tables: Path) -> str:
+    """One embedded store for the module."""
+    return fresh(tmp_path_factory.mktemp("runs"), tables)
+
+
+def fresh(folder: Path, tables: Path) -> str:
+    folder.mkdir(exist_ok=True)
+    shutil.copy(tables, folder)
+    return embedded_uri(folder)
+
+
+@pytest.fixture(scope="module")
+def server(embedded: str) -> Iterator[Server]:
+    """A server on the embedded store. Its start takes some ten seconds."""
+    one = Server(Path(embedded.removeprefix("sqlite:///")).parent)
+    one.start()
+    yield one
+    one.kill()
+
+
+@pytest.fixture(params=["embedded", "server"])
+def uri(request: pytest.FixtureRequest) -> str:
+    found = request.getfixturevalue(request.param)
+    return found if isinstance(found, str) else str(found.uri)
+
+
+def planned(n: int) -> list[Trial]:
+    return [Trial(id=f"trial{i}", stage="confirm", arm=f"arm {i % 2}", seed=i // 2, job=JOB) for i in range(n)]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ledger]:
+    """A run of four trials, in an experiment of its own."""
+    name = request.node.name.replace("[", " ").replace("]", "")
+    made = Ledger.create(
+        sqlite_url(tmp_path / "ledger.db"), name=name, sweep={"question": "A or B?"}, trials=planned(4)
+    )
+    made.acquire("the test", 600)
+    yield made
+    made.close()
+
+
+def train(ledger: Ledger, trial: str, steps: int = 3, *, end: bool = True, offset: int = 0) -> None:
+    """An attempt that tells a few points, and ends."""
+    number = ledger.start_attempt(trial, {}, "h")
+    ledger.record_points(trial, number, curve(trial, steps, offset))
+    if end:
+        finish(ledger, trial, number)
+
+
+def curve(trial: str, steps: int, offset: int = 0) -> list[Point]:
+    start = 1_700_000_000.0
+    return [
+        Point(trial, key, step, step + 0.25, start + step + 0.123)
+        for key in ("train/loss", "knn_accuracy")
+        for step in range(offset, offset + steps)
+    ]
+
+
+def finish(ledger: Ledger, trial: str, number: int = 1) -> None:
+    metrics = {"knn_accuracy": 2.25, "peak_memory_mb": 100}
+    ledger.finish_attempt(trial, number, state="done", outcome="ok", metric=2.25, metrics=metrics, step=2)
+
+
+def agree(ledger: Ledger, uri: str) -> list[dict[str, Any]]:
+    """MLflow has one run for each started trial, and every point of the ledger once. Returns the nested runs."""
+    runs = runs_of(uri, ledger.uuid)
+    parents = [run for run in runs if run["kind"] == "sweep"]
+    nested = [run for run in runs if run["kind"] == "trial"]
+    assert [run["run_id"] for run in parents] == [ledger.run.mlflow_run_id]
+    started = {trial.id: trial for trial in ledger.trials() if trial.attempts}
+    assert sorted(run["trial"] for run in nested) == sorted(started)
+    for run in nested:
+        trial = started[run["trial"]]
+        assert run["run_id"] == trial.mlflow_run_id
+        assert run["parent"] == parents[0]["run_id"]
+        extra = {"peak_memory_mb"} if trial.state == "done" else set()
+        told: dict[str, list[tuple[int, int, float]]] = {}
+        for point in ledger.points(trial.id):
+            told.setdefault(point.key, []).append((point.step, int(point.time * 1000), point.value))
+        assert repr({key: value for key, value in run["metrics"].items() if key not in extra}) == repr(
+            {key: told[key] for key in run["metrics"] if key not in extra}
+        )
+        assert set(run["metrics"]) == set(told) | extra
+    return nested
+
+
+def flushed(ledger: Ledger, uri: str) -> Projection:
+    projection = Projection(ledger, uri)
+    assert projection.flush(), projection.last_error
+    return projection
+
+
+# What is told
+
+
+def test_mlflow_has_what_the_ledger_has(ledger: Ledger, uri: str) -> None:
+    train(ledger, "trial0")
+    train(ledger, "trial1", end=False)
+    ledger.set_run(state="running")
+    projection = flushed(ledger, uri)
+    done, running = sorted(agree(ledger, uri), key=lambda run: str(run["trial"]))
+    (parent,) = [run for run in runs_of(uri, ledger.uuid) if run["kind"] == "sweep"]
+    assert (parent["name"], parent["status"]) == (ledger.run.name, "RUNNING")
+    assert parent["tags"]["orchestrator.sweep"] == ledger.run.name
+    assert parent["tags"]["orchestrator.run"] == ledger.uuid
+    assert parent["tags"]["mlflow.note.content"] == "A or B?"
+    assert parent["tags"]["trials.queued"] == "2"
+    assert (done["status"], running["status"]) == ("FINISHED", "RUNNING")
+    ended = ledger.trial("trial0").ended
+    assert ended is not None
+    assert done["end"] == int(ended * 1000)
+    wanted = {"arm": "arm 0", "stage": "confirm", "seed": "0", "trial": "trial0", "state": "done", "attempts": "1"}
+    assert wanted.items() <= done["tags"].items()
+    assert done["tags"]["orchestrator.outcome"] == "ok"
+    assert done["params"].keys() == running["params"].keys()
+    assert done["params"]["loss.name"] == "infonce"
+    assert done["params"]["loss.temperature"] == "0.1"
+    assert done["params"]["model.name"] == "null"
+    assert len(done["params"]["long"]) == 6000
+    assert done["params"]["long"].endswith(" ...")
+    assert done["metrics"]["peak_memory_mb"] == [(2, int(ended * 1000), 100.0)], "a final number without a curve"
+    finish(ledger, "trial1")
+    ledger.set_run(state="done")
+    assert projection.flush()
+    assert {run["status"] for run in runs_of(uri, ledger.uuid)} == {"FINISHED"}
+
+
+def test_telling_twice_adds_nothing(ledger: Ledger, uri: str) -> None:
+    """Even when the ledger has forgotten that it told. Mutant check: now() in place of a point's time fails this."""
+    for trial in ("trial0", "trial1"):
+        train(ledger, trial)
+    first = flushed(ledger, uri)
+    told = runs_of(uri, ledger.uuid)
+    assert first.flush()
+    ledger.unproject()
+    flushed(ledger, uri)
+    assert runs_of(uri, ledger.uuid) == told
+    agree(ledger, uri)
+
+
+def test_values_that_are_no_numbers_arrive(ledger: Ledger, uri: str) -> None:
+    """NaN as NaN; infinities as the largest float, which is all that MLflow can hold."""
+    number = ledger.start_attempt("trial0", {}, "h")
+    values = [1.0, math.nan, math.inf, -math.inf]
+    points = [Point("trial0", "train/loss", step, value, 1e9 + step) for step, value in enumerate(values)]
+    ledger.record_points("trial0", number, points)
+    for _ in range(2):
+        flushed(ledger, uri)
+        ledger.unproject()
+    flushed(ledger, uri)
+    (run,) = [run for run in runs_of(uri, ledger.uuid) if run["kind"] == "trial"]
+    found = [value for _, _, value in run["metrics"]["train/loss"]]
+    assert found[0] == 1.0
+    assert math.isnan(found[1])
+    assert found[2:] == [sys.float_info.max, -sys.float_info.max]
+
+
+def test_what_was_different_about_an_attempt_is_a_tag(ledger: Ledger, embedded: str) -> None:
+    number = ledger.start_attempt("trial0", {}, "h")
+    failed = {"failure": "out_of_memory", "message": "CUDA out of memory"}
+    ledger.finish_attempt("trial0", number, state="failed", **failed)  # type: ignore[arg-type]
+    projection = flushed(ledger, embedded)
+    (run,) = agree(ledger, embedded)
+    assert run["status"] == "FAILED"
+    assert run["tags"]["orchestrator.message"] == "CUDA out of memory"
+    assert run["tags"]["orchestrator.failure"] == "out_of_memory"
+    ledger.requeue("trial0")
+    assert projection.flush()
+    assert agree(ledger, embedded)[0]["status"] == "SCHEDULED"
+    number = ledger.start_attempt("trial0", {"micro": 32}, "h")
+    ledger.record_points("trial0", number, curve("trial0", 3))
+    finish(ledger, "trial0", number)
+    assert projection.flush()
+    (run,) = agree(ledger, embedded)
+    assert run["status"] == "FINISHED"
+    assert run["tags"]["attempts"] == "2"
+    assert run["tags"]["attempt.1.failure"] == "out_of_memory"
+    assert run["tags"]["attempt.2.execution.micro"] == "32"
+    assert run["tags"]["orchestrator.failure"] == ""
+    assert run["params"]["loss.name"] == "infonce", "the parameters stay the planned ones"
+
+
+def test_the_report_is_on_the_parent_run(ledger: Ledger, uri: str, tmp_path: Path) -> None:
+    """Also when it is given after the projection was stopped, as a driver does."""
+    from mlflow.artifacts import download_artifacts
+
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / "report.md").write_text("# It does not matter\n")
+    projection = Projection(ledger, uri, interval_s=0.05)
+    projection.start()
+    ledger.set_run(state="done")
+    assert projection.stop(30)
+    projection.log_report(folder, metrics={"p": 0.5}, tags={"verdict": "inconclusive"})
+    assert projection.stop(30), projection.last_error
+    (parent,) = runs_of(uri, ledger.uuid)
+    assert parent["tags"]["mlflow.note.content"] == "# It does not matter\n"
+    assert parent["tags"]["verdict"] == "inconclusive"
+    assert parent["metrics"]["p"][0][2] == 0.5
+    found = download_artifacts(run_id=parent["run_id"], artifact_path="report/report.md", tracking_uri=uri)
+    assert Path(found).read_text() == "# It does not matter\n"
+
+
+def test_an_embedded_store_lies_beside_the_runs_and_nowhere_else(
+    ledger: Ledger, tmp_path: Path, tables: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant check: leaving out the artifact location puts artifacts below the current directory and fails this."""
+    runs, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.md").write_text("x")
+    projection = Projection(ledger, fresh(runs, tables))
+    projection.log_report(tmp_path / "report")
+    assert projection.flush(), projection.last_error
+    assert list(elsewhere.iterdir()) == []
+    assert sorted(path.name for path in runs.iterdir()) == ["mlartifacts", "mlflow.db"]
+    assert list((runs / "mlartifacts").rglob("report.md"))
+
+
+# One run for each trial, always
+
+KILLED = """
+import os, sys
+from orchestrator.ledger import Ledger, this_process
+from orchestrator.tracking import Projection
+ledger = Ledger.open(sys.argv[1])
+ledger.acquire(this_process(), 600)
+def die(*args):
+    os.kill(os.getpid(), 9)
+setattr(ledger, sys.argv[3], die)
+projection = Projection(ledger, sys.argv[2])
+projection.flush()
+print(repr(projection.last_error))
+"""
+
+
+@pytest.mark.parametrize("moment", ["set_run", "set_mlflow_run", "mark_projected", "mark_trial_projected"])
+def test_a_kill_at_any_moment_leaves_no_second_run_and_no_point_twice(
+    ledger: Ledger, embedded: str, moment: str
+) -> None:
+    """FAULTS.md row 5: kill -9 between telling MLflow and recording it. Mutant check: not adopting fails this."""
+    train(ledger, "trial0")
+    ledger.release()
+    command = [sys.executable, "-c", KILLED, str(ledger._database.url), embedded, moment]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stdout
+    ledger.acquire("the test", 600)
+    before = {run["run_id"] for run in runs_of(embedded, ledger.uuid)}
+    assert before, "the process did not get far enough for this to say anything"
+    flushed(ledger, embedded)
+    after = {run["run_id"] for run in runs_of(embedded, ledger.uuid)}
+    assert before <= after
+    assert len(after) == 2
+    agree(ledger, embedded)
+
+
+def test_a_second_run_of_a_trial_is_deleted(ledger: Ledger, embedded: str) -> None:
+    train(ledger, "trial0")
+    projection = flushed(ledger, embedded)
+    assert projection._client is not None
+    (nested,) = agree(ledger, embedded)
+    projection._client.create_run(nested["experiment_id"], tags=nested["tags"])
+    assert len(runs_of(embedded, ledger.uuid)) == 3
+    flushed(ledger, embedded)
+    agree(ledger, embedded)
+
+
+def test_a_driver_that_lost_its_lease_leaves_no_run_behind(ledger: Ledger, embedded: str) -> None:
+    """Mutant check: not deleting the run it had just made fails this."""
+    projection = flushed(ledger, embedded)
+    train(ledger, "trial0")
+    ledger.release()
+    successor = Ledger.open(str(ledger._database.url))
+    successor.acquire("successor", 600)
+    with pytest.raises(LeaseLost):
+        projection.flush()
+    flushed(successor, embedded)
+    agree(successor, embedded)
+    successor.close()
+
+
+@pytest.mark.parametrize("lost", ["deleted", "gone", "experiment deleted"])
+def test_what_a_person_removed_from_mlflow_comes_back(ledger: Ledger, embedded: str, lost: str) -> None:
+    import sqlite3
+
+    train(ledger, "trial0", end=False)
+    projection = flushed(ledger, embedded)
+    (nested,) = agree(ledger, embedded)
+    client = projection._client
+    assert client is not None
+    if lost == "deleted":
+        client.delete_run(nested["run_id"])
+    elif lost == "experiment deleted":
+        client.delete_experiment(nested["experiment_id"])
+    else:
+        with contextlib.closing(sqlite3.connect(embedded.removeprefix("sqlite:///"))) as database, database:
+            for table in ("tags", "params", "metrics", "latest_metrics", "runs"):
+                database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", [nested["run_id"]])
+    ledger.record_points("trial0", 1, curve("trial0", 2, offset=3))
+    finish(ledger, "trial0")
+    for _ in range(4):
+        if projection.flush():
+            break
+    agree(ledger, embedded)
+
+
+def test_a_run_moves_to_another_store_whole(ledger: Ledger, embedded: str, tmp_path: Path, tables: Path) -> None:
+    train(ledger, "trial0")
+    flushed(ledger, embedded)
+    elsewhere = fresh(tmp_path / "elsewhere", tables)
+    flushed(ledger, elsewhere)
+    agree(ledger, elsewhere)
+    assert [event.kind for event in ledger.events()] == ["tracking_moved"]
+
+
+def test_runs_of_one_sweep_never_touch_each_other(ledger: Ledger, embedded: str, tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path / "other.db")
+    other = Ledger.create(url, name=ledger.run.name, sweep={}, trials=planned(4))
+    other.acquire("the test", 600)
+    for one in (ledger, other):
+        train(one, "trial0")
+        flushed(one, embedded)
+    assert ledger.run.mlflow_experiment_id == other.run.mlflow_experiment_id
+    assert ledger.run.mlflow_run_id != other.run.mlflow_run_id
+    agree(ledger, embedded)
+    agree(other, embedded)
+    other.close()
+
+
+# MLflow away
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_and_returns_has_the_whole_history(ledger: Ledger, server: Server) -> None:
+    """FAULTS.md row 10. Mutant check: marking points before they are told fails this."""
+    projection = Projection(ledger, server.uri, interval_s=0.05)
+    projection.start()
+    train(ledger, "trial0")
+    wait(lambda: not ledger.waiting() and not ledger.unprojected_trials())
+    server.kill()
+    train(ledger, "trial1")
+    wait(lambda: not projection.healthy)
+    server.start()
+    train(ledger, "trial2")
+    assert projection.stop(60), projection.last_error
+    assert [event.kind for event in ledger.events()] == ["tracking_lost", "tracking_back"]
+    assert len(agree(ledger, server.uri)) == 3
+
+
+def wait(done: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+class Sick(socketserver.BaseRequestHandler):
+    """A server that says nothing, or answers 500 to everything."""
+
+    answer: bytes | None = None
+
+    def handle(self) -> None:
+        self.request.recv(65536)
+        if self.answer is None:
+            self.server.over.wait(60)  # type: ignore[attr-defined]
+        else:
+            self.request.sendall(self.answer)
+
+
+@contextlib.contextmanager
+def sick(answer: bytes | None) -> Iterator[str]:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), type("Handler", (Sick,), {"answer": answer})) as one:
+        one.daemon_threads = True
+        one.over = threading.Event()  # type: ignore[attr-defined]
+        thread = threading.Thread(target=one.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{one.server_address[1]}"
+        finally:
+            one.over.set()  # type: ignore[attr-defined]
+            one.shutdown()
+            thread.join()
+
+
+ERROR_500 = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\nConnection: close\r\n\r\noops"
+
+
+@pytest.mark.parametrize("answer", [None, ERROR_500], ids=["hanging", "500"])
+def test_a_sick_server_delays_nobody(
+    ledger: Ledger, embedded: str, monkeypatch: pytest.MonkeyPatch, answer: bytes | None
+) -> None:
+    """The sweep goes on at its pace, `stop` returns in time, and another session catches up."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    with sick(answer) as address:
+        projection = Projection(ledger, address, interval_s=0.01)
+        projection.start()
+        start = time.monotonic()
+        for trial in planned(4):
+            train(ledger, trial.id)
+        assert time.monotonic() - start < 2
+        if answer:
+            wait(lambda: projection.last_error is not None)
+        start = time.monotonic()
+        assert not projection.stop(1)
+        assert time.monotonic() - start < 1.5
+    assert projection._thread is not None
+    projection._thread.join(10)
+    assert not projection._thread.is_alive()
+    assert not projection.healthy
+    flushed(ledger, embedded)
+    assert len(agree(ledger, embedded)) == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (None, "timed out"),
+        (ERROR_500, "answered 500 Internal Server Error to /health"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nmail", "something else than MLflow"),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_named_with_what_helps(answer: bytes | None, said: str) -> None:
+    with sick(answer) as address, pytest.raises(TrackingUnavailable, match=rf"{address}: {said}.*; .*--offline"):
+        check(address, 0.3)
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path, server: Server, embedded: str) -> None:
+    check(server.uri)
+    check(embedded)
+    check(embedded_uri(tmp_path / "not" / "there" / "yet"))
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        with pytest.raises(TrackingUnavailable, match="Connection refused") as refusal:
+            check(f"http://me:a-secret@127.0.0.1:{port}")
+    assert "a-secret" not in str(refusal.value)
+    assert refusal.value.address == f"http://me@127.0.0.1:{port}"
+    for bad, said in [("file:///x/mlruns", "neither a server nor"), ("sqlite:///mlflow.db", "relative to the current")]:
+        with pytest.raises(TrackingUnavailable, match=said):
+            check(bad)
+
+
+def test_the_projection_ends_quietly_when_its_lease_is_lost(ledger: Ledger, embedded: str) -> None:
+    projection = Projection(ledger, embedded, interval_s=0.01)
+    projection.start()
+    wait(lambda: ledger.run.mlflow_run_id is not None)
+    ledger.release()
+    successor = Ledger.open(str(ledger._database.url))
+    successor.acquire("successor", 600)
+    train(successor, "trial0")
+    assert projection._thread is not None
+    projection._thread.join(10)
+    assert isinstance(projection.last_error, LeaseLost)
+    successor.close()
+
+
+# Pages and speed
+
+
+def test_the_user_interface_serves_the_store_and_its_pages(server: Server) -> None:
+    with urllib.request.urlopen(compare_address(server.uri, "1", ["a", "b"])) as page:
+        assert b"<title>MLflow</title>" in page.read()
+    assert compare_address("http://h:1/", "7", ["a", "b"]).endswith(
+        "h:1/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%227%22%5D"
+    )
+    address = experiment_address("http://h:1", "7", uuid="u")
+    assert address.startswith(
+        "http://h:1/#/experiments/7/runs?searchFilter=tags.%60orchestrator.run%60%20%3D%20%27u%27"
+    )
+    with pytest.raises(ValueError, match="is a server already"):
+        ui_command("http://h:1")
+
+
+def test_importing_the_projection_does_not_import_mlflow() -> None:
+    probe = "import sys, orchestrator.tracking; print([m for m in ('mlflow', 'torch', 'ray') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_first_store_is_made_without_a_word(tmp_path: Path) -> None:
+    """MLflow logs each of its migrations otherwise, into the middle of the progress display; nor does it use the
+    current directory. Mutant check: leaving the loggers at INFO, or the filter of warnings out, fails this."""
+    runs, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    probe = f"from orchestrator.tracking.store import connect; connect({embedded_uri(runs)!r})"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", "-c", probe]
+    done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert list(elsewhere.iterdir()) == []
+    assert [path.name for path in runs.iterdir()] == ["mlflow.db"]
