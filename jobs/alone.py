@@ -39,15 +39,18 @@ def main(arguments: list[str] | None = None) -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    from jobs.data import DataError
+    from jobs.data import DataError, check
     from jobs.train import Training
 
-    group = _join(world)
     rank = int(os.environ.get("RANK", "0"))
     stop = _Stop()
     try:
+        if rank == 0:
+            for warning in check(job):
+                print(f"note: {warning}", file=sys.stderr)
+        group = _join(world)
         training = Training(job, options.into, group=group, log=print if rank == 0 else lambda _: None)
-    except DataError as error:
+    except (DataError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     while training.result is None:

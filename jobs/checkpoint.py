@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -74,16 +76,20 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for path in _newest_first(folder):
         try:
             return _read(path), remarks
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
             bad = next(p for n in range(1, 1000) if not (p := path.with_name(f"{path.name}.bad-{n}")).exists())
             path.rename(bad)
-            remarks.append(f"checkpoint {path.name} is damaged ({error}); set aside as {bad.name}")
+            remarks.append(f"checkpoint {path.name} is damaged ({_first_line(error)}); set aside as {bad.name}")
     return None, remarks
 
 
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in `folder`, newest first; their files are not looked at."""
-    return [int(path.name.removeprefix("step_")) for path in _newest_first(folder)]
+    return [_step(path) for path in _newest_first(folder)]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _read(path: Path) -> Checkpoint:
@@ -100,7 +106,11 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(_complete(folder), key=lambda path: path.name, reverse=True)
+    return sorted(_complete(folder), key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
 
 
 def _complete(folder: Path) -> Iterator[Path]:

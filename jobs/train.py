@@ -116,6 +116,7 @@ class Training:
         self.device = _device(job)
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._refuse_another_job()
             _write_whole(self.folder / "job.json", json.dumps(job.model_dump(mode="json"), indent=1))
         self.tokenizer = data.tokenizer_for(job) if job.task == "sentence" else None
         self.examples = data.train_examples(job, self.tokenizer)
@@ -143,6 +144,17 @@ class Training:
             group=self.group,
         )
         _forget_peak_memory(self.device)
+
+    def _refuse_another_job(self) -> None:
+        """A folder belongs to one objective; how it is computed may change."""
+        path = self.folder / "job.json"
+        if not path.exists():
+            return
+        there = JobConfig.model_validate_json(path.read_text())
+        if there.model_dump(exclude={"execution"}) != self.job.model_dump(exclude={"execution"}):
+            raise ValueError(
+                f"{self.folder} holds another job ({there.id}), and only its execution may change; choose another folder"
+            )
 
     def _resume(self) -> None:
         """Continue after the newest sound checkpoint, or begin with an evaluation of the untrained model."""

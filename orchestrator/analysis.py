@@ -204,11 +204,11 @@ def equivalence_p(differences: ArrayLike, smallest_difference: float) -> float:
 
     For one contrast p <= 0.05 says the same as "the 90% t interval lies inside +-smallest_difference". For several the
     p-values go through `holm`, so that the k-th smallest of m is held to a 1 - 2 * 0.05 / (m + 1 - k) interval.
-    1 below two differences, and where no smallest difference (0) was declared.
+    1 below two differences; never below 0.5 where no smallest difference (0) was declared.
     """
     d = _vector(differences)
     n = len(d)
-    if n < 2 or smallest_difference <= 0:
+    if n < 2:
         return 1.0
     room = smallest_difference - abs(d.mean())
     error = d.std(ddof=1) / np.sqrt(n)

@@ -159,11 +159,9 @@ def _drive(
         answer = report.write(ledger, folder.report)
         progress.answer(report.table(answer))
         if projection is not None:
-            whole = projection.stop(timeout_s=60)
-            if whole:
-                projection.log_report(folder.report)
-            else:
-                progress.say(f"MLflow is behind ({projection.last_error}); catch up with: orchestrator resume {folder.path}")
+            projection.log_report(folder.report)
+            if not projection.stop(timeout_s=60):
+                progress.say(f"MLflow is behind ({projection.last_error}); catch up: orchestrator resume {folder.path}")
         progress.close(folder, code, session.stopped_by, offline=options.offline)
         return code
     finally:

@@ -157,7 +157,7 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[s
 
 
 def _contrasts(sweep: Sweep, arms: Sequence[Arm]) -> list[tuple[str, str]]:
-    """The first factor's levels against its first level within each level of the others; or each arm against the first."""
+    """The first factor's levels against its first, within each level of the others; or each arm against the first."""
     if not sweep.compare:
         return [(arm.label, arms[0].label) for arm in arms[1:]]
     first = next(iter(sweep.compare))
@@ -205,8 +205,8 @@ def _warnings(sweep: Sweep, arms: Sequence[Arm], contrasts: int, seeds: int) -> 
             "so one learning rate favours one of them; add [tune]"
         )
     samples = {job.steps * job.batch.size for job in jobs}
-    if len(samples) > 1:
-        found.append(f"arms see different numbers of pairs, {min(samples):,} to {max(samples):,}: budgets are not equal")
+    if max(samples) - min(samples) > max(job.batch.size for job in jobs):  # more than rounding to whole batches
+        found.append(f"arms see {min(samples):,} to {max(samples):,} pairs: their budgets are not equal")
     if any(job.data.tune == job.data.confirm for job in jobs) and sweep.tune:
-        found.append("data.tune and data.confirm are the same rows: the verdict is biased towards what was tuned on them")
+        found.append("data.tune and data.confirm are the same rows: the verdict favours what was tuned on them")
     return found

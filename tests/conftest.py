@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import multiprocessing
 import pickle
 import time
@@ -34,36 +35,43 @@ def forkserver() -> ForkServerContext:
 
 @pytest.fixture
 def spawn_ranks(forkserver: ForkServerContext, tmp_path: Path) -> Iterator[SpawnRanks]:
-    """`spawn_ranks(world, function, timeout_s=60)` runs `function(rank)` on `world` ranks; their results in rank order.
+    """See `rank_starter`; for one test."""
+    with rank_starter(forkserver, tmp_path) as start:
+        yield start
+
+
+@contextlib.contextmanager
+def rank_starter(forkserver: ForkServerContext, folder: Path) -> Iterator[SpawnRanks]:
+    """`start(world, function, timeout_s=60)` runs `function(rank)` on `world` ranks; their results in rank order.
 
     The function and what it returns are pickled, so it is a module's function or a partial of one; inside it
     `torch.distributed.group.WORLD` is the ranks' gloo group. The first exception of a rank is raised here as it is,
-    with the rank and its traceback as a note; a rank that dies without one raises RankDiedError. A start costs about
-    0.1 s, so run many cases inside one function.
+    with the rank and its traceback as a note; a rank that dies without one raises RankDiedError. No process outlives
+    the call. A start costs some 0.1 s, so run many cases inside one function.
     """
-    started: list[BaseProcess] = []
+    numbers = itertools.count()
 
-    def spawn(world: int, function: Callable[[int], Any], *, timeout_s: float = 60) -> list[Any]:
-        store = tmp_path / f"store{len(started)}"
-        job, pipes = pickle.dumps(function), []
-        for rank in range(world):
-            receiver, sender = forkserver.Pipe(duplex=False)
-            process = forkserver.Process(  # type: ignore[attr-defined]
-                target=_rank_main, args=(rank, world, str(store), job, sender, timeout_s), daemon=True
-            )
-            process.start()
-            sender.close()
-            started.append(process)
-            pipes.append(receiver)
+    def start(world: int, function: Callable[[int], Any], *, timeout_s: float = 60) -> list[Any]:
+        store, job = folder / f"store{next(numbers)}", pickle.dumps(function)
+        started: list[BaseProcess] = []
+        pipes: list[Connection] = []
         try:
-            return _collect(started[-world:], pipes, time.monotonic() + timeout_s)
+            for rank in range(world):
+                receiver, sender = forkserver.Pipe(duplex=False)
+                process = forkserver.Process(  # type: ignore[attr-defined]
+                    target=_rank_main, args=(rank, world, str(store), job, sender, timeout_s), daemon=True
+                )
+                process.start()
+                sender.close()
+                started.append(process)
+                pipes.append(receiver)
+            return _collect(started, pipes, time.monotonic() + timeout_s)
         finally:
-            _end(started[-world:])
+            _end(started)
             for pipe in pipes:
                 pipe.close()
 
-    yield spawn
-    _end(started)
+    yield start
 
 
 def _rank_main(rank: int, world: int, store: str, job: bytes, sender: Connection, timeout_s: float) -> None:
@@ -112,10 +120,10 @@ def _collect(ranks: list[BaseProcess], pipes: list[Connection], deadline: float)
 
 def _end(processes: list[BaseProcess]) -> None:
     """Let finished ranks leave, end the others, and leave none behind."""
+    deadline = time.monotonic() + 1
     for process in processes:
-        with contextlib.suppress(ValueError):  # closed by an earlier call
-            process.join(0.5)
-            if process.is_alive():
-                process.kill()
-                process.join()
-            process.close()
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+        process.close()

@@ -78,37 +78,36 @@ def oracle(batch: Batch) -> Answer:
 
 
 def _mean(batch: Batch, q: Tensor, k: Tensor, hard: Tensor | None, tau: Tensor, bias: Tensor, name: str) -> Tensor:
-    directions = [_one_way(batch, q, k, hard, tau, bias, name)]
+    total = _one_way(batch, q, k, hard, tau, bias, name)
     if batch.options.get("symmetric"):
-        directions.append(_one_way(batch, k, q, None, tau, bias, name))
-    return torch.stack(directions).mean()
+        total = (total + _one_way(batch, k, q, None, tau, bias, name)) / 2
+    return total / len(q)
 
 
 def _one_way(batch: Batch, x: Tensor, y: Tensor, hard: Tensor | None, tau: Tensor, bias: Tensor, name: str) -> Tensor:
-    """Mean over the anchors x, each with its own list of negatives."""
+    """Sum over the anchors x, from one matrix of all candidates and one of which are negatives."""
     B, options = len(x), batch.options
-    ids = torch.arange(B) if batch.ids is None else batch.ids
-    pools = torch.arange(B) // (options.get("pool") or B)
-    losses = []
-    for i in range(B):
-        mates = pools == pools[i]
-        others = mates & (ids != ids[i])
-        rows = [y[others]] + ([x[others]] if options.get("same_side") else [])
-        negatives = torch.cat(rows) @ x[i] / tau
-        if hard is not None:
-            weights = torch.ones(B, hard.shape[1], dtype=torch.float64)
-            weights[i] = options.get("hard_negative_weight", 1.0)
-            negatives = torch.cat([negatives, (hard[mates] @ x[i] / tau + weights[mates].log()).flatten()])
-        positive = (x[i] @ y[i] - options.get("margin", 0.0)) / tau
-        if name == "siglip":
-            signed = torch.cat([-(positive + bias)[None], negatives + bias])
-            losses.append(F.softplus(signed, threshold=1e9).sum())
-        elif len(negatives):
-            v = negatives.logsumexp(0) - positive
-            losses.append(torch.logaddexp(v, torch.zeros_like(v)) if name == "infonce" else v)
-        else:
-            losses.append(0 * positive)
-    return torch.stack(losses).sum() / B
+    numbers = torch.arange(B)
+    ids = numbers if batch.ids is None else batch.ids
+    pools = numbers // (options.get("pool") or B)
+    mates = pools[:, None] == pools[None, :]
+    others = mates & (ids[:, None] != ids[None, :])
+    logits, keep = [x @ y.T / tau], [others]
+    if options.get("same_side"):
+        logits, keep = [*logits, x @ x.T / tau], [*keep, others]
+    if hard is not None:
+        H = hard.shape[1]
+        weights = torch.where(numbers[:, None] == numbers[None, :], options.get("hard_negative_weight", 1.0), 1.0)
+        added = weights.double().log().repeat_interleave(H, dim=1)
+        logits, keep = [*logits, x @ hard.flatten(0, 1).T / tau + added], [*keep, mates.repeat_interleave(H, dim=1)]
+    negatives, kept = torch.cat(logits, dim=1), torch.cat(keep, dim=1)
+    positive = ((x * y).sum(1) - options.get("margin", 0.0)) / tau
+    if name == "siglip":
+        terms = F.softplus(negatives + bias, threshold=1e9)[kept]
+        return terms.sum() + F.softplus(-positive - bias, threshold=1e9).sum()
+    some = kept.any(1)
+    v = negatives[some].masked_fill(~kept[some], -torch.inf).logsumexp(1) - positive[some]
+    return (torch.logaddexp(v, torch.zeros_like(v)) if name == "infonce" else v).sum() + 0 * positive.sum()
 
 
 def error(found: Tensor, expected: Tensor) -> float:

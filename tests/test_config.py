@@ -134,7 +134,12 @@ def test_negatives_per_anchor_count_the_pool_and_both_sides() -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "is missing"), (b"\xff\xfe", "UTF-8"), (b"task = ", "UTF-8"), (b"task = 'image'\nbudgets = 3", "unknown key")],
+    [
+        (b"", "is missing"),
+        (b"\xff\xfe", "UTF-8"),
+        (b"task = ", "UTF-8"),
+        (b"task = 'image'\nbudgets = 3", "unknown key"),
+    ],
 )
 def test_a_file_that_is_no_job_is_refused_with_its_name(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "bad.toml"
@@ -147,8 +152,7 @@ def test_a_file_that_is_no_job_is_refused_with_its_name(tmp_path: Path, content:
 def test_a_job_is_read_from_toml_and_from_json(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(job().model_dump_json())
     (tmp_path / "job.toml").write_text(
-        'task = "image"\nbudget = { samples = 1_000 }\n'
-        '[data]\ntrain = "digits[:1000]"\nconfirm = "digits[1000:]"\n'
+        'task = "image"\nbudget = { samples = 1_000 }\n[data]\ntrain = "digits[:1000]"\nconfirm = "digits[1000:]"\n'
     )
     assert load_job(tmp_path / "job.json") == load_job(tmp_path / "job.toml") == job()
 

@@ -69,9 +69,8 @@ def broken_links(page: str, folder: Path) -> list[str]:
         if re.match(r"[a-z]+:", path):
             continue
         there = folder / path if path else None
-        if there is not None and not there.exists():
-            broken.append("".join(target))
-        elif anchor and anchor not in slugs(there.read_text("utf-8") if there else page):
+        lost = there is not None and not there.exists()
+        if lost or (anchor and anchor not in slugs(there.read_text("utf-8") if there else page)):
             broken.append("".join(target))
     return broken
 

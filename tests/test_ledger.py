@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
@@ -184,6 +184,11 @@ def test_a_run_that_cannot_be_created_leaves_nothing(url: str) -> None:
     if url.startswith("sqlite"):
         path = Path(url.removeprefix("sqlite:///"))
         assert list(path.parent.iterdir()) == []
+    good = Ledger.create(url, name="good", sweep={})
+    with pytest.raises(sa.exc.StatementError):
+        Ledger.create(url, name="x", sweep={}, trials=impossible)
+    assert [run.name for run in Ledger.runs(url)] == ["good"]
+    good.close()
 
 
 def test_runs_of_one_database_never_touch_each_other(url: str, opened: Callable[[Ledger], Ledger]) -> None:
@@ -269,24 +274,43 @@ def test_points_of_another_trial_are_refused(ledger: Ledger) -> None:
 
 # States
 
-FINISH: dict[AttemptState, str] = {"done": "done", "pruned": "pruned", "failed": "failed", "interrupted": "queued"}
-STEPS = st.lists(st.sampled_from(["start", "again", "requeue", "takeover", *FINISH]), max_size=12)
+FINISH: dict[str, str] = {
+    "done": "done",
+    "pruned": "pruned",
+    "failed": "failed",
+    "interrupted": "queued",
+    "again": "queued",
+}
+STEPS = ["start", "requeue", "takeover", "reconcile", *FINISH]
+EVERY_STEP_IN_EVERY_STATE = [
+    [*way, step, "start", "done"]
+    for way in ([], ["start"], *(["start", end] for end in ("done", "pruned", "failed")))
+    for step in STEPS
+]
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=STEPS)
-def test_states_follow_their_rules_and_attempts_are_never_reset(ledger: Ledger, steps: list[str]) -> None:
-    """Against a model of a few lines. Mutant check: letting `done` be queued again, or setting attempts to 1, fails."""
-    ledger.release()
-    ledger.acquire("the test", 60)
-    ledger.reconcile()
+def test_every_step_in_every_state_is_taken_or_refused(ledger: Ledger) -> None:
+    """Mutant check: letting `done` be queued again, or `reconcile` close this holder's own attempts, fails this."""
+    for steps in EVERY_STEP_IN_EVERY_STATE:
+        follow(ledger, steps)
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(st.sampled_from([*STEPS, "start", "requeue"]), max_size=12))
+def test_attempts_are_never_reset(ledger: Ledger, steps: list[str]) -> None:
+    """Mutant check: starting again at attempt 1 fails this."""
+    follow(ledger, steps)
+
+
+def follow(ledger: Ledger, steps: list[str]) -> None:
+    """Take the steps with one trial, beside a model of what they mean."""
     trial = f"s{next(NUMBERS)}"
     ledger.add_trials([Trial(id=trial, stage="tune", arm="x", seed=1, job={})])
     state, attempts, closed = "queued", 0, []
     for step in steps:
-        rule = {"start": ("queued",), "requeue": ("queued", "running", "failed"), "takeover": (state,)}
-        allowed = state in rule.get(step, ("running",))
-        before = None if allowed else everything(ledger)
+        rule = {"start": ("queued",), "requeue": ("queued", "running", "failed")}
+        allowed = step in ("takeover", "reconcile") or state in rule.get(step, ("running",))
+        before = None if allowed else (ledger.trials(), ledger.attempts())
         with contextlib.nullcontext() if allowed else pytest.raises(LedgerError, match=f"{trial}: it is {state}"):
             if step == "start":
                 assert ledger.start_attempt(trial, {"micro": attempts}, "h") == attempts + 1
@@ -296,24 +320,27 @@ def test_states_follow_their_rules_and_attempts_are_never_reset(ledger: Ledger, 
                 ledger.release()
                 ledger.acquire("the test", 60)
                 assert [one.trial for one in ledger.reconcile()] == [trial] * (state == "running")
+            elif step == "reconcile":
                 assert ledger.reconcile() == []
             elif step == "again":
                 ledger.finish_attempt(trial, attempts, state="failed", failure="worker_lost", again=True)
             else:
-                ledger.finish_attempt(trial, attempts, state=step)  # type: ignore[arg-type]
+                ledger.finish_attempt(trial, attempts, state=cast(AttemptState, step))
         if not allowed:
-            assert everything(ledger) == before
+            assert (ledger.trials(), ledger.attempts()) == before
         elif step == "start":
             state, attempts = "running", attempts + 1
-        elif state == "running":
+        elif state == "running" and step != "reconcile":
             closed.append({"again": "failed", "requeue": "interrupted", "takeover": "interrupted"}.get(step, step))
-            state = FINISH.get(step, "queued")  # type: ignore[call-overload]
+            state = FINISH.get(step, "queued")
         elif step == "requeue":
             state = "queued"
         read = ledger.trial(trial)
         assert (read.state, read.attempts) == (state, attempts)
         assert [one.state for one in ledger.attempts(trial)] == closed + ["running"] * (state == "running")
         assert (read.ended is None) == (state in ("queued", "running"))
+    if state == "running":
+        ledger.requeue(trial)
 
 
 def test_an_attempt_keeps_what_was_different_about_it(ledger: Ledger) -> None:
@@ -561,11 +588,16 @@ def test_only_a_process_of_this_machine_can_be_known_to_have_ended() -> None:
 
 
 def test_threads_share_a_ledger(ledger: Ledger) -> None:
-    """Two write, one projects, one reads, as in a driver; nothing is lost, locked or seen half.
-
-    Mutant check: leaving out `_turn` and `BEGIN IMMEDIATE` fails this on SQLite.
+    """Two write, one projects, one reads, as in a driver; nothing is lost, locked or seen half. And another driver has
+    another run in the same database. Mutant check: BEGIN in place of BEGIN IMMEDIATE fails this on SQLite.
     """
     rounds, size = 20, 10
+    neighbour = Ledger.create(str(ledger._database.url.render_as_string(False)), name="neighbour", sweep={})
+    neighbour.acquire("neighbour", 60)
+
+    def another() -> None:
+        for _ in range(4 * rounds):
+            neighbour.renew()
 
     def writes(trial: str) -> None:
         number = ledger.start_attempt(trial, {}, "h")
@@ -587,7 +619,8 @@ def test_threads_share_a_ledger(ledger: Ledger) -> None:
     def batches() -> list[int]:
         return [len(ledger.points(trial)) for trial in ("t0", "t1")]
 
-    run_threads([lambda: writes("t0"), lambda: writes("t1"), projects, reads])
+    run_threads([lambda: writes("t0"), lambda: writes("t1"), projects, reads, another])
+    neighbour.close()
     assert batches() == [rounds * size] * 2
     assert ledger.waiting() == {}
 
@@ -742,7 +775,7 @@ def test_an_older_ledger_is_brought_forward_once(
 
 
 def test_a_migration_that_fails_changes_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DDL too. Mutant check: without isolation_level = None, sqlite3 keeps the new column."""
+    """DDL too. Mutant check: without our own BEGIN, Python's sqlite3 keeps the new column."""
     Ledger.create(url, name="x", sweep={}).close()
 
     def broken(connection: sa.Connection) -> None:
@@ -829,7 +862,8 @@ def test_a_database_that_does_not_answer_is_named_without_its_password(tmp_path:
 
 
 def test_a_thousand_trials_are_read_at_once(url: str, opened: Callable[[Ledger], Ledger]) -> None:
-    """Reopening and reading 1,000 trials of 100 points took 0.1 s on two cores; bounds are ten times that."""
+    """Reopening and reading 1,000 trials of 100 points takes 0.1 s; the bound is ten times that, of this process's CPU
+    time, so that a busy machine is no fault."""
     job = {"section": {f"key {i}": i for i in range(60)}}
     trials = [Trial(id=f"{i:012x}", stage="tune", arm=f"arm {i % 4}", seed=i, job=job) for i in range(1000)]
     ledger = opened(Ledger.create(url, name="x", sweep={}, trials=trials))
@@ -842,14 +876,14 @@ def test_a_thousand_trials_are_read_at_once(url: str, opened: Callable[[Ledger],
     ]
     with ledger._database.write() as connection:
         connection.execute(schema.points.insert().values(attempt=1, projected=True), rows)
-    start = time.perf_counter()
+    start = time.process_time()
     again = opened(Ledger.open(url))
     assert len(again.trials()) == 1000
     assert len(again.points(trials[500].id)) == len(rows) / 1000
     assert again.waiting() == {}
     assert again.unprojected_points() == []
     assert sum(again.counts().values()) == 1000
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 def test_the_ledger_imports_nothing_heavy() -> None:

@@ -41,7 +41,11 @@ def test_contrasts_pair_the_first_factors_levels_within_each_level_of_the_others
 
 
 def test_named_arms_are_compared_with_the_first() -> None:
-    arms = [{"label": "big", "batch.size": 64}, {"label": "small", "batch.size": 16}, {"label": "tiny", "batch.size": 8}]
+    arms = [
+        {"label": "big", "batch.size": 64},
+        {"label": "small", "batch.size": 16},
+        {"label": "tiny", "batch.size": 8},
+    ]
     assert plan_of(compare={}, arm=arms).contrasts == (("small", "big"), ("tiny", "big"))
 
 

@@ -25,7 +25,8 @@ from orchestrator import plan as planning
 from orchestrator import report, sweep
 from orchestrator.analysis import compare, t_interval
 from orchestrator.ledger import Ledger, Point, Suggestion, Trial
-from orchestrator.report import figure, page, plots, text
+from orchestrator.report import content, figure, page, plots, text
+from orchestrator.report.evidence import curves
 from orchestrator.report.files import COLUMNS
 
 TOML = """
@@ -232,7 +233,18 @@ def test_a_diverged_seed_without_a_result_scores_its_first_point(begin: Begin) -
     attempt = run.ledger.start_attempt(trial.id, {}, "host")
     run.ledger.record_points(trial.id, attempt, [Point(trial.id, "knn_accuracy", 0, 0.25, 1e9)])
     run.ledger.finish_attempt(trial.id, attempt, state="done", outcome="diverged")
-    assert report.answer(run.ledger)["arms"][0]["values"][0]["value"] == 0.25
+    found = report.answer(run.ledger)
+    assert found["arms"][0]["values"][0]["value"] == 0.25
+
+
+def test_a_trial_that_ended_without_the_metric_is_lost_and_not_waited_for(begin: Begin) -> None:
+    run = begin()
+    (trial, *_) = run.confirm("plain")
+    attempt = run.ledger.start_attempt(trial.id, {}, "host")
+    run.ledger.finish_attempt(trial.id, attempt, state="done", outcome="diverged")
+    waiting, lost, _ = report.answer(run.ledger)["notes"]
+    assert waiting.startswith("11 of 12 confirm trials have no result yet")
+    assert lost.startswith("plain, seed 0 is lost (no value of knn_accuracy")
 
 
 def test_in_mode_min_the_lower_arm_wins_and_delta_keeps_its_sign(begin: Begin) -> None:
@@ -267,6 +279,26 @@ def test_unequal_budgets_and_pairs_that_are_no_pairs_are_noted(begin: Begin) -> 
     found = report.answer(run.ledger)
     assert found["comparisons"][0]["shared"] == {"data": False, "init": True, "order": True}
     assert found["notes"][-1] == "flat and plain did not see the same data: their pairs are not pairs."
+
+
+def test_curves_end_at_the_means_of_the_answer(begin: Begin) -> None:
+    """A diverged seed stays at its untrained value after its last point, and a trial that has not ended is left out.
+    Mutant check: taking points of every trial, or dropping the diverged one, fails this."""
+    run = begin()
+    plain, flat = run.confirm("plain"), run.confirm("flat")
+    for trial in plain[:4]:
+        run.done(trial, 0.9)
+    run.done(flat[0], 0.9)
+    run.done(flat[1], 0.9, outcome="diverged")
+    attempt = run.ledger.start_attempt(flat[2].id, {}, "host")
+    run.ledger.record_points(flat[2].id, attempt, [Point(flat[2].id, "knn_accuracy", 0, 0.1, 1e9)])
+    found = report.answer(run.ledger)
+    drawn = curves(run.ledger, found)
+    assert drawn["plain"]["samples"] == drawn["flat"]["samples"] == [0, 256, 768]
+    assert drawn["plain"]["mean"] == pytest.approx([0.3, 0.6, 0.9])
+    assert drawn["flat"]["mean"] == pytest.approx([0.3, (0.6 + 0.35) / 2, (0.9 + 0.3) / 2])
+    assert [drawn[arm["label"]]["mean"][-1] for arm in found["arms"]] == [arm["mean"] for arm in found["arms"]]
+    assert (drawn["flat"]["low"][-1], drawn["flat"]["high"][-1]) == tuple(found["arms"][1]["ci95"])
 
 
 @dataclass
@@ -399,6 +431,27 @@ def test_nothing_of_a_sweep_or_a_ledger_can_become_markup(begin: Begin, tmp_path
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 9 for line in written.splitlines() if "| inconclusive |" in line)
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        content.Heading(HOSTILE),
+        content.Paragraph(HOSTILE),
+        content.Bullets([HOSTILE]),
+        content.Grid(["one", HOSTILE], [["1", "2"]]),
+        content.Grid(["one"], [[HOSTILE]]),
+        content.Code(HOSTILE),
+        content.Code("text", title=HOSTILE),
+        content.Picture(plots.Plot("name", HOSTILE, HOSTILE, b"", "<svg></svg>")),
+    ],
+)
+def test_every_kind_of_block_shows_hostile_text_as_text(block: content.Block) -> None:
+    html = Page(page.html("Q", "V", "S", [], [block]))
+    assert HOSTILE in html.words
+    assert not {"script", "a"} & set(html.tags)
+    if not isinstance(block, content.Code):
+        assert "<script" not in page.markdown("Q", "V", "S", [], [block])
+
+
 def test_the_page_is_one_file_that_loads_nothing(written: Written) -> None:
     html = written.read("report.html")
     found = Page(html)
@@ -422,6 +475,7 @@ def test_pictures_on_the_page_are_whole_and_share_no_ids(written: Written) -> No
         assert name in ids
     for colour in (figure.INK, figure.MUTED, figure.LINE, figure.PAPER):
         assert colour not in "".join(pictures), "greys come from the page, which may be dark"
+    assert set(re.findall(r'font-family: ([^;"]*)', "".join(pictures))) == {"system-ui, sans-serif"}
 
 
 def test_plots_are_pngs_of_one_width(written: Written) -> None:
@@ -517,7 +571,7 @@ def test_the_table_fits_eighty_columns_and_ends_with_the_verdict(begin: Begin) -
     lines = console.export_text().rstrip().splitlines()
     assert max(map(len, lines)) <= 80
     shown = " ".join(" ".join(lines).split())
-    assert "[red]a long" in shown, "a label is no markup"
+    assert shown.count("[red]") == 3, "in both tables and the sentence: a label is no markup"
     assert shown.endswith(found["sentence"])
 
 

@@ -174,7 +174,9 @@ def test_set_overrides_any_key_and_names_what_is_wrong(write: Any) -> None:
 
 def test_extends_takes_another_sweep_and_overrides_keys_of_it(write: Any) -> None:
     write(GOOD, "base.toml")
-    child = write('extends = "base.toml"\nname = "child"\n[job.budget]\nsamples = 500\n[compare]\nbatch.size = [8]\n', "c.toml")
+    child = write(
+        'extends = "base.toml"\nname = "child"\n[job.budget]\nsamples = 500\n[compare]\nbatch.size = [8]\n', "c.toml"
+    )
     sweep = load(child)
     assert (sweep.name, sweep.job["budget"], sweep.compare["batch.size"]) == ("child", {"samples": 500}, [8])
     assert sweep.compare["loss.name"] == ["infonce", "flatnce"]

@@ -318,7 +318,7 @@ from orchestrator.ledger import Ledger, this_process
 from orchestrator.tracking import Projection
 ledger = Ledger.open(sys.argv[1])
 ledger.acquire(this_process(), 600)
-def die(*args):
+def die(*args, **named):
     os.kill(os.getpid(), 9)
 setattr(ledger, sys.argv[3], die)
 projection = Projection(ledger, sys.argv[2])
@@ -367,6 +367,7 @@ def test_a_driver_that_lost_its_lease_leaves_no_run_behind(ledger: Ledger, embed
     successor.acquire("successor", 600)
     with pytest.raises(LeaseLost):
         projection.flush()
+    assert [run["kind"] for run in runs_of(embedded, ledger.uuid)] == ["sweep"]
     flushed(successor, embedded)
     agree(successor, embedded)
     successor.close()

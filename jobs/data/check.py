@@ -37,7 +37,7 @@ def check(job: JobConfig) -> list[str]:
     for stage, rows in judged.items():
         if len(rows) < 2:
             raise rows.fault(f"has 1 row; data.{stage} needs at least two to judge an encoder on")
-    warnings = []
+    warnings: list[str] = []
     if job.task == "image":
         image_examples(job).images.check()
         for stage, source in sources.items():
@@ -137,7 +137,8 @@ def _add(array: pa.Array, hashes: dict[str, Any], key: str) -> None:
     elif pa.types.is_floating(kind):
         hashes[key].update(pc.fill_null(array, 0).to_numpy().astype(np.float64))
     else:
-        hashes[key].update(repr(array.to_pylist()).encode())
+        for value in array.to_pylist():
+            hashes[key].update(f"{value!r}\n".encode())
     return None
 
 

@@ -1,8 +1,8 @@
 """The image job's data: two augmented views of each image, and the labelled rows that judge an encoder.
 
-Views are batched tensor operations of exactly rounded arithmetic (gather, add, multiply, divide, square root), with
-random numbers keyed by (seed, step, pair, view). So a view has the same bits whatever else is in the chunk, whichever
-rank computes it.
+Views are batched tensor operations in which no image sees another one, with random numbers keyed by (seed, step, pair,
+view). They avoid functions that round by the place in the batch (exp, matrix products), so a view has the same bits
+whatever else is in the chunk and whichever rank computes it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -89,32 +90,29 @@ def augmented(unit: Tensor, augment: Augment, *, seed: int, step: int, pairs: Te
     shorter, longer = (area * ratio).sqrt(), (area / ratio).sqrt().clamp(max=1)
     is_tall = tall < 0.5
     width, height = torch.where(is_tall, shorter, longer), torch.where(is_tall, longer, shorter)
-    mirrored = (mirror < 0.5) if augment.flip else torch.zeros_like(is_tall)
-    unit = _resampled(unit, top, height, torch.zeros_like(mirrored), dim=2)
-    unit = _resampled(unit, left, width, mirrored, dim=3)
+    mirrored = (mirror < 0.5) & augment.flip
+    if augment.crop < 1:
+        across = _window(left, width, unit.shape[3])
+        across = torch.where(mirrored[:, None], -across, across)
+        down = _window(top, height, unit.shape[2])
+        shape = len(unit), *unit.shape[2:]
+        grid = torch.stack([across[:, None].expand(shape), down[:, :, None].expand(shape)], -1)
+        unit = F.grid_sample(unit, grid, padding_mode="border", align_corners=False)
+    elif augment.flip:
+        unit = torch.where(mirrored[:, None, None, None], unit.flip(3), unit)
     if augment.brightness:
         factor = 1 + augment.brightness * (2 * light - 1)
         unit = (unit * factor[:, None, None, None]).clamp(max=1)
     return unit
 
 
-def _resampled(unit: Tensor, place: Tensor, share: Tensor, mirrored: Tensor, *, dim: int) -> Tensor:
-    """Stretch a `share` [c] of one dimension to its full length, linearly. place [c] in [0, 1): where the share starts.
+def _window(place: Tensor, share: Tensor, size: int) -> Tensor:
+    """Where the pixels of a crop lie, [c, size], in coordinates from -1 to 1 (edge to edge of the image).
 
-    Out of exactly rounded operations only: a library's interpolation may round by the position in the batch.
+    share [c]: of the side that the crop keeps. place [c] in [0, 1): 0 is the first, 1 the last place it fits in.
     """
-    size = unit.shape[dim]
-    centres = torch.arange(size, device=unit.device) + 0.5
-    at = (place * (1 - share) * size)[:, None] + share[:, None] * centres - 0.5
-    at = torch.where(mirrored[:, None], size - 1 - at, at).clamp(0, size - 1)
-    low = at.floor()
-    weight = at - low
-    low = low.to(torch.int64)
-    high = (low + 1).clamp(max=size - 1)
-    spread = [len(unit), 1, 1, 1]
-    spread[dim] = size
-    first, second = (unit.gather(dim, index.view(spread).expand_as(unit)) for index in (low, high))
-    return first + (second - first) * weight.view(spread)
+    centres = (torch.arange(size, device=place.device) + 0.5) / size
+    return 2 * ((place * (1 - share))[:, None] + share[:, None] * centres) - 1
 
 
 def train_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -162,12 +160,12 @@ def image_evaluation(job: JobConfig, source: str) -> ImageEvaluation:
             column=queries.column,
         )
     known, asked = _labels(train), _labels(judged)
-    if asked.null_count:
-        row = pc.index(pc.is_null(asked), value=True).as_py()
-        raise judged.fault("holds no label; remove the row", column=judged.table.column_names[1], row=row)
     labelled = np.flatnonzero(known.is_valid().to_numpy())[: job.evaluate.references]
     if not len(labelled):
         raise train.fault("has no row with a label; images are judged by labels", column=train.table.column_names[1])
+    if asked.null_count:
+        row = pc.index(pc.is_null(asked), value=True).as_py()
+        raise judged.fault("holds no label; remove the row", column=judged.table.column_names[1], row=row)
     known_codes, asked_codes = _codes(known.take(pa.array(labelled)), asked)
     if len(np.unique(known_codes)) < 2:
         raise train.fault(

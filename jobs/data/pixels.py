@@ -210,7 +210,7 @@ def _numbers(rows: Rows, column: str, chunk: pa.Array, at: int) -> NDArray[Any]:
         offsets = np.frombuffer(chunk.buffers()[1], np.int64 if pa.types.is_large_binary(kind) else np.int32)
         offsets = offsets[chunk.offset : chunk.offset + n + 1]
         _one_size(rows, column, at, np.diff(offsets))
-        return np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(n, -1)
+        return np.frombuffer(chunk.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]].reshape(n, -1)
     values = chunk
     while is_list(values.type):
         if not pa.types.is_fixed_size_list(values.type):
@@ -223,7 +223,7 @@ def _numbers(rows: Rows, column: str, chunk: pa.Array, at: int) -> NDArray[Any]:
             column=column,
         )
     top = 255 if pa.types.is_integer(values.type) else 1
-    numbers = values.to_numpy(zero_copy_only=False).reshape(n, -1)
+    numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False).reshape(n, -1)
     good = ((numbers >= 0) & (numbers <= top)).all(1)
     if not good.all():
         row = at + int(np.argmin(good))

@@ -6,6 +6,7 @@ arXiv:2104.08821), so they are the same tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ PAIR_NAMES = (
 )
 NEGATIVE_NAME = re.compile(r"(hard_?)?neg(ative)?s?_?\d*|contradiction")
 SCORE_NAMES = ("score", "label", "similarity_score", "similarity")
+BINARY = (pa.types.is_binary, pa.types.is_large_binary)
 JUDGED = ("sentence1", "sentence2", "score")
 
 
@@ -116,8 +118,7 @@ def judged_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | No
 def sentence_rows(job: JobConfig) -> Rows:
     """The text columns of data.train, each row of them checked to be text."""
     rows = read(job.data.train, train_columns, None if job.data.columns is None else tuple(job.data.columns))
-    _refuse_blank(rows, tuple(rows.table.column_names))
-    return rows
+    return _text(rows, tuple(rows.table.column_names))
 
 
 def tokenizer_for(job: JobConfig) -> Any:
@@ -159,8 +160,7 @@ def _examples(rows: Rows, tokenizer: Any, max_tokens: int) -> SentenceExamples:
 @functools.lru_cache(maxsize=4)
 def sentence_evaluation(source: str) -> SentenceEvaluation:
     """The scored pairs of a source with columns sentence1, sentence2 and score."""
-    rows = read(source, judged_columns)
-    _refuse_blank(rows, JUDGED[:2])
+    rows = _text(read(source, judged_columns), JUDGED[:2])
     score = rows.table[2]
     if not (pa.types.is_integer(score.type) or pa.types.is_floating(score.type)):
         raise rows.fault(f"is of type {score.type}; scores are numbers, such as 0 to 5", column="score")
@@ -174,31 +174,38 @@ def sentence_evaluation(source: str) -> SentenceEvaluation:
 
 
 @functools.lru_cache(maxsize=8)
-def _refuse_blank(rows: Rows, columns: tuple[str, ...]) -> None:
-    """Raises DataError at the first row of these columns that is null, empty, white space only or not UTF-8."""
-    for name in columns:
-        column = rows.table[name]
-        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-            raise rows.fault(f"is of type {column.type}; sentences are strings", column=name)
-        at = 0
-        for chunk in column.chunks:
-            _refuse_invalid(rows, name, chunk, at)
-            blank = pc.fill_null(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(chunk)), 0), fill_value=True)
+def _text(rows: Rows, names: tuple[str, ...]) -> Rows:
+    """The rows with these columns as strings. Raises DataError at the first null, empty, blank or not UTF-8."""
+    table = rows.table
+    for name in names:
+        kind = table[name].type
+        if not any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, *BINARY)):
+            raise rows.fault(f"is of type {kind}; sentences are strings", column=name)
+        chunks, at = [], 0
+        for chunk in table[name].chunks:
+            chunks.append(_utf8(rows, name, chunk, at))
+            blank = pc.fill_null(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(chunks[-1])), 0), fill_value=True)
             row = pc.index(blank, value=True).as_py()
             if row >= 0:
-                found = "is null" if chunk[row].as_py() is None else "is empty"
+                found = "is empty" if chunk[row].is_valid else "is null"
                 raise rows.fault(f"{found}; remove the row or write its sentence", column=name, row=at + row)
             at += len(chunk)
+        table = table.set_column(table.schema.get_field_index(name), name, pa.chunked_array(chunks))
+    return dataclasses.replace(rows, table=table)
 
 
-def _refuse_invalid(rows: Rows, name: str, chunk: pa.Array, at: int) -> None:
+def _utf8(rows: Rows, name: str, chunk: pa.Array, at: int) -> pa.Array:
+    """The chunk as strings, without a copy: the CSV reader, and some writers of Parquet, make bytes of them."""
+    binary = any(test(chunk.type) for test in BINARY)
     try:
-        chunk.validate(full=True)
+        text = chunk.cast(pa.string() if pa.types.is_binary(chunk.type) else pa.large_string()) if binary else chunk
+        text.validate(full=True)
     except pa.ArrowInvalid as error:
         values = chunk.cast(pa.large_binary()).to_pylist()
         row = next((i for i, value in enumerate(values) if value is not None and not is_utf8(value)), None)
         raise rows.fault(
-            f"is not UTF-8 ({short(error)}); write the file again in UTF-8",
+            "is not UTF-8; convert the file, for example by iconv -f latin1 -t utf-8",
             column=name,
             row=None if row is None else at + row,
         ) from error
+    return text

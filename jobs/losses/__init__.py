@@ -19,6 +19,7 @@ and receives for ring, one all_reduce of two numbers more for infonce_matched.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -100,7 +101,7 @@ def contrastive_loss(
     problem = agreed_problem(request, group)
     learned = [x if isinstance(x, Tensor) and x.requires_grad else None for x in (temperature, bias)]
     slopes = torch.is_grad_enabled() and any(x is not None for x in learned)
-    with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
+    with torch.no_grad(), _full_precision(queries):
         own = _own(problem, queries, keys, hard_negatives, pair_ids)
         received = _exchange(problem, own, group)
         sums = reduce_rows(problem, own, _visits(problem, own, received, group), slopes=slopes)
@@ -136,7 +137,7 @@ class _Loss(torch.autograd.Function):
         problem: Problem = ctx.call.problem
         group: Group = ctx.call.group
         needs = ctx.needs_input_grad
-        with torch.autocast(grad_output.device.type, enabled=False):
+        with _full_precision(grad_output):
             own = _own(problem, queries, keys, hard, ids)
             sums = Table.read(table)
             weights = _weights(problem, sums)
@@ -167,6 +168,12 @@ class _Loss(torch.autograd.Function):
             for x, like, need in zip([*grads, *shares], given, needs, strict=False)
         ]
         return (*cast, *[None] * 6)
+
+
+def _full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off, where it is on: similarities in half precision are off by whole logits."""
+    device = like.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _own(problem: Problem, queries: Tensor, keys: Tensor, hard: Tensor | None, ids: Tensor | None) -> Rows:

@@ -38,7 +38,7 @@ class Rows:
     ids: Tensor | None
 
     def __len__(self) -> int:
-        return len(self.sides[QUERIES])
+        return self.sides[QUERIES].shape[0]
 
 
 @dataclass(frozen=True)
@@ -109,31 +109,74 @@ def reduce_rows(problem: Problem, own: Rows, visits: Iterable[Rows], *, slopes: 
 
     slopes: also accumulate what a learned temperature or bias needs.
     """
-    b, device = len(own), own.sides[QUERIES].device
-    sums = torch.zeros(len(problem.directions), 6, b, dtype=torch.float64, device=device)
-    sums[:, 0] = FAR
     positive, alignment, norms = _pairs(problem, own)
-    spread = torch.full((b,), FAR, dtype=torch.float64, device=device)
-    duplicates = torch.zeros(b, dtype=torch.float64, device=device)
+    sums = positive.new_zeros(len(problem.directions), 7, len(own))
+    sums[:, 0] = FAR
+    spread, duplicates = torch.full_like(positive, FAR), torch.zeros_like(positive)
     nothing = own.sides[QUERIES].new_zeros((), dtype=problem.dtype)
+    begun = set()
     for block in (Block(own, a, visit, c) for visit in visits for a, c in problem.blocks):
         for tile in _tiles(problem, block):
-            i, logits = tile.i, tile.logits(problem, nothing)
+            logits = tile.logits(problem, nothing)
             weighted, masked = _exclude(problem, block, tile, logits)
             if (block.anchor, block.candidate) == (QUERIES, KEYS):
                 near = logits * (4 * problem.temperature) - 2 * tile.y.square().sum(1)
-                spread[i] = torch.logaddexp(spread[i], near.logsumexp(1).double() - 2 * norms[i])
+                spread[tile.i] = torch.logaddexp(spread[tile.i], near.logsumexp(1).double() - 2 * norms[tile.i])
                 if masked is not None:
-                    duplicates[i] += masked
-            _absorb(problem, sums[block.anchor, :, i], logits, weighted, slopes=slopes)
+                    duplicates[tile.i] += masked
+            part, so_far = _tile_sums(problem, logits, weighted, slopes=slopes), sums[block.anchor, :, tile.i]
+            rows = (block.anchor, tile.i.start)
+            so_far.copy_(_merged(so_far, part) if rows in begun else part)
+            begun.add(rows)
     return _finish(problem, sums, positive, [positive, alignment, spread, duplicates])
 
 
+def _tile_sums(problem: Problem, logits: Tensor, weighted: Tensor | None, *, slopes: bool) -> Tensor:
+    """Sums [7, r], float64, over the columns of a tile of logits [r, c], which is overwritten.
+
+    The largest logit; relative to it the sums of exp, of exp squared and of exp times logit; siglip's value and its
+    derivatives in log (1 / temperature) and in the bias.
+    """
+    slope = value = pull = push = logits.new_zeros(logits.shape[0])
+    if not problem.softmax:
+        terms = logits + problem.bias
+        value = F.softplus(terms, threshold=60).sum(1)
+        if slopes:
+            pull, push = _slope(problem, terms.sigmoid_(), logits, weighted)
+    top = logits.amax(1)
+    below = logits.sub_(top[:, None])
+    if slopes and problem.softmax:
+        shares = torch.exp(below)
+        slope, mass = _slope(problem, shares, below, weighted)
+    else:
+        shares = below.exp_()
+        mass = shares.sum(1)
+    square = torch.linalg.vector_norm(shares, dim=1).square()
+    return torch.stack([top, mass, square, slope, value, pull, push]).double()
+
+
+def _slope(problem: Problem, shares: Tensor, logits: Tensor, weighted: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sums over columns of shares times logits, without the log weight in them, and of shares."""
+    slope = (shares * logits).sum(1)
+    if weighted is not None:
+        slope -= problem.log_weight * (shares * weighted).sum(1)
+    return slope, shares.sum(1)
+
+
+def _merged(first: Tensor, second: Tensor) -> Tensor:
+    """The sums [7, r] of two sets of columns."""
+    both = torch.stack([first, second])
+    highest = both[:, 0].amax(0)
+    lower = both[:, 0] - highest
+    scale = lower.exp()
+    mass, square, slope = scale * both[:, 1], scale.square() * both[:, 2], scale * (both[:, 3] + lower * both[:, 1])
+    return torch.stack([highest, *torch.stack([mass, square, slope, *both[:, 4:].unbind(1)]).sum(1)])
+
+
 def _finish(problem: Problem, sums: Tensor, positive: Tensor, columns: list[Tensor]) -> Sums:
-    """Close the running sums of `_absorb`."""
-    top, mass, square, slope, value, push = sums.unbind(1)
+    """Close the running sums [directions, 7, b] of all tiles."""
+    top, mass, square, slope, value, pull, push = sums.unbind(1)
     none = top <= FAR / 2
-    mass, square = mass.masked_fill(none, 1.0), square.masked_fill(none, 1.0)
     normaliser = (top + mass.log()).masked_fill(none, -torch.inf)
     effective = (mass.square() / square).masked_fill(none, 0.0)
     if problem.softmax:
@@ -141,8 +184,7 @@ def _finish(problem: Problem, sums: Tensor, positive: Tensor, columns: list[Tens
     else:
         logit = positive + problem.bias
         value = value + F.softplus(-logit, threshold=700)
-        slope = slope - torch.sigmoid(-logit) * positive
-        push = push - torch.sigmoid(-logit)
+        slope, push = pull - torch.sigmoid(-logit) * positive, push - torch.sigmoid(-logit)
     table = torch.stack([*columns, *normaliser, *effective, *value], dim=1)
     return Sums(table, slope, push)
 
@@ -156,33 +198,6 @@ def _pairs(problem: Problem, own: Rows) -> tuple[Tensor, Tensor, Tensor]:
         parts.append(torch.stack([(q * k).sum(1), (q - k).square().sum(1), q.square().sum(1)]))
     similarity, distance, norm = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
     return (similarity - problem.margin) / problem.temperature, distance, norm
-
-
-def _absorb(problem: Problem, sums: Tensor, logits: Tensor, weighted: Tensor | None, *, slopes: bool) -> None:
-    """Add a tile of logits [r, c] to the running sums [6, r] of its rows. Overwrites the logits."""
-    if not problem.softmax:
-        terms = logits + problem.bias
-        sums[4] += F.softplus(terms, threshold=60).sum(1)
-        if slopes:
-            pull = terms.sigmoid_()
-            sums[5] += pull.sum(1)
-            sums[3] += (pull * logits).sum(1)
-            if weighted is not None:
-                sums[3] -= problem.log_weight * (pull * weighted).sum(1)
-    top = logits.amax(1)
-    below = logits.sub_(top[:, None])
-    share = torch.exp(below) if slopes and problem.softmax else below.exp_()
-    mass, square = share.sum(1), torch.linalg.vector_norm(share, dim=1).double().square()
-    highest = torch.maximum(sums[0], top)
-    old, new = torch.exp(sums[0] - highest), torch.exp(top - highest)
-    if slopes and problem.softmax:
-        slope = (share * below).sum(1).double()
-        if weighted is not None:
-            slope -= problem.log_weight * (share * weighted).sum(1)
-        sums[3] = old * (sums[3] + (sums[0] - highest) * sums[1]) + new * (slope + (top - highest) * mass)
-    sums[1] = old * sums[1] + new * mass
-    sums[2] = old.square() * sums[2] + new.square() * square
-    sums[0] = highest
 
 
 def gradients(

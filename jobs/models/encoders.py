@@ -73,7 +73,7 @@ def initialise(module: nn.Module, seed: int, prefix: str) -> None:
     So a weight depends on its name and shape alone, not on what else the model has: arms that differ in the head or in
     the number of layers start from the same weights elsewhere. A ResNet's convolutions as He et al. 2015
     (arXiv:1502.01852), everything else of two or more dimensions from a normal cut at two standard deviations; biases
-    and norms keep their 0 and 1.
+    are 0, and norms keep their 1 and 0.
     """
     generator = torch.Generator()
     relu = isinstance(module, ResNet)
@@ -85,7 +85,9 @@ def initialise(module: nn.Module, seed: int, prefix: str) -> None:
             elif parameter.ndim >= 2:
                 nn.init.trunc_normal_(parameter, std=SPREAD, a=-2 * SPREAD, b=2 * SPREAD, generator=generator)
         for part in module.modules():
-            if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            if isinstance(part, nn.Linear | nn.Conv2d) and part.bias is not None:
+                part.bias.zero_()
+            elif isinstance(part, nn.Embedding) and part.padding_idx is not None:
                 part.weight[part.padding_idx].zero_()
 
 

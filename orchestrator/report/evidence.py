@@ -14,6 +14,7 @@ from jobs.config import canonical
 from orchestrator import analysis
 from orchestrator.ledger import Ledger, Trial
 from orchestrator.plan import smallest_p
+from orchestrator.report.notes import notes
 from orchestrator.report.text import sentence
 
 HASHES = ("data", "init", "order")
@@ -64,7 +65,8 @@ def answer(ledger: Ledger) -> Json:
         "environment": run.environment,
         "notes": [],
     }
-    found["notes"] = [*_missing(found, confirm), *_oddities(found)]
+    ended = [trial for trial in confirm if trial.state in ("done", "pruned", "failed")]
+    found["notes"] = notes(found, [trial for trial in ended if trial.seed not in values.get(trial.arm, {})])
     found["sentence"] = sentence(found)
     return found
 
@@ -97,7 +99,7 @@ def curves(ledger: Ledger, found: Json) -> Json:
 def untrained(ledger: Ledger, trial: Trial, metric: str) -> float | None:
     """The metric of a trial's encoder before its first step."""
     value = ((trial.result or {}).get("untrained") or {}).get(metric)
-    if value is None:
+    if value is None and trial.attempts:
         value = next((point.value for point in ledger.points(trial.id, metric) if point.step == 0), None)
     return value
 
@@ -265,49 +267,6 @@ def _attempts(ledger: Ledger) -> Json:
 def _failure(trial: Trial) -> Json:
     keys = ("stage", "arm", "seed", "attempts", "failure", "message")
     return {"trial": trial.id, **{key: getattr(trial, key) for key in keys}}
-
-
-def _missing(found: Json, confirm: Sequence[Trial]) -> Iterable[str]:
-    """Notes on confirm trials without a value."""
-    planned = len(found["arms"]) * len(found["seeds"])
-    have = sum(arm["n"] for arm in found["arms"])
-    lost = [trial for trial in confirm if trial.state == "failed" and not _diverged(trial)]
-    if waiting := planned - have - len(lost):
-        yield (
-            f"{waiting} of {planned} confirm trials have no result yet; a comparison that needs one of them is "
-            "inconclusive until it has."
-        )
-    for trial in lost:
-        yield (
-            f"{trial.arm}, seed {trial.seed} is lost ({trial.failure or 'failed'}, attempts: {trial.attempts}, trial "
-            f"{trial.id}): its comparisons are inconclusive."
-        )
-
-
-def _oddities(found: Json) -> Iterable[str]:
-    """Notes on what a reader should know before believing a number."""
-    arms = found["arms"]
-    if diverged := sum(arm["diverged"] for arm in arms):
-        ended = sum(arm["n"] for arm in arms)
-        yield f"{diverged} of {ended} confirm trials diverged; each counts as an untrained encoder."
-    if found["comparisons"] and found["smallest_p"] > analysis.ALPHA:
-        yield (
-            f"{len(found['seeds'])} seeds and {len(found['comparisons'])} comparisons cannot reach p <= 0.05: the "
-            f"smallest p is {found['smallest_p']:.3g}."
-        )
-    budgets = [(arm["samples"], arm["samples"] / arm["steps"]) for arm in arms if arm["samples"] and arm["steps"]]
-    seen = [samples for samples, _ in budgets]
-    if budgets and max(seen) - min(seen) >= max(batch for _, batch in budgets):
-        yield f"The budget is not equal: arms saw {min(seen):,} to {max(seen):,} pairs."
-    for one in found["comparisons"]:
-        if not one["shared"].get("data", True):
-            yield f"{one['a']} and {one['b']} did not see the same data: their pairs are not pairs."
-    for one in found["execution_only"]:
-        if one["agree"] is False:
-            yield (
-                f"{one['a']} and {one['b']} differ in execution only and should agree; a seed differs by "
-                f"{one['largest_difference']:.3g}."
-            )
 
 
 def _counts(trials: Sequence[Trial], stage: str) -> dict[str, int]:

@@ -152,7 +152,7 @@ def _themed(svg: str, name: str) -> str:
     # Ids are unique in one figure only, and the page holds several.
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\1{name}-", svg)
-    return re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", svg)
+    return re.sub(r'font-family: [^;"]*', "font-family: system-ui, sans-serif", svg)
 
 
 def _points_high(axes: Axes) -> float:

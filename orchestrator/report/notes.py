@@ -1,0 +1,57 @@
+"""What a reader should know before believing a number: what is missing, and what is not as it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from orchestrator import analysis
+from orchestrator.ledger import Trial
+
+Json = dict[str, Any]
+
+
+def notes(found: Json, lost: Sequence[Trial]) -> list[str]:
+    """Sentences on an answer, the gravest first; none when all is well. `lost`: trials that ended without a value."""
+    return [*_missing(found, lost), *_oddities(found)]
+
+
+def _missing(found: Json, lost: Sequence[Trial]) -> Iterable[str]:
+    planned = len(found["arms"]) * len(found["seeds"])
+    have = sum(arm["n"] for arm in found["arms"])
+    if waiting := planned - have - len(lost):
+        yield (
+            f"{waiting} of {planned} confirm trials have no result yet; a comparison that needs one of them is "
+            "inconclusive until it has."
+        )
+    for trial in lost:
+        why = trial.failure or f"no value of {found['metric']}"
+        yield (
+            f"{trial.arm}, seed {trial.seed} is lost ({why}, attempts: {trial.attempts}, trial {trial.id}): its "
+            "comparisons are inconclusive."
+        )
+
+
+def _oddities(found: Json) -> Iterable[str]:
+    arms = found["arms"]
+    if diverged := sum(arm["diverged"] for arm in arms):
+        ended = sum(arm["n"] for arm in arms)
+        yield f"{diverged} of {ended} confirm trials diverged; each counts as an untrained encoder."
+    if found["comparisons"] and found["smallest_p"] > analysis.ALPHA:
+        yield (
+            f"{len(found['seeds'])} seeds and {len(found['comparisons'])} comparisons cannot reach p <= 0.05: the "
+            f"smallest p is {found['smallest_p']:.3g}."
+        )
+    budgets = [(arm["samples"], arm["samples"] / arm["steps"]) for arm in arms if arm["samples"] and arm["steps"]]
+    seen = [samples for samples, _ in budgets]
+    if budgets and max(seen) - min(seen) >= max(batch for _, batch in budgets):
+        yield f"The budget is not equal: arms saw {min(seen):,} to {max(seen):,} pairs."
+    for one in found["comparisons"]:
+        if not one["shared"].get("data", True):
+            yield f"{one['a']} and {one['b']} did not see the same data: their pairs are not pairs."
+    for one in found["execution_only"]:
+        if one["agree"] is False:
+            yield (
+                f"{one['a']} and {one['b']} differ in execution only and should agree; a seed differs by "
+                f"{one['largest_difference']:.3g}."
+            )

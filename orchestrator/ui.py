@@ -1,0 +1,108 @@
+"""MLflow's own server on the right store, and the addresses worth opening. Ends when it is interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from orchestrator import tracking
+from orchestrator.ledger import Ledger
+from orchestrator.runs import RunFolder, find, home
+
+START_S = 90.0
+"""A cold start with an embedded store takes 10 to 20 s on two cores."""
+
+MOST_COMPARED = 100
+"""MLflow's comparison page gets slow beyond this many runs."""
+
+UNAVAILABLE = 4
+
+
+def serve(run: str | None, *, port: int) -> int:
+    """Serve the store of `run` (or of the default folder of runs), print its addresses, wait. Returns the exit code.
+
+    Raises RunError when there is no such run.
+    """
+    folder = find(run) if run is not None else None
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking.embedded_uri(_runs(folder))
+    if uri.startswith("http"):
+        _print_addresses(uri, folder)
+        return 0
+    if not (_runs(folder) / "mlflow.db").exists():
+        click.echo(f"error: there is no MLflow store in {_runs(folder)} yet; launch a sweep first", err=True)
+        return UNAVAILABLE
+    command = tracking.ui_command(uri, port=port)
+    address = f"http://127.0.0.1:{port}"
+    click.echo(f"starting MLflow at {address} ...")
+    with _server(command) as server:
+        if not _wait(server, address):
+            click.echo(f"error: MLflow did not start; is port {port} taken? Try another with --port", err=True)
+            return UNAVAILABLE
+        _print_addresses(address, folder)
+        click.echo("Ctrl-C ends it.")
+        with contextlib.suppress(KeyboardInterrupt):
+            server.wait()
+    return 0
+
+
+def addresses(server: str, ledger: Ledger) -> list[tuple[str, str]]:
+    """(what, address) of the pages that answer a run's question, as far as MLflow has been told of it."""
+    run = ledger.run
+    if run.mlflow_experiment_id is None:
+        return []
+    experiment = run.mlflow_experiment_id
+    found = []
+    if run.mlflow_run_id is not None:
+        found.append(("answer", f"{server}/#/experiments/{experiment}/runs/{run.mlflow_run_id}"))
+        report = f"{server}/#/experiments/{experiment}/runs/{run.mlflow_run_id}/artifacts/report/report.html"
+        found.append(("report", report))
+    confirmed = [t.mlflow_run_id for t in ledger.trials(stage="confirm") if t.mlflow_run_id is not None]
+    if confirmed:
+        found.append(("compare", tracking.compare_address(server, experiment, confirmed[:MOST_COMPARED])))
+    found.append(("trials", tracking.experiment_address(server, experiment, uuid=run.uuid)))
+    return found
+
+
+def _runs(folder: RunFolder | None) -> Path:
+    return folder.path.resolve().parent if folder is not None else home()
+
+
+def _print_addresses(server: str, folder: RunFolder | None) -> None:
+    if folder is None:
+        click.echo(f"experiments: {server}/#/experiments")
+        return
+    with contextlib.closing(folder.open()) as ledger:
+        for what, address in addresses(server.rstrip("/"), ledger):
+            click.echo(f"{what + ':':9} {address}")
+
+
+@contextlib.contextmanager
+def _server(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        command, env=os.environ | tracking.UI_ENVIRONMENT, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        # MLflow's workers share its process group, which is ours alone.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 15)
+        process.wait()
+
+
+def _wait(server: subprocess.Popen[bytes], address: str) -> bool:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and server.poll() is None:
+        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+            urllib.request.urlopen(f"{address}/health", timeout=2)  # noqa: S310 - our own http address
+            return True
+        time.sleep(0.3)
+    return False
