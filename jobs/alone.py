@@ -1,7 +1,7 @@
 """One job without ray: what `python -m jobs.train job.toml --into DIR` does, by itself or under torchrun.
 
-    python -m jobs.train job.toml --into runs/one
-    torchrun --nproc-per-node 2 -m jobs.train job.toml --into runs/two     the same result, beyond rounding
+python -m jobs.train job.toml --into runs/one
+torchrun --nproc-per-node 2 -m jobs.train job.toml --into runs/two     the same result, beyond rounding
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent: written aside, fsynced, renamed, and verified by hash when read.
 
     checkpoints/step_000500/  model.safetensors  optimizer.pt  manifest.json
-    checkpoints/step_000500.bad-1/                                           failed its hashes, kept for a person to look at
+    checkpoints/step_000500.bad-1/                                           failed its hashes; kept for a person
 
 No pickle is ever run: weights are safetensors, optimizer state is read with `weights_only=True`.
 """

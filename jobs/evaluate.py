@@ -19,10 +19,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -152,6 +148,10 @@ def probe_accuracy(
     references: Tensor, reference_labels: NDArray[Any], queries: Tensor, query_labels: NDArray[Any]
 ) -> float:
     """Accuracy on the queries of a logistic regression (L2, C = 1) fitted to the standardised references."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(references.double().numpy())
     known, asked = (scaler.transform(rows.double().numpy()) for rows in (references, queries))
     if len(np.unique(reference_labels)) == 1:
@@ -178,9 +178,15 @@ def uniformity(unit: Tensor) -> float:
 
 def spearman(measured: NDArray[Any], wanted: NDArray[Any]) -> float:
     """Spearman's rank correlation in [-1, 1], ties sharing their mean rank; 0 if either is constant."""
-    a, b = (rankdata(values) - (len(values) + 1) / 2 for values in (measured, wanted))
+    a, b = (_centred_ranks(values) for values in (measured, wanted))
     spread = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / spread) if spread else 0.0
+
+
+def _centred_ranks(values: NDArray[Any]) -> NDArray[np.float64]:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    middles = np.cumsum(counts) - (counts - 1) / 2
+    return middles[places] - (len(values) + 1) / 2
 
 
 def _alignment_within(unit: Tensor, labels: NDArray[Any]) -> float | None:

@@ -226,7 +226,7 @@ def root_cause(errors: dict[int, Exception]) -> Failure:
 
     rank, error = min(errors.items(), key=order)
     cause = error.cause if isinstance(error, RayTaskError) else error
-    trace = error.traceback_str if isinstance(error, RayTaskError) else "".join(traceback.format_exception(error))
+    trace = str(error) if isinstance(error, RayTaskError) else "".join(traceback.format_exception(error))
     first = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
     return Failure(kind_of(cause), rank, f"rank {rank}: {type(cause).__name__}: {first}", trace)
 
@@ -248,12 +248,14 @@ def kind_of(error: BaseException) -> str:
 
 def _is_about_peers(error: Exception) -> bool:
     text = str(error)
-    return any(word in text for word in ("Connection closed by peer", "Connection reset", "gloo", "NCCL", "DistBackend"))
+    return any(
+        word in text for word in ("Connection closed by peer", "Connection reset", "gloo", "NCCL", "DistBackend")
+    )
 
 
 def _error_of(ref: Any) -> Exception | None:
     try:
         ray.get(ref, timeout=0)
-    except Exception as error:  # whatever the rank raised is the answer
+    except Exception as error:  # noqa: BLE001 - whatever the rank raised is the answer
         return error
     return None

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules. The rate is a function of the step, so a checkpoint need not hold a scheduler."""
+"""Optimizers and learning-rate schedules. The rate is a function of the step, so a checkpoint holds no scheduler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobs.config import Optimizer
 
 
 def build(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019) or SGD over `model`; matrices decay, biases, norms and loss parameters do not."""
+    """AdamW (Loshchilov and Hutter, 2019) or SGD; matrices decay, biases, norms and loss parameters do not."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},

@@ -109,9 +109,7 @@ def exact_gradients(
     return StepResult(float(value.detach()), float(norm), diagnostics)
 
 
-def _encode(
-    model: ContrastiveModel, chunk: Chunk, *, seed: int, step: int, device: torch.device | str
-) -> list[Tensor]:
+def _encode(model: ContrastiveModel, chunk: Chunk, *, seed: int, step: int, device: torch.device | str) -> list[Tensor]:
     """Embeddings of a chunk: queries [c, D], keys [c, D] and, where there are any, hard negatives [c, H, D].
 
     All views go through the encoder in one batch; the dropout mask of a row depends on its pair and view alone.

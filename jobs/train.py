@@ -73,7 +73,7 @@ class Training:
         self._resume()
 
     def advance(self, steps: int) -> list[Point]:
-        """Train for at most `steps` optimizer steps; stop early after an evaluation and at the end. Returns new points."""
+        """Train for at most `steps` optimizer steps, fewer up to an evaluation or the end. Returns new points."""
         told = len(self.points)
         evaluations = set(self.job.evaluation_steps)
         for _ in range(steps):
@@ -153,7 +153,7 @@ class Training:
         there = JobConfig.model_validate_json(path.read_text())
         if there.model_dump(exclude={"execution"}) != self.job.model_dump(exclude={"execution"}):
             raise ValueError(
-                f"{self.folder} holds another job ({there.id}), and only its execution may change; choose another folder"
+                f"{self.folder} holds another job ({there.id}), and only its execution may change; use another folder"
             )
 
     def _resume(self) -> None:
@@ -339,7 +339,7 @@ def _device(job: JobConfig) -> torch.device:
         raise ValueError("execution.device = 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def _forget_peak_memory(device: torch.device) -> None:

@@ -239,7 +239,9 @@ def _print_plan(made: Plan) -> None:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else "-" if value is None else str(value)
+    return (
+        f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else "-" if value is None else str(value)
+    )
 
 
 def _status_table(found: dict[str, Any]) -> Any:

@@ -42,7 +42,7 @@ PACKAGES = ("torch", "ray", "optuna", "mlflow", "transformers", "pyarrow", "nump
 """Versions that are recorded with a run."""
 
 
-class InfrastructureMissing(Exception):  # noqa: N818
+class InfrastructureMissing(Exception):
     """Ray, MLflow, storage or disk is not there; the text names the remedy. Exit code 4."""
 
 
@@ -65,7 +65,7 @@ class Options:
 def launch(sweep_file: Path, into: Path, *, overrides: Sequence[str] = (), options: Options = Options()) -> int:
     """Run a sweep in folder `into`, or continue it there. Returns the exit code.
 
-    Raises ConfigError, DataFault, SweepChanged, LeaseHeld, LedgerError or InfrastructureMissing; nothing is created then.
+    Raises ConfigError, DataFault, SweepChanged, LeaseHeld, LedgerError or InfrastructureMissing; then nothing is made.
     """
     sweep = sweeps.load(sweep_file, overrides)
     plan = planning.make(sweep)
@@ -152,7 +152,7 @@ def _drive(
             session.start()
             if projection is not None:
                 projection.start()
-            _execute(plan, folder, session)
+            _execute(plan, session)
         code = _ending(ledger, session)
         if session.broken is not None:
             raise session.broken
@@ -171,7 +171,7 @@ def _drive(
             ledger.release()
 
 
-def _execute(plan: Plan, folder: RunFolder, session: Session) -> None:
+def _execute(plan: Plan, session: Session) -> None:
     """Run what is due; without anything due, not even Ray is started."""
     if session.finished():
         session.close()

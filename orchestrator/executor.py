@@ -230,10 +230,8 @@ class _Listener(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A slot was lost: its actor died, or a bug in it."""
-        with open(trial.pickled_error_file, "rb") as file:  # Tune's own, written by this process
+        with Path(trial.pickled_error_file).open("rb") as file:  # Tune's own, written by this process
             error = cloudpickle.load(file)
         cause = getattr(error, "cause", None) or error
         message = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0]}"
-        self._link.session.lost(
-            self._link.attempts[trial.trial_id], Failure(kind_of(cause), None, message, str(error))
-        )
+        self._link.session.lost(self._link.attempts[trial.trial_id], Failure(kind_of(cause), None, message, str(error)))

@@ -135,9 +135,7 @@ def differing(arms: Sequence[Arm]) -> dict[str, list[Any]]:
     jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
     flat = [flatten(job.model_dump(mode="json")) | _costs(job) for job in jobs]
     keys = dict.fromkeys(key for one in flat for key in one)
-    return {
-        key: [one.get(key) for one in flat] for key in keys if len({canonical(one.get(key)) for one in flat}) > 1
-    }
+    return {key: [one.get(key) for one in flat] for key in keys if len({canonical(one.get(key)) for one in flat}) > 1}
 
 
 def execution_only(a: JobConfig, b: JobConfig) -> bool:

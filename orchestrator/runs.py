@@ -70,7 +70,7 @@ class RunFolder:
         try:
             return Ledger.open(self.ledger_url(), uuid)
         except LedgerMissing as error:
-            raise LedgerError(f"{error}. $ORCHESTRATOR_LEDGER names the database when it is not in the folder") from error
+            raise LedgerError(f"{error}. $ORCHESTRATOR_LEDGER names a database outside the folder") from error
 
 
 def home() -> Path:
@@ -137,5 +137,5 @@ def logs(folder: RunFolder, trial: str, rank: int) -> Path:
     path = folder.trial(found[0]) / f"log.rank{rank}.txt"
     if not path.exists():
         ranks = sorted(p.name for p in path.parent.glob("log.rank*.txt"))
-        raise RunError(f"rank {rank} of trial {found[0]} has printed nothing; there are: {', '.join(ranks) or 'no logs'}")
+        raise RunError(f"rank {rank} of trial {found[0]} has no log; there are: {', '.join(ranks) or 'none'}")
     return path

@@ -197,7 +197,7 @@ class Session:
                 return
             try:
                 event()
-            except Exception as error:  # the ledger is gone or lost: nothing may go on without it
+            except Exception as error:  # noqa: BLE001 - the ledger is gone or lost: nothing may go on without it
                 self._give_up(error)
                 return
 

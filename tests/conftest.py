@@ -58,7 +58,7 @@ def rank_starter(forkserver: ForkServerContext, folder: Path) -> Iterator[SpawnR
         try:
             for rank in range(world):
                 receiver, sender = forkserver.Pipe(duplex=False)
-                process = forkserver.Process(  # type: ignore[attr-defined]
+                process = forkserver.Process(
                     target=_rank_main, args=(rank, world, str(store), job, sender, timeout_s), daemon=True
                 )
                 process.start()

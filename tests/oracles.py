@@ -1,4 +1,4 @@
-"""The losses again, written apart from jobs/losses: plain autograd in float64 on the whole batch, one matrix at a time."""
+"""The losses again, written apart from jobs/losses: plain float64 autograd on the whole batch, in whole matrices."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def oracle(batch: Batch) -> Answer:
             for x in (ours, flat)
         ]
         factor = norms[1] / norms[0] if norms[0] > 0 else torch.ones(())
-        (factor * ours).backward()  # type: ignore[no-untyped-call]
+        (factor * ours).backward()
         value = ours
     else:
         value = _mean(batch, q, k, hard, tau, bias, {"flatnce": "dcl", "infonce_ce": "infonce"}.get(name, name))
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         if name == "flatnce":
             value = _mean(batch, q, k, hard, tau, bias, "infonce")
     grads = [
@@ -107,7 +107,8 @@ def _one_way(batch: Batch, x: Tensor, y: Tensor, hard: Tensor | None, tau: Tenso
         return terms.sum() + F.softplus(-positive - bias, threshold=1e9).sum()
     some = kept.any(1)
     v = negatives[some].masked_fill(~kept[some], -torch.inf).logsumexp(1) - positive[some]
-    return (torch.logaddexp(v, torch.zeros_like(v)) if name == "infonce" else v).sum() + 0 * positive.sum()
+    each: Tensor = torch.logaddexp(v, torch.zeros_like(v)) if name == "infonce" else v
+    return each.sum() + 0 * positive.sum()
 
 
 def error(found: Tensor, expected: Tensor) -> float:

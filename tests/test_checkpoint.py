@@ -95,7 +95,7 @@ def test_a_failed_write_leaves_the_older_one_and_no_rubbish(tmp_path: Path, monk
     real = os.fsync
 
     def full(descriptor: int) -> None:
-        with open("/dev/full", "wb", buffering=0) as file:
+        with Path("/dev/full").open("wb", buffering=0) as file:
             file.write(b"x")
         real(descriptor)
 

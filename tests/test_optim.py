@@ -27,7 +27,9 @@ def test_cosine_is_half_way_down_in_the_middle_and_constant_stays() -> None:
     warmup=st.floats(0, 0.99),
     schedule=st.sampled_from(["constant", "linear", "cosine"]),
 )
-def test_every_step_of_every_schedule_has_a_rate_between_0_and_the_peak(steps: int, warmup: float, schedule: str) -> None:
+def test_every_step_of_every_schedule_has_a_rate_between_0_and_the_peak(
+    steps: int, warmup: float, schedule: str
+) -> None:
     settings = Optimizer.model_validate({"lr": 0.1, "warmup": warmup, "schedule": schedule})
     rates = [rate(settings, step=step, steps=steps) for step in range(1, steps + 1)]
     assert all(0 < one <= 0.1 + 1e-12 for one in rates)

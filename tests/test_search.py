@@ -80,6 +80,19 @@ def test_the_history_does_matter(sampler: str) -> None:
     assert ask(tune(sampler=sampler), 14, HISTORY) != ask(tune(sampler=sampler), 14, other)
 
 
+def test_tpe_learns_from_pruned_suggestions_and_not_from_failed_ones() -> None:
+    """Mutant check: telling pruned ones as failed fails this."""
+    failed = [Observed(o.number, o.params, o.value, "failed" if o.state == "pruned" else o.state) for o in HISTORY]
+    without = [
+        Observed(o.number, o.params if o.state != "failed" else HISTORY[0].params, o.value, o.state, o.rungs)
+        for o in HISTORY
+    ]
+    assert any(one.state == "pruned" for one in HISTORY)
+    assert any(one.state == "failed" for one in HISTORY)
+    assert ask(tune(), 14, failed) != ask(tune(), 14, HISTORY)
+    assert ask(tune(), 14, without) == ask(tune(), 14, HISTORY)
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "grid"])
 def test_a_fresh_process_suggests_the_same(sampler: str) -> None:
     """Also with the space's keys in another order, another hash seed, and the history read back from JSON."""

@@ -68,7 +68,14 @@ def chunks_of(pairs: range, micro: int, hard: bool) -> list[Chunk]:
 
 
 def gradients(
-    *, dropout: float = 0.1, micro: int = PAIRS, keep: int = 0, hard: bool = False, group: Any = None, clip: Any = None, **loss: Any
+    *,
+    dropout: float = 0.1,
+    micro: int = PAIRS,
+    keep: int = 0,
+    hard: bool = False,
+    group: Any = None,
+    clip: Any = None,
+    **loss: Any,
 ) -> dict[str, torch.Tensor]:
     job = sentence_job(dropout)
     model: ContrastiveModel = build(job, tokenizer=Vocabulary(), image_shape=None)

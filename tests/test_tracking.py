@@ -430,10 +430,13 @@ def test_a_server_that_dies_and_returns_has_the_whole_history(ledger: Ledger, se
     projection = Projection(ledger, server.uri, interval_s=0.05)
     projection.start()
     train(ledger, "trial0")
+    train(ledger, "trial1", end=False)
     wait(lambda: not ledger.waiting() and not ledger.unprojected_trials())
-    server.kill()
-    train(ledger, "trial1")
+    with projection._turn:  # between two passes, so that the next thing told is a point
+        server.kill()
+    ledger.record_points("trial1", 1, curve("trial1", 2, offset=3))
     wait(lambda: not projection.healthy)
+    finish(ledger, "trial1")
     server.start()
     train(ledger, "trial2")
     assert projection.stop(60), projection.last_error

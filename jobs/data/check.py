@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.config import JobConfig
+from jobs.data.formats import shown
 from jobs.data.images import ImageEvaluation, image_evaluation, image_examples, image_rows
 from jobs.data.pixels import is_list
 from jobs.data.sentences import judged_columns, sentence_evaluation, sentence_rows, tokenizer_for
@@ -94,7 +95,7 @@ def _overlaps(train: Rows, judged: dict[str, Rows]) -> Iterator[str]:
                 if a == "tune"
                 else "the encoder is judged on rows it trained on"
             )
-            both = f"data.{a} = {first.source} and data.{b} = {second.source}"
+            both = shown(f"data.{a} = {first.source} and data.{b} = {second.source}")
             yield f"{both} share {_count(shared)}: {why}; use slices such as [:1000] and [1000:]"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ class DataError(ValueError):
             place.append(f"column '{column}'")
         if row is not None:
             place.append(f"row {row} (the first is 0)")
-        super().__init__(f"{', '.join(place)}: {found}")
+        super().__init__(shown(f"{', '.join(place)}: {found}"))
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Reader:
     rows: int
     fetch: Callable[[list[str], int, int], pa.Table]
     """(columns, first row, row after the last) -> their table."""
+
+
+def shown(text: str) -> str:
+    """The text without the credentials that URIs in it may carry, which belong in no log."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
 
 
 def short(error: BaseException) -> str:

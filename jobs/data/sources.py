@@ -1,17 +1,13 @@
-"""Tables from anywhere: finds the files of a source, reads them by pyarrow, and can say where in them a fault is.
+"""The rows of a source as one Arrow table that knows which file each row came from.
 
-A source is `digits`; a file, folder, glob or URI; a name under $ORCHESTRATOR_DATA, with or without its extension; or a
-Hub data set. It may end in a slice of rows, `[:2000]`. Arrow files are used where they lie, in mapped memory; the
-others become one Arrow table, of the columns and (Parquet) the row groups that were asked for and no more.
+Arrow files are used where they lie, in mapped memory. The others become one table, of the columns and (Parquet) the row
+groups that were asked for and no more.
 """
 
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import functools
-import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,33 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.data.formats import SUFFIXES, DataError, Reader, reader, short
-
-DIGITS = "digits"
-ROOT = "ORCHESTRATOR_DATA"
+from jobs.data.formats import DataError, Reader, reader, short
+from jobs.data.places import DIGITS, HUB, File, Located, locate
 
 Choose = Callable[[str, Sequence[str], "tuple[str, ...] | None"], tuple[str, ...]]
 """(file, the names of its columns, the names given by the user) -> the columns to read."""
-
-
-@dataclass(frozen=True)
-class File:
-    """One file of a source. Size and time of change tell a later look whether it is still the same."""
-
-    path: str
-    size: int
-    changed: int
-    uri: str | None = None
-
-
-@dataclass(frozen=True)
-class Located:
-    """A source that was found: its files in order, and the slice of their rows."""
-
-    source: str
-    files: tuple[File, ...]
-    start: int | None
-    stop: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +30,7 @@ class Rows:
     source: str
     table: pa.Table
     spans: tuple[tuple[str, int, int], ...]
-    """(file, its first row in `table`, the number of rows taken from it), in order."""
+    """In order: (file, rows of it before the first one here, rows of it here)."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -103,20 +77,6 @@ def read(source: str, choose: Choose, wanted: tuple[str, ...] | None = None) -> 
     The same files, unchanged, give the same object again within a process, so that what is derived from it can be kept.
     """
     return _read(locate(source), choose, wanted)
-
-
-def locate(source: str) -> Located:
-    """The files of a source, in the order of their names. Raises DataError if there is none."""
-    sliced = re.fullmatch(r"(.+)\[(-?\d*):(-?\d*)\]", source, re.DOTALL)
-    name, start, stop = sliced.groups() if sliced else (source, "", "")
-    try:
-        files = _files(name)
-        bounds = [int(bound) if bound else None for bound in (start, stop)]
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError("is not a slice of rows; write it as [:2000] or [2000:]", file=source) from error
-    return Located(source, files, *bounds)
 
 
 @functools.lru_cache(maxsize=8)
@@ -168,7 +128,7 @@ def _joined(tables: list[pa.Table], files: list[str]) -> pa.Table:
 def _open(file: File) -> Reader:
     if file.path == DIGITS:
         return _whole(_digits())
-    if file.uri == _HUB:
+    if file.uri == HUB:
         return _whole(_hub(file.path))
     if file.size == 0:
         raise DataError("is empty (0 bytes); give a file with rows", file=file.path)
@@ -182,97 +142,6 @@ def _open(file: File) -> Reader:
 
 def _whole(table: pa.Table) -> Reader:
     return Reader(table.column_names, table.num_rows, lambda names, low, high: table.select(names)[low:high])
-
-
-def _files(name: str) -> tuple[File, ...]:
-    if name == DIGITS:
-        return (File(DIGITS, 1, 0),)
-    if "://" in name:
-        return _remote(name)
-    found = _local(Path(name).expanduser())
-    root = os.environ.get(ROOT, "")
-    if not found and root and not Path(name).is_absolute():
-        found = _remote_named(root, name) if "://" in root else _local(Path(root).expanduser() / name, any_suffix=True)
-    if found:
-        return found
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}", name) and not name.endswith(SUFFIXES):
-        return (File(name, 1, 0, _HUB),)
-    raise DataError(_not_found(name, root), file=name)
-
-
-def _not_found(name: str, root: str) -> str:
-    if not root:
-        return f"there is no such file; give a path, or set ${ROOT} to the folder that holds it"
-    folder = Path(root).expanduser()
-    known = sorted({each.name.removesuffix(each.suffix) for each in folder.glob("*") if each.name.endswith(SUFFIXES)})
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known[:12]) or 'no data files'}"
-    return f"is neither a file here nor a name under ${ROOT} ({root}); {hint}"
-
-
-def _local(path: Path, *, any_suffix: bool = False) -> tuple[File, ...]:
-    """Files of a path, a folder or a glob; with `any_suffix`, of a name without its extension too."""
-    if path.is_file():
-        found = [path]
-    elif path.is_dir():
-        found = [each for each in path.rglob("*") if each.is_file() and _is_data(str(each.relative_to(path)))]
-        if not found:
-            raise DataError(f"is a folder without data files; it needs {', '.join(SUFFIXES)}", file=str(path))
-    elif any(mark in str(path) for mark in "*?["):
-        root = Path(path.anchor)
-        found = [each for each in root.glob(str(path.relative_to(root))) if each.is_file() and _is_data(each.name)]
-    else:
-        found = (
-            [Path(f"{path}{suffix}") for suffix in SUFFIXES if Path(f"{path}{suffix}").is_file()] if any_suffix else []
-        )
-        if len(found) > 1:
-            raise DataError(f"could be {' or '.join(each.name for each in found)}; name one", file=str(path))
-    return tuple(File(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in sorted(found))
-
-
-def _is_data(relative: str) -> bool:
-    hidden = any(part.startswith((".", "_")) for part in Path(relative).parts)
-    return relative.lower().endswith(SUFFIXES) and not hidden
-
-
-def _remote_named(root: str, name: str) -> tuple[File, ...]:
-    for candidate in (name, *(f"{name}{suffix}" for suffix in SUFFIXES)):
-        try:
-            return _remote(f"{root.rstrip('/')}/{candidate}")
-        except DataError:
-            continue
-    return ()
-
-
-def _remote(uri: str) -> tuple[File, ...]:
-    """Files under a URI, by pyarrow.fs. A query such as S3's endpoint_override stays with each file."""
-    from pyarrow import fs
-
-    address, mark, query = uri.partition("?") if "=" in uri else (uri, "", "")
-    pattern = address if any(sign in address for sign in "*?[") else None
-    base = re.split(r"[*?\[]", address, maxsplit=1)[0].rpartition("/")[0] if pattern else address
-    try:
-        filesystem, inside = fs.FileSystem.from_uri(base + mark + query)
-        info = filesystem.get_file_info(inside)
-        found = [info]
-        if info.type == fs.FileType.Directory:
-            found = filesystem.get_file_info(fs.FileSelector(inside, recursive=True))
-    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
-        raise DataError(f"cannot be reached: {short(error)}", file=uri) from error
-
-    files = []
-    for each in sorted(found, key=lambda one: str(one.path)):
-        place = base + str(each.path)[len(inside) :]
-        within = place[len(base) :].lstrip("/")
-        fits = fnmatch.fnmatch(place, pattern) if pattern else True
-        if each.type == fs.FileType.File and fits and (not within or _is_data(within)):
-            files.append(File(place, each.size, each.mtime_ns or 0, place + mark + query))
-    if not files:
-        raise DataError(f"there is no such file; it needs one of {', '.join(SUFFIXES)}", file=uri)
-    return tuple(files)
-
-
-_HUB = "hub"
 
 
 @functools.lru_cache(maxsize=1)

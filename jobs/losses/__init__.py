@@ -230,10 +230,8 @@ def _summary(problem: Problem, table: Table) -> tuple[Tensor, Diagnostics]:
     infonce = torch.logaddexp(margin, torch.zeros_like(margin))
     if problem.name == "dcl":
         value = margin.masked_fill(margin == -torch.inf, 0.0)
-    elif problem.name == "infonce_ce":
-        value = _textbook(problem, margin)[0].double()
     else:
-        value = infonce if problem.softmax else table.sigmoid_terms
+        value = table.value if problem.name in ("siglip", "infonce_ce") else infonce
     missed = torch.sigmoid(margin)
     kept = _cross_pairs(problem) - table.duplicates.sum()
     spread = torch.where(kept > 0, table.uniformity.logsumexp(0) - kept.clamp(min=1).log(), 0.0)
@@ -255,14 +253,6 @@ def _cross_pairs(problem: Problem) -> int:
     return whole * (problem.pool or problem.total) * ((problem.pool or problem.total) - 1) + rest * (rest - 1)
 
 
-def _textbook(problem: Problem, margin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross entropy as it is usually computed, in the dtype of the loss: value, weights of negatives and positive."""
-    v = margin.to(problem.dtype)
-    top = v.clamp(min=0)
-    value = top + torch.log(torch.exp(-top) + torch.exp(v - top))
-    return value, torch.exp(v - value), 1 - torch.exp(-value)
-
-
 def _weights(problem: Problem, table: Table) -> Tensor:
     """Row weights for `gradients`: [sets, 2 (negatives, positive), directions, B], float64."""
     margin = table.normaliser - table.positive
@@ -270,7 +260,9 @@ def _weights(problem: Problem, table: Table) -> Tensor:
     if problem.name == "infonce":
         weights = torch.sigmoid(margin).expand(1, 2, *margin.shape)
     elif problem.name == "infonce_ce":
-        weights = torch.stack(_textbook(problem, margin)[1:])[None].double()
+        # In the dtype of the loss, by the subtraction that every softmax minus one-hot is.
+        value = table.value.to(problem.dtype)
+        weights = torch.stack([torch.exp(margin - table.value), (1 - torch.exp(-value)).double()])[None]
     elif problem.name == "infonce_matched":
         # Relative to the largest, so that a batch whose 1 - p all underflow still has a direction.
         log = F.logsigmoid(margin)

@@ -29,6 +29,10 @@ TILE_ELEMENTS = 1 << 20
 """Logits held at once when the caller does not say: 4 MiB of float32 stay near the cores."""
 
 
+VALUE = 4
+"""Place of the loss's own value among the running sums: siglip's terms, infonce_ce's cross entropy."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """Consecutive pairs of the global batch: `start` is the first one's index, sides are [n, D], [n, D], [n H, D]."""
@@ -93,8 +97,8 @@ class Table:
     """[directions, B]: L_i, -inf without negatives."""
     effective: Tensor
     """[directions, B]: effective sample size, 0 without negatives."""
-    sigmoid_terms: Tensor
-    """[directions, B]: siglip's value."""
+    value: Tensor
+    """[directions, B]: siglip's terms, infonce_ce's cross entropy."""
 
     @staticmethod
     def read(table: Tensor) -> Table:
@@ -124,9 +128,12 @@ def reduce_rows(problem: Problem, own: Rows, visits: Iterable[Rows], *, slopes: 
                 spread[tile.i] = torch.logaddexp(spread[tile.i], near.logsumexp(1).double() - 2 * norms[tile.i])
                 if masked is not None:
                     duplicates[tile.i] += masked
+            value = _textbook(problem, block, tile, logits, positive) if problem.name == "infonce_ce" else None
             part, so_far = _tile_sums(problem, logits, weighted, slopes=slopes), sums[block.anchor, :, tile.i]
+            if value is not None:
+                part[VALUE] = value
             rows = (block.anchor, tile.i.start)
-            so_far.copy_(_merged(so_far, part) if rows in begun else part)
+            so_far.copy_(_merged(problem, so_far, part) if rows in begun else part)
             begun.add(rows)
     return _finish(problem, sums, positive, [positive, alignment, spread, duplicates])
 
@@ -155,6 +162,17 @@ def _tile_sums(problem: Problem, logits: Tensor, weighted: Tensor | None, *, slo
     return torch.stack([top, mass, square, slope, value, pull, push]).double()
 
 
+def _textbook(problem: Problem, block: Block, tile: Tile, logits: Tensor, positive: Tensor) -> Tensor:
+    """Cross entropy over a tile's columns, the positive's 1 among the exponentials that are summed: [r].
+
+    In the dtype of the loss, as textbooks and log_softmax do it, so that it cancels as theirs does.
+    """
+    relative = logits - positive[tile.i, None].to(problem.dtype)
+    if block.candidates is block.anchors and block.candidate == KEYS - block.anchor:
+        relative.diagonal(tile.i.start - tile.j.start).fill_(0)
+    return relative.logsumexp(1)
+
+
 def _slope(problem: Problem, shares: Tensor, logits: Tensor, weighted: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sums over columns of shares times logits, without the log weight in them, and of shares."""
     slope = (shares * logits).sum(1)
@@ -163,14 +181,17 @@ def _slope(problem: Problem, shares: Tensor, logits: Tensor, weighted: Tensor | 
     return slope, shares.sum(1)
 
 
-def _merged(first: Tensor, second: Tensor) -> Tensor:
+def _merged(problem: Problem, first: Tensor, second: Tensor) -> Tensor:
     """The sums [7, r] of two sets of columns."""
     both = torch.stack([first, second])
     highest = both[:, 0].amax(0)
     lower = both[:, 0] - highest
     scale = lower.exp()
     mass, square, slope = scale * both[:, 1], scale.square() * both[:, 2], scale * (both[:, 3] + lower * both[:, 1])
-    return torch.stack([highest, *torch.stack([mass, square, slope, *both[:, 4:].unbind(1)]).sum(1)])
+    merged = torch.stack([highest, *torch.stack([mass, square, slope, *both[:, VALUE:].unbind(1)]).sum(1)])
+    if problem.name == "infonce_ce":
+        merged[VALUE] = torch.logaddexp(*both[:, VALUE].to(problem.dtype))
+    return merged
 
 
 def _finish(problem: Problem, sums: Tensor, positive: Tensor, columns: list[Tensor]) -> Sums:

@@ -65,6 +65,8 @@ def chunk_seed() -> int:
     return int(_current().rows[0])
 
 
+# Inductor inlines the steps of a hash into one another, and takes many minutes over it.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _drop(x: Tensor, p: float) -> Tensor:
     """Dropout of x [n, ..., channels] with the masks of the current rows; 0 < p < 1."""
     keys = _current()

@@ -1,0 +1,165 @@
+"""Where the files of a source are.
+
+A source is `digits`; a file, folder, glob or URI; a name under $ORCHESTRATOR_DATA, with or without its extension; or a
+Hub data set. It may end in a slice of rows, `[:2000]`. Hidden files, and those that begin with `_`, are no data.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+
+from jobs.data.formats import SUFFIXES, DataError, short, shown
+
+ROOT = "ORCHESTRATOR_DATA"
+DIGITS = "digits"
+HUB = "hub"
+WILD = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a source. Size and time of change tell a later look whether it is still the same."""
+
+    path: str
+    size: int = 1
+    changed: int = 0
+    uri: str | None = None
+    """How pyarrow.fs finds it, credentials and options included; None: on a local disk."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """A source that was found: its files in order of name, and the slice of their rows."""
+
+    source: str
+    files: tuple[File, ...]
+    start: int | None
+    stop: int | None
+
+
+def locate(source: str) -> Located:
+    """The files of a source, as they are now. Raises DataError if there are none."""
+    sliced = re.fullmatch(r"(.+)\[(-?\d+)?:(-?\d+)?\]", source, re.DOTALL)
+    name, start, stop = sliced.groups() if sliced else (source, None, None)
+    return Located(source, _files(name), None if start is None else int(start), None if stop is None else int(stop))
+
+
+def _files(name: str) -> tuple[File, ...]:
+    if name == DIGITS:
+        return (File(DIGITS),)
+    if "://" in name:
+        found = _remote(name)
+        if not found:
+            raise DataError(f"there is no such file; data files end in {', '.join(SUFFIXES)}", file=name)
+        return found
+    found = _local(Path(name).expanduser())
+    root = os.environ.get(ROOT, "")
+    if not found and root and not Path(name).is_absolute():
+        found = _remote_named(root, name) if "://" in root else _local_named(Path(root).expanduser(), name)
+    if not found and re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}", name) and not name.endswith(SUFFIXES):
+        found = (File(name, uri=HUB),)
+    if not found:
+        raise DataError(_not_found(name, root), file=name)
+    return found
+
+
+def _not_found(name: str, root: str) -> str:
+    if not root:
+        return f"there is no such file; give a path, or set ${ROOT} to the folder that holds it"
+    if "://" in root:
+        return f"is neither a file here nor a name under ${ROOT} = {root}"
+    known = sorted({_without_suffix(each.name) for each in Path(root).expanduser().glob("*") if _is_data(each.name)})
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known[:12]) or 'no data files'}"
+    return f"is neither a file here nor a name under ${ROOT} = {root}; {hint}"
+
+
+def _local(path: Path) -> tuple[File, ...]:
+    """A file, the data files in a folder at any depth, or those that fit a glob."""
+    if path.is_file():
+        found = [path]
+    elif path.is_dir():
+        found = [each for each in path.rglob("*") if each.is_file() and _is_data(str(each.relative_to(path)))]
+        if not found:
+            raise DataError(f"is a folder without data files; they end in {', '.join(SUFFIXES)}", file=str(path))
+    elif WILD.search(str(path)):
+        top = Path(path.anchor)
+        found = [each for each in top.glob(str(path.relative_to(top))) if each.is_file() and _is_data(each.name)]
+    else:
+        found = []
+    return tuple(File(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in sorted(found))
+
+
+def _local_named(root: Path, name: str) -> tuple[File, ...]:
+    found = _local(root / name)
+    return found or _only([_local(root / f"{name}{suffix}") for suffix in SUFFIXES], name)
+
+
+def _remote_named(root: str, name: str) -> tuple[File, ...]:
+    address, query = _address(root)
+    place = f"{address.rstrip('/')}/{name}"
+    found = _remote(place + query)
+    if found:
+        return found
+    return _only([(each,) for each in _remote(f"{place}.*{query}") if _without_suffix(each.path) == shown(place)], name)
+
+
+def _only(candidates: list[tuple[File, ...]], name: str) -> tuple[File, ...]:
+    found = [each for each in candidates if each]
+    if len(found) > 1:
+        raise DataError(f"could be {' or '.join(files[0].path for files in found)}; name one", file=name)
+    return found[0] if found else ()
+
+
+def _remote(uri: str) -> tuple[File, ...]:
+    """The same for a URI, by pyarrow.fs. A query, such as S3's endpoint_override, goes with every file."""
+    from pyarrow import fs
+
+    address, query = _address(uri)
+    wild = WILD.search(address)
+    base = address[: address.rindex("/", 0, wild.start())] if wild else address
+    pattern = address[len(base) + 1 :]
+    try:
+        filesystem, inside = fs.FileSystem.from_uri(base + query)
+        found = [filesystem.get_file_info(inside)]
+        if found[0].type == fs.FileType.Directory:
+            found = filesystem.get_file_info(fs.FileSelector(inside, recursive=not wild or "/" in pattern))
+    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
+        raise DataError(f"cannot be reached: {short(error)}", file=uri) from error
+    files = []
+    for each in sorted(found, key=lambda info: str(info.path)):
+        within = str(each.path)[len(inside) :].lstrip("/")
+        fits = _fits(within, pattern) if wild else not within or _is_data(within)
+        if each.type == fs.FileType.File and fits:
+            place = f"{base}/{within}" if within else base
+            files.append(File(shown(place), each.size or 0, each.mtime_ns or 0, place + query))
+    return tuple(files)
+
+
+def _address(uri: str) -> tuple[str, str]:
+    """A URI in two: up to its query, and the query with its mark. A mark without `=` after it is a wild card."""
+    address, mark, query = uri.partition("?")
+    return (address, mark + query) if "=" in query else (uri, "")
+
+
+def _fits(within: str, pattern: str) -> bool:
+    """Whether a path fits a glob, as local ones do: `**` stands for any folders, other signs stay within one name."""
+    parts = re.split(r"(\*\*/|\*|\?|\[[^]]+\])", pattern)
+    signs = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    expression = "".join(signs.get(part, part if part.startswith("[") else re.escape(part)) for part in parts)
+    return re.fullmatch(expression, within) is not None and _is_data(PurePosixPath(within).name)
+
+
+def _is_data(relative: str) -> bool:
+    hidden = any(part.startswith((".", "_")) for part in PurePosixPath(relative).parts)
+    return relative.lower().endswith(SUFFIXES) and not hidden
+
+
+def _without_suffix(path: str) -> str:
+    return next((path.removesuffix(suffix) for suffix in SUFFIXES[::-1] if path.endswith(suffix)), path)

@@ -1,0 +1,23 @@
+"""The sweep file: one question, what is compared, what is tuned, how much.
+
+Imports no torch, ray, optuna or mlflow: `orchestrator --help` and `plan` must be quick.
+"""
+
+from .model import Arm, Confirm, Metric, Resources, Retry, Space, Sweep, Tune, arms_of, flatten, merged, resolved
+from .reading import load
+
+__all__ = [
+    "Arm",
+    "Confirm",
+    "Metric",
+    "Resources",
+    "Retry",
+    "Space",
+    "Sweep",
+    "Tune",
+    "arms_of",
+    "flatten",
+    "load",
+    "merged",
+    "resolved",
+]

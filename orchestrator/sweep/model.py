@@ -1,0 +1,236 @@
+"""What a sweep file says, and the arms that follow from it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from jobs.config import JobConfig, Section, canonical
+
+Scalar = str | int | float | bool
+
+
+class Metric(Section):
+    """What the arms are judged by."""
+
+    name: str
+    mode: Literal["max", "min"] = "max"
+    smallest_difference: float = Field(0.0, ge=0)
+    """The smallest difference worth having; arms closer than this count as equivalent. 0: never equivalent."""
+
+
+class Space(Section):
+    """The values one job key is tuned over: a range, or choices."""
+
+    low: float | int | None = None
+    high: float | int | None = None
+    log: bool = False
+    step: float | int | None = None
+    choices: Annotated[list[Scalar], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _range_or_choices(self) -> Space:
+        if self.choices is not None:
+            if self.low is not None or self.high is not None or self.log or self.step is not None:
+                raise ValueError("give choices, or low and high, not both")
+        elif self.low is None or self.high is None or not self.low < self.high:
+            raise ValueError(f"needs low < high, found {self.low} and {self.high}, for example low = 1e-4, high = 1e-2")
+        elif self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("log = true needs low > 0 and no step")
+        elif self.step is not None and self.step <= 0:
+            raise ValueError(f"step = {self.step} must be above 0")
+        return self
+
+    @property
+    def integer(self) -> bool:
+        """Whole numbers at both ends mean whole numbers between them."""
+        return isinstance(self.low, int) and isinstance(self.high, int) and not isinstance(self.step, float)
+
+    @property
+    def ends(self) -> list[Scalar]:
+        """The values that stand for all others when a job is checked."""
+        return list(self.choices) if self.choices is not None else [v for v in (self.low, self.high) if v is not None]
+
+
+class Tune(Section):
+    """The first stage: an equal budget of trials inside each arm."""
+
+    trials: int = Field(8, gt=0)
+    """Suggestions per arm."""
+
+    seeds: int | list[int] = 1
+    """Seeds a suggestion is tried on; its value is their mean. A count, or a list."""
+
+    parallel: int = Field(1, gt=0)
+    """Suggestions an arm may have in flight. Suggestion n sees the results of suggestions up to n - parallel."""
+
+    sampler: Literal["tpe", "gp", "random", "grid"] = "tpe"
+    prune: Literal["none", "halving", "median"] = "none"
+    seed: int = Field(0, ge=0)
+    """Of the sampler."""
+
+    defaults: list[dict[str, Any]] = []
+    """Settings tried first in each arm; what is missing is filled from the arm."""
+
+    space: dict[str, Space]
+    """Job keys and their values."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Tune:
+        if not self.space:
+            raise ValueError("tune.space is empty; give a key, such as 'optimizer.lr' = { low = 1e-4, high = 1e-2 }")
+        if self.sampler == "grid" and (without := [key for key, s in self.space.items() if s.choices is None]):
+            raise ValueError(f"sampler = 'grid' needs choices for every key; {', '.join(without)} has a range")
+        if self.prune != "none" and len(self.seed_list) > 1:
+            raise ValueError(f"prune needs one tune seed, found seeds = {self.seeds}; set seeds = 1 or prune = 'none'")
+        if isinstance(self.seeds, int) and self.seeds < 1:
+            raise ValueError(f"seeds = {self.seeds}: at least one")
+        return self
+
+    @property
+    def seed_list(self) -> list[int]:
+        """The seeds themselves."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
+
+
+class Confirm(Section):
+    """The second stage: each arm's best setting, frozen, on fresh seeds, the same in every arm."""
+
+    seeds: Literal["enough"] | int | list[int] = "enough"
+    """`enough`: the fewest that can reach p < 0.05 after Holm; or a count; or a list."""
+
+
+class Resources(Section):
+    """What a rank takes, and how many trials run at once."""
+
+    cpus_per_rank: int = Field(1, gt=0)
+    gpus_per_rank: float = Field(0, ge=0)
+    concurrent: int | None = Field(None, gt=0)
+    """Trials at once. None: as many as fit."""
+
+
+class Retry(Section):
+    """Attempts that a trial gets after a failure of each class. Interruptions never count."""
+
+    worker_lost: int = Field(5, ge=0)
+    node_lost: int = Field(5, ge=0)
+    out_of_memory: int = Field(0, ge=0)
+    hung: int = Field(2, ge=0)
+    storage_full: int = Field(0, ge=0)
+    user_error: int = Field(0, ge=0)
+    infrastructure: int = Field(5, ge=0)
+
+
+class Sweep(Section):
+    """One question and how it is answered."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    question: str = Field(min_length=1)
+    metric: Metric
+    job: dict[str, Any]
+    compare: dict[str, Annotated[list[Scalar], Field(min_length=1)]] = {}
+    """Job keys and their levels, crossed: each combination is an arm."""
+
+    arm: list[dict[str, Any]] = []
+    """Named arms: a label and job keys. The first is the baseline."""
+
+    tune: Tune | None = None
+    confirm: Confirm = Confirm()
+    resources: Resources = Resources()
+    retry: Retry = Retry()
+
+    @model_validator(mode="after")
+    def _one_way_of_comparing(self) -> Sweep:
+        if self.compare and self.arm:
+            raise ValueError("give [compare] (crossed factors) or [[arm]] (named arms), not both")
+        return self
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One combination of the compared factors."""
+
+    label: str
+    settings: dict[str, Any]
+    """Dotted job keys that make this arm what it is."""
+
+    job: dict[str, Any]
+    """The whole job as given, settings included; neither stage nor seed."""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Every value of the arm's job by dotted key, defaults filled in."""
+        return flatten(self.config(stage="confirm", seed=0).model_dump(mode="json"))
+
+    def config(self, *, stage: str, seed: int, settings: Mapping[str, Any] | None = None) -> JobConfig:
+        """The job of one trial of this arm. Raises pydantic's ValidationError."""
+        return JobConfig.model_validate(merged(self.job, settings or {}) | {"stage": stage, "seed": seed})
+
+
+def arms_of(sweep: Sweep) -> list[Arm]:
+    """The arms in the order of the file; the first level of the first factor, or the first arm, comes first."""
+    return cross(sweep.job, sweep.compare, sweep.arm)
+
+
+def resolved(sweep: Sweep) -> dict[str, Any]:
+    """The sweep as plain JSON, defaults filled in; equal sweeps have equal JSON."""
+    value: dict[str, Any] = json.loads(canonical(sweep.model_dump(mode="json")))
+    return value
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def merged(job: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`job` with dotted `settings` put in. Neither is changed."""
+    result: dict[str, Any] = json.loads(json.dumps(job, default=str))  # TOML dates are nobody's job
+    for key, value in settings.items():
+        *sections, leaf = key.split(".")
+        table = result
+        for section in sections:
+            inner = table.setdefault(section, {})
+            table = inner if isinstance(inner, dict) else table
+        if key == "budget.samples":
+            table.pop("steps", None)
+        elif key == "budget.steps":
+            table.pop("samples", None)
+        table[leaf] = value
+    return result
+
+
+def cross(job: dict[str, Any], compare: Mapping[str, list[Any]], named: list[dict[str, Any]]) -> list[Arm]:
+    """The arms of crossed factors or of named tables, whether or not they are valid jobs."""
+    if named:
+        settings = [{k: v for k, v in arm.items() if k != "label"} for arm in named]
+        labels = [str(arm.get("label", "")) for arm in named]
+    else:
+        settings = [dict(zip(compare, levels, strict=True)) for levels in itertools.product(*compare.values())]
+        labels = _labels(settings)
+    return [Arm(label, chosen, merged(job, chosen)) for label, chosen in zip(labels, settings, strict=True)]
+
+
+def _labels(settings: list[dict[str, Any]]) -> list[str]:
+    """`flatnce, size=16`: words by themselves, numbers behind the last part of their key."""
+
+    def text(key: str, value: Any, short: bool) -> str:
+        shown = value if isinstance(value, str) else json.dumps(value)
+        return str(shown) if short and isinstance(value, str) else f"{key.rpartition('.')[2] if short else key}={shown}"
+
+    def label(chosen: dict[str, Any], short: bool) -> str:
+        return ", ".join(text(key, value, short) for key, value in chosen.items()) or "the job"
+
+    brief = [label(chosen, True) for chosen in settings]
+    return brief if len(set(brief)) == len(brief) else [label(chosen, False) for chosen in settings]

@@ -1,0 +1,137 @@
+"""From a file to a checked sweep: TOML, one level of `extends`, `--set`, and every fault named at once."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs.config import ConfigError, Fault, faults, nearest
+from orchestrator.sweep.checks import contradictions, job_faults
+from orchestrator.sweep.model import Space, Sweep, flatten
+
+LARGEST_FILE = 1_000_000
+"""Bytes. A sweep is written by hand; anything larger is not one."""
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> Sweep:
+    """Read and check a sweep. `overrides` are `key=value` texts. Raises ConfigError with every fault found."""
+    where = str(path)
+    raw = _normal(_with_base(path))
+    found: list[Fault] = []
+    for text in overrides:
+        found += _override(raw, text)
+    try:
+        sweep = Sweep.model_validate(raw)
+    except ValidationError as error:
+        found += faults(error, Sweep)
+        sweep = None
+    found += job_faults(raw)
+    if sweep is not None and not found:
+        found += contradictions(sweep)
+    if sweep is None or found:
+        raise ConfigError(where, "sweep", list(dict.fromkeys(found)))
+    return sweep
+
+
+def _read(path: Path) -> dict[str, Any]:
+    def fail(what: str) -> ConfigError:
+        return ConfigError(str(path), "sweep", [Fault("", "", what)])
+
+    try:
+        if path.is_dir():
+            raise fail("is a folder; name the TOML file in it")
+        if path.stat().st_size > LARGEST_FILE:
+            size = path.stat().st_size
+            raise fail(f"is {size:,} bytes; a sweep is a short TOML file, such as sweeps/quickstart.toml")
+        table = tomllib.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError as error:
+        beside = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        raise fail(f"there is no such file{nearest(str(path), beside)}") from error
+    except UnicodeDecodeError as error:
+        raise fail(f"is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except (OSError, ValueError) as error:  # tomllib's error names line and column
+        raise fail(f"{error}; a sweep is a TOML file, such as sweeps/quickstart.toml") from error
+    if not table:
+        raise fail("is empty; start from sweeps/quickstart.toml")
+    return table
+
+
+def _with_base(path: Path) -> dict[str, Any]:
+    table = _read(path)
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise ConfigError(str(path), "sweep", [Fault("extends", repr(base), "must be the path of another sweep")])
+    under = _read(path.parent / base)
+    if "extends" in under:
+        raise ConfigError(
+            str(path), "sweep", [Fault("extends", repr(base), "extends another sweep itself; one level is the limit")]
+        )
+    return _overlaid(_normal(under), _normal(table))
+
+
+def _overlaid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = dict(under)
+    for key, value in over.items():
+        old = both.get(key)
+        both[key] = _overlaid(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return both
+
+
+def _normal(raw: dict[str, Any]) -> dict[str, Any]:
+    """Factors, arms and spaces with dotted keys, however they were nested in the file."""
+    table = dict(raw)
+    if isinstance(table.get("compare"), dict):
+        table["compare"] = flatten(table["compare"])
+    if isinstance(table.get("arm"), list):
+        table["arm"] = [flatten(arm) if isinstance(arm, dict) else arm for arm in table["arm"]]
+    tune = table.get("tune")
+    if isinstance(tune, dict):
+        tune = table["tune"] = dict(tune)
+        if isinstance(tune.get("defaults"), list):
+            tune["defaults"] = [flatten(d) if isinstance(d, dict) else d for d in tune["defaults"]]
+        if isinstance(tune.get("space"), dict):
+            tune["space"] = _spaces(tune["space"])
+    return table
+
+
+def _spaces(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    known = set(Space.model_fields)
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        nested = isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values())
+        if nested and not known & set(value):
+            found |= _spaces(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def _override(raw: dict[str, Any], text: str) -> list[Fault]:
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not key or not equals:
+        return [Fault("--set", repr(text), "must be key=value, for example --set job.loss.temperature=0.07")]
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value  # a bare word is a text
+    dotted = ("compare.", "tune.space.")
+    head = next((prefix for prefix in dotted if key.startswith(prefix)), None)
+    path = [*head.rstrip(".").split("."), key[len(head) :]] if head else key.split(".")
+    if head == "tune.space." and key.rpartition(".")[2] in Space.model_fields:
+        path[-1:] = key[len(head) :].rsplit(".", 1)
+    table = raw
+    for part in path[:-1]:
+        inner = table.setdefault(part, {})
+        if not isinstance(inner, dict):
+            return [Fault("--set", repr(text), f"{part} is not a table")]
+        table = inner
+    if key in {"job.budget.samples", "job.budget.steps"}:
+        table.clear()
+    table[path[-1]] = parsed
+    return []

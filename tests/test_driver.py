@@ -1,0 +1,247 @@
+"""Whole sweeps, as a newcomer runs them: real Ray, real MLflow store, real processes that are really killed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator import tracking
+from orchestrator.driver import execution_overrides
+from orchestrator.runs import RunFolder
+
+SWEEP = """
+name = "small"
+question = "Does FlatNCE beat InfoNCE?"
+metric = { name = "knn_accuracy", smallest_difference = 0.01 }
+[job]
+task = "image"
+budget = { steps = 8 }
+[job.data]
+train = "digits[:300]"
+tune = "digits[300:400]"
+confirm = "digits[400:500]"
+[job.model]
+name = "resnet"
+width = 8
+layers = 1
+[job.batch]
+size = 16
+[job.evaluate]
+times = 2
+probe = false
+references = 300
+[job.execution]
+ranks = 2
+checkpoint_every = 3
+[compare]
+"loss.name" = ["infonce", "flatnce"]
+[tune]
+trials = 2
+defaults = [{ "optimizer.lr" = 1e-3 }]
+[tune.space]
+"optimizer.lr" = { low = 1e-4, high = 1e-2, log = true }
+[confirm]
+seeds = 3
+"""
+
+TRIALS = 2 * 2 + 2 * 3
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "orchestrator.cli", *arguments]
+
+
+def call(*arguments: str, cwd: Path, code: int = 0) -> str:
+    done = subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def status(cwd: Path, run: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(call("status", run, "--json", cwd=cwd))
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which a sweep was run to its end, in runs/small."""
+    home = tmp_path_factory.mktemp("finished")
+    (home / "sweep.toml").write_text(SWEEP)
+    said = call("launch", "sweep.toml", cwd=home)
+    assert f"[{TRIALS}/{TRIALS}]" in said
+    assert "flatnce - infonce" in said
+    assert "orchestrator ui runs/small" in said
+    return home
+
+
+def measured(home: Path, run: str = "small") -> dict[str, float]:
+    with (home / "runs" / run / "report" / "results.parquet").open("rb") as file:
+        rows = pq.read_table(file).to_pylist()
+    return {row["trial"]: row["metric"] for row in rows}
+
+
+def test_status_compare_mlflow_and_parquet_agree_on_every_number(finished: Path) -> None:
+    stood = status(finished, "small")
+    assert stood["state"] == "done"
+    assert stood["counts"] == {"queued": 0, "running": 0, "done": TRIALS, "pruned": 0, "failed": 0}
+    by_status = {trial["id"]: trial["metric"] for trial in stood["trials"]}
+    assert measured(finished) == by_status
+    nested = [
+        run
+        for run in tracking.runs_of(tracking.embedded_uri(finished / "runs"), stood["run"])
+        if run["kind"] == "trial"
+    ]
+    assert len(nested) == TRIALS
+    assert {run["trial"]: run["metrics"]["knn_accuracy"][-1][2] for run in nested} == by_status
+    assert {run["trial"]: run["run_id"] for run in nested} == {t["id"]: t["mlflow_run_id"] for t in stood["trials"]}
+    answer = json.loads(call("compare", "small", "--json", cwd=finished))
+    for arm in answer["arms"]:
+        own = [t["metric"] for t in stood["trials"] if t["stage"] == "confirm" and t["arm"] == arm["label"]]
+        assert arm["n"] == len(own) == 3
+        assert arm["mean"] == pytest.approx(sum(own) / 3, abs=1e-12)
+    (contrast,) = answer["comparisons"]
+    assert (contrast["a"], contrast["b"]) == ("flatnce", "infonce")
+    assert contrast["verdict"] in ("a_better", "b_better", "equivalent", "inconclusive")
+
+
+def test_every_point_is_in_mlflow_once(finished: Path) -> None:
+    stood = status(finished, "small")
+    for run in tracking.runs_of(tracking.embedded_uri(finished / "runs"), stood["run"]):
+        if run["kind"] != "trial":
+            continue
+        assert (run["tags"]["arm"], run["tags"]["stage"]) in {
+            (trial["arm"], trial["stage"]) for trial in stood["trials"] if trial["id"] == run["trial"]
+        }
+        lines = (finished / "runs" / "small" / "trials" / run["trial"] / "points.jsonl").read_text().splitlines()
+        on_disk = sorted((p["key"], p["step"], p["value"]) for p in map(json.loads, lines))
+        in_mlflow = sorted((key, step, value) for key, points in run["metrics"].items() for step, _, value in points)
+        assert in_mlflow == on_disk
+
+
+def test_the_same_command_again_trains_nothing(finished: Path) -> None:
+    before = {trial["id"]: trial["attempts"] for trial in status(finished, "small")["trials"]}
+    began = time.monotonic()
+    call("launch", "sweep.toml", cwd=finished)
+    assert {trial["id"]: trial["attempts"] for trial in status(finished, "small")["trials"]} == before
+    assert set(before.values()) == {1}
+    assert time.monotonic() - began < 120
+
+
+def test_an_edited_sweep_is_refused_with_the_keys_that_differ(finished: Path) -> None:
+    said = call("launch", "sweep.toml", "--set", "job.loss.temperature=0.2", cwd=finished, code=2)
+    assert "job.loss.temperature: null -> 0.2" in said
+    assert "--into" in said
+    call("launch", "sweep.toml", "--set", "retry.hung=7", "--offline", cwd=finished)
+
+
+def test_logs_are_a_rank_s_own(finished: Path) -> None:
+    trial = status(finished, "small")["trials"][0]["id"]
+    assert "step 8/8" in call("logs", "small", trial[:6], cwd=finished)
+
+
+@pytest.mark.slow
+def test_killing_the_driver_loses_nothing_and_repeats_nothing(finished: Path, tmp_path: Path) -> None:
+    """Three kill -9 at different moments, each followed by the same command; all numbers are the undisturbed ones."""
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    folder = RunFolder(tmp_path / "runs" / "small")
+    for enough in (1, 4, 8):
+        process = subprocess.Popen(
+            command("launch", "sweep.toml"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            deadline = time.monotonic() + 200
+            while not folder.exists or status(tmp_path, "small")["counts"]["done"] < enough:
+                assert time.monotonic() < deadline
+                assert process.poll() is None, "it ended before it could be killed"
+                time.sleep(0.1)
+        finally:
+            process.kill()
+            process.wait()
+    call("launch", "sweep.toml", cwd=tmp_path)
+    assert measured(tmp_path) == measured(finished)
+    stood = status(tmp_path, "small")
+    assert stood["counts"]["done"] == TRIALS
+    nested = [
+        run["trial"]
+        for run in tracking.runs_of(tracking.embedded_uri(tmp_path / "runs"), stood["run"], history=False)
+        if run["kind"] == "trial"
+    ]
+    assert sorted(nested) == sorted(trial["id"] for trial in stood["trials"])
+
+
+@pytest.mark.slow
+def test_ctrl_c_checkpoints_and_a_second_driver_is_told_who_holds_the_run(tmp_path: Path) -> None:
+    (tmp_path / "sweep.toml").write_text(SWEEP.replace("steps = 8", "steps = 3000"))
+    folder = RunFolder(tmp_path / "runs" / "small")
+    process = subprocess.Popen(
+        command("launch", "sweep.toml", "--offline"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not list(folder.trials.glob("*/checkpoints/step_*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert "has been driving this run since" in call("resume", "small", cwd=tmp_path, code=3)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, said
+    assert "continue:  orchestrator resume runs/small" in said
+    stood = status(tmp_path, "small")
+    assert stood["state"] == "stopped"
+    assert stood["counts"]["running"] == 0
+    assert {t["failure"] for t in stood["trials"]} <= {"interrupted", None}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"digits[:300]"', '"nowhere.parquet"', "nowhere.parquet"),
+        ("size = 16", "size = 301", "fewer than batch.size"),
+        ('"loss.name"', '"loss.nam"', "did you mean 'loss.name'?"),
+        ("name = \"knn_accuracy\"", "name = \"train/loss\"", "cannot be compared while loss.name varies"),
+    ],
+)  # fmt: skip
+def test_a_bad_sweep_ends_with_2_and_creates_nothing(tmp_path: Path, old: str, new: str, words: str) -> None:
+    assert old in SWEEP
+    (tmp_path / "sweep.toml").write_text(SWEEP.replace(old, new))
+    assert words in call("launch", "sweep.toml", cwd=tmp_path, code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.toml"]
+
+
+def test_more_gpus_than_there_are_ends_with_4_and_creates_nothing(tmp_path: Path) -> None:
+    (tmp_path / "sweep.toml").write_text(SWEEP + "[resources]\ngpus_per_rank = 8\n")
+    assert "--set resources.gpus_per_rank=0" in call("launch", "sweep.toml", cwd=tmp_path, code=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.toml"]
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    assert "is not empty and holds no run" in call("launch", "sweep.toml", "--into", "mine", cwd=tmp_path, code=2)
+
+
+def test_only_execution_may_change_between_attempts() -> None:
+    assert execution_overrides(["job.execution.micro=32", "job.execution.exchange=ring"]) == {
+        "micro": 32,
+        "exchange": "ring",
+    }
+    for text, words in (
+        ("job.loss.name=dcl", "only job.execution may change"),
+        ("job.execution.micro=-1", "greater than 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            execution_overrides([text])
