@@ -72,7 +72,7 @@ def save(
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose files match its manifest, and a sentence for each that was set aside before it."""
-    remarks = []
+    remarks: list[str] = []
     for path in _newest_first(folder):
         try:
             return _read(path), remarks

@@ -46,8 +46,8 @@ class Budget(Section):
 
 
 class Data(Section):
-    """Where the rows come from. A source is `digits`, a path, glob or URI, or a name under $ORCHESTRATOR_DATA, and may
-    end in a slice of rows: `fashion-mnist-test[:2000]`."""
+    """Where the rows come from. A source is `digits`; a path, glob or URI; a name under $ORCHESTRATOR_DATA; or a Hub
+    data set, `owner/name[:config]:split`. It may end in a slice of rows: `fashion-mnist-test[:2000]`."""
 
     train: str
     """Rows trained on."""
@@ -66,7 +66,8 @@ class Data(Section):
     """Longest sentence, in tokens; the rest is cut."""
 
     image_shape: Annotated[tuple[int, ...], Field(min_length=2, max_length=3, strict=False)] | None = None
-    """[height, width] or [height, width, channels] of raw pixel rows. None: square and grey."""
+    """[height, width] or [height, width, channels]. Raw pixel rows are read so, encoded images are resized to it.
+    None: raw rows are square and grey, encoded images as they are."""
 
 
 class Augment(Section):

@@ -70,11 +70,14 @@ class Rank:
 
     def open_store(self) -> tuple[str, int]:
         """Rank 0 opens the store at which the ranks meet; a free port, so that gangs on one host never clash."""
+
         import torch.distributed as dist
 
         host = ray.util.get_node_ip_address()
         wait = datetime.timedelta(seconds=JOIN_TIMEOUT_S)
-        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=wait)
+        self._store = dist.TCPStore(  # type: ignore[attr-defined]
+            host, 0, is_master=True, wait_for_workers=False, timeout=wait
+        )
         return host, self._store.port
 
     def join(self, world: int, host: str, port: int) -> None:
@@ -85,7 +88,7 @@ class Rank:
         self.leave()
         if self.rank > 0:
             wait = datetime.timedelta(seconds=JOIN_TIMEOUT_S)
-            self._store = dist.TCPStore(host, port, is_master=False, timeout=wait)
+            self._store = dist.TCPStore(host, port, is_master=False, timeout=wait)  # type: ignore[attr-defined]
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         limit = datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S)
         dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=world, timeout=limit)
@@ -150,7 +153,7 @@ class Gang:
     """The ranks of one placement group, seen from the process that drives them. Any call may raise GangError."""
 
     def __init__(self, group: PlacementGroup, *, size: int, cpus: float, gpus: float) -> None:
-        self._ranks = [
+        self._ranks: list[Any] = [
             ray.remote(Rank)
             .options(
                 num_cpus=cpus,
@@ -177,13 +180,14 @@ class Gang:
                 (address, *_) = self._call(1, "open_store")
                 self._call(world, "join", world, *address)
             self._world = world
-        return self._call(world, "begin", job, folder)[0]
+        report: dict[str, Any] = self._call(world, "begin", job, folder)[0]
+        return report
 
     def advance(self) -> dict[str, Any]:
         """Train for about TURN_S. Returns the report of rank 0."""
         steps = max(1, round(self._pace * TURN_S))
         began = time.monotonic()
-        report = self._call(self._world, "advance", steps)[0]
+        report: dict[str, Any] = self._call(self._world, "advance", steps)[0]
         self._pace = max(1.0, steps / max(time.monotonic() - began, 1e-3))
         return report
 

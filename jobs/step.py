@@ -94,7 +94,7 @@ def exact_gradients(
             encoded.append(_encode(model, chunk, seed=seed, step=step, device=device))
     leaves = [[part.detach().requires_grad_() for part in parts] for parts in encoded]
     value, diagnostics = loss(*_whole(leaves))
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     for index in reversed(range(len(chunks))):
         parts = encoded[index]
         if index not in graphed:

@@ -77,9 +77,9 @@ def launch(sweep_file: Path, into: Path, *, overrides: Sequence[str] = (), optio
     if into.exists() and any(into.iterdir()):
         raise SweepChanged(f"{into} is not empty and holds no run; choose another folder with --into")
     _check_cluster(plan)
-    _check_data(plan)
+    notes = _check_data(plan)
     with contextlib.closing(_create(sweep_file, plan, folder)) as ledger:
-        return _drive(plan, folder, ledger, options)
+        return _drive(plan, folder, ledger, options, notes=notes)
 
 
 def resume(
@@ -132,6 +132,7 @@ def _drive(
     failed: bool = False,
     kind: str | None = None,
     execution: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> int:
     from orchestrator import report, tracking
 
@@ -147,6 +148,8 @@ def _drive(
     projection = None if options.offline else tracking.Projection(ledger, uri)
     try:
         with _quiet(folder, progress), _signals(session):
+            for note in notes:
+                progress.say(f"note: {note}")
             if failed:
                 _requeue(ledger, kind)
             session.start()
@@ -276,18 +279,16 @@ def _check_data(plan: Plan) -> list[str]:
     """
     jobs = [job.model_dump(mode="json") for job in _jobs(plan)]
     distinct = {canonical({key: job[key] for key in ("task", "data", "batch", "evaluate")}): job for job in jobs}
-    warnings: dict[str, None] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "job.json"
-        for job in distinct.values():
+        paths = [Path(scratch) / f"job{number}.json" for number in range(len(distinct))]
+        for path, job in zip(paths, distinct.values(), strict=True):
             path.write_text(canonical(job))
-            done = subprocess.run(
-                [sys.executable, "-m", "jobs.data", str(path)], capture_output=True, text=True, check=False
-            )
-            if done.returncode != 0:
-                raise DataFault(done.stderr.strip().removeprefix("error: "))
-            warnings |= dict.fromkeys(json.loads(done.stdout)["warnings"])
-    return list(warnings)
+        command = [sys.executable, "-m", "jobs.data", *map(str, paths)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise DataFault(done.stderr.strip().removeprefix("error: "))
+    found = [json.loads(line)["warnings"] for line in done.stdout.splitlines()]
+    return list(dict.fromkeys(warning for warnings in found for warning in warnings))
 
 
 def tracking_uri(folder: RunFolder) -> str:

@@ -79,6 +79,7 @@ class TrialActor(tune.Trainable):
         shape = self.config["shape"]
         if self._gang is None:
             group = ray.util.get_current_placement_group()
+            assert group is not None, "Tune runs this actor inside a placement group"
             self._gang = Gang(group, size=shape["ranks"], cpus=shape["cpus"], gpus=shape["gpus"])
             self._begun = False
         if not self._begun:
@@ -195,7 +196,7 @@ class _Scheduler(FIFOScheduler):
     """Prunes when the session says so."""
 
     def __init__(self, link: _Link) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._link = link
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:

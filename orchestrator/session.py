@@ -318,11 +318,11 @@ class Session:
             best = max(usable, key=lambda one: (sign * (one.value or 0.0), -one.number))
             self._freeze(arm, best.params, best.number)
 
-    def _freeze(self, arm: str, params: dict[str, Any], number: int | None) -> None:
+    def _freeze(self, arm: str, params: Mapping[str, Any], number: int | None) -> None:
         trials = self._plan.confirm_trials(arm, params)
         self._ledger.add_trials(map(as_trial, trials))
         job = trials[0].job.model_dump(mode="json", exclude={"seed"})
-        self._ledger.freeze(arm, params, number, digest(job))
+        self._ledger.freeze(arm, dict(params), number, digest(job))
 
     def _observed(self, arm: str) -> list[search.Observed]:
         """What the arm's suggestions have come to. `state` is None while one of its trials has not ended."""

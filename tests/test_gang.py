@@ -1,6 +1,7 @@
 """Warm gangs on real Ray: the same results as cold ranks, and every way of dying told by its own name."""
 
 import errno
+import logging
 import os
 import signal
 import threading
@@ -41,7 +42,7 @@ def job(**settings: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def slot() -> Iterator[Any]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     group = placement_group([{"CPU": 1}] * 2, strategy="PACK")
     ray.get(group.ready(), timeout=60)
     yield group
@@ -56,7 +57,7 @@ def gang(slot: Any) -> Iterator[Gang]:
     made.kill()
 
 
-def run(gang: Gang, config: dict[str, Any], folder: Path) -> dict[str, Any]:
+def run(gang: Gang, config: dict[str, Any], folder: Path) -> dict[tuple[str, int], float]:
     report = gang.begin(config, str(folder))
     points = {(p["key"], p["step"]): p["value"] for p in report["points"]}
     while report["result"] is None:
@@ -73,7 +74,9 @@ def test_a_warm_gang_gives_what_cold_ranks_give_bit_for_bit_whatever_ran_before(
     again = run(gang, job(), tmp_path / "again")
     assert warm == again
     alone = Training(
-        JobConfig.model_validate(job(execution__ranks=1, loss__name="dcl", seed=9)), tmp_path / "alone", log=str
+        JobConfig.model_validate(job(execution__ranks=1, loss__name="dcl", seed=9)),
+        tmp_path / "alone",
+        log=lambda _: None,
     )
     while alone.result is None:
         alone.advance(10)

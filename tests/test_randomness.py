@@ -36,7 +36,7 @@ def reference(*keys: int) -> int:
 @settings(deadline=None, max_examples=200)
 @given(st.lists(ANY, min_size=1, max_size=4))
 def test_tensors_and_ints_give_the_hash_of_unbounded_arithmetic(keys: list[int]) -> None:
-    """Mutant check: writing the second multiplier as 0xD35A2D97 overflows int64 and fails this."""
+    """Mutant check: leaving a product unmasked fails this."""
     assert int(mix(*keys)) == reference(*keys)
     assert int(mix(*map(torch.tensor, keys))) == reference(*keys)
     assert int(mix(*keys[:-1], torch.tensor(keys[-1:]))) == reference(*keys)
@@ -112,7 +112,7 @@ def test_uniform_numbers_are_uniform(name: str) -> None:
 
 
 def test_every_bit_of_a_key_moves_half_of_the_bits() -> None:
-    """Mutant check: one round of the finaliser in place of two fails this."""
+    """Mutant check: a finaliser that only multiplies fails this."""
     keys = mix(9, torch.arange(4000))
     flipped = keys[:, None] ^ (1 << torch.arange(32))
     changed = mix(1, keys)[:, None] ^ mix(1, flipped)
@@ -168,7 +168,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 def test_masks_are_independent_between_keys_positions_and_channels(p: float) -> None:
     """Correlations of 1e5 and more pairs stay below 5 standard errors.
 
-    Mutant check: leaving out the last xor-shift correlates the two halves of each word and fails this.
+    Mutant check: leaving out the multiplications of `keep` fails this.
     """
     rows, places = torch.arange(64)[:, None], torch.arange(32)
 
@@ -186,7 +186,10 @@ def test_masks_are_independent_between_keys_positions_and_channels(p: float) -> 
 
 
 def test_any_two_channels_are_independent_over_keys() -> None:
-    """All 64 x 63 / 2 pairs of channels: the largest of 2016 correlations, and their spread, are those of chance."""
+    """All 64 x 63 / 2 pairs of channels: the largest of 2016 correlations, and their spread, are those of chance.
+
+    Mutant check: one multiplication in `keep` in place of two fails this.
+    """
     kept = keep(mix(DROPOUT, torch.arange(20_000)), 64, 0.5)[0].double()
     between = torch.corrcoef(kept.T)[*torch.triu_indices(64, 64, 1)] * 20_000**0.5
     assert between.abs().max() < 5

@@ -34,8 +34,9 @@ SWEEP: dict[str, Any] = {
 
 def score(job: dict[str, Any]) -> float:
     """A made-up metric, best at lr = 0.01, a little better for flatnce."""
-    lr = job["optimizer"]["lr"]
-    return 0.9 - abs(lr - 0.01) + 0.01 * (job["loss"]["name"] == "flatnce") + 0.001 * job["seed"]
+    lr: float = job["optimizer"]["lr"]
+    value: float = 0.9 - abs(lr - 0.01) + 0.01 * (job["loss"]["name"] == "flatnce") + 0.001 * int(job["seed"])
+    return value
 
 
 def done(dispatch: Dispatch) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""`python -m jobs.data JOB`: check the data of a job (TOML or JSON) before any trial starts.
+"""`python -m jobs.data JOB...`: check the data of jobs (TOML or JSON) before any trial starts.
 
-Prints one line of JSON and ends with 0, or prints what is wrong and ends with 2.
+Prints one line of JSON for each and ends with 0, or prints what is wrong with the first bad one and ends with 2.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from jobs.data.formats import DataError
 
 def main(arguments: list[str]) -> int:
     """Exit status for these command-line arguments."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        sys.stderr.write("usage: python -m jobs.data JOB    where JOB is a job in TOML or a trial's job.json\n")
+    if not arguments or arguments[0].startswith("-"):
+        sys.stderr.write("usage: python -m jobs.data JOB...    where a JOB is a job in TOML or a trial's job.json\n")
         return 0 if arguments in (["-h"], ["--help"]) else 2
-    try:
-        job = load_job(Path(arguments[0]))
-        warnings = check(job)
-        found = {"rows": len(train_rows(job)), "fingerprint": fingerprint(job), "warnings": warnings}
-    except (ConfigError, DataError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write(json.dumps(found) + "\n")
+    for path in arguments:
+        try:
+            job = load_job(Path(path))
+            warnings = check(job)
+            found = {"rows": len(train_rows(job)), "fingerprint": fingerprint(job), "warnings": warnings}
+        except (ConfigError, DataError) as error:
+            sys.stderr.write(f"error: {error}\n")
+            return 2
+        sys.stdout.write(json.dumps(found) + "\n")
     return 0
 
 
