@@ -152,6 +152,7 @@ def _drive(
                 progress.say(f"note: {note}")
             if failed:
                 _requeue(ledger, kind)
+            ledger.set_run(state="running")
             session.start()
             if projection is not None:
                 projection.start()

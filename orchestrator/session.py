@@ -182,7 +182,8 @@ class Session:
             rung_steps=list(range(1, len(steps) + 1)),
         )
         if pruned:
-            self._events.put(lambda: self._prune(dispatch, rungs[max(rungs)], report["step"]))
+            latest = {point["key"]: point["value"] for point in report["points"]}
+            self._events.put(lambda: self._prune(dispatch, rungs[max(rungs)], report["step"], latest))
         return pruned
 
     # The writer thread.
@@ -232,8 +233,10 @@ class Session:
         )
         self._ended(dispatch, f"{metric} {value:.4f}" + (" diverged" if result["outcome"] == "diverged" else ""))
 
-    def _prune(self, dispatch: Dispatch, value: float, step: int) -> None:
-        self._ledger.finish_attempt(dispatch.trial, dispatch.attempt, state="pruned", metric=value, step=step)
+    def _prune(self, dispatch: Dispatch, value: float, step: int, latest: dict[str, float]) -> None:
+        self._ledger.finish_attempt(
+            dispatch.trial, dispatch.attempt, state="pruned", metric=value, step=step, metrics=latest
+        )
         self._ended(dispatch, f"pruned at step {step} with {self._plan.sweep.metric.name} {value:.4f}")
 
     def _fail(self, dispatch: Dispatch, failure: Failure) -> None:

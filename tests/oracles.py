@@ -108,7 +108,8 @@ def _one_way(batch: Batch, x: Tensor, y: Tensor, hard: Tensor | None, tau: Tenso
     some = kept.any(1)
     v = negatives[some].masked_fill(~kept[some], -torch.inf).logsumexp(1) - positive[some]
     each: Tensor = torch.logaddexp(v, torch.zeros_like(v)) if name == "infonce" else v
-    return each.sum() + 0 * positive.sum()
+    total: Tensor = each.sum()
+    return total + 0 * positive.sum()
 
 
 def error(found: Tensor, expected: Tensor) -> float:

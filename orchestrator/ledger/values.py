@@ -18,15 +18,15 @@ class LedgerError(Exception):
     """The ledger cannot do what it was asked; the text says what was found and what would work."""
 
 
-class LedgerMissing(LedgerError):  # noqa: N818
+class LedgerMissing(LedgerError):
     """There is no ledger, or no such run, at this address."""
 
 
-class LedgerUnavailable(LedgerError):  # noqa: N818
+class LedgerUnavailable(LedgerError):
     """The database does not answer, is locked, or its disk is full. Nothing of the transaction was kept."""
 
 
-class LeaseHeld(LedgerError):  # noqa: N818
+class LeaseHeld(LedgerError):
     """Another driver holds the run. Times are unix seconds by the database's clock."""
 
     def __init__(self, text: str, *, holder: str, since: float, expires: float, token: int) -> None:
@@ -34,7 +34,7 @@ class LeaseHeld(LedgerError):  # noqa: N818
         super().__init__(text)
 
 
-class LeaseLost(LedgerError):  # noqa: N818
+class LeaseLost(LedgerError):
     """This process does not hold the run, or not any more; nothing was written."""
 
 

@@ -28,7 +28,7 @@ UI_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_
 """For the process of `ui_command`: without it, MLflow's server also starts job runners that nothing here uses."""
 
 
-class TrackingUnavailable(Exception):  # noqa: N818
+class TrackingUnavailable(Exception):
     """MLflow is not there, or cannot be used at this address. The text says what would help."""
 
     def __init__(self, address: str, found: str, remedy: str) -> None:
