@@ -138,9 +138,10 @@ def sum_gradients(parameters: Iterable[nn.Parameter], group: Group) -> None:
         dist.all_reduce(flat, group=group)
         *sums, ranks = torch.split(flat, [*(p.numel() for p in same), len(same)])
         for parameter, total, count in zip(same, sums, ranks.tolist(), strict=True):
-            if count:
-                grad = torch.empty_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = grad.copy_(total.view_as(parameter)).detach()
+            if count and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if parameter.grad is not None:
+                parameter.grad.copy_(total.view_as(parameter))
 
 
 def _bytes(x: Tensor) -> Tensor:

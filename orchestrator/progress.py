@@ -58,7 +58,7 @@ class Progress:
             self.say(what)
             return
         ended = self._ended()
-        which = f"#{trial.number}" if trial.number is not None else f"seed {trial.seed}"
+        which = f"seed {trial.seed}" if trial.number is None else f"{trial.number + 1} of {self._plan.suggestions}"
         took = f"{trial.ended - trial.started:.1f} s" if trial.ended and trial.started else ""
         self.say(f"[{ended}/{self._total}] {trial.stage} {trial.arm} {which}  {what}  {trial.id} {took}".rstrip())
         if self._bar is not None:

@@ -104,12 +104,11 @@ def _one_way(batch: Batch, x: Tensor, y: Tensor, hard: Tensor | None, tau: Tenso
     positive = ((x * y).sum(1) - options.get("margin", 0.0)) / tau
     if name == "siglip":
         terms = F.softplus(negatives + bias, threshold=1e9)[kept]
-        return terms.sum() + F.softplus(-positive - bias, threshold=1e9).sum()
+        return torch.cat([terms, F.softplus(-positive - bias, threshold=1e9)]).sum()
     some = kept.any(1)
     v = negatives[some].masked_fill(~kept[some], -torch.inf).logsumexp(1) - positive[some]
     each: Tensor = torch.logaddexp(v, torch.zeros_like(v)) if name == "infonce" else v
-    total: Tensor = each.sum()
-    return total + 0 * positive.sum()
+    return torch.cat([each, 0 * positive]).sum()
 
 
 def error(found: Tensor, expected: Tensor) -> float:

@@ -18,7 +18,7 @@ STYLE = """
 }
 * { box-sizing: border-box; }
 html { color-scheme: light dark; -webkit-text-size-adjust: 100%; }
-body { margin: 0 auto; max-width: 46rem; padding: 2rem 1rem 4rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; max-width: 50rem; padding: 2rem 1rem 4rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .75rem; }
 h2 { font-size: 1.1rem; margin: 2.75rem 0 .5rem; padding-top: .6rem; border-top: 1px solid var(--line); }
@@ -27,10 +27,10 @@ h2 { font-size: 1.1rem; margin: 2.75rem 0 .5rem; padding-top: .6rem; border-top:
 .warning { background: var(--note); border-radius: .4rem; padding: .6rem 1rem .6rem 2rem; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 60%; }
-th, td { padding: .35rem .9rem .35rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th, td { padding: .35rem .8rem .35rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--muted); vertical-align: bottom; }
 .number { text-align: right; white-space: nowrap; }
-figure { margin: 1.75rem 0; max-width: 35rem; }
+figure { margin: 1.75rem 0; max-width: 40rem; }
 figure svg { width: 100%; height: auto; display: block; }
 figure h3 { font-size: 1rem; margin: 0 0 .25rem; }
 pre { overflow-x: auto; padding: .75rem 1rem; border: 1px solid var(--line); border-radius: .4rem; font-size: .85rem; }

@@ -148,7 +148,7 @@ def _cost(answer: Json) -> Figure:
             axes.plot(xs, ys, marker, color=colour, markersize=3.5, alpha=0.4, markeredgewidth=0)
             axes.plot(fmean(xs), fmean(ys), marker, color=colour, markersize=8, markeredgecolor=PAPER)
             ends.append((fmean(xs), fmean(ys), arm["label"], colour))
-        axes.set_xlim(0, None)
+        axes.set_xlim(0, 1.05 * axes.get_xlim()[1])  # a marker at the far end is drawn whole
         dress(axes, heading=answer["metric"], xlabel=xlabel)
         label_ends(axes, ends)
     return figure
