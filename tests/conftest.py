@@ -29,7 +29,7 @@ class RankDiedError(RuntimeError):
 def forkserver() -> ForkServerContext:
     """A process that has imported torch once: a rank forked from it starts in milliseconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "jobs.losses"])
+    context.set_forkserver_preload(["torch", "torch.distributed", "jobs.losses", "jobs.models", "jobs.evaluate"])
     return context
 
 

@@ -1,5 +1,6 @@
 """Whole sweeps, as a newcomer runs them: real Ray, real MLflow store, real processes that are really killed."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -66,6 +67,11 @@ def call(*arguments: str, cwd: Path, code: int = 0) -> str:
 def status(cwd: Path, run: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(call("status", run, "--json", cwd=cwd))
     return found
+
+
+def ended(folder: RunFolder) -> int:
+    with contextlib.closing(folder.open()) as ledger:
+        return ledger.counts().get("done", 0)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +152,7 @@ def test_logs_are_a_rank_s_own(finished: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killing_the_driver_loses_nothing_and_repeats_nothing(finished: Path, tmp_path: Path) -> None:
     """Three kill -9 at different moments, each followed by the same command; all numbers are the undisturbed ones."""
     (tmp_path / "sweep.toml").write_text(SWEEP)
@@ -156,7 +163,7 @@ def test_killing_the_driver_loses_nothing_and_repeats_nothing(finished: Path, tm
         )
         try:
             deadline = time.monotonic() + 200
-            while not folder.exists or status(tmp_path, "small")["counts"]["done"] < enough:
+            while not folder.exists or ended(folder) < enough:
                 assert time.monotonic() < deadline
                 assert process.poll() is None, "it ended before it could be killed"
                 time.sleep(0.1)

@@ -530,7 +530,7 @@ def test_no_tensor_grows_with_rows_times_columns(name: str) -> None:
     case = batch(256, width=4, name=name, symmetric=True, ids=True)
     with Largest() as seen:  # type: ignore[no-untyped-call]
         whole(case, tile=16)
-    assert seen.bytes <= 256 * 12 * 8 < 256 * 16 * 8
+    assert seen.bytes <= 256 * 14 * 8 < 256 * 16 * 8
 
 
 def largest_in_ring(case: Batch, rank: int) -> tuple[int, int]:
