@@ -10,6 +10,7 @@ import hashlib
 import queue
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ from orchestrator.sweep import merged
 
 LEASE_S = 30.0
 """A driver that is silent this long may be replaced. One that ended on this machine is replaced at once."""
+
+RENEW_S = LEASE_S / 4
+
+HEAR_S = 10.0
+"""How long Tune's loop may wait for the writer."""
 
 SAME_FAILURES = 3
 """Different trials that fail with the same words before the sweep is stopped: a bug, not bad luck."""
@@ -73,7 +79,9 @@ class Session:
         self._concurrent, self._tell = concurrent, tell
         self._execution = dict(execution or {})
         self._events: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._unheard = 0
+        """Events that the writer has not dealt with."""
         self._ready: deque[str] = deque()
         self._running: dict[str, Dispatch] = {}
         self._rungs: dict[str, dict[int, float]] = {}
@@ -124,8 +132,13 @@ class Session:
     # Called by Tune's loop.
 
     def next(self) -> Dispatch | None:
-        """The next attempt that is due, begun in the ledger."""
+        """The next attempt that is due, begun in the ledger.
+
+        Waits while the writer deals with what came back, which takes milliseconds: told that nothing is due, Tune
+        would sleep for two seconds.
+        """
         with self._lock:
+            self._lock.wait_for(lambda: self._ready or not self._unheard or self._stop.is_set(), timeout=HEAR_S)
             if self._stop.is_set() or not self._ready or len(self._running) >= self._concurrent:
                 return None
             trial = self._trials[self._ready.popleft()]
@@ -156,11 +169,11 @@ class Session:
 
     def report(self, dispatch: Dispatch, report: dict[str, Any]) -> None:
         """Enqueue what a gang reported."""
-        self._events.put(lambda: self._hear(dispatch, report))
+        self._enqueue(lambda: self._hear(dispatch, report))
 
     def lost(self, dispatch: Dispatch, failure: Failure) -> None:
         """Enqueue that a slot was lost with its trial."""
-        self._events.put(lambda: self._fail(dispatch, failure))
+        self._enqueue(lambda: self._fail(dispatch, failure))
 
     def prune(self, dispatch: Dispatch, report: dict[str, Any]) -> bool:
         """Whether the trial ends at the rungs it has reached; a function of the ledger and of its own values."""
@@ -183,24 +196,42 @@ class Session:
         )
         if pruned:
             latest = {point["key"]: point["value"] for point in report["points"]}
-            self._events.put(lambda: self._prune(dispatch, rungs[max(rungs)], report["step"], latest))
+            self._enqueue(lambda: self._prune(dispatch, rungs[max(rungs)], report["step"], latest))
         return pruned
+
+    def _enqueue(self, event: Callable[[], None]) -> None:
+        def heard() -> None:
+            event()
+            with self._lock:
+                self._unheard -= 1
+                self._lock.notify_all()
+
+        with self._lock:
+            self._unheard += 1
+        self._events.put(heard)
 
     # The writer thread.
 
     def _write(self) -> None:
+        renew_at = time.monotonic() + RENEW_S
         while True:
             try:
-                event = self._events.get(timeout=LEASE_S / 4)
+                event = self._events.get(timeout=max(0.0, renew_at - time.monotonic()))
             except queue.Empty:
-                event = self._ledger.renew
+                event = self._nothing
             if event is None:
                 return
             try:
                 event()
+                if time.monotonic() >= renew_at:
+                    self._ledger.renew()
+                    renew_at = time.monotonic() + RENEW_S
             except Exception as error:  # noqa: BLE001 - the ledger is gone or lost: nothing may go on without it
                 self._give_up(error)
                 return
+
+    def _nothing(self) -> None:
+        """Nothing came back; the lease is still to be renewed."""
 
     def _give_up(self, error: BaseException) -> None:
         self.broken = error
