@@ -138,8 +138,8 @@ class Session:
         would sleep for two seconds.
         """
         with self._lock:
-            self._lock.wait_for(lambda: self._ready or not self._unheard or self._stop.is_set(), timeout=HEAR_S)
-            if self._stop.is_set() or not self._ready or len(self._running) >= self._concurrent:
+            self._lock.wait_for(lambda: self._can_go() or not self._unheard or self._stop.is_set(), timeout=HEAR_S)
+            if self._stop.is_set() or not self._can_go():
                 return None
             trial = self._trials[self._ready.popleft()]
             execution = self._execution or self._latest_execution(trial)
@@ -157,6 +157,9 @@ class Session:
             if self._pruning(trial):
                 self._histories[trial.id] = self._observed(trial.arm)
             return dispatch
+
+    def _can_go(self) -> bool:
+        return bool(self._ready) and len(self._running) < self._concurrent
 
     def finished(self) -> bool:
         """Whether nothing is running, nothing is due and nothing will be."""
