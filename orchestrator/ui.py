@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -42,9 +44,10 @@ def serve(run: str | None, *, port: int) -> int:
     command = tracking.ui_command(uri, port=port)
     address = f"http://127.0.0.1:{port}"
     click.echo(f"starting MLflow at {address} ...")
-    with _server(command) as server:
+    log = _runs(folder) / "mlflow-server.log"
+    with _server(command, log) as server:
         if not _wait(server, address):
-            click.echo(f"error: MLflow did not start; is port {port} taken? Try another with --port", err=True)
+            click.echo(f"error: MLflow did not start (see {log}); is port {port} taken? Try another --port", err=True)
             return UNAVAILABLE
         _print_addresses(address, folder)
         click.echo("Ctrl-C ends it.")
@@ -85,10 +88,13 @@ def _print_addresses(server: str, folder: RunFolder | None) -> None:
 
 
 @contextlib.contextmanager
-def _server(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        command, env=os.environ | tracking.UI_ENVIRONMENT, stdout=subprocess.DEVNULL, start_new_session=True
-    )
+def _server(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            command, env=os.environ | tracking.UI_ENVIRONMENT, stdout=file, stderr=file, start_new_session=True
+        )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
     try:
         yield process
     finally:
@@ -96,6 +102,11 @@ def _server(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 15)
         process.wait()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM too ends the server with us."""
+    raise KeyboardInterrupt
 
 
 def _wait(server: subprocess.Popen[bytes], address: str) -> bool:

@@ -1,0 +1,83 @@
+"""`orchestrator ui`, with MLflow's real server: it starts, says where to look, and leaves nothing behind."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.ledger import Ledger, sqlite_url, this_process
+from orchestrator.ui import addresses
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.mark.slow
+def test_the_server_answers_and_ends_with_the_command(tmp_path: Path) -> None:
+    from orchestrator.tracking.store import connect, embedded_uri
+
+    (tmp_path / "runs").mkdir()
+    connect(embedded_uri(tmp_path / "runs"))
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli", "ui", "--port", str(port)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "Ctrl-C" in line:
+                break
+        assert f"experiments: http://127.0.0.1:{port}/#/experiments\n" in said, said
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
+            assert answer.status == 200
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    deadline = time.monotonic() + 20
+    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
+        assert time.monotonic() < deadline, "the server outlived the command"
+        time.sleep(0.1)
+
+
+def test_without_a_store_the_command_says_what_to_do(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", "ui"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "launch a sweep first" in done.stderr) == (4, True), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_addresses_name_the_answer_once_mlflow_has_it(tmp_path: Path) -> None:
+    ledger = Ledger.create(sqlite_url(tmp_path / "ledger.db"), name="small", sweep={})
+    try:
+        assert addresses("http://127.0.0.1:5000", ledger) == []
+        ledger.acquire(this_process(), 30)
+        ledger.set_run(mlflow_experiment_id="7", mlflow_run_id="abc")
+        found = dict(addresses("http://127.0.0.1:5000", ledger))
+        assert found["answer"] == "http://127.0.0.1:5000/#/experiments/7/runs/abc"
+        assert re.search(r"artifacts/report/report.html$", found["report"])
+        assert "compare" not in found
+    finally:
+        ledger.close()
