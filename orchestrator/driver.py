@@ -169,6 +169,7 @@ def _drive(
         progress.close(folder, code, session.stopped_by, offline=options.offline)
         return code
     finally:
+        progress.release()
         if projection is not None:
             projection.stop(timeout_s=5)
         with contextlib.suppress(LedgerError):

@@ -23,22 +23,22 @@ class Progress:
         self._plan, self._ledger = plan, ledger
         self._total = sum(plan.trials.values())
         self._began = time.monotonic()
-        self._stream: TextIO = sys.stdout
+        self._terminal: TextIO | None = None
+        """Our own copy of standard output, while descriptor 1 points elsewhere."""
         self._console = Console(highlight=False)
         self._bar: Bar | None = None
 
     def detach(self) -> None:
         """Keep the terminal although file descriptor 1 is about to point elsewhere."""
+        self._terminal = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
         if self._console.is_terminal:
-            self._stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-            self._console = Console(file=self._stream, force_terminal=True, highlight=False)
+            self._console = Console(file=self._terminal, force_terminal=True, highlight=False)
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self._bar = Bar(*columns, console=self._console, transient=True)
             self._bar.add_task("trials", total=self._total, completed=self._ended())
             self._bar.start()
         else:
-            self._stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-            self._console = Console(file=self._stream, force_terminal=False, highlight=False, width=400)
+            self._console = Console(file=self._terminal, force_terminal=False, highlight=False, width=400)
         trials = self._plan.trials
         self.say(f"{self._plan.sweep.question}")
         self.say(
@@ -47,6 +47,14 @@ class Progress:
         )
         for warning in self._plan.warnings:
             self.say(f"note: {warning}")
+
+    def release(self) -> None:
+        """Write to standard output again."""
+        self._end_bar()
+        if self._terminal is not None:
+            self._console = Console(highlight=False)
+            self._terminal.close()
+            self._terminal = None
 
     def say(self, text: str) -> None:
         """One line."""
@@ -66,14 +74,14 @@ class Progress:
 
     def answer(self, table: RenderableType) -> None:
         """The verdict table."""
-        self._end_bar()
-        console = Console(highlight=False) if self._console.is_terminal else Console(highlight=False, width=100)
+        self.release()
+        console = Console(highlight=False, width=None if self._console.is_terminal else 100)
         console.print()
         console.print(table)
 
     def close(self, folder: RunFolder, code: int, stopped_by: str | None, *, offline: bool) -> None:
         """The last lines: where everything is, and the next command."""
-        self._end_bar()
+        self.release()
         lines = []
         if stopped_by is not None:
             lines += [f"stopped: {stopped_by}", f"continue:  orchestrator resume {folder.path}"]

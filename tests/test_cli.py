@@ -1,0 +1,109 @@
+"""Verbs, texts and exit codes, through click's own runner; whole sweeps are in test_driver."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from orchestrator.cli import main
+from orchestrator.ledger import Ledger, Trial, sqlite_url, this_process
+
+SWEEPS = Path(__file__).parent.parent / "sweeps"
+PLAN = {"trials": {"tune": 0, "confirm": 1}}
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ORCHESTRATOR_RUNS", str(tmp_path))
+    monkeypatch.delenv("ORCHESTRATOR_LEDGER", raising=False)
+    made = tmp_path / "quick"
+    made.mkdir()
+    trial = Trial(id="abc123", stage="confirm", arm="dcl", seed=1, job={})
+    url = sqlite_url(made / "ledger.db")
+    ledger = Ledger.create(url, name="quick", sweep={"question": "Which?", "plan": PLAN}, trials=[trial])
+    (made / "sweep.json").write_text(json.dumps({"run": ledger.uuid}))
+    ledger.acquire(this_process(), 30)
+    attempt = ledger.start_attempt("abc123", {}, "here")
+    ledger.finish_attempt("abc123", attempt, state="failed", failure="user_error", message="KeyError: 'labell'")
+    ledger.release()
+    ledger.close()
+    return made
+
+
+def test_plan_prints_the_pinned_json() -> None:
+    done = run("plan", str(SWEEPS / "quickstart.toml"), "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    assert [arm["label"] for arm in found["arms"]] == ["infonce", "flatnce"]
+    assert found["trials"] == {"tune": 8, "confirm": 12}
+    assert found["smallest_p"] == 2**-5
+    assert found["warnings"] == []
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.toml")), ids=lambda path: path.stem)
+def test_plan_says_what_differs_and_what_it_can_show(path: Path) -> None:
+    done = run("plan", str(path))
+    assert done.exit_code == 0, done.output
+    for words in ("equal in every arm", "smallest p reachable", "contrasts:", "trials:"):
+        assert words in done.output
+
+
+def test_set_changes_the_plan_and_a_bad_key_ends_with_2() -> None:
+    path = str(SWEEPS / "quickstart.toml")
+    done = run("plan", path, "--json", "--set", "confirm.seeds=4", "--set", "tune.trials=1")
+    found = json.loads(done.output)
+    assert found["trials"] == {"tune": 2, "confirm": 8}
+    assert "cannot reach p < 0.05" in found["warnings"][0]
+    bad = run("plan", path, "--set", "job.los.name=dcl")
+    assert (bad.exit_code, "did you mean 'job.loss'" in bad.output) == (2, True), bad.output
+
+
+def test_status_is_a_table_for_people_and_json_for_programs(folder: Path) -> None:
+    table = run("status", "quick")
+    assert table.exit_code == 0, table.output
+    assert "quick: planned; failed 1; driven by nobody" in table.output
+    assert "user_error: KeyError: 'labell'" in table.output.replace("\n", " ")
+    found = json.loads(run("status", str(folder), "--json").output)
+    assert found["trials"][0]["failure"] == "user_error"
+
+
+def test_an_unknown_run_ends_with_2_and_names_the_known(folder: Path) -> None:
+    done = run("status", "quik")
+    assert (done.exit_code, "did you mean 'quick'?" in done.output) == (2, True), done.output
+
+
+def test_a_broken_ledger_ends_with_4(folder: Path) -> None:
+    (folder / "ledger.db").write_bytes(b"not a database, but long enough to look like one" * 100)
+    done = run("status", "quick")
+    assert done.exit_code == 4, done.output
+    assert done.output.startswith("error: ")
+
+
+def test_a_held_lease_ends_with_3_and_names_the_holder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from orchestrator import driver
+    from orchestrator.ledger import LeaseHeld
+
+    def held(*_: object, **__: object) -> int:
+        raise LeaseHeld("host pid 1 has been driving this run", holder="host pid 1", since=0, expires=1, token=1)
+
+    monkeypatch.setattr(driver, "resume", held)
+    done = run("resume", "quick")
+    assert (done.exit_code, "host pid 1" in done.output) == (3, True), done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("resume", "quick", "--class", "hung"), "give --failed with it"),
+        (("resume", "quick", "--set", "job.loss.name=dcl"), "only job.execution may change"),
+        (("logs", "quick", "abc"), "names 0 trials"),
+    ],
+)
+def test_misuse_ends_with_2_and_says_what_would_work(folder: Path, arguments: tuple[str, ...], words: str) -> None:
+    done = run(*arguments)
+    assert (done.exit_code, words in done.output) == (2, True), done.output

@@ -1,0 +1,60 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+
+from orchestrator.ledger import Ledger, Trial, sqlite_url, this_process
+from orchestrator.plan import make
+from orchestrator.progress import Progress
+from orchestrator.runs import RunFolder
+from orchestrator.sweep import load
+
+SWEEP = Path(__file__).parent.parent / "sweeps" / "quickstart.toml"
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    made = Ledger.create(sqlite_url(tmp_path / "ledger.db"), name="quickstart", sweep={})
+    made.acquire(this_process(), 30)
+    yield made
+    made.close()
+
+
+def test_piped_progress_is_plain_lines_and_survives_a_redirected_stdout(
+    ledger: Ledger, capfd: pytest.CaptureFixture[str]
+) -> None:
+    progress = Progress(make(load(SWEEP)), ledger)
+    progress.detach()
+    trial = Trial(id="abc", stage="tune", arm="dcl", seed=0, number=1, job={}, state="done", started=1.0, ended=3.5)
+    ledger.add_trials([trial])
+    progress.tell("knn_accuracy 0.9", trial)
+    progress.tell("attempt 1 of trial x was cut short; it continues", None)
+    progress.release()
+    said = capfd.readouterr().out.splitlines()
+    assert said[0] == "Does FlatNCE beat InfoNCE on digits when the batch is small?"
+    assert "2 arms, 8 tune trials, 12 confirm trials, 0 of 20 done" in said
+    assert "[1/20] tune dcl 2 of 4  knn_accuracy 0.9  abc 2.5 s" in said
+    assert "\x1b" not in "".join(said)
+
+
+@pytest.mark.parametrize(
+    ("code", "stopped", "words"),
+    [
+        (0, None, "orchestrator ui runs/x"),
+        (1, None, "orchestrator resume runs/x --failed"),
+        (130, "SIGINT", "continue:  orchestrator resume runs/x"),
+    ],
+)
+def test_the_last_lines_name_the_next_command(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str], code: int, stopped: str | None, words: str
+) -> None:
+    Progress(make(load(SWEEP)), ledger).close(RunFolder(Path("runs/x")), code, stopped, offline=False)
+    assert words in capsys.readouterr().out
+
+
+def test_the_answer_is_printed_as_a_table(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("arm", "mean")
+    table.add_row("dcl", "0.9")
+    Progress(make(load(SWEEP)), ledger).answer(table)
+    assert "dcl" in capsys.readouterr().out
