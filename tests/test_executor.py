@@ -1,0 +1,114 @@
+"""Ray Tune in its part: warm slots, pruned trials, slots that are killed; with the real session and a real ledger."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from orchestrator import executor
+from orchestrator.ledger import Ledger, sqlite_url, this_process
+from orchestrator.plan import make
+from orchestrator.runs import RunFolder
+from orchestrator.session import Session
+from orchestrator.sweep import Sweep, resolved
+
+SWEEP: dict[str, Any] = {
+    "name": "small",
+    "question": "Which?",
+    "metric": {"name": "knn_accuracy"},
+    "job": {
+        "task": "image",
+        "budget": {"steps": 8},
+        "data": {"train": "digits[:300]", "tune": "digits[300:400]", "confirm": "digits[400:500]"},
+        "model": {"name": "resnet", "width": 8, "layers": 1},
+        "batch": {"size": 16},
+        "evaluate": {"times": 4, "probe": False, "references": 300},
+        "execution": {"ranks": 2, "checkpoint_every": 3},
+    },
+    "compare": {"loss.name": ["infonce", "dcl"]},
+    "confirm": {"seeds": 2},
+}
+
+SHAPE = executor.Shape(ranks=2, cpus=1, gpus=0)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with executor.local_cluster(cpus=2, gpus=None):
+        yield
+
+
+@contextlib.contextmanager
+def running(folder: Path, changes: dict[str, Any]) -> Iterator[tuple[Session, Ledger]]:
+    plan = make(Sweep.model_validate(SWEEP | changes))
+    url = sqlite_url(folder / "ledger.db")
+    ledger = Ledger.create(url, name="small", sweep=resolved(plan.sweep) | {"plan": plan.summary()})
+    ledger.acquire(this_process(), 60)
+    session = Session(plan, ledger, RunFolder(folder), concurrent=1, tell=lambda _what, _trial: None)
+    session.start()
+    try:
+        yield session, ledger
+    finally:
+        ledger.release()
+        ledger.close()
+
+
+def placement_groups() -> int:
+    from ray.util.placement_group import placement_group_table
+
+    return sum(group["state"] != "REMOVED" for group in placement_group_table().values())
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_pruned_trial_leaves_its_gang_warm_for_the_next(tmp_path: Path) -> None:
+    tune = {
+        "trials": 6,
+        "prune": "median",
+        "sampler": "random",
+        "space": {"optimizer.lr": {"low": 1e-5, "high": 1.0, "log": True}},
+    }
+    with running(tmp_path, {"tune": tune}) as (session, ledger):
+        executor.run(session, shape=SHAPE, scratch=tmp_path / "scratch")
+        session.close()
+        assert session.broken is None
+        states = [trial.state for trial in ledger.trials()]
+        assert set(states) == {"done", "pruned"}
+        assert {trial.attempts for trial in ledger.trials()} == {1}
+        pruned = ledger.trials(state="pruned")
+        assert all(trial.step is not None and trial.step < 8 for trial in pruned)
+    assert placement_groups() == 0
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_slot_takes_its_ranks_with_it_and_its_trial_gets_another_attempt(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_slot() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not killed:
+            if list(tmp_path.glob("trials/*/points.jsonl")):
+                for process in psutil.Process().children(recursive=True):
+                    if "".join(process.cmdline()[:1]).startswith("ray::TrialActor"):
+                        killed.append(process.pid)
+                        process.send_signal(signal.SIGKILL)
+                        return
+            time.sleep(0.02)
+
+    job = SWEEP["job"] | {"budget": {"steps": 120}}
+    with running(tmp_path, {"job": job}) as (session, ledger):
+        killer = threading.Thread(target=kill_slot)
+        killer.start()
+        executor.run(session, shape=SHAPE, scratch=tmp_path / "scratch")
+        session.close()
+        killer.join()
+        assert killed, "there was no slot to kill"
+        assert {trial.state for trial in ledger.trials()} == {"done"}
+        failures = [a.failure for t in ledger.trials() for a in ledger.attempts(t.id) if a.state == "failed"]
+        assert failures == ["worker_lost"]
+    assert placement_groups() == 0
