@@ -6,11 +6,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := test,postgres,s3
 
+# No ranks, no Ray, no servers: seconds each.
+FAST := config sweep plan session search optim checkpoint randomness analysis runs cli progress docs architecture packaging
+
 export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check fmt bench soak
+.PHONY: help quickstart test check lint fmt bench soak
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -18,10 +21,13 @@ help: ## list the targets
 quickstart: .venv/installed ## run the bundled comparison, about two minutes on two cores; again continues it
 	$(BIN)/orchestrator launch sweeps/quickstart.toml
 
-test: check .venv/minilm ## lint, types and every test but the soak
+test: lint .venv/minilm ## lint, types and every test but the soak
 	$(BIN)/python -m pytest
 
-check: .venv/installed ## lint, formatting and types
+check: lint ## lint, types and the fast tests
+	$(BIN)/python -m pytest -q $(FAST:%=tests/test_%.py)
+
+lint: .venv/installed ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
