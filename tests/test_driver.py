@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -72,6 +73,17 @@ def status(cwd: Path, run: str) -> dict[str, Any]:
 def ended(folder: RunFolder) -> int:
     with contextlib.closing(folder.open()) as ledger:
         return ledger.counts().get("done", 0)
+
+
+def kill(process: subprocess.Popen[Any]) -> None:
+    """kill -9, and then the agents of its Ray session, which outlive their raylet."""
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.kill()
+    process.communicate()
+    _, left = psutil.wait_procs(family, timeout=5)
+    for one in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +180,7 @@ def test_killing_the_driver_loses_nothing_and_repeats_nothing(finished: Path, tm
                 assert process.poll() is None, "it ended before it could be killed"
                 time.sleep(0.1)
         finally:
-            process.kill()
-            process.wait()
+            kill(process)
     call("launch", "sweep.toml", cwd=tmp_path)
     assert measured(tmp_path) == measured(finished)
     stood = status(tmp_path, "small")
@@ -202,8 +213,7 @@ def test_ctrl_c_checkpoints_and_a_second_driver_is_told_who_holds_the_run(tmp_pa
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=120)
     finally:
-        process.kill()
-        process.wait()
+        kill(process)
     assert process.returncode == 130, said
     assert "continue:  orchestrator resume runs/small" in said
     stood = status(tmp_path, "small")
