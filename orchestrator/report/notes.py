@@ -48,7 +48,7 @@ def _oddities(found: Json) -> Iterable[str]:
         yield f"The budget is not equal: arms saw {min(seen):,} to {max(seen):,} pairs."
     for one in found["comparisons"]:
         if not one["shared"].get("data", True):
-            yield f"{one['a']} and {one['b']} did not see the same data: their pairs are not pairs."
+            yield f"{one['a']} and {one['b']} did not see the same data: a difference may be the data's."
     for one in found["execution_only"]:
         if one["agree"] is False:
             yield (
