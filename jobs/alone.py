@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     from jobs.data import DataError, check
+    from jobs.preflight import GradientMismatch
     from jobs.train import Training
 
     rank = int(os.environ.get("RANK", "0"))
@@ -54,7 +55,11 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     while training.result is None:
-        training.advance(STEPS_BETWEEN_SIGNALS)
+        try:
+            training.advance(STEPS_BETWEEN_SIGNALS)
+        except GradientMismatch as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
         if any(told for (told,) in agree([int(stop.told)], group, what="signals")) and training.result is None:
             training.save()
             sys.exit(INTERRUPTED)

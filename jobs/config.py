@@ -159,6 +159,14 @@ class Loss(Section):
     bias: float = 0.0
     """Added to the logits of siglip, which often starts at -10."""
 
+    mlm_weight: float = Field(0.0, ge=0)
+    """Weight of an auxiliary masked-language-model loss on all sentences of the batch (SimCSE, Gao et al. 2021). It is
+    the mean over all masked tokens of the global batch. 0: none. Sentences only."""
+
+    mlm_probability: float = Field(0.15, gt=0, lt=1)
+    """Share of the tokens that the auxiliary loss masks: 80 % of them by the mask token, 10 % by a random one, and 10 %
+    stay."""
+
     @model_validator(mode="after")
     def _known_to_work(self) -> Loss:
         low, high = self.temperature_range
@@ -255,8 +263,16 @@ class Execution(Section):
     micro: int | None = Field(None, gt=0)
     """Pairs encoded at once on a rank. None: the rank's whole share."""
 
+    micro_tokens: int | None = Field(None, gt=0)
+    """Padded tokens encoded at once on a rank, all views and hard negatives of its pairs counted. Consecutive pairs
+    fill a chunk up to it, and a chunk holds at least one pair. Sentences only, in place of `micro`."""
+
     keep_graphs: int = Field(0, ge=0)
-    """Chunks that keep their graph and are not encoded twice, when `micro` splits the share."""
+    """Chunks that keep their graph and are not encoded twice, when `micro` or `micro_tokens` splits the share."""
+
+    graph_memory_mb: int | None = Field(None, gt=0)
+    """Memory for kept graphs on a rank, in place of `keep_graphs`: the first chunks of a step keep theirs as long as
+    all that autograd saves for them fits. Beside it a rank needs the memory of one chunk, as it does without."""
 
     tile: int | None = Field(None, gt=0)
     """Rows and columns of logits held at once. None: chosen."""
@@ -265,7 +281,11 @@ class Execution(Section):
     """How embeddings travel between ranks."""
 
     compile: bool = False
-    """torch.compile the encoder."""
+    """torch.compile the encoder. Dropout stays outside of what is compiled, so its masks are the same."""
+
+    verify: bool = False
+    """Before the first step that this process trains: compare the gradient of a few pairs, computed as configured here,
+    with plain autograd on one process, and refuse to train if a tensor differs."""
 
     threads: int = Field(1, gt=0)
     """CPU threads of a rank."""
@@ -278,6 +298,19 @@ class Execution(Section):
 
     keep_checkpoints: int = Field(2, ge=2)
     """Checkpoints kept: the newest, and what to fall back to."""
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> Execution:
+        if self.micro is not None and self.micro_tokens is not None:
+            raise ValueError(
+                f"micro = {self.micro} and micro_tokens = {self.micro_tokens} both say how large a chunk is; remove one"
+            )
+        if self.keep_graphs and self.graph_memory_mb is not None:
+            raise ValueError(
+                f"keep_graphs = {self.keep_graphs} and graph_memory_mb = {self.graph_memory_mb} both say how many "
+                "graphs are kept; remove one"
+            )
+        return self
 
 
 class JobConfig(Section):
@@ -311,20 +344,32 @@ class JobConfig(Section):
             )
         if self.judged_on is None:
             raise ValueError(f"data.{self.stage} is missing: the {self.stage} stage is judged on those rows")
-        share = -(-size // ranks)
-        if self.model.norm == "batch" and (ranks > 1 or (self.execution.micro or share) < share):
+        if self.model.norm == "batch" and (ranks > 1 or self.is_chunked):
             raise ValueError(
                 "model.norm = 'batch' takes its statistics per rank and per chunk, so execution.ranks and "
                 "execution.micro would change the result; use model.norm = 'group', or ranks = 1 and no micro"
             )
         if self.model.width % self.model.heads and self.model.name != "resnet":
             raise ValueError(f"model.heads = {self.model.heads} must divide model.width = {self.model.width}")
+        if self.task == "image":
+            for key, value in (
+                ("loss.mlm_weight", self.loss.mlm_weight),
+                ("execution.micro_tokens", self.execution.micro_tokens),
+            ):
+                if value:
+                    raise ValueError(f"{key} = {value} needs tokens, which task = 'image' has none of; remove it")
         return self
 
     @property
     def steps(self) -> int:
         """Optimizer steps that the budget pays for."""
         return self.budget.steps or (self.budget.samples or 0) // self.batch.size
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether a rank may encode its share of the batch in more than one piece."""
+        share = -(-self.batch.size // self.execution.ranks)
+        return self.execution.micro_tokens is not None or (self.execution.micro or share) < share
 
     @property
     def judged_on(self) -> str | None:

@@ -12,11 +12,8 @@ augmentation and dropout are functions of (seed, step, pair).
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,33 +21,32 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from jobs import checkpoint, data, evaluate, models, optim
+from jobs import checkpoint, data, evaluate, mlm, models, optim, preflight, trial
 from jobs.collectives import agree, rank_of, world_of
 from jobs.config import JobConfig
+from jobs.device import device_of, forget_peak_memory, peak_memory_bytes
 from jobs.losses import Diagnostics, contrastive_loss
-from jobs.step import Chunk, StepResult, diagnostics_points, exact_gradients, share
+from jobs.step import (
+    Chunk,
+    StepResult,
+    consecutive,
+    diagnostics_points,
+    exact_gradients,
+    share,
+    within_tokens,
+)
 
 LOGGED_STEPS = 50
 """Training points of each key over a whole job, whatever its length: enough for a curve, few enough to compare."""
 
 
-@dataclass(frozen=True)
-class Point:
-    """One value of one curve."""
-
-    key: str
-    step: int
-    value: float
-    time: float
-    """Unix seconds."""
-
-
 class Training:
     """One job on this rank, at some step. Every rank of `group` makes the same calls.
 
-    `advance` trains; `points` are those since the folder's beginning, `result` is set once the job has ended.
+    `advance` trains; `points` are those since the trial's beginning, `result` is set once the job has ended.
     """
 
     def __init__(
@@ -65,20 +61,26 @@ class Training:
         self.rank, self.world = rank_of(group), world_of(group)
         self.step = 0
         self.seconds = 0.0
-        self.points: list[Point] = []
         self.untrained: dict[str, float] = {}
         self.result: dict[str, Any] | None = None
-        self._unwritten = 0
+        self.records = trial.Records(folder, writes=self.rank == 0)
         self._prepare()
         self._resume()
 
-    def advance(self, steps: int) -> list[Point]:
+    @property
+    def points(self) -> list[trial.Point]:
+        """Every point so far."""
+        return self.records.points
+
+    def advance(self, steps: int) -> list[trial.Point]:
         """Train for at most `steps` optimizer steps, fewer up to an evaluation or the end. Returns new points."""
         told = len(self.points)
         evaluations = set(self.job.evaluation_steps)
         for _ in range(steps):
             if self.result is not None:
                 break
+            if not self._verified:
+                self._verify(self.step + 1)
             began = time.perf_counter()
             outcome = self._optimize(self.step + 1)
             self.seconds += time.perf_counter() - began
@@ -94,12 +96,12 @@ class Training:
                 self.save()
             if self.step in evaluations:
                 break
-        self._write_points()
+        self.records.flush()
         return self.points[told:]
 
     def save(self) -> None:
         """Commit a checkpoint of this step; rank 0 writes, all others return at once."""
-        self._write_points()
+        self.records.flush()
         if self.rank == 0:
             checkpoint.save(
                 self.folder / "checkpoints",
@@ -113,21 +115,16 @@ class Training:
     def _prepare(self) -> None:
         job = self.job
         torch.set_num_threads(job.execution.threads)
-        self.device = _device(job)
+        self.device = device_of(job.execution)
         if self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._refuse_another_job()
-            _write_whole(self.folder / "job.json", json.dumps(job.model_dump(mode="json"), indent=1))
+            trial.open_folder(self.folder, job)
         self.tokenizer = data.tokenizer_for(job) if job.task == "sentence" else None
         self.examples = data.train_examples(job, self.tokenizer)
         self.evaluation = data.evaluation_data(job)
         shape = self.examples.image_shape if isinstance(self.examples, data.ImageExamples) else None
         self.model = models.build(job, tokenizer=self.tokenizer, image_shape=shape, device=self.device)
-        if self.model.unreplayable and (self.world > 1 or job.execution.micro):
-            raise ValueError(
-                f"this encoder's dropout cannot be replayed ({self.model.unreplayable}), so ranks and micro would "
-                "change the result; set model.dropout = 0, or execution.ranks = 1 without micro"
-            )
+        self._refuse_what_a_part_of_the_batch_changes()
+        self.masking = mlm.masking(job, self.tokenizer)
         self.optimizer = optim.build(self.model, job.optimizer)
         self.initial = models.initial_hash(self.model)
         self.loss = partial(
@@ -143,17 +140,25 @@ class Training:
             exchange=job.execution.exchange,
             group=self.group,
         )
-        _forget_peak_memory(self.device)
+        self._verified = not job.execution.verify
+        forget_peak_memory(self.device)
 
-    def _refuse_another_job(self) -> None:
-        """A folder belongs to one objective; how it is computed may change."""
-        path = self.folder / "job.json"
-        if not path.exists():
+    def _refuse_what_a_part_of_the_batch_changes(self) -> None:
+        if self.world == 1 and not self.job.is_chunked:
             return
-        there = JobConfig.model_validate_json(path.read_text())
-        if there.model_dump(exclude={"execution"}) != self.job.model_dump(exclude={"execution"}):
+        remedy = "or execution.ranks = 1 without micro and micro_tokens"
+        if self.model.unreplayable:
             raise ValueError(
-                f"{self.folder} holds another job ({there.id}), and only its execution may change; use another folder"
+                f"this encoder's dropout cannot be replayed ({self.model.unreplayable}), so ranks and chunks would "
+                f"change the result; set model.dropout = 0, {remedy}"
+            )
+        kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+        norms = [name for name, module in self.model.named_modules() if isinstance(module, kinds)]
+        if norms:
+            raise ValueError(
+                f"this encoder has batch norm ({norms[0]}, {len(norms)} in all), which takes its statistics per rank "
+                "and per chunk, so ranks and chunks would change the result; use an encoder with layer or group norm, "
+                + remedy
             )
 
     def _resume(self) -> None:
@@ -161,18 +166,19 @@ class Training:
         found, remarks = checkpoint.newest(self.folder / "checkpoints") if self.rank == 0 else (None, [])
         for remark in remarks:
             self.log(remark)
-        held: list[Any] = [found, self._read_result(found) if self.rank == 0 else None]
+        ended = trial.read_result(self.folder, checkpoint_step=found.step if found else None)
+        held: list[Any] = [found, ended if self.rank == 0 else None]
         if self.group is not None:
             dist.broadcast_object_list(held, group=self.group, group_src=0)
         found, self.result = held
         if self.result is not None:
             self.step, self.seconds = self.result["step"], self.result["seconds"]
-            self._drop_points(after=self.step)
+            self.records.restore(until=self.step)
             return
         if found is None:
             if remarks:
                 self.log("no sound checkpoint is left: training starts again from step 0")
-            self._drop_points(after=-1)
+            self.records.restore(until=-1)
             self.untrained = self._measure(final=True)
             self._record(self.untrained)
             return
@@ -180,52 +186,86 @@ class Training:
         self.untrained = found.extra["untrained"]
         self.model.load_state_dict(found.model)
         self.optimizer.load_state_dict(found.optimizer)
-        self._drop_points(after=self.step)
+        self.records.restore(until=self.step)
         self.log(f"continues after step {self.step} of {self.job.steps}")
 
-    def _read_result(self, found: checkpoint.Checkpoint | None) -> dict[str, Any] | None:
-        """The result on disk, if the checkpoint that belongs to it is sound (a diverged trial has none)."""
-        path = self.folder / "result.json"
-        if not path.exists():
-            return None
-        result: dict[str, Any] = json.loads(path.read_text())
-        whole = result["outcome"] == "diverged" or (found is not None and found.step == result["step"])
-        return result if whole else None
-
     def _optimize(self, step: int) -> StepResult:
-        job = self.job
-        rows = data.batch_rows(len(self.examples), size=job.batch.size, seed=job.seed, step=step)
-        mine = share(job.batch.size, rank=self.rank, world=self.world)
-        micro = job.execution.micro or len(mine)
-        chunks = []
-        for start in range(mine.start, mine.stop, micro):
-            pairs = np.arange(start, min(start + micro, mine.stop))
-            views = self.examples.views(rows[pairs], seed=job.seed, step=step, pairs=pairs)
-            chunks.append(Chunk(views, torch.from_numpy(pairs)))
-        own = rows[mine.start : mine.stop]
-        ids = self.examples.pair_ids(own).to(self.device) if job.loss.mask_duplicates else None
-
-        def loss(queries: Tensor, keys: Tensor, negatives: Tensor | None) -> tuple[Tensor, Diagnostics]:
-            return self.loss(
-                queries, keys, hard_negatives=negatives, pair_ids=ids, temperature=self.model.temperature()
-            )
-
-        result = exact_gradients(
-            self.model,
-            chunks,
-            loss=loss,
-            seed=job.seed,
-            step=step,
-            keep_graphs=job.execution.keep_graphs,
-            clip=job.optimizer.clip,
-            group=self.group,
-            device=self.device,
-        )
+        job, rows = self.job, self._rows(step)
+        result = self._gradients(step, rows, self._cut(rows), clip=job.optimizer.clip)
         if result.finite:
             optim.set_rate(self.optimizer, optim.rate(job.optimizer, step=step, steps=job.steps))
             self.optimizer.step()
             self.model.clamp_()
         return result
+
+    def _gradients(
+        self, step: int, rows: NDArray[np.int64], cuts: list[range], *, clip: float | None = None, **loss: Any
+    ) -> StepResult:
+        """Gradients of a global batch of data rows, cut into `cuts` on this rank; `loss` replaces options of it."""
+        job = self.job
+        own = rows[cuts[0].start : cuts[-1].stop]
+        ids = self.examples.pair_ids(own).to(self.device) if job.loss.mask_duplicates else None
+
+        def value(queries: Tensor, keys: Tensor, negatives: Tensor | None) -> tuple[Tensor, Diagnostics]:
+            return self.loss(
+                queries, keys, hard_negatives=negatives, pair_ids=ids, temperature=self.model.temperature(), **loss
+            )
+
+        return exact_gradients(
+            self.model,
+            [self._chunk(step, rows, pairs) for pairs in cuts],
+            loss=value,
+            seed=job.seed,
+            step=step,
+            keep_graphs=job.execution.keep_graphs,
+            graph_memory_mb=job.execution.graph_memory_mb,
+            masking=self.masking,
+            clip=clip,
+            group=self.group,
+            device=self.device,
+        )
+
+    def _chunk(self, step: int, rows: NDArray[np.int64], pairs: range) -> Chunk:
+        places = np.arange(pairs.start, pairs.stop)
+        views = self.examples.views(rows[places], seed=self.job.seed, step=step, pairs=places)
+        return Chunk(views, torch.from_numpy(places))
+
+    def _cut(self, rows: NDArray[np.int64]) -> list[range]:
+        """This rank's pairs of the batch, chunk by chunk."""
+        mine = share(len(rows), rank=self.rank, world=self.world)
+        budget = self.job.execution.micro_tokens
+        if budget is None:
+            return consecutive(mine, self.job.execution.micro)
+        assert isinstance(self.examples, data.SentenceExamples), "JobConfig refuses micro_tokens for images"
+        lengths = self.examples.lengths(rows[mine.start : mine.stop]).tolist()
+        return within_tokens(mine, lengths, sentences=2 + self.examples.hard_negatives, budget=budget)
+
+    def _rows(self, step: int) -> NDArray[np.int64]:
+        """Data rows of the global batch."""
+        return data.batch_rows(len(self.examples), size=self.job.batch.size, seed=self.job.seed, step=step)
+
+    def _verify(self, step: int) -> None:
+        """Compare the gradient of a few pairs with one process's; raises preflight.GradientMismatch on every rank."""
+        rows = self._rows(step)
+        largest = max(agree([max(map(len, self._cut(rows)))], self.group, what="largest chunk"))[0]
+        rows = rows[: preflight.pairs(self.job, world=self.world, largest=largest)]
+        mine = share(len(rows), rank=self.rank, world=self.world)
+        cuts = consecutive(mine, preflight.chunk(len(mine)) if self.job.is_chunked else None)
+        whole = self._chunk(step, rows, range(len(rows)))
+        worst = preflight.verify(
+            self.model,
+            self.job,
+            real=lambda: self._gradients(step, rows, cuts, name=preflight.checked_loss(self.job)),
+            whole=whole,
+            ids=self.examples.pair_ids(rows) if self.job.loss.mask_duplicates else None,
+            masking=self.masking,
+            step=step,
+            group=self.group,
+            device=self.device,
+        )
+        self._verified = True
+        forget_peak_memory(self.device)
+        self.log(f"preflight on {len(rows)} pairs: the gradient is one process's; {worst}")
 
     def _evaluate(self) -> None:
         last = self.step == self.job.steps
@@ -252,10 +292,10 @@ class Training:
     def _end(self, outcome: str, why: str) -> None:
         """Set the result, and commit it before the last checkpoint. A diverged job scores as if it had not trained."""
         samples = self.step * self.job.batch.size
-        peaks = agree([_peak_memory_bytes(self.device)], self.group, what="peak memory")
+        peaks = agree([peak_memory_bytes(self.device)], self.group, what="peak memory")
         speed = samples / self.seconds if self.seconds else 0.0
         peak = max(peak for (peak,) in peaks) / 2**20
-        latest = {point.key: point.value for point in self.points}
+        latest = self.records.latest()
         if outcome == "diverged":
             latest |= self.untrained
         else:
@@ -274,9 +314,9 @@ class Training:
             "negatives_per_anchor": self.job.negatives_per_anchor + self._hard_negatives(),
             "hashes": self._hashes(),
         }
-        self._write_points()
+        self.records.flush()
         if self.rank == 0:
-            _write_whole(self.folder / "result.json", json.dumps(self.result, indent=1))
+            trial.write_result(self.folder, self.result)
         if outcome == "ok":
             self.save()
         self.log(f"{outcome} at step {self.step}: {why}")
@@ -305,74 +345,7 @@ class Training:
         return step % max(1, self.job.steps // LOGGED_STEPS) == 0 or step == self.job.steps
 
     def _record(self, values: dict[str, float]) -> None:
-        now = time.time()
-        self.points += [Point(key, self.step, float(value), now) for key, value in values.items()]
-
-    def _write_points(self) -> None:
-        fresh, self._unwritten = self.points[self._unwritten :], len(self.points)
-        if self.rank == 0 and fresh:
-            with (self.folder / "points.jsonl").open("a") as file:
-                file.writelines(json.dumps(asdict(point)) + "\n" for point in fresh)
-                file.flush()
-                os.fsync(file.fileno())
-
-    def _drop_points(self, *, after: int) -> None:
-        """Read the points up to `after` back; later ones will be measured again, bit for bit."""
-        path = self.folder / "points.jsonl"
-        if self.rank != 0 or not path.exists():
-            return
-        read = []
-        for line in path.read_text().splitlines():
-            try:
-                point = Point(**json.loads(line))
-            except ValueError:  # the line that a kill cut short
-                continue
-            if point.step <= after:
-                read.append(point)
-        self.points, self._unwritten = read, len(read)
-        _write_whole(path, "".join(json.dumps(asdict(point)) + "\n" for point in read))
-
-
-def _device(job: JobConfig) -> torch.device:
-    wanted = job.execution.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("execution.device = 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
-    if wanted == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-
-
-def _forget_peak_memory(device: torch.device) -> None:
-    """Peaks are per trial, while the process may have trained others before."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:  # not Linux, or not allowed: the peak is then the process's own
-            return
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    except (OSError, IndexError):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Replace a file in one piece."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+        self.records.add(values, step=self.step)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ class Session:
         self._histories: dict[str, list[search.Observed]] = {}
         self._trials: dict[str, Trial] = {}
         self._failures: dict[str, set[str]] = {}
+        self._verified: set[str] = set()
         self._exhausted = False
         self._stop = threading.Event()
         self.stopped_by: str | None = None
@@ -142,7 +143,7 @@ class Session:
             if self._stop.is_set() or not self._can_go():
                 return None
             trial = self._trials[self._ready.popleft()]
-            execution = self._execution or self._latest_execution(trial)
+            execution = self._execution or self._latest_execution(trial) or self._first_of_arm(trial)
             try:
                 attempt = self._ledger.start_attempt(trial.id, execution, socket.gethostname())
             except LedgerError as error:
@@ -153,6 +154,7 @@ class Session:
                 trial.id, attempt, merged(trial.job, settings), str(self._folder.trial(trial.id).resolve())
             )
             self._running[trial.id] = dispatch
+            self._verified.add(trial.arm)
             self._rungs[trial.id] = {}
             if self._pruning(trial):
                 self._histories[trial.id] = self._observed(trial.arm)
@@ -392,6 +394,11 @@ class Session:
     def _pruning(self, trial: Trial) -> bool:
         tune = self._plan.sweep.tune
         return tune is not None and tune.prune != "none" and trial.stage == "tune"
+
+    def _first_of_arm(self, trial: Trial) -> dict[str, Any]:
+        """The first attempt of every arm compares its gradient with one process's before it trains."""
+        begun = any(other.attempts for other in self._trials.values() if other.arm == trial.arm)
+        return {} if begun or trial.arm in self._verified else {"verify": True}
 
     def _latest_execution(self, trial: Trial) -> dict[str, Any]:
         """Settings that an earlier attempt was given stay, until others are asked for."""

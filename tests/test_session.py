@@ -281,6 +281,14 @@ def test_execution_settings_of_a_resume_reach_the_attempt_and_stay(tmp_path: Pat
         assert [a.execution for a in ledger.attempts(first.trial)] == [{"micro": 4}, {"micro": 4}]
 
 
+def test_the_first_attempt_of_every_arm_and_no_other_verifies_its_gradient(tmp_path: Path) -> None:
+    with opened(tmp_path, {}) as (session, ledger, _, _plan):
+        session.start()
+        play(session)
+        verified = [t for t in ledger.trials() for a in ledger.attempts(t.id) if a.execution == {"verify": True}]
+        assert sorted((t.arm, t.stage, t.number) for t in verified) == [("flatnce", "tune", 0), ("infonce", "tune", 0)]
+
+
 def test_a_lost_lease_stops_the_session(tmp_path: Path) -> None:
     with opened(tmp_path, {}) as (session, ledger, _, _plan):
         session.start()

@@ -69,6 +69,11 @@ class SentenceExamples:
         negatives = stacked([column[rows] for column in self.columns[2:]], pad) if self.hard_negatives else None
         return Views(queries, keys, negatives)
 
+    def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of the longest sentence of each row, hard negatives included, [c]."""
+        longest: NDArray[np.int64] = np.max([column[rows][1] for column in self.columns], axis=0)
+        return longest
+
     def pair_ids(self, rows: NDArray[np.int64]) -> Tensor:
         """int64 [c]: equal for equal anchors."""
         return content_ids(text.encode() for text in texts_of(self.rows.table[0], rows))

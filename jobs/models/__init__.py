@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from jobs import randomness
 from jobs.config import JobConfig
+from jobs.mlm import MaskedLanguageHead
 from jobs.models import dropout
 from jobs.models.dropout import dropout_keys
 from jobs.models.encoders import BUILT, ModelError, initialise, make_encoder
@@ -32,8 +33,9 @@ class ContrastiveModel(nn.Module):
     """Encoder and projection head.
 
     width: columns of `encode`. out_width: columns of `project` and `embed`. log_temperature: parameter of a learned
-    temperature, else None. unreplayable: why the encoder's dropout could not be replaced by keyed dropout, else None;
-    then masks are seeded by chunk, and depend on how the batch is cut.
+    temperature, else None. mlm: head of the auxiliary masked-language-model loss, else None. unreplayable: why the
+    encoder's dropout could not be replaced by keyed dropout, else None; then masks are seeded by chunk, and depend on
+    how the batch is cut.
     """
 
     def __init__(self, job: JobConfig, encoder: nn.Module) -> None:
@@ -44,6 +46,7 @@ class ContrastiveModel(nn.Module):
         self.out_width = self.width if job.model.projection == "none" else job.model.projection_width
         self.pooling = job.model.pooling
         self.precision = job.model.precision
+        self.mlm = _masked_language_head(job, encoder, self.width) if job.loss.mlm_weight else None
         self.unreplayable: str | None = None
         self.log_temperature: nn.Parameter | None = None
         self._temperature = 0.0
@@ -70,6 +73,17 @@ class ContrastiveModel(nn.Module):
         """Unit rows [n, out_width] for the loss, in fp32, or fp64 where the model is."""
         projected = self.project(self.encode(inputs))
         return F.normalize(projected if projected.dtype == torch.float64 else projected.float(), dim=-1)
+
+    def masked_logits(self, inputs: Inputs, chosen: Tensor) -> Tensor:
+        """What the auxiliary head guesses, [m, vocabulary] in fp32 or fp64, where chosen [n, L] holds m times."""
+        assert self.mlm is not None, "loss.mlm_weight = 0 builds no head"
+        encoder: Any = self.encoder
+        dropout.restart()
+        with self._autocast(), self._chunk_random():
+            hidden = encoder(**inputs, output_hidden_states=False).last_hidden_state[chosen]
+        table = encoder.get_input_embeddings().weight
+        logits: Tensor = self.mlm(hidden.to(table.dtype), table)
+        return logits
 
     def temperature(self) -> float | Tensor:
         """The temperature: a number, or a 0-d tensor with gradient if it is learned."""
@@ -142,6 +156,8 @@ def build(
         encoder = make_encoder(job, vocabulary=None if tokenizer is None else len(tokenizer), image_shape=image_shape)
         model = ContrastiveModel(job, encoder)
     initialise(model.head, seed, "head")
+    if model.mlm is not None:
+        initialise(model.mlm, seed, "mlm")
     dropout.replace_dropout(encoder)
     if job.model.name not in (None, *BUILT):
         model.unreplayable = dropout.why_unreplayable(encoder, _example(job, image_shape))
@@ -150,7 +166,7 @@ def build(
     if job.model.precision == "fp64":
         model = model.double()
     if job.execution.compile:
-        model.encoder.compile()
+        model.encoder.compile(dynamic=job.task == "sentence" or None)
     return model.to(device).train()
 
 
@@ -180,6 +196,16 @@ def _head(job: JobConfig, width: int) -> nn.Module:
     if job.model.projection == "linear":
         return nn.Linear(width, out)
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))
+
+
+def _masked_language_head(job: JobConfig, encoder: Any, width: int) -> MaskedLanguageHead:
+    table = encoder.get_input_embeddings() if hasattr(encoder, "get_input_embeddings") else None
+    if not isinstance(table, nn.Embedding):
+        raise ModelError(
+            f"loss.mlm_weight = {job.loss.mlm_weight} needs an encoder with a table of token embeddings, and "
+            f"model.name = '{job.model.name}' ({type(encoder).__name__}) has none; use 'bert', or mlm_weight = 0"
+        )
+    return MaskedLanguageHead(width, table)
 
 
 def _width_of(encoder: Any) -> int:
