@@ -6,17 +6,37 @@ a hash of the job, so nothing here may depend on the machine. Imports neither to
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-LOSSES = ("infonce", "infonce_ce", "infonce_matched", "dcl", "flatnce", "siglip")
+from jobs.faults import ConfigError, Fault, faults, field_names, nearest
+
+__all__ = [
+    "Augment",
+    "Batch",
+    "Budget",
+    "ConfigError",
+    "Data",
+    "Evaluate",
+    "Execution",
+    "Fault",
+    "JobConfig",
+    "Loss",
+    "Model",
+    "Optimizer",
+    "Section",
+    "canonical",
+    "faults",
+    "field_names",
+    "load_job",
+    "nearest",
+]
+
 UNBOUNDED = ("dcl", "flatnce")
 """Losses without a minimum in 1 / temperature on separable batches, so that a learned one runs to its clamp."""
 
@@ -402,30 +422,8 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-@dataclass(frozen=True)
-class Fault:
-    """One thing wrong with a file: the dotted key, what was found there, and what is expected."""
-
-    key: str
-    found: str
-    expected: str
-
-    def __str__(self) -> str:
-        return f"{self.key or '(whole file)'}{' = ' + self.found if self.found else ''}: {self.expected}"
-
-
-class ConfigError(ValueError):
-    """A file is not what it should be. Holds every fault, not the first."""
-
-    def __init__(self, path: str, what: str, faults: list[Fault]) -> None:
-        self.path, self.faults = path, faults
-        super().__init__("\n".join([f"{path} is not a valid {what}:", *(f"  {fault}" for fault in faults)]))
-
-
 def load_job(path: Path) -> JobConfig:
     """Read one job from TOML, or from a trial's job.json. Raises ConfigError with every fault."""
-    import tomllib
-
     try:
         text = path.read_text("utf-8")
         raw = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -437,58 +435,3 @@ def load_job(path: Path) -> JobConfig:
         return JobConfig.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(str(path), "job", list(faults(error, JobConfig))) from error
-
-
-def faults(error: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterator[Fault]:
-    """pydantic's errors in our words: dotted key, value found, what is expected, and the nearest match."""
-    for item in error.errors():
-        parts = [str(part) for part in item["loc"]]
-        keys = [part for part in parts if not _is_branch(part)]
-        key = prefix + ".".join(keys)
-        if item["type"] == "extra_forbidden":
-            yield Fault(key, _short(item["input"]), "unknown key" + nearest(key, list(field_names(model, prefix))))
-        elif item["type"] == "missing":
-            yield Fault(key, "", "is missing")
-        elif item["type"] == "value_error":
-            yield Fault(key or prefix.rstrip("."), "", str(item["ctx"]["error"]))
-        elif item["type"] == "literal_error":
-            expected = str(item["ctx"]["expected"])
-            choices = [choice.strip("' ") for choice in expected.replace(" or ", ",").split(",")]
-            yield Fault(key, _short(item["input"]), f"must be {expected}{nearest(str(item['input']), choices)}")
-        else:
-            yield Fault(key, _short(item["input"]), item["msg"].replace("Input should", "should"))
-
-
-def field_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key that `model` knows, sections included."""
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        inner = section_of(field.annotation)
-        if inner is not None:
-            yield from field_names(inner, f"{prefix}{name}.")
-
-
-def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section class in an annotation such as `Tune | None`, or None."""
-    if get_origin(annotation) is not None:
-        return next((found for part in get_args(annotation) if (found := section_of(part))), None)
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """`; did you mean 'x'?`, or nothing. Looks at the last part of dotted keys too."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not close:
-        leaf, leaves = word.rpartition(".")[2], {name.rpartition(".")[2]: name for name in reversed(known)}
-        close = [leaves[match] for match in difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)]
-    return f"; did you mean '{close[0]}'?" if close else ""
-
-
-def _is_branch(part: str) -> bool:
-    """pydantic names the branch of a union that it tried: `float`, `literal['learned']`."""
-    return part in {"float", "int", "str", "bool"} or part.startswith(("literal[", "list[", "function-"))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

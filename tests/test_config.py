@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from jobs.config import ConfigError, JobConfig, canonical, faults, load_job, nearest
+from jobs.config import ConfigError, JobConfig, canonical, faults, load_job
 
 MINIMAL: dict[str, Any] = {
     "task": "image",
@@ -155,8 +155,3 @@ def test_a_job_is_read_from_toml_and_from_json(tmp_path: Path) -> None:
         'task = "image"\nbudget = { samples = 1_000 }\n[data]\ntrain = "digits[:1000]"\nconfirm = "digits[1000:]"\n'
     )
     assert load_job(tmp_path / "job.json") == load_job(tmp_path / "job.toml") == job()
-
-
-def test_nearest_looks_at_the_last_part_of_dotted_keys() -> None:
-    assert nearest("lr", ["optimizer.lr", "loss.name"]) == "; did you mean 'optimizer.lr'?"
-    assert nearest("zzz", ["optimizer.lr"]) == ""

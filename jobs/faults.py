@@ -1,0 +1,85 @@
+"""What is wrong with a file, in words: each fault with its key, what was found, what is expected, the nearest match."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a file: the dotted key, what was found there, and what is expected."""
+
+    key: str
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.key or '(whole file)'}{' = ' + self.found if self.found else ''}: {self.expected}"
+
+
+class ConfigError(ValueError):
+    """A file is not what it should be. Holds every fault, not the first."""
+
+    def __init__(self, path: str, what: str, faults: list[Fault]) -> None:
+        self.path, self.faults = path, faults
+        super().__init__("\n".join([f"{path} is not a valid {what}:", *(f"  {fault}" for fault in faults)]))
+
+
+def faults(error: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterator[Fault]:
+    """pydantic's errors in our words: dotted key, value found, what is expected, and the nearest match."""
+    for item in error.errors():
+        parts = [str(part) for part in item["loc"]]
+        keys = [part for part in parts if not _is_branch(part)]
+        key = prefix + ".".join(keys)
+        if item["type"] == "extra_forbidden":
+            yield Fault(key, _short(item["input"]), "unknown key" + nearest(key, list(field_names(model, prefix))))
+        elif item["type"] == "missing":
+            yield Fault(key, "", "is missing")
+        elif item["type"] == "value_error":
+            yield Fault(key or prefix.rstrip("."), "", str(item["ctx"]["error"]))
+        elif item["type"] == "literal_error":
+            expected = str(item["ctx"]["expected"])
+            choices = [choice.strip("' ") for choice in expected.replace(" or ", ",").split(",")]
+            yield Fault(key, _short(item["input"]), f"must be {expected}{nearest(str(item['input']), choices)}")
+        else:
+            yield Fault(key, _short(item["input"]), item["msg"].replace("Input should", "should"))
+
+
+def field_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key that `model` knows, sections included."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        inner = section_of(field.annotation)
+        if inner is not None:
+            yield from field_names(inner, f"{prefix}{name}.")
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section class in an annotation such as `Tune | None`, or None."""
+    if get_origin(annotation) is not None:
+        return next((found for part in get_args(annotation) if (found := section_of(part))), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """`; did you mean 'x'?`, or nothing. Looks at the last part of dotted keys too."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:
+        leaf, leaves = word.rpartition(".")[2], {name.rpartition(".")[2]: name for name in reversed(known)}
+        close = [leaves[match] for match in difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)]
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _is_branch(part: str) -> bool:
+    """pydantic names the branch of a union that it tried: `float`, `literal['learned']`."""
+    return part in {"float", "int", "str", "bool"} or part.startswith(("literal[", "list[", "function-"))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
