@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,6 @@ import threading
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +28,7 @@ from jobs.config import ConfigError, Execution, Fault, JobConfig, canonical, nea
 from jobs.config import faults as config_faults
 from orchestrator import plan as planning
 from orchestrator import sweep as sweeps
+from orchestrator.environment import environment
 from orchestrator.ledger import Ledger, LedgerError, this_process
 from orchestrator.plan import Plan
 from orchestrator.progress import Progress
@@ -37,9 +36,6 @@ from orchestrator.runs import RunFolder
 from orchestrator.session import LEASE_S, Session
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
-
-PACKAGES = ("torch", "ray", "optuna", "mlflow", "transformers", "pyarrow", "numpy", "scipy", "scikit-learn", "pydantic")
-"""Versions that are recorded with a run."""
 
 
 class InfrastructureMissing(Exception):
@@ -209,7 +205,7 @@ def _create(sweep_file: Path, plan: Plan, folder: RunFolder) -> Ledger:
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         ledger = Ledger.create(
-            folder.ledger_url(), name=plan.sweep.name, sweep=stored, environment=environment(sweep_file, folder)
+            folder.ledger_url(), name=plan.sweep.name, sweep=stored, environment=environment(sweep_file, folder.path)
         )
         shutil.copyfile(sweep_file, folder.path / "sweep.toml")
         # Last, in one piece: a run exists once this file does.
@@ -298,54 +294,6 @@ def tracking_uri(folder: RunFolder) -> str:
     from orchestrator import tracking
 
     return os.environ.get("MLFLOW_TRACKING_URI") or tracking.embedded_uri(folder.path.resolve().parent)
-
-
-def environment(sweep_file: Path, folder: RunFolder) -> dict[str, Any]:
-    """What is needed to run a sweep again: command, commit, versions, hardware. No environment variables: secrets."""
-    return {
-        "command": f"orchestrator launch {sweep_file} --into {folder.path}",
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cpus": os.cpu_count(),
-        "gpus": _gpus(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _output(*command: str) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _commit() -> str | None:
-    here = str(Path(__file__).parent)
-    commit = _output("git", "-C", here, "rev-parse", "HEAD")
-    changed = _output("git", "-C", here, "status", "--porcelain", "--untracked-files=no")
-    return f"{commit} with changes" if commit and changed else commit
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _gpus() -> list[str]:
-    return (_output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader") or "").splitlines()
 
 
 @contextlib.contextmanager

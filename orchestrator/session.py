@@ -1,4 +1,4 @@
-"""What is run next, and what is made of what comes back: every decision of a sweep, taken from its ledger alone.
+"""One driver's work on one run: what is handed out, what is made of what comes back, and when to stop.
 
 Two threads meet here. Tune's loop asks `next` and `prune` and only enqueues what came back; the writer thread is the
 only one that records how trials end, and asks for what follows. No ray, no torch.
@@ -6,22 +6,21 @@ only one that records how trials end, and asks for what follows. No ray, no torc
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from jobs.config import JobConfig, canonical
 from orchestrator import search
-from orchestrator.ledger import Ledger, LedgerError, Point, Suggestion, Trial
-from orchestrator.plan import Plan, Planned
+from orchestrator.ledger import Ledger, LedgerError, Point, Trial
+from orchestrator.plan import Plan
 from orchestrator.runs import RunFolder
+from orchestrator.schedule import Schedule, rung_steps
 from orchestrator.sweep import merged
 
 LEASE_S = 30.0
@@ -78,6 +77,7 @@ class Session:
         self._plan, self._ledger, self._folder = plan, ledger, folder
         self._concurrent, self._tell = concurrent, tell
         self._execution = dict(execution or {})
+        self._schedule = Schedule(plan, ledger)
         self._events: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._lock = threading.Condition()
         self._unheard = 0
@@ -156,8 +156,8 @@ class Session:
             self._running[trial.id] = dispatch
             self._verified.add(trial.arm)
             self._rungs[trial.id] = {}
-            if self._pruning(trial):
-                self._histories[trial.id] = self._observed(trial.arm)
+            if self._schedule.pruned(trial):
+                self._histories[trial.id] = self._schedule.observed(trial.arm)
             return dispatch
 
     def _can_go(self) -> bool:
@@ -306,94 +306,13 @@ class Session:
         self._tell(what, trial)
         self._refill()
 
-    # Deciding, from the ledger alone.
-
     def _refill(self) -> None:
-        """Ask for the suggestions that are due, freeze the arms that are tuned, and queue what follows."""
-        for arm in self._plan.arms:
-            self._advance(arm.label)
-        trials = {trial.id: trial for trial in self._ledger.trials()}
-        order = {arm.label: place for place, arm in enumerate(self._plan.arms)}
-        due = [trial for trial in trials.values() if trial.state == "queued"]
-        # Arms take turns, so that a sweep cut short has compared as much as it could.
-        due.sort(key=lambda t: (t.stage != "tune", t.number or 0, t.seed, order[t.arm]))
+        """Queue what the ledger calls for."""
+        trials = self._schedule.advance()
         with self._lock:
             self._trials = trials
-            self._ready = deque(trial.id for trial in due if trial.id not in self._running)
+            self._ready = deque(trial for trial in self._schedule.due(trials.values()) if trial not in self._running)
             self._exhausted = not self._ready
-
-    def _advance(self, arm: str) -> None:
-        tune, frozen = self._plan.sweep.tune, self._ledger.frozen()
-        if arm in frozen:
-            return
-        if tune is None:
-            self._freeze(arm, {}, None)
-            return
-        while len(observed := self._observed(arm)) < self._plan.suggestions:
-            number = len(observed)
-            seen = [one for one in observed if one.number <= number - tune.parallel]
-            if any(one.state is None for one in seen):
-                return
-            params = search.suggest(
-                tune,
-                mode=self._plan.sweep.metric.mode,
-                sweep_seed=tune.seed,
-                arm=arm,
-                number=number,
-                history=seen,
-                base=self._plan.arm(arm).values,
-            )
-            trials = self._plan.tune_trials(arm, number, params)
-            self._ledger.add_suggestion(
-                Suggestion(arm, number, params, tuple(trial.id for trial in trials)), map(as_trial, trials)
-            )
-        if all(one.state is not None for one in observed):
-            self._freeze_best(arm, observed)
-
-    def _freeze_best(self, arm: str, observed: Iterable[search.Observed]) -> None:
-        sign = 1 if self._plan.sweep.metric.mode == "max" else -1
-        usable = [one for one in observed if one.state == "done" and one.value is not None]
-        if usable:
-            best = max(usable, key=lambda one: (sign * (one.value or 0.0), -one.number))
-            self._freeze(arm, best.params, best.number)
-
-    def _freeze(self, arm: str, params: Mapping[str, Any], number: int | None) -> None:
-        trials = self._plan.confirm_trials(arm, params)
-        self._ledger.add_trials(map(as_trial, trials))
-        job = trials[0].job.model_dump(mode="json", exclude={"seed"})
-        self._ledger.freeze(arm, dict(params), number, digest(job))
-
-    def _observed(self, arm: str) -> list[search.Observed]:
-        """What the arm's suggestions have come to. `state` is None while one of its trials has not ended."""
-        by_id = {trial.id: trial for trial in self._ledger.trials(stage="tune")}
-        found = []
-        for suggestion in self._ledger.suggestions(arm):
-            trials = [by_id[trial] for trial in suggestion.trials]
-            found.append(self._observe(suggestion, trials))
-        return found
-
-    def _observe(self, suggestion: Suggestion, trials: list[Trial]) -> search.Observed:
-        states = {trial.state for trial in trials}
-        state: Any = None
-        if not states & {"queued", "running"}:
-            state = next((kind for kind in ("failed", "pruned") if kind in states), "done")
-        values = [trial.metric for trial in trials if trial.metric is not None]
-        value = sum(values) / len(values) if state in ("done", "pruned") and len(values) == len(trials) else None
-        rungs = self._rung_values(trials[0]) if self._pruning(trials[0]) else {}
-        return search.Observed(suggestion.number, suggestion.params, value, state, rungs)
-
-    def _rung_values(self, trial: Trial) -> dict[int, float]:
-        steps = rung_steps(trial)
-        points = self._ledger.points(trial.id, key=self._plan.sweep.metric.name)
-        return {
-            steps.index(point.step) + 1: point.value
-            for point in points
-            if point.step in steps and isfinite(point.value)
-        }
-
-    def _pruning(self, trial: Trial) -> bool:
-        tune = self._plan.sweep.tune
-        return tune is not None and tune.prune != "none" and trial.stage == "tune"
 
     def _first_of_arm(self, trial: Trial) -> dict[str, Any]:
         """The first attempt of every arm compares its gradient with one process's before it trains."""
@@ -404,26 +323,3 @@ class Session:
         """Settings that an earlier attempt was given stay, until others are asked for."""
         attempts = self._ledger.attempts(trial.id) if trial.attempts else []
         return dict(attempts[-1].execution) if attempts else {}
-
-
-def as_trial(planned: Planned) -> Trial:
-    """A planned trial as a ledger row."""
-    return Trial(
-        id=planned.id,
-        stage=planned.job.stage,
-        arm=planned.arm,
-        seed=planned.seed,
-        job=planned.job.model_dump(mode="json"),
-        number=planned.number,
-    )
-
-
-def rung_steps(trial: Trial) -> list[int]:
-    """Steps at which a trial may be pruned: its evaluations but the last. Rung k is the k-th of them, whatever the
-    batch size, so that trials of different lengths meet at the same share of the budget."""
-    return JobConfig.model_validate(trial.job).evaluation_steps[:-1]
-
-
-def digest(value: Any) -> str:
-    """sha256 of canonical JSON."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from jobs.config import JobConfig
-from orchestrator.ledger import Ledger, Trial, sqlite_url, this_process
+from orchestrator.ledger import Ledger, sqlite_url, this_process
 from orchestrator.plan import Plan, make
 from orchestrator.runs import RunFolder
-from orchestrator.session import Dispatch, Failure, Session, rung_steps
+from orchestrator.schedule import rung_steps
+from orchestrator.session import Dispatch, Failure, Session
 from orchestrator.sweep import Sweep, resolved
 
 SWEEP: dict[str, Any] = {
@@ -299,12 +300,3 @@ def test_a_lost_lease_stops_the_session(tmp_path: Path) -> None:
         assert session.broken is not None
         assert session.stopping()
         other.close()
-
-
-def trial_of(job: dict[str, Any]) -> Trial:
-    return Trial(id="x", stage="tune", arm="a", seed=0, job=job)
-
-
-def test_rungs_are_shares_of_the_budget() -> None:
-    job = JobConfig.model_validate(SWEEP["job"]).model_dump(mode="json")
-    assert rung_steps(trial_of(job)) == [2, 4, 6]
