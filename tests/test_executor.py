@@ -94,7 +94,7 @@ def test_a_killed_slot_takes_its_ranks_with_it_and_its_trial_gets_another_attemp
         while time.monotonic() < deadline and not killed:
             if list(tmp_path.glob("trials/*/points.jsonl")):
                 for process in psutil.Process().children(recursive=True):
-                    if "".join(process.cmdline()[:1]).startswith("ray::TrialActor"):
+                    if "".join(process.cmdline()[:1]).startswith(("ray::TrialActor", "ray::ResourceTrainable")):
                         killed.append(process.pid)
                         process.send_signal(signal.SIGKILL)
                         return
