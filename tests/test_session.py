@@ -142,8 +142,12 @@ def test_tune_then_freeze_then_confirm_and_the_best_setting_wins(tmp_path: Path)
 @pytest.mark.parametrize("parallel", [1, 3])
 @pytest.mark.parametrize("prune", ["none", "median", "halving"])
 def test_the_points_do_not_depend_on_who_finishes_first(tmp_path: Path, parallel: int, prune: str) -> None:
-    """Mutant check: letting suggestion n see everything that has finished makes the orders differ for parallel = 3."""
-    tune = SWEEP["tune"] | {"parallel": parallel, "prune": prune}
+    """Ten suggestions, so that the last ones see more than the sampler's start-up of four, after which it searches.
+
+    Mutant check: asking as soon as fewer than `parallel` are in flight, with whatever has finished, fails for
+    parallel = 3.
+    """
+    tune = SWEEP["tune"] | {"trials": 10, "parallel": parallel, "prune": prune}
     seen = []
     for shuffle in range(3):
         with opened(tmp_path / str(shuffle), {"tune": tune}) as (session, ledger, _, _plan):
