@@ -8,12 +8,9 @@ No pickle is ever run: weights are safetensors, optimizer state is read with `we
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-MANIFEST = "manifest.json"
+from jobs import manifest
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ def save(
 
     Raises OSError when the disk is full; the older checkpoints are then untouched.
     """
-    final = folder / f"step_{step:06d}"
+    final = folder / manifest.name_of(step)
     aside = folder / f".{final.name}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -52,20 +49,15 @@ def save(
         # A tensor that is stored twice (tied weights) must be written twice: safetensors refuses shared storage.
         save_file({name: t.detach().cpu().clone() for name, t in model.items()}, aside / "model.safetensors")
         torch.save(optimizer, aside / "optimizer.pt")
-        files = {path.name: _sha256(path) for path in sorted(aside.iterdir())}
-        for name in files:
-            _fsync(aside / name)
-        (aside / MANIFEST).write_text(json.dumps({"step": step, "sha256": files, "extra": extra}, indent=1))
-        _fsync(aside / MANIFEST)
-        _fsync(aside)
+        manifest.write(aside, step=step, extra=extra)
         if final.exists():
             shutil.rmtree(final)
         aside.rename(final)
-        _fsync(folder)
+        manifest.fsync(folder)
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    for old in _newest_first(folder)[keep:]:
+    for old in manifest.complete(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -73,7 +65,7 @@ def save(
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose files match its manifest, and a sentence for each that was set aside before it."""
     remarks: list[str] = []
-    for path in _newest_first(folder):
+    for path in manifest.complete(folder):
         try:
             return _read(path), remarks
         except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
@@ -85,7 +77,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in `folder`, newest first; their files are not looked at."""
-    return [_step(path) for path in _newest_first(folder)]
+    return [manifest.step_of(path.name) for path in manifest.complete(folder)]
 
 
 def _first_line(error: Exception) -> str:
@@ -93,40 +85,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _read(path: Path) -> Checkpoint:
-    manifest = json.loads((path / MANIFEST).read_text())
-    for name, expected in manifest["sha256"].items():
-        if _sha256(path / name) != expected:
-            raise ValueError(f"{name} does not match its sha256")
+    found = manifest.check(path)
     return Checkpoint(
-        step=manifest["step"],
+        step=found["step"],
         model=load_file(path / "model.safetensors"),
         optimizer=torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"),
-        extra=manifest["extra"],
+        extra=found["extra"],
     )
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(_complete(folder), key=_step, reverse=True)
-
-
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step_"))
-
-
-def _complete(folder: Path) -> Iterator[Path]:
-    for path in folder.glob("step_*"):
-        if path.name.removeprefix("step_").isdigit() and (path / MANIFEST).exists():
-            yield path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

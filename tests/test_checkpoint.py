@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from jobs import checkpoint
+from jobs import checkpoint, manifest
 
 
 def state(value: float) -> dict[str, Any]:
@@ -116,9 +116,9 @@ def test_no_pickle_is_run_on_reading(tmp_path: Path) -> None:
             return (Path.touch, (canary,))
 
     torch.save({"state": Evil()}, path / "optimizer.pt")
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["sha256"]["optimizer.pt"] = checkpoint._sha256(path / "optimizer.pt")
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    told = json.loads((path / "manifest.json").read_text())
+    told["sha256"]["optimizer.pt"] = manifest.sha256(path / "optimizer.pt")
+    (path / "manifest.json").write_text(json.dumps(told))
     found, remarks = checkpoint.newest(tmp_path)
     assert found is None
     assert remarks
