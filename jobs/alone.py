@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Train one job.")
     parser.add_argument("job", type=Path, help="a job as TOML, or a trial's job.json")
     parser.add_argument("--into", type=Path, required=True, help="trial folder; an unfinished one is continued")
+    parser.add_argument("--remote", metavar="URI", help="where the trial's files are kept, such as s3://bucket/one")
     options = parser.parse_args(arguments)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     try:
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     from jobs.data import DataError, check
     from jobs.preflight import GradientMismatch
+    from jobs.storage import StorageFull
     from jobs.train import Training
 
     rank = int(os.environ.get("RANK", "0"))
@@ -50,19 +52,24 @@ def main(arguments: list[str] | None = None) -> None:
             for warning in check(job):
                 print(f"note: {warning}", file=sys.stderr)
         group = _join(world)
-        training = Training(job, options.into, group=group, log=print if rank == 0 else lambda _: None)
+        log = print if rank == 0 else lambda _: None
+        training = Training(job, options.into, group=group, log=log, remote=options.remote)
+    except (StorageFull, ConnectionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except (DataError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    while training.result is None:
-        try:
+    try:
+        while training.result is None:
             training.advance(STEPS_BETWEEN_SIGNALS)
-        except GradientMismatch as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
-        if any(told for (told,) in agree([int(stop.told)], group, what="signals")) and training.result is None:
-            training.save()
-            sys.exit(INTERRUPTED)
+            if any(told for (told,) in agree([int(stop.told)], group, what="signals")) and training.result is None:
+                training.save()
+                training.settle()
+                sys.exit(INTERRUPTED)
+    except (GradientMismatch, StorageFull, ConnectionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     if rank == 0:
         print(json.dumps(training.result, indent=1))
     if group is not None:

@@ -1,16 +1,18 @@
-"""Checkpoints that are whole or absent: written aside, fsynced, renamed, and verified by hash when read.
+"""Checkpoints that are whole or absent: written aside, fsynced, committed, and verified by hash when read.
 
     checkpoints/step_000500/  model.safetensors  optimizer.pt  manifest.json
     checkpoints/step_000500.bad-1/                                           failed its hashes; kept for a person
 
-No pickle is ever run: weights are safetensors, optimizer state is read with `weights_only=True`.
+A `snapshot` is taken between two steps; a `Writer` puts it where it belongs (storage.py) while training goes on. No
+pickle is ever run: weights are safetensors, optimizer state is read with `weights_only=True`.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jobs import manifest
+from jobs.storage import Folder, Storage, StorageFull, aside_of, room
+
+OVERHEAD = 65_536
+OVERHEAD_OF_A_TENSOR = 512
+"""Bytes of names, headers and block ends beside the values: about so many, and rather too many."""
+
+LIBRARIES = (RuntimeError, pickle.UnpicklingError, SafetensorError)
+"""What torch and safetensors raise for a file that is none of theirs."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read from a checkpoint that passed its hashes."""
+    """The state of a training at one step: to be written, or read from files that passed their hashes."""
 
     step: int
     model: dict[str, Tensor]
@@ -33,51 +43,117 @@ class Checkpoint:
     extra: dict[str, Any]
     """The manifest's own values: seconds trained so far and the like."""
 
+    @property
+    def bytes(self) -> int:
+        """About how many bytes its files take."""
+        return OVERHEAD + sum(tensor.nbytes + OVERHEAD_OF_A_TENSOR for tensor in _tensors([self.model, self.optimizer]))
+
+
+def snapshot(*, step: int, model: dict[str, Tensor], optimizer: dict[str, Any], extra: dict[str, Any]) -> Checkpoint:
+    """The state as it is now: nothing that training changes later is shared, and everything is on the CPU."""
+    return Checkpoint(step, _copied(model), _copied(optimizer), _copied(extra))
+
+
+def write(place: Path | Storage, taken: Checkpoint, *, keep: int, permit: Callable[[], None] = lambda: None) -> None:
+    """Commit `taken` as step_NNNNNN of `place`, then drop all but the newest `keep`.
+
+    `permit` is called just before, and may raise. Raises StorageFull when the disk is full. In both cases the older
+    checkpoints are untouched, and nothing half written is left.
+    """
+    place, name = _at(place), manifest.name_of(taken.step)
+    aside = aside_of(place.scratch, name)
+
+    def undo() -> None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+    with room(f"checkpoint of step {taken.step}", needed=taken.bytes, folder=place.scratch, undo=undo):
+        aside.mkdir(parents=True)
+        save_file({key: tensor.contiguous() for key, tensor in taken.model.items()}, aside / "model.safetensors")
+        torch.save(taken.optimizer, aside / "optimizer.pt")
+        manifest.write(aside, step=taken.step, extra=taken.extra)
+        place.commit(aside, name, permit=permit)
+    for old in place.committed()[keep:]:
+        place.remove(old)
+
 
 def save(
-    folder: Path, *, step: int, model: dict[str, Tensor], optimizer: dict[str, Any], extra: dict[str, Any], keep: int
-) -> Path:
-    """Write `folder`/step_NNNNNN in one piece, then drop all but the newest `keep`. Returns its path.
+    place: Path | Storage,
+    *,
+    step: int,
+    model: dict[str, Tensor],
+    optimizer: dict[str, Any],
+    extra: dict[str, Any],
+    keep: int,
+) -> None:
+    """Take a snapshot and commit it, here and now. Raises as `write` does."""
+    write(place, snapshot(step=step, model=model, optimizer=optimizer, extra=extra), keep=keep)
 
-    Raises OSError when the disk is full; the older checkpoints are then untouched.
+
+def newest(place: Path | Storage) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint whose files match its manifest, and a sentence for each that was set aside before it.
+
+    Raises ConnectionError or StorageFull where files could not be read: that tells nothing about them.
     """
-    final = folder / manifest.name_of(step)
-    aside = folder / f".{final.name}.{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        # A tensor that is stored twice (tied weights) must be written twice: safetensors refuses shared storage.
-        save_file({name: t.detach().cpu().clone() for name, t in model.items()}, aside / "model.safetensors")
-        torch.save(optimizer, aside / "optimizer.pt")
-        manifest.write(aside, step=step, extra=extra)
-        if final.exists():
-            shutil.rmtree(final)
-        aside.rename(final)
-        manifest.fsync(folder)
-    except OSError:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    for old in manifest.complete(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
-
-
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint whose files match its manifest, and a sentence for each that was set aside before it."""
-    remarks: list[str] = []
-    for path in manifest.complete(folder):
+    place, remarks = _at(place), list[str]()
+    for name in place.committed():
         try:
-            return _read(path), remarks
-        except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-            bad = next(p for n in range(1, 1000) if not (p := path.with_name(f"{path.name}.bad-{n}")).exists())
-            path.rename(bad)
-            remarks.append(f"checkpoint {path.name} is damaged ({_first_line(error)}); set aside as {bad.name}")
+            with place.fetch(name) as path:
+                return _read(path), remarks
+        except (ConnectionError, StorageFull):
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, *LIBRARIES) as error:
+            remarks.append(f"checkpoint {name} is damaged ({_first_line(error)}); set aside as {place.set_aside(name)}")
     return None, remarks
 
 
-def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder`, newest first; their files are not looked at."""
-    return [manifest.step_of(path.name) for path in manifest.complete(folder)]
+def steps(place: Path | Storage) -> list[int]:
+    """Steps of the checkpoints in `place`, newest first; their files are not looked at."""
+    return [manifest.step_of(name) for name in _at(place).committed()]
+
+
+class Writer:
+    """One background thread that does one piece of work at a time. After an error it does no more."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._work: Future[None] | None = None
+
+    def hand_over(self, work: Callable[[], None]) -> None:
+        """Do `work` in the background, once what was handed over before is done. Raises as `settle` does."""
+        self.settle()
+        self._work = self._thread.submit(work)
+
+    def look(self) -> None:
+        """Raise the error of the work that was handed over, if it has ended with one; again at every call."""
+        if self._work is not None and self._work.done():
+            self._work.result()
+
+    def settle(self) -> None:
+        """Wait until everything that was handed over is done. Raises its error, again at every call."""
+        if self._work is not None:
+            self._work.result()
+
+
+def _at(place: Path | Storage) -> Storage:
+    return Folder(place) if isinstance(place, Path) else place
+
+
+def _copied(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_copied(value) for value in state)
+    return state
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(value)
 
 
 def _first_line(error: Exception) -> str:

@@ -319,6 +319,10 @@ class Execution(Section):
     keep_checkpoints: int = Field(2, ge=2)
     """Checkpoints kept: the newest, and what to fall back to."""
 
+    deadline_s: float = Field(600.0, gt=0)
+    """Seconds that one optimizer step, one evaluation or one checkpoint may take. A rank that takes longer is hung: its
+    stack is kept, and the attempt ends. Loading may take an hour."""
+
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> Execution:
         if self.micro is not None and self.micro_tokens is not None:

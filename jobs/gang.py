@@ -8,23 +8,29 @@ the rank's own exception; the next trial then gets new ranks.
 from __future__ import annotations
 
 import datetime
-import errno
 import os
-import socket
 import sys
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayTaskError
-from ray.util.placement_group import PlacementGroup
+from ray.exceptions import ActorUnavailableError
+from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from jobs import watch
+from jobs.failures import Failure, kind_of, peak, root_cause
 
 POLL_S = 0.5
 """How often a waiting gang looks for a rank that died."""
+
+PULSE_S = 5.0
+"""How often it asks the ranks what they are doing, while they do it."""
 
 BLAME_S = 2.0
 """After a first error, how long the other ranks may take to tell theirs: the root cause is not always the first."""
@@ -32,22 +38,24 @@ BLAME_S = 2.0
 TURN_S = 1.0
 """About how long one call of `advance` trains, so that stopping and pruning never wait long."""
 
+LOADING_S = 3600.0
+"""How long data and encoder may take to load before a rank counts as hung."""
+
+SETTLE_S = 120.0
+"""How much longer than a step's deadline a collective waits: the gang's verdict, which names the rank, comes first."""
+
+NODE_S = 30.0
+"""How long it may take until the cluster knows whether a rank is gone because its node is."""
+
 JOIN_TIMEOUT_S = 60.0
-COLLECTIVE_TIMEOUT_S = 600.0
 
+CGROUP = Path("/sys/fs/cgroup/memory.events")
+"""Where Linux counts the processes that it ended for want of memory."""
 
-@dataclass(frozen=True)
-class Failure:
-    """Why an attempt ended, in the words of the rank that caused it."""
+__all__ = ["Failure", "Gang", "GangError", "Rank", "kind_of", "root_cause"]
 
-    kind: str
-    """One of the failure classes of the ledger: worker_lost, node_lost, out_of_memory, storage_full, user_error."""
-
-    rank: int | None
-    message: str
-    """First line of the real exception."""
-
-    trace: str
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class GangError(Exception):
@@ -58,11 +66,40 @@ class GangError(Exception):
         super().__init__(failure.message)
 
 
+def _working(
+    phase: str,
+) -> Callable[[Callable[Concatenate[Rank, P], T]], Callable[Concatenate[Rank, P], T]]:
+    """A method that works in `phase`: others can see it do so, and an exception of it is in the rank's log too."""
+
+    def decorate(method: Callable[Concatenate[Rank, P], T]) -> Callable[Concatenate[Rank, P], T]:
+        @wraps(method)
+        def work(self: Rank, /, *arguments: P.args, **keywords: P.kwargs) -> T:
+            self.work.enter(phase)
+            try:
+                return method(self, *arguments, **keywords)
+            except Exception as error:
+                if kind_of(error) == "out_of_memory":
+                    error.add_note(peak(self.peak_mb()))
+                traceback.print_exc()
+                sys.stderr.flush()
+                raise
+            finally:
+                self.work.enter(watch.IDLE)
+
+        return work
+
+    return decorate
+
+
 class Rank:
-    """One rank: a process that trains its share of a job. A Ray actor; imports torch on first use."""
+    """One rank: a process that trains its share of a job. A Ray actor; imports torch on first use.
+
+    Ray calls `pulse` in a thread of its own, and every other method in one other thread.
+    """
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
+        self.work = watch.Work()
         self._store: Any = None
         self._world = 1
         self._training: Any = None
@@ -80,8 +117,8 @@ class Rank:
         )
         return host, self._store.port
 
-    def join(self, world: int, host: str, port: int) -> None:
-        """Form a process group of `world` ranks."""
+    def join(self, world: int, host: str, port: int, limit_s: float) -> None:
+        """Form a process group of `world` ranks, whose collectives wait at most `limit_s` seconds."""
         import torch
         import torch.distributed as dist
 
@@ -90,7 +127,7 @@ class Rank:
             wait = datetime.timedelta(seconds=JOIN_TIMEOUT_S)
             self._store = dist.TCPStore(host, port, is_master=False, timeout=wait)  # type: ignore[attr-defined]
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        limit = datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S)
+        limit = datetime.timedelta(seconds=limit_s)
         dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=world, timeout=limit)
         self._world = world
 
@@ -102,40 +139,9 @@ class Rank:
             dist.destroy_process_group()
         self._world = 1
 
-    def begin(self, job: dict[str, Any], folder: str) -> dict[str, Any]:
-        """Load a job, or continue it from its folder. Returns a report of every point so far."""
-        import torch.distributed as dist
-
-        from jobs.config import JobConfig
-        from jobs.train import Training
-
-        self._training = None
-        self._log_to(Path(folder) / f"log.rank{self.rank}.txt")
-        group = dist.group.WORLD if self._world > 1 else None
-        self._training = Training(JobConfig.model_validate(job), Path(folder), group=group, log=self._log)
-        return self._report(self._training.points)
-
-    def advance(self, steps: int) -> dict[str, Any]:
-        """Train for at most `steps` steps. Returns a report of the new points."""
-        return self._report(self._training.advance(steps))
-
-    def save(self) -> None:
-        """Commit a checkpoint, unless the job has ended, which commits its own."""
-        if self._training is not None and self._training.result is None and self._training.step > 0:
-            self._training.save()
-
-    def end(self) -> None:
-        """Let go of the job; its log is closed, what it loaded stays."""
-        self._training = None
-        for number, stream in enumerate(self._streams, 1):
-            os.dup2(stream, number)
-
-    def _report(self, points: list[Any]) -> dict[str, Any]:
-        told = [asdict(point) for point in points] if self.rank == 0 else []
-        return {"points": told, "step": self._training.step, "result": self._training.result}
-
-    def _log_to(self, path: Path) -> None:
-        """Everything the rank prints, C++ included, belongs to the trial."""
+    def open_log(self, folder: str) -> None:
+        """Everything the rank prints from now on, C++ included, belongs to the trial in `folder`."""
+        path = Path(folder) / f"log.rank{self.rank}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -143,6 +149,65 @@ class Rank:
         for number in (1, 2):
             os.dup2(file, number)
         os.close(file)
+
+    @_working(watch.LOADING)
+    def begin(
+        self, job: dict[str, Any], folder: str, attempt: tuple[int, int] | None, remote: str | None
+    ) -> dict[str, Any]:
+        """Load a job, or continue it from its folder. Returns a report of every point so far."""
+        import torch.distributed as dist
+
+        from jobs.config import JobConfig
+        from jobs.train import Training
+
+        self._training = None
+        group = dist.group.WORLD if self._world > 1 else None
+        self._training = Training(
+            JobConfig.model_validate(job),
+            Path(folder),
+            group=group,
+            log=self._log,
+            attempt=attempt,
+            remote=remote,
+            phase=self.work.enter,
+        )
+        return self._report(self._training.points) | {"remarks": self._training.remarks}
+
+    @_working("step")
+    def advance(self, steps: int) -> dict[str, Any]:
+        """Train for at most `steps` steps. Returns a report of the new points."""
+        return self._report(self._training.advance(steps))
+
+    @_working("checkpoint")
+    def save(self) -> None:
+        """Commit a checkpoint, unless the job has ended, which commits its own."""
+        if self._training is not None and self._training.result is None and self._training.step > 0:
+            self._training.save()
+            self._training.settle()
+
+    def end(self) -> None:
+        """Let go of the job; its log is closed, what it loaded stays."""
+        self._training = None
+        for number, stream in enumerate(self._streams, 1):
+            os.dup2(stream, number)
+
+    @ray.method(concurrency_group="watch")
+    def pulse(self) -> watch.Pulse:
+        """What the working thread is doing."""
+        return self.work.look(self.peak_mb())
+
+    def peak_mb(self) -> float:
+        """Most memory of the trial so far; 0 while nothing is loaded."""
+        training = self._training
+        if training is None:
+            return 0.0
+        from jobs.device import peak_memory_bytes
+
+        return peak_memory_bytes(training.device) / 2**20
+
+    def _report(self, points: list[Any]) -> dict[str, Any]:
+        told = [asdict(point) for point in points] if self.rank == 0 else []
+        return {"points": told, "step": self._training.step, "result": self._training.result}
 
     def _log(self, line: str) -> None:
         if self.rank == 0:
@@ -154,7 +219,7 @@ class Gang:
 
     def __init__(self, group: PlacementGroup, *, size: int, cpus: float, gpus: float) -> None:
         self._ranks: list[Any] = [
-            ray.remote(Rank)
+            ray.remote(concurrency_groups={"watch": 1})(Rank)  # type: ignore[call-overload]
             .options(
                 num_cpus=cpus,
                 num_gpus=gpus,
@@ -164,23 +229,36 @@ class Gang:
             .remote(index)
             for index in range(size)
         ]
-        self._world = 0
+        self._nodes: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
+        self._world, self._limit_s = 0, 0.0
+        self._deadline_s = LOADING_S
+        self._pulses: dict[int, watch.Pulse] = {}
+        self._killed_before = _killed_for_memory()
         self._pace = 1.0
         """Steps a second."""
 
-    def begin(self, job: dict[str, Any], folder: str) -> dict[str, Any]:
-        """Load a job on as many ranks as it asks for. Returns the report of rank 0."""
+    def begin(
+        self, job: dict[str, Any], folder: str, *, attempt: tuple[int, int] | None = None, remote: str | None = None
+    ) -> dict[str, Any]:
+        """Load a job on as many ranks as it asks for. Returns the report of rank 0.
+
+        attempt: fencing token and number, which keep an older attempt out of the folder; remote: see `Training`.
+        """
         world = job["execution"]["ranks"]
         if world > len(self._ranks):
             raise ValueError(f"the job wants {world} ranks, the gang has {len(self._ranks)}")
         self._pace = 8 / TURN_S
-        if world != self._world:
+        self._deadline_s = job["execution"]["deadline_s"]
+        self._pulses.clear()
+        limit_s = self._deadline_s + SETTLE_S
+        if (world, limit_s) != (self._world, self._limit_s):
             self._call(len(self._ranks), "leave")
             if world > 1:
                 (address, *_) = self._call(1, "open_store")
-                self._call(world, "join", world, *address)
-            self._world = world
-        report: dict[str, Any] = self._call(world, "begin", job, folder)[0]
+                self._call(world, "join", world, *address, limit_s)
+            self._world, self._limit_s = world, limit_s
+        self._call(world, "open_log", folder)
+        report: dict[str, Any] = self._call(world, "begin", job, folder, attempt, remote)[0]
         return report
 
     def advance(self) -> dict[str, Any]:
@@ -205,8 +283,12 @@ class Gang:
             ray.kill(rank)
 
     def _call(self, world: int, method: str, *arguments: Any) -> list[Any]:
-        """Call `method` on the first `world` ranks and wait for all of them, or for the first that fails."""
+        """Call `method` on the first `world` ranks and wait for all of them, for the first that fails, or for one that
+        hangs."""
         refs = [getattr(rank, method).remote(*arguments) for rank in self._ranks[:world]]
+        answered = dict.fromkeys(range(world), time.monotonic())
+        every = min(PULSE_S, self._deadline_s / 2)
+        look_at = time.monotonic() + every
         waiting = list(refs)
         while waiting:
             ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
@@ -214,47 +296,64 @@ class Gang:
             if errors:
                 late, _ = ray.wait(waiting, num_returns=len(waiting), timeout=BLAME_S) if waiting else ([], [])
                 errors |= {refs.index(ref): error for ref in late if (error := _error_of(ref)) is not None}
+                failure = self._told_apart(root_cause(errors), errors)
                 self.kill()
-                raise GangError(root_cause(errors))
+                raise GangError(failure)
+            if waiting and time.monotonic() >= look_at:
+                self._look(world, answered, every)
+                look_at = time.monotonic() + every
         return list(ray.get(refs))
 
+    def _look(self, world: int, answered: dict[int, float], wait_s: float) -> None:
+        """Ask the ranks what they are doing. Raises GangError when one of them hangs."""
+        refs = {rank.pulse.remote(): number for number, rank in enumerate(self._ranks[:world])}
+        for ref in ray.wait(list(refs), num_returns=world, timeout=wait_s)[0]:
+            if _error_of(ref) is None:
+                self._pulses[refs[ref]] = ray.get(ref)
+                answered[refs[ref]] = time.monotonic()
+        silent_s = {rank: time.monotonic() - since for rank, since in answered.items()}
+        found = watch.hung(self._pulses, silent_s, deadline_s=self._deadline_s, loading_s=LOADING_S)
+        if found is not None:
+            rank, what = found
+            self.kill()
+            message = f"rank {rank} hangs: {what}; job.execution.deadline_s = {self._deadline_s:g} allows no more"
+            raise GangError(Failure("hung", rank, message, f"{message}\n\n{watch.stacks(self._pulses)}"))
 
-def root_cause(errors: dict[int, Exception]) -> Failure:
-    """Of the errors of several ranks, the one that caused the others: a death, else an exception that is not about
-    the network between ranks, else the first."""
-
-    def order(item: tuple[int, Exception]) -> tuple[bool, bool, int]:
-        rank, error = item
-        died = isinstance(error, ActorDiedError | OutOfMemoryError | NodeDiedError)
-        return (not died, _is_about_peers(error), rank)
-
-    rank, error = min(errors.items(), key=order)
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    trace = str(error) if isinstance(error, RayTaskError) else "".join(traceback.format_exception(error))
-    first = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
-    return Failure(kind_of(cause), rank, f"rank {rank}: {type(cause).__name__}: {first}", trace)
-
-
-def kind_of(error: BaseException) -> str:
-    """The failure class of an exception."""
-    if isinstance(error, OutOfMemoryError | MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out_of_memory"
-    if isinstance(error, NodeDiedError):
-        return "node_lost"
-    if isinstance(error, ActorDiedError | ActorUnavailableError):
-        return "worker_lost"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "storage_full"
-    if isinstance(error, ConnectionError | socket.gaierror):
-        return "infrastructure"
-    return "user_error"
+    def _told_apart(self, failure: Failure, errors: dict[int, Exception]) -> Failure:
+        """A rank that vanished: because of its memory, because of its node, or by itself?"""
+        if failure.rank is None or failure.kind not in ("worker_lost", "out_of_memory"):
+            return failure
+        peak_mb = max((pulse.peak_mb for pulse in self._pulses.values()), default=0.0)
+        if failure.kind == "worker_lost" and _killed_for_memory() > self._killed_before:
+            message = f"rank {failure.rank} was ended by the system for want of memory; {peak(peak_mb)}"
+            return Failure("out_of_memory", failure.rank, message, failure.trace)
+        if failure.kind == "out_of_memory":
+            known = "" if "peak memory" in failure.message else f"; {peak(peak_mb)}"
+            return Failure(failure.kind, failure.rank, failure.message + known, failure.trace)
+        node = self._nodes.get(failure.rank, "")
+        if isinstance(errors[failure.rank], ActorUnavailableError) and _node_is_dead(node, wait_s=NODE_S):
+            message = f"rank {failure.rank}: its node {node[:12]} died"
+            return Failure("node_lost", failure.rank, message, failure.trace)
+        return failure
 
 
-def _is_about_peers(error: Exception) -> bool:
-    text = str(error)
-    return any(
-        word in text for word in ("Connection closed by peer", "Connection reset", "gloo", "NCCL", "DistBackend")
-    )
+def _killed_for_memory() -> int:
+    """How many processes Linux has ended in this control group for want of memory; 0 where it does not say."""
+    try:
+        words = CGROUP.read_text().split()
+        return int(words[words.index("oom_kill") + 1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _node_is_dead(node: str, *, wait_s: float) -> bool:
+    """Whether a node is gone. A cluster notices that only after some seconds of silence."""
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline:
+        if any(one["NodeID"] == node and not one["Alive"] for one in ray.nodes()):
+            return True
+        time.sleep(POLL_S)
+    return False
 
 
 def _error_of(ref: Any) -> Exception | None:

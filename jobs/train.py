@@ -5,8 +5,8 @@ A trial folder holds everything that is known of a trial:
     job.json  points.jsonl  result.json  log.rank0.txt  checkpoints/step_000500/
 
 Rank 0 writes points and result and fsyncs them before the checkpoint that has passed them is committed, so what a
-checkpoint has passed can always be told again without training again. Nothing random is ever stored: order,
-augmentation and dropout are functions of (seed, step, pair).
+checkpoint has passed can always be told again without training again. Checkpoints are written in the background, from
+a snapshot. Nothing random is ever stored: order, augmentation and dropout are functions of (seed, step, pair).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jobs import checkpoint, data, evaluate, mlm, models, optim, preflight, trial
+from jobs import checkpoint, data, evaluate, mlm, models, optim, preflight, storage, trial
 from jobs.collectives import agree, rank_of, world_of
 from jobs.config import JobConfig
 from jobs.device import device_of, forget_peak_memory, peak_memory_bytes
@@ -42,11 +42,21 @@ from jobs.step import (
 LOGGED_STEPS = 50
 """Training points of each key over a whole job, whatever its length: enough for a curve, few enough to compare."""
 
+CHECKPOINTS = "checkpoints"
+
 
 class Training:
     """One job on this rank, at some step. Every rank of `group` makes the same calls.
 
-    `advance` trains; `points` are those since the trial's beginning, `result` is set once the job has ended.
+    `advance` trains; `points` are those since the trial's beginning, `result` is set once the job has ended and
+    everything is on disk. An error of the background writer is raised by the next call, and by every later one.
+
+    attempt: fencing token and number of this attempt at the trial; see trial.Fence.
+    remote: a URI of pyarrow.fs at which the trial's files are kept; `folder` then is only where they are made.
+    phase: told on every rank what begins: "loading", "evaluation", "preflight", "step 7", "checkpoint".
+
+    Raises ValueError for a job that cannot be run as asked or a folder of another job, trial.TakenOver,
+    storage.StorageFull, and ConnectionError where `remote` cannot be reached.
     """
 
     def __init__(
@@ -56,14 +66,23 @@ class Training:
         *,
         group: dist.ProcessGroup | None = None,
         log: Callable[[str], None] = print,
+        attempt: tuple[int, int] | None = None,
+        remote: str | None = None,
+        phase: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.job, self.folder, self.group, self.log = job, folder, group, log
+        self.job, self.folder, self.group, self.log, self.phase = job, folder, group, log, phase
+        self.phase("loading")
         self.rank, self.world = rank_of(group), world_of(group)
+        self.attempt, self.place = attempt, storage.at(folder, remote)
         self.step = 0
         self.seconds = 0.0
         self.untrained: dict[str, float] = {}
         self.result: dict[str, Any] | None = None
-        self.records = trial.Records(folder, writes=self.rank == 0)
+        self.remarks: list[str] = []
+        """Rank 0: what was found wrong with checkpoints on resuming."""
+        self.fence = trial.Fence(self.place, attempt)
+        self.records = trial.Records(folder, writes=self.rank == 0, permit=self.fence.glance)
+        self.writer = checkpoint.Writer()
         self._prepare()
         self._resume()
 
@@ -74,13 +93,16 @@ class Training:
 
     def advance(self, steps: int) -> list[trial.Point]:
         """Train for at most `steps` optimizer steps, fewer up to an evaluation or the end. Returns new points."""
+        self.writer.look()
         told = len(self.points)
         evaluations = set(self.job.evaluation_steps)
         for _ in range(steps):
             if self.result is not None:
                 break
+            assert self.step < self.job.steps, "the end of this job could not be written; make a new Training"
             if not self._verified:
                 self._verify(self.step + 1)
+            self.phase(f"step {self.step + 1}")
             began = time.perf_counter()
             outcome = self._optimize(self.step + 1)
             self.seconds += time.perf_counter() - began
@@ -100,24 +122,46 @@ class Training:
         return self.points[told:]
 
     def save(self) -> None:
-        """Commit a checkpoint of this step; rank 0 writes, all others return at once."""
+        """Hand a checkpoint of this step to the writer, once the one before is written; `settle` waits for it.
+
+        Rank 0 writes, all others return at once.
+        """
+        self.phase("checkpoint")
+        self.writer.settle()
         self.records.flush()
         if self.rank == 0:
-            checkpoint.save(
-                self.folder / "checkpoints",
-                step=self.step,
-                model=self.model.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                extra={"seconds": self.seconds, "untrained": self.untrained, "world": self.world},
-                keep=self.job.execution.keep_checkpoints,
-            )
+            self._hand_over(self._snapshot())
+
+    def settle(self) -> None:
+        """Wait until everything that was handed over is committed. Raises the writer's error."""
+        self.phase("checkpoint")
+        self.writer.settle()
+
+    def _snapshot(self) -> checkpoint.Checkpoint:
+        return checkpoint.snapshot(
+            step=self.step,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            extra={
+                "seconds": self.seconds,
+                "untrained": self.untrained,
+                "world": self.world,
+                "attempt": self.attempt,
+            },
+        )
+
+    def _hand_over(self, taken: checkpoint.Checkpoint | None, result: dict[str, Any] | None = None) -> None:
+        keep = self.job.execution.keep_checkpoints
+        self.writer.hand_over(partial(_commit, self.place, self.fence, taken=taken, result=result, keep=keep))
 
     def _prepare(self) -> None:
         job = self.job
         torch.set_num_threads(job.execution.threads)
         self.device = device_of(job.execution)
         if self.rank == 0:
-            trial.open_folder(self.folder, job)
+            self.fence.hold()
+            trial.open_folder(self.place, job)
+            self.place.inside(CHECKPOINTS).clean()
         self.tokenizer = data.tokenizer_for(job) if job.task == "sentence" else None
         self.examples = data.train_examples(job, self.tokenizer)
         self.evaluation = data.evaluation_data(job)
@@ -163,11 +207,8 @@ class Training:
 
     def _resume(self) -> None:
         """Continue after the newest sound checkpoint, or begin with an evaluation of the untrained model."""
-        found, remarks = checkpoint.newest(self.folder / "checkpoints") if self.rank == 0 else (None, [])
-        for remark in remarks:
-            self.log(remark)
-        ended = trial.read_result(self.folder, checkpoint_step=found.step if found else None)
-        held: list[Any] = [found, ended if self.rank == 0 else None]
+        found, ended = self._find() if self.rank == 0 else (None, None)
+        held: list[Any] = [found, ended]
         if self.group is not None:
             dist.broadcast_object_list(held, group=self.group, group_src=0)
         found, self.result = held
@@ -176,8 +217,8 @@ class Training:
             self.records.restore(until=self.step)
             return
         if found is None:
-            if remarks:
-                self.log("no sound checkpoint is left: training starts again from step 0")
+            if self.remarks:
+                self._remark("no sound checkpoint is left: training starts again from step 0")
             self.records.restore(until=-1)
             self.untrained = self._measure(final=True)
             self._record(self.untrained)
@@ -188,6 +229,18 @@ class Training:
         self.optimizer.load_state_dict(found.optimizer)
         self.records.restore(until=self.step)
         self.log(f"continues after step {self.step} of {self.job.steps}")
+
+    def _find(self) -> tuple[checkpoint.Checkpoint | None, dict[str, Any] | None]:
+        """What the trial's files hold: the newest sound checkpoint, and the result if it has ended."""
+        found, remarks = checkpoint.newest(self.place.inside(CHECKPOINTS))
+        for remark in remarks:
+            self._remark(remark)
+        self.place.bring(trial.POINTS)
+        return found, trial.read_result(self.place, checkpoint_step=found.step if found else None)
+
+    def _remark(self, sentence: str) -> None:
+        self.remarks.append(sentence)
+        self.log(sentence)
 
     def _optimize(self, step: int) -> StepResult:
         job, rows = self.job, self._rows(step)
@@ -246,6 +299,7 @@ class Training:
 
     def _verify(self, step: int) -> None:
         """Compare the gradient of a few pairs with one process's; raises preflight.GradientMismatch on every rank."""
+        self.phase("preflight")
         rows = self._rows(step)
         largest = max(agree([max(map(len, self._cut(rows)))], self.group, what="largest chunk"))[0]
         rows = rows[: preflight.pairs(self.job, world=self.world, largest=largest)]
@@ -279,6 +333,7 @@ class Training:
             self._end("ok", "done")
 
     def _measure(self, *, final: bool) -> dict[str, float]:
+        self.phase("evaluation")
         return evaluate.evaluate(
             self.model,
             self.evaluation,
@@ -290,7 +345,7 @@ class Training:
         )
 
     def _end(self, outcome: str, why: str) -> None:
-        """Set the result, and commit it before the last checkpoint. A diverged job scores as if it had not trained."""
+        """Commit the result, then the last checkpoint, then set it. A diverged job scores as if it had not trained."""
         samples = self.step * self.job.batch.size
         peaks = agree([peak_memory_bytes(self.device)], self.group, what="peak memory")
         speed = samples / self.seconds if self.seconds else 0.0
@@ -300,7 +355,7 @@ class Training:
             latest |= self.untrained
         else:
             self._record({"samples_per_second": speed, "peak_memory_mb": peak})
-        self.result = {
+        result = {
             "state": "done",
             "outcome": outcome,
             "why": why,
@@ -314,12 +369,16 @@ class Training:
             "negatives_per_anchor": self.job.negatives_per_anchor + self._hard_negatives(),
             "hashes": self._hashes(),
         }
+        self.log(f"{outcome} at step {self.step}: {why}")
+        self.phase("checkpoint")
+        self.writer.settle()
         self.records.flush()
         if self.rank == 0:
-            trial.write_result(self.folder, self.result)
-        if outcome == "ok":
-            self.save()
-        self.log(f"{outcome} at step {self.step}: {why}")
+            self._hand_over(self._snapshot() if outcome == "ok" else None, result)
+        else:
+            self.writer.hand_over(partial(self.place.publish, f"log.rank{self.rank}.txt"))
+        self.settle()
+        self.result = result
 
     def _hard_negatives(self) -> int:
         return self.examples.hard_negatives * self.job.pool
@@ -346,6 +405,24 @@ class Training:
 
     def _record(self, values: dict[str, float]) -> None:
         self.records.add(values, step=self.step)
+
+
+def _commit(
+    place: storage.Storage,
+    fence: trial.Fence,
+    *,
+    taken: checkpoint.Checkpoint | None,
+    result: dict[str, Any] | None,
+    keep: int,
+) -> None:
+    """What the writer does: whatever tells of a checkpoint, and then the checkpoint."""
+    fence.hold()
+    place.publish(trial.POINTS)
+    place.publish("log.rank0.txt")
+    if result is not None:
+        trial.write_result(place, result)
+    if taken is not None:
+        checkpoint.write(place.inside(CHECKPOINTS), taken, keep=keep, permit=fence.hold)
 
 
 if __name__ == "__main__":

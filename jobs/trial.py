@@ -1,8 +1,9 @@
-"""A trial's folder on disk: its job, its points, its result. Every file is whole, or one line short at most.
+"""A trial's folder: its job, its points, its result, and whose it is. Every file is whole, or one line short at most.
 
-    job.json  points.jsonl  result.json
+    job.json  points.jsonl  result.json  attempt.json
 
-Checkpoints lie beside them (checkpoint.py). What is told here is fsynced before a checkpoint that has passed it.
+Checkpoints lie beside them (checkpoint.py). What is told here is fsynced before a checkpoint that has passed it, and
+uploaded before it where the trial's files are kept in a bucket (storage.py).
 """
 
 from __future__ import annotations
@@ -10,12 +11,62 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs import manifest
 from jobs.config import JobConfig
+from jobs.storage import Storage, room, write_whole
+
+ATTEMPT = "attempt.json"
+POINTS = "points.jsonl"
+RESULT = "result.json"
+
+
+class TakenOver(Exception):
+    """A later attempt trains this trial; this one may write nothing more."""
+
+
+class Fence:
+    """Lets the latest attempt at a trial write, and no other one.
+
+    attempt: fencing token of the driver and number of the attempt, the higher pair being the later attempt; None for a
+    training of which there is only one, whose fence is always open.
+    """
+
+    def __init__(self, place: Storage, attempt: tuple[int, int] | None) -> None:
+        self._place, self._attempt = place, attempt
+
+    def hold(self) -> None:
+        """Claim the trial, also back from an earlier attempt. Raises TakenOver if a later one has claimed it."""
+        if self._attempt is None:
+            return
+        holder = self._compare(self._place.read(ATTEMPT))
+        if holder != self._attempt:
+            token, number = self._attempt
+            self._place.write(ATTEMPT, json.dumps({"token": token, "attempt": number}))
+
+    def glance(self) -> None:
+        """Raise TakenOver if a later attempt works in the same local folder; asks no bucket."""
+        path = self._place.scratch / ATTEMPT
+        if self._attempt is not None and path.exists():
+            self._compare(path.read_text())
+
+    def _compare(self, text: str | None) -> tuple[int, int] | None:
+        assert self._attempt is not None
+        if text is None:
+            return None
+        told = json.loads(text)
+        holder = (told["token"], told["attempt"])
+        if holder > self._attempt:
+            raise TakenOver(
+                f"attempt {holder[1]} (token {holder[0]}) has taken this trial over from attempt {self._attempt[1]} "
+                f"(token {self._attempt[0]}), which stops here: {self._place.scratch}; if its driver and ledger are "
+                f"gone for good, delete the trial's {ATTEMPT}"
+            )
+        return holder
 
 
 @dataclass(frozen=True)
@@ -30,11 +81,14 @@ class Point:
 
 
 class Records:
-    """The points of one trial, in memory and on disk. Ranks other than 0 keep theirs in memory."""
+    """The points of one trial, in memory and on disk. Ranks other than 0 keep theirs in memory.
 
-    def __init__(self, folder: Path, *, writes: bool) -> None:
+    `permit` is called before each write, and may raise.
+    """
+
+    def __init__(self, folder: Path, *, writes: bool, permit: Callable[[], None] = lambda: None) -> None:
         self.points: list[Point] = []
-        self._folder, self._writes = folder, writes
+        self._folder, self._writes, self._permit = folder, writes, permit
         self._written = 0
 
     def add(self, values: Mapping[str, float], *, step: int) -> None:
@@ -47,67 +101,71 @@ class Records:
         return {point.key: point.value for point in self.points}
 
     def flush(self) -> None:
-        """Put on disk what is not there yet."""
-        fresh, self._written = self.points[self._written :], len(self.points)
+        """Put on disk what is not there yet. Raises StorageFull; the file is then as it was."""
+        fresh = self.points[self._written :]
         if self._writes and fresh:
-            with (self._folder / "points.jsonl").open("a") as file:
-                file.writelines(json.dumps(asdict(point)) + "\n" for point in fresh)
-                file.flush()
-                os.fsync(file.fileno())
+            self._permit()
+            text = "".join(map(_line, fresh))
+            path = self._folder / POINTS
+            before = path.stat().st_size if path.exists() else 0
+            with room(POINTS, needed=len(text), folder=self._folder, undo=lambda: os.truncate(path, before)):
+                with path.open("a") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if not before:
+                    manifest.fsync(self._folder)
+        self._written = len(self.points)
 
     def restore(self, *, until: int) -> None:
-        """Read back the points up to step `until`; later ones will be measured again, bit for bit."""
-        path = self._folder / "points.jsonl"
+        """Read back the points up to step `until`; later ones will be measured again, bit for bit.
+
+        Of several points of one key and step the first stands: an attempt that was taken over may have added others.
+        """
+        path = self._folder / POINTS
         if not self._writes or not path.exists():
             return
-        read = []
+        read: dict[tuple[str, int], Point] = {}
         for line in path.read_text().splitlines():
             try:
                 point = Point(**json.loads(line))
-            except ValueError:  # the line that a kill cut short
+            except (ValueError, TypeError):  # the line that a kill cut short, or two lines that met
                 continue
             if point.step <= until:
-                read.append(point)
-        self.points, self._written = read, len(read)
-        write_whole(path, "".join(json.dumps(asdict(point)) + "\n" for point in read))
+                read.setdefault((point.key, point.step), point)
+        self.points, self._written = list(read.values()), len(read)
+        write_whole(path, "".join(map(_line, self.points)))
 
 
-def open_folder(folder: Path, job: JobConfig) -> None:
-    """Make a folder the trial of `job`. It belongs to one objective; how that is computed may change.
+def open_folder(place: Storage, job: JobConfig) -> None:
+    """Make a place the trial of `job`. It belongs to one objective; how that is computed may change.
 
     Raises ValueError where it holds another job.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "job.json"
-    if path.exists():
-        there = JobConfig.model_validate_json(path.read_text())
+    text = place.read("job.json")
+    if text is not None:
+        there = JobConfig.model_validate_json(text)
         if there.model_dump(exclude={"execution"}) != job.model_dump(exclude={"execution"}):
             raise ValueError(
-                f"{folder} holds another job ({there.id}), and only its execution may change; use another folder"
+                f"{place.scratch} holds another job ({there.id}), and only its execution may change; use another folder"
             )
-    write_whole(path, json.dumps(job.model_dump(mode="json"), indent=1))
+    place.write("job.json", json.dumps(job.model_dump(mode="json"), indent=1))
 
 
-def read_result(folder: Path, *, checkpoint_step: int | None) -> dict[str, Any] | None:
+def read_result(place: Storage, *, checkpoint_step: int | None) -> dict[str, Any] | None:
     """The result on disk, if the checkpoint that belongs to it is sound: the newest is of `checkpoint_step`. A
     diverged trial has none."""
-    path = folder / "result.json"
-    if not path.exists():
+    text = place.read(RESULT)
+    if text is None:
         return None
-    result: dict[str, Any] = json.loads(path.read_text())
+    result: dict[str, Any] = json.loads(text)
     return result if result["outcome"] == "diverged" or checkpoint_step == result["step"] else None
 
 
-def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+def write_result(place: Storage, result: Mapping[str, Any]) -> None:
     """Commit the result."""
-    write_whole(folder / "result.json", json.dumps(result, indent=1))
+    place.write(RESULT, json.dumps(result, indent=1))
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file in one piece."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+def _line(point: Point) -> str:
+    return json.dumps(asdict(point)) + "\n"

@@ -29,12 +29,12 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         from jobs.config import ConfigError
-        from orchestrator.ledger import LeaseHeld, LedgerError
+        from orchestrator.ledger import LeaseHeld, LeaseLost, LedgerError
         from orchestrator.runs import RunError
 
         try:
             return super().invoke(ctx)
-        except LeaseHeld as error:
+        except (LeaseHeld, LeaseLost) as error:
             _fail(error, HELD)
         except LedgerError as error:
             _fail(error, MISSING)
@@ -54,8 +54,8 @@ class _Group(click.Group):
 def main() -> None:
     """Does A beat B? Controlled comparisons of contrastive encoders: one file, one command, one answer.
 
-    Exit codes: 0 done; 1 some trials failed; 2 bad sweep or usage; 3 another driver holds the run;
-    4 infrastructure missing; 130 interrupted, resumable.
+    Exit codes: 0 done; 1 some trials failed, or verify found a fault; 2 bad sweep or usage; 3 another driver holds
+    the run; 4 infrastructure missing; 75 the cluster died, run it again; 130 interrupted, resumable.
     """
 
 
@@ -102,28 +102,53 @@ def launch(sweep: Path, into: Path | None, offline: bool, overrides: tuple[str, 
 @main.command()
 @click.argument("run")
 @click.option("--failed", is_flag=True, help="Give failed trials another attempt.")
-@click.option("--class", "kind", metavar="NAME", help="With --failed: only trials that failed in this class.")
+@click.option("--give-up", is_flag=True, help="Give failed trials no other attempt; their settings are infeasible.")
+@click.option("--class", "kind", metavar="NAME", help="Only trials that failed in this class.")
 @click.option("--offline", is_flag=True, help="Do without MLflow now.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="job.execution.KEY=VALUE", help="Execution setting of new attempts."
 )
-def resume(run: str, failed: bool, kind: str | None, offline: bool, overrides: tuple[str, ...]) -> None:
+def resume(
+    run: str, *, failed: bool, give_up: bool, kind: str | None, offline: bool, overrides: tuple[str, ...]
+) -> None:
     """Continue RUN.
 
     \b
         orchestrator resume runs/quickstart
         orchestrator resume runs/quickstart --failed --class out_of_memory --set job.execution.micro=32
+        orchestrator resume runs/quickstart --give-up --class out_of_memory
     """
     from orchestrator.runs import find
 
     folder = find(run)
-    if kind is not None and not failed:
-        raise click.UsageError("--class says which failed trials to try again; give --failed with it")
+    if failed and give_up:
+        raise click.UsageError("--failed and --give-up say opposite things; give one of them")
+    if kind is not None and not (failed or give_up):
+        raise click.UsageError("--class says which failed trials are meant; give --failed or --give-up with it")
     from orchestrator import driver
 
     execution = driver.execution_overrides(overrides)
     options = driver.Options(offline=offline)
-    sys.exit(driver.resume(folder, failed=failed, kind=kind, execution=execution, options=options))
+    again = driver.Again(kind, give_up) if failed or give_up else None
+    sys.exit(driver.resume(folder, again=again, execution=execution, options=options))
+
+
+@main.command()
+@click.argument("run")
+@click.option("--wait", "wait_s", default=120.0, metavar="SECONDS", help="How long to wait until it has stopped.")
+def stop(run: str, wait_s: float) -> None:
+    """Ask whoever drives RUN to checkpoint and stop; it is resumable.
+
+    \b
+        orchestrator stop runs/quickstart
+    """
+    from orchestrator import runs
+
+    folder = runs.find(run)
+    with contextlib.closing(folder.open()) as ledger:
+        said, gone = runs.stop(ledger, folder, wait_s=wait_s)
+    click.echo(said, err=not gone)
+    sys.exit(0 if gone else HELD)
 
 
 @main.command()
@@ -181,6 +206,30 @@ def compare(run: str, as_json: bool) -> None:
     else:
         _print(report.table(answer))
         click.echo(f"report: {folder.report / 'report.html'}")
+
+
+@main.command()
+@click.argument("run")
+@JSON
+def verify(run: str, as_json: bool) -> None:
+    """Prove that ledger, MLflow and checkpoints of RUN say the same, or list what differs; writes nothing.
+
+    \b
+        orchestrator verify runs/quickstart --json
+    """
+    from orchestrator import driver, runs, tracking
+    from orchestrator import verify as verifying
+
+    folder = runs.find(run)
+    try:
+        found = verifying.verify(folder, driver.tracking_uri(folder))
+    except tracking.TrackingUnavailable as error:
+        raise driver.InfrastructureMissing(str(error)) from error
+    if as_json:
+        _print_json(found)
+    else:
+        _print_verified(found)
+    sys.exit(0 if found["ok"] else 1)
 
 
 @main.command()
@@ -242,6 +291,16 @@ def _cell(value: Any) -> str:
     return (
         f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else "-" if value is None else str(value)
     )
+
+
+def _print_verified(found: dict[str, Any]) -> None:
+    numbers = ("trials", "mlflow_runs", "points", "checkpoints")
+    counted = ", ".join(f"{found[name]:,} {name.replace('mlflow_', 'MLflow ')}" for name in numbers)
+    faults = len(found["faults"])
+    click.echo(f"verify: {'ok' if found['ok'] else f'{faults} fault' + 's' * (faults > 1)}, {counted}")
+    for kind in ("fault", "note"):
+        for text in found[f"{kind}s"]:
+            click.echo(f"{kind}: {text}")
 
 
 def _status_table(found: dict[str, Any]) -> Any:

@@ -20,12 +20,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
 from jobs.config import ConfigError, Execution, Fault, JobConfig, canonical, nearest
 from jobs.config import faults as config_faults
+from orchestrator import cluster
 from orchestrator import plan as planning
 from orchestrator import sweep as sweeps
 from orchestrator.environment import environment
@@ -33,9 +34,14 @@ from orchestrator.ledger import Ledger, LedgerError, this_process
 from orchestrator.plan import Plan
 from orchestrator.progress import Progress
 from orchestrator.runs import RunFolder
+from orchestrator.schedule import withheld
 from orchestrator.session import LEASE_S, Session
 
-DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+DONE, SOME_FAILED, MISSING, CLUSTER_DIED, INTERRUPTED = 0, 1, 4, 75, 130
+
+GRACE_S = 25.0
+"""Seconds from SIGTERM to the hard end, unless $ORCHESTRATOR_GRACE_S says otherwise. Kubernetes and most pre-emptions
+allow thirty."""
 
 
 class InfrastructureMissing(Exception):
@@ -58,6 +64,17 @@ class Options:
     """Leave MLflow for later."""
 
 
+@dataclass(frozen=True)
+class Again:
+    """What becomes of failed trials."""
+
+    kind: str | None = None
+    """Only those of this failure class; None: all."""
+
+    give_up: bool = False
+    """They get no other attempt, and their settings count as infeasible."""
+
+
 def launch(sweep_file: Path, into: Path, *, overrides: Sequence[str] = (), options: Options = Options()) -> int:
     """Run a sweep in folder `into`, or continue it there. Returns the exit code.
 
@@ -72,7 +89,7 @@ def launch(sweep_file: Path, into: Path, *, overrides: Sequence[str] = (), optio
             return _drive(plan, folder, ledger, options)
     if into.exists() and any(into.iterdir()):
         raise SweepChanged(f"{into} is not empty and holds no run; choose another folder with --into")
-    _check_cluster(plan)
+    _check_cluster(plan, _ranks(plan))
     notes = _check_data(plan)
     with contextlib.closing(_create(sweep_file, plan, folder)) as ledger:
         return _drive(plan, folder, ledger, options, notes=notes)
@@ -81,17 +98,17 @@ def launch(sweep_file: Path, into: Path, *, overrides: Sequence[str] = (), optio
 def resume(
     folder: RunFolder,
     *,
-    failed: bool = False,
-    kind: str | None = None,
+    again: Again | None = None,
     execution: Mapping[str, Any] | None = None,
     options: Options = Options(),
 ) -> int:
-    """Continue a run from its ledger. With `failed`, trials that failed (in class `kind`) get another attempt, with
-    other `execution` settings if given. Returns the exit code; raises as `launch` does."""
+    """Continue a run from its ledger. Of the failed trials, those that `again` says get another attempt or are given
+    up; new attempts have other `execution` settings if given. Returns the exit code; raises as `launch` does."""
     with contextlib.closing(folder.open()) as ledger:
         stored = {key: value for key, value in ledger.run.sweep.items() if key != "plan"}
         plan = planning.make(sweeps.Sweep.model_validate(stored))
-        return _drive(plan, folder, ledger, options, failed=failed, kind=kind, execution=execution)
+        _check_cluster(plan, _ranks(plan, ledger, execution))
+        return _drive(plan, folder, ledger, options, again=again, execution=execution)
 
 
 def execution_overrides(texts: Sequence[str]) -> dict[str, Any]:
@@ -125,8 +142,7 @@ def _drive(
     ledger: Ledger,
     options: Options,
     *,
-    failed: bool = False,
-    kind: str | None = None,
+    again: Again | None = None,
     execution: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> int:
@@ -140,22 +156,27 @@ def _drive(
             raise InfrastructureMissing(f"{error}; or add --offline to project the run later") from error
     ledger.acquire(this_process(), LEASE_S)
     progress = Progress(plan, ledger)
-    session = Session(plan, ledger, folder, concurrent=_concurrent(plan), tell=progress.tell, execution=execution)
+    ranks = _ranks(plan, ledger, execution)
+    session = Session(
+        plan, ledger, folder, concurrent=_concurrent(plan, ranks), tell=progress.tell, execution=execution
+    )
     projection = None if options.offline else tracking.Projection(ledger, uri)
+    leave = _Leaving(ledger, progress)
     try:
-        with _quiet(folder, progress), _signals(session):
+        with _quiet(folder, progress), _signals(session, leave):
             for note in notes:
                 progress.say(f"note: {note}")
-            if failed:
-                _requeue(ledger, kind)
+            if again is not None:
+                _decide(ledger, again)
             ledger.set_run(state="running")
             session.start()
             if projection is not None:
                 projection.start()
-            _execute(plan, session)
-        code = _ending(ledger, session)
+            _execute(plan, session, ranks, leave)
+        code = _ending(plan, ledger, session)
         if session.broken is not None:
             raise session.broken
+        _tell_who_waits(ledger, folder, progress)
         answer = report.write(ledger, folder.report)
         progress.answer(report.table(answer))
         if projection is not None:
@@ -172,30 +193,48 @@ def _drive(
             ledger.release()
 
 
-def _execute(plan: Plan, session: Session) -> None:
+def _execute(plan: Plan, session: Session, ranks: int, leave: _Leaving) -> None:
     """Run what is due; without anything due, not even Ray is started."""
     if session.finished():
         session.close()
         return
     from orchestrator import executor
 
-    shape = _shape(plan)
+    resources = plan.sweep.resources
+    shape = executor.Shape(ranks, resources.cpus_per_rank, resources.gpus_per_rank)
     scratch = Path(tempfile.mkdtemp(prefix="orchestrator-"))
+
+    def died(what: str) -> None:
+        leave.now(CLUSTER_DIED, f"the Ray cluster died under the driver: {what}; run the same command again")
+
     try:
-        with executor.local_cluster(cpus=_cpus(plan), gpus=None):
+        with cluster.session(cpus=os.cpu_count() or 1), cluster.watched(died):
             executor.run(session, shape=shape, scratch=scratch)
     finally:
         session.close()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _ending(ledger: Ledger, session: Session) -> int:
+def _ending(plan: Plan, ledger: Ledger, session: Session) -> int:
+    if session.broken is not None:
+        return MISSING
     if session.stopped_by is not None:
-        if session.broken is None:
-            ledger.set_run(state="stopped")
-        return INTERRUPTED if session.interrupted else SOME_FAILED
-    ledger.set_run(state="done")
-    return SOME_FAILED if ledger.trials(state="failed") else DONE
+        ledger.set_run(state="stopped")
+        return INTERRUPTED if session.interrupted else MISSING if session.storage_full else SOME_FAILED
+    unanswered = len(ledger.frozen()) < len(plan.arms)
+    ledger.set_run(state="stopped" if unanswered else "done")
+    return SOME_FAILED if unanswered or ledger.trials(state="failed") else DONE
+
+
+def _tell_who_waits(ledger: Ledger, folder: RunFolder, progress: Progress) -> None:
+    arms = sorted({trial.arm for trial in ledger.trials(stage="tune") if withheld(trial)})
+    if arms:
+        resume = f"orchestrator resume {folder.path}"
+        progress.say(
+            f"tuning of {', '.join(arms)} waits: a trial ran out of memory, which says nothing about its setting.\n"
+            f"  try it with less:  {resume} --failed --class out_of_memory --set job.execution.micro=32\n"
+            f"  or do without it:  {resume} --give-up --class out_of_memory"
+        )
 
 
 def _create(sweep_file: Path, plan: Plan, folder: RunFolder) -> Ledger:
@@ -231,10 +270,13 @@ def _refuse_changes(folder: RunFolder, ledger: Ledger, plan: Plan) -> None:
         )
 
 
-def _requeue(ledger: Ledger, kind: str | None) -> None:
+def _decide(ledger: Ledger, again: Again) -> None:
     for trial in ledger.trials(state="failed"):
-        if kind is None or trial.failure == kind:
-            ledger.requeue(trial.id)
+        if again.kind is None or trial.failure == again.kind:
+            if again.give_up:
+                ledger.give_up(trial.id)
+            else:
+                ledger.requeue(trial.id)
 
 
 def _jobs(plan: Plan) -> list[JobConfig]:
@@ -242,32 +284,48 @@ def _jobs(plan: Plan) -> list[JobConfig]:
     return [arm.config(stage=stage, seed=0) for arm in plan.arms for stage in stages]
 
 
-def _shape(plan: Plan) -> Any:
-    from orchestrator.executor import Shape
+def _ranks(plan: Plan, ledger: Ledger | None = None, execution: Mapping[str, Any] | None = None) -> int:
+    """The largest world size that a session meets: of the sweep, of `execution`, of what attempts were given before."""
+    sizes = [job.execution.ranks for job in _jobs(plan)]
+    if execution and "ranks" in execution:
+        sizes.append(execution["ranks"])
+    if ledger is not None:
+        sizes += [attempt.execution["ranks"] for attempt in ledger.attempts() if "ranks" in attempt.execution]
+    return max(sizes)
 
+
+def _concurrent(plan: Plan, ranks: int) -> int:
     resources = plan.sweep.resources
-    ranks = max(job.execution.ranks for job in _jobs(plan))
-    return Shape(ranks, resources.cpus_per_rank, resources.gpus_per_rank)
+    fit = max(1, cluster.slots(_nodes(), ranks=ranks, cpus=resources.cpus_per_rank, gpus=resources.gpus_per_rank))
+    return min(fit, resources.concurrent or fit)
 
 
-def _cpus(plan: Plan) -> int:
-    """Ray counts CPUs, it does not bind them: one slot always fits, on however small a machine."""
-    ranks = max(job.execution.ranks for job in _jobs(plan))
-    return max(os.cpu_count() or 1, ranks * plan.sweep.resources.cpus_per_rank)
-
-
-def _concurrent(plan: Plan) -> int:
-    ranks = max(job.execution.ranks for job in _jobs(plan))
-    fit = max(1, _cpus(plan) // (ranks * plan.sweep.resources.cpus_per_rank))
-    return min(fit, plan.sweep.resources.concurrent or fit)
-
-
-def _check_cluster(plan: Plan) -> None:
-    if plan.sweep.resources.gpus_per_rank and not shutil.which("nvidia-smi"):
+def _nodes() -> list[cluster.Node]:
+    try:
+        return cluster.nodes()
+    except ConnectionError as error:
         raise InfrastructureMissing(
-            f"resources.gpus_per_rank = {plan.sweep.resources.gpus_per_rank}, but this machine shows no GPU; "
-            "set it to 0 with --set resources.gpus_per_rank=0"
+            f"no Ray cluster answers at RAY_ADDRESS={cluster.address()} ({error}); start it, correct the address, or "
+            "unset RAY_ADDRESS to run on this machine"
+        ) from error
+
+
+def _check_cluster(plan: Plan, ranks: int) -> None:
+    """Whether the largest trial finds a place. Raises ConfigError, or InfrastructureMissing for want of GPUs."""
+    resources, nodes = plan.sweep.resources, _nodes()
+    if resources.gpus_per_rank and not cluster.fits(nodes, ranks=ranks, cpus=0, gpus=resources.gpus_per_rank):
+        raise InfrastructureMissing(
+            f"resources.gpus_per_rank = {resources.gpus_per_rank} for {ranks} ranks, but there are "
+            f"{sum(node.gpus for node in nodes):g} GPUs; set it to 0 with --set resources.gpus_per_rank=0"
         )
+    if not cluster.fits(nodes, ranks=ranks, cpus=resources.cpus_per_rank, gpus=0):
+        needed, cpus = ranks * resources.cpus_per_rank, sum(node.cpus for node in nodes)
+        expected = (
+            f"with resources.cpus_per_rank = {resources.cpus_per_rank} that takes {needed} CPUs, and there are "
+            f"{cpus:g}; use fewer, for example --set job.execution.ranks={max(1, int(cpus // resources.cpus_per_rank))}"
+        )
+        fault = Fault("job.execution.ranks", str(ranks), expected)
+        raise ConfigError(plan.sweep.name, "sweep for this cluster", [fault])
 
 
 def _check_data(plan: Plan) -> list[str]:
@@ -317,17 +375,48 @@ def _quiet(folder: RunFolder, progress: Progress) -> Iterator[None]:
             os.close(stream)
 
 
+class _Leaving:
+    """The way out that does not wait for Ray: the ledger has everything, and what is cut short is resumable."""
+
+    def __init__(self, ledger: Ledger, progress: Progress) -> None:
+        self._ledger, self._progress = ledger, progress
+
+    def now(self, code: int, text: str) -> NoReturn:
+        """Say why, give the lease back, end the processes this one has started, and leave with `code`."""
+        self._progress.say(text)
+        giver = threading.Thread(target=self._release, daemon=True)
+        giver.start()
+        giver.join(2.0)
+        cluster.end_children()
+        os._exit(code)
+
+    def _release(self) -> None:
+        with contextlib.suppress(LedgerError):
+            self._ledger.release()
+
+
 @contextlib.contextmanager
-def _signals(session: Session) -> Iterator[None]:
-    """First SIGINT or SIGTERM: checkpoint and stop. Second: stop at once; the ledger loses nothing by it."""
+def _signals(session: Session, leave: _Leaving) -> Iterator[None]:
+    """First SIGINT or SIGTERM: checkpoint and stop. After a second one, or when the grace period of a SIGTERM is over:
+    stop at once; what the ledger and the checkpoints have is not lost."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    grace_s = float(os.environ.get("ORCHESTRATOR_GRACE_S") or GRACE_S)
+    timers: list[threading.Timer] = []
 
     def heard(number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
         if session.interrupted:
-            os._exit(INTERRUPTED)
-        session.interrupt(signal.Signals(number).name)
+            leave.now(INTERRUPTED, f"{name}: stopped at once; the run continues from its last checkpoints")
+        session.interrupt(name)
+        if number == signal.SIGTERM:
+            why = (
+                f"the grace period of {grace_s:g} s after SIGTERM is over; the run continues from its last checkpoints"
+            )
+            timers.append(threading.Timer(grace_s, leave.now, (INTERRUPTED, why)))
+            timers[-1].daemon = True
+            timers[-1].start()
 
     before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -335,3 +424,5 @@ def _signals(session: Session) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        for timer in timers:
+            timer.cancel()

@@ -6,10 +6,8 @@ matters: no retries, no restore, no checkpoints of its own. The only file that i
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,6 @@ os.environ |= {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 import ray
@@ -83,7 +79,8 @@ class TrialActor(tune.Trainable):
             self._gang = Gang(group, size=shape["ranks"], cpus=shape["cpus"], gpus=shape["gpus"])
             self._begun = False
         if not self._begun:
-            report = self._gang.begin(self.config["job"], self.config["folder"])
+            config = self.config
+            report = self._gang.begin(config["job"], config["folder"], attempt=config["attempt"])
             self._begun = True
         else:
             report = self._gang.advance()
@@ -130,24 +127,6 @@ def run(session: Session, *, shape: Shape, scratch: Path) -> None:
     tuner.fit()
 
 
-@contextlib.contextmanager
-def local_cluster(*, cpus: int, gpus: int | None) -> Iterator[None]:
-    """A Ray session of this process's own, on this machine, for as long as the context lasts."""
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        num_gpus=gpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def _bundle(shape: Shape) -> dict[str, float]:
     return {"CPU": float(shape.cpus)} | ({"GPU": shape.gpus} if shape.gpus else {})
 
@@ -180,7 +159,13 @@ class _Search(Searcher):
         if dispatch is None:
             return None
         self._link.attempts[trial_id] = dispatch
-        return {"trial": dispatch.trial, "job": dispatch.job, "folder": dispatch.folder, "shape": self._shape}
+        return {
+            "trial": dispatch.trial,
+            "attempt": (dispatch.token, dispatch.attempt),
+            "job": dispatch.job,
+            "folder": dispatch.folder,
+            "shape": self._shape,
+        }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The listener has heard it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ def status(ledger: Ledger) -> dict[str, Any]:
                 "state": trial.state,
                 "outcome": trial.outcome,
                 "attempts": trial.attempts,
-                "failure": trial.failure,
+                "failure": trial.failure or ("diverged" if trial.outcome == "diverged" else None),
                 "message": trial.message,
                 "mlflow_run_id": trial.mlflow_run_id,
                 "metric": trial.metric,
@@ -126,6 +127,24 @@ def status(ledger: Ledger) -> dict[str, Any]:
             for trial in trials
         ],
     }
+
+
+def stop(ledger: Ledger, folder: RunFolder, *, wait_s: float) -> tuple[str, bool]:
+    """Ask the driver of a run to stop, and wait for it. Returns what to tell, and whether nobody drives it now."""
+    driver = ledger.holder()
+    if driver is None:
+        return f"nobody drives {folder.path}; continue it: orchestrator resume {folder.path}", True
+    ledger.ask_to_stop()
+    who, deadline = driver[0].partition(" [")[0], time.monotonic() + wait_s
+    while time.monotonic() < deadline:
+        holder = ledger.holder()
+        if holder is None or holder[:2] != driver[:2]:
+            return f"{who} has stopped; continue: orchestrator resume {folder.path}", True
+        time.sleep(0.2)
+    return (
+        f"{who} was asked to stop and has not within {wait_s:g} s; if it hangs, end that process: nothing is lost",
+        False,
+    )
 
 
 def logs(folder: RunFolder, trial: str, rank: int) -> Path:

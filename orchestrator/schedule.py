@@ -94,8 +94,10 @@ class Schedule:
     def _observe(self, suggestion: Suggestion, trials: list[Trial]) -> search.Observed:
         states = {trial.state for trial in trials}
         state: Any = None
-        if not states & {"queued", "running"}:
+        if not states & {"queued", "running"} and not any(map(withheld, trials)):
             state = next((kind for kind in ("failed", "pruned") if kind in states), "done")
+            if state == "failed" and any(trial.outcome == "infeasible" for trial in trials):
+                state = "infeasible"
         values = [trial.metric for trial in trials if trial.metric is not None]
         value = sum(values) / len(values) if state in ("done", "pruned") and len(values) == len(trials) else None
         rungs = self._rung_values(trials[0]) if self.pruned(trials[0]) else {}
@@ -121,6 +123,12 @@ def as_trial(planned: Planned) -> Trial:
         job=planned.job.model_dump(mode="json"),
         number=planned.number,
     )
+
+
+def withheld(trial: Trial) -> bool:
+    """Whether a trial ran out of memory and nobody has decided yet. The search does not hear of it until it has run
+    with less memory or is given up: a setting is no worse for want of memory."""
+    return trial.state == "failed" and trial.failure == "out_of_memory" and trial.outcome != "infeasible"
 
 
 def rung_steps(trial: Trial) -> list[int]:

@@ -55,7 +55,7 @@ class Observed:
     value: float | None
     """The objective. None: the setting failed or is infeasible. A diverged trial has a value, its untrained one."""
 
-    state: Literal["done", "pruned", "failed"] | None
+    state: Literal["done", "pruned", "failed", "infeasible"] | None
     """None: still running."""
 
     rungs: Mapping[int, float] = field(default_factory=dict)
@@ -273,15 +273,17 @@ def _state(one: Observed) -> TrialState:
 
     if one.state == "pruned":
         return TrialState.PRUNED
-    return TrialState.FAIL if one.state == "failed" or one.value is None else TrialState.COMPLETE
+    return TrialState.COMPLETE if one.state == "done" and one.value is not None else TrialState.FAIL
 
 
 def _frozen(one: Observed, space: Mapping[str, BaseDistribution]) -> FrozenTrial:
     from optuna.trial import TrialState, create_trial
 
-    state = _state(one)
+    state, infeasible = _state(one), one.state == "infeasible"
     return create_trial(
-        state=state,
+        # Samplers pass over what failed; what is infeasible is to steer them away.
+        state=TrialState.PRUNED if infeasible else state,
+        constraints={"feasible": 1.0} if infeasible else None,
         value=one.value if state is TrialState.COMPLETE else None,
         params={key: one.params[key] for key in space},
         distributions=dict(space),

@@ -7,6 +7,7 @@ only one that records how trials end, and asks for what follows. No ray, no torc
 from __future__ import annotations
 
 import queue
+import re
 import socket
 import threading
 import time
@@ -28,6 +29,9 @@ LEASE_S = 30.0
 
 RENEW_S = LEASE_S / 4
 
+LOOK_S = 1.0
+"""How often the ledger is asked whether somebody wants the session to stop."""
+
 HEAR_S = 10.0
 """How long Tune's loop may wait for the writer."""
 
@@ -45,6 +49,8 @@ class Dispatch:
     """With this attempt's execution settings."""
 
     folder: str
+    token: int
+    """The fencing token of the driver."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Failure:
     """Why an attempt ended, in the words of the rank that caused it."""
 
     kind: str
-    """A failure class, a field of the sweep's [retry]."""
+    """A failure class: `interrupted`, or a field of the sweep's [retry]."""
 
     rank: int | None
     message: str
@@ -94,7 +100,9 @@ class Session:
         self.stopped_by: str | None = None
         """Why the session stopped before its end, in words for a person."""
         self.interrupted = False
-        """Whether a signal stopped it."""
+        """Whether a person or a signal stopped it."""
+        self.storage_full: str | None = None
+        """What did not fit on the disk; the session then stops."""
         self.broken: BaseException | None = None
         """What the writer could not get over; the session then stops."""
         self._writer = threading.Thread(target=self._write, name="ledger-writer", daemon=True)
@@ -104,7 +112,9 @@ class Session:
     def start(self) -> None:
         """Reconcile with what earlier sessions left, then let the writer work."""
         for attempt in self._ledger.reconcile():
-            self._tell(f"attempt {attempt.number} of trial {attempt.trial} was cut short; it continues", None)
+            text = f"attempt {attempt.number} of trial {attempt.trial} was cut short; it continues"
+            self._ledger.event("cut_short", text, attempt.trial)
+            self._tell(text, None)
         self._refill()
         self._writer.start()
 
@@ -151,7 +161,11 @@ class Session:
                 return None
             settings = {f"execution.{key}": value for key, value in execution.items()}
             dispatch = Dispatch(
-                trial.id, attempt, merged(trial.job, settings), str(self._folder.trial(trial.id).resolve())
+                trial.id,
+                attempt,
+                merged(trial.job, settings),
+                str(self._folder.trial(trial.id).resolve()),
+                self._ledger.token or 0,
             )
             self._running[trial.id] = dispatch
             self._verified.add(trial.arm)
@@ -219,15 +233,20 @@ class Session:
 
     def _write(self) -> None:
         renew_at = time.monotonic() + RENEW_S
+        look_at = time.monotonic() + LOOK_S
         while True:
             try:
-                event = self._events.get(timeout=max(0.0, renew_at - time.monotonic()))
+                event = self._events.get(timeout=max(0.0, min(renew_at, look_at) - time.monotonic()))
             except queue.Empty:
                 event = self._nothing
             if event is None:
                 return
             try:
                 event()
+                if time.monotonic() >= look_at:
+                    if self._ledger.asked_to_stop():
+                        self.interrupt("asked to, by orchestrator stop")
+                    look_at = time.monotonic() + LOOK_S
                 if time.monotonic() >= renew_at:
                     self._ledger.renew()
                     renew_at = time.monotonic() + RENEW_S
@@ -246,16 +265,17 @@ class Session:
         if "failure" in report:
             self._fail(dispatch, Failure(**report["failure"]))
             return
+        for remark in report.get("remarks", []):
+            self._ledger.event("checkpoint", remark, dispatch.trial)
+            self._tell(f"trial {dispatch.trial}: {remark}", None)
         points = [Point(dispatch.trial, p["key"], p["step"], p["value"], p["time"]) for p in report["points"]]
         self._ledger.record_points(dispatch.trial, dispatch.attempt, points)
         result, metric = report["result"], self._plan.sweep.metric.name
         if result is None:
             return
         value = result["metrics"].get(metric)
-        if value is None:
-            measured = ", ".join(key for key in result["metrics"] if "/" not in key)
-            message = f"the metric {metric!r} was not measured; the trial measured {measured}"
-            self._fail(dispatch, Failure("user_error", None, message, ""))
+        if (wrong := _wrong_metric(metric, result["metrics"])) is not None:
+            self._fail(dispatch, Failure("user_error", None, wrong, ""))
             return
         self._ledger.finish_attempt(
             dispatch.trial,
@@ -276,13 +296,11 @@ class Session:
         self._ended(dispatch, f"pruned at step {step} with {self._plan.sweep.metric.name} {value:.4f}")
 
     def _fail(self, dispatch: Dispatch, failure: Failure) -> None:
-        allowed = getattr(self._plan.sweep.retry, failure.kind, 0)
-        so_far = [a for a in self._ledger.attempts(dispatch.trial) if a.failure == failure.kind]
-        again = len(so_far) < allowed
+        again = self._again(dispatch.trial, failure)
         self._ledger.finish_attempt(
             dispatch.trial,
             dispatch.attempt,
-            state="failed",
+            state="interrupted" if failure.kind == "interrupted" else "failed",
             failure=failure.kind,
             message=failure.message,
             again=again,
@@ -293,10 +311,27 @@ class Session:
             path.write_text(failure.trace)
         then = "it gets another attempt" if again else f"log: {self._folder.trial(dispatch.trial)}/log.rank0.txt"
         self._ended(dispatch, f"attempt {dispatch.attempt} failed ({failure.kind}): {failure.message}; {then}")
-        same = self._failures.setdefault(failure.message, set())
+        if (
+            failure.kind == "storage_full"
+            and self._count(dispatch.trial, failure) > self._plan.sweep.retry.storage_full
+        ):
+            self.storage_full = failure.message
+            self.stop(failure.message)
+        same = self._failures.setdefault(fingerprint(failure), set())
         same.add(dispatch.trial)
         if not again and len(same) >= SAME_FAILURES:
             self.stop(f"{len(same)} trials failed in the same way: {failure.message}")
+
+    def _again(self, trial: str, failure: Failure) -> bool:
+        """Whether the trial goes back to the queue. After a full disk it does, but nothing more is begun; what was
+        interrupted is nobody's fault."""
+        if failure.kind in ("interrupted", "storage_full"):
+            return True
+        return self._count(trial, failure) < getattr(self._plan.sweep.retry, failure.kind, 0)
+
+    def _count(self, trial: str, failure: Failure) -> int:
+        """How many attempts of the trial have ended like this."""
+        return sum(one.failure == failure.kind for one in self._ledger.attempts(trial))
 
     def _ended(self, dispatch: Dispatch, what: str) -> None:
         trial = self._ledger.trial(dispatch.trial)
@@ -323,3 +358,20 @@ class Session:
         """Settings that an earlier attempt was given stay, until others are asked for."""
         attempts = self._ledger.attempts(trial.id) if trial.attempts else []
         return dict(attempts[-1].execution) if attempts else {}
+
+
+def fingerprint(failure: Failure) -> str:
+    """What two failures have in common when one bug causes both: numbers, addresses and paths do not count."""
+    text = re.sub(r"^rank \d+: ", "", failure.message)
+    return f"{failure.kind} {re.sub(r'(/[^ /:]+)+|0x[0-9a-f]+|[0-9a-f]{12,}|[0-9]+', '#', text)}"
+
+
+def _wrong_metric(name: str, metrics: Mapping[str, Any]) -> str | None:
+    """What is wrong with a trial's metric, or None."""
+    if name not in metrics:
+        measured = ", ".join(key for key in metrics if "/" not in key)
+        return f"the metric {name!r} was not measured; the trial measured {measured}"
+    value = metrics[name]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"the metric {name!r} is {type(value).__name__} {str(value)[:60]!r}; it must be one finite number"
+    return None if isfinite(value) else f"the metric {name!r} is {value}; it must be one finite number"

@@ -105,3 +105,18 @@ def test_a_bad_job_ends_with_2_and_says_why(tmp_path: Path, change: tuple[str, s
     job.write_text(job.read_text().replace(*change))
     done = run("-m", "jobs.train", str(job), "--into", str(tmp_path / "trial"))
     assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+
+
+def test_a_finished_job_that_is_kept_elsewhere_is_told_again_from_there(tmp_path: Path) -> None:
+    """Mutant check: dropping --remote on its way trains again."""
+    job = write(tmp_path, steps=2)
+    command = ["-m", "jobs.train", str(job), "--remote", (tmp_path / "far").as_uri(), "--into"]
+    first = run(*command, str(tmp_path / "one"))
+    assert first.returncode == 0, first.stderr
+    again = run(*command, str(tmp_path / "two"))
+    assert again.returncode == 0, again.stderr
+    assert "ok at step 2" in first.stdout
+    assert "ok at step 2" not in again.stdout
+    assert metrics(tmp_path / "far") == metrics(tmp_path / "one")
+    nowhere = run(*command[:-2], "nonsense://far", "--into", str(tmp_path / "three"))
+    assert (nowhere.returncode, "nonsense" in nowhere.stderr) == (2, True), nowhere.stderr

@@ -1,5 +1,10 @@
 import json
 import os
+import socket
+import subprocess
+import sys
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +12,7 @@ import pytest
 import torch
 
 from jobs import checkpoint, manifest
+from jobs.storage import Folder
 
 
 def state(value: float) -> dict[str, Any]:
@@ -19,7 +25,8 @@ def state(value: float) -> dict[str, Any]:
 
 
 def save(folder: Path, step: int, keep: int = 2) -> Path:
-    return checkpoint.save(folder, step=step, keep=keep, **state(float(step)))
+    checkpoint.save(folder, step=step, keep=keep, **state(float(step)))
+    return folder / manifest.name_of(step)
 
 
 def test_what_is_read_is_what_was_written_bit_for_bit(tmp_path: Path) -> None:
@@ -81,6 +88,69 @@ def test_a_half_written_checkpoint_is_invisible(tmp_path: Path) -> None:
     assert checkpoint.steps(tmp_path) == [5]
 
 
+def test_what_dead_processes_left_half_written_is_removed_and_what_living_ones_write_is_not(tmp_path: Path) -> None:
+    """Mutant checks: without the look at the process the second goes too, or none goes."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    names = [f".step_000010.{socket.gethostname()}.{pid}.0" for pid in (process.pid, os.getpid())]
+    for name in (*names, ".step_000010.123", ".step_000010.another.host.1.7"):
+        (tmp_path / name).mkdir(parents=True)
+    save(tmp_path, 5)
+    Folder(tmp_path).clean()
+    assert {path.name for path in tmp_path.iterdir()} == {names[1], "step_000005"}
+
+
+def test_a_snapshot_shares_nothing_with_what_training_changes() -> None:
+    """Mutant check: leaving out `copy=True`, or lists, fails this."""
+    live = state(1.0)
+    live["optimizer"]["history"] = [torch.ones(2), (torch.ones(2), {"deep": torch.ones(2)})]
+    taken = checkpoint.snapshot(step=1, **live)
+    for tensor in checkpoint._tensors([live["model"], live["optimizer"]]):
+        tensor.fill_(9.0)
+    live["optimizer"]["param_groups"][0]["lr"] = 9.0
+    live["extra"]["seconds"] = 9.0
+    seen = [*checkpoint._tensors([taken.model, taken.optimizer])]
+    assert len(seen) == 6
+    assert all(torch.equal(tensor, torch.ones_like(tensor)) for tensor in seen)
+    assert (taken.optimizer["param_groups"][0]["lr"], taken.extra["seconds"]) == (0.1, 1.0)
+
+
+def test_the_writer_does_one_thing_at_a_time_and_keeps_its_error(tmp_path: Path) -> None:
+    """Mutant checks: handing over without waiting for the work before, or an error that is told once, fails this."""
+    writer, gate, begun = checkpoint.Writer(), threading.Event(), threading.Event()
+    order: list[str] = []
+    writer.look()
+    writer.settle()
+
+    def first() -> None:
+        assert gate.wait(60)
+        order.append("first")
+
+    def second() -> None:
+        order.append("second")
+        raise ZeroDivisionError("mine")
+
+    writer.hand_over(first)
+    writer.look()
+
+    def other() -> None:
+        begun.set()
+        writer.hand_over(second)
+        order.append("handed over")
+
+    helper = threading.Thread(target=other)
+    helper.start()
+    assert begun.wait(60)
+    assert order == []
+    gate.set()
+    helper.join()
+    for call in (writer.settle, writer.look, writer.settle, partial(writer.hand_over, first)):
+        with pytest.raises(ZeroDivisionError, match="mine"):
+            call()
+    assert order[0] == "first"
+    assert sorted(order[1:]) == ["handed over", "second"]
+
+
 def test_the_same_step_can_be_written_again(tmp_path: Path) -> None:
     save(tmp_path, 5)
     checkpoint.save(tmp_path, step=5, keep=2, **state(6.0))
@@ -100,7 +170,7 @@ def test_a_failed_write_leaves_the_older_one_and_no_rubbish(tmp_path: Path, monk
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"checkpoint of step 10 needs .* may be a quota"):
         save(tmp_path, 10)
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["step_000005"]

@@ -99,7 +99,8 @@ def test_a_held_lease_ends_with_3_and_names_the_holder(folder: Path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("resume", "quick", "--class", "hung"), "give --failed with it"),
+        (("resume", "quick", "--class", "hung"), "give --failed or --give-up with it"),
+        (("resume", "quick", "--failed", "--give-up"), "opposite things"),
         (("resume", "quick", "--set", "job.loss.name=dcl"), "only job.execution may change"),
         (("logs", "quick", "abc"), "names 0 trials"),
     ],

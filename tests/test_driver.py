@@ -1,89 +1,17 @@
 """Whole sweeps, as a newcomer runs them: real Ray, real MLflow store, real processes that are really killed."""
 
-import contextlib
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import psutil
-import pyarrow.parquet as pq
 import pytest
+from real import SWEEP, TRIALS, call, command, ended, kill, measured, status
 
 from orchestrator import tracking
 from orchestrator.driver import execution_overrides
 from orchestrator.runs import RunFolder
-
-SWEEP = """
-name = "small"
-question = "Does FlatNCE beat InfoNCE?"
-metric = { name = "knn_accuracy", smallest_difference = 0.01 }
-[job]
-task = "image"
-budget = { steps = 8 }
-[job.data]
-train = "digits[:300]"
-tune = "digits[300:400]"
-confirm = "digits[400:500]"
-[job.model]
-name = "resnet"
-width = 8
-layers = 1
-[job.batch]
-size = 16
-[job.evaluate]
-times = 2
-probe = false
-references = 300
-[job.execution]
-ranks = 2
-checkpoint_every = 3
-[compare]
-"loss.name" = ["infonce", "flatnce"]
-[tune]
-trials = 2
-defaults = [{ "optimizer.lr" = 1e-3 }]
-[tune.space]
-"optimizer.lr" = { low = 1e-4, high = 1e-2, log = true }
-[confirm]
-seeds = 3
-"""
-
-TRIALS = 2 * 2 + 2 * 3
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "orchestrator.cli", *arguments]
-
-
-def call(*arguments: str, cwd: Path, code: int = 0) -> str:
-    done = subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True, check=False, timeout=280)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout if code == 0 else done.stderr
-
-
-def status(cwd: Path, run: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(call("status", run, "--json", cwd=cwd))
-    return found
-
-
-def ended(folder: RunFolder) -> int:
-    with contextlib.closing(folder.open()) as ledger:
-        return ledger.counts().get("done", 0)
-
-
-def kill(process: subprocess.Popen[Any]) -> None:
-    """kill -9, and then the agents of its Ray session, which outlive their raylet."""
-    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.kill()
-    process.communicate()
-    _, left = psutil.wait_procs(family, timeout=5)
-    for one in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +26,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def measured(home: Path, run: str = "small") -> dict[str, float]:
-    with (home / "runs" / run / "report" / "results.parquet").open("rb") as file:
-        rows = pq.read_table(file).to_pylist()
-    return {row["trial"]: row["metric"] for row in rows}
-
-
 def test_status_compare_mlflow_and_parquet_agree_on_every_number(finished: Path) -> None:
-    stood = status(finished, "small")
+    stood = status(finished)
     assert stood["state"] == "done"
     assert stood["counts"] == {"queued": 0, "running": 0, "done": TRIALS, "pruned": 0, "failed": 0}
     by_status = {trial["id"]: trial["metric"] for trial in stood["trials"]}
@@ -129,7 +51,7 @@ def test_status_compare_mlflow_and_parquet_agree_on_every_number(finished: Path)
 
 
 def test_every_point_is_in_mlflow_once(finished: Path) -> None:
-    stood = status(finished, "small")
+    stood = status(finished)
     for run in tracking.runs_of(tracking.embedded_uri(finished / "runs"), stood["run"]):
         if run["kind"] != "trial":
             continue
@@ -143,10 +65,10 @@ def test_every_point_is_in_mlflow_once(finished: Path) -> None:
 
 
 def test_the_same_command_again_trains_nothing(finished: Path) -> None:
-    before = {trial["id"]: trial["attempts"] for trial in status(finished, "small")["trials"]}
+    before = {trial["id"]: trial["attempts"] for trial in status(finished)["trials"]}
     began = time.monotonic()
     call("launch", "sweep.toml", cwd=finished)
-    assert {trial["id"]: trial["attempts"] for trial in status(finished, "small")["trials"]} == before
+    assert {trial["id"]: trial["attempts"] for trial in status(finished)["trials"]} == before
     assert set(before.values()) == {1}
     assert time.monotonic() - began < 120
 
@@ -159,7 +81,7 @@ def test_an_edited_sweep_is_refused_with_the_keys_that_differ(finished: Path) ->
 
 
 def test_logs_are_a_rank_s_own(finished: Path) -> None:
-    trial = status(finished, "small")["trials"][0]["id"]
+    trial = status(finished)["trials"][0]["id"]
     assert "step 8/8" in call("logs", "small", trial[:6], cwd=finished)
 
 
@@ -183,7 +105,7 @@ def test_killing_the_driver_loses_nothing_and_repeats_nothing(finished: Path, tm
             kill(process)
     call("launch", "sweep.toml", cwd=tmp_path)
     assert measured(tmp_path) == measured(finished)
-    stood = status(tmp_path, "small")
+    stood = status(tmp_path)
     assert stood["counts"]["done"] == TRIALS
     nested = [
         run["trial"]
@@ -216,7 +138,7 @@ def test_ctrl_c_checkpoints_and_a_second_driver_is_told_who_holds_the_run(tmp_pa
         kill(process)
     assert process.returncode == 130, said
     assert "continue:  orchestrator resume runs/small" in said
-    stood = status(tmp_path, "small")
+    stood = status(tmp_path)
     assert stood["state"] == "stopped"
     assert stood["counts"]["running"] == 0
     assert {t["failure"] for t in stood["trials"]} <= {"interrupted", None}

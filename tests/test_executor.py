@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from orchestrator import cluster as clusters
 from orchestrator import executor
 from orchestrator.ledger import Ledger, sqlite_url, this_process
 from orchestrator.plan import make
@@ -40,7 +41,7 @@ SHAPE = executor.Shape(ranks=2, cpus=1, gpus=0)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with executor.local_cluster(cpus=2, gpus=None):
+    with clusters.session(cpus=2):
         yield
 
 

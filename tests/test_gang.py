@@ -1,6 +1,5 @@
 """Warm gangs on real Ray: the same results as cold ranks, and every way of dying told by its own name."""
 
-import errno
 import logging
 import os
 import signal
@@ -15,11 +14,10 @@ import pytest
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import ray
-from ray.exceptions import OutOfMemoryError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from jobs.config import JobConfig
-from jobs.gang import Gang, GangError, kind_of, root_cause
+from jobs.gang import Gang, GangError
 from jobs.train import Training
 from orchestrator.sweep import merged
 
@@ -140,23 +138,3 @@ def test_a_saved_gang_continues_where_it_was(gang: Gang, tmp_path: Path) -> None
     gang.end()
     assert run(gang, job(budget__steps=60), tmp_path / "cut") == whole
     assert "continues after step" in (tmp_path / "cut" / "log.rank0.txt").read_text()
-
-
-def test_the_root_cause_is_told_from_its_echoes() -> None:
-    echo = RuntimeError("[gloo/transport/tcp] Connection closed by peer")
-    assert root_cause({0: echo, 1: ValueError("lr")}).message == "rank 1: ValueError: lr"
-    assert root_cause({0: echo}).rank == 0
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (MemoryError(), "out_of_memory"),
-        (OutOfMemoryError("host"), "out_of_memory"),
-        (OSError(errno.ENOSPC, "full"), "storage_full"),
-        (ConnectionRefusedError(), "infrastructure"),
-        (KeyError("x"), "user_error"),
-    ],
-)
-def test_an_exception_has_a_failure_class(error: Exception, kind: str) -> None:
-    assert kind_of(error) == kind

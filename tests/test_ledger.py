@@ -411,6 +411,7 @@ WRITES: dict[str, Callable[[Ledger], Any]] = {
     "start_attempt": lambda ledger: ledger.start_attempt("t1", {}, "h"),
     "record_points": lambda ledger: ledger.record_points("t1", 1, [point("t1"), point("t1", step=2)]),
     "finish_attempt": lambda ledger: ledger.finish_attempt("t1", 1, state="failed"),
+    "give_up": lambda ledger: ledger.give_up("t1"),
     "requeue": lambda ledger: ledger.requeue("t1"),
     "reconcile": lambda ledger: ledger.reconcile(),
     "mark_trial_projected": lambda ledger: ledger.mark_trial_projected(ledger.trial("t1")),
@@ -420,6 +421,7 @@ WRITES: dict[str, Callable[[Ledger], Any]] = {
     "renew": lambda ledger: ledger.renew(),
 }
 READS = {"attempts", "close", "counts", "create", "events", "frozen", "holder", "open", "points", "run", "runs"}
+READS |= {"token", "ask_to_stop", "asked_to_stop"}
 READS |= {"suggestions", "trial", "trials", "unprojected_points", "unprojected_trials", "waiting", "acquire", "release"}
 
 
@@ -744,19 +746,46 @@ def test_what_mlflow_lost_is_told_again(ledger: Ledger) -> None:
     assert told() == (["t0", "t1"], {"t0": 1, "t1": 1}, None)
 
 
+def test_whoever_holds_the_run_is_asked_to_stop_and_nobody_after(url: str, opened: Callable[[Ledger], Ledger]) -> None:
+    """Mutant check: a flag in place of the token would stop the next driver too."""
+    first = opened(Ledger.create(url, name="x", sweep={}))
+    first.acquire("first", 60)
+    asking = opened(Ledger.open(url))
+    assert not first.asked_to_stop()
+    asking.ask_to_stop()
+    assert first.asked_to_stop()
+    first.release()
+    asking.acquire("second", 60)
+    assert not asking.asked_to_stop()
+
+
+def test_only_a_failed_trial_is_given_up_and_another_attempt_takes_that_back(ledger: Ledger) -> None:
+    number = ledger.start_attempt("t0", {}, "h")
+    with pytest.raises(LedgerError, match="cannot give up trial t0: it is running"):
+        ledger.give_up("t0")
+    ledger.finish_attempt("t0", number, state="failed", failure="out_of_memory", message="big")
+    ledger.give_up("t0")
+    assert ledger.trial("t0").outcome == "infeasible"
+    ledger.requeue("t0")
+    assert ledger.trial("t0").outcome is None
+
+
 # Versions
 
 
+NOW = schema.VERSION
+
+
 @pytest.fixture
-def version_two(monkeypatch: pytest.MonkeyPatch) -> None:
+def next_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program whose tables have one more column."""
 
     def forward(connection: sa.Connection) -> None:
         connection.exec_driver_sql("ALTER TABLE runs ADD COLUMN mood TEXT")
         connection.exec_driver_sql("UPDATE runs SET name = name || ', brought forward'")
 
-    monkeypatch.setattr(schema, "VERSION", 2)
-    monkeypatch.setitem(schema.MIGRATIONS, 1, forward)
+    monkeypatch.setattr(schema, "VERSION", NOW + 1)
+    monkeypatch.setitem(schema.MIGRATIONS, NOW, forward)
 
 
 def test_an_older_ledger_is_brought_forward_once(
@@ -764,14 +793,29 @@ def test_an_older_ledger_is_brought_forward_once(
 ) -> None:
     old = opened(Ledger.create(url, name="x", sweep={}, trials=planned(2)))
     old.acquire("the old program", 60)
-    request.getfixturevalue("version_two")
-    with pytest.raises(LedgerError, match="version 1 and must be brought to 2, but the old program is driving"):
+    request.getfixturevalue("next_version")
+    with pytest.raises(LedgerError, match=f"version {NOW} and must be brought to {NOW + 1}, but the old program is"):
         Ledger.open(url)
     old.release()
     for _ in range(2):
         new = opened(Ledger.open(url))
         assert new.run.name == "x, brought forward"
         assert len(new.trials()) == 2
+
+
+def test_a_ledger_of_version_1_is_brought_forward_with_its_run_and_can_be_stopped(
+    url: str, opened: Callable[[Ledger], Ledger]
+) -> None:
+    """Mutant check: a check for busy leases that selects every column fails on the old tables."""
+    old = opened(Ledger.create(url, name="x", sweep={}, trials=planned(2)))
+    with old._database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE leases DROP COLUMN stop")
+        connection.exec_driver_sql("UPDATE orchestrator_schema SET version = 1")
+    new = opened(Ledger.open(url))
+    assert len(new.trials()) == 2
+    new.acquire("h", 60)
+    new.ask_to_stop()
+    assert new.asked_to_stop()
 
 
 def test_a_migration_that_fails_changes_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -783,8 +827,8 @@ def test_a_migration_that_fails_changes_nothing(url: str, monkeypatch: pytest.Mo
         raise RuntimeError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "VERSION", 2)
-        patch.setitem(schema.MIGRATIONS, 1, broken)
+        patch.setattr(schema, "VERSION", NOW + 1)
+        patch.setitem(schema.MIGRATIONS, NOW, broken)
         with pytest.raises(RuntimeError, match="no"):
             Ledger.open(url)
     again = Ledger.open(url)
@@ -797,9 +841,9 @@ def test_a_newer_ledger_is_refused(url: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schema, "VERSION", 7)
         Ledger.create(url, name="x", sweep={}).close()
-    with pytest.raises(LedgerError, match="schema version 7 and this program knows up to 1"):
+    with pytest.raises(LedgerError, match=f"schema version 7 and this program knows up to {NOW}"):
         Ledger.open(url)
-    with pytest.raises(LedgerError, match="schema version 7 and this program knows up to 1"):
+    with pytest.raises(LedgerError, match=f"schema version 7 and this program knows up to {NOW}"):
         Ledger.create(url, name="y", sweep={})
 
 

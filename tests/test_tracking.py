@@ -32,6 +32,7 @@ from orchestrator.tracking import (
     runs_of,
     ui_command,
 )
+from orchestrator.tracking import store as stores
 from orchestrator.tracking.store import connect
 
 ROOT = Path(__file__).parents[1]
@@ -310,6 +311,31 @@ def test_an_embedded_store_lies_beside_the_runs_and_nowhere_else(
     assert list((runs / "mlartifacts").rglob("report.md"))
 
 
+@pytest.mark.parametrize(("runs", "points"), [(100, 25_000), (3, 5)])
+def test_the_histories_of_many_runs_are_those_of_each(
+    ledger: Ledger, uri: str, monkeypatch: pytest.MonkeyPatch, runs: int, points: int
+) -> None:
+    """Also when a server cuts its answer off. Mutant check: taking the answer as it comes fails this, and so does
+    leaving out the runs after the first `BULK_RUNS`."""
+    for number, trial in enumerate(planned(4)):
+        train(ledger, trial.id, 3 + number)
+    odd = [Point("trial0", "odd", step, value, 1e9) for step, value in enumerate([math.nan, math.inf, 1e-300, -0.1])]
+    ledger.record_points("trial0", 1, odd)
+    flushed(ledger, uri)
+    monkeypatch.setattr(stores, "BULK_RUNS", runs)
+    monkeypatch.setattr(stores, "BULK_POINTS", points)
+    client = connect(uri)
+    found = runs_of(uri, ledger.uuid)
+    assert len(found) == 5
+    for run in found:
+        alone = {
+            key: sorted((one.step, one.timestamp, one.value) for one in client.get_metric_history(run["run_id"], key))
+            for key in client.get_run(run["run_id"]).data.metrics
+        }
+        assert repr(sorted(run["metrics"].items())) == repr(sorted(alone.items()))
+    assert sorted(len(run["metrics"].get("train/loss", ())) for run in found) == [0, 3, 4, 5, 6]
+
+
 # One run for each trial, always
 
 KILLED = """
@@ -506,6 +532,11 @@ def test_a_sick_server_delays_nobody(
     assert not projection.healthy
     flushed(ledger, embedded)
     assert len(agree(ledger, embedded)) == 4
+
+
+def test_a_sick_server_is_named_when_it_is_asked_for_runs() -> None:
+    with sick(ERROR_500) as address, pytest.raises(TrackingUnavailable, match=rf"{address}: .*500.*; see what its log"):
+        runs_of(address, "some run")
 
 
 @pytest.mark.parametrize(

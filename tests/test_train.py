@@ -1,11 +1,13 @@
 """One job, really trained: it learns, it is the same on any number of ranks, and a kill costs nothing but time."""
 
+import copy
 import json
 import math
 import os
 import pickle
 import shutil
 import signal
+import threading
 import time
 from functools import partial
 from multiprocessing.context import ForkServerContext
@@ -18,11 +20,12 @@ import torch.distributed as dist
 from conftest import _rank_main
 from transformers import ResNetConfig, ResNetModel
 
-from jobs import checkpoint
+from jobs import checkpoint, manifest
 from jobs.config import JobConfig
 from jobs.models import ContrastiveModel
+from jobs.storage import Folder
 from jobs.train import Training
-from jobs.trial import Point
+from jobs.trial import Fence, Point, TakenOver
 from orchestrator.sweep import merged
 
 BASE: dict[str, Any] = {
@@ -110,6 +113,7 @@ def test_a_kill_at_any_step_changes_not_one_bit(tmp_path: Path, steps: int, undi
     while done < steps:
         killed.advance(1)
         done += 1
+    killed.settle()
     del killed
     again = trained(job(), tmp_path)
     assert values(again.points) == values(whole.points) == values(lines(tmp_path))
@@ -134,6 +138,7 @@ def test_a_result_without_its_checkpoint_is_earned_again(tmp_path: Path) -> None
     again = Training(job(), tmp_path, log=said.append)
     assert again.result is None
     assert any("step_000012 is damaged" in line for line in said)
+    assert [line for line in said if line in again.remarks] == again.remarks != []
     while again.result is None:
         again.advance(100)
     assert values(again.points) == values(first.points)
@@ -147,6 +152,11 @@ def test_without_a_sound_checkpoint_training_starts_again_and_says_so(tmp_path: 
     again = Training(job(), tmp_path, log=said.append)
     assert again.step == 0
     assert any("starts again from step 0" in line for line in said)
+    assert [remark.partition(" (")[0] for remark in again.remarks] == [
+        "checkpoint step_000012 is damaged",
+        "checkpoint step_000010 is damaged",
+        "no sound checkpoint is left: training starts again from step 0",
+    ]
     again.advance(100)
     assert values(again.points).items() <= values(first.points).items()
 
@@ -159,6 +169,155 @@ def test_a_point_cut_short_by_a_kill_is_measured_again(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:-9])
     assert trained(job(), tmp_path).result is not None
     assert len(values(lines(tmp_path))) == len(lines(tmp_path)) - len(TIMES)
+
+
+# Checkpoints in the background
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_the_checkpoint_is_of_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: tuple[Path, Training]
+) -> None:
+    """Mutant checks: writing in `save` itself never gets to step 8, and a snapshot without copies is of step 8."""
+    gate, real = threading.Event(), checkpoint.write
+
+    def slow(*arguments: Any, **options: Any) -> None:
+        assert gate.wait(60)
+        real(*arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "write", slow)
+    training = Training(job(), tmp_path, log=lambda _: None)
+    while training.step < 5:
+        training.advance(1)
+    model, optimizer = copy.deepcopy((training.model.state_dict(), training.optimizer.state_dict()))
+    try:
+        while training.step < 8:
+            training.advance(1)
+        assert checkpoint.steps(tmp_path / "checkpoints") == []
+    finally:
+        gate.set()
+    training.settle()
+    found, _ = checkpoint.newest(tmp_path / "checkpoints")
+    assert found is not None
+    assert found.step == 5
+    assert all(torch.equal(found.model[name], value) for name, value in model.items())
+    assert not any(
+        torch.equal(found.model[name], value) for name, value in training.model.named_parameters() if value.ndim > 1
+    ), "nothing was trained since, so this test would be vacuous"
+    for number, state in optimizer["state"].items():
+        assert all(torch.equal(found.optimizer["state"][number][key], value) for key, value in state.items())
+    while training.result is None:
+        training.advance(100)
+    assert values(training.points) == values(undisturbed[1].points)
+
+
+def test_a_checkpoint_follows_what_it_has_passed_and_the_result_follows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant checks: setting the result before settling, or writing it after the last checkpoint, fails this; so does
+    leaving out the flush in `save`."""
+    seen: dict[str, tuple[bool, bool, bool]] = {}
+    real = Folder.commit
+
+    def watched(self: Folder, aside: Path, name: str, **options: Any) -> None:
+        threading.Event().wait(0.2)  # long enough for a result that does not wait to be seen
+        written = {(point.key, point.step) for point in lines(tmp_path)}
+        step = int(name.removeprefix("step_"))
+        passed = {(point.key, point.step) for point in training.points if point.step <= step}
+        seen[name] = (passed <= written, (tmp_path / "result.json").exists(), training.result is None)
+        real(self, aside, name, **options)
+
+    monkeypatch.setattr(Folder, "commit", watched)
+    training = Training(job(), tmp_path, log=lambda _: None)
+    while training.result is None:
+        training.advance(100)
+    assert seen == {
+        "step_000005": (True, False, True),
+        "step_000010": (True, False, True),
+        "step_000012": (True, True, True),
+    }
+    assert checkpoint.steps(tmp_path / "checkpoints") == [12, 10]
+
+
+def test_what_a_dead_process_left_half_written_goes_when_the_trial_is_opened(tmp_path: Path) -> None:
+    leftover = tmp_path / "checkpoints" / ".step_000005.gone.1.0"
+    leftover.mkdir(parents=True)
+    (leftover / "model.safetensors").write_bytes(b"half")
+    Training(job(), tmp_path, log=lambda _: None)
+    assert not leftover.exists()
+
+
+def test_an_attempt_that_was_taken_over_writes_nothing_more(tmp_path: Path, undisturbed: tuple[Path, Training]) -> None:
+    """Mutant check: a fence that is not asked before points, or before checkpoints, fails this."""
+    first = Training(job(), tmp_path, log=lambda _: None, attempt=(1, 1))
+    while first.step < 7:
+        first.advance(1)
+    first.settle()
+    second = Training(job(), tmp_path, log=lambda _: None, attempt=(2, 1))
+    assert second.step == 5
+    before = (tmp_path / "points.jsonl").read_text()
+    with pytest.raises(TakenOver, match=r"attempt 1 \(token 2\) has taken this trial over from attempt 1 \(token 1\)"):
+        first.advance(1)
+    first._hand_over(first._snapshot())
+    with pytest.raises(TakenOver):
+        first.settle()
+    first.writer = checkpoint.Writer()
+    first._hand_over(None, {"outcome": "ok", "step": 12})
+    with pytest.raises(TakenOver):
+        first.settle()
+    assert not (tmp_path / "result.json").exists()
+    with pytest.raises(TakenOver):
+        Training(job(), tmp_path, log=lambda _: None, attempt=(1, 9))
+    assert checkpoint.steps(tmp_path / "checkpoints") == [5]
+    assert (tmp_path / "points.jsonl").read_text() == before
+    while second.result is None:
+        second.advance(100)
+    assert values(lines(tmp_path)) == values(undisturbed[1].points)
+    found, _ = checkpoint.newest(tmp_path / "checkpoints")
+    assert found is not None
+    assert found.extra["attempt"] == [2, 1]
+
+
+def test_an_attempt_that_is_taken_over_while_it_writes_does_not_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant check: asking only before the writing begins fails this."""
+    real = manifest.write
+
+    def slow(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
+        Fence(Folder(tmp_path), (2, 1)).hold()
+
+    monkeypatch.setattr(manifest, "write", slow)
+    training = Training(job(budget__steps=6, evaluate__times=1), tmp_path, log=lambda _: None, attempt=(1, 1))
+    while training.step < 5:
+        training.advance(1)
+    with pytest.raises(TakenOver):
+        training.settle()
+    assert [*(tmp_path / "checkpoints").iterdir()] == []
+
+
+def phases_of(folder: Path, rank: int) -> tuple[list[str], list[str]]:
+    phases: list[str] = []
+    config = job(execution__ranks=2, execution__verify=True, execution__checkpoint_every=2, budget__steps=3)
+    folder.mkdir(exist_ok=True)
+    (folder / f"log.rank{rank}.txt").write_text("printed")
+    remote = folder.with_name("far").as_uri()
+    training = trained(config, folder, group=dist.group.WORLD, phase=phases.append, remote=remote)
+    return phases, training.remarks
+
+
+def test_every_rank_tells_what_it_begins_and_its_log_is_kept(tmp_path: Path, spawn_ranks: Any) -> None:
+    """Mutant check: publishing rank 0's log only fails this."""
+    ranks = spawn_ranks(2, partial(phases_of, tmp_path / "near"))
+    expected = ["loading", "evaluation", "preflight", "step 1", "evaluation", "step 2", "evaluation", "checkpoint"]
+    expected += ["step 3", "evaluation", "checkpoint"]
+    for phases, remarks in ranks:
+        assert [phase for phase, before in zip(phases, [None, *phases], strict=False) if phase != before] == expected
+        assert remarks == []
+    assert {path.name for path in (tmp_path / "far").glob("log.*")} == {"log.rank0.txt", "log.rank1.txt"}
+
+
+# Any way of computing it
 
 
 @pytest.mark.parametrize("settings", [{"execution__micro": 3}, {"execution__micro": 4, "execution__keep_graphs": 2}])
@@ -302,6 +461,7 @@ def test_a_kill_changes_not_one_bit_of_sentences_with_dropout_and_the_auxiliary_
     killed = Training(config, tmp_path / "killed", log=lambda _: None)
     for _ in range(5):
         killed.advance(1)
+    killed.settle()
     del killed
     again = trained(config, tmp_path / "killed")
     assert values(again.points) == values(whole.points)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.config import JobConfig
-from jobs.trial import Records, open_folder, read_result, write_result, write_whole
+from jobs.storage import Folder
+from jobs.trial import Fence, Records, TakenOver, open_folder, read_result, write_result
 
 
 def job(seed: int = 0, ranks: int = 1) -> JobConfig:
@@ -60,11 +61,11 @@ def test_a_value_survives_the_disk_bit_for_bit(tmp_path_factory: pytest.TempPath
 
 
 def test_a_folder_belongs_to_one_objective(tmp_path: Path) -> None:
-    open_folder(tmp_path, job())
-    open_folder(tmp_path, job(ranks=2))
+    open_folder(Folder(tmp_path), job())
+    open_folder(Folder(tmp_path), job(ranks=2))
     assert json.loads((tmp_path / "job.json").read_text())["execution"]["ranks"] == 2
     with pytest.raises(ValueError, match="only its execution may change"):
-        open_folder(tmp_path, job(seed=1))
+        open_folder(Folder(tmp_path), job(seed=1))
 
 
 @pytest.mark.parametrize(
@@ -74,12 +75,65 @@ def test_a_folder_belongs_to_one_objective(tmp_path: Path) -> None:
 def test_a_result_counts_with_its_checkpoint(
     tmp_path: Path, outcome: str, checkpoint_step: int | None, counts: bool
 ) -> None:
-    assert read_result(tmp_path, checkpoint_step=3) is None
-    write_result(tmp_path, {"outcome": outcome, "step": 3})
-    assert (read_result(tmp_path, checkpoint_step=checkpoint_step) is not None) == counts
+    assert read_result(Folder(tmp_path), checkpoint_step=3) is None
+    write_result(Folder(tmp_path), {"outcome": outcome, "step": 3})
+    assert (read_result(Folder(tmp_path), checkpoint_step=checkpoint_step) is not None) == counts
 
 
-def test_a_file_is_replaced_in_one_piece_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
-    write_whole(tmp_path / "a", "old")
-    write_whole(tmp_path / "a", "new")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "new")]
+def test_of_two_points_of_one_key_and_step_the_first_stands(tmp_path: Path) -> None:
+    """A writer that was taken over may have added its own. Mutant check: keeping the last, or both, fails this."""
+    records = Records(tmp_path, writes=True)
+    records.add({"loss": 1.0, "other": 2.0}, step=1)
+    records.flush()
+    stale = Records(tmp_path, writes=True)
+    stale.add({"loss": 3.0}, step=1)
+    stale.flush()
+    again = Records(tmp_path, writes=True)
+    again.restore(until=1)
+    assert again.points == records.points
+    assert len((tmp_path / "points.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_line_that_two_writers_tore_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "points.jsonl").write_text('{"key": "loss"}\n{"key": "loss", "step": 1, "value": 1.0, "time": 0.0}\n')
+    records = Records(tmp_path, writes=True)
+    records.restore(until=1)
+    assert [point.step for point in records.points] == [1]
+
+
+@pytest.mark.parametrize("later", [(1, 3), (2, 1)])
+def test_a_later_attempt_shuts_an_earlier_one_out(tmp_path: Path, later: tuple[int, int]) -> None:
+    """Mutant check: comparing the numbers of the attempts alone lets the second case through."""
+    first, second = Fence(Folder(tmp_path), (1, 2)), Fence(Folder(tmp_path), later)
+    first.hold()
+    first.glance()
+    second.hold()
+    told = json.loads((tmp_path / "attempt.json").read_text())
+    assert (told["token"], told["attempt"]) == later
+    for refused in (first.hold, first.glance, Fence(Folder(tmp_path), (1, 1)).hold):
+        with pytest.raises(TakenOver, match=rf"attempt {later[1]} \(token {later[0]}\) has taken this trial over"):
+            refused()
+    Fence(Folder(tmp_path), later).hold()
+    Fence(Folder(tmp_path), None).hold()
+
+
+def test_a_claim_that_an_earlier_attempt_overwrote_is_renewed(tmp_path: Path) -> None:
+    """Both read before either wrote. Mutant check: a fence that only compares leaves the earlier one in."""
+    first, second = Fence(Folder(tmp_path), (1, 1)), Fence(Folder(tmp_path), (1, 2))
+    second.hold()
+    (tmp_path / "attempt.json").unlink()
+    first.hold()
+    second.hold()
+    with pytest.raises(TakenOver):
+        first.hold()
+
+
+def test_points_are_not_written_once_another_has_taken_over(tmp_path: Path) -> None:
+    """Mutant check: flushing before asking fails this."""
+    fence = Fence(Folder(tmp_path), (1, 1))
+    records = Records(tmp_path, writes=True, permit=fence.glance)
+    records.add({"loss": 1.0}, step=1)
+    Fence(Folder(tmp_path), (1, 2)).hold()
+    with pytest.raises(TakenOver):
+        records.flush()
+    assert not (tmp_path / "points.jsonl").exists()

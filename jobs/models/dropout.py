@@ -15,14 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from jobs import randomness
 
 ATTENTION = "keyed_dropout"
-"""Name under which transformers finds the attention below."""
+"""Name under which transformers finds the attention of transformer.py."""
 
 
 @dataclass
@@ -67,7 +64,7 @@ def chunk_seed() -> int:
 
 # Inductor inlines the steps of a hash into one another, and takes many minutes over it.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _drop(x: Tensor, p: float) -> Tensor:
+def drop(x: Tensor, p: float) -> Tensor:
     """Dropout of x [n, ..., channels] with the masks of the current rows; 0 < p < 1."""
     keys = _current()
     if len(keys.rows) != len(x):
@@ -92,7 +89,7 @@ class KeyedDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x in training mode with some of it dropped and the rest scaled up, else x."""
-        return _drop(x, self.p) if self.training and self.p > 0 else x
+        return drop(x, self.p) if self.training and self.p > 0 else x
 
 
 def replace_dropout(encoder: nn.Module) -> None:
@@ -115,8 +112,9 @@ def _exchange(
         for name, child in module.named_children():
             if isinstance(child, old):
                 setattr(module, name, new(child.p))
-    if isinstance(encoder, PreTrainedModel):
-        encoder.set_attn_implementation(attention)
+    set_attention = getattr(encoder, "set_attn_implementation", None)  # transformers' models have one
+    if set_attention is not None:
+        set_attention(attention)
 
 
 def why_unreplayable(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> str | None:
@@ -171,35 +169,3 @@ def _current() -> _Keys:
             "`with dropout_keys(seed=..., step=..., rows=...)`, or call model.eval() first"
         )
     return _stack[-1]
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **others: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """query [n, heads, q, d] attends to key and value [n, heads, k, d]; the mask is bool (True attends) or added."""
-    if dropout == 0 or not module.training:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
-    if attention_mask is None and (others.get("is_causal") or getattr(module, "is_causal", False)):
-        raise RuntimeError(f"attention dropout of a causal encoder ({type(module).__name__}) cannot be replayed")
-    if (groups := query.shape[1] // key.shape[1]) > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    for bias in (others.get("position_bias"), attention_mask):
-        if bias is not None and bias.dtype == torch.bool:
-            scores = scores.masked_fill(~bias, torch.finfo(scores.dtype).min)
-        elif bias is not None:
-            scores = scores + bias
-    weights = _drop(torch.softmax(scores, dim=-1), dropout)
-    return (weights @ value.to(weights.dtype)).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -11,6 +11,7 @@ import re
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -106,7 +107,18 @@ class Lease:
                 return None
             return row.holder, row.since, row.expires
 
-    def _mine(self) -> sa.Select[tuple[str, int, str | None, float | None, float | None]]:
+    def ask_to_stop(self) -> None:
+        """Ask whoever holds it now to stop. Needs no lease; one who takes it later is not meant."""
+        table = schema.leases
+        with self._database.write() as connection:
+            connection.execute(table.update().where(table.c.run == self._run).values(stop=table.c.token))
+
+    def asked_to_stop(self) -> bool:
+        """Whether somebody has asked this holder to stop."""
+        with self._database.read() as connection:
+            return bool(connection.execute(self._mine()).one().stop == self._token)
+
+    def _mine(self) -> sa.Select[Any]:
         return sa.select(schema.leases).where(schema.leases.c.run == self._run)
 
 

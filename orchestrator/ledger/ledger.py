@@ -198,6 +198,19 @@ class Ledger:
         """Give the lease back; harmless when it is not held."""
         self._lease.release()
 
+    @property
+    def token(self) -> int | None:
+        """The fencing token of the lease this process holds, or None."""
+        return self._lease.token
+
+    def ask_to_stop(self) -> None:
+        """Ask whoever drives the run now to checkpoint and stop. Needs no lease."""
+        self._lease.ask_to_stop()
+
+    def asked_to_stop(self) -> bool:
+        """Whether somebody has asked this driver to stop."""
+        return self._lease.asked_to_stop()
+
     def holder(self) -> tuple[str, float, float] | None:
         """Who drives this run, since when and until when unless renewed (unix seconds); None when nobody does."""
         return self._lease.holder()
@@ -325,7 +338,13 @@ class Ledger:
             if trial.state == "running":
                 ending = _interrupted("queued again while it ran")
                 self._end_attempt(connection, trial_id, trial.attempts, **ending)
-            self._set_trial(connection, trial_id, state="queued", ended=None)
+            self._set_trial(connection, trial_id, state="queued", outcome=None, ended=None)
+
+    def give_up(self, trial_id: str) -> None:
+        """A failed trial is not tried again: its setting counts as infeasible. Raises LedgerError for another state."""
+        with self._write() as (connection, _):
+            self._lock(connection, trial_id, ("failed",), "give up")
+            self._set_trial(connection, trial_id, outcome="infeasible")
 
     def reconcile(self) -> list[Attempt]:
         """Close as `interrupted` the attempts that an earlier holder of the lease left running, and queue their trials.
@@ -509,8 +528,9 @@ def _bring_forward(database: Database, connection: Connection, *, create: bool =
     if version is None and create:
         schema.create(connection)
     elif version is not None and version != schema.VERSION:
-        busy = schema.leases.c.expires > database.now(connection)
-        if version < schema.VERSION and (row := connection.execute(schema.leases.select().where(busy)).first()):
+        table = schema.leases
+        busy = sa.select(table.c.run, table.c.holder).where(table.c.expires > database.now(connection))
+        if version < schema.VERSION and (row := connection.execute(busy).first()):
             raise LedgerError(
                 f"the ledger has schema version {version} and must be brought to {schema.VERSION}, but "
                 f"{row.holder} is driving run {row.run}; stop that driver first"

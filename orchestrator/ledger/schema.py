@@ -17,10 +17,15 @@ from sqlalchemy.types import TypeDecorator, UserDefinedType
 
 from .values import LedgerError
 
-VERSION = 1
+VERSION = 2
 """Version of the tables below."""
 
-MIGRATIONS: dict[int, Callable[[Connection], None]] = {}
+
+def _ask_to_stop(connection: Connection) -> None:
+    connection.exec_driver_sql("ALTER TABLE leases ADD COLUMN stop BIGINT")
+
+
+MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _ask_to_stop}
 """MIGRATIONS[n] turns the tables of version n into those of version n + 1, inside the caller's transaction."""
 
 
@@ -91,6 +96,8 @@ leases = sa.Table(
     sa.Column("holder", sa.Text),
     sa.Column("since", Real),
     sa.Column("expires", Real),
+    # The token of the holder that somebody has asked to stop.
+    sa.Column("stop", sa.BigInteger),
 )
 
 trials = sa.Table(

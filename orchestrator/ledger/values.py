@@ -9,7 +9,8 @@ Stage = Literal["tune", "confirm"]
 TrialState = Literal["queued", "running", "done", "pruned", "failed"]
 AttemptState = Literal["running", "done", "pruned", "failed", "interrupted"]
 RunState = Literal["planned", "running", "stopped", "done"]
-Outcome = Literal["ok", "diverged"]
+Outcome = Literal["ok", "diverged", "infeasible"]
+"""How a trial's training went; `infeasible`: it failed, and a person gave it up."""
 
 TRIAL_STATES: tuple[TrialState, ...] = ("queued", "running", "done", "pruned", "failed")
 

@@ -1,0 +1,104 @@
+"""`python -m jobs.audit TRIALS`: what the folders of trials hold, as one line of JSON for each; changes nothing.
+
+    {"trial", "job", "result", "points": [[key, step, value]], "repeated", "torn",
+     "checkpoints": [{"name", "step", "fault"}], "set_aside", "leftovers", "faults"}
+
+Every checkpoint is read and hashed. Imports neither torch nor ray, so that it answers as fast as the disk does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from jobs import manifest
+
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What reading a damaged manifest or point may raise."""
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status for these command-line arguments."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        sys.stderr.write("usage: python -m jobs.audit TRIALS    where TRIALS is the folder of a run's trials\n")
+        return 0 if arguments in (["-h"], ["--help"]) else 2
+    try:
+        folders = sorted(path for path in Path(arguments[0]).iterdir() if path.is_dir())
+    except OSError as error:
+        sys.stderr.write(f"error: {arguments[0]} is no folder of trials: {error}\n")
+        return 2
+    for folder in folders:
+        sys.stdout.write(json.dumps(audit(folder)) + "\n")
+    return 0
+
+
+def audit(folder: Path) -> dict[str, Any]:
+    """What one trial's folder holds, as plain JSON.
+
+    `job` and `result` are None where there is none; `points` has the first of those that are there twice, `repeated`
+    counts the others and `torn` the lines that a kill cut short. The `fault` of a sound checkpoint is None; those that
+    were set aside and those that were never committed are only named. `faults` says which files cannot be read.
+    """
+    faults: list[str] = []
+    points, repeated, torn = _points(folder / "points.jsonl", faults)
+    checkpoints = folder / "checkpoints"
+    names = sorted(path.name for path in checkpoints.iterdir()) if checkpoints.is_dir() else []
+    complete = manifest.complete(checkpoints)
+    return {
+        "trial": folder.name,
+        "job": _json(folder / "job.json", faults),
+        "result": _json(folder / "result.json", faults),
+        "points": points,
+        "repeated": repeated,
+        "torn": torn,
+        "checkpoints": [_checkpoint(path) for path in complete],
+        "set_aside": [name for name in names if ".bad-" in name],
+        "leftovers": [name for name in names if ".bad-" not in name and checkpoints / name not in complete],
+        "faults": faults,
+    }
+
+
+def _json(path: Path, faults: list[str]) -> Any:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        faults.append(f"{path.name} cannot be read ({error})")
+        return None
+
+
+def _points(path: Path, faults: list[str]) -> tuple[list[list[Any]], int, int]:
+    if not path.exists():
+        return [], 0, 0
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        faults.append(f"{path.name} cannot be read ({error})")
+        return [], 0, 0
+    found: dict[tuple[str, int], float] = {}
+    torn = 0
+    for line in lines:
+        try:
+            point = json.loads(line)
+            found.setdefault((point["key"], point["step"]), point["value"])
+        except BROKEN:
+            torn += 1
+    return [[key, step, value] for (key, step), value in found.items()], len(lines) - torn - len(found), torn
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    step, fault = manifest.step_of(path.name), None
+    try:
+        told = manifest.check(path)["step"]
+        if told != step:
+            fault = f"{manifest.NAME} is of step {told}"
+    except BROKEN as error:
+        fault = (str(error).splitlines() or [type(error).__name__])[0]
+    return {"name": path.name, "step": step, "fault": fault}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

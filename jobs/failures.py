@@ -1,0 +1,84 @@
+"""Why an attempt ended: failure classes, and which of several ranks' errors caused the others.
+
+Ray's exceptions are known by their names, so that this needs no ray.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+DEATHS = {"ActorDiedError", "ActorUnavailableError", "OutOfMemoryError", "NodeDiedError"}
+"""What Ray says of a process that is gone; whatever the others say then is an echo."""
+
+PEERS = ("Connection closed by peer", "Connection reset", "gloo", "NCCL", "DistBackend")
+"""Words of an exception about the network between ranks."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt ended, in the words of the rank that caused it."""
+
+    kind: str
+    """One of the failure classes of the ledger: interrupted, worker_lost, node_lost, out_of_memory, hung, storage_full,
+    infrastructure, user_error."""
+
+    rank: int | None
+    message: str
+    """First line of the real exception."""
+
+    trace: str
+
+
+def root_cause(errors: Mapping[int, Exception]) -> Failure:
+    """Of the errors of several ranks, the one that caused the others: a death, else an exception that is not about
+    the network between ranks, else the first."""
+
+    def order(item: tuple[int, Exception]) -> tuple[bool, bool, int]:
+        rank, error = item
+        return (not _is(error, *DEATHS), any(word in str(error) for word in PEERS), rank)
+
+    rank, error = min(errors.items(), key=order)
+    raised = error.cause if _is(error, "RayTaskError") and hasattr(error, "cause") else None
+    cause = raised if isinstance(raised, BaseException) else error
+    trace = str(error) if raised is not None else "".join(traceback.format_exception(error))
+    notes = [note for note in getattr(cause, "__notes__", []) if note.startswith("peak memory")]
+    return Failure(kind_of(cause), rank, "; ".join([f"rank {rank}: {first_line(cause)}", *notes]), trace)
+
+
+def kind_of(error: BaseException) -> str:
+    """The failure class of an exception."""
+    text = str(error)
+    died, full = _is(error, "ActorDiedError"), getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    rules = {
+        "out_of_memory": isinstance(error, MemoryError)
+        or _is(error, "OutOfMemoryError")
+        or "DefaultCPUAllocator" in text,
+        "interrupted": bool(getattr(error, "preempted", False)) or _is(error, "TakenOver"),
+        "node_lost": _is(error, "NodeDiedError") or (died and "node has died" in text),
+        "worker_lost": died or _is(error, "ActorUnavailableError"),
+        "storage_full": isinstance(error, OSError) and full,
+        "infrastructure": isinstance(error, ConnectionError | socket.gaierror),
+    }
+    return next((kind for kind, applies in rules.items() if applies), "user_error")
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one line; of Ray's many lines about an actor's death, the one that says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if _is(error, "ActorDiedError"):
+        facts = ("class_name:", "actor_id:", "pid:", "name:", "namespace:", "ip:")
+        lines = [line for line in lines if not line.startswith(facts)][1:2] or lines
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def peak(megabytes: float) -> str:
+    """The most memory of a trial, in words."""
+    return f"peak memory of the trial {megabytes:,.0f} MB"
+
+
+def _is(error: BaseException, *names: str) -> bool:
+    return any(kind.__name__ in names for kind in type(error).__mro__)

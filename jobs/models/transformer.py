@@ -1,0 +1,151 @@
+"""Encoders of transformers: BERT and ViT from a job's fields, any other loaded; and their attention with keyed dropout.
+
+transformers calls attention by name (`AttentionInterface`), which is the only way to reach the dropout inside it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTConfig,
+    ViTModel,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from jobs.config import JobConfig
+from jobs.models.dropout import ATTENTION, drop
+from jobs.models.errors import ModelError
+
+
+def bert(job: JobConfig, vocabulary: int) -> nn.Module:
+    """A BERT of the job's size for `vocabulary` token ids, not yet initialised."""
+    model = job.model
+    p = 0.1 if model.dropout is None else model.dropout
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=model.width,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        intermediate_size=4 * model.width,
+        max_position_embeddings=job.data.max_tokens,
+        hidden_dropout_prob=p,
+        attention_probs_dropout_prob=p,
+    )
+    return BertModel(config, add_pooling_layer=False)
+
+
+def vit(job: JobConfig, image_shape: tuple[int, int, int]) -> nn.Module:
+    """A ViT of the job's size, not yet initialised. image_shape: channels, height, width."""
+    model = job.model
+    channels, height, width = image_shape
+    if height % model.patch or width % model.patch:
+        raise ModelError(
+            f"model.patch = {model.patch} must divide the images' sides, {height} x {width}; "
+            f"use for example model.patch = {_largest_divisor(height, width, at_most=model.patch)}"
+        )
+    p = model.dropout or 0.0
+    config = ViTConfig(
+        image_size=(height, width),
+        num_channels=channels,
+        patch_size=model.patch,
+        hidden_size=model.width,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        intermediate_size=4 * model.width,
+        hidden_dropout_prob=p,
+        attention_probs_dropout_prob=p,
+    )
+    return ViTModel(config, add_pooling_layer=False)
+
+
+def _largest_divisor(height: int, width: int, *, at_most: int) -> int:
+    return next(side for side in range(at_most, 0, -1) if height % side == 0 and width % side == 0)
+
+
+def load(name: str, job: JobConfig) -> nn.Module:
+    """A pretrained encoder from a local folder or the Hub, in fp32, without its pooler."""
+    local = Path(name).is_dir()
+    try:
+        config = AutoConfig.from_pretrained(name, local_files_only=local)
+        if job.model.dropout is not None:
+            _set_dropout(config, job.model.dropout)
+        encoder: PreTrainedModel = AutoModel.from_pretrained(
+            name, config=config, local_files_only=local, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+        raise ModelError(
+            f"model.name = '{name}' is {'' if local else 'no folder here and '}not loadable"
+            f"{'; HF_HUB_OFFLINE is set, so only the local cache was searched' if offline and not local else ''}"
+            f" ({str(error).strip().splitlines()[0]}). Give a folder with config.json and model.safetensors, a name "
+            "that the Hub knows, or 'vit', 'resnet' or 'bert' to train from nothing"
+        ) from error
+    wanted = {"image": "pixel_values", "sentence": "input_ids"}[job.task]
+    if encoder.main_input_name != wanted:
+        raise ModelError(
+            f"model.name = '{name}' encodes {encoder.main_input_name}, but task = '{job.task}' gives {wanted}; "
+            f"use an encoder of {job.task}s"
+        )
+    # A pooler's weights would get no gradient, and pooling is ours to choose.
+    if "add_pooling_layer" in inspect.signature(type(encoder).__init__).parameters:
+        encoder.pooler = cast("Any", None)
+    return encoder
+
+
+def _set_dropout(config: PreTrainedConfig, p: float) -> None:
+    """Set every dropout that a transformers configuration names."""
+    suffixes = ("dropout", "dropout_prob", "dropout_rate", "pdrop")
+    names = [key for key, value in config.to_dict().items() if type(value) in (int, float) and key.endswith(suffixes)]
+    if p and not names:
+        raise ModelError(f"model.dropout = {p}, but this encoder's configuration names no dropout; leave it out")
+    for name in names:
+        setattr(config, name, p)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """query [n, heads, q, d] attends to key and value [n, heads, k, d]; the mask is bool (True attends) or added."""
+    if dropout == 0 or not module.training:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+    if attention_mask is None and (others.get("is_causal") or getattr(module, "is_causal", False)):
+        raise RuntimeError(f"attention dropout of a causal encoder ({type(module).__name__}) cannot be replayed")
+    if (groups := query.shape[1] // key.shape[1]) > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    for bias in (others.get("position_bias"), attention_mask):
+        if bias is not None and bias.dtype == torch.bool:
+            scores = scores.masked_fill(~bias, torch.finfo(scores.dtype).min)
+        elif bias is not None:
+            scores = scores + bias
+    weights = drop(torch.softmax(scores, dim=-1), dropout)
+    return (weights @ value.to(weights.dtype)).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

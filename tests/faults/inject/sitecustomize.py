@@ -1,0 +1,139 @@
+"""Faults at exact moments, in processes that a test started with this folder on PYTHONPATH. Python imports this first.
+
+$ORCHESTRATOR_FAULT names a JSON file that the test writes; nothing happens while it is not there:
+
+    {"at": "step", "rank": 1, "step": 5, "do": "sleep", "times": 1}
+
+at: `step` (jobs.step.exact_gradients is about to compute), `checkpoint` (its files are there, and the manifest that
+commits them is about to be), or the name of a method of the ledger that is about to be called. do: see `_do`. times:
+how often, over all processes; the file counts down.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+PLAN = os.environ.get("ORCHESTRATOR_FAULT")
+
+
+def _due(**here: Any) -> dict[str, Any] | None:
+    """The planned fault, if it is for this moment; it is then one less."""
+    if PLAN is None or not Path(PLAN).exists():
+        return None
+    with Path(PLAN).open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        plan: dict[str, Any] = json.load(file)
+        if plan["times"] < 1 or any(plan.get(key, value) != value for key, value in here.items()):
+            return None
+        file.seek(0)
+        file.truncate()
+        json.dump(plan | {"times": plan["times"] - 1}, file)
+    return plan
+
+
+def _do(what: str, chunks: Sequence[Any] = ()) -> None:
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "sleep":
+        time.sleep(100_000)
+    elif what == "raise":
+        raise LookupError("the bug of this rank")
+    elif what == "nan":
+        for tensor in chunks[0].views.queries.values():
+            tensor[...] = float("nan")
+    elif what == "cuda out of memory":
+        import torch
+
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    elif what == "allocate":
+        import resource
+
+        import torch
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, resource.RLIM_INFINITY))
+        torch.ones(2**30)
+    elif what == "eat":
+        eaten = bytearray()
+        while True:
+            eaten += b"x" * 2**26
+            time.sleep(0.01)
+    else:
+        raise ValueError(f"unknown fault {what!r}")
+
+
+def _step(module: ModuleType) -> None:
+    real: Callable[..., Any] = module.exact_gradients
+
+    def exact_gradients(model: Any, chunks: Sequence[Any], *, step: int, group: Any = None, **rest: Any) -> Any:
+        from torch import distributed as dist
+
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        if (plan := _due(at="step", rank=rank, step=step)) is not None:
+            _do(plan["do"], chunks)
+        return real(model, chunks, step=step, group=group, **rest)
+
+    module.exact_gradients = exact_gradients  # type: ignore[attr-defined]
+
+
+def _manifest(module: ModuleType) -> None:
+    real: Callable[..., Any] = module.write
+
+    def write(folder: Path, *, step: int, **rest: Any) -> None:
+        if (plan := _due(at="checkpoint", step=step)) is not None:
+            _do(plan["do"])
+        real(folder, step=step, **rest)
+
+    module.write = write  # type: ignore[attr-defined]
+
+
+def _ledger(module: ModuleType) -> None:
+    kind = module.Ledger
+
+    def before(name: str) -> None:
+        real = getattr(kind, name)
+
+        def method(self: Any, *arguments: Any, **keywords: Any) -> Any:
+            if (plan := _due(at=name)) is not None:
+                _do(plan["do"])
+            return real(self, *arguments, **keywords)
+
+        setattr(kind, name, method)
+
+    for name in ("set_mlflow_run", "finish_attempt"):
+        before(name)
+
+
+PATCHES = {"jobs.step": _step, "jobs.manifest": _manifest, "orchestrator.ledger.ledger": _ledger}
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name not in PATCHES:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def patched(module: ModuleType) -> None:
+                load(module)
+                PATCHES[name](module)
+
+            spec.loader.exec_module = patched  # type: ignore[method-assign]
+        return spec
+
+
+if PLAN is not None:
+    sys.meta_path.insert(0, _Finder())

@@ -1,0 +1,160 @@
+"""Real sweeps for tests: the command line in processes of its own, their ranks, and how they are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+
+from orchestrator.runs import RunFolder
+
+SWEEP = """
+name = "small"
+question = "Does FlatNCE beat InfoNCE?"
+metric = { name = "knn_accuracy", smallest_difference = 0.01 }
+[job]
+task = "image"
+budget = { steps = 8 }
+[job.data]
+train = "digits[:300]"
+tune = "digits[300:400]"
+confirm = "digits[400:500]"
+[job.model]
+name = "resnet"
+width = 8
+layers = 1
+[job.batch]
+size = 16
+[job.evaluate]
+times = 2
+probe = false
+references = 300
+[job.execution]
+ranks = 2
+checkpoint_every = 3
+[compare]
+"loss.name" = ["infonce", "flatnce"]
+[tune]
+trials = 2
+defaults = [{ "optimizer.lr" = 1e-3 }]
+[tune.space]
+"optimizer.lr" = { low = 1e-4, high = 1e-2, log = true }
+[confirm]
+seeds = 3
+"""
+"""Ten trials of a fraction of a second."""
+
+TRIALS = 2 * 2 + 2 * 3
+
+RANK, SLOT = ("ray::Rank",), ("ray::TrialActor", "ray::ResourceTrainable")
+"""How the processes of ranks, and of the actors that drive them, name themselves."""
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line of this checkout."""
+    return [sys.executable, "-m", "orchestrator.cli", *arguments]
+
+
+def call(*arguments: str, cwd: Path, code: int = 0, env: Mapping[str, str] | None = None) -> str:
+    """Run it to its end. Returns what it printed: standard output for code 0, else standard error."""
+    done = subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+        env={**os.environ, **(env or {})},
+    )
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout if code == 0 else done.stderr
+
+
+def status(cwd: Path, run: str = "small") -> dict[str, Any]:
+    """What `status --json` says."""
+    found: dict[str, Any] = json.loads(call("status", run, "--json", cwd=cwd))
+    return found
+
+
+def measured(home: Path, run: str = "small") -> dict[str, float]:
+    """The metric of every trial in the run's results.parquet."""
+    with (home / "runs" / run / "report" / "results.parquet").open("rb") as file:
+        rows = pq.read_table(file).to_pylist()
+    return {row["trial"]: row["metric"] for row in rows}
+
+
+def ended(folder: RunFolder) -> int:
+    """How many trials are done."""
+    if not folder.exists:
+        return 0
+    with contextlib.closing(folder.open()) as ledger:
+        return ledger.counts()["done"]
+
+
+@contextlib.contextmanager
+def driver(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """The command line as a process in a session of its own; whatever is left of it in the end is killed."""
+    process = subprocess.Popen(
+        command(*arguments),
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **(env or {})},
+    )
+    try:
+        yield process
+    finally:
+        kill(process)
+
+
+def kill(process: subprocess.Popen[Any]) -> None:
+    """kill -9, and then the agents of its Ray session, which outlive their raylet."""
+    family = children(process) if process.poll() is None else []
+    process.kill()
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+    end(family)
+
+
+def end(family: list[psutil.Process]) -> None:
+    """Wait until processes have ended, and end those that do not."""
+    _, left = psutil.wait_procs(family, timeout=5)
+    for one in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
+def children(process: subprocess.Popen[Any]) -> list[psutil.Process]:
+    """Every process below this one."""
+    return list(psutil.Process(process.pid).children(recursive=True))
+
+
+def named(names: tuple[str, ...], parent: int | None = None) -> list[psutil.Process]:
+    """Processes below `parent` (this one) whose title begins with one of `names`, oldest first."""
+    found = []
+    for process in psutil.Process(parent).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "".join(process.cmdline()[:1]).startswith(names) or process.name() in names:
+                found.append(process)
+    return sorted(found, key=lambda one: float(one.create_time()))
+
+
+def wait_for(condition: Callable[[], Any], *, seconds: float = 120, what: str = "it") -> Any:
+    """The first true value of `condition`. Fails when that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
+        time.sleep(0.02)
+    return found

@@ -1,0 +1,126 @@
+"""What is said of trials' folders is what lies in them; nothing heavy is loaded for it."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import manifest
+from jobs.audit import audit, main
+
+
+@pytest.fixture
+def trials(tmp_path: Path) -> Path:
+    """The folder of one trial `abc` with three points and checkpoints of steps 4 and 8."""
+    folder = tmp_path / "trials" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text('{"task": "image"}')
+    (folder / "result.json").write_text('{"step": 8, "metrics": {"m": NaN}}')
+    write_points(folder, ("m", 0, 0.5), ("m", 8, math.nan), ("loss", 4, math.inf))
+    for step in (4, 8):
+        made = folder / "checkpoints" / manifest.name_of(step)
+        made.mkdir(parents=True)
+        (made / "model.safetensors").write_bytes(bytes(range(200)))
+        manifest.write(made, step=step, extra={})
+    return tmp_path / "trials"
+
+
+def write_points(folder: Path, *points: tuple[str, int, float]) -> None:
+    with (folder / "points.jsonl").open("a") as file:
+        file.writelines(json.dumps({"key": k, "step": s, "value": v, "time": 1.0}) + "\n" for k, s, v in points)
+
+
+def flip(path: Path, place: int = 100) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def faults(folder: Path) -> list[Any]:
+    return [one["fault"] for one in audit(folder)["checkpoints"]]
+
+
+def test_a_line_of_json_for_each_trial_and_nothing_changes(trials: Path) -> None:
+    (trials / "xyz").mkdir()
+    (trials / "a file").touch()
+    before = {path: path.stat().st_mtime_ns for path in trials.rglob("*")}
+    done = subprocess.run([sys.executable, "-m", "jobs.audit", str(trials)], capture_output=True, text=True, check=True)
+    assert {path: path.stat().st_mtime_ns for path in trials.rglob("*")} == before
+    abc, xyz = map(json.loads, done.stdout.splitlines())
+    assert abc["job"] == {"task": "image"}
+    assert math.isnan(abc["result"]["metrics"]["m"])
+    assert repr(abc["points"]) == "[['m', 0, 0.5], ['m', 8, nan], ['loss', 4, inf]]"
+    assert abc["checkpoints"] == [
+        {"name": "step_000008", "step": 8, "fault": None},
+        {"name": "step_000004", "step": 4, "fault": None},
+    ]
+    nothing: dict[str, Any] = {"job": None, "result": None, "points": [], "checkpoints": []}
+    empty = {"trial": "xyz", "repeated": 0, "torn": 0, "set_aside": [], "leftovers": [], "faults": []}
+    assert xyz == nothing | empty
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("model.safetensors", flip, "model.safetensors does not match its sha256"),
+        ("model.safetensors", lambda path: path.unlink(), "No such file"),
+        ("manifest.json", lambda path: path.write_text("{}"), "sha256"),
+        ("manifest.json", lambda path: path.write_text("[1]"), "list indices"),
+        ("manifest.json", lambda path: path.write_text('{"step'), "Unterminated string"),
+        ("manifest.json", lambda path: path.write_text('{"step": 9, "sha256": {}}'), "is of step 9"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_its_neighbour_is_not(
+    trials: Path, name: str, damage: Any, words: str
+) -> None:
+    damage(trials / "abc" / "checkpoints" / "step_000008" / name)
+    newest, older = faults(trials / "abc")
+    assert words in newest
+    assert older is None
+
+
+def test_what_was_set_aside_or_never_committed_is_no_checkpoint(trials: Path) -> None:
+    checkpoints = trials / "abc" / "checkpoints"
+    (checkpoints / "step_000004").rename(checkpoints / "step_000004.bad-1")
+    (checkpoints / ".step_000012.77").mkdir()
+    (checkpoints / "step_000012").mkdir()
+    found = audit(trials / "abc")
+    assert [one["name"] for one in found["checkpoints"]] == ["step_000008"]
+    assert found["set_aside"] == ["step_000004.bad-1"]
+    assert found["leftovers"] == [".step_000012.77", "step_000012"]
+
+
+def test_the_first_of_two_points_counts_and_a_torn_line_is_counted(trials: Path) -> None:
+    write_points(trials / "abc", ("m", 0, 0.75))
+    with (trials / "abc" / "points.jsonl").open("a") as file:
+        file.write('{"key": "m", "st')
+    found = audit(trials / "abc")
+    assert found["points"][0] == ["m", 0, 0.5]
+    assert (len(found["points"]), found["repeated"], found["torn"]) == (3, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["job.json", "result.json", "points.jsonl"])
+def test_a_file_that_cannot_be_read_is_named(trials: Path, name: str) -> None:
+    (trials / "abc" / name).write_bytes(b"{\xff")
+    (fault,) = audit(trials / "abc")["faults"]
+    assert fault.startswith(f"{name} cannot be read (")
+
+
+def test_misuse_ends_with_2_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    assert "usage: python -m jobs.audit TRIALS" in capsys.readouterr().err
+    assert main([str(tmp_path / "gone")]) == 2
+    assert "gone is no folder of trials" in capsys.readouterr().err
+
+
+def test_it_loads_neither_torch_nor_ray() -> None:
+    probe = "import sys, jobs.audit; print([m for m in ('torch', 'ray', 'pydantic') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
