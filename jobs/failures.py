@@ -14,6 +14,9 @@ from dataclasses import dataclass
 DEATHS = {"ActorDiedError", "ActorUnavailableError", "OutOfMemoryError", "NodeDiedError"}
 """What Ray says of a process that is gone; whatever the others say then is an echo."""
 
+NODE_DIED = ("node has died", "node has crashed")
+"""Ray's words for an actor that went with its node, or with its owner's."""
+
 PEERS = ("Connection closed by peer", "Connection reset", "gloo", "NCCL", "DistBackend")
 """Words of an exception about the network between ranks."""
 
@@ -58,7 +61,7 @@ def kind_of(error: BaseException) -> str:
         or _is(error, "OutOfMemoryError")
         or "DefaultCPUAllocator" in text,
         "interrupted": bool(getattr(error, "preempted", False)) or _is(error, "TakenOver"),
-        "node_lost": _is(error, "NodeDiedError") or (died and "node has died" in text),
+        "node_lost": _is(error, "NodeDiedError") or (died and any(words in text for words in NODE_DIED)),
         "worker_lost": died or _is(error, "ActorUnavailableError"),
         "storage_full": isinstance(error, OSError) and full,
         "infrastructure": isinstance(error, ConnectionError | socket.gaierror),

@@ -24,7 +24,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from jobs import watch
-from jobs.failures import Failure, kind_of, peak, root_cause
+from jobs.failures import Failure, first_line, kind_of, peak, root_cause
 
 POLL_S = 0.5
 """How often a waiting gang looks for a rank that died."""
@@ -52,7 +52,7 @@ JOIN_TIMEOUT_S = 60.0
 CGROUP = Path("/sys/fs/cgroup/memory.events")
 """Where Linux counts the processes that it ended for want of memory."""
 
-__all__ = ["Failure", "Gang", "GangError", "Rank", "kind_of", "root_cause"]
+__all__ = ["Failure", "Gang", "GangError", "Rank", "first_line", "kind_of"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -64,6 +64,9 @@ class GangError(Exception):
     def __init__(self, failure: Failure) -> None:
         self.failure = failure
         super().__init__(failure.message)
+
+    def __reduce__(self) -> tuple[type[GangError], tuple[Failure]]:
+        return (GangError, (self.failure,))
 
 
 def _working(

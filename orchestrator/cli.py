@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -40,6 +41,10 @@ class _Group(click.Group):
             _fail(error, MISSING)
         except (ConfigError, RunError) as error:
             _fail(error, BAD_USAGE)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _fail(error, MISSING)
         except Exception as error:
             driver = sys.modules.get("orchestrator.driver")
             if driver is not None and isinstance(error, driver.InfrastructureMissing):

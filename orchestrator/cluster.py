@@ -115,7 +115,12 @@ def watched(dead: Callable[[str], None]) -> Iterator[None]:
             over.wait(LOOK_S)
 
     def look() -> None:
+        before = time.monotonic()
         while not over.wait(LOOK_S):
+            now = time.monotonic()
+            if now - before > SILENT_S / 2:  # this process was stopped, or its machine slept, and the head may have too
+                answered[0] = now
+            before = now
             lost.extend(f"{p.name()} (pid {p.pid}) died" for p in own if not _lives(p))
             if time.monotonic() - answered[0] > SILENT_S:
                 lost.append(f"the head has not answered for {SILENT_S:.0f} s")

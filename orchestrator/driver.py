@@ -163,28 +163,31 @@ def _drive(
     projection = None if options.offline else tracking.Projection(ledger, uri)
     leave = _Leaving(ledger, progress)
     try:
-        with _quiet(folder, progress), _signals(session, leave):
-            for note in notes:
-                progress.say(f"note: {note}")
-            if again is not None:
-                _decide(ledger, again)
-            ledger.set_run(state="running")
-            session.start()
+        with _signals(session, leave):
+            with _quiet(folder, progress):
+                for note in notes:
+                    progress.say(f"note: {note}")
+                if again is not None:
+                    _decide(ledger, again)
+                ledger.set_run(state="running")
+                session.start()
+                if projection is not None:
+                    projection.start()
+                _execute(plan, session, ranks, leave)
+            code = _ending(plan, ledger, session)
+            if session.broken is not None:
+                raise session.broken
+            _tell_who_waits(ledger, folder, progress)
+            if not session.storage_full:
+                progress.answer(report.table(report.write(ledger, folder.report)))
             if projection is not None:
-                projection.start()
-            _execute(plan, session, ranks, leave)
-        code = _ending(plan, ledger, session)
-        if session.broken is not None:
-            raise session.broken
-        _tell_who_waits(ledger, folder, progress)
-        answer = report.write(ledger, folder.report)
-        progress.answer(report.table(answer))
-        if projection is not None:
-            projection.log_report(folder.report)
-            if not projection.stop(timeout_s=60):
-                progress.say(f"MLflow is behind ({projection.last_error}); catch up: orchestrator resume {folder.path}")
-        progress.close(folder, code, session.stopped_by, offline=options.offline)
-        return code
+                if not session.storage_full:
+                    projection.log_report(folder.report)
+                if not projection.stop(timeout_s=60):
+                    behind = f"MLflow is behind ({projection.last_error})"
+                    progress.say(f"{behind}; catch up: orchestrator resume {folder.path}")
+            progress.close(folder, code, session.stopped_by, offline=options.offline)
+            return code
     finally:
         progress.release()
         if projection is not None:
@@ -368,8 +371,9 @@ def _quiet(folder: RunFolder, progress: Progress) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for written in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # a full disk takes no more lines, and this is a log
+                written.flush()
         for number, stream in enumerate(saved, 1):
             os.dup2(stream, number)
             os.close(stream)

@@ -28,7 +28,7 @@ from ray import cloudpickle, tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from jobs.gang import Gang, GangError, kind_of
+from jobs.gang import Gang, GangError, first_line, kind_of
 from orchestrator.session import Dispatch, Failure, Session
 
 
@@ -52,11 +52,14 @@ class TrialActor(tune.Trainable):
         self._begun = False
 
     def step(self) -> dict[str, Any]:
-        """Train for about a second. Failures of ranks come back as results, so that the slot survives them."""
+        """Train for about a second. Failures of ranks come back as results, so that the slot survives them, unless
+        its node is gone: then the slot is too."""
         try:
             return self._turn()
         except GangError as error:
             self._gang = None
+            if error.failure.kind == "node_lost":
+                raise
             return {"done": True, "failure": asdict(error.failure)}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -218,6 +221,11 @@ class _Listener(tune.Callback):
         """A slot was lost: its actor died, or a bug in it."""
         with Path(trial.pickled_error_file).open("rb") as file:  # Tune's own, written by this process
             error = cloudpickle.load(file)
-        cause = getattr(error, "cause", None) or error
-        message = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0]}"
-        self._link.session.lost(self._link.attempts[trial.trial_id], Failure(kind_of(cause), None, message, str(error)))
+        cause = error
+        while isinstance(inner := getattr(cause, "cause", None), BaseException):
+            cause = inner
+        if isinstance(cause, GangError):
+            failure = Failure(**asdict(cause.failure))
+        else:
+            failure = Failure(kind_of(cause), None, f"the slot was lost: {first_line(cause)}", str(error))
+        self._link.session.lost(self._link.attempts[trial.trial_id], failure)

@@ -6,6 +6,7 @@ only one that records how trials end, and asks for what follows. No ray, no torc
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import re
 import socket
@@ -307,8 +308,9 @@ class Session:
         )
         if failure.trace:
             path = self._folder.trial(dispatch.trial) / f"failure.attempt{dispatch.attempt}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(failure.trace)
+            with contextlib.suppress(OSError):  # the disk may be what failed; the ledger has the first line
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(failure.trace)
         then = "it gets another attempt" if again else f"log: {self._folder.trial(dispatch.trial)}/log.rank0.txt"
         self._ended(dispatch, f"attempt {dispatch.attempt} failed ({failure.kind}): {failure.message}; {then}")
         if (

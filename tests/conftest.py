@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import postgres_server
 
 SpawnRanks = Callable[..., list[Any]]
 
@@ -31,6 +32,13 @@ def forkserver() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch.distributed", "jobs.losses", "jobs.models", "jobs.evaluate"])
     return context
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """URL of a private PostgreSQL server, with `{}` for the database (see `servers.new_database`)."""
+    with postgres_server() as url:
+        yield url
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -116,6 +117,39 @@ def driver(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> 
         yield process
     finally:
         kill(process)
+
+
+def kill_at_random(
+    home: Path,
+    *,
+    kills: int,
+    moments: random.Random,
+    between_s: tuple[float, float],
+    env: Mapping[str, str] | None = None,
+    arguments: tuple[str, ...] = (),
+) -> list[float]:
+    """Launch, kill -9 after a random time, and so on. Returns the times; fewer when the sweep has ended before."""
+    times: list[float] = []
+    for number in range(kills):
+        delay = moments.uniform(*between_s)
+        with driver("launch", "sweep.toml", *arguments, cwd=home, env=env) as process:
+            wait_until = time.monotonic() + delay
+            while process.poll() is None and time.monotonic() < wait_until:
+                time.sleep(0.02)
+            if process.poll() is not None:
+                break
+        times.append(delay)
+        print(f"kill {number + 1} after {delay:.1f} s")
+    return times
+
+
+def proven(home: Path, *, trials: int = TRIALS, env: Mapping[str, str] | None = None) -> None:
+    """`verify` finds nothing, and no finished trial was trained again."""
+    found = json.loads(call("verify", "small", "--json", cwd=home, env=env))
+    assert found["ok"], found["faults"]
+    assert found["trials"] == found["mlflow_runs"] == trials
+    stood = json.loads(call("status", "small", "--json", cwd=home, env=env))
+    assert stood["counts"]["done"] + stood["counts"]["pruned"] == trials
 
 
 def kill(process: subprocess.Popen[Any]) -> None:

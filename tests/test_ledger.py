@@ -6,12 +6,9 @@ import contextlib
 import json
 import math
 import os
-import pwd
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +22,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from servers import new_database
 
 from orchestrator.ledger import (
     AttemptState,
@@ -49,47 +47,6 @@ ROOT = Path(__file__).parents[1]
 NUMBERS = count()
 
 
-def binaries() -> Path | None:
-    """Folder of initdb and pg_ctl: on the PATH, or where Debian keeps them."""
-    found = [*Path("/usr/lib/postgresql").glob("*/bin"), *(Path(p) for p in os.environ["PATH"].split(os.pathsep))]
-    return next((folder for folder in found if (folder / "initdb").exists() and (folder / "postgres").exists()), None)
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """URL of a private PostgreSQL server, on a unix socket only. initdb refuses root, which becomes `postgres`."""
-    programs = binaries()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed: no initdb in /usr/lib/postgresql/*/bin or on the PATH")
-    pytest.importorskip("psycopg", reason="psycopg 3 is not installed: pip install 'psycopg[binary]'")
-    user: str | None = None
-    if os.geteuid() == 0:
-        names = {entry.pw_name for entry in pwd.getpwall()}
-        user = "postgres" if "postgres" in names else "nobody"
-    # Not tmp_path: that is closed to other users, and too long for the name of a socket.
-    home = Path(tempfile.mkdtemp(prefix="pg"))
-    try:
-        if user:
-            shutil.chown(home, user)
-
-        def run(*command: str | Path) -> None:
-            log = home.with_suffix(".log")
-            with log.open("w") as out:
-                done = subprocess.run(command, user=user, cwd="/", stdout=out, stderr=out, check=False)
-            assert done.returncode == 0, log.read_text()
-
-        run(programs / "initdb", "-D", home / "data", "-U", "postgres", "--auth=trust", "--no-sync")
-        options = f"-k {home} -c listen_addresses='' -c fsync=off"
-        run(programs / "pg_ctl", "-D", home / "data", "-o", options, "-l", home / "log", "-w", "start")
-        try:
-            yield f"postgresql://postgres:a-secret@/{{}}?host={home}"
-        finally:
-            run(programs / "pg_ctl", "-D", home / "data", "-m", "immediate", "-w", "stop")
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-        home.with_suffix(".log").unlink(missing_ok=True)
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database."""
@@ -97,17 +54,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return sqlite_url(tmp_path / "ledger.db")
     server: str = request.getfixturevalue("postgres")
     return new_database(server)
-
-
-def new_database(server: str) -> str:
-    name = f"test{next(NUMBERS)}"
-    engine = sa.create_engine(
-        server.format("postgres").replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT"
-    )
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name} STRATEGY file_copy")
-    engine.dispose()
-    return server.format(name)
 
 
 @pytest.fixture

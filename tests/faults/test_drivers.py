@@ -18,7 +18,22 @@ from typing import Any
 
 import psutil
 import pytest
-from real import RANK, SWEEP, TRIALS, call, children, driver, end, ended, measured, named, status, wait_for
+from real import (
+    RANK,
+    SWEEP,
+    TRIALS,
+    call,
+    children,
+    driver,
+    end,
+    ended,
+    kill_at_random,
+    measured,
+    named,
+    proven,
+    status,
+    wait_for,
+)
 
 from orchestrator.runs import RunFolder
 
@@ -69,41 +84,15 @@ def fault(folder: Path, at: str, do: str = "kill", **where: Any) -> dict[str, st
     return {"PYTHONPATH": str(Path(__file__).parent / "inject"), "ORCHESTRATOR_FAULT": str(plan)}
 
 
-def proven(home: Path) -> None:
-    """`verify` finds nothing, and no finished trial was trained again."""
-    found = json.loads(call("verify", "small", "--json", cwd=home))
-    assert found["ok"], found["faults"]
-    assert found["trials"] == found["mlflow_runs"] == TRIALS
-    with contextlib.closing(RunFolder(home / "runs" / "small").open()) as ledger:
-        done = [attempt.trial for attempt in ledger.attempts() if attempt.state == "done"]
-    assert len(done) == len(set(done)) == TRIALS
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_row_4_kills_at_random_times_lose_nothing_and_repeat_nothing(home: Path, undisturbed: dict[str, float]) -> None:
     seed = int(os.environ.get("ORCHESTRATOR_SEED", time.time_ns() % 10**6))
     print(f"seed {seed}: ORCHESTRATOR_SEED={seed} repeats this test")
-    kill_at_random(home, kills=3, moments=random.Random(seed), longest_s=14)
+    kill_at_random(home, kills=3, moments=random.Random(seed), between_s=(2.0, 14.0))
     call("launch", "sweep.toml", cwd=home)
     assert measured(home) == undisturbed
     proven(home)
-
-
-def kill_at_random(
-    home: Path, *, kills: int, moments: random.Random, longest_s: float, env: dict[str, str] | None = None
-) -> list[float]:
-    """Launch, kill -9 after a random time, and so on. Returns the times; stops early when the sweep has ended."""
-    times = []
-    for number in range(kills):
-        delay = moments.uniform(2.0, longest_s)
-        with driver("launch", "sweep.toml", cwd=home, env=env) as process:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(delay)
-                break
-            times.append(delay)
-        print(f"kill {number + 1} after {delay:.1f} s, {ended(RunFolder(home / 'runs' / 'small'))} trials done")
-    return times
 
 
 @pytest.mark.slow

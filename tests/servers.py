@@ -1,0 +1,74 @@
+"""Servers that tests start for themselves, and stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+NUMBERS = count()
+
+
+def binaries() -> Path | None:
+    """Folder of initdb and pg_ctl: on the PATH, or where Debian keeps them."""
+    found = [*Path("/usr/lib/postgresql").glob("*/bin"), *(Path(p) for p in os.environ["PATH"].split(os.pathsep))]
+    return next((folder for folder in found if (folder / "initdb").exists() and (folder / "postgres").exists()), None)
+
+
+@contextlib.contextmanager
+def postgres_server() -> Iterator[str]:
+    """URL, with `{}` for the database, of a private PostgreSQL server on a unix socket; skips where there is none.
+
+    initdb refuses root, which becomes `postgres`.
+    """
+    programs = binaries()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed: no initdb in /usr/lib/postgresql/*/bin or on the PATH")
+    pytest.importorskip("psycopg", reason="psycopg 3 is not installed: pip install 'psycopg[binary]'")
+    user: str | None = None
+    if os.geteuid() == 0:
+        names = {entry.pw_name for entry in pwd.getpwall()}
+        user = "postgres" if "postgres" in names else "nobody"
+    # Not tmp_path: that is closed to other users, and too long for the name of a socket.
+    home = Path(tempfile.mkdtemp(prefix="pg"))
+    try:
+        if user:
+            shutil.chown(home, user)
+
+        def run(*command: str | Path) -> None:
+            log = home.with_suffix(".log")
+            with log.open("w") as out:
+                done = subprocess.run(command, user=user, cwd="/", stdout=out, stderr=out, check=False)
+            assert done.returncode == 0, log.read_text()
+
+        run(programs / "initdb", "-D", home / "data", "-U", "postgres", "--auth=trust", "--no-sync")
+        options = f"-k {home} -c listen_addresses='' -c fsync=off"
+        run(programs / "pg_ctl", "-D", home / "data", "-o", options, "-l", home / "log", "-w", "start")
+        try:
+            yield f"postgresql://postgres:a-secret@/{{}}?host={home}"
+        finally:
+            run(programs / "pg_ctl", "-D", home / "data", "-m", "immediate", "-w", "stop")
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+        home.with_suffix(".log").unlink(missing_ok=True)
+
+
+def new_database(server: str) -> str:
+    """URL of an empty database of `postgres_server`."""
+    name = f"test{next(NUMBERS)}"
+    engine = sa.create_engine(
+        server.format("postgres").replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name} STRATEGY file_copy")
+    engine.dispose()
+    return server.format(name)
