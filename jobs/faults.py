@@ -35,13 +35,13 @@ def faults(error: ValidationError, model: type[BaseModel], prefix: str = "") -> 
     for item in error.errors():
         parts = [str(part) for part in item["loc"]]
         keys = [part for part in parts if not _is_branch(part)]
-        key = prefix + ".".join(keys)
+        key = (prefix + ".".join(keys)).rstrip(".")
         if item["type"] == "extra_forbidden":
             yield Fault(key, _short(item["input"]), "unknown key" + nearest(key, list(field_names(model, prefix))))
         elif item["type"] == "missing":
             yield Fault(key, "", "is missing")
         elif item["type"] == "value_error":
-            yield Fault(key or prefix.rstrip("."), "", str(item["ctx"]["error"]))
+            yield Fault(key, "", str(item["ctx"]["error"]))
         elif item["type"] == "literal_error":
             expected = str(item["ctx"]["expected"])
             choices = [choice.strip("' ") for choice in expected.replace(" or ", ",").split(",")]

@@ -91,6 +91,7 @@ def launch(sweep_file: Path, into: Path, *, overrides: Sequence[str] = (), optio
         raise SweepChanged(f"{into} is not empty and holds no run; choose another folder with --into")
     _check_cluster(plan, _ranks(plan))
     notes = _check_data(plan)
+    _check_tracking(folder, options)
     with contextlib.closing(_create(sweep_file, plan, folder)) as ledger:
         return _drive(plan, folder, ledger, options, notes=notes)
 
@@ -148,19 +149,14 @@ def _drive(
 ) -> int:
     from orchestrator import report, tracking
 
-    uri = tracking_uri(folder)
-    if not options.offline:
-        try:
-            tracking.check(uri)
-        except tracking.TrackingUnavailable as error:
-            raise InfrastructureMissing(f"{error}; or add --offline to project the run later") from error
+    _check_tracking(folder, options)
     ledger.acquire(this_process(), LEASE_S)
     progress = Progress(plan, ledger)
     ranks = _ranks(plan, ledger, execution)
     session = Session(
         plan, ledger, folder, concurrent=_concurrent(plan, ranks), tell=progress.tell, execution=execution
     )
-    projection = None if options.offline else tracking.Projection(ledger, uri)
+    projection = None if options.offline else tracking.Projection(ledger, tracking_uri(folder))
     leave = _Leaving(ledger, progress)
     try:
         with _signals(session, leave):
@@ -348,6 +344,17 @@ def _check_data(plan: Plan) -> list[str]:
         raise DataFault(done.stderr.strip().removeprefix("error: "))
     found = [json.loads(line)["warnings"] for line in done.stdout.splitlines()]
     return list(dict.fromkeys(warning for warnings in found for warning in warnings))
+
+
+def _check_tracking(folder: RunFolder, options: Options) -> None:
+    """Whether MLflow is there, unless it is left for later. Raises InfrastructureMissing."""
+    from orchestrator import tracking
+
+    if not options.offline:
+        try:
+            tracking.check(tracking_uri(folder))
+        except tracking.TrackingUnavailable as error:
+            raise InfrastructureMissing(f"{error}; or add --offline to project the run later") from error
 
 
 def tracking_uri(folder: RunFolder) -> str:

@@ -1,12 +1,17 @@
 """A run's folder: where things lie in it, how its ledger is opened, and what `status` and `logs` say.
 
+A run may be kept in a bucket (remote.py). Its folder is then a working copy, which may be lost at any time.
+
 Works from the folder and the ledger alone, so also when the driver is dead. Imports no torch, ray, optuna or mlflow.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shlex
+import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -15,6 +20,7 @@ from typing import Any
 
 from jobs.config import nearest
 from orchestrator.ledger import TRIAL_STATES, Ledger, LedgerError, LedgerMissing, sqlite_url
+from orchestrator.remote import Remote, RemoteError, is_uri
 
 
 class RunError(ValueError):
@@ -23,9 +29,23 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run on disk."""
+    """One run on disk, or in a bucket."""
 
     path: Path
+    """Its folder, or the working copy of it on this machine."""
+
+    remote: Remote | None = None
+    """Where the run is kept, if not in `path`."""
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: the folder, or the URI."""
+        return str(self.path) if self.remote is None else self.remote.uri
+
+    @property
+    def quoted(self) -> str:
+        """The name as a shell takes it."""
+        return shlex.quote(self.name)
 
     @property
     def trials(self) -> Path:
@@ -49,49 +69,145 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether a run was begun here."""
-        return self.identity.exists()
+        """Whether a run was begun here. Raises RemoteError."""
+        return self._identity() is not None
 
     def trial(self, trial: str) -> Path:
         """Folder of one trial."""
         return self.trials / trial
 
+    def trial_uri(self, trial: str) -> str | None:
+        """Where one trial is kept, if not in its folder."""
+        return None if self.remote is None else self.remote.inside(f"trials/{trial}").uri
+
     def ledger_url(self) -> str:
-        """The database: $ORCHESTRATOR_LEDGER, or ledger.db in this folder."""
-        return os.environ.get("ORCHESTRATOR_LEDGER") or sqlite_url(self.path / "ledger.db")
+        """The database: $ORCHESTRATOR_LEDGER, or ledger.db in this folder. Raises RunError for want of the first."""
+        named = os.environ.get("ORCHESTRATOR_LEDGER")
+        if named is None and self.remote is not None:
+            raise RunError(
+                f"{self.name} is to be continued by any machine, so its ledger must be a database that all of them "
+                "reach; name it: export ORCHESTRATOR_LEDGER=postgresql://USER@HOST/DATABASE"
+            )
+        return named or sqlite_url(self.path / "ledger.db")
+
+    def mlflow_url(self) -> str | None:
+        """$MLFLOW_TRACKING_URI; None for the embedded store beside the folder. Raises RemoteError for want of both."""
+        named = os.environ.get("MLFLOW_TRACKING_URI")
+        if not named and self.remote is not None:
+            raise RemoteError(
+                f"{self.name} is to be continued by any machine, so its MLflow must be a server that all of them "
+                "reach; name it: export MLFLOW_TRACKING_URI=http://HOST:5000, or add --offline to do without for now"
+            )
+        return named or None
 
     def open(self) -> Ledger:
-        """The ledger of this run. Raises RunError or LedgerError."""
-        if not self.exists:
+        """The ledger of this run. Raises RunError, LedgerError or RemoteError."""
+        identity = self._identity()
+        if identity is None:
             raise RunError(
-                f"{self.path} holds no run{nearest(self.path.name, names(self.path.parent))}; "
+                f"{self.name} holds no run{nearest(self.path.name, names(self.path.parent))}; "
                 "begin one with: orchestrator launch SWEEP.toml"
             )
-        uuid = json.loads(self.identity.read_text())["run"]
         try:
-            return Ledger.open(self.ledger_url(), uuid)
+            return Ledger.open(self.ledger_url(), json.loads(identity)["run"])
         except LedgerMissing as error:
             raise LedgerError(f"{error}. $ORCHESTRATOR_LEDGER names a database outside the folder") from error
 
+    def check_out(self) -> None:
+        """Make the working copy of a run in a bucket, of which nothing is left of another run; for its driver only."""
+        if self.remote is None:
+            return
+        identity = self._identity() or ""
+        if not self.identity.exists() or self.identity.read_text() != identity:
+            shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.identity.write_text(identity)
+        log = self.remote.read(self.log.name) or b""
+        if not self.log.exists() or self.log.stat().st_size < len(log):  # else it has what a killed driver wrote
+            self.log.write_bytes(log)
+
+    def check_in(self, since: float) -> None:
+        """Bring what sessions leave behind to the bucket: reports, and logs and failures written after `since`."""
+        if self.remote is None:
+            return
+        written = [*self.trials.glob("*/log.rank*.txt"), *self.trials.glob("*/failure.attempt*.txt")]
+        recent = [path for path in written if path.stat().st_mtime >= since]
+        self.remote.put_files(self.path, [path for path in [self.log, *sorted(recent)] if path.exists()])
+        self.check_in_report()
+
+    def check_in_report(self) -> None:
+        """Bring the report to the bucket; pictures that it no longer has go."""
+        if self.remote is None or not self.report.exists():
+            return
+        here = sorted(path for path in self.report.iterdir() if path.is_file())
+        old = self.remote.files(self.report.name).keys() - {path.name for path in here}
+        self.remote.put_files(self.path, here)
+        for name in old:
+            self.remote.delete(f"{self.report.name}/{name}")
+
+    def _identity(self) -> str | None:
+        """The text of sweep.json, where it counts."""
+        if self.remote is None:
+            return self.identity.read_text() if self.identity.exists() else None
+        found = self.remote.read(self.identity.name)
+        if found is None:
+            self.remote.refuse_missing_bucket()
+        return None if found is None else found.decode()
+
+
+def at(place: Path | str) -> RunFolder:
+    """The run in a folder, or at a URI. Raises BadAddress for one that holds credentials."""
+    if not is_uri(str(place)):
+        return RunFolder(Path(place))
+    remote = Remote.of(str(place))
+    return RunFolder(scratch() / hashlib.sha256(remote.uri.encode()).hexdigest()[:16], remote)
+
+
+def scratch() -> Path:
+    """Where the working copies of runs in buckets lie: $ORCHESTRATOR_SCRATCH, or a folder of the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("ORCHESTRATOR_SCRATCH") or cache / "orchestrator")
+
 
 def home() -> Path:
-    """Where runs live unless told otherwise: $ORCHESTRATOR_RUNS, or `runs` here."""
-    return Path(os.environ.get("ORCHESTRATOR_RUNS") or "runs")
+    """Where runs live unless told otherwise: $ORCHESTRATOR_RUNS, or `runs` here. Raises RunError."""
+    named = os.environ.get("ORCHESTRATOR_RUNS") or "runs"
+    if is_uri(named):
+        raise RunError("ORCHESTRATOR_RUNS names a folder; for a run in a bucket give its URI: --into s3://bucket/NAME")
+    return Path(named)
 
 
-def names(folder: Path) -> list[str]:
-    """Names of the runs in a folder."""
-    return sorted(path.parent.name for path in folder.glob("*/sweep.json"))
+def names(place: Path | Remote) -> list[str]:
+    """Names of the runs in a folder or under a URI."""
+    if isinstance(place, Remote):
+        return place.with_file("sweep.json")
+    return sorted(path.parent.name for path in place.glob("*/sweep.json"))
 
 
 def find(run: str) -> RunFolder:
-    """The run that a person means: a folder, or a name under `home`. Raises RunError with the nearest match."""
+    """The run that a person means: a folder, a URI, or a name under `home`. Raises RunError with the nearest match."""
+    if is_uri(run):
+        return _find_remote(at(run))
     for path in (Path(run), home() / run):
         if (folder := RunFolder(path)).exists:
             return folder
     known = names(home())
     listed = f"; runs in {home()}: {', '.join(known)}" if known else f"; {home()} holds no run yet"
     raise RunError(f"there is no run {run!r}{nearest(run, known)}{listed}")
+
+
+def _find_remote(folder: RunFolder) -> RunFolder:
+    if folder.exists:
+        return folder
+    assert folder.remote is not None
+    above = folder.remote.above()
+    known = [] if above is None else names(above)
+    last = folder.name.partition("?")[0].rpartition("/")[2]
+    listed = f"; runs beside it: {', '.join(known)}" if known else ""
+    raise RunError(
+        f"there is no run at {folder.name}{nearest(last, known)}{listed}; "
+        f"begin it: orchestrator launch SWEEP.toml --into {folder.quoted}"
+    )
 
 
 def status(ledger: Ledger) -> dict[str, Any]:
@@ -133,13 +249,13 @@ def stop(ledger: Ledger, folder: RunFolder, *, wait_s: float) -> tuple[str, bool
     """Ask the driver of a run to stop, and wait for it. Returns what to tell, and whether nobody drives it now."""
     driver = ledger.holder()
     if driver is None:
-        return f"nobody drives {folder.path}; continue it: orchestrator resume {folder.path}", True
+        return f"nobody drives {folder.name}; continue it: orchestrator resume {folder.quoted}", True
     ledger.ask_to_stop()
     who, deadline = driver[0].partition(" [")[0], time.monotonic() + wait_s
     while time.monotonic() < deadline:
         holder = ledger.holder()
         if holder is None or holder[:2] != driver[:2]:
-            return f"{who} has stopped; continue: orchestrator resume {folder.path}", True
+            return f"{who} has stopped; continue: orchestrator resume {folder.quoted}", True
         time.sleep(0.2)
     return (
         f"{who} was asked to stop and has not within {wait_s:g} s; if it hangs, end that process: nothing is lost",
@@ -149,12 +265,30 @@ def stop(ledger: Ledger, folder: RunFolder, *, wait_s: float) -> tuple[str, bool
 
 def logs(folder: RunFolder, trial: str, rank: int) -> Path:
     """The log file of one rank of one trial, whose id may be shortened. Raises RunError."""
-    found = sorted(path.name for path in folder.trials.glob(f"{trial}*") if path.is_dir())
+    known = {path.name for path in folder.trials.glob("*") if path.is_dir()}
+    if folder.remote is not None:
+        known |= folder.remote.files("trials").keys()
+    found = sorted(name for name in known if name.startswith(trial))
     if len(found) != 1:
-        some = ", ".join(found[:5]) or ", ".join(sorted(p.name for p in folder.trials.glob("*"))[:5]) or "none yet"
-        raise RunError(f"{trial!r} names {len(found)} trials of {folder.path}; trials there: {some}")
+        some = ", ".join(found[:5]) or ", ".join(sorted(known)[:5]) or "none yet"
+        raise RunError(f"{trial!r} names {len(found)} trials of {folder.name}; trials there: {some}")
     path = folder.trial(found[0]) / f"log.rank{rank}.txt"
+    _fetch_texts(folder, found[0])
     if not path.exists():
         ranks = sorted(p.name for p in path.parent.glob("log.rank*.txt"))
         raise RunError(f"rank {rank} of trial {found[0]} has no log; there are: {', '.join(ranks) or 'none'}")
     return path
+
+
+def _fetch_texts(folder: RunFolder, trial: str) -> None:
+    """Bring a trial's logs and failures from the bucket, unless what is here is newer."""
+    if folder.remote is None:
+        return
+    for name, info in folder.remote.files(f"trials/{trial}").items():
+        here = folder.trial(trial) / name
+        if not name.startswith(("log.rank", "failure.attempt")) or (here.exists() and here.stat().st_mtime >= info.mtime_ns / 1e9):
+            continue
+        content = folder.remote.read(f"trials/{trial}/{name}")
+        if content is not None:
+            here.parent.mkdir(parents=True, exist_ok=True)
+            here.write_bytes(content)

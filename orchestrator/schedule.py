@@ -21,12 +21,15 @@ class Schedule:
 
     def __init__(self, plan: Plan, ledger: Ledger) -> None:
         self._plan, self._ledger = plan, ledger
+        self._settled: dict[tuple[str, int], search.Observed] = {}
+        """Suggestions whose trials have all ended well: nothing about them changes any more."""
 
-    def advance(self) -> dict[str, Trial]:
-        """Ask for the suggestions that are due, freeze the arms that are tuned. Returns every trial by id."""
-        for arm in self._plan.arms:
-            self._advance(arm.label)
-        return {trial.id: trial for trial in self._ledger.trials()}
+    def advance(self, arm: str | None = None) -> dict[str, Trial]:
+        """Ask for the suggestions that are due, freeze the arms that are tuned: every arm, or the one in which something
+        happened. Returns its trials by id."""
+        for label in [one.label for one in self._plan.arms] if arm is None else [arm]:
+            self._advance(label)
+        return {trial.id: trial for trial in self._ledger.trials(arm=arm)}
 
     def due(self, trials: Iterable[Trial]) -> list[str]:
         """Ids of the queued trials in the order they are run: arms take turns, so that a sweep cut short has compared
@@ -43,11 +46,16 @@ class Schedule:
 
     def observed(self, arm: str) -> list[search.Observed]:
         """What the arm's suggestions have come to. `state` is None while one of its trials has not ended."""
-        by_id = {trial.id: trial for trial in self._ledger.trials(stage="tune")}
+        by_id = {trial.id: trial for trial in self._ledger.trials(stage="tune", arm=arm)}
         found = []
         for suggestion in self._ledger.suggestions(arm):
-            trials = [by_id[trial] for trial in suggestion.trials]
-            found.append(self._observe(suggestion, trials))
+            one = self._settled.get((arm, suggestion.number))
+            if one is None:
+                trials = [by_id[trial] for trial in suggestion.trials]
+                one = self._observe(suggestion, trials)
+                if {trial.state for trial in trials} <= {"done", "pruned"}:
+                    self._settled[arm, suggestion.number] = one
+            found.append(one)
         return found
 
     def _advance(self, arm: str) -> None:
@@ -100,7 +108,7 @@ class Schedule:
                 state = "infeasible"
         values = [trial.metric for trial in trials if trial.metric is not None]
         value = sum(values) / len(values) if state in ("done", "pruned") and len(values) == len(trials) else None
-        rungs = self._rung_values(trials[0]) if self.pruned(trials[0]) else {}
+        rungs = self._rung_values(trials[0]) if state is not None and self.pruned(trials[0]) else {}
         return search.Observed(suggestion.number, suggestion.params, value, state, rungs)
 
     def _rung_values(self, trial: Trial) -> dict[int, float]:

@@ -341,14 +341,15 @@ class Session:
             self._running.pop(dispatch.trial, None)
             self._histories.pop(dispatch.trial, None)
         self._tell(what, trial)
-        self._refill()
+        self._refill(trial.arm)
 
-    def _refill(self) -> None:
-        """Queue what the ledger calls for."""
-        trials = self._schedule.advance()
+    def _refill(self, arm: str | None = None) -> None:
+        """Queue what the ledger calls for, in every arm or in the one in which a trial has ended."""
+        trials = self._schedule.advance(arm)
         with self._lock:
-            self._trials = trials
-            self._ready = deque(trial for trial in self._schedule.due(trials.values()) if trial not in self._running)
+            self._trials |= trials
+            due = self._schedule.due(self._trials.values())
+            self._ready = deque(trial for trial in due if trial not in self._running)
             self._exhausted = not self._ready
 
     def _first_of_arm(self, trial: Trial) -> dict[str, Any]:

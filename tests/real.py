@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import random
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ import psutil
 import pyarrow.parquet as pq
 
 from orchestrator.runs import RunFolder
+from orchestrator.tracking import UI_ENVIRONMENT, TrackingUnavailable, check, embedded_uri, ui_command
 
 SWEEP = """
 name = "small"
@@ -192,3 +195,45 @@ def wait_for(condition: Callable[[], Any], *, seconds: float = 120, what: str = 
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
         time.sleep(0.02)
     return found
+
+
+class Server:
+    """A real MLflow server on 127.0.0.1, which can be killed and started again on its port and store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.store = folder, embedded_uri(folder)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "server.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                ui_command(self.store, port=self.port),
+                cwd=self.log.parent,
+                env={**os.environ, **UI_ENVIRONMENT},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                check(self.uri, 1)
+            except TrackingUnavailable:
+                assert self.process.poll() is None, self.log.read_text()
+                assert time.monotonic() < deadline, self.log.read_text()
+                time.sleep(0.1)
+            else:
+                return
+
+    def kill(self) -> None:
+        """The server and the workers that it started, no other."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None

@@ -49,6 +49,17 @@ def test_status_has_the_pinned_keys_and_needs_no_driver(folder: RunFolder) -> No
     json.dumps(found)
 
 
+def test_a_diverged_trial_is_done_and_its_status_says_what_became_of_it(folder: RunFolder) -> None:
+    ledger = folder.open()
+    ledger.acquire(this_process(), 30)
+    number = ledger.start_attempt("abc123", {}, "h")
+    ledger.finish_attempt("abc123", number, state="done", outcome="diverged", metric=0.1)
+    (found,) = status(ledger)["trials"]
+    assert (found["state"], found["failure"]) == ("done", "diverged")
+    ledger.release()
+    ledger.close()
+
+
 def test_the_ledger_s_address_comes_from_the_environment_where_it_is_named(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

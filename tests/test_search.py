@@ -93,6 +93,25 @@ def test_tpe_learns_from_pruned_suggestions_and_not_from_failed_ones() -> None:
     assert ask(tune(), 14, without) == ask(tune(), 14, HISTORY)
 
 
+def test_an_infeasible_setting_steers_the_search_away_and_a_failed_one_does_not() -> None:
+    """Large rates do not fit, and nothing else is known of them. Mutant check: told as failed, both are asked for
+    equally often."""
+    feasible = [Observed(n, {**HISTORY[n].params, "optimizer.lr": 1e-3}, 0.5 + 0.001 * n, "done") for n in range(8)]
+
+    def large(state: Literal["infeasible", "failed"]) -> int:
+        beyond = [Observed(n, {**HISTORY[n].params, "optimizer.lr": 8e-3}, None, state) for n in range(8, 14)]
+        asked = (ask(tune(), 14, [*feasible, *beyond], sweep_seed=seed) for seed in range(30))
+        return sum(params["optimizer.lr"] > 4e-3 for params in asked)
+
+    assert large("infeasible") < large("failed")
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_a_sampler_takes_a_history_of_nothing_but_infeasible_settings(sampler: str) -> None:
+    history = [Observed(n, HISTORY[n].params, None, "infeasible") for n in range(14)]
+    assert ask(tune(sampler=sampler), 14, history)
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "grid"])
 def test_a_fresh_process_suggests_the_same(sampler: str) -> None:
     """Also with the space's keys in another order, another hash seed, and the history read back from JSON."""

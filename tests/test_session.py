@@ -13,7 +13,7 @@ from jobs.config import JobConfig
 from orchestrator.ledger import Ledger, sqlite_url, this_process
 from orchestrator.plan import Plan, make
 from orchestrator.runs import RunFolder
-from orchestrator.schedule import rung_steps
+from orchestrator.schedule import Schedule, rung_steps
 from orchestrator.session import Dispatch, Failure, Session, fingerprint
 from orchestrator.sweep import Sweep, resolved
 
@@ -255,12 +255,12 @@ def test_a_full_disk_begins_nothing_more_and_the_next_session_continues(tmp_path
 
 
 def test_an_interruption_is_no_failure_and_never_counts(tmp_path: Path) -> None:
-    """A node that is pre-empted comes back as interrupted, however often."""
-    left = {"n": 12}
+    """Every trial is pre-empted twice, on a node that goes away. Mutant check: counted as failures in the same words,
+    the third of them would stop the sweep."""
 
     def preempt(dispatch: Dispatch) -> dict[str, Any] | Failure:
-        left["n"] -= 1
-        return Failure("interrupted", 0, "rank 0: ActorDiedError: pre-empted", "") if left["n"] >= 0 else done(dispatch)
+        gone = Failure("interrupted", 0, "rank 0: ActorDiedError: pre-empted", "")
+        return gone if dispatch.attempt <= 2 else done(dispatch)
 
     with opened(tmp_path, {"tune": None}, concurrent=1) as (session, ledger, _, _plan):
         session.start()
@@ -316,7 +316,9 @@ def test_a_trial_that_is_given_up_is_infeasible_and_its_arm_goes_on(tmp_path: Pa
         play(session, answer)
     with opened(tmp_path, {}) as (session, ledger, _, plan):
         (failed,) = ledger.trials(state="failed")
+        assert Schedule(plan, ledger).observed("flatnce")[3].state is None
         ledger.give_up(failed.id)
+        assert Schedule(plan, ledger).observed("flatnce")[3].state == "infeasible"
         session.start()
         play(session, answer)
         assert len(ledger.suggestions("flatnce")) == 6

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from real import Server
 
 from orchestrator.ledger import LeaseLost, Ledger, Point, Trial, sqlite_url
 from orchestrator.tracking import (
-    UI_ENVIRONMENT,
     Projection,
     TrackingUnavailable,
     check,
@@ -37,48 +37,6 @@ from orchestrator.tracking.store import connect
 
 ROOT = Path(__file__).parents[1]
 JOB = {"task": "image", "loss": {"name": "infonce", "temperature": 0.1}, "model": {"name": None}, "long": "x" * 7000}
-
-
-class Server:
-    """A real MLflow server on 127.0.0.1, which can be killed and started again on its port and store."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.store = folder, embedded_uri(folder)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.log = folder / "server.log"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                ui_command(self.store, port=self.port),
-                cwd=self.log.parent,
-                env={**os.environ, **UI_ENVIRONMENT},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                check(self.uri, 1)
-            except TrackingUnavailable:
-                assert self.process.poll() is None, self.log.read_text()
-                assert time.monotonic() < deadline, self.log.read_text()
-                time.sleep(0.1)
-            else:
-                return
-
-    def kill(self) -> None:
-        """The server and the workers that it started, no other."""
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture(scope="module")

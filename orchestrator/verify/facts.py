@@ -1,0 +1,84 @@
+"""All that was read of one run, and how values of different sources are compared."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from orchestrator.ledger import Attempt, Frozen, Point, Run, Suggestion, Trial
+
+Place = tuple[str, int]
+"""Key and step of a point."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that was read of one run."""
+
+    folder: Path
+    run: Run
+    trials: dict[str, Trial]
+    attempts: Mapping[str, list[Attempt]]
+    points: Mapping[str, dict[Place, Point]]
+    suggestions: list[Suggestion]
+    frozen: dict[str, Frozen]
+    untold: set[str]
+    """Trials whose state MLflow has not been told."""
+    waiting: Mapping[str, set[Place]]
+    """Points that MLflow has not been told, by trial."""
+    tracked: list[dict[str, Any]]
+    """MLflow's runs, as `tracking.runs_of` gives them."""
+    disk: dict[str, dict[str, Any]] | None
+    """What `python -m jobs.audit` says, by trial; None when the trials do not lie on this disk."""
+
+    @property
+    def metric(self) -> str:
+        """Key of the sweep's metric."""
+        return str(self.run.sweep["metric"]["name"])
+
+    @property
+    def started(self) -> list[Trial]:
+        """Trials that have been attempted."""
+        return [trial for trial in self.trials.values() if trial.attempts]
+
+    @cached_property
+    def nested(self) -> dict[str, list[dict[str, Any]]]:
+        """MLflow's nested runs by trial."""
+        found = defaultdict(list)
+        for run in self.tracked:
+            if run["kind"] != "sweep":
+                found[str(run["trial"])].append(run)
+        return dict(found)
+
+    @cached_property
+    def pairs(self) -> list[tuple[Trial, dict[str, Any]]]:
+        """Trials that have been attempted with their MLflow run, where there is exactly one."""
+        return [(trial, runs[0]) for trial in self.started if len(runs := self.nested.get(trial.id, [])) == 1]
+
+    @cached_property
+    def folders(self) -> list[tuple[Trial, dict[str, Any]]]:
+        """Trials with what their folder holds, where there is one."""
+        return [(trial, self.disk[trial.id]) for trial in self.trials.values() if self.disk and trial.id in self.disk]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, where NaN equals NaN."""
+    return bool(one == other) or (isinstance(one, float) and isinstance(other, float) and one != one and other != other)  # noqa: PLR0124
+
+
+def other_keys(one: Any, other: Any) -> list[str]:
+    """Keys of two JSON objects whose values differ, NaN equal to NaN."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [] if one == other else ["(everything)"]
+    texts = [{key: json.dumps(value, sort_keys=True) for key, value in side.items()} for side in (one, other)]
+    return sorted(key for key in one.keys() | other.keys() if texts[0].get(key) != texts[1].get(key))
+
+
+def counted(count: int, what: str) -> str:
+    """`1 trial`, `2,000 trials`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

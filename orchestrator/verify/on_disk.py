@@ -1,0 +1,171 @@
+"""What lies in the folders of trials must be what the ledger says; and what there is no fault, but worth telling."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs.config import JobConfig
+from orchestrator.ledger import Point, Trial
+
+from .facts import Facts, Place, counted, other_keys, same
+
+TIMED = ("samples_per_second", "peak_memory_mb")
+"""Keys of points that say how it was computed, and differ whenever it is done again."""
+
+
+def _elsewhere(facts: Facts) -> Iterator[str]:
+    if facts.disk is None and facts.started:
+        yield (
+            f"{facts.folder}/trials is not there, so no file of {counted(len(facts.started), 'started trial')} "
+            "could be looked at; verify where the run's folder lies"
+        )
+
+
+def _strangers(facts: Facts) -> Iterator[str]:
+    for name in facts.disk or ():
+        if name not in facts.trials:
+            yield f"{facts.folder}/trials/{name} is the folder of a trial that the ledger does not have; move it away"
+
+
+def _folders(facts: Facts) -> Iterator[str]:
+    for trial in facts.started if facts.disk is not None else ():
+        if trial.state in ("done", "pruned") and trial.id not in (facts.disk or {}):
+            yield f"trial {trial.id}: the ledger says {trial.state}, but {facts.folder}/trials/{trial.id} is not there"
+    for trial, record in facts.folders:
+        for fault in record["faults"]:
+            yield f"trial {trial.id}: {fault}"
+
+
+def _jobs(facts: Facts) -> Iterator[str]:
+    """A trial that failed before it was loaded has no job.json."""
+    for trial, record in facts.folders:
+        job = record["job"]
+        if job is None:
+            if trial.state in ("done", "pruned"):
+                yield f"trial {trial.id}: the ledger says {trial.state}, but its folder has no job.json"
+        elif keys := other_keys(_objective(trial.job), _objective(job)):
+            yield f"trial {trial.id}: its job.json is not the job that the ledger has; {', '.join(keys)} differ"
+
+
+def _objective(job: Any) -> Any:
+    """A job but for how it is computed, with every field that this version knows."""
+    try:
+        return JobConfig.model_validate(job).model_dump(mode="json", exclude={"execution"})
+    except ValidationError:
+        return {key: value for key, value in job.items() if key != "execution"} if isinstance(job, dict) else job
+
+
+def _results(facts: Facts) -> Iterator[str]:
+    for trial, record in facts.folders:
+        if trial.state != "done":
+            continue
+        if record["result"] is None:
+            yield f"trial {trial.id}: the ledger has a result, its folder has no result.json"
+        elif keys := other_keys(trial.result, record["result"]):
+            yield f"trial {trial.id}: its result.json is not the ledger's result; {', '.join(keys)} differ"
+
+
+def _points_on_disk(facts: Facts) -> Iterator[str]:
+    """Of what is finished: the disk of a pruned trial may be ahead, that of any other may be behind as well."""
+    for trial, ours, theirs in _both(facts):
+        found = {
+            "lacks": [place for place in ours if place not in theirs],
+            "has with another value": [p for p in _changed(ours, theirs) if not _may_change(facts, trial, p[0])],
+        }
+        if trial.state == "done":
+            found["has, and the ledger not,"] = [place for place in theirs if place not in ours]
+        for what, places in found.items():
+            if places:
+                key, step = place = places[0]
+                mine = ours[place].value if place in ours else "nothing"
+                yield (
+                    f"trial {trial.id}: its points.jsonl {what} {counted(len(places), 'point')}; {key} at step {step}: "
+                    f"the ledger says {mine}, the file {theirs.get(place, 'nothing')}"
+                )
+
+
+def _both(facts: Facts) -> Iterator[tuple[Trial, dict[Place, Point], dict[Place, float]]]:
+    """Points of the ledger and points on disk of every trial that is done or pruned."""
+    for trial, record in facts.folders:
+        if trial.state in ("done", "pruned"):
+            yield trial, facts.points.get(trial.id, {}), {(key, step): value for key, step, value in record["points"]}
+
+
+def _changed(ours: Mapping[Place, Point], theirs: Mapping[Place, float]) -> list[Place]:
+    return [place for place in ours if place in theirs and not same(ours[place].value, theirs[place])]
+
+
+def _may_change(facts: Facts, trial: Trial, key: str) -> bool:
+    """Whether a point may have another value when a later attempt measures it again: the ledger keeps the first, the
+    disk the last. They are equal, bit for bit, for the same execution on the same host, but for times and memory."""
+    attempts = facts.attempts.get(trial.id, [])
+    how = [(one.host, {k: value for k, value in one.execution.items() if k != "verify"}) for one in attempts]
+    return len(attempts) > 1 and (key in TIMED or any(one != how[0] for one in how))
+
+
+def _checkpoints(facts: Facts) -> Iterator[str]:
+    for trial, record in facts.folders:
+        where = f"{facts.folder}/trials/{trial.id}/checkpoints"
+        for one in record["checkpoints"]:
+            if one["fault"] is not None:
+                yield f"trial {trial.id}: checkpoint {where}/{one['name']} is damaged: {one['fault']}"
+        if trial.state == "done" and trial.outcome == "ok" and trial.result is not None:
+            newest = record["checkpoints"][0]["step"] if record["checkpoints"] else None
+            if newest != trial.result["step"]:
+                yield (
+                    f"trial {trial.id}: the ledger's result is of step {trial.result['step']}, the newest checkpoint "
+                    f"in {where} is {'none' if newest is None else f'of step {newest}'}"
+                )
+
+
+def _to_be_closed(facts: Facts) -> Iterator[str]:
+    running = [trial.id for trial in facts.trials.values() if trial.state == "running"]
+    if running and facts.run.state != "done":
+        yield (
+            f"running in the ledger, but driven by nobody: {counted(len(running), 'trial')} "
+            f"({', '.join(running[:10])}); the next launch or resume closes this: "
+            f"orchestrator resume {facts.folder}"
+        )
+
+
+def _queued(facts: Facts) -> Iterator[str]:
+    if waiting := sum(trial.state == "queued" for trial in facts.trials.values()):
+        yield f"{counted(waiting, 'trial')} still to run; continue: orchestrator resume {facts.folder}"
+
+
+def _remains(facts: Facts) -> Iterator[str]:
+    totals: Counter[tuple[str, str]] = Counter()
+    for _, record in facts.folders:
+        totals["checkpoint", "damaged and set aside"] += len(record["set_aside"])
+        totals["checkpoint", "never committed"] += len(record["leftovers"])
+        totals["point", "in points.jsonl again"] += record["repeated"]
+        totals["line", "of points.jsonl cut short by a kill"] += record["torn"]
+    for (what, how), number in totals.items():
+        if number:
+            yield f"{counted(number, what)} {how}"
+
+
+def _measured_again(facts: Facts) -> Iterator[str]:
+    for trial, ours, theirs in _both(facts):
+        if again := [place for place in _changed(ours, theirs) if _may_change(facts, trial, place[0])]:
+            yield (
+                f"trial {trial.id}: {counted(len(again), 'point')} measured again by another attempt, with another "
+                f"value; the ledger keeps the first: {again[0][0]} at step {again[0][1]}"
+            )
+
+
+def _ahead(facts: Facts) -> Iterator[str]:
+    pruned = {trial.id: set(theirs) - set(ours) for trial, ours, theirs in _both(facts) if trial.state == "pruned"}
+    for trial, record in facts.folders:
+        if trial.state != "done" and record["result"] is not None:
+            yield f"trial {trial.id}: the ledger says {trial.state}, its folder has a result already"
+        elif pruned.get(trial.id):
+            yield f"trial {trial.id}: its points.jsonl is {counted(len(pruned[trial.id]), 'point')} ahead of the ledger"
+
+
+CHECKS = (_elsewhere, _strangers, _folders, _jobs, _results, _points_on_disk, _checkpoints)
+NOTES = (_to_be_closed, _queued, _remains, _measured_again, _ahead)
