@@ -1,5 +1,7 @@
 """`python -m jobs.audit TRIALS`: what the folders of trials hold, as one line of JSON for each; changes nothing.
 
+TRIALS is a folder, or a URI of pyarrow.fs; of a bucket one trial after another is downloaded and then looked at.
+
     {"trial", "job", "result", "points": [[key, step, value]], "repeated", "torn",
      "checkpoints": [{"name", "step", "fault"}], "set_aside", "leftovers", "faults"}
 
@@ -10,10 +12,13 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jobs import manifest
+from jobs.storage import Bucket
 
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """What reading a damaged manifest or point may raise."""
@@ -22,16 +27,32 @@ BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)
 def main(arguments: list[str]) -> int:
     """Exit status for these command-line arguments."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        sys.stderr.write("usage: python -m jobs.audit TRIALS    where TRIALS is the folder of a run's trials\n")
+        sys.stderr.write(
+            "usage: python -m jobs.audit TRIALS    where TRIALS is the folder of a run's trials, or a URI\n"
+        )
         return 0 if arguments in (["-h"], ["--help"]) else 2
+    (place,) = arguments
     try:
-        folders = sorted(path for path in Path(arguments[0]).iterdir() if path.is_dir())
-    except OSError as error:
-        sys.stderr.write(f"error: {arguments[0]} is no folder of trials: {error}\n")
+        for record in _in_bucket(place) if "://" in place else _in_folder(Path(place)):
+            sys.stdout.write(json.dumps(record) + "\n")
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"error: {place} is no folder of trials: {error}\n")
         return 2
-    for folder in folders:
-        sys.stdout.write(json.dumps(audit(folder)) + "\n")
     return 0
+
+
+def _in_folder(trials: Path) -> Iterator[dict[str, Any]]:
+    for folder in sorted(path for path in trials.iterdir() if path.is_dir()):
+        yield audit(folder)
+
+
+def _in_bucket(uri: str) -> Iterator[dict[str, Any]]:
+    """Nothing is judged by what may lie on this disk already."""
+    with tempfile.TemporaryDirectory(prefix="audit-") as scratch:
+        place = Bucket.of(uri, Path(scratch))
+        for name in place.folders():
+            with place.fetch(name) as folder:
+                yield audit(folder) | {"trial": name}
 
 
 def audit(folder: Path) -> dict[str, Any]:
@@ -46,6 +67,9 @@ def audit(folder: Path) -> dict[str, Any]:
     checkpoints = folder / "checkpoints"
     names = sorted(path.name for path in checkpoints.iterdir()) if checkpoints.is_dir() else []
     complete = manifest.complete(checkpoints)
+    # In a bucket it is the manifest that is renamed.
+    bad = {path.parent.name for path in checkpoints.glob("*/manifest.bad-*")} - {path.name for path in complete}
+    set_aside = [name for name in names if ".bad-" in name or name in bad]
     return {
         "trial": folder.name,
         "job": _json(folder / "job.json", faults),
@@ -54,8 +78,8 @@ def audit(folder: Path) -> dict[str, Any]:
         "repeated": repeated,
         "torn": torn,
         "checkpoints": [_checkpoint(path) for path in complete],
-        "set_aside": [name for name in names if ".bad-" in name],
-        "leftovers": [name for name in names if ".bad-" not in name and checkpoints / name not in complete],
+        "set_aside": set_aside,
+        "leftovers": [name for name in names if name not in set_aside and checkpoints / name not in complete],
         "faults": faults,
     }
 

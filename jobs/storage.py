@@ -183,6 +183,13 @@ class Bucket:
         """A prefix in it."""
         return Bucket(self.store, f"{self.prefix}/{name}", self.scratch / name)
 
+    def folders(self) -> list[str]:
+        """Names of the prefixes directly in it."""
+        from pyarrow import fs
+
+        found = self._ask(self.store.get_file_info, fs.FileSelector(self.prefix, allow_not_found=True))
+        return sorted(each.base_name for each in found if each.type == fs.FileType.Directory)
+
     def read(self, name: str) -> str | None:
         """A file's text, from the store."""
         found = self._get(name)

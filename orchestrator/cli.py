@@ -31,15 +31,16 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         from jobs.config import ConfigError
         from orchestrator.ledger import LeaseHeld, LeaseLost, LedgerError
+        from orchestrator.remote import BadAddress, RemoteError
         from orchestrator.runs import RunError
 
         try:
             return super().invoke(ctx)
         except (LeaseHeld, LeaseLost) as error:
             _fail(error, HELD)
-        except LedgerError as error:
+        except (LedgerError, RemoteError) as error:
             _fail(error, MISSING)
-        except (ConfigError, RunError) as error:
+        except (ConfigError, RunError, BadAddress) as error:
             _fail(error, BAD_USAGE)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -86,22 +87,25 @@ def plan(sweep: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
 @main.command()
 @click.argument("sweep", type=click.Path(path_type=Path))
-@click.option("--into", type=click.Path(path_type=Path), help="Folder of the run; default runs/NAME.")
+@click.option("--into", metavar="FOLDER|URI", help="Folder of the run, or a URI such as s3://bucket/NAME.")
 @click.option("--offline", is_flag=True, help="Do without MLflow now; a later resume catches it up.")
 @SET
-def launch(sweep: Path, into: Path | None, offline: bool, overrides: tuple[str, ...]) -> None:
+def launch(sweep: Path, into: str | None, offline: bool, overrides: tuple[str, ...]) -> None:
     """Run SWEEP; the same command again continues it.
 
     \b
         orchestrator launch sweeps/quickstart.toml --into runs/first-try
+        orchestrator launch sweeps/quickstart.toml --into s3://bucket/first-try
+
+    The folder is runs/NAME unless given. A run in a bucket has its ledger in $ORCHESTRATOR_LEDGER.
     """
     from orchestrator import sweep as sweeps
     from orchestrator.runs import home
 
-    folder = into or home() / sweeps.load(sweep, overrides).name
+    place = into or home() / sweeps.load(sweep, overrides).name
     from orchestrator import driver
 
-    sys.exit(driver.launch(sweep, folder, overrides=overrides, options=driver.Options(offline=offline)))
+    sys.exit(driver.launch(sweep, place, overrides=overrides, options=driver.Options(offline=offline)))
 
 
 @main.command()
@@ -206,11 +210,14 @@ def compare(run: str, as_json: bool) -> None:
     folder = runs.find(run)
     with contextlib.closing(folder.open()) as ledger:
         answer = report.write(ledger, folder.report)
+    folder.check_in_report()
     if as_json:
         _print_json(answer)
     else:
         _print(report.table(answer))
         click.echo(f"report: {folder.report / 'report.html'}")
+        if folder.remote is not None:
+            click.echo(f"        {folder.remote.inside('report/report.html').uri}")
 
 
 @main.command()

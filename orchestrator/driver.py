@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,13 +28,14 @@ from pydantic import ValidationError
 
 from jobs.config import ConfigError, Execution, Fault, JobConfig, canonical, nearest
 from jobs.config import faults as config_faults
-from orchestrator import cluster
+from orchestrator import cluster, runs
 from orchestrator import plan as planning
 from orchestrator import sweep as sweeps
 from orchestrator.environment import environment
 from orchestrator.ledger import Ledger, LedgerError, this_process
 from orchestrator.plan import Plan
 from orchestrator.progress import Progress
+from orchestrator.remote import RemoteError
 from orchestrator.runs import RunFolder
 from orchestrator.schedule import withheld
 from orchestrator.session import LEASE_S, Session
@@ -75,22 +78,24 @@ class Again:
     """They get no other attempt, and their settings count as infeasible."""
 
 
-def launch(sweep_file: Path, into: Path, *, overrides: Sequence[str] = (), options: Options = Options()) -> int:
-    """Run a sweep in folder `into`, or continue it there. Returns the exit code.
+def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (), options: Options = Options()) -> int:
+    """Run a sweep in a folder, or at the URI of a bucket, or continue it there. Returns the exit code.
 
-    Raises ConfigError, DataFault, SweepChanged, LeaseHeld, LedgerError or InfrastructureMissing; then nothing is made.
+    Raises ConfigError, DataFault, SweepChanged, LeaseHeld, LedgerError, InfrastructureMissing, RunError, BadAddress or
+    RemoteError; then nothing is made.
     """
     sweep = sweeps.load(sweep_file, overrides)
     plan = planning.make(sweep)
-    folder = RunFolder(into)
+    folder = runs.at(into)
+    notes = _check_shared(folder, options)
     if folder.exists:
         with contextlib.closing(folder.open()) as ledger:
             _refuse_changes(folder, ledger, plan)
-            return _drive(plan, folder, ledger, options)
-    if into.exists() and any(into.iterdir()):
-        raise SweepChanged(f"{into} is not empty and holds no run; choose another folder with --into")
+            return _drive(plan, folder, ledger, options, notes=notes)
+    _refuse_what_is_no_run(folder)
     _check_cluster(plan, _ranks(plan))
-    notes = _check_data(plan)
+    notes += _check_data(plan)
+    _refuse_what_is_no_run(folder)  # the checks took their time
     _check_tracking(folder, options)
     with contextlib.closing(_create(sweep_file, plan, folder)) as ledger:
         return _drive(plan, folder, ledger, options, notes=notes)
@@ -105,11 +110,12 @@ def resume(
 ) -> int:
     """Continue a run from its ledger. Of the failed trials, those that `again` says get another attempt or are given
     up; new attempts have other `execution` settings if given. Returns the exit code; raises as `launch` does."""
+    notes = _check_shared(folder, options)
     with contextlib.closing(folder.open()) as ledger:
         stored = {key: value for key, value in ledger.run.sweep.items() if key != "plan"}
         plan = planning.make(sweeps.Sweep.model_validate(stored))
         _check_cluster(plan, _ranks(plan, ledger, execution))
-        return _drive(plan, folder, ledger, options, again=again, execution=execution)
+        return _drive(plan, folder, ledger, options, again=again, execution=execution, notes=notes)
 
 
 def execution_overrides(texts: Sequence[str]) -> dict[str, Any]:
@@ -158,7 +164,9 @@ def _drive(
     )
     projection = None if options.offline else tracking.Projection(ledger, tracking_uri(folder))
     leave = _Leaving(ledger, progress)
+    began = time.time()
     try:
+        folder.check_out()
         with _signals(session, leave):
             with _quiet(folder, progress):
                 for note in notes:
@@ -181,7 +189,8 @@ def _drive(
                     projection.log_report(folder.report)
                 if not projection.stop(timeout_s=60):
                     behind = f"MLflow is behind ({projection.last_error})"
-                    progress.say(f"{behind}; catch up: orchestrator resume {folder.path}")
+                    progress.say(f"{behind}; catch up: orchestrator resume {folder.quoted}")
+            folder.check_in(began)
             progress.close(folder, code, session.stopped_by, offline=options.offline)
             return code
     finally:
@@ -228,7 +237,7 @@ def _ending(plan: Plan, ledger: Ledger, session: Session) -> int:
 def _tell_who_waits(ledger: Ledger, folder: RunFolder, progress: Progress) -> None:
     arms = sorted({trial.arm for trial in ledger.trials(stage="tune") if withheld(trial)})
     if arms:
-        resume = f"orchestrator resume {folder.path}"
+        resume = f"orchestrator resume {folder.quoted}"
         progress.say(
             f"tuning of {', '.join(arms)} waits: a trial ran out of memory, which says nothing about its setting.\n"
             f"  try it with less:  {resume} --failed --class out_of_memory --set job.execution.micro=32\n"
@@ -239,22 +248,44 @@ def _tell_who_waits(ledger: Ledger, folder: RunFolder, progress: Progress) -> No
 def _create(sweep_file: Path, plan: Plan, folder: RunFolder) -> Ledger:
     """The run's folder and ledger, or nothing."""
     stored = sweeps.resolved(plan.sweep) | {"plan": json.loads(canonical(plan.summary()))}
-    made = not folder.path.exists()
+    made, ledger = not folder.path.exists(), None
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        ledger = Ledger.create(
-            folder.ledger_url(), name=plan.sweep.name, sweep=stored, environment=environment(sweep_file, folder.path)
-        )
         shutil.copyfile(sweep_file, folder.path / "sweep.toml")
+        if folder.remote is not None:
+            folder.remote.put_files(folder.path, [folder.path / "sweep.toml"])
+        ledger = Ledger.create(
+            folder.ledger_url(), name=plan.sweep.name, sweep=stored, environment=environment(sweep_file, folder.quoted)
+        )
         # Last, in one piece: a run exists once this file does.
         aside = folder.path / ".sweep.json"
         aside.write_text(json.dumps({"run": ledger.uuid, **stored}, indent=1))
+        if folder.remote is not None:
+            folder.remote.put(folder.identity.name, aside.read_bytes())
         aside.replace(folder.identity)
-    except (OSError, LedgerError) as error:
+    except (OSError, LedgerError, RemoteError) as error:
+        if ledger is not None:
+            with contextlib.suppress(LedgerError):
+                ledger.discard()
+        if folder.remote is not None:
+            with contextlib.suppress(RemoteError):
+                folder.remote.delete("sweep.toml")
         if made:
             shutil.rmtree(folder.path, ignore_errors=True)
-        raise InfrastructureMissing(f"{folder.path} cannot be made: {error}") from error
+        raise InfrastructureMissing(f"{folder.name} cannot be made: {error}") from error
     return ledger
+
+
+def _refuse_what_is_no_run(folder: RunFolder) -> None:
+    """Whatever else lies there is left alone, and a run that somebody has just begun there too. Raises SweepChanged."""
+    if folder.exists:
+        raise SweepChanged(f"{folder.name} was begun by somebody else just now; the same command continues it")
+    if folder.remote is not None:
+        found = bool(folder.remote.files().keys() - {"sweep.toml"})  # what a creation leaves that was killed
+    else:
+        found = folder.path.exists() and any(folder.path.iterdir())
+    if found:
+        raise SweepChanged(f"{folder.name} is not empty and holds no run; choose another folder with --into")
 
 
 def _refuse_changes(folder: RunFolder, ledger: Ledger, plan: Plan) -> None:
@@ -262,10 +293,11 @@ def _refuse_changes(folder: RunFolder, ledger: Ledger, plan: Plan) -> None:
     changed = planning.changed_keys(old, sweeps.resolved(plan.sweep))
     if changed:
         lines = "\n".join(f"  {key}: {canonical(before)} -> {canonical(after)}" for key, before, after in changed)
+        head, mark, query = folder.name.partition("?")
         raise SweepChanged(
-            f"{folder.path} was begun with another sweep; these keys differ:\n{lines}\n"
-            f"  continue it as it was: orchestrator resume {folder.path}\n"
-            f"  start another:         orchestrator launch SWEEP --into {folder.path}-2"
+            f"{folder.name} was begun with another sweep; these keys differ:\n{lines}\n"
+            f"  continue it as it was: orchestrator resume {folder.quoted}\n"
+            f"  start another:         orchestrator launch SWEEP --into {shlex.quote(f'{head}-2{mark}{query}')}"
         )
 
 
@@ -346,6 +378,20 @@ def _check_data(plan: Plan) -> list[str]:
     return list(dict.fromkeys(warning for warnings in found for warning in warnings))
 
 
+def _check_shared(folder: RunFolder, options: Options) -> list[str]:
+    """What a run in a bucket needs besides: a ledger and an MLflow that other machines reach. Returns notes.
+
+    Raises RunError, RemoteError or InfrastructureMissing.
+    """
+    if folder.remote is None:
+        return []
+    url = folder.ledger_url()
+    _check_tracking(folder, options)
+    if url.startswith("sqlite"):
+        return ["ORCHESTRATOR_LEDGER is a file of SQLite, so only this machine can continue the run"]
+    return []
+
+
 def _check_tracking(folder: RunFolder, options: Options) -> None:
     """Whether MLflow is there, unless it is left for later. Raises InfrastructureMissing."""
     from orchestrator import tracking
@@ -358,10 +404,11 @@ def _check_tracking(folder: RunFolder, options: Options) -> None:
 
 
 def tracking_uri(folder: RunFolder) -> str:
-    """$MLFLOW_TRACKING_URI, or the embedded store beside the run folders: one for all of them."""
+    """$MLFLOW_TRACKING_URI, or the embedded store beside the run folders: one for all of them. Raises RemoteError for
+    a run in a bucket, which has no such place."""
     from orchestrator import tracking
 
-    return os.environ.get("MLFLOW_TRACKING_URI") or tracking.embedded_uri(folder.path.resolve().parent)
+    return folder.mlflow_url() or tracking.embedded_uri(folder.path.resolve().parent)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ PACKAGES = ("torch", "ray", "optuna", "mlflow", "transformers", "pyarrow", "nump
 """Versions that are recorded with a run."""
 
 
-def environment(sweep_file: Path, folder: Path) -> dict[str, Any]:
+def environment(sweep_file: Path, folder: Path | str) -> dict[str, Any]:
     """What is needed to run a sweep again: command, commit, versions, hardware. No environment variables: secrets."""
     return {
         "command": f"orchestrator launch {sweep_file} --into {folder}",

@@ -83,7 +83,9 @@ class TrialActor(tune.Trainable):
             self._begun = False
         if not self._begun:
             config = self.config
-            report = self._gang.begin(config["job"], config["folder"], attempt=config["attempt"])
+            report = self._gang.begin(
+                config["job"], config["folder"], attempt=config["attempt"], remote=config["remote"]
+            )
             self._begun = True
         else:
             report = self._gang.advance()
@@ -167,6 +169,7 @@ class _Search(Searcher):
             "attempt": (dispatch.token, dispatch.attempt),
             "job": dispatch.job,
             "folder": dispatch.folder,
+            "remote": dispatch.remote,
             "shape": self._shape,
         }
 

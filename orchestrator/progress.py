@@ -84,13 +84,15 @@ class Progress:
         self.release()
         lines = []
         if stopped_by is not None:
-            lines += [f"stopped: {stopped_by}", f"continue:  orchestrator resume {folder.path}"]
+            lines += [f"stopped: {stopped_by}", f"continue:  orchestrator resume {folder.quoted}"]
         elif code:
-            lines += [f"some trials failed; see: orchestrator status {folder.path}"]
-            lines += [f"try them again:          orchestrator resume {folder.path} --failed"]
+            lines += [f"some trials failed; see: orchestrator status {folder.quoted}"]
+            lines += [f"try them again:          orchestrator resume {folder.quoted} --failed"]
         lines += [f"report:  {folder.report / 'report.html'}"]
+        if folder.remote is not None:
+            lines += [f"         {folder.remote.inside('report/report.html').uri}"]
         if not offline:
-            lines += [f"MLflow:  orchestrator ui {folder.path}"]
+            lines += [f"MLflow:  orchestrator ui {folder.quoted}"]
         lines += [f"{time.monotonic() - self._began:.0f} s"]
         print("\n".join(["", *lines]))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 CONNECT_S, REQUEST_S, ATTEMPTS = 5, 10, 2
 """A store that is not there is told of within half a minute; left alone, pyarrow tries for minutes."""
@@ -29,7 +29,7 @@ AWAY = ("NETWORK_CONNECTION", "Could not connect", "Could not resolve", "timed o
 ENVIRONMENT = {
     "s3": "AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS=/path/of/key.json",
-    "abfs": "AZURE_STORAGE_CONNECTION_STRING=...",
+    "abfs": "AZURE_TENANT_ID=... AZURE_CLIENT_ID=... AZURE_CLIENT_SECRET=...",
 }
 """Where credentials come from, by scheme."""
 
@@ -178,7 +178,7 @@ def _refuse_secrets(uri: str) -> None:
         found.append("a user or a password")
         shown = f"{scheme}://{rest.rpartition('@')[2]}" if "@" in rest else f"{scheme}://..."
     parameters = [part for part in query.split("&") if part]
-    secret = [name for part in parameters if SECRET.search(name := part.partition("=")[0])]
+    secret = [part.partition("=")[0] for part in parameters if _is_secret(*unquote(part).partition("=")[::2])]
     found += secret
     if not found:
         return
@@ -188,6 +188,10 @@ def _refuse_secrets(uri: str) -> None:
         f"{shown}{mark if kept else ''}{kept} was given with {', '.join(found)}. A run's address is stored and shown, "
         f"so it holds no credentials; leave them out, and: export {known}"
     )
+
+
+def _is_secret(name: str, value: str) -> bool:
+    return SECRET.search(name) is not None or "@" in value
 
 
 @cache

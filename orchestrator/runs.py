@@ -83,7 +83,7 @@ class RunFolder:
     def ledger_url(self) -> str:
         """The database: $ORCHESTRATOR_LEDGER, or ledger.db in this folder. Raises RunError for want of the first."""
         named = os.environ.get("ORCHESTRATOR_LEDGER")
-        if named is None and self.remote is not None:
+        if not named and self.remote is not None:
             raise RunError(
                 f"{self.name} is to be continued by any machine, so its ledger must be a database that all of them "
                 "reach; name it: export ORCHESTRATOR_LEDGER=postgresql://USER@HOST/DATABASE"
@@ -286,7 +286,9 @@ def _fetch_texts(folder: RunFolder, trial: str) -> None:
         return
     for name, info in folder.remote.files(f"trials/{trial}").items():
         here = folder.trial(trial) / name
-        if not name.startswith(("log.rank", "failure.attempt")) or (here.exists() and here.stat().st_mtime >= info.mtime_ns / 1e9):
+        if not name.startswith(("log.rank", "failure.attempt")) or (
+            here.exists() and here.stat().st_mtime >= info.mtime_ns / 1e9
+        ):
             continue
         content = folder.remote.read(f"trials/{trial}/{name}")
         if content is not None:

@@ -25,8 +25,8 @@ class Schedule:
         """Suggestions whose trials have all ended well: nothing about them changes any more."""
 
     def advance(self, arm: str | None = None) -> dict[str, Trial]:
-        """Ask for the suggestions that are due, freeze the arms that are tuned: every arm, or the one in which something
-        happened. Returns its trials by id."""
+        """Ask for the suggestions that are due and freeze the arms that are tuned, in every arm or in the one where a
+        trial has ended. Returns the trials there by id."""
         for label in [one.label for one in self._plan.arms] if arm is None else [arm]:
             self._advance(label)
         return {trial.id: trial for trial in self._ledger.trials(arm=arm)}

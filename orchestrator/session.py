@@ -53,6 +53,9 @@ class Dispatch:
     token: int
     """The fencing token of the driver."""
 
+    remote: str | None = None
+    """URI at which the trial's files are kept, if not in `folder`."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -167,6 +170,7 @@ class Session:
                 merged(trial.job, settings),
                 str(self._folder.trial(trial.id).resolve()),
                 self._ledger.token or 0,
+                self._folder.trial_uri(trial.id),
             )
             self._running[trial.id] = dispatch
             self._verified.add(trial.arm)
@@ -311,7 +315,10 @@ class Session:
             with contextlib.suppress(OSError):  # the disk may be what failed; the ledger has the first line
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(failure.trace)
-        then = "it gets another attempt" if again else f"log: {self._folder.trial(dispatch.trial)}/log.rank0.txt"
+        log = f"{self._folder.trial(dispatch.trial)}/log.rank0.txt"
+        if dispatch.remote is not None:
+            log = f"orchestrator logs {self._folder.quoted} {dispatch.trial}"
+        then = "it gets another attempt" if again else f"log: {log}"
         self._ended(dispatch, f"attempt {dispatch.attempt} failed ({failure.kind}): {failure.message}; {then}")
         if (
             failure.kind == "storage_full"

@@ -31,14 +31,15 @@ UNAVAILABLE = 4
 def serve(run: str | None, *, port: int) -> int:
     """Serve the store of `run` (or of the default folder of runs), print its addresses, wait. Returns the exit code.
 
-    Raises RunError when there is no such run.
+    Raises RunError when there is no such run, RemoteError when it is in a bucket that cannot be used.
     """
     folder = find(run) if run is not None else None
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking.embedded_uri(_runs(folder))
+    named = os.environ.get("MLFLOW_TRACKING_URI") if folder is None else folder.mlflow_url()
+    uri = named or tracking.embedded_uri(_runs(folder))
     if uri.startswith("http"):
         _print_addresses(uri, folder)
         return 0
-    if not (_runs(folder) / "mlflow.db").exists():
+    if not named and not (_runs(folder) / "mlflow.db").exists():
         click.echo(f"error: there is no MLflow store in {_runs(folder)} yet; launch a sweep first", err=True)
         return UNAVAILABLE
     command = tracking.ui_command(uri, port=port)
@@ -89,6 +90,7 @@ def _print_addresses(server: str, folder: RunFolder | None) -> None:
 
 @contextlib.contextmanager
 def _server(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         process = subprocess.Popen(
             command, env=os.environ | tracking.UI_ENVIRONMENT, stdout=file, stderr=file, start_new_session=True

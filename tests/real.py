@@ -146,6 +146,11 @@ def kill_at_random(
     return times
 
 
+def recovered(row: str, seconds: float) -> None:
+    """Print how long it took: `pytest tests/faults -s | grep ^row` gathers the table of infra/README.md."""
+    print(f"\nrow {row}: {seconds:.1f} s")
+
+
 def proven(home: Path, *, trials: int = TRIALS, env: Mapping[str, str] | None = None) -> None:
     """`verify` finds nothing, and no finished trial was trained again."""
     found = json.loads(call("verify", "small", "--json", cwd=home, env=env))
@@ -237,3 +242,8 @@ class Server:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+
+
+def crowding() -> float:
+    """How many processes want each processor, at least one: by this much a deadline in wall time is stretched."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))

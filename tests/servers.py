@@ -8,7 +8,8 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -72,3 +73,23 @@ def new_database(server: str) -> str:
         connection.exec_driver_sql(f"CREATE DATABASE {name} STRATEGY file_copy")
     engine.dispose()
     return server.format(name)
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[Callable[[str], str]]:
+    """A function from a path to its URI, in a bucket of an S3 server in this process that others reach by HTTP."""
+    from moto.server import ThreadedMotoServer
+    from pyarrow import fs
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("EC2_METADATA_DISABLED", "true")):
+            patch.setenv(f"AWS_{name}", value)
+        try:
+            query = f"?endpoint_override=127.0.0.1:{server.get_host_and_port()[1]}&scheme=http&region=us-east-1"
+            name = f"bucket-{uuid.uuid4().hex}"  # moto's servers of one process share their buckets
+            fs.FileSystem.from_uri(f"s3://{name}{query}&allow_bucket_creation=true")[0].create_dir(name)
+            yield lambda path: f"s3://{name}/{path}{query}"
+        finally:
+            server.stop()

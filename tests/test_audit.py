@@ -96,6 +96,31 @@ def test_what_was_set_aside_or_never_committed_is_no_checkpoint(trials: Path) ->
     assert found["leftovers"] == [".step_000012.77", "step_000012"]
 
 
+def test_a_bucket_is_told_of_like_a_folder_and_nothing_changes(trials: Path) -> None:
+    """Mutant check: the name of the downloaded copy in place of the trial's fails this."""
+    flip(trials / "abc" / "checkpoints" / "step_000004" / "model.safetensors")
+    for name in ("step_000012", "step_000016"):
+        (trials / "abc" / "checkpoints" / name).mkdir()
+    (trials / "abc" / "checkpoints" / "step_000012" / "manifest.bad-1.json").touch()  # as a bucket keeps a damaged one
+    (trials / "xyz").mkdir()
+    before = {path: path.stat().st_mtime_ns for path in trials.rglob("*")}
+    told = [
+        subprocess.run([sys.executable, "-m", "jobs.audit", place], capture_output=True, text=True, check=True).stdout
+        for place in (str(trials), trials.as_uri())
+    ]
+    assert told[0] == told[1]
+    abc, xyz = map(json.loads, told[1].splitlines())
+    assert (abc["trial"], xyz["trial"]) == ("abc", "xyz")
+    assert [one["fault"] for one in abc["checkpoints"]] == [None, "model.safetensors does not match its sha256"]
+    assert (abc["set_aside"], abc["leftovers"]) == (["step_000012"], ["step_000016"])
+    assert {path: path.stat().st_mtime_ns for path in trials.rglob("*")} == before
+
+
+def test_a_bucket_that_cannot_be_read_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nonsense://there"]) == 2
+    assert "nonsense://there is no folder of trials" in capsys.readouterr().err
+
+
 def test_the_first_of_two_points_counts_and_a_torn_line_is_counted(trials: Path) -> None:
     write_points(trials / "abc", ("m", 0, 0.75))
     with (trials / "abc" / "points.jsonl").open("a") as file:

@@ -77,6 +77,13 @@ def test_an_unknown_run_ends_with_2_and_names_the_known(folder: Path) -> None:
     assert (done.exit_code, "did you mean 'quick'?" in done.output) == (2, True), done.output
 
 
+@pytest.mark.parametrize("verb", ["status", "stop", "compare", "verify", "resume", "ui"])
+def test_a_store_that_cannot_be_reached_ends_with_4(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    done = run(verb, "s3://bucket/quick?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1")
+    assert (done.exit_code, "curl -sI http://127.0.0.1:9" in done.output) == (4, True), done.output
+
+
 def test_a_broken_ledger_ends_with_4(folder: Path) -> None:
     (folder / "ledger.db").write_bytes(b"not a database, but long enough to look like one" * 100)
     done = run("status", "quick")

@@ -1,17 +1,14 @@
 """Whole sweeps, as a newcomer runs them: real Ray, real MLflow store, real processes that are really killed."""
 
 import json
-import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from real import SWEEP, TRIALS, call, command, ended, kill, measured, status
+from real import SWEEP, TRIALS, call, measured, status
 
 from orchestrator import tracking
 from orchestrator.driver import execution_overrides
-from orchestrator.runs import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -83,65 +80,6 @@ def test_an_edited_sweep_is_refused_with_the_keys_that_differ(finished: Path) ->
 def test_logs_are_a_rank_s_own(finished: Path) -> None:
     trial = status(finished)["trials"][0]["id"]
     assert "step 8/8" in call("logs", "small", trial[:6], cwd=finished)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_killing_the_driver_loses_nothing_and_repeats_nothing(finished: Path, tmp_path: Path) -> None:
-    """Three kill -9 at different moments, each followed by the same command; all numbers are the undisturbed ones."""
-    (tmp_path / "sweep.toml").write_text(SWEEP)
-    folder = RunFolder(tmp_path / "runs" / "small")
-    for enough in (1, 4, 8):
-        process = subprocess.Popen(
-            command("launch", "sweep.toml"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            deadline = time.monotonic() + 200
-            while not folder.exists or ended(folder) < enough:
-                assert time.monotonic() < deadline
-                assert process.poll() is None, "it ended before it could be killed"
-                time.sleep(0.1)
-        finally:
-            kill(process)
-    call("launch", "sweep.toml", cwd=tmp_path)
-    assert measured(tmp_path) == measured(finished)
-    stood = status(tmp_path)
-    assert stood["counts"]["done"] == TRIALS
-    nested = [
-        run["trial"]
-        for run in tracking.runs_of(tracking.embedded_uri(tmp_path / "runs"), stood["run"], history=False)
-        if run["kind"] == "trial"
-    ]
-    assert sorted(nested) == sorted(trial["id"] for trial in stood["trials"])
-
-
-@pytest.mark.slow
-def test_ctrl_c_checkpoints_and_a_second_driver_is_told_who_holds_the_run(tmp_path: Path) -> None:
-    (tmp_path / "sweep.toml").write_text(SWEEP.replace("steps = 8", "steps = 3000"))
-    folder = RunFolder(tmp_path / "runs" / "small")
-    process = subprocess.Popen(
-        command("launch", "sweep.toml", "--offline"),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 200
-        while not list(folder.trials.glob("*/checkpoints/step_*")):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        assert "has been driving this run since" in call("resume", "small", cwd=tmp_path, code=3)
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=120)
-    finally:
-        kill(process)
-    assert process.returncode == 130, said
-    assert "continue:  orchestrator resume runs/small" in said
-    stood = status(tmp_path)
-    assert stood["state"] == "stopped"
-    assert stood["counts"]["running"] == 0
-    assert {t["failure"] for t in stood["trials"]} <= {"interrupted", None}
 
 
 @pytest.mark.parametrize(

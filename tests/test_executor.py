@@ -1,14 +1,10 @@
 """Ray Tune in its part: warm slots, pruned trials, slots that are killed; with the real session and a real ledger."""
 
 import contextlib
-import signal
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from orchestrator import cluster as clusters
@@ -83,33 +79,4 @@ def test_a_pruned_trial_leaves_its_gang_warm_for_the_next(tmp_path: Path) -> Non
         assert {trial.attempts for trial in ledger.trials()} == {1}
         pruned = ledger.trials(state="pruned")
         assert all(trial.step is not None and trial.step < 8 for trial in pruned)
-    assert placement_groups() == 0
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_killed_slot_takes_its_ranks_with_it_and_its_trial_gets_another_attempt(tmp_path: Path) -> None:
-    killed: list[int] = []
-
-    def kill_slot() -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not killed:
-            if list(tmp_path.glob("trials/*/points.jsonl")):
-                for process in psutil.Process().children(recursive=True):
-                    if "".join(process.cmdline()[:1]).startswith(("ray::TrialActor", "ray::ResourceTrainable")):
-                        killed.append(process.pid)
-                        process.send_signal(signal.SIGKILL)
-                        return
-            time.sleep(0.02)
-
-    job = SWEEP["job"] | {"budget": {"steps": 120}}
-    with running(tmp_path, {"job": job}) as (session, ledger):
-        killer = threading.Thread(target=kill_slot)
-        killer.start()
-        executor.run(session, shape=SHAPE, scratch=tmp_path / "scratch")
-        session.close()
-        killer.join()
-        assert killed, "there was no slot to kill"
-        assert {trial.state for trial in ledger.trials()} == {"done"}
-        failures = [a.failure for t in ledger.trials() for a in ledger.attempts(t.id) if a.state == "failed"]
-        assert failures == ["worker_lost"]
     assert placement_groups() == 0

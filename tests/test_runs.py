@@ -35,6 +35,13 @@ def test_a_misspelt_run_is_met_with_the_nearest_and_the_known(folder: RunFolder)
         RunFolder(folder.path.parent / "other").open()
 
 
+def test_runs_in_a_bucket_are_named_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant check: a Path of the URI, which would be a folder called `s3:`, fails this."""
+    monkeypatch.setenv("ORCHESTRATOR_RUNS", "s3://bucket/runs")
+    with pytest.raises(RunError, match="--into s3://bucket/NAME"):
+        home()
+
+
 def test_status_has_the_pinned_keys_and_needs_no_driver(folder: RunFolder) -> None:
     ledger = folder.open()
     found = status(ledger)

@@ -6,7 +6,6 @@ import pickle
 import shutil
 import signal
 import subprocess
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from errno import EACCES, EDQUOT, ENOSPC
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from servers import s3_server
 from test_train import job, lines, trained, values, weights
 
 from jobs import checkpoint, manifest, storage
@@ -163,21 +163,9 @@ def test_training_on_a_full_disk_ends_with_the_reason_and_continues_once_there_i
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
     """An S3 server of our own, over HTTP; `bucket(path)` is the URI of a path in it."""
-    from moto.server import ThreadedMotoServer
-    from pyarrow import fs
-
-    for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("EC2_METADATA_DISABLED", "true")):
-        monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setattr(storage, "PAUSES_S", (0.01, 0.01))
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        query = f"?endpoint_override=127.0.0.1:{server.get_host_and_port()[1]}&scheme=http&region=us-east-1"
-        name = f"bucket-{uuid.uuid4().hex}"  # moto's servers of one process share their buckets
-        fs.FileSystem.from_uri(f"s3://{name}{query}&allow_bucket_creation=true")[0].create_dir(name)
-        yield lambda path: f"s3://{name}/{path}{query}"
-    finally:
-        server.stop()
+    with s3_server() as uri:
+        yield uri
 
 
 def files(uri: str) -> dict[str, int]:

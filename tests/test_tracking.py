@@ -575,3 +575,24 @@ def test_a_first_store_is_made_without_a_word(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert list(elsewhere.iterdir()) == []
     assert [path.name for path in runs.iterdir()] == ["mlflow.db"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("later_s", [0.0, 0.2, 0.4, 0.6])
+def test_an_embedded_store_whose_making_was_cut_short_by_a_kill_is_made_again(tmp_path: Path, later_s: float) -> None:
+    """MLflow makes its tables one by one, and cannot go on from half of them. Mutant check: made in its place."""
+    make = "import sys; from orchestrator.tracking.store import connect; connect(sys.argv[1]).search_experiments()"
+    uri = stores.embedded_uri(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", make, uri])
+    try:
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size for path in tmp_path.glob("*mlflow.db*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(later_s)
+    finally:
+        process.kill()
+        process.wait()
+    done = subprocess.run([sys.executable, "-c", make, uri], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"], "what was left is cleared away"

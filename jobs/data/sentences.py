@@ -105,11 +105,9 @@ def train_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | Non
             return (*pair, *(name for name in names if NEGATIVE_NAME.fullmatch(name)))
     text = next((name for name in TEXT_NAMES if name in names), names[0] if len(names) == 1 else None)
     if text is None:
+        example = f"; name yours in data.columns, for example data.columns = ['{names[0]}']" if names else ""
         raise DataError(
-            f"is missing; the columns here are {', '.join(names)}; name yours in data.columns, "
-            f"for example data.columns = ['{names[0]}']",
-            file=file,
-            column="text",
+            f"is missing; the columns here are {', '.join(names) or 'none'}{example}", file=file, column="text"
         )
     return (text,)
 

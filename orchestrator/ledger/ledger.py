@@ -107,6 +107,15 @@ class Ledger:
         finally:
             database.close()
 
+    def discard(self) -> None:
+        """Delete a run that was made a moment ago and cannot be begun, and close the connections."""
+        try:
+            with self._database.write() as connection:
+                for table, column in ((schema.trials, "run"), (schema.leases, "run"), (schema.runs, "uuid")):
+                    connection.execute(table.delete().where(table.c[column] == self.uuid))
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Close the connections. A lease stays held: `release` it first."""
         self._database.close()

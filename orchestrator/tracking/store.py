@@ -6,10 +6,12 @@ another one for every process.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
+import sqlite3
 import sys
 import urllib.error
 import urllib.request
@@ -96,7 +98,28 @@ def connect(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     with _one_at_a_time(uri):
+        if uri.startswith("sqlite:///") and not _database(uri).exists():
+            _make(_database(uri))
         return MlflowClient(uri, registry_uri=uri)
+
+
+def _make(path: Path) -> None:
+    """Make an embedded store aside and put it in place whole: MLflow makes its tables one by one, and one that was
+    killed half-way would leave a database that it refuses ever after."""
+    from mlflow import MlflowClient
+
+    for left in path.parent.glob(f".{path.name}.*"):
+        left.unlink()
+    made, whole = (path.with_name(f".{path.name}.{part}") for part in ("made", "whole"))
+    client = MlflowClient(f"sqlite:///{made}", registry_uri=f"sqlite:///{made}")
+    client.search_experiments(max_results=1)
+    client.search_registered_models(max_results=1)
+    # A copy, because MLflow keeps its connections to the file that it made.
+    with contextlib.closing(sqlite3.connect(made)) as source, contextlib.closing(sqlite3.connect(whole)) as copy:
+        source.backup(copy)
+    whole.replace(path)
+    for left in path.parent.glob(f".{path.name}.*"):
+        left.unlink()
 
 
 def artifact_root(uri: str) -> str | None:

@@ -14,7 +14,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from orchestrator import tracking
@@ -72,7 +71,7 @@ def _read(folder: RunFolder, ledger: Ledger, uri: str) -> Facts:
         tracking.check(uri)
         tracked = tracking.runs_of(uri, run.uuid)
     return Facts(
-        folder=folder.path,
+        folder=folder.name,
         run=run,
         trials={trial.id: trial for trial in ledger.trials()},
         attempts=attempts,
@@ -82,14 +81,15 @@ def _read(folder: RunFolder, ledger: Ledger, uri: str) -> Facts:
         untold={trial.id for trial in ledger.unprojected_trials()},
         waiting=waiting,
         tracked=tracked,
-        disk=_audit(folder.trials),
+        disk=_audit(folder),
     )
 
 
-def _audit(trials: Path) -> dict[str, dict[str, Any]] | None:
+def _audit(folder: RunFolder) -> dict[str, dict[str, Any]] | None:
     """The folders of trials, read by a process of their own: what a checkpoint is, only jobs know."""
-    if not trials.is_dir():
+    if folder.remote is None and not folder.trials.is_dir():
         return None
+    trials = folder.trials if folder.remote is None else folder.remote.inside("trials").uri
     command = [sys.executable, "-m", "jobs.audit", str(trials)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

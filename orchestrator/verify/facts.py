@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger import Attempt, Frozen, Point, Run, Suggestion, Trial
@@ -20,7 +19,9 @@ Place = tuple[str, int]
 class Facts:
     """All that was read of one run."""
 
-    folder: Path
+    folder: str
+    """The run, as a person names it."""
+
     run: Run
     trials: dict[str, Trial]
     attempts: Mapping[str, list[Attempt]]

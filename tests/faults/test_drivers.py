@@ -31,6 +31,7 @@ from real import (
     measured,
     named,
     proven,
+    recovered,
     status,
     wait_for,
 )
@@ -90,7 +91,11 @@ def test_row_4_kills_at_random_times_lose_nothing_and_repeat_nothing(home: Path,
     seed = int(os.environ.get("ORCHESTRATOR_SEED", time.time_ns() % 10**6))
     print(f"seed {seed}: ORCHESTRATOR_SEED={seed} repeats this test")
     kill_at_random(home, kills=3, moments=random.Random(seed), between_s=(2.0, 14.0))
+    began = time.time()
     call("launch", "sweep.toml", cwd=home)
+    with contextlib.closing(RunFolder(home / "runs" / "small").open()) as ledger:
+        if fresh := [point.time for point in ledger.points() if point.time > began]:
+            recovered("4", min(fresh) - began)
     assert measured(home) == undisturbed
     proven(home)
 
@@ -139,6 +144,7 @@ def test_row_8_a_dead_head_ends_the_driver_with_75_and_the_run_continues(
         began = time.monotonic()
         assert process.wait(60) == 75
         assert time.monotonic() - began < 30
+        recovered(f"8, {part}", time.monotonic() - began)
         said, _ = process.communicate()
         assert "the Ray cluster died under the driver" in said
         assert part in said
@@ -243,9 +249,11 @@ def test_row_24_ctrl_c_once_checkpoints_and_twice_stops_at_once_and_both_continu
 
     with driver("launch", "sweep.toml", "--offline", cwd=home) as process:
         wait_for(steps)
+        began = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)
         said, _ = process.communicate(timeout=60)
         assert process.returncode == 130, said
+        recovered("24, once", time.monotonic() - began)
     assert "continue:  orchestrator resume" in said
     stood = status(home)
     assert (stood["state"], stood["counts"]["running"]) == ("stopped", 0)
@@ -265,6 +273,7 @@ def test_row_24_ctrl_c_once_checkpoints_and_twice_stops_at_once_and_both_continu
         said, _ = process.communicate(timeout=60)
         assert process.returncode == 130, said
         assert time.monotonic() - began < 10
+        recovered("24, twice", time.monotonic() - began)
         assert not psutil.wait_procs(family, timeout=10)[1]
     assert status(home)["driver"] is None
 
@@ -308,6 +317,20 @@ def test_a_grace_period_that_is_over_ends_the_driver_and_what_it_started(home: P
         assert not psutil.wait_procs(family, timeout=10)[1]
     assert "the grace period of 3 s after SIGTERM is over" in said
     assert status(home)["driver"] is None
+
+
+@pytest.mark.slow
+def test_row_16_a_rank_that_fills_the_host_s_memory_is_told_apart_from_one_that_just_died(home: Path) -> None:
+    """Ray ends the largest process of a node that runs short. Here it is short three gigabytes above what is in use."""
+    memory = psutil.virtual_memory()
+    if memory.available < 8 * 2**30:
+        pytest.skip("needs 8 GiB of free memory")
+    threshold = (memory.total - memory.available + 3 * 2**30) / memory.total
+    env = fault(home, "step", "eat", rank=1, step=5) | {"RAY_memory_usage_threshold": f"{threshold:.4f}"}
+    call("launch", "sweep.toml", "--offline", cwd=home, code=1, env=env)
+    (trial,) = [trial for trial in status(home)["trials"] if trial["state"] == "failed"]
+    assert (trial["failure"], trial["attempts"]) == ("out_of_memory", 1)
+    assert "peak memory of the trial" in trial["message"]
 
 
 @pytest.mark.slow

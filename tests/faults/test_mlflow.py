@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import socket
 import statistics
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from real import SWEEP, Server, call, driver, ended, status, wait_for
+from real import SWEEP, Server, call, crowding, driver, ended, status, wait_for
 
 from orchestrator import tracking
 from orchestrator.runs import RunFolder
@@ -29,13 +29,17 @@ HANG_S = 60.0
 HELD_UP_S = 90.0
 """From the last trial to the exit of a driver whose MLflow is away: the report is drawn meanwhile."""
 
+STALL_S = 5.0
+"""No step takes this long, and one that waits for an MLflow that hangs takes twice as long."""
+
 NOISE = 1.5
 """How much slower the median step may look while MLflow is sick, on a machine that does other things too."""
 
 SMALL = SWEEP[: SWEEP.index("[tune]\n")] + "[confirm]\nseeds = 2\n"
 """Four trials, none of them tuned."""
 
-LONG = SMALL.replace("steps = 8", "steps = 1500").replace("times = 2", "times = 8").replace("every = 3", "every = 100")
+LONG = SMALL.replace("steps = 8", "steps = 4000").replace("every = 3", "every = 100")
+"""Minutes of training, in which every twentieth step is logged."""
 
 ANSWER_500 = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\nConnection: close\r\n\r\noops"
 
@@ -136,22 +140,18 @@ def proxy(server: Server) -> Iterator[Proxy]:
     one.close()
 
 
-def whole(home: Path, uri: str, trials: int) -> None:
-    """`verify` finds nothing, and MLflow has one run a trial with every point of its file, once."""
+def whole(home: Path, uri: str) -> None:
+    """`verify` finds nothing, and MLflow has one run for each trial that was begun, with each of its points once."""
     found = json.loads(call("verify", "small", "--json", cwd=home, env={"MLFLOW_TRACKING_URI": uri}))
     assert found["ok"], found["faults"]
-    assert found["trials"] == found["mlflow_runs"] == trials
-    nested = [run for run in tracking.runs_of(uri, status(home)["run"]) if run["kind"] == "trial"]
-    assert len(nested) == len({run["trial"] for run in nested}) == trials
+    with contextlib.closing(RunFolder(home / "runs" / "small").open()) as ledger:
+        begun = [trial.id for trial in ledger.trials() if trial.attempts]
+        told = {trial: sorted((p.key, p.step) for p in ledger.points(trial)) for trial in begun}
+        nested = [run for run in tracking.runs_of(uri, ledger.uuid) if run["kind"] == "trial"]
+    assert sorted(run["trial"] for run in nested) == sorted(begun)
     for run in nested:
-        on_disk = sorted((p["key"], p["step"]) for p in points(home, run["trial"]))
-        in_mlflow = sorted((key, step) for key, told in run["metrics"].items() for step, _, _ in told)
-        assert in_mlflow == on_disk, f"trial {run['trial']}"
-
-
-def points(home: Path, trial: str) -> list[dict[str, float]]:
-    path = home / "runs" / "small" / "trials" / trial / "points.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+        in_mlflow = sorted((key, step) for key, points in run["metrics"].items() for step, _, _ in points)
+        assert in_mlflow == told[run["trial"]], f"trial {run['trial']}"
 
 
 # --- row 9
@@ -169,7 +169,7 @@ def test_row_9_mlflow_that_is_away_at_the_start_is_named_with_the_remedy_and_not
     assert "Connection refused" in said
     assert "start it, correct MLFLOW_TRACKING_URI" in said
     assert "--offline" in said
-    assert took < 15
+    assert took < 15 * crowding()
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.toml"]
 
 
@@ -186,7 +186,7 @@ def test_row_9_a_sick_mlflow_at_the_start_is_no_better(tmp_path: Path, mood: Moo
     finally:
         sick.close()
     assert f"MLflow at {sick.uri}: {words}" in said
-    assert took < 15
+    assert took < 15 * crowding()
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.toml"]
 
 
@@ -198,7 +198,7 @@ def test_row_9_a_run_made_offline_is_projected_whole_by_a_later_resume(tmp_path:
     assert "MLflow at http://127.0.0.1:1" in call("resume", "small", cwd=tmp_path, code=4, env=away)
     assert tracking.runs_of(server.uri, status(tmp_path)["run"]) == []
     call("resume", "small", cwd=tmp_path, env=there)
-    whole(tmp_path, server.uri, 4)
+    whole(tmp_path, server.uri)
 
 
 # --- row 10
@@ -215,45 +215,48 @@ def intervals(home: Path) -> Iterator[tuple[float, float]]:
 def test_row_10_training_does_not_notice_a_sick_mlflow_and_its_history_is_whole_afterwards(
     tmp_path: Path, server: Server, proxy: Proxy
 ) -> None:
-    """500, hanging, refusing, really stopped and started again, each for some seconds of one sweep.
-
-    Mutant check: a projection that is called by the ledger's writer fails this.
-    """
+    """500, hanging, refusing, really stopped and started again, each for some seconds of one sweep."""
     (tmp_path / "sweep.toml").write_text(LONG)
     folder = RunFolder(tmp_path / "runs" / "small")
     phases: list[tuple[str, float, float]] = []
 
-    def phase(name: str, seconds: float, process: subprocess.Popen[str]) -> None:
-        start = time.time()
+    def phase(name: str, seconds: float) -> None:
+        """Lasts this long, and until the proxy was asked and some steps were logged."""
+        start, mood = time.time(), name if name in ("500", "hang", "refuse") else "pass"
+        before, logged = proxy.asked.get(mood, 0), len(list(intervals(tmp_path)))
         time.sleep(seconds)
-        assert process.poll() is None, f"it ended in the phase {name}: make the sweep longer"
+        wait_for(lambda: len(list(intervals(tmp_path))) >= logged + 5, what=f"training while {name}")
+        wait_for(lambda: proxy.asked.get(mood, 0) > before, seconds=60, what=f"a request while {name}")
         phases.append((name, start, time.time()))
 
     with driver("launch", "sweep.toml", cwd=tmp_path, env={"MLFLOW_TRACKING_URI": proxy.uri}) as process:
-        wait_for(lambda: len(list(intervals(tmp_path))) >= 20, what="training")
-        phase("well", 5, process)
+        wait_for(lambda: len(list(intervals(tmp_path))) >= 10, what="training")
         for mood in ("500", "hang", "refuse"):
+            proxy.become("pass")
+            phase("well", 5)
             proxy.become(mood)
-            phase(mood, 8, process)
+            phase(mood, 6)
         proxy.become("pass")
         server.kill()
-        phase("stopped", 4, process)
+        phase("stopped", 4)
         server.start()
-        phase("well", 5, process)
-        said, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, said
+        phase("well", 5)
+        assert process.poll() is None, "it ended too early: make the sweep longer"
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said
     assert "MLflow is behind" not in said
-    assert {"500", "hang", "refuse", "pass"} <= set(proxy.asked), f"it never asked while {set(proxy.asked)}"
     spent: dict[bool, list[float]] = {True: [], False: []}
     for begun, seconds in intervals(tmp_path):
-        name = next((name for name, start, end in phases if start <= begun and begun + seconds <= end), None)
+        name = next((name for name, start, end in phases if start <= begun < end), None)
         if name is not None:
             spent[name == "well"].append(seconds)
     well, sick = statistics.median(spent[True]), statistics.median(spent[False])
     print(f"{1e3 * well:.1f} ms while well, {1e3 * sick:.1f} ms while sick ({len(spent[True])}, {len(spent[False])})")
     assert min(len(spent[True]), len(spent[False])) >= 10
     assert sick < NOISE * well
-    whole(tmp_path, proxy.uri, 4)
+    assert max(spent[False]) < STALL_S * crowding(), "something waited for MLflow"
+    whole(tmp_path, proxy.uri)
     with contextlib.closing(folder.open()) as ledger:
         kinds = [event.kind for event in ledger.events() if event.kind.startswith("tracking_")]
     assert kinds[0] == "tracking_lost"
@@ -277,10 +280,10 @@ def test_row_10_a_sick_mlflow_does_not_hold_up_the_end_and_resume_catches_up(
         took = time.monotonic() - start
     print(f"{mood}: left {took:.1f} s after the last trial")
     assert process.returncode == 0, said
-    assert took < HELD_UP_S
+    assert took < HELD_UP_S * crowding()
     assert "MLflow is behind (" in said
     assert "catch up: orchestrator resume runs/small" in said
     assert "flatnce - infonce" in said, "the answer does not need MLflow"
     proxy.become("pass")
     call("resume", "small", cwd=tmp_path, env=there)
-    whole(tmp_path, proxy.uri, 4)
+    whole(tmp_path, proxy.uri)

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from ray.cluster_utils import Cluster
-from real import RANK, SWEEP, TRIALS, call, driver, end, ended, measured, wait_for
+from real import RANK, SWEEP, TRIALS, call, driver, end, ended, measured, recovered, wait_for
 
 from orchestrator.runs import RunFolder
 
@@ -59,10 +59,9 @@ def test_row_7_a_lost_node_costs_one_attempt_and_the_trial_goes_on_elsewhere(
         host.kill()
         before = ended(folder)
         wait_for(lambda: ended(folder) > before, what="the next trial's end")
-        recovered = time.monotonic() - began
+        recovered("7", time.monotonic() - began)
         said, _ = process.communicate(timeout=250)
         assert process.returncode == 0, said
-    print(f"recovered after {recovered:.1f} s")
     with contextlib.closing(folder.open()) as ledger:
         assert ledger.counts()["done"] == TRIALS
         lost = [one for one in ledger.attempts() if one.state == "failed"]

@@ -1,4 +1,4 @@
-"""Rows 1-3, 6, 13, 14, 16-20 of the fault table: what goes wrong on a rank or in its folder, under a real session.
+"""Rows 1-3, 13, 14, 16-20 of the fault table: what goes wrong on a rank or in its folder, under a real session.
 
 Real Ray, Tune, gangs, ranks over gloo, and a real ledger; faults happen at exact steps (inject/sitecustomize.py) or to
 processes and files as they are found.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from real import RANK, SLOT, named, wait_for
+from real import RANK, SLOT, named, recovered, wait_for
 
 from jobs import manifest
 from orchestrator import cluster as clusters
@@ -48,8 +46,6 @@ SWEEP: dict[str, Any] = {
 
 SHAPE = executor.Shape(ranks=2, cpus=1, gpus=0)
 
-Fault = Callable[..., None]
-
 
 @pytest.fixture(scope="module")
 def plan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -66,14 +62,24 @@ def cluster(plan_file: Path) -> Iterator[None]:
             yield
 
 
+class Fault:
+    """Plans a fault: `fault("raise", rank=1, step=5)`."""
+
+    def __init__(self, plan: Path) -> None:
+        self._plan = plan
+
+    def __call__(self, do: str, **where: Any) -> None:
+        self._plan.write_text(json.dumps({"at": "step", "do": do, "times": 1} | where))
+
+    def at(self) -> float:
+        """When it happened, in unix seconds: the file then counts down."""
+        return self._plan.stat().st_mtime
+
+
 @pytest.fixture
 def fault(cluster: None, plan_file: Path) -> Iterator[Fault]:
-    """Plan a fault: `fault("raise", rank=1, step=5)`."""
-
-    def plan(do: str, **where: Any) -> None:
-        plan_file.write_text(json.dumps({"at": "step", "do": do, "times": 1} | where))
-
-    yield plan
+    """See `Fault`."""
+    yield Fault(plan_file)
     plan_file.unlink(missing_ok=True)
 
 
@@ -130,6 +136,12 @@ class Run:
         """Of the first trial."""
         return self.folder.trial(self.first.id) / "checkpoints"
 
+    def recovered(self, row: str, fault_at: float) -> None:
+        """Print the time from the fault, unix seconds, to the first point of the next attempt."""
+        times = [attempt.started or 0 for attempt in self.ledger.attempts() if (attempt.started or 0) > fault_at]
+        fresh = [point.time for point in self.ledger.points() if point.time > min(times)]
+        recovered(row, min(fresh) - fault_at)
+
     def log(self) -> str:
         """What rank 0 of the first trial printed."""
         return (self.folder.trial(self.first.id) / "log.rank0.txt").read_text()
@@ -179,7 +191,6 @@ def test_row_1_a_killed_rank_costs_one_attempt_that_goes_on_from_the_newest_chec
     """The same MLflow run, no point twice, and the same numbers as if nothing had been."""
     fault("kill", rank=1, step=7)
     run = Run(tmp_path / "run")
-    began = time.monotonic()
     run.go()
     first, second = run.attempts()
     assert (first.state, first.failure) == ("failed", "worker_lost")
@@ -187,7 +198,8 @@ def test_row_1_a_killed_rank_costs_one_attempt_that_goes_on_from_the_newest_chec
     assert second.state == "done"
     assert "continues after step 4 of 12" in run.log()
     assert run.points() == calm
-    assert time.monotonic() - began < 60
+    assert (first.ended or 0) - fault.at() < 5, "it took too long to be noticed"
+    run.recovered("1", fault.at())
     run.ledger.acquire(this_process(), 60)
     uri = tracking.embedded_uri(tmp_path)
     assert tracking.Projection(run.ledger, uri).flush()
@@ -222,6 +234,7 @@ def test_row_2_a_checkpoint_cut_short_by_a_kill_is_ignored(
     assert "continues after step 4 of 12" in run.log()
     assert run.points() == calm
     assert not list(run.folder.trials.glob("*/checkpoints/.step_*")), "what was left is cleared away"
+    run.recovered("2", fault.at())
 
 
 @pytest.mark.usefixtures("cluster")
@@ -230,10 +243,12 @@ def test_row_3_a_killed_slot_takes_its_ranks_with_it_and_leaks_no_placement_grou
 ) -> None:
     run = Run(tmp_path / "run")
     orphans: list[psutil.Process] = []
+    killed: list[float] = []
 
     def kill_slot() -> None:
         wait_for(lambda: list(run.folder.trials.glob("*/checkpoints/step_000004/manifest.json")))
         orphans.extend(named(RANK))
+        killed.append(time.time())
         named(SLOT)[0].kill()
         assert not psutil.wait_procs(orphans, timeout=5)[1], "a rank outlived its slot"
 
@@ -243,21 +258,21 @@ def test_row_3_a_killed_slot_takes_its_ranks_with_it_and_leaks_no_placement_grou
     assert [one.failure for one in run.ledger.attempts() if one.failure] == ["worker_lost"]
     assert run.points() == calm
     assert placement_groups() == 0
+    run.recovered("3", killed[0])
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped"])
-def test_row_13_a_damaged_checkpoint_is_set_aside_and_the_event_recorded(
-    fault: Fault, tmp_path: Path, calm: dict[tuple[str, str, int], float], damage: str
+def test_row_13_a_checkpoint_with_one_flipped_bit_is_set_aside_and_the_event_recorded(
+    fault: Fault, tmp_path: Path, calm: dict[tuple[str, str, int], float]
 ) -> None:
+    """Other damage: tests/test_checkpoint.py."""
     fault("raise", rank=0, step=10)
     run = Run(tmp_path / "run")
     run.go()
     assert run.first.failure == "user_error"
     weights = run.checkpoints() / "step_000008" / "model.safetensors"
     content = bytearray(weights.read_bytes())
-    if damage == "flipped":
-        content[len(content) // 2] ^= 1
-    weights.write_bytes(content[: -1 if damage == "truncated" else None])
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
     run.requeue()
     run.go()
     assert "continues after step 4 of 12" in run.log()
@@ -326,10 +341,11 @@ def test_row_19_the_exception_of_the_only_rank_that_raises_is_what_is_seen(fault
     comes in names rank 0 and its broken connection in some runs."""
     fault("raise", rank=1, step=5)
     run = Run(tmp_path / "run")
-    began = time.monotonic()
     run.go()
-    assert time.monotonic() - began < 60
     (attempt,) = run.attempts()
+    seconds = (attempt.ended or 0) - fault.at()
+    assert seconds < 5
+    recovered("19", seconds)
     assert (attempt.failure, attempt.message) == ("user_error", "rank 1: LookupError: the bug of this rank")
     folder = run.folder.trial(run.first.id)
     assert "LookupError: the bug of this rank" in (folder / "failure.attempt1.txt").read_text()
@@ -351,29 +367,4 @@ def test_row_20_a_rank_that_sleeps_for_ever_is_named_with_its_stack(
     told = (run.folder.trial(run.first.id) / "failure.attempt1.txt").read_text()
     assert "time.sleep(100_000)" in told
     assert sorted(value for _, value in run.points().items()) == sorted(calm.values())
-
-
-@pytest.mark.usefixtures("cluster")
-def test_row_6_a_result_on_disk_that_the_ledger_lacks_is_told_again_and_nothing_retrained(
-    tmp_path: Path, calm: dict[tuple[str, str, int], float]
-) -> None:
-    """The driver died after the last checkpoint: its ledger is put back to before the trials ended."""
-    run = Run(tmp_path / "run")
-    with sqlite3.connect(tmp_path / "run" / "ledger.db") as now, sqlite3.connect(tmp_path / "before.db") as before:
-        now.backup(before)
-    now.close()
-    before.close()
-    run.go()
-    written = {path: path.stat().st_mtime_ns for path in run.folder.trials.glob("*/checkpoints/*/*")}
-    times = {(p.trial, p.key, p.step): p.time for p in run.ledger.points()}
-    run.ledger.close()
-    for suffix in ("-wal", "-shm"):
-        (tmp_path / "run" / f"ledger.db{suffix}").unlink(missing_ok=True)
-    shutil.copyfile(tmp_path / "before.db", tmp_path / "run" / "ledger.db")
-    again = Run.__new__(Run)
-    again.folder, again.plan, again.said = run.folder, run.plan, []
-    again.ledger = Ledger.open(sqlite_url(tmp_path / "run" / "ledger.db"))
-    again.go()
-    assert again.points() == calm
-    assert {(p.trial, p.key, p.step): p.time for p in again.ledger.points()} == times
-    assert {path: path.stat().st_mtime_ns for path in again.folder.trials.glob("*/checkpoints/*/*")} == written
+    run.recovered("20, with a deadline of 4 s", fault.at())

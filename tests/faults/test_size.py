@@ -1,4 +1,4 @@
-"""Row 27 of the fault table: a sweep of 1,000 trials. Its ledger is filled through the session, as Tune's loop would."""
+"""Row 27 of the fault table: a sweep of 1,000 trials. A session fills its ledger, as Tune's loop would."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from real import call, command, driver, measured, wait_for
+from real import call, crowding, driver, measured, wait_for
 
-from jobs.config import JobConfig
-from orchestrator import driver as driving
 from orchestrator.ledger import Ledger, this_process
-from orchestrator.plan import Plan, make
+from orchestrator.plan import make
 from orchestrator.runs import RunFolder
 from orchestrator.session import Dispatch, Session
-from orchestrator.sweep import load
+from orchestrator.sweep import load, resolved
 
 TRIALS = 1000
+SOME = 200
+"""Trials after which memory is measured for the first time: everything is imported by then."""
+
 LEFT = 4
 """Trials that are left for a real driver."""
+
+TESTS = Path(__file__).parents[1]
 
 SWEEP = """
 name = "big"
@@ -62,3 +63,116 @@ trials = 90
 seeds = 10
 """
 """Ten arms of ninety suggestions and ten confirm seeds."""
+
+
+def fill(folder: RunFolder, *, most: int) -> None:
+    """A run of which `most` trials are done, some fifty points each. Prints the memory of this process on the way."""
+    plan = make(load(folder.path.parent.parent / "sweep.toml"))
+    stored = resolved(plan.sweep) | {"plan": plan.summary()}
+    folder.path.mkdir(parents=True)
+    ledger = Ledger.create(folder.ledger_url(), name=plan.sweep.name, sweep=stored)
+    folder.identity.write_text(json.dumps({"run": ledger.uuid, **stored}))
+    ledger.acquire(this_process(), 600)
+    session = Session(plan, ledger, folder, concurrent=1, tell=lambda *_: None)
+    memory: dict[int, float] = {}
+    start = time.monotonic()
+    session.start()
+    for number in range(most):
+        dispatch = wait_for(session.next, what=f"attempt {number}")
+        session.report(dispatch, answer(dispatch))
+        if number + 1 in (SOME, most):
+            memory[number + 1] = psutil.Process().memory_info().rss / 2**20
+    session.close()
+    ledger.release()
+    ledger.close()
+    print(json.dumps({"memory": memory, "seconds": time.monotonic() - start}))
+
+
+def answer(dispatch: Dispatch) -> dict[str, Any]:
+    """What a gang would report of a whole trial."""
+    lr, seed = dispatch.job["optimizer"]["lr"], int(dispatch.job["seed"])
+    value = 0.9 - abs(lr - 3e-3) + 0.001 * seed
+    keys = ("train/loss", "train/lr", "knn_accuracy", "alignment", "uniformity")
+    points = [
+        {"key": key, "step": step, "value": value * step / 10, "time": 1.0 + step}
+        for key in keys
+        for step in range(1, 11)
+    ]
+    result = {"outcome": "ok", "step": 10, "metrics": {"knn_accuracy": value}, "untrained": {"knn_accuracy": 0.1}}
+    return {"points": points, "step": 10, "result": result}
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of a run of which all but the last trials are done, and what filling it has taken."""
+    home = tmp_path_factory.mktemp("filled")
+    (home / "sweep.toml").write_text(SWEEP)
+    done = subprocess.run(
+        [sys.executable, __file__, str(home / "runs" / "big")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS.parent)))},
+    )
+    assert done.returncode == 0, done.stderr
+    return home, json.loads(done.stdout)
+
+
+def test_row_27_a_plan_of_a_thousand_trials_takes_less_than_five_seconds(tmp_path: Path) -> None:
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    start = time.monotonic()
+    planned = json.loads(call("plan", "sweep.toml", "--json", cwd=tmp_path))
+    took = time.monotonic() - start
+    print(f"{took:.2f} s")
+    assert sum(planned["trials"].values()) == TRIALS
+    assert took < 5 * crowding()
+
+
+@pytest.mark.slow
+def test_row_27_a_driver_grows_by_little_for_every_trial(filled: tuple[Path, dict[str, Any]]) -> None:
+    """Mutant check: keeping what was reported of every trial fails this."""
+    memory = filled[1]["memory"]
+    each = 1024 * (memory[str(TRIALS - LEFT)] - memory[str(SOME)]) / (TRIALS - LEFT - SOME)
+    print(f"{memory} MB: {each:.1f} KB for each trial")
+    assert each < 28
+
+
+@pytest.mark.slow
+def test_row_27_a_trial_that_ends_costs_milliseconds_however_many_have_ended(
+    filled: tuple[Path, dict[str, Any]],
+) -> None:
+    """Mutant check: reading every trial for each arm after each trial's end took 400 ms."""
+    each = filled[1]["seconds"] / (TRIALS - LEFT)
+    print(f"{1e3 * each:.0f} ms for each trial")
+    assert each < 0.1 * crowding()
+
+
+@pytest.mark.slow
+def test_row_27_resume_begins_the_next_attempt_within_ten_seconds(filled: tuple[Path, dict[str, Any]]) -> None:
+    home, _ = filled
+    folder = RunFolder(home / "runs" / "big")
+    with contextlib.closing(folder.open()) as ledger:
+        assert ledger.counts() == {"queued": LEFT, "running": 0, "done": TRIALS - LEFT, "pruned": 0, "failed": 0}
+        start = time.monotonic()
+        with driver("resume", "big", "--offline", cwd=home) as process:
+            wait_for(lambda: ledger.counts()["queued"] < LEFT, what="a new attempt")
+            took = time.monotonic() - start
+            largest = 0.0
+            while process.poll() is None:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    largest = max(largest, psutil.Process(process.pid).memory_info().rss / 2**20)
+                time.sleep(0.1)
+            said, _ = process.communicate()
+        print(
+            f"first attempt after {took:.1f} s, exit after {time.monotonic() - start:.1f} s, at most {largest:.0f} MB"
+        )
+        assert process.returncode == 0, said
+        assert took < 10 * crowding()
+        assert largest < 1000
+        assert ledger.counts()["done"] == TRIALS
+        assert len(ledger.attempts()) == TRIALS
+    assert len(measured(home, "big")) == TRIALS
+
+
+if __name__ == "__main__":
+    fill(RunFolder(Path(sys.argv[1])), most=TRIALS - LEFT)

@@ -69,7 +69,7 @@ def _do(what: str, chunks: Sequence[Any] = ()) -> None:
         eaten = bytearray()
         while True:
             eaten += b"x" * 2**26
-            time.sleep(0.01)
+            time.sleep(0.04)
     else:
         raise ValueError(f"unknown fault {what!r}")
 
