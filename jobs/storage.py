@@ -29,7 +29,10 @@ from typing import Any, Protocol, TypeVar
 from jobs import manifest
 
 PAUSES_S = (0.5, 1.0, 2.0, 4.0)
-"""Waits between the attempts at one request to a bucket; the store's own client has then tried three times each."""
+"""Waits between the attempts at one request to a bucket; the store's own client has then tried twice each."""
+
+CONNECT_S, SILENT_S = 5, 30
+"""How long a store may take to accept a connection, and to go on with a request."""
 
 T = TypeVar("T")
 
@@ -177,6 +180,12 @@ class Bucket:
         from pyarrow import fs
 
         store, prefix = fs.FileSystem.from_uri(uri)
+        if isinstance(store, fs.S3FileSystem):
+            # A URI cannot say how long to wait, and left alone pyarrow waits for minutes. What a store is pickled as
+            # are the options it was made with.
+            _, (options,) = store.__reduce__()
+            limits = {"connect_timeout": CONNECT_S, "request_timeout": SILENT_S}
+            store = fs.S3FileSystem(**options | limits, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=2))
         return cls(store, prefix.rstrip("/"), scratch)
 
     def inside(self, name: str) -> Bucket:

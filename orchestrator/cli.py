@@ -31,6 +31,7 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         from jobs.config import ConfigError
         from orchestrator.ledger import LeaseHeld, LeaseLost, LedgerError
+        from orchestrator.readiness import InfrastructureMissing
         from orchestrator.remote import BadAddress, RemoteError
         from orchestrator.runs import RunError
 
@@ -38,7 +39,7 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except (LeaseHeld, LeaseLost) as error:
             _fail(error, HELD)
-        except (LedgerError, RemoteError) as error:
+        except (LedgerError, RemoteError, InfrastructureMissing) as error:
             _fail(error, MISSING)
         except (ConfigError, RunError, BadAddress) as error:
             _fail(error, BAD_USAGE)
@@ -46,13 +47,6 @@ class _Group(click.Group):
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             _fail(error, MISSING)
-        except Exception as error:
-            driver = sys.modules.get("orchestrator.driver")
-            if driver is not None and isinstance(error, driver.InfrastructureMissing):
-                _fail(error, MISSING)
-            if driver is not None and isinstance(error, driver.DataFault | driver.SweepChanged):
-                _fail(error, BAD_USAGE)
-            raise
 
 
 @click.group(cls=_Group)
@@ -184,16 +178,16 @@ def status(run: str, as_json: bool, watch: bool) -> None:
 @main.command()
 @click.argument("run")
 @click.argument("trial")
-@click.option("--rank", default=0, help="Whose log.")
-def logs(run: str, trial: str, rank: int) -> None:
-    """Print what a rank of TRIAL of RUN printed.
+@click.option("--rank", type=int, help="Whose log; without it rank 0's, and the newest failure.")
+def logs(run: str, trial: str, rank: int | None) -> None:
+    """Print what a rank of TRIAL of RUN printed, and why the trial failed.
 
     \b
         orchestrator logs runs/quickstart 3f2a --rank 1
     """
     from orchestrator import runs
 
-    click.echo(runs.logs(runs.find(run), trial, rank).read_text(errors="replace"), nl=False)
+    click.echo(runs.logs(runs.find(run), trial, rank), nl=False)
 
 
 @main.command()
@@ -229,14 +223,14 @@ def verify(run: str, as_json: bool) -> None:
     \b
         orchestrator verify runs/quickstart --json
     """
-    from orchestrator import driver, runs, tracking
+    from orchestrator import readiness, runs, tracking
     from orchestrator import verify as verifying
 
     folder = runs.find(run)
     try:
-        found = verifying.verify(folder, driver.tracking_uri(folder))
+        found = verifying.verify(folder, readiness.tracking_uri(folder))
     except tracking.TrackingUnavailable as error:
-        raise driver.InfrastructureMissing(str(error)) from error
+        raise readiness.InfrastructureMissing(str(error)) from error
     if as_json:
         _print_json(found)
     else:

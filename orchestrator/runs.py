@@ -263,8 +263,11 @@ def stop(ledger: Ledger, folder: RunFolder, *, wait_s: float) -> tuple[str, bool
     )
 
 
-def logs(folder: RunFolder, trial: str, rank: int) -> Path:
-    """The log file of one rank of one trial, whose id may be shortened. Raises RunError."""
+def logs(folder: RunFolder, trial: str, rank: int | None) -> str:
+    """What one rank of one trial printed; the trial's id may be shortened. Raises RunError.
+
+    rank: None is rank 0, and after it the whole of the newest failure, in the words of the rank that caused it.
+    """
     known = {path.name for path in folder.trials.glob("*") if path.is_dir()}
     if folder.remote is not None:
         known |= folder.remote.files("trials").keys()
@@ -272,12 +275,19 @@ def logs(folder: RunFolder, trial: str, rank: int) -> Path:
     if len(found) != 1:
         some = ", ".join(found[:5]) or ", ".join(sorted(known)[:5]) or "none yet"
         raise RunError(f"{trial!r} names {len(found)} trials of {folder.name}; trials there: {some}")
-    path = folder.trial(found[0]) / f"log.rank{rank}.txt"
     _fetch_texts(folder, found[0])
-    if not path.exists():
-        ranks = sorted(p.name for p in path.parent.glob("log.rank*.txt"))
-        raise RunError(f"rank {rank} of trial {found[0]} has no log; there are: {', '.join(ranks) or 'none'}")
-    return path
+    here = folder.trial(found[0])
+    path = here / f"log.rank{rank or 0}.txt"
+    failures = sorted(here.glob("failure.attempt*.txt"), key=lambda one: int(one.stem.removeprefix("failure.attempt")))
+    newest = failures[-1] if failures and rank is None else None
+    if not path.exists() and newest is None:
+        ranks = sorted(p.name for p in here.glob("log.rank*.txt"))
+        raise RunError(f"rank {rank or 0} of trial {found[0]} has no log; there are: {', '.join(ranks) or 'none'}")
+    text = path.read_text(errors="replace") if path.exists() else ""
+    if newest is not None:
+        number = newest.stem.removeprefix("failure.attempt")
+        text += f"\n--- attempt {number} failed ---\n{newest.read_text(errors='replace').rstrip()}\n"
+    return text
 
 
 def _fetch_texts(folder: RunFolder, trial: str) -> None:

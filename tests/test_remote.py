@@ -19,15 +19,9 @@ from servers import new_database, s3_server
 from orchestrator import plan as planning
 from orchestrator import remote, runs, sweep
 from orchestrator.cli import main
-from orchestrator.driver import (
-    InfrastructureMissing,
-    Options,
-    SweepChanged,
-    _check_shared,
-    _create,
-    _refuse_what_is_no_run,
-)
+from orchestrator.driver import SweepChanged, _create, _refuse_what_is_no_run
 from orchestrator.ledger import Ledger, sqlite_url
+from orchestrator.readiness import InfrastructureMissing, check_shared
 from orchestrator.remote import BadAddress, Remote
 from orchestrator.runs import RunError, RunFolder, at, find, names
 
@@ -196,15 +190,15 @@ def test_logs_and_failures_come_from_the_bucket_unless_newer_ones_are_here(begun
     begun.remote.put("trials/abc123/log.rank0.txt", b"there")
     begun.remote.put("trials/abc123/failure.attempt1.txt", b"why")
     begun.remote.put("trials/abc123/points.jsonl", b"x")
-    assert runs.logs(begun, "abc", 0).read_text() == "there"
+    assert runs.logs(begun, "abc", 0) == "there"
     assert sorted(path.name for path in begun.trial("abc123").iterdir()) == ["failure.attempt1.txt", "log.rank0.txt"]
     (begun.trial("abc123") / "log.rank0.txt").write_text("here")
     begun.remote.put("trials/abc123/log.rank1.txt", b"of rank 1")
-    assert runs.logs(begun, "abc", 0).read_text() == "here"
-    assert runs.logs(begun, "abc", 1).read_text() == "of rank 1"
+    assert runs.logs(begun, "abc", 0) == "here"
+    assert runs.logs(begun, "abc", 1) == "of rank 1"
     time.sleep(1.1)  # moto's times are whole seconds
     begun.remote.put("trials/abc123/log.rank0.txt", b"of another machine")
-    assert runs.logs(begun, "abc", 0).read_text() == "of another machine"
+    assert runs.logs(begun, "abc", 0) == "of another machine"
     with pytest.raises(RunError, match=r"'x' names 0 trials .*: abc123"):
         runs.logs(begun, "x", 0)
 
@@ -246,9 +240,9 @@ def test_without_a_ledger_that_others_reach_it_ends_with_2(home: Path, monkeypat
 
 
 def test_a_ledger_in_a_file_is_allowed_with_a_note(home: Path) -> None:
-    (note,) = _check_shared(at("s3://bucket/run"), Options(offline=True))
+    (note,) = check_shared(at("s3://bucket/run"), offline=True)
     assert note == "ORCHESTRATOR_LEDGER is a file of SQLite, so only this machine can continue the run"
-    assert _check_shared(at(home), Options(offline=True)) == []
+    assert check_shared(at(home), offline=True) == []
 
 
 def test_without_an_mlflow_that_others_reach_it_ends_with_4(home: Path) -> None:

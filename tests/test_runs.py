@@ -79,8 +79,19 @@ def test_logs_are_found_by_a_shortened_id_and_a_rank(folder: RunFolder) -> None:
     trial = folder.trial("abc123")
     trial.mkdir(parents=True)
     (trial / "log.rank0.txt").write_text("hello")
-    assert logs(folder, "abc", 0) == trial / "log.rank0.txt"
+    assert logs(folder, "abc", 0) == logs(folder, "abc", None) == "hello"
     with pytest.raises(RunError, match=r"rank 1 of trial abc123 has no log; there are: log.rank0.txt"):
         logs(folder, "abc", 1)
     with pytest.raises(RunError, match=r"'x' names 0 trials .*: abc123"):
         logs(folder, "x", 0)
+
+
+def test_logs_end_with_the_newest_failure_unless_a_rank_is_asked_for(folder: RunFolder) -> None:
+    trial = folder.trial("abc123")
+    trial.mkdir(parents=True)
+    for number in (1, 9, 10):
+        (trial / f"failure.attempt{number}.txt").write_text(f"LookupError: bug {number}")
+    assert logs(folder, "abc", None) == "\n--- attempt 10 failed ---\nLookupError: bug 10\n"
+    (trial / "log.rank0.txt").write_text("hello")
+    assert logs(folder, "abc", None).startswith("hello\n--- attempt 10")
+    assert logs(folder, "abc", 0) == "hello"

@@ -376,11 +376,11 @@ DAMAGES: dict[str, tuple[Callable[[Copy], Any], list[str]]] = {
     ),
     "a bit of the newest checkpoint": (
         lambda copy: flip(copy.checkpoint(8) / "model.safetensors"),
-        ["T: checkpoint .*/step_000008 is damaged: model.safetensors does not match its sha256"],
+        ["T: step_000008 in .*/checkpoints is damaged: model.safetensors does not match its sha256"],
     ),
     "a bit of an older checkpoint": (
         lambda copy: flip(copy.checkpoint(6) / "optimizer.pt"),
-        ["T: checkpoint .*/step_000006 is damaged: optimizer.pt does not match its sha256"],
+        ["T: step_000006 in .*/checkpoints is damaged: optimizer.pt does not match its sha256"],
     ),
     "the newest checkpoint is gone": (
         lambda copy: shutil.rmtree(copy.checkpoint(8)),

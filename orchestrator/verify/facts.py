@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +37,16 @@ class Facts:
     """MLflow's runs, as `tracking.runs_of` gives them."""
     disk: dict[str, dict[str, Any]] | None
     """What `python -m jobs.audit` says, by trial; None when the trials do not lie on this disk."""
+
+    def within(self, name: str) -> str:
+        """The address of `name` in the run: before the query, where the run has one."""
+        head, mark, query = self.folder.partition("?")
+        return f"{head}/{name}{mark}{query}"
+
+    @property
+    def resume(self) -> str:
+        """The command that continues the run."""
+        return f"orchestrator resume {shlex.quote(self.folder)}"
 
     @property
     def metric(self) -> str:

@@ -27,7 +27,7 @@ def _left_running(facts: Facts) -> Iterator[str]:
             if trial.state == "running":
                 yield (
                     f"trial {trial.id}: the ledger says it is running, but the run is done and nobody drives it; "
-                    f"continue it: orchestrator resume {facts.folder}"
+                    f"continue it: {facts.resume}"
                 )
 
 

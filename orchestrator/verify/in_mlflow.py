@@ -19,7 +19,7 @@ def _untold(facts: Facts) -> Iterator[str]:
         yield (
             f"MLflow has not been told the state of {counted(len(facts.untold), 'trial')} and "
             f"{counted(points, 'point')}; "
-            f"tell it: orchestrator resume {facts.folder}"
+            f"tell it: {facts.resume}"
         )
 
 
@@ -31,7 +31,7 @@ def _parent(facts: Facts) -> Iterator[str]:
     if not facts.tracked:
         yield (
             f"MLflow has nothing of this run, the ledger recorded its parent run as {recorded}; set "
-            f"MLFLOW_TRACKING_URI to the store that has it, or tell this one: orchestrator resume {facts.folder}"
+            f"MLFLOW_TRACKING_URI to the store that has it, or tell this one: {facts.resume}"
         )
     elif [run["run_id"] for run in found] != [recorded]:
         ids = ", ".join(run["run_id"] for run in found) or "none"
@@ -39,7 +39,7 @@ def _parent(facts: Facts) -> Iterator[str]:
     elif found[0]["status"] != RUN_STATUS[facts.run.state]:
         yield (
             f"the ledger says that the run is {facts.run.state}, MLflow's parent run {recorded} is "
-            f"{found[0]['status']} and not {RUN_STATUS[facts.run.state]}; tell it: orchestrator resume {facts.folder}"
+            f"{found[0]['status']} and not {RUN_STATUS[facts.run.state]}; tell it: {facts.resume}"
         )
 
 
@@ -70,7 +70,7 @@ def _nested(facts: Facts) -> Iterator[str]:
 
 
 def _resume(facts: Facts, runs: Sequence[Any]) -> str:
-    return f"; to delete all but the recorded one: orchestrator resume {facts.folder}" if len(runs) > 1 else ""
+    return f"; to delete all but the recorded one: {facts.resume}" if len(runs) > 1 else ""
 
 
 def _status(facts: Facts) -> Iterator[str]:

@@ -20,7 +20,7 @@ TIMED = ("samples_per_second", "peak_memory_mb")
 def _elsewhere(facts: Facts) -> Iterator[str]:
     if facts.disk is None and facts.started:
         yield (
-            f"{facts.folder}/trials is not there, so no file of {counted(len(facts.started), 'started trial')} "
+            f"{facts.within('trials')} is not there, so no file of {counted(len(facts.started), 'started trial')} "
             "could be looked at; verify where the run's folder lies"
         )
 
@@ -28,13 +28,15 @@ def _elsewhere(facts: Facts) -> Iterator[str]:
 def _strangers(facts: Facts) -> Iterator[str]:
     for name in facts.disk or ():
         if name not in facts.trials:
-            yield f"{facts.folder}/trials/{name} is the folder of a trial that the ledger does not have; move it away"
+            where = facts.within(f"trials/{name}")
+            yield f"{where} is the folder of a trial that the ledger does not have; move it away"
 
 
 def _folders(facts: Facts) -> Iterator[str]:
     for trial in facts.started if facts.disk is not None else ():
         if trial.state in ("done", "pruned") and trial.id not in (facts.disk or {}):
-            yield f"trial {trial.id}: the ledger says {trial.state}, but {facts.folder}/trials/{trial.id} is not there"
+            where = facts.within(f"trials/{trial.id}")
+            yield f"trial {trial.id}: the ledger says {trial.state}, but {where} is not there"
     for trial, record in facts.folders:
         for fault in record["faults"]:
             yield f"trial {trial.id}: {fault}"
@@ -109,10 +111,10 @@ def _may_change(facts: Facts, trial: Trial, key: str) -> bool:
 
 def _checkpoints(facts: Facts) -> Iterator[str]:
     for trial, record in facts.folders:
-        where = f"{facts.folder}/trials/{trial.id}/checkpoints"
+        where = facts.within(f"trials/{trial.id}/checkpoints")
         for one in record["checkpoints"]:
             if one["fault"] is not None:
-                yield f"trial {trial.id}: checkpoint {where}/{one['name']} is damaged: {one['fault']}"
+                yield f"trial {trial.id}: {one['name']} in {where} is damaged: {one['fault']}"
         if trial.state == "done" and trial.outcome == "ok" and trial.result is not None:
             newest = record["checkpoints"][0]["step"] if record["checkpoints"] else None
             if newest != trial.result["step"]:
@@ -128,13 +130,13 @@ def _to_be_closed(facts: Facts) -> Iterator[str]:
         yield (
             f"running in the ledger, but driven by nobody: {counted(len(running), 'trial')} "
             f"({', '.join(running[:10])}); the next launch or resume closes this: "
-            f"orchestrator resume {facts.folder}"
+            f"{facts.resume}"
         )
 
 
 def _queued(facts: Facts) -> Iterator[str]:
     if waiting := sum(trial.state == "queued" for trial in facts.trials.values()):
-        yield f"{counted(waiting, 'trial')} still to run; continue: orchestrator resume {facts.folder}"
+        yield f"{counted(waiting, 'trial')} still to run; continue: {facts.resume}"
 
 
 def _remains(facts: Facts) -> Iterator[str]:

@@ -1,0 +1,145 @@
+"""What must be there before a session begins: room for the largest trial, usable data, MLflow, a shared ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jobs.config import ConfigError, Fault, JobConfig, canonical
+from orchestrator import cluster
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan
+from orchestrator.runs import RunError, RunFolder
+
+GRACE_S = 25.0
+"""Seconds from SIGTERM to the hard end, unless $ORCHESTRATOR_GRACE_S says otherwise. Kubernetes and most pre-emptions
+allow thirty."""
+
+
+class InfrastructureMissing(Exception):
+    """Ray, MLflow, storage or disk is not there; the text names the remedy. Exit code 4."""
+
+
+class DataFault(RunError):
+    """The data of a sweep cannot be used; the text names file, column and row. Exit code 2."""
+
+
+def _jobs(plan: Plan) -> list[JobConfig]:
+    stages = ["tune", "confirm"] if plan.sweep.tune else ["confirm"]
+    return [arm.config(stage=stage, seed=0) for arm in plan.arms for stage in stages]
+
+
+def largest(plan: Plan, ledger: Ledger | None = None, execution: Mapping[str, Any] | None = None) -> int:
+    """The largest world size that a session meets: of the sweep, of `execution`, of what attempts were given before."""
+    sizes = [job.execution.ranks for job in _jobs(plan)]
+    if execution and "ranks" in execution:
+        sizes.append(execution["ranks"])
+    if ledger is not None:
+        sizes += [attempt.execution["ranks"] for attempt in ledger.attempts() if "ranks" in attempt.execution]
+    return max(sizes)
+
+
+def concurrent(plan: Plan, ranks: int) -> int:
+    """How many trials of `ranks` ranks run at once."""
+    resources = plan.sweep.resources
+    fit = max(1, cluster.slots(_nodes(), ranks=ranks, cpus=resources.cpus_per_rank, gpus=resources.gpus_per_rank))
+    return min(fit, resources.concurrent or fit)
+
+
+@cache
+def _nodes() -> list[cluster.Node]:
+    """What there is to run on, asked once: to connect to a cluster takes seconds."""
+    try:
+        return cluster.nodes()
+    except ConnectionError as error:
+        raise InfrastructureMissing(
+            f"no Ray cluster answers at RAY_ADDRESS={cluster.address()} ({error}); start it, correct the address, or "
+            "unset RAY_ADDRESS to run on this machine"
+        ) from error
+
+
+def check_cluster(plan: Plan, ranks: int) -> None:
+    """Whether the largest trial finds a place. Raises ConfigError, or InfrastructureMissing for want of GPUs."""
+    resources, nodes = plan.sweep.resources, _nodes()
+    if resources.gpus_per_rank and not cluster.fits(nodes, ranks=ranks, cpus=0, gpus=resources.gpus_per_rank):
+        raise InfrastructureMissing(
+            f"resources.gpus_per_rank = {resources.gpus_per_rank} for {ranks} ranks, but there are "
+            f"{sum(node.gpus for node in nodes):g} GPUs; set it to 0 with --set resources.gpus_per_rank=0"
+        )
+    if not cluster.fits(nodes, ranks=ranks, cpus=resources.cpus_per_rank, gpus=0):
+        needed, cpus = ranks * resources.cpus_per_rank, sum(node.cpus for node in nodes)
+        expected = (
+            f"with resources.cpus_per_rank = {resources.cpus_per_rank} that takes {needed} CPUs, and there are "
+            f"{cpus:g}; use fewer, for example --set job.execution.ranks={max(1, int(cpus // resources.cpus_per_rank))}"
+        )
+        fault = Fault("job.execution.ranks", str(ranks), expected)
+        raise ConfigError(plan.sweep.name, "sweep for this cluster", [fault])
+
+
+def check_data(plan: Plan) -> list[str]:
+    """Every distinct use of data, in a process of its own, for the checks need torch and the driver does not.
+
+    Returns warnings. Raises DataFault.
+    """
+    jobs = [job.model_dump(mode="json") for job in _jobs(plan)]
+    distinct = {canonical({key: job[key] for key in ("task", "data", "batch", "evaluate")}): job for job in jobs}
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = [Path(scratch) / f"job{number}.json" for number in range(len(distinct))]
+        for path, job in zip(paths, distinct.values(), strict=True):
+            path.write_text(canonical(job))
+        command = [sys.executable, "-m", "jobs.data", *map(str, paths)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise DataFault(done.stderr.strip().removeprefix("error: "))
+    found = [json.loads(line)["warnings"] for line in done.stdout.splitlines()]
+    return list(dict.fromkeys(warning for warnings in found for warning in warnings))
+
+
+def check_shared(folder: RunFolder, *, offline: bool) -> list[str]:
+    """What a run in a bucket needs besides: a ledger and an MLflow that other machines reach. Returns notes.
+
+    Raises RunError, RemoteError or InfrastructureMissing.
+    """
+    if folder.remote is None:
+        return []
+    url = folder.ledger_url()
+    check_tracking(folder, offline=offline)
+    if url.startswith("sqlite"):
+        return ["ORCHESTRATOR_LEDGER is a file of SQLite, so only this machine can continue the run"]
+    return []
+
+
+def check_tracking(folder: RunFolder, *, offline: bool) -> None:
+    """Whether MLflow is there, unless it is left for later. Raises InfrastructureMissing."""
+    from orchestrator import tracking
+
+    if not offline:
+        try:
+            tracking.check(tracking_uri(folder))
+        except tracking.TrackingUnavailable as error:
+            raise InfrastructureMissing(f"{error}; or add --offline to project the run later") from error
+
+
+def tracking_uri(folder: RunFolder) -> str:
+    """$MLFLOW_TRACKING_URI, or the embedded store beside the run folders: one for all of them. Raises RemoteError for
+    a run in a bucket, which has no such place."""
+    from orchestrator import tracking
+
+    return folder.mlflow_url() or tracking.embedded_uri(folder.path.resolve().parent)
+
+
+def grace_s() -> float:
+    """Seconds that a SIGTERM leaves: $ORCHESTRATOR_GRACE_S. Raises InfrastructureMissing for what is no number."""
+    text = os.environ.get("ORCHESTRATOR_GRACE_S") or str(GRACE_S)
+    try:
+        return float(text)
+    except ValueError as error:
+        said = f"ORCHESTRATOR_GRACE_S={text} is no number of seconds; unset it, or give 25"
+        raise InfrastructureMissing(said) from error
