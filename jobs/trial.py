@@ -92,9 +92,9 @@ class Records:
         self._written = 0
 
     def add(self, values: Mapping[str, float], *, step: int) -> None:
-        """Points of one step, by key."""
+        """Points of one step, by key. Raises ValueError for what is not one number; then none is added."""
         now = time.time()
-        self.points += [Point(key, step, float(value), now) for key, value in values.items()]
+        self.points += [Point(key, step, _number(key, value), now) for key, value in values.items()]
 
     def latest(self) -> dict[str, float]:
         """The newest value of every key."""
@@ -165,6 +165,16 @@ def read_result(place: Storage, *, checkpoint_step: int | None) -> dict[str, Any
 def write_result(place: Storage, result: Mapping[str, Any]) -> None:
     """Commit the result."""
     place.write(RESULT, json.dumps(result, indent=1))
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        if isinstance(value, str):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # torch has its own for a tensor of several
+        shown = " ".join(str(value).split())[:60]
+        raise ValueError(f"{key} is {type(value).__name__} {shown!r}; it must be one number") from error
 
 
 def _line(point: Point) -> str:

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -137,3 +138,13 @@ def test_points_are_not_written_once_another_has_taken_over(tmp_path: Path) -> N
     with pytest.raises(TakenOver):
         records.flush()
     assert not (tmp_path / "points.jsonl").exists()
+
+
+@pytest.mark.parametrize("value", ["0.9", [0.9], None, {}, "nan"])
+def test_a_point_is_one_number_and_of_a_step_that_has_another_none_is_kept(tmp_path: Path, value: Any) -> None:
+    records = Records(tmp_path, writes=True)
+    with pytest.raises(ValueError, match=f"accuracy is {type(value).__name__} .*; it must be one number"):
+        records.add({"loss": 1.0, "accuracy": value}, step=1)
+    assert records.points == []
+    records.add({"loss": float("nan")}, step=2)
+    assert len(records.points) == 1

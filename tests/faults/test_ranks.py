@@ -1,4 +1,4 @@
-"""Rows 1-3, 13, 14, 16-20 of the fault table: what goes wrong on a rank or in its folder, under a real session.
+"""Rows 1-3, 13, 14, 16-20, 25 of the fault table: what goes wrong on a rank or in its folder, under a real session.
 
 Real Ray, Tune, gangs, ranks over gloo, and a real ledger; faults happen at exact steps (inject/sitecustomize.py) or to
 processes and files as they are found.
@@ -368,3 +368,19 @@ def test_row_20_a_rank_that_sleeps_for_ever_is_named_with_its_stack(
     assert "time.sleep(100_000)" in told
     assert sorted(value for _, value in run.points().items()) == sorted(calm.values())
     run.recovered("20, with a deadline of 4 s", fault.at())
+
+
+def test_row_25_a_metric_that_is_no_number_fails_that_attempt_and_the_sweep_goes_on(
+    fault: Fault, tmp_path: Path
+) -> None:
+    """Text, several numbers, nothing, at the first evaluation; missing at the last one: tests/test_session.py. One that
+    is not finite is the encoder's doing and not the user's: the trial has diverged."""
+    fault("", at="evaluation", rank=0, times=3)
+    run = Run(tmp_path / "run", job={"execution": SWEEP["job"]["execution"] | {"ranks": 1}}, confirm={"seeds": 3})
+    run.go()
+    assert {trial.message for trial in run.ledger.trials(state="failed")} == {
+        "rank 0: ValueError: knn_accuracy is str '0.9'; it must be one number",
+        "rank 0: ValueError: knn_accuracy is list '[0.9, 0.8]'; it must be one number",
+        "rank 0: ValueError: knn_accuracy is NoneType 'None'; it must be one number",
+    }
+    assert len(run.ledger.trials(state="done")) == 3
