@@ -389,7 +389,7 @@ def test_a_sweep_in_a_bucket_measures_what_the_same_sweep_in_a_folder_does(
     assert "runs/whole-2?endpoint_override" in said
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_killed_driver_s_sweep_is_continued_by_a_machine_that_has_nothing_of_it(
     shared: Path, bucket: Callable[[str], str], whole: tuple[RunFolder, dict[str, float]]
 ) -> None:

@@ -112,7 +112,7 @@ def test_row_5_an_mlflow_run_that_the_ledger_does_not_know_is_adopted(
     proven(home)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_6_a_driver_killed_between_the_last_checkpoint_and_done_trains_nothing_again(
     home: Path, undisturbed: dict[str, float]
 ) -> None:
@@ -131,7 +131,7 @@ def test_row_6_a_driver_killed_between_the_last_checkpoint_and_done_trains_nothi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
+@pytest.mark.parametrize("part", ["raylet", pytest.param("gcs_server", marks=pytest.mark.soak)])
 def test_row_8_a_dead_head_ends_the_driver_with_75_and_the_run_continues(
     home: Path, undisturbed: dict[str, float], part: str
 ) -> None:
@@ -186,7 +186,7 @@ def test_row_11_a_full_disk_stops_the_sweep_with_4_and_names_path_and_bytes(
     assert {trial["id"]: trial["metric"] for trial in again["trials"]} == undisturbed
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_12_a_full_disk_under_the_ledger_stops_cleanly_and_leaves_no_half_rows(
     home: Path, small_disk: Callable[[int], Path], undisturbed: dict[str, float]
 ) -> None:
@@ -210,7 +210,7 @@ def test_row_12_a_full_disk_under_the_ledger_stops_cleanly_and_leaves_no_half_ro
     assert json.loads(call("status", "small", "--json", cwd=home, env=env))["counts"]["done"] == TRIALS
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_15_a_driver_stopped_past_its_lease_is_replaced_and_its_writes_are_refused(
     home: Path, undisturbed: dict[str, float]
 ) -> None:
@@ -299,7 +299,7 @@ def test_sigterm_checkpoints_within_its_grace_and_stop_asks_from_outside(home: P
     assert "nobody drives" in call("stop", "small", cwd=home)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_grace_period_that_is_over_ends_the_driver_and_what_it_started(home: Path) -> None:
     """A rank that cannot be asked to checkpoint, because it is stopped, does not hold up a pre-emption."""
     (home / "sweep.toml").write_text(LONG)
@@ -319,7 +319,7 @@ def test_a_grace_period_that_is_over_ends_the_driver_and_what_it_started(home: P
     assert status(home)["driver"] is None
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_16_a_rank_that_fills_the_host_s_memory_is_told_apart_from_one_that_just_died(home: Path) -> None:
     """Ray ends the largest process of a node that runs short. Here it is short three gigabytes above what is in use."""
     memory = psutil.virtual_memory()
@@ -343,6 +343,7 @@ def test_row_23_a_bug_of_the_user_s_stops_the_sweep_after_three_trials(home: Pat
     assert stood["state"] == "stopped"
 
 
+@pytest.mark.soak
 def test_row_22_an_edited_sweep_is_refused_with_the_keys_that_differ(home: Path, tmp_path: Path) -> None:
     (home / "sweep.toml").write_text(LONG)
     with driver("launch", "sweep.toml", "--offline", cwd=home) as process:

@@ -211,7 +211,7 @@ def intervals(home: Path) -> Iterator[tuple[float, float]]:
         yield from ((before, after - before) for before, after in pairwise(times))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_10_training_does_not_notice_a_sick_mlflow_and_its_history_is_whole_afterwards(
     tmp_path: Path, server: Server, proxy: Proxy
 ) -> None:
@@ -264,7 +264,7 @@ def test_row_10_training_does_not_notice_a_sick_mlflow_and_its_history_is_whole_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mood", ["hang", "500"])
+@pytest.mark.parametrize("mood", [pytest.param("hang", marks=pytest.mark.soak), "500"])
 def test_row_10_a_sick_mlflow_does_not_hold_up_the_end_and_resume_catches_up(
     tmp_path: Path, proxy: Proxy, mood: Mood
 ) -> None:

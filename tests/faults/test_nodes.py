@@ -44,7 +44,7 @@ def hosts() -> list[psutil.Process]:
     return list(found.values())
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_7_a_lost_node_costs_one_attempt_and_the_trial_goes_on_elsewhere(
     two_workers: Cluster, tmp_path: Path
 ) -> None:
