@@ -367,7 +367,7 @@ WRITES: dict[str, Callable[[Ledger], Any]] = {
     "renew": lambda ledger: ledger.renew(),
 }
 READS = {"attempts", "close", "counts", "create", "events", "frozen", "holder", "open", "points", "run", "runs"}
-READS |= {"token", "ask_to_stop", "asked_to_stop"}
+READS |= {"token", "ask_to_stop", "asked_to_stop", "discard"}
 READS |= {"suggestions", "trial", "trials", "unprojected_points", "unprojected_trials", "waiting", "acquire", "release"}
 
 
@@ -703,6 +703,17 @@ def test_whoever_holds_the_run_is_asked_to_stop_and_nobody_after(url: str, opene
     first.release()
     asking.acquire("second", 60)
     assert not asking.asked_to_stop()
+
+
+def test_only_a_run_that_nobody_has_held_is_discarded(url: str, opened: Callable[[Ledger], Ledger]) -> None:
+    """Mutant check: without the look at the token a run that somebody drives is gone."""
+    kept = opened(Ledger.create(url, name="kept", sweep={}, trials=planned(2)))
+    kept.acquire("driver", 60)
+    with pytest.raises(LedgerError, match="was begun already, so it is not discarded"):
+        Ledger.open(url).discard()
+    assert len(kept.trials()) == 2
+    Ledger.create(url, name="made in vain", sweep={}, trials=planned(2)).discard()
+    assert [run.name for run in Ledger.runs(url)] == ["kept"]
 
 
 def test_only_a_failed_trial_is_given_up_and_another_attempt_takes_that_back(ledger: Ledger) -> None:

@@ -108,9 +108,15 @@ class Ledger:
             database.close()
 
     def discard(self) -> None:
-        """Delete a run that was made a moment ago and cannot be begun, and close the connections."""
+        """Delete a run that was made a moment ago and cannot be begun, and close the connections. Needs no lease.
+
+        Raises LedgerError for a run that anybody has ever held, and then deletes nothing.
+        """
         try:
             with self._database.write() as connection:
+                held = schema.leases.c.run == self.uuid, schema.leases.c.token > 0
+                if connection.execute(sa.select(schema.leases.c.run).where(*held)).first():
+                    raise LedgerError(f"run {self.uuid} was begun already, so it is not discarded")
                 for table, column in ((schema.trials, "run"), (schema.leases, "run"), (schema.runs, "uuid")):
                     connection.execute(table.delete().where(table.c[column] == self.uuid))
         finally:
