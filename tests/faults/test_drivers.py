@@ -249,18 +249,19 @@ def test_row_24_ctrl_c_once_checkpoints_and_twice_stops_at_once_and_both_continu
 
     with driver("launch", "sweep.toml", "--offline", cwd=home) as process:
         wait_for(steps)
-        began = time.monotonic()
+        asked = time.time()
         os.killpg(process.pid, signal.SIGINT)
         said, _ = process.communicate(timeout=60)
         assert process.returncode == 130, said
-        recovered("24, once", time.monotonic() - began)
+        recovered("24, once", time.time() - asked)
     assert "continue:  orchestrator resume" in said
     stood = status(home)
     assert (stood["state"], stood["counts"]["running"]) == ("stopped", 0)
     (trial,) = [trial for trial in stood["trials"] if trial["attempts"]]
     assert (trial["state"], trial["failure"]) == ("queued", "interrupted")
     newest = steps()[-1]
-    assert newest % 20, "the checkpoint is of the moment it was stopped"
+    committed = folder.trial(trial["id"]) / "checkpoints" / f"step_{newest:06d}" / "manifest.json"
+    assert committed.stat().st_mtime > asked, "nothing was saved when it was stopped"
     with driver("resume", "small", "--offline", cwd=home) as process:
         log = folder.trial(trial["id"]) / "log.rank0.txt"
         wait_for(lambda: f"continues after step {newest} " in log.read_text())
