@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from ray.cluster_utils import Cluster
-from real import RANK, SWEEP, TRIALS, call, driver, end, ended, measured, recovered, wait_for
+from real import RANK, SWEEP, TRIALS, call, driver, end, ended, measured, named, recovered, wait_for
 
 from orchestrator.runs import RunFolder
 
@@ -36,12 +36,8 @@ def two_workers() -> Iterator[Cluster]:
 
 
 def hosts() -> list[psutil.Process]:
-    """Raylets under which ranks live."""
-    found = {}
-    for process in psutil.process_iter(["name", "cmdline", "ppid"]):
-        if "".join(process.info["cmdline"] or [""])[:9] == RANK[0][:9]:
-            found[process.info["ppid"]] = psutil.Process(process.info["ppid"])
-    return list(found.values())
+    """Raylets of this test under which ranks live."""
+    return [raylet for raylet in named(("raylet",)) if named(RANK, raylet.pid)]
 
 
 @pytest.mark.soak
