@@ -12,7 +12,15 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from jobs.faults import ConfigError, Fault, faults, field_names, nearest
 
@@ -50,7 +58,7 @@ class Section(BaseModel):
 
 
 class Budget(Section):
-    """How long a job trains. Exactly one of the two is given."""
+    """How long a job trains. Exactly one of the three is given."""
 
     samples: int | None = Field(None, gt=0)
     """Pairs seen, rounded down to whole batches."""
@@ -58,10 +66,25 @@ class Budget(Section):
     steps: int | None = Field(None, gt=0)
     """Optimizer steps."""
 
+    seconds: float | None = Field(None, gt=0)
+    """Seconds of training by rank 0's clock; loading, evaluations and checkpoints do not count. The step under way when
+    they are over is finished. How many steps that makes depends on the machine, so such a job is not reproducible bit
+    for bit, and one that was killed goes on from its newest checkpoint with the seconds that it had used there."""
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `seconds` where it is not given: it came later, and the id of a job must stay what it was."""
+        told: dict[str, Any] = dump(self)
+        return told if self.seconds is not None else {key: told[key] for key in told if key != "seconds"}
+
     @model_validator(mode="after")
     def _exactly_one(self) -> Budget:
-        if (self.samples is None) == (self.steps is None):
-            raise ValueError("give exactly one of samples and steps, for example budget = { samples = 100_000 }")
+        given = [name for name in ("samples", "steps", "seconds") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f", found {' and '.join(given)}" if given else ""
+            raise ValueError(
+                f"give exactly one of samples, steps and seconds{found}; for example budget = {{ samples = 100_000 }}"
+            )
         return self
 
 
@@ -362,7 +385,7 @@ class JobConfig(Section):
         size, ranks = self.batch.size, self.execution.ranks
         if ranks > size:
             raise ValueError(f"execution.ranks = {ranks} leaves ranks without a pair of batch.size = {size}; use fewer")
-        if self.steps < 1:
+        if self.steps is not None and self.steps < 1:
             raise ValueError(
                 f"budget.samples = {self.budget.samples} is less than one batch; give at least batch.size = {size}"
             )
@@ -385,9 +408,9 @@ class JobConfig(Section):
         return self
 
     @property
-    def steps(self) -> int:
-        """Optimizer steps that the budget pays for."""
-        return self.budget.steps or (self.budget.samples or 0) // self.batch.size
+    def steps(self) -> int | None:
+        """Optimizer steps that the budget pays for; None where it is in seconds."""
+        return self.budget.steps if self.budget.samples is None else self.budget.samples // self.batch.size
 
     @property
     def is_chunked(self) -> bool:
@@ -412,8 +435,10 @@ class JobConfig(Section):
 
     @property
     def evaluation_steps(self) -> list[int]:
-        """Steps after which the job is evaluated, ascending; the last is the end."""
-        return sorted({-(-self.steps * k // self.evaluate.times) for k in range(1, self.evaluate.times + 1)})
+        """Steps after which the job is evaluated, ascending; the last is the end. None are known where the budget is in
+        seconds: it is evaluated after these shares of it all the same."""
+        steps, times = self.steps or 0, self.evaluate.times
+        return sorted({-(-steps * k // times) for k in range(1, times + 1)} if steps else ())
 
     @property
     def id(self) -> str:

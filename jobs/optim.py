@@ -31,9 +31,23 @@ def rate(settings: Optimizer, *, step: int, steps: int) -> float:
         return settings.lr * step / warm
     if settings.schedule == "constant":
         return settings.lr
-    passed = (step - 1 - warm) / max(1, steps - warm)
-    left = 1 - passed if settings.schedule == "linear" else (1 + math.cos(math.pi * passed)) / 2
-    return settings.lr * left
+    return settings.lr * _left(settings, (step - 1 - warm) / max(1, steps - warm))
+
+
+def rate_at(settings: Optimizer, *, used: float) -> float:
+    """Learning rate when a share `used` (0 to 1) of a budget in seconds is used: the same shape as `rate`. With a
+    warm-up the first step has rate 0."""
+    if used < settings.warmup:
+        return settings.lr * used / settings.warmup
+    if settings.schedule == "constant":
+        return settings.lr
+    passed = (used - settings.warmup) / (1 - settings.warmup)
+    return settings.lr * _left(settings, passed)
+
+
+def _left(settings: Optimizer, passed: float) -> float:
+    """Share of the peak that is left after the share `passed` of what follows the warm-up."""
+    return 1 - passed if settings.schedule == "linear" else (1 + math.cos(math.pi * passed)) / 2
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -29,6 +29,7 @@ from jobs.collectives import agree, rank_of, world_of
 from jobs.config import JobConfig
 from jobs.device import device_of, forget_peak_memory, peak_memory_bytes
 from jobs.losses import Diagnostics, contrastive_loss
+from jobs.pace import Pace
 from jobs.step import (
     Chunk,
     StepResult,
@@ -38,9 +39,6 @@ from jobs.step import (
     share,
     within_tokens,
 )
-
-LOGGED_STEPS = 50
-"""Training points of each key over a whole job, whatever its length: enough for a curve, few enough to compare."""
 
 CHECKPOINTS = "checkpoints"
 
@@ -74,8 +72,10 @@ class Training:
         self.phase("loading")
         self.rank, self.world = rank_of(group), world_of(group)
         self.attempt, self.place = attempt, storage.at(folder, remote)
+        self.pace = Pace(job)
         self.step = 0
         self.seconds = 0.0
+        """Of training, the same on every rank where they are the budget."""
         self.untrained: dict[str, float] = {}
         self.result: dict[str, Any] | None = None
         self.remarks: list[str] = []
@@ -83,8 +83,12 @@ class Training:
         self.fence = trial.Fence(self.place, attempt)
         self.records = trial.Records(folder, writes=self.rank == 0, permit=self.fence.glance)
         self.writer = checkpoint.Writer()
+        self._handed_over = 0
+        """Step of the newest checkpoint that the writer has or had."""
         self._prepare()
         self._resume()
+        self._told = len(self.points)
+        """Points that the caller has seen: those so far, and those that `advance` has returned."""
 
     @property
     def points(self) -> list[trial.Point]:
@@ -94,32 +98,33 @@ class Training:
     def advance(self, steps: int) -> list[trial.Point]:
         """Train for at most `steps` optimizer steps, fewer up to an evaluation or the end. Returns new points."""
         self.writer.look()
-        told = len(self.points)
-        evaluations = set(self.job.evaluation_steps)
         for _ in range(steps):
             if self.result is not None:
                 break
-            assert self.step < self.job.steps, "the end of this job could not be written; make a new Training"
+            assert not self.pace.over(self.step, self.seconds), (
+                "the end of this job could not be written; make a new Training"
+            )
             if not self._verified:
                 self._verify(self.step + 1)
             self.phase(f"step {self.step + 1}")
-            began = time.perf_counter()
+            began, before_s = time.perf_counter(), self.seconds
             outcome = self._optimize(self.step + 1)
-            self.seconds += time.perf_counter() - began
+            self.seconds = self._clock(before_s + time.perf_counter() - began)
             if not outcome.finite:
                 self._end("diverged", f"loss {outcome.loss}, gradient norm {outcome.gradient_norm}")
                 break
+            due = self.pace.evaluations(self.step + 1, self.seconds) > self.pace.evaluations(self.step, before_s)
             self.step += 1
-            if self._is_logged(self.step):
+            if self.pace.logged(self.step, before_s, self.seconds):
                 self._record(diagnostics_points(outcome) | self._settings())
-            if self.step in evaluations:
+            if due:
                 self._evaluate()
-            if self.result is None and self.step % self.job.execution.checkpoint_every == 0:
+            if self.result is None and self._is_saved(due):
                 self.save()
-            if self.step in evaluations:
+            if due:
                 break
         self.records.flush()
-        return self.points[told:]
+        return self._news()
 
     def save(self) -> None:
         """Hand a checkpoint of this step to the writer, once the one before is written; `settle` waits for it.
@@ -137,6 +142,28 @@ class Training:
         self.phase("checkpoint")
         self.writer.settle()
 
+    def _clock(self, seconds: float) -> float:
+        """Seconds of training as all ranks take them: rank 0's, where they are the budget."""
+        if not self.pace.timed:
+            return seconds
+        return agree([int(seconds * 1e9)], self.group, what="time")[0][0] / 1e9
+
+    def _is_saved(self, evaluated: bool) -> bool:
+        """Whether this step is checkpointed. Of a budget in seconds every evaluation is, or pruning would wait."""
+        return self.step % self.job.execution.checkpoint_every == 0 or (evaluated and self.pace.timed)
+
+    def _news(self) -> list[trial.Point]:
+        """Points that were not told yet. With a budget in seconds, only those that a checkpoint has passed: a training
+        that is continued before them logs and is evaluated at other steps."""
+        if self.pace.timed and self.result is None:
+            self.settle()
+            until = self._handed_over
+            news = [point for point in self.points[self._told :] if point.step <= until]
+        else:
+            news = self.points[self._told :]
+        self._told += len(news)
+        return news
+
     def _snapshot(self) -> checkpoint.Checkpoint:
         return checkpoint.snapshot(
             step=self.step,
@@ -152,6 +179,7 @@ class Training:
 
     def _hand_over(self, taken: checkpoint.Checkpoint | None, result: dict[str, Any] | None = None) -> None:
         keep = self.job.execution.keep_checkpoints
+        self._handed_over = self.step
         self.writer.hand_over(partial(_commit, self.place, self.fence, taken=taken, result=result, keep=keep))
 
     def _prepare(self) -> None:
@@ -170,7 +198,10 @@ class Training:
         self._refuse_what_a_part_of_the_batch_changes()
         self.masking = mlm.masking(job, self.tokenizer)
         self.optimizer = optim.build(self.model, job.optimizer)
-        self.initial = models.initial_hash(self.model)
+        self.initial = {
+            "init": models.initial_hash(self.model),
+            "encoder": models.initial_hash(self.model.encoder),
+        }
         self.loss = partial(
             contrastive_loss,
             name=job.loss.name,
@@ -228,7 +259,8 @@ class Training:
         self.model.load_state_dict(found.model)
         self.optimizer.load_state_dict(found.optimizer)
         self.records.restore(until=self.step)
-        self.log(f"continues after step {self.step} of {self.job.steps}")
+        self._handed_over = self.step
+        self.log(f"continues after {self.pace.text(self.step, self.seconds)}")
 
     def _find(self) -> tuple[checkpoint.Checkpoint | None, dict[str, Any] | None]:
         """What the trial's files hold: the newest sound checkpoint, and the result if it has ended."""
@@ -246,7 +278,7 @@ class Training:
         job, rows = self.job, self._rows(step)
         result = self._gradients(step, rows, self._cut(rows), clip=job.optimizer.clip)
         if result.finite:
-            optim.set_rate(self.optimizer, optim.rate(job.optimizer, step=step, steps=job.steps))
+            optim.set_rate(self.optimizer, self.pace.rate(step, self.seconds))
             self.optimizer.step()
             self.model.clamp_()
         return result
@@ -322,11 +354,11 @@ class Training:
         self.log(f"preflight on {len(rows)} pairs: the gradient is one process's; {worst}")
 
     def _evaluate(self) -> None:
-        last = self.step == self.job.steps
+        last = self.pace.over(self.step, self.seconds)
         metrics = self._measure(final=last)
         self._record(metrics)
         shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
-        self.log(f"step {self.step}/{self.job.steps}  {shown}")
+        self.log(f"{self.pace.text(self.step, self.seconds)}  {shown}")
         if not all(np.isfinite(value) for value in metrics.values()):
             self._end("diverged", "the evaluation is not finite")
         elif last:
@@ -384,13 +416,14 @@ class Training:
         return self.examples.hard_negatives * self.job.pool
 
     def _hashes(self) -> dict[str, str]:
-        """What paired trials must have in common: the rows, the order of the first epoch, the first weights."""
+        """What paired trials must have in common: the rows, the order of the first epoch, the first weights, and of those
+        the encoder's by themselves, which arms share that differ in the head."""
         rows = len(self.examples)
         order = data.batch_rows(rows, size=rows, seed=self.job.seed, step=1)
         return {
             "data": data.fingerprint(self.job),
             "order": hashlib.sha256(order.tobytes()).hexdigest(),
-            "init": self.initial,
+            **self.initial,
         }
 
     def _settings(self) -> dict[str, float]:
@@ -399,9 +432,6 @@ class Training:
             "train/learning_rate": self.optimizer.param_groups[0]["lr"],
             "train/temperature": float(temperature.detach()) if isinstance(temperature, Tensor) else temperature,
         }
-
-    def _is_logged(self, step: int) -> bool:
-        return step % max(1, self.job.steps // LOGGED_STEPS) == 0 or step == self.job.steps
 
     def _record(self, values: dict[str, float]) -> None:
         self.records.add(values, step=self.step)

@@ -5,7 +5,7 @@ Pure functions of the sweep; imports no torch, ray, optuna or mlflow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,7 +178,14 @@ def _confirm_seeds(sweep: Sweep, tuned: Sequence[int], contrasts: int) -> tuple[
 
 
 def _costs(job: JobConfig) -> dict[str, Any]:
-    return {"samples": job.steps * job.batch.size, "steps": job.steps, "negatives_per_anchor": job.negatives_per_anchor}
+    """What a trial is given. Of samples, steps and seconds, None for what only training will tell."""
+    known = job.steps is not None
+    return {
+        "samples": job.steps * job.batch.size if job.steps is not None else None,
+        "steps": job.steps,
+        **({} if known else {"seconds": job.budget.seconds}),
+        "negatives_per_anchor": job.negatives_per_anchor,
+    }
 
 
 def _warnings(sweep: Sweep, arms: Sequence[Arm], contrasts: int, seeds: int) -> list[str]:
@@ -202,9 +209,25 @@ def _warnings(sweep: Sweep, arms: Sequence[Arm], contrasts: int, seeds: int) -> 
             "losses are compared without a tune stage: their gradients differ in scale, "
             "so one learning rate favours one of them; add [tune]"
         )
-    samples = {job.steps * job.batch.size for job in jobs}
-    if max(samples) - min(samples) > max(job.batch.size for job in jobs):  # more than rounding to whole batches
-        found.append(f"arms see {min(samples):,} to {max(samples):,} pairs: their budgets are not equal")
+    found += _unequal(jobs)
     if any(job.data.tune == job.data.confirm for job in jobs) and sweep.tune:
         found.append("data.tune and data.confirm are the same rows: the verdict favours what was tuned on them")
     return found
+
+
+def _unequal(jobs: Sequence[JobConfig]) -> Iterable[str]:
+    """What to say of budgets. Equal in one of samples, steps and seconds is equal."""
+    declared = {job.budget for job in jobs}
+    if any(job.steps is None for job in jobs):
+        if len(declared) > 1:
+            kinds = {f"{job.budget.seconds:g} s" if job.steps is None else f"{job.steps:,} steps" for job in jobs}
+            yield f"arms train for {', '.join(sorted(kinds))}: their budgets are not equal"
+        return
+    seen = {job.steps * job.batch.size for job in jobs if job.steps is not None}
+    if max(seen) - min(seen) <= max(job.batch.size for job in jobs):  # rounding to whole batches
+        return
+    pairs = f"{min(seen):,} to {max(seen):,} pairs"
+    if len(declared) == 1 and jobs[0].budget.steps is not None:
+        yield f"budgets are equal in steps, {jobs[0].steps:,}: arms see {pairs}"
+    else:
+        yield f"arms see {pairs}: their budgets are not equal"

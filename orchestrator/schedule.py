@@ -112,13 +112,8 @@ class Schedule:
         return search.Observed(suggestion.number, suggestion.params, value, state, rungs)
 
     def _rung_values(self, trial: Trial) -> dict[int, float]:
-        steps = rung_steps(trial)
         points = self._ledger.points(trial.id, key=self._plan.sweep.metric.name)
-        return {
-            steps.index(point.step) + 1: point.value
-            for point in points
-            if point.step in steps and isfinite(point.value)
-        }
+        return rungs(trial, {point.step: point.value for point in points})
 
 
 def as_trial(planned: Planned) -> Trial:
@@ -139,10 +134,23 @@ def withheld(trial: Trial) -> bool:
     return trial.state == "failed" and trial.failure == "out_of_memory" and trial.outcome != "infeasible"
 
 
-def rung_steps(trial: Trial) -> list[int]:
-    """Steps at which a trial may be pruned: its evaluations but the last. Rung k is the k-th of them, whatever the
-    batch size, so that trials of different lengths meet at the same share of the budget."""
-    return JobConfig.model_validate(trial.job).evaluation_steps[:-1]
+def rungs(trial: Trial, measured: Mapping[int, float]) -> dict[int, float]:
+    """The metric at each rung that a trial has reached, counted from 1; measured: the metric by optimizer step.
+
+    Rungs are its evaluations but the first and the last. Rung k is the k-th of them, whatever the batch size, so that
+    trials of different lengths meet at the same share of the budget.
+    """
+    job = JobConfig.model_validate(trial.job)
+    steps = job.evaluation_steps[:-1]
+    if job.steps is None:
+        steps = sorted(step for step in measured if step > 0)[: job.evaluate.times - 1]
+    return {k: measured[step] for k, step in enumerate(steps, 1) if step in measured and isfinite(measured[step])}
+
+
+def rung_count(trial: Trial) -> int:
+    """How many rungs there are on the way of a trial."""
+    job = JobConfig.model_validate(trial.job)
+    return job.evaluate.times - 1 if job.steps is None else len(job.evaluation_steps) - 1
 
 
 def digest(value: Any) -> str:

@@ -22,7 +22,7 @@ from orchestrator import search
 from orchestrator.ledger import Ledger, LedgerError, Point, Trial
 from orchestrator.plan import Plan
 from orchestrator.runs import RunFolder
-from orchestrator.schedule import Schedule, rung_steps
+from orchestrator.schedule import Schedule, rung_count, rungs
 from orchestrator.sweep import merged
 
 LEASE_S = 30.0
@@ -94,7 +94,8 @@ class Session:
         """Events that the writer has not dealt with."""
         self._ready: deque[str] = deque()
         self._running: dict[str, Dispatch] = {}
-        self._rungs: dict[str, dict[int, float]] = {}
+        self._measured: dict[str, dict[int, float]] = {}
+        """The metric of running trials, by optimizer step."""
         self._histories: dict[str, list[search.Observed]] = {}
         self._trials: dict[str, Trial] = {}
         self._failures: dict[str, set[str]] = {}
@@ -174,7 +175,7 @@ class Session:
             )
             self._running[trial.id] = dispatch
             self._verified.add(trial.arm)
-            self._rungs[trial.id] = {}
+            self._measured[trial.id] = {}
             if self._schedule.pruned(trial):
                 self._histories[trial.id] = self._schedule.observed(trial.arm)
             return dispatch
@@ -204,23 +205,22 @@ class Session:
         tune, history = self._plan.sweep.tune, self._histories.get(dispatch.trial)
         if tune is None or history is None or report.get("result") is not None or "failure" in report:
             return False
-        trial = self._trials[dispatch.trial]
-        steps = rung_steps(trial)
-        rungs = self._rungs[dispatch.trial]
+        trial, measured = self._trials[dispatch.trial], self._measured[dispatch.trial]
         for point in report["points"]:
-            if point["key"] == self._plan.sweep.metric.name and point["step"] in steps and isfinite(point["value"]):
-                rungs[steps.index(point["step"]) + 1] = point["value"]
-        pruned = bool(rungs) and search.should_prune(
+            if point["key"] == self._plan.sweep.metric.name:
+                measured[point["step"]] = point["value"]
+        reached = rungs(trial, measured)
+        pruned = bool(reached) and search.should_prune(
             tune,
             mode=self._plan.sweep.metric.mode,
             number=trial.number or 0,
             history=history,
-            rungs=rungs,
-            rung_steps=list(range(1, len(steps) + 1)),
+            rungs=reached,
+            rung_steps=list(range(1, rung_count(trial) + 1)),
         )
         if pruned:
             latest = {point["key"]: point["value"] for point in report["points"]}
-            self._enqueue(lambda: self._prune(dispatch, rungs[max(rungs)], report["step"], latest))
+            self._enqueue(lambda: self._prune(dispatch, reached[max(reached)], report["step"], latest))
         return pruned
 
     def _enqueue(self, event: Callable[[], None]) -> None:

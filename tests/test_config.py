@@ -43,8 +43,8 @@ def test_every_fault_is_named_at_once_with_key_value_expectation_and_nearest_mat
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"budget": {"samples": 1000, "steps": 3}}, "exactly one of samples and steps"),
-        ({"budget": {}}, "exactly one of samples and steps"),
+        ({"budget": {"samples": 1000, "steps": 3}}, "exactly one of samples, steps and seconds"),
+        ({"budget": {}}, "exactly one of samples, steps and seconds"),
         ({"budget": {"samples": 100}}, "less than one batch"),
         ({"loss": {"name": "dcl", "temperature": "learned"}}, "runs to its clamp"),
         ({"loss": {"name": "flatnce", "temperature": "learned"}}, "runs to its clamp"),

@@ -79,7 +79,7 @@ def test_an_edited_sweep_is_refused_with_the_keys_that_differ(finished: Path) ->
 
 def test_logs_are_a_rank_s_own(finished: Path) -> None:
     trial = status(finished)["trials"][0]["id"]
-    assert "step 8/8" in call("logs", "small", trial[:6], cwd=finished)
+    assert "step 8 of 8" in call("logs", "small", trial[:6], cwd=finished)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_a_warm_gang_gives_what_cold_ranks_give_bit_for_bit_whatever_ran_before(
     assert one == {
         (p.key, p.step): p.value for p in alone.points if p.key not in ("samples_per_second", "peak_memory_mb")
     }
-    assert "step 6/6" in (tmp_path / "first" / "log.rank0.txt").read_text()
+    assert "step 6 of 6" in (tmp_path / "first" / "log.rank0.txt").read_text()
     assert (tmp_path / "first" / "log.rank1.txt").exists()
 
 

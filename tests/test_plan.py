@@ -94,6 +94,8 @@ def test_trials_of_one_suggestion_differ_in_stage_or_seed_only() -> None:
         ({"tune": {"trials": 2, "space": SWEEP["tune"]["space"]}}, "tune.defaults is empty"),
         ({"tune": None}, "without a tune stage"),
         ({"compare": {"budget.samples": [500, 1000]}}, "budgets are not equal"),
+        ({"compare": {"budget.seconds": [5.0, 10.0]}}, "arms train for 10 s, 5 s: their budgets are not equal"),
+        ({"arm": [{"label": "a"}, {"label": "b", "budget.seconds": 5.0}], "compare": {}}, "for 3 steps, 5 s"),
         ({"job": SWEEP["job"] | {"data": dict.fromkeys(("train", "tune", "confirm"), "digits")}}, "the same rows"),
     ],
 )

@@ -381,7 +381,7 @@ def test_a_sweep_in_a_bucket_measures_what_the_same_sweep_in_a_folder_does(
     shutil.rmtree(shared / "scratch")
     stood = json.loads(invoked("status", uri, "--json"))
     assert stood["counts"]["done"] == TRIALS
-    assert "step 8/8" in invoked("logs", uri, stood["trials"][0]["id"][:6])
+    assert "step 8 of 8" in invoked("logs", uri, stood["trials"][0]["id"][:6])
     assert f"continue it: orchestrator resume {folder.quoted}" in invoked("stop", uri)
     answer = json.loads(invoked("compare", uri, "--json"))
     assert [arm["n"] for arm in answer["arms"]] == [3, 3]

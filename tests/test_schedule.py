@@ -9,7 +9,7 @@ import pytest
 from jobs.config import JobConfig
 from orchestrator.ledger import Ledger, Trial, sqlite_url, this_process
 from orchestrator.plan import Plan, make
-from orchestrator.schedule import Schedule, rung_steps
+from orchestrator.schedule import Schedule, rung_count, rungs
 from orchestrator.sweep import Sweep
 
 JOB: dict[str, Any] = {
@@ -64,6 +64,22 @@ def test_as_many_suggestions_are_in_flight_as_may_be(ledger: Ledger, parallel: i
     assert len(ledger.suggestions("flatnce")) == asked
 
 
+def trial(**changes: Any) -> Trial:
+    return Trial(
+        id="x", stage="tune", arm="a", seed=0, job=JobConfig.model_validate(JOB | changes).model_dump(mode="json")
+    )
+
+
 def test_rungs_are_shares_of_the_budget() -> None:
-    job = JobConfig.model_validate(JOB).model_dump(mode="json")
-    assert rung_steps(Trial(id="x", stage="tune", arm="a", seed=0, job=job)) == [2, 4, 6]
+    """Neither the untrained encoder, nor the end, nor what is not finite. Mutant check: counting the end fails this."""
+    measured = {0: 0.1, 2: 0.2, 4: float("nan"), 6: 0.6, 8: 0.8}
+    assert rungs(trial(), measured) == {1: 0.2, 3: 0.6}
+    assert rung_count(trial()) == 3
+
+
+def test_rungs_of_a_budget_in_seconds_are_its_evaluations_in_order() -> None:
+    """Their steps are known only once they were made. Mutant check: counting the untrained encoder fails this."""
+    timed = trial(budget={"seconds": 5.0})
+    assert rungs(timed, {0: 0.1, 31: 0.2}) == {1: 0.2}
+    assert rungs(timed, {77: 0.3, 31: 0.2, 0: 0.1, 110: 0.4, 150: 0.5}) == {1: 0.2, 2: 0.3, 3: 0.4}
+    assert rung_count(timed) == 3

@@ -89,7 +89,7 @@ def test_a_trial_folder_holds_everything_that_is_known_of_it(undisturbed: tuple[
     assert result["negatives_per_anchor"] == 15
     assert result["samples_per_second"] > 0
     assert result["peak_memory_mb"] > 10
-    assert set(result["hashes"]) == {"data", "init", "order"}
+    assert set(result["hashes"]) == {"data", "init", "encoder", "order"}
     assert [p.step for p in training.points if p.key == "knn_accuracy"] == [0, 4, 8, 12]
 
 
@@ -169,6 +169,66 @@ def test_a_point_cut_short_by_a_kill_is_measured_again(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:-9])
     assert trained(job(), tmp_path).result is not None
     assert len(values(lines(tmp_path))) == len(lines(tmp_path)) - len(TIMES)
+
+
+# A budget in seconds
+
+
+def timed(seconds: float, **settings: Any) -> JobConfig:
+    return job(budget__seconds=seconds, evaluate__times=2, **settings)
+
+
+def test_a_job_of_seconds_trains_for_them_and_is_judged_at_its_shares(tmp_path: Path) -> None:
+    training = trained(timed(0.8), tmp_path)
+    result = training.result
+    assert result is not None
+    assert result["outcome"] == "ok"
+    assert result["seconds"] >= 0.8
+    assert result["samples"] == 16 * result["step"] > 16
+    judged = [p.step for p in training.points if p.key == "knn_accuracy"]
+    assert judged[0] == 0
+    assert judged[-1] == result["step"]
+    assert 2 <= len(judged) <= 3
+    rates = [p.value for p in training.points if p.key == "train/learning_rate"]
+    assert max(rates) == pytest.approx(3e-3, rel=0.2)
+    assert rates[-1] < 0.2 * max(rates), "the schedule has run down with the clock"
+
+
+def test_a_job_of_seconds_that_is_killed_keeps_the_seconds_it_used_and_contradicts_nothing(tmp_path: Path) -> None:
+    """What it told before the kill stands in what it tells in the end. Mutant checks: telling points that no
+    checkpoint has passed, and starting the clock again, fail this."""
+    config = timed(2.0, execution__checkpoint_every=3)
+    first = Training(config, tmp_path, log=lambda _: None)
+    told = list(first.points)
+    while first.seconds < 1.2:
+        told += first.advance(4)
+    assert max(point.step for point in told) > 0, "nothing was told before the end"
+    # Killed here: of `first` nothing is used any more, and its points on disk are ahead of its checkpoints.
+    first.writer.settle()
+    (saved, *_) = checkpoint.steps(tmp_path / "checkpoints")
+    again = Training(config, tmp_path, log=lambda _: None)
+    assert again.step == saved
+    assert 0 < again.seconds <= first.seconds
+    news = list(again.points)
+    while again.result is None:
+        news += again.advance(4)
+    assert again.result["seconds"] >= 2.0
+    assert again.result["seconds"] < 2.0 + 5 * again.result["seconds"] / again.result["step"] + 0.5
+    assert values(told).items() <= values(again.points).items()
+    assert values(news) == values(again.points), "everything is told in the end, once"
+
+
+def _timed_rank(folder: Path, rank: int) -> tuple[int, float, list[int]]:
+    time.sleep(0.01 * rank)
+    training = trained(timed(0.6, execution__ranks=2), folder, group=dist.group.WORLD)
+    assert training.result is not None
+    return training.step, training.seconds, [p.step for p in training.points]
+
+
+def test_ranks_of_a_job_of_seconds_go_by_one_clock(tmp_path: Path, spawn_ranks: Any) -> None:
+    """Mutant check: each rank going by its own clock fails this, or hangs."""
+    first, second = spawn_ranks(2, partial(_timed_rank, tmp_path))
+    assert first == second
 
 
 # Checkpoints in the background

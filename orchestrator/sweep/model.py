@@ -203,10 +203,8 @@ def merged(job: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any
         for section in sections:
             inner = table.setdefault(section, {})
             table = inner if isinstance(inner, dict) else table
-        if key == "budget.samples":
-            table.pop("steps", None)
-        elif key == "budget.steps":
-            table.pop("samples", None)
+        if sections == ["budget"]:
+            table.clear()  # one way of saying it takes the place of another
         table[leaf] = value
     return result
 

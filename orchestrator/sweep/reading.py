@@ -72,7 +72,14 @@ def _with_base(path: Path) -> dict[str, Any]:
         raise ConfigError(
             str(path), "sweep", [Fault("extends", repr(base), "extends another sweep itself; one level is the limit")]
         )
+    if "budget" in _table(table, "job"):
+        _table(under, "job").pop("budget", None)  # one way of saying it takes the place of another
     return _overlaid(_normal(under), _normal(table))
+
+
+def _table(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    inner = raw.get(key)
+    return inner if isinstance(inner, dict) else {}
 
 
 def _overlaid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +138,7 @@ def _override(raw: dict[str, Any], text: str) -> list[Fault]:
         if not isinstance(inner, dict):
             return [Fault("--set", repr(text), f"{part} is not a table")]
         table = inner
-    if key in {"job.budget.samples", "job.budget.steps"}:
+    if path[:-1] == ["job", "budget"]:
         table.clear()
     table[path[-1]] = parsed
     return []

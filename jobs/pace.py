@@ -1,0 +1,67 @@
+"""How far a job is: what it has used of its budget, be that samples, steps or seconds.
+
+Learning rate, evaluations, logged points and the end of a job all come at shares of the budget, and all ask here. With a
+budget in samples or steps the answers are functions of the step alone; with one in seconds, also of the clock, so every
+rank must ask with the same time (rank 0's).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs import optim
+from jobs.config import JobConfig
+
+LOGGED = 50
+"""Training points of each key over a whole job, whatever its length: enough for a curve, few enough to compare."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The budget of one job. step: optimizer steps done; seconds: of training so far."""
+
+    job: JobConfig
+
+    @property
+    def timed(self) -> bool:
+        """Whether the budget is in seconds."""
+        return self.job.steps is None
+
+    def over(self, step: int, seconds: float) -> bool:
+        """Whether the budget is used up."""
+        return self._passed(1, step, seconds) >= 1
+
+    def evaluations(self, step: int, seconds: float) -> int:
+        """How many evaluations are due by now, the one before the first step not counted."""
+        return self._passed(self.job.evaluate.times, step, seconds)
+
+    def logged(self, step: int, before_s: float, seconds: float) -> bool:
+        """Whether the step that took the training from `before_s` to `seconds` is one of those that are logged."""
+        if self.over(step, seconds):
+            return True
+        if self.job.steps is None:
+            return self._passed(LOGGED, step, seconds) > self._passed(LOGGED, step - 1, before_s)
+        return step % max(1, self.job.steps // LOGGED) == 0
+
+    def rate(self, step: int, seconds: float) -> float:
+        """Learning rate of optimizer step `step` (1-based), which begins after `seconds`."""
+        if self.job.steps is None:
+            return optim.rate_at(self.job.optimizer, used=min(1.0, seconds / self._seconds))
+        return optim.rate(self.job.optimizer, step=step, steps=self.job.steps)
+
+    def text(self, step: int, seconds: float) -> str:
+        """`step 30 of 120`, or `step 30, 2.5 of 10 s`."""
+        if self.job.steps is None:
+            return f"step {step}, {seconds:.1f} of {self._seconds:g} s"
+        return f"step {step} of {self.job.steps}"
+
+    @property
+    def _seconds(self) -> float:
+        assert self.job.budget.seconds is not None
+        return self.job.budget.seconds
+
+    def _passed(self, parts: int, step: int, seconds: float) -> int:
+        """Of the budget cut into `parts`, how many whole ones are used."""
+        if self.job.steps is None:
+            return min(parts, int(parts * seconds / self._seconds))
+        return min(parts, parts * step // self.job.steps)

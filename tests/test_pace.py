@@ -1,0 +1,96 @@
+"""Shares of a budget: in steps they are functions of the step, in seconds of the clock, and both end together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs import optim
+from jobs.config import JobConfig, Optimizer
+from jobs.pace import LOGGED, Pace
+
+BASE: dict[str, Any] = {"task": "image", "data": {"train": "digits", "confirm": "digits"}, "batch": {"size": 16}}
+
+few = settings(deadline=None, max_examples=60)
+
+
+def pace(budget: dict[str, Any], *, times: int = 4, optimizer: dict[str, Any] | None = None) -> Pace:
+    return Pace(
+        JobConfig.model_validate(
+            BASE | {"budget": budget, "evaluate": {"times": times}, "optimizer": optimizer or {}}
+        )
+    )
+
+
+@few
+@given(st.integers(1, 400), st.integers(1, 12))
+def test_a_job_of_steps_is_evaluated_after_the_steps_that_its_config_names(steps: int, times: int) -> None:
+    """Mutant check: rounding down where the config rounds up fails this."""
+    one = pace({"steps": steps}, times=times)
+    due = [s for s in range(1, steps + 1) if one.evaluations(s, 0.0) > one.evaluations(s - 1, 0.0)]
+    assert due == one.job.evaluation_steps
+    assert [s for s in range(steps + 2) if one.over(s, 0.0)] == [steps, steps + 1]
+
+
+@few
+@given(st.floats(0.01, 1e4), st.lists(st.floats(1e-4, 10), min_size=1, max_size=200), st.integers(1, 8))
+def test_a_job_of_seconds_ends_with_the_first_step_that_uses_them_up(
+    budget: float, taken: list[float], times: int
+) -> None:
+    """Whatever the steps take, evaluations come in order, none twice, the last with the end.
+    Mutant check: taking the share before the step for `evaluations` fails this."""
+    one, seconds, seen = pace({"seconds": budget}, times=times), 0.0, []
+    for step, took in enumerate(taken, 1):
+        before, seconds = seconds, seconds + took
+        if one.evaluations(step, seconds) > one.evaluations(step - 1, before):
+            seen.append(one.evaluations(step, seconds))
+        if one.over(step, seconds):
+            assert seconds >= budget > before
+            assert seen[-1] == times
+            assert one.logged(step, before, seconds)
+            break
+    assert seen == sorted(set(seen))
+    assert (sum(taken) >= budget) == (times in seen)
+
+
+@few
+@given(st.integers(200, 5000))
+def test_both_kinds_of_budget_log_about_as_many_points(steps: int) -> None:
+    """A job of `steps` steps of one second each, told as steps and as seconds."""
+    counted = [
+        sum(one.logged(step, step - 1.0, float(step)) for step in range(1, steps + 1))
+        for one in (pace({"steps": steps}), pace({"seconds": float(steps)}))
+    ]
+    assert counted[1] == LOGGED
+    assert LOGGED <= counted[0] <= 2 * LOGGED
+
+
+@few
+@given(
+    st.sampled_from(["constant", "linear", "cosine"]),
+    st.floats(0, 0.9),
+    st.integers(50, 2000),
+)
+def test_the_rate_has_the_same_shape_in_seconds_as_in_steps(schedule: str, warmup: float, steps: int) -> None:
+    """Steps of one second: the two rates differ by less than two steps' worth of the steepest part.
+    Mutant check: forgetting the warm-up in `rate_at` fails this."""
+    chosen = {"schedule": schedule, "warmup": warmup, "lr": 0.1}
+    by_step, by_time = pace({"steps": steps}, optimizer=chosen), pace({"seconds": float(steps)}, optimizer=chosen)
+    steepest = max(1 / max(1.0, warmup * steps), (math.pi / 2) / max(1.0, (1 - warmup) * steps - 1))
+    for step in range(1, steps + 1, max(1, steps // 50)):
+        assert by_step.rate(step, 0.0) == optim.rate(by_step.job.optimizer, step=step, steps=steps)
+        assert by_time.rate(step, step - 1.0) == pytest.approx(by_step.rate(step, 0.0), abs=0.1 * 2.5 * steepest)
+
+
+def test_the_rate_of_a_timed_job_starts_and_ends_at_nothing() -> None:
+    chosen = Optimizer(lr=1.0, warmup=0.1, schedule="cosine")
+    assert [optim.rate_at(chosen, used=used) for used in (0.0, 0.05, 0.1, 1.0)] == pytest.approx([0, 0.5, 1, 0])
+
+
+def test_a_person_can_read_how_far_it_is() -> None:
+    assert pace({"steps": 120}).text(30, 4.0) == "step 30 of 120"
+    assert pace({"seconds": 10.0}).text(30, 2.46) == "step 30, 2.5 of 10 s"
