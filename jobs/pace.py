@@ -1,8 +1,8 @@
 """How far a job is: what it has used of its budget, be that samples, steps or seconds.
 
-Learning rate, evaluations, logged points and the end of a job all come at shares of the budget, and all ask here. With a
-budget in samples or steps the answers are functions of the step alone; with one in seconds, also of the clock, so every
-rank must ask with the same time (rank 0's).
+Learning rate, evaluations, logged points and the end of a job all come at shares of the budget, and all ask here. With
+a budget in samples or steps the answers are functions of the step alone; with one in seconds, also of the clock, so
+every rank must ask with the same time (rank 0's).
 """
 
 from __future__ import annotations

@@ -416,8 +416,8 @@ class Training:
         return self.examples.hard_negatives * self.job.pool
 
     def _hashes(self) -> dict[str, str]:
-        """What paired trials must have in common: the rows, the order of the first epoch, the first weights, and of those
-        the encoder's by themselves, which arms share that differ in the head."""
+        """What paired trials must have in common: the rows, the order of the first epoch, the first weights, and of
+        those the encoder's by themselves, which arms share that differ in the head."""
         rows = len(self.examples)
         order = data.batch_rows(rows, size=rows, seed=self.job.seed, step=1)
         return {

@@ -45,8 +45,9 @@ class Plan:
 
     tune_seeds: tuple[int, ...]
     confirm_seeds: tuple[int, ...]
-    suggestions: int
-    """Tune suggestions per arm; 0 without a tune stage."""
+    suggestions: Mapping[str, int]
+    """Tune suggestions of each arm, by label: its budget, or fewer where a grid is smaller. Empty without a tune
+    stage."""
 
     warnings: tuple[str, ...]
 
@@ -54,7 +55,7 @@ class Plan:
     def trials(self) -> dict[str, int]:
         """Trials per stage."""
         return {
-            "tune": len(self.arms) * self.suggestions * len(self.tune_seeds),
+            "tune": sum(self.suggestions.values()) * len(self.tune_seeds),
             "confirm": len(self.arms) * len(self.confirm_seeds),
         }
 
@@ -119,14 +120,15 @@ def make(sweep: Sweep) -> Plan:
     contrasts = tuple(_contrasts(sweep, arms))
     tuned = tuple(sweep.tune.seed_list) if sweep.tune else ()
     confirmed = _confirm_seeds(sweep, tuned, len(contrasts))
+    suggestions = {arm.label: search.suggestions(sweep.tune, arm.values) for arm in arms} if sweep.tune else {}
     return Plan(
         sweep=sweep,
         arms=arms,
         contrasts=contrasts,
         tune_seeds=tuned,
         confirm_seeds=confirmed,
-        suggestions=search.suggestions(sweep.tune, arms[0].values) if sweep.tune else 0,
-        warnings=tuple(_warnings(sweep, arms, len(contrasts), len(confirmed))),
+        suggestions=suggestions,
+        warnings=tuple(_warnings(sweep, arms, suggestions, len(contrasts), len(confirmed))),
     )
 
 
@@ -188,7 +190,9 @@ def _costs(job: JobConfig) -> dict[str, Any]:
     }
 
 
-def _warnings(sweep: Sweep, arms: Sequence[Arm], contrasts: int, seeds: int) -> list[str]:
+def _warnings(
+    sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int], contrasts: int, seeds: int
+) -> list[str]:
     found = []
     reachable = smallest_p(contrasts, seeds)
     if reachable >= SIGNIFICANT:
@@ -210,6 +214,9 @@ def _warnings(sweep: Sweep, arms: Sequence[Arm], contrasts: int, seeds: int) -> 
             "so one learning rate favours one of them; add [tune]"
         )
     found += _unequal(jobs)
+    if len(set(suggestions.values())) > 1:
+        sizes = ", ".join(f"{label} {count}" for label, count in suggestions.items())
+        found.append(f"grids differ in size, and so does what is tried in each arm: {sizes}")
     if any(job.data.tune == job.data.confirm for job in jobs) and sweep.tune:
         found.append("data.tune and data.confirm are the same rows: the verdict favours what was tuned on them")
     return found

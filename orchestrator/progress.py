@@ -66,7 +66,9 @@ class Progress:
             self.say(what)
             return
         ended = self._ended()
-        which = f"seed {trial.seed}" if trial.number is None else f"{trial.number + 1} of {self._plan.suggestions}"
+        which = f"seed {trial.seed}"
+        if trial.number is not None:
+            which = f"{trial.number + 1} of {self._plan.suggestions[trial.arm]}"
         took = f"{trial.ended - trial.started:.1f} s" if trial.ended and trial.started else ""
         self.say(f"[{ended}/{self._total}] {trial.stage} {trial.arm} {which}  {what}  {trial.id} {took}".rstrip())
         if self._bar is not None:

@@ -65,7 +65,7 @@ class Schedule:
         if tune is None:
             self._freeze(arm, {}, None)
             return
-        while len(observed := self.observed(arm)) < self._plan.suggestions:
+        while len(observed := self.observed(arm)) < self._plan.suggestions[arm]:
             number = len(observed)
             seen = [one for one in observed if one.number <= number - tune.parallel]
             if any(one.state is None for one in seen):

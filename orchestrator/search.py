@@ -11,14 +11,15 @@ Imports optuna inside functions, as the command line must answer at once.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.config import canonical
+from orchestrator.sweep import conditions
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -84,14 +85,16 @@ def suggest(
 
     The defaults come first, what they lack filled from `base`, the arm's own values by dotted key. A grid follows with
     its other points, the same in every arm, in an order drawn once from the sweep's seed, so that a budget below its
-    size is a sample and not a corner of it. Raises ValueError when the grid is exhausted (see `suggestions`), or when
-    an observation that this suggestion depends on is missing.
+    size is a sample and not a corner of it. A key whose condition does not hold is left out (sweep/conditions.py).
+    Raises ValueError when the grid is exhausted (see `suggestions`), or when an observation that this suggestion
+    depends on is missing.
     """
-    tried = defaults(tune, base or {})
+    base = {**(base or {}), "arm": arm}
+    tried = defaults(tune, base)
     if number < len(tried):
         return tried[number]
     if tune.sampler == "grid":
-        rest = _grid(tune, sweep_seed=sweep_seed, without=tried)
+        rest = _grid(tune, base, sweep_seed=sweep_seed, without=tried)
         if number - len(tried) >= len(rest):
             raise ValueError(
                 f"suggestion {number} of arm {arm!r}: the grid ends with {len(tried) + len(rest)} suggestions; "
@@ -99,12 +102,14 @@ def suggest(
             )
         return rest[number - len(tried)]
     seen = [] if tune.sampler == "random" else _visible(tune, number=number, history=history)
-    study = _study(mode, sampler=_sampler(tune, seed=_sampler_seed(sweep_seed, arm, number)))
-    space = {key: _distribution(one) for key, one in sorted(tune.space.items())}
+    spaces = conditions.within(tune.space, base)
+    fixed = conditions.is_fixed(spaces)
+    study = _study(mode, sampler=_sampler(tune, seed=_sampler_seed(sweep_seed, arm, number), fixed=fixed))
+    space = {key: _distribution(one) for key, one in sorted(spaces.items())}
     # A default that was filled from the arm may lie outside the space: it is tried and can win, but the sampler cannot
     # be told.
-    study.add_trials([_frozen(one, space) for one in seen if _inside(tune, one.params)])
-    return study.ask(space).params
+    study.add_trials([_frozen(one, space) for one in seen if _inside(spaces, base, one.params)])
+    return study.ask(space).params if fixed else _walk(study.ask(), spaces, base)
 
 
 def should_prune(
@@ -141,24 +146,24 @@ def suggestions(tune: Tune, base: Mapping[str, Any] | None = None) -> int:
     if tune.sampler != "grid":
         return tune.trials
     tried = defaults(tune, base or {})
-    return min(tune.trials, len(tried) + len(_grid(tune, sweep_seed=0, without=tried)))
+    return min(tune.trials, len(tried) + len(_grid(tune, base or {}, sweep_seed=0, without=tried)))
 
 
 def defaults(tune: Tune, base: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The settings tried first. What a default lacks is filled from `base`; what `base` lacks or has as None is left
-    out, and so to the job."""
-    return [
-        {key: value for key in sorted(tune.space) if (value := given.get(key, base.get(key))) is not None}
-        for given in tune.defaults
-    ]
+    out, and so to the job. So is a key whose condition does not hold."""
+    found = []
+    for given in tune.defaults:
+        whole = {key: value for key in sorted(tune.space) if (value := given.get(key, base.get(key))) is not None}
+        tuned = set(conditions.active(tune.space, base, whole))
+        found.append({key: value for key, value in whole.items() if key in tuned})
+    return found
 
 
-def _grid(tune: Tune, *, sweep_seed: int, without: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    keys = sorted(tune.space)
-    points = (
-        dict(zip(keys, point, strict=True))
-        for point in itertools.product(*(tune.space[key].choices or () for key in keys))
-    )
+def _grid(
+    tune: Tune, base: Mapping[str, Any], *, sweep_seed: int, without: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    points = conditions.combinations(tune.space, base, {key: one.choices or [] for key, one in tune.space.items()})
     taken = {canonical(dict(point)) for point in without}
     rest = {text: point for point in points if (text := canonical(point)) not in taken}
     return [
@@ -198,7 +203,25 @@ def _study(mode: str, *, sampler: BaseSampler | None = None, pruner: BasePruner 
     )
 
 
-def _sampler(tune: Tune, *, seed: int) -> BaseSampler:
+def _walk(trial: Trial, spaces: Mapping[str, Space], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask for one key after the other, as what is suggested for one decides whether another is tuned."""
+    values, params = dict(base), dict[str, Any]()
+    for key, one in spaces.items():
+        if conditions.holds(one, values):
+            values[key] = params[key] = _ask(trial, key, one)
+    return params
+
+
+def _ask(trial: Trial, key: str, space: Space) -> Any:
+    if space.choices is not None:
+        return trial.suggest_categorical(key, space.choices)
+    distribution: Any = _distribution(space)
+    ask: Any = trial.suggest_int if space.integer else trial.suggest_float
+    return ask(key, distribution.low, distribution.high, log=distribution.log, step=distribution.step)
+
+
+def _sampler(tune: Tune, *, seed: int, fixed: bool) -> BaseSampler:
+    """`fixed`: every key is in every trial. Else tpe models together those that are tuned together."""
     import optuna
 
     if tune.sampler == "random":
@@ -210,14 +233,16 @@ def _sampler(tune: Tune, *, seed: int) -> BaseSampler:
             deterministic_objective=False,
             warn_independent_sampling=False,
         )
-    return optuna.samplers.TPESampler(
-        seed=seed,
-        n_startup_trials=STARTUP,
-        n_ei_candidates=24,
-        multivariate=True,
-        group=False,
-        constant_liar=False,  # the rebuilt study holds no running trials
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group` has been there since 2.8
+        return optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=STARTUP,
+            n_ei_candidates=24,
+            multivariate=True,
+            group=not fixed,
+            constant_liar=False,  # the rebuilt study holds no running trials
+        )
 
 
 def _pruner(tune: Tune) -> BasePruner:
@@ -253,8 +278,8 @@ def _ends(space: Space) -> tuple[float, float]:
     return space.low, space.high
 
 
-def _inside(tune: Tune, params: Mapping[str, Any]) -> bool:
-    return all(key in params and _holds(space, params[key]) for key, space in tune.space.items())
+def _inside(spaces: Mapping[str, Space], base: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
+    return all(key in params and _holds(spaces[key], params[key]) for key in conditions.active(spaces, base, params))
 
 
 def _holds(space: Space, value: Any) -> bool:
@@ -285,8 +310,8 @@ def _frozen(one: Observed, space: Mapping[str, BaseDistribution]) -> FrozenTrial
         state=TrialState.PRUNED if infeasible else state,
         constraints={"feasible": 1.0} if infeasible else None,
         value=one.value if state is TrialState.COMPLETE else None,
-        params={key: one.params[key] for key in space},
-        distributions=dict(space),
+        params={key: one.params[key] for key in space if key in one.params},
+        distributions={key: distribution for key, distribution in space.items() if key in one.params},
         intermediate_values=dict(_reports(one)),
     )
 

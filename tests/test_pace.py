@@ -20,9 +20,7 @@ few = settings(deadline=None, max_examples=60)
 
 def pace(budget: dict[str, Any], *, times: int = 4, optimizer: dict[str, Any] | None = None) -> Pace:
     return Pace(
-        JobConfig.model_validate(
-            BASE | {"budget": budget, "evaluate": {"times": times}, "optimizer": optimizer or {}}
-        )
+        JobConfig.model_validate(BASE | {"budget": budget, "evaluate": {"times": times}, "optimizer": optimizer or {}})
     )
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from jobs.config import ConfigError
 from orchestrator.sweep import arms_of, flatten, load, merged, resolved
+from orchestrator.sweep.conditions import within
 
 SWEEPS = sorted((Path(__file__).parent.parent / "sweeps").glob("*.toml"))
 
@@ -127,6 +128,123 @@ def test_a_bad_sweep_is_refused_with_what_would_work(write: Any, old: str, new: 
     assert words in complaint(write(GOOD.replace(old, new, 1)))
 
 
+EXCLUDING = GOOD.replace('"batch.size" = [16, 64]', '"batch.size" = [16, 64, 256]\nLEVELS')
+
+
+def excluding(*tables: str) -> str:
+    """The sweep of two losses and three batch sizes, without these arms."""
+    return EXCLUDING.replace("LEVELS", "".join(f"\n[[exclude]]\n{table}\n" for table in tables))
+
+
+def test_excluded_combinations_are_no_arms(write: Any) -> None:
+    """Also where they would be no jobs at all. Mutant check: crossing before the exclusion fails this."""
+    text = excluding('"loss.name" = "flatnce"\n"batch.size" = [16, 256]')
+    assert [arm.label for arm in arms_of(load(write(text)))] == [
+        *("infonce, size=16", "infonce, size=64", "infonce, size=256"),
+        "flatnce, size=64",
+    ]
+    impossible = '"loss.name" = ["infonce", "siglip"]\n"loss.same_side" = [false, true]'
+    text = GOOD.replace('"loss.name" = ["infonce", "flatnce"]', impossible).replace('"batch.size" = [16, 64]', "LEVELS")
+    assert "not defined for name = 'siglip'" in complaint(write(text.replace("LEVELS", "")))
+    whole = text.replace("LEVELS", "[[exclude]]\nloss.name = 'siglip'\nloss.same_side = true")
+    assert len(arms_of(load(write(whole)))) == 3
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ('"loss.nam" = "flatnce"', "exclude[0].loss.nam: is no factor of [compare]; did you mean 'loss.name'?"),
+        ('"batch.size" = 32', "exclude[0].batch.size = 32: is no level of batch.size, which has [16, 64, 256]"),
+        ("", "is empty"),
+        ('"loss.name" = "infonce"\n"batch.size" = 64', "exclude = 'flatnce, size=64': has no baseline"),
+        ('"loss.name" = "flatnce"', "compare.loss.name: is the first factor, whose levels are compared, and all arms"),
+    ],
+)
+def test_an_exclusion_that_cannot_be_meant_is_refused(write: Any, table: str, words: str) -> None:
+    """The last leaves arms that no contrast compares."""
+    assert words in complaint(write(excluding(table)))
+
+
+def test_a_first_factor_of_one_level_compares_nothing(write: Any) -> None:
+    found = complaint(write(GOOD.replace('["infonce", "flatnce"]', '["infonce"]')))
+    assert "compare.loss.name: is the first factor" in found
+    assert "put a factor first of which two levels or more are left" in found
+
+
+WHEN = (
+    '"optimizer.name" = { choices = ["adamw", "sgd"] }\n"optimizer.momentum" = { low = 0.5, high = 0.9, when = WHEN }'
+)
+
+
+@pytest.mark.parametrize(
+    ("when", "words"),
+    [
+        ('{ "optimizer.nam" = "sgd" }', "when.optimizer.nam: is no key of a job; did you mean 'optimizer.name'?"),
+        ('{ "optimizer.name" = "sdg" }', "when.optimizer.name = 'sdg': is never the value of optimizer.name"),
+        ('{ "optimizer.momentum" = 0.9 }', "is the key itself"),
+        ('{ "optimizer.lr" = 1e-3 }', "needs choices: tune.space.optimizer.lr is a range"),
+        ('{ "loss.symmetric" = true }', "when.loss.symmetric = True: is never the value of loss.symmetric"),
+        ('{ arm = "flatnce" }', "when.arm = 'flatnce': is never the value of arm"),
+        ('{ "optimizer.name" = [] }', "at least 1 item"),
+    ],
+)
+def test_a_condition_that_never_holds_is_refused(write: Any, when: str, words: str) -> None:
+    text = GOOD.replace('"optimizer.lr" = { low', WHEN.replace("WHEN", when) + '\n"optimizer.lr" = { low')
+    assert words in complaint(write(text))
+
+
+def test_conditions_in_a_circle_are_refused(write: Any) -> None:
+    circle = """"optimizer.name" = { choices = ["adamw", "sgd"], when = { "optimizer.schedule" = "cosine" } }
+"optimizer.schedule" = { choices = ["cosine", "linear"], when = { "optimizer.name" = "sgd" } }
+"optimizer.lr" = { low"""
+    assert "conditions go in a circle: optimizer." in complaint(write(GOOD.replace('"optimizer.lr" = { low', circle)))
+
+
+def test_a_key_may_be_tuned_in_the_arms_that_do_not_set_it(write: Any) -> None:
+    named = """[[arm]]
+label = "learned"
+"loss.temperature" = "learned"
+[[arm]]
+label = "tuned"
+"batch.size" = 16
+"""
+    text = GOOD[: GOOD.index("[compare]")] + named + GOOD[GOOD.index("[tune]") :]
+    tuned = text + '"loss.temperature" = { choices = [0.05, 0.1] }\n'
+    assert 'when = { arm = ["tuned"] }' in complaint(write(tuned))
+    sweep = load(write(tuned.replace("0.1] }", '0.1], when = { arm = "tuned" } }')))
+    assert sweep.tune is not None
+    learned, other = arms_of(sweep)
+    assert list(within(sweep.tune.space, learned.values)) == ["optimizer.lr"]
+    assert list(within(sweep.tune.space, other.values)) == ["loss.temperature", "optimizer.lr"]
+
+
+def test_values_that_are_no_job_together_are_refused_before_anything_runs(write: Any) -> None:
+    """Each by itself is fine. Mutant check: checking one key at a time, as before, fails this."""
+    pools = GOOD.replace('"batch.size" = [16, 64]', "").replace(
+        '"optimizer.lr" = { low',
+        '"batch.size" = { choices = [32, 48] }\n"batch.pool" = { choices = [WHICH] }\n"optimizer.lr" = { low',
+    )
+    found = complaint(write(pools.replace("WHICH", "8, 32")))
+    assert "pool = 32 must divide size = 48" in found
+    assert "with `when`, so that they do not meet" in found
+    load(write(pools.replace("WHICH", "8, 16")))
+
+
+def test_a_default_is_checked_where_its_keys_are_tuned(write: Any) -> None:
+    text = GOOD.replace(
+        '"optimizer.lr" = { low', WHEN.replace("WHEN", '{ "optimizer.name" = "sgd" }') + '\n"optimizer.lr" = { low'
+    )
+    for default, words in (
+        (
+            '"optimizer.name" = "adamw", "optimizer.momentum" = 0.6',
+            "is tuned in no arm beside the rest of this default",
+        ),
+        ('"optimizer.name" = "sgd", "optimizer.momentum" = 0.3', "lies outside tune.space.optimizer.momentum"),
+    ):
+        assert words in complaint(write(text.replace('"optimizer.lr" = 1e-3', default)))
+    load(write(text.replace('"optimizer.lr" = 1e-3', '"optimizer.name" = "sgd", "optimizer.momentum" = 0.6')))
+
+
 def test_arms_that_are_the_same_trial_are_refused(write: Any) -> None:
     text = GOOD.replace("[16, 64]", "[256]").replace(
         '"loss.name" = ["infonce", "flatnce"]', '"batch.pool" = [128, 64]\n"loss.margin" = [0, 0.0]'
@@ -182,6 +300,13 @@ def test_extends_takes_another_sweep_and_overrides_keys_of_it(write: Any) -> Non
     assert sweep.compare["loss.name"] == ["infonce", "flatnce"]
     grandchild = write('extends = "c.toml"\n', "g.toml")
     assert "one level is the limit" in complaint(grandchild)
+
+
+def test_a_sweep_may_say_its_budget_otherwise_than_the_one_it_extends(write: Any) -> None:
+    """Mutant check: overlaying the two tables fails this."""
+    write(GOOD, "base.toml")
+    child = write('extends = "base.toml"\nname = "child"\n[job.budget]\nseconds = 5.0\n', "c.toml")
+    assert load(child).job["budget"] == {"seconds": 5.0}
 
 
 def test_merging_settings_leaves_the_job_alone_and_replaces_a_budget() -> None:

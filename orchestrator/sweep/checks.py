@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jobs.config import Fault, JobConfig, faults, field_names, nearest
-from orchestrator.sweep.model import Arm, Scalar, Space, Sweep, Tune, arms_of, cross, merged
+from jobs.config import Fault, JobConfig, canonical, faults, field_names, nearest
+from orchestrator.sweep.model import Arm, Sweep, arms_of, cross, merged
+from orchestrator.sweep.space import space_faults
 
 METRICS = {
     "image": ("knn_accuracy", "probe_accuracy", "alignment", "uniformity"),
@@ -33,7 +34,8 @@ def job_faults(raw: dict[str, Any]) -> list[Fault]:
     job = {key: value for key, value in job.items() if key not in ("stage", "seed")}
     crossed = isinstance(compare, dict) and all(isinstance(v, list) and v for v in compare.values())
     tables = isinstance(named, list) and all(isinstance(arm, dict) for arm in named)
-    usable = cross(job, compare if crossed else {}, named if tables else [])
+    without = [one for one in raw.get("exclude", ()) if isinstance(one, dict)] if crossed else []
+    usable = cross(job, compare if crossed else {}, named if tables else [], without)
     known = list(field_names(JobConfig))
     fixed = {"stage": "the plan sets it", "seed": "seeds belong to [confirm]", "task": "must be the same in every arm"}
     for place, settings in (("compare", compare), *((f"arm {a.label!r}", a.settings) for a in usable if named)):
@@ -59,17 +61,54 @@ def job_faults(raw: dict[str, Any]) -> list[Fault]:
 def contradictions(sweep: Sweep) -> list[Fault]:
     """What is wrong although every part is well formed."""
     arms = arms_of(sweep)
+    if excluded := list(_exclude_faults(sweep, arms)):
+        return excluded
     return [
-        *_arm_faults(arms),
+        *_arm_faults(sweep, arms),
         *_seed_faults(sweep),
         *_metric_faults(sweep, arms),
-        *(_space_faults(sweep.tune, arms) if sweep.tune else ()),
+        *(space_faults(sweep.tune, arms) if sweep.tune else ()),
     ]
 
 
-def _arm_faults(arms: list[Arm]) -> Iterable[Fault]:
+def _exclude_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
+    """An exclusion must leave something out, and no arm may be left without the baseline it is compared with."""
+    for index, one in enumerate(sweep.exclude):
+        where, known = f"exclude[{index}]", list(sweep.compare)
+        if not one:
+            yield Fault(where, "{}", "is empty; name the levels that are left out, such as { 'batch.size' = 16 }")
+        for key, levels in one.items():
+            if key not in sweep.compare:
+                what = f"is no factor of [compare]{nearest(key, known)}"
+                yield Fault(f"{where}.{key}", "", what if known else "needs factors, crossed in [compare]")
+                continue
+            for level in levels if isinstance(levels, list) else [levels]:
+                if level not in sweep.compare[key]:
+                    expected = f"is no level of {key}, which has {json.dumps(sweep.compare[key])}"
+                    yield Fault(f"{where}.{key}", repr(level), expected)
+    if not sweep.exclude or not sweep.compare:
+        return
+    first, levels = next(iter(sweep.compare.items()))
+    others = {arm.label: canonical({k: v for k, v in arm.settings.items() if k != first}) for arm in arms}
+    baselines = {others[arm.label] for arm in arms if arm.settings[first] == levels[0]}
+    for arm in arms:
+        if others[arm.label] not in baselines:
+            expected = (
+                f"has no baseline: {first} = {json.dumps(levels[0])} is excluded beside it; exclude both, put another "
+                f"level of {first} first, or name arms with [[arm]]"
+            )
+            yield Fault("exclude", repr(arm.label), expected)
+
+
+def _arm_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
     if len(arms) < 2:
         yield Fault("compare", "", "a comparison needs two arms or more; give [compare] factors or two [[arm]] tables")
+    elif (first := next(iter(sweep.compare), None)) and len({canonical(arm.settings[first]) for arm in arms}) < 2:
+        expected = (
+            f"is the first factor, whose levels are compared, and all arms have {json.dumps(arms[0].settings[first])}; "
+            "put a factor first of which two levels or more are left"
+        )
+        yield Fault(f"compare.{first}", "", expected)
     labels = [arm.label for arm in arms]
     for arm in arms:
         if not arm.label:
@@ -122,54 +161,3 @@ def _metric_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
         yield Fault("metric.name", repr(name), expected + nearest(name, list(known)))
     if name == "probe_accuracy" and not all(a.config(stage="confirm", seed=0).evaluate.probe for a in arms):
         yield Fault("metric.name", repr(name), "needs job.evaluate.probe = true")
-
-
-def _space_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
-    known = list(field_names(JobConfig))
-    closed = {
-        "stage": "the plan sets it",
-        "seed": "seeds are not tuned",
-        "task": "the task is the question",
-        "budget": "the budget is equal in every trial",
-        "data": "every trial is judged on the same rows",
-        "evaluate": "every trial is judged in the same way",
-        "execution": "it does not change the result",
-    }
-    for key, space in tune.space.items():
-        where = f"tune.space.{key}"
-        if key not in known:
-            yield Fault(where, "", f"is no key of a job{nearest(key, known)}")
-        elif (section := key.partition(".")[0]) in closed:
-            yield Fault(where, "", f"cannot be tuned: {closed[section]}")
-        elif any(key in arm.settings for arm in arms):
-            yield Fault(
-                where, "", "is compared between the arms, so it cannot be tuned inside them; drop one of the two"
-            )
-        else:
-            yield from _value_faults(where, key, space.ends, arms)
-    for index, default in enumerate(tune.defaults):
-        for key, value in default.items():
-            where = f"tune.defaults[{index}].{key}"
-            if key not in tune.space:
-                yield Fault(where, repr(value), f"is not in tune.space{nearest(key, list(tune.space))}")
-            elif not _inside(tune.space[key], value):
-                yield Fault(where, repr(value), f"lies outside tune.space.{key}")
-            else:
-                yield from _value_faults(where, key, [value], arms)
-
-
-def _inside(space: Space, value: Any) -> bool:
-    if space.choices is not None:
-        return value in space.choices
-    if isinstance(value, bool) or not isinstance(value, int | float) or space.low is None or space.high is None:
-        return False
-    return space.low <= value <= space.high
-
-
-def _value_faults(where: str, key: str, values: list[Scalar], arms: list[Arm]) -> Iterable[Fault]:
-    for arm, value in itertools.product(arms, values):
-        try:
-            arm.config(stage="tune", seed=0, settings={key: value})
-        except ValidationError as error:
-            for fault in faults(error, JobConfig):
-                yield Fault(where, repr(value), fault.expected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -32,6 +32,8 @@ class Space(Section):
     log: bool = False
     step: float | int | None = None
     choices: Annotated[list[Scalar], Field(min_length=1)] | None = None
+    when: dict[str, Scalar | Annotated[list[Scalar], Field(min_length=1)]] | None = None
+    """Where the key is tuned: job keys, or `arm`, and the values that they must have. Everywhere, if not given."""
 
     @model_validator(mode="after")
     def _range_or_choices(self) -> Space:
@@ -45,6 +47,11 @@ class Space(Section):
         elif self.step is not None and self.step <= 0:
             raise ValueError(f"step = {self.step} must be above 0")
         return self
+
+    @property
+    def conditions(self) -> dict[str, list[Scalar]]:
+        """`when`, one value as a list of one."""
+        return {key: value if isinstance(value, list) else [value] for key, value in (self.when or {}).items()}
 
     @property
     def integer(self) -> bool:
@@ -136,6 +143,9 @@ class Sweep(Section):
     compare: dict[str, Annotated[list[Scalar], Field(min_length=1)]] = {}
     """Job keys and their levels, crossed: each combination is an arm."""
 
+    exclude: list[dict[str, Scalar | Annotated[list[Scalar], Field(min_length=1)]]] = []
+    """Combinations of the compared factors that are left out: each names levels of some factors."""
+
     arm: list[dict[str, Any]] = []
     """Named arms: a label and job keys. The first is the baseline."""
 
@@ -164,8 +174,8 @@ class Arm:
 
     @property
     def values(self) -> dict[str, Any]:
-        """Every value of the arm's job by dotted key, defaults filled in."""
-        return flatten(self.config(stage="confirm", seed=0).model_dump(mode="json"))
+        """Every value of the arm's job by dotted key, defaults filled in; and its label, as `arm`."""
+        return flatten(self.config(stage="confirm", seed=0).model_dump(mode="json")) | {"arm": self.label}
 
     def config(self, *, stage: str, seed: int, settings: Mapping[str, Any] | None = None) -> JobConfig:
         """The job of one trial of this arm. Raises pydantic's ValidationError."""
@@ -174,7 +184,7 @@ class Arm:
 
 def arms_of(sweep: Sweep) -> list[Arm]:
     """The arms in the order of the file; the first level of the first factor, or the first arm, comes first."""
-    return cross(sweep.job, sweep.compare, sweep.arm)
+    return cross(sweep.job, sweep.compare, sweep.arm, sweep.exclude)
 
 
 def resolved(sweep: Sweep) -> dict[str, Any]:
@@ -209,15 +219,29 @@ def merged(job: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def cross(job: dict[str, Any], compare: Mapping[str, list[Any]], named: list[dict[str, Any]]) -> list[Arm]:
-    """The arms of crossed factors or of named tables, whether or not they are valid jobs."""
+def cross(
+    job: dict[str, Any],
+    compare: Mapping[str, list[Any]],
+    named: list[dict[str, Any]],
+    exclude: Sequence[Mapping[str, Any]] = (),
+) -> list[Arm]:
+    """The arms of crossed factors but for those excluded, or of named tables, whether or not they are valid jobs."""
     if named:
         settings = [{k: v for k, v in arm.items() if k != "label"} for arm in named]
         labels = [str(arm.get("label", "")) for arm in named]
     else:
-        settings = [dict(zip(compare, levels, strict=True)) for levels in itertools.product(*compare.values())]
+        crossed = [dict(zip(compare, levels, strict=True)) for levels in itertools.product(*compare.values())]
+        settings = [chosen for chosen in crossed if not any(excludes(one, chosen) for one in exclude)]
         labels = _labels(settings)
     return [Arm(label, chosen, merged(job, chosen)) for label, chosen in zip(labels, settings, strict=True)]
+
+
+def excludes(one: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether an exclusion leaves out the arm of these settings: every key has one of the levels that it names."""
+    return bool(one) and all(
+        key in settings and settings[key] in (levels if isinstance(levels, list) else [levels])
+        for key, levels in one.items()
+    )
 
 
 def _labels(settings: list[dict[str, Any]]) -> list[str]:

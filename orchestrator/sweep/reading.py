@@ -95,6 +95,8 @@ def _normal(raw: dict[str, Any]) -> dict[str, Any]:
     table = dict(raw)
     if isinstance(table.get("compare"), dict):
         table["compare"] = flatten(table["compare"])
+    if isinstance(table.get("exclude"), list):
+        table["exclude"] = [flatten(one) if isinstance(one, dict) else one for one in table["exclude"]]
     if isinstance(table.get("arm"), list):
         table["arm"] = [flatten(arm) if isinstance(arm, dict) else arm for arm in table["arm"]]
     tune = table.get("tune")
@@ -116,6 +118,8 @@ def _spaces(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             found |= _spaces(value, f"{prefix}{key}.")
         else:
             found[prefix + key] = value
+            if isinstance(value, dict) and isinstance(value.get("when"), dict):
+                found[prefix + key] = value | {"when": flatten(value["when"])}
     return found
 
 

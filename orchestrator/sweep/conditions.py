@@ -1,0 +1,82 @@
+"""Where a tuned key is tuned: conditions on the arm and on other tuned keys.
+
+    "optimizer.momentum" = { low = 0.5, high = 0.99, when = { "optimizer.name" = "sgd" } }
+    "loss.temperature"   = { choices = [0.05, 0.1],  when = { arm = ["plain", "flat"] } }
+
+A condition looks at a value: the one suggested for that key, else the arm's own. A key whose condition does not hold is
+not suggested, and the job keeps the arm's value. `values` are dotted job keys of an arm, and `arm`, its label.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from orchestrator.sweep.model import Scalar, Space
+
+Spaces = Mapping[str, Space]
+
+
+def order(spaces: Spaces) -> list[str]:
+    """The keys, each after those that its condition looks at, else by name. Raises ValueError for a circle."""
+    graph = TopologicalSorter({key: sorted(spaces[key].conditions.keys() & spaces.keys()) for key in sorted(spaces)})
+    try:
+        graph.prepare()
+    except CycleError as error:
+        raise ValueError(f"conditions go in a circle: {' -> '.join(error.args[1])}") from error
+    found: list[str] = []
+    while graph.is_active():
+        ready = sorted(graph.get_ready())
+        found += ready
+        graph.done(*ready)
+    return found
+
+
+def holds(space: Space, values: Mapping[str, Any]) -> bool:
+    """Whether the key of `space` is tuned where the others have these values."""
+    return all(_among(values.get(key), allowed) for key, allowed in space.conditions.items())
+
+
+def active(spaces: Spaces, values: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
+    """The keys that are tuned in an arm of `values` once `params` are suggested, in order."""
+    seen, found = dict(values), []
+    for key in order(spaces):
+        if holds(spaces[key], seen):
+            found.append(key)
+            if key in params:
+                seen[key] = params[key]
+    return found
+
+
+def within(spaces: Spaces, values: Mapping[str, Any]) -> dict[str, Space]:
+    """The keys that can be tuned in an arm of `values`, in order: whatever is suggested for others decides the rest."""
+    possible: dict[str, list[Any]] = {}
+    found: dict[str, Space] = {}
+    for key in order(spaces):
+        space = spaces[key]
+        seen = {parent: possible.get(parent, [values.get(parent)]) for parent in space.conditions}
+        if all(any(_among(value, space.conditions[parent]) for value in seen[parent]) for parent in seen):
+            found[key] = space
+            possible[key] = [*(space.choices or []), *([values[key]] if key in values else [])]
+    return found
+
+
+def is_fixed(spaces: Spaces) -> bool:
+    """Whether no condition looks at another tuned key: then all of `within` an arm are always tuned together."""
+    return not any(space.conditions.keys() & spaces.keys() for space in spaces.values())
+
+
+def combinations(spaces: Spaces, values: Mapping[str, Any], ends: Mapping[str, Sequence[Scalar]]) -> Iterator[Any]:
+    """Every combination of `ends`, the values of each key that stand for all, that an arm of `values` can be given: as
+    settings. One that comes twice is given twice."""
+    keys = list(within(spaces, values))
+    for point in itertools.product(*(ends[key] for key in keys)):
+        given = dict(zip(keys, point, strict=True))
+        tuned = active({key: spaces[key] for key in keys}, values, given)
+        yield {key: given[key] for key in tuned}
+
+
+def _among(value: Any, allowed: Sequence[Scalar]) -> bool:
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed)

@@ -1,0 +1,135 @@
+"""What can be wrong with the search space of a sweep: keys, conditions, defaults, and values that make no job."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs.config import Fault, JobConfig, faults, field_names, nearest
+from orchestrator.sweep import conditions
+from orchestrator.sweep.model import Arm, Space, Tune
+
+MOST_COMBINATIONS = 256
+"""Of tuned values in an arm that are tried as jobs before anything runs; a quarter of a second for ten arms."""
+
+
+def space_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
+    """Faults of `tune.space` and `tune.defaults`, in the arms where their keys are tuned."""
+    known = list(field_names(JobConfig))
+    closed = {
+        "stage": "the plan sets it",
+        "seed": "seeds are not tuned",
+        "task": "the task is the question",
+        "budget": "the budget is equal in every trial",
+        "data": "every trial is judged on the same rows",
+        "evaluate": "every trial is judged in the same way",
+        "execution": "it does not change the result",
+    }
+    if wrong := list(_condition_faults(tune, arms)):
+        yield from wrong
+        return
+    sound = True
+    for key, space in tune.space.items():
+        where = f"tune.space.{key}"
+        inside = [arm for arm in arms if key in conditions.within(tune.space, arm.values)]
+        if key not in known:
+            fault = [Fault(where, "", f"is no key of a job{nearest(key, known)}")]
+        elif (section := key.partition(".")[0]) in closed:
+            fault = [Fault(where, "", f"cannot be tuned: {closed[section]}")]
+        elif blame := [arm.label for arm in inside if key in arm.settings]:
+            expected = "is compared between the arms, so it cannot be tuned inside them; drop one of the two"
+            if free := [arm.label for arm in arms if arm.label not in blame]:
+                expected += f", or tune it in the other arms alone: when = {{ arm = {json.dumps(free)} }}"
+            fault = [Fault(where, "", expected)]
+        elif not inside:
+            fault = [Fault(f"{where}.when", json.dumps(space.when), "holds in no arm; correct it, or remove the key")]
+        else:
+            fault = list(_value_faults(where, key, tune, inside))
+        sound = sound and not fault
+        yield from fault
+    for index, default in enumerate(tune.defaults):
+        yield from _default_faults(f"tune.defaults[{index}]", default, tune, arms)
+    if sound:
+        yield from _combination_faults(tune, arms)
+
+
+def _condition_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
+    known = list(dict.fromkeys(key for arm in arms for key in arm.values))
+    for key, space in tune.space.items():
+        for parent, allowed in space.conditions.items():
+            where = f"tune.space.{key}.when.{parent}"
+            tuned = tune.space.get(parent)
+            if parent == key:
+                yield Fault(where, "", "is the key itself; a condition looks at another one")
+            elif parent not in known:
+                yield Fault(where, "", f"is no key of a job{nearest(parent, known)}")
+            elif tuned is not None and tuned.choices is None:
+                yield Fault(where, "", f"needs choices: tune.space.{parent} is a range")
+            else:
+                own = [arm.values.get(parent) for arm in arms]
+                for value in allowed:
+                    if value not in [*own, *((tuned.choices or []) if tuned else [])]:
+                        expected = f"is never the value of {parent}{nearest(str(value), [str(one) for one in own])}"
+                        yield Fault(where, repr(value), expected)
+    try:
+        conditions.order(tune.space)
+    except ValueError as error:
+        yield Fault("tune.space", "", str(error))
+
+
+def _default_faults(where: str, default: dict[str, Any], tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
+    for key, value in default.items():
+        if key not in tune.space:
+            yield Fault(f"{where}.{key}", repr(value), f"is not in tune.space{nearest(key, list(tune.space))}")
+        elif not _inside(tune.space[key], value):
+            yield Fault(f"{where}.{key}", repr(value), f"lies outside tune.space.{key}")
+        elif not any(key in conditions.active(tune.space, arm.values, default) for arm in arms):
+            expected = f"is tuned in no arm beside the rest of this default: see tune.space.{key}.when"
+            yield Fault(f"{where}.{key}", repr(value), expected)
+    for arm in arms:
+        tuned = conditions.active(tune.space, arm.values, default)
+        settings = {key: default[key] for key in tuned if key in default}
+        yield from _job_faults(where, arm, settings)
+
+
+def _combination_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
+    """What no single value shows: a job that some values make impossible together would end the sweep half-way."""
+    ends = {key: space.ends for key, space in tune.space.items()}
+    for arm in arms:
+        for settings in itertools.islice(conditions.combinations(tune.space, arm.values, ends), MOST_COMBINATIONS):
+            if found := list(_job_faults("tune.space", arm, settings)):
+                remedy = "; tune one of them with `when`, so that they do not meet"
+                yield from (Fault(one.key, one.found, one.expected + remedy) for one in found)
+                return
+
+
+def _inside(space: Space, value: Any) -> bool:
+    if space.choices is not None:
+        return value in space.choices
+    if isinstance(value, bool) or not isinstance(value, int | float) or space.low is None or space.high is None:
+        return False
+    return space.low <= value <= space.high
+
+
+def _value_faults(where: str, key: str, tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
+    """Ends and choices of one key that make no job in an arm, beside whatever its condition asks for."""
+    space = tune.space[key]
+    for arm, value in itertools.product(arms, space.ends):
+        parents = {one: allowed for one, allowed in space.conditions.items() if one in tune.space}
+        for beside in itertools.product(*parents.values()):
+            settings = dict(zip(parents, beside, strict=True)) | {key: value}
+            for fault in _job_faults(where, arm, settings):
+                yield Fault(where, repr(value), fault.expected)
+
+
+def _job_faults(where: str, arm: Arm, settings: dict[str, Any]) -> Iterable[Fault]:
+    try:
+        arm.config(stage="tune", seed=0, settings=settings)
+    except ValidationError as error:
+        shown = ", ".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
+        for fault in faults(error, JobConfig):
+            yield Fault(where, shown, fault.expected)
