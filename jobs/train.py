@@ -24,7 +24,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jobs import checkpoint, data, evaluate, mlm, models, optim, preflight, storage, trial
+from jobs import checkpoint, data, evaluate, mlm, models, optim, preflight, storage, trial, usage
 from jobs.collectives import agree, rank_of, world_of
 from jobs.config import JobConfig
 from jobs.device import device_of, forget_peak_memory, peak_memory_bytes
@@ -116,7 +116,7 @@ class Training:
             due = self.pace.evaluations(self.step + 1, self.seconds) > self.pace.evaluations(self.step, before_s)
             self.step += 1
             if self.pace.logged(self.step, before_s, self.seconds):
-                self._record(diagnostics_points(outcome) | self._settings())
+                self._record(diagnostics_points(outcome) | self._settings() | self._usage())
             if due:
                 self._evaluate()
             if self.result is None and self._is_saved(due):
@@ -216,6 +216,7 @@ class Training:
             group=self.group,
         )
         self._verified = not job.execution.verify
+        self.meter = usage.Meter(self.device)
         forget_peak_memory(self.device)
 
     def _refuse_what_a_part_of_the_batch_changes(self) -> None:
@@ -382,7 +383,7 @@ class Training:
         peaks = agree([peak_memory_bytes(self.device)], self.group, what="peak memory")
         speed = samples / self.seconds if self.seconds else 0.0
         peak = max(peak for (peak,) in peaks) / 2**20
-        latest = self.records.latest()
+        latest = {key: one for key, one in self.records.latest().items() if not key.startswith(usage.PREFIX)}
         if outcome == "diverged":
             latest |= self.untrained
         else:
@@ -400,6 +401,7 @@ class Training:
             "peak_memory_mb": peak,
             "negatives_per_anchor": self.job.negatives_per_anchor + self._hard_negatives(),
             "hashes": self._hashes(),
+            "data": data.described(self.job),
         }
         self.log(f"{outcome} at step {self.step}: {why}")
         self.phase("checkpoint")
@@ -432,6 +434,9 @@ class Training:
             "train/learning_rate": self.optimizer.param_groups[0]["lr"],
             "train/temperature": float(temperature.detach()) if isinstance(temperature, Tensor) else temperature,
         }
+
+    def _usage(self) -> dict[str, float]:
+        return usage.points(agree(self.meter.look(), self.group, what="usage"))
 
     def _record(self, values: dict[str, float]) -> None:
         self.records.add(values, step=self.step)

@@ -169,10 +169,12 @@ def _drive(
                 raise session.broken
             _tell_who_waits(ledger, folder, progress)
             if not session.storage_full:
-                progress.answer(report.table(report.write(ledger, folder.report)))
+                answer = report.write(ledger, folder.report)
+                progress.answer(report.table(answer))
             if projection is not None:
                 if not session.storage_full:
-                    projection.log_report(folder.report)
+                    tags = {"verdict": answer["sentence"], "question": answer["question"]}
+                    projection.log_report(folder.report, report.note(answer), tags=tags)
                 if not projection.stop(timeout_s=60):
                     behind = f"MLflow is behind ({projection.last_error})"
                     progress.say(f"{behind}; catch up: orchestrator resume {folder.quoted}")

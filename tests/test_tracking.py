@@ -18,11 +18,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from real import Server
 
 from orchestrator.ledger import LeaseLost, Ledger, Point, Trial, sqlite_url
 from orchestrator.tracking import (
+    Encoder,
     Projection,
     TrackingUnavailable,
     check,
@@ -33,6 +36,7 @@ from orchestrator.tracking import (
     ui_command,
 )
 from orchestrator.tracking import store as stores
+from orchestrator.tracking.encoders import save
 from orchestrator.tracking.store import connect
 
 ROOT = Path(__file__).parents[1]
@@ -242,14 +246,131 @@ def test_the_report_is_on_the_parent_run(ledger: Ledger, uri: str, tmp_path: Pat
     projection.start()
     ledger.set_run(state="done")
     assert projection.stop(30)
-    projection.log_report(folder, metrics={"p": 0.5}, tags={"verdict": "inconclusive"})
+    projection.log_report(folder, "# It does not matter", metrics={"p": 0.5}, tags={"verdict": "inconclusive"})
     assert projection.stop(30), projection.last_error
     (parent,) = runs_of(uri, ledger.uuid)
-    assert parent["tags"]["mlflow.note.content"] == "# It does not matter\n"
+    assert parent["tags"]["mlflow.note.content"] == "# It does not matter"
     assert parent["tags"]["verdict"] == "inconclusive"
     assert parent["metrics"]["p"][0][2] == 0.5
     found = download_artifacts(run_id=parent["run_id"], artifact_path="report/report.md", tracking_uri=uri)
     assert Path(found).read_text() == "# It does not matter\n"
+
+
+DATA = [
+    {"context": "training", "source": "digits[:1000]", "rows": 1000, "digest": "a" * 32},
+    {"context": "confirm", "source": "s3://bucket/held-out.parquet", "rows": 400, "digest": "b" * 32},
+]
+
+
+def test_the_data_of_a_trial_are_inputs_of_its_run_and_of_the_parent_once(
+    ledger: Ledger, uri: str, tmp_path: Path
+) -> None:
+    """Two trials on the same data make two datasets, whose rows and digest MLflow shows; telling again adds none."""
+    for trial in ("trial0", "trial1"):
+        number = ledger.start_attempt(trial, {}, "h")
+        ledger.finish_attempt(trial, number, state="done", outcome="ok", metric=0.5, step=2, result={"data": DATA})
+    (tmp_path / "report").mkdir()
+    for _ in range(2):
+        projection = Projection(ledger, uri)
+        projection.log_report(tmp_path / "report", "x")
+        assert projection.flush(), projection.last_error
+        ledger.unproject()
+    client = connect(uri)
+    for run in runs_of(uri, ledger.uuid):
+        inputs = client.get_run(run["run_id"]).inputs.dataset_inputs
+        found = {one.tags[0].value: (one.dataset.name, one.dataset.digest, one.dataset.profile) for one in inputs}
+        assert len(inputs) == 2
+        assert found == {
+            "training": ("digits[:1000]", "a" * 32, '{"num_rows": 1000}'),
+            "confirm": ("s3://bucket/held-out.parquet", "b" * 32, '{"num_rows": 400}'),
+        }
+
+
+def test_a_run_says_in_words_what_became_of_its_trial(ledger: Ledger, uri: str) -> None:
+    train(ledger, "trial0")
+    number = ledger.start_attempt("trial1", {}, "h")
+    ledger.finish_attempt("trial1", number, state="failed", failure="user_error", message="no such column")
+    number = ledger.start_attempt("trial2", {}, "h")
+    ledger.finish_attempt("trial2", number, state="done", outcome="diverged", metric=0.1, step=2)
+    flushed(ledger, uri)
+    runs = (run for run in runs_of(uri, ledger.uuid) if run["kind"] == "trial")
+    said = {run["trial"]: run["tags"]["mlflow.note.content"] for run in runs}
+    assert said["trial0"] == "**arm 0**, confirm stage, seed 0, done: metric 2.2500"
+    assert said["trial1"] == "**arm 1**, confirm stage, seed 0: failed (user_error): no such column"
+    assert (
+        said["trial2"] == "**arm 0**, confirm stage, seed 1, done, diverged, which counts as untrained: metric 0.1000"
+    )
+
+
+EMBED = """
+import numpy as np
+
+def load(folder):
+    scale = float((folder / "scale.txt").read_text())
+    return lambda rows: np.array([[scale * len(row), scale] for row in rows], np.float32)
+"""
+
+
+def exported(folder: Path, scale: float) -> Path:
+    """A folder as `orchestrator export` writes it, of an encoder that embeds a row as its length."""
+    folder.mkdir()
+    (folder / "embed.py").write_text(EMBED)
+    (folder / "scale.txt").write_text(str(scale))
+    return folder
+
+
+def models(uri: str, ledger: Ledger) -> list[Any]:
+    experiment = ledger.run.mlflow_experiment_id
+    assert experiment is not None
+    return list(connect(uri).search_logged_models([experiment]))
+
+
+def test_the_best_encoder_of_an_arm_is_a_model_that_mlflow_loads(ledger: Ledger, uri: str, tmp_path: Path) -> None:
+    """Once, however often it is told, and linked to the run of its trial. What a kill left half, and what is not the
+    best any more, goes. Mutant check: making a model without looking for one fails this."""
+    import mlflow
+
+    for trial in ("trial0", "trial2"):
+        train(ledger, trial)
+    flushed(ledger, uri)
+    client = connect(uri)
+    experiment = ledger.run.mlflow_experiment_id
+    assert experiment is not None
+    identity = {"orchestrator.run": ledger.uuid, "arm": "arm 0", "orchestrator.trial": "trial0"}
+    half = client.create_logged_model(experiment, name="killed", tags=identity)
+    for trial, scale in (("trial2", 3.0), ("trial0", 2.0), ("trial0", 2.0)):
+        folder = tmp_path / trial
+        projection = Projection(ledger, uri)
+        encoder = Encoder(ledger.trial(trial), folder if folder.exists() else exported(folder, scale))
+        projection.start()
+        assert projection.stop(60), projection.last_error
+        projection.log_encoders([encoder])
+        assert projection.stop(60), projection.last_error
+    (model,) = models(uri, ledger)
+    assert model.model_id != half.model_id
+    assert (model.name, str(model.status)) == ("arm 0", "READY")
+    assert {"arm": "arm 0", "seed": "0", "orchestrator.trial": "trial0"}.items() <= model.tags.items()
+    assert model.params["loss.name"] == "infonce"
+    (made,) = client.get_run(str(ledger.trial("trial0").mlflow_run_id)).outputs.model_outputs
+    assert made.model_id == model.model_id
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        loaded = mlflow.pyfunc.load_model(f"models:/{model.model_id}")
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert loaded.predict(["four", "seven77"]).tolist() == [[8.0, 2.0], [14.0, 2.0]]
+    assert loaded.predict(np.zeros((2, 5, 3), np.uint8)).tolist() == [[10.0, 2.0], [10.0, 2.0]]
+    assert loaded.predict(pd.DataFrame({"text": ["a", "bcd"]})).tolist() == [[2.0, 2.0], [6.0, 2.0]]
+
+
+def test_a_logged_encoder_names_what_loading_it_needs_and_holds_no_pickle(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save(exported(tmp_path / "encoder", 1.0), folder)
+    needs = (folder / "requirements.txt").read_text().splitlines()
+    assert [line.partition("==")[0] for line in needs] == ["mlflow", "numpy", "torch", "transformers"]
+    assert not any("+" in line for line in needs), "no index has a local version"
+    assert not list(folder.rglob("*.pkl"))
 
 
 def test_an_embedded_store_lies_beside_the_runs_and_nowhere_else(
@@ -262,7 +383,7 @@ def test_an_embedded_store_lies_beside_the_runs_and_nowhere_else(
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "report.md").write_text("x")
     projection = Projection(ledger, fresh(runs, tables))
-    projection.log_report(tmp_path / "report")
+    projection.log_report(tmp_path / "report", "x")
     assert projection.flush(), projection.last_error
     assert list(elsewhere.iterdir()) == []
     assert sorted(path.name for path in runs.iterdir()) == ["mlartifacts", "mlflow.db"]

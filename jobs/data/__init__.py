@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.config import JobConfig
 from jobs.data.batches import Inputs, Views, batch_rows
-from jobs.data.check import check, fingerprint
+from jobs.data.check import check, described, fingerprint
 from jobs.data.formats import DataError
 from jobs.data.images import ImageEvaluation, ImageExamples, image_evaluation, image_examples
 from jobs.data.pixels import Images
@@ -33,6 +33,7 @@ __all__ = [
     "Views",
     "batch_rows",
     "check",
+    "described",
     "evaluation_data",
     "fingerprint",
     "open_table",

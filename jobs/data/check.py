@@ -58,6 +58,17 @@ def fingerprint(job: JobConfig) -> str:
     return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
 
 
+def described(job: JobConfig) -> list[dict[str, Any]]:
+    """What `job` trains on and is judged on, each as `context` (`training`, `tune` or `confirm`), `source`, `rows` and
+    `digest`, 32 hex digits that are equal for equal rows."""
+    assert job.judged_on is not None, "JobConfig refuses a job without it"
+    both = (("training", job.data.train, train_rows(job)), (job.stage, job.judged_on, _judged_rows(job, job.judged_on)))
+    return [
+        {"context": context, "source": source, "rows": len(rows), "digest": _digest(rows)[:32]}
+        for context, source, rows in both
+    ]
+
+
 def train_rows(job: JobConfig) -> Rows:
     """The rows that `job` trains on."""
     return image_rows(job, job.data.train) if job.task == "image" else sentence_rows(job)

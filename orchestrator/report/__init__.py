@@ -3,6 +3,7 @@ as a table for the terminal (`table`). Works at any moment of a run; what is not
 
 from orchestrator.report.evidence import answer
 from orchestrator.report.files import write
+from orchestrator.report.note import note
 from orchestrator.report.text import table
 
-__all__ = ["answer", "table", "write"]
+__all__ = ["answer", "note", "table", "write"]

@@ -3,6 +3,7 @@
 MLflow is imported inside functions: it takes seconds, which a thread spends while the first trial is starting.
 """
 
+from .encoders import Encoder
 from .projection import Projection
 from .store import (
     UI_ENVIRONMENT,
@@ -17,6 +18,7 @@ from .store import (
 
 __all__ = [
     "UI_ENVIRONMENT",
+    "Encoder",
     "Projection",
     "TrackingUnavailable",
     "check",

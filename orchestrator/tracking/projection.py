@@ -8,22 +8,23 @@ sweep: it is kept in `last_error`, and tried again.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.ledger import Attempt, LeaseLost, Ledger, Run, Trial
+from orchestrator.ledger import LeaseLost, Ledger, Run, Trial
 
+from . import encoders, told
+from .encoders import Encoder
 from .store import artifact_root, connect, search
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-METRICS_PER_CALL, PARAMS_PER_CALL, LONGEST_PARAM, LONGEST_TAG = 1000, 100, 6000, 5000
-"""What MLflow takes. It cuts longer parameters off in silence and refuses longer tags."""
+METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
+"""What MLflow takes at once."""
 
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
 """Error codes that are about one run, not about the server."""
@@ -58,6 +59,7 @@ class Projection:
         self._nested: dict[str | None, str] = {}
         self._shown: tuple[Any, ...] | None = None
         self._report: Report | None = None
+        self._encoders: list[Encoder] = []
         self._turn = threading.Lock()
         self._wake, self._stopping = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -90,17 +92,21 @@ class Projection:
     def log_report(
         self,
         folder: Path,
-        note: str | None = None,
+        note: str,
         *,
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
         """Put a folder on the parent run as artifacts under `report`, and `note` (Markdown) as its description.
 
-        note: the folder's report.md when it is not given. Returns at once; it is done by the next flush, or by `stop`.
+        Returns at once; it is done by the next flush, or by `stop`.
         """
-        note = (folder / "report.md").read_text("utf-8") if note is None else note
         self._report = Report(folder, note, dict(metrics or {}), dict(tags or {}))
+        self._wake.set()
+
+    def log_encoders(self, found: Sequence[Encoder]) -> None:
+        """Log encoders as models, one an arm. Their folders must stay until that is done, as for `log_report`."""
+        self._encoders = list(found)
         self._wake.set()
 
     def flush(self) -> bool:
@@ -121,7 +127,7 @@ class Projection:
             return self._flushed
 
     def _told_all(self) -> bool:
-        return self._flushed and self._report is None
+        return self._flushed and self._report is None and not self._encoders
 
     def _loop(self) -> None:
         wait_s = self._interval_s
@@ -195,7 +201,7 @@ class Projection:
         self._nested = self._adopt(client, experiment, run, recorded)
         parent = self._nested.pop(None, None)
         if parent is None:
-            tags = {**_identity(run, "sweep"), "mlflow.note.content": str(run.sweep.get("question", ""))}
+            tags = {**told.identity(run, "sweep"), "mlflow.note.content": str(run.sweep.get("question", ""))}
             start = int(run.created * 1000)
             parent = str(client.create_run(experiment, start, tags, run_name=run.name).info.run_id)
         if (experiment, parent) != (run.mlflow_experiment_id, run.mlflow_run_id):
@@ -236,10 +242,10 @@ class Projection:
             return trial.mlflow_run_id
         run_id, made = self._nested.pop(trial.id, None), False
         if run_id is None:
-            tags = _identity(self._ledger.run, "trial")
+            tags = told.identity(self._ledger.run, "trial")
             tags |= {"mlflow.parentRunId": self._parent, "orchestrator.trial": trial.id}
             start = None if trial.started is None else int(trial.started * 1000)
-            new = client.create_run(self._experiment_id, start, tags, run_name=_name(trial))
+            new = client.create_run(self._experiment_id, start, tags, run_name=told.name(trial))
             run_id, made = str(new.info.run_id), True
         try:
             self._ledger.set_mlflow_run(trial.id, run_id)
@@ -256,18 +262,24 @@ class Projection:
         self._tell_points(
             client, replace(trial, mlflow_run_id=run_id)
         )  # first, so that a run that is over in MLflow is whole there
-        params = [Param(key, value) for key, value in flat(trial.job)]
-        tags = [RunTag(key, value) for key, value in _tags(trial, self._ledger.attempts(trial.id))]
+        params = [Param(key, value) for key, value in told.flat(trial.job)]
+        attempts, metric = self._ledger.attempts(trial.id), self._metric()
+        tags = [RunTag(key, value) for key, value in told.tags(trial, attempts, metric)]
         ended = int((trial.ended or 0) * 1000)
         metrics = [Metric(key, value, ended, trial.step or 0) for key, value in self._unplotted(trial)]
         for some in _parts(params, PARAMS_PER_CALL):
             client.log_batch(run_id, params=some)
         client.log_batch(run_id, metrics=metrics, tags=tags)
+        if data := told.datasets(trial):
+            client.log_inputs(run_id, data)
         if trial.state in ("queued", "running"):
             client.update_run(run_id, TRIAL_STATUS[trial.state])
         else:
             client.set_terminated(run_id, TRIAL_STATUS[trial.state], ended)
         self._ledger.mark_trial_projected(trial)
+
+    def _metric(self) -> str:
+        return str(self._ledger.run.sweep.get("metric", {}).get("name", "metric"))
 
     def _unplotted(self, trial: Trial) -> Iterator[tuple[str, float]]:
         """Final numbers of a finished trial that are no curve's last point."""
@@ -306,47 +318,18 @@ class Projection:
             now = int(run.created * 1000)
             metrics = [Metric(key, value, now, 0) for key, value in report.metrics.items()]
             tags = {"mlflow.note.content": report.note, **report.tags}
-            client.log_batch(parent, metrics=metrics, tags=[RunTag(key, _short(value)) for key, value in tags.items()])
+            if data := told.datasets(*self._ledger.trials(state="done")):
+                client.log_inputs(parent, data)
+            client.log_batch(
+                parent, metrics=metrics, tags=[RunTag(key, told.short(value)) for key, value in tags.items()]
+            )
             if self._report is report:
                 self._report = None
-
-
-def flat(job: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A job as MLflow's parameters: dotted keys, the same ones for every trial, so that Compare lines them up."""
-    for key, value in job.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value)
-            yield f"{prefix}{key}", text if len(text) <= LONGEST_PARAM else text[: LONGEST_PARAM - 4] + " ..."
-
-
-def _identity(run: Run, kind: str) -> dict[str, str]:
-    return {"orchestrator.sweep": run.name, "orchestrator.run": run.uuid, "orchestrator.kind": kind}
-
-
-def _name(trial: Trial) -> str:
-    number = "" if trial.number is None else f" #{trial.number}"
-    return f"{trial.arm}{number} seed {trial.seed}"
-
-
-def _tags(trial: Trial, attempts: Sequence[Attempt]) -> Iterator[tuple[str, str]]:
-    """What a person filters by; and of every attempt that was different, or did not work, what and why."""
-    told: dict[str, Any] = {"arm": trial.arm, "stage": trial.stage, "seed": trial.seed, "trial": trial.id}
-    told |= {"state": trial.state, "attempts": trial.attempts}
-    # A tag stays until it is overwritten, so what is over is told as empty.
-    told |= {"orchestrator.outcome": trial.outcome, "orchestrator.failure": trial.failure}
-    told |= {"orchestrator.message": trial.message, "orchestrator.suggestion": trial.number}
-    for attempt in attempts:
-        if attempt.failure is not None:
-            told[f"attempt.{attempt.number}.failure"] = attempt.failure
-        told |= {f"attempt.{attempt.number}.{key}": value for key, value in flat(attempt.execution, "execution.")}
-    for key, value in told.items():
-        yield key, "" if value is None else _short(str(value))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST_TAG else text[: LONGEST_TAG - 4] + " ..."
+        while self._encoders:
+            encoder = self._encoders[0]
+            made = replace(encoder, trial=self._ledger.trial(encoder.trial.id))
+            encoders.tell(client, self._experiment_id, run, made, dict(told.flat(encoder.trial.job)))
+            self._encoders.remove(encoder)
 
 
 def _parts(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from orchestrator.ledger import Trial
-from orchestrator.tracking.projection import RUN_STATUS, TRIAL_STATUS, flat
+from orchestrator.tracking.projection import RUN_STATUS, TRIAL_STATUS
+from orchestrator.tracking.told import flat
 
 from .facts import Facts, Place, counted, same
 

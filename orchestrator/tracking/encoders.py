@@ -1,0 +1,108 @@
+"""The best encoder of each arm as a model of MLflow, which `mlflow.pyfunc.load_model` loads.
+
+A model is looked for by its tags before it is made, and is READY only once all of its files are there: telling MLflow
+again adds nothing, and what a kill left half is made anew.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.ledger import Run, Trial
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+REQUIREMENTS = ("mlflow", "numpy", "torch", "transformers")
+"""What loading a model needs, in the versions that made it."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An arm's best encoder."""
+
+    trial: Trial
+    folder: Path
+    """As `orchestrator export` wrote it."""
+
+
+def tell(client: MlflowClient, experiment: str, run: Run, encoder: Encoder, params: Mapping[str, str]) -> str:
+    """Log an encoder as a model of the experiment, made by its trial's run. Returns the model's id."""
+    trial = encoder.trial
+    assert trial.mlflow_run_id is not None
+    kept = None
+    for model in _models(client, experiment, run, trial.arm):
+        if model.tags.get("orchestrator.trial") == trial.id and str(model.status) == "READY":
+            kept = model.model_id
+        else:  # half told, or of a trial that is not the best any more
+            client.delete_logged_model(model.model_id)
+    if kept is None:
+        tags = {"arm": trial.arm, "seed": trial.seed, "orchestrator.trial": trial.id, "orchestrator.run": run.uuid}
+        made = client.create_logged_model(
+            experiment,
+            name=name_of(trial.arm),
+            source_run_id=trial.mlflow_run_id,
+            tags={key: str(value) for key, value in tags.items()},
+            params=dict(params),
+            model_type="encoder",
+        )
+        kept = made.model_id
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            save(encoder.folder, folder, model_id=kept)
+            client.log_model_artifacts(kept, str(folder))
+        client.finalize_logged_model(kept, "READY")
+    _link(client, trial.mlflow_run_id, kept, trial.step or 0)
+    return str(kept)
+
+
+def save(encoder: Path, folder: Path, *, model_id: str | None = None) -> None:
+    """Write an exported encoder as a folder in MLflow's format."""
+    # MLflow warns of type hints of its own, and of those that `served.Encoder.predict` has not.
+    warnings.filterwarnings("ignore", message=r"(?s).*type hints? ")
+    import mlflow
+
+    mlflow.pyfunc.save_model(
+        path=str(folder),
+        mlflow_model=mlflow.models.Model(model_id=model_id),
+        python_model=str(Path(__file__).with_name("served.py")),
+        artifacts={"encoder": str(encoder)},
+        pip_requirements=[f"{name}=={_public(metadata.version(name))}" for name in REQUIREMENTS],
+    )
+
+
+def name_of(arm: str) -> str:
+    """An arm's label as the name of a model, which may not hold / : . % and quotes."""
+    return re.sub(r"[/:.%\"']", "-", arm)
+
+
+def _models(client: MlflowClient, experiment: str, run: Run, arm: str) -> list[Any]:
+    wanted = f"tags.`orchestrator.run` = '{run.uuid}'"
+    found: list[Any] = []
+    page: Any = client.search_logged_models([experiment], wanted)
+    while True:
+        found += [model for model in page if model.tags.get("arm") == arm]
+        if not page.token:
+            return found
+        page = client.search_logged_models([experiment], wanted, page_token=page.token)
+
+
+def _link(client: MlflowClient, run_id: str, model_id: str, step: int) -> None:
+    """Show the model on the page of the run that made it."""
+    from mlflow.entities import LoggedModelOutput
+
+    outputs = client.get_run(run_id).outputs
+    if model_id not in [one.model_id for one in (outputs.model_outputs if outputs else [])]:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
+
+
+def _public(version: str) -> str:
+    """Without a local label such as +cpu, which no index has."""
+    return version.partition("+")[0]
