@@ -241,15 +241,17 @@ def verify(run: str, as_json: bool) -> None:
 @main.command()
 @click.argument("run", required=False)
 @click.option("--port", default=5000, help="Port on 127.0.0.1.")
-def ui(run: str | None, port: int) -> None:
-    """Open MLflow on the right store, and print the address of RUN's comparison.
+@click.option("--open", "browse", is_flag=True, help="Open the first of the pages in the browser.")
+def ui(run: str | None, port: int, *, browse: bool) -> None:
+    """Start MLflow on the right store, and print where to look: the answer of RUN, its report, its charts by arm, and
+    its trials side by side. Without RUN, the answer of every run under runs/.
 
     \b
-        orchestrator ui runs/quickstart
+        orchestrator ui runs/quickstart --open
     """
     from orchestrator import ui as server
 
-    sys.exit(server.serve(run, port=port))
+    sys.exit(server.serve(run, port=port, browse=browse))
 
 
 def _fail(error: Exception, code: int) -> None:

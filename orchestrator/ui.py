@@ -9,6 +9,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -16,8 +17,8 @@ from types import FrameType
 import click
 
 from orchestrator import tracking
-from orchestrator.ledger import Ledger
-from orchestrator.runs import RunFolder, find, home
+from orchestrator.ledger import Ledger, LedgerError
+from orchestrator.runs import RunFolder, find, home, names
 
 START_S = 90.0
 """A cold start with an embedded store takes 10 to 20 s on two cores."""
@@ -28,16 +29,17 @@ MOST_COMPARED = 100
 UNAVAILABLE = 4
 
 
-def serve(run: str | None, *, port: int) -> int:
+def serve(run: str | None, *, port: int, browse: bool = False) -> int:
     """Serve the store of `run` (or of the default folder of runs), print its addresses, wait. Returns the exit code.
 
+    browse: open the first of these pages in the browser.
     Raises RunError when there is no such run, RemoteError when it is in a bucket that cannot be used.
     """
     folder = find(run) if run is not None else None
     named = os.environ.get("MLFLOW_TRACKING_URI") if folder is None else folder.mlflow_url()
     uri = named or tracking.embedded_uri(_runs(folder))
     if uri.startswith("http"):
-        _print_addresses(uri, folder)
+        _show(uri, folder, browse=browse)
         return 0
     if not named and not (_runs(folder) / "mlflow.db").exists():
         click.echo(f"error: there is no MLflow store in {_runs(folder)} yet; launch a sweep first", err=True)
@@ -50,7 +52,7 @@ def serve(run: str | None, *, port: int) -> int:
         if not _wait(server, address):
             click.echo(f"error: MLflow did not start (see {log}); is port {port} taken? Try another --port", err=True)
             return UNAVAILABLE
-        _print_addresses(address, folder)
+        _show(address, folder, browse=browse)
         click.echo("Ctrl-C ends it.")
         with contextlib.suppress(KeyboardInterrupt):
             server.wait()
@@ -65,13 +67,14 @@ def addresses(server: str, ledger: Ledger) -> list[tuple[str, str]]:
     experiment = run.mlflow_experiment_id
     found = []
     if run.mlflow_run_id is not None:
-        found.append(("answer", f"{server}/#/experiments/{experiment}/runs/{run.mlflow_run_id}"))
-        report = f"{server}/#/experiments/{experiment}/runs/{run.mlflow_run_id}/artifacts/report/report.html"
+        found.append(("answer", tracking.run_address(server, experiment, run.mlflow_run_id)))
+        report = tracking.run_address(server, experiment, run.mlflow_run_id, artifact="report/report.html")
         found.append(("report", report))
-    confirmed = [t.mlflow_run_id for t in ledger.trials(stage="confirm") if t.mlflow_run_id is not None]
+    trials = sorted(ledger.trials(stage="confirm"), key=lambda one: one.seed)  # so that the first ones are of all arms
+    confirmed = [trial.mlflow_run_id for trial in trials if trial.mlflow_run_id is not None]
     if confirmed:
+        found.append(("charts", tracking.experiment_address(server, experiment, uuid=run.uuid)))
         found.append(("compare", tracking.compare_address(server, experiment, confirmed[:MOST_COMPARED])))
-    found.append(("trials", tracking.experiment_address(server, experiment, uuid=run.uuid)))
     return found
 
 
@@ -79,13 +82,26 @@ def _runs(folder: RunFolder | None) -> Path:
     return folder.path.resolve().parent if folder is not None else home()
 
 
-def _print_addresses(server: str, folder: RunFolder | None) -> None:
-    if folder is None:
-        click.echo(f"experiments: {server}/#/experiments")
-        return
-    with contextlib.closing(folder.open()) as ledger:
-        for what, address in addresses(server.rstrip("/"), ledger):
-            click.echo(f"{what + ':':9} {address}")
+def _show(server: str, folder: RunFolder | None, *, browse: bool) -> None:
+    """Print where to look: at a run, or at every run of the default folder."""
+    server = server.rstrip("/")
+    if folder is not None:
+        with contextlib.closing(folder.open()) as ledger:
+            found = addresses(server, ledger)
+    else:
+        found = [("experiments", f"{server}/#/experiments"), *_answers(server)]
+    width = max((len(what) for what, _ in found), default=0) + 1
+    for what, address in found:
+        click.echo(f"{what + ':':{width}} {address}")
+    if browse and found:
+        webbrowser.open(found[0][1])
+
+
+def _answers(server: str) -> Iterator[tuple[str, str]]:
+    """The page of every run in the default folder that MLflow has been told of."""
+    for name in names(home()):
+        with contextlib.suppress(LedgerError), contextlib.closing(RunFolder(home() / name).open()) as ledger:
+            yield from ((name, address) for what, address in addresses(server, ledger) if what == "answer")
 
 
 @contextlib.contextmanager

@@ -277,7 +277,9 @@ def test_the_data_of_a_trial_are_inputs_of_its_run_and_of_the_parent_once(
         ledger.unproject()
     client = connect(uri)
     for run in runs_of(uri, ledger.uuid):
-        inputs = client.get_run(run["run_id"]).inputs.dataset_inputs
+        stored = client.get_run(run["run_id"]).inputs
+        assert stored is not None
+        inputs = stored.dataset_inputs
         found = {one.tags[0].value: (one.dataset.name, one.dataset.digest, one.dataset.profile) for one in inputs}
         assert len(inputs) == 2
         assert found == {
@@ -351,7 +353,9 @@ def test_the_best_encoder_of_an_arm_is_a_model_that_mlflow_loads(ledger: Ledger,
     assert (model.name, str(model.status)) == ("arm 0", "READY")
     assert {"arm": "arm 0", "seed": "0", "orchestrator.trial": "trial0"}.items() <= model.tags.items()
     assert model.params["loss.name"] == "infonce"
-    (made,) = client.get_run(str(ledger.trial("trial0").mlflow_run_id)).outputs.model_outputs
+    outputs = client.get_run(str(ledger.trial("trial0").mlflow_run_id)).outputs
+    assert outputs is not None
+    (made,) = outputs.model_outputs
     assert made.model_id == model.model_id
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
@@ -670,9 +674,10 @@ def test_the_user_interface_serves_the_store_and_its_pages(server: Server) -> No
     assert compare_address("http://h:1/", "7", ["a", "b"]).endswith(
         "h:1/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%227%22%5D"
     )
-    address = experiment_address("http://h:1", "7", uuid="u")
-    assert address.startswith(
-        "http://h:1/#/experiments/7/runs?searchFilter=tags.%60orchestrator.run%60%20%3D%20%27u%27"
+    address = experiment_address("http://h:1", "7", uuid="12345678-abcd-ef")
+    assert address == (
+        "http://h:1/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=12345678abcd"
+        "&compareRunsMode=CHART"
     )
     with pytest.raises(ValueError, match="is a server already"):
         ui_command("http://h:1")

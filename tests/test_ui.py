@@ -1,7 +1,6 @@
 """`orchestrator ui`, with MLflow's real server: it starts, says where to look, and leaves nothing behind."""
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -31,12 +30,15 @@ def test_the_server_answers_and_ends_with_the_command(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     connect(embedded_uri(tmp_path / "runs"))
     port = free_port()
+    browser = tmp_path / "browser"
+    browser.write_text(f"#!/bin/sh\necho $1 > {tmp_path}/opened\n")
+    browser.chmod(0o755)
     process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.cli", "ui", "--port", str(port)],
+        [sys.executable, "-m", "orchestrator.cli", "ui", "--port", str(port), "--open"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "BROWSER": str(browser)},
     )
     try:
         assert process.stdout is not None
@@ -48,6 +50,7 @@ def test_the_server_answers_and_ends_with_the_command(tmp_path: Path) -> None:
         assert f"experiments: http://127.0.0.1:{port}/#/experiments\n" in said, said
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
             assert answer.status == 200
+        assert (tmp_path / "opened").read_text() == f"http://127.0.0.1:{port}/#/experiments\n"
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
         process.send_signal(signal.SIGTERM)
@@ -76,8 +79,8 @@ def test_addresses_name_the_answer_once_mlflow_has_it(tmp_path: Path) -> None:
         ledger.acquire(this_process(), 30)
         ledger.set_run(mlflow_experiment_id="7", mlflow_run_id="abc")
         found = dict(addresses("http://127.0.0.1:5000", ledger))
-        assert found["answer"] == "http://127.0.0.1:5000/#/experiments/7/runs/abc"
-        assert re.search(r"artifacts/report/report.html$", found["report"])
-        assert "compare" not in found
+        assert found["answer"] == "http://127.0.0.1:5000/#/experiments/7/runs/abc?workflowType=machine_learning"
+        assert "/runs/abc/artifacts/report/report.html?" in found["report"]
+        assert not {"compare", "charts"} & found.keys(), "there is nothing to compare yet"
     finally:
         ledger.close()

@@ -12,6 +12,7 @@ from .store import (
     compare_address,
     embedded_uri,
     experiment_address,
+    run_address,
     runs_of,
     ui_command,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "compare_address",
     "embedded_uri",
     "experiment_address",
+    "run_address",
     "runs_of",
     "ui_command",
 ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger import LeaseLost, Ledger, Run, Trial
 
-from . import encoders, told
+from . import encoders, told, view
 from .encoders import Encoder
 from .store import artifact_root, connect, search
 
@@ -197,6 +197,8 @@ class Projection:
             self._ledger.unproject()
             run = self._ledger.run
         experiment = self._experiment(client, run)
+        for key, value in view.tags(run).items():
+            client.set_experiment_tag(experiment, key, value)
         recorded = {trial.id: trial.mlflow_run_id for trial in self._ledger.trials()}
         self._nested = self._adopt(client, experiment, run, recorded)
         parent = self._nested.pop(None, None)

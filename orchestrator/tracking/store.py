@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from . import view
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -31,6 +33,10 @@ BULK_RUNS, BULK_POINTS = 100, 25_000
 
 UI_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """For the process of `ui_command`: without it, MLflow's server also starts job runners that nothing here uses."""
+
+
+TRAINING = "workflowType=machine_learning"
+"""In addresses: MLflow's pages are else those for language-model applications, unless a browser remembers."""
 
 
 class TrackingUnavailable(Exception):
@@ -172,6 +178,12 @@ def ui_command(uri: str, *, port: int = 5000, host: str = "127.0.0.1") -> list[s
     return [sys.executable, "-m", "mlflow", "server", *stores, *where]
 
 
+def run_address(server: str, experiment_id: str, run_id: str, *, artifact: str = "") -> str:
+    """Page of MLflow's UI on one run, or on one file of it."""
+    page = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{page}{f'/artifacts/{artifact}' if artifact else ''}?{TRAINING}"
+
+
 def compare_address(server: str, experiment_id: str, run_ids: Sequence[str]) -> str:
     """Page of MLflow's UI that sets these runs side by side. It gets slow beyond about 100."""
     runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (list(run_ids), [experiment_id]))
@@ -179,10 +191,10 @@ def compare_address(server: str, experiment_id: str, run_ids: Sequence[str]) -> 
 
 
 def experiment_address(server: str, experiment_id: str, *, uuid: str, charts: bool = True) -> str:
-    """Page of MLflow's UI with the trials of one run of the ledger, as charts or as a table."""
-    wanted = quote(f"tags.`orchestrator.run` = '{uuid}' AND tags.`orchestrator.kind` = 'trial'")
+    """Page of MLflow's UI with the confirm trials of a run of the ledger by arm, as charts or as a table (view.py)."""
     mode = "CHART" if charts else "TABLE"
-    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?searchFilter={wanted}&compareRunsMode={mode}"
+    shown = f"viewStateShareKey={view.key(uuid)}&compareRunsMode={mode}"
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{TRAINING}&{shown}"
 
 
 def _histories(client: MlflowClient, runs: Sequence[Any]) -> dict[str, dict[str, list[tuple[int, int, float]]]]:
