@@ -14,10 +14,14 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from browser import chromium
 from servers import postgres_server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 SpawnRanks = Callable[..., list[Any]]
 
@@ -39,6 +43,13 @@ def postgres() -> Iterator[str]:
     """URL of a private PostgreSQL server, with `{}` for the database (see `servers.new_database`)."""
     with postgres_server() as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium (see `browser.chromium`). Not for the session: tests after it may need an event loop."""
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture
