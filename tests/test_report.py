@@ -25,7 +25,7 @@ from orchestrator import plan as planning
 from orchestrator import report, sweep
 from orchestrator.analysis import compare, t_interval
 from orchestrator.ledger import Ledger, Point, Suggestion, Trial
-from orchestrator.report import content, figure, page, plots, text
+from orchestrator.report import blocks, figure, page, plots, tables, text
 from orchestrator.report.evidence import curves
 from orchestrator.report.files import COLUMNS
 
@@ -40,6 +40,11 @@ TUNE
 """
 TWO = """[[arm]]\nlabel = "plain"\n[[arm]]\nlabel = "flat"\n"loss.name" = "flatnce"\n"""
 TUNED = '[tune]\ntrials = 3\nseeds = 2\nspace = { "optimizer.lr" = { low = 1e-4, high = 1e-2 } }'
+
+
+def hashes_of(seed: int) -> dict[str, str]:
+    """What every trial of a seed shares, unless a test says otherwise."""
+    return {"data": "d", "order": f"o{seed}", "init": f"i{seed}", "encoder": f"e{seed}"}
 
 
 @dataclass
@@ -75,7 +80,7 @@ class Run:
             "samples_per_second": 3 * size / 2.5,
             "peak_memory_mb": 100.0 + trial.seed,
             "negatives_per_anchor": size - 1,
-            "hashes": {"data": "d", "init": f"i{trial.seed}", "order": f"o{trial.seed}", **(hashes or {})},
+            "hashes": {key: value for key, value in {**hashes_of(trial.seed), **(hashes or {})}.items() if value},
         }
         self.ledger.finish_attempt(
             trial.id,
@@ -277,8 +282,69 @@ def test_unequal_budgets_and_pairs_that_are_no_pairs_are_noted(begin: Begin) -> 
     for trial in run.confirm("flat"):
         run.done(trial, 0.9, hashes={"data": "other"})
     found = report.answer(run.ledger)
-    assert found["comparisons"][0]["shared"] == {"data": False, "init": True, "order": True}
+    assert found["comparisons"][0]["shared"] == {"data": False, "order": True, "init": True, "encoder": True}
     assert found["notes"][-1] == "flat and plain did not see the same data: a difference may be the data's."
+
+
+@pytest.mark.parametrize(
+    ("setting", "hashes", "note", "reason"),
+    [
+        ('"loss.name" = "dcl"', {"order": "x"}, "is not a paired comparison", ""),
+        ('"loss.name" = "dcl"', {"init": "x"}, "have the same model and other initial weights", ""),
+        ('"loss.name" = "dcl"', {"init": "x", "encoder": "x"}, "have the same model and other initial weights", ""),
+        ('"model.dropout" = 0.1', {"init": "x"}, "have the same model and other initial weights", ""),
+        ('"model.precision" = "bf16"', {"init": "x"}, "have the same model and other initial weights", ""),
+        ('"model.precision" = "fp64"', {"init": "x", "encoder": "x"}, "", "model.precision"),
+        ('"model.projection" = "linear"', {"init": "x"}, "", "model.projection"),
+        (
+            '"model.projection" = "linear"',
+            {"init": "x", "encoder": "x"},
+            "the same encoder and other initial weights",
+            "model.projection",
+        ),
+        ('"loss.temperature" = "learned"', {"init": "x"}, "", "loss.temperature"),
+        (
+            '"loss.temperature" = "learned"',
+            {"init": "x", "encoder": "x"},
+            "the same encoder and other initial weights",
+            "loss.temperature",
+        ),
+        ('"loss.temperature_start" = 0.05', {"init": "x"}, "have the same model and other initial weights", ""),
+        ('"model.width" = 32', {"init": "x", "encoder": "x"}, "", "model.width"),
+        ('"model.width" = 32', {"order": "x"}, "is not a paired comparison", ""),
+        ('"data.train" = "digits[:500]"', {"data": "x", "order": "x"}, "did not see the same data", "data.train"),
+    ],
+)
+def test_a_pair_is_checked_by_hash_and_what_it_need_not_share_is_told_with_the_reason(
+    begin: Begin, setting: str, hashes: dict[str, str], note: str, reason: str
+) -> None:
+    """One seed of six is enough. Mutant checks: excusing every model key, none, or not looking at all seeds fails."""
+    run = begin(f'[[arm]]\nlabel = "plain"\n[[arm]]\nlabel = "other"\n{setting}\n')
+    for trial in run.confirm("plain"):
+        run.done(trial, 0.9)
+    for trial in run.confirm("other"):
+        run.done(trial, 0.91, hashes=hashes if trial.seed == 4 else {})
+    found = report.answer(run.ledger)
+    (one,) = found["comparisons"]
+    assert one["shared"] == {what: what not in hashes for what in ("data", "order", "init", "encoder")}
+    assert [note in said for said in found["notes"]] == ([True] if note else [])
+    shown = page.markdown("Q", "V", "S", [], list(tables.seeds(found)))
+    for what in hashes:
+        (line,) = [line for line in shown.splitlines() if line.startswith(f"- {tables.IN_COMMON[what]}: ")]
+        excused = what in one["apart"]
+        assert ("cannot share this, as" in line, "should share this" in line) == (excused, not excused)
+        assert reason in line or not excused
+
+
+def test_a_ledger_from_before_a_hash_was_recorded_is_read_and_says_so(begin: Begin, tmp_path: Path) -> None:
+    run = begin()
+    for arm in BETTER:
+        for trial in run.confirm(arm):
+            run.done(trial, 0.9, hashes={"encoder": ""} if arm == "plain" else {})
+    found = report.write(run.ledger, tmp_path / "report")
+    assert found["comparisons"][0]["shared"] == {"data": True, "order": True, "init": True}
+    assert found["notes"] == []
+    assert "- initial weights of the encoder: not recorded." in (tmp_path / "report" / "report.md").read_text("utf-8")
 
 
 def test_curves_end_at_the_means_of_the_answer(begin: Begin) -> None:
@@ -434,21 +500,21 @@ def test_nothing_of_a_sweep_or_a_ledger_can_become_markup(begin: Begin, tmp_path
 @pytest.mark.parametrize(
     "block",
     [
-        content.Heading(HOSTILE),
-        content.Paragraph(HOSTILE),
-        content.Bullets([HOSTILE]),
-        content.Grid(["one", HOSTILE], [["1", "2"]]),
-        content.Grid(["one"], [[HOSTILE]]),
-        content.Code(HOSTILE),
-        content.Code("text", title=HOSTILE),
-        content.Picture(plots.Plot("name", HOSTILE, HOSTILE, b"", "<svg></svg>")),
+        blocks.Heading(HOSTILE),
+        blocks.Paragraph(HOSTILE),
+        blocks.Bullets([HOSTILE]),
+        blocks.Grid(["one", HOSTILE], [["1", "2"]]),
+        blocks.Grid(["one"], [[HOSTILE]]),
+        blocks.Code(HOSTILE),
+        blocks.Code("text", title=HOSTILE),
+        blocks.Picture(plots.Plot("name", HOSTILE, HOSTILE, b"", "<svg></svg>")),
     ],
 )
-def test_every_kind_of_block_shows_hostile_text_as_text(block: content.Block) -> None:
+def test_every_kind_of_block_shows_hostile_text_as_text(block: blocks.Block) -> None:
     html = Page(page.html("Q", "V", "S", [], [block]))
     assert HOSTILE in html.words
     assert not {"script", "a"} & set(html.tags)
-    if not isinstance(block, content.Code):
+    if not isinstance(block, blocks.Code):
         assert "<script" not in page.markdown("Q", "V", "S", [], [block])
 
 

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from jobs.config import canonical
 from orchestrator.ledger import Ledger, Trial
 from orchestrator.report import content, page, plots
-from orchestrator.report.evidence import answer, curves, untrained
+from orchestrator.report.arms import untrained
+from orchestrator.report.evidence import answer, curves
 from orchestrator.sweep import flatten
 
 STALE_S = 3600

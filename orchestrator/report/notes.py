@@ -47,11 +47,25 @@ def _oddities(found: Json) -> Iterable[str]:
     if budgets and max(seen) - min(seen) >= max(batch for _, batch in budgets):
         yield f"The budget is not equal: arms saw {min(seen):,} to {max(seen):,} pairs."
     for one in found["comparisons"]:
-        if not one["shared"].get("data", True):
-            yield f"{one['a']} and {one['b']} did not see the same data: a difference may be the data's."
+        yield from _pairing(one)
     for one in found["execution_only"]:
         if one["agree"] is False:
             yield (
                 f"{one['a']} and {one['b']} differ in execution only and should agree; a seed differs by "
                 f"{one['largest_difference']:.3g}."
             )
+
+
+def _pairing(one: Json) -> Iterable[str]:
+    """What the two sides of a pair should share by their jobs, and do not."""
+    a, b = one["a"], one["b"]
+    unlike = {what for what, same in one["shared"].items() if not same}
+    wrong = unlike - one["apart"].keys()
+    if "data" in unlike:
+        yield f"{a} and {b} did not see the same data: a difference may be the data's."
+    if "order" in wrong:
+        yield f"{a} against {b} is not a paired comparison: both train on the same source, and in different orders."
+    for what, part in (("init", "model"), ("encoder", "encoder")):
+        if what in wrong:
+            yield f"{a} and {b} have the same {part} and other initial weights: a pair shares less than it should."
+            return

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from orchestrator.report.content import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
+from orchestrator.report.blocks import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
 
 STYLE = """
 :root { --paper: #fefefe; --ink: #1b1b1b; --muted: #5f5f5f; --line: #dcdcdc; --note: #fff6e0; }

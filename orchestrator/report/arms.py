@@ -1,0 +1,147 @@
+"""Arms: the metric of every seed, what training it took, and how the arm was tuned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from orchestrator import analysis
+from orchestrator.ledger import Ledger, Trial
+from orchestrator.report.pairs import listed
+
+Json = dict[str, Any]
+
+
+def values(ledger: Ledger, confirm: Sequence[Trial], metric: str) -> dict[str, dict[int, float]]:
+    """arm -> seed -> final metric, for the confirm trials that have one; that of the untrained encoder for one that
+    diverged."""
+    found: dict[str, dict[int, float]] = {}
+    for trial in confirm:
+        value = untrained(ledger, trial, metric) if diverged(trial) else trial.metric
+        ended = trial.state == "done" or diverged(trial)
+        if ended and value is not None and math.isfinite(value):
+            found.setdefault(trial.arm, {})[trial.seed] = value
+    return found
+
+
+def untrained(ledger: Ledger, trial: Trial, metric: str) -> float | None:
+    """The metric of a trial's encoder before its first step."""
+    value = ((trial.result or {}).get("untrained") or {}).get(metric)
+    if value is None and trial.attempts:
+        value = next((point.value for point in ledger.points(trial.id, metric) if point.step == 0), None)
+    return value
+
+
+def diverged(trial: Trial) -> bool:
+    """Whether its training became not finite."""
+    return trial.outcome == "diverged"
+
+
+def arm(planned: Json, trials: Sequence[Trial], mine: Mapping[int, float], metric: str, tune: Json | None) -> Json:
+    """One arm as plain JSON. planned: the arm in the run's plan. mine: seed -> final metric."""
+    results = [trial.result for trial in trials if trial.result]
+    ok = [trial for trial in trials if trial.state == "done" and not diverged(trial)]
+    ran = [trial for trial in trials if trial.state == "done" or diverged(trial)]
+    lost = sum(diverged(trial) for trial in trials)
+    ranks = {int(trial.job.get("execution", {}).get("ranks", 1)) for trial in trials}
+    return {
+        "label": planned["label"],
+        "settings": planned["settings"],
+        "n": len(mine),
+        "mean": fmean(mine.values()) if mine else None,
+        "ci95": listed(analysis.t_interval(list(mine.values()))),
+        "diverged": lost,
+        "divergence_rate": lost / len(ran) if ran else None,
+        "divergence_ci95": listed(analysis.wilson_interval(lost, len(ran))) if ran else None,
+        "untrained": _mean((result.get("untrained") or {}).get(metric) for result in results),
+        "samples": _only(result.get("samples") for result in results) or planned.get("samples"),
+        "steps": _only(result.get("step") for result in results) or planned.get("steps"),
+        "negatives_per_anchor": _only(result.get("negatives_per_anchor") for result in results)
+        or planned.get("negatives_per_anchor"),
+        "ranks": _only(ranks),
+        "samples_per_second": _mean(result.get("samples_per_second") for result in results),
+        "peak_memory_mb": max(
+            (one["peak_memory_mb"] for one in results if one.get("peak_memory_mb") is not None), default=None
+        ),
+        "seconds": _mean(result.get("seconds") for result in results),
+        "rank_seconds": _total(
+            result["seconds"] * trial.job.get("execution", {}).get("ranks", 1)
+            for trial in trials
+            if (result := trial.result) and result.get("seconds") is not None
+        ),
+        "metrics": {
+            key: _mean(trial.metrics.get(key) for trial in ok)
+            for key in sorted({key for trial in ok for key in trial.metrics})
+            if not key.startswith("train/")
+        },
+        "values": [_value(trial, mine.get(trial.seed)) for trial in trials],
+        "tune": tune,
+    }
+
+
+def tuned(ledger: Ledger, trials: Sequence[Trial], mode: analysis.Mode) -> dict[str, Json]:
+    """arm -> how its tune stage went and what was chosen; without the arms that were not tuned."""
+    by_id, frozen = {trial.id: trial for trial in trials}, ledger.frozen()
+    found: dict[str, Json] = {}
+    for label in dict.fromkeys(suggestion.arm for suggestion in ledger.suggestions()):
+        suggestions = ledger.suggestions(label)
+        tried = [[by_id[one] for one in suggestion.trials if one in by_id] for suggestion in suggestions]
+        table = [[_tune_value(trial) for trial in group] or [math.nan] for group in tried]
+        best, low, high = analysis.best_so_far(table, mode=mode)
+        found[label] = {
+            "suggestions": [
+                {
+                    "number": suggestion.number,
+                    "params": suggestion.params,
+                    "trials": list(suggestion.trials),
+                    "states": [trial.state for trial in group],
+                    "value": _real(fmean(given)),
+                    "best_so_far": _real(best[k]),
+                    "range": [_real(low[k]), _real(high[k])],
+                }
+                for k, (suggestion, group, given) in enumerate(zip(suggestions, tried, table, strict=True))
+            ],
+            "number": frozen[label].number if label in frozen else None,
+            "params": frozen[label].params if label in frozen else None,
+            "hash": frozen[label].hash if label in frozen else None,
+        }
+    return found
+
+
+def _value(trial: Trial, metric: float | None) -> Json:
+    result = trial.result or {}
+    costs = {key: result.get(key) for key in ("seconds", "samples_per_second", "peak_memory_mb")}
+    return {
+        "seed": trial.seed,
+        "trial": trial.id,
+        "state": trial.state,
+        "diverged": diverged(trial),
+        "value": metric,
+        **costs,
+    }
+
+
+def _tune_value(trial: Trial) -> float:
+    return trial.metric if trial.state == "done" and not diverged(trial) and trial.metric is not None else math.nan
+
+
+def _real(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _mean(given: Iterable[float | None]) -> float | None:
+    finite = [value for value in given if value is not None and math.isfinite(value)]
+    return fmean(finite) if finite else None
+
+
+def _total(given: Iterable[float]) -> float | None:
+    counted = list(given)
+    return sum(counted) if counted else None
+
+
+def _only(given: Iterable[int | None]) -> int | None:
+    """The value that all share; None when there is none or they differ."""
+    found = {value for value in given if value is not None}
+    return found.pop() if len(found) == 1 else None
