@@ -54,33 +54,43 @@ class Run:
     ledger: Ledger
     plan: planning.Plan
 
-    def confirm(self, arm: str, settings: Mapping[str, Any] | None = None) -> list[Trial]:
+    def confirm(self, arm: str, settings: Mapping[str, Any] | None = None, **job: Any) -> list[Trial]:
+        """The arm's confirm trials, queued; `job` replaces parts of their jobs."""
         planned = self.plan.confirm_trials(arm, settings or {})
-        trials = [Trial(p.id, "confirm", p.arm, p.seed, p.job.model_dump(mode="json")) for p in planned]
+        trials = [Trial(p.id, "confirm", p.arm, p.seed, p.job.model_dump(mode="json") | job) for p in planned]
         self.ledger.add_trials(trials)
         return trials
 
     def done(
-        self, trial: Trial, metric: float, *, outcome: str = "ok", hashes: Mapping[str, str] | None = None
+        self,
+        trial: Trial,
+        metric: float,
+        *,
+        outcome: str = "ok",
+        hashes: Mapping[str, str] | None = None,
+        curve: Mapping[int, float] | None = None,
+        **costs: float,
     ) -> None:
         attempt = self.ledger.start_attempt(trial.id, {}, "host")
         ok, size = outcome == "ok", trial.job["batch"]["size"]
-        curve = {0: 0.3, 1: 0.3 + (metric - 0.3) / 2, 3: metric} if ok else {0: 0.3, 1: 0.35}
+        curve = curve or ({0: 0.3, 1: 0.3 + (metric - 0.3) / 2, 3: metric} if ok else {0: 0.3, 1: 0.35})
         self.ledger.record_points(
             trial.id, attempt, [Point(trial.id, "knn_accuracy", *at, 1e9) for at in curve.items()]
         )
         metrics = {"knn_accuracy": metric, "alignment": 0.5} if ok else {}
+        step = max(curve) if ok else 3
         result = {
             "outcome": outcome,
             "metrics": metrics,
             "untrained": {"knn_accuracy": 0.3},
-            "step": 3,
-            "samples": 3 * size,
+            "step": step,
+            "samples": step * size,
             "seconds": 2.5,
-            "samples_per_second": 3 * size / 2.5,
+            "samples_per_second": step * size / 2.5,
             "peak_memory_mb": 100.0 + trial.seed,
             "negatives_per_anchor": size - 1,
             "hashes": {key: value for key, value in {**hashes_of(trial.seed), **(hashes or {})}.items() if value},
+            **costs,
         }
         self.ledger.finish_attempt(
             trial.id,
@@ -89,7 +99,7 @@ class Run:
             outcome="ok" if ok else "diverged",
             metric=metric if ok else None,
             metrics=metrics,
-            step=3,
+            step=step,
             result=result,
         )
 
@@ -273,12 +283,68 @@ def test_arms_that_differ_in_execution_only_are_checked_against_each_other(begin
     assert any("differ in execution only and should agree" in note for note in found["notes"])
 
 
-def test_unequal_budgets_and_pairs_that_are_no_pairs_are_noted(begin: Begin) -> None:
-    run = begin('[[arm]]\nlabel = "plain"\n[[arm]]\nlabel = "flat"\n"budget.samples" = 2000\n"loss.name" = "flatnce"\n')
+@pytest.mark.parametrize(
+    ("plain", "flat", "held", "said"),
+    [
+        ({"samples": 1000}, {"samples": 1000}, "samples", "1,000 pairs, rounded down"),
+        ({"samples": 1000}, {"samples": 1023}, "samples", "1,000 pairs, 1,023 pairs, rounded down"),
+        ({"samples": 1000}, {"samples": 2000}, None, "nothing (1,000 pairs, 2,000 pairs)"),
+        ({"steps": 3}, {"steps": 3}, "steps", "3 steps"),
+        ({"steps": 3}, {"steps": 4}, None, "nothing (3 steps, 4 steps)"),
+        ({"seconds": 30.0}, {"seconds": 30.0}, "seconds", "30 seconds"),
+        ({"seconds": 30.0}, {"seconds": 30.5}, None, "nothing (30 seconds, 30.5 seconds)"),
+        ({"samples": 768}, {"steps": 3}, None, "nothing (768 pairs, 3 steps)"),
+    ],
+)
+def test_the_budget_that_arms_declare_is_told_as_held_equal_or_noted(
+    begin: Begin, plain: dict[str, Any], flat: dict[str, Any], held: str | None, said: str
+) -> None:
+    """Mutant check: judging by what trials saw, which differs with a budget in seconds, fails this."""
+    run = begin()
+    for arm, budget in (("plain", plain), ("flat", flat)):
+        for trial in run.confirm(arm, budget={"samples": None, "steps": None} | budget):
+            run.done(trial, 0.9, step=3 + trial.seed, samples=256 * (3 + trial.seed))
+    found = report.answer(run.ledger)
+    assert found["held_equal"] == held
+    assert [arm["budget"] for arm in found["arms"]] == [plain, flat]
+    noted = [note for note in found["notes"] if note.startswith("The budget is not equal: arms declare ")]
+    assert len(noted) == (held is None)
+    assert f"Held equal between the arms: {said}" in page.markdown("Q", "V", "S", [], list(tables.cost(found)))
+
+
+def test_the_budget_of_arms_that_have_not_begun_is_the_plans(begin: Begin) -> None:
+    found = report.answer(begin(TWO + '"budget.samples" = 2000\n').ledger)
+    assert [arm["budget"] for arm in found["arms"]] == [{"samples": 1000}, {"samples": 2000}]
+    assert [(arm["samples"], arm["steps"], arm["seconds"]) for arm in found["arms"]] == [
+        (768, 3, None),
+        (1792, 7, None),
+    ]
+    assert found["notes"][-1] == "The budget is not equal: arms declare 1,000 pairs, 2,000 pairs."
+
+
+def test_what_training_took_is_the_mean_with_its_range(begin: Begin) -> None:
+    """As with a budget in seconds, where no two trials take as many steps. Mutant check: a mean over the trials that
+    agree, or none where they differ, fails this."""
+    run = begin()
+    for trial in run.confirm("plain"):
+        run.done(trial, 0.9, step=100 + trial.seed, samples=256 * (100 + trial.seed), seconds=30.0 + trial.seed / 1000)
+    (plain, flat) = report.answer(run.ledger)["arms"]
+    assert (plain["steps"], plain["steps_range"]) == (102.5, [100, 105])
+    assert (plain["samples"], plain["samples_range"]) == (256 * 102.5, [25600, 26880])
+    assert (flat["steps"], flat["steps_range"]) == (3, None), "as planned"
+    _, grid, _ = tables.cost(report.answer(run.ledger))
+    assert isinstance(grid, blocks.Grid)
+    shown = [dict(zip(grid.headings, row, strict=True)) for row in grid.rows]
+    assert [(one["pairs"], one["steps"], one["seconds"]) for one in shown] == [
+        ("26,240 (25,600 to 26,880)", "102 (100 to 105)", "30.0"),
+        ("768", "3", "–"),
+    ]
+
+
+def test_data_that_two_arms_do_not_share_are_noted(begin: Begin) -> None:
+    run = begin()
     for trial in run.confirm("plain"):
         run.done(trial, 0.9)
-    found = report.answer(run.ledger)
-    assert found["notes"][-1] == "The budget is not equal: arms saw 768 to 1,792 pairs."
     for trial in run.confirm("flat"):
         run.done(trial, 0.9, hashes={"data": "other"})
     found = report.answer(run.ledger)
@@ -365,6 +431,21 @@ def test_curves_end_at_the_means_of_the_answer(begin: Begin) -> None:
     assert drawn["flat"]["mean"] == pytest.approx([0.3, (0.6 + 0.35) / 2, (0.9 + 0.3) / 2])
     assert [drawn[arm["label"]]["mean"][-1] for arm in found["arms"]] == [arm["mean"] for arm in found["arms"]]
     assert (drawn["flat"]["low"][-1], drawn["flat"]["high"][-1]) == tuple(found["arms"][1]["ci95"])
+
+
+def test_curves_of_trials_that_stop_by_the_clock_are_joined_evaluation_by_evaluation(begin: Begin) -> None:
+    """No two trials are evaluated at the same step. Mutant checks: joining by step leaves one point, and the mean of
+    another evaluation than the last would end elsewhere than the answer; both fail this."""
+    run = begin()
+    steps = iter([(50, 100), (54, 110), (46, 90, 91), (50, 100), (50, 100), (50, 100)])
+    for trial in run.confirm("plain"):
+        middle = next(steps)
+        run.done(trial, 0.9, curve={0: 0.3, **{step: 0.6 + k / 10 for k, step in enumerate(middle)}, middle[-1]: 0.9})
+    found = report.answer(run.ledger)
+    plain = curves(run.ledger, found)["plain"]
+    assert plain["samples"] == pytest.approx([0, 256 * 50, 256 * (4 * 100 + 110 + 91) / 6])
+    assert plain["mean"] == pytest.approx([0.3, 0.6, 0.9])
+    assert plain["mean"][-1] == found["arms"][0]["mean"]
 
 
 @dataclass

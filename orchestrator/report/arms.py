@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator import analysis
 from orchestrator.ledger import Ledger, Trial
+from orchestrator.report import budgets
 from orchestrator.report.pairs import listed
 
 Json = dict[str, Any]
@@ -39,8 +40,10 @@ def diverged(trial: Trial) -> bool:
     return trial.outcome == "diverged"
 
 
-def arm(planned: Json, trials: Sequence[Trial], mine: Mapping[int, float], metric: str, tune: Json | None) -> Json:
-    """One arm as plain JSON. planned: the arm in the run's plan. mine: seed -> final metric."""
+def arm(
+    planned: Json, trials: Sequence[Trial], mine: Mapping[int, float], *, metric: str, budget: Json, tune: Json | None
+) -> Json:
+    """One arm as plain JSON. planned: the arm in the run's plan. mine: seed -> final metric. budget: as declared."""
     results = [trial.result for trial in trials if trial.result]
     ok = [trial for trial in trials if trial.state == "done" and not diverged(trial)]
     ran = [trial for trial in trials if trial.state == "done" or diverged(trial)]
@@ -56,8 +59,8 @@ def arm(planned: Json, trials: Sequence[Trial], mine: Mapping[int, float], metri
         "divergence_rate": lost / len(ran) if ran else None,
         "divergence_ci95": listed(analysis.wilson_interval(lost, len(ran))) if ran else None,
         "untrained": _mean((result.get("untrained") or {}).get(metric) for result in results),
-        "samples": _only(result.get("samples") for result in results) or planned.get("samples"),
-        "steps": _only(result.get("step") for result in results) or planned.get("steps"),
+        "budget": budget,
+        **_spent(planned, results),
         "negatives_per_anchor": _only(result.get("negatives_per_anchor") for result in results)
         or planned.get("negatives_per_anchor"),
         "ranks": _only(ranks),
@@ -65,7 +68,6 @@ def arm(planned: Json, trials: Sequence[Trial], mine: Mapping[int, float], metri
         "peak_memory_mb": max(
             (one["peak_memory_mb"] for one in results if one.get("peak_memory_mb") is not None), default=None
         ),
-        "seconds": _mean(result.get("seconds") for result in results),
         "rank_seconds": _total(
             result["seconds"] * trial.job.get("execution", {}).get("ranks", 1)
             for trial in trials
@@ -121,6 +123,15 @@ def _value(trial: Trial, metric: float | None) -> Json:
         "value": metric,
         **costs,
     }
+
+
+def _spent(planned: Json, results: Sequence[Json]) -> Json:
+    """What training took over the confirm trials, and its range; as planned while none has ended."""
+    found: Json = {}
+    for key, name in (("samples", "samples"), ("steps", "step"), ("seconds", "seconds")):
+        mean, ends = budgets.spent(result.get(name) for result in results)
+        found |= {key: planned.get(key) if mean is None else mean, f"{key}_range": ends}
+    return found
 
 
 def _tune_value(trial: Trial) -> float:

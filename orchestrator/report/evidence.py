@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator import analysis
 from orchestrator.ledger import Ledger, Trial
 from orchestrator.plan import smallest_p
-from orchestrator.report import arms, pairs
+from orchestrator.report import arms, budgets, pairs
 from orchestrator.report.notes import notes
 from orchestrator.report.text import sentence
 
@@ -48,9 +48,17 @@ def answer(ledger: Ledger) -> Json:
         "complete": all(one.complete for one in compared),
         "sentence": "",
         "arms": [
-            arms.arm(arm, of_arm[arm["label"]], values.get(arm["label"], {}), metric["name"], tuned.get(arm["label"]))
+            arms.arm(
+                arm,
+                of_arm[arm["label"]],
+                values.get(arm["label"], {}),
+                metric=metric["name"],
+                budget=budgets.declared(sweep, arm, of_arm[arm["label"]]),
+                tune=tuned.get(arm["label"]),
+            )
             for arm in plan["arms"]
         ],
+        "held_equal": None,
         "comparisons": [pairs.comparison(one, of_arm) for one in compared],
         "execution_only": pairs.execution_only(of_arm, values, smallest),
         "seeds": seeds,
@@ -64,6 +72,7 @@ def answer(ledger: Ledger) -> Json:
         "environment": run.environment,
         "notes": [],
     }
+    found["held_equal"] = budgets.held_equal(found["arms"])
     ended = [trial for trial in confirm if trial.state in ("done", "pruned", "failed")]
     found["notes"] = notes(found, [trial for trial in ended if trial.seed not in values.get(trial.arm, {})])
     found["sentence"] = sentence(found)
@@ -75,24 +84,33 @@ def curves(ledger: Ledger, found: Json) -> Json:
 
     Each has `samples` (pairs seen), and at each of these the `mean` over seeds and the `low` and `high` end of its 95%
     t interval, None below two seeds. After it diverged, a trial counts as its untrained encoder, here as in the answer.
+    Trials are joined evaluation by evaluation: with a budget in seconds these come after equal shares of it, and the
+    pairs are the mean of those seen by then.
     """
-    metric, drawn = found["metric"], {}
+    drawn: Json = {}
     jobs = {trial.id: trial.job for trial in ledger.trials("confirm")}
     for arm in found["arms"]:
         kept = [one for one in arm["values"] if one["value"] is not None]
-        paths = [{point.step: point.value for point in ledger.points(one["trial"], metric)} for one in kept]
+        paths = [[(point.step, point.value) for point in ledger.points(one["trial"], found["metric"])] for one in kept]
         whole = [path for one, path in zip(kept, paths, strict=True) if not one["diverged"]]
-        steps = sorted(set.intersection(*map(set, whole))) if whole else []
-        columns = [[path.get(step, one["value"]) for one, path in zip(kept, paths, strict=True)] for step in steps]
+        count = min(map(len, whole), default=0)
+        at = [*range(count - 1), -1] if count else []
+        ends = [one["value"] for one in kept]
+        columns = [[_at(path, k, end) for path, end in zip(paths, ends, strict=True)] for k in at]
         bands = [analysis.t_interval(column) for column in columns]
         size = jobs[kept[0]["trial"]]["batch"]["size"] if kept else 0
         drawn[arm["label"]] = {
-            "samples": [step * size for step in steps],
+            "samples": [size * fmean(path[k][0] for path in whole) for k in at],
             "mean": [fmean(column) for column in columns],
             "low": [band and band[0] for band in bands],
             "high": [band and band[1] for band in bands],
         }
     return drawn
+
+
+def _at(path: Sequence[tuple[int, float]], number: int, end: float) -> float:
+    """The value of an evaluation; of the last one, or of one that a diverged trial did not come to, how it ended."""
+    return path[number][1] if 0 <= number < len(path) else end
 
 
 def _attempts(ledger: Ledger) -> Json:

@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator import analysis
 from orchestrator.ledger import Trial
+from orchestrator.report import budgets
 
 Json = dict[str, Any]
 
@@ -42,10 +43,8 @@ def _oddities(found: Json) -> Iterable[str]:
             f"{len(found['seeds'])} seeds and {len(found['comparisons'])} comparisons cannot reach p <= 0.05: the "
             f"smallest p is {found['smallest_p']:.3g}."
         )
-    budgets = [(arm["samples"], arm["samples"] / arm["steps"]) for arm in arms if arm["samples"] and arm["steps"]]
-    seen = [samples for samples, _ in budgets]
-    if budgets and max(seen) - min(seen) >= max(batch for _, batch in budgets):
-        yield f"The budget is not equal: arms saw {min(seen):,} to {max(seen):,} pairs."
+    if found["held_equal"] is None:
+        yield f"The budget is not equal: arms declare {budgets.several(arms)}."
     for one in found["comparisons"]:
         yield from _pairing(one)
     for one in found["execution_only"]:

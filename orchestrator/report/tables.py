@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from orchestrator.report import text
+from orchestrator.report import budgets, text
 from orchestrator.report.blocks import Block, Bullets, Grid, Heading, Paragraph
 
 Json = dict[str, Any]
@@ -61,24 +61,30 @@ def arms(answer: Json) -> Grid:
 
 
 def cost(answer: Json) -> Iterator[Block]:
-    """What training took."""
+    """What training took, and what was held equal."""
+    kind = answer["held_equal"]
+    given = budgets.several(answer["arms"])
+    rounded = ", rounded down to whole batches" if kind == "samples" else ""
+    yield Paragraph(f"Held equal between the arms: {f'{given}{rounded}' if kind else f'nothing ({given})'}.")
     yield Grid(
-        ("arm", "pairs", "steps", "negatives per anchor", "ranks", "pairs/s", "seconds", "rank-seconds", "peak MB"),
+        ("arm", *budgets.KINDS.values(), "negatives per anchor", "ranks", "pairs/s", "rank-seconds", "peak MB"),
         [
             (
                 arm["label"],
-                *(text.count(arm[key]) for key in ("samples", "steps", "negatives_per_anchor", "ranks")),
                 *(
-                    text.quantity(arm[key])
-                    for key in ("samples_per_second", "seconds", "rank_seconds", "peak_memory_mb")
+                    budgets.shown(arm[key], arm[f"{key}_range"], text.quantity if key == "seconds" else budgets.count)
+                    for key in budgets.KINDS
                 ),
+                *(text.count(arm[key]) for key in ("negatives_per_anchor", "ranks")),
+                *(text.quantity(arm[key]) for key in ("samples_per_second", "rank_seconds", "peak_memory_mb")),
             )
             for arm in answer["arms"]
         ],
     )
     yield Paragraph(
-        "Pairs/s and seconds are means over the confirm trials, rank-seconds (CPU or GPU) their sum, peak memory the "
-        "largest."
+        "Pairs, steps, seconds and pairs/s are means over the confirm trials, with the lowest and highest where these "
+        "differ; rank-seconds (CPU or GPU) are their sum, peak memory is the largest. A trial that diverged counts as "
+        "far as it went."
     )
 
 
