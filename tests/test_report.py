@@ -19,6 +19,9 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from orchestrator import plan as planning
@@ -705,6 +708,37 @@ def test_labels_beside_a_panel_keep_their_order_and_never_overlap() -> None:
     for under, above in itertools.pairwise(order):
         assert placed[above] - placed[under] >= (sizes[above] + sizes[under]) / 2 - 1e-9
     assert max(p + s / 2 for p, s in zip(placed, sizes, strict=True)) <= 122
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flatnce, size=256",
+        "WWWWWWWWWWWWWWWWWWWWWWWWW",
+        "big batch " * 9,
+        "flatnce_cpu: flatnce, size=16, temperature=0.05",
+    ],
+)
+def test_labels_beside_a_panel_end_within_the_figure(name: str) -> None:
+    """Mutant check: wrapping by the number of characters, whatever their width, fails this."""
+    drawn = Figure(figsize=(figure.WIDTH, 2.9))
+    axes = figure.panel(drawn, bottom=0.55)
+    figure.label_ends(axes, [(0.5, 0.5, name, figure.COLOURS[0])])
+    (label,) = axes.texts
+    label.set_fontsize(figure.FONT)
+    assert label.get_window_extent().x1 <= drawn.bbox.x1
+    assert label.get_text().replace("\n", " ").startswith(name[:6])
+    assert label.get_text().count("\n") < figure.LABEL_LINES
+
+
+@given(st.lists(st.floats(0.0, 1e6), min_size=1))
+def test_costs_are_all_in_view_and_never_so_close_that_a_hundredth_looks_large(costs: list[float]) -> None:
+    low, high = plots.cost_limits(costs)
+    assert low < high
+    assert low - 1e-9 <= min(costs)
+    assert max(costs) <= high + 1e-9
+    assert low >= 0
+    assert 0.01 * max(costs) <= 0.026 * (high - low)
 
 
 def test_the_table_fits_eighty_columns_and_ends_with_the_verdict(begin: Begin) -> None:
