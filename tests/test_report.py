@@ -8,8 +8,6 @@ import json
 import re
 import resource
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean
@@ -17,146 +15,18 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ledgers import BETTER, TUNED, TWO, Begin, Written, finished
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from orchestrator import plan as planning
-from orchestrator import report, sweep
-from orchestrator.analysis import compare, t_interval
-from orchestrator.ledger import Ledger, Point, Suggestion, Trial
+from orchestrator import report
+from orchestrator.analysis import t_interval
+from orchestrator.ledger import Point, Suggestion, Trial
 from orchestrator.report import blocks, figure, page, plots, tables, text
 from orchestrator.report.evidence import curves
-from orchestrator.report.files import COLUMNS
-
-TOML = """
-name = "demo"
-question = QUESTION
-metric = { name = "knn_accuracy", mode = "MODE", smallest_difference = 0.005 }
-job = { task = "image", budget = { samples = 1000 }, data = { train = "digits", tune = "digits", confirm = "digits" } }
-confirm = { seeds = 6 }
-ARMS
-TUNE
-"""
-TWO = """[[arm]]\nlabel = "plain"\n[[arm]]\nlabel = "flat"\n"loss.name" = "flatnce"\n"""
-TUNED = '[tune]\ntrials = 3\nseeds = 2\nspace = { "optimizer.lr" = { low = 1e-4, high = 1e-2 } }'
-
-
-def hashes_of(seed: int) -> dict[str, str]:
-    """What every trial of a seed shares, unless a test says otherwise."""
-    return {"data": "d", "order": f"o{seed}", "init": f"i{seed}", "encoder": f"e{seed}"}
-
-
-@dataclass
-class Run:
-    """A ledger, the plan behind it, and hands to play the driver with."""
-
-    ledger: Ledger
-    plan: planning.Plan
-
-    def confirm(self, arm: str, settings: Mapping[str, Any] | None = None, **job: Any) -> list[Trial]:
-        """The arm's confirm trials, queued; `job` replaces parts of their jobs."""
-        planned = self.plan.confirm_trials(arm, settings or {})
-        trials = [Trial(p.id, "confirm", p.arm, p.seed, p.job.model_dump(mode="json") | job) for p in planned]
-        self.ledger.add_trials(trials)
-        return trials
-
-    def done(
-        self,
-        trial: Trial,
-        metric: float,
-        *,
-        outcome: str = "ok",
-        hashes: Mapping[str, str] | None = None,
-        curve: Mapping[int, float] | None = None,
-        **costs: float,
-    ) -> None:
-        attempt = self.ledger.start_attempt(trial.id, {}, "host")
-        ok, size = outcome == "ok", trial.job["batch"]["size"]
-        curve = curve or ({0: 0.3, 1: 0.3 + (metric - 0.3) / 2, 3: metric} if ok else {0: 0.3, 1: 0.35})
-        self.ledger.record_points(
-            trial.id, attempt, [Point(trial.id, "knn_accuracy", *at, 1e9) for at in curve.items()]
-        )
-        metrics = {"knn_accuracy": metric, "alignment": 0.5} if ok else {}
-        step = max(curve) if ok else 3
-        result = {
-            "outcome": outcome,
-            "metrics": metrics,
-            "untrained": {"knn_accuracy": 0.3},
-            "step": step,
-            "samples": step * size,
-            "seconds": 2.5,
-            "samples_per_second": step * size / 2.5,
-            "peak_memory_mb": 100.0 + trial.seed,
-            "negatives_per_anchor": size - 1,
-            "hashes": {key: value for key, value in {**hashes_of(trial.seed), **(hashes or {})}.items() if value},
-            **costs,
-        }
-        self.ledger.finish_attempt(
-            trial.id,
-            attempt,
-            state="done",
-            outcome="ok" if ok else "diverged",
-            metric=metric if ok else None,
-            metrics=metrics,
-            step=step,
-            result=result,
-        )
-
-    def lost(self, trial: Trial, message: str = "rank 1 ended with signal 9\n at line 3") -> None:
-        attempt = self.ledger.start_attempt(trial.id, {}, "host")
-        self.ledger.finish_attempt(trial.id, attempt, state="failed", failure="worker_lost", message=message)
-
-
-Begin = Callable[..., Run]
-
-
-def start(
-    folder: Path, arms: str = TWO, *, tune: str = "", mode: str = "max", question: str = "Is flat better?"
-) -> Run:
-    """A run in a new folder with its lease held and nothing done."""
-    folder.mkdir()
-    toml = TOML.replace("QUESTION", json.dumps(question)).replace("MODE", mode)
-    (folder / "sweep.toml").write_text(toml.replace("ARMS", arms).replace("TUNE", tune))
-    loaded = sweep.load(folder / "sweep.toml")
-    plan = planning.make(loaded)
-    environment = {"command": "orchestrator launch demo.toml", "commit": "3f2c9ab", "versions": {"torch": "2.13"}}
-    ledger = Ledger.create(
-        f"sqlite:///{folder / 'ledger.db'}",
-        name="demo",
-        sweep=sweep.resolved(loaded) | {"plan": plan.summary()},
-        environment=environment,
-    )
-    ledger.acquire("test", 3600)
-    return Run(ledger, plan)
-
-
-@pytest.fixture
-def begin(tmp_path: Path) -> Iterator[Begin]:
-    made: list[Run] = []
-
-    def _begin(*args: Any, **kwargs: Any) -> Run:
-        made.append(start(tmp_path / f"run{len(made)}", *args, **kwargs))
-        return made[-1]
-
-    yield _begin
-    for run in made:
-        run.ledger.close()
-
-
-def finished(run: Run, values: Mapping[str, Sequence[float]], settings: Mapping[str, Any] | None = None) -> Run:
-    """Every confirm trial done, with these metrics."""
-    for arm, metrics in values.items():
-        for trial, metric in zip(run.confirm(arm, settings), metrics, strict=True):
-            run.done(trial, metric)
-    run.ledger.set_run(state="done")
-    return run
-
-
-BETTER = {"plain": [0.90, 0.91, 0.89, 0.90, 0.92, 0.91], "flat": [0.92, 0.925, 0.91, 0.915, 0.935, 0.93]}
 
 
 def test_a_finished_run_gives_the_pinned_answer(begin: Begin) -> None:
@@ -451,37 +321,6 @@ def test_curves_of_trials_that_stop_by_the_clock_are_joined_evaluation_by_evalua
     assert plain["mean"][-1] == found["arms"][0]["mean"]
 
 
-@dataclass
-class Written:
-    """A tuned, finished run and its report."""
-
-    run: Run
-    folder: Path
-    answer: dict[str, Any]
-
-    def read(self, name: str) -> str:
-        return (self.folder / name).read_text("utf-8")
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
-    """Made once for the tests that only look at it. The suggestion flat 1 failed."""
-    folder = tmp_path_factory.mktemp("tuned")
-    run = start(folder / "run", tune=TUNED)
-    for arm, (number, lr) in itertools.product(BETTER, enumerate((1e-3, 5e-3, 2e-3))):
-        planned = run.plan.tune_trials(arm, number, {"optimizer.lr": lr})
-        trials = [Trial(p.id, "tune", arm, p.seed, p.job.model_dump(mode="json"), number=number) for p in planned]
-        suggestion = Suggestion(arm, number, {"optimizer.lr": lr}, tuple(trial.id for trial in trials))
-        run.ledger.add_suggestion(suggestion, trials)
-        for trial in trials:
-            run.lost(trial) if (arm, number) == ("flat", 1) else run.done(trial, 0.85 + lr + trial.seed / 100)
-    for arm in BETTER:
-        run.ledger.freeze(arm, {"optimizer.lr": 2e-3}, 2, "abc")
-    finished(run, BETTER, {"optimizer.lr": 2e-3})
-    yield Written(run, folder / "report", report.write(run.ledger, folder / "report"))
-    run.ledger.close()
-
-
 def test_tuning_is_told_per_arm(written: Written) -> None:
     plain, flat = (arm["tune"] for arm in written.answer["arms"])
     assert (plain["number"], plain["params"], plain["hash"]) == (2, {"optimizer.lr": 2e-3}, "abc")
@@ -492,39 +331,6 @@ def test_tuning_is_told_per_arm(written: Written) -> None:
 
 
 # Files.
-
-
-def test_every_number_in_parquet_and_on_the_page_is_the_ledgers(written: Written) -> None:
-    found, trials = written.answer, written.run.ledger.trials()
-    rows = pq.read_table(written.folder / "results.parquet").to_pylist()
-    assert [row["trial"] for row in rows] == [trial.id for trial in trials]
-    for row, trial in zip(rows, trials, strict=True):
-        assert (row["metric"], row["state"], row["seed"]) == (trial.metric, trial.state, trial.seed)
-        assert json.loads(row["job"]) == trial.job
-        assert row["metric.alignment"] == trial.metrics.get("alignment")
-        assert row["job.optimizer.lr"] == trial.job["optimizer"]["lr"]
-        assert row["job.loss.name"] == trial.job["loss"]["name"]
-    recomputed = compare(
-        {arm: {r["seed"]: r["metric"] for r in rows if r["arm"] == arm and r["stage"] == "confirm"} for arm in BETTER},
-        [("flat", "plain")],
-        seeds=found["seeds"],
-        smallest_difference=0.005,
-    )[0]
-    (one,) = found["comparisons"]
-    assert (recomputed.delta, recomputed.p_holm, recomputed.verdict) == (one["delta"], one["p_holm"], one["verdict"])
-    for page_ in (written.read("report.html"), written.read("report.md")):
-        shown = (text.signed(one["delta"]), text.interval(one["ci95"], sign=True), text.probability(one["p_holm"]))
-        assert all(number in page_ for number in shown)
-        assert all(text.value(arm["mean"]) in page_ for arm in found["arms"])
-        assert all(text.value(trial.metric) in page_ for trial in trials if trial.stage == "confirm")
-
-
-def test_results_have_documented_types_also_before_anything_ran(begin: Begin, tmp_path: Path) -> None:
-    report.write(begin().ledger, tmp_path / "report")
-    schema = pq.read_schema(tmp_path / "report" / "results.parquet")
-    for name, (kind, what) in COLUMNS.items():
-        assert schema.field(name).type == kind
-        assert schema.field(name).metadata[b"description"] == what.encode()
 
 
 class Page(HTMLParser):

@@ -33,11 +33,12 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table; columns after the first `words` hold numbers."""
+    """A table; columns after the first `words` hold numbers. With a title, folded away until asked for."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: int = 1
+    title: str = ""
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,17 @@ comparisons inconclusive. Nothing is dropped.
 """
 
 
-def blocks(answer: Json, plots: Sequence[Plot], sweep: Json) -> list[Block]:
-    """Everything below the question and the verdict. `sweep`: the resolved sweep."""
+def blocks(answer: Json, plots: Sequence[Plot], sweep: Json, columns: Sequence[tuple[str, str, str]]) -> list[Block]:
+    """Everything below the question and the verdict.
+
+    sweep: the resolved sweep. columns: name, type and meaning of each column of results.parquet.
+    """
     return [
         *_evidence(answer, plots),
         Heading("What ran"),
         *tables.trials(answer),
         *_again(answer, sweep),
+        *_data(columns),
     ]
 
 
@@ -80,6 +84,14 @@ def _again(answer: Json, sweep: Json) -> Iterator[Block]:
     if rows:
         yield Grid(("recorded", "value"), rows, words=2)
     yield Code(json.dumps(sweep, indent=2, ensure_ascii=False), title="The sweep, resolved")
+
+
+def _data(columns: Sequence[tuple[str, str, str]]) -> Iterator[Block]:
+    yield Heading("The data")
+    yield Paragraph(
+        "results.parquet, beside this page, has every trial as a row, those that failed or diverged included."
+    )
+    yield Grid(("column", "type", "meaning"), columns, words=3, title=f"Its {len(columns)} columns")
 
 
 def _plain(value: Any) -> str:

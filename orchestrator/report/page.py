@@ -80,14 +80,17 @@ def _html(block: Block) -> str:
         case Bullets(items, warning):
             listed = "".join(f"<li>{escape(item)}</li>" for item in items)
             return f'<ul class="warning">{listed}</ul>' if warning else f"<ul>{listed}</ul>"
-        case Grid(headings, rows, words):
-            return _html_table(headings, rows, words)
+        case Grid(headings, rows, words, title):
+            return _folded(title, _html_table(headings, rows, words))
         case Code(text, title):
-            code = f"<pre>{escape(text)}</pre>"
-            return f"<details><summary>{escape(title)}</summary>{code}</details>" if title else code
+            return _folded(title, f"<pre>{escape(text)}</pre>")
         case Picture(plot):
             title = f'<h3 id="{plot.name}">{escape(plot.title)}</h3>'
             return f"<figure>{title}\n{plot.svg}\n<figcaption>{escape(plot.caption)}</figcaption></figure>"
+
+
+def _folded(title: str, html: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{html}</details>" if title else html
 
 
 def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
@@ -109,10 +112,11 @@ def _markdown(block: Block) -> str:
             return _md(text)
         case Bullets(items):
             return "\n".join(f"- {_md(item)}" for item in items)
-        case Grid(headings, rows, words):
+        case Grid(headings, rows, words, title):
             rule = ["---" if k < words else "---:" for k in range(len(headings))]
             lines = [map(_md, headings), rule, *(map(_md, row) for row in rows)]
-            return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            return (f"{_md(title)}\n\n" if title else "") + table
         case Code(text, title):
             fence = "```"
             while fence in text:
