@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator import plan as planning
 from orchestrator import sweep
-from orchestrator.ledger import Ledger, Point, Suggestion, Trial
+from orchestrator.ledger import Ledger, Point, Suggestion, Trial, sqlite_url
 
 TOML = """
 name = NAME
@@ -110,8 +110,12 @@ def start(
     smallest: float = 0.005,
     environment: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
+    database: str | None = None,
 ) -> Run:
-    """A run in a new folder with its lease held and nothing done. overrides: as `--set` takes them."""
+    """A run in a new folder with its lease held and nothing done.
+
+    overrides: as `--set` takes them. database: URL of the ledger, if it is not to lie in the folder.
+    """
     folder.mkdir(parents=True)
     put = {"NAME": name, "QUESTION": question, "MODE": mode, "SMALLEST": smallest, "SEEDS": seeds}
     toml = TOML.replace("ARMS", arms).replace("TUNE", tune)
@@ -126,7 +130,7 @@ def start(
         "packages": {"torch": "2.13"},
     }
     ledger = Ledger.create(
-        f"sqlite:///{folder / 'ledger.db'}",
+        database or sqlite_url(folder / "ledger.db"),
         name=name,
         sweep=sweep.resolved(loaded) | {"plan": plan.summary()},
         environment={**recorded, **(environment or {})},

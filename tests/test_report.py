@@ -182,7 +182,7 @@ def test_the_budget_that_arms_declare_is_told_as_held_equal_or_noted(
     assert [arm["budget"] for arm in found["arms"]] == [plain, flat]
     noted = [note for note in found["notes"] if note.startswith("The budget is not equal: arms declare ")]
     assert len(noted) == (held is None)
-    assert f"Held equal between the arms: {said}" in page.markdown("Q", "V", "S", [], list(tables.cost(found)))
+    assert f"Held equal between the arms: {said}" in page.markdown("Q", ["V"], "S", [], list(tables.cost(found)))
 
 
 def test_the_budget_of_arms_that_have_not_begun_is_the_plans(begin: Begin) -> None:
@@ -267,7 +267,7 @@ def test_a_pair_is_checked_by_hash_and_what_it_need_not_share_is_told_with_the_r
     (one,) = found["comparisons"]
     assert one["shared"] == {what: what not in hashes for what in ("data", "order", "init", "encoder")}
     assert [note in said for said in found["notes"]] == ([True] if note else [])
-    shown = page.markdown("Q", "V", "S", [], list(tables.seeds(found)))
+    shown = page.markdown("Q", ["V"], "S", [], list(tables.seeds(found)))
     for what in hashes:
         (line,) = [line for line in shown.splitlines() if line.startswith(f"- {tables.IN_COMMON[what]}: ")]
         excused = what in one["apart"]
@@ -401,11 +401,11 @@ def test_nothing_of_a_sweep_or_a_ledger_can_become_markup(begin: Begin, tmp_path
     ],
 )
 def test_every_kind_of_block_shows_hostile_text_as_text(block: blocks.Block) -> None:
-    html = Page(page.html("Q", "V", "S", [], [block]))
+    html = Page(page.html("Q", ["V"], "S", [], [block]))
     assert HOSTILE in html.words
     assert not {"script", "a"} & set(html.tags)
     if not isinstance(block, blocks.Code):
-        assert "<script" not in page.markdown("Q", "V", "S", [], [block])
+        assert "<script" not in page.markdown("Q", ["V"], "S", [], [block])
 
 
 def test_the_page_is_one_file_that_loads_nothing(written: Written) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -15,16 +16,22 @@ from orchestrator.report.pairs import listed
 Json = dict[str, Any]
 
 
-def values(ledger: Ledger, confirm: Sequence[Trial], metric: str) -> dict[str, dict[int, float]]:
-    """arm -> seed -> final metric, for the confirm trials that have one; that of the untrained encoder for one that
-    diverged."""
-    found: dict[str, dict[int, float]] = {}
-    for trial in confirm:
-        value = untrained(ledger, trial, metric) if diverged(trial) else trial.metric
-        ended = trial.state == "done" or diverged(trial)
-        if ended and value is not None and math.isfinite(value):
-            found.setdefault(trial.arm, {})[trial.seed] = value
-    return found
+@dataclass(frozen=True)
+class Confirmed:
+    """The confirm stage of a run, by label of the arm."""
+
+    trials: dict[str, list[Trial]]
+    values: dict[str, dict[int, float]]
+    """Seed -> final metric; that of the untrained encoder for a trial that diverged. Without those that have none."""
+
+
+def confirmed(ledger: Ledger, trials: Sequence[Trial]) -> Confirmed:
+    """What the confirm trials of a run say. trials: all of the run's."""
+    sweep = ledger.run.sweep
+    confirm = [trial for trial in trials if trial.stage == "confirm"]
+    labels = [arm["label"] for arm in sweep["plan"]["arms"]]
+    of_arm = {label: [trial for trial in confirm if trial.arm == label] for label in labels}
+    return Confirmed(of_arm, _values(ledger, confirm, sweep["metric"]["name"]))
 
 
 def untrained(ledger: Ledger, trial: Trial, metric: str) -> float | None:
@@ -109,6 +116,16 @@ def tuned(ledger: Ledger, trials: Sequence[Trial], mode: analysis.Mode) -> dict[
             "params": frozen[label].params if label in frozen else None,
             "hash": frozen[label].hash if label in frozen else None,
         }
+    return found
+
+
+def _values(ledger: Ledger, confirm: Sequence[Trial], metric: str) -> dict[str, dict[int, float]]:
+    found: dict[str, dict[int, float]] = {}
+    for trial in confirm:
+        value = untrained(ledger, trial, metric) if diverged(trial) else trial.metric
+        ended = trial.state == "done" or diverged(trial)
+        if ended and value is not None and math.isfinite(value):
+            found.setdefault(trial.arm, {})[trial.seed] = value
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,6 +28,11 @@ A seed that diverged has the metric of its untrained encoder and is counted. A s
 comparisons inconclusive. Nothing is dropped.
 """
 
+READING_ACROSS = """
+Across runs, every arm of the later runs is compared with the first run's baseline, on the seeds that both runs planned.
+Holm's adjustment is over these comparisons. What a run planned is judged by its own plan and not once more.
+"""
+
 
 def blocks(answer: Json, plots: Sequence[Plot], sweep: Json, columns: Sequence[tuple[str, str, str]]) -> list[Block]:
     """Everything below the question and the verdict.
@@ -35,10 +40,39 @@ def blocks(answer: Json, plots: Sequence[Plot], sweep: Json, columns: Sequence[t
     sweep: the resolved sweep. columns: name, type and meaning of each column of results.parquet.
     """
     return [
-        *_evidence(answer, plots),
+        Heading("Evidence"),
+        _terms(answer),
+        tables.comparisons(answer),
+        *_picture(plots, "differences"),
+        *_arms(answer, plots),
+        *_reading(READING),
         Heading("What ran"),
         *tables.trials(answer),
+        Heading("Run it again"),
         *_again(answer, sweep),
+        *_data(columns),
+    ]
+
+
+def blocks_of_several(
+    answer: Json, plots: Sequence[Plot], sweeps: Mapping[str, Json], columns: Sequence[tuple[str, str, str]]
+) -> list[Block]:
+    """The same for several runs: each by its own plan first. sweeps: name of a run -> its resolved sweep."""
+    runs = answer["runs"]
+    return [
+        Heading("Each run by its own plan"),
+        *(block for one in runs for block in _by_plan(one)),
+        Heading("All arms"),
+        _terms(answer),
+        *_arms(answer, plots),
+        Heading("Across runs"),
+        *([tables.comparisons(answer)] if answer["comparisons"] else [Paragraph(answer["sentence"])]),
+        *_picture(plots, "differences"),
+        *_reading(READING + READING_ACROSS),
+        Heading("What ran"),
+        *(block for one in runs for block in (Paragraph(f"{one['name']}:"), *tables.trials(one))),
+        Heading("Run it again"),
+        *(block for one in runs for block in (Paragraph(f"{one['name']}:"), *_again(one, sweeps[one["name"]]))),
         *_data(columns),
     ]
 
@@ -49,33 +83,47 @@ def subtitle(answer: Json) -> str:
     return f"Sweep {answer['sweep']}, run {answer['run'][:8]}, begun {started}, {answer['state']}."
 
 
-def _evidence(answer: Json, plots: Sequence[Plot]) -> Iterator[Block]:
-    metric, goal = answer["metric"], "higher" if answer["mode"] == "max" else "lower"
+def subtitle_of_several(answer: Json) -> str:
+    """Which runs these are."""
+    return " ".join(f"{one['name']}: {subtitle(one)}" for one in answer["runs"])
 
-    def picture(name: str) -> Iterator[Block]:
-        yield from (Picture(plot) for plot in plots if plot.name == name)
 
-    yield Heading("Evidence")
-    limit = answer["smallest_difference"]
+def _by_plan(one: Json) -> Iterator[Block]:
+    yield Paragraph(f"{one['name']}: {one['question']} {one['sentence']}")
+    yield tables.comparisons(one)
+    if one["notes"]:
+        yield Bullets(one["notes"], warning=True)
+
+
+def _terms(answer: Json) -> Paragraph:
+    goal, limit = "higher" if answer["mode"] == "max" else "lower", answer["smallest_difference"]
     matters = f"; differences under {text.value(limit)} do not matter" if limit else ""
-    yield Paragraph(f"{metric}: {goal} is better{matters}. Confirm seeds: {', '.join(map(str, answer['seeds']))}.")
-    yield tables.comparisons(answer)
-    yield from picture("differences")
+    seeds = ", ".join(map(str, answer["seeds"]))
+    return Paragraph(f"{answer['metric']}: {goal} is better{matters}. Confirm seeds: {seeds}.")
+
+
+def _arms(answer: Json, plots: Sequence[Plot]) -> Iterator[Block]:
     yield tables.arms(answer)
-    yield from picture("curves")
+    yield from _picture(plots, "curves")
     yield Heading("Cost")
     yield from tables.cost(answer)
-    yield from picture("cost")
+    yield from _picture(plots, "cost")
     yield from tables.execution_only(answer)
     yield from tables.tuning(answer)
-    yield from picture("tuning")
+    yield from _picture(plots, "tuning")
     yield from tables.seeds(answer)
+
+
+def _picture(plots: Sequence[Plot], name: str) -> Iterator[Block]:
+    yield from (Picture(plot) for plot in plots if plot.name == name)
+
+
+def _reading(parts: str) -> Iterator[Block]:
     yield Heading("How to read this")
-    yield Bullets([" ".join(part.split()) for part in READING.split("\n\n")])
+    yield Bullets([" ".join(part.split()) for part in parts.strip().split("\n\n")])
 
 
 def _again(answer: Json, sweep: Json) -> Iterator[Block]:
-    yield Heading("Run it again")
     environment = dict(answer["environment"])
     command = environment.pop("command", None)
     if command:

@@ -29,13 +29,11 @@ def answer(ledger: Ledger) -> Json:
     run, trials = ledger.run, ledger.trials()
     sweep, plan = run.sweep, run.sweep["plan"]
     metric, seeds = sweep["metric"], [int(seed) for seed in plan["confirm_seeds"]]
-    confirm = [trial for trial in trials if trial.stage == "confirm"]
-    values = arms.values(ledger, confirm, metric["name"])
+    confirm = arms.confirmed(ledger, trials)
     contrasts = [(str(a), str(b)) for a, b in plan["contrasts"]]
     mode, smallest = metric.get("mode", "max"), float(metric.get("smallest_difference", 0.0))
-    compared = analysis.compare(values, contrasts, seeds=seeds, mode=mode, smallest_difference=smallest)
+    compared = analysis.compare(confirm.values, contrasts, seeds=seeds, mode=mode, smallest_difference=smallest)
     tuned = arms.tuned(ledger, trials, mode)
-    of_arm = {arm["label"]: [trial for trial in confirm if trial.arm == arm["label"]] for arm in plan["arms"]}
     found: Json = {
         "question": sweep["question"],
         "metric": metric["name"],
@@ -50,17 +48,17 @@ def answer(ledger: Ledger) -> Json:
         "arms": [
             arms.arm(
                 arm,
-                of_arm[arm["label"]],
-                values.get(arm["label"], {}),
+                confirm.trials[arm["label"]],
+                confirm.values.get(arm["label"], {}),
                 metric=metric["name"],
-                budget=budgets.declared(sweep, arm, of_arm[arm["label"]]),
+                budget=budgets.declared(sweep, arm, confirm.trials[arm["label"]]),
                 tune=tuned.get(arm["label"]),
             )
             for arm in plan["arms"]
         ],
         "held_equal": None,
-        "comparisons": [pairs.comparison(one, of_arm) for one in compared],
-        "execution_only": pairs.execution_only(of_arm, values, smallest),
+        "comparisons": [pairs.comparison(one, confirm.trials) for one in compared],
+        "execution_only": pairs.execution_only(confirm.trials, confirm.values, smallest),
         "seeds": seeds,
         "smallest_p": smallest_p(len(contrasts), len(seeds)),
         "trials": {stage: _counts(trials, stage) for stage in ("tune", "confirm")},
@@ -73,8 +71,8 @@ def answer(ledger: Ledger) -> Json:
         "notes": [],
     }
     found["held_equal"] = budgets.held_equal(found["arms"])
-    ended = [trial for trial in confirm if trial.state in ("done", "pruned", "failed")]
-    found["notes"] = notes(found, [trial for trial in ended if trial.seed not in values.get(trial.arm, {})])
+    ended = [one for one in trials if one.stage == "confirm" and one.state in ("done", "pruned", "failed")]
+    found["notes"] = notes(found, [one for one in ended if one.seed not in confirm.values.get(one.arm, {})])
     found["sentence"] = sentence(found)
     return found
 

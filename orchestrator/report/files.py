@@ -6,14 +6,20 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.ledger import Ledger
-from orchestrator.report import content, page, plots, results
+from orchestrator.report import content, page, plots, results, several
+from orchestrator.report.blocks import Block
 from orchestrator.report.evidence import answer, curves
+
+Top = tuple[str, Sequence[str], str, Sequence[str]]
+"""Question, verdicts, subtitle, notes."""
 
 STALE_S = 3600
 """A half-written report older than this was left by a process that was killed."""
@@ -28,8 +34,25 @@ def write(ledger: Ledger, folder: Path) -> dict[str, Any]:
     found = answer(ledger)
     drawn = plots.draw(found, curves(ledger, found))
     table = results.table({found["sweep"]: ledger})
-    top = (found["question"], found["sentence"], content.subtitle(found), found["notes"])
     body = content.blocks(found, drawn, ledger.run.sweep, results.columns(table.schema))
+    top = (found["question"], [found["sentence"]], content.subtitle(found), found["notes"])
+    _put(folder, top, body, drawn, table)
+    return found
+
+
+def write_several(named: Mapping[str, Ledger], folder: Path) -> dict[str, Any]:
+    """The same of several runs, on one page; see several.answer for what it says and raises."""
+    found = several.answer(named)
+    drawn = plots.draw(found, several.curves(named, found))
+    table = results.table(named)
+    sweeps = {name: ledger.run.sweep for name, ledger in named.items()}
+    body = content.blocks_of_several(found, drawn, sweeps, results.columns(table.schema))
+    verdicts = [*(f"{one['name']}: {one['sentence']}" for one in found["runs"]), found["sentence"]]
+    _put(folder, (found["question"], verdicts, content.subtitle_of_several(found), found["notes"]), body, drawn, table)
+    return found
+
+
+def _put(folder: Path, top: Top, body: Sequence[Block], drawn: Sequence[plots.Plot], table: pa.Table) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _sweep_up(folder)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
@@ -47,7 +70,6 @@ def write(ledger: Ledger, folder: Path) -> dict[str, Any]:
             file.replace(folder / file.name)
         for old in {f"{name}.png" for name in plots.NAMES} - {file.name for file in files}:
             (folder / old).unlink(missing_ok=True)
-    return found
 
 
 def _sweep_up(folder: Path) -> None:

@@ -14,7 +14,29 @@ Json = dict[str, Any]
 
 def notes(found: Json, lost: Sequence[Trial]) -> list[str]:
     """Sentences on an answer, the gravest first; none when all is well. `lost`: trials that ended without a value."""
-    return [*_missing(found, lost), *_oddities(found)]
+    return [*_missing(found, lost), *oddities(found, seeds=len(found["seeds"]))]
+
+
+def oddities(found: Json, *, seeds: int) -> Iterable[str]:
+    """What is not as it should be in an answer, of one run or of several. seeds: the most that a comparison has."""
+    if diverged := sum(arm["diverged"] for arm in found["arms"]):
+        ended = sum(arm["n"] for arm in found["arms"])
+        yield f"{diverged} of {ended} confirm trials diverged; each counts as an untrained encoder."
+    if found["comparisons"] and found["smallest_p"] > analysis.ALPHA:
+        yield (
+            f"{seeds} seeds and {len(found['comparisons'])} comparisons cannot reach p <= 0.05: the "
+            f"smallest p is {found['smallest_p']:.3g}."
+        )
+    if found["held_equal"] is None:
+        yield f"The budget is not equal: arms declare {budgets.several(found['arms'])}."
+    for one in found["comparisons"]:
+        yield from _pairing(one)
+    for one in found["execution_only"]:
+        if one["agree"] is False:
+            how = "are the same job" if one["identical"] else "differ in execution only"
+            yield (
+                f"{one['a']} and {one['b']} {how} and should agree; a seed differs by {one['largest_difference']:.3g}."
+            )
 
 
 def _missing(found: Json, lost: Sequence[Trial]) -> Iterable[str]:
@@ -31,28 +53,6 @@ def _missing(found: Json, lost: Sequence[Trial]) -> Iterable[str]:
             f"{trial.arm}, seed {trial.seed} is lost ({why}, attempts: {trial.attempts}, trial {trial.id}): its "
             "comparisons are inconclusive."
         )
-
-
-def _oddities(found: Json) -> Iterable[str]:
-    arms = found["arms"]
-    if diverged := sum(arm["diverged"] for arm in arms):
-        ended = sum(arm["n"] for arm in arms)
-        yield f"{diverged} of {ended} confirm trials diverged; each counts as an untrained encoder."
-    if found["comparisons"] and found["smallest_p"] > analysis.ALPHA:
-        yield (
-            f"{len(found['seeds'])} seeds and {len(found['comparisons'])} comparisons cannot reach p <= 0.05: the "
-            f"smallest p is {found['smallest_p']:.3g}."
-        )
-    if found["held_equal"] is None:
-        yield f"The budget is not equal: arms declare {budgets.several(arms)}."
-    for one in found["comparisons"]:
-        yield from _pairing(one)
-    for one in found["execution_only"]:
-        if one["agree"] is False:
-            yield (
-                f"{one['a']} and {one['b']} differ in execution only and should agree; a seed differs by "
-                f"{one['largest_difference']:.3g}."
-            )
 
 
 def _pairing(one: Json) -> Iterable[str]:

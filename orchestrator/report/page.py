@@ -37,9 +37,10 @@ pre { overflow-x: auto; padding: .75rem 1rem; border: 1px solid var(--line); bor
 """
 
 
-def html(question: str, verdict: str, subtitle: str, notes: Sequence[str], content: Sequence[Block]) -> str:
+def html(question: str, verdicts: Sequence[str], subtitle: str, notes: Sequence[str], content: Sequence[Block]) -> str:
     """The whole page."""
     warning = _html(Bullets(notes, warning=True)) if notes else ""
+    said = "\n".join(f'<p class="verdict">{escape(verdict)}</p>' for verdict in verdicts)
     body = "\n".join(_html(block) for block in content)
     return f"""<!doctype html>
 <html lang="en">
@@ -53,7 +54,7 @@ def html(question: str, verdict: str, subtitle: str, notes: Sequence[str], conte
 <body>
 <main>
 <h1>{escape(question)}</h1>
-<p class="verdict">{escape(verdict)}</p>
+{said}
 <p class="subtitle">{escape(subtitle)}</p>
 {warning}
 {body}
@@ -63,9 +64,11 @@ def html(question: str, verdict: str, subtitle: str, notes: Sequence[str], conte
 """
 
 
-def markdown(question: str, verdict: str, subtitle: str, notes: Sequence[str], content: Sequence[Block]) -> str:
+def markdown(
+    question: str, verdicts: Sequence[str], subtitle: str, notes: Sequence[str], content: Sequence[Block]
+) -> str:
     """The same in Markdown; pictures are the PNGs of the same folder."""
-    top = [f"# {_md(question)}", f"**{_md(verdict)}**", _md(subtitle)]
+    top = [f"# {_md(question)}", *(f"**{_md(verdict)}**" for verdict in verdicts), _md(subtitle)]
     if notes:
         top.append(_markdown(Bullets(notes)))
     return "\n\n".join([*top, *(_markdown(block) for block in content)]) + "\n"

@@ -76,7 +76,7 @@ def execution_only(
     """Pairs of arms whose jobs differ in nothing but `execution`, and how far apart their metrics are, seed by seed.
 
     Training turns rounding into something larger, so they need not be identical; they agree when no seed differs by
-    more than the smallest difference that matters.
+    more than the smallest difference that matters. `identical`: the jobs differ in nothing at all, as in two runs.
     """
     labels, found = list(of_arm), []
     for i, b in enumerate(labels):
@@ -87,7 +87,10 @@ def execution_only(
             have = sorted(mine.keys() & other.keys())
             largest = max((abs(mine[seed] - other[seed]) for seed in have), default=None)
             agree = None if largest is None else largest == 0 or largest <= smallest
-            found.append({"a": a, "b": b, "n": len(have), "largest_difference": largest, "agree": agree})
+            same = [{trial.seed: canonical(trial.job) for trial in of_arm[arm]} for arm in (a, b)]
+            identical = all(same[0][seed] == same[1][seed] for seed in same[0].keys() & same[1].keys())
+            numbers = {"n": len(have), "largest_difference": largest, "agree": agree}
+            found.append({"a": a, "b": b, "identical": identical, **numbers})
     return found
 
 

@@ -208,7 +208,8 @@ def _diverged(arm: Json) -> str:
 
 
 def _same(one: Json) -> str:
-    pair = f"{one['a']} and {one['b']} differ in execution only"
+    how = "are the same job" if one["identical"] else "differ in execution only"
+    pair = f"{one['a']} and {one['b']} {how}"
     if one["agree"] is None:
         return f"{pair}; no seed has ended in both."
     verb = "agree" if one["agree"] else "do not agree"
