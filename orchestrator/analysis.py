@@ -77,7 +77,7 @@ def compare(
     values: Mapping[str, Mapping[int, float]],
     contrasts: Sequence[tuple[str, str]],
     *,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | Mapping[tuple[str, str], Sequence[int]],
     mode: Mode = "max",
     smallest_difference: float = 0.0,
     resamples: int = 9_999,
@@ -85,18 +85,19 @@ def compare(
     """Judge every contrast (a, b) on the seeds that both arms have, in the order given.
 
     values: arm -> seed -> final metric; a diverged seed is given as the metric of the untrained encoder.
-    seeds: the planned ones. Where an arm lacks one (lost, or not yet run), its contrasts are shown on what there is
-    and are `inconclusive`, and they still count as contrasts in the adjustment.
+    seeds: the planned ones, of all contrasts or of each. Where an arm lacks one (lost, or not yet run), its contrasts
+    are shown on what there is and are `inconclusive`, and they still count as contrasts in the adjustment.
     Raises ValueError for a metric that is not finite.
     """
-    paired = [_paired(values, a, b, seeds) for a, b in contrasts]
+    planned = seeds if isinstance(seeds, Mapping) else dict.fromkeys(contrasts, seeds)
+    paired = [_paired(values, a, b, planned[a, b]) for a, b in contrasts]
     tested = [sign_flip_p(list(d.values())) for d in paired]
     equal = [equivalence_p(list(d.values()), smallest_difference) for d in paired]
     adjusted, equal_adjusted = holm(tested), holm(equal)
     comparisons = []
     for k, ((a, b), pairs) in enumerate(zip(contrasts, paired, strict=True)):
         d = list(pairs.values())
-        complete = len(d) == len(seeds) > 0
+        complete = len(d) == len(planned[a, b]) > 0
         verdict: Verdict = "inconclusive"
         if complete and equal_adjusted[k] <= ALPHA:
             verdict = "equivalent"

@@ -14,6 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan
+    from orchestrator.runs import RunFolder
 
 BAD_USAGE, HELD, MISSING = 2, 3, 4
 
@@ -191,17 +192,28 @@ def logs(run: str, trial: str, rank: int | None) -> None:
 
 
 @main.command()
-@click.argument("run")
+@click.argument("run", nargs=-1, required=True)
+@click.option("--into", metavar="FOLDER", help="Folder of the report of several runs; default runs/compared/A+B.")
 @JSON
-def compare(run: str, as_json: bool) -> None:
+def compare(run: tuple[str, ...], into: str | None, as_json: bool) -> None:
     """Print the verdict of RUN, and write report.html, report.md and results.parquet.
 
     \b
         orchestrator compare runs/quickstart --json
+        orchestrator compare runs/temperature runs/flatnce --into both
+
+    Of several runs, each keeps the verdict of its own plan; below them is one table of all arms, in which the arms of
+    the later runs are compared with the first run's baseline.
     """
     from orchestrator import report, runs
 
-    folder = runs.find(run)
+    folders = [runs.find(one) for one in run]
+    if len(folders) > 1:
+        _compare_several(folders, into, as_json)
+        return
+    (folder,) = folders
+    if into is not None:
+        raise click.UsageError(f"--into is for several runs; the report of one lies in it: {folder.report}")
     with contextlib.closing(folder.open()) as ledger:
         answer = report.write(ledger, folder.report)
     folder.check_in_report()
@@ -212,6 +224,24 @@ def compare(run: str, as_json: bool) -> None:
         click.echo(f"report: {folder.report / 'report.html'}")
         if folder.remote is not None:
             click.echo(f"        {folder.remote.inside('report/report.html').uri}")
+
+
+def _compare_several(folders: list[RunFolder], into: str | None, as_json: bool) -> None:
+    from orchestrator import report, runs
+    from orchestrator.remote import is_uri
+
+    if into is not None and is_uri(into):
+        raise click.UsageError(f"the report of several runs lies on this machine; --into takes a folder, not {into}")
+    with contextlib.ExitStack() as stack:
+        ledgers = [stack.enter_context(contextlib.closing(folder.open())) for folder in folders]
+        named = report.names([folder.name for folder in folders], ledgers)
+        place = Path(into) if into is not None else runs.home() / "compared" / report.folder_name(named)
+        answer = report.write_several(named, place)
+    if as_json:
+        _print_json(answer)
+    else:
+        _print(report.table_of_several(answer))
+        click.echo(f"report: {place / 'report.html'}")
 
 
 @main.command()

@@ -14,10 +14,15 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from browser import chromium
+from ledgers import Begin, Run, Written, start, tuned
 from servers import postgres_server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 SpawnRanks = Callable[..., list[Any]]
 
@@ -39,6 +44,38 @@ def postgres() -> Iterator[str]:
     """URL of a private PostgreSQL server, with `{}` for the database (see `servers.new_database`)."""
     with postgres_server() as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium (see `browser.chromium`). Not for the session: tests after it may need an event loop."""
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Begin]:
+    """`begin(...)` is `ledgers.start` in a new folder; every ledger is closed with the test."""
+    made: list[Run] = []
+
+    def _begin(*args: Any, **kwargs: Any) -> Run:
+        made.append(start(tmp_path / f"run{len(made)}", *args, **kwargs))
+        return made[-1]
+
+    yield _begin
+    for run in made:
+        run.ledger.close()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
+    """Made once for the tests of a module that only look at it."""
+    from orchestrator import report  # matplotlib takes a second to import
+
+    folder = tmp_path_factory.mktemp("tuned")
+    run = tuned(folder / "run")
+    yield Written(run, folder / "report", report.write(run.ledger, folder / "report"))
+    run.ledger.close()
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
-"""The answer of a run, read from its ledger alone: as JSON (`answer`), as a page, plots and a data file (`write`), and
-as a table for the terminal (`table`). Works at any moment of a run; what is not known yet is said, not guessed."""
+"""The answer of a run, read from its ledger alone: as JSON (`answer`), as a page, plots and a data file (`write`), as
+a table for the terminal (`table`) and as a short description (`note`). Works at any moment of a run; what is not known
+yet is said, not guessed. `write_several` and `table_of_several` are the same for several runs at once, which `names`
+names."""
 
 from orchestrator.report.evidence import answer
-from orchestrator.report.files import write
+from orchestrator.report.files import write, write_several
 from orchestrator.report.note import note
-from orchestrator.report.text import table
+from orchestrator.report.several import folder_name, names
+from orchestrator.report.text import table, table_of_several
 
-__all__ = ["answer", "note", "table", "write"]
+__all__ = ["answer", "folder_name", "names", "note", "table", "table_of_several", "write", "write_several"]

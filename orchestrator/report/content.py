@@ -1,17 +1,14 @@
-"""What a report says, in its order: the question, the verdict, the evidence, what ran, and how to run it again.
-
-Blocks without a format; `page` writes them as HTML and as Markdown, so that both say the same.
-"""
+"""What a report says, in its order: the question, the verdict, the evidence, what ran, and how to run it again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from orchestrator.report import text
+from orchestrator.report import tables, text
+from orchestrator.report.blocks import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
 from orchestrator.report.plots import Plot
 from orchestrator.sweep import flatten
 
@@ -31,60 +28,53 @@ A seed that diverged has the metric of its untrained encoder and is counted. A s
 comparisons inconclusive. Nothing is dropped.
 """
 
-
-@dataclass(frozen=True)
-class Heading:
-    """Title of a part."""
-
-    text: str
+READING_ACROSS = """
+Across runs, every arm of the later runs is compared with the first run's baseline, on the seeds that both runs planned.
+Holm's adjustment is over these comparisons. What a run planned is judged by its own plan and not once more.
+"""
 
 
-@dataclass(frozen=True)
-class Paragraph:
-    """Running text."""
+def blocks(answer: Json, plots: Sequence[Plot], sweep: Json, columns: Sequence[tuple[str, str, str]]) -> list[Block]:
+    """Everything below the question and the verdict.
 
-    text: str
-
-
-@dataclass(frozen=True)
-class Bullets:
-    """A list."""
-
-    items: Sequence[str]
-    warning: bool = False
-    """Something to know before believing the rest."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table; columns after the first `words` hold numbers."""
-
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    words: int = 1
+    sweep: the resolved sweep. columns: name, type and meaning of each column of results.parquet.
+    """
+    return [
+        Heading("Evidence"),
+        _terms(answer),
+        tables.comparisons(answer),
+        *_picture(plots, "differences"),
+        *_arms(answer, plots),
+        *_reading(READING),
+        Heading("What ran"),
+        *tables.trials(answer),
+        Heading("Run it again"),
+        *_again(answer, sweep),
+        *_data(columns),
+    ]
 
 
-@dataclass(frozen=True)
-class Code:
-    """Text to copy. With a title, folded away until asked for."""
-
-    text: str
-    title: str = ""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A plot."""
-
-    plot: Plot
-
-
-Block = Heading | Paragraph | Bullets | Grid | Code | Picture
-
-
-def blocks(answer: Json, plots: Sequence[Plot], sweep: Json) -> list[Block]:
-    """Everything below the question and the verdict. `sweep`: the resolved sweep."""
-    return [*_evidence(answer, plots), *_ran(answer), *_again(answer, sweep)]
+def blocks_of_several(
+    answer: Json, plots: Sequence[Plot], sweeps: Mapping[str, Json], columns: Sequence[tuple[str, str, str]]
+) -> list[Block]:
+    """The same for several runs: each by its own plan first. sweeps: name of a run -> its resolved sweep."""
+    runs = answer["runs"]
+    return [
+        Heading("Each run by its own plan"),
+        *(block for one in runs for block in _by_plan(one)),
+        Heading("All arms"),
+        _terms(answer),
+        *_arms(answer, plots),
+        Heading("Across runs"),
+        *([tables.comparisons(answer)] if answer["comparisons"] else [Paragraph(answer["sentence"])]),
+        *_picture(plots, "differences"),
+        *_reading(READING + READING_ACROSS),
+        Heading("What ran"),
+        *(block for one in runs for block in (Paragraph(f"{one['name']}:"), *tables.trials(one))),
+        Heading("Run it again"),
+        *(block for one in runs for block in (Paragraph(f"{one['name']}:"), *_again(one, sweeps[one["name"]]))),
+        *_data(columns),
+    ]
 
 
 def subtitle(answer: Json) -> str:
@@ -93,158 +83,47 @@ def subtitle(answer: Json) -> str:
     return f"Sweep {answer['sweep']}, run {answer['run'][:8]}, begun {started}, {answer['state']}."
 
 
-def _evidence(answer: Json, plots: Sequence[Plot]) -> Iterator[Block]:
-    metric, goal = answer["metric"], "higher" if answer["mode"] == "max" else "lower"
-    yield Heading("Evidence")
-    limit = answer["smallest_difference"]
+def subtitle_of_several(answer: Json) -> str:
+    """Which runs these are."""
+    return " ".join(f"{one['name']}: {subtitle(one)}" for one in answer["runs"])
+
+
+def _by_plan(one: Json) -> Iterator[Block]:
+    yield Paragraph(f"{one['name']}: {one['question']} {one['sentence']}")
+    yield tables.comparisons(one)
+    if one["notes"]:
+        yield Bullets(one["notes"], warning=True)
+
+
+def _terms(answer: Json) -> Paragraph:
+    goal, limit = "higher" if answer["mode"] == "max" else "lower", answer["smallest_difference"]
     matters = f"; differences under {text.value(limit)} do not matter" if limit else ""
-    yield Paragraph(f"{metric}: {goal} is better{matters}. Confirm seeds: {', '.join(map(str, answer['seeds']))}.")
-    yield Grid(
-        ("arm - baseline", "verdict", "mean", "95% interval", "95% BCa", "p", "p (Holm)", "n"),
-        [
-            (
-                f"{one['a']} - {one['b']}",
-                text.VERDICTS[one["verdict"]],
-                text.signed(one["delta"]),
-                text.interval(one["ci95"], sign=True),
-                text.interval(one["ci95_bca"], sign=True),
-                text.probability(one["p"] if one["n"] else None),
-                text.probability(one["p_holm"] if one["n"] else None),
-                text.count(one["n"]),
-            )
-            for one in answer["comparisons"]
-        ],
-        words=2,
-    )
-    yield from (Picture(plot) for plot in plots if plot.name == "differences")
-    others = sorted({key for arm in answer["arms"] for key in arm["metrics"]} - {metric})
-    yield Grid(
-        ("arm", "mean", "95% interval", "untrained", "diverged", *others, "n"),
-        [
-            (
-                arm["label"],
-                text.value(arm["mean"]),
-                text.interval(arm["ci95"]),
-                text.value(arm["untrained"]),
-                _diverged(arm),
-                *(text.value(arm["metrics"].get(key)) for key in others),
-                text.count(arm["n"]),
-            )
-            for arm in answer["arms"]
-        ],
-    )
-    yield from (Picture(plot) for plot in plots if plot.name == "curves")
+    seeds = ", ".join(map(str, answer["seeds"]))
+    return Paragraph(f"{answer['metric']}: {goal} is better{matters}. Confirm seeds: {seeds}.")
+
+
+def _arms(answer: Json, plots: Sequence[Plot]) -> Iterator[Block]:
+    yield tables.arms(answer)
+    yield from _picture(plots, "curves")
     yield Heading("Cost")
-    yield Grid(
-        ("arm", "pairs", "steps", "negatives per anchor", "ranks", "pairs/s", "seconds", "rank-seconds", "peak MB"),
-        [
-            (
-                arm["label"],
-                *(text.count(arm[key]) for key in ("samples", "steps", "negatives_per_anchor", "ranks")),
-                *(
-                    text.quantity(arm[key])
-                    for key in ("samples_per_second", "seconds", "rank_seconds", "peak_memory_mb")
-                ),
-            )
-            for arm in answer["arms"]
-        ],
-    )
-    yield Paragraph(
-        "Pairs/s and seconds are means over the confirm trials, rank-seconds (CPU or GPU) their sum, peak memory the "
-        "largest."
-    )
-    yield from (Picture(plot) for plot in plots if plot.name == "cost")
-    if answer["execution_only"]:
-        yield Bullets([_same(one) for one in answer["execution_only"]])
-    yield from _tuning(answer, plots)
-    yield from _seeds(answer)
+    yield from tables.cost(answer)
+    yield from _picture(plots, "cost")
+    yield from tables.execution_only(answer)
+    yield from tables.tuning(answer)
+    yield from _picture(plots, "tuning")
+    yield from tables.seeds(answer)
+
+
+def _picture(plots: Sequence[Plot], name: str) -> Iterator[Block]:
+    yield from (Picture(plot) for plot in plots if plot.name == name)
+
+
+def _reading(parts: str) -> Iterator[Block]:
     yield Heading("How to read this")
-    yield Bullets([" ".join(part.split()) for part in READING.split("\n\n")])
-
-
-def _tuning(answer: Json, plots: Sequence[Plot]) -> Iterator[Block]:
-    if not any(arm["tune"] for arm in answer["arms"]):
-        return
-    yield Heading("Tuning")
-    yield Grid(
-        ("arm", "chosen", "suggestion", "of"),
-        [
-            (
-                arm["label"],
-                text.setting((arm["tune"] or {}).get("params")),
-                text.count(_next((arm["tune"] or {}).get("number"))),
-                text.count(len((arm["tune"] or {}).get("suggestions", ()))),
-            )
-            for arm in answer["arms"]
-        ],
-        words=2,
-    )
-    yield from (Picture(plot) for plot in plots if plot.name == "tuning")
-
-
-def _seeds(answer: Json) -> Iterator[Block]:
-    of_arm = [{one["seed"]: one for one in arm["values"]} for arm in answer["arms"]]
-    if not any(of_arm):
-        return
-
-    def cell(one: Json | None) -> str:
-        if one is None:
-            return text.NOTHING
-        mark = " (diverged)" if one["diverged"] else ""
-        return one["state"] if one["value"] is None else text.value(one["value"]) + mark
-
-    yield Heading("Seed by seed")
-    labels = [arm["label"] for arm in answer["arms"]]
-    seeds = answer["seeds"]
-    yield Grid(
-        ("arm", *(f"seed {seed}" for seed in seeds)),
-        [(label, *(cell(values.get(seed)) for seed in seeds)) for label, values in zip(labels, of_arm, strict=True)],
-    )
-    shared = [one["shared"] for one in answer["comparisons"] if one["shared"]]
-    if shared:
-        parts = [
-            f"{what}: shared in {sum(one.get(key, False) for one in shared)} of {len(shared)} comparisons"
-            for key, what in (("data", "training data"), ("order", "order of the data"), ("init", "initial weights"))
-        ]
-        yield Paragraph("What both sides of every pair have in common, by hash. " + "; ".join(parts) + ".")
-
-
-def _ran(answer: Json) -> Iterator[Block]:
-    yield Heading("What ran")
-    stages = {stage: counts for stage, counts in answer["trials"].items() if any(counts.values())}
-    if stages:
-        states = list(next(iter(stages.values())))
-        yield Grid(("stage", *states), [(stage, *map(text.count, counts.values())) for stage, counts in stages.items()])
-    attempts = answer["attempts"]
-    ended = ", ".join(f"{n} {kind}" for kind, n in attempts["unfinished"].items())
-    yield Paragraph(f"Attempts: {text.count(attempts['total'])}" + (f", of which {ended}." if ended else "."))
-    if answer["failures"]:
-        yield Grid(
-            ("failed trial", "stage", "arm", "class", "what was raised", "seed", "attempts"),
-            [
-                (
-                    one["trial"],
-                    one["stage"],
-                    one["arm"],
-                    one["failure"] or text.NOTHING,
-                    _first_line(one["message"]),
-                    str(one["seed"]),
-                    text.count(one["attempts"]),
-                )
-                for one in answer["failures"]
-            ],
-            words=5,
-        )
-    if answer["diverged"]:
-        yield Grid(
-            ("diverged trial", "stage", "arm", "seed"),
-            [(one["trial"], one["stage"], one["arm"], str(one["seed"])) for one in answer["diverged"]],
-            words=3,
-        )
+    yield Bullets([" ".join(part.split()) for part in parts.strip().split("\n\n")])
 
 
 def _again(answer: Json, sweep: Json) -> Iterator[Block]:
-    yield Heading("Run it again")
     environment = dict(answer["environment"])
     command = environment.pop("command", None)
     if command:
@@ -255,27 +134,12 @@ def _again(answer: Json, sweep: Json) -> Iterator[Block]:
     yield Code(json.dumps(sweep, indent=2, ensure_ascii=False), title="The sweep, resolved")
 
 
-def _diverged(arm: Json) -> str:
-    if not arm["divergence_ci95"]:
-        return text.NOTHING
-    low, high = (text.percent(end) for end in arm["divergence_ci95"])
-    return f"{arm['diverged']} ({low} to {high})"
-
-
-def _same(one: Json) -> str:
-    pair = f"{one['a']} and {one['b']} differ in execution only"
-    if one["agree"] is None:
-        return f"{pair}; no seed has ended in both."
-    verb = "agree" if one["agree"] else "do not agree"
-    return f"{pair} and {verb}: the largest difference of {one['n']} seeds is {text.value(one['largest_difference'])}."
-
-
-def _next(number: int | None) -> int | None:
-    return None if number is None else number + 1
-
-
-def _first_line(message: str | None) -> str:
-    return next(iter((message or "").strip().splitlines()), text.NOTHING)
+def _data(columns: Sequence[tuple[str, str, str]]) -> Iterator[Block]:
+    yield Heading("The data")
+    yield Paragraph(
+        "results.parquet, beside this page, has every trial as a row, those that failed or diverged included."
+    )
+    yield Grid(("column", "type", "meaning"), columns, words=3, title=f"Its {len(columns)} columns")
 
 
 def _plain(value: Any) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import re
-import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +15,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -26,10 +27,13 @@ INK, MUTED, LINE, PAPER = "#1b1b1b", "#666666", "#dcdcdc", "#fefefe"
 WIDTH, GUTTER, LEFT, TOP = 4.9, 1.35, 0.62, 0.3
 """Inches: of a figure, of the labels to the right of its panel, of the ticks to its left, of the heading above it."""
 
+FONT, LABELS_AT, LABEL_LINES = 9.5, 1.07, 3
+"""Points; where labels beside a panel begin, in its widths; and the most lines that one takes."""
+
 STYLE: Any = {
-    "font.size": 9.5,
-    "axes.labelsize": 9.5,
-    "axes.titlesize": 9.5,
+    "font.size": FONT,
+    "axes.labelsize": FONT,
+    "axes.titlesize": FONT,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
     "axes.linewidth": 0.6,
@@ -93,13 +97,15 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
     wanted = [(y - low) / (high - low) * height for _, y, _, _ in ends]
     placed = spread(wanted, [_label_size(name) for name in names], height)
     for (x, y, _, colour), name, at in zip(ends, names, placed, strict=True):
-        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.6, "relpos": (0, 0.5)}
+        line |= {"shrinkA": 1, "shrinkB": 2}
         axes.annotate(
             name,
             (x, y),
-            (1.07, at / height),
+            (LABELS_AT, at / height),
             textcoords="axes fraction",
             va="center",
+            zorder=1.8,  # below every marker
             annotation_clip=False,
             linespacing=1.05,
             arrowprops=line,
@@ -160,7 +166,30 @@ def _points_high(axes: Axes) -> float:
 
 
 def _wrapped(name: str) -> str:
-    return "\n".join(textwrap.wrap(name, 17, max_lines=2, placeholder="…"))
+    """The name as a label, cut at spaces where it can be, and never wider than the room beside a panel."""
+    words, lines = name.split(), [""]
+    for k, word in enumerate(words):
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and not _fits(longer):
+            if len(lines) == LABEL_LINES:
+                lines[-1] += " " + " ".join(words[k:])
+                break
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(map(_fitting, lines))
+
+
+def _fitting(line: str) -> str:
+    if _fits(line):
+        return line
+    return next((cut for k in range(len(line) - 1, 0, -1) if _fits(cut := f"{line[:k].rstrip()}…")), "…")
+
+
+def _fits(line: str) -> bool:
+    room = (GUTTER - (LABELS_AT - 1) * (WIDTH - LEFT - GUTTER)) * 72 - 2
+    width: float = text_to_path.get_text_width_height_descent(line, FontProperties(size=FONT), False)[0]
+    return width <= room
 
 
 def _label_size(wrapped: str) -> float:

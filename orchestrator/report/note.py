@@ -1,13 +1,13 @@
-"""The answer as the description of the sweep's run in MLflow: question, verdict, two tables. Short, as MLflow cuts long
-descriptions off, and without pictures, which it cannot show there."""
+"""The answer as the description of the sweep's run in MLflow: verdict first, then two tables. Short, as MLflow cuts
+long descriptions off, and without pictures, which it cannot show there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from orchestrator.report import page, text
-from orchestrator.report.content import Block, Bullets, Grid
+from orchestrator.report import page, tables
+from orchestrator.report.blocks import Grid
 
 MOST_ROWS = 12
 """Of a table: beyond, the report has them."""
@@ -15,39 +15,17 @@ MOST_ROWS = 12
 
 def note(answer: dict[str, Any]) -> str:
     """Markdown of at most some 4,000 characters."""
-    contrasts = [
-        (
-            f"{one['a']} - {one['b']}",
-            text.VERDICTS[one["verdict"]],
-            text.signed(one["delta"]),
-            text.interval(one["ci95"], sign=True),
-            text.probability(one["p_holm"] if one["n"] else None),
-            text.count(one["n"]),
-        )
-        for one in answer["comparisons"]
-    ]
-    arms = [
-        (
-            arm["label"],
-            text.value(arm["mean"]),
-            text.interval(arm["ci95"]),
-            text.count(arm["diverged"]),
-            text.quantity(arm["seconds"]),
-            text.quantity(arm["peak_memory_mb"]),
-        )
-        for arm in answer["arms"]
-    ]
-    blocks: list[Block] = [
-        _grid(("arm - baseline", "verdict", "mean", "95% interval", "p (Holm)", "n"), contrasts, words=2),
-        _grid(("arm", answer["metric"], "95% interval", "diverged", "seconds", "peak MB"), arms, words=1),
-        *([Bullets(answer["notes"])] if answer["notes"] else []),
-    ]
+    shown = [_short(tables.comparisons(answer)), _short(tables.arms(answer))]
+    whole = page.markdown(answer["question"], [answer["sentence"]], "", answer["notes"], shown)
+    # The page folds a description after its first lines: no room for a heading.
+    head, _, rest = whole.partition("\n")
     end = "The whole report: Artifacts, `report/report.html`. The trials: the nested runs, or `tags.arm = '...'`."
-    return page.markdown(answer["question"], answer["sentence"], "", [], blocks).rstrip() + f"\n\n{end}\n"
+    return f"*{head.removeprefix('# ')}*\n{rest.rstrip()}\n\n{end}\n"
 
 
-def _grid(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, words: int) -> Grid:
-    shown = list(rows[:MOST_ROWS])
-    if len(rows) > MOST_ROWS:
-        shown.append((f"and {len(rows) - MOST_ROWS} more, in the report", *[""] * (len(headings) - 1)))
-    return Grid(headings, shown, words)
+def _short(grid: Grid) -> Grid:
+    more = len(grid.rows) - MOST_ROWS
+    if more <= 0:
+        return grid
+    empty = [""] * (len(grid.headings) - 1)
+    return replace(grid, rows=[*grid.rows[:MOST_ROWS], [f"and {more} more, in the report", *empty]])

@@ -7,13 +7,36 @@ from typing import Any
 
 from orchestrator import analysis
 from orchestrator.ledger import Trial
+from orchestrator.report import budgets
 
 Json = dict[str, Any]
 
 
 def notes(found: Json, lost: Sequence[Trial]) -> list[str]:
     """Sentences on an answer, the gravest first; none when all is well. `lost`: trials that ended without a value."""
-    return [*_missing(found, lost), *_oddities(found)]
+    return [*_missing(found, lost), *oddities(found, seeds=len(found["seeds"]))]
+
+
+def oddities(found: Json, *, seeds: int) -> Iterable[str]:
+    """What is not as it should be in an answer, of one run or of several. seeds: the most that a comparison has."""
+    if diverged := sum(arm["diverged"] for arm in found["arms"]):
+        ended = sum(arm["n"] for arm in found["arms"])
+        yield f"{diverged} of {ended} confirm trials diverged; each counts as an untrained encoder."
+    if found["comparisons"] and found["smallest_p"] > analysis.ALPHA:
+        yield (
+            f"{seeds} seeds and {len(found['comparisons'])} comparisons cannot reach p <= 0.05: the "
+            f"smallest p is {found['smallest_p']:.3g}."
+        )
+    if found["held_equal"] is None:
+        yield f"The budget is not equal: arms declare {budgets.several(found['arms'])}."
+    for one in found["comparisons"]:
+        yield from _pairing(one)
+    for one in found["execution_only"]:
+        if one["agree"] is False:
+            how = "are the same job" if one["identical"] else "differ in execution only"
+            yield (
+                f"{one['a']} and {one['b']} {how} and should agree; a seed differs by {one['largest_difference']:.3g}."
+            )
 
 
 def _missing(found: Json, lost: Sequence[Trial]) -> Iterable[str]:
@@ -32,26 +55,16 @@ def _missing(found: Json, lost: Sequence[Trial]) -> Iterable[str]:
         )
 
 
-def _oddities(found: Json) -> Iterable[str]:
-    arms = found["arms"]
-    if diverged := sum(arm["diverged"] for arm in arms):
-        ended = sum(arm["n"] for arm in arms)
-        yield f"{diverged} of {ended} confirm trials diverged; each counts as an untrained encoder."
-    if found["comparisons"] and found["smallest_p"] > analysis.ALPHA:
-        yield (
-            f"{len(found['seeds'])} seeds and {len(found['comparisons'])} comparisons cannot reach p <= 0.05: the "
-            f"smallest p is {found['smallest_p']:.3g}."
-        )
-    budgets = [(arm["samples"], arm["samples"] / arm["steps"]) for arm in arms if arm["samples"] and arm["steps"]]
-    seen = [samples for samples, _ in budgets]
-    if budgets and max(seen) - min(seen) >= max(batch for _, batch in budgets):
-        yield f"The budget is not equal: arms saw {min(seen):,} to {max(seen):,} pairs."
-    for one in found["comparisons"]:
-        if not one["shared"].get("data", True):
-            yield f"{one['a']} and {one['b']} did not see the same data: a difference may be the data's."
-    for one in found["execution_only"]:
-        if one["agree"] is False:
-            yield (
-                f"{one['a']} and {one['b']} differ in execution only and should agree; a seed differs by "
-                f"{one['largest_difference']:.3g}."
-            )
+def _pairing(one: Json) -> Iterable[str]:
+    """What the two sides of a pair should share by their jobs, and do not."""
+    a, b = one["a"], one["b"]
+    unlike = {what for what, same in one["shared"].items() if not same}
+    wrong = unlike - one["apart"].keys()
+    if "data" in unlike:
+        yield f"{a} and {b} did not see the same data: a difference may be the data's."
+    if "order" in wrong:
+        yield f"{a} against {b} is not a paired comparison: both train on the same source, and in different orders."
+    for what, part in (("init", "model"), ("encoder", "encoder")):
+        if what in wrong:
+            yield f"{a} and {b} have the same {part} and other initial weights: a pair shares less than it should."
+            return

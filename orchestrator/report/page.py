@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from orchestrator.report.content import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
+from orchestrator.report.blocks import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
 
 STYLE = """
 :root { --paper: #fefefe; --ink: #1b1b1b; --muted: #5f5f5f; --line: #dcdcdc; --note: #fff6e0; }
@@ -37,9 +37,10 @@ pre { overflow-x: auto; padding: .75rem 1rem; border: 1px solid var(--line); bor
 """
 
 
-def html(question: str, verdict: str, subtitle: str, notes: Sequence[str], content: Sequence[Block]) -> str:
+def html(question: str, verdicts: Sequence[str], subtitle: str, notes: Sequence[str], content: Sequence[Block]) -> str:
     """The whole page."""
     warning = _html(Bullets(notes, warning=True)) if notes else ""
+    said = "\n".join(f'<p class="verdict">{escape(verdict)}</p>' for verdict in verdicts)
     body = "\n".join(_html(block) for block in content)
     return f"""<!doctype html>
 <html lang="en">
@@ -53,7 +54,7 @@ def html(question: str, verdict: str, subtitle: str, notes: Sequence[str], conte
 <body>
 <main>
 <h1>{escape(question)}</h1>
-<p class="verdict">{escape(verdict)}</p>
+{said}
 <p class="subtitle">{escape(subtitle)}</p>
 {warning}
 {body}
@@ -63,9 +64,11 @@ def html(question: str, verdict: str, subtitle: str, notes: Sequence[str], conte
 """
 
 
-def markdown(question: str, verdict: str, subtitle: str, notes: Sequence[str], content: Sequence[Block]) -> str:
+def markdown(
+    question: str, verdicts: Sequence[str], subtitle: str, notes: Sequence[str], content: Sequence[Block]
+) -> str:
     """The same in Markdown; pictures are the PNGs of the same folder."""
-    top = [f"# {_md(question)}", f"**{_md(verdict)}**", _md(subtitle)]
+    top = [f"# {_md(question)}", *(f"**{_md(verdict)}**" for verdict in verdicts), _md(subtitle)]
     if notes:
         top.append(_markdown(Bullets(notes)))
     return "\n\n".join([*top, *(_markdown(block) for block in content)]) + "\n"
@@ -80,14 +83,17 @@ def _html(block: Block) -> str:
         case Bullets(items, warning):
             listed = "".join(f"<li>{escape(item)}</li>" for item in items)
             return f'<ul class="warning">{listed}</ul>' if warning else f"<ul>{listed}</ul>"
-        case Grid(headings, rows, words):
-            return _html_table(headings, rows, words)
+        case Grid(headings, rows, words, title):
+            return _folded(title, _html_table(headings, rows, words))
         case Code(text, title):
-            code = f"<pre>{escape(text)}</pre>"
-            return f"<details><summary>{escape(title)}</summary>{code}</details>" if title else code
+            return _folded(title, f"<pre>{escape(text)}</pre>")
         case Picture(plot):
             title = f'<h3 id="{plot.name}">{escape(plot.title)}</h3>'
             return f"<figure>{title}\n{plot.svg}\n<figcaption>{escape(plot.caption)}</figcaption></figure>"
+
+
+def _folded(title: str, html: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{html}</details>" if title else html
 
 
 def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
@@ -109,10 +115,11 @@ def _markdown(block: Block) -> str:
             return _md(text)
         case Bullets(items):
             return "\n".join(f"- {_md(item)}" for item in items)
-        case Grid(headings, rows, words):
+        case Grid(headings, rows, words, title):
             rule = ["---" if k < words else "---:" for k in range(len(headings))]
             lines = [map(_md, headings), rule, *(map(_md, row) for row in rows)]
-            return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            return (f"{_md(title)}\n\n" if title else "") + table
         case Code(text, title):
             fence = "```"
             while fence in text:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -139,6 +139,7 @@ def _cost(answer: Json) -> Figure:
     figure = Figure(figsize=(WIDTH, 2 * row))
     for bottom, key, xlabel in ((row, "seconds", "seconds of training"), (0, "peak_memory_mb", "peak memory, MB")):
         axes, ends = panel(figure, bottom=bottom + 0.55, height=height), []
+        costs: list[float] = []
         for arm in shown:
             colour, marker = look(order.index(arm["label"]))
             dots = [(one[key], one["value"]) for one in arm["values"] if None not in (one[key], one["value"])]
@@ -146,12 +147,22 @@ def _cost(answer: Json) -> Figure:
                 continue
             xs, ys = zip(*dots, strict=True)
             axes.plot(xs, ys, marker, color=colour, markersize=3.5, alpha=0.4, markeredgewidth=0)
-            axes.plot(fmean(xs), fmean(ys), marker, color=colour, markersize=8, markeredgecolor=PAPER)
+            axes.plot(fmean(xs), fmean(ys), marker, color=colour, markersize=8, markeredgecolor=PAPER, zorder=3)
             ends.append((fmean(xs), fmean(ys), arm["label"], colour))
-        axes.set_xlim(0, 1.05 * axes.get_xlim()[1])  # a marker at the far end is drawn whole
+            costs += xs
+        axes.set_xlim(*cost_limits(costs))
         dress(axes, heading=answer["metric"], xlabel=xlabel)
         label_ends(axes, ends)
     return figure
+
+
+def cost_limits(costs: Sequence[float]) -> tuple[float, float]:
+    """Around all costs, and never so close that a small difference would look large: a tenth of a cost is at most a
+    quarter of the width."""
+    low, high = min(costs, default=0.0), max(costs, default=1.0)
+    width = max(1.2 * (high - low), 0.4 * high) or 1.0
+    middle = max((low + high) / 2, width / 2)
+    return middle - width / 2, middle + width / 2
 
 
 def _tuning(answer: Json) -> Figure:

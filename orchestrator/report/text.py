@@ -87,6 +87,13 @@ def sentence(answer: dict[str, Any]) -> str:
     )
 
 
+def across(answer: dict[str, Any]) -> str:
+    """The verdict over several runs in one plain sentence."""
+    if not answer["comparisons"]:
+        return "Across runs there is nothing to compare: every arm of the later runs is the first run's baseline again."
+    return f"Across runs, exploratory: {sentence(answer)}"
+
+
 def _clause(one: dict[str, Any], answer: dict[str, Any], *, brief: bool = False) -> str:
     a, b, metric = one["a"], one["b"], answer["metric"]
     evidence = f"p = {probability(one['p_holm'])}" + ("" if brief else f", {one['n']} seeds")
@@ -131,3 +138,9 @@ def table(answer: dict[str, Any]) -> RenderableType:
         )
     notes = [Text(f"note: {note}") for note in answer["notes"]]
     return Group(arms, comparisons, *notes, Text(answer["sentence"], style="bold"))
+
+
+def table_of_several(answer: dict[str, Any]) -> RenderableType:
+    """The verdict of each run, and below them the tables over all."""
+    planned = [Text.assemble((f"{one['name']}: ", "bold"), one["sentence"]) for one in answer["runs"]]
+    return Group(*planned, Text(), table(answer))

@@ -1,0 +1,224 @@
+"""The tables of a report, each from an answer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from orchestrator.report import budgets, text
+from orchestrator.report.blocks import Block, Bullets, Grid, Heading, Paragraph
+
+Json = dict[str, Any]
+
+IN_COMMON = {
+    "data": "rows trained on and judged on",
+    "order": "order of the rows",
+    "init": "initial weights",
+    "encoder": "initial weights of the encoder",
+}
+"""What is compared by hash (pairs.HASHES), in words."""
+
+
+def comparisons(answer: Json) -> Grid:
+    """Every contrast: its verdict and the numbers behind it."""
+    return Grid(
+        ("arm - baseline", "verdict", "mean", "95% interval", "95% BCa", "p", "p (Holm)", "n"),
+        [
+            (
+                f"{one['a']} - {one['b']}",
+                text.VERDICTS[one["verdict"]],
+                text.signed(one["delta"]),
+                text.interval(one["ci95"], sign=True),
+                text.interval(one["ci95_bca"], sign=True),
+                text.probability(one["p"] if one["n"] else None),
+                text.probability(one["p_holm"] if one["n"] else None),
+                text.count(one["n"]),
+            )
+            for one in answer["comparisons"]
+        ],
+        words=2,
+    )
+
+
+def arms(answer: Json) -> Grid:
+    """Every arm: the metric, how often it diverged, the other metrics."""
+    others = sorted({key for arm in answer["arms"] for key in arm["metrics"]} - {answer["metric"]})
+    return Grid(
+        ("arm", "mean", "95% interval", "untrained", "diverged", *others, "n"),
+        [
+            (
+                arm["label"],
+                text.value(arm["mean"]),
+                text.interval(arm["ci95"]),
+                text.value(arm["untrained"]),
+                _diverged(arm),
+                *(text.value(arm["metrics"].get(key)) for key in others),
+                text.count(arm["n"]),
+            )
+            for arm in answer["arms"]
+        ],
+    )
+
+
+def cost(answer: Json) -> Iterator[Block]:
+    """What training took, and what was held equal."""
+    kind = answer["held_equal"]
+    given = budgets.several(answer["arms"])
+    rounded = ", rounded down to whole batches" if kind == "samples" else ""
+    yield Paragraph(f"Held equal between the arms: {f'{given}{rounded}' if kind else f'nothing ({given})'}.")
+    yield Grid(
+        ("arm", *budgets.KINDS.values(), "negatives per anchor", "ranks", "pairs/s", "rank-seconds", "peak MB"),
+        [
+            (
+                arm["label"],
+                *(
+                    budgets.shown(arm[key], arm[f"{key}_range"], text.quantity if key == "seconds" else budgets.count)
+                    for key in budgets.KINDS
+                ),
+                *(text.count(arm[key]) for key in ("negatives_per_anchor", "ranks")),
+                *(text.quantity(arm[key]) for key in ("samples_per_second", "rank_seconds", "peak_memory_mb")),
+            )
+            for arm in answer["arms"]
+        ],
+    )
+    yield Paragraph(
+        "Pairs, steps, seconds and pairs/s are means over the confirm trials, with the lowest and highest where these "
+        "differ; rank-seconds (CPU or GPU) are their sum, peak memory is the largest. A trial that diverged counts as "
+        "far as it went."
+    )
+
+
+def execution_only(answer: Json) -> Iterator[Block]:
+    """Whether arms agree that should, if there are any."""
+    if answer["execution_only"]:
+        yield Bullets([_same(one) for one in answer["execution_only"]])
+
+
+def tuning(answer: Json) -> Iterator[Block]:
+    """What tuning chose, if there was any."""
+    if not any(arm["tune"] for arm in answer["arms"]):
+        return
+    yield Heading("Tuning")
+    yield Grid(
+        ("arm", "chosen", "suggestion", "of"),
+        [
+            (
+                arm["label"],
+                text.setting((arm["tune"] or {}).get("params")),
+                text.count(_next((arm["tune"] or {}).get("number"))),
+                text.count(len((arm["tune"] or {}).get("suggestions", ()))),
+            )
+            for arm in answer["arms"]
+        ],
+        words=2,
+    )
+
+
+def seeds(answer: Json) -> Iterator[Block]:
+    """Every confirm trial's metric, and what the two sides of a pair have in common."""
+    of_arm = [{one["seed"]: one for one in arm["values"]} for arm in answer["arms"]]
+    if not any(of_arm):
+        return
+    yield Heading("Seed by seed")
+    labels = [arm["label"] for arm in answer["arms"]]
+    yield Grid(
+        ("arm", *(f"seed {seed}" for seed in answer["seeds"])),
+        [
+            (label, *(_cell(values.get(seed)) for seed in answer["seeds"]))
+            for label, values in zip(labels, of_arm, strict=True)
+        ],
+    )
+    paired = [one for one in answer["comparisons"] if one["n"]]
+    if paired:
+        yield Paragraph("What both sides of every pair have in common, checked by hash:")
+        yield Bullets([f"{IN_COMMON[what]}: {_in_common(what, paired)}." for what in IN_COMMON])
+
+
+def trials(answer: Json) -> Iterator[Block]:
+    """What ran, and how it ended."""
+    stages = {stage: counts for stage, counts in answer["trials"].items() if any(counts.values())}
+    if stages:
+        states = list(next(iter(stages.values())))
+        yield Grid(("stage", *states), [(stage, *map(text.count, counts.values())) for stage, counts in stages.items()])
+    attempts = answer["attempts"]
+    ended = ", ".join(f"{n} {kind}" for kind, n in attempts["unfinished"].items())
+    yield Paragraph(f"Attempts: {text.count(attempts['total'])}" + (f", of which {ended}." if ended else "."))
+    if answer["failures"]:
+        yield Grid(
+            ("failed trial", "stage", "arm", "class", "what was raised", "seed", "attempts"),
+            [
+                (
+                    one["trial"],
+                    one["stage"],
+                    one["arm"],
+                    one["failure"] or text.NOTHING,
+                    _first_line(one["message"]),
+                    str(one["seed"]),
+                    text.count(one["attempts"]),
+                )
+                for one in answer["failures"]
+            ],
+            words=5,
+        )
+    if answer["diverged"]:
+        yield Grid(
+            ("diverged trial", "stage", "arm", "seed"),
+            [(one["trial"], one["stage"], one["arm"], str(one["seed"])) for one in answer["diverged"]],
+            words=3,
+        )
+
+
+def _in_common(what: str, paired: Sequence[Json]) -> str:
+    """`the same in 1 of 2 comparisons; deep - plain cannot share them, as model.layers differs`."""
+    known = [one for one in paired if what in one["shared"]]
+    if not known:
+        return "not recorded"
+    same = [one for one in known if one["shared"][what]]
+    said = f"the same in {len(same)} of {len(known)} comparisons"
+    reasons: dict[str, list[str]] = {}
+    for one in known:
+        if not one["shared"][what]:
+            keys = one["apart"].get(what, ())
+            why = " and ".join(keys) + (" differ" if len(keys) > 1 else " differs") if keys else ""
+            reasons.setdefault(why, []).append(f"{one['a']} - {one['b']}")
+    for why, which in reasons.items():
+        who = "; ".join(which) if len(which) <= 3 else f"{len(which)} comparisons"
+        said += (
+            f"; {who} cannot share this, as the arms differ in {why}"
+            if why
+            else f"; {who} should share this and do not"
+        )
+    if len(known) < len(paired):
+        said += f"; not recorded in {len(paired) - len(known)}"
+    return said
+
+
+def _cell(one: Json | None) -> str:
+    if one is None:
+        return text.NOTHING
+    mark = " (diverged)" if one["diverged"] else ""
+    return one["state"] if one["value"] is None else text.value(one["value"]) + mark
+
+
+def _diverged(arm: Json) -> str:
+    if not arm["divergence_ci95"]:
+        return text.NOTHING
+    low, high = (text.percent(end) for end in arm["divergence_ci95"])
+    return f"{arm['diverged']} ({low} to {high})"
+
+
+def _same(one: Json) -> str:
+    how = "are the same job" if one["identical"] else "differ in execution only"
+    pair = f"{one['a']} and {one['b']} {how}"
+    if one["agree"] is None:
+        return f"{pair}; no seed has ended in both."
+    verb = "agree" if one["agree"] else "do not agree"
+    return f"{pair} and {verb}: the largest difference of {one['n']} seeds is {text.value(one['largest_difference'])}."
+
+
+def _next(number: int | None) -> int | None:
+    return None if number is None else number + 1
+
+
+def _first_line(message: str | None) -> str:
+    return next(iter((message or "").strip().splitlines()), text.NOTHING)
