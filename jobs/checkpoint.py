@@ -123,9 +123,10 @@ def weights(place: Path | Storage, *, step: int | None = None) -> tuple[int, dic
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError, *LIBRARIES) as error:
             remarks.append(f"checkpoint {name} is damaged ({_first_line(error)})")
-    wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+    if remarks:
+        raise ValueError(f"no sound checkpoint: {'; '.join(remarks)}")
     known = ", ".join(str(manifest.step_of(name)) for name in there)
-    raise ValueError("; ".join(remarks) or (f"{wanted}, only of {known}" if known else f"{wanted} yet"))
+    raise ValueError(f"no checkpoint of step {step}, only of {known}" if known else "no checkpoint yet")
 
 
 def steps(place: Path | Storage) -> list[int]:

@@ -34,8 +34,8 @@ from jobs.config import JobConfig
 from jobs.train import Training
 from orchestrator.cli import main
 from orchestrator.export import choose
-from orchestrator.ledger import Ledger, Outcome, Stage, Trial, this_process
-from orchestrator.runs import RunFolder
+from orchestrator.ledger import Ledger, Outcome, Stage, Trial, sqlite_url, this_process
+from orchestrator.runs import RunFolder, at
 from orchestrator.sweep import merged
 
 FRESH = """
@@ -227,15 +227,8 @@ def ours(training: Training, inputs: Any, *, head: bool) -> NDArray[np.float32]:
     return np.asarray(found.float().numpy())
 
 
-def export(*arguments: str | Path) -> dict[str, Any]:
-    """What `python -m jobs.export` prints."""
-    done = run_export(*arguments)
-    assert done.returncode == 0, done.stderr
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
-
-
 def run_export(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`python -m jobs.export`."""
     command = [sys.executable, "-m", "jobs.export", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
 
@@ -408,7 +401,7 @@ def test_a_damaged_checkpoint_is_told_of_and_left_alone_and_the_one_before_is_ta
     assert "step_000003 is damaged" in said["remarks"][0]
     assert "2 of 3" in (tmp_path / "encoder" / "README.md").read_text()
     assert exporting.export(tmp_path / "trial", tmp_path / "two", step=2)["step"] == 2
-    with pytest.raises(ValueError, match="step_000003 is damaged"):
+    with pytest.raises(ValueError, match="no sound checkpoint: checkpoint step_000003 is damaged"):
         exporting.export(tmp_path / "trial", tmp_path / "three", step=3)
     with pytest.raises(ValueError, match="no checkpoint of step 1, only of 3, 2"):
         exporting.export(tmp_path / "trial", tmp_path / "one", step=1)
@@ -452,17 +445,28 @@ def test_a_kill_leaves_nothing_half_and_the_next_export_clears_up(trial: Path, t
     assert sorted(path.name for path in tmp_path.iterdir()) == [".encoder.local", "encoder", "of"]
 
 
-def test_a_trial_in_a_bucket_is_exported_from_there(tmp_path: Path) -> None:
-    """Mutant check: reading the trial's own folder, which is empty here, fails this."""
+def test_a_trial_in_a_bucket_is_exported_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant checks: reading the trial's own folder, empty here, and a tokenizer that is saved with what it was
+    last asked for fail this."""
     job = job_of("bert-mean", tmp_path / "of")
-    trained(job, tmp_path / "here" / "trial")
-    exporting.export(tmp_path / "here" / "trial", tmp_path / "near")
+    trained(job, tmp_path / "here" / "abc1")
+    exporting.export(tmp_path / "here" / "abc1", tmp_path / "near")
+    monkeypatch.setenv("ORCHESTRATOR_LEDGER", sqlite_url(tmp_path / "ledger.db"))
+    monkeypatch.setenv("ORCHESTRATOR_SCRATCH", str(tmp_path / "scratch"))
     with s3_server() as uri:
-        trained(job, tmp_path / "there" / "trial", remote=uri("trial"))
-        said = export(tmp_path / "work" / "trial", tmp_path / "far", "--remote", uri("trial"), "--arm=-x | y")
-    assert said["step"] == 3
+        folder = at(uri("run"))
+        assert folder.remote is not None
+        ledger = Ledger.create(
+            folder.ledger_url(), name="run", sweep=SWEPT, trials=[trial_of("abc1", "-x | y"), trial_of("abd", "other")]
+        )
+        ledger.close()
+        folder.remote.put("sweep.json", json.dumps({"run": ledger.uuid}).encode())
+        trained(job, tmp_path / "there" / "abc1", remote=folder.trial_uri("abc1"))
+        done = CliRunner().invoke(main, ["export", uri("run"), "abc", str(tmp_path / "far"), "--json"])
+        assert done.exit_code == 0, done.output
+    assert (json.loads(done.output)["trial"], json.loads(done.output)["step"]) == ("abc1", 3)
     near, far = files(tmp_path / "near"), files(tmp_path / "far")
-    assert "encoder: -x | y" in far.pop("README.md").decode()
+    assert "| arm | -x \\| y |" in far.pop("README.md").decode()
     near.pop("README.md")
     assert near == far
 
@@ -470,7 +474,11 @@ def test_a_trial_in_a_bucket_is_exported_from_there(tmp_path: Path) -> None:
 # Which trial of a run
 
 
-PLAN = {"trials": {"tune": 1, "confirm": 4}}
+SWEPT = {
+    "question": "Which?",
+    "plan": {"trials": {"tune": 1, "confirm": 4}},
+    "metric": {"name": "knn_accuracy", "mode": "max"},
+}
 
 
 def trial_of(name: str, arm: str, stage: Stage = "confirm") -> Trial:
@@ -485,8 +493,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     folder.path.mkdir()
     names = {"aa1": "dcl", "aa2": "dcl", "aa3": "dcl", "b1": "big batch", "c1": "dcl"}
     trials = [trial_of(name, arm, "tune" if name == "c1" else "confirm") for name, arm in names.items()]
-    sweep = {"question": "Which?", "plan": PLAN, "metric": {"name": "knn_accuracy", "mode": "max"}}
-    ledger = Ledger.create(folder.ledger_url(), name="quick", sweep=sweep, trials=trials)
+    ledger = Ledger.create(folder.ledger_url(), name="quick", sweep=SWEPT, trials=trials)
     folder.identity.write_text(json.dumps({"run": ledger.uuid}))
     ledger.acquire(this_process(), 30)
     outcomes: dict[str, tuple[Outcome, float]] = {"aa1": ("diverged", 0.99), "aa2": ("ok", 0.5), "aa3": ("ok", 0.7)}

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (StorageFull, ConnectionError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     sys.stdout.write(json.dumps(done) + "\n")

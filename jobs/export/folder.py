@@ -118,6 +118,10 @@ def _write_tokenizer(into: Path, tokenizer: Any, max_tokens: int) -> None:
     ours.model_max_length, ours.padding_side = max_tokens, "right"
     ours.model_input_names = ["input_ids", "attention_mask"]
     ours.init_kwargs.pop("name_or_path", None)
+    # A fast tokenizer remembers how it was last called, or how it came; each call says it anew.
+    if (inside := getattr(ours, "backend_tokenizer", None)) is not None:
+        inside.no_truncation()
+        inside.no_padding()
     ours.save_pretrained(into)
 
 
