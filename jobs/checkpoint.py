@@ -106,6 +106,29 @@ def newest(place: Path | Storage) -> tuple[Checkpoint | None, list[str]]:
     return None, remarks
 
 
+def weights(place: Path | Storage, *, step: int | None = None) -> tuple[int, dict[str, Tensor], list[str]]:
+    """The model at the newest step, or at `step`, whose files match their manifest; and what was wrong with newer ones.
+
+    Changes nothing, also where a training is at work. Raises ValueError if there is none; ConnectionError or
+    StorageFull as `newest` does.
+    """
+    place, remarks = _at(place), list[str]()
+    there = place.committed()
+    for name in there if step is None else [name for name in there if manifest.step_of(name) == step]:
+        try:
+            with place.fetch(name) as path:
+                manifest.check(path)
+                return manifest.step_of(name), load_file(path / "model.safetensors"), remarks
+        except (ConnectionError, StorageFull):
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, *LIBRARIES) as error:
+            remarks.append(f"checkpoint {name} is damaged ({_first_line(error)})")
+    if remarks:
+        raise ValueError(f"no sound checkpoint: {'; '.join(remarks)}")
+    known = ", ".join(str(manifest.step_of(name)) for name in there)
+    raise ValueError(f"no checkpoint of step {step}, only of {known}" if known else "no checkpoint yet")
+
+
 def steps(place: Path | Storage) -> list[int]:
     """Steps of the checkpoints in `place`, newest first; their files are not looked at."""
     return [manifest.step_of(name) for name in _at(place).committed()]

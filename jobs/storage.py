@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import itertools
 import os
 import re
@@ -397,6 +398,15 @@ def _clean(folder: Path) -> None:
     for path in folder.glob(f".{manifest.PREFIX}*"):
         host, _, rest = path.name.lstrip(".").partition(".")[2].rpartition(".")[0].rpartition(".")
         if not (host == socket.gethostname() and rest.isdigit() and _is_alive(int(rest))):
+            _drop(path)
+
+
+def clean_asides(folder: Path, name: str) -> None:
+    """Delete what processes of this host that are dead left half written of `name`, at `aside_of(folder, name)`."""
+    start = f".{name}.{socket.gethostname()}."
+    for path in folder.glob(f".{glob.escape(name)}.*"):
+        process, _, number = path.name.removeprefix(start).partition(".")
+        if path.name.startswith(start) and process.isdigit() and number.isdigit() and not _is_alive(int(process)):
             _drop(path)
 
 

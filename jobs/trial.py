@@ -118,23 +118,29 @@ class Records:
         self._written = len(self.points)
 
     def restore(self, *, until: int) -> None:
-        """Read back the points up to step `until`; later ones will be measured again, bit for bit.
-
-        Of several points of one key and step the first stands: an attempt that was taken over may have added others.
-        """
+        """Read back the points up to step `until`; later ones will be measured again, bit for bit."""
         path = self._folder / POINTS
         if not self._writes or not path.exists():
             return
-        read: dict[tuple[str, int], Point] = {}
-        for line in path.read_text().splitlines():
-            try:
-                point = Point(**json.loads(line))
-            except (ValueError, TypeError):  # the line that a kill cut short, or two lines that met
-                continue
-            if point.step <= until:
-                read.setdefault((point.key, point.step), point)
-        self.points, self._written = list(read.values()), len(read)
+        self.points = points_of(path.read_text(), until=until)
+        self._written = len(self.points)
         write_whole(path, "".join(map(_line, self.points)))
+
+
+def points_of(text: str, *, until: int) -> list[Point]:
+    """The points in the text of points.jsonl, up to step `until`.
+
+    Of several points of one key and step the first stands: an attempt that was taken over may have added others.
+    """
+    read: dict[tuple[str, int], Point] = {}
+    for line in text.splitlines():
+        try:
+            point = Point(**json.loads(line))
+        except (ValueError, TypeError):  # the line that a kill cut short, or two lines that met
+            continue
+        if point.step <= until:
+            read.setdefault((point.key, point.step), point)
+    return list(read.values())
 
 
 def open_folder(place: Storage, job: JobConfig) -> None:

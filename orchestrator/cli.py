@@ -246,6 +246,31 @@ def _compare_several(folders: list[RunFolder], into: str | None, as_json: bool) 
 
 @main.command()
 @click.argument("run")
+@click.argument("trial", metavar="TRIAL|ARM")
+@click.argument("dest", type=click.Path(path_type=Path))
+@JSON
+def export(run: str, trial: str, dest: Path, as_json: bool) -> None:
+    """Write the encoder of TRIAL of RUN to the new folder DEST; of an ARM, of its best confirm trial.
+
+    \b
+        orchestrator export runs/quickstart flatnce encoders/flatnce
+        orchestrator export runs/quickstart 3f2a encoders/3f2a --json
+
+    transformers' AutoModel and sentence-transformers load the folder without this package, with the embeddings that
+    the trial was judged by; an encoder of images with trust_remote_code=True. Its README says how.
+    """
+    from orchestrator import export as exporting
+    from orchestrator import runs
+
+    done = exporting.export(runs.find(run), trial, dest)
+    if as_json:
+        _print_json(done)
+    else:
+        _print_exported(done)
+
+
+@main.command()
+@click.argument("run")
 @JSON
 def verify(run: str, as_json: bool) -> None:
     """Prove that ledger, MLflow and checkpoints of RUN say the same, or list what differs; writes nothing.
@@ -339,6 +364,15 @@ def _print_verified(found: dict[str, Any]) -> None:
     for kind in ("fault", "note"):
         for text in found[f"{kind}s"]:
             click.echo(f"{kind}: {text}")
+
+
+def _print_exported(done: dict[str, Any]) -> None:
+    click.echo(f"{done['chosen']}: step {done['step']:,}, {done['width']} columns")
+    for remark in done["remarks"]:
+        click.echo(f"note: {remark}")
+    click.echo(f"encoder: {done['path']}")
+    code = f"SentenceTransformer({done['path']!r}{', trust_remote_code=True' if done['trust_remote_code'] else ''})"
+    click.echo(f"load it: {code}, or as {Path(done['path']) / 'README.md'} says")
 
 
 def _status_table(found: dict[str, Any]) -> Any:

@@ -34,9 +34,9 @@ class ContrastiveModel(nn.Module):
     """Encoder and projection head.
 
     width: columns of `encode`. out_width: columns of `project` and `embed`. log_temperature: parameter of a learned
-    temperature, else None. mlm: head of the auxiliary masked-language-model loss, else None. unreplayable: why the
-    encoder's dropout could not be replaced by keyed dropout, else None; then masks are seeded by chunk, and depend on
-    how the batch is cut.
+    temperature, else None. mlm: head of the auxiliary masked-language-model loss, else None. prefix_tokens: how many
+    states an image encoder gives before those of the patches. unreplayable: why the encoder's dropout could not be
+    replaced by keyed dropout, else None; then masks are seeded by chunk, and depend on how the batch is cut.
     """
 
     def __init__(self, job: JobConfig, encoder: nn.Module) -> None:
@@ -56,7 +56,7 @@ class ContrastiveModel(nn.Module):
             self.log_temperature = nn.Parameter(torch.tensor(math.log(job.loss.temperature_start)))
         else:
             self._temperature = job.loss.temperature
-        self._prefix = _prefix_tokens(encoder)
+        self.prefix_tokens = _prefix_tokens(encoder)
 
     def encode(self, inputs: Inputs) -> Tensor:
         """The encoder's pooled output [n, width]."""
@@ -135,7 +135,7 @@ class ContrastiveModel(nn.Module):
             return last[:, 0]
         if first_last:
             last = (output.hidden_states[1] + last) / 2
-        return last[:, self._prefix :].mean(1)
+        return last[:, self.prefix_tokens :].mean(1)
 
 
 def build(

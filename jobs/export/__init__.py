@@ -1,0 +1,204 @@
+"""A trained encoder as a folder that transformers and sentence-transformers load, with the embeddings it was judged by.
+
+python -m jobs.export runs/one encoders/one
+
+The folder needs nothing of ours. It is written aside, its embeddings are compared with the trial's own, and only then
+is it renamed, so that it is there and right, or not there. Nothing of the trial is changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jobs import checkpoint, data, manifest, models, storage, trial
+from jobs.config import Execution, JobConfig
+from jobs.data.pixels import standardised
+from jobs.export import card, folder
+from jobs.export.card import About
+from jobs.models import ContrastiveModel
+
+__all__ = ["About", "export"]
+
+TOLERANCE = 1e-6
+"""Largest difference to the trial's own embeddings, of those whose largest value is up to 1: rounding of fp32, whose
+sums may run in another order."""
+
+SENTENCES = ("A man plays a guitar.", "Someone is playing the guitar outside.", "Üben, üben, üben: 今天很冷!", "no")
+
+
+def export(
+    source: Path, dest: Path, *, remote: str | None = None, step: int | None = None, about: About | None = None
+) -> dict[str, Any]:
+    """Write the encoder of the trial in `source` to the new folder `dest`. Returns what was written, as plain JSON.
+
+    remote: URI of pyarrow.fs at which the trial's files are kept; `source` then is a folder to work in. step: of the
+    checkpoint; None: the newest that is sound. Raises ValueError for what a person can mend: no checkpoint, `dest` is
+    there already, data that are not those it was trained on. Raises ConnectionError and storage.StorageFull.
+    """
+    refuse_existing(dest)
+    name = source.resolve().name
+    place = storage.at(source, remote)
+    job = _job(place, source, remote)
+    try:
+        found, weights, remarks = checkpoint.weights(place.inside("checkpoints"), step=step)
+    except ValueError as error:
+        raise ValueError(
+            f"trial {name} has {error}; one is made every execution.checkpoint_every = "
+            f"{job.execution.checkpoint_every} steps, when it is stopped and at its end: train it, then export"
+        ) from error
+    tokenizer, image_shape = _inputs(place, job)
+    model = models.build(job, tokenizer=tokenizer, image_shape=image_shape).eval()
+    _fill(model, weights, name)
+    points = trial.points_of(place.read(trial.POINTS) or "", until=found)
+
+    def write(into: Path) -> dict[str, Any]:
+        settings = folder.write(into, model, job, tokenizer=tokenizer, image_shape=image_shape)
+        page = card.text(about or About(), job, trial=name, step=found, points=points, settings=settings)
+        (into / "README.md").write_text(page, "utf-8")
+        return settings | {"difference": _difference(into, model, job, tokenizer, image_shape)}
+
+    settings = _whole(dest, write, needed=sum(values.nbytes for values in weights.values()))
+    return {
+        "trial": name,
+        "step": found,
+        "path": str(dest),
+        "task": job.task,
+        "width": settings["width"],
+        "head": bool(settings["head"]),
+        "trust_remote_code": job.task == "image",
+        "difference": settings["difference"],
+        "metrics": {key: point.value for key, point in card.judged(points).items()},
+        "remarks": remarks,
+    }
+
+
+def refuse_existing(dest: Path) -> None:
+    """Raises ValueError unless `dest` is not there, or is an empty folder."""
+    if dest.is_symlink() or (dest.exists() and not (dest.is_dir() and not any(dest.iterdir()))):
+        raise ValueError(f"{dest} is there already, and nothing is overwritten; name a new folder, such as {dest}-2")
+
+
+def _job(place: storage.Storage, source: Path, remote: str | None) -> JobConfig:
+    """The trial's job, computed on one CPU: how it was computed says nothing of the encoder."""
+    text = place.read("job.json")
+    if text is None:
+        raise ValueError(
+            f"{remote or source} holds no trial: it has no job.json; name a folder that python -m jobs.train --into "
+            "has made, or RUN/trials/ID"
+        )
+    job = JobConfig.model_validate_json(text)
+    execution = Execution(device="cpu", checkpoint_every=job.execution.checkpoint_every)
+    return job.model_copy(update={"execution": execution})
+
+
+def _inputs(place: storage.Storage, job: JobConfig) -> tuple[Any, tuple[int, int, int] | None]:
+    """The tokenizer, or the shape of the images: what a job's data decide about its encoder."""
+    if job.task == "image":
+        examples = data.train_examples(job)
+        assert isinstance(examples, data.ImageExamples)
+        return None, examples.image_shape
+    result = place.read(trial.RESULT)
+    if job.model.name in (None, "bert") and result is not None:
+        trained_on = json.loads(result)["hashes"]["data"]
+        if data.fingerprint(job) != trained_on:
+            raise ValueError(
+                f"data.train = '{job.data.train}' or the rows it was judged on have changed since this trial was "
+                "trained, and its vocabulary is made of them; bring back the rows that it was trained on"
+            )
+    return data.tokenizer_for(job), None
+
+
+def _fill(model: ContrastiveModel, weights: dict[str, Tensor], name: str) -> None:
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise ValueError(
+            f"the checkpoint of trial {name} is not of the encoder that its job and its data describe "
+            f"({lines[min(1, len(lines) - 1)].strip()}); bring back the data and the encoder that it was trained from"
+        ) from error
+
+
+@torch.no_grad()
+def _difference(
+    written: Path, model: ContrastiveModel, job: JobConfig, tokenizer: Any, image_shape: tuple[int, int, int] | None
+) -> float:
+    """How far the embeddings of `written` are from the model's, at most. Raises RuntimeError if that is too far."""
+    inputs: dict[str, Tensor]
+    if image_shape is None:
+        texts = [" ".join([text] * repeats) for repeats in (1, 2, job.data.max_tokens) for text in SENTENCES]
+        given: Any = texts
+        tokens = tokenizer(texts, truncation=True, max_length=job.data.max_tokens)["input_ids"]
+        rows = [torch.tensor(ids) for ids in tokens]
+        pad = torch.nn.utils.rnn.pad_sequence
+        inputs = {
+            "input_ids": pad(rows, batch_first=True, padding_value=tokenizer.pad_token_id),
+            "attention_mask": pad([torch.ones_like(ids) for ids in rows], batch_first=True),
+        }
+    else:
+        channels, height, width = image_shape
+        given = np.random.default_rng(0).integers(0, 256, (8, height, width, channels), np.uint8)
+        # As Images gives them: a copy in another memory layout is rounded otherwise by a convolution.
+        inputs = {
+            "pixel_values": standardised(torch.from_numpy(np.ascontiguousarray(given.transpose(0, 3, 1, 2))) / 255)
+        }
+    hidden = model.encode(inputs)
+    expected = (model.project(hidden) if job.evaluate.head else hidden).float().numpy()
+    with _no_bytecode():
+        found = _embed_of(written)(given)
+    difference = float(np.abs(found - expected).max())
+    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise RuntimeError(f"the exported encoder differs from the trial's by {difference:.2g}; please report this")
+    return difference
+
+
+@contextlib.contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Import inside without a trace: compiled files would be left in the folder, and name where they were made."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
+
+
+def _embed_of(written: Path) -> Any:
+    """What `load` of the folder's own embed.py gives."""
+    spec = importlib.util.spec_from_file_location("exported_embed", written / "embed.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load(written)
+
+
+def _whole(dest: Path, write: Any, *, needed: int) -> dict[str, Any]:
+    """Make the folder `dest` in one piece: written aside, fsynced, renamed."""
+    parent, name = dest.absolute().parent, dest.absolute().name
+    storage.clean_asides(parent, name)
+    aside = storage.aside_of(parent, name)
+
+    def undo() -> None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+    with storage.room(f"export to {dest}", needed=needed, folder=parent, undo=undo):
+        aside.mkdir(parents=True)
+        settings: dict[str, Any] = write(aside)
+        for path in sorted(aside.rglob("*"), reverse=True):
+            manifest.fsync(path)
+        manifest.fsync(aside)
+        refuse_existing(dest)
+        aside.rename(dest)  # over an empty folder, and never over one that is not
+        manifest.fsync(parent)
+    return settings

@@ -1,0 +1,52 @@
+"""`python -m jobs.export TRIAL_FOLDER DEST`: write a trained encoder as a folder that transformers loads.
+
+Prints one line of JSON and ends with 0; or says what is wrong and ends with 2 if a person can mend it by what they ask
+for, with 1 if a disk is full or a bucket cannot be reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status for these command-line arguments."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.export", description="Write a trained encoder as a folder.")
+    parser.add_argument("trial", type=Path, help="a trial's folder, such as RUN/trials/ID or the --into of jobs.train")
+    parser.add_argument("dest", type=Path, help="a folder that is not there yet, or is empty")
+    parser.add_argument("--remote", metavar="URI", help="where the trial's files are kept; TRIAL then is a work folder")
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step, and not the newest")
+    parser.add_argument("--question", help="for the model card, as are --run and --arm")
+    parser.add_argument("--run")
+    parser.add_argument("--arm")
+    options = parser.parse_args(arguments)
+    from jobs.export import About, export
+    from jobs.storage import StorageFull
+
+    _be_quiet()
+    about = About(question=options.question, run=options.run, arm=options.arm)
+    try:
+        done = export(options.trial, options.dest, remote=options.remote, step=options.step, about=about)
+    except (StorageFull, ConnectionError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(json.dumps(done) + "\n")
+    return 0
+
+
+def _be_quiet() -> None:
+    """What transformers tells of loading and saving would hide what is told here."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""The README of an exported folder: what the encoder is, how it was judged, and code that gives its embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.config import JobConfig
+from jobs.models.encoders import BUILT
+from jobs.trial import Point
+
+POOLED = {
+    "cls": "the first token",
+    "mean": "the mean over tokens",
+    "first_last": "the mean over tokens of the first and the last layer",
+    "map": "the mean over places",
+}
+HEAD = {False: ", before the projection head", True: ", after the projection head"}
+
+
+LICENCE = """\
+The code in this folder is under the Apache License 2.0. No licence of the weights is known: it depends on the data, and
+on the encoder that training began with, if there was one."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a trial does not know of itself."""
+
+    question: str | None = None
+    run: str | None = None
+    arm: str | None = None
+
+
+TIMED = ("samples_per_second", "peak_memory_mb")
+"""Keys of points that say how it was computed, and not how good it is."""
+
+
+def text(
+    about: About, job: JobConfig, *, trial: str, step: int, points: list[Point], settings: Mapping[str, Any]
+) -> str:
+    """The page. points: the trial's, up to `step`; settings: what embedding.json says.
+
+    It names no path of this machine, and no licence of the weights.
+    """
+    task = "sentence-similarity" if job.task == "sentence" else "image-feature-extraction"
+    code = _sentence_code(settings) if job.task == "sentence" else _image_code(settings)
+    given = "texts" if job.task == "sentence" else "images"
+    own = ["from embed import load  # embed.py of this folder", f'embeddings = load("this/folder")({given})']
+    parts = [
+        f"---\nlibrary_name: sentence-transformers\npipeline_tag: {task}\n---",
+        f"# {job.task.capitalize()} encoder" + (f": {about.arm}" if about.arm else ""),
+        about.question,
+        _table({"": ""} | _facts(about, job, trial, step, settings)),
+        _metrics(job, points),
+        "## How to load it",
+        _given(settings),
+        *("\n".join(["```python", *lines, "```"]) for lines in (*code, own)),
+        _remarks(settings),
+        LICENCE,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def judged(points: list[Point]) -> dict[str, Point]:
+    """The newest value of each metric."""
+    return {point.key: point for point in points if not point.key.startswith("train/") and point.key not in TIMED}
+
+
+def _facts(about: About, job: JobConfig, trial: str, step: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    name = job.model.name or {"image": "vit", "sentence": "bert"}[job.task]
+    folder = Path(name).is_absolute() or Path(name).exists()
+    rows = {
+        "run": about.run,
+        "arm": about.arm,
+        "trial": f"{trial}, stage {job.stage}, seed {job.seed}",
+        "step": f"{step:,} of {job.steps:,}",
+        "encoder": f"{name}, from nothing" if name in BUILT else f"{Path(name).name if folder else name}, fine-tuned",
+        "embedding": f"{settings['width']} columns: {POOLED[settings['pooling']]}{HEAD[bool(settings['head'])]}",
+        "loss": f"{job.loss.name}, temperature {job.loss.temperature}, {job.batch.size} pairs a batch",
+    }
+    return {key: value for key, value in rows.items() if value}
+
+
+def _metrics(job: JobConfig, points: list[Point]) -> str:
+    found = judged(points)
+    if not found:
+        return "It has not been judged yet."
+    values = {key: f"{point.value:.4f}, at step {point.step:,}" for key, point in found.items()}
+    return _table({f"judged on data.{job.stage}": "value"} | values)
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    lines = [f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items()]
+    return "\n".join([lines[0], "| --- | --- |", *lines[1:]])
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _given(settings: Mapping[str, Any]) -> str:
+    if settings["task"] == "sentence":
+        return f"`texts` is a list of sentences; what is beyond {settings['max_tokens']} tokens is cut."
+    channels, height, width = settings["image_shape"]
+    return (
+        f"`images` is a numpy array, uint8 [n, {height}, {width}, {channels}]. Pixels from 0 to 255 are scaled to "
+        "[-1, 1]; `preprocessor_config.json` says the same."
+    )
+
+
+def _sentence_code(settings: Mapping[str, Any]) -> list[list[str]]:
+    options = "".join(f", {key}={value}" for key, value in settings["load"].items())
+    pooled = {
+        "cls": ["embeddings = output.last_hidden_state[:, 0]"],
+        "mean": ["states = output.last_hidden_state"],
+        "first_last": ["states = (output.hidden_states[1] + output.last_hidden_state) / 2"],
+    }[settings["pooling"]]
+    mean = ['mask = tokens["attention_mask"][..., None]', "embeddings = (states * mask).sum(1) / mask.sum(1)"]
+    states = ", output_hidden_states=True" if settings["pooling"] == "first_last" else ""
+    return [
+        [
+            "from sentence_transformers import SentenceTransformer",
+            'embeddings = SentenceTransformer("this/folder").encode(texts)',
+        ],
+        [
+            "from transformers import AutoModel, AutoTokenizer",
+            'tokenizer = AutoTokenizer.from_pretrained("this/folder")',
+            'tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")',
+            f'output = AutoModel.from_pretrained("this/folder"{options})(**tokens{states})',
+            *pooled,
+            *(mean if settings["pooling"] != "cls" else []),
+        ],
+    ]
+
+
+def _image_code(settings: Mapping[str, Any]) -> list[list[str]]:
+    options = "".join(f", {key}={value}" for key, value in settings["load"].items())
+    scaled = "(torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5"
+    patches = f"[:, {settings['prefix_tokens']}:].mean(1)"
+    pooled = {
+        "cls": ["embeddings = encoder(pixels).last_hidden_state[:, 0]"],
+        "map": ["embeddings = encoder(pixels).last_hidden_state.mean((2, 3))"],
+        "mean": [f"embeddings = encoder(pixels).last_hidden_state{patches}"],
+        "first_last": [
+            "output = encoder(pixels, output_hidden_states=True)",
+            f"embeddings = ((output.hidden_states[1] + output.last_hidden_state) / 2){patches}",
+        ],
+    }[settings["pooling"]]
+    return [
+        [
+            "from sentence_transformers import SentenceTransformer",
+            'encoder = SentenceTransformer("this/folder", trust_remote_code=True)',
+            'embeddings = encoder.encode([{"image": image} for image in images])  # or PIL images',
+        ],
+        [
+            "import torch, transformers",
+            f'encoder = transformers.AutoModel.from_pretrained("this/folder"{options})',
+            f"pixels = {f'({scaled}).double()' if settings['precision'] == 'fp64' else scaled}",
+            *pooled,
+        ],
+    ]
+
+
+def _remarks(settings: Mapping[str, Any]) -> str:
+    said = ["Embeddings are not normalised; the encoder was trained for cosine similarity."]
+    if settings["head"]:
+        said.append("AutoModel gives what goes into the projection head; the others apply it, as the trial was judged.")
+    if settings["precision"] == "bf16":
+        said.append(
+            "It was judged under `torch.autocast(device, torch.bfloat16)`, as embed.py computes; put the others inside."
+        )
+    return " ".join(said)

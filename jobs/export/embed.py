@@ -1,0 +1,179 @@
+"""The embeddings of the encoder in this folder, as they were judged. Needs numpy, torch and transformers, nothing else.
+
+    from embed import load
+
+    embed = load("this/folder")
+    embed(["a sentence", "another one"])      # float32 [n, width]; of images: uint8 [n, H, W] or [n, H, W, C]
+
+They are not normalised. On a GPU where there is one; cosine similarity is what the encoder was trained for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import types
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file  # comes with transformers
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+
+BATCH = 256
+"""Rows encoded at once."""
+
+
+def load(folder: str | Path) -> Callable[[list[str] | np.ndarray], np.ndarray]:
+    """A function from sentences, or from images as uint8 [n, H, W] or [n, H, W, C], to embeddings float32 [n, width].
+
+    It raises TypeError or ValueError for inputs of another kind or size.
+    """
+    encoder = Encoder(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(folder) if encoder.settings["task"] == "sentence" else None
+
+    def embed(inputs: list[str] | np.ndarray) -> np.ndarray:
+        batches = _of_pixels(encoder, inputs) if tokenizer is None else _of_tokens(encoder, tokenizer, inputs)
+        return _embedded(encoder, len(inputs), batches)
+
+    return embed
+
+
+class Encoder(nn.Module):
+    """The encoder, its pooling and the head, if it was judged with one; in evaluation mode."""
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.settings = json.loads((Path(folder) / "embedding.json").read_text("utf-8"))
+        self.model = _model(Path(folder), self.settings)
+        self.head = nn.Sequential(*_head(Path(folder), self.settings["head"]))
+        self.eval()
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Embeddings [n, width]. inputs: pixel_values; or input_ids and attention_mask, padded on the right."""
+        with self._autocast():
+            embedded: Tensor = self.head(self.pooled(inputs))
+        return embedded
+
+    def pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What the head is given [n, hidden]."""
+        with self._autocast():
+            return self._pooled_image(inputs) if "pixel_values" in inputs else self._pooled_sentence(inputs)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        bf16 = self.settings["precision"] == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
+
+    def _pooled_sentence(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        last, first = self._states(inputs)
+        if self.settings["pooling"] == "cls":
+            return last[:, 0]
+        states = last if first is None else (first + last) / 2
+        mask = inputs["attention_mask"].to(states.dtype)
+        return torch.einsum("nlc,nl->nc", states, mask) / mask.sum(1, keepdim=True)
+
+    def _pooled_image(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        last, first = self._states({"pixel_values": inputs["pixel_values"].to(self.model.dtype)})
+        if self.settings["pooling"] == "map":
+            return last.mean((2, 3))
+        if self.settings["pooling"] == "cls":
+            return last[:, 0]
+        states = last if first is None else (first + last) / 2
+        return states[:, self.settings["prefix_tokens"] :].mean(1)
+
+    def _states(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Output of the last layer, and of the first if the pooling wants it."""
+        if self.settings["pooling"] != "first_last":
+            return self.model(**inputs).last_hidden_state, None
+        output = self.model(**inputs, output_hidden_states=True)
+        return output.last_hidden_state, output.hidden_states[1]
+
+
+def pixel_values(images: np.ndarray, image_shape: tuple[int, int, int] | list[int]) -> Tensor:
+    """What an encoder of images takes, float32 [n, C, H, W] in [-1, 1]. images: uint8 [n, H, W] or [n, H, W, C]."""
+    channels, height, width = image_shape
+    if images.dtype != np.uint8:
+        raise TypeError(f"pixels are {images.dtype}; give uint8, 0 to 255")
+    images = np.ascontiguousarray(images)
+    if images.ndim == 3:
+        images = images.reshape(*images.shape, 1)  # a new axis has another stride, and is rounded otherwise
+    if images.shape[1:] != (height, width, channels):
+        raise ValueError(
+            f"images are {' x '.join(map(str, images.shape[1:]))}; this encoder knows {height} x {width} x {channels} "
+            "(height, width, channels): resize them first"
+        )
+    unit = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))) / 255
+    return (unit - 0.5) / 0.5
+
+
+def _of_pixels(encoder: Encoder, images: Any) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+    """Rows and inputs of each batch."""
+    if not isinstance(images, np.ndarray):
+        raise TypeError(f"images are a {type(images).__name__}; give a numpy array uint8 [n, H, W] or [n, H, W, C]")
+    for start in range(0, len(images), BATCH):
+        rows = slice(start, start + BATCH)
+        yield rows, {"pixel_values": pixel_values(images[rows], encoder.settings["image_shape"])}
+
+
+def _of_tokens(encoder: Encoder, tokenizer: Any, texts: Any) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+    """Rows and inputs of each batch, of sentences that are about equally long."""
+    if isinstance(texts, str):
+        raise TypeError("this is one sentence; give a list of them")
+    tokens: list[list[int]] = []
+    if len(texts):
+        tokens = tokenizer(list(texts), truncation=True, max_length=encoder.settings["max_tokens"])["input_ids"]
+    order = np.argsort([len(ids) for ids in tokens], kind="stable")
+    for start in range(0, len(order), BATCH):
+        rows = order[start : start + BATCH]
+        chosen = [torch.tensor(tokens[row], dtype=torch.int64) for row in rows]
+        pad = nn.utils.rnn.pad_sequence
+        yield (
+            rows,
+            {
+                "input_ids": pad(chosen, batch_first=True, padding_value=tokenizer.pad_token_id),
+                "attention_mask": pad([torch.ones_like(ids) for ids in chosen], batch_first=True),
+            },
+        )
+
+
+@torch.inference_mode()
+def _embedded(encoder: Encoder, n: int, batches: Iterable[tuple[Any, dict[str, Tensor]]]) -> np.ndarray:
+    out = np.empty((n, encoder.settings["width"]), np.float32)
+    for rows, inputs in batches:
+        embedded = encoder({name: values.to(encoder.device) for name, values in inputs.items()})
+        out[rows] = embedded.float().cpu().numpy()
+    return out
+
+
+def _model(folder: Path, settings: Mapping[str, Any]) -> Any:
+    if settings["code"] is None:
+        return AutoModel.from_pretrained(folder, **settings["load"])
+    # Imported where it lies: AutoModel would copy it to a cache in the home folder, which may not be writable.
+    package = types.ModuleType(f"encoder_{uuid.uuid4().hex}")
+    package.__path__ = [str(folder)]
+    sys.modules[package.__name__] = package
+    file, _, name = settings["code"].partition(".")
+    return getattr(importlib.import_module(f"{package.__name__}.{file}"), name).from_pretrained(folder)
+
+
+def _head(folder: Path, names: Iterable[str]) -> Iterator[nn.Module]:
+    """The linear maps in these folders of sentence-transformers, and what follows each of them."""
+    for name in names:
+        weights = load_file(folder / name / "model.safetensors")
+        out, width = weights["linear.weight"].shape
+        linear = nn.Linear(width, out, dtype=weights["linear.weight"].dtype)
+        linear.load_state_dict({key.removeprefix("linear."): value for key, value in weights.items()})
+        yield linear
+        if json.loads((folder / name / "config.json").read_text("utf-8"))["activation_function"].endswith("ReLU"):
+            yield nn.ReLU()
