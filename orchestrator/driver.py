@@ -138,7 +138,7 @@ def _drive(
     execution: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> int:
-    from orchestrator import report, tracking
+    from orchestrator import publish, report, tracking
 
     readiness.check_tracking(folder, offline=options.offline)
     grace_s = readiness.grace_s()
@@ -169,13 +169,14 @@ def _drive(
                 raise session.broken
             _tell_who_waits(ledger, folder, progress)
             if not session.storage_full:
-                answer = report.write(ledger, folder.report)
-                progress.answer(report.table(answer))
+                found = report.write(ledger, folder.report)
+                progress.answer(report.table(found))
             if projection is not None:
-                if not session.storage_full:
-                    tags = {"verdict": answer["sentence"], "question": answer["question"]}
-                    projection.log_report(folder.report, report.note(answer), tags=tags)
-                if not projection.stop(timeout_s=60):
+                if session.storage_full:
+                    told = projection.stop(timeout_s=publish.TELL_S)
+                else:
+                    told = publish.answer(projection, ledger, folder, found, say=progress.say)
+                if not told:
                     behind = f"MLflow is behind ({projection.last_error})"
                     progress.say(f"{behind}; catch up: orchestrator resume {folder.quoted}")
             folder.check_in(began)

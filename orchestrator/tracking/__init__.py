@@ -4,7 +4,7 @@ MLflow is imported inside functions: it takes seconds, which a thread spends whi
 """
 
 from .encoders import Encoder
-from .projection import Projection
+from .projection import LOGGED, MOVED, Projection
 from .store import (
     UI_ENVIRONMENT,
     TrackingUnavailable,
@@ -18,6 +18,8 @@ from .store import (
 )
 
 __all__ = [
+    "LOGGED",
+    "MOVED",
     "UI_ENVIRONMENT",
     "Encoder",
     "Projection",

@@ -6,6 +6,7 @@ again adds nothing, and what a kill left half is made anew.
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 import warnings
@@ -65,8 +66,9 @@ def tell(client: MlflowClient, experiment: str, run: Run, encoder: Encoder, para
 
 def save(encoder: Path, folder: Path, *, model_id: str | None = None) -> None:
     """Write an exported encoder as a folder in MLflow's format."""
-    # MLflow warns of type hints of its own, and of those that `served.Encoder.predict` has not.
+    # MLflow warns of type hints of its own, and of a signature that it cannot infer: an encoder takes rows of any size.
     warnings.filterwarnings("ignore", message=r"(?s).*type hints? ")
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
     import mlflow
 
     mlflow.pyfunc.save_model(

@@ -32,6 +32,9 @@ REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
 LONGEST_WAIT_S = 30.0
 """Between two attempts to reach an MLflow that is away."""
 
+MOVED, LOGGED = "tracking_moved", "encoder_logged"
+"""Kinds of events: another store has to be told everything; an encoder is in this one."""
+
 TRIAL_STATUS = {"queued": "SCHEDULED", "running": "RUNNING", "done": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 RUN_STATUS = {"planned": "SCHEDULED", "running": "RUNNING", "stopped": "KILLED", "done": "FINISHED"}
 
@@ -193,7 +196,7 @@ class Projection:
         """A client, with the experiment, the parent run and what there is of nested runs settled."""
         client, run = connect(self._uri), self._ledger.run
         if run.mlflow_run_id and _run(client, run.mlflow_run_id) is None:
-            self._ledger.event("tracking_moved", "this MLflow store does not have the run; it is told everything")
+            self._ledger.event(MOVED, "this MLflow store does not have the run; it is told everything")
             self._ledger.unproject()
             run = self._ledger.run
         experiment = self._experiment(client, run)
@@ -330,7 +333,8 @@ class Projection:
         while self._encoders:
             encoder = self._encoders[0]
             made = replace(encoder, trial=self._ledger.trial(encoder.trial.id))
-            encoders.tell(client, self._experiment_id, run, made, dict(told.flat(encoder.trial.job)))
+            model = encoders.tell(client, self._experiment_id, run, made, dict(told.flat(encoder.trial.job)))
+            self._ledger.event(LOGGED, f"the best encoder of {made.trial.arm} is MLflow's model {model}", made.trial.id)
             self._encoders.remove(encoder)
 
 

@@ -1,0 +1,82 @@
+"""What MLflow is told once there is an answer: the report, the verdict in a few lines, and every arm's best encoder.
+
+Nothing here may cost the run its answer: what cannot be told is said, and the next `resume` tries again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from orchestrator import export, report, tracking
+from orchestrator.ledger import Ledger, Trial
+from orchestrator.readiness import InfrastructureMissing
+from orchestrator.runs import RunError, RunFolder
+
+TELL_S = 60.0
+"""How long MLflow may take for what is left when a session ends."""
+
+ENCODER_S = 60.0
+"""How much longer for each encoder, whose files may be large."""
+
+AT_ONCE = 2
+"""Encoders exported at once: each is a process that loads torch."""
+
+
+def answer(
+    projection: tracking.Projection,
+    ledger: Ledger,
+    folder: RunFolder,
+    found: dict[str, Any],
+    *,
+    say: Callable[[str], None],
+) -> bool:
+    """Tell MLflow the answer `found` of a run, and wait for it. Returns whether it has been told everything."""
+    tags = {"verdict": found["sentence"], "question": found["question"]}
+    projection.log_report(folder.report, report.note(found), tags=tags)
+    with tempfile.TemporaryDirectory(prefix="orchestrator-encoders-") as scratch:
+        encoders = _exported(ledger, folder, Path(scratch), say) if found["state"] == "done" else []
+        projection.log_encoders(encoders)
+        return projection.stop(timeout_s=TELL_S + ENCODER_S * len(encoders))
+
+
+def _exported(ledger: Ledger, folder: RunFolder, scratch: Path, say: Callable[[str], None]) -> list[tracking.Encoder]:
+    """The best encoder of each arm, written by processes of their own, but for those that MLflow has."""
+    wanted = list(_wanted(ledger, folder))
+    if not wanted:
+        return []
+    say(f"exporting the best encoder of {len(wanted)} arm{'s' if len(wanted) > 1 else ''} for MLflow")
+
+    def write(number: int, trial: Trial) -> tracking.Encoder | str:
+        place = scratch / str(number)
+        try:
+            export.export(folder, trial.id, place)
+        except (RunError, InfrastructureMissing, RuntimeError) as error:
+            return f"the encoder of {trial.arm} is not logged in MLflow: {error}"
+        return tracking.Encoder(trial, place)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        written: Sequence[tracking.Encoder | str] = list(pool.map(write, range(len(wanted)), wanted))
+    for one in written:
+        if isinstance(one, str):
+            say(f"note: {one}")
+    return [one for one in written if not isinstance(one, str)]
+
+
+def _wanted(ledger: Ledger, folder: RunFolder) -> Iterator[Trial]:
+    run, trials = ledger.run, ledger.trials()
+    told: set[str | None] = set()
+    for event in ledger.events():
+        if event.kind == tracking.MOVED:
+            told.clear()
+        elif event.kind == tracking.LOGGED:
+            told.add(event.trial)
+    for arm in dict.fromkeys(trial.arm for trial in trials if trial.stage == "confirm"):
+        with contextlib.suppress(RunError):  # none of its confirm trials ended well: there is no encoder to log
+            trial, _ = export.choose(run, trials, arm, folder)
+            if trial.id not in told:
+                yield trial

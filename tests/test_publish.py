@@ -1,0 +1,104 @@
+"""What MLflow has after a sweep, told by a real driver: the note, the data, a model for each arm, and once only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from real import SWEEP, call
+
+from orchestrator import export
+from orchestrator.runs import RunFolder
+from orchestrator.tracking import LOGGED, embedded_uri, runs_of
+from orchestrator.tracking.store import connect
+
+LOAD = """
+import sys, mlflow, numpy as np
+sys.modules["jobs"] = sys.modules["orchestrator"] = None
+mlflow.set_tracking_uri(sys.argv[1])
+pixels = np.load(sys.argv[3])
+np.save(sys.argv[4], mlflow.pyfunc.load_model(f"models:/{sys.argv[2]}").predict(pixels))
+"""
+"""In a process that cannot import this project."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished sweep in runs/small, launched twice."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "sweep.toml").write_text(SWEEP)
+    first = call("launch", "sweep.toml", cwd=folder)
+    again = call("launch", "sweep.toml", cwd=folder)
+    assert "exporting the best encoder of 2 arms" in first
+    assert "exporting" not in again, "MLflow has them"
+    return folder
+
+
+def models(home: Path) -> list[Any]:
+    client = connect(embedded_uri(home / "runs"))
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    return list(client.search_logged_models([experiment.experiment_id]))
+
+
+@pytest.mark.slow
+def test_every_arm_has_its_best_encoder_once_and_the_ledger_says_so(home: Path) -> None:
+    """Mutant check: forgetting what was logged exports again; taking the first trial in place of the best fails too."""
+    folder = RunFolder(home / "runs" / "small")
+    with contextlib.closing(folder.open()) as ledger:
+        best = {arm: export.choose(ledger.run, ledger.trials(), arm, folder)[0] for arm in ("infonce", "flatnce")}
+        events = ledger.events(LOGGED)
+    found = {model.tags["arm"]: model for model in models(home)}
+    assert {arm: model.tags["orchestrator.trial"] for arm, model in found.items()} == {a: t.id for a, t in best.items()}
+    assert len(models(home)) == len(events) == 2
+    assert {arm: model.source_run_id for arm, model in found.items()} == {a: t.mlflow_run_id for a, t in best.items()}
+
+
+@pytest.mark.slow
+def test_a_model_of_mlflow_gives_the_embeddings_of_the_export_without_this_project(home: Path, tmp_path: Path) -> None:
+    (model,) = [one for one in models(home) if one.tags["arm"] == "flatnce"]
+    pixels = np.random.default_rng(0).integers(0, 17, (5, 8, 8)).astype(np.uint8)
+    np.save(tmp_path / "pixels.npy", pixels)
+    command = [sys.executable, "-W", "ignore", "-c", LOAD, embedded_uri(home / "runs"), model.model_id]
+    files = [str(tmp_path / "pixels.npy"), str(tmp_path / "out.npy")]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*command, *files], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    call("export", "runs/small", "flatnce", str(tmp_path / "encoder"), cwd=home)
+    sys.path.insert(0, str(tmp_path / "encoder"))
+    try:
+        import embed  # type: ignore[import-not-found]
+
+        ours = embed.load(tmp_path / "encoder")(pixels)
+    finally:
+        sys.path.remove(str(tmp_path / "encoder"))
+        sys.modules.pop("embed", None)
+    np.testing.assert_allclose(np.load(files[1]), ours, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_sweeps_run_says_the_verdict_and_every_run_its_data(home: Path) -> None:
+    with contextlib.closing(RunFolder(home / "runs" / "small").open()) as ledger:
+        uuid = ledger.uuid
+    client = connect(embedded_uri(home / "runs"))
+    for run in runs_of(embedded_uri(home / "runs"), uuid):
+        inputs = client.get_run(run["run_id"]).inputs
+        assert inputs is not None
+        names = {(one.tags[0].value, one.dataset.name) for one in inputs.dataset_inputs}
+        assert ("training", "digits[:300]") in names
+        if run["kind"] == "sweep":
+            assert {("tune", "digits[300:400]"), ("confirm", "digits[400:500]")} < names
+            assert run["tags"]["verdict"] in run["tags"]["mlflow.note.content"]
+            assert "| flatnce - infonce |" in run["tags"]["mlflow.note.content"]
+        else:
+            stage = run["tags"]["stage"]
+            assert run["tags"]["mlflow.note.content"].startswith(f"**{run['tags']['arm']}**, {stage} stage")
+            assert {key for key in run["metrics"] if key.startswith("system/")} >= {"system/memory_usage_megabytes"}
