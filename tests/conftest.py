@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from browser import chromium
 from ledgers import Begin, Run, Written, start, tuned
+from real import SWEEP, TRIALS, call
 from servers import postgres_server
 
 if TYPE_CHECKING:
@@ -37,6 +38,18 @@ def forkserver() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch.distributed", "jobs.losses", "jobs.models", "jobs.evaluate"])
     return context
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which a sweep was run to its end, in runs/small. For everybody: nothing in it may change."""
+    home = tmp_path_factory.mktemp("finished")
+    (home / "sweep.toml").write_text(SWEEP)
+    said = call("launch", "sweep.toml", cwd=home)
+    assert f"[{TRIALS}/{TRIALS}]" in said
+    assert "flatnce - infonce" in said
+    assert "orchestrator ui runs/small" in said
+    return home
 
 
 @pytest.fixture(scope="module")

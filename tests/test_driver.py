@@ -11,18 +11,6 @@ from orchestrator import tracking
 from orchestrator.driver import execution_overrides
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which a sweep was run to its end, in runs/small."""
-    home = tmp_path_factory.mktemp("finished")
-    (home / "sweep.toml").write_text(SWEEP)
-    said = call("launch", "sweep.toml", cwd=home)
-    assert f"[{TRIALS}/{TRIALS}]" in said
-    assert "flatnce - infonce" in said
-    assert "orchestrator ui runs/small" in said
-    return home
-
-
 def test_status_compare_mlflow_and_parquet_agree_on_every_number(finished: Path) -> None:
     stood = status(finished)
     assert stood["state"] == "done"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from real import SWEEP, call
+from real import call
 
 from orchestrator import export
 from orchestrator.runs import RunFolder
@@ -29,15 +29,10 @@ np.save(sys.argv[4], mlflow.pyfunc.load_model(f"models:/{sys.argv[2]}").predict(
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished sweep in runs/small, launched twice."""
-    folder = tmp_path_factory.mktemp("home")
-    (folder / "sweep.toml").write_text(SWEEP)
-    first = call("launch", "sweep.toml", cwd=folder)
-    again = call("launch", "sweep.toml", cwd=folder)
-    assert "exporting the best encoder of 2 arms" in first
-    assert "exporting" not in again, "MLflow has them"
-    return folder
+def home(finished: Path) -> Path:
+    """A folder with a finished sweep in runs/small, launched once more."""
+    assert "exporting" not in call("launch", "sweep.toml", cwd=finished), "MLflow has them"
+    return finished
 
 
 def models(home: Path) -> list[Any]:

@@ -336,7 +336,7 @@ def test_tuning_is_told_per_arm(written: Written) -> None:
 class Page(HTMLParser):
     """What a browser would load or run, and whether every tag is closed."""
 
-    VOID = frozenset({"meta", "br", "img", "link", "input", "hr"})
+    VOID = frozenset({"meta", "br", "img", "link", "input", "hr", "wbr"})
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -25,6 +25,7 @@ class Tables(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
+        self.inside = False
         self.found: list[Table] = []
         self.feed(html)
 
@@ -34,10 +35,14 @@ class Tables(HTMLParser):
         elif tag == "tr":
             self.found[-1].append([])
         elif tag in ("th", "td"):
+            self.inside = True
             self.found[-1][-1].append("")
 
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag not in ("th", "td")
+
     def handle_data(self, data: str) -> None:
-        if self.found and self.lasttag in ("th", "td") and data.strip():
+        if self.inside:
             self.found[-1][-1][-1] += data
 
 

@@ -44,7 +44,9 @@ def blocks(answer: Json, plots: Sequence[Plot], sweep: Json, columns: Sequence[t
         _terms(answer),
         tables.comparisons(answer),
         *_picture(plots, "differences"),
-        *_arms(answer, plots),
+        tables.arms(answer),
+        *_picture(plots, "curves"),
+        *_more(answer, plots),
         *_reading(READING),
         Heading("What ran"),
         *tables.trials(answer),
@@ -64,10 +66,12 @@ def blocks_of_several(
         *(block for one in runs for block in _by_plan(one)),
         Heading("All arms"),
         _terms(answer),
-        *_arms(answer, plots),
+        tables.arms(answer),
+        *_picture(plots, "curves"),
         Heading("Across runs"),
         *([tables.comparisons(answer)] if answer["comparisons"] else [Paragraph(answer["sentence"])]),
         *_picture(plots, "differences"),
+        *_more(answer, plots),
         *_reading(READING + READING_ACROSS),
         Heading("What ran"),
         *(block for one in runs for block in (Paragraph(f"{one['name']}:"), *tables.trials(one))),
@@ -89,7 +93,7 @@ def subtitle_of_several(answer: Json) -> str:
 
 
 def _by_plan(one: Json) -> Iterator[Block]:
-    yield Paragraph(f"{one['name']}: {one['question']} {one['sentence']}")
+    yield Paragraph(f"{one['name']}: {one['question']}")
     yield tables.comparisons(one)
     if one["notes"]:
         yield Bullets(one["notes"], warning=True)
@@ -102,9 +106,7 @@ def _terms(answer: Json) -> Paragraph:
     return Paragraph(f"{answer['metric']}: {goal} is better{matters}. Confirm seeds: {seeds}.")
 
 
-def _arms(answer: Json, plots: Sequence[Plot]) -> Iterator[Block]:
-    yield tables.arms(answer)
-    yield from _picture(plots, "curves")
+def _more(answer: Json, plots: Sequence[Plot]) -> Iterator[Block]:
     yield Heading("Cost")
     yield from tables.cost(answer)
     yield from _picture(plots, "cost")

@@ -5,11 +5,15 @@ Everything from a sweep or a ledger is escaped; the page loads nothing and runs 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from orchestrator.report.blocks import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
+
+LONG = 24
+"""Characters from which a cell beside numbers is given room, so that these do not squeeze it."""
 
 STYLE = """
 :root { --paper: #fefefe; --ink: #1b1b1b; --muted: #5f5f5f; --line: #dcdcdc; --note: #fff6e0; }
@@ -18,7 +22,7 @@ STYLE = """
 }
 * { box-sizing: border-box; }
 html { color-scheme: light dark; -webkit-text-size-adjust: 100%; }
-body { margin: 0 auto; max-width: 50rem; padding: 2rem 1rem 4rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; max-width: 60rem; padding: 2rem 1rem 4rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .75rem; }
 h2 { font-size: 1.1rem; margin: 2.75rem 0 .5rem; padding-top: .6rem; border-top: 1px solid var(--line); }
@@ -27,13 +31,17 @@ h2 { font-size: 1.1rem; margin: 2.75rem 0 .5rem; padding-top: .6rem; border-top:
 .warning { background: var(--note); border-radius: .4rem; padding: .6rem 1rem .6rem 2rem; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 60%; }
+table.words td:last-child { overflow-wrap: anywhere; }
 th, td { padding: .35rem .8rem .35rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; color: var(--muted); vertical-align: bottom; }
+th { font-weight: 600; color: var(--muted); vertical-align: bottom; white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
+td.long { min-width: 14rem; }
+p, h1, ul { max-width: 48rem; }
 figure { margin: 1.75rem 0; max-width: 40rem; }
 figure svg { width: 100%; height: auto; display: block; }
 figure h3 { font-size: 1rem; margin: 0 0 .25rem; }
-pre { overflow-x: auto; padding: .75rem 1rem; border: 1px solid var(--line); border-radius: .4rem; font-size: .85rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .75rem 1rem; border: 1px solid var(--line);
+  border-radius: .4rem; font-size: .85rem; }
 """
 
 
@@ -97,14 +105,28 @@ def _folded(title: str, html: str) -> str:
 
 
 def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
+    text_only = words >= len(headings)
+
+    def kind(cell: str, column: int) -> str:
+        if column >= words:
+            return ' class="number"'
+        return ' class="long"' if len(cell) > LONG and not text_only else ""
+
     def cells(row: Sequence[str], tag: str) -> str:
-        kinds = ["" if k < words else ' class="number"' for k in range(len(row))]
-        return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, row, strict=True))
+        shown = [_breakable(escape(cell)) if text_only else escape(cell) for cell in row]
+        return "".join(f"<{tag}{kind(cell, k)}>{shown[k]}</{tag}>" for k, cell in enumerate(row))
 
     body = "\n".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     head = f"<thead><tr>{cells(headings, 'th')}</tr></thead>"
+    opening = '<table class="words">' if text_only else "<table>"
+    table = f"{opening}{head}\n<tbody>{body}</tbody></table>"
     # A table wider than a phone scrolls by itself; tabindex lets the keyboard scroll it too.
-    return f'<div class="scroll" tabindex="0"><table>{head}\n<tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll" tabindex="0">{table}</div>'
+
+
+def _breakable(html: str) -> str:
+    """A name such as packages.torch or negatives_per_anchor may continue on the next line where its parts meet."""
+    return re.sub(r"(?<=\w[._])(?=\w)", "<wbr>", html)
 
 
 def _markdown(block: Block) -> str:

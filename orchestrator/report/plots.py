@@ -34,6 +34,9 @@ from orchestrator.report.figure import (
 TOGETHER = 6
 """Arms that share one panel; more get a panel each, with the others grey behind it."""
 
+WIDE = 2 * "\u2003"
+"""Space that a browser does not make narrower."""
+
 NAMES = ("differences", "curves", "cost", "tuning")
 """Of the plots, and so of their files."""
 
@@ -101,8 +104,9 @@ def _differences(answer: Json) -> Figure:
         axes.plot([one["delta"]], [row + 0.28], "D", color=INK, markersize=4.5)
         verdict = f"{text.VERDICTS[one['verdict']]}, p = {text.probability(one['p_holm'])}"
         named = shorten(f"{one['a']} - {one['b']}", 62 - len(verdict))
-        axes.text(0, row - 0.27, named, transform=across, va="center")
-        axes.text(1, row - 0.27, verdict, transform=across, va="center", ha="right", color=MUTED)
+        box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}  # lines end where words are
+        axes.text(0, row - 0.27, named, transform=across, va="center", bbox=box)
+        axes.text(1, row - 0.27, verdict, transform=across, va="center", ha="right", color=MUTED, bbox=box)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
@@ -113,7 +117,7 @@ def _differences(answer: Json) -> Figure:
     margin = 0.06 * (high - low) or 1.0
     axes.set_xlim(low - margin, high + margin)
     left, right = ("worse", "better") if answer["mode"] == "max" else ("better", "worse")
-    axes.set_xlabel(f"← {left}     difference in {answer['metric']}     {right} →")
+    axes.set_xlabel(f"← {left}{WIDE}difference in {answer['metric']}{WIDE}{right} →")
     return figure
 
 

@@ -67,7 +67,7 @@ def cost(answer: Json) -> Iterator[Block]:
     rounded = ", rounded down to whole batches" if kind == "samples" else ""
     yield Paragraph(f"Held equal between the arms: {f'{given}{rounded}' if kind else f'nothing ({given})'}.")
     yield Grid(
-        ("arm", *budgets.KINDS.values(), "negatives per anchor", "ranks", "pairs/s", "rank-seconds", "peak MB"),
+        ("arm", *budgets.KINDS.values(), "negatives", "ranks", "pairs/s", "rank-seconds", "peak MB"),
         [
             (
                 arm["label"],
@@ -84,7 +84,7 @@ def cost(answer: Json) -> Iterator[Block]:
     yield Paragraph(
         "Pairs, steps, seconds and pairs/s are means over the confirm trials, with the lowest and highest where these "
         "differ; rank-seconds (CPU or GPU) are their sum, peak memory is the largest. A trial that diverged counts as "
-        "far as it went."
+        "far as it went. Negatives are those of one anchor."
     )
 
 
