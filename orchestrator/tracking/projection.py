@@ -206,7 +206,7 @@ class Projection:
         self._nested = self._adopt(client, experiment, run, recorded)
         parent = self._nested.pop(None, None)
         if parent is None:
-            tags = {**told.identity(run, "sweep"), "mlflow.note.content": str(run.sweep.get("question", ""))}
+            tags = {**told.identity(run, "sweep"), view.NOTE: str(run.sweep.get("question", ""))}
             start = int(run.created * 1000)
             parent = str(client.create_run(experiment, start, tags, run_name=run.name).info.run_id)
         if (experiment, parent) != (run.mlflow_experiment_id, run.mlflow_run_id):
@@ -322,12 +322,15 @@ class Projection:
             client.log_dict(parent, {"sweep": run.sweep, "environment": run.environment}, "sweep.json")
             now = int(run.created * 1000)
             metrics = [Metric(key, value, now, 0) for key, value in report.metrics.items()]
-            tags = {"mlflow.note.content": report.note, **report.tags}
+            tags = {view.NOTE: report.note, **report.tags}
             if data := told.datasets(*self._ledger.trials(state="done")):
                 client.log_inputs(parent, data)
             client.log_batch(
                 parent, metrics=metrics, tags=[RunTag(key, told.short(value)) for key, value in tags.items()]
             )
+            if verdict := report.tags.get("verdict"):
+                said = f"{run.sweep.get('question', '')} {verdict}".strip()
+                client.set_experiment_tag(self._experiment_id, view.NOTE, told.short(said))
             if self._report is report:
                 self._report = None
         while self._encoders:

@@ -17,6 +17,9 @@ TAG = "mlflow.sharedViewState."
 KIND = ("mlflow.experimentKind", "custom_model_development")
 """Tag of an experiment that trains models; MLflow's pages are else those for language-model applications."""
 
+NOTE = "mlflow.note.content"
+"""Tag that MLflow shows as a description, of a run or of an experiment."""
+
 SECTION = "comparison"
 
 
@@ -26,8 +29,9 @@ def key(uuid: str) -> str:
 
 
 def tags(run: Run) -> dict[str, str]:
-    """Tags of the experiment: its kind, and the view of this run. None of a run without a metric."""
-    return {KIND[0]: KIND[1]} | ({TAG + key(run.uuid): state(run)} if "metric" in run.sweep else {})
+    """Tags of the experiment: its kind, its description, and the view of this run, if it has a metric."""
+    told = {KIND[0]: KIND[1], NOTE: str(run.sweep.get("question", ""))}
+    return told | ({TAG + key(run.uuid): state(run)} if "metric" in run.sweep else {})
 
 
 def state(run: Run) -> str:
