@@ -39,9 +39,7 @@ def refuse(runs: Mapping[str, Json], jobs: Mapping[str, Sequence[Json]]) -> None
     keys = list(JUDGED)
     if next(iter(runs.values()))["metric"] in ("loss", "train/loss", "train/infonce"):
         # Its scale is another for every loss, temperature and batch.
-        keys += sorted(
-            {key for arms in jobs.values() for arm in arms for key in arm if key.startswith(("loss.", "batch."))}
-        )
+        keys += [*_keys(jobs, "loss."), *_keys(jobs, "batch.")]
     measures |= {f"job.{key}": _values(jobs, key) for key in keys}
     apart = [f"{key} is {_by_run(of_run)}" for key, of_run in measures.items() if _differ(of_run)]
     if apart:
