@@ -187,7 +187,7 @@ def test_arms_that_are_not_judged_alike_are_refused_with_what_differs(
     with pytest.raises(RunError) as refused:
         answered(one, two)
     assert words in str(refused.value)
-    assert str(refused.value).endswith("for the verdict of one run: orchestrator compare a")
+    assert str(refused.value).endswith("or one run alone for its own verdict")
 
 
 def test_a_training_loss_is_refused_across_losses_and_temperatures(ran: Ran) -> None:

@@ -39,15 +39,13 @@ def refuse(runs: Mapping[str, Json], jobs: Mapping[str, Sequence[Json]]) -> None
     keys = list(JUDGED)
     if next(iter(runs.values()))["metric"] in ("loss", "train/loss", "train/infonce"):
         # Its scale is another for every loss, temperature and batch.
-        keys += sorted(
-            {key for arms in jobs.values() for arm in arms for key in arm if key.startswith(("loss.", "batch."))}
-        )
+        keys += [*_keys(jobs, "loss."), *_keys(jobs, "batch.")]
     measures |= {f"job.{key}": _values(jobs, key) for key in keys}
     apart = [f"{key} is {_by_run(of_run)}" for key, of_run in measures.items() if _differ(of_run)]
     if apart:
         raise RunError(
             f"these runs cannot be compared: {'; '.join(apart)}. Arms must have one metric, judged on the same rows "
-            f"in the same way; for the verdict of one run: orchestrator compare {next(iter(runs))}"
+            "in the same way; name only runs that have, or one run alone for its own verdict"
         )
 
 
@@ -109,6 +107,6 @@ def _by_run(of_run: Mapping[str, Any]) -> str:
     """`0.05 in a and b, 0.1 in c`."""
     names: dict[str, list[str]] = {}
     for name, value in of_run.items():
-        shown = "not recorded" if value is None else value if isinstance(value, str) else canonical(value)
+        shown = "none" if value is None else value if isinstance(value, str) else canonical(value)
         names.setdefault(shown, []).append(name)
     return ", ".join(f"{shown} in {' and '.join(which)}" for shown, which in names.items())
