@@ -261,7 +261,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
             np.save(home / f"{name}.npy", inputs)
         else:
             (home / f"{name}.json").write_text(json.dumps(inputs))
-        said = exporting.export(home / "trials" / name, home / name)
+        about = exporting.About(arm=f"{job.model.name}, {job.data.train}")
+        said = exporting.export(home / "trials" / name, home / name, about=about)
         own[name, True] = ours(training, inputs, head=job.evaluate.head)
         own[name, False] = ours(training, inputs, head=False)
         assert said["width"] == own[name, True].shape[1]
@@ -310,7 +311,8 @@ def test_pictures_and_a_folder_saved_by_sentence_transformers_give_them_too(foun
 
 @pytest.mark.slow
 def test_nothing_in_a_folder_names_this_machine_or_a_licence_of_the_weights(found: Found) -> None:
-    """Mutant check: a card with the encoder's own folder on it fails this."""
+    """Also where an arm is called after its encoder. Mutant checks: a card with the encoder's own folder on it, and the
+    compiled files that comparing would leave, fail this."""
     private = {str(found.home), str(found.home.resolve()), os.environ.get("HOME", "~"), str(minilm())}
     for name in {name for name, _ in found.ours}:
         for path in (found.home / name).rglob("*"):

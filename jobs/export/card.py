@@ -19,6 +19,8 @@ POOLED = {
 }
 HEAD = {False: ", before the projection head", True: ", after the projection head"}
 
+TIMED = ("samples_per_second", "peak_memory_mb")
+"""Keys of points that say how it was computed, and not how good it is."""
 
 LICENCE = """\
 The code in this folder is under the Apache License 2.0. No licence of the weights is known: it depends on the data, and
@@ -32,10 +34,6 @@ class About:
     question: str | None = None
     run: str | None = None
     arm: str | None = None
-
-
-TIMED = ("samples_per_second", "peak_memory_mb")
-"""Keys of points that say how it was computed, and not how good it is."""
 
 
 def text(
@@ -61,7 +59,7 @@ def text(
         _remarks(settings),
         LICENCE,
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return _without_folders("\n\n".join(part for part in parts if part) + "\n", job)
 
 
 def judged(points: list[Point]) -> dict[str, Point]:
@@ -71,17 +69,24 @@ def judged(points: list[Point]) -> dict[str, Point]:
 
 def _facts(about: About, job: JobConfig, trial: str, step: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     name = job.model.name or {"image": "vit", "sentence": "bert"}[job.task]
-    folder = Path(name).is_absolute() or Path(name).exists()
     rows = {
         "run": about.run,
         "arm": about.arm,
         "trial": f"{trial}, stage {job.stage}, seed {job.seed}",
         "step": f"{step:,} of {job.steps:,}",
-        "encoder": f"{name}, from nothing" if name in BUILT else f"{Path(name).name if folder else name}, fine-tuned",
+        "encoder": f"{name}, {'from nothing' if name in BUILT else 'fine-tuned'}",
         "embedding": f"{settings['width']} columns: {POOLED[settings['pooling']]}{HEAD[bool(settings['head'])]}",
         "loss": f"{job.loss.name}, temperature {job.loss.temperature}, {job.batch.size} pairs a batch",
     }
     return {key: value for key, value in rows.items() if value}
+
+
+def _without_folders(page: str, job: JobConfig) -> str:
+    """Of files on this disk the name alone: an arm may be called after its encoder or its data."""
+    for source in (job.model.name, job.data.train, job.data.tune, job.data.confirm):
+        if source is not None and Path(source).is_absolute():
+            page = page.replace(source, Path(source).name)
+    return page
 
 
 def _metrics(job: JobConfig, points: list[Point]) -> str:
@@ -168,6 +173,10 @@ def _remarks(settings: Mapping[str, Any]) -> str:
     said = ["Embeddings are not normalised; the encoder was trained for cosine similarity."]
     if settings["head"]:
         said.append("AutoModel gives what goes into the projection head; the others apply it, as the trial was judged.")
+    if settings["task"] == "image":
+        said.append(
+            "On a GPU, `torch.backends.cudnn.allow_tf32 = False` keeps fp32 convolutions from rounding to 10 bits."
+        )
     if settings["precision"] == "bf16":
         said.append(
             "It was judged under `torch.autocast(device, torch.bfloat16)`, as embed.py computes; put the others inside."

@@ -150,9 +150,14 @@ def _of_tokens(encoder: Encoder, tokenizer: Any, texts: Any) -> Iterator[tuple[A
 @torch.inference_mode()
 def _embedded(encoder: Encoder, n: int, batches: Iterable[tuple[Any, dict[str, Tensor]]]) -> np.ndarray:
     out = np.empty((n, encoder.settings["width"]), np.float32)
-    for rows, inputs in batches:
-        embedded = encoder({name: values.to(encoder.device) for name, values in inputs.items()})
-        out[rows] = embedded.float().cpu().numpy()
+    # Unless told otherwise, cuDNN rounds what fp32 convolutions take to 10 bits.
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        for rows, inputs in batches:
+            embedded = encoder({name: values.to(encoder.device) for name, values in inputs.items()})
+            out[rows] = embedded.float().cpu().numpy()
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
     return out
 
 
