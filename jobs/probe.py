@@ -163,7 +163,7 @@ def _rank(rank: int, jobs: Sequence[JobConfig], scratch: str, began: float, send
     """One rank: measure all jobs, send back ("result", what) or ("error", (text, status, for want of memory))."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that watches ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["LOCAL_RANK"] = str(rank)
+    os.environ |= {"LOCAL_RANK": str(rank), "TMPDIR": scratch}  # torch leaves folders there
     answer: tuple[str, Any]
     try:
         answer = ("result", _measured(rank, jobs, Path(scratch), began))

@@ -264,8 +264,8 @@ def _nearest(wanted: Mapping[str, Any], groups: Iterable[_Group]) -> tuple[_Grou
         return None, ()
     best = min(close, key=distance)
     keys = differing(best)
-    if keys == ["batch.pool", "batch.size"] and best.cost["batch.pool"] == best.cost["batch.size"]:
-        keys = ["batch.size"]
+    if all(one["batch.pool"] == one["batch.size"] for one in (wanted, best.cost)):
+        keys = [key for key in keys if key != "batch.pool"]  # said by the size
     rough = [f"rough: they had {', '.join(f'{key} = {best.cost[key]}' for key in keys)}"] if keys else []
     return best, (*rough, *([] if best.here else ["measured on another machine"]))
 
