@@ -19,6 +19,7 @@ from servers import new_database
 
 from jobs.config import Budget, JobConfig
 from orchestrator import plan as planning
+from orchestrator import readiness
 from orchestrator.environment import machine
 from orchestrator.estimate import (
     Estimate,
@@ -446,6 +447,12 @@ def test_trials_at_once_are_those_that_fit_this_machine(home: Path, monkeypatch:
     assert from_history(plan_of(job=job(execution={"ranks": 3}))).concurrent == 2
     assert from_history(plan_of(resources={"concurrent": 5})).concurrent == 5
     assert from_history(plan_of(job=job(execution={"ranks": 30}))).concurrent == 1
+
+
+def test_a_cluster_is_not_asked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody answers there. Mutant check: asking what a session would find waits for minutes."""
+    readiness._nodes.cache_clear()
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     asked = from_history(plan_of())
     assert (asked.concurrent, "127.0.0.1:9 was not asked" in asked.notes[0]) == (8, True)
