@@ -289,7 +289,7 @@ def _training_s(job: JobConfig, known: Iterable[Known]) -> float:
     for rate, samples in per_sample:
         told += samples
         if told >= half:
-            return rate * job.steps * job.batch.size
+            return rate * (job.steps or 0) * job.batch.size
     raise AssertionError("a group holds at least one trial")
 
 
