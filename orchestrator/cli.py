@@ -7,16 +7,21 @@ import errno
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from orchestrator.estimate import Estimate
     from orchestrator.plan import Plan
     from orchestrator.runs import RunFolder
 
 BAD_USAGE, HELD, MISSING = 2, 3, 4
+
+BUDGETS = ("samples", "steps", "seconds")
+"""What a job may be given of, in the order of the plan's table."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -62,22 +67,29 @@ def main() -> None:
 
 @main.command()
 @click.argument("sweep", type=click.Path(path_type=Path))
+@click.option("--probe", is_flag=True, help="Train each arm for a few steps, here and now, to estimate the time.")
 @SET
 @JSON
-def plan(sweep: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Say what SWEEP would run, and what it can show; writes nothing.
+def plan(sweep: Path, *, probe: bool, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Say what SWEEP would run, what it can show and how long it takes; writes nothing.
 
     \b
         orchestrator plan sweeps/quickstart.toml
+        orchestrator plan sweeps/quickstart.toml --probe
+
+    The time is that of trials of earlier runs that cost the same, or of short probes.
     """
+    from orchestrator import estimate as estimating
     from orchestrator import plan as planning
     from orchestrator import sweep as sweeps
 
     made = planning.make(sweeps.load(sweep, overrides))
+    tell = partial(click.echo, err=True)
+    estimate = estimating.from_probes(made, tell=tell) if probe else estimating.from_history(made)
     if as_json:
-        _print_json(made.summary())
+        _print_json(made.summary() | {"estimate": estimate.summary()})
     else:
-        _print_plan(made)
+        _print_plan(made, estimate, sweep)
 
 
 @main.command()
@@ -325,29 +337,46 @@ def _print(renderable: Any) -> None:
     Console(highlight=False, width=None if console.is_terminal else 120).print(renderable)
 
 
-def _print_plan(made: Plan) -> None:
+def _print_plan(made: Plan, estimate: Estimate, sweep: Path) -> None:
     from rich.table import Table
+
+    from orchestrator.estimate import time_line
 
     summary, differs = made.summary(), made.summary()["differs"]
     click.echo(f"{made.sweep.question}\n")
+    keys = [key for key in differs if not key.startswith("budget.") and key not in BUDGETS]
+    columns = [(key.rpartition(".")[2], differs[key]) for key in keys]
+    budgets = [arm.config(stage="confirm", seed=0).budget for arm in made.arms]
+    for key in BUDGETS:
+        pairs = zip(summary["arms"], budgets, strict=True)
+        columns.append((key, [arm.get(key) or getattr(budget, key, None) for arm, budget in pairs]))
+    columns.append(("s/trial", [_rounded(arm.trial_seconds) for arm in estimate.arms]))
+    columns.append(("peak MB", [_rounded(arm.peak_memory_mb) for arm in estimate.arms]))
+    columns = [(name, values) for name, values in columns if any(value is not None for value in values)]
     table = Table(box=None, pad_edge=False)
     table.add_column("arm")
-    keys = [key for key in differs if not key.startswith("budget.")]
-    for key in keys:
-        table.add_column(key.rpartition(".")[2], justify="right")
-    for place, arm in enumerate(summary["arms"]):
-        table.add_row(arm["label"], *(_cell(differs[key][place]) for key in keys))
+    for name, _ in columns:
+        table.add_column(name, justify="right")
+    for place, arm in enumerate(made.arms):
+        table.add_row(arm.label, *(_cell(values[place]) for _, values in columns))
     _print(table)
-    same = [key for key in ("samples", "steps", "negatives_per_anchor") if key not in differs]
-    shown = ", ".join(f"{key.replace('_', ' ')} {summary['arms'][0][key]:,}" for key in same)
-    click.echo(f"\nequal in every arm: {shown or 'none of samples, steps, negatives per anchor'}")
+    first = summary["arms"][0]
+    same = [key for key in (*BUDGETS, "negatives_per_anchor") if key not in differs and first.get(key) is not None]
+    shown = ", ".join(f"{key.replace('_', ' ')} {_cell(first[key])}" for key in same)
+    click.echo(f"\nequal in every arm: {shown or 'none of samples, steps, seconds, negatives per anchor'}")
     click.echo(f"metric:    {made.sweep.metric.name} ({made.sweep.metric.mode})")
     click.echo(f"contrasts: {'; '.join(f'{a} against {b}' for a, b in made.contrasts)}")
     click.echo(f"trials:    {made.trials['tune']} tune, {made.trials['confirm']} confirm")
     click.echo(f"seeds:     tune {list(made.tune_seeds)}, confirm {list(made.confirm_seeds)}")
+    click.echo(f"time:      {time_line(estimate, f'orchestrator plan {sweep} --probe')}")
     click.echo(f"smallest p reachable: {made.smallest_p:.4g}")
-    for warning in made.warnings:
+    for warning in (*made.warnings, *estimate.notes):
         click.echo(f"note: {warning}")
+
+
+def _rounded(value: float | None) -> float | int | None:
+    """A measured number as a table shows it."""
+    return None if value is None else round(value, 1) if value < 10 else round(value)
 
 
 def _cell(value: Any) -> str:

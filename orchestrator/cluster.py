@@ -73,12 +73,17 @@ def nodes() -> list[Node]:
     Raises ConnectionError when that does not answer.
     """
     if address() is None:
-        return [Node(os.cpu_count() or 1, _gpus())]
+        return [here()]
     import ray
 
     with session(cpus=0):
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in alive]
+
+
+def here() -> Node:
+    """What this machine offers."""
+    return Node(os.cpu_count() or 1, _gpus())
 
 
 def fits(available: Sequence[Node], *, ranks: int, cpus: float, gpus: float) -> bool:

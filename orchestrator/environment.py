@@ -22,10 +22,13 @@ def environment(sweep_file: Path, folder: Path | str) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "processor": _processor(),
-        "cpus": os.cpu_count(),
-        "gpus": _gpus(),
+        **machine(),
     }
+
+
+def machine() -> dict[str, Any]:
+    """What sets how fast trials run here: processor, cpus, gpus."""
+    return {"processor": _processor(), "cpus": os.cpu_count(), "gpus": _gpus()}
 
 
 def _version(package: str) -> str | None:

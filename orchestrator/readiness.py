@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,11 @@ def largest(plan: Plan, ledger: Ledger | None = None, execution: Mapping[str, An
     return max(sizes)
 
 
-def concurrent(plan: Plan, ranks: int) -> int:
-    """How many trials of `ranks` ranks run at once."""
+def concurrent(plan: Plan, ranks: int, available: Sequence[cluster.Node] | None = None) -> int:
+    """How many trials of `ranks` ranks run at once, on `available` or on what a session would find."""
     resources = plan.sweep.resources
-    fit = max(1, cluster.slots(_nodes(), ranks=ranks, cpus=resources.cpus_per_rank, gpus=resources.gpus_per_rank))
+    nodes = _nodes() if available is None else available
+    fit = max(1, cluster.slots(nodes, ranks=ranks, cpus=resources.cpus_per_rank, gpus=resources.gpus_per_rank))
     return min(fit, resources.concurrent or fit)
 
 

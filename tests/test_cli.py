@@ -53,6 +53,49 @@ def test_plan_says_what_differs_and_what_it_can_show(path: Path) -> None:
         assert words in done.output
 
 
+def test_plan_shows_every_budget_and_how_to_learn_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Budgets that are equal stand in the table too. Mutant check: showing only what differs fails this."""
+    monkeypatch.setenv("ORCHESTRATOR_RUNS", str(tmp_path / "none"))
+    monkeypatch.delenv("ORCHESTRATOR_LEDGER", raising=False)
+    path = str(SWEEPS / "quickstart.toml")
+    lines = [line.split() for line in run("plan", path).output.splitlines()]
+    assert ["arm", "name", "samples", "steps"] in lines
+    assert ["flatnce", "flatnce", "3,200", "100"] in lines
+    assert f"nothing like it has run here: orchestrator plan {path} --probe measures it" in run("plan", path).output
+    assert not (tmp_path / "none").exists()
+
+
+def test_plan_estimates_from_earlier_runs(folder: Path) -> None:
+    """Mutant check: the plan that a ledger keeps must not change with what has run."""
+    from orchestrator import plan, sweep
+    from orchestrator.environment import machine
+    from orchestrator.schedule import as_trial
+
+    path = SWEEPS / "quickstart.toml"
+    made = plan.make(sweep.load(path))
+    trials = [as_trial(planned) for arm in ("infonce", "flatnce") for planned in made.confirm_trials(arm, {})]
+    (folder.parent / "first").mkdir()
+    url = sqlite_url(folder.parent / "first" / "ledger.db")
+    ledger = Ledger.create(url, name="q", sweep=sweep.resolved(made.sweep), environment=machine(), trials=trials)
+    ledger.acquire(this_process(), 30)
+    for trial in trials:
+        result = {"seconds": 20.0, "samples": 3200, "peak_memory_mb": 512.4}
+        attempt = ledger.start_attempt(trial.id, {}, "here")
+        ledger.finish_attempt(trial.id, attempt, state="done", outcome="ok", metric=0.9, result=result)
+    ledger.close()
+    shown = run("plan", str(path), "--set", "resources.concurrent=1").output
+    assert ["flatnce", "flatnce", "3,200", "100", "20", "512"] in [line.split() for line in shown.splitlines()]
+    assert "about 7 min (20 trials, one at a time)" in shown
+    assert f"from 12 trials of {folder.parent / 'first'}" in shown
+    found = json.loads(run("plan", str(path), "--json", "--set", "resources.concurrent=1").output)
+    estimate = found.pop("estimate")
+    assert (estimate["seconds"], estimate["concurrent"]) == (pytest.approx(400), 1)
+    assert estimate["rank_hours"] == pytest.approx(20 * 20 * 2 / 3600)
+    assert [arm["label"] for arm in estimate["arms"]] == ["infonce", "flatnce"]
+    assert set(estimate["arms"][0]) >= {"trial_seconds", "peak_memory_mb", "source"}
+    assert found == json.loads(json.dumps(made.summary()))
+
+
 def test_set_changes_the_plan_and_a_bad_key_ends_with_2() -> None:
     path = str(SWEEPS / "quickstart.toml")
     done = run("plan", path, "--json", "--set", "confirm.seeds=4", "--set", "tune.trials=1")

@@ -6,6 +6,7 @@ first value of a point stands. Imports neither torch nor ray nor mlflow nor optu
 """
 
 from .database import sqlite_url
+from .glance import Finished, finished
 from .lease import this_process
 from .ledger import Ledger
 from .values import (
@@ -34,6 +35,7 @@ __all__ = [
     "Attempt",
     "AttemptState",
     "Event",
+    "Finished",
     "Frozen",
     "LeaseHeld",
     "LeaseLost",
@@ -49,6 +51,7 @@ __all__ = [
     "Suggestion",
     "Trial",
     "TrialState",
+    "finished",
     "sqlite_url",
     "this_process",
 ]

@@ -36,16 +36,21 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path.absolute()}"
 
 
+def parsed(url: str) -> sa.URL:
+    """The URL with the driver that we use. Raises LedgerError for what is none."""
+    try:
+        return sa.make_url(re.sub(r"^postgres(ql)?(?=://)", "postgresql+psycopg", url))
+    except sa.exc.ArgumentError as error:
+        # The text itself is not shown: it may hold a password.
+        raise LedgerError("not a database URL; give sqlite:////folder/ledger.db or postgresql://...") from error
+
+
 class Database:
     """One database. Threads may share it: writers take turns, readers see the last commit."""
 
     def __init__(self, url: str, *, create: bool = False) -> None:
         """Raises LedgerMissing for an SQLite file that is not there (unless `create`), LedgerError for a bad URL."""
-        try:
-            self.url = sa.make_url(re.sub(r"^postgres(ql)?(?=://)", "postgresql+psycopg", url))
-        except sa.exc.ArgumentError as error:
-            # The text itself is not shown: it may hold a password.
-            raise LedgerError("not a database URL; give sqlite:////folder/ledger.db or postgresql://...") from error
+        self.url = parsed(url)
         self.address = self.url.render_as_string(hide_password=True)
         self.path: Path | None = None
         self._turn = threading.Lock()
