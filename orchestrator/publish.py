@@ -37,7 +37,8 @@ def answer(
 ) -> bool:
     """Tell MLflow the answer `found` of a run, and wait for it. Returns whether it has been told everything."""
     tags = {"verdict": found["sentence"], "question": found["question"]}
-    projection.log_report(folder.report, report.note(found), tags=tags)
+    step, numbers = found["attempts"]["total"], report.numbers(found)
+    projection.log_report(folder.report, report.note(found), metrics=numbers, tags=tags, step=step)
     with tempfile.TemporaryDirectory(prefix="orchestrator-encoders-") as scratch:
         encoders = _exported(ledger, folder, Path(scratch), say) if found["state"] == "done" else []
         projection.log_encoders(encoders)

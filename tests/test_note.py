@@ -21,6 +21,7 @@ def test_the_verdict_comes_first_and_the_numbers_are_the_answers(begin: Begin) -
     for arm in answer["arms"]:
         assert any(line.startswith(f"| {arm['label']} ") and text.value(arm["mean"]) in line for line in lines)
     assert "report/report.html" in lines[-1]
+    assert "&nbsp; | better" in row, "MLflow leaves no room between the cells of a table"
     assert not any("![" in line for line in lines), "MLflow cannot show a picture there"
 
 
@@ -31,3 +32,18 @@ def test_a_note_on_many_arms_is_short_and_says_where_the_rest_is(begin: Begin) -
     assert "and 47 more, in the report" in said
     assert "and 48 more, in the report" in said
     assert len(said) < LONGEST_TAG
+
+
+def test_the_numbers_of_the_answer_are_metrics_that_mlflow_takes(begin: Begin) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    arms = TWO.replace('label = "flat"', 'label = "flat, size=16 (a\\"b)"')
+    values = {"plain": BETTER["plain"], 'flat, size=16 (a"b)': BETTER["flat"]}
+    answer = report.answer(finished(begin(arms), values).ledger)
+    numbers = report.numbers(answer)
+    assert numbers["mean/plain"] == answer["arms"][0]["mean"]
+    assert numbers["delta/flat_ size_16 _a_b_ - plain"] == answer["comparisons"][0]["delta"]
+    assert numbers["p_holm/flat_ size_16 _a_b_ - plain"] == answer["comparisons"][0]["p_holm"]
+    for name in numbers:
+        _validate_metric_name(name)
+    assert report.numbers(report.answer(begin(TWO).ledger)) == {}, "nothing is known yet"

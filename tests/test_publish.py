@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from real import call
 
-from orchestrator import export
+from orchestrator import export, report
 from orchestrator.runs import RunFolder
 from orchestrator.tracking import LOGGED, embedded_uri, runs_of
 from orchestrator.tracking.store import connect
@@ -92,7 +93,10 @@ def test_the_sweeps_run_says_the_verdict_and_every_run_its_data(home: Path) -> N
         if run["kind"] == "sweep":
             assert {("tune", "digits[300:400]"), ("confirm", "digits[400:500]")} < names
             assert run["tags"]["verdict"] in run["tags"]["mlflow.note.content"]
-            assert "| flatnce - infonce |" in run["tags"]["mlflow.note.content"]
+            assert "| flatnce - infonce " in run["tags"]["mlflow.note.content"]
+            answer = json.loads(call("compare", "small", "--json", cwd=home))
+            assert {key: points[0][2] for key, points in run["metrics"].items()} == report.numbers(answer)
+            assert {len(points) for points in run["metrics"].values()} == {1}, "told twice, and there once"
         else:
             stage = run["tags"]["stage"]
             assert run["tags"]["mlflow.note.content"].startswith(f"**{run['tags']['arm']}**, {stage} stage")

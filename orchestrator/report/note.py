@@ -3,6 +3,7 @@ long descriptions off, and without pictures, which it cannot show there."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +20,23 @@ def note(answer: dict[str, Any]) -> str:
     whole = page.markdown(answer["question"], [answer["sentence"]], "", answer["notes"], shown)
     # The page folds a description after its first lines: no room for a heading.
     head, _, rest = whole.partition("\n")
+    rest = "\n".join(_apart(line) for line in rest.rstrip().splitlines())
     end = "The whole report: Artifacts, `report/report.html`. The trials: the nested runs, or `tags.arm = '...'`."
-    return f"*{head.removeprefix('# ')}*\n{rest.rstrip()}\n\n{end}\n"
+    return f"*{head.removeprefix('# ')}*\n{rest}\n\n{end}\n"
+
+
+def numbers(answer: dict[str, Any]) -> dict[str, float]:
+    """The answer's own numbers as metrics of MLflow, whose names hold fewer characters than labels."""
+    found = {f"mean/{arm['label']}": arm["mean"] for arm in answer["arms"]}
+    for one in answer["comparisons"]:
+        if one["n"]:
+            found |= {f"{key}/{one['a']} - {one['b']}": one[key] for key in ("delta", "p_holm")}
+    return {re.sub(r"[^\w\-. :/]", "_", key): value for key, value in found.items() if value is not None}
+
+
+def _apart(line: str) -> str:
+    """A row of a table with room between its cells, which MLflow's style leaves none."""
+    return line.replace(" | ", " &nbsp; | ") if line.startswith("| ") and "---" not in line else line
 
 
 def _short(grid: Grid) -> Grid:

@@ -47,6 +47,8 @@ class Report:
     note: str
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    step: int = 0
+    """Of the metrics: goes up whenever they may have changed."""
 
 
 class Projection:
@@ -99,12 +101,13 @@ class Projection:
         *,
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
+        step: int = 0,
     ) -> None:
         """Put a folder on the parent run as artifacts under `report`, and `note` (Markdown) as its description.
 
         Returns at once; it is done by the next flush, or by `stop`.
         """
-        self._report = Report(folder, note, dict(metrics or {}), dict(tags or {}))
+        self._report = Report(folder, note, dict(metrics or {}), dict(tags or {}), step)
         self._wake.set()
 
     def log_encoders(self, found: Sequence[Encoder]) -> None:
@@ -321,7 +324,7 @@ class Projection:
             client.log_artifacts(parent, str(report.folder), "report")
             client.log_dict(parent, {"sweep": run.sweep, "environment": run.environment}, "sweep.json")
             now = int(run.created * 1000)
-            metrics = [Metric(key, value, now, 0) for key, value in report.metrics.items()]
+            metrics = [Metric(key, value, now, report.step) for key, value in report.metrics.items()]
             tags = {view.NOTE: report.note, **report.tags}
             if data := told.datasets(*self._ledger.trials(state="done")):
                 client.log_inputs(parent, data)
