@@ -45,7 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which a sweep was run to its end, in runs/small. For everybody: nothing in it may change."""
     home = tmp_path_factory.mktemp("finished")
     (home / "sweep.toml").write_text(SWEEP)
-    said = call("launch", "sweep.toml", cwd=home)
+    said = call("launch", "sweep.toml", cwd=home, env={"ORCHESTRATOR_ENCODERS": "best"})
     assert f"[{TRIALS}/{TRIALS}]" in said
     assert "flatnce - infonce" in said
     assert "orchestrator ui runs/small" in said

@@ -59,6 +59,9 @@ seeds = 3
 
 TRIALS = 2 * 2 + 2 * 3
 
+QUICK = {"ORCHESTRATOR_ENCODERS": "none"}
+"""What a launch does without unless a test asks for it: to export an encoder takes longer than these sweeps."""
+
 RANK, SLOT = ("ray::Rank",), ("ray::TrialActor", "ray::ResourceTrainable")
 """How the processes of ranks, and of the actors that drive them, name themselves."""
 
@@ -77,7 +80,7 @@ def call(*arguments: str, cwd: Path, code: int = 0, env: Mapping[str, str] | Non
         text=True,
         check=False,
         timeout=280,
-        env={**os.environ, **(env or {})},
+        env=QUICK | os.environ | dict(env or {}),
     )
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout if code == 0 else done.stderr
@@ -114,7 +117,7 @@ def driver(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> 
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, **(env or {})},
+        env=QUICK | os.environ | dict(env or {}),
     )
     try:
         yield process
