@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-import torch
 import torch.distributed as dist
 
 from jobs.collectives import agree
 from jobs.config import ConfigError, JobConfig, load_job
+from jobs.device import device_of
 
 STEPS_BETWEEN_SIGNALS = 20
 """How often the ranks ask one another whether any of them was told to stop."""
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         if rank == 0:
             for warning in check(job):
                 print(f"note: {warning}", file=sys.stderr)
-        group = _join(world)
+        group = _join(world, job)
         log = print if rank == 0 else lambda _: None
         training = Training(job, options.into, group=group, log=log, remote=options.remote)
     except (StorageFull, ConnectionError) as error:
@@ -82,10 +82,10 @@ def _on_ranks(job: JobConfig, world: int) -> JobConfig:
     return JobConfig.model_validate(job.model_dump() | {"execution": execution.model_dump()})
 
 
-def _join(world: int) -> dist.ProcessGroup | None:
+def _join(world: int, job: JobConfig) -> dist.ProcessGroup | None:
     if world == 1:
         return None
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "nccl" if device_of(job.execution).type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
     return dist.group.WORLD
 

@@ -25,6 +25,7 @@ from pydantic import (
 from jobs.faults import ConfigError, Fault, faults, field_names, nearest
 
 __all__ = [
+    "COMPUTING",
     "Augment",
     "Batch",
     "Budget",
@@ -44,6 +45,9 @@ __all__ = [
     "load_job",
     "nearest",
 ]
+
+COMPUTING = ("samples_per_second", "peak_memory_mb", "system/")
+"""How the keys of points begin that say how a job was computed. They differ whenever it is done again."""
 
 UNBOUNDED = ("dcl", "flatnce")
 """Losses without a minimum in 1 / temperature on separable batches, so that a learned one runs to its clamp."""
@@ -69,7 +73,8 @@ class Budget(Section):
     seconds: float | None = Field(None, gt=0)
     """Seconds of training by rank 0's clock; loading, evaluations and checkpoints do not count. The step under way when
     they are over is finished. How many steps that makes depends on the machine, so such a job is not reproducible bit
-    for bit, and one that was killed goes on from its newest checkpoint with the seconds that it had used there."""
+    for bit, and one that was killed goes on from its newest checkpoint with the seconds that it had used there. (Only
+    where all of its checkpoints are damaged do points stand in the ledger that its second course does not have.)"""
 
     @model_serializer(mode="wrap")
     def _as_ever(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

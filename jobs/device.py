@@ -19,7 +19,10 @@ def device_of(execution: Execution) -> torch.device:
         return torch.device("cpu")
     # cuDNN would round what fp32 convolutions take to 10 bits; fp32 is fp32 here, as it is for matrix products.
     torch.backends.cudnn.allow_tf32 = False
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    # NCCL, and what else asks for the current device, must mean this one.
+    torch.cuda.set_device(device)
+    return device
 
 
 def forget_peak_memory(device: torch.device) -> None:

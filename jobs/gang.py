@@ -120,8 +120,9 @@ class Rank:
         )
         return host, self._store.port
 
-    def join(self, world: int, host: str, port: int, limit_s: float) -> None:
-        """Form a process group of `world` ranks, whose collectives wait at most `limit_s` seconds."""
+    def join(self, world: int, host: str, port: int, limit_s: float, device: str) -> None:
+        """Form a process group of `world` ranks for jobs on `device` (as job.execution has it), whose collectives wait
+        at most `limit_s` seconds."""
         import torch
         import torch.distributed as dist
 
@@ -129,7 +130,7 @@ class Rank:
         if self.rank > 0:
             wait = datetime.timedelta(seconds=JOIN_TIMEOUT_S)
             self._store = dist.TCPStore(host, port, is_master=False, timeout=wait)  # type: ignore[attr-defined]
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
         limit = datetime.timedelta(seconds=limit_s)
         dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=world, timeout=limit)
         self._world = world
@@ -233,7 +234,9 @@ class Gang:
             for index in range(size)
         ]
         self._nodes: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
-        self._world, self._limit_s = 0, 0.0
+        self._world = 0
+        self._joined: tuple[int, float, str] | None = None
+        """Ranks of the process group, how long its collectives wait, and the device of its jobs."""
         self._deadline_s = LOADING_S
         self._pulses: dict[int, watch.Pulse] = {}
         self._killed_before = _killed_for_memory()
@@ -253,13 +256,13 @@ class Gang:
         self._pace = 8 / TURN_S
         self._deadline_s = job["execution"]["deadline_s"]
         self._pulses.clear()
-        limit_s = self._deadline_s + SETTLE_S
-        if (world, limit_s) != (self._world, self._limit_s):
+        wanted = (world, self._deadline_s + SETTLE_S, job["execution"]["device"])
+        if wanted != self._joined:
             self._call(len(self._ranks), "leave")
             if world > 1:
                 (address, *_) = self._call(1, "open_store")
-                self._call(world, "join", world, *address, limit_s)
-            self._world, self._limit_s = world, limit_s
+                self._call(world, "join", world, *address, *wanted[1:])
+            self._world, self._joined = world, wanted
         self._call(world, "open_log", folder)
         report: dict[str, Any] = self._call(world, "begin", job, folder, attempt, remote)[0]
         return report

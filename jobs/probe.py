@@ -154,9 +154,10 @@ def _cause(told: Mapping[int, tuple[str, Any]], job: JobConfig) -> _RankFailed:
 
 
 def _less_memory(job: JobConfig) -> str:
-    share = -(-job.batch.size // job.execution.ranks)
-    half = max(1, (job.execution.micro or share) // 2)
-    return f"; encode fewer pairs at once, for example execution.micro = {half}"
+    key, now = "micro_tokens", job.execution.micro_tokens
+    if now is None:
+        key, now = "micro", job.execution.micro or -(-job.batch.size // job.execution.ranks)
+    return f"; encode fewer pairs at once, for example execution.{key} = {now // 2}" if now > 1 else ""
 
 
 def _rank(rank: int, jobs: Sequence[JobConfig], scratch: str, began: float, sender: Connection) -> None:

@@ -83,8 +83,10 @@ class Training:
         self.fence = trial.Fence(self.place, attempt)
         self.records = trial.Records(folder, writes=self.rank == 0, permit=self.fence.glance)
         self.writer = checkpoint.Writer()
-        self._handed_over = 0
-        """Step of the newest checkpoint that the writer has or had."""
+        self._saved = (0, 0)
+        """Steps of the two newest checkpoints that the writer has or had, the older first."""
+        self._judged = 0
+        """Step of the newest evaluation."""
         self._prepare()
         self._resume()
         self._told = len(self.points)
@@ -149,15 +151,18 @@ class Training:
         return agree([int(seconds * 1e9)], self.group, what="time")[0][0] / 1e9
 
     def _is_saved(self, evaluated: bool) -> bool:
-        """Whether this step is checkpointed. Of a budget in seconds every evaluation is, or pruning would wait."""
-        return self.step % self.job.execution.checkpoint_every == 0 or (evaluated and self.pace.timed)
+        """Whether this step is checkpointed. Of a budget in seconds every evaluation is, and the step after it, or
+        pruning would wait (see `_news`)."""
+        due = self.pace.timed and (evaluated or self.step == self._judged + 1)
+        return due or self.step % self.job.execution.checkpoint_every == 0
 
     def _news(self) -> list[trial.Point]:
-        """Points that were not told yet. With a budget in seconds, only those that a checkpoint has passed: a training
-        that is continued before them logs and is evaluated at other steps."""
+        """Points that were not told yet. With a budget in seconds, only those that the checkpoint before the newest has
+        passed, so that the newest may be damaged: a training that is continued before points that it has told logs and
+        is evaluated at other steps."""
         if self.pace.timed and self.result is None:
             self.settle()
-            until = self._handed_over
+            until = self._saved[0]
             news = [point for point in self.points[self._told :] if point.step <= until]
         else:
             news = self.points[self._told :]
@@ -179,7 +184,7 @@ class Training:
 
     def _hand_over(self, taken: checkpoint.Checkpoint | None, result: dict[str, Any] | None = None) -> None:
         keep = self.job.execution.keep_checkpoints
-        self._handed_over = self.step
+        self._saved = (self._saved[1], self.step)
         self.writer.hand_over(partial(_commit, self.place, self.fence, taken=taken, result=result, keep=keep))
 
     def _prepare(self) -> None:
@@ -260,7 +265,7 @@ class Training:
         self.model.load_state_dict(found.model)
         self.optimizer.load_state_dict(found.optimizer)
         self.records.restore(until=self.step)
-        self._handed_over = self.step
+        self._saved = (0, self.step)
         self.log(f"continues after {self.pace.text(self.step, self.seconds)}")
 
     def _find(self) -> tuple[checkpoint.Checkpoint | None, dict[str, Any] | None]:
@@ -269,7 +274,7 @@ class Training:
         for remark in remarks:
             self._remark(remark)
         self.place.bring(trial.POINTS)
-        return found, trial.read_result(self.place, checkpoint_step=found.step if found else None)
+        return found, trial.read_result(self.place, newest=(found.step, found.extra["seconds"]) if found else None)
 
     def _remark(self, sentence: str) -> None:
         self.remarks.append(sentence)
@@ -355,7 +360,7 @@ class Training:
         self.log(f"preflight on {len(rows)} pairs: the gradient is one process's; {worst}")
 
     def _evaluate(self) -> None:
-        last = self.pace.over(self.step, self.seconds)
+        last, self._judged = self.pace.over(self.step, self.seconds), self.step
         metrics = self._measure(final=last)
         self._record(metrics)
         shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())

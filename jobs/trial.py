@@ -118,7 +118,8 @@ class Records:
         self._written = len(self.points)
 
     def restore(self, *, until: int) -> None:
-        """Read back the points up to step `until`; later ones will be measured again, bit for bit."""
+        """Read back the points up to step `until`; later ones will be measured again: bit for bit, unless the budget is
+        in seconds."""
         path = self._folder / POINTS
         if not self._writes or not path.exists():
             return
@@ -158,14 +159,17 @@ def open_folder(place: Storage, job: JobConfig) -> None:
     place.write("job.json", json.dumps(job.model_dump(mode="json"), indent=1))
 
 
-def read_result(place: Storage, *, checkpoint_step: int | None) -> dict[str, Any] | None:
-    """The result on disk, if the checkpoint that belongs to it is sound: the newest is of `checkpoint_step`. A
-    diverged trial has none."""
+def read_result(place: Storage, *, newest: tuple[int, float] | None) -> dict[str, Any] | None:
+    """The result on disk, if the checkpoint that belongs to it is sound. A diverged trial has none.
+
+    newest: step and seconds of the newest sound checkpoint. With a budget in seconds, an attempt that was cut short
+    before its last checkpoint leaves the result of a training that nothing else is left of.
+    """
     text = place.read(RESULT)
     if text is None:
         return None
     result: dict[str, Any] = json.loads(text)
-    return result if result["outcome"] == "diverged" or checkpoint_step == result["step"] else None
+    return result if result["outcome"] == "diverged" or newest == (result["step"], result["seconds"]) else None
 
 
 def write_result(place: Storage, result: Mapping[str, Any]) -> None:

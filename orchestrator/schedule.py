@@ -138,12 +138,14 @@ def rungs(trial: Trial, measured: Mapping[int, float]) -> dict[int, float]:
     """The metric at each rung that a trial has reached, counted from 1; measured: the metric by optimizer step.
 
     Rungs are its evaluations but the first and the last. Rung k is the k-th of them, whatever the batch size, so that
-    trials of different lengths meet at the same share of the budget.
+    trials of different lengths meet at the same share of the budget. (With a budget in seconds, one that was so slow
+    that a step used up two shares has a rung less.)
     """
     job = JobConfig.model_validate(trial.job)
     steps = job.evaluation_steps[:-1]
     if job.steps is None:
-        steps = sorted(step for step in measured if step > 0)[: job.evaluate.times - 1]
+        end = trial.step if trial.state == "done" else None
+        steps = sorted(step for step in measured if step not in (0, end))[: job.evaluate.times - 1]
     return {k: measured[step] for k, step in enumerate(steps, 1) if step in measured and isfinite(measured[step])}
 
 

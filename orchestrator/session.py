@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+from jobs.config import COMPUTING
 from orchestrator import search
 from orchestrator.ledger import Ledger, LedgerError, Point, Trial
 from orchestrator.plan import Plan
@@ -219,7 +220,8 @@ class Session:
             rung_steps=list(range(1, rung_count(trial) + 1)),
         )
         if pruned:
-            latest = {point["key"]: point["value"] for point in report["points"]}
+            told = (point for point in report["points"] if not point["key"].startswith(COMPUTING))
+            latest = {point["key"]: point["value"] for point in told}
             self._enqueue(lambda: self._prune(dispatch, reached[max(reached)], report["step"], latest))
         return pruned
 

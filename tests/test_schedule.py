@@ -1,6 +1,7 @@
 """What the ledger calls for, asked of real ledgers; whole sweeps are played in test_session."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,7 @@ def test_rungs_of_a_budget_in_seconds_are_its_evaluations_in_order() -> None:
     assert rungs(timed, {0: 0.1, 31: 0.2}) == {1: 0.2}
     assert rungs(timed, {77: 0.3, 31: 0.2, 0: 0.1, 110: 0.4, 150: 0.5}) == {1: 0.2, 2: 0.3, 3: 0.4}
     assert rung_count(timed) == 3
+    slow = replace(timed, state="done", step=60)
+    assert rungs(slow, {0: 0.1, 31: 0.2, 60: 0.3}) == {1: 0.2}, (
+        "its end is no rung, though it came after one evaluation"
+    )

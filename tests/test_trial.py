@@ -70,15 +70,21 @@ def test_a_folder_belongs_to_one_objective(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "checkpoint_step", "counts"),
-    [("ok", 3, True), ("ok", 2, False), ("ok", None, False), ("diverged", None, True)],
+    ("outcome", "newest", "counts"),
+    [
+        ("ok", (3, 0.5), True),
+        ("ok", (2, 0.5), False),
+        ("ok", (3, 0.4), False),
+        ("ok", None, False),
+        ("diverged", None, True),
+    ],
 )
 def test_a_result_counts_with_its_checkpoint(
-    tmp_path: Path, outcome: str, checkpoint_step: int | None, counts: bool
+    tmp_path: Path, outcome: str, newest: tuple[int, float] | None, counts: bool
 ) -> None:
-    assert read_result(Folder(tmp_path), checkpoint_step=3) is None
-    write_result(Folder(tmp_path), {"outcome": outcome, "step": 3})
-    assert (read_result(Folder(tmp_path), checkpoint_step=checkpoint_step) is not None) == counts
+    assert read_result(Folder(tmp_path), newest=(3, 0.5)) is None
+    write_result(Folder(tmp_path), {"outcome": outcome, "step": 3, "seconds": 0.5})
+    assert (read_result(Folder(tmp_path), newest=newest) is not None) == counts
 
 
 def test_of_two_points_of_one_key_and_step_the_first_stands(tmp_path: Path) -> None:

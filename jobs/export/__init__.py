@@ -57,7 +57,7 @@ def export(
             f"trial {name} has {error}; one is made every execution.checkpoint_every = "
             f"{job.execution.checkpoint_every} steps, when it is stopped and at its end: train it, then export"
         ) from error
-    tokenizer, image_shape = _inputs(place, job)
+    tokenizer, image_shape, unsure = _inputs(place, job)
     model = models.build(job, tokenizer=tokenizer, image_shape=image_shape).eval()
     _fill(model, weights, name)
     points = trial.points_of(place.read(trial.POINTS) or "", until=found)
@@ -79,7 +79,7 @@ def export(
         "trust_remote_code": job.task == "image",
         "difference": settings["difference"],
         "metrics": {key: point.value for key, point in card.judged(points).items()},
-        "remarks": remarks,
+        "remarks": [*remarks, *unsure],
     }
 
 
@@ -102,21 +102,26 @@ def _job(place: storage.Storage, source: Path, remote: str | None) -> JobConfig:
     return job.model_copy(update={"execution": execution})
 
 
-def _inputs(place: storage.Storage, job: JobConfig) -> tuple[Any, tuple[int, int, int] | None]:
-    """The tokenizer, or the shape of the images: what a job's data decide about its encoder."""
+def _inputs(place: storage.Storage, job: JobConfig) -> tuple[Any, tuple[int, int, int] | None, list[str]]:
+    """The tokenizer, or the shape of the images: what a job's data decide about its encoder. And what is not sure."""
     if job.task == "image":
         examples = data.train_examples(job)
         assert isinstance(examples, data.ImageExamples)
-        return None, examples.image_shape
-    result = place.read(trial.RESULT)
-    if job.model.name in (None, "bert") and result is not None:
-        trained_on = json.loads(result)["hashes"]["data"]
-        if data.fingerprint(job) != trained_on:
+        return None, examples.image_shape, []
+    unsure = []
+    if job.model.name in (None, "bert"):
+        result = place.read(trial.RESULT)
+        if result is None:
+            unsure.append(
+                f"the trial has not ended, so nothing says whether data.train = '{job.data.train}', which its "
+                "vocabulary is made of, still has the rows that it trains on"
+            )
+        elif data.fingerprint(job) != json.loads(result)["hashes"]["data"]:
             raise ValueError(
                 f"data.train = '{job.data.train}' or the rows it was judged on have changed since this trial was "
                 "trained, and its vocabulary is made of them; bring back the rows that it was trained on"
             )
-    return data.tokenizer_for(job), None
+    return data.tokenizer_for(job), None, unsure
 
 
 def _fill(model: ContrastiveModel, weights: dict[str, Tensor], name: str) -> None:
@@ -180,7 +185,7 @@ def _embed_of(written: Path) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.load(written)
+    return module.load(written, device="cpu")  # as the model that it is compared with
 
 
 def _whole(dest: Path, write: Any, *, needed: int) -> dict[str, Any]:

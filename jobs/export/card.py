@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.config import JobConfig
+from jobs.config import COMPUTING, JobConfig
 from jobs.models.encoders import BUILT
 from jobs.trial import Point
 
@@ -18,9 +18,6 @@ POOLED = {
     "map": "the mean over places",
 }
 HEAD = {False: ", before the projection head", True: ", after the projection head"}
-
-TIMED = ("samples_per_second", "peak_memory_mb")
-"""Keys of points that say how it was computed, and not how good it is."""
 
 LICENCE = """\
 The code in this folder is under the Apache License 2.0. No licence of the weights is known: it depends on the data, and
@@ -64,7 +61,7 @@ def text(
 
 def judged(points: list[Point]) -> dict[str, Point]:
     """The newest value of each metric."""
-    return {point.key: point for point in points if not point.key.startswith("train/") and point.key not in TIMED}
+    return {point.key: point for point in points if not point.key.startswith(("train/", *COMPUTING))}
 
 
 def _facts(about: About, job: JobConfig, trial: str, step: int, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +70,7 @@ def _facts(about: About, job: JobConfig, trial: str, step: int, settings: Mappin
         "run": about.run,
         "arm": about.arm,
         "trial": f"{trial}, stage {job.stage}, seed {job.seed}",
-        "step": f"{step:,} of {job.steps:,}",
+        "step": f"{step:,}" + (f" of {job.steps:,}" if job.steps else f", in {job.budget.seconds:g} s of training"),
         "encoder": f"{name}, {'from nothing' if name in BUILT else 'fine-tuned'}",
         "embedding": f"{settings['width']} columns: {POOLED[settings['pooling']]}{HEAD[bool(settings['head'])]}",
         "loss": f"{job.loss.name}, temperature {job.loss.temperature}, {job.batch.size} pairs a batch",

@@ -16,7 +16,7 @@ import sys
 import types
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ BATCH = 256
 """Rows encoded at once."""
 
 
-def load(folder: str | Path) -> Callable[[list[str] | np.ndarray], np.ndarray]:
+def load(folder: str | Path, device: str | None = None) -> Callable[[list[str] | np.ndarray], np.ndarray]:
     """A function from sentences, or from images as uint8 [n, H, W] or [n, H, W, C], to embeddings float32 [n, width].
 
-    It raises TypeError or ValueError for inputs of another kind or size.
+    device: "cpu" or "cuda"; None: a GPU where there is one. The function raises TypeError or ValueError for inputs of
+    another kind or size.
     """
-    encoder = Encoder(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = Encoder(folder).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer = AutoTokenizer.from_pretrained(folder) if encoder.settings["task"] == "sentence" else None
 
     def embed(inputs: list[str] | np.ndarray) -> np.ndarray:
@@ -150,15 +151,29 @@ def _of_tokens(encoder: Encoder, tokenizer: Any, texts: Any) -> Iterator[tuple[A
 @torch.inference_mode()
 def _embedded(encoder: Encoder, n: int, batches: Iterable[tuple[Any, dict[str, Tensor]]]) -> np.ndarray:
     out = np.empty((n, encoder.settings["width"]), np.float32)
-    # Unless told otherwise, cuDNN rounds what fp32 convolutions take to 10 bits.
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    try:
+    with _whole_fp32(encoder.device):
         for rows, inputs in batches:
             embedded = encoder({name: values.to(encoder.device) for name, values in inputs.items()})
             out[rows] = embedded.float().cpu().numpy()
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
     return out
+
+
+@contextmanager
+def _whole_fp32(device: torch.device) -> Iterator[None]:
+    """Unless told otherwise, cuDNN rounds what fp32 convolutions take to 10 bits."""
+    if device.type != "cuda":
+        yield
+        return
+    # torch has had two names for this; to use the old one where somebody used the new one is an error.
+    place: Any = getattr(torch.backends.cudnn, "conv", None)
+    name, wanted = ("fp32_precision", "ieee") if hasattr(place, "fp32_precision") else ("allow_tf32", False)
+    place = place if name == "fp32_precision" else torch.backends.cudnn
+    before = getattr(place, name)
+    setattr(place, name, wanted)
+    try:
+        yield
+    finally:
+        setattr(place, name, before)
 
 
 def _model(folder: Path, settings: Mapping[str, Any]) -> Any:

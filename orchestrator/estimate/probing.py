@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -55,8 +56,9 @@ def _probed(label: str, jobs: list[JobConfig]) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", "jobs.probe", *map(str, paths)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = done.stderr.strip().rpartition("error: ")[2] or f"the probe ended with status {done.returncode}"
-        raise ProbeFailed(f"arm {label} cannot be probed: {said}")
+        said = re.search(r"^error: (.*)", done.stderr, re.M | re.S)
+        why = said[1].strip() if said else f"the probe ended with status {done.returncode}"
+        raise ProbeFailed(f"arm {label} cannot be probed: {why}")
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

@@ -8,13 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jobs.config import JobConfig
+from jobs.config import COMPUTING, JobConfig
 from orchestrator.ledger import Point, Trial
 
 from .facts import Facts, Place, counted, other_keys, same
-
-TIMED = ("samples_per_second", "peak_memory_mb", "system/")
-"""How the keys of points begin that say how it was computed, and differ whenever it is done again."""
 
 
 def _elsewhere(facts: Facts) -> Iterator[str]:
@@ -106,7 +103,7 @@ def _may_change(facts: Facts, trial: Trial, key: str) -> bool:
     disk the last. They are equal, bit for bit, for the same execution on the same host, but for times and memory."""
     attempts = facts.attempts.get(trial.id, [])
     how = [(one.host, {k: value for k, value in one.execution.items() if k != "verify"}) for one in attempts]
-    return len(attempts) > 1 and (key.startswith(TIMED) or any(one != how[0] for one in how))
+    return len(attempts) > 1 and (key.startswith(COMPUTING) or any(one != how[0] for one in how))
 
 
 def _checkpoints(facts: Facts) -> Iterator[str]:
