@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -89,7 +90,8 @@ def plan(sweep: Path, *, probe: bool, overrides: tuple[str, ...], as_json: bool)
     if as_json:
         _print_json(made.summary() | {"estimate": estimate.summary()})
     else:
-        _print_plan(made, estimate, sweep)
+        again = ["orchestrator", "plan", str(sweep), *(part for one in overrides for part in ("--set", one)), "--probe"]
+        _print_plan(made, estimate, shlex.join(again))
 
 
 @main.command()
@@ -337,7 +339,7 @@ def _print(renderable: Any) -> None:
     Console(highlight=False, width=None if console.is_terminal else 120).print(renderable)
 
 
-def _print_plan(made: Plan, estimate: Estimate, sweep: Path) -> None:
+def _print_plan(made: Plan, estimate: Estimate, probe: str) -> None:
     from rich.table import Table
 
     from orchestrator.estimate import time_line
@@ -368,7 +370,7 @@ def _print_plan(made: Plan, estimate: Estimate, sweep: Path) -> None:
     click.echo(f"contrasts: {'; '.join(f'{a} against {b}' for a, b in made.contrasts)}")
     click.echo(f"trials:    {made.trials['tune']} tune, {made.trials['confirm']} confirm")
     click.echo(f"seeds:     tune {list(made.tune_seeds)}, confirm {list(made.confirm_seeds)}")
-    click.echo(f"time:      {time_line(estimate, f'orchestrator plan {sweep} --probe')}")
+    click.echo(f"time:      {time_line(estimate, probe)}")
     click.echo(f"smallest p reachable: {made.smallest_p:.4g}")
     for warning in (*made.warnings, *estimate.notes):
         click.echo(f"note: {warning}")

@@ -171,15 +171,19 @@ def _drive(
             if not session.storage_full:
                 found = report.write(ledger, folder.report)
                 progress.answer(report.table(found))
+            folder.check_in(began)  # before MLflow is told, which may take long
             if projection is not None:
                 if session.storage_full:
                     told = projection.stop(timeout_s=publish.TELL_S)
                 else:
-                    told = publish.answer(projection, ledger, folder, found, say=progress.say)
+                    told = publish.answer(
+                        projection, ledger, folder, found, say=progress.say, stopping=session.stopping
+                    )
                 if not told:
                     behind = f"MLflow is behind ({projection.last_error})"
                     progress.say(f"{behind}; catch up: orchestrator resume {folder.quoted}")
-            folder.check_in(began)
+                if session.interrupted:
+                    code = INTERRUPTED
             progress.close(folder, code, session.stopped_by, offline=options.offline)
             return code
     finally:
@@ -278,7 +282,9 @@ def _refuse_what_is_no_run(folder: RunFolder) -> None:
 
 
 def _refuse_changes(folder: RunFolder, ledger: Ledger, plan: Plan) -> None:
-    old = {key: value for key, value in ledger.run.sweep.items() if key != "plan"}
+    stored = {key: value for key, value in ledger.run.sweep.items() if key != "plan"}
+    # Resolved again: an older version of the program did not know every key that has a default today.
+    old = sweeps.resolved(sweeps.Sweep.model_validate(stored))
     changed = planning.changed_keys(old, sweeps.resolved(plan.sweep))
     if changed:
         lines = "\n".join(f"  {key}: {canonical(before)} -> {canonical(after)}" for key, before, after in changed)

@@ -29,7 +29,8 @@ def export(folder: RunFolder, wanted: str, dest: Path) -> dict[str, Any]:
     about = [f"--question={run.sweep['question']}", f"--run={run.name}, {run.uuid}", f"--arm={trial.arm}"]
     options = about if uri is None else [*about, f"--remote={uri}"]
     command = [sys.executable, "-m", "jobs.export", *options, "--", str(folder.trial(trial.id)), str(dest)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # A session of its own: Ctrl-C is for us, who say what then happens.
+    done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
     if done.returncode != 0:
         raise _failure(done.returncode, done.stderr, trial, trials, folder)
     written = json.loads(done.stdout.splitlines()[-1])

@@ -8,15 +8,18 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from orchestrator import export, report, tracking
-from orchestrator.ledger import Ledger, Trial
+from orchestrator.ledger import Ledger, LedgerError, Trial
 from orchestrator.readiness import InfrastructureMissing
+from orchestrator.remote import RemoteError
 from orchestrator.runs import RunError, RunFolder
+from orchestrator.session import RENEW_S
 
 TELL_S = 60.0
 """How long MLflow may take for what is left when a session ends."""
@@ -26,6 +29,9 @@ ENCODER_S = 60.0
 
 AT_ONCE = 2
 """Encoders exported at once: each is a process that loads torch."""
+
+ABSENT = (InfrastructureMissing, LedgerError, RemoteError, OSError)
+"""What may be the matter with where things are kept."""
 
 SWITCH = "ORCHESTRATOR_ENCODERS"
 """Environment variable: `none` logs no encoders, for want of time or of room where MLflow keeps its artifacts."""
@@ -38,19 +44,31 @@ def answer(
     found: dict[str, Any],
     *,
     say: Callable[[str], None],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Tell MLflow the answer `found` of a run, and wait for it. Returns whether it has been told everything."""
+    """Tell MLflow the answer `found` of a run, and wait for it. Returns whether it has been told everything.
+
+    stopping: asked between encoders; once true, no other one is exported.
+    """
     tags = {"verdict": found["sentence"], "question": found["question"]}
     step, numbers = found["attempts"]["total"], report.numbers(found)
     projection.log_report(folder.report, report.note(found), metrics=numbers, tags=tags, step=step)
-    with tempfile.TemporaryDirectory(prefix="orchestrator-encoders-") as scratch:
-        due = found["state"] == "done" and os.environ.get(SWITCH) != "none"
-        encoders = _exported(ledger, folder, Path(scratch), say) if due else []
+    due = found["state"] == "done" and os.environ.get(SWITCH) != "none"
+    with _renewed(ledger), tempfile.TemporaryDirectory(prefix="orchestrator-encoders-") as scratch:
+        try:
+            encoders = _exported(ledger, folder, Path(scratch), say, stopping) if due else []
+        except ABSENT as error:
+            say(f"note: encoders are not logged in MLflow: {error}")
+            encoders = []
         projection.log_encoders(encoders)
-        return projection.stop(timeout_s=TELL_S + ENCODER_S * len(encoders))
+        told = projection.stop(timeout_s=TELL_S + ENCODER_S * len(encoders))
+        projection.log_encoders([])  # their folders go now
+        return told
 
 
-def _exported(ledger: Ledger, folder: RunFolder, scratch: Path, say: Callable[[str], None]) -> list[tracking.Encoder]:
+def _exported(
+    ledger: Ledger, folder: RunFolder, scratch: Path, say: Callable[[str], None], stopping: Callable[[], bool]
+) -> list[tracking.Encoder]:
     """The best encoder of each arm, written by processes of their own, but for those that MLflow has."""
     wanted = list(_wanted(ledger, folder))
     if not wanted:
@@ -59,9 +77,11 @@ def _exported(ledger: Ledger, folder: RunFolder, scratch: Path, say: Callable[[s
 
     def write(number: int, trial: Trial) -> tracking.Encoder | str:
         place = scratch / str(number)
+        if stopping():
+            return f"the encoder of {trial.arm} is not logged in MLflow: the session was stopped"
         try:
             export.export(folder, trial.id, place)
-        except (RunError, InfrastructureMissing, RuntimeError) as error:
+        except (RunError, RuntimeError, *ABSENT) as error:
             return f"the encoder of {trial.arm} is not logged in MLflow: {error}"
         return tracking.Encoder(trial, place)
 
@@ -86,3 +106,22 @@ def _wanted(ledger: Ledger, folder: RunFolder) -> Iterator[Trial]:
             trial, _ = export.choose(run, trials, arm, folder)
             if trial.id not in told:
                 yield trial
+
+
+@contextlib.contextmanager
+def _renewed(ledger: Ledger) -> Iterator[None]:
+    """Hold the lease meanwhile, which the session's writer does no longer. Where it is lost, writing will say so."""
+    over = threading.Event()
+
+    def renew() -> None:
+        with contextlib.suppress(LedgerError):
+            while not over.wait(RENEW_S):
+                ledger.renew()
+
+    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -1,5 +1,6 @@
 """Whole sweeps, as a newcomer runs them: real Ray, real MLflow store, real processes that are really killed."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -7,8 +8,12 @@ from pathlib import Path
 import pytest
 from real import SWEEP, TRIALS, call, measured, status
 
+from orchestrator import plan as planning
+from orchestrator import sweep as sweeps
 from orchestrator import tracking
-from orchestrator.driver import execution_overrides
+from orchestrator.driver import SweepChanged, _refuse_changes, execution_overrides
+from orchestrator.ledger import Ledger
+from orchestrator.runs import RunFolder
 
 
 def test_status_compare_mlflow_and_parquet_agree_on_every_number(finished: Path) -> None:
@@ -63,6 +68,21 @@ def test_an_edited_sweep_is_refused_with_the_keys_that_differ(finished: Path) ->
     assert "job.loss.temperature: null -> 0.2" in said
     assert "--into" in said
     call("launch", "sweep.toml", "--set", "retry.hung=7", "--offline", cwd=finished)
+
+
+def test_a_run_of_an_older_version_is_continued_by_the_same_command(tmp_path: Path) -> None:
+    """Its stored sweep lacks keys that have a default today. Mutant check: comparing what is stored as it is."""
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    folder = RunFolder(tmp_path / "runs" / "small")
+    plan = planning.make(sweeps.load(tmp_path / "sweep.toml"))
+    stored = sweeps.resolved(plan.sweep) | {"plan": plan.summary()}
+    del stored["exclude"], stored["resources"], stored["tune"]["space"]["optimizer.lr"]["when"]
+    folder.path.mkdir(parents=True)
+    with contextlib.closing(Ledger.create(folder.ledger_url(), name="small", sweep=stored)) as ledger:
+        _refuse_changes(folder, ledger, plan)
+        other = planning.make(sweeps.load(tmp_path / "sweep.toml", ["resources.cpus_per_rank=2"]))
+        with pytest.raises(SweepChanged, match=r"resources.cpus_per_rank: 1 -> 2"):
+            _refuse_changes(folder, ledger, other)
 
 
 def test_logs_are_a_rank_s_own(finished: Path) -> None:

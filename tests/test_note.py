@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import pytest
 from ledgers import BETTER, TWO, Begin, finished
 
 from orchestrator import report
@@ -36,17 +38,27 @@ def test_a_note_on_many_arms_is_short_and_says_where_the_rest_is(begin: Begin) -
     assert len(said) < LONGEST_TAG
 
 
-def test_the_numbers_of_the_answer_are_metrics_that_mlflow_takes(begin: Begin) -> None:
+@pytest.mark.parametrize("label", ['flat, size=16 (a"b)', "s3://bucket/x.parquet", "../a", "a/", "./a", "x" * 300])
+def test_the_numbers_of_the_answer_are_metrics_that_mlflow_takes(begin: Begin, label: str) -> None:
+    """Mutant check: keeping slashes, or whole labels, fails this."""
     from mlflow.utils.validation import _validate_metric_name
 
-    arms = TWO.replace('label = "flat"', 'label = "flat, size=16 (a\\"b)"')
-    values = {"plain": BETTER["plain"], 'flat, size=16 (a"b)': BETTER["flat"]}
+    arms = TWO.replace('label = "flat"', f"label = {json.dumps(label)}")
+    values = {"plain": BETTER["plain"], label: BETTER["flat"]}
     answer = report.answer(finished(begin(arms), values).ledger)
     numbers = report.numbers(answer)
     assert numbers["mean/plain"] == answer["arms"][0]["mean"]
-    assert numbers["delta/flat_ size_16 _a_b_ - plain"] == answer["comparisons"][0]["delta"]
-    assert numbers["p_holm/flat_ size_16 _a_b_ - plain"] == answer["comparisons"][0]["p_holm"]
+    (one,) = answer["comparisons"]
+    assert {key.partition("/")[0]: value for key, value in numbers.items() if key.endswith(" - plain")} == {
+        "delta": one["delta"],
+        "p_holm": one["p_holm"],
+    }
+    assert len(numbers) == 4, "two arms, two numbers of one contrast"
     check: Any = _validate_metric_name
     for name in numbers:
         check(name)
-    assert report.numbers(report.answer(begin(TWO).ledger)) == {}, "nothing is known yet"
+        assert len(name) <= 250
+
+
+def test_nothing_known_has_no_numbers(begin: Begin) -> None:
+    assert report.numbers(report.answer(begin(TWO).ledger)) == {}

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from real import call
+from real import SWEEP, call, driver
 
-from orchestrator import export, report
+from orchestrator import export, publish, report
 from orchestrator.runs import RunFolder
-from orchestrator.tracking import LOGGED, embedded_uri, runs_of
+from orchestrator.tracking import LOGGED, MOVED, embedded_uri, runs_of
 from orchestrator.tracking.store import connect
 
 LOAD = """
@@ -103,3 +106,62 @@ def test_the_sweeps_run_says_the_verdict_and_every_run_its_data(home: Path) -> N
             stage = run["tags"]["stage"]
             assert run["tags"]["mlflow.note.content"].startswith(f"**{run['tags']['arm']}**, {stage} stage")
             assert {key for key in run["metrics"] if key.startswith("system/")} >= {"system/memory_usage_megabytes"}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("later_s", [0.5, 6.0])
+def test_a_driver_killed_while_it_logs_encoders_is_continued_and_leaves_each_once(
+    tmp_path: Path, later_s: float
+) -> None:
+    """While they are exported, and while MLflow is told. What nobody drives any more ends by itself."""
+    text = SWEEP.replace("trials = 2", "trials = 1").replace("seeds = 3", "seeds = 2")
+    (tmp_path / "sweep.toml").write_text(text)
+    encoders = {"ORCHESTRATOR_ENCODERS": "best"}
+    with driver("launch", "sweep.toml", cwd=tmp_path, env=encoders) as process:
+        assert process.stdout is not None
+        assert any("exporting the best encoder" in line for line in process.stdout)
+        time.sleep(later_s)
+    again = call("launch", "sweep.toml", cwd=tmp_path, env=encoders)
+    assert "behind" not in again
+    assert sorted((model.tags["arm"], str(model.status)) for model in models(tmp_path)) == [
+        ("flatnce", "READY"),
+        ("infonce", "READY"),
+    ]
+    assert json.loads(call("verify", "small", "--json", cwd=tmp_path))["ok"]
+    assert "exporting" not in call("launch", "sweep.toml", cwd=tmp_path, env=encoders)
+
+
+class Absent:
+    """A projection that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def log_report(self, _folder: Path, note: str, **_: Any) -> None:
+        self.told.append(note)
+
+    def log_encoders(self, found: list[Any]) -> None:
+        self.told.append(len(found))
+
+    def stop(self, timeout_s: float) -> bool:
+        return timeout_s > 0
+
+
+@pytest.mark.slow
+def test_what_is_the_matter_with_an_encoder_is_said_and_costs_nothing(home: Path, tmp_path: Path) -> None:
+    """A folder of checkpoints that is gone, and a session that is stopped meanwhile."""
+    shutil.copytree(home / "runs", tmp_path / "runs")
+    folder, said, projection = RunFolder(tmp_path / "runs" / "small"), list[str](), Absent()
+    with contextlib.closing(folder.open()) as ledger:
+        ledger.acquire("the test", 30)
+        ledger.event(MOVED, "so that all encoders are due")
+        found = report.answer(ledger)
+        shutil.rmtree(folder.trials)
+        told: Any = projection
+        for stopping in (False, True):
+            assert publish.answer(told, ledger, folder, found, say=said.append, stopping=partial(bool, stopping))
+    assert projection.told == [report.note(found), 0, 0] * 2
+    reasons = [line for line in said if line.startswith("note: the encoder of")]
+    assert len(reasons) == 4
+    assert all("holds no trial" in line for line in reasons[:2])
+    assert all("the session was stopped" in line for line in reasons[2:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import re
 import resource
 import struct
@@ -304,6 +305,19 @@ def test_curves_end_at_the_means_of_the_answer(begin: Begin) -> None:
     assert drawn["flat"]["mean"] == pytest.approx([0.3, (0.6 + 0.35) / 2, (0.9 + 0.3) / 2])
     assert [drawn[arm["label"]]["mean"][-1] for arm in found["arms"]] == [arm["mean"] for arm in found["arms"]]
     assert (drawn["flat"]["low"][-1], drawn["flat"]["high"][-1]) == tuple(found["arms"][1]["ci95"])
+
+
+def test_an_evaluation_that_is_not_finite_costs_no_report(begin: Begin) -> None:
+    """A trial that diverged there counts as untrained from then on. Mutant check: taking the point as it is raises."""
+    run = begin(TWO)
+    for arm, values in BETTER.items():
+        for k, (trial, metric) in enumerate(zip(run.confirm(arm), values, strict=True)):
+            broken = {0: 0.3, 1: math.nan} if k == 0 else None
+            run.done(trial, metric, outcome="diverged" if broken else "ok", curve=broken)
+    found = report.answer(run.ledger)
+    drawn = curves(run.ledger, found)["flat"]
+    assert drawn["mean"][1] == pytest.approx(fmean([0.3, *(0.3 + (m - 0.3) / 2 for m in BETTER["flat"][1:])]))
+    assert all(map(math.isfinite, drawn["mean"]))
 
 
 def test_curves_of_trials_that_stop_by_the_clock_are_joined_evaluation_by_evaluation(begin: Begin) -> None:

@@ -1,11 +1,12 @@
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.config import ConfigError
-from orchestrator.sweep import arms_of, flatten, load, merged, resolved
-from orchestrator.sweep.conditions import within
+from orchestrator.sweep import Space, arms_of, flatten, load, merged, resolved
+from orchestrator.sweep.conditions import some_combinations, within
 
 SWEEPS = sorted((Path(__file__).parent.parent / "sweeps").glob("*.toml"))
 
@@ -157,12 +158,24 @@ def test_excluded_combinations_are_no_arms(write: Any) -> None:
         ('"batch.size" = 32', "exclude[0].batch.size = 32: is no level of batch.size, which has [16, 64, 256]"),
         ("", "is empty"),
         ('"loss.name" = "infonce"\n"batch.size" = 64', "exclude = 'flatnce, size=64': has no baseline"),
+        ('"loss.name" = ["infonce", "flatnce"]', "needs two arms or more"),
         ('"loss.name" = "flatnce"', "compare.loss.name: is the first factor, whose levels are compared, and all arms"),
     ],
 )
 def test_an_exclusion_that_cannot_be_meant_is_refused(write: Any, table: str, words: str) -> None:
     """The last leaves arms that no contrast compares."""
     assert words in complaint(write(excluding(table)))
+
+
+@pytest.mark.parametrize("value", ["5", "true", "'x'", "[1]"])
+def test_an_exclusion_that_is_no_table_is_refused_in_words(write: Any, value: str) -> None:
+    assert "exclude" in complaint(write(f"exclude = {value}\n{GOOD}"))
+
+
+def test_an_exclusion_of_1_leaves_true_alone(write: Any) -> None:
+    """Mutant check: comparing with == takes one for the other."""
+    text = GOOD.replace('"batch.size" = [16, 64]', '"loss.symmetric" = [false, true]')
+    assert "is no level" in complaint(write(text.replace("[tune]", '[[exclude]]\n"loss.symmetric" = 1\n[tune]', 1)))
 
 
 def test_a_first_factor_of_one_level_compares_nothing(write: Any) -> None:
@@ -228,6 +241,34 @@ def test_values_that_are_no_job_together_are_refused_before_anything_runs(write:
     assert "pool = 32 must divide size = 48" in found
     assert "with `when`, so that they do not meet" in found
     load(write(pools.replace("WHICH", "8, 16")))
+
+
+def test_a_condition_of_a_condition_is_met_when_a_value_is_checked(write: Any) -> None:
+    """The sweep's own loss allows no learned temperature; where it is tuned, another one does. Mutant check: setting
+    the parents alone, without theirs, refuses this."""
+    tuned = """"loss.name" = { choices = ["infonce", "flatnce"] }
+"loss.temperature" = { choices = [0.1, "learned"], when = { "loss.name" = "infonce" } }
+"loss.temperature_start" = { low = 0.05, high = 0.2, when = { "loss.temperature" = "learned" } }
+"optimizer.lr" = { low"""
+    text = GOOD.replace('"loss.name" = ["infonce", "flatnce"]\n', "").replace('"optimizer.lr" = { low', tuned)
+    assert load(write(text.replace('task = "image"', 'task = "image"\nloss = { name = "flatnce" }')))
+
+
+def test_a_large_space_is_checked_in_no_time(write: Any) -> None:
+    """256 combinations over all arms, spread evenly: the last key's last value is among them. Mutant check: taking the
+    first ones, or so many for each arm, fails this."""
+    keys = ["augment.brightness", "augment.crop", "loss.margin", "optimizer.momentum", "optimizer.warmup"]
+    keys += ["optimizer.weight_decay", "loss.hard_negative_weight", "loss.mlm_probability"]
+    space = "".join(f'"{key}" = {{ low = 0.1, high = 0.9 }}\n' for key in keys)
+    wide = GOOD.replace("[16, 64]", str([8 * n for n in range(1, 60)]))
+    began = time.process_time()
+    load(write(wide.replace('"optimizer.lr" = { low', space + '"optimizer.lr" = { low')))
+    assert time.process_time() - began < 5
+    spaces = {key: Space(low=0, high=1) for key in "abcdefghijkl"}
+    seen = list(some_combinations(spaces, {}, {key: [0, 1] for key in spaces}, most=100))
+    assert len(seen) == 100
+    assert all({one[key] for one in seen} == {0, 1} for key in spaces)
+    assert len(list(some_combinations(spaces, {}, {key: [0] for key in spaces}, most=100))) == 1
 
 
 def test_a_default_is_checked_where_its_keys_are_tuned(write: Any) -> None:

@@ -256,6 +256,18 @@ def test_the_report_is_on_the_parent_run(ledger: Ledger, uri: str, tmp_path: Pat
     assert Path(found).read_text() == "# It does not matter\n"
 
 
+def test_the_verdict_stays_on_the_experiment_when_mlflow_is_met_again(ledger: Ledger, uri: str, tmp_path: Path) -> None:
+    """A driver that continues the run knows the question only. Mutant check: setting the tags anew fails this."""
+    (tmp_path / "report").mkdir()
+    first = Projection(ledger, uri)
+    first.log_report(tmp_path / "report", "x", tags={"verdict": "It does not."})
+    assert first.flush(), first.last_error
+    flushed(ledger, uri)
+    tags = connect(uri).get_experiment(str(ledger.run.mlflow_experiment_id)).tags
+    assert tags["mlflow.note.content"] == "A or B? It does not."
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+
+
 DATA = [
     {"context": "training", "source": "digits[:1000]", "rows": 1000, "digest": "a" * 32},
     {"context": "confirm", "source": "s3://bucket/held-out.parquet", "rows": 400, "digest": "b" * 32},

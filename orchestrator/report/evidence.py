@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -108,7 +109,8 @@ def curves(ledger: Ledger, found: Json) -> Json:
 
 def _at(path: Sequence[tuple[int, float]], number: int, end: float) -> float:
     """The value of an evaluation; of the last one, or of one that a diverged trial did not come to, how it ended."""
-    return path[number][1] if 0 <= number < len(path) else end
+    value = path[number][1] if 0 <= number < len(path) else end
+    return value if math.isfinite(value) else end
 
 
 def _attempts(ledger: Ledger) -> Json:

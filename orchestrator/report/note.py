@@ -3,6 +3,7 @@ long descriptions off, and without pictures, which it cannot show there."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import replace
 from typing import Any
@@ -10,14 +11,17 @@ from typing import Any
 from orchestrator.report import page, tables
 from orchestrator.report.blocks import Grid
 
-MOST_ROWS = 12
-"""Of a table: beyond, the report has them."""
+MOST_ROWS, MOST_NOTES = 12, 5
+"""Of a table, and of what a reader should know: beyond, the report has them."""
+
+LONGEST_LABEL = 100
+"""Characters of a label in a metric's name."""
 
 
 def note(answer: dict[str, Any]) -> str:
     """Markdown of at most some 4,000 characters."""
     shown = [_short(tables.comparisons(answer)), _short(tables.arms(answer))]
-    whole = page.markdown(answer["question"], [answer["sentence"]], "", answer["notes"], shown)
+    whole = page.markdown(answer["question"], [answer["sentence"]], "", answer["notes"][:MOST_NOTES], shown)
     # The page folds a description after its first lines: no room for a heading.
     head, _, rest = whole.partition("\n")
     rest = "\n".join(_apart(line) for line in rest.rstrip().splitlines())
@@ -27,11 +31,20 @@ def note(answer: dict[str, Any]) -> str:
 
 def numbers(answer: dict[str, Any]) -> dict[str, float]:
     """The answer's own numbers as metrics of MLflow, whose names hold fewer characters than labels."""
-    found = {f"mean/{arm['label']}": arm["mean"] for arm in answer["arms"]}
+    found = {f"mean/{_named(arm['label'])}": arm["mean"] for arm in answer["arms"]}
     for one in answer["comparisons"]:
         if one["n"]:
-            found |= {f"{key}/{one['a']} - {one['b']}": one[key] for key in ("delta", "p_holm")}
-    return {re.sub(r"[^\w\-. :/]", "_", key): value for key, value in found.items() if value is not None}
+            found |= {f"{key}/{_named(one['a'])} - {_named(one['b'])}": one[key] for key in ("delta", "p_holm")}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _named(label: str) -> str:
+    """A label as part of a metric's name: MLflow allows few characters, takes / for a path and 250 in all. What is cut
+    off is told apart by a hash."""
+    plain = re.sub(r"[^\w\- ]", "_", label)
+    if len(plain) <= LONGEST_LABEL:
+        return plain
+    return f"{plain[: LONGEST_LABEL - 9]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
 
 def _apart(line: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.config import Fault, JobConfig, canonical, faults, field_names, nearest
+from orchestrator.sweep.conditions import among
 from orchestrator.sweep.model import Arm, Sweep, arms_of, cross, merged
 from orchestrator.sweep.space import space_faults
 
@@ -34,7 +35,8 @@ def job_faults(raw: dict[str, Any]) -> list[Fault]:
     job = {key: value for key, value in job.items() if key not in ("stage", "seed")}
     crossed = isinstance(compare, dict) and all(isinstance(v, list) and v for v in compare.values())
     tables = isinstance(named, list) and all(isinstance(arm, dict) for arm in named)
-    without = [one for one in raw.get("exclude", ()) if isinstance(one, dict)] if crossed else []
+    listed = raw.get("exclude")
+    without = [one for one in listed if isinstance(one, dict)] if crossed and isinstance(listed, list) else []
     usable = cross(job, compare if crossed else {}, named if tables else [], without)
     known = list(field_names(JobConfig))
     fixed = {"stage": "the plan sets it", "seed": "seeds belong to [confirm]", "task": "must be the same in every arm"}
@@ -63,6 +65,8 @@ def contradictions(sweep: Sweep) -> list[Fault]:
     arms = arms_of(sweep)
     if excluded := list(_exclude_faults(sweep, arms)):
         return excluded
+    if len(arms) < 2:
+        return list(_arm_faults(sweep, arms))
     return [
         *_arm_faults(sweep, arms),
         *_seed_faults(sweep),
@@ -83,7 +87,7 @@ def _exclude_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
                 yield Fault(f"{where}.{key}", "", what if known else "needs factors, crossed in [compare]")
                 continue
             for level in levels if isinstance(levels, list) else [levels]:
-                if level not in sweep.compare[key]:
+                if not among(level, sweep.compare[key]):
                     expected = f"is no level of {key}, which has {json.dumps(sweep.compare[key])}"
                     yield Fault(f"{where}.{key}", repr(level), expected)
     if not sweep.exclude or not sweep.compare:

@@ -10,6 +10,7 @@ not suggested, and the job keeps the arm's value. `values` are dotted job keys o
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -36,7 +37,7 @@ def order(spaces: Spaces) -> list[str]:
 
 def holds(space: Space, values: Mapping[str, Any]) -> bool:
     """Whether the key of `space` is tuned where the others have these values."""
-    return all(_among(values.get(key), allowed) for key, allowed in space.conditions.items())
+    return all(among(values.get(key), allowed) for key, allowed in space.conditions.items())
 
 
 def active(spaces: Spaces, values: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
@@ -57,7 +58,7 @@ def within(spaces: Spaces, values: Mapping[str, Any]) -> dict[str, Space]:
     for key in order(spaces):
         space = spaces[key]
         seen = {parent: possible.get(parent, [values.get(parent)]) for parent in space.conditions}
-        if all(any(_among(value, space.conditions[parent]) for value in seen[parent]) for parent in seen):
+        if all(any(among(value, space.conditions[parent]) for value in seen[parent]) for parent in seen):
             found[key] = space
             possible[key] = [*(space.choices or []), *([values[key]] if key in values else [])]
     return found
@@ -78,5 +79,32 @@ def combinations(spaces: Spaces, values: Mapping[str, Any], ends: Mapping[str, S
         yield {key: given[key] for key in tuned}
 
 
-def _among(value: Any, allowed: Sequence[Scalar]) -> bool:
+def above(spaces: Spaces, key: str) -> list[str]:
+    """The tuned keys that decide whether `key` is: those that its condition looks at, those that theirs do, ..."""
+    found: dict[str, None] = {}
+    waiting = [key]
+    while waiting:
+        for parent in spaces[waiting.pop()].conditions.keys() & spaces.keys() - found.keys():
+            found[parent] = None
+            waiting.append(parent)
+    return sorted(found)
+
+
+def some_combinations(
+    spaces: Spaces, values: Mapping[str, Any], ends: Mapping[str, Sequence[Scalar]], *, most: int
+) -> Iterator[dict[str, Any]]:
+    """At most `most` of `combinations`, spread evenly over all of them."""
+    keys = list(within(spaces, values))
+    whole = math.prod(len(ends[key]) for key in keys)
+    for number in range(min(most, whole)):
+        place, point = number * whole // min(most, whole), {}
+        for key in reversed(keys):
+            place, index = divmod(place, len(ends[key]))
+            point[key] = ends[key][index]
+        tuned = active({key: spaces[key] for key in keys}, values, point)
+        yield {key: point[key] for key in tuned}
+
+
+def among(value: Any, allowed: Sequence[Any]) -> bool:
+    """Whether a value is one of these. 1 and true are not the same."""
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed)

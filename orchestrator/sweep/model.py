@@ -238,9 +238,9 @@ def cross(
 
 def excludes(one: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     """Whether an exclusion leaves out the arm of these settings: every key has one of the levels that it names."""
+    named = {key: levels if isinstance(levels, list) else [levels] for key, levels in one.items()}
     return bool(one) and all(
-        key in settings and settings[key] in (levels if isinstance(levels, list) else [levels])
-        for key, levels in one.items()
+        key in settings and canonical(settings[key]) in map(canonical, levels) for key, levels in named.items()
     )
 
 

@@ -40,9 +40,9 @@ def tell(client: MlflowClient, experiment: str, run: Run, encoder: Encoder, para
     assert trial.mlflow_run_id is not None
     kept = None
     for model in _models(client, experiment, run, trial.arm):
-        if model.tags.get("orchestrator.trial") == trial.id and str(model.status) == "READY":
+        if kept is None and model.tags.get("orchestrator.trial") == trial.id and str(model.status) == "READY":
             kept = model.model_id
-        else:  # half told, or of a trial that is not the best any more
+        else:  # half told, told twice, or of a trial that is not the best any more
             client.delete_logged_model(model.model_id)
     if kept is None:
         tags = {"arm": trial.arm, "seed": trial.seed, "orchestrator.trial": trial.id, "orchestrator.run": run.uuid}

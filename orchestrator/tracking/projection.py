@@ -203,8 +203,10 @@ class Projection:
             self._ledger.unproject()
             run = self._ledger.run
         experiment = self._experiment(client, run)
+        there = client.get_experiment(experiment).tags
         for key, value in view.tags(run).items():
-            client.set_experiment_tag(experiment, key, value)
+            if key != view.NOTE or not there.get(view.NOTE):  # which may be the verdict by now
+                client.set_experiment_tag(experiment, key, value)
         recorded = {trial.id: trial.mlflow_run_id for trial in self._ledger.trials()}
         self._nested = self._adopt(client, experiment, run, recorded)
         parent = self._nested.pop(None, None)
@@ -308,7 +310,7 @@ class Projection:
 
     def _tell_run(self, client: MlflowClient) -> None:
         """The parent run: its state, how many trials are in which, and the report once there is one."""
-        from mlflow.entities import Metric, RunTag
+        from mlflow.entities import RunTag
 
         run, counts, parent = self._ledger.run, self._ledger.counts(), self._parent
         if self._shown != (run.state, counts):
@@ -319,29 +321,33 @@ class Projection:
             else:
                 client.set_terminated(parent, RUN_STATUS[run.state])
             self._shown = (run.state, counts)
-        report = self._report
-        if report is not None:
-            client.log_artifacts(parent, str(report.folder), "report")
-            client.log_dict(parent, {"sweep": run.sweep, "environment": run.environment}, "sweep.json")
-            now = int(run.created * 1000)
-            metrics = [Metric(key, value, now, report.step) for key, value in report.metrics.items()]
-            tags = {view.NOTE: report.note, **report.tags}
-            if data := told.datasets(*self._ledger.trials(state="done")):
-                client.log_inputs(parent, data)
-            client.log_batch(
-                parent, metrics=metrics, tags=[RunTag(key, told.short(value)) for key, value in tags.items()]
-            )
-            if verdict := report.tags.get("verdict"):
-                said = f"{run.sweep.get('question', '')} {verdict}".strip()
-                client.set_experiment_tag(self._experiment_id, view.NOTE, told.short(said))
-            if self._report is report:
-                self._report = None
+        if self._report is not None:
+            self._tell_report(client, run, self._report)
         while self._encoders:
             encoder = self._encoders[0]
             made = replace(encoder, trial=self._ledger.trial(encoder.trial.id))
             model = encoders.tell(client, self._experiment_id, run, made, dict(told.flat(encoder.trial.job)))
             self._ledger.event(LOGGED, f"the best encoder of {made.trial.arm} is MLflow's model {model}", made.trial.id)
-            self._encoders.remove(encoder)
+            self._encoders = self._encoders[1:]
+
+    def _tell_report(self, client: MlflowClient, run: Run, report: Report) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        tags = {view.NOTE: report.note, **report.tags}
+        client.log_batch(self._parent, tags=[RunTag(key, told.short(value)) for key, value in tags.items()])
+        if verdict := report.tags.get("verdict"):
+            said = f"{run.sweep.get('question', '')} {verdict}".strip()
+            client.set_experiment_tag(self._experiment_id, view.NOTE, told.short(said))
+        client.log_artifacts(self._parent, str(report.folder), "report")
+        client.log_dict(self._parent, {"sweep": run.sweep, "environment": run.environment}, "sweep.json")
+        if data := told.datasets(*self._ledger.trials(state="done")):
+            client.log_inputs(self._parent, data)
+        at_ms = int(run.created * 1000)
+        metrics = [Metric(key, value, at_ms, report.step) for key, value in report.metrics.items()]
+        for some in _parts(metrics, METRICS_PER_CALL):
+            client.log_batch(self._parent, metrics=some)
+        if self._report is report:
+            self._report = None
 
 
 def _parts(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
