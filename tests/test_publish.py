@@ -108,6 +108,15 @@ def test_the_sweeps_run_says_the_verdict_and_every_run_its_data(home: Path) -> N
             assert {key for key in run["metrics"] if key.startswith("system/")} >= {"system/memory_usage_megabytes"}
 
 
+@pytest.mark.slow
+def test_runs_are_found_by_their_tags(home: Path) -> None:
+    client = connect(embedded_uri(home / "runs"))
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    for wanted, count in (("tags.arm = 'flatnce' AND tags.stage = 'confirm'", 3), ("tags.verdict LIKE '%flatnce%'", 1)):
+        assert len(client.search_runs([experiment.experiment_id], wanted)) == count
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("later_s", [0.5, 6.0])
 def test_a_driver_killed_while_it_logs_encoders_is_continued_and_leaves_each_once(

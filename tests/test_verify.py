@@ -239,11 +239,11 @@ DAMAGES: dict[str, tuple[Callable[[Copy], Any], list[str]]] = {
     # MLflow
     "points were never projected": (
         never_project_the_points,
-        ["MLflow has not been told the state of 0 trials and 99 points; tell it: orchestrator resume .*small$"],
+        ["MLflow has not been told the state of 0 trials and 115 points; tell it: orchestrator resume .*small$"],
     ),
     "a run was carried out offline": (
         forget_mlflow,
-        ["MLflow has not been told the state of 10 trials and 990 points; tell it: orchestrator resume .*small$"],
+        ["MLflow has not been told the state of 10 trials and 1,150 points; tell it: orchestrator resume .*small$"],
     ),
     "another store": (lose_mlflow, ["MLflow has nothing of this run, .* as P; set MLFLOW_TRACKING_URI .* resume"]),
     "the parent run has another state": (
@@ -421,13 +421,13 @@ def test_an_undamaged_run_is_in_order_also_on_the_command_line(finished: Path) -
         "ok": True,
         "trials": TRIALS,
         "mlflow_runs": TRIALS,
-        "points": 99 * TRIALS,
+        "points": 115 * TRIALS,
         "checkpoints": 2 * TRIALS,
         "faults": [],
         "notes": [],
     }
     said = call("verify", "small", cwd=finished)
-    assert said == "verify: ok, 10 trials, 10 MLflow runs, 990 points, 20 checkpoints\n"
+    assert said == "verify: ok, 10 trials, 10 MLflow runs, 1,150 points, 20 checkpoints\n"
 
 
 def test_values_that_are_no_numbers_are_the_same_everywhere(copy: Copy) -> None:
@@ -632,7 +632,7 @@ def test_a_fault_ends_with_1_in_words_and_in_json(copy: Copy) -> None:
     code, said = ask(copy)
     assert code == 1
     head, fault, note = said.splitlines()
-    assert head == "verify: 1 fault, 10 trials, 10 MLflow runs, 990 points, 19 checkpoints"
+    assert head == "verify: 1 fault, 10 trials, 10 MLflow runs, 1,150 points, 19 checkpoints"
     assert fault.startswith("fault: ")
     assert fault.endswith("trials/feed is the folder of a trial that the ledger does not have; move it away")
     assert note == "note: 1 checkpoint never committed"

@@ -19,6 +19,7 @@ import pytest
 from real import RANK, SLOT, named, recovered, wait_for
 
 from jobs import manifest
+from jobs.config import COMPUTING
 from orchestrator import cluster as clusters
 from orchestrator import executor, tracking
 from orchestrator.ledger import Attempt, Ledger, Trial, sqlite_url, this_process
@@ -148,8 +149,7 @@ class Run:
 
     def points(self) -> dict[tuple[str, str, int], float]:
         """Every point but how fast and how large."""
-        varies = ("samples_per_second", "peak_memory_mb")
-        return {(p.trial, p.key, p.step): p.value for p in self.ledger.points() if p.key not in varies}
+        return {(p.trial, p.key, p.step): p.value for p in self.ledger.points() if not p.key.startswith(COMPUTING)}
 
 
 @pytest.fixture(scope="module")
