@@ -339,7 +339,9 @@ def models(uri: str, ledger: Ledger) -> list[Any]:
     return list(connect(uri).search_logged_models([experiment]))
 
 
-def test_the_best_encoder_of_an_arm_is_a_model_that_mlflow_loads(ledger: Ledger, uri: str, tmp_path: Path) -> None:
+def test_the_best_encoder_of_an_arm_is_a_model_that_mlflow_loads(
+    ledger: Ledger, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Once, however often it is told, and linked to the run of its trial. What a kill left half, and what is not the
     best any more, goes. Mutant check: making a model without looking for one fails this."""
     import mlflow
@@ -369,12 +371,9 @@ def test_the_best_encoder_of_an_arm_is_a_model_that_mlflow_loads(ledger: Ledger,
     assert outputs is not None
     (made,) = outputs.model_outputs
     assert made.model_id == model.model_id
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
-        loaded = mlflow.pyfunc.load_model(f"models:/{model.model_id}")
-    finally:
-        mlflow.set_tracking_uri(before)
+    # Not by set_tracking_uri: it writes to the environment, which every process of later tests would inherit.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    loaded = mlflow.pyfunc.load_model(f"models:/{model.model_id}")
     assert loaded.predict(["four", "seven77"]).tolist() == [[8.0, 2.0], [14.0, 2.0]]
     assert loaded.predict(np.zeros((2, 5, 3), np.uint8)).tolist() == [[10.0, 2.0], [10.0, 2.0]]
     assert loaded.predict(pd.DataFrame({"text": ["a", "bcd"]})).tolist() == [[2.0, 2.0], [6.0, 2.0]]
