@@ -26,7 +26,7 @@ def test_piped_progress_is_plain_lines_and_survives_a_redirected_stdout(
 ) -> None:
     progress = Progress(make(load(SWEEP)), ledger)
     progress.detach()
-    trial = Trial(id="abc", stage="tune", arm="dcl", seed=0, number=1, job={}, state="done", started=1.0, ended=3.5)
+    trial = Trial(id="abc", stage="tune", arm="flatnce", seed=0, number=1, job={}, state="done", started=1.0, ended=3.5)
     ledger.add_trials([trial])
     progress.tell("knn_accuracy 0.9", trial)
     progress.tell("attempt 1 of trial x was cut short; it continues", None)
@@ -34,7 +34,7 @@ def test_piped_progress_is_plain_lines_and_survives_a_redirected_stdout(
     said = capfd.readouterr().out.splitlines()
     assert said[0] == "Does FlatNCE beat InfoNCE on digits when the batch is small?"
     assert "2 arms, 8 tune trials, 12 confirm trials, 0 of 20 done" in said
-    assert "[1/20] tune dcl 2 of 4  knn_accuracy 0.9  abc 2.5 s" in said
+    assert "[1/20] tune flatnce 2 of 4  knn_accuracy 0.9  abc 2.5 s" in said
     assert "\x1b" not in "".join(said)
 
 
