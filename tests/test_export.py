@@ -421,6 +421,19 @@ def test_a_trial_without_a_checkpoint_and_a_folder_without_a_trial_are_refused(t
     assert not (tmp_path / "encoder").exists()
 
 
+def test_a_trial_of_seconds_is_exported_and_its_card_tells_of_the_encoder_alone(tmp_path: Path) -> None:
+    """Mutant checks: a card that takes the steps of every job for known raises; what the machine did is no metric."""
+    job = job_of("bert-mean", tmp_path / "of").model_dump(mode="json")
+    timed = JobConfig.model_validate(merged(job, {"budget.seconds": 0.2}))
+    trained(timed, tmp_path / "trial")
+    said = exporting.export(tmp_path / "trial", tmp_path / "encoder")
+    page = (tmp_path / "encoder" / "README.md").read_text("utf-8")
+    assert f"{said['step']:,}, in 0.2 s of training" in page
+    assert said["metrics"]
+    assert not [key for key in said["metrics"] if key.startswith(("system/", "train/", "peak_", "samples_per"))]
+    assert "system/" not in page
+
+
 def test_a_vocabulary_of_other_data_is_refused(trial: Path, tmp_path: Path) -> None:
     """Mutant check: without the fingerprint the folder is written, with words that mean something else."""
     others = [text.replace("rain", "snow") for text in SENTENCES]
