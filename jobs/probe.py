@@ -69,6 +69,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m jobs.probe JOB...    where a JOB is a job in TOML or a trial's job.json\n")
         return 0 if arguments in (["-h"], ["--help"]) else BAD_JOB
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts behind without one
     try:
         jobs = [load_job(Path(path)) for path in arguments]
         if len({job.execution.ranks for job in jobs}) > 1:
