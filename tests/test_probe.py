@@ -146,11 +146,10 @@ def test_a_job_that_cannot_be_trained_says_why(tmp_path: Path, change: tuple[str
 def start(folder: Path) -> subprocess.Popen[str]:
     """As a script starts it with `&`: without a handler for SIGINT."""
     job = write(folder, SLOW, ranks=2)
-    command = [sys.executable, "-m", "jobs.probe", str(job)]
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-m", "jobs.probe", str(job)]
     return subprocess.Popen(
-        command, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    )  # fmt: skip
+        command, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_a_rank_that_the_system_ends_is_named_and_no_other_is_left(tmp_path: Path) -> None:

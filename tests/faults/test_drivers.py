@@ -130,8 +130,8 @@ def test_row_6_a_driver_killed_between_the_last_checkpoint_and_done_trains_nothi
     proven(home)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("part", ["raylet", pytest.param("gcs_server", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
 def test_row_8_a_dead_head_ends_the_driver_with_75_and_the_run_continues(
     home: Path, undisturbed: dict[str, float], part: str
 ) -> None:
@@ -154,7 +154,7 @@ def test_row_8_a_dead_head_ends_the_driver_with_75_and_the_run_continues(
     assert measured(home) == undisturbed
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_11_a_full_disk_stops_the_sweep_with_4_and_names_path_and_bytes(
     home: Path, small_disk: Callable[[int], Path], undisturbed: dict[str, float]
 ) -> None:
@@ -238,7 +238,7 @@ def test_row_15_a_driver_stopped_past_its_lease_is_replaced_and_its_writes_are_r
     assert measured(home) == undisturbed
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_24_ctrl_c_once_checkpoints_and_twice_stops_at_once_and_both_continue(home: Path) -> None:
     """To the whole process group, as a terminal does it."""
     (home / "sweep.toml").write_text(LONG)

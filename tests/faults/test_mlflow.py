@@ -190,7 +190,7 @@ def test_row_9_a_sick_mlflow_at_the_start_is_no_better(tmp_path: Path, mood: Moo
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.toml"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_9_a_run_made_offline_is_projected_whole_by_a_later_resume(tmp_path: Path, server: Server) -> None:
     (tmp_path / "sweep.toml").write_text(SMALL)
     away, there = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}, {"MLFLOW_TRACKING_URI": server.uri}
@@ -263,8 +263,8 @@ def test_row_10_training_does_not_notice_a_sick_mlflow_and_its_history_is_whole_
     assert kinds[-1] == "tracking_back"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mood", [pytest.param("hang", marks=pytest.mark.soak), "500"])
+@pytest.mark.soak
+@pytest.mark.parametrize("mood", ["hang", "500"])
 def test_row_10_a_sick_mlflow_does_not_hold_up_the_end_and_resume_catches_up(
     tmp_path: Path, proxy: Proxy, mood: Mood
 ) -> None:

@@ -283,6 +283,7 @@ def test_row_13_a_checkpoint_with_one_flipped_bit_is_set_aside_and_the_event_rec
     assert run.points() == calm
 
 
+@pytest.mark.soak
 def test_row_14_without_a_sound_checkpoint_it_starts_again_from_step_0_and_says_so(
     fault: Fault, tmp_path: Path, calm: dict[tuple[str, str, int], float]
 ) -> None:
@@ -298,6 +299,7 @@ def test_row_14_without_a_sound_checkpoint_it_starts_again_from_step_0_and_says_
     assert run.points() == calm
 
 
+@pytest.mark.soak
 def test_row_16_a_rank_that_gets_no_memory_is_told_with_its_peak(fault: Fault, tmp_path: Path) -> None:
     fault("allocate", rank=1, step=5)
     run = Run(tmp_path / "run")
@@ -370,6 +372,7 @@ def test_row_20_a_rank_that_sleeps_for_ever_is_named_with_its_stack(
     run.recovered("20, with a deadline of 4 s", fault.at())
 
 
+@pytest.mark.soak
 def test_row_25_a_metric_that_is_no_number_fails_that_attempt_and_the_sweep_goes_on(
     fault: Fault, tmp_path: Path
 ) -> None:

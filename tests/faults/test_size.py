@@ -128,7 +128,7 @@ def test_row_27_a_plan_of_a_thousand_trials_takes_less_than_five_seconds(tmp_pat
     assert took < 5 * crowding()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_27_a_driver_grows_by_little_for_every_trial(filled: tuple[Path, dict[str, Any]]) -> None:
     """Mutant check: keeping what was reported of every trial fails this."""
     memory = filled[1]["memory"]
@@ -137,7 +137,7 @@ def test_row_27_a_driver_grows_by_little_for_every_trial(filled: tuple[Path, dic
     assert each < 28
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_27_a_trial_that_ends_costs_milliseconds_however_many_have_ended(
     filled: tuple[Path, dict[str, Any]],
 ) -> None:
@@ -147,7 +147,7 @@ def test_row_27_a_trial_that_ends_costs_milliseconds_however_many_have_ended(
     assert each < 0.1 * crowding()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_27_resume_begins_the_next_attempt_within_ten_seconds(filled: tuple[Path, dict[str, Any]]) -> None:
     home, _ = filled
     folder = RunFolder(home / "runs" / "big")
