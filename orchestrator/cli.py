@@ -7,10 +7,10 @@ import errno
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan
     from orchestrator.runs import RunFolder
 
-BAD_USAGE, HELD, MISSING = 2, 3, 4
+BAD_USAGE, HELD, MISSING, LEFT = 2, 3, 4, 130
 
 BUDGETS = ("samples", "steps", "seconds")
 """What a job may be given of, in the order of the plan's table."""
@@ -30,6 +30,11 @@ SET = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as job.loss.temperature=0.07."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+ADDRESS = click.option("--address", metavar="URL", help="Of a cluster's job server: do it there. http://HEAD:8265")
+VARIABLES = click.option(
+    "--env", "variables", multiple=True, metavar="NAME[=VALUE]", help="Variable of the job's; no secrets."
+)
+DETACH = click.option("--detach", is_flag=True, help="Leave the job as soon as it is submitted.")
 
 
 class _Group(click.Group):
@@ -99,15 +104,40 @@ def plan(sweep: Path, *, probe: bool, overrides: tuple[str, ...], as_json: bool)
 @click.option("--into", metavar="FOLDER|URI", help="Folder of the run, or a URI such as s3://bucket/NAME.")
 @click.option("--offline", is_flag=True, help="Do without MLflow now; a later resume catches it up.")
 @SET
-def launch(sweep: Path, into: str | None, offline: bool, overrides: tuple[str, ...]) -> None:
+@ADDRESS
+@DETACH
+@VARIABLES
+def launch(
+    sweep: Path,
+    *,
+    into: str | None,
+    offline: bool,
+    overrides: tuple[str, ...],
+    address: str | None,
+    detach: bool,
+    variables: tuple[str, ...],
+) -> None:
     """Run SWEEP; the same command again continues it.
 
     \b
         orchestrator launch sweeps/quickstart.toml --into runs/first-try
         orchestrator launch sweeps/quickstart.toml --into s3://bucket/first-try
+        orchestrator launch sweeps/quickstart.toml --into s3://bucket/first-try --address http://HEAD:8265
 
-    The folder is runs/NAME unless given. A run in a bucket has its ledger in $ORCHESTRATOR_LEDGER.
+    The folder is runs/NAME unless given. A run in a bucket has its ledger in $ORCHESTRATOR_LEDGER. With --address the
+    run is driven on the cluster's head, with the head's environment, and goes on when this command is left with Ctrl-C;
+    the same command follows it again.
     """
+    if address is not None:
+        from orchestrator import submission
+
+        with _leaving(into, address):
+            code = submission.launch(
+                address, sweep, into, overrides=overrides, offline=offline, variables=variables, detach=detach,
+                write=partial(click.echo, nl=False), tell=partial(click.echo, err=True),
+            )  # fmt: skip
+        sys.exit(code)
+    _only_with_address(detach=detach, variables=variables)
     from orchestrator import sweep as sweeps
     from orchestrator.runs import home
 
@@ -126,8 +156,20 @@ def launch(sweep: Path, into: str | None, offline: bool, overrides: tuple[str, .
 @click.option(
     "--set", "overrides", multiple=True, metavar="job.execution.KEY=VALUE", help="Execution setting of new attempts."
 )
+@ADDRESS
+@DETACH
+@VARIABLES
 def resume(
-    run: str, *, failed: bool, give_up: bool, kind: str | None, offline: bool, overrides: tuple[str, ...]
+    run: str,
+    *,
+    failed: bool,
+    give_up: bool,
+    kind: str | None,
+    offline: bool,
+    overrides: tuple[str, ...],
+    address: str | None,
+    detach: bool,
+    variables: tuple[str, ...],
 ) -> None:
     """Continue RUN.
 
@@ -135,10 +177,8 @@ def resume(
         orchestrator resume runs/quickstart
         orchestrator resume runs/quickstart --failed --class out_of_memory --set job.execution.micro=32
         orchestrator resume runs/quickstart --give-up --class out_of_memory
+        orchestrator resume s3://bucket/first-try --failed --address http://HEAD:8265
     """
-    from orchestrator.runs import find
-
-    folder = find(run)
     if failed and give_up:
         raise click.UsageError("--failed and --give-up say opposite things; give one of them")
     if kind is not None and not (failed or give_up):
@@ -146,6 +186,22 @@ def resume(
     from orchestrator import driver
 
     execution = driver.execution_overrides(overrides)
+    if address is not None:
+        from orchestrator import submission
+
+        given = [("--failed", failed), ("--give-up", give_up), ("--offline", offline)]
+        arguments = [flag for flag, on in given if on] + (["--class", kind] if kind else [])
+        arguments += [part for one in overrides for part in ("--set", one)]
+        with _leaving(run, address):
+            code = submission.resume(
+                address, run, arguments, variables=variables, detach=detach,
+                write=partial(click.echo, nl=False), tell=partial(click.echo, err=True),
+            )  # fmt: skip
+        sys.exit(code)
+    _only_with_address(detach=detach, variables=variables)
+    from orchestrator.runs import find
+
+    folder = find(run)
     options = driver.Options(offline=offline)
     again = driver.Again(kind, give_up) if failed or give_up else None
     sys.exit(driver.resume(folder, again=again, execution=execution, options=options))
@@ -154,12 +210,16 @@ def resume(
 @main.command()
 @click.argument("run")
 @click.option("--wait", "wait_s", default=120.0, metavar="SECONDS", help="How long to wait until it has stopped.")
-def stop(run: str, wait_s: float) -> None:
+@ADDRESS
+def stop(run: str, wait_s: float, address: str | None) -> None:
     """Ask whoever drives RUN to checkpoint and stop; it is resumable.
 
     \b
         orchestrator stop runs/quickstart
+        orchestrator stop s3://bucket/first-try --address http://HEAD:8265
     """
+    if address is not None:
+        _there(address, run, ["stop", run, "--wait", f"{wait_s:g}"])
     from orchestrator import runs
 
     folder = runs.find(run)
@@ -170,15 +230,27 @@ def stop(run: str, wait_s: float) -> None:
 
 
 @main.command()
-@click.argument("run")
+@click.argument("run", required=False)
 @JSON
 @click.option("--watch", is_flag=True, help="Keep looking, every two seconds.")
-def status(run: str, as_json: bool, watch: bool) -> None:
-    """Say how RUN stands, from its ledger alone.
+@ADDRESS
+def status(run: str | None, *, as_json: bool, watch: bool, address: str | None) -> None:
+    """Say how RUN stands, from its ledger alone; with --address and no RUN, which runs the cluster drives.
 
     \b
         orchestrator status runs/quickstart --json
+        orchestrator status --address http://HEAD:8265
+        orchestrator status s3://bucket/first-try --address http://HEAD:8265
     """
+    if address is not None:
+        if watch:
+            raise click.UsageError("--watch looks into the ledger; to watch a job: orchestrator logs RUN --address URL")
+        if run is None:
+            _list_jobs(address, as_json)
+            return
+        _there(address, run, ["status", run, *(["--json"] if as_json else [])])
+    if run is None:
+        raise click.UsageError("name a RUN, or give --address URL for the runs that a cluster drives")
     from orchestrator import runs
 
     with contextlib.closing(runs.find(run).open()) as ledger:
@@ -192,14 +264,29 @@ def status(run: str, as_json: bool, watch: bool) -> None:
 
 @main.command()
 @click.argument("run")
-@click.argument("trial")
+@click.argument("trial", required=False)
 @click.option("--rank", type=int, help="Whose log; without it rank 0's, and the newest failure.")
-def logs(run: str, trial: str, rank: int | None) -> None:
-    """Print what a rank of TRIAL of RUN printed, and why the trial failed.
+@ADDRESS
+def logs(run: str, trial: str | None, rank: int | None, address: str | None) -> None:
+    """Print what a rank of TRIAL of RUN printed, and why the trial failed; with --address and no TRIAL, follow the job
+    that drives RUN.
 
     \b
         orchestrator logs runs/quickstart 3f2a --rank 1
+        orchestrator logs s3://bucket/first-try --address http://HEAD:8265
     """
+    if address is not None and trial is not None:
+        _there(address, run, ["logs", run, trial, *([] if rank is None else ["--rank", str(rank)])])
+    if address is not None:
+        from orchestrator import submission
+
+        with _leaving(run, address):
+            code = submission.follow_driver(
+                address, run, write=partial(click.echo, nl=False), tell=partial(click.echo, err=True)
+            )
+        sys.exit(code)
+    if trial is None:
+        raise click.UsageError(f"name a trial of {run}; `orchestrator status {run}` lists them")
     from orchestrator import runs
 
     click.echo(runs.logs(runs.find(run), trial, rank), nl=False)
@@ -209,7 +296,8 @@ def logs(run: str, trial: str, rank: int | None) -> None:
 @click.argument("run", nargs=-1, required=True)
 @click.option("--into", metavar="FOLDER", help="Folder of the report of several runs; default runs/compared/A+B.")
 @JSON
-def compare(run: tuple[str, ...], into: str | None, as_json: bool) -> None:
+@ADDRESS
+def compare(run: tuple[str, ...], into: str | None, *, as_json: bool, address: str | None) -> None:
     """Print the verdict of RUN, and write report.html, report.md and results.parquet.
 
     \b
@@ -219,6 +307,10 @@ def compare(run: tuple[str, ...], into: str | None, as_json: bool) -> None:
     Of several runs, each keeps the verdict of its own plan; below them is one table of all arms, in which the arms of
     the later runs are compared with the first run's baseline.
     """
+    if address is not None:
+        if len(run) > 1 or into is not None:
+            raise click.UsageError("--address takes one RUN and no --into, whose folder would lie on the cluster")
+        _there(address, run[0], ["compare", run[0], *(["--json"] if as_json else [])])
     from orchestrator import report, runs
 
     folders = [runs.find(one) for one in run]
@@ -286,12 +378,15 @@ def export(run: str, trial: str, dest: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("run")
 @JSON
-def verify(run: str, as_json: bool) -> None:
+@ADDRESS
+def verify(run: str, *, as_json: bool, address: str | None) -> None:
     """Prove that ledger, MLflow and checkpoints of RUN say the same, or list what differs; writes nothing.
 
     \b
         orchestrator verify runs/quickstart --json
     """
+    if address is not None:
+        _there(address, run, ["verify", run, *(["--json"] if as_json else [])])
     from orchestrator import readiness, runs, tracking
     from orchestrator import verify as verifying
 
@@ -321,6 +416,55 @@ def ui(run: str | None, port: int, *, browse: bool) -> None:
     from orchestrator import ui as server
 
     sys.exit(server.serve(run, port=port, browse=browse))
+
+
+def _there(address: str, run: str | None, arguments: list[str]) -> NoReturn:
+    """Do it on the cluster's head; prints what that printed, and exits as it did."""
+    from orchestrator import submission
+
+    code, printed = submission.ask(address, run, arguments)
+    click.echo(printed, nl=False, err=code not in (0, 1))
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _leaving(run: str | None, address: str) -> Iterator[None]:
+    """Ctrl-C leaves a job, which goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        quoted = shlex.quote(str(run))
+        click.echo(
+            f"\nleft; the job goes on\n  follow it: orchestrator logs {quoted} --address {address}\n"
+            f"  stop it:   orchestrator stop {quoted} --address {address}",
+            err=True,
+        )
+        sys.exit(LEFT)
+
+
+def _only_with_address(*, detach: bool, variables: tuple[str, ...]) -> None:
+    if detach or variables:
+        raise click.UsageError("--detach and --env are for jobs on a cluster; give its --address too")
+
+
+def _list_jobs(address: str, as_json: bool) -> None:
+    from orchestrator import submission
+
+    jobs = submission.listed(address)
+    if as_json:
+        _print_json({"jobs": jobs})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("job", "verb", "state", "exit code", "run"):
+        table.add_column(column)
+    for job in jobs:
+        table.add_row(job["job"], job["verb"], job["state"].lower(), _cell(job["exit_code"]), job["run"])
+    if jobs:
+        _print(table)
+    else:
+        click.echo(f"no job on {address} drives a run")
 
 
 def _fail(error: Exception, code: int) -> None:

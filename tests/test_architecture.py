@@ -29,14 +29,15 @@ QUICK = [
 """Modules that the verbs without training need."""
 
 ORDER = {
-    "orchestrator": "cli > driver > executor > tracking report cluster > analysis > ledger > plan > search > sweep",
+    "orchestrator": "cli > driver submission > executor > tracking report cluster > analysis > ledger > plan > search "
+    "> sweep",
     "jobs": "gang > train > step > losses collectives kernels models data evaluate optim checkpoint > config",
 }
 """From top to bottom, as in ARCHITECTURE.md. A module imports from the levels after its own, and in `jobs` from its own
 level too. Modules without a place here must still not form a cycle."""
 
 OWNERS = {
-    "ray": ("jobs/gang.py", "orchestrator/executor.py", "orchestrator/cluster", "orchestrator/driver.py"),
+    "ray": ("jobs/gang.py", "orchestrator/executor.py", "orchestrator/cluster", "orchestrator/submission"),
     "ray.tune": ("orchestrator/executor.py",),
     "ray.train": (),
     "optuna": ("orchestrator/search.py",),

@@ -1,0 +1,181 @@
+"""A job that drives a run, from wherever it stands to its end: found or submitted, followed, run again if lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from orchestrator.readiness import InfrastructureMissing
+from orchestrator.runs import RunError
+
+from .package import Order, entrypoint, package
+from .server import RUN, SWEEP, VERB, Job, JobServer, ServerAway
+
+INTERRUPTED, CLUSTER_DIED = 130, 75
+"""Exit codes as the driver has them."""
+
+WAIT_S = 1800.0
+"""How long a cluster that has gone may take to come back."""
+
+ASK_S = 2.0
+
+LOSSES = 5
+"""How often in a row a job is run again that was lost before it ended anything."""
+
+DRIVES = ("launch", "resume")
+"""Verbs of the jobs that drive a run."""
+
+LOST = (CLUSTER_DIED, 128 + 9, -9)
+"""Exit codes of a driver that was lost with its cluster or was killed; the run continues."""
+
+DIED = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE")
+"""Ray's words for a job whose node or supervisor is gone."""
+
+
+def mark_of(job: str) -> str:
+    """The line before a job's own first one."""
+    return f"<<{job}\n"
+
+
+class _Output:
+    """A job's log in whole lines: without Ray's own, and without what was told before a connection broke."""
+
+    def __init__(self, job: str, write: Callable[[str], None]) -> None:
+        self._mark, self._write = mark_of(job), write
+        # Ray writes this line before ours and flushes it after them.
+        self._rays = f"Running entrypoint for job {job}: "
+        self._text, self._told = "", 0
+
+    def restart(self) -> None:
+        """The log comes again from its first line."""
+        self._text = ""
+
+    def take(self, text: str) -> None:
+        """More of the log."""
+        self._text += text
+        _, _, ours = self._text.partition(self._mark)
+        lines = [line for line in ours.splitlines(keepends=True) if not line.startswith(self._rays)]
+        whole = [line for line in lines if line.endswith("\n")]
+        for line in whole[self._told :]:
+            self._write(line)
+        self._told = max(self._told, len(whole))
+
+
+def drives(jobs: list[Job], run: str) -> Job | None:
+    """The job that drives a run now."""
+    return next((job for job in reversed(jobs) if job.run == run and job.verb in DRIVES and not job.over), None)
+
+
+def attend(
+    server: JobServer,
+    order: Order,
+    *,
+    write: Callable[[str], None],
+    tell: Callable[[str], None],
+    detach: bool = False,
+) -> int:
+    """Have the run driven on the cluster, and follow that until it ends. Returns the driver's exit code.
+
+    A job that drives the run already is followed instead of submitting another. One that was lost with its head is
+    submitted again when the cluster is back: it continues. Raises KeyboardInterrupt when somebody leaves, which the job
+    does not notice; RunError, InfrastructureMissing.
+    """
+    lost = 0
+    while True:
+        try:
+            job = _found_or_submitted(server, order, tell)
+            if detach:
+                return 0
+            ended = followed(server, job, write, tell)
+        except ServerAway as error:
+            _wait_for(server, str(error), tell)
+            continue
+        if ended is None:
+            tell("the cluster came back without the job")
+        elif ended.error in DIED or ended.exit_code in LOST:
+            tell(f"the job was lost ({ended.message.splitlines()[0][:200] if ended.message else ended.state})")
+        elif ended.state == "STOPPED":
+            return INTERRUPTED
+        elif ended.exit_code is None and ended.state == "FAILED":
+            raise InfrastructureMissing(f"the cluster could not run job {ended.id}: {ended.message}")
+        else:
+            return ended.exit_code or 0
+        lost += 1
+        if lost > LOSSES:
+            return CLUSTER_DIED
+        tell("it is run again, and continues")
+
+
+def _found_or_submitted(server: JobServer, order: Order, tell: Callable[[str], None]) -> Job:
+    while True:
+        jobs = server.jobs()
+        driving = drives(jobs, order.run)
+        if driving is not None:
+            _refuse_another(driving, order)
+            tell(f"{order.run} is driven by job {driving.id} since {_clock(driving.started)}; this follows it")
+            return driving
+        taken = [int(number) for job in jobs if (number := job.id.removeprefix(order.name + "-")).isdigit()]
+        name = f"{order.name}-{1 + max(taken, default=0)}"  # two who submit at once meet at the same id
+        metadata = {RUN: order.run, VERB: order.verb} | ({SWEEP: order.sweep} if order.sweep else {})
+        with package(order) as runtime_env:
+            made = server.submit(name, entrypoint(order, mark_of(name)), runtime_env=runtime_env, metadata=metadata)
+        if not made:
+            continue
+        job = server.job(name)
+        if job is None:
+            raise ServerAway("it has forgotten the job that it just took")
+        tell(f"job {name} on {server.url} drives {order.run}")
+        return job
+
+
+def _refuse_another(driving: Job, order: Order) -> None:
+    """A launch may join a job of the same sweep, and a plain resume any; what asks for something else may not."""
+    same = order.verb == "launch" and driving.sweep in (None, order.sweep)
+    plain = order.verb == "resume" and len(order.arguments) == 2
+    if not (same or plain):
+        what = "another sweep" if order.verb == "launch" else "other options"
+        raise RunError(
+            f"{order.run} is driven by job {driving.id} with {what}; stop that first: orchestrator stop {order.run} "
+            "--address URL"
+        )
+
+
+def followed(server: JobServer, job: Job, write: Callable[[str], None], tell: Callable[[str], None]) -> Job | None:
+    """Pass on the log of a job until it is over. Returns the job as it ended, or None if the server lost it."""
+    output = _Output(job.id, write)
+    while True:
+        try:
+            output.restart()
+            server.tail(job.id, output.take)
+            found = server.job(job.id)
+        except ServerAway as error:
+            _wait_for(server, str(error), tell)
+            found = server.job(job.id)
+            if found is not None and not found.over:
+                tell("it answers again, and the job goes on")
+                continue
+        if found is None or found.over:
+            return found
+        time.sleep(ASK_S)  # its log ended a moment before the job does
+
+
+def _wait_for(server: JobServer, why: str, tell: Callable[[str], None]) -> None:
+    """Wait until the server answers. Raises InfrastructureMissing when that takes too long."""
+    tell(f"{server.url} does not answer ({why}); waiting for it, Ctrl-C leaves")
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            server.jobs()
+        except ServerAway as error:
+            if time.monotonic() > deadline:
+                raise InfrastructureMissing(
+                    f"{server.url} has not answered for {WAIT_S / 60:.0f} minutes ({error}); when it is back, the same "
+                    "command continues the run"
+                ) from error
+            time.sleep(ASK_S)
+        else:
+            return
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(seconds))

@@ -1,0 +1,130 @@
+"""What goes along with a job: our code, the sweep file, and the data files that it names by a relative path."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from glob import has_magic
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from orchestrator.remote import SECRET, is_uri
+from orchestrator.runs import RunError
+
+LARGEST_MB = 100.0
+"""How much data a job takes along: it goes through the head's memory."""
+
+PACKAGES = ("orchestrator", "jobs")
+
+COMMAND = (
+    'printf "%s%s\\n" {mark}; d=$(mktemp -d) && cp -R . "$d" && cd "$d" && PYTHONPATH="$d" '
+    '"${{ORCHESTRATOR_PYTHON:-python}}" -m orchestrator.cli {arguments}; s=$?; rm -rf "$d"; exit $s'
+)
+"""How the head starts us: in the environment that its Ray runs in, unless that says otherwise. From a copy of the
+folder, since Ray deletes its own when a driver disconnects, which ours does between its checks and its trials."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a job is to do with a run."""
+
+    verb: str
+    run: str
+    """URI of the run."""
+
+    arguments: Sequence[str]
+    """Of the command line, the verb first."""
+
+    sweep_file: Path | None = None
+    sweep: str | None = None
+    """Hash of the sweep, which tells whether two launches mean the same."""
+
+    sources: Sequence[str] = ()
+    """What the sweep's jobs name as data, or as an encoder's folder."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What the ids of the run's jobs begin with."""
+        last = self.run.partition("?")[0].rstrip("/").rpartition("/")[2]
+        return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', last)}-{hashlib.sha256(self.run.encode()).hexdigest()[:8]}"
+
+
+def entrypoint(order: Order, mark: str) -> str:
+    """The shell command of a job. It prints the line `mark` first, as Ray's own lines come before; in two parts, as Ray
+    prints the command too."""
+    return COMMAND.format(mark=f"'{mark[:2]}' {mark[2:].strip()}", arguments=shlex.join(order.arguments))
+
+
+@contextlib.contextmanager
+def package(order: Order) -> Iterator[dict[str, Any]]:
+    """Ray's runtime environment of a job, with a folder of our own as long as the context lasts.
+
+    Raises RunError for files that cannot go along.
+    """
+    with tempfile.TemporaryDirectory(prefix="orchestrator-job-") as scratch:
+        root = Path(scratch)
+        for name in PACKAGES:
+            source = Path(__file__).parents[2] / name
+            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        if order.sweep_file is not None:
+            shutil.copyfile(order.sweep_file, root / "sweep.toml")
+        for file in taken_along(order.sources):
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, root / file)
+        yield {"working_dir": str(root), "env_vars": dict(order.environment)}
+
+
+def taken_along(sources: Sequence[str]) -> list[Path]:
+    """The files here that sources name by a relative path: the cluster has no such folder. Absolute paths, URIs and
+    names of data sets mean what they mean there. Raises RunError."""
+    found: dict[Path, int] = {}
+    for source in sources:
+        name = re.sub(r"\[-?\d*:-?\d*\]$", "", source)
+        if is_uri(name) or Path(name).expanduser().is_absolute():
+            continue
+        for path in Path().glob(name) if has_magic(name) else [Path(name)]:
+            if not path.exists():
+                continue
+            if ".." in path.parts:
+                raise RunError(f"{source} lies above this folder, and only what is in it goes along to the cluster")
+            files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+            found |= {file: file.stat().st_size for file in files}
+    size_mb = sum(found.values()) / 2**20
+    if size_mb > LARGEST_MB:
+        largest = max(found, key=lambda file: found[file])
+        raise RunError(
+            f"{len(found)} files of {size_mb:.0f} MB would go along to the cluster ({largest} is the largest), and a "
+            f"job takes {LARGEST_MB:.0f} MB; put them where every node reads them, and give that path or an s3:// URI"
+        )
+    return sorted(found)
+
+
+def environment(texts: Sequence[str]) -> dict[str, str]:
+    """`NAME=VALUE`, or `NAME` for its value here, as variables of a job. Raises RunError for secrets: whoever reads the
+    cluster's dashboard reads these."""
+    found = {}
+    for text in texts:
+        name, given, value = text.partition("=")
+        if not given:
+            if name not in os.environ:
+                raise RunError(f"--env {name}: there is no such variable here; give --env {name}=VALUE")
+            value = os.environ[name]
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise RunError(f"--env {text}: {name!r} is no name of a variable; give --env NAME=VALUE")
+        if SECRET.search(name) or (is_uri(value) and urlsplit(value).password):
+            raise RunError(
+                f"--env {name} is a secret, and a job's variables can be read by everybody who sees the cluster; set "
+                "it in the environment of the cluster's head and workers (infra/README.md)"
+            )
+        found[name] = value
+    return found

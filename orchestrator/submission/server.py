@@ -1,0 +1,214 @@
+"""Ray's job server, asked over HTTP: every question has a time limit, every failure a text with the remedy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.readiness import InfrastructureMissing
+from orchestrator.runs import RunError
+
+TIMEOUT_S = (5.0, 60.0)
+"""To connect, and to wait for an answer. Ray's client by itself waits for ever."""
+
+LOOK_S = 5.0
+"""How often the server is asked about a job whose log is followed: a head that lost its power closes no connection."""
+
+SILENT_S = 20.0
+"""How long it may leave that unanswered."""
+
+ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+"""What Ray's client would believe rather than its argument."""
+
+RUN, VERB, SWEEP = "orchestrator.run", "orchestrator.verb", "orchestrator.sweep"
+"""Keys of a job's metadata: the run's URI, what is done with it, and the hash of the sweep if it was launched."""
+
+
+class ServerAway(Exception):
+    """The job server does not answer now; it did, or it may yet."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of ours, as its server tells it."""
+
+    id: str
+    state: str
+    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+
+    run: str
+    verb: str
+    sweep: str | None
+    exit_code: int | None
+    """Of the driver; None while it runs, and when it was lost."""
+
+    error: str | None
+    """Ray's word for what went wrong with the job itself."""
+
+    message: str
+    started: float
+    """Unix time."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it will do nothing more."""
+        return self.state in ("STOPPED", "SUCCEEDED", "FAILED")
+
+
+class JobServer:
+    """The job server at an address. Methods raise ServerAway, or InfrastructureMissing where waiting does not help."""
+
+    def __init__(self, url: str) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise RunError(f"{url} is no job server; --address takes its URL, for example http://127.0.0.1:8265")
+        self.url = url.rstrip("/")
+        self._made: Any = None
+
+    def version(self) -> str:
+        """Ray's version on the cluster."""
+        with self._asking() as client:
+            return str(client.get_version())
+
+    def jobs(self) -> list[Job]:
+        """Every job of ours that the server remembers, oldest first."""
+        with self._asking() as client:
+            found = [_job(one) for one in client.list_jobs() if RUN in (one.metadata or {})]
+        return sorted(found, key=lambda job: (job.started, job.id))
+
+    def job(self, name: str) -> Job | None:
+        """One job; None if the server knows none of that id, which is so after its head was lost."""
+        return next((job for job in self.jobs() if job.id == name), None)
+
+    def submit(self, name: str, command: str, *, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
+        """Submit a job. Returns False if there is one of that id."""
+        with self._asking() as client:
+            try:
+                client.submit_job(
+                    submission_id=name, entrypoint=command, runtime_env=dict(runtime_env), metadata=dict(metadata)
+                )
+            except RuntimeError as error:
+                if "already exists" in str(error):
+                    return False
+                raise
+        return True
+
+    def delete(self, name: str) -> None:
+        """Forget a job that is over."""
+        with self._asking() as client:
+            client.delete_job(name)
+
+    def log(self, name: str) -> str:
+        """What a job has printed."""
+        with self._asking() as client:
+            return str(client.get_job_logs(name))
+
+    def tail(self, name: str, write: Callable[[str], None]) -> None:
+        """Pass on what a job prints, from its first line, until it is over."""
+        with self._asking() as client:
+            asyncio.run(self._tail(client, name, write))
+
+    async def _tail(self, client: Any, name: str, write: Callable[[str], None]) -> None:
+        async def copy() -> None:
+            async for text in client.tail_job_logs(name):
+                write(text)
+
+        copying, answered = asyncio.create_task(copy()), time.monotonic()
+        try:
+            while not (await asyncio.wait({copying}, timeout=LOOK_S))[0]:
+                with contextlib.suppress(ServerAway):
+                    job = await asyncio.to_thread(self.job, name)
+                    if job is None or job.over:
+                        await asyncio.wait({copying}, timeout=LOOK_S)  # the end of its log
+                        return
+                    answered = time.monotonic()
+                if time.monotonic() - answered > SILENT_S:
+                    raise ServerAway(f"it has not answered for {SILENT_S:.0f} s")
+            copying.result()
+        finally:
+            copying.cancel()
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[Any]:
+        import aiohttp
+        import requests
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield self._client()
+        except AuthenticationError as error:
+            raise InfrastructureMissing(
+                f"the cluster at {self.url} wants a token and {'refuses this one' if token() else 'none was found'}; "
+                "take the cluster's from whoever runs it: export RAY_AUTH_TOKEN=..., or keep it in ~/.ray/auth_token"
+            ) from error
+        except (requests.RequestException, aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+            raise ServerAway(_said(error)) from error
+        except RuntimeError as error:
+            text = str(error)
+            if "WebSocket" in text or "status code 5" in text:
+                raise ServerAway(_said(error)) from error
+            raise InfrastructureMissing(f"the job server at {self.url} refused: {_said(error)}") from error
+
+    def _client(self) -> Any:
+        if self._made is None:
+            from ray.job_submission import JobSubmissionClient
+
+            for name in [one for one in logging.root.manager.loggerDict if one.startswith("ray.")]:
+                logging.getLogger(name).setLevel(logging.ERROR)  # they tell of every upload
+
+            class Client(JobSubmissionClient):
+                """Ray's, with time limits."""
+
+                def _do_request(self, method: str, endpoint: str, **keywords: Any) -> Any:
+                    return super()._do_request(method, endpoint, timeout=TIMEOUT_S, **keywords)
+
+            found = token()
+            headers = {"Authorization": f"Bearer {found}"} if found else {}
+            with _without(ADDRESSES):
+                self._made = Client(self.url, headers=headers)
+        return self._made
+
+
+def token() -> str | None:
+    """The token of Ray's authentication, where Ray itself looks for it; None if there is none or it is switched off."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return None
+    if given := os.environ.get("RAY_AUTH_TOKEN"):
+        return given.strip()
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.read_text().strip() if path.is_file() else None
+
+
+def _job(told: Any) -> Job:
+    metadata = told.metadata or {}
+    return Job(
+        id=told.submission_id,
+        state=str(told.status.value),
+        run=metadata[RUN],
+        verb=metadata.get(VERB, ""),
+        sweep=metadata.get(SWEEP),
+        exit_code=told.driver_exit_code,
+        error=told.error_type,
+        message=told.message or "",
+        started=(told.start_time or 0) / 1000,
+    )
+
+
+def _said(error: Exception) -> str:
+    """The first line of an error; those of HTTP clients nest several."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+@contextlib.contextmanager
+def _without(names: tuple[str, ...]) -> Iterator[None]:
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)

@@ -1,0 +1,339 @@
+"""The verbs on a cluster: a real one of two nodes with Ray's job server behind a token, PostgreSQL, S3 and MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from real import QUICK, SWEEP, TRIALS, Server, call, children, command, driver, end, free_port, wait_for
+from servers import new_database, postgres_server, s3_server
+
+from orchestrator import runs, submission
+from orchestrator.runs import RunError
+from orchestrator.submission.follow import _Output, mark_of
+from orchestrator.submission.package import entrypoint, environment, taken_along
+
+TOKEN = secrets.token_hex(16)
+
+
+# What goes along
+
+
+def test_files_that_are_named_by_a_relative_path_go_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "more").mkdir(parents=True)
+    for name in ("data/a.parquet", "data/b.parquet", "data/more/c.csv"):
+        (tmp_path / name).write_text("x")
+    assert taken_along(["data/a.parquet[:100]", "digits[:300]", "s3://bucket/x.parquet"]) == [Path("data/a.parquet")]
+    assert taken_along(["data/*.parquet"]) == [Path("data/a.parquet"), Path("data/b.parquet")]
+    assert len(taken_along(["data"])) == 3
+    assert taken_along([str(tmp_path / "data")]) == [], "an absolute path means what it means there"
+    monkeypatch.chdir(tmp_path / "data")
+    with pytest.raises(RunError, match="lies above this folder"):
+        taken_along(["../data/a.parquet"])
+
+
+def test_what_is_too_large_is_refused_with_where_to_put_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (tmp_path / "large.parquet").open("wb") as file:
+        file.truncate(101 * 2**20)
+    with pytest.raises(RunError, match=r"large\.parquet is the largest.*takes 100 MB.*s3://"):
+        taken_along(["large.parquet"])
+
+
+@pytest.mark.parametrize("text", ["AWS_SECRET_ACCESS_KEY=w0rd", "MY_TOKEN=w0rd", "LEDGER=postgresql://me:w0rd@host/db"])
+def test_secrets_do_not_go_along(text: str) -> None:
+    with pytest.raises(RunError, match="is a secret") as error:
+        environment([text])
+    assert "w0rd" not in str(error.value)
+
+
+def test_variables_go_along_by_name_or_with_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", "/models")
+    monkeypatch.delenv("NOT_SET", raising=False)
+    assert environment(["HF_HOME", "NCCL_DEBUG=INFO"]) == {"HF_HOME": "/models", "NCCL_DEBUG": "INFO"}
+    with pytest.raises(RunError, match="NOT_SET=VALUE"):
+        environment(["NOT_SET"])
+    with pytest.raises(RunError, match="no name"):
+        environment(["1X=2"])
+
+
+def test_the_log_begins_with_our_first_line_and_is_not_told_twice() -> None:
+    """Also when it comes again from the start, in other pieces, after the connection broke."""
+    told: list[str] = []
+    output = _Output("small-1", told.append)
+    rays = "Running entrypoint for job small-1: printf '%s%s' '<<' small-1; python\n"
+    for text in ("setting up\n", "<<sma", "ll-1\n" + rays + "one\nt"):
+        output.take(text)
+    output.restart()
+    for text in ("setting up\n" + rays + "<<small-1\non", "e\ntwo\n"):
+        output.take(text)
+    assert "".join(told) == "one\ntwo\n"
+
+
+def test_the_command_does_not_hold_the_mark_and_prints_it(tmp_path: Path) -> None:
+    order = submission.Order(verb="status", run="s3://b/it's", arguments=["status", "s3://b/it's"])
+    text = entrypoint(order, mark_of("small-1"))
+    assert mark_of("small-1").strip() not in text
+    printed = subprocess.run(
+        text.replace("-m orchestrator.cli", "-c 'import sys; print(sys.argv[1:])'"), shell=True,
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+        env=os.environ | {"ORCHESTRATOR_PYTHON": sys.executable},
+    ).stdout  # fmt: skip
+    assert printed == mark_of("small-1") + str(["status", "s3://b/it's"]) + "\n"
+
+
+# Addresses
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--into", "s3://b/small"], 4, "no job server of Ray answers at http://127.0.0.1:PORT"),
+        (["--into", "runs/small"], 2, "kept in a bucket, not in runs/small; give its URI: --into s3://BUCKET/small"),
+        ([], 2, "--into s3://BUCKET/small"),
+        (["--into", "s3://me:word@b/small"], 2, "credentials"),
+    ],
+)
+def test_what_cannot_be_submitted_says_what_would_work(
+    sweep: Path, arguments: list[str], code: int, words: str
+) -> None:
+    port = str(free_port())
+    said = call("launch", "sweep.toml", *arguments, "--address", f"http://127.0.0.1:{port}", cwd=sweep, code=code)
+    assert words.replace("PORT", port) in said
+    assert "Traceback" not in said
+
+
+def test_options_of_jobs_want_an_address(sweep: Path) -> None:
+    assert "--address" in call("launch", "sweep.toml", "--detach", cwd=sweep, code=2)
+    assert "no job server" in call("status", "--address", "ray://127.0.0.1:1", cwd=sweep, code=2)
+
+
+# On a cluster
+
+
+class Site:
+    """A cluster, each of whose nodes is a process group of `ray start --block`, and a bucket beside it."""
+
+    def __init__(self, folder: Path, bucket: Callable[[str], str]) -> None:
+        self.folder, self.bucket = folder, bucket
+        self.gcs, self.dashboard = free_port(), free_port()
+        self.nodes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.dashboard}"
+
+    def start(self) -> None:
+        """A head without CPUs for trials, and two nodes; one after the other, as nodes of one address share ports."""
+        head = ("--head", f"--port={self.gcs}", f"--dashboard-port={self.dashboard}", "--dashboard-host=127.0.0.1")
+        self._node("--num-cpus=0", *head)
+        for _ in range(2):
+            self._node("--num-cpus=2", f"--address=127.0.0.1:{self.gcs}")
+        wait_for(lambda: answers(self.url), what="the job server")
+
+    def end(self) -> None:
+        """kill -9 every process of every node."""
+        family = [one for node in self.nodes for one in [psutil.Process(node.pid), *children(node)]]
+        for one in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        for node in self.nodes:
+            node.wait()
+        end(family)
+        self.nodes.clear()
+
+    def _node(self, *options: str) -> None:
+        start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address=127.0.0.1"]
+        path = self.folder / f"node{len(self.nodes)}.log"
+        with path.open("wb") as log:
+            node = subprocess.Popen([*start, *options], stdout=log, stderr=log, start_new_session=True)
+        self.nodes.append(node)
+        wait_for(lambda: node.poll() is not None or "will now block" in path.read_text(), what="a node")
+        assert node.poll() is None, path.read_text()
+
+
+def answers(url: str) -> bool:
+    try:
+        submission.JobServer(url).version()
+    except submission.ServerAway:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    server = Server(folder)
+    with postgres_server() as postgres, s3_server() as bucket, pytest.MonkeyPatch.context() as patch:
+        server.start()
+        for name, value in {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": TOKEN,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "ORCHESTRATOR_LEDGER": new_database(postgres),
+            "ORCHESTRATOR_SCRATCH": str(folder / "scratch"),
+            "MLFLOW_TRACKING_URI": server.uri,
+            "ORCHESTRATOR_PYTHON": sys.executable,
+            **QUICK,
+        }.items():
+            patch.setenv(name, value)
+        made = Site(folder, bucket)
+        try:
+            made.start()
+            yield made
+        finally:
+            made.end()
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """The metric of every trial of the same sweep on one machine, in a folder."""
+    home = tmp_path_factory.mktemp("local")
+    (home / "sweep.toml").write_text(SWEEP)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("ORCHESTRATOR_LEDGER", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+            patch.delenv(name, raising=False)
+        call("launch", "sweep.toml", "--offline", cwd=home)
+        return metrics(json.loads(call("status", "small", "--json", cwd=home)))
+
+
+def metrics(stood: dict[str, Any]) -> dict[str, float]:
+    return {trial["id"]: trial["metric"] for trial in stood["trials"]}
+
+
+def laptop() -> dict[str, str]:
+    """An environment that knows the address and the token, and neither ledger, bucket nor MLflow."""
+    hidden = ("ORCHESTRATOR_LEDGER", "MLFLOW_TRACKING_URI", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    return {name: "" if name in hidden else value for name, value in os.environ.items()}
+
+
+@pytest.mark.slow
+def test_a_sweep_submitted_from_a_laptop_measures_what_a_local_one_does(
+    site: Site, local: dict[str, float], sweep: Path
+) -> None:
+    """The laptop reaches the job server and nothing else. Bit for bit, as the world size is the same."""
+    run, at = site.bucket("small"), ("--address", site.url)
+    said = call("launch", "sweep.toml", "--into", run, *at, cwd=sweep, env=laptop())
+    assert "[10/10]" in said
+    assert "Running entrypoint" not in said, "Ray's own lines are left out"
+    stood = json.loads(call("status", run, "--json", *at, cwd=sweep, env=laptop()))
+    assert stood["state"] == "done"
+    assert metrics(stood) == local
+    assert json.loads(call("verify", run, "--json", *at, cwd=sweep, env=laptop()))["ok"]
+    near = json.loads(call("status", run, "--json", cwd=sweep))
+    assert metrics(near) == local, "what reaches ledger and bucket needs no address"
+    trial = stood["trials"][0]["id"]
+    assert "step" in call("logs", run, trial, *at, cwd=sweep, env=laptop())
+    assert "10/10" in call("logs", run, *at, cwd=sweep, env=laptop()), "the driver's log"
+    jobs = json.loads(call("status", "--json", *at, cwd=sweep, env=laptop()))["jobs"]
+    assert [(job["run"], job["state"], job["exit_code"]) for job in jobs] == [(run, "SUCCEEDED", 0)]
+
+
+@pytest.mark.slow
+def test_a_job_that_is_left_goes_on_and_the_same_command_follows_it(site: Site, sweep: Path) -> None:
+    """Mutant check: submitting without a look at the jobs there makes two, of which one ends with 3."""
+    run, at = site.bucket("left"), ("--address", site.url)
+    launch = ("launch", "sweep.toml", "--into", run, *at)
+    with driver(*launch, cwd=sweep, env=laptop()) as process:
+        wait_for(lambda: runs.at(run).exists)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"orchestrator logs '{run}' --address {site.url}" in said
+    both = [subprocess.Popen(command(*launch), cwd=sweep, env=QUICK | laptop(), stderr=subprocess.PIPE, text=True)
+            for _ in range(2)]  # fmt: skip
+    told = [one.communicate(timeout=200)[1] for one in both]
+    assert [one.returncode for one in both] == [0, 0], told
+    jobs = [job for job in submission.listed(site.url) if job["run"] == run]
+    assert len(jobs) == 1
+    assert all("this follows it" in text for text in told)
+
+
+@pytest.mark.soak
+def test_two_who_submit_at_once_meet_in_one_job(site: Site, sweep: Path) -> None:
+    run = site.bucket("both")
+    launch = ("launch", "sweep.toml", "--into", run, "--address", site.url)
+    both = [subprocess.Popen(command(*launch), cwd=sweep, env=QUICK | laptop()) for _ in range(2)]
+    try:
+        wait_for(lambda: [job for job in submission.listed(site.url) if job["run"] == run])
+        started(run)
+        assert "has stopped" in call("stop", run, "--address", site.url, cwd=sweep, env=laptop())
+        assert [one.wait(timeout=120) for one in both] == [130, 130]
+    finally:
+        for one in both:
+            one.kill()
+    assert len([job for job in submission.listed(site.url) if job["run"] == run]) == 1
+    assert "[10/10]" in call("resume", run, "--address", site.url, cwd=sweep, env=laptop())
+
+
+def started(run: str) -> None:
+    """Wait until a trial of it runs."""
+
+    def runs_now() -> bool:
+        folder = runs.at(run)
+        if not folder.exists:
+            return False
+        with contextlib.closing(folder.open()) as ledger:
+            return ledger.counts()["running"] > 0
+
+    wait_for(runs_now)
+
+
+def test_a_wrong_token_is_told_with_the_remedy(site: Site, sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 32)
+    said = call("status", "--address", site.url, cwd=sweep, code=4)
+    assert "refuses this one" in said
+    assert "export RAY_AUTH_TOKEN=" in said
+    assert "f" * 32 not in said
+
+
+@pytest.mark.soak
+def test_an_edited_sweep_is_refused_on_the_cluster_too(site: Site, sweep: Path) -> None:
+    run = site.bucket("edited")
+    at = ("--into", run, "--address", site.url)
+    with driver("launch", "sweep.toml", *at, cwd=sweep, env=laptop()):
+        wait_for(lambda: submission.listed(site.url)[-1]["run"] == run)
+        (sweep / "sweep.toml").write_text(SWEEP.replace("seeds = 3", "seeds = 4"))
+        said = call("launch", "sweep.toml", *at, cwd=sweep, env=laptop(), code=2)
+        assert "with another sweep; stop that first" in said
+        started(run)
+        call("stop", run, "--address", site.url, cwd=sweep, env=laptop())
+    with driver("launch", "sweep.toml", *at, cwd=sweep, env=laptop()) as process:
+        assert "these keys differ" in process.communicate(timeout=60)[0]
+    assert process.returncode == 2
+
+
+@pytest.mark.soak
+def test_a_lost_head_is_waited_for_and_the_run_continues(site: Site, local: dict[str, float], sweep: Path) -> None:
+    """The new head remembers no job; whoever follows the old one submits it again. Losing it costs no attempt."""
+    run = site.bucket("head")
+    with driver("launch", "sweep.toml", "--into", run, "--address", site.url, cwd=sweep, env=laptop()) as process:
+        started(run)
+        site.end()
+        site.start()
+        said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "does not answer" in said
+    assert "it is run again, and continues" in said
+    with contextlib.closing(runs.at(run).open()) as ledger:
+        stood = runs.status(ledger)
+    assert metrics(stood) == local
+    assert stood["counts"]["done"] == TRIALS
