@@ -24,12 +24,8 @@ LARGEST_MB = 100.0
 
 PACKAGES = ("orchestrator", "jobs")
 
-COMMAND = (
-    'printf "%s%s\\n" {mark}; d=$(mktemp -d) && cp -R . "$d" && cd "$d" && PYTHONPATH="$d" '
-    '"${{ORCHESTRATOR_PYTHON:-python}}" -m orchestrator.cli {arguments}; s=$?; rm -rf "$d"; exit $s'
-)
-"""How the head starts us: in the environment that its Ray runs in, unless that says otherwise. From a copy of the
-folder, since Ray deletes its own when a driver disconnects, which ours does between its checks and its trials."""
+DRIVER = '"${ORCHESTRATOR_PYTHON:-python}" -m orchestrator.cli'
+"""How the head starts us: in the environment that its Ray runs in, unless that says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class Order:
 def entrypoint(order: Order, mark: str) -> str:
     """The shell command of a job. It prints the line `mark` first, as Ray's own lines come before; in two parts, as Ray
     prints the command too."""
-    return COMMAND.format(mark=f"'{mark[:2]}' {mark[2:].strip()}", arguments=shlex.join(order.arguments))
+    return f"printf '%s%s\\n' '{mark[:2]}' {mark[2:].strip()}; {DRIVER} {shlex.join(order.arguments)}"
 
 
 @contextlib.contextmanager
