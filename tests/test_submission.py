@@ -26,8 +26,8 @@ from orchestrator.submission.package import entrypoint, environment, taken_along
 TOKEN = secrets.token_hex(16)
 
 OWN_FILES = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /tmp/ray && exec "$@"', "sh")
-"""Begins a node whose Ray has files of its own, as on a host of its own: of two raylets that share a folder, one takes a
-job's package away under the other's ranks."""
+"""Begins a node whose Ray has files of its own, as a host has: of two raylets that share a folder, one takes a job's
+package away under the other's ranks."""
 
 
 # What goes along
