@@ -40,7 +40,7 @@ fmt: .venv/installed ## format the code and apply safe lint fixes
 bench: .venv/installed ## measure what the documentation quotes
 	$(BIN)/python -m pytest tests/benchmarks -m "not soak" -s --override-ini "python_files=bench_*.py"
 
-soak: .venv/installed ## the slower fault tests, and twenty kills on each database: three quarters of an hour
+soak: .venv/installed ## the slower fault tests, and twenty kills on each database: an hour
 	$(BIN)/python -m pytest -m soak -s
 
 # The build backend comes first and from the constraints, so that an editable install builds with a pinned one.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import itertools
+import json
 import multiprocessing
+import os
 import pickle
 import time
 import traceback
@@ -18,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser import chromium
+from filelock import FileLock
 from ledgers import Begin, Run, Written, start, tuned
-from real import SWEEP, TRIALS, call
+from real import SWEEP, TRIALS, call, measured
 from servers import postgres_server
 
 if TYPE_CHECKING:
@@ -50,6 +53,31 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "flatnce - infonce" in said
     assert "orchestrator ui runs/small" in said
     return home
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """The metric of every trial of `real.SWEEP` in a folder on this machine when nothing happens to it; measured once
+    for all workers of a test run."""
+    top = tmp_path_factory.getbasetemp()
+    place = top.parent if "PYTEST_XDIST_WORKER" in os.environ else top
+    path = place / "undisturbed.json"
+    with FileLock(place / "undisturbed.lock"), pytest.MonkeyPatch.context() as patch:
+        if not path.exists():
+            for name in (
+                "ORCHESTRATOR_LEDGER",
+                "MLFLOW_TRACKING_URI",
+                "RAY_ADDRESS",
+                "RAY_AUTH_MODE",
+                "RAY_AUTH_TOKEN",
+            ):
+                patch.delenv(name, raising=False)
+            home = tmp_path_factory.mktemp("undisturbed")
+            (home / "sweep.toml").write_text(SWEEP)
+            call("launch", "sweep.toml", "--offline", cwd=home)
+            path.write_text(json.dumps(measured(home)))
+    found: dict[str, float] = json.loads(path.read_text())
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -213,18 +213,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             server.kill()
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """The metric of every trial of the same sweep on one machine, in a folder."""
-    home = tmp_path_factory.mktemp("local")
-    (home / "sweep.toml").write_text(SWEEP)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("ORCHESTRATOR_LEDGER", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
-            patch.delenv(name, raising=False)
-        call("launch", "sweep.toml", "--offline", cwd=home)
-        return metrics(json.loads(call("status", "small", "--json", cwd=home)))
-
-
 def metrics(stood: dict[str, Any]) -> dict[str, float]:
     return {trial["id"]: trial["metric"] for trial in stood["trials"]}
 
@@ -237,7 +225,7 @@ def laptop() -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_sweep_submitted_from_a_laptop_measures_what_a_local_one_does(
-    site: Site, local: dict[str, float], sweep: Path
+    site: Site, undisturbed: dict[str, float], sweep: Path
 ) -> None:
     """The laptop reaches the job server and nothing else. Bit for bit, as the world size is the same."""
     run, at = site.bucket("small"), ("--address", site.url)
@@ -246,10 +234,10 @@ def test_a_sweep_submitted_from_a_laptop_measures_what_a_local_one_does(
     assert "Running entrypoint" not in said, "Ray's own lines are left out"
     stood = json.loads(call("status", run, "--json", *at, cwd=sweep, env=laptop()))
     assert stood["state"] == "done"
-    assert metrics(stood) == local
+    assert metrics(stood) == undisturbed
     assert json.loads(call("verify", run, "--json", *at, cwd=sweep, env=laptop()))["ok"]
     near = json.loads(call("status", run, "--json", cwd=sweep))
-    assert metrics(near) == local, "what reaches ledger and bucket needs no address"
+    assert metrics(near) == undisturbed, "what reaches ledger and bucket needs no address"
     trial = stood["trials"][0]["id"]
     assert "step" in call("logs", run, trial, *at, cwd=sweep, env=laptop())
     assert "10/10" in call("logs", run, *at, cwd=sweep, env=laptop()), "the driver's log"
@@ -332,7 +320,9 @@ def test_an_edited_sweep_is_refused_on_the_cluster_too(site: Site, sweep: Path) 
 
 
 @pytest.mark.soak
-def test_a_lost_head_is_waited_for_and_the_run_continues(site: Site, local: dict[str, float], sweep: Path) -> None:
+def test_a_lost_head_is_waited_for_and_the_run_continues(
+    site: Site, undisturbed: dict[str, float], sweep: Path
+) -> None:
     """The new head remembers no job; whoever follows the old one submits it again. Losing it costs no attempt."""
     run = site.bucket("head")
     with driver("launch", "sweep.toml", "--into", run, "--address", site.url, cwd=sweep, env=laptop()) as process:
@@ -345,5 +335,5 @@ def test_a_lost_head_is_waited_for_and_the_run_continues(site: Site, local: dict
     assert "it is run again, and continues" in said
     with contextlib.closing(runs.at(run).open()) as ledger:
         stood = runs.status(ledger)
-    assert metrics(stood) == local
+    assert metrics(stood) == undisturbed
     assert stood["counts"]["done"] == TRIALS

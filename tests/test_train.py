@@ -604,7 +604,7 @@ def test_bf16_trains_and_its_gradient_is_fp32s_to_its_own_rounding(tmp_path: Pat
     assert all(math.isfinite(value) for value in values(training.points).values())
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_a_compiled_encoder_trains_as_the_eager_one_with_dropout_and_chunks_of_any_shape(tmp_path: Path) -> None:

@@ -41,15 +41,6 @@ from orchestrator.runs import RunFolder
 LONG = SWEEP.replace("steps = 8", "steps = 3000").replace("checkpoint_every = 3", "checkpoint_every = 20")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """The metrics of the sweep when nothing happens to it."""
-    home = tmp_path_factory.mktemp("undisturbed")
-    (home / "sweep.toml").write_text(SWEEP)
-    call("launch", "sweep.toml", "--offline", cwd=home)
-    return measured(home)
-
-
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A folder with the small sweep."""
@@ -100,7 +91,7 @@ def test_row_4_kills_at_random_times_lose_nothing_and_repeat_nothing(home: Path,
     proven(home)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_5_an_mlflow_run_that_the_ledger_does_not_know_is_adopted(
     home: Path, undisturbed: dict[str, float]
 ) -> None:
@@ -334,7 +325,7 @@ def test_row_16_a_rank_that_fills_the_host_s_memory_is_told_apart_from_one_that_
     assert "peak memory of the trial" in trial["message"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_23_a_bug_of_the_user_s_stops_the_sweep_after_three_trials(home: Path) -> None:
     env = fault(home, "step", "raise", times=10**6)
     said = call("launch", "sweep.toml", "--offline", cwd=home, code=1, env=env)

@@ -213,6 +213,7 @@ def test_row_1_a_killed_rank_costs_one_attempt_that_goes_on_from_the_newest_chec
     assert own["tags"]["attempt.1.failure"] == "worker_lost"
 
 
+@pytest.mark.soak
 def test_row_2_a_checkpoint_cut_short_by_a_kill_is_ignored(
     fault: Fault, tmp_path: Path, calm: dict[tuple[str, str, int], float]
 ) -> None:
@@ -311,6 +312,7 @@ def test_row_16_a_rank_that_gets_no_memory_is_told_with_its_peak(fault: Fault, t
     assert {trial.state for trial in run.ledger.trials()} == {"failed", "done"}, "the sweep goes on"
 
 
+@pytest.mark.soak
 def test_row_17_a_gpu_out_of_memory_is_not_tried_again_blindly_but_with_less(
     fault: Fault, tmp_path: Path, calm: dict[tuple[str, str, int], float]
 ) -> None:
@@ -338,6 +340,7 @@ def test_row_18_a_nan_on_one_rank_stops_all_of_them_at_that_step(fault: Fault, t
     assert {trial.state for trial in run.ledger.trials()} == {"done"}
 
 
+@pytest.mark.soak
 def test_row_19_the_exception_of_the_only_rank_that_raises_is_what_is_seen(fault: Fault, tmp_path: Path) -> None:
     """In the ledger, in the rank's own log and in the failure file. Mutant check: reporting the first error that
     comes in names rank 0 and its broken connection in some runs."""
@@ -354,6 +357,7 @@ def test_row_19_the_exception_of_the_only_rank_that_raises_is_what_is_seen(fault
     assert "LookupError: the bug of this rank" in (folder / "log.rank1.txt").read_text()
 
 
+@pytest.mark.soak
 def test_row_20_a_rank_that_sleeps_for_ever_is_named_with_its_stack(
     fault: Fault, tmp_path: Path, calm: dict[tuple[str, str, int], float]
 ) -> None:
