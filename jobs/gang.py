@@ -120,16 +120,18 @@ class Rank:
         )
         return host, self._store.port
 
-    def join(self, world: int, host: str, port: int, limit_s: float, device: str) -> None:
-        """Form a process group of `world` ranks for jobs on `device` (as job.execution has it), whose collectives wait
-        at most `limit_s` seconds."""
+    def join(self, world: int, store: tuple[str, int], limit_s: float, device: str, apart: bool) -> None:
+        """Form a process group of `world` ranks, which meet at `store` (host and port), for jobs on `device` (as
+        job.execution has it), whose collectives wait at most `limit_s` seconds; apart: on several nodes."""
         import torch
         import torch.distributed as dist
 
         self.leave()
         if self.rank > 0:
             wait = datetime.timedelta(seconds=JOIN_TIMEOUT_S)
-            self._store = dist.TCPStore(host, port, is_master=False, timeout=wait)  # type: ignore[attr-defined]
+            self._store = dist.TCPStore(*store, is_master=False, timeout=wait)  # type: ignore[attr-defined]
+        if apart:
+            _use_the_nodes_network(ray.util.get_node_ip_address())
         backend = "nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
         limit = datetime.timedelta(seconds=limit_s)
         dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=world, timeout=limit)
@@ -260,8 +262,9 @@ class Gang:
         if wanted != self._joined:
             self._call(len(self._ranks), "leave")
             if world > 1:
-                (address, *_) = self._call(1, "open_store")
-                self._call(world, "join", world, *address, *wanted[1:])
+                (store,) = self._call(1, "open_store")
+                apart = len({self._nodes[rank] for rank in range(world)}) > 1
+                self._call(world, "join", world, store, *wanted[1:], apart)
             self._world, self._joined = world, wanted
         self._call(world, "open_log", folder)
         report: dict[str, Any] = self._call(world, "begin", job, folder, attempt, remote)[0]
@@ -341,6 +344,21 @@ class Gang:
             message = f"rank {failure.rank}: its node {node[:12]} died"
             return Failure("node_lost", failure.rank, message, failure.trace)
         return failure
+
+
+def _use_the_nodes_network(address: str) -> None:
+    """Have gloo and NCCL meet on the interface by which the cluster knows this node, unless the user has named another.
+
+    gloo takes the one that the host's name resolves to, which often is loopback, and NCCL the first that is up, which
+    may be a bridge of containers: no other node reaches either.
+    """
+    import psutil
+
+    for name, found in psutil.net_if_addrs().items():
+        if any(one.address.partition("%")[0] == address for one in found):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # by itself it is the beginning of a name
+            return
 
 
 def _killed_for_memory() -> int:

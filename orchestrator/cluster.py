@@ -13,9 +13,10 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import psutil
 
@@ -25,6 +26,9 @@ LOOK_S = 1.0
 SILENT_S = 20.0
 """How long the head may leave a question unanswered. Ray's own limit, after which the process is ended from within, is
 a minute."""
+
+TYPE = "accelerator_type:"
+"""What the resource begins with by which Ray tells the type of a node's GPUs. There is one of each, of any size."""
 
 HEAD = ("raylet", "gcs_server")
 """Processes of a local head, without which nothing goes on."""
@@ -36,6 +40,8 @@ class Node:
 
     cpus: float
     gpus: float
+    accelerators: frozenset[str] = frozenset()
+    """Types of its GPUs, as Ray names them."""
 
 
 def address() -> str | None:
@@ -77,12 +83,16 @@ def nodes() -> list[Node]:
     import ray
 
     with session(cpus=0):
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in alive]
+        return alive(ray.nodes())
+
+
+def alive(told: Sequence[Mapping[str, Any]]) -> list[Node]:
+    """The living nodes of what `ray.nodes()` tells."""
+    return [_node(one["Resources"]) for one in told if one["Alive"]]
 
 
 def here() -> Node:
-    """What this machine offers."""
+    """What this machine offers. The type of its GPUs is Ray's to find out."""
     return Node(os.cpu_count() or 1, _gpus())
 
 
@@ -92,15 +102,15 @@ def fits(available: Sequence[Node], *, ranks: int, cpus: float, gpus: float) -> 
 
 
 def slots(available: Sequence[Node], *, ranks: int, cpus: float, gpus: float) -> int:
-    """How many gangs of `ranks` the cluster holds at once."""
-    wanted = [(name, amount) for name, amount in (("cpus", cpus), ("gpus", gpus)) if amount]
-    places = sum(min(int(getattr(node, name) / amount + 1e-9) for name, amount in wanted) for node in available)
-    return places // ranks
+    """How many gangs of `ranks` the cluster holds at once, however their ranks lie on its nodes: both placements are
+    wishes, which yield before a gang has to wait."""
+    return sum(_places(node, cpus=cpus, gpus=gpus) for node in available) // ranks
 
 
 @contextlib.contextmanager
-def watched(dead: Callable[[str], None]) -> Iterator[None]:
-    """Call `dead`, from a thread, with what happened when the head of the connected cluster is gone.
+def watched(dead: Callable[[str], None], seen: Callable[[list[Node]], None] = lambda _: None) -> Iterator[None]:
+    """Call `dead`, from a thread, with what happened when the head of the connected cluster is gone; and `seen`, from
+    another, with the nodes that there are: at once, and whenever they are others than before.
 
     Ray must be initialised. `dead` is not expected to return: what waits for Ray waits for ever.
     """
@@ -113,10 +123,16 @@ def watched(dead: Callable[[str], None]) -> Iterator[None]:
     lost: list[str] = []
 
     def ask() -> None:
+        before: frozenset[str] | None = None
         while not over.is_set():
-            if any(node["NodeID"] == home and not node["Alive"] for node in ray.nodes()):
+            told = ray.nodes()
+            if any(node["NodeID"] == home and not node["Alive"] for node in told):
                 lost.append("the raylet of the driver's node died")
             answered[0] = time.monotonic()
+            now = frozenset(node["NodeID"] for node in told if node["Alive"])
+            if now != before:
+                seen(alive(told))
+            before = now
             over.wait(LOOK_S)
 
     def look() -> None:
@@ -146,6 +162,23 @@ def end_children() -> None:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             process.kill()
+
+
+def _node(resources: Mapping[str, float]) -> Node:
+    types = frozenset(name.removeprefix(TYPE) for name in resources if name.startswith(TYPE))
+    return Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0), types)
+
+
+def _places(node: Node, *, cpus: float, gpus: float) -> int:
+    """How many ranks a node holds. A share lies on one GPU: two GPUs hold two ranks of 0.6, not three."""
+    found = []
+    if cpus:
+        found.append(int(node.cpus / cpus + 1e-9))
+    if 0 < gpus < 1:
+        found.append(int(node.gpus) * int(1 / gpus + 1e-9))
+    elif gpus:
+        found.append(int(node.gpus / gpus + 1e-9))
+    return min(found)
 
 
 def _gpus() -> int:

@@ -163,7 +163,7 @@ def _drive(
                 session.start()
                 if projection is not None:
                     projection.start()
-                _execute(plan, session, ranks, leave)
+                _execute(plan, session, ranks, leave, progress)
             code = _ending(plan, ledger, session)
             if session.broken is not None:
                 raise session.broken
@@ -194,7 +194,7 @@ def _drive(
             ledger.release()
 
 
-def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving) -> None:
+def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress: Progress) -> None:
     """Run what is due; without anything due, not even Ray is started."""
     if session.finished():
         session.close()
@@ -202,14 +202,22 @@ def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving) -> None:
     from orchestrator import executor
 
     resources = plan.sweep.resources
-    shape = executor.Shape(ranks, resources.cpus_per_rank, resources.gpus_per_rank)
+    shape = executor.Shape(
+        ranks, resources.cpus_per_rank, resources.gpus_per_rank, resources.placement, resources.accelerator_type
+    )
     scratch = Path(tempfile.mkdtemp(prefix="orchestrator-"))
 
     def died(what: str) -> None:
         leave.now(CLUSTER_DIED, f"the Ray cluster died under the driver: {what}; run the same command again")
 
+    def seen(nodes: list[cluster.Node]) -> None:
+        fit = readiness.concurrent(plan, ranks, nodes)
+        if session.resize(fit):
+            room = f"{fit} trial{'s' * (fit != 1)} at once"
+            progress.say(f"the cluster has {len(nodes)} nodes now: {room if fit else 'no trial fits, and all wait'}")
+
     try:
-        with cluster.session(cpus=os.cpu_count() or 1), cluster.watched(died):
+        with cluster.session(cpus=os.cpu_count() or 1), cluster.watched(died, seen):
             executor.run(session, shape=shape, scratch=scratch)
     finally:
         session.close()

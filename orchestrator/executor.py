@@ -29,6 +29,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from jobs.gang import Gang, GangError, first_line, kind_of
+from orchestrator import cluster
 from orchestrator.session import Dispatch, Failure, Session
 
 
@@ -41,6 +42,10 @@ class Shape:
 
     cpus: int
     gpus: float
+    placement: str = "pack"
+    """`pack`: its ranks on one node if they fit; `spread`: on as many as there are."""
+
+    accelerator_type: str | None = None
 
 
 class TrialActor(tune.Trainable):
@@ -107,7 +112,7 @@ def run(session: Session, *, shape: Shape, scratch: Path) -> None:
     """Run attempts until the session has finished. Ray must be initialised."""
     shape_config = asdict(shape)
     bundles: list[dict[str, float]] = [{}, *[_bundle(shape) for _ in range(shape.ranks)]]
-    resources = tune.PlacementGroupFactory(bundles, strategy="PACK")
+    resources = tune.PlacementGroupFactory(bundles, strategy=shape.placement.upper())
     link = _Link(session)
     tuner = tune.Tuner(
         tune.with_resources(TrialActor, lambda _config: resources),
@@ -133,7 +138,10 @@ def run(session: Session, *, shape: Shape, scratch: Path) -> None:
 
 
 def _bundle(shape: Shape) -> dict[str, float]:
-    return {"CPU": float(shape.cpus)} | ({"GPU": shape.gpus} if shape.gpus else {})
+    bundle = {"CPU": float(shape.cpus)} | ({"GPU": shape.gpus} if shape.gpus else {})
+    if shape.accelerator_type is not None:
+        bundle[cluster.TYPE + shape.accelerator_type] = 0.001  # a mark, not an amount
+    return bundle
 
 
 class _Link:

@@ -148,7 +148,7 @@ def execution_only(a: JobConfig, b: JobConfig) -> bool:
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(key, old, new) of every key in which two resolved sweeps differ, except those that may change within a run."""
     before, after = flatten(old), flatten(new)
-    free = ("resources.concurrent", "retry.")
+    free = ("retry.", *(f"resources.{key}" for key in ("accelerator_type", "autoscale", "concurrent", "placement")))
     return [
         (key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())

@@ -47,11 +47,26 @@ def largest(plan: Plan, ledger: Ledger | None = None, execution: Mapping[str, An
 
 
 def concurrent(plan: Plan, ranks: int, available: Sequence[cluster.Node] | None = None) -> int:
-    """How many trials of `ranks` ranks run at once, on `available` or on what a session would find."""
+    """How many trials of `ranks` ranks run at once, on `available` or on what a session would find; 0 if none fits."""
     resources = plan.sweep.resources
-    nodes = _nodes() if available is None else available
-    fit = max(1, cluster.slots(nodes, ranks=ranks, cpus=resources.cpus_per_rank, gpus=resources.gpus_per_rank))
-    return min(fit, resources.concurrent or fit)
+    if resources.concurrent is not None and grows(plan):
+        return resources.concurrent
+    nodes = usable(plan, _nodes() if available is None else available)
+    fit = cluster.slots(nodes, ranks=ranks, cpus=resources.cpus_per_rank, gpus=resources.gpus_per_rank)
+    return fit if resources.concurrent is None else min(fit, resources.concurrent)
+
+
+def grows(plan: Plan) -> bool:
+    """Whether trials that wait make the cluster larger."""
+    return plan.sweep.resources.autoscale and cluster.address() is not None
+
+
+def usable(plan: Plan, nodes: Sequence[cluster.Node]) -> list[cluster.Node]:
+    """The nodes on which the sweep may run. Which GPUs a machine without an address has, only Ray will tell."""
+    wanted = plan.sweep.resources.accelerator_type
+    if wanted is None or cluster.address() is None:
+        return list(nodes)
+    return [node for node in nodes if wanted in node.accelerators]
 
 
 @cache
@@ -67,8 +82,21 @@ def _nodes() -> list[cluster.Node]:
 
 
 def check_cluster(plan: Plan, ranks: int) -> None:
-    """Whether the largest trial finds a place. Raises ConfigError, or InfrastructureMissing for want of GPUs."""
-    resources, nodes = plan.sweep.resources, _nodes()
+    """Whether the largest trial finds a place. Raises ConfigError, or InfrastructureMissing for want of GPUs or of
+    their type."""
+    resources, every = plan.sweep.resources, _nodes()
+    nodes = usable(plan, every)
+    if ranks > 1 and 0 < resources.gpus_per_rank < 1:
+        expected = f"resources.gpus_per_rank = {resources.gpus_per_rank:g} is a share of a GPU, which allows one rank"
+        raise ConfigError(plan.sweep.name, "sweep", [Fault("job.execution.ranks", str(ranks), expected)])
+    if grows(plan):
+        return
+    if not nodes and every:
+        known = sorted({one for node in every for one in node.accelerators})
+        raise InfrastructureMissing(
+            f"resources.accelerator_type = {resources.accelerator_type!r}, but the cluster has "
+            f"{', '.join(known) or 'no GPU whose type Ray knows'}; name one of its types, or leave the key out"
+        )
     if resources.gpus_per_rank and not cluster.fits(nodes, ranks=ranks, cpus=0, gpus=resources.gpus_per_rank):
         raise InfrastructureMissing(
             f"resources.gpus_per_rank = {resources.gpus_per_rank} for {ranks} ranks, but there are "

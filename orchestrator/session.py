@@ -135,6 +135,14 @@ class Session:
         self.interrupted = True
         self.stop(name)
 
+    def resize(self, concurrent: int) -> bool:
+        """Have at most so many trials at once from now on, 0 while none fits, and say whether that is new. Those that
+        run are left alone."""
+        with self._lock:
+            before, self._concurrent = self._concurrent, concurrent
+            self._lock.notify_all()
+        return concurrent != before
+
     def close(self) -> None:
         """Write what is enqueued, and put what was cut short back into the queue."""
         self._events.put(None)

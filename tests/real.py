@@ -13,13 +13,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pyarrow.parquet as pq
 
 from orchestrator.runs import RunFolder
 from orchestrator.tracking import UI_ENVIRONMENT, TrackingUnavailable, check, embedded_uri, ui_command
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 SWEEP = """
 name = "small"
@@ -203,6 +206,31 @@ def wait_for(condition: Callable[[], Any], *, seconds: float = 120, what: str = 
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
         time.sleep(0.02)
     return found
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[Cluster]:
+    """A Ray cluster on this machine: a head without CPUs, to which nodes can be added."""
+    from ray.cluster_utils import Cluster
+
+    config = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    cluster = Cluster(
+        initialize_head=True,
+        connect=False,
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": config},
+    )
+    try:
+        yield cluster
+    finally:
+        with contextlib.suppress(Exception):
+            cluster.shutdown()
+        end([process for process in psutil.Process().children(recursive=True) if process.pid not in before])
+
+
+def hosts() -> list[psutil.Process]:
+    """Raylets of this test under which ranks live."""
+    return [raylet for raylet in named(("raylet",)) if named(RANK, raylet.pid)]
 
 
 class Server:

@@ -286,6 +286,25 @@ def test_a_default_is_checked_where_its_keys_are_tuned(write: Any) -> None:
     load(write(text.replace('"optimizer.lr" = 1e-3', '"optimizer.name" = "sgd", "optimizer.momentum" = 0.6')))
 
 
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("gpus_per_rank = 1.5", "give 1, or 0.5"),
+        ("gpus_per_rank = 0.5", "several ranks cannot share a GPU, and there are 2"),
+        ('placement = "strict"', "'pack' or 'spread'"),
+        ("autoscale = true", "such as concurrent = 4"),
+    ],
+)
+def test_resources_that_cannot_be_had_are_refused(write: Any, table: str, words: str) -> None:
+    assert words in complaint(write(GOOD + f"[resources]\n{table}\n"), "job.execution.ranks=2")
+
+
+def test_single_ranks_may_share_a_gpu_and_whole_gpus_any_trial(write: Any) -> None:
+    assert load(write(GOOD + "[resources]\ngpus_per_rank = 0.25\n")).resources.gpus_per_rank == 0.25
+    whole = write(GOOD + "[resources]\ngpus_per_rank = 2\n")
+    assert load(whole, ["job.execution.ranks=2"]).resources.gpus_per_rank == 2
+
+
 def test_arms_that_are_the_same_trial_are_refused(write: Any) -> None:
     text = GOOD.replace("[16, 64]", "[256]").replace(
         '"loss.name" = ["infonce", "flatnce"]', '"batch.pool" = [128, 64]\n"loss.margin" = [0, 0.0]'

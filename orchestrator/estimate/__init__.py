@@ -56,7 +56,7 @@ def from_probes(plan: Plan, *, tell: Callable[[str], None]) -> Estimate:
 
 def _at_once(plan: Plan) -> tuple[int, list[str]]:
     """Trials at once, counted without connecting to a cluster, which takes seconds; and what is to be said of that."""
-    at_once = readiness.concurrent(plan, readiness.largest(plan), [cluster.here()])
+    at_once = max(1, readiness.concurrent(plan, readiness.largest(plan), [cluster.here()]))
     address = cluster.address()
     if address is None:
         return at_once, []

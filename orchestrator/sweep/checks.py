@@ -71,6 +71,7 @@ def contradictions(sweep: Sweep) -> list[Fault]:
         *_arm_faults(sweep, arms),
         *_seed_faults(sweep),
         *_metric_faults(sweep, arms),
+        *_resource_faults(sweep, arms),
         *(space_faults(sweep.tune, arms) if sweep.tune else ()),
     ]
 
@@ -143,6 +144,18 @@ def _seed_faults(sweep: Sweep) -> Iterable[Fault]:
         )
     if isinstance(seeds, list | int) and (len(seeds) if isinstance(seeds, list) else seeds) < 2:
         yield Fault("confirm.seeds", repr(seeds), "an interval needs two seeds or more; 'enough' chooses")
+
+
+def _resource_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
+    """NCCL refuses two ranks on one GPU, and a rank uses a GPU or a part of it."""
+    gpus, key = sweep.resources.gpus_per_rank, "resources.gpus_per_rank"
+    if gpus > 1 and gpus != int(gpus):
+        yield Fault(key, f"{gpus:g}", f"is no whole number of GPUs and no share of one; give {int(gpus)}, or 0.5")
+    elif 0 < gpus < 1:
+        ranks = max(arm.config(stage="confirm", seed=0).execution.ranks for arm in arms)
+        if ranks > 1:
+            expected = f"several ranks cannot share a GPU, and there are {ranks}; give 1, or job.execution.ranks = 1"
+            yield Fault(key, f"{gpus:g}", expected)
 
 
 def _metric_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:

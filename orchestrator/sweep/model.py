@@ -117,8 +117,26 @@ class Resources(Section):
 
     cpus_per_rank: int = Field(1, gt=0)
     gpus_per_rank: float = Field(0, ge=0)
+    """Whole GPUs; or a share of one, 0.5 for two trials a GPU, where every trial is a single rank. Ray keeps the books
+    of shares; the memory of the GPU is not divided."""
+
+    placement: Literal["pack", "spread"] = "pack"
+    """The ranks of a trial: on one node if they fit, or on as many as there are."""
+
+    accelerator_type: str | None = None
+    """Only nodes whose GPUs are of this type as Ray names it, such as "A100" or "H100"."""
+
     concurrent: int | None = Field(None, gt=0)
-    """Trials at once. None: as many as fit."""
+    """Trials at once, at most. None: as many as fit."""
+
+    autoscale: bool = False
+    """Ask for `concurrent` trials though fewer fit: the cluster adds nodes for those that wait."""
+
+    @model_validator(mode="after")
+    def _asks_for_a_number(self) -> Resources:
+        if self.autoscale and self.concurrent is None:
+            raise ValueError("autoscale asks a cluster for room; say for how many trials, such as concurrent = 4")
+        return self
 
 
 class Retry(Section):

@@ -7,10 +7,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from ray.cluster_utils import Cluster
-from real import RANK, SWEEP, TRIALS, call, driver, end, ended, measured, named, recovered, wait_for
+from real import SWEEP, TRIALS, call, driver, ended, hosts, measured, ray_cluster, recovered, wait_for
 
 from orchestrator.runs import RunFolder
 
@@ -20,24 +19,10 @@ SLOWER = SWEEP.replace("steps = 8", "steps = 120").replace("checkpoint_every = 3
 @pytest.fixture
 def two_workers() -> Iterator[Cluster]:
     """A head without CPUs and two nodes that hold one slot each."""
-    config = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
-    before = {process.pid for process in psutil.Process().children(recursive=True)}
-    cluster = Cluster(
-        initialize_head=True,
-        connect=False,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": config},
-    )
-    for _ in range(2):
-        cluster.add_node(num_cpus=2)
-    yield cluster
-    with contextlib.suppress(Exception):
-        cluster.shutdown()
-    end([process for process in psutil.Process().children(recursive=True) if process.pid not in before])
-
-
-def hosts() -> list[psutil.Process]:
-    """Raylets of this test under which ranks live."""
-    return [raylet for raylet in named(("raylet",)) if named(RANK, raylet.pid)]
+    with ray_cluster() as cluster:
+        for _ in range(2):
+            cluster.add_node(num_cpus=2)
+        yield cluster
 
 
 @pytest.mark.soak
