@@ -208,6 +208,59 @@ def resume(
 
 
 @main.command()
+@click.argument("sweep", type=click.Path(path_type=Path), required=False)
+@click.option("--into", metavar="FOLDER|URI", help="Where the run would be kept; the folder of runs unless given.")
+@click.option("--anywhere", is_flag=True, hidden=True)
+@click.option("--offline", is_flag=True, help="Do not ask for MLflow.")
+@SET
+@JSON
+@ADDRESS
+@VARIABLES
+def doctor(
+    sweep: Path | None,
+    *,
+    into: str | None,
+    anywhere: bool,
+    offline: bool,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    address: str | None,
+    variables: tuple[str, ...],
+) -> None:
+    """Look at everything a run needs, and say what to do about what is not as it should be; exit code 4 on a blocker.
+
+    \b
+        orchestrator doctor
+        orchestrator doctor sweeps/quickstart.toml --into s3://bucket/first-try --address http://HEAD:8265
+
+    Nodes, versions, GPUs, storage, disks, clocks, ledger, MLflow; and with SWEEP whether its largest trial finds room
+    and its data are where trials read them. $RAY_ADDRESS or --address: of a cluster. Leaves nothing behind.
+    """
+    if address is not None:
+        from orchestrator import submission
+
+        flags = [flag for flag, on in (("--offline", offline), ("--json", as_json)) if on]
+        code, printed = submission.examine(address, sweep, into, overrides=overrides, flags=flags, variables=variables)
+        click.echo(printed, nl=False)
+        sys.exit(code)
+    _only_with_address(detach=False, variables=variables)
+    from orchestrator import doctor as doctors
+    from orchestrator import plan as planning
+    from orchestrator import runs
+    from orchestrator import sweep as sweeps
+
+    made = None if sweep is None else planning.make(sweeps.load(sweep, overrides))
+    place = into or (runs.home() / made.sweep.name if made else runs.home())
+    folder = None if anywhere else runs.at(place)  # a job's own folder is no place for a run
+    found = doctors.examine(folder, plan=made, offline=offline)
+    if as_json:
+        _print_json(doctors.summary(found))
+    else:
+        click.echo("\n".join(doctors.lines(found)))
+    sys.exit(0 if doctors.summary(found)["ready"] else MISSING)
+
+
+@main.command()
 @click.argument("run")
 @click.option("--wait", "wait_s", default=120.0, metavar="SECONDS", help="How long to wait until it has stopped.")
 @ADDRESS
@@ -418,7 +471,7 @@ def ui(run: str | None, port: int, *, browse: bool) -> None:
     sys.exit(server.serve(run, port=port, browse=browse))
 
 
-def _there(address: str, run: str | None, arguments: list[str]) -> NoReturn:
+def _there(address: str, run: str, arguments: list[str]) -> NoReturn:
     """Do it on the cluster's head; prints what that printed, and exits as it did."""
     from orchestrator import submission
 

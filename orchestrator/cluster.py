@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -22,6 +24,9 @@ import psutil
 
 LOOK_S = 1.0
 """How often the head is looked at."""
+
+CONNECT_S = 10.0
+"""How long $RAY_ADDRESS may take to accept a connection."""
 
 SILENT_S = 20.0
 """How long the head may leave a question unanswered. Ray's own limit, after which the process is ended from within, is
@@ -53,7 +58,7 @@ def address() -> str | None:
 def session(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
     """Be connected to $RAY_ADDRESS, or to a cluster of this process's own with `cpus`, as long as the context lasts.
 
-    Raises ConnectionError when the address does not answer.
+    Raises ConnectionError when the address does not answer, or will not have this process.
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     import ray
@@ -63,7 +68,7 @@ def session(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
     if address() is None:
         start(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
     else:
-        start(address=address())
+        _connect(start)
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Ray's would end this process at once
             signal.signal(number, handler)
@@ -89,6 +94,84 @@ def nodes() -> list[Node]:
 def alive(told: Sequence[Mapping[str, Any]]) -> list[Node]:
     """The living nodes of what `ray.nodes()` tells."""
     return [_node(one["Resources"]) for one in told if one["Alive"]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a node answered to a question."""
+
+    name: str
+    """Its address, and the beginning of its id."""
+
+    node: Node
+    value: Any = None
+    error: str | None = None
+    """Why there is no value."""
+
+    ahead_s: float = 0.0
+    """How far its clock is ahead of this process's."""
+
+
+class _Examined:
+    """On one node: calls a function, and tells the time."""
+
+    def call(self, function: Callable[[Any], Any], asked: Any) -> Any:
+        return function(asked)
+
+    def clock(self) -> float:
+        return time.time()
+
+
+def ask(function: Callable[[Any], Any], about: Callable[[Node], Any], *, limit_s: float) -> list[Answer]:
+    """Call `function`, which is imported there, on every living node of the connected cluster at once, with what
+    `about` says of that node. One that has not answered in `limit_s` seconds gets an error."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    told = [one for one in ray.nodes() if one["Alive"]]
+    examined: Any = ray.remote(num_cpus=0, max_restarts=0)(_Examined)
+    begun = []
+    for one in told:
+        actor = examined.options(scheduling_strategy=NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)).remote()
+        begun.append((one, actor, actor.call.remote(function, about(_node(one["Resources"])))))
+    refs = [ref for *_, ref in begun]
+    ray.wait(refs, num_returns=len(refs), timeout=limit_s)
+    answers = []
+    for one, actor, ref in begun:
+        name = f"{one['NodeManagerAddress']} ({one['NodeID'][:8]})"
+        node = _node(one["Resources"])
+        try:
+            answers.append(Answer(name, node, ray.get(ref, timeout=0), ahead_s=_ahead(actor)))
+        except ray.exceptions.GetTimeoutError:
+            answers.append(Answer(name, node, error=f"it has not answered for {limit_s:.0f} s"))
+        except ray.exceptions.RayError as error:
+            answers.append(Answer(name, node, error=(str(error).strip().splitlines() or [type(error).__name__])[-1]))
+        ray.kill(actor)
+    return answers
+
+
+def _ahead(actor: Any) -> float:
+    """The clock of an actor's node minus this one's, from the quickest of a few questions."""
+    import ray
+
+    tries = []
+    for _ in range(5):
+        asked = time.time()
+        told = ray.get(actor.clock.remote(), timeout=10)
+        answered = time.time()
+        tries.append((answered - asked, told - (asked + answered) / 2))
+    return float(min(tries)[1])
+
+
+def open_to_others() -> bool:
+    """Whether the connected cluster can be reached from other machines and takes commands from whoever reaches it."""
+    import ray
+    from ray import _raylet
+
+    modes: Any = _raylet  # has no types
+    if modes.get_authentication_mode() == modes.AuthenticationMode.TOKEN:
+        return False
+    return any(not one["NodeManagerAddress"].startswith("127.") for one in ray.nodes() if one["Alive"])
 
 
 def here() -> Node:
@@ -162,6 +245,26 @@ def end_children() -> None:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             process.kill()
+
+
+def _connect(start: Callable[..., Any]) -> None:
+    """To $RAY_ADDRESS. Ray raises errors of several kinds for what a person must see to."""
+    from ray.exceptions import AuthenticationError
+
+    if (place := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address() or "")) is not None:
+        try:  # Ray itself would ask for minutes
+            socket.create_connection((place[1], int(place[2])), CONNECT_S).close()
+        except OSError as error:
+            raise ConnectionError(str(error)) from error
+    try:
+        start(address=address())
+    except AuthenticationError as error:
+        wanted = "it wants a token: export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=..., as on its head"
+        raise ConnectionError(wanted) from error
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, RuntimeError) and "ersion mismatch" not in str(error) and "auth" not in str(error).lower():
+            raise
+        raise ConnectionError(" ".join(str(error).split())[:300]) from error
 
 
 def _node(resources: Mapping[str, float]) -> Node:

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from jobs.config import ConfigError, Execution, Fault, canonical, nearest
 from jobs.config import faults as config_faults
-from orchestrator import cluster, readiness, runs
+from orchestrator import cluster, doctor, readiness, runs
 from orchestrator import plan as planning
 from orchestrator import sweep as sweeps
 from orchestrator.environment import environment
@@ -76,9 +76,11 @@ def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (),
     if folder.exists:
         with contextlib.closing(folder.open()) as ledger:
             _refuse_changes(folder, ledger, plan)
+            _refuse_blockers(folder, ledger, plan)
             return _drive(plan, folder, ledger, options, notes=notes)
     _refuse_what_is_no_run(folder)
     readiness.check_cluster(plan, readiness.largest(plan))
+    doctor.refuse(folder, plan)
     notes += readiness.check_data(plan)
     _refuse_what_is_no_run(folder)  # the checks took their time
     readiness.check_tracking(folder, offline=options.offline)
@@ -100,6 +102,7 @@ def resume(
         stored = {key: value for key, value in ledger.run.sweep.items() if key != "plan"}
         plan = planning.make(sweeps.Sweep.model_validate(stored))
         readiness.check_cluster(plan, readiness.largest(plan, ledger, execution))
+        _refuse_blockers(folder, ledger, plan)
         return _drive(plan, folder, ledger, options, again=again, execution=execution, notes=notes)
 
 
@@ -302,6 +305,12 @@ def _refuse_changes(folder: RunFolder, ledger: Ledger, plan: Plan) -> None:
             f"  continue it as it was: orchestrator resume {folder.quoted}\n"
             f"  start another:         orchestrator launch SWEEP --into {shlex.quote(f'{head}-2{mark}{query}')}"
         )
+
+
+def _refuse_blockers(folder: RunFolder, ledger: Ledger, plan: Plan) -> None:
+    """Unless nothing is left to run: then the run's nodes may be gone."""
+    if ledger.run.state != "done" or ledger.trials(state="queued"):
+        doctor.refuse(folder, plan)
 
 
 def _decide(ledger: Ledger, again: Again) -> None:

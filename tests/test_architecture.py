@@ -29,8 +29,8 @@ QUICK = [
 """Modules that the verbs without training need."""
 
 ORDER = {
-    "orchestrator": "cli > driver submission > executor > tracking report cluster > analysis > ledger > plan > search "
-    "> sweep",
+    "orchestrator": "cli > driver submission > doctor > executor > tracking report cluster > analysis > ledger > "
+    "plan > search > sweep",
     "jobs": "gang > train > step > losses collectives kernels models data evaluate optim checkpoint > config",
 }
 """From top to bottom, as in ARCHITECTURE.md. A module imports from the levels after its own, and in `jobs` from its own

@@ -229,6 +229,16 @@ def test_a_sweep_submitted_from_a_laptop_measures_what_a_local_one_does(
 ) -> None:
     """The laptop reaches the job server and nothing else. Bit for bit, as the world size is the same."""
     run, at = site.bucket("small"), ("--address", site.url)
+    told = json.loads(call("doctor", "sweep.toml", "--into", run, "--json", *at, cwd=sweep, env=laptop()))
+    assert told["ready"]
+    assert {(one["check"], one["found"]) for one in told["findings"]} >= {
+        ("cluster", "3 nodes, 4 CPUs, 0 GPUs"),
+        ("storage", "the bucket can be written, and files in it replaced"),
+        ("ledger", "PostgreSQL can be written"),
+        ("mlflow", "the server answers"),
+        ("room", "2 trials of 2 ranks at once"),
+    }
+    assert call("doctor", *at, cwd=sweep, env=laptop()).endswith("ready: nothing wrong\n")
     said = call("launch", "sweep.toml", "--into", run, *at, cwd=sweep, env=laptop())
     assert "[10/10]" in said
     assert "Running entrypoint" not in said, "Ray's own lines are left out"

@@ -5,7 +5,7 @@ state is one transaction; every write of a driver checks the fencing token of it
 first value of a point stands. Imports neither torch nor ray nor mlflow nor optuna.
 """
 
-from .database import sqlite_url
+from .database import probe, sqlite_url
 from .glance import Finished, finished
 from .lease import this_process
 from .ledger import Ledger
@@ -52,6 +52,7 @@ __all__ = [
     "Trial",
     "TrialState",
     "finished",
+    "probe",
     "sqlite_url",
     "this_process",
 ]

@@ -7,8 +7,10 @@ timestamps and appear twice. FULL costs one fsync per transaction, and the ledge
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,6 +139,28 @@ class Database:
             else:
                 remedy = "see that it can be reached and written, then run the same command again"
             raise LedgerUnavailable(f"ledger {self.address}: {reason}; {remedy}") from error
+
+
+class _Undo(Exception):
+    """Ends a transaction of which nothing is to stay."""
+
+
+def probe(url: str) -> float:
+    """See that a ledger can be kept at `url`, and leave no trace; a file of SQLite is not made. Returns how many
+    seconds the database's clock is ahead of this process's. Raises LedgerError."""
+    if parsed(url).get_backend_name() == "sqlite":
+        Database(url, create=True).close()  # says whether its folder will do
+        return 0.0
+    database = Database(url)
+    try:
+        with contextlib.suppress(_Undo), database.write() as connection:
+            connection.exec_driver_sql("CREATE TABLE orchestrator_doctor (looked integer)")
+            asked = time.time()
+            ahead_s = database.now(connection) - (asked + time.time()) / 2
+            raise _Undo
+    finally:
+        database.close()
+    return ahead_s
 
 
 def file_system(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:

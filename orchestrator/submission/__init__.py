@@ -9,9 +9,9 @@ jobs may be lost.
 from .follow import attend
 from .package import Order, package
 from .server import Job, JobServer, ServerAway
-from .verbs import ask, follow_driver, launch, listed, resume
+from .verbs import ask, examine, follow_driver, launch, listed, resume
 
 __all__ = [
     "Job", "JobServer", "Order", "ServerAway",
-    "ask", "attend", "follow_driver", "launch", "listed", "package", "resume",
+    "ask", "attend", "examine", "follow_driver", "launch", "listed", "package", "resume",
 ]  # fmt: skip

@@ -68,16 +68,48 @@ def resume(
     return attend(_reached(url), order, write=write, tell=tell, detach=detach)
 
 
-def ask(url: str, run: str | None, arguments: Sequence[str], *, sweep_file: Path | None = None) -> tuple[int, str]:
+def ask(url: str, run: str, arguments: Sequence[str]) -> tuple[int, str]:
     """Run a verb that ends by itself on the head of the cluster at `url`, where ledger and bucket are in reach.
 
-    run: None for one that needs none. Returns its exit code and what it printed; the job is forgotten again. Raises
-    RunError, BadAddress, InfrastructureMissing.
+    Returns its exit code and what it printed; the job is forgotten again. Raises RunError, BadAddress,
+    InfrastructureMissing.
     """
-    if run is not None:
-        _kept_elsewhere(run, "s3://BUCKET/NAME")
-    server, name = _reached(url), f"ask-{arguments[0]}-{uuid.uuid4().hex[:8]}"
-    order = Order(verb=arguments[0], run=run or "", arguments=arguments, sweep_file=sweep_file)
+    _kept_elsewhere(run, "s3://BUCKET/NAME")
+    return _asked(url, Order(verb=arguments[0], run=run, arguments=arguments))
+
+
+def examine(
+    url: str,
+    sweep_file: Path | None,
+    into: str | None,
+    *,
+    overrides: Sequence[str],
+    flags: Sequence[str],
+    variables: Sequence[str],
+) -> tuple[int, str]:
+    """Run the doctor on the head of the cluster at `url`, with what `launch` would take along. Returns as `ask` does.
+
+    Raises ConfigError, RunError, BadAddress, InfrastructureMissing.
+    """
+    sources: set[str] = set()
+    if sweep_file is not None:
+        plan = planning.make(sweeps.load(sweep_file, overrides))
+        sources = {source for arm in plan.arms for source in _sources(arm)}
+    place = ["--anywhere"] if into is None else ["--into", _kept_elsewhere(into, "--into s3://BUCKET/NAME")]
+    arguments = ["doctor", *(["sweep.toml"] if sweep_file else []), *place, *flags]
+    order = Order(
+        verb="doctor",
+        run=into or "",
+        arguments=[*arguments, *(part for one in overrides for part in ("--set", one))],
+        sweep_file=sweep_file,
+        sources=sorted(sources),
+        environment=environment(variables),
+    )
+    return _asked(url, order)
+
+
+def _asked(url: str, order: Order) -> tuple[int, str]:
+    server, name = _reached(url), f"ask-{order.verb}-{uuid.uuid4().hex[:8]}"
     printed: list[str] = []
     try:
         with package(order) as runtime_env:
@@ -87,7 +119,7 @@ def ask(url: str, run: str | None, arguments: Sequence[str], *, sweep_file: Path
         ended = None if job is None else followed(server, job, printed.append, lambda _: None)
         if ended is None or ended.exit_code is None:
             why = "it was lost" if ended is None else ended.message
-            raise InfrastructureMissing(f"the cluster at {url} could not run `{arguments[0]}`: {why}")
+            raise InfrastructureMissing(f"the cluster at {url} could not run `{order.verb}`: {why}")
         server.delete(name)
     except ServerAway as error:
         raise InfrastructureMissing(f"{url} no longer answers: {error}") from error

@@ -6,6 +6,7 @@ another one for every process.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import json
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from . import view
 
@@ -81,6 +82,38 @@ def check(uri: str, timeout_s: float = 5.0) -> None:
         raise TrackingUnavailable(shown, str(getattr(error, "reason", error)), without) from error
     if found != b"OK":
         raise TrackingUnavailable(shown, "something else than MLflow answers there", without)
+    if (code := _refused(uri, timeout_s)) is not None:
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+        given = f"does not take the password of {user}" if user else "wants a user and a password, and there are none"
+        remedy = "export MLFLOW_TRACKING_USERNAME=... MLFLOW_TRACKING_PASSWORD=..."
+        if code == 403:
+            given, remedy = f"does not let {user or 'this user'} read", "ask its admin for a user who may EDIT"
+        raise TrackingUnavailable(shown, given, remedy)
+
+
+def _refused(uri: str, timeout_s: float) -> int | None:
+    """401 or 403 if the server does not let this process in, by the credentials that MLflow's own client would take."""
+    scheme, _, rest = uri.rstrip("/").partition("://")
+    user, _, host = rest.rpartition("@")
+    name, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    headers = {}
+    if user or (name and password):
+        pair = unquote(user) if user else f"{name}:{password}"
+        headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
+    elif token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        headers["Authorization"] = f"Bearer {token}"
+    elif Path("~/.mlflow/credentials").expanduser().exists():
+        return None  # in a format of MLflow's
+    ask = urllib.request.Request(  # noqa: S310 - `check` has seen to the scheme
+        f"{scheme}://{host}/api/2.0/mlflow/experiments/get?experiment_id=0", headers=headers
+    )
+    try:
+        with urllib.request.urlopen(ask, timeout=timeout_s):  # noqa: S310
+            return None
+    except urllib.error.HTTPError as error:
+        return error.code if error.code in (401, 403) else None
+    except (OSError, ValueError):
+        return None
 
 
 def connect(uri: str) -> MlflowClient:
