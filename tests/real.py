@@ -153,7 +153,7 @@ def kill_at_random(
 
 
 def recovered(row: str, seconds: float) -> None:
-    """Print how long it took: `pytest tests/faults -s | grep ^row` gathers the table of infra/README.md."""
+    """Print how long it took: `pytest tests/faults -s | grep ^row` gathers the table of infra/FAULTS.md."""
     print(f"\nrow {row}: {seconds:.1f} s")
 
 
