@@ -38,7 +38,7 @@ RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 
 # Jobs that share a node must not meet: ports of their own, and folders.
-port=$((20000 + SLURM_JOB_ID % 20000))
+port=$((20000 + 2 * (SLURM_JOB_ID % 10000)))
 export RAY_TMPDIR=${RAY_TMPDIR:-/tmp/ray-$SLURM_JOB_ID}
 
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -78,7 +78,8 @@ stop() { # Slurm has told us: the driver checkpoints and leaves with 130
 trap finish EXIT
 trap stop TERM
 
-node "${hosts[0]}" --head --node-ip-address="$address" --port="$port" --include-dashboard=false
+node "${hosts[0]}" --head --node-ip-address="$address" --port="$port" --ray-client-server-port=$((port + 1)) \
+    --include-dashboard=false
 export RAY_ADDRESS=$address:$port
 for _ in $(seq 120); do
     ray health-check --address "$RAY_ADDRESS" >/dev/null 2>&1 && break

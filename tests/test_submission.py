@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,9 @@ from real import QUICK, SWEEP, TRIALS, Server, call, children, command, driver, 
 from servers import new_database, postgres_server, s3_server
 
 from orchestrator import runs, submission
+from orchestrator.readiness import InfrastructureMissing
 from orchestrator.runs import RunError
+from orchestrator.submission import server
 from orchestrator.submission.follow import _Output, mark_of
 from orchestrator.submission.package import entrypoint, environment, taken_along
 
@@ -146,11 +149,17 @@ class Site:
 
     def start(self) -> None:
         """A head without CPUs for trials, and two nodes; one after the other, as nodes of one address share ports."""
-        head = ("--head", f"--port={self.gcs}", f"--dashboard-port={self.dashboard}", "--dashboard-host=127.0.0.1")
-        self._node("--num-cpus=0", *head)
+        self.head()
         for _ in range(2):
             self._node("--num-cpus=2", f"--address=127.0.0.1:{self.gcs}")
         wait_for(lambda: answers(self.url), what="the job server")
+
+    def head(self, *options: str) -> None:
+        """Only a head, without CPUs."""
+        self._node(
+            "--head", "--num-cpus=0", f"--port={self.gcs}", f"--dashboard-port={self.dashboard}",
+            "--dashboard-host=127.0.0.1", f"--ray-client-server-port={free_port()}", *options,
+        )  # fmt: skip
 
     def end(self) -> None:
         """kill -9 every process of every node."""
@@ -164,12 +173,12 @@ class Site:
         self.nodes.clear()
 
     def _node(self, *options: str) -> None:
-        start = [*OWN_FILES, sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+        # The ports that `ray start` takes by itself may be another session's.
+        own = ("--node-ip-address=127.0.0.1", "--dashboard-agent-listen-port=0")
+        start = [*OWN_FILES, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *own, *options]
         path = self.folder / f"node{len(self.nodes)}.log"
         with path.open("wb") as log:
-            node = subprocess.Popen(
-                [*start, *options, "--node-ip-address=127.0.0.1"], stdout=log, stderr=log, start_new_session=True
-            )
+            node = subprocess.Popen(start, stdout=log, stderr=log, start_new_session=True)
         self.nodes.append(node)
         wait_for(lambda: node.poll() is not None or "will now block" in path.read_text(), what="a node")
         assert node.poll() is None, path.read_text()
@@ -184,22 +193,26 @@ def answers(url: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def own_files() -> None:
     Path("/tmp/ray").mkdir(exist_ok=True)
     allowed = subprocess.run([*OWN_FILES, "true"], capture_output=True, text=True, check=False)
     if allowed.returncode:
         pytest.skip(f"nodes with files of their own need mount namespaces: {allowed.stderr.strip()}")
+
+
+@pytest.fixture(scope="module")
+def site(own_files: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
-    server = Server(folder)
+    tracking = Server(folder)
     with postgres_server() as postgres, s3_server() as bucket, pytest.MonkeyPatch.context() as patch:
-        server.start()
+        tracking.start()
         for name, value in {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": TOKEN,
             "RAY_USAGE_STATS_ENABLED": "0",
             "ORCHESTRATOR_LEDGER": new_database(postgres),
             "ORCHESTRATOR_SCRATCH": str(folder / "scratch"),
-            "MLFLOW_TRACKING_URI": server.uri,
+            "MLFLOW_TRACKING_URI": tracking.uri,
             "ORCHESTRATOR_PYTHON": sys.executable,
             **QUICK,
         }.items():
@@ -210,7 +223,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             yield made
         finally:
             made.end()
-            server.kill()
+            tracking.kill()
 
 
 def metrics(stood: dict[str, Any]) -> dict[str, float]:
@@ -311,6 +324,25 @@ def test_a_wrong_token_is_told_with_the_remedy(site: Site, sweep: Path, monkeypa
     assert "refuses this one" in said
     assert "export RAY_AUTH_TOKEN=" in said
     assert "f" * 32 not in said
+
+
+@pytest.mark.soak
+def test_a_head_that_takes_no_jobs_is_told_with_the_remedy(
+    own_files: None, tmp_path: Path, sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another Ray has the port of its agent; the head answers all the same."""
+    monkeypatch.setattr(server, "AGENT_S", 0.0)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    site = Site(tmp_path, str)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        try:
+            site.head(f"--dashboard-agent-listen-port={other.getsockname()[1]}")
+            wait_for(lambda: answers(site.url), what="the job server")
+            with pytest.raises(InfrastructureMissing, match="--dashboard-agent-listen-port=0"):
+                submission.ask(site.url, "s3://bucket/run", ["status", "s3://bucket/run"])
+        finally:
+            site.end()
 
 
 @pytest.mark.soak

@@ -21,8 +21,14 @@ TIMEOUT_S = (5.0, 60.0)
 LOOK_S = 5.0
 """How often the server is asked about a job whose log is followed: a head that lost its power closes no connection."""
 
+AGENT_S = 60.0
+"""How long a head that has just come up may take to begin its agent, which takes the jobs."""
+
 SILENT_S = 20.0
 """How long it may leave that unanswered."""
+
+NO_AGENT = "No available agent"
+"""Ray's words for a head without one, after it has waited for ten seconds."""
 
 ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 """What Ray's client would believe rather than its argument."""
@@ -88,16 +94,26 @@ class JobServer:
 
     def submit(self, name: str, command: str, *, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
         """Submit a job. Returns False if there is one of that id."""
+        deadline = time.monotonic() + AGENT_S
         with self._asking() as client:
-            try:
-                client.submit_job(
-                    submission_id=name, entrypoint=command, runtime_env=dict(runtime_env), metadata=dict(metadata)
-                )
-            except RuntimeError as error:
-                if "already exists" in str(error):
-                    return False
-                raise
-        return True
+            while True:
+                try:
+                    client.submit_job(
+                        submission_id=name, entrypoint=command, runtime_env=dict(runtime_env), metadata=dict(metadata)
+                    )
+                except RuntimeError as error:
+                    if "already exists" in str(error):
+                        return False
+                    if NO_AGENT not in str(error):
+                        raise
+                    if time.monotonic() > deadline:
+                        raise InfrastructureMissing(
+                            f"the cluster at {self.url} takes no jobs: the agent on its head, which starts them, does "
+                            "not run. Most often another Ray on that machine has its port, 52365; begin the head "
+                            "with one of its own: ray start --head --dashboard-agent-listen-port=0"
+                        ) from error
+                else:
+                    return True
 
     def delete(self, name: str) -> None:
         """Forget a job that is over."""
