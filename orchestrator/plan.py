@@ -140,11 +140,6 @@ def differing(arms: Sequence[Arm]) -> dict[str, list[Any]]:
     return {key: [one.get(key) for one in flat] for key in keys if len({canonical(one.get(key)) for one in flat}) > 1}
 
 
-def execution_only(a: JobConfig, b: JobConfig) -> bool:
-    """Whether two jobs differ in nothing but how they are computed."""
-    return a.model_dump(exclude={"execution"}) == b.model_dump(exclude={"execution"})
-
-
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(key, old, new) of every key in which two resolved sweeps differ, except those that may change within a run."""
     before, after = flatten(old), flatten(new)

@@ -25,7 +25,8 @@ def in_map(path: Path) -> str:
 
 
 SOURCES = sorted(in_map(path) for top in ("jobs", "orchestrator") for path in (ROOT / top).rglob("*.py"))
-MAP = re.compile(r"^((?:jobs|orchestrator)/\S*)[ ]+(\S.*)$", re.M)
+INFRA = [f"infra/{path.name}" for path in (ROOT / "infra").iterdir() if path.suffix in (".sh", ".yaml", ".sql", ".md")]
+MAP = re.compile(r"^((?:jobs|orchestrator|infra|sweeps|tests)/\S*)[ ]+(\S.*)$", re.M)
 
 
 def code(page: str) -> list[str]:
@@ -86,7 +87,7 @@ def test_the_readme_says_what_this_is_by_line_3_and_how_to_start_by_line_15() ->
         assert any(command in line for line in lines[:15]), f"{command} belongs in the first 15 lines"
 
 
-@pytest.mark.parametrize("path", SOURCES)
+@pytest.mark.parametrize("path", [*SOURCES, *sorted(set(INFRA) - {"infra/README.md"})])
 def test_every_source_file_is_in_the_readme_map(path: str) -> None:
     assert re.search(rf"^{re.escape(path)} +\S", README, re.M), f"add a line for {path} to the README's file map"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.plan import changed_keys, enough_seeds, execution_only, make, smallest_p
+from orchestrator.plan import changed_keys, enough_seeds, make, smallest_p
 from orchestrator.sweep import Sweep
 
 SWEEP: dict[str, Any] = {
@@ -111,15 +111,6 @@ def test_the_summary_says_what_differs_between_arms() -> None:
     summary = plan_of().summary()
     assert set(summary["differs"]) == {"loss.name", "batch.size", "steps", "samples", "negatives_per_anchor"}
     assert summary["smallest_p"] == 4 * 2.0**-7
-
-
-def test_execution_is_told_from_objective() -> None:
-    arms = [{"label": "at once", "batch.size": 64}, {"label": "chunks", "batch.size": 64, "execution.micro": 8}]
-    made = plan_of(compare={}, arm=arms)
-    at_once, chunks = (arm.config(stage="confirm", seed=1) for arm in made.arms)
-    assert execution_only(at_once, chunks)
-    assert at_once.id != chunks.id
-    assert not execution_only(at_once, made.arms[0].config(stage="confirm", seed=2))
 
 
 def test_changed_keys_are_listed_except_those_that_may_change() -> None:
