@@ -21,9 +21,9 @@ help: ## list the targets
 quickstart: .venv/installed ## run the bundled comparison, about two minutes on two cores; again continues it
 	$(BIN)/orchestrator launch sweeps/quickstart.toml
 
-# Two files at once: most tests wait for processes to start. More would crowd the ranks that these start.
+# Two groups at once (tests/conftest.py): most tests wait for processes to start. More would crowd the ranks of these.
 test: lint .venv/minilm ## lint, types and every test but the soak
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 check: lint ## lint, types and the fast tests
 	$(BIN)/python -m pytest -q $(FAST:%=tests/test_%.py)

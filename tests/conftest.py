@@ -35,6 +35,25 @@ class RankDiedError(RuntimeError):
     """A rank ended without saying why."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file of tests stays in one worker, and so do all files that share the finished sweep. What takes long comes
+    first, so that the workers of `make test` end together."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    groups: dict[str, list[pytest.Item]] = {}
+    for path, own in files.items():
+        shares = any("finished" in getattr(item, "fixturenames", ()) for item in own)
+        groups.setdefault("finished" if shares else path.name, []).extend(own)
+    for name, own in groups.items():
+        for item in own:
+            item.add_marker(pytest.mark.xdist_group(name))
+    slow = {name: sum(item.get_closest_marker("slow") is not None for item in own) for name, own in groups.items()}
+    order = sorted(groups, key=lambda name: (name != "finished", -slow[name]))
+    items[:] = [item for name in order for item in groups[name]]
+
+
 @pytest.fixture(scope="session")
 def forkserver() -> ForkServerContext:
     """A process that has imported torch once: a rank forked from it starts in milliseconds."""
@@ -46,9 +65,11 @@ def forkserver() -> ForkServerContext:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which a sweep was run to its end, in runs/small. For everybody: nothing in it may change."""
-    home = tmp_path_factory.mktemp("finished")
-    (home / "sweep.toml").write_text(SWEEP)
-    said = call("launch", "sweep.toml", cwd=home, env={"ORCHESTRATOR_ENCODERS": "best"})
+    with measuring(tmp_path_factory) as metrics:
+        home = tmp_path_factory.mktemp("finished")
+        (home / "sweep.toml").write_text(SWEEP)
+        said = call("launch", "sweep.toml", cwd=home, env={"ORCHESTRATOR_ENCODERS": "best"})
+        metrics.write_text(json.dumps(measured(home)))
     assert f"[{TRIALS}/{TRIALS}]" in said
     assert "flatnce - infonce" in said
     assert "orchestrator ui runs/small" in said
@@ -59,25 +80,26 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """The metric of every trial of `real.SWEEP` in a folder on this machine when nothing happens to it; measured once
     for all workers of a test run."""
-    top = tmp_path_factory.getbasetemp()
-    place = top.parent if "PYTEST_XDIST_WORKER" in os.environ else top
-    path = place / "undisturbed.json"
-    with FileLock(place / "undisturbed.lock"), pytest.MonkeyPatch.context() as patch:
-        if not path.exists():
-            for name in (
-                "ORCHESTRATOR_LEDGER",
-                "MLFLOW_TRACKING_URI",
-                "RAY_ADDRESS",
-                "RAY_AUTH_MODE",
-                "RAY_AUTH_TOKEN",
-            ):
-                patch.delenv(name, raising=False)
+    with measuring(tmp_path_factory) as metrics:
+        if not metrics.exists():
             home = tmp_path_factory.mktemp("undisturbed")
             (home / "sweep.toml").write_text(SWEEP)
             call("launch", "sweep.toml", "--offline", cwd=home)
-            path.write_text(json.dumps(measured(home)))
-    found: dict[str, float] = json.loads(path.read_text())
+            metrics.write_text(json.dumps(measured(home)))
+        found: dict[str, float] = json.loads(metrics.read_text())
     return found
+
+
+@contextlib.contextmanager
+def measuring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One worker at a time, in an environment that names no cluster and no database; where the metrics belong."""
+    top = tmp_path_factory.getbasetemp()
+    place = top.parent if "PYTEST_XDIST_WORKER" in os.environ else top
+    elsewhere = ("ORCHESTRATOR_LEDGER", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+    with FileLock(place / "undisturbed.lock"), pytest.MonkeyPatch.context() as patch:
+        for name in elsewhere:
+            patch.delenv(name, raising=False)
+        yield place / "undisturbed.json"
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ import torch
 import transformers
 from click.testing import CliRunner
 from numpy.typing import NDArray
-from real import SWEEP, call, status
+from real import call, status
 from servers import s3_server
 
 from jobs import data, evaluate
@@ -552,14 +552,12 @@ def test_what_cannot_be_exported_ends_with_2_and_says_what_would_work(run: RunFo
 
 
 @pytest.mark.slow
-def test_a_real_run_is_exported_by_arm_and_by_trial(tmp_path: Path) -> None:
-    """Two arms of one confirm seed each; the model card knows the question, the arm, the run and the metric."""
-    (tmp_path / "sweep.toml").write_text(SWEEP.split("[tune]")[0] + "[confirm]\nseeds = 2\n")
-    call("launch", "sweep.toml", "--offline", cwd=tmp_path)
-    stood = status(tmp_path)
-    own = [trial for trial in stood["trials"] if trial["arm"] == "flatnce"]
+def test_a_real_run_is_exported_by_arm_and_by_trial(finished: Path, tmp_path: Path) -> None:
+    """The model card knows the question, the arm, the run and the metric."""
+    run, stood = str(finished / "runs" / "small"), status(finished)
+    own = [trial for trial in stood["trials"] if (trial["arm"], trial["stage"]) == ("flatnce", "confirm")]
     best = max(own, key=lambda trial: float(trial["metric"]))
-    said = json.loads(call("export", "small", "flatnce", "encoders/flatnce", "--json", cwd=tmp_path))
+    said = json.loads(call("export", run, "flatnce", "encoders/flatnce", "--json", cwd=tmp_path))
     assert (said["trial"], said["arm"], said["step"], said["width"]) == (best["id"], "flatnce", 8, 32)
     assert said["metric"] == said["metrics"]["knn_accuracy"] == best["metric"]
     assert said["path"] == "encoders/flatnce"
@@ -568,7 +566,7 @@ def test_a_real_run_is_exported_by_arm_and_by_trial(tmp_path: Path) -> None:
         assert words in card
     pixels = np.zeros((3, 8, 8), np.uint8)
     assert embed_of(tmp_path / "encoders" / "flatnce")(pixels).shape == (3, 32)
-    told = call("export", "small", own[0]["id"][:6], "encoders/one", cwd=tmp_path)
+    told = call("export", run, own[0]["id"][:6], "encoders/one", cwd=tmp_path)
     assert f"trial {own[0]['id']} of arm flatnce: step 8, 32 columns" in told
     assert "SentenceTransformer('encoders/one', trust_remote_code=True)" in told
-    assert "nothing is overwritten" in call("export", "small", "flatnce", "encoders/one", cwd=tmp_path, code=2)
+    assert "nothing is overwritten" in call("export", run, "flatnce", "encoders/one", cwd=tmp_path, code=2)

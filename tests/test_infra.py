@@ -476,7 +476,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_slurm_job_that_is_told_to_end_checkpoints_and_goes_on_when_it_is_queued_again(
     slurm: dict[str, str], undisturbed: dict[str, float], tmp_path: Path
 ) -> None:

@@ -102,8 +102,8 @@ def test_the_sweeps_run_shows_verdict_table_nested_runs_and_data(
     (one,) = answer["comparisons"]
     for told in (report.text.signed(one["delta"]), report.text.probability(one["p_holm"]), "inconclusive"):
         assert told in row.inner_text()
-    assert page.get_by_role("link", name=re.compile("(infonce|flatnce) seed [123]")).count() > 0
-    assert page.get_by_text("digits[:300]").count() > 0
+    page.get_by_role("link", name=re.compile("(infonce|flatnce) seed [123]")).first.wait_for()
+    page.get_by_text("digits[:300]").first.wait_for()
     shot(page, "mlflow-answer")
 
 
@@ -111,8 +111,8 @@ def test_the_report_is_rendered_as_an_artifact(addresses: dict[str, str], answer
     page.goto(addresses["report"])
     frame = page.frame_locator("iframe").first
     assert frame.get_by_role("heading").first.inner_text() == answer["question"]
-    assert frame.get_by_text(answer["sentence"]).count() > 0
-    assert frame.locator("figure svg").count() >= 3
+    frame.get_by_text(answer["sentence"]).first.wait_for()
+    frame.locator("figure svg").nth(2).wait_for()
     shot(page, "mlflow-report", whole=False)
 
 
@@ -127,9 +127,9 @@ def test_charts_are_drawn_by_arm_with_the_metric_first(addresses: dict[str, str]
     lines.first.wait_for(state="attached")
     first = page.locator(".js-plotly-plot").first
     first.locator(".scatterlayer .trace").nth(1).wait_for(state="attached")
-    legend = page.get_by_text(re.compile(r"(infonce|flatnce) \(knn_accuracy\)"))
-    assert legend.count() >= 2
-    assert page.locator(".js-plotly-plot .barlayer .trace").count() >= 2, "speed and memory, by arm"
+    page.get_by_text(re.compile(r"(infonce|flatnce) \(knn_accuracy\)")).nth(1).wait_for(state="attached")
+    bars = page.locator(".js-plotly-plot .barlayer .trace")  # speed and memory, by arm
+    bars.nth(1).wait_for(state="attached")
     shot(page, "mlflow-charts", whole=False)
 
 
@@ -143,7 +143,7 @@ def test_compare_sets_two_arms_side_by_side_and_shows_what_differs(
     ids = "%5B" + "%2C".join(f"%22{run}%22" for run in (two["infonce"], two["flatnce"])) + "%5D"
     page.goto(addresses["compare"].replace(everything[1], ids))
     page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for()
-    assert page.locator(".js-plotly-plot").count() > 0, "parallel coordinates"
+    page.locator(".js-plotly-plot").first.wait_for(state="attached")  # parallel coordinates
     page.get_by_text("Parameters", exact=True).last.scroll_into_view_if_needed()
     page.get_by_text("Show diff only").first.click()
     row = page.get_by_role("row").filter(has_text="loss.name").first
@@ -156,7 +156,7 @@ def test_the_best_encoder_of_each_arm_is_listed_as_a_model(addresses: dict[str, 
     page.goto(addresses["answer"].partition("/runs/")[0] + "/models?workflowType=machine_learning")
     for arm in ("infonce", "flatnce"):
         page.get_by_role("link", name=arm, exact=True).first.wait_for()
-    assert page.get_by_text("Ready").count() == 2
+    page.get_by_text("Ready").nth(1).wait_for()
     shot(page, "mlflow-models", whole=False)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from real import SWEEP, TRIALS, call
+from real import TRIALS, call
 
 from orchestrator import tracking
 from orchestrator.cli import main
@@ -64,15 +64,6 @@ class Copy:
         with contextlib.closing(sqlite3.connect(path)) as database, database:
             changed = database.execute(statement, {key: v for key, v in known.items() if f":{key}" in statement})
             assert changed.rowcount > 0, f"this changes nothing: {statement}"
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which a sweep was run to its end, in runs/small."""
-    home = tmp_path_factory.mktemp("finished")
-    (home / "sweep.toml").write_text(SWEEP)
-    call("launch", "sweep.toml", cwd=home)
-    return home
 
 
 @pytest.fixture
