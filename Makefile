@@ -23,7 +23,7 @@ quickstart: .venv/installed ## run the bundled comparison, about two minutes on 
 
 # Two groups at once (tests/conftest.py): most tests wait for processes to start. More would crowd the ranks of these.
 test: lint .venv/minilm ## lint, types and every test but the soak
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: lint ## lint, types and the fast tests
 	$(BIN)/python -m pytest -q $(FAST:%=tests/test_%.py)

@@ -35,23 +35,36 @@ class RankDiedError(RuntimeError):
     """A rank ended without saying why."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
+SHARE = ("test_driver.py", "test_export.py", "test_mlflow_pages.py", "test_publish.py", "test_verify.py")
+"""Files whose tests share the finished sweep."""
+
+
+def group_of(name: str) -> str:
+    """What stays in one worker of `make test`: a file, or all that share the finished sweep."""
+    return "finished" if name in SHARE else name
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file of tests stays in one worker, and so do all files that share the finished sweep. What takes long comes
-    first, so that the workers of `make test` end together."""
-    files: dict[Path, list[pytest.Item]] = {}
-    for item in items:
-        files.setdefault(item.path, []).append(item)
+    """Groups of tests by how many of them take long, most first: so the workers end together."""
     groups: dict[str, list[pytest.Item]] = {}
-    for path, own in files.items():
-        shares = any("finished" in getattr(item, "fixturenames", ()) for item in own)
-        groups.setdefault("finished" if shares else path.name, []).extend(own)
-    for name, own in groups.items():
-        for item in own:
-            item.add_marker(pytest.mark.xdist_group(name))
+    for item in items:
+        if "finished" in getattr(item, "fixturenames", ()):
+            assert item.path.name in SHARE, f"{item.path.name} belongs to SHARE, for it uses the finished sweep"
+        groups.setdefault(group_of(item.path.name), []).append(item)
     slow = {name: sum(item.get_closest_marker("slow") is not None for item in own) for name, own in groups.items()}
-    order = sorted(groups, key=lambda name: (name != "finished", -slow[name]))
-    items[:] = [item for name in order for item in groups[name]]
+    items[:] = [item for name in sorted(groups, key=lambda name: -slow[name]) for item in groups[name]]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """By these groups. Those of `--dist loadgroup` are not seen by pytest-xdist 3.8 under pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid.partition("::")[0].rpartition("/")[2])
+
+    return Groups(config, log)
 
 
 @pytest.fixture(scope="session")
