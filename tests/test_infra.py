@@ -353,6 +353,40 @@ def test_the_image_is_pinned_and_runs_as_nobody_special() -> None:
     assert all((ROOT / path).exists() for path in copied)
 
 
+def test_the_image_has_the_package_as_it_is(tmp_path: Path) -> None:
+    """Its steps that concern pip, in a virtual environment, without the dependencies. They install twice; what the
+    first left behind was once taken into the second, where modules then had no content."""
+    venv, app = tmp_path / "venv", tmp_path / "app"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    packages = next((venv / "lib").glob("python*/site-packages"))
+    for old in packages.glob("setuptools*"):
+        shutil.rmtree(old)
+    (packages / "build.pth").write_text(next(path for path in sys.path if path.endswith("site-packages")))
+    app.mkdir()
+    offline = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0"}  # which means: without
+    env = os.environ | offline | {"PATH": f"{venv / 'bin'}:{os.environ['PATH']}"}
+    lines = re.sub(r"\\\n", " ", (INFRA / "Dockerfile").read_text()).splitlines()
+    for step, _, rest in (line.partition(" ") for line in lines):
+        if step == "COPY":
+            *sources, place = rest.split()
+            for source in sources:
+                end = app / place if len(sources) == 1 else app / source
+                end.parent.mkdir(parents=True, exist_ok=True)
+                if (ROOT / source).is_dir():
+                    shutil.copytree(ROOT / source, end, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copy2(ROOT / source, end)
+        elif step == "RUN" and "pip" in rest:
+            done = subprocess.run(["bash", "-c", rest], cwd=app, env=env, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("jobs", "orchestrator"):
+        for path in (ROOT / name).rglob("*.py"):
+            assert (packages / path.relative_to(ROOT)).read_bytes() == path.read_bytes(), path
+    assert sorted(path.name for path in app.iterdir()) == [
+        "LICENSE", "README.md", "constraints.txt", "infra", "jobs", "orchestrator", "pyproject.toml", "sweeps",
+    ]  # fmt: skip
+
+
 def test_gpu_workers_are_pre_emptible_and_none_while_nothing_runs() -> None:
     for overlay, kind in (("gpu", "RayCluster"), ("gpu-job", "RayJob")):
         objects = [one for one in yaml.safe_load_all(rendered(overlay)) if one]

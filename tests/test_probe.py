@@ -88,7 +88,7 @@ def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_a_probe_is_as_fast_as_the_training_and_leaves_nothing(tmp_path: Path, ranks: int) -> None:
     """Within a factor of three, since other processes take their share. Mutant check: without division by the number of
     steps it is far outside."""

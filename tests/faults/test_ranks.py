@@ -262,6 +262,7 @@ def test_row_3_a_killed_slot_takes_its_ranks_with_it_and_leaks_no_placement_grou
     run.recovered("3", killed[0])
 
 
+@pytest.mark.soak
 def test_row_13_a_checkpoint_with_one_flipped_bit_is_set_aside_and_the_event_recorded(
     fault: Fault, tmp_path: Path, calm: dict[tuple[str, str, int], float]
 ) -> None:
