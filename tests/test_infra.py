@@ -294,7 +294,11 @@ def test_every_pod_is_behind_a_policy_and_only_what_must_reaches_it(objects: lis
         wanted = {k: v for k, v in spec["podSelector"].get("matchLabels", {}).items() if not k.startswith("ray.io/")}
         assert any(wanted.items() <= one.items() for one in labels), f"{name} selects no pod"
         for rule in spec.get("ingress", []):
-            assert rule["from"], f"{name} lets everybody in"
+            peers = [peer["podSelector"].get("matchLabels") for peer in rule["from"]]
+            assert peers, f"{name} lets everybody in"
+            assert all(peers), f"{name} lets every pod in"
+    (space,) = (one["metadata"]["labels"] for one in objects if one["kind"] == "Namespace")
+    assert space["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
 def test_what_listens_everywhere_asks_who_is_there(objects: list[dict[str, Any]]) -> None:
@@ -302,6 +306,9 @@ def test_what_listens_everywhere_asks_who_is_there(objects: list[dict[str, Any]]
         if one["kind"] in KUBERAY:
             cluster = one["spec"].get("rayClusterSpec", one["spec"])
             assert cluster["authOptions"]["mode"] == "token"
+    for container in containers(objects):
+        if any(one["name"] == "MLFLOW_HOST" for one in container.get("env", [])):
+            assert container["command"] == ["infra/mlflow.sh"]
     services = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"]
     for name, service in services.items():
         for port in service.get("ports", []):
@@ -394,7 +401,7 @@ def test_gpu_workers_are_pre_emptible_and_none_while_nothing_runs() -> None:
         assert [one["kind"] for one in objects if one["kind"] in KUBERAY] == [kind]
         (group,) = found.get("rayClusterSpec", found)["workerGroupSpecs"]
         pod = group["template"]["spec"]
-        assert group["minReplicas"] == 0
+        assert group["replicas"] == group["minReplicas"] == 0
         assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
         assert any("spot" in key for key in pod["nodeSelector"])
         assert {one["key"] for one in pod["tolerations"]} >= set(pod["nodeSelector"]) & {"cloud.google.com/gke-spot"}
