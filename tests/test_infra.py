@@ -31,6 +31,7 @@ from real import QUICK, SWEEP, TRIALS, call, free_port, measured, named, wait_fo
 from servers import new_database, s3_server
 
 from orchestrator import __version__
+from orchestrator.readiness import GRACE_S
 from orchestrator.tracking import TrackingUnavailable, check
 
 ROOT = Path(__file__).parents[1]
@@ -316,7 +317,10 @@ def test_what_listens_everywhere_asks_who_is_there(objects: list[dict[str, Any]]
         if "0.0.0.0" in json.dumps(service):
             asks = service["environment"].get("RAY_AUTH_MODE") == "token" or "infra/mlflow.sh" in service["command"]
             assert asks, name
-    assert "--app-name basic-auth" in (INFRA / "mlflow.sh").read_text()
+    served = (INFRA / "mlflow.sh").read_text()
+    for text in ("--app-name basic-auth", '--host "${MLFLOW_HOST:-127.0.0.1}"', "default_permission = NO_PERMISSIONS"):
+        assert text in served
+    assert "ENV RAY_AUTH_MODE=token" in (INFRA / "Dockerfile").read_text()
     launcher = (INFRA / "ray-hosts.yaml").read_text()
     assert "0.0.0.0" not in launcher
     for kind in ("head", "worker"):
@@ -325,7 +329,10 @@ def test_what_listens_everywhere_asks_who_is_there(objects: list[dict[str, Any]]
 
 
 def test_compose_services_are_hardened_and_limited() -> None:
-    for name, service in yaml.safe_load((INFRA / "compose.yaml").read_text())["services"].items():
+    services = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"]
+    for name in ("ray-head", "ray-worker"):
+        assert int(services[name]["stop_grace_period"].removesuffix("s")) > GRACE_S, "checkpoints take that long"
+    for name, service in services.items():
         assert service["cap_drop"] == ["ALL"], name
         assert "no-new-privileges:true" in service["security_opt"], name
         assert service["deploy"]["resources"]["limits"].keys() >= {"cpus", "memory"}, name
