@@ -321,6 +321,7 @@ def test_what_listens_everywhere_asks_who_is_there(objects: list[dict[str, Any]]
     for text in ("--app-name basic-auth", '--host "${MLFLOW_HOST:-127.0.0.1}"', "default_permission = NO_PERMISSIONS"):
         assert text in served
     assert "ENV RAY_AUTH_MODE=token" in (INFRA / "Dockerfile").read_text()
+    assert "export RAY_AUTH_TOKEN RAY_AUTH_MODE=token" in (INFRA / "slurm.sh").read_text()
     launcher = (INFRA / "ray-hosts.yaml").read_text()
     assert "0.0.0.0" not in launcher
     for kind in ("head", "worker"):
