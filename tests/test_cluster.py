@@ -181,7 +181,7 @@ def test_ranks_lie_where_the_sweep_says(two_nodes: Cluster, tmp_path: Path, reso
         assert process.returncode == 130, said
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_trials_of_several_sizes_wait_for_one_another_and_measure_what_they_do_elsewhere(
     two_nodes: Cluster, undisturbed: dict[str, float], tmp_path: Path
 ) -> None:

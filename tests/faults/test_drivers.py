@@ -270,7 +270,7 @@ def test_row_24_ctrl_c_once_checkpoints_and_twice_stops_at_once_and_both_continu
     assert status(home)["driver"] is None
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_sigterm_checkpoints_within_its_grace_and_stop_asks_from_outside(home: Path) -> None:
     (home / "sweep.toml").write_text(LONG)
     folder = RunFolder(home / "runs" / "small")
