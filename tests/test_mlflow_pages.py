@@ -157,6 +157,7 @@ def test_the_best_encoder_of_each_arm_is_listed_as_a_model(addresses: dict[str, 
     for arm in ("infonce", "flatnce"):
         page.get_by_role("link", name=arm, exact=True).first.wait_for()
     page.get_by_text("Ready").nth(1).wait_for()
+    assert page.get_by_text("Ready").count() == 2
     shot(page, "mlflow-models", whole=False)
 
 

@@ -251,6 +251,7 @@ def test_a_sweep_submitted_from_a_laptop_measures_what_a_local_one_does(
         ("mlflow", "the server answers"),
         ("room", "2 trials of 2 ranks at once"),
     }
+    assert call("doctor", *at, cwd=sweep, env=laptop()).endswith("ready: nothing wrong\n")
     said = call("launch", "sweep.toml", "--into", run, *at, cwd=sweep, env=laptop())
     assert "[10/10]" in said
     assert "Running entrypoint" not in said, "Ray's own lines are left out"

@@ -21,11 +21,11 @@ TIMEOUT_S = (5.0, 60.0)
 LOOK_S = 5.0
 """How often the server is asked about a job whose log is followed: a head that lost its power closes no connection."""
 
-AGENT_S = 60.0
-"""How long a head that has just come up may take to begin its agent, which takes the jobs."""
-
 SILENT_S = 20.0
 """How long it may leave that unanswered."""
+
+AGENT_S = 60.0
+"""How long a head that has just come up may take to begin its agent, which takes the jobs."""
 
 NO_AGENT = "No available agent"
 """Ray's words for a head without one, after it has waited for ten seconds."""
