@@ -356,6 +356,7 @@ WRITES: dict[str, Callable[[Ledger], Any]] = {
     "freeze": lambda ledger: ledger.freeze("x", {}, 0, "abc"),
     "start_attempt": lambda ledger: ledger.start_attempt("t1", {}, "h"),
     "record_points": lambda ledger: ledger.record_points("t1", 1, [point("t1"), point("t1", step=2)]),
+    "set_provenance": lambda ledger: ledger.set_provenance("t0", 1, {"code": "c"}),
     "finish_attempt": lambda ledger: ledger.finish_attempt("t1", 1, state="failed"),
     "give_up": lambda ledger: ledger.give_up("t1"),
     "requeue": lambda ledger: ledger.requeue("t1"),
@@ -766,13 +767,17 @@ def test_a_ledger_of_version_1_is_brought_forward_with_its_run_and_can_be_stoppe
     """Mutant check: a check for busy leases that selects every column fails on the old tables."""
     old = opened(Ledger.create(url, name="x", sweep={}, trials=planned(2)))
     with old._database.write() as connection:
-        connection.exec_driver_sql("ALTER TABLE leases DROP COLUMN stop")
+        for table, column in (
+            ("leases", "stop"), ("leases", "ttl"), ("runs", "rules"), ("runs", "provenance"), ("attempts", "provenance")
+        ):  # fmt: skip
+            connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
         connection.exec_driver_sql("UPDATE orchestrator_schema SET version = 1")
     new = opened(Ledger.open(url))
     assert len(new.trials()) == 2
     new.acquire("h", 60)
     new.ask_to_stop()
     assert new.asked_to_stop()
+    assert (new.run.rules, new.run.provenance) == (1, None)
 
 
 def test_a_migration_that_fails_changes_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,10 @@ from .values import (
 PENDING: tuple[TrialState, ...] = ("queued", "running", "failed")
 """States from which a trial may be queued again. What is done or pruned stays."""
 
+RULES = 2
+"""What a new run is planned by. 1: ids hash the whole job, samplers are seeded by the arm's label. 2: ids hash what
+differs from the defaults, samplers do not know labels."""
+
 
 class Ledger:
     """One run in one database. Several threads may share it. Made by `create` or `open`."""
@@ -57,6 +61,8 @@ class Ledger:
         sweep: dict[str, Any],
         environment: dict[str, Any] | None = None,
         trials: Iterable[Trial] = (),
+        rules: int = RULES,
+        provenance: dict[str, Any] | None = None,
     ) -> Self:
         """A new run with its trials, in one transaction; other runs of the database are left alone.
 
@@ -68,7 +74,8 @@ class Ledger:
             with database.write() as connection:
                 _bring_forward(database, connection, create=True)
                 row = {"uuid": uuid, "name": name, "sweep": sweep, "state": "planned", "created": time.time()}
-                connection.execute(schema.runs.insert().values(**row, environment=environment or {}))
+                row |= {"environment": environment or {}, "rules": rules, "provenance": provenance}
+                connection.execute(schema.runs.insert().values(**row))
                 connection.execute(schema.leases.insert().values(run=uuid, token=0))
                 _insert_trials(database, connection, uuid, trials)
         except BaseException:
@@ -240,9 +247,11 @@ class Ledger:
         environment: dict[str, Any] | None = None,
         mlflow_experiment_id: str | None = None,
         mlflow_run_id: str | None = None,
+        provenance: dict[str, Any] | None = None,
     ) -> None:
         """Change what is given of the run."""
         given = {
+            "provenance": provenance,
             "state": state,
             "sweep": sweep,
             "environment": environment,
@@ -290,6 +299,11 @@ class Ledger:
             connection.execute(schema.attempts.insert().values(**row, execution=execution, host=host, started=now))
         return number
 
+    def set_provenance(self, trial_id: str, number: int, provenance: dict[str, Any]) -> None:
+        """Record the digests of the code, the data and the weights that an attempt runs with."""
+        with self._write() as (connection, _):
+            self._set_attempt(connection, trial_id, number, provenance=provenance)
+
     def finish_attempt(
         self,
         trial_id: str,
@@ -320,7 +334,7 @@ class Ledger:
                 raise LedgerError(f"trial {trial_id} runs attempt {trial.attempts}; attempt {number} has ended already")
             failure = None if ends else failure or state
             ending = {"failure": failure, "message": message, "ended": now}
-            self._end_attempt(connection, trial_id, number, state=state, **ending)
+            self._set_attempt(connection, trial_id, number, state=state, **ending)
             kept = {"outcome": outcome, "metric": metric, "metrics": metrics, "step": step, "result": result}
             self._set_trial(
                 connection,
@@ -352,7 +366,7 @@ class Ledger:
             trial = self._lock(connection, trial_id, PENDING, "queue")
             if trial.state == "running":
                 ending = _interrupted("queued again while it ran")
-                self._end_attempt(connection, trial_id, trial.attempts, **ending)
+                self._set_attempt(connection, trial_id, trial.attempts, **ending)
             self._set_trial(connection, trial_id, state="queued", outcome=None, ended=None)
 
     def give_up(self, trial_id: str) -> None:
@@ -371,7 +385,7 @@ class Ledger:
             left = self._of(table, *_named(Attempt, table)).where(table.c.state == "running", table.c.token < token)
             found = [Attempt(**row) for row in connection.execute(left.order_by(table.c.trial)).mappings()]
             for one in found:
-                self._end_attempt(connection, one.trial, one.number, **ending)
+                self._set_attempt(connection, one.trial, one.number, **ending)
                 shown = {"failure": ending["failure"], "message": ending["message"]}
                 self._set_trial(connection, one.trial, state="queued", **shown)
         return [Attempt(**{**_values(one), **ending}) for one in found]
@@ -478,7 +492,7 @@ class Ledger:
         if connection.execute(statement).rowcount != 1:
             raise LedgerMissing(f"this run has no trial {trial_id}")
 
-    def _end_attempt(self, connection: Connection, trial_id: str, number: int, **values: Any) -> None:
+    def _set_attempt(self, connection: Connection, trial_id: str, number: int, **values: Any) -> None:
         table = schema.attempts
         one = (table.c.run == self.uuid) & (table.c.trial == trial_id) & (table.c.number == number)
         connection.execute(table.update().where(one).values(**values))

@@ -17,7 +17,7 @@ from sqlalchemy.types import TypeDecorator, UserDefinedType
 
 from .values import LedgerError
 
-VERSION = 2
+VERSION = 3
 """Version of the tables below."""
 
 
@@ -25,7 +25,14 @@ def _ask_to_stop(connection: Connection) -> None:
     connection.exec_driver_sql("ALTER TABLE leases ADD COLUMN stop BIGINT")
 
 
-MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _ask_to_stop}
+def _rules_and_provenance(connection: Connection) -> None:
+    connection.exec_driver_sql("ALTER TABLE runs ADD COLUMN rules INTEGER NOT NULL DEFAULT 1")
+    connection.exec_driver_sql("ALTER TABLE runs ADD COLUMN provenance TEXT")
+    connection.exec_driver_sql("ALTER TABLE attempts ADD COLUMN provenance TEXT")
+    connection.exec_driver_sql("ALTER TABLE leases ADD COLUMN ttl DOUBLE PRECISION")
+
+
+MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _ask_to_stop, 2: _rules_and_provenance}
 """MIGRATIONS[n] turns the tables of version n into those of version n + 1, inside the caller's transaction."""
 
 
@@ -81,6 +88,10 @@ runs = sa.Table(
     sa.Column("environment", Json, nullable=False),
     sa.Column("mlflow_experiment_id", sa.Text),
     sa.Column("mlflow_run_id", sa.Text),
+    # How ids, sampler seeds and looks follow from the sweep: as they did when the run was begun.
+    sa.Column("rules", sa.Integer, nullable=False, server_default="1"),
+    # Digests of code, data and weights that the run was begun with, and of code that was accepted later.
+    sa.Column("provenance", Json),
 )
 
 
@@ -98,6 +109,8 @@ leases = sa.Table(
     sa.Column("expires", Real),
     # The token of the holder that somebody has asked to stop.
     sa.Column("stop", sa.BigInteger),
+    # Seconds for which each renewal holds, which tells how often a living holder renews.
+    sa.Column("ttl", Real),
 )
 
 trials = sa.Table(
@@ -142,6 +155,8 @@ attempts = sa.Table(
     sa.Column("message", sa.Text),
     sa.Column("started", Real, nullable=False),
     sa.Column("ended", Real),
+    # Digests of the code, the data and the weights that it ran with.
+    sa.Column("provenance", Json),
     sa.ForeignKeyConstraint(["run", "trial"], ["trials.run", "trials.id"]),
 )
 

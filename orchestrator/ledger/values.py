@@ -52,6 +52,10 @@ class Run:
     environment: dict[str, Any]
     mlflow_experiment_id: str | None = None
     mlflow_run_id: str | None = None
+    rules: int = 1
+    """Which rules make ids, sampler seeds and looks from the sweep: those of the version that began the run."""
+    provenance: dict[str, Any] | None = None
+    """Digests of code, data and weights as the run was begun, and code accepted since. None: not recorded."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ class Attempt:
     message: str | None = None
     started: float | None = None
     ended: float | None = None
+    provenance: dict[str, Any] | None = None
+    """Digests of code, data and weights that it ran with. None: not recorded."""
 
 
 @dataclass(frozen=True)
