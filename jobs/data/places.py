@@ -93,7 +93,8 @@ def _local(path: Path) -> tuple[File, ...]:
         found = [each for each in top.glob(str(path.relative_to(top))) if each.is_file() and _is_data(each.name)]
     else:
         found = []
-    return tuple(File(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in sorted(found))
+    # Of the times of a file this is the one that nobody sets back.
+    return tuple(File(str(each), each.stat().st_size, each.stat().st_ctime_ns) for each in sorted(found))
 
 
 def _local_named(root: Path, name: str) -> tuple[File, ...]:

@@ -9,6 +9,7 @@ from .database import probe, sqlite_url
 from .glance import Finished, finished
 from .lease import this_process
 from .ledger import Ledger
+from .outage import OUTAGE_S, Outage
 from .values import (
     TRIAL_STATES,
     Attempt,
@@ -17,6 +18,7 @@ from .values import (
     Frozen,
     LeaseHeld,
     LeaseLost,
+    LedgerAway,
     LedgerError,
     LedgerMissing,
     LedgerUnavailable,
@@ -31,6 +33,7 @@ from .values import (
 )
 
 __all__ = [
+    "OUTAGE_S",
     "TRIAL_STATES",
     "Attempt",
     "AttemptState",
@@ -40,9 +43,11 @@ __all__ = [
     "LeaseHeld",
     "LeaseLost",
     "Ledger",
+    "LedgerAway",
     "LedgerError",
     "LedgerMissing",
     "LedgerUnavailable",
+    "Outage",
     "Outcome",
     "Point",
     "Run",

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from .values import LedgerError, LedgerMissing, LedgerUnavailable
+from .values import LedgerAway, LedgerError, LedgerMissing, LedgerUnavailable
 
 LOCK_TIMEOUT_S = 30
 """How long a transaction waits for another process's. The longest of ours takes well under a second."""
@@ -138,7 +138,17 @@ class Database:
                 remedy = "another process has held it for long; see whether a driver is stopped or stuck"
             else:
                 remedy = "see that it can be reached and written, then run the same command again"
-            raise LedgerUnavailable(f"ledger {self.address}: {reason}; {remedy}") from error
+            kind = LedgerAway if self._passes(error, reason) else LedgerUnavailable
+            raise kind(f"ledger {self.address}: {reason}; {remedy}") from error
+
+    def _passes(self, error: sa.exc.DBAPIError, reason: str) -> bool:
+        """Whether asking again later may help: after a restart, a failover, a lock that another process holds."""
+        if "full" in reason or "No space" in reason:
+            return False
+        if self.path is not None:
+            return "locked" in reason
+        passing = sa.exc.OperationalError | sa.exc.InterfaceError
+        return isinstance(error, passing) or error.connection_invalidated or "read-only transaction" in reason
 
 
 class _Undo(Exception):

@@ -27,6 +27,10 @@ class LedgerUnavailable(LedgerError):
     """The database does not answer, is locked, or its disk is full. Nothing of the transaction was kept."""
 
 
+class LedgerAway(LedgerUnavailable):
+    """The database does not answer for a reason that passes: it restarts, fails over, or another process has it."""
+
+
 class LeaseHeld(LedgerError):
     """Another driver holds the run. Times are unix seconds by the database's clock."""
 

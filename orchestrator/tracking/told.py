@@ -46,7 +46,7 @@ def description(trial: Trial, metric: str) -> str:
     value = "" if trial.metric is None else f": {metric} {trial.metric:.4f}"
     if trial.state == "failed":
         return f"{head}: failed ({trial.failure}): {trial.message}"
-    diverged = ", diverged, which counts as untrained" if trial.outcome == "diverged" else ""
+    diverged = ", diverged, so it has no metric" if trial.outcome == "diverged" else ""
     return f"{head}, {trial.state}{diverged}{value}"
 
 
