@@ -20,6 +20,9 @@ from .values import LedgerError
 VERSION = 3
 """Version of the tables below."""
 
+LEASE_LENGTH = 3
+"""From this version on a lease says for how long each renewal holds."""
+
 
 def _ask_to_stop(connection: Connection) -> None:
     connection.exec_driver_sql("ALTER TABLE leases ADD COLUMN stop BIGINT")
