@@ -35,15 +35,15 @@ _HERE = re.compile(r"^(?P<host>\S+) pid (?P<pid>\d+) \[(?P<machine>\S+) (?P<star
 
 def this_process() -> str:
     """A holder's name that another process of this machine can check: host, pid, boot, pid namespace, start time."""
-    return f"{socket.gethostname()} pid {os.getpid()} [{_machine()} {_start(os.getpid())}]"
+    return f"{socket.gethostname()} pid {os.getpid()} [{machine()} {start_of(os.getpid())}]"
 
 
 def is_gone(holder: str) -> bool:
     """Whether a holder named by `this_process` was on this machine and has ended. False when that cannot be known."""
     match = _HERE.match(holder)
-    if match is None or match["host"] != socket.gethostname() or match["machine"] != _machine():
+    if match is None or match["host"] != socket.gethostname() or match["machine"] != machine():
         return False
-    return match["start"] != "0" and _start(int(match["pid"])) != int(match["start"])
+    return match["start"] != "0" and start_of(int(match["pid"])) != int(match["start"])
 
 
 class Lease:
@@ -217,7 +217,7 @@ def _held(row: sa.Row[Any], now: float) -> LeaseHeld:
     )
 
 
-def _machine() -> str:
+def machine() -> str:
     """This boot of this machine and this pid namespace: where a pid means the same process. `-` where unknown."""
     try:
         return (
@@ -227,7 +227,7 @@ def _machine() -> str:
         return "-"
 
 
-def _start(pid: int) -> int:
+def start_of(pid: int) -> int:
     """Start time of a process in clock ticks since boot, or 0 when there is none or the system does not say."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
