@@ -207,6 +207,7 @@ def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress:
     shape = executor.Shape(
         ranks, resources.cpus_per_rank, resources.gpus_per_rank, resources.placement, resources.accelerator_type
     )
+
     def died(what: str) -> None:
         leave.now(CLUSTER_DIED, f"the Ray cluster died under the driver: {what}; run the same command again")
 

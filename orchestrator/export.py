@@ -34,9 +34,7 @@ def export(folder: RunFolder, wanted: str, dest: Path) -> dict[str, Any]:
     # A session of its own: Ctrl-C is for us, who say what then happens.
     with scratch_folder("export") as place:
         env = os.environ | {"TMPDIR": str(place)}
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, start_new_session=True, env=env
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True, env=env)
     if done.returncode != 0:
         raise _failure(done.returncode, done.stderr, trial, trials, folder)
     written = json.loads(done.stdout.splitlines()[-1])

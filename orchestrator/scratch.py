@@ -18,9 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
-from orchestrator.ledger.lease import machine, start_of
+from orchestrator.process import machine, start_of
 
 RAY_SESSION = "ray_session"
 """File of a temporary folder that names the folder of the Ray session that its owner has started."""
@@ -115,6 +113,8 @@ def _clear_ray_session(left: Path) -> bool:
 
 
 def _is_used(session: str) -> bool:
+    import psutil
+
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.name() in ("raylet", "gcs_server") and any(session in part for part in process.cmdline()):

@@ -41,7 +41,7 @@ from orchestrator.ledger import (
 )
 from orchestrator.ledger import database as database_module
 from orchestrator.ledger.database import NETWORK, file_system
-from orchestrator.ledger.lease import is_gone
+from orchestrator.process import is_gone
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = count()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from mounts import read_only
-from real import call
+from real import SWEEP, call
 
 from orchestrator import scratch
 from orchestrator.scratch import RAY_SESSION, ScratchMissing
@@ -116,7 +116,9 @@ def test_a_pid_that_is_another_process_s_now_does_not_keep_a_folder(temporary: P
 def test_many_processes_clear_the_same_leftovers_at_once(temporary: Path) -> None:
     for _ in range(3):
         killed()
-    code = "from orchestrator import scratch\nfor _ in range(20):\n  with scratch.folder('data') as f: (f / 'x').touch()"
+    code = (
+        "from orchestrator import scratch\nfor _ in range(20):\n  with scratch.folder('data') as f: (f / 'x').touch()"
+    )
     several = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(3)]
     for process in several:
         _, said = process.communicate(timeout=60)
@@ -194,10 +196,9 @@ def test_a_session_whose_head_still_runs_is_cleared_later(temporary: Path) -> No
     """A raylet outlives its driver by a moment. Mutant check: deleting at once takes its files from under it."""
     session = session_of(temporary / "ray")
     left = killed(str(session))
-    command = f"exec -a raylet {sys.executable} -c 'import sys; sys.stdin.readline()' --session={session}"
     name = temporary / "raylet"
     name.symlink_to(Path(sys.executable).resolve())
-    command = [str(name), "-c", "print(1, flush=True); input()", f"--session={session}"]  # type: ignore[assignment]
+    command = [str(name), "-c", "print(1, flush=True); input()", f"--session={session}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as head:
         assert head.stdout is not None
         head.stdout.readline()
@@ -248,8 +249,6 @@ def test_a_tmpdir_that_cannot_be_written_is_named(temporary: Path, monkeypatch: 
 
 
 def test_the_command_line_says_so_and_makes_nothing(tmp_path: Path) -> None:
-    from real import SWEEP
-
     (tmp_path / "sweep.toml").write_text(SWEEP)
     said = call("launch", "sweep.toml", "--offline", cwd=tmp_path, code=4, env={"TMPDIR": str(tmp_path / "none")})
     assert said.startswith(f"error: TMPDIR={tmp_path / 'none'} cannot be used (there is no such folder)")

@@ -7,15 +7,13 @@ where one says too much or too little of a lease it is watched for its holder's 
 
 from __future__ import annotations
 
-import os
-import re
-import socket
 import time
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+
+from orchestrator.process import is_gone
 
 from . import schema
 from .database import Database
@@ -29,21 +27,6 @@ WATCH = 0.4
 
 LOOK_S = 0.2
 """How often a lease is looked at while it is watched."""
-
-_HERE = re.compile(r"^(?P<host>\S+) pid (?P<pid>\d+) \[(?P<machine>\S+) (?P<start>\d+)\]$")
-
-
-def this_process() -> str:
-    """A holder's name that another process of this machine can check: host, pid, boot, pid namespace, start time."""
-    return f"{socket.gethostname()} pid {os.getpid()} [{machine()} {start_of(os.getpid())}]"
-
-
-def is_gone(holder: str) -> bool:
-    """Whether a holder named by `this_process` was on this machine and has ended. False when that cannot be known."""
-    match = _HERE.match(holder)
-    if match is None or match["host"] != socket.gethostname() or match["machine"] != machine():
-        return False
-    return match["start"] != "0" and start_of(int(match["pid"])) != int(match["start"])
 
 
 class Lease:
@@ -215,26 +198,6 @@ def _held(row: sa.Row[Any], now: float) -> LeaseHeld:
         expires=row.expires,
         token=row.token,
     )
-
-
-def machine() -> str:
-    """This boot of this machine and this pid namespace: where a pid means the same process. `-` where unknown."""
-    try:
-        return (
-            f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{Path('/proc/self/ns/pid').stat().st_ino}"
-        )
-    except OSError:
-        return "-"
-
-
-def start_of(pid: int) -> int:
-    """Start time of a process in clock ticks since boot, or 0 when there is none or the system does not say."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return 0
-    state, *fields = stat.rpartition(")")[2].split()
-    return 0 if state in "ZX" else int(fields[18])
 
 
 def _short(holder: str) -> str:

@@ -553,7 +553,7 @@ def _runs(database: Database) -> list[Run]:
     if version is None:
         raise LedgerMissing(f"there is no ledger at {database.address}; `orchestrator launch` makes one")
     if version != schema.VERSION:
-        with database.write() as connection:
+        with database.upgrade() as connection:
             _bring_forward(database, connection)
     query = schema.runs.select().order_by(schema.runs.c.created)
     with database.read() as connection:

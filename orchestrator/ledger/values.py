@@ -27,6 +27,10 @@ class LedgerUnavailable(LedgerError):
     """The database does not answer, is locked, or its disk is full. Nothing of the transaction was kept."""
 
 
+class Undecodable(ValueError):
+    """What the database holds in a column is not what belongs there."""
+
+
 class LeaseHeld(LedgerError):
     """Another driver holds the run. Times are unix seconds by the database's clock."""
 
