@@ -38,27 +38,22 @@ DETACH = click.option("--detach", is_flag=True, help="Leave the job as soon as i
 
 
 class _Group(click.Group):
-    """Turns the errors that are expected into one text and an exit code, in one place."""
+    """Turns errors into one text and an exit code, in one place."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from jobs.config import ConfigError
-        from orchestrator.ledger import LeaseHeld, LeaseLost, LedgerError
-        from orchestrator.readiness import InfrastructureMissing
-        from orchestrator.remote import BadAddress, RemoteError
-        from orchestrator.runs import RunError
-
         try:
             return super().invoke(ctx)
-        except (LeaseHeld, LeaseLost) as error:
-            _fail(error, HELD)
-        except (LedgerError, RemoteError, InfrastructureMissing) as error:
-            _fail(error, MISSING)
-        except (ConfigError, RunError, BadAddress) as error:
-            _fail(error, BAD_USAGE)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            from orchestrator import exits
+
+            ended = exits.ending(error)
+            if ended is None:
                 raise
-            _fail(error, MISSING)
+            text, code = ended
+            click.echo(f"error: {text}", err=True)
+            sys.exit(code)
 
 
 @click.group(cls=_Group)
@@ -374,15 +369,30 @@ def compare(run: tuple[str, ...], into: str | None, *, as_json: bool, address: s
     if into is not None:
         raise click.UsageError(f"--into is for several runs; the report of one lies in it: {folder.report}")
     with contextlib.closing(folder.open()) as ledger:
-        answer = report.write(ledger, folder.report)
+        try:
+            answer, unwritten = report.write(ledger, folder.report), None
+        except OSError as error:
+            answer, unwritten = report.answer(ledger), _unwritten(error, folder.report)
     folder.check_in_report()
     if as_json:
         _print_json(answer)
     else:
         _print(report.table(answer))
-        click.echo(f"report: {folder.report / 'report.html'}")
+        if unwritten is None:
+            click.echo(f"report: {folder.report / 'report.html'}")
         if folder.remote is not None:
             click.echo(f"        {folder.remote.inside('report/report.html').uri}")
+
+
+def _unwritten(error: OSError, place: Path) -> str:
+    """Say that the report cannot be written where nothing can; any other error is raised again."""
+    from orchestrator import exits
+
+    if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+        raise error
+    text = f"note: the report could not be written to {place}: {exits.of_system(error)}"
+    click.echo(text, err=True)
+    return text
 
 
 def _compare_several(folders: list[RunFolder], into: str | None, as_json: bool) -> None:
@@ -395,12 +405,16 @@ def _compare_several(folders: list[RunFolder], into: str | None, as_json: bool) 
         ledgers = [stack.enter_context(contextlib.closing(folder.open())) for folder in folders]
         named = report.names([folder.name for folder in folders], ledgers)
         place = Path(into) if into is not None else runs.home() / "compared" / report.folder_name(named)
-        answer = report.write_several(named, place)
+        try:
+            answer, unwritten = report.write_several(named, place), None
+        except OSError as error:
+            answer, unwritten = report.answer_of_several(named), _unwritten(error, place)
     if as_json:
         _print_json(answer)
     else:
         _print(report.table_of_several(answer))
-        click.echo(f"report: {place / 'report.html'}")
+        if unwritten is None:
+            click.echo(f"report: {place / 'report.html'}")
 
 
 @main.command()
@@ -518,11 +532,6 @@ def _list_jobs(address: str, as_json: bool) -> None:
         _print(table)
     else:
         click.echo(f"no job on {address} drives a run")
-
-
-def _fail(error: Exception, code: int) -> None:
-    click.echo(f"error: {error}", err=True)
-    sys.exit(code)
 
 
 def _print_json(value: Any) -> None:

@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import shutil
-import tempfile
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from pydantic import ValidationError
 
 from jobs.config import ConfigError, Execution, Fault, canonical, nearest
 from jobs.config import faults as config_faults
-from orchestrator import cluster, doctor, readiness, runs
+from orchestrator import cluster, doctor, readiness, runs, scratch
 from orchestrator import plan as planning
 from orchestrator import sweep as sweeps
 from orchestrator.environment import environment
@@ -208,7 +207,6 @@ def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress:
     shape = executor.Shape(
         ranks, resources.cpus_per_rank, resources.gpus_per_rank, resources.placement, resources.accelerator_type
     )
-    scratch = Path(tempfile.mkdtemp(prefix="orchestrator-"))
 
     def died(what: str) -> None:
         leave.now(CLUSTER_DIED, f"the Ray cluster died under the driver: {what}; run the same command again")
@@ -220,11 +218,14 @@ def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress:
             progress.say(f"the cluster has {len(nodes)} nodes now: {room if fit else 'no trial fits, and all wait'}")
 
     try:
-        with cluster.session(cpus=os.cpu_count() or 1), cluster.watched(died, seen):
-            executor.run(session, shape=shape, scratch=scratch)
+        with (
+            scratch.folder("sweep") as place,
+            cluster.session(cpus=os.cpu_count() or 1),
+            cluster.watched(died, seen),
+        ):
+            executor.run(session, shape=shape, scratch=place)
     finally:
         session.close()
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _ending(plan: Plan, ledger: Ledger, session: Session) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 from orchestrator.ledger import Run, Trial
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.runs import RunError, RunFolder
+from orchestrator.scratch import folder as scratch_folder
 
 
 def export(folder: RunFolder, wanted: str, dest: Path) -> dict[str, Any]:
@@ -30,7 +32,9 @@ def export(folder: RunFolder, wanted: str, dest: Path) -> dict[str, Any]:
     options = about if uri is None else [*about, f"--remote={uri}"]
     command = [sys.executable, "-m", "jobs.export", *options, "--", str(folder.trial(trial.id)), str(dest)]
     # A session of its own: Ctrl-C is for us, who say what then happens.
-    done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
+    with scratch_folder("export") as place:
+        env = os.environ | {"TMPDIR": str(place)}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True, env=env)
     if done.returncode != 0:
         raise _failure(done.returncode, done.stderr, trial, trials, folder)
     written = json.loads(done.stdout.splitlines()[-1])

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from orchestrator import export, report, tracking
+from orchestrator import export, report, scratch, tracking
 from orchestrator.ledger import Ledger, LedgerError, Trial
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.remote import RemoteError
@@ -54,9 +53,12 @@ def answer(
     step, numbers = found["attempts"]["total"], report.numbers(found)
     projection.log_report(folder.report, report.note(found), metrics=numbers, tags=tags, step=step)
     due = found["state"] == "done" and os.environ.get(SWITCH) != "none"
-    with _renewed(ledger), tempfile.TemporaryDirectory(prefix="orchestrator-encoders-") as scratch:
+    with _renewed(ledger), contextlib.ExitStack() as stack:
         try:
-            encoders = _exported(ledger, folder, Path(scratch), say, stopping) if due else []
+            encoders = []
+            if due:
+                place = stack.enter_context(scratch.folder("encoders"))
+                encoders = _exported(ledger, folder, place, say, stopping)
         except ABSENT as error:
             say(f"note: encoders are not logged in MLflow: {error}")
             encoders = []
@@ -67,7 +69,7 @@ def answer(
 
 
 def _exported(
-    ledger: Ledger, folder: RunFolder, scratch: Path, say: Callable[[str], None], stopping: Callable[[], bool]
+    ledger: Ledger, folder: RunFolder, made: Path, say: Callable[[str], None], stopping: Callable[[], bool]
 ) -> list[tracking.Encoder]:
     """The best encoder of each arm, written by processes of their own, but for those that MLflow has."""
     wanted = list(_wanted(ledger, folder))
@@ -76,7 +78,7 @@ def _exported(
     say(f"exporting the best encoder of {len(wanted)} arm{'s' if len(wanted) > 1 else ''} for MLflow")
 
     def write(number: int, trial: Trial) -> tracking.Encoder | str:
-        place = scratch / str(number)
+        place = made / str(number)
         if stopping():
             return f"the encoder of {trial.arm} is not logged in MLflow: the session was stopped"
         try:

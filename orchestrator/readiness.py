@@ -6,14 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from jobs.config import ConfigError, Fault, JobConfig, canonical
-from orchestrator import cluster
+from orchestrator import cluster, scratch
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
 from orchestrator.runs import RunError, RunFolder
@@ -119,12 +117,13 @@ def check_data(plan: Plan) -> list[str]:
     """
     jobs = [job.model_dump(mode="json") for job in _jobs(plan)]
     distinct = {canonical({key: job[key] for key in ("task", "data", "batch", "evaluate")}): job for job in jobs}
-    with tempfile.TemporaryDirectory() as scratch:
-        paths = [Path(scratch) / f"job{number}.json" for number in range(len(distinct))]
+    with scratch.folder("data") as place:
+        paths = [place / f"job{number}.json" for number in range(len(distinct))]
         for path, job in zip(paths, distinct.values(), strict=True):
             path.write_text(canonical(job))
         command = [sys.executable, "-m", "jobs.data", *map(str, paths)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        env = os.environ | {"TMPDIR": str(place)}  # what it leaves when it is killed goes with ours
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode != 0:
         raise DataFault(done.stderr.strip().removeprefix("error: "))
     found = [json.loads(line)["warnings"] for line in done.stdout.splitlines()]
@@ -132,10 +131,11 @@ def check_data(plan: Plan) -> list[str]:
 
 
 def check_shared(folder: RunFolder, *, offline: bool) -> list[str]:
-    """What a run in a bucket needs besides: a ledger and an MLflow that other machines reach. Returns notes.
+    """Room for temporary files here; and for a run in a bucket a ledger and an MLflow that other machines reach.
 
-    Raises RunError, RemoteError or InfrastructureMissing.
+    Returns notes. Raises RunError, RemoteError, InfrastructureMissing or ScratchMissing.
     """
+    scratch.check()
     if folder.remote is None:
         return []
     url = folder.ledger_url()

@@ -7,6 +7,7 @@ Works from the folder and the ledger alone, so also when the driver is dead. Imp
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -108,20 +109,25 @@ class RunFolder:
                 f"{self.name} holds no run{nearest(self.path.name, names(self.path.parent))}; "
                 "begin one with: orchestrator launch SWEEP.toml"
             )
+        uuid = self._uuid(identity)
         try:
-            return Ledger.open(self.ledger_url(), json.loads(identity)["run"])
+            return Ledger.open(self.ledger_url(), uuid)
         except LedgerMissing as error:
-            raise LedgerError(f"{error}. $ORCHESTRATOR_LEDGER names a database outside the folder") from error
+            raise LedgerError(
+                f"{str(error).partition(';')[0]}, and {self.name} was begun with one: put a copy of it there, or say "
+                "where it is ($ORCHESTRATOR_LEDGER names a database outside the folder): "
+                "export ORCHESTRATOR_LEDGER=postgresql://USER@HOST/DATABASE"
+            ) from error
 
     def check_out(self) -> None:
         """Make the working copy of a run in a bucket, of which nothing is left of another run; for its driver only."""
         if self.remote is None:
             return
-        identity = self._identity() or ""
-        if not self.identity.exists() or self.identity.read_text() != identity:
+        identity = (self._identity() or "").encode()
+        if not self.identity.is_file() or self.identity.read_bytes() != identity:
             shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        self.identity.write_text(identity)
+        self.identity.write_bytes(identity)
         log = self.remote.read(self.log.name) or b""
         if not self.log.exists() or self.log.stat().st_size < len(log):  # else it has what a killed driver wrote
             self.log.write_bytes(log)
@@ -146,13 +152,46 @@ class RunFolder:
             self.remote.delete(f"{self.report.name}/{name}")
 
     def _identity(self) -> str | None:
-        """The text of sweep.json, where it counts."""
+        """The text of sweep.json, where it counts. Raises LedgerError for one that cannot be read."""
         if self.remote is None:
-            return self.identity.read_text() if self.identity.exists() else None
+            try:
+                return self.identity.read_text("utf-8") if self.identity.exists() else None
+            except (OSError, ValueError) as error:
+                raise self._damaged(getattr(error, "strerror", None) or str(error)) from error
         found = self.remote.read(self.identity.name)
         if found is None:
             self.remote.refuse_missing_bucket()
-        return None if found is None else found.decode()
+            return None
+        try:
+            return found.decode()
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
+
+    def _uuid(self, identity: str) -> str:
+        """The run's uuid in the text of sweep.json. Raises LedgerError."""
+        try:
+            uuid = json.loads(identity)["run"]
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise self._damaged(str(error) if identity.strip() else "it is empty") from error
+        if not isinstance(uuid, str):
+            raise self._damaged("its `run` is no uuid")
+        return uuid
+
+    def _damaged(self, why: str) -> LedgerError:
+        """About sweep.json, of which `run` alone is read; the ledger knows it too."""
+        where = str(self.identity) if self.remote is None else self.remote.inside(self.identity.name).uri
+        return LedgerError(f"{where} cannot be used ({why}). {self._identity_remedy()}")
+
+    def _identity_remedy(self) -> str:
+        """How to get sweep.json back."""
+        known = []
+        with contextlib.suppress(LedgerError, RunError, OSError):
+            known = Ledger.runs(self.ledger_url())
+        if self.remote is not None or len(known) != 1:
+            return 'Put a copy of it there, or another file with the uuid that the ledger has: {"run": "UUID"}'
+        content, where = json.dumps({"run": known[0].uuid}), shlex.quote(str(self.identity))
+        away = f"rm -r {where}; " if self.identity.is_dir() else ""
+        return f"All that is needed of it is the run's uuid: {away}echo {shlex.quote(content)} > {where}"
 
 
 def at(place: Path | str) -> RunFolder:
@@ -191,6 +230,12 @@ def find(run: str) -> RunFolder:
     for path in (Path(run), home() / run):
         if (folder := RunFolder(path)).exists:
             return folder
+    for path in (Path(run), home() / run):
+        if (path / "ledger.db").is_file():
+            raise RunError(
+                f"{path} holds a ledger and no sweep.json, so it is no run: if it was never begun, the same "
+                f"`orchestrator launch` continues. {RunFolder(path)._identity_remedy()}"
+            )
     known = names(home())
     listed = f"; runs in {home()}: {', '.join(known)}" if known else f"; {home()} holds no run yet"
     raise RunError(f"there is no run {run!r}{nearest(run, known)}{listed}")
@@ -278,8 +323,12 @@ def logs(folder: RunFolder, trial: str, rank: int | None) -> str:
     _fetch_texts(folder, found[0])
     here = folder.trial(found[0])
     path = here / f"log.rank{rank or 0}.txt"
-    failures = sorted(here.glob("failure.attempt*.txt"), key=lambda one: int(one.stem.removeprefix("failure.attempt")))
-    newest = failures[-1] if failures and rank is None else None
+    failures = {
+        int(path.stem.removeprefix("failure.attempt")): path
+        for path in here.glob("failure.attempt*.txt")
+        if path.stem.removeprefix("failure.attempt").isdecimal()
+    }
+    newest = failures[max(failures)] if failures and rank is None else None
     if not path.exists() and newest is None:
         ranks = sorted(p.name for p in here.glob("log.rank*.txt"))
         raise RunError(f"rank {rank or 0} of trial {found[0]} has no log; there are: {', '.join(ranks) or 'none'}")

@@ -23,7 +23,9 @@ from browser import chromium
 from filelock import FileLock
 from ledgers import Begin, Run, Written, start, tuned
 from real import SWEEP, TRIALS, call, measured
-from servers import postgres_server
+from servers import new_database, postgres_server
+
+from orchestrator.ledger import Ledger, sqlite_url
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -120,6 +122,27 @@ def postgres() -> Iterator[str]:
     """URL of a private PostgreSQL server, with `{}` for the database (see `servers.new_database`)."""
     with postgres_server() as url:
         yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty database, of each kind that a ledger may be kept in."""
+    if request.param == "sqlite":
+        return sqlite_url(tmp_path / "ledger.db")
+    server: str = request.getfixturevalue("postgres")
+    return new_database(server)
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[[Ledger], Ledger]]:
+    """`opened(ledger)` is that ledger, which is closed with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def keep(ledger: Ledger) -> Ledger:
+            stack.callback(ledger.close)
+            return ledger
+
+        yield keep
 
 
 @pytest.fixture(scope="module")

@@ -41,31 +41,10 @@ from orchestrator.ledger import (
 )
 from orchestrator.ledger import database as database_module
 from orchestrator.ledger.database import NETWORK, file_system
-from orchestrator.ledger.lease import is_gone
+from orchestrator.process import is_gone
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = count()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database."""
-    if request.param == "sqlite":
-        return sqlite_url(tmp_path / "ledger.db")
-    server: str = request.getfixturevalue("postgres")
-    return new_database(server)
-
-
-@pytest.fixture
-def opened() -> Iterator[Callable[[Ledger], Ledger]]:
-    """Closes at the end what it was given."""
-    with contextlib.ExitStack() as stack:
-
-        def keep(one: Ledger) -> Ledger:
-            stack.callback(one.close)
-            return one
-
-        yield keep
 
 
 @pytest.fixture

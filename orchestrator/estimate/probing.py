@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from jobs.config import JobConfig, canonical
 from orchestrator.estimate.model import PROBE, Known, cost
 from orchestrator.plan import Plan
 from orchestrator.runs import RunError
+from orchestrator.scratch import folder
 
 
 class ProbeFailed(RunError):
@@ -49,12 +49,13 @@ def probe(plan: Plan, *, tell: Callable[[str], None]) -> list[Known]:
 
 
 def _probed(label: str, jobs: list[JobConfig]) -> list[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as scratch:
-        paths = [Path(scratch) / f"job{number}.json" for number in range(len(jobs))]
+    with folder("probe") as scratch:
+        paths = [scratch / f"job{number}.json" for number in range(len(jobs))]
         for path, job in zip(paths, jobs, strict=True):
             path.write_text(canonical(job.model_dump(mode="json")))
         command = [sys.executable, "-m", "jobs.probe", *map(str, paths)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        env = os.environ | {"TMPDIR": str(scratch)}  # what it leaves when it is killed goes with ours
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode != 0:
         said = re.search(r"^error: (.*)", done.stderr, re.M | re.S)
         why = said[1].strip() if said else f"the probe ended with status {done.returncode}"

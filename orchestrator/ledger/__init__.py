@@ -5,9 +5,10 @@ state is one transaction; every write of a driver checks the fencing token of it
 first value of a point stands. Imports neither torch nor ray nor mlflow nor optuna.
 """
 
+from orchestrator.process import this_process
+
 from .database import probe, sqlite_url
 from .glance import Finished, finished
-from .lease import this_process
 from .ledger import Ledger
 from .outage import OUTAGE_S, Outage
 from .values import (

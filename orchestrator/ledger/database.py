@@ -8,19 +8,29 @@ timestamps and appear twice. FULL costs one fsync per transaction, and the ledge
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import shutil
+import sqlite3
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from .values import LedgerAway, LedgerError, LedgerMissing, LedgerUnavailable
+from orchestrator import scratch
+
+from .values import LedgerAway, LedgerError, LedgerMissing, LedgerUnavailable, Undecodable
+
+DAMAGED = ("malformed", "not a database", "corrupt", "decode to UTF-8", "disk I/O error")
+"""Words of SQLite's for a file that is no database, or not any more."""
 
 LOCK_TIMEOUT_S = 30
 """How long a transaction waits for another process's. The longest of ours takes well under a second."""
@@ -55,13 +65,14 @@ class Database:
         self.url = parsed(url)
         self.address = self.url.render_as_string(hide_password=True)
         self.path: Path | None = None
+        self.read_only = False
+        """Whether the file, or the folder that SQLite needs for its side files, cannot be written."""
         self._turn = threading.Lock()
         dialect = self.url.get_backend_name()
         if dialect == "sqlite":
             self.path = self._usable(create)
-            self.engine = sa.create_engine(self.url, connect_args={"timeout": LOCK_TIMEOUT_S})
-            sa.event.listen(self.engine, "connect", _prepare_sqlite)
-            sa.event.listen(self.engine, "begin", _begin_sqlite)
+            self.read_only = self.path.exists() and not _is_writable(self.path)
+            self.engine = _reader(self.path) if self.read_only else _writer(self.url)
         elif dialect == "postgresql":
             # A driver stopped in the middle of a transaction must not hold its rows past the lease.
             options = f"-c lock_timeout={LOCK_TIMEOUT_S}s -c idle_in_transaction_session_timeout={LOCK_TIMEOUT_S}s"
@@ -82,8 +93,12 @@ class Database:
                 f"{self.address}: a ledger outlives its process, so it needs a file: sqlite:////folder/ledger.db"
             )
         path = Path(self.url.database)
+        if path.is_dir():
+            raise LedgerError(f"{path} is a folder, and a ledger is a file; move it away, and put the ledger there")
         if not create and not path.exists():
             raise LedgerMissing(f"there is no ledger at {path}; `orchestrator launch` makes one")
+        if not create and path.stat().st_size == 0:
+            raise LedgerError(f"the ledger {path} is empty; put a copy of it there")
         if not path.parent.is_dir():
             raise LedgerMissing(f"the folder {path.parent} does not exist; make it first")
         kind = file_system(path.parent)
@@ -103,8 +118,28 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction: all of it is kept, or, when the block raises, nothing. Raises LedgerUnavailable."""
+        if self.read_only:
+            raise LedgerUnavailable(
+                f"ledger {self.address} is read-only here, and this is to be written; make its folder writable, or "
+                "copy the run to one that is"
+            )
         with self._turn, self._translated(), self._writer.begin() as connection:
             yield connection
+
+    @contextmanager
+    def upgrade(self) -> Iterator[Connection]:
+        """A transaction that brings the tables forward; of a ledger that is read-only, those of a copy in memory."""
+        if not self.read_only:
+            with self.write() as connection:
+                yield connection
+            return
+        with self._translated():
+            assert self.path is not None
+            stored = self.engine
+            self.engine = _in_memory(stored.raw_connection().driver_connection)
+            stored.dispose()
+            with self.engine.execution_options(writes=True).begin() as connection:
+                yield connection
 
     def now(self, connection: Connection) -> float:
         """Unix seconds by the database's clock, so that drivers on hosts with other clocks agree on a lease."""
@@ -131,8 +166,10 @@ class Database:
         try:
             yield
         except sa.exc.DBAPIError as error:
-            reason = str(error.orig).strip().splitlines()[0]
-            if "full" in reason or "No space" in reason:
+            reason = (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
+            if self.path and any(word in reason for word in DAMAGED):
+                remedy = f"the file is damaged, or no ledger: put a copy of it at {self.path}"
+            elif "full" in reason or "No space" in reason:
                 remedy = f"free some space in {self.path.parent}" if self.path else "free some space on its server"
             elif "locked" in reason or "lock timeout" in reason:
                 remedy = "another process has held it for long; see whether a driver is stopped or stuck"
@@ -140,6 +177,14 @@ class Database:
                 remedy = "see that it can be reached and written, then run the same command again"
             kind = LedgerAway if self._passes(error, reason) else LedgerUnavailable
             raise kind(f"ledger {self.address}: {reason}; {remedy}") from error
+        except sa.exc.InvalidRequestError as error:
+            if not isinstance(error, sa.exc.NoResultFound | sa.exc.MultipleResultsFound):
+                raise
+            raise LedgerError(
+                f"ledger {self.address} is damaged: {error}, where it should have one row; put a copy of it there"
+            ) from error
+        except Undecodable as error:
+            raise LedgerError(f"ledger {self.address} is damaged: {error}; put a copy of it there") from error
 
     def _passes(self, error: sa.exc.DBAPIError, reason: str) -> bool:
         """Whether asking again later may help: after a restart, a failover, a lock that another process holds."""
@@ -185,6 +230,54 @@ def file_system(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> st
         if target.is_relative_to(point) and len(point.parts) >= best:
             best, kind = len(point.parts), tail.split()[0]
     return kind
+
+
+def _is_writable(path: Path) -> bool:
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+
+
+def _writer(url: sa.URL) -> sa.Engine:
+    engine = sa.create_engine(url, connect_args={"timeout": LOCK_TIMEOUT_S})
+    sa.event.listen(engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _reader(path: Path) -> sa.Engine:
+    """A file that cannot be written, with what its write-ahead log holds.
+
+    SQLite reads the log only where its index is there too, so of a log without one it is shown a copy.
+    """
+    log, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+    if log.is_file() and log.stat().st_size and not index.exists():
+        with scratch.folder("ledger") as copy:
+            for file in (path, log):
+                shutil.copyfile(file, copy / file.name)
+            return _in_memory(sqlite3.connect(copy / path.name))
+    address = f"file:{quote(str(path.absolute()))}?{'mode=ro' if index.exists() else 'immutable=1'}"
+    engine = sa.create_engine(
+        "sqlite://",
+        poolclass=sa.NullPool,
+        creator=lambda: sqlite3.connect(address, uri=True, timeout=LOCK_TIMEOUT_S, check_same_thread=False),
+    )
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _in_memory(source: Any) -> sa.Engine:
+    """A copy of a database that only this process sees, and that is gone with the engine. Closes `source`."""
+    address = f"file:ledger-{uuid.uuid4()}?mode=memory&cache=shared"
+    kept = sqlite3.connect(address, uri=True, check_same_thread=False)
+    with contextlib.closing(source):
+        source.backup(kept)
+    engine = sa.create_engine(
+        "sqlite://",
+        poolclass=sa.NullPool,
+        creator=lambda: sqlite3.connect(address, uri=True, timeout=LOCK_TIMEOUT_S, check_same_thread=False),
+    )
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    sa.event.listen(engine, "engine_disposed", lambda _: kept.close())
+    return engine
 
 
 def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:

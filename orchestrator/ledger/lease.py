@@ -1,48 +1,46 @@
 """Who drives a run: a lease that expires, and a fencing token that goes up by one with every holder.
 
 The lease keeps a second driver out; the token, checked inside the transaction of every write, keeps out one that was
-stopped past its lease and wakes up later. An expired lease that nobody took is still its holder's.
+stopped past its lease and wakes up later. An expired lease that nobody took is still its holder's. Clocks jump, so
+where one says too much or too little of a lease it is watched for its holder's next renewal, by a steady clock.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import socket
 import time
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from orchestrator.process import is_gone
+
 from . import schema
 from .database import Database
 from .values import LeaseHeld, LeaseLost
 
-_HERE = re.compile(r"^(?P<host>\S+) pid (?P<pid>\d+) \[(?P<machine>\S+) (?P<start>\d+)\]$")
+UNKNOWN_TTL_S = 30.0
+"""For how long a lease holds that does not say so: older programs took it for this long."""
 
+WATCH = 0.4
+"""Part of a lease's length within which a living holder has renewed it: it does so after every quarter."""
 
-def this_process() -> str:
-    """A holder's name that another process of this machine can check: host, pid, boot, pid namespace, start time."""
-    return f"{socket.gethostname()} pid {os.getpid()} [{_machine()} {_start(os.getpid())}]"
-
-
-def is_gone(holder: str) -> bool:
-    """Whether a holder named by `this_process` was on this machine and has ended. False when that cannot be known."""
-    match = _HERE.match(holder)
-    if match is None or match["host"] != socket.gethostname() or match["machine"] != _machine():
-        return False
-    return match["start"] != "0" and _start(int(match["pid"])) != int(match["start"])
+LOOK_S = 0.2
+"""How often a lease is looked at while it is watched."""
 
 
 class Lease:
-    """The lease on one run, as one process sees it."""
+    """The lease on one run, as one process sees it.
+
+    Whether a holder lives is never judged by a wall clock alone, which may jump: see `_doubt_s`.
+    """
 
     def __init__(self, database: Database, run: str) -> None:
         self._database, self._run = database, run
         self._token: int | None = None
         self._ttl_s = 0.0
+        self.predecessor_seen: float | None = None
+        """When the holder before this one last renewed or released the lease, by the database's clock."""
 
     @property
     def token(self) -> int | None:
@@ -50,31 +48,47 @@ class Lease:
         return self._token
 
     def acquire(self, holder: str, ttl_s: float) -> int:
-        """Take the lease for `ttl_s` seconds. Raises LeaseHeld while another holds it, unless that one has ended."""
-        with self._database.write() as connection:
-            row = connection.execute(self._mine().with_for_update()).one()
-            now = self._database.now(connection)
-            if row.holder is not None and row.expires > now and not is_gone(row.holder):
-                raise LeaseHeld(
-                    f"{_short(row.holder)} has been driving this run since {_clock(row.since)}; its lease ends in "
-                    f"{row.expires - now:.0f} s unless it is renewed. Wait for it, or end that process first",
-                    holder=row.holder,
-                    since=row.since,
-                    expires=row.expires,
-                    token=row.token,
-                )
-            token = int(row.token) + 1
-            values = {"token": token, "holder": holder, "since": now, "expires": now + ttl_s}
-            connection.execute(schema.leases.update().where(schema.leases.c.run == self._run).values(values))
+        """Take the lease for `ttl_s` seconds. Raises LeaseHeld while another holds it, unless that one has ended.
+
+        Where the clock leaves it open whether the holder lives, its row is watched for a while first.
+        """
+        watched: tuple[Any, ...] | None = None
+        while True:
+            with self._database.write() as connection:
+                row = connection.execute(self._mine().with_for_update()).one()
+                now = self._database.now(connection)
+                doubt_s = _doubt_s(row, now)
+                if doubt_s == 0.0 or watched == _renewal(row):
+                    return self._take(connection, row, now, holder, ttl_s)
+                if doubt_s is None or watched is not None:
+                    raise _held(row, now)
+            watched = _renewal(row)
+            self._is_renewed(watched, doubt_s)
+
+    def _take(self, connection: Connection, row: sa.Row[Any], now: float, holder: str, ttl_s: float) -> int:
+        token = int(row.token) + 1
+        values = {"token": token, "holder": holder, "since": now, "expires": now + ttl_s, "ttl": ttl_s}
+        connection.execute(schema.leases.update().where(schema.leases.c.run == self._run).values(values))
         self._token, self._ttl_s = token, ttl_s
+        self.predecessor_seen = _last_sign(row, now)
         return token
+
+    def _is_renewed(self, watched: tuple[Any, ...], limit_s: float) -> bool:
+        """Whether the row changes within `limit_s` seconds of this process's own, steady clock."""
+        deadline = time.monotonic() + limit_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            time.sleep(min(LOOK_S, left_s))
+            with self._database.read() as connection:
+                if _renewal(connection.execute(self._mine()).one()) != watched:
+                    return True
+        return False
 
     def renew(self) -> None:
         """Hold it for another `ttl_s` seconds. Raises LeaseLost."""
         with self._database.write() as connection:
             self.check(connection)
-            expires = self._database.now(connection) + self._ttl_s
-            connection.execute(schema.leases.update().where(schema.leases.c.run == self._run).values(expires=expires))
+            values = {"expires": self._database.now(connection) + self._ttl_s, "ttl": self._ttl_s}
+            connection.execute(schema.leases.update().where(schema.leases.c.run == self._run).values(values))
 
     def release(self) -> None:
         """Give it back, so that another may take it at once. Does nothing when it is lost or was never held."""
@@ -82,7 +96,9 @@ class Lease:
             return
         mine = (schema.leases.c.run == self._run) & (schema.leases.c.token == self._token)
         with self._database.write() as connection:
-            connection.execute(schema.leases.update().where(mine).values(holder=None, expires=None))
+            # Its end is kept: attempts that were left running ended then at the latest.
+            released = self._database.now(connection)
+            connection.execute(schema.leases.update().where(mine).values(holder=None, expires=released))
         self._token = None
 
     def check(self, connection: Connection) -> int:
@@ -100,12 +116,18 @@ class Lease:
         return self._token
 
     def holder(self) -> tuple[str, float, float] | None:
-        """Who holds it, since when and until when (unix seconds), or None when it is free or has expired."""
+        """Who holds it, since when and until when (unix seconds), or None when it is free or has expired.
+
+        A lease that ends later than any renewal could make it (the clock was set back) is watched for a renewal.
+        """
         with self._database.read() as connection:
             row = connection.execute(self._mine()).one()
-            if row.holder is None or row.expires <= self._database.now(connection) or is_gone(row.holder):
-                return None
-            return row.holder, row.since, row.expires
+            now = self._database.now(connection)
+        if row.holder is None or row.expires <= now or is_gone(row.holder):
+            return None
+        if row.expires - now > _ttl_s(row) and not self._is_renewed(_renewal(row), WATCH * _ttl_s(row)):
+            return None
+        return row.holder, row.since, min(row.expires, now + _ttl_s(row))
 
     def ask_to_stop(self) -> None:
         """Ask whoever holds it now to stop. Needs no lease; one who takes it later is not meant."""
@@ -122,24 +144,60 @@ class Lease:
         return sa.select(schema.leases).where(schema.leases.c.run == self._run)
 
 
-def _machine() -> str:
-    """This boot of this machine and this pid namespace: where a pid means the same process. `-` where unknown."""
-    try:
-        return (
-            f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{Path('/proc/self/ns/pid').stat().st_ino}"
-        )
-    except OSError:
-        return "-"
+def busy(connection: Connection, now: float, *, has_ttl: bool) -> sa.Row[Any] | None:
+    """A run that somebody seems to drive, with its `holder`, in tables of any version; else None.
+
+    has_ttl: whether the tables tell how long a lease holds. A lease that ends later than that is of before the clock
+    was set back, and its holder, if it lives, renews it in a moment.
+    """
+    table = schema.leases
+    columns = [table.c.run, table.c.holder, table.c.expires, table.c.ttl if has_ttl else sa.null().label("ttl")]
+    for row in connection.execute(sa.select(*columns).where(table.c.expires > now)):
+        if row.holder is not None and row.expires - now <= _ttl_s(row) and not is_gone(row.holder):
+            return row
+    return None
 
 
-def _start(pid: int) -> int:
-    """Start time of a process in clock ticks since boot, or 0 when there is none or the system does not say."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return 0
-    state, *fields = stat.rpartition(")")[2].split()
-    return 0 if state in "ZX" else int(fields[18])
+def _doubt_s(row: sa.Row[Any], now: float) -> float | None:
+    """Seconds for which to watch a lease before it is taken: 0 for one that is free, None for one that is held.
+
+    A wall clock may have jumped since the lease was renewed. Back: it ends later than any renewal could make it, and
+    would shut everybody out. Ahead: it has expired, and its holder may be alive and about to renew it.
+    """
+    if row.holder is None or is_gone(row.holder):
+        return 0.0
+    ttl_s, left_s = _ttl_s(row), row.expires - now
+    if left_s > ttl_s:
+        return ttl_s
+    return None if left_s > 0 else max(0.0, WATCH * ttl_s)
+
+
+def _renewal(row: sa.Row[Any]) -> tuple[Any, ...]:
+    """What every renewal and every change of hands changes."""
+    return row.token, row.holder, row.since, row.expires
+
+
+def _ttl_s(row: sa.Row[Any]) -> float:
+    return UNKNOWN_TTL_S if row.ttl is None else float(row.ttl)
+
+
+def _last_sign(row: sa.Row[Any], now: float) -> float | None:
+    """When whoever the row names last wrote it; None where that is not known."""
+    if row.expires is None:
+        return None
+    return float(min(now, row.expires if row.holder is None else row.expires - _ttl_s(row)))
+
+
+def _held(row: sa.Row[Any], now: float) -> LeaseHeld:
+    left_s = min(row.expires - now, _ttl_s(row))
+    return LeaseHeld(
+        f"{_short(row.holder)} has been driving this run since {_clock(row.since)}; its lease ends in "
+        f"{left_s:.0f} s unless it is renewed. Wait for it, or end that process first",
+        holder=row.holder,
+        since=row.since,
+        expires=row.expires,
+        token=row.token,
+    )
 
 
 def _short(holder: str) -> str:

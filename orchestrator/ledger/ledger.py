@@ -10,7 +10,7 @@ import time
 import uuid as uuids
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection
 
 from . import schema
 from .database import Database
-from .lease import Lease
+from .lease import Lease, busy
 from .outage import RETRIED, Outage
 from .values import (
     TRIAL_STATES,
@@ -427,17 +427,28 @@ class Ledger:
     def reconcile(self) -> list[Attempt]:
         """Close as `interrupted` the attempts that an earlier holder of the lease left running, and queue their trials.
 
-        Returns those attempts as they are afterwards, in one transaction; attempts of this holder are left alone.
+        Returns those attempts as they are afterwards, in one transaction; attempts of this holder are left alone. They
+        ended when their driver last gave a sign of life: the time that the run stood still is nobody's.
         """
         table, ending = schema.attempts, _interrupted("the driver ended before the attempt did")
+        closed = []
         with self._write() as (connection, token):
             left = self._of(table, *_named(Attempt, table)).where(table.c.state == "running", table.c.token < token)
             found = [Attempt(**row) for row in connection.execute(left.order_by(table.c.trial)).mappings()]
             for one in found:
+                ending["ended"] = self._last_sign(connection, one)
                 self._set_attempt(connection, one.trial, one.number, **ending)
+                closed.append(replace(one, **ending))
                 shown = {"failure": ending["failure"], "message": ending["message"]}
                 self._set_trial(connection, one.trial, state="queued", **shown)
-        return [Attempt(**{**_values(one), **ending}) for one in found]
+        return closed
+
+    def _last_sign(self, connection: Connection, attempt: Attempt) -> float:
+        """When something was last heard of an attempt that was left running, or of its driver."""
+        table = schema.points
+        own = (table.c.trial == attempt.trial) & (table.c.attempt == attempt.number)
+        newest = connection.execute(self._of(table, sa.func.max(table.c.time)).where(own)).scalar()
+        return max(moment for moment in (attempt.started, newest, self._lease.predecessor_seen) if moment is not None)
 
     # The projection's side: what MLflow has been told.
 
@@ -603,7 +614,7 @@ def _runs(database: Database) -> list[Run]:
     if version is None:
         raise LedgerMissing(f"there is no ledger at {database.address}; `orchestrator launch` makes one")
     if version != schema.VERSION:
-        with database.write() as connection:
+        with database.upgrade() as connection:
             _bring_forward(database, connection)
     query = schema.runs.select().order_by(schema.runs.c.created)
     with database.read() as connection:
@@ -618,9 +629,8 @@ def _bring_forward(database: Database, connection: Connection, *, create: bool =
     if version is None and create:
         schema.create(connection)
     elif version is not None and version != schema.VERSION:
-        table = schema.leases
-        busy = sa.select(table.c.run, table.c.holder).where(table.c.expires > database.now(connection))
-        if version < schema.VERSION and (row := connection.execute(busy).first()):
+        now = database.now(connection)
+        if version < schema.VERSION and (row := busy(connection, now, has_ttl=version >= schema.LEASE_LENGTH)):
             raise LedgerError(
                 f"the ledger has schema version {version} and must be brought to {schema.VERSION}, but "
                 f"{row.holder} is driving run {row.run}; stop that driver first"

@@ -15,10 +15,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeDecorator, UserDefinedType
 
-from .values import LedgerError
+from .values import LedgerError, Undecodable
 
 VERSION = 3
 """Version of the tables below."""
+
+LEASE_LENGTH = 3
+"""From this version on a lease says for how long each renewal holds."""
 
 
 def _ask_to_stop(connection: Connection) -> None:
@@ -55,14 +58,18 @@ class Real(UserDefinedType[float]):
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], float | None]:  # noqa: ARG002
         """From the database."""
-        return lambda value: None if value is None else float(value)
+        return lambda value: None if value is None else _number(value)
 
 
 class Json(TypeDecorator[Any]):
-    """Any JSON value as text; None is NULL."""
+    """A JSON object, or a value of another `kind`, as text; None is NULL."""
 
     impl = sa.Text
     cache_ok = True
+
+    def __init__(self, kind: type = dict) -> None:
+        super().__init__()
+        self.kind = kind
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
         """To the database."""
@@ -70,7 +77,27 @@ class Json(TypeDecorator[Any]):
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002
         """From the database."""
-        return None if value is None else json.loads(value)
+        if value is None:
+            return None
+        try:
+            found = json.loads(value)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise Undecodable(f"{_shown(value)} is no JSON ({error})") from error
+        if not isinstance(found, self.kind):
+            raise Undecodable(f"{_shown(value)} is no JSON {'array' if self.kind is list else 'object'}")
+        return found
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (ValueError, TypeError) as error:
+        raise Undecodable(f"{_shown(value)} is no number") from error
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 metadata = sa.MetaData()
@@ -192,7 +219,7 @@ suggestions = sa.Table(
     sa.Column("arm", sa.Text, primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("params", Json, nullable=False),
-    sa.Column("trials", Json, nullable=False),
+    sa.Column("trials", Json(list), nullable=False),
 )
 
 frozen = sa.Table(

@@ -31,6 +31,10 @@ class LedgerAway(LedgerUnavailable):
     """The database does not answer for a reason that passes: it restarts, fails over, or another process has it."""
 
 
+class Undecodable(ValueError):
+    """What the database holds in a column is not what belongs there."""
+
+
 class LeaseHeld(LedgerError):
     """Another driver holds the run. Times are unix seconds by the database's clock."""
 

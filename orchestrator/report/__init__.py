@@ -6,7 +6,19 @@ names."""
 from orchestrator.report.evidence import answer
 from orchestrator.report.files import write, write_several
 from orchestrator.report.note import note, numbers
+from orchestrator.report.several import answer as answer_of_several
 from orchestrator.report.several import folder_name, names
 from orchestrator.report.text import table, table_of_several
 
-__all__ = ["answer", "folder_name", "names", "note", "numbers", "table", "table_of_several", "write", "write_several"]
+__all__ = [
+    "answer",
+    "answer_of_several",
+    "folder_name",
+    "names",
+    "note",
+    "numbers",
+    "table",
+    "table_of_several",
+    "write",
+    "write_several",
+]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.report import content, page, plots, results, several
 from orchestrator.report.blocks import Block
 from orchestrator.report.evidence import answer, curves
+from orchestrator.scratch import folder as scratch_folder
 
 Top = tuple[str, Sequence[str], str, Sequence[str]]
 """Question, verdicts, subtitle, notes."""
@@ -55,8 +55,7 @@ def write_several(named: Mapping[str, Ledger], folder: Path) -> dict[str, Any]:
 def _put(folder: Path, top: Top, body: Sequence[Block], drawn: Sequence[plots.Plot], table: pa.Table) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _sweep_up(folder)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
-        made = Path(name)
+    with scratch_folder("report", within=folder.parent) as made:
         for plot in drawn:
             (made / f"{plot.name}.png").write_bytes(plot.png)
         pq.write_table(table, made / "results.parquet")
@@ -73,6 +72,7 @@ def _put(folder: Path, top: Top, body: Sequence[Block], drawn: Sequence[plots.Pl
 
 
 def _sweep_up(folder: Path) -> None:
-    for left in folder.parent.glob(f".{folder.name}-*"):
+    """What processes of other machines have left; those of this one are known to be gone."""
+    for left in folder.parent.glob(".orchestrator-report-*"):
         if left.is_dir() and time.time() - left.stat().st_mtime > STALE_S:
             shutil.rmtree(left, ignore_errors=True)

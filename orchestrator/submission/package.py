@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import has_magic
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.remote import SECRET, is_uri
 from orchestrator.runs import RunError
+from orchestrator.scratch import folder
 
 LARGEST_MB = 100.0
 """How much data a job takes along: it goes through the head's memory."""
@@ -67,8 +67,7 @@ def package(order: Order) -> Iterator[dict[str, Any]]:
 
     Raises RunError for files that cannot go along.
     """
-    with tempfile.TemporaryDirectory(prefix="orchestrator-job-") as scratch:
-        root = Path(scratch)
+    with folder("job") as root:
         for name in PACKAGES:
             source = Path(__file__).parents[2] / name
             shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import scratch
 from orchestrator.ledger import Run, Trial
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def tell(client: MlflowClient, experiment: str, run: Run, encoder: Encoder, para
             model_type="encoder",
         )
         kept = made.model_id
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "model"
+        with scratch.folder("model") as place:
+            folder = place / "model"
             save(encoder.folder, folder, model_id=kept)
             client.log_model_artifacts(kept, str(folder))
         client.finalize_logged_model(kept, "READY")

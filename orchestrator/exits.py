@@ -1,0 +1,91 @@
+"""How errors end the program: one text for a person and an exit code, never a traceback on the terminal."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import traceback
+from pathlib import Path
+
+BAD_USAGE, HELD, MISSING = 2, 3, 4
+
+TRACEBACK = "ORCHESTRATOR_TRACEBACK"
+"""Environment variable: when it is set, what nobody expected is raised as it is."""
+
+REMEDIES = {
+    errno.ENOENT: "put it back, or make the folder that it belongs in",
+    errno.EISDIR: "a folder lies in its place: move it away",
+    errno.ENOTDIR: "a file lies where a folder should be: move it away",
+    errno.EEXIST: "something else lies in its place: move it away",
+    errno.ENOTEMPTY: "something else lies in its place: move it away",
+    errno.EACCES: "let this user read and write it, or run as its owner",
+    errno.EPERM: "let this user read and write it, or run as its owner",
+    errno.EROFS: "make it writable, or copy the run to a folder that is; status, logs, compare, verify and export only "
+    "read a run",
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there, or have the quota raised",
+    errno.EIO: "its disk, or the connection to it, fails: copy what is left to another",
+    errno.ESTALE: "its file server has lost it: mount it again",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EMFILE: "allow more open files: ulimit -n 4096",
+    errno.ENFILE: "this machine has too many files open: end some programs",
+    errno.ENOMEM: "end some programs, or take a machine with more memory",
+}
+"""What to do about an error of the system."""
+
+
+def ending(error: Exception) -> tuple[str, int] | None:
+    """The text and the exit code of an error; None for one that is to be raised as it is: of a reader of the output that
+    has gone away, and what nobody expected while $ORCHESTRATOR_TRACEBACK is set."""
+    from jobs.config import ConfigError
+    from orchestrator.ledger import LeaseHeld, LeaseLost, LedgerError
+    from orchestrator.readiness import InfrastructureMissing
+    from orchestrator.remote import BadAddress, RemoteError
+    from orchestrator.runs import RunError
+    from orchestrator.scratch import ScratchMissing
+
+    if isinstance(error, LeaseHeld | LeaseLost):
+        return str(error), HELD
+    if isinstance(error, LedgerError | RemoteError | InfrastructureMissing | ScratchMissing):
+        return str(error), MISSING
+    if isinstance(error, ConfigError | RunError | BadAddress):
+        return str(error), BAD_USAGE
+    if isinstance(error, BrokenPipeError):
+        return None
+    if isinstance(error, OSError):
+        return of_system(error), MISSING
+    return None if os.environ.get(TRACEBACK) else (_unexpected(error), MISSING)
+
+
+def of_system(error: OSError) -> str:
+    """An error of the system: the path, what is the matter with it, and what to do."""
+    if error.errno is None or error.strerror is None:
+        return str(error) or type(error).__name__
+    paths = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    remedy = REMEDIES.get(error.errno, "see to it, and run the same command again")
+    return f"{' -> '.join(paths)}{': ' if paths else ''}{error.strerror}; {remedy}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or ["it says no more"])[0]
+
+
+def _unexpected(error: Exception) -> str:
+    what = f"unexpected {type(error).__name__}: {first_line(error)}; this is a fault of the program"
+    details = _kept("".join(traceback.format_exception(error)))
+    return f"{what}; details: {details or f'none, for want of a folder; {TRACEBACK}=1 prints them'}"
+
+
+def _kept(text: str) -> Path | None:
+    """A new file with this text, below $TMPDIR, in the usual place, or here."""
+    for place in (os.environ.get("TMPDIR"), None, "."):
+        try:
+            number, name = tempfile.mkstemp(prefix="orchestrator-error-", suffix=".txt", dir=place)
+            with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        except OSError:
+            continue
+        return Path(name).absolute()
+    return None
