@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 Stage = Literal["tune", "confirm"]
@@ -41,6 +42,10 @@ class LeaseHeld(LedgerError):
     def __init__(self, text: str, *, holder: str, since: float, expires: float, token: int) -> None:
         self.holder, self.since, self.expires, self.token = holder, since, expires, token
         super().__init__(text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        told = {"holder": self.holder, "since": self.since, "expires": self.expires, "token": self.token}
+        return partial(type(self), **told), self.args, self.__dict__
 
 
 class LeaseLost(LedgerError):

@@ -44,8 +44,11 @@ class TrackingUnavailable(Exception):
     """MLflow is not there, or cannot be used at this address. The text says what would help."""
 
     def __init__(self, address: str, found: str, remedy: str) -> None:
-        self.address, self.remedy = address, remedy
+        self.address, self.found, self.remedy = address, found, remedy
         super().__init__(f"MLflow at {address}: {found}; {remedy}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.address, self.found, self.remedy), self.__dict__
 
 
 def embedded_uri(runs: Path) -> str:
