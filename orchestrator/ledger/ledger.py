@@ -242,6 +242,11 @@ class Ledger:
         """Hold the lease for another `ttl_s`. Raises LeaseLost."""
         self._lease.renew()
 
+    def check(self) -> None:
+        """Raise LeaseLost unless this process holds the lease."""
+        with self._write():
+            pass
+
     def release(self) -> None:
         """Give the lease back; harmless when it is not held."""
         self._lease.release()
