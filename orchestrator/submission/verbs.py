@@ -30,6 +30,7 @@ def launch(
     *,
     overrides: Sequence[str],
     offline: bool,
+    accept_code: bool = False,
     variables: Sequence[str],
     detach: bool,
     write: Write,
@@ -42,7 +43,8 @@ def launch(
     sweep = sweeps.load(sweep_file, overrides)
     plan = planning.make(sweep)
     run = _kept_elsewhere(into, f"--into s3://BUCKET/{sweep.name}")
-    arguments = ["launch", "sweep.toml", "--into", run, *(["--offline"] if offline else [])]
+    flags = [flag for flag, on in (("--offline", offline), ("--accept-code", accept_code)) if on]
+    arguments = ["launch", "sweep.toml", "--into", run, *flags]
     order = Order(
         verb="launch",
         run=run,
