@@ -244,7 +244,7 @@ def test_a_creator_who_is_overtaken_takes_its_own_away_and_nothing_else(
             (folder.remote or creation._Folder(folder.path)).put("sweep.json", b'{"run": "of somebody else"}')
         return ledger
 
-    monkeypatch.setattr(creation.Ledger, "create", overtaken)
+    monkeypatch.setattr(Ledger, "create", overtaken)
     for begun in (False, True):
         where = str(home / f"run{begun}") if store == "folder" else bucket(f"{home.name}/run{begun}")
         folder = runs.at(where)
@@ -402,7 +402,7 @@ def test_the_very_file_that_was_given_is_never_deleted(home: Path, monkeypatch: 
     mark(folder, creator=holder_gone())
     mine = folder.path / "sweep.toml"
     planned = planning.make(sweeps.load(mine))
-    monkeypatch.setattr(creation.Ledger, "create", lambda *_, **__: (_ for _ in ()).throw(OSError("no space")))
+    monkeypatch.setattr(Ledger, "create", lambda *_, **__: (_ for _ in ()).throw(OSError("no space")))
     with pytest.raises(InfrastructureMissing, match="no space"):
         create(mine, planned, folder)
     assert [path.name for path in folder.path.iterdir()] == ["sweep.toml"]
@@ -484,7 +484,7 @@ def test_ctrl_c_between_the_row_and_its_answer_leaves_nothing(home: Path, monkey
         real(*arguments, **keywords).close()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(creation.Ledger, "create", interrupted)
+    monkeypatch.setattr(Ledger, "create", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make(home, RunFolder(home / "run"))
     assert Ledger.runs(url) == []

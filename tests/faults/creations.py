@@ -19,12 +19,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from orchestrator import creation, plan, runs, sweep
+from orchestrator.environment import Origin, environment, origin
 from orchestrator.ledger import Ledger, LedgerError, LedgerMissing, database, ledger, sqlite_url
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.remote import RemoteError
@@ -118,17 +120,17 @@ def everything(sweep_file: Path, where: str, database_url: str, every: int) -> i
     assert signal_ == 0, others
     for number in count():
         line, place = 1 + number * every, f"{head}-{number}{mark}{query}"
-        ended, result = forked(lambda line=line, place=place: create(sweep_file, place, die_at=line))  # type: ignore[misc]
+        ended, result = forked(partial(create, sweep_file, place, die_at=line))
         kills += ended == signal.SIGKILL
         lines = max(lines, line)
         steps = [("first", ended, result)]
         if ended:
             again = moments.randrange(1, 2 * lines + 2)
-            steps.append(("second", *forked(lambda a=again, p=place: create(sweep_file, p, die_at=a))))  # type: ignore[misc]
+            steps.append(("second", *forked(partial(create, sweep_file, place, die_at=again))))
             kills += steps[-1][1] == signal.SIGKILL
-            steps.append(("last", *forked(lambda p=place: create(sweep_file, p, die_at=None))))  # type: ignore[misc]
+            steps.append(("last", *forked(partial(create, sweep_file, place, die_at=None))))
         complaints = [f"{name}: {got}" for name, signal_, got in steps if not signal_ and got != "created"]
-        _, judged = forked(lambda p=place, o=others: stands(sweep_file, p, o))  # type: ignore[misc]
+        _, judged = forked(partial(stands, sweep_file, place, others))
         if isinstance(judged, tuple):
             complaint, known = judged
             others = others if not database_url else known
@@ -153,7 +155,7 @@ def existing(database_url: str) -> list[Any]:
 
 if __name__ == "__main__":
     # What git and the graphics driver say takes longest and is asked before anything is made.
-    found, source = creation.environment(creation.origin()), creation.origin()
-    creation.environment = lambda _: found  # type: ignore[assignment]
-    creation.origin = lambda: type(source)("orchestrator launch", "/", "1", diff=b"a change")  # type: ignore[assignment]
+    found = environment(origin())
+    creation.environment = lambda _: found
+    creation.origin = lambda: Origin("orchestrator launch", "/", "1", diff=b"a change")
     sys.exit(bool(everything(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))))
