@@ -7,10 +7,8 @@ reconciles it with what earlier sessions left, runs what is due, and reports onc
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
-import shutil
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -22,23 +20,17 @@ from pydantic import ValidationError
 
 from jobs.config import ConfigError, Execution, Fault, canonical, nearest
 from jobs.config import faults as config_faults
-from orchestrator import cluster, doctor, ending, provenance, readiness, runs, scratch
+from orchestrator import cluster, creation, doctor, ending, provenance, readiness, runs, scratch
 from orchestrator import plan as planning
 from orchestrator import sweep as sweeps
+from orchestrator.creation import SweepChanged
 from orchestrator.ending import CLUSTER_DIED
-from orchestrator.environment import environment
 from orchestrator.leaving import INTERRUPTED, Leaving, quiet, signals
 from orchestrator.ledger import Ledger, LedgerError, this_process
 from orchestrator.plan import Plan
 from orchestrator.progress import Progress
-from orchestrator.readiness import InfrastructureMissing
-from orchestrator.remote import RemoteError
-from orchestrator.runs import RunError, RunFolder
+from orchestrator.runs import RunFolder
 from orchestrator.session import LEASE_S, Session
-
-
-class SweepChanged(RunError):
-    """The sweep file is not the one that the run was begun with. Exit code 2."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +69,13 @@ def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (),
             begun = planning.stored(ledger.run.sweep, ledger.run.rules)
             _refuse_changes(folder, begun, plan)
             return _continue(begun.with_limits(plan.sweep), folder, ledger, options, notes=notes)
-    _refuse_what_is_no_run(folder)
+    creation.refuse_what_is_no_run(folder, sweep_file)
     readiness.check_cluster(plan, readiness.largest(plan))
     doctor.refuse(folder, plan)
     examined = provenance.examine(plan)
-    _refuse_what_is_no_run(folder)  # the checks took their time
+    creation.refuse_what_is_no_run(folder, sweep_file)  # the checks took their time
     readiness.check_tracking(folder, offline=options.offline)
-    with contextlib.closing(_create(sweep_file, plan, folder, examined.record)) as ledger:
+    with contextlib.closing(creation.create(sweep_file, plan, folder, provenance=examined.record)) as ledger:
         return _drive(plan, folder, ledger, options, record=examined.record, notes=[*notes, *examined.notes])
 
 
@@ -266,54 +258,6 @@ def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress:
             executor.run(session, shape=shape, scratch=place)
     finally:
         session.close()
-
-
-def _create(sweep_file: Path, plan: Plan, folder: RunFolder, record: dict[str, Any]) -> Ledger:
-    """The run's folder and ledger, or nothing."""
-    stored = sweeps.resolved(plan.sweep) | {"plan": plan.record()}
-    made, ledger = not folder.path.exists(), None
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(sweep_file, folder.path / "sweep.toml")
-        if folder.remote is not None:
-            folder.remote.put_files(folder.path, [folder.path / "sweep.toml"])
-        ledger = Ledger.create(
-            folder.ledger_url(),
-            name=plan.sweep.name,
-            sweep=stored,
-            environment=environment(sweep_file, folder.quoted),
-            rules=plan.rules,
-            provenance=record,
-        )
-        # Last, in one piece: a run exists once this file does.
-        aside = folder.path / ".sweep.json"
-        aside.write_text(json.dumps({"run": ledger.uuid, **stored}, indent=1))
-        if folder.remote is not None:
-            folder.remote.put(folder.identity.name, aside.read_bytes())
-        aside.replace(folder.identity)
-    except (OSError, LedgerError, RemoteError) as error:
-        if ledger is not None:
-            with contextlib.suppress(LedgerError):
-                ledger.discard()
-        if folder.remote is not None:
-            with contextlib.suppress(RemoteError):
-                folder.remote.delete("sweep.toml")
-        if made:
-            shutil.rmtree(folder.path, ignore_errors=True)
-        raise InfrastructureMissing(f"{folder.name} cannot be made: {error}") from error
-    return ledger
-
-
-def _refuse_what_is_no_run(folder: RunFolder) -> None:
-    """Whatever else lies there is left alone, and a run that somebody has just begun there too. Raises SweepChanged."""
-    if folder.exists:
-        raise SweepChanged(f"{folder.name} was begun by somebody else just now; the same command continues it")
-    if folder.remote is not None:
-        found = bool(folder.remote.files().keys() - {"sweep.toml"})  # what a creation leaves that was killed
-    else:
-        found = folder.path.exists() and any(folder.path.iterdir())
-    if found:
-        raise SweepChanged(f"{folder.name} is not empty and holds no run; choose another folder with --into")
 
 
 def _refuse_changes(folder: RunFolder, begun: Plan, plan: Plan) -> None:
