@@ -26,8 +26,8 @@ from orchestrator import sweep as sweeps
 from orchestrator.environment import DIFF, environment, origin
 from orchestrator.ledger import Ledger, LedgerError, LedgerMissing, LedgerUnavailable, sqlite_url, this_process
 from orchestrator.ledger.database import parsed
-from orchestrator.ledger.lease import is_gone
 from orchestrator.plan import Plan
+from orchestrator.process import is_gone
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.remote import Remote, RemoteError
 from orchestrator.runs import CREATING, CREATING_REMOTE, RunError, RunFolder
@@ -177,7 +177,7 @@ def create(sweep_file: Path, plan: Plan, folder: RunFolder, *, provenance: dict[
     provenance: digests of the code, the data and the weights that the run begins with.
     Raises InfrastructureMissing, or SweepChanged where somebody else makes the run at the same moment.
     """
-    row = {"name": plan.sweep.name, "sweep": sweeps.resolved(plan.sweep) | {"plan": plan.record()}}
+    row: dict[str, Any] = {"name": plan.sweep.name, "sweep": sweeps.resolved(plan.sweep) | {"plan": plan.record()}}
     row |= {"rules": plan.rules, "provenance": provenance}
     place, source = _place(folder), origin()
     try:

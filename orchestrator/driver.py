@@ -157,7 +157,7 @@ def _drive(
     *,
     again: Again | None = None,
     execution: Mapping[str, Any] | None = None,
-    record: Mapping[str, Any] | None,
+    record: dict[str, Any] | None,
     notes: Sequence[str] = (),
     continues: bool = False,
 ) -> int:
@@ -191,7 +191,7 @@ def _drive(
                 if again is not None:
                     _decide(ledger, again)
                 if record is not None:
-                    provenance.write_down(ledger, dict(record))
+                    provenance.write_down(ledger, record)
                 ledger.set_run(state="running")
                 session.start()
                 if projection is not None:
