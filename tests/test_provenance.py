@@ -222,9 +222,8 @@ def test_a_run_goes_on_with_the_code_the_data_and_the_weights_that_it_began_with
     said = call("launch", "sweep.toml", "--offline", cwd=home, code=2)
     assert "data.train = rows.parquet[:150] is not what the run was begun with: its digest was" in said
     (home / "rows.parquet").unlink()
-    assert "rows.parquet" in call(
-        "resume", "small", "--offline", cwd=tmp_path, code=2, env={"ORCHESTRATOR_RUNS": str(home / "runs")}
-    )
+    runs = {"ORCHESTRATOR_RUNS": str(home / "runs")}
+    assert "rows.parquet" in call("resume", "small", "--offline", cwd=tmp_path, code=2, env=runs)
     (home / "rows.parquet").write_bytes(original)
     assert status(home)["counts"]["done"] == before
 
