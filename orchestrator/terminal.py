@@ -53,12 +53,13 @@ class Terminal:
         self.name = "<terminal>"
         self._pending: deque[bytes] = deque()
         self._changed = threading.Condition(threading.RLock())
-        self._thread: threading.Thread | None = None
         self._left_out = 0
         self._taken_at = time.monotonic()
         self._stalled = False
         self.lost: str | None = None if put is not None else "it was closed from the beginning"
         """Why nothing is written any more."""
+        if descriptor is not None:
+            threads.start(self._work, name="terminal", died=self._lose)
 
     def write(self, text: str) -> int:
         """Hand over text. Takes any, whatever the terminal's encoding."""
@@ -67,12 +68,10 @@ class Terminal:
             if data and self.lost is None and self._descriptor is None:
                 self._write_some(data)  # a stream of a test or a notebook: in memory
             elif data and self.lost is None:
-                if sum(map(len, self._pending)) + len(data) > ROOM:
+                if sum(map(len, tuple(self._pending))) + len(data) > ROOM:  # a copy: a handler may come in between
                     self._left_out += 1
                 else:
                     self._pending.append(data)
-                if self._thread is None:
-                    self._thread = threads.start(self._work, name="terminal", died=self._lose)
                 self._changed.notify_all()
         return len(text)
 
@@ -300,8 +299,8 @@ def survive() -> None:
     """From here to the end of this process no terminal ends it, holds it up or changes its exit code. To be called by
     the main thread before there are others."""
     fill_descriptors()
+    hangups.survive()
     streams = steady(sys.stdout), steady(sys.stderr)
     sys.stdout, sys.stderr = cast(TextIO, streams[0]), cast(TextIO, streams[1])
     for stream in streams:
         atexit.register(stream.settle)
-    hangups.survive()

@@ -16,7 +16,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -167,8 +167,7 @@ def test_a_terminal_that_hangs_up_changes_nothing_and_the_log_has_it(folder: Pat
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     shell = "" if leader else "; true"  # then the shell is the leader, and dies of the signal
-    command_prefix: Callable[[], None] = own
-    with program(folder, shell, stdin=slave, stdout=slave, stderr=slave, preexec_fn=command_prefix) as process:
+    with program(folder, shell, stdin=slave, stdout=slave, stderr=slave, preexec_fn=own) as process:
         os.close(slave)
         wait_for((folder / "ready").exists, seconds=60)
         seen = os.read(master, 4096).decode()
