@@ -253,7 +253,7 @@ def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress:
         with (
             scratch.folder("sweep") as place,
             cluster.session(cpus=os.cpu_count() or 1),
-            cluster.watched(died, seen),
+            cluster.watched(died, seen, session.fail),
         ):
             executor.run(session, shape=shape, scratch=place)
     finally:
