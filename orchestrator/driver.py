@@ -20,17 +20,20 @@ from pydantic import ValidationError
 
 from jobs.config import ConfigError, Execution, Fault, canonical, nearest
 from jobs.config import faults as config_faults
-from orchestrator import cluster, creation, doctor, ending, provenance, readiness, runs, scratch
+from orchestrator import cluster, creation, doctor, ending, provenance, readiness, runs, scratch, threads
 from orchestrator import plan as planning
 from orchestrator import sweep as sweeps
 from orchestrator.creation import SweepChanged
-from orchestrator.ending import CLUSTER_DIED
+from orchestrator.ending import CLUSTER_DIED, MISSING
 from orchestrator.leaving import INTERRUPTED, Leaving, quiet, signals
 from orchestrator.ledger import Ledger, LedgerError, this_process
 from orchestrator.plan import Plan
 from orchestrator.progress import Progress
 from orchestrator.runs import RunFolder
 from orchestrator.session import LEASE_S, Session
+
+RELEASE_S = 10.0
+"""How long giving the lease back may take."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,7 @@ def _drive(
                 if not told:
                     behind = f"MLflow is behind ({projection.last_error})"
                     progress.say(f"{behind}; catch up: orchestrator resume {folder.quoted}")
+                    code = code or MISSING  # what `verify` calls a fault is no success
                 if session.interrupted:
                     code = INTERRUPTED
             progress.close(folder, ended.lines, offline=options.offline)
@@ -224,8 +228,17 @@ def _drive(
         progress.release()
         if projection is not None:
             projection.stop(timeout_s=5)
+        _release(ledger)
+
+
+def _release(ledger: Ledger) -> None:
+    """Give the lease back. A database that does not answer may not keep the process: the lease then runs out."""
+
+    def release() -> None:
         with contextlib.suppress(LedgerError):
             ledger.release()
+
+    threads.start(release, name="lease", died=lambda _: None).join(RELEASE_S)
 
 
 def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress: Progress) -> None:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from orchestrator import export, report, scratch, tracking
+from orchestrator import export, report, scratch, threads, tracking
 from orchestrator.ledger import Ledger, LedgerError, Trial
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.remote import RemoteError
@@ -117,8 +117,7 @@ def _renewed(ledger: Ledger) -> Iterator[None]:
             while not over.wait(RENEW_S):
                 ledger.renew()
 
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
-    thread.start()
+    thread = threads.start(renew, name="lease", died=lambda _: None)
     try:
         yield
     finally:
