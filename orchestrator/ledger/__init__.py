@@ -5,6 +5,7 @@ state is one transaction; every write of a driver checks the fencing token of it
 first value of a point stands. Imports neither torch nor ray nor mlflow nor optuna.
 """
 
+from .damage import damage_at
 from .database import probe, sqlite_url
 from .glance import Finished, finished
 from .lease import this_process
@@ -51,6 +52,7 @@ __all__ = [
     "Suggestion",
     "Trial",
     "TrialState",
+    "damage_at",
     "finished",
     "probe",
     "sqlite_url",
