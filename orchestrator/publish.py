@@ -53,7 +53,7 @@ def answer(
     step, numbers = found["attempts"]["total"], report.numbers(found)
     projection.log_report(folder.report, report.note(found), metrics=numbers, tags=tags, step=step)
     due = found["state"] == "done" and os.environ.get(SWITCH) != "none"
-    with _renewed(ledger), contextlib.ExitStack() as stack:
+    with renewed(ledger), contextlib.ExitStack() as stack:
         if due:
             projection.settled(TELL_S)  # which notes what encoders MLflow has lost
         try:
@@ -108,7 +108,7 @@ def _wanted(ledger: Ledger, folder: RunFolder) -> Iterator[Trial]:
 
 
 @contextlib.contextmanager
-def _renewed(ledger: Ledger) -> Iterator[None]:
+def renewed(ledger: Ledger) -> Iterator[None]:
     """Hold the lease meanwhile, which the session's writer does no longer. Where it is lost, writing will say so."""
     over = threading.Event()
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from jobs.config import trial_id
 from orchestrator.ledger import Trial
 from orchestrator.schedule import digest
 
@@ -32,11 +33,11 @@ def _left_running(facts: Facts) -> Iterator[Finding]:
 
 
 def _ids(facts: Facts) -> Iterator[Finding]:
-    if facts.run.rules >= 2:
-        return
+    rules, defaults = facts.run.rules, facts.run.sweep.get("plan", {}).get("defaults")
     for trial in facts.trials.values():
         # Of the job as it is stored, for a later version of the program may give a job more fields.
-        if (own := digest(trial.job)[:12]) != trial.id:
+        own = digest(trial.job)[:12] if rules < 2 else trial_id(trial.job, rules=rules, defaults=defaults)
+        if own != trial.id:
             yield Finding(
                 f"trial {trial.id}: the job that the ledger has of it is the job of trial {own}", facts.restore
             )
@@ -119,14 +120,14 @@ def _furthest(facts: Facts) -> Iterator[Finding]:
 
 def _suggested(facts: Facts) -> Iterator[Finding]:
     asked = {trial: one for one in facts.suggestions for trial in one.trials}
-    for trial_id, one in asked.items():
-        trial = facts.trials.get(trial_id)
+    for wanted, one in asked.items():
+        trial = facts.trials.get(wanted)
         what = f"suggestion {one.number} of arm {one.arm}"
         if trial is None:
-            yield Finding(f"{what}: asks for trial {trial_id}, which the ledger does not have", facts.restore)
+            yield Finding(f"{what}: asks for trial {wanted}, which the ledger does not have", facts.restore)
         elif (trial.stage, trial.arm, trial.number) != ("tune", one.arm, one.number):
             yield Finding(
-                f"{what}: asks for trial {trial_id}, which belongs to suggestion {trial.number} of arm {trial.arm} "
+                f"{what}: asks for trial {wanted}, which belongs to suggestion {trial.number} of arm {trial.arm} "
                 f"in the {trial.stage} stage",
                 facts.restore,
             )

@@ -32,15 +32,16 @@ def _data(facts: Facts) -> Iterator[Finding]:
     for trial, attempt in _recorded(facts):
         ran = attempt.provenance or {}
         compared = {
-            f"{role} data": (ran["data"][role], begun.get("data", {}).get(role)) for role in ran.get("data") or {}
+            what: (digest, (begun.get(kind) or {}).get(what))
+            for kind in ("data", "weights")
+            for what, digest in (ran.get(kind) or {}).items()
         }
-        compared["weights"] = (ran.get("weights"), begun.get("weights"))
         for what, (digest, first) in compared.items():
             wanted = _digests(first)
             if digest is not None and wanted and digest not in wanted:
                 yield Finding(
-                    f"trial {trial}: attempt {attempt.number} ran with other {what} ({digest}) than the run was begun "
-                    f"with ({', '.join(sorted(wanted))})",
+                    f"trial {trial}: attempt {attempt.number} ran with another {what} ({digest}) than the run was "
+                    f"begun with ({', '.join(sorted(wanted))})",
                     f"its numbers do not belong with the others: put back what the run was begun with, and begin anew: "
                     f"{facts.again}",
                 )
