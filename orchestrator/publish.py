@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from orchestrator import export, report, tracking
+from orchestrator import export, report, threads, tracking
 from orchestrator.ledger import Ledger, LedgerError, Trial
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.remote import RemoteError
@@ -110,18 +110,21 @@ def _wanted(ledger: Ledger, folder: RunFolder) -> Iterator[Trial]:
 
 @contextlib.contextmanager
 def _renewed(ledger: Ledger) -> Iterator[None]:
-    """Hold the lease meanwhile, which the session's writer does no longer. Where it is lost, writing will say so."""
+    """Hold the lease meanwhile, which the session's writer does no longer. Where it is lost, writing will say so; what
+    else ends the renewing is raised in the end."""
     over = threading.Event()
+    failures: list[BaseException] = []
 
     def renew() -> None:
         with contextlib.suppress(LedgerError):
             while not over.wait(RENEW_S):
                 ledger.renew()
 
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
-    thread.start()
+    thread = threads.start(renew, name="lease", died=failures.append)
     try:
         yield
     finally:
         over.set()
         thread.join()
+    if failures:
+        raise failures[0]
