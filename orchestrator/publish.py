@@ -109,17 +109,21 @@ def _wanted(ledger: Ledger, folder: RunFolder) -> Iterator[Trial]:
 
 @contextlib.contextmanager
 def renewed(ledger: Ledger) -> Iterator[None]:
-    """Hold the lease meanwhile, which the session's writer does no longer. Where it is lost, writing will say so."""
+    """Hold the lease meanwhile, which the session's writer does no longer. Where it is lost, writing will say so; what
+    else ends the renewing is raised in the end."""
     over = threading.Event()
+    failures: list[BaseException] = []
 
     def renew() -> None:
         with contextlib.suppress(LedgerError):
             while not over.wait(RENEW_S):
                 ledger.renew()
 
-    thread = threads.start(renew, name="lease", died=lambda _: None)
+    thread = threads.start(renew, name="lease", died=failures.append)
     try:
         yield
     finally:
         over.set()
         thread.join()
+    if failures:
+        raise failures[0]

@@ -190,6 +190,7 @@ def of_descriptor(descriptor: int, encoding: str = "utf-8") -> Terminal:
 def _into(stream: IO[str], encoding: str) -> Callable[[bytes], int]:
     def put(data: bytes) -> int:
         stream.write(data.decode(encoding, "replace"))
+        stream.flush()
         return len(data)
 
     return put
@@ -244,14 +245,16 @@ class Hangups:
     """SIGHUP, which a terminal sends when it goes: survived, with everything that this process starts, and noted."""
 
     def __init__(self) -> None:
+        self._survives = False
         self._unheard: deque[str] = deque()
         self._note: Callable[[str], object] = self._unheard.append
 
     def survive(self) -> None:
         """Begin. The signal is blocked, as only that is passed on to processes which are started from now on, and a
         thread waits for it. Where it is ignored already, as under nohup, it stays so."""
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        if self._survives or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
             return
+        self._survives = True
         signal.signal(signal.SIGHUP, lambda *_: self._heard())  # for a thread that was there before
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         threads.start(
