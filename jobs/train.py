@@ -95,6 +95,8 @@ class Training:
         """Step of the newest evaluation."""
         self._prepare()
         self._resume()
+        if self.fence.remark is not None:
+            self._remark(self.fence.remark)
         self._told = len(self.points)
         """Points that the caller has seen: those so far, and those that `advance` has returned."""
 

@@ -21,6 +21,7 @@ from jobs.config import JobConfig
 from jobs.storage import Storage, room, write_whole
 
 ATTEMPT = "attempt.json"
+JOB = "job.json"
 POINTS = "points.jsonl"
 RESULT = "result.json"
 
@@ -38,35 +39,56 @@ class Fence:
 
     def __init__(self, place: Storage, attempt: tuple[int, int] | None) -> None:
         self._place, self._attempt = place, attempt
+        self.remark: str | None = None
+        """What was wrong with the file, once it has been written again."""
 
     def hold(self) -> None:
-        """Claim the trial, also back from an earlier attempt. Raises TakenOver if a later one has claimed it."""
+        """Claim the trial, also back from an earlier attempt. Raises TakenOver if a later one has claimed it.
+
+        A file that names nobody keeps nobody out: whoever was told by the ledger to train the trial writes it again.
+        """
         if self._attempt is None:
             return
-        holder = self._compare(self._place.read(ATTEMPT))
+        text = self._read()
+        holder = self._compare(text)
+        if text is not None and holder is None:
+            self.remark = f"{ATTEMPT} {'was empty' if not text.strip() else 'named no attempt'}; it is written again"
         if holder != self._attempt:
             token, number = self._attempt
             self._place.write(ATTEMPT, json.dumps({"token": token, "attempt": number}))
+
+    def _read(self) -> str | None:
+        try:
+            return self._place.read(ATTEMPT)
+        except UnicodeDecodeError:
+            return "?"
 
     def glance(self) -> None:
         """Raise TakenOver if a later attempt works in the same local folder; asks no bucket."""
         path = self._place.scratch / ATTEMPT
         if self._attempt is not None and path.exists():
-            self._compare(path.read_text())
+            self._compare(path.read_bytes().decode(errors="replace"))
 
     def _compare(self, text: str | None) -> tuple[int, int] | None:
         assert self._attempt is not None
-        if text is None:
-            return None
-        told = json.loads(text)
-        holder = (told["token"], told["attempt"])
-        if holder > self._attempt:
+        holder = None if text is None else read_attempt(text)
+        if holder is not None and holder > self._attempt:
             raise TakenOver(
                 f"attempt {holder[1]} (token {holder[0]}) has taken this trial over from attempt {self._attempt[1]} "
                 f"(token {self._attempt[0]}), which stops here: {self._place.scratch}; if its driver and ledger are "
                 f"gone for good, delete the trial's {ATTEMPT}"
             )
         return holder
+
+
+def read_attempt(text: str) -> tuple[int, int] | None:
+    """Fencing token and number of the attempt that attempt.json names; None where it names none."""
+    try:
+        holder = json.loads(text)
+        pair = (holder["token"], holder["attempt"])
+    except (ValueError, TypeError, LookupError):
+        return None
+    return pair if all(type(value) is int for value in pair) else None
 
 
 @dataclass(frozen=True)
@@ -149,14 +171,14 @@ def open_folder(place: Storage, job: JobConfig) -> None:
 
     Raises ValueError where it holds another job.
     """
-    text = place.read("job.json")
+    text = place.read(JOB)
     if text is not None:
         there = JobConfig.model_validate_json(text)
         if there.model_dump(exclude={"execution"}) != job.model_dump(exclude={"execution"}):
             raise ValueError(
                 f"{place.scratch} holds another job ({there.id}), and only its execution may change; use another folder"
             )
-    place.write("job.json", json.dumps(job.model_dump(mode="json"), indent=1))
+    place.write(JOB, json.dumps(job.model_dump(mode="json"), indent=1))
 
 
 def read_result(place: Storage, *, newest: tuple[int, float] | None) -> dict[str, Any] | None:
