@@ -104,6 +104,7 @@ def plan(sweep: Path, *, probe: bool, overrides: tuple[str, ...], as_json: bool)
     from orchestrator import sweep as sweeps
 
     made = planning.make(sweeps.load(sweep, overrides))
+    _refuse_a_taken_place(made.sweep.name, sweep)
     tell = partial(_echo, err=True)
     estimate = estimating.from_probes(made, tell=tell) if probe else estimating.from_history(made)
     if as_json:
@@ -159,6 +160,8 @@ def launch(
     from orchestrator import sweep as sweeps
     from orchestrator.runs import home
 
+    if into is not None:
+        _refuse_what_is_no_place(into)
     place = into or home() / sweeps.load(sweep, overrides).name
     from orchestrator import driver
 
@@ -535,6 +538,27 @@ def _leaving(run: str | None, address: str) -> Iterator[None]:
             err=True,
         )
         sys.exit(LEFT)
+
+
+def _refuse_what_is_no_place(into: str) -> None:
+    """Raise UsageError for a folder in which MLflow or a report lies, or will lie."""
+    from orchestrator.remote import is_uri
+    from orchestrator.sweep.limits import TAKEN
+
+    if not is_uri(into) and Path(into).name.lower() in TAKEN:
+        raise click.UsageError(
+            f"--into {into}: {Path(into).name} lies in the folder of runs for MLflow or reports; name another folder, "
+            "such as --into runs/first-try"
+        )
+
+
+def _refuse_a_taken_place(name: str, sweep: Path) -> None:
+    """Raise SweepChanged where something lies in the place of a run of this name that is no run and none to be."""
+    from orchestrator import creation, runs
+
+    folder = runs.at(runs.home() / name)
+    if not folder.exists and not (folder.path / runs.CREATING).exists():
+        creation.refuse_what_is_no_run(folder, sweep)
 
 
 def _only_with_address(*, detach: bool, variables: tuple[str, ...]) -> None:

@@ -16,6 +16,7 @@ from jobs.config import JobConfig, canonical, trial_id
 from jobs.identity import default_values, first_version
 from orchestrator import search
 from orchestrator.sweep import Arm, Sweep, arms_of, conditions, flatten, merged
+from orchestrator.sweep.grid import Grid
 
 SIGNIFICANT = 0.05
 
@@ -203,7 +204,7 @@ def stored(sweep: Mapping[str, Any], rules: int) -> Plan:
     suggestions = kept.get("suggestions")
     if suggestions is None:
         tune = parsed.tune
-        suggestions = {arm.label: search.suggestions(tune, arm.values) for arm in arms} if tune else {}
+        suggestions = {arm.label: search.suggestions(tune, arm.values, rules=rules) for arm in arms} if tune else {}
     return Plan(
         sweep=parsed,
         arms=arms,
@@ -337,9 +338,27 @@ def _warnings(
     if len(set(suggestions.values())) > 1:
         sizes = ", ".join(f"{label} {count}" for label, count in suggestions.items())
         found.append(f"grids differ in size, and so does what is tried in each arm: {sizes}")
+    found += _sampled(sweep, arms, suggestions)
     if any(job.data.tune == job.data.confirm for job in jobs) and sweep.tune:
         found.append("data.tune and data.confirm are the same rows: the verdict favours what was tuned on them")
     return found
+
+
+def _sampled(sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int]) -> Iterable[str]:
+    """What to say of grids of which a part is tried."""
+    tune = sweep.tune
+    if tune is None or tune.sampler != "grid":
+        return
+    sizes = {label: Grid(tune.space, _named(arms, label).values).size for label in suggestions}
+    parts = {label: f"{suggestions[label]:,} of {size:,}" for label, size in sizes.items() if suggestions[label] < size}
+    if not parts:
+        return
+    how = "drawn by tune.seed; tune.trials says how many"
+    if len(parts) == len(sizes) and len(set(parts.values())) == 1:
+        yield f"{next(iter(parts.values()))} points of the grid are tried in each arm, {how}"
+    else:
+        listed = ", ".join(f"{part} in {label}" for label, part in parts.items())
+        yield f"of the points of the grid are tried {listed}, {how}"
 
 
 def _unequal(jobs: Sequence[JobConfig]) -> Iterable[str]:

@@ -16,6 +16,7 @@ Imports optuna inside functions, as the command line must answer at once.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.config import canonical
 from orchestrator.sweep import conditions
+from orchestrator.sweep.grid import Grid
+from orchestrator.sweep.values import identity
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -91,8 +94,8 @@ def suggest(
     """The settings of suggestion `number` (from 0) of an arm: values for the keys of `tune.space`.
 
     The defaults come first, what they lack filled from `base`, the arm's own values by dotted key. A grid follows with
-    its other points, the same in every arm, in an order drawn once from the sweep's seed, so that a budget below its
-    size is a sample and not a corner of it. A key whose condition does not hold is left out (sweep/conditions.py).
+    its other points, the same in every arm, in an order drawn once from the sweep's seed (sweep/grid.py), so that a
+    budget below its size is a sample and not a corner of it. A key whose condition does not hold is left out (sweep/conditions.py).
     everywhere: the keys that every arm tunes, None for all; they come first in the order of a grid. rules: of the run.
     Raises ValueError when the grid is exhausted (see `suggestions`), or when an observation that this suggestion
     depends on is missing.
@@ -102,13 +105,9 @@ def suggest(
     if number < len(tried):
         return tried[number]
     if tune.sampler == "grid":
-        rest = _grid(tune, base, sweep_seed=sweep_seed, without=tried, everywhere=everywhere if rules > 1 else None)
-        if number - len(tried) >= len(rest):
-            raise ValueError(
-                f"suggestion {number} of arm {arm!r}: the grid ends with {len(tried) + len(rest)} suggestions; "
-                "ask for no more than search.suggestions()"
-            )
-        return rest[number - len(tried)]
+        return _of_grid(
+            tune, base, number, sweep_seed=sweep_seed, arm=arm, tried=tried, everywhere=everywhere, rules=rules
+        )
     spaces = conditions.within(tune.space, base)
     # A default that was filled from the arm may lie outside the space: it is tried and can win, but the sampler cannot
     # be told.
@@ -120,8 +119,10 @@ def suggest(
     seed = _sampler_seed([sweep_seed] if rules > 1 else [sweep_seed, arm], number)
     study = _study(mode, sampler=_sampler(tune, seed=seed, fixed=fixed))
     space = {key: _distribution(one) for key, one in sorted(spaces.items())}
-    study.add_trials([_frozen(one, space) for one in seen])
-    return study.ask(space).params if fixed else _walk(study.ask(), spaces, base)
+    study.add_trials([_frozen(one, space, spaces) for one in seen])
+    if not fixed:
+        return _walk(study.ask(), spaces, base)
+    return {key: _decoded(spaces[key], value) for key, value in study.ask(space).params.items()}
 
 
 def should_prune(
@@ -153,20 +154,25 @@ def should_prune(
     return _climb(study, current)[1]
 
 
-def suggestions(tune: Tune, base: Mapping[str, Any] | None = None) -> int:
-    """How many suggestions an arm gets: its budget, or fewer when a grid ends before."""
+def suggestions(tune: Tune, base: Mapping[str, Any] | None = None, *, rules: int = 2) -> int:
+    """How many suggestions an arm gets: its budget, or fewer when a grid ends before. rules: of the run."""
     if tune.sampler != "grid":
         return tune.trials
     tried = defaults(tune, base or {})
-    return min(tune.trials, len(tried) + len(_grid(tune, base or {}, sweep_seed=0, without=tried)))
+    grid = Grid(tune.space, base or {})
+    return min(tune.trials, len(tried) + grid.size - len(_taken(grid, tried, rules)))
 
 
 def defaults(tune: Tune, base: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The settings tried first. What a default lacks is filled from `base`; what `base` lacks or has as None is left
-    out, and so to the job. So is a key whose condition does not hold."""
+    """The settings tried first. What a default lacks is filled from `base`; what `base` lacks, or has as None where
+    that is no choice, is left out, and so to the job. So is a key whose condition does not hold."""
     found = []
     for given in tune.defaults:
-        whole = {key: value for key in sorted(tune.space) if (value := given.get(key, base.get(key))) is not None}
+        whole = {}
+        for key in sorted(tune.space):
+            value = given.get(key, base.get(key))
+            if value is not None or key in given or (key in base and _holds(tune.space[key], None)):
+                whole[key] = value
         tuned = set(conditions.active(tune.space, base, whole))
         found.append({key: value for key, value in whole.items() if key in tuned})
     return found
@@ -209,24 +215,43 @@ def _starts_up(tune: Tune, seen: Sequence[Observed]) -> bool:
     return sum(one.state in counted and (one.value is not None or one.state != "done") for one in seen) < STARTUP
 
 
-def _grid(
+def _of_grid(
     tune: Tune,
     base: Mapping[str, Any],
+    number: int,
     *,
     sweep_seed: int,
-    without: Sequence[Mapping[str, Any]],
-    everywhere: Collection[str] | None = None,
-) -> list[dict[str, Any]]:
+    arm: str,
+    tried: Sequence[Mapping[str, Any]],
+    everywhere: Collection[str] | None,
+    rules: int,
+) -> dict[str, Any]:
+    """Suggestion `number` of a grid, which comes after the defaults that were tried."""
+    grid = Grid(tune.space, base, everywhere)
+    taken = _taken(grid, tried, rules)
+    whole = len(tried) + grid.size - len(taken)
+    if number >= whole:
+        raise ValueError(
+            f"suggestion {number} of arm {arm!r}: the grid ends with {whole} suggestions; "
+            "ask for no more than search.suggestions()"
+        )
+    points = grid.points(sweep_seed) if rules > 1 else _by_hash(tune, base, sweep_seed)
+    others = (point for point in points if canonical(point) not in taken)
+    return next(itertools.islice(others, number - len(tried), None))
+
+
+def _taken(grid: Grid, tried: Sequence[Mapping[str, Any]], rules: int) -> set[str]:
+    """The points of a grid that the defaults are, as text. Rules 1 took 0 and 0.0 for two points."""
+    own = [(point, grid.own(point)) for point in tried]
+    return {canonical(same) for point, same in own if same is not None and (rules > 1 or canonical(point) == canonical(same))}
+
+
+def _by_hash(tune: Tune, base: Mapping[str, Any], sweep_seed: int) -> Iterator[dict[str, Any]]:
+    """The points of a grid in the order of rules 1, which lists all of them."""
     points = conditions.combinations(tune.space, base, {key: one.choices or [] for key, one in tune.space.items()})
-    taken = {canonical(dict(point)) for point in without}
-    rest = {text: point for point in points if (text := canonical(point)) not in taken}
-
-    def order(text: str) -> list[bytes]:
-        shared = {key: value for key, value in rest[text].items() if everywhere is None or key in everywhere}
-        parts = (text,) if everywhere is None else (canonical(shared), text)
-        return [hashlib.sha256(f"{sweep_seed} {part}".encode()).digest() for part in parts]
-
-    return [rest[text] for text in sorted(rest, key=order)]
+    by_text = {canonical(point): point for point in points}
+    for text in sorted(by_text, key=lambda text: hashlib.sha256(f"{sweep_seed} {text}".encode()).digest()):
+        yield by_text[text]
 
 
 def _visible(tune: Tune, *, number: int, history: Sequence[Observed]) -> list[Observed]:
@@ -272,7 +297,7 @@ def _walk(trial: Trial, spaces: Mapping[str, Space], base: Mapping[str, Any]) ->
 
 def _ask(trial: Trial, key: str, space: Space) -> Any:
     if space.choices is not None:
-        return trial.suggest_categorical(key, space.choices)
+        return _decoded(space, trial.suggest_categorical(key, _coded_choices(space)))
     distribution: Any = _distribution(space)
     ask: Any = trial.suggest_int if space.integer else trial.suggest_float
     return ask(key, distribution.low, distribution.high, log=distribution.log, step=distribution.step)
@@ -319,7 +344,7 @@ def _distribution(space: Space) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if space.choices is not None:
-        return CategoricalDistribution(space.choices)
+        return CategoricalDistribution(_coded_choices(space))
     low, high = _ends(space)
     if space.step is not None:
         # The last value on the lattice. Optuna would take it too, with a warning.
@@ -342,7 +367,7 @@ def _inside(spaces: Mapping[str, Space], base: Mapping[str, Any], params: Mappin
 
 def _holds(space: Space, value: Any) -> bool:
     if space.choices is not None:
-        return value in space.choices
+        return conditions.among(value, space.choices)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     low, high = _ends(space)
@@ -359,7 +384,29 @@ def _state(one: Observed) -> TrialState:
     return TrialState.COMPLETE if one.state == "done" and one.value is not None else TrialState.FAIL
 
 
-def _frozen(one: Observed, space: Mapping[str, BaseDistribution]) -> FrozenTrial:
+def _coded_choices(space: Space) -> list[Any]:
+    """Choices as Optuna takes them: it knows None, texts and numbers, and no lists."""
+    choices = space.choices or []
+    return [canonical(choice) for choice in choices] if _is_coded(space) else choices
+
+
+def _coded(space: Space, value: Any) -> Any:
+    if not _is_coded(space):
+        return value
+    return canonical(next(choice for choice in space.choices or [] if identity(choice) == identity(value)))
+
+
+def _decoded(space: Space, value: Any) -> Any:
+    if not _is_coded(space):
+        return value
+    return next(choice for choice in space.choices or [] if canonical(choice) == value)
+
+
+def _is_coded(space: Space) -> bool:
+    return any(isinstance(choice, list) for choice in space.choices or [])
+
+
+def _frozen(one: Observed, space: Mapping[str, BaseDistribution], spaces: Mapping[str, Space]) -> FrozenTrial:
     from optuna.trial import TrialState, create_trial
 
     state, infeasible = _state(one), one.state == "infeasible"
@@ -368,7 +415,7 @@ def _frozen(one: Observed, space: Mapping[str, BaseDistribution]) -> FrozenTrial
         state=TrialState.PRUNED if infeasible else state,
         constraints={"feasible": 1.0} if infeasible else None,
         value=one.value if state is TrialState.COMPLETE else None,
-        params={key: one.params[key] for key in space if key in one.params},
+        params={key: _coded(spaces[key], one.params[key]) for key in space if key in one.params},
         distributions={key: distribution for key, distribution in space.items() if key in one.params},
         intermediate_values=dict(_reports(one)),
     )

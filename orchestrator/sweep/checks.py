@@ -11,8 +11,18 @@ from pydantic import ValidationError
 
 from jobs.config import Fault, JobConfig, canonical, faults, field_names, nearest
 from orchestrator.sweep.conditions import among
+from orchestrator.sweep.limits import (
+    LARGEST_SEED,
+    MOST_ARMS,
+    MOST_SEEDS,
+    count_faults,
+    label_faults,
+    number_faults,
+    repeated_faults,
+)
 from orchestrator.sweep.model import Arm, Sweep, arms_of, cross, merged, usual_mode
 from orchestrator.sweep.space import space_faults
+from orchestrator.sweep.values import alternatives, list_keys, shown
 
 METRICS = {
     "image": ("knn_accuracy", "probe_accuracy", "alignment", "uniformity"),
@@ -46,6 +56,7 @@ def job_faults(raw: dict[str, Any]) -> list[Fault]:
                 found.append(Fault(f"{place}: {key}", "", fixed[key]))
             elif key not in known:
                 found.append(Fault(f"{place}: {key}", "", f"is no key of a job{nearest(key, known)}"))
+    found += _flat_lists(compare if crossed else {})
     stages = ["tune", "confirm"] if raw.get("tune") is not None else ["confirm"]
     unknown = {fault.key.rpartition(": ")[2] for fault in found}
     for arm, stage in itertools.product(usable, stages):
@@ -60,14 +71,29 @@ def job_faults(raw: dict[str, Any]) -> list[Fault]:
     return found
 
 
+def _flat_lists(compare: dict[str, Any]) -> Iterable[Fault]:
+    """Levels of a key that is a list itself, given as one list."""
+    for key, levels in compare.items():
+        if key in list_keys() and not any(level is None or isinstance(level, list) for level in levels):
+            expected = f"each level of {key} is a list itself: [{shown(levels)}, ...]"
+            yield Fault(f"compare.{key}", shown(levels), expected)
+
+
 def contradictions(sweep: Sweep) -> list[Fault]:
     """What is wrong although every part is well formed."""
+    if beyond := list(count_faults(sweep)):
+        return beyond
     arms = arms_of(sweep)
+    if len(arms) > MOST_ARMS:
+        return [Fault("compare", "", f"makes {len(arms):,} arms; at most {MOST_ARMS:,}: exclude more, or tune a key")]
+    if beyond := [*label_faults(arms), *number_faults(sweep, arms)]:
+        return beyond
     if excluded := list(_exclude_faults(sweep, arms)):
         return excluded
     if len(arms) < 2:
         return list(_arm_faults(sweep, arms))
     return [
+        *repeated_faults(sweep),
         *_arm_faults(sweep, arms),
         *_seed_faults(sweep),
         *_metric_faults(sweep, arms),
@@ -87,10 +113,10 @@ def _exclude_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
                 what = f"is no factor of [compare]{nearest(key, known)}"
                 yield Fault(f"{where}.{key}", "", what if known else "needs factors, crossed in [compare]")
                 continue
-            for level in levels if isinstance(levels, list) else [levels]:
+            for level in alternatives(key, levels):
                 if not among(level, sweep.compare[key]):
-                    expected = f"is no level of {key}, which has {json.dumps(sweep.compare[key])}"
-                    yield Fault(f"{where}.{key}", repr(level), expected)
+                    named = ", ".join(map(shown, sweep.compare[key]))
+                    yield Fault(f"{where}.{key}", _found(level), f"is no level of {key}, which has [{named}]")
     if not sweep.exclude or not sweep.compare:
         return
     first, levels = next(iter(sweep.compare.items()))
@@ -99,7 +125,7 @@ def _exclude_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
     for arm in arms:
         if others[arm.label] not in baselines:
             expected = (
-                f"has no baseline: {first} = {json.dumps(levels[0])} is excluded beside it; exclude both, put another "
+                f"has no baseline: {first} = {shown(levels[0])} is excluded beside it; exclude both, put another "
                 f"level of {first} first, or name arms with [[arm]]"
             )
             yield Fault("exclude", repr(arm.label), expected)
@@ -110,13 +136,13 @@ def _arm_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
         yield Fault("compare", "", "a comparison needs two arms or more; give [compare] factors or two [[arm]] tables")
     elif (first := next(iter(sweep.compare), None)) and len({canonical(arm.settings[first]) for arm in arms}) < 2:
         expected = (
-            f"is the first factor, whose levels are compared, and all arms have {json.dumps(arms[0].settings[first])}; "
+            f"is the first factor, whose levels are compared, and all arms have {shown(arms[0].settings[first])}; "
             "put a factor first of which two levels or more are left"
         )
         yield Fault(f"compare.{first}", "", expected)
     labels = [arm.label for arm in arms]
     for arm in arms:
-        if not arm.label:
+        if not arm.label.strip():
             yield Fault("arm", json.dumps(arm.settings), "every [[arm]] needs a label")
         elif labels.count(arm.label) > 1:
             yield Fault("arm", repr(arm.label), "this label is given twice")
@@ -134,9 +160,12 @@ def _seed_faults(sweep: Sweep) -> Iterable[Fault]:
         if isinstance(seeds, list):
             if len(set(seeds)) < len(seeds):
                 yield Fault(key, repr(seeds), "names a seed twice")
-            if any(not 0 <= seed < 2**31 for seed in seeds):
-                yield Fault(key, repr(seeds), "seeds are whole numbers from 0 to 2147483647")
+            if any(not 0 <= seed <= LARGEST_SEED for seed in seeds):
+                yield Fault(key, repr(seeds), f"seeds are whole numbers from 0 to {LARGEST_SEED}")
     seeds = sweep.confirm.seeds
+    if not isinstance(seeds, list) and tuned and max(tuned) > LARGEST_SEED - MOST_SEEDS:
+        expected = f"leaves no room for confirm seeds, which follow it up to {LARGEST_SEED}; give smaller ones"
+        yield Fault("tune.seeds", repr(max(tuned)), expected)
     if isinstance(seeds, list) and (both := sorted(tuned & set(seeds))):
         free = max([*tuned, *seeds]) + 1
         yield Fault(
@@ -185,3 +214,7 @@ def _metric_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
         )
     if name == "probe_accuracy" and not all(a.config(stage="confirm", seed=0).evaluate.probe for a in arms):
         yield Fault("metric.name", repr(name), "needs job.evaluate.probe = true")
+
+
+def _found(level: Any) -> str:
+    return "none" if level is None else repr(level)

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from orchestrator.sweep.model import Scalar, Space
+from orchestrator.sweep.model import Space
+from orchestrator.sweep.values import identity
 
 Spaces = Mapping[str, Space]
 
@@ -69,7 +70,7 @@ def is_fixed(spaces: Spaces) -> bool:
     return not any(space.conditions.keys() & spaces.keys() for space in spaces.values())
 
 
-def combinations(spaces: Spaces, values: Mapping[str, Any], ends: Mapping[str, Sequence[Scalar]]) -> Iterator[Any]:
+def combinations(spaces: Spaces, values: Mapping[str, Any], ends: Mapping[str, Sequence[Any]]) -> Iterator[Any]:
     """Every combination of `ends`, the values of each key that stand for all, that an arm of `values` can be given: as
     settings. One that comes twice is given twice."""
     keys = list(within(spaces, values))
@@ -91,7 +92,7 @@ def above(spaces: Spaces, key: str) -> list[str]:
 
 
 def some_combinations(
-    spaces: Spaces, values: Mapping[str, Any], ends: Mapping[str, Sequence[Scalar]], *, most: int
+    spaces: Spaces, values: Mapping[str, Any], ends: Mapping[str, Sequence[Any]], *, most: int
 ) -> Iterator[dict[str, Any]]:
     """At most `most` of `combinations`, spread evenly over all of them."""
     keys = list(within(spaces, values))
@@ -107,4 +108,5 @@ def some_combinations(
 
 def among(value: Any, allowed: Sequence[Any]) -> bool:
     """Whether a value is one of these. 1 and true are not the same."""
-    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed)
+    wanted = identity(value)
+    return any(identity(choice) == wanted for choice in allowed)

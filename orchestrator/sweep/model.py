@@ -6,14 +6,13 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from jobs.config import JobConfig, Section, canonical
-
-Scalar = str | int | float | bool
-
+from orchestrator.sweep.values import Level, Levels, alternatives, identity, shown
 
 LOWER_IS_BETTER = ("uniformity", "alignment", "loss", "train/loss", "train/infonce")
 """Metrics of which less is better. Of every other one, more is."""
@@ -45,6 +44,16 @@ def usual_mode(metric: str) -> Literal["max", "min"]:
     return "min" if metric in LOWER_IS_BETTER else "max"
 
 
+OTHER_WORDS = {
+    **dict.fromkeys(("min", "minimum", "lower", "from", "start"), "low"),
+    **dict.fromkeys(("max", "maximum", "upper", "to", "stop", "end"), "high"),
+    **dict.fromkeys(("values", "options", "categories", "choice"), "choices"),
+    **dict.fromkeys(("log_scale", "logarithmic", "log10"), "log"),
+    **dict.fromkeys(("if", "condition", "conditions", "where"), "when"),
+}
+"""How other tools call the keys of a space."""
+
+
 class Space(Section):
     """The values one job key is tuned over: a range, or choices."""
 
@@ -52,9 +61,18 @@ class Space(Section):
     high: float | int | None = None
     log: bool = False
     step: float | int | None = None
-    choices: Annotated[list[Scalar], Field(min_length=1)] | None = None
-    when: dict[str, Scalar | Annotated[list[Scalar], Field(min_length=1)]] | None = None
+    choices: Annotated[list[Level], Field(min_length=1)] | None = None
+    when: dict[str, Levels] | None = None
     """Where the key is tuned: job keys, or `arm`, and the values that they must have. Everywhere, if not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_other_words(cls, given: Any) -> Any:
+        words = {key: OTHER_WORDS[key] for key in given if key in OTHER_WORDS} if isinstance(given, Mapping) else {}
+        if words:
+            example = "for example { low = 1e-4, high = 1e-2, log = true }, or { choices = [0.05, 0.1] }"
+            raise ValueError(f"has {', '.join(words)}; did you mean {', '.join(words.values())}? {example}")
+        return given
 
     @model_validator(mode="after")
     def _range_or_choices(self) -> Space:
@@ -70,9 +88,9 @@ class Space(Section):
         return self
 
     @property
-    def conditions(self) -> dict[str, list[Scalar]]:
+    def conditions(self) -> dict[str, list[Any]]:
         """`when`, one value as a list of one."""
-        return {key: value if isinstance(value, list) else [value] for key, value in (self.when or {}).items()}
+        return {key: alternatives(key, value) for key, value in (self.when or {}).items()}
 
     @property
     def integer(self) -> bool:
@@ -80,7 +98,7 @@ class Space(Section):
         return isinstance(self.low, int) and isinstance(self.high, int) and not isinstance(self.step, float)
 
     @property
-    def ends(self) -> list[Scalar]:
+    def ends(self) -> list[Any]:
         """The values that stand for all others when a job is checked."""
         return list(self.choices) if self.choices is not None else [v for v in (self.low, self.high) if v is not None]
 
@@ -114,7 +132,7 @@ class Tune(Section):
             raise ValueError("tune.space is empty; give a key, such as 'optimizer.lr' = { low = 1e-4, high = 1e-2 }")
         if self.sampler == "grid" and (without := [key for key, s in self.space.items() if s.choices is None]):
             raise ValueError(f"sampler = 'grid' needs choices for every key; {', '.join(without)} has a range")
-        if self.prune != "none" and len(self.seed_list) > 1:
+        if self.prune != "none" and (self.seeds if isinstance(self.seeds, int) else len(self.seeds)) > 1:
             raise ValueError(f"prune needs one tune seed, found seeds = {self.seeds}; set seeds = 1 or prune = 'none'")
         if isinstance(self.seeds, int) and self.seeds < 1:
             raise ValueError(f"seeds = {self.seeds}: at least one")
@@ -179,10 +197,10 @@ class Sweep(Section):
     question: str = Field(min_length=1)
     metric: Metric
     job: dict[str, Any]
-    compare: dict[str, Annotated[list[Scalar], Field(min_length=1)]] = {}
+    compare: dict[str, Annotated[list[Level], Field(min_length=1)]] = {}
     """Job keys and their levels, crossed: each combination is an arm."""
 
-    exclude: list[dict[str, Scalar | Annotated[list[Scalar], Field(min_length=1)]]] = []
+    exclude: list[dict[str, Levels]] = []
     """Combinations of the compared factors that are left out: each names levels of some factors."""
 
     arm: list[dict[str, Any]] = []
@@ -211,8 +229,8 @@ class Arm:
     job: dict[str, Any]
     """The whole job as given, settings included; neither stage nor seed."""
 
-    @property
-    def values(self) -> dict[str, Any]:
+    @cached_property
+    def values(self) -> Mapping[str, Any]:
         """Every value of the arm's job by dotted key, defaults filled in; and its label, as `arm`."""
         return flatten(self.config(stage="confirm", seed=0).model_dump(mode="json")) | {"arm": self.label}
 
@@ -277,9 +295,9 @@ def cross(
 
 def excludes(one: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     """Whether an exclusion leaves out the arm of these settings: every key has one of the levels that it names."""
-    named = {key: levels if isinstance(levels, list) else [levels] for key, levels in one.items()}
+    named = {key: alternatives(key, levels) for key, levels in one.items()}
     return bool(one) and all(
-        key in settings and canonical(settings[key]) in map(canonical, levels) for key, levels in named.items()
+        key in settings and identity(settings[key]) in map(identity, levels) for key, levels in named.items()
     )
 
 
@@ -287,8 +305,10 @@ def _labels(settings: list[dict[str, Any]]) -> list[str]:
     """`flatnce, size=16`: words by themselves, numbers behind the last part of their key."""
 
     def text(key: str, value: Any, short: bool) -> str:
-        shown = value if isinstance(value, str) else json.dumps(value)
-        return str(shown) if short and isinstance(value, str) else f"{key.rpartition('.')[2] if short else key}={shown}"
+        name = key.rpartition(".")[2] if short else key
+        if isinstance(value, str):
+            return value if short else f"{name}={value}"
+        return f"{name}={shown(value)}"
 
     def label(chosen: dict[str, Any], short: bool) -> str:
         return ", ".join(text(key, value, short) for key, value in chosen.items()) or "the job"

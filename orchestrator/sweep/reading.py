@@ -11,7 +11,10 @@ from pydantic import ValidationError
 
 from jobs.config import ConfigError, Fault, faults, nearest
 from orchestrator.sweep.checks import contradictions, job_faults
+from orchestrator.sweep.limits import crowd_faults
 from orchestrator.sweep.model import Space, Sweep, flatten
+from orchestrator.sweep.overrides import override_faults
+from orchestrator.sweep.values import NONE, all_with_none, job_with_none, with_none
 
 LARGEST_FILE = 1_000_000
 """Bytes. A sweep is written by hand; anything larger is not one."""
@@ -23,13 +26,14 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Sweep:
     raw = _normal(_with_base(path))
     found: list[Fault] = []
     for text in overrides:
-        found += _override(raw, text)
+        found += override_faults(raw, text)
+    raw = _with_none(_normal(raw))
     try:
         sweep = Sweep.model_validate(raw)
     except ValidationError as error:
         found += faults(error, Sweep)
         sweep = None
-    found += job_faults(raw)
+    found += list(crowd_faults(raw)) or job_faults(raw)
     if sweep is not None and not found:
         found += contradictions(sweep)
     if sweep is None or found:
@@ -47,7 +51,7 @@ def _read(path: Path) -> dict[str, Any]:
         if path.stat().st_size > LARGEST_FILE:
             size = path.stat().st_size
             raise fail(f"is {size:,} bytes; a sweep is a short TOML file, such as sweeps/quickstart.toml")
-        table = tomllib.loads(path.read_bytes().decode("utf-8"))
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # Windows editors begin files with a mark
     except FileNotFoundError as error:
         beside = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         raise fail(f"there is no such file{nearest(str(path), beside)}") from error
@@ -123,26 +127,35 @@ def _spaces(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _override(raw: dict[str, Any], text: str) -> list[Fault]:
-    key, equals, value = (part.strip() for part in text.partition("="))
-    if not key or not equals:
-        return [Fault("--set", repr(text), "must be key=value, for example --set job.loss.temperature=0.07")]
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value  # a bare word is a text
-    dotted = ("compare.", "tune.space.")
-    head = next((prefix for prefix in dotted if key.startswith(prefix)), None)
-    path = [*head.rstrip(".").split("."), key[len(head) :]] if head else key.split(".")
-    if head == "tune.space." and key.rpartition(".")[2] in Space.model_fields:
-        path[-1:] = key[len(head) :].rsplit(".", 1)
-    table = raw
-    for part in path[:-1]:
-        inner = table.setdefault(part, {})
-        if not isinstance(inner, dict):
-            return [Fault("--set", repr(text), f"{part} is not a table")]
-        table = inner
-    if path[:-1] == ["job", "budget"]:
-        table.clear()
-    table[path[-1]] = parsed
-    return []
+def _with_none(raw: dict[str, Any]) -> dict[str, Any]:
+    """The tables with None where the text "none" stands for it; whatever is no table is left for others to refuse."""
+
+    def tables(value: Any, change: Any) -> Any:
+        if isinstance(value, list):
+            return [tables(item, change) for item in value]
+        return {key: change(key, inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+    def levels(key: str, value: Any) -> Any:
+        return [with_none(key, level) for level in value] if isinstance(value, list) else value
+
+    def space(key: str, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        changed = dict(value)
+        if "choices" in value:
+            changed["choices"] = levels(key, value["choices"])
+        if "when" in value:
+            changed["when"] = tables(value["when"], all_with_none)
+        return changed
+
+    table = dict(raw)
+    if isinstance(table.get("job"), dict):
+        table["job"] = job_with_none(table["job"])
+    changes = {"compare": levels, "exclude": all_with_none, "arm": with_none}
+    table |= {name: tables(table[name], change) for name, change in changes.items() if name in table}
+    if isinstance(resources := table.get("resources"), dict) and resources.get("concurrent") in NONE:
+        table["resources"] = resources | {"concurrent": None}
+    if isinstance(tune := table.get("tune"), dict):
+        changes = {"defaults": with_none, "space": space}
+        table["tune"] = tune | {name: tables(tune[name], change) for name, change in changes.items() if name in tune}
+    return table

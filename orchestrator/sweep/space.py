@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,10 +10,15 @@ from pydantic import ValidationError
 
 from jobs.config import Fault, JobConfig, faults, field_names, nearest
 from orchestrator.sweep import conditions
+from orchestrator.sweep.grid import Grid
 from orchestrator.sweep.model import Arm, Space, Tune
+from orchestrator.sweep.values import identity, shown
 
 MOST_COMBINATIONS = 256
 """Of tuned values, over all arms, that are tried as jobs before anything runs: a tenth of a second."""
+
+MOST_CHECKED = 20_000
+"""Values of one key, over all arms, that are tried as jobs one by one. Each is, in one arm at least."""
 
 
 def space_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
@@ -43,10 +47,10 @@ def space_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
         elif blame := [arm.label for arm in inside if key in arm.settings]:
             expected = "is compared between the arms, so it cannot be tuned inside them; drop one of the two"
             if free := [arm.label for arm in arms if arm.label not in blame]:
-                expected += f", or tune it in the other arms alone: when = {{ arm = {json.dumps(free)} }}"
+                expected += f", or tune it in the other arms alone: when = {{ arm = {shown(free)} }}"
             fault = [Fault(where, "", expected)]
         elif not inside:
-            fault = [Fault(f"{where}.when", json.dumps(space.when), "holds in no arm; correct it, or remove the key")]
+            fault = [Fault(f"{where}.when", shown(space.when), "holds in no arm; correct it, or remove the key")]
         else:
             fault = list(_value_faults(where, key, tune, inside))
         sound = sound and not fault
@@ -55,6 +59,17 @@ def space_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
         yield from _default_faults(f"tune.defaults[{index}]", default, tune, arms)
     if sound:
         yield from _combination_faults(tune, arms)
+    if sound and tune.sampler == "grid":
+        yield from _grid_faults(tune, arms)
+
+
+def _grid_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
+    for arm in arms:
+        try:
+            Grid(tune.space, arm.values)
+        except ValueError as error:
+            yield Fault("tune.space", "", str(error))
+            return
 
 
 def _condition_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
@@ -71,10 +86,11 @@ def _condition_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
                 yield Fault(where, "", f"needs choices: tune.space.{parent} is a range")
             else:
                 own = [arm.values.get(parent) for arm in arms]
+                possible = set(map(identity, [*own, *((tuned.choices or []) if tuned else [])]))
                 for value in allowed:
-                    if not conditions.among(value, [*own, *((tuned.choices or []) if tuned else [])]):
+                    if identity(value) not in possible:
                         expected = f"is never the value of {parent}{nearest(str(value), [str(one) for one in own])}"
-                        yield Fault(where, repr(value), expected)
+                        yield Fault(where, "none" if value is None else repr(value), expected)
     try:
         conditions.order(tune.space)
     except ValueError as error:
@@ -98,7 +114,7 @@ def _default_faults(where: str, default: dict[str, Any], tune: Tune, arms: list[
 
 def _inside(space: Space, value: Any) -> bool:
     if space.choices is not None:
-        return value in space.choices
+        return conditions.among(value, space.choices)
     if isinstance(value, bool) or not isinstance(value, int | float) or space.low is None or space.high is None:
         return False
     return space.low <= value <= space.high
@@ -119,11 +135,13 @@ def _combination_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
 def _value_faults(where: str, key: str, tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
     """Ends and choices of one key that make no job in an arm, whatever stands beside it that its condition allows."""
     above = conditions.above(tune.space, key)
-    for arm in arms:
+    ends = tune.space[key].ends
+    most = max(1, MOST_CHECKED // len(ends))
+    for arm in arms[:most]:
         values = {one: [*tune.space[one].ends, *([arm.values[one]] if one in arm.values else [])] for one in above}
-        for value in tune.space[key].ends:
+        for value in ends:
             found: list[Fault] = []
-            for beside in itertools.product(*values.values()):
+            for beside in itertools.islice(itertools.product(*values.values()), MOST_CHECKED // len(ends) + 1):
                 given = dict(zip(above, beside, strict=True)) | {key: value}
                 tuned = conditions.active({one: tune.space[one] for one in (*above, key)}, arm.values, given)
                 if key not in tuned:
@@ -131,13 +149,13 @@ def _value_faults(where: str, key: str, tune: Tune, arms: list[Arm]) -> Iterable
                 found = list(_job_faults(where, arm, {one: given[one] for one in tuned}))
                 if not found:
                     break
-            yield from (Fault(where, repr(value), fault.expected) for fault in found)
+            yield from (Fault(where, "none" if value is None else repr(value), fault.expected) for fault in found)
 
 
 def _job_faults(where: str, arm: Arm, settings: dict[str, Any]) -> Iterable[Fault]:
     try:
         arm.config(stage="tune", seed=0, settings=settings)
     except ValidationError as error:
-        shown = ", ".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
+        pairs = ", ".join(f"{key} = {shown(value)}" for key, value in settings.items())
         for fault in faults(error, JobConfig):
-            yield Fault(where, shown, fault.expected)
+            yield Fault(where, pairs, fault.expected)

@@ -1,0 +1,142 @@
+"""How much a sweep may ask for, and which names and numbers it may use: each refusal says its bound."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jobs.config import Fault
+from orchestrator.sweep.model import Arm, Sweep, flatten
+from orchestrator.sweep.values import repeated, shown
+
+MOST_ARMS = 1_000
+MOST_CROSSED = 10_000
+"""Combinations of [compare], those that [[exclude]] leaves out counted."""
+
+MOST_SEEDS = 1_000
+MOST_TRIALS = 1_000_000
+MOST_CHOICES = 10_000
+LONGEST_NAME = 100
+LONGEST_LABEL = 200
+
+TAKEN = (
+    *("mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", "mlartifacts", "mlflow-server.log"),
+    "compared",
+)
+"""What lies beside the runs in their folder."""
+
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Sizes of numbers that fp32 holds with room to compute."""
+
+LARGEST_INTEGER = 2**53
+
+BOUNDS = dict.fromkeys(("loss.temperature", "loss.temperature_start", "loss.temperature_range"), (1e-6, 1e6))
+"""Keys with narrower bounds. A similarity in fp32 is rounded by 6e-8: divided by less, the rounding is what is learned."""
+
+LARGEST_SEED = 2**31 - 1
+
+
+def crowd_faults(raw: Mapping[str, Any]) -> Iterable[Fault]:
+    """More arms than can be looked at; told before any is made. raw: the file's tables, with dotted keys."""
+    compare, named = raw.get("compare"), raw.get("arm")
+    remedy = "compare fewer levels, or tune a key in [tune.space]"
+    if isinstance(compare, Mapping):
+        count = math.prod(len(levels) for levels in compare.values() if isinstance(levels, list))
+        if count > (MOST_CROSSED if raw.get("exclude") else MOST_ARMS):
+            yield Fault("compare", "", f"crosses to {count:,} arms; at most {MOST_ARMS:,}: {remedy}")
+    if isinstance(named, list) and len(named) > MOST_ARMS:
+        yield Fault("arm", "", f"names {len(named):,} arms; at most {MOST_ARMS:,}: {remedy}")
+
+
+def count_faults(sweep: Sweep) -> Iterable[Fault]:
+    """Names that make no folder, and counts beyond their bounds."""
+    name, tune, confirm = sweep.name, sweep.tune, sweep.confirm
+    if len(name) > LONGEST_NAME:
+        expected = f"has {len(name):,} characters and is the name of a folder; at most {LONGEST_NAME}"
+        yield Fault("name", repr(name[:40] + "..."), expected)
+    if name.lower() in TAKEN:
+        expected = f"lies in the folder of runs already, for MLflow or reports; another name, such as '{name}-sweep'"
+        yield Fault("name", repr(name), expected.replace(".", "-") if "." in name else expected)
+    for key, seeds in (("tune.seeds", tune.seeds if tune else 1), ("confirm.seeds", confirm.seeds)):
+        count = len(seeds) if isinstance(seeds, list) else seeds
+        if isinstance(count, int) and count > MOST_SEEDS:
+            each = "a suggestion" if key == "tune.seeds" else "an arm"
+            yield Fault(key, f"{count:,} seeds", f"at most {MOST_SEEDS:,}: each is a trial of {each}; 20 are many")
+    if tune is None:
+        return
+    if tune.trials > MOST_TRIALS:
+        yield Fault("tune.trials", f"{tune.trials:,}", f"at most {MOST_TRIALS:,} for an arm")
+    for key, space in tune.space.items():
+        if len(space.choices or []) > MOST_CHOICES:
+            expected = f"at most {MOST_CHOICES:,}; a range has no bound: {{ low = ..., high = ... }}"
+            yield Fault(f"tune.space.{key}.choices", f"{len(space.choices or []):,} choices", expected)
+
+
+def repeated_faults(sweep: Sweep) -> Iterable[Fault]:
+    """Levels and choices that are there twice."""
+    for key, levels in sweep.compare.items():
+        for level in repeated(levels):
+            expected = "is a level twice, so that a label is given twice; remove one of the two"
+            yield Fault(f"compare.{key}", shown(level), expected)
+    for key, space in (sweep.tune.space if sweep.tune else {}).items():
+        for choice in repeated(space.choices or []):
+            yield Fault(f"tune.space.{key}.choices", shown(choice), "is a choice twice; remove one of the two")
+
+
+def label_faults(arms: Iterable[Arm]) -> Iterable[Fault]:
+    """Labels that no line of a table or a log can show."""
+    for arm in arms:
+        text = repr(arm.label if len(arm.label) <= 60 else arm.label[:57] + "...")
+        hint = "" if arm.settings.keys() else " of the [[arm]]"
+        if strange := [character for character in arm.label if _breaks_lines(character)]:
+            expected = f"the label{hint} holds the control character {strange[0]!r}; a label is one line of plain text"
+            yield Fault("arm", text, expected)
+        elif len(arm.label) > LONGEST_LABEL:
+            expected = (
+                f"the label{hint} has {len(arm.label):,} characters; at most {LONGEST_LABEL}: it heads rows and charts "
+                "(name arms with [[arm]] where [compare] makes long ones)"
+            )
+            yield Fault("arm", text, expected)
+
+
+def number_faults(sweep: Sweep, arms: Iterable[Arm]) -> Iterable[Fault]:
+    """Numbers that a computation in fp32, or a database, cannot hold."""
+    seen = set()
+    given: list[tuple[str, str, Any]] = [(f"job.{key}", key, value) for key, value in flatten(sweep.job).items()]
+    given += [(f"job.{key}", key, value) for arm in arms for key, value in arm.settings.items()]
+    if sweep.tune:
+        given += [(f"tune.space.{key}", key, value) for key, space in sweep.tune.space.items() for value in space.ends]
+        given += [
+            (f"tune.defaults[{index}].{key}", key, value)
+            for index, default in enumerate(sweep.tune.defaults)
+            for key, value in default.items()
+        ]
+    for where, key, value in given:
+        for number in itertools.chain(value if isinstance(value, list) else [value]):
+            expected = _bound(key, number)
+            if expected and (where, number) not in seen:
+                seen.add((where, number))
+                yield Fault(where, repr(number), expected)
+
+
+def _bound(key: str, number: Any) -> str:
+    """What a number should be; empty if it is well."""
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return ""
+    size = abs(number)
+    if key in BOUNDS:
+        low, high = BOUNDS[key]
+        if number > 0 and not low <= number <= high:
+            return f"must lie between {low:g} and {high:g}, for example 0.1: a similarity in fp32 is rounded by 6e-8"
+    if isinstance(number, int):
+        return f"must be at most {LARGEST_INTEGER:,}" if size > LARGEST_INTEGER else ""
+    if size and not SMALLEST <= size <= LARGEST:
+        return f"must be 0 or between {SMALLEST:g} and {LARGEST:g} in size: fp32 holds no more"
+    return ""
+
+
+def _breaks_lines(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")

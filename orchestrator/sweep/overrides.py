@@ -1,0 +1,163 @@
+"""`--set KEY=VALUE`: a key of a sweep file, as TOML writes it or without its quotes, and a value.
+
+    job.loss.temperature=0.07     compare.batch.size=[8, 32]     tune.space."optimizer.lr".low=1e-5
+    arm.no clip.batch.size=64     arm."a.b".batch.size=64        arm[0].optimizer.clip=none
+    tune.defaults[0].optimizer.lr=0.003                          exclude[1].batch.size=16
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any
+
+from jobs.config import Fault, nearest
+from orchestrator.sweep.model import Space
+
+PART = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|\[\s*(\d+)\s*\]|([^.="'\[\]]+))""")
+"""One part of a key: in quotes of either kind, an index in brackets, or bare."""
+
+EXAMPLE = "for example --set job.loss.temperature=0.07"
+
+
+def override_faults(raw: dict[str, Any], text: str) -> list[Fault]:
+    """Put one override into the tables of a file, whose arms, factors and spaces have dotted keys. Returns what is
+    wrong with it."""
+    try:
+        parts, value = _labelled(raw, text) or _split(text)
+        path = _path(raw, parts)
+        _put(raw, path, _parsed(value))
+    except _Wrong as error:
+        return [Fault("--set", repr(text), str(error))]
+    return []
+
+
+class _Wrong(ValueError):
+    """What is wrong with an override."""
+
+
+def _split(text: str) -> tuple[list[str | int], str]:
+    """The parts of the key, and the value."""
+    parts: list[str | int] = []
+    position = 0
+    while True:
+        match = PART.match(text, position)
+        if match is None:
+            raise _Wrong(f"must be key=value, {EXAMPLE}")
+        quoted, literal, index, bare = match.groups()
+        if quoted is not None:
+            parts.append(_unquoted(quoted))
+        elif index is not None:
+            parts.append(int(index))
+        else:
+            parts.append(literal if literal is not None else bare.strip())
+        position = match.end()
+        while position < len(text) and text[position].isspace():
+            position += 1
+        if text[position : position + 1] == "=":
+            if "" in parts:
+                raise _Wrong(f"has an empty part in its key; it must be key=value, {EXAMPLE}")
+            return parts, text[position + 1 :].strip()
+        if text[position : position + 1] == ".":
+            position += 1
+        elif text[position : position + 1] != "[":
+            raise _Wrong(f"must be key=value, {EXAMPLE}")
+
+
+def _unquoted(text: str) -> str:
+    try:
+        return str(tomllib.loads(f'text = "{text}"')["text"])
+    except tomllib.TOMLDecodeError as error:
+        raise _Wrong(f"its quoted key is no text: {error}") from error
+
+
+def _labelled(raw: dict[str, Any], text: str) -> tuple[list[str | int], str] | None:
+    """The same where an arm is named by its label without quotes, whatever the label holds; None where it is not."""
+    arms = raw.get("arm")
+    labels = [str(arm.get("label")) for arm in arms if isinstance(arm, dict)] if isinstance(arms, list) else []
+    for label in sorted(labels, key=len, reverse=True):
+        if text.strip().startswith(f"arm.{label}."):
+            parts, value = _split(text.strip()[len(f"arm.{label}.") :])
+            return ["arm", label, *parts], value
+    return None
+
+
+def _parsed(value: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return value  # a bare word is a text
+
+
+def _path(raw: dict[str, Any], parts: list[str | int]) -> list[str | int]:
+    """Where in the tables the value belongs: job keys are one part wherever they are dotted in the tables."""
+    match parts:
+        case ["compare", _, *_]:
+            return ["compare", _dotted(parts[1:])]
+        case ["tune", "space", _, *rest] if rest and "when" in rest:
+            at = parts.index("when", 3)
+            return ["tune", "space", _dotted(parts[2:at]), "when", *([_dotted(parts[at + 1 :])] if parts[at + 1 :] else [])]
+        case ["tune", "space", _, *rest] if rest and rest[-1] in Space.model_fields:
+            return ["tune", "space", _dotted(parts[2:-1]), parts[-1]]
+        case ["tune", "space", _, *_]:
+            return ["tune", "space", _dotted(parts[2:])]
+        case ["tune", "defaults", index, _, *_]:
+            return ["tune", "defaults", _index(raw.get("tune"), "defaults", index), _dotted(parts[3:])]
+        case ["exclude", index, _, *_]:
+            return ["exclude", _index(raw, "exclude", index), _dotted(parts[2:])]
+        case ["arm", named, _, *_]:
+            return ["arm", _arm(raw, named), _dotted(parts[2:])]
+        case ["arm", named] if not str(named).isdecimal():
+            raise _Wrong(f"names no key of the arm, for example --set 'arm.{named}.batch.size=64'")
+        case ["job", *_]:
+            return list(_dotted(parts).split("."))
+    return parts
+
+
+def _dotted(parts: list[str | int]) -> str:
+    return ".".join(map(str, parts))
+
+
+def _index(table: Any, name: str, index: str | int) -> int:
+    """A place in a list of tables that has it."""
+    tables = table.get(name) if isinstance(table, dict) else None
+    count = len(tables) if isinstance(tables, list) else 0
+    if str(index).isdecimal() and int(index) < count:
+        return int(index)
+    known = f"0 to {count - 1}" if count else "none"
+    raise _Wrong(f"{name}[{index}] is not there; {name} has {known}")
+
+
+def _arm(raw: dict[str, Any], named: str | int) -> int:
+    """The place of an arm, by its label or else by its place."""
+    arms = raw.get("arm")
+    if not isinstance(arms, list) or not arms:
+        raise _Wrong("there is no [[arm]] in the file; of arms that [compare] crosses set compare.KEY=[...]")
+    labels = [str(arm.get("label")) if isinstance(arm, dict) else "" for arm in arms]
+    if isinstance(named, str) and named in labels:
+        return labels.index(named)
+    if str(named).isdecimal() and int(named) < len(arms):
+        return int(named)
+    listed = ", ".join(map(repr, labels[:10]))
+    raise _Wrong(f"no arm has the label or number {named!r}{nearest(str(named), labels)}; arms: {listed}")
+
+
+def _put(raw: dict[str, Any], path: list[str | int], value: Any) -> None:
+    table: Any = raw
+    for part in path[:-1]:
+        if isinstance(table, dict):
+            table = table.setdefault(str(part), {})
+        elif isinstance(table, list) and str(part).isdecimal() and int(part) < len(table):
+            table = table[int(part)]
+        else:
+            raise _Wrong(f"{part} is not there: what lies above it is no table")
+    leaf = path[-1]
+    if isinstance(table, list) and str(leaf).isdecimal() and int(leaf) < len(table):
+        table[int(leaf)] = value
+        return
+    if not isinstance(table, dict):
+        above = path[-2] if len(path) > 1 else leaf
+        raise _Wrong(f"{above} is not a table")
+    if path[:-1] == ["job", "budget"]:
+        table.clear()
+    table[str(leaf)] = value

@@ -1,0 +1,151 @@
+"""Values of job keys as a sweep file names them: texts, numbers, true and false, lists of these, and none.
+
+TOML has no null: where a key may be None and is no text itself, the text "none" stands for it. A key that is a list in
+the job, such as `optimizer.betas`, has lists as its levels and choices.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import cache
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel
+
+from jobs.config import JobConfig
+from jobs.faults import section_of
+
+NONE = ("none", "null")
+"""Texts that stand for None, in upper or lower case."""
+
+
+def _level(value: Any) -> Any:
+    """A value of one key. Raises ValueError."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError(f"{value!r} must be a text, a number, true, false, 'none', or a list of these")
+
+
+def _levels(value: Any) -> Any:
+    """One value, or a list of values that are allowed. Raises ValueError."""
+    if not isinstance(value, list):
+        return _level(value)
+    if not value:
+        raise ValueError("should have at least 1 item")
+    return [_level(item) for item in value]
+
+
+Level = Annotated[Any, AfterValidator(_level)]
+"""A value of a job key."""
+
+Levels = Annotated[Any, AfterValidator(_levels)]
+"""A value, or several of which one is meant; `alternatives` tells them apart."""
+
+
+def alternatives(key: str, value: Any) -> list[Any]:
+    """The values that `key = value` allows: all of a list, but for a key that is a list a plain list is one value."""
+    if not isinstance(value, list):
+        return [value]
+    if key in list_keys() and not any(item is None or isinstance(item, list) for item in value):
+        return [value]
+    return value
+
+
+def identity(value: Any) -> Hashable:
+    """Equal for values that make the same job: 1 and 1.0 are, 1 and true are not."""
+    if isinstance(value, list | tuple):
+        return tuple(map(identity, value))
+    return (isinstance(value, bool), value)
+
+
+def repeated(values: Sequence[Any]) -> Any:
+    """A list of the first value that is there twice; an empty one if none is."""
+    seen: set[Hashable] = set()
+    for value in values:
+        if identity(value) in seen:
+            return [value]
+        seen.add(identity(value))
+    return []
+
+
+def shown(value: Any) -> str:
+    """A value as the sweep file has it."""
+    return "none" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def with_none(key: str, value: Any) -> Any:
+    """A value of a job key, None where the text "none" stands for it."""
+    if isinstance(value, str) and value.lower() in NONE and key in none_keys():
+        return None
+    return value
+
+
+def all_with_none(key: str, values: Any) -> Any:
+    """The same of several values, or of one."""
+    if not isinstance(values, list):
+        return with_none(key, values)
+    if key in list_keys() and not any(isinstance(item, list) for item in values):
+        return values  # one value, whose items are no values of the key
+    return [with_none(key, item) for item in values]
+
+
+@cache
+def none_keys() -> frozenset[str]:
+    """Job keys that may be None and never the text "none"."""
+    return frozenset(
+        key
+        for key, kinds in _kinds(JobConfig).items()
+        if NoneType in kinds and str not in kinds and not any(name in kinds for name in NONE)
+    )
+
+
+@cache
+def list_keys() -> frozenset[str]:
+    """Job keys that are lists."""
+    return frozenset(key for key, kinds in _kinds(JobConfig).items() if tuple in kinds)
+
+
+def _kinds(model: type[BaseModel], prefix: str = "") -> dict[str, set[Any]]:
+    """What each key may be: types, and the texts of literals."""
+    kinds: dict[str, set[Any]] = {}
+    for name, field in model.model_fields.items():
+        section = section_of(field.annotation)
+        if section is None:
+            kinds[prefix + name] = set(_branches(field.annotation))
+        else:
+            kinds |= _kinds(section, f"{prefix}{name}.")
+    return kinds
+
+
+def _branches(annotation: Any) -> Iterator[Any]:
+    origin = get_origin(annotation)
+    if origin is Literal:
+        yield from get_args(annotation)
+    elif origin is Annotated:
+        yield from _branches(get_args(annotation)[0])
+    elif origin in (tuple, list):
+        yield tuple
+    elif origin is not None:
+        for part in get_args(annotation):
+            yield from _branches(part)
+    else:
+        yield annotation
+
+
+def job_with_none(job: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested job table with None where the text "none" stands for it."""
+    return {
+        name: job_with_none(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping)
+        else with_none(f"{prefix}{name}", value)
+        for name, value in job.items()
+    }
