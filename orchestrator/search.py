@@ -243,7 +243,11 @@ def _of_grid(
 def _taken(grid: Grid, tried: Sequence[Mapping[str, Any]], rules: int) -> set[str]:
     """The points of a grid that the defaults are, as text. Rules 1 took 0 and 0.0 for two points."""
     own = [(point, grid.own(point)) for point in tried]
-    return {canonical(same) for point, same in own if same is not None and (rules > 1 or canonical(point) == canonical(same))}
+    return {
+        canonical(same)
+        for point, same in own
+        if same is not None and (rules > 1 or canonical(point) == canonical(same))
+    }
 
 
 def _by_hash(tune: Tune, base: Mapping[str, Any], sweep_seed: int) -> Iterator[dict[str, Any]]:

@@ -207,9 +207,7 @@ def _shared(spaces: Mapping[str, Space], everywhere: Collection[str] | None) -> 
     at such as are tuned in every arm, always."""
     common = set(spaces if everywhere is None else everywhere)
     always = {key for key in common & spaces.keys() if not spaces[key].conditions.keys() & spaces.keys()}
-    return [
-        key for key in spaces if key in common and spaces[key].conditions.keys() & spaces.keys() <= always - {key}
-    ]
+    return [key for key in spaces if key in common and spaces[key].conditions.keys() & spaces.keys() <= always - {key}]
 
 
 def _distinct(choices: Sequence[Any]) -> list[Any]:

@@ -1,8 +1,8 @@
 """`--set KEY=VALUE`: a key of a sweep file, as TOML writes it or without its quotes, and a value.
 
-    job.loss.temperature=0.07     compare.batch.size=[8, 32]     tune.space."optimizer.lr".low=1e-5
-    arm.no clip.batch.size=64     arm."a.b".batch.size=64        arm[0].optimizer.clip=none
-    tune.defaults[0].optimizer.lr=0.003                          exclude[1].batch.size=16
+job.loss.temperature=0.07     compare.batch.size=[8, 32]     tune.space."optimizer.lr".low=1e-5
+arm.no clip.batch.size=64     arm."a.b".batch.size=64        arm[0].optimizer.clip=none
+tune.defaults[0].optimizer.lr=0.003                          exclude[1].batch.size=16
 """
 
 from __future__ import annotations
@@ -96,7 +96,13 @@ def _path(raw: dict[str, Any], parts: list[str | int]) -> list[str | int]:
             return ["compare", _dotted(parts[1:])]
         case ["tune", "space", _, *rest] if rest and "when" in rest:
             at = parts.index("when", 3)
-            return ["tune", "space", _dotted(parts[2:at]), "when", *([_dotted(parts[at + 1 :])] if parts[at + 1 :] else [])]
+            return [
+                "tune",
+                "space",
+                _dotted(parts[2:at]),
+                "when",
+                *([_dotted(parts[at + 1 :])] if parts[at + 1 :] else []),
+            ]
         case ["tune", "space", _, *rest] if rest and rest[-1] in Space.model_fields:
             return ["tune", "space", _dotted(parts[2:-1]), parts[-1]]
         case ["tune", "space", _, *_]:

@@ -88,7 +88,9 @@ def test_none_and_lists_are_levels(
 
 
 def test_none_in_an_arm_undoes_what_the_job_sets(write: Callable[[str], Path]) -> None:
-    arms = '[job.optimizer]\nclip = 1.0\n[[arm]]\nlabel = "clip"\n[[arm]]\nlabel = "no clip"\n"optimizer.clip" = "none"\n'
+    arms = (
+        '[job.optimizer]\nclip = 1.0\n[[arm]]\nlabel = "clip"\n[[arm]]\nlabel = "no clip"\n"optimizer.clip" = "none"\n'
+    )
     sweep = load(write(arms + TUNE))
     assert [arm.values["optimizer.clip"] for arm in arms_of(sweep)] == [1.0, None]
     set_in_job = load(write(arms + TUNE), ["job.optimizer.clip=none", "arm.no clip.optimizer.clip=2.0"])
@@ -157,7 +159,11 @@ def test_a_grid_of_none_and_lists_has_each_point_once(write: Callable[[str], Pat
     plan = make(load(write(CHOICES.replace("SAMPLER", "grid"))))
     assert set(plan.suggestions.values()) == {15 + 1}
     ints = Tune.model_validate(
-        {"sampler": "grid", "defaults": [{"a": 1, "b": [0, 1]}], "space": {"a": {"choices": [1.0, 2.0]}, "b": {"choices": [[0.0, 1.0]]}}}
+        {
+            "sampler": "grid",
+            "defaults": [{"a": 1, "b": [0, 1]}],
+            "space": {"a": {"choices": [1.0, 2.0]}, "b": {"choices": [[0.0, 1.0]]}},
+        }
     )
     assert suggestions(ints) == 2
 
@@ -194,11 +200,20 @@ def test_levels_that_are_lists_or_none_are_excluded(write: Callable[[str], Path]
     [
         ('[compare]\n"optimizer.clip" = ["none", 1.0, "None"]\n', "compare.optimizer.clip = none: is a level twice"),
         ('[compare]\n"optimizer.betas" = [[0.9, 0.95], [0.9, 0.950]]\n', "is a level twice"),
-        ('[compare]\n"optimizer.betas" = [0.9, 0.95]\n', "each level of optimizer.betas is a list itself: [[0.9, 0.95], ...]"),
+        (
+            '[compare]\n"optimizer.betas" = [0.9, 0.95]\n',
+            "each level of optimizer.betas is a list itself: [[0.9, 0.95], ...]",
+        ),
         ('[compare]\n"batch.size" = ["none", 16]\n', "job.batch.size = 'none': should be a valid integer"),
         ('[compare]\n"batch.size" = [[16, 32], 64]\n', "job.batch.size = [16, 32]: should be a valid integer"),
-        ('[compare]\n"optimizer.clip" = [1979-05-27, 1.0]\n', "must be a text, a number, true, false, 'none', or a list"),
-        ('[compare]\n"optimizer.clip" = [{ a = 1 }, 1.0]\n', "must be a text, a number, true, false, 'none', or a list"),
+        (
+            '[compare]\n"optimizer.clip" = [1979-05-27, 1.0]\n',
+            "must be a text, a number, true, false, 'none', or a list",
+        ),
+        (
+            '[compare]\n"optimizer.clip" = [{ a = 1 }, 1.0]\n',
+            "must be a text, a number, true, false, 'none', or a list",
+        ),
         ('[compare]\n"optimizer.clip" = [nan, 1.0]\n', "must be a text, a number"),
     ],
 )
@@ -219,7 +234,10 @@ SPACE = '[compare]\n"loss.name" = ["infonce", "flatnce"]\n[tune]\ntrials = 3\n[t
         ('"loss.temperature" = { low = 1e-40, high = 1.0, log = true }', "must lie between 1e-06 and 1e+06"),
         ('"optimizer.lr" = { choices = [1e-40, 1e-2] }', "must be 0 or between 1e-30 and 1e+30"),
         ('"batch.size" = { choices = ["none", 16] }', "should be a valid integer"),
-        ('"optimizer.clip" = { low = 0.5, high = 2.0, when = { "optimizer.betas" = [0.8, 0.95] } }', "is never the value"),
+        (
+            '"optimizer.clip" = { low = 0.5, high = 2.0, when = { "optimizer.betas" = [0.8, 0.95] } }',
+            "is never the value",
+        ),
     ],
 )
 def test_spaces_that_cannot_be_are_refused_in_words(write: Callable[[str], Path], space: str, words: str) -> None:
