@@ -36,7 +36,7 @@ REMEDIES = {
 
 
 def ending(error: Exception) -> tuple[str, int] | None:
-    """The text and the exit code of an error; None for one that is to be raised as it is: of a reader of the output that
+    """The text and the exit code of an error; None for one to be raised as it is: of a reader of the output that
     has gone away, and what nobody expected while $ORCHESTRATOR_TRACEBACK is set."""
     from jobs.config import ConfigError
     from orchestrator.ledger import LeaseHeld, LeaseLost, LedgerError
