@@ -40,7 +40,11 @@ fmt: .venv/installed ## format the code and apply safe lint fixes
 bench: .venv/installed ## measure what the documentation quotes
 	$(BIN)/python -m pytest tests/benchmarks -m "not soak" -s --override-ini "python_files=bench_*.py"
 
-soak: .venv/installed ## the slower fault tests, and twenty kills on each database: an hour
+# SEED=N repeats the examples of an earlier run.
+soak: SEED := $(or $(SEED),$(shell date +%s))
+soak: .venv/installed ## the slower fault tests, property tests on new examples, twenty kills on each database: an hour
+	@echo 'property tests on new examples; again the same ones: make soak SEED=$(SEED)'
+	ORCHESTRATOR_PROPERTIES=random $(BIN)/python -m pytest -m "hypothesis and not soak" --hypothesis-seed=$(SEED)
 	$(BIN)/python -m pytest -m soak -s
 
 # The build backend comes first and from the constraints, so that an editable install builds with a pinned one.

@@ -6,9 +6,9 @@ a hash of the job, so nothing here may depend on the machine. Imports neither to
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from jobs.faults import ConfigError, Fault, faults, field_names, nearest
+from jobs.identity import canonical, default_values, hashed
 
 __all__ = [
     "COMPUTING",
@@ -44,6 +45,7 @@ __all__ = [
     "field_names",
     "load_job",
     "nearest",
+    "trial_id",
 ]
 
 COMPUTING = ("samples_per_second", "peak_memory_mb", "system/")
@@ -447,13 +449,17 @@ class JobConfig(Section):
 
     @property
     def id(self) -> str:
-        """First 12 hex of sha256 of the canonical JSON: the same on every machine and Python version."""
-        return hashlib.sha256(canonical(self.model_dump(mode="json")).encode()).hexdigest()[:12]
+        """Twelve hex digits, the same on every machine and Python version."""
+        return trial_id(self.model_dump(mode="json"))
 
 
-def canonical(value: Any) -> str:
-    """JSON with sorted keys and no white space, so that equal values have equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+def trial_id(job: Mapping[str, Any], *, rules: int = 2, defaults: Mapping[str, Any] | None = None) -> str:
+    """The id of a job as plain JSON, as the rules of its run make it (jobs/identity.py).
+
+    defaults: as they were when the run was planned, None for today's. A field that they do not know counts only where
+    it differs from today's default.
+    """
+    return hashed(job, rules=rules, defaults={**default_values(JobConfig), **(defaults or {})})
 
 
 def load_job(path: Path) -> JobConfig:

@@ -6,10 +6,12 @@ Ray's exceptions are known by their names, so that this needs no ray.
 from __future__ import annotations
 
 import errno
+import pickle
 import socket
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 DEATHS = {"ActorDiedError", "ActorUnavailableError", "OutOfMemoryError", "NodeDiedError"}
 """What Ray says of a process that is gone; whatever the others say then is an echo."""
@@ -36,6 +38,32 @@ class Failure:
     trace: str
 
 
+class UnpicklableError(Exception):
+    """Stands for an exception of a rank that no other process could be sent: a class of its own, made by a call that
+    pickle cannot repeat. Its text is that exception's."""
+
+    def __init__(self, name: str, text: str, kind: str) -> None:
+        self.name, self.kind = name, kind
+        super().__init__(text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, str(self), self.kind), self.__dict__
+
+
+def picklable(error: Exception) -> Exception:
+    """The exception, or what stands for it where another process would get an error about pickling in its place."""
+    try:
+        copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes of a moment ago
+    except Exception:  # noqa: BLE001 - whatever its class does when it is copied, the reason must arrive
+        copy = None
+    if type(copy) is type(error) and str(copy) == str(error):
+        return error
+    substitute = UnpicklableError(type(error).__name__, str(error), kind_of(error))
+    for note in getattr(error, "__notes__", []):
+        substitute.add_note(note)
+    return substitute
+
+
 def root_cause(errors: Mapping[int, Exception]) -> Failure:
     """Of the errors of several ranks, the one that caused the others: a death, else an exception that is not about
     the network between ranks, else the first."""
@@ -54,6 +82,8 @@ def root_cause(errors: Mapping[int, Exception]) -> Failure:
 
 def kind_of(error: BaseException) -> str:
     """The failure class of an exception."""
+    if isinstance(error, UnpicklableError):
+        return error.kind
     text = str(error)
     died, full = _is(error, "ActorDiedError"), getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     rules = {
@@ -75,7 +105,8 @@ def first_line(error: BaseException) -> str:
     if _is(error, "ActorDiedError"):
         facts = ("class_name:", "actor_id:", "pid:", "name:", "namespace:", "ip:")
         lines = [line for line in lines if not line.startswith(facts)][1:2] or lines
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    name = error.name if isinstance(error, UnpicklableError) else type(error).__name__
+    return f"{name}: {lines[0]}" if lines else name
 
 
 def peak(megabytes: float) -> str:

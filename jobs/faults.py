@@ -27,7 +27,11 @@ class ConfigError(ValueError):
 
     def __init__(self, path: str, what: str, faults: list[Fault]) -> None:
         self.path, self.faults = path, faults
+        self.what = what
         super().__init__("\n".join([f"{path} is not a valid {what}:", *(f"  {fault}" for fault in faults)]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.what, self.faults), self.__dict__
 
 
 def faults(error: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterator[Fault]:

@@ -24,7 +24,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from jobs import watch
-from jobs.failures import Failure, first_line, kind_of, peak, root_cause
+from jobs.failures import Failure, first_line, kind_of, peak, picklable, root_cause
 
 POLL_S = 0.5
 """How often a waiting gang looks for a rank that died."""
@@ -65,8 +65,8 @@ class GangError(Exception):
         self.failure = failure
         super().__init__(failure.message)
 
-    def __reduce__(self) -> tuple[type[GangError], tuple[Failure]]:
-        return (GangError, (self.failure,))
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.failure,), self.__dict__
 
 
 def _working(
@@ -85,6 +85,8 @@ def _working(
                     error.add_note(peak(self.peak_mb()))
                 traceback.print_exc()
                 sys.stderr.flush()
+                if (sent := picklable(error)) is not error:
+                    raise sent from error
                 raise
             finally:
                 self.work.enter(watch.IDLE)

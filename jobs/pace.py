@@ -3,10 +3,14 @@
 Learning rate, evaluations, logged points and the end of a job all come at shares of the budget, and all ask here. With
 a budget in samples or steps the answers are functions of the step alone; with one in seconds, also of the clock, so
 every rank must ask with the same time (rank 0's).
+
+Nothing here is rounded: a share is compared by whole numbers, and whether the budget is used up is decided in one
+place, so that the last evaluation, the last logged point and the end are always the same step.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from jobs import optim
@@ -14,6 +18,9 @@ from jobs.config import JobConfig
 
 LOGGED = 50
 """Training points of each key over a whole job, whatever its length: enough for a curve, few enough to compare."""
+
+ALMOST_ALL = math.nextafter(1.0, 0.0)
+"""The largest share of a budget that is not all of it."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Pace:
 
     def over(self, step: int, seconds: float) -> bool:
         """Whether the budget is used up."""
-        return self._passed(1, step, seconds) >= 1
+        return seconds >= self._seconds if self.job.steps is None else step >= self.job.steps
 
     def evaluations(self, step: int, seconds: float) -> int:
         """How many evaluations are due by now, the one before the first step not counted."""
@@ -46,7 +53,9 @@ class Pace:
     def rate(self, step: int, seconds: float) -> float:
         """Learning rate of optimizer step `step` (1-based), which begins after `seconds`."""
         if self.job.steps is None:
-            return optim.rate_at(self.job.optimizer, used=min(1.0, seconds / self._seconds))
+            # The quotient may round up to all of the budget although a moment of it is left.
+            used = 1.0 if self.over(step - 1, seconds) else min(ALMOST_ALL, seconds / self._seconds)
+            return optim.rate_at(self.job.optimizer, used=used)
         return optim.rate(self.job.optimizer, step=step, steps=self.job.steps)
 
     def text(self, step: int, seconds: float) -> str:
@@ -61,7 +70,12 @@ class Pace:
         return self.job.budget.seconds
 
     def _passed(self, parts: int, step: int, seconds: float) -> int:
-        """Of the budget cut into `parts`, how many whole ones are used."""
-        if self.job.steps is None:
-            return min(parts, int(parts * seconds / self._seconds))
-        return min(parts, parts * step // self.job.steps)
+        """Of the budget cut into `parts`, how many whole ones are used: the largest k with k budget <= parts used, in
+        whole numbers, for a quotient of floats is rounded and may fall short of a share that is just reached."""
+        if self.over(step, seconds):
+            return parts
+        if self.job.steps is not None:
+            return parts * step // self.job.steps
+        used, used_of = seconds.as_integer_ratio()
+        budget, budget_of = self._seconds.as_integer_ratio()
+        return parts * used * budget_of // (budget * used_of)

@@ -62,6 +62,9 @@ class _RankFailed(Exception):
         self.status = status
         super().__init__(text)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.status), self.__dict__
+
 
 def main(arguments: list[str]) -> int:
     """Exit status for these command-line arguments."""

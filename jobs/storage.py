@@ -51,7 +51,7 @@ class StorageFull(OSError):
         return str(self.strerror)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self.told
+        return type(self), self.told, self.__dict__
 
 
 class Storage(Protocol):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jobs import checkpoint, data, evaluate, mlm, models, optim, preflight, storage, trial, usage
+from jobs import checkpoint, data, evaluate, mlm, models, optim, preflight, provenance, storage, trial, usage
 from jobs.collectives import agree, rank_of, world_of
 from jobs.config import JobConfig
 from jobs.device import device_of, forget_peak_memory, peak_memory_bytes
@@ -52,8 +52,10 @@ class Training:
     attempt: fencing token and number of this attempt at the trial; see trial.Fence.
     remote: a URI of pyarrow.fs at which the trial's files are kept; `folder` then is only where they are made.
     phase: told on every rank what begins: "loading", "evaluation", "preflight", "step 7", "checkpoint".
+    expected: digests of the code, the data and the weights that the trial belongs to, as `provenance` has them.
 
-    Raises ValueError for a job that cannot be run as asked or a folder of another job, trial.TakenOver,
+    Raises ValueError for a job that cannot be run as asked, a folder of another job, or what is not as expected;
+    trial.TakenOver,
     storage.StorageFull, and ConnectionError where `remote` cannot be reached.
     """
 
@@ -67,12 +69,16 @@ class Training:
         attempt: tuple[int, int] | None = None,
         remote: str | None = None,
         phase: Callable[[str], None] = lambda _: None,
+        expected: Mapping[str, Any] | None = None,
     ) -> None:
         self.job, self.folder, self.group, self.log, self.phase = job, folder, group, log, phase
         self.phase("loading")
         self.rank, self.world = rank_of(group), world_of(group)
         self.attempt, self.place = attempt, storage.at(folder, remote)
         self.pace = Pace(job)
+        self.expected = expected or {}
+        self.provenance: dict[str, Any] = {}
+        """Digests of what this rank computes with: code, versions, data, weights."""
         self.step = 0
         self.seconds = 0.0
         """Of training, the same on every rank where they are the budget."""
@@ -198,6 +204,7 @@ class Training:
         self.tokenizer = data.tokenizer_for(job) if job.task == "sentence" else None
         self.examples = data.train_examples(job, self.tokenizer)
         self.evaluation = data.evaluation_data(job)
+        self._compare_with_what_is_expected()
         shape = self.examples.image_shape if isinstance(self.examples, data.ImageExamples) else None
         self.model = models.build(job, tokenizer=self.tokenizer, image_shape=shape, device=self.device)
         self._refuse_what_a_part_of_the_batch_changes()
@@ -223,6 +230,24 @@ class Training:
         self._verified = not job.execution.verify
         self.meter = usage.Meter(self.device)
         forget_peak_memory(self.device)
+
+    def _compare_with_what_is_expected(self) -> None:
+        """Look at what this rank has loaded, and refuse what is not what the trial began with."""
+        name = self.job.model.name
+        known = self.expected.get("data", {})
+        rows = data.digests(self.job, known, stage_only=True)
+        weights = provenance.weights_digest(name, (self.expected.get("weights") or {}).get(name))
+        self.provenance = {
+            "code": provenance.code_digest(),
+            "versions": provenance.versions(),
+            "data": {use: entry["digest"] for use, entry in rows.items()},
+            "weights": {name: weights["digest"]} if weights is not None else {},
+        }
+        wanted = {use: entry["digest"] for use, entry in known.items()}
+        wanted |= {name: entry["digest"] for name, entry in (self.expected.get("weights") or {}).items()}
+        for what, digest in {**self.provenance["data"], **self.provenance["weights"]}.items():
+            if wanted.get(what, digest) != digest:
+                raise ValueError(provenance.changed(str(what), wanted[what], digest))
 
     def _refuse_what_a_part_of_the_batch_changes(self) -> None:
         if self.world == 1 and not self.job.is_chunked:
@@ -383,15 +408,14 @@ class Training:
         )
 
     def _end(self, outcome: str, why: str) -> None:
-        """Commit the result, then the last checkpoint, then set it. A diverged job scores as if it had not trained."""
+        """Commit the result, then the last checkpoint, then set it. A job that diverged has no metrics."""
         samples = self.step * self.job.batch.size
         peaks = agree([peak_memory_bytes(self.device)], self.group, what="peak memory")
         speed = samples / self.seconds if self.seconds else 0.0
         peak = max(peak for (peak,) in peaks) / 2**20
-        latest = {key: one for key, one in self.records.latest().items() if not key.startswith(usage.PREFIX)}
-        if outcome == "diverged":
-            latest |= self.untrained
-        else:
+        latest: dict[str, float] = {}
+        if outcome == "ok":
+            latest = {key: last for key, last in self.records.latest().items() if not key.startswith(usage.PREFIX)}
             self._record({"samples_per_second": speed, "peak_memory_mb": peak})
         result = {
             "state": "done",

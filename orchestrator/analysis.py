@@ -7,14 +7,21 @@ brings is subtracted. Three questions are asked of the differences d, in this or
 2. Is there a difference? The exact sign-flip test (Fisher 1935): without one, every d could as well be -d.
 3. Else we do not know: `inconclusive` is an answer.
 
+Divergence is never a value, as an encoder that was destroyed is no worse or better one. A pair in which one side
+diverged enters the sign-flip test as the largest difference of its contrast, against the side that diverged: exact, as
+the size depends on no sign. There is no mean of such differences. An arm that diverged in at least half of its seeds,
+or that no setting could train, is not compared at all: `diverges`.
+
+Arms that differ in nothing but how they are computed are one method: between them there is nothing to test.
+
 Both families of p-values are adjusted by Holm (1979), so that the chance of even one wrong claim in a sweep stays
 below 0.05, however the contrasts depend on each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -36,7 +43,19 @@ DRAWS = 99_999
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 Mode = Literal["max", "min"]
-Verdict = Literal["equivalent", "a_better", "b_better", "inconclusive"]
+Verdict = Literal["equivalent", "a_better", "b_better", "inconclusive", "diverges"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both sides of one seed."""
+
+    seed: int
+    difference: float
+    """a - b as it enters the test."""
+
+    diverged: Literal["", "a", "b", "both"] = ""
+    """Which sides did; the difference is then no measured one."""
 
 
 @dataclass(frozen=True)
@@ -45,32 +64,68 @@ class Comparison:
 
     a: str
     b: str
-    seeds: tuple[int, ...]
-    """Seeds that both arms have, in the planned order."""
-    differences: tuple[float, ...]
-    """a - b, seed by seed."""
+    pairs: tuple[Pair, ...]
+    """Of the seeds that have ended in both arms, in the planned order."""
+
     delta: float | None
-    """Their mean; None without any."""
+    """Mean difference; None without any, and where a side diverged."""
+
+    delta_trained: float | None
+    """Mean over the pairs in which both sides trained, which describes and decides nothing."""
+
+    n_trained: int
     ci95: Interval | None
-    """95% t interval of the mean difference; None below two seeds."""
+    """95% t interval of the mean difference where both sides trained; None below two seeds."""
+
     ci95_bca: Interval | None
     """The same by BCa bootstrap, which does not assume a normal distribution and is too narrow at few seeds."""
+
     ci90: Interval | None
     """90% t interval: inside +-smallest_difference is what equivalence asks of a single contrast."""
-    p: float
-    """Sign-flip test, two-sided."""
-    p_holm: float
-    p_equivalence: float
-    """Two one-sided t tests against +-smallest_difference, the larger p of the two."""
-    p_equivalence_holm: float
+
+    p: float | None
+    """Sign-flip test, two-sided. None where nothing is tested: an arm that was never confirmed, or one objective."""
+
+    p_holm: float | None
+    p_equivalence: float | None
+    """Two one-sided t tests against +-smallest_difference, the larger p of the two. 1 where a side diverged."""
+
+    p_equivalence_holm: float | None
     complete: bool
-    """Every planned seed is there in both arms. If not, the verdict is `inconclusive`."""
+    """Every planned seed has ended in both arms. If not, the verdict is `inconclusive`."""
+
+    diverged_arms: tuple[str, ...]
+    """Those that diverged in at least half of their ended seeds, or that could not be trained at all."""
+
+    same_objective: bool
+    """The arms differ in nothing but `execution`."""
+
     verdict: Verdict
 
     @property
     def n(self) -> int:
-        """Pairs."""
-        return len(self.differences)
+        """Pairs, those with a side that diverged included."""
+        return len(self.pairs)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the pairs."""
+        return tuple(pair.seed for pair in self.pairs)
+
+    def diverged(self, side: Literal["a", "b", "both"]) -> int:
+        """In how many pairs this side alone diverged, or both did."""
+        return sum(pair.diverged == side for pair in self.pairs)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What diverged in a run, beside the values of what trained."""
+
+    seeds: Mapping[str, Collection[int]] = field(default_factory=dict)
+    """arm -> confirm seeds that diverged."""
+
+    unconfirmed: Collection[str] = ()
+    """Arms that have no confirm trial, because every setting that was tried diverged or failed, and one diverged."""
 
 
 def compare(
@@ -80,44 +135,58 @@ def compare(
     seeds: Sequence[int] | Mapping[tuple[str, str], Sequence[int]],
     mode: Mode = "max",
     smallest_difference: float = 0.0,
+    divergence: Divergence = Divergence(),
+    same_objective: Collection[tuple[str, str]] = (),
     resamples: int = 9_999,
 ) -> list[Comparison]:
-    """Judge every contrast (a, b) on the seeds that both arms have, in the order given.
+    """Judge every contrast (a, b) on the seeds that have ended in both arms, in the order given.
 
-    values: arm -> seed -> final metric; a diverged seed is given as the metric of the untrained encoder.
+    values: arm -> seed -> final metric of what trained. divergence: what did not. same_objective: contrasts of arms
+    that differ in `execution` alone: nothing is tested, they are equivalent by construction.
     seeds: the planned ones, of all contrasts or of each. Where an arm lacks one (lost, or not yet run), its contrasts
     are shown on what there is and are `inconclusive`, and they still count as contrasts in the adjustment.
     Raises ValueError for a metric that is not finite.
     """
     planned = seeds if isinstance(seeds, Mapping) else dict.fromkeys(contrasts, seeds)
-    paired = [_paired(values, a, b, planned[a, b]) for a, b in contrasts]
-    tested = [sign_flip_p(list(d.values())) for d in paired]
-    equal = [equivalence_p(list(d.values()), smallest_difference) for d in paired]
-    adjusted, equal_adjusted = holm(tested), holm(equal)
+    paired = {one: _paired(values, divergence, one, planned[one], mode) for one in contrasts}
+    family = [one for one in contrasts if one not in same_objective and not set(one) & set(divergence.unconfirmed)]
+    tested = {one: sign_flip_p([pair.difference for pair in paired[one]]) for one in family}
+    equal = {one: _equivalence(paired[one], smallest_difference) for one in family}
+    adjusted = dict(zip(family, holm(list(tested.values())), strict=True))
+    equal_adjusted = dict(zip(family, holm(list(equal.values())), strict=True))
     comparisons = []
-    for k, ((a, b), pairs) in enumerate(zip(contrasts, paired, strict=True)):
-        d = list(pairs.values())
-        complete = len(d) == len(planned[a, b]) > 0
+    for one in contrasts:
+        pairs = paired[one]
+        trained = [pair.difference for pair in pairs if not pair.diverged]
+        whole = len(trained) == len(pairs)
+        fallen = tuple(arm for arm in one if _has_diverged(arm, planned[one], values, divergence))
+        complete = len(pairs) == len(planned[one]) > 0 or bool(set(one) & set(divergence.unconfirmed))
+        delta = float(np.mean(trained)) if trained else None
         verdict: Verdict = "inconclusive"
-        if complete and equal_adjusted[k] <= ALPHA:
+        if fallen:
+            verdict = "diverges"
+        elif (complete and one in same_objective) or (complete and one in family and equal_adjusted[one] <= ALPHA):
             verdict = "equivalent"
-        elif complete and adjusted[k] <= ALPHA:
-            verdict = "a_better" if (np.mean(d) > 0) == (mode == "max") else "b_better"
+        elif complete and one in family and adjusted[one] <= ALPHA:
+            verdict = "a_better" if (sum(p.difference for p in pairs) > 0) == (mode == "max") else "b_better"
         comparisons.append(
             Comparison(
-                a=a,
-                b=b,
-                seeds=tuple(pairs),
-                differences=tuple(d),
-                delta=float(np.mean(d)) if d else None,
-                ci95=t_interval(d),
-                ci95_bca=bca_interval(d, resamples=resamples),
-                ci90=t_interval(d, level=0.90),
-                p=tested[k],
-                p_holm=adjusted[k],
-                p_equivalence=equal[k],
-                p_equivalence_holm=equal_adjusted[k],
+                a=one[0],
+                b=one[1],
+                pairs=tuple(pairs),
+                delta=delta if whole else None,
+                delta_trained=delta,
+                n_trained=len(trained),
+                ci95=t_interval(trained),
+                ci95_bca=bca_interval(trained, resamples=resamples),
+                ci90=t_interval(trained, level=0.90) if whole else None,
+                p=tested.get(one),
+                p_holm=adjusted.get(one),
+                p_equivalence=equal.get(one),
+                p_equivalence_holm=equal_adjusted.get(one),
                 complete=complete,
+                diverged_arms=fallen,
+                same_objective=one in same_objective,
                 verdict=verdict,
             )
         )
@@ -248,13 +317,50 @@ def best_so_far(values: ArrayLike, *, mode: Mode) -> tuple[Floats, Floats, Float
     return curve[0], curve[1], curve[2]
 
 
-def _paired(values: Mapping[str, Mapping[int, float]], a: str, b: str, seeds: Sequence[int]) -> dict[int, float]:
+def _paired(
+    values: Mapping[str, Mapping[int, float]],
+    divergence: Divergence,
+    contrast: tuple[str, str],
+    seeds: Sequence[int],
+    mode: Mode,
+) -> list[Pair]:
+    """The pairs that have ended. One with a side that diverged is as far apart as the widest of the others."""
+    a, b = contrast
     left, right = values.get(a, {}), values.get(b, {})
+    lost = {side: set(divergence.seeds.get(arm, ())) for side, arm in (("a", a), ("b", b))}
     for arm, found in ((a, left), (b, right)):
         for seed in seeds:
             if seed in found and not np.isfinite(found[seed]):
                 raise ValueError(f"arm {arm!r}, seed {seed}: the metric is {found[seed]}; it must be a finite number")
-    return {seed: float(left[seed] - right[seed]) for seed in seeds if seed in left and seed in right}
+    both = [seed for seed in seeds if seed in left and seed in right and seed not in lost["a"] | lost["b"]]
+    measured = {seed: float(left[seed] - right[seed]) for seed in both}
+    widest = max(map(abs, measured.values()), default=0.0) or 1.0
+    against_a = -widest if mode == "max" else widest
+    pairs = []
+    for seed in seeds:
+        if seed in measured:
+            pairs.append(Pair(seed, measured[seed]))
+        elif seed in lost["a"] and seed in lost["b"]:
+            pairs.append(Pair(seed, 0.0, "both"))
+        elif seed in lost["a"] and seed in right:
+            pairs.append(Pair(seed, against_a, "a"))
+        elif seed in lost["b"] and seed in left:
+            pairs.append(Pair(seed, -against_a, "b"))
+    return pairs
+
+
+def _equivalence(pairs: Sequence[Pair], smallest_difference: float) -> float:
+    if any(pair.diverged for pair in pairs):
+        return 1.0
+    return equivalence_p([pair.difference for pair in pairs], smallest_difference)
+
+
+def _has_diverged(
+    arm: str, seeds: Sequence[int], values: Mapping[str, Mapping[int, float]], divergence: Divergence
+) -> bool:
+    lost = set(seeds) & set(divergence.seeds.get(arm, ()))
+    ended = lost | (set(seeds) & set(values.get(arm, {})))
+    return arm in divergence.unconfirmed or (bool(lost) and 2 * len(lost) >= len(ended))
 
 
 def _signed_sums(d: Floats) -> Floats:

@@ -1,19 +1,27 @@
 """From a sweep to what will be run: arms, contrasts, seeds, trials, and what a reader should know before paying for it.
 
-Pure functions of the sweep; imports no torch, ray, optuna or mlflow.
+A plan is made once, by `make`, when a run is begun. What a run was planned as is stored with it, and `stored` reads it
+back, so that a later version of the program, or of a default, changes nothing of it. Pure functions of the sweep;
+imports no torch, ray, optuna or mlflow.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.config import JobConfig, canonical
+from jobs.config import JobConfig, canonical, trial_id
+from jobs.identity import default_values, first_version
 from orchestrator import search
-from orchestrator.sweep import Arm, Sweep, arms_of, flatten
+from orchestrator.sweep import Arm, Sweep, arms_of, conditions, flatten, merged
 
 SIGNIFICANT = 0.05
+
+RULES = 2
+"""What a new run is planned by. 1: ids hash the whole job, samplers are seeded by the arm's label. 2: ids hash what
+differs from the defaults, samplers know no labels, and arms of one objective are tuned once."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +35,22 @@ class Planned:
     """Suggestion number in the arm's tune stage; None in the confirm stage."""
 
     job: JobConfig
+    rules: int
+    """Of the run."""
+
+    defaults: Mapping[str, Any]
+    """Of job keys, as they were when the run was planned."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The job as the ledger keeps it: all of it, as plain JSON."""
+        whole: dict[str, Any] = self.job.model_dump(mode="json")
+        return whole if self.rules > 1 else first_version(whole, default_values(JobConfig))
 
     @property
     def id(self) -> str:
-        """The job's id."""
-        return self.job.id
+        """The trial's id."""
+        return trial_id(self.record, rules=self.rules, defaults=self.defaults)
 
 
 @dataclass(frozen=True)
@@ -46,10 +65,25 @@ class Plan:
     tune_seeds: tuple[int, ...]
     confirm_seeds: tuple[int, ...]
     suggestions: Mapping[str, int]
-    """Tune suggestions of each arm, by label: its budget, or fewer where a grid is smaller. Empty without a tune
-    stage."""
+    """Tune suggestions of each arm that is searched, by label: its budget, or fewer where a grid is smaller. Empty
+    without a tune stage."""
 
     warnings: tuple[str, ...]
+    rules: int = RULES
+    """By which ids and sampler seeds follow from the sweep."""
+
+    searched_with: Mapping[str, str] = field(default_factory=dict)
+    """Arm -> the arm that is tuned for both, because the two differ in nothing but `execution`."""
+
+    defaults: Mapping[str, Any] = field(default_factory=lambda: default_values(JobConfig))
+    """Of job keys, as they were when the run was planned."""
+
+    @property
+    def tested(self) -> tuple[tuple[str, str], ...]:
+        """The contrasts that ask a question: between arms of one objective there is none, they must agree."""
+        if self.rules < 2:
+            return self.contrasts
+        return tuple((a, b) for a, b in self.contrasts if objective(self.arm(a)) != objective(self.arm(b)))
 
     @property
     def trials(self) -> dict[str, int]:
@@ -62,17 +96,17 @@ class Plan:
     @property
     def smallest_p(self) -> float:
         """The smallest p-value these seeds can reach after Holm."""
-        return smallest_p(len(self.contrasts), len(self.confirm_seeds))
+        return smallest_p(len(self.tested), len(self.confirm_seeds))
 
     def arm(self, label: str) -> Arm:
         """The arm of that label."""
-        return next(arm for arm in self.arms if arm.label == label)
+        return _named(self.arms, label)
 
     def tune_trials(self, label: str, number: int, settings: Mapping[str, Any]) -> list[Planned]:
         """The trials of one suggestion, one for each tune seed."""
         arm = self.arm(label)
         return [
-            Planned(label, "tune", seed, number, arm.config(stage="tune", seed=seed, settings=settings))
+            self._planned(arm.config(stage="tune", seed=seed, settings=settings), label, number)
             for seed in self.tune_seeds
         ]
 
@@ -80,12 +114,25 @@ class Plan:
         """The trials of an arm's frozen settings, one for each confirm seed."""
         arm = self.arm(label)
         return [
-            Planned(label, "confirm", seed, None, arm.config(stage="confirm", seed=seed, settings=settings))
+            self._planned(arm.config(stage="confirm", seed=seed, settings=settings), label, None)
             for seed in self.confirm_seeds
         ]
 
+    def _planned(self, job: JobConfig, label: str, number: int | None) -> Planned:
+        return Planned(label, job.stage, job.seed, number, job, self.rules, self.defaults)
+
+    def record(self) -> dict[str, Any]:
+        """Plain JSON from which `stored` makes this plan again: what the ledger keeps."""
+        whole = self.summary()
+        for table, arm in zip(whole["arms"], self.arms, strict=True):
+            job = arm.config(stage="confirm", seed=0).model_dump(mode="json", exclude={"stage", "seed"})
+            table["job"] = job
+        whole |= {"suggestions": dict(self.suggestions), "defaults": dict(self.defaults)}
+        plain: dict[str, Any] = json.loads(json.dumps(whole, allow_nan=False))
+        return plain
+
     def summary(self) -> dict[str, Any]:
-        """Plain JSON: what `plan --json` prints and what the ledger keeps."""
+        """Plain JSON: what `plan --json` prints."""
         return {
             "arms": [
                 {"label": arm.label, "settings": arm.settings, **_costs(arm.config(stage="confirm", seed=0))}
@@ -97,6 +144,7 @@ class Plan:
             "confirm_seeds": list(self.confirm_seeds),
             "smallest_p": self.smallest_p,
             "differs": differing(self.arms),
+            "searched_with": dict(self.searched_with),
             "warnings": list(self.warnings),
         }
 
@@ -115,12 +163,15 @@ def enough_seeds(contrasts: int) -> int:
 
 
 def make(sweep: Sweep) -> Plan:
-    """The plan of a valid sweep."""
+    """The plan of a valid sweep, by today's rules."""
     arms = tuple(arms_of(sweep))
     contrasts = tuple(_contrasts(sweep, arms))
+    asked = sum(objective(_named(arms, a)) != objective(_named(arms, b)) for a, b in contrasts)
     tuned = tuple(sweep.tune.seed_list) if sweep.tune else ()
-    confirmed = _confirm_seeds(sweep, tuned, len(contrasts))
-    suggestions = {arm.label: search.suggestions(sweep.tune, arm.values) for arm in arms} if sweep.tune else {}
+    confirmed = _confirm_seeds(sweep, tuned, asked)
+    shared = _searched_with(sweep, arms)
+    leading = [arm for arm in arms if arm.label not in shared]
+    suggestions = {arm.label: search.suggestions(sweep.tune, arm.values) for arm in leading} if sweep.tune else {}
     return Plan(
         sweep=sweep,
         arms=arms,
@@ -128,8 +179,43 @@ def make(sweep: Sweep) -> Plan:
         tune_seeds=tuned,
         confirm_seeds=confirmed,
         suggestions=suggestions,
-        warnings=tuple(_warnings(sweep, arms, suggestions, len(contrasts), len(confirmed))),
+        warnings=tuple(_warnings(sweep, arms, suggestions, asked, len(confirmed))),
+        searched_with=shared,
     )
+
+
+def stored(sweep: Mapping[str, Any], rules: int) -> Plan:
+    """The plan that a run was begun with. sweep: as the ledger keeps it, the plan under `plan`; rules: of the run.
+
+    Runs of the first version kept less of it; what they lack follows from the sweep as it did then.
+    """
+    kept = sweep["plan"]
+    parsed = Sweep.model_validate({key: value for key, value in sweep.items() if key != "plan"})
+    arms = tuple(
+        Arm(arm["label"], arm["settings"], arm.get("job") or merged(parsed.job, arm["settings"]))
+        for arm in kept["arms"]
+    )
+    suggestions = kept.get("suggestions")
+    if suggestions is None:
+        tune = parsed.tune
+        suggestions = {arm.label: search.suggestions(tune, arm.values) for arm in arms} if tune else {}
+    return Plan(
+        sweep=parsed,
+        arms=arms,
+        contrasts=tuple((a, b) for a, b in kept["contrasts"]),
+        tune_seeds=tuple(kept["tune_seeds"]),
+        confirm_seeds=tuple(kept["confirm_seeds"]),
+        suggestions=suggestions,
+        warnings=tuple(kept["warnings"]),
+        rules=rules,
+        searched_with=kept.get("searched_with", {}),
+        defaults=kept.get("defaults", {}),
+    )
+
+
+def objective(arm: Arm) -> str:
+    """What an arm optimises, as text: its job but for how it is computed."""
+    return canonical(arm.config(stage="confirm", seed=0).model_dump(mode="json", exclude={"execution"}))
 
 
 def differing(arms: Sequence[Arm]) -> dict[str, list[Any]]:
@@ -149,6 +235,25 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[s
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(free)
     ]
+
+
+def _named(arms: Sequence[Arm], label: str) -> Arm:
+    return next(arm for arm in arms if arm.label == label)
+
+
+def _searched_with(sweep: Sweep, arms: Sequence[Arm]) -> dict[str, str]:
+    """Each arm whose objective, and whose tuned keys, an earlier arm has too, and that arm: to tune them apart would
+    compare one method at two settings."""
+    if sweep.tune is None:
+        return {}
+    first: dict[str, str] = {}
+    shared: dict[str, str] = {}
+    for arm in arms:
+        tuned = canonical(list(conditions.within(sweep.tune.space, arm.values)))
+        leader = first.setdefault(objective(arm) + tuned, arm.label)
+        if leader != arm.label:
+            shared[arm.label] = leader
+    return shared
 
 
 def _contrasts(sweep: Sweep, arms: Sequence[Arm]) -> list[tuple[str, str]]:
@@ -190,7 +295,7 @@ def _warnings(
 ) -> list[str]:
     found = []
     reachable = smallest_p(contrasts, seeds)
-    if reachable >= SIGNIFICANT:
+    if contrasts and reachable >= SIGNIFICANT:
         found.append(
             f"{seeds} confirm seeds and {contrasts} contrasts cannot reach p < 0.05 (smallest: {reachable:.3g}); "
             f"use confirm.seeds = {enough_seeds(contrasts)}, or 'enough'"

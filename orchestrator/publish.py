@@ -54,6 +54,8 @@ def answer(
     projection.log_report(folder.report, report.note(found), metrics=numbers, tags=tags, step=step)
     due = found["state"] == "done" and os.environ.get(SWITCH) != "none"
     with _renewed(ledger), contextlib.ExitStack() as stack:
+        if due:
+            projection.settled(TELL_S)  # which notes what encoders MLflow has lost
         try:
             encoders = []
             if due:
@@ -97,16 +99,11 @@ def _exported(
 
 def _wanted(ledger: Ledger, folder: RunFolder) -> Iterator[Trial]:
     run, trials = ledger.run, ledger.trials()
-    told: set[str | None] = set()
-    for event in ledger.events():
-        if event.kind == tracking.MOVED:
-            told.clear()
-        elif event.kind == tracking.LOGGED:
-            told.add(event.trial)
+    logged = tracking.logged(ledger.events())
     for arm in dict.fromkeys(trial.arm for trial in trials if trial.stage == "confirm"):
         with contextlib.suppress(RunError):  # none of its confirm trials ended well: there is no encoder to log
             trial, _ = export.choose(run, trials, arm, folder)
-            if trial.id not in told:
+            if trial.id not in logged:
                 yield trial
 
 

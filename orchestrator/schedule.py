@@ -1,4 +1,4 @@
-"""What a sweep's ledger calls for: suggestions that are due, settings to freeze, trials to queue.
+"""What a sweep's ledger calls for: suggestions that are due, settings to freeze, trials to queue, arms to stop.
 
 A function of the plan and the ledger: asked again after any kill, it gives the same answer.
 """
@@ -6,6 +6,8 @@ A function of the plan and the ledger: asked again after any kill, it gives the 
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from math import isfinite
 from typing import Any
@@ -14,6 +16,11 @@ from jobs.config import JobConfig, canonical
 from orchestrator import search
 from orchestrator.ledger import Ledger, Suggestion, Trial
 from orchestrator.plan import Plan, Planned
+from orchestrator.sweep import conditions
+
+SAME_FAILURES = 3
+"""Different trials that fail with the same words before their arm is stopped: a bug or an impossible setting, not bad
+luck. Of two arms, and while none has succeeded, they stop the sweep."""
 
 
 class Schedule:
@@ -21,21 +28,33 @@ class Schedule:
 
     def __init__(self, plan: Plan, ledger: Ledger) -> None:
         self._plan, self._ledger = plan, ledger
+        tune = plan.sweep.tune
+        within = (
+            [set(conditions.within(tune.space, plan.arm(label).values)) for label in plan.suggestions] if tune else []
+        )
+        self._everywhere = set.intersection(*within) if within else set[str]()
+        """Keys that every arm tunes."""
         self._settled: dict[tuple[str, int], search.Observed] = {}
         """Suggestions whose trials have all ended well: nothing about them changes any more."""
 
     def advance(self, arm: str | None = None) -> dict[str, Trial]:
         """Ask for the suggestions that are due and freeze the arms that are tuned, in every arm or in the one where a
         trial has ended. Returns the trials there by id."""
-        for label in [one.label for one in self._plan.arms] if arm is None else [arm]:
-            self._advance(label)
-        return {trial.id: trial for trial in self._ledger.trials(arm=arm)}
+        labels = [planned.label for planned in self._plan.arms] if arm is None else [arm, *self._followers(arm)]
+        stopped = stopped_arms(self._ledger.trials(state="failed"))
+        for label in labels:
+            if label not in stopped:
+                self._advance(label)
+        trials = self._ledger.trials() if arm is None else [t for one in labels for t in self._ledger.trials(arm=one)]
+        return {trial.id: trial for trial in trials}
 
     def due(self, trials: Iterable[Trial]) -> list[str]:
-        """Ids of the queued trials in the order they are run: arms take turns, so that a sweep cut short has compared
-        as much as it could."""
+        """Ids of the queued trials in the order they are run, but for those of arms that are stopped: arms take turns,
+        so that a sweep cut short has compared as much as it could."""
+        trials = list(trials)
+        stopped = stopped_arms(trials)
         order = {arm.label: place for place, arm in enumerate(self._plan.arms)}
-        queued = [trial for trial in trials if trial.state == "queued"]
+        queued = [trial for trial in trials if trial.state == "queued" and trial.arm not in stopped]
         queued.sort(key=lambda t: (t.stage != "tune", t.number or 0, t.seed, order[t.arm]))
         return [trial.id for trial in queued]
 
@@ -62,6 +81,10 @@ class Schedule:
         tune, frozen = self._plan.sweep.tune, self._ledger.frozen()
         if arm in frozen:
             return
+        if (leader := self._plan.searched_with.get(arm)) is not None:
+            if leader in frozen:
+                self._freeze(arm, frozen[leader].params, frozen[leader].number)
+            return
         if tune is None:
             self._freeze(arm, {}, None)
             return
@@ -78,6 +101,8 @@ class Schedule:
                 number=number,
                 history=seen,
                 base=self._plan.arm(arm).values,
+                everywhere=self._everywhere,
+                rules=self._plan.rules,
             )
             trials = self._plan.tune_trials(arm, number, params)
             self._ledger.add_suggestion(
@@ -96,7 +121,7 @@ class Schedule:
     def _freeze(self, arm: str, params: Mapping[str, Any], number: int | None) -> None:
         trials = self._plan.confirm_trials(arm, params)
         self._ledger.add_trials(map(as_trial, trials))
-        job = trials[0].job.model_dump(mode="json", exclude={"seed"})
+        job = {key: value for key, value in trials[0].record.items() if key != "seed"}
         self._ledger.freeze(arm, dict(params), number, digest(job))
 
     def _observe(self, suggestion: Suggestion, trials: list[Trial]) -> search.Observed:
@@ -104,12 +129,18 @@ class Schedule:
         state: Any = None
         if not states & {"queued", "running"} and not any(map(withheld, trials)):
             state = next((kind for kind in ("failed", "pruned") if kind in states), "done")
-            if state == "failed" and any(trial.outcome == "infeasible" for trial in trials):
+            diverged = any(trial.outcome == "diverged" for trial in trials)
+            if diverged or (state == "failed" and any(trial.outcome == "infeasible" for trial in trials)):
                 state = "infeasible"
         values = [trial.metric for trial in trials if trial.metric is not None]
         value = sum(values) / len(values) if state in ("done", "pruned") and len(values) == len(trials) else None
-        rungs = self._rung_values(trials[0]) if state is not None and self.pruned(trials[0]) else {}
+        measured = state not in (None, "infeasible") and self.pruned(trials[0])
+        rungs = self._rung_values(trials[0]) if measured else {}
         return search.Observed(suggestion.number, suggestion.params, value, state, rungs)
+
+    def _followers(self, arm: str) -> list[str]:
+        """The arms for which this one is tuned too."""
+        return [label for label, leader in self._plan.searched_with.items() if leader == arm]
 
     def _rung_values(self, trial: Trial) -> dict[int, float]:
         points = self._ledger.points(trial.id, key=self._plan.sweep.metric.name)
@@ -123,7 +154,7 @@ def as_trial(planned: Planned) -> Trial:
         stage=planned.job.stage,
         arm=planned.arm,
         seed=planned.seed,
-        job=planned.job.model_dump(mode="json"),
+        job=planned.record,
         number=planned.number,
     )
 
@@ -132,6 +163,58 @@ def withheld(trial: Trial) -> bool:
     """Whether a trial ran out of memory and nobody has decided yet. The search does not hear of it until it has run
     with less memory or is given up: a setting is no worse for want of memory."""
     return trial.state == "failed" and trial.failure == "out_of_memory" and trial.outcome != "infeasible"
+
+
+def stopped_arms(trials: Iterable[Trial]) -> dict[str, str]:
+    """The arms in which SAME_FAILURES trials failed alike, and in which words. What a person gave up does not count."""
+    alike = _failed_alike(trials)
+    return {
+        arm: next(iter(messages))
+        for of_arm in alike.values()
+        for arm, messages in of_arm.items()
+        if len(messages) >= SAME_FAILURES
+    }
+
+
+def stops_the_sweep(trials: Iterable[Trial]) -> str | None:
+    """Why the whole sweep stops: SAME_FAILURES trials, of two arms or more, failed alike, and none has succeeded."""
+    trials = list(trials)
+    if any(trial.state in ("done", "pruned") for trial in trials):
+        return None
+    for of_arm in _failed_alike(trials).values():
+        count = sum(map(len, of_arm.values()))
+        if len(of_arm) > 1 and count >= SAME_FAILURES:
+            return f"{count} trials failed in the same way: {next(iter(next(iter(of_arm.values()))))}"
+    return None
+
+
+def untuned_arms(plan: Plan, ledger: Ledger) -> dict[str, str]:
+    """The arms whose suggestions have all ended without one that could be frozen: `diverged` where one did, else
+    `failed`."""
+    found: dict[str, str] = {}
+    frozen, schedule = ledger.frozen(), Schedule(plan, ledger)
+    diverged = {trial.arm for trial in ledger.trials(stage="tune") if trial.outcome == "diverged"}
+    for arm, count in plan.suggestions.items():
+        observed = schedule.observed(arm) if arm not in frozen else []
+        if observed and len(observed) >= count and all(each.state is not None for each in observed):
+            found[arm] = "diverged" if arm in diverged else "failed"
+    return found | {arm: found[leader] for arm, leader in plan.searched_with.items() if leader in found}
+
+
+def _failed_alike(trials: Iterable[Trial]) -> dict[str, dict[str, list[str]]]:
+    """Messages of failed trials by what they have in common and by arm."""
+    alike: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for trial in trials:
+        if trial.state == "failed" and trial.outcome != "infeasible":
+            message = trial.message or ""
+            alike[fingerprint(trial.failure or "", message)][trial.arm].append(message)
+    return alike
+
+
+def fingerprint(kind: str, message: str) -> str:
+    """What two failures have in common when one bug causes both: numbers, addresses and paths do not count."""
+    text = re.sub(r"^rank \d+: ", "", message)
+    return f"{kind} {re.sub(r'(/[^ /:]+)+|0x[0-9a-f]+|[0-9a-f]{12,}|[0-9]+', '#', text)}"
 
 
 def rungs(trial: Trial, measured: Mapping[int, float]) -> dict[int, float]:

@@ -1,9 +1,14 @@
 """What to try next inside an arm, and what to stop early: Optuna as a function of what has been observed.
 
 Nothing is kept between calls. A study is rebuilt in memory from the arm's observations, in the order of their
-numbers, and its sampler is seeded by (sweep seed, arm, number). Suggestion `number` sees the observations up to
-`number - tune.parallel` and no others, and so does its pruning: who finishes first and how often the driver died
-change nothing. The same points come back for the same version of Optuna (pinned) and, with `gp`, of torch and scipy.
+numbers. Suggestion `number` sees the observations up to `number - tune.parallel` and no others, and so does its
+pruning: who finishes first and how often the driver died change nothing.
+
+Arms are searched alike, so that two that do the same thing are frozen at the same setting. What is drawn at random is
+a hash of (tune.seed, number, key): an arm that tunes a key more has the same values of the others. What is modelled
+comes from Optuna's sampler, seeded by (tune.seed, number): the same points come back for the same version of Optuna
+(pinned) and, with `gp`, of torch and scipy. Runs begun by rules 1 keep what those had: samplers seeded by the arm's
+label, and Optuna's own random draws.
 
 Imports optuna inside functions, as the command line must answer at once.
 """
@@ -13,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
@@ -54,7 +59,7 @@ class Observed:
     """What was suggested: dotted job keys."""
 
     value: float | None
-    """The objective. None: the setting failed or is infeasible. A diverged trial has a value, its untrained one."""
+    """The objective. None: the setting failed, or is infeasible, as one that diverged is."""
 
     state: Literal["done", "pruned", "failed", "infeasible"] | None
     """None: still running."""
@@ -80,12 +85,15 @@ def suggest(
     number: int,
     history: Sequence[Observed],
     base: Mapping[str, Any] | None = None,
+    everywhere: Collection[str] | None = None,
+    rules: int = 2,
 ) -> dict[str, Any]:
     """The settings of suggestion `number` (from 0) of an arm: values for the keys of `tune.space`.
 
     The defaults come first, what they lack filled from `base`, the arm's own values by dotted key. A grid follows with
     its other points, the same in every arm, in an order drawn once from the sweep's seed, so that a budget below its
     size is a sample and not a corner of it. A key whose condition does not hold is left out (sweep/conditions.py).
+    everywhere: the keys that every arm tunes, None for all; they come first in the order of a grid. rules: of the run.
     Raises ValueError when the grid is exhausted (see `suggestions`), or when an observation that this suggestion
     depends on is missing.
     """
@@ -94,21 +102,25 @@ def suggest(
     if number < len(tried):
         return tried[number]
     if tune.sampler == "grid":
-        rest = _grid(tune, base, sweep_seed=sweep_seed, without=tried)
+        rest = _grid(tune, base, sweep_seed=sweep_seed, without=tried, everywhere=everywhere if rules > 1 else None)
         if number - len(tried) >= len(rest):
             raise ValueError(
                 f"suggestion {number} of arm {arm!r}: the grid ends with {len(tried) + len(rest)} suggestions; "
                 "ask for no more than search.suggestions()"
             )
         return rest[number - len(tried)]
-    seen = [] if tune.sampler == "random" else _visible(tune, number=number, history=history)
     spaces = conditions.within(tune.space, base)
-    fixed = conditions.is_fixed(spaces)
-    study = _study(mode, sampler=_sampler(tune, seed=_sampler_seed(sweep_seed, arm, number), fixed=fixed))
-    space = {key: _distribution(one) for key, one in sorted(spaces.items())}
     # A default that was filled from the arm may lie outside the space: it is tried and can win, but the sampler cannot
     # be told.
-    study.add_trials([_frozen(one, space) for one in seen if _inside(spaces, base, one.params)])
+    visible = [] if tune.sampler == "random" else _visible(tune, number=number, history=history)
+    seen = [one for one in visible if _inside(spaces, base, one.params)]
+    if rules > 1 and (tune.sampler == "random" or _starts_up(tune, seen)):
+        return drawn(spaces, base, seed=sweep_seed, number=number)
+    fixed = conditions.is_fixed(spaces)
+    seed = _sampler_seed([sweep_seed] if rules > 1 else [sweep_seed, arm], number)
+    study = _study(mode, sampler=_sampler(tune, seed=seed, fixed=fixed))
+    space = {key: _distribution(one) for key, one in sorted(spaces.items())}
+    study.add_trials([_frozen(one, space) for one in seen])
     return study.ask(space).params if fixed else _walk(study.ask(), spaces, base)
 
 
@@ -160,15 +172,61 @@ def defaults(tune: Tune, base: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def drawn(spaces: Mapping[str, Space], base: Mapping[str, Any], *, seed: int, number: int) -> dict[str, Any]:
+    """Values drawn at random for the keys that are tuned, each a function of (seed, number, key) alone."""
+    values, params = dict(base), dict[str, Any]()
+    for key, space in spaces.items():
+        if conditions.holds(space, values):
+            digest = hashlib.sha256(canonical([seed, number, key]).encode()).digest()
+            share = (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+            values[key] = params[key] = _at(space, share)
+    return params
+
+
+def _at(space: Space, share: float) -> Any:
+    """The value at a share in [0, 1) of a range, uniform on its own scale, or of its choices."""
+    if space.choices is not None:
+        return space.choices[int(share * len(space.choices))]
+    low, high = _ends(space)
+    if space.integer and space.log:
+        # Every whole number has the width of its own unit on the scale, as it has where the scale is plain.
+        ends = math.log(low - 0.5), math.log(high + 0.5)
+        return min(max(round(math.exp(ends[0] + share * (ends[1] - ends[0]))), int(low)), int(high))
+    if space.integer or space.step is not None:
+        step = Decimal(str(space.step or 1))
+        count = int((Decimal(str(high)) - Decimal(str(low))) // step) + 1
+        value = Decimal(str(low)) + step * int(share * count)
+        return int(value) if space.integer else float(value)
+    if space.log:
+        value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        return min(max(value, float(low)), float(high))
+    return min(float(low) + share * (float(high) - float(low)), float(high))
+
+
+def _starts_up(tune: Tune, seen: Sequence[Observed]) -> bool:
+    """Whether the sampler would still draw at random: it counts what it can model."""
+    counted = ("done",) if tune.sampler == "gp" else ("done", "pruned", "infeasible")
+    return sum(one.state in counted and (one.value is not None or one.state != "done") for one in seen) < STARTUP
+
+
 def _grid(
-    tune: Tune, base: Mapping[str, Any], *, sweep_seed: int, without: Sequence[Mapping[str, Any]]
+    tune: Tune,
+    base: Mapping[str, Any],
+    *,
+    sweep_seed: int,
+    without: Sequence[Mapping[str, Any]],
+    everywhere: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
     points = conditions.combinations(tune.space, base, {key: one.choices or [] for key, one in tune.space.items()})
     taken = {canonical(dict(point)) for point in without}
     rest = {text: point for point in points if (text := canonical(point)) not in taken}
-    return [
-        rest[text] for text in sorted(rest, key=lambda text: hashlib.sha256(f"{sweep_seed} {text}".encode()).digest())
-    ]
+
+    def order(text: str) -> list[bytes]:
+        shared = {key: value for key, value in rest[text].items() if everywhere is None or key in everywhere}
+        parts = (text,) if everywhere is None else (canonical(shared), text)
+        return [hashlib.sha256(f"{sweep_seed} {part}".encode()).digest() for part in parts]
+
+    return [rest[text] for text in sorted(rest, key=order)]
 
 
 def _visible(tune: Tune, *, number: int, history: Sequence[Observed]) -> list[Observed]:
@@ -184,10 +242,10 @@ def _visible(tune: Tune, *, number: int, history: Sequence[Observed]) -> list[Ob
     return [seen[n] for n in sorted(seen)]
 
 
-def _sampler_seed(sweep_seed: int, arm: str, number: int) -> int:
+def _sampler_seed(of: Sequence[Any], number: int) -> int:
     """32 bits. One-to-one in `number` (the factor is odd): a hash of it would sometimes give two numbers one seed,
     and a sampler with the same seed and little history repeats itself."""
-    start = int.from_bytes(hashlib.sha256(canonical([sweep_seed, arm]).encode()).digest()[:4], "big")
+    start = int.from_bytes(hashlib.sha256(canonical(list(of)).encode()).digest()[:4], "big")
     return (start + 0x9E3779B1 * number) % 2**32
 
 

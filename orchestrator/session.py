@@ -1,14 +1,14 @@
 """One driver's work on one run: what is handed out, what is made of what comes back, and when to stop.
 
-Two threads meet here. Tune's loop asks `next` and `prune` and only enqueues what came back; the writer thread is the
-only one that records how trials end, and asks for what follows. No ray, no torch.
+Two threads meet here. Tune's loop asks `next` and `prune` and only enqueues what came back; it never waits for the
+database. The writer thread alone begins attempts, records how trials end, asks for what follows, and decides when the
+session is over: one thread, from one state, under one lock. No ray, no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import queue
-import re
 import socket
 import threading
 import time
@@ -20,10 +20,10 @@ from typing import Any
 
 from jobs.config import COMPUTING
 from orchestrator import search
-from orchestrator.ledger import Ledger, LedgerError, Point, Trial
+from orchestrator.ledger import OUTAGE_S, Ledger, LedgerUnavailable, Outage, Point, Trial
 from orchestrator.plan import Plan
 from orchestrator.runs import RunFolder
-from orchestrator.schedule import Schedule, rung_count, rungs
+from orchestrator.schedule import Schedule, rung_count, rungs, stopped_arms, stops_the_sweep
 from orchestrator.sweep import merged
 
 LEASE_S = 30.0
@@ -35,10 +35,10 @@ LOOK_S = 1.0
 """How often the ledger is asked whether somebody wants the session to stop."""
 
 HEAR_S = 10.0
-"""How long Tune's loop may wait for the writer."""
+"""How long Tune's loop may wait for the writer, as long as the ledger answers."""
 
-SAME_FAILURES = 3
-"""Different trials that fail with the same words before the sweep is stopped: a bug, not bad luck."""
+CLOSE_S = 60.0
+"""How long the writer may take to write what is enqueued when the session ends, unless the ledger is away."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class Dispatch:
 
     remote: str | None = None
     """URI at which the trial's files are kept, if not in `folder`."""
+
+    expected: Mapping[str, Any] | None = None
+    """Digests of the data and the weights of the run, which the ranks compare with what they load."""
 
 
 @dataclass(frozen=True)
@@ -84,24 +87,31 @@ class Session:
         concurrent: int,
         tell: Callable[[str, Trial | None], None],
         execution: Mapping[str, Any] | None = None,
+        expected: Mapping[str, Any] | None = None,
     ) -> None:
         self._plan, self._ledger, self._folder = plan, ledger, folder
         self._concurrent, self._tell = concurrent, tell
-        self._execution = dict(execution or {})
+        self._execution, self._expected = dict(execution or {}), expected
         self._schedule = Schedule(plan, ledger)
+        self._outage = Outage(lambda text: tell(text, None))
         self._events: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._lock = threading.Condition()
-        self._unheard = 0
+        # Everything below is read and changed under the lock; only the writer takes from `_ready`.
+        self._pending = 0
         """Events that the writer has not dealt with."""
         self._ready: deque[str] = deque()
+        """Trials that are due, and not begun."""
+        self._begun: deque[Dispatch] = deque()
+        """Attempts that the ledger has as begun, and that Tune's loop has not taken."""
         self._running: dict[str, Dispatch] = {}
+        """Attempts that the ledger has as begun, and that have not ended."""
+        self._over = False
+        """Nothing runs, nothing is due, nothing is left to deal with."""
         self._measured: dict[str, dict[int, float]] = {}
         """The metric of running trials, by optimizer step."""
         self._histories: dict[str, list[search.Observed]] = {}
         self._trials: dict[str, Trial] = {}
-        self._failures: dict[str, set[str]] = {}
         self._verified: set[str] = set()
-        self._exhausted = False
         self._stop = threading.Event()
         self.stopped_by: str | None = None
         """Why the session stopped before its end, in words for a person."""
@@ -122,6 +132,9 @@ class Session:
             self._ledger.event("cut_short", text, attempt.trial)
             self._tell(text, None)
         self._refill()
+        with self._lock:
+            self._decide()
+        self._ledger.outage = self._outage
         self._writer.start()
 
     def stop(self, why: str) -> None:
@@ -135,6 +148,12 @@ class Session:
         self.interrupted = True
         self.stop(name)
 
+    def fail(self, cause: BaseException) -> None:
+        """Stop because of something that nobody can go on without: a thread that died, a ledger that is lost."""
+        if self.broken is None:
+            self.broken = cause
+        self.stop(f"{type(cause).__name__}: {cause}")
+
     def resize(self, concurrent: int) -> bool:
         """Have at most so many trials at once from now on, 0 while none fits, and say whether that is new. Those that
         run are left alone."""
@@ -146,7 +165,15 @@ class Session:
     def close(self) -> None:
         """Write what is enqueued, and put what was cut short back into the queue."""
         self._events.put(None)
-        self._writer.join()
+        deadline = time.monotonic() + CLOSE_S
+        while self._writer.is_alive() and (time.monotonic() < deadline or self._outage.seems_away()):
+            self._writer.join(LOOK_S)
+            self.stopping()  # which ends the wait for a ledger that has been away too long
+            if isinstance(self.broken, LedgerUnavailable):
+                break
+        if self._writer.is_alive():
+            self.fail(LedgerUnavailable("the ledger does not answer; what ran is resumable"))
+        self._ledger.outage = None
         if self.broken is None:
             for dispatch in list(self._running.values()):
                 self._ledger.finish_attempt(
@@ -154,51 +181,41 @@ class Session:
                 )
             self._running.clear()
 
-    # Called by Tune's loop.
+    # Called by Tune's loop, which never waits for the ledger.
 
     def next(self) -> Dispatch | None:
-        """The next attempt that is due, begun in the ledger.
+        """The next attempt that is due, begun in the ledger by the writer.
 
-        Waits while the writer deals with what came back, which takes milliseconds: told that nothing is due, Tune
-        would sleep for two seconds.
+        Waits while the writer deals with what came back and begins it, which takes milliseconds: told that nothing is
+        due, Tune would sleep for two seconds. While the ledger is away nothing is begun.
         """
         with self._lock:
-            self._lock.wait_for(lambda: self._can_go() or not self._unheard or self._stop.is_set(), timeout=HEAR_S)
-            if self._stop.is_set() or not self._can_go():
+            if not self._begun and self._can_begin():
+                self._enqueue(self._begin)
+            deadline = time.monotonic() + HEAR_S
+            while not self._settled() and time.monotonic() < deadline:
+                self._lock.wait(LOOK_S / 4)  # that the ledger has gone away nobody notifies
+            if self._stop.is_set() or not self._begun:
                 return None
-            trial = self._trials[self._ready.popleft()]
-            execution = self._execution or self._latest_execution(trial) or self._first_of_arm(trial)
-            try:
-                attempt = self._ledger.start_attempt(trial.id, execution, socket.gethostname())
-            except LedgerError as error:
-                self._give_up(error)
-                return None
-            settings = {f"execution.{key}": value for key, value in execution.items()}
-            dispatch = Dispatch(
-                trial.id,
-                attempt,
-                merged(trial.job, settings),
-                str(self._folder.trial(trial.id).resolve()),
-                self._ledger.token or 0,
-                self._folder.trial_uri(trial.id),
-            )
-            self._running[trial.id] = dispatch
-            self._verified.add(trial.arm)
-            self._measured[trial.id] = {}
-            if self._schedule.pruned(trial):
-                self._histories[trial.id] = self._schedule.observed(trial.arm)
-            return dispatch
+            return self._begun.popleft()
 
-    def _can_go(self) -> bool:
-        return bool(self._ready) and len(self._running) < self._concurrent
+    def _settled(self) -> bool:
+        return bool(self._begun) or not self._pending or self._stop.is_set() or self._outage.seems_away()
+
+    def _can_begin(self) -> bool:
+        return bool(self._ready) and len(self._running) < self._concurrent and not self._stop.is_set()
 
     def finished(self) -> bool:
         """Whether nothing is running, nothing is due and nothing will be."""
         with self._lock:
-            return self._stop.is_set() or (self._exhausted and not self._running)
+            return self._stop.is_set() or self._over
 
     def stopping(self) -> bool:
         """Whether running trials shall end now."""
+        if self._outage.lasted_s() > OUTAGE_S + LOOK_S and self.broken is None:
+            self.fail(
+                LedgerUnavailable(f"the ledger has not answered for {OUTAGE_S:.0f} s; see that it can be reached")
+            )
         return self._stop.is_set()
 
     def report(self, dispatch: Dispatch, report: dict[str, Any]) -> None:
@@ -234,30 +251,27 @@ class Session:
         return pruned
 
     def _enqueue(self, event: Callable[[], None]) -> None:
-        def heard() -> None:
-            event()
-            with self._lock:
-                self._unheard -= 1
-                self._lock.notify_all()
-
         with self._lock:
-            self._unheard += 1
-        self._events.put(heard)
+            self._pending += 1
+        self._events.put(event)
 
     # The writer thread.
 
     def _write(self) -> None:
+        """Deal with events until there is a None. Whatever goes wrong stops the session and is its cause: nothing may
+        go on without the ledger, and a thread that dies in silence would hold machines and lease for ever."""
         renew_at = time.monotonic() + RENEW_S
         look_at = time.monotonic() + LOOK_S
-        while True:
-            try:
-                event = self._events.get(timeout=max(0.0, min(renew_at, look_at) - time.monotonic()))
-            except queue.Empty:
-                event = self._nothing
-            if event is None:
-                return
-            try:
-                event()
+        try:
+            while True:
+                try:
+                    event = self._events.get(timeout=max(0.0, min(renew_at, look_at) - time.monotonic()))
+                except queue.Empty:
+                    pass
+                else:
+                    if event is None:
+                        return
+                    self._deal_with(event)
                 if time.monotonic() >= look_at:
                     if self._ledger.asked_to_stop():
                         self.interrupt("asked to, by orchestrator stop")
@@ -265,16 +279,45 @@ class Session:
                 if time.monotonic() >= renew_at:
                     self._ledger.renew()
                     renew_at = time.monotonic() + RENEW_S
-            except Exception as error:  # noqa: BLE001 - the ledger is gone or lost: nothing may go on without it
-                self._give_up(error)
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: rich raises it where a pipe is broken
+            self.fail(error)
+
+    def _deal_with(self, event: Callable[[], None]) -> None:
+        event()
+        with self._lock:
+            self._pending -= 1
+            self._decide()
+
+    def _decide(self) -> None:
+        """The only place in which it is decided that the session is over. Called under the lock, after an event."""
+        self._over = not (self._pending or self._running or self._ready)
+        self._lock.notify_all()
+
+    def _begin(self) -> None:
+        """Begin the next attempt that is due."""
+        with self._lock:
+            if self._begun or not self._can_begin():
                 return
-
-    def _nothing(self) -> None:
-        """Nothing came back; the lease is still to be renewed."""
-
-    def _give_up(self, error: BaseException) -> None:
-        self.broken = error
-        self.stop(f"{type(error).__name__}: {error}")
+            trial = self._trials[self._ready.popleft()]
+        execution = self._execution or self._latest_execution(trial) or self._first_of_arm(trial)
+        attempt = self._ledger.start_attempt(trial.id, execution, socket.gethostname())
+        settings = {f"execution.{key}": value for key, value in execution.items()}
+        dispatch = Dispatch(
+            trial.id,
+            attempt,
+            merged(trial.job, settings),
+            str(self._folder.trial(trial.id).resolve()),
+            self._ledger.token or 0,
+            self._folder.trial_uri(trial.id),
+            self._expected,
+        )
+        self._verified.add(trial.arm)
+        self._measured[trial.id] = {}
+        if self._schedule.pruned(trial):
+            self._histories[trial.id] = self._schedule.observed(trial.arm)
+        with self._lock:
+            self._running[trial.id] = dispatch
+            self._begun.append(dispatch)
 
     def _hear(self, dispatch: Dispatch, report: dict[str, Any]) -> None:
         if "failure" in report:
@@ -283,26 +326,29 @@ class Session:
         for remark in report.get("remarks", []):
             self._ledger.event("checkpoint", remark, dispatch.trial)
             self._tell(f"trial {dispatch.trial}: {remark}", None)
+        if (provenance := report.get("provenance")) is not None:
+            self._ledger.set_provenance(dispatch.trial, dispatch.attempt, provenance)
         points = [Point(dispatch.trial, p["key"], p["step"], p["value"], p["time"]) for p in report["points"]]
         self._ledger.record_points(dispatch.trial, dispatch.attempt, points)
         result, metric = report["result"], self._plan.sweep.metric.name
         if result is None:
             return
-        value = result["metrics"].get(metric)
-        if (wrong := _wrong_metric(metric, result["metrics"])) is not None:
+        diverged = result["outcome"] == "diverged"
+        if not diverged and (wrong := _wrong_metric(metric, result["metrics"])) is not None:
             self._fail(dispatch, Failure("user_error", None, wrong, ""))
             return
+        value = None if diverged else result["metrics"][metric]
         self._ledger.finish_attempt(
             dispatch.trial,
             dispatch.attempt,
             state="done",
             outcome=result["outcome"],
             metric=value,
-            metrics=result["metrics"],
+            metrics={} if diverged else result["metrics"],
             step=result["step"],
             result=result,
         )
-        self._ended(dispatch, f"{metric} {value:.4f}" + (" diverged" if result["outcome"] == "diverged" else ""))
+        self._ended(dispatch, f"diverged: {result.get('why', '')}" if diverged else f"{metric} {value:.4f}")
 
     def _prune(self, dispatch: Dispatch, value: float, step: int, latest: dict[str, float]) -> None:
         self._ledger.finish_attempt(
@@ -329,17 +375,18 @@ class Session:
         if dispatch.remote is not None:
             log = f"orchestrator logs {self._folder.quoted} {dispatch.trial}"
         then = "it gets another attempt" if again else f"log: {log}"
-        self._ended(dispatch, f"attempt {dispatch.attempt} failed ({failure.kind}): {failure.message}; {then}")
         if (
             failure.kind == "storage_full"
             and self._count(dispatch.trial, failure) > self._plan.sweep.retry.storage_full
         ):
             self.storage_full = failure.message
             self.stop(failure.message)
-        same = self._failures.setdefault(fingerprint(failure), set())
-        same.add(dispatch.trial)
-        if not again and len(same) >= SAME_FAILURES:
-            self.stop(f"{len(same)} trials failed in the same way: {failure.message}")
+        self._ended(dispatch, f"attempt {dispatch.attempt} failed ({failure.kind}): {failure.message}; {then}")
+        trials = list(self._trials.values())
+        if not again and (why := stops_the_sweep(trials)) is not None:
+            self.stop(why)
+        elif not again and (message := stopped_arms(trials).get(arm := self._trials[dispatch.trial].arm)) is not None:
+            self._tell(f"arm {arm} is stopped, as its trials fail in the same way: {message}", None)
 
     def _again(self, trial: str, failure: Failure) -> bool:
         """Whether the trial goes back to the queue. After a full disk it does, but nothing more is begun; what was
@@ -350,15 +397,15 @@ class Session:
 
     def _count(self, trial: str, failure: Failure) -> int:
         """How many attempts of the trial have ended like this."""
-        return sum(one.failure == failure.kind for one in self._ledger.attempts(trial))
+        return sum(attempt.failure == failure.kind for attempt in self._ledger.attempts(trial))
 
     def _ended(self, dispatch: Dispatch, what: str) -> None:
         trial = self._ledger.trial(dispatch.trial)
         with self._lock:
             self._running.pop(dispatch.trial, None)
             self._histories.pop(dispatch.trial, None)
-        self._tell(what, trial)
         self._refill(trial.arm)
+        self._tell(what, trial)
 
     def _refill(self, arm: str | None = None) -> None:
         """Queue what the ledger calls for, in every arm or in the one in which a trial has ended."""
@@ -367,7 +414,6 @@ class Session:
             self._trials |= trials
             due = self._schedule.due(self._trials.values())
             self._ready = deque(trial for trial in due if trial not in self._running)
-            self._exhausted = not self._ready
 
     def _first_of_arm(self, trial: Trial) -> dict[str, Any]:
         """The first attempt of every arm compares its gradient with one process's before it trains."""
@@ -378,12 +424,6 @@ class Session:
         """Settings that an earlier attempt was given stay, until others are asked for."""
         attempts = self._ledger.attempts(trial.id) if trial.attempts else []
         return dict(attempts[-1].execution) if attempts else {}
-
-
-def fingerprint(failure: Failure) -> str:
-    """What two failures have in common when one bug causes both: numbers, addresses and paths do not count."""
-    text = re.sub(r"^rank \d+: ", "", failure.message)
-    return f"{failure.kind} {re.sub(r'(/[^ /:]+)+|0x[0-9a-f]+|[0-9a-f]{12,}|[0-9]+', '#', text)}"
 
 
 def _wrong_metric(name: str, metrics: Mapping[str, Any]) -> str | None:

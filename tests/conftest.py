@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from browser import chromium
 from filelock import FileLock
+from hypothesis import settings
 from ledgers import Begin, Run, Written, start, tuned
 from real import SWEEP, TRIALS, call, measured
 from servers import new_database, postgres_server
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 SpawnRanks = Callable[..., list[Any]]
+
+
+# Property tests try the same examples in every run, so that what passes on one machine passes on a fresh clone. New
+# ones are looked for by `make soak`, which names the seed to repeat them by.
+settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("random", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("ORCHESTRATOR_PROPERTIES") or "repeatable")
 
 
 class RankDiedError(RuntimeError):

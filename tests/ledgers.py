@@ -18,7 +18,7 @@ from orchestrator.ledger import Ledger, Point, Suggestion, Trial, sqlite_url
 TOML = """
 name = NAME
 question = QUESTION
-metric = { name = "knn_accuracy", mode = MODE, smallest_difference = SMALLEST }
+metric = { name = "knn_accuracy", mode = MODE, mode_is_meant = true, smallest_difference = SMALLEST }
 job = { task = "image", budget = { samples = 1000 }, data = { train = "digits", tune = "digits", confirm = "digits" } }
 confirm = { seeds = SEEDS }
 ARMS
@@ -132,7 +132,7 @@ def start(
     ledger = Ledger.create(
         database or sqlite_url(folder / "ledger.db"),
         name=name,
-        sweep=sweep.resolved(loaded) | {"plan": plan.summary()},
+        sweep=sweep.resolved(loaded) | {"plan": plan.record()},
         environment={**recorded, **(environment or {})},
     )
     (folder / "sweep.json").write_text(json.dumps({"run": ledger.uuid}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from scipy import stats
 from orchestrator import analysis
 from orchestrator.analysis import (
     Comparison,
+    Divergence,
     bca_interval,
     best_so_far,
     compare,
@@ -236,6 +238,70 @@ def test_swapping_the_arms_mirrors_the_comparison(pairs: list[tuple[float, float
     }
 
 
+def judged(values: dict[str, Any], diverged: dict[str, list[int]], n: int = 6, **more: Any) -> Comparison:
+    (found,) = compare(
+        values, [("a", "b")], seeds=range(n), divergence=Divergence(diverged), resamples=9, **({"mode": "max"} | more)
+    )
+    return found
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("max", -1), ("min", 1)])
+def test_a_pair_with_one_that_diverged_is_the_widest_against_the_one_that_did(mode: str, sign: int) -> None:
+    values = {"a": dict(enumerate([0.3, 0.1, 0.2, 0.1, 0.2])), "b": dict.fromkeys(range(6), 0.0)}
+    found = judged(values, {"a": [5]}, mode=mode)
+    assert [pair.difference for pair in found.pairs] == [0.3, 0.1, 0.2, 0.1, 0.2, sign * 0.3]
+    assert (found.delta, found.delta_trained, found.n, found.n_trained) == (None, pytest.approx(0.18), 6, 5)
+    assert found.p == sign_flip_p([0.3, 0.1, 0.2, 0.1, 0.2, sign * 0.3])
+    assert (found.diverged("a"), found.diverged("b"), found.diverged("both")) == (1, 0, 0)
+    mirrored = judged({"a": values["b"], "b": values["a"]}, {"b": [5]}, mode=mode)
+    assert [pair.difference for pair in mirrored.pairs] == [-pair.difference for pair in found.pairs]
+
+
+def test_a_pair_of_which_both_diverged_stays_as_no_difference() -> None:
+    values = {"a": dict(enumerate([0.3, 0.1, 0.2, 0.1, 0.2])), "b": dict.fromkeys(range(5), 0.0)}
+    found = judged(values, {"a": [5], "b": [5]})
+    assert (found.pairs[5].difference, found.pairs[5].diverged, found.n) == (0.0, "both", 6)
+    assert found.p == 2 / 2**5, "a zero has both signs"
+
+
+def test_equal_seeds_and_one_that_diverged_are_no_tie() -> None:
+    """There is no largest difference to take, so its size is 1."""
+    found = judged({"a": dict.fromkeys(range(5), 0.5), "b": dict.fromkeys(range(6), 0.5)}, {"a": [5]})
+    assert found.pairs[5].difference == -1.0
+
+
+@pytest.mark.parametrize(("lost", "verdict"), [([], "a_better"), ([0], "inconclusive"), ([0, 1, 2], "diverges")])
+def test_half_of_the_seeds_decide_that_an_arm_diverges(lost: list[int], verdict: str) -> None:
+    trained = {seed: 0.5 + seed / 100 for seed in range(6) if seed not in lost}
+    found = judged({"a": trained, "b": dict.fromkeys(range(6), 0.0)}, {"a": lost})
+    assert (found.verdict, found.diverged_arms) == (verdict, ("a",) if verdict == "diverges" else ())
+
+
+def test_what_is_equivalent_is_not_said_where_a_seed_diverged() -> None:
+    equal = {arm: {seed: 0.5 + seed / 1e6 * (arm == "a") for seed in range(6)} for arm in "ab"}
+    assert judged(equal, {}, smallest_difference=0.1).verdict == "equivalent"
+    found = judged(equal | {"a": dict.fromkeys(range(5), 0.5)}, {"a": [5]}, smallest_difference=0.1)
+    assert (found.verdict, found.p_equivalence, found.ci90) == ("inconclusive", 1.0, None)
+
+
+def test_an_arm_that_was_never_confirmed_diverges_and_takes_nothing_from_the_others() -> None:
+    values = {"a": {}, "c": dict.fromkeys(range(6), 0.5), "b": dict.fromkeys(range(6), 0.1)}
+    fallen, fine = compare(
+        values, [("a", "b"), ("c", "b")], seeds=range(6), divergence=Divergence({}, ["a"]), resamples=9
+    )
+    assert (fallen.verdict, fallen.diverged_arms, fallen.p, fallen.complete) == ("diverges", ("a",), None, True)
+    assert (fine.verdict, fine.p_holm) == ("a_better", 2 / 2**6), "one comparison is tested, and Holm counts one"
+
+
+def test_arms_of_one_objective_are_no_question() -> None:
+    values = {"a": {0: 0.5, 1: 0.7}, "c": {0: 0.9, 1: 0.9}, "b": {0: 0.5, 1: 0.71}}
+    same, other = compare(values, [("a", "b"), ("c", "b")], seeds=range(2), same_objective=[("a", "b")], resamples=9)
+    assert (same.verdict, same.p, same.p_holm, same.same_objective) == ("equivalent", None, None, True)
+    assert (other.p, other.p_holm) == (0.5, 0.5)
+    (waiting,) = compare(values, [("a", "b")], seeds=range(3), same_objective=[("a", "b")], resamples=9)
+    assert waiting.verdict == "inconclusive", "a seed is missing"
+
+
 def test_best_so_far_follows_the_best_setting_and_skips_those_without_a_value() -> None:
     values = [[np.nan, 1.0], [0.5, 0.7], [0.4, 0.6], [np.nan, np.nan], [0.9, 0.7]]
     mean, low, high = best_so_far(values, mode="max")
@@ -260,6 +326,20 @@ def test_false_positives_over_2000_null_sweeps_stay_within_nominal() -> None:
         wrong += any(one.verdict != "inconclusive" for one in found)
     assert wrong / sweeps <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / sweeps)
     assert wrong > 0, "a test that can never reject would pass as well"
+
+
+def test_false_positives_with_seeds_that_diverge_stay_within_nominal() -> None:
+    """Both arms diverge in one seed of ten, whichever: no difference. Mutant check: counting a diverged seed as a fixed
+    low value in one arm only fails this."""
+    rng, sweeps, wrong = np.random.default_rng(5), 2000, 0
+    for _ in range(sweeps):
+        values = {arm: dict(enumerate(rng.normal(0, 1, 8))) for arm in "ab"}
+        lost = {arm: [seed for seed in range(8) if rng.random() < 0.1] for arm in "ab"}
+        trained = {arm: {seed: x for seed, x in values[arm].items() if seed not in lost[arm]} for arm in "ab"}
+        (found,) = compare(trained, [("a", "b")], seeds=range(8), divergence=Divergence(lost), resamples=9)
+        wrong += found.verdict in ("a_better", "b_better")
+    assert wrong / sweeps <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / sweeps)
+    assert wrong > 0
 
 
 def test_equivalence_is_wrongly_claimed_in_at_most_one_sweep_of_twenty() -> None:

@@ -23,7 +23,15 @@ FILES = sorted(str(p.relative_to(ROOT)) for top in ("jobs", "orchestrator") for 
 HEAVY = "torch ray optuna mlflow transformers sklearn pandas matplotlib"
 
 QUICK = [
-    *("jobs.config", "orchestrator.sweep", "orchestrator.plan", "orchestrator.ledger", "orchestrator.analysis"),
+    *(
+        "jobs.config",
+        "jobs.identity",
+        "jobs.provenance",
+        "orchestrator.sweep",
+        "orchestrator.plan",
+        "orchestrator.ledger",
+        "orchestrator.analysis",
+    ),
     *("orchestrator.search", "orchestrator.runs", "orchestrator.session", "orchestrator.cli"),
 ]
 """Modules that the verbs without training need."""
@@ -31,7 +39,8 @@ QUICK = [
 ORDER = {
     "orchestrator": "cli > driver submission > doctor > executor > tracking report cluster > analysis > ledger > "
     "plan > search > sweep",
-    "jobs": "gang > train > step > losses collectives kernels models data evaluate optim checkpoint > config",
+    "jobs": "gang > train > step > losses collectives kernels models data evaluate optim checkpoint > provenance > "
+    "config > identity",
 }
 """From top to bottom, as in ARCHITECTURE.md. A module imports from the levels after its own, and in `jobs` from its own
 level too. Modules without a place here must still not form a cycle."""
@@ -119,7 +128,7 @@ def test_only_the_owner_imports_a_package(path: str) -> None:
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.startswith("orchestrator/")])
 def test_the_orchestrator_knows_only_what_a_job_is_and_the_executor_the_gang(path: str) -> None:
-    allowed = {"config", "gang"} if path == "orchestrator/executor.py" else {"config"}
+    allowed = {"config", "identity", "provenance"} | ({"gang"} if path == "orchestrator/executor.py" else set())
     used = {name.split(".")[1] for name in imports_of(path) if name.startswith("jobs.")}
     assert used <= allowed, "workers are started, or run as `python -m jobs.NAME`; they are not imported"
 

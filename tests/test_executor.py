@@ -45,7 +45,7 @@ def cluster() -> Iterator[None]:
 def running(folder: Path, changes: dict[str, Any]) -> Iterator[tuple[Session, Ledger]]:
     plan = make(Sweep.model_validate(SWEEP | changes))
     url = sqlite_url(folder / "ledger.db")
-    ledger = Ledger.create(url, name="small", sweep=resolved(plan.sweep) | {"plan": plan.summary()})
+    ledger = Ledger.create(url, name="small", sweep=resolved(plan.sweep) | {"plan": plan.record()})
     ledger.acquire(this_process(), 60)
     session = Session(plan, ledger, RunFolder(folder), concurrent=1, tell=lambda _what, _trial: None)
     session.start()

@@ -345,6 +345,7 @@ WRITES: dict[str, Callable[[Ledger], Any]] = {
     "mark_projected": lambda ledger: ledger.mark_projected([point("t1")]),
     "unproject": lambda ledger: ledger.unproject(),
     "renew": lambda ledger: ledger.renew(),
+    "check": lambda ledger: ledger.check(),
 }
 READS = {"attempts", "close", "counts", "create", "events", "frozen", "holder", "open", "points", "run", "runs"}
 READS |= {"token", "ask_to_stop", "asked_to_stop", "discard"}

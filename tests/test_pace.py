@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import sys
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -52,7 +55,50 @@ def test_a_job_of_seconds_ends_with_the_first_step_that_uses_them_up(
             assert one.logged(step, before, seconds)
             break
     assert seen == sorted(set(seen))
-    assert (sum(taken) >= budget) == (times in seen)
+    assert (list(itertools.accumulate(taken))[-1] >= budget) == (times in seen)
+
+
+LARGEST, SMALLEST = sys.float_info.max, math.ulp(0.0)
+
+durations = (
+    st.floats(SMALLEST, LARGEST)
+    | st.floats(1e-3, 1e6)
+    | st.sampled_from([SMALLEST, math.ulp(1.0), sys.float_info.min, LARGEST, 0.1, 0.3, 5.86904003196482])
+)
+"""Any budget that a job may have: subnormal, huge, and those that people give."""
+
+
+@given(durations, st.integers(1, 40), st.integers(0, 40), st.integers(-3, 3))
+@settings(deadline=None, max_examples=400)
+def test_shares_of_seconds_are_compared_exactly_and_every_question_agrees_on_the_end(
+    budget: float, times: int, k: int, ulps: int
+) -> None:
+    """Times within three of the smallest differences of the share k / times of the budget, above and below it.
+    Mutant check: `int(times * seconds / budget)` in `_passed` fails this, as does `seconds / budget >= 1` in `over`."""
+    one, seconds = pace({"seconds": budget}, times=times), float(min(Fraction(LARGEST), Fraction(budget) * k / times))
+    for _ in range(abs(ulps)):
+        seconds = min(LARGEST, math.nextafter(seconds, math.copysign(math.inf, ulps)))
+    seconds = max(0.0, seconds)
+    share = Fraction(seconds) / Fraction(budget)
+    assert one.over(9, seconds) == (share >= 1)
+    for parts, passed in ((times, one.evaluations(9, seconds)), (LOGGED, one._passed(LOGGED, 9, seconds))):
+        assert passed == min(parts, math.floor(parts * share))
+        assert one.over(9, seconds) == (passed == parts)
+    if one.over(9, seconds):
+        assert one.logged(9, 0.0, seconds)
+    falling = pace({"seconds": budget}, optimizer={"schedule": "linear", "warmup": 0.0, "lr": 1.0})
+    assert (falling.rate(10, seconds) == 0) == one.over(9, seconds)
+
+
+@given(durations, st.integers(1, 40))
+@settings(deadline=None, max_examples=200)
+def test_one_step_that_takes_exactly_the_budget_passes_every_evaluation(budget: float, times: int) -> None:
+    """As hypothesis found it: 5.86904003196482 seconds, used up by one step, counted 2 evaluations of 3."""
+    one = pace({"seconds": budget}, times=times)
+    assert one.over(1, budget)
+    assert one.evaluations(1, budget) == times
+    assert one.evaluations(1, math.nextafter(budget, 0.0)) < times
+    assert not one.over(1, math.nextafter(budget, 0.0))
 
 
 @few

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import sysconfig
 import tomllib
 from importlib.metadata import PackageNotFoundError, distributions, entry_points, version
@@ -148,3 +149,20 @@ def test_warnings_are_errors_and_the_soak_is_asked_for() -> None:
     settings = PROJECT["tool"]["pytest"]["ini_options"]
     assert settings["filterwarnings"][0] == "error"
     assert "not soak" in settings["addopts"]
+
+
+def test_property_tests_repeat_their_examples_except_in_the_soak_which_names_its_seed(tmp_path: Path) -> None:
+    """Settings that a test adds to the profile keep this. Mutant check: loading no profile fails this, as does a soak
+    that runs only its own tests."""
+    shown = "import conftest, hypothesis as h; print(h.settings(max_examples=7).derandomize)"
+    for profile, repeats in (("", "True"), ("random", "False")):
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "ORCHESTRATOR_PROPERTIES": profile}
+        done = subprocess.run(
+            [sys.executable, "-c", shown], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == repeats
+    planned = make("-n", "soak", "SEED=7").stdout
+    assert "make soak SEED=7" in planned
+    assert 'ORCHESTRATOR_PROPERTIES=random .venv/bin/python -m pytest -m "hypothesis and not soak"' in planned
+    assert "--hypothesis-seed=7" in planned
+    assert re.search(r"--hypothesis-seed=\d{9,}$", make("-n", "soak").stdout, re.M), "a new seed every time"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -28,6 +29,9 @@ SPACE: dict[str, Any] = {
 }
 GRID: dict[str, Any] = {"optimizer.lr": {"choices": [1e-4, 1e-3, 1e-2]}, "loss.symmetric": {"choices": [True, False]}}
 State = Literal["done", "pruned", "failed"]
+FIRST_RATES = [0.0004388024699794923, 0.00017650580627075213]
+KERNELS = {name: value for name, value in os.environ.items() if name.startswith(("OPENBLAS_", "MKL_"))}
+"""What chooses the routines of linear algebra: with others gp rounds differently."""
 
 
 def tune(**changes: Any) -> Tune:
@@ -132,7 +136,7 @@ def test_a_fresh_process_suggests_the_same(sampler: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         input=json.dumps([turned.model_dump(mode="json"), rows, number]),
-        env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "3"},
+        env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "3", **KERNELS},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -167,23 +171,83 @@ def test_a_suggestion_that_is_asked_too_early_is_refused(gone: str) -> None:
 @given(st.integers(0, 2**31), st.text(max_size=20), st.integers(0, 10**6), st.integers(0, 10**6))
 @settings(deadline=None, max_examples=200)
 def test_two_numbers_never_share_a_sampler_seed(sweep_seed: int, arm: str, one: int, other: int) -> None:
-    assert (_sampler_seed(sweep_seed, arm, one) == _sampler_seed(sweep_seed, arm, other)) == (one == other)
+    for of in ([sweep_seed], [sweep_seed, arm]):
+        assert (_sampler_seed(of, one) == _sampler_seed(of, other)) == (one == other)
 
 
 def test_sampler_seeds_of_an_arm_do_not_collide() -> None:
     """Mutant check: 32 bits of a hash of (sweep seed, arm, number) fail this."""
-    assert len({_sampler_seed(0, "infonce", number) for number in range(200_000)}) == 200_000
+    assert len({_sampler_seed([0], number) for number in range(200_000)}) == 200_000
 
 
-def test_arms_and_sweep_seeds_search_differently() -> None:
+def test_sweep_seeds_search_differently() -> None:
     section = tune(sampler="random")
-    found = [
-        canonical(ask(section, number, [], arm=arm, sweep_seed=seed))
-        for number in range(8)
-        for arm in ("infonce", "flatnce")
-        for seed in (0, 1)
-    ]
-    assert len(set(found)) == len(found)
+    points = [canonical(ask(section, number, [], sweep_seed=seed)) for number in range(8) for seed in (0, 1)]
+    assert len(set(points)) == len(points)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "grid"])
+def test_arms_that_are_the_same_method_are_searched_alike(sampler: str) -> None:
+    """An idle switch: the response is a function of the settings. Mutant check: seeding by the label fails this."""
+    space = GRID if sampler == "grid" else SPACE
+    section = tune(sampler=sampler, space=space, trials=6)
+    if sampler == "grid":
+        points = [[ask(section, number, [], arm=arm) for number in range(6)] for arm in ("off", "on")]
+        assert points[0] == points[1]
+    else:
+        assert walk(section, 12, arm="off") == walk(section, 12, arm="on")
+
+
+def test_runs_of_the_first_rules_keep_the_label_in_their_seeds() -> None:
+    """The values that the first version drew for this space; what a begun run would have tried it still tries."""
+    section = tune(sampler="random")
+    points = [ask(section, 0, [], arm=arm, rules=1) for arm in ("infonce", "flatnce")]
+    assert points[0] != points[1]
+    assert [point["optimizer.lr"] for point in points] == FIRST_RATES
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+def test_a_key_more_in_one_arm_leaves_the_drawn_values_of_the_others_alone(sampler: str) -> None:
+    """Optuna draws key after key from one stream, so a key more would shift all that follow it."""
+    more = SPACE | {"augment.crop": {"low": 0.2, "high": 0.9}, "model.heads": {"choices": [1, 2, 4]}}
+    for number in range(4):
+        few, many = (ask(tune(sampler=sampler, space=space), number, HISTORY[:number]) for space in (SPACE, more))
+        assert {key: many[key] for key in few} == few
+
+
+@given(number=st.integers(0, 10**6), seed=st.integers(0, 2**31 - 1))
+def test_drawn_values_lie_in_their_space(number: int, seed: int) -> None:
+    values = ask(tune(sampler="random"), number, [], sweep_seed=seed)
+    assert 1e-4 <= values["optimizer.lr"] <= 1e-2
+    assert values["loss.temperature"] in (0.05, 0.1, 0.2)
+    assert values["model.layers"] in range(1, 7)
+    assert min(abs(values["optimizer.warmup"] - k / 10) for k in range(4)) < 1e-12
+
+
+def test_drawn_values_are_uniform_on_the_scale_of_their_key() -> None:
+    """Mutant check: a rate that is drawn uniformly and not on its log scale fails this."""
+    draws = [ask(tune(sampler="random"), number, []) for number in range(4000)]
+    shares = [math.log(draw["optimizer.lr"] / 1e-4) / math.log(100) for draw in draws]
+    assert max(abs(sorted(shares)[k] - k / 4000) for k in range(4000)) < 1.63 / math.sqrt(4000)  # Kolmogorov, 1 %
+    for key, values in (("loss.temperature", (0.05, 0.1, 0.2)), ("model.layers", range(1, 7))):
+        counts = [sum(draw[key] == value for draw in draws) for value in values]
+        assert max(abs(count * len(counts) / 4000 - 1) for count in counts) < 0.12
+    pairs = [(draw["optimizer.lr"] > 1e-3, draw["model.layers"] > 3) for draw in draws]
+    assert abs(sum(a == b for a, b in pairs) / 4000 - 0.5) < 0.04, "keys are independent of each other"
+
+
+def test_the_grids_of_arms_that_share_keys_agree_on_them_as_far_as_the_budget_reaches() -> None:
+    """An arm with a key more tries the shared values in the same order. Mutant check: hashing whole points fails."""
+    few = {"optimizer.lr": {"choices": [10.0**-k for k in range(1, 7)]}}
+    more = few | {"model.layers": {"choices": [1, 2]}}
+    orders = []
+    for space in (few, more):
+        points = [
+            ask(tune(sampler="grid", space=space), number, [], everywhere=["optimizer.lr"])["optimizer.lr"]
+            for number in range(6 if space is few else 12)
+        ]
+        orders.append(list(dict.fromkeys(points)))
+    assert orders[0] == orders[1]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
@@ -227,7 +291,7 @@ def test_what_was_learned_beats_chance(sampler: str, mode: Literal["max", "min"]
         params = ask(tune(sampler="random"), number, [])
         history.append(Observed(number, params, sign * quality(params), "done"))
     learned, chance = (
-        [quality(ask(tune(sampler=kind), 24, history, mode=mode, sweep_seed=seed)) for seed in range(4)]
+        [quality(ask(tune(sampler=kind), 24, history, mode=mode, sweep_seed=seed)) for seed in range(16)]
         for kind in (sampler, "random")
     )
     assert sum(learned) > sum(chance) / 2, "the mean distance from the best is at least halved"

@@ -13,8 +13,8 @@ from jobs.config import JobConfig
 from orchestrator.ledger import Ledger, sqlite_url, this_process
 from orchestrator.plan import Plan, make
 from orchestrator.runs import RunFolder
-from orchestrator.schedule import Schedule
-from orchestrator.session import Dispatch, Failure, Session, fingerprint
+from orchestrator.schedule import Schedule, fingerprint
+from orchestrator.session import Dispatch, Failure, Session
 from orchestrator.sweep import Sweep, resolved
 
 SWEEP: dict[str, Any] = {
@@ -72,7 +72,7 @@ def opened(
     if (tmp_path / "ledger.db").exists():
         ledger = Ledger.open(url)
     else:
-        ledger = Ledger.create(url, name="small", sweep=resolved(plan.sweep) | {"plan": plan.summary()})
+        ledger = Ledger.create(url, name="small", sweep=resolved(plan.sweep) | {"plan": plan.record()})
     ledger.acquire(this_process(), 30)
     said: list[str] = []
     session = Session(
@@ -233,10 +233,10 @@ def test_three_trials_that_one_bug_fails_stop_the_sweep(tmp_path: Path, message:
 
 
 def test_another_bug_is_another_fingerprint() -> None:
-    first = fingerprint(Failure("user_error", 0, "rank 0: KeyError: 'label'", ""))
-    assert first == fingerprint(Failure("user_error", 1, "rank 1: KeyError: 'label'", ""))
-    assert first != fingerprint(Failure("user_error", 0, "rank 0: KeyError: 'text'", ""))
-    assert first != fingerprint(Failure("infrastructure", 0, "rank 0: KeyError: 'label'", ""))
+    first = fingerprint("user_error", "rank 0: KeyError: 'label'")
+    assert first == fingerprint("user_error", "rank 1: KeyError: 'label'")
+    assert first != fingerprint("user_error", "rank 0: KeyError: 'text'")
+    assert first != fingerprint("infrastructure", "rank 0: KeyError: 'label'")
 
 
 def test_a_full_disk_begins_nothing_more_and_the_next_session_continues(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import signal
 import socket
 import socketserver
@@ -21,9 +20,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from projected import agree, curve, finish, flushed, fresh, planned, train
 from real import Server
 
-from orchestrator.ledger import LeaseLost, Ledger, Point, Trial, sqlite_url
+from orchestrator.ledger import LeaseLost, Ledger, Point, sqlite_url
 from orchestrator.tracking import (
     Encoder,
     Projection,
@@ -40,7 +40,6 @@ from orchestrator.tracking.encoders import save
 from orchestrator.tracking.store import connect
 
 ROOT = Path(__file__).parents[1]
-JOB = {"task": "image", "loss": {"name": "infonce", "temperature": 0.1}, "model": {"name": None}, "long": "x" * 7000}
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +54,6 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embedded(tmp_path_factory: pytest.TempPathFactory, tables: Path) -> str:
     """One embedded store for the module."""
     return fresh(tmp_path_factory.mktemp("runs"), tables)
-
-
-def fresh(folder: Path, tables: Path) -> str:
-    folder.mkdir(exist_ok=True)
-    shutil.copy(tables, folder)
-    return embedded_uri(folder)
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +71,6 @@ def uri(request: pytest.FixtureRequest) -> str:
     return found if isinstance(found, str) else str(found.uri)
 
 
-def planned(n: int) -> list[Trial]:
-    return [Trial(id=f"trial{i}", stage="confirm", arm=f"arm {i % 2}", seed=i // 2, job=JOB) for i in range(n)]
-
-
 @pytest.fixture
 def ledger(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ledger]:
     """A run of four trials, in an experiment of its own."""
@@ -92,57 +81,6 @@ def ledger(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ledger]:
     made.acquire("the test", 600)
     yield made
     made.close()
-
-
-def train(ledger: Ledger, trial: str, steps: int = 3, *, end: bool = True, offset: int = 0) -> None:
-    """An attempt that tells a few points, and ends."""
-    number = ledger.start_attempt(trial, {}, "h")
-    ledger.record_points(trial, number, curve(trial, steps, offset))
-    if end:
-        finish(ledger, trial, number)
-
-
-def curve(trial: str, steps: int, offset: int = 0) -> list[Point]:
-    start = 1_700_000_000.0
-    return [
-        Point(trial, key, step, step + 0.25, start + step + 0.123)
-        for key in ("train/loss", "knn_accuracy")
-        for step in range(offset, offset + steps)
-    ]
-
-
-def finish(ledger: Ledger, trial: str, number: int = 1) -> None:
-    metrics = {"knn_accuracy": 2.25, "peak_memory_mb": 100}
-    ledger.finish_attempt(trial, number, state="done", outcome="ok", metric=2.25, metrics=metrics, step=2)
-
-
-def agree(ledger: Ledger, uri: str) -> list[dict[str, Any]]:
-    """MLflow has one run for each started trial, and every point of the ledger once. Returns the nested runs."""
-    runs = runs_of(uri, ledger.uuid)
-    parents = [run for run in runs if run["kind"] == "sweep"]
-    nested = [run for run in runs if run["kind"] == "trial"]
-    assert [run["run_id"] for run in parents] == [ledger.run.mlflow_run_id]
-    started = {trial.id: trial for trial in ledger.trials() if trial.attempts}
-    assert sorted(run["trial"] for run in nested) == sorted(started)
-    for run in nested:
-        trial = started[run["trial"]]
-        assert run["run_id"] == trial.mlflow_run_id
-        assert run["parent"] == parents[0]["run_id"]
-        extra = {"peak_memory_mb"} if trial.state == "done" else set()
-        told: dict[str, list[tuple[int, int, float]]] = {}
-        for point in ledger.points(trial.id):
-            told.setdefault(point.key, []).append((point.step, int(point.time * 1000), point.value))
-        assert repr({key: value for key, value in run["metrics"].items() if key not in extra}) == repr(
-            {key: told[key] for key in run["metrics"] if key not in extra}
-        )
-        assert set(run["metrics"]) == set(told) | extra
-    return nested
-
-
-def flushed(ledger: Ledger, uri: str) -> Projection:
-    projection = Projection(ledger, uri)
-    assert projection.flush(), projection.last_error
-    return projection
 
 
 # What is told
@@ -311,9 +249,7 @@ def test_a_run_says_in_words_what_became_of_its_trial(ledger: Ledger, uri: str) 
     said = {run["trial"]: run["tags"]["mlflow.note.content"] for run in runs}
     assert said["trial0"] == "**arm 0**, confirm stage, seed 0, done: metric 2.2500"
     assert said["trial1"] == "**arm 1**, confirm stage, seed 0: failed (user_error): no such column"
-    assert (
-        said["trial2"] == "**arm 0**, confirm stage, seed 1, done, diverged, which counts as untrained: metric 0.1000"
-    )
+    assert said["trial2"] == "**arm 0**, confirm stage, seed 1, done: diverged, so it has no metric"
 
 
 EMBED = """

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.config import JobConfig
 from jobs.data.batches import Inputs, Views, batch_rows
-from jobs.data.check import check, described, fingerprint
+from jobs.data.check import check, described, digests, fingerprint
 from jobs.data.formats import DataError
 from jobs.data.images import ImageEvaluation, ImageExamples, image_evaluation, image_examples
 from jobs.data.pixels import Images
@@ -34,6 +34,7 @@ __all__ = [
     "batch_rows",
     "check",
     "described",
+    "digests",
     "evaluation_data",
     "fingerprint",
     "open_table",

@@ -1,34 +1,60 @@
-"""`python -m jobs.data JOB...`: check the data of jobs (TOML or JSON) before any trial starts.
+"""`python -m jobs.data [--known FILE] JOB...`: check the data of jobs (TOML or JSON) before any trial starts.
 
-Prints one line of JSON for each and ends with 0, or prints what is wrong with the first bad one and ends with 2.
+Prints one line of JSON for each and ends with 0, or prints what is wrong with the first bad one and ends with 2:
+
+    {"rows", "fingerprint", "warnings", "data": {"data.train = SOURCE": {...}, ...}, "weights": {...} or null}
+
+FILE: `data` and `weights` of an earlier answer. Data that it knows are then not checked again, and read only where
+their files are no longer the same.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from jobs.config import ConfigError, load_job
-from jobs.data.check import check, fingerprint, train_rows
+from jobs.config import ConfigError, JobConfig, load_job
+from jobs.data.check import check, digests, fingerprint, train_rows
 from jobs.data.formats import DataError
+from jobs.provenance import weights_digest
 
 
 def main(arguments: list[str]) -> int:
     """Exit status for these command-line arguments."""
-    if not arguments or arguments[0].startswith("-"):
-        sys.stderr.write("usage: python -m jobs.data JOB...    where a JOB is a job in TOML or a trial's job.json\n")
-        return 0 if arguments in (["-h"], ["--help"]) else 2
-    for path in arguments:
+    parser = argparse.ArgumentParser(prog="python -m jobs.data", description="Check the data of jobs.")
+    parser.add_argument("job", type=Path, nargs="+", help="a job in TOML or a trial's job.json")
+    parser.add_argument("--known", type=Path, help="`data` and `weights` of an earlier answer, as JSON")
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as done:  # which has said why
+        return int(done.code or 0)
+    known = None if options.known is None else json.loads(options.known.read_text("utf-8"))
+    for path in options.job:
         try:
-            job = load_job(Path(path))
-            warnings = check(job)
-            found = {"rows": len(train_rows(job)), "fingerprint": fingerprint(job), "warnings": warnings}
+            answer = _checked(load_job(path)) if known is None else _compared(load_job(path), known)
         except (ConfigError, DataError) as error:
             sys.stderr.write(f"error: {error}\n")
             return 2
-        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.write(json.dumps(answer) + "\n")
     return 0
+
+
+def _checked(job: JobConfig) -> dict[str, Any]:
+    warnings = check(job)
+    rows = {"rows": len(train_rows(job)), "fingerprint": fingerprint(job), "warnings": warnings}
+    return rows | {"data": digests(job), "weights": weights_digest(job.model.name)}
+
+
+def _compared(job: JobConfig, known: dict[str, Any]) -> dict[str, Any]:
+    weights = known.get("weights") or {}
+    return {
+        "warnings": [],
+        "data": digests(job, known["data"]),
+        "weights": weights_digest(job.model.name, weights.get(job.model.name)),
+    }
 
 
 if __name__ == "__main__":

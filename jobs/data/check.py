@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from jobs.config import JobConfig
 from jobs.data.formats import shown
 from jobs.data.images import ImageEvaluation, image_evaluation, image_examples, image_rows
 from jobs.data.pixels import is_list
+from jobs.data.places import DIGITS, HUB, locate
 from jobs.data.sentences import judged_columns, sentence_evaluation, sentence_rows, tokenizer_for
 from jobs.data.sources import Rows, read
 
@@ -67,6 +69,45 @@ def described(job: JobConfig) -> list[dict[str, Any]]:
         {"context": context, "source": source, "rows": len(rows), "digest": _digest(rows)[:32]}
         for context, source, rows in both
     ]
+
+
+def digests(
+    job: JobConfig, known: Mapping[str, Mapping[str, Any]] | None = None, *, stage_only: bool = False
+) -> dict[str, dict[str, Any]]:
+    """What rows `job` uses, as `data.train = SOURCE` and so on -> `source`, `rows`, `digest` (32 hex digits, equal for
+    equal rows in any format) and `files`, which tells whether they are unchanged.
+
+    known: an earlier answer; a digest of it stands while its files have their size and time. stage_only: without the
+    rows that judge the other stage. Raises DataError.
+    """
+    uses = {"train": job.data.train, "tune": job.data.tune, "confirm": job.data.confirm}
+    if stage_only:
+        uses = {use: source for use, source in uses.items() if use in ("train", job.stage)}
+    answer: dict[str, dict[str, Any]] = {}
+    for use, source in uses.items():
+        if source is None:
+            continue
+        columns = f" {json.dumps(job.data.columns)}" if use == "train" and job.data.columns else ""
+        key, files = f"data.{use} = {source}{columns}", stamps(source)
+        before = (known or {}).get(key)
+        if before is not None and files is not None and before["files"] == files:
+            answer[key] = dict(before)
+        else:
+            rows = train_rows(job) if use == "train" else _judged_rows(job, source)
+            answer[key] = {"source": source, "rows": len(rows), "digest": _digest(rows)[:32], "files": files}
+    return answer
+
+
+def stamps(source: str) -> list[list[Any]] | None:
+    """Path, size and time of change of each file of a source; None where there are no files to ask."""
+    files = locate(source).files
+    return (
+        None
+        if any(file.uri == HUB or file.path == DIGITS for file in files)
+        else [
+            [os.path.realpath(file.path) if file.uri is None else file.path, file.size, file.changed] for file in files
+        ]
+    )
 
 
 def train_rows(job: JobConfig) -> Rows:

@@ -28,13 +28,17 @@ class DataError(ValueError):
     """Data are not what a job needs. Says in which file, column and row, and what would work."""
 
     def __init__(self, found: str, *, file: str, column: str | None = None, row: int | None = None) -> None:
-        self.file, self.column, self.row = file, column, row
+        self.found, self.file, self.column, self.row = shown(found), file, column, row
         place = [file]
         if column is not None:
             place.append(f"column '{column}'")
         if row is not None:
             place.append(f"row {row} (the first is 0)")
         super().__init__(shown(f"{', '.join(place)}: {found}"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        made = functools.partial(type(self), file=self.file, column=self.column, row=self.row)
+        return made, (self.found,), self.__dict__
 
 
 @dataclass(frozen=True)

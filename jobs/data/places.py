@@ -1,7 +1,8 @@
 """Where the files of a source are.
 
 A source is `digits`; a file, folder, glob or URI; a name under $ORCHESTRATOR_DATA, with or without its extension; or a
-Hub data set. It may end in a slice of rows, `[:2000]`. Hidden files, and those that begin with `_`, are no data.
+Hub data set. A relative path is looked for where the run began, then in the current folder (jobs/paths.py). It may end
+in a slice of rows, `[:2000]`. Hidden files, and those that begin with `_`, are no data.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 
 from jobs.data.formats import SUFFIXES, DataError, short, shown
+from jobs.paths import expanded, folders, looked_in
 
 ROOT = "ORCHESTRATOR_DATA"
 DIGITS = "digits"
@@ -58,47 +60,72 @@ def _files(name: str) -> tuple[File, ...]:
         if not found:
             raise DataError(f"there is no such file; data files end in {', '.join(SUFFIXES)}", file=name)
         return found
-    found = _local(Path(name).expanduser())
+    path = expanded(name)
+    found, refusals = _local_anywhere(path)
     root = os.environ.get(ROOT, "")
-    if not found and root and not Path(name).is_absolute():
-        found = _remote_named(root, name) if "://" in root else _local_named(Path(root).expanduser(), name)
-    if not found and re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}", name) and not name.endswith(SUFFIXES):
+    if not found and root and not path.is_absolute():
+        found = _remote_named(root, name) if "://" in root else _local_named(expanded(root), name)
+    hub = re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}", name) and not name.endswith(SUFFIXES)
+    if not found and hub and not refusals:
         found = (File(name, uri=HUB),)
     if not found:
-        raise DataError(_not_found(name, root), file=name)
+        raise refusals[0] if refusals else DataError(_not_found(name, root), file=name)
     return found
 
 
+def _local_anywhere(path: Path) -> tuple[tuple[File, ...], list[DataError]]:
+    """The files in the first of the folders that has some, and why others were not looked into."""
+    refusals = []
+    for top in folders():
+        try:
+            if files := _local(path, top):
+                return files, []
+        except DataError as error:
+            refusals.append(error)
+    return (), refusals
+
+
 def _not_found(name: str, root: str) -> str:
+    where = looked_in(name)
     if not root:
-        return f"there is no such file; give a path, or set ${ROOT} to the folder that holds it"
+        return f"there is no such file{where}; give a path, or set ${ROOT} to the folder that holds it"
+    here = f"a file{where}" if where else "a file here"
     if "://" in root:
-        return f"is neither a file here nor a name under ${ROOT} = {root}"
-    known = sorted({_without_suffix(each.name) for each in Path(root).expanduser().glob("*") if _is_data(each.name)})
+        return f"is neither {here} nor a name under ${ROOT} = {root}"
+    known = sorted({_without_suffix(each.name) for each in expanded(root).glob("*") if _is_data(each.name)})
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known[:12]) or 'no data files'}"
-    return f"is neither a file here nor a name under ${ROOT} = {root}; {hint}"
+    return f"is neither {here} nor a name under ${ROOT} = {root}; {hint}"
 
 
-def _local(path: Path) -> tuple[File, ...]:
-    """A file, the data files in a folder at any depth, or those that fit a glob."""
-    if path.is_file():
-        found = [path]
-    elif path.is_dir():
-        found = [each for each in path.rglob("*") if each.is_file() and _is_data(str(each.relative_to(path)))]
-        if not found:
-            raise DataError(f"is a folder without data files; they end in {', '.join(SUFFIXES)}", file=str(path))
-    elif WILD.search(str(path)):
-        top = Path(path.anchor)
-        found = [each for each in top.glob(str(path.relative_to(top))) if each.is_file() and _is_data(each.name)]
-    else:
-        found = []
-    return tuple(File(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in sorted(found))
+def _local(path: Path, top: Path = Path()) -> tuple[File, ...]:
+    """A file, the data files in a folder at any depth, or those that fit a glob. A relative path is looked for in
+    `top`, whose own name is no pattern."""
+    full = top / path
+    try:
+        if full.is_file():
+            found = [full]
+        elif full.is_dir():
+            found = [file for file in full.rglob("*") if file.is_file() and _is_data(str(file.relative_to(full)))]
+            if not found:
+                raise DataError(f"is a folder without data files; they end in {', '.join(SUFFIXES)}", file=str(full))
+        elif WILD.search(str(path)):
+            start = Path(path.anchor) if path.is_absolute() else top
+            pattern = str(path.relative_to(path.anchor))
+            found = [file for file in start.glob(pattern) if file.is_file() and _is_data(file.name)]
+        else:
+            found = []
+        # Of the times of a file this is the one that nobody sets back.
+        return tuple(File(str(file), file.stat().st_size, file.stat().st_ctime_ns) for file in sorted(found))
+    except DataError:
+        raise
+    except (OSError, ValueError, NotImplementedError) as error:  # no right to look, a name too long, no such pattern
+        raise DataError(f"cannot be looked for: {short(error)}", file=str(full)) from error
 
 
 def _local_named(root: Path, name: str) -> tuple[File, ...]:
-    found = _local(root / name)
-    return found or _only([_local(root / f"{name}{suffix}") for suffix in SUFFIXES], name)
+    found = _local(Path(name), root)
+    return found or _only([_local(Path(f"{name}{suffix}"), root) for suffix in SUFFIXES], name)
 
 
 def _remote_named(root: str, name: str) -> tuple[File, ...]:

@@ -11,7 +11,6 @@ import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from jobs.data.batches import Views, content_ids
 from jobs.data.formats import DataError, is_utf8, short
 from jobs.data.sources import Rows, exactly, read
 from jobs.data.tokens import TokenColumn, padded, stacked, texts_of, trained_tokenizer
+from jobs.paths import directory, looked_in
 
 TEXT_NAMES = ("text", "sentence", "sentences", "content")
 PAIR_NAMES = (
@@ -135,12 +135,13 @@ def tokenizer_for(job: JobConfig) -> Any:
 def _pretrained(name: str) -> Any:
     from transformers import AutoTokenizer
 
-    path = Path(name).expanduser()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name)
+        tokenizer = AutoTokenizer.from_pretrained(str(directory(name) or name))
     except (OSError, ValueError) as error:
+        where = f", looked for{looked_in(name)}" if looked_in(name) else ""
         raise DataError(
-            f"no tokenizer can be loaded ({short(error)}); model.name must be a folder with one, a Hub name, or 'bert'",
+            f"no tokenizer can be loaded ({short(error)}); model.name must be a folder with one{where}, a Hub name, or "
+            "'bert'",
             file=name,
         ) from error
     if tokenizer.pad_token_id is None:

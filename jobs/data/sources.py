@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from jobs.data.formats import DataError, Reader, reader, short
 from jobs.data.places import DIGITS, HUB, File, Located, locate
+from jobs.paths import looked_in
 
 Choose = Callable[[str, Sequence[str], "tuple[str, ...] | None"], tuple[str, ...]]
 """(file, the names of its columns, the names given by the user) -> the columns to read."""
@@ -153,8 +154,8 @@ def _hub(name: str) -> pa.Table:
         import datasets  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise DataError(
-            "is no file here, and reading it from the Hub needs a package: pip install datasets "
-            f"(or give files: hf://datasets/{repository}/**/*.parquet)",
+            f"is no file{looked_in(name) or ' here'}, and reading it from the Hub needs a package: "
+            f"pip install datasets (or give files: hf://datasets/{repository}/**/*.parquet)",
             file=name,
         ) from error
     try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import os
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -30,6 +29,7 @@ from transformers.masking_utils import sdpa_mask
 from jobs.config import JobConfig
 from jobs.models.dropout import ATTENTION, drop
 from jobs.models.errors import ModelError
+from jobs.paths import directory, looked_in
 
 
 def bert(job: JobConfig, vocabulary: int) -> nn.Module:
@@ -79,22 +79,26 @@ def _largest_divisor(height: int, width: int, *, at_most: int) -> int:
 
 def load(name: str, job: JobConfig) -> nn.Module:
     """A pretrained encoder from a local folder or the Hub, in fp32, without its pooler."""
-    local = Path(name).is_dir()
+    local = False
     try:
-        config = AutoConfig.from_pretrained(name, local_files_only=local)
+        local = (folder := directory(name)) is not None
+        source = str(folder or name)
+        config = AutoConfig.from_pretrained(source, local_files_only=local)
         if job.model.dropout is not None:
             _set_dropout(config, job.model.dropout)
         encoder: PreTrainedModel = AutoModel.from_pretrained(
-            name, config=config, local_files_only=local, dtype=torch.float32
+            source, config=config, local_files_only=local, dtype=torch.float32
         )
     except (OSError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+        no_folder = "" if local else f"no folder{looked_in(name) or ' here'} and "
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"model.name = '{name}' is {'' if local else 'no folder here and '}not loadable"
+            f"model.name = '{name}' is {no_folder}not loadable"
             f"{'; HF_HUB_OFFLINE is set, so only the local cache was searched' if offline and not local else ''}"
-            f" ({str(error).strip().splitlines()[0]}). Give a folder with config.json and model.safetensors, a name "
+            f" ({reason}). Give a folder with config.json and model.safetensors, a name "
             "that the Hub knows, or 'vit', 'resnet' or 'bert' to train from nothing"
         ) from error
     wanted = {"image": "pixel_values", "sentence": "input_ids"}[job.task]

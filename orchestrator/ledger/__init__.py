@@ -10,6 +10,7 @@ from orchestrator.process import this_process
 from .database import probe, sqlite_url
 from .glance import Finished, finished
 from .ledger import Ledger
+from .outage import OUTAGE_S, Outage
 from .values import (
     TRIAL_STATES,
     Attempt,
@@ -18,6 +19,7 @@ from .values import (
     Frozen,
     LeaseHeld,
     LeaseLost,
+    LedgerAway,
     LedgerError,
     LedgerMissing,
     LedgerUnavailable,
@@ -32,6 +34,7 @@ from .values import (
 )
 
 __all__ = [
+    "OUTAGE_S",
     "TRIAL_STATES",
     "Attempt",
     "AttemptState",
@@ -41,9 +44,11 @@ __all__ = [
     "LeaseHeld",
     "LeaseLost",
     "Ledger",
+    "LedgerAway",
     "LedgerError",
     "LedgerMissing",
     "LedgerUnavailable",
+    "Outage",
     "Outcome",
     "Point",
     "Run",

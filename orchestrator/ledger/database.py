@@ -27,7 +27,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from orchestrator import scratch
 
-from .values import LedgerError, LedgerMissing, LedgerUnavailable, Undecodable
+from .values import LedgerAway, LedgerError, LedgerMissing, LedgerUnavailable, Undecodable
 
 DAMAGED = ("malformed", "not a database", "corrupt", "decode to UTF-8", "disk I/O error")
 """Words of SQLite's for a file that is no database, or not any more."""
@@ -175,7 +175,8 @@ class Database:
                 remedy = "another process has held it for long; see whether a driver is stopped or stuck"
             else:
                 remedy = "see that it can be reached and written, then run the same command again"
-            raise LedgerUnavailable(f"ledger {self.address}: {reason}; {remedy}") from error
+            kind = LedgerAway if self._passes(error, reason) else LedgerUnavailable
+            raise kind(f"ledger {self.address}: {reason}; {remedy}") from error
         except sa.exc.InvalidRequestError as error:
             if not isinstance(error, sa.exc.NoResultFound | sa.exc.MultipleResultsFound):
                 raise
@@ -184,6 +185,15 @@ class Database:
             ) from error
         except Undecodable as error:
             raise LedgerError(f"ledger {self.address} is damaged: {error}; put a copy of it there") from error
+
+    def _passes(self, error: sa.exc.DBAPIError, reason: str) -> bool:
+        """Whether asking again later may help: after a restart, a failover, a lock that another process holds."""
+        if "full" in reason or "No space" in reason:
+            return False
+        if self.path is not None:
+            return "locked" in reason
+        passing = sa.exc.OperationalError | sa.exc.InterfaceError
+        return isinstance(error, passing) or error.connection_invalidated or "read-only transaction" in reason
 
 
 class _Undo(Exception):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 import uuid as uuids
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
-from typing import Any, Self
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -19,6 +20,7 @@ from sqlalchemy.engine import Connection
 from . import schema
 from .database import Database
 from .lease import Lease, busy
+from .outage import RETRIED, Outage
 from .values import (
     TRIAL_STATES,
     Attempt,
@@ -40,9 +42,21 @@ from .values import (
 PENDING: tuple[TrialState, ...] = ("queued", "running", "failed")
 """States from which a trial may be queued again. What is done or pruned stays."""
 
-RULES = 2
-"""What a new run is planned by. 1: ids hash the whole job, samplers are seeded by the arm's label. 2: ids hash what
-differs from the defaults, samplers do not know labels."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _patient(method: Callable[Concatenate[Ledger, P], T]) -> Callable[Concatenate[Ledger, P], T]:
+    """A method that is tried again while the database is away, if a driver has said how it waits."""
+
+    @wraps(method)
+    def call(self: Ledger, /, *arguments: P.args, **keywords: P.kwargs) -> T:
+        if self.outage is None:
+            return method(self, *arguments, **keywords)
+        return self.outage.through(lambda: method(self, *arguments, **keywords))
+
+    return call
 
 
 class Ledger:
@@ -51,6 +65,8 @@ class Ledger:
     def __init__(self, database: Database, uuid: str) -> None:
         self._database, self.uuid = database, uuid
         self._lease = Lease(database, uuid)
+        self.outage: Outage | None = None
+        """How a driver waits for a database that is away. None: whatever ails it is raised at once."""
 
     @classmethod
     def create(
@@ -61,7 +77,7 @@ class Ledger:
         sweep: dict[str, Any],
         environment: dict[str, Any] | None = None,
         trials: Iterable[Trial] = (),
-        rules: int = RULES,
+        rules: int = 1,
         provenance: dict[str, Any] | None = None,
     ) -> Self:
         """A new run with its trials, in one transaction; other runs of the database are left alone.
@@ -136,11 +152,13 @@ class Ledger:
     # Reading. Needs no lease.
 
     @property
+    @_patient
     def run(self) -> Run:
         """The run as it is now."""
         with self._database.read() as connection:
             return Run(**connection.execute(self._of(schema.runs)).mappings().one())
 
+    @_patient
     def trials(
         self, stage: Stage | None = None, arm: str | None = None, state: TrialState | None = None
     ) -> list[Trial]:
@@ -149,6 +167,7 @@ class Ledger:
         chosen = [schema.trials.c[key] == value for key, value in wanted.items() if value is not None]
         return self._trials(*chosen)
 
+    @_patient
     def trial(self, trial_id: str) -> Trial:
         """One trial. Raises LedgerMissing."""
         found = self._trials(schema.trials.c.id == trial_id)
@@ -156,6 +175,7 @@ class Ledger:
             raise LedgerMissing(f"this run has no trial {trial_id}; `orchestrator status` lists them")
         return found[0]
 
+    @_patient
     def attempts(self, trial_id: str | None = None) -> list[Attempt]:
         """Attempts of one trial, or of all, in order."""
         table = schema.attempts
@@ -165,10 +185,12 @@ class Ledger:
         with self._database.read() as connection:
             return [Attempt(**row) for row in connection.execute(query).mappings()]
 
+    @_patient
     def points(self, trial_id: str | None = None, key: str | None = None) -> list[Point]:
         """Points of one trial, or of all, by trial, key and step."""
         return self._points(trial_id, key=key)
 
+    @_patient
     def suggestions(self, arm: str | None = None) -> list[Suggestion]:
         """What was suggested, by arm and number."""
         table = schema.suggestions
@@ -178,12 +200,14 @@ class Ledger:
         with self._database.read() as connection:
             return [Suggestion(row.arm, row.number, row.params, tuple(row.trials)) for row in connection.execute(query)]
 
+    @_patient
     def frozen(self) -> dict[str, Frozen]:
         """The setting each arm was frozen at, by arm; an arm that is still being tuned is not there."""
         with self._database.read() as connection:
             rows = connection.execute(self._of(schema.frozen)).all()
         return {row.arm: Frozen(row.params, row.number, row.hash) for row in rows}
 
+    @_patient
     def events(self, kind: str | None = None) -> list[Event]:
         """What happened, oldest first."""
         table = schema.events
@@ -193,6 +217,7 @@ class Ledger:
         with self._database.read() as connection:
             return [Event(**row) for row in connection.execute(query).mappings()]
 
+    @_patient
     def counts(self, stage: Stage | None = None) -> dict[TrialState, int]:
         """How many trials are in each state, the empty ones included."""
         table = schema.trials
@@ -212,9 +237,15 @@ class Ledger:
         """
         return self._lease.acquire(holder, ttl_s)
 
+    @_patient
     def renew(self) -> None:
         """Hold the lease for another `ttl_s`. Raises LeaseLost."""
         self._lease.renew()
+
+    def check(self) -> None:
+        """Raise LeaseLost unless this process holds the lease."""
+        with self._write():
+            pass
 
     def release(self) -> None:
         """Give the lease back; harmless when it is not held."""
@@ -229,6 +260,7 @@ class Ledger:
         """Ask whoever drives the run now to checkpoint and stop. Needs no lease."""
         self._lease.ask_to_stop()
 
+    @_patient
     def asked_to_stop(self) -> bool:
         """Whether somebody has asked this driver to stop."""
         return self._lease.asked_to_stop()
@@ -239,6 +271,7 @@ class Ledger:
 
     # Writing. Every method is one transaction and raises LeaseLost unless this process holds the lease.
 
+    @_patient
     def set_run(
         self,
         *,
@@ -262,17 +295,24 @@ class Ledger:
         with self._write() as (connection, _):
             connection.execute(schema.runs.update().where(schema.runs.c.uuid == self.uuid).values(**values))
 
+    @_patient
     def event(self, kind: str, text: str, trial: str | None = None) -> None:
         """Note that something happened."""
         with self._write() as (connection, _):
+            table = schema.events
             row = {"run": self.uuid, "time": time.time(), "kind": kind, "text": text, "trial": trial}
-            connection.execute(schema.events.insert().values(**row))
+            last = self._of(table, table.c.kind, table.c.text, table.c.trial).order_by(table.c.id.desc()).limit(1)
+            if RETRIED.get() and connection.execute(last).first() == (kind, text, trial):
+                return
+            connection.execute(table.insert().values(**row))
 
+    @_patient
     def add_trials(self, trials: Iterable[Trial]) -> None:
         """Plan trials. One that is there already is left as it is."""
         with self._write() as (connection, _):
             _insert_trials(self._database, connection, self.uuid, trials)
 
+    @_patient
     def add_suggestion(self, suggestion: Suggestion, trials: Iterable[Trial] = ()) -> None:
         """Record a suggestion with the trials it asks for, those that are new. The same again is fine.
 
@@ -282,16 +322,21 @@ class Ledger:
             _insert_trials(self._database, connection, self.uuid, trials)
             self._first_stands(connection, schema.suggestions, ("arm", "number"), asdict(suggestion))
 
+    @_patient
     def freeze(self, arm: str, params: dict[str, Any], number: int | None, hash: str) -> None:  # noqa: A002
         """Record the setting an arm is confirmed with. The same again is fine. Raises LedgerError for another one."""
         row = {"arm": arm, "params": params, "number": number, "hash": hash}
         with self._write() as (connection, _):
             self._first_stands(connection, schema.frozen, ("arm",), row)
 
+    @_patient
     def start_attempt(self, trial_id: str, execution: dict[str, Any], host: str) -> int:
         """Begin an attempt of a queued trial and return its number, from 1. Raises LedgerError in another state."""
         now = time.time()
         with self._write() as (connection, token):
+            mine = self._latest_attempt(connection, trial_id) if RETRIED.get() else None
+            if mine is not None and (mine.state, mine.token) == ("running", token):
+                return int(mine.number)
             trial = self._lock(connection, trial_id, ("queued",), "start")
             number: int = trial.attempts + 1
             self._set_trial(connection, trial_id, state="running", attempts=number, started=trial.started or now)
@@ -299,11 +344,13 @@ class Ledger:
             connection.execute(schema.attempts.insert().values(**row, execution=execution, host=host, started=now))
         return number
 
+    @_patient
     def set_provenance(self, trial_id: str, number: int, provenance: dict[str, Any]) -> None:
         """Record the digests of the code, the data and the weights that an attempt runs with."""
         with self._write() as (connection, _):
             self._set_attempt(connection, trial_id, number, provenance=provenance)
 
+    @_patient
     def finish_attempt(
         self,
         trial_id: str,
@@ -329,6 +376,9 @@ class Ledger:
         if state == "running":
             raise LedgerError("an attempt ends as done, pruned, failed or interrupted, not as running")
         with self._write() as (connection, _):
+            latest = self._latest_attempt(connection, trial_id) if RETRIED.get() else None
+            if latest is not None and (latest.number, latest.state) == (number, state):
+                return
             trial = self._lock(connection, trial_id, ("running",), "finish")
             if trial.attempts != number:
                 raise LedgerError(f"trial {trial_id} runs attempt {trial.attempts}; attempt {number} has ended already")
@@ -346,6 +396,7 @@ class Ledger:
                 **{key: value for key, value in kept.items() if value is not None},
             )
 
+    @_patient
     def record_points(self, trial_id: str, attempt: int, points: Sequence[Point]) -> None:
         """Add points of one trial, in one transaction. Where (key, step) is there already, the first value stands."""
         if not points:
@@ -360,6 +411,7 @@ class Ledger:
             connection.execute(table.update().where(behind).values(step=furthest))
             connection.execute(self._database.insert(schema.points), rows)
 
+    @_patient
     def requeue(self, trial_id: str) -> None:
         """Give a failed trial another attempt. Raises LedgerError for one that is done or pruned."""
         with self._write() as (connection, _):
@@ -369,12 +421,14 @@ class Ledger:
                 self._set_attempt(connection, trial_id, trial.attempts, **ending)
             self._set_trial(connection, trial_id, state="queued", outcome=None, ended=None)
 
+    @_patient
     def give_up(self, trial_id: str) -> None:
         """A failed trial is not tried again: its setting counts as infeasible. Raises LedgerError for another state."""
         with self._write() as (connection, _):
             self._lock(connection, trial_id, ("failed",), "give up")
             self._set_trial(connection, trial_id, outcome="infeasible")
 
+    @_patient
     def reconcile(self) -> list[Attempt]:
         """Close as `interrupted` the attempts that an earlier holder of the lease left running, and queue their trials.
 
@@ -403,25 +457,30 @@ class Ledger:
 
     # The projection's side: what MLflow has been told.
 
+    @_patient
     def unprojected_trials(self) -> list[Trial]:
         """Trials that were started and whose state MLflow has not been told, in the order they were planned."""
         table = schema.trials
         return self._trials(table.c.revision > table.c.projected, table.c.attempts > 0)
 
+    @_patient
     def mark_trial_projected(self, trial: Trial) -> None:
         """MLflow has been told the trial's state as of `trial.revision`."""
         with self._write() as (connection, _):
             self._update(connection, trial.id, projected=trial.revision)
 
+    @_patient
     def set_mlflow_run(self, trial_id: str, run_id: str) -> None:
         """Record the MLflow run of a trial."""
         with self._write() as (connection, _):
             self._update(connection, trial_id, mlflow_run_id=run_id)
 
+    @_patient
     def unprojected_points(self, limit: int = 1000, trial_id: str | None = None) -> list[Point]:
         """At most `limit` points that MLflow has not been told, by trial and step."""
         return self._points(trial_id, limit=limit)
 
+    @_patient
     def waiting(self) -> dict[str, int]:
         """How many points MLflow has not been told, by trial; trials without one are not there."""
         table = schema.points
@@ -429,6 +488,7 @@ class Ledger:
         with self._database.read() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 
+    @_patient
     def mark_projected(self, points: Sequence[Point]) -> None:
         """MLflow has been told these points."""
         if not points:
@@ -440,6 +500,7 @@ class Ledger:
         with self._write() as (connection, _):
             connection.execute(statement, rows)
 
+    @_patient
     def unproject(self, trial_id: str | None = None) -> None:
         """Forget what MLflow has been told of one trial, or of the whole run, because it is not there any more."""
         trials, points, runs = schema.trials, schema.points, schema.runs
@@ -493,6 +554,11 @@ class Ledger:
         if row.state not in allowed:
             raise LedgerError(f"cannot {verb} trial {trial_id}: it is {row.state}, and must be {' or '.join(allowed)}")
         return row
+
+    def _latest_attempt(self, connection: Connection, trial_id: str) -> sa.Row[Any] | None:
+        table = schema.attempts
+        query = self._of(table, table.c.number, table.c.state, table.c.token).where(table.c.trial == trial_id)
+        return connection.execute(query.order_by(table.c.number.desc()).limit(1)).first()
 
     def _set_trial(self, connection: Connection, trial_id: str, **values: Any) -> None:
         self._update(connection, trial_id, revision=schema.trials.c.revision + 1, **values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 Stage = Literal["tune", "confirm"]
@@ -27,6 +28,10 @@ class LedgerUnavailable(LedgerError):
     """The database does not answer, is locked, or its disk is full. Nothing of the transaction was kept."""
 
 
+class LedgerAway(LedgerUnavailable):
+    """The database does not answer for a reason that passes: it restarts, fails over, or another process has it."""
+
+
 class Undecodable(ValueError):
     """What the database holds in a column is not what belongs there."""
 
@@ -37,6 +42,10 @@ class LeaseHeld(LedgerError):
     def __init__(self, text: str, *, holder: str, since: float, expires: float, token: int) -> None:
         self.holder, self.since, self.expires, self.token = holder, since, expires, token
         super().__init__(text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        told = {"holder": self.holder, "since": self.since, "expires": self.expires, "token": self.token}
+        return partial(type(self), **told), self.args, self.__dict__
 
 
 class LeaseLost(LedgerError):

@@ -22,7 +22,10 @@ class Confirmed:
 
     trials: dict[str, list[Trial]]
     values: dict[str, dict[int, float]]
-    """Seed -> final metric; that of the untrained encoder for a trial that diverged. Without those that have none."""
+    """Seed -> final metric of what trained."""
+
+    diverged: dict[str, set[int]]
+    """Seeds of what did not."""
 
 
 def confirmed(ledger: Ledger, trials: Sequence[Trial]) -> Confirmed:
@@ -31,7 +34,8 @@ def confirmed(ledger: Ledger, trials: Sequence[Trial]) -> Confirmed:
     confirm = [trial for trial in trials if trial.stage == "confirm"]
     labels = [arm["label"] for arm in sweep["plan"]["arms"]]
     of_arm = {label: [trial for trial in confirm if trial.arm == label] for label in labels}
-    return Confirmed(of_arm, _values(ledger, confirm, sweep["metric"]["name"]))
+    lost = {label: {trial.seed for trial in of_arm[label] if diverged(trial)} for label in labels}
+    return Confirmed(of_arm, _values(confirm), lost)
 
 
 def untrained(ledger: Ledger, trial: Trial, metric: str) -> float | None:
@@ -53,7 +57,7 @@ def arm(
     """One arm as plain JSON. planned: the arm in the run's plan. mine: seed -> final metric. budget: as declared."""
     results = [trial.result for trial in trials if trial.result]
     ok = [trial for trial in trials if trial.state == "done" and not diverged(trial)]
-    ran = [trial for trial in trials if trial.state == "done" or diverged(trial)]
+    ran = [trial for trial in trials if trial.state == "done"]
     lost = sum(diverged(trial) for trial in trials)
     ranks = {int(trial.job.get("execution", {}).get("ranks", 1)) for trial in trials}
     return {
@@ -91,7 +95,8 @@ def arm(
 
 
 def tuned(ledger: Ledger, trials: Sequence[Trial], mode: analysis.Mode) -> dict[str, Json]:
-    """arm -> how its tune stage went and what was chosen; without the arms that were not tuned."""
+    """arm -> how its tune stage went and what was chosen; without the arms that were not tuned. An arm that another one
+    is tuned for has that one's, and `searched_with` names it."""
     by_id, frozen = {trial.id: trial for trial in trials}, ledger.frozen()
     found: dict[str, Json] = {}
     for label in dict.fromkeys(suggestion.arm for suggestion in ledger.suggestions()):
@@ -115,17 +120,22 @@ def tuned(ledger: Ledger, trials: Sequence[Trial], mode: analysis.Mode) -> dict[
             "number": frozen[label].number if label in frozen else None,
             "params": frozen[label].params if label in frozen else None,
             "hash": frozen[label].hash if label in frozen else None,
+            "searched_with": None,
         }
+    for label, leader in ledger.run.sweep["plan"].get("searched_with", {}).items():
+        if leader in found:
+            own = frozen.get(label)
+            chosen = {"number": own and own.number, "params": own and own.params, "hash": own and own.hash}
+            found[label] = {**found[leader], **chosen, "searched_with": leader}
     return found
 
 
-def _values(ledger: Ledger, confirm: Sequence[Trial], metric: str) -> dict[str, dict[int, float]]:
+def _values(confirm: Sequence[Trial]) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for trial in confirm:
-        value = untrained(ledger, trial, metric) if diverged(trial) else trial.metric
-        ended = trial.state == "done" or diverged(trial)
-        if ended and value is not None and math.isfinite(value):
-            found.setdefault(trial.arm, {})[trial.seed] = value
+        trained = trial.state == "done" and not diverged(trial)
+        if trained and trial.metric is not None and math.isfinite(trial.metric):
+            found.setdefault(trial.arm, {})[trial.seed] = trial.metric
     return found
 
 

@@ -20,12 +20,15 @@ Arms are compared seed by seed: both train from the same seed, and the differenc
 p is the exact sign-flip test: the share of all ways to give the differences signs whose mean is at least as far from
 zero. p (Holm) is adjusted for the number of comparisons.
 
-The verdict is the first of these that holds: equivalent, when the 90% t interval of the mean difference lies inside the
+The verdict is the first of these that holds: diverges, when an arm diverged in at least half of its seeds, or no
+setting of it trained; same objective, when the arms differ only in how they are computed, which is no question;
+equivalent, when the 90% t interval of the mean difference lies inside the
 smallest difference that matters (two one-sided tests, Holm-adjusted, at 0.05); better or worse, when p (Holm) is at
 most 0.05; otherwise inconclusive, which does not mean equal.
 
-A seed that diverged has the metric of its untrained encoder and is counted. A seed that is missing makes its
-comparisons inconclusive. Nothing is dropped.
+A seed that diverged has no metric. In the test its pair counts as the widest of the comparison, against the arm that
+diverged, and such a comparison has no mean difference. A seed that is missing makes its comparisons inconclusive.
+Nothing is dropped.
 """
 
 READING_ACROSS = """

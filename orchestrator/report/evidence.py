@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 from orchestrator import analysis
-from orchestrator.ledger import Ledger, Trial
+from orchestrator.ledger import Ledger, Run, Trial
 from orchestrator.plan import smallest_p
 from orchestrator.report import arms, budgets, pairs
 from orchestrator.report.notes import notes
@@ -24,8 +23,8 @@ def answer(ledger: Ledger) -> Json:
     """The answer as plain JSON, complete or not; `complete` says which, and `notes` what is missing or odd.
 
     Metrics are raw, delta = a - b whichever direction is better, times are seconds, memory is MB, intervals are
-    [low, high], and None stands for what does not exist, such as the interval of one value. A confirm trial that
-    diverged has the metric of its untrained encoder. Raises LedgerError when the ledger cannot be read.
+    [low, high], and None stands for what does not exist, such as the interval of one value or the metric of a trial
+    that diverged. Raises LedgerError when the ledger cannot be read.
     """
     run, trials = ledger.run, ledger.trials()
     sweep, plan = run.sweep, run.sweep["plan"]
@@ -33,7 +32,16 @@ def answer(ledger: Ledger) -> Json:
     confirm = arms.confirmed(ledger, trials)
     contrasts = [(str(a), str(b)) for a, b in plan["contrasts"]]
     mode, smallest = metric.get("mode", "max"), float(metric.get("smallest_difference", 0.0))
-    compared = analysis.compare(confirm.values, contrasts, seeds=seeds, mode=mode, smallest_difference=smallest)
+    same = [one for one in contrasts if pairs.one_objective(confirm.trials, sweep, *one)]
+    compared = analysis.compare(
+        confirm.values,
+        contrasts,
+        seeds=seeds,
+        mode=mode,
+        smallest_difference=smallest,
+        divergence=analysis.Divergence(confirm.diverged, unconfirmed(run, trials)),
+        same_objective=same,
+    )
     tuned = arms.tuned(ledger, trials, mode)
     found: Json = {
         "question": sweep["question"],
@@ -61,7 +69,7 @@ def answer(ledger: Ledger) -> Json:
         "comparisons": [pairs.comparison(one, confirm.trials) for one in compared],
         "execution_only": pairs.execution_only(confirm.trials, confirm.values, smallest),
         "seeds": seeds,
-        "smallest_p": smallest_p(len(contrasts), len(seeds)),
+        "smallest_p": smallest_p(len(contrasts) - len(same), len(seeds)),
         "trials": {stage: _counts(trials, stage) for stage in ("tune", "confirm")},
         "attempts": _attempts(ledger),
         "failures": [_failure(trial) for trial in trials if trial.state == "failed"],
@@ -73,8 +81,35 @@ def answer(ledger: Ledger) -> Json:
     }
     found["held_equal"] = budgets.held_equal(found["arms"])
     ended = [one for one in trials if one.stage == "confirm" and one.state in ("done", "pruned", "failed")]
-    found["notes"] = notes(found, [one for one in ended if one.seed not in confirm.values.get(one.arm, {})])
+    found["notes"] = notes(
+        found,
+        [
+            one
+            for one in ended
+            if one.seed not in confirm.values.get(one.arm, {}) and one.seed not in confirm.diverged[one.arm]
+        ],
+    )
     found["sentence"] = sentence(found)
+    return found
+
+
+def unconfirmed(run: Run, trials: Sequence[Trial]) -> list[str]:
+    """The arms of which no setting trained to its end and some diverged, once all that were planned are tried."""
+    plan = run.sweep["plan"]
+    leaders = plan.get("searched_with", {})
+    confirmed = {trial.arm for trial in trials if trial.stage == "confirm"}
+    found = []
+    for arm in plan["arms"]:
+        label = arm["label"]
+        tuned = [trial for trial in trials if trial.stage == "tune" and trial.arm == leaders.get(label, label)]
+        open_ = any(trial.state in ("queued", "running") for trial in tuned)
+        if label not in confirmed and not open_ and run.state in ("done", "stopped"):
+            diverged = any(arms.diverged(trial) for trial in tuned)
+            trained = any(trial.state == "done" and not arms.diverged(trial) for trial in tuned)
+            planned = plan.get("suggestions", {}).get(leaders.get(label, label))
+            tried = {trial.number for trial in tuned}
+            if diverged and not trained and (planned is None or len(tried) >= planned):
+                found.append(label)
     return found
 
 
@@ -82,35 +117,27 @@ def curves(ledger: Ledger, found: Json) -> Json:
     """arm -> the metric while it trained, over the confirm trials that count in `found` (an `answer`).
 
     Each has `samples` (pairs seen), and at each of these the `mean` over seeds and the `low` and `high` end of its 95%
-    t interval, None below two seeds. After it diverged, a trial counts as its untrained encoder, here as in the answer.
-    Trials are joined evaluation by evaluation: with a budget in seconds these come after equal shares of it, and the
-    pairs are the mean of those seen by then.
+    t interval, None below two seeds. A trial that diverged is not in it, as it has no metric. Trials are joined
+    evaluation by evaluation: with a budget in seconds these come after equal shares of it, and the pairs are the mean
+    of those seen by then.
     """
     drawn: Json = {}
     jobs = {trial.id: trial.job for trial in ledger.trials("confirm")}
     for arm in found["arms"]:
         kept = [one for one in arm["values"] if one["value"] is not None]
         paths = [[(point.step, point.value) for point in ledger.points(one["trial"], found["metric"])] for one in kept]
-        whole = [path for one, path in zip(kept, paths, strict=True) if not one["diverged"]]
-        count = min(map(len, whole), default=0)
+        count = min(map(len, paths), default=0)
         at = [*range(count - 1), -1] if count else []
-        ends = [one["value"] for one in kept]
-        columns = [[_at(path, k, end) for path, end in zip(paths, ends, strict=True)] for k in at]
+        columns = [[path[k][1] for path in paths] for k in at]
         bands = [analysis.t_interval(column) for column in columns]
         size = jobs[kept[0]["trial"]]["batch"]["size"] if kept else 0
         drawn[arm["label"]] = {
-            "samples": [size * fmean(path[k][0] for path in whole) for k in at],
+            "samples": [size * fmean(path[k][0] for path in paths) for k in at],
             "mean": [fmean(column) for column in columns],
             "low": [band and band[0] for band in bands],
             "high": [band and band[1] for band in bands],
         }
     return drawn
-
-
-def _at(path: Sequence[tuple[int, float]], number: int, end: float) -> float:
-    """The value of an evaluation; of the last one, or of one that a diverged trial did not come to, how it ended."""
-    value = path[number][1] if 0 <= number < len(path) else end
-    return value if math.isfinite(value) else end
 
 
 def _attempts(ledger: Ledger) -> Json:

@@ -20,8 +20,11 @@ def notes(found: Json, lost: Sequence[Trial]) -> list[str]:
 def oddities(found: Json, *, seeds: int) -> Iterable[str]:
     """What is not as it should be in an answer, of one run or of several. seeds: the most that a comparison has."""
     if diverged := sum(arm["diverged"] for arm in found["arms"]):
-        ended = sum(arm["n"] for arm in found["arms"])
-        yield f"{diverged} of {ended} confirm trials diverged; each counts as an untrained encoder."
+        ended = diverged + sum(arm["n"] for arm in found["arms"])
+        yield (
+            f"{diverged} of {ended} confirm trials diverged and have no metric; a pair with one of them counts as the "
+            "widest of its comparison, against the arm that diverged."
+        )
     if found["comparisons"] and found["smallest_p"] > analysis.ALPHA:
         yield (
             f"{seeds} seeds and {len(found['comparisons'])} comparisons cannot reach p <= 0.05: the "
@@ -41,7 +44,10 @@ def oddities(found: Json, *, seeds: int) -> Iterable[str]:
 
 def _missing(found: Json, lost: Sequence[Trial]) -> Iterable[str]:
     planned = len(found["arms"]) * len(found["seeds"])
-    have = sum(arm["n"] for arm in found["arms"])
+    have = sum(arm["n"] + arm["diverged"] for arm in found["arms"])
+    fallen = {arm for one in found["comparisons"] for arm in one["diverged_arms"]}
+    never = [arm for arm in found["arms"] if arm["label"] in fallen and not arm["values"]]
+    planned -= len(found["seeds"]) * len(never)
     if waiting := planned - have - len(lost):
         yield (
             f"{waiting} of {planned} confirm trials have no result yet; a comparison that needs one of them is "

@@ -6,7 +6,7 @@ That a pair is one is checked by hash and never assumed: see `hashes` in a trial
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jobs.config import canonical
 from orchestrator import analysis
@@ -18,6 +18,9 @@ HASHES = ("data", "order", "init", "encoder")
 
 ROWS = ("task", "data.train", "data.columns")
 SHAPES = ("data.image_shape", "data.max_tokens")
+SIDES: tuple[Literal["a", "b", "both"], ...] = ("a", "b", "both")
+"""Of a pair, those that may have diverged."""
+
 HEAD = ("model.projection", "model.projection_width")
 NO_WEIGHTS = ("model.pooling", "model.dropout")
 """Job keys: what decides the rows, the shapes of what the encoder takes, the head, and what adds no weights."""
@@ -34,6 +37,8 @@ def comparison(one: analysis.Comparison, trials: Mapping[str, Sequence[Trial]]) 
         "b": one.b,
         "n": one.n,
         "delta": one.delta,
+        "delta_trained": one.delta_trained,
+        "n_trained": one.n_trained,
         "ci95": listed(one.ci95),
         "ci95_bca": listed(one.ci95_bca),
         "ci90": listed(one.ci90),
@@ -42,11 +47,20 @@ def comparison(one: analysis.Comparison, trials: Mapping[str, Sequence[Trial]]) 
         "p_equivalence": one.p_equivalence,
         "p_equivalence_holm": one.p_equivalence_holm,
         "verdict": one.verdict,
+        "diverged": {side: one.diverged(side) for side in SIDES},
+        "diverged_arms": list(one.diverged_arms),
+        "same_objective": one.same_objective,
         "complete": one.complete,
-        "differences": [{"seed": seed, "value": d} for seed, d in zip(one.seeds, one.differences, strict=True)],
+        "differences": [_difference(pair) for pair in one.pairs],
         "shared": shared(pairs),
         "apart": apart(pairs),
     }
+
+
+def _difference(pair: analysis.Pair) -> Json:
+    """One seed: the measured difference, and None with the side that diverged where there is none."""
+    value = None if pair.diverged else pair.difference
+    return {"seed": pair.seed, "value": value, **({"diverged": pair.diverged} if pair.diverged else {})}
 
 
 def shared(pairs: Sequence[tuple[Trial, Trial]]) -> dict[str, bool]:
@@ -99,6 +113,15 @@ def same_objective(a: Sequence[Trial], b: Sequence[Trial]) -> bool:
     left, right = ({trial.seed: _objective(trial.job) for trial in trials} for trials in (a, b))
     both = left.keys() & right.keys()
     return bool(both) and all(left[seed] == right[seed] for seed in both)
+
+
+def one_objective(of_arm: Mapping[str, Sequence[Trial]], sweep: Json, a: str, b: str) -> bool:
+    """Whether two arms are one method, computed in two ways. Runs of the first rules tuned such arms apart, so there it
+    is the jobs as frozen that tell."""
+    if of_arm.get(a) and of_arm.get(b):
+        return same_objective(of_arm[a], of_arm[b])
+    planned = {arm["label"]: arm.get("job") for arm in sweep["plan"]["arms"]}
+    return None not in (planned[a], planned[b]) and _objective(planned[a]) == _objective(planned[b])
 
 
 def listed(interval: analysis.Interval | None) -> list[float] | None:

@@ -96,13 +96,17 @@ def _differences(answer: Json) -> Figure:
     across = axes.get_yaxis_transform()
     for row, one in enumerate(shown):
         colour, marker = look(order.index(one["a"]))
-        values = [each["value"] for each in one["differences"]]
+        values = _measured(one)
         heights = [row + 0.02 + 0.22 * (k / max(len(values) - 1, 1) - 0.5) for k in range(len(values))]
         axes.plot(values, heights, marker, color=colour, markersize=5, alpha=0.75, markeredgewidth=0)
         if one["ci95"]:
             axes.plot(one["ci95"], [row + 0.28] * 2, color=INK, linewidth=1.4, solid_capstyle="butt")
-        axes.plot([one["delta"]], [row + 0.28], "D", color=INK, markersize=4.5)
-        verdict = f"{text.VERDICTS[one['verdict']]}, p = {text.probability(one['p_holm'])}"
+        if one["delta"] is not None:
+            axes.plot([one["delta"]], [row + 0.28], "D", color=INK, markersize=4.5)
+        lost = sum(one["diverged"].values())
+        verdict = text.verdict_of(one) + (f", {lost} of {one['n']} pairs diverged" if lost else "")
+        if one["p_holm"] is not None and one["verdict"] != "diverges":
+            verdict += f", p = {text.probability(one['p_holm'])}"
         named = shorten(f"{one['a']} - {one['b']}", 62 - len(verdict))
         box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}  # lines end where words are
         axes.text(0, row - 0.27, named, transform=across, va="center", bbox=box)
@@ -112,13 +116,18 @@ def _differences(answer: Json) -> Figure:
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     axes.xaxis.set_major_locator(round_ticks(5))
-    ends = [x for one in shown for x in (*(one["ci95"] or ()), *(each["value"] for each in one["differences"]))]
+    ends = [x for one in shown for x in (*(one["ci95"] or ()), *_measured(one))]
     low, high = min(0.0, -limit, *ends), max(0.0, limit, *ends)
     margin = 0.06 * (high - low) or 1.0
     axes.set_xlim(low - margin, high + margin)
     left, right = ("worse", "better") if answer["mode"] == "max" else ("better", "worse")
     axes.set_xlabel(f"← {left}{WIDE}difference in {answer['metric']}{WIDE}{right} →")
     return figure
+
+
+def _measured(one: Json) -> list[float]:
+    """The differences of the seeds in which both sides trained."""
+    return [each["value"] for each in one["differences"] if each["value"] is not None]
 
 
 def _curves(answer: Json, curves: Json) -> Figure:

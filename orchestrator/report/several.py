@@ -53,7 +53,17 @@ def answer(named: Mapping[str, Ledger]) -> Json:
     }
     most = max(map(len, planned.values()), default=0)
     mode, smallest = runs[first]["mode"], max(one["smallest_difference"] for one in runs.values())
-    compared = analysis.compare(values, list(planned), seeds=planned, mode=mode, smallest_difference=smallest)
+    divergence = analysis.Divergence(
+        {label(name, arm): lost for name in runs for arm, lost in confirm[name].diverged.items()},
+        [
+            label(name, arm)
+            for name, ledger in named.items()
+            for arm in evidence.unconfirmed(ledger.run, ledger.trials())
+        ],
+    )
+    compared = analysis.compare(
+        values, list(planned), seeds=planned, mode=mode, smallest_difference=smallest, divergence=divergence
+    )
     found: Json = {
         "question": " ".join(dict.fromkeys(one["question"] for one in runs.values())),
         "metric": runs[first]["metric"],

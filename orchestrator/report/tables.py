@@ -26,7 +26,7 @@ def comparisons(answer: Json) -> Grid:
         [
             (
                 f"{one['a']} - {one['b']}",
-                text.VERDICTS[one["verdict"]],
+                text.verdict_of(one),
                 text.signed(one["delta"]),
                 text.interval(one["ci95"], sign=True),
                 text.interval(one["ci95_bca"], sign=True),
@@ -196,8 +196,9 @@ def _in_common(what: str, paired: Sequence[Json]) -> str:
 def _cell(one: Json | None) -> str:
     if one is None:
         return text.NOTHING
-    mark = " (diverged)" if one["diverged"] else ""
-    return one["state"] if one["value"] is None else text.value(one["value"]) + mark
+    if one["diverged"]:
+        return "diverged"
+    return one["state"] if one["value"] is None else text.value(one["value"])
 
 
 def _diverged(arm: Json) -> str:

@@ -17,6 +17,7 @@ VERDICTS = {
     "b_better": "worse",
     "equivalent": "equivalent",
     "inconclusive": "inconclusive",
+    "diverges": "diverges",
 }
 """What a verdict says of the arm against its baseline."""
 
@@ -72,7 +73,7 @@ def setting(params: dict[str, Any] | None) -> str:
 def sentence(answer: dict[str, Any]) -> str:
     """The verdict in one plain sentence."""
     compared = answer["comparisons"]
-    if not any(one["n"] for one in compared):
+    if not any(one["n"] or one["verdict"] == "diverges" for one in compared):
         return "No verdict yet: no comparison has a pair of finished confirm trials."
     prefix = "" if answer["complete"] else "Not complete: "
     if len(compared) == 1:
@@ -80,10 +81,11 @@ def sentence(answer: dict[str, Any]) -> str:
     if len(compared) <= 3:
         return prefix + "; ".join(_clause(one, answer, brief=True) for one in compared) + "."
     verdicts = [one["verdict"] for one in compared]
-    better, worse, equal, open_ = (verdicts.count(verdict) for verdict in VERDICTS)
+    better, worse, equal, open_, fallen = (verdicts.count(verdict) for verdict in VERDICTS)
+    last = f"{open_} comparisons are inconclusive"
     return (
         f"{prefix}{better} of {len(compared)} arms beat their baseline on {answer['metric']}, {worse} lose to it, "
-        f"{equal} are equivalent to it and {open_} comparisons are inconclusive."
+        f"{equal} are equivalent to it" + (f", {last} and {fallen} diverge." if fallen else f" and {last}.")
     )
 
 
@@ -96,16 +98,59 @@ def across(answer: dict[str, Any]) -> str:
 
 def _clause(one: dict[str, Any], answer: dict[str, Any], *, brief: bool = False) -> str:
     a, b, metric = one["a"], one["b"], answer["metric"]
+    if one["verdict"] == "diverges":
+        return _diverges(one, answer)
+    if one["same_objective"]:
+        return _same_objective(one, answer)
     evidence = f"p = {probability(one['p_holm'])}" + ("" if brief else f", {one['n']} seeds")
-    evidence = f"(95% interval {interval(one['ci95'], sign=True)}, {evidence})"
+    lost = sum(one["diverged"].values())
+    if lost:
+        evidence = f"({evidence}, of which {lost} diverged in {_sides(one)})"
+        by, delta = "", f"{signed(one['delta_trained'])} {metric} where both trained"
+    else:
+        evidence = f"(95% interval {interval(one['ci95'], sign=True)}, {evidence})"
+        by, delta = f" by {value(abs(one['delta'] or 0.0))}", f"{signed(one['delta'])} {metric}"
     if one["verdict"] in ("a_better", "b_better"):
         winner, loser = (a, b) if one["verdict"] == "a_better" else (b, a)
-        return f"{winner} beats {loser} by {value(abs(one['delta']))} {metric} {evidence}"
+        return f"{winner} beats {loser}{by}{'' if by else ' on'} {metric} {evidence}"
     if one["verdict"] == "equivalent":
         limit = value(answer["smallest_difference"])
         within = "" if brief else f" (90% interval {interval(one['ci90'], sign=True)}, {one['n']} seeds)"
         return f"{a} and {b} are equivalent: their mean {metric} differs by less than {limit}{within}"
-    return f"{a} against {b} is inconclusive: {signed(one['delta'])} {metric} {evidence}"
+    return f"{a} against {b} is inconclusive: {delta} {evidence}"
+
+
+def _diverges(one: dict[str, Any], answer: dict[str, Any]) -> str:
+    """`lr=1 diverged in 6 of 6 seeds: it is not compared with lr=0.1`."""
+    counts = {arm["label"]: (arm["diverged"], arm["diverged"] + arm["n"]) for arm in answer["arms"]}
+    said = []
+    for arm in one["diverged_arms"]:
+        lost, ended = counts[arm]
+        said.append(
+            f"{arm} diverged in {lost} of {ended} seeds" if ended else f"{arm} diverged at every setting that was tried"
+        )
+    if len(said) == 1:
+        other = one["b"] if one["diverged_arms"] == [one["a"]] else one["a"]
+        return f"{said[0]}: it is not compared with {other}"
+    return f"{said[0]} and {said[1]}: they are not compared"
+
+
+def _same_objective(one: dict[str, Any], answer: dict[str, Any]) -> str:
+    """`big batch and exact accumulation are one objective: a seed differs by at most 0.0031 knn_accuracy`."""
+    apart = [abs(each["value"]) for each in one["differences"] if each["value"] is not None]
+    far = f"a seed differs by at most {value(max(apart))} {answer['metric']}" if apart else "no seed has ended in both"
+    return f"{one['a']} and {one['b']} are one objective, computed in two ways: {far}"
+
+
+def _sides(one: dict[str, Any]) -> str:
+    names = {"a": one["a"], "b": one["b"], "both": "both"}
+    return ", ".join(f"{names[side]} ({count})" for side, count in one["diverged"].items() if count)
+
+
+def verdict_of(one: dict[str, Any]) -> str:
+    """A comparison's verdict on its arm, as tables and plots show it."""
+    same = one["same_objective"] and one["verdict"] == "equivalent"
+    return "same objective" if same else VERDICTS[one["verdict"]]
 
 
 def table(answer: dict[str, Any]) -> RenderableType:
@@ -134,7 +179,7 @@ def table(answer: dict[str, Any]) -> RenderableType:
             signed(one["delta"]),
             interval(one["ci95"], sign=True),
             probability(one["p_holm"] if one["n"] else None),
-            VERDICTS[one["verdict"]],
+            verdict_of(one),
         )
     notes = [Text(f"note: {note}") for note in answer["notes"]]
     return Group(arms, comparisons, *notes, Text(answer["sentence"], style="bold"))

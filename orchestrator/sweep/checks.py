@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from jobs.config import Fault, JobConfig, canonical, faults, field_names, nearest
 from orchestrator.sweep.conditions import among
-from orchestrator.sweep.model import Arm, Sweep, arms_of, cross, merged
+from orchestrator.sweep.model import Arm, Sweep, arms_of, cross, merged, usual_mode
 from orchestrator.sweep.space import space_faults
 
 METRICS = {
@@ -176,5 +176,12 @@ def _metric_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
     if name not in known:
         expected = f"is not measured in task {task!r}, which knows {', '.join(known)}"
         yield Fault("metric.name", repr(name), expected + nearest(name, list(known)))
+    if sweep.metric.mode != usual_mode(name) and not sweep.metric.mode_is_meant:
+        way = "lower" if usual_mode(name) == "min" else "higher"
+        yield Fault(
+            "metric.mode",
+            repr(sweep.metric.mode),
+            f"{name} is better {way}; leave mode out, or say that this is no mistake: mode_is_meant = true",
+        )
     if name == "probe_accuracy" and not all(a.config(stage="confirm", seed=0).evaluate.probe for a in arms):
         yield Fault("metric.name", repr(name), "needs job.evaluate.probe = true")

@@ -15,13 +15,34 @@ from jobs.config import JobConfig, Section, canonical
 Scalar = str | int | float | bool
 
 
+LOWER_IS_BETTER = ("uniformity", "alignment", "loss", "train/loss", "train/infonce")
+"""Metrics of which less is better. Of every other one, more is."""
+
+
 class Metric(Section):
     """What the arms are judged by."""
 
     name: str
     mode: Literal["max", "min"] = "max"
+    """Which way is better. Follows the metric unless given."""
+
+    mode_is_meant: bool = False
+    """The mode is given against the usual direction of the metric, and meant so."""
+
     smallest_difference: float = Field(0.0, ge=0)
     """The smallest difference worth having; arms closer than this count as equivalent. 0: never equivalent."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mode_follows_the_metric(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and isinstance(given.get("name"), str) and "mode" not in given:
+            return {**given, "mode": usual_mode(given["name"])}
+        return given
+
+
+def usual_mode(metric: str) -> Literal["max", "min"]:
+    """The direction in which a metric is better."""
+    return "min" if metric in LOWER_IS_BETTER else "max"
 
 
 class Space(Section):
@@ -206,8 +227,8 @@ def arms_of(sweep: Sweep) -> list[Arm]:
 
 
 def resolved(sweep: Sweep) -> dict[str, Any]:
-    """The sweep as plain JSON, defaults filled in; equal sweeps have equal JSON."""
-    value: dict[str, Any] = json.loads(canonical(sweep.model_dump(mode="json")))
+    """The sweep as plain JSON, defaults filled in. Keys keep their order: the first factor decides the contrasts."""
+    value: dict[str, Any] = json.loads(json.dumps(sweep.model_dump(mode="json"), allow_nan=False))
     return value
 
 

@@ -3,8 +3,8 @@
 MLflow is imported inside functions: it takes seconds, which a thread spends while the first trial is starting.
 """
 
-from .encoders import Encoder
-from .projection import LOGGED, MOVED, Projection
+from .encoders import LOGGED, MOVED, Encoder, logged
+from .projection import Projection
 from .store import (
     UI_ENVIRONMENT,
     TrackingUnavailable,
@@ -28,6 +28,7 @@ __all__ = [
     "compare_address",
     "embedded_uri",
     "experiment_address",
+    "logged",
     "run_address",
     "runs_of",
     "ui_command",

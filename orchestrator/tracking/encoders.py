@@ -9,17 +9,20 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import scratch
-from orchestrator.ledger import Run, Trial
+from orchestrator.ledger import Event, Run, Trial
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+MOVED, LOGGED = "tracking_moved", "encoder_logged"
+"""Kinds of events: MLflow has to be told everything, or has lost the encoder of one trial; it has that encoder."""
 
 REQUIREMENTS = ("mlflow", "numpy", "torch", "transformers")
 """What loading a model needs, in the versions that made it."""
@@ -38,11 +41,13 @@ def tell(client: MlflowClient, experiment: str, run: Run, encoder: Encoder, para
     """Log an encoder as a model of the experiment, made by its trial's run. Returns the model's id."""
     trial = encoder.trial
     assert trial.mlflow_run_id is not None
-    kept = None
-    for model in _models(client, experiment, run, trial.arm):
-        if kept is None and model.tags.get("orchestrator.trial") == trial.id and str(model.status) == "READY":
+    kept, wanted = None, (trial.id, trial.mlflow_run_id)
+    for model in models(client, experiment, run):
+        if model.tags.get("arm") != trial.arm:
+            continue
+        if kept is None and (model.tags.get("orchestrator.trial"), model.source_run_id) == wanted and _is_whole(model):
             kept = model.model_id
-        else:  # half told, told twice, or of a trial that is not the best any more
+        else:  # half told, told twice, of a run that is gone, or of a trial that is not the best any more
             client.delete_logged_model(model.model_id)
     if kept is None:
         tags = {"arm": trial.arm, "seed": trial.seed, "orchestrator.trial": trial.id, "orchestrator.run": run.uuid}
@@ -62,6 +67,17 @@ def tell(client: MlflowClient, experiment: str, run: Run, encoder: Encoder, para
         client.finalize_logged_model(kept, "READY")
     _link(client, trial.mlflow_run_id, kept, trial.step or 0)
     return str(kept)
+
+
+def logged(events: Iterable[Event]) -> set[str]:
+    """The trials whose encoders MLflow has been told of, by the events of the ledger."""
+    found: set[str] = set()
+    for event in events:
+        if event.kind == MOVED:
+            found = found - {event.trial} if event.trial else set()
+        elif event.kind == LOGGED and event.trial:
+            found.add(event.trial)
+    return found
 
 
 def save(encoder: Path, folder: Path, *, model_id: str | None = None) -> None:
@@ -85,15 +101,19 @@ def name_of(arm: str) -> str:
     return re.sub(r"[/:.%\"']", "-", arm)
 
 
-def _models(client: MlflowClient, experiment: str, run: Run, arm: str) -> list[Any]:
+def models(client: MlflowClient, experiment: str, run: Run) -> list[Any]:
+    """MLflow's models of a run of the ledger, also those that a kill left half."""
     wanted = f"tags.`orchestrator.run` = '{run.uuid}'"
-    found: list[Any] = []
     page: Any = client.search_logged_models([experiment], wanted)
-    while True:
-        found += [model for model in page if model.tags.get("arm") == arm]
-        if not page.token:
-            return found
+    found = [*page]
+    while page.token:
         page = client.search_logged_models([experiment], wanted, page_token=page.token)
+        found += page
+    return found
+
+
+def _is_whole(model: Any) -> bool:
+    return str(model.status) == "READY"
 
 
 def _link(client: MlflowClient, run_id: str, model_id: str, step: int) -> None:

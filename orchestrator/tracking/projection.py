@@ -2,8 +2,9 @@
 
 One parent run for the run, one nested run for every trial that was started. A nested run is looked for by its tags
 before it is made, and recorded in the ledger afterwards, so a kill in between makes no second one. Points go with the
-timestamps they have in the ledger, so telling MLflow twice adds nothing. Nothing that goes wrong here reaches the
-sweep: it is kept in `last_error`, and tried again.
+timestamps they have in the ledger, so telling MLflow twice adds nothing. Whatever became of all that in MLflow since it
+was told is put in order first (settle.py). Nothing that goes wrong here reaches the sweep: it is kept in `last_error`,
+and tried again.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.ledger import LeaseLost, Ledger, Run, Trial
 
 from . import encoders, told, view
-from .encoders import Encoder
-from .store import artifact_root, connect, search
+from .encoders import LOGGED, Encoder
+from .settle import settle
+from .store import artifact_root, connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,17 +28,11 @@ if TYPE_CHECKING:
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
 """What MLflow takes at once."""
 
-REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
-"""Error codes that are about one run, not about the server."""
+REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
+"""Error codes that are about one run or experiment, not about the server."""
 
 LONGEST_WAIT_S = 30.0
 """Between two attempts to reach an MLflow that is away."""
-
-MOVED, LOGGED = "tracking_moved", "encoder_logged"
-"""Kinds of events: another store has to be told everything; an encoder is in this one."""
-
-TRIAL_STATUS = {"queued": "SCHEDULED", "running": "RUNNING", "done": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
-RUN_STATUS = {"planned": "SCHEDULED", "running": "RUNNING", "stopped": "KILLED", "done": "FINISHED"}
 
 
 @dataclass(frozen=True)
@@ -61,12 +57,13 @@ class Projection:
         self._ledger, self._uri, self._interval_s = ledger, uri, interval_s
         self._client: MlflowClient | None = None
         self._experiment_id, self._parent = "", ""
-        self._nested: dict[str | None, str] = {}
+        self._adopted: dict[str, str] = {}
         self._shown: tuple[Any, ...] | None = None
         self._report: Report | None = None
         self._encoders: list[Encoder] = []
         self._turn = threading.Lock()
         self._wake, self._stopping = threading.Event(), threading.Event()
+        self._tried, self._settled = threading.Event(), False
         self._thread: threading.Thread | None = None
         self._flushed = False
         self.last_error: Exception | None = None
@@ -80,6 +77,12 @@ class Projection:
         """Begin copying, every `interval_s` seconds."""
         self._thread = threading.Thread(target=self._loop, name="mlflow projection", daemon=True)
         self._thread.start()
+
+    def settled(self, timeout_s: float) -> bool:
+        """Wait, after `start`, until what MLflow has of this run has been put in order, so that the ledger's events say
+        what it lacks; or until that has failed, or for `timeout_s` seconds. Whether it has been."""
+        self._tried.wait(timeout_s)
+        return self._settled
 
     def stop(self, timeout_s: float) -> bool:
         """Copy what is left, for at most `timeout_s` seconds. True when MLflow has been told everything.
@@ -123,11 +126,18 @@ class Projection:
         with self._turn:
             try:
                 problem = self._tell()
+                if problem is not None:  # what it is about is put in order by connecting anew
+                    self._client = None
+                    problem = self._tell()
             except LeaseLost as error:
                 self.last_error = error
                 raise
             except Exception as error:  # noqa: BLE001 - whatever ails MLflow must not end the sweep
-                problem, self._client = error, None
+                problem = error
+            finally:
+                self._tried.set()
+            if problem is not None:
+                self._client = None
             self._note_change(problem)
             self._flushed = problem is None
             return self._flushed
@@ -163,94 +173,34 @@ class Projection:
         except Exception as broken:  # noqa: BLE001 - a ledger that fails is the driver's to notice
             self.last_error = broken
 
-    # One pass. MLflow's own refusals (of one trial) are returned; everything else is raised and ends the pass.
+    # One pass. What MLflow refuses of one run is returned; everything else is raised and ends the pass.
 
     def _tell(self) -> Exception | None:
         client = self._client or self._connect()
         self._client = client
         problem: Exception | None = None
         for trial in self._ledger.unprojected_trials():
-            problem = self._try(client, trial, self._tell_state) or problem
+            problem = _refusal(self._tell_state, client, trial) or problem
         for trial_id in self._ledger.waiting():
             trial = self._ledger.trial(trial_id)
             if trial.mlflow_run_id is not None:  # else it was started after the loop above, and the next pass has it
-                problem = self._try(client, trial, self._tell_points) or problem
-        self._tell_run(client)
-        return problem
-
-    def _try(self, client: MlflowClient, trial: Trial, tell: Callable[[MlflowClient, Trial], None]) -> Exception | None:
-        """Do it, and if it is this trial's run that is the matter, mend that, so that the next pass works."""
-        from mlflow import MlflowException
-
-        try:
-            tell(client, trial)
-        except MlflowException as error:
-            if error.error_code not in REFUSALS:
-                raise
-            run = trial.mlflow_run_id and _run(client, trial.mlflow_run_id)
-            if trial.mlflow_run_id and not run:
-                self._ledger.unproject(trial.id)
-            elif run and run.info.lifecycle_stage == "deleted":
-                client.restore_run(run.info.run_id)
-            return error
-        return None
+                problem = _refusal(self._tell_points, client, trial) or problem
+        return _refusal(self._tell_run, client) or problem
 
     def _connect(self) -> MlflowClient:
-        """A client, with the experiment, the parent run and what there is of nested runs settled."""
-        client, run = connect(self._uri), self._ledger.run
-        if run.mlflow_run_id and _run(client, run.mlflow_run_id) is None:
-            self._ledger.event(MOVED, "this MLflow store does not have the run; it is told everything")
-            self._ledger.unproject()
-            run = self._ledger.run
-        experiment = self._experiment(client, run)
-        there = client.get_experiment(experiment).tags
-        for key, value in view.tags(run).items():
-            if key != view.NOTE or not there.get(view.NOTE):  # which may be the verdict by now
-                client.set_experiment_tag(experiment, key, value)
-        recorded = {trial.id: trial.mlflow_run_id for trial in self._ledger.trials()}
-        self._nested = self._adopt(client, experiment, run, recorded)
-        parent = self._nested.pop(None, None)
-        if parent is None:
-            tags = {**told.identity(run, "sweep"), view.NOTE: str(run.sweep.get("question", ""))}
-            start = int(run.created * 1000)
-            parent = str(client.create_run(experiment, start, tags, run_name=run.name).info.run_id)
-        if (experiment, parent) != (run.mlflow_experiment_id, run.mlflow_run_id):
-            self._ledger.set_run(mlflow_experiment_id=experiment, mlflow_run_id=parent)
-        self._experiment_id, self._parent, self._shown = experiment, parent, None
+        """A client, once the experiment, the parent run and what there is of nested runs are in order."""
+        client = connect(self._uri)
+        found = settle(client, self._ledger, artifact_root(self._uri))
+        self._experiment_id, self._parent, self._adopted = found.experiment, found.parent, dict(found.adopted)
+        self._shown, self._settled = None, True
+        self._tried.set()
         return client
-
-    def _experiment(self, client: MlflowClient, run: Run) -> str:
-        """The experiment named like the sweep, made or restored at need."""
-        found = client.get_experiment_by_name(run.name)
-        if found is None:
-            root = artifact_root(self._uri)
-            return client.create_experiment(run.name, artifact_location=root and f"{root}/{run.name}")
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
-
-    def _adopt(
-        self, client: MlflowClient, experiment: str, run: Run, recorded: Mapping[str, str | None]
-    ) -> dict[str | None, str]:
-        """MLflow's runs of this run of the ledger, by trial id (None: the parent), one each.
-
-        Where a driver died before it had recorded a run, that run is the trial's; of several, which takes a kill of a
-        stopped driver at the wrong moment, the recorded or else the oldest one stays and the others are deleted.
-        """
-        kept: dict[str | None, str] = {trial: run_id for trial, run_id in recorded.items() if run_id}
-        if run.mlflow_run_id:
-            kept[None] = run.mlflow_run_id
-        for found in sorted(search(client, run.uuid, [experiment]), key=lambda one: one.info.start_time):
-            trial = found.data.tags.get("orchestrator.trial")
-            if kept.setdefault(trial, found.info.run_id) != found.info.run_id:
-                client.delete_run(found.info.run_id)
-        return kept
 
     def _nested_run(self, client: MlflowClient, trial: Trial) -> str:
         """The trial's run: recorded, else adopted, else made."""
         if trial.mlflow_run_id:
             return trial.mlflow_run_id
-        run_id, made = self._nested.pop(trial.id, None), False
+        run_id, made = self._adopted.pop(trial.id, None), False
         if run_id is None:
             tags = told.identity(self._ledger.run, "trial")
             tags |= {"mlflow.parentRunId": self._parent, "orchestrator.trial": trial.id}
@@ -276,28 +226,21 @@ class Projection:
         attempts, metric = self._ledger.attempts(trial.id), self._metric()
         tags = [RunTag(key, value) for key, value in told.tags(trial, attempts, metric)]
         ended = int((trial.ended or 0) * 1000)
-        metrics = [Metric(key, value, ended, trial.step or 0) for key, value in self._unplotted(trial)]
+        plotted = {point.key for point in self._ledger.points(trial.id)}
+        metrics = [Metric(key, value, ended, trial.step or 0) for key, value in told.finals(trial, plotted)]
         for some in _parts(params, PARAMS_PER_CALL):
             client.log_batch(run_id, params=some)
         client.log_batch(run_id, metrics=metrics, tags=tags)
         if data := told.datasets(trial):
             client.log_inputs(run_id, data)
         if trial.state in ("queued", "running"):
-            client.update_run(run_id, TRIAL_STATUS[trial.state])
+            client.update_run(run_id, told.status_of(trial))
         else:
-            client.set_terminated(run_id, TRIAL_STATUS[trial.state], ended)
+            client.set_terminated(run_id, told.status_of(trial), ended)
         self._ledger.mark_trial_projected(trial)
 
     def _metric(self) -> str:
         return str(self._ledger.run.sweep.get("metric", {}).get("name", "metric"))
-
-    def _unplotted(self, trial: Trial) -> Iterator[tuple[str, float]]:
-        """Final numbers of a finished trial that are no curve's last point."""
-        if trial.state in ("done", "pruned"):
-            plotted = {point.key for point in self._ledger.points(trial.id)}
-            for key, value in trial.metrics.items():
-                if key not in plotted and isinstance(value, (int, float)):
-                    yield key, float(value)
 
     def _tell_points(self, client: MlflowClient, trial: Trial) -> None:
         from mlflow.entities import Metric
@@ -317,9 +260,10 @@ class Projection:
             tags = {"orchestrator.state": run.state, **{f"trials.{state}": str(n) for state, n in counts.items()}}
             client.log_batch(parent, tags=[RunTag(key, value) for key, value in tags.items()])
             if run.state in ("planned", "running"):
-                client.update_run(parent, RUN_STATUS[run.state])
+                client.update_run(parent, told.RUN_STATUS[run.state])
             else:
-                client.set_terminated(parent, RUN_STATUS[run.state])
+                ends = [trial.ended for trial in self._ledger.trials() if trial.ended is not None]
+                client.set_terminated(parent, told.RUN_STATUS[run.state], int(max(ends) * 1000) if ends else None)
             self._shown = (run.state, counts)
         if self._report is not None:
             self._tell_report(client, run, self._report)
@@ -355,13 +299,14 @@ def _parts(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield values[start : start + size]
 
 
-def _run(client: MlflowClient, run_id: str) -> Any:
-    """A run, deleted or not; None when this store never had it."""
+def _refusal(tell: Callable[..., None], *arguments: Any) -> Exception | None:
+    """Tell something; what MLflow has against it, if that is about one run and not about MLflow."""
     from mlflow import MlflowException
 
     try:
-        return client.get_run(run_id)
+        tell(*arguments)
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise
+        if error.error_code not in REFUSALS:
+            raise
+        return error
+    return None

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 HTTP_TIMEOUT_S = 10
+EXPERIMENTS = 500
+"""How many experiments one request looks for runs in."""
+
 BULK_RUNS, BULK_POINTS = 100, 25_000
 """What one request for the points of many runs may ask for. A server cuts its answer off at BULK_POINTS in silence."""
 
@@ -44,8 +47,11 @@ class TrackingUnavailable(Exception):
     """MLflow is not there, or cannot be used at this address. The text says what would help."""
 
     def __init__(self, address: str, found: str, remedy: str) -> None:
-        self.address, self.remedy = address, remedy
+        self.address, self.found, self.remedy = address, found, remedy
         super().__init__(f"MLflow at {address}: {found}; {remedy}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.address, self.found, self.remedy), self.__dict__
 
 
 def embedded_uri(runs: Path) -> str:
@@ -167,13 +173,15 @@ def artifact_root(uri: str) -> str | None:
     return (_database(uri).parent / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
 
 
-def runs_of(uri: str, uuid: str, *, history: bool = True) -> list[dict[str, Any]]:
+def runs_of(uri: str, uuid: str, *, history: bool = True, deleted: bool = False) -> list[dict[str, Any]]:
     """What MLflow has of the ledger's run `uuid`: its parent run and the nested ones, as plain values, parent first.
 
     Each has run_id, experiment_id, kind (`sweep` or `trial`), trial (id or None), parent (run id or None), name,
-    status, start and end (unix ms), params, tags, and metrics: by key every point as (step, unix ms, value), by
-    step; with `history` False the last point only. An embedded store that is not there is not made. Raises
-    TrackingUnavailable.
+    status, deleted, start and end (unix ms), params, tags, and metrics: by key every point as (step, unix ms, value),
+    by step; with `history` False, and of deleted runs, the last point only. An embedded store that is not there is not
+    made. Raises TrackingUnavailable.
+
+    deleted: give those too that somebody deleted and MLflow still keeps.
     """
     if uri.startswith("sqlite:///") and not _database(uri).exists():
         return []
@@ -181,8 +189,8 @@ def runs_of(uri: str, uuid: str, *, history: bool = True) -> list[dict[str, Any]
     from mlflow import MlflowException
 
     try:
-        runs = list(search(client, uuid))
-        curves = _histories(client, runs) if history else {}
+        runs = list(search(client, uuid, deleted=deleted))
+        curves = histories(client, [run for run in runs if not is_deleted(run)]) if history else {}
     except MlflowException as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrackingUnavailable(_without_password(uri), said, "see what its log says, and try again") from error
@@ -190,16 +198,38 @@ def runs_of(uri: str, uuid: str, *, history: bool = True) -> list[dict[str, Any]
     return sorted(found, key=lambda run: (run["kind"] != "sweep", run["start"], run["run_id"]))
 
 
-def search(client: MlflowClient, uuid: str, experiments: Sequence[str] = ()) -> Iterator[Any]:
-    """Every MLflow run tagged with the ledger's run, in these experiments or in all. Deleted ones are left out."""
-    experiments = list(experiments) or [one.experiment_id for one in client.search_experiments()]
+def experiments(client: MlflowClient) -> Iterator[Any]:
+    """Every experiment of the store, deleted ones too."""
+    from mlflow.entities import ViewType
+
     token: str | None = None
-    while experiments:
-        page = client.search_runs(experiments, f"tags.`orchestrator.run` = '{uuid}'", page_token=token)
+    while True:
+        page = client.search_experiments(view_type=ViewType.ALL, page_token=token)
         yield from page
         token = page.token
         if not token:
             return
+
+
+def search(client: MlflowClient, uuid: str, *, deleted: bool = False) -> Iterator[Any]:
+    """Every MLflow run tagged with the ledger's run, wherever it lies; deleted ones only if asked for."""
+    from mlflow.entities import ViewType
+
+    view_type = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
+    ids = [experiment.experiment_id for experiment in experiments(client)]
+    for start in range(0, len(ids), EXPERIMENTS):
+        some, token = ids[start : start + EXPERIMENTS], None
+        while True:
+            page = client.search_runs(some, f"tags.`orchestrator.run` = '{uuid}'", view_type, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                break
+
+
+def is_deleted(run: Any) -> bool:
+    """Whether somebody deleted an MLflow run, which MLflow keeps until its garbage is collected."""
+    return bool(run.info.lifecycle_stage == "deleted")
 
 
 def ui_command(uri: str, *, port: int = 5000, host: str = "127.0.0.1") -> list[str]:
@@ -231,7 +261,7 @@ def experiment_address(server: str, experiment_id: str, *, uuid: str, charts: bo
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{TRAINING}&{shown}"
 
 
-def _histories(client: MlflowClient, runs: Sequence[Any]) -> dict[str, dict[str, list[tuple[int, int, float]]]]:
+def histories(client: MlflowClient, runs: Sequence[Any]) -> dict[str, dict[str, list[tuple[int, int, float]]]]:
     """Every point of many runs as (step, unix ms, value), by run and key. Asks once for each key of a hundred runs:
     to ask for each key of each run takes tens of times as long."""
     having: dict[str, list[str]] = {}
@@ -279,6 +309,7 @@ def _plain(run: Any, curves: Mapping[str, Sequence[tuple[int, int, float]]] | No
         "parent": tags.get("mlflow.parentRunId"),
         "name": info.run_name,
         "status": info.status,
+        "deleted": is_deleted(run),
         "start": info.start_time,
         "end": info.end_time,
         "params": dict(run.data.params),

@@ -1,0 +1,150 @@
+"""What computes a number: the code of this package, the versions of others, the files of a pretrained encoder.
+
+Digests are of what matters: comments and docstrings do not count, and neither does where a file lies. No torch, no ray.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import tokenize
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+COMPUTING_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow", "ray")
+"""Packages whose version may change a result, or how it is rounded."""
+
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.model", "*.json", "*.txt")
+"""Files of an encoder's folder that decide what it computes: weights, configuration, tokenizer."""
+
+NOT_READ = ("README", "training_args", "optimizer", "scheduler", "trainer_state", "rng_state")
+"""Beginnings of names of files beside them that no encoder is loaded from."""
+
+BUILT = ("vit", "resnet", "bert")
+"""Encoders that are built from fields of the job and have no files."""
+
+
+def code_digest(package: Path | None = None) -> str:
+    """Twelve hex digits over every .py file of a package, this one unless another is named."""
+    return _combined(code_files(package or Path(__file__).parent))
+
+
+@cache
+def code_files(package: Path) -> Mapping[str, str]:
+    """Name -> digest of every .py file below a package's folder, without comments, docstrings and blank lines."""
+    files = sorted(path for path in package.rglob("*.py") if "__pycache__" not in path.parts)
+    return {path.relative_to(package).as_posix(): _text_digest(bare_code(path.read_text("utf-8"))) for path in files}
+
+
+def bare_code(source: str) -> str:
+    """A Python file's lines without comments, strings that are statements (docstrings) and blank lines.
+
+    By position in the text, so that no version of Python prints it otherwise.
+    """
+    lines = [line.encode() for line in io.StringIO(source)]
+    spans = [
+        ((node.lineno, node.col_offset), (node.end_lineno or node.lineno, node.end_col_offset or 0))
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:  # its columns are in characters, those of ast in bytes
+            (row, start), (_, end) = token.start, token.end
+            spans.append(((row, len(token.line[:start].encode())), (row, len(token.line[:end].encode()))))
+    for (first, start), (last, end) in sorted(spans, reverse=True):
+        lines[first - 1 : last] = [lines[first - 1][:start] + lines[last - 1][end:]]
+    text = b"".join(lines).decode()
+    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
+
+
+def versions() -> dict[str, str]:
+    """The versions of COMPUTING_PACKAGES that are installed, whatever they were built for; nothing is imported."""
+    found: dict[str, str] = {}
+    for name in COMPUTING_PACKAGES:
+        try:
+            found[name] = metadata.version(name).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def weights_digest(name: str | None, known: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """Digest of the files of a pretrained encoder, `digest` and what tells that they are unchanged, `files`.
+
+    name: `model.name` of a job, a folder or a name of the Hub. known: an earlier answer, whose digest stands while its
+    files have their size and time. None for an encoder that is built, and for one that no cache here holds yet.
+    """
+    folder = None if name is None or name in BUILT else _encoder_folder(name)
+    if folder is None:
+        return None
+    paths = sorted({path for pattern in WEIGHT_FILES for path in folder.rglob(pattern) if _is_read(path, folder)})
+    stamps = [stamp(path) for path in paths]
+    if known is not None and known.get("files") == stamps:
+        return {"digest": known["digest"], "files": stamps}
+    digests = {path.relative_to(folder).as_posix(): _file_digest(*stamp(path)) for path in paths}
+    return {"digest": _combined(digests), "files": stamps}
+
+
+def stamp(path: Path) -> list[Any]:
+    """What tells a later look whether a file is still the same: path, size, and when it last changed in any way. That
+    time cannot be set back, as the one of its content can."""
+    info = path.stat()
+    return [str(path.resolve()), info.st_size, info.st_ctime_ns]
+
+
+def differing_files(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Names whose digest differs, or that only one side has."""
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+def changed(what: str, before: str, now: str) -> str:
+    """The words for data or weights that are no longer those that a run was begun with."""
+    return (
+        f"{what} is not what the run was begun with: its digest was {before[:16]} and is {now[:16]}; put back what was "
+        "there, or begin another run with what is there now"
+    )
+
+
+def _encoder_folder(name: str) -> Path | None:
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        return None
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+
+
+def _is_read(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.is_file() and not hidden and not path.name.startswith(NOT_READ)
+
+
+def _combined(digests: Mapping[str, str]) -> str:
+    return _text_digest("\n".join(f"{name} {digests[name]}" for name in sorted(digests)))
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=1000)
+def _file_digest(path: str, _size: int, _changed: int) -> str:
+    """Of a file as it is at that size and time: a warm rank asks for each trial."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """`a, b and 3 more`."""
+    shown: Iterable[str] = names[:most]
+    more = len(names) - most
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,279 @@
+"""Finds what MLflow has of a run of the ledger, and puts it in order before anything is told.
+
+After the first time nothing goes by name. The ledger has recorded the ids of the experiment, of the parent run and of
+the nested ones; each of these carries tags that say whose it is. So whatever a person does in MLflow's pages, or a
+server's operator to the whole store, there is one experiment, one parent run in it, and one nested run for each trial
+that was started, under that parent:
+
+    deleted         restored, if what it has is still what the ledger says
+    gone for good   made again, and told everything again, with the times of the ledger
+    somewhere else  made again beside the parent run, and the stray one deleted
+    told twice      the recorded one stays, the others are deleted
+    wrong tags      set right
+
+What is deleted here MLflow keeps until its garbage is collected.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.ledger import Ledger, Run, Trial
+
+from . import encoders, told, view
+from .encoders import MOVED
+from .store import experiments, histories, is_deleted, search
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SWEEP, OWNER = "orchestrator.sweep", "orchestrator.run"
+"""Tags of an experiment: the sweep it was made for; and, followed by a run's uuid, that this run lies in it."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Where a run lies in MLflow."""
+
+    experiment: str
+    parent: str
+    adopted: dict[str, str]
+    """MLflow's runs, by trial, that are the trials' and not recorded in the ledger yet."""
+
+
+def settle(client: MlflowClient, ledger: Ledger, root: str | None) -> Settled:
+    """Put in order what MLflow has of the ledger's run, and find or make its experiment and its parent run.
+
+    root: where artifacts of a new experiment belong; None: where the server decides. Raises LeaseLost.
+    """
+    ledger.check()  # what follows deletes: not for a driver that another one has replaced
+    there = _Store(client, ledger)
+    if ledger.run.mlflow_run_id and not there.has_recorded():
+        ledger.event(MOVED, "this MLflow store does not have the run; it is told everything")
+        ledger.unproject()
+    experiment = there.experiment(root)
+    parent = there.parent(experiment)
+    adopted = there.nested(experiment, parent)
+    if (experiment, parent) != (ledger.run.mlflow_experiment_id, ledger.run.mlflow_run_id):
+        ledger.set_run(mlflow_experiment_id=experiment, mlflow_run_id=parent)
+    there.models(experiment, adopted)
+    return Settled(experiment, parent, adopted)
+
+
+class _Store:
+    """One store, as the ledger's run finds it."""
+
+    def __init__(self, client: MlflowClient, ledger: Ledger) -> None:
+        self._client, self._ledger = client, ledger
+        self._runs: dict[str, Any] = {}
+        """MLflow's runs of the ledger's run by id: those with its tag, deleted ones too, and those it has recorded."""
+        self._look()
+
+    def has_recorded(self) -> bool:
+        """Whether any run is there that the ledger has recorded."""
+        return bool(self._recorded().keys() & self._runs.keys())
+
+    def experiment(self, root: str | None) -> str:
+        """The experiment in which the run lies, or is to lie from now on."""
+        run, client = self._ledger.run, self._client
+        known = {one.experiment_id: one for one in experiments(client)}
+        chosen = self._where(run, known)
+        if chosen is None:
+            chosen = _named(client, run, root)
+        elif known[chosen].lifecycle_stage == "deleted":
+            client.restore_experiment(chosen)
+            self._look()  # which has restored its runs too, whatever had been deleted of them before
+        tags = client.get_experiment(chosen).tags
+        wanted = {SWEEP: tags.get(SWEEP, run.name), f"{OWNER}.{run.uuid}": run.name, **view.tags(run)}
+        if tags.get(view.NOTE):
+            wanted.pop(view.NOTE, None)  # it may be the verdict by now
+        for key, value in wanted.items():
+            if tags.get(key) != value:
+                client.set_experiment_tag(chosen, key, value)
+        return chosen
+
+    def parent(self, experiment: str) -> str:
+        """The parent run, restored or made at need; there is no other one afterwards."""
+        run, client = self._ledger.run, self._client
+        found = self._runs.get(run.mlflow_run_id or "")
+        others = [one for one in self._parents() if one is not found]
+        if found is None:
+            found = next((one for one in others if one.info.experiment_id == experiment), None)
+        if found is not None and is_deleted(found):
+            client.restore_run(found.info.run_id)
+        tags = told.identity(run, "sweep")
+        if found is None:
+            start = int(run.created * 1000)
+            note = {view.NOTE: str(run.sweep.get("question", ""))}
+            found = client.create_run(experiment, start, {**tags, **note}, run_name=run.name)
+        else:
+            self._set_tags(found, tags)
+        for other in others:
+            if other is not found:
+                client.delete_run(other.info.run_id)
+        return str(found.info.run_id)
+
+    def nested(self, experiment: str, parent: str) -> dict[str, str]:
+        """One run for each trial that was started, under the parent; returns those the ledger has not recorded."""
+        recorded, of_trial = self._recorded(), defaultdict[str | None, list[Any]](list)
+        parents = {found.info.run_id for found in self._parents()} | {parent}
+        for run_id, found in self._runs.items():
+            if run_id not in parents and (run_id in recorded or not is_deleted(found)):
+                of_trial[recorded.get(run_id) or found.data.tags.get("orchestrator.trial")].append(found)
+        behind = {trial.id for trial in self._ledger.unprojected_trials()}
+        adopted: dict[str, str] = {}
+        for trial in self._ledger.trials():
+            runs = of_trial.pop(trial.id, []) if trial.attempts else []
+            kept = self._kept(trial, runs, experiment)
+            for other in runs:
+                if other is not kept and not is_deleted(other):
+                    self._client.delete_run(other.info.run_id)
+            if kept is None:
+                if trial.mlflow_run_id:
+                    self._ledger.unproject(trial.id)
+                continue
+            tags = {**told.identity(self._ledger.run, "trial"), "orchestrator.trial": trial.id}
+            self._set_tags(kept, {**tags, "mlflow.parentRunId": parent})
+            lost = is_deleted(kept) or (trial.id not in behind and not _shows(kept, trial))
+            if trial.mlflow_run_id and (lost or kept.info.run_id != trial.mlflow_run_id):
+                self._ledger.unproject(trial.id)
+            if lost or kept.info.run_id != trial.mlflow_run_id:
+                adopted[trial.id] = kept.info.run_id
+        for stray in (run for runs in of_trial.values() for run in runs):  # of trials that were not begun
+            if not is_deleted(stray):
+                self._client.delete_run(stray.info.run_id)
+        return adopted
+
+    def models(self, experiment: str, adopted: Mapping[str, str]) -> None:
+        """Note for which trials a logged encoder is not there any more, or belongs to a run that is not."""
+        logged = encoders.logged(self._ledger.events())
+        if not logged:
+            return
+        found = encoders.models(self._client, experiment, self._ledger.run)
+        there = {(model.tags.get("orchestrator.trial"), model.source_run_id) for model in found}
+        for trial in self._ledger.trials():
+            if trial.id in logged and (trial.id, adopted.get(trial.id, trial.mlflow_run_id)) not in there:
+                self._ledger.event(
+                    MOVED, f"MLflow does not have the encoder of {trial.arm}; it is logged again", trial.id
+                )
+
+    def _look(self) -> None:
+        client, recorded = self._client, self._recorded()
+        self._runs = {found.info.run_id: found for found in search(client, self._ledger.uuid, deleted=True)}
+        missing = recorded.keys() - self._runs.keys()
+        parent = self._ledger.run.mlflow_run_id
+        if parent in missing and not recorded.keys() & self._runs.keys() and _run(client, parent) is None:
+            return  # another store: to ask for each of a thousand trials would take long
+        for run_id in missing:  # somebody may have taken its tags away
+            if (found := _run(client, run_id)) is not None:
+                self._runs[run_id] = found
+
+    def _recorded(self) -> dict[str, str | None]:
+        """Trials by the ids of MLflow's runs that the ledger has recorded; None: the parent."""
+        found: dict[str, str | None] = {
+            trial.mlflow_run_id: trial.id for trial in self._ledger.trials() if trial.mlflow_run_id
+        }
+        parent = self._ledger.run.mlflow_run_id
+        return found | ({parent: None} if parent else {})
+
+    def _parents(self) -> list[Any]:
+        """What says that it is the parent run and is not deleted, oldest first."""
+        recorded = self._recorded()
+        runs = [run for run_id, run in self._runs.items() if recorded.get(run_id) is None and not is_deleted(run)]
+        return sorted(filter(_is_parent, runs), key=lambda run: (run.info.start_time, run.info.run_id))
+
+    def _where(self, run: Run, known: Mapping[str, Any]) -> str | None:
+        """The experiment that is the run's: where its parent lies, else the recorded one, else where most lies."""
+        parent = self._runs.get(run.mlflow_run_id or "") or next(iter(self._parents()), None)
+        if parent is not None:
+            return str(parent.info.experiment_id)
+        owned = [one for one, found in known.items() if f"{OWNER}.{run.uuid}" in found.tags]
+        holding = Counter(found.info.experiment_id for found in self._runs.values())
+        # An id alone says nothing: a server that was begun anew gives the same ones to others.
+        if run.mlflow_experiment_id in {*owned, *holding}:
+            return run.mlflow_experiment_id
+        most = [one for one, _ in holding.most_common(1)]
+        return next(iter([*most, *owned]), None)
+
+    def _kept(self, trial: Trial, runs: Sequence[Any], experiment: str) -> Any:
+        """Which of these runs stays the trial's: the recorded one, else the oldest; None for one to be made."""
+        usable = [found for found in runs if found.info.experiment_id == experiment and self._sound(trial, found)]
+        return min(
+            usable,
+            key=lambda one: (one.info.run_id != trial.mlflow_run_id, one.info.start_time, one.info.run_id),
+            default=None,
+        )
+
+    def _sound(self, trial: Trial, found: Any) -> bool:
+        """Whether telling it more makes a run what the ledger says. A deleted run is restored, if so: who wants it made
+        anew deletes it."""
+        wanted = dict(told.flat(trial.job))
+        if any(wanted.get(key) != value for key, value in found.data.params.items()):
+            return False
+        if not is_deleted(found):
+            return True
+        run_id = found.info.run_id
+        self._client.restore_run(run_id)
+        curves = histories(self._client, [found])[run_id]
+        if told.compare(trial, self._ledger.points(trial.id), curves).contradicts:
+            self._client.delete_run(run_id)
+            return False
+        return True
+
+    def _set_tags(self, found: Any, wanted: Mapping[str, str]) -> None:
+        for key, value in wanted.items():
+            if found.data.tags.get(key) != value:
+                self._client.set_tag(found.info.run_id, key, value)
+
+
+def _named(client: MlflowClient, run: Run, root: str | None) -> str:
+    """The experiment named like the sweep, made or restored at need; where that name is another sweep's by now, one
+    that is named like the run too."""
+    for name in (run.name, f"{run.name} {run.uuid[:8]}", f"{run.name} {run.uuid}"):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            return client.create_experiment(name, artifact_location=root and f"{root}/{name}")
+        if name == run.name and _is_of_others(client, found, run):
+            continue
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+    raise AssertionError("the last name holds the run's uuid")
+
+
+def _is_of_others(client: MlflowClient, found: Any, run: Run) -> bool:
+    """Whether an experiment is that of a sweep of another name. Earlier versions did not tag experiments."""
+    from mlflow.entities import ViewType
+
+    if SWEEP in found.tags:
+        return bool(found.tags[SWEEP] != run.name)
+    parents = client.search_runs([found.experiment_id], "tags.`orchestrator.kind` = 'sweep'", ViewType.ALL, 100)
+    names = {parent.data.tags.get(SWEEP) for parent in parents}
+    return bool(names) and run.name not in names
+
+
+def _is_parent(found: Any) -> bool:
+    tags = found.data.tags
+    return "orchestrator.trial" not in tags and tags.get("orchestrator.kind") != "trial"
+
+
+def _shows(found: Any, trial: Trial) -> bool:
+    """Whether a run that was told a trial's state shows it."""
+    tags, params = found.data.tags, found.data.params
+    right = found.info.status == told.status_of(trial) and told.marks(trial).items() <= tags.items()
+    return right and dict(told.flat(trial.job)).items() <= params.items()
+
+
+def _run(client: MlflowClient, run_id: str) -> Any:
+    """A run, deleted or not; None when this store does not have it."""
+    from mlflow import MlflowException
+
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
