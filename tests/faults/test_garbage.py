@@ -158,7 +158,10 @@ def test_row_28_every_verb_answers_to_every_damage(
         done = run(*arguments)
         if os.environ.get("SHOW"):
             with open("/tmp/h/show.txt", "a") as f:
-                print(f"--- {file} {damage.__name__}: {name} -> {done.code}: {done.output[-1500:] if done.code else ''}", file=f)
+                print(
+                    f"--- {file} {damage.__name__}: {name} -> {done.code}: {done.output[-1500:] if done.code else ''}",
+                    file=f,
+                )
         if fault := wrong_with(done, file):
             wrong.append(f"{name}: {fault}")
     assert wrong == []
