@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from jobs import watch
 from jobs.failures import Failure, first_line, kind_of, peak, picklable, root_cause
+from jobs.paths import BASE
 
 POLL_S = 0.5
 """How often a waiting gang looks for a rank that died."""
@@ -160,7 +161,12 @@ class Rank:
 
     @_working(watch.LOADING)
     def begin(
-        self, job: dict[str, Any], folder: str, attempt: tuple[int, int] | None, remote: str | None
+        self,
+        job: dict[str, Any],
+        folder: str,
+        attempt: tuple[int, int] | None,
+        remote: str | None,
+        expected: dict[str, Any] | None,
     ) -> dict[str, Any]:
         """Load a job, or continue it from its folder. Returns a report of every point so far."""
         import torch.distributed as dist
@@ -169,6 +175,8 @@ class Rank:
         from jobs.train import Training
 
         self._training = None
+        if (directory := (expected or {}).get("directory")) is not None:
+            os.environ[BASE] = directory
         group = dist.group.WORLD if self._world > 1 else None
         self._training = Training(
             JobConfig.model_validate(job),
@@ -178,8 +186,10 @@ class Rank:
             attempt=attempt,
             remote=remote,
             phase=self.work.enter,
+            expected=expected,
         )
-        return self._report(self._training.points) | {"remarks": self._training.remarks}
+        news = {"remarks": self._training.remarks, "provenance": self._training.provenance}
+        return self._report(self._training.points) | news
 
     @_working("step")
     def advance(self, steps: int) -> dict[str, Any]:
@@ -248,11 +258,18 @@ class Gang:
         """Steps a second."""
 
     def begin(
-        self, job: dict[str, Any], folder: str, *, attempt: tuple[int, int] | None = None, remote: str | None = None
+        self,
+        job: dict[str, Any],
+        folder: str,
+        *,
+        attempt: tuple[int, int] | None = None,
+        remote: str | None = None,
+        expected: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Load a job on as many ranks as it asks for. Returns the report of rank 0.
 
-        attempt: fencing token and number, which keep an older attempt out of the folder; remote: see `Training`.
+        attempt: fencing token and number, which keep an older attempt out of the folder; remote: see `Training`, as for
+        expected, whose `directory` is the folder where the run began: there relative paths are looked for first.
         """
         world = job["execution"]["ranks"]
         if world > len(self._ranks):
@@ -269,7 +286,7 @@ class Gang:
                 self._call(world, "join", world, store, *wanted[1:], apart)
             self._world, self._joined = world, wanted
         self._call(world, "open_log", folder)
-        report: dict[str, Any] = self._call(world, "begin", job, folder, attempt, remote)[0]
+        report: dict[str, Any] = self._call(world, "begin", job, folder, attempt, remote, expected)[0]
         return report
 
     def advance(self) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jobs.paths import directory
+
 COMPUTING_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow", "ray")
 """Packages whose version may change a result, or how it is rounded."""
 
@@ -110,8 +112,8 @@ def changed(what: str, before: str, now: str) -> str:
 
 
 def _encoder_folder(name: str) -> Path | None:
-    if Path(name).is_dir():
-        return Path(name)
+    if (folder := directory(name)) is not None:
+        return folder
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

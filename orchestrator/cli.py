@@ -34,6 +34,9 @@ ADDRESS = click.option("--address", metavar="URL", help="Of a cluster's job serv
 VARIABLES = click.option(
     "--env", "variables", multiple=True, metavar="NAME[=VALUE]", help="Variable of the job's; no secrets."
 )
+ACCEPT = click.option(
+    "--accept-code", is_flag=True, help="Continue a run that was begun with other code or versions, and record that."
+)
 DETACH = click.option("--detach", is_flag=True, help="Leave the job as soon as it is submitted.")
 
 
@@ -98,6 +101,7 @@ def plan(sweep: Path, *, probe: bool, overrides: tuple[str, ...], as_json: bool)
 @click.argument("sweep", type=click.Path(path_type=Path))
 @click.option("--into", metavar="FOLDER|URI", help="Folder of the run, or a URI such as s3://bucket/NAME.")
 @click.option("--offline", is_flag=True, help="Do without MLflow now; a later resume catches it up.")
+@ACCEPT
 @SET
 @ADDRESS
 @DETACH
@@ -107,6 +111,7 @@ def launch(
     *,
     into: str | None,
     offline: bool,
+    accept_code: bool,
     overrides: tuple[str, ...],
     address: str | None,
     detach: bool,
@@ -128,7 +133,8 @@ def launch(
 
         with _leaving(into, address):
             code = submission.launch(
-                address, sweep, into, overrides=overrides, offline=offline, variables=variables, detach=detach,
+                address, sweep, into, overrides=overrides, offline=offline, accept_code=accept_code,
+                variables=variables, detach=detach,
                 write=partial(click.echo, nl=False), tell=partial(click.echo, err=True),
             )  # fmt: skip
         sys.exit(code)
@@ -139,7 +145,8 @@ def launch(
     place = into or home() / sweeps.load(sweep, overrides).name
     from orchestrator import driver
 
-    sys.exit(driver.launch(sweep, place, overrides=overrides, options=driver.Options(offline=offline)))
+    options = driver.Options(offline=offline, accept_code=accept_code)
+    sys.exit(driver.launch(sweep, place, overrides=overrides, options=options))
 
 
 @main.command()
@@ -148,6 +155,7 @@ def launch(
 @click.option("--give-up", is_flag=True, help="Give failed trials no other attempt; their settings are infeasible.")
 @click.option("--class", "kind", metavar="NAME", help="Only trials that failed in this class.")
 @click.option("--offline", is_flag=True, help="Do without MLflow now.")
+@ACCEPT
 @click.option(
     "--set", "overrides", multiple=True, metavar="job.execution.KEY=VALUE", help="Execution setting of new attempts."
 )
@@ -161,6 +169,7 @@ def resume(
     give_up: bool,
     kind: str | None,
     offline: bool,
+    accept_code: bool,
     overrides: tuple[str, ...],
     address: str | None,
     detach: bool,
@@ -185,6 +194,7 @@ def resume(
         from orchestrator import submission
 
         given = [("--failed", failed), ("--give-up", give_up), ("--offline", offline)]
+        given += [("--accept-code", accept_code)]
         arguments = [flag for flag, on in given if on] + (["--class", kind] if kind else [])
         arguments += [part for one in overrides for part in ("--set", one)]
         with _leaving(run, address):
@@ -197,7 +207,7 @@ def resume(
     from orchestrator.runs import find
 
     folder = find(run)
-    options = driver.Options(offline=offline)
+    options = driver.Options(offline=offline, accept_code=accept_code)
     again = driver.Again(kind, give_up) if failed or give_up else None
     sys.exit(driver.resume(folder, again=again, execution=execution, options=options))
 

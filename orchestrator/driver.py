@@ -7,10 +7,8 @@ reconciles it with what earlier sessions left, runs what is due, and reports onc
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
-import shutil
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -22,25 +20,17 @@ from pydantic import ValidationError
 
 from jobs.config import ConfigError, Execution, Fault, canonical, nearest
 from jobs.config import faults as config_faults
-from orchestrator import cluster, doctor, readiness, runs, scratch
+from orchestrator import cluster, creation, doctor, ending, provenance, readiness, runs, scratch
 from orchestrator import plan as planning
 from orchestrator import sweep as sweeps
-from orchestrator.environment import environment
+from orchestrator.creation import SweepChanged
+from orchestrator.ending import CLUSTER_DIED
 from orchestrator.leaving import INTERRUPTED, Leaving, quiet, signals
 from orchestrator.ledger import Ledger, LedgerError, this_process
 from orchestrator.plan import Plan
 from orchestrator.progress import Progress
-from orchestrator.readiness import InfrastructureMissing
-from orchestrator.remote import RemoteError
-from orchestrator.runs import RunError, RunFolder
-from orchestrator.schedule import withheld
+from orchestrator.runs import RunFolder
 from orchestrator.session import LEASE_S, Session
-
-DONE, SOME_FAILED, MISSING, CLUSTER_DIED = 0, 1, 4, 75
-
-
-class SweepChanged(RunError):
-    """The sweep file is not the one that the run was begun with. Exit code 2."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +39,9 @@ class Options:
 
     offline: bool = False
     """Leave MLflow for later."""
+
+    accept_code: bool = False
+    """Go on though the run was begun with other code or versions, and record that."""
 
 
 @dataclass(frozen=True)
@@ -68,23 +61,22 @@ def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (),
     Raises ConfigError, DataFault, SweepChanged, LeaseHeld, LedgerError, InfrastructureMissing, RunError, BadAddress or
     RemoteError; then nothing is made.
     """
-    sweep = sweeps.load(sweep_file, overrides)
-    plan = planning.make(sweep)
+    plan = planning.make(sweeps.load(sweep_file, overrides))
     folder = runs.at(into)
     notes = readiness.check_shared(folder, offline=options.offline)
     if folder.exists:
         with contextlib.closing(folder.open()) as ledger:
-            _refuse_changes(folder, ledger, plan)
-            _refuse_blockers(folder, ledger, plan)
-            return _drive(plan, folder, ledger, options, notes=notes)
-    _refuse_what_is_no_run(folder)
+            begun = planning.stored(ledger.run.sweep, ledger.run.rules)
+            _refuse_changes(folder, begun, plan)
+            return _continue(begun.with_limits(plan.sweep), folder, ledger, options, notes=notes)
+    creation.refuse_what_is_no_run(folder, sweep_file)
     readiness.check_cluster(plan, readiness.largest(plan))
     doctor.refuse(folder, plan)
-    notes += readiness.check_data(plan)
-    _refuse_what_is_no_run(folder)  # the checks took their time
+    examined = provenance.examine(plan)
+    creation.refuse_what_is_no_run(folder, sweep_file)  # the checks took their time
     readiness.check_tracking(folder, offline=options.offline)
-    with contextlib.closing(_create(sweep_file, plan, folder)) as ledger:
-        return _drive(plan, folder, ledger, options, notes=notes)
+    with contextlib.closing(creation.create(sweep_file, plan, folder, provenance=examined.record)) as ledger:
+        return _drive(plan, folder, ledger, options, record=examined.record, notes=[*notes, *examined.notes])
 
 
 def resume(
@@ -98,11 +90,38 @@ def resume(
     up; new attempts have other `execution` settings if given. Returns the exit code; raises as `launch` does."""
     notes = readiness.check_shared(folder, offline=options.offline)
     with contextlib.closing(folder.open()) as ledger:
-        stored = {key: value for key, value in ledger.run.sweep.items() if key != "plan"}
-        plan = planning.make(sweeps.Sweep.model_validate(stored))
+        plan = planning.stored(ledger.run.sweep, ledger.run.rules)
+        return _continue(plan, folder, ledger, options, again=again, execution=execution, notes=notes)
+
+
+def _continue(
+    plan: Plan,
+    folder: RunFolder,
+    ledger: Ledger,
+    options: Options,
+    *,
+    again: Again | None = None,
+    execution: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> int:
+    """Go on with a run by the plan that it was begun with, if what it needs is there and is what it was."""
+    record: dict[str, Any] | None = None
+    if _is_left(ledger, again):  # else the run's nodes and data may be gone
         readiness.check_cluster(plan, readiness.largest(plan, ledger, execution))
-        _refuse_blockers(folder, ledger, plan)
-        return _drive(plan, folder, ledger, options, again=again, execution=execution, notes=notes)
+        doctor.refuse(folder, plan)
+        recorded = ledger.run.provenance
+        with provenance.looked_for_in(ledger.run.environment.get("directory")):
+            examined = provenance.examine(plan, recorded)
+        record, notes = examined.record, [*notes, *examined.notes]
+        if recorded is None:
+            notes = [*notes, "the code, data and versions that this run was begun with are not recorded"]
+        else:
+            provenance.refuse_other_data(recorded, record)
+            if not options.accept_code:
+                provenance.refuse_other_code(recorded, record, resume=f"orchestrator resume {folder.quoted}")
+    return _drive(
+        plan, folder, ledger, options, again=again, execution=execution, record=record, notes=notes, continues=True
+    )
 
 
 def execution_overrides(texts: Sequence[str]) -> dict[str, Any]:
@@ -138,8 +157,11 @@ def _drive(
     *,
     again: Again | None = None,
     execution: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None,
     notes: Sequence[str] = (),
+    continues: bool = False,
 ) -> int:
+    """One session. record: the provenance of what is trained now, None where nothing is left to train."""
     from orchestrator import publish, report, tracking
 
     readiness.check_tracking(folder, offline=options.offline)
@@ -147,29 +169,39 @@ def _drive(
     ledger.acquire(this_process(), LEASE_S)
     progress = Progress(plan, ledger)
     ranks = readiness.largest(plan, ledger, execution)
+    base = ledger.run.environment.get("directory")
     session = Session(
-        plan, ledger, folder, concurrent=readiness.concurrent(plan, ranks), tell=progress.tell, execution=execution
+        plan,
+        ledger,
+        folder,
+        concurrent=readiness.concurrent(plan, ranks),
+        tell=progress.tell,
+        execution=execution,
+        expected=None if record is None else provenance.expected(record, base),
     )
     projection = None if options.offline else tracking.Projection(ledger, readiness.tracking_uri(folder))
     leave = Leaving(ledger, progress)
     began = time.time()
     try:
         folder.check_out()
-        with signals(session, leave, grace_s=grace_s):
+        with provenance.looked_for_in(base), signals(session, leave, grace_s=grace_s):
             with quiet(folder, progress):
                 for note in notes:
                     progress.say(f"note: {note}")
                 if again is not None:
                     _decide(ledger, again)
+                if record is not None:
+                    provenance.write_down(ledger, dict(record))
                 ledger.set_run(state="running")
                 session.start()
                 if projection is not None:
                     projection.start()
                 _execute(plan, session, ranks, leave, progress)
-            code = _ending(plan, ledger, session)
             if session.broken is not None:
                 raise session.broken
-            _tell_who_waits(ledger, folder, progress)
+            ended = ending.of(session, plan, ledger, folder)
+            code = ended.code
+            ledger.set_run(state=ended.state)
             if not session.storage_full:
                 found = report.write(ledger, folder.report)
                 progress.answer(report.table(found))
@@ -186,7 +218,7 @@ def _drive(
                     progress.say(f"{behind}; catch up: orchestrator resume {folder.quoted}")
                 if session.interrupted:
                     code = INTERRUPTED
-            progress.close(folder, code, session.stopped_by, offline=options.offline)
+            progress.close(folder, ended.lines, offline=options.offline)
             return code
     finally:
         progress.release()
@@ -228,76 +260,12 @@ def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress:
         session.close()
 
 
-def _ending(plan: Plan, ledger: Ledger, session: Session) -> int:
-    if session.broken is not None:
-        return MISSING
-    if session.stopped_by is not None:
-        ledger.set_run(state="stopped")
-        return INTERRUPTED if session.interrupted else MISSING if session.storage_full else SOME_FAILED
-    unanswered = len(ledger.frozen()) < len(plan.arms)
-    ledger.set_run(state="stopped" if unanswered else "done")
-    return SOME_FAILED if unanswered or ledger.trials(state="failed") else DONE
-
-
-def _tell_who_waits(ledger: Ledger, folder: RunFolder, progress: Progress) -> None:
-    arms = sorted({trial.arm for trial in ledger.trials(stage="tune") if withheld(trial)})
-    if arms:
-        resume = f"orchestrator resume {folder.quoted}"
-        progress.say(
-            f"tuning of {', '.join(arms)} waits: a trial ran out of memory, which says nothing about its setting.\n"
-            f"  try it with less:  {resume} --failed --class out_of_memory --set job.execution.micro=32\n"
-            f"  or do without it:  {resume} --give-up --class out_of_memory"
-        )
-
-
-def _create(sweep_file: Path, plan: Plan, folder: RunFolder) -> Ledger:
-    """The run's folder and ledger, or nothing."""
-    stored = sweeps.resolved(plan.sweep) | {"plan": json.loads(canonical(plan.summary()))}
-    made, ledger = not folder.path.exists(), None
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(sweep_file, folder.path / "sweep.toml")
-        if folder.remote is not None:
-            folder.remote.put_files(folder.path, [folder.path / "sweep.toml"])
-        ledger = Ledger.create(
-            folder.ledger_url(), name=plan.sweep.name, sweep=stored, environment=environment(sweep_file, folder.quoted)
-        )
-        # Last, in one piece: a run exists once this file does.
-        aside = folder.path / ".sweep.json"
-        aside.write_text(json.dumps({"run": ledger.uuid, **stored}, indent=1))
-        if folder.remote is not None:
-            folder.remote.put(folder.identity.name, aside.read_bytes())
-        aside.replace(folder.identity)
-    except (OSError, LedgerError, RemoteError) as error:
-        if ledger is not None:
-            with contextlib.suppress(LedgerError):
-                ledger.discard()
-        if folder.remote is not None:
-            with contextlib.suppress(RemoteError):
-                folder.remote.delete("sweep.toml")
-        if made:
-            shutil.rmtree(folder.path, ignore_errors=True)
-        raise InfrastructureMissing(f"{folder.name} cannot be made: {error}") from error
-    return ledger
-
-
-def _refuse_what_is_no_run(folder: RunFolder) -> None:
-    """Whatever else lies there is left alone, and a run that somebody has just begun there too. Raises SweepChanged."""
-    if folder.exists:
-        raise SweepChanged(f"{folder.name} was begun by somebody else just now; the same command continues it")
-    if folder.remote is not None:
-        found = bool(folder.remote.files().keys() - {"sweep.toml"})  # what a creation leaves that was killed
-    else:
-        found = folder.path.exists() and any(folder.path.iterdir())
-    if found:
-        raise SweepChanged(f"{folder.name} is not empty and holds no run; choose another folder with --into")
-
-
-def _refuse_changes(folder: RunFolder, ledger: Ledger, plan: Plan) -> None:
-    stored = {key: value for key, value in ledger.run.sweep.items() if key != "plan"}
-    # Resolved again: an older version of the program did not know every key that has a default today.
-    old = sweeps.resolved(sweeps.Sweep.model_validate(stored))
-    changed = planning.changed_keys(old, sweeps.resolved(plan.sweep))
+def _refuse_changes(folder: RunFolder, begun: Plan, plan: Plan) -> None:
+    """Raise SweepChanged where the file no longer says what the run was begun with. begun: the plan of the run."""
+    # Both resolved by today's program: an older version did not know every key that has a default today.
+    changed = planning.changed_keys(sweeps.resolved(begun.sweep), sweeps.resolved(plan.sweep))
+    if not changed and (order := planning.changed_order(begun, plan)) is not None:
+        changed = [("compare", *order)]
     if changed:
         lines = "\n".join(f"  {key}: {canonical(before)} -> {canonical(after)}" for key, before, after in changed)
         head, mark, query = folder.name.partition("?")
@@ -308,10 +276,11 @@ def _refuse_changes(folder: RunFolder, ledger: Ledger, plan: Plan) -> None:
         )
 
 
-def _refuse_blockers(folder: RunFolder, ledger: Ledger, plan: Plan) -> None:
-    """Unless nothing is left to run: then the run's nodes may be gone."""
+def _is_left(ledger: Ledger, again: Again | None) -> bool:
+    """Whether anything is still to be trained."""
     if ledger.run.state != "done" or ledger.trials(state="queued"):
-        doctor.refuse(folder, plan)
+        return True
+    return again is not None and not again.give_up and bool(ledger.trials(state="failed"))
 
 
 def _decide(ledger: Ledger, again: Again) -> None:

@@ -89,7 +89,11 @@ class TrialActor(tune.Trainable):
         if not self._begun:
             config = self.config
             report = self._gang.begin(
-                config["job"], config["folder"], attempt=config["attempt"], remote=config["remote"]
+                config["job"],
+                config["folder"],
+                attempt=config["attempt"],
+                remote=config["remote"],
+                expected=config["expected"],
             )
             self._begun = True
         else:
@@ -178,6 +182,7 @@ class _Search(Searcher):
             "job": dispatch.job,
             "folder": dispatch.folder,
             "remote": dispatch.remote,
+            "expected": dispatch.expected,
             "shape": self._shape,
         }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jobs.config import JobConfig, canonical, trial_id
@@ -101,6 +101,11 @@ class Plan:
     def arm(self, label: str) -> Arm:
         """The arm of that label."""
         return _named(self.arms, label)
+
+    def with_limits(self, sweep: Sweep) -> Plan:
+        """The same plan with [resources] and [retry] of another sweep: what may change within a run."""
+        limits = {"resources": sweep.resources, "retry": sweep.retry}
+        return replace(self, sweep=self.sweep.model_copy(update=limits))
 
     def tune_trials(self, label: str, number: int, settings: Mapping[str, Any]) -> list[Planned]:
         """The trials of one suggestion, one for each tune seed."""
@@ -213,6 +218,12 @@ def stored(sweep: Mapping[str, Any], rules: int) -> Plan:
     )
 
 
+def jobs_of(plan: Plan) -> list[JobConfig]:
+    """The job of every arm and stage, as it stands before anything is tuned."""
+    stages = ["tune", "confirm"] if plan.sweep.tune else ["confirm"]
+    return [arm.config(stage=stage, seed=0) for arm in plan.arms for stage in stages]
+
+
 def objective(arm: Arm) -> str:
     """What an arm optimises, as text: its job but for how it is computed."""
     return canonical(arm.config(stage="confirm", seed=0).model_dump(mode="json", exclude={"execution"}))
@@ -254,6 +265,15 @@ def _searched_with(sweep: Sweep, arms: Sequence[Arm]) -> dict[str, str]:
         if leader != arm.label:
             shared[arm.label] = leader
     return shared
+
+
+def changed_order(old: Plan, new: Plan) -> tuple[list[str], list[str]] | None:
+    """The factors of both plans where these come in another order, which makes other contrasts; None where not."""
+    contrasts = [[(p.arm(a).settings, p.arm(b).settings) for a, b in p.contrasts] for p in (old, new)]
+    arms = [[arm.settings for arm in p.arms] for p in (old, new)]
+    if contrasts[0] == contrasts[1] and arms[0] == arms[1]:
+        return None
+    return list(old.sweep.compare), list(new.sweep.compare)
 
 
 def _contrasts(sweep: Sweep, arms: Sequence[Arm]) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
@@ -69,8 +70,7 @@ class Progress:
         which = f"seed {trial.seed}"
         if trial.number is not None:
             which = f"{trial.number + 1} of {self._plan.suggestions[trial.arm]}"
-        took = f"{trial.ended - trial.started:.1f} s" if trial.ended and trial.started else ""
-        self.say(f"[{ended}/{self._total}] {trial.stage} {trial.arm} {which}  {what}  {trial.id} {took}".rstrip())
+        self.say(f"[{ended}/{self._total}] {trial.stage} {trial.arm} {which}  {what}")
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=ended)
 
@@ -81,15 +81,10 @@ class Progress:
         console.print()
         console.print(table)
 
-    def close(self, folder: RunFolder, code: int, stopped_by: str | None, *, offline: bool) -> None:
-        """The last lines: where everything is, and the next command."""
+    def close(self, folder: RunFolder, ending: Sequence[str], *, offline: bool) -> None:
+        """The last lines: how it ended, where everything is, and the next command."""
         self.release()
-        lines = []
-        if stopped_by is not None:
-            lines += [f"stopped: {stopped_by}", f"continue:  orchestrator resume {folder.quoted}"]
-        elif code:
-            lines += [f"some trials failed; see: orchestrator status {folder.quoted}"]
-            lines += [f"try them again:          orchestrator resume {folder.quoted} --failed"]
+        lines = [*ending]
         lines += [f"report:  {folder.report / 'report.html'}"]
         if folder.remote is not None:
             lines += [f"         {folder.remote.inside('report/report.html').uri}"]

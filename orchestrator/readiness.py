@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from jobs.config import ConfigError, Fault, JobConfig, canonical
+from jobs.config import ConfigError, Fault
 from orchestrator import cluster, scratch
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan
-from orchestrator.runs import RunError, RunFolder
+from orchestrator.plan import Plan, jobs_of
+from orchestrator.runs import RunFolder
 
 GRACE_S = 25.0
 """Seconds from SIGTERM to the hard end, unless $ORCHESTRATOR_GRACE_S says otherwise. Kubernetes and most pre-emptions
@@ -25,18 +22,9 @@ class InfrastructureMissing(Exception):
     """Ray, MLflow, storage or disk is not there; the text names the remedy. Exit code 4."""
 
 
-class DataFault(RunError):
-    """The data of a sweep cannot be used; the text names file, column and row. Exit code 2."""
-
-
-def _jobs(plan: Plan) -> list[JobConfig]:
-    stages = ["tune", "confirm"] if plan.sweep.tune else ["confirm"]
-    return [arm.config(stage=stage, seed=0) for arm in plan.arms for stage in stages]
-
-
 def largest(plan: Plan, ledger: Ledger | None = None, execution: Mapping[str, Any] | None = None) -> int:
     """The largest world size that a session meets: of the sweep, of `execution`, of what attempts were given before."""
-    sizes = [job.execution.ranks for job in _jobs(plan)]
+    sizes = [job.execution.ranks for job in jobs_of(plan)]
     if execution and "ranks" in execution:
         sizes.append(execution["ranks"])
     if ledger is not None:
@@ -108,26 +96,6 @@ def check_cluster(plan: Plan, ranks: int) -> None:
         )
         fault = Fault("job.execution.ranks", str(ranks), expected)
         raise ConfigError(plan.sweep.name, "sweep for this cluster", [fault])
-
-
-def check_data(plan: Plan) -> list[str]:
-    """Every distinct use of data, in a process of its own, for the checks need torch and the driver does not.
-
-    Returns warnings. Raises DataFault.
-    """
-    jobs = [job.model_dump(mode="json") for job in _jobs(plan)]
-    distinct = {canonical({key: job[key] for key in ("task", "data", "batch", "evaluate")}): job for job in jobs}
-    with scratch.folder("data") as place:
-        paths = [place / f"job{number}.json" for number in range(len(distinct))]
-        for path, job in zip(paths, distinct.values(), strict=True):
-            path.write_text(canonical(job))
-        command = [sys.executable, "-m", "jobs.data", *map(str, paths)]
-        env = os.environ | {"TMPDIR": str(place)}  # what it leaves when it is killed goes with ours
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    if done.returncode != 0:
-        raise DataFault(done.stderr.strip().removeprefix("error: "))
-    found = [json.loads(line)["warnings"] for line in done.stdout.splitlines()]
-    return list(dict.fromkeys(warning for warnings in found for warning in warnings))
 
 
 def check_shared(folder: RunFolder, *, offline: bool) -> list[str]:

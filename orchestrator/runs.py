@@ -23,6 +23,9 @@ from jobs.config import nearest
 from orchestrator.ledger import TRIAL_STATES, Ledger, LedgerError, LedgerMissing, sqlite_url
 from orchestrator.remote import Remote, RemoteError, is_uri
 
+CREATING, CREATING_REMOTE = ".creating", "creating.json"
+"""The file beside a run's others, in its folder and in a bucket, while they are being made (creation.py)."""
+
 
 class RunError(ValueError):
     """A run that is not there, or not what was expected; the text says what would work."""
@@ -120,9 +123,14 @@ class RunFolder:
             ) from error
 
     def check_out(self) -> None:
-        """Make the working copy of a run in a bucket, of which nothing is left of another run; for its driver only."""
+        """Make the working copy of a run in a bucket, of which nothing is left of another run; for its driver only.
+
+        A creator that was killed as soon as the run existed has left its marker, which goes.
+        """
         if self.remote is None:
+            (self.path / CREATING).unlink(missing_ok=True)
             return
+        self.remote.delete(CREATING_REMOTE)
         identity = (self._identity() or "").encode()
         if not self.identity.is_file() or self.identity.read_bytes() != identity:
             shutil.rmtree(self.path, ignore_errors=True)

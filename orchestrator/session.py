@@ -103,6 +103,8 @@ class Session:
         """Trials that are due, and not begun."""
         self._begun: deque[Dispatch] = deque()
         """Attempts that the ledger has as begun, and that Tune's loop has not taken."""
+        self._asked = False
+        """The writer has been asked to begin one."""
         self._running: dict[str, Dispatch] = {}
         """Attempts that the ledger has as begun, and that have not ended."""
         self._over = False
@@ -189,18 +191,18 @@ class Session:
         Waits while the writer deals with what came back and begins it, which takes milliseconds: told that nothing is
         due, Tune would sleep for two seconds. While the ledger is away nothing is begun.
         """
+        deadline = time.monotonic() + HEAR_S
         with self._lock:
-            if not self._begun and self._can_begin():
-                self._enqueue(self._begin)
-            deadline = time.monotonic() + HEAR_S
-            while not self._settled() and time.monotonic() < deadline:
+            while not self._stop.is_set():
+                if self._begun:
+                    return self._begun.popleft()
+                if self._can_begin() and not self._asked:
+                    self._asked = True
+                    self._enqueue(self._begin)
+                if not self._pending or self._outage.seems_away() or time.monotonic() > deadline:
+                    return None
                 self._lock.wait(LOOK_S / 4)  # that the ledger has gone away nobody notifies
-            if self._stop.is_set() or not self._begun:
-                return None
-            return self._begun.popleft()
-
-    def _settled(self) -> bool:
-        return bool(self._begun) or not self._pending or self._stop.is_set() or self._outage.seems_away()
+        return None
 
     def _can_begin(self) -> bool:
         return bool(self._ready) and len(self._running) < self._concurrent and not self._stop.is_set()
@@ -296,6 +298,7 @@ class Session:
     def _begin(self) -> None:
         """Begin the next attempt that is due."""
         with self._lock:
+            self._asked = False
             if self._begun or not self._can_begin():
                 return
             trial = self._trials[self._ready.popleft()]
@@ -405,7 +408,9 @@ class Session:
             self._running.pop(dispatch.trial, None)
             self._histories.pop(dispatch.trial, None)
         self._refill(trial.arm)
-        self._tell(what, trial)
+        # What training took, over all attempts: between sessions a run may stand still for days.
+        took_s = sum(attempt.seconds for attempt in self._ledger.attempts(trial.id))
+        self._tell(f"{what}  {trial.id} {took_s:.1f} s", trial)
 
     def _refill(self, arm: str | None = None) -> None:
         """Queue what the ledger calls for, in every arm or in the one in which a trial has ended."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
+import psutil
 import pytest
 import sqlalchemy as sa
 
@@ -57,10 +58,28 @@ def postgres_server() -> Iterator[str]:
         try:
             yield f"postgresql://postgres:a-secret@/{{}}?host={home}"
         finally:
-            run(programs / "pg_ctl", "-D", home / "data", "-m", "immediate", "-w", "stop")
+            if (home / "data" / "postmaster.pid").exists():  # else a test has stopped it
+                run(programs / "pg_ctl", "-D", home / "data", "-m", "immediate", "-w", "stop")
     finally:
         shutil.rmtree(home, ignore_errors=True)
         home.with_suffix(".log").unlink(missing_ok=True)
+
+
+def control(server: str, *arguments: str) -> None:
+    """pg_ctl on a server of `postgres_server`: `restart`, `stop`, `start`, with a mode."""
+    home, programs = Path(server.partition("host=")[2]), binaries()
+    assert programs is not None
+    options = f"-k {home} -c listen_addresses='' -c fsync=off"
+    command = [programs / "pg_ctl", "-D", home / "data", "-o", options, "-l", home / "log", "-w", *arguments]
+    user = home.joinpath("data").owner() if os.geteuid() == 0 else None
+    subprocess.run(command, user=user, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+
+
+def processes(server: str) -> list[psutil.Process]:
+    """All processes of a server of `postgres_server`, the first one first."""
+    home = Path(server.partition("host=")[2])
+    first = psutil.Process(int((home / "data" / "postmaster.pid").read_text().splitlines()[0]))
+    return [first, *first.children(recursive=True)]
 
 
 def new_database(server: str) -> str:

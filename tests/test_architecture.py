@@ -128,7 +128,9 @@ def test_only_the_owner_imports_a_package(path: str) -> None:
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.startswith("orchestrator/")])
 def test_the_orchestrator_knows_only_what_a_job_is_and_the_executor_the_gang(path: str) -> None:
-    allowed = {"config", "identity", "provenance"} | ({"gang"} if path == "orchestrator/executor.py" else set())
+    allowed = {"config", "identity", "paths", "provenance"} | (
+        {"gang"} if path == "orchestrator/executor.py" else set()
+    )
     used = {name.split(".")[1] for name in imports_of(path) if name.startswith("jobs.")}
     assert used <= allowed, "workers are started, or run as `python -m jobs.NAME`; they are not imported"
 

@@ -11,7 +11,8 @@ from real import SWEEP, TRIALS, call, measured, status
 from orchestrator import plan as planning
 from orchestrator import sweep as sweeps
 from orchestrator import tracking
-from orchestrator.driver import SweepChanged, _refuse_changes, execution_overrides
+from orchestrator.creation import SweepChanged
+from orchestrator.driver import _refuse_changes, execution_overrides
 from orchestrator.ledger import Ledger
 from orchestrator.runs import RunFolder
 

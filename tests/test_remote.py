@@ -19,7 +19,7 @@ from servers import new_database, s3_server
 from orchestrator import plan as planning
 from orchestrator import remote, runs, sweep
 from orchestrator.cli import main
-from orchestrator.driver import SweepChanged, _create, _refuse_what_is_no_run
+from orchestrator.creation import SweepChanged, create, refuse_what_is_no_run
 from orchestrator.ledger import Ledger, sqlite_url
 from orchestrator.readiness import InfrastructureMissing, check_shared
 from orchestrator.remote import BadAddress, Remote
@@ -320,7 +320,7 @@ def test_a_creation_that_fails_leaves_no_run_and_no_row(
     else:
         (home / "there" / broken).mkdir(parents=True)
     with pytest.raises(InfrastructureMissing, match="there cannot be made"):
-        _create(home / "sweep.toml", plan, folder)
+        create(home / "sweep.toml", plan, folder)
     assert not [path for path in (home / "there").rglob("*") if path.is_file()]
     assert not folder.path.exists()
     assert not (home / "ledger.db").exists() or Ledger.runs(url) == []
@@ -328,7 +328,7 @@ def test_a_creation_that_fails_leaves_no_run_and_no_row(
 
 def test_a_run_that_somebody_began_meanwhile_is_not_begun_again(begun: RunFolder) -> None:
     with pytest.raises(SweepChanged, match="by somebody else just now"):
-        _refuse_what_is_no_run(begun)
+        refuse_what_is_no_run(begun)
 
 
 # Whole sweeps

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from jobs.config import JobConfig
 from orchestrator.ledger import Ledger, sqlite_url, this_process
 from orchestrator.plan import Plan, make
 from orchestrator.runs import RunFolder
-from orchestrator.schedule import Schedule, fingerprint
+from orchestrator.schedule import Schedule, fingerprint, stopped_arms, untuned_arms
 from orchestrator.session import Dispatch, Failure, Session
 from orchestrator.sweep import Sweep, resolved
 
@@ -441,6 +442,212 @@ def test_the_first_attempt_of_every_arm_and_no_other_verifies_its_gradient(tmp_p
         play(session)
         verified = [t for t in ledger.trials() for a in ledger.attempts(t.id) if a.execution == {"verify": True}]
         assert sorted((t.arm, t.stage, t.number) for t in verified) == [("flatnce", "tune", 0), ("infonce", "tune", 0)]
+
+
+def test_nothing_is_over_while_something_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arms out of phase, a schedule that takes its time, and a loop that asks all the while. Mutant check: forgetting a
+    trial before what follows it is queued, as the first version did, ends this with trials in the queue."""
+    slow = Schedule.advance
+
+    def advance(self: Schedule, arm: str | None = None) -> Any:
+        time.sleep(0.02)
+        return slow(self, arm)
+
+    monkeypatch.setattr(Schedule, "advance", advance)
+    with opened(tmp_path, {"tune": SWEEP["tune"] | {"trials": 3}}, concurrent=1) as (session, ledger, _, plan):
+        session.start()
+        flying: list[Dispatch] = []
+        while not session.finished():
+            dispatch = session.next()
+            if dispatch is not None:
+                flying.append(dispatch)
+            while flying:
+                session.report(ended := flying.pop(), done(ended))
+                for _ in range(20):
+                    assert not session.finished() or not ledger.counts()["queued"]
+                    time.sleep(0.002)
+        assert ledger.counts()["done"] == sum(plan.trials.values())
+
+
+def test_tunes_loop_never_waits_for_the_ledger(tmp_path: Path) -> None:
+    """Mutant check: an attempt that is begun by Tune's loop itself touches the database in its thread."""
+    with opened(tmp_path, {}) as (session, ledger, _, _plan):
+        session.start()
+        mine = threading.get_ident()
+        asked: list[str] = []
+
+        def watch(name: str) -> None:
+            real = getattr(type(ledger), name)
+
+            def method(*arguments: Any, **keywords: Any) -> Any:
+                if threading.get_ident() == mine:
+                    asked.append(name)
+                return real(ledger, *arguments, **keywords)
+
+            setattr(ledger, name, method)
+
+        for name in ("start_attempt", "finish_attempt", "record_points", "attempts", "trials", "trial", "suggestions"):
+            watch(name)
+        play(session)
+        assert asked == []
+
+
+@pytest.mark.parametrize("cause", [SystemExit(1), OSError(5, "Input/output error"), KeyError("bug")])
+def test_a_writer_that_dies_stops_the_session_and_names_the_cause(tmp_path: Path, cause: BaseException) -> None:
+    """rich ends a thread by SystemExit where a pipe is broken. Mutant check: catching Exception only hangs here."""
+    with opened(tmp_path, {}, concurrent=1) as (session, _ledger, _, _plan):
+
+        def tell(what: str, trial: Any) -> None:
+            raise cause
+
+        session.start()
+        session._tell = tell
+        deadline = time.monotonic() + 30
+        while not session.finished():
+            if (dispatch := session.next()) is not None:
+                session.report(dispatch, done(dispatch))
+            assert time.monotonic() < deadline
+        assert session.broken is cause
+        assert type(cause).__name__ in (session.stopped_by or "")
+
+
+def test_an_arm_that_cannot_run_does_not_stop_the_others(tmp_path: Path) -> None:
+    """Mutant check: stopping the sweep after any three failures leaves most of the healthy arm's trials queued."""
+
+    def impossible(dispatch: Dispatch) -> dict[str, Any] | Failure:
+        if dispatch.job["loss"]["name"] == "flatnce":
+            return Failure("out_of_memory", 0, f"rank 0: RuntimeError: cannot allocate {dispatch.attempt} bytes", "")
+        return done(dispatch)
+
+    changes = {"tune": None, "confirm": {"seeds": 5}}
+    with opened(tmp_path, changes, concurrent=1) as (session, ledger, said, _plan):
+        session.start()
+        play(session, impossible)
+        counts = ledger.counts()
+        assert (counts["done"], counts["failed"], counts["queued"]) == (5, 3, 2)
+        assert session.stopped_by is None
+        assert any("arm flatnce is stopped" in line for line in said)
+        assert set(stopped_arms(ledger.trials())) == {"flatnce"}
+    with opened(tmp_path, changes) as (session, ledger, said, _plan):
+        session.start()
+        assert session.finished(), "a plain resume has nothing to do"
+    with opened(tmp_path, changes) as (session, ledger, said, _plan):
+        for trial in ledger.trials(state="failed"):
+            ledger.requeue(trial.id)
+        session.start()
+        play(session)
+        assert ledger.counts()["done"] == 10
+
+
+@pytest.mark.parametrize(("successes", "stopped"), [(0, True), (1, False)])
+def test_the_sweep_stops_where_two_arms_fail_alike_and_none_has_succeeded(
+    tmp_path: Path, successes: int, stopped: bool
+) -> None:
+    ran: list[str] = []
+
+    def fail(dispatch: Dispatch) -> dict[str, Any] | Failure:
+        ran.append(dispatch.trial)
+        if len(ran) <= successes:
+            return done(dispatch)
+        return Failure("user_error", 0, "rank 0: KeyError: 'label'", "")
+
+    with opened(tmp_path, {"tune": None, "confirm": {"seeds": 5}}, concurrent=1) as (session, ledger, _, _plan):
+        session.start()
+        play(session, fail)
+        assert (session.stopped_by is not None) == stopped
+        assert ledger.counts()["failed"] == (3 if stopped else 6), "else each arm stops by itself"
+
+
+def test_trials_that_were_given_up_do_not_stop_their_arm(tmp_path: Path) -> None:
+    def impossible(dispatch: Dispatch) -> dict[str, Any] | Failure:
+        if dispatch.job["loss"]["name"] == "flatnce" and dispatch.job["seed"] < 3:
+            return Failure("out_of_memory", 0, "rank 0: OutOfMemoryError", "")
+        return done(dispatch)
+
+    changes = {"tune": None, "confirm": {"seeds": 5}}
+    with opened(tmp_path, changes) as (session, ledger, _, _plan):
+        session.start()
+        play(session, impossible)
+        for trial in ledger.trials(state="failed"):
+            ledger.give_up(trial.id)
+    with opened(tmp_path, changes) as (session, ledger, _, _plan):
+        session.start()
+        play(session, impossible)
+        assert ledger.counts()["done"] == 7
+
+
+def diverging(number: int | None) -> Callable[[Dispatch], dict[str, Any]]:
+    """Suggestion `number` of flatnce diverges, every one for None."""
+    seen: dict[str, int] = {}
+
+    def answer(dispatch: Dispatch) -> dict[str, Any]:
+        report = done(dispatch)
+        if dispatch.job["stage"] == "tune" and dispatch.job["loss"]["name"] == "flatnce":
+            seen.setdefault(dispatch.trial, len(seen))
+        if dispatch.trial in seen and number in (None, seen[dispatch.trial]):
+            report["points"] = report["points"][:1]
+            report["result"] |= {"outcome": "diverged", "metrics": {}, "why": "loss nan"}
+        return report
+
+    return answer
+
+
+def test_a_diverged_suggestion_has_no_metric_and_is_never_frozen(tmp_path: Path) -> None:
+    """The first one, whose untrained encoder would be better than anything that was trained."""
+    with opened(tmp_path, {}) as (session, ledger, _, plan):
+        session.start()
+        play(session, diverging(0))
+        (trial,) = [trial for trial in ledger.trials() if trial.outcome == "diverged"]
+        assert (trial.state, trial.metric, trial.metrics, trial.failure) == ("done", None, {}, None)
+        assert Schedule(plan, ledger).observed("flatnce")[0].state == "infeasible"
+        assert ledger.frozen()["flatnce"].number != 0
+        assert len(ledger.trials(stage="confirm", state="done")) == plan.trials["confirm"]
+
+
+def test_an_arm_whose_every_suggestion_diverged_is_not_confirmed_and_the_session_ends(tmp_path: Path) -> None:
+    with opened(tmp_path, {}) as (session, ledger, _, plan):
+        session.start()
+        play(session, diverging(None))
+        assert session.finished()
+        assert set(ledger.frozen()) == {"infonce"}
+        assert untuned_arms(plan, ledger) == {"flatnce": "diverged"}
+
+
+def test_an_arm_whose_every_suggestion_failed_could_not_be_tuned_and_the_session_ends(tmp_path: Path) -> None:
+    """Each in its own words, so that no rule of alike failures stops it."""
+    words = iter("abcdefghijklmnop")
+
+    def fail(dispatch: Dispatch) -> dict[str, Any] | Failure:
+        if dispatch.job["loss"]["name"] == "flatnce":
+            return Failure("user_error", 0, f"bug {next(words)}", "")
+        return done(dispatch)
+
+    with opened(tmp_path, {}) as (session, ledger, _, plan):
+        session.start()
+        play(session, fail)
+        assert session.finished()
+        assert untuned_arms(plan, ledger) == {"flatnce": "failed"}
+        assert len(ledger.suggestions("flatnce")) == 6
+
+
+def test_arms_that_differ_in_execution_alone_are_tuned_once_and_frozen_together(tmp_path: Path) -> None:
+    """Seen: "big batch" was frozen at one rate and "exact accumulation" at another."""
+    compare = {"execution.micro": [64, 16], "batch.size": [64, 128]}
+    with opened(tmp_path, {"compare": compare}) as (session, ledger, _, plan):
+        assert plan.searched_with == {
+            "micro=16, size=64": "micro=64, size=64",
+            "micro=16, size=128": "micro=64, size=128",
+        }
+        assert plan.trials == {"tune": 12, "confirm": 12}
+        assert plan.tested == ()
+        session.start()
+        play(session)
+        frozen = ledger.frozen()
+        for arm, leader in plan.searched_with.items():
+            assert (frozen[arm].params, frozen[arm].number) == (frozen[leader].params, frozen[leader].number)
+            assert frozen[arm].hash != frozen[leader].hash
+        assert not ledger.suggestions("micro=16, size=64")
+        assert ledger.counts()["done"] == 24
 
 
 def test_a_lost_lease_stops_the_session(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,13 @@ from real import QUICK, SWEEP, TRIALS, Server, call, children, command, driver, 
 from servers import new_database, postgres_server, s3_server
 
 from orchestrator import runs, submission
+from orchestrator import sweep as sweeps
+from orchestrator.environment import Origin, origin
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.runs import RunError
-from orchestrator.submission import server
-from orchestrator.submission.follow import _Output, mark_of
-from orchestrator.submission.package import entrypoint, environment, taken_along
+from orchestrator.submission import server, verbs
+from orchestrator.submission.follow import _Output, _refuse_another, mark_of
+from orchestrator.submission.package import entrypoint, environment, package, taken_along
 
 TOKEN = secrets.token_hex(16)
 
@@ -98,6 +102,85 @@ def test_the_command_does_not_hold_the_mark_and_prints_it(tmp_path: Path) -> Non
         env=os.environ | {"ORCHESTRATOR_PYTHON": sys.executable},
     ).stdout  # fmt: skip
     assert printed == mark_of("small-1") + str(["status", "s3://b/it's"]) + "\n"
+
+
+def job(order: submission.Order, **changes: Any) -> submission.Job:
+    """The job that an order was given to, as its server tells it."""
+    known = {"id": "small-1", "state": "RUNNING", "run": order.run, "verb": order.verb, "sweep": order.sweep}
+    known |= {"order": order.digest, "exit_code": None, "error": None, "message": "", "started": 1.0}
+    return submission.Job(**known | changes)  # type: ignore[arg-type]
+
+
+def ordered(*arguments: str, sweep: str | None = None, **environment: str) -> submission.Order:
+    return submission.Order(
+        verb=arguments[0], run="s3://b/small", arguments=arguments, sweep=sweep, environment=environment
+    )
+
+
+FAILED = ordered("resume", "s3://b/small", "--failed", "--class", "out_of_memory")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ordered("resume", "s3://b/small", "--failed", "--class", "out_of_memory"),
+        ordered("resume", "s3://b/small"),
+    ],
+)
+def test_the_same_order_joins_its_job_and_a_plain_resume_any(asked: submission.Order) -> None:
+    """Mutant check: comparing the verbs alone, or joining only plain ones."""
+    _refuse_another(job(FAILED), asked)
+    same = ordered("launch", "sweep.toml", "--into", "s3://b/small", "--offline", sweep="3f2c")
+    _refuse_another(job(same), ordered("launch", "sweep.toml", "--into", "s3://b/small", sweep="3f2c"))
+    _refuse_another(job(same), same)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ordered("resume", "s3://b/small", "--failed"),
+        ordered("resume", "s3://b/small", "--give-up", "--class", "out_of_memory"),
+        ordered("resume", "s3://b/small", "--failed", "--class", "out_of_memory", "--set", "job.execution.micro=8"),
+        ordered("resume", "s3://b/small", "--failed", "--class", "out_of_memory", NCCL_DEBUG="INFO"),
+        ordered("launch", "sweep.toml", "--into", "s3://b/small", sweep="another"),
+    ],
+)
+def test_another_order_is_refused_in_words(asked: submission.Order) -> None:
+    with pytest.raises(RunError, match=r"driven by job small-1 with (other options|another sweep); stop that first"):
+        _refuse_another(job(FAILED, sweep="3f2c"), asked)
+    with pytest.raises(RunError, match="stop that first"):
+        _refuse_another(job(FAILED, sweep="3f2c", order=None), asked)  # which an older version submitted
+
+
+def test_sweeps_that_differ_in_the_order_of_their_factors_are_others(tmp_path: Path) -> None:
+    """The first factor decides the contrasts. Mutant check: hashing the sorted sweep alone."""
+    two = ['"loss.name" = ["infonce", "flatnce"]', '"batch.size" = [16, 32]']
+    found = []
+    for factors in (two, two[::-1], two):
+        (tmp_path / "sweep.toml").write_text(SWEEP.replace(two[0], "\n".join(factors)))
+        found.append(verbs._hash(sweeps.load(tmp_path / "sweep.toml")))
+    assert found[0] == found[2] != found[1]
+
+
+def test_command_and_code_of_who_submits_go_along_and_are_told_on_the_head(tmp_path: Path) -> None:
+    """By the package in the job's own folder, which is no checkout."""
+    there = Origin("orchestrator launch a.toml --address http://h", "/home/me", "0.1", "3f2c9ab", True, diff=b"a diff")
+    order = replace(FAILED, origin=there)
+    text = (
+        "import json; from orchestrator.environment import *; o = origin(); print(json.dumps(environment(o)), o.diff)"
+    )
+    with package(order) as runtime_env:
+        done = subprocess.run(
+            [sys.executable, "-c", text], cwd=runtime_env["working_dir"], capture_output=True, text=True, check=True,
+            env=os.environ | {"PYTHONPATH": runtime_env["working_dir"]},
+        ).stdout  # fmt: skip
+    assert done.endswith("b'a diff'\n")
+    told = json.loads(done.removesuffix("b'a diff'\n"))
+    wanted = there.recorded() | {"submitted": True}
+    assert {key: told[key] for key in wanted} == wanted
+    assert told["packages"]["ray"]
+    with package(FAILED) as runtime_env:
+        assert not list(Path(runtime_env["working_dir"]).glob("submitted*"))
 
 
 # Addresses
@@ -261,6 +344,14 @@ def test_a_sweep_submitted_from_a_laptop_measures_what_a_local_one_does(
     assert json.loads(call("verify", run, "--json", *at, cwd=sweep, env=laptop()))["ok"]
     near = json.loads(call("status", run, "--json", cwd=sweep))
     assert metrics(near) == undisturbed, "what reaches ledger and bucket needs no address"
+    with contextlib.closing(runs.at(run).open()) as ledger:
+        recorded, here = ledger.run.environment, origin()
+    typed = shlex.join(["orchestrator", "launch", "sweep.toml", "--into", run, *at])
+    assert (recorded["command"], recorded["directory"], recorded["submitted"]) == (typed, str(sweep), True)
+    assert (recorded["commit"], recorded["dirty"]) == (here.commit, here.dirty)
+    remote = runs.at(run).remote
+    assert remote is not None
+    assert remote.read("submitted.diff") == (here.diff or None)
     trial = stood["trials"][0]["id"]
     assert "step" in call("logs", run, trial, *at, cwd=sweep, env=laptop())
     assert "10/10" in call("logs", run, *at, cwd=sweep, env=laptop()), "the driver's log"
@@ -286,6 +377,40 @@ def test_a_job_that_is_left_goes_on_and_the_same_command_follows_it(site: Site, 
     jobs = [job for job in submission.listed(site.url) if job["run"] == run]
     assert len(jobs) == 1
     assert all("this follows it" in text for text in told)
+
+
+@pytest.mark.soak
+def test_row_29_a_resume_failed_whose_asker_was_killed_is_joined_by_the_same_command(
+    site: Site, tmp_path: Path
+) -> None:
+    """One job, whoever asks how often; what asks for something else is refused, and a plain resume may look on.
+
+    Mutant check: without the digest in the job's metadata the same command ends with 2.
+    """
+    (tmp_path / "sweep.toml").write_text(SWEEP.replace("steps = 8", "steps = 4000"))
+    run, at = site.bucket("again"), ("--address", site.url)
+    call("launch", "sweep.toml", "--into", run, "--detach", *at, cwd=tmp_path, env=laptop())
+    started(run)
+    call("stop", run, *at, cwd=tmp_path, env=laptop())
+    again = ("resume", run, "--failed", *at)
+    with driver(*again, cwd=tmp_path, env=laptop()):
+        wait_for(lambda: [job for job in submission.listed(site.url) if (job["run"], job["verb"]) == (run, "resume")])
+    # kill -9 by the context's end
+    wait_for(lambda: [job for job in submission.listed(site.url) if job["run"] == run][-1]["state"] == "RUNNING")
+    for other in (("--give-up",), ("--failed", "--class", "hung"), ("--failed", "--env", "NCCL_DEBUG=INFO")):
+        said = call("resume", run, *other, *at, cwd=tmp_path, env=laptop(), code=2)
+        assert "with other options; stop that first" in said
+    with contextlib.ExitStack() as stack:
+        both = [
+            stack.enter_context(driver(*words, cwd=tmp_path, env=laptop())) for words in (again, ("resume", run, *at))
+        ]
+        started(run)
+        wait_for(lambda: "has stopped" in call("stop", run, *at, cwd=tmp_path, env=laptop()))
+        told = [process.communicate(timeout=120)[0] for process in both]
+        assert [process.returncode for process in both] == [130, 130], told
+    assert all("this follows it" in text for text in told), told
+    jobs = [job for job in submission.listed(site.url) if job["run"] == run]
+    assert [job["verb"] for job in jobs] == ["launch", "resume"]
 
 
 @pytest.mark.soak

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.config import ConfigError
-from orchestrator import cluster, readiness, runs
+from orchestrator import cluster, provenance, readiness, runs
 from orchestrator.cluster import Answer, Node
 from orchestrator.ledger import LedgerError, probe, sqlite_url
 from orchestrator.plan import Plan
-from orchestrator.readiness import DataFault, InfrastructureMissing
+from orchestrator.provenance import DataFault
+from orchestrator.readiness import InfrastructureMissing
 from orchestrator.remote import RemoteError
 from orchestrator.runs import RunError, RunFolder
 
@@ -311,7 +312,7 @@ def _room(plan: Plan) -> Finding:
 
 def _data(plan: Plan) -> Iterator[Finding]:
     try:
-        warnings = readiness.check_data(plan)
+        warnings = provenance.examine(plan).notes
     except DataFault as error:
         yield of_error("data", "driver", error)
         return

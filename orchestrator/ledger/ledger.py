@@ -75,6 +75,7 @@ class Ledger:
         *,
         name: str,
         sweep: dict[str, Any],
+        uuid: str | None = None,
         environment: dict[str, Any] | None = None,
         trials: Iterable[Trial] = (),
         rules: int = 1,
@@ -82,9 +83,10 @@ class Ledger:
     ) -> Self:
         """A new run with its trials, in one transaction; other runs of the database are left alone.
 
-        url: `sqlite:////folder/ledger.db` or `postgresql://...`. Raises LedgerError, and then nothing was made.
+        url: `sqlite:////folder/ledger.db` or `postgresql://...`. uuid: its own, if it was chosen before. Raises
+        LedgerError, and then nothing was made.
         """
-        database, uuid = Database(url, create=True), str(uuids.uuid4())
+        database, uuid = Database(url, create=True), uuid or str(uuids.uuid4())
         made = database.path is not None and not database.path.exists()
         try:
             with database.write() as connection:

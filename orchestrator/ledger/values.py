@@ -120,6 +120,11 @@ class Attempt:
     provenance: dict[str, Any] | None = None
     """Digests of code, data and weights that it ran with. None: not recorded."""
 
+    @property
+    def seconds(self) -> float:
+        """How long it took; 0 while it runs."""
+        return 0.0 if self.started is None or self.ended is None else max(0.0, self.ended - self.started)
+
 
 @dataclass(frozen=True)
 class Point:

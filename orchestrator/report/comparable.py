@@ -19,6 +19,12 @@ SYSTEM = {
 }
 """What is recorded of a run's environment, and what it means when two runs differ in it."""
 
+CODE = ("commit", "dirty", "diff", "version")
+"""Keys of the environment that say which code was run."""
+
+ASKED = ("command", "directory", "submitted")
+"""And those that say how it was asked for, which may differ."""
+
 Json = dict[str, Any]
 
 
@@ -82,10 +88,10 @@ def _keys(jobs: Mapping[str, Sequence[Json]], prefix: str) -> list[str]:
 
 def _system(environment: Json) -> dict[str, Json]:
     """What was recorded of a run's environment, by the titles of SYSTEM."""
-    titles = {"commit": "commit", "python": "versions", "packages": "versions"}
+    titles = {"python": "versions", "packages": "versions"} | dict.fromkeys(CODE, "commit")
     found: dict[str, Json] = {title: {} for title in SYSTEM}
     for key, value in flatten(environment).items():
-        if key != "command":
+        if key not in ASKED:
             found[titles.get(key.partition(".")[0], "hardware")][key.removeprefix("packages.")] = value
     return found
 

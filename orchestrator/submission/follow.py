@@ -9,7 +9,7 @@ from orchestrator.readiness import InfrastructureMissing
 from orchestrator.runs import RunError
 
 from .package import Order, entrypoint, package
-from .server import RUN, SWEEP, VERB, Job, JobServer, ServerAway
+from .server import ORDER, RUN, SWEEP, VERB, Job, JobServer, ServerAway
 
 INTERRUPTED, CLUSTER_DIED = 130, 75
 """Exit codes as the driver has them."""
@@ -116,7 +116,8 @@ def _found_or_submitted(server: JobServer, order: Order, tell: Callable[[str], N
             return driving
         taken = [int(number) for job in jobs if (number := job.id.removeprefix(order.name + "-")).isdigit()]
         name = f"{order.name}-{1 + max(taken, default=0)}"  # two who submit at once meet at the same id
-        metadata = {RUN: order.run, VERB: order.verb} | ({SWEEP: order.sweep} if order.sweep else {})
+        metadata = {RUN: order.run, VERB: order.verb, ORDER: order.digest}
+        metadata |= {SWEEP: order.sweep} if order.sweep else {}
         with package(order) as runtime_env:
             made = server.submit(name, entrypoint(order, mark_of(name)), runtime_env=runtime_env, metadata=metadata)
         if not made:
@@ -129,8 +130,9 @@ def _found_or_submitted(server: JobServer, order: Order, tell: Callable[[str], N
 
 
 def _refuse_another(driving: Job, order: Order) -> None:
-    """A launch may join a job of the same sweep, and a plain resume any; what asks for something else may not."""
-    same = order.verb == "launch" and driving.sweep in (None, order.sweep)
+    """The same order joins the job that it was given to, a launch one of the same sweep, and a plain resume any; what
+    asks for something else may not."""
+    same = driving.order == order.digest or (order.verb == "launch" and driving.sweep in (None, order.sweep))
     plain = order.verb == "resume" and len(order.arguments) == 2
     if not (same or plain):
         what = "another sweep" if order.verb == "launch" else "other options"

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from jobs.config import canonical
+from orchestrator.environment import Origin
 from orchestrator.remote import SECRET, is_uri
 from orchestrator.runs import RunError
 from orchestrator.scratch import folder
@@ -48,11 +50,20 @@ class Order:
 
     environment: Mapping[str, str] = field(default_factory=dict)
 
+    origin: Origin | None = None
+    """Which command ordered it, and with which code; it is recorded with a run that the job begins."""
+
     @property
     def name(self) -> str:
         """What the ids of the run's jobs begin with."""
         last = self.run.partition("?")[0].rstrip("/").rpartition("/")[2]
         return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', last)}-{hashlib.sha256(self.run.encode()).hexdigest()[:8]}"
+
+    @property
+    def digest(self) -> str:
+        """Whether two orders ask for the same: what is to be done, with which sweep and which variables."""
+        asked = [list(self.arguments), self.sweep, dict(self.environment)]
+        return hashlib.sha256(canonical(asked).encode()).hexdigest()[:16]
 
 
 def entrypoint(order: Order, mark: str) -> str:
@@ -73,6 +84,8 @@ def package(order: Order) -> Iterator[dict[str, Any]]:
             shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         if order.sweep_file is not None:
             shutil.copyfile(order.sweep_file, root / "sweep.toml")
+        for name, content in order.origin.files().items() if order.origin is not None else ():
+            (root / name).write_bytes(content)
         for file in taken_along(order.sources):
             (root / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, root / file)

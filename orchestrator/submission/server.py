@@ -36,6 +36,9 @@ ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 RUN, VERB, SWEEP = "orchestrator.run", "orchestrator.verb", "orchestrator.sweep"
 """Keys of a job's metadata: the run's URI, what is done with it, and the hash of the sweep if it was launched."""
 
+ORDER = "orchestrator.order"
+"""And the digest of all that was ordered, by which the same command finds its job again."""
+
 
 class ServerAway(Exception):
     """The job server does not answer now; it did, or it may yet."""
@@ -52,6 +55,9 @@ class Job:
     run: str
     verb: str
     sweep: str | None
+    order: str | None
+    """None for one that an older version submitted."""
+
     exit_code: int | None
     """Of the driver; None while it runs, and when it was lost."""
 
@@ -209,6 +215,7 @@ def _job(told: Any) -> Job:
         run=metadata[RUN],
         verb=metadata.get(VERB, ""),
         sweep=metadata.get(SWEEP),
+        order=metadata.get(ORDER),
         exit_code=told.driver_exit_code,
         error=told.error_type,
         message=told.message or "",

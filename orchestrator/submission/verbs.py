@@ -12,6 +12,7 @@ from jobs.config import canonical
 from orchestrator import plan as planning
 from orchestrator import runs
 from orchestrator import sweep as sweeps
+from orchestrator.environment import origin
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.remote import is_uri
 from orchestrator.runs import RunError
@@ -30,6 +31,7 @@ def launch(
     *,
     overrides: Sequence[str],
     offline: bool,
+    accept_code: bool = False,
     variables: Sequence[str],
     detach: bool,
     write: Write,
@@ -42,15 +44,17 @@ def launch(
     sweep = sweeps.load(sweep_file, overrides)
     plan = planning.make(sweep)
     run = _kept_elsewhere(into, f"--into s3://BUCKET/{sweep.name}")
-    arguments = ["launch", "sweep.toml", "--into", run, *(["--offline"] if offline else [])]
+    flags = [flag for flag, on in (("--offline", offline), ("--accept-code", accept_code)) if on]
+    arguments = ["launch", "sweep.toml", "--into", run, *flags]
     order = Order(
         verb="launch",
         run=run,
         arguments=[*arguments, *(part for one in overrides for part in ("--set", one))],
         sweep_file=sweep_file,
-        sweep=hashlib.sha256(canonical(sweeps.resolved(sweep)).encode()).hexdigest()[:16],
+        sweep=_hash(sweep),
         sources=sorted({source for arm in plan.arms for source in _sources(arm)}),
         environment=environment(variables),
+        origin=origin(),
     )
     return attend(_reached(url), order, write=write, tell=tell, detach=detach)
 
@@ -64,6 +68,7 @@ def resume(
         run=_kept_elsewhere(run, "s3://BUCKET/NAME"),
         arguments=["resume", run, *arguments],
         environment=environment(variables),
+        origin=origin(),
     )
     return attend(_reached(url), order, write=write, tell=tell, detach=detach)
 
@@ -177,6 +182,12 @@ def _kept_elsewhere(run: str | None, example: str) -> str:
         )
     runs.at(run)
     return run
+
+
+def _hash(sweep: sweeps.Sweep) -> str:
+    """Whether two sweeps are the same. The order of the factors counts: the first one decides the contrasts."""
+    asked = [sweeps.resolved(sweep), list(sweep.compare)]
+    return hashlib.sha256(canonical(asked).encode()).hexdigest()[:16]
 
 
 def _sources(arm: sweeps.Arm) -> list[str]:

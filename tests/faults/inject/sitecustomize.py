@@ -5,9 +5,10 @@ $ORCHESTRATOR_FAULT names a JSON file that the test writes; nothing happens whil
     {"at": "step", "rank": 1, "step": 5, "do": "sleep", "times": 1}
 
 at: `step` (jobs.step.exact_gradients is about to compute), `checkpoint` (its files are there, and the manifest that
-commits them is about to be), `evaluation` (it gives ODD, one after the other, in place of the metric), or the name of a
-method of the ledger that is about to be called. do: see `_do`. times: how often, over all processes; the file counts
-down.
+commits them is about to be), `evaluation` (it gives ODD, one after the other, in place of the metric), `write NAME`,
+`wrote NAME` or `delete NAME` (a file of a run that is being created), or the name of a method of the ledger that is
+about to be called, or has been: `after NAME`. do: see `_do`. times: how often, over all processes; the file counts
+down. skip: how many such moments pass first.
 """
 
 from __future__ import annotations
@@ -38,10 +39,12 @@ def _due(**here: Any) -> dict[str, Any] | None:
         plan: dict[str, Any] = json.load(file)
         if plan["times"] < 1 or any(plan.get(key, value) != value for key, value in here.items()):
             return None
+        skipped = plan.get("skip", 0)
+        left = {"skip": skipped - 1} if skipped else {"times": plan["times"] - 1}
         file.seek(0)
         file.truncate()
-        json.dump(plan | {"times": plan["times"] - 1}, file)
-    return plan
+        json.dump(plan | left, file)
+    return None if skipped else plan
 
 
 def _do(what: str, chunks: Sequence[Any] = ()) -> None:
@@ -122,18 +125,52 @@ def _evaluate(module: ModuleType) -> None:
 def _ledger(module: ModuleType) -> None:
     kind = module.Ledger
 
-    def before(name: str) -> None:
+    def around(name: str) -> None:
         real = getattr(kind, name)
 
         def method(self: Any, *arguments: Any, **keywords: Any) -> Any:
             if (plan := _due(at=name)) is not None:
                 _do(plan["do"])
-            return real(self, *arguments, **keywords)
+            result = real(self, *arguments, **keywords)
+            if (plan := _due(at=f"after {name}")) is not None:
+                _do(plan["do"])
+            return result
 
         setattr(kind, name, method)
 
-    for name in ("set_mlflow_run", "finish_attempt"):
-        before(name)
+    for name in ("set_mlflow_run", "finish_attempt", "acquire", "requeue", "give_up", "ask_to_stop"):
+        around(name)
+
+
+def _creation(module: ModuleType) -> None:
+    def wrap(kind: Any) -> None:
+        put, delete = kind.put, kind.delete
+
+        def faulty_put(self: Any, name: str, content: bytes) -> None:
+            if (plan := _due(at=f"write {name}")) is not None:
+                _do(plan["do"])
+            put(self, name, content)
+            if (plan := _due(at=f"wrote {name}")) is not None:
+                _do(plan["do"])
+
+        def faulty_delete(self: Any, name: str) -> None:
+            if (plan := _due(at=f"delete {name}")) is not None:
+                _do(plan["do"])
+            delete(self, name)
+
+        kind.put, kind.delete = faulty_put, faulty_delete
+
+    wrap(module._Folder)
+    wrap(module._Bucket)
+    make = module.Ledger.create
+
+    def create(*arguments: Any, **keywords: Any) -> Any:
+        ledger = make(*arguments, **keywords)
+        if (plan := _due(at="wrote ledger")) is not None:
+            _do(plan["do"])
+        return ledger
+
+    module.Ledger.create = create
 
 
 PATCHES = {
@@ -141,6 +178,7 @@ PATCHES = {
     "jobs.evaluate": _evaluate,
     "jobs.manifest": _manifest,
     "orchestrator.ledger.ledger": _ledger,
+    "orchestrator.creation": _creation,
 }
 
 
