@@ -19,6 +19,7 @@ from typing import Any
 
 from jobs import manifest
 from jobs.storage import Bucket
+from jobs.trial import ATTEMPT, JOB, POINTS, RESULT, read_attempt
 
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """What reading a damaged manifest or point may raise."""
@@ -63,7 +64,8 @@ def audit(folder: Path) -> dict[str, Any]:
     were set aside and those that were never committed are only named. `faults` says which files cannot be read.
     """
     faults: list[str] = []
-    points, repeated, torn = _points(folder / "points.jsonl", faults)
+    _attempt(folder / ATTEMPT, faults)
+    points, repeated, torn = _points(folder / POINTS, faults)
     checkpoints = folder / "checkpoints"
     names = sorted(path.name for path in checkpoints.iterdir()) if checkpoints.is_dir() else []
     complete = manifest.complete(checkpoints)
@@ -72,8 +74,8 @@ def audit(folder: Path) -> dict[str, Any]:
     set_aside = [name for name in names if ".bad-" in name or name in bad]
     return {
         "trial": folder.name,
-        "job": _json(folder / "job.json", faults),
-        "result": _json(folder / "result.json", faults),
+        "job": _json(folder / JOB, faults),
+        "result": _json(folder / RESULT, faults),
         "points": points,
         "repeated": repeated,
         "torn": torn,
@@ -82,6 +84,20 @@ def audit(folder: Path) -> dict[str, Any]:
         "leftovers": [name for name in names if name not in set_aside and checkpoints / name not in complete],
         "faults": faults,
     }
+
+
+def _attempt(path: Path, faults: list[str]) -> None:
+    """A training of which there is only one has no such file."""
+    if not path.exists():
+        return
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        faults.append(f"{path.name} cannot be read ({error})")
+        return
+    if read_attempt(text) is None:
+        what = "is empty" if not text.strip() else "names no attempt"
+        faults.append(f"{path.name} {what}, so it keeps no earlier attempt from writing")
 
 
 def _json(path: Path, faults: list[str]) -> Any:

@@ -56,7 +56,9 @@ def first_version(job: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
         for name, value in table.items():
             key = prefix + name
             if isinstance(value, Mapping):
-                left[name] = kept(value, f"{key}.")
+                inner = kept(value, f"{key}.")
+                if inner or any(field.startswith(f"{key}.") for field in FIRST_FIELDS):  # else a later section
+                    left[name] = inner
             elif key in FIRST_FIELDS or not _is_default(key, {key: value}, defaults):
                 left[name] = value
         return left

@@ -86,7 +86,7 @@ class Training:
         self.result: dict[str, Any] | None = None
         self.remarks: list[str] = []
         """Rank 0: what was found wrong with checkpoints on resuming."""
-        self.fence = trial.Fence(self.place, attempt, remark=self._remark)
+        self.fence = trial.Fence(self.place, attempt)
         self.records = trial.Records(folder, writes=self.rank == 0, permit=self.fence.glance)
         self.writer = checkpoint.Writer()
         self._saved = (0, 0)
@@ -95,6 +95,8 @@ class Training:
         """Step of the newest evaluation."""
         self._prepare()
         self._resume()
+        if self.fence.remark is not None:
+            self._remark(self.fence.remark)
         self._told = len(self.points)
         """Points that the caller has seen: those so far, and those that `advance` has returned."""
 

@@ -8,7 +8,6 @@ uploaded before it where the trial's files are kept in a bucket (storage.py).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -36,19 +35,22 @@ class Fence:
 
     attempt: fencing token of the driver and number of the attempt, the higher pair being the later attempt; None for a
     training of which there is only one, whose fence is always open.
-    remark: told that the file which names the latest attempt is damaged; it then counts as none.
     """
 
-    def __init__(
-        self, place: Storage, attempt: tuple[int, int] | None, *, remark: Callable[[str], None] = lambda _: None
-    ) -> None:
-        self._place, self._attempt, self._remark = place, attempt, remark
+    def __init__(self, place: Storage, attempt: tuple[int, int] | None) -> None:
+        self._place, self._attempt = place, attempt
+        self.remark: str | None = None
+        """What was wrong with the file, once it has been written again."""
 
     def hold(self) -> None:
-        """Claim the trial, also back from an earlier attempt. Raises TakenOver if a later one has claimed it."""
+        """Claim the trial, also back from an earlier attempt. Raises TakenOver if a later one has claimed it.
+
+        A file that names nobody keeps nobody out: whoever was told by the ledger to train the trial writes it again.
+        """
         if self._attempt is None:
             return
-        holder = self._compare(read_object(self._place, ATTEMPT, ("token", "attempt"), remark=self._remark))
+        named = read_object(self._place, ATTEMPT, ("token", "attempt"), remark=self._hear)
+        holder = self._compare(None if named is None else (named["token"], named["attempt"]))
         if holder != self._attempt:
             token, number = self._attempt
             self._place.write(ATTEMPT, json.dumps({"token": token, "attempt": number}))
@@ -57,21 +59,29 @@ class Fence:
         """Raise TakenOver if a later attempt works in the same local folder; asks no bucket."""
         path = self._place.scratch / ATTEMPT
         if self._attempt is not None and path.is_file():
-            with contextlib.suppress(ValueError):  # damaged; `hold` says so
-                self._compare(_object(path.read_text("utf-8"), ("token", "attempt")))
+            self._compare(read_attempt(path.read_text("utf-8", errors="replace")))
 
-    def _compare(self, named: Mapping[str, Any] | None) -> tuple[int, int] | None:
+    def _hear(self, remark: str) -> None:
+        self.remark = remark
+
+    def _compare(self, holder: tuple[int, int] | None) -> tuple[int, int] | None:
         assert self._attempt is not None
-        if named is None:
-            return None
-        holder = (named["token"], named["attempt"])
-        if holder > self._attempt:
+        if holder is not None and holder > self._attempt:
             raise TakenOver(
                 f"attempt {holder[1]} (token {holder[0]}) has taken this trial over from attempt {self._attempt[1]} "
                 f"(token {self._attempt[0]}), which stops here: {self._place.scratch}; if its driver and ledger are "
                 f"gone for good, delete the trial's {ATTEMPT}"
             )
         return holder
+
+
+def read_attempt(text: str) -> tuple[int, int] | None:
+    """Fencing token and number of the attempt that attempt.json names; None where it names none."""
+    try:
+        holder = _object(text, ("token", "attempt"))
+    except ValueError:
+        return None
+    return holder["token"], holder["attempt"]
 
 
 @dataclass(frozen=True)

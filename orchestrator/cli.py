@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from orchestrator import terminal
+
 if TYPE_CHECKING:
     from orchestrator.estimate import Estimate
     from orchestrator.plan import Plan
@@ -67,6 +69,7 @@ def main() -> None:
     Exit codes: 0 done; 1 some trials failed, or verify found a fault; 2 bad sweep or usage; 3 another driver holds
     the run; 4 infrastructure missing; 75 the cluster died, run it again; 130 interrupted, resumable.
     """
+    terminal.fill_descriptors()
 
 
 @main.command()
@@ -139,6 +142,7 @@ def launch(
             )  # fmt: skip
         sys.exit(code)
     _only_with_address(detach=detach, variables=variables)
+    terminal.survive()
     from orchestrator import sweep as sweeps
     from orchestrator.runs import home
 
@@ -204,6 +208,7 @@ def resume(
             )  # fmt: skip
         sys.exit(code)
     _only_with_address(detach=detach, variables=variables)
+    terminal.survive()
     from orchestrator.runs import find
 
     folder = find(run)

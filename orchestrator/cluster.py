@@ -22,6 +22,9 @@ from typing import Any
 
 import psutil
 
+from orchestrator import cluster_start, threads
+from orchestrator.cluster_start import HEAD
+
 LOOK_S = 1.0
 """How often the head is looked at."""
 
@@ -34,9 +37,6 @@ a minute."""
 
 TYPE = "accelerator_type:"
 """What the resource begins with by which Ray tells the type of a node's GPUs. There is one of each, of any size."""
-
-HEAD = ("raylet", "gcs_server")
-"""Processes of a local head, without which nothing goes on."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,13 @@ def session(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     start = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+    guard = None
     try:
         if address() is None:
-            start(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
+            guard = cluster_start.Guard()
+            with cluster_start.apart(guard):
+                start(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
+            cluster_start.check()
         else:
             _connect(start)
     except ConnectionError:
@@ -75,6 +79,8 @@ def session(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
     except Exception as error:  # of every kind, Exception itself among them
         with contextlib.suppress(Exception):
             ray.shutdown()
+        if guard is not None:
+            guard.close()
         raise ConnectionError(_not_started(error)) from error
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Ray's would end this process at once
@@ -83,6 +89,8 @@ def session(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        if guard is not None:
+            guard.close()
 
 
 def nodes() -> list[Node]:
@@ -198,53 +206,89 @@ def slots(available: Sequence[Node], *, ranks: int, cpus: float, gpus: float) ->
 
 
 @contextlib.contextmanager
-def watched(dead: Callable[[str], None], seen: Callable[[list[Node]], None] = lambda _: None) -> Iterator[None]:
+def watched(
+    dead: Callable[[str], None],
+    seen: Callable[[list[Node]], None] = lambda _: None,
+    failed: Callable[[BaseException], None] | None = None,
+) -> Iterator[None]:
     """Call `dead`, from a thread, with what happened when the head of the connected cluster is gone; and `seen`, from
-    another, with the nodes that there are: at once, and whenever they are others than before.
+    another, with the nodes that there are: at once, and whenever they are others than before. When one of the threads
+    ends by an exception, of `seen` for example, `failed` gets it; without one, `dead` gets its text.
 
     Ray must be initialised. `dead` is not expected to return: what waits for Ray waits for ever.
     """
-    import ray
-
-    over = threading.Event()
-    own = [p for p in psutil.Process().children() if p.name() in HEAD] if address() is None else []
-    home = ray.get_runtime_context().get_node_id()
-    answered = [time.monotonic()]
-    lost: list[str] = []
-
-    def ask() -> None:
-        before: frozenset[str] | None = None
-        while not over.is_set():
-            told = ray.nodes()
-            if any(node["NodeID"] == home and not node["Alive"] for node in told):
-                lost.append("the raylet of the driver's node died")
-            answered[0] = time.monotonic()
-            now = frozenset(node["NodeID"] for node in told if node["Alive"])
-            if now != before:
-                seen(alive(told))
-            before = now
-            over.wait(LOOK_S)
-
-    def look() -> None:
-        before = time.monotonic()
-        while not over.wait(LOOK_S):
-            now = time.monotonic()
-            if now - before > SILENT_S / 2:  # this process was stopped, or its machine slept, and the head may have too
-                answered[0] = now
-            before = now
-            lost.extend(f"{p.name()} (pid {p.pid}) died" for p in own if not _lives(p))
-            if time.monotonic() - answered[0] > SILENT_S:
-                lost.append(f"the head has not answered for {SILENT_S:.0f} s")
-            if lost and not over.is_set():
-                dead(lost[0])
-                return
-
-    for work in (ask, look):
-        threading.Thread(target=work, name=f"cluster-{work.__name__}", daemon=True).start()
+    watch = _Watch(dead, seen, failed)
+    for work in (watch.ask, watch.look):
+        threads.start(work, name=f"cluster-{work.__name__}", died=watch.died)
     try:
         yield
     finally:
-        over.set()
+        watch.over.set()
+
+
+class _Watch:
+    """The two threads of `watched`."""
+
+    def __init__(
+        self,
+        dead: Callable[[str], None],
+        seen: Callable[[list[Node]], None],
+        failed: Callable[[BaseException], None] | None,
+    ) -> None:
+        import ray
+
+        self._dead, self._seen, self._failed = dead, seen, failed
+        self.over = threading.Event()
+        self._own = [p for p in psutil.Process().children() if p.name() in HEAD] if address() is None else []
+        self._home = ray.get_runtime_context().get_node_id()
+        self._answered_at = time.monotonic()
+        self._refusal = ""
+        self._lost: list[str] = []
+
+    def ask(self) -> None:
+        """Ask the head for its nodes, again and again. Ray may leave the question unanswered."""
+        import ray
+
+        before: frozenset[str] | None = None
+        while not self.over.is_set():
+            try:
+                told = ray.nodes()
+            except Exception as error:  # noqa: BLE001 - of many kinds; a head that is busy may answer the next time
+                self._refusal = f": {type(error).__name__}: {error}"[:200]
+                self.over.wait(LOOK_S)
+                continue
+            if any(node["NodeID"] == self._home and not node["Alive"] for node in told):
+                self._lost.append("the raylet of the driver's node died")
+            self._answered_at = time.monotonic()
+            now = frozenset(node["NodeID"] for node in told if node["Alive"])
+            if now != before:
+                self._seen(alive(told))
+            before = now
+            self.over.wait(LOOK_S)
+
+    def look(self) -> None:
+        """See whether the head lives and answers."""
+        before = time.monotonic()
+        while not self.over.wait(LOOK_S):
+            now = time.monotonic()
+            if now - before > SILENT_S / 2:  # this process was stopped, or its machine slept, and the head may have too
+                self._answered_at = now
+            before = now
+            self._lost.extend(f"{p.name()} (pid {p.pid}) died" for p in self._own if not _lives(p))
+            if time.monotonic() - self._answered_at > SILENT_S:
+                self._lost.append(f"the head has not answered for {SILENT_S:.0f} s{self._refusal}")
+            if self._lost and not self.over.is_set():
+                self._dead(self._lost[0])
+                return
+
+    def died(self, error: BaseException) -> None:
+        """One of them ended by an exception."""
+        if self.over.is_set():
+            return
+        if self._failed is not None:
+            self._failed(error)
+        else:
+            self._dead(f"the watch over it ended with {type(error).__name__}: {error}")
 
 
 def end_children() -> None:

@@ -26,8 +26,8 @@ from orchestrator import sweep as sweeps
 from orchestrator.environment import DIFF, environment, origin
 from orchestrator.ledger import Ledger, LedgerError, LedgerMissing, LedgerUnavailable, sqlite_url, this_process
 from orchestrator.ledger.database import parsed
-from orchestrator.ledger.lease import is_gone
 from orchestrator.plan import Plan
+from orchestrator.process import is_gone
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.remote import Remote, RemoteError
 from orchestrator.runs import CREATING, CREATING_REMOTE, RunError, RunFolder
@@ -162,13 +162,17 @@ _Place = _Folder | _Bucket
 def refuse_what_is_no_run(folder: RunFolder, sweep_file: Path | None = None) -> None:
     """Leave alone what lies there, unless it is what a creation has left that was killed. Changes nothing.
 
-    Raises SweepChanged for anything else, for a run that somebody has just begun, and for one that is being created.
+    Raises SweepChanged for anything else, for a run that somebody has just begun, and for one that is being created;
+    InfrastructureMissing, RemoteError.
     """
-    if folder.remote is None and folder.path.exists() and not folder.path.is_dir():
-        raise SweepChanged(f"{folder.name} is a file; a run takes a folder, so choose another place with --into")
-    if folder.exists:
-        raise _begun(folder)
-    _refuse_foreign(folder, _place(folder), sweep_file)
+    try:
+        if folder.remote is None and folder.path.exists() and not folder.path.is_dir():
+            raise SweepChanged(f"{folder.name} is a file; a run takes a folder, so choose another place with --into")
+        if folder.exists:
+            raise _begun(folder)
+        _refuse_foreign(folder, _place(folder), sweep_file)
+    except OSError as error:
+        raise InfrastructureMissing(f"{folder.name} cannot be read: {error}; choose another with --into") from error
 
 
 def create(sweep_file: Path, plan: Plan, folder: RunFolder, *, provenance: dict[str, Any] | None = None) -> Ledger:
@@ -177,7 +181,7 @@ def create(sweep_file: Path, plan: Plan, folder: RunFolder, *, provenance: dict[
     provenance: digests of the code, the data and the weights that the run begins with.
     Raises InfrastructureMissing, or SweepChanged where somebody else makes the run at the same moment.
     """
-    row = {"name": plan.sweep.name, "sweep": sweeps.resolved(plan.sweep) | {"plan": plan.record()}}
+    row: dict[str, Any] = {"name": plan.sweep.name, "sweep": sweeps.resolved(plan.sweep) | {"plan": plan.record()}}
     row |= {"rules": plan.rules, "provenance": provenance}
     place, source = _place(folder), origin()
     try:

@@ -14,23 +14,29 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from jobs.config import ConfigError, Execution, Fault, canonical, nearest
 from jobs.config import faults as config_faults
-from orchestrator import cluster, creation, doctor, ending, provenance, readiness, runs, scratch
+from orchestrator import cluster, creation, doctor, ending, provenance, readiness, runs, scratch, threads, verify
 from orchestrator import plan as planning
 from orchestrator import sweep as sweeps
 from orchestrator.creation import SweepChanged
-from orchestrator.ending import CLUSTER_DIED
+from orchestrator.ending import CLUSTER_DIED, DONE, MISSING, SOME_FAILED
 from orchestrator.leaving import INTERRUPTED, Leaving, quiet, signals
 from orchestrator.ledger import Ledger, LedgerError, this_process
 from orchestrator.plan import Plan
 from orchestrator.progress import Progress
 from orchestrator.runs import RunFolder
 from orchestrator.session import LEASE_S, Session
+
+if TYPE_CHECKING:
+    from orchestrator import tracking
+
+RELEASE_S = 10.0
+"""How long giving the lease back may take."""
 
 
 @dataclass(frozen=True)
@@ -157,12 +163,12 @@ def _drive(
     *,
     again: Again | None = None,
     execution: Mapping[str, Any] | None = None,
-    record: Mapping[str, Any] | None,
+    record: dict[str, Any] | None,
     notes: Sequence[str] = (),
     continues: bool = False,
 ) -> int:
     """One session. record: the provenance of what is trained now, None where nothing is left to train."""
-    from orchestrator import publish, report, tracking
+    from orchestrator import tracking
 
     readiness.check_tracking(folder, offline=options.offline)
     grace_s = readiness.grace_s()
@@ -191,7 +197,11 @@ def _drive(
                 if again is not None:
                     _decide(ledger, again)
                 if record is not None:
-                    provenance.write_down(ledger, dict(record))
+                    provenance.write_down(ledger, record)
+                if continues:
+                    for sentence in verify.mend(folder, ledger):
+                        ledger.event("mended", sentence)
+                        progress.say(f"note: {sentence}")
                 ledger.set_run(state="running")
                 session.start()
                 if projection is not None:
@@ -200,32 +210,72 @@ def _drive(
             if session.broken is not None:
                 raise session.broken
             ended = ending.of(session, plan, ledger, folder)
-            code = ended.code
             ledger.set_run(state=ended.state)
-            if not session.storage_full:
-                found = report.write(ledger, folder.report)
-                progress.answer(report.table(found))
-            folder.check_in(began)  # before MLflow is told, which may take long
-            if projection is not None:
-                if session.storage_full:
-                    told = projection.stop(timeout_s=publish.TELL_S)
-                else:
-                    told = publish.answer(
-                        projection, ledger, folder, found, say=progress.say, stopping=session.stopping
-                    )
-                if not told:
-                    behind = f"MLflow is behind ({projection.last_error})"
-                    progress.say(f"{behind}; catch up: orchestrator resume {folder.quoted}")
-                if session.interrupted:
-                    code = INTERRUPTED
-            progress.close(folder, ended.lines, offline=options.offline)
+            code = _answer(folder, ledger, session, projection, progress, began=began)
+            lines = ended.lines
+            if session.interrupted or ended.code:
+                code = INTERRUPTED if session.interrupted else ended.code
+            elif continues and not code:
+                code, faults = _prove(folder, ledger, None if projection is None else readiness.tracking_uri(folder))
+                lines = (*lines, *faults)
+            progress.close(folder, lines, offline=options.offline)
             return code
     finally:
         progress.release()
         if projection is not None:
             projection.stop(timeout_s=5)
+        _release(ledger)
+
+
+def _answer(
+    folder: RunFolder,
+    ledger: Ledger,
+    session: Session,
+    projection: tracking.Projection | None,
+    progress: Progress,
+    *,
+    began: float,
+) -> int:
+    """Write the report, show the verdict, and tell MLflow. Returns 4 where MLflow could not be told everything."""
+    from orchestrator import publish, report
+
+    answer: dict[str, Any] = {}
+    if not session.storage_full:
+        answer = report.write(ledger, folder.report)
+        progress.answer(report.table(answer))
+    folder.check_in(began)  # before MLflow is told, which may take long
+    if projection is None:
+        return DONE
+    if session.storage_full:
+        told = projection.stop(timeout_s=publish.TELL_S)
+    else:
+        told = publish.answer(projection, ledger, folder, answer, say=progress.say, stopping=session.stopping)
+    if told:
+        return DONE
+    behind = f"MLflow is behind ({projection.last_error})"
+    progress.say(f"{behind}; catch up: orchestrator resume {folder.quoted}")
+    return MISSING  # what `verify` calls a fault is no success
+
+
+def _prove(folder: RunFolder, ledger: Ledger, uri: str | None) -> tuple[int, list[str]]:
+    """Whether a run that was continued is sound: the exit code, and what `verify` calls broken."""
+    from orchestrator import publish
+
+    with publish.renewed(ledger):
+        faults = verify.faults_after(folder, ledger, uri)
+    if not faults:
+        return DONE, []
+    return SOME_FAILED, [f"fault: {fault}" for fault in faults]
+
+
+def _release(ledger: Ledger) -> None:
+    """Give the lease back. A database that does not answer may not keep the process: the lease then runs out."""
+
+    def release() -> None:
         with contextlib.suppress(LedgerError):
             ledger.release()
+
+    threads.start(release, name="lease", died=lambda _: None).join(RELEASE_S)
 
 
 def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress: Progress) -> None:
@@ -253,7 +303,7 @@ def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress:
         with (
             scratch.folder("sweep") as place,
             cluster.session(cpus=os.cpu_count() or 1),
-            cluster.watched(died, seen),
+            cluster.watched(died, seen, session.fail),
         ):
             executor.run(session, shape=shape, scratch=place)
     finally:

@@ -5,42 +5,38 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
-from orchestrator import cluster
+from orchestrator import cluster, threads
 from orchestrator.ledger import Ledger, LedgerError
 from orchestrator.progress import Progress
 from orchestrator.runs import RunFolder
 from orchestrator.session import Session
+from orchestrator.terminal import Journal, hangups
 
 INTERRUPTED = 130
 """Exit code of what was stopped and can be continued."""
 
+ECHO_S = 1.0
+"""A SIGTERM so soon after another one is the same request."""
+
 
 @contextlib.contextmanager
 def quiet(folder: RunFolder, progress: Progress) -> Iterator[None]:
-    """The terminal belongs to the progress: what Ray, MLflow and C++ print goes to driver.log."""
-    progress.detach()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [os.dup(number) for number in (1, 2)]
-    log = os.open(folder.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    for number in (1, 2):
-        os.dup2(log, number)
-    os.close(log)
-    try:
+    """The terminal belongs to the progress: what Ray, MLflow and C++ print goes to driver.log, as does every line of
+    the progress, also afterwards."""
+    journal = Journal(folder.log)
+    hangups.tell(journal.line)
+    progress.detach(journal)
+    if journal.fault is not None:
+        progress.say(f"note: {journal.fault}")
+    with journal.catching():
         yield
-    finally:
-        for written in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):  # a full disk takes no more lines, and this is a log
-                written.flush()
-        for number, stream in enumerate(saved, 1):
-            os.dup2(stream, number)
-            os.close(stream)
 
 
 class Leaving:
@@ -50,30 +46,49 @@ class Leaving:
         self._ledger, self._progress = ledger, progress
 
     def now(self, code: int, text: str) -> NoReturn:
-        """Say why, give the lease back, end the processes this one has started, and leave with `code`."""
-        self._progress.say(text)
-        giver = threading.Thread(target=self._release, daemon=True)
-        giver.start()
-        giver.join(2.0)
-        cluster.end_children()
-        os._exit(code)
+        """Say why, give the lease back, end the processes this one has started, and leave with `code`, whatever of
+        that works."""
+        try:
+            self._progress.say(text)
+            giver = threads.start(self._release, name="lease", died=self._not_released)
+            giver.join(2.0)
+            cluster.end_children()
+            self._progress.settle(1.0)
+        finally:
+            os._exit(code)
 
     def _release(self) -> None:
         with contextlib.suppress(LedgerError):
             self._ledger.release()
 
+    def _not_released(self, error: BaseException) -> None:
+        self._progress.say(f"the lease could not be given back and runs out by itself: {error}")
+
 
 @contextlib.contextmanager
 def signals(session: Session, leave: Leaving, *, grace_s: float) -> Iterator[None]:
     """First SIGINT or SIGTERM: checkpoint and stop. After a second one, or when the grace period of a SIGTERM is over:
-    stop at once; what the ledger and the checkpoints have is not lost."""
+    stop at once; what the ledger and the checkpoints have is not lost.
+
+    A SIGTERM right after another is the same request: `timeout`, batch systems and container runtimes send one to the
+    process and one to its group.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     timers: list[threading.Timer] = []
+    terminated_at = -ECHO_S
+
+    def cut(_error: BaseException) -> None:
+        os._exit(INTERRUPTED)
 
     def heard(number: int, _frame: FrameType | None) -> None:
+        nonlocal terminated_at
         name = signal.Signals(number).name
+        if number == signal.SIGTERM:
+            if time.monotonic() - terminated_at < ECHO_S:
+                return
+            terminated_at = time.monotonic()
         if session.interrupted:
             leave.now(INTERRUPTED, f"{name}: stopped at once; the run continues from its last checkpoints")
         session.interrupt(name)
@@ -81,9 +96,7 @@ def signals(session: Session, leave: Leaving, *, grace_s: float) -> Iterator[Non
             why = (
                 f"the grace period of {grace_s:g} s after SIGTERM is over; the run continues from its last checkpoints"
             )
-            timers.append(threading.Timer(grace_s, leave.now, (INTERRUPTED, why)))
-            timers[-1].daemon = True
-            timers[-1].start()
+            timers.append(threads.after(grace_s, partial(leave.now, INTERRUPTED, why), name="grace", died=cut))
 
     before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

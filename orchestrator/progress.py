@@ -1,12 +1,13 @@
-"""What a person sees while a session runs: a live bar on a terminal, plain lines when piped."""
+"""What a person sees while a session runs: a live bar on a terminal, plain lines when piped. All of it is in driver.log
+too, and what becomes of the terminal makes no difference (terminal.py)."""
 
 from __future__ import annotations
 
-import os
+import io
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import IO, Any, cast
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -15,6 +16,7 @@ from rich.progress import Progress as Bar
 from orchestrator.ledger import Ledger, Trial
 from orchestrator.plan import Plan
 from orchestrator.runs import RunFolder
+from orchestrator.terminal import Journal, Terminal, steady
 
 
 class Progress:
@@ -24,22 +26,25 @@ class Progress:
         self._plan, self._ledger = plan, ledger
         self._total = sum(plan.trials.values())
         self._began = time.monotonic()
-        self._terminal: TextIO | None = None
-        """Our own copy of standard output, while descriptor 1 points elsewhere."""
+        self._terminal: Terminal | None = None
+        """Standard output as it was when the first line was said, whatever happens to it."""
+        self._journal: Journal | None = None
         self._console = Console(highlight=False)
         self._bar: Bar | None = None
 
-    def detach(self) -> None:
-        """Keep the terminal although file descriptor 1 is about to point elsewhere."""
-        self._terminal = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-        if self._console.is_terminal:
-            self._console = Console(file=self._terminal, force_terminal=True, highlight=False)
+    def detach(self, journal: Journal | None = None) -> None:
+        """Begin: write to standard output as it is now, although it is about to be redirected, and to `journal`."""
+        self._journal = journal
+        terminal = cast(IO[str], self._opened())
+        if Console(file=terminal).is_terminal:
+            self._console = Console(file=terminal, force_terminal=True, highlight=False)
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self._bar = Bar(*columns, console=self._console, transient=True)
+            # What others print is the journal's, and no business of the bar.
+            self._bar = Bar(
+                *columns, console=self._console, transient=True, redirect_stdout=False, redirect_stderr=False
+            )
             self._bar.add_task("trials", total=self._total, completed=self._ended())
             self._bar.start()
-        else:
-            self._console = Console(file=self._terminal, force_terminal=False, highlight=False, width=400)
         trials = self._plan.trials
         self.say(f"{self._plan.sweep.question}")
         self.say(
@@ -50,15 +55,21 @@ class Progress:
             self.say(f"note: {warning}")
 
     def release(self) -> None:
-        """Write to standard output again."""
+        """Take the bar away, and wait for what was said to be written, if the terminal takes it."""
         self._end_bar()
         if self._terminal is not None:
-            self._console = Console(highlight=False)
-            self._terminal.close()
-            self._terminal = None
+            self._terminal.settle()
+
+    def settle(self, patience_s: float) -> None:
+        """Wait so long for a terminal that takes nothing."""
+        if self._terminal is not None:
+            self._terminal.settle(patience_s)
 
     def say(self, text: str) -> None:
-        """One line."""
+        """One line. Never fails and never waits."""
+        if self._journal is not None:
+            self._journal.line(text)
+        self._opened()
         self._console.print(text, markup=False, soft_wrap=True)
 
     def tell(self, what: str, trial: Trial | None) -> None:
@@ -77,9 +88,14 @@ class Progress:
     def answer(self, table: RenderableType) -> None:
         """The verdict table."""
         self.release()
-        console = Console(highlight=False, width=None if self._console.is_terminal else 100)
+        terminal = cast(IO[str], self._opened())
+        console = Console(file=terminal, highlight=False, width=None if self._console.is_terminal else 100)
         console.print()
         console.print(table)
+        if self._journal is not None:
+            plain = io.StringIO()
+            Console(file=plain, highlight=False, width=100).print(table)
+            self._journal.line(plain.getvalue().rstrip())
 
     def close(self, folder: RunFolder, ending: Sequence[str], *, offline: bool) -> None:
         """The last lines: how it ended, where everything is, and the next command."""
@@ -91,7 +107,17 @@ class Progress:
         if not offline:
             lines += [f"MLflow:  orchestrator ui {folder.quoted}"]
         lines += [f"{time.monotonic() - self._began:.0f} s"]
-        print("\n".join(["", *lines]))
+        for line in ["", *lines]:
+            self.say(line)
+        self.release()
+
+    def _opened(self) -> Terminal:
+        if self._terminal is None:
+            self._terminal = steady(sys.stdout)
+            self._console = Console(
+                file=cast(IO[str], self._terminal), force_terminal=False, highlight=False, width=400
+            )
+        return self._terminal
 
     def _end_bar(self) -> None:
         if self._bar is not None:

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from jobs import provenance as computing
 from jobs.config import canonical
 from jobs.paths import BASE
 from orchestrator import scratch
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Attempt, Ledger, Trial
 from orchestrator.plan import Plan, jobs_of
 from orchestrator.runs import RunError
 
@@ -172,14 +172,20 @@ def looked_for_in(directory: str | None) -> Iterator[None]:
             os.environ[BASE] = before
 
 
-def behind(trials: Mapping[str, Any], attempts: Mapping[str, Any]) -> list[Json]:
-    """The code behind the numbers of trials: each with `code`, `versions`, and the ids of its `trials`, by their newest
-    attempt; code None where it was not recorded. trials: by id; attempts: of each, by id."""
+def behind(ledger: Ledger, trials: Sequence[Trial]) -> list[Json]:
+    """The code behind the numbers of trials, the code that the run began with first: each with `code` and `versions`
+    (None where they were not recorded), the ids of its `trials`, and whether it was `accepted` later."""
+    attempts: dict[str, Attempt] = {attempt.trial: attempt for attempt in ledger.attempts()}  # the last of each stays
     groups: dict[str, Json] = {}
     for trial in trials:
-        latest = attempts[trial][-1].provenance if attempts.get(trial) else None
-        if not attempts.get(trial):
-            continue
-        code = {"code": (latest or {}).get("code"), "versions": (latest or {}).get("versions", {})}
-        groups.setdefault(canonical(code), {**code, "trials": []})["trials"].append(trial)
-    return list(groups.values())
+        if trial.id in attempts:
+            recorded = attempts[trial.id].provenance or {}
+            code = {"code": recorded.get("code"), "versions": recorded.get("versions")}
+            groups.setdefault(canonical(code), {**code, "accepted": False, "trials": []})["trials"].append(trial.id)
+    begun = ledger.run.provenance or {}
+    for group in groups.values():
+        group["accepted"] = any(
+            entry["code"] == group["code"] and entry["versions"] == group["versions"]
+            for entry in begun.get("accepted", ())
+        )
+    return sorted(groups.values(), key=lambda group: group["accepted"])

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from orchestrator import export, report, scratch, tracking
+from orchestrator import export, report, scratch, threads, tracking
 from orchestrator.ledger import Ledger, LedgerError, Trial
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.remote import RemoteError
@@ -53,7 +53,7 @@ def answer(
     step, numbers = found["attempts"]["total"], report.numbers(found)
     projection.log_report(folder.report, report.note(found), metrics=numbers, tags=tags, step=step)
     due = found["state"] == "done" and os.environ.get(SWITCH) != "none"
-    with _renewed(ledger), contextlib.ExitStack() as stack:
+    with renewed(ledger), contextlib.ExitStack() as stack:
         if due:
             projection.settled(TELL_S)  # which notes what encoders MLflow has lost
         try:
@@ -108,19 +108,22 @@ def _wanted(ledger: Ledger, folder: RunFolder) -> Iterator[Trial]:
 
 
 @contextlib.contextmanager
-def _renewed(ledger: Ledger) -> Iterator[None]:
-    """Hold the lease meanwhile, which the session's writer does no longer. Where it is lost, writing will say so."""
+def renewed(ledger: Ledger) -> Iterator[None]:
+    """Hold the lease meanwhile, which the session's writer does no longer. Where it is lost, writing will say so; what
+    else ends the renewing is raised in the end."""
     over = threading.Event()
+    failures: list[BaseException] = []
 
     def renew() -> None:
         with contextlib.suppress(LedgerError):
             while not over.wait(RENEW_S):
                 ledger.renew()
 
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
-    thread.start()
+    thread = threads.start(renew, name="lease", died=failures.append)
     try:
         yield
     finally:
         over.set()
         thread.join()
+    if failures:
+        raise failures[0]

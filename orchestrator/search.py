@@ -195,8 +195,8 @@ def _at(space: Space, share: float) -> Any:
     if space.integer or space.step is not None:
         step = Decimal(str(space.step or 1))
         count = int((Decimal(str(high)) - Decimal(str(low))) // step) + 1
-        value = Decimal(str(low)) + step * int(share * count)
-        return int(value) if space.integer else float(value)
+        point = Decimal(str(low)) + step * int(share * count)
+        return int(point) if space.integer else float(point)
     if space.log:
         value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
         return min(max(value, float(low)), float(high))

@@ -89,9 +89,9 @@ def call(*arguments: str, cwd: Path, code: int = 0, env: Mapping[str, str] | Non
     return done.stdout if code == 0 else done.stderr
 
 
-def status(cwd: Path, run: str = "small") -> dict[str, Any]:
+def status(cwd: Path, run: str = "small", env: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What `status --json` says."""
-    found: dict[str, Any] = json.loads(call("status", run, "--json", cwd=cwd))
+    found: dict[str, Any] = json.loads(call("status", run, "--json", cwd=cwd, env=env))
     return found
 
 

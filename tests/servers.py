@@ -70,7 +70,7 @@ def control(server: str, *arguments: str) -> None:
     home, programs = Path(server.partition("host=")[2]), binaries()
     assert programs is not None
     options = f"-k {home} -c listen_addresses='' -c fsync=off"
-    command = [programs / "pg_ctl", "-D", home / "data", "-o", options, "-l", home / "log", "-w", *arguments]
+    command = [str(programs / "pg_ctl"), "-D", f"{home}/data", "-o", options, "-l", f"{home}/log", "-w", *arguments]
     user = home.joinpath("data").owner() if os.geteuid() == 0 else None
     subprocess.run(command, user=user, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
 

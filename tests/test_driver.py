@@ -1,7 +1,7 @@
 """Whole sweeps, as a newcomer runs them: real Ray, real MLflow store, real processes that are really killed."""
 
-import contextlib
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from orchestrator import sweep as sweeps
 from orchestrator import tracking
 from orchestrator.creation import SweepChanged
 from orchestrator.driver import _refuse_changes, execution_overrides
-from orchestrator.ledger import Ledger
 from orchestrator.runs import RunFolder
 
 
@@ -38,7 +37,7 @@ def test_status_compare_mlflow_and_parquet_agree_on_every_number(finished: Path)
         assert arm["mean"] == pytest.approx(sum(own) / 3, abs=1e-12)
     (contrast,) = answer["comparisons"]
     assert (contrast["a"], contrast["b"]) == ("flatnce", "infonce")
-    assert contrast["verdict"] in ("a_better", "b_better", "equivalent", "inconclusive")
+    assert contrast["verdict"] in ("a_better", "b_better", "equivalent", "inconclusive", "diverges")
 
 
 def test_every_point_is_in_mlflow_once(finished: Path) -> None:
@@ -78,12 +77,59 @@ def test_a_run_of_an_older_version_is_continued_by_the_same_command(tmp_path: Pa
     plan = planning.make(sweeps.load(tmp_path / "sweep.toml"))
     stored = sweeps.resolved(plan.sweep) | {"plan": plan.summary()}
     del stored["exclude"], stored["resources"], stored["tune"]["space"]["optimizer.lr"]["when"]
-    folder.path.mkdir(parents=True)
-    with contextlib.closing(Ledger.create(folder.ledger_url(), name="small", sweep=stored)) as ledger:
-        _refuse_changes(folder, ledger, plan)
-        other = planning.make(sweeps.load(tmp_path / "sweep.toml", ["resources.cpus_per_rank=2"]))
-        with pytest.raises(SweepChanged, match=r"resources.cpus_per_rank: 1 -> 2"):
-            _refuse_changes(folder, ledger, other)
+    begun = planning.stored(stored, 1)
+    _refuse_changes(folder, begun, plan)
+    other = planning.make(sweeps.load(tmp_path / "sweep.toml", ["resources.cpus_per_rank=2"]))
+    with pytest.raises(SweepChanged, match=r"resources.cpus_per_rank: 1 -> 2"):
+        _refuse_changes(folder, begun, other)
+
+
+def test_factors_in_another_order_are_another_sweep(tmp_path: Path) -> None:
+    """The first one decides what is compared with what."""
+    factors = ['"loss.name" = ["infonce", "flatnce"]', '"batch.size" = [16, 32]']
+    plans = []
+    for order in (factors, factors[::-1]):
+        (tmp_path / "sweep.toml").write_text(SWEEP.replace(factors[0], "\n".join(order)))
+        plans.append(planning.make(sweeps.load(tmp_path / "sweep.toml")))
+    folder = RunFolder(tmp_path / "runs" / "small")
+    _refuse_changes(folder, plans[0], plans[0])
+    with pytest.raises(SweepChanged, match=r'compare: \["loss.name","batch.size"\] -> \["batch.size","loss.name"\]'):
+        _refuse_changes(folder, *plans)
+
+
+@pytest.mark.slow
+def test_a_run_begun_by_the_first_version_is_continued_with_the_numbers_that_it_would_have_had(tmp_path: Path) -> None:
+    """Stopped at 5 of 24; `crossed.json` has what that version measured when nothing stopped it. Its ledger keeps
+    factors by the alphabet, so that a plan made again compared sizes and no temperatures, and ended in KeyError."""
+    begun = Path(__file__).parent / "begun"
+    shutil.copytree(begun / "crossed", tmp_path / "runs" / "crossed")
+    call("resume", "crossed", cwd=tmp_path)
+    stood = status(tmp_path, "crossed")
+    assert {trial["id"]: trial["metric"] for trial in stood["trials"]} == json.loads(
+        (begun / "crossed.json").read_text()
+    )
+    answer = json.loads(call("compare", "crossed", "--json", cwd=tmp_path))
+    assert [(one["a"], one["b"]) for one in answer["comparisons"]][:2] == [
+        ("temperature=0.2, size=32", "temperature=0.1, size=32"),
+        ("temperature=0.2, size=16", "temperature=0.1, size=16"),
+    ]
+    assert [(group["code"] is None, len(group["trials"])) for group in answer["code"]] == [(True, 5), (False, 19)]
+    assert any("5 trials by code not recorded" in note for note in answer["notes"])
+    found = json.loads(call("verify", "crossed", "--json", cwd=tmp_path))
+    assert found["ok"], found["faults"]
+    (tmp_path / "sweep.toml").write_text((begun / "crossed" / "sweep.toml").read_text())
+    call("launch", "sweep.toml", "--offline", cwd=tmp_path)
+
+
+def test_a_run_finished_by_the_first_version_is_compared_by_todays_rules(tmp_path: Path) -> None:
+    """There the arm that diverged in six of six seeds was inconclusive, with the score of its untrained encoders."""
+    shutil.copytree(Path(__file__).parent / "begun" / "diverged", tmp_path / "runs" / "diverged")
+    answer = json.loads(call("compare", "diverged", "--json", cwd=tmp_path))
+    (one,) = answer["comparisons"]
+    assert (one["verdict"], one["diverged_arms"], one["delta"]) == ("diverges", ["lr=1e+18"], None)
+    call("resume", "diverged", cwd=tmp_path)
+    found = json.loads(call("verify", "diverged", "--json", cwd=tmp_path))
+    assert found["ok"], found["faults"]
 
 
 def test_logs_are_a_rank_s_own(finished: Path) -> None:

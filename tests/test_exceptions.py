@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import cloudpickle
 import pytest
+from ray import cloudpickle
 
 import jobs
 import orchestrator

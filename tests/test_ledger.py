@@ -348,7 +348,7 @@ WRITES: dict[str, Callable[[Ledger], Any]] = {
     "check": lambda ledger: ledger.check(),
 }
 READS = {"attempts", "close", "counts", "create", "events", "frozen", "holder", "open", "points", "run", "runs"}
-READS |= {"token", "ask_to_stop", "asked_to_stop", "discard"}
+READS |= {"damage", "fences", "token", "ask_to_stop", "asked_to_stop", "discard"}
 READS |= {"suggestions", "trial", "trials", "unprojected_points", "unprojected_trials", "waiting", "acquire", "release"}
 
 

@@ -1,3 +1,7 @@
+import contextlib
+import hashlib
+import json
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -6,8 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.plan import changed_keys, enough_seeds, make, smallest_p
-from orchestrator.sweep import Sweep
+from jobs.config import JobConfig, canonical, trial_id
+from jobs.identity import default_values
+from orchestrator.ledger import Ledger, sqlite_url
+from orchestrator.plan import Plan, changed_keys, changed_order, enough_seeds, make, smallest_p, stored
+from orchestrator.sweep import Sweep, load, resolved
+
+ROOT = Path(__file__).parents[1]
+DEFAULTS = "0986972171e37e8d"
 
 SWEEP: dict[str, Any] = {
     "name": "small",
@@ -125,3 +135,103 @@ def test_a_thousand_trials_are_planned_within_five_seconds(tmp_path: Path) -> No
     made.summary()
     assert made.trials["confirm"] == 1000
     assert time.perf_counter() - began < 5
+
+
+def read_back(made: Plan, folder: Path) -> Plan:
+    """The plan as a later session finds it: through a ledger in a file."""
+    kept = resolved(made.sweep) | {"plan": made.record()}
+    with contextlib.closing(
+        Ledger.create(sqlite_url(folder / "ledger.db"), name="x", sweep=kept, rules=made.rules)
+    ) as ledger:
+        return stored(ledger.run.sweep, ledger.run.rules)
+
+
+def trials_of(plan: Plan) -> list[tuple[str, str, str, int]]:
+    """Everything that a plan says of its trials, tuned ones at a setting of our own."""
+    tuned = [
+        (trial.id, trial.arm, trial.stage, trial.seed)
+        for label in plan.suggestions
+        for trial in plan.tune_trials(label, 0, {"optimizer.lr": 0.0123})
+    ]
+    confirmed = [
+        (trial.id, trial.arm, trial.stage, trial.seed)
+        for arm in plan.arms
+        for trial in plan.confirm_trials(arm.label, {"optimizer.lr": 0.0123})
+    ]
+    return tuned + confirmed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("turned", [False, True], ids=["as-it-is", "permuted"])
+def test_a_plan_survives_its_ledger(path: Path, turned: bool, tmp_path: Path) -> None:
+    """Seen: the ledger sorted keys, so that the plan made again had other arms, and compared sizes with one another in
+    place of temperatures. Mutant checks: sorting the keys of what is stored changes nothing here, and making the plan
+    again from a sorted sweep fails for every sweep whose factors are not in the order of the alphabet."""
+    sweep = load(path)
+    if turned:
+        sweep = sweep.model_copy(
+            update={
+                "compare": dict(reversed(sweep.compare.items())),
+                "job": dict(reversed(sweep.job.items())),
+                "arm": sweep.arm[:1] + sweep.arm[:0:-1],
+            }
+        )
+    made = make(sweep)
+    again = read_back(made, tmp_path)
+    assert again.contrasts == made.contrasts
+    assert [(arm.label, arm.settings) for arm in again.arms] == [(arm.label, arm.settings) for arm in made.arms]
+    assert [list(arm.settings) for arm in again.arms] == [list(arm.settings) for arm in made.arms]
+    assert (again.tune_seeds, again.confirm_seeds) == (made.tune_seeds, made.confirm_seeds)
+    assert (again.suggestions, again.searched_with) == (made.suggestions, made.searched_with)
+    assert (again.trials, again.smallest_p, again.warnings) == (made.trials, made.smallest_p, made.warnings)
+    assert trials_of(again) == trials_of(made)
+    assert again.record() == made.record()
+    assert changed_keys(resolved(again.sweep), resolved(made.sweep)) == []
+    assert changed_order(again, made) is None
+
+
+def test_a_default_that_changes_later_changes_no_run_that_is_there(tmp_path: Path) -> None:
+    """What was planned has its defaults written out, and its ids are made with the defaults of then."""
+    made = make(load(ROOT / "sweeps" / "quickstart.toml"))
+    ids = trials_of(made)
+    kept = resolved(made.sweep) | {"plan": made.record()}
+    kept["plan"]["defaults"]["optimizer.weight_decay"] = 0.5  # as if it had been another one when this was planned
+    other = stored(kept, 2)
+    assert {trial[0] for trial in trials_of(other)}.isdisjoint(trial[0] for trial in ids)
+    later = {**kept["plan"]["defaults"], "loss.a_later_field": 3}
+    job = made.confirm_trials(made.arms[0].label, {})[0].record
+    grown = job | {"loss": job["loss"] | {"a_later_field": 3}}
+    assert trial_id(grown, defaults=later) == trial_id(job, defaults=later), "a new field renames nothing"
+    assert trial_id(grown | {"loss": grown["loss"] | {"a_later_field": 4}}, defaults=later) != trial_id(job)
+
+
+@pytest.mark.parametrize("run", ["crossed", "diverged"])
+def test_ids_of_the_first_version_are_made_as_it_made_them(run: str) -> None:
+    """Also once jobs have more fields: those at their defaults do not count."""
+    with contextlib.closing(sqlite3.connect(ROOT / "tests" / "begun" / run / "ledger.db")) as database:
+        rows = database.execute("SELECT id, job FROM trials").fetchall()
+    assert rows
+    for known, text in rows:
+        job = json.loads(text)
+        assert trial_id(job, rules=1) == known
+        grown = job | {"loss": job["loss"] | {"a_later_field": 3}, "later": {"field": None}}
+        later = {"loss.a_later_field": 3, "later.field": None}
+        assert trial_id(grown, rules=1, defaults=later) == known
+        assert trial_id(grown, rules=1) != known, "a field that is set counts"
+
+
+def test_the_defaults_of_jobs_are_those_that_ids_were_made_with() -> None:
+    """A default that changes makes other jobs of the same file. If that is meant: raise jobs.identity.SCHEMA, keep what
+    runs of the first rules had (they do not store theirs), and write the new digest here."""
+    digest = hashlib.sha256(canonical(default_values(JobConfig)).encode()).hexdigest()[:16]
+    assert digest == DEFAULTS
+
+
+def test_arms_of_one_objective_take_no_seed_from_the_others() -> None:
+    """Between them nothing is tested, so Holm counts one comparison less."""
+    plan = make(load(ROOT / "sweeps" / "batch_size_vs_accumulation_cpu.toml"))
+    same = set(plan.contrasts) - set(plan.tested)
+    assert same
+    for a, b in same:
+        assert plan.arm(a).config(stage="confirm", seed=0).batch == plan.arm(b).config(stage="confirm", seed=0).batch
+    assert plan.smallest_p == smallest_p(len(plan.tested), len(plan.confirm_seeds))

@@ -60,6 +60,13 @@ class Case:
         assert self.ledger.run.mlflow_run_id is not None
         return self.ledger.run.mlflow_run_id
 
+    @property
+    def name(self) -> str:
+        return self.ledger.run.name
+
+    def rename(self) -> None:
+        self.client.rename_experiment(self.experiment, f"{self.name} renamed by somebody")
+
     def run_of(self, trial: str) -> str:
         run_id = self.ledger.trial(trial).mlflow_run_id
         assert run_id is not None
@@ -92,8 +99,8 @@ class Case:
 
     def split_by_name(self) -> None:
         """What a version that went by the experiment's name made of a renamed one."""
-        first, client = self.experiment, self.client
-        client.rename_experiment(first, "renamed by somebody")
+        client = self.client
+        self.rename()
         second = client.create_experiment(self.ledger.run.name)
         for trial in ("trial1", "trial2"):
             data = client.get_run(self.run_of(trial)).data
@@ -153,20 +160,20 @@ DAMAGES: dict[str, Callable[[Case], Any]] = {
     "everything gone but a nested one": lambda case: [case.gone(one) for one in (case.parent, case.run_of("trial0"))],
     "experiment deleted": lambda case: case.client.delete_experiment(case.experiment),
     "experiment gone": lambda case: case.experiment_gone(),
-    "experiment gone, its id taken": lambda case: (case.experiment_gone(), case.other("thief")),
-    "renamed": lambda case: case.client.rename_experiment(case.experiment, "renamed by somebody"),
+    "experiment gone, its id taken": lambda case: (case.experiment_gone(), case.other(f"thief of {case.name}")),
+    "renamed": lambda case: case.rename(),
     "renamed, the name taken": lambda case: (
-        case.client.rename_experiment(case.experiment, "renamed by somebody"),
-        case.other("small"),
+        case.rename(),
+        case.other(case.name),
     ),
     "renamed, the name taken, deleted": lambda case: (
-        case.client.rename_experiment(case.experiment, "renamed by somebody"),
-        case.other("small"),
+        case.rename(),
+        case.other(case.name),
         case.client.delete_experiment(case.experiment),
     ),
     "gone, the name taken by another sweep that was renamed": lambda case: (
         case.experiment_gone(),
-        case.client.rename_experiment(str(case.other("other").run.mlflow_experiment_id), "small"),
+        case.client.rename_experiment(str(case.other(f"not {case.name}").run.mlflow_experiment_id), case.name),
     ),
     "split by an earlier version": lambda case: case.split_by_name(),
     "split, and the parent deleted": lambda case: (case.split_by_name(), case.client.delete_run(case.parent)),
@@ -194,8 +201,8 @@ DAMAGES: dict[str, Callable[[Case], Any]] = {
         case.client.delete_run(case.run_of("trial0")),
     ),
     "several at once": lambda case: (
-        case.client.rename_experiment(case.experiment, "renamed by somebody"),
-        case.other("small"),
+        case.rename(),
+        case.other(case.name),
         case.gone(case.run_of("trial0")),
         case.client.delete_run(case.run_of("trial1")),
         case.gone(case.parent),

@@ -234,6 +234,18 @@ def test_what_the_runs_do_not_have_in_common_is_noted(ran: Ran) -> None:
     ]
 
 
+def test_changes_to_the_same_commit_are_noted_and_where_a_command_was_given_is_not(ran: Ran) -> None:
+    """Mutant check: as hardware, which everything was that had no title."""
+    clean = {"commit": "3f2c9ab", "dirty": False, "version": "0.1.0", "command": "a", "directory": "/a"}
+    changed = clean | {"dirty": True, "diff": "submitted.diff, sha256 1f", "command": "b", "directory": "/b"}
+    one = ran("a", None, environment=clean | {"submitted": False})
+    two = ran("b", None, environment=changed | {"submitted": True})
+    differ = [note for note in answered(one, two)["notes"] if note.startswith("The runs differ in ")]
+    head, _, facts = " ".join(differ).partition(": ")
+    assert head == "The runs differ in commit, so what changed between them may be the difference"
+    assert facts == "dirty is false in a, true in b; diff is none in a, submitted.diff, sha256 1f in b."
+
+
 def test_pairs_are_checked_by_hash_across_runs_too(ran: Ran) -> None:
     one = ran("a", BETTER)
     two = ran("b", None, DCL)

@@ -104,11 +104,11 @@ def test_the_command_does_not_hold_the_mark_and_prints_it(tmp_path: Path) -> Non
     assert printed == mark_of("small-1") + str(["status", "s3://b/it's"]) + "\n"
 
 
-def job(order: submission.Order, **changes: Any) -> submission.Job:
+def job(given: submission.Order, **changes: Any) -> submission.Job:
     """The job that an order was given to, as its server tells it."""
-    known = {"id": "small-1", "state": "RUNNING", "run": order.run, "verb": order.verb, "sweep": order.sweep}
-    known |= {"order": order.digest, "exit_code": None, "error": None, "message": "", "started": 1.0}
-    return submission.Job(**known | changes)  # type: ignore[arg-type]
+    known: dict[str, Any] = {"id": "small-1", "state": "RUNNING", "run": given.run, "verb": given.verb}
+    known |= {"sweep": given.sweep, "order": given.digest, "exit_code": None, "error": None}
+    return submission.Job(**known | {"message": "", "started": 1.0} | changes)
 
 
 def ordered(*arguments: str, sweep: str | None = None, **environment: str) -> submission.Order:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import re
 import shutil
 import socket
@@ -24,7 +25,7 @@ from orchestrator.cli import main
 from orchestrator.ledger import this_process
 from orchestrator.runs import RunFolder
 from orchestrator.tracking.store import connect
-from orchestrator.verify import SHOWN, verify
+from orchestrator.verify import SHOWN, faults_after, mend, verify
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,17 @@ class Copy:
             assert changed.rowcount > 0, f"this changes nothing: {statement}"
 
 
+RAN: dict[str, Any] = {
+    "code": "ab12cd34" * 8,
+    "versions": {"torch": "2.13.0", "numpy": "2.4.0"},
+    "data": {"train": "1" * 64, "tune": "2" * 64, "confirm": "3" * 64},
+    "weights": None,
+}
+"""What every attempt ran with."""
+
+BEGUN = RAN | {"data": {role: {"source": f"{role}.parquet", "digest": digest} for role, digest in RAN["data"].items()}}
+
+
 @pytest.fixture
 def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Copy:
     for name in ("MLFLOW_TRACKING_URI", "ORCHESTRATOR_LEDGER"):
@@ -76,7 +88,10 @@ def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cop
         run, trial = ledger.run, ledger.trials(stage="confirm")[0]
     assert run.mlflow_run_id is not None
     assert trial.mlflow_run_id is not None
-    return Copy(folder, run.uuid, trial.id, trial.mlflow_run_id, run.mlflow_run_id)
+    made = Copy(folder, run.uuid, trial.id, trial.mlflow_run_id, run.mlflow_run_id)
+    made.ledger("UPDATE runs SET provenance = :begun", begun=json.dumps(BEGUN))
+    made.ledger("UPDATE attempts SET provenance = :ran", ran=json.dumps(RAN))
+    return made
 
 
 # Damages
@@ -106,8 +121,8 @@ def lose_a_trial(copy: Copy) -> None:
 
 def train_twice(copy: Copy) -> None:
     copy.ledger(
-        "INSERT INTO attempts SELECT run, trial, 2, token, state, execution, host, failure, message, started, ended "
-        "FROM attempts WHERE trial = :trial"
+        "INSERT INTO attempts SELECT run, trial, 2, token, state, execution, host, failure, message, started, ended, "
+        "provenance FROM attempts WHERE trial = :trial"
     )
     copy.ledger("UPDATE trials SET attempts = 2 WHERE id = :trial")
 
@@ -143,15 +158,23 @@ INSERT_METRIC = (
     "SELECT key, value, timestamp + :later, run_uuid, step + :further, is_nan FROM metrics "
 ) + LOSS_AT_4_IN_MLFLOW
 
+RESTORE = "no command mends that: put back a copy of the ledger from before, or begin anew: orchestrator launch SWEEP"
+TELL = "; tell it: orchestrator resume .*small$"
+ANEW = "; delete that run in MLflow, and it is made anew by: orchestrator resume .*small$"
+WRITTEN = "; have it written again as the ledger has it: orchestrator resume .*small$"
+COPY = (
+    "put it back from a copy: nothing makes it again[.] The verdict does not need it, only `orchestrator export` does$"
+)
+
 DAMAGES: dict[str, tuple[Callable[[Copy], Any], list[str]]] = {
     # The ledger in itself
     "a trial runs though the run is done": (
         lambda copy: copy.ledger("UPDATE trials SET state = 'running' WHERE id = :trial"),
         [
-            "T: the ledger says it is running, but the run is done.*orchestrator resume",
+            "T: the ledger says it is running, but the run is done.*" + RESTORE,
             "T: the ledger says running, its last attempt ended as done",
             "T: the ledger says running, MLflow's run R is FINISHED and not RUNNING",
-            "T: tag state: the ledger says 'running', MLflow says 'done'$",
+            "T: tag state: the ledger says 'running', MLflow says 'done'" + TELL,
         ],
     ),
     "a state differs": (
@@ -159,7 +182,7 @@ DAMAGES: dict[str, tuple[Callable[[Copy], Any], list[str]]] = {
         [
             "T: the ledger says failed, its last attempt ended as done",
             "T: the ledger says failed, MLflow's run R is FINISHED and not FAILED",
-            "T: tag state: the ledger says 'failed', MLflow says 'done'$",
+            "T: tag state: the ledger says 'failed', MLflow says 'done'" + TELL,
         ],
     ),
     "an attempt is missing": (
@@ -187,9 +210,8 @@ DAMAGES: dict[str, tuple[Callable[[Copy], Any], list[str]]] = {
             "UPDATE trials SET job = replace(job, '\"width\":8', '\"width\":4') WHERE id = :trial"
         ),
         [
-            "T: the job that the ledger has of it is the job of trial [0-9a-f]{12}",
             "T: is not the setting that arm infonce was frozen at",
-            "T: parameter model.width: the ledger says '4', MLflow says '8'$",
+            "T: parameter model.width: the ledger says '4', MLflow says '8'" + TELL,
             "T: its job.json is not the job that the ledger has; model differ",
         ],
     ),
@@ -251,43 +273,66 @@ DAMAGES: dict[str, tuple[Callable[[Copy], Any], list[str]]] = {
     ),
     "a trial has no run": (
         lambda copy: connect(copy.uri).delete_run(copy.mlflow_run),
-        ["T: the ledger says that its MLflow run is R, MLflow has 0: none$"],
+        ["T: its MLflow run R was deleted there; restore it there, or have it done: orchestrator resume .*small$"],
     ),
     "a trial has another run": (
         lambda copy: copy.ledger("UPDATE trials SET mlflow_run_id = 'feed' WHERE id = :trial"),
-        ["T: the ledger says that its MLflow run is feed, MLflow has 1: R$"],
+        ["T: the ledger says that its MLflow run is feed, MLflow has 1: R" + TELL],
     ),
     "an orphan": (
         lambda copy: another_mlflow_run(copy, **{"orchestrator.trial": "0123"}),
-        ["MLflow's run .* is tagged as trial 0123 of this run, which the ledger does not have; delete that run"],
+        ["MLflow's run .* is tagged as trial 0123 of this run, which the ledger does not have; delete .*resume"],
     ),
     "a run has another status": (
         lambda copy: copy.mlflow("UPDATE runs SET status = 'KILLED' WHERE run_uuid = :run"),
         ["T: the ledger says done, MLflow's run R is KILLED and not FINISHED"],
     ),
+    "the parent run was deleted": (
+        lambda copy: connect(copy.uri).delete_run(copy.parent),
+        ["MLflow's parent run P was deleted there; restore it there, or have it done: orchestrator resume .*small$"],
+    ),
+    "the experiment was deleted": (
+        lambda copy: connect(copy.uri).delete_experiment(connect(copy.uri).get_run(copy.parent).info.experiment_id),
+        ["MLflow's parent run P was deleted there; .*resume", *["trial .* its MLflow run .* was deleted there"] * 10],
+    ),
+    "a run lies under nothing": (
+        lambda copy: copy.mlflow("DELETE FROM tags WHERE run_uuid = :run AND key = 'mlflow.parentRunId'"),
+        ["T: MLflow's run R lies under no run, not under the parent run P; hang it there: orchestrator resume"],
+    ),
+    "a run lies in another experiment": (
+        lambda copy: copy.mlflow(
+            "UPDATE runs SET experiment_id = :other WHERE run_uuid = :run",
+            other=int(connect(copy.uri).create_experiment("small, split")),
+        ),
+        ["trial T: MLflow's run R lies in experiment 2, the ledger says that the run is in experiment 1; bring all"],
+    ),
+    "the ledger has another experiment": (
+        lambda copy: copy.ledger("UPDATE runs SET mlflow_experiment_id = '7'"),
+        ["the parent run: MLflow's run P lies in experiment 1, the ledger says.* in experiment 7", *["lies in"] * 10],
+    ),
     "a run lies elsewhere": (
         lambda copy: copy.mlflow("UPDATE tags SET value = 'feed' WHERE run_uuid = :run AND key = 'mlflow.parentRunId'"),
-        ["T: MLflow's run R lies under feed, not under the parent run P"],
+        ["T: MLflow's run R lies under feed, not under the parent run P; hang it there: orchestrator resume .*small$"],
     ),
     "a parameter differs": (
         lambda copy: copy.mlflow("UPDATE params SET value = '17' WHERE run_uuid = :run AND key = 'batch.size'"),
-        ["T: parameter batch.size: the ledger says '16', MLflow says '17'$"],
+        ["T: parameter batch.size: the ledger says '16', MLflow says '17'" + TELL],
     ),
     "parameters are missing": (
         lambda copy: copy.mlflow("DELETE FROM params WHERE run_uuid = :run AND key IN ('batch.size', 'seed')"),
-        ["T: parameter seed: the ledger says '1', MLflow says 'nothing', and 1 more$"],
+        ["T: parameter seed: the ledger says '1', MLflow says 'nothing', and 1 more" + TELL],
     ),
     "a parameter too many": (
         lambda copy: copy.mlflow("INSERT INTO params (key, value, run_uuid) VALUES ('extra', '1', :run)"),
-        ["T: parameter extra: the ledger says 'nothing', MLflow says '1'$"],
+        ["T: parameter extra: the ledger says 'nothing', MLflow says '1'" + TELL],
     ),
     "a tag differs": (
         lambda copy: copy.mlflow("UPDATE tags SET value = 'dcl' WHERE run_uuid = :run AND key = 'arm'"),
-        ["T: tag arm: the ledger says 'infonce', MLflow says 'dcl'$"],
+        ["T: tag arm: the ledger says 'infonce', MLflow says 'dcl'" + TELL],
     ),
     "MLflow lacks a point": (
         lambda copy: copy.mlflow("DELETE FROM metrics " + LOSS_AT_4_IN_MLFLOW),
-        ["T: MLflow's run R lacks 1 point; train/loss at step 4: the ledger says .*, MLflow nothing$"],
+        ["T: MLflow's run R lacks 1 point; train/loss at step 4: the ledger says .*, MLflow nothing" + ANEW],
     ),
     "MLflow has a point twice": (
         lambda copy: copy.mlflow(INSERT_METRIC, later=5, further=0),
@@ -325,6 +370,37 @@ DAMAGES: dict[str, tuple[Callable[[Copy], Any], list[str]]] = {
         ],
     ),
     # The disk
+    "an attempt is empty": (
+        lambda copy: (copy.files / "attempt.json").write_text(""),
+        ["T: attempt.json is empty, so it keeps no earlier attempt from writing" + WRITTEN],
+    ),
+    "an attempt is no attempt": (
+        lambda copy: (copy.files / "attempt.json").write_text('{"token": "1", "attempt": null}'),
+        ["T: attempt.json names no attempt, .*" + WRITTEN],
+    ),
+    "an attempt is no text": (
+        lambda copy: (copy.files / "attempt.json").write_bytes(bytes(range(256))),
+        ["T: attempt.json cannot be read .*" + WRITTEN],
+    ),
+    "every text is gone": (
+        lambda copy: [path.unlink() for path in copy.files.glob("*.json*")],
+        [
+            "T: the ledger says done, but its folder has no job.json" + WRITTEN,
+            "T: the ledger has a result, its folder has no result.json" + WRITTEN,
+            "T: its points.jsonl lacks 115 points.*" + WRITTEN,
+        ],
+    ),
+    "points on disk are no text": (
+        lambda copy: (copy.files / "points.jsonl").write_bytes(bytes(range(256))),
+        ["T: points.jsonl cannot be read .*" + WRITTEN, "T: its points.jsonl lacks 115 points.*" + WRITTEN],
+    ),
+    "a folder in place of a file": (
+        lambda copy: ((copy.files / "job.json").unlink(), (copy.files / "job.json").mkdir()),
+        [
+            "T: job.json cannot be read .*" + WRITTEN,
+            "T: the ledger says done, but its folder has no job.json" + WRITTEN,
+        ],
+    ),
     "the disk is another": (
         lambda copy: shutil.rmtree(copy.folder.trials),
         ["trials is not there, so no file of 10 started trials could be looked at"],
@@ -335,51 +411,59 @@ DAMAGES: dict[str, tuple[Callable[[Copy], Any], list[str]]] = {
     ),
     "a folder is gone": (
         lambda copy: shutil.rmtree(copy.files),
-        ["T: the ledger says done, but .*trials/T is not there"],
+        ["T: the ledger says done, but .*trials/T is not there; put it back .* all but its checkpoints .*resume"],
     ),
     "a job on disk is another": (
         lambda copy: edit(copy.files / "job.json", seed=5),
-        ["T: its job.json is not the job that the ledger has; seed differ"],
+        ["T: its job.json is not the job that the ledger has; seed differ" + WRITTEN],
     ),
     "a job on disk is none": (
         lambda copy: (copy.files / "job.json").write_text("[]"),
-        [r"T: its job.json is not the job that the ledger has; \(everything\) differ"],
+        [r"T: its job.json is not the job that the ledger has; \(everything\) differ" + WRITTEN],
     ),
     "a job on disk is gone": (
         lambda copy: (copy.files / "job.json").unlink(),
-        ["T: the ledger says done, but its folder has no job.json"],
+        ["T: the ledger says done, but its folder has no job.json" + WRITTEN],
     ),
     "a result was edited": (
         lambda copy: edit(copy.files / "result.json", seconds=0.5),
-        ["T: its result.json is not the ledger's result; seconds differ"],
+        ["T: its result.json is not the ledger's result; seconds differ" + WRITTEN],
     ),
     "a result is gone": (
         lambda copy: (copy.files / "result.json").unlink(),
-        ["T: the ledger has a result, its folder has no result.json"],
+        ["T: the ledger has a result, its folder has no result.json" + WRITTEN],
     ),
     "a result is no JSON": (
         lambda copy: (copy.files / "result.json").write_text("{"),
-        ["T: result.json cannot be read", "T: the ledger has a result, its folder has no result.json"],
+        [
+            "T: result.json cannot be read.*" + WRITTEN,
+            "T: the ledger has a result, its folder has no result.json" + WRITTEN,
+        ],
     ),
     "a point on disk is gone": (
         lambda copy: edit_points(copy, lambda points: points[1:]),
-        ["T: its points.jsonl lacks 1 point; knn_accuracy at step 0: the ledger says 0[.].*, the file nothing"],
+        [
+            "T: its points.jsonl lacks 1 point; knn_accuracy at step 0: the ledger says 0[.].*, the file nothing"
+            + WRITTEN
+        ],
     ),
     "a bit of the newest checkpoint": (
         lambda copy: flip(copy.checkpoint(8) / "model.safetensors"),
-        ["T: step_000008 in .*/checkpoints is damaged: model.safetensors does not match its sha256"],
+        ["T: step_000008 in .*/checkpoints is damaged: model.safetensors does not match its sha256; " + COPY],
     ),
     "a bit of an older checkpoint": (
         lambda copy: flip(copy.checkpoint(6) / "optimizer.pt"),
-        ["T: step_000006 in .*/checkpoints is damaged: optimizer.pt does not match its sha256"],
+        [
+            "T: step_000006 in .*/checkpoints is damaged: optimizer.pt does not match .*; nothing needs it .*: mv /.*_000006 .*-1$"
+        ],
     ),
     "the newest checkpoint is gone": (
         lambda copy: shutil.rmtree(copy.checkpoint(8)),
-        ["T: the ledger's result is of step 8, the newest checkpoint in .* is of step 6"],
+        ["T: the ledger's result is of step 8, the newest checkpoint in .* is of step 6; " + COPY],
     ),
     "every checkpoint is gone": (
         lambda copy: shutil.rmtree(copy.files / "checkpoints"),
-        ["T: the ledger's result is of step 8, the newest checkpoint in .* is none"],
+        ["T: the ledger's result is of step 8, the newest checkpoint in .* is none; " + COPY],
     ),
 }
 
@@ -397,10 +481,252 @@ def test_a_damage_gives_its_fault_and_no_other(copy: Copy, name: str) -> None:
     for fault, pattern in zip(found["faults"], patterns, strict=True):
         assert re.search(pattern, fault), f"{pattern!r} expected, found {fault!r}"
     assert found["ok"] is False
+    assert_remedies(found["faults"])
+
+
+REMEDIES = ("; .*(orchestrator resume|orchestrator launch SWEEP --into|put it back|put back a copy|move it away|mv /)",)
+REMEDIES += ("; verify where the run's folder lies$", "; take these lines out of the file", "^[.]{3} and [0-9,]+ more")
+
+
+def assert_remedies(faults: list[str]) -> None:
+    """Every fault says what to do."""
+    for fault in faults:
+        assert any(re.search(remedy, fault) for remedy in REMEDIES), fault
+
+
+def resumed(copy: Copy) -> list[str]:
+    """What a session does that has nothing to train; returns what it finds broken in the end."""
+    with contextlib.closing(copy.folder.open()) as ledger:
+        ledger.acquire(this_process(), 60)
+        mend(copy.folder, ledger)
+        projection = tracking.Projection(ledger, copy.uri)
+        assert projection.flush(), projection.last_error
+        left = faults_after(copy.folder, ledger, copy.uri)
+        ledger.release()
+    return left
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_remedy_is_true(copy: Copy, name: str) -> None:
+    """Where every fault says `resume`, that is all it takes; where it says more, the test does that first. What cannot
+    be mended is told by the session too, which so does not end as if all were well. Mutant check: a `mend` that does
+    nothing, or an MLflow that is only looked at, fails this."""
+    damage, _ = DAMAGES[name]
+    damage(copy)
+    faults = copy.verify()["faults"]
+    for fault in faults:
+        if "delete that run in MLflow, and it" in fault:
+            connect(copy.uri).delete_run(copy.mlflow_run)
+            break
+        if (move := re.search("; nothing needs it any more: (mv .*)$", fault)) is not None:
+            subprocess.run(move[1], shell=True, check=True)
+        if (stranger := re.search("^(/.*) is the folder of a trial .*; move it away$", fault)) is not None:
+            shutil.move(stranger[1], copy.folder.path.parent / "moved")
+    left = resumed(copy)
+    assert left == copy.verify()["faults"]
+    if all("orchestrator resume" in fault or "; nothing needs it" in fault for fault in faults):
+        assert left == [] or name == "a folder is gone"
+    else:
+        assert_remedies(left)
 
 
 def known(copy: Copy) -> dict[str, str]:
     return {"T": copy.trial, "R": copy.mlflow_run, "P": copy.parent}
+
+
+# A ledger that is damaged itself
+
+
+def pages(copy: Copy) -> tuple[Path, int, int]:
+    """The ledger's file, with nothing left in its log and no page unused; the size of a page and how many there are."""
+    path = copy.folder.path / "ledger.db"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("VACUUM")
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        ((size,),) = database.execute("PRAGMA page_size")
+        ((count,),) = database.execute("PRAGMA page_count")
+    return path, size, count
+
+
+def overwrite(path: Path, page: int, size: int, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(page * size)
+        file.write((content * size)[:size])
+
+
+GARBAGE = {"zeros": bytes(1), "noise": random.Random(0).randbytes(4096), "text": b"lorem ipsum "}
+
+
+@pytest.mark.parametrize("content", GARBAGE)
+def test_a_damaged_page_of_the_ledger_is_a_fault_wherever_it_is(copy: Copy, content: str) -> None:
+    """Never a traceback, also where not a row can be read, and never in order. Mutant check: without asking SQLite,
+    pages of which no row is read stay unseen."""
+    path, size, count = pages(copy)
+    whole = path.read_bytes()
+    for page in sorted({0, 1, *range(2, count, max(1, count // 12)), count // 2, count - 1}):
+        path.write_bytes(whole)
+        overwrite(path, page, size, GARBAGE[content])
+        code, said = ask(copy)
+        assert code == 1, f"page {page}: {said}"
+        fault = said.splitlines()[1]
+        assert re.match(
+            f"fault: the ledger {path} is damaged: .*; put back a copy of it from before .* --into .*-2$", fault
+        )
+    assert json.loads(ask(copy, "--json")[1])["ok"] is False
+    path.write_bytes(whole)
+    for side in path.parent.glob("ledger.db-*"):
+        side.unlink()
+    assert ask(copy)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("trials", "job", '\'{"task": "ima\''),
+        ("trials", "job", "'[]'"),
+        ("trials", "result", "'7'"),
+        ("trials", "metrics", "CAST(x'ff00ff' AS TEXT)"),
+        ("runs", "sweep", "'{}'"),
+        ("runs", "sweep", "'{\"a'"),
+        ("runs", "provenance", "'[1]'"),
+        ("attempts", "execution", "'torn'"),
+        ("points", "value", "'many'"),
+        ("events", "text", "CAST(x'c3' AS TEXT)"),
+        ("suggestions", "trials", "'null'"),
+    ],
+)
+def test_a_value_that_no_ledger_writes_is_a_fault(copy: Copy, table: str, column: str, value: str) -> None:
+    """What a damaged page may hold that SQLite itself takes for sound: JSON that is torn or of another kind, text that
+    is none."""
+    if table == "events":
+        with contextlib.closing(copy.folder.open()) as ledger:
+            ledger.acquire("the test", 60)
+            ledger.event("checkpoint", "something")
+            ledger.release()
+    copy.ledger(f"UPDATE {table} SET {column} = {value}")
+    code, said = ask(copy)
+    assert code == 1, said
+    assert said.startswith("verify: "), said
+    assert_remedies([line.removeprefix("fault: ") for line in said.splitlines() if line.startswith("fault: ")])
+
+
+def test_a_server_that_is_away_is_no_damage(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_LEDGER", "postgresql://me@127.0.0.1:1/none")
+    code, said = ask(copy)
+    assert code == 4
+    assert "is damaged" not in said
+
+
+# What the attempts ran with
+
+
+def ran(copy: Copy, attempt: dict[str, Any] | None, run: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What `verify` says where three confirm trials ran with something else."""
+    if run is not None:
+        copy.ledger("UPDATE runs SET provenance = :run", run=json.dumps(run))
+    copy.ledger(
+        "UPDATE attempts SET provenance = :ran WHERE trial IN "
+        "(SELECT id FROM trials WHERE stage = 'confirm' AND arm = 'infonce')",
+        ran=None if attempt is None else json.dumps(attempt),
+    )
+    return copy.verify()
+
+
+@pytest.mark.parametrize("role", ["train", "tune", "confirm"])
+def test_other_data_are_a_fault(copy: Copy, role: str) -> None:
+    """Mutant check: comparing the data that trials train on only."""
+    other = RAN | {"data": RAN["data"] | {role: "f" * 64}}
+    faults = ran(copy, other)["faults"]
+    assert len(faults) == 3
+    (fault,) = [fault for fault in faults if copy.trial in fault]
+    assert f"attempt 1 ran with other {role} data ({'f' * 64}) than the run was begun with" in fault
+    assert f"({RAN['data'][role]})" in fault
+    assert re.search(
+        "; its numbers do not belong with the others: .*orchestrator launch SWEEP --into .*small-2$", fault
+    )
+
+
+@pytest.mark.parametrize("weights", ["w" * 64, {"source": "a", "digest": "w" * 64}, {"a": {"digest": "w" * 64}}])
+def test_other_weights_are_a_fault_and_the_same_are_none(copy: Copy, weights: Any) -> None:
+    begun = BEGUN | {"weights": weights}
+    assert ran(copy, RAN | {"weights": "w" * 64}, begun)["faults"] == []
+    faults = ran(copy, RAN | {"weights": "v" * 64})["faults"]
+    assert len(faults) == 3
+    assert f"ran with other weights ({'v' * 64}) than the run was begun with ({'w' * 64})" in faults[0]
+
+
+def test_other_code_is_a_fault_until_it_is_accepted_and_then_named(copy: Copy) -> None:
+    code, torch = "ef567890" * 8, {"torch": "2.14.0", "numpy": "2.4.0"}
+    found = ran(copy, RAN | {"code": code})
+    assert len(found["faults"]) == 3
+    assert (
+        "attempt 1 ran code ef567890, which is not the run's (code ab12cd34) and was not accepted" in found["faults"][0]
+    )
+    assert re.search(
+        "; with that code at hand accept it: orchestrator resume .*small --accept-code", found["faults"][0]
+    )
+    accepted = {"code": code, "versions": RAN["versions"], "time": 1.0}
+    found = ran(copy, RAN | {"code": code}, BEGUN | {"accepted": [accepted]})
+    assert found["faults"] == []
+    assert found["notes"] == ["versions of code: 7 trials by code ab12cd34, 3 trials by code ef567890 (accepted)"]
+    found = ran(copy, RAN | {"code": code, "versions": torch})
+    assert "ran code ef567890 with torch 2.14.0, which is not the run's" in found["faults"][0]
+    found = ran(copy, RAN | {"versions": torch}, BEGUN | {"accepted": [accepted | RAN | {"versions": torch}]})
+    assert found["faults"] == []
+    assert found["notes"] == [
+        "versions of code: 7 trials by code ab12cd34, 3 trials by code ab12cd34 with torch 2.14.0 (accepted)"
+    ]
+
+
+def test_code_that_was_not_recorded_is_a_note_with_the_number_of_trials(copy: Copy) -> None:
+    found = ran(copy, None)
+    assert (found["faults"], found["notes"]) == ([], ["code not recorded: 3 trials"])
+
+
+# A run that the version before began
+
+
+@pytest.fixture
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> RunFolder:
+    for name in ("MLFLOW_TRACKING_URI", "ORCHESTRATOR_LEDGER"):
+        monkeypatch.delenv(name, raising=False)
+    shutil.copytree(Path(__file__).parent / "begun" / request.param, tmp_path / "runs" / request.param)
+    return RunFolder(tmp_path / "runs" / request.param)
+
+
+@pytest.mark.parametrize("begun", ["crossed", "diverged"], indirect=True)
+def test_a_run_that_the_version_before_began_is_in_order_once_mlflow_has_been_told(begun: RunFolder) -> None:
+    uri = tracking.embedded_uri(begun.path.parent)
+    with contextlib.closing(begun.open()) as ledger:
+        ledger.acquire(this_process(), 60)
+        ledger.reconcile()
+        started = sum(trial.attempts > 0 for trial in ledger.trials())
+        diverged = [trial.id for trial in ledger.trials() if trial.outcome == "diverged"]
+        assert mend(begun, ledger) == []
+        projection = tracking.Projection(ledger, uri)
+        assert projection.flush(), projection.last_error
+        assert faults_after(begun, ledger, uri) == []
+        assert faults_after(begun, ledger, None) == []
+        assert faults_after(begun, ledger, "http://127.0.0.1:1") == [], "what does not answer is not judged"
+        ledger.release()
+        runs = {run["trial"]: run for run in tracking.runs_of(uri, ledger.uuid)}
+    found = verify(begun, uri)
+    assert found["faults"] == []
+    assert f"code not recorded: {started} trials" in found["notes"]
+    assert bool(diverged) == (begun.path.name == "diverged")
+    for trial in diverged:
+        assert (runs[trial]["status"], runs[trial]["tags"]["outcome"]) == ("FAILED", "diverged")
+
+
+@pytest.mark.parametrize("begun", ["crossed"], indirect=True)
+def test_the_id_of_a_job_of_before_is_the_hash_of_it(begun: RunFolder) -> None:
+    with contextlib.closing(sqlite3.connect(begun.path / "ledger.db")) as database, database:
+        database.execute("UPDATE trials SET seed = seed, job = replace(job, '\"steps\":', '\"steps\": ')")
+        database.execute(
+            'UPDATE trials SET job = replace(job, \'"task":"image"\', \'"task":"sentence"\') WHERE position = 0'
+        )
+    faults = verify(begun, tracking.embedded_uri(begun.path.parent))["faults"]
+    assert sum("the job that the ledger has of it is the job of trial" in fault for fault in faults) == 1
 
 
 # What is in order
@@ -408,6 +734,9 @@ def known(copy: Copy) -> dict[str, str]:
 
 def test_an_undamaged_run_is_in_order_also_on_the_command_line(finished: Path) -> None:
     found = json.loads(call("verify", "small", "--json", cwd=finished))
+    with contextlib.closing(RunFolder(finished / "runs" / "small").open()) as ledger:
+        recorded = all(attempt.provenance for attempt in ledger.attempts())
+    notes = [] if recorded else [f"code not recorded: {TRIALS} trials"]
     assert found == {
         "ok": True,
         "trials": TRIALS,
@@ -415,10 +744,13 @@ def test_an_undamaged_run_is_in_order_also_on_the_command_line(finished: Path) -
         "points": 115 * TRIALS,
         "checkpoints": 2 * TRIALS,
         "faults": [],
-        "notes": [],
+        "notes": notes,
     }
     said = call("verify", "small", cwd=finished)
-    assert said == "verify: ok, 10 trials, 10 MLflow runs, 1,150 points, 20 checkpoints\n"
+    assert said.splitlines() == [
+        "verify: ok, 10 trials, 10 MLflow runs, 1,150 points, 20 checkpoints",
+        *(f"note: {note}" for note in notes),
+    ]
 
 
 def test_values_that_are_no_numbers_are_the_same_everywhere(copy: Copy) -> None:
@@ -505,7 +837,7 @@ def test_what_another_attempt_measured_with_another_value_is_a_note(
     copy.ledger("UPDATE attempts SET number = 2, execution = '{}' WHERE trial = :trial")
     copy.ledger(
         "INSERT INTO attempts SELECT run, trial, 1, token, 'interrupted', :execution, host, failure, message, started, "
-        "ended FROM attempts WHERE trial = :trial",
+        "ended, provenance FROM attempts WHERE trial = :trial",
         execution=execution,
     )
     copy.ledger("UPDATE trials SET attempts = 2 WHERE id = :trial")
@@ -558,23 +890,31 @@ def test_a_pruned_trial_s_metric_is_on_its_curve_and_its_points_are_on_disk(copy
     assert "points.jsonl lacks 1 point; knn_accuracy at step 0" in point
 
 
-def test_a_diverged_trial_scores_as_if_untrained_and_needs_no_checkpoint(copy: Copy) -> None:
+@pytest.mark.parametrize("rules", [1, 2])
+def test_a_diverged_trial_needs_no_checkpoint_and_is_failed_in_mlflow(copy: Copy, rules: int) -> None:
+    """It has no metric; in runs that were begun before, that of its untrained encoder."""
     with contextlib.closing(copy.folder.open()) as ledger:
         trial = ledger.trial(copy.trial)
         (first, *_) = ledger.points(copy.trial, key="knn_accuracy")
     assert trial.result is not None
     assert first.value != trial.metric
-    metrics = trial.metrics | {"knn_accuracy": first.value}
+    old = rules == 1
+    metrics = trial.metrics | {"knn_accuracy": first.value} if old else {}
     result = trial.result | {"outcome": "diverged", "metrics": metrics}
     copy.ledger(
         "UPDATE trials SET outcome = 'diverged', metric = :metric, metrics = :metrics, result = :result "
         "WHERE id = :trial",
-        metric=first.value,
+        metric=first.value if old else None,
         metrics=json.dumps(metrics),
         result=json.dumps(result),
     )
     (copy.files / "result.json").write_text(json.dumps(result))
     shutil.rmtree(copy.files / "checkpoints")
+    status, tag = copy.verify()["faults"]
+    assert "the ledger says done, diverged, MLflow's run" in status
+    assert "is FINISHED and not FAILED; tell it: orchestrator resume" in status
+    assert "tag outcome: the ledger says 'diverged', MLflow says 'nothing'" in tag
+    assert resumed(copy) == []
     assert copy.verify()["faults"] == []
 
 

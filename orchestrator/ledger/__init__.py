@@ -7,6 +7,7 @@ first value of a point stands. Imports neither torch nor ray nor mlflow nor optu
 
 from orchestrator.process import this_process
 
+from .damage import damage_at
 from .database import probe, sqlite_url
 from .glance import Finished, finished
 from .ledger import Ledger
@@ -57,6 +58,7 @@ __all__ = [
     "Suggestion",
     "Trial",
     "TrialState",
+    "damage_at",
     "finished",
     "probe",
     "sqlite_url",

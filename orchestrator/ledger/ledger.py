@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from . import schema
+from .damage import damage
 from .database import Database
 from .lease import Lease, busy
 from .outage import RETRIED, Outage
@@ -229,6 +230,17 @@ class Ledger:
         with self._database.read() as connection:
             found = {row[0]: row[1] for row in connection.execute(query)}
         return {state: found.get(state, 0) for state in TRIAL_STATES}
+
+    def fences(self) -> dict[str, tuple[int, int]]:
+        """Fencing token and number of the last attempt of each trial that has one."""
+        table = schema.attempts
+        with self._database.read() as connection:
+            rows = connection.execute(self._of(table, table.c.trial, table.c.token, table.c.number)).all()
+        return {row.trial: (row.token, row.number) for row in sorted(rows, key=lambda row: row.number)}
+
+    def damage(self) -> str | None:
+        """What SQLite has against the file that holds this ledger; see `damage_at`."""
+        return None if self._database.path is None else damage(self._database.path)
 
     # The lease.
 

@@ -44,8 +44,8 @@ class LeaseHeld(LedgerError):
         super().__init__(text)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        told = {"holder": self.holder, "since": self.since, "expires": self.expires, "token": self.token}
-        return partial(type(self), **told), self.args, self.__dict__
+        made = partial(type(self), holder=self.holder, since=self.since, expires=self.expires, token=self.token)
+        return made, self.args, self.__dict__
 
 
 class LeaseLost(LedgerError):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from orchestrator import analysis
+from orchestrator import analysis, provenance
 from orchestrator.ledger import Ledger, Run, Trial
 from orchestrator.plan import smallest_p
 from orchestrator.report import arms, budgets, pairs
@@ -72,6 +72,7 @@ def answer(ledger: Ledger) -> Json:
         "smallest_p": smallest_p(len(contrasts) - len(same), len(seeds)),
         "trials": {stage: _counts(trials, stage) for stage in ("tune", "confirm")},
         "attempts": _attempts(ledger),
+        "code": provenance.behind(ledger, trials),
         "failures": [_failure(trial) for trial in trials if trial.state == "failed"],
         "diverged": [
             {"trial": t.id, "stage": t.stage, "arm": t.arm, "seed": t.seed} for t in trials if arms.diverged(t)
@@ -79,6 +80,9 @@ def answer(ledger: Ledger) -> Json:
         "environment": run.environment,
         "notes": [],
     }
+    of_trial = {trial: group["code"] for group in found["code"] for trial in group["trials"]}
+    for arm in found["arms"]:
+        arm["code"] = list(dict.fromkeys(of_trial.get(value["trial"]) for value in arm["values"]))
     found["held_equal"] = budgets.held_equal(found["arms"])
     ended = [one for one in trials if one.stage == "confirm" and one.state in ("done", "pruned", "failed")]
     found["notes"] = notes(

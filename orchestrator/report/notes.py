@@ -7,14 +7,14 @@ from typing import Any
 
 from orchestrator import analysis
 from orchestrator.ledger import Trial
-from orchestrator.report import budgets
+from orchestrator.report import budgets, text
 
 Json = dict[str, Any]
 
 
 def notes(found: Json, lost: Sequence[Trial]) -> list[str]:
     """Sentences on an answer, the gravest first; none when all is well. `lost`: trials that ended without a value."""
-    return [*_missing(found, lost), *oddities(found, seeds=len(found["seeds"]))]
+    return [*_missing(found, lost), *_several_codes(found), *oddities(found, seeds=len(found["seeds"]))]
 
 
 def oddities(found: Json, *, seeds: int) -> Iterable[str]:
@@ -40,6 +40,13 @@ def oddities(found: Json, *, seeds: int) -> Iterable[str]:
             yield (
                 f"{one['a']} and {one['b']} {how} and should agree; a seed differs by {one['largest_difference']:.3g}."
             )
+
+
+def _several_codes(found: Json) -> Iterable[str]:
+    """Whether the numbers come from more than one program."""
+    if len(found["code"]) > 1:
+        shown = "; ".join(f"{len(group['trials'])} trials by {text.code(group)}" for group in found["code"])
+        yield f"These numbers come from several programs: {shown}."
 
 
 def _missing(found: Json, lost: Sequence[Trial]) -> Iterable[str]:

@@ -31,7 +31,7 @@ def comparisons(answer: Json) -> Grid:
                 text.interval(one["ci95"], sign=True),
                 text.interval(one["ci95_bca"], sign=True),
                 text.probability(one["p"] if one["n"] else None),
-                text.probability(one["p_holm"] if one["n"] else None),
+                text.probability(one["p_holm"] if one["n"] and one["verdict"] != "diverges" else None),
                 text.count(one["n"]),
             )
             for one in answer["comparisons"]
@@ -140,6 +140,8 @@ def trials(answer: Json) -> Iterator[Block]:
     if stages:
         states = list(next(iter(stages.values())))
         yield Grid(("stage", *states), [(stage, *map(text.count, counts.values())) for stage, counts in stages.items()])
+    if answer["code"]:
+        yield Bullets([f"{text.count(len(group['trials']))} trials: {text.code(group)}" for group in answer["code"]])
     attempts = answer["attempts"]
     ended = ", ".join(f"{n} {kind}" for kind, n in attempts["unfinished"].items())
     yield Paragraph(f"Attempts: {text.count(attempts['total'])}" + (f", of which {ended}." if ended else "."))

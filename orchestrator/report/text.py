@@ -63,6 +63,14 @@ def percent(rate: float | None) -> str:
     return NOTHING if rate is None else f"{100 * rate:.0f}%"
 
 
+def code(group: dict[str, Any]) -> str:
+    """`code 3f2c9ab01234 (accepted), torch 2.13.0, ray 2.60.0`, or `code not recorded`."""
+    if group["code"] is None:
+        return "code not recorded"
+    versions = ", ".join(f"{name} {version}" for name, version in (group["versions"] or {}).items())
+    return f"code {group['code']}{' (accepted)' if group['accepted'] else ''}, {versions}"
+
+
 def setting(params: dict[str, Any] | None) -> str:
     """`optimizer.lr = 0.003, loss.temperature = 0.1`."""
     if not params:
@@ -178,7 +186,7 @@ def table(answer: dict[str, Any]) -> RenderableType:
             Text(f"{one['a']} - {one['b']}"),
             signed(one["delta"]),
             interval(one["ci95"], sign=True),
-            probability(one["p_holm"] if one["n"] else None),
+            probability(one["p_holm"] if one["n"] and one["verdict"] != "diverges" else None),
             verdict_of(one),
         )
     notes = [Text(f"note: {note}") for note in answer["notes"]]

@@ -1,14 +1,15 @@
 """Proves that ledger, MLflow and the files on disk say the same of a run, or lists what differs.
 
-Everything is read once, into `Facts`; each check is a small function of them that yields one sentence for each thing
-wrong. MLflow is asked through `tracking`, files are read by `python -m jobs.audit`. Writes nothing. Imports neither
-torch nor ray nor optuna.
+Everything is read once, into `Facts`; each check is a small function of them that yields a Finding for each thing
+wrong: what it is, and what mends it. MLflow is asked through `tracking`, files are read by `python -m jobs.audit`.
+Writes nothing, but for `mend`. Imports neither torch nor ray nor optuna.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -17,18 +18,23 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from orchestrator import tracking
-from orchestrator.ledger import Attempt, LeaseHeld, Ledger, Point
+from orchestrator.ledger import Attempt, LeaseHeld, Ledger, LedgerError, Point, damage_at
 from orchestrator.runs import RunError, RunFolder
 
-from . import in_itself, in_mlflow, on_disk
-from .facts import Facts, Place
+from . import in_itself, in_mlflow, in_origin, on_disk
+from .facts import Facts, Finding, Place, beside
+from .mending import mend
 
-__all__ = ["verify"]
+__all__ = ["faults_after", "mend", "verify"]
 
-Check = Callable[[Facts], Iterable[str]]
+Check = Callable[[Facts], Iterable[Finding | str]]
 
-FAULTS: Sequence[Check] = (*in_itself.CHECKS, *in_mlflow.CHECKS, *on_disk.CHECKS)
-NOTES: Sequence[Check] = on_disk.NOTES
+WITHOUT_MLFLOW: Sequence[Check] = (*in_itself.CHECKS, *in_origin.CHECKS, *on_disk.CHECKS)
+FAULTS: Sequence[Check] = (*in_itself.CHECKS, *in_origin.CHECKS, *in_mlflow.CHECKS, *on_disk.CHECKS)
+NOTES: Sequence[Check] = (*on_disk.NOTES, *in_origin.NOTES)
+
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError)
+"""What reading a row raises that is not what a ledger writes."""
 
 SHOWN = 10
 """Faults of one kind that are told one by one."""
@@ -37,13 +43,25 @@ SHOWN = 10
 def verify(folder: RunFolder, uri: str) -> dict[str, Any]:
     """What `orchestrator verify` prints, as plain JSON; `ok` when there is no fault. uri: MLflow's.
 
-    Raises RunError or LedgerError, LeaseHeld while a driver is at work, TrackingUnavailable.
+    Raises RunError or LedgerError, LeaseHeld while a driver is at work, TrackingUnavailable. A ledger that is there and
+    damaged is a fault, however little can be read of it.
     """
-    with contextlib.closing(folder.open()) as ledger:
-        _refuse_while_driven(ledger)
-        facts = _read(folder, ledger, uri)
-        _refuse_while_driven(ledger)  # else what was read first is older than what was read last
-    faults = [text for check in FAULTS for text in _some(check(facts))]
+    try:
+        with contextlib.closing(folder.open()) as ledger:
+            _refuse_while_driven(ledger)
+            facts, faults = _facts(folder, ledger, uri)
+            _refuse_while_driven(ledger)  # else what was read first is older than what was read last
+    except (LeaseHeld, RunError):
+        raise
+    except (LedgerError, *UNREADABLE) as error:
+        damage = damage_at(folder.ledger_url())
+        if damage is None and not _undecodable(error):
+            raise
+        facts, faults = None, [str(_damaged(folder, damage or f"{type(error).__name__}: {error}"))]
+    if facts is None:
+        counts = dict.fromkeys(("trials", "mlflow_runs", "points", "checkpoints"), 0)
+        return {"ok": False, **counts, "faults": faults, "notes": []}
+    faults += _found(FAULTS, facts)
     return {
         "ok": not faults,
         "trials": len(facts.trials),
@@ -51,11 +69,63 @@ def verify(folder: RunFolder, uri: str) -> dict[str, Any]:
         "points": sum(map(len, facts.points.values())),
         "checkpoints": sum(len(record["checkpoints"]) for record in (facts.disk or {}).values()),
         "faults": faults,
-        "notes": [text for check in NOTES for text in _some(check(facts))],
+        "notes": _found(NOTES, facts),
     }
 
 
-def _read(folder: RunFolder, ledger: Ledger, uri: str) -> Facts:
+def faults_after(folder: RunFolder, ledger: Ledger, uri: str | None) -> list[str]:
+    """What `verify` will call broken, for a driver that is about to end and still holds the lease.
+
+    uri: MLflow's; None for a session without it. An MLflow that does not answer is left out: `verify` cannot judge it
+    either. Takes as long as `verify`: the caller keeps the lease renewed. Raises RunError or LedgerError.
+    """
+    try:
+        facts, faults = _facts(folder, ledger, uri)
+    except tracking.TrackingUnavailable:
+        facts, faults = _facts(folder, ledger, uri := None)
+    return faults if facts is None else faults + _found(FAULTS if uri else WITHOUT_MLFLOW, facts)
+
+
+def _facts(folder: RunFolder, ledger: Ledger, uri: str | None) -> tuple[Facts | None, list[str]]:
+    """What is read of the run, as far as its ledger can be read; and what is wrong with the ledger."""
+    damage = ledger.damage()
+    try:
+        facts = _read(folder, ledger, uri)
+    except (LeaseHeld, RunError):
+        raise
+    except (LedgerError, *UNREADABLE) as error:
+        if damage is None and not _undecodable(error):
+            raise
+        return None, [str(_damaged(folder, damage or f"{type(error).__name__}: {error}"))]
+    return facts, [] if damage is None else [str(_damaged(folder, damage))]
+
+
+def _damaged(folder: RunFolder, damage: str) -> Finding:
+    url = re.sub(r"//[^/@]*@", "//", folder.ledger_url())
+    sides = " (and delete its -wal and -shm)" if url.startswith("sqlite:") else ""
+    return Finding(
+        f"the ledger {url.removeprefix('sqlite:///')} is damaged: {damage}",
+        f"put back a copy of it from before{sides}, or begin anew: {beside(folder.name)}",
+    )
+
+
+def _undecodable(error: Exception) -> bool:
+    """Whether the database was read, and holds what is no text: SQLite itself has nothing against that."""
+    return not isinstance(error, LedgerError) or "decode" in str(error)
+
+
+def _found(checks: Sequence[Check], facts: Facts) -> list[str]:
+    texts: list[str] = []
+    for check in checks:
+        try:
+            texts += _some(map(str, check(facts)))
+        except UNREADABLE as error:  # a value that is not what a ledger writes
+            what = f"what the ledger has of this run is not what {check.__name__.strip('_')} needs: {error!r}"
+            texts.append(str(Finding(what, facts.restore)))
+    return texts
+
+
+def _read(folder: RunFolder, ledger: Ledger, uri: str | None) -> Facts:
     attempts: dict[str, list[Attempt]] = defaultdict(list)
     for attempt in ledger.attempts():
         attempts[attempt.trial].append(attempt)
@@ -65,11 +135,11 @@ def _read(folder: RunFolder, ledger: Ledger, uri: str) -> Facts:
     waiting: dict[str, set[Place]] = defaultdict(set)
     for trial in ledger.waiting():
         waiting[trial] = {(p.key, p.step) for p in ledger.unprojected_points(len(points[trial]), trial)}
-    run = ledger.run
-    tracked = []
-    if run.mlflow_run_id is not None:
+    run, tracked = ledger.run, []
+    ledger.events()  # nothing is made of them here, but a driver must be able to read them
+    if uri is not None and run.mlflow_run_id is not None:
         tracking.check(uri)
-        tracked = tracking.runs_of(uri, run.uuid)
+        tracked = tracking.runs_of(uri, run.uuid, deleted=True)
     return Facts(
         folder=folder.name,
         run=run,
@@ -80,7 +150,8 @@ def _read(folder: RunFolder, ledger: Ledger, uri: str) -> Facts:
         frozen=ledger.frozen(),
         untold={trial.id for trial in ledger.unprojected_trials()},
         waiting=waiting,
-        tracked=tracked,
+        tracked=[run for run in tracked if not run["deleted"]],
+        deleted={run["run_id"] for run in tracked if run["deleted"]},
         disk=_audit(folder),
     )
 

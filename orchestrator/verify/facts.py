@@ -17,6 +17,17 @@ Place = tuple[str, int]
 
 
 @dataclass(frozen=True)
+class Finding:
+    """Something that is wrong, and what mends it: a command, or what a person must do."""
+
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.remedy}"
+
+
+@dataclass(frozen=True)
 class Facts:
     """All that was read of one run."""
 
@@ -34,7 +45,9 @@ class Facts:
     waiting: Mapping[str, set[Place]]
     """Points that MLflow has not been told, by trial."""
     tracked: list[dict[str, Any]]
-    """MLflow's runs, as `tracking.runs_of` gives them."""
+    """MLflow's runs, as `tracking.runs_of` gives them, but for those that somebody deleted there."""
+    deleted: set[str]
+    """Ids of those."""
     disk: dict[str, dict[str, Any]] | None
     """What `python -m jobs.audit` says, by trial; None when the trials do not lie on this disk."""
 
@@ -47,6 +60,16 @@ class Facts:
     def resume(self) -> str:
         """The command that continues the run."""
         return f"orchestrator resume {shlex.quote(self.folder)}"
+
+    @property
+    def again(self) -> str:
+        """The command that begins the sweep anew."""
+        return beside(self.folder)
+
+    @property
+    def restore(self) -> str:
+        """What remains where the ledger contradicts itself."""
+        return f"no command mends that: put back a copy of the ledger from before, or begin anew: {self.again}"
 
     @property
     def metric(self) -> str:
@@ -76,6 +99,12 @@ class Facts:
     def folders(self) -> list[tuple[Trial, dict[str, Any]]]:
         """Trials with what their folder holds, where there is one."""
         return [(trial, self.disk[trial.id]) for trial in self.trials.values() if self.disk and trial.id in self.disk]
+
+
+def beside(folder: str) -> str:
+    """The command that begins a sweep anew beside a run, which stays as it is."""
+    head, mark, query = folder.partition("?")
+    return f"orchestrator launch SWEEP --into {shlex.quote(f'{head}-2{mark}{query}')}"
 
 
 def same(one: Any, other: Any) -> bool:

@@ -2,55 +2,72 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from jobs.config import COMPUTING, JobConfig
-from orchestrator.ledger import Point, Trial
+from orchestrator.ledger import Attempt, Point, Trial
 
-from .facts import Facts, Place, counted, other_keys, same
+from .facts import Facts, Finding, Place, counted, other_keys, same
+
+UNKNOWN = "has, and the ledger not,"
 
 
-def _elsewhere(facts: Facts) -> Iterator[str]:
+def _elsewhere(facts: Facts) -> Iterator[Finding]:
     if facts.disk is None and facts.started:
-        yield (
+        yield Finding(
             f"{facts.within('trials')} is not there, so no file of {counted(len(facts.started), 'started trial')} "
-            "could be looked at; verify where the run's folder lies"
+            "could be looked at",
+            "verify where the run's folder lies",
         )
 
 
-def _strangers(facts: Facts) -> Iterator[str]:
+def _strangers(facts: Facts) -> Iterator[Finding]:
     for name in facts.disk or ():
         if name not in facts.trials:
             where = facts.within(f"trials/{name}")
-            yield f"{where} is the folder of a trial that the ledger does not have; move it away"
+            yield Finding(f"{where} is the folder of a trial that the ledger does not have", "move it away")
 
 
-def _folders(facts: Facts) -> Iterator[str]:
+def _folders(facts: Facts) -> Iterator[Finding]:
     for trial in facts.started if facts.disk is not None else ():
         if trial.state in ("done", "pruned") and trial.id not in (facts.disk or {}):
             where = facts.within(f"trials/{trial.id}")
-            yield f"trial {trial.id}: the ledger says {trial.state}, but {where} is not there"
+            yield Finding(
+                f"trial {trial.id}: the ledger says {trial.state}, but {where} is not there",
+                f"put it back from a copy, or have all but its checkpoints written again: {facts.resume}",
+            )
     for trial, record in facts.folders:
         for fault in record["faults"]:
-            yield f"trial {trial.id}: {fault}"
+            yield Finding(f"trial {trial.id}: {fault}", _written(facts))
 
 
-def _jobs(facts: Facts) -> Iterator[str]:
+def _jobs(facts: Facts) -> Iterator[Finding]:
     """A trial that failed before it was loaded has no job.json."""
     for trial, record in facts.folders:
         job = record["job"]
         if job is None:
             if trial.state in ("done", "pruned"):
-                yield f"trial {trial.id}: the ledger says {trial.state}, but its folder has no job.json"
-        elif keys := other_keys(_objective(trial.job), _objective(job)):
-            yield f"trial {trial.id}: its job.json is not the job that the ledger has; {', '.join(keys)} differ"
+                yield Finding(
+                    f"trial {trial.id}: the ledger says {trial.state}, but its folder has no job.json", _written(facts)
+                )
+        elif keys := other_keys(objective(trial.job), objective(job)):
+            yield Finding(
+                f"trial {trial.id}: its job.json is not the job that the ledger has; {', '.join(keys)} differ",
+                _written(facts),
+            )
 
 
-def _objective(job: Any) -> Any:
+def _written(facts: Facts) -> str:
+    """See mending.py."""
+    return f"have it written again as the ledger has it: {facts.resume}"
+
+
+def objective(job: Any) -> Any:
     """A job but for how it is computed, with every field that this version knows."""
     try:
         return JobConfig.model_validate(job).model_dump(mode="json", exclude={"execution"})
@@ -58,17 +75,20 @@ def _objective(job: Any) -> Any:
         return {key: value for key, value in job.items() if key != "execution"} if isinstance(job, dict) else job
 
 
-def _results(facts: Facts) -> Iterator[str]:
+def _results(facts: Facts) -> Iterator[Finding]:
     for trial, record in facts.folders:
         if trial.state != "done":
             continue
         if record["result"] is None:
-            yield f"trial {trial.id}: the ledger has a result, its folder has no result.json"
+            yield Finding(f"trial {trial.id}: the ledger has a result, its folder has no result.json", _written(facts))
         elif keys := other_keys(trial.result, record["result"]):
-            yield f"trial {trial.id}: its result.json is not the ledger's result; {', '.join(keys)} differ"
+            yield Finding(
+                f"trial {trial.id}: its result.json is not the ledger's result; {', '.join(keys)} differ",
+                _written(facts),
+            )
 
 
-def _points_on_disk(facts: Facts) -> Iterator[str]:
+def _points_on_disk(facts: Facts) -> Iterator[Finding]:
     """Of what is finished: the disk of a pruned trial may be ahead, that of any other may be behind as well."""
     for trial, ours, theirs in _both(facts):
         found = {
@@ -76,14 +96,18 @@ def _points_on_disk(facts: Facts) -> Iterator[str]:
             "has with another value": [p for p in _changed(ours, theirs) if not _may_change(facts, trial, p[0])],
         }
         if trial.state == "done":
-            found["has, and the ledger not,"] = [place for place in theirs if place not in ours]
+            found[UNKNOWN] = [place for place in theirs if place not in ours]
         for what, places in found.items():
             if places:
                 key, step = place = places[0]
                 mine = ours[place].value if place in ours else "nothing"
-                yield (
+                remedy = (
+                    "take these lines out of the file, if the ledger is right" if what == UNKNOWN else _written(facts)
+                )
+                yield Finding(
                     f"trial {trial.id}: its points.jsonl {what} {counted(len(places), 'point')}; {key} at step {step}: "
-                    f"the ledger says {mine}, the file {theirs.get(place, 'nothing')}"
+                    f"the ledger says {mine}, the file {theirs.get(place, 'nothing')}",
+                    remedy,
                 )
 
 
@@ -99,26 +123,50 @@ def _changed(ours: Mapping[Place, Point], theirs: Mapping[Place, float]) -> list
 
 
 def _may_change(facts: Facts, trial: Trial, key: str) -> bool:
+    return may_change(facts.attempts.get(trial.id, []), key)
+
+
+def may_change(attempts: Sequence[Attempt], key: str) -> bool:
     """Whether a point may have another value when a later attempt measures it again: the ledger keeps the first, the
     disk the last. They are equal, bit for bit, for the same execution on the same host, but for times and memory."""
-    attempts = facts.attempts.get(trial.id, [])
     how = [(one.host, {k: value for k, value in one.execution.items() if k != "verify"}) for one in attempts]
     return len(attempts) > 1 and (key.startswith(COMPUTING) or any(one != how[0] for one in how))
 
 
-def _checkpoints(facts: Facts) -> Iterator[str]:
+def _checkpoints(facts: Facts) -> Iterator[Finding]:
     for trial, record in facts.folders:
         where = facts.within(f"trials/{trial.id}/checkpoints")
-        for one in record["checkpoints"]:
-            if one["fault"] is not None:
-                yield f"trial {trial.id}: {one['name']} in {where} is damaged: {one['fault']}"
-        if trial.state == "done" and trial.outcome == "ok" and trial.result is not None:
-            newest = record["checkpoints"][0]["step"] if record["checkpoints"] else None
-            if newest != trial.result["step"]:
-                yield (
-                    f"trial {trial.id}: the ledger's result is of step {trial.result['step']}, the newest checkpoint "
-                    f"in {where} is {'none' if newest is None else f'of step {newest}'}"
+        needed = trial.result["step"] if trial.result is not None and trial.outcome == "ok" else None
+        for checkpoint in record["checkpoints"]:
+            if checkpoint["fault"] is not None:
+                yield Finding(
+                    f"trial {trial.id}: {checkpoint['name']} in {where} is damaged: {checkpoint['fault']}",
+                    COPY if checkpoint["step"] == needed else _set_aside(facts, trial, checkpoint["name"]),
                 )
+        if trial.state == "done" and needed is not None:
+            newest = record["checkpoints"][0]["step"] if record["checkpoints"] else None
+            if newest != needed:
+                yield Finding(
+                    f"trial {trial.id}: the ledger's result is of step {needed}, the newest checkpoint "
+                    f"in {where} is {'none' if newest is None else f'of step {newest}'}",
+                    COPY,
+                )
+
+
+COPY = "put it back from a copy: nothing makes it again. The verdict does not need it, only `orchestrator export` does"
+
+
+def _set_aside(facts: Facts, trial: Trial, name: str) -> str:
+    """A training that goes on does it by itself; what has ended needs no older checkpoint."""
+    if trial.state == "failed":
+        return f"it is set aside when the trial is tried again: {facts.resume} --failed"
+    if trial.state not in ("done", "pruned"):
+        return f"it is set aside when the trial goes on: {facts.resume}"
+    if "://" in facts.folder:
+        where = facts.within(f"trials/{trial.id}/checkpoints/{name}")
+        return f"nothing needs it any more: rename manifest.json in {where} to manifest.bad-1.json"
+    path = shlex.quote(f"{facts.folder}/trials/{trial.id}/checkpoints/{name}")
+    return f"nothing needs it any more: mv {path} {path}.bad-1"
 
 
 def _to_be_closed(facts: Facts) -> Iterator[str]:

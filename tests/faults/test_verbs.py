@@ -1,4 +1,4 @@
-"""Rows 28 to 30 of the fault table: `launch`, `resume --failed`, `resume --give-up` and `stop`, killed half-way.
+"""Rows 34 to 36 of the fault table: `launch`, `resume --failed`, `resume --give-up` and `stop`, killed half-way.
 
 By the command line, in processes of their own; where a creation can be killed besides is in test_creation.py.
 """
@@ -52,7 +52,7 @@ POINTS = ["write MARKER", "wrote MARKER", "wrote sweep.toml", "wrote ledger", "w
 @pytest.mark.soak
 @pytest.mark.parametrize("store", ["folder", "folder, postgresql", "bucket, postgresql"])
 @pytest.mark.parametrize("point", POINTS)
-def test_row_28_a_launch_killed_while_it_creates_is_continued_by_the_same_command(
+def test_row_34_a_launch_killed_while_it_creates_is_continued_by_the_same_command(
     home: Path, store: str, point: str, request: pytest.FixtureRequest, bucket: Callable[[str], str]
 ) -> None:
     """Up to the moment at which the second one would take the lease, where it is killed too; then there is one run."""
@@ -73,7 +73,7 @@ def test_row_28_a_launch_killed_while_it_creates_is_continued_by_the_same_comman
 
 
 @pytest.mark.slow
-def test_row_28_the_sweep_of_a_killed_creation_measures_what_an_undisturbed_one_does(
+def test_row_34_the_sweep_of_a_killed_creation_measures_what_an_undisturbed_one_does(
     home: Path, undisturbed: dict[str, float]
 ) -> None:
     killed("launch", "sweep.toml", "--offline", home=home, env=fault(home, "wrote ledger"))
@@ -84,7 +84,7 @@ def test_row_28_the_sweep_of_a_killed_creation_measures_what_an_undisturbed_one_
 
 
 @pytest.mark.soak
-def test_row_29_resume_failed_killed_half_way_gives_each_failed_trial_one_attempt(home: Path) -> None:
+def test_row_35_resume_failed_killed_half_way_gives_each_failed_trial_one_attempt(home: Path) -> None:
     """Two of three are queued again when it is killed; the same command queues the third."""
     (home / "sweep.toml").write_text(UNTUNED)
     env = fault(home, "step", "raise", rank=0, step=2, times=2)
@@ -112,7 +112,7 @@ def test_row_29_resume_failed_killed_half_way_gives_each_failed_trial_one_attemp
 
 
 @pytest.mark.soak
-def test_row_29_resume_give_up_killed_half_way_gives_up_the_rest_when_asked_again(home: Path) -> None:
+def test_row_35_resume_give_up_killed_half_way_gives_up_the_rest_when_asked_again(home: Path) -> None:
     (home / "sweep.toml").write_text(UNTUNED)
     call("launch", "sweep.toml", "--offline", cwd=home, code=1, env=fault(home, "step", "raise", rank=0, times=2))
     killed("resume", "small", "--offline", "--give-up", home=home, env=fault(home, "after give_up"))
@@ -124,7 +124,7 @@ def test_row_29_resume_give_up_killed_half_way_gives_up_the_rest_when_asked_agai
 
 
 @pytest.mark.slow
-def test_row_30_stop_killed_before_it_asks_changes_nothing_and_after_it_the_driver_stops(home: Path) -> None:
+def test_row_36_stop_killed_before_it_asks_changes_nothing_and_after_it_the_driver_stops(home: Path) -> None:
     (home / "sweep.toml").write_text(LONG)
     folder = RunFolder(home / "runs" / "small")
 

@@ -1,0 +1,213 @@
+"""Writes again what a trial's folder lacks and the ledger knows: job.json, result.json, points.jsonl, attempt.json.
+
+The ledger is the truth of whatever it has been told, so a file that is gone, empty or damaged is written as the ledger
+has it. What only the folder has, stays: points that the ledger was not told, and checkpoints, which nothing can make
+again. A folder in place of a file is renamed and kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jobs.storage import write_whole
+from jobs.trial import ATTEMPT, JOB, POINTS, RESULT, points_of, read_attempt
+from orchestrator.ledger import Attempt, Ledger, Point, Trial
+from orchestrator.remote import RemoteError
+from orchestrator.runs import RunFolder
+
+from .facts import other_keys, same
+from .on_disk import may_change, objective
+
+RENEW_S = 5.0
+"""How often the lease is renewed meanwhile."""
+
+AT_ONCE = 16
+"""Trials whose files are asked of a bucket at once."""
+
+ENDED = ("done", "pruned")
+
+FOREVER = 2**62
+"""A step that no training reaches."""
+
+
+def mend(folder: RunFolder, ledger: Ledger) -> list[str]:
+    """Write again the files of started trials that the ledger knows better; returns a sentence for each.
+
+    To be called under the lease, before any attempt is begun. Raises LedgerError.
+    """
+    attempts: dict[str, list[Attempt]] = {}
+    for attempt in ledger.attempts():
+        attempts.setdefault(attempt.trial, []).append(attempt)
+    fences, renewed = ledger.fences(), time.monotonic()
+    sentences: list[str] = []
+    with ThreadPoolExecutor(1 if folder.remote is None else AT_ONCE) as pool:
+        started = [trial for trial in ledger.trials() if trial.attempts]
+        for mended in pool.map(
+            lambda trial: _mend(folder, ledger, trial, attempts.get(trial.id, []), fences.get(trial.id)), started
+        ):
+            sentences += mended
+            if time.monotonic() > renewed + RENEW_S:
+                ledger.renew()
+                renewed = time.monotonic()
+    return sentences
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of a trial, in a folder or in a bucket."""
+
+    folder: RunFolder
+    trial: str
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return self.folder.trial(self.trial) / self.name
+
+    def read(self) -> str | None:
+        """Its text; None if there is none. Raises ValueError for what is no text, OSError or RemoteError."""
+        if self.folder.remote is None:
+            if self.path.is_dir():
+                raise ValueError(f"{self.path} is a folder")
+            return self.path.read_text("utf-8") if self.path.exists() else None
+        content = self.folder.remote.read(f"trials/{self.trial}/{self.name}")
+        return None if content is None else content.decode("utf-8")
+
+    def write(self, text: str) -> None:
+        """Replace it in one piece."""
+        if self.folder.remote is not None:
+            self.folder.remote.put(f"trials/{self.trial}/{self.name}", text.encode())
+            return
+        if self.path.is_dir():
+            self.set_aside()
+        write_whole(self.path, text)
+
+    def set_aside(self) -> None:
+        """Rename it to NAME.bad-N."""
+        if self.folder.remote is None:
+            names = (self.path.with_name(f"{self.name}.bad-{number}") for number in itertools.count(1))
+            self.path.rename(next(path for path in names if not path.exists()))
+            return
+        remote, place = self.folder.remote, f"trials/{self.trial}"
+        there = remote.files(place)
+        free = next(name for number in itertools.count(1) if (name := f"{self.name}.bad-{number}") not in there)
+        remote.put(f"{place}/{free}", remote.read(f"{place}/{self.name}") or b"")
+        remote.delete(f"{place}/{self.name}")
+
+
+def _mend(
+    folder: RunFolder, ledger: Ledger, trial: Trial, attempts: Sequence[Attempt], fence: tuple[int, int] | None
+) -> list[str]:
+    file, sentences = partial(_File, folder, trial.id), []
+    for name, mended in (
+        (JOB, partial(_job, file(JOB), trial)),
+        (RESULT, partial(_result, file(RESULT), trial)),
+        (POINTS, partial(_points, file(POINTS), trial, attempts, ledger)),
+        (ATTEMPT, partial(_attempt, file(ATTEMPT), trial, fence)),
+    ):
+        try:
+            if why := mended():
+                sentences.append(f"trial {trial.id}: {name} {why}")
+        except (OSError, RemoteError) as error:
+            sentences.append(f"trial {trial.id}: {name} could not be looked at or written again: {error}")
+    return sentences
+
+
+def _job(file: _File, trial: Trial) -> str | None:
+    """A trial that failed before it was loaded has none."""
+    found, damage = _json(file)
+    if found is None and damage is None and trial.state not in ENDED:
+        return None
+    if damage is None and (found == trial.job or (found and not other_keys(objective(trial.job), objective(found)))):
+        return None
+    file.write(json.dumps(trial.job, indent=1))
+    return _written("was missing" if found is None and damage is None else damage or "was of another job")
+
+
+def _result(file: _File, trial: Trial) -> str | None:
+    found, damage = _json(file)
+    if trial.state == "done" and trial.result is not None:
+        if damage is None and found is not None and not other_keys(trial.result, found):
+            return None
+        file.write(json.dumps(trial.result, indent=1))
+        return _written("was missing" if found is None and damage is None else damage or "was another one")
+    if damage is None:
+        return None
+    file.set_aside()
+    return f"{damage}; it is set aside, and the trial goes on from its newest checkpoint"
+
+
+def _points(file: _File, trial: Trial, attempts: Sequence[Attempt], ledger: Ledger) -> str | None:
+    """The file's points with the ledger's values, and those of the ledger that it lacks. Of a trial that goes on the
+    ledger may be ahead of the file, which is then cut back to the newest checkpoint anyway."""
+    try:
+        text, damage = file.read() or "", None
+    except ValueError as error:
+        text, damage = "", f"could not be read ({_first_line(error)})"
+    theirs = {(point.key, point.step): point for point in points_of(text, until=FOREVER)}
+    if trial.state not in ENDED and damage is None and (theirs or not trial.step):
+        return None
+    ours = {(point.key, point.step): point for point in ledger.points(trial.id)}
+    lacking = [place for place in ours if place not in theirs]
+    changed = [place for place, point in theirs.items() if _changed(point.value, ours.get(place), attempts)]
+    if not (damage or lacking or changed):
+        return None
+    merged = {place: asdict(point) for place, point in theirs.items()}
+    merged |= {place: _line(point) for place, point in ours.items() if place in {*lacking, *changed}}
+    lines = sorted(merged.values(), key=lambda line: int(line["step"]))
+    file.write("".join(json.dumps(line) + "\n" for line in lines))
+    return _written(
+        damage or f"lacked {len(lacking)} points" + (f", {len(changed)} had other values" if changed else "")
+    )
+
+
+def _changed(value: float, ours: Point | None, attempts: Sequence[Attempt]) -> bool:
+    return ours is not None and not same(value, ours.value) and not may_change(attempts, ours.key)
+
+
+def _line(point: Point) -> dict[str, Any]:
+    return {"key": point.key, "step": point.step, "value": point.value, "time": point.time}
+
+
+def _attempt(file: _File, trial: Trial, fence: tuple[int, int] | None) -> str | None:
+    if fence is None:
+        return None
+    try:
+        text = file.read()
+        if text is None and trial.state not in ENDED:
+            return None
+        if text is not None and read_attempt(text) is not None:
+            return None
+        damage = "was missing" if text is None else "was empty" if not text.strip() else "was damaged"
+    except ValueError as error:
+        damage = f"could not be read ({_first_line(error)})"
+    token, number = fence
+    file.write(json.dumps({"token": token, "attempt": number}))
+    return _written(damage)
+
+
+def _json(file: _File) -> tuple[Any, str | None]:
+    """What a file holds, None if it is not there; and what is wrong with it."""
+    try:
+        text = file.read()
+        if text is None:
+            return None, None
+        return json.loads(text), None
+    except ValueError as error:
+        return None, f"could not be read ({_first_line(error)})"
+
+
+def _written(why: str) -> str:
+    return f"{why}; it is written again as the ledger has it"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,147 @@
+"""A cluster of the driver's own: no signal to the driver's group reaches it, and nothing of it outlives the driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from real import end, wait_for
+
+GUARDED = """
+import subprocess, sys, time
+from orchestrator.cluster_start import Guard
+guard = Guard()
+started = subprocess.Popen([sys.executable, "-c", '''
+import subprocess, sys, time
+inner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"], process_group=0)
+print(inner.pid, flush=True)
+time.sleep(99)
+'''], start_new_session=True, stdout=subprocess.PIPE)
+guard.add(started.pid)
+print(started.pid, started.stdout.readline().decode(), guard._process.pid, flush=True)
+if sys.stdin.readline():
+    guard.close()
+    print("closed", started.wait(5), flush=True)
+"""
+
+
+@pytest.mark.parametrize("way", ["kill -9", "close", "SIGHUP and SIGTERM to the group, then kill -9"])
+def test_a_guard_ends_what_was_started_in_sessions_of_its_own(way: str) -> None:
+    """What was started in there in a process group of its own too. Mutant check: killing the group in place of the
+    session fails this, as does a guard in the driver's group."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", GUARDED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    text = process.stdout.readline() + process.stdout.readline()
+    family = [psutil.Process(int(pid)) for pid in text.split()]
+    assert len(family) == 3
+    if way == "close":
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == f"closed {-signal.SIGKILL}\n"
+    else:
+        if "group" in way:
+            for number in (signal.SIGHUP, signal.SIGTERM):
+                os.killpg(process.pid, number)
+        process.kill()
+    process.wait(10)
+    process.stdin.close()
+    process.stdout.close()
+    wait_for(lambda: not any(lives(one) for one in family), seconds=10)
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+SESSION = """
+import json, os, signal, sys, threading, time
+import psutil
+from orchestrator import cluster
+
+heard = []
+signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+
+def disturb():
+    while len(heard) < 5:  # while Ray starts, at every stage of it
+        time.sleep(0.4)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=disturb, daemon=True).start()
+failures = []
+def seen(nodes):
+    raise KeyError(len(nodes))
+
+with cluster.session(cpus=1):
+    import ray
+
+    @ray.remote
+    def group():
+        return os.getpgrp(), os.getsid(0)
+
+    family = [(p.pid, p.name()) for p in psutil.Process().children(recursive=True)]
+    groups = {os.getpgid(pid) for pid, _ in family} | set(ray.get(group.remote()))
+    with cluster.watched(lambda what: failures.append(what), seen, lambda error: failures.append(repr(error))):
+        while not failures:
+            time.sleep(0.01)
+    with cluster.watched(lambda what: failures.append(what), seen):
+        while len(failures) < 2:
+            time.sleep(0.01)
+    names = [name for _, name in family]
+    mine = [os.getpid(), os.getpgrp(), os.getsid(0)]
+    answer = {"family": [pid for pid, _ in family], "names": names, "groups": list(groups), "mine": mine}
+    print(json.dumps(answer | {"heard": len(heard), "failures": failures}), flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.slow
+def test_ray_starts_apart_from_the_driver_leaves_its_signals_alone_and_dies_with_it() -> None:
+    """And the watch over it tells what ends one of its threads. Mutant check: `ray.init` by itself fails each of
+    these: SIGTERM ends the driver while Ray starts, raylet and GCS are in its group, agents outlive a kill -9; and
+    without `threads.start` the KeyError is nobody's."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SESSION],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    line = process.stdout.readline()
+    assert line, process.stderr.read()
+    answer = json.loads(line)
+    family = [psutil.Process(pid) for pid in answer["family"]]
+    try:
+        assert {"raylet", "gcs_server"} <= set(answer["names"])
+        assert not set(answer["groups"]) & set(answer["mine"])
+        assert answer["heard"] >= 5
+        assert answer["failures"] == ["KeyError(1)", "the watch over it ended with KeyError: 1"]
+        process.kill()
+        began = time.monotonic()
+        wait_for(lambda: not any(lives(one) for one in family), seconds=10)
+        assert time.monotonic() - began < 10
+    finally:
+        process.kill()
+        end(family)
+        process.communicate()

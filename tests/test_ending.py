@@ -1,0 +1,80 @@
+"""How sessions end: exit codes, and words of what happened and of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_session import SWEEP, diverging, done, opened, out_of_memory_at, play
+
+from orchestrator import ending
+from orchestrator.runs import RunFolder
+from orchestrator.session import Dispatch, Failure
+
+Answer = Callable[[Dispatch], dict[str, Any] | Failure]
+
+
+def fails(text: str, kind: str = "user_error") -> Answer:
+    """Every trial of flatnce fails, each in words of its own if `text` has a place for a number."""
+    seen: list[str] = []
+
+    def answer(dispatch: Dispatch) -> dict[str, Any] | Failure:
+        if dispatch.job["loss"]["name"] == "flatnce":
+            seen.append(dispatch.trial)
+            return Failure(kind, 0, text.format("abcdefghij"[len(seen)]), "")
+        return done(dispatch)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("changes", "answer", "code", "state", "words", "silent"),
+    [
+        ({}, done, 0, "done", [], ["failed", "continue", "diverges"]),
+        ({}, fails("bug {}"), 1, "stopped", ["could not be tuned: none of its 6", "6 trials failed"], ["is stopped"]),
+        ({}, fails("the same bug"), 1, "stopped", ["flatnce is stopped", "3 trials failed"], ["could not be tuned"]),
+        ({"tune": None}, fails("bug {}"), 1, "done", ["3 trials failed", "--failed"], ["is stopped", "diverges"]),
+        ({}, diverging(None), 0, "done", ["flatnce diverges: none of its 6 suggestions"], ["failed", "--failed"]),
+        ({}, out_of_memory_at(3), 1, "stopped", ["tuning of flatnce waits", "--give-up"], ["is stopped"]),
+    ],
+    ids=["well", "no setting", "one bug", "confirm trials", "divergence", "memory"],
+)
+def test_an_ending_is_told_as_what_it_was(
+    tmp_path: Path, changes: dict[str, Any], answer: Answer, code: int, state: str, words: list[str], silent: list[str]
+) -> None:
+    """Seen: "some trials failed" where none had."""
+    with opened(tmp_path, changes) as (session, ledger, _, plan):
+        session.start()
+        play(session, answer)
+        found = ending.of(session, plan, ledger, RunFolder(tmp_path))
+        assert (found.code, found.state) == (code, state)
+        said = "\n".join(found.lines)
+        assert all(word in said for word in words), said
+        assert not any(word in said for word in silent), said
+
+
+@pytest.mark.parametrize(("interrupted", "code"), [(True, 130), (False, 1)])
+def test_a_session_that_was_stopped_says_why_and_how_to_go_on(tmp_path: Path, interrupted: bool, code: int) -> None:
+    with opened(tmp_path, {"tune": None}, concurrent=1) as (session, ledger, _, plan):
+        session.start()
+        play(session, most=2)
+        session.interrupt("SIGINT") if interrupted else session.stop("no reason")
+        found = ending.of(session, plan, ledger, RunFolder(tmp_path))
+        assert (found.code, found.state) == (code, "stopped")
+        assert found.lines[0] == f"stopped: {'SIGINT' if interrupted else 'no reason'}"
+        assert "orchestrator resume" in found.lines[1]
+        assert "failed" not in "".join(found.lines)
+
+
+def test_a_session_that_ends_before_its_time_does_not_say_that_trials_failed(tmp_path: Path) -> None:
+    """It should not happen, and if it does the words are true."""
+    with opened(tmp_path, SWEEP, concurrent=1) as (session, ledger, _, plan):
+        session.start()
+        play(session, most=2)
+        found = ending.of(session, plan, ledger, RunFolder(tmp_path))
+        assert (found.code, found.state) == (1, "stopped")
+        assert found.lines == (
+            f"the session ended before every trial did; continue: orchestrator resume {RunFolder(tmp_path).quoted}",
+        )

@@ -1,0 +1,242 @@
+"""Digests of what computes: what changes them and what does not, and what a run makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from real import SWEEP, call, driver, status, wait_for
+
+from jobs.config import JobConfig
+from jobs.data import digests
+from jobs.provenance import bare_code, code_digest, code_files, weights_digest
+from orchestrator.provenance import OtherCode, is_known, refuse_other_code, refuse_other_data
+
+ROOT = Path(__file__).parents[1]
+
+CODE = '''
+"""Docstring."""
+X = "a # no comment"  # a comment
+
+
+class Thing:
+    """Of the class."""
+
+    field: int = 3
+    """Of the field."""
+
+    def method(self) -> str:
+        # why
+        text = """a string
+        that stays"""
+        return text
+'''
+
+
+def test_comments_docstrings_and_blank_lines_do_not_count() -> None:
+    """Mutant check: leaving docstrings in fails this."""
+    other = CODE.replace("# why", "# another reason").replace("Docstring.", "Another.").replace("Of the", "On the")
+    assert bare_code(other) == bare_code(CODE)
+    assert bare_code(CODE.replace("\n\n", "\n\n\n")) == bare_code(CODE)
+    assert "that stays" in bare_code(CODE)
+    assert '"a # no comment"' in bare_code(CODE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("3", "4"), ("that stays", "that goes"), ("# no", "# yes"), ("text\n", "''\n")]
+)
+def test_everything_else_counts(old: str, new: str) -> None:
+    assert bare_code(CODE.replace(old, new)) != bare_code(CODE)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")), max_size=30))
+def test_a_comment_of_any_text_does_not_count(text: str) -> None:
+    """Columns of characters and of bytes differ. Mutant check: cutting by characters fails this."""
+    line = "x = 'ü'  "
+    assert bare_code(f"{line}# {text}\ny = 1\n") == bare_code(f"{line}\ny = 1\n") == "x = 'ü'\ny = 1"
+
+
+def test_every_file_of_a_package_counts_and_no_other(tmp_path: Path) -> None:
+    package = tmp_path / "a" / "jobs"
+    (package / "deep").mkdir(parents=True)
+    (package / "one.py").write_text("x = 1\n")
+    (package / "deep" / "two.py").write_text("y = 2\n")
+    moved = tmp_path / "b" / "jobs"
+    shutil.copytree(package, moved)
+    (moved / "notes.txt").write_text("no code")
+    (moved / "__pycache__").mkdir()
+    (moved / "__pycache__" / "one.py").write_text("junk")
+    assert code_digest(moved) == code_digest(package)
+    shutil.copytree(package, tmp_path / "c")
+    (tmp_path / "c" / "deep" / "two.py").write_text("y = 3\n")
+    assert code_digest(tmp_path / "c") != code_digest(package)
+    assert set(code_files(ROOT / "jobs")) >= {"train.py", "losses/__init__.py"}
+
+
+def image_job(path: Path, **data: Any) -> JobConfig:
+    return JobConfig.model_validate(
+        {
+            "task": "image",
+            "budget": {"steps": 1},
+            "batch": {"size": 4},
+            "data": {"train": str(path), "confirm": f"{path}[:5]", "columns": ["image", "label"], **data},
+        }
+    )
+
+
+def write_images(path: Path, seed: int = 0, rows: int = 12, **columns: Any) -> None:
+    rng = np.random.default_rng(seed)
+    images = [row.tobytes() for row in rng.integers(0, 256, (rows, 64), dtype=np.uint8)]
+    table = {"image": pa.array(images, pa.binary(64)), "label": pa.array([k % 3 for k in range(rows)])}
+    pq.write_table(pa.table(table | columns), path)
+
+
+def test_rows_are_told_apart_by_what_is_used_of_them_in_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_images(path)
+    first = {use: entry["digest"] for use, entry in digests(image_job(path)).items()}
+    assert set(first) == {f'data.train = {path} ["image", "label"]', f"data.confirm = {path}[:5]"}
+    write_images(path, other=pa.array(range(12)))
+    assert {use: entry["digest"] for use, entry in digests(image_job(path)).items()} == first, "a column nobody uses"
+    write_images(path, seed=1)
+    changed = {use: entry["digest"] for use, entry in digests(image_job(path)).items()}
+    assert all(changed[use] != first[use] for use in first)
+
+
+def test_a_file_that_has_not_changed_is_not_read_again_and_one_whose_time_was_set_back_is(tmp_path: Path) -> None:
+    """Mutant checks: reading always would find the truth in place of what is claimed here; trusting the time of the
+    content would not notice the second change."""
+    path = tmp_path / "a.parquet"
+    write_images(path)
+    known = digests(image_job(path))
+    claimed = {use: {**entry, "digest": "claimed"} for use, entry in known.items()}
+    assert {entry["digest"] for entry in digests(image_job(path), claimed).values()} == {"claimed"}
+    before = path.stat()
+    write_images(path, seed=1)
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    now = digests(image_job(path), claimed)
+    assert not {entry["digest"] for entry in now.values()} & {"claimed", *(e["digest"] for e in known.values())}
+
+
+def test_weights_and_tokenizer_of_an_encoder_count_and_its_readme_does_not(tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md", "training_args.bin"):
+        (folder / name).write_text(name)
+    first = weights_digest(str(folder))
+    assert first is not None
+    for name in ("README.md", "training_args.bin"):
+        (folder / name).write_text("changed")
+    same = weights_digest(str(folder))
+    assert same is not None
+    assert same["digest"] == first["digest"]
+    for name in ("tokenizer.json", "model.safetensors", "config.json"):
+        (folder / name).write_text(f"changed {name}")
+        now = weights_digest(str(folder))
+        assert now is not None
+        assert now["digest"] != first["digest"]
+        first = now
+    assert weights_digest("vit") is None
+    assert weights_digest(None) is None
+
+
+RECORD: dict[str, Any] = {
+    "code": "aaa",
+    "files": {"train.py": "1", "step.py": "2"},
+    "versions": {"torch": "2.13.0"},
+    "data": {"data.train = x": {"digest": "d1", "source": "x"}},
+    "weights": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"code": "bbb", "files": {"train.py": "1", "step.py": "3"}}, r"aaa -> bbb: jobs/step.py differ"),
+        ({"versions": {"torch": "2.14.0"}}, r"torch 2.13.0 -> 2.14.0"),
+        ({"versions": {"torch": "2.13.0", "ray": "2.60"}}, r"ray none -> 2.60"),
+    ],
+)
+def test_other_code_is_refused_with_what_differs_until_it_is_accepted(change: dict[str, Any], words: str) -> None:
+    now = RECORD | change
+    refuse_other_code(RECORD, RECORD, resume="orchestrator resume runs/x")
+    with pytest.raises(OtherCode, match=words) as refusal:
+        refuse_other_code(RECORD, now, resume="orchestrator resume runs/x")
+    assert "orchestrator resume runs/x --accept-code" in str(refusal.value)
+    accepted = RECORD | {"accepted": [{"code": now["code"], "versions": now["versions"]}]}
+    refuse_other_code(accepted, now, resume="")
+    assert is_known(accepted, RECORD), "what the run began with stays known"
+
+
+def test_other_rows_are_refused_with_both_digests() -> None:
+    now = RECORD | {"data": {"data.train = x": {"digest": "d2", "source": "x"}}}
+    with pytest.raises(
+        ValueError, match=r"data.train = x is not what the run was begun with: its digest was d1 and is d2"
+    ):
+        refuse_other_data(RECORD, now)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_code_the_data_and_the_weights_that_it_began_with(tmp_path: Path) -> None:
+    """Stopped, then continued by a checkout whose jobs/evaluate.py differs, then with other rows in the file: exit 2,
+    and not one trial. Accepted, the code stands beside every number. Seen: all was pooled, and verify said ok."""
+    home = tmp_path / "here"
+    home.mkdir()
+    write_images(home / "rows.parquet", rows=300)
+    toml = SWEEP.replace("ranks = 2", "ranks = 1").replace(
+        'confirm = "digits[400:500]"', 'confirm = "rows.parquet[200:]"'
+    )
+    toml = toml.replace('"digits[:300]"', '"rows.parquet[:150]"').replace(
+        '"digits[300:400]"', '"rows.parquet[150:200]"'
+    )
+    (home / "sweep.toml").write_text(toml)
+    with driver("launch", "sweep.toml", "--offline", "--set", "resources.concurrent=1", cwd=home) as process:
+        wait_for(lambda: (home / "runs/small/sweep.json").exists() and status(home)["counts"]["done"] >= 2)
+        process.terminate()
+        process.communicate(timeout=60)
+    before = status(home)["counts"]["done"]
+    assert before < 10
+
+    other = tmp_path / "other"
+    for package in ("jobs", "orchestrator"):
+        shutil.copytree(ROOT / package, other / package, ignore=shutil.ignore_patterns("__pycache__"))
+    evaluate = other / "jobs" / "evaluate.py"
+    evaluate.write_text(evaluate.read_text().replace("KNN_TEMPERATURE = 0.07", "KNN_TEMPERATURE = 0.7"))
+    there = {"PYTHONPATH": str(other)}
+    said = call("resume", "small", "--offline", cwd=home, code=2, env=there)
+    assert "jobs/evaluate.py differ" in said
+    assert status(home)["counts"]["done"] == before
+
+    original = (home / "rows.parquet").read_bytes()
+    write_images(home / "rows.parquet", seed=1, rows=300)
+    said = call("launch", "sweep.toml", "--offline", cwd=home, code=2)
+    assert "data.train = rows.parquet[:150] is not what the run was begun with: its digest was" in said
+    (home / "rows.parquet").unlink()
+    runs = {"ORCHESTRATOR_RUNS": str(home / "runs")}
+    assert "rows.parquet" in call("resume", "small", "--offline", cwd=tmp_path, code=2, env=runs)
+    (home / "rows.parquet").write_bytes(original)
+    assert status(home)["counts"]["done"] == before
+
+    # From another folder, with the other checkout, accepted: relative data are those of the folder where it began.
+    elsewhere = there | runs
+    call("resume", "small", "--accept-code", cwd=tmp_path, env=elsewhere)
+    call("resume", "small", cwd=tmp_path, env=elsewhere)
+    answer = json.loads(call("compare", "small", "--json", cwd=home))
+    assert [(group["accepted"], len(group["trials"])) for group in answer["code"]] == [
+        (False, before),
+        (True, 10 - before),
+    ]
+    assert any("several programs" in note for note in answer["notes"])
+    found = json.loads(call("verify", "small", "--json", cwd=home))
+    assert found["ok"], found["faults"]
+    assert any("accepted" in note for note in found["notes"])
