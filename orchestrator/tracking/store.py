@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from orchestrator import scratch
+
 from . import view
 
 if TYPE_CHECKING:
@@ -59,10 +61,10 @@ def embedded_uri(runs: Path) -> str:
     return f"sqlite:///{runs.absolute() / 'mlflow.db'}"
 
 
-def check(uri: str, timeout_s: float = 5.0) -> None:
+def check(uri: str, timeout_s: float = 5.0, *, writes: bool = False) -> None:
     """See that MLflow can be used at `uri` (http, https or sqlite). Raises TrackingUnavailable.
 
-    timeout_s bounds each wait for the server. Does not import MLflow.
+    timeout_s bounds each wait for the server. writes: an embedded store must be writable too. Does not import MLflow.
     """
     without = "start it, correct MLFLOW_TRACKING_URI, or launch with --offline and project later"
     shown = _without_password(uri)
@@ -71,7 +73,8 @@ def check(uri: str, timeout_s: float = 5.0) -> None:
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
         if not _database(uri).is_absolute():
             raise TrackingUnavailable(shown, "is relative to the current directory", "give an absolute path")
-        if not os.access(nearest, os.W_OK):
+        _refuse_damaged(_database(uri))
+        if writes and not os.access(nearest, os.W_OK):
             raise TrackingUnavailable(shown, f"{nearest} cannot be written", "choose another folder with --into")
         return
     if not uri.startswith(("http://", "https://")):
@@ -95,6 +98,31 @@ def check(uri: str, timeout_s: float = 5.0) -> None:
         if code == 403:
             given, remedy = f"does not let {user or 'this user'} read", "ask its admin for a user who may EDIT"
         raise TrackingUnavailable(shown, given, remedy)
+
+
+def _refuse_damaged(path: Path) -> None:
+    """MLflow itself asks a file that is no database again for a minute and a half, and then ends with a traceback."""
+    shown, remedy = f"sqlite:///{path}", "put a copy of it there, or move it away: `resume` tells a new one everything"
+    if path.is_dir():
+        raise TrackingUnavailable(shown, "a folder lies in its place", "move it away")
+    if not path.exists():
+        return
+    try:
+        with contextlib.closing(_reader(path)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+    except sqlite3.Error as error:
+        if "locked" not in str(error):
+            raise TrackingUnavailable(shown, str(error), remedy) from error
+
+
+def _reader(path: Path) -> sqlite3.Connection:
+    """A connection that writes nothing, also where nothing can be written."""
+    mode = "mode=ro" if _is_writable(path) or path.with_name(f"{path.name}-shm").exists() else "immutable=1"
+    return sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True)
+
+
+def _is_writable(path: Path) -> bool:
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
 
 
 def _refused(uri: str, timeout_s: float) -> int | None:
@@ -185,6 +213,12 @@ def runs_of(uri: str, uuid: str, *, history: bool = True, deleted: bool = False)
     """
     if uri.startswith("sqlite:///") and not _database(uri).exists():
         return []
+    if uri.startswith("sqlite:///") and not _is_writable(_database(uri)):
+        # MLflow opens its store to write, whatever it is asked for.
+        with scratch.folder("mlflow") as place, contextlib.closing(sqlite3.connect(place / "mlflow.db")) as copy:
+            with contextlib.closing(_reader(_database(uri))) as source:
+                source.backup(copy)
+            return runs_of(embedded_uri(place), uuid, history=history, deleted=deleted)
     client = connect(uri)
     from mlflow import MlflowException
 
