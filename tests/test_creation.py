@@ -126,8 +126,8 @@ def test_row_28_a_creation_killed_anywhere_is_begun_anew_by_the_same_command(
 ) -> None:
     """Afterwards there is one run, as it was to be made, and no other row or file.
 
-    Mutant checks, each fails this: no marker; a marker without the uuid; the marker deleted before sweep.json is there;
-    the files of the old creation deleted before its row is; `check_out` that keeps the marker.
+    Mutant checks, each fails this: no `_discard`; a marker without the uuid; the marker deleted before sweep.json is
+    there; `check_out` that keeps the marker.
     """
     found = killed_everywhere(
         home, *place(store, home, request, bucket), every=47 if store.startswith("bucket") else 17
