@@ -149,7 +149,7 @@ VERBS: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("file", FILES)
-def test_row_28_every_verb_answers_to_every_damage(
+def test_row_41_every_verb_answers_to_every_damage(
     home: Path, run: Run, file: str, damage: Callable[[Path], None]
 ) -> None:
     damage(home / "runs" / "diverged" / file)
