@@ -141,7 +141,9 @@ def test_a_million_arms_are_refused_before_they_are_made(tmp_path: Path, text: s
     run.ledger.close()
     toml = (tmp_path / "demo" / "sweep.toml").read_text()
     head = toml[: toml.index("[[arm]]")]
-    named = "".join(f'[[arm]]\nlabel = "{index}"\n"optimizer.lr" = {0.001 + index * 1e-6:.6f}\n' for index in range(1200))
+    named = "".join(
+        f'[[arm]]\nlabel = "{index}"\n"optimizer.lr" = {0.001 + index * 1e-6:.6f}\n' for index in range(1200)
+    )
     (tmp_path / "many.toml").write_text(head + (f"[compare]\n{factors}" if text == "compare" else named))
     began = time.process_time()
     with pytest.raises(ConfigError, match=r"(12,960,000|1,200) arms; at most 1,000"):
@@ -152,7 +154,10 @@ def test_a_million_arms_are_refused_before_they_are_made(tmp_path: Path, text: s
 def test_arms_that_share_keys_try_the_same_shared_values() -> None:
     """Also below the size of the grid, where one of them tunes a key more. Mutant check: hashing whole points."""
     few = {key: {"choices": list(range(1, 61))} for key in KEYS[:3]}
-    more = few | {"model.layers": {"choices": [1, 2, 3]}, "model.width": {"choices": [8, 16], "when": {"model.layers": 2}}}
+    more = few | {
+        "model.layers": {"choices": [1, 2, 3]},
+        "model.width": {"choices": [8, 16], "when": {"model.layers": 2}},
+    }
     points = []
     for keys in (few, more):
         section = Tune.model_validate({"trials": 40, "sampler": "grid", "space": keys})
@@ -165,11 +170,21 @@ def test_arms_that_share_keys_try_the_same_shared_values() -> None:
 
 def test_no_point_comes_twice_and_all_come_in_the_end() -> None:
     """Over seeds each point of a small grid comes first about equally often."""
-    keys = {"a": {"choices": [1, 2, 3]}, "b": {"choices": [True, False]}, "c": {"choices": ["x", "y"], "when": {"b": True}}}
+    keys = {
+        "a": {"choices": [1, 2, 3]},
+        "b": {"choices": [True, False]},
+        "c": {"choices": ["x", "y"], "when": {"b": True}},
+    }
     section = Tune.model_validate({"trials": 99, "sampler": "grid", "space": keys})
     firsts: dict[str, int] = {}
     for seed, everywhere in itertools.product(range(300), (None, ["a"], ["b"], [])):
-        common: dict[str, Any] = {"mode": "max", "sweep_seed": seed, "arm": "x", "history": [], "everywhere": everywhere}
+        common: dict[str, Any] = {
+            "mode": "max",
+            "sweep_seed": seed,
+            "arm": "x",
+            "history": [],
+            "everywhere": everywhere,
+        }
         points = [json.dumps(suggest(section, number=number, **common)) for number in range(suggestions(section))]
         assert len(set(points)) == len(points) == 9
         firsts[points[0]] = firsts.get(points[0], 0) + 1

@@ -12,6 +12,7 @@ import pytest
 from test_session import SWEEP, done, opened
 
 from orchestrator import ending
+from orchestrator.ledger import TrialState
 from orchestrator.runs import RunFolder
 from orchestrator.schedule import Schedule
 
@@ -32,12 +33,12 @@ def test_a_slow_ledger_and_a_loaded_driver_end_no_sweep_early(
     with opened(tmp_path, changes, concurrent=concurrent) as (session, ledger, _, plan):
         session.start()
         over = threading.Event()
-        early: list[dict[str, int]] = []
+        early: list[dict[TrialState, int]] = []
 
         def ask() -> None:
             while not over.wait(0.001):
                 if session.finished():
-                    early.append(dict(ledger.counts()))
+                    early.append(ledger.counts())
                     return
 
         asking = threading.Thread(target=ask)
