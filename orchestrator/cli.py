@@ -357,9 +357,7 @@ def logs(run: str, trial: str | None, rank: int | None, address: str | None) -> 
         from orchestrator import submission
 
         with _leaving(run, address):
-            code = submission.follow_driver(
-                address, run, write=partial(_echo, nl=False), tell=partial(_echo, err=True)
-            )
+            code = submission.follow_driver(address, run, write=partial(_echo, nl=False), tell=partial(_echo, err=True))
         sys.exit(code)
     if trial is None:
         raise click.UsageError(f"name a trial of {run}; `orchestrator status {run}` lists them")
