@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import manifest
-from jobs.config import JobConfig
 from jobs.storage import Storage, room, write_whole
+
+if TYPE_CHECKING:
+    from jobs.config import JobConfig
 
 ATTEMPT = "attempt.json"
 JOB = "job.json"
@@ -173,7 +175,7 @@ def open_folder(place: Storage, job: JobConfig) -> None:
     """
     text = place.read(JOB)
     if text is not None:
-        there = JobConfig.model_validate_json(text)
+        there = type(job).model_validate_json(text)
         if there.model_dump(exclude={"execution"}) != job.model_dump(exclude={"execution"}):
             raise ValueError(
                 f"{place.scratch} holds another job ({there.id}), and only its execution may change; use another folder"

@@ -12,6 +12,7 @@ import fcntl
 import json
 import logging
 import os
+import shlex
 import sqlite3
 import sys
 import urllib.error
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 HTTP_TIMEOUT_S = 10
+SQLITE = b"SQLite format 3\0"
+"""How every file of SQLite begins."""
+
 EXPERIMENTS = 500
 """How many experiments one request looks for runs in."""
 
@@ -70,6 +74,8 @@ def check(uri: str, timeout_s: float = 5.0) -> None:
             raise TrackingUnavailable(shown, "is relative to the current directory", "give an absolute path")
         if not os.access(nearest, os.W_OK):
             raise TrackingUnavailable(shown, f"{nearest} cannot be written", "choose another folder with --into")
+        if (found := _no_store(_database(uri))) is not None:
+            raise TrackingUnavailable(shown, found, _anew(uri))
         return
     if not uri.startswith(("http://", "https://")):
         remedy = "set MLFLOW_TRACKING_URI to http(s)://host:port, or unset it for the embedded store"
@@ -92,6 +98,28 @@ def check(uri: str, timeout_s: float = 5.0) -> None:
         if code == 403:
             given, remedy = f"does not let {user or 'this user'} read", "ask its admin for a user who may EDIT"
         raise TrackingUnavailable(shown, given, remedy)
+
+
+def _no_store(path: Path) -> str | None:
+    """What lies where an embedded store belongs, if that is none. An empty file is made one."""
+    if not path.exists():
+        return None
+    if not path.is_file():
+        return "is a folder"
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(SQLITE))
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None if head in (b"", SQLITE) else "is no database of SQLite"
+
+
+def _anew(uri: str) -> str:
+    """What to do about a store that cannot be used."""
+    if not uri.startswith("sqlite:///"):
+        return "see what its log says, and try again"
+    path = shlex.quote(str(_database(uri)))
+    return f"put back a copy of it; or move it away, and each run's resume tells a new one: mv {path} {path}.bad"
 
 
 def _refused(uri: str, timeout_s: float) -> int | None:
@@ -180,19 +208,20 @@ def runs_of(uri: str, uuid: str, *, history: bool = True, deleted: bool = False)
 
     deleted: give those too that somebody deleted and MLflow still keeps.
     """
-    if uri.startswith("sqlite:///") and not _database(uri).exists():
-        return []
-    client = connect(uri)
-    from mlflow import MlflowException
-
+    if uri.startswith("sqlite:///"):
+        if not _database(uri).exists():
+            return []
+        if (found := _no_store(_database(uri))) is not None:  # MLflow itself would try for a minute
+            raise TrackingUnavailable(_without_password(uri), found, _anew(uri))
     try:
+        client = connect(uri)
         runs = list(search(client, uuid, deleted=deleted))
         curves = histories(client, [run for run in runs if not is_deleted(run)]) if history else {}
-    except MlflowException as error:
+    except Exception as error:  # a server says what ails it as an MlflowException, a damaged file in several ways
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TrackingUnavailable(_without_password(uri), said, "see what its log says, and try again") from error
-    found = [_plain(run, curves.get(run.info.run_id)) for run in runs]
-    return sorted(found, key=lambda run: (run["kind"] != "sweep", run["start"], run["run_id"]))
+        raise TrackingUnavailable(_without_password(uri), said, _anew(uri)) from error
+    plain = [_plain(run, curves.get(run.info.run_id)) for run in runs]
+    return sorted(plain, key=lambda run: (run["kind"] != "sweep", run["start"], run["run_id"]))
 
 
 def experiments(client: MlflowClient) -> Iterator[Any]:
