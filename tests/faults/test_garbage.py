@@ -1,4 +1,4 @@
-"""Row 28 of the fault table: whatever lies in place of a file, and wherever nothing can be written, there are words.
+"""Rows 37 and 38 of the fault table: whatever lies in place of a file, and where nothing can be written, there are words.
 
 The run is one that an older version began; `resume` brought it forward, told it to MLflow and wrote its report. What
 damaged files of a trial do to its training: test_damage.py.
@@ -127,7 +127,7 @@ def names_of(file: str, damage: Damage) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "damage"), CASES)
-def test_row_41_every_verb_has_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
+def test_every_verb_has_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
     """Mutant check: without the handling of errors in _Group three quarters of these end with a traceback."""
     damage(home / "runs" / "diverged" / file)
     wrong = []
@@ -140,7 +140,7 @@ def test_row_41_every_verb_has_words_for_every_damage(home: Path, run: Run, file
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("file", ["job.json", "result.json", "checkpoints/step_000004/manifest.json", "points.jsonl"])
-def test_row_41_export_has_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
+def test_export_has_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
     damage(home / "runs" / "diverged" / "trials" / TRIAL / file)
     done = run("export", "diverged", TRIAL, "encoder")
     assert wrong_with(done, Path(file).name, "checkpoint") is None
@@ -149,7 +149,7 @@ def test_row_41_export_has_words_for_every_damage(home: Path, run: Run, file: st
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_row_41_a_session_that_tells_mlflow_has_words_for_a_damaged_store(home: Path, run: Run, damage: Damage) -> None:
+def test_a_session_that_tells_mlflow_has_words_for_a_damaged_store(home: Path, run: Run, damage: Damage) -> None:
     """Mutant check: MLflow itself asks a folder in place of its store again for a minute and a half."""
     damage(home / "runs" / "mlflow.db")
     done = run("resume", "diverged")
@@ -162,7 +162,7 @@ PLACES += [("runs", "environment", "[1]"), ("points", "value", "nonsense"), ("tr
 
 
 @pytest.mark.parametrize(("table", "column", "value"), PLACES)
-def test_row_41_a_value_of_the_ledger_that_cannot_be_read_is_told(
+def test_a_value_of_the_ledger_that_cannot_be_read_is_told(
     home: Path, run: Run, table: str, column: str, value: str
 ) -> None:
     """A page whose bytes have changed. Mutant check: JSON's own error says nothing of a ledger."""
@@ -179,7 +179,7 @@ def test_row_41_a_value_of_the_ledger_that_cannot_be_read_is_told(
 
 
 @pytest.mark.parametrize("offset", [0, 16, 18, 100, 4096, 8192, -8192])
-def test_row_41_a_ledger_with_a_damaged_page_is_told(home: Path, run: Run, offset: int) -> None:
+def test_a_ledger_with_a_damaged_page_is_told(home: Path, run: Run, offset: int) -> None:
     path = home / "runs" / "diverged" / "ledger.db"
     content = bytearray(path.read_bytes())
     content[offset : offset + 200 if offset > -200 else None] = os.urandom(200)
@@ -194,7 +194,7 @@ def test_row_41_a_ledger_with_a_damaged_page_is_told(home: Path, run: Run, offse
 # Where nothing can be written
 
 
-def test_row_41_a_run_that_is_read_only_is_read(home: Path, run: Run) -> None:
+def test_a_run_that_is_read_only_is_read(home: Path, run: Run) -> None:
     """Mutant check: SQLite cannot open a write-ahead log where it cannot make its side files."""
     with read_only(home / "runs"):
         read = {name: run(*arguments) for name, arguments in READING.items()}
@@ -213,7 +213,7 @@ def test_row_41_a_run_that_is_read_only_is_read(home: Path, run: Run) -> None:
         assert "read-only" in done.output.lower() or "cannot be written" in done.output
 
 
-def test_row_41_a_run_of_an_older_version_that_is_read_only_is_read(here: Path, run: Run) -> None:
+def test_a_run_of_an_older_version_that_is_read_only_is_read(here: Path, run: Run) -> None:
     """Its tables are brought forward in memory, and it stays as it is."""
     shutil.copytree(BEGUN, here / "runs" / "diverged")
     before = (here / "runs" / "diverged" / "ledger.db").read_bytes()
@@ -228,7 +228,7 @@ def test_row_41_a_run_of_an_older_version_that_is_read_only_is_read(here: Path, 
 
 
 @pytest.mark.parametrize("index", [True, False])
-def test_row_41_what_a_killed_driver_left_in_the_write_ahead_log_is_read_where_nothing_can_be_written(
+def test_what_a_killed_driver_left_in_the_write_ahead_log_is_read_where_nothing_can_be_written(
     home: Path, run: Run, index: bool
 ) -> None:
     """With the log's index beside it, and without, as in a copy. Mutant check: `immutable` alone reads what was."""
@@ -249,33 +249,8 @@ def test_row_41_what_a_killed_driver_left_in_the_write_ahead_log_is_read_where_n
     assert list((home / "temporary").iterdir()) == []
 
 
-# What nobody expected
-
-
-def test_what_nobody_expected_is_one_line_and_a_file(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from orchestrator import cli, runs
-
-    def broken(_: object) -> None:
-        raise ZeroDivisionError("the first line\nand another")
-
-    monkeypatch.setattr(runs, "find", broken)
-    with pytest.raises(SystemExit) as end:
-        cli.main(["status", "diverged"])
-    assert end.value.code == 4
-    first, _, rest = capsys.readouterr().err.partition("; details: ")
-    assert first == "error: unexpected ZeroDivisionError: the first line; this is a fault of the program"
-    details = Path(rest.strip())
-    assert details.parent == here / "temporary"
-    assert "in broken" in details.read_text()
-    monkeypatch.setenv(exits.TRACEBACK, "1")
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["status", "diverged"])
-
-
 @pytest.mark.parametrize("fault", ["absent", "a file", "read-only"])
-def test_row_41_a_folder_for_temporary_files_that_cannot_be_used_ends_with_4(
+def test_a_folder_for_temporary_files_that_cannot_be_used_ends_with_4(
     here: Path, run: Run, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     (here / "sweep.toml").write_text(SWEEP)
