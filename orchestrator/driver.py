@@ -116,7 +116,7 @@ def _continue(
         readiness.check_cluster(plan, readiness.largest(plan, ledger, execution))
         doctor.refuse(folder, plan)
         recorded = ledger.run.provenance
-        with provenance.looked_for_in(ledger.run.environment.get("directory")):
+        with provenance.looked_for_in(provenance.folder_of(ledger.run.environment)):
             examined = provenance.examine(plan, recorded)
         record, notes = examined.record, [*notes, *examined.notes]
         if recorded is None:
@@ -175,7 +175,7 @@ def _drive(
     ledger.acquire(this_process(), LEASE_S)
     progress = Progress(plan, ledger)
     ranks = readiness.largest(plan, ledger, execution)
-    base = ledger.run.environment.get("directory")
+    base = provenance.folder_of(ledger.run.environment)
     session = Session(
         plan,
         ledger,

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,12 @@ def of_attempt(expected: Json, loaded: Json | None = None) -> Json:
         record[kind] = {what: entry["digest"] for what, entry in expected[kind].items()}
         record[kind] |= (loaded or {}).get(kind, {})
     return record | {key: loaded[key] for key in ("code", "versions") if loaded is not None}
+
+
+def folder_of(environment: Mapping[str, Any]) -> str | None:
+    """Where a run began, as its environment has it; None where it is of no use here: what a job takes along lies in the
+    job's own folder, which goes with it."""
+    return None if environment.get("submitted") else environment.get("directory")
 
 
 @contextlib.contextmanager

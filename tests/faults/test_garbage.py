@@ -1,4 +1,4 @@
-"""Rows 37 and 38 of the fault table: whatever lies in place of a file, and where nothing can be written, there are words.
+"""Rows 41 and 43 of the fault table: whatever lies in place of a file, and where nothing can be written, are words.
 
 The run is one that an older version began; `resume` brought it forward, told it to MLflow and wrote its report. What
 damaged files of a trial do to its training: test_damage.py.
