@@ -1,4 +1,4 @@
-"""Rows 37 and 38 of the fault table: whatever lies in place of a file, and where nothing can be written, there are words.
+"""Rows 37 and 38 of the fault table: whatever lies in place of a file, or cannot be written, is met with words.
 
 The run is one that an older version began; `resume` brought it forward, told it to MLflow and wrote its report. What
 damaged files of a trial do to its training: test_damage.py.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from damage import DAMAGES, OF_JSON, Damage, absent
+from damage import DAMAGES, OF_JSON, Damage, absent, garbage
 from forked import Done, forking
 from mounts import read_only
 from real import SWEEP, call
@@ -43,15 +43,20 @@ FILES = [
 CASES = [(file, damage) for file in FILES for damage in DAMAGES]
 CASES += [(file, damage) for file in JSON_FILES for damage in OF_JSON]
 
+THOROUGH = [
+    pytest.param(file, damage, marks=pytest.mark.slow if damage is garbage else pytest.mark.soak) for file, damage in CASES
+]
+"""For verbs that take seconds: garbage in `make test`, everything in `make soak`."""
+
 READING: dict[str, tuple[str, ...]] = {
     "status": ("status", "diverged"),
     "status --json": ("status", "diverged", "--json"),
     "logs": ("logs", "diverged", TRIAL),
     "compare": ("compare", "diverged"),
-    "verify": ("verify", "diverged"),
     "stop": ("stop", "diverged", "--wait", "1"),
     "plan": ("plan", "runs/diverged/sweep.toml"),
 }
+VERIFYING: dict[str, tuple[str, ...]] = {"verify": ("verify", "diverged")}
 WRITING: dict[str, tuple[str, ...]] = {
     "resume": ("resume", "diverged", "--offline"),
     "launch": ("launch", "runs/diverged/sweep.toml", "--into", "runs/diverged", "--offline"),
@@ -127,11 +132,23 @@ def names_of(file: str, damage: Damage) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "damage"), CASES)
-def test_every_verb_has_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
+def test_verbs_that_read_have_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
     """Mutant check: without the handling of errors in _Group three quarters of these end with a traceback."""
     damage(home / "runs" / "diverged" / file)
     wrong = []
-    for name, arguments in (READING | WRITING).items():
+    for name, arguments in READING.items():
+        if found := wrong_with(run(*arguments), *names_of(file, damage)):
+            wrong.append(f"{name}: {found}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize(("file", "damage"), THOROUGH)
+def test_verbs_that_write_or_compare_everything_have_words_for_every_damage(
+    home: Path, run: Run, file: str, damage: Damage
+) -> None:
+    damage(home / "runs" / "diverged" / file)
+    wrong = []
+    for name, arguments in (VERIFYING | WRITING).items():
         if found := wrong_with(run(*arguments), *names_of(file, damage)):
             wrong.append(f"{name}: {found}")
     assert wrong == []
@@ -148,6 +165,7 @@ def test_export_has_words_for_every_damage(home: Path, run: Run, file: str, dama
     assert [path.name for path in home.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_session_that_tells_mlflow_has_words_for_a_damaged_store(home: Path, run: Run, damage: Damage) -> None:
     """Mutant check: MLflow itself asks a folder in place of its store again for a minute and a half."""
@@ -161,6 +179,7 @@ PLACES = [("runs", "sweep", "{"), ("trials", "job", "nonsense"), ("trials", "met
 PLACES += [("runs", "environment", "[1]"), ("points", "value", "nonsense"), ("trials", "metrics", "[" * 100_000)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "column", "value"), PLACES)
 def test_a_value_of_the_ledger_that_cannot_be_read_is_told(
     home: Path, run: Run, table: str, column: str, value: str
@@ -171,13 +190,14 @@ def test_a_value_of_the_ledger_that_cannot_be_read_is_told(
         connection.execute(f"UPDATE {table} SET {column} = ?", (value,))
     connection.close()
     wrong = []
-    for name, arguments in (READING | WRITING).items():
+    for name, arguments in (READING | VERIFYING | WRITING).items():
         if found := wrong_with(run(*arguments), "ledger.db"):
             wrong.append(f"{name}: {found}")
     assert wrong == []
     assert run("compare", "diverged").code == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0, 16, 18, 100, 4096, 8192, -8192])
 def test_a_ledger_with_a_damaged_page_is_told(home: Path, run: Run, offset: int) -> None:
     path = home / "runs" / "diverged" / "ledger.db"
@@ -194,10 +214,11 @@ def test_a_ledger_with_a_damaged_page_is_told(home: Path, run: Run, offset: int)
 # Where nothing can be written
 
 
+@pytest.mark.slow
 def test_a_run_that_is_read_only_is_read(home: Path, run: Run) -> None:
     """Mutant check: SQLite cannot open a write-ahead log where it cannot make its side files."""
     with read_only(home / "runs"):
-        read = {name: run(*arguments) for name, arguments in READING.items()}
+        read = {name: run(*arguments) for name, arguments in (READING | VERIFYING).items()}
         exported = run("export", "diverged", TRIAL, "encoder")
         refused = {name: run(*arguments) for name, arguments in WRITING.items()}
         refused["anew"] = run("launch", "runs/diverged/sweep.toml", "--into", "runs/new", "--offline")
@@ -213,12 +234,13 @@ def test_a_run_that_is_read_only_is_read(home: Path, run: Run) -> None:
         assert "read-only" in done.output.lower() or "cannot be written" in done.output
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_version_that_is_read_only_is_read(here: Path, run: Run) -> None:
     """Its tables are brought forward in memory, and it stays as it is."""
     shutil.copytree(BEGUN, here / "runs" / "diverged")
     before = (here / "runs" / "diverged" / "ledger.db").read_bytes()
     with read_only(here / "runs"):
-        read = {name: run(*arguments) for name, arguments in READING.items()}
+        read = {name: run(*arguments) for name, arguments in (READING | VERIFYING).items()}
         refused = run(*WRITING["resume"])
     assert {name: done.output for name, done in read.items() if done.code and name != "verify"} == {}
     assert wrong_with(read["verify"], "diverged") is None
