@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from orchestrator import terminal
+from orchestrator.display import Harmless, cell, log_lines, visible, visible_lines
 
 if TYPE_CHECKING:
     from orchestrator.estimate import Estimate
@@ -26,7 +27,16 @@ BAD_USAGE, HELD, MISSING, LEFT = 2, 3, 4, 130
 BUDGETS = ("samples", "steps", "seconds")
 """What a job may be given of, in the order of the plan's table."""
 
+UNKNOWN = "-"
+"""In a table: what is not known, or not there."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print text in which there may be data."""
+    click.echo(visible_lines(text), err=err, nl=nl)
+
 
 SET = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as job.loss.temperature=0.07."
@@ -48,7 +58,10 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except click.ClickException as error:
+            error.message = visible_lines(error.message)
+            raise
+        except (click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
             from orchestrator import exits
@@ -57,7 +70,7 @@ class _Group(click.Group):
             if ended is None:
                 raise
             text, code = ended
-            click.echo(f"error: {text}", err=True)
+            _echo(f"error: {text}", err=True)
             sys.exit(code)
 
 
@@ -91,7 +104,7 @@ def plan(sweep: Path, *, probe: bool, overrides: tuple[str, ...], as_json: bool)
     from orchestrator import sweep as sweeps
 
     made = planning.make(sweeps.load(sweep, overrides))
-    tell = partial(click.echo, err=True)
+    tell = partial(_echo, err=True)
     estimate = estimating.from_probes(made, tell=tell) if probe else estimating.from_history(made)
     if as_json:
         _print_json(made.summary() | {"estimate": estimate.summary()})
@@ -138,7 +151,7 @@ def launch(
             code = submission.launch(
                 address, sweep, into, overrides=overrides, offline=offline, accept_code=accept_code,
                 variables=variables, detach=detach,
-                write=partial(click.echo, nl=False), tell=partial(click.echo, err=True),
+                write=partial(_echo, nl=False), tell=partial(_echo, err=True),
             )  # fmt: skip
         sys.exit(code)
     _only_with_address(detach=detach, variables=variables)
@@ -204,7 +217,7 @@ def resume(
         with _leaving(run, address):
             code = submission.resume(
                 address, run, arguments, variables=variables, detach=detach,
-                write=partial(click.echo, nl=False), tell=partial(click.echo, err=True),
+                write=partial(_echo, nl=False), tell=partial(_echo, err=True),
             )  # fmt: skip
         sys.exit(code)
     _only_with_address(detach=detach, variables=variables)
@@ -251,7 +264,7 @@ def doctor(
 
         flags = [flag for flag, on in (("--offline", offline), ("--json", as_json)) if on]
         code, printed = submission.examine(address, sweep, into, overrides=overrides, flags=flags, variables=variables)
-        click.echo(printed, nl=False)
+        _echo(printed, nl=False)
         sys.exit(code)
     _only_with_address(detach=False, variables=variables)
     from orchestrator import doctor as doctors
@@ -266,7 +279,7 @@ def doctor(
     if as_json:
         _print_json(doctors.summary(found))
     else:
-        click.echo("\n".join(doctors.lines(found)))
+        _echo("\n".join(map(visible, doctors.lines(found))))
     sys.exit(0 if doctors.summary(found)["ready"] else MISSING)
 
 
@@ -288,7 +301,7 @@ def stop(run: str, wait_s: float, address: str | None) -> None:
     folder = runs.find(run)
     with contextlib.closing(folder.open()) as ledger:
         said, gone = runs.stop(ledger, folder, wait_s=wait_s)
-    click.echo(said, err=not gone)
+    _echo(said, err=not gone)
     sys.exit(0 if gone else HELD)
 
 
@@ -344,15 +357,13 @@ def logs(run: str, trial: str | None, rank: int | None, address: str | None) -> 
         from orchestrator import submission
 
         with _leaving(run, address):
-            code = submission.follow_driver(
-                address, run, write=partial(click.echo, nl=False), tell=partial(click.echo, err=True)
-            )
+            code = submission.follow_driver(address, run, write=partial(_echo, nl=False), tell=partial(_echo, err=True))
         sys.exit(code)
     if trial is None:
         raise click.UsageError(f"name a trial of {run}; `orchestrator status {run}` lists them")
     from orchestrator import runs
 
-    click.echo(runs.logs(runs.find(run), trial, rank), nl=False)
+    click.echo(log_lines(runs.logs(runs.find(run), trial, rank)), nl=False)
 
 
 @main.command()
@@ -394,9 +405,9 @@ def compare(run: tuple[str, ...], into: str | None, *, as_json: bool, address: s
     else:
         _print(report.table(answer))
         if unwritten is None:
-            click.echo(f"report: {folder.report / 'report.html'}")
+            _echo(f"report: {folder.report / 'report.html'}")
         if folder.remote is not None:
-            click.echo(f"        {folder.remote.inside('report/report.html').uri}")
+            _echo(f"        {folder.remote.inside('report/report.html').uri}")
 
 
 def _unwritten(error: OSError, place: Path) -> str:
@@ -406,7 +417,7 @@ def _unwritten(error: OSError, place: Path) -> str:
     if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
         raise error
     text = f"note: the report could not be written to {place}: {exits.of_system(error)}"
-    click.echo(text, err=True)
+    _echo(text, err=True)
     return text
 
 
@@ -429,7 +440,7 @@ def _compare_several(folders: list[RunFolder], into: str | None, as_json: bool) 
     else:
         _print(report.table_of_several(answer))
         if unwritten is None:
-            click.echo(f"report: {place / 'report.html'}")
+            _echo(f"report: {place / 'report.html'}")
 
 
 @main.command()
@@ -505,7 +516,7 @@ def _there(address: str, run: str, arguments: list[str]) -> NoReturn:
     from orchestrator import submission
 
     code, printed = submission.ask(address, run, arguments)
-    click.echo(printed, nl=False, err=code not in (0, 1))
+    _echo(printed, nl=False, err=code not in (0, 1))
     sys.exit(code)
 
 
@@ -516,7 +527,7 @@ def _leaving(run: str | None, address: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         quoted = shlex.quote(str(run))
-        click.echo(
+        _echo(
             f"\nleft; the job goes on\n  follow it: orchestrator logs {quoted} --address {address}\n"
             f"  stop it:   orchestrator stop {quoted} --address {address}",
             err=True,
@@ -542,11 +553,12 @@ def _list_jobs(address: str, as_json: bool) -> None:
     for column in ("job", "verb", "state", "exit code", "run"):
         table.add_column(column)
     for job in jobs:
-        table.add_row(job["job"], job["verb"], job["state"].lower(), _cell(job["exit_code"]), job["run"])
+        cells = (job["job"], job["verb"], job["state"].lower(), _shown(job["exit_code"]), job["run"])
+        table.add_row(*map(cell, cells))
     if jobs:
         _print(table)
     else:
-        click.echo(f"no job on {address} drives a run")
+        _echo(f"no job on {address} drives a run")
 
 
 def _print_json(value: Any) -> None:
@@ -557,7 +569,7 @@ def _print(renderable: Any) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    Console(highlight=False, width=None if console.is_terminal else 120).print(renderable)
+    Console(highlight=False, width=None if console.is_terminal else 120).print(Harmless(renderable))
 
 
 def _print_plan(made: Plan, estimate: Estimate, probe: str) -> None:
@@ -566,35 +578,35 @@ def _print_plan(made: Plan, estimate: Estimate, probe: str) -> None:
     from orchestrator.estimate import time_line
 
     summary, differs = made.summary(), made.summary()["differs"]
-    click.echo(f"{made.sweep.question}\n")
+    _echo(f"{made.sweep.question}\n")
     keys = [key for key in differs if not key.startswith("budget.") and key not in BUDGETS]
-    columns = [(key.rpartition(".")[2], differs[key]) for key in keys]
+    columns = [(key.rpartition(".")[2], [_level(key, value) for value in differs[key]]) for key in keys]
     budgets = [arm.config(stage="confirm", seed=0).budget for arm in made.arms]
     for key in BUDGETS:
         pairs = zip(summary["arms"], budgets, strict=True)
-        columns.append((key, [arm.get(key) or getattr(budget, key, None) for arm, budget in pairs]))
-    columns.append(("s/trial", [_rounded(arm.trial_seconds) for arm in estimate.arms]))
-    columns.append(("peak MB", [_rounded(arm.peak_memory_mb) for arm in estimate.arms]))
-    columns = [(name, values) for name, values in columns if any(value is not None for value in values)]
+        columns.append((key, [_shown(arm.get(key) or getattr(budget, key, None)) for arm, budget in pairs]))
+    columns.append(("s/trial", [_shown(_rounded(arm.trial_seconds)) for arm in estimate.arms]))
+    columns.append(("peak MB", [_shown(_rounded(arm.peak_memory_mb)) for arm in estimate.arms]))
+    columns = [(name, values) for name, values in columns if set(values) != {UNKNOWN}]
     table = Table(box=None, pad_edge=False)
-    table.add_column("arm")
+    table.add_column("arm", overflow="fold")
     for name, _ in columns:
-        table.add_column(name, justify="right")
+        table.add_column(cell(name), justify="right", overflow="fold")
     for place, arm in enumerate(made.arms):
-        table.add_row(arm.label, *(_cell(values[place]) for _, values in columns))
+        table.add_row(cell(arm.label), *(cell(values[place]) for _, values in columns))
     _print(table)
     first = summary["arms"][0]
     same = [key for key in (*BUDGETS, "negatives_per_anchor") if key not in differs and first.get(key) is not None]
-    shown = ", ".join(f"{key.replace('_', ' ')} {_cell(first[key])}" for key in same)
-    click.echo(f"\nequal in every arm: {shown or 'none of samples, steps, seconds, negatives per anchor'}")
-    click.echo(f"metric:    {made.sweep.metric.name} ({made.sweep.metric.mode})")
-    click.echo(f"contrasts: {'; '.join(f'{a} against {b}' for a, b in made.contrasts)}")
-    click.echo(f"trials:    {made.trials['tune']} tune, {made.trials['confirm']} confirm")
-    click.echo(f"seeds:     tune {list(made.tune_seeds)}, confirm {list(made.confirm_seeds)}")
-    click.echo(f"time:      {time_line(estimate, probe)}")
-    click.echo(f"smallest p reachable: {made.smallest_p:.4g}")
+    shown = ", ".join(f"{key.replace('_', ' ')} {_shown(first[key])}" for key in same)
+    _echo(f"\nequal in every arm: {shown or 'none of samples, steps, seconds, negatives per anchor'}")
+    _echo(f"metric:    {made.sweep.metric.name} ({made.sweep.metric.mode})")
+    _echo(f"contrasts: {'; '.join(f'{a} against {b}' for a, b in made.contrasts)}")
+    _echo(f"trials:    {made.trials['tune']} tune, {made.trials['confirm']} confirm")
+    _echo(f"seeds:     tune {list(made.tune_seeds)}, confirm {list(made.confirm_seeds)}")
+    _echo(f"time:      {time_line(estimate, probe)}")
+    _echo(f"smallest p reachable: {made.smallest_p:.4g}")
     for warning in (*made.warnings, *estimate.notes):
-        click.echo(f"note: {warning}")
+        _echo(f"note: {visible(warning)}")
 
 
 def _rounded(value: float | None) -> float | int | None:
@@ -602,29 +614,35 @@ def _rounded(value: float | None) -> float | int | None:
     return None if value is None else round(value, 1) if value < 10 else round(value)
 
 
-def _cell(value: Any) -> str:
-    return (
-        f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else "-" if value is None else str(value)
-    )
+def _shown(value: Any) -> str:
+    """A value as a table shows it."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _level(key: str, value: Any) -> str:
+    """The value of an arm: of a job key, None is a value, and of what follows from the job it is unknown."""
+    return "none" if value is None and "." in key else _shown(value)
 
 
 def _print_verified(found: dict[str, Any]) -> None:
     numbers = ("trials", "mlflow_runs", "points", "checkpoints")
     counted = ", ".join(f"{found[name]:,} {name.replace('mlflow_', 'MLflow ')}" for name in numbers)
     faults = len(found["faults"])
-    click.echo(f"verify: {'ok' if found['ok'] else f'{faults} fault' + 's' * (faults > 1)}, {counted}")
+    _echo(f"verify: {'ok' if found['ok'] else f'{faults} fault' + 's' * (faults > 1)}, {counted}")
     for kind in ("fault", "note"):
         for text in found[f"{kind}s"]:
-            click.echo(f"{kind}: {text}")
+            _echo(f"{kind}: {visible(text)}")
 
 
 def _print_exported(done: dict[str, Any]) -> None:
-    click.echo(f"{done['chosen']}: step {done['step']:,}, {done['width']} columns")
+    _echo(f"{done['chosen']}: step {done['step']:,}, {done['width']} columns")
     for remark in done["remarks"]:
-        click.echo(f"note: {remark}")
-    click.echo(f"encoder: {done['path']}")
+        _echo(f"note: {visible(remark)}")
+    _echo(f"encoder: {done['path']}")
     code = f"SentenceTransformer({done['path']!r}{', trust_remote_code=True' if done['trust_remote_code'] else ''})"
-    click.echo(f"load it: {code}, or as {Path(done['path']) / 'README.md'} says")
+    _echo(f"load it: {code}, or as {Path(done['path']) / 'README.md'} says")
 
 
 def _status_table(found: dict[str, Any]) -> Any:
@@ -640,9 +658,9 @@ def _status_table(found: dict[str, Any]) -> Any:
         metric = "-" if trial["metric"] is None else f"{trial['metric']:.4f}"
         failure = f"{trial['failure']}: {trial['message']}" if trial["failure"] else ""
         cells = (trial["id"], trial["stage"], trial["arm"], trial["seed"], trial["state"], trial["step"] or 0, metric)
-        table.add_row(*map(str, (*cells, trial["attempts"], failure)))
+        table.add_row(*map(cell, (*cells, trial["attempts"], failure)))
     head = f"{found['sweep']}: {found['state']}; {counts}; driven by {driver.partition(' [')[0]}"
-    return Group(head, table)
+    return Group(cell(head), table)
 
 
 def _watch(ledger: Any) -> None:
@@ -652,11 +670,11 @@ def _watch(ledger: Any) -> None:
 
     from orchestrator import runs
 
-    with Live(_status_table(runs.status(ledger)), refresh_per_second=1) as live:
+    with Live(Harmless(_status_table(runs.status(ledger))), refresh_per_second=1) as live:
         while (found := runs.status(ledger))["state"] not in ("done", "stopped"):
-            live.update(_status_table(found))
+            live.update(Harmless(_status_table(found)))
             time.sleep(2)
-        live.update(_status_table(found))
+        live.update(Harmless(_status_table(found)))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -91,6 +92,16 @@ def session(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
         if guard is not None:
             guard.close()
+
+
+def own_folder() -> Path | None:
+    """Where the connected cluster keeps its logs and sockets, if it is this process's own."""
+    if address() is not None:
+        return None
+    from ray._private import worker
+
+    node: Any = worker._global_node  # noqa: SLF001 - no public name; None where nothing is connected
+    return None if node is None else Path(node.get_session_dir_path())
 
 
 def nodes() -> list[Node]:

@@ -305,6 +305,8 @@ def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress:
             cluster.session(cpus=os.cpu_count() or 1),
             cluster.watched(died, seen, session.fail),
         ):
+            if (own := cluster.own_folder()) is not None:
+                scratch.remember(place, own)  # so that it goes too, should this process be killed
             executor.run(session, shape=shape, scratch=place)
     finally:
         session.close()

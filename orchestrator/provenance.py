@@ -155,7 +155,17 @@ def write_down(ledger: Ledger, now: Json) -> None:
 
 def expected(record: Json, directory: str | None) -> Json:
     """What every rank compares with what it loads, and the folder in which it looks for it."""
-    return {"data": record["data"], "weights": record["weights"], "directory": directory}
+    kept = ("code", "versions", "data", "weights")
+    return {key: record[key] for key in kept} | {"directory": directory}
+
+
+def of_attempt(expected: Json, loaded: Json | None = None) -> Json:
+    """The digests of an attempt: those of its session, but for what its ranks have said that they loaded."""
+    record: Json = {"code": expected["code"], "versions": expected["versions"]}
+    for kind in ("data", "weights"):
+        record[kind] = {what: entry["digest"] for what, entry in expected[kind].items()}
+        record[kind] |= (loaded or {}).get(kind, {})
+    return record | {key: loaded[key] for key in ("code", "versions") if loaded is not None}
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Rows 37 and 38 of the fault table: whatever lies in place of a file, or cannot be written, is met with words.
+"""Rows 41, 43 and 46 of the fault table: whatever lies in place of a file, or cannot be written, is met with words.
 
 The run is one that an older version began; `resume` brought it forward, told it to MLflow and wrote its report. What
 damaged files of a trial do to its training: test_damage.py.
@@ -43,9 +43,7 @@ FILES = [
 CASES = [(file, damage) for file in FILES for damage in DAMAGES]
 CASES += [(file, damage) for file in JSON_FILES for damage in OF_JSON]
 
-THOROUGH = [
-    pytest.param(file, damage, marks=pytest.mark.slow if damage is garbage else pytest.mark.soak) for file, damage in CASES
-]
+THOROUGH = [pytest.param(*case, marks=pytest.mark.slow if case[1] is garbage else pytest.mark.soak) for case in CASES]
 """For verbs that take seconds: garbage in `make test`, everything in `make soak`."""
 
 READING: dict[str, tuple[str, ...]] = {
@@ -132,7 +130,7 @@ def names_of(file: str, damage: Damage) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "damage"), CASES)
-def test_verbs_that_read_have_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
+def test_row_41_verbs_that_read_have_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
     """Mutant check: without the handling of errors in _Group three quarters of these end with a traceback."""
     damage(home / "runs" / "diverged" / file)
     wrong = []
@@ -143,7 +141,7 @@ def test_verbs_that_read_have_words_for_every_damage(home: Path, run: Run, file:
 
 
 @pytest.mark.parametrize(("file", "damage"), THOROUGH)
-def test_verbs_that_write_or_compare_everything_have_words_for_every_damage(
+def test_row_41_verbs_that_write_or_compare_everything_have_words_for_every_damage(
     home: Path, run: Run, file: str, damage: Damage
 ) -> None:
     damage(home / "runs" / "diverged" / file)
@@ -157,7 +155,7 @@ def test_verbs_that_write_or_compare_everything_have_words_for_every_damage(
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("file", ["job.json", "result.json", "checkpoints/step_000004/manifest.json", "points.jsonl"])
-def test_export_has_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
+def test_row_41_export_has_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
     damage(home / "runs" / "diverged" / "trials" / TRIAL / file)
     done = run("export", "diverged", TRIAL, "encoder")
     assert wrong_with(done, Path(file).name, "checkpoint") is None
@@ -167,7 +165,7 @@ def test_export_has_words_for_every_damage(home: Path, run: Run, file: str, dama
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_session_that_tells_mlflow_has_words_for_a_damaged_store(home: Path, run: Run, damage: Damage) -> None:
+def test_row_41_a_session_that_tells_mlflow_has_words_for_a_damaged_store(home: Path, run: Run, damage: Damage) -> None:
     """Mutant check: MLflow itself asks a folder in place of its store again for a minute and a half."""
     damage(home / "runs" / "mlflow.db")
     done = run("resume", "diverged")
@@ -181,7 +179,7 @@ PLACES += [("runs", "environment", "[1]"), ("points", "value", "nonsense"), ("tr
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("table", "column", "value"), PLACES)
-def test_a_value_of_the_ledger_that_cannot_be_read_is_told(
+def test_row_41_a_value_of_the_ledger_that_cannot_be_read_is_told(
     home: Path, run: Run, table: str, column: str, value: str
 ) -> None:
     """A page whose bytes have changed. Mutant check: JSON's own error says nothing of a ledger."""
@@ -199,7 +197,7 @@ def test_a_value_of_the_ledger_that_cannot_be_read_is_told(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("offset", [0, 16, 18, 100, 4096, 8192, -8192])
-def test_a_ledger_with_a_damaged_page_is_told(home: Path, run: Run, offset: int) -> None:
+def test_row_41_a_ledger_with_a_damaged_page_is_told(home: Path, run: Run, offset: int) -> None:
     path = home / "runs" / "diverged" / "ledger.db"
     content = bytearray(path.read_bytes())
     content[offset : offset + 200 if offset > -200 else None] = os.urandom(200)
@@ -215,7 +213,7 @@ def test_a_ledger_with_a_damaged_page_is_told(home: Path, run: Run, offset: int)
 
 
 @pytest.mark.slow
-def test_a_run_that_is_read_only_is_read(home: Path, run: Run) -> None:
+def test_row_46_a_run_that_is_read_only_is_read(home: Path, run: Run) -> None:
     """Mutant check: SQLite cannot open a write-ahead log where it cannot make its side files."""
     with read_only(home / "runs"):
         read = {name: run(*arguments) for name, arguments in (READING | VERIFYING).items()}
@@ -235,7 +233,7 @@ def test_a_run_that_is_read_only_is_read(home: Path, run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_of_an_older_version_that_is_read_only_is_read(here: Path, run: Run) -> None:
+def test_row_46_a_run_of_an_older_version_that_is_read_only_is_read(here: Path, run: Run) -> None:
     """Its tables are brought forward in memory, and it stays as it is."""
     shutil.copytree(BEGUN, here / "runs" / "diverged")
     before = (here / "runs" / "diverged" / "ledger.db").read_bytes()
@@ -250,7 +248,7 @@ def test_a_run_of_an_older_version_that_is_read_only_is_read(here: Path, run: Ru
 
 
 @pytest.mark.parametrize("index", [True, False])
-def test_what_a_killed_driver_left_in_the_write_ahead_log_is_read_where_nothing_can_be_written(
+def test_row_46_what_a_killed_driver_left_in_the_write_ahead_log_is_read_where_nothing_can_be_written(
     home: Path, run: Run, index: bool
 ) -> None:
     """With the log's index beside it, and without, as in a copy. Mutant check: `immutable` alone reads what was."""
@@ -272,7 +270,7 @@ def test_what_a_killed_driver_left_in_the_write_ahead_log_is_read_where_nothing_
 
 
 @pytest.mark.parametrize("fault", ["absent", "a file", "read-only"])
-def test_a_folder_for_temporary_files_that_cannot_be_used_ends_with_4(
+def test_row_43_a_folder_for_temporary_files_that_cannot_be_used_ends_with_4(
     here: Path, run: Run, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     (here / "sweep.toml").write_text(SWEEP)
