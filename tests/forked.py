@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FORKING = """
-import json, os, sys
+import atexit, gc, json, os, sys
 import matplotlib.pyplot, mlflow, pyarrow.parquet
 from orchestrator import cli, driver, export, report, tracking, verify
+gc.freeze()
 for line in sys.stdin:
     order = json.loads(line)
     child = os.fork()
@@ -26,7 +27,13 @@ for line in sys.stdin:
         output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        cli.main(order["arguments"])
+        gc.disable()
+        try:
+            cli.main(order["arguments"])
+        except SystemExit as end:  # any other error is printed, and ends it with 1
+            sys.stdout.flush()
+            atexit._run_exitfuncs()
+            os._exit(end.code if isinstance(end.code, int) else 0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 

@@ -1,7 +1,7 @@
-"""Rows 41 and 43 of the fault table: whatever lies in place of a file, and where nothing can be written, are words.
+"""Rows 41, 43 and 46 of the fault table: whatever lies in place of a file, or cannot be written, is met with words.
 
 The run is one that an older version began; `resume` brought it forward, told it to MLflow and wrote its report. What
-damaged files of a trial do to its training: test_damage.py.
+damaged files of a trial do to its training: test_damaged_trials.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from damage import DAMAGES, OF_JSON, Damage, absent
+from damage import DAMAGES, OF_JSON, Damage, absent, garbage
 from forked import Done, forking
 from mounts import read_only
 from real import SWEEP, call
@@ -43,15 +43,18 @@ FILES = [
 CASES = [(file, damage) for file in FILES for damage in DAMAGES]
 CASES += [(file, damage) for file in JSON_FILES for damage in OF_JSON]
 
+THOROUGH = [pytest.param(*case, marks=pytest.mark.slow if case[1] is garbage else pytest.mark.soak) for case in CASES]
+"""For verbs that take seconds: garbage in `make test`, everything in `make soak`."""
+
 READING: dict[str, tuple[str, ...]] = {
     "status": ("status", "diverged"),
     "status --json": ("status", "diverged", "--json"),
     "logs": ("logs", "diverged", TRIAL),
     "compare": ("compare", "diverged"),
-    "verify": ("verify", "diverged"),
     "stop": ("stop", "diverged", "--wait", "1"),
     "plan": ("plan", "runs/diverged/sweep.toml"),
 }
+VERIFYING: dict[str, tuple[str, ...]] = {"verify": ("verify", "diverged")}
 WRITING: dict[str, tuple[str, ...]] = {
     "resume": ("resume", "diverged", "--offline"),
     "launch": ("launch", "runs/diverged/sweep.toml", "--into", "runs/diverged", "--offline"),
@@ -127,11 +130,23 @@ def names_of(file: str, damage: Damage) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "damage"), CASES)
-def test_every_verb_has_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
+def test_row_41_verbs_that_read_have_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
     """Mutant check: without the handling of errors in _Group three quarters of these end with a traceback."""
     damage(home / "runs" / "diverged" / file)
     wrong = []
-    for name, arguments in (READING | WRITING).items():
+    for name, arguments in READING.items():
+        if found := wrong_with(run(*arguments), *names_of(file, damage)):
+            wrong.append(f"{name}: {found}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize(("file", "damage"), THOROUGH)
+def test_row_41_verbs_that_write_or_compare_everything_have_words_for_every_damage(
+    home: Path, run: Run, file: str, damage: Damage
+) -> None:
+    damage(home / "runs" / "diverged" / file)
+    wrong = []
+    for name, arguments in (VERIFYING | WRITING).items():
         if found := wrong_with(run(*arguments), *names_of(file, damage)):
             wrong.append(f"{name}: {found}")
     assert wrong == []
@@ -140,7 +155,7 @@ def test_every_verb_has_words_for_every_damage(home: Path, run: Run, file: str, 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("file", ["job.json", "result.json", "checkpoints/step_000004/manifest.json", "points.jsonl"])
-def test_export_has_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
+def test_row_41_export_has_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
     damage(home / "runs" / "diverged" / "trials" / TRIAL / file)
     done = run("export", "diverged", TRIAL, "encoder")
     assert wrong_with(done, Path(file).name, "checkpoint") is None
@@ -148,8 +163,9 @@ def test_export_has_words_for_every_damage(home: Path, run: Run, file: str, dama
     assert [path.name for path in home.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_session_that_tells_mlflow_has_words_for_a_damaged_store(home: Path, run: Run, damage: Damage) -> None:
+def test_row_41_a_session_that_tells_mlflow_has_words_for_a_damaged_store(home: Path, run: Run, damage: Damage) -> None:
     """Mutant check: MLflow itself asks a folder in place of its store again for a minute and a half."""
     damage(home / "runs" / "mlflow.db")
     done = run("resume", "diverged")
@@ -161,8 +177,9 @@ PLACES = [("runs", "sweep", "{"), ("trials", "job", "nonsense"), ("trials", "met
 PLACES += [("runs", "environment", "[1]"), ("points", "value", "nonsense"), ("trials", "metrics", "[" * 100_000)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "column", "value"), PLACES)
-def test_a_value_of_the_ledger_that_cannot_be_read_is_told(
+def test_row_41_a_value_of_the_ledger_that_cannot_be_read_is_told(
     home: Path, run: Run, table: str, column: str, value: str
 ) -> None:
     """A page whose bytes have changed. Mutant check: JSON's own error says nothing of a ledger."""
@@ -171,15 +188,16 @@ def test_a_value_of_the_ledger_that_cannot_be_read_is_told(
         connection.execute(f"UPDATE {table} SET {column} = ?", (value,))
     connection.close()
     wrong = []
-    for name, arguments in (READING | WRITING).items():
+    for name, arguments in (READING | VERIFYING | WRITING).items():
         if found := wrong_with(run(*arguments), "ledger.db"):
             wrong.append(f"{name}: {found}")
     assert wrong == []
     assert run("compare", "diverged").code == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0, 16, 18, 100, 4096, 8192, -8192])
-def test_a_ledger_with_a_damaged_page_is_told(home: Path, run: Run, offset: int) -> None:
+def test_row_41_a_ledger_with_a_damaged_page_is_told(home: Path, run: Run, offset: int) -> None:
     path = home / "runs" / "diverged" / "ledger.db"
     content = bytearray(path.read_bytes())
     content[offset : offset + 200 if offset > -200 else None] = os.urandom(200)
@@ -194,10 +212,11 @@ def test_a_ledger_with_a_damaged_page_is_told(home: Path, run: Run, offset: int)
 # Where nothing can be written
 
 
-def test_a_run_that_is_read_only_is_read(home: Path, run: Run) -> None:
+@pytest.mark.slow
+def test_row_46_a_run_that_is_read_only_is_read(home: Path, run: Run) -> None:
     """Mutant check: SQLite cannot open a write-ahead log where it cannot make its side files."""
     with read_only(home / "runs"):
-        read = {name: run(*arguments) for name, arguments in READING.items()}
+        read = {name: run(*arguments) for name, arguments in (READING | VERIFYING).items()}
         exported = run("export", "diverged", TRIAL, "encoder")
         refused = {name: run(*arguments) for name, arguments in WRITING.items()}
         refused["anew"] = run("launch", "runs/diverged/sweep.toml", "--into", "runs/new", "--offline")
@@ -213,12 +232,13 @@ def test_a_run_that_is_read_only_is_read(home: Path, run: Run) -> None:
         assert "read-only" in done.output.lower() or "cannot be written" in done.output
 
 
-def test_a_run_of_an_older_version_that_is_read_only_is_read(here: Path, run: Run) -> None:
+@pytest.mark.slow
+def test_row_46_a_run_of_an_older_version_that_is_read_only_is_read(here: Path, run: Run) -> None:
     """Its tables are brought forward in memory, and it stays as it is."""
     shutil.copytree(BEGUN, here / "runs" / "diverged")
     before = (here / "runs" / "diverged" / "ledger.db").read_bytes()
     with read_only(here / "runs"):
-        read = {name: run(*arguments) for name, arguments in READING.items()}
+        read = {name: run(*arguments) for name, arguments in (READING | VERIFYING).items()}
         refused = run(*WRITING["resume"])
     assert {name: done.output for name, done in read.items() if done.code and name != "verify"} == {}
     assert wrong_with(read["verify"], "diverged") is None
@@ -228,7 +248,7 @@ def test_a_run_of_an_older_version_that_is_read_only_is_read(here: Path, run: Ru
 
 
 @pytest.mark.parametrize("index", [True, False])
-def test_what_a_killed_driver_left_in_the_write_ahead_log_is_read_where_nothing_can_be_written(
+def test_row_46_what_a_killed_driver_left_in_the_write_ahead_log_is_read_where_nothing_can_be_written(
     home: Path, run: Run, index: bool
 ) -> None:
     """With the log's index beside it, and without, as in a copy. Mutant check: `immutable` alone reads what was."""
@@ -250,7 +270,7 @@ def test_what_a_killed_driver_left_in_the_write_ahead_log_is_read_where_nothing_
 
 
 @pytest.mark.parametrize("fault", ["absent", "a file", "read-only"])
-def test_a_folder_for_temporary_files_that_cannot_be_used_ends_with_4(
+def test_row_43_a_folder_for_temporary_files_that_cannot_be_used_ends_with_4(
     here: Path, run: Run, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     (here / "sweep.toml").write_text(SWEEP)
