@@ -42,7 +42,6 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     from jobs.data import DataError, check
     from jobs.preflight import GradientMismatch
-    from jobs.storage import StorageFull
     from jobs.train import Training
 
     rank = int(os.environ.get("RANK", "0"))
@@ -54,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         group = _join(world, job)
         log = print if rank == 0 else lambda _: None
         training = Training(job, options.into, group=group, log=log, remote=options.remote)
-    except (StorageFull, ConnectionError) as error:
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except (DataError, ValueError) as error:
@@ -67,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
                 training.save()
                 training.settle()
                 sys.exit(INTERRUPTED)
-    except (GradientMismatch, StorageFull, ConnectionError) as error:
+    except (GradientMismatch, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     if rank == 0:

@@ -467,7 +467,7 @@ def load_job(path: Path) -> JobConfig:
     try:
         text = path.read_text("utf-8")
         raw = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(str(path), "job", [Fault("", "", f"{error}; a job is a TOML file in UTF-8")]) from error
     if not isinstance(raw, dict):
         raise ConfigError(str(path), "job", [Fault("", "", "a job is a table of sections")])

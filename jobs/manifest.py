@@ -30,7 +30,10 @@ def write(folder: Path, *, step: int, extra: Mapping[str, Any]) -> None:
 
 def check(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose files match it. Raises OSError, ValueError or KeyError where they do not."""
-    manifest: dict[str, Any] = json.loads((folder / NAME).read_text())
+    try:
+        manifest: dict[str, Any] = json.loads((folder / NAME).read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{NAME} is no JSON: {error}") from error
     for name, expected in manifest["sha256"].items():
         if sha256(folder / name) != expected:
             raise ValueError(f"{name} does not match its sha256")

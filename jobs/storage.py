@@ -135,6 +135,8 @@ class Folder:
     def commit(self, aside: Path, name: str, *, permit: Callable[[], None]) -> None:
         """One rename."""
         permit()
+        if (self.scratch / name).is_file():  # something else's
+            self.set_aside(name)
         self.remove(name)
         aside.rename(self.scratch / name)
         manifest.fsync(self.scratch)

@@ -201,7 +201,9 @@ class Training:
         self.device = device_of(job.execution)
         if self.rank == 0:
             self.fence.hold()
-            trial.open_folder(self.place, job)
+            trial.open_folder(self.place, job, named=self.attempt is not None, remark=self._remark)
+            if (self.place.scratch / CHECKPOINTS).is_file():
+                self._remark(f"{CHECKPOINTS} is a file; {trial.set_aside(self.place, CHECKPOINTS)}")
             self.place.inside(CHECKPOINTS).clean()
         self.tokenizer = data.tokenizer_for(job) if job.task == "sentence" else None
         self.examples = data.train_examples(job, self.tokenizer)
@@ -281,8 +283,6 @@ class Training:
             self.records.restore(until=self.step)
             return
         if found is None:
-            if self.remarks:
-                self._remark("no sound checkpoint is left: training starts again from step 0")
             self.records.restore(until=-1)
             self.untrained = self._measure(final=True)
             self._record(self.untrained)
@@ -294,14 +294,27 @@ class Training:
         self.records.restore(until=self.step)
         self._saved = (0, self.step)
         self.log(f"continues after {self.pace.text(self.step, self.seconds)}")
+        if self.pace.over(self.step, self.seconds):  # its result was lost: it comes before the last checkpoint
+            self._evaluate()
 
     def _find(self) -> tuple[checkpoint.Checkpoint | None, dict[str, Any] | None]:
         """What the trial's files hold: the newest sound checkpoint, and the result if it has ended."""
-        found, remarks = checkpoint.newest(self.place.inside(CHECKPOINTS))
+        checkpoints = self.place.inside(CHECKPOINTS)
+        found, remarks = checkpoint.newest(checkpoints)
         for remark in remarks:
             self._remark(remark)
-        self.place.bring(trial.POINTS)
-        return found, trial.read_result(self.place, newest=(found.step, found.extra["seconds"]) if found else None)
+        if found is None and remarks:
+            self._remark("no sound checkpoint is left: training starts again from step 0")
+        newest = (found.step, found.extra["seconds"]) if found else None
+        result = trial.read_result(self.place, newest=newest, remark=self._remark)
+        if found is None and result is None:
+            return None, None
+        until = found.step if found else result["step"] if result else 0
+        if (fault := trial.points_fault(self.place, until=until)) is not None:
+            kept = trial.start_over(self.place, checkpoints)
+            self._remark(f"{trial.POINTS} is damaged ({fault}): training starts again from step 0; {kept}")
+            return None, None
+        return found, result
 
     def _remark(self, sentence: str) -> None:
         self.remarks.append(sentence)
@@ -417,8 +430,12 @@ class Training:
         peak = max(peak for (peak,) in peaks) / 2**20
         latest: dict[str, float] = {}
         if outcome == "ok":
-            latest = {key: last for key, last in self.records.latest().items() if not key.startswith(usage.PREFIX)}
-            self._record({"samples_per_second": speed, "peak_memory_mb": peak})
+            costs = {"samples_per_second": speed, "peak_memory_mb": peak}
+            measured = self.records.latest()  # costs among them, if the job had ended before and its result was lost
+            latest = {
+                key: last for key, last in measured.items() if not key.startswith(usage.PREFIX) and key not in costs
+            }
+            self._record(costs)
         result = {
             "state": "done",
             "outcome": outcome,

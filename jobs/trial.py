@@ -11,17 +11,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs import manifest
 from jobs.config import JobConfig
-from jobs.storage import Storage, room, write_whole
+from jobs.storage import Folder, Storage, room, write_whole
 
-ATTEMPT = "attempt.json"
 JOB = "job.json"
+ATTEMPT = "attempt.json"
 POINTS = "points.jsonl"
 RESULT = "result.json"
 
@@ -49,29 +49,23 @@ class Fence:
         """
         if self._attempt is None:
             return
-        text = self._read()
-        holder = self._compare(text)
-        if text is not None and holder is None:
-            self.remark = f"{ATTEMPT} {'was empty' if not text.strip() else 'named no attempt'}; it is written again"
+        named = read_object(self._place, ATTEMPT, ("token", "attempt"), remark=self._hear)
+        holder = self._compare(None if named is None else (named["token"], named["attempt"]))
         if holder != self._attempt:
             token, number = self._attempt
             self._place.write(ATTEMPT, json.dumps({"token": token, "attempt": number}))
 
-    def _read(self) -> str | None:
-        try:
-            return self._place.read(ATTEMPT)
-        except UnicodeDecodeError:
-            return "?"
-
     def glance(self) -> None:
         """Raise TakenOver if a later attempt works in the same local folder; asks no bucket."""
         path = self._place.scratch / ATTEMPT
-        if self._attempt is not None and path.exists():
-            self._compare(path.read_bytes().decode(errors="replace"))
+        if self._attempt is not None and path.is_file():
+            self._compare(read_attempt(path.read_text("utf-8", errors="replace")))
 
-    def _compare(self, text: str | None) -> tuple[int, int] | None:
+    def _hear(self, remark: str) -> None:
+        self.remark = remark
+
+    def _compare(self, holder: tuple[int, int] | None) -> tuple[int, int] | None:
         assert self._attempt is not None
-        holder = None if text is None else read_attempt(text)
         if holder is not None and holder > self._attempt:
             raise TakenOver(
                 f"attempt {holder[1]} (token {holder[0]}) has taken this trial over from attempt {self._attempt[1]} "
@@ -84,11 +78,10 @@ class Fence:
 def read_attempt(text: str) -> tuple[int, int] | None:
     """Fencing token and number of the attempt that attempt.json names; None where it names none."""
     try:
-        holder = json.loads(text)
-        pair = (holder["token"], holder["attempt"])
-    except (ValueError, TypeError, LookupError):
+        holder = _object(text, ("token", "attempt"))
+    except ValueError:
         return None
-    return pair if all(type(value) is int for value in pair) else None
+    return holder["token"], holder["attempt"]
 
 
 @dataclass(frozen=True)
@@ -110,13 +103,17 @@ class Records:
 
     def __init__(self, folder: Path, *, writes: bool, permit: Callable[[], None] = lambda: None) -> None:
         self.points: list[Point] = []
+        self._places: set[tuple[str, int]] = set()
         self._folder, self._writes, self._permit = folder, writes, permit
         self._written = 0
 
     def add(self, values: Mapping[str, float], *, step: int) -> None:
-        """Points of one step, by key. Raises ValueError for what is not one number; then none is added."""
+        """Points of one step, by key; the first one of a key stands. Raises ValueError for what is not one number; then
+        none is added."""
         now = time.time()
-        self.points += [Point(key, step, _number(key, value), now) for key, value in values.items()]
+        added = [Point(key, step, _number(key, value), now) for key, value in values.items()]
+        self.points += [point for point in added if (point.key, step) not in self._places]
+        self._places |= {(key, step) for key in values}
 
     def latest(self) -> dict[str, float]:
         """The newest value of every key."""
@@ -145,7 +142,11 @@ class Records:
         path = self._folder / POINTS
         if not self._writes or not path.exists():
             return
-        self.points = points_of(path.read_text(), until=until)
+        if path.is_dir():
+            Folder(self._folder).set_aside(POINTS)
+            return
+        self.points = points_of(path.read_text("utf-8", errors="replace"), until=until)
+        self._places = {(point.key, point.step) for point in self.points}
         self._written = len(self.points)
         write_whole(path, "".join(map(_line, self.points)))
 
@@ -157,46 +158,142 @@ def points_of(text: str, *, until: int) -> list[Point]:
     """
     read: dict[tuple[str, int], Point] = {}
     for line in text.splitlines():
-        try:
-            point = Point(**json.loads(line))
-        except (ValueError, TypeError):  # the line that a kill cut short, or two lines that met
-            continue
-        if point.step <= until:
+        point = _point(line)
+        if point is not None and point.step <= until:
             read.setdefault((point.key, point.step), point)
     return list(read.values())
 
 
-def open_folder(place: Storage, job: JobConfig) -> None:
+def points_fault(place: Storage, *, until: int) -> str | None:
+    """What is wrong with the points on disk of a trial that has a checkpoint of step `until`; None if all are there.
+
+    They are on disk before the checkpoint is. A kill cuts at most the last line short.
+    """
+    path = place.scratch / POINTS
+    try:
+        place.bring(POINTS)
+        lines = path.read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        return "it is not there"
+    except (IsADirectoryError, ValueError) as error:
+        return _reason(error)
+    for number, line in enumerate(lines[:-1], 1):
+        if _point(line) is None:
+            return f"line {number} is no point"
+    if not any(point.step == 0 for point in points_of("\n".join(lines), until=until)):
+        return "it has no point of step 0"
+    return None
+
+
+def _point(line: str) -> Point | None:
+    """None for a line that a kill cut short, or two lines that met."""
+    try:
+        point = Point(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    numbers = (
+        isinstance(point.step, int) and isinstance(point.value, int | float) and isinstance(point.time, int | float)
+    )
+    return point if numbers and isinstance(point.key, str) else None
+
+
+def open_folder(
+    place: Storage, job: JobConfig, *, named: bool = False, remark: Callable[[str], None] = lambda _: None
+) -> None:
     """Make a place the trial of `job`. It belongs to one objective; how that is computed may change.
 
-    Raises ValueError where it holds another job.
+    named: the place is named after its job, as in a run, so a damaged job.json is set aside, told to `remark`, and
+    written again. Raises ValueError where it holds another job, or may do so.
     """
-    text = place.read(JOB)
-    if text is not None:
-        there = JobConfig.model_validate_json(text)
-        if there.model_dump(exclude={"execution"}) != job.model_dump(exclude={"execution"}):
+    try:
+        there = _job(place)
+    except (IsADirectoryError, ValueError, RecursionError) as error:
+        if not named:
             raise ValueError(
-                f"{place.scratch} holds another job ({there.id}), and only its execution may change; use another folder"
-            )
+                f"{place.scratch / JOB} is damaged ({_reason(error)}), so the folder may hold another job; if it does "
+                "not, move that file away, and run the same command again"
+            ) from error
+        remark(f"{JOB} is damaged ({_reason(error)}); {set_aside(place, JOB)}")
+        there = None
+    if there is not None and there.model_dump(exclude={"execution"}) != job.model_dump(exclude={"execution"}):
+        raise ValueError(
+            f"{place.scratch} holds another job ({there.id}), and only its execution may change; use another folder"
+        )
     place.write(JOB, json.dumps(job.model_dump(mode="json"), indent=1))
 
 
-def read_result(place: Storage, *, newest: tuple[int, float] | None) -> dict[str, Any] | None:
+def _job(place: Storage) -> JobConfig | None:
+    text = place.read(JOB)
+    return None if text is None else JobConfig.model_validate_json(text)
+
+
+def read_result(
+    place: Storage, *, newest: tuple[int, float] | None, remark: Callable[[str], None] = lambda _: None
+) -> dict[str, Any] | None:
     """The result on disk, if the checkpoint that belongs to it is sound. A diverged trial has none.
 
     newest: step and seconds of the newest sound checkpoint. With a budget in seconds, an attempt that was cut short
     before its last checkpoint leaves the result of a training that nothing else is left of.
+    remark: told of a result that is damaged; it then counts as none.
     """
-    text = place.read(RESULT)
-    if text is None:
+    result = read_object(place, RESULT, ("step", "seconds", "outcome"), remark=remark)
+    if result is None:
         return None
-    result: dict[str, Any] = json.loads(text)
     return result if result["outcome"] == "diverged" or newest == (result["step"], result["seconds"]) else None
 
 
 def write_result(place: Storage, result: Mapping[str, Any]) -> None:
     """Commit the result."""
     place.write(RESULT, json.dumps(result, indent=1))
+
+
+def read_object(
+    place: Storage, name: str, keys: Sequence[str], *, remark: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """The JSON object in a small file. None if it is not there, or damaged: then it is set aside, told to `remark`."""
+    try:
+        text = place.read(name)
+        return None if text is None else _object(text, keys)
+    except (IsADirectoryError, ValueError) as error:
+        remark(f"{name} is damaged ({_reason(error)}); {set_aside(place, name)}")
+        return None
+
+
+def start_over(place: Storage, checkpoints: Storage) -> str:
+    """Set aside all that a training has left, so that it can begin again. Returns where that is, in words."""
+    kept = [set_aside(place, name) for name in (RESULT, POINTS) if (place.scratch / name).exists()]
+    return ", ".join(
+        ["its checkpoints are kept aside", *(checkpoints.set_aside(n) for n in checkpoints.committed()), *kept]
+    )
+
+
+def _object(text: str, keys: Sequence[str]) -> dict[str, Any]:
+    """Raises ValueError for text that is no JSON object with these keys; `token` and `attempt` are whole numbers."""
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError("it is no JSON object")  # noqa: TRY004 - it is the file's content that is wrong
+    if missing := [key for key in keys if key not in found]:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    for key in ("token", "attempt", "step"):
+        if key in keys and type(found[key]) is not int:
+            raise ValueError(f"its {key} is no whole number")
+    return found
+
+
+def set_aside(place: Storage, name: str) -> str:
+    """Keep a damaged file for a person, where that is possible. Returns what became of it, in words."""
+    if isinstance(place, Folder) and (place.scratch / name).exists():
+        return f"set aside as {place.set_aside(name)}"
+    return "it is written again"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, IsADirectoryError):
+        return "a folder lies in its place"
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _number(key: str, value: Any) -> float:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -58,7 +59,7 @@ def address() -> str | None:
 def session(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
     """Be connected to $RAY_ADDRESS, or to a cluster of this process's own with `cpus`, as long as the context lasts.
 
-    Raises ConnectionError when the address does not answer, or will not have this process.
+    Raises ConnectionError when the address does not answer or will not have this process, or no cluster starts here.
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     import ray
@@ -66,13 +67,22 @@ def session(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     start = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     guard = None
-    if address() is None:
-        guard = cluster_start.Guard()
-        with cluster_start.apart(guard):
-            start(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
-        cluster_start.check()
-    else:
-        _connect(start)
+    try:
+        if address() is None:
+            guard = cluster_start.Guard()
+            with cluster_start.apart(guard):
+                start(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
+            cluster_start.check()
+        else:
+            _connect(start)
+    except ConnectionError:
+        raise
+    except Exception as error:  # of every kind, Exception itself among them
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        if guard is not None:
+            guard.close()
+        raise ConnectionError(_not_started(error)) from error
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Ray's would end this process at once
             signal.signal(number, handler)
@@ -82,6 +92,16 @@ def session(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
         if guard is not None:
             guard.close()
+
+
+def own_folder() -> Path | None:
+    """Where the connected cluster keeps its logs and sockets, if it is this process's own."""
+    if address() is not None:
+        return None
+    from ray._private import worker
+
+    node: Any = worker._global_node  # noqa: SLF001 - no public name; None where nothing is connected
+    return None if node is None else Path(node.get_session_dir_path())
 
 
 def nodes() -> list[Node]:
@@ -307,6 +327,21 @@ def _connect(start: Callable[..., Any]) -> None:
         if isinstance(error, RuntimeError) and "ersion mismatch" not in str(error) and "auth" not in str(error).lower():
             raise
         raise ConnectionError(" ".join(str(error).split())[:300]) from error
+
+
+def _not_started(error: Exception) -> str:
+    """Why there is no Ray, and what to do about it."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if address() is not None:
+        return (
+            f"Ray at RAY_ADDRESS={address()} cannot be used: {reason}; see the logs of its head, or unset RAY_ADDRESS"
+        )
+    remedy = "its logs are below ray/session_latest/logs in the folder of temporary files"
+    if "AF_UNIX" in reason or isinstance(error, OSError):
+        remedy = "give it a short folder that can be written: export TMPDIR=/tmp RAY_TMPDIR=/tmp"
+    elif "timed out" in reason.lower() or isinstance(error, TimeoutError):
+        remedy = "this machine is short of processors or memory: end other programs, and run the same command again"
+    return f"Ray does not start on this machine: {reason}; {remedy}"
 
 
 def _node(resources: Mapping[str, float]) -> Node:

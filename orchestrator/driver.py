@@ -116,7 +116,7 @@ def _continue(
         readiness.check_cluster(plan, readiness.largest(plan, ledger, execution))
         doctor.refuse(folder, plan)
         recorded = ledger.run.provenance
-        with provenance.looked_for_in(ledger.run.environment.get("directory")):
+        with provenance.looked_for_in(provenance.folder_of(ledger.run.environment)):
             examined = provenance.examine(plan, recorded)
         record, notes = examined.record, [*notes, *examined.notes]
         if recorded is None:
@@ -175,7 +175,7 @@ def _drive(
     ledger.acquire(this_process(), LEASE_S)
     progress = Progress(plan, ledger)
     ranks = readiness.largest(plan, ledger, execution)
-    base = ledger.run.environment.get("directory")
+    base = provenance.folder_of(ledger.run.environment)
     session = Session(
         plan,
         ledger,
@@ -305,6 +305,8 @@ def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress:
             cluster.session(cpus=os.cpu_count() or 1),
             cluster.watched(died, seen, session.fail),
         ):
+            if (own := cluster.own_folder()) is not None:
+                scratch.remember(place, own)  # so that it goes too, should this process be killed
             executor.run(session, shape=shape, scratch=place)
     finally:
         session.close()

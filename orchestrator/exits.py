@@ -36,7 +36,7 @@ REMEDIES = {
 
 
 def ending(error: Exception) -> tuple[str, int] | None:
-    """The text and the exit code of an error; None for one that is to be raised as it is: of a reader of the output that
+    """The text and the exit code of an error; None for one to be raised as it is: of a reader of the output that
     has gone away, and what nobody expected while $ORCHESTRATOR_TRACEBACK is set."""
     from jobs.config import ConfigError
     from orchestrator.ledger import LeaseHeld, LeaseLost, LedgerError
@@ -62,9 +62,10 @@ def of_system(error: OSError) -> str:
     """An error of the system: the path, what is the matter with it, and what to do."""
     if error.errno is None or error.strerror is None:
         return str(error) or type(error).__name__
-    paths = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    # Of two, the file that was to be replaced.
+    paths = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)][-1:]
     remedy = REMEDIES.get(error.errno, "see to it, and run the same command again")
-    return f"{' -> '.join(paths)}{': ' if paths else ''}{error.strerror}; {remedy}"
+    return f"{''.join(f'{path}: ' for path in paths)}{error.strerror}; {remedy}"
 
 
 def first_line(error: BaseException) -> str:

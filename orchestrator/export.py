@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.paths import BASE
+from orchestrator import provenance
 from orchestrator.ledger import Run, Trial
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.runs import RunError, RunFolder
@@ -35,7 +36,7 @@ def export(folder: RunFolder, wanted: str, dest: Path) -> dict[str, Any]:
     # A session of its own: Ctrl-C is for us, who say what then happens.
     with scratch_folder("export") as place:
         env = os.environ | {"TMPDIR": str(place)}
-        if (directory := run.environment.get("directory")) is not None:
+        if (directory := provenance.folder_of(run.environment)) is not None:
             env[BASE] = directory  # where the run began: its data may be named by relative paths
         done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True, env=env)
     if done.returncode != 0:

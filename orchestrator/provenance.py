@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,23 @@ def write_down(ledger: Ledger, now: Json) -> None:
 
 def expected(record: Json, directory: str | None) -> Json:
     """What every rank compares with what it loads, and the folder in which it looks for it."""
-    return {"data": record["data"], "weights": record["weights"], "directory": directory}
+    kept = ("code", "versions", "data", "weights")
+    return {key: record[key] for key in kept} | {"directory": directory}
+
+
+def of_attempt(expected: Json, loaded: Json | None = None) -> Json:
+    """The digests of an attempt: those of its session, but for what its ranks have said that they loaded."""
+    record: Json = {"code": expected["code"], "versions": expected["versions"]}
+    for kind in ("data", "weights"):
+        record[kind] = {what: entry["digest"] for what, entry in expected[kind].items()}
+        record[kind] |= (loaded or {}).get(kind, {})
+    return record | {key: loaded[key] for key in ("code", "versions") if loaded is not None}
+
+
+def folder_of(environment: Mapping[str, Any]) -> str | None:
+    """Where a run began, as its environment has it; None where it is of no use here: what a job takes along lies in the
+    job's own folder, which goes with it."""
+    return None if environment.get("submitted") else environment.get("directory")
 
 
 @contextlib.contextmanager

@@ -119,7 +119,7 @@ def check_tracking(folder: RunFolder, *, offline: bool) -> None:
 
     if not offline:
         try:
-            tracking.check(tracking_uri(folder))
+            tracking.check(tracking_uri(folder), writes=True)
         except tracking.TrackingUnavailable as error:
             raise InfrastructureMissing(f"{error}; or add --offline to project the run later") from error
 

@@ -188,9 +188,9 @@ class RunFolder:
     def _damaged(self, why: str) -> LedgerError:
         """About sweep.json, of which `run` alone is read; the ledger knows it too."""
         where = str(self.identity) if self.remote is None else self.remote.inside(self.identity.name).uri
-        return LedgerError(f"{where} cannot be used ({why}). {self._identity_remedy()}")
+        return LedgerError(f"{where} cannot be used ({why}). {self.identity_remedy()}")
 
-    def _identity_remedy(self) -> str:
+    def identity_remedy(self) -> str:
         """How to get sweep.json back."""
         known = []
         with contextlib.suppress(LedgerError, RunError, OSError):
@@ -242,7 +242,7 @@ def find(run: str) -> RunFolder:
         if (path / "ledger.db").is_file():
             raise RunError(
                 f"{path} holds a ledger and no sweep.json, so it is no run: if it was never begun, the same "
-                f"`orchestrator launch` continues. {RunFolder(path)._identity_remedy()}"
+                f"`orchestrator launch` continues. {RunFolder(path).identity_remedy()}"
             )
     known = names(home())
     listed = f"; runs in {home()}: {', '.join(known)}" if known else f"; {home()} holds no run yet"
@@ -339,7 +339,9 @@ def logs(folder: RunFolder, trial: str, rank: int | None) -> str:
     newest = failures[max(failures)] if failures and rank is None else None
     if not path.exists() and newest is None:
         ranks = sorted(p.name for p in here.glob("log.rank*.txt"))
-        raise RunError(f"rank {rank or 0} of trial {found[0]} has no log; there are: {', '.join(ranks) or 'none'}")
+        raise RunError(
+            f"rank {rank or 0} of trial {found[0]} has no log {path}; there are: {', '.join(ranks) or 'none'}"
+        )
     text = path.read_text(errors="replace") if path.exists() else ""
     if newest is not None:
         number = newest.stem.removeprefix("failure.attempt")

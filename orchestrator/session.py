@@ -19,7 +19,7 @@ from math import isfinite
 from typing import Any
 
 from jobs.config import COMPUTING
-from orchestrator import search
+from orchestrator import provenance, search
 from orchestrator.ledger import OUTAGE_S, Ledger, LedgerUnavailable, Outage, Point, Trial
 from orchestrator.plan import Plan
 from orchestrator.runs import RunFolder
@@ -58,7 +58,7 @@ class Dispatch:
     """URI at which the trial's files are kept, if not in `folder`."""
 
     expected: Mapping[str, Any] | None = None
-    """Digests of the data and the weights of the run, which the ranks compare with what they load."""
+    """Digests of what the run is computed with (provenance.expected), which the ranks compare with what they load."""
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,8 @@ class Session:
                 return
             trial = self._trials[self._ready.popleft()]
         execution = self._execution or self._latest_execution(trial) or self._first_of_arm(trial)
-        attempt = self._ledger.start_attempt(trial.id, execution, socket.gethostname())
+        record = None if self._expected is None else provenance.of_attempt(dict(self._expected))
+        attempt = self._ledger.start_attempt(trial.id, execution, socket.gethostname(), provenance=record)
         settings = {f"execution.{key}": value for key, value in execution.items()}
         dispatch = Dispatch(
             trial.id,
@@ -329,8 +330,9 @@ class Session:
         for remark in report.get("remarks", []):
             self._ledger.event("checkpoint", remark, dispatch.trial)
             self._tell(f"trial {dispatch.trial}: {remark}", None)
-        if (provenance := report.get("provenance")) is not None:
-            self._ledger.set_provenance(dispatch.trial, dispatch.attempt, provenance)
+        if self._expected is not None and (loaded := report.get("provenance")) is not None:
+            record = provenance.of_attempt(dict(self._expected), loaded)
+            self._ledger.set_provenance(dispatch.trial, dispatch.attempt, record)
         points = [Point(dispatch.trial, p["key"], p["step"], p["value"], p["time"]) for p in report["points"]]
         self._ledger.record_points(dispatch.trial, dispatch.attempt, points)
         result, metric = report["result"], self._plan.sweep.metric.name

@@ -74,8 +74,11 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "orchestrator.cli", *arguments]
 
 
-def call(*arguments: str, cwd: Path, code: int = 0, env: Mapping[str, str] | None = None) -> str:
-    """Run it to its end. Returns what it printed: standard output for code 0, else standard error."""
+def call(
+    *arguments: str, cwd: Path, code: int = 0, env: Mapping[str, str] | None = None, stdout: bool | None = None
+) -> str:
+    """Run it to its end. Returns what it printed: standard output for code 0, else standard error, or as `stdout`
+    says."""
     done = subprocess.run(
         command(*arguments),
         cwd=cwd,
@@ -86,7 +89,7 @@ def call(*arguments: str, cwd: Path, code: int = 0, env: Mapping[str, str] | Non
         env=QUICK | os.environ | dict(env or {}),
     )
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout if code == 0 else done.stderr
+    return done.stdout if (code == 0 if stdout is None else stdout) else done.stderr
 
 
 def status(cwd: Path, run: str = "small", env: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -85,6 +85,32 @@ def test_a_damaged_checkpoint_is_named_and_its_neighbour_is_not(
     assert older is None
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "attempt.json is empty"),
+        (b" \n", "attempt.json is empty"),
+        (b"{", "attempt.json names no attempt"),
+        (b"null", "attempt.json names no attempt"),
+        (b'{"token": 1}', "attempt.json names no attempt"),
+        (b'{"token": 1, "attempt": "2"}', "attempt.json names no attempt"),
+        (b"\xff", "attempt.json cannot be read"),
+    ],
+)
+def test_an_attempt_that_names_nobody_is_named(trials: Path, content: bytes, words: str) -> None:
+    """None at all is in order: a training of which there is only one has no fence."""
+    path = trials / "abc" / "attempt.json"
+    assert audit(trials / "abc")["faults"] == []
+    path.write_text('{"token": 3, "attempt": 1}')
+    assert audit(trials / "abc")["faults"] == []
+    path.write_bytes(content)
+    (fault,) = audit(trials / "abc")["faults"]
+    assert fault.startswith(words)
+    path.unlink()
+    path.mkdir()
+    assert audit(trials / "abc")["faults"][0].startswith("attempt.json cannot be read")
+
+
 def test_what_was_set_aside_or_never_committed_is_no_checkpoint(trials: Path) -> None:
     checkpoints = trials / "abc" / "checkpoints"
     (checkpoints / "step_000004").rename(checkpoints / "step_000004.bad-1")

@@ -31,6 +31,7 @@ from real import (
     ended,
     hosts,
     measured,
+    named,
     ray_cluster,
     wait_for,
 )
@@ -344,3 +345,43 @@ def test_ranks_on_hosts_with_networks_of_their_own_find_each_other(
     finally:
         made.end()
     assert measured(tmp_path) == undisturbed
+
+
+START = """
+from orchestrator import cluster
+try:
+    with cluster.session(cpus=1):
+        print("started")
+except ConnectionError as error:
+    print(f"refused: {error}")
+"""
+
+
+@pytest.mark.parametrize("stopped", ["raylet", "gcs_server"])
+@pytest.mark.slow
+def test_a_ray_that_does_not_start_in_time_is_told_in_words(stopped: str) -> None:
+    """One of its processes is stopped as soon as it is there. Mutant check: Ray's own error is a bare Exception."""
+    family: list[psutil.Process] = []
+    with subprocess.Popen([sys.executable, "-c", START], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            (victim,) = wait_for(lambda: named((stopped,), process.pid), what=f"the {stopped}")
+            family = children(process)
+            victim.suspend()
+            said, _ = process.communicate(timeout=200)
+        finally:
+            process.kill()
+            end(family)
+    assert said.startswith("refused: Ray does not start on this machine: ")
+    assert "run the same command again" in said
+
+
+def test_a_ray_that_cannot_start_where_its_files_are_to_lie_is_told_with_a_place(tmp_path: Path) -> None:
+    """Sockets have short paths. Mutant check: without the remedy nobody knows that it is about TMPDIR."""
+    far = tmp_path / ("far" * 30)
+    far.mkdir()
+    env = os.environ | {"RAY_TMPDIR": str(far)}
+    done = subprocess.run(
+        [sys.executable, "-c", START], env=env, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.stdout.startswith("refused: Ray does not start on this machine: ")
+    assert "export TMPDIR=/tmp RAY_TMPDIR=/tmp" in done.stdout

@@ -159,3 +159,23 @@ def test_a_wrong_example_is_found() -> None:
     assert complaint(good) == ""
     assert "--jsno" in complaint(bad)
     assert complaint(gone) == "there is no command begin"
+
+
+FAULT_ROWS = re.findall(r"^\| (\d+) \| (.*) \|$", (ROOT / "infra" / "FAULTS.md").read_text("utf-8"), re.M)
+
+
+@pytest.mark.parametrize(("number", "row"), FAULT_ROWS, ids=[number for number, _ in FAULT_ROWS])
+def test_every_row_of_the_fault_table_names_tests_that_are_there(number: str, row: str) -> None:
+    """Mutant check: a row without a test, or with the name of a file that is gone, fails this."""
+    _, _, tests, _ = (cell.strip() for cell in re.split(r"(?<!\\)\|", row))
+    named = re.findall(r"`(tests/[^`]+\.py)`", tests)
+    assert named, f"row {number} names no test"
+    for name in named:
+        assert (ROOT / name).is_file(), f"row {number}: {name} is not there"
+
+
+def test_the_rows_of_the_fault_table_are_counted_and_tests_name_rows_that_there_are() -> None:
+    numbers = [int(number) for number, _ in FAULT_ROWS]
+    assert numbers == list(range(1, len(numbers) + 1))
+    tests = [path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    assert {int(number) for text in tests for number in re.findall(r"def test_row_(\d+)_", text)} <= set(numbers)

@@ -107,9 +107,9 @@ def test_the_diff_makes_the_checkout_again_from_its_commit(checkout: Path, tmp_p
 
 def test_a_large_diff_keeps_code_and_names_the_rest(checkout: Path) -> None:
     """Mutant check: in git's order the table comes first and takes the room."""
-    (checkout / "a_table.csv").write_text("".join(f"{number}\n" for number in range(200_000)))
+    (checkout / "a_table.csv").write_text("".join(f"{number}\n" for number in range(110_000)))
     git(checkout, "add", "a_table.csv")
-    (checkout / "jobs" / "mine.py").write_text("X = 1\n")
+    (checkout / "jobs" / "mine.py").write_text("X = 1\n" * 50_000)
     (checkout / "orchestrator" / "generated.py").write_text("x = 1\n" * 200_000)
     found = said_by(checkout)
     head, _, body = found.diff.partition(b"\n\n")

@@ -92,7 +92,7 @@ def test_every_line_is_in_the_log_with_its_time_also_after_the_noise(
         os.system("echo noise of a child")
         progress.say("in between: größer [bold]")
     progress.say("afterwards")
-    progress.close(folder, 0, None, offline=True)
+    progress.close(folder, [], offline=True)
     out = capfd.readouterr().out
     log = folder.log.read_text()
     assert "noise of a child\n" in log

@@ -64,7 +64,7 @@ class Case:
     def name(self) -> str:
         return self.ledger.run.name
 
-    def rename(self) -> None:
+    def rename(self) -> Any:
         self.client.rename_experiment(self.experiment, f"{self.name} renamed by somebody")
 
     def run_of(self, trial: str) -> str:
@@ -72,11 +72,11 @@ class Case:
         assert run_id is not None
         return run_id
 
-    def gone(self, run_id: str) -> None:
+    def gone(self, run_id: str) -> Any:
         """Delete a run for good, as `mlflow gc` does."""
         connect(self.store)._tracking_client.store._hard_delete_run(run_id)
 
-    def experiment_gone(self) -> None:
+    def experiment_gone(self) -> Any:
         """Delete the experiment and its runs for good."""
         client, experiment = connect(self.store), self.experiment
         for run in client.search_runs([experiment], run_view_type=3):
@@ -84,7 +84,7 @@ class Case:
         client.delete_experiment(experiment)
         client._tracking_client.store._hard_delete_experiment(experiment)
 
-    def sql(self, statement: str, *values: Any) -> None:
+    def sql(self, statement: str, *values: Any) -> Any:
         with contextlib.closing(sqlite3.connect(self.store.removeprefix("sqlite:///"))) as database, database:
             assert database.execute(statement, values).rowcount > 0
 
@@ -97,7 +97,7 @@ class Case:
         flushed(made, self.uri)
         return made
 
-    def split_by_name(self) -> None:
+    def split_by_name(self) -> Any:
         """What a version that went by the experiment's name made of a renamed one."""
         client = self.client
         self.rename()

@@ -380,7 +380,7 @@ def test_a_job_that_is_left_goes_on_and_the_same_command_follows_it(site: Site, 
 
 
 @pytest.mark.soak
-def test_row_29_a_resume_failed_whose_asker_was_killed_is_joined_by_the_same_command(
+def test_row_35_a_resume_failed_whose_asker_was_killed_is_joined_by_the_same_command(
     site: Site, tmp_path: Path
 ) -> None:
     """One job, whoever asks how often; what asks for something else is refused, and a plain resume may look on.

@@ -374,3 +374,18 @@ def test_merging_settings_leaves_the_job_alone_and_replaces_a_budget() -> None:
     changed = merged(job, {"budget.steps": 3, "loss.margin": 0.1, "model.width": 8})
     assert flatten(changed) == {"budget.steps": 3, "loss.name": "dcl", "loss.margin": 0.1, "model.width": 8}
     assert job == {"budget": {"samples": 10}, "loss": {"name": "dcl"}}
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [("knn_accuracy", "max"), ("probe_accuracy", "max"), ("uniformity", "min"), ("alignment", "min")],
+)
+def test_the_mode_follows_the_metric(write: Any, metric: str, mode: str) -> None:
+    """The other way round is a mistake until somebody says that it is meant. Mutant check: a default of `max`."""
+    other = "min" if mode == "max" else "max"
+    text = GOOD.replace('name = "knn_accuracy"', f'name = "{metric}"')
+    assert load(write(text)).metric.mode == mode
+    said = complaint(write(text.replace(f'name = "{metric}"', f'name = "{metric}", mode = "{other}"')))
+    assert f"metric.mode = '{other}': {metric} is better {'lower' if mode == 'min' else 'higher'}" in said
+    meant = text.replace(f'name = "{metric}"', f'name = "{metric}", mode = "{other}", mode_is_meant = true')
+    assert load(write(meant)).metric.mode == other

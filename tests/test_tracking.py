@@ -598,6 +598,44 @@ def test_what_is_no_store_is_refused(tmp_path: Path, server: Server, embedded: s
             check(bad)
 
 
+TOLD = """
+import sys
+from orchestrator.ledger import Ledger, this_process
+from orchestrator.tracking import Projection, runs_of
+ledger = Ledger.open(sys.argv[1])
+ledger.acquire(this_process(), 600)
+projection = Projection(ledger, sys.argv[2])
+projection.flush()
+print(projection.last_error, len(runs_of(sys.argv[2], ledger.uuid)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["garbage", "a folder", "a damaged page"])
+def test_a_store_that_is_damaged_is_named_with_what_helps(
+    ledger: Ledger, tmp_path: Path, tables: Path, damage: str
+) -> None:
+    """And that helps. Mutant check: looking whether the folder can be written, and no further."""
+    train(ledger, "trial0")
+    uri, path, content = embedded_uri(tmp_path), tmp_path / "mlflow.db", tables.read_bytes()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage == "garbage":
+        path.write_bytes(bytes(range(256)) * 100)
+    else:
+        path.write_bytes(content[:4096] + b"garbage " * ((len(content) - 4096) // 8))
+    with pytest.raises(TrackingUnavailable, match=r"mlflow.db: .*; put back a copy of it; or .*: mv /") as refusal:
+        runs_of(uri, ledger.uuid)
+    if damage != "a damaged page":  # which is not looked for before anything runs
+        with pytest.raises(TrackingUnavailable, match=r"is a folder|is no database of SQLite"):
+            check(uri)
+    subprocess.run(refusal.value.remedy.rpartition(": ")[2], shell=True, check=True)
+    ledger.release()
+    command = [sys.executable, "-c", TOLD, str(ledger._database.url), uri]  # this process has the old file open
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout == "None 2\n"
+
+
 def test_the_projection_ends_quietly_when_its_lease_is_lost(ledger: Ledger, embedded: str) -> None:
     projection = Projection(ledger, embedded, interval_s=0.01)
     projection.start()

@@ -382,6 +382,29 @@ def test_an_attempt_that_was_taken_over_writes_nothing_more(tmp_path: Path, undi
     assert found.extra["attempt"] == [2, 1]
 
 
+def test_an_attempt_goes_on_where_the_file_that_names_the_last_one_is_empty(
+    tmp_path: Path, undisturbed: tuple[Path, Training]
+) -> None:
+    """And says so. Mutant check: telling that among what is wrong with checkpoints says that training starts again."""
+    first = Training(job(), tmp_path, log=lambda _: None, attempt=(1, 1))
+    while first.step < 7:
+        first.advance(1)
+    first.settle()
+    (tmp_path / "attempt.json").write_text("")
+    second = Training(job(), tmp_path, log=lambda _: None, attempt=(2, 2))
+    assert (second.step, second.remarks) == (5, ["attempt.json was empty; it is written again"])
+    while second.result is None:
+        second.advance(100)
+    assert values(lines(tmp_path)) == values(undisturbed[1].points)
+    assert json.loads((tmp_path / "attempt.json").read_text()) == {"token": 2, "attempt": 2}
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "attempt.json").write_text("{")
+    assert Training(job(), other, log=lambda _: None, attempt=(1, 1)).remarks == [
+        "attempt.json named no attempt; it is written again"
+    ]
+
+
 def test_an_attempt_that_is_taken_over_while_it_writes_does_not_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,6 +135,32 @@ def test_a_claim_that_an_earlier_attempt_overwrote_is_renewed(tmp_path: Path) ->
         first.hold()
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "was empty"),
+        (b"{", "named no attempt"),
+        (b"[1, 2]", "named no attempt"),
+        (b'{"token": null, "attempt": 1}', "named no attempt"),
+        (b"\xff\xfe", "named no attempt"),
+    ],
+)
+def test_a_file_that_names_no_attempt_keeps_nobody_out_and_is_written_again(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    """A power cut may leave it so. Mutant check: reading it as ever ends the next attempt with a JSONDecodeError."""
+    (tmp_path / "attempt.json").write_bytes(content)
+    fence = Fence(Folder(tmp_path), (2, 1))
+    fence.glance()
+    fence.hold()
+    assert fence.remark == f"attempt.json {words}; it is written again"
+    with pytest.raises(TakenOver):
+        Fence(Folder(tmp_path), (1, 7)).hold()
+    sound = Fence(Folder(tmp_path), (2, 2))
+    sound.hold()
+    assert sound.remark is None
+
+
 def test_points_are_not_written_once_another_has_taken_over(tmp_path: Path) -> None:
     """Mutant check: flushing before asking fails this."""
     fence = Fence(Folder(tmp_path), (1, 1))

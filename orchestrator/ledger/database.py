@@ -136,7 +136,9 @@ class Database:
         with self._translated():
             assert self.path is not None
             stored = self.engine
-            self.engine = _in_memory(stored.raw_connection().driver_connection)
+            borrowed = stored.raw_connection()
+            self.engine = _in_memory(borrowed.driver_connection)
+            borrowed.detach()
             stored.dispose()
             with self.engine.execution_options(writes=True).begin() as connection:
                 yield connection

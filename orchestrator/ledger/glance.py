@@ -85,13 +85,13 @@ def finished(url: str) -> list[Finished]:
             rows = connection.exec_driver_sql(TRIALS).all()
             runs = {run.uuid: run for run in connection.exec_driver_sql(RUNS)} if rows else {}
         return _told(runs, rows)
-    except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError, ValueError) as error:
+    except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError, ValueError, TypeError, RecursionError) as error:
         raise LedgerError(f"it cannot be read: {type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
 
 
 def _told(runs: Mapping[str, Any], rows: Sequence[Any]) -> list[Finished]:
     of_runs = {
-        uuid: (uuid, run.name, run.created, json.loads(run.environment), json.loads(run.sweep).get("resources", {}))
+        uuid: (uuid, run.name, run.created, _object(run.environment), _object(run.sweep).get("resources", {}))
         for uuid, run in runs.items()
     }
     attempts: dict[tuple[str, str], list[Any]] = {}
@@ -101,15 +101,22 @@ def _told(runs: Mapping[str, Any], rows: Sequence[Any]) -> list[Finished]:
         Finished(
             *of_runs[row.run],
             row.position,
-            json.loads(row.job),
-            tuple(json.loads(one.execution) for one in each),
-            json.loads(row.result),
+            _object(row.job),
+            tuple(_object(one.execution) for one in each),
+            _object(row.result),
             row.started,
             row.ended,
         )
         for each in attempts.values()
         for row in each[-1:]
     ]
+
+
+def _object(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("a value is damaged: it is no JSON object")  # noqa: TRY004 - it is the content that is wrong
+    return found
 
 
 def _engine(url: str) -> sa.Engine:

@@ -344,8 +344,13 @@ class Ledger:
             self._first_stands(connection, schema.frozen, ("arm",), row)
 
     @_patient
-    def start_attempt(self, trial_id: str, execution: dict[str, Any], host: str) -> int:
-        """Begin an attempt of a queued trial and return its number, from 1. Raises LedgerError in another state."""
+    def start_attempt(
+        self, trial_id: str, execution: dict[str, Any], host: str, *, provenance: dict[str, Any] | None = None
+    ) -> int:
+        """Begin an attempt of a queued trial and return its number, from 1. Raises LedgerError in another state.
+
+        provenance: digests of what it is to run with, until `set_provenance` says what it does run with.
+        """
         now = time.time()
         with self._write() as (connection, token):
             mine = self._latest_attempt(connection, trial_id) if RETRIED.get() else None
@@ -355,7 +360,8 @@ class Ledger:
             number: int = trial.attempts + 1
             self._set_trial(connection, trial_id, state="running", attempts=number, started=trial.started or now)
             row = {"run": self.uuid, "trial": trial_id, "number": number, "token": token, "state": "running"}
-            connection.execute(schema.attempts.insert().values(**row, execution=execution, host=host, started=now))
+            row |= {"execution": execution, "host": host, "started": now, "provenance": provenance}
+            connection.execute(schema.attempts.insert().values(**row))
         return number
 
     @_patient

@@ -64,7 +64,7 @@ def draw(answer: Json, curves: Json) -> list[Plot]:
     def add(name: str, title: str, caption: str, figure: Callable[[], Figure]) -> None:
         plots.append(Plot(name, title, caption, *render(figure, name)))
 
-    if any(one["n"] for one in answer["comparisons"]):
+    if any(one["n_trained"] for one in answer["comparisons"]):
         caption = "Each dot is one seed: the arm minus its baseline. Below the dots, their mean and its 95% t interval."
         if answer["smallest_difference"]:
             caption += f" Shaded: differences under {text.value(answer['smallest_difference'])}, too small to matter."
@@ -87,7 +87,7 @@ def draw(answer: Json, curves: Json) -> list[Plot]:
 
 
 def _differences(answer: Json) -> Figure:
-    shown = [one for one in answer["comparisons"] if one["n"]]
+    shown = [one for one in answer["comparisons"] if one["n_trained"]]
     figure = Figure(figsize=(WIDTH, 0.62 + 0.82 * len(shown)))
     axes = panel(figure, left=0.25, right=0.25, bottom=0.62, height=0.82 * len(shown))
     limit, order = answer["smallest_difference"], [arm["label"] for arm in answer["arms"]]

@@ -30,8 +30,7 @@ def comparisons(answer: Json) -> Grid:
                 text.signed(one["delta"]),
                 text.interval(one["ci95"], sign=True),
                 text.interval(one["ci95_bca"], sign=True),
-                text.probability(one["p"] if one["n"] else None),
-                text.probability(one["p_holm"] if one["n"] and one["verdict"] != "diverges" else None),
+                *(text.probability(one[p] if _is_tested(one) else None) for p in ("p", "p_holm")),
                 text.count(one["n"]),
             )
             for one in answer["comparisons"]
@@ -168,6 +167,11 @@ def trials(answer: Json) -> Iterator[Block]:
             [(one["trial"], one["stage"], one["arm"], str(one["seed"])) for one in answer["diverged"]],
             words=3,
         )
+
+
+def _is_tested(one: Json) -> bool:
+    """Whether a p-value stands behind the verdict of a comparison, or would."""
+    return bool(one["n"]) and one["verdict"] != "diverges"
 
 
 def _in_common(what: str, paired: Sequence[Json]) -> str:

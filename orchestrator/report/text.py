@@ -146,7 +146,11 @@ def _diverges(one: dict[str, Any], answer: dict[str, Any]) -> str:
 def _same_objective(one: dict[str, Any], answer: dict[str, Any]) -> str:
     """`big batch and exact accumulation are one objective: a seed differs by at most 0.0031 knn_accuracy`."""
     apart = [abs(each["value"]) for each in one["differences"] if each["value"] is not None]
-    far = f"a seed differs by at most {value(max(apart))} {answer['metric']}" if apart else "no seed has ended in both"
+    far = f"a seed differs by at most {value(max(apart, default=0.0))} {answer['metric']}"
+    if not apart:
+        far = "no seed has ended in both"
+    elif not any(apart):
+        far = f"equal in {answer['metric']} in each of {len(apart)} seeds"
     return f"{one['a']} and {one['b']} are one objective, computed in two ways: {far}"
 
 

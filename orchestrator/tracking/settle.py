@@ -263,8 +263,9 @@ def _is_parent(found: Any) -> bool:
 def _shows(found: Any, trial: Trial) -> bool:
     """Whether a run that was told a trial's state shows it."""
     tags, params = found.data.tags, found.data.params
+    wanted = dict(told.flat(trial.job)).items()
     right = found.info.status == told.status_of(trial) and told.marks(trial).items() <= tags.items()
-    return right and dict(told.flat(trial.job)).items() <= params.items()
+    return bool(right and wanted <= params.items())
 
 
 def _run(client: MlflowClient, run_id: str) -> Any:

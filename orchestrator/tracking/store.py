@@ -12,6 +12,7 @@ import fcntl
 import json
 import logging
 import os
+import shlex
 import sqlite3
 import sys
 import urllib.error
@@ -23,12 +24,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from orchestrator import scratch
+
 from . import view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 HTTP_TIMEOUT_S = 10
+SQLITE = b"SQLite format 3\0"
+"""How every file of SQLite begins."""
+
 EXPERIMENTS = 500
 """How many experiments one request looks for runs in."""
 
@@ -59,10 +65,10 @@ def embedded_uri(runs: Path) -> str:
     return f"sqlite:///{runs.absolute() / 'mlflow.db'}"
 
 
-def check(uri: str, timeout_s: float = 5.0) -> None:
+def check(uri: str, timeout_s: float = 5.0, *, writes: bool = False) -> None:
     """See that MLflow can be used at `uri` (http, https or sqlite). Raises TrackingUnavailable.
 
-    timeout_s bounds each wait for the server. Does not import MLflow.
+    timeout_s bounds each wait for the server. writes: an embedded store must be writable too. Does not import MLflow.
     """
     without = "start it, correct MLFLOW_TRACKING_URI, or launch with --offline and project later"
     shown = _without_password(uri)
@@ -71,7 +77,8 @@ def check(uri: str, timeout_s: float = 5.0) -> None:
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
         if not _database(uri).is_absolute():
             raise TrackingUnavailable(shown, "is relative to the current directory", "give an absolute path")
-        if not os.access(nearest, os.W_OK):
+        _refuse_damaged(_database(uri))
+        if writes and not os.access(nearest, os.W_OK):
             raise TrackingUnavailable(shown, f"{nearest} cannot be written", "choose another folder with --into")
         return
     if not uri.startswith(("http://", "https://")):
@@ -95,6 +102,39 @@ def check(uri: str, timeout_s: float = 5.0) -> None:
         if code == 403:
             given, remedy = f"does not let {user or 'this user'} read", "ask its admin for a user who may EDIT"
         raise TrackingUnavailable(shown, given, remedy)
+
+
+def _refuse_damaged(path: Path) -> None:
+    """MLflow itself asks a file that is no database again for a minute and a half, and then ends with a traceback."""
+    shown = f"sqlite:///{path}"
+    if path.is_dir():
+        raise TrackingUnavailable(shown, "is a folder", "move it away")
+    if not path.exists():
+        return
+    try:
+        with contextlib.closing(_reader(path)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+    except sqlite3.Error as error:
+        if "locked" not in str(error):
+            raise TrackingUnavailable(shown, f"is no database of SQLite ({error})", _anew(shown)) from error
+
+
+def _reader(path: Path) -> sqlite3.Connection:
+    """A connection that writes nothing, also where nothing can be written."""
+    mode = "mode=ro" if _is_writable(path) or path.with_name(f"{path.name}-shm").exists() else "immutable=1"
+    return sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True)
+
+
+def _is_writable(path: Path) -> bool:
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+
+
+def _anew(uri: str) -> str:
+    """What to do about a store that cannot be used."""
+    if not uri.startswith("sqlite:///"):
+        return "see what its log says, and try again"
+    path = shlex.quote(str(_database(uri)))
+    return f"put back a copy of it; or move it away, and each run's resume tells a new one: mv {path} {path}.bad"
 
 
 def _refused(uri: str, timeout_s: float) -> int | None:
@@ -183,19 +223,25 @@ def runs_of(uri: str, uuid: str, *, history: bool = True, deleted: bool = False)
 
     deleted: give those too that somebody deleted and MLflow still keeps.
     """
-    if uri.startswith("sqlite:///") and not _database(uri).exists():
-        return []
-    client = connect(uri)
-    from mlflow import MlflowException
-
+    if uri.startswith("sqlite:///"):
+        if not _database(uri).exists():
+            return []
+        _refuse_damaged(_database(uri))
+    if uri.startswith("sqlite:///") and not _is_writable(_database(uri)):
+        # MLflow opens its store to write, whatever it is asked for.
+        with scratch.folder("mlflow") as place, contextlib.closing(sqlite3.connect(place / "mlflow.db")) as copy:
+            with contextlib.closing(_reader(_database(uri))) as source:
+                source.backup(copy)
+            return runs_of(embedded_uri(place), uuid, history=history, deleted=deleted)
     try:
+        client = connect(uri)
         runs = list(search(client, uuid, deleted=deleted))
         curves = histories(client, [run for run in runs if not is_deleted(run)]) if history else {}
-    except MlflowException as error:
+    except Exception as error:  # a server says what ails it as an MlflowException, a damaged file in several ways
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TrackingUnavailable(_without_password(uri), said, "see what its log says, and try again") from error
-    found = [_plain(run, curves.get(run.info.run_id)) for run in runs]
-    return sorted(found, key=lambda run: (run["kind"] != "sweep", run["start"], run["run_id"]))
+        raise TrackingUnavailable(_without_password(uri), said, _anew(uri)) from error
+    plain = [_plain(run, curves.get(run.info.run_id)) for run in runs]
+    return sorted(plain, key=lambda run: (run["kind"] != "sweep", run["start"], run["run_id"]))
 
 
 def experiments(client: MlflowClient) -> Iterator[Any]:

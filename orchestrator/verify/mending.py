@@ -23,7 +23,7 @@ from orchestrator.ledger import Attempt, Ledger, Point, Trial
 from orchestrator.remote import RemoteError
 from orchestrator.runs import RunFolder
 
-from .facts import other_keys, same
+from .facts import counted, other_keys, same
 from .on_disk import may_change, objective
 
 RENEW_S = 5.0
@@ -164,9 +164,8 @@ def _points(file: _File, trial: Trial, attempts: Sequence[Attempt], ledger: Ledg
     merged |= {place: _line(point) for place, point in ours.items() if place in {*lacking, *changed}}
     lines = sorted(merged.values(), key=lambda line: int(line["step"]))
     file.write("".join(json.dumps(line) + "\n" for line in lines))
-    return _written(
-        damage or f"lacked {len(lacking)} points" + (f", {len(changed)} had other values" if changed else "")
-    )
+    other = [f"{counted(len(changed), 'point')} had another value"] if changed else []
+    return _written(damage or ", ".join([f"lacked {counted(len(lacking), 'point')}", *other]))
 
 
 def _changed(value: float, ours: Point | None, attempts: Sequence[Attempt]) -> bool:

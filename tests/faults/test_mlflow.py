@@ -1,4 +1,5 @@
-"""Rows 9 and 10 of the fault table: MLflow is away, answers 500 or hangs, at the start and in the middle of a run.
+"""Rows 9, 10 and 28 of the fault table: MLflow is away, answers 500 or hangs, at the start and in the middle of a run;
+and what was told is deleted or renamed there.
 
 A real server, behind a proxy whose behaviour the test switches while a real sweep runs.
 """
@@ -12,7 +13,8 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -22,6 +24,7 @@ from real import SWEEP, Server, call, crowding, driver, ended, status, wait_for
 
 from orchestrator import tracking
 from orchestrator.runs import RunFolder
+from orchestrator.tracking.store import connect
 
 Mood = Literal["pass", "500", "hang", "refuse"]
 
@@ -287,3 +290,35 @@ def test_row_10_a_sick_mlflow_does_not_hold_up_the_end_and_resume_catches_up(
     proxy.become("pass")
     call("resume", "small", cwd=tmp_path, env=there)
     whole(tmp_path, proxy.uri)
+
+
+# --- row 28
+
+
+@pytest.mark.soak
+def test_row_28_what_was_deleted_or_renamed_in_mlflow_is_in_order_after_resume(tmp_path: Path) -> None:
+    """By the real command line, of a finished run; `tests/test_settle.py` has every case, and runs that go on."""
+    (tmp_path / "sweep.toml").write_text(SMALL)
+    call("launch", "sweep.toml", cwd=tmp_path)
+    uri = tracking.embedded_uri(tmp_path / "runs")
+    env = {"MLFLOW_TRACKING_URI": uri}
+    client = connect(uri)
+    with contextlib.closing(RunFolder(tmp_path / "runs" / "small").open()) as ledger:
+        run, trial = ledger.run, ledger.trials()[0]
+    assert run.mlflow_experiment_id is not None
+    assert run.mlflow_run_id is not None
+    assert trial.mlflow_run_id is not None
+    deeds: list[Callable[[], object]] = [
+        partial(client.delete_run, trial.mlflow_run_id),
+        partial(client.delete_run, run.mlflow_run_id),
+        partial(client._tracking_client.store._hard_delete_run, run.mlflow_run_id),
+        partial(client.set_tag, trial.mlflow_run_id, "mlflow.parentRunId", "f" * 32),
+        partial(client.rename_experiment, run.mlflow_experiment_id, "renamed"),
+        partial(client.delete_experiment, run.mlflow_experiment_id),
+    ]
+    for deed in deeds:
+        deed()
+        call("resume", "small", cwd=tmp_path, env=env)
+        whole(tmp_path, uri)
+        lying = {one["experiment_id"] for one in tracking.runs_of(uri, run.uuid, history=False)}
+        assert lying == {run.mlflow_experiment_id}

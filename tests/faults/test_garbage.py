@@ -1,0 +1,287 @@
+"""Rows 41, 43 and 46 of the fault table: whatever lies in place of a file, or cannot be written, is met with words.
+
+The run is one that an older version began; `resume` brought it forward, told it to MLflow and wrote its report. What
+damaged files of a trial do to its training: test_damaged_trials.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from damage import DAMAGES, OF_JSON, Damage, absent, garbage
+from forked import Done, forking
+from mounts import read_only
+from real import SWEEP, call
+
+from orchestrator import exits
+
+BEGUN = Path(__file__).parents[1] / "begun" / "diverged"
+TRIAL = "0db085e54acf"
+"""A confirm trial of that run with a checkpoint of step 4; `logs` and `export` are asked for it."""
+
+CODES = {0, 1, 2, 3, 4, 75, 130}
+
+JSON_FILES = [
+    "sweep.json",
+    *(f"trials/{TRIAL}/{name}" for name in ("job.json", "points.jsonl", "result.json", "attempt.json")),
+    f"trials/{TRIAL}/checkpoints/step_000004/manifest.json",
+]
+FILES = [
+    *JSON_FILES,
+    *("sweep.toml", "ledger.db", "ledger.db-wal", "ledger.db-shm", "driver.log", f"trials/{TRIAL}/log.rank0.txt"),
+    *(f"trials/{TRIAL}/checkpoints/step_000004/{name}" for name in ("model.safetensors", "optimizer.pt")),
+    *(f"report/{name}" for name in ("report.html", "report.md", "results.parquet", "knn_accuracy.png")),
+    *("trials", f"trials/{TRIAL}", f"trials/{TRIAL}/checkpoints", "report"),
+    "../mlflow.db",
+]
+CASES = [(file, damage) for file in FILES for damage in DAMAGES]
+CASES += [(file, damage) for file in JSON_FILES for damage in OF_JSON]
+
+THOROUGH = [pytest.param(*case, marks=pytest.mark.slow if case[1] is garbage else pytest.mark.soak) for case in CASES]
+"""For verbs that take seconds: garbage in `make test`, everything in `make soak`."""
+
+READING: dict[str, tuple[str, ...]] = {
+    "status": ("status", "diverged"),
+    "status --json": ("status", "diverged", "--json"),
+    "logs": ("logs", "diverged", TRIAL),
+    "compare": ("compare", "diverged"),
+    "stop": ("stop", "diverged", "--wait", "1"),
+    "plan": ("plan", "runs/diverged/sweep.toml"),
+}
+VERIFYING: dict[str, tuple[str, ...]] = {"verify": ("verify", "diverged")}
+WRITING: dict[str, tuple[str, ...]] = {
+    "resume": ("resume", "diverged", "--offline"),
+    "launch": ("launch", "runs/diverged/sweep.toml", "--into", "runs/diverged", "--offline"),
+}
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """`run(*arguments)` is the command line in a process of its own."""
+    with forking(tmp_path_factory.mktemp("forking")) as made:
+        yield made.run
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs/diverged, finished, told to MLflow and reported. Nothing in it may change."""
+    home = tmp_path_factory.mktemp("told")
+    shutil.copytree(BEGUN, home / "runs" / "diverged")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("ORCHESTRATOR_LEDGER", "MLFLOW_TRACKING_URI", "ORCHESTRATOR_RUNS"):
+            patch.delenv(name, raising=False)
+        call("resume", "diverged", cwd=home)
+    return home
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the command line is called."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("ORCHESTRATOR_LEDGER", "MLFLOW_TRACKING_URI", "ORCHESTRATOR_RUNS", exits.TRACEBACK):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ORCHESTRATOR_ENCODERS", "none")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def home(told: Path, here: Path) -> Path:
+    """The same with a copy of the run."""
+    shutil.copytree(told / "runs", here / "runs")
+    return here
+
+
+def wrong_with(done: Done, *names: str) -> str | None:
+    """What is not as it should be: a traceback, a code of no table, or words that name none of these."""
+    if "Traceback" in done.output:
+        return f"a traceback: {done.output}"
+    if done.code not in CODES:
+        return f"exit code {done.code}"
+    if done.code not in (0, 130) and "unexpected" in done.output:
+        return f"not expected: {done.output}"
+    if done.code not in (0, 130) and not any(name in done.output for name in names):
+        return f"it does not name the file: {done.output}"
+    return None
+
+
+def names_of(file: str, damage: Damage) -> list[str]:
+    """What a person may know a file by."""
+    path = Path(file)
+    names = [path.name]
+    if "checkpoints" in file:
+        names += ["checkpoint", TRIAL]
+    if damage is absent and file == "sweep.json":
+        names += ["holds no run"]
+    if path.name == "mlflow.db":  # one that is gone is as good as another store's
+        names += ["MLflow has nothing of this run"]
+    return names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "damage"), CASES)
+def test_row_41_verbs_that_read_have_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
+    """Mutant check: without the handling of errors in _Group three quarters of these end with a traceback."""
+    damage(home / "runs" / "diverged" / file)
+    wrong = []
+    for name, arguments in READING.items():
+        if found := wrong_with(run(*arguments), *names_of(file, damage)):
+            wrong.append(f"{name}: {found}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize(("file", "damage"), THOROUGH)
+def test_row_41_verbs_that_write_or_compare_everything_have_words_for_every_damage(
+    home: Path, run: Run, file: str, damage: Damage
+) -> None:
+    damage(home / "runs" / "diverged" / file)
+    wrong = []
+    for name, arguments in (VERIFYING | WRITING).items():
+        if found := wrong_with(run(*arguments), *names_of(file, damage)):
+            wrong.append(f"{name}: {found}")
+    assert wrong == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", ["job.json", "result.json", "checkpoints/step_000004/manifest.json", "points.jsonl"])
+def test_row_41_export_has_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
+    damage(home / "runs" / "diverged" / "trials" / TRIAL / file)
+    done = run("export", "diverged", TRIAL, "encoder")
+    assert wrong_with(done, Path(file).name, "checkpoint") is None
+    assert (home / "encoder").exists() == (done.code == 0)
+    assert [path.name for path in home.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_row_41_a_session_that_tells_mlflow_has_words_for_a_damaged_store(home: Path, run: Run, damage: Damage) -> None:
+    """Mutant check: MLflow itself asks a folder in place of its store again for a minute and a half."""
+    damage(home / "runs" / "mlflow.db")
+    done = run("resume", "diverged")
+    assert wrong_with(done, "mlflow.db") is None
+    assert (done.code == 0) == (damage.__name__ in ("absent", "empty")), done.output
+
+
+PLACES = [("runs", "sweep", "{"), ("trials", "job", "nonsense"), ("trials", "metric", "nonsense")]
+PLACES += [("runs", "environment", "[1]"), ("points", "value", "nonsense"), ("trials", "metrics", "[" * 100_000)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("table", "column", "value"), PLACES)
+def test_row_41_a_value_of_the_ledger_that_cannot_be_read_is_told(
+    home: Path, run: Run, table: str, column: str, value: str
+) -> None:
+    """A page whose bytes have changed. Mutant check: JSON's own error says nothing of a ledger."""
+    path = home / "runs" / "diverged" / "ledger.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"UPDATE {table} SET {column} = ?", (value,))
+    connection.close()
+    wrong = []
+    for name, arguments in (READING | VERIFYING | WRITING).items():
+        if found := wrong_with(run(*arguments), "ledger.db"):
+            wrong.append(f"{name}: {found}")
+    assert wrong == []
+    assert run("compare", "diverged").code == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offset", [0, 16, 18, 100, 4096, 8192, -8192])
+def test_row_41_a_ledger_with_a_damaged_page_is_told(home: Path, run: Run, offset: int) -> None:
+    path = home / "runs" / "diverged" / "ledger.db"
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 200 if offset > -200 else None] = os.urandom(200)
+    path.write_bytes(content)
+    wrong = []
+    for name, arguments in (READING | WRITING).items():
+        if found := wrong_with(run(*arguments), "ledger.db"):
+            wrong.append(f"{name}: {found}")
+    assert wrong == []
+
+
+# Where nothing can be written
+
+
+@pytest.mark.slow
+def test_row_46_a_run_that_is_read_only_is_read(home: Path, run: Run) -> None:
+    """Mutant check: SQLite cannot open a write-ahead log where it cannot make its side files."""
+    with read_only(home / "runs"):
+        read = {name: run(*arguments) for name, arguments in (READING | VERIFYING).items()}
+        exported = run("export", "diverged", TRIAL, "encoder")
+        refused = {name: run(*arguments) for name, arguments in WRITING.items()}
+        refused["anew"] = run("launch", "runs/diverged/sweep.toml", "--into", "runs/new", "--offline")
+        refused["MLflow"] = run("resume", "diverged")
+    assert {name: done.output for name, done in read.items() if done.code} == {}
+    assert "note: the report could not be written to runs/diverged/report: " in read["compare"].output
+    assert "Read-only file system" in read["compare"].output
+    assert "lr=0.0003" in read["compare"].output
+    assert exported.code == 0, exported.output
+    assert {name: done.code for name, done in refused.items()} == dict.fromkeys(refused, 4)
+    for done in refused.values():
+        assert wrong_with(done, "runs") is None
+        assert "read-only" in done.output.lower() or "cannot be written" in done.output
+
+
+@pytest.mark.slow
+def test_row_46_a_run_of_an_older_version_that_is_read_only_is_read(here: Path, run: Run) -> None:
+    """Its tables are brought forward in memory, and it stays as it is."""
+    shutil.copytree(BEGUN, here / "runs" / "diverged")
+    before = (here / "runs" / "diverged" / "ledger.db").read_bytes()
+    with read_only(here / "runs"):
+        read = {name: run(*arguments) for name, arguments in (READING | VERIFYING).items()}
+        refused = run(*WRITING["resume"])
+    assert {name: done.output for name, done in read.items() if done.code and name != "verify"} == {}
+    assert wrong_with(read["verify"], "diverged") is None
+    assert refused.code == 4
+    assert "ledger.db is read-only here" in refused.output
+    assert (here / "runs" / "diverged" / "ledger.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_row_46_what_a_killed_driver_left_in_the_write_ahead_log_is_read_where_nothing_can_be_written(
+    home: Path, run: Run, index: bool
+) -> None:
+    """With the log's index beside it, and without, as in a copy. Mutant check: `immutable` alone reads what was."""
+    path = home / "runs" / "diverged" / "ledger.db"
+    writer = sqlite3.connect(path)
+    writer.execute("UPDATE runs SET name = 'of the log'")
+    writer.commit()
+    kept = {name: path.with_name(name).read_bytes() for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm")}
+    writer.close()
+    for name, content in kept.items():
+        path.with_name(name).write_bytes(content)
+    if not index:
+        path.with_name("ledger.db-shm").unlink()
+    with read_only(home / "runs"):
+        done = run("status", "diverged")
+    assert done.code == 0, done.output
+    assert done.output.startswith("of the log: ")
+    assert list((home / "temporary").iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", ["absent", "a file", "read-only"])
+def test_row_43_a_folder_for_temporary_files_that_cannot_be_used_ends_with_4(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    (here / "sweep.toml").write_text(SWEEP)
+    place = here / "place"
+    if fault == "a file":
+        place.write_text("x")
+    elif fault == "read-only":
+        place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    with read_only(place) if fault == "read-only" else contextlib.nullcontext():
+        done = run("launch", "sweep.toml", "--offline")
+    assert done.code == 4
+    assert wrong_with(done, f"TMPDIR={place}") is None
+    assert not (here / "runs").exists()
