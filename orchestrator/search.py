@@ -95,8 +95,10 @@ def suggest(
 
     The defaults come first, what they lack filled from `base`, the arm's own values by dotted key. A grid follows with
     its other points, the same in every arm, in an order drawn once from the sweep's seed (sweep/grid.py), so that a
-    budget below its size is a sample and not a corner of it. A key whose condition does not hold is left out (sweep/conditions.py).
-    everywhere: the keys that every arm tunes, None for all; they come first in the order of a grid. rules: of the run.
+    budget below its size is a sample and not a corner of it. A key whose condition does not hold is left out
+    (sweep/conditions.py).
+
+    everywhere: the keys that every arm tunes, None for all; these order a grid. rules: of the run.
     Raises ValueError when the grid is exhausted (see `suggestions`), or when an observation that this suggestion
     depends on is missing.
     """

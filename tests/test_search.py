@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from jobs.config import canonical
 from orchestrator.search import Observed, _sampler_seed, defaults, should_prune, suggest, suggestions
 from orchestrator.sweep import Tune
+from orchestrator.sweep.grid import permuted
 
 ROOT = Path(__file__).parents[1]
 SPACE: dict[str, Any] = {
@@ -358,6 +359,97 @@ def test_the_end_of_a_grid_is_an_error_that_says_so() -> None:
 def test_a_budget_ends_a_grid_too() -> None:
     assert suggestions(tune(sampler="grid", space=GRID, trials=4)) == 4
     assert suggestions(tune(sampler="tpe", trials=4)) == 4
+
+
+FIRST_GRID = [
+    (True, 0.001), (False, 0.01), (False, 0.001), (True, 0.0001), (True, 0.01), (False, 0.0001)
+]  # fmt: skip
+"""The order of (symmetric, lr) that the first version gave GRID for the seed 7."""
+
+
+def test_a_grid_of_the_first_rules_keeps_its_order() -> None:
+    """As the first version hashed it, with defaults and with conditions. Mutant check: today's order fails this."""
+    named = [{"loss.symmetric": symmetric, "optimizer.lr": lr} for symmetric, lr in FIRST_GRID]
+    section = tune(sampler="grid", space=GRID, trials=99)
+    assert [ask(section, number, [], rules=1) for number in range(6)] == named
+    defaults_first = [named[0], {"loss.symmetric": True, "optimizer.lr": 5e-3}]
+    section = tune(sampler="grid", space=GRID, trials=99, defaults=defaults_first)
+    assert suggestions(section, rules=1) == 7
+    assert [ask(section, number, [], rules=1) for number in range(7)] == [*defaults_first, *named[1:]]
+    space = {key: CONDITIONAL[key] for key in ("optimizer.name", "optimizer.schedule", "optimizer.warmup")}
+    section, base = tune(sampler="grid", space=space), OWN | {"arm": "infonce"}
+    sgd = {"optimizer.name": "sgd", "optimizer.schedule": "cosine"}
+    assert [ask(section, number, [], base=base, rules=1) for number in range(4)] == [
+        {"optimizer.name": "adamw"},
+        sgd | {"optimizer.warmup": 0.1},
+        sgd | {"optimizer.warmup": 0.0},
+        sgd | {"optimizer.schedule": "linear"},
+    ]
+
+
+def test_the_first_rules_took_0_and_0_0_for_two_points() -> None:
+    space = {"loss.margin": {"choices": [0, 1]}}
+    section = tune(sampler="grid", space=space, defaults=[{}], trials=9)
+    counts = [suggestions(section, {"loss.margin": 0.0}, rules=rules) for rules in (1, 2)]
+    assert counts == [3, 2]
+    for rules, count in zip((1, 2), counts, strict=True):
+        points = [ask(section, n, [], base={"loss.margin": 0.0}, rules=rules) for n in range(count)]
+        assert len({canonical(point) for point in points}) == count
+
+
+@st.composite
+def conditional_grids(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, int], list[str]]:
+    """A space of small grids, each key conditional on some of those before; an arm's own values; and shared keys."""
+    keys, space = ["a", "b", "c", "d", "e"], dict[str, Any]()
+    for index, key in enumerate(keys):
+        space[key] = {"choices": draw(st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True))}
+        parents = draw(st.sets(st.sampled_from([*keys[:index], "z"]), max_size=2))
+        if parents:
+            space[key]["when"] = {
+                parent: draw(st.lists(st.integers(0, 3), min_size=1, max_size=3)) for parent in parents
+            }
+    values = {key: draw(st.integers(0, 3)) for key in [*keys, "z"]}
+    return space, values, draw(st.lists(st.sampled_from(keys), unique=True))
+
+
+@given(conditional_grids(), st.integers(0, 5))
+@settings(max_examples=200)
+def test_a_grid_has_the_points_of_the_list_of_all_combinations(
+    drawn: tuple[dict[str, Any], dict[str, int], list[str]], seed: int
+) -> None:
+    """Against rules 1, which list them. Mutant check: a key that is not tuned takes the value of a branch."""
+    space, base, everywhere = drawn
+    section = tune(sampler="grid", space=space, trials=10**6)
+    listed = [ask(section, n, [], base=base, rules=1) for n in range(suggestions(section, base, rules=1))]
+    common: dict[str, Any] = {"base": base, "everywhere": everywhere, "sweep_seed": seed}
+    reached = [ask(section, n, [], **common) for n in range(suggestions(section, base))]
+    assert sorted(map(canonical, listed)) == sorted(map(canonical, reached))
+    assert len(set(map(canonical, reached))) == len(reached)
+
+
+@given(st.integers(1, 5000), st.text(max_size=5))
+def test_a_permutation_has_each_number_once(size: int, key: str) -> None:
+    numbers = range(size) if size < 300 else range(300)
+    images = [permuted(number, size, key) for number in numbers]
+    assert len(set(images)) == len(images)
+    assert min(images) >= 0
+    assert max(images) < size
+
+
+def test_a_permutation_is_as_good_as_random() -> None:
+    """Each place equally often over keys, and the neighbour of an image unknown. chi2 at 0.1 %."""
+    for size in (2, 3, 6, 17, 100):
+        counts = [0] * size
+        steps = [0] * size
+        for key in range(200 * size):
+            first, second = permuted(0, size, str(key)), permuted(1, size, str(key))
+            counts[first] += 1
+            steps[(second - first) % size] += 1
+        assert steps[0] == 0
+        for seen, cells in ((counts, size), (steps[1:], size - 1)):
+            expected = sum(seen) / cells
+            chi2 = sum((count - expected) ** 2 / expected for count in seen)
+            assert chi2 < cells + 4.5 * math.sqrt(2 * cells) + 6, (size, seen)
 
 
 def test_an_infinite_value_is_refused_before_it_reaches_the_sampler() -> None:

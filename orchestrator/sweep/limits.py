@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -34,7 +33,7 @@ SMALLEST, LARGEST = 1e-30, 1e30
 LARGEST_INTEGER = 2**53
 
 BOUNDS = dict.fromkeys(("loss.temperature", "loss.temperature_start", "loss.temperature_range"), (1e-6, 1e6))
-"""Keys with narrower bounds. A similarity in fp32 is rounded by 6e-8: divided by less, the rounding is what is learned."""
+"""Keys with narrower bounds. A similarity in fp32 is rounded by 6e-8; divided by less, rounding is what is learned."""
 
 LARGEST_SEED = 2**31 - 1
 
@@ -115,7 +114,7 @@ def number_faults(sweep: Sweep, arms: Iterable[Arm]) -> Iterable[Fault]:
             for key, value in default.items()
         ]
     for where, key, value in given:
-        for number in itertools.chain(value if isinstance(value, list) else [value]):
+        for number in value if isinstance(value, list) else [value]:
             expected = _bound(key, number)
             if expected and (where, number) not in seen:
                 seen.add((where, number))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from jobs.config import JobConfig, Section, canonical
+from jobs.config import JobConfig, Section
 from orchestrator.sweep.values import Level, Levels, alternatives, identity, shown
 
 LOWER_IS_BETTER = ("uniformity", "alignment", "loss", "train/loss", "train/infonce")

@@ -91,33 +91,33 @@ def _parsed(value: str) -> Any:
 
 def _path(raw: dict[str, Any], parts: list[str | int]) -> list[str | int]:
     """Where in the tables the value belongs: job keys are one part wherever they are dotted in the tables."""
+    path = parts
     match parts:
         case ["compare", _, *_]:
-            return ["compare", _dotted(parts[1:])]
-        case ["tune", "space", _, *rest] if rest and "when" in rest:
-            at = parts.index("when", 3)
-            return [
-                "tune",
-                "space",
-                _dotted(parts[2:at]),
-                "when",
-                *([_dotted(parts[at + 1 :])] if parts[at + 1 :] else []),
-            ]
-        case ["tune", "space", _, *rest] if rest and rest[-1] in Space.model_fields:
-            return ["tune", "space", _dotted(parts[2:-1]), parts[-1]]
+            path = ["compare", _dotted(parts[1:])]
         case ["tune", "space", _, *_]:
-            return ["tune", "space", _dotted(parts[2:])]
+            path = ["tune", "space", *_in_space(parts[2:])]
         case ["tune", "defaults", index, _, *_]:
-            return ["tune", "defaults", _index(raw.get("tune"), "defaults", index), _dotted(parts[3:])]
+            path = ["tune", "defaults", _index(raw.get("tune"), "defaults", index), _dotted(parts[3:])]
         case ["exclude", index, _, *_]:
-            return ["exclude", _index(raw, "exclude", index), _dotted(parts[2:])]
+            path = ["exclude", _index(raw, "exclude", index), _dotted(parts[2:])]
         case ["arm", named, _, *_]:
-            return ["arm", _arm(raw, named), _dotted(parts[2:])]
+            path = ["arm", _arm(raw, named), _dotted(parts[2:])]
         case ["arm", named] if not str(named).isdecimal():
             raise _Wrong(f"names no key of the arm, for example --set 'arm.{named}.batch.size=64'")
         case ["job", *_]:
-            return list(_dotted(parts).split("."))
-    return parts
+            path = [*_dotted(parts).split(".")]
+    return path
+
+
+def _in_space(parts: list[str | int]) -> list[str | int]:
+    """A key, and what is set of its space."""
+    if "when" in parts[1:]:
+        at = parts.index("when", 1)
+        return [_dotted(parts[:at]), "when", *([_dotted(parts[at + 1 :])] if parts[at + 1 :] else [])]
+    if len(parts) > 1 and parts[-1] in Space.model_fields:
+        return [_dotted(parts[:-1]), parts[-1]]
+    return [_dotted(parts)]
 
 
 def _dotted(parts: list[str | int]) -> str:
