@@ -70,7 +70,7 @@ def root_cause(errors: Mapping[int, Exception]) -> Failure:
 
     def order(item: tuple[int, Exception]) -> tuple[bool, bool, int]:
         rank, error = item
-        return (not _is(error, *DEATHS), any(word in str(error) for word in PEERS), rank)
+        return (not _is(error, *DEATHS), is_about_peers(error), rank)
 
     rank, error = min(errors.items(), key=order)
     raised = error.cause if _is(error, "RayTaskError") and hasattr(error, "cause") else None
@@ -78,6 +78,11 @@ def root_cause(errors: Mapping[int, Exception]) -> Failure:
     trace = str(error) if raised is not None else "".join(traceback.format_exception(error))
     notes = [note for note in getattr(cause, "__notes__", []) if note.startswith("peak memory")]
     return Failure(kind_of(cause), rank, "; ".join([f"rank {rank}: {first_line(cause)}", *notes]), trace)
+
+
+def is_about_peers(error: BaseException) -> bool:
+    """Whether an exception is about the network between ranks, and so may be the echo of another rank's end."""
+    return any(word in str(error) for word in PEERS)
 
 
 def kind_of(error: BaseException) -> str:

@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
-from ray.exceptions import ActorUnavailableError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group_table
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from jobs import watch
-from jobs.failures import Failure, first_line, kind_of, peak, picklable, root_cause
+from jobs import memory, watch
+from jobs.failures import Failure, first_line, is_about_peers, kind_of, peak, picklable, root_cause
+from jobs.memory import Reading
+from jobs.network import listens
+from jobs.network import use_the_nodes_network as _use_the_nodes_network
 from jobs.paths import BASE
 
 POLL_S = 0.5
@@ -46,14 +49,18 @@ SETTLE_S = 120.0
 """How much longer than a step's deadline a collective waits: the gang's verdict, which names the rank, comes first."""
 
 NODE_S = 30.0
-"""How long it may take until the cluster knows whether a rank is gone because its node is."""
+"""How long it may take until the cluster knows whether a rank that cannot be reached is gone."""
+
+LEAVING_S = 1.0
+"""How long a rank may be gone before its node is: a node that is ended ends its processes in any order."""
+
+RECOUNT_S = 10.0
+"""How long another node may take to say whom it has ended for want of memory."""
 
 JOIN_TIMEOUT_S = 60.0
 
-CGROUP = Path("/sys/fs/cgroup/memory.events")
-"""Where Linux counts the processes that it ended for want of memory."""
+__all__ = ["Failure", "Gang", "GangError", "Rank", "first_line", "kind_of", "node_is_lost"]
 
-__all__ = ["Failure", "Gang", "GangError", "Rank", "first_line", "kind_of"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -212,20 +219,23 @@ class Rank:
     @ray.method(concurrency_group="watch")
     def pulse(self) -> watch.Pulse:
         """What the working thread is doing."""
-        return self.work.look(self.peak_mb())
+        return self.work.look(*self.memory())
+
+    def memory(self) -> tuple[float, Reading]:
+        """Most memory of the trial so far in MB, and what is known of this process's cgroup."""
+        return self.peak_mb(), memory.read()
 
     def peak_mb(self) -> float:
         """Most memory of the trial so far; 0 while nothing is loaded."""
         training = self._training
         if training is None:
             return 0.0
-        from jobs.device import peak_memory_bytes
-
-        return peak_memory_bytes(training.device) / 2**20
+        return float(training.memory.reached() / 2**20)
 
     def _report(self, points: list[Any]) -> dict[str, Any]:
         told = [asdict(point) for point in points] if self.rank == 0 else []
-        return {"points": told, "step": self._training.step, "result": self._training.result}
+        training = self._training
+        return {"points": told, "step": training.step, "result": training.result, "memory": self.memory()}
 
     def _log(self, line: str) -> None:
         if self.rank == 0:
@@ -253,7 +263,8 @@ class Gang:
         """Ranks of the process group, how long its collectives wait, and the device of its jobs."""
         self._deadline_s = LOADING_S
         self._pulses: dict[int, watch.Pulse] = {}
-        self._killed_before = _killed_for_memory()
+        self._memory: dict[int, tuple[float, Reading]] = {}
+        """Newest of each rank: what `Rank.memory` said."""
         self._pace = 1.0
         """Steps a second."""
 
@@ -277,6 +288,7 @@ class Gang:
         self._pace = 8 / TURN_S
         self._deadline_s = job["execution"]["deadline_s"]
         self._pulses.clear()
+        self._note(self._call(len(self._ranks), "memory"))  # before anything that may take much
         wanted = (world, self._deadline_s + SETTLE_S, job["execution"]["device"])
         if wanted != self._joined:
             self._call(len(self._ranks), "leave")
@@ -286,14 +298,13 @@ class Gang:
                 self._call(world, "join", world, store, *wanted[1:], apart)
             self._world, self._joined = world, wanted
         self._call(world, "open_log", folder)
-        report: dict[str, Any] = self._call(world, "begin", job, folder, attempt, remote, expected)[0]
-        return report
+        return self._report("begin", job, folder, attempt, remote, expected)
 
     def advance(self) -> dict[str, Any]:
         """Train for about TURN_S. Returns the report of rank 0."""
         steps = max(1, round(self._pace * TURN_S))
         began = time.monotonic()
-        report: dict[str, Any] = self._call(self._world, "advance", steps)[0]
+        report = self._report("advance", steps)
         self._pace = max(1.0, steps / max(time.monotonic() - began, 1e-3))
         return report
 
@@ -305,10 +316,22 @@ class Gang:
         """Let go of the job."""
         self._call(self._world, "end")
 
-    def kill(self) -> None:
-        """End every rank. gloo's peers of a dead rank fail by themselves, NCCL's may not."""
-        for rank in self._ranks:
-            ray.kill(rank)
+    def kill(self, *, but: int | None = None) -> None:
+        """End every rank, `but` one that may still be asked about. gloo's peers of a dead rank fail by themselves,
+        NCCL's may not."""
+        for number, rank in enumerate(self._ranks):
+            if number != but:
+                ray.kill(rank)
+
+    def _report(self, method: str, *arguments: Any) -> dict[str, Any]:
+        """Rank 0's report of `method`."""
+        reports = self._call(self._world, method, *arguments)
+        self._note([report.pop("memory") for report in reports])
+        report: dict[str, Any] = reports[0]
+        return report
+
+    def _note(self, readings: list[tuple[float, Reading]]) -> None:
+        self._memory |= dict(enumerate(readings))
 
     def _call(self, world: int, method: str, *arguments: Any) -> list[Any]:
         """Call `method` on the first `world` ranks and wait for all of them, for the first that fails, or for one that
@@ -324,7 +347,9 @@ class Gang:
             if errors:
                 late, _ = ray.wait(waiting, num_returns=len(waiting), timeout=BLAME_S) if waiting else ([], [])
                 errors |= {refs.index(ref): error for ref in late if (error := _error_of(ref)) is not None}
-                failure = self._told_apart(root_cause(errors), errors)
+                failure = self._root_cause(errors, world)
+                self.kill(but=failure.rank)
+                failure = self._told_apart(failure, errors)
                 self.kill()
                 raise GangError(failure)
             if waiting and time.monotonic() >= look_at:
@@ -337,7 +362,8 @@ class Gang:
         refs = {rank.pulse.remote(): number for number, rank in enumerate(self._ranks[:world])}
         for ref in ray.wait(list(refs), num_returns=world, timeout=wait_s)[0]:
             if _error_of(ref) is None:
-                self._pulses[refs[ref]] = ray.get(ref)
+                pulse = self._pulses[refs[ref]] = ray.get(ref)
+                self._memory[refs[ref]] = (pulse.peak_mb, pulse.memory or Reading())
                 answered[refs[ref]] = time.monotonic()
         silent_s = {rank: time.monotonic() - since for rank, since in answered.items()}
         found = watch.hung(self._pulses, silent_s, deadline_s=self._deadline_s, loading_s=LOADING_S)
@@ -347,56 +373,80 @@ class Gang:
             message = f"rank {rank} hangs: {what}; job.execution.deadline_s = {self._deadline_s:g} allows no more"
             raise GangError(Failure("hung", rank, message, f"{message}\n\n{watch.stacks(self._pulses)}"))
 
-    def _told_apart(self, failure: Failure, errors: dict[int, Exception]) -> Failure:
-        """A rank that vanished: because of its memory, because of its node, or by itself?"""
-        if failure.rank is None or failure.kind not in ("worker_lost", "out_of_memory"):
-            return failure
-        peak_mb = max((pulse.peak_mb for pulse in self._pulses.values()), default=0.0)
-        if failure.kind == "worker_lost" and _killed_for_memory() > self._killed_before:
-            message = f"rank {failure.rank} was ended by the system for want of memory; {peak(peak_mb)}"
-            return Failure("out_of_memory", failure.rank, message, failure.trace)
-        if failure.kind == "out_of_memory":
-            known = "" if "peak memory" in failure.message else f"; {peak(peak_mb)}"
-            return Failure(failure.kind, failure.rank, failure.message + known, failure.trace)
-        node = self._nodes.get(failure.rank, "")
-        if isinstance(errors[failure.rank], ActorUnavailableError) and _node_is_dead(node, wait_s=NODE_S):
-            message = f"rank {failure.rank}: its node {node[:12]} died"
-            return Failure("node_lost", failure.rank, message, failure.trace)
+    def _root_cause(self, errors: dict[int, Exception], world: int) -> Failure:
+        """Of the errors so far; a rank that cannot be heard because its node is lost is the cause of what its peers
+        say of their connections to it."""
+        failure = root_cause(errors)
+        if all(is_about_peers(error) for error in errors.values()):
+            for rank in set(range(world)) - set(errors):
+                if node_is_lost(self._nodes.get(rank, "")):
+                    return self._node_lost(rank, failure.trace)
         return failure
 
+    def _told_apart(self, failure: Failure, errors: dict[int, Exception]) -> Failure:
+        """A rank that vanished: because of its node, because of its memory, or by itself?"""
+        rank = failure.rank
+        if rank is None or failure.kind not in ("worker_lost", "out_of_memory"):
+            return failure
+        peak_mb = max((megabytes for megabytes, _ in self._memory.values()), default=0.0)
+        if failure.kind == "out_of_memory":
+            known = "" if "peak memory" in failure.message else f"; {peak(peak_mb)}"
+            return Failure(failure.kind, rank, failure.message + known, failure.trace)
+        node = self._nodes.get(rank, "")
+        if node_is_lost(node):
+            return self._node_lost(rank, failure.trace)
+        _, before = self._memory.get(rank, (0.0, Reading()))
+        limit = memory.verdict(before, _recount(node, before))
+        if limit is not None:
+            message = f"rank {rank} was ended by the system for want of memory; {peak(peak_mb)}"
+            message += f"; {limit}" if limit else ""
+            return Failure("out_of_memory", rank, message, failure.trace)
+        if self._loses_its_node(rank, node, unavailable=isinstance(errors.get(rank), ActorUnavailableError)):
+            return self._node_lost(rank, failure.trace)
+        return failure
 
-def _use_the_nodes_network(address: str) -> None:
-    """Have gloo and NCCL meet on the interface by which the cluster knows this node, unless the user has named another.
+    def _node_lost(self, rank: int, trace: str) -> Failure:
+        return Failure("node_lost", rank, f"rank {rank}: its node {self._nodes.get(rank, '')[:12]} died", trace)
 
-    gloo takes the one that the host's name resolves to, which often is loopback, and NCCL the first that is up, which
-    may be a bridge of containers: no other node reaches either.
-    """
-    import psutil
-
-    for name, found in psutil.net_if_addrs().items():
-        if any(one.address.partition("%")[0] == address for one in found):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # by itself it is the beginning of a name
-            return
-
-
-def _killed_for_memory() -> int:
-    """How many processes Linux has ended in this control group for want of memory; 0 where it does not say."""
-    try:
-        words = CGROUP.read_text().split()
-        return int(words[words.index("oom_kill") + 1])
-    except (OSError, ValueError, IndexError):
-        return 0
+    def _loses_its_node(self, rank: int, node: str, *, unavailable: bool) -> bool:
+        """Whether the node of a rank that is gone goes too. unavailable: that it is gone is not sure yet."""
+        deadline = time.monotonic() + NODE_S
+        while unavailable and time.monotonic() < deadline:
+            asked = self._ranks[rank].pulse.remote()
+            ray.wait([asked], timeout=POLL_S)
+            unavailable = isinstance(_error_of(asked), ActorUnavailableError | GetTimeoutError)
+            if node_is_lost(node):
+                return True
+            time.sleep(POLL_S / 5)
+        return node_is_lost(node, within_s=LEAVING_S)
 
 
-def _node_is_dead(node: str, *, wait_s: float) -> bool:
-    """Whether a node is gone. A cluster notices that only after some seconds of silence."""
-    deadline = time.monotonic() + wait_s
-    while time.monotonic() < deadline:
-        if any(one["NodeID"] == node and not one["Alive"] for one in ray.nodes()):
+def node_is_lost(node: str, *, within_s: float = 0.0) -> bool:
+    """Whether a node of the connected cluster, by its id, is gone, or is soon. The cluster notices that after many
+    seconds of silence; that nobody listens where its raylet did is known at once."""
+    deadline = time.monotonic() + within_s
+    while True:
+        known = next((entry for entry in ray.nodes() if entry["NodeID"] == node), None)
+        if known is None:
+            return False
+        if not known["Alive"] or not listens(known["NodeManagerAddress"], known["NodeManagerPort"]):
             return True
-        time.sleep(POLL_S)
-    return False
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(POLL_S / 5)
+
+
+def _recount(node: str, before: Reading) -> dict[str, int] | None:
+    """What `memory.recount` says on a node; None if it does not answer in time."""
+    if node == ray.get_runtime_context().get_node_id():
+        return memory.recount(before)
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    recount: Any = ray.remote(num_cpus=0, max_retries=0)(memory.recount)
+    answer = recount.options(scheduling_strategy=there).remote(before)
+    ready, late = ray.wait([answer], timeout=RECOUNT_S)
+    for ref in late:
+        ray.cancel(ref, force=True)
+    return ray.get(ready[0]) if ready and _error_of(ready[0]) is None else None
 
 
 def _error_of(ref: Any) -> Exception | None:

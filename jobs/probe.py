@@ -217,7 +217,6 @@ def measure(job: JobConfig, folder: Path, group: dist.ProcessGroup | None) -> di
     """
     from jobs import evaluate
     from jobs.collectives import agree
-    from jobs.device import peak_memory_bytes
 
     def most(seconds: float) -> float:
         """Of all ranks, so that they decide alike."""
@@ -245,7 +244,7 @@ def measure(job: JobConfig, folder: Path, group: dist.ProcessGroup | None) -> di
         seconds += _step(training)
         steps += 1
     step_s = most(seconds) / steps
-    peak = max(told for (told,) in agree([peak_memory_bytes(training.device)], group, what="peak memory"))
+    peak = max(told for (told,) in agree([training.memory.needed()], group, what="peak memory"))
     return {
         "load_s": most(took["loading"]),
         "evaluate_s": most(evaluate_s),

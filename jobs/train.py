@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from jobs import checkpoint, data, evaluate, mlm, models, optim, preflight, provenance, storage, trial, usage
 from jobs.collectives import agree, rank_of, world_of
 from jobs.config import JobConfig
-from jobs.device import device_of, forget_peak_memory, peak_memory_bytes
+from jobs.device import TrialMemory, device_of, process_bytes, tensor_bytes
 from jobs.losses import Diagnostics, contrastive_loss
 from jobs.pace import Pace
 from jobs.step import (
@@ -118,8 +118,9 @@ class Training:
                 self._verify(self.step + 1)
             self.phase(f"step {self.step + 1}")
             began, before_s = time.perf_counter(), self.seconds
-            outcome = self._optimize(self.step + 1)
-            self.seconds = self._clock(before_s + time.perf_counter() - began)
+            with self.memory.step(self._size(self.step + 1)) as measuring_s:
+                outcome = self._optimize(self.step + 1)
+                self.seconds = self._clock(before_s + time.perf_counter() - began - measuring_s)
             if not outcome.finite:
                 self._end("diverged", f"loss {outcome.loss}, gradient norm {outcome.gradient_norm}")
                 break
@@ -197,6 +198,7 @@ class Training:
 
     def _prepare(self) -> None:
         job = self.job
+        process_bytes()
         torch.set_num_threads(job.execution.threads)
         self.device = device_of(job.execution)
         if self.rank == 0:
@@ -233,7 +235,7 @@ class Training:
         )
         self._verified = not job.execution.verify
         self.meter = usage.Meter(self.device)
-        forget_peak_memory(self.device)
+        self.memory = TrialMemory(self.device, held=lambda: tensor_bytes(self.model, self.optimizer))
 
     def _compare_with_what_is_expected(self) -> None:
         """Look at what this rank has loaded, and refuse what is not what the trial began with."""
@@ -371,6 +373,15 @@ class Training:
         lengths = self.examples.lengths(rows[mine.start : mine.stop]).tolist()
         return within_tokens(mine, lengths, sentences=2 + self.examples.hard_negatives, budget=budget)
 
+    def _size(self, step: int) -> int:
+        """Of the step's chunk that is largest on this rank: pairs, or the tokens of its sentences when padded."""
+        rows = self._rows(step)
+        cuts = self._cut(rows)
+        if isinstance(self.examples, data.SentenceExamples):
+            lengths = self.examples.lengths(rows)
+            return max(len(cut) * int(lengths[cut.start : cut.stop].max(initial=0)) for cut in cuts)
+        return max(map(len, cuts))
+
     def _rows(self, step: int) -> NDArray[np.int64]:
         """Data rows of the global batch."""
         return data.batch_rows(len(self.examples), size=self.job.batch.size, seed=self.job.seed, step=step)
@@ -396,7 +407,6 @@ class Training:
             device=self.device,
         )
         self._verified = True
-        forget_peak_memory(self.device)
         self.log(f"preflight on {len(rows)} pairs: the gradient is one process's; {worst}")
 
     def _evaluate(self) -> None:
@@ -425,7 +435,7 @@ class Training:
     def _end(self, outcome: str, why: str) -> None:
         """Commit the result, then the last checkpoint, then set it. A job that diverged has no metrics."""
         samples = self.step * self.job.batch.size
-        peaks = agree([peak_memory_bytes(self.device)], self.group, what="peak memory")
+        peaks = agree([self.memory.needed()], self.group, what="peak memory")
         speed = samples / self.seconds if self.seconds else 0.0
         peak = max(peak for (peak,) in peaks) / 2**20
         latest: dict[str, float] = {}

@@ -122,6 +122,14 @@ def alive(told: Sequence[Mapping[str, Any]]) -> list[Node]:
     return [_node(one["Resources"]) for one in told if one["Alive"]]
 
 
+def node_of(actor: str) -> str:
+    """The id of the node on which an actor of the connected cluster is or was, by the actor's id; empty if unknown."""
+    from ray._private import state  # Ray's public way asks the dashboard, which a cluster of our own has not
+
+    known = state.actors(actor) if actor else {}
+    return str(known.get("Address", {}).get("NodeID", ""))
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a node answered to a question."""

@@ -28,7 +28,7 @@ from ray import cloudpickle, tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from jobs.gang import Gang, GangError, first_line, kind_of
+from jobs.gang import LEAVING_S, Gang, GangError, first_line, kind_of, node_is_lost
 from orchestrator import cluster
 from orchestrator.session import Dispatch, Failure, Session
 
@@ -240,8 +240,15 @@ class _Listener(tune.Callback):
         cause = error
         while isinstance(inner := getattr(cause, "cause", None), BaseException):
             cause = inner
-        if isinstance(cause, GangError):
-            failure = Failure(**asdict(cause.failure))
-        else:
-            failure = Failure(kind_of(cause), None, f"the slot was lost: {first_line(cause)}", str(error))
+        failure = Failure(**asdict(cause.failure)) if isinstance(cause, GangError) else _lost_slot(cause, str(error))
         self._link.session.lost(self._link.attempts[trial.trial_id], failure)
+
+
+def _lost_slot(cause: BaseException, trace: str) -> Failure:
+    """Why the actor that drove a gang is gone: by itself, or because its node is."""
+    kind, reason = kind_of(cause), first_line(cause)
+    if kind == "worker_lost":
+        node = cluster.node_of(str(getattr(cause, "actor_id", None) or ""))
+        if node_is_lost(node, within_s=LEAVING_S):
+            kind, reason = "node_lost", f"its node {node[:12]} died"
+    return Failure(kind, None, f"the slot was lost: {reason}", trace)
