@@ -26,8 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from jobs import memory, watch
 from jobs.failures import Failure, first_line, is_about_peers, kind_of, peak, picklable, root_cause
 from jobs.memory import Reading
-from jobs.network import listens
-from jobs.network import use_the_nodes_network as _use_the_nodes_network
+from jobs.network import listens, use_the_nodes_network
 from jobs.paths import BASE
 
 POLL_S = 0.5
@@ -141,7 +140,7 @@ class Rank:
             wait = datetime.timedelta(seconds=JOIN_TIMEOUT_S)
             self._store = dist.TCPStore(*store, is_master=False, timeout=wait)  # type: ignore[attr-defined]
         if apart:
-            _use_the_nodes_network(ray.util.get_node_ip_address())
+            use_the_nodes_network(ray.util.get_node_ip_address())
         backend = "nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
         limit = datetime.timedelta(seconds=limit_s)
         dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=world, timeout=limit)

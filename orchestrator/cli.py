@@ -59,8 +59,10 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
-            error.message = visible_lines(error.message)
-            raise
+            shown = visible_lines(error.message)
+            if shown == error.message:
+                raise
+            raise click.UsageError(shown, ctx) from error
         except (click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:

@@ -36,8 +36,8 @@ from real import (
     wait_for,
 )
 
-from jobs import gang
 from jobs.config import ConfigError
+from jobs.network import use_the_nodes_network
 from orchestrator import cluster, readiness
 from orchestrator import plan as planning
 from orchestrator import sweep as sweeps
@@ -144,10 +144,10 @@ def test_ranks_meet_on_the_interface_that_has_the_nodes_address(
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: found)
     environment: dict[str, str] = {}
     monkeypatch.setattr(os, "environ", environment)
-    gang._use_the_nodes_network(address)
+    use_the_nodes_network(address)
     assert environment == {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}
     environment |= {"GLOO_SOCKET_IFNAME": "mine"}
-    gang._use_the_nodes_network(address)
+    use_the_nodes_network(address)
     assert environment["GLOO_SOCKET_IFNAME"] == "mine"
 
 
