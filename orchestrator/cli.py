@@ -627,6 +627,10 @@ def _print_plan(made: Plan, estimate: Estimate, probe: str) -> None:
     _echo(f"\nequal in every arm: {shown or 'none of samples, steps, seconds, negatives per anchor'}")
     _echo(f"metric:    {made.sweep.metric.name} ({made.sweep.metric.mode})")
     _echo(f"contrasts: {'; '.join(f'{a} against {b}' for a, b in made.contrasts)}")
+    for a, b in made.contrasts:
+        if (a, b) not in made.tested:
+            tuned = ": tuned once, frozen together" if made.searched_with.get(a) or made.searched_with.get(b) else ""
+            _echo(f"one objective: {a} and {b} differ in execution alone{tuned}, and are not tested")
     _echo(f"trials:    {made.trials['tune']} tune, {made.trials['confirm']} confirm")
     _echo(f"seeds:     tune {list(made.tune_seeds)}, confirm {list(made.confirm_seeds)}")
     _echo(f"time:      {time_line(estimate, probe)}")

@@ -158,3 +158,9 @@ def test_a_held_lease_ends_with_3_and_names_the_holder(folder: Path, monkeypatch
 def test_misuse_ends_with_2_and_says_what_would_work(folder: Path, arguments: tuple[str, ...], words: str) -> None:
     done = run(*arguments)
     assert (done.exit_code, words in done.output) == (2, True), done.output
+
+
+def test_plan_says_which_arms_are_one_objective() -> None:
+    said = run("plan", str(SWEEPS / "batch_size_vs_accumulation_cpu.toml")).output
+    assert "one objective: exact accumulation and big batch differ in execution alone: tuned once" in said
+    assert "12 tune" in said, "three searches of four for four arms"
