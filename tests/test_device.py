@@ -107,7 +107,7 @@ def in_a_fresh_process(folder: Path, sizes: list[int], **changes: Any) -> list[f
 SENTENCES: dict[str, Any] = {
     "task": "sentence",
     "data": {"train": "sentences.csv", "confirm": "scored.csv"},
-    "model": {"name": "bert", "width": 64, "layers": 2},
+    "model": {"name": "bert", "width": 128, "layers": 2},
 }
 
 
@@ -166,7 +166,7 @@ def test_what_a_step_takes_counts_and_not_what_was_there_before_or_is_set_up_onc
             del work
         needed.append((memory.needed() - process_bytes()) / MB)
     assert needed == pytest.approx([100, 50, 50, 70, 70], abs=3)
-    assert memory.reached() > memory.needed() + 100 * MB
+    assert memory.reached() >= 200 * MB
     del there
 
 
@@ -187,16 +187,20 @@ def test_where_a_step_cannot_be_measured_it_is_what_was_reached(without: str, mo
 
 
 @needs_glibc
-def test_a_step_that_raises_leaves_the_heap_as_it_was() -> None:
-    """Mutant check: without the `finally`, a gigabyte of address space is taken at every such step."""
-    block = numbers(1)
-    forget_peak_memory(CPU)
+def test_a_step_that_raises_gives_the_heap_its_room_back() -> None:
+    """Mutant check: without the `finally`, what lay free in the heap is lost, and its size in addresses grows."""
+    libc = device._glibc()
+    assert libc is not None
+    device._tune(libc, device.USUAL)
+    blocks = [numbers(20) for _ in range(10)]
+    end = numbers(1)  # so that they lie free in the heap, and not behind its end
     before = device._resident("VmSize")
-    for _ in range(5):
-        with pytest.raises(MemoryError), TrialMemory(CPU, held=lambda: 0).step(1):
-            raise MemoryError
+    del blocks
+    with pytest.raises(MemoryError), TrialMemory(CPU, held=lambda: 0).step(1):
+        raise MemoryError
+    blocks = [numbers(20) for _ in range(10)]
     assert device._resident("VmSize") < before + 100 * MB
-    del block
+    del blocks, end
 
 
 def test_every_tensor_that_a_step_finds_counts_once() -> None:
