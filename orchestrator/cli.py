@@ -59,7 +59,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
-            error.message = visible_lines(error.message)
+            vars(error)["message"] = visible_lines(error.message)  # final for click, and data of the user's
             raise
         except (click.exceptions.Exit, click.Abort):
             raise

@@ -112,7 +112,7 @@ def test_a_grid_with_conditions_is_counted_and_not_listed(tmp_path: Path) -> Non
 
 def test_many_conditions_are_counted_without_trying_all_of_their_values() -> None:
     """Twenty pairs of a key and one that it decides: 2^20 ways, each key of its own. By hand 3^20."""
-    keys = {f"a{index:02}": {"choices": [0, 1]} for index in range(20)}
+    keys: dict[str, Any] = {f"a{index:02}": {"choices": [0, 1]} for index in range(20)}
     keys |= {f"b{index:02}": {"choices": [0, 1], "when": {f"a{index:02}": 1}} for index in range(20)}
     section = Tune.model_validate({"trials": 10**15, "sampler": "grid", "space": keys})
     began = time.process_time()
