@@ -59,10 +59,8 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
-            shown = visible_lines(error.message)
-            if shown == error.message:
-                raise
-            raise click.UsageError(shown, ctx) from error
+            vars(error)["message"] = visible_lines(error.message)  # final for click, and data of the user's
+            raise
         except (click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:

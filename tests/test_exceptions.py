@@ -35,7 +35,15 @@ MADE: dict[str, Callable[[type[Any]], BaseException]] = {
     "_RankFailed": lambda kind: kind("rank 1: x", 2),
 } | dict.fromkeys(
     [
-        *("BadAddress", "DataFault", "GradientMismatch", "InfrastructureMissing", "LeaseLost", "LedgerError"),
+        *(
+            "BadAddress",
+            "BadOverride",
+            "DataFault",
+            "GradientMismatch",
+            "InfrastructureMissing",
+            "LeaseLost",
+            "LedgerError",
+        ),
         *("LedgerMissing", "LedgerUnavailable", "ModelError", "ProbeFailed", "RemoteError", "RunError", "ServerAway"),
         *("SweepChanged", "TakenOver", "_Undo"),
     ],

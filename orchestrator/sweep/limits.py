@@ -57,8 +57,9 @@ def count_faults(sweep: Sweep) -> Iterable[Fault]:
         expected = f"has {len(name):,} characters and is the name of a folder; at most {LONGEST_NAME}"
         yield Fault("name", repr(name[:40] + "..."), expected)
     if name.lower() in TAKEN:
-        expected = f"lies in the folder of runs already, for MLflow or reports; another name, such as '{name}-sweep'"
-        yield Fault("name", repr(name), expected.replace(".", "-") if "." in name else expected)
+        other = f"{name.replace('.', '-')}-sweep"
+        expected = f"lies in the folder of runs for MLflow or reports; give another name, such as '{other}'"
+        yield Fault("name", repr(name), expected)
     for key, seeds in (("tune.seeds", tune.seeds if tune else 1), ("confirm.seeds", confirm.seeds)):
         count = len(seeds) if isinstance(seeds, list) else seeds
         if isinstance(count, int) and count > MOST_SEEDS:
@@ -89,13 +90,12 @@ def label_faults(arms: Iterable[Arm]) -> Iterable[Fault]:
     """Labels that no line of a table or a log can show."""
     for arm in arms:
         text = repr(arm.label if len(arm.label) <= 60 else arm.label[:57] + "...")
-        hint = "" if arm.settings.keys() else " of the [[arm]]"
         if strange := [character for character in arm.label if _breaks_lines(character)]:
-            expected = f"the label{hint} holds the control character {strange[0]!r}; a label is one line of plain text"
+            expected = f"the label holds the control character {strange[0]!r}; a label is one line of plain text"
             yield Fault("arm", text, expected)
         elif len(arm.label) > LONGEST_LABEL:
             expected = (
-                f"the label{hint} has {len(arm.label):,} characters; at most {LONGEST_LABEL}: it heads rows and charts "
+                f"the label has {len(arm.label):,} characters; at most {LONGEST_LABEL}: it heads rows and charts "
                 "(name arms with [[arm]] where [compare] makes long ones)"
             )
             yield Fault("arm", text, expected)

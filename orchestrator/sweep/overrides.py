@@ -27,12 +27,12 @@ def override_faults(raw: dict[str, Any], text: str) -> list[Fault]:
         parts, value = _labelled(raw, text) or _split(text)
         path = _path(raw, parts)
         _put(raw, path, _parsed(value))
-    except _Wrong as error:
+    except BadOverride as error:
         return [Fault("--set", repr(text), str(error))]
     return []
 
 
-class _Wrong(ValueError):
+class BadOverride(ValueError):
     """What is wrong with an override."""
 
 
@@ -43,7 +43,7 @@ def _split(text: str) -> tuple[list[str | int], str]:
     while True:
         match = PART.match(text, position)
         if match is None:
-            raise _Wrong(f"must be key=value, {EXAMPLE}")
+            raise BadOverride(f"must be key=value, {EXAMPLE}")
         quoted, literal, index, bare = match.groups()
         if quoted is not None:
             parts.append(_unquoted(quoted))
@@ -56,19 +56,19 @@ def _split(text: str) -> tuple[list[str | int], str]:
             position += 1
         if text[position : position + 1] == "=":
             if "" in parts:
-                raise _Wrong(f"has an empty part in its key; it must be key=value, {EXAMPLE}")
+                raise BadOverride(f"has an empty part in its key; it must be key=value, {EXAMPLE}")
             return parts, text[position + 1 :].strip()
         if text[position : position + 1] == ".":
             position += 1
         elif text[position : position + 1] != "[":
-            raise _Wrong(f"must be key=value, {EXAMPLE}")
+            raise BadOverride(f"must be key=value, {EXAMPLE}")
 
 
 def _unquoted(text: str) -> str:
     try:
         return str(tomllib.loads(f'text = "{text}"')["text"])
     except tomllib.TOMLDecodeError as error:
-        raise _Wrong(f"its quoted key is no text: {error}") from error
+        raise BadOverride(f"its quoted key is no text: {error}") from error
 
 
 def _labelled(raw: dict[str, Any], text: str) -> tuple[list[str | int], str] | None:
@@ -104,7 +104,7 @@ def _path(raw: dict[str, Any], parts: list[str | int]) -> list[str | int]:
         case ["arm", named, _, *_]:
             path = ["arm", _arm(raw, named), _dotted(parts[2:])]
         case ["arm", named] if not str(named).isdecimal():
-            raise _Wrong(f"names no key of the arm, for example --set 'arm.{named}.batch.size=64'")
+            raise BadOverride(f"names no key of the arm, for example --set 'arm.{named}.batch.size=64'")
         case ["job", *_]:
             path = [*_dotted(parts).split(".")]
     return path
@@ -131,21 +131,21 @@ def _index(table: Any, name: str, index: str | int) -> int:
     if str(index).isdecimal() and int(index) < count:
         return int(index)
     known = f"0 to {count - 1}" if count else "none"
-    raise _Wrong(f"{name}[{index}] is not there; {name} has {known}")
+    raise BadOverride(f"{name}[{index}] is not there; {name} has {known}")
 
 
 def _arm(raw: dict[str, Any], named: str | int) -> int:
     """The place of an arm, by its label or else by its place."""
     arms = raw.get("arm")
     if not isinstance(arms, list) or not arms:
-        raise _Wrong("there is no [[arm]] in the file; of arms that [compare] crosses set compare.KEY=[...]")
+        raise BadOverride("there is no [[arm]] in the file; of arms that [compare] crosses set compare.KEY=[...]")
     labels = [str(arm.get("label")) if isinstance(arm, dict) else "" for arm in arms]
     if isinstance(named, str) and named in labels:
         return labels.index(named)
     if str(named).isdecimal() and int(named) < len(arms):
         return int(named)
     listed = ", ".join(map(repr, labels[:10]))
-    raise _Wrong(f"no arm has the label or number {named!r}{nearest(str(named), labels)}; arms: {listed}")
+    raise BadOverride(f"no arm has the label or number {named!r}{nearest(str(named), labels)}; arms: {listed}")
 
 
 def _put(raw: dict[str, Any], path: list[str | int], value: Any) -> None:
@@ -156,14 +156,14 @@ def _put(raw: dict[str, Any], path: list[str | int], value: Any) -> None:
         elif isinstance(table, list) and str(part).isdecimal() and int(part) < len(table):
             table = table[int(part)]
         else:
-            raise _Wrong(f"{part} is not there: what lies above it is no table")
+            raise BadOverride(f"{part} is not there: what lies above it is no table")
     leaf = path[-1]
     if isinstance(table, list) and str(leaf).isdecimal() and int(leaf) < len(table):
         table[int(leaf)] = value
         return
     if not isinstance(table, dict):
         above = path[-2] if len(path) > 1 else leaf
-        raise _Wrong(f"{above} is not a table")
+        raise BadOverride(f"{above} is not a table")
     if path[:-1] == ["job", "budget"]:
         table.clear()
     table[str(leaf)] = value
