@@ -21,7 +21,7 @@ from jobs import manifest
 from jobs.storage import Bucket
 from jobs.trial import ATTEMPT, JOB, POINTS, RESULT, read_attempt
 
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What reading a damaged manifest or point may raise."""
 
 
@@ -105,7 +105,7 @@ def _json(path: Path, faults: list[str]) -> Any:
         return None
     try:
         return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         faults.append(f"{path.name} cannot be read ({error})")
         return None
 

@@ -49,8 +49,11 @@ class Fence:
         """
         if self._attempt is None:
             return
-        named = read_object(self._place, ATTEMPT, ("token", "attempt"), remark=self._hear)
-        holder = self._compare(None if named is None else (named["token"], named["attempt"]))
+        text = self._read()
+        named = None if text is None else read_attempt(text)
+        holder = self._compare(named)
+        if text is not None and named is None:
+            self.remark = f"{ATTEMPT} {'was empty' if not text.strip() else 'named no attempt'}; it is written again"
         if holder != self._attempt:
             token, number = self._attempt
             self._place.write(ATTEMPT, json.dumps({"token": token, "attempt": number}))
@@ -61,8 +64,15 @@ class Fence:
         if self._attempt is not None and path.is_file():
             self._compare(read_attempt(path.read_text("utf-8", errors="replace")))
 
-    def _hear(self, remark: str) -> None:
-        self.remark = remark
+    def _read(self) -> str | None:
+        """The text of the file, which is nothing worth keeping where it is none."""
+        try:
+            return self._place.read(ATTEMPT)
+        except UnicodeDecodeError:
+            return "?"
+        except IsADirectoryError:
+            set_aside(self._place, ATTEMPT)
+            return "?"
 
     def _compare(self, holder: tuple[int, int] | None) -> tuple[int, int] | None:
         assert self._attempt is not None
@@ -176,7 +186,7 @@ def points_fault(place: Storage, *, until: int) -> str | None:
     except FileNotFoundError:
         return "it is not there"
     except (IsADirectoryError, ValueError) as error:
-        return _reason(error)
+        return reason(error)
     for number, line in enumerate(lines[:-1], 1):
         if _point(line) is None:
             return f"line {number} is no point"
@@ -206,14 +216,14 @@ def open_folder(
     written again. Raises ValueError where it holds another job, or may do so.
     """
     try:
-        there = _job(place)
+        there = read_job(place)
     except (IsADirectoryError, ValueError, RecursionError) as error:
         if not named:
             raise ValueError(
-                f"{place.scratch / JOB} is damaged ({_reason(error)}), so the folder may hold another job; if it does "
+                f"{place.scratch / JOB} is damaged ({reason(error)}), so the folder may hold another job; if it does "
                 "not, move that file away, and run the same command again"
             ) from error
-        remark(f"{JOB} is damaged ({_reason(error)}); {set_aside(place, JOB)}")
+        remark(f"{JOB} is damaged ({reason(error)}); {set_aside(place, JOB)}")
         there = None
     if there is not None and there.model_dump(exclude={"execution"}) != job.model_dump(exclude={"execution"}):
         raise ValueError(
@@ -222,7 +232,8 @@ def open_folder(
     place.write(JOB, json.dumps(job.model_dump(mode="json"), indent=1))
 
 
-def _job(place: Storage) -> JobConfig | None:
+def read_job(place: Storage) -> JobConfig | None:
+    """The job of a trial; None if it has none. Raises IsADirectoryError or ValueError for what is no job."""
     text = place.read(JOB)
     return None if text is None else JobConfig.model_validate_json(text)
 
@@ -255,7 +266,7 @@ def read_object(
         text = place.read(name)
         return None if text is None else _object(text, keys)
     except (IsADirectoryError, ValueError) as error:
-        remark(f"{name} is damaged ({_reason(error)}); {set_aside(place, name)}")
+        remark(f"{name} is damaged ({reason(error)}); {set_aside(place, name)}")
         return None
 
 
@@ -290,7 +301,8 @@ def set_aside(place: Storage, name: str) -> str:
     return "it is written again"
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What is wrong with a file, in one line."""
     if isinstance(error, IsADirectoryError):
         return "a folder lies in its place"
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -101,7 +101,7 @@ def test_a_trial_that_had_ended_tells_the_same_result_again(
     equal(finish(folder, 2), whole[1])
 
 
-@pytest.mark.parametrize("file", ["points.jsonl", "result.json", "attempt.json", "job.json"])
+@pytest.mark.parametrize("file", ["points.jsonl", "result.json", "job.json"])
 def test_what_is_damaged_is_told_and_kept(half: Path, tmp_path: Path, file: str) -> None:
     folder = tmp_path / "trial"
     shutil.copytree(half, folder)

@@ -91,13 +91,18 @@ def refuse_existing(dest: Path) -> None:
 
 def _job(place: storage.Storage, source: Path, remote: str | None) -> JobConfig:
     """The trial's job, computed on one CPU: how it was computed says nothing of the encoder."""
-    text = place.read("job.json")
-    if text is None:
+    try:
+        job = trial.read_job(place)
+    except (IsADirectoryError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"job.json of {remote or source} is damaged ({trial.reason(error)}); put a copy of it there, or have it "
+            "written again by continuing the run: orchestrator resume RUN"
+        ) from error
+    if job is None:
         raise ValueError(
             f"{remote or source} holds no trial: it has no job.json; name a folder that python -m jobs.train --into "
             "has made, or RUN/trials/ID"
         )
-    job = JobConfig.model_validate_json(text)
     execution = Execution(device="cpu", checkpoint_every=job.execution.checkpoint_every)
     return job.model_copy(update={"execution": execution})
 

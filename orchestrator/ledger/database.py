@@ -95,6 +95,9 @@ class Database:
         path = Path(self.url.database)
         if path.is_dir():
             raise LedgerError(f"{path} is a folder, and a ledger is a file; move it away, and put the ledger there")
+        for side in (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal")):
+            if side.is_dir():
+                raise LedgerError(f"{side} is a folder, and SQLite keeps a file of the ledger there; move it away")
         if not create and not path.exists():
             raise LedgerMissing(f"there is no ledger at {path}; `orchestrator launch` makes one")
         if not create and path.stat().st_size == 0:

@@ -200,7 +200,7 @@ def _json(file: _File) -> tuple[Any, str | None]:
         if text is None:
             return None, None
         return json.loads(text), None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return None, f"could not be read ({_first_line(error)})"
 
 
