@@ -152,8 +152,24 @@ class Absent:
     def log_encoders(self, found: list[Any]) -> None:
         self.told.append(len(found))
 
+    def settled(self, timeout_s: float) -> bool:
+        return timeout_s < 0
+
     def stop(self, timeout_s: float) -> bool:
         return timeout_s > 0
+
+
+@pytest.mark.slow
+def test_encoders_that_mlflow_has_lost_are_logged_again_by_the_next_session(home: Path, tmp_path: Path) -> None:
+    """And not by the one after it. Mutant check: asking which are due before MLflow has been met."""
+    shutil.copytree(home / "runs", tmp_path / "runs")
+    for path in (tmp_path / "runs").glob("mlflow.db*"):
+        path.unlink()
+    env = {"ORCHESTRATOR_ENCODERS": "best"}
+    assert "exporting the best encoder of 2 arms" in call("resume", "small", cwd=tmp_path, env=env)
+    assert sorted(model.tags["arm"] for model in models(tmp_path)) == ["flatnce", "infonce"]
+    assert json.loads(call("verify", "small", "--json", cwd=tmp_path))["ok"]
+    assert "exporting" not in call("resume", "small", cwd=tmp_path, env=env)
 
 
 @pytest.mark.slow

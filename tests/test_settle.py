@@ -1,7 +1,7 @@
 """Whatever was done to a run in MLflow, the next session finds it by ids and tags and puts it in order.
 
 Every case is tried on a real store, and most of them on a real server too. Mutant checks: looking for the experiment by
-its name fails the renamed ones; taking a recorded id as it is fails those whose id another sweep has; not looking for
+its name fails the renamed ones; taking a recorded id as it is fails the half whose id another has; not looking for
 deleted runs fails the deleted ones.
 """
 
@@ -178,6 +178,12 @@ DAMAGES: dict[str, Callable[[Case], Any]] = {
     "split by an earlier version": lambda case: case.split_by_name(),
     "split, and the parent deleted": lambda case: (case.split_by_name(), case.client.delete_run(case.parent)),
     "split, and the parent gone": lambda case: (case.split_by_name(), case.gone(case.parent)),
+    "split, the recorded half and the parent gone, its id taken": lambda case: (
+        case.split_by_name(),
+        case.experiment_gone(),
+        case.other(f"thief of {case.name}"),
+        case.gone(case.parent),
+    ),
     "under a wrong parent": lambda case: case.client.set_tag(case.run_of("trial0"), "mlflow.parentRunId", "f" * 32),
     "under no parent": lambda case: case.client.delete_tag(case.run_of("trial0"), "mlflow.parentRunId"),
     "tags of the nested taken away": lambda case: [
@@ -255,11 +261,12 @@ def test_the_next_session_puts_in_order_what_was_done_to_a_run(case: Case, name:
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_so_does_a_session_that_was_at_work_meanwhile(case: Case, name: str) -> None:
-    """Where MLflow refuses what is told. Mutant check: not connecting anew after a refusal fails most of these."""
+    """At once, where MLflow refuses what is told; else the session after it. Mutant check: not connecting anew after a
+    refusal fails where the run of the running trial is deleted or gone."""
     projection = flushed(case.ledger, case.uri)
     DAMAGES[name](case)
     case.ledger.record_points("trial1", 1, curve("trial1", 2, offset=3))
-    projection.flush()
+    assert projection.flush(), projection.last_error
     go_on(case)
     in_order(case)
 
