@@ -339,9 +339,8 @@ def logs(folder: RunFolder, trial: str, rank: int | None) -> str:
     newest = failures[max(failures)] if failures and rank is None else None
     if not path.exists() and newest is None:
         ranks = sorted(p.name for p in here.glob("log.rank*.txt"))
-        raise RunError(
-            f"rank {rank or 0} of trial {found[0]} has no log {path}; there are: {', '.join(ranks) or 'none'}"
-        )
+        there = ", ".join(ranks) or "none"
+        raise RunError(f"rank {rank or 0} of trial {found[0]} has no log; there are: {there} (in {here})")
     text = path.read_text(errors="replace") if path.exists() else ""
     if newest is not None:
         number = newest.stem.removeprefix("failure.attempt")

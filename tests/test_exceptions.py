@@ -42,10 +42,11 @@ MADE: dict[str, Callable[[type[Any]], BaseException]] = {
             "GradientMismatch",
             "InfrastructureMissing",
             "LeaseLost",
+            "LedgerAway",
             "LedgerError",
         ),
-        *("LedgerMissing", "LedgerUnavailable", "ModelError", "ProbeFailed", "RemoteError", "RunError", "ServerAway"),
-        *("SweepChanged", "TakenOver", "_Undo"),
+        *("LedgerMissing", "LedgerUnavailable", "ModelError", "OtherCode", "ProbeFailed", "RemoteError", "RunError"),
+        *("ScratchMissing", "ServerAway", "SweepChanged", "TakenOver", "Undecodable", "_Undo"),
     ],
     lambda kind: kind("what was found; what works"),
 )
