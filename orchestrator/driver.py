@@ -31,6 +31,7 @@ from orchestrator.plan import Plan
 from orchestrator.progress import Progress
 from orchestrator.runs import RunFolder
 from orchestrator.session import LEASE_S, Session
+from orchestrator.sweep.values import with_none
 
 if TYPE_CHECKING:
     from orchestrator import tracking
@@ -146,6 +147,7 @@ def execution_overrides(texts: Sequence[str]) -> dict[str, Any]:
             found[name] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
             found[name] = value
+        found[name] = with_none(f"execution.{name}", found[name])
     try:
         Execution.model_validate(found)
     except ValidationError as error:

@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from orchestrator.display import visible_lines
 from orchestrator.ledger import Ledger, Trial
 from orchestrator.plan import Plan
 from orchestrator.runs import RunFolder
@@ -70,7 +71,7 @@ class Progress:
         if self._journal is not None:
             self._journal.line(text)
         self._opened()
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(visible_lines(text), markup=False, emoji=False, soft_wrap=True)
 
     def tell(self, what: str, trial: Trial | None) -> None:
         """Something happened, to a trial or to the session."""

@@ -171,6 +171,10 @@ def test_only_execution_may_change_between_attempts() -> None:
         "micro": 32,
         "exchange": "ring",
     }
+    assert execution_overrides(["job.execution.micro=none", 'job.execution.tile="None"']) == {
+        "micro": None,
+        "tile": None,
+    }
     for text, words in (
         ("job.loss.name=dcl", "only job.execution may change"),
         ("job.execution.micro=-1", "greater than 0"),
