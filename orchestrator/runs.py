@@ -340,7 +340,7 @@ def logs(folder: RunFolder, trial: str, rank: int | None) -> str:
     if not path.exists() and newest is None:
         ranks = sorted(p.name for p in here.glob("log.rank*.txt"))
         there = ", ".join(ranks) or "none"
-        raise RunError(f"rank {rank or 0} of trial {found[0]} has no log; there are: {there} (in {here})")
+        raise RunError(f"rank {rank or 0} of trial {found[0]} has no log; there are: {there} (no {path})")
     text = path.read_text(errors="replace") if path.exists() else ""
     if newest is not None:
         number = newest.stem.removeprefix("failure.attempt")
