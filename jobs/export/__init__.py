@@ -60,7 +60,7 @@ def export(
     tokenizer, image_shape, unsure = _inputs(place, job)
     model = models.build(job, tokenizer=tokenizer, image_shape=image_shape).eval()
     _fill(model, weights, name)
-    points = trial.points_of(place.read(trial.POINTS) or "", until=found)
+    points = _points(place, source, remote, until=found)
 
     def write(into: Path) -> dict[str, Any]:
         settings = folder.write(into, model, job, tokenizer=tokenizer, image_shape=image_shape)
@@ -94,10 +94,7 @@ def _job(place: storage.Storage, source: Path, remote: str | None) -> JobConfig:
     try:
         job = trial.read_job(place)
     except (IsADirectoryError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"job.json of {remote or source} is damaged ({trial.reason(error)}); put a copy of it there, or have it "
-            "written again by continuing the run: orchestrator resume RUN"
-        ) from error
+        raise ValueError(_damaged("job.json", source, remote, error)) from error
     if job is None:
         raise ValueError(
             f"{remote or source} holds no trial: it has no job.json; name a folder that python -m jobs.train --into "
@@ -105,6 +102,22 @@ def _job(place: storage.Storage, source: Path, remote: str | None) -> JobConfig:
         )
     execution = Execution(device="cpu", checkpoint_every=job.execution.checkpoint_every)
     return job.model_copy(update={"execution": execution})
+
+
+def _points(place: storage.Storage, source: Path, remote: str | None, *, until: int) -> list[trial.Point]:
+    """What was measured until then."""
+    try:
+        return trial.points_of(place.read(trial.POINTS) or "", until=until)
+    except (IsADirectoryError, ValueError) as error:
+        raise ValueError(_damaged(trial.POINTS, source, remote, error)) from error
+
+
+def _damaged(name: str, source: Path, remote: str | None, error: Exception) -> str:
+    """What to do about a file of the trial that cannot be read."""
+    return (
+        f"{name} of {remote or source} is damaged ({trial.reason(error)}); put a copy of it there, or have it written "
+        "again by continuing the run: orchestrator resume RUN"
+    )
 
 
 def _inputs(place: storage.Storage, job: JobConfig) -> tuple[Any, tuple[int, int, int] | None, list[str]]:
