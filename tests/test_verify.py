@@ -220,6 +220,7 @@ DAMAGES: dict[str, tuple[Callable[[Copy], Any], list[str]]] = {
             "UPDATE trials SET job = replace(job, '\"width\":8', '\"width\":4') WHERE id = :trial"
         ),
         [
+            "T: the job that the ledger has of it is the job of trial [0-9a-f]{12}; " + RESTORE,
             "T: is not the setting that arm infonce was frozen at",
             "T: parameter model.width: the ledger says '4', MLflow says '8'" + TELL,
             "T: its job.json is not the job that the ledger has; model differ",
