@@ -46,6 +46,12 @@ CASES += [(file, damage) for file in JSON_FILES for damage in OF_JSON]
 THOROUGH = [pytest.param(*case, marks=pytest.mark.slow if case[1] is garbage else pytest.mark.soak) for case in CASES]
 """For verbs that take seconds: garbage in `make test`, everything in `make soak`."""
 
+EVERY_KIND = [
+    pytest.param(*case, marks=pytest.mark.slow if number % 3 == 0 else pytest.mark.soak)
+    for number, case in enumerate(CASES)
+]
+"""For verbs that answer at once: a third in `make test`, with each damage and each file, everything in `make soak`."""
+
 READING: dict[str, tuple[str, ...]] = {
     "status": ("status", "diverged"),
     "status --json": ("status", "diverged", "--json"),
@@ -128,8 +134,7 @@ def names_of(file: str, damage: Damage) -> list[str]:
     return names
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("file", "damage"), CASES)
+@pytest.mark.parametrize(("file", "damage"), EVERY_KIND)
 def test_row_41_verbs_that_read_have_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
     """Mutant check: without the handling of errors in _Group three quarters of these end with a traceback."""
     damage(home / "runs" / "diverged" / file)
