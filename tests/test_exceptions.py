@@ -43,6 +43,7 @@ MADE: dict[str, Callable[[type[Any]], BaseException]] = {
             "InfrastructureMissing",
             "LeaseLost",
             "LedgerAway",
+            "LedgerDamaged",
             "LedgerError",
         ),
         *("LedgerMissing", "LedgerUnavailable", "ModelError", "OtherCode", "ProbeFailed", "RemoteError", "RunError"),

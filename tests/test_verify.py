@@ -70,12 +70,14 @@ class Copy:
 RAN: dict[str, Any] = {
     "code": "ab12cd34" * 8,
     "versions": {"torch": "2.13.0", "numpy": "2.4.0"},
-    "data": {"train": "1" * 64, "tune": "2" * 64, "confirm": "3" * 64},
-    "weights": None,
+    "data": {f"data.{role} = x.csv": str(digit) * 64 for digit, role in enumerate(("train", "tune", "confirm"))},
+    "weights": {"encoder": "w" * 64},
 }
 """What every attempt ran with."""
 
-BEGUN = RAN | {"data": {role: {"source": f"{role}.parquet", "digest": digest} for role, digest in RAN["data"].items()}}
+BEGUN = RAN | {
+    kind: {what: {"bytes": 1, "digest": digest} for what, digest in RAN[kind].items()} for kind in ("data", "weights")
+}
 
 
 @pytest.fixture
@@ -648,24 +650,23 @@ def ran(copy: Copy, attempt: dict[str, Any] | None, run: dict[str, Any] | None =
 @pytest.mark.parametrize("role", ["train", "tune", "confirm"])
 def test_other_data_are_a_fault(copy: Copy, role: str) -> None:
     """Mutant check: comparing the data that trials train on only."""
-    other = RAN | {"data": RAN["data"] | {role: "f" * 64}}
-    faults = ran(copy, other)["faults"]
+    source = f"data.{role} = x.csv"
+    faults = ran(copy, RAN | {"data": RAN["data"] | {source: "f" * 64}})["faults"]
     assert len(faults) == 3
     (fault,) = [fault for fault in faults if copy.trial in fault]
-    assert f"attempt 1 ran with other {role} data ({'f' * 64}) than the run was begun with" in fault
-    assert f"({RAN['data'][role]})" in fault
+    was = RAN["data"][source]
+    assert f"attempt 1 ran with other data than the run was begun with: {source} had {was}, then {'f' * 64}" in fault
     assert re.search(
         "; its numbers do not belong with the others: .*orchestrator launch SWEEP --into .*small-2$", fault
     )
 
 
-@pytest.mark.parametrize("weights", ["w" * 64, {"source": "a", "digest": "w" * 64}, {"a": {"digest": "w" * 64}}])
-def test_other_weights_are_a_fault_and_the_same_are_none(copy: Copy, weights: Any) -> None:
-    begun = BEGUN | {"weights": weights}
-    assert ran(copy, RAN | {"weights": "w" * 64}, begun)["faults"] == []
-    faults = ran(copy, RAN | {"weights": "v" * 64})["faults"]
+def test_other_weights_are_a_fault_and_weights_of_no_record_are_none(copy: Copy) -> None:
+    assert ran(copy, RAN | {"weights": {"encoder": "w" * 64, "another": "v" * 64}})["faults"] == []
+    faults = ran(copy, RAN | {"weights": {"encoder": "v" * 64}})["faults"]
     assert len(faults) == 3
-    assert f"ran with other weights ({'v' * 64}) than the run was begun with ({'w' * 64})" in faults[0]
+    was = f"encoder had {'w' * 64}, then {'v' * 64}"
+    assert f"ran with other weights than the run was begun with: {was}" in faults[0]
 
 
 def test_other_code_is_a_fault_until_it_is_accepted_and_then_named(copy: Copy) -> None:

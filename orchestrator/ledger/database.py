@@ -27,7 +27,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from orchestrator import scratch
 
-from .values import LedgerAway, LedgerError, LedgerMissing, LedgerUnavailable, Undecodable
+from .values import LedgerAway, LedgerDamaged, LedgerError, LedgerMissing, LedgerUnavailable, Undecodable
 
 DAMAGED = ("malformed", "not a database", "corrupt", "decode to UTF-8", "disk I/O error")
 """Words of SQLite's for a file that is no database, or not any more."""
@@ -185,11 +185,11 @@ class Database:
         except sa.exc.InvalidRequestError as error:
             if not isinstance(error, sa.exc.NoResultFound | sa.exc.MultipleResultsFound):
                 raise
-            raise LedgerError(
+            raise LedgerDamaged(
                 f"ledger {self.address} is damaged: {error}, where it should have one row; put a copy of it there"
             ) from error
         except Undecodable as error:
-            raise LedgerError(f"ledger {self.address} is damaged: {error}; put a copy of it there") from error
+            raise LedgerDamaged(f"ledger {self.address} is damaged: {error}; put a copy of it there") from error
 
     def _passes(self, error: sa.exc.DBAPIError, reason: str) -> bool:
         """Whether asking again later may help: after a restart, a failover, a lock that another process holds."""

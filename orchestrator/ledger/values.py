@@ -32,6 +32,10 @@ class LedgerAway(LedgerUnavailable):
     """The database does not answer for a reason that passes: it restarts, fails over, or another process has it."""
 
 
+class LedgerDamaged(LedgerError):
+    """The database answers, with what no ledger writes. Its cause says what that is."""
+
+
 class Undecodable(ValueError):
     """What the database holds in a column is not what belongs there."""
 

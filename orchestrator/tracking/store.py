@@ -108,7 +108,7 @@ def _refuse_damaged(path: Path) -> None:
     """MLflow itself asks a file that is no database again for a minute and a half, and then ends with a traceback."""
     shown = f"sqlite:///{path}"
     if path.is_dir():
-        raise TrackingUnavailable(shown, "is a folder", "move it away")
+        raise TrackingUnavailable(shown, "is a folder", _anew(shown))
     if not path.exists():
         return
     try:

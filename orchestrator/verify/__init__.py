@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from orchestrator import tracking
-from orchestrator.ledger import Attempt, LeaseHeld, Ledger, LedgerError, Point, damage_at
+from orchestrator.ledger import Attempt, LeaseHeld, Ledger, LedgerDamaged, LedgerError, Point, damage_at
 from orchestrator.runs import RunError, RunFolder
 
 from . import in_itself, in_mlflow, in_origin, on_disk
@@ -57,7 +57,7 @@ def verify(folder: RunFolder, uri: str) -> dict[str, Any]:
         damage = damage_at(folder.ledger_url())
         if damage is None and not _undecodable(error):
             raise
-        facts, faults = None, [str(_damaged(folder, damage or f"{type(error).__name__}: {error}"))]
+        facts, faults = None, [str(_damaged(folder, damage or _said(error)))]
     if facts is None:
         counts = dict.fromkeys(("trials", "mlflow_runs", "points", "checkpoints"), 0)
         return {"ok": False, **counts, "faults": faults, "notes": []}
@@ -96,7 +96,7 @@ def _facts(folder: RunFolder, ledger: Ledger, uri: str | None) -> tuple[Facts | 
     except (LedgerError, *UNREADABLE) as error:
         if damage is None and not _undecodable(error):
             raise
-        return None, [str(_damaged(folder, damage or f"{type(error).__name__}: {error}"))]
+        return None, [str(_damaged(folder, damage or _said(error)))]
     return facts, [] if damage is None else [str(_damaged(folder, damage))]
 
 
@@ -110,8 +110,13 @@ def _damaged(folder: RunFolder, damage: str) -> Finding:
 
 
 def _undecodable(error: Exception) -> bool:
-    """Whether the database was read, and holds what is no text: SQLite itself has nothing against that."""
-    return not isinstance(error, LedgerError) or "decode" in str(error)
+    """Whether the database was read, and holds what no ledger writes: SQLite itself has nothing against that."""
+    return isinstance(error, LedgerDamaged) or not isinstance(error, LedgerError) or "decode" in str(error)
+
+
+def _said(error: Exception) -> str:
+    """What was read there, in words."""
+    return str(error.__cause__) if isinstance(error, LedgerDamaged) else f"{type(error).__name__}: {error}"
 
 
 def _found(checks: Sequence[Check], facts: Facts) -> list[str]:

@@ -31,20 +31,16 @@ def _data(facts: Facts) -> Iterator[Finding]:
     begun = facts.run.provenance or {}
     for trial, attempt in _recorded(facts):
         ran = attempt.provenance or {}
-        compared = {
-            what: (digest, (begun.get(kind) or {}).get(what))
-            for kind in ("data", "weights")
-            for what, digest in (ran.get(kind) or {}).items()
-        }
-        for what, (digest, first) in compared.items():
-            wanted = _digests(first)
-            if digest is not None and wanted and digest not in wanted:
-                yield Finding(
-                    f"trial {trial}: attempt {attempt.number} ran with another {what} ({digest}) than the run was "
-                    f"begun with ({', '.join(sorted(wanted))})",
-                    f"its numbers do not belong with the others: put back what the run was begun with, and begin anew: "
-                    f"{facts.again}",
-                )
+        for kind in ("data", "weights"):
+            for what, digest in (ran.get(kind) or {}).items():
+                wanted = _digests((begun.get(kind) or {}).get(what))
+                if digest is not None and wanted and digest not in wanted:
+                    yield Finding(
+                        f"trial {trial}: attempt {attempt.number} ran with other {kind} than the run was begun with: "
+                        f"{what} had {', '.join(sorted(wanted))}, then {digest}",
+                        "its numbers do not belong with the others: put back what the run was begun with, and begin "
+                        f"anew: {facts.again}",
+                    )
 
 
 def _code(facts: Facts) -> Iterator[Finding]:
