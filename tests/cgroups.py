@@ -12,6 +12,8 @@ import pytest
 
 from jobs import memory
 
+MB = 2**20
+
 LIMITS = ("memory.max", "memory.limit_in_bytes")
 
 

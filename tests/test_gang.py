@@ -2,15 +2,19 @@
 
 import logging
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from cgroups import MB, limited
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import ray
@@ -136,3 +140,80 @@ def test_a_saved_gang_continues_where_it_was(gang: Gang, tmp_path: Path) -> None
     gang.end()
     assert run(gang, job(budget__steps=60), tmp_path / "cut") == whole
     assert "continues after step" in (tmp_path / "cut" / "log.rank0.txt").read_text()
+
+
+# Memory
+
+
+def ended_while_eating(gang: Gang, folder: Path) -> str:
+    """The message of a gang whose rank 1 takes more than 200 MB in a cgroup that holds no more."""
+    gang.begin(job(budget__steps=100_000, evaluate__times=1), str(folder))
+    pid = rank_pids(gang)[1]
+    with limited(200 * MB) as cgroup:
+        cgroup.take(pid)
+        gang.advance()
+        gang._ranks[1].__ray_call__.remote(lambda _: [bytes([1]) * 2**24 for _ in range(64)])  # not all of a machine
+        with pytest.raises(GangError) as caught:
+            advance_for_ever(gang)
+    failure = caught.value.failure
+    assert (failure.kind, failure.rank) == ("out_of_memory", 1), failure.message
+    return failure.message
+
+
+def test_a_rank_that_linux_ends_for_want_of_memory_is_out_of_memory(gang: Gang, tmp_path: Path) -> None:
+    """Mutant check: with the counters of the gang's own cgroup in place of the rank's it is `worker_lost`."""
+    message = ended_while_eating(gang, tmp_path)
+    assert re.fullmatch(
+        r"rank 1 was ended by the system for want of memory; peak memory of the trial [1-9][\d,]* MB; "
+        r"limit of its cgroup 200 MB",
+        message,
+    )
+
+
+def test_a_killed_rank_in_a_tight_cgroup_is_no_victim_of_it_whatever_the_machine_ends_meanwhile(
+    gang: Gang, tmp_path: Path
+) -> None:
+    """Mutant check: a verdict from the machine's counter is `out_of_memory`."""
+    gang.begin(job(budget__steps=100_000, evaluate__times=1), str(tmp_path))
+    pid = rank_pids(gang)[1]
+    with limited(300 * MB) as its, limited(100 * MB) as another:
+        its.take(pid)
+        gang.advance()
+        code = "import sys; sys.stdin.read(1); x = [b'x' * 2**24 for _ in range(40)]"
+        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as victim:
+            another.take(victim.pid)
+            assert victim.stdin is not None
+            victim.stdin.write(b"!")
+        assert victim.returncode == -signal.SIGKILL
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(GangError) as caught:
+            advance_for_ever(gang)
+    assert (caught.value.failure.kind, caught.value.failure.rank) == ("worker_lost", 1)
+
+
+def failing() -> Callable[[Any], None]:
+    """What makes a rank's training raise from now on, in a way that no other process can be sent."""
+
+    class TheirError(Exception):
+        def __init__(self, *, step: int) -> None:
+            super().__init__(f"step {step} is wrong")
+
+    class Broken:
+        def __getattr__(self, _name: str) -> Any:
+            raise TheirError(step=7)
+
+    def fail(rank: Any) -> None:
+        rank._training = Broken()
+
+    return fail
+
+
+def test_an_exception_that_cannot_be_sent_is_still_the_reason_with_its_traceback(gang: Gang, tmp_path: Path) -> None:
+    gang.begin(job(budget__steps=100_000, evaluate__times=1), str(tmp_path))
+    ray.get(gang._ranks[0].__ray_call__.remote(failing()))
+    with pytest.raises(GangError) as caught:
+        advance_for_ever(gang)
+    failure = caught.value.failure
+    assert (failure.kind, failure.message) == ("user_error", "rank 0: TheirError: step 7 is wrong")
+    assert "raise TheirError(step=7)" in failure.trace
+    assert "UnserializableException" not in failure.trace

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from cgroups import MB, limited
 from real import RANK, SLOT, named, recovered, wait_for
 
 from jobs import manifest
@@ -310,6 +312,33 @@ def test_row_16_a_rank_that_gets_no_memory_is_told_with_its_peak(fault: Fault, t
     assert attempt.failure == "out_of_memory"
     assert (attempt.message or "").startswith("rank 1: RuntimeError")
     assert "peak memory of the trial" in (attempt.message or "")
+    assert {trial.state for trial in run.ledger.trials()} == {"failed", "done"}, "the sweep goes on"
+
+
+@pytest.mark.slow
+def test_row_16_a_rank_that_linux_ends_at_the_limit_of_its_cgroup_is_out_of_memory(
+    fault: Fault, tmp_path: Path
+) -> None:
+    """A real cgroup and a real end: both ranks may take 300 MB more than they have. On another node:
+    tests/faults/test_nodes.py. Mutant check: `worker_lost`, and five more attempts."""
+    run = Run(tmp_path / "run", job={"budget": {"steps": 600}})
+    with limited(300 * MB) as cgroup:
+
+        def hold_and_eat() -> None:
+            wait_for(lambda: list(run.checkpoints().glob("step_000004/manifest.json")))
+            cgroup.take(*[rank.pid for rank in named(RANK)])
+            time.sleep(2)  # a report or two
+            fault("eat", rank=1)
+
+        with meanwhile(hold_and_eat):
+            run.go()
+    (attempt,) = run.attempts()
+    assert attempt.failure == "out_of_memory", attempt.message
+    assert re.fullmatch(
+        r"rank 1 was ended by the system for want of memory; peak memory of the trial [1-9][\d,]* MB; "
+        r"limit of its cgroup 300 MB",
+        attempt.message or "",
+    )
     assert {trial.state for trial in run.ledger.trials()} == {"failed", "done"}, "the sweep goes on"
 
 
