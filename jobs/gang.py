@@ -26,8 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from jobs import memory, watch
 from jobs.failures import Failure, first_line, is_about_peers, kind_of, peak, picklable, root_cause
 from jobs.memory import Reading
-from jobs.network import listens
-from jobs.network import use_the_nodes_network as _use_the_nodes_network
+from jobs.network import listens, use_the_nodes_network
 
 POLL_S = 0.5
 """How often a waiting gang looks for a rank that died."""
@@ -60,6 +59,8 @@ JOIN_TIMEOUT_S = 60.0
 
 __all__ = ["Failure", "Gang", "GangError", "Rank", "first_line", "kind_of", "node_is_lost"]
 
+
+_use_the_nodes_network = use_the_nodes_network
 
 T = TypeVar("T")
 P = ParamSpec("P")

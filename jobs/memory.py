@@ -87,8 +87,8 @@ def verdict(before: Reading, now: Mapping[str, int] | None) -> str | None:
     """Whether a process that has vanished was ended for want of memory, from its newest reading and what `recount` says
     now (None: its machine did not answer). Returns None if it was not, else what is known of its limit."""
 
-    def risen(path: str) -> int:
-        return now.get(path, 0) - before.counts[path] if now is not None else 0
+    def risen(path: str | None) -> int:
+        return now[path] - before.counts[path] if now is not None and path is not None else 0
 
     around = [path for path in before.around if now is not None and path in now]
     note = ""
