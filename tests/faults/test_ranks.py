@@ -325,7 +325,7 @@ def test_row_16_a_rank_that_linux_ends_at_the_limit_of_its_cgroup_is_out_of_memo
     with limited(300 * MB) as cgroup:
 
         def hold_and_eat() -> None:
-            wait_for(lambda: list(run.checkpoints().glob("step_000004/manifest.json")))
+            wait_for(lambda: list(run.folder.trials.glob("*/checkpoints/step_000004/manifest.json")))
             cgroup.take(*[rank.pid for rank in named(RANK)])
             time.sleep(2)  # a report or two
             fault("eat", rank=1)
