@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import manifest
-from jobs.config import JobConfig
 from jobs.storage import Folder, Storage, room, write_whole
+
+if TYPE_CHECKING:
+    from jobs.config import JobConfig
 
 JOB = "job.json"
 ATTEMPT = "attempt.json"
@@ -235,7 +237,11 @@ def open_folder(
 def read_job(place: Storage) -> JobConfig | None:
     """The job of a trial; None if it has none. Raises IsADirectoryError or ValueError for what is no job."""
     text = place.read(JOB)
-    return None if text is None else JobConfig.model_validate_json(text)
+    if text is None:
+        return None
+    from jobs.config import JobConfig  # not for those who only audit a folder: it takes as long as their work
+
+    return JobConfig.model_validate_json(text)
 
 
 def read_result(
