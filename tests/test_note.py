@@ -38,7 +38,7 @@ def test_a_note_on_many_arms_is_short_and_says_where_the_rest_is(begin: Begin) -
     assert len(said) < LONGEST_TAG
 
 
-@pytest.mark.parametrize("label", ['flat, size=16 (a"b)', "s3://bucket/x.parquet", "../a", "a/", "./a", "x" * 300])
+@pytest.mark.parametrize("label", ['flat, size=16 (a"b)', "s3://bucket/x.parquet", "../a", "a/", "./a", "x" * 200])
 def test_the_numbers_of_the_answer_are_metrics_that_mlflow_takes(begin: Begin, label: str) -> None:
     """Mutant check: keeping slashes, or whole labels, fails this."""
     from mlflow.utils.validation import _validate_metric_name
