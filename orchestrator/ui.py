@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -48,14 +48,13 @@ def serve(run: str | None, *, port: int, browse: bool = False) -> int:
     address = f"http://127.0.0.1:{port}"
     click.echo(f"starting MLflow at {address} ...")
     log = _runs(folder) / "mlflow-server.log"
-    with _server(command, log) as server:
+    with contextlib.suppress(KeyboardInterrupt), _server(command, log) as server:
         if not _wait(server, address):
             click.echo(f"error: MLflow did not start (see {log}); is port {port} taken? Try another --port", err=True)
             return UNAVAILABLE
         _show(address, folder, browse=browse)
         click.echo("Ctrl-C ends it.")
-        with contextlib.suppress(KeyboardInterrupt):
-            server.wait()
+        server.wait()
     return 0
 
 
@@ -111,9 +110,8 @@ def _server(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
         process = subprocess.Popen(
             command, env=os.environ | tracking.UI_ENVIRONMENT, stdout=file, stderr=file, start_new_session=True
         )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupt)
     try:
+        _on_signals(_interrupt)
         yield process
     finally:
         # MLflow's workers share its process group, which is ours alone.
@@ -122,8 +120,14 @@ def _server(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
+def _on_signals(action: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, action)
+
+
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """SIGTERM too ends the server with us."""
+    """SIGTERM too ends the server with us. A second one would leave it behind."""
+    _on_signals(signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -152,15 +153,15 @@ def test_warnings_are_errors_and_the_soak_is_asked_for() -> None:
 
 
 def test_property_tests_repeat_their_examples_except_in_the_soak_which_names_its_seed(tmp_path: Path) -> None:
-    """Settings that a test adds to the profile keep this. Mutant check: loading no profile fails this, as does a soak
-    that runs only its own tests."""
+    """Settings that a test adds to the profile keep this, and so does $CI, for which hypothesis has its own settings.
+    Mutant check: loading no profile fails this, as does a soak that runs only its own tests."""
     shown = "import conftest, hypothesis as h; print(h.settings(max_examples=7).derandomize)"
-    for profile, repeats in (("", "True"), ("random", "False")):
-        environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "ORCHESTRATOR_PROPERTIES": profile}
+    for profile, ci in itertools.product(("", "random"), ("", "1")):
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "ORCHESTRATOR_PROPERTIES": profile, "CI": ci}
         done = subprocess.run(
             [sys.executable, "-c", shown], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
         )
-        assert done.stdout.strip() == repeats
+        assert done.stdout.strip() == str(profile == "")
     planned = make("-n", "soak", "SEED=7").stdout
     assert "make soak SEED=7" in planned
     assert 'ORCHESTRATOR_PROPERTIES=random .venv/bin/python -m pytest -m "hypothesis and not soak"' in planned

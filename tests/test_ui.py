@@ -57,6 +57,31 @@ def test_the_server_answers_and_ends_with_the_command(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("ends_at", ["starting MLflow at", "Ctrl-C ends it"])
+def test_a_signal_at_any_time_ends_the_command_and_its_server_without_an_error(tmp_path: Path, ends_at: str) -> None:
+    """Also a signal in the moment after a line has been printed. Mutant check: a command that expects it only while it
+    waits for the server ends with 1."""
+    from orchestrator.tracking.store import connect, embedded_uri
+
+    (tmp_path / "runs").mkdir()
+    connect(embedded_uri(tmp_path / "runs"))
+    command = [sys.executable, "-u", "-m", "orchestrator.cli", "ui", "--port", str(free_port())]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(ends_at):
+            break
+    while not (children := psutil.Process(process.pid).children(recursive=True)):
+        time.sleep(0.1)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (0, "")
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert left == []
+
+
 def test_without_a_store_the_command_says_what_to_do(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator.cli", "ui"], cwd=tmp_path, capture_output=True, text=True, check=False
