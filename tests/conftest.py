@@ -113,6 +113,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     return found
 
 
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A folder with the small sweep."""
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    return tmp_path
+
+
 @contextlib.contextmanager
 def measuring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One worker at a time, in an environment that names no cluster and no database; where the metrics belong."""

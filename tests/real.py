@@ -60,6 +60,9 @@ seeds = 3
 """
 """Ten trials of a fraction of a second."""
 
+LONG = SWEEP.replace("steps = 8", "steps = 3000").replace("checkpoint_every = 3", "checkpoint_every = 20")
+"""The same with trials that last, to be disturbed."""
+
 TRIALS = 2 * 2 + 2 * 3
 
 QUICK = {"ORCHESTRATOR_ENCODERS": "none"}

@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 import pytest
 from real import (
+    LONG,
     RANK,
-    SWEEP,
     TRIALS,
     call,
     children,
@@ -37,15 +37,6 @@ from real import (
 )
 
 from orchestrator.runs import RunFolder
-
-LONG = SWEEP.replace("steps = 8", "steps = 3000").replace("checkpoint_every = 3", "checkpoint_every = 20")
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A folder with the small sweep."""
-    (tmp_path / "sweep.toml").write_text(SWEEP)
-    return tmp_path
 
 
 @pytest.fixture

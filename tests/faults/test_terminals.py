@@ -20,9 +20,9 @@ from pathlib import Path
 import psutil
 import pytest
 from real import (
+    LONG,
     QUICK,
     RANK,
-    SWEEP,
     TRIALS,
     call,
     children,
@@ -38,15 +38,6 @@ from real import (
 )
 
 from orchestrator.runs import RunFolder
-
-LONG = SWEEP.replace("steps = 8", "steps = 3000").replace("checkpoint_every = 3", "checkpoint_every = 20")
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A folder with the small sweep."""
-    (tmp_path / "sweep.toml").write_text(SWEEP)
-    return tmp_path
 
 
 def done(home: Path, undisturbed: dict[str, float]) -> str:

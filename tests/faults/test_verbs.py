@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from real import SWEEP, TRIALS, call, driver, measured, status, wait_for
+from real import LONG, SWEEP, TRIALS, call, driver, measured, status, wait_for
 from servers import new_database, s3_server
-from test_drivers import LONG, fault
+from test_drivers import fault
 
 from orchestrator import runs
 from orchestrator.ledger import Ledger
@@ -23,13 +23,6 @@ from orchestrator.runs import RunFolder
 
 UNTUNED = SWEEP[: SWEEP.index("[tune]")] + SWEEP[SWEEP.index("[confirm]") :]
 """Six trials, all of them confirming, so that a failed one holds up no other."""
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A folder with the small sweep."""
-    (tmp_path / "sweep.toml").write_text(SWEEP)
-    return tmp_path
 
 
 @pytest.fixture(scope="module")
