@@ -213,13 +213,14 @@ def _drive(
                 raise session.broken
             ended = ending.of(session, plan, ledger, folder)
             ledger.set_run(state=ended.state)
-            code = _answer(folder, ledger, session, projection, progress, began=began)
-            lines = ended.lines
-            if session.interrupted or ended.code:
-                code = INTERRUPTED if session.interrupted else ended.code
-            elif continues and not code:
-                code, faults = _prove(folder, ledger, None if projection is None else readiness.tracking_uri(folder))
-                lines = (*lines, *faults)
+            told = _answer(folder, ledger, session, projection, progress, began=began)
+            code, lines = INTERRUPTED if session.interrupted else ended.code, ended.lines
+            if continues and not code:  # what `verify` calls a fault is no success
+                if told:
+                    code, faults = _prove(folder, ledger, projection and readiness.tracking_uri(folder))
+                    lines = (*lines, *faults)
+                else:
+                    code = MISSING
             progress.close(folder, lines, offline=options.offline)
             return code
     finally:
@@ -237,8 +238,8 @@ def _answer(
     progress: Progress,
     *,
     began: float,
-) -> int:
-    """Write the report, show the verdict, and tell MLflow. Returns 4 where MLflow could not be told everything."""
+) -> bool:
+    """Write the report, show the verdict, and tell MLflow. Whether it was told everything, where it is told at all."""
     from orchestrator import publish, report
 
     answer: dict[str, Any] = {}
@@ -247,16 +248,15 @@ def _answer(
         progress.answer(report.table(answer))
     folder.check_in(began)  # before MLflow is told, which may take long
     if projection is None:
-        return DONE
+        return True
     if session.storage_full:
         told = projection.stop(timeout_s=publish.TELL_S)
     else:
         told = publish.answer(projection, ledger, folder, answer, say=progress.say, stopping=session.stopping)
-    if told:
-        return DONE
-    behind = f"MLflow is behind ({projection.last_error})"
-    progress.say(f"{behind}; catch up: orchestrator resume {folder.quoted}")
-    return MISSING  # what `verify` calls a fault is no success
+    if not told:
+        behind = f"MLflow is behind ({projection.last_error})"
+        progress.say(f"{behind}; catch up: orchestrator resume {folder.quoted}")
+    return told
 
 
 def _prove(folder: RunFolder, ledger: Ledger, uri: str | None) -> tuple[int, list[str]]:

@@ -650,6 +650,31 @@ def test_the_projection_ends_quietly_when_its_lease_is_lost(ledger: Ledger, embe
     successor.close()
 
 
+@pytest.mark.parametrize("error", [SystemExit(1), ValueError("no")])
+def test_whatever_a_library_raises_under_the_projection_it_tries_again(
+    ledger: Ledger, embedded: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """rich raises SystemExit where its terminal is gone. Mutant check: a projection that expects nothing but
+    exceptions ends, and says that all is well."""
+    projection, sound = Projection(ledger, embedded, interval_s=0.01), Projection._tell
+    failed = threading.Event()
+
+    def tell(self: Projection) -> Exception | None:
+        if failed.is_set():
+            return sound(self)
+        raise error
+
+    monkeypatch.setattr(Projection, "_tell", tell)
+    projection.start()
+    wait(lambda: not projection.healthy)
+    failed.set()
+    train(ledger, "trial0")
+    assert projection.stop(60)
+    assert projection.healthy
+    assert len(agree(ledger, embedded)) == 1
+    assert {event.kind for event in ledger.events()} >= {"tracking_lost", "tracking_back"}
+
+
 # Pages and speed
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import threads
 from orchestrator.ledger import LeaseLost, Ledger, Run, Trial
 
 from . import encoders, told, view
@@ -66,7 +67,7 @@ class Projection:
         self._tried, self._settled = threading.Event(), False
         self._thread: threading.Thread | None = None
         self._flushed = False
-        self.last_error: Exception | None = None
+        self.last_error: BaseException | None = None
 
     @property
     def healthy(self) -> bool:
@@ -75,8 +76,7 @@ class Projection:
 
     def start(self) -> None:
         """Begin copying, every `interval_s` seconds."""
-        self._thread = threading.Thread(target=self._loop, name="mlflow projection", daemon=True)
-        self._thread.start()
+        self._thread = threads.start(self._loop, name="mlflow projection", died=self._died)
 
     def settled(self, timeout_s: float) -> bool:
         """Wait, after `start`, until what MLflow has of this run has been put in order, so that the ledger's events say
@@ -124,6 +124,7 @@ class Projection:
         Raises LeaseLost. Takes as long as MLflow takes.
         """
         with self._turn:
+            problem: BaseException | None = None
             try:
                 problem = self._tell()
                 if problem is not None:  # what it is about is put in order by connecting anew
@@ -132,7 +133,7 @@ class Projection:
             except LeaseLost as error:
                 self.last_error = error
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever ails MLflow must not end the sweep
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever ails MLflow must not end the sweep
                 problem = error
             finally:
                 self._tried.set()
@@ -160,7 +161,11 @@ class Projection:
             if not self._stopping.is_set():
                 self._wake.wait(wait_s)
 
-    def _note_change(self, problem: Exception | None) -> None:
+    def _died(self, error: BaseException) -> None:
+        self.last_error = error
+        self._tried.set()
+
+    def _note_change(self, problem: BaseException | None) -> None:
         """Note in the ledger when MLflow goes away and when it is back."""
         before, self.last_error = self.last_error, problem
         if (problem is None) == (before is None):

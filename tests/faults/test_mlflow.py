@@ -1,4 +1,4 @@
-"""Rows 9, 10 and 28 of the fault table: MLflow is away, answers 500 or hangs, at the start and in the middle of a run;
+"""Rows 9, 10 and 40 of the fault table: MLflow is away, answers 500 or hangs, at the start and in the middle of a run;
 and what was told is deleted or renamed there.
 
 A real server, behind a proxy whose behaviour the test switches while a real sweep runs.
@@ -292,11 +292,11 @@ def test_row_10_a_sick_mlflow_does_not_hold_up_the_end_and_resume_catches_up(
     whole(tmp_path, proxy.uri)
 
 
-# --- row 28
+# --- row 40
 
 
 @pytest.mark.soak
-def test_row_28_what_was_deleted_or_renamed_in_mlflow_is_in_order_after_resume(tmp_path: Path) -> None:
+def test_row_40_what_was_deleted_or_renamed_in_mlflow_is_in_order_after_resume(tmp_path: Path) -> None:
     """By the real command line, of a finished run; `tests/test_settle.py` has every case, and runs that go on."""
     (tmp_path / "sweep.toml").write_text(SMALL)
     call("launch", "sweep.toml", cwd=tmp_path)
