@@ -217,7 +217,9 @@ def _drive(
             code, lines = INTERRUPTED if session.interrupted else ended.code, ended.lines
             if continues and not code:  # what `verify` calls a fault is no success
                 if told:
-                    code, faults = _prove(folder, ledger, projection and readiness.tracking_uri(folder))
+                    code, faults = _prove(
+                        folder, ledger, None if projection is None else readiness.tracking_uri(folder)
+                    )
                     lines = (*lines, *faults)
                 else:
                     code = MISSING
