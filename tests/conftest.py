@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -39,6 +40,12 @@ SpawnRanks = Callable[..., list[Any]]
 settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("random", deadline=None, derandomize=False, print_blob=True)  # $CI would repeat them
 settings.load_profile(os.environ.get("ORCHESTRATOR_PROPERTIES") or "repeatable")
+
+# What `nohup make test &` is deaf to, the processes that tests start would be too.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class RankDiedError(RuntimeError):
