@@ -71,9 +71,10 @@ class TrialMemory:
         return self._needed or self.reached()
 
     @contextlib.contextmanager
-    def step(self, size: int) -> Iterator[float]:
-        """Measure what happens inside, an optimizer step, if it may need more than those before: `size` is how much
-        of its data is computed with at once. Yields the seconds that getting ready took.
+    def step(self, size: Callable[[], int]) -> Iterator[float]:
+        """Measure what happens inside, an optimizer step, if it may need more than those before: `size` says how much
+        of its data is computed with at once, and is asked only if that matters. Yields the seconds that getting ready
+        took.
 
         The second step replaces the first, which has no optimizer's state yet, and during which libraries set
         themselves up.
@@ -82,10 +83,12 @@ class TrialMemory:
         self._steps += 1
         early = self._steps <= 2
         on_gpu = self._device.type == "cuda"
-        if not on_gpu and not (_can_measure() and (early or size > self._largest)):
-            yield 0.0
-            return
-        self._largest = size if early else max(size, self._largest)
+        if not on_gpu:
+            pairs = size() if _can_measure() else 0
+            if not _can_measure() or not (early or pairs > self._largest):
+                yield 0.0
+                return
+            self._largest = pairs if early else max(pairs, self._largest)
         self._reached = self.reached()
         with contextlib.nullcontext() if on_gpu else _heap_without_room():
             _start_counting(self._device)

@@ -118,7 +118,7 @@ class Training:
                 self._verify(self.step + 1)
             self.phase(f"step {self.step + 1}")
             began, before_s = time.perf_counter(), self.seconds
-            with self.memory.step(self._size(self.step + 1)) as measuring_s:
+            with self.memory.step(partial(self._size, self.step + 1)) as measuring_s:
                 outcome = self._optimize(self.step + 1)
                 self.seconds = self._clock(before_s + time.perf_counter() - began - measuring_s)
             if not outcome.finite:
@@ -378,8 +378,9 @@ class Training:
         rows = self._rows(step)
         cuts = self._cut(rows)
         if isinstance(self.examples, data.SentenceExamples):
-            lengths = self.examples.lengths(rows)
-            return max(len(cut) * int(lengths[cut.start : cut.stop].max(initial=0)) for cut in cuts)
+            first = cuts[0].start
+            lengths = self.examples.lengths(rows[first : cuts[-1].stop])  # other ranks' rows are not this one's to read
+            return max(len(cut) * int(lengths[cut.start - first : cut.stop - first].max(initial=0)) for cut in cuts)
         return max(map(len, cuts))
 
     def _rows(self, step: int) -> NDArray[np.int64]:

@@ -161,7 +161,7 @@ def test_what_a_step_takes_counts_and_not_what_was_there_before_or_is_set_up_onc
     memory = TrialMemory(CPU, held=lambda: 10 * MB)
     needed = []
     for size, megabytes in [(1, 90), (1, 40), (1, 80), (2, 60), (2, 80)]:
-        with memory.step(size):
+        with memory.step(lambda size=size: size):
             work = numbers(megabytes)
             del work
         needed.append((memory.needed() - process_bytes()) / MB)
@@ -179,7 +179,7 @@ def test_where_a_step_cannot_be_measured_it_is_what_was_reached(without: str, mo
         monkeypatch.setattr(device, "CLEAR_REFS", Path("/nowhere/clear_refs"))
     memory = TrialMemory(CPU, held=lambda: 0)
     for _ in range(2):
-        with memory.step(1) as seconds:
+        with memory.step(lambda: 1) as seconds:
             block = numbers(64)
         assert seconds == 0
     assert memory.needed() == memory.reached() >= 64 * MB
@@ -196,7 +196,7 @@ def test_a_step_that_raises_gives_the_heap_its_room_back() -> None:
     end = numbers(1)  # so that they lie free in the heap, and not behind its end
     before = device._resident("VmSize")
     del blocks
-    with pytest.raises(MemoryError), TrialMemory(CPU, held=lambda: 0).step(1):
+    with pytest.raises(MemoryError), TrialMemory(CPU, held=lambda: 0).step(lambda: 1):
         raise MemoryError
     blocks = [numbers(20) for _ in range(10)]
     assert device._resident("VmSize") < before + 100 * MB

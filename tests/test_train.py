@@ -14,13 +14,14 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import _rank_main
 from transformers import ResNetConfig, ResNetModel
 
-from jobs import checkpoint, manifest
+from jobs import checkpoint, data, manifest
 from jobs.config import COMPUTING, JobConfig
 from jobs.models import ContrastiveModel
 from jobs.storage import Folder
@@ -578,6 +579,31 @@ def test_ranks_do_not_change_the_trajectory_of_sentences(tmp_path: Path, spawn_r
     (tmp_path / "config.json").write_text(config.model_dump_json())
     ranks = spawn_ranks(world, partial(sentence_training, tmp_path), timeout_s=120)
     assert_close(ranks[0], values(alone.points))
+
+
+def visited(folder: Path, rank: int) -> tuple[list[list[int]], list[int]]:
+    """Rows that this rank has tokenised, by column, and those that its steps have computed with."""
+    config = JobConfig.model_validate_json((folder / "config.json").read_text())
+    training = trained(config, folder / "ranks", group=dist.group.WORLD)
+    assert isinstance(training.examples, data.SentenceExamples)
+    size, rows = config.batch.size, len(training.examples)
+    batches = [data.batch_rows(rows, size=size, seed=config.seed, step=step + 1) for step in range(training.step)]
+    own = {int(row) for batch in batches for row in batch[size * rank // 2 : size * (rank + 1) // 2]}
+    return [np.flatnonzero(column._lengths).tolist() for column in training.examples.columns], sorted(own)
+
+
+@pytest.mark.parametrize("micro_tokens", [None, 60])
+def test_a_rank_tokenises_the_rows_of_its_own_pairs_and_no_others(
+    tmp_path: Path, spawn_ranks: Any, micro_tokens: int | None
+) -> None:
+    """Mutant check: a size of the step that is taken from the whole batch makes every rank tokenise all of it."""
+    settings = {"execution__ranks": 2, "execution__verify": False, "budget__steps": 3, "evaluate__times": 1}
+    config = sentence_job(tmp_path, hard=True, execution__micro_tokens=micro_tokens, **settings)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    ranks = spawn_ranks(2, partial(visited, tmp_path), timeout_s=120)
+    for columns, own in ranks:
+        assert columns == [own] * 3
+    assert set(ranks[0][1]).isdisjoint(ranks[1][1])
 
 
 def test_a_kill_changes_not_one_bit_of_sentences_with_dropout_and_the_auxiliary_loss(tmp_path: Path) -> None:
