@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from jobs import checkpoint, data, evaluate, mlm, models, optim, preflight, provenance, storage, trial, usage
 from jobs.collectives import agree, rank_of, world_of
 from jobs.config import JobConfig
-from jobs.device import TrialMemory, device_of, process_bytes, tensor_bytes
+from jobs.device import TrialMemory, device_of, tensor_bytes
 from jobs.losses import Diagnostics, contrastive_loss
 from jobs.pace import Pace
 from jobs.step import (
@@ -53,10 +53,10 @@ class Training:
     remote: a URI of pyarrow.fs at which the trial's files are kept; `folder` then is only where they are made.
     phase: told on every rank what begins: "loading", "evaluation", "preflight", "step 7", "checkpoint".
     expected: digests of the code, the data and the weights that the trial belongs to, as `provenance` has them.
+    trial_memory: made for this trial by a caller who looks at it also while the trial is loaded.
 
     Raises ValueError for a job that cannot be run as asked, a folder of another job, or what is not as expected;
-    trial.TakenOver,
-    storage.StorageFull, and ConnectionError where `remote` cannot be reached.
+    trial.TakenOver, storage.StorageFull, and ConnectionError where `remote` cannot be reached.
     """
 
     def __init__(
@@ -70,11 +70,14 @@ class Training:
         remote: str | None = None,
         phase: Callable[[str], None] = lambda _: None,
         expected: Mapping[str, Any] | None = None,
+        trial_memory: TrialMemory | None = None,
     ) -> None:
         self.job, self.folder, self.group, self.log, self.phase = job, folder, group, log, phase
         self.phase("loading")
         self.rank, self.world = rank_of(group), world_of(group)
         self.attempt, self.place = attempt, storage.at(folder, remote)
+        self.device = device_of(job.execution)
+        self.trial_memory = trial_memory or TrialMemory(self.device)
         self.pace = Pace(job)
         self.expected = expected or {}
         self.provenance: dict[str, Any] = {}
@@ -118,7 +121,7 @@ class Training:
                 self._verify(self.step + 1)
             self.phase(f"step {self.step + 1}")
             began, before_s = time.perf_counter(), self.seconds
-            with self.memory.step(partial(self._size, self.step + 1)) as measuring_s:
+            with self.trial_memory.step(size=partial(self._size, self.step + 1), held=self._held) as measuring_s:
                 outcome = self._optimize(self.step + 1)
                 self.seconds = self._clock(before_s + time.perf_counter() - began - measuring_s)
             if not outcome.finite:
@@ -198,9 +201,7 @@ class Training:
 
     def _prepare(self) -> None:
         job = self.job
-        process_bytes()
         torch.set_num_threads(job.execution.threads)
-        self.device = device_of(job.execution)
         if self.rank == 0:
             self.fence.hold()
             trial.open_folder(self.place, job, named=self.attempt is not None, remark=self._remark)
@@ -235,7 +236,6 @@ class Training:
         )
         self._verified = not job.execution.verify
         self.meter = usage.Meter(self.device)
-        self.memory = TrialMemory(self.device, held=lambda: tensor_bytes(self.model, self.optimizer))
 
     def _compare_with_what_is_expected(self) -> None:
         """Look at what this rank has loaded, and refuse what is not what the trial began with."""
@@ -383,6 +383,9 @@ class Training:
             return max(len(cut) * int(lengths[cut.start - first : cut.stop - first].max(initial=0)) for cut in cuts)
         return max(map(len, cuts))
 
+    def _held(self) -> int:
+        return tensor_bytes(self.model, self.optimizer)
+
     def _rows(self, step: int) -> NDArray[np.int64]:
         """Data rows of the global batch."""
         return data.batch_rows(len(self.examples), size=self.job.batch.size, seed=self.job.seed, step=step)
@@ -436,7 +439,7 @@ class Training:
     def _end(self, outcome: str, why: str) -> None:
         """Commit the result, then the last checkpoint, then set it. A job that diverged has no metrics."""
         samples = self.step * self.job.batch.size
-        peaks = agree([self.memory.needed()], self.group, what="peak memory")
+        peaks = agree([self.trial_memory.needed()], self.group, what="peak memory")
         speed = samples / self.seconds if self.seconds else 0.0
         peak = max(peak for (peak,) in peaks) / 2**20
         latest: dict[str, float] = {}

@@ -38,8 +38,8 @@ class Pulse:
     peak_mb: float = 0.0
     """Most memory of the trial so far, where that is known."""
 
-    memory: Reading | None = None
-    """Of the rank's cgroup."""
+    cgroup: Reading | None = None
+    """The memory of the rank's cgroup."""
 
 
 class Work:
@@ -54,13 +54,13 @@ class Work:
         self._thread = threading.get_ident()
         self._phase, self._since = phase, time.monotonic()
 
-    def look(self, peak_mb: float = 0.0, memory: Reading | None = None) -> Pulse:
+    def look(self, peak_mb: float = 0.0, cgroup: Reading | None = None) -> Pulse:
         """Called by another thread."""
         frame = sys._current_frames().get(self._thread)  # noqa: SLF001 - the documented way to see another thread
         stack = traceback.extract_stack(frame) if frame is not None else []
         waits = any(part in entry.filename for entry in stack[-6:] for part in COLLECTIVES)
         shown = "".join(traceback.format_list(stack))
-        return Pulse(self._phase, time.monotonic() - self._since, waits, shown, peak_mb, memory)
+        return Pulse(self._phase, time.monotonic() - self._since, waits, shown, peak_mb, cgroup)
 
 
 def hung(
