@@ -440,12 +440,15 @@ class Training:
         """Commit the result, then the last checkpoint, then set it. A job that diverged has no metrics."""
         samples = self.step * self.job.batch.size
         peaks = agree([self.trial_memory.needed()], self.group, what="peak memory")
-        speed = samples / self.seconds if self.seconds else 0.0
-        peak = max(peak for (peak,) in peaks) / 2**20
+        costs = {
+            "samples_per_second": samples / self.seconds if self.seconds else 0.0,
+            "peak_memory_mb": max(peak for (peak,) in peaks) / 2**20,
+        }
+        measured = self.records.latest()
+        # Of a job that had ended before, and whose result was lost, no step is trained again: they are in its points.
+        costs |= {key: measured[key] for key in costs if key in measured}
         latest: dict[str, float] = {}
         if outcome == "ok":
-            costs = {"samples_per_second": speed, "peak_memory_mb": peak}
-            measured = self.records.latest()  # costs among them, if the job had ended before and its result was lost
             latest = {
                 key: last for key, last in measured.items() if not key.startswith(usage.PREFIX) and key not in costs
             }
@@ -459,8 +462,7 @@ class Training:
             "untrained": self.untrained,
             "samples": samples,
             "seconds": self.seconds,
-            "samples_per_second": speed,
-            "peak_memory_mb": peak,
+            **costs,
             "negatives_per_anchor": self.job.negatives_per_anchor + self._hard_negatives(),
             "hashes": self._hashes(),
             "data": data.described(self.job),

@@ -143,6 +143,19 @@ def test_a_result_without_its_checkpoint_is_earned_again(tmp_path: Path) -> None
     assert values(again.points) == values(first.points)
 
 
+def test_a_result_that_is_lost_is_told_again_with_what_its_steps_took(tmp_path: Path) -> None:
+    """By a process that trains no step of it, and that has held more meanwhile. Mutant check: the most that this
+    process has held is no peak of the trial."""
+    first = trained(job(), tmp_path)
+    (tmp_path / "result.json").unlink()
+    held = np.ones(2**29, np.uint8)
+    again = Training(job(), tmp_path, log=lambda _: None)
+    del held
+    assert again.result == first.result
+    assert json.loads((tmp_path / "result.json").read_text()) == first.result
+    assert again.points == first.points == lines(tmp_path)
+
+
 def test_without_a_sound_checkpoint_training_starts_again_and_says_so(tmp_path: Path) -> None:
     first = trained(job(), tmp_path)
     for path in (tmp_path / "checkpoints").glob("step_*/model.safetensors"):
