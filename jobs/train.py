@@ -88,7 +88,7 @@ class Training:
         self.untrained: dict[str, float] = {}
         self.result: dict[str, Any] | None = None
         self.remarks: list[str] = []
-        """Rank 0: what was found wrong with checkpoints on resuming."""
+        """Rank 0: what was wrong with the trial's files when it was opened, and what became of them."""
         self.fence = trial.Fence(self.place, attempt)
         self.records = trial.Records(folder, writes=self.rank == 0, permit=self.fence.glance)
         self.writer = checkpoint.Writer()
@@ -305,11 +305,11 @@ class Training:
         found, remarks = checkpoint.newest(checkpoints)
         for remark in remarks:
             self._remark(remark)
-        if found is None and remarks:
-            self._remark("no sound checkpoint is left: training starts again from step 0")
         newest = (found.step, found.extra["seconds"]) if found else None
         result = trial.read_result(self.place, newest=newest, remark=self._remark)
         if found is None and result is None:
+            if remarks:
+                self._remark("no sound checkpoint is left: training starts again from step 0")
             return None, None
         until = found.step if found else result["step"] if result else 0
         if (fault := trial.points_fault(self.place, until=until)) is not None:

@@ -501,6 +501,20 @@ def test_a_diverged_job_has_no_metric_and_is_not_an_error(tmp_path: Path) -> Non
     assert Training(config, tmp_path, log=lambda _: None).result == result
 
 
+def test_a_diverged_job_without_a_sound_checkpoint_does_not_start_again_nor_says_so(tmp_path: Path) -> None:
+    """Mutant check: saying so before the result is read."""
+    config = job(optimizer__lr=1e38, optimizer__name="sgd", optimizer__warmup=0.0, execution__checkpoint_every=1)
+    result = trained(config, tmp_path).result
+    checkpoints = checkpoint.steps(tmp_path / "checkpoints")
+    assert checkpoints, "a step before it diverged"
+    for step in checkpoints:
+        (tmp_path / "checkpoints" / f"step_{step:06}" / "model.safetensors").write_bytes(b"")
+    again = Training(config, tmp_path, log=lambda _: None)
+    assert again.result == result
+    assert all("is damaged" in remark for remark in again.remarks)
+    assert len(again.remarks) == len(checkpoints)
+
+
 def test_a_learned_temperature_stays_in_its_range_and_is_tracked(tmp_path: Path) -> None:
     settings = {"loss__temperature": "learned", "loss__temperature_range": [0.069, 0.071], "optimizer__lr": 0.005}
     training = trained(job(**settings), tmp_path)
