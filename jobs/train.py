@@ -25,20 +25,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jobs import checkpoint, data, evaluate, mlm, models, optim, preflight, provenance, storage, trial, usage
+from jobs.chunks import Batches
 from jobs.collectives import agree, rank_of, world_of
 from jobs.config import JobConfig
 from jobs.device import TrialMemory, device_of, tensor_bytes
 from jobs.losses import Diagnostics, contrastive_loss
 from jobs.pace import Pace
-from jobs.step import (
-    Chunk,
-    StepResult,
-    consecutive,
-    diagnostics_points,
-    exact_gradients,
-    share,
-    within_tokens,
-)
+from jobs.step import StepResult, consecutive, diagnostics_points, exact_gradients, share
 
 CHECKPOINTS = "checkpoints"
 
@@ -121,7 +114,8 @@ class Training:
                 self._verify(self.step + 1)
             self.phase(f"step {self.step + 1}")
             began, before_s = time.perf_counter(), self.seconds
-            with self.trial_memory.step(size=partial(self._size, self.step + 1), held=self._held) as measuring_s:
+            largest = partial(self.batches.largest, self.step + 1)
+            with self.trial_memory.step(size=largest, held=self._held) as measuring_s:
                 outcome = self._optimize(self.step + 1)
                 self.seconds = self._clock(before_s + time.perf_counter() - began - measuring_s)
             if not outcome.finite:
@@ -210,6 +204,7 @@ class Training:
             self.place.inside(CHECKPOINTS).clean()
         self.tokenizer = data.tokenizer_for(job) if job.task == "sentence" else None
         self.examples = data.train_examples(job, self.tokenizer)
+        self.batches = Batches(self.examples, job, rank=self.rank, world=self.world)
         self.evaluation = data.evaluation_data(job)
         self._compare_with_what_is_expected()
         shape = self.examples.image_shape if isinstance(self.examples, data.ImageExamples) else None
@@ -323,8 +318,8 @@ class Training:
         self.log(sentence)
 
     def _optimize(self, step: int) -> StepResult:
-        job, rows = self.job, self._rows(step)
-        result = self._gradients(step, rows, self._cut(rows), clip=job.optimizer.clip)
+        job, rows = self.job, self.batches.rows(step)
+        result = self._gradients(step, rows, self.batches.cut(rows), clip=job.optimizer.clip)
         if result.finite:
             optim.set_rate(self.optimizer, self.pace.rate(step, self.seconds))
             self.optimizer.step()
@@ -346,7 +341,7 @@ class Training:
 
         return exact_gradients(
             self.model,
-            [self._chunk(step, rows, pairs) for pairs in cuts],
+            [self.batches.chunk(step, rows, pairs) for pairs in cuts],
             loss=value,
             seed=job.seed,
             step=step,
@@ -358,47 +353,18 @@ class Training:
             device=self.device,
         )
 
-    def _chunk(self, step: int, rows: NDArray[np.int64], pairs: range) -> Chunk:
-        places = np.arange(pairs.start, pairs.stop)
-        views = self.examples.views(rows[places], seed=self.job.seed, step=step, pairs=places)
-        return Chunk(views, torch.from_numpy(places))
-
-    def _cut(self, rows: NDArray[np.int64]) -> list[range]:
-        """This rank's pairs of the batch, chunk by chunk."""
-        mine = share(len(rows), rank=self.rank, world=self.world)
-        budget = self.job.execution.micro_tokens
-        if budget is None:
-            return consecutive(mine, self.job.execution.micro)
-        assert isinstance(self.examples, data.SentenceExamples), "JobConfig refuses micro_tokens for images"
-        lengths = self.examples.lengths(rows[mine.start : mine.stop]).tolist()
-        return within_tokens(mine, lengths, sentences=2 + self.examples.hard_negatives, budget=budget)
-
-    def _size(self, step: int) -> int:
-        """Of the step's chunk that is largest on this rank: pairs, or the tokens of its sentences when padded."""
-        rows = self._rows(step)
-        cuts = self._cut(rows)
-        if isinstance(self.examples, data.SentenceExamples):
-            first = cuts[0].start
-            lengths = self.examples.lengths(rows[first : cuts[-1].stop])  # other ranks' rows are not this one's to read
-            return max(len(cut) * int(lengths[cut.start - first : cut.stop - first].max(initial=0)) for cut in cuts)
-        return max(map(len, cuts))
-
     def _held(self) -> int:
         return tensor_bytes(self.model, self.optimizer)
-
-    def _rows(self, step: int) -> NDArray[np.int64]:
-        """Data rows of the global batch."""
-        return data.batch_rows(len(self.examples), size=self.job.batch.size, seed=self.job.seed, step=step)
 
     def _verify(self, step: int) -> None:
         """Compare the gradient of a few pairs with one process's; raises preflight.GradientMismatch on every rank."""
         self.phase("preflight")
-        rows = self._rows(step)
-        largest = max(agree([max(map(len, self._cut(rows)))], self.group, what="largest chunk"))[0]
+        rows = self.batches.rows(step)
+        largest = max(agree([max(map(len, self.batches.cut(rows)))], self.group, what="largest chunk"))[0]
         rows = rows[: preflight.pairs(self.job, world=self.world, largest=largest)]
         mine = share(len(rows), rank=self.rank, world=self.world)
         cuts = consecutive(mine, preflight.chunk(len(mine)) if self.job.is_chunked else None)
-        whole = self._chunk(step, rows, range(len(rows)))
+        whole = self.batches.chunk(step, rows, range(len(rows)))
         worst = preflight.verify(
             self.model,
             self.job,

@@ -658,8 +658,8 @@ def test_a_kill_changes_not_one_bit_of_sentences_with_dropout_and_the_auxiliary_
 def gradient_of(config: JobConfig, folder: Path) -> torch.Tensor:
     """The first step's whole gradient, float64."""
     training = Training(config, folder, log=lambda _: None)
-    rows = training._rows(1)
-    training._gradients(1, rows, training._cut(rows))
+    rows = training.batches.rows(1)
+    training._gradients(1, rows, training.batches.cut(rows))
     return torch.cat([p.grad.double().flatten() for p in training.model.parameters() if p.grad is not None])
 
 
