@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from jobs import checkpoint, data, evaluate, mlm, models, optim, preflight, provenance, storage, trial, usage
 from jobs.chunks import Batches
@@ -209,7 +209,7 @@ class Training:
         self._compare_with_what_is_expected()
         shape = self.examples.image_shape if isinstance(self.examples, data.ImageExamples) else None
         self.model = models.build(job, tokenizer=self.tokenizer, image_shape=shape, device=self.device)
-        self._refuse_what_a_part_of_the_batch_changes()
+        models.refuse_what_parts_of_a_batch_change(self.model, job, world=self.world)
         self.masking = mlm.masking(job, self.tokenizer)
         self.optimizer = optim.build(self.model, job.optimizer)
         self.initial = {
@@ -249,24 +249,6 @@ class Training:
         for what, digest in {**self.provenance["data"], **self.provenance["weights"]}.items():
             if wanted.get(what, digest) != digest:
                 raise ValueError(provenance.changed(str(what), wanted[what], digest))
-
-    def _refuse_what_a_part_of_the_batch_changes(self) -> None:
-        if self.world == 1 and not self.job.is_chunked:
-            return
-        remedy = "or execution.ranks = 1 without micro and micro_tokens"
-        if self.model.unreplayable:
-            raise ValueError(
-                f"this encoder's dropout cannot be replayed ({self.model.unreplayable}), so ranks and chunks would "
-                f"change the result; set model.dropout = 0, {remedy}"
-            )
-        kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
-        norms = [name for name, module in self.model.named_modules() if isinstance(module, kinds)]
-        if norms:
-            raise ValueError(
-                f"this encoder has batch norm ({norms[0]}, {len(norms)} in all), which takes its statistics per rank "
-                "and per chunk, so ranks and chunks would change the result; use an encoder with layer or group norm, "
-                + remedy
-            )
 
     def _resume(self) -> None:
         """Continue after the newest sound checkpoint, or begin with an evaluation of the untrained model."""
