@@ -24,7 +24,20 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs import checkpoint, data, evaluate, mlm, models, optim, preflight, provenance, storage, trial, usage
+from jobs import (
+    checkpoint,
+    continuing,
+    data,
+    evaluate,
+    mlm,
+    models,
+    optim,
+    preflight,
+    provenance,
+    storage,
+    trial,
+    usage,
+)
 from jobs.chunks import Batches
 from jobs.collectives import agree, rank_of, world_of
 from jobs.config import JobConfig
@@ -32,8 +45,6 @@ from jobs.device import TrialMemory, device_of, tensor_bytes
 from jobs.losses import Diagnostics, contrastive_loss
 from jobs.pace import Pace
 from jobs.step import StepResult, consecutive, diagnostics_points, exact_gradients, share
-
-CHECKPOINTS = "checkpoints"
 
 
 class Training:
@@ -191,17 +202,13 @@ class Training:
     def _hand_over(self, taken: checkpoint.Checkpoint | None, result: dict[str, Any] | None = None) -> None:
         keep = self.job.execution.keep_checkpoints
         self._saved = (self._saved[1], self.step)
-        self.writer.hand_over(partial(_commit, self.place, self.fence, taken=taken, result=result, keep=keep))
+        self.writer.hand_over(partial(continuing.commit, self.place, self.fence, taken=taken, result=result, keep=keep))
 
     def _prepare(self) -> None:
         job = self.job
         torch.set_num_threads(job.execution.threads)
         if self.rank == 0:
-            self.fence.hold()
-            trial.open_folder(self.place, job, named=self.attempt is not None, remark=self._remark)
-            if (self.place.scratch / CHECKPOINTS).is_file():
-                self._remark(f"{CHECKPOINTS} is a file; {trial.set_aside(self.place, CHECKPOINTS)}")
-            self.place.inside(CHECKPOINTS).clean()
+            continuing.open_folder(self.place, self.fence, job, named=self.attempt is not None, remark=self._remark)
         self.tokenizer = data.tokenizer_for(job) if job.task == "sentence" else None
         self.examples = data.train_examples(job, self.tokenizer)
         self.batches = Batches(self.examples, job, rank=self.rank, world=self.world)
@@ -252,7 +259,7 @@ class Training:
 
     def _resume(self) -> None:
         """Continue after the newest sound checkpoint, or begin with an evaluation of the untrained model."""
-        found, ended = self._find() if self.rank == 0 else (None, None)
+        found, ended = continuing.find(self.place, remark=self._remark) if self.rank == 0 else (None, None)
         held: list[Any] = [found, ended]
         if self.group is not None:
             dist.broadcast_object_list(held, group=self.group, group_src=0)
@@ -275,25 +282,6 @@ class Training:
         self.log(f"continues after {self.pace.text(self.step, self.seconds)}")
         if self.pace.over(self.step, self.seconds):  # its result was lost: it comes before the last checkpoint
             self._evaluate()
-
-    def _find(self) -> tuple[checkpoint.Checkpoint | None, dict[str, Any] | None]:
-        """What the trial's files hold: the newest sound checkpoint, and the result if it has ended."""
-        checkpoints = self.place.inside(CHECKPOINTS)
-        found, remarks = checkpoint.newest(checkpoints)
-        for remark in remarks:
-            self._remark(remark)
-        newest = (found.step, found.extra["seconds"]) if found else None
-        result = trial.read_result(self.place, newest=newest, remark=self._remark)
-        if found is None and result is None:
-            if remarks:
-                self._remark("no sound checkpoint is left: training starts again from step 0")
-            return None, None
-        until = found.step if found else result["step"] if result else 0
-        if (fault := trial.points_fault(self.place, until=until)) is not None:
-            kept = trial.start_over(self.place, checkpoints)
-            self._remark(f"{trial.POINTS} is damaged ({fault}): training starts again from step 0; {kept}")
-            return None, None
-        return found, result
 
     def _remark(self, sentence: str) -> None:
         self.remarks.append(sentence)
@@ -452,24 +440,6 @@ class Training:
 
     def _record(self, values: dict[str, float]) -> None:
         self.records.add(values, step=self.step)
-
-
-def _commit(
-    place: storage.Storage,
-    fence: trial.Fence,
-    *,
-    taken: checkpoint.Checkpoint | None,
-    result: dict[str, Any] | None,
-    keep: int,
-) -> None:
-    """What the writer does: whatever tells of a checkpoint, and then the checkpoint."""
-    fence.hold()
-    place.publish(trial.POINTS)
-    place.publish("log.rank0.txt")
-    if result is not None:
-        trial.write_result(place, result)
-    if taken is not None:
-        checkpoint.write(place.inside(CHECKPOINTS), taken, keep=keep, permit=fence.hold)
 
 
 if __name__ == "__main__":

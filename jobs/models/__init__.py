@@ -179,8 +179,8 @@ def build(
 
 
 def refuse_what_parts_of_a_batch_change(model: ContrastiveModel, job: JobConfig, *, world: int) -> None:
-    """Raise ValueError for an encoder that gives a part of a batch something else than it gives the whole, where `world`
-    ranks, or chunks, encode parts."""
+    """Raise ValueError where `world` ranks, or chunks, encode parts of a batch, and the encoder gives a part something
+    else than it gives the whole."""
     if world == 1 and not job.is_chunked:
         return
     remedy = "or execution.ranks = 1 without micro and micro_tokens"
