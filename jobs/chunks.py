@@ -48,8 +48,6 @@ class Batches:
         cuts = self.cut(rows)
         if isinstance(self._examples, data.SentenceExamples):
             first = cuts[0].start
-            lengths = self._examples.lengths(
-                rows[first : cuts[-1].stop]
-            )  # other ranks' rows are not this one's to read
+            lengths = self._examples.lengths(rows[first : cuts[-1].stop])
             return max(len(cut) * int(lengths[cut.start - first : cut.stop - first].max(initial=0)) for cut in cuts)
         return max(map(len, cuts))
