@@ -11,12 +11,9 @@ import datetime
 import os
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError
@@ -24,7 +21,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from jobs import memory, watch
-from jobs.failures import Failure, first_line, is_about_peers, kind_of, peak, picklable, root_cause
+from jobs.failures import Failure, GangError, first_line, is_about_peers, kind_of, peak, root_cause
 from jobs.memory import Reading
 from jobs.network import listens, use_the_nodes_network
 from jobs.paths import BASE
@@ -59,48 +56,6 @@ RECOUNT_S = 10.0
 JOIN_TIMEOUT_S = 60.0
 
 __all__ = ["Failure", "Gang", "GangError", "Rank", "first_line", "kind_of", "node_is_lost"]
-
-
-T = TypeVar("T")
-P = ParamSpec("P")
-
-
-class GangError(Exception):
-    """A rank failed; the gang is gone."""
-
-    def __init__(self, failure: Failure) -> None:
-        self.failure = failure
-        super().__init__(failure.message)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.failure,), self.__dict__
-
-
-def _working(
-    phase: str,
-) -> Callable[[Callable[Concatenate[Rank, P], T]], Callable[Concatenate[Rank, P], T]]:
-    """A method that works in `phase`: others can see it do so, and an exception of it is in the rank's log too."""
-
-    def decorate(method: Callable[Concatenate[Rank, P], T]) -> Callable[Concatenate[Rank, P], T]:
-        @wraps(method)
-        def work(self: Rank, /, *arguments: P.args, **keywords: P.kwargs) -> T:
-            self.work.enter(phase)
-            try:
-                return method(self, *arguments, **keywords)
-            except Exception as error:
-                if kind_of(error) == "out_of_memory":
-                    error.add_note(peak(self.peak_mb()))
-                traceback.print_exc()
-                sys.stderr.flush()
-                if (sent := picklable(error)) is not error:
-                    raise sent from error
-                raise
-            finally:
-                self.work.enter(watch.IDLE)
-
-        return work
-
-    return decorate
 
 
 class Rank:
@@ -166,7 +121,7 @@ class Rank:
             os.dup2(file, number)
         os.close(file)
 
-    @_working(watch.LOADING)
+    @watch.working(watch.LOADING)
     def begin(
         self,
         job: dict[str, Any],
@@ -202,12 +157,12 @@ class Rank:
         news = {"remarks": self._training.remarks, "provenance": self._training.provenance}
         return self._report(self._training.points) | news
 
-    @_working("step")
+    @watch.working("step")
     def advance(self, steps: int) -> dict[str, Any]:
         """Train for at most `steps` steps. Returns a report of the new points."""
         return self._report(self._training.advance(steps))
 
-    @_working("checkpoint")
+    @watch.working("checkpoint")
     def save(self) -> None:
         """Commit a checkpoint, unless the job has ended, which commits its own."""
         if self._training is not None and self._training.result is None and self._training.step > 0:
