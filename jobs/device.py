@@ -9,7 +9,7 @@ import gc
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,15 +20,21 @@ from jobs.config import Execution
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's mallopt: how much may lie free at the end of the heap, and from which size on a block that the heap has no
-room for gets pages of its own."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+"""Of glibc's mallopt: how much may lie free at the end of the heap, from which size on a block that the heap has no
+room for gets pages of its own, and how many blocks may have such."""
+
+NAMES = {M_TRIM_THRESHOLD: "trim_threshold", M_MMAP_THRESHOLD: "mmap_threshold", M_MMAP_MAX: "mmap_max"}
+"""Of the same in the environment."""
 
 OWN_PAGES = 2**17
-"""That size while a step is measured: glibc's first."""
+"""From that size on while a step is measured: glibc's first."""
 
-USUAL = {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26}
-"""What glibc itself arrives at once large blocks have come and gone, and stays at."""
+MEASURING = {M_MMAP_THRESHOLD: OWN_PAGES, M_TRIM_THRESHOLD: OWN_PAGES, M_MMAP_MAX: 2**16}
+
+USUAL = {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26, M_MMAP_MAX: 2**16}
+"""What glibc itself arrives at once large blocks have come and gone, and stays at; unless the environment says
+otherwise."""
 
 
 def device_of(execution: Execution) -> torch.device:
@@ -53,46 +59,61 @@ class TrialMemory:
     inputs, activations and gradients. What a process keeps from trial to trial (data, libraries loaded on the way, and
     memory that was freed and not handed back, which grows with the largest trial) does not count.
 
-    held: bytes of the tensors that a step finds.
+    Made before anything of the trial is loaded, and after what was before it has been let go of.
     """
 
-    def __init__(self, device: torch.device, held: Callable[[], int]) -> None:
-        self._device, self._held = device, held
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._measures = device.type == "cuda" or _glibc() is not None
         self._steps, self._largest = 0, 0
         self._reached, self._needed = 0, 0
+        process_bytes()
         forget_peak_memory(device)
 
     def reached(self) -> int:
         """The most bytes at any time so far: allocated on a GPU, resident in this process on a CPU."""
-        return max(self._reached, peak_memory_bytes(self._device))
+        # In this order, as another thread may ask while a step saves the peak and begins it anew.
+        return max(peak_memory_bytes(self._device), self._reached)
 
     def needed(self) -> int:
         """The most bytes that a step has needed so far; where that cannot be measured, what was reached."""
         return self._needed or self.reached()
 
     @contextlib.contextmanager
-    def step(self, size: int) -> Iterator[float]:
-        """Measure what happens inside, an optimizer step, if it may need more than those before: `size` is how much
-        of its data is computed with at once. Yields the seconds that getting ready took.
+    def step(self, *, size: Callable[[], int], held: Callable[[], int]) -> Iterator[float]:
+        """Measure what happens inside, an optimizer step, if it may need more than those before. Yields the seconds
+        that getting ready took.
 
-        The second step replaces the first, which has no optimizer's state yet, and during which libraries set
-        themselves up.
+        size: how much of its data is computed with at once, in any unit. held: bytes of the tensors that it finds. Both
+        are asked only where it matters. The second step replaces the first, which has no optimizer's state yet, and
+        during which libraries set themselves up.
         """
         began = time.perf_counter()
         self._steps += 1
-        early = self._steps <= 2
-        on_gpu = self._device.type == "cuda"
-        if not on_gpu and not (_can_measure() and (early or size > self._largest)):
+        early, on_gpu = self._steps <= 2, self._device.type == "cuda"
+        if not on_gpu and not self._may_need_more(size, early=early):
             yield 0.0
             return
-        self._largest = size if early else max(size, self._largest)
         self._reached = self.reached()
-        with contextlib.nullcontext() if on_gpu else _heap_without_room():
-            _start_counting(self._device)
-            before = 0 if on_gpu else peak_memory_bytes(self._device) - process_bytes() - self._held()
+        with contextlib.nullcontext(True) if on_gpu else _heap_without_room() as has_none:
+            self._measures = has_none and _start_counting(self._device)
+            if not self._measures:
+                self._needed = 0
+                yield 0.0
+                return
+            before = 0 if on_gpu else peak_memory_bytes(self._device) - process_bytes() - held()
             yield time.perf_counter() - began
             needed = peak_memory_bytes(self._device) - before
         self._needed = needed if early else max(needed, self._needed)
+
+    def _may_need_more(self, size: Callable[[], int], *, early: bool) -> bool:
+        if not self._measures:
+            return False
+        found = size()
+        more = early or found > self._largest
+        if more:
+            self._largest = found
+        return more
 
 
 def tensor_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -108,6 +129,7 @@ def forget_peak_memory(device: torch.device) -> None:
     """Hand back what earlier trials of this process have left, and count peaks from here."""
     gc.collect()
     if device.type == "cuda":
+        torch.cuda.init()  # of a GPU that nothing has used yet there is no peak to begin anew
         torch.cuda.empty_cache()
     _start_counting(device)
 
@@ -125,13 +147,13 @@ def process_bytes() -> int:
     return _resident("VmRSS")
 
 
-def _start_counting(device: torch.device) -> None:
-    """Begin the peak anew, at what is in use now."""
+def _start_counting(device: torch.device) -> bool:
+    """Begin the peak anew, at what is in use now; whether that is possible."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    else:
-        _hand_back()
-        _forget_resident_peak()
+        return True
+    _hand_back()
+    return _forget_resident_peak()
 
 
 def _hand_back() -> None:
@@ -150,8 +172,8 @@ def _forget_resident_peak() -> bool:
 
 
 @contextlib.contextmanager
-def _heap_without_room() -> Iterator[None]:
-    """Have every larger block take pages of its own, which go back to the system with it.
+def _heap_without_room() -> Iterator[bool]:
+    """Have every larger block take pages of its own, which go back to the system with it. Yields whether they will.
 
     glibc takes a block from what is free in its heap, if there is room, and what is freed there stays resident: how
     much that is depends on everything that has ever been in the heap. So its room is taken, which costs no memory, as
@@ -159,22 +181,49 @@ def _heap_without_room() -> Iterator[None]:
     """
     libc = _glibc()
     assert libc is not None
-    taken = []
-    _tune(libc, {M_MMAP_THRESHOLD: OWN_PAGES, M_TRIM_THRESHOLD: OWN_PAGES})
+    _tune(libc, MEASURING)
+    taken: list[int] = []
     try:
-        size = 2**26
-        while size >= OWN_PAGES:
-            block = libc.malloc(size)
-            if block and not _has_own_pages(block):
-                taken.append(block)
-            else:
-                libc.free(block)
-                size //= 2
-        yield
+        yield _take_room(libc, taken)
     finally:
-        for block in taken:
+        _free(libc, taken)
+        _tune(libc, _asked_of_glibc(os.environ))
+
+
+def _take_room(libc: ctypes.CDLL, taken: list[int]) -> bool:
+    """Take what is free in the heap, as blocks that are added to `taken`; False, and none, where there is no end to it:
+    where blocks get no pages of their own, the heap grows with each."""
+    size, room = 2**26, _resident("VmData")  # no room is larger than all that the process has
+    while size >= OWN_PAGES:
+        block = libc.malloc(size)
+        if not block or room < 0:
             libc.free(block)
-        _tune(libc, USUAL)
+            _free(libc, taken)
+            return False
+        if _has_own_pages(block):
+            libc.free(block)
+            size //= 2
+        else:
+            taken.append(block)
+            room -= size
+    return True
+
+
+def _free(libc: ctypes.CDLL, blocks: list[int]) -> None:
+    while blocks:
+        libc.free(blocks.pop())
+
+
+def _asked_of_glibc(environment: Mapping[str, str]) -> dict[int, int]:
+    """The usual options, by number, as far as the environment has no others: MALLOC_MMAP_MAX_=0, or the same in
+    GLIBC_TUNABLES, which counts more."""
+    tunables = dict(part.split("=", 1) for part in environment.get("GLIBC_TUNABLES", "").split(":") if "=" in part)
+    found = dict(USUAL)
+    for option, name in NAMES.items():
+        for text in (environment.get(f"MALLOC_{name.upper()}_"), tunables.get(f"glibc.malloc.{name}")):
+            with contextlib.suppress(TypeError, ValueError):
+                found[option] = min(int(text, 0), 2**31 - 1)  # type: ignore[arg-type]
+    return found
 
 
 def _has_own_pages(block: int) -> bool:
@@ -186,11 +235,6 @@ def _has_own_pages(block: int) -> bool:
 def _tune(libc: ctypes.CDLL, options: dict[int, int]) -> None:
     for option, value in options.items():
         libc.mallopt(option, value)
-
-
-def _can_measure() -> bool:
-    """Whether what a step needs can be told from what the process had before."""
-    return _glibc() is not None and _forget_resident_peak()
 
 
 def _resident(name: str) -> int:

@@ -38,6 +38,17 @@ class Failure:
     trace: str
 
 
+class GangError(Exception):
+    """A rank failed; the gang is gone."""
+
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
+        super().__init__(failure.message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.failure,), self.__dict__
+
+
 class UnpicklableError(Exception):
     """Stands for an exception of a rank that no other process could be sent: a class of its own, made by a call that
     pickle cannot repeat. Its text is that exception's."""

@@ -11,12 +11,9 @@ import datetime
 import os
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError
@@ -24,7 +21,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from jobs import memory, watch
-from jobs.failures import Failure, first_line, is_about_peers, kind_of, peak, picklable, root_cause
+from jobs.failures import Failure, GangError, first_line, is_about_peers, kind_of, peak, root_cause
 from jobs.memory import Reading
 from jobs.network import listens, use_the_nodes_network
 from jobs.paths import BASE
@@ -61,48 +58,6 @@ JOIN_TIMEOUT_S = 60.0
 __all__ = ["Failure", "Gang", "GangError", "Rank", "first_line", "kind_of", "node_is_lost"]
 
 
-T = TypeVar("T")
-P = ParamSpec("P")
-
-
-class GangError(Exception):
-    """A rank failed; the gang is gone."""
-
-    def __init__(self, failure: Failure) -> None:
-        self.failure = failure
-        super().__init__(failure.message)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.failure,), self.__dict__
-
-
-def _working(
-    phase: str,
-) -> Callable[[Callable[Concatenate[Rank, P], T]], Callable[Concatenate[Rank, P], T]]:
-    """A method that works in `phase`: others can see it do so, and an exception of it is in the rank's log too."""
-
-    def decorate(method: Callable[Concatenate[Rank, P], T]) -> Callable[Concatenate[Rank, P], T]:
-        @wraps(method)
-        def work(self: Rank, /, *arguments: P.args, **keywords: P.kwargs) -> T:
-            self.work.enter(phase)
-            try:
-                return method(self, *arguments, **keywords)
-            except Exception as error:
-                if kind_of(error) == "out_of_memory":
-                    error.add_note(peak(self.peak_mb()))
-                traceback.print_exc()
-                sys.stderr.flush()
-                if (sent := picklable(error)) is not error:
-                    raise sent from error
-                raise
-            finally:
-                self.work.enter(watch.IDLE)
-
-        return work
-
-    return decorate
-
-
 class Rank:
     """One rank: a process that trains its share of a job. A Ray actor; imports torch on first use.
 
@@ -115,6 +70,7 @@ class Rank:
         self._store: Any = None
         self._world = 1
         self._training: Any = None
+        self._trial_memory: Any = None
         self._streams = [os.dup(1), os.dup(2)]
 
     def open_store(self) -> tuple[str, int]:
@@ -165,7 +121,7 @@ class Rank:
             os.dup2(file, number)
         os.close(file)
 
-    @_working(watch.LOADING)
+    @watch.working(watch.LOADING)
     def begin(
         self,
         job: dict[str, Any],
@@ -178,14 +134,17 @@ class Rank:
         import torch.distributed as dist
 
         from jobs.config import JobConfig
+        from jobs.device import TrialMemory, device_of
         from jobs.train import Training
 
-        self._training = None
+        self._let_go()
+        config = JobConfig.model_validate(job)
         if (directory := (expected or {}).get("directory")) is not None:
             os.environ[BASE] = directory
         group = dist.group.WORLD if self._world > 1 else None
+        self._trial_memory = TrialMemory(device_of(config.execution))
         self._training = Training(
-            JobConfig.model_validate(job),
+            config,
             Path(folder),
             group=group,
             log=self._log,
@@ -193,16 +152,17 @@ class Rank:
             remote=remote,
             phase=self.work.enter,
             expected=expected,
+            trial_memory=self._trial_memory,
         )
         news = {"remarks": self._training.remarks, "provenance": self._training.provenance}
         return self._report(self._training.points) | news
 
-    @_working("step")
+    @watch.working("step")
     def advance(self, steps: int) -> dict[str, Any]:
         """Train for at most `steps` steps. Returns a report of the new points."""
         return self._report(self._training.advance(steps))
 
-    @_working("checkpoint")
+    @watch.working("checkpoint")
     def save(self) -> None:
         """Commit a checkpoint, unless the job has ended, which commits its own."""
         if self._training is not None and self._training.result is None and self._training.step > 0:
@@ -211,30 +171,31 @@ class Rank:
 
     def end(self) -> None:
         """Let go of the job; its log is closed, what it loaded stays."""
-        self._training = None
+        self._let_go()
         for number, stream in enumerate(self._streams, 1):
             os.dup2(stream, number)
 
     @ray.method(concurrency_group="watch")
     def pulse(self) -> watch.Pulse:
         """What the working thread is doing."""
-        return self.work.look(*self.memory())
+        return self.work.look(*self.reading())
 
-    def memory(self) -> tuple[float, Reading]:
+    def reading(self) -> tuple[float, Reading]:
         """Most memory of the trial so far in MB, and what is known of this process's cgroup."""
         return self.peak_mb(), memory.read()
 
     def peak_mb(self) -> float:
-        """Most memory of the trial so far; 0 while nothing is loaded."""
-        training = self._training
-        if training is None:
-            return 0.0
-        return float(training.memory.reached() / 2**20)
+        """Most memory of the trial so far, also while it is loaded; 0 without one."""
+        trial_memory = self._trial_memory
+        return 0.0 if trial_memory is None else float(trial_memory.reached() / 2**20)
+
+    def _let_go(self) -> None:
+        self._training = self._trial_memory = None
 
     def _report(self, points: list[Any]) -> dict[str, Any]:
         told = [asdict(point) for point in points] if self.rank == 0 else []
         training = self._training
-        return {"points": told, "step": training.step, "result": training.result, "memory": self.memory()}
+        return {"points": told, "step": training.step, "result": training.result, "reading": self.reading()}
 
     def _log(self, line: str) -> None:
         if self.rank == 0:
@@ -262,8 +223,8 @@ class Gang:
         """Ranks of the process group, how long its collectives wait, and the device of its jobs."""
         self._deadline_s = LOADING_S
         self._pulses: dict[int, watch.Pulse] = {}
-        self._memory: dict[int, tuple[float, Reading]] = {}
-        """Newest of each rank: what `Rank.memory` said."""
+        self._readings: dict[int, tuple[float, Reading]] = {}
+        """Newest of each rank: what `Rank.reading` said."""
         self._pace = 1.0
         """Steps a second."""
 
@@ -287,10 +248,13 @@ class Gang:
         self._pace = 8 / TURN_S
         self._deadline_s = job["execution"]["deadline_s"]
         self._pulses.clear()
-        self._note(self._call(len(self._ranks), "memory"))  # before anything that may take much
+        self._readings.clear()
+        self._note(self._call(world, "reading"))  # before anything that may take much
         wanted = (world, self._deadline_s + SETTLE_S, job["execution"]["device"])
         if wanted != self._joined:
-            self._call(len(self._ranks), "leave")
+            for spare in self._ranks[world:]:  # of whose end the next trial that needs them will hear
+                spare.leave.remote()
+            self._call(world, "leave")
             if world > 1:
                 (store,) = self._call(1, "open_store")
                 apart = len({self._nodes[rank] for rank in range(world)}) > 1
@@ -325,12 +289,12 @@ class Gang:
     def _report(self, method: str, *arguments: Any) -> dict[str, Any]:
         """Rank 0's report of `method`."""
         reports = self._call(self._world, method, *arguments)
-        self._note([report.pop("memory") for report in reports])
+        self._note([report.pop("reading") for report in reports])
         report: dict[str, Any] = reports[0]
         return report
 
     def _note(self, readings: list[tuple[float, Reading]]) -> None:
-        self._memory |= dict(enumerate(readings))
+        self._readings |= dict(enumerate(readings))
 
     def _call(self, world: int, method: str, *arguments: Any) -> list[Any]:
         """Call `method` on the first `world` ranks and wait for all of them, for the first that fails, or for one that
@@ -362,7 +326,7 @@ class Gang:
         for ref in ray.wait(list(refs), num_returns=world, timeout=wait_s)[0]:
             if _error_of(ref) is None:
                 pulse = self._pulses[refs[ref]] = ray.get(ref)
-                self._memory[refs[ref]] = (pulse.peak_mb, pulse.memory or Reading())
+                self._readings[refs[ref]] = (pulse.peak_mb, pulse.cgroup or Reading())
                 answered[refs[ref]] = time.monotonic()
         silent_s = {rank: time.monotonic() - since for rank, since in answered.items()}
         found = watch.hung(self._pulses, silent_s, deadline_s=self._deadline_s, loading_s=LOADING_S)
@@ -387,17 +351,18 @@ class Gang:
         rank = failure.rank
         if rank is None or failure.kind not in ("worker_lost", "out_of_memory"):
             return failure
-        peak_mb = max((megabytes for megabytes, _ in self._memory.values()), default=0.0)
+        peak_mb = max((megabytes for megabytes, _ in self._readings.values()), default=0.0)
+        reached = f"; {peak(peak_mb)}" if peak_mb else ""
         if failure.kind == "out_of_memory":
-            known = "" if "peak memory" in failure.message else f"; {peak(peak_mb)}"
+            known = "" if "peak memory" in failure.message else reached
             return Failure(failure.kind, rank, failure.message + known, failure.trace)
         node = self._nodes.get(rank, "")
         if node_is_lost(node):
             return self._node_lost(rank, failure.trace)
-        _, before = self._memory.get(rank, (0.0, Reading()))
+        _, before = self._readings.get(rank, (0.0, Reading()))
         limit = memory.verdict(before, _recount(node, before))
         if limit is not None:
-            message = f"rank {rank} was ended by the system for want of memory; {peak(peak_mb)}"
+            message = f"rank {rank} was ended by the system for want of memory{reached}"
             message += f"; {limit}" if limit else ""
             return Failure("out_of_memory", rank, message, failure.trace)
         if self._loses_its_node(rank, node, unavailable=isinstance(errors.get(rank), ActorUnavailableError)):

@@ -93,7 +93,8 @@ def verdict(before: Reading, now: Mapping[str, int] | None) -> str | None:
     around = [path for path in before.around if now is not None and path in now]
     note = ""
     if now is None:
-        ended, note = _is_full(before.used, before.limit), f", {FULL:.0%} of it in use before; its node did not answer"
+        ended = _is_full(before.used, before.limit)
+        note = f", at least {FULL:.0%} of it in use before; its node did not answer"
     elif before.own in now:
         ended = risen(before.own) > 0
     elif before.machine in now and risen(before.machine) < 1:
@@ -104,7 +105,8 @@ def verdict(before: Reading, now: Mapping[str, int] | None) -> str | None:
     elif around:
         ended = risen(around[0]) > 0
     else:
-        ended, note = _is_full(before.peak, before.limit), f", {FULL:.0%} of it reached before; the cgroup is gone"
+        ended = _is_full(before.peak, before.limit)
+        note = f", at least {FULL:.0%} of it reached before; the cgroup is gone"
     limit = "" if before.limit is None else f"limit of its cgroup {before.limit / MB:,.0f} MB"
     return limit + note if ended else None
 

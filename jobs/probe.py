@@ -244,7 +244,7 @@ def measure(job: JobConfig, folder: Path, group: dist.ProcessGroup | None) -> di
         seconds += _step(training)
         steps += 1
     step_s = most(seconds) / steps
-    peak = max(told for (told,) in agree([training.memory.needed()], group, what="peak memory"))
+    peak = max(told for (told,) in agree([training.trial_memory.needed()], group, what="peak memory"))
     return {
         "load_s": most(took["loading"]),
         "evaluate_s": most(evaluate_s),

@@ -22,25 +22,29 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from jobs import checkpoint, data, evaluate, mlm, models, optim, preflight, provenance, storage, trial, usage
+from jobs import (
+    checkpoint,
+    continuing,
+    data,
+    evaluate,
+    mlm,
+    models,
+    optim,
+    preflight,
+    provenance,
+    storage,
+    trial,
+    usage,
+)
+from jobs.chunks import Batches
 from jobs.collectives import agree, rank_of, world_of
 from jobs.config import JobConfig
-from jobs.device import TrialMemory, device_of, process_bytes, tensor_bytes
+from jobs.device import TrialMemory, device_of, tensor_bytes
 from jobs.losses import Diagnostics, contrastive_loss
 from jobs.pace import Pace
-from jobs.step import (
-    Chunk,
-    StepResult,
-    consecutive,
-    diagnostics_points,
-    exact_gradients,
-    share,
-    within_tokens,
-)
-
-CHECKPOINTS = "checkpoints"
+from jobs.step import StepResult, consecutive, diagnostics_points, exact_gradients, share
 
 
 class Training:
@@ -53,10 +57,10 @@ class Training:
     remote: a URI of pyarrow.fs at which the trial's files are kept; `folder` then is only where they are made.
     phase: told on every rank what begins: "loading", "evaluation", "preflight", "step 7", "checkpoint".
     expected: digests of the code, the data and the weights that the trial belongs to, as `provenance` has them.
+    trial_memory: made for this trial by a caller who looks at it also while the trial is loaded.
 
     Raises ValueError for a job that cannot be run as asked, a folder of another job, or what is not as expected;
-    trial.TakenOver,
-    storage.StorageFull, and ConnectionError where `remote` cannot be reached.
+    trial.TakenOver, storage.StorageFull, and ConnectionError where `remote` cannot be reached.
     """
 
     def __init__(
@@ -70,11 +74,14 @@ class Training:
         remote: str | None = None,
         phase: Callable[[str], None] = lambda _: None,
         expected: Mapping[str, Any] | None = None,
+        trial_memory: TrialMemory | None = None,
     ) -> None:
         self.job, self.folder, self.group, self.log, self.phase = job, folder, group, log, phase
         self.phase("loading")
         self.rank, self.world = rank_of(group), world_of(group)
         self.attempt, self.place = attempt, storage.at(folder, remote)
+        self.device = device_of(job.execution)
+        self.trial_memory = trial_memory or TrialMemory(self.device)
         self.pace = Pace(job)
         self.expected = expected or {}
         self.provenance: dict[str, Any] = {}
@@ -85,7 +92,7 @@ class Training:
         self.untrained: dict[str, float] = {}
         self.result: dict[str, Any] | None = None
         self.remarks: list[str] = []
-        """Rank 0: what was found wrong with checkpoints on resuming."""
+        """Rank 0: what was wrong with the trial's files when it was opened, and what became of them."""
         self.fence = trial.Fence(self.place, attempt)
         self.records = trial.Records(folder, writes=self.rank == 0, permit=self.fence.glance)
         self.writer = checkpoint.Writer()
@@ -118,7 +125,8 @@ class Training:
                 self._verify(self.step + 1)
             self.phase(f"step {self.step + 1}")
             began, before_s = time.perf_counter(), self.seconds
-            with self.memory.step(self._size(self.step + 1)) as measuring_s:
+            largest = partial(self.batches.largest, self.step + 1)
+            with self.trial_memory.step(size=largest, held=self._held) as measuring_s:
                 outcome = self._optimize(self.step + 1)
                 self.seconds = self._clock(before_s + time.perf_counter() - began - measuring_s)
             if not outcome.finite:
@@ -194,26 +202,21 @@ class Training:
     def _hand_over(self, taken: checkpoint.Checkpoint | None, result: dict[str, Any] | None = None) -> None:
         keep = self.job.execution.keep_checkpoints
         self._saved = (self._saved[1], self.step)
-        self.writer.hand_over(partial(_commit, self.place, self.fence, taken=taken, result=result, keep=keep))
+        self.writer.hand_over(partial(continuing.commit, self.place, self.fence, taken=taken, result=result, keep=keep))
 
     def _prepare(self) -> None:
         job = self.job
-        process_bytes()
         torch.set_num_threads(job.execution.threads)
-        self.device = device_of(job.execution)
         if self.rank == 0:
-            self.fence.hold()
-            trial.open_folder(self.place, job, named=self.attempt is not None, remark=self._remark)
-            if (self.place.scratch / CHECKPOINTS).is_file():
-                self._remark(f"{CHECKPOINTS} is a file; {trial.set_aside(self.place, CHECKPOINTS)}")
-            self.place.inside(CHECKPOINTS).clean()
+            continuing.open_folder(self.place, self.fence, job, named=self.attempt is not None, remark=self._remark)
         self.tokenizer = data.tokenizer_for(job) if job.task == "sentence" else None
         self.examples = data.train_examples(job, self.tokenizer)
+        self.batches = Batches(self.examples, job, rank=self.rank, world=self.world)
         self.evaluation = data.evaluation_data(job)
         self._compare_with_what_is_expected()
         shape = self.examples.image_shape if isinstance(self.examples, data.ImageExamples) else None
         self.model = models.build(job, tokenizer=self.tokenizer, image_shape=shape, device=self.device)
-        self._refuse_what_a_part_of_the_batch_changes()
+        models.refuse_what_parts_of_a_batch_change(self.model, job, world=self.world)
         self.masking = mlm.masking(job, self.tokenizer)
         self.optimizer = optim.build(self.model, job.optimizer)
         self.initial = {
@@ -235,7 +238,6 @@ class Training:
         )
         self._verified = not job.execution.verify
         self.meter = usage.Meter(self.device)
-        self.memory = TrialMemory(self.device, held=lambda: tensor_bytes(self.model, self.optimizer))
 
     def _compare_with_what_is_expected(self) -> None:
         """Look at what this rank has loaded, and refuse what is not what the trial began with."""
@@ -255,27 +257,9 @@ class Training:
             if wanted.get(what, digest) != digest:
                 raise ValueError(provenance.changed(str(what), wanted[what], digest))
 
-    def _refuse_what_a_part_of_the_batch_changes(self) -> None:
-        if self.world == 1 and not self.job.is_chunked:
-            return
-        remedy = "or execution.ranks = 1 without micro and micro_tokens"
-        if self.model.unreplayable:
-            raise ValueError(
-                f"this encoder's dropout cannot be replayed ({self.model.unreplayable}), so ranks and chunks would "
-                f"change the result; set model.dropout = 0, {remedy}"
-            )
-        kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
-        norms = [name for name, module in self.model.named_modules() if isinstance(module, kinds)]
-        if norms:
-            raise ValueError(
-                f"this encoder has batch norm ({norms[0]}, {len(norms)} in all), which takes its statistics per rank "
-                "and per chunk, so ranks and chunks would change the result; use an encoder with layer or group norm, "
-                + remedy
-            )
-
     def _resume(self) -> None:
         """Continue after the newest sound checkpoint, or begin with an evaluation of the untrained model."""
-        found, ended = self._find() if self.rank == 0 else (None, None)
+        found, ended = continuing.find(self.place, remark=self._remark) if self.rank == 0 else (None, None)
         held: list[Any] = [found, ended]
         if self.group is not None:
             dist.broadcast_object_list(held, group=self.group, group_src=0)
@@ -299,32 +283,13 @@ class Training:
         if self.pace.over(self.step, self.seconds):  # its result was lost: it comes before the last checkpoint
             self._evaluate()
 
-    def _find(self) -> tuple[checkpoint.Checkpoint | None, dict[str, Any] | None]:
-        """What the trial's files hold: the newest sound checkpoint, and the result if it has ended."""
-        checkpoints = self.place.inside(CHECKPOINTS)
-        found, remarks = checkpoint.newest(checkpoints)
-        for remark in remarks:
-            self._remark(remark)
-        if found is None and remarks:
-            self._remark("no sound checkpoint is left: training starts again from step 0")
-        newest = (found.step, found.extra["seconds"]) if found else None
-        result = trial.read_result(self.place, newest=newest, remark=self._remark)
-        if found is None and result is None:
-            return None, None
-        until = found.step if found else result["step"] if result else 0
-        if (fault := trial.points_fault(self.place, until=until)) is not None:
-            kept = trial.start_over(self.place, checkpoints)
-            self._remark(f"{trial.POINTS} is damaged ({fault}): training starts again from step 0; {kept}")
-            return None, None
-        return found, result
-
     def _remark(self, sentence: str) -> None:
         self.remarks.append(sentence)
         self.log(sentence)
 
     def _optimize(self, step: int) -> StepResult:
-        job, rows = self.job, self._rows(step)
-        result = self._gradients(step, rows, self._cut(rows), clip=job.optimizer.clip)
+        job, rows = self.job, self.batches.rows(step)
+        result = self._gradients(step, rows, self.batches.cut(rows), clip=job.optimizer.clip)
         if result.finite:
             optim.set_rate(self.optimizer, self.pace.rate(step, self.seconds))
             self.optimizer.step()
@@ -346,7 +311,7 @@ class Training:
 
         return exact_gradients(
             self.model,
-            [self._chunk(step, rows, pairs) for pairs in cuts],
+            [self.batches.chunk(step, rows, pairs) for pairs in cuts],
             loss=value,
             seed=job.seed,
             step=step,
@@ -358,43 +323,18 @@ class Training:
             device=self.device,
         )
 
-    def _chunk(self, step: int, rows: NDArray[np.int64], pairs: range) -> Chunk:
-        places = np.arange(pairs.start, pairs.stop)
-        views = self.examples.views(rows[places], seed=self.job.seed, step=step, pairs=places)
-        return Chunk(views, torch.from_numpy(places))
-
-    def _cut(self, rows: NDArray[np.int64]) -> list[range]:
-        """This rank's pairs of the batch, chunk by chunk."""
-        mine = share(len(rows), rank=self.rank, world=self.world)
-        budget = self.job.execution.micro_tokens
-        if budget is None:
-            return consecutive(mine, self.job.execution.micro)
-        assert isinstance(self.examples, data.SentenceExamples), "JobConfig refuses micro_tokens for images"
-        lengths = self.examples.lengths(rows[mine.start : mine.stop]).tolist()
-        return within_tokens(mine, lengths, sentences=2 + self.examples.hard_negatives, budget=budget)
-
-    def _size(self, step: int) -> int:
-        """Of the step's chunk that is largest on this rank: pairs, or the tokens of its sentences when padded."""
-        rows = self._rows(step)
-        cuts = self._cut(rows)
-        if isinstance(self.examples, data.SentenceExamples):
-            lengths = self.examples.lengths(rows)
-            return max(len(cut) * int(lengths[cut.start : cut.stop].max(initial=0)) for cut in cuts)
-        return max(map(len, cuts))
-
-    def _rows(self, step: int) -> NDArray[np.int64]:
-        """Data rows of the global batch."""
-        return data.batch_rows(len(self.examples), size=self.job.batch.size, seed=self.job.seed, step=step)
+    def _held(self) -> int:
+        return tensor_bytes(self.model, self.optimizer)
 
     def _verify(self, step: int) -> None:
         """Compare the gradient of a few pairs with one process's; raises preflight.GradientMismatch on every rank."""
         self.phase("preflight")
-        rows = self._rows(step)
-        largest = max(agree([max(map(len, self._cut(rows)))], self.group, what="largest chunk"))[0]
+        rows = self.batches.rows(step)
+        largest = max(agree([max(map(len, self.batches.cut(rows)))], self.group, what="largest chunk"))[0]
         rows = rows[: preflight.pairs(self.job, world=self.world, largest=largest)]
         mine = share(len(rows), rank=self.rank, world=self.world)
         cuts = consecutive(mine, preflight.chunk(len(mine)) if self.job.is_chunked else None)
-        whole = self._chunk(step, rows, range(len(rows)))
+        whole = self.batches.chunk(step, rows, range(len(rows)))
         worst = preflight.verify(
             self.model,
             self.job,
@@ -435,13 +375,16 @@ class Training:
     def _end(self, outcome: str, why: str) -> None:
         """Commit the result, then the last checkpoint, then set it. A job that diverged has no metrics."""
         samples = self.step * self.job.batch.size
-        peaks = agree([self.memory.needed()], self.group, what="peak memory")
-        speed = samples / self.seconds if self.seconds else 0.0
-        peak = max(peak for (peak,) in peaks) / 2**20
+        peaks = agree([self.trial_memory.needed()], self.group, what="peak memory")
+        costs = {
+            "samples_per_second": samples / self.seconds if self.seconds else 0.0,
+            "peak_memory_mb": max(peak for (peak,) in peaks) / 2**20,
+        }
+        measured = self.records.latest()
+        # Of a job that had ended before, and whose result was lost, no step is trained again: they are in its points.
+        costs |= {key: measured[key] for key in costs if key in measured}
         latest: dict[str, float] = {}
         if outcome == "ok":
-            costs = {"samples_per_second": speed, "peak_memory_mb": peak}
-            measured = self.records.latest()  # costs among them, if the job had ended before and its result was lost
             latest = {
                 key: last for key, last in measured.items() if not key.startswith(usage.PREFIX) and key not in costs
             }
@@ -455,8 +398,7 @@ class Training:
             "untrained": self.untrained,
             "samples": samples,
             "seconds": self.seconds,
-            "samples_per_second": speed,
-            "peak_memory_mb": peak,
+            **costs,
             "negatives_per_anchor": self.job.negatives_per_anchor + self._hard_negatives(),
             "hashes": self._hashes(),
             "data": data.described(self.job),
@@ -498,24 +440,6 @@ class Training:
 
     def _record(self, values: dict[str, float]) -> None:
         self.records.add(values, step=self.step)
-
-
-def _commit(
-    place: storage.Storage,
-    fence: trial.Fence,
-    *,
-    taken: checkpoint.Checkpoint | None,
-    result: dict[str, Any] | None,
-    keep: int,
-) -> None:
-    """What the writer does: whatever tells of a checkpoint, and then the checkpoint."""
-    fence.hold()
-    place.publish(trial.POINTS)
-    place.publish("log.rank0.txt")
-    if result is not None:
-        trial.write_result(place, result)
-    if taken is not None:
-        checkpoint.write(place.inside(CHECKPOINTS), taken, keep=keep, permit=fence.hold)
 
 
 if __name__ == "__main__":

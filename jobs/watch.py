@@ -10,9 +10,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
+from jobs.failures import kind_of, peak, picklable
 from jobs.memory import Reading
 
 COLLECTIVES = ("torch/distributed/", "torch\\distributed\\")
@@ -38,8 +41,8 @@ class Pulse:
     peak_mb: float = 0.0
     """Most memory of the trial so far, where that is known."""
 
-    memory: Reading | None = None
-    """Of the rank's cgroup."""
+    cgroup: Reading | None = None
+    """The memory of the rank's cgroup."""
 
 
 class Work:
@@ -54,13 +57,55 @@ class Work:
         self._thread = threading.get_ident()
         self._phase, self._since = phase, time.monotonic()
 
-    def look(self, peak_mb: float = 0.0, memory: Reading | None = None) -> Pulse:
+    def look(self, peak_mb: float = 0.0, cgroup: Reading | None = None) -> Pulse:
         """Called by another thread."""
         frame = sys._current_frames().get(self._thread)  # noqa: SLF001 - the documented way to see another thread
         stack = traceback.extract_stack(frame) if frame is not None else []
         waits = any(part in entry.filename for entry in stack[-6:] for part in COLLECTIVES)
         shown = "".join(traceback.format_list(stack))
-        return Pulse(self._phase, time.monotonic() - self._since, waits, shown, peak_mb, memory)
+        return Pulse(self._phase, time.monotonic() - self._since, waits, shown, peak_mb, cgroup)
+
+
+class Worker(Protocol):
+    """Whose methods `working` is for."""
+
+    work: Work
+
+    def peak_mb(self) -> float:
+        """Most memory of its trial so far."""
+
+
+T = TypeVar("T")
+P = ParamSpec("P")
+W = TypeVar("W", bound=Worker)
+
+
+def working(
+    phase: str,
+) -> Callable[[Callable[Concatenate[W, P], T]], Callable[Concatenate[W, P], T]]:
+    """A method that works in `phase`: others can see it do so, and an exception of it is in the worker's log too. One
+    for want of memory says how much there was."""
+
+    def decorate(method: Callable[Concatenate[W, P], T]) -> Callable[Concatenate[W, P], T]:
+        @wraps(method)
+        def work(self: W, /, *arguments: P.args, **keywords: P.kwargs) -> T:
+            self.work.enter(phase)
+            try:
+                return method(self, *arguments, **keywords)
+            except Exception as error:
+                if kind_of(error) == "out_of_memory":
+                    error.add_note(peak(self.peak_mb()))
+                traceback.print_exc()
+                sys.stderr.flush()
+                if (sent := picklable(error)) is not error:
+                    raise sent from error
+                raise
+            finally:
+                self.work.enter(IDLE)
+
+        return work
+
+    return decorate
 
 
 def hung(

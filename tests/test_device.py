@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
+import re
+import resource
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from jobs import device
@@ -23,6 +30,7 @@ from jobs.device import (
     process_bytes,
     tensor_bytes,
 )
+from jobs.gang import Rank
 from jobs.train import Training
 
 CPU = torch.device("cpu")
@@ -158,16 +166,182 @@ def test_what_a_step_takes_counts_and_not_what_was_there_before_or_is_set_up_onc
     """Mutant checks: without the second step in place of the first, the 90 MB count; without a measurement of larger
     steps, the 60 do not."""
     there = numbers(200)
-    memory = TrialMemory(CPU, held=lambda: 10 * MB)
+    assert needed_megabytes() == pytest.approx([100, 50, 50, 70, 70], abs=3)
+    assert peak_memory_bytes(CPU) >= 200 * MB
+    del there
+
+
+def needed_megabytes() -> list[float]:
+    """What a trial needs after each of five steps, which find 10 MB and take 90, 40, 80, 60 and 80, on 1, 1, 1, 2 and 2
+    pairs."""
+    memory = TrialMemory(CPU)
     needed = []
-    for size, megabytes in [(1, 90), (1, 40), (1, 80), (2, 60), (2, 80)]:
-        with memory.step(size):
+    for pairs, megabytes in [(1, 90), (1, 40), (1, 80), (2, 60), (2, 80)]:
+        with memory.step(size=lambda pairs=pairs: pairs, held=lambda: 10 * MB):  # type: ignore[misc]
             work = numbers(megabytes)
             del work
         needed.append((memory.needed() - process_bytes()) / MB)
-    assert needed == pytest.approx([100, 50, 50, 70, 70], abs=3)
-    assert memory.reached() >= 200 * MB
-    del there
+    return needed
+
+
+@needs_glibc
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"MALLOC_MMAP_MAX_": "0"},
+        {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=0"},
+        {"MALLOC_MMAP_MAX_": "3", "MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_MMAP_THRESHOLD_": str(2**33)},
+    ],
+)
+def test_a_step_is_measured_whatever_the_environment_asks_of_glibc(environment: dict[str, str]) -> None:
+    """Some clusters have every block come from the heap. Mutant check: without M_MMAP_MAX among the options, the room
+    of the heap has no end there. Address space is limited, should it have none."""
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35)); "
+        "import json, test_device; print(json.dumps(test_device.needed_megabytes()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx([100, 50, 50, 70, 70], abs=3)
+
+
+@needs_glibc
+def test_where_no_block_gets_pages_of_its_own_the_heap_is_given_back_and_nothing_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where the kernel maps no more for this process. Mutant check: without an end to what is taken, this takes all
+    addresses there are; without the giving up, what is measured is what the heap already had."""
+    monkeypatch.setitem(device.MEASURING, device.M_MMAP_MAX, 0)
+    memory = TrialMemory(CPU)
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (device._resident("VmSize") + 2**36, most))
+    before, peak = device._resident("VmSize"), device._resident("VmPeak")
+    room = device._resident("VmData")
+    try:
+        for _ in range(3):
+            with memory.step(size=lambda: 1, held=lambda: 0) as seconds:
+                block = numbers(64)
+            assert seconds == 0
+            del block
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    assert memory.needed() == memory.reached()
+    assert device._resident("VmSize") < before + 200 * MB
+    assert device._resident("VmPeak") < max(peak, before + room) + 200 * MB
+
+
+@given(
+    asked=st.dictionaries(st.sampled_from([*device.NAMES]), st.integers(-1, 2**40)),
+    as_tunables=st.booleans(),
+    noise=st.sampled_from(["", "glibc.malloc.arena_max=1", "glibc.malloc.mmap_max", "=", ":"]),
+)
+def test_what_the_environment_asks_of_glibc_is_what_it_has_after_a_step(
+    asked: dict[int, int], as_tunables: bool, noise: str
+) -> None:
+    """Mutant check: the usual options whatever was asked for make large blocks slower, or faster, than asked for."""
+    if as_tunables:
+        text = ":".join([noise, *(f"glibc.malloc.{device.NAMES[option]}={value}" for option, value in asked.items())])
+        environment = {"GLIBC_TUNABLES": text, "MALLOC_MMAP_MAX_": "7" if device.M_MMAP_MAX in asked else ""}
+    else:
+        environment = {f"MALLOC_{device.NAMES[option].upper()}_": str(value) for option, value in asked.items()}
+        environment["GLIBC_TUNABLES"] = noise
+    found = device._asked_of_glibc(environment)
+    assert found == device.USUAL | {option: min(value, 2**31 - 1) for option, value in asked.items()}
+
+
+@needs_glibc
+def test_what_was_reached_between_steps_and_before_the_first_is_not_forgotten() -> None:
+    """As in an evaluation. Mutant checks: a peak that is begun anew before it is saved, or at every step."""
+    memory = TrialMemory(CPU)
+    before, large = peak_memory_bytes(CPU), [250, 200, 150, 100]
+    for pairs, megabytes in zip([1, 1, 2, 1], large, strict=True):
+        work = numbers(megabytes)
+        del work
+        with memory.step(size=lambda pairs=pairs: pairs, held=lambda: 0):  # type: ignore[misc]
+            pass
+        assert memory.reached() >= before + 240 * MB
+    assert peak_memory_bytes(CPU) >= before + 90 * MB, "a step that is not measured begins nothing anew"
+
+
+# What is let go of goes
+
+
+@pytest.mark.parametrize("kind", ["images", "sentences"])
+def test_a_training_that_is_let_go_of_frees_its_model_at_once(kind: str, tmp_path: Path) -> None:
+    """Or two of them exist where the next one begins. Mutant check: anything that the training owns and that refers to
+    it waits for the garbage collector."""
+    changes = write_sentences(tmp_path) if kind == "sentences" else {}
+    config = JobConfig.model_validate(JOB | changes | {"batch": {"size": 16}})
+    gc.collect()
+    gc.disable()
+    try:
+        training = Training(config, tmp_path / "trial", log=lambda _: None)
+        while training.result is None:
+            training.advance(10)
+        gone = [weakref.ref(one) for one in (training, training.model, training.optimizer)]
+        del training
+        assert [one() for one in gone] == [None] * 3
+    finally:
+        gc.enable()
+
+
+class Seen(Exception):
+    """Ends a test where the second model would be built."""
+
+
+def test_a_model_that_refers_to_itself_is_gone_before_the_next_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some loaded encoders do. Mutant check: collecting garbage only once the next trial is loaded."""
+    rank = Rank(0)
+    job = JobConfig.model_validate(JOB | {"batch": {"size": 16}}).model_dump(mode="json")
+    rank.begin(job, str(tmp_path / "first"), None, None, None)
+    model = rank._training.model
+    model.itself = [model]
+    gone = weakref.ref(model)
+    del model
+    rank.end()
+    gc.disable()
+    try:
+
+        def build(*_: Any, **__: Any) -> None:
+            raise Seen("gone" if gone() is None else "still there")
+
+        monkeypatch.setattr("jobs.models.build", build)
+        with pytest.raises(Seen, match="gone"):
+            rank.begin(job, str(tmp_path / "second"), None, None, None)
+    finally:
+        gc.enable()
+        rank.end()
+
+
+@pytest.mark.parametrize("where", ["jobs.data.train_examples", "jobs.models.build", "jobs.evaluate.evaluate"])
+def test_a_rank_that_gets_no_memory_while_it_loads_is_told_with_its_peak(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant check: asking the training, which is none before its first evaluation is over, says 0 MB."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(where, fail)
+    rank = Rank(0)
+    assert rank.peak_mb() == 0
+    job = JobConfig.model_validate(JOB | {"batch": {"size": 16}}).model_dump(mode="json")
+    with pytest.raises(MemoryError) as caught:
+        rank.begin(job, str(tmp_path), None, None, None)
+    (note,) = caught.value.__notes__
+    assert re.fullmatch(r"peak memory of the trial [1-9][\d,]* MB", note)
+    rank.end()
+    assert rank.peak_mb() == 0
 
 
 @pytest.mark.parametrize("without", ["clear_refs", "glibc"])
@@ -177,9 +351,9 @@ def test_where_a_step_cannot_be_measured_it_is_what_was_reached(without: str, mo
         monkeypatch.setattr(device, "_glibc", lambda: None)
     else:
         monkeypatch.setattr(device, "CLEAR_REFS", Path("/nowhere/clear_refs"))
-    memory = TrialMemory(CPU, held=lambda: 0)
+    memory = TrialMemory(CPU)
     for _ in range(2):
-        with memory.step(1) as seconds:
+        with memory.step(size=lambda: 1, held=lambda: 0) as seconds:
             block = numbers(64)
         assert seconds == 0
     assert memory.needed() == memory.reached() >= 64 * MB
@@ -196,7 +370,7 @@ def test_a_step_that_raises_gives_the_heap_its_room_back() -> None:
     end = numbers(1)  # so that they lie free in the heap, and not behind its end
     before = device._resident("VmSize")
     del blocks
-    with pytest.raises(MemoryError), TrialMemory(CPU, held=lambda: 0).step(1):
+    with pytest.raises(MemoryError), TrialMemory(CPU).step(size=lambda: 1, held=lambda: 0):
         raise MemoryError
     blocks = [numbers(20) for _ in range(10)]
     assert device._resident("VmSize") < before + 100 * MB

@@ -117,6 +117,20 @@ def test_a_killed_rank_ends_the_gang_within_seconds(gang: Gang, tmp_path: Path) 
         time.sleep(0.05)
 
 
+def test_a_rank_that_is_gone_fails_no_trial_that_does_without_it_and_the_first_that_needs_it(
+    gang: Gang, tmp_path: Path
+) -> None:
+    """Also where the process group that it was in is left. Mutant check: asking every rank of the gang at the beginning
+    of a trial, or waiting until every rank has left, is `worker_lost`."""
+    run(gang, job(), tmp_path / "both")
+    os.kill(rank_pids(gang)[1], signal.SIGKILL)
+    one = job(execution__ranks=1)
+    assert run(gang, one, tmp_path / "one") == run(gang, one, tmp_path / "again")
+    with pytest.raises(GangError) as caught:
+        gang.begin(job(), str(tmp_path / "needs it"))
+    assert (caught.value.failure.kind, caught.value.failure.rank) == ("worker_lost", 1)
+
+
 def test_the_exception_of_the_only_rank_that_raised_is_what_is_seen(gang: Gang, tmp_path: Path) -> None:
     (tmp_path / "log.rank1.txt").mkdir()
     with pytest.raises(GangError) as caught:

@@ -192,7 +192,7 @@ def test_of_a_v1_step_that_is_gone_the_peak_against_the_limit_decides_and_it_is_
     assert verdict(before, recount(before)) is None
     machine.kills(1)
     assert verdict(before, recount(before)) == (
-        "limit of its cgroup 400 MB, 90% of it reached before; the cgroup is gone"
+        "limit of its cgroup 400 MB, at least 90% of it reached before; the cgroup is gone"
     )
     assert verdict(replace(before, peak=300 * MB), recount(before)) is None
 
@@ -203,7 +203,7 @@ def test_of_a_node_that_does_not_answer_what_was_in_use_decides(tmp_path: Path) 
     assert before.used == 100 * MB - 4096, "without the cache of files"
     assert verdict(before, None) is None
     assert verdict(replace(before, used=380 * MB), None) == (
-        "limit of its cgroup 400 MB, 90% of it in use before; its node did not answer"
+        "limit of its cgroup 400 MB, at least 90% of it in use before; its node did not answer"
     )
 
 

@@ -199,6 +199,35 @@ def test_an_attempt_left_running_is_interrupted_and_does_not_count_against_retri
         session.report(again, done(again))
 
 
+def test_the_seconds_that_are_told_of_a_trial_are_those_of_its_attempts_in_all_sessions(tmp_path: Path) -> None:
+    """Mutant checks: those of the last attempt alone, or from the first one's beginning on, with the time that the run
+    stood still."""
+    with opened(tmp_path, {}, concurrent=1) as (session, _ledger, _, _plan):
+        session.start()
+        first = session.next()
+        assert first is not None
+        time.sleep(0.6)
+        session.stop("SIGTERM")
+    time.sleep(0.7)
+    with opened(tmp_path, {}, concurrent=1) as (session, ledger, said, _plan):
+        session.start()
+        again = session.next()
+        assert again is not None
+        assert again.trial == first.trial
+        time.sleep(0.2)
+        session.report(again, done(again))
+        deadline = time.monotonic() + 30
+        while not any(first.trial in what for what in said):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        attempts, trial = ledger.attempts(first.trial), ledger.trial(first.trial)
+    assert [attempt.state for attempt in attempts] == ["interrupted", "done"]
+    took_s = sum(attempt.seconds for attempt in attempts)
+    (told,) = [what for what in said if first.trial in what]
+    assert told.endswith(f"{first.trial} {took_s:.1f} s")
+    assert attempts[1].seconds + 0.5 < took_s < (trial.ended or 0.0) - (attempts[0].started or 0.0) - 0.5
+
+
 def test_a_lost_worker_is_retried_as_often_as_its_class_allows(tmp_path: Path) -> None:
     def lose(dispatch: Dispatch) -> dict[str, Any] | Failure:
         if dispatch.job["seed"] == 2:

@@ -14,13 +14,14 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import _rank_main
 from transformers import ResNetConfig, ResNetModel
 
-from jobs import checkpoint, manifest
+from jobs import checkpoint, data, manifest
 from jobs.config import COMPUTING, JobConfig
 from jobs.models import ContrastiveModel
 from jobs.storage import Folder
@@ -140,6 +141,19 @@ def test_a_result_without_its_checkpoint_is_earned_again(tmp_path: Path) -> None
     while again.result is None:
         again.advance(100)
     assert values(again.points) == values(first.points)
+
+
+def test_a_result_that_is_lost_is_told_again_with_what_its_steps_took(tmp_path: Path) -> None:
+    """By a process that trains no step of it, and that has held more meanwhile. Mutant check: the most that this
+    process has held is no peak of the trial."""
+    first = trained(job(), tmp_path)
+    (tmp_path / "result.json").unlink()
+    held = np.ones(2**29, np.uint8)
+    again = Training(job(), tmp_path, log=lambda _: None)
+    del held
+    assert again.result == first.result
+    assert json.loads((tmp_path / "result.json").read_text()) == first.result
+    assert again.points == first.points == lines(tmp_path)
 
 
 def test_without_a_sound_checkpoint_training_starts_again_and_says_so(tmp_path: Path) -> None:
@@ -487,6 +501,20 @@ def test_a_diverged_job_has_no_metric_and_is_not_an_error(tmp_path: Path) -> Non
     assert Training(config, tmp_path, log=lambda _: None).result == result
 
 
+def test_a_diverged_job_without_a_sound_checkpoint_does_not_start_again_nor_says_so(tmp_path: Path) -> None:
+    """Mutant check: saying so before the result is read."""
+    config = job(optimizer__lr=1e38, optimizer__name="sgd", optimizer__warmup=0.0, execution__checkpoint_every=1)
+    result = trained(config, tmp_path).result
+    checkpoints = checkpoint.steps(tmp_path / "checkpoints")
+    assert checkpoints, "a step before it diverged"
+    for step in checkpoints:
+        (tmp_path / "checkpoints" / f"step_{step:06}" / "model.safetensors").write_bytes(b"")
+    again = Training(config, tmp_path, log=lambda _: None)
+    assert again.result == result
+    assert all("is damaged" in remark for remark in again.remarks)
+    assert len(again.remarks) == len(checkpoints)
+
+
 def test_a_learned_temperature_stays_in_its_range_and_is_tracked(tmp_path: Path) -> None:
     settings = {"loss__temperature": "learned", "loss__temperature_range": [0.069, 0.071], "optimizer__lr": 0.005}
     training = trained(job(**settings), tmp_path)
@@ -580,6 +608,31 @@ def test_ranks_do_not_change_the_trajectory_of_sentences(tmp_path: Path, spawn_r
     assert_close(ranks[0], values(alone.points))
 
 
+def visited(folder: Path, rank: int) -> tuple[list[list[int]], list[int]]:
+    """Rows that this rank has tokenised, by column, and those that its steps have computed with."""
+    config = JobConfig.model_validate_json((folder / "config.json").read_text())
+    training = trained(config, folder / "ranks", group=dist.group.WORLD)
+    assert isinstance(training.examples, data.SentenceExamples)
+    size, rows = config.batch.size, len(training.examples)
+    batches = [data.batch_rows(rows, size=size, seed=config.seed, step=step + 1) for step in range(training.step)]
+    own = {int(row) for batch in batches for row in batch[size * rank // 2 : size * (rank + 1) // 2]}
+    return [np.flatnonzero(column._lengths).tolist() for column in training.examples.columns], sorted(own)
+
+
+@pytest.mark.parametrize("micro_tokens", [None, 60])
+def test_a_rank_tokenises_the_rows_of_its_own_pairs_and_no_others(
+    tmp_path: Path, spawn_ranks: Any, micro_tokens: int | None
+) -> None:
+    """Mutant check: a size of the step that is taken from the whole batch makes every rank tokenise all of it."""
+    settings = {"execution__ranks": 2, "execution__verify": False, "budget__steps": 3, "evaluate__times": 1}
+    config = sentence_job(tmp_path, hard=True, execution__micro_tokens=micro_tokens, **settings)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    ranks = spawn_ranks(2, partial(visited, tmp_path), timeout_s=120)
+    for columns, own in ranks:
+        assert columns == [own] * 3
+    assert set(ranks[0][1]).isdisjoint(ranks[1][1])
+
+
 def test_a_kill_changes_not_one_bit_of_sentences_with_dropout_and_the_auxiliary_loss(tmp_path: Path) -> None:
     """80 rows are 6.7 batches of 12, so step 4, whose checkpoint is continued from, ends inside the first epoch.
 
@@ -605,8 +658,8 @@ def test_a_kill_changes_not_one_bit_of_sentences_with_dropout_and_the_auxiliary_
 def gradient_of(config: JobConfig, folder: Path) -> torch.Tensor:
     """The first step's whole gradient, float64."""
     training = Training(config, folder, log=lambda _: None)
-    rows = training._rows(1)
-    training._gradients(1, rows, training._cut(rows))
+    rows = training.batches.rows(1)
+    training._gradients(1, rows, training.batches.cut(rows))
     return torch.cat([p.grad.double().flatten() for p in training.model.parameters() if p.grad is not None])
 
 

@@ -24,7 +24,14 @@ from jobs.models.dropout import dropout_keys
 from jobs.models.encoders import BUILT, initialise, make_encoder
 from jobs.models.errors import ModelError
 
-__all__ = ["ContrastiveModel", "ModelError", "build", "dropout_keys", "initial_hash"]
+__all__ = [
+    "ContrastiveModel",
+    "ModelError",
+    "build",
+    "dropout_keys",
+    "initial_hash",
+    "refuse_what_parts_of_a_batch_change",
+]
 
 Inputs = Mapping[str, Tensor]
 """What the encoder takes, batch first: pixel_values; or input_ids and attention_mask."""
@@ -169,6 +176,27 @@ def build(
     if job.execution.compile:
         model.encoder.compile(dynamic=job.task == "sentence" or None)
     return model.to(device).train()
+
+
+def refuse_what_parts_of_a_batch_change(model: ContrastiveModel, job: JobConfig, *, world: int) -> None:
+    """Raise ValueError where `world` ranks, or chunks, encode parts of a batch, and the encoder gives a part something
+    else than it gives the whole."""
+    if world == 1 and not job.is_chunked:
+        return
+    remedy = "or execution.ranks = 1 without micro and micro_tokens"
+    if model.unreplayable:
+        raise ValueError(
+            f"this encoder's dropout cannot be replayed ({model.unreplayable}), so ranks and chunks would "
+            f"change the result; set model.dropout = 0, {remedy}"
+        )
+    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+    norms = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    if norms:
+        raise ValueError(
+            f"this encoder has batch norm ({norms[0]}, {len(norms)} in all), which takes its statistics per rank "
+            "and per chunk, so ranks and chunks would change the result; use an encoder with layer or group norm, "
+            + remedy
+        )
 
 
 def initial_hash(model: nn.Module) -> str:
