@@ -55,11 +55,7 @@ def answer(named: Mapping[str, Ledger]) -> Json:
     mode, smallest = runs[first]["mode"], max(one["smallest_difference"] for one in runs.values())
     divergence = analysis.Divergence(
         {label(name, arm): lost for name in runs for arm, lost in confirm[name].diverged.items()},
-        [
-            label(name, arm)
-            for name, ledger in named.items()
-            for arm in evidence.unconfirmed(ledger.run, ledger.trials())
-        ],
+        [label(name, arm) for name, ledger in named.items() for arm in evidence.unconfirmed(ledger)],
     )
     compared = analysis.compare(
         values, list(planned), seeds=planned, mode=mode, smallest_difference=smallest, divergence=divergence
@@ -80,7 +76,7 @@ def answer(named: Mapping[str, Ledger]) -> Json:
         "comparisons": [pairs.comparison(one, trials) for one in compared],
         "execution_only": pairs.execution_only(trials, values, smallest),
         "seeds": sorted({seed for one in runs.values() for seed in one["seeds"]}),
-        "smallest_p": smallest_p(len(planned), most),
+        "smallest_p": smallest_p(sum(one.p is not None for one in compared), most),
         "runs": [{"name": name, **one} for name, one in runs.items()],
         "notes": [],
     }
