@@ -13,6 +13,7 @@ from typing import Any
 
 from jobs.paths import BASE
 from orchestrator import provenance
+from orchestrator.display import counted
 from orchestrator.ledger import Run, Trial
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.runs import RunError, RunFolder
@@ -74,8 +75,9 @@ def _best(run: Run, trials: list[Trial], arm: str, folder: RunFolder) -> tuple[T
             f"arm {arm} has no confirm trial that is done and has not diverged; continue the run: orchestrator resume "
             f"{folder.quoted}{named}"
         )
+    of = counted(len(scored), "confirm trial")
     best, trial = (max if mode == "max" else min)(scored, key=lambda pair: pair[0])
-    return trial, f"trial {trial.id}, the best of arm {arm}'s {len(scored)} confirm trials by {metric} ({best:.4f})"
+    return trial, f"trial {trial.id}, the best of arm {arm}'s {of} by {metric} ({best:.4f})"
 
 
 def _failure(code: int, stderr: str, trial: Trial, trials: list[Trial], folder: RunFolder) -> Exception:

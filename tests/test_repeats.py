@@ -1,4 +1,4 @@
-"""A search may suggest a setting again: then several suggestions ask for the same trials, and all of it still counts."""
+"""A search may suggest a setting again: then several suggestions ask for the same trials, and all of them count."""
 
 from __future__ import annotations
 

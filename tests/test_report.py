@@ -85,7 +85,7 @@ def test_a_run_in_the_middle_says_what_is_missing_and_decides_nothing(begin: Beg
     found = report.answer(run.ledger)
     (one,) = found["comparisons"]
     assert (one["n"], one["verdict"], found["complete"]) == (5, "inconclusive", False)
-    assert found["notes"][0].startswith("1 of 12 confirm trials have no result yet")
+    assert found["notes"][0].startswith("1 of 12 confirm trials has no result yet")
 
 
 def test_a_seed_lost_to_infrastructure_is_named_and_decides_nothing(begin: Begin) -> None:
