@@ -31,7 +31,7 @@ Check = Callable[[Facts], Iterable[Finding | str]]
 
 WITHOUT_MLFLOW: Sequence[Check] = (*in_itself.CHECKS, *in_origin.CHECKS, *on_disk.CHECKS)
 FAULTS: Sequence[Check] = (*in_itself.CHECKS, *in_origin.CHECKS, *in_mlflow.CHECKS, *on_disk.CHECKS)
-NOTES: Sequence[Check] = (*on_disk.NOTES, *in_origin.NOTES)
+NOTES: Sequence[Check] = (*on_disk.NOTES, *in_origin.NOTES, *in_mlflow.NOTES)
 
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError)
 """What reading a row raises that is not what a ledger writes."""
