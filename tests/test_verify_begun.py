@@ -7,10 +7,12 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mounts import read_only
 
 from orchestrator import tracking
 from orchestrator.ledger import this_process
@@ -117,9 +119,9 @@ def test_a_word_among_what_the_audit_says_is_not_the_ledgers_fault(
 @pytest.mark.parametrize(
     "odd",
     [
-        "UPDATE runs SET start_time = NULL WHERE status = 'FAILED' OR status = 'FINISHED'",
+        "UPDATE runs SET start_time = NULL WHERE rowid % 2",
         "UPDATE metrics SET step = 'a word'",
-        "UPDATE runs SET lifecycle_stage = 'a word'",
+        "UPDATE tags SET value = NULL WHERE key = 'orchestrator.trial'",
     ],
 )
 def test_an_odd_answer_of_mlflow_is_mlflows(copy: RunFolder, odd: str) -> None:
@@ -143,3 +145,45 @@ def test_an_odd_row_of_the_ledger_is_the_ledgers(copy: RunFolder) -> None:
     (fault,) = checked(copy)["faults"]
     assert "ledger.db is damaged: 'a word' is no JSON" in fault
     assert "put back a copy of it" in fault
+
+
+# A store that cannot be written to
+
+
+@pytest.mark.parametrize(
+    "state", ["whole", "damaged at its start", "damaged in its middle", "locked", "of a newer version"]
+)
+def test_a_store_that_is_read_only_is_read_or_named(told: Path, tmp_path: Path, state: str) -> None:
+    """It is read by way of a copy. Seen: what ailed it was "a fault of the program", or was said of the copy, which is
+    gone by then. A locked one would be waited for without end."""
+    (tmp_path / "runs").mkdir()
+    path = tmp_path / "runs" / "another name.db"
+    uri = f"sqlite:///{path}"
+    shutil.copy(told / "mlflow.db", path)
+    held = sqlite3.connect(path, isolation_level=None)
+    if state.startswith("damaged"):
+        content = path.read_bytes()
+        start = 4096 if state == "damaged at its start" else len(content) // 2 // 4096 * 4096
+        path.write_bytes(content[:start] + b"garbage " * ((len(content) - start) // 8))
+    elif state == "of a newer version":
+        held.execute("UPDATE alembic_version SET version_num = 'feedfeedfeed'")
+    elif state == "locked":
+        held.execute("PRAGMA journal_mode = WAL")
+        held.execute("SELECT * FROM alembic_version").fetchall()  # makes the side file by which others see the lock
+        held.execute("PRAGMA locking_mode = EXCLUSIVE")
+        held.execute("BEGIN EXCLUSIVE")
+        held.execute("UPDATE alembic_version SET version_num = version_num")
+        assert path.with_name(f"{path.name}-shm").exists()
+    uuid = uuid_of(RunFolder(told / "diverged"))
+    with contextlib.closing(held), read_only(tmp_path / "runs"):
+        if state == "whole":
+            assert len(tracking.runs_of(uri, uuid)) == 13
+            return
+        with pytest.raises(tracking.TrackingUnavailable) as refusal:
+            tracking.runs_of(uri, uuid)
+    said = str(refusal.value)
+    assert said.startswith(f"MLflow at {uri}: ")
+    assert said.count(str(path)) >= 1
+    assert str(path.parent) in refusal.value.remedy or state == "locked"
+    assert tempfile.gettempdir() not in said.replace(str(tmp_path), "")
+    assert ("try again" in said) == (state == "locked")
