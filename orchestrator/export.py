@@ -43,7 +43,8 @@ def export(folder: RunFolder, wanted: str, dest: Path) -> dict[str, Any]:
     if done.returncode != 0:
         raise _failure(done.returncode, done.stderr, trial, trials, folder)
     written = json.loads(done.stdout.splitlines()[-1])
-    of_trial = {"trial": trial.id, "arm": trial.arm, "stage": trial.stage, "seed": trial.seed, "metric": trial.metric}
+    of_trial: dict[str, Any] = {"trial": trial.id, "arm": trial.arm, "stage": trial.stage, "seed": trial.seed}
+    of_trial["metric"] = None if trial.outcome == "diverged" else trial.metric
     return of_trial | {"chosen": why} | {key: value for key, value in written.items() if key != "trial"}
 
 
