@@ -19,7 +19,7 @@ from orchestrator.plan import smallest_p
 from orchestrator.remote import is_uri
 from orchestrator.report import arms, budgets, comparable, evidence, pairs
 from orchestrator.report.notes import oddities
-from orchestrator.report.text import across
+from orchestrator.report.text import across, code
 
 EXPLORATORY = (
     "Comparisons across runs were not planned together: these runs were put side by side when their results could be "
@@ -87,6 +87,7 @@ def answer(named: Mapping[str, Ledger]) -> Json:
         *_missing(found, planned),
         *oddities(found, seeds=most),
         *_smallest(runs),
+        *_codes(runs),
         *comparable.differences(runs, jobs),
     ]
     found["sentence"] = across(found)
@@ -153,6 +154,18 @@ def _missing(found: Json, planned: Mapping[tuple[str, str], Sequence[int]]) -> I
         lost = [str(seed) for seed in planned[one["a"], one["b"]] if seed not in have]
         if lost:
             yield f"{one['a']} against {one['b']} lacks seed {', '.join(lost)}, which both planned: inconclusive."
+
+
+def _codes(runs: Mapping[str, Json]) -> Iterable[str]:
+    """Whether the runs were computed by different programs. Of one that has several itself, its own notes say so."""
+    named: dict[str, list[str]] = {}
+    for name, one in runs.items():
+        for group in one["code"]:
+            named.setdefault(code({**group, "accepted": False}), []).append(name)
+    begun = sum(bool(one["code"]) for one in runs.values())
+    if any(len(which) < begun for which in named.values()):
+        shown = "; ".join(f"{program} in {' and '.join(which)}" for program, which in named.items())
+        yield f"The runs were computed by different programs: {shown}."
 
 
 def _smallest(runs: Mapping[str, Json]) -> Iterable[str]:
