@@ -70,3 +70,18 @@ class Harmless:
 
         for text, style, control in console.render(self._renderable, options):
             yield Segment(text if control else visible(text, keep="\n"), style, control)
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """`1 trial`, `2,000 trials`. many: the plural, where it is not `one` with an s."""
+    return f"{count:,} {by_count(count, one, f'{one}s' if many is None else many)}"
+
+
+def by_count(count: float, one: str, many: str) -> str:
+    """The word that goes with a count: `has` with 1, `have` with any other."""
+    return one if count == 1 else many
+
+
+def first_line(text: str) -> str:
+    """The first line of a text that is not blank; empty where there is none."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")

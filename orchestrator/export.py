@@ -13,6 +13,7 @@ from typing import Any
 
 from jobs.paths import BASE
 from orchestrator import provenance
+from orchestrator.display import counted
 from orchestrator.ledger import Run, Trial
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.runs import RunError, RunFolder
@@ -42,7 +43,8 @@ def export(folder: RunFolder, wanted: str, dest: Path) -> dict[str, Any]:
     if done.returncode != 0:
         raise _failure(done.returncode, done.stderr, trial, trials, folder)
     written = json.loads(done.stdout.splitlines()[-1])
-    of_trial = {"trial": trial.id, "arm": trial.arm, "stage": trial.stage, "seed": trial.seed, "metric": trial.metric}
+    of_trial: dict[str, Any] = {"trial": trial.id, "arm": trial.arm, "stage": trial.stage, "seed": trial.seed}
+    of_trial["metric"] = None if trial.outcome == "diverged" else trial.metric
     return of_trial | {"chosen": why} | {key: value for key, value in written.items() if key != "trial"}
 
 
@@ -74,8 +76,9 @@ def _best(run: Run, trials: list[Trial], arm: str, folder: RunFolder) -> tuple[T
             f"arm {arm} has no confirm trial that is done and has not diverged; continue the run: orchestrator resume "
             f"{folder.quoted}{named}"
         )
+    of = counted(len(scored), "confirm trial")
     best, trial = (max if mode == "max" else min)(scored, key=lambda pair: pair[0])
-    return trial, f"trial {trial.id}, the best of arm {arm}'s {len(scored)} confirm trials by {metric} ({best:.4f})"
+    return trial, f"trial {trial.id}, the best of arm {arm}'s {of} by {metric} ({best:.4f})"
 
 
 def _failure(code: int, stderr: str, trial: Trial, trials: list[Trial], folder: RunFolder) -> Exception:

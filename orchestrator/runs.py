@@ -290,7 +290,7 @@ def status(ledger: Ledger) -> dict[str, Any]:
                 "failure": trial.failure or ("diverged" if trial.outcome == "diverged" else None),
                 "message": trial.message,
                 "mlflow_run_id": trial.mlflow_run_id,
-                "metric": trial.metric,
+                "metric": None if trial.outcome == "diverged" else trial.metric,
                 "step": trial.step,
             }
             for trial in trials

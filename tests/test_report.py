@@ -9,7 +9,7 @@ import math
 import re
 import resource
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean
@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ledgers import BETTER, TUNED, TWO, Begin, Written, finished
+from ledgers import BETTER, TUNED, TWO, Begin, Run, Written, finished
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from orchestrator import report
+from orchestrator import provenance, report
 from orchestrator.analysis import t_interval
 from orchestrator.ledger import Point, Suggestion, Trial
 from orchestrator.report import blocks, figure, page, plots, tables, text
@@ -85,7 +85,7 @@ def test_a_run_in_the_middle_says_what_is_missing_and_decides_nothing(begin: Beg
     found = report.answer(run.ledger)
     (one,) = found["comparisons"]
     assert (one["n"], one["verdict"], found["complete"]) == (5, "inconclusive", False)
-    assert found["notes"][0].startswith("1 of 12 confirm trials have no result yet")
+    assert found["notes"][0].startswith("1 of 12 confirm trials has no result yet")
 
 
 def test_a_seed_lost_to_infrastructure_is_named_and_decides_nothing(begin: Begin) -> None:
@@ -625,3 +625,82 @@ def test_of_many_comparisons_the_sentence_gives_counts_that_add_up(begin: Begin)
     found = report.answer(run.ledger)
     numbers = [int(n) for n in re.findall(r"\b\d+\b", found["sentence"])]
     assert numbers[1] == 4 == numbers[0] + sum(numbers[2:])
+
+
+# The programs behind the numbers.
+
+CODE: dict[str, Any] = {"code": "ab12cd34ef56", "versions": {"torch": "2.13.0"}}
+LATER: dict[str, Any] = {"code": "ef56ab12cd34", "versions": {"torch": "2.14.0"}}
+
+
+def computed(run: Run, by: Mapping[str, Sequence[Any]]) -> Run:
+    """A finished run whose confirm trials were computed by these programs, arm by arm and seed by seed."""
+    finished(run, BETTER)
+    for arm, programs in by.items():
+        trials = run.ledger.trials("confirm", arm)
+        for trial, program in zip(trials, programs, strict=True):
+            if program is not None:
+                run.ledger.set_provenance(trial.id, 1, {**program, "data": {}, "weights": {}})
+    run.ledger.set_run(provenance={**CODE, "accepted": [LATER]})
+    return run
+
+
+def test_a_page_names_every_program_behind_its_numbers(begin: Begin, tmp_path: Path) -> None:
+    """On the page itself, in both formats. One program is no warning, and is named too."""
+    several = computed(begin(), {"plain": [CODE] * 6, "flat": [CODE] * 5 + [LATER]})
+    found = report.write(several.ledger, tmp_path / "several")
+    note = "These numbers come from several programs: 11 trials by code ab12cd34ef56, torch 2.13.0; "
+    note += "1 trial by code ef56ab12cd34 (accepted), torch 2.14.0."
+    assert note in found["notes"]
+    assert [arm["code"] for arm in found["arms"]] == [["ab12cd34ef56"], ["ab12cd34ef56", "ef56ab12cd34"]]
+    html = Page((tmp_path / "several" / "report.html").read_text("utf-8"))
+    for words in (html.words, (tmp_path / "several" / "report.md").read_text("utf-8")):
+        assert note in words
+        assert "1 trial: code ef56ab12cd34 (accepted), torch 2.14.0" in words
+    assert (tmp_path / "several" / "report.html").read_text("utf-8").index(note) < html_evidence(tmp_path / "several")
+    one = computed(begin(), {"plain": [CODE] * 6, "flat": [CODE] * 6})
+    found = report.write(one.ledger, tmp_path / "one")
+    assert found["notes"] == []
+    assert "12 trials: code ab12cd34ef56, torch 2.13.0" in (tmp_path / "one" / "report.md").read_text("utf-8")
+
+
+def html_evidence(folder: Path) -> int:
+    return (folder / "report.html").read_text("utf-8").index("Evidence")
+
+
+def test_a_trial_of_two_programs_stands_behind_both(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that one program began and another ended. Mutant check: one program for each trial. One that was never
+    attempted has none."""
+    run = computed(begin(), {"plain": [CODE] * 6, "flat": [CODE] * 6})
+    first = run.ledger.trials("confirm", "flat")[0].id
+    real = provenance.behind
+
+    def behind(*given: Any) -> list[dict[str, Any]]:
+        return [*real(*given), {**LATER, "accepted": True, "trials": [first]}]
+
+    monkeypatch.setattr(provenance, "behind", behind)
+    assert [arm["code"] for arm in report.answer(run.ledger)["arms"]] == [
+        [CODE["code"]],
+        [CODE["code"], LATER["code"]],
+    ]
+    queued = begin()
+    queued.confirm("plain")
+    monkeypatch.undo()
+    assert [arm["code"] for arm in report.answer(queued.ledger)["arms"]] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        (LATER, "code ab12cd34ef56, torch 2.13.0 in a; code ef56ab12cd34, torch 2.14.0 in b"),
+        (None, "code ab12cd34ef56, torch 2.13.0 in a; code not recorded in b"),
+        (CODE, ""),
+    ],
+)
+def test_runs_of_different_programs_are_said_to_be(begin: Begin, second: dict[str, Any] | None, said: str) -> None:
+    """Their environments may be the same: another commit is not the only way to other code."""
+    runs = {name: computed(begin(), {arm: [by] * 6 for arm in BETTER}) for name, by in (("a", CODE), ("b", second))}
+    runs["b"].ledger.set_run(provenance=second or CODE)
+    notes = report.answer_of_several({name: run.ledger for name, run in runs.items()})["notes"]
+    found = [note for note in notes if "programs" in note]
+    assert found == ([f"The runs were computed by different programs: {said}."] if said else [])

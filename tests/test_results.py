@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,6 +15,7 @@ from orchestrator import report, sweep
 from orchestrator.analysis import compare
 from orchestrator.report import results
 from orchestrator.report.results import COLUMNS
+from orchestrator.runs import RunFolder, status
 
 
 def test_every_value_is_one_of_the_ledgers_rows(written: Written) -> None:
@@ -70,3 +73,20 @@ def test_the_report_lists_every_column_of_the_file_with_type_and_meaning(written
     assert listed == [f"| {name} | {kind} | {what} |" for name, kind, what in results.columns(schema)]
     assert [line.split(" | ")[0].strip("| ") for line in listed] == schema.names
     assert f"<summary>Its {len(schema)} columns</summary>" in written.read("report.html")
+
+
+def test_what_diverged_in_a_run_of_before_has_no_metric_anywhere(tmp_path: Path) -> None:
+    """There the ledger has that of its untrained encoder. Seen: in results.parquet and in `status --json`."""
+    shutil.copytree(Path(__file__).parent / "begun" / "diverged", tmp_path / "diverged")
+    with contextlib.closing(RunFolder(tmp_path / "diverged").open()) as ledger:
+        fallen = {trial.id: trial.metric for trial in ledger.trials() if trial.outcome == "diverged"}
+        rows = {row["trial"]: row for row in results.table({"diverged": ledger}).to_pylist()}
+        states = {trial["id"]: trial for trial in status(ledger)["trials"]}
+    assert fallen
+    assert None not in fallen.values()
+    for trial, row in rows.items():
+        values = [row["metric"], states[trial]["metric"], row["metric.knn_accuracy"]]
+        assert [value is None for value in values] == [trial in fallen] * 3
+        assert row["untrained"] is not None
+        named = [value for key, value in row.items() if key.startswith("metric.")]
+        assert (set(named) == {None}) == (trial in fallen)

@@ -97,6 +97,12 @@ class Case:
         flushed(made, self.uri)
         return made
 
+    def move(self, *run_ids: str) -> Any:
+        """Have runs lie in an experiment of somebody's. MLflow's pages move none; a database does."""
+        elsewhere = self.client.create_experiment(f"of somebody {self.name}")
+        for run_id in run_ids:
+            self.sql("UPDATE runs SET experiment_id = ? WHERE run_uuid = ?", int(elsewhere), run_id)
+
     def split_by_name(self) -> Any:
         """What a version that went by the experiment's name made of a renamed one."""
         client = self.client
@@ -147,6 +153,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, tables: Path) -> Iterator[S
     started.kill()
 
 
+ALL = ("trial0", "trial1", "trial2")
+"""Trials that were started."""
+
 DAMAGES: dict[str, Callable[[Case], Any]] = {
     "nested deleted": lambda case: case.client.delete_run(case.run_of("trial0")),
     "running nested deleted": lambda case: case.client.delete_run(case.run_of("trial1")),
@@ -183,6 +192,22 @@ DAMAGES: dict[str, Callable[[Case], Any]] = {
         case.experiment_gone(),
         case.other(f"thief of {case.name}"),
         case.gone(case.parent),
+    ),
+    "a nested one in another experiment": lambda case: case.move(case.run_of("trial0")),
+    "renamed, and nested ones in another experiment": lambda case: (
+        case.rename(),
+        case.move(case.run_of("trial0"), case.run_of("trial1")),
+    ),
+    "renamed, the name taken, and nested ones in another experiment": lambda case: (
+        case.rename(),
+        case.other(case.name),
+        case.move(case.run_of("trial0"), case.run_of("trial2")),
+    ),
+    "the parent in another experiment": lambda case: case.move(case.parent),
+    "all of it in another experiment": lambda case: case.move(case.parent, *map(case.run_of, ALL)),
+    "renamed, and all of it in another experiment": lambda case: (
+        case.rename(),
+        case.move(case.parent, *map(case.run_of, ALL)),
     ),
     "under a wrong parent": lambda case: case.client.set_tag(case.run_of("trial0"), "mlflow.parentRunId", "f" * 32),
     "under no parent": lambda case: case.client.delete_tag(case.run_of("trial0"), "mlflow.parentRunId"),

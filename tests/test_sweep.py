@@ -1,12 +1,17 @@
+import itertools
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from jobs.config import ConfigError
+from orchestrator.cli import main
 from orchestrator.sweep import Space, arms_of, flatten, load, merged, resolved
+from orchestrator.sweep.checks import METRICS, TRAINING_METRICS
 from orchestrator.sweep.conditions import some_combinations, within
+from orchestrator.sweep.model import LOWER_IS_BETTER
 
 SWEEPS = sorted((Path(__file__).parent.parent / "sweeps").glob("*.toml"))
 
@@ -389,3 +394,29 @@ def test_the_mode_follows_the_metric(write: Any, metric: str, mode: str) -> None
     assert f"metric.mode = '{other}': {metric} is better {'lower' if mode == 'min' else 'higher'}" in said
     meant = text.replace(f'name = "{metric}"', f'name = "{metric}", mode = "{other}", mode_is_meant = true')
     assert load(write(meant)).metric.mode == other
+
+
+LOSSES = GOOD.partition("[compare]")[0] + '[compare]\n"optimizer.lr" = [1e-3, 3e-3]\n'
+"""A sweep whose arms have one loss, so that it can be what they are compared by."""
+
+
+@pytest.mark.parametrize("metric", TRAINING_METRICS)
+def test_losses_are_better_low_also_from_the_command_line(write: Any, metric: str) -> None:
+    """Mutant check: a metric left out of what is better low."""
+    text = LOSSES.replace('"knn_accuracy"', f'"{metric}"')
+    shown = CliRunner().invoke(main, ["plan", str(write(text)), "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert load(write(text)).metric.mode == "min"
+    for other in (text.replace(f'name = "{metric}"', f'name = "{metric}", mode = "max"'), text):
+        arguments = ["plan", str(write(other)), *(["--set", "metric.mode=max"] if other == text else [])]
+        refused = CliRunner().invoke(main, arguments)
+        assert refused.exit_code == 2
+        assert f"metric.mode = 'max': {metric} is better lower" in refused.output
+        assert "mode_is_meant = true" in refused.output
+        meant = CliRunner().invoke(main, [*arguments, "--set", "metric.mode_is_meant=true"])
+        assert meant.exit_code == 0, meant.output
+
+
+def test_every_metric_of_a_loss_is_better_low() -> None:
+    known = {*TRAINING_METRICS, *itertools.chain(*METRICS.values())}
+    assert {metric for metric in known if "loss" in metric or "nce" in metric} <= set(LOWER_IS_BETTER)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from orchestrator.display import by_count, counted
 from orchestrator.ledger import Trial
 from orchestrator.report import text
 from orchestrator.sweep import merged
@@ -37,13 +38,15 @@ def held_equal(arms: Sequence[Json]) -> str | None:
 
 def words(budget: Json) -> str:
     """`1,000 pairs`."""
-    return " and ".join(f"{amount:,.15g} {KINDS[kind]}" for kind, amount in budget.items()) or "no budget"
+    named = (by_count(amount, KINDS[kind].removesuffix("s"), KINDS[kind]) for kind, amount in budget.items())
+    amounts = (f"{amount:,.15g}" for amount in budget.values())
+    return " and ".join(f"{amount} {name}" for amount, name in zip(amounts, named, strict=True)) or "no budget"
 
 
 def several(arms: Iterable[Json]) -> str:
     """`1,000 pairs, 2,000 pairs, 30 seconds`: each budget of these arms once; of many, how many there are."""
     found = list(dict.fromkeys(words(arm["budget"]) for arm in arms))
-    return ", ".join(found) if len(found) <= 4 else f"{found[0]} and {len(found) - 1} others"
+    return ", ".join(found) if len(found) <= 4 else f"{found[0]} and {counted(len(found) - 1, 'other')}"
 
 
 def spent(amounts: Iterable[float | None]) -> tuple[float | None, list[float] | None]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from orchestrator.display import counted
 from orchestrator.report import tables, text
 from orchestrator.report.blocks import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
 from orchestrator.report.plots import Plot
@@ -144,7 +145,7 @@ def _data(columns: Sequence[tuple[str, str, str]]) -> Iterator[Block]:
     yield Paragraph(
         "results.parquet, beside this page, has every trial as a row, those that failed or diverged included."
     )
-    yield Grid(("column", "type", "meaning"), columns, words=3, title=f"Its {len(columns)} columns")
+    yield Grid(("column", "type", "meaning"), columns, words=3, title=f"Its {counted(len(columns), 'column')}")
 
 
 def _plain(value: Any) -> str:

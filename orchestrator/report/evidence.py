@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from orchestrator import analysis, provenance
-from orchestrator.ledger import Ledger, Run, Trial
-from orchestrator.plan import smallest_p
+from orchestrator import analysis, provenance, schedule
+from orchestrator import plan as planning
+from orchestrator.ledger import Ledger, Trial
 from orchestrator.report import arms, budgets, pairs
 from orchestrator.report.notes import notes
 from orchestrator.report.text import sentence
@@ -39,7 +39,7 @@ def answer(ledger: Ledger) -> Json:
         seeds=seeds,
         mode=mode,
         smallest_difference=smallest,
-        divergence=analysis.Divergence(confirm.diverged, unconfirmed(run, trials)),
+        divergence=analysis.Divergence(confirm.diverged, unconfirmed(ledger)),
         same_objective=same,
     )
     tuned = arms.tuned(ledger, trials, mode)
@@ -69,7 +69,7 @@ def answer(ledger: Ledger) -> Json:
         "comparisons": [pairs.comparison(one, confirm.trials) for one in compared],
         "execution_only": pairs.execution_only(confirm.trials, confirm.values, smallest),
         "seeds": seeds,
-        "smallest_p": smallest_p(len(contrasts) - len(same), len(seeds)),
+        "smallest_p": planning.smallest_p(sum(one.p is not None for one in compared), len(seeds)),
         "trials": {stage: _counts(trials, stage) for stage in ("tune", "confirm")},
         "attempts": _attempts(ledger),
         "code": provenance.behind(ledger, trials),
@@ -80,9 +80,10 @@ def answer(ledger: Ledger) -> Json:
         "environment": run.environment,
         "notes": [],
     }
-    of_trial = {trial: group["code"] for group in found["code"] for trial in group["trials"]}
     for arm in found["arms"]:
-        arm["code"] = list(dict.fromkeys(of_trial.get(value["trial"]) for value in arm["values"]))
+        ids = {value["trial"] for value in arm["values"]}
+        codes = [group["code"] for group in found["code"] if not ids.isdisjoint(group["trials"])]
+        arm["code"] = list(dict.fromkeys(codes))
     found["held_equal"] = budgets.held_equal(found["arms"])
     ended = [one for one in trials if one.stage == "confirm" and one.state in ("done", "pruned", "failed")]
     found["notes"] = notes(
@@ -97,24 +98,12 @@ def answer(ledger: Ledger) -> Json:
     return found
 
 
-def unconfirmed(run: Run, trials: Sequence[Trial]) -> list[str]:
-    """The arms of which no setting trained to its end and some diverged, once all that were planned are tried."""
-    plan = run.sweep["plan"]
-    leaders = plan.get("searched_with", {})
-    confirmed = {trial.arm for trial in trials if trial.stage == "confirm"}
-    found = []
-    for arm in plan["arms"]:
-        label = arm["label"]
-        tuned = [trial for trial in trials if trial.stage == "tune" and trial.arm == leaders.get(label, label)]
-        open_ = any(trial.state in ("queued", "running") for trial in tuned)
-        if label not in confirmed and not open_ and run.state in ("done", "stopped"):
-            diverged = any(arms.diverged(trial) for trial in tuned)
-            trained = any(trial.state == "done" and not arms.diverged(trial) for trial in tuned)
-            planned = plan.get("suggestions", {}).get(leaders.get(label, label))
-            tried = {trial.number for trial in tuned}
-            if diverged and not trained and (planned is None or len(tried) >= planned):
-                found.append(label)
-    return found
+def unconfirmed(ledger: Ledger) -> list[str]:
+    """The arms that are never confirmed, because no suggestion could be frozen and one diverged: as the run itself has
+    it when it ends."""
+    run = ledger.run
+    untuned = schedule.untuned_arms(planning.stored(run.sweep, run.rules), ledger)
+    return [arm for arm, why in untuned.items() if why == "diverged"]
 
 
 def curves(ledger: Ledger, found: Json) -> Json:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from orchestrator import analysis
+from orchestrator.display import by_count, counted
 from orchestrator.ledger import Trial
 from orchestrator.report import budgets, text
 
@@ -22,12 +23,13 @@ def oddities(found: Json, *, seeds: int) -> Iterable[str]:
     if diverged := sum(arm["diverged"] for arm in found["arms"]):
         ended = diverged + sum(arm["n"] for arm in found["arms"])
         yield (
-            f"{diverged} of {ended} confirm trials diverged and have no metric; a pair with one of them counts as the "
-            "widest of its comparison, against the arm that diverged."
+            f"{diverged} of {counted(ended, 'confirm trial')} diverged and {by_count(diverged, 'has', 'have')} no "
+            "metric; a pair with one of them counts as the widest of its comparison, against the arm that diverged."
         )
-    if found["comparisons"] and found["smallest_p"] > analysis.ALPHA:
+    tested = sum(one["p"] is not None for one in found["comparisons"])
+    if tested and found["smallest_p"] > analysis.ALPHA:
         yield (
-            f"{seeds} seeds and {len(found['comparisons'])} comparisons cannot reach p <= 0.05: the "
+            f"{counted(seeds, 'seed')} and {counted(tested, 'comparison')} cannot reach p <= 0.05: the "
             f"smallest p is {found['smallest_p']:.3g}."
         )
     if found["held_equal"] is None:
@@ -45,7 +47,7 @@ def oddities(found: Json, *, seeds: int) -> Iterable[str]:
 def _several_codes(found: Json) -> Iterable[str]:
     """Whether the numbers come from more than one program."""
     if len(found["code"]) > 1:
-        shown = "; ".join(f"{len(group['trials'])} trials by {text.code(group)}" for group in found["code"])
+        shown = "; ".join(f"{counted(len(group['trials']), 'trial')} by {text.code(group)}" for group in found["code"])
         yield f"These numbers come from several programs: {shown}."
 
 
@@ -57,8 +59,8 @@ def _missing(found: Json, lost: Sequence[Trial]) -> Iterable[str]:
     planned -= len(found["seeds"]) * len(never)
     if waiting := planned - have - len(lost):
         yield (
-            f"{waiting} of {planned} confirm trials have no result yet; a comparison that needs one of them is "
-            "inconclusive until it has."
+            f"{waiting} of {counted(planned, 'confirm trial')} {by_count(waiting, 'has', 'have')} no result yet; "
+            "a comparison that needs one of them is inconclusive until it has."
         )
     for trial in lost:
         why = trial.failure or f"no value of {found['metric']}"

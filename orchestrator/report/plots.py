@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from orchestrator.display import counted
 from orchestrator.report import text
 from orchestrator.report.figure import (
     INK,
@@ -104,7 +105,7 @@ def _differences(answer: Json) -> Figure:
         if one["delta"] is not None:
             axes.plot([one["delta"]], [row + 0.28], "D", color=INK, markersize=4.5)
         lost = sum(one["diverged"].values())
-        verdict = text.verdict_of(one) + (f", {lost} of {one['n']} pairs diverged" if lost else "")
+        verdict = text.verdict_of(one) + (f", {lost} of {counted(one['n'], 'pair')} diverged" if lost else "")
         if one["p_holm"] is not None and one["verdict"] != "diverges":
             verdict += f", p = {text.probability(one['p_holm'])}"
         named = shorten(f"{one['a']} - {one['b']}", 62 - len(verdict))

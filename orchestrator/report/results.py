@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from jobs.config import canonical
 from orchestrator.ledger import Ledger, Trial
-from orchestrator.report.arms import untrained
+from orchestrator.report.arms import diverged, untrained
 from orchestrator.report.pairs import HASHES
 from orchestrator.sweep import flatten
 
@@ -29,7 +29,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "attempts": (pa.int64(), "executions"),
     "failure": (pa.string(), "class of the newest failure"),
     "message": (pa.string(), "what was raised"),
-    "metric": (pa.float64(), "the sweep's metric at the final evaluation"),
+    "metric": (pa.float64(), "the sweep's metric at the final evaluation; null where training diverged"),
     "untrained": (pa.float64(), "the same before the first step"),
     "step": (pa.int64(), "optimizer steps"),
     "samples": (pa.int64(), "pairs seen"),
@@ -68,7 +68,7 @@ def table(named: Mapping[str, Ledger]) -> pa.Table:
     arrays = [pa.array([row[field.name] for row in rows], field.type) for field in fields]
     for key in sorted({key for trial in whole for key in trial.metrics}):
         fields.append(_field(f"metric.{key}", pa.float64(), f"{key} at the final evaluation"))
-        arrays.append(pa.array([_number(trial.metrics.get(key)) for trial in whole], pa.float64()))
+        arrays.append(pa.array([_number(_measured(trial).get(key)) for trial in whole], pa.float64()))
     for key, array in _job_keys(whole):
         fields.append(_field(f"job.{key}", array.type, f"{key} of the job as planned"))
         arrays.append(array)
@@ -98,7 +98,7 @@ def _row(ledger: Ledger, run: str, trial: Trial, metric: str) -> dict[str, Any]:
         "run": run,
         "trial": trial.id,
         "suggestion": trial.number,
-        "metric": _number(trial.metric),
+        "metric": None if diverged(trial) else _number(trial.metric),
         "untrained": untrained(ledger, trial, metric),
         "job": canonical(trial.job),
         **{key: getattr(trial, key) for key in same},
@@ -106,6 +106,11 @@ def _row(ledger: Ledger, run: str, trial: Trial, metric: str) -> dict[str, Any]:
         **{f"{what}_hash": hashes.get(what) for what in HASHES},
         **{key: _time(getattr(trial, key)) for key in ("created", "started", "ended")},
     }
+
+
+def _measured(trial: Trial) -> Mapping[str, Any]:
+    """The metrics of a trial. Ledgers of the first rules have those of the untrained encoder for what diverged."""
+    return {} if diverged(trial) else trial.metrics
 
 
 def _job_keys(trials: Sequence[Trial]) -> Iterator[tuple[str, pa.Array]]:

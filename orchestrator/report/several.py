@@ -19,7 +19,7 @@ from orchestrator.plan import smallest_p
 from orchestrator.remote import is_uri
 from orchestrator.report import arms, budgets, comparable, evidence, pairs
 from orchestrator.report.notes import oddities
-from orchestrator.report.text import across
+from orchestrator.report.text import across, code
 
 EXPLORATORY = (
     "Comparisons across runs were not planned together: these runs were put side by side when their results could be "
@@ -55,11 +55,7 @@ def answer(named: Mapping[str, Ledger]) -> Json:
     mode, smallest = runs[first]["mode"], max(one["smallest_difference"] for one in runs.values())
     divergence = analysis.Divergence(
         {label(name, arm): lost for name in runs for arm, lost in confirm[name].diverged.items()},
-        [
-            label(name, arm)
-            for name, ledger in named.items()
-            for arm in evidence.unconfirmed(ledger.run, ledger.trials())
-        ],
+        [label(name, arm) for name, ledger in named.items() for arm in evidence.unconfirmed(ledger)],
     )
     compared = analysis.compare(
         values, list(planned), seeds=planned, mode=mode, smallest_difference=smallest, divergence=divergence
@@ -80,7 +76,7 @@ def answer(named: Mapping[str, Ledger]) -> Json:
         "comparisons": [pairs.comparison(one, trials) for one in compared],
         "execution_only": pairs.execution_only(trials, values, smallest),
         "seeds": sorted({seed for one in runs.values() for seed in one["seeds"]}),
-        "smallest_p": smallest_p(len(planned), most),
+        "smallest_p": smallest_p(sum(one.p is not None for one in compared), most),
         "runs": [{"name": name, **one} for name, one in runs.items()],
         "notes": [],
     }
@@ -91,6 +87,7 @@ def answer(named: Mapping[str, Ledger]) -> Json:
         *_missing(found, planned),
         *oddities(found, seeds=most),
         *_smallest(runs),
+        *_codes(runs),
         *comparable.differences(runs, jobs),
     ]
     found["sentence"] = across(found)
@@ -157,6 +154,18 @@ def _missing(found: Json, planned: Mapping[tuple[str, str], Sequence[int]]) -> I
         lost = [str(seed) for seed in planned[one["a"], one["b"]] if seed not in have]
         if lost:
             yield f"{one['a']} against {one['b']} lacks seed {', '.join(lost)}, which both planned: inconclusive."
+
+
+def _codes(runs: Mapping[str, Json]) -> Iterable[str]:
+    """Whether the runs were computed by different programs. Of one that has several itself, its own notes say so."""
+    named: dict[str, list[str]] = {}
+    for name, one in runs.items():
+        for group in one["code"]:
+            named.setdefault(code({**group, "accepted": False}), []).append(name)
+    begun = sum(bool(one["code"]) for one in runs.values())
+    if any(len(which) < begun for which in named.values()):
+        shown = "; ".join(f"{program} in {' and '.join(which)}" for program, which in named.items())
+        yield f"The runs were computed by different programs: {shown}."
 
 
 def _smallest(runs: Mapping[str, Json]) -> Iterable[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from orchestrator.display import counted, first_line
 from orchestrator.report import budgets, text
 from orchestrator.report.blocks import Block, Bullets, Grid, Heading, Paragraph
 
@@ -140,7 +141,7 @@ def trials(answer: Json) -> Iterator[Block]:
         states = list(next(iter(stages.values())))
         yield Grid(("stage", *states), [(stage, *map(text.count, counts.values())) for stage, counts in stages.items()])
     if answer["code"]:
-        yield Bullets([f"{text.count(len(group['trials']))} trials: {text.code(group)}" for group in answer["code"]])
+        yield Bullets([f"{counted(len(group['trials']), 'trial')}: {text.code(group)}" for group in answer["code"]])
     attempts = answer["attempts"]
     ended = ", ".join(f"{n} {kind}" for kind, n in attempts["unfinished"].items())
     yield Paragraph(f"Attempts: {text.count(attempts['total'])}" + (f", of which {ended}." if ended else "."))
@@ -153,7 +154,7 @@ def trials(answer: Json) -> Iterator[Block]:
                     one["stage"],
                     one["arm"],
                     one["failure"] or text.NOTHING,
-                    _first_line(one["message"]),
+                    first_line(one["message"] or "") or text.NOTHING,
                     str(one["seed"]),
                     text.count(one["attempts"]),
                 )
@@ -180,7 +181,7 @@ def _in_common(what: str, paired: Sequence[Json]) -> str:
     if not known:
         return "not recorded"
     same = [one for one in known if one["shared"][what]]
-    said = f"the same in {len(same)} of {len(known)} comparisons"
+    said = f"the same in {len(same)} of {counted(len(known), 'comparison')}"
     reasons: dict[str, list[str]] = {}
     for one in known:
         if not one["shared"][what]:
@@ -188,7 +189,7 @@ def _in_common(what: str, paired: Sequence[Json]) -> str:
             why = " and ".join(keys) + (" differ" if len(keys) > 1 else " differs") if keys else ""
             reasons.setdefault(why, []).append(f"{one['a']} - {one['b']}")
     for why, which in reasons.items():
-        who = "; ".join(which) if len(which) <= 3 else f"{len(which)} comparisons"
+        who = "; ".join(which) if len(which) <= 3 else counted(len(which), "comparison")
         said += (
             f"; {who} cannot share this, as the arms differ in {why}"
             if why
@@ -220,12 +221,9 @@ def _same(one: Json) -> str:
     if one["agree"] is None:
         return f"{pair}; no seed has ended in both."
     verb = "agree" if one["agree"] else "do not agree"
-    return f"{pair} and {verb}: the largest difference of {one['n']} seeds is {text.value(one['largest_difference'])}."
+    of = counted(one["n"], "seed")
+    return f"{pair} and {verb}: the largest difference of {of} is {text.value(one['largest_difference'])}."
 
 
 def _next(number: int | None) -> int | None:
     return None if number is None else number + 1
-
-
-def _first_line(message: str | None) -> str:
-    return next(iter((message or "").strip().splitlines()), text.NOTHING)

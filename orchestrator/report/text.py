@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.display import by_count, counted
+
 NOTHING = "–"
 """Written where there is no number."""
 
@@ -90,11 +92,15 @@ def sentence(answer: dict[str, Any]) -> str:
         return prefix + "; ".join(_clause(one, answer, brief=True) for one in compared) + "."
     verdicts = [one["verdict"] for one in compared]
     better, worse, equal, open_, fallen = (verdicts.count(verdict) for verdict in VERDICTS)
-    last = f"{open_} comparisons are inconclusive"
-    return (
-        f"{prefix}{better} of {len(compared)} arms beat their baseline on {answer['metric']}, {worse} lose to it, "
-        f"{equal} are equivalent to it" + (f", {last} and {fallen} diverge." if fallen else f" and {last}.")
-    )
+    beat, lose = by_count(better, "beats its", "beat their"), by_count(worse, "loses", "lose")
+    parts = [
+        f"{better} of {len(compared)} arms {beat} baseline on {answer['metric']}",
+        f"{worse} {lose} to it",
+        f"{equal} {by_count(equal, 'is', 'are')} equivalent to it",
+        f"{counted(open_, 'comparison')} {by_count(open_, 'is', 'are')} inconclusive",
+        *([f"{fallen} {by_count(fallen, 'diverges', 'diverge')}"] if fallen else []),
+    ]
+    return f"{prefix}{', '.join(parts[:-1])} and {parts[-1]}."
 
 
 def across(answer: dict[str, Any]) -> str:
@@ -110,7 +116,7 @@ def _clause(one: dict[str, Any], answer: dict[str, Any], *, brief: bool = False)
         return _diverges(one, answer)
     if one["same_objective"]:
         return _same_objective(one, answer)
-    evidence = f"p = {probability(one['p_holm'])}" + ("" if brief else f", {one['n']} seeds")
+    evidence = f"p = {probability(one['p_holm'])}" + ("" if brief else f", {counted(one['n'], 'seed')}")
     lost = sum(one["diverged"].values())
     if lost:
         evidence = f"({evidence}, of which {lost} diverged in {_sides(one)})"
@@ -123,7 +129,7 @@ def _clause(one: dict[str, Any], answer: dict[str, Any], *, brief: bool = False)
         return f"{winner} beats {loser}{by}{'' if by else ' on'} {metric} {evidence}"
     if one["verdict"] == "equivalent":
         limit = value(answer["smallest_difference"])
-        within = "" if brief else f" (90% interval {interval(one['ci90'], sign=True)}, {one['n']} seeds)"
+        within = "" if brief else f" (90% interval {interval(one['ci90'], sign=True)}, {counted(one['n'], 'seed')})"
         return f"{a} and {b} are equivalent: their mean {metric} differs by less than {limit}{within}"
     return f"{a} against {b} is inconclusive: {delta} {evidence}"
 
@@ -135,7 +141,9 @@ def _diverges(one: dict[str, Any], answer: dict[str, Any]) -> str:
     for arm in one["diverged_arms"]:
         lost, ended = counts[arm]
         said.append(
-            f"{arm} diverged in {lost} of {ended} seeds" if ended else f"{arm} diverged at every setting that was tried"
+            f"{arm} diverged in {lost} of {counted(ended, 'seed')}"
+            if ended
+            else f"{arm} diverged at every setting that was tried"
         )
     if len(said) == 1:
         other = one["b"] if one["diverged_arms"] == [one["a"]] else one["a"]
@@ -150,7 +158,7 @@ def _same_objective(one: dict[str, Any], answer: dict[str, Any]) -> str:
     if not apart:
         far = "no seed has ended in both"
     elif not any(apart):
-        far = f"equal in {answer['metric']} in each of {len(apart)} seeds"
+        far = f"equal in {answer['metric']} in each of {counted(len(apart), 'seed')}"
     return f"{one['a']} and {one['b']} are one objective, computed in two ways: {far}"
 
 

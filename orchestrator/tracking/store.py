@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from orchestrator import scratch
+from orchestrator.display import first_line
 
 from . import view
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 HTTP_TIMEOUT_S = 10
-SQLITE = b"SQLite format 3\0"
-"""How every file of SQLite begins."""
 
 EXPERIMENTS = 500
 """How many experiments one request looks for runs in."""
@@ -223,25 +222,50 @@ def runs_of(uri: str, uuid: str, *, history: bool = True, deleted: bool = False)
 
     deleted: give those too that somebody deleted and MLflow still keeps.
     """
-    if uri.startswith("sqlite:///"):
-        if not _database(uri).exists():
-            return []
-        _refuse_damaged(_database(uri))
-    if uri.startswith("sqlite:///") and not _is_writable(_database(uri)):
-        # MLflow opens its store to write, whatever it is asked for.
-        with scratch.folder("mlflow") as place, contextlib.closing(sqlite3.connect(place / "mlflow.db")) as copy:
-            with contextlib.closing(_reader(_database(uri))) as source:
-                source.backup(copy)
-            return runs_of(embedded_uri(place), uuid, history=history, deleted=deleted)
+    if not uri.startswith("sqlite:///"):
+        return _runs_of(uri, uuid, history=history, deleted=deleted)
+    path = _database(uri)
+    if not path.exists():
+        return []
+    _refuse_damaged(path)
+    if _is_writable(path):
+        return _runs_of(uri, uuid, history=history, deleted=deleted)
+    with scratch.folder("mlflow") as place:  # MLflow opens its store to write, whatever it is asked for
+        copied = place / "mlflow.db"
+        _copy(path, copied)
+        try:
+            return _runs_of(embedded_uri(place), uuid, history=history, deleted=deleted)
+        except TrackingUnavailable as error:  # of the copy, which is gone when somebody reads that
+            said = error.found.replace(str(copied), str(path))
+            raise TrackingUnavailable(uri, said, _anew(uri)) from error
+
+
+def _copy(path: Path, to: Path) -> None:
+    """Copy an embedded store that cannot be written to. Raises TrackingUnavailable."""
+    try:
+        with contextlib.closing(_reader(path)) as source, contextlib.closing(sqlite3.connect(to)) as copy:
+            source.execute("BEGIN")
+            source.execute("SELECT count(*) FROM sqlite_master").fetchall()  # `backup` waits for a lock without end
+            source.backup(copy)
+    except sqlite3.Error as error:
+        shown, remedy = f"sqlite:///{path}", _anew(f"sqlite:///{path}")
+        if "locked" in str(error):
+            remedy = "somebody writes to it: wait for that, and try again"
+        elif "full" in str(error):
+            remedy = f"make room in {to.parent.parent}, or set TMPDIR to a folder with more"
+        raise TrackingUnavailable(shown, f"cannot be copied to be read ({error})", remedy) from error
+
+
+def _runs_of(uri: str, uuid: str, *, history: bool, deleted: bool) -> list[dict[str, Any]]:
     try:
         client = connect(uri)
         runs = list(search(client, uuid, deleted=deleted))
         curves = histories(client, [run for run in runs if not is_deleted(run)]) if history else {}
+        plain = [_plain(run, curves.get(run.info.run_id)) for run in runs]
+        return sorted(plain, key=lambda run: (run["kind"] != "sweep", run["start"], run["run_id"]))
     except Exception as error:  # a server says what ails it as an MlflowException, a damaged file in several ways
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = first_line(str(error)) or type(error).__name__
         raise TrackingUnavailable(_without_password(uri), said, _anew(uri)) from error
-    plain = [_plain(run, curves.get(run.info.run_id)) for run in runs]
-    return sorted(plain, key=lambda run: (run["kind"] != "sweep", run["start"], run["run_id"]))
 
 
 def experiments(client: MlflowClient) -> Iterator[Any]:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from orchestrator import tracking
-from orchestrator.ledger import Attempt, LeaseHeld, Ledger, LedgerDamaged, LedgerError, Point, damage_at
+from orchestrator.ledger import Attempt, LeaseHeld, Ledger, LedgerDamaged, LedgerError, Point, Run, damage_at
 from orchestrator.runs import RunError, RunFolder
 
 from . import in_itself, in_mlflow, in_origin, on_disk
@@ -31,10 +33,13 @@ Check = Callable[[Facts], Iterable[Finding | str]]
 
 WITHOUT_MLFLOW: Sequence[Check] = (*in_itself.CHECKS, *in_origin.CHECKS, *on_disk.CHECKS)
 FAULTS: Sequence[Check] = (*in_itself.CHECKS, *in_origin.CHECKS, *in_mlflow.CHECKS, *on_disk.CHECKS)
-NOTES: Sequence[Check] = (*on_disk.NOTES, *in_origin.NOTES)
+NOTES: Sequence[Check] = (*on_disk.NOTES, *in_origin.NOTES, *in_mlflow.NOTES)
 
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError)
 """What reading a row raises that is not what a ledger writes."""
+
+SOURCES = {"in_mlflow": "the ledger or MLflow has", "on_disk": "the ledger has or the disk holds"}
+"""What a check compares, by its module, where that is not the ledger alone."""
 
 SHOWN = 10
 """Faults of one kind that are told one by one."""
@@ -46,18 +51,18 @@ def verify(folder: RunFolder, uri: str) -> dict[str, Any]:
     Raises RunError or LedgerError, LeaseHeld while a driver is at work, TrackingUnavailable. A ledger that is there and
     damaged is a fault, however little can be read of it.
     """
-    try:
-        with contextlib.closing(folder.open()) as ledger:
+    facts: Facts | None = None
+    with contextlib.ExitStack() as stack:
+        try:
+            ledger = stack.enter_context(contextlib.closing(folder.open()))
             _refuse_while_driven(ledger)
+        except (LeaseHeld, RunError):
+            raise
+        except (LedgerError, *UNREADABLE) as error:
+            faults = [_told_as_damage(folder, error, damage_at(folder.ledger_url()))]
+        else:
             facts, faults = _facts(folder, ledger, uri)
             _refuse_while_driven(ledger)  # else what was read first is older than what was read last
-    except (LeaseHeld, RunError):
-        raise
-    except (LedgerError, *UNREADABLE) as error:
-        damage = damage_at(folder.ledger_url())
-        if damage is None and not _undecodable(error):
-            raise
-        facts, faults = None, [str(_damaged(folder, damage or _said(error)))]
     if facts is None:
         counts = dict.fromkeys(("trials", "mlflow_runs", "points", "checkpoints"), 0)
         return {"ok": False, **counts, "faults": faults, "notes": []}
@@ -90,14 +95,25 @@ def _facts(folder: RunFolder, ledger: Ledger, uri: str | None) -> tuple[Facts | 
     """What is read of the run, as far as its ledger can be read; and what is wrong with the ledger."""
     damage = ledger.damage()
     try:
-        facts = _read(folder, ledger, uri)
-    except (LeaseHeld, RunError):
-        raise
+        facts = _read(folder, ledger)
     except (LedgerError, *UNREADABLE) as error:
-        if damage is None and not _undecodable(error):
-            raise
-        return None, [str(_damaged(folder, damage or _said(error)))]
+        return None, [_told_as_damage(folder, error, damage)]
+    tracked = _tracked(facts.run, uri)
+    facts = replace(
+        facts,
+        tracked=[run for run in tracked if not run["deleted"]],
+        deleted={run["run_id"] for run in tracked if run["deleted"]},
+        disk=_audit(folder),
+    )
     return facts, [] if damage is None else [str(_damaged(folder, damage))]
+
+
+def _told_as_damage(folder: RunFolder, error: Exception, damage: str | None) -> str:
+    """The fault behind an error that reading the ledger raised; raises one that is about something else, such as a
+    server that is away. damage: what SQLite has against the file."""
+    if isinstance(error, LeaseHeld) or (damage is None and not _undecodable(error)):
+        raise error
+    return str(_damaged(folder, damage or _said(error)))
 
 
 def _damaged(folder: RunFolder, damage: str) -> Finding:
@@ -124,13 +140,15 @@ def _found(checks: Sequence[Check], facts: Facts) -> list[str]:
     for check in checks:
         try:
             texts += _some(map(str, check(facts)))
-        except UNREADABLE as error:  # a value that is not what a ledger writes
-            what = f"what the ledger has of this run is not what {check.__name__.strip('_')} needs: {error!r}"
+        except UNREADABLE as error:  # a value that is not what a ledger writes, or what it is compared with
+            where = SOURCES.get(check.__module__.rpartition(".")[2], "the ledger has")
+            what = f"what {where} of this run is not what {check.__name__.strip('_')} needs: {error!r}"
             texts.append(str(Finding(what, facts.restore)))
     return texts
 
 
-def _read(folder: RunFolder, ledger: Ledger, uri: str | None) -> Facts:
+def _read(folder: RunFolder, ledger: Ledger) -> Facts:
+    """What the ledger has, and of MLflow and the disk nothing yet."""
     attempts: dict[str, list[Attempt]] = defaultdict(list)
     for attempt in ledger.attempts():
         attempts[attempt.trial].append(attempt)
@@ -140,14 +158,10 @@ def _read(folder: RunFolder, ledger: Ledger, uri: str | None) -> Facts:
     waiting: dict[str, set[Place]] = defaultdict(set)
     for trial in ledger.waiting():
         waiting[trial] = {(p.key, p.step) for p in ledger.unprojected_points(len(points[trial]), trial)}
-    run, tracked = ledger.run, []
     ledger.events()  # nothing is made of them here, but a driver must be able to read them
-    if uri is not None and run.mlflow_run_id is not None:
-        tracking.check(uri)
-        tracked = tracking.runs_of(uri, run.uuid, deleted=True)
     return Facts(
         folder=folder.name,
-        run=run,
+        run=ledger.run,
         trials={trial.id: trial for trial in ledger.trials()},
         attempts=attempts,
         points=points,
@@ -155,10 +169,18 @@ def _read(folder: RunFolder, ledger: Ledger, uri: str | None) -> Facts:
         frozen=ledger.frozen(),
         untold={trial.id for trial in ledger.unprojected_trials()},
         waiting=waiting,
-        tracked=[run for run in tracked if not run["deleted"]],
-        deleted={run["run_id"] for run in tracked if run["deleted"]},
-        disk=_audit(folder),
+        tracked=[],
+        deleted=set(),
+        disk=None,
     )
+
+
+def _tracked(run: Run, uri: str | None) -> list[dict[str, Any]]:
+    """MLflow's runs, deleted ones too. Raises TrackingUnavailable."""
+    if uri is None or run.mlflow_run_id is None:
+        return []
+    tracking.check(uri)
+    return tracking.runs_of(uri, run.uuid, deleted=True)
 
 
 def _audit(folder: RunFolder) -> dict[str, dict[str, Any]] | None:
@@ -170,7 +192,17 @@ def _audit(folder: RunFolder) -> dict[str, dict[str, Any]] | None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RunError(f"{trials} cannot be read: {done.stderr.strip().removeprefix('error: ')}")
-    return {record["trial"]: record for record in map(json.loads, done.stdout.splitlines())}
+    found = {}
+    for line in done.stdout.splitlines():
+        try:
+            record = json.loads(line)
+            found[str(record["trial"])] = record
+        except UNREADABLE as error:
+            raise RunError(
+                f"{trials} cannot be read, as the process that looks at it says {line[:60]!r} where JSON belongs; see "
+                f"what prints that: {shlex.join(command)}"
+            ) from error
+    return found
 
 
 def _refuse_while_driven(ledger: Ledger) -> None:

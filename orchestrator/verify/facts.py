@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from orchestrator.display import counted
 from orchestrator.ledger import Attempt, Frozen, Point, Run, Suggestion, Trial
+
+__all__ = ["Facts", "Finding", "Place", "beside", "counted", "other_keys", "same"]
 
 Place = tuple[str, int]
 """Key and step of a point."""
@@ -118,8 +121,3 @@ def other_keys(one: Any, other: Any) -> list[str]:
         return [] if one == other else ["(everything)"]
     texts = [{key: json.dumps(value, sort_keys=True) for key, value in side.items()} for side in (one, other)]
     return sorted(key for key in one.keys() | other.keys() if texts[0].get(key) != texts[1].get(key))
-
-
-def counted(count: int, what: str) -> str:
-    """`1 trial`, `2,000 trials`."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jobs.config import trial_id
-from orchestrator.ledger import Trial
+from orchestrator.ledger import Suggestion, Trial
 from orchestrator.schedule import digest
 
 from .facts import Facts, Finding, counted, same
@@ -119,20 +119,25 @@ def _furthest(facts: Facts) -> Iterator[Finding]:
 
 
 def _suggested(facts: Facts) -> Iterator[Finding]:
-    asked = {trial: one for one in facts.suggestions for trial in one.trials}
-    for wanted, one in asked.items():
+    """A trial belongs to the first suggestion that asks for it; a search may come upon the same setting again."""
+    asking: dict[str, list[Suggestion]] = defaultdict(list)
+    for one in facts.suggestions:
+        for wanted in one.trials:
+            asking[wanted].append(one)
+    for wanted, suggestions in asking.items():
         trial = facts.trials.get(wanted)
-        what = f"suggestion {one.number} of arm {one.arm}"
+        first = next((one for one in suggestions if trial and one.arm == trial.arm), suggestions[0])
+        what = f"suggestion {first.number} of arm {first.arm}"
         if trial is None:
             yield Finding(f"{what}: asks for trial {wanted}, which the ledger does not have", facts.restore)
-        elif (trial.stage, trial.arm, trial.number) != ("tune", one.arm, one.number):
+        elif (trial.stage, trial.arm, trial.number) != ("tune", first.arm, first.number):
             yield Finding(
                 f"{what}: asks for trial {wanted}, which belongs to suggestion {trial.number} of arm {trial.arm} "
                 f"in the {trial.stage} stage",
                 facts.restore,
             )
     for trial in facts.trials.values():
-        if trial.stage == "tune" and trial.id not in asked:
+        if trial.stage == "tune" and trial.id not in asking:
             yield Finding(
                 f"trial {trial.id}: is in the tune stage, but no suggestion of arm {trial.arm} asks for it",
                 facts.restore,

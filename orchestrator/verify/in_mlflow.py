@@ -97,7 +97,7 @@ def _restored(facts: Facts) -> str:
 def _status(facts: Facts) -> Iterator[Finding]:
     for trial, run in facts.pairs:
         wanted = told.status_of(trial)
-        if run["status"] != wanted and trial.id not in facts.untold:
+        if run["status"] != wanted and trial.id not in facts.untold and not _told_before(facts, trial, run):
             yield Finding(
                 f"trial {trial.id}: the ledger says {_state(trial)}, MLflow's run {run['run_id']} is {run['status']} "
                 f"and not {wanted}",
@@ -109,6 +109,22 @@ def _status(facts: Facts) -> Iterator[Finding]:
                 f"parent run {facts.run.mlflow_run_id}",
                 f"hang it there: {facts.resume}",
             )
+
+
+def _told_before(facts: Facts, trial: Trial, run: Mapping[str, Any]) -> bool:
+    """Whether MLflow has what diverged as the version told it that began runs of the first rules: as a training that
+    has come to its end, and no tag that says to what."""
+    diverged = facts.run.rules < 2 and (trial.state, trial.outcome) == ("done", "diverged")
+    return diverged and run["status"] == "FINISHED" and not run["tags"].get("outcome")
+
+
+def _shown_as_before(facts: Facts) -> Iterator[str]:
+    count = sum(_told_before(facts, trial, run) for trial, run in facts.pairs)
+    if count:
+        yield (
+            f"MLflow shows {counted(count, 'diverged trial')} as FINISHED, as an earlier version told it; to have "
+            f"that shown as FAILED: {facts.resume}"
+        )
 
 
 def _state(trial: Trial) -> str:
@@ -125,6 +141,8 @@ def _tags(facts: Facts) -> Iterator[Finding]:
     for trial, run in facts.pairs:
         if trial.id not in facts.untold:
             wanted = told.marks(trial)
+            if _told_before(facts, trial, run):
+                wanted.pop("outcome")
             yield from _differing(facts, trial, "tag", wanted, {key: run["tags"].get(key) for key in wanted})
 
 
@@ -168,3 +186,4 @@ def _curves(facts: Facts) -> Iterator[Finding]:
 
 
 CHECKS = (_untold, _parent, _experiment, _orphans, _nested, _status, _params, _tags, _curves)
+NOTES = (_shown_as_before,)
