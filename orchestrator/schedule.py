@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
@@ -23,11 +24,61 @@ SAME_FAILURES = 3
 luck. Of two arms, and while none has succeeded, they stop the sweep."""
 
 
+@dataclass(frozen=True)
+class Rung:
+    """Where a trial is pruned."""
+
+    step: int
+    value: float
+    """The metric there, which is the trial's."""
+
+
+class Climb:
+    """One attempt of a trial that may be pruned: the pruner, asked rung by rung.
+
+    A function of the values, however they come: a gang that is continued tells several rungs at once. A rung of which
+    the ledger has the metric was asked about when it got it, and is left alone.
+    """
+
+    def __init__(
+        self, plan: Plan, trial: Trial, history: Sequence[search.Observed], decided: Collection[int] = ()
+    ) -> None:
+        """history: of the trial's arm. decided: steps at which the ledger has the trial's metric."""
+        self._plan, self._trial, self._history = plan, trial, history
+        self._decided, self._measured = set(decided), dict[int, float]()
+
+    def reach(self, points: Iterable[Mapping[str, Any]]) -> Rung | None:
+        """The first rung at which the trial ends, now that `points` (key, step, value) are told; None: it goes on."""
+        tune, metric = self._plan.sweep.tune, self._plan.sweep.metric
+        assert tune is not None, "only trials of the tune stage are pruned"
+        for point in points:
+            if point["key"] == metric.name:
+                self._measured.setdefault(point["step"], point["value"])
+        steps, reached = rung_steps(self._trial, self._measured), rungs(self._trial, self._measured)
+        for rung, step in enumerate(steps, 1):
+            if rung not in reached:  # what comes after one that is not finite cannot be compared
+                return None
+            if step in self._decided:
+                continue
+            self._decided.add(step)
+            if search.should_prune(
+                tune,
+                mode=metric.mode,
+                number=self._trial.number or 0,
+                history=self._history,
+                rungs={one: reached[one] for one in range(1, rung + 1)},
+                rung_steps=list(range(1, rung_count(self._trial) + 1)),
+            ):
+                return Rung(step, reached[rung])
+        return None
+
+
 class Schedule:
     """The decisions of one run. Only the writer thread calls `advance`."""
 
-    def __init__(self, plan: Plan, ledger: Ledger) -> None:
-        self._plan, self._ledger = plan, ledger
+    def __init__(self, plan: Plan, ledger: Ledger, *, ending: Callable[[], bool] = lambda: False) -> None:
+        """ending: whether the session is to end, so that what is still to be suggested is left to the next one."""
+        self._plan, self._ledger, self._ending = plan, ledger, ending
         tune = plan.sweep.tune
         within = (
             [set(conditions.within(tune.space, plan.arm(label).values)) for label in plan.suggestions] if tune else []
@@ -43,7 +94,7 @@ class Schedule:
         labels = [planned.label for planned in self._plan.arms] if arm is None else [arm, *self._followers(arm)]
         stopped = stopped_arms(self._ledger.trials(state="failed"))
         for label in labels:
-            if label not in stopped:
+            if label not in stopped and not self._ending():
                 self._advance(label)
         trials = self._ledger.trials() if arm is None else [t for one in labels for t in self._ledger.trials(arm=one)]
         return {trial.id: trial for trial in trials}
@@ -62,6 +113,13 @@ class Schedule:
         """Whether this trial may be pruned."""
         tune = self._plan.sweep.tune
         return tune is not None and tune.prune != "none" and trial.stage == "tune"
+
+    def climb(self, trial: Trial) -> Climb | None:
+        """What decides where a trial is pruned, if it may be."""
+        if not self.pruned(trial):
+            return None
+        told = self._ledger.points(trial.id, key=self._plan.sweep.metric.name)
+        return Climb(self._plan, trial, self.observed(trial.arm), [point.step for point in told])
 
     def observed(self, arm: str) -> list[search.Observed]:
         """What the arm's suggestions have come to. `state` is None while one of its trials has not ended."""
@@ -91,7 +149,7 @@ class Schedule:
         while len(observed := self.observed(arm)) < self._plan.suggestions[arm]:
             number = len(observed)
             seen = [one for one in observed if one.number <= number - tune.parallel]
-            if any(one.state is None for one in seen):
+            if any(one.state is None for one in seen) or self._ending():
                 return
             params = search.suggest(
                 tune,
@@ -224,12 +282,17 @@ def rungs(trial: Trial, measured: Mapping[int, float]) -> dict[int, float]:
     trials of different lengths meet at the same share of the budget. (With a budget in seconds, one that was so slow
     that a step used up two shares has a rung less.)
     """
-    job = JobConfig.model_validate(trial.job)
-    steps = job.evaluation_steps[:-1]
-    if job.steps is None:
-        end = trial.step if trial.state == "done" else None
-        steps = sorted(step for step in measured if step not in (0, end))[: job.evaluate.times - 1]
+    steps = rung_steps(trial, measured)
     return {k: measured[step] for k, step in enumerate(steps, 1) if step in measured and isfinite(measured[step])}
+
+
+def rung_steps(trial: Trial, measured: Mapping[int, float]) -> Sequence[int]:
+    """The steps of the rungs, ascending; with a budget in seconds, of those that were reached."""
+    job = JobConfig.model_validate(trial.job)
+    if job.steps is not None:
+        return job.evaluation_steps[:-1]
+    end = trial.step if trial.state == "done" else None
+    return sorted(step for step in measured if step not in (0, end))[: job.evaluate.times - 1]
 
 
 def rung_count(trial: Trial) -> int:

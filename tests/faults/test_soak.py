@@ -20,7 +20,7 @@ KILLS = 20
     ("store", "how"),
     [
         ("sqlite", {"ranks": 2, "concurrent": 1, "prune": "median"}),
-        ("sqlite", {"ranks": 1, "concurrent": 2, "prune": "median"}),
+        ("sqlite", {"ranks": 1, "concurrent": 2, "prune": "halving"}),
         ("postgresql", {"ranks": 1, "concurrent": 2, "prune": "halving"}),
     ],
     ids=["two ranks", "two trials at once", "postgresql"],
