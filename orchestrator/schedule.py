@@ -235,9 +235,10 @@ def stopped_arms(trials: Iterable[Trial]) -> dict[str, str]:
 
 
 def stops_the_sweep(trials: Iterable[Trial]) -> str | None:
-    """Why the whole sweep stops: SAME_FAILURES trials, of two arms or more, failed alike, and none has succeeded."""
+    """Why the whole sweep stops: SAME_FAILURES trials, of two arms or more, failed alike, and none has succeeded. One
+    that diverged has not."""
     trials = list(trials)
-    if any(trial.state in ("done", "pruned") for trial in trials):
+    if any(trial.state in ("done", "pruned") and trial.outcome != "diverged" for trial in trials):
         return None
     for of_arm in _failed_alike(trials).values():
         count = sum(map(len, of_arm.values()))
