@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
@@ -128,7 +128,8 @@ class Schedule:
         for suggestion in self._ledger.suggestions(arm):
             one = self._settled.get((arm, suggestion.number))
             if one is None:
-                trials = [by_id[trial] for trial in suggestion.trials]
+                # A run begun before trials were kept apart may have asked for one of another arm.
+                trials = [by_id.get(trial) or self._ledger.trial(trial) for trial in suggestion.trials]
                 one = self._observe(suggestion, trials)
                 if {trial.state for trial in trials} <= {"done", "pruned"}:
                     self._settled[arm, suggestion.number] = one
@@ -162,7 +163,7 @@ class Schedule:
                 everywhere=self._everywhere,
                 rules=self._plan.rules,
             )
-            trials = self._plan.tune_trials(arm, number, params)
+            trials = self._own(self._plan.tune_trials(arm, number, params))
             self._ledger.add_suggestion(
                 Suggestion(arm, number, params, tuple(trial.id for trial in trials)), map(as_trial, trials)
             )
@@ -177,10 +178,18 @@ class Schedule:
             self._freeze(arm, best.params, best.number)
 
     def _freeze(self, arm: str, params: Mapping[str, Any], number: int | None) -> None:
-        trials = self._plan.confirm_trials(arm, params)
+        trials = self._own(self._plan.confirm_trials(arm, params))
         self._ledger.add_trials(map(as_trial, trials))
         job = {key: value for key, value in trials[0].record.items() if key != "seed"}
         self._ledger.freeze(arm, dict(params), number, digest(job))
+
+    def _own(self, trials: list[Planned]) -> list[Planned]:
+        """The same, under ids of their own where the ledger has theirs under another arm, as in a run that was begun
+        before the plan kept them apart."""
+        if trials[0].apart:
+            return trials
+        arms = {trial.id: trial.arm for trial in self._ledger.trials(stage=trials[0].job.stage)}
+        return [replace(one, apart=arms.get(one.id, one.arm) != one.arm) for one in trials]
 
     def _observe(self, suggestion: Suggestion, trials: list[Trial]) -> search.Observed:
         states = {trial.state for trial in trials}

@@ -5,16 +5,17 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.config import JobConfig
-from orchestrator.ledger import Ledger, sqlite_url, this_process
+from orchestrator.ledger import Ledger, Suggestion, sqlite_url, this_process
 from orchestrator.plan import Plan, make
 from orchestrator.runs import RunFolder
-from orchestrator.schedule import Schedule, fingerprint, stopped_arms, untuned_arms
+from orchestrator.schedule import Schedule, as_trial, fingerprint, stopped_arms, untuned_arms
 from orchestrator.session import Dispatch, Failure, Session
 from orchestrator.sweep import Sweep, resolved
 
@@ -939,3 +940,77 @@ def test_wherever_the_writer_is_killed_the_continued_sweep_is_the_undisturbed_on
         if whole:
             assert allowed > 60
             break
+
+
+TUNED_APART: dict[str, Any] = {
+    "compare": {},
+    "arm": [{"label": "default", "optimizer.lr": 1e-3}, {"label": "tuned"}],
+    "tune": {
+        "trials": 3,
+        "seeds": 2,
+        "sampler": "grid",
+        "space": {"optimizer.lr": {"choices": [3e-4, 1e-3, 3e-3], "when": {"arm": "tuned"}}},
+    },
+}
+"""One arm has the value that the other one may be tuned to."""
+
+
+def best_at_the_default(dispatch: Dispatch) -> dict[str, Any]:
+    return done(dispatch, 0.9 - abs(dispatch.job["optimizer"]["lr"] - 1e-3) + 0.001 * int(dispatch.job["seed"]))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
+def test_arms_that_ask_for_one_job_each_have_a_trial_of_it_and_the_same_numbers(
+    tmp_path: Path, sampler: str, turned: bool
+) -> None:
+    """Seen: the row belonged to the first arm, and the search of the other one ended in a KeyError. Mutant check: one
+    id for both leaves `tuned` without confirm trials."""
+    arms = TUNED_APART["arm"][::-1] if turned else TUNED_APART["arm"]
+    tune = TUNED_APART["tune"] | {"sampler": sampler, "trials": 5}
+    changes = TUNED_APART | {"arm": arms, "tune": tune}
+    found = []
+    for number in range(2):
+        folder, shuffle = tmp_path / str(number), random.Random(number)
+        for most in (4, 10**6) if number else (10**6,):
+            with opened(folder, changes, concurrent=2) as (session, ledger, _, plan):
+                session.start()
+                play(session, best_at_the_default, order=shuffle, most=most)
+                assert session.broken is None
+                found_now = came_to(ledger, plan)
+                trials, frozen = ledger.trials(), ledger.frozen()
+        found.append(found_now)
+        assert {t.state for t in trials} == {"done"}
+        assert frozen["tuned"].params == {"optimizer.lr": 1e-3}
+        of = {arm: {t.seed: t.metric for t in trials if t.arm == arm and t.stage == "confirm"} for arm in frozen}
+        assert of["default"] == of["tuned"], "so that the verdict says that they are the same"
+        assert list(of["tuned"]) == list(plan.confirm_seeds)
+        assert len({t.id for t in trials}) == len(trials)
+    assert found[0] == found[1], "ids and numbers do not depend on who asked first"
+
+
+def test_a_run_begun_when_trials_were_shared_goes_on_with_the_one_that_is_there(tmp_path: Path) -> None:
+    """It ended in a KeyError right after the suggestion. What it has keeps its id, and what follows does not clash."""
+    with opened(tmp_path, TUNED_APART) as (session, ledger, _, plan):
+        before = replace(plan, apart=False)
+        session._plan = before
+        session._schedule = Schedule(before, ledger)
+        shared = before.tune_trials("default", 0, {})
+        assert [t.id for t in shared] == [t.id for t in before.tune_trials("tuned", 0, {"optimizer.lr": 1e-3})]
+        for arm, params in (("default", {}), ("tuned", {"optimizer.lr": 1e-3})):
+            one = Suggestion(arm, 0, params, tuple(t.id for t in shared))
+            ledger.add_suggestion(one, map(as_trial, shared))
+        session.start()
+        play(session, best_at_the_default)
+    with opened(tmp_path, TUNED_APART) as (session, ledger, _, plan):
+        before = replace(plan, apart=False)
+        session._plan = before
+        session._schedule = Schedule(before, ledger)
+        session.start()
+        play(session, best_at_the_default)
+        assert session.broken is None
+        confirmed = ledger.trials(stage="confirm", state="done")
+        assert sorted((t.arm, t.seed) for t in confirmed) == [
+            (arm, seed) for arm in ("default", "tuned") for seed in plan.confirm_seeds
+        ]
+        assert {t.id for t in ledger.trials(arm="default")} >= {t.id for t in shared}

@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.config import trial_id
 from orchestrator.ledger import Trial
+from orchestrator.plan import apart_id
 from orchestrator.schedule import digest
 
 from .facts import Facts, Finding, counted, same
@@ -37,7 +38,7 @@ def _ids(facts: Facts) -> Iterator[Finding]:
     for trial in facts.trials.values():
         # Of the job as it is stored, for a later version of the program may give a job more fields.
         own = digest(trial.job)[:12] if rules < 2 else trial_id(trial.job, rules=rules, defaults=defaults)
-        if own != trial.id:
+        if trial.id not in (own, apart_id(own, trial.arm)):
             yield Finding(
                 f"trial {trial.id}: the job that the ledger has of it is the job of trial {own}", facts.restore
             )
@@ -119,13 +120,19 @@ def _furthest(facts: Facts) -> Iterator[Finding]:
 
 
 def _suggested(facts: Facts) -> Iterator[Finding]:
-    asked = {trial: one for one in facts.suggestions for trial in one.trials}
+    # The first to ask: a point that is suggested again has the trial that is there.
+    apart = facts.run.sweep.get("plan", {}).get("apart", False)  # before, a trial could serve two arms
+    asked = {trial: one for one in reversed(facts.suggestions) for trial in one.trials}
     for wanted, one in asked.items():
         trial = facts.trials.get(wanted)
         what = f"suggestion {one.number} of arm {one.arm}"
         if trial is None:
             yield Finding(f"{what}: asks for trial {wanted}, which the ledger does not have", facts.restore)
-        elif (trial.stage, trial.arm, trial.number) != ("tune", one.arm, one.number):
+        elif (
+            trial.stage != "tune"
+            or (apart and trial.arm != one.arm)
+            or (trial.arm == one.arm and trial.number != one.number)
+        ):
             yield Finding(
                 f"{what}: asks for trial {wanted}, which belongs to suggestion {trial.number} of arm {trial.arm} "
                 f"in the {trial.stage} stage",
