@@ -80,6 +80,7 @@ class Schedule:
         """ending: whether the session is to end, so that what is still to be suggested is left to the next one."""
         self._plan, self._ledger, self._ending = plan, ledger, ending
         tune = plan.sweep.tune
+        self._parallel = tune.parallel if tune else 1
         within = (
             [set(conditions.within(tune.space, plan.arm(label).values)) for label in plan.suggestions] if tune else []
         )
@@ -101,11 +102,22 @@ class Schedule:
 
     def due(self, trials: Iterable[Trial]) -> list[str]:
         """Ids of the queued trials in the order they are run, but for those of arms that are stopped: arms take turns,
-        so that a sweep cut short has compared as much as it could."""
+        so that a sweep cut short has compared as much as it could. One that may be pruned waits for those that it is
+        compared with, where a person has queued such a one again."""
         trials = list(trials)
         stopped = stopped_arms(trials)
         order = {arm.label: place for place, arm in enumerate(self._plan.arms)}
-        queued = [trial for trial in trials if trial.state == "queued" and trial.arm not in stopped]
+        open_: dict[str, int] = {}
+        for trial in trials:
+            if self.pruned(trial) and (trial.state in ("queued", "running") or withheld(trial)):
+                open_[trial.arm] = min(trial.number or 0, open_.get(trial.arm, trial.number or 0))
+        queued = [
+            trial
+            for trial in trials
+            if trial.state == "queued"
+            and trial.arm not in stopped
+            and not (self.pruned(trial) and open_[trial.arm] <= (trial.number or 0) - self._parallel)
+        ]
         queued.sort(key=lambda t: (t.stage != "tune", t.number or 0, t.seed, order[t.arm]))
         return [trial.id for trial in queued]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jobs.config import trial_id
-from orchestrator.ledger import Trial
+from orchestrator.ledger import Suggestion, Trial
 from orchestrator.plan import apart_id
 from orchestrator.schedule import digest
 
@@ -120,9 +120,11 @@ def _furthest(facts: Facts) -> Iterator[Finding]:
 
 
 def _suggested(facts: Facts) -> Iterator[Finding]:
-    # The first to ask: a point that is suggested again has the trial that is there.
     apart = facts.run.sweep.get("plan", {}).get("apart", False)  # before, a trial could serve two arms
-    asked = {trial: one for one in reversed(facts.suggestions) for trial in one.trials}
+    asked: dict[str, Suggestion] = {}
+    for one in facts.suggestions:
+        for wanted in one.trials:
+            asked.setdefault(wanted, one)  # what is suggested again has the trial that is there
     for wanted, one in asked.items():
         trial = facts.trials.get(wanted)
         what = f"suggestion {one.number} of arm {one.arm}"
