@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ledgers
 import pytest
+from real import call
 from test_session import SWEEP, diverging, done, opened, out_of_memory_at, play
 
 from orchestrator import ending
 from orchestrator.driver import Again, _decide, _is_left
 from orchestrator.runs import RunFolder
+from orchestrator.schedule import Schedule
 from orchestrator.session import Dispatch, Failure
 
 Answer = Callable[[Dispatch], dict[str, Any] | Failure]
@@ -122,3 +125,25 @@ def test_a_session_that_ends_before_its_time_does_not_say_that_trials_failed(tmp
         assert found.lines == (
             f"the session ended before every trial did; continue: orchestrator resume {RunFolder(tmp_path).quoted}",
         )
+
+
+def test_the_process_of_a_run_with_an_arm_that_cannot_be_tuned_ends_with_1_and_the_run_is_done(tmp_path: Path) -> None:
+    """Whatever was left to be done is done; nothing is examined or trained by the next resume, which ends alike."""
+    run = ledgers.start(tmp_path / "runs" / "small", tune=ledgers.TUNED)
+    words = iter("abcdefghijklmnop")
+    for _ in range(3):
+        Schedule(run.plan, run.ledger).advance()
+        for trial in run.ledger.trials(state="queued"):
+            if trial.arm == "flat":
+                run.lost(trial, f"bug {next(words)}")
+            else:
+                run.done(trial, 0.9)
+    Schedule(run.plan, run.ledger).advance()
+    for trial in run.ledger.trials(state="queued"):
+        run.done(trial, 0.9)
+    run.ledger.set_run(state="running")
+    run.ledger.release()
+    for _ in range(2):
+        said = call("resume", "small", "--offline", cwd=tmp_path, code=1, stdout=True)
+        assert "arm flat could not be tuned: none of its 3 suggestions trained to its end" in said
+        assert run.ledger.run.state == "done"
