@@ -323,6 +323,17 @@ def rung_count(trial: Trial) -> int:
     return job.evaluate.times - 1 if job.steps is None else len(job.evaluation_steps) - 1
 
 
+def wrong_metric(name: str, metrics: Mapping[str, Any]) -> str | None:
+    """What is wrong with a trial's metric, or None."""
+    if name not in metrics:
+        measured = ", ".join(key for key in metrics if "/" not in key)
+        return f"the metric {name!r} was not measured; the trial measured {measured}"
+    value = metrics[name]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"the metric {name!r} is {type(value).__name__} {str(value)[:60]!r}; it must be one finite number"
+    return None if isfinite(value) else f"the metric {name!r} is {value}; it must be one finite number"
+
+
 def digest(value: Any) -> str:
     """sha256 of canonical JSON."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()

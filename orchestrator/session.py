@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 from jobs.config import COMPUTING
@@ -23,7 +22,7 @@ from orchestrator import provenance, threads
 from orchestrator.ledger import OUTAGE_S, Ledger, LedgerUnavailable, Outage, Point, Trial
 from orchestrator.plan import Plan
 from orchestrator.runs import RunFolder
-from orchestrator.schedule import Climb, Rung, Schedule, stopped_arms, stops_the_sweep
+from orchestrator.schedule import Climb, Rung, Schedule, stopped_arms, stops_the_sweep, wrong_metric
 from orchestrator.sweep import merged
 
 LEASE_S = 30.0
@@ -346,7 +345,7 @@ class Session:
         if result is None:
             return
         diverged = result["outcome"] == "diverged"
-        if not diverged and (wrong := _wrong_metric(metric, result["metrics"])) is not None:
+        if not diverged and (wrong := wrong_metric(metric, result["metrics"])) is not None:
             self._fail(dispatch, Failure("user_error", None, wrong, ""))
             return
         value = None if diverged else result["metrics"][metric]
@@ -446,14 +445,3 @@ class Session:
         """Settings that an earlier attempt was given stay, until others are asked for."""
         attempts = self._ledger.attempts(trial.id) if trial.attempts else []
         return dict(attempts[-1].execution) if attempts else {}
-
-
-def _wrong_metric(name: str, metrics: Mapping[str, Any]) -> str | None:
-    """What is wrong with a trial's metric, or None."""
-    if name not in metrics:
-        measured = ", ".join(key for key in metrics if "/" not in key)
-        return f"the metric {name!r} was not measured; the trial measured {measured}"
-    value = metrics[name]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"the metric {name!r} is {type(value).__name__} {str(value)[:60]!r}; it must be one finite number"
-    return None if isfinite(value) else f"the metric {name!r} is {value}; it must be one finite number"
