@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import shutil
@@ -291,7 +292,7 @@ class _Watch:
         while not self.over.wait(LOOK_S):
             now = time.monotonic()
             if now - before > SILENT_S / 2:  # this process was stopped, or its machine slept, and the head may have too
-                self._answered_at = now
+                self._answered_at = max(now, self._answered_at)
             before = now
             self._lost.extend(f"{p.name()} (pid {p.pid}) died" for p in self._own if not _lives(p))
             if time.monotonic() - self._answered_at > SILENT_S:
@@ -304,6 +305,7 @@ class _Watch:
         """One of them ended by an exception."""
         if self.over.is_set():
             return
+        self._answered_at = math.inf  # where nobody asks, silence says nothing
         if self._failed is not None:
             self._failed(error)
         else:

@@ -32,13 +32,13 @@ def of(session: Session, plan: Plan, ledger: Ledger, folder: RunFolder) -> Endin
         code = INTERRUPTED if session.interrupted else MISSING if session.storage_full else SOME_FAILED
         lines = [f"stopped: {session.stopped_by}", f"continue:  orchestrator resume {folder.quoted}", *lines]
         return Ending(code, "stopped", tuple(lines))
-    fallen = [arm for arm, why in untuned_arms(plan, ledger).items() if why == "diverged"]
-    waiting = [arm.label for arm in plan.arms if arm.label not in ledger.frozen() and arm.label not in fallen]
+    untuned = untuned_arms(plan, ledger)  # nothing more can be done for them, unless a person queues trials again
+    waiting = [arm.label for arm in plan.arms if arm.label not in ledger.frozen() and arm.label not in untuned]
     left = any(trial.state in ("queued", "running") for trial in trials)
     whole = not waiting and not left
     if not whole and not lines:
         lines = [f"the session ended before every trial did; continue: orchestrator resume {folder.quoted}"]
-    failed = any(trial.state == "failed" for trial in trials)
+    failed = any(trial.state == "failed" for trial in trials) or "failed" in untuned.values()
     return Ending(DONE if whole and not failed else SOME_FAILED, "done" if whole else "stopped", tuple(lines))
 
 
@@ -49,7 +49,8 @@ def _failed(trials: list[Trial], folder: RunFolder) -> list[str]:
     what = "1 trial failed" if count == 1 else f"{count} trials failed"
     given_up = all(trial.outcome == "infeasible" for trial in trials if trial.state == "failed")
     if given_up:
-        return [f"{what}, and somebody gave them up; see: orchestrator status {folder.quoted}"]
+        them = "it" if count == 1 else "them"
+        return [f"{what}, and somebody gave {them} up; see: orchestrator status {folder.quoted}"]
     return [
         f"{what}; see:       orchestrator status {folder.quoted}",
         f"try again:              orchestrator resume {folder.quoted} --failed",

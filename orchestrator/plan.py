@@ -7,10 +7,13 @@ imports no torch, ray, optuna or mlflow.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from pydantic import ValidationError
 
 from jobs.config import JobConfig, canonical, trial_id
 from jobs.identity import default_values, first_version
@@ -42,6 +45,9 @@ class Planned:
     defaults: Mapping[str, Any]
     """Of job keys, as they were when the run was planned."""
 
+    apart: bool = False
+    """Whether another arm may ask for the same job: each then has a trial of its own (`apart_id`)."""
+
     @property
     def record(self) -> dict[str, Any]:
         """The job as the ledger keeps it: all of it, as plain JSON."""
@@ -51,7 +57,14 @@ class Planned:
     @property
     def id(self) -> str:
         """The trial's id."""
-        return trial_id(self.record, rules=self.rules, defaults=self.defaults)
+        of_job = trial_id(self.record, rules=self.rules, defaults=self.defaults)
+        return apart_id(of_job, self.arm) if self.apart else of_job
+
+
+def apart_id(of_job: str, arm: str) -> str:
+    """The id of an arm's trial where the id of its job is that of another arm's. A row of the ledger, a run of MLflow
+    and a value of the report belong to one arm, so what two arms ask for is trained for each: bit for bit the same."""
+    return hashlib.sha256(canonical([of_job, arm]).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,9 @@ class Plan:
 
     defaults: Mapping[str, Any] = field(default_factory=lambda: default_values(JobConfig))
     """Of job keys, as they were when the run was planned."""
+
+    apart: bool = True
+    """Whether trials of arms that may ask for the same job are kept apart; not in runs that were begun before."""
 
     @property
     def tested(self) -> tuple[tuple[str, str], ...]:
@@ -110,22 +126,35 @@ class Plan:
 
     def tune_trials(self, label: str, number: int, settings: Mapping[str, Any]) -> list[Planned]:
         """The trials of one suggestion, one for each tune seed."""
-        arm = self.arm(label)
-        return [
-            self._planned(arm.config(stage="tune", seed=seed, settings=settings), label, number)
-            for seed in self.tune_seeds
-        ]
+        return self._planned(label, "tune", settings, number)
 
     def confirm_trials(self, label: str, settings: Mapping[str, Any]) -> list[Planned]:
         """The trials of an arm's frozen settings, one for each confirm seed."""
-        arm = self.arm(label)
-        return [
-            self._planned(arm.config(stage="confirm", seed=seed, settings=settings), label, None)
-            for seed in self.confirm_seeds
-        ]
+        return self._planned(label, "confirm", settings, None)
 
-    def _planned(self, job: JobConfig, label: str, number: int | None) -> Planned:
-        return Planned(label, job.stage, job.seed, number, job, self.rules, self.defaults)
+    def _planned(self, label: str, stage: str, settings: Mapping[str, Any], number: int | None) -> list[Planned]:
+        arm, seeds = self.arm(label), self.tune_seeds if stage == "tune" else self.confirm_seeds
+        jobs = [arm.config(stage=stage, seed=seed, settings=settings) for seed in seeds]
+        apart = self.apart and any(self._reaches(other, jobs[0]) for other in self._before(label))
+        return [Planned(label, stage, job.seed, number, job, self.rules, self.defaults, apart) for job in jobs]
+
+    def _before(self, label: str) -> Sequence[Arm]:
+        return self.arms[: [arm.label for arm in self.arms].index(label)]
+
+    def _reaches(self, arm: Arm, job: JobConfig) -> bool:
+        """Whether a search within an arm could come to this very job, whatever it has come to so far."""
+        if (tune := self.sweep.tune) is None:
+            return False
+        values, spaces = flatten(job.model_dump(mode="json")), conditions.within(tune.space, arm.values)
+        fixed = [key for key, value in arm.settings.items() if key not in spaces and value is not None]
+        if any(arm.values[key] != values.get(key) for key in fixed if key in arm.values):
+            return False  # most arms, at once
+        given = {key: values[key] for key in spaces if key in values}
+        tuned = conditions.active(spaces, arm.values, given)
+        try:
+            return arm.config(stage=job.stage, seed=job.seed, settings={key: given[key] for key in tuned}) == job
+        except ValidationError:
+            return False
 
     def record(self) -> dict[str, Any]:
         """Plain JSON from which `stored` makes this plan again: what the ledger keeps."""
@@ -133,7 +162,7 @@ class Plan:
         for table, arm in zip(whole["arms"], self.arms, strict=True):
             job = arm.config(stage="confirm", seed=0).model_dump(mode="json", exclude={"stage", "seed"})
             table["job"] = job
-        whole |= {"suggestions": dict(self.suggestions), "defaults": dict(self.defaults)}
+        whole |= {"suggestions": dict(self.suggestions), "defaults": dict(self.defaults), "apart": self.apart}
         plain: dict[str, Any] = json.loads(json.dumps(whole, allow_nan=False))
         return plain
 
@@ -216,6 +245,7 @@ def stored(sweep: Mapping[str, Any], rules: int) -> Plan:
         rules=rules,
         searched_with=kept.get("searched_with", {}),
         defaults=kept.get("defaults", {}),
+        apart=kept.get("apart", False),
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
@@ -23,12 +24,63 @@ SAME_FAILURES = 3
 luck. Of two arms, and while none has succeeded, they stop the sweep."""
 
 
+@dataclass(frozen=True)
+class Rung:
+    """Where a trial is pruned."""
+
+    step: int
+    value: float
+    """The metric there, which is the trial's."""
+
+
+class Climb:
+    """One attempt of a trial that may be pruned: the pruner, asked rung by rung.
+
+    A function of the values, however they come: a gang that is continued tells several rungs at once. A rung of which
+    the ledger has the metric was asked about when it got it, and is left alone.
+    """
+
+    def __init__(
+        self, plan: Plan, trial: Trial, history: Sequence[search.Observed], decided: Collection[int] = ()
+    ) -> None:
+        """history: of the trial's arm. decided: steps at which the ledger has the trial's metric."""
+        self._plan, self._trial, self._history = plan, trial, history
+        self._decided, self._measured = set(decided), dict[int, float]()
+
+    def reach(self, points: Iterable[Mapping[str, Any]]) -> Rung | None:
+        """The first rung at which the trial ends, now that `points` (key, step, value) are told; None: it goes on."""
+        tune, metric = self._plan.sweep.tune, self._plan.sweep.metric
+        assert tune is not None, "only trials of the tune stage are pruned"
+        for point in points:
+            if point["key"] == metric.name:
+                self._measured.setdefault(point["step"], point["value"])
+        steps, reached = rung_steps(self._trial, self._measured), rungs(self._trial, self._measured)
+        for rung, step in enumerate(steps, 1):
+            if rung not in reached:  # what comes after one that is not finite cannot be compared
+                return None
+            if step in self._decided:
+                continue
+            self._decided.add(step)
+            if search.should_prune(
+                tune,
+                mode=metric.mode,
+                number=self._trial.number or 0,
+                history=self._history,
+                rungs={one: reached[one] for one in range(1, rung + 1)},
+                rung_steps=list(range(1, rung_count(self._trial) + 1)),
+            ):
+                return Rung(step, reached[rung])
+        return None
+
+
 class Schedule:
     """The decisions of one run. Only the writer thread calls `advance`."""
 
-    def __init__(self, plan: Plan, ledger: Ledger) -> None:
-        self._plan, self._ledger = plan, ledger
+    def __init__(self, plan: Plan, ledger: Ledger, *, ending: Callable[[], bool] = lambda: False) -> None:
+        """ending: whether the session is to end, so that what is still to be suggested is left to the next one."""
+        self._plan, self._ledger, self._ending = plan, ledger, ending
         tune = plan.sweep.tune
+        self._parallel = tune.parallel if tune else 1
         within = (
             [set(conditions.within(tune.space, plan.arm(label).values)) for label in plan.suggestions] if tune else []
         )
@@ -43,18 +95,29 @@ class Schedule:
         labels = [planned.label for planned in self._plan.arms] if arm is None else [arm, *self._followers(arm)]
         stopped = stopped_arms(self._ledger.trials(state="failed"))
         for label in labels:
-            if label not in stopped:
+            if label not in stopped and not self._ending():
                 self._advance(label)
         trials = self._ledger.trials() if arm is None else [t for one in labels for t in self._ledger.trials(arm=one)]
         return {trial.id: trial for trial in trials}
 
     def due(self, trials: Iterable[Trial]) -> list[str]:
         """Ids of the queued trials in the order they are run, but for those of arms that are stopped: arms take turns,
-        so that a sweep cut short has compared as much as it could."""
+        so that a sweep cut short has compared as much as it could. One that may be pruned waits for those that it is
+        compared with, where a person has queued such a one again."""
         trials = list(trials)
         stopped = stopped_arms(trials)
         order = {arm.label: place for place, arm in enumerate(self._plan.arms)}
-        queued = [trial for trial in trials if trial.state == "queued" and trial.arm not in stopped]
+        open_: dict[str, int] = {}
+        for trial in trials:
+            if self.pruned(trial) and (trial.state in ("queued", "running") or withheld(trial)):
+                open_[trial.arm] = min(trial.number or 0, open_.get(trial.arm, trial.number or 0))
+        queued = [
+            trial
+            for trial in trials
+            if trial.state == "queued"
+            and trial.arm not in stopped
+            and not (self.pruned(trial) and open_[trial.arm] <= (trial.number or 0) - self._parallel)
+        ]
         queued.sort(key=lambda t: (t.stage != "tune", t.number or 0, t.seed, order[t.arm]))
         return [trial.id for trial in queued]
 
@@ -63,6 +126,13 @@ class Schedule:
         tune = self._plan.sweep.tune
         return tune is not None and tune.prune != "none" and trial.stage == "tune"
 
+    def climb(self, trial: Trial) -> Climb | None:
+        """What decides where a trial is pruned, if it may be."""
+        if not self.pruned(trial):
+            return None
+        told = self._ledger.points(trial.id, key=self._plan.sweep.metric.name)
+        return Climb(self._plan, trial, self.observed(trial.arm), [point.step for point in told])
+
     def observed(self, arm: str) -> list[search.Observed]:
         """What the arm's suggestions have come to. `state` is None while one of its trials has not ended."""
         by_id = {trial.id: trial for trial in self._ledger.trials(stage="tune", arm=arm)}
@@ -70,7 +140,8 @@ class Schedule:
         for suggestion in self._ledger.suggestions(arm):
             one = self._settled.get((arm, suggestion.number))
             if one is None:
-                trials = [by_id[trial] for trial in suggestion.trials]
+                # A run begun before trials were kept apart may have asked for one of another arm.
+                trials = [by_id.get(trial) or self._ledger.trial(trial) for trial in suggestion.trials]
                 one = self._observe(suggestion, trials)
                 if {trial.state for trial in trials} <= {"done", "pruned"}:
                     self._settled[arm, suggestion.number] = one
@@ -91,7 +162,7 @@ class Schedule:
         while len(observed := self.observed(arm)) < self._plan.suggestions[arm]:
             number = len(observed)
             seen = [one for one in observed if one.number <= number - tune.parallel]
-            if any(one.state is None for one in seen):
+            if any(one.state is None for one in seen) or self._ending():
                 return
             params = search.suggest(
                 tune,
@@ -104,7 +175,7 @@ class Schedule:
                 everywhere=self._everywhere,
                 rules=self._plan.rules,
             )
-            trials = self._plan.tune_trials(arm, number, params)
+            trials = self._own(self._plan.tune_trials(arm, number, params))
             self._ledger.add_suggestion(
                 Suggestion(arm, number, params, tuple(trial.id for trial in trials)), map(as_trial, trials)
             )
@@ -119,10 +190,18 @@ class Schedule:
             self._freeze(arm, best.params, best.number)
 
     def _freeze(self, arm: str, params: Mapping[str, Any], number: int | None) -> None:
-        trials = self._plan.confirm_trials(arm, params)
+        trials = self._own(self._plan.confirm_trials(arm, params))
         self._ledger.add_trials(map(as_trial, trials))
         job = {key: value for key, value in trials[0].record.items() if key != "seed"}
         self._ledger.freeze(arm, dict(params), number, digest(job))
+
+    def _own(self, trials: list[Planned]) -> list[Planned]:
+        """The same, under ids of their own where the ledger has theirs under another arm, as in a run that was begun
+        before the plan kept them apart."""
+        if trials[0].apart:
+            return trials
+        arms = {trial.id: trial.arm for trial in self._ledger.trials(stage=trials[0].job.stage)}
+        return [replace(one, apart=arms.get(one.id, one.arm) != one.arm) for one in trials]
 
     def _observe(self, suggestion: Suggestion, trials: list[Trial]) -> search.Observed:
         states = {trial.state for trial in trials}
@@ -177,9 +256,10 @@ def stopped_arms(trials: Iterable[Trial]) -> dict[str, str]:
 
 
 def stops_the_sweep(trials: Iterable[Trial]) -> str | None:
-    """Why the whole sweep stops: SAME_FAILURES trials, of two arms or more, failed alike, and none has succeeded."""
+    """Why the whole sweep stops: SAME_FAILURES trials, of two arms or more, failed alike, and none has succeeded. One
+    that diverged has not."""
     trials = list(trials)
-    if any(trial.state in ("done", "pruned") for trial in trials):
+    if any(trial.state in ("done", "pruned") and trial.outcome != "diverged" for trial in trials):
         return None
     for of_arm in _failed_alike(trials).values():
         count = sum(map(len, of_arm.values()))
@@ -224,18 +304,34 @@ def rungs(trial: Trial, measured: Mapping[int, float]) -> dict[int, float]:
     trials of different lengths meet at the same share of the budget. (With a budget in seconds, one that was so slow
     that a step used up two shares has a rung less.)
     """
-    job = JobConfig.model_validate(trial.job)
-    steps = job.evaluation_steps[:-1]
-    if job.steps is None:
-        end = trial.step if trial.state == "done" else None
-        steps = sorted(step for step in measured if step not in (0, end))[: job.evaluate.times - 1]
+    steps = rung_steps(trial, measured)
     return {k: measured[step] for k, step in enumerate(steps, 1) if step in measured and isfinite(measured[step])}
+
+
+def rung_steps(trial: Trial, measured: Mapping[int, float]) -> Sequence[int]:
+    """The steps of the rungs, ascending; with a budget in seconds, of those that were reached."""
+    job = JobConfig.model_validate(trial.job)
+    if job.steps is not None:
+        return job.evaluation_steps[:-1]
+    end = trial.step if trial.state == "done" else None
+    return sorted(step for step in measured if step not in (0, end))[: job.evaluate.times - 1]
 
 
 def rung_count(trial: Trial) -> int:
     """How many rungs there are on the way of a trial."""
     job = JobConfig.model_validate(trial.job)
     return job.evaluate.times - 1 if job.steps is None else len(job.evaluation_steps) - 1
+
+
+def wrong_metric(name: str, metrics: Mapping[str, Any]) -> str | None:
+    """What is wrong with a trial's metric, or None."""
+    if name not in metrics:
+        measured = ", ".join(key for key in metrics if "/" not in key)
+        return f"the metric {name!r} was not measured; the trial measured {measured}"
+    value = metrics[name]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"the metric {name!r} is {type(value).__name__} {str(value)[:60]!r}; it must be one finite number"
+    return None if isfinite(value) else f"the metric {name!r} is {value}; it must be one finite number"
 
 
 def digest(value: Any) -> str:

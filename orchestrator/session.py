@@ -15,15 +15,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 from jobs.config import COMPUTING
-from orchestrator import provenance, search
+from orchestrator import provenance, threads
 from orchestrator.ledger import OUTAGE_S, Ledger, LedgerUnavailable, Outage, Point, Trial
 from orchestrator.plan import Plan
 from orchestrator.runs import RunFolder
-from orchestrator.schedule import Schedule, rung_count, rungs, stopped_arms, stops_the_sweep
+from orchestrator.schedule import Climb, Rung, Schedule, stopped_arms, stops_the_sweep, wrong_metric
 from orchestrator.sweep import merged
 
 LEASE_S = 30.0
@@ -38,7 +37,7 @@ HEAR_S = 10.0
 """How long Tune's loop may wait for the writer, as long as the ledger answers."""
 
 CLOSE_S = 60.0
-"""How long the writer may take to write what is enqueued when the session ends, unless the ledger is away."""
+"""How long the writer may take for one event when the session ends, unless the ledger is away."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +91,15 @@ class Session:
         self._plan, self._ledger, self._folder = plan, ledger, folder
         self._concurrent, self._tell = concurrent, tell
         self._execution, self._expected = dict(execution or {}), expected
-        self._schedule = Schedule(plan, ledger)
+        self._schedule = Schedule(plan, ledger, ending=lambda: self._closing or self._stop.is_set())
         self._outage = Outage(lambda text: tell(text, None))
         self._events: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._lock = threading.Condition()
-        # Everything below is read and changed under the lock; only the writer takes from `_ready`.
+        # Everything down to `_climbs` is read and changed under the lock; only the writer takes from `_ready`.
         self._pending = 0
         """Events that the writer has not dealt with."""
+        self._dealt = 0
+        """Events that it has dealt with."""
         self._ready: deque[str] = deque()
         """Trials that are due, and not begun."""
         self._begun: deque[Dispatch] = deque()
@@ -109,12 +110,16 @@ class Session:
         """Attempts that the ledger has as begun, and that have not ended."""
         self._over = False
         """Nothing runs, nothing is due, nothing is left to deal with."""
-        self._measured: dict[str, dict[int, float]] = {}
-        """The metric of running trials, by optimizer step."""
-        self._histories: dict[str, list[search.Observed]] = {}
+        self._climbs: dict[str, Climb] = {}
+        """Of the running trials that may be pruned. Tune's loop alone asks them."""
         self._trials: dict[str, Trial] = {}
+        """As of their last event. The writer's own, once it runs."""
         self._verified: set[str] = set()
+        """Arms of which a gradient was to be compared. The writer's own."""
+        self._pruned: dict[str, Rung] = {}
+        """Trials that Tune's loop has been told to end, until it brings their report. Its own."""
         self._stop = threading.Event()
+        self._closing = False
         self.stopped_by: str | None = None
         """Why the session stopped before its end, in words for a person."""
         self.interrupted = False
@@ -123,7 +128,7 @@ class Session:
         """What did not fit on the disk; the session then stops."""
         self.broken: BaseException | None = None
         """What the writer could not get over; the session then stops."""
-        self._writer = threading.Thread(target=self._write, name="ledger-writer", daemon=True)
+        self._writer: threading.Thread | None = None
 
     # Called by the main thread.
 
@@ -137,7 +142,7 @@ class Session:
         with self._lock:
             self._decide()
         self._ledger.outage = self._outage
-        self._writer.start()
+        self._writer = threads.start(self._write, name="ledger-writer", died=self.fail)
 
     def stop(self, why: str) -> None:
         """Let running trials checkpoint, and start no more. Safe in a signal handler."""
@@ -166,15 +171,10 @@ class Session:
 
     def close(self) -> None:
         """Write what is enqueued, and put what was cut short back into the queue."""
+        self._closing = True
         self._events.put(None)
-        deadline = time.monotonic() + CLOSE_S
-        while self._writer.is_alive() and (time.monotonic() < deadline or self._outage.seems_away()):
-            self._writer.join(LOOK_S)
-            self.stopping()  # which ends the wait for a ledger that has been away too long
-            if isinstance(self.broken, LedgerUnavailable):
-                break
-        if self._writer.is_alive():
-            self.fail(LedgerUnavailable("the ledger does not answer; what ran is resumable"))
+        if self._writer is not None:
+            self._await(self._writer)
         self._ledger.outage = None
         if self.broken is None:
             for dispatch in list(self._running.values()):
@@ -182,6 +182,21 @@ class Session:
                     dispatch.trial, dispatch.attempt, state="interrupted", message=self.stopped_by or "cut short"
                 )
             self._running.clear()
+
+    def _await(self, writer: threading.Thread) -> None:
+        """Let it write what is enqueued, as long as it gets on or the ledger may come back."""
+        dealt, deadline = self._dealt, time.monotonic() + CLOSE_S
+        while writer.is_alive():
+            writer.join(LOOK_S)
+            self.stopping()  # which ends the wait for a ledger that has been away too long
+            if isinstance(self.broken, LedgerUnavailable):
+                return
+            if self._dealt != dealt or self._outage.seems_away():
+                dealt, deadline = self._dealt, time.monotonic() + CLOSE_S
+            elif time.monotonic() > deadline:
+                why = f"the thread that writes the ledger has stood still for {CLOSE_S:.0f} s, and not for the ledger"
+                self.fail(TimeoutError(f"{why}; what ran is resumable: run the same command again"))
+                return
 
     # Called by Tune's loop, which never waits for the ledger.
 
@@ -221,36 +236,25 @@ class Session:
         return self._stop.is_set()
 
     def report(self, dispatch: Dispatch, report: dict[str, Any]) -> None:
-        """Enqueue what a gang reported."""
-        self._enqueue(lambda: self._hear(dispatch, report))
+        """Enqueue what a gang reported, and with it that its trial is pruned, where `prune` has said so."""
+        rung = self._pruned.pop(dispatch.trial, None)
+        self._enqueue(lambda: self._hear(dispatch, report, rung))
 
     def lost(self, dispatch: Dispatch, failure: Failure) -> None:
         """Enqueue that a slot was lost with its trial."""
         self._enqueue(lambda: self._fail(dispatch, failure))
 
     def prune(self, dispatch: Dispatch, report: dict[str, Any]) -> bool:
-        """Whether the trial ends at the rungs it has reached; a function of the ledger and of its own values."""
-        tune, history = self._plan.sweep.tune, self._histories.get(dispatch.trial)
-        if tune is None or history is None or report.get("result") is not None or "failure" in report:
+        """Whether the trial ends at a rung it has reached: a function of the ledger and of its own values. If so, Tune
+        stops it, and its end is recorded with this report, which `report` is to bring: Tune asks first."""
+        with self._lock:
+            climb = self._climbs.get(dispatch.trial)
+        if climb is None or report.get("result") is not None or "failure" in report:
             return False
-        trial, measured = self._trials[dispatch.trial], self._measured[dispatch.trial]
-        for point in report["points"]:
-            if point["key"] == self._plan.sweep.metric.name:
-                measured[point["step"]] = point["value"]
-        reached = rungs(trial, measured)
-        pruned = bool(reached) and search.should_prune(
-            tune,
-            mode=self._plan.sweep.metric.mode,
-            number=trial.number or 0,
-            history=history,
-            rungs=reached,
-            rung_steps=list(range(1, rung_count(trial) + 1)),
-        )
-        if pruned:
-            told = (point for point in report["points"] if not point["key"].startswith(COMPUTING))
-            latest = {point["key"]: point["value"] for point in told}
-            self._enqueue(lambda: self._prune(dispatch, reached[max(reached)], report["step"], latest))
-        return pruned
+        rung = climb.reach(report["points"])
+        if rung is not None:
+            self._pruned[dispatch.trial] = rung
+        return rung is not None
 
     def _enqueue(self, event: Callable[[], None]) -> None:
         with self._lock:
@@ -260,34 +264,33 @@ class Session:
     # The writer thread.
 
     def _write(self) -> None:
-        """Deal with events until there is a None. Whatever goes wrong stops the session and is its cause: nothing may
-        go on without the ledger, and a thread that dies in silence would hold machines and lease for ever."""
+        """Deal with events until there is a None. Whatever goes wrong stops the session and is its cause (`fail`):
+        nothing may go on without the ledger, and a thread that dies in silence would hold machines and lease for
+        ever. SystemExit too: rich raises it where a pipe is broken."""
         renew_at = time.monotonic() + RENEW_S
         look_at = time.monotonic() + LOOK_S
-        try:
-            while True:
-                try:
-                    event = self._events.get(timeout=max(0.0, min(renew_at, look_at) - time.monotonic()))
-                except queue.Empty:
-                    pass
-                else:
-                    if event is None:
-                        return
-                    self._deal_with(event)
-                if time.monotonic() >= look_at:
-                    if self._ledger.asked_to_stop():
-                        self.interrupt("asked to, by orchestrator stop")
-                    look_at = time.monotonic() + LOOK_S
-                if time.monotonic() >= renew_at:
-                    self._ledger.renew()
-                    renew_at = time.monotonic() + RENEW_S
-        except BaseException as error:  # noqa: BLE001 - SystemExit too: rich raises it where a pipe is broken
-            self.fail(error)
+        while True:
+            try:
+                event = self._events.get(timeout=max(0.0, min(renew_at, look_at) - time.monotonic()))
+            except queue.Empty:
+                pass
+            else:
+                if event is None:
+                    return
+                self._deal_with(event)
+            if time.monotonic() >= look_at:
+                if self._ledger.asked_to_stop():
+                    self.interrupt("asked to, by orchestrator stop")
+                look_at = time.monotonic() + LOOK_S
+            if time.monotonic() >= renew_at:
+                self._ledger.renew()
+                renew_at = time.monotonic() + RENEW_S
 
     def _deal_with(self, event: Callable[[], None]) -> None:
         event()
         with self._lock:
             self._pending -= 1
+            self._dealt += 1
             self._decide()
 
     def _decide(self) -> None:
@@ -316,14 +319,14 @@ class Session:
             self._expected,
         )
         self._verified.add(trial.arm)
-        self._measured[trial.id] = {}
-        if self._schedule.pruned(trial):
-            self._histories[trial.id] = self._schedule.observed(trial.arm)
+        climb = self._schedule.climb(trial)
         with self._lock:
+            if climb is not None:
+                self._climbs[trial.id] = climb
             self._running[trial.id] = dispatch
             self._begun.append(dispatch)
 
-    def _hear(self, dispatch: Dispatch, report: dict[str, Any]) -> None:
+    def _hear(self, dispatch: Dispatch, report: dict[str, Any], rung: Rung | None) -> None:
         if "failure" in report:
             self._fail(dispatch, Failure(**report["failure"]))
             return
@@ -334,12 +337,15 @@ class Session:
             record = provenance.of_attempt(dict(self._expected), loaded)
             self._ledger.set_provenance(dispatch.trial, dispatch.attempt, record)
         points = [Point(dispatch.trial, p["key"], p["step"], p["value"], p["time"]) for p in report["points"]]
+        if rung is not None:
+            self._prune(dispatch, rung, [point for point in points if point.step <= rung.step])
+            return
         self._ledger.record_points(dispatch.trial, dispatch.attempt, points)
         result, metric = report["result"], self._plan.sweep.metric.name
         if result is None:
             return
         diverged = result["outcome"] == "diverged"
-        if not diverged and (wrong := _wrong_metric(metric, result["metrics"])) is not None:
+        if not diverged and (wrong := wrong_metric(metric, result["metrics"])) is not None:
             self._fail(dispatch, Failure("user_error", None, wrong, ""))
             return
         value = None if diverged else result["metrics"][metric]
@@ -355,11 +361,19 @@ class Session:
         )
         self._ended(dispatch, f"diverged: {result.get('why', '')}" if diverged else f"{metric} {value:.4f}")
 
-    def _prune(self, dispatch: Dispatch, value: float, step: int, latest: dict[str, float]) -> None:
+    def _prune(self, dispatch: Dispatch, rung: Rung, points: list[Point]) -> None:
+        """End a trial at a rung, with the points that say so: never the one without the other."""
+        there = [point for point in points if point.step == rung.step and not point.key.startswith(COMPUTING)]
         self._ledger.finish_attempt(
-            dispatch.trial, dispatch.attempt, state="pruned", metric=value, step=step, metrics=latest
+            dispatch.trial,
+            dispatch.attempt,
+            state="pruned",
+            metric=rung.value,
+            step=rung.step,
+            metrics={point.key: point.value for point in there},
+            points=points,
         )
-        self._ended(dispatch, f"pruned at step {step} with {self._plan.sweep.metric.name} {value:.4f}")
+        self._ended(dispatch, f"pruned at step {rung.step} with {self._plan.sweep.metric.name} {rung.value:.4f}")
 
     def _fail(self, dispatch: Dispatch, failure: Failure) -> None:
         again = self._again(dispatch.trial, failure)
@@ -408,7 +422,7 @@ class Session:
         trial = self._ledger.trial(dispatch.trial)
         with self._lock:
             self._running.pop(dispatch.trial, None)
-            self._histories.pop(dispatch.trial, None)
+            self._climbs.pop(dispatch.trial, None)
         self._refill(trial.arm)
         # What training took, over all attempts: between sessions a run may stand still for days.
         took_s = sum(attempt.seconds for attempt in self._ledger.attempts(trial.id))
@@ -431,14 +445,3 @@ class Session:
         """Settings that an earlier attempt was given stay, until others are asked for."""
         attempts = self._ledger.attempts(trial.id) if trial.attempts else []
         return dict(attempts[-1].execution) if attempts else {}
-
-
-def _wrong_metric(name: str, metrics: Mapping[str, Any]) -> str | None:
-    """What is wrong with a trial's metric, or None."""
-    if name not in metrics:
-        measured = ", ".join(key for key in metrics if "/" not in key)
-        return f"the metric {name!r} was not measured; the trial measured {measured}"
-    value = metrics[name]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"the metric {name!r} is {type(value).__name__} {str(value)[:60]!r}; it must be one finite number"
-    return None if isfinite(value) else f"the metric {name!r} is {value}; it must be one finite number"

@@ -8,6 +8,8 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -385,3 +387,34 @@ def test_a_ray_that_cannot_start_where_its_files_are_to_lie_is_told_with_a_place
     )
     assert done.stdout.startswith("refused: Ray does not start on this machine: ")
     assert "export TMPDIR=/tmp RAY_TMPDIR=/tmp" in done.stdout
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_watch_that_asks_no_more_does_not_take_its_own_silence_for_the_head_s(
+    monkeypatch: pytest.MonkeyPatch, asks: bool
+) -> None:
+    """Seen: what ended the thread that asks was a cause to checkpoint and stop, and after 20 s of nobody asking the
+    driver left in the middle of that, with 75 and "the cluster died". The death of Ray's own processes is still seen.
+    """
+    monkeypatch.setattr(cluster, "SILENT_S", 0.2)
+    monkeypatch.setattr(cluster, "LOOK_S", 0.02)
+    dead: list[str] = []
+    failed: list[BaseException] = []
+    watch: Any = object.__new__(cluster._Watch)
+    own: list[Any] = []
+    watch.__dict__ |= {"_dead": dead.append, "_seen": None, "_failed": failed.append, "_own": own, "_lost": []}
+    watch.__dict__ |= {"over": threading.Event(), "_answered_at": time.monotonic(), "_refusal": ""}
+    cause = KeyError("seen")
+    if not asks:
+        watch.died(cause)
+    looking = threading.Thread(target=watch.look, daemon=True)
+    looking.start()
+    looking.join(1.0)
+    assert failed == ([] if asks else [cause])
+    assert bool(dead) == asks
+    gone = subprocess.Popen(["true"])
+    own.append(psutil.Process(gone.pid))
+    looking.join(5.0)
+    assert dead
+    watch.over.set()
+    gone.wait()

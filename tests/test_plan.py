@@ -3,6 +3,7 @@ import hashlib
 import json
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 from jobs.config import JobConfig, canonical, trial_id
 from jobs.identity import default_values
 from orchestrator.ledger import Ledger, sqlite_url
-from orchestrator.plan import Plan, changed_keys, changed_order, enough_seeds, make, smallest_p, stored
-from orchestrator.sweep import Sweep, load, resolved
+from orchestrator.plan import Plan, Planned, changed_keys, changed_order, enough_seeds, make, smallest_p, stored
+from orchestrator.sweep import Sweep, conditions, load, resolved
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = "0986972171e37e8d"
@@ -235,3 +236,45 @@ def test_arms_of_one_objective_take_no_seed_from_the_others() -> None:
     for a, b in same:
         assert plan.arm(a).config(stage="confirm", seed=0).batch == plan.arm(b).config(stage="confirm", seed=0).batch
     assert plan.smallest_p == smallest_p(len(plan.tested), len(plan.confirm_seeds))
+
+
+SHARED: list[dict[str, Any]] = [
+    {  # a value that the other arm may be tuned to
+        "arm": [{"label": "default", "optimizer.lr": 1e-3}, {"label": "tuned"}],
+        "space": {"optimizer.lr": {"choices": [3e-4, 1e-3, 3e-3], "when": {"arm": "tuned"}}},
+    },
+    {  # nothing is fixed, but what one has by default
+        "arm": [{"label": "a", "loss.temperature": 0.1}, {"label": "b", "loss.temperature": 0.2}, {"label": "c"}],
+        "space": {"loss.temperature": {"choices": [0.05, 0.1, 0.2], "when": {"arm": "c"}}},
+    },
+    {  # each has a key of its own
+        "arm": [{"label": "lr", "loss.temperature": 0.1}, {"label": "t", "optimizer.lr": 3e-3}],
+        "space": {
+            "optimizer.lr": {"choices": [1e-3, 3e-3], "when": {"arm": "lr"}},
+            "loss.temperature": {"choices": [0.05, 0.1], "when": {"arm": "t"}},
+        },
+    },
+]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("shared", SHARED)
+def test_no_two_arms_have_a_trial_in_common_whatever_they_are_tuned_to(shared: dict[str, Any], turned: bool) -> None:
+    """Of every point of their spaces, in both stages. Mutant check: ids of jobs alone clash in each of these."""
+    changes = {
+        "compare": {},
+        "arm": shared["arm"][::-1] if turned else shared["arm"],
+        "tune": {"trials": 8, "sampler": "grid", "space": shared["space"]},
+    }
+    plan = make(Sweep.model_validate(SWEEP | changes))
+    tune = plan.sweep.tune
+    assert tune is not None
+    trials: list[Planned] = []
+    for arm in plan.arms:
+        ends = {key: space.choices or [] for key, space in tune.space.items()}
+        for number, point in enumerate(conditions.combinations(tune.space, arm.values, ends)):
+            trials += [*plan.tune_trials(arm.label, number, point), *plan.confirm_trials(arm.label, point)]
+    assert len({trial.id for trial in trials}) == len(trials)
+    assert len({replace(trial, apart=False).id for trial in trials}) < len(trials), "else this shows nothing"
+    first = plan.arms[0].label
+    assert not any(trial.apart for trial in trials if trial.arm == first), "the first one has the ids of its jobs"

@@ -74,7 +74,8 @@ def opened(
     if (tmp_path / "ledger.db").exists():
         ledger = Ledger.open(url)
     else:
-        ledger = Ledger.create(url, name="small", sweep=resolved(plan.sweep) | {"plan": plan.record()})
+        kept = resolved(plan.sweep) | {"plan": plan.record()}
+        ledger = Ledger.create(url, name="small", sweep=kept, rules=plan.rules)
     ledger.acquire(this_process(), 30)
     said: list[str] = []
     session = Session(
@@ -429,15 +430,6 @@ def test_an_arm_of_which_every_suggestion_failed_is_not_frozen(tmp_path: Path) -
         assert len(ledger.trials(stage="confirm", state="done")) == 3
 
 
-def test_a_repeated_point_takes_the_recorded_result_and_counts(tmp_path: Path) -> None:
-    tune = {"trials": 4, "sampler": "random", "space": {"optimizer.lr": {"choices": [0.01]}}}
-    with opened(tmp_path, {"tune": tune}) as (session, ledger, _, _plan):
-        session.start()
-        ran = play(session)
-        assert len(ledger.suggestions("infonce")) == 4
-        assert sum(d.job["stage"] == "tune" for d in ran) == 2
-
-
 def test_a_pruned_trial_ends_at_its_rung_and_confirm_trials_never_do(tmp_path: Path) -> None:
     tune = SWEEP["tune"] | {"prune": "median", "trials": 8}
     with opened(tmp_path, {"tune": tune}) as (session, ledger, _, _plan):
@@ -586,6 +578,131 @@ def test_the_sweep_stops_where_two_arms_fail_alike_and_none_has_succeeded(
         play(session, fail)
         assert (session.stopped_by is not None) == stopped
         assert ledger.counts()["failed"] == (3 if stopped else 6), "else each arm stops by itself"
+
+
+def test_a_trial_that_diverged_is_no_success_that_keeps_a_broken_sweep_going(tmp_path: Path) -> None:
+    """Seen: its state is `done`, so one of them switched the rule off. Mutant check: so it does without its outcome."""
+    ran: list[str] = []
+
+    def fail(dispatch: Dispatch) -> dict[str, Any] | Failure:
+        ran.append(dispatch.trial)
+        if len(ran) > 1:
+            return Failure("user_error", 0, "rank 0: KeyError: 'label'", "")
+        report = done(dispatch)
+        report["result"] |= {"outcome": "diverged", "metrics": {}, "why": "loss nan"}
+        return report
+
+    with opened(tmp_path, {"tune": None, "confirm": {"seeds": 5}}, concurrent=1) as (session, ledger, _, _plan):
+        session.start()
+        play(session, fail)
+        assert session.stopped_by is not None
+        assert ledger.counts()["failed"] == 3
+
+
+def test_a_suggestion_of_which_one_seed_diverged_is_infeasible_and_never_frozen(tmp_path: Path) -> None:
+    """Though the other seed is better than anything else. Mutant check: the mean of what trained would be frozen."""
+
+    def half(dispatch: Dispatch) -> dict[str, Any]:
+        with_number = {trial: one.number for one in ledger.suggestions() for trial in one.trials}
+        if with_number.get(dispatch.trial) != 1:
+            return done(dispatch)
+        report = done(dispatch, 0.99)
+        if dispatch.job["seed"] == 1:
+            report["result"] |= {"outcome": "diverged", "metrics": {}, "why": "loss nan"}
+        return report
+
+    with opened(tmp_path, {"tune": SWEEP["tune"] | {"seeds": 2}}) as (session, ledger, _, plan):
+        session.start()
+        play(session, half)
+        for arm, frozen in ledger.frozen().items():
+            one = Schedule(plan, ledger).observed(arm)[1]
+            assert (one.state, one.value) == ("infeasible", None)
+            assert frozen.number != 1
+        assert len(ledger.frozen()) == 2
+        assert {t.outcome for t in ledger.trials() if t.stage == "tune" and t.number == 1} == {"ok", "diverged"}
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_the_order_of_the_arms_changes_no_suggestion(tmp_path: Path, sampler: str) -> None:
+    """Rules 2: samplers know neither labels nor places."""
+    found = []
+    for number, losses in enumerate((["infonce", "flatnce", "dcl"], ["dcl", "infonce", "flatnce"])):
+        changes = {"tune": SWEEP["tune"] | {"sampler": sampler}, "compare": {"loss.name": losses}}
+        with opened(tmp_path / str(number), changes) as (session, ledger, _, _plan):
+            session.start()
+            play(session, order=random.Random(number))
+            found.append((points_of(ledger), ledger.frozen()))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("parallel", [2, 4])
+def test_an_arm_whose_every_suggestion_failed_ends_the_session_with_several_in_flight_too(
+    tmp_path: Path, parallel: int
+) -> None:
+    words = iter("abcdefghijklmnop")
+
+    def fail(dispatch: Dispatch) -> dict[str, Any] | Failure:
+        if dispatch.job["loss"]["name"] == "flatnce":
+            return Failure("user_error", 0, f"bug {next(words)}", "")
+        return done(dispatch)
+
+    with opened(tmp_path, {"tune": SWEEP["tune"] | {"parallel": parallel}}) as (session, ledger, _, plan):
+        session.start()
+        play(session, fail, order=random.Random(parallel))
+        assert session.finished()
+        assert session.stopped_by is None
+        assert untuned_arms(plan, ledger) == {"flatnce": "failed"}
+        assert len(ledger.suggestions("flatnce")) == 6
+        assert len(ledger.trials(stage="confirm", state="done")) == 3
+
+
+def test_a_session_that_ends_makes_no_suggestion_and_waits_for_a_writer_that_gets_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: a backlog of a sampler that takes its time was "the ledger does not answer", exit 4. Mutant checks: asking
+    for suggestions after the stop, and one deadline for the whole backlog, each fail this."""
+    monkeypatch.setattr("orchestrator.session.CLOSE_S", 2.0)
+    tune = SWEEP["tune"] | {"parallel": 2, "trials": 8}
+    with opened(tmp_path, {"tune": tune}, concurrent=8) as (session, ledger, _, _plan):
+        session.start()
+        flying = [dispatch for _ in range(4) if (dispatch := session.next()) is not None]
+        before = len(ledger.suggestions())
+        real = session._tell
+
+        def tell(what: str, trial: Any) -> None:
+            time.sleep(1.0)
+            real(what, trial)
+
+        session._tell = tell
+        session.stop("SIGTERM")
+        for dispatch in flying:
+            session.report(dispatch, done(dispatch))
+    with opened(tmp_path, {"tune": tune}) as (session, ledger, _, _plan):
+        assert len(ledger.trials(state="done")) == len(flying) == 4
+        assert len(ledger.suggestions()) == before
+        session.start()
+        assert len(ledger.suggestions()) > before
+
+
+def test_a_writer_that_stands_still_is_not_called_a_ledger_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.session.CLOSE_S", 0.5)
+    held = threading.Event()
+    with opened(tmp_path, {}) as (session, _ledger, _, _plan):
+        session.start()
+        dispatch = session.next()
+        assert dispatch is not None
+
+        def tell(_what: str, _trial: Any) -> None:  # to a pipe that nobody reads
+            held.wait(30)
+
+        session._tell = tell
+        session.report(dispatch, done(dispatch))
+        session.close()
+        assert isinstance(session.broken, TimeoutError)
+        assert "has stood still for" in str(session.broken)
+        held.set()
 
 
 def test_trials_that_were_given_up_do_not_stop_their_arm(tmp_path: Path) -> None:

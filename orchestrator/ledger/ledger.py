@@ -385,8 +385,9 @@ class Ledger:
         failure: str | None = None,
         message: str | None = None,
         again: bool = False,
+        points: Sequence[Point] = (),
     ) -> None:
-        """End a running attempt, and its trial with it.
+        """End a running attempt, and its trial with it. points: the last of it, which are kept or lost with its end.
 
         `done`, `pruned` and `failed` are the trial's state too; `interrupted`, and `failed` with `again`, put it back
         in the queue. Raises LedgerError when the attempt is not the trial's running one.
@@ -402,6 +403,7 @@ class Ledger:
             trial = self._lock(connection, trial_id, ("running",), "finish")
             if trial.attempts != number:
                 raise LedgerError(f"trial {trial_id} runs attempt {trial.attempts}; attempt {number} has ended already")
+            self._add_points(connection, trial_id, number, points)
             failure = None if ends else failure or state
             ending = {"failure": failure, "message": message, "ended": now}
             self._set_attempt(connection, trial_id, number, state=state, **ending)
@@ -419,17 +421,9 @@ class Ledger:
     @_patient
     def record_points(self, trial_id: str, attempt: int, points: Sequence[Point]) -> None:
         """Add points of one trial, in one transaction. Where (key, step) is there already, the first value stands."""
-        if not points:
-            return
-        if strangers := {point.trial for point in points} - {trial_id}:
-            raise ValueError(f"points of trial {trial_id} expected, points of {', '.join(sorted(strangers))} found")
-        rows = [{"run": self.uuid, **_values(point), "attempt": attempt, "projected": False} for point in points]
-        furthest, table = max(point.step for point in points), schema.trials
-        with self._write() as (connection, _):
-            mine = (table.c.run == self.uuid) & (table.c.id == trial_id)
-            behind = mine & (sa.func.coalesce(table.c.step, -1) < furthest)
-            connection.execute(table.update().where(behind).values(step=furthest))
-            connection.execute(self._database.insert(schema.points), rows)
+        if points:
+            with self._write() as (connection, _):
+                self._add_points(connection, trial_id, attempt, points)
 
     @_patient
     def requeue(self, trial_id: str) -> None:
@@ -574,6 +568,18 @@ class Ledger:
         if row.state not in allowed:
             raise LedgerError(f"cannot {verb} trial {trial_id}: it is {row.state}, and must be {' or '.join(allowed)}")
         return row
+
+    def _add_points(self, connection: Connection, trial_id: str, attempt: int, points: Sequence[Point]) -> None:
+        if not points:
+            return
+        if strangers := {point.trial for point in points} - {trial_id}:
+            raise ValueError(f"points of trial {trial_id} expected, points of {', '.join(sorted(strangers))} found")
+        rows = [{"run": self.uuid, **_values(point), "attempt": attempt, "projected": False} for point in points]
+        furthest, table = max(point.step for point in points), schema.trials
+        mine = (table.c.run == self.uuid) & (table.c.id == trial_id)
+        behind = mine & (sa.func.coalesce(table.c.step, -1) < furthest)
+        connection.execute(table.update().where(behind).values(step=furthest))
+        connection.execute(self._database.insert(schema.points), rows)
 
     def _latest_attempt(self, connection: Connection, trial_id: str) -> sa.Row[Any] | None:
         table = schema.attempts

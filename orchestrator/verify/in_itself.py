@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.config import trial_id
 from orchestrator.ledger import Suggestion, Trial
+from orchestrator.plan import apart_id
 from orchestrator.schedule import digest
 
 from .facts import Facts, Finding, counted, same
@@ -37,7 +38,7 @@ def _ids(facts: Facts) -> Iterator[Finding]:
     for trial in facts.trials.values():
         # Of the job as it is stored, for a later version of the program may give a job more fields.
         own = digest(trial.job)[:12] if rules < 2 else trial_id(trial.job, rules=rules, defaults=defaults)
-        if own != trial.id:
+        if trial.id not in (own, apart_id(own, trial.arm)):
             yield Finding(
                 f"trial {trial.id}: the job that the ledger has of it is the job of trial {own}", facts.restore
             )
@@ -120,6 +121,7 @@ def _furthest(facts: Facts) -> Iterator[Finding]:
 
 def _suggested(facts: Facts) -> Iterator[Finding]:
     """A trial belongs to the first suggestion that asks for it; a search may come upon the same setting again."""
+    apart = facts.run.sweep.get("plan", {}).get("apart", False)  # before, a trial could serve two arms
     asking: dict[str, list[Suggestion]] = defaultdict(list)
     for one in facts.suggestions:
         for wanted in one.trials:
@@ -130,7 +132,11 @@ def _suggested(facts: Facts) -> Iterator[Finding]:
         what = f"suggestion {first.number} of arm {first.arm}"
         if trial is None:
             yield Finding(f"{what}: asks for trial {wanted}, which the ledger does not have", facts.restore)
-        elif (trial.stage, trial.arm, trial.number) != ("tune", first.arm, first.number):
+        elif (
+            trial.stage != "tune"
+            or (apart and any(one.arm != trial.arm for one in suggestions))
+            or (trial.arm == first.arm and trial.number != first.number)
+        ):
             yield Finding(
                 f"{what}: asks for trial {wanted}, which belongs to suggestion {trial.number} of arm {trial.arm} "
                 f"in the {trial.stage} stage",
