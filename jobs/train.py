@@ -24,7 +24,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jobs import checkpoint, data, evaluate, mlm, models, optim, preflight, provenance, storage, trial, usage
+from jobs import checkpoint, data, evaluate, mlm, models, optim, origin, preflight, storage, trial, usage
 from jobs.collectives import agree, rank_of, world_of
 from jobs.config import JobConfig
 from jobs.device import TrialMemory, device_of, process_bytes, tensor_bytes
@@ -54,9 +54,8 @@ class Training:
     phase: told on every rank what begins: "loading", "evaluation", "preflight", "step 7", "checkpoint".
     expected: digests of the code, the data and the weights that the trial belongs to, as `provenance` has them.
 
-    Raises ValueError for a job that cannot be run as asked, a folder of another job, or what is not as expected;
-    trial.TakenOver,
-    storage.StorageFull, and ConnectionError where `remote` cannot be reached.
+    Raises ValueError for a job that cannot be run as asked or a folder of another job; origin.OtherOrigin for what is
+    not as expected; trial.TakenOver, storage.StorageFull, and ConnectionError where `remote` cannot be reached.
     """
 
     def __init__(
@@ -207,12 +206,17 @@ class Training:
             if (self.place.scratch / CHECKPOINTS).is_file():
                 self._remark(f"{CHECKPOINTS} is a file; {trial.set_aside(self.place, CHECKPOINTS)}")
             self.place.inside(CHECKPOINTS).clean()
+        origin.begin(self.expected)
+        before = origin.look(job, self.expected) if self.expected else None
         self.tokenizer = data.tokenizer_for(job) if job.task == "sentence" else None
         self.examples = data.train_examples(job, self.tokenizer)
         self.evaluation = data.evaluation_data(job)
-        self._compare_with_what_is_expected()
         shape = self.examples.image_shape if isinstance(self.examples, data.ImageExamples) else None
         self.model = models.build(job, tokenizer=self.tokenizer, image_shape=shape, device=self.device)
+        loaded = origin.look(job, self.expected)
+        if before is not None:
+            origin.refuse_change(before, loaded)
+        self.provenance = loaded.digests
         self._refuse_what_a_part_of_the_batch_changes()
         self.masking = mlm.masking(job, self.tokenizer)
         self.optimizer = optim.build(self.model, job.optimizer)
@@ -236,24 +240,6 @@ class Training:
         self._verified = not job.execution.verify
         self.meter = usage.Meter(self.device)
         self.memory = TrialMemory(self.device, held=lambda: tensor_bytes(self.model, self.optimizer))
-
-    def _compare_with_what_is_expected(self) -> None:
-        """Look at what this rank has loaded, and refuse what is not what the trial began with."""
-        name = self.job.model.name
-        known = self.expected.get("data", {})
-        rows = data.digests(self.job, known, stage_only=True)
-        weights = provenance.weights_digest(name, (self.expected.get("weights") or {}).get(name))
-        self.provenance = {
-            "code": provenance.code_digest(),
-            "versions": provenance.versions(),
-            "data": {use: entry["digest"] for use, entry in rows.items()},
-            "weights": {name: weights["digest"]} if weights is not None else {},
-        }
-        wanted = {use: entry["digest"] for use, entry in known.items()}
-        wanted |= {name: entry["digest"] for name, entry in (self.expected.get("weights") or {}).items()}
-        for what, digest in {**self.provenance["data"], **self.provenance["weights"]}.items():
-            if wanted.get(what, digest) != digest:
-                raise ValueError(provenance.changed(str(what), wanted[what], digest))
 
     def _refuse_what_a_part_of_the_batch_changes(self) -> None:
         if self.world == 1 and not self.job.is_chunked:

@@ -18,7 +18,8 @@ from real import SWEEP, call, driver, status, wait_for
 
 from jobs.config import JobConfig
 from jobs.data import digests
-from jobs.provenance import bare_code, code_digest, code_files, weights_digest
+from jobs.pretrained import digest
+from jobs.provenance import bare_code, code_digest, code_files
 from orchestrator.provenance import OtherCode, is_known, refuse_other_code, refuse_other_data
 
 ROOT = Path(__file__).parents[1]
@@ -133,21 +134,21 @@ def test_weights_and_tokenizer_of_an_encoder_count_and_its_readme_does_not(tmp_p
     folder.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md", "training_args.bin"):
         (folder / name).write_text(name)
-    first = weights_digest(str(folder))
+    first = digest(str(folder), tokenizer=True)
     assert first is not None
     for name in ("README.md", "training_args.bin"):
         (folder / name).write_text("changed")
-    same = weights_digest(str(folder))
+    same = digest(str(folder), tokenizer=True)
     assert same is not None
     assert same["digest"] == first["digest"]
     for name in ("tokenizer.json", "model.safetensors", "config.json"):
         (folder / name).write_text(f"changed {name}")
-        now = weights_digest(str(folder))
+        now = digest(str(folder), tokenizer=True)
         assert now is not None
         assert now["digest"] != first["digest"]
         first = now
-    assert weights_digest("vit") is None
-    assert weights_digest(None) is None
+    assert digest("vit", tokenizer=True) is None
+    assert digest(None, tokenizer=True) is None
 
 
 RECORD: dict[str, Any] = {

@@ -72,7 +72,7 @@ def answer(ledger: Ledger) -> Json:
         "smallest_p": smallest_p(len(contrasts) - len(same), len(seeds)),
         "trials": {stage: _counts(trials, stage) for stage in ("tune", "confirm")},
         "attempts": _attempts(ledger),
-        "code": provenance.behind(ledger, trials),
+        "code": provenance.behind(run.provenance, trials, ledger.attempts()),
         "failures": [_failure(trial) for trial in trials if trial.state == "failed"],
         "diverged": [
             {"trial": t.id, "stage": t.stage, "arm": t.arm, "seed": t.seed} for t in trials if arms.diverged(t)
@@ -80,9 +80,10 @@ def answer(ledger: Ledger) -> Json:
         "environment": run.environment,
         "notes": [],
     }
-    of_trial = {trial: group["code"] for group in found["code"] for trial in group["trials"]}
     for arm in found["arms"]:
-        arm["code"] = list(dict.fromkeys(of_trial.get(value["trial"]) for value in arm["values"]))
+        ids = {value["trial"] for value in arm["values"]}
+        codes = [group["code"] for group in found["code"] if not ids.isdisjoint(group["trials"])]
+        arm["code"] = list(dict.fromkeys(codes))
     found["held_equal"] = budgets.held_equal(found["arms"])
     ended = [one for one in trials if one.stage == "confirm" and one.state in ("done", "pruned", "failed")]
     found["notes"] = notes(
