@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.paths import directory, looked_in
-from jobs.provenance import combined, file_digest, stamp
+from jobs.provenance import HELD, combined, file_digest, stamp
 
 BUILT = ("vit", "resnet", "bert")
 """Names of encoders that are built from fields of the job and have no files; any other is loaded."""
@@ -69,6 +70,14 @@ def hold(weights: Mapping[str, Mapping[str, Any]]) -> None:
     _held.update({name: known for name, known in weights.items() if is_comparable(known)})
 
 
+def _meant(name: str) -> Mapping[str, Any] | None:
+    """What is held of a name, by this process or by the one that has started it."""
+    if name in _held:
+        return _held[name]
+    told: dict[str, Mapping[str, Any]] = json.loads(os.environ.get(HELD) or "{}")
+    return told.get(name)
+
+
 def is_comparable(known: Mapping[str, Any]) -> bool:
     """Whether an answer is of this version's `digest`; those before counted other files."""
     return "names" in known
@@ -76,7 +85,7 @@ def is_comparable(known: Mapping[str, Any]) -> bool:
 
 def folder_of(name: str) -> Path:
     """The folder that encoder and tokenizer are loaded from, fetched if it must be. Raises EncoderError."""
-    return _find(name, _held.get(name))[0]
+    return _find(name, _meant(name))[0]
 
 
 def digest(name: str | None, known: Mapping[str, Any] | None = None, *, tokenizer: bool) -> dict[str, Any] | None:
@@ -92,7 +101,7 @@ def digest(name: str | None, known: Mapping[str, Any] | None = None, *, tokenize
         return None
     known = known if known is not None and is_comparable(known) else None
     try:
-        folder, revision = _find(name, known or _held.get(name))
+        folder, revision = _find(name, known or _meant(name))
         paths = _loaded(folder, tokenizer=tokenizer)
         stamps = [stamp(path) for path in paths]
         names = [path.relative_to(folder).as_posix() for path in paths]

@@ -21,6 +21,9 @@ COMPUTING_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow",
 OTHER_ORIGIN = "other_origin"
 """How the failure of a rank is called whose code, versions, data or weights are not those of its session."""
 
+HELD = "ORCHESTRATOR_HELD"
+"""Variable that says what encoders' names meant where a run began: JSON, name -> `revision` and `names` of files."""
+
 
 def code_digest(package: Path | None = None) -> str:
     """Twelve hex digits over every .py file of a package, this one unless another is named."""

@@ -216,6 +216,13 @@ def folder_of(environment: Mapping[str, Any]) -> str | None:
     return None if environment.get("submitted") else environment.get("directory")
 
 
+def held(recorded: Json | None) -> dict[str, str]:
+    """Environment in which the encoders' names mean what they meant where the run began."""
+    weights = {} if recorded is None else _comparable(recorded)
+    kept = {name: {key: entry[key] for key in ("revision", "names")} for name, entry in weights.items()}
+    return {computing.HELD: canonical(kept)} if kept else {}
+
+
 @contextlib.contextmanager
 def looked_for_in(directory: str | None) -> Iterator[None]:
     """Have relative paths of data and encoders mean what they meant where the run began, also in what is started."""

@@ -23,7 +23,7 @@ def save_encoder(folder: Path, width: int, *, sharded: bool = False) -> None:
     config = transformers.BertConfig(
         vocab_size=8, hidden_size=width, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
     )
-    transformers.BertModel(config).save_pretrained(folder, **({"max_shard_size": "2KB"} if sharded else {}))
+    transformers.BertModel(config).save_pretrained(folder, max_shard_size="2KB" if sharded else "50GB")
     words = models.WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2}, unk_token="[UNK]")
     tokenizer: Any = transformers.PreTrainedTokenizerFast
     tokenizer(tokenizer_object=Tokenizer(words), unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)

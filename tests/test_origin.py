@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 import transformers
-from hub import save_encoder
+from hub import cached, save_encoder
 from real import LONG, RANK, SWEEP, call, driver, named, status, wait_for
-from test_pretrained import cached, sentence_job, sentences
+from test_pretrained import sentence_job, sentences
 from test_provenance import write_images
 from test_session import done, opened, play
 
 from jobs import data, origin, pretrained, provenance
 from jobs.config import JobConfig
-from jobs.failures import OTHER_ORIGIN, kind_of, root_cause
+from jobs.failures import kind_of, root_cause
 from jobs.origin import OtherOrigin, look
+from jobs.provenance import OTHER_ORIGIN
 from jobs.train import Training
 from orchestrator import ending
 from orchestrator.provenance import expected as session_expects

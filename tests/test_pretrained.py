@@ -25,6 +25,7 @@ from jobs import data, pretrained
 from jobs.config import JobConfig
 from jobs.models import ModelError, build
 from jobs.pretrained import EncoderError, digest
+from orchestrator.provenance import held
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,7 +65,7 @@ def sentences(folder: Path) -> tuple[str, str]:
     return str(folder / "train.parquet"), str(folder / "confirm.parquet")
 
 
-def looked_at(name: str, folder: Path, known: dict[str, Any] | None = None, **env: str) -> Any:
+def looked_at(name: str, folder: Path, known: dict[str, Any] | None = None, env: dict[str, str] | None = None) -> Any:
     """What `python -m jobs.data` says of the encoder of a job, or what is wrong with it."""
     (folder / "job.json").write_text(sentence_job(name, *sentences(folder)).model_dump_json())
     command = [sys.executable, "-m", "jobs.data", str(folder / "job.json")]
@@ -72,7 +73,7 @@ def looked_at(name: str, folder: Path, known: dict[str, Any] | None = None, **en
         (folder / "known").write_text(json.dumps({"data": {}, "weights": {name: known}}))
         command += ["--known", str(folder / "known")]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT), **env}
+        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
     )
     if done.returncode == 0:
         return json.loads(done.stdout)["weights"]
@@ -85,7 +86,9 @@ def first_weight(name: str) -> torch.Tensor:
     return next(build(sentence_job(name)).encoder.parameters())
 
 
-def test_a_run_goes_on_with_the_revision_that_it_began_with(tmp_path: Path, cache: Path) -> None:
+def test_a_run_goes_on_with_the_revision_that_it_began_with(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Seen: the old snapshot was compared, and the new one loaded. Mutant check: `hold` that does nothing."""
     cached(cache, "lab/enc", 1, encoder_files(tmp_path / "1"))
     first = digest("lab/enc", tokenizer=True)
@@ -100,6 +103,10 @@ def test_a_run_goes_on_with_the_revision_that_it_began_with(tmp_path: Path, cach
     pretrained.hold({"lab/enc": first})
     assert torch.equal(first_weight("lab/enc"), began)
     assert data.tokenizer_for(sentence_job("lab/enc")).name_or_path.endswith(revision(1))
+    pretrained.hold({})
+    for key, value in held({"weights": {"lab/enc": first}}).items():
+        monkeypatch.setenv(key, value)
+    assert torch.equal(first_weight("lab/enc"), began), "nor does an export in a process of its own take another"
     shutil.rmtree(cache / "models--lab--enc" / "snapshots" / revision(1))
     pretrained._snapshot.cache_clear()
     with pytest.raises(EncoderError, match="lab/enc' cannot be looked at"):
@@ -194,7 +201,7 @@ def test_every_file_that_a_tokenizer_of_transformers_names_counts() -> None:
     named = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
     for names in transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING_NAMES.values():
         try:
-            kind = getattr(transformers, names)
+            kind = getattr(transformers, str(names))
             named |= set(kind.vocab_files_names.values())
         except (ImportError, AttributeError, TypeError):  # needs what is not here, or is put together of others
             continue
@@ -262,18 +269,18 @@ def test_weights_are_fetched_before_they_are_recorded_and_main_may_move_then(
     tokenizer alone was digested. Mutant check: fetching what the tokenizer needs alone."""
     hub.repositories["lab/served"] = [encoder_files(tmp_path / "1")]
     online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
-    first = looked_at("lab/served", tmp_path, **online)
+    first = looked_at("lab/served", tmp_path, env=online)
     assert first["revision"] == revision(0)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(first["names"])
     hub.repositories["lab/served"].append(encoder_files(tmp_path / "2"))
     hub.asked.clear()
-    assert looked_at("lab/served", tmp_path, first, **online)["digest"] == first["digest"]
+    assert looked_at("lab/served", tmp_path, first, env=online)["digest"] == first["digest"]
     assert hub.asked == [], "what is here is not asked for"
     assert looked_at("lab/served", tmp_path, first)["digest"] == first["digest"]
-    moved = looked_at("lab/served", tmp_path, **online)
+    moved = looked_at("lab/served", tmp_path, env=online)
     assert (moved["revision"], moved["digest"] != first["digest"]) == (revision(1), True)
     shutil.rmtree(cache)
-    again = looked_at("lab/served", tmp_path, first, **online)
+    again = looked_at("lab/served", tmp_path, first, env=online)
     assert (again["revision"], again["digest"]) == (first["revision"], first["digest"]), "another node fetches those"
 
 
@@ -286,8 +293,8 @@ def test_weights_in_another_format_are_fetched_where_the_hub_has_no_others(tmp_p
     hub.repositories["lab/sharded"] = [{path.name: path.read_bytes() for path in (tmp_path / "2").iterdir()}]
     hub.repositories["lab/none"] = [files]
     online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
-    assert "pytorch_model.bin" in looked_at("lab/old", tmp_path, **online)["names"]
-    names = looked_at("lab/sharded", tmp_path, **online)["names"]
+    assert "pytorch_model.bin" in looked_at("lab/old", tmp_path, env=online)["names"]
+    names = looked_at("lab/sharded", tmp_path, env=online)["names"]
     assert sum(name.startswith("model-") for name in names) > 1
-    assert "has none of model.safetensors" in looked_at("lab/none", tmp_path, **online)
-    assert "lab/unknown" in looked_at("lab/unknown", tmp_path, **online)
+    assert "has none of model.safetensors" in looked_at("lab/none", tmp_path, env=online)
+    assert "lab/unknown" in looked_at("lab/unknown", tmp_path, env=online)

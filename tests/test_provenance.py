@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import fsspec
+import fsspec  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs
@@ -263,7 +263,7 @@ def test_other_rows_are_refused_with_both_digests() -> None:
 @pytest.mark.parametrize("kind", ["data", "weights"])
 def test_what_is_gone_is_refused(kind: str) -> None:
     """Seen: only what was found was compared."""
-    entry = {"digest": "d1", "names": [], "revision": None}
+    entry: dict[str, Any] = {"digest": "d1", "names": [], "revision": None}
     recorded = RECORD | {kind: {"x": entry}}
     label = "model.name = x" if kind == "weights" else "x"
     refuse_other_data(recorded, recorded)
