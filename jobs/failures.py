@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.provenance import OTHER_ORIGIN
+
 DEATHS = {"ActorDiedError", "ActorUnavailableError", "OutOfMemoryError", "NodeDiedError"}
 """What Ray says of a process that is gone; whatever the others say then is an echo."""
 
@@ -29,7 +31,7 @@ class Failure:
 
     kind: str
     """One of the failure classes of the ledger: interrupted, worker_lost, node_lost, out_of_memory, hung, storage_full,
-    infrastructure, user_error."""
+    infrastructure, user_error; or OTHER_ORIGIN, which is no trial's failure and ends the session."""
 
     rank: int | None
     message: str
@@ -103,6 +105,7 @@ def kind_of(error: BaseException) -> str:
     text = str(error)
     died, full = _is(error, "ActorDiedError"), getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     rules = {
+        OTHER_ORIGIN: _is(error, "OtherOrigin"),
         "out_of_memory": isinstance(error, MemoryError)
         or _is(error, "OutOfMemoryError")
         or "DefaultCPUAllocator" in text,

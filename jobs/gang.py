@@ -133,6 +133,9 @@ class Rank:
         """Load a job, or continue it from its folder. Returns a report of every point so far."""
         import torch.distributed as dist
 
+        from jobs import provenance
+
+        provenance.code_digest()  # kept: of what lies on the disk as this process imports it
         from jobs.config import JobConfig
         from jobs.device import TrialMemory, device_of
         from jobs.train import Training

@@ -1,4 +1,4 @@
-"""What computes a number: the code of this package, the versions of others, the files of a pretrained encoder.
+"""What computes a number: the code of this package and the versions of others; and digests of files.
 
 Digests are of what matters: comments and docstrings do not count, and neither does where a file lies. No torch, no ray.
 """
@@ -15,31 +15,36 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jobs.paths import directory
-
 COMPUTING_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow", "ray")
 """Packages whose version may change a result, or how it is rounded."""
 
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.model", "*.json", "*.txt")
-"""Files of an encoder's folder that decide what it computes: weights, configuration, tokenizer."""
+OTHER_ORIGIN = "other_origin"
+"""How the failure of a rank is called whose code, versions, data or weights are not those of its session."""
 
-NOT_READ = ("README", "training_args", "optimizer", "scheduler", "trainer_state", "rng_state")
-"""Beginnings of names of files beside them that no encoder is loaded from."""
-
-BUILT = ("vit", "resnet", "bert")
-"""Encoders that are built from fields of the job and have no files."""
+HELD = "ORCHESTRATOR_HELD"
+"""Variable that says what encoders' names meant where a run began: JSON, name -> `revision` and `names` of files."""
 
 
 def code_digest(package: Path | None = None) -> str:
     """Twelve hex digits over every .py file of a package, this one unless another is named."""
-    return _combined(code_files(package or Path(__file__).parent))
+    return combined(code_files(package or Path(__file__).parent))
 
 
 @cache
 def code_files(package: Path) -> Mapping[str, str]:
-    """Name -> digest of every .py file below a package's folder, without comments, docstrings and blank lines."""
-    files = sorted(path for path in package.rglob("*.py") if "__pycache__" not in path.parts)
-    return {path.relative_to(package).as_posix(): _text_digest(bare_code(path.read_text("utf-8"))) for path in files}
+    """Name -> digest of every .py file below a package's folder, without comments, docstrings and blank lines; as they
+    were when this process first asked. Hidden files, such as an editor's locks, are none."""
+    names = (path.relative_to(package) for path in sorted(package.rglob("*.py")))
+    shown = [name for name in names if not any(part.startswith((".", "__pycache__")) for part in name.parts)]
+    return {name.as_posix(): of_code(package / name) for name in shown if (package / name).is_file()}
+
+
+def of_code(path: Path) -> str:
+    """Digest of a Python file without comments, docstrings and blank lines; of one that is no Python, of its bytes."""
+    try:
+        return _text_digest(bare_code(path.read_text("utf-8")))
+    except (SyntaxError, ValueError, RecursionError, tokenize.TokenError):
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def bare_code(source: str) -> str:
@@ -74,23 +79,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def weights_digest(name: str | None, known: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-    """Digest of the files of a pretrained encoder, `digest` and what tells that they are unchanged, `files`.
-
-    name: `model.name` of a job, a folder or a name of the Hub. known: an earlier answer, whose digest stands while its
-    files have their size and time. None for an encoder that is built, and for one that no cache here holds yet.
-    """
-    folder = None if name is None or name in BUILT else _encoder_folder(name)
-    if folder is None:
-        return None
-    paths = sorted({path for pattern in WEIGHT_FILES for path in folder.rglob(pattern) if _is_read(path, folder)})
-    stamps = [stamp(path) for path in paths]
-    if known is not None and known.get("files") == stamps:
-        return {"digest": known["digest"], "files": stamps}
-    digests = {path.relative_to(folder).as_posix(): _file_digest(*stamp(path)) for path in paths}
-    return {"digest": _combined(digests), "files": stamps}
-
-
 def stamp(path: Path) -> list[Any]:
     """What tells a later look whether a file is still the same: path, size, and when it last changed in any way. That
     time cannot be set back, as the one of its content can."""
@@ -103,6 +91,11 @@ def differing_files(before: Mapping[str, str], after: Mapping[str, str]) -> list
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
+def gone(what: str) -> str:
+    """The words for data or weights that a run was begun with and that its jobs no longer name or find."""
+    return f"{what} is gone, with which the run was begun; put it back, or begin another run without it"
+
+
 def changed(what: str, before: str, now: str) -> str:
     """The words for data or weights that are no longer those that a run was begun with."""
     return (
@@ -111,26 +104,8 @@ def changed(what: str, before: str, now: str) -> str:
     )
 
 
-def _encoder_folder(name: str) -> Path | None:
-    if (folder := directory(name)) is not None:
-        return folder
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-    except ImportError:
-        return None
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
-        return None
-
-
-def _is_read(path: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.is_file() and not hidden and not path.name.startswith(NOT_READ)
-
-
-def _combined(digests: Mapping[str, str]) -> str:
+def combined(digests: Mapping[str, str]) -> str:
+    """One digest over several, by name: twelve hex digits."""
     return _text_digest("\n".join(f"{name} {digests[name]}" for name in sorted(digests)))
 
 
@@ -139,7 +114,7 @@ def _text_digest(text: str) -> str:
 
 
 @lru_cache(maxsize=1000)
-def _file_digest(path: str, _size: int, _changed: int) -> str:
+def file_digest(path: str, _size: int, _changed: int) -> str:
     """Of a file as it is at that size and time: a warm rank asks for each trial."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -32,8 +32,8 @@ from jobs import (
     mlm,
     models,
     optim,
+    origin,
     preflight,
-    provenance,
     storage,
     trial,
     usage,
@@ -59,8 +59,8 @@ class Training:
     expected: digests of the code, the data and the weights that the trial belongs to, as `provenance` has them.
     trial_memory: made for this trial by a caller who looks at it also while the trial is loaded.
 
-    Raises ValueError for a job that cannot be run as asked, a folder of another job, or what is not as expected;
-    trial.TakenOver, storage.StorageFull, and ConnectionError where `remote` cannot be reached.
+    Raises ValueError for a job that cannot be run as asked or a folder of another job; origin.OtherOrigin for what is
+    not as expected; trial.TakenOver, storage.StorageFull, and ConnectionError where `remote` cannot be reached.
     """
 
     def __init__(
@@ -209,13 +209,18 @@ class Training:
         torch.set_num_threads(job.execution.threads)
         if self.rank == 0:
             continuing.open_folder(self.place, self.fence, job, named=self.attempt is not None, remark=self._remark)
+        origin.begin(self.expected)
+        before = origin.look(job, self.expected) if self.expected else None
         self.tokenizer = data.tokenizer_for(job) if job.task == "sentence" else None
         self.examples = data.train_examples(job, self.tokenizer)
         self.batches = Batches(self.examples, job, rank=self.rank, world=self.world)
         self.evaluation = data.evaluation_data(job)
-        self._compare_with_what_is_expected()
         shape = self.examples.image_shape if isinstance(self.examples, data.ImageExamples) else None
         self.model = models.build(job, tokenizer=self.tokenizer, image_shape=shape, device=self.device)
+        loaded = origin.look(job, self.expected)
+        if before is not None:
+            origin.refuse_change(before, loaded)
+        self.provenance = loaded.digests
         models.refuse_what_parts_of_a_batch_change(self.model, job, world=self.world)
         self.masking = mlm.masking(job, self.tokenizer)
         self.optimizer = optim.build(self.model, job.optimizer)
@@ -238,24 +243,6 @@ class Training:
         )
         self._verified = not job.execution.verify
         self.meter = usage.Meter(self.device)
-
-    def _compare_with_what_is_expected(self) -> None:
-        """Look at what this rank has loaded, and refuse what is not what the trial began with."""
-        name = self.job.model.name
-        known = self.expected.get("data", {})
-        rows = data.digests(self.job, known, stage_only=True)
-        weights = provenance.weights_digest(name, (self.expected.get("weights") or {}).get(name))
-        self.provenance = {
-            "code": provenance.code_digest(),
-            "versions": provenance.versions(),
-            "data": {use: entry["digest"] for use, entry in rows.items()},
-            "weights": {name: weights["digest"]} if weights is not None else {},
-        }
-        wanted = {use: entry["digest"] for use, entry in known.items()}
-        wanted |= {name: entry["digest"] for name, entry in (self.expected.get("weights") or {}).items()}
-        for what, digest in {**self.provenance["data"], **self.provenance["weights"]}.items():
-            if wanted.get(what, digest) != digest:
-                raise ValueError(provenance.changed(str(what), wanted[what], digest))
 
     def _resume(self) -> None:
         """Continue after the newest sound checkpoint, or begin with an evaluation of the untrained model."""

@@ -200,6 +200,8 @@ def _drive(
                     _decide(ledger, again)
                 if record is not None:
                     provenance.write_down(ledger, record)
+                elif options.accept_code:
+                    provenance.accept_what_ran(ledger)
                 if continues:
                     for sentence in verify.mend(folder, ledger):
                         ledger.event("mended", sentence)

@@ -11,7 +11,7 @@ from orchestrator.runs import RunFolder
 from orchestrator.schedule import stopped_arms, untuned_arms, withheld
 from orchestrator.session import Session
 
-DONE, SOME_FAILED, MISSING, CLUSTER_DIED = 0, 1, 4, 75
+DONE, SOME_FAILED, BAD_USAGE, MISSING, CLUSTER_DIED = 0, 1, 2, 4, 75
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ def of(session: Session, plan: Plan, ledger: Ledger, folder: RunFolder) -> Endin
     lines = [*_waiting(trials, folder), *_arms(plan, ledger, trials), *_failed(trials, folder)]
     if session.stopped_by is not None:
         code = INTERRUPTED if session.interrupted else MISSING if session.storage_full else SOME_FAILED
+        if session.other_origin is not None and not session.interrupted:
+            code = BAD_USAGE
         lines = [f"stopped: {session.stopped_by}", f"continue:  orchestrator resume {folder.quoted}", *lines]
         return Ending(code, "stopped", tuple(lines))
     untuned = untuned_arms(plan, ledger)  # nothing more can be done for them, unless a person queues trials again

@@ -36,7 +36,7 @@ def export(folder: RunFolder, wanted: str, dest: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "jobs.export", *options, "--", str(folder.trial(trial.id)), str(dest)]
     # A session of its own: Ctrl-C is for us, who say what then happens.
     with scratch_folder("export") as place:
-        env = os.environ | {"TMPDIR": str(place)}
+        env = os.environ | {"TMPDIR": str(place)} | provenance.held(run.provenance)
         if (directory := provenance.folder_of(run.environment)) is not None:
             env[BASE] = directory  # where the run began: its data may be named by relative paths
         done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True, env=env)

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,11 @@ from orchestrator.plan import Plan, jobs_of
 from orchestrator.runs import RunError
 
 PACKAGE = Path(jobs.__file__).parent
+
+OTHER_ORIGIN = computing.OTHER_ORIGIN
+
+NAMED = {"data": "", "weights": "model.name = "}
+"""What stands before an entry's name, for a person."""
 
 Json = dict[str, Any]
 
@@ -93,15 +98,23 @@ def today() -> Json:
 
 
 def refuse_other_data(recorded: Json, now: Json) -> None:
-    """Raise DataFault where rows or weights are not those that the run began with, naming them and both digests."""
-    different = [
-        computing.changed(str(what), before[what]["digest"], entry["digest"])
-        for before, after in ((recorded["data"], now["data"]), (recorded["weights"], now["weights"]))
-        for what, entry in after.items()
-        if what in before and before[what]["digest"] != entry["digest"]
-    ]
+    """Raise DataFault where rows or weights are not those that the run began with, naming them and both digests, or
+    are not there any more."""
+    different = []
+    for kind, label in NAMED.items():
+        for what, entry in (recorded[kind] if kind == "data" else _comparable(recorded)).items():
+            there = now[kind].get(what)
+            if there is None:
+                different.append(computing.gone(f"{label}{what}"))
+            elif there["digest"] != entry["digest"]:
+                different.append(computing.changed(f"{label}{what}", entry["digest"], there["digest"]))
     if different:
         raise DataFault("\n".join(different))
+
+
+def _comparable(recorded: Json) -> Json:
+    """The weights that were recorded with the names of the files that count; before, others counted as well."""
+    return {what: entry for what, entry in recorded["weights"].items() if "names" in entry}
 
 
 def refuse_other_code(recorded: Json, now: Json, *, resume: str) -> None:
@@ -144,13 +157,42 @@ def write_down(ledger: Ledger, now: Json) -> None:
         begun = ledger.trials() and any(trial.attempts for trial in ledger.trials())
         ledger.set_run(provenance={**now, "late": True} if begun else now)
         return
-    update: Json = {**recorded, "weights": {**now["weights"], **recorded["weights"]}}
-    if not is_known(recorded, now):
-        entry = {"code": now["code"], "versions": now["versions"], "time": time.time()}
-        update["accepted"] = [*recorded.get("accepted", ()), entry]
-        ledger.event("code_accepted", f"code {now['code']} was accepted beside {recorded['code']}")
+    kept = _comparable(recorded)
+    for what in now["weights"].keys() - kept.keys():  # of a run that was begun before they were, or as they are now
+        ledger.event("weights_recorded", f"the files of model.name = {what} are recorded from now on")
+    update: Json = {**recorded, "weights": {**now["weights"], **kept}}
     if update != recorded:
         ledger.set_run(provenance=update)
+    accept(ledger, now)
+
+
+def accept(ledger: Ledger, now: Json) -> None:
+    """Record, under the lease, that numbers of the run may come from this code and these versions."""
+    recorded = ledger.run.provenance
+    if recorded is None or is_known(recorded, now):
+        return
+    entry = {"code": now["code"], "versions": now["versions"], "time": time.time()}
+    ledger.set_run(provenance={**recorded, "accepted": [*recorded.get("accepted", ()), entry]})
+    ledger.event("code_accepted", _accepted_words(recorded, now))
+
+
+def accept_what_ran(ledger: Ledger) -> None:
+    """Accept, under the lease, today's code and versions if attempts of the run have run them: of a finished run they
+    were not accepted in time."""
+    now = today()
+    if any(_is_same(attempt.provenance or {}, now) for attempt in ledger.attempts()):
+        accept(ledger, now)
+
+
+def _accepted_words(recorded: Json, now: Json) -> str:
+    other = [
+        f"{name} {now['versions'].get(name, 'none')} was accepted beside {recorded['versions'].get(name, 'none')}"
+        for name in sorted(recorded["versions"].keys() | now["versions"].keys())
+        if recorded["versions"].get(name) != now["versions"].get(name)
+    ]
+    if recorded["code"] != now["code"]:
+        other.insert(0, f"code {now['code']} was accepted beside {recorded['code']}")
+    return "; ".join(other)
 
 
 def expected(record: Json, directory: str | None) -> Json:
@@ -174,6 +216,13 @@ def folder_of(environment: Mapping[str, Any]) -> str | None:
     return None if environment.get("submitted") else environment.get("directory")
 
 
+def held(recorded: Json | None) -> dict[str, str]:
+    """Environment in which the encoders' names mean what they meant where the run began."""
+    weights = {} if recorded is None else _comparable(recorded)
+    kept = {name: {key: entry[key] for key in ("revision", "names")} for name, entry in weights.items()}
+    return {computing.HELD: canonical(kept)} if kept else {}
+
+
 @contextlib.contextmanager
 def looked_for_in(directory: str | None) -> Iterator[None]:
     """Have relative paths of data and encoders mean what they meant where the run began, also in what is started."""
@@ -188,20 +237,35 @@ def looked_for_in(directory: str | None) -> Iterator[None]:
             os.environ[BASE] = before
 
 
-def behind(ledger: Ledger, trials: Sequence[Trial]) -> list[Json]:
+def behind(begun: Json | None, trials: Iterable[Trial], attempts: Iterable[Attempt]) -> list[Json]:
     """The code behind the numbers of trials, the code that the run began with first: each with `code` and `versions`
-    (None where they were not recorded), the ids of its `trials`, and whether it was `accepted` later."""
-    attempts: dict[str, Attempt] = {attempt.trial: attempt for attempt in ledger.attempts()}  # the last of each stays
+    (None where they were not recorded), the ids of its `trials`, and whether it was `accepted` later.
+
+    A trial stands behind every code that one of its attempts ran: the last goes on from where another stopped.
+    begun: `provenance` of the run.
+    """
+    known = begun or {}
+    ran: dict[str, list[Attempt]] = {}
+    for attempt in attempts:
+        ran.setdefault(attempt.trial, []).append(attempt)
     groups: dict[str, Json] = {}
     for trial in trials:
-        if trial.id in attempts:
-            recorded = attempts[trial.id].provenance or {}
+        for attempt in ran.get(trial.id, ()):
+            recorded = attempt.provenance or {}
             code = {"code": recorded.get("code"), "versions": recorded.get("versions")}
-            groups.setdefault(canonical(code), {**code, "accepted": False, "trials": []})["trials"].append(trial.id)
-    begun = ledger.run.provenance or {}
+            group = groups.setdefault(canonical(code), {**code, "accepted": False, "trials": []})
+            if trial.id not in group["trials"]:
+                group["trials"].append(trial.id)
     for group in groups.values():
-        group["accepted"] = any(
-            entry["code"] == group["code"] and entry["versions"] == group["versions"]
-            for entry in begun.get("accepted", ())
+        group["accepted"] = not _is_same(known, group) and any(
+            _is_same(entry, group) for entry in known.get("accepted") or ()
         )
-    return sorted(groups.values(), key=lambda group: group["accepted"])
+
+    def order(group: Json) -> tuple[bool, bool]:
+        return group["accepted"], group["code"] is not None and not _is_same(known, group)
+
+    return sorted(groups.values(), key=order)
+
+
+def _is_same(one: Json, other: Json) -> bool:
+    return bool(one.get("code") == other["code"] and one.get("versions") == other["versions"])

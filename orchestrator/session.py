@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.config import COMPUTING
@@ -124,6 +124,8 @@ class Session:
         """Why the session stopped before its end, in words for a person."""
         self.interrupted = False
         """Whether a person or a signal stopped it."""
+        self.other_origin: str | None = None
+        """What a rank computes with that is not what the session began with; the session then stops."""
         self.storage_full: str | None = None
         """What did not fit on the disk; the session then stops."""
         self.broken: BaseException | None = None
@@ -376,6 +378,10 @@ class Session:
         self._ended(dispatch, f"pruned at step {rung.step} with {self._plan.sweep.metric.name} {rung.value:.4f}")
 
     def _fail(self, dispatch: Dispatch, failure: Failure) -> None:
+        if failure.kind == provenance.OTHER_ORIGIN:  # no trial is charged with what it could not have trained on
+            self.other_origin = self.other_origin or failure.message
+            self.stop(failure.message)
+            failure = replace(failure, kind="interrupted")
         again = self._again(dispatch.trial, failure)
         self._ledger.finish_attempt(
             dispatch.trial,

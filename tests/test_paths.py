@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import transformers
-from tokenizers import Tokenizer, models
+from hub import save_encoder
 
 from jobs import data, paths
 from jobs.config import JobConfig
@@ -108,16 +106,6 @@ def sentence_job(name: str) -> JobConfig:
         {"task": "sentence", "budget": {"steps": 1}, "data": {"train": "a", "confirm": "a"}, "batch": {"size": 4}}
         | {"model": {"name": name, "projection": "none"}}
     )
-
-
-def save_encoder(folder: Path, width: int) -> None:
-    config = transformers.BertConfig(
-        vocab_size=8, hidden_size=width, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
-    )
-    transformers.BertModel(config).save_pretrained(folder)
-    words = models.WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2}, unk_token="[UNK]")
-    tokenizer: Any = transformers.PreTrainedTokenizerFast
-    tokenizer(tokenizer_object=Tokenizer(words), unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
 
 
 def test_an_encoder_s_folder_is_found_where_the_run_began(began: Path, monkeypatch: pytest.MonkeyPatch) -> None:

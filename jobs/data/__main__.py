@@ -4,8 +4,11 @@ Prints one line of JSON for each and ends with 0, or prints what is wrong with t
 
     {"rows", "fingerprint", "warnings", "data": {"data.train = SOURCE": {...}, ...}, "weights": {...} or null}
 
-FILE: `data` and `weights` of an earlier answer. Data that it knows are then not checked again, and read only where
-their files are no longer the same.
+A pretrained encoder is fetched for that, so that what is digested is what the job will load.
+
+FILE: `data` of an earlier answer, and its `weights` by the name of the encoder. Data that it knows are then not checked
+again, and read only where their files are no longer the same; `rows` and `fingerprint`, for which all are read, are
+left out, and encoders are looked for where they were.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jobs import pretrained
 from jobs.config import ConfigError, JobConfig, load_job
 from jobs.data.check import check, digests, fingerprint, train_rows
 from jobs.data.formats import DataError
-from jobs.provenance import weights_digest
+from jobs.pretrained import EncoderError
 
 
 def main(arguments: list[str]) -> int:
@@ -35,7 +39,7 @@ def main(arguments: list[str]) -> int:
     for path in options.job:
         try:
             answer = _checked(load_job(path)) if known is None else _compared(load_job(path), known)
-        except (ConfigError, DataError) as error:
+        except (ConfigError, DataError, EncoderError) as error:
             sys.stderr.write(f"error: {error}\n")
             return 2
         sys.stdout.write(json.dumps(answer) + "\n")
@@ -45,16 +49,16 @@ def main(arguments: list[str]) -> int:
 def _checked(job: JobConfig) -> dict[str, Any]:
     warnings = check(job)
     rows = {"rows": len(train_rows(job)), "fingerprint": fingerprint(job), "warnings": warnings}
-    return rows | {"data": digests(job), "weights": weights_digest(job.model.name)}
+    return rows | {"data": digests(job), "weights": _weights(job)}
 
 
 def _compared(job: JobConfig, known: dict[str, Any]) -> dict[str, Any]:
-    weights = known.get("weights") or {}
-    return {
-        "warnings": [],
-        "data": digests(job, known["data"]),
-        "weights": weights_digest(job.model.name, weights.get(job.model.name)),
-    }
+    weights = (known.get("weights") or {}).get(job.model.name)
+    return {"warnings": [], "data": digests(job, known["data"]), "weights": _weights(job, weights)}
+
+
+def _weights(job: JobConfig, known: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    return pretrained.digest(job.model.name, known, tokenizer=job.task == "sentence")
 
 
 if __name__ == "__main__":

@@ -87,8 +87,12 @@ def digests(
     for use, source in uses.items():
         if source is None:
             continue
-        columns = f" {json.dumps(job.data.columns)}" if use == "train" and job.data.columns else ""
-        key, files = f"data.{use} = {source}{columns}", stamps(source)
+        # The rows that judge sentences have columns of their own.
+        counts = job.data.columns and (use == "train" or job.task == "image")
+        plain = f"data.{use} = {source}"
+        key, files = f"{plain} {json.dumps(job.data.columns)}" if counts else plain, stamps(source)
+        if known and key not in known and plain in known:  # named by a version that left the columns out
+            key = plain
         before = (known or {}).get(key)
         if before is not None and files is not None and before["files"] == files:
             answer[key] = dict(before)
@@ -99,11 +103,12 @@ def digests(
 
 
 def stamps(source: str) -> list[list[Any]] | None:
-    """Path, size and time of change of each file of a source; None where there are no files to ask."""
+    """Path, size and time of change of each file of a source; None where there are no files to ask, or where one of
+    them does not say when it changed."""
     files = locate(source).files
     return (
         None
-        if any(file.uri == HUB or file.path == DIGITS for file in files)
+        if any(file.uri == HUB or file.path == DIGITS or file.changed is None for file in files)
         else [
             [os.path.realpath(file.path) if file.uri is None else file.path, file.size, file.changed] for file in files
         ]

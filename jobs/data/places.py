@@ -30,7 +30,8 @@ class File:
 
     path: str
     size: int = 1
-    changed: int = 0
+    changed: int | None = 0
+    """Nanoseconds; None where the file system does not say, so that nothing tells a changed file of equal size."""
     uri: str | None = None
     """How pyarrow.fs finds it, credentials and options included; None: on a local disk."""
 
@@ -165,7 +166,7 @@ def _remote(uri: str) -> tuple[File, ...]:
         fits = _fits(within, pattern) if wild else not within or _is_data(within)
         if each.type == fs.FileType.File and fits:
             place = f"{base}/{within}" if within else base
-            files.append(File(shown(place), each.size or 0, each.mtime_ns or 0, place + query))
+            files.append(File(shown(place), each.size or 0, each.mtime_ns or None, place + query))
     return tuple(files)
 
 

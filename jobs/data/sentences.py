@@ -11,6 +11,7 @@ import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,9 @@ from jobs.data.batches import Views, content_ids
 from jobs.data.formats import DataError, is_utf8, short
 from jobs.data.sources import Rows, exactly, read
 from jobs.data.tokens import TokenColumn, padded, stacked, texts_of, trained_tokenizer
-from jobs.paths import directory, looked_in
+from jobs.paths import looked_in
+from jobs.pretrained import EncoderError, folder_of, tokenizer_files
+from jobs.provenance import stamp
 
 TEXT_NAMES = ("text", "sentence", "sentences", "content")
 PAIR_NAMES = (
@@ -128,22 +131,26 @@ def tokenizer_for(job: JobConfig) -> Any:
     """The tokenizer of job.model: WordPieces trained on data.train for `bert`, else the model's own."""
     if job.model.name in (None, "bert"):
         return trained_tokenizer(sentence_rows(job), job.model.vocabulary)
-    return _pretrained(str(job.model.name))
-
-
-@functools.lru_cache(maxsize=4)
-def _pretrained(name: str) -> Any:
-    from transformers import AutoTokenizer
-
+    name = str(job.model.name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory(name) or name))
+        folder = folder_of(name)
+        return _pretrained(folder, tuple(tuple(stamp(path)) for path in tokenizer_files(folder)))
     except (OSError, ValueError) as error:
         where = f", looked for{looked_in(name)}" if looked_in(name) else ""
+        reason = error.reason if isinstance(error, EncoderError) else short(error)
         raise DataError(
-            f"no tokenizer can be loaded ({short(error)}); model.name must be a folder with one{where}, a Hub name, or "
+            f"no tokenizer can be loaded ({reason}); model.name must be a folder with one{where}, a Hub name, or "
             "'bert'",
             file=name,
         ) from error
+
+
+@functools.lru_cache(maxsize=4)
+def _pretrained(folder: Path, _stamps: tuple[tuple[Any, ...], ...]) -> Any:
+    """The tokenizer in a folder while its files are these, in one object, so that what is derived from it is kept."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if tokenizer.pad_token_id is None:
         # Attention masks what is padded, so any token will do.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import COMPUTING, JobConfig
-from jobs.models.encoders import BUILT
+from jobs.pretrained import BUILT
 from jobs.trial import Point
 
 POOLED = {

@@ -21,8 +21,9 @@ from jobs.config import JobConfig
 from jobs.mlm import MaskedLanguageHead
 from jobs.models import dropout
 from jobs.models.dropout import dropout_keys
-from jobs.models.encoders import BUILT, initialise, make_encoder
+from jobs.models.encoders import initialise, make_encoder
 from jobs.models.errors import ModelError
+from jobs.pretrained import BUILT
 
 __all__ = [
     "ContrastiveModel",

@@ -14,9 +14,7 @@ from jobs import randomness
 from jobs.config import JobConfig
 from jobs.models.errors import ModelError
 from jobs.models.resnet import ResNet
-
-BUILT = ("vit", "resnet", "bert")
-"""Names of the encoders that are built here; any other is loaded."""
+from jobs.pretrained import BUILT
 
 TOKEN_SPREAD = 0.02
 """Standard deviation of a new BERT's embeddings, as Devlin et al. 2019 (arXiv:1810.04805)."""

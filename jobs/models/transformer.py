@@ -26,6 +26,7 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from jobs import pretrained
 from jobs.config import JobConfig
 from jobs.models.dropout import ATTENTION, drop
 from jobs.models.errors import ModelError
@@ -81,20 +82,21 @@ def load(name: str, job: JobConfig) -> nn.Module:
     """A pretrained encoder from a local folder or the Hub, in fp32, without its pooler."""
     local = False
     try:
-        local = (folder := directory(name)) is not None
-        source = str(folder or name)
-        config = AutoConfig.from_pretrained(source, local_files_only=local)
+        local = directory(name) is not None
+        folder = pretrained.folder_of(name)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if job.model.dropout is not None:
             _set_dropout(config, job.model.dropout)
         encoder: PreTrainedModel = AutoModel.from_pretrained(
-            source, config=config, local_files_only=local, dtype=torch.float32
+            folder, config=config, local_files_only=True, dtype=torch.float32
         )
     except (OSError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
         no_folder = "" if local else f"no folder{looked_in(name) or ' here'} and "
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = error.reason if isinstance(error, pretrained.EncoderError) else str(error)
+        reason = (said.strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"model.name = '{name}' is {no_folder}not loadable"
             f"{'; HF_HUB_OFFLINE is set, so only the local cache was searched' if offline and not local else ''}"

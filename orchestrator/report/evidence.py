@@ -72,7 +72,7 @@ def answer(ledger: Ledger) -> Json:
         "smallest_p": planning.smallest_p(sum(one.p is not None for one in compared), len(seeds)),
         "trials": {stage: _counts(trials, stage) for stage in ("tune", "confirm")},
         "attempts": _attempts(ledger),
-        "code": provenance.behind(ledger, trials),
+        "code": provenance.behind(run.provenance, trials, ledger.attempts()),
         "failures": [_failure(trial) for trial in trials if trial.state == "failed"],
         "diverged": [
             {"trial": t.id, "stage": t.stage, "arm": t.arm, "seed": t.seed} for t in trials if arms.diverged(t)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.ledger import Attempt
+from orchestrator.provenance import behind
 
 from .facts import Facts, Finding, counted
 
@@ -17,7 +17,7 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Code:
-    """The code of an attempt, and the versions of packages that are not those of the run."""
+    """The code of an attempt, and the versions of packages that are not those of the run, `none` of one not there."""
 
     digest: str
     versions: tuple[tuple[str, str], ...]
@@ -55,17 +55,17 @@ def _code(facts: Facts) -> Iterator[Finding]:
 
 
 def _codes(facts: Facts) -> Iterator[str]:
-    """A trial stands behind every code that one of its attempts ran."""
     begun = facts.run.provenance or {}
-    behind: dict[Code, set[str]] = defaultdict(set)
-    for trial, attempt in _recorded(facts):
-        if (code := _code_of(attempt, begun)) is not None:
-            behind[code].add(trial)
-    accepted = _accepted(begun) - {_first(begun)}
-    if behind.keys() - {_first(begun)}:
+    first = _first(begun)
+    attempts = (attempt for of_trial in facts.attempts.values() for attempt in of_trial)
+    groups = [group for group in behind(begun, facts.trials.values(), attempts) if group["code"] and first is not None]
+    shown = sorted(
+        ((_made(group, begun), group) for group in groups), key=lambda pair: (pair[0] != first, str(pair[0]))
+    )
+    if any(code != first for code, _ in shown):
         parts = [
-            f"{counted(len(behind[code]), 'trial')} by {code}{' (accepted)' if code in accepted else ''}"
-            for code in sorted(behind, key=lambda code: (code != _first(begun), str(code)))
+            f"{counted(len(group['trials']), 'trial')} by {code}{' (accepted)' if group['accepted'] else ''}"
+            for code, group in shown
         ]
         yield f"versions of code: {', '.join(parts)}"
 
@@ -101,7 +101,8 @@ def _code_of(attempt: Attempt, begun: Mapping[str, Any]) -> Code | None:
 def _made(ran: Mapping[str, Any], begun: Mapping[str, Any]) -> Code:
     first = begun.get("versions") or {}
     versions = ran.get("versions") or {}
-    return Code(ran["code"], tuple(sorted((k, v) for k, v in versions.items() if k in first and first[k] != v)))
+    other = [key for key in sorted(first.keys() | versions.keys()) if first.get(key) != versions.get(key)]
+    return Code(ran["code"], tuple((key, versions.get(key, "none")) for key in other))
 
 
 def _digests(value: Any) -> set[str]:

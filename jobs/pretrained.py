@@ -1,0 +1,219 @@
+"""Where a pretrained encoder lies, which of its files are loaded, and their digest. No torch.
+
+An encoder is a local folder, or a repository of the Hub. Of the latter one snapshot is taken: configuration, weights
+and tokenizer are fetched from one revision and then loaded from its folder, so that what is loaded is what is digested.
+A run goes on with the revision that it began with (`hold`), whatever has become of the repository since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jobs.paths import directory, looked_in
+from jobs.provenance import HELD, combined, file_digest, stamp
+
+BUILT = ("vit", "resnet", "bert")
+"""Names of encoders that are built from fields of the job and have no files; any other is loaded."""
+
+CONFIG = "config.json"
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Where transformers looks for weights, in its order: the first that is there is loaded. An index names more files."""
+
+TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "normalizer.json"),
+    *(
+        "vocab.json",
+        "vocab.txt",
+        "vocab.bpe",
+        "merges.txt",
+        "bpe.codes",
+        "dict.txt",
+        "vocab-src.json",
+        "vocab-tgt.json",
+    ),
+    *("emoji.json", "entity_vocab.json", "byte_maps.json", "word_shape.json", "word_pronunciation.json", "tekken.json"),
+    *("*.model", "*.spm", "*.tiktoken", "*.tokenizer"),
+)
+"""Files directly in an encoder's folder that a tokenizer of transformers may be loaded from."""
+
+
+class EncoderError(ValueError):
+    """The files of a pretrained encoder are not there, or cannot be read.
+
+    reason: that alone, where the text says more.
+    """
+
+    def __init__(self, text: str, reason: str | None = None) -> None:
+        self.reason = text if reason is None else reason
+        super().__init__(text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.reason), self.__dict__
+
+
+_held: dict[str, Mapping[str, Any]] = {}
+"""Name -> what `digest` has said of it where the run began."""
+
+
+def hold(weights: Mapping[str, Mapping[str, Any]]) -> None:
+    """Have names of encoders mean, in this process and from now on, what they meant where a run began: a folder stays
+    a folder, and a repository the revision of then. weights: name -> answer of `digest`. Nothing else is held."""
+    _held.clear()
+    _held.update({name: known for name, known in weights.items() if is_comparable(known)})
+
+
+def _meant(name: str) -> Mapping[str, Any] | None:
+    """What is held of a name, by this process or by the one that has started it."""
+    if name in _held:
+        return _held[name]
+    told: dict[str, Mapping[str, Any]] = json.loads(os.environ.get(HELD) or "{}")
+    return told.get(name)
+
+
+def is_comparable(known: Mapping[str, Any]) -> bool:
+    """Whether an answer is of this version's `digest`; those before counted other files."""
+    return "names" in known
+
+
+def folder_of(name: str) -> Path:
+    """The folder that encoder and tokenizer are loaded from, fetched if it must be. Raises EncoderError."""
+    return _find(name, _meant(name))[0]
+
+
+def digest(name: str | None, known: Mapping[str, Any] | None = None, *, tokenizer: bool) -> dict[str, Any] | None:
+    """Digest of the files that a pretrained encoder is loaded from, fetched if they must be.
+
+    name: `model.name` of a job. known: an earlier answer, whose digest stands while its files have their size and time,
+    and whose kind and revision are looked for and no other; without it, what is held. tokenizer: whether one is loaded.
+
+    Returns `digest`; `revision` of the Hub, None of a folder; `names` of the files; and `files`, which tells whether
+    they are unchanged. None for an encoder that is built. Raises EncoderError.
+    """
+    if name is None or name in BUILT:
+        return None
+    known = known if known is not None and is_comparable(known) else None
+    try:
+        folder, revision = _find(name, known or _meant(name))
+        paths = _loaded(folder, tokenizer=tokenizer)
+        stamps = [stamp(path) for path in paths]
+        names = [path.relative_to(folder).as_posix() for path in paths]
+        if known is not None and (known["files"], known["names"]) == (stamps, names):
+            total = known["digest"]
+        else:
+            total = combined({file: file_digest(*of) for file, of in zip(names, stamps, strict=True)})
+    except OSError as error:
+        raise _error(name, error) from error
+    return {"digest": total, "revision": revision, "names": names, "files": stamps}
+
+
+def _find(name: str, known: Mapping[str, Any] | None) -> tuple[Path, str | None]:
+    """An encoder's folder, and its revision if it is one of the Hub."""
+    try:
+        if known is not None and known["revision"] is not None:
+            return _snapshot(name, known["revision"], tuple(known["names"]))
+        if (folder := directory(name)) is not None:
+            return folder, None
+        if known is not None:
+            raise EncoderError(f"model.name = '{name}': the folder of that name is gone{looked_in(name)}; put it back")
+        return _snapshot(name)
+    except EncoderError:
+        raise
+    except Exception as error:  # of the system, of the Hub, or of whatever its client speaks to it by
+        raise _error(name, error) from error
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files directly in a folder that a tokenizer may be loaded from. Raises OSError."""
+    return sorted(path for path in folder.iterdir() if _is_of_tokenizer(path.name) and path.is_file())
+
+
+@lru_cache(maxsize=16)
+def _snapshot(name: str, revision: str | None = None, names: tuple[str, ...] | None = None) -> tuple[Path, str]:
+    """The folder of one revision of a repository, complete, and that revision. Without network: what the cache has.
+
+    names: the files that were loaded of it, if that is known; what the cache has of them is not asked for again. The
+    answer is kept: what moves the repository may not come between tokenizer and weights.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if names is not None and revision is not None:
+        held = [try_to_load_from_cache(name, file, revision=revision) for file in (CONFIG, *names)]
+        if not all(isinstance(path, str) for path in held):
+            held = [hf_hub_download(name, file, revision=revision) for file in (CONFIG, *names)]
+        return Path(str(held[0])).parent, revision
+    config = Path(hf_hub_download(name, CONFIG))
+    folder, revision = config.parent, config.parent.name
+    with contextlib.suppress(LocalEntryNotFoundError):  # then it is loaded from what the cache has, or is missed there
+        snapshot_download(name, revision=revision, allow_patterns=list(TOKENIZER))
+    for file in (_named_by(folder) or WEIGHTS[0], *WEIGHTS[1:]):
+        try:
+            weights = Path(hf_hub_download(name, file, revision=revision))
+        except EntryNotFoundError:  # of the Hub, or of the cache where there is no Hub
+            continue
+        for shard in _shards(weights):
+            hf_hub_download(name, shard, revision=revision)
+        break
+    return folder, revision
+
+
+def _loaded(folder: Path, *, tokenizer: bool) -> list[Path]:
+    """The files in a folder that an encoder is loaded from, in order of name."""
+    config = folder / CONFIG
+    if not config.is_file():
+        raise FileNotFoundError(f"{folder} has no {CONFIG}")
+    own = _named_by(folder)
+    choice = [folder / file for file in (WEIGHTS if own is None else [own])]
+    weights = next((path for path in choice if path.is_file()), None)
+    if weights is None:
+        raise FileNotFoundError(f"{folder} has none of {', '.join(path.name for path in choice)}")
+    found = {config, weights, *(folder / shard for shard in _shards(weights))}
+    if tokenizer:
+        found |= set(tokenizer_files(folder))
+    return sorted(found)
+
+
+def _named_by(folder: Path) -> str | None:
+    """The file of weights that the configuration itself names, if it does."""
+    try:
+        named = json.loads((folder / CONFIG).read_text("utf-8")).get("transformers_weights")
+    except (ValueError, AttributeError):  # what is no configuration fails when it is loaded, in better words
+        return None
+    return named if isinstance(named, str) else None
+
+
+def _shards(weights: Path) -> list[str]:
+    """The files that an index names; none of weights in one file."""
+    if not weights.name.endswith(".index.json"):
+        return []
+    try:
+        files = set(json.loads(weights.read_text("utf-8"))["weight_map"].values())
+        if files and all(isinstance(file, str) for file in files):
+            return sorted(files)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        pass
+    raise OSError(f"{weights} is no index of weights")
+
+
+def _is_of_tokenizer(name: str) -> bool:
+    return not name.startswith(".") and any(fnmatchcase(name, pattern) for pattern in TOKENIZER)
+
+
+def _error(name: str, error: Exception) -> EncoderError:
+    if isinstance(error, OSError) and error.errno is not None and error.strerror is not None:
+        reason = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+    else:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return EncoderError(
+        f"model.name = '{name}' cannot be looked at ({reason}). Give a folder with {CONFIG} and {WEIGHTS[0]}, a name "
+        f"that the Hub knows, or {', '.join(map(repr, BUILT[:-1]))} or '{BUILT[-1]}' to train from nothing",
+        reason,
+    )
