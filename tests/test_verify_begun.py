@@ -33,7 +33,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tell(RunFolder(home / "diverged"), uri)
     client = connect(uri)
     with contextlib.closing(RunFolder(home / "diverged").open()) as ledger:
-        diverged = [trial.mlflow_run_id for trial in ledger.trials() if trial.outcome == "diverged"]
+        diverged = [trial.mlflow_run_id or "" for trial in ledger.trials() if trial.outcome == "diverged"]
     for run_id in diverged:
         client.set_terminated(run_id, "FINISHED", client.get_run(run_id).info.end_time)
         client.delete_tag(run_id, "outcome")
