@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,10 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from servers import control, new_database, postgres_server, processes
+from test_ledger import WRITES, planned, point
 from test_session import SWEEP, done, play, points_of
 
-from orchestrator.ledger import Ledger, LedgerAway, LedgerUnavailable, Outage
+from orchestrator.ledger import (
+    Ledger,
+    LedgerAway,
+    LedgerUnavailable,
+    Outage,
+    Suggestion,
+    Trial,
+    outage,
+    schema,
+    sqlite_url,
+)
 from orchestrator.plan import make
 from orchestrator.runs import RunFolder
 from orchestrator.session import Dispatch, Session
@@ -168,3 +182,145 @@ def test_an_outage_is_said_once_and_its_end_too() -> None:
 
     assert outage.through(flaky) == "answer"
     assert [line.partition(";")[0] for line in said] == ["gone", "the ledger is back after 1 s"]
+
+
+# What is tried again
+
+PATIENT = {
+    name: inspect.unwrap(found)
+    for name in dir(Ledger)
+    if inspect.isfunction(found := inspect.getattr_static(Ledger, name)) and hasattr(found, "__wrapped__")
+}
+"""The methods that are called again while the database is away."""
+
+ONE_SHOT: dict[str, Callable[[Ledger], Any]] = {
+    "add_trials of an iterator": lambda ledger: ledger.add_trials(trial for trial in new_trials()),
+    "add_trials by name": lambda ledger: ledger.add_trials(trials=iter(new_trials())),
+    "add_suggestion of an iterator": lambda ledger: ledger.add_suggestion(
+        Suggestion("x", 0, {}, ("new", "new too")), (trial for trial in new_trials())
+    ),
+    "record_points of an iterator": lambda ledger: ledger.record_points("t1", 1, points("t1")),
+    "mark_projected of an iterator": lambda ledger: ledger.mark_projected(points("t0")),
+}
+"""Calls whose arguments can be gone through once, as the schedule makes them."""
+
+
+def new_trials() -> list[Trial]:
+    return [Trial(id=name, stage="tune", arm="x", seed=1, job={}) for name in ("new", "new too")]
+
+
+def points(trial: str) -> Any:
+    """A generator where a sequence is asked for."""
+    return (point(trial, step=step) for step in (1, 2))
+
+
+def begun(url: str) -> Ledger:
+    """A run of which t0 is failed, with points, and t1 runs, with its driver's patience."""
+    ledger = Ledger.create(url, name="x", sweep={}, trials=planned(2))
+    ledger.acquire("me", 60)
+    for trial in ("t0", "t1"):
+        ledger.start_attempt(trial, {}, "h")
+    ledger.record_points("t0", 1, [point(step=1), point(step=2)])
+    ledger.finish_attempt("t0", 1, state="failed")
+    ledger.outage = Outage(lambda _: None)
+    return ledger
+
+
+PASSING = {"run", "uuid", "created", "started", "ended", "time", "since", "expires", "revision"}
+"""Columns that differ between two runs, or count tries. So does an event's id."""
+
+
+def rows(ledger: Ledger) -> dict[str, list[str]]:
+    """Every row of the run, in order, without what passes."""
+    found = {}
+    with ledger._database.read() as connection:
+        for table in schema.metadata.sorted_tables:
+            columns = [one for one in table.c if one.name not in PASSING and one is not schema.events.c.id]
+            own = table.c.get("run", table.c.get("uuid"))
+            query = sa.select(*columns).where(sa.true() if own is None else own == ledger.uuid)
+            query = query.order_by(*table.primary_key.columns)
+            found[table.name] = [repr(row) for row in connection.execute(query)]
+    return found
+
+
+@contextlib.contextmanager
+def commit_fails(ledger: Ledger, *, kept: bool) -> Iterator[list[int]]:
+    """The next COMMIT is answered by nobody: the server ends the connection before it, or, if it is `kept`, after it."""
+    engine, failed = ledger._database.engine, list[int]()
+    commit = engine.dialect.do_commit
+
+    def do_commit(connection: Any) -> None:
+        if failed:
+            return commit(connection)
+        failed.append(connection.dbapi_connection.info.backend_pid)
+        if kept:
+            commit(connection)
+        other = sa.create_engine(engine.url)
+        with other.connect() as second:
+            second.exec_driver_sql(f"SELECT pg_terminate_backend({failed[0]}, 5000)")
+        other.dispose()
+        if kept:
+            connection.dbapi_connection.execute("SELECT 1")
+        return commit(connection)
+
+    engine.dialect.do_commit = do_commit  # type: ignore[method-assign]
+    try:
+        yield failed
+    finally:
+        engine.dialect.do_commit = commit  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="module")
+def database(postgres: str) -> str:
+    """One for many runs: to make it takes longer than a run."""
+    return new_database(postgres)
+
+
+@pytest.mark.parametrize("method", [*sorted(set(WRITES) & set(PATIENT)), *ONE_SHOT])
+def test_a_write_whose_answer_is_lost_is_done_once_and_whole(
+    database: str, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Whether it was committed or not, there is in the end what a database that stays would hold.
+
+    Mutant checks: calling the method again with an iterator that the first try has used up loses its trials; a retry
+    that does not look whether it was done writes the event twice.
+    """
+    monkeypatch.setattr(outage, "PAUSES_S", (0.01,))
+    call, found = (WRITES | ONE_SHOT)[method], []
+    for disturbed, kept in ((False, False), (True, False), (True, True)):
+        with contextlib.closing(begun(database)) as ledger:
+            if method == "start_attempt":
+                ledger.requeue("t1")
+            elif method == "give_up":
+                ledger.finish_attempt("t1", 1, state="failed")
+            if disturbed:
+                with commit_fails(ledger, kept=kept) as failed:
+                    call(ledger)
+                assert len(failed) == 1, "the method commits"
+            else:
+                call(ledger)
+            found.append(rows(ledger))
+    assert found[0] == found[1] == found[2]
+
+
+def test_every_patient_method_that_takes_many_values_is_tried_with_an_iterator() -> None:
+    """Mutant check: a new method of the kind that ONE_SHOT lacks."""
+    many = {
+        name
+        for name, method in PATIENT.items()
+        for parameter in inspect.signature(method).parameters.values()
+        if re.match(r"(Iterable|Sequence|Collection|Iterator|list|set|tuple)\b", str(parameter.annotation))
+    }
+    assert many == {name.partition(" ")[0] for name in ONE_SHOT}
+    assert set(WRITES) - set(PATIENT) == {"check"}, "a new write is patient"
+
+
+def test_a_driver_that_ends_takes_its_patience_away_from_under_a_call(tmp_path: Path) -> None:
+    """Mutant check: reading `outage` twice meets None."""
+    asked = iter([Outage(lambda _: None), None])
+
+    class Ending(Ledger):
+        outage = property(lambda _: next(asked), lambda *_: None)  # type: ignore[assignment]
+
+    with contextlib.closing(Ending.create(sqlite_url(tmp_path / "ledger.db"), name="x", sweep={})) as ledger:
+        assert ledger.events() == []

@@ -49,15 +49,25 @@ T = TypeVar("T")
 
 
 def _patient(method: Callable[Concatenate[Ledger, P], T]) -> Callable[Concatenate[Ledger, P], T]:
-    """A method that is tried again while the database is away, if a driver has said how it waits."""
+    """A method that is tried again while the database is away, if a driver has said how it waits.
+
+    Every try has the same arguments: what can be gone through only once is gone through before the first.
+    """
 
     @wraps(method)
     def call(self: Ledger, /, *arguments: P.args, **keywords: P.kwargs) -> T:
-        if self.outage is None:
-            return method(self, *arguments, **keywords)
-        return self.outage.through(lambda: method(self, *arguments, **keywords))
+        given: list[Any] = [_kept(value) for value in arguments]
+        named: dict[str, Any] = {name: _kept(value) for name, value in keywords.items()}
+        outage = self.outage  # read once: another thread may take it away
+        if outage is None:
+            return method(self, *given, **named)
+        return outage.through(lambda: method(self, *given, **named))
 
     return call
+
+
+def _kept(value: Any) -> Any:
+    return list(value) if isinstance(value, Iterator) else value
 
 
 class Ledger:
