@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -184,6 +185,102 @@ def test_an_outage_is_said_once_and_its_end_too() -> None:
     assert [line.partition(";")[0] for line in said] == ["gone", "the ledger is back after 1 s"]
 
 
+@contextlib.contextmanager
+def readable_only(ledger: Ledger) -> Iterator[None]:
+    """A database that is read and not written, as after a failover to a standby, or while a stranger writes a file."""
+    database = ledger._database
+    if database.path is not None:
+        with contextlib.closing(sqlite3.connect(database.path, isolation_level=None)) as stranger:
+            stranger.execute("BEGIN IMMEDIATE")
+            yield
+        return
+    engine = sa.create_engine(database.url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        name = connection.exec_driver_sql("SELECT current_database()").scalar_one()
+        for value in ("on", "off"):
+            connection.exec_driver_sql("SET default_transaction_read_only = off")
+            connection.exec_driver_sql(f"ALTER DATABASE {name} SET default_transaction_read_only = {value}")
+            others = "pid <> pg_backend_pid() AND datname = current_database()"
+            connection.exec_driver_sql(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {others}")
+            if value == "on":
+                yield
+    engine.dispose()
+
+
+@contextlib.contextmanager
+def read_all_the_time(ledger: Ledger) -> Iterator[list[int]]:
+    """What the projection does meanwhile; how many times it was answered."""
+    over, answers = threading.Event(), [0]
+
+    def read() -> None:
+        while not over.wait(0.02):
+            ledger.unprojected_trials()
+            answers[0] += 1
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.ledger.database.LOCK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(outage, "PAUSES_S", (0.05,))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_ledger_that_is_read_and_not_written_is_away_until_it_is_written(url: str) -> None:
+    """Mutant check: an answer to anybody ends the outage of everybody."""
+    with contextlib.closing(begun(url)) as ledger:
+        said: list[str] = []
+        ledger.outage = Outage(said.append)
+        writer = threading.Thread(target=ledger.event, args=("kind", "text"))
+        with read_all_the_time(ledger) as answers:
+            with readable_only(ledger):
+                writer.start()
+                time.sleep(1.5)
+                assert answers[0] > 5
+                assert ledger.outage.lasted_s() > 1.4
+                assert ledger.outage.seems_away()
+                assert len(said) == 1, said
+            writer.join(10)
+        assert [event.text for event in ledger.events()] == ["text"]
+        assert len(said) == 2, said
+        assert re.fullmatch(r"the ledger is back after [12] s", said[1])
+        assert not ledger.outage.seems_away()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_answers_to_readers_do_not_prolong_the_wait_of_a_writer(url: str) -> None:
+    with contextlib.closing(begun(url)) as ledger:
+        said: list[str] = []
+        ledger.outage = Outage(said.append, longest_s=1.5)
+        with read_all_the_time(ledger), readable_only(ledger):
+            asked = time.monotonic()
+            with pytest.raises(LedgerAway, match=r"run the same command again|stopped or stuck"):
+                ledger.event("kind", "text")
+            assert 1.4 < time.monotonic() - asked < 6
+            time.sleep(0.2)
+            assert len(said) == 1, said
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_is_said_of_an_outage_asks_nobody_to_do_what_is_being_done(url: str) -> None:
+    """The remedies of the error are for a command that ends."""
+    with contextlib.closing(begun(url)) as ledger:
+        said: list[str] = []
+        ledger.outage = Outage(said.append, longest_s=0.5)
+        with readable_only(ledger), pytest.raises(LedgerAway):
+            ledger.event("kind", "text")
+        assert "; training goes on and nothing is begun; it is asked again for" in said[0]
+        assert "same command" not in said[0]
+        assert said[0].startswith(f"ledger {ledger._database.address}: ")
+
+
 # What is tried again
 
 PATIENT = {
@@ -245,7 +342,7 @@ def rows(ledger: Ledger) -> dict[str, list[str]]:
 
 @contextlib.contextmanager
 def commit_fails(ledger: Ledger, *, kept: bool) -> Iterator[list[int]]:
-    """The next COMMIT is answered by nobody: the server ends the connection before it, or, if it is `kept`, after it."""
+    """The next COMMIT is answered by nobody: the server ends the connection before it, or, if `kept`, after it."""
     engine, failed = ledger._database.engine, list[int]()
     commit = engine.dialect.do_commit
 

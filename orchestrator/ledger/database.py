@@ -180,8 +180,10 @@ class Database:
                 remedy = "another process has held it for long; see whether a driver is stopped or stuck"
             else:
                 remedy = "see that it can be reached and written, then run the same command again"
-            kind = LedgerAway if self._passes(error, reason) else LedgerUnavailable
-            raise kind(f"ledger {self.address}: {reason}; {remedy}") from error
+            found = f"ledger {self.address}: {reason}"
+            if self._passes(error, reason):
+                raise LedgerAway(found, remedy) from error
+            raise LedgerUnavailable(f"{found}; {remedy}") from error
         except sa.exc.InvalidRequestError as error:
             if not isinstance(error, sa.exc.NoResultFound | sa.exc.MultipleResultsFound):
                 raise
