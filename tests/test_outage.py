@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from servers import control, new_database, postgres_server, processes
@@ -19,16 +20,20 @@ from test_ledger import WRITES, planned, point
 from test_session import SWEEP, done, play, points_of
 
 from orchestrator.ledger import (
+    LeaseLost,
     Ledger,
     LedgerAway,
+    LedgerError,
     LedgerUnavailable,
     Outage,
     Suggestion,
     Trial,
+    glance,
     outage,
     schema,
     sqlite_url,
 )
+from orchestrator.ledger import postgres as postgres_module
 from orchestrator.plan import make
 from orchestrator.runs import RunFolder
 from orchestrator.session import Dispatch, Session
@@ -40,6 +45,12 @@ def server() -> Iterator[str]:
     """A PostgreSQL of this test alone, as it is stopped and paused."""
     with postgres_server() as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def database(postgres: str) -> str:
+    """One for many runs: to make it takes longer than a run."""
+    return new_database(postgres)
 
 
 @contextlib.contextmanager
@@ -281,6 +292,160 @@ def test_what_is_said_of_an_outage_asks_nobody_to_do_what_is_being_done(url: str
         assert said[0].startswith(f"ledger {ledger._database.address}: ")
 
 
+# A server of which nothing is heard
+
+
+@contextlib.contextmanager
+def suspended(server: str) -> Iterator[None]:
+    """Its kernel acknowledges everything and nothing answers: a virtual machine that is moved, a proxy whose server is
+    gone."""
+    stopped = processes(server)
+    for process in stopped:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in stopped:
+            process.resume()
+
+
+def test_a_server_that_acknowledges_and_never_answers_is_given_up_in_bounded_time(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a transaction, and where a connection is only looked at (pool_pre_ping).
+
+    Mutant check: keepalives alone do not end this, as the kernel of the server still answers them.
+    """
+    monkeypatch.setattr(postgres_module, "ANSWER_S", 1.0)
+    monkeypatch.setitem(postgres_module.TCP, "connect_timeout", 2)
+    with contextlib.closing(begun(new_database(server))) as ledger:
+        ledger.outage = None
+        asked = time.monotonic()
+        with (
+            pytest.raises(LedgerAway, match="the server has not answered for 1 s"),
+            ledger._database.read() as connection,
+            suspended(server),
+        ):
+            connection.exec_driver_sql("SELECT 1")
+        assert 0.9 < time.monotonic() - asked < 10
+        with ledger._database.read() as connection, postgres_module.patient(connection, 60):
+            connection.exec_driver_sql("SELECT pg_sleep(1.5)")  # as long as it is told to wait
+        ledger.event("kind", "text")
+        url = ledger._database.url.render_as_string(hide_password=False).replace("+psycopg", "")
+        with suspended(server):
+            for ask in (
+                ledger.events,
+                lambda: ledger.event("kind", "text"),
+                lambda: glance.finished(url),
+            ):
+                asked = time.monotonic()
+                with pytest.raises(LedgerError):
+                    ask()
+                assert time.monotonic() - asked < 20
+        assert len(ledger.events()) == 1
+
+
+def test_many_rows_that_come_slowly_are_no_silence(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is on silence, not on the answer."""
+    monkeypatch.setattr(postgres_module, "ANSWER_S", 1.0)
+    with contextlib.closing(begun(new_database(postgres))) as ledger, ledger._database.read() as connection:
+        slow = "SELECT repeat('x', 100000), pg_sleep(0.2) FROM generate_series(1, 10)"
+        assert len(connection.exec_driver_sql(slow).all()) == 10
+
+
+@pytest.mark.parametrize("url", ["postgresql://h/d", "postgresql://h/d?keepalives_idle=77&connect_timeout=3"])
+def test_the_kernel_is_told_to_look_for_a_host_that_is_gone(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """What is asked for in the URL stands. That Linux keeps to it is not tried: that takes a network of its own."""
+    given: dict[str, Any] = {}
+
+    def connect(*_: Any, **keywords: Any) -> Any:
+        given.update(keywords)
+        raise psycopg.OperationalError("not now")
+
+    monkeypatch.setattr(psycopg.Connection, "connect", connect)
+    with pytest.raises(LedgerAway):
+        Ledger.runs(url)
+    seconds = int(given["keepalives_idle"]) + given["keepalives_interval"] * given["keepalives_count"]
+    assert seconds <= (30 if "77" not in url else 97)
+    assert given["tcp_user_timeout"] == 30_000
+    assert str(given["connect_timeout"]) == ("10" if "77" not in url else "3")
+
+
+def test_a_write_that_is_tried_again_waits_for_the_try_before_it(postgres: str) -> None:
+    """The server is still at a transaction whose answer was not waited for.
+
+    Mutant check: a lock that both may hold lets the second one look too early, and the event is there twice.
+    """
+    with contextlib.closing(begun(new_database(postgres))) as ledger:
+        ledger.outage = None
+        engine, tries = ledger._database.engine, iter([LedgerAway("lost"), None])
+
+        def again() -> None:
+            if (error := next(tries)) is not None:
+                raise error
+            ledger.event("kind", "text")
+
+        with engine.connect() as first:
+            first.execute(sa.select(schema.leases).with_for_update(read=True))
+            row = {"run": ledger.uuid, "time": 1.0, "kind": "kind", "text": "text", "trial": None}
+            first.execute(schema.events.insert().values(**row))
+            thread = threading.Thread(target=Outage(lambda _: None).through, args=(again,))
+            thread.start()
+            time.sleep(1)
+            assert thread.is_alive()
+            first.commit()
+            thread.join(20)
+        assert len(ledger.events()) == 1
+
+
+def test_a_row_that_a_stranger_locks_is_waited_for(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a person's own session may; the holder goes on afterwards, with its own token."""
+    monkeypatch.setattr("orchestrator.ledger.database.LOCK_TIMEOUT_S", 1)
+    monkeypatch.setattr(outage, "PAUSES_S", (0.1,))
+    with contextlib.closing(begun(database)) as ledger:
+        said: list[str] = []
+        ledger.outage, token = Outage(said.append), ledger.token
+        stranger = sa.create_engine(ledger._database.url)
+        with stranger.connect() as connection:
+            for table, key in ((schema.leases, "run"), (schema.runs, "uuid"), (schema.trials, "run")):
+                connection.execute(sa.select(table).where(table.c[key] == ledger.uuid).with_for_update())
+            writes = [
+                threading.Thread(target=call)
+                for call in (ledger.renew, lambda: ledger.set_run(state="running"), lambda: ledger.requeue("t0"))
+            ]
+            for thread in writes:
+                thread.start()
+            time.sleep(3)
+            assert all(thread.is_alive() for thread in writes)
+            connection.rollback()
+        for thread in writes:
+            thread.join(20)
+        stranger.dispose()
+        assert (ledger.run.state, ledger.trial("t0").state, ledger.token) == ("running", "queued", token)
+        assert "lock timeout; training goes on" in said[0]
+        assert "the ledger is back" in said[-1]
+
+
+def test_a_lease_that_ran_out_during_an_outage_is_its_holder_s_unless_another_took_it(url: str) -> None:
+    with contextlib.closing(begun(url)) as ledger, contextlib.closing(Ledger.open(url)) as other:
+        ledger.release()
+        ledger.acquire("me", 0.1)
+        time.sleep(0.3)
+        tries = iter([LedgerAway("gone"), None, None])
+
+        def renew() -> None:
+            if (error := next(tries)) is not None:
+                raise error
+            ledger._lease.renew()
+
+        Outage(lambda _: None).through(renew)
+        assert ledger.holder() is not None
+        time.sleep(0.3)
+        assert other.acquire("you", 60) == (ledger.token or 0) + 1
+        with pytest.raises(LeaseLost, match="you took it over"):
+            ledger.renew()
+
+
 # What is tried again
 
 PATIENT = {
@@ -365,12 +530,6 @@ def commit_fails(ledger: Ledger, *, kept: bool) -> Iterator[list[int]]:
         yield failed
     finally:
         engine.dialect.do_commit = commit  # type: ignore[method-assign]
-
-
-@pytest.fixture(scope="module")
-def database(postgres: str) -> str:
-    """One for many runs: to make it takes longer than a run."""
-    return new_database(postgres)
 
 
 @pytest.mark.parametrize("method", [*sorted(set(WRITES) & set(PATIENT)), *ONE_SHOT])

@@ -17,6 +17,7 @@ from orchestrator.process import is_gone
 
 from . import schema
 from .database import Database
+from .outage import RETRIED
 from .values import LeaseHeld, LeaseLost
 
 UNKNOWN_TTL_S = 30.0
@@ -105,9 +106,10 @@ class Lease:
         """The token, if this process holds the lease. Raises LeaseLost.
 
         The row stays locked (shared) until the transaction ends, so nobody can take the lease between this check and
-        the commit. SQLite has one writer at a time and needs no row lock.
+        the commit. SQLite has one writer at a time and needs no row lock. A transaction that is tried again locks it
+        alone: the server may still be at the one before, whose answer was not waited for, and then it waits for that.
         """
-        row = connection.execute(self._mine().with_for_update(read=True)).one()
+        row = connection.execute(self._mine().with_for_update(read=not RETRIED.get())).one()
         if self._token is None:
             raise LeaseLost("this process does not hold the run; acquire the lease before writing")
         if row.token != self._token:
