@@ -99,7 +99,10 @@ class Database:
         if not create and not path.exists():
             raise LedgerMissing(f"there is no ledger at {path}; `orchestrator launch` makes one")
         if not create and path.stat().st_size == 0:
-            raise LedgerError(f"the ledger {path} is empty; put a copy of it there")
+            log = path.with_name(f"{path.name}-wal")
+            if log.exists() and log.stat().st_size:  # SQLite writes a first page before it has a log
+                raise LedgerError(f"the ledger {path} is empty, and its log is not; put a copy of both there")
+            raise LedgerMissing(f"the ledger {path} is empty; put a copy of it there")
         if not path.parent.is_dir():
             raise LedgerMissing(f"the folder {path.parent} does not exist; make it first")
         kind = file_system(path.parent)
