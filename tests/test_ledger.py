@@ -346,8 +346,21 @@ WRITES: dict[str, Callable[[Ledger], Any]] = {
     "renew": lambda ledger: ledger.renew(),
     "check": lambda ledger: ledger.check(),
 }
-READS = {"attempts", "close", "counts", "create", "events", "frozen", "holder", "open", "points", "run", "runs"}
-READS |= {"damage", "fences", "token", "ask_to_stop", "asked_to_stop", "discard"}
+READS = {
+    "attempts",
+    "close",
+    "counts",
+    "create",
+    "events",
+    "frozen",
+    "holder",
+    "last_holder",
+    "open",
+    "points",
+    "run",
+    "runs",
+}
+READS |= {"damage", "fences", "last_holder", "token", "ask_to_stop", "asked_to_stop", "discard"}
 READS |= {"suggestions", "trial", "trials", "unprojected_points", "unprojected_trials", "waiting", "acquire", "release"}
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 from . import schema
 from .damage import damage
 from .database import Database
-from .lease import Lease, busy
+from .lease import LastHolder, Lease, busy
 from .outage import RETRIED, Outage
 from .values import (
     TRIAL_STATES,
@@ -292,6 +292,10 @@ class Ledger:
     def holder(self) -> tuple[str, float, float] | None:
         """Who drives this run, since when and until when unless renewed (unix seconds); None when nobody does."""
         return self._lease.holder()
+
+    def last_holder(self) -> LastHolder | None:
+        """Who drives this run, or may still do so though its lease has expired; None when it has stopped or ended."""
+        return self._lease.last_holder()
 
     # Writing. Every method is one transaction and raises LeaseLost unless this process holds the lease.
 
