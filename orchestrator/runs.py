@@ -26,6 +26,9 @@ from orchestrator.remote import Remote, RemoteError, is_uri
 CREATING, CREATING_REMOTE = ".creating", "creating.json"
 """The file beside a run's others, in its folder and in a bucket, while they are being made (creation.py)."""
 
+ASKED = "ORCHESTRATOR_ASKED"
+"""Variable of a job that names the request which it meets, or goes on meeting after one that was lost."""
+
 
 class RunError(ValueError):
     """A run that is not there, or not what was expected; the text says what would work."""

@@ -43,6 +43,9 @@ from .values import (
 PENDING: tuple[TrialState, ...] = ("queued", "running", "failed")
 """States from which a trial may be queued again. What is done or pruned stays."""
 
+REQUEUED = "queued_again"
+"""Kind of the event that notes whose request to queue a trial again was met."""
+
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -446,9 +449,18 @@ class Ledger:
             connection.execute(self._database.insert(schema.points), rows)
 
     @_patient
-    def requeue(self, trial_id: str) -> None:
-        """Give a failed trial another attempt. Raises LedgerError for one that is done or pruned."""
+    def requeue(self, trial_id: str, *, asked: str | None = None) -> None:
+        """Give a failed trial another attempt. Raises LedgerError for one that is done or pruned.
+
+        asked: names the request, which is met once for each trial, by however many drivers it is given to.
+        """
         with self._write() as (connection, _):
+            if asked is not None:
+                row = {"kind": REQUEUED, "text": asked, "trial": trial_id}
+                table = schema.events
+                if connection.execute(self._of(table).where(*(table.c[key] == row[key] for key in row))).first():
+                    return
+                connection.execute(table.insert().values(run=self.uuid, time=time.time(), **row))
             trial = self._lock(connection, trial_id, PENDING, "queue")
             if trial.state == "running":
                 ending = _interrupted("queued again while it ran")
