@@ -709,9 +709,9 @@ def test_a_request_for_another_attempt_is_met_once_for_each_trial(
     monkeypatch.setenv(ASKED, "once")
     for attempts in (2, 2, 2):
         _decide(ledger, Again())
-        for trial in ledger.trials(state="queued"):
-            if trial.attempts:
-                ledger.finish_attempt(trial.id, ledger.start_attempt(trial.id, {}, "h"), state="failed")
+        for one in ledger.trials(state="queued"):
+            if one.attempts:
+                ledger.finish_attempt(one.id, ledger.start_attempt(one.id, {}, "h"), state="failed")
         assert [trial.attempts for trial in ledger.trials(state="failed")] == [attempts, attempts]
     for name in ("again", None):
         monkeypatch.setenv(ASKED, name) if name else monkeypatch.delenv(ASKED)

@@ -525,7 +525,7 @@ def commit_fails(ledger: Ledger, *, kept: bool) -> Iterator[list[int]]:
             connection.dbapi_connection.execute("SELECT 1")
         return commit(connection)
 
-    engine.dialect.do_commit = do_commit  # type: ignore[method-assign]
+    engine.dialect.do_commit = do_commit  # type: ignore[method-assign, assignment]
     try:
         yield failed
     finally:
@@ -576,7 +576,7 @@ def test_a_driver_that_ends_takes_its_patience_away_from_under_a_call(tmp_path: 
     asked = iter([Outage(lambda _: None), None])
 
     class Ending(Ledger):
-        outage = property(lambda _: next(asked), lambda *_: None)  # type: ignore[assignment]
+        outage = property(lambda _: next(asked), lambda *_: None)
 
     with contextlib.closing(Ending.create(sqlite_url(tmp_path / "ledger.db"), name="x", sweep={})) as ledger:
         assert ledger.events() == []

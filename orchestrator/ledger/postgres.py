@@ -81,15 +81,11 @@ def _connection_class(limit_s: float) -> Any:
         def wait(self, gen: Any, *arguments: Any, **keywords: Any) -> Any:
             try:
                 return super().wait(_answered(gen, self.answer_s), *arguments, **keywords)
-            except _Unanswered as error:
+            except TimeoutError as error:
                 self.pgconn.finish()
                 raise psycopg.OperationalError(f"the server has not answered for {self.answer_s:g} s") from error
 
     return Connection
-
-
-class _Unanswered(Exception):
-    """Nothing came for too long."""
 
 
 def _answered(steps: Generator[Any, Any, Any], limit_s: float) -> Generator[Any, Any, Any]:
@@ -102,7 +98,7 @@ def _answered(steps: Generator[Any, Any, Any], limit_s: float) -> Generator[Any,
             if ready:
                 deadline = time.monotonic() + limit_s
             elif time.monotonic() > deadline:
-                raise _Unanswered
+                raise TimeoutError
             wanted = steps.send(ready)
     except StopIteration as end:
         return end.value
