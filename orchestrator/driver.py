@@ -347,4 +347,4 @@ def _decide(ledger: Ledger, again: Again) -> None:
             if again.give_up:
                 ledger.give_up(trial.id)
             else:
-                ledger.requeue(trial.id)
+                ledger.requeue(trial.id, asked=os.environ.get(runs.ASKED))

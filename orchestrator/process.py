@@ -20,7 +20,11 @@ def is_gone(holder: str) -> bool:
     match = _HERE.match(holder)
     if match is None or match["host"] != socket.gethostname() or match["machine"] != machine():
         return False
-    return match["start"] != "0" and start_of(int(match["pid"])) != int(match["start"])
+    pid, start = int(match["pid"]), int(match["start"])
+    if start == 0:
+        return False
+    stat = _stat(pid)
+    return not _exists(pid) if stat is None else _start(stat) != start
 
 
 def machine() -> str:
@@ -35,9 +39,30 @@ def machine() -> str:
 
 def start_of(pid: int) -> int:
     """Start time of a process in clock ticks since boot, or 0 when there is none or the system does not say."""
+    stat = _stat(pid)
+    return 0 if stat is None else _start(stat)
+
+
+def _stat(pid: int) -> str | None:
+    """What the system tells of a process; None where there is none, or it is hidden from us (hidepid)."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        return Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return 0
+        return None
+
+
+def _start(stat: str) -> int:
+    """Start time in clock ticks since boot; 0 for one that has ended and waits for its parent."""
     state, *fields = stat.rpartition(")")[2].split()
     return 0 if state in "ZX" else int(fields[18])
+
+
+def _exists(pid: int) -> bool:
+    """Whether there is a process of this pid, also one that we may not look at."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is there, and another user's
+        return True
+    return True

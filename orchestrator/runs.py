@@ -26,6 +26,9 @@ from orchestrator.remote import Remote, RemoteError, is_uri
 CREATING, CREATING_REMOTE = ".creating", "creating.json"
 """The file beside a run's others, in its folder and in a bucket, while they are being made (creation.py)."""
 
+ASKED = "ORCHESTRATOR_ASKED"
+"""Variable of a job that names the request which it meets, or goes on meeting after one that was lost."""
+
 
 class RunError(ValueError):
     """A run that is not there, or not what was expected; the text says what would work."""
@@ -299,16 +302,27 @@ def status(ledger: Ledger) -> dict[str, Any]:
 
 
 def stop(ledger: Ledger, folder: RunFolder, *, wait_s: float) -> tuple[str, bool]:
-    """Ask the driver of a run to stop, and wait for it. Returns what to tell, and whether nobody drives it now."""
-    driver = ledger.holder()
+    """Ask the driver of a run to stop, and wait for it. Returns what to tell, and whether nobody drives it now.
+
+    A driver whose lease has expired is asked too, as it may wait for its database, or a clock was set ahead. It counts
+    as gone when it does not renew the lease in a time in which one that lives does, as for whoever takes it over.
+    """
+    driver = ledger.last_holder()
     if driver is None:
         return f"nobody drives {folder.name}; continue it: orchestrator resume {folder.quoted}", True
     ledger.ask_to_stop()
-    who, deadline = driver[0].partition(" [")[0], time.monotonic() + wait_s
-    while time.monotonic() < deadline:
-        holder = ledger.holder()
-        if holder is None or holder[:2] != driver[:2]:
+    who, deadline = driver.holder.partition(" [")[0], time.monotonic() + wait_s
+    silent_since = time.monotonic()
+    while (moment := time.monotonic()) < deadline:
+        now = ledger.last_holder()
+        if now is None or now.token != driver.token:
             return f"{who} has stopped; continue: orchestrator resume {folder.quoted}", True
+        if not now.expired or now.heard != driver.heard:
+            driver, silent_since = now, moment
+        elif moment - silent_since > now.watch_s:
+            heard = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now.heard))
+            known = f"{who} was last heard of at {heard} and counts as gone; should it live, it has been asked to stop"
+            return f"{known}. Continue: orchestrator resume {folder.quoted}", True
         time.sleep(0.2)
     return (
         f"{who} was asked to stop and has not within {wait_s:g} s; if it hangs, end that process: nothing is lost",

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -423,6 +424,57 @@ def test_a_ledger_whose_run_was_never_held_is_what_a_creation_left(home: Path, m
 
 
 @pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("journal", [None, b"", b"\0" * 512])
+def test_a_ledger_of_which_sqlite_has_written_nothing_is_what_a_creation_left(
+    home: Path, killed: bool, journal: bytes | None
+) -> None:
+    """SQLite makes the file, syncs, and writes its first page later. A kill in between leaves no byte of it."""
+    folder = RunFolder(home / "run")
+    folder.path.mkdir()
+    (folder.path / "sweep.toml").write_text(SWEEP)
+    (folder.path / "ledger.db").touch()
+    if journal is not None:
+        (folder.path / "ledger.db-journal").write_bytes(journal)
+    if killed:
+        mark(folder, creator=holder_gone())
+    make(home, folder)
+    stands(folder)
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_call_of_the_system_while_the_ledger_is_made_is_survived(home: Path) -> None:
+    """By strace, which ends the process at the n-th call of a kind.
+
+    Mutant check: a ledger without a byte is refused.
+    """
+    strace = shutil.which("strace")
+    if strace is None or subprocess.run([strace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("strace is not here, or may not trace")
+    folder, sizes = RunFolder(home / "run"), set()
+    (home / "make.py").write_text(
+        "import sys\nfrom pathlib import Path\n"
+        "from test_creation import make\nfrom orchestrator.runs import RunFolder\n"
+        "make(Path(sys.argv[1]), RunFolder(Path(sys.argv[1]) / 'run'))\n"
+    )
+    child = [sys.executable, str(home / "make.py"), str(home)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    for kind in ("fdatasync", "pwrite64"):
+        for number in range(1, 7):
+            traced = [strace, "-f", "-o", "/dev/null", "-e", f"trace={kind}"]
+            kill = ["-e", f"inject={kind}:signal=KILL:when={number}"]
+            subprocess.run([*traced, *kill, *child], env=environment, capture_output=True, check=False)
+            if folder.exists:
+                pytest.fail(f"{kind} {number} came after the run was made")
+            if (file := folder.path / "ledger.db").exists():
+                sizes.add(file.stat().st_size)
+            make(home, folder)
+            stands(folder)
+            shutil.rmtree(folder.path)
+    assert 0 in sizes
+    assert max(sizes) > 0
+
+
+@pytest.mark.parametrize("killed", [False, True])
 def test_a_ledger_whose_run_was_held_is_left_alone(home: Path, killed: bool) -> None:
     """Its sweep.json was lost. One that was held and wrote nothing is found out too, before anything is deleted."""
     folder = RunFolder(home / "run")
@@ -448,6 +500,10 @@ def test_a_ledger_that_is_none_and_one_of_two_runs_are_left_alone(home: Path) ->
     for path in folder.path.glob("ledger.db*"):
         path.unlink()
     untouched_garbage = folder.path / "ledger.db"
+    untouched_garbage.touch()
+    (folder.path / "ledger.db-wal").write_bytes(b"rows, perhaps")
+    untouched(home, folder, "is empty, and its log is not")
+    (folder.path / "ledger.db-wal").unlink()
     untouched_garbage.write_bytes(b"not a database" * 100)
     untouched(home, folder, "holds a ledger that cannot be read and no run")
     assert untouched_garbage.read_bytes() == b"not a database" * 100

@@ -11,10 +11,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from orchestrator.ledger import LeaseHeld, Ledger, LedgerError, Point, Trial, lease, schema, this_process
+from orchestrator.runs import RunFolder, stop
 
 HOUR_S = 3600.0
 LONG_S = 600.0
@@ -209,3 +211,54 @@ def test_a_driver_that_gave_its_lease_back_was_alive_until_then_and_never_after_
     (closed,) = third.reconcile()
     assert closed.ended is not None
     assert closed.ended <= time.time() + 1
+
+
+# To be asked to stop
+
+
+@pytest.mark.parametrize("jump_s", [-HOUR_S, 0.0, HOUR_S])
+def test_a_living_driver_is_asked_to_stop_whatever_the_clock_says_of_its_lease(
+    url: str, opened: Keep, tmp_path: Path, jump_s: float
+) -> None:
+    """Mutant check: asking only a driver whose lease has not expired loses the request."""
+    driver, person = opened(run_of(url)), opened(Ledger.open(url))
+    driver.acquire("elsewhere pid 1", 4)
+    move(driver, jump_s)
+
+    def drive() -> None:
+        while not driver.asked_to_stop():
+            time.sleep(0.1)
+        time.sleep(0.5)
+        driver.release()
+
+    thread = threading.Thread(target=drive, daemon=True)
+    thread.start()
+    said, gone = stop(person, RunFolder(tmp_path), wait_s=20)
+    assert (said.partition(";")[0], gone) == ("elsewhere pid 1 has stopped", True)
+    thread.join(10)
+
+
+def test_a_lease_that_runs_out_while_it_is_waited_for_is_not_given_back(url: str, opened: Keep, tmp_path: Path) -> None:
+    """The driver waits for its database, or for a disk. One that never comes back counts as gone, as for `resume`."""
+    driver, person = opened(run_of(url)), opened(Ledger.open(url))
+    driver.acquire("elsewhere pid 1", 2)
+    asked = time.monotonic()
+    said, gone = stop(person, RunFolder(tmp_path), wait_s=1)
+    assert ("has not within 1 s" in said, gone) == (True, False)
+    said, gone = stop(person, RunFolder(tmp_path), wait_s=20)
+    assert time.monotonic() - asked > 2 + 0.4
+    assert "was last heard of at" in said
+    assert gone
+    assert driver.asked_to_stop(), "which it reads, should it live"
+    assert person.acquire("another", 30) == 2
+    assert not person.asked_to_stop(), "the next one is not meant"
+
+
+def test_nobody_is_asked_where_nobody_drives(url: str, opened: Keep, tmp_path: Path) -> None:
+    ledger = opened(run_of(url))
+    assert "nobody drives" in stop(ledger, RunFolder(tmp_path), wait_s=20)[0]
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    ledger.acquire(this_process().replace(f" pid {os.getpid()} ", f" pid {ended.pid} "), LONG_S)
+    assert "nobody drives" in stop(ledger, RunFolder(tmp_path), wait_s=20)[0]
+    assert not ledger.asked_to_stop()

@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import new_database
 
+from orchestrator.driver import Again, _decide
 from orchestrator.ledger import (
     AttemptState,
     LeaseHeld,
@@ -41,6 +42,7 @@ from orchestrator.ledger import (
 )
 from orchestrator.ledger import database as database_module
 from orchestrator.ledger.database import NETWORK, file_system
+from orchestrator.runs import ASKED
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = count()
@@ -346,8 +348,21 @@ WRITES: dict[str, Callable[[Ledger], Any]] = {
     "renew": lambda ledger: ledger.renew(),
     "check": lambda ledger: ledger.check(),
 }
-READS = {"attempts", "close", "counts", "create", "events", "frozen", "holder", "open", "points", "run", "runs"}
-READS |= {"damage", "fences", "token", "ask_to_stop", "asked_to_stop", "discard"}
+READS = {
+    "attempts",
+    "close",
+    "counts",
+    "create",
+    "events",
+    "frozen",
+    "holder",
+    "last_holder",
+    "open",
+    "points",
+    "run",
+    "runs",
+}
+READS |= {"damage", "fences", "last_holder", "token", "ask_to_stop", "asked_to_stop", "discard"}
 READS |= {"suggestions", "trial", "trials", "unprojected_points", "unprojected_trials", "waiting", "acquire", "release"}
 
 
@@ -680,6 +695,30 @@ def test_only_a_run_that_nobody_has_held_is_discarded(url: str, opened: Callable
     assert len(kept.trials()) == 2
     Ledger.create(url, name="made in vain", sweep={}, trials=planned(2)).discard()
     assert [run.name for run in Ledger.runs(url)] == ["kept"]
+
+
+def test_a_request_for_another_attempt_is_met_once_for_each_trial(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`resume --failed` in a job that is lost and submitted again, between whose sessions trials fail again.
+
+    Mutant check: `requeue` that does not look for the event gives them attempt after attempt.
+    """
+    for trial in ("t0", "t1"):
+        ledger.finish_attempt(trial, ledger.start_attempt(trial, {}, "h"), state="failed")
+    monkeypatch.setenv(ASKED, "once")
+    for attempts in (2, 2, 2):
+        _decide(ledger, Again())
+        for one in ledger.trials(state="queued"):
+            if one.attempts:
+                ledger.finish_attempt(one.id, ledger.start_attempt(one.id, {}, "h"), state="failed")
+        assert [trial.attempts for trial in ledger.trials(state="failed")] == [attempts, attempts]
+    for name in ("again", None):
+        monkeypatch.setenv(ASKED, name) if name else monkeypatch.delenv(ASKED)
+        _decide(ledger, Again())
+        assert ledger.counts()["failed"] == 0
+        for trial in ("t0", "t1"):
+            ledger.finish_attempt(trial, ledger.start_attempt(trial, {}, "h"), state="failed")
 
 
 def test_only_a_failed_trial_is_given_up_and_another_attempt_takes_that_back(ledger: Ledger) -> None:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -27,7 +27,7 @@ from orchestrator.environment import Origin, origin
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.runs import RunError
 from orchestrator.submission import server, verbs
-from orchestrator.submission.follow import _Output, _refuse_another, mark_of
+from orchestrator.submission.follow import _Output, _refuse_another, attend, mark_of
 from orchestrator.submission.package import entrypoint, environment, package, taken_along
 
 TOKEN = secrets.token_hex(16)
@@ -150,6 +150,48 @@ def test_another_order_is_refused_in_words(asked: submission.Order) -> None:
         _refuse_another(job(FAILED, sweep="3f2c"), asked)
     with pytest.raises(RunError, match="stop that first"):
         _refuse_another(job(FAILED, sweep="3f2c", order=None), asked)  # which an older version submitted
+
+
+class Losing:
+    """A job server that loses the first jobs with their head; what each was told to ask for."""
+
+    url = "http://head"
+
+    def __init__(self, losses: int, running: list[submission.Job]) -> None:
+        self.losses, self.known, self.asked = losses, running, list[str]()
+
+    def jobs(self) -> list[submission.Job]:
+        return [one for one in self.known if not one.over]
+
+    def submit(self, name: str, _: str, *, runtime_env: dict[str, Any], metadata: dict[str, str]) -> bool:
+        self.asked.append(runtime_env["env_vars"][runs.ASKED])
+        assert metadata[server.REQUEST] == self.asked[-1]
+        found = {"order": metadata[server.ORDER], "asked": metadata[server.REQUEST]}
+        self.known.append(job(FAILED, id=name, **found))
+        return True
+
+    def tail(self, name: str, _: Callable[[str], None]) -> None:
+        lost, self.losses = self.losses > 0, self.losses - 1
+        code = 75 if lost else 0
+        self.known = [replace(one, state="FAILED", exit_code=code) if one.id == name else one for one in self.known]
+
+    def job(self, name: str) -> submission.Job | None:
+        return next((one for one in self.known if one.id == name), None)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_job_that_takes_the_place_of_a_lost_one_asks_for_nothing_again(joined: bool) -> None:
+    """Whoever submits it. Another command asks anew. Mutant check: a name for each job."""
+    running = [job(FAILED, asked="the first asker's")] if joined else []
+    site = Losing(3, running)
+    tell: Callable[[str], None] = lambda _: None  # noqa: E731
+    assert attend(cast("Any", site), FAILED, write=tell, tell=tell) == 0
+    assert len(site.asked) == (3 if joined else 4)
+    assert len(set(site.asked)) == 1
+    assert (site.asked[0] == "the first asker's") == joined
+    later = Losing(0, [])
+    assert attend(cast("Any", later), FAILED, write=tell, tell=tell) == 0
+    assert later.asked[0] not in site.asked
 
 
 def test_sweeps_that_differ_in_the_order_of_their_factors_are_others(tmp_path: Path) -> None:

@@ -27,13 +27,15 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from orchestrator import scratch
 
+from . import postgres
+from .postgres import LOCK_TIMEOUT_S
 from .values import LedgerAway, LedgerDamaged, LedgerError, LedgerMissing, LedgerUnavailable, Undecodable
 
 DAMAGED = ("malformed", "not a database", "corrupt", "decode to UTF-8", "disk I/O error")
 """Words of SQLite's for a file that is no database, or not any more."""
 
-LOCK_TIMEOUT_S = 30
-"""How long a transaction waits for another process's. The longest of ours takes well under a second."""
+UPGRADE_S = 3600.0
+"""How long a server may take to bring a table forward, which holds as many rows as it holds."""
 
 NETWORK = re.compile(
     r"^(9p|afs|beegfs|ceph|cifs|gfs2?|gpfs|lustre|nfs\d?|ocfs2|orangefs|panfs|smb\d?|smbfs|wekafs"
@@ -75,12 +77,8 @@ class Database:
             self.engine = _reader(self.path) if self.read_only else _writer(self.url)
         elif dialect == "postgresql":
             # A driver stopped in the middle of a transaction must not hold its rows past the lease.
-            options = f"-c lock_timeout={LOCK_TIMEOUT_S}s -c idle_in_transaction_session_timeout={LOCK_TIMEOUT_S}s"
-            connect = {"options": options, "connect_timeout": 10, "application_name": "orchestrator"}
-            try:
-                self.engine = sa.create_engine(self.url, connect_args=connect, pool_pre_ping=True)
-            except ImportError as error:
-                raise LedgerError(f"{self.address} needs psycopg 3: pip install 'psycopg[binary]'") from error
+            waits = dict.fromkeys(("lock_timeout", "idle_in_transaction_session_timeout"), f"{LOCK_TIMEOUT_S}s")
+            self.engine = postgres.engine(self.url, self.address, settings=waits, pool_pre_ping=True)
         else:
             raise LedgerError(
                 f"a ledger is kept in sqlite or postgresql, not {dialect}; set ORCHESTRATOR_LEDGER to one"
@@ -101,7 +99,10 @@ class Database:
         if not create and not path.exists():
             raise LedgerMissing(f"there is no ledger at {path}; `orchestrator launch` makes one")
         if not create and path.stat().st_size == 0:
-            raise LedgerError(f"the ledger {path} is empty; put a copy of it there")
+            log = path.with_name(f"{path.name}-wal")
+            if log.exists() and log.stat().st_size:  # SQLite writes a first page before it has a log
+                raise LedgerError(f"the ledger {path} is empty, and its log is not; put a copy of both there")
+            raise LedgerMissing(f"the ledger {path} is empty; put a copy of it there")
         if not path.parent.is_dir():
             raise LedgerMissing(f"the folder {path.parent} does not exist; make it first")
         kind = file_system(path.parent)
@@ -133,7 +134,9 @@ class Database:
     def upgrade(self) -> Iterator[Connection]:
         """A transaction that brings the tables forward; of a ledger that is read-only, those of a copy in memory."""
         if not self.read_only:
-            with self.write() as connection:
+            with self.write() as connection, contextlib.ExitStack() as stack:
+                if self.path is None:
+                    stack.enter_context(postgres.patient(connection, UPGRADE_S))
                 yield connection
             return
         with self._translated():
@@ -180,8 +183,10 @@ class Database:
                 remedy = "another process has held it for long; see whether a driver is stopped or stuck"
             else:
                 remedy = "see that it can be reached and written, then run the same command again"
-            kind = LedgerAway if self._passes(error, reason) else LedgerUnavailable
-            raise kind(f"ledger {self.address}: {reason}; {remedy}") from error
+            found = f"ledger {self.address}: {reason}"
+            if self._passes(error, reason):
+                raise LedgerAway(found, remedy) from error
+            raise LedgerUnavailable(f"{found}; {remedy}") from error
         except sa.exc.InvalidRequestError as error:
             if not isinstance(error, sa.exc.NoResultFound | sa.exc.MultipleResultsFound):
                 raise

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import sqlalchemy as sa
 
-from . import schema
+from . import postgres, schema
 from .database import parsed
 from .values import LedgerError, LedgerMissing
 
@@ -123,13 +123,14 @@ def _engine(url: str) -> sa.Engine:
     where = parsed(url)
     if where.get_backend_name() == "sqlite":
         return _file(Path(where.database or ""))
-    limits = f"-c default_transaction_read_only=on -c statement_timeout={PATIENCE_S}s -c lock_timeout={PATIENCE_S}s"
-    try:
-        return sa.create_engine(
-            where, poolclass=sa.NullPool, connect_args={"options": limits, "connect_timeout": PATIENCE_S}
-        )
-    except ImportError as error:
-        raise LedgerError("it needs psycopg 3: pip install 'psycopg[binary]'") from error
+    limits = dict.fromkeys(("statement_timeout", "lock_timeout"), f"{PATIENCE_S}s")
+    return postgres.engine(
+        where.update_query_dict({"connect_timeout": str(PATIENCE_S)}),
+        "it",
+        settings={"default_transaction_read_only": "on"} | limits,
+        answer_s=2.0 * PATIENCE_S,
+        poolclass=sa.NullPool,
+    )
 
 
 def _file(path: Path) -> sa.Engine:

@@ -8,6 +8,7 @@ where one says too much or too little of a lease it is watched for its holder's 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,6 +18,7 @@ from orchestrator.process import is_gone
 
 from . import schema
 from .database import Database
+from .outage import RETRIED
 from .values import LeaseHeld, LeaseLost
 
 UNKNOWN_TTL_S = 30.0
@@ -27,6 +29,23 @@ WATCH = 0.4
 
 LOOK_S = 0.2
 """How often a lease is looked at while it is watched."""
+
+
+@dataclass(frozen=True)
+class LastHolder:
+    """Who drives a run, or did when last heard of. Times are unix seconds by the database's clock."""
+
+    holder: str
+    token: int
+    since: float
+    heard: float
+    """When it last renewed its lease."""
+
+    expired: bool
+    """Whether it has not renewed it in time."""
+
+    watch_s: float
+    """Within how many seconds a holder that lives, and reaches the database, renews it."""
 
 
 class Lease:
@@ -105,9 +124,10 @@ class Lease:
         """The token, if this process holds the lease. Raises LeaseLost.
 
         The row stays locked (shared) until the transaction ends, so nobody can take the lease between this check and
-        the commit. SQLite has one writer at a time and needs no row lock.
+        the commit. SQLite has one writer at a time and needs no row lock. A transaction that is tried again locks it
+        alone: the server may still be at the one before, whose answer was not waited for, and then it waits for that.
         """
-        row = connection.execute(self._mine().with_for_update(read=True)).one()
+        row = connection.execute(self._mine().with_for_update(read=not RETRIED.get())).one()
         if self._token is None:
             raise LeaseLost("this process does not hold the run; acquire the lease before writing")
         if row.token != self._token:
@@ -120,14 +140,23 @@ class Lease:
 
         A lease that ends later than any renewal could make it (the clock was set back) is watched for a renewal.
         """
-        with self._database.read() as connection:
-            row = connection.execute(self._mine()).one()
-            now = self._database.now(connection)
+        row, now = self._row()
         if row.holder is None or row.expires <= now or is_gone(row.holder):
             return None
         if row.expires - now > _ttl_s(row) and not self._is_renewed(_renewal(row), WATCH * _ttl_s(row)):
             return None
         return row.holder, row.since, min(row.expires, now + _ttl_s(row))
+
+    def last_holder(self) -> LastHolder | None:
+        """Who took it last and has neither given it back nor visibly ended; None when there is no such holder.
+
+        Its lease may have expired: in an outage, or by a clock that was set ahead. Then only its own next look tells.
+        """
+        row, now = self._row()
+        if row.holder is None or is_gone(row.holder):
+            return None
+        heard = float(row.expires) - _ttl_s(row)
+        return LastHolder(row.holder, int(row.token), row.since, heard, row.expires <= now, WATCH * _ttl_s(row))
 
     def ask_to_stop(self) -> None:
         """Ask whoever holds it now to stop. Needs no lease; one who takes it later is not meant."""
@@ -139,6 +168,10 @@ class Lease:
         """Whether somebody has asked this holder to stop."""
         with self._database.read() as connection:
             return bool(connection.execute(self._mine()).one().stop == self._token)
+
+    def _row(self) -> tuple[sa.Row[Any], float]:
+        with self._database.read() as connection:
+            return connection.execute(self._mine()).one(), self._database.now(connection)
 
     def _mine(self) -> sa.Select[Any]:
         return sa.select(schema.leases).where(schema.leases.c.run == self._run)

@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 from . import schema
 from .damage import damage
 from .database import Database
-from .lease import Lease, busy
+from .lease import LastHolder, Lease, busy
 from .outage import RETRIED, Outage
 from .values import (
     TRIAL_STATES,
@@ -43,21 +43,34 @@ from .values import (
 PENDING: tuple[TrialState, ...] = ("queued", "running", "failed")
 """States from which a trial may be queued again. What is done or pruned stays."""
 
+REQUEUED = "queued_again"
+"""Kind of the event that notes whose request to queue a trial again was met."""
+
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def _patient(method: Callable[Concatenate[Ledger, P], T]) -> Callable[Concatenate[Ledger, P], T]:
-    """A method that is tried again while the database is away, if a driver has said how it waits."""
+    """A method that is tried again while the database is away, if a driver has said how it waits.
+
+    Every try has the same arguments: what can be gone through only once is gone through before the first.
+    """
 
     @wraps(method)
     def call(self: Ledger, /, *arguments: P.args, **keywords: P.kwargs) -> T:
-        if self.outage is None:
-            return method(self, *arguments, **keywords)
-        return self.outage.through(lambda: method(self, *arguments, **keywords))
+        given: list[Any] = [_kept(value) for value in arguments]
+        named: dict[str, Any] = {name: _kept(value) for name, value in keywords.items()}
+        outage = self.outage  # read once: another thread may take it away
+        if outage is None:
+            return method(self, *given, **named)
+        return outage.through(lambda: method(self, *given, **named))
 
     return call
+
+
+def _kept(value: Any) -> Any:
+    return list(value) if isinstance(value, Iterator) else value
 
 
 class Ledger:
@@ -283,6 +296,10 @@ class Ledger:
         """Who drives this run, since when and until when unless renewed (unix seconds); None when nobody does."""
         return self._lease.holder()
 
+    def last_holder(self) -> LastHolder | None:
+        """Who drives this run, or may still do so though its lease has expired; None when it has stopped or ended."""
+        return self._lease.last_holder()
+
     # Writing. Every method is one transaction and raises LeaseLost unless this process holds the lease.
 
     @_patient
@@ -426,9 +443,18 @@ class Ledger:
                 self._add_points(connection, trial_id, attempt, points)
 
     @_patient
-    def requeue(self, trial_id: str) -> None:
-        """Give a failed trial another attempt. Raises LedgerError for one that is done or pruned."""
+    def requeue(self, trial_id: str, *, asked: str | None = None) -> None:
+        """Give a failed trial another attempt. Raises LedgerError for one that is done or pruned.
+
+        asked: names the request, which is met once for each trial, by however many drivers it is given to.
+        """
         with self._write() as (connection, _):
+            if asked is not None:
+                row = {"kind": REQUEUED, "text": asked, "trial": trial_id}
+                table = schema.events
+                if connection.execute(self._of(table).where(*(table.c[key] == row[key] for key in row))).first():
+                    return
+                connection.execute(table.insert().values(run=self.uuid, time=time.time(), **row))
             trial = self._lock(connection, trial_id, PENDING, "queue")
             if trial.state == "running":
                 ending = _interrupted("queued again while it ran")

@@ -31,14 +31,21 @@ RETRIED: ContextVar[bool] = ContextVar("retried", default=False)
 
 
 class Outage:
-    """Whether the database is away, as seen by every thread that asks it."""
+    """Whether the database is away, as seen by every thread that asks it.
+
+    It is away while any call fails. That another call is answered meanwhile says nothing for the one that fails: a
+    standby is read and not written.
+    """
 
     def __init__(self, say: Callable[[str], None], *, longest_s: float = OUTAGE_S) -> None:
         self._say, self._longest_s = say, longest_s
         self._lock = threading.Lock()
-        self._since: float | None = None
         self._calls: dict[int, float] = {}
-        """When each call that is under way began."""
+        """When the call that each thread waits for began."""
+        self._failing: set[int] = set()
+        """Threads whose call has failed and is tried again."""
+        self._since: float | None = None
+        """When the first call failed of those that overlap."""
 
     def through(self, call: Callable[[], T]) -> T:
         """What `call` returns, tried again while the database is away. Raises LedgerAway when that takes too long."""
@@ -52,16 +59,15 @@ class Outage:
                     RETRIED.set(True)
                     time.sleep(PAUSES_S[min(number, len(PAUSES_S) - 1)])
                 else:
-                    self._is_back()
+                    self._is_answered()
                     return answer
         raise AssertionError("the loop above ends by itself")
 
     def lasted_s(self) -> float:
-        """How long the database has been away, or has left a call unanswered."""
+        """How long the database has left a call unanswered, by itself or with errors; 0 when nobody asks."""
         now = time.monotonic()
         with self._lock:
-            begun = [*self._calls.values(), *([] if self._since is None else [self._since])]
-        return max((now - moment for moment in begun), default=0.0)
+            return max((now - moment for moment in self._calls.values()), default=0.0)
 
     def seems_away(self) -> bool:
         """Whether nothing should be begun now."""
@@ -80,19 +86,28 @@ class Outage:
             if not outer:
                 with self._lock:
                     self._calls.pop(key, None)
+                    self._failing.discard(key)
+                    if not self._failing:  # the last one has given up, and of that its error tells
+                        self._since = None
 
     def _may_wait(self, error: LedgerAway) -> bool:
+        key, now = threading.get_ident(), time.monotonic()
         with self._lock:
-            first = self._since is None
-            if self._since is None:
-                self._since = time.monotonic()
-            over = time.monotonic() - self._since > self._longest_s
-        if first:
-            self._say(f"{error}; training goes on and nothing is begun; it is asked again for {self._longest_s:.0f} s")
-        return not over
+            first = not self._failing
+            if first:
+                self._since = now
+            self._failing.add(key)
+            left_s = self._longest_s - (now - self._calls[key])
+        if first and left_s > 0:
+            again = f"it is asked again for {left_s:.0f} s"
+            self._say(f"{error.found}; training goes on and nothing is begun; {again}")
+        return left_s > 0
 
-    def _is_back(self) -> None:
+    def _is_answered(self) -> None:
         with self._lock:
-            since, self._since = self._since, None
+            self._failing.discard(threading.get_ident())
+            since = None if self._failing else self._since
+            if since is not None:
+                self._since = None
         if since is not None:
             self._say(f"the ledger is back after {time.monotonic() - since:.0f} s")

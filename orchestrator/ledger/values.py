@@ -31,6 +31,14 @@ class LedgerUnavailable(LedgerError):
 class LedgerAway(LedgerUnavailable):
     """The database does not answer for a reason that passes: it restarts, fails over, or another process has it."""
 
+    def __init__(self, found: str, remedy: str = "") -> None:
+        self.found = found
+        """What is wrong, without what a person may do about it."""
+        super().__init__(found, remedy)
+
+    def __str__(self) -> str:
+        return "; ".join(filter(None, self.args))
+
 
 class LedgerDamaged(LedgerError):
     """The database answers, with what no ledger writes. Its cause says what that is."""

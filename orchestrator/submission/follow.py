@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 
 from orchestrator.readiness import InfrastructureMissing
-from orchestrator.runs import RunError
+from orchestrator.runs import ASKED, RunError
 
 from .package import Order, entrypoint, package
-from .server import ORDER, RUN, SWEEP, VERB, Job, JobServer, ServerAway
+from .server import ORDER, REQUEST, RUN, SWEEP, VERB, Job, JobServer, ServerAway
 
 INTERRUPTED, CLUSTER_DIED = 130, 75
 """Exit codes as the driver has them."""
@@ -77,13 +78,14 @@ def attend(
     """Have the run driven on the cluster, and follow that until it ends. Returns the driver's exit code.
 
     A job that drives the run already is followed instead of submitting another. One that was lost with its head is
-    submitted again when the cluster is back: it continues. Raises KeyboardInterrupt when somebody leaves, which the job
-    does not notice; RunError, InfrastructureMissing.
+    submitted again when the cluster is back: it continues, and asks for nothing again that was met. Raises
+    KeyboardInterrupt when somebody leaves, which the job does not notice; RunError, InfrastructureMissing.
     """
-    lost = 0
+    lost, asked = 0, uuid.uuid4().hex
     while True:
         try:
-            job = _found_or_submitted(server, order, tell)
+            job = _found_or_submitted(server, order, asked, tell)
+            asked = job.asked or asked  # of one that was joined: what it has met is not asked for again
             if detach:
                 return 0
             ended = followed(server, job, write, tell)
@@ -106,7 +108,7 @@ def attend(
         tell("it is run again, and continues")
 
 
-def _found_or_submitted(server: JobServer, order: Order, tell: Callable[[str], None]) -> Job:
+def _found_or_submitted(server: JobServer, order: Order, asked: str, tell: Callable[[str], None]) -> Job:
     while True:
         jobs = server.jobs()
         driving = drives(jobs, order.run)
@@ -116,9 +118,10 @@ def _found_or_submitted(server: JobServer, order: Order, tell: Callable[[str], N
             return driving
         taken = [int(number) for job in jobs if (number := job.id.removeprefix(order.name + "-")).isdigit()]
         name = f"{order.name}-{1 + max(taken, default=0)}"  # two who submit at once meet at the same id
-        metadata = {RUN: order.run, VERB: order.verb, ORDER: order.digest}
+        metadata = {RUN: order.run, VERB: order.verb, ORDER: order.digest, REQUEST: asked}
         metadata |= {SWEEP: order.sweep} if order.sweep else {}
         with package(order) as runtime_env:
+            runtime_env["env_vars"][ASKED] = asked
             made = server.submit(name, entrypoint(order, mark_of(name)), runtime_env=runtime_env, metadata=metadata)
         if not made:
             continue

@@ -39,6 +39,9 @@ RUN, VERB, SWEEP = "orchestrator.run", "orchestrator.verb", "orchestrator.sweep"
 ORDER = "orchestrator.order"
 """And the digest of all that was ordered, by which the same command finds its job again."""
 
+REQUEST = "orchestrator.request"
+"""And a name for what was asked, which jobs that take the place of a lost one share."""
+
 
 class ServerAway(Exception):
     """The job server does not answer now; it did, or it may yet."""
@@ -67,6 +70,9 @@ class Job:
     message: str
     started: float
     """Unix time."""
+
+    asked: str | None = None
+    """Names the request that it meets, with the jobs before it that were lost."""
 
     @property
     def over(self) -> bool:
@@ -220,6 +226,7 @@ def _job(told: Any) -> Job:
         error=told.error_type,
         message=told.message or "",
         started=(told.start_time or 0) / 1000,
+        asked=metadata.get(REQUEST),
     )
 
 
