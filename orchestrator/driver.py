@@ -304,14 +304,13 @@ def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress:
             progress.say(f"the cluster has {len(nodes)} nodes now: {room if fit else 'no trial fits, and all wait'}")
 
     try:
-        with (
-            scratch.folder("sweep") as place,
-            cluster.session(cpus=os.cpu_count() or 1),
-            cluster.watched(died, seen, session.fail),
-        ):
-            if (own := cluster.own_folder()) is not None:
-                scratch.remember(place, own)  # so that it goes too, should this process be killed
-            executor.run(session, shape=shape, scratch=place)
+        with scratch.folder("sweep") as place:
+            if cluster.address() is None:
+                scratch.expect(place, cluster.home())  # so that it goes too, should this process be killed
+            with cluster.session(cpus=os.cpu_count() or 1), cluster.watched(died, seen, session.fail):
+                if (own := cluster.own_folder()) is not None:
+                    scratch.remember(place, own)
+                executor.run(session, shape=shape, scratch=place)
     finally:
         session.close()
 
