@@ -93,7 +93,8 @@ class Session:
         self._concurrent, self._tell = concurrent, tell
         self._execution, self._expected = dict(execution or {}), expected
         self._schedule = Schedule(plan, ledger)
-        self._outage = Outage(lambda text: tell(text, None))
+        self._patience = ledger.outage  # a driver's, which lasts longer than the session
+        self._outage = self._patience or Outage(lambda text: tell(text, None))
         self._events: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._lock = threading.Condition()
         # Everything below is read and changed under the lock; only the writer takes from `_ready`.
@@ -175,7 +176,7 @@ class Session:
                 break
         if self._writer.is_alive():
             self.fail(LedgerUnavailable("the ledger does not answer; what ran is resumable"))
-        self._ledger.outage = None
+        self._ledger.outage = self._patience
         if self.broken is None:
             for dispatch in list(self._running.values()):
                 self._ledger.finish_attempt(
