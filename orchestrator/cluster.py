@@ -25,7 +25,6 @@ import psutil
 
 from orchestrator import cluster_start, threads
 from orchestrator.cluster_start import HEAD
-from orchestrator.exits import first_line
 
 LOOK_S = 1.0
 """How often the head is looked at."""
@@ -356,7 +355,7 @@ def _connect(start: Callable[..., Any]) -> None:
 
 def _not_started(error: Exception) -> str:
     """Why there is no Ray, and what to do about it."""
-    reason = first_line(error, default=type(error).__name__)
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if address() is not None:
         return (
             f"Ray at RAY_ADDRESS={address()} cannot be used: {reason}; see the logs of its head, or unset RAY_ADDRESS"

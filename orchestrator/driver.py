@@ -202,7 +202,7 @@ def _drive(
             expected=None if record is None else provenance.expected(record, base),
         )
         uri = None if options.offline else readiness.tracking_uri(folder)
-        projection = None if uri is None else tracking.Projection(ledger, uri)
+        projection = None if uri is None else tracking.Projection(ledger, uri, say=progress.say)
         leave = Leaving(ledger, progress)
         began = time.time()
         stack.enter_context(signals(session, leave, grace_s=grace_s))

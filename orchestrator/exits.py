@@ -96,9 +96,9 @@ def of_system(error: OSError) -> str:
     return f"{''.join(f'{path}: ' for path in paths)}{error.strerror}; {remedy}"
 
 
-def first_line(error: BaseException, default: str = "it says no more") -> str:
-    """What an error says, in one line; `default` where it says nothing."""
-    return (str(error).strip().splitlines() or [default])[0]
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or ["it says no more"])[0]
 
 
 def _unexpected(error: Exception) -> str:
