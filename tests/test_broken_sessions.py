@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from ledgers import Run, start
 from real import SWEEP, command, wait_for
 
-from orchestrator import cli, driver, exits, threads
+from orchestrator import cli, driver, exits, readiness, terminal, threads
 from orchestrator.exits import Exit
 from orchestrator.ledger import LeaseLost, LedgerUnavailable
 from orchestrator.progress import Progress
@@ -85,7 +85,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     for name in ("ORCHESTRATOR_LEDGER", exits.TRACEBACK):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(driver.readiness, "concurrent", lambda *_: 1)
+    monkeypatch.setattr(readiness, "concurrent", lambda *_: 1)
     begun = start(tmp_path / "runs" / "demo", seeds=2)
     for arm in ("plain", "flat"):
         begun.confirm(arm)
@@ -102,7 +102,7 @@ def resume(run: Run, monkeypatch: pytest.MonkeyPatch, broken: Break) -> Result:
 
     monkeypatch.setattr(driver, "resume", drive)
     monkeypatch.setattr(driver, "_execute", lambda _plan, session, *_: broken(session))
-    monkeypatch.setattr(cli.terminal, "survive", lambda: None)  # it is for good
+    monkeypatch.setattr(terminal, "survive", lambda: None)  # it is for good
     return CliRunner().invoke(cli.main, ["resume", "demo", "--offline"])
 
 

@@ -175,11 +175,14 @@ def test_a_watch_ends_when_nobody_drives_the_run(folder: Path) -> None:
     ledger.set_run(state="running")
     command = [sys.executable, "-m", "orchestrator.cli", "status", str(folder), "--watch"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(4)
-        ledger.release()
-        ledger.close()
-        said, _ = process.communicate(timeout=20)
+        try:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(4)
+            ledger.release()
+            ledger.close()
+            said, _ = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert process.returncode == 0
     assert "running" in said
     assert "driven by nobody" in said

@@ -16,7 +16,7 @@ import pytest
 from ledgers import Begin, Run, start
 from servers import control, new_database, postgres_server
 
-from orchestrator import driver, holding
+from orchestrator import driver, ending, holding, readiness
 from orchestrator.exits import Exit
 from orchestrator.holding import held, renewed
 from orchestrator.ledger import LeaseHeld, LeaseLost, Ledger, LedgerAway, LedgerUnavailable, RunState
@@ -125,7 +125,7 @@ def test_renewing_outlasts_every_error_but_the_loss(
     """Mutant check: one error ends the renewing for good, and a living holder is displaced."""
     monkeypatch.setattr(holding, "RENEW_S", 0.01)
     ledger: Any = Scripted(*errors)
-    with renewed(ledger, died=pytest.fail):
+    with renewed(ledger, died=lambda error: pytest.fail(str(error))):
         assert ledger.enough.wait(2 if goes_on else 0.2) == goes_on
     if not goes_on:
         assert ledger.calls == 2
@@ -163,7 +163,7 @@ Begun = tuple[Run, RunFolder]
 @pytest.fixture
 def begun(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begun]:
     """A run in PostgreSQL of which every trial is done."""
-    monkeypatch.setattr(driver.readiness, "concurrent", lambda *_: 1)
+    monkeypatch.setattr(readiness, "concurrent", lambda *_: 1)
     monkeypatch.setenv("ORCHESTRATOR_LEDGER", new_database(server))
     made = start(tmp_path / "demo", seeds=2, database=os.environ["ORCHESTRATOR_LEDGER"])
     for arm in ("plain", "flat"):
@@ -182,7 +182,7 @@ def drive(begun: Begun) -> int:
 AT: dict[str, Callable[[pytest.MonkeyPatch, Callable[[], None]], None]] = {
     "before it starts": lambda patch, blip: patch.setattr(Session, "start", _before(Session.start, blip)),
     "once it is closed": lambda patch, blip: patch.setattr(Session, "close", _after(Session.close, blip)),
-    "before the report": lambda patch, blip: patch.setattr(driver.ending, "of", _after(driver.ending.of, blip)),
+    "before the report": lambda patch, blip: patch.setattr(ending, "of", _after(ending.of, blip)),
     "after the report": lambda patch, blip: patch.setattr(RunFolder, "check_in", _after(RunFolder.check_in, blip)),
 }
 

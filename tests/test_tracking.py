@@ -741,10 +741,15 @@ def test_the_death_of_the_projection_is_said_at_once_and_the_end_of_the_session_
 ) -> None:
     """Mutant check: kept in `last_error` alone it is heard of when the session ends."""
     said, told = list[str](), Event()
-    projection = Projection(ledger, uri, interval_s=0.01, say=lambda text: (said.append(text), told.set()))
+
+    def say(text: str) -> None:
+        said.append(text)
+        told.set()
 
     def dies() -> bool:
         raise error
+
+    projection = Projection(ledger, uri, interval_s=0.01, say=say)
 
     with monkeypatch.context() as patch:
         patch.setattr(projection, "flush", dies)
