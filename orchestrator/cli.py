@@ -16,13 +16,12 @@ import click
 
 from orchestrator import terminal
 from orchestrator.display import Harmless, cell, log_lines, visible, visible_lines
+from orchestrator.exits import Exit
 
 if TYPE_CHECKING:
     from orchestrator.estimate import Estimate
     from orchestrator.plan import Plan
     from orchestrator.runs import RunFolder
-
-BAD_USAGE, HELD, MISSING, LEFT = 2, 3, 4, 130
 
 BUDGETS = ("samples", "steps", "seconds")
 """What a job may be given of, in the order of the plan's table."""
@@ -61,8 +60,11 @@ class _Group(click.Group):
         except click.ClickException as error:
             vars(error)["message"] = visible_lines(error.message)  # final for click, and data of the user's
             raise
-        except (click.exceptions.Exit, click.Abort):
+        except click.exceptions.Exit:
             raise
+        except (KeyboardInterrupt, click.Abort):
+            _echo("interrupted", err=True)
+            sys.exit(Exit.INTERRUPTED)
         except Exception as error:
             from orchestrator import exits
 
@@ -283,7 +285,7 @@ def doctor(
         _print_json(doctors.summary(found))
     else:
         _echo("\n".join(map(visible, doctors.lines(found))))
-    sys.exit(0 if doctors.summary(found)["ready"] else MISSING)
+    sys.exit(Exit.DONE if doctors.summary(found)["ready"] else Exit.MISSING)
 
 
 @main.command()
@@ -305,13 +307,13 @@ def stop(run: str, wait_s: float, address: str | None) -> None:
     with contextlib.closing(folder.open()) as ledger:
         said, gone = runs.stop(ledger, folder, wait_s=wait_s)
     _echo(said, err=not gone)
-    sys.exit(0 if gone else HELD)
+    sys.exit(Exit.DONE if gone else Exit.HELD)
 
 
 @main.command()
 @click.argument("run", required=False)
 @JSON
-@click.option("--watch", is_flag=True, help="Keep looking, every two seconds.")
+@click.option("--watch", is_flag=True, help="Keep looking, every two seconds, while it is driven.")
 @ADDRESS
 def status(run: str | None, *, as_json: bool, watch: bool, address: str | None) -> None:
     """Say how RUN stands, from its ledger alone; with --address and no RUN, which runs the cluster drives.
@@ -495,7 +497,7 @@ def verify(run: str, *, as_json: bool, address: str | None) -> None:
         _print_json(found)
     else:
         _print_verified(found)
-    sys.exit(0 if found["ok"] else 1)
+    sys.exit(Exit.DONE if found["ok"] else Exit.SOME_FAILED)
 
 
 @main.command()
@@ -519,7 +521,7 @@ def _there(address: str, run: str, arguments: list[str]) -> NoReturn:
     from orchestrator import submission
 
     code, printed = submission.ask(address, run, arguments)
-    _echo(printed, nl=False, err=code not in (0, 1))
+    _echo(printed, nl=False, err=code not in (Exit.DONE, Exit.SOME_FAILED))
     sys.exit(code)
 
 
@@ -535,7 +537,7 @@ def _leaving(run: str | None, address: str) -> Iterator[None]:
             f"  stop it:   orchestrator stop {quoted} --address {address}",
             err=True,
         )
-        sys.exit(LEFT)
+        sys.exit(Exit.INTERRUPTED)
 
 
 def _refuse_what_is_no_place(into: str) -> None:
@@ -698,8 +700,13 @@ def _watch(ledger: Any) -> None:
 
     from orchestrator import runs
 
+    def goes_on(found: dict[str, Any]) -> bool:
+        """Whether it may change by itself: a run that is planned has not got its driver yet; one that is running and
+        has none was killed."""
+        return found["state"] == "planned" or (found["state"] == "running" and found["driver"] is not None)
+
     with Live(Harmless(_status_table(runs.status(ledger))), refresh_per_second=1) as live:
-        while (found := runs.status(ledger))["state"] not in ("done", "stopped"):
+        while goes_on(found := runs.status(ledger)):
             live.update(Harmless(_status_table(found)))
             time.sleep(2)
         live.update(Harmless(_status_table(found)))

@@ -41,6 +41,10 @@ TYPE = "accelerator_type:"
 """What the resource begins with by which Ray tells the type of a node's GPUs. There is one of each, of any size."""
 
 
+class Refused(ConnectionError):
+    """$RAY_ADDRESS does not answer or will not have this process; the text is the reason."""
+
+
 @dataclass(frozen=True)
 class Node:
     """What one node offers."""
@@ -67,22 +71,22 @@ def session(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     start = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-    guard = None
+    guard = cluster_start.Guard() if address() is None else None
     try:
-        if address() is None:
-            guard = cluster_start.Guard()
-            with cluster_start.apart(guard):
-                start(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
-            cluster_start.check()
-        else:
-            _connect(start)
-    except ConnectionError:
-        raise
-    except Exception as error:  # of every kind, Exception itself among them
+        with cluster_start.signals_kept():
+            if guard is None:
+                _connect(start)
+            else:
+                with cluster_start.apart(guard):
+                    start(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
+                cluster_start.check()
+    except BaseException as error:  # of every kind, Exception itself and a Ctrl-C among them
         with contextlib.suppress(Exception):
             ray.shutdown()
         if guard is not None:
             guard.close()
+        if isinstance(error, Refused) or not isinstance(error, Exception):
+            raise
         raise ConnectionError(_not_started(error)) from error
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Ray's would end this process at once
@@ -93,6 +97,13 @@ def session(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
         if guard is not None:
             guard.close()
+
+
+def home() -> Path:
+    """Where Ray keeps the sessions of clusters that are started on this machine."""
+    from ray._common import utils
+
+    return Path(utils.get_default_ray_temp_dir())
 
 
 def own_folder() -> Path | None:
@@ -313,10 +324,15 @@ class _Watch:
 
 
 def end_children() -> None:
-    """kill -9 every process that this one has started, Ray's among them: for the way out that does not wait."""
+    """kill -9 every process that this one has started, Ray's among them: for the way out that does not wait.
+
+    A guard is spared. Once this process is gone it ends what is no child of it any more: whatever a dead raylet had
+    started.
+    """
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            process.kill()
+            if process.pid not in cluster_start.guards:
+                process.kill()
 
 
 def _connect(start: Callable[..., Any]) -> None:
@@ -327,16 +343,16 @@ def _connect(start: Callable[..., Any]) -> None:
         try:  # Ray itself would ask for minutes
             socket.create_connection((place[1], int(place[2])), CONNECT_S).close()
         except OSError as error:
-            raise ConnectionError(str(error)) from error
+            raise Refused(str(error)) from error
     try:
         start(address=address())
     except AuthenticationError as error:
         wanted = "it wants a token: export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=..., as on its head"
-        raise ConnectionError(wanted) from error
-    except (RuntimeError, ValueError) as error:
+        raise Refused(wanted) from error
+    except (RuntimeError, ValueError, ConnectionError) as error:
         if isinstance(error, RuntimeError) and "ersion mismatch" not in str(error) and "auth" not in str(error).lower():
             raise
-        raise ConnectionError(" ".join(str(error).split())[:300]) from error
+        raise Refused(" ".join(str(error).split())[:300]) from error
 
 
 def _not_started(error: Exception) -> str:

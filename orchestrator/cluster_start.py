@@ -39,6 +39,9 @@ for _ in range(20):
 """Ends every process of the sessions that it was told, once whoever told it is gone. Ray's own agents need half a
 minute to see that their raylet is dead, and what a rank has started may never see it."""
 
+guards: set[int] = set()
+"""Processes that are guards of this one. Whoever ends its children spares them: they act when this process is gone."""
+
 
 class Guard:
     """A process that outlives this one by a moment, and ends what this one has started in sessions of their own."""
@@ -53,6 +56,7 @@ class Guard:
                 text=True,
                 start_new_session=True,
             )
+            guards.add(self._process.pid)
         except OSError as error:
             sys.stderr.write(f"no guard, so parts of Ray may outlive a killed driver by half a minute: {error}\n")
             self._process = None
@@ -72,13 +76,24 @@ class Guard:
             except (OSError, subprocess.TimeoutExpired):
                 self._process.kill()
                 self._process.wait()
+            guards.discard(self._process.pid)
+
+
+@contextlib.contextmanager
+def signals_kept() -> Iterator[None]:
+    """While this lasts, SIGTERM stays the driver's to handle. Ray would have it end the driver, with exit code 15, in
+    the seconds that it takes to start or to connect."""
+    from ray._private import utils
+
+    with mock.patch.object(utils, "set_sigterm_handler"):
+        yield
 
 
 @contextlib.contextmanager
 def apart(guard: Guard) -> Iterator[None]:
     """While this lasts, what Ray starts gets a session of its own, is told to the guard, and does not share the
-    driver's input; and SIGTERM stays the driver's to handle, which else ends it in the seconds that Ray takes."""
-    from ray._private import services, utils
+    driver's input."""
+    from ray._private import services
 
     class Apart(services.ConsolePopen):  # type: ignore[misc, unused-ignore]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -86,7 +101,7 @@ def apart(guard: Guard) -> Iterator[None]:
             super().__init__(*args, **(kwargs | {"stdin": stdin, "start_new_session": True}))
             guard.add(self.pid)
 
-    with mock.patch.object(services, "ConsolePopen", Apart), mock.patch.object(utils, "set_sigterm_handler"):
+    with mock.patch.object(services, "ConsolePopen", Apart):
         yield
 
 

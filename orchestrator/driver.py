@@ -11,7 +11,7 @@ import os
 import shlex
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,24 +20,34 @@ from pydantic import ValidationError
 
 from jobs.config import ConfigError, Execution, Fault, canonical, nearest
 from jobs.config import faults as config_faults
-from orchestrator import cluster, creation, doctor, ending, provenance, readiness, runs, scratch, threads, verify
+from orchestrator import (
+    cluster,
+    creation,
+    doctor,
+    ending,
+    exits,
+    holding,
+    provenance,
+    readiness,
+    runs,
+    scratch,
+    threads,
+    verify,
+)
 from orchestrator import plan as planning
 from orchestrator import sweep as sweeps
 from orchestrator.creation import SweepChanged
-from orchestrator.ending import CLUSTER_DIED, DONE, MISSING, SOME_FAILED
-from orchestrator.leaving import INTERRUPTED, Leaving, quiet, signals
-from orchestrator.ledger import Ledger, LedgerError, this_process
+from orchestrator.exits import Exit
+from orchestrator.leaving import Leaving, ended_by_sigterm, quiet, signals
+from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
 from orchestrator.progress import Progress
 from orchestrator.runs import RunFolder
-from orchestrator.session import LEASE_S, Session
+from orchestrator.session import Session
 from orchestrator.sweep.values import with_none
 
 if TYPE_CHECKING:
     from orchestrator import tracking
-
-RELEASE_S = 10.0
-"""How long giving the lease back may take."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,7 @@ class Again:
     """They get no other attempt, and their settings count as infeasible."""
 
 
+@ended_by_sigterm()
 def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (), options: Options = Options()) -> int:
     """Run a sweep in a folder, or at the URI of a bucket, or continue it there. Returns the exit code.
 
@@ -86,6 +97,7 @@ def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (),
         return _drive(plan, folder, ledger, options, record=examined.record, notes=[*notes, *examined.notes])
 
 
+@ended_by_sigterm()
 def resume(
     folder: RunFolder,
     *,
@@ -174,64 +186,80 @@ def _drive(
 
     readiness.check_tracking(folder, offline=options.offline)
     grace_s = readiness.grace_s()
-    ledger.acquire(this_process(), LEASE_S)
     progress = Progress(plan, ledger)
-    ranks = readiness.largest(plan, ledger, execution)
-    base = provenance.folder_of(ledger.run.environment)
-    session = Session(
-        plan,
-        ledger,
-        folder,
-        concurrent=readiness.concurrent(plan, ranks),
-        tell=progress.tell,
-        execution=execution,
-        expected=None if record is None else provenance.expected(record, base),
-    )
-    projection = None if options.offline else tracking.Projection(ledger, readiness.tracking_uri(folder))
-    leave = Leaving(ledger, progress)
-    began = time.time()
-    try:
-        folder.check_out()
-        with provenance.looked_for_in(base), signals(session, leave, grace_s=grace_s):
-            with quiet(folder, progress):
-                for note in notes:
-                    progress.say(f"note: {note}")
-                if again is not None:
-                    _decide(ledger, again)
-                if record is not None:
-                    provenance.write_down(ledger, record)
-                elif options.accept_code:
-                    provenance.accept_what_ran(ledger)
-                if continues:
-                    for sentence in verify.mend(folder, ledger):
-                        ledger.event("mended", sentence)
-                        progress.say(f"note: {sentence}")
-                ledger.set_run(state="running")
-                session.start()
-                if projection is not None:
-                    projection.start()
-                _execute(plan, session, ranks, leave, progress)
-            if session.broken is not None:
-                raise session.broken
-            ended = ending.of(session, plan, ledger, folder)
-            ledger.set_run(state=ended.state)
-            told = _answer(folder, ledger, session, projection, progress, began=began)
-            code, lines = INTERRUPTED if session.interrupted else ended.code, ended.lines
-            if continues and not code:  # what `verify` calls a fault is no success
-                if told:
-                    code, faults = _prove(
-                        folder, ledger, None if projection is None else readiness.tracking_uri(folder)
-                    )
-                    lines = (*lines, *faults)
-                else:
-                    code = MISSING
-            progress.close(folder, lines, offline=options.offline)
-            return code
-    finally:
-        progress.release()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(holding.held(ledger, say=progress.say))
+        stack.enter_context(_logged(folder, progress))
+        ranks = readiness.largest(plan, ledger, execution)
+        base = provenance.folder_of(ledger.run.environment)
+        session = Session(
+            plan,
+            ledger,
+            folder,
+            concurrent=readiness.concurrent(plan, ranks),
+            tell=progress.tell,
+            execution=execution,
+            expected=None if record is None else provenance.expected(record, base),
+        )
+        uri = None if options.offline else readiness.tracking_uri(folder)
+        projection = None if uri is None else tracking.Projection(ledger, uri, say=progress.say)
+        leave = Leaving(ledger, progress)
+        began = time.time()
+        stack.enter_context(signals(session, leave, grace_s=grace_s))
+        stack.enter_context(holding.renewed(ledger, died=session.fail))
+        stack.enter_context(provenance.looked_for_in(base))
         if projection is not None:
-            projection.stop(timeout_s=5)
-        _release(ledger)
+            stack.callback(projection.stop, timeout_s=5)
+        stack.callback(progress.release)
+        folder.check_out()
+        with quiet(folder, progress):
+            for note in notes:
+                progress.say(f"note: {note}")
+            if again is not None:
+                _decide(ledger, again)
+            if record is not None:
+                provenance.write_down(ledger, record)
+            elif options.accept_code:
+                provenance.accept_what_ran(ledger)
+            if continues:
+                for sentence in verify.mend(folder, ledger):
+                    ledger.event("mended", sentence)
+                    progress.say(f"note: {sentence}")
+            ledger.set_run(state="running")
+            session.start()
+            if projection is not None:
+                projection.start()
+            _execute(plan, session, ranks, leave, progress)
+        _raise_what_broke(session)
+        ended = ending.of(session, plan, ledger, folder)
+        ledger.set_run(state=ended.state)
+        told = _answer(folder, ledger, session, projection, progress, began=began)
+        code, lines = Exit.INTERRUPTED if session.interrupted else ended.code, ended.lines
+        if continues and not code:  # what `verify` calls a fault is no success
+            if told:
+                code, faults = _prove(folder, ledger, uri)
+                lines = (*lines, *faults)
+            else:
+                code = Exit.MISSING
+        _raise_what_broke(session)
+        progress.close(folder, lines, offline=options.offline)
+        return code
+
+
+@contextlib.contextmanager
+def _logged(folder: RunFolder, progress: Progress) -> Iterator[None]:
+    """Have what ends a session in driver.log: nobody may be there to read the terminal."""
+    try:
+        yield
+    except BaseException as error:
+        progress.note(folder.log, exits.logged(error))
+        raise
+
+
+def _raise_what_broke(session: Session) -> None:
+    """Raise what a thread of the session could not get over."""
+    if session.broken is not None:
+        raise threads.raisable(session.broken)
 
 
 def _answer(
@@ -263,25 +291,12 @@ def _answer(
     return told
 
 
-def _prove(folder: RunFolder, ledger: Ledger, uri: str | None) -> tuple[int, list[str]]:
+def _prove(folder: RunFolder, ledger: Ledger, uri: str | None) -> tuple[Exit, list[str]]:
     """Whether a run that was continued is sound: the exit code, and what `verify` calls broken."""
-    from orchestrator import publish
-
-    with publish.renewed(ledger):
-        faults = verify.faults_after(folder, ledger, uri)
+    faults = verify.faults_after(folder, ledger, uri)
     if not faults:
-        return DONE, []
-    return SOME_FAILED, [f"fault: {fault}" for fault in faults]
-
-
-def _release(ledger: Ledger) -> None:
-    """Give the lease back. A database that does not answer may not keep the process: the lease then runs out."""
-
-    def release() -> None:
-        with contextlib.suppress(LedgerError):
-            ledger.release()
-
-    threads.start(release, name="lease", died=lambda _: None).join(RELEASE_S)
+        return Exit.DONE, []
+    return Exit.SOME_FAILED, [f"fault: {fault}" for fault in faults]
 
 
 def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress: Progress) -> None:
@@ -297,7 +312,7 @@ def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress:
     )
 
     def died(what: str) -> None:
-        leave.now(CLUSTER_DIED, f"the Ray cluster died under the driver: {what}; run the same command again")
+        leave.now(Exit.CLUSTER_DIED, f"the Ray cluster died under the driver: {what}; run the same command again")
 
     def seen(nodes: list[cluster.Node]) -> None:
         fit = readiness.concurrent(plan, ranks, nodes)
@@ -306,14 +321,13 @@ def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress:
             progress.say(f"the cluster has {len(nodes)} nodes now: {room if fit else 'no trial fits, and all wait'}")
 
     try:
-        with (
-            scratch.folder("sweep") as place,
-            cluster.session(cpus=os.cpu_count() or 1),
-            cluster.watched(died, seen, session.fail),
-        ):
-            if (own := cluster.own_folder()) is not None:
-                scratch.remember(place, own)  # so that it goes too, should this process be killed
-            executor.run(session, shape=shape, scratch=place)
+        with scratch.folder("sweep") as place:
+            if cluster.address() is None:
+                scratch.expect(place, cluster.home())  # so that it goes too, should this process be killed
+            with cluster.session(cpus=os.cpu_count() or 1), cluster.watched(died, seen, session.fail):
+                if (own := cluster.own_folder()) is not None:
+                    scratch.remember(place, own)
+                executor.run(session, shape=shape, scratch=place)
     finally:
         session.close()
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.leaving import INTERRUPTED
+from orchestrator.exits import Exit
 from orchestrator.ledger import Ledger, RunState, Trial
 from orchestrator.plan import Plan
 from orchestrator.runs import RunFolder
 from orchestrator.schedule import stopped_arms, untuned_arms, withheld
 from orchestrator.session import Session
 
-DONE, SOME_FAILED, BAD_USAGE, MISSING, CLUSTER_DIED = 0, 1, 2, 4, 75
-
 
 @dataclass(frozen=True)
 class Ending:
     """What a session came to."""
 
-    code: int
+    code: Exit
     state: RunState
     lines: tuple[str, ...]
     """For a person, each with what to do."""
@@ -29,9 +27,9 @@ def of(session: Session, plan: Plan, ledger: Ledger, folder: RunFolder) -> Endin
     trials = ledger.trials()
     lines = [*_waiting(trials, folder), *_arms(plan, ledger, trials), *_failed(trials, folder)]
     if session.stopped_by is not None:
-        code = INTERRUPTED if session.interrupted else MISSING if session.storage_full else SOME_FAILED
+        code = Exit.INTERRUPTED if session.interrupted else Exit.MISSING if session.storage_full else Exit.SOME_FAILED
         if session.other_origin is not None and not session.interrupted:
-            code = BAD_USAGE
+            code = Exit.BAD_USAGE
         lines = [f"stopped: {session.stopped_by}", f"continue:  orchestrator resume {folder.quoted}", *lines]
         return Ending(code, "stopped", tuple(lines))
     untuned = untuned_arms(plan, ledger)  # nothing more can be done for them, unless a person queues trials again
@@ -41,7 +39,7 @@ def of(session: Session, plan: Plan, ledger: Ledger, folder: RunFolder) -> Endin
     if not whole and not lines:
         lines = [f"the session ended before every trial did; continue: orchestrator resume {folder.quoted}"]
     failed = any(trial.state == "failed" for trial in trials) or "failed" in untuned.values()
-    return Ending(DONE if whole and not failed else SOME_FAILED, "done" if whole else "stopped", tuple(lines))
+    return Ending(Exit.DONE if whole and not failed else Exit.SOME_FAILED, "done" if whole else "stopped", tuple(lines))
 
 
 def _failed(trials: list[Trial], folder: RunFolder) -> list[str]:

@@ -6,12 +6,32 @@ import errno
 import os
 import tempfile
 import traceback
+from enum import IntEnum
 from pathlib import Path
 
-BAD_USAGE, HELD, MISSING = 2, 3, 4
+
+class Exit(IntEnum):
+    """The exit codes of every verb."""
+
+    DONE = 0
+    SOME_FAILED = 1
+    """Some trials failed, or `verify` found a fault."""
+    BAD_USAGE = 2
+    HELD = 3
+    """Another driver holds the run."""
+    MISSING = 4
+    """Infrastructure: Ray, MLflow, the ledger, storage, disk."""
+    CLUSTER_DIED = 75
+    """Under the driver. The same command continues."""
+    INTERRUPTED = 130
+    """Stopped, and can be continued."""
+
 
 TRACEBACK = "ORCHESTRATOR_TRACEBACK"
 """Environment variable: when it is set, what nobody expected is raised as it is."""
+
+KEPT = "orchestrator_details"
+"""Attribute of an unexpected error: the file that has its details."""
 
 REMEDIES = {
     errno.ENOENT: "put it back, or make the folder that it belongs in",
@@ -46,16 +66,24 @@ def ending(error: Exception) -> tuple[str, int] | None:
     from orchestrator.scratch import ScratchMissing
 
     if isinstance(error, LeaseHeld | LeaseLost):
-        return str(error), HELD
+        return str(error), Exit.HELD
     if isinstance(error, LedgerError | RemoteError | InfrastructureMissing | ScratchMissing):
-        return str(error), MISSING
+        return str(error), Exit.MISSING
     if isinstance(error, ConfigError | RunError | BadAddress):
-        return str(error), BAD_USAGE
+        return str(error), Exit.BAD_USAGE
     if isinstance(error, BrokenPipeError):
         return None
     if isinstance(error, OSError):
-        return of_system(error), MISSING
-    return None if os.environ.get(TRACEBACK) else (_unexpected(error), MISSING)
+        return of_system(error), Exit.MISSING
+    return None if os.environ.get(TRACEBACK) else (_unexpected(error), Exit.MISSING)
+
+
+def logged(error: BaseException) -> str:
+    """What driver.log gets of an error that ends a session: the text that `ending` has for it, or its traceback."""
+    if not isinstance(error, Exception):
+        return f"ended by {type(error).__name__}"
+    ended = ending(error)
+    return "".join(traceback.format_exception(error)).rstrip() if ended is None else f"error: {ended[0]}"
 
 
 def of_system(error: OSError) -> str:
@@ -75,8 +103,9 @@ def first_line(error: BaseException) -> str:
 
 def _unexpected(error: Exception) -> str:
     what = f"unexpected {type(error).__name__}: {first_line(error)}; this is a fault of the program"
-    details = _kept("".join(traceback.format_exception(error)))
-    return f"{what}; details: {details or f'none, for want of a folder; {TRACEBACK}=1 prints them'}"
+    kept = vars(error)  # so that an error that is told twice, to a log and to a terminal, has one file of details
+    kept[KEPT] = kept.get(KEPT) or _kept("".join(traceback.format_exception(error)))
+    return f"{what}; details: {kept[KEPT] or f'none, as no folder can be written; {TRACEBACK}=1 prints them'}"
 
 
 def _kept(text: str) -> Path | None:

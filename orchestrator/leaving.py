@@ -13,14 +13,13 @@ from types import FrameType
 from typing import NoReturn
 
 from orchestrator import cluster, threads
-from orchestrator.ledger import Ledger, LedgerError
+from orchestrator.exits import Exit
+from orchestrator.holding import give_back
+from orchestrator.ledger import Ledger
 from orchestrator.progress import Progress
 from orchestrator.runs import RunFolder
 from orchestrator.session import Session
 from orchestrator.terminal import Journal, hangups
-
-INTERRUPTED = 130
-"""Exit code of what was stopped and can be continued."""
 
 ECHO_S = 1.0
 """A SIGTERM so soon after another one is the same request."""
@@ -50,19 +49,33 @@ class Leaving:
         that works."""
         try:
             self._progress.say(text)
-            giver = threads.start(self._release, name="lease", died=self._not_released)
+            giver = threads.start(partial(give_back, self._ledger), name="lease", died=self._not_released)
             giver.join(2.0)
             cluster.end_children()
-            self._progress.settle(1.0)
+            self._progress.abandon(1.0)
         finally:
             os._exit(code)
 
-    def _release(self) -> None:
-        with contextlib.suppress(LedgerError):
-            self._ledger.release()
-
     def _not_released(self, error: BaseException) -> None:
         self._progress.say(f"the lease could not be given back and runs out by itself: {error}")
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM do what Ctrl-C does: raise KeyboardInterrupt, by which what was started is ended and what was begun
+    is given back. For the checks before a session and what follows one; `signals` is for the session."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def heard(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, heard)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -80,7 +93,7 @@ def signals(session: Session, leave: Leaving, *, grace_s: float) -> Iterator[Non
     terminated_at = -ECHO_S
 
     def cut(_error: BaseException) -> None:
-        os._exit(INTERRUPTED)
+        os._exit(Exit.INTERRUPTED)
 
     def heard(number: int, _frame: FrameType | None) -> None:
         nonlocal terminated_at
@@ -90,13 +103,13 @@ def signals(session: Session, leave: Leaving, *, grace_s: float) -> Iterator[Non
                 return
             terminated_at = time.monotonic()
         if session.interrupted:
-            leave.now(INTERRUPTED, f"{name}: stopped at once; the run continues from its last checkpoints")
+            leave.now(Exit.INTERRUPTED, f"{name}: stopped at once; the run continues from its last checkpoints")
         session.interrupt(name)
         if number == signal.SIGTERM:
             why = (
                 f"the grace period of {grace_s:g} s after SIGTERM is over; the run continues from its last checkpoints"
             )
-            timers.append(threads.after(grace_s, partial(leave.now, INTERRUPTED, why), name="grace", died=cut))
+            timers.append(threads.after(grace_s, partial(leave.now, Exit.INTERRUPTED, why), name="grace", died=cut))
 
     before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -7,17 +7,21 @@ import io
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO, Any, cast
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from orchestrator.display import visible_lines
+from orchestrator.display import Harmless, visible_lines
 from orchestrator.ledger import Ledger, Trial
 from orchestrator.plan import Plan
 from orchestrator.runs import RunFolder
 from orchestrator.terminal import Journal, Terminal, steady
+
+SHOW_CURSOR = "\n\x1b[?25h"
+"""What ends a bar's line and brings back the cursor, which rich hides."""
 
 
 class Progress:
@@ -61,10 +65,19 @@ class Progress:
         if self._terminal is not None:
             self._terminal.settle()
 
-    def settle(self, patience_s: float) -> None:
-        """Wait so long for a terminal that takes nothing."""
+    def abandon(self, patience_s: float) -> None:
+        """Leave the bar as it is, but not the cursor hidden, and wait so long for a terminal that takes nothing: for
+        the way out that does not wait. Asks rich for nothing, whose locks another thread may hold."""
         if self._terminal is not None:
+            if self._bar is not None:
+                self._terminal.write(SHOW_CURSOR)
             self._terminal.settle(patience_s)
+
+    def note(self, log: Path, text: str) -> None:
+        """One line for the log alone: `log`, where none has been begun."""
+        if self._journal is None:
+            self._journal = Journal(log)
+        self._journal.line(text)
 
     def say(self, text: str) -> None:
         """One line. Never fails and never waits."""
@@ -92,10 +105,10 @@ class Progress:
         terminal = cast(IO[str], self._opened())
         console = Console(file=terminal, highlight=False, width=None if self._console.is_terminal else 100)
         console.print()
-        console.print(table)
+        console.print(Harmless(table))
         if self._journal is not None:
             plain = io.StringIO()
-            Console(file=plain, highlight=False, width=100).print(table)
+            Console(file=plain, highlight=False, width=100).print(Harmless(table))
             self._journal.line(plain.getvalue().rstrip())
 
     def close(self, folder: RunFolder, ending: Sequence[str], *, offline: bool) -> None:

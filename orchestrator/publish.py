@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from orchestrator import export, report, scratch, threads, tracking
+from orchestrator import export, report, scratch, tracking
 from orchestrator.ledger import Ledger, LedgerError, Trial
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.remote import RemoteError
 from orchestrator.runs import RunError, RunFolder
-from orchestrator.session import RENEW_S
 
 TELL_S = 60.0
 """How long MLflow may take for what is left when a session ends."""
@@ -47,13 +45,14 @@ def answer(
 ) -> bool:
     """Tell MLflow the answer `found` of a run, and wait for it. Returns whether it has been told everything.
 
-    stopping: asked between encoders; once true, no other one is exported.
+    stopping: asked between encoders; once true, no other one is exported. The lease must be held, and renewed
+    meanwhile.
     """
     tags = {"verdict": found["sentence"], "question": found["question"]}
     step, numbers = found["attempts"]["total"], report.numbers(found)
     projection.log_report(folder.report, report.note(found), metrics=numbers, tags=tags, step=step)
     due = found["state"] == "done" and os.environ.get(SWITCH) != "none"
-    with renewed(ledger), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         if due:
             projection.settled(TELL_S)  # which notes what encoders MLflow has lost
         try:
@@ -105,25 +104,3 @@ def _wanted(ledger: Ledger, folder: RunFolder) -> Iterator[Trial]:
             trial, _ = export.choose(run, trials, arm, folder)
             if trial.id not in logged:
                 yield trial
-
-
-@contextlib.contextmanager
-def renewed(ledger: Ledger) -> Iterator[None]:
-    """Hold the lease meanwhile, which the session's writer does no longer. Where it is lost, writing will say so; what
-    else ends the renewing is raised in the end."""
-    over = threading.Event()
-    failures: list[BaseException] = []
-
-    def renew() -> None:
-        with contextlib.suppress(LedgerError):
-            while not over.wait(RENEW_S):
-                ledger.renew()
-
-    thread = threads.start(renew, name="lease", died=failures.append)
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-    if failures:
-        raise failures[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
+from math import isfinite, nan
 from typing import Any
 
 from jobs.config import ConfigError, Fault
@@ -68,8 +69,8 @@ def _nodes() -> list[cluster.Node]:
 
 
 def check_cluster(plan: Plan, ranks: int) -> None:
-    """Whether the largest trial finds a place. Raises ConfigError, or InfrastructureMissing for want of GPUs or of
-    their type."""
+    """Whether the largest trial finds a place. Raises ConfigError, or InfrastructureMissing where there are
+    no GPUs, or none of their type."""
     resources, every = plan.sweep.resources, _nodes()
     nodes = usable(plan, every)
     if ranks > 1 and 0 < resources.gpus_per_rank < 1:
@@ -133,10 +134,13 @@ def tracking_uri(folder: RunFolder) -> str:
 
 
 def grace_s() -> float:
-    """Seconds that a SIGTERM leaves: $ORCHESTRATOR_GRACE_S. Raises InfrastructureMissing for what is no number."""
+    """Seconds that a SIGTERM leaves: $ORCHESTRATOR_GRACE_S. Raises InfrastructureMissing for what is no number of
+    them: nan, inf, a negative one."""
     text = os.environ.get("ORCHESTRATOR_GRACE_S") or str(GRACE_S)
     try:
-        return float(text)
-    except ValueError as error:
-        said = f"ORCHESTRATOR_GRACE_S={text} is no number of seconds; unset it, or give 25"
-        raise InfrastructureMissing(said) from error
+        seconds = float(text)
+    except ValueError:
+        seconds = nan
+    if not (isfinite(seconds) and seconds >= 0):
+        raise InfrastructureMissing(f"ORCHESTRATOR_GRACE_S={text} is no number of seconds; unset it, or give 25")
+    return seconds

@@ -16,12 +16,23 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
+from datetime import datetime
+from math import nan
 from pathlib import Path
 
 from orchestrator.process import machine, start_of
 
 RAY_SESSION = "ray_session"
 """File of a temporary folder that names the folder of the Ray session that its owner has started."""
+
+RAY_STARTS = "ray_starts"
+"""The same while Ray starts, which takes seconds: the file names the folder in which its session will be."""
+
+RAY_NAMES = "session_%Y-%m-%d_%H-%M-%S_%f"
+"""How Ray names a session by the local time, before its pid."""
+
+STARTING_S = 300.0
+"""How long after that note a session of the owner's pid is taken to be the owner's: Ray gives up long before."""
 
 USUAL = ("/tmp", "/var/tmp")  # noqa: S108 - a remedy names one of them
 """Where temporary files may lie."""
@@ -70,6 +81,12 @@ def check() -> Path:
     return place
 
 
+def expect(scratch: Path, home: Path) -> None:
+    """Note in one's temporary folder that one's own Ray session is about to be started, in the folder `home`. Its name
+    is not known yet, but ends with the pid."""
+    (scratch / RAY_STARTS).write_text(str(home.absolute()))
+
+
 def remember(scratch: Path, session: Path) -> None:
     """Note in one's temporary folder where one's own Ray session keeps its files, so that they go too after a kill."""
     (scratch / RAY_SESSION).write_text(str(session.absolute()))
@@ -100,7 +117,42 @@ def _is_left(entry: os.DirEntry[str]) -> bool:
 def _clear_ray_session(left: Path) -> bool:
     """Delete the files of the Ray session that a dead process has started; False while some of it still runs."""
     try:
-        session = Path((left / RAY_SESSION).read_text().strip())
+        sessions = [Path((left / RAY_SESSION).read_text().strip())]
+    except (OSError, ValueError):
+        sessions = _begun(left)
+        if sessions and start_of(_pid(left)):  # another process has the pid by now, and they may be that one's
+            return False
+    return all(map(_clear_session, sessions))
+
+
+def _begun(left: Path) -> list[Path]:
+    """The session of a process that ended while Ray started, found by the pid and the time in its name."""
+    try:
+        note = left / RAY_STARTS
+        home, since = Path(note.read_text().strip()), note.stat().st_mtime
+        named = list(home.glob(f"session_*_{_pid(left)}"))
+    except (OSError, ValueError):
+        return []
+    return [path for path in named if -1 < _began(path.name) - since < STARTING_S]
+
+
+def _began(session: str) -> float:
+    """When a session began by its name, in unix seconds; nan for another name."""
+    try:
+        return datetime.strptime(session.rpartition("_")[0], RAY_NAMES).timestamp()  # noqa: DTZ007 - Ray's is local
+    except (OverflowError, ValueError):
+        return nan
+
+
+def _pid(left: Path) -> int:
+    owner = _OWNER.fullmatch(left.name)
+    assert owner is not None
+    return int(owner["pid"])
+
+
+def _clear_session(session: Path) -> bool:
+    """Delete it, if it is one and this user's; False while some of it still runs."""
+    try:
         owned = session.lstat().st_uid == os.geteuid() and not session.is_symlink() and session.is_dir()
     except (OSError, ValueError):
         return True

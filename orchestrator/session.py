@@ -92,7 +92,8 @@ class Session:
         self._concurrent, self._tell = concurrent, tell
         self._execution, self._expected = dict(execution or {}), expected
         self._schedule = Schedule(plan, ledger, ending=lambda: self._closing or self._stop.is_set())
-        self._outage = Outage(lambda text: tell(text, None))
+        self._patience = ledger.outage  # a driver's, which lasts longer than the session
+        self._outage = self._patience or Outage(lambda text: tell(text, None))
         self._events: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._lock = threading.Condition()
         # Everything down to `_climbs` is read and changed under the lock; only the writer takes from `_ready`.
@@ -177,7 +178,7 @@ class Session:
         self._events.put(None)
         if self._writer is not None:
             self._await(self._writer)
-        self._ledger.outage = None
+        self._ledger.outage = self._patience
         if self.broken is None:
             for dispatch in list(self._running.values()):
                 self._ledger.finish_attempt(

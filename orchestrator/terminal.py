@@ -1,8 +1,8 @@
 """The terminal of a driver, which never matters: closed, full, hung up or not read from, the sweep goes on.
 
 What is printed goes through a thread of its own, so that nobody waits for a terminal and no error of its reaches who
-prints. What must not be lost goes to driver.log besides (`Journal`). Imports only the standard library, for a driver
-calls it first thing.
+prints. What must not be lost goes to driver.log besides (`Journal`). Imports little, for a driver calls it first
+thing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, TextIO, cast
 
 from orchestrator import threads
+from orchestrator.display import visible_lines
 
 ROOM = 1 << 20
 """Bytes that wait for a terminal which takes none. What comes then is left out."""
@@ -209,10 +210,10 @@ class Journal:
             self._descriptor = os.open(os.devnull, os.O_WRONLY)
 
     def line(self, text: str) -> None:
-        """Write a line, or several, with the time. Never raises: on a full disk the line is lost, and the next may fit.
-        Safe in a signal handler."""
+        """Write a line, or several, with the time, and data as data. Never raises: on a full disk the line is lost, and
+        the next may fit. Safe in a signal handler."""
         now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        lines = "".join(f"{now}  {line}".rstrip() + "\n" for line in text.splitlines() or [""])
+        lines = "".join(f"{now}  {line}".rstrip() + "\n" for line in visible_lines(text).rstrip("\n").split("\n"))
         with contextlib.suppress(OSError):
             os.write(self._descriptor, lines.encode("utf-8", "backslashreplace"))
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from threading import Thread, Timer
+
+
+class ThreadDied(Exception):
+    """A thread ended by what is no error of a program: SystemExit, say. Its cause is that, its text tells both."""
 
 
 def start(work: Callable[[], object], *, name: str, died: Callable[[BaseException], object]) -> Thread:
@@ -15,11 +20,23 @@ def start(work: Callable[[], object], *, name: str, died: Callable[[BaseExceptio
 
 
 def after(seconds: float, work: Callable[[], object], *, name: str, died: Callable[[BaseException], object]) -> Timer:
-    """The same, but `seconds` from now, unless the timer is cancelled before."""
-    timer = Timer(seconds, _run, (work, name, died))
+    """The same, but `seconds` from now, unless the timer is cancelled before. More than a thread can wait, infinity
+    among that, is as long as it can: centuries."""
+    timer = Timer(min(seconds, threading.TIMEOUT_MAX), _run, (work, name, died))
     timer.name, timer.daemon = name, True
     timer.start()
     return timer
+
+
+def raisable(error: BaseException) -> Exception:
+    """What ended a thread, for the main thread to raise. SystemExit and the like would end the program there without
+    a word and with an exit code of their own."""
+    if isinstance(error, Exception):
+        return error
+    said = ", ".join([f"{type(error).__name__}: {error}".rstrip(": "), *getattr(error, "__notes__", [])])
+    died = ThreadDied(f"a thread of the session ended by {said}")
+    died.__cause__ = error
+    return died
 
 
 def _run(work: Callable[[], object], name: str, died: Callable[[BaseException], object]) -> None:

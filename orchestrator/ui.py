@@ -17,6 +17,8 @@ from types import FrameType
 import click
 
 from orchestrator import tracking
+from orchestrator.display import visible_lines
+from orchestrator.exits import Exit
 from orchestrator.ledger import Ledger, LedgerError
 from orchestrator.runs import RunFolder, find, home, names
 
@@ -25,8 +27,6 @@ START_S = 90.0
 
 MOST_COMPARED = 100
 """MLflow's comparison page gets slow beyond this many runs."""
-
-UNAVAILABLE = 4
 
 
 def serve(run: str | None, *, port: int, browse: bool = False) -> int:
@@ -40,22 +40,22 @@ def serve(run: str | None, *, port: int, browse: bool = False) -> int:
     uri = named or tracking.embedded_uri(_runs(folder))
     if uri.startswith("http"):
         _show(uri, folder, browse=browse)
-        return 0
+        return Exit.DONE
     if not named and not (_runs(folder) / "mlflow.db").exists():
-        click.echo(f"error: there is no MLflow store in {_runs(folder)} yet; launch a sweep first", err=True)
-        return UNAVAILABLE
+        _echo(f"error: there is no MLflow store in {_runs(folder)} yet; launch a sweep first", err=True)
+        return Exit.MISSING
     command = tracking.ui_command(uri, port=port)
     address = f"http://127.0.0.1:{port}"
-    click.echo(f"starting MLflow at {address} ...")
+    _echo(f"starting MLflow at {address} ...")
     log = _runs(folder) / "mlflow-server.log"
     with contextlib.suppress(KeyboardInterrupt), _server(command, log) as server:
         if not _wait(server, address):
-            click.echo(f"error: MLflow did not start (see {log}); is port {port} taken? Try another --port", err=True)
-            return UNAVAILABLE
+            _echo(f"error: MLflow did not start (see {log}); is port {port} taken? Try another --port", err=True)
+            return Exit.MISSING
         _show(address, folder, browse=browse)
-        click.echo("Ctrl-C ends it.")
+        _echo("Ctrl-C ends it.")
         server.wait()
-    return 0
+    return Exit.DONE
 
 
 def addresses(server: str, ledger: Ledger) -> list[tuple[str, str]]:
@@ -77,6 +77,11 @@ def addresses(server: str, ledger: Ledger) -> list[tuple[str, str]]:
     return found
 
 
+def _echo(text: str, *, err: bool = False) -> None:
+    """Print text in which there may be data, names of folders among them."""
+    click.echo(visible_lines(text), err=err)
+
+
 def _runs(folder: RunFolder | None) -> Path:
     return folder.path.resolve().parent if folder is not None else home()
 
@@ -91,7 +96,7 @@ def _show(server: str, folder: RunFolder | None, *, browse: bool) -> None:
         found = [("experiments", f"{server}/#/experiments"), *_answers(server)]
     width = max((len(what) for what, _ in found), default=0) + 1
     for what, address in found:
-        click.echo(f"{what + ':':{width}} {address}")
+        _echo(f"{what + ':':{width}} {address}")
     if browse and found:
         webbrowser.open(found[0][1])
 

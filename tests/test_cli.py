@@ -1,6 +1,8 @@
 """Verbs, texts and exit codes, through click's own runner; whole sweeps are in test_driver."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,3 +166,23 @@ def test_plan_says_which_arms_are_one_objective() -> None:
     said = run("plan", str(SWEEPS / "batch_size_vs_accumulation_cpu.toml")).output
     assert "one objective: exact accumulation and big batch differ in execution alone: tuned once" in said
     assert "12 tune" in said, "three searches of four for four arms"
+
+
+def test_a_watch_ends_when_nobody_drives_the_run(folder: Path) -> None:
+    """Its driver was killed, say. Mutant check: waiting for the state alone never ends."""
+    ledger = Ledger.open(sqlite_url(folder / "ledger.db"))
+    ledger.acquire(this_process(), 30)
+    ledger.set_run(state="running")
+    command = [sys.executable, "-m", "orchestrator.cli", "status", str(folder), "--watch"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(4)
+            ledger.release()
+            ledger.close()
+            said, _ = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert "running" in said
+    assert "driven by nobody" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from real import end, wait_for
+from real import end, ray_cluster, wait_for
+
+from orchestrator import cluster, cluster_start
 
 GUARDED = """
 import subprocess, sys, time
@@ -26,16 +29,30 @@ time.sleep(99)
 '''], start_new_session=True, stdout=subprocess.PIPE)
 guard.add(started.pid)
 print(started.pid, started.stdout.readline().decode(), guard._process.pid, flush=True)
-if sys.stdin.readline():
+way = sys.stdin.readline()
+if way == "close\\n":
     guard.close()
     print("closed", started.wait(5), flush=True)
+elif way:
+    import os
+    from orchestrator import cluster
+    if way == "the way out after its leader died\\n":
+        started.kill()
+        started.wait()
+    cluster.end_children()
+    os._exit(75)
 """
 
 
-@pytest.mark.parametrize("way", ["kill -9", "close", "SIGHUP and SIGTERM to the group, then kill -9"])
+WAYS = ["kill -9", "close", "SIGHUP and SIGTERM to the group, then kill -9"]
+OUT = ["the way out", "the way out after its leader died"]
+
+
+@pytest.mark.parametrize("way", [*WAYS, *OUT])
 def test_a_guard_ends_what_was_started_in_sessions_of_its_own(way: str) -> None:
-    """What was started in there in a process group of its own too. Mutant check: killing the group in place of the
-    session fails this, as does a guard in the driver's group."""
+    """What was started in there in a process group of its own too, and what is no descendant of the driver any more,
+    as the agents of a dead raylet. Mutant checks: killing the group in place of the session, a guard in the driver's
+    group, a way out that kills the guard."""
     process = subprocess.Popen(
         [sys.executable, "-c", GUARDED],
         stdin=subprocess.PIPE,
@@ -49,9 +66,12 @@ def test_a_guard_ends_what_was_started_in_sessions_of_its_own(way: str) -> None:
     text = process.stdout.readline() + process.stdout.readline()
     family = [psutil.Process(int(pid)) for pid in text.split()]
     assert len(family) == 3
-    if way == "close":
-        process.stdin.write("\n")
+    if way in ("close", *OUT):
+        process.stdin.write(f"{way}\n")
         process.stdin.flush()
+    if way in OUT:
+        assert process.wait(10) == 75
+    elif way == "close":
         assert process.stdout.readline() == f"closed {-signal.SIGKILL}\n"
     else:
         if "group" in way:
@@ -145,3 +165,77 @@ def test_ray_starts_apart_from_the_driver_leaves_its_signals_alone_and_dies_with
         process.kill()
         end(family)
         process.communicate()
+
+
+CONNECTS = """
+import os, signal, threading
+from orchestrator import cluster
+
+heard, connected = [], threading.Event()
+signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+
+def disturb():
+    while not connected.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
+        connected.wait(0.02)
+
+threading.Thread(target=disturb, daemon=True).start()
+with cluster.session(cpus=0):
+    connected.set()
+print(len(heard), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_while_a_driver_connects_to_a_cluster_is_the_driver_s_too() -> None:
+    """Mutant check: Ray's own handler ends the driver with exit code 15, and says nothing."""
+    with ray_cluster() as running:
+        done = subprocess.run(
+            [sys.executable, "-c", CONNECTS],
+            env={**os.environ, "RAY_ADDRESS": running.address},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 3
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), ConnectionResetError(104, "Reset"), Exception()])
+def test_whatever_keeps_ray_from_starting_here_is_said_with_a_remedy_and_leaves_no_guard(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Mutant check: an error about a connection is passed on as it is, by which the command line ends without words,
+    and the guard stays."""
+
+    def init(**_: object) -> None:
+        raise error
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(ConnectionError, match=r"Ray does not start on this machine: .*; ") as raised, starting():
+        pass
+    assert type(raised.value) is ConnectionError
+    assert not cluster_start.guards
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_a_ctrl_c_while_ray_starts_is_passed_on_and_leaves_no_guard(
+    monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    def init(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(KeyboardInterrupt), starting():
+        pass
+    assert not cluster_start.guards
+
+
+def starting() -> contextlib.AbstractContextManager[None]:
+    return cluster.session(cpus=1)

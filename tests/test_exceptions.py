@@ -58,7 +58,7 @@ MADE: dict[str, Callable[[type[Any]], BaseException]] = {
             "RemoteError",
             "RunError",
         ),
-        *("ScratchMissing", "ServerAway", "SweepChanged", "TakenOver", "Undecodable", "_Undo"),
+        *("Refused", "ScratchMissing", "ServerAway", "SweepChanged", "TakenOver", "ThreadDied", "Undecodable", "_Undo"),
     ],
     lambda kind: kind("what was found; what works"),
 )

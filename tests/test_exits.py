@@ -81,4 +81,4 @@ def test_details_that_cannot_be_kept_are_said_to_be_so(tmp_path: Path, monkeypat
     monkeypatch.setattr(exits, "_kept", lambda _: None)
     ending = exits.ending(ZeroDivisionError())
     assert ending is not None
-    assert ending[0].endswith("; details: none, for want of a folder; ORCHESTRATOR_TRACEBACK=1 prints them")
+    assert ending[0].endswith("; details: none, as no folder can be written; ORCHESTRATOR_TRACEBACK=1 prints them")

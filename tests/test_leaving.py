@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import NoReturn
@@ -11,8 +15,8 @@ from typing import NoReturn
 import pytest
 from ledgers import Begin, Run
 
-from orchestrator import leaving
-from orchestrator.leaving import Leaving, quiet, signals
+from orchestrator import leaving, readiness
+from orchestrator.leaving import Leaving, ended_by_sigterm, quiet, signals
 from orchestrator.progress import Progress
 from orchestrator.runs import RunFolder
 from orchestrator.session import Session
@@ -116,3 +120,54 @@ def test_a_run_whose_log_is_a_folder_is_driven_without_one(
     out = capfd.readouterr().out
     assert "driver.log cannot be written (Is a directory)" in out
     assert "\non\n" in out
+
+
+@pytest.mark.parametrize("text", ["inf", "-inf", "nan", "-1", "soon", "1e400", "25s"])
+def test_a_grace_period_that_is_no_number_of_seconds_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_GRACE_S", text)
+    with pytest.raises(readiness.InfrastructureMissing, match=f"ORCHESTRATOR_GRACE_S={text} is no number of seconds"):
+        readiness.grace_s()
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("", 25.0), ("0", 0.0), ("1e10", 1e10), ("7.5", 7.5)])
+def test_any_other_grace_period_is_taken(monkeypatch: pytest.MonkeyPatch, text: str, seconds: float) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_GRACE_S", text)
+    assert readiness.grace_s() == seconds
+
+
+def test_sigterm_where_there_is_no_session_is_a_ctrl_c() -> None:
+    """So that what was started for the checks is ended. Mutant check: the process ends at once, and leaves it."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), ended_by_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+BARRED = """
+import os, sys
+from pathlib import Path
+from orchestrator.leaving import Leaving
+from orchestrator.ledger import Ledger
+from orchestrator.plan import stored
+from orchestrator.progress import Progress
+ledger = Ledger.open(sys.argv[1])
+progress = Progress(stored(ledger.run.sweep, ledger.run.rules), ledger)
+progress.detach()
+Leaving(ledger, progress).now(75, "the cluster died")
+"""
+
+
+def test_the_way_out_brings_back_the_cursor_that_the_bar_hides(run: Run) -> None:
+    """On a terminal. Mutant check: `os._exit` alone leaves the person's shell without one."""
+    ours, theirs = pty.openpty()
+    url = run.ledger._database.url.render_as_string(hide_password=False)
+    with subprocess.Popen([sys.executable, "-c", BARRED, url], stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux's word for a terminal that its last user has closed
+            while part := os.read(ours, 4096):
+                shown += part
+    os.close(ours)
+    assert process.returncode == 75
+    hidden, again = shown.rfind(b"\x1b[?25l"), shown.rfind(b"\x1b[?25h")
+    assert 0 <= hidden < again, shown

@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -732,3 +733,31 @@ def test_an_embedded_store_whose_making_was_cut_short_by_a_kill_is_made_again(tm
     done = subprocess.run([sys.executable, "-c", make, uri], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr[-500:]
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"], "what was left is cleared away"
+
+
+@pytest.mark.parametrize("error", [GeneratorExit(), KeyboardInterrupt(), MemoryError("none left")])
+def test_the_death_of_the_projection_is_said_at_once_and_the_end_of_the_session_catches_up(
+    ledger: Ledger, uri: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Mutant check: kept in `last_error` alone it is heard of when the session ends."""
+    said, told = list[str](), Event()
+
+    def say(text: str) -> None:
+        said.append(text)
+        told.set()
+
+    def dies() -> bool:
+        raise error
+
+    projection = Projection(ledger, uri, interval_s=0.01, say=say)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(projection, "flush", dies)
+        projection.start()
+        assert told.wait(10)
+    (line,) = said
+    assert line.startswith("note: MLflow is told no more until the session ends")
+    assert type(error).__name__ in line
+    assert not projection.healthy
+    assert projection.stop(60), projection.last_error
+    assert projection.healthy

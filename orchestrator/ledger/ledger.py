@@ -244,6 +244,7 @@ class Ledger:
             found = {row[0]: row[1] for row in connection.execute(query)}
         return {state: found.get(state, 0) for state in TRIAL_STATES}
 
+    @_patient
     def fences(self) -> dict[str, tuple[int, int]]:
         """Fencing token and number of the last attempt of each trial that has one."""
         table = schema.attempts

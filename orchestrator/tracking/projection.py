@@ -51,11 +51,14 @@ class Report:
 class Projection:
     """The projection of one ledger. `start` it, `stop` it; between the two, only look at `healthy` and `last_error`.
 
-    The ledger's lease must be held: what MLflow has been told is written there.
+    The ledger's lease must be held: what MLflow has been told is written there. `say` gets a line should the thread
+    that copies die, which nothing of MLflow's or the ledger's makes it do.
     """
 
-    def __init__(self, ledger: Ledger, uri: str, *, interval_s: float = 1.0) -> None:
-        self._ledger, self._uri, self._interval_s = ledger, uri, interval_s
+    def __init__(
+        self, ledger: Ledger, uri: str, *, interval_s: float = 1.0, say: Callable[[str], object] = lambda _: None
+    ) -> None:
+        self._ledger, self._uri, self._interval_s, self._say = ledger, uri, interval_s, say
         self._client: MlflowClient | None = None
         self._experiment_id, self._parent = "", ""
         self._adopted: dict[str, str] = {}
@@ -164,6 +167,7 @@ class Projection:
     def _died(self, error: BaseException) -> None:
         self.last_error = error
         self._tried.set()
+        self._say(f"note: MLflow is told no more until the session ends, by {type(error).__name__}: {error}")
 
     def _note_change(self, problem: BaseException | None) -> None:
         """Note in the ledger when MLflow goes away and when it is back."""

@@ -7,13 +7,23 @@ that go to the terminal without `visible` (an escape sequence arrives whole).
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 from ledgers import start
 
+from orchestrator import report, ui
 from orchestrator.cli import main
+from orchestrator.display import is_harmless
+from orchestrator.leaving import quiet
+from orchestrator.progress import Progress
+from orchestrator.runs import RunFolder
+from orchestrator.terminal import Journal
 
 LABELS = ["InfoNCE [baseline]", "sum [1/B] mean [/B]"]
 OTHERS = ["[/data/a.parquet]", "[bold red]loud[/]", "a \\[b] :warning: <b>c</b> ![d](e)", "[link=file:///x]y[/link]"]
@@ -119,6 +129,62 @@ def test_questions_errors_and_logs_are_data_too(tmp_path: Path) -> None:
     assert "Is [b]it[/b] \\x1b[31m" in outputs[0].output
     assert "[/x] \\x1b[31m" in outputs[1].output
     assert "done" in outputs[1].output
+
+
+@pytest.mark.parametrize("label", ["be\u202eta", "a\u2066b", "\ufeffx", "[bold]loud[/]"])
+def test_what_a_session_says_in_the_end_is_data_too_on_the_terminal_and_in_its_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], label: str
+) -> None:
+    """Its last table, of an answer whose label, notes and sentence hold marks, and every line that it logs. Mutant
+    checks: a table printed as rich would, and a log that takes a line as it is."""
+    begun = start(tmp_path / "runs" / "demo", arms("plain", label), question=f"Is it {MARKS} better?")
+    for arm in ("plain", label):
+        for trial in begun.confirm(arm):
+            begun.done(trial, 0.9 + trial.seed / 1000)
+    folder, progress = RunFolder(tmp_path / "runs" / "demo"), Progress(begun.plan, begun.ledger)
+    answer = report.answer(begun.ledger)
+    answer["sentence"] += MARKS
+    answer["notes"] = [*answer["notes"], f"a note {MARKS}"]
+    with quiet(folder, progress):
+        progress.say(f"trial failed: {MARKS}")
+    progress.answer(report.table(answer))
+    progress.close(folder, [f"arm is stopped: {MARKS}"], offline=True)
+    begun.ledger.close()
+    shown, log = capsys.readouterr().out, folder.log.read_text()
+    for text in (shown, log):
+        assert harmless(text), repr(text)
+        assert r"\x1b[31m" in text
+        assert label.encode("unicode_escape").decode() in unwrapped(text)
+
+
+@given(st.text(alphabet=st.characters(categories=["C", "Z", "L", "P"]) | st.sampled_from("\x1b\r\n\x85\u2028\x0c")))
+def test_no_line_of_a_log_obeys_or_breaks(text: str) -> None:
+    """As many lines as the text has by its line feeds, each with its time. Mutant check: `splitlines`, which breaks at
+    a form feed."""
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8", newline="\n") as file:
+        Journal(Path(file.name)).line(text)
+        lines = file.read().split("\n")
+    assert lines.pop() == ""
+    assert len(lines) == text.replace("\r\n", "\n").rstrip("\n").count("\n") + 1
+    assert all(line[:4].isdigit() and all(is_harmless(one) or one == "\t" for one in line) for line in lines)
+
+
+def test_names_that_the_ui_prints_are_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of folders, among others. Mutant check: `click.echo` of them as they are."""
+    begun = start(tmp_path / "runs" / "demo")
+    begun.ledger.set_run(mlflow_experiment_id="1", mlflow_run_id=f"run{MARKS}")
+    begun.ledger.release()
+    begun.ledger.close()
+    (tmp_path / "runs" / "demo").rename(tmp_path / "runs" / f"demo{MARKS}")
+    for folder in (None, RunFolder(tmp_path / "runs" / f"demo{MARKS}")):
+        ui._show("http://host:5000", folder, browse=False)
+        shown = capsys.readouterr().out
+        assert r"run\x1b[31m" in shown, shown
+        assert harmless(shown), repr(shown)
+    home = tmp_path / f"none{MARKS}"
+    os.environ["ORCHESTRATOR_RUNS"] = str(home)  # which the fixture puts back
+    assert ui.serve(None, port=1) == 4
+    assert harmless(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("verb", ["compare", "verify"])
