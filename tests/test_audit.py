@@ -26,8 +26,9 @@ def trials(tmp_path: Path) -> Path:
     for step in (4, 8):
         made = folder / "checkpoints" / manifest.name_of(step)
         made.mkdir(parents=True)
-        (made / "model.safetensors").write_bytes(bytes(range(200)))
-        manifest.write(made, step=step, extra={})
+        for name in manifest.FILES:
+            (made / name).write_bytes(bytes(range(200)))
+        manifest.write(made, step=step, extra={"seconds": 1.0, "untrained": {}, "points": 0})
     return tmp_path / "trials"
 
 
@@ -70,8 +71,8 @@ def test_a_line_of_json_for_each_trial_and_nothing_changes(trials: Path) -> None
     [
         ("model.safetensors", flip, "model.safetensors does not match its sha256"),
         ("model.safetensors", lambda path: path.unlink(), "No such file"),
-        ("manifest.json", lambda path: path.write_text("{}"), "sha256"),
-        ("manifest.json", lambda path: path.write_text("[1]"), "list indices"),
+        ("manifest.json", lambda path: path.write_text("{}"), "its step is no whole number"),
+        ("manifest.json", lambda path: path.write_text("[1]"), "is no JSON object"),
         ("manifest.json", lambda path: path.write_text('{"step'), "Unterminated string"),
         ("manifest.json", lambda path: path.write_text('{"step": 9, "sha256": {}}'), "is of step 9"),
     ],

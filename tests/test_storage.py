@@ -23,6 +23,8 @@ from jobs.storage import Bucket, Folder, StorageFull, at, write_whole
 from jobs.train import Training
 from jobs.trial import Fence, Records, TakenOver, write_result
 
+EXTRA: dict[str, Any] = {"seconds": 1.0, "untrained": {}}
+
 
 def test_a_file_is_replaced_in_one_piece_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
     write_whole(tmp_path / "a", "old")
@@ -67,12 +69,12 @@ def test_a_full_disk_keeps_the_older_checkpoint_and_says_what_is_needed(disk: Pa
 
     Mutant check: without the look at the space that is free, torch's RuntimeError comes through.
     """
-    checkpoint.save(disk / "c", step=5, model={"w": torch.ones(9)}, optimizer={}, extra={}, keep=2)
+    checkpoint.save(disk / "c", step=5, model={"w": torch.ones(9)}, optimizer={}, extra=EXTRA, keep=2)
     before = listing(disk)
     fill(disk, leave=0 if model == optimizer else 200_000)
     state: dict[str, Any] = {"model": {"w": torch.ones(model)}, "optimizer": {"state": {0: torch.ones(optimizer)}}}
     with pytest.raises(StorageFull) as caught:
-        checkpoint.save(disk / "c", step=500, extra={}, keep=2, **state)
+        checkpoint.save(disk / "c", step=500, extra=EXTRA, keep=2, **state)
     what, needed, free, folder = caught.value.told
     assert str(caught.value) == f"checkpoint of step 500 needs {needed:,} bytes in {disk / 'c'}, {free:,} are free"
     assert 4 * (model + optimizer) < needed < 4 * (model + optimizer) + 100_000
@@ -178,7 +180,7 @@ def files(uri: str) -> dict[str, int]:
 
 
 def save(place: storage.Storage, step: int, **options: Any) -> None:
-    state: dict[str, Any] = {"model": {"w": torch.full((3,), float(step))}, "optimizer": {"lr": 0.1}, "extra": {}}
+    state: dict[str, Any] = {"model": {"w": torch.full((3,), float(step))}, "optimizer": {"lr": 0.1}, "extra": EXTRA}
     checkpoint.write(place, checkpoint.snapshot(step=step, **state), keep=2, **options)
 
 
@@ -304,7 +306,7 @@ def test_a_checkpoint_that_finds_no_space_here_is_not_called_damaged(
     bucket: Callable[[str], str], disk: Path, tmp_path: Path
 ) -> None:
     """Mutant check: setting aside whatever cannot be read fails this."""
-    state: dict[str, Any] = {"model": {"w": torch.ones(100_000)}, "optimizer": {}, "extra": {}}
+    state: dict[str, Any] = {"model": {"w": torch.ones(100_000)}, "optimizer": {}, "extra": EXTRA}
     checkpoint.save(at(tmp_path / "one", bucket("c")), step=5, keep=2, **state)
     fill(disk, leave=100_000)
     place = at(disk / "two", bucket("c"))
