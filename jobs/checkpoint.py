@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jobs import manifest
+from jobs.failures import words_of
 from jobs.storage import Folder, Storage, StorageFull, aside_of, room
 
 OVERHEAD = 65_536
@@ -102,7 +103,7 @@ def newest(place: Path | Storage) -> tuple[Checkpoint | None, list[str]]:
         except (ConnectionError, StorageFull):
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError, *LIBRARIES) as error:
-            remarks.append(f"checkpoint {name} is damaged ({_first_line(error)}); set aside as {place.set_aside(name)}")
+            remarks.append(f"checkpoint {name} is damaged ({words_of(error)}); set aside as {place.set_aside(name)}")
     return None, remarks
 
 
@@ -122,7 +123,7 @@ def weights(place: Path | Storage, *, step: int | None = None) -> tuple[int, dic
         except (ConnectionError, StorageFull):
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError, *LIBRARIES) as error:
-            remarks.append(f"checkpoint {name} is damaged ({_first_line(error)})")
+            remarks.append(f"checkpoint {name} is damaged ({words_of(error)})")
     if remarks:
         raise ValueError(f"no sound checkpoint: {'; '.join(remarks)}")
     known = ", ".join(str(manifest.step_of(name)) for name in there)
@@ -177,10 +178,6 @@ def _tensors(state: Any) -> Iterator[Tensor]:
     elif isinstance(state, dict | list | tuple):
         for value in state.values() if isinstance(state, dict) else state:
             yield from _tensors(value)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _read(path: Path, step: int) -> Checkpoint:

@@ -2,8 +2,8 @@
 
     checkpoints/step_000500/  model.safetensors  optimizer.pt  manifest.json
 
-It holds a digest of itself, so that a bit of it that changed is noticed like one of the files. No torch: what only looks
-at checkpoints need not load it.
+It holds a digest of itself, so that a bit of it that changed is noticed like one of the files. No torch: what only
+looks at checkpoints need not load it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def check(folder: Path, *, step: int) -> dict[str, Any]:
     """
     try:
         text = (folder / NAME).read_text("utf-8")
-        found = unsealed(json.loads(text), NAME, known=KEYS)
+        found = intact(json.loads(text), NAME, known=KEYS)
     except RecursionError as error:
         raise ValueError(f"{NAME} is nested too deeply") from error
     except json.JSONDecodeError as error:
@@ -65,26 +65,22 @@ def check(folder: Path, *, step: int) -> dict[str, Any]:
 
 def _fault(found: Mapping[str, Any], step: int) -> str | None:
     """What is wrong with a manifest's content."""
-    if type(found.get("step")) is not int:
-        return "is damaged: its step is no whole number"
-    if found["step"] != step:
-        return f"is of step {found['step']}"
     files, extra = found.get("sha256"), found.get("extra")
-    if not isinstance(files, dict):
-        return "is damaged: its sha256 is no object"
-    if missing := [name for name in FILES if name not in files]:
-        return f"is damaged: it names no sha256 of {', '.join(missing)}"
-    if any(Path(name).name != name for name in files):
-        return "is damaged: it names a file elsewhere"
+    missing = [name for name in FILES if isinstance(files, dict) and name not in files]
     if not isinstance(extra, dict):
         return "is damaged: its extra is no object"
-    if not (is_number(extra.get("seconds")) and 0 <= extra["seconds"] < math.inf):
-        return "is damaged: its seconds is no number"
-    if not is_numbers(extra.get("untrained")):
-        return "is damaged: its untrained is no object of numbers"
-    if "points" in extra and not is_count(extra["points"]):
-        return "is damaged: its points is no whole number"
-    return None
+    seconds = extra.get("seconds")
+    rules = {
+        "is damaged: its step is no whole number": type(found.get("step")) is int,
+        f"is of step {found.get('step')}": found.get("step") == step,
+        "is damaged: its sha256 is no object": isinstance(files, dict),
+        f"is damaged: it names no sha256 of {', '.join(missing)}": not missing,
+        "is damaged: it names a file elsewhere": all(Path(name).name == name for name in files or ()),
+        "is damaged: its seconds is no number": is_number(seconds) and 0 <= seconds < math.inf,
+        "is damaged: its untrained is no object of numbers": is_numbers(extra.get("untrained")),
+        "is damaged: its points is no whole number": is_count(extra.get("points", 0)),
+    }
+    return next((what for what, holds in rules.items() if not holds), None)
 
 
 def is_number(value: Any) -> bool:
@@ -108,20 +104,20 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, DIGEST: hashlib.sha256(text.encode()).hexdigest()}
 
 
-def unsealed(found: Any, name: str, *, known: Collection[str]) -> dict[str, Any]:
-    """The content of what `sealed` made, as it was read from the file `name`. Raises ValueError for any other.
+def intact(found: Any, name: str, *, known: Collection[str]) -> dict[str, Any]:
+    """What `sealed` made and the file `name` holds, as it is. Raises ValueError for any other.
 
-    known: the keys of versions without digests. An object with only these is taken as it is; one with others may be one
-    whose `digest` is misspelt.
+    known: the keys of versions without digests. An object with only these is believed; one with others may be one whose
+    `digest` is misspelt.
     """
     if not isinstance(found, dict):
         raise ValueError(f"{name} is no JSON object")  # noqa: TRY004 - it is the file's content that is wrong
     if DIGEST in found:
-        if sealed(found)[DIGEST] != found[DIGEST]:
+        if sealed(found) != found:
             raise ValueError(f"{name} does not match its own digest")
     elif unknown := [key for key in found if key not in known]:
         raise ValueError(f"{name} has neither a digest nor only keys of versions without one: {unknown[0][:40]!r}")
-    return {key: value for key, value in found.items() if key != DIGEST}
+    return found
 
 
 def complete(folder: Path) -> list[Path]:

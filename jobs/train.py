@@ -24,7 +24,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jobs import checkpoint, data, evaluate, mlm, models, optim, preflight, provenance, storage, trial, usage
+from jobs import checkpoint, data, evaluate, manifest, mlm, models, optim, preflight, provenance, storage, trial, usage
 from jobs.collectives import agree, rank_of, world_of
 from jobs.config import JobConfig
 from jobs.device import TrialMemory, device_of, process_bytes, tensor_bytes
@@ -186,6 +186,7 @@ class Training:
             extra={
                 "seconds": self.seconds,
                 "untrained": self.untrained,
+                trial.POINTS_TOLD: len(self.points),
                 "world": self.world,
                 "attempt": self.attempt,
             },
@@ -312,7 +313,8 @@ class Training:
         if found is None and result is None:
             return None, None
         until = found.step if found else result["step"] if result else 0
-        if (fault := trial.points_fault(self.place, until=until)) is not None:
+        told = (found.extra if found else result or {}).get(trial.POINTS_TOLD)
+        if (fault := trial.points_fault(self.place, until=until, told=told)) is not None:
             kept = trial.start_over(self.place, checkpoints)
             self._remark(f"{trial.POINTS} is damaged ({fault}): training starts again from step 0; {kept}")
             return None, None
@@ -453,6 +455,7 @@ class Training:
             "step": self.step,
             "metrics": latest,
             "untrained": self.untrained,
+            trial.POINTS_TOLD: len(self.points),
             "samples": samples,
             "seconds": self.seconds,
             "samples_per_second": speed,
@@ -461,6 +464,7 @@ class Training:
             "hashes": self._hashes(),
             "data": data.described(self.job),
         }
+        result = manifest.sealed(result)
         self.log(f"{outcome} at step {self.step}: {why}")
         self.phase("checkpoint")
         self.writer.settle()

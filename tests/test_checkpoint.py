@@ -236,8 +236,8 @@ def same(found: checkpoint.Checkpoint | None, step: int) -> bool:
 def test_any_one_byte_that_changes_leaves_what_was_saved_or_the_one_before(
     two: Path, tmp_path: Path, name: str, place: float, change: int, what: str
 ) -> None:
-    """Mutant checks: without the manifest's own digest a step of 508 trains on with the weights of 500; without the look
-    at its keys, one whose `digest` is misspelt would be taken for an older version's."""
+    """Mutant checks: without the manifest's own digest a step of 508 trains on with the weights of 500; without the
+    look at its keys, one whose `digest` is misspelt would be taken for an older version's."""
     shutil.rmtree(tmp_path / "c", ignore_errors=True)
     shutil.copytree(two / "new", tmp_path / "c")
     path = tmp_path / "c" / "step_000500" / name
@@ -279,7 +279,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"step": True}, "its step is no whole number"),
     ({"sha256": {}}, "it names no sha256 of model.safetensors"),
     ({"sha256": []}, "its sha256 is no object"),
-    ({"sha256": {"model.safetensors": "0", "optimizer.pt": "0", "../step_000400/optimizer.pt": "0"}}, "a file elsewhere"),
+    (
+        {"sha256": {"model.safetensors": "0", "optimizer.pt": "0", "../step_000400/optimizer.pt": "0"}},
+        "a file elsewhere",
+    ),
     ({"extra": None}, "its extra is no object"),
     ({"extra": {"untrained": {}}}, "its seconds is no number"),
     ({"extra": {"seconds": -1.0, "untrained": {}}}, "its seconds is no number"),
@@ -308,7 +311,9 @@ def test_what_is_wrong_with_a_manifest_is_said(
     assert words in remark
 
 
-@pytest.mark.parametrize("name", ["step_\u00b2", "step_5", "step_" + "9" * 5000, "000500", "step_-00005", "step_+00005"])
+@pytest.mark.parametrize(
+    "name", ["step_\u00b2", "step_5", "step_" + "9" * 5000, "000500", "step_-00005", "step_+00005"]
+)
 def test_a_folder_whose_name_is_of_no_checkpoint_is_none(tmp_path: Path, name: str) -> None:
     """Mutant check: `isdigit` takes what `int` does not."""
     path = save(tmp_path, 500)

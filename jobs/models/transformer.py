@@ -27,6 +27,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from jobs.config import JobConfig
+from jobs.failures import words_of
 from jobs.models.dropout import ATTENTION, drop
 from jobs.models.errors import ModelError
 from jobs.paths import directory, looked_in
@@ -94,11 +95,10 @@ def load(name: str, job: JobConfig) -> nn.Module:
             raise
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
         no_folder = "" if local else f"no folder{looked_in(name) or ' here'} and "
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"model.name = '{name}' is {no_folder}not loadable"
             f"{'; HF_HUB_OFFLINE is set, so only the local cache was searched' if offline and not local else ''}"
-            f" ({reason}). Give a folder with config.json and model.safetensors, a name "
+            f" ({words_of(error)}). Give a folder with config.json and model.safetensors, a name "
             "that the Hub knows, or 'vit', 'resnet' or 'bert' to train from nothing"
         ) from error
     wanted = {"image": "pixel_values", "sentence": "input_ids"}[job.task]
