@@ -69,7 +69,7 @@ def _fault(found: Mapping[str, Any], step: int) -> str | None:
     missing = [name for name in FILES if isinstance(files, dict) and name not in files]
     if not isinstance(extra, dict):
         return "is damaged: its extra is no object"
-    seconds = extra.get("seconds")
+    seconds: Any = extra.get("seconds")
     rules = {
         "is damaged: its step is no whole number": type(found.get("step")) is int,
         f"is of step {found.get('step')}": found.get("step") == step,

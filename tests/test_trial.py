@@ -259,7 +259,8 @@ def test_a_result_of_an_older_version_has_all_that_is_read_of_it_and_of_its_kind
     assert damage(OLD) == ""
     assert f"it has no {key})" in damage({name: value for name, value in OLD.items() if name != key})
     assert damage({f"{name}x" if name == key else name: value for name, value in OLD.items()})
-    for value in (None, True, -1, 2.5, "x", [], {}, {"m": 1}, {"m": "x"}, {"m": True}):
+    values: list[Any] = [None, True, -1, 2.5, "x", [], {}, {"m": 1}, {"m": "x"}, {"m": True}]
+    for value in values:
         fits = json.dumps(value) in map(json.dumps, FITS.get(key, ()))
         assert (damage(OLD | {key: value}) == "") == fits, value
 

@@ -193,7 +193,7 @@ TOUCHED = [name for name in FILES if name.startswith(("sweep", "ledger.db"))]
 """What `doctor` looks at, which takes a while."""
 
 
-@pytest.mark.parametrize("damage", [garbage, a_folder])
+@pytest.mark.parametrize("damage", [garbage, pytest.param(a_folder, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     "file",
     [pytest.param(name, marks=pytest.mark.slow if name == "ledger.db" else pytest.mark.soak) for name in TOUCHED],
