@@ -324,6 +324,11 @@ def result_of(text: str) -> dict[str, Any]:
     return result
 
 
+def newest_step(place: Storage) -> int:
+    """Step of the newest checkpoint of a trial, whose files are not looked at; -1 where there is none."""
+    return max(map(manifest.step_of, place.inside("checkpoints").committed()), default=-1)
+
+
 def start_over(place: Storage, checkpoints: Storage) -> str:
     """Set aside all that a training has left, so that it can begin again. Returns where that is, in words.
 

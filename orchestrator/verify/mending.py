@@ -17,11 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.failures import words_of
-from jobs.manifest import NAME as MANIFEST
-from jobs.manifest import complete, is_step, step_of
-from jobs.storage import Folder, write_whole
-from jobs.trial import ATTEMPT, JOB, POINTS, RESULT, points_in, points_of, read_attempt
+from jobs.storage import Folder, at, write_whole
+from jobs.trial import ATTEMPT, JOB, POINTS, RESULT, newest_step, points_in, points_of, read_attempt, reason
 from orchestrator.ledger import Attempt, Ledger, Point, Trial
 from orchestrator.remote import RemoteError
 from orchestrator.runs import RunFolder
@@ -105,13 +102,8 @@ class _File:
         remote.delete(f"{place}/{self.name}")
 
     def newest_checkpoint(self) -> int:
-        """Step of the newest checkpoint of the trial, whatever its files hold; -1 where there is none."""
-        if self.folder.remote is None:
-            names = [path.name for path in complete(self.path.with_name("checkpoints"))]
-        else:
-            found = self.folder.remote.inside(f"trials/{self.trial}/checkpoints").with_file(MANIFEST)
-            names = [name for name in found if is_step(name)]
-        return max(map(step_of, names), default=-1)
+        """Step of the trial's newest checkpoint, whatever its files hold; -1 where there is none."""
+        return newest_step(at(self.path.parent, self.folder.trial_uri(self.trial)))
 
 
 def _mend(
@@ -165,7 +157,7 @@ def _points(file: _File, trial: Trial, attempts: Sequence[Attempt], ledger: Ledg
         if (fault := points_in(text)[1]) is not None:
             damage = f"was damaged ({fault})"
     except ValueError as error:
-        text, damage = "", f"could not be read ({words_of(error)})"
+        text, damage = "", f"could not be read ({reason(error)})"
     theirs = {(point.key, point.step): point for point in points_of(text, until=FOREVER)}
     goes_on = trial.state not in ENDED and damage is None and (theirs or not trial.step)
     ours = {(point.key, point.step): point for point in ledger.points(trial.id)}
@@ -205,7 +197,7 @@ def _attempt(file: _File, trial: Trial, fence: tuple[int, int] | None) -> str | 
             return None
         damage = "was missing" if text is None else "was empty" if not text.strip() else "was damaged"
     except ValueError as error:
-        damage = f"could not be read ({words_of(error)})"
+        damage = f"could not be read ({reason(error)})"
     token, number = fence
     file.write(json.dumps({"token": token, "attempt": number}))
     return _written(damage)
@@ -219,7 +211,7 @@ def _json(file: _File) -> tuple[Any, str | None]:
             return None, None
         return json.loads(text), None
     except (ValueError, RecursionError) as error:
-        return None, f"could not be read ({words_of(error)})"
+        return None, f"could not be read ({reason(error)})"
 
 
 def _written(why: str) -> str:
