@@ -2,7 +2,7 @@
 
 TRIALS is a folder, or a URI of pyarrow.fs; of a bucket one trial after another is downloaded and then looked at.
 
-    {"trial", "job", "result", "points": [[key, step, value]], "repeated", "torn",
+    {"trial", "job", "result", "points": [[key, step, value]], "repeated", "torn", "missing",
      "checkpoints": [{"name", "step", "fault"}], "set_aside", "leftovers", "faults"}
 
 Every checkpoint is read and hashed. Imports neither torch nor ray, so that it answers as fast as the disk does.
@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs import manifest
+from jobs.failures import words_of
 from jobs.storage import Bucket
-from jobs.trial import ATTEMPT, JOB, POINTS, RESULT, read_attempt
-
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""What reading a damaged manifest or point may raise."""
+from jobs.trial import ATTEMPT, JOB, POINTS, POINTS_TOLD, RESULT, points_in, read_attempt
 
 
 def main(arguments: list[str]) -> int:
@@ -60,8 +58,9 @@ def audit(folder: Path) -> dict[str, Any]:
     """What one trial's folder holds, as plain JSON.
 
     `job` and `result` are None where there is none; `points` has the first of those that are there twice, `repeated`
-    counts the others and `torn` the lines that a kill cut short. The `fault` of a sound checkpoint is None; those that
-    were set aside and those that were never committed are only named. `faults` says which files cannot be read.
+    counts the others and `torn` is 1 where a kill cut the last line short; `missing` counts those that the newest sound
+    checkpoint has passed and that are not there. The `fault` of a sound checkpoint is None; those that were set aside
+    and those that were never committed are only named. `faults` says which files cannot be read.
     """
     faults: list[str] = []
     _attempt(folder / ATTEMPT, faults)
@@ -72,6 +71,8 @@ def audit(folder: Path) -> dict[str, Any]:
     # In a bucket it is the manifest that is renamed.
     bad = {path.parent.name for path in checkpoints.glob("*/manifest.bad-*")} - {path.name for path in complete}
     set_aside = [name for name in names if ".bad-" in name or name in bad]
+    looked_at = [_checkpoint(path) for path in complete]
+    told = next(((step["step"], told) for step, told in looked_at if told is not None), (0, 0))
     return {
         "trial": folder.name,
         "job": _json(folder / JOB, faults),
@@ -79,7 +80,8 @@ def audit(folder: Path) -> dict[str, Any]:
         "points": points,
         "repeated": repeated,
         "torn": torn,
-        "checkpoints": [_checkpoint(path) for path in complete],
+        "missing": max(0, told[1] - sum(step <= told[0] for _, step, _ in points)),
+        "checkpoints": [checkpoint for checkpoint, _ in looked_at],
         "set_aside": set_aside,
         "leftovers": [name for name in names if name not in set_aside and checkpoints / name not in complete],
         "faults": faults,
@@ -114,30 +116,26 @@ def _points(path: Path, faults: list[str]) -> tuple[list[list[Any]], int, int]:
     if not path.exists():
         return [], 0, 0
     try:
-        lines = path.read_text("utf-8").splitlines()
+        there, fault, torn = points_in(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         faults.append(f"{path.name} cannot be read ({error})")
         return [], 0, 0
+    if fault is not None:
+        faults.append(f"{path.name} is damaged ({fault})")
     found: dict[tuple[str, int], float] = {}
-    torn = 0
-    for line in lines:
-        try:
-            point = json.loads(line)
-            found.setdefault((point["key"], point["step"]), point["value"])
-        except BROKEN:
-            torn += 1
-    return [[key, step, value] for (key, step), value in found.items()], len(lines) - torn - len(found), torn
+    for point in there:
+        found.setdefault((point.key, point.step), point.value)
+    return [[key, step, value] for (key, step), value in found.items()], len(there) - len(found), int(torn)
 
 
-def _checkpoint(path: Path) -> dict[str, Any]:
-    step, fault = manifest.step_of(path.name), None
+def _checkpoint(path: Path) -> tuple[dict[str, Any], int | None]:
+    """What is told of a checkpoint; and how many points there were up to its step, where it is sound and says so."""
+    step, fault, told = manifest.step_of(path.name), None, None
     try:
-        told = manifest.check(path)["step"]
-        if told != step:
-            fault = f"{manifest.NAME} is of step {told}"
-    except BROKEN as error:
-        fault = (str(error).splitlines() or [type(error).__name__])[0]
-    return {"name": path.name, "step": step, "fault": fault}
+        told = manifest.check(path, step=step)["extra"].get(POINTS_TOLD)
+    except (OSError, ValueError) as error:
+        fault = words_of(error)
+    return {"name": path.name, "step": step, "fault": fault}, told
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jobs import manifest
+from jobs.failures import words_of
 from jobs.storage import Folder, Storage, StorageFull, aside_of, room
 
 OVERHEAD = 65_536
@@ -41,7 +42,7 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     extra: dict[str, Any]
-    """The manifest's own values: seconds trained so far and the like."""
+    """The manifest's own values: seconds trained so far and the like; see `manifest.check`."""
 
     @property
     def bytes(self) -> int:
@@ -68,8 +69,8 @@ def write(place: Path | Storage, taken: Checkpoint, *, keep: int, permit: Callab
 
     with room(f"checkpoint of step {taken.step}", needed=taken.bytes, folder=place.scratch, undo=undo):
         aside.mkdir(parents=True)
-        save_file({key: tensor.contiguous() for key, tensor in taken.model.items()}, aside / "model.safetensors")
-        torch.save(taken.optimizer, aside / "optimizer.pt")
+        save_file({key: tensor.contiguous() for key, tensor in taken.model.items()}, aside / manifest.MODEL)
+        torch.save(taken.optimizer, aside / manifest.OPTIMIZER)
         manifest.write(aside, step=taken.step, extra=taken.extra)
         place.commit(aside, name, permit=permit)
     for old in place.committed()[keep:]:
@@ -90,7 +91,7 @@ def save(
 
 
 def newest(place: Path | Storage) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint whose files match its manifest, and a sentence for each that was set aside before it.
+    """The newest checkpoint that is as it was saved, and a sentence for each that was set aside before it.
 
     Raises ConnectionError or StorageFull where files could not be read: that tells nothing about them.
     """
@@ -98,11 +99,11 @@ def newest(place: Path | Storage) -> tuple[Checkpoint | None, list[str]]:
     for name in place.committed():
         try:
             with place.fetch(name) as path:
-                return _read(path), remarks
+                return _read(path, manifest.step_of(name)), remarks
         except (ConnectionError, StorageFull):
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError, *LIBRARIES) as error:
-            remarks.append(f"checkpoint {name} is damaged ({_first_line(error)}); set aside as {place.set_aside(name)}")
+            remarks.append(f"checkpoint {name} is damaged ({words_of(error)}); set aside as {place.set_aside(name)}")
     return None, remarks
 
 
@@ -117,12 +118,12 @@ def weights(place: Path | Storage, *, step: int | None = None) -> tuple[int, dic
     for name in there if step is None else [name for name in there if manifest.step_of(name) == step]:
         try:
             with place.fetch(name) as path:
-                manifest.check(path)
-                return manifest.step_of(name), load_file(path / "model.safetensors"), remarks
+                told = manifest.check(path, step=manifest.step_of(name))
+                return told["step"], load_file(path / manifest.MODEL), remarks
         except (ConnectionError, StorageFull):
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError, *LIBRARIES) as error:
-            remarks.append(f"checkpoint {name} is damaged ({_first_line(error)})")
+            remarks.append(f"checkpoint {name} is damaged ({words_of(error)})")
     if remarks:
         raise ValueError(f"no sound checkpoint: {'; '.join(remarks)}")
     known = ", ".join(str(manifest.step_of(name)) for name in there)
@@ -179,15 +180,11 @@ def _tensors(state: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _read(path: Path) -> Checkpoint:
-    found = manifest.check(path)
+def _read(path: Path, step: int) -> Checkpoint:
+    found = manifest.check(path, step=step)
     return Checkpoint(
         step=found["step"],
-        model=load_file(path / "model.safetensors"),
-        optimizer=torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"),
+        model=load_file(path / manifest.MODEL),
+        optimizer=torch.load(path / manifest.OPTIMIZER, weights_only=True, map_location="cpu"),
         extra=found["extra"],
     )

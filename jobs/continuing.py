@@ -40,7 +40,8 @@ def find(
             remark("no sound checkpoint is left: training starts again from step 0")
         return None, None
     until = found.step if found else result["step"] if result else 0
-    if (fault := trial.points_fault(place, until=until)) is not None:
+    told = (found.extra if found else result or {}).get(trial.POINTS_TOLD)
+    if (fault := trial.points_fault(place, until=until, told=told)) is not None:
         kept = trial.start_over(place, checkpoints)
         remark(f"{trial.POINTS} is damaged ({fault}): training starts again from step 0; {kept}")
         return None, None

@@ -128,6 +128,12 @@ def first_line(error: BaseException) -> str:
     return f"{name}: {lines[0]}" if lines else name
 
 
+def words_of(error: BaseException) -> str:
+    """The first line of an exception's text, for a sentence that says what it is about; its class where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def peak(megabytes: float) -> str:
     """The most memory of a trial, in words."""
     return f"peak memory of the trial {megabytes:,.0f} MB"

@@ -25,6 +25,7 @@ from jobs.failures import Failure, GangError, first_line, is_about_peers, kind_o
 from jobs.memory import Reading
 from jobs.network import listens, use_the_nodes_network
 from jobs.paths import BASE
+from jobs.storage import Folder
 
 POLL_S = 0.5
 """How often a waiting gang looks for a rank that died."""
@@ -114,12 +115,15 @@ class Rank:
         """Everything the rank prints from now on, C++ included, belongs to the trial in `folder`."""
         path = Path(folder) / f"log.rank{self.rank}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
+        kept = Folder(path.parent).set_aside(path.name) if path.is_dir() else None
         sys.stdout.flush()
         sys.stderr.flush()
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         for number in (1, 2):
             os.dup2(file, number)
         os.close(file)
+        if kept is not None:
+            print(f"{path.name} was a folder; set aside as {kept}", flush=True)
 
     @watch.working(watch.LOADING)
     def begin(

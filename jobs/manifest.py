@@ -2,42 +2,122 @@
 
     checkpoints/step_000500/  model.safetensors  optimizer.pt  manifest.json
 
-No torch: what only looks at checkpoints need not load it.
+It holds a digest of itself, so that a bit of it that changed is noticed like one of the files. No torch: what only
+looks at checkpoints need not load it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 NAME = "manifest.json"
 PREFIX = "step_"
 
+MODEL, OPTIMIZER = FILES = ("model.safetensors", "optimizer.pt")
+"""What every checkpoint has."""
+
+KEYS = ("step", "sha256", "extra")
+"""All that a manifest of a version without digests holds."""
+
+DIGEST = "digest"
+
 
 def write(folder: Path, *, step: int, extra: Mapping[str, Any]) -> None:
-    """Commit the files in `folder` as the checkpoint of `step`: fsynced, hashed, and only then named."""
+    """Commit the files in `folder` as the checkpoint of `step`: fsynced, hashed, and only then named.
+
+    extra: `seconds` trained so far, `untrained` metrics, and the number of `points` up to `step`; see `check`.
+    """
     files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     for name in files:
         fsync(folder / name)
-    (folder / NAME).write_text(json.dumps({"step": step, "sha256": files, "extra": extra}, indent=1))
+    text = json.dumps(sealed({"step": step, "sha256": files, "extra": extra}), indent=1)
+    (folder / NAME).write_text(text, "utf-8")
     fsync(folder / NAME)
     fsync(folder)
 
 
-def check(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files match it. Raises OSError, ValueError or KeyError where they do not."""
+def check(folder: Path, *, step: int) -> dict[str, Any]:
+    """The manifest of the checkpoint of `step`, which lies in `folder`, if its files match it.
+
+    Raises OSError or ValueError where they do not, where it is of another step or not as it was written, and where it
+    lacks what training cannot go on without: `seconds` and `untrained`. `points` is not in those of older versions.
+    """
     try:
-        manifest: dict[str, Any] = json.loads((folder / NAME).read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
+        text = (folder / NAME).read_text("utf-8")
+        found = intact(json.loads(text), NAME, known=KEYS)
+    except RecursionError as error:
+        raise ValueError(f"{NAME} is nested too deeply") from error
+    except json.JSONDecodeError as error:
         raise ValueError(f"{NAME} is no JSON: {error}") from error
-    for name, expected in manifest["sha256"].items():
+    if fault := _fault(found, step):
+        raise ValueError(f"{NAME} {fault}")
+    for name, expected in found["sha256"].items():
         if sha256(folder / name) != expected:
             raise ValueError(f"{name} does not match its sha256")
-    return manifest
+    return found
+
+
+def _fault(found: Mapping[str, Any], step: int) -> str | None:
+    """What is wrong with a manifest's content."""
+    files, extra = found.get("sha256"), found.get("extra")
+    missing = [name for name in FILES if isinstance(files, dict) and name not in files]
+    if not isinstance(extra, dict):
+        return "is damaged: its extra is no object"
+    seconds: Any = extra.get("seconds")
+    rules = {
+        "is damaged: its step is no whole number": type(found.get("step")) is int,
+        f"is of step {found.get('step')}": found.get("step") == step,
+        "is damaged: its sha256 is no object": isinstance(files, dict),
+        f"is damaged: it names no sha256 of {', '.join(missing)}": not missing,
+        "is damaged: it names a file elsewhere": all(Path(name).name == name for name in files or ()),
+        "is damaged: its seconds is no number": is_number(seconds) and 0 <= seconds < math.inf,
+        "is damaged: its untrained is no object of numbers": is_numbers(extra.get("untrained")),
+        "is damaged: its points is no whole number": is_count(extra.get("points", 0)),
+    }
+    return next((what for what, holds in rules.items() if not holds), None)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number that a float may be."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+
+
+def is_numbers(value: Any) -> bool:
+    """Whether a value of JSON is an object of numbers."""
+    return isinstance(value, dict) and all(map(is_number, value.values()))
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value of JSON is a whole number from 0 on that a database takes."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the digest of its content, whatever the order of its keys."""
+    text = json.dumps({key: value for key, value in content.items() if key != DIGEST}, sort_keys=True)
+    return {**content, DIGEST: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def intact(found: Any, name: str, *, known: Collection[str]) -> dict[str, Any]:
+    """What `sealed` made and the file `name` holds, as it is. Raises ValueError for any other.
+
+    known: the keys of versions without digests. An object with only these is believed; one with others may be one whose
+    `digest` is misspelt.
+    """
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} is no JSON object")  # noqa: TRY004 - it is the file's content that is wrong
+    if DIGEST in found:
+        if sealed(found) != found:
+            raise ValueError(f"{name} does not match its own digest")
+    elif unknown := [key for key in found if key not in known]:
+        raise ValueError(f"{name} has neither a digest nor only keys of versions without one: {unknown[0][:40]!r}")
+    return found
 
 
 def complete(folder: Path) -> list[Path]:
@@ -57,8 +137,9 @@ def step_of(name: str) -> int:
 
 
 def is_step(name: str) -> bool:
-    """Whether a folder of this name is a checkpoint; one that was set aside is not."""
-    return name.removeprefix(PREFIX).isdigit()
+    """Whether a folder of this name is a checkpoint; one that was set aside, or that a person named, is not."""
+    digits = name.removeprefix(PREFIX)
+    return digits.isascii() and digits.isdigit() and len(digits) < 19 and name == name_of(int(digits))
 
 
 def sha256(path: Path) -> str:

@@ -86,7 +86,8 @@ class Storage(Protocol):
         """The files of a committed folder on a local disk."""
 
     def set_aside(self, name: str) -> str:
-        """Take a damaged folder out of the committed ones, and keep it for a person. Returns what it is now called."""
+        """Take a damaged file away, or a damaged folder out of the committed ones, and keep it for a person. Returns
+        what it is now called. Raises FileNotFoundError where there is none."""
 
     def remove(self, name: str) -> None:
         """Delete a folder, its manifest first."""
@@ -135,8 +136,8 @@ class Folder:
     def commit(self, aside: Path, name: str, *, permit: Callable[[], None]) -> None:
         """One rename."""
         permit()
-        if (self.scratch / name).is_file():  # something else's
-            self.set_aside(name)
+        if os.path.lexists(self.scratch / name) and not _is_folder(self.scratch / name):
+            self.set_aside(name)  # a file in its place is none of ours, and `remove` deletes folders only
         self.remove(name)
         aside.rename(self.scratch / name)
         manifest.fsync(self.scratch)
@@ -148,14 +149,20 @@ class Folder:
     def set_aside(self, name: str) -> str:
         """Renamed to NAME.bad-N."""
         path = self.scratch / name
-        bad = next(each for n in itertools.count(1) if not (each := path.with_name(f"{name}.bad-{n}")).exists())
+        bad = next(each for n in itertools.count(1) if not os.path.lexists(each := path.with_name(f"{name}.bad-{n}")))
         path.rename(bad)
         return bad.name
 
     def remove(self, name: str) -> None:
-        """Without its manifest, a folder that is half deleted is no checkpoint."""
-        (self.scratch / name / manifest.NAME).unlink(missing_ok=True)
-        shutil.rmtree(self.scratch / name, ignore_errors=True)
+        """Without its manifest, a folder that is half deleted is no checkpoint. Of a link, only the link is deleted."""
+        path = self.scratch / name
+        if path.is_symlink():
+            path.unlink()
+        elif _is_folder(path / manifest.NAME):
+            _drop(path / manifest.NAME)
+        else:
+            (path / manifest.NAME).unlink(missing_ok=True)
+        _drop(path)
 
     def clean(self) -> None:
         """Folders set aside by processes that are dead."""
@@ -259,12 +266,30 @@ class Bucket:
             _drop(here)
 
     def set_aside(self, name: str) -> str:
-        """Its manifest is renamed to manifest.bad-N.json."""
-        there = self._folders()[name]
-        bad = next(each for n in itertools.count(1) if (each := f"manifest.bad-{n}.json") not in there)
-        place = f"{self.prefix}/{name}"
-        self._ask(self.store.move, f"{place}/{manifest.NAME}", f"{place}/{bad}")
-        return f"{name}/{bad}"
+        """Of a folder the manifest is renamed, to manifest.bad-N.json, and of a file the local copy as well."""
+        if manifest.is_step(name):
+            there = self._folders().get(name, set())
+            bad = next(each for n in itertools.count(1) if (each := f"manifest.bad-{n}.json") not in there)
+            return self._rename(f"{name}/{manifest.NAME}", f"{name}/{bad}", there=manifest.NAME in there)
+        local = Folder(self.scratch).set_aside(name) if os.path.lexists(self.scratch / name) else None
+        files = self._names()
+        if local is not None and name not in files:
+            return local
+        bad = next(each for n in itertools.count(1) if (each := f"{name}.bad-{n}") not in files)
+        return self._rename(name, bad, there=name in files)
+
+    def _rename(self, name: str, bad: str, *, there: bool) -> str:
+        if not there:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self.prefix}/{name}")
+        self._ask(self.store.move, f"{self.prefix}/{name}", f"{self.prefix}/{bad}")
+        return bad
+
+    def _names(self) -> set[str]:
+        """The files directly in it."""
+        from pyarrow import fs
+
+        found = self._ask(self.store.get_file_info, fs.FileSelector(self.prefix, allow_not_found=True))
+        return {each.base_name for each in found if each.type == fs.FileType.File}
 
     def remove(self, name: str) -> None:
         """Without its manifest, a prefix that is half deleted is no checkpoint."""
@@ -281,12 +306,14 @@ class Bucket:
                 self.remove(name)
 
     def _folders(self) -> dict[str, set[str]]:
-        """The files of every folder of a step."""
+        """The files of every folder of a step; a folder within one is none of them."""
+        from pyarrow import fs
+
         found: dict[str, set[str]] = {}
         for each in self._ask(self.store.get_file_info, self._all()):
             name, _, file = each.path[len(self.prefix) + 1 :].partition("/")
             if manifest.is_step(name):
-                found.setdefault(name, set()).update({file} if file else ())
+                found.setdefault(name, set()).update({file} if file and each.type == fs.FileType.File else ())
         return found
 
     def _all(self, name: str = "") -> Any:
@@ -420,6 +447,10 @@ def _is_alive(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _drop(folder: Path) -> None:

@@ -29,6 +29,7 @@ from jobs import (
     continuing,
     data,
     evaluate,
+    manifest,
     mlm,
     models,
     optim,
@@ -194,6 +195,7 @@ class Training:
             extra={
                 "seconds": self.seconds,
                 "untrained": self.untrained,
+                trial.POINTS_TOLD: len(self.points),
                 "world": self.world,
                 "attempt": self.attempt,
             },
@@ -383,6 +385,7 @@ class Training:
             "step": self.step,
             "metrics": latest,
             "untrained": self.untrained,
+            trial.POINTS_TOLD: len(self.points),
             "samples": samples,
             "seconds": self.seconds,
             **costs,
@@ -390,6 +393,7 @@ class Training:
             "hashes": self._hashes(),
             "data": data.described(self.job),
         }
+        result = manifest.sealed(result)
         self.log(f"{outcome} at step {self.step}: {why}")
         self.phase("checkpoint")
         self.writer.settle()

@@ -9,6 +9,7 @@ uploaded before it where the trial's files are kept in a bucket (storage.py).
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import manifest
+from jobs.failures import words_of
 from jobs.storage import Folder, Storage, room, write_whole
 
 if TYPE_CHECKING:
@@ -169,31 +171,43 @@ def points_of(text: str, *, until: int) -> list[Point]:
     Of several points of one key and step the first stands: an attempt that was taken over may have added others.
     """
     read: dict[tuple[str, int], Point] = {}
-    for line in text.splitlines():
-        point = _point(line)
-        if point is not None and point.step <= until:
+    for point in points_in(text)[0]:
+        if point.step <= until:
             read.setdefault((point.key, point.step), point)
     return list(read.values())
 
 
-def points_fault(place: Storage, *, until: int) -> str | None:
+def points_in(text: str) -> tuple[list[Point], str | None, bool]:
+    """Every point in the text of points.jsonl; the first line, in words, that is none and not the last; and whether the
+    last is none. A kill cuts only the last line short, and whoever goes on after it writes the file again."""
+    found = [_point(line) for line in text.splitlines()]
+    broken = next((number for number, point in enumerate(found[:-1], 1) if point is None), None)
+    fault = None if broken is None else f"line {broken} is no point"
+    return [point for point in found if point is not None], fault, bool(found) and found[-1] is None
+
+
+def points_fault(place: Storage, *, until: int, told: int | None) -> str | None:
     """What is wrong with the points on disk of a trial that has a checkpoint of step `until`; None if all are there.
 
-    They are on disk before the checkpoint is. A kill cuts at most the last line short.
+    told: how many there were up to then; None where an older version did not write that down. They are on disk before
+    the checkpoint is. More may be there: an attempt that was taken over may have added others.
     """
     path = place.scratch / POINTS
     try:
         place.bring(POINTS)
-        lines = path.read_text("utf-8").splitlines()
+        text = path.read_text("utf-8")
     except FileNotFoundError:
         return "it is not there"
     except (IsADirectoryError, ValueError) as error:
         return reason(error)
-    for number, line in enumerate(lines[:-1], 1):
-        if _point(line) is None:
-            return f"line {number} is no point"
-    if not any(point.step == 0 for point in points_of("\n".join(lines), until=until)):
+    _, fault, _ = points_in(text)
+    if fault is not None:
+        return fault
+    there = points_of(text, until=until)
+    if not any(point.step == 0 for point in there):
         return "it has no point of step 0"
+    if told is not None and len(there) < told:
+        return f"it has {len(there):,} of the {told:,} points up to step {until}"
     return None
 
 
@@ -203,9 +217,7 @@ def _point(line: str) -> Point | None:
         point = Point(**json.loads(line))
     except (ValueError, TypeError, RecursionError):
         return None
-    numbers = (
-        isinstance(point.step, int) and isinstance(point.value, int | float) and isinstance(point.time, int | float)
-    )
+    numbers = manifest.is_count(point.step) and manifest.is_number(point.value) and manifest.is_number(point.time)
     return point if numbers and isinstance(point.key, str) else None
 
 
@@ -239,9 +251,18 @@ def read_job(place: Storage) -> JobConfig | None:
     text = place.read(JOB)
     if text is None:
         return None
-    from jobs.config import JobConfig  # not for those who only audit a folder: it takes as long as their work
+    # Not for those who only audit a folder: it takes as long as their work.
+    from pydantic import ValidationError
 
-    return JobConfig.model_validate_json(text)
+    from jobs.config import JobConfig
+    from jobs.faults import faults
+
+    found = _object(text, ())
+    try:
+        return JobConfig.model_validate(found)
+    except ValidationError as error:
+        first, *others = faults(error, JobConfig)
+        raise ValueError(f"{first}{f'; and {len(others)} more' if others else ''}") from error
 
 
 def read_result(
@@ -253,7 +274,12 @@ def read_result(
     before its last checkpoint leaves the result of a training that nothing else is left of.
     remark: told of a result that is damaged; it then counts as none.
     """
-    result = read_object(place, RESULT, ("step", "seconds", "outcome"), remark=remark)
+    try:
+        text = place.read(RESULT)
+        result = None if text is None else result_of(text)
+    except (IsADirectoryError, ValueError) as error:
+        remark(f"{RESULT} is damaged ({reason(error)}); {set_aside(place, RESULT)}")
+        return None
     if result is None:
         return None
     return result if result["outcome"] == "diverged" or newest == (result["step"], result["seconds"]) else None
@@ -264,28 +290,57 @@ def write_result(place: Storage, result: Mapping[str, Any]) -> None:
     place.write(RESULT, json.dumps(result, indent=1))
 
 
-def read_object(
-    place: Storage, name: str, keys: Sequence[str], *, remark: Callable[[str], None]
-) -> dict[str, Any] | None:
-    """The JSON object in a small file. None if it is not there, or damaged: then it is set aside, told to `remark`."""
-    try:
-        text = place.read(name)
-        return None if text is None else _object(text, keys)
-    except (IsADirectoryError, ValueError) as error:
-        remark(f"{name} is damaged ({reason(error)}); {set_aside(place, name)}")
-        return None
+RESULT_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "state": (lambda value: value == "done", "'done'"),
+    "outcome": (lambda value: value in ("ok", "diverged"), "'ok' or 'diverged'"),
+    "why": (lambda value: isinstance(value, str), "a text"),
+    "step": (manifest.is_count, "a whole number"),
+    "metrics": (manifest.is_numbers, "an object of numbers"),
+    "untrained": (manifest.is_numbers, "an object of numbers"),
+    "samples": (manifest.is_count, "a whole number"),
+    "seconds": (lambda value: manifest.is_number(value) and 0 <= value < math.inf, "a number of seconds"),
+    "samples_per_second": (manifest.is_number, "a number"),
+    "peak_memory_mb": (manifest.is_number, "a number"),
+    "negatives_per_anchor": (manifest.is_number, "a number"),
+    "hashes": (lambda value: isinstance(value, dict), "an object"),
+    "data": (lambda value: isinstance(value, dict | list), "an object"),
+}
+"""What a result has, and of which kind that is."""
+
+POINTS_TOLD = "points"
+"""Key of how many points there are, of results and of checkpoints; older versions did not write it down."""
+
+
+def result_of(text: str) -> dict[str, Any]:
+    """The result in the text of result.json. Raises ValueError for what is none, or is not as it was written."""
+    result = manifest.intact(_object(text, ()), "it", known=(*RESULT_KINDS, POINTS_TOLD))
+    if missing := [key for key in RESULT_KINDS if key not in result]:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    for key, (fits, what) in RESULT_KINDS.items():
+        if not fits(result[key]):
+            raise ValueError(f"its {key} is not {what}")
+    if not manifest.is_count(result.get(POINTS_TOLD, 0)):
+        raise ValueError(f"its {POINTS_TOLD} is not a whole number")
+    return result
+
+
+def newest_step(place: Storage) -> int:
+    """Step of the newest checkpoint of a trial, whose files are not looked at; -1 where there is none."""
+    return max(map(manifest.step_of, place.inside("checkpoints").committed()), default=-1)
 
 
 def start_over(place: Storage, checkpoints: Storage) -> str:
-    """Set aside all that a training has left, so that it can begin again. Returns where that is, in words."""
-    kept = [set_aside(place, name) for name in (RESULT, POINTS) if (place.scratch / name).exists()]
-    return ", ".join(
-        ["its checkpoints are kept aside", *(checkpoints.set_aside(n) for n in checkpoints.committed()), *kept]
-    )
+    """Set aside all that a training has left, so that it can begin again. Returns where that is, in words.
+
+    The result goes first: of a training that diverged it counts by itself.
+    """
+    kept = [name for each in (RESULT, POINTS) if (name := _set_aside(place, each)) is not None]
+    kept += [f"{checkpoints.scratch.name}/{checkpoints.set_aside(name)}" for name in checkpoints.committed()]
+    return f"what it had left is kept as {', '.join(kept)}" if kept else "it had left nothing else"
 
 
 def _object(text: str, keys: Sequence[str]) -> dict[str, Any]:
-    """Raises ValueError for text that is no JSON object with these keys; `token` and `attempt` are whole numbers."""
+    """Raises ValueError for text that is no JSON object with these keys, whose values are whole numbers."""
     try:
         found = json.loads(text)
     except RecursionError as error:
@@ -294,24 +349,29 @@ def _object(text: str, keys: Sequence[str]) -> dict[str, Any]:
         raise ValueError("it is no JSON object")  # noqa: TRY004 - it is the file's content that is wrong
     if missing := [key for key in keys if key not in found]:
         raise ValueError(f"it has no {', '.join(missing)}")
-    for key in ("token", "attempt", "step"):
-        if key in keys and type(found[key]) is not int:
+    for key in keys:
+        if type(found[key]) is not int:
             raise ValueError(f"its {key} is no whole number")
     return found
 
 
 def set_aside(place: Storage, name: str) -> str:
-    """Keep a damaged file for a person, where that is possible. Returns what became of it, in words."""
-    if isinstance(place, Folder) and (place.scratch / name).exists():
-        return f"set aside as {place.set_aside(name)}"
-    return "it is written again"
+    """Keep a damaged file for a person. Returns what became of it, in words."""
+    kept = _set_aside(place, name)
+    return "it is written again" if kept is None else f"set aside as {kept}"
+
+
+def _set_aside(place: Storage, name: str) -> str | None:
+    """What a file is now called; None where there is none."""
+    try:
+        return place.set_aside(name)
+    except FileNotFoundError:
+        return None
 
 
 def reason(error: Exception) -> str:
     """What is wrong with a file, in one line."""
-    if isinstance(error, IsADirectoryError):
-        return "a folder lies in its place"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return "a folder lies in its place" if isinstance(error, IsADirectoryError) else words_of(error)
 
 
 def _number(key: str, value: Any) -> float:

@@ -49,5 +49,11 @@ def another_shape(path: Path) -> None:
     path.write_text("[1, null]\n")
 
 
+def truncated(path: Path) -> None:
+    """The first half of it, as a full disk or a lost block leaves it."""
+    content = path.read_bytes() if path.exists() else b""
+    path.write_bytes(content[: len(content) // 2])
+
+
 DAMAGES: list[Damage] = [garbage, absent, empty, a_folder]
-OF_JSON: list[Damage] = [nested, another_shape]
+OF_JSON: list[Damage] = [nested, another_shape, truncated]

@@ -13,6 +13,8 @@ import pytest
 
 from jobs import manifest
 from jobs.audit import audit, main
+from jobs.storage import Folder
+from jobs.trial import points_fault
 
 
 @pytest.fixture
@@ -26,8 +28,9 @@ def trials(tmp_path: Path) -> Path:
     for step in (4, 8):
         made = folder / "checkpoints" / manifest.name_of(step)
         made.mkdir(parents=True)
-        (made / "model.safetensors").write_bytes(bytes(range(200)))
-        manifest.write(made, step=step, extra={})
+        for name in manifest.FILES:
+            (made / name).write_bytes(bytes(range(200)))
+        manifest.write(made, step=step, extra={"seconds": 1.0, "untrained": {}, "points": step // 4 + 1})
     return tmp_path / "trials"
 
 
@@ -61,7 +64,7 @@ def test_a_line_of_json_for_each_trial_and_nothing_changes(trials: Path) -> None
         {"name": "step_000004", "step": 4, "fault": None},
     ]
     nothing: dict[str, Any] = {"job": None, "result": None, "points": [], "checkpoints": []}
-    empty = {"trial": "xyz", "repeated": 0, "torn": 0, "set_aside": [], "leftovers": [], "faults": []}
+    empty = {"trial": "xyz", "repeated": 0, "torn": 0, "missing": 0, "set_aside": [], "leftovers": [], "faults": []}
     assert xyz == nothing | empty
 
 
@@ -70,10 +73,10 @@ def test_a_line_of_json_for_each_trial_and_nothing_changes(trials: Path) -> None
     [
         ("model.safetensors", flip, "model.safetensors does not match its sha256"),
         ("model.safetensors", lambda path: path.unlink(), "No such file"),
-        ("manifest.json", lambda path: path.write_text("{}"), "sha256"),
-        ("manifest.json", lambda path: path.write_text("[1]"), "list indices"),
+        ("manifest.json", lambda path: path.write_text("{}"), "its extra is no object"),
+        ("manifest.json", lambda path: path.write_text("[1]"), "is no JSON object"),
         ("manifest.json", lambda path: path.write_text('{"step'), "Unterminated string"),
-        ("manifest.json", lambda path: path.write_text('{"step": 9, "sha256": {}}'), "is of step 9"),
+        ("manifest.json", lambda path: path.write_text('{"step": 9, "sha256": {}, "extra": {}}'), "is of step 9"),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_its_neighbour_is_not(
@@ -154,6 +157,54 @@ def test_the_first_of_two_points_counts_and_a_torn_line_is_counted(trials: Path)
     found = audit(trials / "abc")
     assert found["points"][0] == ["m", 0, 0.5]
     assert (len(found["points"]), found["repeated"], found["torn"]) == (3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"key": "m", "step": 2, "value": 1.0}',  # no time
+        '{"key": "m", "step": -2, "value": 1.0, "time": 1.0}',
+        '{"key": "m", "step": true, "value": 1.0, "time": 1.0}',
+        '{"key": "m", "step": 2, "value": true, "time": 1.0}',
+        '{"key": "m", "step": 2, "value": "1.0", "time": 1.0}',
+        '{"key": 7, "step": 2, "value": 1.0, "time": 1.0}',
+        '{"key": "m", "step": 2, "value": 1' + "0" * 400 + ', "time": 1.0}',
+        '{"key": "m", "st',
+        "garbage",
+        "[" * 100_000,
+        "",
+    ],
+)
+def test_a_line_that_training_takes_for_no_point_is_none_here_either(trials: Path, line: str) -> None:
+    """A kill cuts the last one short, and whoever goes on writes the file again. Mutant check: counting every such line
+    as torn calls a file sound with which training begins again."""
+    path = trials / "abc" / "points.jsonl"
+    there = path.read_text()
+    path.write_text(there + line)
+    found = audit(trials / "abc")
+    assert (len(found["points"]), found["torn"], found["faults"]) == (3, int(line != ""), [])
+    path.write_text(f"{line}\n{there}")
+    found = audit(trials / "abc")
+    assert (len(found["points"]), found["torn"]) == (3, 0)
+    assert found["faults"] == ["points.jsonl is damaged (line 1 is no point)"]
+    assert points_fault(Folder(trials / "abc"), until=8, told=3) == "line 1 is no point"
+
+
+def test_points_that_the_newest_sound_checkpoint_has_passed_are_missed(trials: Path) -> None:
+    """Mutant checks: believing a damaged checkpoint, or one that does not say how many there were."""
+    path, checkpoints = trials / "abc" / "points.jsonl", trials / "abc" / "checkpoints"
+    assert audit(trials / "abc")["missing"] == 0
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], lines[1][:9]]))
+    assert audit(trials / "abc")["missing"] == 2
+    flip(checkpoints / "step_000008" / "model.safetensors")
+    assert audit(trials / "abc")["missing"] == 1
+    path.unlink()
+    assert audit(trials / "abc")["missing"] == 2
+    told = json.loads((checkpoints / "step_000004" / "manifest.json").read_text())
+    del told["extra"]["points"], told["digest"]
+    (checkpoints / "step_000004" / "manifest.json").write_text(json.dumps(told))
+    assert audit(trials / "abc")["missing"] == 0
 
 
 @pytest.mark.parametrize("name", ["job.json", "result.json", "points.jsonl"])

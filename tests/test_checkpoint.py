@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from jobs import checkpoint, manifest
 from jobs.storage import Folder
@@ -20,7 +23,7 @@ def state(value: float) -> dict[str, Any]:
     return {
         "model": {"weight": weight, "tied": weight},
         "optimizer": {"state": {0: {"step": torch.tensor(value)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
-        "extra": {"seconds": value},
+        "extra": {"seconds": value, "untrained": {"knn_accuracy": 0.25}, "points": 3},
     }
 
 
@@ -34,8 +37,8 @@ def test_what_is_read_is_what_was_written_bit_for_bit(tmp_path: Path) -> None:
     found, remarks = checkpoint.newest(tmp_path)
     assert found is not None
     assert remarks == []
-    assert (found.step, found.extra) == (7, {"seconds": 7.0})
     expected = state(7.0)
+    assert (found.step, found.extra) == (7, expected["extra"])
     assert all(torch.equal(found.model[name], expected["model"][name]) for name in ("weight", "tied"))
     assert torch.equal(found.optimizer["state"][0]["step"], torch.tensor(7.0))
 
@@ -156,7 +159,7 @@ def test_the_same_step_can_be_written_again(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, step=5, keep=2, **state(6.0))
     found, _ = checkpoint.newest(tmp_path)
     assert found is not None
-    assert found.extra == {"seconds": 6.0}
+    assert found.extra["seconds"] == 6.0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -188,8 +191,134 @@ def test_no_pickle_is_run_on_reading(tmp_path: Path) -> None:
     torch.save({"state": Evil()}, path / "optimizer.pt")
     told = json.loads((path / "manifest.json").read_text())
     told["sha256"]["optimizer.pt"] = manifest.sha256(path / "optimizer.pt")
-    (path / "manifest.json").write_text(json.dumps(told))
+    (path / "manifest.json").write_text(json.dumps(manifest.sealed(told)))
     found, remarks = checkpoint.newest(tmp_path)
     assert found is None
     assert remarks
     assert not canary.exists()
+
+
+# Whatever happens to a checkpoint's files
+
+
+def unsealed(path: Path) -> None:
+    """A manifest as earlier versions wrote it."""
+    told = json.loads((path / "manifest.json").read_text())
+    told.pop("digest", None)
+    (path / "manifest.json").write_text(json.dumps(told, indent=1))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of steps 500 and 400, new/ as they are written now, old/ as they were."""
+    folder = tmp_path_factory.mktemp("two")
+    for step in (400, 500):
+        save(folder / "new", step)
+    shutil.copytree(folder / "new", folder / "old")
+    for step in (400, 500):
+        unsealed(folder / "old" / manifest.name_of(step))
+    return folder
+
+
+def same(found: checkpoint.Checkpoint | None, step: int) -> bool:
+    expected = state(float(step))
+    return (
+        found is not None
+        and (found.step, found.extra) == (step, expected["extra"])
+        and all(torch.equal(found.model[name], expected["model"][name]) for name in ("weight", "tied"))
+        and torch.equal(found.optimizer["state"][0]["step"], torch.tensor(float(step)))
+    )
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "manifest.json"])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255), what=st.sampled_from(["xor", "cut", "add"]))
+def test_any_one_byte_that_changes_leaves_what_was_saved_or_the_one_before(
+    two: Path, tmp_path: Path, name: str, place: float, change: int, what: str
+) -> None:
+    """Mutant checks: without the manifest's own digest a step of 508 trains on with the weights of 500; without the
+    look at its keys, one whose `digest` is misspelt would be taken for an older version's."""
+    shutil.rmtree(tmp_path / "c", ignore_errors=True)
+    shutil.copytree(two / "new", tmp_path / "c")
+    path = tmp_path / "c" / "step_000500" / name
+    content = path.read_bytes()
+    at = int(place * len(content))
+    middle = {"xor": bytes([content[at] ^ change]), "cut": b"", "add": bytes([content[at], change])}[what]
+    path.write_bytes(content[:at] + middle + content[at + 1 :])
+    found, remarks = checkpoint.newest(tmp_path / "c")
+    assert same(found, 400 if remarks else 500)
+    assert (tmp_path / "c" / "step_000500.bad-1").exists() == bool(remarks)
+    step, weights, _ = checkpoint.weights(tmp_path / "c")
+    assert step == (400 if remarks else 500)
+    assert torch.equal(weights["weight"], torch.full((3, 2), float(step)))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255))
+def test_a_manifest_of_an_older_version_is_read_and_never_believed_with_another_step_or_without_what_training_needs(
+    two: Path, tmp_path: Path, place: float, change: int
+) -> None:
+    """It has no digest: figures of it may change unseen, but not what they are."""
+    shutil.rmtree(tmp_path / "c", ignore_errors=True)
+    shutil.copytree(two / "old", tmp_path / "c")
+    assert same(checkpoint.newest(tmp_path / "c")[0], 500)
+    path = tmp_path / "c" / "step_000500" / "manifest.json"
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= change
+    path.write_bytes(content)
+    found, remarks = checkpoint.newest(tmp_path / "c")
+    assert found is not None
+    assert found.step == (400 if remarks else 500)
+    assert torch.equal(found.model["weight"], torch.full((3, 2), float(found.step)))
+    assert found.extra["seconds"] >= 0
+    assert [type(value) for value in found.extra["untrained"].values()] == [float]
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"step": 508}, "manifest.json is of step 508"),
+    ({"step": 500.0}, "its step is no whole number"),
+    ({"step": True}, "its step is no whole number"),
+    ({"sha256": {}}, "it names no sha256 of model.safetensors"),
+    ({"sha256": []}, "its sha256 is no object"),
+    (
+        {"sha256": {"model.safetensors": "0", "optimizer.pt": "0", "../step_000400/optimizer.pt": "0"}},
+        "a file elsewhere",
+    ),
+    ({"extra": None}, "its extra is no object"),
+    ({"extra": {"untrained": {}}}, "its seconds is no number"),
+    ({"extra": {"seconds": -1.0, "untrained": {}}}, "its seconds is no number"),
+    ({"extra": {"seconds": float("nan"), "untrained": {}}}, "its seconds is no number"),
+    ({"extra": {"seconds": "1", "untrained": {}}}, "its seconds is no number"),
+    ({"extra": {"seconds": 1.0}}, "its untrained is no object of numbers"),
+    ({"extra": {"seconds": 1.0, "untrained": {"m": "x"}}}, "its untrained is no object of numbers"),
+    ({"extra": {"seconds": 1.0, "untrained": {}, "points": -1}}, "its points is no whole number"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG)
+@pytest.mark.parametrize("seal", [True, False])
+def test_what_is_wrong_with_a_manifest_is_said(
+    two: Path, tmp_path: Path, change: dict[str, Any], words: str, seal: bool
+) -> None:
+    shutil.copytree(two / "new", tmp_path / "c")
+    path = tmp_path / "c" / "step_000500"
+    unsealed(path)
+    told = json.loads((path / "manifest.json").read_text()) | change
+    (path / "manifest.json").write_text(json.dumps(manifest.sealed(told) if seal else told))
+    with pytest.raises(ValueError, match="no sound checkpoint: checkpoint step_000500 is damaged"):
+        checkpoint.weights(tmp_path / "c", step=500)
+    found, (remark,) = checkpoint.newest(tmp_path / "c")
+    assert same(found, 400)
+    assert words in remark
+
+
+@pytest.mark.parametrize(
+    "name", ["step_\u00b2", "step_5", "step_" + "9" * 5000, "000500", "step_-00005", "step_+00005"]
+)
+def test_a_folder_whose_name_is_of_no_checkpoint_is_none(tmp_path: Path, name: str) -> None:
+    """Mutant check: `isdigit` takes what `int` does not."""
+    path = save(tmp_path, 500)
+    assert not manifest.is_step(name)
+    if len(name) < 200:
+        shutil.copytree(path, tmp_path / name)
+    assert checkpoint.steps(tmp_path) == [500]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import DAMAGES, OF_JSON, Damage, empty, garbage
+from damage import DAMAGES, OF_JSON, Damage, a_folder, empty, garbage
 
 from jobs.config import JobConfig
 from jobs.train import Training
@@ -124,6 +124,79 @@ def test_one_lost_line_in_the_middle_is_noticed(half: Path, tmp_path: Path) -> N
     again = Training(JOB, folder, log=lambda _: None, attempt=(1, 3))
     assert again.step == 0
     assert any("line 4 is no point" in remark for remark in again.remarks)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("kept", [slice(1), slice(2, None), slice(-1)])
+def test_points_that_were_cut_off_are_measured_again(
+    half: Path, whole: tuple[Path, Training], tmp_path: Path, ended: bool, kept: slice
+) -> None:
+    """All but the first line, the first two, the last one. Its driver died before the ledger knew, so that nothing else
+    has them. Mutant check: believing whatever is left, the curve keeps a hole that the ledger and the disk share."""
+    folder = tmp_path / "trial"
+    shutil.copytree(whole[0] if ended else half, folder)
+    path = folder / "points.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([line for line in lines[kept] if line]))
+    training = finish(folder, 2)
+    equal(training, whole[1])
+    assert any("points.jsonl is damaged (it has " in remark for remark in training.remarks)
+
+
+def test_points_of_a_training_that_diverged_are_all_there_too(tmp_path: Path) -> None:
+    """It has no checkpoint that says how many there were, only its result."""
+    job = JobConfig.model_validate(JOB.model_dump() | {"optimizer": JOB.optimizer.model_dump() | {"lr": 1e8}})
+    folder = tmp_path / "trial"
+
+    def trained(number: int) -> Training:
+        training = Training(job, folder, log=lambda _: None, attempt=(1, number))
+        while training.result is None:
+            training.advance(8)
+        return training
+
+    first = trained(1)
+    assert first.result is not None
+    assert first.result["outcome"] == "diverged"
+    assert trained(2).remarks == []
+    path = folder / "points.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    again = trained(3)
+    assert curves(again) == curves(first)
+    assert any("points.jsonl is damaged (it has " in remark for remark in again.remarks)
+
+
+def test_a_checkpoint_that_is_no_folder_of_ours_does_not_stop_what_prunes_it(half: Path, tmp_path: Path) -> None:
+    """Mutant check: deleting the manifest of an older checkpoint as a file ends every attempt at the next save."""
+    folder = tmp_path / "trial"
+    shutil.copytree(half, folder)
+    manifest = folder / "checkpoints" / "step_000003" / "manifest.json"
+    a_folder(manifest)
+    training = finish(folder, 2)
+    assert training.result is not None
+    assert not manifest.parent.exists()
+
+
+LOGGING = """
+import sys
+from jobs.gang import Rank
+rank = Rank(1)
+rank.open_log(sys.argv[1])
+print("of the trial", flush=True)
+rank.end()
+print("of nobody", flush=True)
+"""
+
+
+def test_a_folder_in_place_of_a_ranks_log_is_kept_aside(tmp_path: Path) -> None:
+    """Mutant check: it is opened as a file, which ends every attempt."""
+    log = tmp_path / "log.rank1.txt"
+    for number in (1, 2):
+        a_folder(log)
+        command = [sys.executable, "-c", LOGGING, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert (done.returncode, done.stdout) == (0, "of nobody\n"), done.stderr
+        assert log.read_text() == f"log.rank1.txt was a folder; set aside as log.rank1.txt.bad-{number}\nof the trial\n"
+        assert (tmp_path / f"log.rank1.txt.bad-{number}" / "inside").read_text() == "x"
 
 
 # By itself: nobody knows whose folder it is

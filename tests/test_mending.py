@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from servers import s3_server
 
+from jobs import manifest
 from jobs.trial import Fence
 from orchestrator.ledger import LeaseLost, Ledger, Trial, sqlite_url, this_process
 from orchestrator.remote import Remote
@@ -213,14 +214,122 @@ def test_points_of_a_trial_that_goes_on_are_the_ledgers_where_the_file_has_none(
 ) -> None:
     """Else its curve would begin at its newest checkpoint."""
     trial = done(ledger)
-    with contextlib.closing(sqlite3.connect(ledger._database.path or "")) as database, database:
-        database.execute("UPDATE trials SET state = 'queued', result = NULL WHERE id = ?", [trial.id])
-        database.execute("UPDATE attempts SET state = 'interrupted' WHERE trial = ?", [trial.id])
+    go_on(ledger, trial)
     points = {(point.key, point.step): (point.value, point.time) for point in ledger.points(trial.id)}
     assert points
     put(folder, trial, "points.jsonl", content)
     assert len(mend(folder, ledger)) == 1
     assert meaning("points.jsonl", read(folder, trial, "points.jsonl")) == points
+
+
+MANIFEST = "checkpoints/step_000004/manifest.json"
+
+
+def go_on(ledger: Ledger, trial: Trial) -> None:
+    """As if its driver had died before it told of the result."""
+    with contextlib.closing(sqlite3.connect(ledger._database.path or "")) as database, database:
+        database.execute("UPDATE trials SET state = 'queued', result = NULL WHERE id = ?", [trial.id])
+        database.execute("UPDATE attempts SET state = 'interrupted' WHERE trial = ?", [trial.id])
+
+
+def tell_of_points(folder: RunFolder, trial: Trial) -> int:
+    """The checkpoint of step 4 says how many points there were, as those of this version do."""
+    told, points = read(folder, trial, MANIFEST), read(folder, trial, "points.jsonl")
+    assert told is not None
+    assert points is not None
+    found = json.loads(told)
+    found["extra"]["points"] = len(points.splitlines())
+    put(folder, trial, MANIFEST, json.dumps(manifest.sealed(found)).encode())
+    return len(points.splitlines())
+
+
+@pytest.mark.parametrize("kept", [slice(1), slice(3, None), slice(-1)])
+def test_points_of_a_trial_that_goes_on_which_its_checkpoint_has_passed_are_the_ledgers(
+    folder: RunFolder, ledger: Ledger, kept: slice
+) -> None:
+    """Then nothing is measured again. Mutant check: a file with any point in it is left as it is."""
+    trial = done(ledger)
+    number = tell_of_points(folder, trial)
+    go_on(ledger, trial)
+    before = read(folder, trial, "points.jsonl")
+    assert before is not None
+    assert (mend(folder, ledger), faults_after(folder, ledger, None)) == ([], [])
+    lines = before.splitlines(keepends=True)[kept]
+    put(folder, trial, "points.jsonl", b"".join(lines))
+    (fault,) = faults_after(folder, ledger, None)
+    assert f"points.jsonl lacks {number - len(lines):,} point" in fault
+    assert "again when the trial goes on: orchestrator resume" in fault
+    (sentence,) = mend(folder, ledger)
+    assert f"points.jsonl lacked {number - len(lines)} point" in sentence
+    assert meaning("points.jsonl", read(folder, trial, "points.jsonl")) == meaning("points.jsonl", before)
+    assert (mend(folder, ledger), faults_after(folder, ledger, None)) == ([], [])
+
+
+def test_points_of_a_trial_that_goes_on_which_no_checkpoint_has_passed_are_not_written(
+    folder: RunFolder, ledger: Ledger
+) -> None:
+    """They are measured again. A bucket is behind the ledger after every kill."""
+    trial = done(ledger)
+    go_on(ledger, trial)
+    content = read(folder, trial, "points.jsonl")
+    assert content is not None
+    put(folder, trial, MANIFEST, None)
+    put(folder, trial, "points.jsonl", b"".join(content.splitlines(keepends=True)[:-3]))
+    assert mend(folder, ledger) == []
+
+
+def test_a_hole_that_ledger_and_disk_share_is_found(folder: RunFolder, ledger: Ledger) -> None:
+    """Mutant check: comparing them with one another only."""
+    trial = done(ledger)
+    tell_of_points(folder, trial)
+    content = read(folder, trial, "points.jsonl")
+    assert content is not None
+    lost, *rest = content.splitlines(keepends=True)
+    put(folder, trial, "points.jsonl", b"".join(rest))
+    place = json.loads(lost)
+    with contextlib.closing(sqlite3.connect(ledger._database.path or "")) as database, database:
+        at = [trial.id, place["key"], place["step"]]
+        database.execute("DELETE FROM points WHERE trial = ? AND key = ? AND step = ?", at)
+    assert mend(folder, ledger) == []
+    faults = [fault for fault in faults_after(folder, ledger, None) if "points.jsonl" in fault]
+    (fault,) = faults
+    assert "lacks 1 point that its newest checkpoint has passed, and so does the ledger; put it back" in fault
+
+
+def test_a_line_in_the_middle_that_is_no_point_is_mended(folder: RunFolder, ledger: Ledger) -> None:
+    """Training would begin again with it, so it is a fault here too, whatever the trial's state."""
+    trials = [done(ledger), ledger.trials(state="done")[1]]
+    go_on(ledger, trials[1])
+    before = [read(folder, trial, "points.jsonl") or b"" for trial in trials]
+    for trial, content in zip(trials, before, strict=True):
+        put(folder, trial, "points.jsonl", b'{"key": "m", "step": 0, "value": 1.0}\n' + content)
+    faults = faults_after(folder, ledger, None)
+    assert len(faults) == 2
+    assert all("points.jsonl is damaged (line 1 is no point); have it written again" in fault for fault in faults)
+    sentences = mend(folder, ledger)
+    assert len(sentences) == 2
+    assert all("points.jsonl was damaged (line 1 is no point); it is written again" in each for each in sentences)
+    for trial, content in zip(trials, before, strict=True):
+        assert meaning("points.jsonl", read(folder, trial, "points.jsonl")) == meaning("points.jsonl", content)
+    assert (mend(folder, ledger), faults_after(folder, ledger, None)) == ([], [])
+
+
+@pytest.mark.parametrize("execution", [{"devise": "cpu"}, "cpu", {"ranks": "two"}])
+def test_a_job_whose_execution_cannot_be_read_is_written_again(
+    folder: RunFolder, ledger: Ledger, execution: Any
+) -> None:
+    """`export` says that this is how it is mended. Mutant check: comparing everything but the execution."""
+    trial = done(ledger)
+    before = read(folder, trial, "job.json")
+    assert before is not None
+    put(folder, trial, "job.json", json.dumps(json.loads(before) | {"execution": {"micro": 1}}).encode())
+    assert (mend(folder, ledger), faults_after(folder, ledger, None)) == ([], []), "it may be computed otherwise"
+    put(folder, trial, "job.json", json.dumps(json.loads(before) | {"execution": execution}).encode())
+    (fault,) = faults_after(folder, ledger, None)
+    assert "job.json is no job: its execution cannot be read; have it written again" in fault
+    assert len(mend(folder, ledger)) == 1
+    assert json.loads(read(folder, trial, "job.json") or b"") == trial.job
+    assert faults_after(folder, ledger, None) == []
 
 
 @pytest.mark.parametrize("folder", ["folder"], indirect=True)

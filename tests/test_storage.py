@@ -21,7 +21,9 @@ from test_train import job, lines, trained, values, weights
 from jobs import checkpoint, manifest, storage
 from jobs.storage import Bucket, Folder, StorageFull, at, write_whole
 from jobs.train import Training
-from jobs.trial import Fence, Records, TakenOver, write_result
+from jobs.trial import Fence, Records, TakenOver, start_over, write_result
+
+EXTRA: dict[str, Any] = {"seconds": 1.0, "untrained": {}}
 
 
 def test_a_file_is_replaced_in_one_piece_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -67,12 +69,12 @@ def test_a_full_disk_keeps_the_older_checkpoint_and_says_what_is_needed(disk: Pa
 
     Mutant check: without the look at the space that is free, torch's RuntimeError comes through.
     """
-    checkpoint.save(disk / "c", step=5, model={"w": torch.ones(9)}, optimizer={}, extra={}, keep=2)
+    checkpoint.save(disk / "c", step=5, model={"w": torch.ones(9)}, optimizer={}, extra=EXTRA, keep=2)
     before = listing(disk)
     fill(disk, leave=0 if model == optimizer else 200_000)
     state: dict[str, Any] = {"model": {"w": torch.ones(model)}, "optimizer": {"state": {0: torch.ones(optimizer)}}}
     with pytest.raises(StorageFull) as caught:
-        checkpoint.save(disk / "c", step=500, extra={}, keep=2, **state)
+        checkpoint.save(disk / "c", step=500, extra=EXTRA, keep=2, **state)
     what, needed, free, folder = caught.value.told
     assert str(caught.value) == f"checkpoint of step 500 needs {needed:,} bytes in {disk / 'c'}, {free:,} are free"
     assert 4 * (model + optimizer) < needed < 4 * (model + optimizer) + 100_000
@@ -178,7 +180,7 @@ def files(uri: str) -> dict[str, int]:
 
 
 def save(place: storage.Storage, step: int, **options: Any) -> None:
-    state: dict[str, Any] = {"model": {"w": torch.full((3,), float(step))}, "optimizer": {"lr": 0.1}, "extra": {}}
+    state: dict[str, Any] = {"model": {"w": torch.full((3,), float(step))}, "optimizer": {"lr": 0.1}, "extra": EXTRA}
     checkpoint.write(place, checkpoint.snapshot(step=step, **state), keep=2, **options)
 
 
@@ -239,6 +241,91 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside_and_the_one_before_is_use
     assert "step_000010/manifest.bad-1.json" in files(bucket("c")), "it is kept for a person"
     save(place, 10)
     assert checkpoint.steps(place) == [10, 5]
+
+
+def test_a_file_in_a_bucket_is_set_aside_there_and_here(bucket: Callable[[str], str], tmp_path: Path) -> None:
+    """Mutant check: leaving the store's copy, as if it were about to be replaced, keeps a result that counts."""
+    place = Bucket.of(bucket("t"), tmp_path)
+    with pytest.raises(FileNotFoundError):
+        place.set_aside("result.json")
+    for number in (1, 2):
+        place.write("result.json", f"damaged {number}")
+        assert place.set_aside("result.json") == f"result.json.bad-{number}"
+        assert place.read("result.json") is None
+        assert not (tmp_path / "result.json").exists()
+        assert place.read(f"result.json.bad-{number}") == f"damaged {number}"
+    (tmp_path / "result.json").write_text("only here")
+    place.set_aside("result.json")
+    assert files(bucket("t")).keys() == {"result.json.bad-1", "result.json.bad-2"}
+    assert not (tmp_path / "result.json").exists()
+    with pytest.raises(FileNotFoundError):
+        place.inside("checkpoints").set_aside("step_000005")
+
+
+def test_starting_over_in_a_bucket_leaves_nothing_there_that_counts(
+    bucket: Callable[[str], str], tmp_path: Path
+) -> None:
+    place = at(tmp_path / "here", bucket("t"))
+    checkpoints = place.inside("checkpoints")
+    assert start_over(place, checkpoints) == "it had left nothing else"
+    for name in ("result.json", "points.jsonl"):
+        place.write(name, "x")
+    save(checkpoints, 5)
+    assert start_over(
+        at(tmp_path / "there", bucket("t")), at(tmp_path / "there", bucket("t")).inside("checkpoints")
+    ) == (
+        "what it had left is kept as result.json.bad-1, points.jsonl.bad-1, checkpoints/step_000005/manifest.bad-1.json"
+    )
+    assert (place.read("result.json"), place.read("points.jsonl"), checkpoints.committed()) == (None, None, [])
+    kept = {name for name in files(bucket("t")) if "bad" in name}
+    assert kept == {"result.json.bad-1", "points.jsonl.bad-1", "checkpoints/step_000005/manifest.bad-1.json"}
+
+
+# Whatever lies where a checkpoint belongs
+
+
+def a_file(path: Path) -> None:
+    path.write_text("x")
+
+
+def a_folder_of_something(path: Path) -> None:
+    (path / "inside").mkdir(parents=True)
+
+
+def a_manifest_that_is_a_folder(path: Path) -> None:
+    (path / "manifest.json" / "inside").mkdir(parents=True)
+
+
+def a_link_to_a_folder(path: Path) -> None:
+    (path.parent.parent / "elsewhere").mkdir()
+    (path.parent.parent / "elsewhere" / "manifest.json").write_text("x")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+def a_link_to_nothing(path: Path) -> None:
+    path.symlink_to(path.parent / "nothing")
+
+
+LYING = [a_file, a_folder_of_something, a_manifest_that_is_a_folder, a_link_to_a_folder, a_link_to_nothing]
+
+
+@pytest.mark.parametrize("step", [5, 15])
+@pytest.mark.parametrize("lying", LYING)
+def test_whatever_lies_where_a_checkpoint_was_or_will_be_stops_no_save(
+    tmp_path: Path, lying: Callable[[Path], None], step: int
+) -> None:
+    """Mutant checks: deleting a manifest that is a folder as a file, or a link to a folder as one."""
+    place = Folder(tmp_path / "c")
+    save(place, 10)
+    lying(tmp_path / "c" / manifest.name_of(step))
+    for new in (15, 20, 25):
+        save(place, new)
+        found, remarks = checkpoint.newest(place)
+        assert found is not None
+        assert (found.step, remarks) == (new, [])
+    assert checkpoint.steps(place) == [25, 20]
+    if lying is a_link_to_a_folder:
+        assert (tmp_path / "elsewhere" / "manifest.json").read_text() == "x", "what is not ours stays"
 
 
 def die_before_the_manifest(uri: str, folder: str) -> None:
@@ -304,7 +391,7 @@ def test_a_checkpoint_that_finds_no_space_here_is_not_called_damaged(
     bucket: Callable[[str], str], disk: Path, tmp_path: Path
 ) -> None:
     """Mutant check: setting aside whatever cannot be read fails this."""
-    state: dict[str, Any] = {"model": {"w": torch.ones(100_000)}, "optimizer": {}, "extra": {}}
+    state: dict[str, Any] = {"model": {"w": torch.ones(100_000)}, "optimizer": {}, "extra": EXTRA}
     checkpoint.save(at(tmp_path / "one", bucket("c")), step=5, keep=2, **state)
     fill(disk, leave=100_000)
     place = at(disk / "two", bucket("c"))

@@ -6,9 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs import manifest
 from jobs.config import JobConfig
 from jobs.storage import Folder
-from jobs.trial import Fence, Records, TakenOver, open_folder, read_result, write_result
+from jobs.trial import (
+    Fence,
+    Records,
+    TakenOver,
+    open_folder,
+    points_fault,
+    read_result,
+    start_over,
+    write_result,
+)
 
 
 def job(seed: int = 0, ranks: int = 1) -> JobConfig:
@@ -69,6 +79,24 @@ def test_a_folder_belongs_to_one_objective(tmp_path: Path) -> None:
         open_folder(Folder(tmp_path), job(seed=1))
 
 
+RESULT: dict[str, Any] = {
+    "state": "done",
+    "outcome": "ok",
+    "why": "done",
+    "step": 3,
+    "metrics": {"knn_accuracy": 0.5, "train/loss": float("inf")},
+    "untrained": {"knn_accuracy": 0.25},
+    "points": 5,
+    "samples": 48,
+    "seconds": 0.5,
+    "samples_per_second": 96.0,
+    "peak_memory_mb": 7.5,
+    "negatives_per_anchor": 30,
+    "hashes": {"data": "a"},
+    "data": {"train": "digits"},
+}
+
+
 @pytest.mark.parametrize(
     ("outcome", "newest", "counts"),
     [
@@ -83,7 +111,7 @@ def test_a_result_counts_with_its_checkpoint(
     tmp_path: Path, outcome: str, newest: tuple[int, float] | None, counts: bool
 ) -> None:
     assert read_result(Folder(tmp_path), newest=(3, 0.5)) is None
-    write_result(Folder(tmp_path), {"outcome": outcome, "step": 3, "seconds": 0.5})
+    write_result(Folder(tmp_path), RESULT | {"outcome": outcome})
     assert (read_result(Folder(tmp_path), newest=newest) is not None) == counts
 
 
@@ -180,3 +208,130 @@ def test_a_point_is_one_number_and_of_a_step_that_has_another_none_is_kept(tmp_p
     assert records.points == []
     records.add({"loss": float("nan")}, step=2)
     assert len(records.points) == 1
+
+
+def kept(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.bad-*"))
+
+
+@given(place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255), outcome=st.sampled_from(["ok", "diverged"]))
+def test_a_result_with_one_byte_that_changed_is_what_was_written_or_none(
+    tmp_path_factory: pytest.TempPathFactory, place: float, change: int, outcome: str
+) -> None:
+    """Mutant check: without its digest a metric may be another one."""
+    folder = tmp_path_factory.mktemp("result")
+    result = manifest.sealed(RESULT | {"outcome": outcome})
+    write_result(Folder(folder), result)
+    content = bytearray((folder / "result.json").read_bytes())
+    content[int(place * len(content))] ^= change
+    (folder / "result.json").write_bytes(content)
+    told: list[str] = []
+    found = read_result(Folder(folder), newest=(3, 0.5), remark=told.append)
+    assert found == (None if told else result)
+    assert kept(folder) == (["result.json.bad-1"] if told else [])
+    assert all(remark.startswith("result.json is damaged (") for remark in told)
+
+
+OLD = {key: value for key, value in RESULT.items() if key != "points"}
+FITS: dict[str, tuple[Any, ...]] = {
+    "why": ("x",),
+    "metrics": ({}, {"m": 1}),
+    "untrained": ({}, {"m": 1}),
+    "negatives_per_anchor": (-1, 2.5),
+    "samples_per_second": (-1, 2.5),
+    "peak_memory_mb": (-1, 2.5),
+    "seconds": (2.5,),
+    "hashes": ({}, {"m": 1}, {"m": "x"}, {"m": True}),
+    "data": ({}, {"m": 1}, {"m": "x"}, {"m": True}, []),
+}
+
+
+@pytest.mark.parametrize("key", OLD)
+def test_a_result_of_an_older_version_has_all_that_is_read_of_it_and_of_its_kind(tmp_path: Path, key: str) -> None:
+    """It has no digest, and no number of points. A missing key of one ended every session with a KeyError."""
+
+    def damage(result: dict[str, Any]) -> str:
+        told: list[str] = []
+        (tmp_path / "result.json").write_text(json.dumps(result))
+        read_result(Folder(tmp_path), newest=(3, 0.5), remark=told.append)
+        return " ".join(told)
+
+    assert damage(OLD) == ""
+    assert f"it has no {key})" in damage({name: value for name, value in OLD.items() if name != key})
+    assert damage({f"{name}x" if name == key else name: value for name, value in OLD.items()})
+    values: list[Any] = [None, True, -1, 2.5, "x", [], {}, {"m": 1}, {"m": "x"}, {"m": True}]
+    for value in values:
+        fits = json.dumps(value) in map(json.dumps, FITS.get(key, ()))
+        assert (damage(OLD | {key: value}) == "") == fits, value
+
+
+def test_points_that_a_checkpoint_has_passed_are_all_there(tmp_path: Path) -> None:
+    """Mutant check: whatever can be read is taken for everything; a cut line that is the last one is no fault."""
+    records = Records(tmp_path, writes=True)
+    for step in range(4):
+        records.add({"loss": 1.0, "other": 2.0}, step=step)
+    records.flush()
+    path = tmp_path / "points.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+
+    def fault(*there: str, told: int | None = 6) -> str | None:
+        path.write_text("".join(there))
+        return points_fault(Folder(tmp_path), until=2, told=told)
+
+    assert fault(*lines) is None
+    assert fault(*lines[:6], lines[6][:9]) is None
+    assert fault(*lines[:5], lines[5][:9]) == "it has 5 of the 6 points up to step 2"
+    assert fault(lines[0], lines[1][:9]) == "it has 1 of the 6 points up to step 2"
+    assert fault(*lines[:2], *lines[3:]) == "it has 5 of the 6 points up to step 2"
+    assert fault(*lines[:5], lines[4], lines[7]) == "it has 5 of the 6 points up to step 2"
+    assert fault(*lines[:2], *lines[3:], told=None) is None, "an older version did not write that down"
+    assert fault(*lines, told=5) is None, "a writer that was taken over may have added one"
+
+
+@given(cut=st.floats(0, 1))
+def test_wherever_points_are_cut_it_is_noticed_before_the_last_of_them(
+    tmp_path_factory: pytest.TempPathFactory, cut: float
+) -> None:
+    folder = tmp_path_factory.mktemp("points")
+    records = Records(folder, writes=True)
+    for step in range(3):
+        records.add({"loss": step / 7}, step=step)
+    records.flush()
+    content = (folder / "points.jsonl").read_bytes()
+    (folder / "points.jsonl").write_bytes(content[: int(cut * len(content))])
+    whole = cut * len(content) >= len(content) - 1  # all but the end of the last line
+    assert (points_fault(Folder(folder), until=2, told=3) is None) == whole
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"seed": "x"}, "seed = 'x': should be a valid integer"),
+        ({"sead": 1, "seed": "x"}, "; and 1 more"),
+        ([], "it is no JSON object"),
+    ],
+)
+def test_what_is_wrong_with_a_damaged_job_is_said_first(tmp_path: Path, content: Any, words: str) -> None:
+    """Mutant check: pydantic's first line counts errors."""
+    told = job().model_dump(mode="json")
+    (tmp_path / "job.json").write_text(json.dumps(told | content if isinstance(content, dict) else content))
+    with pytest.raises(ValueError, match=r"job\.json is damaged") as caught:
+        open_folder(Folder(tmp_path), job())
+    assert words in str(caught.value)
+    assert "validation error" not in str(caught.value)
+
+
+def test_starting_over_keeps_everything_and_says_where(tmp_path: Path) -> None:
+    place = Folder(tmp_path)
+    assert start_over(place, place.inside("checkpoints")) == "it had left nothing else"
+    (tmp_path / "points.jsonl").write_text("x")
+    assert start_over(place, place.inside("checkpoints")) == "what it had left is kept as points.jsonl.bad-1"
+    for name in ("points.jsonl", "result.json"):
+        (tmp_path / name).write_text("x")
+    made = tmp_path / "checkpoints" / "step_000006"
+    made.mkdir(parents=True)
+    (made / "manifest.json").write_text("{}")
+    assert start_over(place, place.inside("checkpoints")) == (
+        "what it had left is kept as result.json.bad-1, points.jsonl.bad-2, checkpoints/step_000006.bad-1"
+    )
+    assert kept(tmp_path) == ["points.jsonl.bad-1", "points.jsonl.bad-2", "result.json.bad-1"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -57,7 +56,7 @@ def export(
             f"trial {name} has {error}; one is made every execution.checkpoint_every = "
             f"{job.execution.checkpoint_every} steps, when it is stopped and at its end: train it, then export"
         ) from error
-    tokenizer, image_shape, unsure = _inputs(place, job)
+    tokenizer, image_shape, unsure = _inputs(place, job, source, remote)
     model = models.build(job, tokenizer=tokenizer, image_shape=image_shape).eval()
     _fill(model, weights, name)
     points = _points(place, source, remote, until=found)
@@ -112,15 +111,26 @@ def _points(place: storage.Storage, source: Path, remote: str | None, *, until: 
         raise ValueError(_damaged(trial.POINTS, source, remote, error)) from error
 
 
+def _result(place: storage.Storage, source: Path, remote: str | None) -> dict[str, Any] | None:
+    """What its training ended with."""
+    try:
+        text = place.read(trial.RESULT)
+        return None if text is None else trial.result_of(text)
+    except (IsADirectoryError, ValueError) as error:
+        raise ValueError(_damaged(trial.RESULT, source, remote, error)) from error
+
+
 def _damaged(name: str, source: Path, remote: str | None, error: Exception) -> str:
     """What to do about a file of the trial that cannot be read."""
     return (
-        f"{name} of {remote or source} is damaged ({trial.reason(error)}); put a copy of it there, or have it written "
-        "again by continuing the run: orchestrator resume RUN"
+        f"{name} of {remote or source} is damaged ({trial.reason(error)}); put a copy of it there, or, if the trial is "
+        "one of a run, have it written again as the ledger has it: orchestrator resume RUN"
     )
 
 
-def _inputs(place: storage.Storage, job: JobConfig) -> tuple[Any, tuple[int, int, int] | None, list[str]]:
+def _inputs(
+    place: storage.Storage, job: JobConfig, source: Path, remote: str | None
+) -> tuple[Any, tuple[int, int, int] | None, list[str]]:
     """The tokenizer, or the shape of the images: what a job's data decide about its encoder. And what is not sure."""
     if job.task == "image":
         examples = data.train_examples(job)
@@ -128,13 +138,13 @@ def _inputs(place: storage.Storage, job: JobConfig) -> tuple[Any, tuple[int, int
         return None, examples.image_shape, []
     unsure = []
     if job.model.name in (None, "bert"):
-        result = place.read(trial.RESULT)
+        result = _result(place, source, remote)
         if result is None:
             unsure.append(
                 f"the trial has not ended, so nothing says whether data.train = '{job.data.train}', which its "
                 "vocabulary is made of, still has the rows that it trains on"
             )
-        elif data.fingerprint(job) != json.loads(result)["hashes"]["data"]:
+        elif data.fingerprint(job) != result["hashes"].get("data"):
             raise ValueError(
                 f"data.train = '{job.data.train}' or the rows it was judged on have changed since this trial was "
                 "trained, and its vocabulary is made of them; bring back the rows that it was trained on"

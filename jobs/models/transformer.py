@@ -28,6 +28,7 @@ from transformers.masking_utils import sdpa_mask
 
 from jobs import pretrained
 from jobs.config import JobConfig
+from jobs.failures import words_of
 from jobs.models.dropout import ATTENTION, drop
 from jobs.models.errors import ModelError
 from jobs.paths import directory, looked_in
@@ -95,8 +96,7 @@ def load(name: str, job: JobConfig) -> nn.Module:
             raise
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
         no_folder = "" if local else f"no folder{looked_in(name) or ' here'} and "
-        said = error.reason if isinstance(error, pretrained.EncoderError) else str(error)
-        reason = (said.strip().splitlines() or [type(error).__name__])[0]
+        reason = error.reason if isinstance(error, pretrained.EncoderError) else words_of(error)
         raise ModelError(
             f"model.name = '{name}' is {no_folder}not loadable"
             f"{'; HF_HUB_OFFLINE is set, so only the local cache was searched' if offline and not local else ''}"

@@ -17,14 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.storage import write_whole
-from jobs.trial import ATTEMPT, JOB, POINTS, RESULT, points_of, read_attempt
+from jobs.storage import Folder, at, write_whole
+from jobs.trial import ATTEMPT, JOB, POINTS, RESULT, newest_step, points_in, points_of, read_attempt, reason
 from orchestrator.ledger import Attempt, Ledger, Point, Trial
 from orchestrator.remote import RemoteError
 from orchestrator.runs import RunFolder
 
 from .facts import counted, other_keys, same
-from .on_disk import may_change, objective
+from .on_disk import may_change, other_job
 
 RENEW_S = 5.0
 """How often the lease is renewed meanwhile."""
@@ -93,14 +93,17 @@ class _File:
     def set_aside(self) -> None:
         """Rename it to NAME.bad-N."""
         if self.folder.remote is None:
-            names = (self.path.with_name(f"{self.name}.bad-{number}") for number in itertools.count(1))
-            self.path.rename(next(path for path in names if not path.exists()))
+            Folder(self.path.parent).set_aside(self.name)
             return
         remote, place = self.folder.remote, f"trials/{self.trial}"
         there = remote.files(place)
         free = next(name for number in itertools.count(1) if (name := f"{self.name}.bad-{number}") not in there)
         remote.put(f"{place}/{free}", remote.read(f"{place}/{self.name}") or b"")
         remote.delete(f"{place}/{self.name}")
+
+    def newest_checkpoint(self) -> int:
+        """Step of the trial's newest checkpoint, whatever its files hold; -1 where there is none."""
+        return newest_step(at(self.path.parent, self.folder.trial_uri(self.trial)))
 
 
 def _mend(
@@ -126,7 +129,7 @@ def _job(file: _File, trial: Trial) -> str | None:
     found, damage = _json(file)
     if found is None and damage is None and trial.state not in ENDED:
         return None
-    if damage is None and (found == trial.job or (found and not other_keys(objective(trial.job), objective(found)))):
+    if damage is None and other_job(trial.job, found) is None:
         return None
     file.write(json.dumps(trial.job, indent=1))
     return _written("was missing" if found is None and damage is None else damage or "was of another job")
@@ -147,17 +150,24 @@ def _result(file: _File, trial: Trial) -> str | None:
 
 def _points(file: _File, trial: Trial, attempts: Sequence[Attempt], ledger: Ledger) -> str | None:
     """The file's points with the ledger's values, and those of the ledger that it lacks. Of a trial that goes on the
-    ledger may be ahead of the file, which is then cut back to the newest checkpoint anyway."""
+    ledger may be ahead of the file, which is then cut back to the newest checkpoint anyway: only what that has passed
+    was there once."""
     try:
         text, damage = file.read() or "", None
+        if (fault := points_in(text)[1]) is not None:
+            damage = f"was damaged ({fault})"
     except ValueError as error:
-        text, damage = "", f"could not be read ({_first_line(error)})"
+        text, damage = "", f"could not be read ({reason(error)})"
     theirs = {(point.key, point.step): point for point in points_of(text, until=FOREVER)}
-    if trial.state not in ENDED and damage is None and (theirs or not trial.step):
-        return None
+    goes_on = trial.state not in ENDED and damage is None and (theirs or not trial.step)
     ours = {(point.key, point.step): point for point in ledger.points(trial.id)}
     lacking = [place for place in ours if place not in theirs]
+    if goes_on:
+        passed = file.newest_checkpoint() if lacking else 0
+        lacking = [place for place in lacking if place[1] <= passed]
     changed = [place for place, point in theirs.items() if _changed(point.value, ours.get(place), attempts)]
+    if goes_on and not lacking:
+        return None
     if not (damage or lacking or changed):
         return None
     merged = {place: asdict(point) for place, point in theirs.items()}
@@ -187,7 +197,7 @@ def _attempt(file: _File, trial: Trial, fence: tuple[int, int] | None) -> str | 
             return None
         damage = "was missing" if text is None else "was empty" if not text.strip() else "was damaged"
     except ValueError as error:
-        damage = f"could not be read ({_first_line(error)})"
+        damage = f"could not be read ({reason(error)})"
     token, number = fence
     file.write(json.dumps({"token": token, "attempt": number}))
     return _written(damage)
@@ -201,12 +211,8 @@ def _json(file: _File) -> tuple[Any, str | None]:
             return None, None
         return json.loads(text), None
     except (ValueError, RecursionError) as error:
-        return None, f"could not be read ({_first_line(error)})"
+        return None, f"could not be read ({reason(error)})"
 
 
 def _written(why: str) -> str:
     return f"{why}; it is written again as the ledger has it"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

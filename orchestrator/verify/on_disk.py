@@ -55,11 +55,8 @@ def _jobs(facts: Facts) -> Iterator[Finding]:
                 yield Finding(
                     f"trial {trial.id}: the ledger says {trial.state}, but its folder has no job.json", _written(facts)
                 )
-        elif keys := other_keys(objective(trial.job), objective(job)):
-            yield Finding(
-                f"trial {trial.id}: its job.json is not the job that the ledger has; {', '.join(keys)} differ",
-                _written(facts),
-            )
+        elif why := other_job(trial.job, job):
+            yield Finding(f"trial {trial.id}: its job.json is {why}", _written(facts))
 
 
 def _written(facts: Facts) -> str:
@@ -67,7 +64,24 @@ def _written(facts: Facts) -> str:
     return f"have it written again as the ledger has it: {facts.resume}"
 
 
-def objective(job: Any) -> Any:
+def other_job(ours: Any, found: Any) -> str | None:
+    """Why the job of a folder is not the trial's as the ledger has it; None where it is. How it is computed may differ,
+    but a job that the ledger's version could run can be read."""
+    if found == ours:
+        return None
+    if keys := other_keys(_objective(ours), _objective(found)):
+        return f"not the job that the ledger has; {', '.join(keys)} differ"
+    return "no job: its execution cannot be read" if _is_job(ours) and not _is_job(found) else None
+
+
+def _is_job(job: Any) -> bool:
+    try:
+        return JobConfig.model_validate(job) is not None
+    except ValidationError:
+        return False
+
+
+def _objective(job: Any) -> Any:
     """A job but for how it is computed, with every field that this version knows."""
     try:
         return JobConfig.model_validate(job).model_dump(mode="json", exclude={"execution"})
@@ -109,6 +123,27 @@ def _points_on_disk(facts: Facts) -> Iterator[Finding]:
                     f"the ledger says {mine}, the file {theirs.get(place, 'nothing')}",
                     remedy,
                 )
+
+
+def _holes(facts: Facts) -> Iterator[Finding]:
+    """Points that a checkpoint has passed were all on disk before it. Where the ledger lacks them too, a trial that
+    goes on measures them again."""
+    for trial, record in facts.folders:
+        ours = facts.points.get(trial.id, {}).keys()
+        there = {(key, step) for key, step, _ in record["points"]}
+        ended = trial.state in ("done", "pruned")
+        told = not ours <= there if ended else any(fault.startswith("points.jsonl") for fault in record["faults"])
+        if record["missing"] and not told:
+            yield Finding(
+                f"trial {trial.id}: its points.jsonl lacks {counted(record['missing'], 'point')} that its newest "
+                f"checkpoint has passed{', and so does the ledger' if ended else ''}",
+                "put it back from a copy: nothing measures them again" if ended else _again(facts, trial),
+            )
+
+
+def _again(facts: Facts, trial: Trial) -> str:
+    flag = " --failed" if trial.state == "failed" else ""
+    return f"they are written, or measured, again when the trial goes on: {facts.resume}{flag}"
 
 
 def _both(facts: Facts) -> Iterator[tuple[Trial, dict[Place, Point], dict[Place, float]]]:
@@ -214,5 +249,5 @@ def _ahead(facts: Facts) -> Iterator[str]:
             yield f"trial {trial.id}: its points.jsonl is {counted(len(pruned[trial.id]), 'point')} ahead of the ledger"
 
 
-CHECKS = (_elsewhere, _strangers, _folders, _jobs, _results, _points_on_disk, _checkpoints)
+CHECKS = (_elsewhere, _strangers, _folders, _jobs, _results, _points_on_disk, _holes, _checkpoints)
 NOTES = (_to_be_closed, _queued, _remains, _measured_again, _ahead)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from damage import DAMAGES, OF_JSON, Damage, absent, garbage
+from damage import DAMAGES, OF_JSON, Damage, a_folder, absent, garbage
 from forked import Done, forking
 from mounts import read_only
 from real import SWEEP, call
@@ -40,17 +40,19 @@ FILES = [
     *("trials", f"trials/{TRIAL}", f"trials/{TRIAL}/checkpoints", "report"),
     "../mlflow.db",
 ]
-CASES = [(file, damage) for file in FILES for damage in DAMAGES]
+RARE = ["submitted.diff", *(f"trials/{TRIAL}/{name}" for name in ("log.rank1.txt", "failure.attempt1.txt"))]
+"""Files that only some runs have: submitted ones, those of several ranks, those in which something failed."""
+CASES = [(file, damage) for file in (*FILES, *RARE) for damage in DAMAGES]
 CASES += [(file, damage) for file in JSON_FILES for damage in OF_JSON]
 
 THOROUGH = [pytest.param(*case, marks=pytest.mark.slow if case[1] is garbage else pytest.mark.soak) for case in CASES]
 """For verbs that take seconds: garbage in `make test`, everything in `make soak`."""
 
 EVERY_KIND = [
-    pytest.param(*case, marks=pytest.mark.slow if number % 3 == 0 else pytest.mark.soak)
+    pytest.param(*case, marks=pytest.mark.slow if number % 7 in (0, 3) else pytest.mark.soak)
     for number, case in enumerate(CASES)
 ]
-"""For verbs that answer at once: a third in `make test`, with each damage and each file, everything in `make soak`."""
+"""For verbs that answer at once: two sevenths in `make test`, with each damage and each file, all in `make soak`."""
 
 READING: dict[str, tuple[str, ...]] = {
     "status": ("status", "diverged"),
@@ -60,9 +62,11 @@ READING: dict[str, tuple[str, ...]] = {
     "stop": ("stop", "diverged", "--wait", "1"),
     "plan": ("plan", "runs/diverged/sweep.toml"),
 }
+EXAMINING = ("doctor", "runs/diverged/sweep.toml", "--into", "runs/diverged", "--offline")
 VERIFYING: dict[str, tuple[str, ...]] = {"verify": ("verify", "diverged")}
 WRITING: dict[str, tuple[str, ...]] = {
     "resume": ("resume", "diverged", "--offline"),
+    "resume --failed": ("resume", "diverged", "--failed", "--offline"),
     "launch": ("launch", "runs/diverged/sweep.toml", "--into", "runs/diverged", "--offline"),
 }
 
@@ -86,6 +90,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("ORCHESTRATOR_LEDGER", "MLFLOW_TRACKING_URI", "ORCHESTRATOR_RUNS"):
             patch.delenv(name, raising=False)
         call("resume", "diverged", cwd=home)
+    for file in RARE:
+        (home / "runs" / "diverged" / file).write_text("x\n")
     return home
 
 
@@ -183,6 +189,21 @@ def test_row_41_a_session_that_tells_mlflow_has_words_for_a_damaged_store(home: 
     assert (done.code == 0) == (damage.__name__ in ("absent", "empty")), done.output
 
 
+TOUCHED = [name for name in FILES if name.startswith(("sweep", "ledger.db"))]
+"""What `doctor` looks at, which takes a while."""
+
+
+@pytest.mark.parametrize("damage", [garbage, pytest.param(a_folder, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(name, marks=pytest.mark.slow if name == "ledger.db" else pytest.mark.soak) for name in TOUCHED],
+)
+def test_row_41_doctor_has_words_for_every_damage(home: Path, run: Run, file: str, damage: Damage) -> None:
+    damage(home / "runs" / "diverged" / file)
+    done = run(*EXAMINING)
+    assert wrong_with(done, *names_of(file, damage), "diverged") is None
+
+
 PLACES = [("runs", "sweep", "{"), ("trials", "job", "nonsense"), ("trials", "metric", "nonsense")]
 PLACES += [("runs", "environment", "[1]"), ("points", "value", "nonsense"), ("trials", "metrics", "[" * 100_000)]
 
@@ -245,6 +266,31 @@ def test_row_46_a_run_that_is_read_only_is_read(home: Path, run: Run) -> None:
     for done in refused.values():
         assert wrong_with(done, "runs") is None
         assert "read-only" in done.output.lower() or "cannot be written" in done.output
+
+
+AT_ONCE = ("points.jsonl", "ledger.db", "optimizer.pt")
+ONE_BY_ONE = [
+    pytest.param(file, broken, marks=pytest.mark.slow if broken and file.endswith(AT_ONCE) else pytest.mark.soak)
+    for file in (*FILES, *RARE)
+    for broken in (True, False)
+    if not file.endswith(("-wal", "-shm")) and file not in ("trials", "report")
+]
+
+
+@pytest.mark.parametrize(("file", "broken"), ONE_BY_ONE)
+def test_row_46_one_file_or_folder_that_cannot_be_written_is_told(
+    home: Path, run: Run, file: str, broken: bool
+) -> None:
+    """Also where it is damaged and would be written again; nothing can be renamed over it, for it is a mount."""
+    path = home / "runs" / "diverged" / file
+    if broken and path.is_file():
+        garbage(path)
+    with read_only(path):
+        wrong = []
+        for name, arguments in (READING | VERIFYING | WRITING).items():
+            if found := wrong_with(run(*arguments), *names_of(file, garbage)):
+                wrong.append(f"{name}: {found}")
+    assert wrong == []
 
 
 @pytest.mark.slow
