@@ -111,12 +111,16 @@ def _answers(server: str) -> Iterator[tuple[str, str]]:
 @contextlib.contextmanager
 def _server(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     log.parent.mkdir(parents=True, exist_ok=True)
+    heard: list[int] = []
+    _on_signals(lambda number, _: heard.append(number))  # one that came now would leave the server behind
     with log.open("ab") as file:
         process = subprocess.Popen(
             command, env=os.environ | tracking.UI_ENVIRONMENT, stdout=file, stderr=file, start_new_session=True
         )
     try:
         _on_signals(_interrupt)
+        if heard:
+            _interrupt(heard[0], None)
         yield process
     finally:
         # MLflow's workers share its process group, which is ours alone.
