@@ -132,12 +132,12 @@ def test_a_rank_that_is_gone_fails_no_trial_that_does_without_it_and_the_first_t
 
 
 def test_the_exception_of_the_only_rank_that_raised_is_what_is_seen(gang: Gang, tmp_path: Path) -> None:
-    (tmp_path / "log.rank1.txt").mkdir()
+    (tmp_path / "log.rank1.txt").symlink_to(tmp_path / "no folder" / "log")
     with pytest.raises(GangError) as caught:
         gang.begin(job(), str(tmp_path))
     failure = caught.value.failure
     assert (failure.kind, failure.rank) == ("user_error", 1)
-    assert failure.message.startswith("rank 1: IsADirectoryError")
+    assert failure.message.startswith("rank 1: FileNotFoundError")
     assert "log.rank1.txt" in failure.trace
 
 

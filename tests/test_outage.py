@@ -462,6 +462,9 @@ ONE_SHOT: dict[str, Callable[[Ledger], Any]] = {
         Suggestion("x", 0, {}, ("new", "new too")), (trial for trial in new_trials())
     ),
     "record_points of an iterator": lambda ledger: ledger.record_points("t1", 1, points("t1")),
+    "finish_attempt with an iterator": lambda ledger: ledger.finish_attempt(
+        "t1", 1, state="pruned", points=points("t1")
+    ),
     "mark_projected of an iterator": lambda ledger: ledger.mark_projected(points("t0")),
 }
 """Calls whose arguments can be gone through once, as the schedule makes them."""

@@ -134,7 +134,7 @@ def _suggested(facts: Facts) -> Iterator[Finding]:
             yield Finding(f"{what}: asks for trial {wanted}, which the ledger does not have", facts.restore)
         elif (
             trial.stage != "tune"
-            or (apart and any(one.arm != trial.arm for one in suggestions))
+            or (apart and trial.arm != first.arm)
             or (trial.arm == first.arm and trial.number != first.number)
         ):
             yield Finding(
