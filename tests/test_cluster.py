@@ -359,8 +359,10 @@ except ConnectionError as error:
 """
 
 
-@pytest.mark.parametrize("stopped", ["raylet", "gcs_server"])
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "stopped",
+    [pytest.param("raylet", marks=pytest.mark.slow), pytest.param("gcs_server", marks=pytest.mark.soak)],
+)
 def test_a_ray_that_does_not_start_in_time_is_told_in_words(stopped: str) -> None:
     """One of its processes is stopped as soon as it is there. Mutant check: Ray's own error is a bare Exception."""
     family: list[psutil.Process] = []

@@ -101,8 +101,8 @@ def test_after_every_event_the_search_knows_what_the_ledger_says(
     ("prune", "sampler", "every"),
     [
         ("halving", "random", 4),
-        pytest.param("halving", "tpe", 1, marks=pytest.mark.slow),
-        pytest.param("median", "tpe", 1, marks=pytest.mark.slow),
+        pytest.param("halving", "tpe", 1, marks=pytest.mark.soak),
+        pytest.param("median", "tpe", 1, marks=pytest.mark.soak),
     ],
 )
 def test_wherever_a_pruned_sweep_is_cut_it_ends_as_if_it_had_not_been(
@@ -126,7 +126,7 @@ def test_wherever_a_pruned_sweep_is_cut_it_ends_as_if_it_had_not_been(
 
 @pytest.mark.parametrize(
     ("prune", "every"),
-    [("halving", 9), *(pytest.param(prune, 1, marks=pytest.mark.slow) for prune in ("halving", "median"))],
+    [("halving", 9), *(pytest.param(prune, 1, marks=pytest.mark.soak) for prune in ("halving", "median"))],
 )
 def test_wherever_the_writer_is_killed_the_continued_sweep_is_the_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prune: str, every: int

@@ -203,9 +203,10 @@ except RunError as error:
     return said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("store", STORES)
-@pytest.mark.parametrize("left", ["nothing", "a marker"])
+@pytest.mark.parametrize(
+    "left", [pytest.param("nothing", marks=pytest.mark.slow), pytest.param("a marker", marks=pytest.mark.soak)]
+)
 def test_of_several_who_create_a_run_at_once_one_does_and_the_others_are_told_why_not(
     home: Path,
     store: str,

@@ -184,6 +184,7 @@ def test_a_rank_that_linux_ends_for_want_of_memory_is_out_of_memory(gang: Gang, 
     )
 
 
+@pytest.mark.soak
 def test_a_killed_rank_in_a_tight_cgroup_is_no_victim_of_it_whatever_the_machine_ends_meanwhile(
     gang: Gang, tmp_path: Path
 ) -> None:

@@ -109,7 +109,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
 }
 
 
-@pytest.mark.parametrize("folder", ["folder", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize("folder", ["folder", pytest.param("s3", marks=pytest.mark.soak)], indirect=True)
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_a_finished_trial_is_written_again(folder: RunFolder, ledger: Ledger, name: str, damage: str) -> None:

@@ -193,7 +193,7 @@ def save_image_encoder(folder: Path, width: int = 16) -> None:
     transformers.ViTModel(config).save_pretrained(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_weights_and_rows_that_change_or_vanish_end_every_session_with_2(tmp_path: Path) -> None:
     """An encoder in a folder, rows in a file: other weights in the middle of a session, then at the beginning of one;
     the folder gone, with a repository of that name in the Hub's cache; the rows in another order, and gone. Each ends

@@ -296,7 +296,7 @@ def test_so_does_a_session_that_was_at_work_meanwhile(case: Case, name: str) -> 
     in_order(case)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_so_it_is_with_a_server(tmp_path: Path, server: Server) -> None:
     """One run after another in one server, which so holds others' experiments too. Takes half a minute."""
     for number, name in enumerate(DAMAGES):
@@ -312,8 +312,7 @@ def test_so_it_is_with_a_server(tmp_path: Path, server: Server) -> None:
         case.ledger.close()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("takers", [0, 1])
+@pytest.mark.parametrize("takers", [pytest.param(0, marks=pytest.mark.soak), pytest.param(1, marks=pytest.mark.slow)])
 def test_a_server_that_was_restarted_empty_is_told_everything(tmp_path: Path, tables: Path, takers: int) -> None:
     """Also where another sweep was first and has the id that the ledger has recorded."""
     server = Server(tmp_path / "runs")

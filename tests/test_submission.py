@@ -401,7 +401,7 @@ def test_a_sweep_submitted_from_a_laptop_measures_what_a_local_one_does(
     assert [(job["run"], job["state"], job["exit_code"]) for job in jobs] == [(run, "SUCCEEDED", 0)]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_job_that_is_left_goes_on_and_the_same_command_follows_it(site: Site, sweep: Path) -> None:
     """Mutant check: submitting without a look at the jobs there makes two, of which one ends with 3."""
     run, at = site.bucket("left"), ("--address", site.url)

@@ -315,7 +315,7 @@ def test_row_16_a_rank_that_gets_no_memory_is_told_with_its_peak(fault: Fault, t
     assert {trial.state for trial in run.ledger.trials()} == {"failed", "done"}, "the sweep goes on"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_16_a_rank_that_linux_ends_at_the_limit_of_its_cgroup_is_out_of_memory(
     fault: Fault, tmp_path: Path
 ) -> None:

@@ -81,7 +81,7 @@ def on_a_terminal(home: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
             os.close(master)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_28_a_reader_that_leaves_and_a_hangup_of_the_whole_group_change_nothing(
     home: Path, undisturbed: dict[str, float]
 ) -> None:

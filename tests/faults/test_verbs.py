@@ -65,7 +65,7 @@ def test_row_34_a_launch_killed_while_it_creates_is_continued_by_the_same_comman
             assert ledger.run.environment["directory"] == str(home)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_34_the_sweep_of_a_killed_creation_measures_what_an_undisturbed_one_does(
     home: Path, undisturbed: dict[str, float]
 ) -> None:
@@ -116,7 +116,7 @@ def test_row_35_resume_give_up_killed_half_way_gives_up_the_rest_when_asked_agai
     assert {trial["attempts"] for trial in stood} == {1}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_row_36_stop_killed_before_it_asks_changes_nothing_and_after_it_the_driver_stops(home: Path) -> None:
     (home / "sweep.toml").write_text(LONG)
     folder = RunFolder(home / "runs" / "small")
