@@ -126,7 +126,10 @@ def _continue(
     """Go on with a run by the plan that it was begun with, if what it needs is there and is what it was."""
     record: dict[str, Any] | None = None
     if _is_left(ledger, again):  # else the run's nodes and data may be gone
-        readiness.check_cluster(plan, readiness.largest(plan, ledger, execution))
+        ranks, progress = readiness.largest(plan, ledger, execution), Progress(plan, ledger)
+        readiness.await_room(plan, ranks, say=progress.say)
+        progress.release()
+        readiness.check_cluster(plan, ranks)
         doctor.refuse(folder, plan)
         recorded = ledger.run.provenance
         with provenance.looked_for_in(provenance.folder_of(ledger.run.environment)):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from math import isfinite, nan
 from typing import Any
@@ -17,6 +18,10 @@ from orchestrator.runs import RunFolder
 GRACE_S = 25.0
 """Seconds from SIGTERM to the hard end, unless $ORCHESTRATOR_GRACE_S says otherwise. Kubernetes and most pre-emptions
 allow thirty."""
+
+
+JOIN_S, LOOK_S = 60.0, 2.0
+"""How long nodes of a cluster that was started again may take to join it, and between two looks."""
 
 
 class InfrastructureMissing(Exception):
@@ -97,6 +102,25 @@ def check_cluster(plan: Plan, ranks: int) -> None:
         )
         fault = Fault("job.execution.ranks", str(ranks), expected)
         raise ConfigError(plan.sweep.name, "sweep for this cluster", [fault])
+
+
+def await_room(plan: Plan, ranks: int, *, say: Callable[[str], None]) -> None:
+    """Wait until the largest trial of a run that was under way finds a place, for `JOIN_S` at most: a cluster that was
+    started again has its head before its nodes. Raises InfrastructureMissing where no cluster answers."""
+    if cluster.address() is None:
+        return
+    resources, deadline, told = plan.sweep.resources, time.monotonic() + JOIN_S, False
+
+    def has_room() -> bool:
+        nodes, cpus, gpus = usable(plan, _nodes()), resources.cpus_per_rank, resources.gpus_per_rank
+        return grows(plan) or cluster.fits(nodes, ranks=ranks, cpus=cpus, gpus=gpus)
+
+    while not has_room() and time.monotonic() < deadline:
+        if not told:
+            say(f"the cluster has no room for a trial now; waiting for its nodes, {JOIN_S:.0f} s at most")
+        told = True
+        time.sleep(LOOK_S)
+        _nodes.cache_clear()
 
 
 def check_shared(folder: RunFolder, *, offline: bool) -> list[str]:

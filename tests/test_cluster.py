@@ -111,6 +111,38 @@ def test_only_nodes_with_the_wanted_gpus_count(tmp_path: Path, monkeypatch: pyte
         readiness.check_cluster(none, 2)
 
 
+@pytest.mark.parametrize("comes", [[], [[Node(0, 0)]], [[], [Node(0, 0)], [Node(0, 0), Node(1, 0)]]])
+def test_a_run_that_goes_on_waits_for_the_nodes_of_a_cluster_that_was_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes: list[list[Node]]
+) -> None:
+    """The head is there first. Mutant check: to ask once is exit 2, `there are 0 CPUs`."""
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(readiness, "LOOK_S", 0.001)
+    looks = iter([*comes, [Node(0, 0), Node(2, 0)]])
+    monkeypatch.setattr(cluster, "nodes", lambda: next(looks))
+    said: list[str] = []
+    readiness._nodes.cache_clear()
+    readiness.await_room(plan_of(tmp_path), 2, say=said.append)
+    readiness.check_cluster(plan_of(tmp_path), 2)
+    assert len(said) == bool(comes)
+    assert next(looks, None) is None
+    readiness._nodes.cache_clear()
+
+
+def test_a_cluster_that_stays_too_small_is_refused_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(readiness, "LOOK_S", 0.001)
+    monkeypatch.setattr(readiness, "JOIN_S", 0.05)
+    monkeypatch.setattr(cluster, "nodes", lambda: [Node(1, 0)])
+    readiness._nodes.cache_clear()
+    readiness.await_room(plan_of(tmp_path), 2, say=lambda _: None)
+    with pytest.raises(ConfigError, match="there are 1"):
+        readiness.check_cluster(plan_of(tmp_path), 2)
+    readiness._nodes.cache_clear()
+
+
 def test_a_share_of_a_gpu_is_refused_when_an_attempt_is_given_several_ranks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
