@@ -26,8 +26,9 @@ from .node import Facts, Place, Questions
 ANSWER_S = nodes.LOOK_S + 60.0
 """How long a node may take: to start a process of Ray's, and to look."""
 
-LITTLE, SMALL = 2**29, 5 * 2**30
-"""Free bytes below which a checkpoint of a small encoder may not fit, and below which a long sweep may run out."""
+LITTLE, SMALL = 3 * 2**19, 5 * 2**30
+"""Free bytes below which not even the ledger and a tiny encoder's checkpoint fit, and below which a sweep may run out.
+In between a person decides: a disk that fills up stops the sweep with nothing lost."""
 
 SHARED_MEMORY = 2**30
 """Ray's objects and NCCL's buffers lie there. Containers get 64 MB unless told otherwise."""
@@ -230,7 +231,8 @@ def _disk(told: Mapping[str, Facts]) -> Iterator[Finding]:
                 low = True
                 remedy = f"free some space in {place}, or put it elsewhere: ORCHESTRATOR_SCRATCH, TMPDIR, --into"
                 level = BLOCKER if free < LITTLE else WARNING
-                yield Finding("disk", name, level, f"{free / 2**30:.1f} GiB free in {place}", remedy)
+                room = f"{free / 2**30:.1f} GiB" if free >= 2**29 else f"{free / 2**20:.1f} MiB"
+                yield Finding("disk", name, level, f"{room} free in {place}", remedy)
         if facts.shared_memory is not None and facts.shared_memory < SHARED_MEMORY:
             found = f"shared memory of {facts.shared_memory / 2**20:.0f} MiB, where Ray and NCCL keep buffers"
             remedy = "give the container more: docker run --shm-size=4g, or an emptyDir of medium Memory there"
