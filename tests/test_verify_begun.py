@@ -7,6 +7,8 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -187,3 +189,37 @@ def test_a_store_that_is_read_only_is_read_or_named(told: Path, tmp_path: Path, 
     assert str(path.parent) in refusal.value.remedy or state == "locked"
     assert tempfile.gettempdir() not in said.replace(str(tmp_path), "")
     assert ("try again" in said) == (state == "locked")
+
+
+KILLED = """
+import os, signal, sqlite3, sys
+held = sqlite3.connect(sys.argv[1], isolation_level=None)
+held.execute("PRAGMA cache_size = 1")
+held.execute("BEGIN")
+held.execute("DELETE FROM metrics")
+held.execute("UPDATE tags SET value = 'half written'")
+held.execute("CREATE TABLE more AS WITH RECURSIVE n(k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM n WHERE k < 500) "
+             "SELECT k, randomblob(4000) FROM n")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+"""Leaves pages of a transaction that never ended in the file, and beside it the journal that takes them back."""
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_what_a_killed_driver_was_writing_to_the_store_is_taken_back(
+    told: Path, tmp_path: Path, writable: bool
+) -> None:
+    """Seen: a driver that was killed while it told MLflow, after which every launch and `verify` ended with 4, "is no
+    database of SQLite (attempt to write a readonly database)". Mutant checks: `mode=ro` where it can be written to;
+    `immutable` where it can not reads what was half written."""
+    (tmp_path / "runs").mkdir()
+    path = tmp_path / "runs" / "mlflow.db"
+    shutil.copy(told / "mlflow.db", path)
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert path.with_name("mlflow.db-journal").stat().st_size > 0
+    uri, uuid = f"sqlite:///{path}", uuid_of(RunFolder(told / "diverged"))
+    with contextlib.nullcontext() if writable else read_only(tmp_path / "runs"):
+        tracking.check(uri)
+        found = tracking.runs_of(uri, uuid)
+    assert found == tracking.runs_of(f"sqlite:///{told / 'mlflow.db'}", uuid)
+    assert path.with_name("mlflow.db-journal").exists() is not writable

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import sqlite3
 import sys
 import urllib.error
@@ -108,8 +109,8 @@ def _refuse_damaged(path: Path) -> None:
     shown = f"sqlite:///{path}"
     if path.is_dir():
         raise TrackingUnavailable(shown, "is a folder", _anew(shown))
-    if not path.exists():
-        return
+    if not path.exists() or (_journal(path) and not _is_writable(path)):
+        return  # what was cut short is taken back in a copy
     try:
         with contextlib.closing(_reader(path)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
@@ -119,9 +120,16 @@ def _refuse_damaged(path: Path) -> None:
 
 
 def _reader(path: Path) -> sqlite3.Connection:
-    """A connection that writes nothing, also where nothing can be written."""
-    mode = "mode=ro" if _is_writable(path) or path.with_name(f"{path.name}-shm").exists() else "immutable=1"
-    return sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True)
+    """A connection to read, also where nothing can be written. Elsewhere SQLite takes back what a killed process was
+    writing, which it refuses to one that may only read."""
+    mode = "mode=ro" if path.with_name(f"{path.name}-shm").exists() else "immutable=1"
+    return sqlite3.connect(f"file:{quote(str(path))}?{'mode=rw' if _is_writable(path) else mode}", uri=True)
+
+
+def _journal(path: Path) -> Path | None:
+    """What takes back a transaction that was cut short, or that somebody is making."""
+    journal = path.with_name(f"{path.name}-journal")
+    return journal if journal.is_file() and journal.stat().st_size else None
 
 
 def _is_writable(path: Path) -> bool:
@@ -242,6 +250,10 @@ def runs_of(uri: str, uuid: str, *, history: bool = True, deleted: bool = False)
 
 def _copy(path: Path, to: Path) -> None:
     """Copy an embedded store that cannot be written to. Raises TrackingUnavailable."""
+    if (journal := _journal(path)) is not None:
+        shutil.copyfile(path, to)
+        shutil.copyfile(journal, to.with_name(f"{to.name}-journal"))
+        return
     try:
         with contextlib.closing(_reader(path)) as source, contextlib.closing(sqlite3.connect(to)) as copy:
             source.execute("BEGIN")
