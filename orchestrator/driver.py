@@ -50,6 +50,10 @@ if TYPE_CHECKING:
     from orchestrator import tracking
 
 
+MOST_SAID = 20
+"""Files that were written again, and faults that are left, of which a session tells one by one."""
+
+
 @dataclass(frozen=True)
 class Options:
     """How a session is carried out; none of it changes the result."""
@@ -225,7 +229,7 @@ def _drive(
             elif options.accept_code:
                 provenance.accept_what_ran(ledger)
             if continues:
-                for sentence in verify.mend(folder, ledger):
+                for sentence in _shortened(verify.mend(folder, ledger)):
                     ledger.event("mended", sentence)
                     progress.say(f"note: {sentence}")
             ledger.set_run(state="running")
@@ -247,6 +251,12 @@ def _drive(
         _raise_what_broke(session)
         progress.close(folder, lines, offline=options.offline)
         return code
+
+
+def _shortened(sentences: Sequence[str]) -> list[str]:
+    """At most `MOST_SAID` of them, and how many there are more: each takes a transaction, and a reader's time."""
+    more = len(sentences) - MOST_SAID
+    return [*sentences[:MOST_SAID], *([f"and {more:,} more files of trials were written again"] if more > 0 else [])]
 
 
 @contextlib.contextmanager
@@ -299,7 +309,9 @@ def _prove(folder: RunFolder, ledger: Ledger, uri: str | None) -> tuple[Exit, li
     faults = verify.faults_after(folder, ledger, uri)
     if not faults:
         return Exit.DONE, []
-    return Exit.SOME_FAILED, [f"fault: {fault}" for fault in faults]
+    more = len(faults) - MOST_SAID
+    lines = [f"fault: {fault}" for fault in faults[:MOST_SAID]]
+    return Exit.SOME_FAILED, lines + ([f"and {more:,} more: orchestrator verify {folder.quoted}"] if more > 0 else [])
 
 
 def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress: Progress) -> None:
