@@ -115,7 +115,7 @@ def test_a_run_begun_by_the_first_version_is_continued_with_the_numbers_that_it_
     ]
     # One was cut short, and two programs trained it.
     assert [(group["code"] is None, len(group["trials"])) for group in answer["code"]] == [(True, 6), (False, 19)]
-    assert any("5 trials by code not recorded" in note for note in answer["notes"])
+    assert any("6 trials by code not recorded" in note for note in answer["notes"])
     found = json.loads(call("verify", "crossed", "--json", cwd=tmp_path))
     assert found["ok"], found["faults"]
     (tmp_path / "sweep.toml").write_text((begun / "crossed" / "sweep.toml").read_text())
