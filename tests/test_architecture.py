@@ -128,8 +128,8 @@ def test_only_the_owner_imports_a_package(path: str) -> None:
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.startswith("orchestrator/")])
 def test_the_orchestrator_knows_only_what_a_job_is_and_the_executor_the_gang(path: str) -> None:
-    """`verify.mending` knows a trial's folder too, and `remote` how files are uploaded; those modules need neither torch
-    nor ray."""
+    """`verify.mending` knows a trial's folder too, and `remote` how files are uploaded: by modules that need neither
+    torch nor ray."""
     more = {
         "orchestrator/executor.py": {"gang"},
         "orchestrator/remote.py": {"storage"},
