@@ -346,7 +346,7 @@ def test_decoded_images_are_the_same_whether_kept_or_not(tmp_path: Path, monkeyp
     pq.write_table(labelled(PIXELS, column), tmp_path / "a.parquet")
     pq.write_table(labelled(PIXELS, column), tmp_path / "b.parquet")
     kept = images(image_job(tmp_path / "a.parquet")).images
-    monkeypatch.setattr("jobs.data.pixels.KEPT_BYTES", 0)
+    monkeypatch.setattr("jobs.data.encoded.KEPT_BYTES", 0)
     decoded = images(image_job(tmp_path / "b.parquet")).images
     for rows in ([3, 1, 3], [1, 8], []):
         chosen = np.array(rows, np.int64)
