@@ -1,4 +1,5 @@
-"""Pixels of an image column, whatever their storage: raw bytes where they lie, lists of numbers, or encoded files."""
+"""Pixels of an image column, whatever their storage: raw bytes where they lie, lists of numbers, encoded images, or
+paths of such."""
 
 from __future__ import annotations
 
@@ -13,13 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.data.arrays import Arrays
+from jobs.data.arrays import COLOURED, GREY, Arrays, is_bytes
 from jobs.data.batches import content_ids
-from jobs.data.encoded import Encoded
+from jobs.data.encoded import Encoded, holds_encoded
+from jobs.data.links import Links, links_of
 from jobs.data.sources import Rows
-
-SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
-"""How encoded images begin: PNG, JPEG, GIF, WebP, BMP, TIFF."""
 
 MEAN = STD = 0.5
 """Pixels in [0, 1] are standardised with these."""
@@ -28,13 +27,22 @@ MEAN = STD = 0.5
 class Images:
     """Images of one size. Indexed like a list, it gives what an encoder takes: float32 [c, C, H, W], standardised."""
 
-    def __init__(self, rows: Rows, column: str, image_shape: tuple[int, ...] | None = None) -> None:
-        """image_shape: (H, W) or (H, W, C) of raw pixels, and what encoded images are resized to; None: as they are."""
-        _refuse_nulls(rows, column)
+    def __init__(
+        self,
+        rows: Rows,
+        column: str,
+        image_shape: tuple[int, ...] | None = None,
+        channels: int | None = None,
+        links: Links | None = None,
+    ) -> None:
+        """image_shape: (H, W) or (H, W, C) of raw pixels, and what encoded images are resized to; None: as they are.
+        channels: of the images that these are compared with; grey ones then are given as three equal channels, if
+        those are three. links: the files that rows name, where they do."""
         self.rows, self.column = rows, column
-        self._source = _source(rows, column, image_shape)
+        self._source = _source(rows, column, image_shape, channels, links)
         self._at = np.arange(len(rows))
-        self.shape: tuple[int, int, int] = (self._source.hwc[2], *self._source.hwc[:2])
+        h, w, c = self._source.hwc
+        self.shape: tuple[int, int, int] = (COLOURED if (c, channels) == (GREY, COLOURED) else c, h, w)
         """(C, H, W)."""
 
     def __len__(self) -> int:
@@ -45,13 +53,15 @@ class Images:
 
     def unit(self, rows: NDArray[np.int64]) -> Tensor:
         """float32 [c, C, H, W] in [0, 1]."""
-        raw = self._source.take(self._at[rows]).reshape(len(rows), *self._source.hwc)
-        pixels = torch.from_numpy(np.ascontiguousarray(raw.transpose(0, 3, 1, 2)))
+        raw = self._source.take(self._at[rows]).transpose(0, 3, 1, 2)
+        if raw.shape[1] != self.shape[0]:
+            raw = raw.repeat(self.shape[0], axis=1)
+        pixels = torch.from_numpy(np.ascontiguousarray(raw))
         return pixels / 255 if pixels.dtype == torch.uint8 else pixels
 
     def content_ids(self, rows: NDArray[np.int64]) -> Tensor:
         """int64 [c]: equal for equal pixels."""
-        return content_ids(self._source.take(self._at[rows]))
+        return content_ids(np.ascontiguousarray(self._source.take(self._at[rows])))
 
     def subset(self, rows: NDArray[np.int64]) -> Images:
         """These images, in this order, on the same pixels."""
@@ -59,9 +69,10 @@ class Images:
         vars(chosen)["_at"] = self._at[rows]
         return chosen
 
-    def check(self) -> None:
-        """Raises DataError at the first image that cannot be opened or is of another size than the first."""
-        self._source.check()
+    def check(self) -> list[str]:
+        """Look at the images, of very many encoded ones at a sample. Returns what a person should know of them. Raises
+        DataError at the first that cannot be read or is of another size than the first row's."""
+        return self._source.check()
 
 
 def standardised(unit: Tensor) -> Tensor:
@@ -69,32 +80,50 @@ def standardised(unit: Tensor) -> Tensor:
     return (unit - MEAN) / STD
 
 
+def images_of(rows: Rows, column: str, image_shape: tuple[int, ...] | None, *, channels: int | None = None) -> Images:
+    """Images of a column; the same object for the same rows and files, so that what was decoded is kept between
+    trials. channels: of the images that these are compared with."""
+    _refuse_nulls(rows, column)
+    return _images(rows, column, image_shape, channels, links_of(rows, column))
+
+
 @functools.lru_cache(maxsize=4)
-def images_of(rows: Rows, column: str, image_shape: tuple[int, ...] | None) -> Images:
-    """Images of a column; the same object for the same rows, so that what was decoded is kept between trials."""
-    return Images(rows, column, image_shape)
+def _images(
+    rows: Rows, column: str, image_shape: tuple[int, ...] | None, channels: int | None, links: Links | None
+) -> Images:
+    return Images(rows, column, image_shape, channels, links)
 
 
-def _source(rows: Rows, column: str, image_shape: tuple[int, ...] | None) -> Arrays | Encoded:
+def _source(
+    rows: Rows, column: str, image_shape: tuple[int, ...] | None, channels: int | None, links: Links | None
+) -> Arrays | Encoded:
     kind = rows.table.schema.field(column).type
     if pa.types.is_struct(kind):
-        if kind.get_field_index("bytes") < 0:
-            raise rows.fault(f"is of type {kind}; a struct must have a field 'bytes'", column=column)
-        return Encoded(rows, column, image_shape)
-    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    if is_bytes and rows.table[column][0].as_py().startswith(SIGNATURES):
-        return Encoded(rows, column, image_shape)
+        at = kind.get_field_index("bytes")
+        if at < 0 and links is None:
+            raise rows.fault(f"is of type {kind}; a struct must have a field 'bytes' or 'path'", column=column)
+        if at >= 0 and not (is_bytes(kind.field(at).type) or pa.types.is_null(kind.field(at).type)):
+            raise rows.fault(
+                f"is of type {kind}; its 'bytes' must be binary, so images written as text or numbers must be decoded",
+                column=column,
+            )
+    if pa.types.is_struct(kind) or links is not None or holds_encoded(rows.table[column]):
+        return Encoded(rows, column, image_shape, channels, links)
     return Arrays(rows, column, image_shape)
 
 
 def _refuse_nulls(rows: Rows, column: str) -> None:
-    at = 0
-    for chunk in rows.table[column].chunks:
-        inner = chunk
-        if pa.types.is_struct(chunk.type) and chunk.type.get_field_index("bytes") >= 0:
-            inner = chunk.field("bytes")
-        for array in (chunk, inner):
-            if array.null_count:
-                row = at + pc.index(pc.is_null(array), value=True).as_py()
-                raise rows.fault("holds no image; remove the row", column=column, row=row)
-        at += len(chunk)
+    """Raise DataError at the first row that holds neither an image nor a path."""
+    values = rows.table[column]
+    names = [name for name in ("bytes", "path") if pa.types.is_struct(values.type)]
+    parts = [pc.struct_field(values, name) for name in names if values.type.get_field_index(name) >= 0] or [values]
+    missing = functools.reduce(pc.and_, map(_is_blank, parts))
+    row = pc.index(pc.or_(missing, values.is_null()), value=True).as_py()
+    if row >= 0:
+        raise rows.fault("holds no image; remove the row", column=column, row=row)
+
+
+def _is_blank(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether each is null, or an empty text."""
+    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    return pc.fill_null(pc.equal(pc.binary_length(values), 0), fill_value=True) if is_text else values.is_null()
