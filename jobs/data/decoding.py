@@ -25,6 +25,9 @@ _ABOUT_TURNS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 _GREY = ("1", "L", "LA", "La", "I", "F")
 """How the modes of images without colour begin."""
 
+_MALFORMED = (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, EOFError, struct.error)
+"""What PIL raises on parts of a file that are not the picture."""
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -36,19 +39,20 @@ def is_coloured(content: bytes) -> bool:
     """Whether an image has colours, by its header; a palette counts as such. Raises Undecodable."""
     if content.startswith(_PNG) and content[12:16] == b"IHDR" and len(content) > 25:
         return bool(content[25] & 2)
-    mode = _opened(content).mode
+    with _words(content):
+        mode = _opened(content).mode
     return mode not in _GREY and not mode.startswith(("I;", "F;"))
 
 
 def decoded(content: bytes, channels: int) -> Any:
     """A PIL image of mode L or RGB, by its channels. Raises Undecodable."""
-    image = _opened(content)
-    if image.mode.startswith(("I", "F")):
-        raise Undecodable(
-            f"has more than 8 bits a channel (mode {image.mode}), and nothing says which number is white; scale it to "
-            "8 bits, or give an array of fractions"
-        )
     with _words(content):
+        image = _opened(content)
+        if image.mode.startswith(("I", "F")):
+            raise Undecodable(
+                f"has more than 8 bits a channel (mode {image.mode}), and nothing says which number is white; scale it "
+                "to 8 bits, or give an array of fractions"
+            )
         image.load()
         image = _on_white(_upright(image))
         mode = "L" if channels == 1 else "RGB"
@@ -66,14 +70,21 @@ def resized(image: Any, height: int, width: int) -> NDArray[np.uint8]:
 
 def peculiarities(content: bytes) -> Iterator[str]:
     """What of an image that can be read is not, or is read in a way that a person should know of."""
-    image = _opened(content)
-    if image.format != "MPO" and getattr(image, "is_animated", False):
+    with _words(content):
+        image = _opened(content)
+        depth = content[24] if image.format == "PNG" else max(getattr(image, "tag_v2", {}).get(258, (8,)))
+        if depth > 8:
+            yield "have 16 bits a channel, of which the upper 8 are read"
+        if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+            yield "are transparent in places, where they are laid on white"
+    if image.format == "MPO":  # a photograph beside which a camera keeps others
+        return
+    try:
+        more = getattr(image, "is_animated", False)
+    except _MALFORMED:  # there is something behind the first, which is all that counts
+        more = True
+    if more:
         yield "have several frames or pages, of which the first is read"
-    depth = content[24] if image.format == "PNG" else max(getattr(image, "tag_v2", {}).get(258, (8,)))
-    if depth > 8:
-        yield "have 16 bits a channel, of which the upper 8 are read"
-    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
-        yield "are transparent in places, where they are laid on white"
 
 
 @contextlib.contextmanager
@@ -83,7 +94,7 @@ def _words(content: bytes) -> Iterator[None]:
 
     try:
         yield
-    except MemoryError:
+    except (Undecodable, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise Undecodable(
@@ -111,8 +122,7 @@ def _opened(content: bytes) -> Any:
         raise Undecodable("is an empty file (0 bytes); replace it, or remove the row")
     # Another package may have set it, and PIL would fill up what is missing.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
-    with _words(content):
-        return Image.open(io.BytesIO(content))
+    return Image.open(io.BytesIO(content))
 
 
 def _upright(image: Any) -> Any:
@@ -123,7 +133,7 @@ def _upright(image: Any) -> Any:
         return image
     try:
         said = image.getexif().get(ORIENTATION)
-    except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, EOFError, struct.error):
+    except _MALFORMED:
         return image  # notes that cannot be read turn nothing, in any program that shows images
     turn = Image.Transpose
     turns = {

@@ -16,13 +16,16 @@ from jobs.data.decoding import Undecodable, decoded, is_coloured, peculiarities,
 from jobs.data.formats import DataError
 from jobs.data.links import Links
 from jobs.data.sources import Rows
-from jobs.data.survey import survey
+from jobs.data.survey import evenly, survey
 
 SIGNATURES = (
     *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*"),
     *(b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51", b"qoif", b"P5\n", b"P6\n"),
 )
 """How encoded images begin: PNG, JPEG, GIF, WebP, BMP, TIFF; JPEG 2000, QOI, PNM."""
+
+FEW = 100
+"""Rows of one size that are looked at."""
 
 KEPT_BYTES = 2**31
 """Decoded pixels of encoded images that a process keeps; a larger column is decoded at every visit."""
@@ -151,8 +154,10 @@ class Encoded:
 
 
 def holds_encoded(column: pa.ChunkedArray) -> bool:
-    """Whether a column of bytes holds encoded images: most begin as such do, or some do and their sizes differ.
-    Raw pixels may begin so by chance."""
+    """Whether a column of bytes holds encoded images: most begin as such do, or some do and their sizes differ; all, if
+    the type says that they are of one size. Raw pixels may begin so by chance."""
+    if pa.types.is_fixed_size_binary(column.type):
+        return all(column[row].as_py().startswith(SIGNATURES) for row in evenly(len(column), FEW))
     if not is_bytes(column.type):
         return False
     starts = [pc.starts_with(column, pattern=signature) for signature in SIGNATURES]

@@ -12,7 +12,8 @@ ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".zip")
 
 _MAKE = (
     "import pathlib, pyarrow as pa, pyarrow.parquet as pq; "
-    'files = sorted(p for p in pathlib.Path({folder}).rglob("*") if p.suffix.lower() in {suffixes}); '
+    'files = sorted(p for p in pathlib.Path({folder}).rglob("*") if p.suffix.lower() in {suffixes} '
+    'and p.name[0] != "."); '
     'pq.write_table(pa.table({{"image": [p.read_bytes() for p in files], "label": [p.parent.name for p in files]}}), '
     '"images.parquet")'
 )
@@ -36,7 +37,7 @@ def of_file(name: str) -> str | None:
 def of_folder(folder: Path, files: Sequence[Path]) -> str | None:
     """What is said of a folder without tables in which these files lie; None where none is an image or an archive."""
     inside = sorted(str(file.relative_to(folder)) for file in files)
-    pictures = [name for name in inside if name.lower().endswith(IMAGES)]
+    pictures = [name for name in inside if name.lower().endswith(IMAGES) and not Path(name).name.startswith(".")]
     if pictures:
         code = _MAKE.format(folder=json.dumps(str(folder)), suffixes=json.dumps(IMAGES))
         return (

@@ -9,10 +9,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import encoded, job, pictures, refused, saved, write
+from pictures import encoded, job, pictures, read, refused, saved, write
 from PIL import Image, ImageFile
 
 from jobs import data
@@ -85,6 +86,23 @@ def test_raw_pixels_that_begin_like_an_image_are_raw(tmp_path: Path) -> None:
     raw[0, 0, :2] = list(b"BM")
     path = write(tmp_path / "a.parquet", [one.tobytes() for one in raw])
     data.check(job(path))
+
+
+def test_encoded_images_of_one_size_are_no_pixels(tmp_path: Path) -> None:
+    """BMP files are all of one length, and may be kept in a type that says so."""
+    pixels = pictures(6, 5, 7, 3)
+    files = [encoded(one, "BMP") for one in pixels]
+    np.testing.assert_array_equal(
+        read(write(tmp_path / "a.parquet", pa.array(files, pa.binary(len(files[0]))))), pixels
+    )
+
+
+def test_a_later_frame_that_is_damaged_does_no_harm(tmp_path: Path) -> None:
+    """The first is what is read."""
+    frames = [Image.fromarray(one) for one in PICTURES[:3]]
+    film = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    path = write(tmp_path / "a.parquet", [film, film[: len(film) * 2 // 3], film])
+    assert f"{path}: 3 of 3 images have several frames" in data.check(job(path))[0]
 
 
 def test_a_file_made_to_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
