@@ -112,15 +112,17 @@ class Data(Section):
     """Rows the confirm stage, and so the verdict, is judged on."""
 
     columns: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] | None = None
-    """Columns of `train`: image and label; or text; or anchor, positive and any number of hard negatives. None: by
-    the names usual in the field."""
+    """Columns of `train`: image and label; or text; or anchor, positive and any number of hard negatives. Images are
+    encoded files, raw pixels, or paths of files. None: by the names usual in the field."""
 
     max_tokens: int = Field(32, ge=4)
     """Longest sentence, in tokens; the rest is cut."""
 
     image_shape: Annotated[tuple[int, ...], Field(min_length=2, max_length=3, strict=False)] | None = None
-    """[height, width] or [height, width, channels]. Raw pixel rows are read so, encoded images are resized to it.
-    None: raw rows are square and grey, encoded images as they are."""
+    """[height, width] or [height, width, channels]. Raw pixel rows are read so, channels last; of nested lists it says
+    which are the channels where they do not; encoded images are resized to it, and are grey or coloured by its
+    channels. None: raw rows are square and grey, nested lists [H, W], [H, W, 1 or 3] or [1 or 3, H, W], encoded images
+    of one size, all in colour if any that is trained on has some."""
 
 
 class Augment(Section):

@@ -346,7 +346,7 @@ def test_decoded_images_are_the_same_whether_kept_or_not(tmp_path: Path, monkeyp
     pq.write_table(labelled(PIXELS, column), tmp_path / "a.parquet")
     pq.write_table(labelled(PIXELS, column), tmp_path / "b.parquet")
     kept = images(image_job(tmp_path / "a.parquet")).images
-    monkeypatch.setattr("jobs.data.pixels.KEPT_BYTES", 0)
+    monkeypatch.setattr("jobs.data.encoded.KEPT_BYTES", 0)
     decoded = images(image_job(tmp_path / "b.parquet")).images
     for rows in ([3, 1, 3], [1, 8], []):
         chosen = np.array(rows, np.int64)
@@ -834,7 +834,7 @@ def image_faults() -> dict[str, tuple[pa.Table, str]]:
         "no number": (in_row_4(lists, [0, None, *lists[4][2:]]), image + "holds a number outside 0 to 255, or none"),
         "fraction": (labelled(pixels, pa.array((pixels / 200).tolist())), "holds a number outside 0 to 1"),
         "type": (labelled(pixels, pa.array(range(6))), "column 'image': is of type int64"),
-        "struct": (labelled(pixels, pa.array([{"path": "x.png"}] * 6)), "a struct must have a field 'bytes'"),
+        "struct": (labelled(pixels, pa.array([{"png": b"x"}] * 6)), "a struct must have a field 'bytes' or 'path'"),
         "no label column": (labelled(pixels).select(["image"]), "column 'label': is missing: images are judged by"),
         "null label": (labels(0, 1, 2, 0, None, 1), label + "holds no label"),
         "no labels": (labels(*[None] * 6), "column 'label': has no row with a label"),

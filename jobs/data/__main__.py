@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     for path in options.job:
         try:
             answer = _checked(load_job(path)) if known is None else _compared(load_job(path), known)
-        except (ConfigError, DataError, EncoderError) as error:
+        except (ConfigError, DataError, EncoderError, ConnectionError) as error:
             sys.stderr.write(f"error: {error}\n")
             return 2
         sys.stdout.write(json.dumps(answer) + "\n")

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.config import JobConfig
+from jobs.data.arrays import is_list
 from jobs.data.formats import shown
 from jobs.data.images import ImageEvaluation, image_evaluation, image_examples, image_rows
-from jobs.data.pixels import is_list
+from jobs.data.links import Links, links_of
 from jobs.data.places import DIGITS, HUB, locate
 from jobs.data.sentences import judged_columns, sentence_evaluation, sentence_rows, tokenizer_for
 from jobs.data.sources import Rows, read
@@ -42,7 +43,7 @@ def check(job: JobConfig) -> list[str]:
             raise rows.fault(f"has 1 row; data.{stage} needs at least two to judge an encoder on")
     warnings: list[str] = []
     if job.task == "image":
-        image_examples(job).images.check()
+        warnings += image_examples(job).images.check()
         for stage, source in sources.items():
             warnings += _label_warnings(job, stage, image_evaluation(job, source))
     else:
@@ -50,13 +51,13 @@ def check(job: JobConfig) -> list[str]:
             sentence_evaluation(source)
         if job.model.name not in (None, "bert"):
             tokenizer_for(job)
-    return [*warnings, *_overlaps(train, judged)]
+    return [*dict.fromkeys(warnings), *_overlaps(train, judged)]
 
 
 def fingerprint(job: JobConfig) -> str:
     """32 hex digits: equal for equal rows that `job` trains on and is judged on, in whatever files or formats."""
     assert job.judged_on is not None, "JobConfig refuses a job without it"
-    digests = [_digest(train_rows(job)), _digest(_judged_rows(job, job.judged_on))]
+    digests = [_digest(job, train_rows(job)), _digest(job, _judged_rows(job, job.judged_on))]
     return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
 
 
@@ -66,7 +67,7 @@ def described(job: JobConfig) -> list[dict[str, Any]]:
     assert job.judged_on is not None, "JobConfig refuses a job without it"
     both = (("training", job.data.train, train_rows(job)), (job.stage, job.judged_on, _judged_rows(job, job.judged_on)))
     return [
-        {"context": context, "source": source, "rows": len(rows), "digest": _digest(rows)[:32]}
+        {"context": context, "source": source, "rows": len(rows), "digest": _digest(job, rows)[:32]}
         for context, source, rows in both
     ]
 
@@ -96,9 +97,15 @@ def digests(
         before = (known or {}).get(key)
         if before is not None and files is not None and before["files"] == files:
             answer[key] = dict(before)
+            continue
+        rows = train_rows(job) if use == "train" else _judged_rows(job, source)
+        links = _links(job, rows)
+        if links is not None and files is not None:
+            files = None if links.entry is None else [*files, links.entry]
+        if before is not None and files is not None and before["files"] == files:
+            answer[key] = dict(before)
         else:
-            rows = train_rows(job) if use == "train" else _judged_rows(job, source)
-            answer[key] = {"source": source, "rows": len(rows), "digest": _digest(rows)[:32], "files": files}
+            answer[key] = {"source": source, "rows": len(rows), "digest": _digest(job, rows)[:32], "files": files}
     return answer
 
 
@@ -125,7 +132,7 @@ def _judged_rows(job: JobConfig, source: str) -> Rows:
 
 
 def _label_warnings(job: JobConfig, stage: str, data: ImageEvaluation) -> Iterator[str]:
-    data.query_pixels.check()
+    yield from data.query_pixels.check()
     known = len(data.reference_labels)
     if known < job.evaluate.neighbours:
         yield f"evaluate.neighbours = {job.evaluate.neighbours}, but data.train has {_count(known)} with labels in all"
@@ -160,11 +167,24 @@ def _count(rows: int) -> str:
     return f"{rows} row{'' if rows == 1 else 's'}"
 
 
+def _links(job: JobConfig, rows: Rows) -> Links | None:
+    return links_of(rows, rows.table.column_names[0]) if job.task == "image" else None
+
+
+def _digest(job: JobConfig, rows: Rows) -> str:
+    return _hash(rows, _links(job, rows))
+
+
 @functools.lru_cache(maxsize=8)
-def _digest(rows: Rows) -> str:
-    """Hash of the values of a table, column after column, however they are chunked and named."""
+def _hash(rows: Rows, links: Links | None) -> str:
+    """Hash of the values of a table, column after column, however they are chunked and named. Images that rows name by
+    their paths count as if they lay in the rows."""
     hashes: dict[str, Any] = defaultdict(lambda: hashlib.blake2b(digest_size=16))
     for place, column in enumerate(rows.table.columns):
+        if place == 0 and links is not None:
+            for content in links.contents():
+                _add(pa.array([content], pa.large_binary()), hashes, f"{place}")
+            continue
         for chunk in column.chunks:
             _add(chunk, hashes, f"{place}")
     return hashlib.blake2b("".join(f"{key}:{hashes[key].hexdigest()}" for key in sorted(hashes)).encode()).hexdigest()
@@ -175,6 +195,8 @@ def _add(array: pa.Array, hashes: dict[str, Any], key: str) -> None:
     kind = array.type
     if pa.types.is_dictionary(kind):
         return _add(array.dictionary_decode(), hashes, key)
+    if isinstance(kind, pa.BaseExtensionType):
+        return _add(array.storage, hashes, f"{key} {kind}")
     hashes[f"{key} null"].update(array.is_null().to_numpy(zero_copy_only=False))
     if pa.types.is_struct(kind):
         for index in range(kind.num_fields):

@@ -11,6 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.data.remedies import of_file
+
 SUFFIXES = (
     *(".parquet", ".pq"),
     *(".arrow", ".feather", ".ipc"),
@@ -79,7 +81,7 @@ def reader(file: str, *, inside: str | None = None, filesystem: Any = None) -> R
             return Reader(
                 table.column_names, table.num_rows, lambda names, low, high: table.select(names).slice(low, high - low)
             )
-    raise DataError(f"is of no known format; the name must end in {', '.join(SUFFIXES)}", file=file)
+    raise DataError(of_file(file) or f"is of no known format; the name must end in {', '.join(SUFFIXES)}", file=file)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,12 @@ from jobs.data.pixels import Images, images_of, standardised
 from jobs.data.sources import Rows, exactly, read
 from jobs.randomness import AUGMENT, uniform
 
-IMAGE_NAMES = ("image", "img", "pixel_values", "pixels")
+IMAGE_NAMES = (
+    *("image", "img", "pixel_values", "pixels"),
+    *("file_name", "filename", "image_path", "image_file", "img_path", "file_path", "filepath", "file", "path"),
+)
+"""What a column of images, or of paths of images, is usually called."""
+
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
 SQUAREST, NARROWEST = 1.0, 0.75
 """Bounds of a crop's shorter side over its longer one, as in Inception's and SimCLR's crops (3/4 to 4/3)."""
@@ -151,7 +156,8 @@ def image_examples(job: JobConfig) -> ImageExamples:
 def image_evaluation(job: JobConfig, source: str) -> ImageEvaluation:
     """The first job.evaluate.references labelled rows of data.train, and the rows of `source`."""
     train, judged = image_rows(job, job.data.train), image_rows(job, source)
-    references, queries = _images(job, train), _images(job, judged)
+    references = _images(job, train)
+    queries = _images(job, judged, channels=references.shape[0])
     if references.shape != queries.shape:
         c, h, w = queries.shape
         raise judged.fault(
@@ -175,9 +181,9 @@ def image_evaluation(job: JobConfig, source: str) -> ImageEvaluation:
     return ImageEvaluation(references.subset(labelled), known_codes, queries, asked_codes)
 
 
-def _images(job: JobConfig, rows: Rows) -> Images:
+def _images(job: JobConfig, rows: Rows, *, channels: int | None = None) -> Images:
     shape = None if job.data.image_shape is None else tuple(job.data.image_shape)
-    return images_of(rows, rows.table.column_names[0], shape)
+    return images_of(rows, rows.table.column_names[0], shape, channels=channels)
 
 
 def _labels(rows: Rows) -> pa.ChunkedArray:

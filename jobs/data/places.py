@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 
 from jobs.data.formats import SUFFIXES, DataError, short, shown
+from jobs.data.remedies import of_file, of_folder
 from jobs.paths import expanded, folders, looked_in
 
 ROOT = "ORCHESTRATOR_DATA"
@@ -107,13 +108,18 @@ def _local(path: Path, top: Path = Path()) -> tuple[File, ...]:
         if full.is_file():
             found = [full]
         elif full.is_dir():
-            found = [file for file in full.rglob("*") if file.is_file() and _is_data(str(file.relative_to(full)))]
+            inside = list(full.rglob("*"))
+            found = [file for file in inside if _is_data(str(file.relative_to(full))) and file.is_file()]
             if not found:
-                raise DataError(f"is a folder without data files; they end in {', '.join(SUFFIXES)}", file=str(full))
+                plain = f"is a folder without data files; they end in {', '.join(SUFFIXES)}"
+                raise DataError(of_folder(full, inside) or plain, file=str(full))
         elif WILD.search(str(path)):
             start = Path(path.anchor) if path.is_absolute() else top
             pattern = str(path.relative_to(path.anchor))
-            found = [file for file in start.glob(pattern) if file.is_file() and _is_data(file.name)]
+            fitting = [file for file in start.glob(pattern) if file.is_file()]
+            found = [file for file in fitting if _is_data(file.name)]
+            if not found and fitting and (words := of_file(str(min(fitting)))):
+                raise DataError(words, file=str(min(fitting)))
         else:
             found = []
         # Of the times of a file this is the one that nobody sets back.
@@ -185,8 +191,9 @@ def _fits(within: str, pattern: str) -> bool:
 
 
 def _is_data(relative: str) -> bool:
-    hidden = any(part.startswith((".", "_")) for part in PurePosixPath(relative).parts)
-    return relative.lower().endswith(SUFFIXES) and not hidden
+    if not relative.lower().endswith(SUFFIXES):
+        return False
+    return not any(part.startswith((".", "_")) for part in PurePosixPath(relative).parts)
 
 
 def _without_suffix(path: str) -> str:

@@ -32,6 +32,8 @@ class Rows:
     table: pa.Table
     spans: tuple[tuple[str, int, int], ...]
     """In order: (file, rows of it before the first one here, rows of it here)."""
+    files: tuple[File, ...] = ()
+    """Where the file of each span lies."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -90,7 +92,7 @@ def _read(located: Located, choose: Choose, wanted: tuple[str, ...] | None) -> R
     start, stop, _ = slice(located.start, located.stop).indices(total)
     if start >= stop:
         raise DataError(f"the slice leaves nothing of {total} rows; give one within [0:{total}]", file=located.source)
-    tables, spans, first = [], [], 0
+    tables, spans, files, first = [], [], [], 0
     for file, each in zip(located.files, readers, strict=True):
         low, high = max(start - first, 0), min(stop - first, each.rows)
         first += each.rows
@@ -98,7 +100,8 @@ def _read(located: Located, choose: Choose, wanted: tuple[str, ...] | None) -> R
             exactly(file.path, each.names, names)
             tables.append(_plain(each.fetch(list(names), low, high)))
             spans.append((file.path, low, high - low))
-    return Rows(located.source, _joined(tables, [name for name, _, _ in spans]), tuple(spans))
+            files.append(file)
+    return Rows(located.source, _joined(tables, [name for name, _, _ in spans]), tuple(spans), tuple(files))
 
 
 def _plain(table: pa.Table) -> pa.Table:

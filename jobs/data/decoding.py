@@ -1,0 +1,160 @@
+"""One encoded image, PNG, JPEG or whatever else PIL reads, as a person sees it.
+
+It is upright (EXIF), on white where it is transparent, and whole: what PIL would fill up or cut off is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.data.formats import short
+
+ORIENTATION = 0x0112
+"""The EXIF tag that says how the camera was held."""
+
+_ABOUT_TURNS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
+"""Where PIL keeps what may say so."""
+
+_GREY = ("1", "L", "LA", "La", "I", "F")
+"""How the modes of images without colour begin."""
+
+_MALFORMED = (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, EOFError, struct.error)
+"""What PIL raises on parts of a file that are not the picture."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class Undecodable(ValueError):
+    """These bytes are no image that can be read. Says what they are, and what would work."""
+
+
+def is_coloured(content: bytes) -> bool:
+    """Whether an image has colours, by its header; a palette counts as such. Raises Undecodable."""
+    if content.startswith(_PNG) and content[12:16] == b"IHDR" and len(content) > 25:
+        return bool(content[25] & 2)
+    with _words(content):
+        mode = _opened(content).mode
+    return mode not in _GREY and not mode.startswith(("I;", "F;"))
+
+
+def decoded(content: bytes, channels: int) -> Any:
+    """A PIL image of mode L or RGB, by its channels. Raises Undecodable."""
+    with _words(content):
+        image = _opened(content)
+        if image.mode.startswith(("I", "F")):
+            raise Undecodable(
+                f"has more than 8 bits a channel (mode {image.mode}), and nothing says which number is white; scale it "
+                "to 8 bits, or give an array of fractions"
+            )
+        image.load()
+        image = _on_white(_upright(image))
+        mode = "L" if channels == 1 else "RGB"
+        return image if image.mode == mode else image.convert(mode)
+
+
+def resized(image: Any, height: int, width: int) -> NDArray[np.uint8]:
+    """uint8 [H, W, C] of a PIL image of mode L or RGB."""
+    if image.size != (width, height):
+        from PIL import Image
+
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image, np.uint8).reshape(height, width, -1)
+
+
+def peculiarities(content: bytes) -> Iterator[str]:
+    """What of an image that can be read is not, or is read in a way that a person should know of."""
+    with _words(content):
+        image = _opened(content)
+        depth = content[24] if image.format == "PNG" else max(getattr(image, "tag_v2", {}).get(258, (8,)))
+        if depth > 8:
+            yield "have 16 bits a channel, of which the upper 8 are read"
+        if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+            yield "are transparent in places, where they are laid on white"
+    if image.format == "MPO":  # a photograph beside which a camera keeps others
+        return
+    try:
+        more = getattr(image, "is_animated", False)
+    except _MALFORMED:  # there is something behind the first, which is all that counts
+        more = True
+    if more:
+        yield "have several frames or pages, of which the first is read"
+
+
+@contextlib.contextmanager
+def _words(content: bytes) -> Iterator[None]:
+    """Turns whatever a decoder of PIL raises on damaged bytes into Undecodable: each has exceptions of its own."""
+    from PIL import Image
+
+    try:
+        yield
+    except (Undecodable, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise Undecodable(
+            f"is larger than the {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels that are read of an image, as small "
+            "files made to fill a memory are; scale it down, or remove the row"
+        ) from error
+    except Exception as error:
+        raise Undecodable(f"is no readable image ({_reason(content, error)}); replace it, or remove the row") from error
+
+
+def _reason(content: bytes, error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    if not isinstance(error, UnidentifiedImageError):
+        return f"cut short or damaged: {short(error)}"
+    start = content[:40]
+    return f"it begins with {(start.decode() if start.isascii() else start)!r}"
+
+
+def _opened(content: bytes) -> Any:
+    """A PIL image of which only the header was read."""
+    from PIL import Image, ImageFile
+
+    if not content:
+        raise Undecodable("is an empty file (0 bytes); replace it, or remove the row")
+    # Another package may have set it, and PIL would fill up what is missing.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    return Image.open(io.BytesIO(content))
+
+
+def _upright(image: Any) -> Any:
+    """The image as its EXIF orientation says; of TIFF, PIL has seen to that."""
+    from PIL import Image
+
+    if not _ABOUT_TURNS & image.info.keys():
+        return image
+    try:
+        said = image.getexif().get(ORIENTATION)
+    except _MALFORMED:
+        return image  # notes that cannot be read turn nothing, in any program that shows images
+    turn = Image.Transpose
+    turns = {
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+        6: turn.ROTATE_270,
+        7: turn.TRANSVERSE,
+        8: turn.ROTATE_90,
+    }
+    return image.transpose(turns[said]) if isinstance(said, int) and said in turns else image
+
+
+def _on_white(image: Any) -> Any:
+    """The image without transparency: as it is where it has none."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image
+    layers = image.convert("RGBA")
+    if layers.getchannel("A").getextrema()[0] < 255:
+        layers = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
+    return layers.convert("RGB")
