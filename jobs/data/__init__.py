@@ -13,13 +13,8 @@ from jobs.data.check import check, described, digests, fingerprint
 from jobs.data.formats import DataError
 from jobs.data.images import ImageEvaluation, ImageExamples, image_evaluation, image_examples
 from jobs.data.pixels import Images
-from jobs.data.sentences import (
-    SentenceEvaluation,
-    SentenceExamples,
-    sentence_evaluation,
-    sentence_examples,
-    tokenizer_for,
-)
+from jobs.data.scored import SentenceEvaluation, sentence_evaluation
+from jobs.data.sentences import SentenceExamples, sentence_examples, tokenizer_for
 from jobs.data.sources import open_table
 
 __all__ = [

@@ -20,7 +20,8 @@ from jobs.data.formats import shown
 from jobs.data.images import ImageEvaluation, image_evaluation, image_examples, image_rows
 from jobs.data.pixels import is_list
 from jobs.data.places import DIGITS, HUB, locate
-from jobs.data.sentences import judged_columns, sentence_evaluation, sentence_rows, tokenizer_for
+from jobs.data.scored import judged_columns, sentence_evaluation
+from jobs.data.sentences import sentence_rows, tokenizer_for
 from jobs.data.sources import Rows, read
 
 
