@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+
+from jobs.data.faults import DataError, short, shown
+
+__all__ = ["SUFFIXES", "DataError", "Reader", "is_utf8", "reader", "short", "shown"]
 
 SUFFIXES = (
     *(".parquet", ".pq"),
@@ -24,23 +27,6 @@ BLOCK = 1 << 24
 """Bytes of a text file decoded at once; no cell or JSON object may be longer."""
 
 
-class DataError(ValueError):
-    """Data are not what a job needs. Says in which file, column and row, and what would work."""
-
-    def __init__(self, found: str, *, file: str, column: str | None = None, row: int | None = None) -> None:
-        self.found, self.file, self.column, self.row = shown(found), file, column, row
-        place = [file]
-        if column is not None:
-            place.append(f"column '{column}'")
-        if row is not None:
-            place.append(f"row {row} (the first is 0)")
-        super().__init__(shown(f"{', '.join(place)}: {found}"))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        made = functools.partial(type(self), file=self.file, column=self.column, row=self.row)
-        return made, (self.found,), self.__dict__
-
-
 @dataclass(frozen=True)
 class Reader:
     """One opened file."""
@@ -49,17 +35,6 @@ class Reader:
     rows: int
     fetch: Callable[[list[str], int, int], pa.Table]
     """(columns, first row, row after the last) -> their table."""
-
-
-def shown(text: str) -> str:
-    """The text without the credentials that URIs in it may carry, which belong in no log."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
-
-
-def short(error: BaseException) -> str:
-    """The first line of an error's text, at most 200 characters."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 def reader(file: str, *, inside: str | None = None, filesystem: Any = None) -> Reader:
