@@ -46,4 +46,6 @@ def train_examples(job: JobConfig, tokenizer: Any = None) -> ImageExamples | Sen
 def evaluation_data(job: JobConfig) -> ImageEvaluation | SentenceEvaluation:
     """What the stage of `job` is judged on. Raises DataError."""
     assert job.judged_on is not None, "JobConfig refuses a job without it"
-    return image_evaluation(job, job.judged_on) if job.task == "image" else sentence_evaluation(job.judged_on)
+    if job.task == "image":
+        return image_evaluation(job, job.judged_on)
+    return sentence_evaluation(job.judged_on, job.data.judged_columns)

@@ -18,7 +18,7 @@ from torch import Tensor
 from jobs.config import JobConfig
 from jobs.data.batches import Views, content_ids
 from jobs.data.columns import train_columns
-from jobs.data.formats import DataError, short
+from jobs.data.faults import DataError, short
 from jobs.data.sources import Rows, read
 from jobs.data.texts import as_text
 from jobs.data.tokens import TokenColumn, padded, stacked, texts_of, trained_tokenizer
