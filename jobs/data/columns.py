@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from jobs.data.faults import DataError, brief, listed
 from jobs.data.sources import Names, Rows, exactly
-from jobs.data.tables import SIGNS, rewritten
+from jobs.data.tables import delimiter_hint
 
 TEXT_NAMES = ("text", "sentence", "sentences", "content")
 PAIR_NAMES = (
@@ -36,13 +36,14 @@ SCORED = re.compile(r"(.*[_ ])?(labels?|scores?|similarity|quality|duplicate|rel
 PASSAGES = re.compile(r"(hard_?)?(pos(itive)?|neg(ative)?)s?(_?(passage|ctx|context|doc|document|text)s?)?")
 """Names of positives and negatives, one of them or a list."""
 
-IDS = re.compile(r"(.*[-_. ])?#?(id|idx|index|docid|qid|pid|filename|genre|year)s?|#\d id", re.I)
+IDS = re.compile(r"(.*[-_. ])?#?(id|idx|index|docid|qid|pid|filename|genre|year)s?_?\d*|#\d id", re.I)
 """Names of what is no sentence."""
 
 LISTS = (
     "lists are not read; write one row for each positive, with columns anchor and positive and, for hard negatives, "
     "negative_1, negative_2 and so on, as many in every row"
 )
+NO_TEXTS = "; none of them looks like text: first put the texts in the place of the ids that stand for them"
 MANY = {"\t": 0.5, ";": 0.95, "|": 0.95, '","': 0.95}
 """Signs that separate cells, and the share of lines with equally many of them from which on they are taken to."""
 
@@ -96,13 +97,16 @@ def hints(file: str, names: Sequence[str]) -> str:
     if sign is None:
         return ""
     header = sign.join(names)
-    counts = {each: header.count(each) for each in SIGNS if each != sign}
-    other = max(counts, key=counts.__getitem__)
-    if counts[other]:
-        return f"; the file seems to be separated by {other!r}: {rewritten(sign)}"
-    if any(_is_data(name) for name in names) or len(set(names)) < len(names):
-        return "; line 1 names the columns, and looks like data: if the file has no header, add one as its first line"
-    return ""
+    found = [delimiter_hint(header, sign)]
+    cells = re.split(r"[,;|\t]", header)
+    if any(_is_data(cell) for cell in cells) or len(set(names)) < len(names):
+        found.append("line 1 names the columns, and looks like data: if the file has no header, add one above it")
+    return "".join(f"; {hint}" for hint in found if hint)
+
+
+def likely_texts(names: Names) -> list[str]:
+    """The names that speak neither of ids nor of scores."""
+    return [name for name in names if not IDS.fullmatch(name) and not SCORED.fullmatch(name)]
 
 
 def separator(file: str) -> str | None:
@@ -119,11 +123,11 @@ def _remedy(file: str, names: Names) -> str:
     if names.lists:
         return f". Of these hold lists: {listed(names.lists)}; {LISTS}. Or name columns of text in data.columns"
     hint = hints(file, names)
-    texts = [name for name in names if not IDS.fullmatch(name) and not SCORED.fullmatch(name)]
+    texts = likely_texts(names)
     if hint or not names:
         return hint or "; give a file with a column of sentences"
     if not texts:
-        return "; none of them looks like text: ids and scores are joined with the texts that they stand for first"
+        return NO_TEXTS
     pair = f", or data.columns = {texts[:2]} for pairs of equal meaning" if len(texts) > 1 else ""
     return f"; name yours, for example data.columns = {texts[:1]} for single sentences{pair}"
 
@@ -150,6 +154,13 @@ def _refuse_cells(rows: Rows, file: str, names: Names) -> None:
     is_plain = file.lower().removesuffix(".gz").endswith(".txt")
     if is_plain and pc.all(pc.and_(pc.starts_with(column, "{"), pc.ends_with(column, "}"))).as_py():
         raise DataError("holds objects of JSON; let the name of the file end in .jsonl", file=file, column=name)
+    if is_plain and pc.all(pc.starts_with(column, "__label__")).as_py():
+        raise DataError(
+            "begins with __label__ in every row, which would be trained on; remove the labels, or set data.columns = "
+            f"[{name!r}] if they are meant",
+            file=file,
+            column=name,
+        )
     for each, share in MANY.items():
         if each != "\t" and not is_plain:
             continue

@@ -111,7 +111,9 @@ def _refuse_wide(file: str, sample: bytes) -> None:
     for mark, name, codec in MARKS:
         if sample.startswith(mark):
             raise DataError(f"is in {name}; {CONVERT.format(codec)}", file=file)
-    if sample.count(0) < max(8, len(sample) // 50):
+    # A file in UTF-8 may hold a zero here and there.
+    few = 1 if _decoded(sample, "utf-8") is None else max(8, len(sample) // 50)
+    if sample.count(0) < few:
         return
     for codec in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
         text = _decoded(sample, codec)

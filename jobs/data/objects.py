@@ -111,7 +111,9 @@ def _refuse_columns(only: dict[str, Any], file: str) -> None:
     parts = [value for value in only.values() if isinstance(value, list | dict)]
     rows = [name for name, value in only.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     if only and len(parts) == len(only):
-        raise DataError(f"holds one object of columns ({listed(list(only))}), and no rows; {ONE_A_LINE}", file=file)
+        raise DataError(
+            f"holds one object ({listed(list(only))}), of columns or of rows by name; {ONE_A_LINE}", file=file
+        )
     if rows:
         raise DataError(
             f"holds one object, in which '{brief(rows[0])}' is a list of objects; write the list alone, if those are "

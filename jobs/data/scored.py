@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.data.columns import LISTS, SCORE_NAMES, hints
+from jobs.data.columns import NO_TEXTS, SCORE_NAMES, SCORED, hints, likely_texts
 from jobs.data.faults import DataError, brief, listed
 from jobs.data.sources import Names, Rows, exactly, read
 from jobs.data.texts import BINARY, as_text
@@ -58,10 +58,10 @@ def judged_columns(file: str, names: Names, wanted: tuple[str, ...] | None) -> t
         raise _ambiguous(file, pairs, scores)
     if pairs and scores:
         return exactly(file, names, (*pairs[0], scores[0]))
-    lists = f"; of these {listed(names.lists)} hold lists, and {LISTS}" if names.lists else ""
     missing = next((name for name in JUDGED[:2] if name not in names), JUDGED[0]) if not pairs else JUDGED[2]
-    remedy = hints(file, names) or "; name yours: data.judged_columns = [LEFT, RIGHT, SCORE]"
-    raise DataError(f"is missing; the columns here are {listed(names)}{lists or remedy}", file=file, column=missing)
+    raise DataError(
+        f"is missing; the columns here are {listed(names)}{_remedy(file, names, pairs)}", file=file, column=missing
+    )
 
 
 def doubts(rows: Rows) -> None:
@@ -93,6 +93,23 @@ def _evaluation(rows: Rows) -> SentenceEvaluation:
         raise rows.fault("holds one score only; a rank correlation needs at least two different ones", column=name)
     left, right = (rows.table[each].to_pylist() for each in (first, second))
     return SentenceEvaluation(left, right, numbers)
+
+
+def _remedy(file: str, names: Names, pairs: list[tuple[str, ...]]) -> str:
+    if file.lower().removesuffix(".gz").endswith(".txt"):
+        header = "sentence1<TAB>sentence2<TAB>score"
+        return f", as a .txt file has a sentence a line; let its name end in .tsv, and its first line be {header}"
+    if names.lists:
+        return f"; of these {listed(names.lists)} hold lists or objects: write a row for each pair"
+    hint = hints(file, names)
+    left, right, *_ = [*(list(pairs[0]) if pairs else likely_texts(names)), "", ""]
+    if hint or not names:
+        return hint or "; give a file with rows"
+    if not left:
+        return NO_TEXTS
+    score = next((name for name in names if SCORED.fullmatch(name) and name not in (left, right)), "")
+    example = f", for example data.judged_columns = {[left, right, score]}" if right and score else ""
+    return f"; name yours in data.judged_columns = [LEFT, RIGHT, SCORE]{example}"
 
 
 def _candidates(names: Names) -> tuple[list[tuple[str, ...]], list[str]]:

@@ -6,6 +6,7 @@ groups that were asked for and no more.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.data.faults import DataError, brief, listed, short
 from jobs.data.formats import Reader, nested, reader
@@ -77,7 +79,7 @@ class Rows:
 
 
 def open_table(source: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of `source` as an Arrow table, of these columns or of all.
+    """The rows of `source` as an Arrow table, of these columns or of all. CSV and TSV hold text and nothing else.
 
     Raises DataError naming the file, and the column and row where there is one.
     """
@@ -87,6 +89,8 @@ def open_table(source: str, *, columns: Sequence[str] | None = None) -> pa.Table
 def exactly(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
     """The columns of `wanted`, all of which must be there; without it, every column."""
     for name in wanted or ():
+        if wanted is not None and wanted.count(name) > 1:
+            raise DataError("is asked for twice; name different columns", file=file, column=name)
         if names.count(name) > 1:
             raise DataError("is there twice; give the columns of a file different names", file=file, column=name)
         if name not in names:
@@ -142,6 +146,7 @@ def _joined(tables: list[pa.Table], files: list[str]) -> pa.Table:
     """One table over all files, without copying where their types agree."""
     if len(tables) == 1:
         return tables[0]
+    tables = _like_numbers(tables)
     joined = tables[0].schema
     for table, file in zip(tables, files, strict=True):
         try:
@@ -151,6 +156,20 @@ def _joined(tables: list[pa.Table], files: list[str]) -> pa.Table:
                 f"does not match {files[0]}: {short(error)}; give files with equal columns", file=file
             ) from error
     return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _like_numbers(tables: list[pa.Table]) -> list[pa.Table]:
+    """Columns of text that hold numbers where the same column of another file is one of numbers: CSV beside Parquet."""
+    wanted = {one.name for table in tables for one in table.schema if pa.types.is_primitive(one.type)}
+    for index, table in enumerate(tables):
+        for place, one in enumerate(table.schema):
+            if one.name in wanted and pa.types.is_string(one.type):
+                for kind in (pa.int64(), pa.float64()):
+                    with contextlib.suppress(pa.ArrowInvalid):
+                        numbers = pc.utf8_trim_whitespace(table[place]).cast(kind)
+                        tables[index] = tables[index].set_column(place, one.name, numbers)
+                        break
+    return tables
 
 
 def _open(file: File) -> Reader:

@@ -28,14 +28,12 @@ Row = tuple[int, Sequence[str]]
 
 def sentences(lines: Iterable[str], file: str) -> tuple[pa.Table, Lines]:
     """Plain text: one column `text`, a row for each line, empty ones included."""
-    rows = ((number, (plain(line),)) for number, line in enumerate(lines, 1))
-    return _table(["text"], _in_utf8(rows, file))
+    return _table(["text"], _in_utf8(_whole(lines, file), file))
 
 
 def tabs(lines: Iterable[str], file: str) -> tuple[pa.Table, Lines]:
     """TSV."""
-    cells = ((number, plain(line).split("\t")) for number, line in enumerate(lines, 1) if plain(line))
-    return _headed(cells, file, "\t")
+    return _headed(((number, line.split("\t")) for number, line in _whole(lines, file) if line), file, "\t")
 
 
 def commas(lines: Iterable[str], file: str) -> tuple[pa.Table, Lines]:
@@ -43,15 +41,26 @@ def commas(lines: Iterable[str], file: str) -> tuple[pa.Table, Lines]:
     return _headed(_quoted(lines, file), file, ",")
 
 
-def other_sign(header: str, sign: str) -> str | None:
-    """What separates the names in a header line that has nothing of `sign`; None if nothing usual does."""
-    counts = {each: header.count(each) for each in SIGNS}
-    return max(counts, key=counts.__getitem__) if not counts[sign] and any(counts.values()) else None
+def delimiter_hint(header: str, sign: str) -> str:
+    """What to do where a header line has another delimiter than `sign`; nothing where it has none."""
+    counts = {each: header.count(each) for each in SIGNS if each != sign}
+    other = max(counts, key=counts.__getitem__)
+    if not counts[other]:
+        return ""
+    seems = f"the file seems to be separated by {other!r}"
+    if sign == "\t":
+        return f"{seems}: a .tsv file is separated by tabs; write it so, or name it .csv if it is separated by commas"
+    if other == "\t":
+        return f"{seems}: let its name end in .tsv, where quotes are part of the text"
+    convert = f"csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={other!r}))"
+    return f'{seems}: write commas, for example by python -c "import csv, sys; {convert}" < OLD > NEW'
 
 
 def _quoted(lines: Iterable[str], file: str) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(lines, strict=True)
+    source = iter(lines)
+    header = list(itertools.islice(source, 1))
+    reader = csv.reader(itertools.chain(header, source), strict=True)
     while True:
         first = reader.line_num + 1
         try:
@@ -61,11 +70,10 @@ def _quoted(lines: Iterable[str], file: str) -> Iterator[Row]:
         except csv.Error as error:
             is_open = "end of data" in str(error)
             found = "a quote opens in this row and none closes it" if is_open else f"{error}"
-            raise DataError(
-                f"line {first if is_open else reader.line_num}: {found}; a cell with quotes in it stands in quotes, "
-                'and they are written twice: "she said ""no"""',
-                file=file,
-            ) from error
+            doubled = 'a cell with quotes in it stands in quotes, and they are written twice: "she said ""no"""'
+            remedy = delimiter_hint("".join(header), ",") or doubled
+            line = first if is_open else reader.line_num
+            raise DataError(f"line {line}: {found}; {remedy}", file=file) from error
         if cells:
             yield first, cells
 
@@ -81,24 +89,10 @@ def _headed(rows: Iterator[Row], file: str, sign: str) -> tuple[pa.Table, Lines]
 def _even(rows: Iterator[Row], file: str, first: int, names: Sequence[str], sign: str) -> Iterator[Row]:
     for line, cells in rows:
         if len(cells) != len(names):
-            wrong = other_sign(sign.join(names), sign)
-            remedy = (
-                f"line {first} is separated by {wrong!r}; {rewritten(sign)}"
-                if wrong
-                else f"every row has as many cells as the first line has names{_advice(cells, sign)}"
-            )
+            every = f"every row has as many cells as the first line has names{_advice(cells, sign)}"
+            remedy = delimiter_hint(sign.join(names), sign) or every
             raise DataError(f"line {line} has {_cells(cells)} where line {first} has {len(names)}: {remedy}", file=file)
         yield line, cells
-
-
-def rewritten(sign: str) -> str:
-    """What to do with a file that is separated by another sign than its name says."""
-    if sign == ",":
-        return (
-            "a .csv file is separated by commas: write it so, or name it .tsv if tabs separate it and its cells have "
-            "no quotes of their own"
-        )
-    return "a .tsv file is separated by tabs: write it so, or name it .csv if commas separate it"
 
 
 def _advice(cells: Sequence[str], sign: str) -> str:
@@ -111,13 +105,20 @@ def _cells(cells: Sequence[str]) -> str:
     return f"{len(cells)} cell{'' if len(cells) == 1 else 's'}"
 
 
-def _in_utf8(rows: Iterator[Row], file: str) -> Iterator[Row]:
-    for line, cells in rows:
-        if is_escaped(cells[0]):
-            raise DataError(f"line {line} {NOT_UTF8}", file=file)
-        if "\n" in cells[0]:
-            raise DataError(f"line {line} mixes line ends ('{brief(cells[0])}'); write newlines alone", file=file)
-        yield line, cells
+def _whole(lines: Iterable[str], file: str) -> Iterator[tuple[int, str]]:
+    """The lines without their ends, numbered from 1. Where one holds a newline, the file began with other line ends."""
+    for number, line in enumerate(lines, 1):
+        text = plain(line)
+        if "\n" in text:
+            raise DataError(f"line {number} mixes line ends ('{brief(text)}'); write newlines alone", file=file)
+        yield number, text
+
+
+def _in_utf8(lines: Iterable[tuple[int, str]], file: str) -> Iterator[Row]:
+    for number, text in lines:
+        if is_escaped(text):
+            raise DataError(f"line {number} {NOT_UTF8}", file=file)
+        yield number, (text,)
 
 
 def _table(names: Sequence[str], rows: Iterator[Row]) -> tuple[pa.Table, Lines]:

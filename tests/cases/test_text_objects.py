@@ -115,7 +115,7 @@ def test_a_list_that_is_cut_short_is_named(tmp_path: Path, judged: Path) -> None
 )
 def test_a_file_of_columns_is_refused(tmp_path: Path, judged: Path, columns: dict[str, Any]) -> None:
     message = refusal(job(write(tmp_path / "a.json", json.dumps(columns)), judged))
-    assert "one object of columns" in message
+    assert "holds one object (" in message
     assert '{"text": ' in message
 
 

@@ -243,6 +243,28 @@ def test_another_delimiter_is_refused(
     assert repr(sign) in refusal(job(commas, judged))
 
 
+def test_cells_in_quotes_between_other_delimiters_are_refused_for_the_delimiter(tmp_path: Path, judged: Path) -> None:
+    """And not for their quotes, which are right."""
+    for sign in (";", "\t"):
+        rows = "".join(f'"{word}"{sign}"{word}, ""or"" not"\n' for word in WORDS)
+        message = refusal(job(write(tmp_path / "a.csv", f'"anchor"{sign}"positive"\n{rows}'), judged))
+        assert f"separated by {sign!r}" in message, message
+
+
+def test_scores_of_csv_and_parquet_are_joined(tmp_path: Path, text: Path) -> None:
+    (tmp_path / "both").mkdir()
+    columns = {"sentence1": WORDS[:4], "sentence2": WORDS[4:8], "score": [0.5, 1.5, 2.5, 3.5]}
+    pq.write_table(pa.table(columns), tmp_path / "both/a.parquet")
+    write(tmp_path / "both/b.csv", "sentence1,sentence2,score\n" + "".join(f"{word},{word},5\n" for word in WORDS))
+    found = data.evaluation_data(job(text, tmp_path / "both"))
+    assert isinstance(found, data.SentenceEvaluation)
+    assert found.score.tolist() == [0.5, 1.5, 2.5, 3.5, *[5.0] * 12]
+
+
+def test_a_column_that_is_asked_for_twice_is_refused(tmp_path: Path, text: Path, judged: Path) -> None:
+    assert "column 'text': is asked for twice" in refusal(job(text, judged, columns=["text", "text"]))
+
+
 @pytest.mark.parametrize("sign", ["\t", "|||", ";", '","'])
 def test_lines_that_hold_more_than_a_sentence_are_refused(tmp_path: Path, judged: Path, sign: str) -> None:
     lines = [f"{a}{sign}{b}{sign}{i % 2}" for i, (a, b) in enumerate(zip(WORDS, WORDS[::-1], strict=True))]
@@ -256,6 +278,11 @@ def test_lines_that_hold_more_than_a_sentence_are_refused(tmp_path: Path, judged
 def test_sentences_with_signs_here_and_there_are_sentences(tmp_path: Path, judged: Path) -> None:
     lines = [*WORDS, "one; two", "one\ttab", "either | or", 'a "b","c"']
     assert trained_on(job(write(tmp_path / "a.txt", "\n".join(lines)), judged)) == [lines]
+
+
+def test_labels_in_front_of_every_line_are_refused(tmp_path: Path, judged: Path) -> None:
+    path = write(tmp_path / "a.txt", "".join(f"__label__{i % 2} {word}\n" for i, word in enumerate(WORDS)))
+    assert "__label__" in refusal(job(path, judged))
 
 
 def test_objects_in_a_txt_are_refused(tmp_path: Path, judged: Path) -> None:
@@ -297,7 +324,9 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, judged: Path, 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv.gz", "a.jsonl", "a.json.gz"])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
-@pytest.mark.parametrize("words", [WORDS, [f"Предложение номер {i} о погоде" for i in range(12)]])
+@pytest.mark.parametrize(
+    "words", [WORDS, [f"Предложение номер {i} о погоде" for i in range(12)], ["今天天气很好我们去公园散步吧" * 9] * 12]
+)
 def test_wide_encodings_are_refused_by_name(
     tmp_path: Path, judged: Path, name: str, encoding: str, words: list[str]
 ) -> None:
