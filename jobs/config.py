@@ -113,7 +113,12 @@ class Data(Section):
 
     columns: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] | None = None
     """Columns of `train`: image and label; or text; or anchor, positive and any number of hard negatives. Images are
-    encoded files, raw pixels, or paths of files. None: by the names usual in the field."""
+    encoded files, raw pixels, or paths of files. None: by the names usual in the field. Of a file that has other
+    columns too, only these are read."""
+
+    judged_columns: Annotated[tuple[str, str, str], Field(strict=False)] | None = None
+    """Columns of `tune` and `confirm` in a sentence job: the two sentences of a pair, and its score. None: by the names
+    usual in the field, such as sentence1, sentence2 and score or label."""
 
     max_tokens: int = Field(32, ge=4)
     """Longest sentence, in tokens; the rest is cut."""
@@ -123,6 +128,15 @@ class Data(Section):
     which are the channels where they do not; encoded images are resized to it, and are grey or coloured by its
     channels. None: raw rows are square and grey, nested lists [H, W], [H, W, 1 or 3] or [1 or 3, H, W], encoded images
     of one size, all in colour if any that is trained on has some."""
+
+    @model_validator(mode="after")
+    def _different_columns(self) -> Data:
+        if self.judged_columns is not None and len(set(self.judged_columns)) < 3:
+            raise ValueError(
+                f"judged_columns = {list(self.judged_columns)} names a column twice; give [LEFT, RIGHT, SCORE], for "
+                "example ['sentence1', 'sentence2', 'score']"
+            )
+        return self
 
 
 class Augment(Section):
@@ -412,6 +426,11 @@ class JobConfig(Section):
         if self.model.width % self.model.heads and self.model.name != "resnet":
             raise ValueError(f"model.heads = {self.model.heads} must divide model.width = {self.model.width}")
         if self.task == "image":
+            if self.data.judged_columns is not None:
+                raise ValueError(
+                    f"data.judged_columns = {list(self.data.judged_columns)} names sentences and their score, which "
+                    "task = 'image' has none of; remove it, and name the image and the label in data.columns"
+                )
             for key, value in (
                 ("loss.mlm_weight", self.loss.mlm_weight),
                 ("execution.micro_tokens", self.execution.micro_tokens),

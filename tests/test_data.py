@@ -157,10 +157,14 @@ def test_lines_are_split_at_newlines_only(tmp_path: Path) -> None:
     assert data.open_table(str(path))["text"].to_pylist() == ["one\u2028still one", "two\x0bstill two", "three"]
 
 
-def test_lines_longer_than_a_block_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.data.formats.BLOCK", 5)
-    write_text(pa.table({"text": SENTENCES}), tmp_path / "a.txt")
-    assert data.open_table(str(tmp_path / "a.txt"))["text"].to_pylist() == SENTENCES
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt"])
+def test_rows_are_whole_wherever_a_batch_of_them_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("jobs.data.tables.BATCH", 3)
+    monkeypatch.setattr("jobs.data.objects.BATCH", 3)
+    WRITERS[name](pa.table({"text": SENTENCES}), tmp_path / name)
+    assert data.open_table(f"{tmp_path / name}[1:]")["text"].to_pylist() == SENTENCES[1:]
 
 
 def test_folders_globs_and_uris_join_their_files_in_order_of_name(tmp_path: Path) -> None:
@@ -794,7 +798,8 @@ def test_faulty_scores_are_named(tmp_path: Path) -> None:
     train = write_sentences(tmp_path / "t.parquet", text=SENTENCES)
     for score, found in (
         ([1.0, 2.0, None, 3.0], "column 'score', row 2 (the first is 0): holds no number"),
-        (["1", "2", "3", "4"], "column 'score': is of type string"),
+        (["1", "2", "three", "4"], "column 'score', row 2 (the first is 0): holds 'three', which is no number"),
+        ([[1], [2], [3], [4]], "column 'score': is of type list"),
         ([2.0, 2.0, 2.0, 2.0], "column 'score': holds one score only"),
     ):
         path = write_sentences(tmp_path / "a.parquet", **columns, score=score)

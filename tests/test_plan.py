@@ -18,7 +18,7 @@ from orchestrator.plan import Plan, Planned, changed_keys, changed_order, enough
 from orchestrator.sweep import Sweep, conditions, load, resolved
 
 ROOT = Path(__file__).parents[1]
-DEFAULTS = "0986972171e37e8d"
+DEFAULTS = "ea40aca350b7f6e3"
 
 SWEEP: dict[str, Any] = {
     "name": "small",

@@ -13,13 +13,8 @@ from jobs.data.check import check, described, digests, fingerprint
 from jobs.data.formats import DataError
 from jobs.data.images import ImageEvaluation, ImageExamples, image_evaluation, image_examples
 from jobs.data.pixels import Images
-from jobs.data.sentences import (
-    SentenceEvaluation,
-    SentenceExamples,
-    sentence_evaluation,
-    sentence_examples,
-    tokenizer_for,
-)
+from jobs.data.scored import SentenceEvaluation, sentence_evaluation
+from jobs.data.sentences import SentenceExamples, sentence_examples, tokenizer_for
 from jobs.data.sources import open_table
 
 __all__ = [
@@ -51,4 +46,6 @@ def train_examples(job: JobConfig, tokenizer: Any = None) -> ImageExamples | Sen
 def evaluation_data(job: JobConfig) -> ImageEvaluation | SentenceEvaluation:
     """What the stage of `job` is judged on. Raises DataError."""
     assert job.judged_on is not None, "JobConfig refuses a job without it"
-    return image_evaluation(job, job.judged_on) if job.task == "image" else sentence_evaluation(job.judged_on)
+    if job.task == "image":
+        return image_evaluation(job, job.judged_on)
+    return sentence_evaluation(job.judged_on, job.data.judged_columns)

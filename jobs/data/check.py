@@ -16,13 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.config import JobConfig
+from jobs.data import columns, scored
 from jobs.data.arrays import is_list
-from jobs.data.formats import shown
+from jobs.data.faults import shown
 from jobs.data.images import ImageEvaluation, image_evaluation, image_examples, image_rows
 from jobs.data.links import Links, links_of
 from jobs.data.places import DIGITS, HUB, locate
-from jobs.data.sentences import judged_columns, sentence_evaluation, sentence_rows, tokenizer_for
-from jobs.data.sources import Rows, read
+from jobs.data.sentences import sentence_rows, tokenizer_for
+from jobs.data.sources import Rows
+from jobs.data.texts import notes
 
 
 def check(job: JobConfig) -> list[str]:
@@ -47,8 +49,14 @@ def check(job: JobConfig) -> list[str]:
         for stage, source in sources.items():
             warnings += _label_warnings(job, stage, image_evaluation(job, source))
     else:
-        for source in sources.values():
-            sentence_evaluation(source)
+        if job.data.columns is None:
+            columns.doubts(train)
+        warnings += notes(train, train.table.column_names)
+        for source, rows in zip(sources.values(), judged.values(), strict=True):
+            if job.data.judged_columns is None:
+                scored.doubts(rows)
+            scored.sentence_evaluation(source, job.data.judged_columns)
+            warnings += notes(rows, rows.table.column_names[:2])
         if job.model.name not in (None, "bert"):
             tokenizer_for(job)
     return [*dict.fromkeys(warnings), *_overlaps(train, judged)]
@@ -89,10 +97,11 @@ def digests(
         if source is None:
             continue
         # The rows that judge sentences have columns of their own.
-        counts = job.data.columns and (use == "train" or job.task == "image")
+        is_judged = use != "train" and job.task == "sentence"
+        named = job.data.judged_columns if is_judged else job.data.columns
         plain = f"data.{use} = {source}"
-        key, files = f"{plain} {json.dumps(job.data.columns)}" if counts else plain, stamps(source)
-        if known and key not in known and plain in known:  # named by a version that left the columns out
+        key, files = f"{plain} {json.dumps(named)}" if named else plain, stamps(source)
+        if known and key not in known and plain in known and not is_judged:  # named by a version without the columns
             key = plain
         before = (known or {}).get(key)
         if before is not None and files is not None and before["files"] == files:
@@ -128,7 +137,7 @@ def train_rows(job: JobConfig) -> Rows:
 
 
 def _judged_rows(job: JobConfig, source: str) -> Rows:
-    return image_rows(job, source) if job.task == "image" else read(source, judged_columns)
+    return image_rows(job, source) if job.task == "image" else scored.judged_rows(source, job.data.judged_columns)
 
 
 def _label_warnings(job: JobConfig, stage: str, data: ImageEvaluation) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The sentence job's data: single sentences, pairs, pairs with hard negatives; and scored pairs to be judged on.
+"""The sentence job's training data: single sentences, pairs, pairs with hard negatives.
 
 A single sentence is paired with itself. The two views are told apart by dropout alone (SimCSE, Gao et al. 2021,
 arXiv:2104.08821), so they are the same tokens.
@@ -6,45 +6,25 @@ arXiv:2104.08821), so they are the same tokens.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.config import JobConfig
 from jobs.data.batches import Views, content_ids
-from jobs.data.formats import DataError, is_utf8, short
-from jobs.data.sources import Rows, exactly, read
+from jobs.data.columns import train_columns
+from jobs.data.faults import DataError, short
+from jobs.data.sources import Rows, read
+from jobs.data.texts import as_text
 from jobs.data.tokens import TokenColumn, padded, stacked, texts_of, trained_tokenizer
 from jobs.paths import looked_in
 from jobs.pretrained import EncoderError, folder_of, tokenizer_files
 from jobs.provenance import stamp
-
-TEXT_NAMES = ("text", "sentence", "sentences", "content")
-PAIR_NAMES = (
-    ("anchor", "positive"),
-    ("query", "positive"),
-    ("query", "answer"),
-    ("query", "passage"),
-    ("question", "answer"),
-    ("sent0", "sent1"),
-    ("premise", "entailment"),
-    ("text1", "text2"),
-    ("sentence1", "sentence2"),
-)
-NEGATIVE_NAME = re.compile(r"(hard_?)?neg(ative)?s?_?\d*|contradiction")
-SCORE_NAMES = ("score", "label", "similarity_score", "similarity")
-BINARY = (pa.types.is_binary, pa.types.is_large_binary)
-JUDGED = ("sentence1", "sentence2", "score")
 
 
 @dataclass(frozen=True)
@@ -82,49 +62,10 @@ class SentenceExamples:
         return content_ids(text.encode() for text in texts_of(self.rows.table[0], rows))
 
 
-@dataclass(frozen=True)
-class SentenceEvaluation:
-    """Pairs of sentences with people's scores, [n] each."""
-
-    left: list[str]
-    right: list[str]
-    score: NDArray[np.float64]
-
-
-def train_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """[text], or [anchor, positive, hard negatives ...]: as wanted, else by their usual names."""
-    if wanted is not None:
-        return exactly(file, names, wanted)
-    for pair in PAIR_NAMES:
-        if set(pair) <= set(names):
-            scores = [name for name in SCORE_NAMES if name in names]
-            if scores:
-                raise DataError(
-                    f"scores the pairs, and pairs of low score are no positives; set data.columns = ['{pair[0]}'] "
-                    f"to train on single sentences, or data.columns = {list(pair)} if all pairs are positives",
-                    file=file,
-                    column=scores[0],
-                )
-            return (*pair, *(name for name in names if NEGATIVE_NAME.fullmatch(name)))
-    text = next((name for name in TEXT_NAMES if name in names), names[0] if len(names) == 1 else None)
-    if text is None:
-        example = f"; name yours in data.columns, for example data.columns = ['{names[0]}']" if names else ""
-        raise DataError(
-            f"is missing; the columns here are {', '.join(names) or 'none'}{example}", file=file, column="text"
-        )
-    return (text,)
-
-
-def judged_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """sentence1, sentence2, score."""
-    del wanted
-    return exactly(file, names, JUDGED)
-
-
 def sentence_rows(job: JobConfig) -> Rows:
     """The text columns of data.train, each row of them checked to be text."""
     rows = read(job.data.train, train_columns, None if job.data.columns is None else tuple(job.data.columns))
-    return _text(rows, tuple(rows.table.column_names))
+    return as_text(rows, tuple(rows.table.column_names))
 
 
 def tokenizer_for(job: JobConfig) -> Any:
@@ -166,57 +107,3 @@ def sentence_examples(job: JobConfig, tokenizer: Any = None) -> SentenceExamples
 def _examples(rows: Rows, tokenizer: Any, max_tokens: int) -> SentenceExamples:
     columns = tuple(TokenColumn(column, tokenizer, max_tokens) for column in rows.table.columns)
     return SentenceExamples(rows, tokenizer, columns)
-
-
-@functools.lru_cache(maxsize=4)
-def sentence_evaluation(source: str) -> SentenceEvaluation:
-    """The scored pairs of a source with columns sentence1, sentence2 and score."""
-    rows = _text(read(source, judged_columns), JUDGED[:2])
-    score = rows.table[2]
-    if not (pa.types.is_integer(score.type) or pa.types.is_floating(score.type)):
-        raise rows.fault(f"is of type {score.type}; scores are numbers, such as 0 to 5", column="score")
-    numbers = score.to_numpy().astype(np.float64)
-    if not np.isfinite(numbers).all():
-        raise rows.fault("holds no number; remove the row", column="score", row=int(np.argmin(np.isfinite(numbers))))
-    if len(np.unique(numbers)) < 2:
-        raise rows.fault("holds one score only; a rank correlation needs at least two different ones", column="score")
-    left, right = (rows.table[name].to_pylist() for name in JUDGED[:2])
-    return SentenceEvaluation(left, right, numbers)
-
-
-@functools.lru_cache(maxsize=8)
-def _text(rows: Rows, names: tuple[str, ...]) -> Rows:
-    """The rows with these columns as strings. Raises DataError at the first null, empty, blank or not UTF-8."""
-    table = rows.table
-    for name in names:
-        kind = table[name].type
-        if not any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, *BINARY)):
-            raise rows.fault(f"is of type {kind}; sentences are strings", column=name)
-        chunks, at = [], 0
-        for chunk in table[name].chunks:
-            chunks.append(_utf8(rows, name, chunk, at))
-            blank = pc.fill_null(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(chunks[-1])), 0), fill_value=True)
-            row = pc.index(blank, value=True).as_py()
-            if row >= 0:
-                found = "is empty" if chunk[row].is_valid else "is null"
-                raise rows.fault(f"{found}; remove the row or write its sentence", column=name, row=at + row)
-            at += len(chunk)
-        table = table.set_column(table.schema.get_field_index(name), name, pa.chunked_array(chunks))
-    return dataclasses.replace(rows, table=table)
-
-
-def _utf8(rows: Rows, name: str, chunk: pa.Array, at: int) -> pa.Array:
-    """The chunk as strings, without a copy: the CSV reader, and some writers of Parquet, make bytes of them."""
-    binary = any(test(chunk.type) for test in BINARY)
-    try:
-        text = chunk.cast(pa.string() if pa.types.is_binary(chunk.type) else pa.large_string()) if binary else chunk
-        text.validate(full=True)
-    except pa.ArrowInvalid as error:
-        values = chunk.cast(pa.large_binary()).to_pylist()
-        row = next((i for i, value in enumerate(values) if value is not None and not is_utf8(value)), None)
-        raise rows.fault(
-            "is not UTF-8; convert the file, for example by iconv -f latin1 -t utf-8",
-            column=name,
-            row=None if row is None else at + row,
-        ) from error
-    return text

@@ -6,21 +6,39 @@ groups that were asked for and no more.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from jobs.data.formats import DataError, Reader, reader, short
+from jobs.data.faults import DataError, brief, listed, short
+from jobs.data.formats import Reader, nested, reader
 from jobs.data.places import DIGITS, HUB, File, Located, locate
 from jobs.paths import looked_in
 
-Choose = Callable[[str, Sequence[str], "tuple[str, ...] | None"], tuple[str, ...]]
+
+class Names(tuple[str, ...]):
+    """The names of a file's columns."""
+
+    lists: tuple[str, ...] = ()
+    """Those that hold lists or objects."""
+
+    @classmethod
+    def of(cls, reader: Reader) -> Names:
+        """The names of an opened file."""
+        names = cls(reader.names)
+        names.lists = tuple(reader.lists)
+        return names
+
+
+Choose = Callable[[str, Names, "tuple[str, ...] | None"], tuple[str, ...]]
 """(file, the names of its columns, the names given by the user) -> the columns to read."""
 
 
@@ -35,6 +53,12 @@ class Rows:
     files: tuple[File, ...] = ()
     """Where the file of each span lies."""
 
+    lines: tuple[Callable[[int], int] | None, ...] = ()
+    """For each of them, what line a row of the file begins in; None where it has no lines."""
+
+    names: Names = field(default_factory=Names)
+    """All columns that the first file has."""
+
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
@@ -42,12 +66,14 @@ class Rows:
         """A DataError that names the file, and the row as that file counts it."""
         if row is None:
             return DataError(found, file=self.source, column=column)
-        name, first, skipped = next(
-            (name, first, skipped)
-            for (name, skipped, taken), first in zip(self.spans, self._starts, strict=True)
+        at, name, there = next(
+            (at, name, row - first + skipped)
+            for at, ((name, skipped, taken), first) in enumerate(zip(self.spans, self._starts, strict=True))
             if first <= row < first + taken
         )
-        return DataError(found, file=name, column=column, row=row - first + skipped)
+        line_of = self.lines[at] if self.lines else None
+        line = None if line_of is None else line_of(there)
+        return DataError(found, file=name, column=column, row=there, line=line)
 
     @property
     def _starts(self) -> list[int]:
@@ -55,7 +81,7 @@ class Rows:
 
 
 def open_table(source: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of `source` as an Arrow table, of these columns or of all.
+    """The rows of `source` as an Arrow table, of these columns or of all. CSV and TSV hold text and nothing else.
 
     Raises DataError naming the file, and the column and row where there is one.
     """
@@ -65,12 +91,14 @@ def open_table(source: str, *, columns: Sequence[str] | None = None) -> pa.Table
 def exactly(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
     """The columns of `wanted`, all of which must be there; without it, every column."""
     for name in wanted or ():
+        if wanted is not None and wanted.count(name) > 1:
+            raise DataError("is asked for twice; name different columns", file=file, column=name)
+        if names.count(name) > 1:
+            raise DataError("is there twice; give the columns of a file different names", file=file, column=name)
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            raise DataError(
-                f"is missing; the columns here are {', '.join(names) or 'none'}{hint}", file=file, column=name
-            )
+            hint = f"; did you mean '{brief(close[0])}'?" if close else ""
+            raise DataError(f"is missing; the columns here are {listed(names)}{hint}", file=file, column=name)
     return tuple(names) if wanted is None else wanted
 
 
@@ -85,14 +113,15 @@ def read(source: str, choose: Choose, wanted: tuple[str, ...] | None = None) -> 
 @functools.lru_cache(maxsize=8)
 def _read(located: Located, choose: Choose, wanted: tuple[str, ...] | None) -> Rows:
     readers = [_open(file) for file in located.files]
-    names = choose(located.files[0].path, readers[0].names, wanted)
+    every = Names.of(readers[0])
+    names = choose(located.files[0].path, every, wanted)
     total = sum(each.rows for each in readers)
     if total == 0:
         raise DataError("has no rows; give a file with at least two", file=located.source)
     start, stop, _ = slice(located.start, located.stop).indices(total)
     if start >= stop:
         raise DataError(f"the slice leaves nothing of {total} rows; give one within [0:{total}]", file=located.source)
-    tables, spans, files, first = [], [], [], 0
+    tables, spans, files, lines, first = [], [], [], [], 0
     for file, each in zip(located.files, readers, strict=True):
         low, high = max(start - first, 0), min(stop - first, each.rows)
         first += each.rows
@@ -101,16 +130,18 @@ def _read(located: Located, choose: Choose, wanted: tuple[str, ...] | None) -> R
             tables.append(_plain(each.fetch(list(names), low, high)))
             spans.append((file.path, low, high - low))
             files.append(file)
-    return Rows(located.source, _joined(tables, [name for name, _, _ in spans]), tuple(spans), tuple(files))
+            lines.append(each.line)
+    joined = _joined(tables, [name for name, _, _ in spans])
+    return Rows(located.source, joined, tuple(spans), tuple(files), tuple(lines), every)
 
 
 def _plain(table: pa.Table) -> pa.Table:
     """Dictionaries (categories of pandas) and string views become what they stand for."""
-    for place, field in enumerate(table.schema):
-        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    for place, one in enumerate(table.schema):
+        kind = one.type.value_type if pa.types.is_dictionary(one.type) else one.type
         kind = pa.string() if pa.types.is_string_view(kind) else kind
-        if kind != field.type:
-            table = table.set_column(place, field.name, table[place].cast(kind))
+        if kind != one.type:
+            table = table.set_column(place, one.name, table[place].cast(kind))
     return table
 
 
@@ -118,6 +149,7 @@ def _joined(tables: list[pa.Table], files: list[str]) -> pa.Table:
     """One table over all files, without copying where their types agree."""
     if len(tables) == 1:
         return tables[0]
+    tables = _like_numbers(tables)
     joined = tables[0].schema
     for table, file in zip(tables, files, strict=True):
         try:
@@ -127,6 +159,20 @@ def _joined(tables: list[pa.Table], files: list[str]) -> pa.Table:
                 f"does not match {files[0]}: {short(error)}; give files with equal columns", file=file
             ) from error
     return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _like_numbers(tables: list[pa.Table]) -> list[pa.Table]:
+    """Columns of text that hold numbers where the same column of another file is one of numbers: CSV beside Parquet."""
+    wanted = {one.name for table in tables for one in table.schema if pa.types.is_primitive(one.type)}
+    for index, table in enumerate(tables):
+        for place, one in enumerate(table.schema):
+            if one.name in wanted and pa.types.is_string(one.type):
+                for kind in (pa.int64(), pa.float64()):
+                    with contextlib.suppress(pa.ArrowInvalid):
+                        numbers = pc.utf8_trim_whitespace(table[place]).cast(kind)
+                        tables[index] = tables[index].set_column(place, one.name, numbers)
+                        break
+    return tables
 
 
 def _open(file: File) -> Reader:
@@ -145,7 +191,10 @@ def _open(file: File) -> Reader:
 
 
 def _whole(table: pa.Table) -> Reader:
-    return Reader(table.column_names, table.num_rows, lambda names, low, high: table.select(names)[low:high])
+    def fetch(names: list[str], low: int, high: int) -> pa.Table:
+        return table.select(names)[low:high]
+
+    return Reader(table.column_names, table.num_rows, fetch, nested(table.schema))
 
 
 @functools.lru_cache(maxsize=1)

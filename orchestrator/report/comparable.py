@@ -9,7 +9,10 @@ from jobs.config import JobConfig, canonical
 from orchestrator.runs import RunError
 from orchestrator.sweep import flatten, merged
 
-JUDGED = ("task", "data.confirm", "evaluate.head", "evaluate.neighbours", "evaluate.references")
+JUDGED = (
+    *("task", "data.confirm", "data.judged_columns"),
+    *("evaluate.head", "evaluate.neighbours", "evaluate.references"),
+)
 """Job keys that make a metric what it is: which rows, looked at how."""
 
 SYSTEM = {

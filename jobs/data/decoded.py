@@ -1,0 +1,110 @@
+"""The objects of a JSON file, one after the other, each with the line that it begins in.
+
+Usually there is one object a line. Where an object takes several lines, a line has several objects, or the whole file
+is one list of them, they are read all the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from jobs.data.faults import DataError, short
+
+ONE_A_LINE = 'write one object a line, such as {"text": "..."}'
+NUMBER = "a number"
+
+_BETWEEN = {False: re.compile(r"[^ \t\r\n]|\Z"), True: re.compile(r"[^ \t\r\n,]|\Z")}
+"""What begins after white space, and after commas as well, as they stand between the members of a list."""
+
+
+class Twice(dict[str, Any]):
+    """An object that gives some of its keys twice."""
+
+    twice: frozenset[str] = frozenset()
+
+
+def objects(text: Iterable[str], file: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each object, and the line in which it begins."""
+    for line, value in _decoded(text, file):
+        if not isinstance(value, dict):
+            raise DataError(f"line {line} holds {kind_of(value)} and no object; {ONE_A_LINE}", file=file)
+        yield line, value
+
+
+def _decoded(text: Iterable[str], file: str) -> Iterator[tuple[int, Any]]:
+    """Each value, or each member of the list that is the whole file; and the line in which it begins.
+
+    What does not end within the lines at hand is tried again with twice as many.
+    """
+    decode = json.JSONDecoder(object_pairs_hook=_once).raw_decode
+    source, pending, line, more = iter(text), "", 1, 1
+    is_list: bool | None = None
+    is_over = False
+    while not is_over:
+        got = list(itertools.islice(source, more))
+        is_over = len(got) < more
+        pending, at = pending + "".join(got), 0
+        while True:
+            start = _begin(pending, at, is_list)
+            line, at = line + pending.count("\n", at, start), start
+            if at == len(pending):
+                break
+            if pending[at] == ("[" if is_list is None else "]" if is_list else ""):
+                is_list, at = is_list is None, at + 1
+                continue
+            is_list = bool(is_list)
+            try:
+                value, end = decode(pending, at)
+            except (ValueError, RecursionError) as error:
+                if not is_over and _is_cut(error, pending):
+                    break
+                raise _no_json(error, pending, at, line, file, is_over=is_over) from error
+            yield line, value
+            line, at = line + pending.count("\n", at, end), end
+        more = 1 if at else 2 * more
+        pending = pending[at:]
+    if is_list:
+        raise DataError(f"the list that the file holds is cut short after line {line}; copy it again", file=file)
+
+
+def _begin(pending: str, at: int, is_list: bool | None) -> int:
+    found = _BETWEEN[bool(is_list)].search(pending, at)
+    return len(pending) if found is None else found.start()
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) == len(pairs):
+        return made
+    names = [name for name, _ in pairs]
+    twice = Twice(made)
+    twice.twice = frozenset(name for name in made if names.count(name) > 1)
+    return twice
+
+
+def _is_cut(error: Exception, pending: str) -> bool:
+    """Whether nothing is wrong but that the text ends here. A line end never lies within a string or a number."""
+    return isinstance(error, json.JSONDecodeError) and error.pos >= len(pending.rstrip())
+
+
+def _no_json(error: Exception, pending: str, at: int, line: int, file: str, *, is_over: bool) -> DataError:
+    if is_over and (_is_cut(error, pending) or "Unterminated" in str(error)):
+        return DataError(f"the object that begins in line {line} is cut short; copy the file again", file=file)
+    if isinstance(error, json.JSONDecodeError):
+        line += pending.count("\n", at, error.pos)
+        column = error.pos - pending.rfind("\n", 0, error.pos)
+        return DataError(f"line {line} is no JSON ({error.msg}, at sign {column}); {ONE_A_LINE}", file=file)
+    reason = "nested too deep" if isinstance(error, RecursionError) else short(error)
+    return DataError(f"line {line} cannot be read ({reason}); {ONE_A_LINE}", file=file)
+
+
+def kind_of(value: Any) -> str:
+    """What a value of JSON is, in words."""
+    if isinstance(value, bool):
+        return "true or false"
+    kinds = {dict: "an object", list: "a list", str: "text", int: NUMBER, float: NUMBER}
+    return next((words for kind, words in kinds.items() if isinstance(value, kind)), "null")

@@ -1,0 +1,92 @@
+"""Columns of text: strings that are there and hold something."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.data.columns import LISTS, NEGATIVE_NAME, separator
+from jobs.data.faults import DataError
+from jobs.data.lines import NOT_UTF8
+from jobs.data.sources import Rows
+
+BINARY = (pa.types.is_binary, pa.types.is_large_binary)
+LISTED = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_struct, pa.types.is_map)
+BREAKS = "{}, the first in row {}, {} line breaks: is there a quote that was not meant to open a cell?"
+QUOTED = (
+    "{}, the first in row {}, {} in quotes, with doubled quotes within: TSV has no quotes, so they are part of the "
+    "text; write the file without them, or as .csv"
+)
+ODD = {",": (r"[\r\n]", BREAKS), "\t": (r'^".*"".*"$', QUOTED)}
+"""By what separates its cells: what a file may hold without meaning it, and the words."""
+
+
+@functools.lru_cache(maxsize=8)
+def as_text(rows: Rows, names: tuple[str, ...]) -> Rows:
+    """The rows with these columns as strings. Raises DataError at the first null, empty, blank or not UTF-8."""
+    table = rows.table
+    for name in names:
+        kind = table[name].type
+        if any(test(kind) for test in LISTED):
+            raise rows.fault(f"holds {'objects' if pa.types.is_struct(kind) else 'lists'}; {LISTS}", column=name)
+        if not any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null, *BINARY)):
+            raise rows.fault(f"is of type {kind}; sentences are strings", column=name)
+        chunks, at = [], 0
+        for chunk in table[name].chunks:
+            chunks.append(_utf8(rows, name, chunk, at))
+            blank = pc.fill_null(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(chunks[-1])), 0), fill_value=True)
+            row = pc.index(blank, value=True).as_py()
+            if row >= 0:
+                raise _blank(rows, name, at + row, is_null=not chunk[row].is_valid)
+            at += len(chunk)
+        table = table.set_column(table.schema.get_field_index(name), name, pa.chunked_array(chunks))
+    return dataclasses.replace(rows, table=table)
+
+
+def notes(rows: Rows, names: Sequence[str]) -> Iterator[str]:
+    """What may not be meant as it stands in a CSV or TSV file: cells of several lines, cells in quotes."""
+    file = rows.spans[0][0]
+    sign = separator(file)
+    for name in names if sign else ():
+        expression, words = ODD[sign or ""]
+        found = pc.match_substring_regex(rows.table[name], expression)
+        count = pc.sum(found).as_py()
+        if count:
+            cells = f"{count} cell{'' if count == 1 else 's'} of column '{name}'"
+            verb = ("is" if count == 1 else "are") if sign == "\t" else ("has" if count == 1 else "have")
+            yield f"{file}: {words.format(cells, pc.index(found, value=True).as_py(), verb)}"
+
+
+def _blank(rows: Rows, name: str, row: int, *, is_null: bool) -> DataError:
+    found = "is null or missing" if is_null else "is empty"
+    remedy = "remove the row or write its sentence"
+    if NEGATIVE_NAME.fullmatch(name):
+        remedy += "; all rows have equally many hard negatives: repeat one, or leave this column out of data.columns"
+    return rows.fault(f"{found}; {remedy}", column=name, row=row)
+
+
+def _utf8(rows: Rows, name: str, chunk: pa.Array, at: int) -> pa.Array:
+    """The chunk as strings, without a copy: some writers of Parquet make bytes of them, and text may not be UTF-8."""
+    binary = any(test(chunk.type) for test in BINARY)
+    if pa.types.is_null(chunk.type):
+        return chunk.cast(pa.string())
+    try:
+        text = chunk.cast(pa.string() if pa.types.is_binary(chunk.type) else pa.large_string()) if binary else chunk
+        text.validate(full=True)
+    except pa.ArrowInvalid as error:
+        values = chunk.cast(pa.large_binary()).to_pylist()
+        row = next((i for i, value in enumerate(values) if value is not None and not _is_utf8(value)), None)
+        raise rows.fault(NOT_UTF8, column=name, row=None if row is None else at + row) from error
+    return text
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
