@@ -30,7 +30,8 @@ from torch.autograd.function import once_differentiable
 
 from jobs.collectives import Group, gather_rows, ring, sum_rows, world_of
 from jobs.losses.problem import HARD, QUERIES, Problem, Request, agreed_problem
-from jobs.losses.stream import FAR, Rows, Table, gradients, reduce_rows
+from jobs.losses.stream import Table, gradients, reduce_rows
+from jobs.losses.tiles import FAR, Rows
 
 __all__ = ["Diagnostics", "contrastive_loss"]
 

@@ -20,53 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jobs.losses.problem import HARD, KEYS, QUERIES, Problem
-
-FAR = -1e30
-"""Logit of what is not a negative. Finite, so that 0 * FAR is 0 where 0 * -inf would be NaN."""
-
-TILE_ELEMENTS = 1 << 20
-"""Logits held at once when the caller does not say: 4 MiB of float32 stay near the cores."""
-
+from jobs.losses.masks import exclude
+from jobs.losses.problem import KEYS, QUERIES, Problem
+from jobs.losses.tiles import FAR, TILE_ELEMENTS, Block, Rows, Tile, tiles
 
 VALUE = 4
 """Place of the loss's own value among the running sums: siglip's terms, infonce_ce's cross entropy."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Consecutive pairs of the global batch: `start` is the first one's index, sides are [n, D], [n, D], [n H, D]."""
-
-    start: int
-    sides: tuple[Tensor, ...]
-    ids: Tensor | None
-
-    def __len__(self) -> int:
-        return self.sides[QUERIES].shape[0]
-
-
-@dataclass(frozen=True)
-class Block:
-    """One side of some anchors against one side of some candidates."""
-
-    anchors: Rows
-    anchor: int
-    candidates: Rows
-    candidate: int
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Rows i and columns j of a block, and their features x [r, D] and y [c, D] in the dtype of the loss."""
-
-    i: slice
-    j: slice
-    x: Tensor
-    y: Tensor
-
-    def logits(self, problem: Problem, shift: Tensor) -> Tensor:
-        """Similarities over temperature, plus `shift`: [r, c]."""
-        return torch.addmm(shift, self.x, self.y.T, alpha=1 / problem.temperature)
 
 
 @dataclass(frozen=True)
@@ -120,9 +79,9 @@ def reduce_rows(problem: Problem, own: Rows, visits: Iterable[Rows], *, slopes: 
     nothing = own.sides[QUERIES].new_zeros((), dtype=problem.dtype)
     begun = set()
     for block in (Block(own, a, visit, c) for visit in visits for a, c in problem.blocks):
-        for tile in _tiles(problem, block):
+        for tile in tiles(problem, block):
             logits = tile.logits(problem, nothing)
-            weighted, masked = _exclude(problem, block, tile, logits)
+            weighted, masked = exclude(problem, block, tile, logits)
             if (block.anchor, block.candidate) == (QUERIES, KEYS):
                 near = logits * (4 * problem.temperature) - 2 * tile.y.square().sum(1)
                 spread[tile.i] = torch.logaddexp(spread[tile.i], near.logsumexp(1).double() - 2 * norms[tile.i])
@@ -243,7 +202,7 @@ def gradients(
         to_candidates = block.candidates is own and wanted[block.candidate]
         if not (to_anchors or to_candidates):
             continue
-        for tile in _tiles(problem, block):
+        for tile in tiles(problem, block):
             rows = slice(block.anchors.start + tile.i.start, block.anchors.start + tile.i.stop)
             shares = _shares(problem, block, tile, table.normaliser[block.anchor, rows])
             pulled = shares @ tile.y if to_anchors else None
@@ -270,92 +229,5 @@ def _shares(problem: Problem, block: Block, tile: Tile, normaliser: Tensor) -> T
         -normaliser.to(problem.dtype).clamp(min=FAR)[:, None] if problem.softmax else tile.x.new_tensor(problem.bias)
     )
     logits = tile.logits(problem, shift)
-    _exclude(problem, block, tile, logits)
+    exclude(problem, block, tile, logits)
     return logits.exp_() if problem.softmax else logits.sigmoid_()
-
-
-def _tiles(problem: Problem, block: Block) -> Iterator[Tile]:
-    """Every tile of a block; those wholly outside the rows' pools are left out."""
-    anchors, candidates = block.anchors, block.candidates
-    left, right = anchors.sides[block.anchor], candidates.sides[block.candidate]
-    each = problem.hard if block.candidate == HARD else 1
-    rows, columns = _tile_shape(problem, len(left), len(right))
-    for start in range(0, len(left), rows):
-        i = slice(start, min(start + rows, len(left)))
-        x = left[i].to(problem.dtype)
-        low, high = 0, len(candidates)
-        if problem.pool:
-            first, last = (anchors.start + i.start) // problem.pool, (anchors.start + i.stop - 1) // problem.pool
-            low = max(low, first * problem.pool - candidates.start)
-            high = min(high, (last + 1) * problem.pool - candidates.start)
-        for begin in range(low * each, high * each, columns):
-            j = slice(begin, min(begin + columns, high * each))
-            yield Tile(i, j, x, right[j].to(problem.dtype))
-
-
-def _tile_shape(problem: Problem, rows: int, columns: int) -> tuple[int, int]:
-    """Rows and columns of logits held at once."""
-    if problem.tile:
-        return problem.tile, problem.tile
-    if problem.pool:  # wider tiles would be masked for the most part
-        rows = min(rows, max(problem.pool, 128))
-    if rows * columns <= TILE_ELEMENTS:
-        return max(rows, 1), max(columns, 1)
-    columns = min(columns, 2048)
-    return max(1, min(rows, TILE_ELEMENTS // columns)), columns
-
-
-def _exclude(problem: Problem, block: Block, tile: Tile, logits: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Weigh an anchor's own hard negatives and put FAR where a candidate is no negative, in place.
-
-    Returns the mask of own hard negatives where they are weighted, and the duplicates masked per row where there are
-    pair ids; else None.
-    """
-    hard = block.candidate == HARD
-    rows = _pair_range(block.anchors, tile.i, 1)
-    owners = _pair_range(block.candidates, tile.j, problem.hard if hard else 1)
-    mask = _other_pools(problem, rows, owners, logits) if problem.pool else None
-    weighted = duplicates = None
-    if hard:
-        if problem.log_weight:
-            weighted = rows.index(logits)[:, None] == owners.index(logits)[None, :]
-            logits.add_(weighted, alpha=problem.log_weight)
-    else:
-        if block.anchors.ids is not None and block.candidates.ids is not None:
-            equal = block.anchors.ids[tile.i, None] == block.candidates.ids[None, tile.j]
-            equal.diagonal(rows.first - owners.first).fill_(False)
-            duplicates = (equal if mask is None else equal & ~mask).sum(1)
-            mask = equal if mask is None else mask | equal
-        logits.diagonal(rows.first - owners.first).fill_(FAR)
-    if mask is not None:
-        logits.masked_fill_(mask, FAR)
-    return weighted, duplicates
-
-
-@dataclass(frozen=True)
-class _PairRange:
-    """The global pairs that rows or columns of a tile belong to: `count` entries, `each` of them to a pair."""
-
-    first: int
-    last: int
-    offset: int
-    count: int
-    each: int
-
-    def index(self, like: Tensor) -> Tensor:
-        """Global pair of every entry, int64 [count]."""
-        return self.first + torch.arange(self.offset, self.offset + self.count, device=like.device) // self.each
-
-
-def _pair_range(rows: Rows, part: slice, each: int) -> _PairRange:
-    first, offset = divmod(part.start, each)
-    return _PairRange(rows.start + first, rows.start + (part.stop - 1) // each, offset, part.stop - part.start, each)
-
-
-def _other_pools(problem: Problem, rows: _PairRange, owners: _PairRange, logits: Tensor) -> Tensor | None:
-    """Where anchor and candidate are in different pools; None where the whole tile lies in one pool."""
-    pool = problem.pool or problem.total
-    ends = {pair // pool for pair in (rows.first, rows.last, owners.first, owners.last)}
-    if len(ends) == 1:
-        return None
-    return (rows.index(logits) // pool)[:, None] != (owners.index(logits) // pool)[None, :]
