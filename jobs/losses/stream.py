@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jobs.losses.masks import exclude
-from jobs.losses.problem import KEYS, QUERIES, Problem
+from jobs.losses.masks import Repeats, exclude, repeats_in
+from jobs.losses.problem import HARD, KEYS, QUERIES, Problem
 from jobs.losses.tiles import FAR, TILE_ELEMENTS, Block, Rows, Tile, tiles
 
 VALUE = 4
@@ -42,7 +42,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of the row sums that every rank learns of every row: [B, 7 + 3]."""
+    """Columns of the row sums that every rank learns of every row: [B, 8 + 3]."""
 
     positive: Tensor
     """l_ii, margin included."""
@@ -51,7 +51,9 @@ class Table:
     uniformity: Tensor
     """logsumexp_j of -2 squared distance to the kept keys; at most FAR without any."""
     duplicates: Tensor
-    """Keys masked because of an equal pair id."""
+    """Keys masked because of an equal id."""
+    hard_duplicates: Tensor
+    """Hard negatives masked so."""
     normaliser: Tensor
     """[directions, B]: L_i, -inf without negatives."""
     effective: Tensor
@@ -61,10 +63,10 @@ class Table:
 
     @staticmethod
     def read(table: Tensor) -> Table:
-        """The named columns of a [B, 10] (or [B, 7]) table."""
+        """The named columns of a [B, 11] (or [B, 8]) table."""
         columns = table.T
-        directional = columns[4:].reshape(3, -1, len(table))
-        return Table(*columns[:4], *directional)
+        directional = columns[5:].reshape(3, -1, len(table))
+        return Table(*columns[:5], *directional)
 
 
 def reduce_rows(problem: Problem, own: Rows, visits: Iterable[Rows], *, slopes: bool) -> Sums:
@@ -75,18 +77,19 @@ def reduce_rows(problem: Problem, own: Rows, visits: Iterable[Rows], *, slopes: 
     positive, alignment, norms = _pairs(problem, own)
     sums = positive.new_zeros(len(problem.directions), 7, len(own))
     sums[:, 0] = FAR
-    spread, duplicates = torch.full_like(positive, FAR), torch.zeros_like(positive)
+    spread, duplicates = torch.full_like(positive, FAR), positive.new_zeros(2, len(own))
     nothing = own.sides[QUERIES].new_zeros((), dtype=problem.dtype)
     begun = set()
     for block in (Block(own, a, visit, c) for visit in visits for a, c in problem.blocks):
+        repeats = repeats_in(problem, block)
         for tile in tiles(problem, block):
             logits = tile.logits(problem, nothing)
-            weighted, masked = exclude(problem, block, tile, logits)
+            weighted, masked = exclude(problem, block, tile, logits, repeats)
             if (block.anchor, block.candidate) == (QUERIES, KEYS):
                 near = logits * (4 * problem.temperature) - 2 * tile.y.square().sum(1)
                 spread[tile.i] = torch.logaddexp(spread[tile.i], near.logsumexp(1).double() - 2 * norms[tile.i])
-                if masked is not None:
-                    duplicates[tile.i] += masked
+            if masked is not None and block.anchor == QUERIES != block.candidate:
+                duplicates[int(block.candidate == HARD), tile.i] += masked
             value = _textbook(problem, block, tile, logits, positive) if problem.name == "infonce_ce" else None
             part, so_far = _tile_sums(problem, logits, weighted, slopes=slopes), sums[block.anchor, :, tile.i]
             if value is not None:
@@ -94,7 +97,7 @@ def reduce_rows(problem: Problem, own: Rows, visits: Iterable[Rows], *, slopes: 
             rows = (block.anchor, tile.i.start)
             so_far.copy_(_merged(problem, so_far, part) if rows in begun else part)
             begun.add(rows)
-    return _finish(problem, sums, positive, [positive, alignment, spread, duplicates])
+    return _finish(problem, sums, positive, [positive, alignment, spread, *duplicates])
 
 
 def _tile_sums(problem: Problem, logits: Tensor, weighted: Tensor | None, *, slopes: bool) -> Tensor:
@@ -202,9 +205,10 @@ def gradients(
         to_candidates = block.candidates is own and wanted[block.candidate]
         if not (to_anchors or to_candidates):
             continue
+        repeats = repeats_in(problem, block)
         for tile in tiles(problem, block):
             rows = slice(block.anchors.start + tile.i.start, block.anchors.start + tile.i.stop)
-            shares = _shares(problem, block, tile, table.normaliser[block.anchor, rows])
+            shares = _shares(problem, block, tile, repeats, table.normaliser[block.anchor, rows])
             pulled = shares @ tile.y if to_anchors else None
             for grads, row_weights in zip(result, negative[:, block.anchor, rows, None], strict=True):
                 if pulled is not None and (grad := grads[block.anchor]) is not None:
@@ -223,11 +227,11 @@ def _meetings(problem: Problem, own: Rows, visits: Iterable[Rows]) -> Iterator[B
                 yield Block(visit, anchor, own, candidate)
 
 
-def _shares(problem: Problem, block: Block, tile: Tile, normaliser: Tensor) -> Tensor:
+def _shares(problem: Problem, block: Block, tile: Tile, repeats: Repeats | None, normaliser: Tensor) -> Tensor:
     """Of a tile, each negative's share q_ij of its row (softmax), or the sigmoid of its logit (siglip); else 0."""
     shift = (
         -normaliser.to(problem.dtype).clamp(min=FAR)[:, None] if problem.softmax else tile.x.new_tensor(problem.bias)
     )
     logits = tile.logits(problem, shift)
-    exclude(problem, block, tile, logits)
+    exclude(problem, block, tile, logits, repeats)
     return logits.exp_() if problem.softmax else logits.sigmoid_()

@@ -24,9 +24,16 @@ class Rows:
     start: int
     sides: tuple[Tensor, ...]
     ids: Tensor | None
+    """int64 [n, k]: what equal texts have equal, `texts` columns of the pair and then those of its hard negatives."""
 
     def __len__(self) -> int:
         return self.sides[QUERIES].shape[0]
+
+    def ids_of(self, side: int, texts: int) -> Tensor | None:
+        """int64 [texts, n], all that a pair says; of HARD, [1, n H]. None where there are none."""
+        if self.ids is None or (side == HARD and self.ids.shape[1] == texts):
+            return None
+        return self.ids[:, texts:].reshape(1, -1) if side == HARD else self.ids[:, :texts].T.contiguous()
 
 
 @dataclass(frozen=True)
