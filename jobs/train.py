@@ -344,7 +344,7 @@ class Training:
         self._record(metrics)
         shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
         self.log(f"{self.pace.text(self.step, self.seconds)}  {shown}")
-        if not all(np.isfinite(value) for value in metrics.values()):
+        if evaluate.diverged(metrics):
             self._end("diverged", "the evaluation is not finite")
         elif last:
             self._end("ok", "done")
