@@ -66,6 +66,9 @@ def main(arguments: list[str] | None = None) -> None:
                 training.save()
                 training.settle()
                 sys.exit(INTERRUPTED)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except (GradientMismatch, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.config import JobConfig
+from jobs.data.duplicates import repeats
 from jobs.data.formats import shown
 from jobs.data.images import ImageEvaluation, image_evaluation, image_examples, image_rows
 from jobs.data.pixels import is_list
@@ -46,6 +47,7 @@ def check(job: JobConfig) -> list[str]:
         for stage, source in sources.items():
             warnings += _label_warnings(job, stage, image_evaluation(job, source))
     else:
+        warnings += repeats(job, train)
         for source in sources.values():
             sentence_evaluation(source)
         if job.model.name not in (None, "bert"):

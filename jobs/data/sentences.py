@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.config import JobConfig
-from jobs.data.batches import Views, content_ids
+from jobs.data.batches import Ids, Views
+from jobs.data.duplicates import text_ids
 from jobs.data.formats import DataError, is_utf8, short
 from jobs.data.sources import Rows, exactly, read
-from jobs.data.tokens import TokenColumn, padded, stacked, texts_of, trained_tokenizer
+from jobs.data.tokens import TokenColumn, padded, stacked, trained_tokenizer
 from jobs.paths import looked_in
 from jobs.pretrained import EncoderError, folder_of, tokenizer_files
 from jobs.provenance import stamp
@@ -79,7 +80,11 @@ class SentenceExamples:
 
     def pair_ids(self, rows: NDArray[np.int64]) -> Tensor:
         """int64 [c]: equal for equal anchors."""
-        return content_ids(text.encode() for text in texts_of(self.rows.table[0], rows))
+        return self.ids(rows).pair_ids
+
+    def ids(self, rows: NDArray[np.int64]) -> Ids:
+        """What these rows say; the two views of a single sentence say the same."""
+        return text_ids(self.rows, rows)
 
 
 @dataclass(frozen=True)
