@@ -220,7 +220,9 @@ class Loss(Section):
     """Weight of an anchor's own hard negatives."""
 
     mask_duplicates: bool = True
-    """Rows with the same content are not negatives of each other."""
+    """Rows with the same content are not negatives of each other: pairs of which an anchor or positive is also one of
+    the other's (the same text, but for blanks around it, or the same image). A hard negative that is the anchor or its
+    positive is none of that anchor. A batch of which nothing is left by this is an error."""
 
     margin: float = Field(0.0, ge=0)
     """Additive margin on the positive's similarity, in cosine units."""

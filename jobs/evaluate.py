@@ -8,6 +8,7 @@ bit for bit the same for any number of ranks.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +38,9 @@ UNIFORMITY_ROWS = 5000
 PROBE_ITERATIONS = 300
 """Most L-BFGS iterations of the linear probe; one that has not settled by then is scored as it is."""
 
+DECISIVE = ("knn_accuracy", "spearman")
+"""What a trial is judged on first: defined for all finite embeddings."""
+
 _ROWS_AT_ONCE = 1024
 
 
@@ -54,7 +58,8 @@ def evaluate(
 
     Images: knn_accuracy, alignment, uniformity, and probe_accuracy where `final` and job.evaluate.probe say so.
     Sentences: spearman, alignment, uniformity. Judged is the encoder's output, or the head's with job.evaluate.head.
-    All are nan if an embedding is not finite: then the model has diverged.
+    All are nan if an embedding is not finite: then, and only then, the model has `diverged`. A metric that is not
+    defined for these rows is left out.
     """
 
     def features(rows: int, inputs: Callable[[int, int], Mapping[str, Tensor]]) -> Tensor:
@@ -77,6 +82,12 @@ def evaluate(
         return sentence_metrics(left, right, data.score)
 
 
+def diverged(metrics: Mapping[str, float]) -> bool:
+    """Whether these metrics are those of a model whose embeddings are not finite. What else is not defined was left
+    out, so that it never decides."""
+    return any(math.isnan(metrics[name]) for name in DECISIVE if name in metrics)
+
+
 def image_metrics(
     references: Tensor,
     reference_labels: ArrayLike,
@@ -89,7 +100,7 @@ def image_metrics(
     """knn_accuracy, alignment, uniformity and, if asked for, probe_accuracy of embeddings [R, D] and [Q, D].
 
     Alignment is that of queries with the same label, a positive pair that no arm's augmentation defines; it is left out
-    where no two queries share a label.
+    where no two queries share a label, and uniformity where there is one query.
     """
     known, wanted = np.asarray(reference_labels), np.asarray(query_labels)
     keys = ["knn_accuracy", *(["probe_accuracy"] if probe else []), "alignment", "uniformity"]
@@ -100,28 +111,33 @@ def image_metrics(
     metrics = {"knn_accuracy": float(np.mean(guessed == wanted))}
     if probe:
         metrics["probe_accuracy"] = probe_accuracy(references, known, queries, wanted)
-    same_label = _alignment_within(unit, wanted)
-    if same_label is not None:
-        metrics["alignment"] = same_label
-    metrics["uniformity"] = uniformity(unit)
-    return metrics
+    return metrics | _defined(alignment=_alignment_within(unit, wanted), uniformity=uniformity(unit))
 
 
 def sentence_metrics(left: Tensor, right: Tensor, score: ArrayLike) -> dict[str, float]:
     """spearman, alignment and uniformity of pairs of sentences: embeddings [n, D] each, and the pairs' scores [n].
 
-    Alignment is that of pairs with at least four fifths of the highest score: 4 on the usual scale of 0 to 5.
+    Alignment is that of pairs with at least four fifths of the highest score, 4 on the usual scale of 0 to 5; where no
+    score is above 0, of those in the top fifth of the scores' range.
     """
     wanted = np.asarray(score, dtype=np.float64)
     if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
         return dict.fromkeys(["spearman", "alignment", "uniformity"], float("nan"))
     left, right = F.normalize(left.double(), dim=-1), F.normalize(right.double(), dim=-1)
-    close = torch.from_numpy(wanted >= 0.8 * wanted.max())
+    highest = wanted.max()
+    close = torch.from_numpy(wanted >= (0.8 * highest if highest > 0 else highest - 0.2 * (highest - wanted.min())))
     return {
         "spearman": spearman((left * right).sum(-1).numpy(), wanted),
-        "alignment": float((left - right)[close].square().sum(-1).mean()),
-        "uniformity": uniformity(torch.cat([left, right])),
+        **_defined(
+            alignment=float((left - right)[close].square().sum(-1).mean()),
+            uniformity=uniformity(torch.cat([left, right])),
+        ),
     }
+
+
+def _defined(**metrics: float | None) -> dict[str, float]:
+    """Those that are a number."""
+    return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
 
 
 def knn_classify(references: Tensor, labels: NDArray[Any], queries: Tensor, *, neighbours: int) -> NDArray[Any]:
@@ -162,8 +178,11 @@ def probe_accuracy(
     return float(np.mean(probe.predict(asked) == query_labels))
 
 
-def uniformity(unit: Tensor) -> float:
-    """log of the mean over pairs of distinct rows of exp(-2 |x - y|^2); unit [n, D], n >= 2. Lower is more uniform."""
+def uniformity(unit: Tensor) -> float | None:
+    """log of the mean over pairs of distinct rows of exp(-2 |x - y|^2); unit [n, D]. Lower is more uniform. None of a
+    single row."""
+    if len(unit) < 2:
+        return None
     if len(unit) > UNIFORMITY_ROWS:
         unit = unit[torch.linspace(0, len(unit) - 1, UNIFORMITY_ROWS, dtype=torch.float64).long()]
     total, n = 0.0, len(unit)

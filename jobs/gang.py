@@ -202,7 +202,9 @@ class Rank:
     def _report(self, points: list[Any]) -> dict[str, Any]:
         told = [asdict(point) for point in points] if self.rank == 0 else []
         training = self._training
-        return {"points": told, "step": training.step, "result": training.result, "reading": self.reading()}
+        notes, training.notes = training.notes, []
+        report = {"points": told, "step": training.step, "result": training.result, "notes": notes}
+        return report | {"reading": self.reading()}
 
     def _log(self, line: str) -> None:
         if self.rank == 0:

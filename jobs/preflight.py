@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from jobs.collectives import agree, rank_of
 from jobs.config import JobConfig, Loss
+from jobs.data import Ids
 from jobs.mlm import Masking, masked
 from jobs.models import ContrastiveModel, dropout_keys
 from jobs.step import Chunk
@@ -80,7 +81,7 @@ def verify(
     *,
     real: Callable[[], object],
     whole: Chunk,
-    ids: Tensor | None,
+    ids: Ids | None,
     masking: Masking | None,
     step: int,
     group: dist.ProcessGroup | None,
@@ -89,7 +90,7 @@ def verify(
     """Compare the gradients that `real` leaves behind with one process's. Returns a sentence on the largest difference.
 
     real: fills the parameters' gradients for the pairs of `whole`, spread over the ranks. whole: all pairs, in order.
-    ids: their pair ids, int64 [n]. Raises GradientMismatch on every rank if they differ on one.
+    ids: what they say. Raises GradientMismatch on every rank if they differ on one.
     """
     with _untouched(model), torch.random.fork_rng():
         real()
@@ -139,7 +140,7 @@ def dense_loss(
     keys: Tensor,
     hard: Tensor | None,
     *,
-    ids: Tensor | None,
+    ids: Ids | None,
     pool: int,
     temperature: float | Tensor,
 ) -> Tensor:
@@ -159,7 +160,7 @@ def dense_loss(
 
 
 def _mean(
-    loss: Loss, sides: list[Tensor], *, name: str, ids: Tensor | None, pool: int, temperature: float | Tensor
+    loss: Loss, sides: list[Tensor], *, name: str, ids: Ids | None, pool: int, temperature: float | Tensor
 ) -> Tensor:
     """Mean over pairs of one direction, or of both halves where symmetric. sides: queries, keys and hard negatives."""
     queries, keys, hard = sides[0], sides[1], sides[2] if len(sides) == 3 else None
@@ -167,8 +168,12 @@ def _mean(
     place = torch.arange(n, device=queries.device)
     mates = place[:, None] // pool == place // pool
     negative = mates & (place[:, None] != place)
+    strange = None
     if ids is not None:
-        negative &= ids[:, None] != ids
+        said = [each for each in (ids.pair_ids, ids.key_ids) if each is not None]
+        negative &= torch.stack([one[:, None] != other for one in said for other in said]).all(0)
+        if ids.negative_ids is not None:
+            strange = torch.stack([one[:, None] != ids.negative_ids.flatten() for one in said]).all(0)
 
     def direction(anchors: Tensor, others: Tensor, hard: Tensor | None) -> Tensor:
         """Sum over the anchors."""
@@ -179,7 +184,8 @@ def _mean(
             own = torch.eye(n, dtype=logits.dtype, device=logits.device).repeat_interleave(hard.shape[1], 1)
             extra = anchors @ hard.flatten(0, 1).T / temperature + own * math.log(loss.hard_negative_weight)
             logits = torch.cat([logits, extra], 1)
-            counts = torch.cat([counts, mates.repeat_interleave(hard.shape[1], 1)], 1)
+            near = mates.repeat_interleave(hard.shape[1], 1)
+            counts = torch.cat([counts, near if strange is None else near & strange], 1)
         positive = ((anchors * others).sum(1) - loss.margin) / temperature
         if name == "siglip":
             far = F.softplus(logits + loss.bias, threshold=1e9).where(counts, 0.0)
@@ -199,7 +205,7 @@ def _one_process(
     job: JobConfig,
     whole: Chunk,
     *,
-    ids: Tensor | None,
+    ids: Ids | None,
     masking: Masking | None,
     step: int,
     device: torch.device | str,

@@ -94,6 +94,9 @@ class Training:
         self.result: dict[str, Any] | None = None
         self.remarks: list[str] = []
         """Rank 0: what was wrong with the trial's files when it was opened, and what became of them."""
+        self.notes: list[str] = []
+        """Rank 0: what is odd about the batches that it has trained on. The caller may take them away."""
+        self._noted = False
         self.fence = trial.Fence(self.place, attempt)
         self.records = trial.Records(folder, writes=self.rank == 0, permit=self.fence.glance)
         self.writer = checkpoint.Writer()
@@ -279,11 +282,20 @@ class Training:
     def _optimize(self, step: int) -> StepResult:
         job, rows = self.job, self.batches.rows(step)
         result = self._gradients(step, rows, self.batches.cut(rows), clip=job.optimizer.clip)
+        self._look_at_duplicates(step, int(result.diagnostics.duplicates_masked))
         if result.finite:
             optim.set_rate(self.optimizer, self.pace.rate(step, self.seconds))
             self.optimizer.step()
             self.model.clamp_()
         return result
+
+    def _look_at_duplicates(self, step: int, masked: int) -> None:
+        """Note the first batch of which more than half is masked. Raises DataError on every rank where all of it is."""
+        note = data.note_on_batch(self.job, step=step, masked=masked, hard=self.examples.hard_negatives)
+        if note is not None and self.rank == 0 and not self._noted:
+            self._noted = True
+            self.notes.append(note)
+            self.log(f"note: {note}")
 
     def _gradients(
         self, step: int, rows: NDArray[np.int64], cuts: list[range], *, clip: float | None = None, **loss: Any
@@ -291,11 +303,13 @@ class Training:
         """Gradients of a global batch of data rows, cut into `cuts` on this rank; `loss` replaces options of it."""
         job = self.job
         own = rows[cuts[0].start : cuts[-1].stop]
-        ids = self.examples.pair_ids(own).to(self.device) if job.loss.mask_duplicates else None
+        ids: dict[str, Any] = {}
+        if job.loss.mask_duplicates:
+            ids |= self.examples.ids(own).to(self.device).given()
 
         def value(queries: Tensor, keys: Tensor, negatives: Tensor | None) -> tuple[Tensor, Diagnostics]:
             return self.loss(
-                queries, keys, hard_negatives=negatives, pair_ids=ids, temperature=self.model.temperature(), **loss
+                queries, keys, hard_negatives=negatives, temperature=self.model.temperature(), **ids, **loss
             )
 
         return exact_gradients(
@@ -329,7 +343,7 @@ class Training:
             self.job,
             real=lambda: self._gradients(step, rows, cuts, name=preflight.checked_loss(self.job)),
             whole=whole,
-            ids=self.examples.pair_ids(rows) if self.job.loss.mask_duplicates else None,
+            ids=self.examples.ids(rows) if self.job.loss.mask_duplicates else None,
             masking=self.masking,
             step=step,
             group=self.group,
@@ -345,7 +359,7 @@ class Training:
             self._record(metrics)
         shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
         self.log(f"{self.pace.text(self.step, self.seconds)}  {shown}")
-        if not all(np.isfinite(value) for value in metrics.values()):
+        if evaluate.diverged(metrics):
             self._end("diverged", "the evaluation is not finite")
         elif last:
             self._end("ok", "done")

@@ -64,7 +64,11 @@ def examine(plan: Plan, known: Json | None = None) -> Examined:
     """
     whole = [job.model_dump(mode="json") for job in jobs_of(plan)]
     distinct = {
-        canonical({key: job[key] for key in ("task", "data", "batch", "evaluate", "model")}): job for job in whole
+        canonical(
+            {key: job[key] for key in ("task", "data", "batch", "evaluate", "model")}
+            | {"mask_duplicates": job["loss"]["mask_duplicates"]}
+        ): job
+        for job in whole
     }
     with scratch.folder("data") as place:
         paths = [place / f"job{number}.json" for number in range(len(distinct))]

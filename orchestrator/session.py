@@ -117,6 +117,8 @@ class Session:
         """As of their last event. The writer's own, once it runs."""
         self._verified: set[str] = set()
         """Arms of which a gradient was to be compared. The writer's own."""
+        self._noted: set[str] = set()
+        """Arms of whose batches something was said: their other trials have the same to say. The writer's own."""
         self._pruned: dict[str, Rung] = {}
         """Trials that Tune's loop has been told to end, until it brings their report. Its own."""
         self._stop = threading.Event()
@@ -336,6 +338,11 @@ class Session:
         for remark in report.get("remarks", []):
             self._ledger.event("checkpoint", remark, dispatch.trial)
             self._tell(f"trial {dispatch.trial}: {remark}", None)
+        for note in report.get("notes", []):
+            self._ledger.event("batch", note, dispatch.trial)
+            if (arm := self._trials[dispatch.trial].arm) not in self._noted:
+                self._noted.add(arm)
+                self._tell(f"trial {dispatch.trial} of {arm}: {note}", None)
         if self._expected is not None and (loaded := report.get("provenance")) is not None:
             record = provenance.of_attempt(dict(self._expected), loaded)
             self._ledger.set_provenance(dispatch.trial, dispatch.attempt, record)

@@ -36,6 +36,29 @@ class Batch:
     ids: Tensor | None
     temperature: float
     options: dict[str, Any]
+    key_ids: Tensor | None = None
+    negative_ids: Tensor | None = None
+
+    def texts(self, row: int) -> set[Any]:
+        """What a pair's anchor and positive say, as far as ids tell it; without ids every pair is its own."""
+        return {int(ids[row]) for ids in (self.ids, self.key_ids) if ids is not None} or {f"pair {row}"}
+
+    def others(self) -> Tensor:
+        """[B, B]: where the candidate is of another pair than the anchor, and neither it nor its partner says what the
+        anchor or its positive says. Pair by pair."""
+        pairs = [self.texts(row) for row in range(len(self.queries))]
+        return torch.tensor([[i != j and not a & b for j, b in enumerate(pairs)] for i, a in enumerate(pairs)]).view(
+            len(pairs), len(pairs)
+        )
+
+    def strange(self) -> Tensor:
+        """[B, B H]: where a hard negative says something else than the anchor and its positive."""
+        assert self.hard is not None
+        B, H = self.hard.shape[:2]
+        if self.negative_ids is None:
+            return torch.ones(B, B * H, dtype=torch.bool)
+        said = self.negative_ids.flatten().tolist()
+        return torch.tensor([[text not in self.texts(i) for text in said] for i in range(B)]).view(B, B * H)
 
     def leaves(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
         def leaf(x: Tensor) -> Tensor:
@@ -88,10 +111,9 @@ def _one_way(batch: Batch, x: Tensor, y: Tensor, hard: Tensor | None, tau: Tenso
     """Sum over the anchors x, from one matrix of all candidates and one of which are negatives."""
     B, options = len(x), batch.options
     numbers = torch.arange(B)
-    ids = numbers if batch.ids is None else batch.ids
     pools = numbers // (options.get("pool") or B)
     mates = pools[:, None] == pools[None, :]
-    others = mates & (ids[:, None] != ids[None, :])
+    others = mates & batch.others()
     logits, keep = [x @ y.T / tau], [others]
     if options.get("same_side"):
         logits, keep = [*logits, x @ x.T / tau], [*keep, others]
@@ -99,7 +121,10 @@ def _one_way(batch: Batch, x: Tensor, y: Tensor, hard: Tensor | None, tau: Tenso
         H = hard.shape[1]
         weights = torch.where(numbers[:, None] == numbers[None, :], options.get("hard_negative_weight", 1.0), 1.0)
         added = weights.double().log().repeat_interleave(H, dim=1)
-        logits, keep = [*logits, x @ hard.flatten(0, 1).T / tau + added], [*keep, mates.repeat_interleave(H, dim=1)]
+        logits, keep = (
+            [*logits, x @ hard.flatten(0, 1).T / tau + added],
+            [*keep, mates.repeat_interleave(H, dim=1) & batch.strange()],
+        )
     negatives, kept = torch.cat(logits, dim=1), torch.cat(keep, dim=1)
     positive = ((x * y).sum(1) - options.get("margin", 0.0)) / tau
     if name == "siglip":

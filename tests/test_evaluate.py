@@ -22,6 +22,7 @@ from torch import Tensor
 from jobs import data, models
 from jobs.config import JobConfig
 from jobs.evaluate import (
+    diverged,
     evaluate,
     image_metrics,
     knn_classify,
@@ -152,6 +153,48 @@ def test_sentence_metrics_are_those_of_cosines_and_of_the_close_pairs() -> None:
     assert metrics["uniformity"] == uniformity(torch.cat([a, b]))
 
 
+@pytest.mark.parametrize(
+    ("score", "close"),
+    [
+        ([-1.0, -2.0, -3.0, -1.0, -1.3], [0, 3, 4]),  # the top fifth of -3 to -1 begins at -1.4
+        ([0.0, -5.0, -1.0, -0.9, -4.0], [0, 2, 3]),
+        ([-1e-9, -1.0, -0.3, -0.1, -0.2], [0, 3, 4]),
+        ([-7.0, -7.0, -7.0, -7.0, -7.0], [0, 1, 2, 3, 4]),
+        ([-1.7e308, -1e308, -1.6e308, -1.2e308, -1.3e308], [1]),
+        ([1.0, 5.0, 4.0, 3.9, -9.0], [1, 2]),  # above 0: four fifths of the highest
+        ([-1.0, 1.0, 0.8, 0.7, -0.5], [1, 2]),
+    ],
+)
+def test_pairs_of_high_scores_are_found_on_any_scale(score: list[float], close: list[int]) -> None:
+    """Mutant check: four fifths of a highest score below 0 are above it, and alignment that of no pair."""
+    a, b = unit(5), unit(5, seed=1)
+    metrics = sentence_metrics(a, b, np.array(score))
+    assert list(metrics) == ["spearman", "alignment", "uniformity"]
+    assert metrics["alignment"] == pytest.approx(float((a - b)[close].square().sum(1).mean()), rel=1e-12)
+    assert not diverged(metrics)
+
+
+def test_what_is_not_defined_is_left_out_and_decides_nothing() -> None:
+    """One query has no other to be far from, and no other of its label. Mutant check: nan in place of nothing."""
+    alone = image_metrics(unit(9), labels(9), unit(1), np.array([1]), neighbours=2, probe=True)
+    assert set(alone) == {"knn_accuracy", "probe_accuracy"}
+    assert uniformity(unit(1)) is None
+    assert not diverged(alone)
+
+
+def test_a_collapsed_encoder_has_not_diverged() -> None:
+    """All embeddings the same, or zero: every metric has its value, 0 for a correlation with a constant."""
+    for same in (unit(1).expand(12, 8), torch.zeros(12, 8, dtype=torch.float64)):
+        sentences = sentence_metrics(same, same, np.arange(12) - 20.0)
+        images = image_metrics(same.float(), labels(12), same.float(), labels(12), neighbours=2, probe=True)
+        assert sentences["spearman"] == 0
+        assert sentences["alignment"] == 0
+        assert all(math.isfinite(value) for value in (*sentences.values(), *images.values()))
+        assert set(images) == {"knn_accuracy", "probe_accuracy", "alignment", "uniformity"}
+        assert not diverged(sentences)
+        assert not diverged(images)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_an_embedding_that_is_not_finite_makes_every_metric_nan(bad: float) -> None:
     """A diverged model must not crash inside scikit-learn."""
@@ -162,6 +205,8 @@ def test_an_embedding_that_is_not_finite_makes_every_metric_nan(bad: float) -> N
     sentences = sentence_metrics(unit(9), broken, np.arange(9))
     assert set(sentences) == {"spearman", "alignment", "uniformity"}
     assert all(math.isnan(value) for value in (images | sentences).values())
+    assert diverged(images)
+    assert diverged(sentences)
 
 
 # The whole, on real data

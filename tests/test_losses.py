@@ -83,12 +83,17 @@ def variant(name: str, number: int) -> dict[str, Any]:
     return options
 
 
+def rows_of(case: Batch, rows: slice | Tensor) -> Batch:
+    """Some pairs of a batch, in this order."""
+    given = {part: getattr(case, part) for part in ("queries", "keys", "hard", "ids", "key_ids", "negative_ids")}
+    cut: Any = {part: x if x is None else x[rows] for part, x in given.items()}
+    return dataclasses.replace(case, **cut)
+
+
 def answer(case: Batch, how: How, rank: int = 0, group: dist.ProcessGroup | None = None) -> Answer:
     """What one rank computes from its rows of the batch."""
     mine = slice(sum(how.counts[:rank]), sum(how.counts[: rank + 1]))
-    cut = dataclasses.replace(
-        case, queries=case.queries[mine], keys=case.keys[mine], hard=None if case.hard is None else case.hard[mine]
-    )
+    cut = rows_of(case, mine)
     q, k, n = cut.leaves(how.dtype)
     options = dict(case.options)
     bias = torch.tensor(options.pop("bias", 0.0), dtype=torch.float64, requires_grad=True)
@@ -96,7 +101,7 @@ def answer(case: Batch, how: How, rank: int = 0, group: dist.ProcessGroup | None
         options["bias"] = bias
     tau = torch.tensor(case.temperature, dtype=torch.float64, requires_grad=True)
     loss, _ = contrastive_loss(
-        q, k, temperature=tau, hard_negatives=n, pair_ids=None if case.ids is None else case.ids[mine],
+        q, k, temperature=tau, hard_negatives=n, pair_ids=cut.ids, key_ids=cut.key_ids, negative_ids=cut.negative_ids,
         group=group, tile=how.tile, exchange=how.exchange, **options,
     )  # fmt: skip
     loss.backward()

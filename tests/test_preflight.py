@@ -18,6 +18,7 @@ from torch import Tensor
 from jobs import preflight, step
 from jobs.collectives import gather_rows, sum_gradients
 from jobs.config import JobConfig, Loss
+from jobs.data import Ids
 from jobs.losses import contrastive_loss
 from jobs.models import dropout_keys
 from jobs.preflight import GradientMismatch, Tolerance, compare, dense_loss, tolerance
@@ -39,6 +40,8 @@ EXACT = {"model__precision": "fp64", "model__dropout": 0.1, "loss__temperature":
         {"hard": 2, "hard_negative_weight": 1.7, "symmetric": True},
         {"hard": 1, "pool": 4, "ids": True},
         {"bias": -3.0, "ids": True},
+        {"hard": 2, "pool": 4, "ids": True, "texts": True},
+        {"symmetric": True, "hard": 2, "ids": True, "texts": True},
     ],
     ids=lambda options: " ".join(options) or "plain",
 )
@@ -50,10 +53,14 @@ def test_the_dense_loss_has_the_gradient_of_the_streamed_one(name: str, options:
     hard = options.get("hard", 0)
     shapes = [(10, 6), (10, 6)] + ([(10, hard, 6)] if hard else [])
     sides = [F.normalize(torch.randn(*s, generator=draw, dtype=torch.float64), dim=-1) for s in shapes]
-    ids = torch.tensor([0, 1, 2, 1, 4, 5, 5, 5, 8, 9]) if "ids" in options else None
+    ids = Ids(torch.tensor([0, 1, 2, 1, 4, 5, 5, 5, 8, 9])) if "ids" in options else None
+    if "texts" in options:
+        drawn = torch.randint(0, 20, (10, 1 + hard), generator=draw)
+        ids = Ids(torch.tensor([0, 1, 2, 1, 4, 5, 5, 5, 8, 9]), drawn[:, 0], drawn[:, 1:])
     pool = options.get("pool")
-    loss = Loss(name=name, **{k: v for k, v in options.items() if k not in ("hard", "pool", "ids")})  # type: ignore[arg-type]
+    loss = Loss(name=name, **{k: v for k, v in options.items() if k not in ("hard", "pool", "ids", "texts")})  # type: ignore[arg-type]
     tau = torch.tensor(0.3, dtype=torch.float64)
+    given: dict[str, Any] = {} if ids is None else dict(ids.given())
     found: list[Tensor] = []
     expected: list[Tensor] = []
     for gradients in (found, expected):
@@ -64,9 +71,9 @@ def test_the_dense_loss_has_the_gradient_of_the_streamed_one(name: str, options:
             value = dense_loss(loss, q, k, h, ids=ids, pool=pool or 10, temperature=leaves[-1])
         else:
             value, _ = contrastive_loss(
-                q, k, name=name, temperature=leaves[-1], hard_negatives=h, pair_ids=ids, pool=pool, bias=loss.bias,
+                q, k, name=name, temperature=leaves[-1], hard_negatives=h, pool=pool, bias=loss.bias,
                 margin=loss.margin, symmetric=loss.symmetric, same_side=loss.same_side,
-                hard_negative_weight=loss.hard_negative_weight,
+                hard_negative_weight=loss.hard_negative_weight, **given,
             )  # fmt: skip
         gradients += list(torch.autograd.grad(value, leaves))
     for one, other in zip(found, expected, strict=True):

@@ -56,6 +56,15 @@ def test_a_finished_run_gives_the_pinned_answer(begin: Begin) -> None:
     assert found["notes"] == []
 
 
+def test_trials_whose_batches_lost_most_negatives_are_noted(begin: Begin) -> None:
+    ledger = finished(begin(), BETTER).ledger
+    trials = [trial for trial in ledger.trials("confirm") if trial.arm == "flat"][:2]
+    for trial in trials:
+        ledger.event("batch", "step 3: 40 of the batch's 56 negatives are left out", trial.id)
+    (note,) = report.answer(ledger)["notes"]
+    assert note.startswith("2 confirm trials of flat had a batch of which more than half of the negatives")
+
+
 def test_an_answer_is_plain_json_at_every_moment_of_a_run(begin: Begin) -> None:
     run = begin(tune=TUNED)
     said = [report.answer(run.ledger)["sentence"]]

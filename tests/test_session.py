@@ -60,7 +60,8 @@ def parts(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A gang reports after every evaluation; the result comes with the last."""
     for point in report["points"]:
         last = point is report["points"][-1]
-        yield {"points": [point], "step": point["step"], "result": report["result"] if last else None}
+        notes = report.get("notes", []) if point is report["points"][0] else []
+        yield {"points": [point], "step": point["step"], "result": report["result"] if last else None, "notes": notes}
 
 
 @contextlib.contextmanager
@@ -578,6 +579,21 @@ def test_the_sweep_stops_where_two_arms_fail_alike_and_none_has_succeeded(
         play(session, fail)
         assert (session.stopped_by is not None) == stopped
         assert ledger.counts()["failed"] == (3 if stopped else 6), "else each arm stops by itself"
+
+
+def test_what_is_odd_about_batches_is_kept_of_every_trial_and_told_once_an_arm(tmp_path: Path) -> None:
+    def thin(dispatch: Dispatch) -> dict[str, Any]:
+        return done(dispatch) | {"notes": [f"step 1 of {dispatch.trial}: most negatives are left out"]}
+
+    with opened(tmp_path, {"tune": None}, concurrent=1) as (session, ledger, said, plan):
+        session.start()
+        play(session, thin)
+        events = ledger.events("batch")
+        trials = {trial.id: trial for trial in ledger.trials()}
+        assert {event.trial for event in events} == set(trials)
+        assert all(event.trial in event.text for event in events if event.trial is not None)
+        told = [line for line in said if "most negatives are left out" in line]
+        assert len(told) == len(plan.arms) < len(trials)
 
 
 def test_a_trial_that_diverged_is_no_success_that_keeps_a_broken_sweep_going(tmp_path: Path) -> None:

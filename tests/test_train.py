@@ -518,6 +518,29 @@ def test_a_diverged_job_has_no_metric_and_is_not_an_error(tmp_path: Path) -> Non
     assert Training(config, tmp_path, log=lambda _: None).result == result
 
 
+def test_scores_below_zero_are_no_divergence(tmp_path: Path) -> None:
+    """Seen: alignment was that of no pair, and the trial `diverged`."""
+    rng, words = np.random.default_rng(0), ["red", "old", "boat", "tree", "cup", "stone", "bird", "lamp"]
+    texts = [" ".join(rng.choice(words, 5)) for _ in range(36)]
+    (tmp_path / "text.txt").write_text("\n".join(texts))
+    judged = [{"sentence1": texts[k], "sentence2": texts[k + 12], "score": -1.0 - k % 3} for k in range(12)]
+    (tmp_path / "judged.jsonl").write_text("\n".join(map(json.dumps, judged)))
+    config = JobConfig.model_validate(
+        {
+            "task": "sentence",
+            "budget": {"steps": 2},
+            "data": {"train": str(tmp_path / "text.txt"), "confirm": str(tmp_path / "judged.jsonl"), "max_tokens": 8},
+            "model": {"width": 16, "heads": 2, "layers": 1, "projection": "none", "vocabulary": 100},
+            "batch": {"size": 4},
+            "evaluate": {"times": 1},
+        }
+    )
+    result = trained(config, tmp_path / "trial").result
+    assert result is not None
+    assert result["outcome"] == "ok"
+    assert all(math.isfinite(result["metrics"][name]) for name in ("spearman", "alignment", "uniformity"))
+
+
 def test_a_diverged_job_without_a_sound_checkpoint_does_not_start_again_nor_says_so(tmp_path: Path) -> None:
     """Mutant check: saying so before the result is read."""
     config = job(optimizer__lr=1e38, optimizer__name="sgd", optimizer__warmup=0.0, execution__checkpoint_every=1)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.config import JobConfig
-from jobs.data.batches import Inputs, Views, batch_rows
+from jobs.data.batches import Ids, Inputs, Views, batch_rows
 from jobs.data.check import check, described, digests, fingerprint
+from jobs.data.duplicates import note_on_batch
 from jobs.data.formats import DataError
 from jobs.data.images import ImageEvaluation, ImageExamples, image_evaluation, image_examples
 from jobs.data.pixels import Images
@@ -19,6 +20,7 @@ from jobs.data.sources import open_table
 
 __all__ = [
     "DataError",
+    "Ids",
     "ImageEvaluation",
     "ImageExamples",
     "Images",
@@ -32,6 +34,7 @@ __all__ = [
     "digests",
     "evaluation_data",
     "fingerprint",
+    "note_on_batch",
     "open_table",
     "tokenizer_for",
     "train_examples",

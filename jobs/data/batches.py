@@ -32,6 +32,28 @@ class Views:
     """H hard negatives of each pair, [c * H, ...]: those of pair 0 first."""
 
 
+@dataclass(frozen=True)
+class Ids:
+    """What c pairs say, as int64 that are equal where it is the same text, or the same image, whichever side it is on.
+    The names are those of `contrastive_loss`."""
+
+    pair_ids: Tensor
+    """[c], of the anchors."""
+    key_ids: Tensor | None = None
+    """[c]; None: a key says what its anchor says."""
+    negative_ids: Tensor | None = None
+    """[c, H]; None: there are no hard negatives."""
+
+    def to(self, device: torch.device | str) -> Ids:
+        """The ids on a device."""
+        return Ids(**{name: ids.to(device) for name, ids in self.given().items()})
+
+    def given(self) -> dict[str, Tensor]:
+        """By name, without those that are None."""
+        named = {"pair_ids": self.pair_ids, "key_ids": self.key_ids, "negative_ids": self.negative_ids}
+        return {name: ids for name, ids in named.items() if ids is not None}
+
+
 def batch_rows(n_rows: int, *, size: int, seed: int, step: int) -> NDArray[np.int64]:
     """Data rows, int64 [size], of the global batch of optimizer step `step` = 1, 2, ...
 

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from jobs.config import JobConfig
 from jobs.data import columns, scored
 from jobs.data.arrays import is_list
+from jobs.data.duplicates import repeats
 from jobs.data.faults import shown
 from jobs.data.images import ImageEvaluation, image_evaluation, image_examples, image_rows
 from jobs.data.links import Links, links_of
@@ -57,6 +58,7 @@ def check(job: JobConfig) -> list[str]:
                 scored.doubts(rows)
             scored.sentence_evaluation(source, job.data.judged_columns)
             warnings += notes(rows, rows.table.column_names[:2])
+        warnings += repeats(job, train)
         if job.model.name not in (None, "bert"):
             tokenizer_for(job)
     return [*dict.fromkeys(warnings), *_overlaps(train, judged)]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.config import Augment, JobConfig
-from jobs.data.batches import Views
+from jobs.data.batches import Ids, Views
 from jobs.data.formats import DataError
 from jobs.data.pixels import Images, images_of, standardised
 from jobs.data.sources import Rows, exactly, read
@@ -68,6 +68,10 @@ class ImageExamples:
     def pair_ids(self, rows: NDArray[np.int64]) -> Tensor:
         """int64 [c]: equal for equal images."""
         return self.images.content_ids(rows)
+
+    def ids(self, rows: NDArray[np.int64]) -> Ids:
+        """What these rows show. Both sides of a pair are views of one image."""
+        return Ids(self.pair_ids(rows))
 
 
 @dataclass(frozen=True)

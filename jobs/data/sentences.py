@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.config import JobConfig
-from jobs.data.batches import Views, content_ids
+from jobs.data.batches import Ids, Views
 from jobs.data.columns import train_columns
+from jobs.data.duplicates import text_ids
 from jobs.data.faults import DataError, short
 from jobs.data.sources import Rows, read
 from jobs.data.texts import as_text
-from jobs.data.tokens import TokenColumn, padded, stacked, texts_of, trained_tokenizer
+from jobs.data.tokens import TokenColumn, padded, stacked, trained_tokenizer
 from jobs.paths import looked_in
 from jobs.pretrained import EncoderError, folder_of, tokenizer_files
 from jobs.provenance import stamp
@@ -59,7 +60,11 @@ class SentenceExamples:
 
     def pair_ids(self, rows: NDArray[np.int64]) -> Tensor:
         """int64 [c]: equal for equal anchors."""
-        return content_ids(text.encode() for text in texts_of(self.rows.table[0], rows))
+        return self.ids(rows).pair_ids
+
+    def ids(self, rows: NDArray[np.int64]) -> Ids:
+        """What these rows say; the two views of a single sentence say the same."""
+        return text_ids(self.rows, rows)
 
 
 def sentence_rows(job: JobConfig) -> Rows:

@@ -12,7 +12,7 @@ For anchor i with positive i and negatives j, logits l = similarity / temperatur
     siglip           sum over kept pairs of softplus(-+(l_ij + bias)), over B          Zhai et al. 2023
 
 Collectives of a call with W > 1 ranks, whatever the tile: a header (256 bytes), the features (gather: one all_gather;
-ring: W - 1 sends and receives of each tensor), and row sums (80 bytes a pair). Backward: none for gather, W - 1 sends
+ring: W - 1 sends and receives of each tensor), and row sums (88 bytes a pair). Backward: none for gather, W - 1 sends
 and receives for ring, one all_reduce of two numbers more for infonce_matched.
 """
 
@@ -30,7 +30,8 @@ from torch.autograd.function import once_differentiable
 
 from jobs.collectives import Group, gather_rows, ring, sum_rows, world_of
 from jobs.losses.problem import HARD, QUERIES, Problem, Request, agreed_problem
-from jobs.losses.stream import FAR, Rows, Table, gradients, reduce_rows
+from jobs.losses.stream import Table, gradients, reduce_rows
+from jobs.losses.tiles import FAR, Rows
 
 __all__ = ["Diagnostics", "contrastive_loss"]
 
@@ -53,7 +54,8 @@ class Diagnostics:
     uniformity: float
     """log of the mean of exp(-2 squared distance) between queries and the keys that are their negatives."""
     duplicates_masked: float
-    """Ordered pairs (query, another pair's key) left out because of equal pair ids."""
+    """Candidates left out of the queries' negatives because of equal ids: ordered pairs (query, another pair's key),
+    and with negative_ids (query, hard negative). Whatever symmetric and same_side leave out besides is not counted."""
     infonce: float
     """InfoNCE's value, whatever the loss."""
 
@@ -69,6 +71,8 @@ def contrastive_loss(
     hard_negatives: Tensor | None = None,
     hard_negative_weight: float = 1.0,
     pair_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    negative_ids: Tensor | None = None,
     margin: float = 0.0,
     bias: float | Tensor = 0.0,
     group: Group = None,
@@ -82,7 +86,14 @@ def contrastive_loss(
     hard_negatives [b, H, D]: seen by every anchor, in the query-to-key direction only; the weight multiplies the
         anchor's own.
     temperature: float or 0-d tensor, which then gets a gradient. bias: likewise, siglip's only.
-    pair_ids int64 [b]: pairs with equal ids, on any rank, are not negatives of each other (hard negatives stay).
+    pair_ids, key_ids int64 [b], negative_ids int64 [b, H]: hashes of what the anchors, keys and hard negatives say, any
+        of which may be left out. Equal ids, on any rank, are one text, and what says the same is not pushed apart. A
+        key is no negative of anchor i if its own id, or that of its own anchor, is the id of i's anchor or of i's
+        positive: pairs that share a text are not negatives of each other. As this is mutual, it holds as it is for the
+        queries that are candidates of a key (symmetric) and for either side's own (same_side). A hard negative is none
+        of anchor i, its own anchor included, if its id is that of i's anchor or of i's positive. Its own anchor's id
+        does not count: what is a negative of a text stays one where another pair has that text. Without negative_ids
+        all hard negatives stay.
     margin: cosine units, taken off the positive's similarity.
     symmetric: mean of both directions. same_side: anchors see their own side too, SimCLR's 2B - 2 negatives.
     pool: consecutive pairs of the global batch, in rank order, that share negatives; the last may be short.
@@ -94,15 +105,15 @@ def contrastive_loss(
     and counts in B. Raises ValueError on every rank for arguments that are wrong or that ranks disagree on.
     """
     request = Request(
-        queries, keys, hard_negatives, pair_ids, name=name, temperature=temperature, bias=bias, margin=margin,
-        hard_negative_weight=hard_negative_weight, symmetric=symmetric, same_side=same_side, pool=pool,
+        queries, keys, hard_negatives, pair_ids, key_ids, negative_ids, name=name, temperature=temperature, bias=bias,
+        margin=margin, hard_negative_weight=hard_negative_weight, symmetric=symmetric, same_side=same_side, pool=pool,
         exchange=exchange, tile=tile,
     )  # fmt: skip
     problem = agreed_problem(request, group)
     learned = [x if isinstance(x, Tensor) and x.requires_grad else None for x in (temperature, bias)]
     slopes = torch.is_grad_enabled() and any(x is not None for x in learned)
     with torch.no_grad(), _full_precision(queries):
-        own = _own(problem, queries, keys, hard_negatives, pair_ids)
+        own = _own(problem, queries, keys, hard_negatives, _side_by_side(pair_ids, key_ids, negative_ids))
         received = _exchange(problem, own, group)
         sums = reduce_rows(problem, own, _visits(problem, own, received, group), slopes=slopes)
         table = gather_rows(sums.table, problem.counts, group)
@@ -181,14 +192,21 @@ def _own(problem: Problem, queries: Tensor, keys: Tensor, hard: Tensor | None, i
     return Rows(problem.start, sides, None if ids is None else ids.to(queries.device))
 
 
+def _side_by_side(pair_ids: Tensor | None, key_ids: Tensor | None, negative_ids: Tensor | None) -> Tensor | None:
+    """All ids of a pair in one row, int64 [b, k], as `Rows` has them."""
+    columns = (pair_ids, key_ids, negative_ids)
+    given = [ids[:, None] if ids.ndim == 1 else ids for ids in columns if ids is not None]
+    return torch.cat(given, dim=1) if given else None
+
+
 def _exchange(problem: Problem, own: Rows, group: Group) -> Tensor | None:
-    """Everybody's rows as one [B, ...] tensor in the features' dtype, for `gather`; pair ids travel as their bits."""
+    """Everybody's rows as one [B, ...] tensor in the features' dtype, for `gather`; ids travel as their bits."""
     if problem.exchange == "ring" or world_of(group) == 1:
         return None
     packed = _packed(problem, own)
     if own.ids is not None:
         dtype = own.sides[QUERIES].dtype
-        packed[-1] = own.ids.contiguous().view(dtype).view(len(own), 8 // dtype.itemsize)
+        packed[-1] = own.ids.contiguous().view(dtype)
     return gather_rows(torch.cat(packed, dim=1), problem.counts, group)
 
 
@@ -204,7 +222,7 @@ def _visits(problem: Problem, own: Rows, received: Tensor | None, group: Group) 
     for part in (slice(0, own.start), slice(own.start + len(own), problem.total)):
         if part.start < part.stop:
             *sides, rest = torch.split(received[part], [*widths, received.shape[1] - sum(widths)], dim=1)
-            ids = [] if own.ids is None else [rest.contiguous().view(torch.int64).view(-1)]
+            ids = [] if own.ids is None else [rest.contiguous().view(torch.int64)]
             yield _unpacked(problem, part.start, [*sides, *ids], has_ids=bool(ids))
 
 
@@ -241,7 +259,7 @@ def _summary(problem: Problem, table: Table) -> tuple[Tensor, Diagnostics]:
         (missed < SATURATED).double().mean(),
         table.alignment.mean(),
         spread,
-        table.duplicates.sum(),
+        table.duplicates.sum() + table.hard_duplicates.sum(),
         infonce.mean(),
     ]
     return value.mean().to(problem.dtype), Diagnostics(*torch.stack(numbers).tolist())

@@ -36,6 +36,10 @@ class Problem:
     same_side: bool
     hard: int
     """Hard negatives of each pair, H."""
+    texts: int
+    """Ids of each pair: of its anchor, of its key, of both, or of neither."""
+    hard_ids: bool
+    """Whether hard negatives have ids too."""
     pool: int | None
     exchange: str
     counts: list[int]
@@ -83,6 +87,8 @@ class Request:
     keys: Tensor
     hard_negatives: Tensor | None
     pair_ids: Tensor | None
+    key_ids: Tensor | None
+    negative_ids: Tensor | None
     name: str
     temperature: float | Tensor
     bias: float | Tensor
@@ -129,6 +135,8 @@ def agreed_problem(request: Request, group: Group) -> Problem:
         symmetric=request.symmetric,
         same_side=request.same_side,
         hard=_hard(request),
+        texts=sum(ids is not None for ids in (request.pair_ids, request.key_ids)),
+        hard_ids=request.negative_ids is not None,
         pool=request.pool if request.pool is not None and request.pool < sum(counts) else None,
         exchange=request.exchange,
         counts=counts,
@@ -141,7 +149,7 @@ def agreed_problem(request: Request, group: Group) -> Problem:
 
 def _tensor_faults(request: Request) -> Iterator[str]:
     """What is wrong with this rank's tensors, the first thing first."""
-    queries, keys, hard, ids = request.queries, request.keys, request.hard_negatives, request.pair_ids
+    queries, keys, hard = request.queries, request.keys, request.hard_negatives
     if queries.ndim != 2 or queries.dtype not in DTYPES or queries.shape[1] == 0:
         yield f"queries must be floating point [b, D], not {_described(queries)}"
     if keys.shape != queries.shape or not _alike(keys, queries):
@@ -150,11 +158,27 @@ def _tensor_faults(request: Request) -> Iterator[str]:
         b, D = queries.shape
         if hard.ndim != 3 or (hard.shape[0], hard.shape[2]) != (b, D) or not _alike(hard, queries):
             yield f"hard_negatives must be [{b}, H, {D}] {queries.dtype} on {queries.device}, not {_described(hard)}"
-    if ids is not None and (ids.shape != queries.shape[:1] or ids.dtype != torch.int64):
-        yield f"pair_ids must be int64 [{len(queries)}], not {_described(ids)}"
+    yield from _id_faults(request)
     for word, value in (("temperature", request.temperature), ("bias", request.bias)):
         if isinstance(value, Tensor) and value.ndim != 0:
             yield f"{word} must be a number or a 0-d tensor, not {_described(value)}; take {word}.squeeze()"
+
+
+def _id_faults(request: Request) -> Iterator[str]:
+    """What is wrong with the ids."""
+    b = len(request.queries)
+    for word, ids in (("pair_ids", request.pair_ids), ("key_ids", request.key_ids)):
+        if ids is not None and (ids.shape != (b,) or ids.dtype != torch.int64):
+            yield f"{word} must be int64 [{b}], not {_described(ids)}"
+    ids = request.negative_ids
+    if ids is None:
+        return
+    if request.hard_negatives is None:
+        yield "negative_ids are those of hard_negatives, which are not given; leave them out"
+    elif ids.shape != request.hard_negatives.shape[:2] or ids.dtype != torch.int64:
+        yield f"negative_ids must be int64 {list(request.hard_negatives.shape[:2])}, not {_described(ids)}"
+    if request.pair_ids is None and request.key_ids is None:
+        yield "negative_ids are compared with pair_ids and key_ids; give pair_ids, key_ids or both"
 
 
 def _number_faults(request: Request) -> Iterator[str]:
@@ -229,6 +253,8 @@ _AGREED: list[tuple[str, Callable[[Request], int], Callable[[int], str] | None]]
     ("same_side", lambda r: int(r.same_side), _flag),
     ("pool", lambda r: r.pool or 0, lambda size: str(size or None)),
     ("pair_ids given", lambda r: int(r.pair_ids is not None), _flag),
+    ("key_ids given", lambda r: int(r.key_ids is not None), _flag),
+    ("negative_ids given", lambda r: int(r.negative_ids is not None), _flag),
     ("a gradient that needs other ranks", lambda r: int(r.talks_backward), _flag),
 ]
 """What a header holds after its fault flag: its name, how it is read, how it is shown. The rows b alone may differ."""

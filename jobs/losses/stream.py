@@ -20,53 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jobs.losses.masks import Repeats, exclude, repeats_in
 from jobs.losses.problem import HARD, KEYS, QUERIES, Problem
-
-FAR = -1e30
-"""Logit of what is not a negative. Finite, so that 0 * FAR is 0 where 0 * -inf would be NaN."""
-
-TILE_ELEMENTS = 1 << 20
-"""Logits held at once when the caller does not say: 4 MiB of float32 stay near the cores."""
-
+from jobs.losses.tiles import FAR, TILE_ELEMENTS, Block, Rows, Tile, tiles
 
 VALUE = 4
 """Place of the loss's own value among the running sums: siglip's terms, infonce_ce's cross entropy."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Consecutive pairs of the global batch: `start` is the first one's index, sides are [n, D], [n, D], [n H, D]."""
-
-    start: int
-    sides: tuple[Tensor, ...]
-    ids: Tensor | None
-
-    def __len__(self) -> int:
-        return self.sides[QUERIES].shape[0]
-
-
-@dataclass(frozen=True)
-class Block:
-    """One side of some anchors against one side of some candidates."""
-
-    anchors: Rows
-    anchor: int
-    candidates: Rows
-    candidate: int
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Rows i and columns j of a block, and their features x [r, D] and y [c, D] in the dtype of the loss."""
-
-    i: slice
-    j: slice
-    x: Tensor
-    y: Tensor
-
-    def logits(self, problem: Problem, shift: Tensor) -> Tensor:
-        """Similarities over temperature, plus `shift`: [r, c]."""
-        return torch.addmm(shift, self.x, self.y.T, alpha=1 / problem.temperature)
 
 
 @dataclass(frozen=True)
@@ -83,7 +42,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of the row sums that every rank learns of every row: [B, 7 + 3]."""
+    """Columns of the row sums that every rank learns of every row: [B, 8 + 3]."""
 
     positive: Tensor
     """l_ii, margin included."""
@@ -92,7 +51,9 @@ class Table:
     uniformity: Tensor
     """logsumexp_j of -2 squared distance to the kept keys; at most FAR without any."""
     duplicates: Tensor
-    """Keys masked because of an equal pair id."""
+    """Keys masked because of an equal id."""
+    hard_duplicates: Tensor
+    """Hard negatives masked so."""
     normaliser: Tensor
     """[directions, B]: L_i, -inf without negatives."""
     effective: Tensor
@@ -102,10 +63,10 @@ class Table:
 
     @staticmethod
     def read(table: Tensor) -> Table:
-        """The named columns of a [B, 10] (or [B, 7]) table."""
+        """The named columns of a [B, 11] (or [B, 8]) table."""
         columns = table.T
-        directional = columns[4:].reshape(3, -1, len(table))
-        return Table(*columns[:4], *directional)
+        directional = columns[5:].reshape(3, -1, len(table))
+        return Table(*columns[:5], *directional)
 
 
 def reduce_rows(problem: Problem, own: Rows, visits: Iterable[Rows], *, slopes: bool) -> Sums:
@@ -116,18 +77,19 @@ def reduce_rows(problem: Problem, own: Rows, visits: Iterable[Rows], *, slopes: 
     positive, alignment, norms = _pairs(problem, own)
     sums = positive.new_zeros(len(problem.directions), 7, len(own))
     sums[:, 0] = FAR
-    spread, duplicates = torch.full_like(positive, FAR), torch.zeros_like(positive)
+    spread, duplicates = torch.full_like(positive, FAR), positive.new_zeros(2, len(own))
     nothing = own.sides[QUERIES].new_zeros((), dtype=problem.dtype)
     begun = set()
     for block in (Block(own, a, visit, c) for visit in visits for a, c in problem.blocks):
-        for tile in _tiles(problem, block):
+        repeats = repeats_in(problem, block)
+        for tile in tiles(problem, block):
             logits = tile.logits(problem, nothing)
-            weighted, masked = _exclude(problem, block, tile, logits)
+            weighted, masked = exclude(problem, block, tile, logits, repeats)
             if (block.anchor, block.candidate) == (QUERIES, KEYS):
                 near = logits * (4 * problem.temperature) - 2 * tile.y.square().sum(1)
                 spread[tile.i] = torch.logaddexp(spread[tile.i], near.logsumexp(1).double() - 2 * norms[tile.i])
-                if masked is not None:
-                    duplicates[tile.i] += masked
+            if masked is not None and block.anchor == QUERIES != block.candidate:
+                duplicates[int(block.candidate == HARD), tile.i] += masked
             value = _textbook(problem, block, tile, logits, positive) if problem.name == "infonce_ce" else None
             part, so_far = _tile_sums(problem, logits, weighted, slopes=slopes), sums[block.anchor, :, tile.i]
             if value is not None:
@@ -135,7 +97,7 @@ def reduce_rows(problem: Problem, own: Rows, visits: Iterable[Rows], *, slopes: 
             rows = (block.anchor, tile.i.start)
             so_far.copy_(_merged(problem, so_far, part) if rows in begun else part)
             begun.add(rows)
-    return _finish(problem, sums, positive, [positive, alignment, spread, duplicates])
+    return _finish(problem, sums, positive, [positive, alignment, spread, *duplicates])
 
 
 def _tile_sums(problem: Problem, logits: Tensor, weighted: Tensor | None, *, slopes: bool) -> Tensor:
@@ -243,9 +205,10 @@ def gradients(
         to_candidates = block.candidates is own and wanted[block.candidate]
         if not (to_anchors or to_candidates):
             continue
-        for tile in _tiles(problem, block):
+        repeats = repeats_in(problem, block)
+        for tile in tiles(problem, block):
             rows = slice(block.anchors.start + tile.i.start, block.anchors.start + tile.i.stop)
-            shares = _shares(problem, block, tile, table.normaliser[block.anchor, rows])
+            shares = _shares(problem, block, tile, repeats, table.normaliser[block.anchor, rows])
             pulled = shares @ tile.y if to_anchors else None
             for grads, row_weights in zip(result, negative[:, block.anchor, rows, None], strict=True):
                 if pulled is not None and (grad := grads[block.anchor]) is not None:
@@ -264,98 +227,11 @@ def _meetings(problem: Problem, own: Rows, visits: Iterable[Rows]) -> Iterator[B
                 yield Block(visit, anchor, own, candidate)
 
 
-def _shares(problem: Problem, block: Block, tile: Tile, normaliser: Tensor) -> Tensor:
+def _shares(problem: Problem, block: Block, tile: Tile, repeats: Repeats | None, normaliser: Tensor) -> Tensor:
     """Of a tile, each negative's share q_ij of its row (softmax), or the sigmoid of its logit (siglip); else 0."""
     shift = (
         -normaliser.to(problem.dtype).clamp(min=FAR)[:, None] if problem.softmax else tile.x.new_tensor(problem.bias)
     )
     logits = tile.logits(problem, shift)
-    _exclude(problem, block, tile, logits)
+    exclude(problem, block, tile, logits, repeats)
     return logits.exp_() if problem.softmax else logits.sigmoid_()
-
-
-def _tiles(problem: Problem, block: Block) -> Iterator[Tile]:
-    """Every tile of a block; those wholly outside the rows' pools are left out."""
-    anchors, candidates = block.anchors, block.candidates
-    left, right = anchors.sides[block.anchor], candidates.sides[block.candidate]
-    each = problem.hard if block.candidate == HARD else 1
-    rows, columns = _tile_shape(problem, len(left), len(right))
-    for start in range(0, len(left), rows):
-        i = slice(start, min(start + rows, len(left)))
-        x = left[i].to(problem.dtype)
-        low, high = 0, len(candidates)
-        if problem.pool:
-            first, last = (anchors.start + i.start) // problem.pool, (anchors.start + i.stop - 1) // problem.pool
-            low = max(low, first * problem.pool - candidates.start)
-            high = min(high, (last + 1) * problem.pool - candidates.start)
-        for begin in range(low * each, high * each, columns):
-            j = slice(begin, min(begin + columns, high * each))
-            yield Tile(i, j, x, right[j].to(problem.dtype))
-
-
-def _tile_shape(problem: Problem, rows: int, columns: int) -> tuple[int, int]:
-    """Rows and columns of logits held at once."""
-    if problem.tile:
-        return problem.tile, problem.tile
-    if problem.pool:  # wider tiles would be masked for the most part
-        rows = min(rows, max(problem.pool, 128))
-    if rows * columns <= TILE_ELEMENTS:
-        return max(rows, 1), max(columns, 1)
-    columns = min(columns, 2048)
-    return max(1, min(rows, TILE_ELEMENTS // columns)), columns
-
-
-def _exclude(problem: Problem, block: Block, tile: Tile, logits: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Weigh an anchor's own hard negatives and put FAR where a candidate is no negative, in place.
-
-    Returns the mask of own hard negatives where they are weighted, and the duplicates masked per row where there are
-    pair ids; else None.
-    """
-    hard = block.candidate == HARD
-    rows = _pair_range(block.anchors, tile.i, 1)
-    owners = _pair_range(block.candidates, tile.j, problem.hard if hard else 1)
-    mask = _other_pools(problem, rows, owners, logits) if problem.pool else None
-    weighted = duplicates = None
-    if hard:
-        if problem.log_weight:
-            weighted = rows.index(logits)[:, None] == owners.index(logits)[None, :]
-            logits.add_(weighted, alpha=problem.log_weight)
-    else:
-        if block.anchors.ids is not None and block.candidates.ids is not None:
-            equal = block.anchors.ids[tile.i, None] == block.candidates.ids[None, tile.j]
-            equal.diagonal(rows.first - owners.first).fill_(False)
-            duplicates = (equal if mask is None else equal & ~mask).sum(1)
-            mask = equal if mask is None else mask | equal
-        logits.diagonal(rows.first - owners.first).fill_(FAR)
-    if mask is not None:
-        logits.masked_fill_(mask, FAR)
-    return weighted, duplicates
-
-
-@dataclass(frozen=True)
-class _PairRange:
-    """The global pairs that rows or columns of a tile belong to: `count` entries, `each` of them to a pair."""
-
-    first: int
-    last: int
-    offset: int
-    count: int
-    each: int
-
-    def index(self, like: Tensor) -> Tensor:
-        """Global pair of every entry, int64 [count]."""
-        return self.first + torch.arange(self.offset, self.offset + self.count, device=like.device) // self.each
-
-
-def _pair_range(rows: Rows, part: slice, each: int) -> _PairRange:
-    first, offset = divmod(part.start, each)
-    return _PairRange(rows.start + first, rows.start + (part.stop - 1) // each, offset, part.stop - part.start, each)
-
-
-def _other_pools(problem: Problem, rows: _PairRange, owners: _PairRange, logits: Tensor) -> Tensor | None:
-    """Where anchor and candidate are in different pools; None where the whole tile lies in one pool."""
-    pool = problem.pool or problem.total
-    ends = {pair // pool for pair in (rows.first, rows.last, owners.first, owners.last)}
-    if len(ends) == 1:
-        return None
-    return (rows.index(logits) // pool)[:, None] != (owners.index(logits) // pool)[None, :]

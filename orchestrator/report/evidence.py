@@ -93,9 +93,16 @@ def answer(ledger: Ledger) -> Json:
             for one in ended
             if one.seed not in confirm.values.get(one.arm, {}) and one.seed not in confirm.diverged[one.arm]
         ],
+        thinned=_thinned(ledger, trials),
     )
     found["sentence"] = sentence(found)
     return found
+
+
+def _thinned(ledger: Ledger, trials: Sequence[Trial]) -> list[Trial]:
+    """The confirm trials of whose batches something was told."""
+    told = {event.trial for event in ledger.events("batch")}
+    return [trial for trial in trials if trial.stage == "confirm" and trial.id in told]
 
 
 def unconfirmed(ledger: Ledger) -> list[str]:

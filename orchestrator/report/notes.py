@@ -13,9 +13,11 @@ from orchestrator.report import budgets, text
 Json = dict[str, Any]
 
 
-def notes(found: Json, lost: Sequence[Trial]) -> list[str]:
-    """Sentences on an answer, the gravest first; none when all is well. `lost`: trials that ended without a value."""
-    return [*_missing(found, lost), *_several_codes(found), *oddities(found, seeds=len(found["seeds"]))]
+def notes(found: Json, lost: Sequence[Trial], *, thinned: Sequence[Trial] = ()) -> list[str]:
+    """Sentences on an answer, the gravest first; none when all is well. `lost`: trials that ended without a value;
+    `thinned`: those with a batch of which more than half of the negatives were left out."""
+    seeds = len(found["seeds"])
+    return [*_missing(found, lost), *_several_codes(found), *oddities(found, seeds=seeds), *_thinned(thinned)]
 
 
 def oddities(found: Json, *, seeds: int) -> Iterable[str]:
@@ -49,6 +51,16 @@ def _several_codes(found: Json) -> Iterable[str]:
     if len(found["code"]) > 1:
         shown = "; ".join(f"{counted(len(group['trials']), 'trial')} by {text.code(group)}" for group in found["code"])
         yield f"These numbers come from several programs: {shown}."
+
+
+def _thinned(trials: Sequence[Trial]) -> Iterable[str]:
+    """Whose batches taught less than their size says."""
+    if trials:
+        arms = ", ".join(dict.fromkeys(trial.arm for trial in trials))
+        yield (
+            f"{counted(len(trials), 'confirm trial')} of {arms} had a batch of which more than half of the negatives "
+            "were left out, as they repeat the anchor or its positive (loss.mask_duplicates)."
+        )
 
 
 def _missing(found: Json, lost: Sequence[Trial]) -> Iterable[str]:

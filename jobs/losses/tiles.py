@@ -1,0 +1,91 @@
+"""Rows of a global batch, and the tiles in which their logits are made: no [b, B] matrix exists at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jobs.losses.problem import HARD, QUERIES, Problem
+
+FAR = -1e30
+"""Logit of what is not a negative. Finite, so that 0 * FAR is 0 where 0 * -inf would be NaN."""
+
+TILE_ELEMENTS = 1 << 20
+"""Logits held at once when the caller does not say: 4 MiB of float32 stay near the cores."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive pairs of the global batch: `start` is the first one's index, sides are [n, D], [n, D], [n H, D]."""
+
+    start: int
+    sides: tuple[Tensor, ...]
+    ids: Tensor | None
+    """int64 [n, k]: what equal texts have equal, `texts` columns of the pair and then those of its hard negatives."""
+
+    def __len__(self) -> int:
+        return self.sides[QUERIES].shape[0]
+
+    def ids_of(self, side: int, texts: int) -> Tensor | None:
+        """int64 [texts, n], all that a pair says; of HARD, [1, n H]. None where there are none."""
+        if self.ids is None or (side == HARD and self.ids.shape[1] == texts):
+            return None
+        return self.ids[:, texts:].reshape(1, -1) if side == HARD else self.ids[:, :texts].T.contiguous()
+
+
+@dataclass(frozen=True)
+class Block:
+    """One side of some anchors against one side of some candidates."""
+
+    anchors: Rows
+    anchor: int
+    candidates: Rows
+    candidate: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows i and columns j of a block, and their features x [r, D] and y [c, D] in the dtype of the loss."""
+
+    i: slice
+    j: slice
+    x: Tensor
+    y: Tensor
+
+    def logits(self, problem: Problem, shift: Tensor) -> Tensor:
+        """Similarities over temperature, plus `shift`: [r, c]."""
+        return torch.addmm(shift, self.x, self.y.T, alpha=1 / problem.temperature)
+
+
+def tiles(problem: Problem, block: Block) -> Iterator[Tile]:
+    """Every tile of a block; those wholly outside the rows' pools are left out."""
+    anchors, candidates = block.anchors, block.candidates
+    left, right = anchors.sides[block.anchor], candidates.sides[block.candidate]
+    each = problem.hard if block.candidate == HARD else 1
+    rows, columns = _tile_shape(problem, len(left), len(right))
+    for start in range(0, len(left), rows):
+        i = slice(start, min(start + rows, len(left)))
+        x = left[i].to(problem.dtype)
+        low, high = 0, len(candidates)
+        if problem.pool:
+            first, last = (anchors.start + i.start) // problem.pool, (anchors.start + i.stop - 1) // problem.pool
+            low = max(low, first * problem.pool - candidates.start)
+            high = min(high, (last + 1) * problem.pool - candidates.start)
+        for begin in range(low * each, high * each, columns):
+            j = slice(begin, min(begin + columns, high * each))
+            yield Tile(i, j, x, right[j].to(problem.dtype))
+
+
+def _tile_shape(problem: Problem, rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of logits held at once."""
+    if problem.tile:
+        return problem.tile, problem.tile
+    if problem.pool:  # wider tiles would be masked for the most part
+        rows = min(rows, max(problem.pool, 128))
+    if rows * columns <= TILE_ELEMENTS:
+        return max(rows, 1), max(columns, 1)
+    columns = min(columns, 2048)
+    return max(1, min(rows, TILE_ELEMENTS // columns)), columns
