@@ -24,7 +24,7 @@ from jobs.config import canonical
 from jobs.paths import BASE
 from orchestrator import scratch
 from orchestrator.ledger import Attempt, Ledger, Trial
-from orchestrator.plan import Plan, jobs_of
+from orchestrator.plan import Plan, examined_of
 from orchestrator.runs import RunError
 
 PACKAGE = Path(jobs.__file__).parent
@@ -62,7 +62,7 @@ def examine(plan: Plan, known: Json | None = None) -> Examined:
     known: what the run has recorded. Then the data are not checked again, and only read where their files are not the
     same as then. Raises DataFault for what cannot be used.
     """
-    whole = [job.model_dump(mode="json") for job in jobs_of(plan)]
+    whole = [job.model_dump(mode="json") for job in examined_of(plan)]
     distinct = {
         canonical({key: job[key] for key in ("task", "data", "batch", "evaluate", "model")}): job for job in whole
     }

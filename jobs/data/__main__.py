@@ -23,6 +23,7 @@ from jobs import pretrained
 from jobs.config import ConfigError, JobConfig, load_job
 from jobs.data.check import check, digests, fingerprint, train_rows
 from jobs.data.formats import DataError
+from jobs.models import ModelError
 from jobs.pretrained import EncoderError
 
 
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
     for path in options.job:
         try:
             answer = _checked(load_job(path)) if known is None else _compared(load_job(path), known)
-        except (ConfigError, DataError, EncoderError) as error:
+        except (ConfigError, DataError, EncoderError, ModelError) as error:
             sys.stderr.write(f"error: {error}\n")
             return 2
         sys.stdout.write(json.dumps(answer) + "\n")

@@ -15,13 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs import models
 from jobs.config import JobConfig
-from jobs.data.formats import shown
+from jobs.data.formats import DataError, shown
 from jobs.data.images import ImageEvaluation, image_evaluation, image_examples, image_rows
 from jobs.data.pixels import is_list
 from jobs.data.places import DIGITS, HUB, locate
 from jobs.data.sentences import judged_columns, sentence_evaluation, sentence_rows, tokenizer_for
 from jobs.data.sources import Rows, read
+from jobs.pretrained import BUILT
 
 
 def check(job: JobConfig) -> list[str]:
@@ -48,9 +50,24 @@ def check(job: JobConfig) -> list[str]:
     else:
         for source in sources.values():
             sentence_evaluation(source)
-        if job.model.name not in (None, "bert"):
-            tokenizer_for(job)
+    warnings += check_model(job)
+    if job.task == "sentence" and len(train.table.column_names) == 1:
+        models.check_views(job)
     return [*warnings, *_overlaps(train, judged)]
+
+
+def check_model(job: JobConfig) -> list[str]:
+    """What to know of the job's encoder. Raises ModelError, or DataError for its tokenizer."""
+    if job.model.name in (None, *BUILT):
+        return []
+    if job.task == "image":
+        return models.check_encoder(job, None)
+    try:
+        tokenizer = tokenizer_for(job)
+    except DataError:  # perhaps because there is no encoder at all, which is the better thing to say
+        models.check_encoder(job, None)
+        raise
+    return models.check_encoder(job, tokenizer)
 
 
 def fingerprint(job: JobConfig) -> str:

@@ -24,7 +24,8 @@ from jobs.config import JobConfig
 from jobs.data.batches import Views, content_ids
 from jobs.data.formats import DataError, is_utf8, short
 from jobs.data.sources import Rows, exactly, read
-from jobs.data.tokens import TokenColumn, padded, stacked, texts_of, trained_tokenizer
+from jobs.data.tokens import TokenColumn, lower_casing, padded, stacked, texts_of, trained_tokenizer
+from jobs.models.reading import reading
 from jobs.paths import looked_in
 from jobs.pretrained import EncoderError, folder_of, tokenizer_files
 from jobs.provenance import stamp
@@ -131,10 +132,10 @@ def tokenizer_for(job: JobConfig) -> Any:
     """The tokenizer of job.model: WordPieces trained on data.train for `bert`, else the model's own."""
     if job.model.name in (None, "bert"):
         return trained_tokenizer(sentence_rows(job), job.model.vocabulary)
-    name = str(job.model.name)
+    name, lower = str(job.model.name), reading(job).lower
     try:
         folder = folder_of(name)
-        return _pretrained(folder, tuple(tuple(stamp(path)) for path in tokenizer_files(folder)))
+        return _pretrained(folder, tuple(tuple(stamp(path)) for path in tokenizer_files(folder)), lower)
     except (OSError, ValueError) as error:
         where = f", looked for{looked_in(name)}" if looked_in(name) else ""
         reason = error.reason if isinstance(error, EncoderError) else short(error)
@@ -146,25 +147,30 @@ def tokenizer_for(job: JobConfig) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def _pretrained(folder: Path, _stamps: tuple[tuple[Any, ...], ...]) -> Any:
+def _pretrained(folder: Path, _stamps: tuple[tuple[Any, ...], ...], lower: bool) -> Any:
     """The tokenizer in a folder while its files are these, in one object, so that what is derived from it is kept."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         # Attention masks what is padded, so any token will do.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return tokenizer
+        if tokenizer.pad_token_id is None:
+            raise ValueError("it has no token to pad with, nor one for the end or the unknown; set its pad_token")
+    return lower_casing(tokenizer) if lower else tokenizer
 
 
 def sentence_examples(job: JobConfig, tokenizer: Any = None) -> SentenceExamples:
     """The sentences that `job` trains on."""
-    return _examples(sentence_rows(job), tokenizer_for(job) if tokenizer is None else tokenizer, job.data.max_tokens)
+    read = reading(job)
+    return _examples(
+        sentence_rows(job), tokenizer_for(job) if tokenizer is None else tokenizer, read.max_tokens, read.prompt
+    )
 
 
 @functools.lru_cache(maxsize=4)
-def _examples(rows: Rows, tokenizer: Any, max_tokens: int) -> SentenceExamples:
-    columns = tuple(TokenColumn(column, tokenizer, max_tokens) for column in rows.table.columns)
+def _examples(rows: Rows, tokenizer: Any, max_tokens: int, prompt: str) -> SentenceExamples:
+    columns = tuple(TokenColumn(column, tokenizer, max_tokens, prompt) for column in rows.table.columns)
     return SentenceExamples(rows, tokenizer, columns)
 
 
