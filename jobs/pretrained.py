@@ -214,13 +214,13 @@ def _loaded(root: Path, *, tokenizer: bool, settings: bool) -> list[Path]:
 
 
 def why_no_config(folder: Path) -> str | None:
-    """Why an encoder's folder has no configuration; None if it has one. Raises OSError where it may not be looked at."""
+    """Why an encoder's folder has no configuration; None if it has one. Raises OSError if it may not be looked at."""
     if (folder / CONFIG).is_file():
         return None
     if (folder / ADAPTER).is_file():
         return (
-            f"{folder} has no {CONFIG}, but an adapter ({ADAPTER}); save the model that it belongs to, merged with it by "
-            "merge_and_unload()"
+            f"{folder} has no {CONFIG}, but an adapter ({ADAPTER}); save the model that it belongs to, merged with it "
+            "by merge_and_unload()"
         )
     return f"{folder} has no {CONFIG}"
 

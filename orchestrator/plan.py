@@ -120,6 +120,10 @@ class Plan:
         """The arm of that label."""
         return _named(self.arms, label)
 
+    def noting(self, notes: Sequence[str]) -> Plan:
+        """The same plan with more of what a reader should know."""
+        return replace(self, warnings=(*self.warnings, *notes))
+
     def with_limits(self, sweep: Sweep) -> Plan:
         """The same plan with [resources] and [retry] of another sweep: what may change within a run."""
         limits = {"resources": sweep.resources, "retry": sweep.retry}

@@ -21,7 +21,7 @@ from typing import Any
 import jobs
 from jobs import provenance as computing
 from jobs.config import canonical
-from jobs.paths import BASE
+from jobs.paths import BASE, is_folder_here
 from orchestrator import scratch
 from orchestrator.ledger import Attempt, Ledger, Trial
 from orchestrator.plan import Plan, examined_of
@@ -86,6 +86,24 @@ def examine(plan: Plan, known: Json | None = None) -> Examined:
             weights[job["model"]["name"]] = answer["weights"]
     notes = list(dict.fromkeys(warning for answer in answers for warning in answer["warnings"]))
     return Examined(notes, {**today(), "data": data, "weights": weights})
+
+
+def look_at_encoders(plan: Plan) -> list[str]:
+    """What a person should know of the encoders of a plan, as far as they are folders here. Raises DataFault for one
+    that cannot do what its job asks of it. Without such a folder nothing is started."""
+    jobs_ = [job for job in examined_of(plan) if is_folder_here(job.model.name or "")]
+    distinct = {canonical(job.model_dump(mode="json", include={"task", "data", "model"})): job for job in jobs_}
+    if not distinct:
+        return []
+    with scratch.folder("encoders") as place:
+        paths = [place / f"job{number}.json" for number in range(len(distinct))]
+        for path, job in zip(paths, distinct.values(), strict=True):
+            path.write_text(job.model_dump_json())
+        command = [sys.executable, "-m", "jobs.data", "--encoders", *map(str, paths)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise DataFault(done.stderr.strip().removeprefix("error: "))
+    return list(dict.fromkeys(note for line in done.stdout.splitlines() for note in json.loads(line)["warnings"]))
 
 
 def today() -> Json:

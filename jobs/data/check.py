@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -23,6 +24,7 @@ from jobs.data.pixels import is_list
 from jobs.data.places import DIGITS, HUB, locate
 from jobs.data.sentences import judged_columns, sentence_evaluation, sentence_rows, tokenizer_for
 from jobs.data.sources import Rows, read
+from jobs.paths import is_folder_here
 from jobs.pretrained import BUILT
 
 
@@ -51,7 +53,7 @@ def check(job: JobConfig) -> list[str]:
         for source in sources.values():
             sentence_evaluation(source)
     warnings += check_model(job)
-    if job.task == "sentence" and len(train.table.column_names) == 1:
+    if has_single_sentences(job):
         models.check_views(job)
     return [*warnings, *_overlaps(train, judged)]
 
@@ -60,14 +62,27 @@ def check_model(job: JobConfig) -> list[str]:
     """What to know of the job's encoder. Raises ModelError, or DataError for its tokenizer."""
     if job.model.name in (None, *BUILT):
         return []
-    if job.task == "image":
-        return models.check_encoder(job, None)
+    notes = models.check_encoder(job, None)  # without one, there is no tokenizer either
+    return notes if job.task == "image" else models.check_encoder(job, tokenizer_for(job))
+
+
+def check_encoder_here(job: JobConfig) -> list[str]:
+    """`check_model` of an encoder that is a folder on this machine, where the rows may not be; nothing of others."""
+    if job.model.name in (None, *BUILT) or not is_folder_here(str(job.model.name)):
+        return []
+    notes = check_model(job)
     try:
-        tokenizer = tokenizer_for(job)
-    except DataError:  # perhaps because there is no encoder at all, which is the better thing to say
-        models.check_encoder(job, None)
-        raise
-    return models.check_encoder(job, tokenizer)
+        models.check_views(job)
+    except models.ModelError:
+        with contextlib.suppress(DataError):  # of rows that are not here nothing is known
+            if has_single_sentences(job):
+                raise
+    return notes
+
+
+def has_single_sentences(job: JobConfig) -> bool:
+    """Whether the two views of a pair are the same sentence. Raises DataError."""
+    return job.task == "sentence" and len(train_rows(job).table.column_names) == 1
 
 
 def fingerprint(job: JobConfig) -> str:

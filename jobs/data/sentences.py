@@ -136,7 +136,7 @@ def tokenizer_for(job: JobConfig) -> Any:
     try:
         folder = folder_of(name)
         return _pretrained(folder, tuple(tuple(stamp(path)) for path in tokenizer_files(folder)), lower)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # its files may hold anything, and its class may raise anything
         where = f", looked for{looked_in(name)}" if looked_in(name) else ""
         reason = error.reason if isinstance(error, EncoderError) else short(error)
         raise DataError(
@@ -157,6 +157,9 @@ def _pretrained(folder: Path, _stamps: tuple[tuple[Any, ...], ...], lower: bool)
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if tokenizer.pad_token_id is None:
             raise ValueError("it has no token to pad with, nor one for the end or the unknown; set its pad_token")
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
+        # transformers makes one without words where the files of one are missing.
+        raise ValueError("it has no word beside its special tokens, as its files are missing or empty")
     return lower_casing(tokenizer) if lower else tokenizer
 
 

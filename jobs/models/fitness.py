@@ -18,8 +18,8 @@ def check_encoder(job: JobConfig, tokenizer: Any) -> list[str]:
         return []
     from jobs.models import transformer
 
-    _, found = transformer.examined(name, job)
     read = reading(job)
+    _, found = transformer.examined(name, job)
     if job.task == "sentence" and tokenizer is not None:
         if found.positions is not None and read.max_tokens > found.positions:
             raise ModelError(

@@ -31,7 +31,7 @@ from jobs.failures import words_of
 from jobs.models.anatomy import Anatomy, anatomy, read_config, set_dropout
 from jobs.models.dropout import ATTENTION, drop
 from jobs.models.errors import ModelError
-from jobs.paths import directory, looked_in
+from jobs.paths import is_folder_here, looked_in
 
 
 def bert(job: JobConfig, vocabulary: int, max_tokens: int) -> nn.Module:
@@ -127,10 +127,7 @@ def examined(name: str, job: JobConfig) -> tuple[Path, Anatomy]:
 
 def _not_loadable(name: str, reason: str) -> ModelError:
     """What is wrong with an encoder that is not there, or whose files cannot be read."""
-    try:
-        local = directory(name) is not None
-    except (OSError, ValueError):
-        local = False
+    local = is_folder_here(name)
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     no_folder = "" if local else f"no folder{looked_in(name) or ' here'} and "
     return ModelError(
