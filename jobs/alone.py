@@ -14,9 +14,11 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any, cast
 
 import torch.distributed as dist
 
+from jobs import identity, storage, trial
 from jobs.collectives import agree
 from jobs.config import ConfigError, JobConfig, load_job
 from jobs.device import device_of
@@ -51,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
             for warning in check(job):
                 print(f"note: {warning}", file=sys.stderr)
         group = _join(world, job)
+        job = _as_begun(job, options.into, options.remote, group)
         log = print if rank == 0 else lambda _: None
         training = Training(job, options.into, group=group, log=log, remote=options.remote)
     except OSError as error:
@@ -82,6 +85,24 @@ def _on_ranks(job: JobConfig, world: int) -> JobConfig:
     """The job as it is run here: torchrun decides on the ranks, which do not change the result."""
     execution = job.execution.model_copy(update={"ranks": world})
     return JobConfig.model_validate(job.model_dump() | {"execution": execution.model_dump()})
+
+
+def _as_begun(job: JobConfig, folder: Path, remote: str | None, group: dist.ProcessGroup | None) -> JobConfig:
+    """The job with defaults of an earlier version, where its folder was begun with them and the job leaves them to
+    today's: what a file does not say goes on as it began."""
+    held: list[Any] = [None]
+    if group is None or dist.get_rank(group) == 0:
+        try:
+            there = trial.read_job(storage.at(folder, remote))
+        except (OSError, ValueError, RecursionError):  # `Training` says what is wrong with it
+            there = None
+        before = (
+            None if there is None else identity.as_begun(job.model_dump(mode="json"), there.model_dump(mode="json"))
+        )
+        held = [job if before is None else JobConfig.model_validate(before)]
+    if group is not None:
+        dist.broadcast_object_list(held, group=group, group_src=0)
+    return cast("JobConfig", held[0])
 
 
 def _join(world: int, job: JobConfig) -> dist.ProcessGroup | None:

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from jobs.faults import ConfigError, Fault, faults, field_names, nearest
-from jobs.identity import canonical, default_values, hashed
+from jobs.identity import canonical, counted_from, hashed
 
 __all__ = [
     "COMPUTING",
@@ -53,6 +53,9 @@ COMPUTING = ("samples_per_second", "peak_memory_mb", "system/")
 
 POINTS = 1000
 """Most points of one key and trial that are recorded, and so what ledger and MLflow are told."""
+
+OF_TOKENS = ("max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
+"""Poolings that sentences alone have."""
 
 UNBOUNDED = ("dcl", "flatnce")
 """Losses without a minimum in 1 / temperature on separable batches, so that a learned one runs to its clamp."""
@@ -120,8 +123,9 @@ class Data(Section):
     """Columns of `tune` and `confirm` in a sentence job: the two sentences of a pair, and its score. None: by the names
     usual in the field, such as sentence1, sentence2 and score or label."""
 
-    max_tokens: int = Field(32, ge=4)
-    """Longest sentence, in tokens; the rest is cut."""
+    max_tokens: int | None = Field(None, ge=4)
+    """Longest sentence, in tokens, special ones and the prompt included; the rest is cut. None: what the encoder's
+    folder says, if it is one of sentence-transformers and `model.pooling` is `auto`; else 32."""
 
     image_shape: Annotated[tuple[int, ...], Field(min_length=2, max_length=3, strict=False)] | None = None
     """[height, width] or [height, width, channels]. Raw pixel rows are read so, channels last; of nested lists it says
@@ -177,9 +181,14 @@ class Model(Section):
     norm: Literal["group", "batch"] = "group"
     """Normalisation of the resnet."""
 
-    pooling: Literal["cls", "mean", "first_last"] = "mean"
+    pooling: Literal[
+        "auto", "cls", "mean", "first_last", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"
+    ] = "auto"
     """How token states become one vector: the first token's, the mean over tokens of the last layer, or of the first
-    and the last layer."""
+    and the last layer. Of sentences also the largest value of each column, the last token's, the mean weighted by
+    position, or the sum divided by the root of the count, under the names of sentence-transformers. `auto`: as a folder
+    of sentence-transformers says, its prompt, lower-casing and normalisation included; `mean` where none does. Any
+    other value takes the place of all that."""
 
     projection: Literal["none", "linear", "mlp"] = "mlp"
     """Head between the encoder and the loss. Evaluation looks at the encoder unless `evaluate.head` is set."""
@@ -439,6 +448,11 @@ class JobConfig(Section):
             ):
                 if value:
                     raise ValueError(f"{key} = {value} needs tokens, which task = 'image' has none of; remove it")
+            if self.model.pooling in OF_TOKENS:
+                raise ValueError(
+                    f"model.pooling = '{self.model.pooling}' is of tokens, which task = 'image' has none of; "
+                    "use 'mean', 'cls' or 'first_last'"
+                )
         return self
 
     @property
@@ -498,7 +512,7 @@ def trial_id(job: Mapping[str, Any], *, rules: int = 2, defaults: Mapping[str, A
     defaults: as they were when the run was planned, None for today's. A field that they do not know counts only where
     it differs from today's default.
     """
-    return hashed(job, rules=rules, defaults={**default_values(JobConfig), **(defaults or {})})
+    return hashed(job, rules=rules, defaults={**counted_from(JobConfig), **(defaults or {})})
 
 
 def load_job(path: Path) -> JobConfig:

@@ -27,7 +27,8 @@ from torch.nn.utils.rnn import pad_sequence
 from jobs.collectives import gather_rows, rank_of, world_of
 from jobs.config import JobConfig
 from jobs.data import ImageEvaluation, Images, SentenceEvaluation
-from jobs.models import ContrastiveModel
+from jobs.data.tokens import tokenised
+from jobs.models import ContrastiveModel, Reading
 
 KNN_TEMPERATURE = 0.07
 """Of the neighbours' votes, as in Wu et al. 2018 (arXiv:1805.01978)."""
@@ -77,7 +78,7 @@ def evaluate(
                 neighbours=job.evaluate.neighbours,
                 probe=final and job.evaluate.probe,
             )
-        sentences = _encode_sentences([*data.left, *data.right], tokenizer, job.data.max_tokens, features)
+        sentences = _encode_sentences([*data.left, *data.right], tokenizer, model.reading, features)
         left, right = sentences[: len(data.left)], sentences[len(data.left) :]
         return sentence_metrics(left, right, data.score)
 
@@ -225,9 +226,9 @@ def _pixels(pixels: Images, start: int, stop: int) -> Mapping[str, Tensor]:
     return {"pixel_values": pixels[start:stop]}
 
 
-def _encode_sentences(texts: list[str], tokenizer: Any, max_tokens: int, features: Callable[..., Tensor]) -> Tensor:
+def _encode_sentences(texts: list[str], tokenizer: Any, read: Reading, features: Callable[..., Tensor]) -> Tensor:
     """Embeddings of the texts, in order. Batches hold texts of similar length, so that little of them is padding."""
-    tokens: list[list[int]] = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+    tokens = tokenised(tokenizer, texts, max_tokens=read.max_tokens, prompt=read.prompt)
     order = np.argsort([len(ids) for ids in tokens], kind="stable")
 
     def inputs(start: int, stop: int) -> Mapping[str, Tensor]:

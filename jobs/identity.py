@@ -36,6 +36,14 @@ _FIRST = """
 FIRST_FIELDS = frozenset(_FIRST.split())
 """Job keys of the version that hashed whole jobs."""
 
+FORMER = {"model.pooling": "mean", "data.max_tokens": 32}
+"""Defaults of earlier versions, where they are others today. Runs that did not write theirs down had these; and ids
+count from them, so that a job by today's default shares no id with one by the former."""
+
+
+FOLLOWED = {"model.pooling": "auto", "data.max_tokens": None}
+"""The defaults that have taken the place of the former ones."""
+
 
 def hashed(job: Mapping[str, Any], *, rules: int, defaults: Mapping[str, Any]) -> str:
     """Twelve hex digits of sha256 for a job as plain JSON, stage and seed included.
@@ -77,6 +85,31 @@ def default_values(model: type[BaseModel]) -> dict[str, Any]:
         elif not field.is_required():
             found[name] = json.loads(canonical(field.get_default(call_default_factory=True)))
     return found
+
+
+def counted_from(model: type[BaseModel]) -> dict[str, Any]:
+    """The values that an id leaves out: of every key its default, or the first one that it had."""
+    return default_values(model) | FORMER
+
+
+def with_former(job: Mapping[str, Any]) -> dict[str, Any]:
+    """A job as given to an earlier version, with the defaults of then where they are others today."""
+    whole = {name: dict(value) if isinstance(value, Mapping) else value for name, value in job.items()}
+    for key, value in FORMER.items():
+        section, name = key.split(".")
+        if isinstance(table := whole.setdefault(section, {}), dict):
+            table.setdefault(name, value)
+    return whole
+
+
+def as_begun(job: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
+    """A job as it is today, with what another one, begun by an earlier version, had by the defaults of then."""
+    whole = {name: dict(value) if isinstance(value, Mapping) else value for name, value in job.items()}
+    for key, value in FORMER.items():
+        section, name = key.split(".")
+        if whole[section][name] == FOLLOWED[key] and there[section][name] == value:
+            whole[section][name] = value
+    return whole
 
 
 def canonical(value: Any) -> str:

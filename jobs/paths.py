@@ -29,6 +29,14 @@ def directory(name: str) -> Path | None:
     return None
 
 
+def is_folder_here(name: str) -> bool:
+    """Whether `directory` finds one; not where it may not be looked at, or where no path can have such a name."""
+    try:
+        return directory(name) is not None
+    except (OSError, ValueError):
+        return False
+
+
 def expanded(name: str) -> Path:
     """The path with a leading `~` or `~user` as that home; as it is where there is no such user."""
     try:

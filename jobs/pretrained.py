@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from jobs.modules import LENGTHS, MODULES, PROMPTS, FolderError, encoder_path, modules_of, settings_files
 from jobs.paths import directory, looked_in
 from jobs.provenance import HELD, combined, file_digest, stamp
 
@@ -23,6 +24,7 @@ BUILT = ("vit", "resnet", "bert")
 """Names of encoders that are built from fields of the job and have no files; any other is loaded."""
 
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Where transformers looks for weights, in its order: the first that is there is loaded. An index names more files."""
@@ -83,9 +85,19 @@ def is_comparable(known: Mapping[str, Any]) -> bool:
     return "names" in known
 
 
-def folder_of(name: str) -> Path:
-    """The folder that encoder and tokenizer are loaded from, fetched if it must be. Raises EncoderError."""
+def root_of(name: str) -> Path:
+    """The folder that holds all files of an encoder, fetched if it must be. Raises EncoderError."""
     return _find(name, _meant(name))[0]
+
+
+def folder_of(name: str) -> Path:
+    """The folder that encoder and tokenizer are loaded from: within `root_of`, where its modules.json says so. Raises
+    EncoderError."""
+    root = root_of(name)
+    try:
+        return root / encoder_path(root)
+    except (OSError, ValueError) as error:
+        raise _error(name, error) from error
 
 
 def digest(name: str | None, known: Mapping[str, Any] | None = None, *, tokenizer: bool) -> dict[str, Any] | None:
@@ -94,24 +106,27 @@ def digest(name: str | None, known: Mapping[str, Any] | None = None, *, tokenize
     name: `model.name` of a job. known: an earlier answer, whose digest stands while its files have their size and time,
     and whose kind and revision are looked for and no other; without it, what is held. tokenizer: whether one is loaded.
 
-    Returns `digest`; `revision` of the Hub, None of a folder; `names` of the files; and `files`, which tells whether
-    they are unchanged. None for an encoder that is built. Raises EncoderError.
+    Returns `digest`; `revision` of the Hub, None of a folder; `names` of the files; `files`, which tells whether they
+    are unchanged; and `settings`: whether those of sentence-transformers count, as they do unless the known answer is
+    of a version that did not read them. None for an encoder that is built. Raises EncoderError.
     """
     if name is None or name in BUILT:
         return None
     known = known if known is not None and is_comparable(known) else None
     try:
         folder, revision = _find(name, known or _meant(name))
-        paths = _loaded(folder, tokenizer=tokenizer)
+        with_settings = known is None or bool(known.get("settings"))
+        paths = _loaded(folder, tokenizer=tokenizer, settings=with_settings)
         stamps = [stamp(path) for path in paths]
         names = [path.relative_to(folder).as_posix() for path in paths]
         if known is not None and (known["files"], known["names"]) == (stamps, names):
             total = known["digest"]
         else:
             total = combined({file: file_digest(*of) for file, of in zip(names, stamps, strict=True)})
-    except OSError as error:
+    except (OSError, FolderError) as error:
         raise _error(name, error) from error
-    return {"digest": total, "revision": revision, "names": names, "files": stamps}
+    answer = {"digest": total, "revision": revision, "names": names, "files": stamps}
+    return answer | ({"settings": True} if with_settings else {})
 
 
 def _find(name: str, known: Mapping[str, Any] | None) -> tuple[Path, str | None]:
@@ -146,39 +161,75 @@ def _snapshot(name: str, revision: str | None = None, names: tuple[str, ...] | N
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if names is not None and revision is not None:
-        held = [try_to_load_from_cache(name, file, revision=revision) for file in (CONFIG, *names)]
+        held = [try_to_load_from_cache(name, file, revision=revision) for file in names]
         if not all(isinstance(path, str) for path in held):
-            held = [hf_hub_download(name, file, revision=revision) for file in (CONFIG, *names)]
-        return Path(str(held[0])).parent, revision
-    config = Path(hf_hub_download(name, CONFIG))
-    folder, revision = config.parent, config.parent.name
-    with contextlib.suppress(LocalEntryNotFoundError):  # then it is loaded from what the cache has, or is missed there
-        snapshot_download(name, revision=revision, allow_patterns=list(TOKENIZER))
-    for file in (_named_by(folder) or WEIGHTS[0], *WEIGHTS[1:]):
+            held = [hf_hub_download(name, file, revision=revision) for file in names]
+        return Path(str(held[0])).parents[len(Path(names[0]).parts) - 1], revision
+    try:
+        first = Path(hf_hub_download(name, CONFIG))
+    except EntryNotFoundError as error:  # an old repository of sentence-transformers has it in a folder
         try:
-            weights = Path(hf_hub_download(name, file, revision=revision))
+            first = Path(hf_hub_download(name, MODULES))
+        except EntryNotFoundError:
+            raise error from None
+    root, revision = first.parent, first.parent.name
+
+    def fetch(file: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(name, file, revision=revision))
         except EntryNotFoundError:  # of the Hub, or of the cache where there is no Hub
-            continue
-        for shard in _shards(weights):
-            hf_hub_download(name, shard, revision=revision)
-        break
-    return folder, revision
+            return None
+
+    fetch(MODULES)
+    inside = encoder_path(root)
+    within = f"{inside}/" if inside else ""
+    for module in modules_of(root) or ():
+        fetch(f"{module.path}/{CONFIG}" if module.path else CONFIG)
+    patterns = [PROMPTS, *(within + file for file in (*LENGTHS, *TOKENIZER))]
+    with contextlib.suppress(LocalEntryNotFoundError):  # then it is loaded from what the cache has, or is missed there
+        snapshot_download(name, revision=revision, allow_patterns=patterns)
+    for file in (_named_by(root / inside) or WEIGHTS[0], *WEIGHTS[1:]):
+        if (weights := fetch(within + file)) is not None:
+            for shard in _shards(weights):
+                hf_hub_download(name, within + shard, revision=revision)
+            break
+    return root, revision
 
 
-def _loaded(folder: Path, *, tokenizer: bool) -> list[Path]:
+def _loaded(root: Path, *, tokenizer: bool, settings: bool) -> list[Path]:
     """The files in a folder that an encoder is loaded from, in order of name."""
+    folder = root / encoder_path(root)
     config = folder / CONFIG
-    if not config.is_file():
-        raise FileNotFoundError(f"{folder} has no {CONFIG}")
+    if (missing := why_no_config(folder)) is not None:
+        raise FileNotFoundError(missing)
     own = _named_by(folder)
     choice = [folder / file for file in (WEIGHTS if own is None else [own])]
     weights = next((path for path in choice if path.is_file()), None)
     if weights is None:
-        raise FileNotFoundError(f"{folder} has none of {', '.join(path.name for path in choice)}")
+        raise FileNotFoundError(f"{folder} has none of {', '.join(path.name for path in choice)}{_others(folder)}")
     found = {config, weights, *(folder / shard for shard in _shards(weights))}
     if tokenizer:
         found |= set(tokenizer_files(folder))
-    return sorted(found)
+    return sorted(found | set(settings_files(root) if settings else ()))
+
+
+def why_no_config(folder: Path) -> str | None:
+    """Why an encoder's folder has no configuration; None if it has one. Raises OSError if it may not be looked at."""
+    if (folder / CONFIG).is_file():
+        return None
+    if (folder / ADAPTER).is_file():
+        return (
+            f"{folder} has no {CONFIG}, but an adapter ({ADAPTER}); save the model that it belongs to, merged with it "
+            "by merge_and_unload()"
+        )
+    return f"{folder} has no {CONFIG}"
+
+
+def _others(folder: Path) -> str:
+    """What to say of weights that torch cannot train."""
+    kinds = (".onnx", ".gguf", ".h5", ".msgpack", ".tflite", ".mlmodel", ".ot")
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in kinds)
+    return f"; {found[0]} is in a format that cannot be trained, so save the model by save_pretrained" if found else ""
 
 
 def _named_by(folder: Path) -> str | None:

@@ -407,6 +407,7 @@ class Training:
             "negatives_per_anchor": self.job.negatives_per_anchor + self._hard_negatives(),
             "hashes": self._hashes(),
             "data": data.described(self.job),
+            "reading": self.model.reading.record if self.job.task == "sentence" else {"pooling": self.model.pooling},
         }
         result = manifest.sealed(result)
         self.log(f"{outcome} at step {self.step}: {why}")

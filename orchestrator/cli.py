@@ -103,10 +103,12 @@ def plan(sweep: Path, *, probe: bool, overrides: tuple[str, ...], as_json: bool)
     """
     from orchestrator import estimate as estimating
     from orchestrator import plan as planning
+    from orchestrator import provenance
     from orchestrator import sweep as sweeps
 
     made = planning.make(sweeps.load(sweep, overrides))
     _refuse_a_taken_place(made.sweep.name, sweep)
+    made = made.noting(provenance.look_at_encoders(made))
     tell = partial(_echo, err=True)
     estimate = estimating.from_probes(made, tell=tell) if probe else estimating.from_history(made)
     if as_json:

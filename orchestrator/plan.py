@@ -7,6 +7,7 @@ imports no torch, ray, optuna or mlflow.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.config import JobConfig, canonical, trial_id
-from jobs.identity import default_values, first_version
+from jobs.identity import counted_from, default_values, first_version, with_former
 from orchestrator import search
 from orchestrator.sweep import Arm, Sweep, arms_of, conditions, flatten, merged
 from orchestrator.sweep.grid import Grid
@@ -89,8 +90,8 @@ class Plan:
     searched_with: Mapping[str, str] = field(default_factory=dict)
     """Arm -> the arm that is tuned for both, because the two differ in nothing but `execution`."""
 
-    defaults: Mapping[str, Any] = field(default_factory=lambda: default_values(JobConfig))
-    """Of job keys, as they were when the run was planned."""
+    defaults: Mapping[str, Any] = field(default_factory=lambda: counted_from(JobConfig))
+    """Of job keys: the values that ids leave out, as they were when the run was planned."""
 
     apart: bool = True
     """Whether trials of arms that may ask for the same job are kept apart; not in runs that were begun before."""
@@ -118,6 +119,10 @@ class Plan:
     def arm(self, label: str) -> Arm:
         """The arm of that label."""
         return _named(self.arms, label)
+
+    def noting(self, notes: Sequence[str]) -> Plan:
+        """The same plan with more of what a reader should know."""
+        return replace(self, warnings=(*self.warnings, *notes))
 
     def with_limits(self, sweep: Sweep) -> Plan:
         """The same plan with [resources] and [retry] of another sweep: what may change within a run."""
@@ -227,7 +232,7 @@ def stored(sweep: Mapping[str, Any], rules: int) -> Plan:
     kept = sweep["plan"]
     parsed = Sweep.model_validate({key: value for key, value in sweep.items() if key != "plan"})
     arms = tuple(
-        Arm(arm["label"], arm["settings"], arm.get("job") or merged(parsed.job, arm["settings"]))
+        Arm(arm["label"], arm["settings"], arm.get("job") or merged(with_former(parsed.job), arm["settings"]))
         for arm in kept["arms"]
     )
     suggestions = kept.get("suggestions")
@@ -253,6 +258,35 @@ def jobs_of(plan: Plan) -> list[JobConfig]:
     """The job of every arm and stage, as it stands before anything is tuned."""
     stages = ["tune", "confirm"] if plan.sweep.tune else ["confirm"]
     return [arm.config(stage=stage, seed=0) for arm in plan.arms for stage in stages]
+
+
+def examined_of(plan: Plan) -> list[JobConfig]:
+    """Jobs that stand for all that a plan may train, as far as rows and encoder are concerned: those of `jobs_of`, with
+    the ends of what their arms are tuned over."""
+    stages = ["tune", "confirm"] if plan.sweep.tune else ["confirm"]
+    return [
+        arm.config(stage=stage, seed=0, settings=ends)
+        for arm in plan.arms
+        for ends in _ends(plan, arm)
+        for stage in stages
+    ]
+
+
+def _ends(plan: Plan, arm: Arm) -> list[dict[str, Any]]:
+    """Settings of an arm that stand for all, in the keys that decide what is read."""
+    space = plan.sweep.tune.space if plan.sweep.tune else {}
+    deciding = [
+        key for key in space if key.startswith("data.") or key in ("model.name", "model.pooling", "model.dropout")
+    ]
+    keys = {key: space[key] for one in deciding for key in (one, *conditions.above(space, one))}
+    found = []
+    for settings in conditions.some_combinations(
+        keys, arm.values, {key: one.ends for key, one in keys.items()}, most=16
+    ):
+        with contextlib.suppress(ValidationError):  # it may be a job with other settings of what else is tuned
+            arm.config(stage="confirm", seed=0, settings=settings)
+            found.append(settings)
+    return found or [{}]
 
 
 def objective(arm: Arm) -> str:

@@ -21,10 +21,10 @@ from typing import Any
 import jobs
 from jobs import provenance as computing
 from jobs.config import canonical
-from jobs.paths import BASE
+from jobs.paths import BASE, is_folder_here
 from orchestrator import scratch
 from orchestrator.ledger import Attempt, Ledger, Trial
-from orchestrator.plan import Plan, jobs_of
+from orchestrator.plan import Plan, examined_of
 from orchestrator.runs import RunError
 
 PACKAGE = Path(jobs.__file__).parent
@@ -62,7 +62,7 @@ def examine(plan: Plan, known: Json | None = None) -> Examined:
     known: what the run has recorded. Then the data are not checked again, and only read where their files are not the
     same as then. Raises DataFault for what cannot be used.
     """
-    whole = [job.model_dump(mode="json") for job in jobs_of(plan)]
+    whole = [job.model_dump(mode="json") for job in examined_of(plan)]
     distinct = {
         canonical(
             {key: job[key] for key in ("task", "data", "batch", "evaluate", "model")}
@@ -90,6 +90,24 @@ def examine(plan: Plan, known: Json | None = None) -> Examined:
             weights[job["model"]["name"]] = answer["weights"]
     notes = list(dict.fromkeys(warning for answer in answers for warning in answer["warnings"]))
     return Examined(notes, {**today(), "data": data, "weights": weights})
+
+
+def look_at_encoders(plan: Plan) -> list[str]:
+    """What a person should know of the encoders of a plan, as far as they are folders here. Raises DataFault for one
+    that cannot do what its job asks of it. Without such a folder nothing is started."""
+    jobs_ = [job for job in examined_of(plan) if is_folder_here(job.model.name or "")]
+    distinct = {canonical(job.model_dump(mode="json", include={"task", "data", "model"})): job for job in jobs_}
+    if not distinct:
+        return []
+    with scratch.folder("encoders") as place:
+        paths = [place / f"job{number}.json" for number in range(len(distinct))]
+        for path, job in zip(paths, distinct.values(), strict=True):
+            path.write_text(job.model_dump_json())
+        command = [sys.executable, "-m", "jobs.data", "--encoders", *map(str, paths)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise DataFault(done.stderr.strip().removeprefix("error: "))
+    return list(dict.fromkeys(note for line in done.stdout.splitlines() for note in json.loads(line)["warnings"]))
 
 
 def today() -> Json:

@@ -62,9 +62,7 @@ def test_ranks_compute_with_every_pair_once_and_read_the_rows_of_their_own_pairs
     assert isinstance(examples, data.SentenceExamples)
     together: list[int] = []
     for rank in range(ranks):
-        columns = [
-            TokenColumn(column, examples.tokenizer, job.data.max_tokens) for column in examples.rows.table.columns
-        ]
+        columns = [TokenColumn(column, examples.tokenizer, 32) for column in examples.rows.table.columns]
         fresh = dataclasses.replace(examples, columns=tuple(columns))
         batches = Batches(fresh, job, rank=rank, world=ranks)
         rows = batches.rows(step)

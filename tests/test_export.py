@@ -216,11 +216,10 @@ def trained(job: JobConfig, folder: Path, **options: Any) -> Training:
 
 def ours(training: Training, inputs: Any, *, head: bool) -> NDArray[np.float32]:
     """The embeddings as evaluation takes them. inputs: sentences; of images those that it is judged on."""
-    job = training.job
     features = partial(evaluate._encode, training.model, size=256, head=head, group=None, device="cpu")
     with evaluate._evaluation_mode(training.model):
         if isinstance(inputs, list):
-            found = evaluate._encode_sentences(inputs, training.tokenizer, job.data.max_tokens, features)
+            found = evaluate._encode_sentences(inputs, training.tokenizer, training.model.reading, features)
         else:
             assert isinstance(training.evaluation, data.ImageEvaluation)
             found = features(len(inputs), partial(evaluate._pixels, training.evaluation.query_pixels))

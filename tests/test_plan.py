@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.config import JobConfig, canonical, trial_id
-from jobs.identity import default_values
+from jobs.identity import FOLLOWED, FORMER, counted_from, default_values
 from orchestrator.ledger import Ledger, sqlite_url
 from orchestrator.plan import Plan, Planned, changed_keys, changed_order, enough_seeds, make, smallest_p, stored
 from orchestrator.sweep import Sweep, conditions, load, resolved
@@ -222,10 +222,47 @@ def test_ids_of_the_first_version_are_made_as_it_made_them(run: str) -> None:
 
 
 def test_the_defaults_of_jobs_are_those_that_ids_were_made_with() -> None:
-    """A default that changes makes other jobs of the same file. If that is meant: raise jobs.identity.SCHEMA, keep what
-    runs of the first rules had (they do not store theirs), and write the new digest here."""
-    digest = hashlib.sha256(canonical(default_values(JobConfig)).encode()).hexdigest()[:16]
+    """A default that changes makes other jobs of the same file. If that is meant: write the former one, which runs of
+    the first rules had (they do not store theirs) and from which ids count, into jobs.identity.FORMER, and the new one
+    into FOLLOWED."""
+    digest = hashlib.sha256(canonical(counted_from(JobConfig)).encode()).hexdigest()[:16]
     assert digest == DEFAULTS
+
+
+def test_a_former_default_and_the_one_that_followed_it_share_no_id() -> None:
+    today = default_values(JobConfig)
+    assert {key: today[key] for key in FORMER} == FOLLOWED
+    made = make(Sweep.model_validate(SWEEP)).confirm_trials("dcl, size=16", {})[0].record
+    ids = {trial_id(made)}
+    for key, value in FORMER.items():
+        section, name = key.split(".")
+        ids.add(trial_id(made | {section: made[section] | {name: value}}))
+    assert len(ids) == 1 + len(FORMER)
+
+
+def test_a_run_that_was_planned_with_former_defaults_has_the_jobs_and_ids_of_then() -> None:
+    """As the version before wrote it: jobs written out, defaults of then. Mutant check: today's defaults in the place
+    of those that were stored."""
+    made = make(load(ROOT / "sweeps" / "quickstart.toml"))
+    kept = resolved(made.sweep) | {"plan": made.record()}
+    for arm in kept["plan"]["arms"]:
+        arm["job"]["model"]["pooling"], arm["job"]["data"]["max_tokens"] = "mean", 32
+    trials = [stored(kept, 2).confirm_trials(arm.label, {"optimizer.lr": 0.0123})[0] for arm in made.arms]
+    assert {(trial.job.model.pooling, trial.job.data.max_tokens) for trial in trials} == {("mean", 32)}
+    assert [trial.id for trial in trials] == ["a5fe5f0d5a3d", "ded5788fed9b"]
+
+
+@pytest.mark.parametrize("run", ["crossed", "diverged"])
+def test_a_plan_of_the_first_version_goes_on_with_the_defaults_of_then(run: str) -> None:
+    """Nothing of it names them. Mutant check: `merged` of the sweep's job as it is."""
+    with contextlib.closing(sqlite3.connect(ROOT / "tests" / "begun" / run / "ledger.db")) as database:
+        ((text,),) = database.execute("SELECT sweep FROM runs").fetchall()
+        known = {one for (one,) in database.execute("SELECT id FROM trials WHERE stage = 'confirm'").fetchall()}
+    plan = stored(json.loads(text), 1)
+    frozen = [arm.config(stage="confirm", seed=0) for arm in plan.arms]
+    assert {(job.model.pooling, job.data.max_tokens) for job in frozen} == {("mean", 32)}
+    made = {trial.id for arm in plan.arms for trial in plan.confirm_trials(arm.label, {})}
+    assert not known or made >= known or plan.sweep.tune is not None
 
 
 def test_arms_of_one_objective_take_no_seed_from_the_others() -> None:

@@ -126,7 +126,7 @@ def test_what_is_only_half_in_the_cache_is_no_encoder(tmp_path: Path, cache: Pat
 
 
 STRANGERS = [
-    *("modules.json", "notes.txt", "README.md", "1_Pooling/config.json", "checkpoint-1000/model.safetensors"),
+    *("notes.txt", "README.md", "1_Pooling/config.json", "checkpoint-1000/model.safetensors"),
     *("pytorch_model.bin", "optimizer.pt", "training_args.bin", "onnx/model.onnx", "tf_model.h5", ".#vocab.txt"),
 ]
 

@@ -1,4 +1,4 @@
-"""`python -m jobs.data [--known FILE] JOB...`: check the data of jobs (TOML or JSON) before any trial starts.
+"""`python -m jobs.data [--known FILE | --encoders] JOB...`: check the data of jobs, in TOML or JSON, before trials.
 
 Prints one line of JSON for each and ends with 0, or prints what is wrong with the first bad one and ends with 2:
 
@@ -9,6 +9,8 @@ A pretrained encoder is fetched for that, so that what is digested is what the j
 FILE: `data` of an earlier answer, and its `weights` by the name of the encoder. Data that it knows are then not checked
 again, and read only where their files are no longer the same; `rows` and `fingerprint`, for which all are read, are
 left out, and encoders are looked for where they were.
+
+--encoders: look at the jobs' encoders alone, as far as they are folders here, and say nothing but `warnings`.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from typing import Any
 
 from jobs import pretrained
 from jobs.config import ConfigError, JobConfig, load_job
-from jobs.data.check import check, digests, fingerprint, train_rows
+from jobs.data.check import check, check_encoder_here, digests, fingerprint, train_rows
 from jobs.data.formats import DataError
+from jobs.models import ModelError
 from jobs.pretrained import EncoderError
 
 
@@ -31,6 +34,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.data", description="Check the data of jobs.")
     parser.add_argument("job", type=Path, nargs="+", help="a job in TOML or a trial's job.json")
     parser.add_argument("--known", type=Path, help="`data` and `weights` of an earlier answer, as JSON")
+    parser.add_argument("--encoders", action="store_true", help="look at encoders alone, if they are folders here")
     try:
         options = parser.parse_args(arguments)
     except SystemExit as done:  # which has said why
@@ -38,8 +42,12 @@ def main(arguments: list[str]) -> int:
     known = None if options.known is None else json.loads(options.known.read_text("utf-8"))
     for path in options.job:
         try:
-            answer = _checked(load_job(path)) if known is None else _compared(load_job(path), known)
-        except (ConfigError, DataError, EncoderError, ConnectionError) as error:
+            job = load_job(path)
+            if options.encoders:
+                answer: dict[str, Any] = {"warnings": check_encoder_here(job)}
+            else:
+                answer = _checked(job) if known is None else _compared(job, known)
+        except (ConfigError, DataError, EncoderError, ModelError, ConnectionError) as error:
             sys.stderr.write(f"error: {error}\n")
             return 2
         sys.stdout.write(json.dumps(answer) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -15,17 +16,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs import models
 from jobs.config import JobConfig
 from jobs.data import columns, scored
 from jobs.data.arrays import is_list
 from jobs.data.duplicates import repeats
-from jobs.data.faults import shown
+from jobs.data.faults import DataError, shown
 from jobs.data.images import ImageEvaluation, image_evaluation, image_examples, image_rows
 from jobs.data.links import Links, links_of
 from jobs.data.places import DIGITS, HUB, locate
 from jobs.data.sentences import sentence_rows, tokenizer_for
 from jobs.data.sources import Rows
 from jobs.data.texts import notes
+from jobs.paths import is_folder_here
+from jobs.pretrained import BUILT
 
 
 def check(job: JobConfig) -> list[str]:
@@ -59,9 +63,37 @@ def check(job: JobConfig) -> list[str]:
             scored.sentence_evaluation(source, job.data.judged_columns)
             warnings += notes(rows, rows.table.column_names[:2])
         warnings += repeats(job, train)
-        if job.model.name not in (None, "bert"):
-            tokenizer_for(job)
+    warnings += check_model(job)
+    if has_single_sentences(job):
+        models.check_views(job)
     return [*dict.fromkeys(warnings), *_overlaps(train, judged)]
+
+
+def check_model(job: JobConfig) -> list[str]:
+    """What to know of the job's encoder. Raises ModelError, or DataError for its tokenizer."""
+    if job.model.name in (None, *BUILT):
+        return []
+    notes = models.check_encoder(job, None)  # without one, there is no tokenizer either
+    return notes if job.task == "image" else models.check_encoder(job, tokenizer_for(job))
+
+
+def check_encoder_here(job: JobConfig) -> list[str]:
+    """`check_model` of an encoder that is a folder on this machine, where the rows may not be; nothing of others."""
+    if job.model.name in (None, *BUILT) or not is_folder_here(str(job.model.name)):
+        return []
+    notes = check_model(job)
+    try:
+        models.check_views(job)
+    except models.ModelError:
+        with contextlib.suppress(DataError):  # of rows that are not here nothing is known
+            if has_single_sentences(job):
+                raise
+    return notes
+
+
+def has_single_sentences(job: JobConfig) -> bool:
+    """Whether the two views of a pair are the same sentence. Raises DataError."""
+    return job.task == "sentence" and len(train_rows(job).table.column_names) == 1
 
 
 def fingerprint(job: JobConfig) -> str:

@@ -22,7 +22,8 @@ from jobs.data.duplicates import text_ids
 from jobs.data.faults import DataError, short
 from jobs.data.sources import Rows, read
 from jobs.data.texts import as_text
-from jobs.data.tokens import TokenColumn, padded, stacked, trained_tokenizer
+from jobs.data.tokens import TokenColumn, lower_casing, padded, stacked, trained_tokenizer
+from jobs.models.reading import reading
 from jobs.paths import looked_in
 from jobs.pretrained import EncoderError, folder_of, tokenizer_files
 from jobs.provenance import stamp
@@ -77,11 +78,11 @@ def tokenizer_for(job: JobConfig) -> Any:
     """The tokenizer of job.model: WordPieces trained on data.train for `bert`, else the model's own."""
     if job.model.name in (None, "bert"):
         return trained_tokenizer(sentence_rows(job), job.model.vocabulary)
-    name = str(job.model.name)
+    name, lower = str(job.model.name), reading(job).lower
     try:
         folder = folder_of(name)
-        return _pretrained(folder, tuple(tuple(stamp(path)) for path in tokenizer_files(folder)))
-    except (OSError, ValueError) as error:
+        return _pretrained(folder, tuple(tuple(stamp(path)) for path in tokenizer_files(folder)), lower)
+    except Exception as error:  # its files may hold anything, and its class may raise anything
         where = f", looked for{looked_in(name)}" if looked_in(name) else ""
         reason = error.reason if isinstance(error, EncoderError) else short(error)
         raise DataError(
@@ -92,23 +93,31 @@ def tokenizer_for(job: JobConfig) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def _pretrained(folder: Path, _stamps: tuple[tuple[Any, ...], ...]) -> Any:
+def _pretrained(folder: Path, _stamps: tuple[tuple[Any, ...], ...], lower: bool) -> Any:
     """The tokenizer in a folder while its files are these, in one object, so that what is derived from it is kept."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         # Attention masks what is padded, so any token will do.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return tokenizer
+        if tokenizer.pad_token_id is None:
+            raise ValueError("it has no token to pad with, nor one for the end or the unknown; set its pad_token")
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
+        # transformers makes one without words where the files of one are missing.
+        raise ValueError("it has no word beside its special tokens, as its files are missing or empty")
+    return lower_casing(tokenizer) if lower else tokenizer
 
 
 def sentence_examples(job: JobConfig, tokenizer: Any = None) -> SentenceExamples:
     """The sentences that `job` trains on."""
-    return _examples(sentence_rows(job), tokenizer_for(job) if tokenizer is None else tokenizer, job.data.max_tokens)
+    read = reading(job)
+    return _examples(
+        sentence_rows(job), tokenizer_for(job) if tokenizer is None else tokenizer, read.max_tokens, read.prompt
+    )
 
 
 @functools.lru_cache(maxsize=4)
-def _examples(rows: Rows, tokenizer: Any, max_tokens: int) -> SentenceExamples:
-    columns = tuple(TokenColumn(column, tokenizer, max_tokens) for column in rows.table.columns)
+def _examples(rows: Rows, tokenizer: Any, max_tokens: int, prompt: str) -> SentenceExamples:
+    columns = tuple(TokenColumn(column, tokenizer, max_tokens, prompt) for column in rows.table.columns)
     return SentenceExamples(rows, tokenizer, columns)

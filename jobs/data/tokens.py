@@ -19,6 +19,8 @@ VOCABULARY_ROWS = 100_000
 """A vocabulary is trained on at most so many rows, evenly spaced: counting words is what takes the time."""
 
 _BATCH = 1000
+_WIDTH = 64
+"""Tokens that there is room for at first."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -49,6 +51,18 @@ def trained_tokenizer(rows: Rows, size: int) -> Any:
     return make(tokenizer_object=inside, model_input_names=["input_ids", "attention_mask"], **names)
 
 
+def lower_casing(tokenizer: Any) -> Any:
+    """A fast tokenizer that lower-cases a text before whatever else it does to it. Raises ValueError for a slow one."""
+    from tokenizers import normalizers
+
+    inside = getattr(tokenizer, "backend_tokenizer", None)
+    if inside is None:
+        raise ValueError("its folder asks for lower case, which its slow tokenizer cannot add; save it as a fast one")
+    then = [] if inside.normalizer is None else [inside.normalizer]
+    inside.normalizer = normalizers.Sequence([normalizers.Lowercase(), *then])
+    return tokenizer
+
+
 def texts_of(column: pa.ChunkedArray, rows: Iterable[int]) -> list[str]:
     """The texts of some rows. One by one, because Arrow's `take` may join all chunks of a column into a copy first."""
     return [column[int(row)].as_py() for row in rows]
@@ -76,27 +90,43 @@ def _empty(model: Any) -> Any:
     return tokenizer
 
 
+def tokenised(tokenizer: Any, texts: Iterable[str], *, max_tokens: int, prompt: str = "") -> list[list[int]]:
+    """Token ids of each text behind the prompt, at most `max_tokens` of them, special ones included."""
+    ids: list[list[int]] = tokenizer([prompt + text for text in texts], truncation=True, max_length=max_tokens)[
+        "input_ids"
+    ]
+    return ids
+
+
 class TokenColumn:
     """Token ids of a text column. A row is tokenised when first asked for, by the rank that needs it, and kept."""
 
-    def __init__(self, column: pa.ChunkedArray, tokenizer: Any, max_tokens: int) -> None:
-        self._column, self._tokenizer, self._max_tokens = column, tokenizer, max_tokens
+    def __init__(self, column: pa.ChunkedArray, tokenizer: Any, max_tokens: int, prompt: str = "") -> None:
+        self._column, self._tokenizer, self._max_tokens, self._prompt = column, tokenizer, max_tokens, prompt
         kind = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
         # Memory that nobody writes to is not taken, so a rank pays for the rows it visits.
-        self._ids = np.zeros((len(column), max_tokens), kind)
-        self._lengths = np.zeros(len(column), np.uint16)
+        self._ids = np.zeros((len(column), min(max_tokens, _WIDTH)), kind)
+        self._lengths = np.zeros(len(column), np.uint32)
 
     def __getitem__(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Ids [c, max_tokens], 0 beyond a row's end, and lengths [c]."""
+        """Ids [c, at least the longest], 0 beyond a row's end, and lengths [c]."""
         missing = np.unique(rows[self._lengths[rows] == 0])
         if len(missing):
-            encoded = self._tokenizer(texts_of(self._column, missing), truncation=True, max_length=self._max_tokens)[
-                "input_ids"
-            ]
+            texts = texts_of(self._column, missing)
+            encoded = tokenised(self._tokenizer, texts, max_tokens=self._max_tokens, prompt=self._prompt)
+            self._widen(max(map(len, encoded)))
             for row, ids in zip(missing, encoded, strict=True):
                 self._ids[row, : len(ids)] = ids
                 self._lengths[row] = len(ids)
         return self._ids[rows], self._lengths[rows].astype(np.int64)
+
+    def _widen(self, width: int) -> None:
+        """Have room for rows of `width`: few texts are as long as an encoder may take, which can be many thousands."""
+        if width <= self._ids.shape[1]:
+            return
+        rows, held = np.flatnonzero(self._lengths), self._ids
+        self._ids = np.zeros((len(held), min(self._max_tokens, max(width, 2 * held.shape[1]))), held.dtype)
+        self._ids[rows, : held.shape[1]] = held[rows]
 
 
 def padded(ids: NDArray[Any], lengths: NDArray[np.int64], pad: int) -> Inputs:
@@ -109,5 +139,6 @@ def padded(ids: NDArray[Any], lengths: NDArray[np.int64], pad: int) -> Inputs:
 
 def stacked(parts: list[tuple[NDArray[Any], NDArray[np.int64]]], pad: int) -> Inputs:
     """Columns of tokens side by side, [c * len(parts), longest]: all of row 0 first."""
-    ids = np.stack([ids for ids, _ in parts], axis=1)
+    width = max(ids.shape[1] for ids, _ in parts)
+    ids = np.stack([np.pad(ids, ((0, 0), (0, width - ids.shape[1]))) for ids, _ in parts], axis=1)
     return padded(ids.reshape(-1, ids.shape[-1]), np.stack([n for _, n in parts], axis=1).reshape(-1), pad)

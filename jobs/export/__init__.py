@@ -23,6 +23,7 @@ from torch import Tensor
 from jobs import checkpoint, data, manifest, models, storage, trial
 from jobs.config import Execution, JobConfig
 from jobs.data.pixels import standardised
+from jobs.data.tokens import tokenised
 from jobs.export import card, folder
 from jobs.export.card import About
 from jobs.models import ContrastiveModel
@@ -32,6 +33,9 @@ __all__ = ["About", "export"]
 TOLERANCE = 1e-6
 """Largest difference to the trial's own embeddings, of those whose largest value is up to 1: rounding of fp32, whose
 sums may run in another order."""
+
+LONG = 512
+"""How often the sentences below are repeated at most: attention to thousands of tokens takes minutes on a CPU."""
 
 SENTENCES = ("A man plays a guitar.", "Someone is playing the guitar outside.", "Üben, üben, üben: 今天很冷!", "no")
 
@@ -58,6 +62,7 @@ def export(
         ) from error
     tokenizer, image_shape, unsure = _inputs(place, job, source, remote)
     model = models.build(job, tokenizer=tokenizer, image_shape=image_shape).eval()
+    _refuse_other_reading(place, model, source, remote)
     _fill(model, weights, name)
     points = _points(place, source, remote, until=found)
 
@@ -152,6 +157,18 @@ def _inputs(
     return data.tokenizer_for(job), None, unsure
 
 
+def _refuse_other_reading(place: storage.Storage, model: ContrastiveModel, source: Path, remote: str | None) -> None:
+    """Raise ValueError where the encoder's folder no longer says how the trial embedded."""
+    trained = (_result(place, source, remote) or {}).get("reading", {})
+    now = model.reading.record
+    for name in sorted(trained.keys() & now.keys()):
+        if trained[name] != now[name]:
+            raise ValueError(
+                f"the encoder that the trial began with says {name} = {now[name]!r} today, and it was trained with "
+                f"{trained[name]!r}; bring back the folder's settings of then"
+            )
+
+
 def _fill(model: ContrastiveModel, weights: dict[str, Tensor], name: str) -> None:
     try:
         model.load_state_dict(weights)
@@ -170,9 +187,11 @@ def _difference(
     """How far the embeddings of `written` are from the model's, at most. Raises RuntimeError if that is too far."""
     inputs: dict[str, Tensor]
     if image_shape is None:
-        texts = [" ".join([text] * repeats) for repeats in (1, 2, job.data.max_tokens) for text in SENTENCES]
+        read = model.reading
+        longest = min(read.max_tokens, LONG)
+        texts = [" ".join([text] * repeats) for repeats in (1, 2, longest) for text in SENTENCES]
         given: Any = texts
-        tokens = tokenizer(texts, truncation=True, max_length=job.data.max_tokens)["input_ids"]
+        tokens = tokenised(tokenizer, texts, max_tokens=read.max_tokens, prompt=read.prompt)
         rows = [torch.tensor(ids) for ids in tokens]
         pad = torch.nn.utils.rnn.pad_sequence
         inputs = {

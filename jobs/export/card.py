@@ -16,6 +16,10 @@ POOLED = {
     "mean": "the mean over tokens",
     "first_last": "the mean over tokens of the first and the last layer",
     "map": "the mean over places",
+    "max": "the largest value over tokens",
+    "lasttoken": "the last token",
+    "weightedmean": "the mean over tokens, weighted by their position",
+    "mean_sqrt_len_tokens": "the sum over tokens divided by the root of their number",
 }
 HEAD = {False: ", before the projection head", True: ", after the projection head"}
 
@@ -72,10 +76,15 @@ def _facts(about: About, job: JobConfig, trial: str, step: int, settings: Mappin
         "trial": f"{trial}, stage {job.stage}, seed {job.seed}",
         "step": f"{step:,}" + (f" of {job.steps:,}" if job.steps else f", in {job.budget.seconds:g} s of training"),
         "encoder": f"{name}, {'from nothing' if name in BUILT else 'fine-tuned'}",
-        "embedding": f"{settings['width']} columns: {POOLED[settings['pooling']]}{HEAD[bool(settings['head'])]}",
+        "embedding": f"{settings['width']} columns: {_how(settings)}{HEAD[bool(settings['head'])]}",
+        "prompt": settings["prompt"] and f"`{settings['prompt']}`{', not pooled' if settings['skipped'] else ''}",
         "loss": f"{job.loss.name}, temperature {job.loss.temperature}, {job.batch.size} pairs a batch",
     }
     return {key: value for key, value in rows.items() if value}
+
+
+def _how(settings: Mapping[str, Any]) -> str:
+    return POOLED[settings["pooling"]] + (", normalised" if settings["normalise"] else "")
 
 
 def _without_folders(page: str, job: JobConfig) -> str:
@@ -105,7 +114,8 @@ def _cell(value: Any) -> str:
 
 def _given(settings: Mapping[str, Any]) -> str:
     if settings["task"] == "sentence":
-        return f"`texts` is a list of sentences; what is beyond {settings['max_tokens']} tokens is cut."
+        prompted = ", the prompt included," if settings["prompt"] else ""
+        return f"`texts` is a list of sentences; what is beyond {settings['max_tokens']} tokens{prompted} is cut."
     channels, height, width = settings["image_shape"]
     return (
         f"`images` is a numpy array, uint8 [n, {height}, {width}, {channels}]. Pixels from 0 to 255 are scaled to "
@@ -115,13 +125,8 @@ def _given(settings: Mapping[str, Any]) -> str:
 
 def _sentence_code(settings: Mapping[str, Any]) -> list[list[str]]:
     options = "".join(f", {key}={value}" for key, value in settings["load"].items())
-    pooled = {
-        "cls": ["embeddings = output.last_hidden_state[:, 0]"],
-        "mean": ["states = output.last_hidden_state"],
-        "first_last": ["states = (output.hidden_states[1] + output.last_hidden_state) / 2"],
-    }[settings["pooling"]]
-    mean = ['mask = tokens["attention_mask"][..., None]', "embeddings = (states * mask).sum(1) / mask.sum(1)"]
     states = ", output_hidden_states=True" if settings["pooling"] == "first_last" else ""
+    prompted = "texts" if not settings["prompt"] else f"[{settings['prompt']!r} + text for text in texts]"
     return [
         [
             "from sentence_transformers import SentenceTransformer",
@@ -130,12 +135,33 @@ def _sentence_code(settings: Mapping[str, Any]) -> list[list[str]]:
         [
             "from transformers import AutoModel, AutoTokenizer",
             'tokenizer = AutoTokenizer.from_pretrained("this/folder")',
-            'tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")',
+            f'tokens = tokenizer({prompted}, padding=True, truncation=True, return_tensors="pt")',
             f'output = AutoModel.from_pretrained("this/folder"{options})(**tokens{states})',
-            *pooled,
-            *(mean if settings["pooling"] != "cls" else []),
+            *_pooled(settings),
+            *(["embeddings = embeddings / embeddings.norm(dim=-1, keepdim=True)"] if settings["normalise"] else []),
         ],
     ]
+
+
+def _pooled(settings: Mapping[str, Any]) -> list[str]:
+    """Lines that make embeddings of what AutoModel gives."""
+    how, skipped = settings["pooling"], settings["skipped"]
+    if how == "cls":
+        return [f"embeddings = output.last_hidden_state[:, {skipped}]"]
+    first_last = "(output.hidden_states[1] + output.last_hidden_state) / 2"
+    lines = [f"states = {first_last if how == 'first_last' else 'output.last_hidden_state'}"]
+    lines.append('mask = tokens["attention_mask"][..., None]')
+    if skipped:
+        lines.append(f"mask[:, :{skipped}] = 0  # the prompt is not pooled")
+    if how == "lasttoken":
+        lines.append("last = mask.shape[1] - 1 - mask.flip(1).argmax(1, keepdim=True)")
+        return [*lines, "embeddings = states.take_along_dim(last, 1)[:, 0]"]
+    if how == "max":
+        return [*lines, 'embeddings = states.masked_fill(mask == 0, float("-inf")).amax(1)']
+    if how == "weightedmean":
+        lines.append("mask = mask * (mask.new_ones(mask.shape).cumsum(1))")
+    root = ".sqrt()" if how == "mean_sqrt_len_tokens" else ""
+    return [*lines, f"embeddings = (states * mask).sum(1) / mask.sum(1){root}"]
 
 
 def _image_code(settings: Mapping[str, Any]) -> list[list[str]]:
@@ -167,7 +193,8 @@ def _image_code(settings: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _remarks(settings: Mapping[str, Any]) -> str:
-    said = ["Embeddings are not normalised; the encoder was trained for cosine similarity."]
+    normal = "normalised" if settings["normalise"] and not settings["head"] else "not normalised"
+    said = [f"Embeddings are {normal}; the encoder was trained for cosine similarity."]
     if settings["head"]:
         said.append("AutoModel gives what goes into the projection head; the others apply it, as the trial was judged.")
     if settings["task"] == "image":

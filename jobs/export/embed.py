@@ -5,7 +5,8 @@
     embed = load("this/folder")
     embed(["a sentence", "another one"])      # float32 [n, width]; of images: uint8 [n, H, W] or [n, H, W, C]
 
-They are not normalised. On a GPU where there is one; cosine similarity is what the encoder was trained for.
+They are normalised if embedding.json says so, and its prompt is put before each sentence. On a GPU where there is one;
+cosine similarity is what the encoder was trained for.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Encoder(nn.Module):
     def pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """What the head is given [n, hidden]."""
         with self._autocast():
-            return self._pooled_image(inputs) if "pixel_values" in inputs else self._pooled_sentence(inputs)
+            pooled = self._pooled_image(inputs) if "pixel_values" in inputs else self._pooled_sentence(inputs)
+            return nn.functional.normalize(pooled, dim=-1) if self.settings["normalise"] else pooled
 
     @property
     def device(self) -> torch.device:
@@ -77,12 +79,21 @@ class Encoder(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
     def _pooled_sentence(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        how, skipped = self.settings["pooling"], self.settings["skipped"]
         last, first = self._states(inputs)
-        if self.settings["pooling"] == "cls":
-            return last[:, 0]
+        if how == "cls":
+            return last[:, skipped]
         states = last if first is None else (first + last) / 2
-        mask = inputs["attention_mask"].to(states.dtype)
-        return torch.einsum("nlc,nl->nc", states, mask) / mask.sum(1, keepdim=True)
+        places = torch.arange(1, states.shape[1] + 1, device=states.device)
+        mask = inputs["attention_mask"] * (places > skipped)
+        if how == "lasttoken":
+            return states[torch.arange(len(states), device=states.device), (mask * places).argmax(1)]
+        if how == "max":
+            return states.masked_fill(mask[..., None] == 0, float("-inf")).amax(1)
+        weights = (mask * places if how == "weightedmean" else mask).to(states.dtype)
+        count = weights.sum(1, keepdim=True).clamp(min=1e-9)
+        mean: Tensor = torch.einsum("nlc,nl->nc", states, weights) / (count.sqrt() if "sqrt" in how else count)
+        return mean
 
     def _pooled_image(self, inputs: Mapping[str, Tensor]) -> Tensor:
         last, first = self._states({"pixel_values": inputs["pixel_values"].to(self.model.dtype)})
@@ -133,7 +144,8 @@ def _of_tokens(encoder: Encoder, tokenizer: Any, texts: Any) -> Iterator[tuple[A
         raise TypeError("this is one sentence; give a list of them")
     tokens: list[list[int]] = []
     if len(texts):
-        tokens = tokenizer(list(texts), truncation=True, max_length=encoder.settings["max_tokens"])["input_ids"]
+        prompted = [encoder.settings["prompt"] + text for text in texts]
+        tokens = tokenizer(prompted, truncation=True, max_length=encoder.settings["max_tokens"])["input_ids"]
     order = np.argsort([len(ids) for ids in tokens], kind="stable")
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]

@@ -23,8 +23,9 @@ from torch import nn
 import jobs.models
 from jobs.config import JobConfig
 from jobs.data.pixels import MEAN, STD
-from jobs.models import ContrastiveModel, ModelError
+from jobs.models import ContrastiveModel, ModelError, Reading
 from jobs.models.resnet import ResNet
+from jobs.modules import FLAGS
 
 SENTENCE_TRANSFORMERS = "sentence_transformers.models."
 """Under this name versions 5 and 6 both find their modules."""
@@ -48,25 +49,28 @@ def write(
     else:
         load = _write_encoder(into, model.encoder)
     if job.task == "sentence":
-        _write_tokenizer(into, tokenizer, job.data.max_tokens)
-        modules = _write_sentence_modules(into, model, load, job.data.max_tokens)
+        _write_tokenizer(into, tokenizer, model.reading.max_tokens)
+        modules = _write_sentence_modules(into, model, load)
     else:
         assert image_shape is not None
         _write_json(into / "preprocessor_config.json", _preprocessor(image_shape))
         shutil.copy(HERE / "image_module.py", into)
         modules = [("image_module.ImageEncoder", "")]
     head = _write_head(into, model.head, after=len(modules)) if job.evaluate.head else []
-    _write_modules(into, [*modules, *((SENTENCE_TRANSFORMERS + "Dense", name) for name in head)])
+    _write_modules(into, [*modules, *((SENTENCE_TRANSFORMERS + "Dense", name) for name in head)], model.reading)
     settings = {
         "task": job.task,
-        "pooling": "map" if image_shape and _is_map(model, image_shape) else job.model.pooling,
+        "pooling": "map" if image_shape and _is_map(model, image_shape) else model.pooling,
+        "normalise": model.reading.normalise,
+        "prompt": model.reading.prompt,
+        "skipped": model.skipped,
         "precision": job.model.precision,
         "hidden": model.width,
         "head": head,
         "width": model.out_width if head else model.width,
         "load": load,
         "code": f"{CODE}.ResNetEncoder" if isinstance(model.encoder, ResNet) else None,
-        "max_tokens": job.data.max_tokens if job.task == "sentence" else None,
+        "max_tokens": model.reading.max_tokens if job.task == "sentence" else None,
         "image_shape": image_shape,
         "prefix_tokens": model.prefix_tokens,
     }
@@ -125,21 +129,23 @@ def _write_tokenizer(into: Path, tokenizer: Any, max_tokens: int) -> None:
     ours.save_pretrained(into)
 
 
-def _write_sentence_modules(
-    into: Path, model: ContrastiveModel, load: dict[str, Any], max_tokens: int
-) -> list[tuple[str, str]]:
-    """Types and folders of sentence-transformers' modules before the head."""
-    modules = [(SENTENCE_TRANSFORMERS + "Transformer", "")]
-    options: dict[str, Any] = {"max_seq_length": max_tokens, "do_lower_case": False, "model_args": load}
+def _write_sentence_modules(into: Path, model: ContrastiveModel, load: dict[str, Any]) -> list[tuple[str, str]]:
+    """Types and folders of sentence-transformers' modules before the head. Lower-casing is the tokenizer's own."""
+    modules, read = [(SENTENCE_TRANSFORMERS + "Transformer", "")], model.reading
+    options: dict[str, Any] = {"max_seq_length": read.max_tokens, "do_lower_case": False, "model_args": load}
     if model.pooling == "first_last":
         modules.append((SENTENCE_TRANSFORMERS + "WeightedLayerPooling", "1_WeightedLayerPooling"))
         options["config_args"] = {"output_hidden_states": True}
         _write_first_last(into / modules[-1][1], model)
     _write_json(into / "sentence_bert_config.json", options)
     modules.append((SENTENCE_TRANSFORMERS + "Pooling", f"{len(modules)}_Pooling"))
-    of_cls = model.pooling == "cls"
-    modes = {"pooling_mode_cls_token": of_cls, "pooling_mode_mean_tokens": not of_cls}
-    _write_json(into / modules[-1][1] / "config.json", {"word_embedding_dimension": model.width} | modes)
+    of = "mean" if model.pooling == "first_last" else model.pooling
+    modes: dict[str, Any] = {flag: mode == of for flag, mode in FLAGS.items()}
+    modes |= {"word_embedding_dimension": model.width, "include_prompt": read.include_prompt}
+    _write_json(into / modules[-1][1] / "config.json", modes)
+    if read.normalise:
+        modules.append((SENTENCE_TRANSFORMERS + "Normalize", f"{len(modules)}_Normalize"))
+        _write_json(into / modules[-1][1] / "config.json", {})
     return modules
 
 
@@ -201,10 +207,11 @@ def _write_dense(folder: Path, linear: nn.Linear, activation: type[nn.Module]) -
     save_file(weights, folder / "model.safetensors")
 
 
-def _write_modules(into: Path, modules: list[tuple[str, str]]) -> None:
+def _write_modules(into: Path, modules: list[tuple[str, str]], read: Reading) -> None:
     listed = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (kind, path) in enumerate(modules)]
     _write_json(into / "modules.json", listed)
-    _write_json(into / "config_sentence_transformers.json", {"prompts": {}, "similarity_fn_name": "cosine"})
+    general = {"prompts": dict(read.prompts), "default_prompt_name": read.default_prompt}
+    _write_json(into / "config_sentence_transformers.json", general | {"similarity_fn_name": "cosine"})
 
 
 def _write_json(path: Path, value: Any) -> None:

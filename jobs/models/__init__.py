@@ -23,14 +23,21 @@ from jobs.models import dropout
 from jobs.models.dropout import dropout_keys
 from jobs.models.encoders import initialise, make_encoder
 from jobs.models.errors import ModelError
+from jobs.models.fitness import check_encoder, check_views
+from jobs.models.pooling import pool
+from jobs.models.reading import Reading, reading
 from jobs.pretrained import BUILT
 
 __all__ = [
     "ContrastiveModel",
     "ModelError",
+    "Reading",
     "build",
+    "check_encoder",
+    "check_views",
     "dropout_keys",
     "initial_hash",
+    "reading",
     "refuse_what_parts_of_a_batch_change",
 ]
 
@@ -44,16 +51,19 @@ class ContrastiveModel(nn.Module):
     width: columns of `encode`. out_width: columns of `project` and `embed`. log_temperature: parameter of a learned
     temperature, else None. mlm: head of the auxiliary masked-language-model loss, else None. prefix_tokens: how many
     states an image encoder gives before those of the patches. unreplayable: why the encoder's dropout could not be
-    replaced by keyed dropout, else None; then masks are seeded by chunk, and depend on how the batch is cut.
+    replaced by keyed dropout, else None; then masks are seeded by chunk, and depend on how the batch is cut. reading:
+    how sentences are taken and pooled. skipped: tokens at the beginning of each row that are not pooled.
     """
 
-    def __init__(self, job: JobConfig, encoder: nn.Module) -> None:
+    def __init__(self, job: JobConfig, encoder: nn.Module, *, skipped: int = 0) -> None:
         super().__init__()
+        self.reading = reading(job)
+        self.skipped = skipped
         self.encoder = encoder
         self.width = _width_of(encoder)
         self.head = _head(job, self.width)
         self.out_width = self.width if job.model.projection == "none" else job.model.projection_width
-        self.pooling = job.model.pooling
+        self.pooling = self.reading.pooling
         self.precision = job.model.precision
         self.mlm = _masked_language_head(job, encoder, self.width) if job.loss.mlm_weight else None
         self.unreplayable: str | None = None
@@ -70,7 +80,8 @@ class ContrastiveModel(nn.Module):
         """The encoder's pooled output [n, width]."""
         dropout.restart()
         with self._autocast(), self._chunk_random():
-            return self._pool(inputs)
+            pooled = self._pool(inputs)
+            return F.normalize(pooled, dim=-1) if self.reading.normalise else pooled
 
     def project(self, hidden: Tensor) -> Tensor:
         """The head's output [n, out_width], not normalised; hidden [n, width] as `encode` gives it."""
@@ -124,13 +135,9 @@ class ContrastiveModel(nn.Module):
             return self._pool_image(inputs["pixel_values"])
         output = self.encoder(**inputs, output_hidden_states=self.pooling == "first_last")
         last: Tensor = output.last_hidden_state
-        if self.pooling == "cls":
-            return last[:, 0]
         if self.pooling == "first_last":
             last = (output.hidden_states[1] + last) / 2
-        mask = inputs["attention_mask"].to(last.dtype)
-        # A product, where a division of sums would do, keeps the padding's exact zeros out of the rounding.
-        return torch.einsum("nlc,nl->nc", last, mask) / mask.sum(1, keepdim=True)
+        return pool(self.pooling, last, inputs["attention_mask"], skipped=self.skipped)
 
     def _pool_image(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(next(self.encoder.parameters()).dtype)
@@ -163,7 +170,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         encoder = make_encoder(job, vocabulary=None if tokenizer is None else len(tokenizer), image_shape=image_shape)
-        model = ContrastiveModel(job, encoder)
+        model = ContrastiveModel(job, encoder, skipped=_prompt_tokens(tokenizer, reading(job)))
     initialise(model.head, seed, "head")
     if model.mlm is not None:
         initialise(model.mlm, seed, "mlm")
@@ -216,6 +223,16 @@ def _example(job: JobConfig, image_shape: tuple[int, int, int] | None) -> dict[s
         ids = torch.ones(2, 4, dtype=torch.int64)
         return {"input_ids": ids, "attention_mask": ids}
     return {"pixel_values": torch.zeros(2, *(image_shape or (3, 224, 224)))}
+
+
+def _prompt_tokens(tokenizer: Any, read: Reading) -> int:
+    """Tokens of a prompt that is not pooled, special ones before it included: as sentence-transformers counts them."""
+    if read.include_prompt or not read.prompt:
+        return 0
+    if tokenizer is None:
+        raise ModelError("this encoder's prompt is not pooled, so its tokens are counted; pass tokenizer_for(job)")
+    ids = tokenizer(read.prompt, truncation=True, max_length=read.max_tokens)["input_ids"]
+    return len(ids) - (ids[-1] in tokenizer.all_special_ids)
 
 
 def _head(job: JobConfig, width: int) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import nn
 from jobs import randomness
 from jobs.config import JobConfig
 from jobs.models.errors import ModelError
+from jobs.models.reading import reading
 from jobs.models.resnet import ResNet
 from jobs.pretrained import BUILT
 
@@ -43,7 +44,7 @@ def make_encoder(job: JobConfig, *, vocabulary: int | None, image_shape: tuple[i
             raise ModelError("model.name = 'bert' needs a tokenizer; pass tokenizer_for(job)")
         from jobs.models import transformer
 
-        encoder: nn.Module = transformer.bert(job, vocabulary)
+        encoder: nn.Module = transformer.bert(job, vocabulary, reading(job).max_tokens)
     elif image_shape is None:
         raise ModelError(f"model.name = '{name}' needs image_shape: channels, height and width of the images")
     elif name == "vit":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,11 +15,9 @@ from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
-    AutoConfig,
     AutoModel,
     BertConfig,
     BertModel,
-    PreTrainedConfig,
     PreTrainedModel,
     ViTConfig,
     ViTModel,
@@ -29,13 +28,14 @@ from transformers.masking_utils import sdpa_mask
 from jobs import pretrained
 from jobs.config import JobConfig
 from jobs.failures import words_of
+from jobs.models.anatomy import Anatomy, anatomy, read_config, set_dropout
 from jobs.models.dropout import ATTENTION, drop
 from jobs.models.errors import ModelError
-from jobs.paths import directory, looked_in
+from jobs.paths import is_folder_here, looked_in
 
 
-def bert(job: JobConfig, vocabulary: int) -> nn.Module:
-    """A BERT of the job's size for `vocabulary` token ids, not yet initialised."""
+def bert(job: JobConfig, vocabulary: int, max_tokens: int) -> nn.Module:
+    """A BERT of the job's size for `vocabulary` token ids and texts of `max_tokens`, not yet initialised."""
     model = job.model
     p = 0.1 if model.dropout is None else model.dropout
     config = BertConfig(
@@ -44,7 +44,7 @@ def bert(job: JobConfig, vocabulary: int) -> nn.Module:
         num_hidden_layers=model.layers,
         num_attention_heads=model.heads,
         intermediate_size=4 * model.width,
-        max_position_embeddings=job.data.max_tokens,
+        max_position_embeddings=max_tokens,
         hidden_dropout_prob=p,
         attention_probs_dropout_prob=p,
     )
@@ -80,49 +80,62 @@ def _largest_divisor(height: int, width: int, *, at_most: int) -> int:
 
 
 def load(name: str, job: JobConfig) -> nn.Module:
-    """A pretrained encoder from a local folder or the Hub, in fp32, without its pooler."""
-    local = False
+    """A pretrained encoder from a local folder or the Hub, in fp32, without its pooler. No code of a folder is run."""
+    folder, found = examined(name, job)
     try:
-        local = directory(name) is not None
-        folder = pretrained.folder_of(name)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = read_config(folder)
         if job.model.dropout is not None:
-            _set_dropout(config, job.model.dropout)
+            set_dropout(config, job.model.dropout)
         encoder: PreTrainedModel = AutoModel.from_pretrained(
-            folder, config=config, local_files_only=True, dtype=torch.float32
+            folder, config=config, local_files_only=True, trust_remote_code=False, dtype=torch.float32
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, ModelError):
             raise
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-        no_folder = "" if local else f"no folder{looked_in(name) or ' here'} and "
-        reason = error.reason if isinstance(error, pretrained.EncoderError) else words_of(error)
-        raise ModelError(
-            f"model.name = '{name}' is {no_folder}not loadable"
-            f"{'; HF_HUB_OFFLINE is set, so only the local cache was searched' if offline and not local else ''}"
-            f" ({reason}). Give a folder with config.json and model.safetensors, a name "
-            "that the Hub knows, or 'vit', 'resnet' or 'bert' to train from nothing"
-        ) from error
+        raise _not_loadable(name, words_of(error)) from error
     wanted = {"image": "pixel_values", "sentence": "input_ids"}[job.task]
-    if encoder.main_input_name != wanted:
-        raise ModelError(
-            f"model.name = '{name}' encodes {encoder.main_input_name}, but task = '{job.task}' gives {wanted}; "
-            f"use an encoder of {job.task}s"
-        )
+    assert found.main_input == encoder.main_input_name == wanted, "examined is what is loaded"
     # A pooler's weights would get no gradient, and pooling is ours to choose.
     if "add_pooling_layer" in inspect.signature(type(encoder).__init__).parameters:
         encoder.pooler = cast("Any", None)
     return encoder
 
 
-def _set_dropout(config: PreTrainedConfig, p: float) -> None:
-    """Set every dropout that a transformers configuration names."""
-    suffixes = ("dropout", "dropout_prob", "dropout_rate", "pdrop")
-    names = [key for key, value in config.to_dict().items() if type(value) in (int, float) and key.endswith(suffixes)]
-    if p and not names:
-        raise ModelError(f"model.dropout = {p}, but this encoder's configuration names no dropout; leave it out")
-    for name in names:
-        setattr(config, name, p)
+def examined(name: str, job: JobConfig) -> tuple[Path, Anatomy]:
+    """The folder of a pretrained encoder, and what it is, before its weights are loaded. Raises ModelError for what
+    cannot be trained or is of the other task."""
+    try:
+        folder = pretrained.folder_of(name)
+    except pretrained.EncoderError as error:
+        raise _not_loadable(name, error.reason) from error
+    if (missing := pretrained.why_no_config(folder)) is not None:
+        raise _not_loadable(name, missing)
+    try:
+        found = anatomy(folder, dropout=job.model.dropout)
+    except ModelError as error:
+        if str(error).startswith("model."):
+            raise
+        raise ModelError(f"model.name = '{name}' cannot be trained: {error}") from error
+    wanted = {"image": "pixel_values", "sentence": "input_ids"}[job.task]
+    if found.main_input != wanted:
+        raise ModelError(
+            f"model.name = '{name}' encodes {found.main_input}, but task = '{job.task}' gives {wanted}; "
+            f"use an encoder of {job.task}s"
+        )
+    return folder, found
+
+
+def _not_loadable(name: str, reason: str) -> ModelError:
+    """What is wrong with an encoder that is not there, or whose files cannot be read."""
+    local = is_folder_here(name)
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    no_folder = "" if local else f"no folder{looked_in(name) or ' here'} and "
+    return ModelError(
+        f"model.name = '{name}' is {no_folder}not loadable"
+        f"{'; HF_HUB_OFFLINE is set, so only the local cache was searched' if offline and not local else ''}"
+        f" ({reason}). Give a folder with config.json and model.safetensors, a name "
+        "that the Hub knows, or 'vit', 'resnet' or 'bert' to train from nothing"
+    )
 
 
 def _attention(

@@ -18,6 +18,7 @@ from math import ceil, log
 from typing import Any
 
 from jobs.config import JobConfig, canonical
+from jobs.identity import FORMER
 from orchestrator.plan import Plan
 from orchestrator.sweep import Arm, flatten
 
@@ -28,7 +29,7 @@ FREE = (
     *("stage", "seed", "budget.", "data.train", "data.tune", "data.confirm", "optimizer.", "evaluate.times"),
     *("evaluate.neighbours", "loss.temperature", "loss.margin", "loss.bias", "loss.hard_negative_weight"),
     *("loss.mlm_", "execution.verify", "execution.checkpoint_every", "execution.keep_checkpoints"),
-    *("execution.deadline_s",),
+    *("execution.deadline_s", "model.pooling"),
 )
 """Keys of a job, or beginnings of keys, that do not set what a step costs."""
 
@@ -189,7 +190,13 @@ def cost(job: JobConfig, gpus_per_rank: float) -> dict[str, Any]:
         "optimizer.name": job.optimizer.name,
         "data.train": re.sub(r"\[[^\[\]]*\]$", "", job.data.train),
         "gpus_per_rank": gpus_per_rank,
+        # What is not given is known of an encoder that is built; a folder may say any length.
+        "data.max_tokens": job.data.max_tokens or (FORMER["data.max_tokens"] if _is_built(job) else None),
     }
+
+
+def _is_built(job: JobConfig) -> bool:
+    return job.task == "image" or job.model.name in (None, "bert")
 
 
 def source(known: Iterable[Known], remarks: Iterable[str] = ()) -> str | None:

