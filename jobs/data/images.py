@@ -7,6 +7,8 @@ whatever else is in the chunk and whichever rank computes it.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -149,7 +151,21 @@ def judged_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | No
 def image_rows(job: JobConfig, source: str) -> Rows:
     """Rows of a source with an image column and, if there is one, a label column."""
     wanted = None if job.data.columns is None else tuple(job.data.columns)
-    return read(source, train_columns if source == job.data.train else judged_columns, wanted)
+    return _with_labels(read(source, train_columns if source == job.data.train else judged_columns, wanted))
+
+
+@functools.lru_cache(maxsize=8)
+def _with_labels(rows: Rows) -> Rows:
+    """The rows, labels of CSV and TSV as other formats have them: whole numbers as such, and none in an empty cell."""
+    is_text = all(file.lower().removesuffix(".gz").endswith((".csv", ".tsv")) for file, _, _ in rows.spans)
+    if not is_text or rows.table.num_columns < 2:
+        return rows
+    labels = rows.table[1].cast(pa.string())
+    labels = pc.if_else(pc.equal(pc.utf8_trim_whitespace(labels), ""), pa.scalar(None, pa.string()), labels)
+    if pc.all(pc.match_substring_regex(labels, r"^-?[0-9]{1,18}$"), min_count=0).as_py():
+        labels = labels.cast(pa.int64())
+    table = rows.table.set_column(1, rows.table.column_names[1], labels)
+    return dataclasses.replace(rows, table=table)
 
 
 def image_examples(job: JobConfig) -> ImageExamples:

@@ -278,3 +278,16 @@ def test_archives_and_single_images_are_refused_with_the_way_on(
 def test_a_path_in_a_table_of_other_types_is_refused(folder: Path) -> None:
     for values in (pa.array([1, 2, 3]), pa.array([{"url": "a"}] * 3), pa.array([{"bytes": "aGk=", "path": "a"}] * 3)):
         assert "column 'image': is of type " in refused(job(write(folder / "a.parquet", values)))
+
+
+def test_labels_of_a_csv_are_those_of_any_other_format(folder: Path) -> None:
+    """Whole numbers are numbers, and an empty cell is no label. Mutant check: labels as text are other labels, in
+    another order, and an empty one is a class of its own."""
+    rows = [*zip(NAMES, ["10", "9", "", *["10"] * len(NAMES)], strict=False)]
+    path = folder / "labels.csv"
+    path.write_text("file_name,label\n" + "".join(f"{name},{label}\n" for name, label in rows))
+    table = images.image_rows(job(path), str(path)).table
+    assert table["label"].to_pylist() == [int(label) if label else None for _, label in rows]
+    path.write_text("file_name,label\n" + "".join(f"{name},cat {label}\n" for name, label in rows))
+    table = images.image_rows(job(path), str(path)).table
+    assert table["label"].to_pylist() == [f"cat {label}" for _, label in rows]

@@ -166,11 +166,12 @@ def test_lists_of_passages_are_refused_with_what_to_write(tmp_path: Path, judged
 
 
 def test_a_list_that_is_named_as_a_column_is_refused_too(tmp_path: Path, judged: Path) -> None:
-    path = write(tmp_path / "a.jsonl", lines(*[LISTS["pos and neg"]] * 6))
+    rows = [LISTS["pos and neg"] | {"query": word} for word in WORDS]
+    path = write(tmp_path / "a.jsonl", lines(*rows))
     message = refusal(job(path, judged, columns=["query", "pos"]))
     assert "column 'pos'" in message
     assert "one row for each" in message
-    assert trained_on(job(path, judged, columns=["query"])) == [["q"] * 6]
+    assert trained_on(job(path, judged, columns=["query"])) == [WORDS]
 
 
 def test_lists_that_nobody_uses_are_in_nobodys_way(tmp_path: Path, judged: Path) -> None:

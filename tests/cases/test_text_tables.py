@@ -207,17 +207,17 @@ def test_quotes_that_do_not_fit_are_refused_by_their_line(tmp_path: Path, judged
 
 
 def test_a_quote_inside_a_cell_of_a_csv_is_a_character(tmp_path: Path, judged: Path) -> None:
-    path = write(tmp_path / "a.csv", "anchor,positive\n" + 'a 5" pipe,say "hi"\n' * 4)
-    assert trained_on(job(path, judged)) == [['a 5" pipe'] * 4, ['say "hi"'] * 4]
+    path = write(tmp_path / "a.csv", "anchor,positive\n" + "".join(f'a {n}" pipe,say "{n}"\n' for n in range(4)))
+    assert trained_on(job(path, judged)) == [[f'a {n}" pipe' for n in range(4)], [f'say "{n}"' for n in range(4)]]
 
 
 def test_cells_of_several_lines_and_quoted_cells_of_a_tsv_are_said(tmp_path: Path, judged: Path) -> None:
     """Both may be meant; whoever did not mean them hears of it."""
-    path = write(tmp_path / "a.csv", 'anchor,positive\n"x\ny",z\n' + "a,b\n" * 6)
+    path = write(tmp_path / "a.csv", 'anchor,positive\n"x\ny",z\n' + "".join(f"a{n},b{n}\n" for n in range(6)))
     [note] = data.check(job(path, judged))
     assert "1 cell of column 'anchor'" in note
     assert "row 0" in note
-    path = write(tmp_path / "a.tsv", 'anchor\tpositive\n"he said ""x"" to me"\tz\n' + "a\tb\n" * 6)
+    path = write(tmp_path / "a.tsv", 'anchor\tpositive\n"he said ""x"" to me"\tz\n' + "".join(f"a{n}\tb{n}\n" for n in range(6)))
     [note] = data.check(job(path, judged))
     assert "1 cell of column 'anchor'" in note
     assert "quotes" in note
