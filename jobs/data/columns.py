@@ -41,7 +41,7 @@ IDS = re.compile(r"(.*[-_. ])?#?(id|idx|index|docid|qid|pid|filename|genre|year)
 
 LISTS = (
     "lists are not read; write one row for each positive, with columns anchor and positive and, for hard negatives, "
-    "negative_1, negative_2 and so on, as many in every row"
+    "negative_1, negative_2 and so on, the same number in every row"
 )
 NO_TEXTS = "; none of them looks like text: first put the texts in the place of the ids that stand for them"
 MANY = {"\t": 0.5, ";": 0.95, "|": 0.95, '","': 0.95}
@@ -115,8 +115,9 @@ def separator(file: str) -> str | None:
 
 
 def _is_data(name: str) -> bool:
-    """Whether a name is more likely a cell: a number, nothing, or words in a row."""
-    return not name.strip() or len(name.split()) > 2 or re.fullmatch(r"[-+]?\d+([.,]\d*)?", name.strip()) is not None
+    """Whether a name is more likely a cell: a number, nothing, or words in a row, also of a script without spaces."""
+    is_long = len(name.split()) > 2 or (len(name) > 5 and not name.isascii() and name.upper() == name.lower())
+    return not name.strip() or is_long or re.fullmatch(r"[-+]?\d+([.,]\d*)?", name.strip()) is not None
 
 
 def _remedy(file: str, names: Names) -> str:
@@ -129,7 +130,8 @@ def _remedy(file: str, names: Names) -> str:
     if not texts:
         return NO_TEXTS
     pair = f", or data.columns = {texts[:2]} for pairs of equal meaning" if len(texts) > 1 else ""
-    return f"; name yours, for example data.columns = {texts[:1]} for single sentences{pair}"
+    header = " (line 1 is taken for the header)" if separator(file) else ""
+    return f"{header}; name yours, for example data.columns = {texts[:1]} for single sentences{pair}"
 
 
 def _scored(file: str, score: str, pair: tuple[str, str]) -> DataError:
@@ -145,12 +147,9 @@ def _refuse_cells(rows: Rows, file: str, names: Names) -> None:
     """Raise DataError where single sentences are more likely rows of cells, or no column of sentences at all."""
     [name], column, sign = rows.table.column_names, rows.table[0], separator(file)
     if sign and len(names) == 1 and name not in TEXT_NAMES:
-        raise DataError(
-            f"is the only column, and none that is known{hints(file, names)}; set data.columns = [{name!r}] if its "
-            "cells are the sentences and line 1 is the header, else give the file a header line such as 'text'",
-            file=file,
-            column=name,
-        )
+        other = delimiter_hint(name, sign)
+        own = f"set data.columns = [{name!r}] if that is the name of the sentences, else write text above line 1"
+        raise DataError(f"is the only column, and none that is known; {other or own}", file=file, column=name)
     is_plain = file.lower().removesuffix(".gz").endswith(".txt")
     if is_plain and pc.all(pc.and_(pc.starts_with(column, "{"), pc.ends_with(column, "}"))).as_py():
         raise DataError("holds objects of JSON; let the name of the file end in .jsonl", file=file, column=name)

@@ -295,7 +295,7 @@ def test_a_missing_header_is_refused_unless_the_column_is_named(tmp_path: Path, 
     path = write(tmp_path / name, "\n".join(WORDS))
     message = refusal(job(path, judged))
     assert message.startswith(f"{path}")
-    assert "header" in message
+    assert "write text above line 1" in message
     assert trained_on(job(path, judged, columns=[WORDS[0]])) == [WORDS[1:]]
     body = write(tmp_path / name, "\n".join(["body", *WORDS]))
     assert "data.columns = ['body']" in refusal(job(body, judged))
@@ -303,10 +303,11 @@ def test_a_missing_header_is_refused_unless_the_column_is_named(tmp_path: Path, 
 
 
 def test_a_missing_header_of_several_columns_is_refused(tmp_path: Path, text: Path, judged: Path) -> None:
-    path = write(tmp_path / "a.tsv", "".join(f"{word}\t{word}\t{i % 2}\n" for i, word in enumerate(WORDS)))
-    for message in (refusal(job(path, judged)), refusal(job(text, path))):
-        assert message.startswith(f"{path}")
-        assert "header" in message
+    for rows in ([f"{word}\t{word}\t{i % 2}" for i, word in enumerate(WORDS)], ["今天天气很好\t天气很好今天"] * 9):
+        path = write(tmp_path / "a.tsv", "\n".join(rows))
+        for message in (refusal(job(path, judged)), refusal(job(text, path))):
+            assert message.startswith(f"{path}")
+            assert "if the file has no header" in message
 
 
 # --- encodings and packing
