@@ -140,13 +140,11 @@ class Encoded:
             raise self._fault(row, error) from error
 
     def _content(self, row: int) -> bytes:
+        if self._links is not None and self._links.files[row] is not None:
+            return self._links.read(row)
         value = self._rows.table[self._column][row].as_py()
-        if isinstance(value, dict):
-            value = value.get("bytes")
-        if isinstance(value, bytes):
-            return value
-        assert self._links is not None, "links_of finds one wherever a row holds no bytes"
-        return self._links.read(row)
+        content: bytes = value["bytes"] if isinstance(value, dict) else value
+        return content
 
     def _fault(self, row: int, error: Undecodable) -> DataError:
         where = f" ({self._links.named(row)})" if self._links is not None and self._links.named(row) else ""

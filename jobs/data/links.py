@@ -16,10 +16,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.data.arrays import is_bytes
 from jobs.data.formats import DataError, short, shown
 from jobs.data.places import File
+from jobs.data.remedies import IMAGES
 from jobs.data.sources import Rows
 from jobs.paths import expanded, folders
+
+_SUFFIXES = tuple(suffix.encode() for suffix in IMAGES)
 
 LONGEST = 1024
 """Characters of a path, at most."""
@@ -85,11 +89,12 @@ class Links:
             raise self._fault(row, f"names {shown(file.name)}, {words}")
         return content
 
-    def contents(self) -> Iterator[bytes]:
-        """The image of every row, in order."""
+    def contents(self) -> Iterator[bytes | None]:
+        """The image of every row, in order; None where there is none."""
         values = self.rows.table[self.column]
         for row, file in enumerate(self.files):
-            yield self.read(row) if file is not None else values[row].as_py()["bytes"]
+            held = values[row].as_py() if file is None else None
+            yield self.read(row) if file is not None else held["bytes"] if isinstance(held, dict) else None
 
     def _fault(self, row: int, found: str) -> DataError:
         return self.rows.fault(found, column=self.column, row=row)
@@ -113,6 +118,11 @@ def names_of(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return column
+    if is_bytes(kind) and (column[0].as_py() or b"").lower().endswith(_SUFFIXES):
+        try:  # some writers of Parquet make bytes of texts
+            return column.cast(pa.large_string())
+        except pa.ArrowInvalid:
+            return None
     if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
         return None
     paths = pc.struct_field(column, "path")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ def survey(n: int, look: Callable[[int], Iterable[str]]) -> tuple[int, Counter[s
     """
     order, until = list(evenly(n, MOST)), time.monotonic() + SECONDS
     threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, n)
+    lock = threading.Lock()
     faults: dict[int, DataError] = {}
 
     def some(rows: list[int]) -> tuple[int, Counter[str]]:
@@ -31,12 +33,14 @@ def survey(n: int, look: Callable[[int], Iterable[str]]) -> tuple[int, Counter[s
         for row in rows:
             if time.monotonic() > until and seen:
                 break
-            if row > min(faults, default=n):  # an earlier row is at fault already
-                continue
+            with lock:
+                if row > min(faults, default=n):  # an earlier row is at fault already
+                    continue
             try:
                 said.update(look(row))
             except DataError as error:
-                faults[row] = error
+                with lock:
+                    faults[row] = error
             seen += 1
         return seen, said
 

@@ -49,6 +49,13 @@ def test_a_table_of_paths_is_read(folder: Path, column: str) -> None:
     np.testing.assert_array_equal(read(csv(folder, NAMES, column)), PIXELS)
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_paths_of_any_type_of_text_are_read(folder: Path, kind: pa.DataType) -> None:
+    path = write(folder / "a.parquet", pa.array(NAMES).cast(kind) if kind == pa.binary() else pa.array(NAMES, kind))
+    np.testing.assert_array_equal(read(path), PIXELS)
+    assert data.fingerprint(job(path)) == data.fingerprint(job(csv(folder, NAMES)))
+
+
 def test_a_folder_with_metadata_beside_its_images_is_read(folder: Path) -> None:
     (folder / "pics/metadata.jsonl").write_text(
         "".join(json.dumps({"file_name": Path(name).name, "label": k % 2}) + "\n" for k, name in enumerate(NAMES))
