@@ -18,6 +18,7 @@ from jobs.config import ConfigError, Fault
 from jobs.data import DataError
 from jobs.failures import Failure, UnpicklableError, first_line, kind_of, picklable, root_cause
 from jobs.gang import GangError
+from jobs.modules import FolderError
 from jobs.pretrained import EncoderError
 from jobs.storage import StorageFull
 from orchestrator.ledger import LeaseHeld
@@ -29,6 +30,7 @@ MADE: dict[str, Callable[[type[Any]], BaseException]] = {
     ),
     "DataError": lambda _: DataError("is null", file="s3://key:secret@bucket/a.csv", column="text", row=7),
     "EncoderError": lambda _: EncoderError("m cannot be looked at (r). Give another", "r"),
+    "FolderError": lambda _: FolderError("modules.json is no JSON"),
     "GangError": lambda _: GangError(Failure("hung", 1, "rank 1: TimeoutError: x", "trace")),
     "LeaseHeld": lambda _: LeaseHeld("held", holder="host [1]", since=1.5, expires=31.5, token=4),
     "StorageFull": lambda _: StorageFull("a checkpoint", 1000, 10, "/disk"),

@@ -52,6 +52,7 @@ def tags(trial: Trial, attempts: Sequence[Attempt], metric: str) -> Iterator[tup
     told |= {"orchestrator.outcome": trial.outcome, "orchestrator.failure": trial.failure}
     told |= {"orchestrator.message": trial.message, "orchestrator.suggestion": trial.number}
     told["mlflow.note.content"] = description(trial, metric)
+    told |= {f"reading.{key}": value for key, value in ((trial.result or {}).get("reading") or {}).items()}
     for attempt in attempts:
         if attempt.failure is not None:
             told[f"attempt.{attempt.number}.failure"] = attempt.failure

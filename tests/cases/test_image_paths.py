@@ -19,7 +19,7 @@ from pictures import encoded, job, pictures, read, refused, write
 
 from jobs import data, origin
 from jobs.config import JobConfig
-from jobs.data import DataError
+from jobs.data import DataError, images
 from jobs.data.links import MARK
 
 PIXELS = pictures(4, 5, 6, 3)
