@@ -17,6 +17,7 @@ from test_text_tables import WORDS, job, refusal, text, write
 
 from jobs import data
 from jobs.config import JobConfig, trial_id
+from jobs.identity import FORMER
 
 __all__ = ["text"]
 
@@ -155,10 +156,14 @@ def test_three_different_columns_of_sentences_are_named(tmp_path: Path) -> None:
 def test_the_key_renames_no_trial_unless_it_is_given(tmp_path: Path) -> None:
     """Pinned with the version before. Mutant check: a default other than None fails this."""
     plain = job(Path("train.txt"), Path("judged.tsv"))
-    assert plain.id == "29625010e792"
     before = plain.model_dump(mode="json")
     del before["data"]["judged_columns"]
     assert trial_id(before) == plain.id
+    as_then = before | {section: dict(before[section]) for section in ("data", "model")}
+    for key, value in FORMER.items():
+        section, name = key.split(".")
+        as_then[section][name] = value
+    assert trial_id(as_then) == "29625010e792"
     assert trial_id(before, rules=1) == trial_id(plain.model_dump(mode="json"), rules=1)
     assert job(Path("train.txt"), Path("judged.tsv"), judged_columns=["a", "b", "c"]).id != plain.id
 

@@ -217,7 +217,8 @@ def test_cells_of_several_lines_and_quoted_cells_of_a_tsv_are_said(tmp_path: Pat
     [note] = data.check(job(path, judged))
     assert "1 cell of column 'anchor'" in note
     assert "row 0" in note
-    path = write(tmp_path / "a.tsv", 'anchor\tpositive\n"he said ""x"" to me"\tz\n' + "".join(f"a{n}\tb{n}\n" for n in range(6)))
+    rows = "".join(f"a{n}\tb{n}\n" for n in range(6))
+    path = write(tmp_path / "a.tsv", 'anchor\tpositive\n"he said ""x"" to me"\tz\n' + rows)
     [note] = data.check(job(path, judged))
     assert "1 cell of column 'anchor'" in note
     assert "quotes" in note
