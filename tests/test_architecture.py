@@ -130,7 +130,7 @@ def test_only_the_owner_imports_a_package(path: str) -> None:
 def test_the_orchestrator_knows_only_what_a_job_is_and_the_executor_the_gang(path: str) -> None:
     """`verify.mending` knows a trial's folder too, whose modules need neither torch nor ray."""
     more = {"orchestrator/executor.py": {"gang"}, "orchestrator/verify/mending.py": {"storage", "trial"}}
-    allowed = {"config", "faults", "identity", "paths", "provenance"} | more.get(path, set())
+    allowed = {"config", "faults", "identity", "paths", "plain", "provenance"} | more.get(path, set())
     used = {name.split(".")[1] for name in imports_of(path) if name.startswith("jobs.")}
     assert used <= allowed, "workers are started, or run as `python -m jobs.NAME`; they are not imported"
 
