@@ -20,6 +20,7 @@ import torch.distributed as dist
 from jobs.collectives import agree
 from jobs.config import ConfigError, JobConfig, load_job
 from jobs.device import device_of
+from jobs.plain import visible_lines
 
 STEPS_BETWEEN_SIGNALS = 20
 """How often the ranks ask one another whether any of them was told to stop."""
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         job = _on_ranks(load_job(options.job), world)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         sys.exit(2)
     from jobs.data import DataError, check
     from jobs.preflight import GradientMismatch
@@ -49,15 +50,15 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if rank == 0:
             for warning in check(job):
-                print(f"note: {warning}", file=sys.stderr)
+                _tell(f"note: {warning}")
         group = _join(world, job)
-        log = print if rank == 0 else lambda _: None
+        log = _say if rank == 0 else lambda _: None
         training = Training(job, options.into, group=group, log=log, remote=options.remote)
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         sys.exit(1)
     except (DataError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         sys.exit(2)
     try:
         while training.result is None:
@@ -67,12 +68,20 @@ def main(arguments: list[str] | None = None) -> None:
                 training.settle()
                 sys.exit(INTERRUPTED)
     except (GradientMismatch, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         sys.exit(1)
     if rank == 0:
         print(json.dumps(training.result, indent=1))
     if group is not None:
         dist.destroy_process_group()
+
+
+def _say(line: str) -> None:
+    print(visible_lines(line))
+
+
+def _tell(text: str) -> None:
+    print(visible_lines(text), file=sys.stderr)
 
 
 def _on_ranks(job: JobConfig, world: int) -> JobConfig:

@@ -7,6 +7,7 @@ terminal would obey (escape sequences, marks that turn the direction of a line, 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 HARMLESS_FORMAT = "\u200c\u200d"
@@ -37,3 +38,22 @@ def visible(text: str, *, keep: str = "") -> str:
 def visible_lines(text: str) -> str:
     """A text of several lines, whose ends and tabs stay."""
     return visible(text.replace("\r\n", "\n"), keep="\n\t")
+
+
+def markdown(text: str, *, starts: bool = False) -> str:
+    """Data within a line of Markdown: shown as the text that it is, by GitHub's readers and by MLflow's.
+
+    Of white space one space is left. starts: the text begins a paragraph or an item, where a number, a dash or a
+    bracket may mean more.
+    """
+    said = visible(re.sub(r"[ \t\r\n]+", " ", text).strip(" "))
+    said = re.sub(r"[\\`*|~]", r"\\\g<0>", said)
+    said = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", said)  # within a word it means nothing
+    said = re.sub(r"&(?=#?\w+;)", "&amp;", said).replace("<", "&lt;").replace("$", "&#36;")
+    said = said.replace("](", "]\\(").replace("://", "\\://")
+    said = re.sub(r"(?:(?<=^)|(?<= ))#", r"\\#", said)
+    said = re.sub(r"\b(www)\.", r"\1\\.", said, flags=re.IGNORECASE)
+    if starts:
+        said = re.sub(r"^([-+>=\[])", r"\\\1", said)
+        said = re.sub(r"^(\d+)([.)])", r"\1\\\2", said)
+    return said

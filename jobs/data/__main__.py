@@ -23,6 +23,7 @@ from jobs import pretrained
 from jobs.config import ConfigError, JobConfig, load_job
 from jobs.data.check import check, digests, fingerprint, train_rows
 from jobs.data.formats import DataError
+from jobs.plain import visible_lines
 from jobs.pretrained import EncoderError
 
 
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
         try:
             answer = _checked(load_job(path)) if known is None else _compared(load_job(path), known)
         except (ConfigError, DataError, EncoderError) as error:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(visible_lines(f"error: {error}\n"))
             return 2
         sys.stdout.write(json.dumps(answer) + "\n")
     return 0
