@@ -50,7 +50,7 @@ def markdown(text: str, *, starts: bool = False) -> str:
     said = re.sub(r"[\\`*|~]", r"\\\g<0>", said)
     said = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", said)  # within a word it means nothing
     said = re.sub(r"&(?=#?\w+;)", "&amp;", said).replace("<", "&lt;").replace("$", "&#36;")
-    said = said.replace("](", "]\\(").replace("://", "\\://")
+    said = said.replace("](", "]\\(").replace("://", "&#58;//")
     said = re.sub(r"(?:(?<=^)|(?<= ))#", r"\\#", said)
     said = re.sub(r"\b(www)\.", r"\1\\.", said, flags=re.IGNORECASE)
     if starts:

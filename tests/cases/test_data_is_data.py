@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import signal
+import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pytest
-from browser import chromium
+from browser import chromium, shot
 from click.testing import CliRunner, Result
 from hostile import ANYTHING, BRACKETS, HTML, LABELS, MARKDOWN, MARKS, Seen, harmless, one_line, read_markdown
 from ledgers import Run, start
 from mlflow import MlflowClient
+from real import free_port, wait_for
 
 from jobs.config import JobConfig
 from jobs.export import card
@@ -28,7 +33,10 @@ from jobs.plain import visible
 from orchestrator import report
 from orchestrator.cli import main
 from orchestrator.runs import RunFolder
-from orchestrator.tracking import Projection, embedded_uri, encoders
+from orchestrator.tracking import UI_ENVIRONMENT, Projection, embedded_uri, encoders, ui_command
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Dialog, Page
 
 ARMS = ["plain", *LABELS]
 QUESTION = f"Is {MARKDOWN} {HTML} {BRACKETS} {MARKS} better? #"
@@ -46,7 +54,11 @@ def arms(labels: list[str]) -> str:
 
 def ended(folder: Path, labels: list[str], question: str, others: list[str]) -> Run:
     """A run in which every arm has one failed, one diverged and some good trials."""
-    environment = {"command": f"orchestrator launch {others[-1]}", "commit": others[0], "python": others[1]}
+    environment: dict[str, Any] = {
+        "command": f"orchestrator launch {others[-1]}",
+        "commit": others[0],
+        "python": others[1],
+    }
     environment |= {"packages": {others[2]: others[3]}, "processor": MARKS if others is not TAME else "cpu"}
     run = start(folder, arms(labels), question=question, environment=environment, seeds=3)
     for k, label in enumerate(labels):
@@ -231,20 +243,6 @@ def test_results_are_raw(home: Path) -> None:
     assert kept == {text.replace("\x00", "\\x00").replace("\udcff", "\\udcff") for text in ANYTHING[-len(ARMS) :]}
 
 
-@pytest.mark.slow
-def test_a_browser_runs_and_loads_nothing(home: Path) -> None:
-    with chromium() as browser:
-        page, asked, said = browser.new_page(), [], []
-        page.on("request", lambda one: asked.append(one.url))
-        page.on("dialog", lambda one: (said.append(one.message), one.dismiss()))
-        page.on("console", lambda one: said.append(one.text))
-        page.goto((home / "wild" / "report" / "report.html").as_uri())
-        assert page.locator("h1").inner_text() == " ".join(visible(QUESTION).split())
-        assert asked == [(home / "wild" / "report" / "report.html").as_uri()]
-        assert said == []
-        assert page.evaluate("document.querySelectorAll('img, script, a, iframe').length") == 0
-
-
 # MLflow
 
 
@@ -268,16 +266,14 @@ def test_mlflow_has_descriptions_that_are_text_and_tags_that_find_the_arm(home: 
 
 def _told(client: MlflowClient) -> dict[str, str]:
     """Every description that MLflow has of the run."""
-    with contextlib.closing(
-        RunFolder(Path(str(client.tracking_uri).removeprefix("sqlite:///")).parent / "wild").open()
-    ) as ledger:
-        owned, uuid = ledger.run.mlflow_experiment_id, ledger.uuid
+    folder = RunFolder(Path(str(client.tracking_uri).removeprefix("sqlite:///")).parent / "wild")
+    with contextlib.closing(folder.open()) as ledger:
+        owned, uuid = str(ledger.run.mlflow_experiment_id), ledger.uuid
     found = {"experiment": client.get_experiment(owned).tags[NOTE]}
     for one in client.search_runs([owned], f"tags.`orchestrator.run` = '{uuid}'", max_results=500):
         kind = one.data.tags["orchestrator.kind"]
-        found["parent" if kind == "sweep" else one.data.tags["orchestrator.trial"]] = one.data.tags[
-            "mlflow.note.content"
-        ]
+        where = "parent" if kind == "sweep" else one.data.tags["orchestrator.trial"]
+        found[where] = one.data.tags[NOTE]
         assert harmless(one.info.run_name)
         if kind == "trial":
             assert one.data.tags["arm"] in ARMS, "which people search by"
@@ -328,3 +324,91 @@ def test_the_card_of_an_encoder_shows_run_arm_and_question_as_they_are(text: str
     assert ("p", one_line(text)) in seen.lines
     assert [line for line in seen.lines if line == ("td", one_line(text))] == [("td", one_line(text))] * 2
     assert ("h1", f"Image encoder: {one_line(text)}") in seen.lines
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """After which MLflow's client is asked no more: playwright runs an event loop in this thread."""
+    with chromium() as opened:
+        yield opened
+
+
+def heard(page: Page) -> tuple[list[str], list[str]]:
+    """What a page asks for from now on, and what scripts on it say."""
+    asked: list[str] = []
+    said: list[str] = []
+
+    def dismiss(dialog: Dialog) -> None:
+        said.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("request", lambda one: asked.append(one.url))
+    page.on("dialog", dismiss)
+    return asked, said
+
+
+@pytest.mark.slow
+def test_a_browser_runs_and_loads_nothing(home: Path, browser: Browser) -> None:
+    page = browser.new_page()
+    asked, said = heard(page)
+    page.goto((home / "wild" / "report" / "report.html").as_uri())
+    assert page.locator("h1").inner_text() == " ".join(visible(QUESTION).split())
+    assert asked == [(home / "wild" / "report" / "report.html").as_uri()]
+    assert said == []
+    assert page.evaluate("document.querySelectorAll('img, script, a, iframe').length") == 0
+
+
+@pytest.fixture(scope="module")
+def server(home: Path) -> Iterator[str]:
+    """MLflow's own, with what it was told."""
+    port = free_port()
+    with (home / "server.log").open("wb") as log:
+        command, environment = ui_command(embedded_uri(home), port=port), os.environ | UI_ENVIRONMENT
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(lambda: process.poll() is not None or answers(port), seconds=90, what="MLflow's answer")
+        assert process.poll() is None, (home / "server.log").read_text()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
+            return bool(answer.read() == b"OK")
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_mlflows_pages_show_the_words_and_load_nothing_for_them(home: Path, browser: Browser, server: str) -> None:
+    """Its own reader of Markdown, of which there is none in Python. Mutant check: a question that is told as it is."""
+    page = browser.new_page(viewport={"width": 1800, "height": 1100})
+    page.set_default_timeout(60_000)
+    asked, said = heard(page)
+    with contextlib.closing(RunFolder(home / "wild").open()) as ledger:
+        experiment, parent = str(ledger.run.mlflow_experiment_id), str(ledger.run.mlflow_run_id)
+        lost = {trial.message: trial for trial in ledger.trials() if trial.failure}
+    page.goto(f"{server}/#/experiments/{experiment}/runs/{parent}?workflowType=machine_learning")
+    note = page.get_by_test_id("note-editor-preview-content")
+    note.get_by_text("better?").first.wait_for()
+    assert " ".join(one_line(QUESTION).split()) in " ".join(note.inner_text().split())
+    shot(page, "mlflow-hostile-answer", whole=False)
+    for message, trial in lost.items():
+        if message is None or len(message) > 1000:
+            continue
+        page.goto(f"{server}/#/experiments/{experiment}/runs/{trial.mlflow_run_id}?workflowType=machine_learning")
+        page.get_by_text(f"seed {trial.seed}: failed").first.wait_for()
+        words = " ".join(note.inner_text().split())
+        assert " ".join(one_line(trial.arm).split()) in words
+        assert " ".join(one_line(message).split()) in words
+    page.goto(f"{server}/#/experiments?workflowType=machine_learning")
+    page.get_by_role("link", name="demo", exact=True).wait_for()
+    shot(page, "mlflow-hostile-experiments", whole=False)
+    assert not [url for url in asked if "evil.invalid" in url]
+    assert said == []
