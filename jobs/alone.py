@@ -22,6 +22,7 @@ from jobs import identity, storage, trial
 from jobs.collectives import agree
 from jobs.config import ConfigError, JobConfig, load_job
 from jobs.device import device_of
+from jobs.plain import visible_lines
 
 STEPS_BETWEEN_SIGNALS = 20
 """How often the ranks ask one another whether any of them was told to stop."""
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         job = _on_ranks(load_job(options.job), world)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         sys.exit(2)
     from jobs.data import DataError, check
     from jobs.preflight import GradientMismatch
@@ -51,16 +52,16 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if rank == 0:
             for warning in check(job):
-                print(f"note: {warning}", file=sys.stderr)
+                _tell(f"note: {warning}")
         group = _join(world, job)
         job = _as_begun(job, options.into, options.remote, group)
-        log = print if rank == 0 else lambda _: None
+        log = _say if rank == 0 else lambda _: None
         training = Training(job, options.into, group=group, log=log, remote=options.remote)
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         sys.exit(1)
     except (DataError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         sys.exit(2)
     try:
         while training.result is None:
@@ -70,15 +71,23 @@ def main(arguments: list[str] | None = None) -> None:
                 training.settle()
                 sys.exit(INTERRUPTED)
     except DataError as error:  # a row that nobody had read before
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         sys.exit(2)
     except (GradientMismatch, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         sys.exit(1)
     if rank == 0:
         print(json.dumps(training.result, indent=1))
     if group is not None:
         dist.destroy_process_group()
+
+
+def _say(line: str) -> None:
+    print(visible_lines(line))
+
+
+def _tell(text: str) -> None:
+    print(visible_lines(text), file=sys.stderr)
 
 
 def _on_ranks(job: JobConfig, world: int) -> JobConfig:

@@ -19,6 +19,7 @@ from typing import Any
 
 from jobs import manifest
 from jobs.failures import words_of
+from jobs.plain import visible_lines
 from jobs.storage import Bucket
 from jobs.trial import ATTEMPT, JOB, POINTS, POINTS_TOLD, RESULT, points_in, read_attempt
 
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
         for record in _in_bucket(place) if "://" in place else _in_folder(Path(place)):
             sys.stdout.write(json.dumps(record) + "\n")
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"error: {place} is no folder of trials: {error}\n")
+        sys.stderr.write(visible_lines(f"error: {place} is no folder of trials: {error}\n"))
         return 2
     return 0
 

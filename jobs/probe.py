@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.config import ConfigError, JobConfig, load_job
 from jobs.failures import PEERS, first_line, kind_of
+from jobs.plain import visible_lines
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -80,10 +81,10 @@ def main(arguments: list[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="probe-") as scratch:
             found = _on_ranks(jobs, Path(scratch))
     except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(visible_lines(f"error: {error}\n"))
         return BAD_JOB
     except _RankFailed as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(visible_lines(f"error: {error}\n"))
         return error.status
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from jobs.plain import visible, visible_lines
 from orchestrator import terminal
-from orchestrator.display import Harmless, cell, log_lines, visible, visible_lines
+from orchestrator.display import Harmless, cell, log_lines
 from orchestrator.exits import Exit
 
 if TYPE_CHECKING:

@@ -1,53 +1,20 @@
-"""What is printed for a person: data as data, neither rich's markup nor commands to the terminal.
-
-Labels, questions, failures and logs come from files and other programs. A bracket in them is a bracket, and what a
-terminal would obey (escape sequences, marks that turn the direction of a line, invisible characters) is printed as
-`\\x1b`, `\\u202e` and so on.
-"""
+"""What is printed for a person: data as data (jobs/plain.py), in tables of rich too, and words that go with counts."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+from jobs.plain import visible, visible_lines
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
     from rich.text import Text
 
-HARMLESS_FORMAT = "\u200c\u200d"
-"""Joiners, which scripts and emoji are written with."""
-
-
-def is_harmless(character: str) -> bool:
-    """Whether a terminal prints a character as itself."""
-    category = unicodedata.category(character)
-    return category not in ("Cc", "Cf", "Cs", "Zl", "Zp") or character in HARMLESS_FORMAT
-
-
-def visible(text: str, *, keep: str = "") -> str:
-    """Data in one line of text, with every other character than harmless ones as its escape.
-
-    keep: control characters that stay as they are.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        character
-        if is_harmless(character) or character in keep
-        else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in text
-    )
-
-
-def visible_lines(text: str) -> str:
-    """A text of several lines, whose ends and tabs stay."""
-    return visible(text.replace("\r\n", "\n"), keep="\n\t")
-
 
 def log_lines(text: str) -> str:
-    """The same of what a program printed: a progress bar, which goes back to the start of its line, takes lines."""
+    """`visible_lines` of what a program printed: a bar, which goes back to the start of its line, takes lines."""
     return visible_lines(text.replace("\r\n", "\n").replace("\r", "\n"))
 
 

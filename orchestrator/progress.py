@@ -14,7 +14,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from orchestrator.display import Harmless, visible_lines
+from jobs.plain import visible_lines
+from orchestrator.display import Harmless
 from orchestrator.ledger import Ledger, Trial
 from orchestrator.plan import Plan
 from orchestrator.runs import RunFolder

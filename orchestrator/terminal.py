@@ -21,8 +21,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, TextIO, cast
 
+from jobs.plain import visible_lines
 from orchestrator import threads
-from orchestrator.display import visible_lines
 
 ROOM = 1 << 20
 """Bytes that wait for a terminal which takes none. What comes then is left out."""

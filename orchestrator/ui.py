@@ -16,8 +16,8 @@ from types import FrameType
 
 import click
 
+from jobs.plain import visible_lines
 from orchestrator import tracking
-from orchestrator.display import visible_lines
 from orchestrator.exits import Exit
 from orchestrator.ledger import Ledger, LedgerError
 from orchestrator.runs import RunFolder, find, home, names

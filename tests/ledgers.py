@@ -120,8 +120,8 @@ def start(
     put = {"NAME": name, "QUESTION": question, "MODE": mode, "SMALLEST": smallest, "SEEDS": seeds}
     toml = TOML.replace("ARMS", arms).replace("TUNE", tune)
     for word, value in put.items():
-        toml = toml.replace(word, json.dumps(value))
-    (folder / "sweep.toml").write_text(toml)
+        toml = toml.replace(word, json.dumps(value, ensure_ascii=False))  # TOML has no pairs of surrogates
+    (folder / "sweep.toml").write_text(toml, "utf-8")
     loaded = sweep.load(folder / "sweep.toml", tuple(overrides))
     plan = planning.make(loaded)
     recorded: dict[str, Any] = {

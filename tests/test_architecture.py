@@ -135,7 +135,7 @@ def test_the_orchestrator_knows_only_what_a_job_is_and_the_executor_the_gang(pat
         "orchestrator/remote.py": {"storage"},
         "orchestrator/verify/mending.py": {"storage", "trial"},
     }
-    allowed = {"config", "faults", "identity", "paths", "provenance"} | more.get(path, set())
+    allowed = {"config", "faults", "identity", "paths", "plain", "provenance"} | more.get(path, set())
     used = {name.split(".")[1] for name in imports_of(path) if name.startswith("jobs.")}
     assert used <= allowed, "workers are started, or run as `python -m jobs.NAME`; they are not imported"
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.display import Harmless, cell, log_lines, visible, visible_lines
+from jobs.plain import visible, visible_lines
+from orchestrator.display import Harmless, cell, log_lines
 
 
 @pytest.mark.parametrize("text", ["plain [b]x[/b] :warning:", "naïve Ω 日本語", "שלום سلام", "👩\u200d🔬", "a\\nb"])

@@ -17,7 +17,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import pytest
 import ray
 import yaml
 from compose_spec import PyCompose
+from manifests import INFRA, OVERLAYS, containers, loaded, sent, templates
 from real import QUICK, SWEEP, TRIALS, call, free_port, measured, named, wait_for
 from servers import new_database, s3_server
 
@@ -35,8 +35,6 @@ from orchestrator.readiness import GRACE_S
 from orchestrator.tracking import TrackingUnavailable, check
 
 ROOT = Path(__file__).parents[1]
-INFRA = ROOT / "infra"
-OVERLAYS = sorted(path.parent.name for path in (INFRA / "kubernetes" / "overlays").glob("*/kustomization.yaml"))
 SCRIPTS = [*sorted(INFRA.glob("*.sh")), ROOT / ".ci" / "run"]
 PINNED = dict(line.lower().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
 
@@ -93,6 +91,7 @@ JOB: dict[str, Any] = {
     "required": ["entrypoint", "rayClusterSpec"],
     "properties": {
         "entrypoint": {"type": "string"},
+        "activeDeadlineSeconds": {"type": "integer"},
         "backoffLimit": {"type": "integer"},
         "shutdownAfterJobFinishes": {"type": "boolean"},
         "ttlSecondsAfterFinished": {"type": "integer"},
@@ -102,44 +101,13 @@ JOB: dict[str, Any] = {
     },
 }
 KUBERAY = {"RayCluster": CLUSTER, "RayJob": JOB}
-"""The fields that we use of KubeRay's own kinds, after its reference of version 1.6; no package has their schemas."""
-
-
-def loaded(path: Path) -> list[dict[str, Any]]:
-    return [one for one in yaml.safe_load_all(path.read_text()) if one]
-
-
-@cache
-def rendered(overlay: str) -> str:
-    """What `kubectl apply -k` would send."""
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is not installed")
-    folder = INFRA / "kubernetes" / "overlays" / overlay
-    done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+"""The fields that we use of KubeRay's own kinds, after its reference of version 1.6; no package has their schemas, and
+test_kubernetes.py needs a folder that does."""
 
 
 @pytest.fixture(params=OVERLAYS)
 def objects(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    return [one for one in yaml.safe_load_all(rendered(request.param)) if one]
-
-
-def templates(value: Any) -> Iterator[dict[str, Any]]:
-    """Every pod template in an object."""
-    if isinstance(value, dict):
-        if "containers" in value.get("spec", {}) and isinstance(value["spec"], dict):
-            yield value
-        for inner in value.values():
-            yield from templates(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from templates(inner)
-
-
-def containers(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [one for pod in templates(objects) for one in pod["spec"]["containers"]]
+    return sent(request.param)
 
 
 # Schemas
@@ -298,8 +266,6 @@ def test_every_pod_is_behind_a_policy_and_only_what_must_reaches_it(objects: lis
             peers = [peer["podSelector"].get("matchLabels") for peer in rule["from"]]
             assert peers, f"{name} lets everybody in"
             assert all(peers), f"{name} lets every pod in"
-    (space,) = (one["metadata"]["labels"] for one in objects if one["kind"] == "Namespace")
-    assert space["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
 def test_what_listens_everywhere_asks_who_is_there(objects: list[dict[str, Any]]) -> None:
@@ -404,7 +370,7 @@ def test_the_image_has_the_package_as_it_is(tmp_path: Path) -> None:
 
 def test_gpu_workers_are_pre_emptible_and_none_while_nothing_runs() -> None:
     for overlay, kind in (("gpu", "RayCluster"), ("gpu-job", "RayJob")):
-        objects = [one for one in yaml.safe_load_all(rendered(overlay)) if one]
+        objects = sent(overlay)
         (found,) = (one["spec"] for one in objects if one["kind"] in KUBERAY)
         assert [one["kind"] for one in objects if one["kind"] in KUBERAY] == [kind]
         (group,) = found.get("rayClusterSpec", found)["workerGroupSpecs"]

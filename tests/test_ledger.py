@@ -173,6 +173,25 @@ BATCHES = st.lists(
 )
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("row 3 is \x00", r"row 3 is \x00"),
+        ("/data/\udcff.parquet", r"/data/\udcff.parquet"),
+        ("\x1b[31m\u202e\U000e0041 \\x00", "\x1b[31m\u202e\U000e0041 \\x00"),
+    ],
+)
+def test_whatever_a_failure_says_is_kept(ledger: Ledger, said: str, kept: str) -> None:
+    """Names of files and rows of data come into it, with what no database takes. Mutant check: sa.Text in place of
+    Said."""
+    number = ledger.start_attempt("t0", {}, said)
+    ledger.finish_attempt("t0", number, state="failed", failure="user_error", message=said)
+    ledger.event("note", said, "t0")
+    attempt = ledger.attempts("t0")[-1]
+    assert (ledger.trial("t0").message, attempt.message, attempt.host) == (kept, kept, kept)
+    assert ledger.events()[-1].text == kept
+
+
 @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=BATCHES)
 def test_the_first_value_of_a_point_stands(ledger: Ledger, batches: list[list[tuple[str, int, float, float]]]) -> None:

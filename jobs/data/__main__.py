@@ -26,6 +26,7 @@ from jobs.config import ConfigError, JobConfig, load_job
 from jobs.data.check import check, check_encoder_here, digests, fingerprint, train_rows
 from jobs.data.formats import DataError
 from jobs.models import ModelError
+from jobs.plain import visible_lines
 from jobs.pretrained import EncoderError
 
 
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> int:
             else:
                 answer = _checked(job) if known is None else _compared(job, known)
         except (ConfigError, DataError, EncoderError, ModelError, ConnectionError) as error:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(visible_lines(f"error: {error}\n"))
             return 2
         sys.stdout.write(json.dumps(answer) + "\n")
     return 0

@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arm")
     options = parser.parse_args(arguments)
     from jobs.export import About, export
+    from jobs.plain import visible_lines
     from jobs.storage import StorageFull
 
     _be_quiet()
@@ -31,10 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         done = export(options.trial, options.dest, remote=options.remote, step=options.step, about=about)
     except (StorageFull, ConnectionError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(visible_lines(f"error: {error}\n"))
         return 1
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(visible_lines(f"error: {error}\n"))
         return 2
     sys.stdout.write(json.dumps(done) + "\n")
     return 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs.config import COMPUTING, JobConfig
+from jobs.plain import markdown
 from jobs.pretrained import BUILT
 from jobs.trial import Point
 
@@ -44,14 +45,15 @@ def text(
 
     It names no path of this machine, and no licence of the weights.
     """
+    about = About(**{key: None if said is None else _without_folders(said, job) for key, said in asdict(about).items()})
     task = "sentence-similarity" if job.task == "sentence" else "image-feature-extraction"
     code = _sentence_code(settings) if job.task == "sentence" else _image_code(settings)
     given = "texts" if job.task == "sentence" else "images"
     own = ["from embed import load  # embed.py of this folder", f'embeddings = load("this/folder")({given})']
     parts = [
         f"---\nlibrary_name: sentence-transformers\npipeline_tag: {task}\n---",
-        f"# {job.task.capitalize()} encoder" + (f": {about.arm}" if about.arm else ""),
-        about.question,
+        f"# {job.task.capitalize()} encoder" + (f": {markdown(about.arm)}" if about.arm else ""),
+        markdown(about.question or "", starts=True),
         _table({"": ""} | _facts(about, job, trial, step, settings)),
         _metrics(job, points),
         "## How to load it",
@@ -60,7 +62,7 @@ def text(
         _remarks(settings),
         LICENCE,
     ]
-    return _without_folders("\n\n".join(part for part in parts if part) + "\n", job)
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def judged(points: list[Point]) -> dict[str, Point]:
@@ -75,9 +77,9 @@ def _facts(about: About, job: JobConfig, trial: str, step: int, settings: Mappin
         "arm": about.arm,
         "trial": f"{trial}, stage {job.stage}, seed {job.seed}",
         "step": f"{step:,}" + (f" of {job.steps:,}" if job.steps else f", in {job.budget.seconds:g} s of training"),
-        "encoder": f"{name}, {'from nothing' if name in BUILT else 'fine-tuned'}",
+        "encoder": f"{_without_folders(name, job)}, {'from nothing' if name in BUILT else 'fine-tuned'}",
         "embedding": f"{settings['width']} columns: {_how(settings)}{HEAD[bool(settings['head'])]}",
-        "prompt": settings["prompt"] and f"`{settings['prompt']}`{', not pooled' if settings['skipped'] else ''}",
+        "prompt": settings["prompt"] and f"{settings['prompt']!r}{', not pooled' if settings['skipped'] else ''}",
         "loss": f"{job.loss.name}, temperature {job.loss.temperature}, {job.batch.size} pairs a batch",
     }
     return {key: value for key, value in rows.items() if value}
@@ -87,12 +89,12 @@ def _how(settings: Mapping[str, Any]) -> str:
     return POOLED[settings["pooling"]] + (", normalised" if settings["normalise"] else "")
 
 
-def _without_folders(page: str, job: JobConfig) -> str:
+def _without_folders(said: str, job: JobConfig) -> str:
     """Of files on this disk the name alone: an arm may be called after its encoder or its data."""
     for source in (job.model.name, job.data.train, job.data.tune, job.data.confirm):
         if source is not None and Path(source).is_absolute():
-            page = page.replace(source, Path(source).name)
-    return page
+            said = said.replace(source, Path(source).name)
+    return said
 
 
 def _metrics(job: JobConfig, points: list[Point]) -> str:
@@ -104,12 +106,8 @@ def _metrics(job: JobConfig, points: list[Point]) -> str:
 
 
 def _table(rows: Mapping[str, Any]) -> str:
-    lines = [f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items()]
+    lines = [f"| {markdown(key)} | {markdown(str(value))} |" for key, value in rows.items()]
     return "\n".join([lines[0], "| --- | --- |", *lines[1:]])
-
-
-def _cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _given(settings: Mapping[str, Any]) -> str:

@@ -88,6 +88,18 @@ class Json(TypeDecorator[Any]):
         return found
 
 
+class Said(TypeDecorator[str]):
+    """What a program or a system has said. Of characters that no database keeps, NUL and halves of surrogates, as names
+    of files have them, the escapes."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """To the database."""
+        return None if value is None else value.replace("\0", r"\x00").encode("utf-8", "backslashreplace").decode()
+
+
 def _number(value: Any) -> float:
     try:
         return float(value)
@@ -131,7 +143,7 @@ leases = sa.Table(
     metadata,
     _run(),
     sa.Column("token", sa.BigInteger, nullable=False),
-    sa.Column("holder", sa.Text),
+    sa.Column("holder", Said),
     sa.Column("since", Real),
     sa.Column("expires", Real),
     # The token of the holder that somebody has asked to stop.
@@ -158,7 +170,7 @@ trials = sa.Table(
     sa.Column("step", sa.BigInteger),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("failure", sa.Text),
-    sa.Column("message", sa.Text),
+    sa.Column("message", Said),
     sa.Column("result", Json),
     sa.Column("mlflow_run_id", sa.Text),
     sa.Column("created", Real, nullable=False),
@@ -177,9 +189,9 @@ attempts = sa.Table(
     sa.Column("token", sa.BigInteger, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("execution", Json, nullable=False),
-    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("host", Said, nullable=False),
     sa.Column("failure", sa.Text),
-    sa.Column("message", sa.Text),
+    sa.Column("message", Said),
     sa.Column("started", Real, nullable=False),
     sa.Column("ended", Real),
     # Digests of the code, the data and the weights that it ran with.
@@ -239,7 +251,7 @@ events = sa.Table(
     sa.Column("run", sa.Text, sa.ForeignKey("runs.uuid"), nullable=False),
     sa.Column("time", Real, nullable=False),
     sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("text", Said, nullable=False),
     sa.Column("trial", sa.Text),
 )
 

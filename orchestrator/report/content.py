@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from jobs.plain import is_harmless
 from orchestrator.display import counted
 from orchestrator.report import tables, text
 from orchestrator.report.blocks import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
@@ -137,7 +138,7 @@ def _again(answer: Json, sweep: Json) -> Iterator[Block]:
     rows = [(key, _plain(value)) for key, value in flatten(environment).items()]
     if rows:
         yield Grid(("recorded", "value"), rows, words=2)
-    yield Code(json.dumps(sweep, indent=2, ensure_ascii=False), title="The sweep, resolved")
+    yield Code(_json(sweep), title="The sweep, resolved")
 
 
 def _data(columns: Sequence[tuple[str, str, str]]) -> Iterator[Block]:
@@ -150,3 +151,9 @@ def _data(columns: Sequence[tuple[str, str, str]]) -> Iterator[Block]:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _json(value: Any) -> str:
+    """JSON to be read and copied: what could not be printed as itself has JSON's own escapes."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return "".join(one if is_harmless(one) or one == "\n" else json.dumps(one)[1:-1] for one in text)

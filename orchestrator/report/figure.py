@@ -19,6 +19,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from jobs.plain import visible
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 INK, MUTED, LINE, PAPER = "#1b1b1b", "#666666", "#dcdcdc", "#fefefe"
@@ -131,7 +133,8 @@ def spread(wanted: Sequence[float], sizes: Sequence[float], room: float) -> list
 
 
 def shorten(label: str, longest: int) -> str:
-    """At most that many characters."""
+    """At most that many characters, and all of them such as are seen."""
+    label = visible(label)
     return label if len(label) <= longest else label[: longest - 1] + "…"
 
 
@@ -153,12 +156,17 @@ def _themed(svg: str, name: str) -> str:
     opening, _, rest = svg.partition(">")
     opening = re.sub(r' (width|height)="[^"]*"', "", opening)
     svg = f'{opening} role="img" aria-labelledby="{name}">{rest}'
+    # In tags and styles alone: a label may read like any of these.
+    return re.sub(r"<style.*?</style>|<[^>]*>", lambda tag: _themed_tag(tag[0], name), svg, flags=re.DOTALL)
+
+
+def _themed_tag(tag: str, name: str) -> str:
     for colour, role in ((INK, "ink"), (MUTED, "muted"), (LINE, "line"), (PAPER, "paper")):
-        svg = svg.replace(colour, f"var(--{role})")
+        tag = tag.replace(colour, f"var(--{role})")
     # Ids are unique in one figure only, and the page holds several.
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(url\(#|href="#)', rf"\1{name}-", svg)
-    return re.sub(r'font-family: [^;"]*', "font-family: system-ui, sans-serif", svg)
+    tag = re.sub(r'\bid="', f'id="{name}-', tag)
+    tag = re.sub(r'(url\(#|href="#)', rf"\1{name}-", tag)
+    return re.sub(r'font-family: [^;"]*', "font-family: system-ui, sans-serif", tag)
 
 
 def _points_high(axes: Axes) -> float:
@@ -167,7 +175,7 @@ def _points_high(axes: Axes) -> float:
 
 def _wrapped(name: str) -> str:
     """The name as a label, cut at spaces where it can be, and never wider than the room beside a panel."""
-    words, lines = name.split(), [""]
+    words, lines = visible(name).split(), [""]
     for k, word in enumerate(words):
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and not _fits(longer):

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +16,21 @@ from orchestrator.report.blocks import Grid
 MOST_ROWS, MOST_NOTES = 12, 5
 """Of a table, and of what a reader should know: beyond, the report has them."""
 
+LONGEST = 4900
+"""Characters from which labels are so long that the tables get fewer rows."""
+
 LONGEST_LABEL = 100
 """Characters of a label in a metric's name."""
 
 
 def note(answer: dict[str, Any]) -> str:
     """Markdown of at most some 4,000 characters."""
-    shown = [_short(tables.comparisons(answer)), _short(tables.arms(answer))]
+    written = (_note(answer, rows) for rows in range(MOST_ROWS, 0, -1))
+    return next((text for text in written if len(text) <= LONGEST), _note(answer, 0))
+
+
+def _note(answer: dict[str, Any], rows: int) -> str:
+    shown = [_short(tables.comparisons(answer), rows), _short(tables.arms(answer), rows)]
     whole = page.markdown(answer["question"], [answer["sentence"]], "", answer["notes"][:MOST_NOTES], shown)
     # The page folds a description after its first lines: no room for a heading.
     head, _, rest = whole.partition("\n")
@@ -31,20 +41,25 @@ def note(answer: dict[str, Any]) -> str:
 
 def numbers(answer: dict[str, Any]) -> dict[str, float]:
     """The answer's own numbers as metrics of MLflow, whose names hold fewer characters than labels."""
-    found = {f"mean/{_named(arm['label'])}": arm["mean"] for arm in answer["arms"]}
+    named = _names([arm["label"] for arm in answer["arms"]])
+    found = {f"mean/{named[arm['label']]}": arm["mean"] for arm in answer["arms"]}
     for one in answer["comparisons"]:
         if one["n"]:
-            found |= {f"{key}/{_named(one['a'])} - {_named(one['b'])}": one[key] for key in ("delta", "p_holm")}
+            found |= {f"{key}/{named[one['a']]} - {named[one['b']]}": one[key] for key in ("delta", "p_holm")}
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _named(label: str) -> str:
-    """A label as part of a metric's name: MLflow allows few characters, takes / for a path and 250 in all. What is cut
-    off is told apart by a hash."""
-    plain = re.sub(r"[^\w\- ]", "_", label)
-    if len(plain) <= LONGEST_LABEL:
-        return plain
-    return f"{plain[: LONGEST_LABEL - 9]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+def _names(labels: Sequence[str]) -> dict[str, str]:
+    """Labels as parts of a metric's name: MLflow allows few characters, takes / for a path and 250 in all. What is cut
+    off, or alike without the others, is told apart by a hash."""
+    plain = {label: re.sub(r"[^\w\- ]", "_", label) for label in labels}
+    alike = Counter(plain.values())
+    long = {label for label, name in plain.items() if len(name) > LONGEST_LABEL or (alike[name] > 1 and name != label)}
+    return {label: _hashed(label, name) if label in long else name for label, name in plain.items()}
+
+
+def _hashed(label: str, name: str) -> str:
+    return f"{name[: LONGEST_LABEL - 9]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
 
 def _apart(line: str) -> str:
@@ -52,9 +67,9 @@ def _apart(line: str) -> str:
     return line.replace(" | ", " &nbsp; | ") if line.startswith("| ") and "---" not in line else line
 
 
-def _short(grid: Grid) -> Grid:
-    more = len(grid.rows) - MOST_ROWS
+def _short(grid: Grid, rows: int) -> Grid:
+    more = len(grid.rows) - rows
     if more <= 0:
         return grid
     empty = [""] * (len(grid.headings) - 1)
-    return replace(grid, rows=[*grid.rows[:MOST_ROWS], [f"and {more} more, in the report", *empty]])
+    return replace(grid, rows=[*grid.rows[:rows], [f"and {more} more, in the report", *empty]])

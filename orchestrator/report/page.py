@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from html import escape
-from typing import Any
 
+from jobs import plain
 from orchestrator.report.blocks import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
 
 LONG = 24
@@ -48,7 +48,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .75rem 1rem; bord
 def html(question: str, verdicts: Sequence[str], subtitle: str, notes: Sequence[str], content: Sequence[Block]) -> str:
     """The whole page."""
     warning = _html(Bullets(notes, warning=True)) if notes else ""
-    said = "\n".join(f'<p class="verdict">{escape(verdict)}</p>' for verdict in verdicts)
+    said = "\n".join(f'<p class="verdict">{_text(verdict)}</p>' for verdict in verdicts)
     body = "\n".join(_html(block) for block in content)
     return f"""<!doctype html>
 <html lang="en">
@@ -56,14 +56,14 @@ def html(question: str, verdicts: Sequence[str], subtitle: str, notes: Sequence[
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{escape(question)}</title>
+<title>{_text(question)}</title>
 <style>{STYLE}</style>
 </head>
 <body>
 <main>
-<h1>{escape(question)}</h1>
+<h1>{_text(question)}</h1>
 {said}
-<p class="subtitle">{escape(subtitle)}</p>
+<p class="subtitle">{_text(subtitle)}</p>
 {warning}
 {body}
 </main>
@@ -76,7 +76,11 @@ def markdown(
     question: str, verdicts: Sequence[str], subtitle: str, notes: Sequence[str], content: Sequence[Block]
 ) -> str:
     """The same in Markdown; pictures are the PNGs of the same folder."""
-    top = [f"# {_md(question)}", *(f"**{_md(verdict)}**" for verdict in verdicts), _md(subtitle)]
+    top = [
+        f"# {plain.markdown(question)}",
+        *(f"**{plain.markdown(verdict)}**" for verdict in verdicts),
+        plain.markdown(subtitle, starts=True),
+    ]
     if notes:
         top.append(_markdown(Bullets(notes)))
     return "\n\n".join([*top, *(_markdown(block) for block in content)]) + "\n"
@@ -85,23 +89,23 @@ def markdown(
 def _html(block: Block) -> str:
     match block:
         case Heading(text):
-            return f"<h2>{escape(text)}</h2>"
+            return f"<h2>{_text(text)}</h2>"
         case Paragraph(text):
-            return f"<p>{escape(text)}</p>"
+            return f"<p>{_text(text)}</p>"
         case Bullets(items, warning):
-            listed = "".join(f"<li>{escape(item)}</li>" for item in items)
+            listed = "".join(f"<li>{_text(item)}</li>" for item in items)
             return f'<ul class="warning">{listed}</ul>' if warning else f"<ul>{listed}</ul>"
         case Grid(headings, rows, words, title):
             return _folded(title, _html_table(headings, rows, words))
         case Code(text, title):
-            return _folded(title, f"<pre>{escape(text)}</pre>")
+            return _folded(title, f"<pre>{escape(plain.visible_lines(text))}</pre>")
         case Picture(plot):
-            title = f'<h3 id="{plot.name}">{escape(plot.title)}</h3>'
-            return f"<figure>{title}\n{plot.svg}\n<figcaption>{escape(plot.caption)}</figcaption></figure>"
+            title = f'<h3 id="{plot.name}">{_text(plot.title)}</h3>'
+            return f"<figure>{title}\n{plot.svg}\n<figcaption>{_text(plot.caption)}</figcaption></figure>"
 
 
 def _folded(title: str, html: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{html}</details>" if title else html
+    return f"<details><summary>{_text(title)}</summary>{html}</details>" if title else html
 
 
 def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
@@ -113,7 +117,7 @@ def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: i
         return ' class="long"' if len(cell) > LONG and not text_only else ""
 
     def cells(row: Sequence[str], tag: str) -> str:
-        shown = [_breakable(escape(cell)) if text_only else escape(cell) for cell in row]
+        shown = [_breakable(_text(cell)) if text_only else _text(cell) for cell in row]
         return "".join(f"<{tag}{kind(cell, k)}>{shown[k]}</{tag}>" for k, cell in enumerate(row))
 
     body = "\n".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
@@ -124,6 +128,11 @@ def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: i
     return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
+def _text(data: str) -> str:
+    """Data as the text of an element, with what would turn or break its line as escapes."""
+    return escape(plain.visible(data))
+
+
 def _breakable(html: str) -> str:
     """A name such as packages.torch or negatives_per_anchor may continue on the next line where its parts meet."""
     return re.sub(r"(?<=\w[._])(?=\w)", "<wbr>", html)
@@ -132,28 +141,20 @@ def _breakable(html: str) -> str:
 def _markdown(block: Block) -> str:
     match block:
         case Heading(text):
-            return f"## {_md(text)}"
+            return f"## {plain.markdown(text)}"
         case Paragraph(text):
-            return _md(text)
+            return plain.markdown(text, starts=True)
         case Bullets(items):
-            return "\n".join(f"- {_md(item)}" for item in items)
+            return "\n".join(f"- {plain.markdown(item, starts=True)}" for item in items)
         case Grid(headings, rows, words, title):
             rule = ["---" if k < words else "---:" for k in range(len(headings))]
-            lines = [map(_md, headings), rule, *(map(_md, row) for row in rows)]
+            lines = [map(plain.markdown, headings), rule, *(map(plain.markdown, row) for row in rows)]
             table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-            return (f"{_md(title)}\n\n" if title else "") + table
+            return (f"{plain.markdown(title, starts=True)}\n\n" if title else "") + table
         case Code(text, title):
-            fence = "```"
+            text, fence = plain.visible_lines(text), "```"
             while fence in text:
                 fence += "`"
-            return (f"{_md(title)}\n\n" if title else "") + f"{fence}\n{text}\n{fence}"
+            return (f"{plain.markdown(title, starts=True)}\n\n" if title else "") + f"{fence}\n{text}\n{fence}"
         case Picture(plot):
-            return f"![{_md(plot.title)}]({plot.name}.png)\n\n{_md(plot.caption)}"
-
-
-def _md(text: Any) -> str:
-    """Text of one line that cannot become a table cell, a tag, code or a link of its own."""
-    plain = " ".join(str(text).split()).replace("\\", "\\\\")
-    for mark in "|`*<":
-        plain = plain.replace(mark, "&lt;" if mark == "<" else f"\\{mark}")
-    return plain.replace("](", "]\\(")
+            return f"![{plain.markdown(plot.title)}]({plot.name}.png)\n\n{plain.markdown(plot.caption, starts=True)}"

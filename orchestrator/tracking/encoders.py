@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.plain import visible
 from orchestrator import scratch
 from orchestrator.ledger import Event, Run, Trial
 
@@ -98,7 +99,7 @@ def save(encoder: Path, folder: Path, *, model_id: str | None = None) -> None:
 
 def name_of(arm: str) -> str:
     """An arm's label as the name of a model, which may not hold / : . % and quotes."""
-    return re.sub(r"[/:.%\"']", "-", arm)
+    return re.sub(r"[/:.%\"']", "-", visible(arm))
 
 
 def models(client: MlflowClient, experiment: str, run: Run) -> list[Any]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.plain import markdown
 from orchestrator import threads
 from orchestrator.ledger import LeaseLost, Ledger, Run, Trial
 
@@ -289,7 +290,7 @@ class Projection:
         tags = {view.NOTE: report.note, **report.tags}
         client.log_batch(self._parent, tags=[RunTag(key, told.short(value)) for key, value in tags.items()])
         if verdict := report.tags.get("verdict"):
-            said = f"{run.sweep.get('question', '')} {verdict}".strip()
+            said = f"{view.question(run)} {markdown(verdict)}".strip()
             client.set_experiment_tag(self._experiment_id, view.NOTE, told.short(said))
         client.log_artifacts(self._parent, str(report.folder), "report")
         client.log_dict(self._parent, {"sweep": run.sweep, "environment": run.environment}, "sweep.json")

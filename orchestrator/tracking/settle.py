@@ -107,7 +107,7 @@ class _Store:
         tags = told.identity(run, "sweep")
         if found is None:
             start = int(run.created * 1000)
-            note = {view.NOTE: str(run.sweep.get("question", ""))}
+            note = {view.NOTE: view.question(run)}
             found = client.create_run(experiment, start, {**tags, **note}, run_name=run.name)
         else:
             self._set_tags(found, tags)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.plain import markdown, visible
 from orchestrator.ledger import Attempt, Point, Run, Trial
 
 TRIAL_STATUS = {"queued": "SCHEDULED", "running": "RUNNING", "done": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
@@ -42,7 +43,7 @@ def marks(trial: Trial) -> dict[str, str]:
 def name(trial: Trial) -> str:
     """`flatnce #3 seed 0`, or `flatnce seed 7` in the confirm stage."""
     number = "" if trial.number is None else f" #{trial.number}"
-    return f"{trial.arm}{number} seed {trial.seed}"
+    return f"{visible(trial.arm)}{number} seed {trial.seed}"
 
 
 def tags(trial: Trial, attempts: Sequence[Attempt], metric: str) -> Iterator[tuple[str, str]]:
@@ -64,10 +65,10 @@ def tags(trial: Trial, attempts: Sequence[Attempt], metric: str) -> Iterator[tup
 def description(trial: Trial, metric: str) -> str:
     """One sentence on a trial, in Markdown."""
     what = f"suggestion {trial.number + 1}, " if trial.number is not None else ""
-    head = f"**{trial.arm}**, {trial.stage} stage, {what}seed {trial.seed}"
+    head = f"**{markdown(trial.arm)}**, {trial.stage} stage, {what}seed {trial.seed}"
     value = "" if trial.metric is None else f": {metric} {trial.metric:.4f}"
     if trial.state == "failed":
-        return f"{head}: failed ({trial.failure}): {trial.message}"
+        return f"{head}: failed ({trial.failure}): {markdown(trial.message or '')}"
     if trial.outcome == "diverged":
         return f"{head}, {trial.state}: diverged, so it has no {metric}"
     return f"{head}, {trial.state}{value}"

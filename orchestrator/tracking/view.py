@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from jobs.plain import markdown
 from orchestrator.ledger import Run
+
+from .told import short
 
 TAG = "mlflow.sharedViewState."
 """What the experiment's tag is called, before the key of the view."""
@@ -30,8 +33,13 @@ def key(uuid: str) -> str:
 
 def tags(run: Run) -> dict[str, str]:
     """Tags of the experiment: its kind, its description, and the view of this run, if it has a metric."""
-    told = {KIND[0]: KIND[1], NOTE: str(run.sweep.get("question", ""))}
+    told = {KIND[0]: KIND[1], NOTE: question(run)}
     return told | ({TAG + key(run.uuid): state(run)} if "metric" in run.sweep else {})
+
+
+def question(run: Run) -> str:
+    """A run's question as a description, which is Markdown."""
+    return short(markdown(str(run.sweep.get("question", "")), starts=True))
 
 
 def state(run: Run) -> str:

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ledgers import start
 
+from jobs.plain import is_harmless
 from orchestrator import report, ui
 from orchestrator.cli import main
-from orchestrator.display import is_harmless
 from orchestrator.leaving import quiet
 from orchestrator.progress import Progress
 from orchestrator.runs import RunFolder

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from real import SWEEP, call, driver, status, wait_for
 
-from orchestrator.display import visible
+from jobs.plain import visible
 
 pytestmark = pytest.mark.slow
 
