@@ -18,6 +18,7 @@ from orchestrator.provenance import DataFault
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.remote import RemoteError
 from orchestrator.runs import RunError, RunFolder
+from orchestrator.terminal import caught
 
 from . import node as nodes
 from .findings import BLOCKER, OK, WARNING, Finding, of_error
@@ -133,7 +134,7 @@ def _answers(asked: Questions, *, thorough: bool) -> tuple[list[Answer], list[Fi
     def about(node: Node) -> Questions:
         return replace(asked, gpus=asked.gpus and node.gpus > 0, ranks=node.cpus > 0)
 
-    with cluster.session(cpus=0):
+    with caught(), cluster.session(cpus=0):
         answers = cluster.ask(nodes.facts, about, limit_s=ANSWER_S)
         found = []
         if cluster.open_to_others():
@@ -146,6 +147,8 @@ def _answers(asked: Questions, *, thorough: bool) -> tuple[list[Answer], list[Fi
 
 
 def _no_cluster(error: Exception) -> Finding:
+    if isinstance(error, cluster.NoToken):
+        return of_error("token", f"RAY_ADDRESS={cluster.address()}", error)
     remedy = "start it, correct the address, or unset RAY_ADDRESS to run on this machine"
     return Finding("cluster", f"RAY_ADDRESS={cluster.address()}", BLOCKER, f"does not answer: {error}", remedy)
 
