@@ -74,6 +74,7 @@ def session(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     import ray
 
+    access.keep_private()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     start = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     with contextlib.ExitStack() as stack:

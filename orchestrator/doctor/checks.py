@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.config import ConfigError
-from orchestrator import cluster, provenance, readiness, runs
+from orchestrator import access, cluster, provenance, readiness, runs
 from orchestrator.cluster import Answer, Node
 from orchestrator.ledger import LedgerError, probe, sqlite_url
 from orchestrator.plan import Plan
@@ -46,7 +46,7 @@ def examine(folder: RunFolder | None, *, plan: Plan | None = None, offline: bool
 
     folder: None where it is not said yet; then neither storage nor what depends on it is looked at.
     """
-    found = [*_on_nodes(folder, plan, thorough=True), *_ledger(folder)]
+    found = [*_on_nodes(folder, plan, thorough=True), *_token(), *_ledger(folder)]
     if not offline:
         found.append(_mlflow(folder))
     if plan is not None:
@@ -267,6 +267,12 @@ def _sources(told: Mapping[str, Facts]) -> Iterator[Finding]:
         for source, why in (facts.looked or {}).get("missing", {}).items():
             remedy = "put it where every node reads it: a shared folder, ORCHESTRATOR_DATA on each, or s3://..."
             yield Finding("data", name, BLOCKER, f"{source}: {why}", remedy)
+
+
+def _token() -> Iterator[Finding]:
+    if not access.keep_private():
+        told = f"others can read {access.made_up()}, which is another user's file"
+        yield Finding("token", "driver", WARNING, told, f"have its owner close it: chmod 600 {access.made_up()}")
 
 
 def _ledger(folder: RunFolder | None) -> Iterator[Finding]:

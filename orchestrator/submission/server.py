@@ -201,6 +201,7 @@ class JobServer:
                         _refuse_redirect(self._address, answer.headers["location"])
                     return answer
 
+            access.keep_private()
             try:
                 self._token = access.for_server(self.url)
             except access.TokenUnusable as error:
