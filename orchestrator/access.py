@@ -39,7 +39,11 @@ def switched_off() -> bool:
 
 def made_up() -> Path:
     """Where Ray keeps a token of this user's, given or made up by a cluster that somebody started here."""
-    return Path.home() / ".ray" / "auth_token"
+    try:
+        home = Path.home()
+    except RuntimeError:  # of a user without one, as in some containers
+        home = Path("/")
+    return home / ".ray" / "auth_token"
 
 
 def given() -> str | None:
@@ -50,8 +54,9 @@ def given() -> str | None:
         return None
     try:
         text = Path(named).expanduser().read_text(errors="surrogateescape").strip()
-    except OSError as error:
-        raise TokenUnusable(f"{PATH}={named} cannot be read ({error.strerror}); name a file with the token") from error
+    except (OSError, RuntimeError, ValueError) as error:  # no such file, no such user's home, no name of a file
+        why = getattr(error, "strerror", None) or error
+        raise TokenUnusable(f"{PATH}={named} cannot be read ({why}); name a file with the token") from error
     if not text:
         raise TokenUnusable(f"{PATH}={named} is empty; name a file with the token, or unset it")
     return _usable(text, f"what {PATH} names")
@@ -75,7 +80,7 @@ def keep_private() -> bool:
         if stat.S_ISREG(mode) and mode & 0o077:
             path.chmod(0o600)
     with contextlib.suppress(OSError):
-        return not path.stat().st_mode & 0o077
+        return not (path.is_file() and path.stat().st_mode & 0o077)
     return True
 
 
@@ -101,14 +106,12 @@ def for_server(url: str) -> str | None:
     return None
 
 
-def lacking(where: str) -> str:
-    """What to do about a token that `where` wants and did not get, or got in vain."""
+def lacking(where: str, *, sent: bool = False) -> str:
+    """What to do about a token that `where` wants and did not get; sent: or got in vain."""
     if switched_off():
         return f"{MODE}=disabled is set here, by which none is sent: unset it, and export {TOKEN}=..., as on its head"
     ask = f"take the cluster's from whoever runs it: export {TOKEN}=..., or {PATH}=FILE"
-    if os.environ.get(TOKEN) or os.environ.get(PATH):
-        return ask
-    if made_up().is_file():
+    if not sent and made_up().is_file():
         return (
             f"{made_up()} goes by itself to nothing but Ray's own processes of this user on this machine, and {where} "
             f"is none of them; if it holds that cluster's token: export {PATH}={made_up()}; else {ask}"
@@ -150,7 +153,7 @@ def _is_own(host: str, port: int) -> bool:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             words = process.cmdline()
-            if process.uids().real != os.getuid() or not any(word.endswith(PROGRAMS) for word in words[:4]):
+            if process.uids().real != os.getuid() or not any(word.endswith(PROGRAMS) for word in words[:3]):
                 continue
             joined = [word.partition("=")[2] for word in words if word.startswith("--gcs-address=")]
             found = _serves(process, wanted, port) if here else any(_names(one, wanted, port) for one in joined)

@@ -372,11 +372,12 @@ def _token(where: str) -> str | None:
     except access.TokenUnusable as error:
         raise Refused(str(error)) from error
     if found is None and (gcs or insists):
-        raise NoToken(f"it wants a token, and none is at hand; {access.lacking(where)}")
+        asked = f"{access.MODE}=token is set" if insists else "it wants a token"
+        raise NoToken(f"{asked}, and none is at hand; {access.lacking(where)}")
     if found is not None and gcs:
         with cluster_start.token(found):
             if not _lets_in(where):
-                raise NoToken(f"it does not take the token that it was sent; {access.lacking(where)}")
+                raise NoToken(f"it does not take the token that it was sent; {access.lacking(where, sent=True)}")
     return found
 
 

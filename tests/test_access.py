@@ -82,6 +82,7 @@ def test_what_is_not_there_or_no_file_is_no_token(nothing_given: Path) -> None:
     nothing_given.mkdir()
     nothing_given.chmod(0o755)
     assert access.kept() is None
+    assert access.keep_private(), "a folder holds no token"
     assert nothing_given.stat().st_mode & 0o777 == 0o755
 
 
@@ -96,6 +97,45 @@ def test_ray_has_one_token_for_a_while_and_then_what_it_had(token: str | None, m
     wanted = {"RAY_AUTH_MODE": "disabled"} if token is None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     assert now == wanted
     assert dict(os.environ) == before
+
+
+NODE = "import sys, time; print(flush=True); time.sleep(99)"
+
+
+def test_a_node_that_this_user_has_joined_to_a_cluster_elsewhere_makes_it_this_user_s(
+    tmp_path: Path, nothing_given: Path
+) -> None:
+    """192.0.2.77 is nobody's; the process has a raylet's command line. Mutant checks: any port; a process by the words
+    anywhere in its line, as an editor of raylet.py has them."""
+    nothing_given.write_text(TOKEN)
+    (tmp_path / "raylet").mkdir()
+    (tmp_path / "raylet" / "raylet").write_text(NODE)
+    joined = "--gcs-address=192.0.2.77:6379"
+    for line, own in (
+        ([f"{tmp_path}/raylet/raylet", "a", joined], True),
+        (["-c", NODE, joined, "/raylet/raylet"], False),
+    ):
+        with subprocess.Popen([sys.executable, *line], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            assert (access.for_cluster("192.0.2.77:6379") == TOKEN) == own
+            assert access.for_cluster("192.0.2.77:6380") is None
+            assert access.for_cluster("192.0.2.78:6379") is None
+            assert access.for_cluster("127.0.0.1:6379") is None
+            process.kill()
+
+
+def test_a_user_without_a_home_has_no_token_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", none)
+    assert access.kept() is None
+    assert access.keep_private()
+    assert "export RAY_AUTH_TOKEN" in access.lacking("head:6379")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "~nobody-of-this-name/token")
+    with pytest.raises(access.TokenUnusable, match="cannot be read"):
+        access.given()
 
 
 # Who gets it

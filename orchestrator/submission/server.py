@@ -174,7 +174,8 @@ class JobServer:
             yield self._client()
         except AuthenticationError as error:
             found = f"wants a token and {'refuses this one' if self._token else 'none was sent'}"
-            raise InfrastructureMissing(f"the cluster at {self.url} {found}; {access.lacking(self.url)}") from error
+            remedy = access.lacking(self.url, sent=self._token is not None)
+            raise InfrastructureMissing(f"the cluster at {self.url} {found}; {remedy}") from error
         except (requests.RequestException, aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             raise ServerAway(_said(error)) from error
         except RuntimeError as error:
