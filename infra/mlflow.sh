@@ -19,13 +19,34 @@ for name in MLFLOW_BACKEND_STORE_URI MLFLOW_AUTH_DATABASE_URI MLFLOW_ARTIFACTS_D
     fi
 done
 
-# MLflow reads its users' database from a file only. In memory where there is such a place; read by this user alone.
-folder=$(TMPDIR=$([[ -w /dev/shm ]] && echo /dev/shm || echo "${TMPDIR:-/tmp}") mktemp -d)
+# MLflow reads its users' database from a file only, so the password is taken out of what goes there: PostgreSQL's client
+# takes it from PGPASSWORD. Whatever becomes of this process, what it leaves behind holds no secret.
+users=$MLFLOW_AUTH_DATABASE_URI
+if [[ ${users#*\?} =~ (^|&)(ssl)?password= && $users == *\?* ]]; then
+    echo "error: MLFLOW_AUTH_DATABASE_URI has a password behind its '?'; give postgresql://USER:PASSWORD@HOST/DATABASE" >&2
+    exit 2
+fi
+if [[ $users =~ ^(postgresql[^:]*://[^:@/]*):([^@]*)@(.*)$ ]]; then
+    head=${BASH_REMATCH[1]} word=${BASH_REMATCH[2]} tail=${BASH_REMATCH[3]}
+    word=${word//\\/\\\\}
+    printf -v word '%b' "${word//%/\\x}" # %40 is an @
+    if [[ -n ${PGPASSWORD:-} && $PGPASSWORD != "$word" ]]; then
+        echo "error: PGPASSWORD is another password than that of MLFLOW_AUTH_DATABASE_URI; unset it" >&2
+        exit 2
+    fi
+    users=$head@$tail
+    export PGPASSWORD=$word
+elif [[ $users =~ ^[^/?]*://[^/@]*:[^@]*@ ]]; then
+    echo "error: MLFLOW_AUTH_DATABASE_URI names no PostgreSQL; give postgresql://USER:PASSWORD@HOST/DATABASE" >&2
+    exit 2
+fi
+unset MLFLOW_AUTH_DATABASE_URI
 umask 077
+folder=$(TMPDIR=$([[ -w /dev/shm ]] && echo /dev/shm || echo "${TMPDIR:-/tmp}") mktemp -d)
 cat >"$folder/auth.ini" <<INI
 [mlflow]
 default_permission = NO_PERMISSIONS
-database_uri = ${MLFLOW_AUTH_DATABASE_URI//%/%%}
+database_uri = ${users//%/%%}
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 # Metrics come by the thousand: who was let in is believed for a minute.
 auth_cache_ttl_seconds = 60

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from jobs import memory, watch
 from jobs.failures import Failure, GangError, first_line, is_about_peers, kind_of, peak, root_cause
 from jobs.memory import Reading
-from jobs.network import listens, use_the_nodes_network
+from jobs.network import is_loopback, listener, listens, use_the_nodes_network
 from jobs.paths import BASE
 from jobs.storage import Folder
 
@@ -81,9 +81,16 @@ class Rank:
 
         host = ray.util.get_node_ip_address()
         wait = datetime.timedelta(seconds=JOIN_TIMEOUT_S)
+        own = listener(host)  # else it would listen on every interface, and asks nobody for a token
         self._store = dist.TCPStore(  # type: ignore[attr-defined]
-            host, 0, is_master=True, wait_for_workers=False, timeout=wait
+            host,
+            own.getsockname()[1],
+            is_master=True,
+            wait_for_workers=False,
+            timeout=wait,
+            master_listen_fd=own.fileno(),
         )
+        own.detach()  # the store closes it
         return host, self._store.port
 
     def join(self, world: int, store: tuple[str, int], limit_s: float, device: str, apart: bool) -> None:
@@ -96,7 +103,7 @@ class Rank:
         if self.rank > 0:
             wait = datetime.timedelta(seconds=JOIN_TIMEOUT_S)
             self._store = dist.TCPStore(*store, is_master=False, timeout=wait)  # type: ignore[attr-defined]
-        if apart:
+        if apart or is_loopback(ray.util.get_node_ip_address()):
             use_the_nodes_network(ray.util.get_node_ip_address())
         backend = "nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
         limit = datetime.timedelta(seconds=limit_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 
@@ -22,6 +23,26 @@ def use_the_nodes_network(address: str) -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
             os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # by itself it is the beginning of a name
             return
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:  # a name
+        return False
+
+
+def listener(address: str) -> socket.socket:
+    """A socket that takes connections to one address of this machine, on a free port. Where the address is none of
+    its own, as behind some NAT, it listens on all of them."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, 0), family=family, backlog=2048)
+    except OSError:
+        if is_loopback(address):
+            raise
+        return socket.create_server(("", 0), family=family, backlog=2048)
 
 
 def listens(host: str, port: int) -> bool:

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.config import ConfigError, JobConfig, load_job
 from jobs.failures import PEERS, first_line, kind_of
+from jobs.network import use_the_nodes_network
 from jobs.plain import visible_lines
 
 if TYPE_CHECKING:
@@ -198,6 +199,7 @@ def _measured(rank: int, jobs: Sequence[JobConfig], scratch: Path, began: float)
         backend = "nccl" if device_of(jobs[0].execution).type == "cuda" else "gloo"
         limit = datetime.timedelta(minutes=10)
         store = f"file://{scratch / 'store'}"
+        use_the_nodes_network("127.0.0.1")  # they are all here, and ask nobody who connects
         dist.init_process_group(backend, init_method=store, rank=rank, world_size=world, timeout=limit)
         group = dist.group.WORLD
     found = [measure(job, scratch / str(number), group) for number, job in enumerate(jobs)]

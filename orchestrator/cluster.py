@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from orchestrator import cluster_start, threads
+from orchestrator import access, cluster_start, threads
 from orchestrator.cluster_start import HEAD
 
 LOOK_S = 1.0
@@ -45,6 +45,10 @@ class Refused(ConnectionError):
     """$RAY_ADDRESS does not answer or will not have this process; the text is the reason."""
 
 
+class NoToken(Refused):
+    """It is there and wants a token that it did not get; the text says so, and after `; ` what to do about it."""
+
+
 @dataclass(frozen=True)
 class Node:
     """What one node offers."""
@@ -56,8 +60,9 @@ class Node:
 
 
 def address() -> str | None:
-    """The cluster to use, or None for one of our own."""
-    return os.environ.get("RAY_ADDRESS") or None
+    """The cluster to use, or None for one of our own, which `local` asks for too."""
+    named = os.environ.get("RAY_ADDRESS", "").strip()
+    return named if named not in ("", "local") else None
 
 
 @contextlib.contextmanager
@@ -69,34 +74,38 @@ def session(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     import ray
 
+    access.keep_private()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     start = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-    guard = cluster_start.Guard() if address() is None else None
-    try:
-        with cluster_start.signals_kept():
-            if guard is None:
-                _connect(start)
-            else:
-                with cluster_start.apart(guard):
-                    start(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
-                cluster_start.check()
-    except BaseException as error:  # of every kind, Exception itself and a Ctrl-C among them
-        with contextlib.suppress(Exception):
+    with contextlib.ExitStack() as stack:
+        where = _found() if address() is not None else None
+        stack.enter_context(cluster_start.token(access.new() if where is None else _token(where)))
+        guard = cluster_start.Guard() if where is None else None
+        try:
+            with cluster_start.signals_kept():
+                if where is not None:
+                    _connect(partial(start, address=where))
+                elif guard is not None:
+                    with cluster_start.apart(guard), cluster_start.on_loopback():
+                        start(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
+                    cluster_start.check()
+        except BaseException as error:  # of every kind, Exception itself and a Ctrl-C among them
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            if guard is not None:
+                guard.close()
+            if isinstance(error, Refused) or not isinstance(error, Exception):
+                raise
+            raise ConnectionError(_not_started(error)) from error
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():  # Ray's would end this process at once
+                signal.signal(number, handler)
+        try:
+            yield
+        finally:
             ray.shutdown()
-        if guard is not None:
-            guard.close()
-        if isinstance(error, Refused) or not isinstance(error, Exception):
-            raise
-        raise ConnectionError(_not_started(error)) from error
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():  # Ray's would end this process at once
-            signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        if guard is not None:
-            guard.close()
+            if guard is not None:
+                guard.close()
 
 
 def home() -> Path:
@@ -119,7 +128,7 @@ def own_folder() -> Path | None:
 def nodes() -> list[Node]:
     """What there is to run on: this machine, or the living nodes of the cluster at $RAY_ADDRESS.
 
-    Raises ConnectionError when that does not answer.
+    Raises ConnectionError when that does not answer, NoToken among them.
     """
     if address() is None:
         return [here()]
@@ -335,20 +344,77 @@ def end_children() -> None:
                 process.kill()
 
 
-def _connect(start: Callable[..., Any]) -> None:
-    """To $RAY_ADDRESS. Ray raises errors of several kinds for what a person must see to."""
-    from ray.exceptions import AuthenticationError
+def _found() -> str:
+    """Where the GCS of $RAY_ADDRESS is, as host:port, or a client server at ray://host:port. Raises Refused."""
+    named = address() or ""
+    if named.startswith("ray://"):
+        return named
+    from ray._private import services
 
-    if (place := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address() or "")) is not None:
-        try:  # Ray itself would ask for minutes
+    try:
+        return str(services.canonicalize_bootstrap_address(named))  # which looks for `auto`, and for names
+    except (ValueError, OSError) as error:
+        raise Refused(" ".join(str(error).split())[:300]) from error
+
+
+def _token(where: str) -> str | None:
+    """The token that the cluster at `where` wants and takes; None if it wants none: a driver in token mode would not
+    answer ranks that have none. Raises Refused, NoToken among them."""
+    _reach(where)
+    insists = os.environ.get(access.MODE, "").strip().lower() == "token"
+    gcs = not where.startswith("ray://")
+    if gcs and not insists:
+        with cluster_start.token(None):
+            if _lets_in(where):
+                return None
+    try:
+        found = access.for_cluster(where)
+    except access.TokenUnusable as error:
+        raise Refused(str(error)) from error
+    if found is None and (gcs or insists):
+        asked = f"{access.MODE}=token is set" if insists else "it wants a token"
+        raise NoToken(f"{asked}, and none is at hand; {access.lacking(where)}")
+    if found is not None and gcs:
+        with cluster_start.token(found):
+            if not _lets_in(where):
+                raise NoToken(f"it does not take the token that it was sent; {access.lacking(where, sent=True)}")
+    return found
+
+
+def _reach(where: str) -> None:
+    """See that somebody listens. Ray itself would ask for minutes. Raises Refused."""
+    if (place := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", where)) is not None:
+        try:
             socket.create_connection((place[1], int(place[2])), CONNECT_S).close()
         except OSError as error:
             raise Refused(str(error)) from error
+
+
+def _lets_in(where: str) -> bool:
+    """Whether a GCS answers to the token that Ray has now. Ray itself would ask twenty times, each with a line on the
+    terminal, and then say nothing of a token. Raises Refused for what is no GCS."""
+    from ray import _raylet
+    from ray.exceptions import AuthenticationError, RpcError
+
+    loaded: Any = _raylet  # has no types
     try:
-        start(address=address())
+        loaded.GcsClient(address=where)
+    except AuthenticationError:
+        return False
+    except RpcError as error:
+        what = str(error).strip().rstrip(".")
+        raise Refused(f"what listens there is no head of Ray, or is stuck ({what}); name its GCS: HOST:6379") from error
+    return True
+
+
+def _connect(start: Callable[[], Any]) -> None:
+    """To $RAY_ADDRESS. Ray raises errors of several kinds for what a person must see to."""
+    from ray.exceptions import AuthenticationError
+
+    try:
+        start()
     except AuthenticationError as error:
-        wanted = "it wants a token: export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=..., as on its head"
-        raise Refused(wanted) from error
+        raise NoToken(f"it does not let this process in; {access.lacking(address() or '')}") from error
     except (RuntimeError, ValueError, ConnectionError) as error:
         if isinstance(error, RuntimeError) and "ersion mismatch" not in str(error) and "auth" not in str(error).lower():
             raise

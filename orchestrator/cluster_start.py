@@ -1,5 +1,6 @@
 """How a Ray cluster of the driver's own is started: its processes in groups and sessions of their own, so that what
-ends or hangs up the driver's group reaches the driver, who sees to them; and none of them outlives the driver.
+ends or hangs up the driver's group reaches the driver, who sees to them; none of them outlives the driver; and nobody
+else reaches them: they listen on loopback, behind a token that no file holds.
 
 Ray offers no option for this. What is replaced here, while it starts, is private to the version that constraints.txt
 pins, and is looked at afterwards.
@@ -8,14 +9,21 @@ pins, and is looked at afterwards.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from unittest import mock
 
 import psutil
+
+from orchestrator import access
+
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_enable_metrics_collection": "0"}
+"""What has a cluster listen on the loopback interface alone: Ray's own setting for laptops, and no metrics, whose port
+would listen on all interfaces and ask for no token."""
 
 HEAD = ("raylet", "gcs_server")
 """Processes of a local head, without which nothing goes on."""
@@ -105,8 +113,51 @@ def apart(guard: Guard) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """While this lasts, what Ray starts has the loopback address. `_node_ip_address` would not do: Ray puts in its
+    place an address that others reach."""
+    from ray._private import ray_constants
+
+    before = {name: os.environ.get(name) for name in LOOPBACK}
+    os.environ |= LOOPBACK
+    try:
+        with mock.patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False):  # read from LOOPBACK at import
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def token(word: str | None) -> Iterator[None]:
+    """As long as this lasts Ray has this token and no other; None: it sends none. Ray would look in the home, and keep
+    there what it makes up, for others to read."""
+
+    def read_again() -> None:
+        from ray import _raylet
+
+        loaded: Any = _raylet  # has no types
+        loaded.Config.initialize("")
+        loaded.AuthenticationTokenLoader.instance().reset_cache()
+
+    try:
+        with access.environment(word):
+            read_again()
+            yield
+    finally:
+        read_again()
+
+
 def check() -> None:
-    """Say in the log if another version of Ray has started its head in the driver's own group after all."""
+    """Say in the log if another version of Ray has started its head in the driver's own group after all, or listens
+    where others reach it."""
+    family = psutil.Process().children(recursive=True)
+    if reached := sorted({f"{one.laddr.ip}:{one.laddr.port}" for one in listeners(family) if not is_loopback(one)}):
+        sys.stderr.write(f"Ray listens where other machines reach it, behind its token: {' '.join(reached)}\n")
     shared = [
         f"{process.name()} (pid {process.pid})"
         for process in psutil.Process().children()
@@ -117,3 +168,17 @@ def check() -> None:
             f"{' and '.join(shared)} share the driver's process group: a signal to the group ends the cluster first, "
             "and the driver with exit code 75\n"
         )
+
+
+def listeners(processes: Iterable[psutil.Process]) -> list[Any]:
+    """The sockets of processes, as psutil tells them, that wait for connections by TCP."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error, OSError):
+            found += [one for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    return found
+
+
+def is_loopback(listener: Any) -> bool:
+    """Whether only this machine reaches a socket."""
+    return ipaddress.ip_address(listener.laddr.ip.removeprefix("::ffff:").partition("%")[0]).is_loopback

@@ -131,10 +131,11 @@ def _continue(
     record: dict[str, Any] | None = None
     if _is_left(ledger, again):  # else the run's nodes and data may be gone
         ranks, progress = readiness.largest(plan, ledger, execution), Progress(plan, ledger)
-        readiness.await_room(plan, ranks, say=progress.say)
-        progress.release()
-        readiness.check_cluster(plan, ranks)
-        doctor.refuse(folder, plan)
+        with _logged(folder, progress):
+            readiness.await_room(plan, ranks, say=progress.say)
+            progress.release()
+            readiness.check_cluster(plan, ranks)
+            doctor.refuse(folder, plan)
         recorded = ledger.run.provenance
         with provenance.looked_for_in(provenance.folder_of(ledger.run.environment)):
             examined = provenance.examine(plan, recorded)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import __version__
-from orchestrator.remote import SECRET
+from orchestrator.masking import MASK, masked, masked_values
 
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "transformers", "pyarrow", "numpy", "scipy", "scikit-learn", "pydantic")
 """Versions that are recorded with a run."""
@@ -126,17 +126,10 @@ def typed() -> str:
 
 
 def _without_secrets(words: list[str]) -> str:
-    """The words as a shell takes them; a password or a key within an address is masked."""
-
-    def masked(match: re.Match[str]) -> str:
-        return f"{match[1]}***" if SECRET.search(match[1].strip("?&=")) else match[0]
-
-    plain = []
-    for word in words:
-        nobody = re.sub(r"(https?://)[^/@\s]+@", r"\1***@", word)
-        nameless = re.sub(r"(\w://[^/:@\s]*:)[^@\s]+@", r"\1***@", nobody)
-        plain.append(re.sub(r"([?&][^=&\s]+=)[^&\s]*", masked, nameless))
-    return shlex.join(plain)
+    """The words as a shell takes them; a password or a key within an address is masked, also one with a slash in it,
+    and so is what a variable holds as a secret."""
+    plain = (re.sub(r"(\w://[^/:@\s]*:)[^@\s]+@", rf"\1{MASK}@", word) for word in words)
+    return shlex.join(masked(word) for word in plain)
 
 
 def _working_directory() -> str | None:
@@ -203,6 +196,7 @@ def _changes(root: Path, commit: str) -> bytes | None:
         sections += _sections(made or f"diff --git a/{name} b/{name}\nBinary files differ\n".encode())
     if not sections:
         return b""
+    sections = [masked_values(section) for section in sections]
     head = [f"What differs from commit {commit}; `git apply {DIFF}` makes these changes again.".encode()]
     text = [section for section in sections if not _is_binary(section)]
     head += [b"Binary, not in here: " + _name(section) for section in sections if _is_binary(section)]

@@ -25,12 +25,17 @@ os.environ |= {
 
 import ray
 from ray import cloudpickle, tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from jobs.gang import LEAVING_S, Gang, GangError, first_line, kind_of, node_is_lost
 from orchestrator import cluster
 from orchestrator.session import Dispatch, Failure, Session
+
+# What Tune passes on to its actors is read by everybody who sees the cluster or its logs, keys of buckets among them.
+# Slots and ranks have the environment of their nodes.
+class_cache.ENV_VARS_TO_PROPAGATE = {"RAY_CHDIR_TO_TRIAL_DIR"}
 
 
 @dataclass(frozen=True)

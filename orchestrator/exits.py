@@ -9,6 +9,8 @@ import traceback
 from enum import IntEnum
 from pathlib import Path
 
+from orchestrator.masking import masked
+
 
 class Exit(IntEnum):
     """The exit codes of every verb."""
@@ -58,6 +60,11 @@ REMEDIES = {
 def ending(error: Exception) -> tuple[str, int] | None:
     """The text and the exit code of an error; None for one to be raised as it is: of a reader of the output that
     has gone away, and what nobody expected while $ORCHESTRATOR_TRACEBACK is set."""
+    ended = _ending(error)
+    return None if ended is None else (masked(ended[0]), ended[1])
+
+
+def _ending(error: Exception) -> tuple[str, int] | None:
     from jobs.config import ConfigError
     from orchestrator.ledger import LeaseHeld, LeaseLost, LedgerError
     from orchestrator.readiness import InfrastructureMissing
@@ -79,11 +86,14 @@ def ending(error: Exception) -> tuple[str, int] | None:
 
 
 def logged(error: BaseException) -> str:
-    """What driver.log gets of an error that ends a session: the text that `ending` has for it, or its traceback."""
+    """What driver.log gets of an error that ends a session: the text that `ending` has for it and what a library has
+    printed, or its traceback."""
     if not isinstance(error, Exception):
         return f"ended by {type(error).__name__}"
     ended = ending(error)
-    return "".join(traceback.format_exception(error)).rstrip() if ended is None else f"error: {ended[0]}"
+    if ended is None:
+        return masked("".join(traceback.format_exception(error)).rstrip())
+    return "\n".join(filter(None, [f"error: {ended[0]}", getattr(error, "printed", "")]))
 
 
 def of_system(error: OSError) -> str:
@@ -104,7 +114,7 @@ def first_line(error: BaseException) -> str:
 def _unexpected(error: Exception) -> str:
     what = f"unexpected {type(error).__name__}: {first_line(error)}; this is a fault of the program"
     kept = vars(error)  # so that an error that is told twice, to a log and to a terminal, has one file of details
-    kept[KEPT] = kept.get(KEPT) or _kept("".join(traceback.format_exception(error)))
+    kept[KEPT] = kept.get(KEPT) or _kept(masked("".join(traceback.format_exception(error))))
     return f"{what}; details: {kept[KEPT] or f'none, as no folder can be written; {TRACEBACK}=1 prints them'}"
 
 

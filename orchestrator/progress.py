@@ -17,6 +17,7 @@ from rich.progress import Progress as Bar
 from jobs.plain import visible_lines
 from orchestrator.display import Harmless
 from orchestrator.ledger import Ledger, Trial
+from orchestrator.masking import masked
 from orchestrator.plan import Plan
 from orchestrator.runs import RunFolder
 from orchestrator.terminal import Journal, Terminal, steady
@@ -81,7 +82,8 @@ class Progress:
         self._journal.line(text)
 
     def say(self, text: str) -> None:
-        """One line. Never fails and never waits."""
+        """One line, without the secrets that a library's error may quote. Never fails and never waits."""
+        text = masked(text)
         if self._journal is not None:
             self._journal.line(text)
         self._opened()

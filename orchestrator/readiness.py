@@ -14,6 +14,7 @@ from orchestrator import cluster, scratch
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, jobs_of
 from orchestrator.runs import RunFolder
+from orchestrator.terminal import caught
 
 GRACE_S = 25.0
 """Seconds from SIGTERM to the hard end, unless $ORCHESTRATOR_GRACE_S says otherwise. Kubernetes and most pre-emptions
@@ -26,6 +27,9 @@ JOIN_S, LOOK_S = 60.0, 2.0
 
 class InfrastructureMissing(Exception):
     """Ray, MLflow, storage or disk is not there; the text names the remedy. Exit code 4."""
+
+    printed = ""
+    """What a library has printed meanwhile: for driver.log."""
 
 
 def largest(plan: Plan, ledger: Ledger | None = None, execution: Mapping[str, Any] | None = None) -> int:
@@ -65,12 +69,19 @@ def usable(plan: Plan, nodes: Sequence[cluster.Node]) -> list[cluster.Node]:
 def _nodes() -> list[cluster.Node]:
     """What there is to run on, asked once: to connect to a cluster takes seconds."""
     try:
-        return cluster.nodes()
+        with caught() as printed:
+            return cluster.nodes()
+    except cluster.NoToken as error:
+        missing = InfrastructureMissing(f"the Ray cluster at RAY_ADDRESS={cluster.address()}: {error}")
+        missing.printed = printed.text
+        raise missing from error
     except ConnectionError as error:
-        raise InfrastructureMissing(
+        missing = InfrastructureMissing(
             f"no Ray cluster answers at RAY_ADDRESS={cluster.address()} ({error}); start it, correct the address, or "
             "unset RAY_ADDRESS to run on this machine"
-        ) from error
+        )
+        missing.printed = printed.text
+        raise missing from error
 
 
 def check_cluster(plan: Plan, ranks: int) -> None:

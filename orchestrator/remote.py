@@ -18,11 +18,12 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from jobs.storage import side_by_side
+from orchestrator import masking
 
 CONNECT_S, REQUEST_S, ATTEMPTS = 5, 10, 2
 """A store that is not there is told of within half a minute; left alone, pyarrow tries for minutes."""
 
-SECRET = re.compile(r"key|secret|token|password|passwd|sig(nature)?$|^sas", re.IGNORECASE)
+SECRET = masking.PARAMETER
 """Names of query parameters that carry credentials."""
 
 AWAY = ("NETWORK_CONNECTION", "Could not connect", "Could not resolve", "timed out", "Timeout")
@@ -174,6 +175,16 @@ def _endpoint(options: dict[str, list[str]]) -> str:
 
 
 def _refuse_secrets(uri: str) -> None:
+    if (known := credentials(uri)) is not None:
+        shown, what, remedy = known
+        raise BadAddress(
+            f"{shown} was given with {what}. A run's address is stored and shown, so it holds no credentials; leave "
+            f"them out, and: {remedy}"
+        )
+
+
+def credentials(uri: str) -> tuple[str, str, str] | None:
+    """Of a URI that holds credentials: it without them, what they are, and where they belong. None of any other."""
     head, mark, query = uri.partition("?")
     scheme, _, rest = head.partition("://")
     shown, found = f"{scheme}://{rest}", []
@@ -185,13 +196,10 @@ def _refuse_secrets(uri: str) -> None:
     secret = [part.partition("=")[0] for part in parameters if _is_secret(*unquote(part).partition("=")[::2])]
     found += secret
     if not found:
-        return
+        return None
     kept = "&".join(part for part in parameters if part.partition("=")[0] not in secret)
     known = next((value for name, value in ENVIRONMENT.items() if scheme.startswith(name)), ENVIRONMENT["s3"])
-    raise BadAddress(
-        f"{shown}{mark if kept else ''}{kept} was given with {', '.join(found)}. A run's address is stored and shown, "
-        f"so it holds no credentials; leave them out, and: export {known}"
-    )
+    return f"{shown}{mark if kept else ''}{kept}", ", ".join(found), f"export {known}"
 
 
 def _is_secret(name: str, value: str) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 from jobs.config import COMPUTING
 from orchestrator import provenance, threads
 from orchestrator.ledger import OUTAGE_S, Ledger, LedgerUnavailable, Outage, Point, Trial
+from orchestrator.masking import masked
 from orchestrator.plan import Plan
 from orchestrator.runs import RunFolder
 from orchestrator.schedule import Climb, Rung, Schedule, stopped_arms, stops_the_sweep, wrong_metric
@@ -335,7 +336,7 @@ class Session:
         if "failure" in report:
             self._fail(dispatch, Failure(**report["failure"]))
             return
-        for remark in report.get("remarks", []):
+        for remark in map(masked, report.get("remarks", [])):
             self._ledger.event("checkpoint", remark, dispatch.trial)
             self._tell(f"trial {dispatch.trial}: {remark}", None)
         for note in report.get("notes", []):
@@ -386,6 +387,8 @@ class Session:
         self._ended(dispatch, f"pruned at step {rung.step} with {self._plan.sweep.metric.name} {rung.value:.4f}")
 
     def _fail(self, dispatch: Dispatch, failure: Failure) -> None:
+        # An error may quote how its process gets in somewhere; this is read by whoever reads the ledger and MLflow.
+        failure = replace(failure, message=masked(failure.message), trace=masked(failure.trace))
         if failure.kind == provenance.OTHER_ORIGIN:  # no trial is charged with what it could not have trained on
             self.other_origin = self.other_origin or failure.message
             self.stop(failure.message)

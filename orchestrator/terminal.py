@@ -13,6 +13,7 @@ import errno
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from typing import IO, TextIO, cast
 
 from jobs.plain import visible_lines
 from orchestrator import threads
+from orchestrator.masking import masked
 
 ROOM = 1 << 20
 """Bytes that wait for a terminal which takes none. What comes then is left out."""
@@ -213,7 +215,9 @@ class Journal:
         """Write a line, or several, with the time, and data as data. Never raises: on a full disk the line is lost, and
         the next may fit. Safe in a signal handler."""
         now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        lines = "".join(f"{now}  {line}".rstrip() + "\n" for line in visible_lines(text).rstrip("\n").split("\n"))
+        lines = "".join(
+            f"{now}  {line}".rstrip() + "\n" for line in visible_lines(masked(text)).rstrip("\n").split("\n")
+        )
         with contextlib.suppress(OSError):
             os.write(self._descriptor, lines.encode("utf-8", "backslashreplace"))
 
@@ -222,24 +226,57 @@ class Journal:
         """Have what this process and its children print, by Python or by C, in the log."""
         noise = of_descriptor(os.dup(self._descriptor))
         streams = sys.stdout, sys.stderr
-        saved = {}
-        for number, stream, original in ((1, sys.stdout, sys.__stdout__), (2, sys.stderr, sys.__stderr__)):
-            with contextlib.suppress(AttributeError, OSError, ValueError):
-                stream.flush()
-            if original is not None:  # else it was closed when Python started, and may be another file's number by now
-                with contextlib.suppress(OSError):
-                    saved[number] = os.dup(number)
-        for number in saved:
-            os.dup2(self._descriptor, number)
-        sys.stdout = sys.stderr = cast(TextIO, noise)
         try:
-            yield
+            with _redirected(self._descriptor):
+                sys.stdout = sys.stderr = cast(TextIO, noise)
+                yield
         finally:
             noise.settle()
             sys.stdout, sys.stderr = streams
-            for number, descriptor in saved.items():
-                os.dup2(descriptor, number)
-                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _redirected(descriptor: int) -> Iterator[None]:
+    """Have what this process and its children write to standard output and error go there."""
+    saved = {}
+    for number, stream, original in ((1, sys.stdout, sys.__stdout__), (2, sys.stderr, sys.__stderr__)):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+        if original is not None:  # else it was closed when Python started, and may be another file's number by now
+            with contextlib.suppress(OSError):
+                saved[number] = os.dup(number)
+    for number in saved:
+        os.dup2(descriptor, number)
+    try:
+        yield
+    finally:
+        for number, kept in saved.items():
+            os.dup2(kept, number)
+            os.close(kept)
+
+
+class Caught:
+    """What was printed."""
+
+    text = ""
+
+
+@contextlib.contextmanager
+def caught() -> Iterator[Caught]:
+    """Keep what libraries print by C from the terminal, where there is no driver.log yet; it is told afterwards."""
+    found = Caught()
+    try:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
+    except OSError:  # a full disk, of which others tell
+        yield found
+        return
+    with file:
+        try:
+            with _redirected(file.fileno()):
+                yield found
+        finally:
+            file.seek(0)
+            found.text = file.read().decode(errors="replace").strip()
 
 
 class Hangups:

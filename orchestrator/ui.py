@@ -20,6 +20,7 @@ from jobs.plain import visible_lines
 from orchestrator import tracking
 from orchestrator.exits import Exit
 from orchestrator.ledger import Ledger, LedgerError
+from orchestrator.masking import masked, without_user
 from orchestrator.runs import RunFolder, find, home, names
 
 START_S = 90.0
@@ -43,6 +44,9 @@ def serve(run: str | None, *, port: int, browse: bool = False) -> int:
         return Exit.DONE
     if not named and not (_runs(folder) / "mlflow.db").exists():
         _echo(f"error: there is no MLflow store in {_runs(folder)} yet; launch a sweep first", err=True)
+        return Exit.MISSING
+    if not uri.startswith("sqlite:"):
+        _echo(f"error: MLFLOW_TRACKING_URI={masked(uri)} is neither a server at http(s) nor a file of SQLite", err=True)
         return Exit.MISSING
     command = tracking.ui_command(uri, port=port)
     address = f"http://127.0.0.1:{port}"
@@ -88,7 +92,7 @@ def _runs(folder: RunFolder | None) -> Path:
 
 def _show(server: str, folder: RunFolder | None, *, browse: bool) -> None:
     """Print where to look: at a run, or at every run of the default folder."""
-    server = server.rstrip("/")
+    server = without_user(server).rstrip("/")  # a browser asks for them
     if folder is not None:
         with contextlib.closing(folder.open()) as ledger:
             found = addresses(server, ledger)

@@ -225,13 +225,15 @@ def test_whatever_keeps_ray_from_starting_here_is_said_with_a_remedy_and_leaves_
 def test_a_ctrl_c_while_ray_starts_is_passed_on_and_leaves_no_guard(
     monkeypatch: pytest.MonkeyPatch, address: str | None
 ) -> None:
-    def init(**_: object) -> None:
+    def init(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address is not None:
         monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr("ray.init", init)
+    if address is not None:
+        monkeypatch.setattr("ray._private.services.canonicalize_bootstrap_address", init)
     with pytest.raises(KeyboardInterrupt), starting():
         pass
     assert not cluster_start.guards

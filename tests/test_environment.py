@@ -217,6 +217,19 @@ def test_what_is_recorded_holds_no_secret(monkeypatch: pytest.MonkeyPatch, word:
     assert "hush" not in json.dumps(found)
 
 
+def test_a_secret_of_the_environment_is_masked_in_the_command_and_in_the_diff(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has typed it, or written it into the code. Mutant check: by the form of an address alone."""
+    monkeypatch.setenv("HF_TOKEN", "hf_0123456789abcdef")
+    monkeypatch.setattr(sys, "argv", ["orchestrator", "launch", "a.toml", "--set", "question=hf_0123456789abcdef"])
+    (checkout / "jobs" / "more.py").write_text("TOKEN = 'hf_0123456789abcdef'\nx = 1\n")
+    found = origin(root=checkout)
+    assert found.command.endswith("--set 'question=***'")
+    assert b"+TOKEN = '***'" in found.diff
+    assert b"hf_0123456789abcdef" not in found.diff
+
+
 # With a job
 
 

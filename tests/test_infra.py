@@ -22,6 +22,7 @@ from typing import Any
 
 import jsonschema
 import kubernetes_validate
+import psutil
 import pytest
 import ray
 import yaml
@@ -409,10 +410,70 @@ def mlflow(postgres: str, tmp_path: Path) -> Iterator[str]:
         try:
             wait_for(lambda: server.poll() is not None or answers(port), seconds=90, what="MLflow's answer")
             assert server.poll() is None, (tmp_path / "mlflow.log").read_text()
+            for secret in ("a-secret", "a-password-of-20-char", "a-key"):
+                assert not seen_by_others(secret, server.pid), "neither command lines nor files hold it"
             yield f"http://127.0.0.1:{port}"
         finally:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
+
+
+def seen_by_others(secret: str, server: int) -> list[str]:
+    """Command lines of a server's processes, and its files in memory, in which a secret stands."""
+    family = [psutil.Process(server), *psutil.Process(server).children(recursive=True)]
+    lines = [" ".join(one.cmdline()) for one in family]
+    settings = Path(family[0].environ()["MLFLOW_AUTH_CONFIG_PATH"])
+    return [text for text in (*lines, settings.read_text()) if secret in text]
+
+
+SAYS = """#!/usr/bin/env bash
+cat "$MLFLOW_AUTH_CONFIG_PATH"
+printf 'word: %s\\n' "${PGPASSWORD:-}"
+rm -r "$(dirname "$MLFLOW_AUTH_CONFIG_PATH")"
+tr '\\0' ' ' </proc/$$/cmdline
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "word"),
+    [
+        ("postgresql://me:p%40s%5Cn%25%2Fw@h/users?host=/tmp", "postgresql://me@h/users?host=/tmp", "p@s\\n%/w"),
+        ("postgresql+psycopg://me:a/b\\n@h/users", "postgresql+psycopg://me@h/users", "a/b\\n"),
+        ("postgresql://me@h/users", "postgresql://me@h/users", ""),
+        ("sqlite:////users.db", "sqlite:////users.db", ""),
+        ("postgresql://me:w0rd-1@h/users?sslmode=require", "postgresql://me@h/users?sslmode=require", "w0rd-1"),
+    ],
+)
+def test_the_password_of_mlflow_s_users_is_in_no_file(tmp_path: Path, given: str, kept: str, word: str) -> None:
+    """`mlflow` is one that tells what it was given. Mutant check: the URL as it is in auth.ini, which stayed behind."""
+    (tmp_path / "mlflow").write_text(SAYS)
+    (tmp_path / "mlflow").chmod(0o755)
+    names = ("BACKEND_STORE_URI", "ARTIFACTS_DESTINATION", "AUTH_ADMIN_USERNAME", "AUTH_ADMIN_PASSWORD")
+    env = dict.fromkeys((f"MLFLOW_{name}" for name in (*names, "FLASK_SERVER_SECRET_KEY")), "x")
+    env |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MLFLOW_AUTH_DATABASE_URI": given}
+    done = subprocess.run([INFRA / "mlflow.sh"], env=env, capture_output=True, text=True, check=False, timeout=10)
+    assert done.returncode == 0, done.stderr
+    settings, _, rest = done.stdout.partition("word: ")
+    assert f"database_uri = {kept.replace('%', '%%')}\n" in settings
+    assert rest.partition("\n")[0] == word
+    assert not word or word not in settings + rest.partition("\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"MLFLOW_AUTH_DATABASE_URI": "mysql+pymysql://me:w0rd-1@h/users"}, "names no PostgreSQL"),
+        ({"MLFLOW_AUTH_DATABASE_URI": "postgresql://me@h/users?a=b&password=w0rd-1"}, "a password behind its '?'"),
+        ({"MLFLOW_AUTH_DATABASE_URI": "postgresql://me:w0rd-1@h/users", "PGPASSWORD": "w0rd-2"}, "unset it"),
+    ],
+)
+def test_a_password_that_cannot_be_kept_out_of_a_file_is_refused(more: dict[str, str], words: str) -> None:
+    names = ("BACKEND_STORE_URI", "ARTIFACTS_DESTINATION", "AUTH_ADMIN_USERNAME", "AUTH_ADMIN_PASSWORD")
+    env = os.environ | dict.fromkeys((f"MLFLOW_{name}" for name in (*names, "FLASK_SERVER_SECRET_KEY")), "x") | more
+    done = subprocess.run([INFRA / "mlflow.sh"], env=env, capture_output=True, text=True, check=False, timeout=10)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "w0rd" not in done.stderr
 
 
 def answers(port: int) -> bool:

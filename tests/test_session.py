@@ -851,3 +851,19 @@ def test_a_lost_lease_stops_the_session(tmp_path: Path) -> None:
         assert session.broken is not None
         assert session.stopping()
         other.close()
+
+
+def test_a_failure_that_quotes_a_secret_is_kept_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the ledger, which MLflow and the report copy, in the trial's file, in what is said. Mutant check: as it is."""
+    monkeypatch.setenv("HF_TOKEN", "hf_0123456789abcdef")
+    text = "OSError: hf_0123456789abcdef is refused by http://me:w0rd@host/x"
+    with opened(tmp_path, {}) as (session, ledger, said, _):
+        session.start()
+        play(session, lambda _: Failure("user_error", 0, text, f"trace\n{text}"))
+        failed = ledger.trials(state="failed")
+        assert failed
+        assert {trial.message for trial in failed} == {"OSError: *** is refused by http://***@host/x"}
+        kept = (RunFolder(tmp_path).trial(failed[0].id) / "failure.attempt1.txt").read_text()
+        assert kept == "trace\nOSError: *** is refused by http://***@host/x"
+        told = [*said, *(event.text for event in ledger.events())]
+    assert not [one for one in told if "hf_0123456789abcdef" in one or "w0rd" in one]

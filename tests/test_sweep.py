@@ -420,3 +420,26 @@ def test_losses_are_better_low_also_from_the_command_line(write: Any, metric: st
 def test_every_metric_of_a_loss_is_better_low() -> None:
     known = {*TRAINING_METRICS, *itertools.chain(*METRICS.values())}
     assert {metric for metric in known if "loss" in metric or "nce" in metric} <= set(LOWER_IS_BETTER)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("job.data.train", "s3://AKIAHUSH:hush-hush@bucket/train.parquet[:10]", "s3://bucket/train.parquet[:10]"),
+        ("job.data.tune", "gs://bucket/x.parquet?access_token=hush-hush", "gs://bucket/x.parquet"),
+        ("job.model.name", "s3://bucket/model?secret_key=hush-hush&scheme=http", "s3://bucket/model?scheme=http"),
+        ("compare.data.train", "['s3://a/x.parquet', 'https://me:hush-hush@host/x.parquet']", "https://host/x.parquet"),
+    ],
+)
+def test_an_address_with_credentials_is_refused_and_they_are_not_shown(
+    tmp_path: Path, key: str, value: str, shown: str
+) -> None:
+    """A sweep is stored in ledger and MLflow. Mutant check: the other faults of a file quote what they found."""
+    path = tmp_path / "sweep.toml"
+    path.write_text((Path(__file__).parents[1] / "sweeps" / "quickstart.toml").read_text())
+    text = f"{key}={value}" if value.startswith("[") else f"{key}='{value}'"
+    with pytest.raises(ConfigError) as raised:
+        load(path, [text, "job.no_such_key=1"])
+    assert shown in str(raised.value)
+    assert "holds" in str(raised.value) or "was given with" in str(raised.value)
+    assert "hush" not in str(raised.value).lower()

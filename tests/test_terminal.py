@@ -315,3 +315,22 @@ def test_a_log_that_cannot_be_written_is_named_and_stops_nothing(tmp_path: Path,
     journal.line("x")
     with journal.catching():
         sys.stdout.write("noise")
+
+
+PRINTS_BY_C = """
+import os, sys
+from orchestrator.terminal import caught
+try:
+    with caught() as found:
+        os.write(2, b"raw\\n")
+        os.system("echo child")
+        raise KeyError("inside")
+except KeyError:
+    print("after", repr(found.text))
+"""
+
+
+def test_what_a_library_prints_by_c_is_kept_and_the_terminal_is_as_it_was() -> None:
+    """Also where what was done meanwhile fails. Mutant check: by Python's streams alone."""
+    done = subprocess.run([sys.executable, "-c", PRINTS_BY_C], capture_output=True, text=True, check=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("after 'raw\\nchild'\n", "")

@@ -102,3 +102,21 @@ def test_addresses_name_the_answer_once_mlflow_has_it(tmp_path: Path) -> None:
         assert not {"compare", "charts"} & found.keys(), "there is nothing to compare yet"
     finally:
         ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("uri", "code", "said"),
+    [
+        ("http://me:w0rd-of-mine@127.0.0.1:9", 0, "experiments: http://127.0.0.1:9/#/experiments\n"),
+        ("postgresql://me:w0rd-of-mine@host/mlflow", 4, "postgresql://me:***@host/mlflow is neither a server"),
+    ],
+)
+def test_no_password_is_shown_or_put_on_a_command_line(tmp_path: Path, uri: str, code: int, said: str) -> None:
+    env = os.environ | {"MLFLOW_TRACKING_URI": uri}
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", "ui"], cwd=tmp_path, env=env, capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
+    assert "w0rd" not in done.stdout + done.stderr

@@ -31,7 +31,8 @@ class DataError(ValueError):
 
 def shown(text: str) -> str:
     """The text without the credentials that URIs in it may carry, which belong in no log."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
+    nobody = re.sub(r"(?<=://)[^/@\s]*@", "", text)
+    return re.sub(r"(?i)([?&][^=&\s]*(?:key|secret|token|passw|sig)[^=&\s]*=)[^&\s]*", r"\1***", nobody)
 
 
 def short(error: BaseException) -> str:

@@ -93,11 +93,11 @@ def _not_found(name: str, root: str) -> str:
         return f"there is no such file{where}; give a path, or set ${ROOT} to the folder that holds it"
     here = f"a file{where}" if where else "a file here"
     if "://" in root:
-        return f"is neither {here} nor a name under ${ROOT} = {root}"
+        return f"is neither {here} nor a name under ${ROOT} = {shown(root)}"
     known = sorted({_without_suffix(each.name) for each in expanded(root).glob("*") if _is_data(each.name)})
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known[:12]) or 'no data files'}"
-    return f"is neither {here} nor a name under ${ROOT} = {root}; {hint}"
+    return f"is neither {here} nor a name under ${ROOT} = {shown(root)}; {hint}"
 
 
 def _local(path: Path, top: Path = Path()) -> tuple[File, ...]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.config import ConfigError
-from orchestrator import cluster, provenance, readiness, runs
+from orchestrator import access, cluster, provenance, readiness, runs
 from orchestrator.cluster import Answer, Node
 from orchestrator.ledger import LedgerError, probe, sqlite_url
 from orchestrator.plan import Plan
@@ -18,6 +18,7 @@ from orchestrator.provenance import DataFault
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.remote import RemoteError
 from orchestrator.runs import RunError, RunFolder
+from orchestrator.terminal import caught
 
 from . import node as nodes
 from .findings import BLOCKER, OK, WARNING, Finding, of_error
@@ -45,7 +46,7 @@ def examine(folder: RunFolder | None, *, plan: Plan | None = None, offline: bool
 
     folder: None where it is not said yet; then neither storage nor what depends on it is looked at.
     """
-    found = [*_on_nodes(folder, plan, thorough=True), *_ledger(folder)]
+    found = [*_on_nodes(folder, plan, thorough=True), *_token(), *_ledger(folder)]
     if not offline:
         found.append(_mlflow(folder))
     if plan is not None:
@@ -133,7 +134,7 @@ def _answers(asked: Questions, *, thorough: bool) -> tuple[list[Answer], list[Fi
     def about(node: Node) -> Questions:
         return replace(asked, gpus=asked.gpus and node.gpus > 0, ranks=node.cpus > 0)
 
-    with cluster.session(cpus=0):
+    with caught(), cluster.session(cpus=0):
         answers = cluster.ask(nodes.facts, about, limit_s=ANSWER_S)
         found = []
         if cluster.open_to_others():
@@ -146,6 +147,8 @@ def _answers(asked: Questions, *, thorough: bool) -> tuple[list[Answer], list[Fi
 
 
 def _no_cluster(error: Exception) -> Finding:
+    if isinstance(error, cluster.NoToken):
+        return of_error("token", f"RAY_ADDRESS={cluster.address()}", error)
     remedy = "start it, correct the address, or unset RAY_ADDRESS to run on this machine"
     return Finding("cluster", f"RAY_ADDRESS={cluster.address()}", BLOCKER, f"does not answer: {error}", remedy)
 
@@ -264,6 +267,12 @@ def _sources(told: Mapping[str, Facts]) -> Iterator[Finding]:
         for source, why in (facts.looked or {}).get("missing", {}).items():
             remedy = "put it where every node reads it: a shared folder, ORCHESTRATOR_DATA on each, or s3://..."
             yield Finding("data", name, BLOCKER, f"{source}: {why}", remedy)
+
+
+def _token() -> Iterator[Finding]:
+    if not access.keep_private():
+        told = f"others can read {access.made_up()}, which is another user's file"
+        yield Finding("token", "driver", WARNING, told, f"have its owner close it: chmod 600 {access.made_up()}")
 
 
 def _ledger(folder: RunFolder | None) -> Iterator[Finding]:

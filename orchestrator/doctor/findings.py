@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from orchestrator.masking import masked
+
 Level = Literal["blocker", "warning", "ok"]
 
 BLOCKER: Level = "blocker"
@@ -30,7 +32,7 @@ class Finding:
 
 def of_error(check: str, where: str, error: Exception) -> Finding:
     """A blocker, from an error of ours: they say what was found, and then what would work."""
-    found, _, remedy = str(error).partition("; ")
+    found, _, remedy = masked(str(error)).partition("; ")
     return Finding(check, where, BLOCKER, found, remedy or "see that it is there, then ask again")
 
 

@@ -26,6 +26,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from orchestrator import scratch
+from orchestrator.masking import masked
 
 from . import postgres
 from .postgres import LOCK_TIMEOUT_S
@@ -65,7 +66,7 @@ class Database:
     def __init__(self, url: str, *, create: bool = False) -> None:
         """Raises LedgerMissing for an SQLite file that is not there (unless `create`), LedgerError for a bad URL."""
         self.url = parsed(url)
-        self.address = self.url.render_as_string(hide_password=True)
+        self.address = masked(self.url.render_as_string(hide_password=True))
         self.path: Path | None = None
         self.read_only = False
         """Whether the file, or the folder that SQLite needs for its side files, cannot be written."""

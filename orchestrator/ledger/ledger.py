@@ -17,6 +17,8 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from orchestrator.masking import masked
+
 from . import schema
 from .damage import damage
 from .database import Database
@@ -331,7 +333,7 @@ class Ledger:
     def event(self, kind: str, text: str, trial: str | None = None) -> None:
         """Note that something happened."""
         with self._write() as (connection, _):
-            table = schema.events
+            table, text = schema.events, masked(text)
             row = {"run": self.uuid, "time": time.time(), "kind": kind, "text": text, "trial": trial}
             last = self._of(table, table.c.kind, table.c.text, table.c.trial).order_by(table.c.id.desc()).limit(1)
             if RETRIED.get() and connection.execute(last).first() == (kind, text, trial):

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from glob import has_magic
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from jobs.config import canonical
 from orchestrator.environment import Origin
+from orchestrator.masking import is_secret
 from orchestrator.remote import SECRET, is_uri
 from orchestrator.runs import RunError
 from orchestrator.scratch import folder
@@ -129,7 +129,7 @@ def environment(texts: Sequence[str]) -> dict[str, str]:
             value = os.environ[name]
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise RunError(f"--env {text}: {name!r} is no name of a variable; give --env NAME=VALUE")
-        if SECRET.search(name) or (is_uri(value) and urlsplit(value).password):
+        if SECRET.search(name) or is_secret(name, value):
             raise RunError(
                 f"--env {name} is a secret, and a job's variables can be read by everybody who sees the cluster; set "
                 "it in the environment of the cluster's head and workers (infra/README.md)"

@@ -9,9 +9,10 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from orchestrator import access
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.runs import RunError
 
@@ -88,6 +89,7 @@ class JobServer:
             raise RunError(f"{url} is no job server; --address takes its URL, for example http://127.0.0.1:8265")
         self.url = url.rstrip("/")
         self._made: Any = None
+        self._token: str | None = None
 
     def version(self) -> str:
         """Ray's version on the cluster."""
@@ -171,10 +173,9 @@ class JobServer:
         try:
             yield self._client()
         except AuthenticationError as error:
-            raise InfrastructureMissing(
-                f"the cluster at {self.url} wants a token and {'refuses this one' if token() else 'none was found'}; "
-                "take the cluster's from whoever runs it: export RAY_AUTH_TOKEN=..., or keep it in ~/.ray/auth_token"
-            ) from error
+            found = f"wants a token and {'refuses this one' if self._token else 'none was sent'}"
+            remedy = access.lacking(self.url, sent=self._token is not None)
+            raise InfrastructureMissing(f"the cluster at {self.url} {found}; {remedy}") from error
         except (requests.RequestException, aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             raise ServerAway(_said(error)) from error
         except RuntimeError as error:
@@ -185,6 +186,7 @@ class JobServer:
 
     def _client(self) -> Any:
         if self._made is None:
+            from ray.dashboard.modules import dashboard_sdk
             from ray.job_submission import JobSubmissionClient
 
             for name in [one for one in logging.root.manager.loggerDict if one.startswith("ray.")]:
@@ -194,23 +196,32 @@ class JobServer:
                 """Ray's, with time limits."""
 
                 def _do_request(self, method: str, endpoint: str, **keywords: Any) -> Any:
-                    return super()._do_request(method, endpoint, timeout=TIMEOUT_S, **keywords)
+                    keywords |= {"timeout": TIMEOUT_S, "allow_redirects": False}
+                    answer = super()._do_request(method, endpoint, **keywords)
+                    if answer.is_redirect:  # what is asked, and the token, are for nobody else
+                        _refuse_redirect(self._address, answer.headers["location"])
+                    return answer
 
-            found = token()
-            headers = {"Authorization": f"Bearer {found}"} if found else {}
-            with _without(ADDRESSES):
+            access.keep_private()
+            try:
+                self._token = access.for_server(self.url)
+            except access.TokenUnusable as error:
+                raise RunError(str(error)) from error
+            headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+            with _without(ADDRESSES), mock.patch.object(dashboard_sdk, "get_auth_headers_if_auth_enabled", _no_headers):
                 self._made = Client(self.url, headers=headers)
         return self._made
 
 
-def token() -> str | None:
-    """The token of Ray's authentication, where Ray itself looks for it; None if there is none or it is switched off."""
-    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
-        return None
-    if given := os.environ.get("RAY_AUTH_TOKEN"):
-        return given.strip()
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return path.read_text().strip() if path.is_file() else None
+def _no_headers(_: Mapping[str, str]) -> dict[str, str]:
+    """In place of what Ray would add: a token of the home, which may be for another cluster."""
+    return {}
+
+
+def _refuse_redirect(url: str, target: str) -> None:
+    raise InfrastructureMissing(
+        f"{url} sends its visitors to {target}; give --address the URL of the job server itself"
+    )
 
 
 def _job(told: Any) -> Job:

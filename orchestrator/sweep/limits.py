@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jobs.config import Fault
+from orchestrator.remote import credentials, is_uri
 from orchestrator.sweep.model import Arm, Sweep, flatten
 from orchestrator.sweep.values import repeated, shown
 
@@ -48,6 +49,30 @@ def crowd_faults(raw: Mapping[str, Any]) -> Iterable[Fault]:
             yield Fault("compare", "", f"crosses to {count:,} arms; at most {MOST_ARMS:,}: {remedy}")
     if isinstance(named, list) and len(named) > MOST_ARMS:
         yield Fault("arm", "", f"names {len(named):,} arms; at most {MOST_ARMS:,}: {remedy}")
+
+
+def secret_faults(raw: Mapping[str, Any]) -> Iterable[Fault]:
+    """Addresses with credentials in them: a sweep is stored with its run, in the ledger, MLflow and the report.
+
+    raw: the file's tables.
+    """
+    for key, text in _texts(raw, ""):
+        if is_uri(text) and (known := credentials(text)) is not None:
+            shown_as, what, remedy = known
+            expected = f"was given with {what}, and a sweep is stored and shown; leave that out, and: {remedy}"
+            yield Fault(key, repr(shown_as), expected)
+
+
+def _texts(value: Any, key: str) -> Iterable[tuple[str, str]]:
+    """Every text of nested tables and lists, by its dotted key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _texts(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner, key)
 
 
 def count_faults(sweep: Sweep) -> Iterable[Fault]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from jobs.config import ConfigError, Fault, faults, nearest
 from orchestrator.sweep.checks import contradictions, job_faults
-from orchestrator.sweep.limits import crowd_faults
+from orchestrator.sweep.limits import crowd_faults, secret_faults
 from orchestrator.sweep.model import Space, Sweep, flatten
 from orchestrator.sweep.overrides import override_faults
 from orchestrator.sweep.values import NONE, all_with_none, job_with_none, with_none
@@ -28,6 +28,8 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Sweep:
     for text in overrides:
         found += override_faults(raw, text)
     raw = _with_none(_normal(raw))
+    if secret := list(secret_faults(raw)):  # alone, since the other faults would quote them
+        raise ConfigError(where, "sweep", secret)
     try:
         sweep = Sweep.model_validate(raw)
     except ValidationError as error:

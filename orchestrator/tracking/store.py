@@ -27,6 +27,7 @@ from urllib.parse import quote, unquote
 
 from orchestrator import scratch
 from orchestrator.display import first_line
+from orchestrator.masking import masked
 
 from . import view
 
@@ -53,8 +54,8 @@ class TrackingUnavailable(Exception):
     """MLflow is not there, or cannot be used at this address. The text says what would help."""
 
     def __init__(self, address: str, found: str, remedy: str) -> None:
-        self.address, self.found, self.remedy = address, found, remedy
-        super().__init__(f"MLflow at {address}: {found}; {remedy}")
+        self.address, self.found, self.remedy = address, masked(found), remedy
+        super().__init__(f"MLflow at {address}: {self.found}; {remedy}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.address, self.found, self.remedy), self.__dict__

@@ -1,0 +1,128 @@
+"""Secrets in texts are masked: by the form of an address, and by what the environment holds."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.masking import is_secret, masked, masked_values, without_user
+
+VALUE = "wJalr/XUtn+FEMI=K7"
+
+
+HELD = [
+    ("AWS_SECRET_ACCESS_KEY", VALUE, VALUE),
+    ("AWS_SESSION_TOKEN", VALUE, VALUE),
+    ("RAY_AUTH_TOKEN", f" {VALUE} ", VALUE),
+    ("HF_TOKEN", VALUE, VALUE),
+    ("MLFLOW_TRACKING_PASSWORD", VALUE, VALUE),
+    ("DB_PASS", VALUE, VALUE),
+    ("ORCHESTRATOR_LEDGER", f"postgresql://me:{quote(VALUE, safe='')}@host/db", VALUE),
+    ("ORCHESTRATOR_LEDGER", f"postgresql://me:{quote(VALUE, safe='')}@host/db", quote(VALUE, safe="")),
+    ("ORCHESTRATOR_LEDGER", "postgresql://host/db?user=me&password=w0rd-of-mine", "w0rd-of-mine"),
+    ("MLFLOW_TRACKING_URI", "https://me:w0rd-of-mine@host:5000", "w0rd-of-mine"),
+    ("GIT_REMOTE", "https://ghp_0123456789@host/repository", "ghp_0123456789"),
+    ("AZURE_STORAGE_CONNECTION_STRING", f"AccountName=me;AccountKey={VALUE};Suffix=net", VALUE),
+    ("SETTINGS", f"AccountName=me;AccountKey={VALUE};Suffix=net", VALUE),
+    (
+        "GOOGLE_CREDENTIALS",
+        json.dumps({"client_email": "me", "private_key": "-----B\nMIIEvQIBADA\n-----E"}),
+        "MIIEvQIBADA",
+    ),
+]
+"""(name of a variable, its value, what of it is a secret)"""
+
+
+@pytest.mark.parametrize("number", range(len(HELD)))  # pytest puts what else it would show into a variable
+def test_what_a_variable_holds_as_a_secret_is_masked_wherever_it_stands(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, value, secret = HELD[number]
+    text = f"ValueError: {secret!s}, and me on host; twice: '{secret}'"
+    assert secret in masked(text)
+    monkeypatch.setenv(name, value)
+    assert masked(text) == text.replace(secret, "***")
+    assert secret.encode() not in masked_values(text.encode())
+    assert masked(masked(text)) == masked(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AWS_ACCESS_KEY_ID", "orchestrator"),
+        ("POSTGRES_PASSWORD", "orchestrator"),
+        ("TOKENIZERS_PARALLELISM", "false-or-true"),
+        ("RAY_AUTH_TOKEN_PATH", "/home/me/.ray/auth_token"),
+        ("MLFLOW_TRACKING_USERNAME", "orchestrator-of-mine"),
+        ("SECRET", "short"),
+        ("PWD_OF_MINE", "/a/folder/somewhere"),
+        ("MY_KEYS", "/tmp"),
+        ("LS_COLORS", "*.key=00;36:*.sig=00"),
+    ],
+)
+def test_names_of_people_and_places_are_no_secrets(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is the user of infra/compose.yaml. Mutant check: by the name alone every line of ours has masks."""
+    text = f"orchestrator resume runs/short of {value}"
+    monkeypatch.setenv(name, value)
+    assert masked(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("to postgresql+psycopg://me:w0rd@host/db failed", "to postgresql+psycopg://me:***@host/db failed"),
+        ("API request to http://me:w0rd@h:5000/api/2.0 failed", "API request to http://***@h:5000/api/2.0 failed"),
+        ("'https://t0ken@h/x' and s3://b/k", "'https://***@h/x' and s3://b/k"),
+        ("PUT http://h/b/k?X-Amz-Security-Token=w0rd&part=1", "PUT http://h/b/k?X-Amz-Security-Token=***&part=1"),
+        ("redis://:w0rd@h:6379/0", "redis://:***@h:6379/0"),
+        (
+            "see http://127.0.0.1:5000/#/experiments/1 or me@host",
+            "see http://127.0.0.1:5000/#/experiments/1 or me@host",
+        ),
+        ("s3://b/run?endpoint_override=h:9000&scheme=http", "s3://b/run?endpoint_override=h:9000&scheme=http"),
+        ("is a & b? c=d", "is a & b? c=d"),
+    ],
+)
+def test_a_password_within_an_address_is_masked_by_its_form(text: str, shown: str) -> None:
+    assert masked(text) == shown
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), min_size=8), st.text())
+def test_no_secret_survives_whatever_it_is_and_wherever_it_stands(secret: str, around: str) -> None:
+    """But one that is our own name, or is in the mask."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OF_MINE_TOKEN", secret)
+        found = masked(f"{around}{secret}{around}")
+    assert secret in ("orchestrator",) or set(secret) <= {"*"} or secret not in found
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        ("NCCL_DEBUG", "INFO", False),
+        ("HF_HOME", "/models", False),
+        ("HTTP_PROXY", "http://proxy:3128", False),
+        ("HTTP_PROXY", "http://me:w0rd@proxy:3128", True),
+        ("LEDGER", "postgresql://me:w0/rd@host/db", True),
+        ("LEDGER", "postgresql://host/db?password=w0rd", True),
+        ("DB_PASS", "w0rd", True),
+        ("GOOGLE_CREDENTIALS", "{}", True),
+    ],
+)
+def test_a_variable_that_says_or_holds_a_secret_is_one(name: str, value: str, secret: bool) -> None:
+    assert is_secret(name, value) == secret
+
+
+def test_a_variable_that_holds_another_one_s_secret_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", VALUE)
+    assert is_secret("HARMLESS", f"x{VALUE}x")
+    assert not is_secret("HARMLESS", "x")
+
+
+def test_an_address_to_open_has_neither_user_nor_password() -> None:
+    assert without_user("http://me:w0rd@h:5000/#/a@b") == "http://h:5000/#/a@b"
+    assert without_user("http://h:5000") == "http://h:5000"
