@@ -61,8 +61,10 @@ def address() -> str | None:
 
 
 @contextlib.contextmanager
-def session(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
+def session(*, cpus: int, gpus: int | None = None, card: Mapping[str, str] | None = None) -> Iterator[None]:
     """Be connected to $RAY_ADDRESS, or to a cluster of this process's own with `cpus`, as long as the context lasts.
+
+    card: what others on the cluster may know of this process, as metadata of its Ray job.
 
     Raises ConnectionError when the address does not answer or will not have this process, or no cluster starts here.
     """
@@ -71,6 +73,8 @@ def session(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     start = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+    if card is not None:
+        start = partial(start, job_config=ray.job_config.JobConfig(metadata=dict(card)))
     guard = cluster_start.Guard() if address() is None else None
     try:
         with cluster_start.signals_kept():
