@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.display import visible
 from orchestrator.sharing import PLAIN, Claim, Held, Picture
 
 SWEEP, RUN, DRIVER = "orchestrator.sweep", "orchestrator.run", "orchestrator.driver"
@@ -41,9 +42,9 @@ class Owner:
 
     def __str__(self) -> str:
         if self.sweep is not None:
-            return f"sweep {self.sweep} ({self.run}, driven by {self.driver}, Ray job {self.job})"
-        command = f"{self.entrypoint[:100]}, " if self.entrypoint else ""
-        return f"Ray job {self.job} ({command}{self.where})"
+            return visible(f"sweep {self.sweep} ({self.run}, driven by {self.driver}, Ray job {self.job})")
+        known = ", ".join(filter(None, (self.entrypoint[:100], self.where)))
+        return visible(f"Ray job {self.job}{f' ({known})' if known else ''}")
 
 
 class Painter:

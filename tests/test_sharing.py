@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -21,7 +22,7 @@ def slot(ranks: int, job: str = OTHER, *, strategy: str = "PACK", name: str = "c
 
 
 def cluster(
-    *cpus: float, held: dict[str, list[dict[int, float]]], claims: tuple[Claim, ...] = (), **more: object
+    *cpus: float, held: Mapping[str, Sequence[Mapping[int, float]]], claims: tuple[Claim, ...] = (), **more: object
 ) -> Picture:
     """A cluster whose nodes have `cpus`; held: by job, for each of its groups what that has of each node."""
     groups = [
@@ -155,7 +156,7 @@ def look(sweeps: list[Sweep], cpus: int, me: Sweep) -> Picture:
 
 def play(sweeps: list[Sweep], cpus: int, order: random.Random, rounds: int) -> list[list[str]]:
     """Ray places whoever fits, in any order; in a round every slot ends a trial. Returns whose they were, by round."""
-    told = []
+    told: list[list[str]] = []
 
     def everybody_asks_and_ray_places() -> None:
         while True:

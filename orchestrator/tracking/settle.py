@@ -2,8 +2,8 @@
 
 After the first time nothing goes by name. The ledger has recorded the ids of the experiment, of the parent run and of
 the nested ones; each of these carries tags that say whose it is. So whatever a person does in MLflow's pages, or a
-server's operator to the whole store, there is one experiment, the run's own (unless an earlier version put others into it
-too), one parent run in it, and one nested run for each trial that was started, under that parent:
+server's operator to the whole store, there is one experiment, the run's own (unless an earlier version put others into
+it too), one parent run in it, and one nested run for each trial that was started, under that parent:
 
     deleted         restored, if what it has is still what the ledger says
     gone for good   made again, and told everything again, with the times of the ledger
