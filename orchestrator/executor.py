@@ -263,9 +263,12 @@ class _Listener(tune.Callback):
 
     def __init__(self, link: _Link) -> None:
         self._link = link
+        self._lost_idle = 0
+        """Slots that were lost one after the other without an attempt on them."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A slot is there for it: begin the attempt that is due by now, if any is."""
+        self._lost_idle = 0
         dispatch = self._link.session.next()
         if dispatch is None:
             return
@@ -286,9 +289,12 @@ class _Listener(tune.Callback):
             self._link.session.report(dispatch, result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A slot was lost: its actor died, or a bug in it. One that never came to be is charged to what it was for, so
-        that there is an end to it."""
-        dispatch = self._link.attempts.get(trial.trial_id) or self._link.session.next()
+        """A slot was lost: its actor died, or a bug in it. One on which nothing ran yet, or that never came to be, is
+        charged to nobody the first time, and then to what is due: there must be an end to it."""
+        dispatch = self._link.attempts.get(trial.trial_id)
+        if dispatch is None:
+            self._lost_idle += 1
+            dispatch = self._link.session.next() if self._lost_idle > 1 else None
         if dispatch is None:
             return
         with Path(trial.pickled_error_file).open("rb") as file:  # Tune's own, written by this process

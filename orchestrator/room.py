@@ -151,7 +151,10 @@ class Room:
             picture, has, since = self._picture, self._has, self._wanting_since
             if picture is None or since is None or time.monotonic() - since < SAY_S:
                 return
-        holders = _holders(picture, self._painter)
+        try:
+            holders = _holders(picture, self._painter)
+        except Exception:  # noqa: BLE001 - as in `look`; it is said the next time
+            return
         text = _words(picture, self._slot, holders, has)
         if not has:
             self._tell_waiting(text)
