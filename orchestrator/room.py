@@ -76,6 +76,7 @@ class Room:
         self._said: dict[bool, tuple[float, str]] = {}
         """When it was last said what is waited for, and who held it; with a slot, and without any."""
         self._over = False
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Room:
         return self
@@ -84,10 +85,12 @@ class Room:
         with self._news:
             self._over = True
             self._news.notify_all()
+        if self._thread is not None:
+            self._thread.join(OLD_S)  # Ray may not be shut down while it is asked something
 
     def watch(self, died: Callable[[BaseException], object]) -> None:
         """Look at the cluster, again and again, in a thread."""
-        threads.start(self._watch, name="room", died=died)
+        self._thread = threads.start(self._watch, name="room", died=died)
 
     # Called by Tune's loop.
 
