@@ -693,7 +693,7 @@ def _status_table(found: dict[str, Any]) -> Any:
         cells = (trial["id"], trial["stage"], trial["arm"], trial["seed"], trial["state"], trial["step"] or 0, metric)
         table.add_row(*map(cell, (*cells, trial["attempts"], failure)))
     head = f"{found['sweep']}: {found['state']}; {counts}; driven by {driver.partition(' [')[0]}"
-    return Group(cell(head), table)
+    return Group(cell(head), *([cell(found["waits"])] if found["waits"] else []), table)
 
 
 def _watch(ledger: Any) -> None:
@@ -706,7 +706,7 @@ def _watch(ledger: Any) -> None:
     def goes_on(found: dict[str, Any]) -> bool:
         """Whether it may change by itself: a run that is planned has not got its driver yet; one that is running and
         has none was killed."""
-        return found["state"] == "planned" or (found["state"] == "running" and found["driver"] is not None)
+        return found["state"] == "planned" or (found["state"] in ("queued", "running") and found["driver"] is not None)
 
     with Live(Harmless(_status_table(runs.status(ledger))), refresh_per_second=1) as live:
         while goes_on(found := runs.status(ledger)):

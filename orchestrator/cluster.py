@@ -66,8 +66,10 @@ def address() -> str | None:
 
 
 @contextlib.contextmanager
-def session(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
+def session(*, cpus: int, gpus: int | None = None, card: Mapping[str, str] | None = None) -> Iterator[None]:
     """Be connected to $RAY_ADDRESS, or to a cluster of this process's own with `cpus`, as long as the context lasts.
+
+    card: what others on the cluster may know of this process, as metadata of its Ray job.
 
     Raises ConnectionError when the address does not answer or will not have this process, or no cluster starts here.
     """
@@ -77,6 +79,8 @@ def session(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
     access.keep_private()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     start = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+    if card is not None:
+        start = partial(start, job_config=ray.job_config.JobConfig(metadata=dict(card)))
     with contextlib.ExitStack() as stack:
         where = _found() if address() is not None else None
         stack.enter_context(cluster_start.token(access.new() if where is None else _token(where)))

@@ -22,6 +22,7 @@ from jobs.config import ConfigError, Execution, Fault, canonical, nearest
 from jobs.config import faults as config_faults
 from orchestrator import (
     cluster,
+    cluster_picture,
     creation,
     doctor,
     ending,
@@ -39,11 +40,13 @@ from orchestrator import sweep as sweeps
 from orchestrator.creation import SweepChanged
 from orchestrator.exits import Exit
 from orchestrator.leaving import Leaving, ended_by_sigterm, quiet, signals
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, this_process
 from orchestrator.plan import Plan
 from orchestrator.progress import Progress
+from orchestrator.room import Room
 from orchestrator.runs import RunFolder
 from orchestrator.session import Session
+from orchestrator.sharing import Claim
 from orchestrator.sweep.values import with_none
 
 if TYPE_CHECKING:
@@ -237,7 +240,7 @@ def _drive(
             session.start()
             if projection is not None:
                 projection.start()
-            _execute(plan, session, ranks, leave, progress)
+            _execute(plan, folder, session, ranks=ranks, leave=leave, progress=progress)
         _raise_what_broke(session)
         ended = ending.of(session, plan, ledger, folder)
         ledger.set_run(state=ended.state)
@@ -315,7 +318,9 @@ def _prove(folder: RunFolder, ledger: Ledger, uri: str | None) -> tuple[Exit, li
     return Exit.SOME_FAILED, lines + ([f"and {more:,} more: orchestrator verify {folder.quoted}"] if more > 0 else [])
 
 
-def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress: Progress) -> None:
+def _execute(
+    plan: Plan, folder: RunFolder, session: Session, *, ranks: int, leave: Leaving, progress: Progress
+) -> None:
     """Run what is due; without anything due, not even Ray is started."""
     if session.finished():
         session.close()
@@ -336,16 +341,39 @@ def _execute(plan: Plan, session: Session, ranks: int, leave: Leaving, progress:
             room = f"{fit} trial{'s' * (fit != 1)} at once"
             progress.say(f"the cluster has {len(nodes)} nodes now: {room if fit else 'no trial fits, and all wait'}")
 
+    card = {
+        cluster_picture.SWEEP: plan.sweep.name,
+        cluster_picture.RUN: folder.name,
+        cluster_picture.DRIVER: this_process().partition(" [")[0],
+    }
     try:
         with scratch.folder("sweep") as place:
             if cluster.address() is None:
                 scratch.expect(place, cluster.home())  # so that it goes too, should this process be killed
-            with cluster.session(cpus=os.cpu_count() or 1), cluster.watched(died, seen, session.fail):
+            with (
+                cluster.session(cpus=os.cpu_count() or 1, card=card),
+                cluster.watched(died, seen, session.fail),
+                _shared(plan, session, executor.slot(shape), progress) as room,
+            ):
                 if (own := cluster.own_folder()) is not None:
                     scratch.remember(place, own)
-                executor.run(session, shape=shape, scratch=place)
+                executor.run(session, shape=shape, scratch=place, room=room)
     finally:
         session.close()
+
+
+@contextlib.contextmanager
+def _shared(plan: Plan, session: Session, slot: Claim, progress: Progress) -> Iterator[Room | None]:
+    """What is known of those with whom the cluster is shared, as long as the context lasts; None where it is the
+    session's own."""
+    if cluster.address() is None:
+        yield None
+        return
+    painter = cluster_picture.Painter()
+    with Room(painter, slot, grows=readiness.grows(plan), say=progress.say, waits=session.waits) as room:
+        room.look()
+        room.watch(session.fail)
+        yield room
 
 
 def _refuse_changes(folder: RunFolder, begun: Plan, plan: Plan) -> None:

@@ -6,11 +6,13 @@ matters: no retries, no restore, no checkpoints of its own. The only file that i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 # Tune reads these when it is imported.
 os.environ |= {
@@ -25,13 +27,19 @@ os.environ |= {
 
 import ray
 from ray import cloudpickle, tune
-from ray.tune.execution import class_cache
+from ray.tune.execution import class_cache, tune_controller
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from jobs.gang import LEAVING_S, Gang, GangError, first_line, kind_of, node_is_lost
 from orchestrator import cluster
+from orchestrator.cluster_slots import Slots
+from orchestrator.room import Room
 from orchestrator.session import Dispatch, Failure, Session
+from orchestrator.sharing import Claim
+
+MANAGER = "PlacementGroupResourceManager"
+"""What Tune's loop makes for its placement groups. It takes another one, and `Tuner` has no option for it."""
 
 # What Tune passes on to its actors is read by everybody who sees the cluster or its logs, keys of buckets among them.
 # Slots and ranks have the environment of their nodes.
@@ -59,13 +67,20 @@ class TrialActor(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Keep the config; the gang is built by the first step, where a failure can be reported."""
         self._gang: Gang | None = None
+        self._given: dict[str, Any] | None = None
         self._begun = False
+
+    def take(self, attempt: dict[str, Any]) -> None:
+        """The attempt to run. It comes by itself, once the slot is there: until then its trial is queued."""
+        self._given = attempt
 
     def step(self) -> dict[str, Any]:
         """Train for about a second. Failures of ranks come back as results, so that the slot survives them, unless
         its node is gone: then the slot is too."""
+        if self._given is None:  # nothing was due any more
+            return {"done": True}
         try:
-            return self._turn()
+            return self._turn(self._given)
         except GangError as error:
             self._gang = None
             if error.failure.kind == "node_lost":
@@ -73,9 +88,9 @@ class TrialActor(tune.Trainable):
             return {"done": True, "failure": asdict(error.failure)}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial. Nothing may raise here: Tune would wait for ever."""
+        """Be ready for the next trial. Nothing may raise here: Tune would wait for ever."""
         self._let_go()
-        self._begun = False
+        self._given, self._begun = None, False
         return True
 
     def cleanup(self) -> None:
@@ -84,7 +99,7 @@ class TrialActor(tune.Trainable):
         if self._gang is not None:
             self._gang.kill()
 
-    def _turn(self) -> dict[str, Any]:
+    def _turn(self, given: dict[str, Any]) -> dict[str, Any]:
         shape = self.config["shape"]
         if self._gang is None:
             group = ray.util.get_current_placement_group()
@@ -92,13 +107,12 @@ class TrialActor(tune.Trainable):
             self._gang = Gang(group, size=shape["ranks"], cpus=shape["cpus"], gpus=shape["gpus"])
             self._begun = False
         if not self._begun:
-            config = self.config
             report = self._gang.begin(
-                config["job"],
-                config["folder"],
-                attempt=config["attempt"],
-                remote=config["remote"],
-                expected=config["expected"],
+                given["job"],
+                given["folder"],
+                attempt=given["attempt"],
+                remote=given["remote"],
+                expected=given["expected"],
             )
             self._begun = True
         else:
@@ -117,12 +131,20 @@ class TrialActor(tune.Trainable):
             self._gang = None
 
 
-def run(session: Session, *, shape: Shape, scratch: Path) -> None:
-    """Run attempts until the session has finished. Ray must be initialised."""
+def slot(shape: Shape) -> Claim:
+    """What a trial takes of a cluster."""
+    return Claim("", "", tuple(_bundle(shape) for _ in range(shape.ranks)), shape.placement.upper())
+
+
+def run(session: Session, *, shape: Shape, scratch: Path, room: Room | None = None) -> None:
+    """Run attempts until the session has finished. Ray must be initialised.
+
+    room: what is known of those with whom the cluster is shared; None: it is this session's alone.
+    """
     shape_config = asdict(shape)
-    bundles: list[dict[str, float]] = [{}, *[_bundle(shape) for _ in range(shape.ranks)]]
-    resources = tune.PlacementGroupFactory(bundles, strategy=shape.placement.upper())
-    link = _Link(session)
+    wanted = slot(shape)
+    resources = tune.PlacementGroupFactory([{}, *map(dict, wanted.bundles)], strategy=wanted.strategy)
+    link = _Link(session, room, None if room is None else Slots(room=room))
     tuner = tune.Tuner(
         tune.with_resources(TrialActor, lambda _config: resources),
         tune_config=tune.TuneConfig(
@@ -143,7 +165,10 @@ def run(session: Session, *, shape: Shape, scratch: Path) -> None:
         ),
     )
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    tuner.fit()
+    with contextlib.ExitStack() as stack:
+        if link.slots is not None:
+            stack.enter_context(mock.patch.object(tune_controller, MANAGER, return_value=link.slots))
+        tuner.fit()
 
 
 def _bundle(shape: Shape) -> dict[str, float]:
@@ -157,16 +182,20 @@ class _Link:
     """The session, and which attempt each of Tune's trials is. Tune snapshots its searcher, scheduler and callbacks;
     nothing is ever restored from that, so what is pickled of this is nothing."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, session: Session, room: Room | None, slots: Slots | None) -> None:
+        self.session, self.room, self.slots = session, room, slots
         self.attempts: dict[str, Dispatch] = {}
+        """Of the trials for which a slot was there."""
+        self.controller: Any = None
+        """Tune's own loop, once a trial has ended."""
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
         return (object, ())
 
 
 class _Search(Searcher):
-    """Hands out what the session has ready. Tune's own trial ids mean nothing to us."""
+    """Asks for a slot when an attempt is due. Which one it gets is settled once the slot is there (_Listener). Tune's
+    own trial ids mean nothing to us."""
 
     def __init__(self, link: _Link, shape: dict[str, Any]) -> None:
         super().__init__(metric="step", mode="max")
@@ -177,19 +206,7 @@ class _Search(Searcher):
         session = self._link.session
         if session.finished():
             return Searcher.FINISHED
-        dispatch = session.next()
-        if dispatch is None:
-            return None
-        self._link.attempts[trial_id] = dispatch
-        return {
-            "trial": dispatch.trial,
-            "attempt": (dispatch.token, dispatch.attempt),
-            "job": dispatch.job,
-            "folder": dispatch.folder,
-            "remote": dispatch.remote,
-            "expected": dispatch.expected,
-            "shape": self._shape,
-        }
+        return {"shape": self._shape} if session.due() else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The listener has heard it."""
@@ -202,7 +219,7 @@ class _Search(Searcher):
 
 
 class _Scheduler(FIFOScheduler):
-    """Prunes when the session says so."""
+    """Prunes when the session says so; gives slots back when others are to have them."""
 
     def __init__(self, link: _Link) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -210,8 +227,25 @@ class _Scheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """STOP or CONTINUE."""
-        prune = self._link.session.prune(self._link.attempts[trial.trial_id], result)
+        dispatch = self._link.attempts.get(trial.trial_id)
+        prune = dispatch is not None and self._link.session.prune(dispatch, result)
         return str(FIFOScheduler.STOP if prune else FIFOScheduler.CONTINUE)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """A trial has ended, and Tune is about to keep its slot warm or to end it."""
+        if (slots := self._link.slots) is not None:
+            self._link.controller = tune_controller
+            tune_controller._reuse_actors = not slots.given_back()  # noqa: SLF001 - Tune has no option for it
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """The next trial. Meanwhile warm slots for which none is due are given back too: it may be long until another
+        one ends."""
+        controller, slots = self._link.controller, self._link.slots
+        if controller is not None and slots is not None:
+            idle = controller._actor_cache.num_cached_objects and not controller._pending_trials  # noqa: SLF001
+            if idle and slots.given_back():
+                controller._cleanup_cached_actors(force_all=True)  # noqa: SLF001
+        return super().choose_trial_to_run(tune_controller)
 
 
 class _Stop(tune.Stopper):
@@ -224,8 +258,8 @@ class _Stop(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Whether to stop."""
-        return self._link.session.stopping()
+        """Whether to stop. At the end too: a slot may still be asked for, for what is no longer due."""
+        return self._link.session.stopping() or self._link.session.finished()
 
 
 class _Listener(tune.Callback):
@@ -233,20 +267,47 @@ class _Listener(tune.Callback):
 
     def __init__(self, link: _Link) -> None:
         self._link = link
+        self._lost_idle = 0
+        """Slots that were lost one after the other without an attempt on them."""
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A slot is there for it: begin the attempt that is due by now, if any is."""
+        self._lost_idle = 0
+        dispatch = self._link.session.next()
+        if dispatch is None:
+            return
+        self._link.attempts[trial.trial_id] = dispatch
+        trial.temporary_state.ray_actor.take.remote(
+            {
+                "attempt": (dispatch.token, dispatch.attempt),
+                "job": dispatch.job,
+                "folder": dispatch.folder,
+                "remote": dispatch.remote,
+                "expected": dispatch.expected,
+            }
+        )
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         """A gang has reported."""
-        self._link.session.report(self._link.attempts[trial.trial_id], result)
+        if (dispatch := self._link.attempts.get(trial.trial_id)) is not None:
+            self._link.session.report(dispatch, result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A slot was lost: its actor died, or a bug in it."""
+        """A slot was lost: its actor died, or a bug in it. One on which nothing ran yet, or that never came to be, is
+        charged to nobody the first time, and then to what is due: there must be an end to it."""
+        dispatch = self._link.attempts.get(trial.trial_id)
+        if dispatch is None:
+            self._lost_idle += 1
+            dispatch = self._link.session.next() if self._lost_idle > 1 else None
+        if dispatch is None:
+            return
         with Path(trial.pickled_error_file).open("rb") as file:  # Tune's own, written by this process
             error = cloudpickle.load(file)
         cause = error
         while isinstance(inner := getattr(cause, "cause", None), BaseException):
             cause = inner
         failure = Failure(**asdict(cause.failure)) if isinstance(cause, GangError) else _lost_slot(cause, str(error))
-        self._link.session.lost(self._link.attempts[trial.trial_id], failure)
+        self._link.session.lost(dispatch, failure)
 
 
 def _lost_slot(cause: BaseException, trace: str) -> Failure:

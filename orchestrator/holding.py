@@ -67,7 +67,7 @@ def give_back(ledger: Ledger) -> None:
         return
     ledger.outage = Outage(lambda _: None, longest_s=RELEASE_S)
     with contextlib.suppress(LedgerError):
-        if ledger.run.state == "running":
+        if ledger.run.state in ("queued", "running"):
             ledger.set_run(state="stopped")
     with contextlib.suppress(LedgerError):
         ledger.outage.through(ledger.release)

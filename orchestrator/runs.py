@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import nearest
-from orchestrator.ledger import TRIAL_STATES, Ledger, LedgerError, LedgerMissing, sqlite_url
+from orchestrator.ledger import TRIAL_STATES, WAITS, Ledger, LedgerError, LedgerMissing, sqlite_url
 from orchestrator.remote import Remote, RemoteError, is_uri
 
 CREATING, CREATING_REMOTE = ".creating", "creating.json"
@@ -272,11 +272,13 @@ def status(ledger: Ledger) -> dict[str, Any]:
     states = Counter(trial.state for trial in trials)
     driver = ledger.holder()
     planned = run.sweep["plan"]["trials"]
+    waits = next((event.text for event in reversed(ledger.events(WAITS))), None) if run.state == "queued" else None
     return {
         "sweep": run.name,
         "question": run.sweep["question"],
         "run": run.uuid,
         "state": run.state,
+        "waits": waits,
         "driver": None if driver is None else {"holder": driver[0], "since": driver[1], "until": driver[2]},
         "planned": planned,
         "counts": {state: states[state] for state in TRIAL_STATES},

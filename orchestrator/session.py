@@ -19,7 +19,7 @@ from typing import Any
 
 from jobs.config import COMPUTING
 from orchestrator import provenance, threads
-from orchestrator.ledger import OUTAGE_S, Ledger, LedgerUnavailable, Outage, Point, Trial
+from orchestrator.ledger import OUTAGE_S, WAITS, Ledger, LedgerUnavailable, Outage, Point, Trial
 from orchestrator.masking import masked
 from orchestrator.plan import Plan
 from orchestrator.runs import RunFolder
@@ -206,6 +206,25 @@ class Session:
 
     # Called by Tune's loop, which never waits for the ledger.
 
+    def due(self) -> bool:
+        """Whether an attempt is to begin as soon as a slot is there for it. Waits as `next` does, but begins nothing:
+        a trial that waits for a slot is queued."""
+        deadline = time.monotonic() + HEAR_S
+        with self._lock:
+            while not self._stop.is_set():
+                if self._begun or self._outage.seems_away():
+                    return bool(self._begun)
+                if self._can_begin():
+                    return True
+                if not self._pending or time.monotonic() > deadline:
+                    return False
+                self._lock.wait(LOOK_S / 4)
+        return False
+
+    def waits(self, why: str | None) -> None:
+        """The session has begun to wait for room on its cluster, having none; None: it has some again."""
+        self._enqueue(lambda: self._note_waiting(why))
+
     def next(self) -> Dispatch | None:
         """The next attempt that is due, begun in the ledger by the writer.
 
@@ -331,6 +350,11 @@ class Session:
                 self._climbs[trial.id] = climb
             self._running[trial.id] = dispatch
             self._begun.append(dispatch)
+
+    def _note_waiting(self, why: str | None) -> None:
+        self._ledger.set_run(state="running" if why is None else "queued")
+        if why is not None and why not in [event.text for event in self._ledger.events(WAITS)[-1:]]:
+            self._ledger.event(WAITS, why)
 
     def _hear(self, dispatch: Dispatch, report: dict[str, Any], rung: Rung | None) -> None:
         if "failure" in report:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from real import SLOT, named
 
 from orchestrator import cluster as clusters
 from orchestrator import executor
@@ -79,4 +80,30 @@ def test_a_pruned_trial_leaves_its_gang_warm_for_the_next(tmp_path: Path) -> Non
         assert {trial.attempts for trial in ledger.trials()} == {1}
         pruned = ledger.trials(state="pruned")
         assert all(trial.step is not None and trial.step < 8 for trial in pruned)
+    assert placement_groups() == 0
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_slot_that_is_killed_while_it_stands_idle_is_charged_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant check: charged to the trial that is due, that has two attempts, the first of them `worker_lost`."""
+    with running(tmp_path, {}) as (session, ledger):
+        due, asked = session.due, list[bool]()
+
+        def kill_before_the_second() -> bool:
+            found = due()
+            asked.extend([True] if found else [])
+            if found and len(asked) == 2:
+                (slot,) = named(SLOT)
+                slot.kill()
+                slot.wait(10)
+            return found
+
+        monkeypatch.setattr(session, "due", kill_before_the_second)
+        executor.run(session, shape=SHAPE, scratch=tmp_path / "scratch")
+        session.close()
+        assert session.broken is None
+        assert {(one.number, one.state) for one in ledger.attempts()} == {(1, "done")}
+        assert len(asked) > len(ledger.attempts())
     assert placement_groups() == 0

@@ -13,7 +13,7 @@ import pytest
 from jobs.config import JobConfig
 from orchestrator.ledger import Ledger, sqlite_url, this_process
 from orchestrator.plan import Plan, make
-from orchestrator.runs import RunFolder
+from orchestrator.runs import RunFolder, status
 from orchestrator.schedule import Schedule, fingerprint, stopped_arms, untuned_arms
 from orchestrator.session import Dispatch, Failure, Session
 from orchestrator.sweep import Sweep, resolved
@@ -183,6 +183,45 @@ def test_a_session_cut_short_is_continued_with_the_same_points(tmp_path: Path, c
             found = points_of(ledger), ledger.frozen()
     assert found == expected
     assert len(ran) == len(set(ran)), "a finished trial was run again"
+
+
+def test_a_trial_that_waits_for_a_slot_is_queued(tmp_path: Path) -> None:
+    """Nothing is begun before a slot is there, and no second one is asked for that nobody could use. Mutant check: to
+    begin the attempt in `due`, its seconds count from there."""
+    with opened(tmp_path, {}, concurrent=1) as (session, ledger, _, _plan):
+        session.start()
+        assert session.due()
+        assert session.due(), "to ask begins nothing"
+        assert not ledger.attempts()
+        assert ledger.counts()["running"] == 0
+        time.sleep(0.3)
+        first = session.next()
+        assert first is not None
+        assert not session.due()
+        session.report(first, done(first))
+        assert session.due()
+        (attempt,) = ledger.attempts()
+        assert attempt.seconds < 0.3
+        session.stop("SIGTERM")
+        assert not session.due()
+
+
+def test_status_says_what_a_session_waits_for(tmp_path: Path) -> None:
+    with opened(tmp_path, {}, concurrent=1) as (session, ledger, _, _plan):
+        ledger.set_run(state="running")
+        session.start()
+        seen = []
+        for why in ("waits for 2 CPUs", None, "waits for 2 CPUs", "waits for 1 CPU"):
+            session.waits(why)
+            wanted = "running" if why is None else "queued"
+            deadline = time.monotonic() + 30
+            while (found := status(ledger))["state"] != wanted or found["waits"] != why:
+                assert time.monotonic() < deadline, found
+                time.sleep(0.01)
+            seen.append((found["state"], found["waits"]))
+        assert seen[0] == ("queued", "waits for 2 CPUs")
+        assert seen[1] == ("running", None)
+        assert [event.text for event in ledger.events("waits")] == ["waits for 2 CPUs", "waits for 1 CPU"]
 
 
 def test_an_attempt_left_running_is_interrupted_and_does_not_count_against_retries(tmp_path: Path) -> None:

@@ -341,20 +341,74 @@ def test_a_server_that_was_restarted_empty_is_told_everything(tmp_path: Path, ta
         server.kill()
 
 
-def test_runs_of_one_name_still_share_an_experiment(case: Case) -> None:
-    """Also where it has been renamed before the first version that tags it: by whose runs it holds."""
+def name_of(case: Case, ledger: Ledger) -> str:
+    return str(case.client.get_experiment(ledger.run.mlflow_experiment_id).name)
+
+
+def test_two_sweeps_of_one_name_share_no_experiment(case: Case) -> None:
+    """Neither do two runs of one sweep: an experiment's description is the verdict of one run."""
     twin = case.other("small")
-    assert twin.run.mlflow_experiment_id == case.experiment
-    other = case.other("another name")
-    assert other.run.mlflow_experiment_id != case.experiment
-    experiment = str(other.run.mlflow_experiment_id)
-    case.sql("DELETE FROM experiment_tags WHERE experiment_id = ?", int(experiment))
-    case.client.rename_experiment(experiment, "taken")
-    late = case.other("taken")
-    assert late.run.mlflow_experiment_id not in (experiment, case.experiment)
-    assert case.client.get_experiment(late.run.mlflow_experiment_id).name == f"taken {late.uuid[:8]}"
-    flushed(other, case.uri)
-    assert other.run.mlflow_experiment_id == experiment
+    assert twin.run.mlflow_experiment_id != case.experiment
+    assert (name_of(case, case.ledger), name_of(case, twin)) == ("small", f"small {twin.uuid[:8]}")
+    go_on(case)
+    in_order(case)
+    assert len(runs_of(case.uri, twin.uuid)) == 2
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_an_experiment_that_others_may_have_something_in_is_not_taken(case: Case, deleted: bool) -> None:
+    """Whatever it holds: runs of the first versions, which did not tag experiments, and anybody's. One that is empty
+    and nobody's is taken, so that a person may choose where artifacts lie. Mutant check: to go by tags alone."""
+    taken, empty = (case.client.create_experiment(name) for name in ("taken", "empty"))
+    case.client.create_run(taken)
+    if deleted:
+        case.client.delete_experiment(taken)
+        case.client.delete_experiment(empty)
+    late, first = case.other("taken"), case.other("empty")
+    assert name_of(case, late) == f"taken {late.uuid[:8]}"
+    assert first.run.mlflow_experiment_id == empty
+    assert case.client.get_experiment(empty).lifecycle_stage == "active"
+
+
+def test_what_runs_of_an_earlier_version_share_they_keep(case: Case) -> None:
+    """They go by what is recorded. Whoever comes anew gets one of its own."""
+    twin = case.other("small")
+    shared = case.experiment
+    for run in runs_of(case.uri, twin.uuid):
+        case.sql("UPDATE runs SET experiment_id = ? WHERE run_uuid = ?", int(shared), run["run_id"])
+    twin.set_run(mlflow_experiment_id=shared)
+    for ledger in (twin, case.ledger):
+        flushed(ledger, case.uri)
+        assert ledger.run.mlflow_experiment_id == shared
+    assert case.other("small again").run.mlflow_experiment_id != shared
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty experiment"])
+def test_two_that_begin_at_the_same_moment_get_one_each(
+    case: Case, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    """The other one comes in just before this one makes what it has not found, or takes what it has found empty. Mutant
+    checks: not to go on with the next name fails, and not to look again shares the empty one."""
+    real, others = type(case.client).get_experiment_by_name, list[Ledger]()
+    if there != "nothing":
+        case.client.create_experiment("both")
+
+    def slow(client: Any, name: str) -> Any:
+        found = real(client, name)
+        if not others and name == "both":
+            monkeypatch.undo()
+            others.append(case.other("both"))
+        return found
+
+    monkeypatch.setattr(type(case.client), "get_experiment_by_name", slow)
+    (case.folder / "slow").mkdir()
+    late = begin(case.folder / "slow", case.uri, case.store, "both")
+    assert late.experiment != others[0].run.mlflow_experiment_id
+    assert name_of(case, late.ledger) == f"both {late.ledger.uuid[:8]}"
+    assert name_of(case, others[0]) == "both"
+    go_on(late)
+    in_order(late)
+    late.ledger.close()
 
 
 def test_more_runs_and_experiments_than_a_page_holds_are_all_found(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

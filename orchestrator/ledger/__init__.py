@@ -14,6 +14,7 @@ from .ledger import Ledger
 from .outage import OUTAGE_S, Outage
 from .values import (
     TRIAL_STATES,
+    WAITS,
     Attempt,
     AttemptState,
     Event,
@@ -38,6 +39,7 @@ from .values import (
 __all__ = [
     "OUTAGE_S",
     "TRIAL_STATES",
+    "WAITS",
     "Attempt",
     "AttemptState",
     "Event",

@@ -9,9 +9,12 @@ from typing import Any, Literal
 Stage = Literal["tune", "confirm"]
 TrialState = Literal["queued", "running", "done", "pruned", "failed"]
 AttemptState = Literal["running", "done", "pruned", "failed", "interrupted"]
-RunState = Literal["planned", "running", "stopped", "done"]
+RunState = Literal["planned", "queued", "running", "stopped", "done"]
+"""`queued`: a driver has it, and waits for room on its cluster; an event of kind `WAITS` says why."""
 Outcome = Literal["ok", "diverged", "infeasible"]
 """How a trial's training went; `infeasible`: it failed, and a person gave it up."""
+
+WAITS = "waits"
 
 TRIAL_STATES: tuple[TrialState, ...] = ("queued", "running", "done", "pruned", "failed")
 

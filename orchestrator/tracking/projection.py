@@ -269,7 +269,7 @@ class Projection:
         if self._shown != (run.state, counts):
             tags = {"orchestrator.state": run.state, **{f"trials.{state}": str(n) for state, n in counts.items()}}
             client.log_batch(parent, tags=[RunTag(key, value) for key, value in tags.items()])
-            if run.state in ("planned", "running"):
+            if run.state in ("planned", "queued", "running"):
                 client.update_run(parent, told.RUN_STATUS[run.state])
             else:
                 ends = [trial.ended for trial in self._ledger.trials() if trial.ended is not None]

@@ -2,8 +2,8 @@
 
 After the first time nothing goes by name. The ledger has recorded the ids of the experiment, of the parent run and of
 the nested ones; each of these carries tags that say whose it is. So whatever a person does in MLflow's pages, or a
-server's operator to the whole store, there is one experiment, one parent run in it, and one nested run for each trial
-that was started, under that parent:
+server's operator to the whole store, there is one experiment, the run's own (unless an earlier version put others into
+it too), one parent run in it, and one nested run for each trial that was started, under that parent:
 
     deleted         restored, if what it has is still what the ledger says
     gone for good   made again, and told everything again, with the times of the ledger
@@ -230,29 +230,43 @@ class _Store:
 
 
 def _named(client: MlflowClient, run: Run, root: str | None) -> str:
-    """The experiment named like the sweep, made or restored at need; where that name is another sweep's by now, one
-    that is named like the run too."""
+    """An experiment for this run alone: named like the sweep, and where that name is another run's, like the run too.
+
+    One that somebody has made and left empty is taken, unless another run takes it at the same moment.
+    """
+    from mlflow import MlflowException
+
+    mine = f"{OWNER}.{run.uuid}"
     for name in (run.name, f"{run.name} {run.uuid[:8]}", f"{run.name} {run.uuid}"):
         found = client.get_experiment_by_name(name)
         if found is None:
-            return client.create_experiment(name, artifact_location=root and f"{root}/{name}")
-        if name == run.name and _is_of_others(client, found, run):
+            try:  # with its owner, so that one who is killed now finds it again
+                tags = {SWEEP: run.name, mine: run.name}
+                return client.create_experiment(name, f"{root}/{name}" if root else None, tags)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                continue  # somebody else was quicker
+        if _is_of_others(client, found, run):
             continue
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
-    raise AssertionError("the last name holds the run's uuid")
+        client.set_experiment_tag(found.experiment_id, mine, run.name)
+        if not _is_of_others(client, client.get_experiment(found.experiment_id), run):
+            return str(found.experiment_id)
+        client.delete_experiment_tag(found.experiment_id, mine)
+    raise RuntimeError(f"MLflow has experiments of others named {run.name!r}, with this run's uuid; rename them")
 
 
 def _is_of_others(client: MlflowClient, found: Any, run: Run) -> bool:
-    """Whether an experiment is that of a sweep of another name. Earlier versions did not tag experiments."""
+    """Whether an experiment is not for this run to take: another run lies in it, or anything at all that is not known
+    to be this run's. The first versions did not tag experiments."""
     from mlflow.entities import ViewType
 
-    if SWEEP in found.tags:
-        return bool(found.tags[SWEEP] != run.name)
-    parents = client.search_runs([found.experiment_id], "tags.`orchestrator.kind` = 'sweep'", ViewType.ALL, 100)
-    names = {parent.data.tags.get(SWEEP) for parent in parents}
-    return bool(names) and run.name not in names
+    owners = {key for key in found.tags if key.startswith(f"{OWNER}.")}
+    if owners:
+        return owners != {f"{OWNER}.{run.uuid}"}
+    return bool(client.search_runs([found.experiment_id], "", ViewType.ALL, 1))
 
 
 def _is_parent(found: Any) -> bool:

@@ -16,7 +16,13 @@ from jobs.plain import markdown, visible
 from orchestrator.ledger import Attempt, Point, Run, Trial
 
 TRIAL_STATUS = {"queued": "SCHEDULED", "running": "RUNNING", "done": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
-RUN_STATUS = {"planned": "SCHEDULED", "running": "RUNNING", "stopped": "KILLED", "done": "FINISHED"}
+RUN_STATUS = {
+    "planned": "SCHEDULED",
+    "queued": "RUNNING",
+    "running": "RUNNING",
+    "stopped": "KILLED",
+    "done": "FINISHED",
+}
 
 LONGEST_PARAM, LONGEST_TAG = 6000, 5000
 """What MLflow takes. It cuts longer parameters off in silence and refuses longer tags."""
