@@ -115,9 +115,7 @@ class Progress:
         """The last lines: how it ended, where everything is, and the next command."""
         self.release()
         lines = [*ending]
-        lines += [f"report:  {folder.report / 'report.html'}"]
-        if folder.remote is not None:
-            lines += [f"         {folder.remote.inside('report/report.html').uri}"]
+        lines += [f"{'' if number else 'report:':7}  {page}" for number, page in enumerate(folder.report_pages)]
         if not offline:
             lines += [f"MLflow:  orchestrator ui {folder.quoted}"]
         lines += [f"{time.monotonic() - self._began:.0f} s"]

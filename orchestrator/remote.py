@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 CONNECT_S, REQUEST_S, ATTEMPTS = 5, 10, 2
 """A store that is not there is told of within half a minute; left alone, pyarrow tries for minutes."""
@@ -55,8 +55,10 @@ class Remote:
 
     @classmethod
     def of(cls, uri: str) -> Remote:
-        """What a person's URI names; nothing is asked yet. Raises BadAddress if it holds credentials."""
+        """What a person's URI names; nothing is asked yet. Raises BadAddress if it holds credentials, or what no URI
+        may."""
         _refuse_secrets(uri)
+        _refuse_misspelled(uri)
         path, mark, query = uri.partition("?")
         return cls(path.rstrip("/") + mark + query)
 
@@ -188,6 +190,17 @@ def _refuse_secrets(uri: str) -> None:
         f"{shown}{mark if kept else ''}{kept} was given with {', '.join(found)}. A run's address is stored and shown, "
         f"so it holds no credentials; leave them out, and: export {known}"
     )
+
+
+def _refuse_misspelled(uri: str) -> None:
+    """Of a name with `#` a store would take what comes before it; any other such character it cannot read."""
+    head, mark, query = uri.partition("?")
+    scheme, colon, rest = head.partition("://")
+    right = quote(rest, safe="/%:@!$&'()*+,;=~")
+    if right != rest:
+        raise BadAddress(
+            f"{uri} has characters that a URI writes in another way; give it as {scheme}{colon}{right}{mark}{query}"
+        )
 
 
 def _is_secret(name: str, value: str) -> bool:

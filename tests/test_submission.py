@@ -507,7 +507,9 @@ def test_a_head_that_takes_no_jobs_is_told_with_the_remedy(
             site.head(f"--dashboard-agent-listen-port={other.getsockname()[1]}")
             wait_for(lambda: answers(site.url), what="the job server")
             with pytest.raises(InfrastructureMissing, match="--dashboard-agent-listen-port=0"):
-                submission.ask(site.url, "s3://bucket/run", ["status", "s3://bucket/run"])
+                submission.ask(
+                    site.url, "s3://bucket/run", ["status", "s3://bucket/run"], out=lambda _: None, err=lambda _: None
+                )
         finally:
             site.end()
 

@@ -9,9 +9,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator import cluster_board
+from orchestrator.cluster_board import Posted
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.runs import RunError
 
@@ -41,6 +44,9 @@ ORDER = "orchestrator.order"
 
 REQUEST = "orchestrator.request"
 """And a name for what was asked, which jobs that take the place of a lost one share."""
+
+ADDRESS, ASKER = "orchestrator.address", "orchestrator.asker"
+"""And the URL by which whoever submitted it reaches the server; and of a question the process that waits for it."""
 
 
 class ServerAway(Exception):
@@ -74,6 +80,14 @@ class Job:
     asked: str | None = None
     """Names the request that it meets, with the jobs before it that were lost."""
 
+    address: str | None = None
+    asker: str | None = None
+    ended: float = 0.0
+    """Unix time; 0 while it goes on."""
+
+    posted: Posted | None = None
+    """What its driver has written of the run."""
+
     @property
     def over(self) -> bool:
         """Whether it will do nothing more."""
@@ -87,6 +101,8 @@ class JobServer:
         if not url.startswith(("http://", "https://")):
             raise RunError(f"{url} is no job server; --address takes its URL, for example http://127.0.0.1:8265")
         self.url = url.rstrip("/")
+        self.now = time.time()
+        """Unix time of the head when it last answered, to the second: clocks of laptops go wrong."""
         self._made: Any = None
 
     def version(self) -> str:
@@ -102,7 +118,13 @@ class JobServer:
 
     def job(self, name: str) -> Job | None:
         """One job; None if the server knows none of that id, which is so after its head was lost."""
-        return next((job for job in self.jobs() if job.id == name), None)
+        with self._asking() as client:
+            try:
+                return _job(client.get_job_info(name))
+            except RuntimeError as error:
+                if "status code 404" in str(error):
+                    return None
+                raise
 
     def submit(self, name: str, command: str, *, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
         """Submit a job. Returns False if there is one of that id."""
@@ -127,6 +149,11 @@ class JobServer:
                 else:
                     return True
 
+    def stop(self, name: str) -> None:
+        """Have a job ended: SIGTERM, and three seconds later kill -9."""
+        with self._asking() as client:
+            client.stop_job(name)
+
     def delete(self, name: str) -> None:
         """Forget a job that is over."""
         with self._asking() as client:
@@ -138,9 +165,23 @@ class JobServer:
             return str(client.get_job_logs(name))
 
     def tail(self, name: str, write: Callable[[str], None]) -> None:
-        """Pass on what a job prints, from its first line, until it is over."""
-        with self._asking() as client:
-            asyncio.run(self._tail(client, name, write))
+        """Pass on what a job prints, from its first line, until it is over. Raises what `write` raises as it is."""
+        failed: list[BaseException] = []
+
+        def passed(text: str) -> None:
+            try:
+                write(text)
+            except BaseException as error:
+                failed.append(error)
+                raise
+
+        try:
+            with self._asking() as client:
+                asyncio.run(self._tail(client, name, passed))
+        except Exception:
+            if failed:  # a closed pipe is no connection to the server
+                raise failed[0] from None
+            raise
 
     async def _tail(self, client: Any, name: str, write: Callable[[str], None]) -> None:
         async def copy() -> None:
@@ -190,11 +231,19 @@ class JobServer:
             for name in [one for one in logging.root.manager.loggerDict if one.startswith("ray.")]:
                 logging.getLogger(name).setLevel(logging.ERROR)  # they tell of every upload
 
+            server = self
+
             class Client(JobSubmissionClient):
                 """Ray's, with time limits."""
 
+                def _check_connection_and_version(self, min_version: str = "1.9", *rest: Any, **more: Any) -> None:
+                    if min_version == "1.9":  # it would ask twice
+                        super()._check_connection_and_version(min_version, *rest, **more)
+
                 def _do_request(self, method: str, endpoint: str, **keywords: Any) -> Any:
-                    return super()._do_request(method, endpoint, timeout=TIMEOUT_S, **keywords)
+                    answer = super()._do_request(method, endpoint, timeout=TIMEOUT_S, **keywords)
+                    server.now = _moment(answer.headers.get("Date"))
+                    return answer
 
             found = token()
             headers = {"Authorization": f"Bearer {found}"} if found else {}
@@ -227,7 +276,19 @@ def _job(told: Any) -> Job:
         message=told.message or "",
         started=(told.start_time or 0) / 1000,
         asked=metadata.get(REQUEST),
+        address=metadata.get(ADDRESS),
+        asker=metadata.get(ASKER),
+        ended=(told.end_time or 0) / 1000,
+        posted=cluster_board.read(metadata.get(cluster_board.KEY, "")),
     )
+
+
+def _moment(date: str | None) -> float:
+    """Of HTTP's header, as unix time; of this machine's clock where there is none."""
+    try:
+        return parsedate_to_datetime(date or "").timestamp()
+    except ValueError:
+        return time.time()
 
 
 def _said(error: Exception) -> str:
