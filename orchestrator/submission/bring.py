@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from orchestrator import runs, scratch
 from orchestrator.runs import RunError
@@ -124,5 +125,6 @@ def _marker(place: Path) -> dict[str, Any]:
 
 def _named_after(of: Sequence[str]) -> str:
     """Of runs' last names, as a folder here."""
-    names = [runs.at(one).name.partition("?")[0].rstrip("/").rpartition("/")[2] for one in of]
-    return f"{'+'.join(names)[:LONGEST]}-report"
+    names = [unquote(runs.at(one).name.partition("?")[0].rpartition("/")[2]) for one in of]
+    name = "".join("-" if one == "/" or not one.isprintable() else one for one in "+".join(names))
+    return f"{name[:LONGEST]}-report"
