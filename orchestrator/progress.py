@@ -15,10 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from orchestrator.display import Harmless, visible_lines
+from orchestrator.exits import located
 from orchestrator.ledger import Ledger, Trial
 from orchestrator.plan import Plan
 from orchestrator.runs import RunFolder
 from orchestrator.terminal import Journal, Terminal, steady
+
+ABOUT = ("note: ", "fault: ")
+"""Beginnings of lines that may name files of this machine."""
 
 SHOW_CURSOR = "\n\x1b[?25h"
 """What ends a bar's line and brings back the cursor, which rich hides."""
@@ -81,6 +85,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line. Never fails and never waits."""
+        if text.startswith(ABOUT):
+            text = located(text)
         if self._journal is not None:
             self._journal.line(text)
         self._opened()

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -24,6 +25,9 @@ from orchestrator.submission.parcel import BRINGS, HERE, Printed, Writer
 LARGEST_MB = 2000.0
 """What is sent lies in the head's log meanwhile, a third larger."""
 
+CLOCK_S = 60.0
+"""How far the clock of a file server may be behind this machine's."""
+
 WAIT_S, SLOWEST = 300.0, 50_000.0
 """How long whoever asked may take, and how many bytes a second at least."""
 
@@ -34,13 +38,13 @@ Verbs = Callable[..., object]
 
 def answer(job: str, verbs: Verbs, arguments: Sequence[str], *, brings: bool) -> int:
     """Run a verb, and tell what it printed, the files that it made and its exit code. Returns the files' bytes."""
-    sent, writer = 0, Writer(job, sys.stdout)
+    sent, writer, began = 0, Writer(job, sys.stdout), time.time()
     with scratch.folder("answer") as place:
         made = place / "files"
         code = _run(verbs, [str(made) if one == HERE else one for one in arguments], writer)
         if brings and code == Exit.DONE:
             found = made if HERE in arguments else runs.find(arguments[1]).report
-            code, sent = _send(found, writer)
+            code, sent = _send(found, writer, since=began - CLOCK_S)
     writer.line(code=code)
     return sent
 
@@ -55,8 +59,10 @@ def _run(verbs: Verbs, arguments: Sequence[str], writer: Writer) -> int:
     return Exit.DONE
 
 
-def _send(folder: Path, writer: Writer) -> tuple[int, int]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+def _send(folder: Path, writer: Writer, *, since: float) -> tuple[int, int]:
+    """Send what the verb has made; a report of before, which could not be replaced, is none of its."""
+    found = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    files = sorted(path for path in found if path.stat().st_mtime >= since)
     size_mb = sum(path.stat().st_size for path in files) / 2**20
     if size_mb > LARGEST_MB:
         said = (

@@ -67,6 +67,8 @@ def report(url: str, of: Sequence[str], *, flags: Sequence[str], into: Path | No
         arguments = ["compare", *of, *several, *flags]
         code = ask(url, of[0], arguments, out=out.append, err=err, into=files)
         names = sorted(path.name for path in files.iterdir())
+        if not code and not names:
+            err("note: the head could not write the report, so none came\n")
         if code or not names:
             return Answered(code, "".join(out), None)
         (files / MARKER).write_text(json.dumps({"runs": uris, "files": names}), "utf-8")
