@@ -7,7 +7,7 @@ import errno
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -37,6 +37,9 @@ def _echo(text: str, *, err: bool = False, nl: bool = True) -> None:
     """Print text in which there may be data."""
     click.echo(visible_lines(text), err=err, nl=nl)
 
+
+OUT, ERR = partial(_echo, nl=False), partial(_echo, nl=False, err=True)
+"""Where what is printed on a cluster's head goes."""
 
 SET = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as job.loss.temperature=0.07."
@@ -91,32 +94,46 @@ def main() -> None:
 @main.command()
 @click.argument("sweep", type=click.Path(path_type=Path))
 @click.option("--probe", is_flag=True, help="Train each arm for a few steps, here and now, to estimate the time.")
+@click.option("--shown-as", hidden=True)
 @SET
 @JSON
-def plan(sweep: Path, *, probe: bool, overrides: tuple[str, ...], as_json: bool) -> None:
+@ADDRESS
+def plan(
+    sweep: Path, *, probe: bool, shown_as: str | None, overrides: tuple[str, ...], as_json: bool, address: str | None
+) -> None:
     """Say what SWEEP would run, what it can show and how long it takes; writes nothing.
 
     \b
         orchestrator plan sweeps/quickstart.toml
         orchestrator plan sweeps/quickstart.toml --probe
+        orchestrator plan sweeps/quickstart.toml --address http://HEAD:8265
 
-    The time is that of trials of earlier runs that cost the same, or of short probes.
+    The time is that of trials of earlier runs that cost the same, or of short probes; with --address of runs in the
+    cluster's ledger, on the cluster's nodes, or of probes on its head.
     """
+    if address is not None:
+        from orchestrator import submission
+
+        flags = [flag for flag, on in (("--probe", probe), ("--json", as_json)) if on]
+        flags += ["--shown-as", str(sweep)]
+        sys.exit(submission.plan(address, sweep, overrides=overrides, flags=flags, out=OUT, err=ERR))
     from orchestrator import estimate as estimating
     from orchestrator import plan as planning
-    from orchestrator import provenance
+    from orchestrator import provenance, runs
     from orchestrator import sweep as sweeps
 
     made = planning.make(sweeps.load(sweep, overrides))
-    _refuse_a_taken_place(made.sweep.name, sweep)
+    if not runs.address_option():  # a job's own folder is no place for a run
+        _refuse_a_taken_place(made.sweep.name, sweep)
     made = made.noting(provenance.look_at_encoders(made))
     tell = partial(_echo, err=True)
     estimate = estimating.from_probes(made, tell=tell) if probe else estimating.from_history(made)
     if as_json:
         _print_json(made.summary() | {"estimate": estimate.summary()})
     else:
-        again = ["orchestrator", "plan", str(sweep), *(part for one in overrides for part in ("--set", one)), "--probe"]
-        _print_plan(made, estimate, shlex.join(again))
+        sets = (part for one in overrides for part in ("--set", one))
+        again = shlex.join(["orchestrator", "plan", shown_as or str(sweep), *sets, "--probe"])
+        _print_plan(made, estimate, f"{again}{runs.address_option()}")
 
 
 @main.command()
@@ -271,9 +288,11 @@ def doctor(
         from orchestrator import submission
 
         flags = [flag for flag, on in (("--offline", offline), ("--json", as_json)) if on]
-        code, printed = submission.examine(address, sweep, into, overrides=overrides, flags=flags, variables=variables)
-        _echo(printed, nl=False)
-        sys.exit(code)
+        sys.exit(
+            submission.examine(
+                address, sweep, into, overrides=overrides, flags=flags, variables=variables, out=OUT, err=ERR
+            )
+        )
     _only_with_address(detach=False, variables=variables)
     from orchestrator import doctor as doctors
     from orchestrator import plan as planning
@@ -327,12 +346,13 @@ def status(run: str | None, *, as_json: bool, watch: bool, address: str | None) 
         orchestrator status s3://bucket/first-try --address http://HEAD:8265
     """
     if address is not None:
-        if watch:
-            raise click.UsageError("--watch looks into the ledger; to watch a job: orchestrator logs RUN --address URL")
         if run is None:
+            if watch:
+                raise click.UsageError("--watch is for one RUN; name it")
             _list_jobs(address, as_json)
             return
-        _there(address, run, ["status", run, *(["--json"] if as_json else [])])
+        _status_there(address, run, as_json=as_json, watch=watch)
+        return
     if run is None:
         raise click.UsageError("name a RUN, or give --address URL for the runs that a cluster drives")
     from orchestrator import runs
@@ -341,7 +361,7 @@ def status(run: str | None, *, as_json: bool, watch: bool, address: str | None) 
         if as_json:
             _print_json(runs.status(ledger))
         elif watch:
-            _watch(ledger)
+            _watch(lambda: runs.status(ledger))
         else:
             _print(_status_table(runs.status(ledger)))
 
@@ -376,7 +396,7 @@ def logs(run: str, trial: str | None, rank: int | None, address: str | None) -> 
 
 @main.command()
 @click.argument("run", nargs=-1, required=True)
-@click.option("--into", metavar="FOLDER", help="Folder of the report of several runs; default runs/compared/A+B.")
+@click.option("--into", metavar="FOLDER", help="Folder of the report of several runs, or of one on a cluster.")
 @JSON
 @ADDRESS
 def compare(run: tuple[str, ...], into: str | None, *, as_json: bool, address: str | None) -> None:
@@ -385,15 +405,16 @@ def compare(run: tuple[str, ...], into: str | None, *, as_json: bool, address: s
     \b
         orchestrator compare runs/quickstart --json
         orchestrator compare runs/temperature runs/flatnce --into both
+        orchestrator compare s3://bucket/first-try --address http://HEAD:8265
 
     Of several runs, each keeps the verdict of its own plan; below them is one table of all arms, in which the arms of
-    the later runs are compared with the first run's baseline.
+    the later runs are compared with the first run's baseline. The report of one run lies in it, that of several in
+    runs/compared/A+B; with --address it is brought here, into NAME-report.
     """
     if address is not None:
-        if len(run) > 1 or into is not None:
-            raise click.UsageError("--address takes one RUN and no --into, whose folder would lie on the cluster")
-        _there(address, run[0], ["compare", run[0], *(["--json"] if as_json else [])])
+        _compare_there(address, run, into, as_json=as_json)
     from orchestrator import report, runs
+    from orchestrator.remote import is_uri
 
     folders = [runs.find(one) for one in run]
     if len(folders) > 1:
@@ -412,10 +433,8 @@ def compare(run: tuple[str, ...], into: str | None, *, as_json: bool, address: s
         _print_json(answer)
     else:
         _print(report.table(answer))
-        if unwritten is None:
-            _echo(f"report: {folder.report / 'report.html'}")
-        if folder.remote is not None:
-            _echo(f"        {folder.remote.inside('report/report.html').uri}")
+        if not runs.address_option():  # else whoever asked is told where it is there
+            _print_places([page for page in folder.report_pages if unwritten is None or is_uri(page)])
 
 
 def _unwritten(error: OSError, place: Path) -> str:
@@ -447,8 +466,33 @@ def _compare_several(folders: list[RunFolder], into: str | None, as_json: bool) 
         _print_json(answer)
     else:
         _print(report.table_of_several(answer))
-        if unwritten is None:
-            _echo(f"report: {place / 'report.html'}")
+        if unwritten is None and not runs.address_option():
+            _print_places([str(place / "report.html")])
+
+
+def _print_places(places: Sequence[str]) -> None:
+    for number, place in enumerate(places):
+        _echo(f"{'' if number else 'report:':7} {place}")
+
+
+def _compare_there(address: str, run: tuple[str, ...], into: str | None, *, as_json: bool) -> NoReturn:
+    """Compare on the cluster's head, and bring the report here."""
+    from orchestrator import submission
+    from orchestrator.remote import is_uri
+
+    if into is not None and is_uri(into):
+        raise click.UsageError(f"the report is brought to this machine; --into takes a folder, not {into}")
+    flags = ["--json"] if as_json else []
+    try:
+        done = submission.report(address, run, flags=flags, into=None if into is None else Path(into), err=ERR)
+    except OSError as error:
+        _unwritten(error, Path(into or "."))
+        several = ["--into", submission.HERE] if len(run) > 1 else []
+        sys.exit(submission.ask(address, run[0], ["compare", *run, *several, *flags], out=OUT, err=ERR))
+    _echo(done.out, nl=False)
+    if done.place is not None:
+        _echo(f"report: {done.place / 'report.html'}", err=as_json)
+    sys.exit(done.code)
 
 
 @main.command()
@@ -456,20 +500,30 @@ def _compare_several(folders: list[RunFolder], into: str | None, as_json: bool) 
 @click.argument("trial", metavar="TRIAL|ARM")
 @click.argument("dest", type=click.Path(path_type=Path))
 @JSON
-def export(run: str, trial: str, dest: Path, as_json: bool) -> None:
+@ADDRESS
+def export(run: str, trial: str, dest: Path, *, as_json: bool, address: str | None) -> None:
     """Write the encoder of TRIAL of RUN to the new folder DEST; of an ARM, of its best confirm trial.
 
     \b
         orchestrator export runs/quickstart flatnce encoders/flatnce
         orchestrator export runs/quickstart 3f2a encoders/3f2a --json
+        orchestrator export s3://bucket/first-try flatnce encoders/flatnce --address http://HEAD:8265
 
     transformers' AutoModel and sentence-transformers load the folder without this package, with the embeddings that
     the trial was judged by; an encoder of images with trust_remote_code=True. Its README says how.
     """
-    from orchestrator import export as exporting
-    from orchestrator import runs
+    if address is not None:
+        from orchestrator import submission
 
-    done = exporting.export(runs.find(run), trial, dest)
+        code, brought = submission.export(address, run, trial, dest, err=ERR)
+        if brought is None:
+            sys.exit(code)
+        done = brought
+    else:
+        from orchestrator import export as exporting
+        from orchestrator import runs
+
+        done = exporting.export(runs.find(run), trial, dest)
     if as_json:
         _print_json(done)
     else:
@@ -488,7 +542,7 @@ def verify(run: str, *, as_json: bool, address: str | None) -> None:
     """
     if address is not None:
         _there(address, run, ["verify", run, *(["--json"] if as_json else [])])
-    from orchestrator import readiness, runs, tracking
+    from orchestrator import exits, readiness, runs, tracking
     from orchestrator import verify as verifying
 
     folder = runs.find(run)
@@ -496,6 +550,7 @@ def verify(run: str, *, as_json: bool, address: str | None) -> None:
         found = verifying.verify(folder, readiness.tracking_uri(folder))
     except tracking.TrackingUnavailable as error:
         raise readiness.InfrastructureMissing(str(error)) from error
+    found |= {kind: [exits.located(text) for text in found[kind]] for kind in ("faults", "notes")}
     if as_json:
         _print_json(found)
     else:
@@ -507,25 +562,62 @@ def verify(run: str, *, as_json: bool, address: str | None) -> None:
 @click.argument("run", required=False)
 @click.option("--port", default=5000, help="Port on 127.0.0.1.")
 @click.option("--open", "browse", is_flag=True, help="Open the first of the pages in the browser.")
-def ui(run: str | None, port: int, *, browse: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the pages of a server as JSON, and start none.")
+@ADDRESS
+def ui(run: str | None, port: int, *, browse: bool, as_json: bool, address: str | None) -> None:
     """Start MLflow on the right store, and print where to look: the answer of RUN, its report, its charts by arm, and
     its trials side by side. Without RUN, the answer of every run under runs/.
 
     \b
         orchestrator ui runs/quickstart --open
+        orchestrator ui s3://bucket/first-try --address http://HEAD:8265
+
+    With --address nothing is started: it prints the pages of the server that the cluster tells.
     """
     from orchestrator import ui as server
 
-    sys.exit(server.serve(run, port=port, browse=browse))
+    if address is not None:
+        from orchestrator import submission
+
+        out: list[str] = []
+        arguments = ["ui", *([] if run is None else [run]), "--json"]
+        if code := submission.ask(address, run, arguments, out=out.append, err=ERR):
+            sys.exit(code)
+        found = json.loads("".join(out))
+        if as_json:
+            _print_json(found)
+        else:
+            server.show_elsewhere(found, browse=browse)
+    elif as_json:
+        _print_json(server.told(run))
+    else:
+        sys.exit(server.serve(run, port=port, browse=browse))
 
 
 def _there(address: str, run: str, arguments: list[str]) -> NoReturn:
     """Do it on the cluster's head; prints what that printed, and exits as it did."""
     from orchestrator import submission
 
-    code, printed = submission.ask(address, run, arguments)
-    _echo(printed, nl=False, err=code not in (Exit.DONE, Exit.SOME_FAILED))
-    sys.exit(code)
+    sys.exit(submission.ask(address, run, arguments, out=OUT, err=ERR))
+
+
+def _status_there(address: str, run: str, *, as_json: bool, watch: bool) -> None:
+    """How a run stands, from what its driver has left with the job server; else from its ledger, by a job."""
+    from orchestrator import submission
+
+    if watch and not as_json:
+        submission.wait_for_status(address, run, tell=partial(_echo, err=True))
+        _watch(partial(submission.standing, address, run))
+    posted = submission.posted(address, run)
+    if posted is not None and not posted.left_out:
+        if as_json:
+            _print_json(posted.status)
+        else:
+            _print(_status_table(posted.status))
+        return
+    if posted is not None:
+        _echo("note: the run has too many trials for its job's metadata, so a job asks the ledger", err=True)
+    _there(address, run, ["status", run, *(["--json"] if as_json else [])])
 
 
 @contextlib.contextmanager
@@ -580,14 +672,17 @@ def _list_jobs(address: str, as_json: bool) -> None:
 
     table = Table(box=None, pad_edge=False)
     for column in ("job", "verb", "state", "exit code", "run"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for job in jobs:
-        cells = (job["job"], job["verb"], job["state"].lower(), _shown(job["exit_code"]), job["run"])
+        cells = (job["job"], job["verb"], job["meaning"], _shown(job["exit_code"]), job["run"])
         table.add_row(*map(cell, cells))
-    if jobs:
-        _print(table)
-    else:
+    if not jobs:
         _echo(f"no job on {address} drives a run")
+        return
+    _print(table)
+    latest = {job["run"]: job for job in jobs}
+    for job in latest.values():
+        _echo(f"{job['meaning']}: {job['next']}")
 
 
 def _print_json(value: Any) -> None:
@@ -696,23 +791,27 @@ def _status_table(found: dict[str, Any]) -> Any:
     return Group(cell(head), *([cell(found["waits"])] if found["waits"] else []), table)
 
 
-def _watch(ledger: Any) -> None:
+def _watch(look: Callable[[], dict[str, Any] | None]) -> None:
+    """Show how a run stands while it may change by itself, or until nobody tells any more."""
     import time
 
     from rich.live import Live
-
-    from orchestrator import runs
 
     def goes_on(found: dict[str, Any]) -> bool:
         """Whether it may change by itself: a run that is planned has not got its driver yet; one that is running and
         has none was killed."""
         return found["state"] == "planned" or (found["state"] in ("queued", "running") and found["driver"] is not None)
 
-    with Live(Harmless(_status_table(runs.status(ledger))), refresh_per_second=1) as live:
-        while goes_on(found := runs.status(ledger)):
+    found = look()
+    if found is None:
+        return
+    with Live(Harmless(_status_table(found)), refresh_per_second=1) as live:
+        while (latest := look()) is not None:
+            found = latest
             live.update(Harmless(_status_table(found)))
+            if not goes_on(found):
+                return
             time.sleep(2)
-        live.update(Harmless(_status_table(found)))
 
 
 if __name__ == "__main__":

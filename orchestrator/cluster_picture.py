@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.display import visible
+from jobs.plain import visible
 from orchestrator.sharing import PLAIN, Claim, Held, Picture
 
 SWEEP, RUN, DRIVER = "orchestrator.sweep", "orchestrator.run", "orchestrator.driver"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from jobs.config import ConfigError, Execution, Fault, canonical, nearest
 from jobs.config import faults as config_faults
 from orchestrator import (
     cluster,
+    cluster_board,
     cluster_picture,
     creation,
     doctor,
@@ -90,7 +90,7 @@ def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (),
     folder = runs.at(into)
     notes = readiness.check_shared(folder, offline=options.offline)
     if folder.exists:
-        with contextlib.closing(folder.open()) as ledger:
+        with contextlib.closing(folder.open()) as ledger, cluster_board.kept(ledger):
             begun = planning.stored(ledger.run.sweep, ledger.run.rules)
             _refuse_changes(folder, begun, plan)
             return _continue(begun.with_limits(plan.sweep), folder, ledger, options, notes=notes)
@@ -100,7 +100,8 @@ def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (),
     examined = provenance.examine(plan)
     creation.refuse_what_is_no_run(folder, sweep_file)  # the checks took their time
     readiness.check_tracking(folder, offline=options.offline)
-    with contextlib.closing(creation.create(sweep_file, plan, folder, provenance=examined.record)) as ledger:
+    created = creation.create(sweep_file, plan, folder, provenance=examined.record)
+    with contextlib.closing(created) as ledger, cluster_board.kept(ledger):
         return _drive(plan, folder, ledger, options, record=examined.record, notes=[*notes, *examined.notes])
 
 
@@ -115,7 +116,7 @@ def resume(
     """Continue a run from its ledger. Of the failed trials, those that `again` says get another attempt or are given
     up; new attempts have other `execution` settings if given. Returns the exit code; raises as `launch` does."""
     notes = readiness.check_shared(folder, offline=options.offline)
-    with contextlib.closing(folder.open()) as ledger:
+    with contextlib.closing(folder.open()) as ledger, cluster_board.kept(ledger):
         plan = planning.stored(ledger.run.sweep, ledger.run.rules)
         return _continue(plan, folder, ledger, options, again=again, execution=execution, notes=notes)
 
@@ -388,7 +389,7 @@ def _refuse_changes(folder: RunFolder, begun: Plan, plan: Plan) -> None:
         raise SweepChanged(
             f"{folder.name} was begun with another sweep; these keys differ:\n{lines}\n"
             f"  continue it as it was: orchestrator resume {folder.quoted}\n"
-            f"  start another:         orchestrator launch SWEEP --into {shlex.quote(f'{head}-2{mark}{query}')}"
+            f"  start another:         orchestrator launch SWEEP --into {runs.as_argument(f'{head}-2{mark}{query}')}"
         )
 
 

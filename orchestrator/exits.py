@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 import traceback
 from enum import IntEnum
@@ -57,11 +58,22 @@ REMEDIES = {
 """What to do about an error of the system."""
 
 
+PATH = re.compile(r"(?<![\w:/.~-])/\w|\b(?:sqlite|file):///")
+"""Where a path of this machine begins in a text; not in the address of something else."""
+
+
+def located(text: str) -> str:
+    """A text that names paths, for whoever reads it: of a job's they are the head's, which it then says."""
+    from orchestrator.runs import address_option
+
+    return f"{text} (on the cluster's head)" if address_option() and PATH.search(text) else text
+
+
 def ending(error: Exception) -> tuple[str, int] | None:
     """The text and the exit code of an error; None for one to be raised as it is: of a reader of the output that
     has gone away, and what nobody expected while $ORCHESTRATOR_TRACEBACK is set."""
     ended = _ending(error)
-    return None if ended is None else (masked(ended[0]), ended[1])
+    return None if ended is None else (masked(located(ended[0])), ended[1])
 
 
 def _ending(error: Exception) -> tuple[str, int] | None:

@@ -16,11 +16,15 @@ from rich.progress import Progress as Bar
 
 from jobs.plain import visible_lines
 from orchestrator.display import Harmless
+from orchestrator.exits import located
 from orchestrator.ledger import Ledger, Trial
 from orchestrator.masking import masked
 from orchestrator.plan import Plan
 from orchestrator.runs import RunFolder
 from orchestrator.terminal import Journal, Terminal, steady
+
+ABOUT = ("note: ", "fault: ")
+"""Beginnings of lines that may name files of this machine."""
 
 SHOW_CURSOR = "\n\x1b[?25h"
 """What ends a bar's line and brings back the cursor, which rich hides."""
@@ -83,7 +87,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line, without the secrets that a library's error may quote. Never fails and never waits."""
-        text = masked(text)
+        text = masked(located(text) if text.startswith(ABOUT) else text)
         if self._journal is not None:
             self._journal.line(text)
         self._opened()
@@ -118,9 +122,7 @@ class Progress:
         """The last lines: how it ended, where everything is, and the next command."""
         self.release()
         lines = [*ending]
-        lines += [f"report:  {folder.report / 'report.html'}"]
-        if folder.remote is not None:
-            lines += [f"         {folder.remote.inside('report/report.html').uri}"]
+        lines += [f"{'' if number else 'report:':7}  {page}" for number, page in enumerate(folder.report_pages)]
         if not offline:
             lines += [f"MLflow:  orchestrator ui {folder.quoted}"]
         lines += [f"{time.monotonic() - self._began:.0f} s"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from jobs.storage import side_by_side
 from orchestrator import masking
@@ -58,8 +58,10 @@ class Remote:
 
     @classmethod
     def of(cls, uri: str) -> Remote:
-        """What a person's URI names; nothing is asked yet. Raises BadAddress if it holds credentials."""
+        """What a person's URI names; nothing is asked yet. Raises BadAddress if it holds credentials, or what no URI
+        may."""
         _refuse_secrets(uri)
+        _refuse_misspelled(uri)
         path, mark, query = uri.partition("?")
         return cls(path.rstrip("/") + mark + query)
 
@@ -200,6 +202,17 @@ def credentials(uri: str) -> tuple[str, str, str] | None:
     kept = "&".join(part for part in parameters if part.partition("=")[0] not in secret)
     known = next((value for name, value in ENVIRONMENT.items() if scheme.startswith(name)), ENVIRONMENT["s3"])
     return f"{shown}{mark if kept else ''}{kept}", ", ".join(found), f"export {known}"
+
+
+def _refuse_misspelled(uri: str) -> None:
+    """Of a name with `#` a store would take what comes before it; any other such character it cannot read."""
+    head, mark, query = uri.partition("?")
+    scheme, colon, rest = head.partition("://")
+    right = quote(rest, safe="/%:@!$&'()*+,;=~")
+    if right != rest:
+        raise BadAddress(
+            f"{uri} has characters that a URI writes in another way; give it as {scheme}{colon}{right}{mark}{query}"
+        )
 
 
 def _is_secret(name: str, value: str) -> bool:

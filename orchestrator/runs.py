@@ -30,6 +30,11 @@ ASKED = "ORCHESTRATOR_ASKED"
 """Variable of a job that names the request which it meets, or goes on meeting after one that was lost."""
 
 
+ADDRESS = "ORCHESTRATOR_ADDRESS"
+"""Variable of a job: the URL by which whoever submitted it reaches the cluster's job server. What is printed there is
+read elsewhere, where the same commands need that address and no path of the head means anything."""
+
+
 class RunError(ValueError):
     """A run that is not there, or not what was expected; the text says what would work."""
 
@@ -51,8 +56,8 @@ class RunFolder:
 
     @property
     def quoted(self) -> str:
-        """The name as a shell takes it."""
-        return shlex.quote(self.name)
+        """The name as a command takes it where this is read; see `as_argument`."""
+        return as_argument(self.name)
 
     @property
     def trials(self) -> Path:
@@ -68,6 +73,15 @@ class RunFolder:
     def log(self) -> Path:
         """What the driver, Ray and MLflow print during a session."""
         return self.path / "driver.log"
+
+    @property
+    def report_pages(self) -> list[str]:
+        """Where whoever reads this finds the report: its file here and its URI; in a job the command that brings it,
+        and the URI unless that is a path of the head."""
+        uri = None if self.remote is None else self.remote.inside("report/report.html").uri
+        if not address_option():
+            return [str(self.report / "report.html"), *([] if uri is None else [uri])]
+        return [f"orchestrator compare {self.quoted}", *([] if uri is None or uri.startswith("file:") else [uri])]
 
     @property
     def identity(self) -> Path:
@@ -203,6 +217,17 @@ class RunFolder:
         content, where = json.dumps({"run": known[0].uuid}), shlex.quote(str(self.identity))
         away = f"rm -r {where}; " if self.identity.is_dir() else ""
         return f"All that is needed of it is the run's uuid: {away}echo {shlex.quote(content)} > {where}"
+
+
+def as_argument(name: str) -> str:
+    """A run's name as a command takes it where this is read: quoted for the shell, and in a job with `--address`."""
+    return f"{shlex.quote(name)}{address_option()}"
+
+
+def address_option() -> str:
+    """` --address URL` in a job, for whoever reads what it prints; else nothing."""
+    url = os.environ.get(ADDRESS)
+    return f" --address {shlex.quote(url)}" if url else ""
 
 
 def at(place: Path | str) -> RunFolder:

@@ -10,9 +10,11 @@ import time
 import urllib.error
 import urllib.request
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -21,6 +23,7 @@ from orchestrator import tracking
 from orchestrator.exits import Exit
 from orchestrator.ledger import Ledger, LedgerError
 from orchestrator.masking import masked, without_user
+from orchestrator.readiness import InfrastructureMissing
 from orchestrator.runs import RunFolder, find, home, names
 
 START_S = 90.0
@@ -62,6 +65,34 @@ def serve(run: str | None, *, port: int, browse: bool = False) -> int:
     return Exit.DONE
 
 
+def told(run: str | None) -> dict[str, Any]:
+    """The server of `run`, or of the default folder of runs, and its pages, without starting one, as plain JSON. A
+    store that is no server has none. Raises as `serve` does."""
+    folder = find(run) if run is not None else None
+    named = os.environ.get("MLFLOW_TRACKING_URI") if folder is None else folder.mlflow_url()
+    uri = without_user(named or tracking.embedded_uri(_runs(folder)))
+    pages = _pages(uri, folder) if uri.startswith("http") else []
+    return {"server": uri if uri.startswith("http") else None, "store": uri, "pages": dict(pages)}
+
+
+def show_elsewhere(found: dict[str, Any], *, browse: bool) -> None:
+    """Print where to look, of what `told` says on the head of a cluster."""
+    server = found["server"]
+    if server is None:
+        raise InfrastructureMissing(
+            f"MLflow's store, as the cluster's head names it, is {found['store']}, which has no pages; begin its "
+            "server on the head: orchestrator ui, without --address"
+        )
+    pages = list(found["pages"].items())
+    _print_pages(pages, browse=browse)
+    if not pages:
+        _echo(f"MLflow has not been told of this run yet; it is at {server}")
+    here = urlsplit(server)
+    what = "the head itself" if here.hostname in ("127.0.0.1", "localhost", "::1") else "reached from the head"
+    port = here.port or (443 if here.scheme == "https" else 80)
+    _echo(f"note: {here.hostname} is {what}; where this machine does not reach it, forward its port {port} here")
+
+
 def addresses(server: str, ledger: Ledger) -> list[tuple[str, str]]:
     """(what, address) of the pages that answer a run's question, as far as MLflow has been told of it."""
     run = ledger.run
@@ -92,12 +123,18 @@ def _runs(folder: RunFolder | None) -> Path:
 
 def _show(server: str, folder: RunFolder | None, *, browse: bool) -> None:
     """Print where to look: at a run, or at every run of the default folder."""
-    server = without_user(server).rstrip("/")  # a browser asks for them
-    if folder is not None:
-        with contextlib.closing(folder.open()) as ledger:
-            found = addresses(server, ledger)
-    else:
-        found = [("experiments", f"{server}/#/experiments"), *_answers(server)]
+    _print_pages(_pages(without_user(server), folder), browse=browse)  # a browser asks for them
+
+
+def _pages(server: str, folder: RunFolder | None) -> list[tuple[str, str]]:
+    server = server.rstrip("/")
+    if folder is None:
+        return [("experiments", f"{server}/#/experiments"), *_answers(server)]
+    with contextlib.closing(folder.open()) as ledger:
+        return addresses(server, ledger)
+
+
+def _print_pages(found: Sequence[tuple[str, str]], *, browse: bool) -> None:
     width = max((len(what) for what, _ in found), default=0) + 1
     for what, address in found:
         _echo(f"{what + ':':{width}} {address}")

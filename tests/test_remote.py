@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -297,6 +298,22 @@ def test_credentials_that_are_missing_or_wrong_end_with_4(
 def test_what_is_no_address_ends_with_2(home: Path, uri: str) -> None:
     done = launched(home, uri, "--offline")
     assert (done.exit_code, "is no address of an object store" in done.output) == (2, True), done.output
+
+
+@pytest.mark.parametrize(
+    ("uri", "right"),
+    [
+        ("s3://bucket/my run?region=x", "s3://bucket/my%20run?region=x"),
+        ("file:///tmp/läufe/1", "file:///tmp/l%C3%A4ufe/1"),
+        ("s3://bucket/a#1", "s3://bucket/a%231"),
+        ("gs://bucket/a[1]", "gs://bucket/a%5B1%5D"),
+    ],
+)
+def test_what_no_uri_may_have_is_told_with_the_right_spelling(uri: str, right: str) -> None:
+    """Of `a#1` and `a#2` pyarrow makes one and the same place."""
+    with pytest.raises(BadAddress, match=f"give it as {re.escape(right)}$"):
+        Remote.of(uri)
+    assert Remote.of(right).uri == right
 
 
 def test_a_prefix_that_holds_something_else_is_left_alone(home: Path, store: Remote) -> None:

@@ -12,21 +12,24 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import psutil
 import pytest
+from click.testing import CliRunner
 from real import QUICK, SWEEP, TRIALS, Server, call, children, command, driver, end, free_port, wait_for
 from servers import new_database, postgres_server, s3_server
 
 from orchestrator import runs, submission
 from orchestrator import sweep as sweeps
+from orchestrator.cli import main
 from orchestrator.environment import Origin, origin
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.runs import RunError
-from orchestrator.submission import server, verbs
+from orchestrator.submission import asking, bring, server, verbs
 from orchestrator.submission.follow import _Output, _refuse_another, attend, mark_of
 from orchestrator.submission.package import entrypoint, environment, package, taken_along
 
@@ -361,12 +364,30 @@ def laptop() -> dict[str, str]:
     return {name: "" if name in hidden else value for name, value in os.environ.items()}
 
 
+@dataclass(frozen=True)
+class Submitted:
+    """A sweep that a laptop has had run to its end."""
+
+    run: str
+    said: str
+    folder: Path
+    """Where it was submitted."""
+
+
+@pytest.fixture(scope="module")
+def submitted(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
+    run, folder = site.bucket("runs/small%20one"), tmp_path_factory.mktemp("laptop")
+    (folder / "sweep.toml").write_text(SWEEP)
+    said = call("launch", "sweep.toml", "--into", run, "--address", site.url, cwd=folder, env=laptop())
+    return Submitted(run, said, folder)
+
+
 @pytest.mark.slow
 def test_a_sweep_submitted_from_a_laptop_measures_what_a_local_one_does(
-    site: Site, undisturbed: dict[str, float], sweep: Path
+    site: Site, undisturbed: dict[str, float], submitted: Submitted
 ) -> None:
     """The laptop reaches the job server and nothing else. Bit for bit, as the world size is the same."""
-    run, at = site.bucket("small"), ("--address", site.url)
+    run, at, sweep = submitted.run, ("--address", site.url), submitted.folder
     told = json.loads(call("doctor", "sweep.toml", "--into", run, "--json", *at, cwd=sweep, env=laptop()))
     assert told["ready"]
     assert {(one["check"], one["found"]) for one in told["findings"]} >= {
@@ -377,9 +398,12 @@ def test_a_sweep_submitted_from_a_laptop_measures_what_a_local_one_does(
         ("room", "2 trials of 2 ranks at once"),
     }
     assert call("doctor", *at, cwd=sweep, env=laptop()).endswith("ready: nothing wrong\n")
-    said = call("launch", "sweep.toml", "--into", run, *at, cwd=sweep, env=laptop())
+    said = submitted.said
     assert "[10/10]" in said
     assert "Running entrypoint" not in said, "Ray's own lines are left out"
+    for verb in ("compare", "ui"):
+        assert f"orchestrator {verb} {shlex.quote(run)} --address {site.url}\n" in said
+    assert str(site.folder) not in said, "a path of the head means nothing here"
     stood = json.loads(call("status", run, "--json", *at, cwd=sweep, env=laptop()))
     assert stood["state"] == "done"
     assert metrics(stood) == undisturbed
@@ -399,6 +423,94 @@ def test_a_sweep_submitted_from_a_laptop_measures_what_a_local_one_does(
     assert "10/10" in call("logs", run, *at, cwd=sweep, env=laptop()), "the driver's log"
     jobs = json.loads(call("status", "--json", *at, cwd=sweep, env=laptop()))["jobs"]
     assert [(job["run"], job["state"], job["exit_code"]) for job in jobs] == [(run, "SUCCEEDED", 0)]
+
+
+@pytest.mark.slow
+def test_what_the_head_makes_comes_to_a_laptop_whole(site: Site, submitted: Submitted, tmp_path: Path) -> None:
+    """The same files, and nothing of one that cannot be made. Mutant check: without the hold the log is emptied, or
+    ends, before it is read."""
+    run, at = submitted.run, ("--address", site.url)
+    here = partial(call, cwd=tmp_path, env=laptop())
+    said = [here("compare", run, *at)]
+    assert "report: small one-report/report.html\n" in said[0]
+    remote, report = runs.at(run).remote, tmp_path / "small one-report"
+    assert remote is not None
+    assert {path.name for path in report.iterdir()} == {*remote.files("report"), bring.MARKER}
+    assert (report / "report.html").read_bytes() == remote.read("report/report.html")
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    said.append(here("plan", "sweep.toml", *at))
+    assert "2 at once" in said[-1], "as many as the cluster's nodes take"
+    assert "from 10 trials of small" in said[-1], "which its ledger tells"
+    said.append(here("export", run, "flatnce", "new/flat nce", *at))
+    assert f"load it: SentenceTransformer({'new/flat nce'!r}" in said[-1]
+    near = call("export", run, "flatnce", "near", cwd=tmp_path)
+    assert near.splitlines()[0] == said[-1].splitlines()[0]
+    for path in (tmp_path / "near").iterdir():
+        assert (tmp_path / "new/flat nce" / path.name).read_bytes() == path.read_bytes()
+    said.append(here("ui", run, *at))
+    assert [line.partition(":")[0] for line in said[-1].splitlines()] == [
+        "answer", "report", "charts", "compare", "note"
+    ]  # fmt: skip
+    said.append(here("export", run, "nosuch", "other", *at, code=2))
+    assert "arms: infonce, flatnce" in said[-1]
+    said.append(here("status", run.replace("one", "two"), *at, code=2))
+    assert f"--address {site.url}" in said[-1]
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep.toml", "small one-report", "new", "near"}
+    assert str(site.folder) not in "".join(said)
+
+
+@pytest.mark.slow
+def test_questions_leave_no_job_whoever_is_killed_or_leaves(site: Site, submitted: Submitted) -> None:
+    """Mutant check: without the look at who asked, the killed laptop's job stays."""
+    ask = command("status", submitted.run, "--address", site.url)
+    server = submission.JobServer(site.url)
+
+    def questions() -> list[str]:
+        return [job.id for job in server.jobs() if job.id.startswith("ask-")]
+
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
+        with subprocess.Popen(ask, env=QUICK | laptop(), stderr=subprocess.PIPE) as asker:
+            before = set(questions())
+            wait_for(lambda: set(questions()) - before, what="a question")  # noqa: B023
+            asker.send_signal(number)
+            assert asker.wait(60) == code
+    call("status", submitted.run, "--address", site.url, cwd=submitted.folder, env=laptop())
+    wait_for(lambda: (call("status", submitted.run, "--address", site.url, cwd=submitted.folder, env=laptop()) != "")
+             and not questions(), what="the questions to go")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_living_driver_says_how_its_run_stands_and_one_that_was_stopped_has_not_failed(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder of the head's. Mutant check: a status that is kept in the job's own words ends this with a question,
+    and Ray calls what a person has stopped failed."""
+    (tmp_path / "long.toml").write_text(SWEEP.replace("steps = 8", "steps = 4000"))
+    run, at = (site.folder / "héad's").as_uri(), ("--address", site.url)
+    call("launch", "long.toml", "--into", run, "--offline", "--detach", *at, cwd=tmp_path, env=laptop())
+    with monkeypatch.context() as patch:
+        patch.setattr(asking, "ask", lambda *_, **__: pytest.fail("no job is needed"))
+        wait_for(lambda: ((submission.standing(site.url, run) or {}).get("counts") or {}).get("running"))
+        done = CliRunner().invoke(main, ["status", run, "--json", *at])
+        assert done.exit_code == 0, done.output
+        assert "driven by" in CliRunner().invoke(main, ["status", run, *at]).output
+        with contextlib.closing(runs.at(run).open()) as ledger:
+            known = runs.status(ledger)
+    told = json.loads(done.stdout)
+    assert told.keys() == known.keys()
+    assert [trial["id"] for trial in told["trials"]] == [trial["id"] for trial in known["trials"]][
+        : len(told["trials"])
+    ]
+    assert [trial.keys() for trial in told["trials"]] == [known["trials"][0].keys()] * len(told["trials"])
+    assert told["driver"]["holder"] == known["driver"]["holder"]
+    server = submission.JobServer(site.url)
+    (name,) = [job.id for job in server.jobs() if job.run == run]
+    server.stop(name)  # as `ray job stop` does
+    wait_for(lambda: (found := server.job(name)) is not None and found.over)
+    listed = call("status", *at, cwd=tmp_path, env=laptop())
+    assert f"stopped, resumable: orchestrator resume {shlex.quote(run)} --address {site.url}\n" in listed
+    said = call("logs", run, *at, cwd=tmp_path, env=laptop(), code=130)
+    assert f"job {name}: stopped, resumable; next: orchestrator resume" in said
 
 
 @pytest.mark.soak
@@ -507,7 +619,9 @@ def test_a_head_that_takes_no_jobs_is_told_with_the_remedy(
             site.head(f"--dashboard-agent-listen-port={other.getsockname()[1]}")
             wait_for(lambda: answers(site.url), what="the job server")
             with pytest.raises(InfrastructureMissing, match="--dashboard-agent-listen-port=0"):
-                submission.ask(site.url, "s3://bucket/run", ["status", "s3://bucket/run"])
+                submission.ask(
+                    site.url, "s3://bucket/run", ["status", "s3://bucket/run"], out=lambda _: None, err=lambda _: None
+                )
         finally:
             site.end()
 

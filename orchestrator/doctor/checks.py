@@ -62,7 +62,8 @@ def refuse(folder: RunFolder, plan: Plan) -> None:
     if found:
         told = "\n".join(f"  {one.check}, {one.where}: {one.found}\n    -> {one.remedy}" for one in found)
         raise InfrastructureMissing(
-            f"{len(found)} blocker{'s' * (len(found) > 1)}; `orchestrator doctor` looks again:\n{told}"
+            f"{len(found)} blocker{'s' * (len(found) > 1)}; `orchestrator doctor{runs.address_option()}` looks again:"
+            f"\n{told}"
         )
 
 

@@ -9,11 +9,13 @@ Imports no torch, ray, optuna or mlflow, and is quick: `plan` calls it.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 
 from orchestrator import cluster, readiness
 from orchestrator.plan import Plan
+from orchestrator.runs import address_option
 
 from .history import History, history
 from .model import ArmEstimate, Estimate, Known, cost, estimate
@@ -51,11 +53,17 @@ def from_history(plan: Plan) -> Estimate:
 def from_probes(plan: Plan, *, tell: Callable[[str], None]) -> Estimate:
     """From short trainings on this machine, which take their time; see `probe`. Raises ProbeFailed."""
     at_once, notes = _at_once(plan)
+    if address_option():
+        notes = [*notes, f"the probes ran on the cluster's head, {socket.gethostname()}; other nodes may be faster"]
     return estimate(plan, probe(plan, tell=tell), concurrent=at_once, notes=notes)
 
 
 def _at_once(plan: Plan) -> tuple[int, list[str]]:
-    """Trials at once, counted without connecting to a cluster, which takes seconds; and what is to be said of that."""
+    """Trials at once, and what is to be said of that. Counted without connecting to a cluster, which takes seconds,
+    except in a job, which takes as long anyway."""
+    if address_option():
+        at_once = readiness.concurrent(plan, readiness.largest(plan))
+        return max(1, at_once), [] if at_once else ["no trial fits into the cluster as it is now"]
     at_once = max(1, readiness.concurrent(plan, readiness.largest(plan), [cluster.here()]))
     address = cluster.address()
     if address is None:

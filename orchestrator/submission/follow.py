@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 import uuid
 from collections.abc import Callable
 
+from orchestrator.exits import Exit
 from orchestrator.readiness import InfrastructureMissing
-from orchestrator.runs import ASKED, RunError
+from orchestrator.remote import BadAddress, is_uri
+from orchestrator.runs import ADDRESS as ADDRESS_VARIABLE
+from orchestrator.runs import ASKED, RunError, at
 
+from . import meaning
 from .package import Order, entrypoint, package
-from .server import ORDER, REQUEST, RUN, SWEEP, VERB, Job, JobServer, ServerAway
-
-INTERRUPTED, CLUSTER_DIED = 130, 75
-"""Exit codes as the driver has them."""
+from .server import ADDRESS, ORDER, REQUEST, RUN, SWEEP, VERB, Job, JobServer, ServerAway
 
 WAIT_S = 1800.0
 """How long a cluster that has gone may take to come back."""
@@ -25,12 +27,6 @@ LOSSES = 5
 
 DRIVES = ("launch", "resume")
 """Verbs of the jobs that drive a run."""
-
-LOST = (CLUSTER_DIED, 128 + 9, -9)
-"""Exit codes of a driver that was lost with its cluster or was killed; the run continues."""
-
-DIED = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE")
-"""Ray's words for a job whose node or supervisor is gone."""
 
 
 def mark_of(job: str) -> str:
@@ -64,7 +60,19 @@ class _Output:
 
 def drives(jobs: list[Job], run: str) -> Job | None:
     """The job that drives a run now."""
-    return next((job for job in reversed(jobs) if job.run == run and job.verb in DRIVES and not job.over), None)
+    return next((job for job in reversed(of_run(jobs, run)) if job.verb in DRIVES and not job.over), None)
+
+
+def of_run(jobs: list[Job], run: str) -> list[Job]:
+    """The jobs that have to do with a run, by whichever of its spellings."""
+    return [job for job in jobs if _spelled(job.run) == _spelled(run)]
+
+
+def _spelled(run: str) -> str:
+    try:
+        return at(run).name if is_uri(run) else run
+    except BadAddress:  # of a job that an older version submitted
+        return run
 
 
 def attend(
@@ -94,18 +102,28 @@ def attend(
             continue
         if ended is None:
             tell("the cluster came back without the job")
-        elif ended.error in DIED or ended.exit_code in LOST:
+        elif meaning.of(ended).code == Exit.CLUSTER_DIED:
             tell(f"the job was lost ({ended.message.splitlines()[0][:200] if ended.message else ended.state})")
-        elif ended.state == "STOPPED":
-            return INTERRUPTED
-        elif ended.exit_code is None and ended.state == "FAILED":
-            raise InfrastructureMissing(f"the cluster could not run job {ended.id}: {ended.message}")
         else:
-            return ended.exit_code or 0
+            return code_of(server, ended, tell)
         lost += 1
         if lost > LOSSES:
-            return CLUSTER_DIED
+            return Exit.CLUSTER_DIED
         tell("it is run again, and continues")
+
+
+def code_of(server: JobServer, ended: Job, tell: Callable[[str], None]) -> int:
+    """The exit code for whoever followed a job that is over; says what the end means, and what to do next.
+
+    Raises InfrastructureMissing for a job that could not be run.
+    """
+    found = meaning.of(ended)
+    if ended.exit_code is None and found.code == Exit.MISSING:
+        raise InfrastructureMissing(f"the cluster could not run job {ended.id}: {ended.message}")
+    if found.code:
+        code = "" if ended.exit_code is None else f" (exit code {ended.exit_code})"
+        tell(f"job {ended.id}: {found.words}{code}; next: {found.next(ended.run, server.url)}")
+    return found.code or Exit.DONE
 
 
 def _found_or_submitted(server: JobServer, order: Order, asked: str, tell: Callable[[str], None]) -> Job:
@@ -113,15 +131,15 @@ def _found_or_submitted(server: JobServer, order: Order, asked: str, tell: Calla
         jobs = server.jobs()
         driving = drives(jobs, order.run)
         if driving is not None:
-            _refuse_another(driving, order)
+            _refuse_another(driving, order, server.url)
             tell(f"{order.run} is driven by job {driving.id} since {_clock(driving.started)}; this follows it")
             return driving
         taken = [int(number) for job in jobs if (number := job.id.removeprefix(order.name + "-")).isdigit()]
         name = f"{order.name}-{1 + max(taken, default=0)}"  # two who submit at once meet at the same id
-        metadata = {RUN: order.run, VERB: order.verb, ORDER: order.digest, REQUEST: asked}
+        metadata = {RUN: order.run, VERB: order.verb, ORDER: order.digest, REQUEST: asked, ADDRESS: server.url}
         metadata |= {SWEEP: order.sweep} if order.sweep else {}
         with package(order) as runtime_env:
-            runtime_env["env_vars"][ASKED] = asked
+            runtime_env["env_vars"] |= {ASKED: asked, ADDRESS_VARIABLE: server.url}
             made = server.submit(name, entrypoint(order, mark_of(name)), runtime_env=runtime_env, metadata=metadata)
         if not made:
             continue
@@ -132,7 +150,7 @@ def _found_or_submitted(server: JobServer, order: Order, asked: str, tell: Calla
         return job
 
 
-def _refuse_another(driving: Job, order: Order) -> None:
+def _refuse_another(driving: Job, order: Order, url: str = "URL") -> None:
     """The same order joins the job that it was given to, a launch one of the same sweep, and a plain resume any; what
     asks for something else may not."""
     same = driving.order == order.digest or (order.verb == "launch" and driving.sweep in (None, order.sweep))
@@ -140,14 +158,18 @@ def _refuse_another(driving: Job, order: Order) -> None:
     if not (same or plain):
         what = "another sweep" if order.verb == "launch" else "other options"
         raise RunError(
-            f"{order.run} is driven by job {driving.id} with {what}; stop that first: orchestrator stop {order.run} "
-            "--address URL"
+            f"{order.run} is driven by job {driving.id} with {what}; stop that first: orchestrator stop "
+            f"{shlex.quote(order.run)} --address {shlex.quote(url)}"
         )
 
 
 def followed(server: JobServer, job: Job, write: Callable[[str], None], tell: Callable[[str], None]) -> Job | None:
-    """Pass on the log of a job until it is over. Returns the job as it ended, or None if the server lost it."""
-    output = _Output(job.id, write)
+    """Pass on the log of a job until it is over. Returns the job as it ended, or None if the server lost it.
+
+    The commands in it get the address by which the server is reached from here.
+    """
+    theirs, ours = (f" --address {shlex.quote(url)}" for url in (job.address or server.url, server.url))
+    output = _Output(job.id, lambda line: write(line.replace(theirs, ours)))
     while True:
         try:
             output.restart()

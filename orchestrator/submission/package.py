@@ -26,8 +26,10 @@ LARGEST_MB = 100.0
 
 PACKAGES = ("orchestrator", "jobs")
 
-DRIVER = '"${ORCHESTRATOR_PYTHON:-python}" -m orchestrator.cli'
+PYTHON = '"${ORCHESTRATOR_PYTHON:-python}"'
 """How the head starts us: in the environment that its Ray runs in, unless that says otherwise."""
+
+DRIVER, ANSWERS = f"{PYTHON} -m orchestrator.cli", f"{PYTHON} -m orchestrator.submission.answer"
 
 
 @dataclass(frozen=True)

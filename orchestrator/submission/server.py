@@ -9,10 +9,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 from unittest import mock
 
-from orchestrator import access
+from orchestrator import access, cluster_board
+from orchestrator.cluster_board import Posted
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.runs import RunError
 
@@ -42,6 +44,9 @@ ORDER = "orchestrator.order"
 
 REQUEST = "orchestrator.request"
 """And a name for what was asked, which jobs that take the place of a lost one share."""
+
+ADDRESS, ASKER = "orchestrator.address", "orchestrator.asker"
+"""And the URL by which whoever submitted it reaches the server; and of a question the process that waits for it."""
 
 
 class ServerAway(Exception):
@@ -75,6 +80,14 @@ class Job:
     asked: str | None = None
     """Names the request that it meets, with the jobs before it that were lost."""
 
+    address: str | None = None
+    asker: str | None = None
+    ended: float = 0.0
+    """Unix time; 0 while it goes on."""
+
+    posted: Posted | None = None
+    """What its driver has written of the run."""
+
     @property
     def over(self) -> bool:
         """Whether it will do nothing more."""
@@ -88,6 +101,8 @@ class JobServer:
         if not url.startswith(("http://", "https://")):
             raise RunError(f"{url} is no job server; --address takes its URL, for example http://127.0.0.1:8265")
         self.url = url.rstrip("/")
+        self.now = time.time()
+        """Unix time of the head when it last answered, to the second: clocks of laptops go wrong."""
         self._made: Any = None
         self._token: str | None = None
 
@@ -104,7 +119,13 @@ class JobServer:
 
     def job(self, name: str) -> Job | None:
         """One job; None if the server knows none of that id, which is so after its head was lost."""
-        return next((job for job in self.jobs() if job.id == name), None)
+        with self._asking() as client:
+            try:
+                return _job(client.get_job_info(name))
+            except RuntimeError as error:
+                if "status code 404" in str(error):
+                    return None
+                raise
 
     def submit(self, name: str, command: str, *, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
         """Submit a job. Returns False if there is one of that id."""
@@ -129,6 +150,11 @@ class JobServer:
                 else:
                     return True
 
+    def stop(self, name: str) -> None:
+        """Have a job ended: SIGTERM, and three seconds later kill -9."""
+        with self._asking() as client:
+            client.stop_job(name)
+
     def delete(self, name: str) -> None:
         """Forget a job that is over."""
         with self._asking() as client:
@@ -140,9 +166,23 @@ class JobServer:
             return str(client.get_job_logs(name))
 
     def tail(self, name: str, write: Callable[[str], None]) -> None:
-        """Pass on what a job prints, from its first line, until it is over."""
-        with self._asking() as client:
-            asyncio.run(self._tail(client, name, write))
+        """Pass on what a job prints, from its first line, until it is over. Raises what `write` raises as it is."""
+        failed: list[BaseException] = []
+
+        def passed(text: str) -> None:
+            try:
+                write(text)
+            except BaseException as error:
+                failed.append(error)
+                raise
+
+        try:
+            with self._asking() as client:
+                asyncio.run(self._tail(client, name, passed))
+        except Exception:
+            if failed:  # a closed pipe is no connection to the server
+                raise failed[0] from None
+            raise
 
     async def _tail(self, client: Any, name: str, write: Callable[[str], None]) -> None:
         async def copy() -> None:
@@ -192,14 +232,21 @@ class JobServer:
             for name in [one for one in logging.root.manager.loggerDict if one.startswith("ray.")]:
                 logging.getLogger(name).setLevel(logging.ERROR)  # they tell of every upload
 
+            server = self
+
             class Client(JobSubmissionClient):
                 """Ray's, with time limits."""
+
+                def _check_connection_and_version(self, min_version: str = "1.9", *rest: Any, **more: Any) -> None:
+                    if min_version == "1.9":  # it would ask twice
+                        super()._check_connection_and_version(min_version, *rest, **more)
 
                 def _do_request(self, method: str, endpoint: str, **keywords: Any) -> Any:
                     keywords |= {"timeout": TIMEOUT_S, "allow_redirects": False}
                     answer = super()._do_request(method, endpoint, **keywords)
                     if answer.is_redirect:  # what is asked, and the token, are for nobody else
                         _refuse_redirect(self._address, answer.headers["location"])
+                    server.now = _moment(answer.headers.get("Date"))
                     return answer
 
             access.keep_private()
@@ -238,7 +285,19 @@ def _job(told: Any) -> Job:
         message=told.message or "",
         started=(told.start_time or 0) / 1000,
         asked=metadata.get(REQUEST),
+        address=metadata.get(ADDRESS),
+        asker=metadata.get(ASKER),
+        ended=(told.end_time or 0) / 1000,
+        posted=cluster_board.read(metadata.get(cluster_board.KEY, "")),
     )
+
+
+def _moment(date: str | None) -> float:
+    """Of HTTP's header, as unix time; of this machine's clock where there is none."""
+    try:
+        return parsedate_to_datetime(date or "").timestamp()
+    except ValueError:
+        return time.time()
 
 
 def _said(error: Exception) -> str:

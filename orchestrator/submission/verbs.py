@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
+import shlex
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,22 @@ from jobs.config import canonical
 from orchestrator import plan as planning
 from orchestrator import runs
 from orchestrator import sweep as sweeps
+from orchestrator.cluster_board import Posted
 from orchestrator.environment import origin
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.remote import is_uri
 from orchestrator.runs import RunError
 
-from .follow import DRIVES, attend, drives, followed, mark_of
-from .package import Order, entrypoint, environment, package
-from .server import RUN, VERB, JobServer, ServerAway
+from . import asking, meaning
+from .follow import DRIVES, attend, code_of, drives, followed, of_run
+from .package import Order, environment
+from .server import Job, JobServer, ServerAway
 
 Write = Callable[[str], None]
+
+
+STATUS_S = 2.0
+"""How often a driver that has not said anything yet is looked at."""
 
 
 def launch(
@@ -73,14 +80,18 @@ def resume(
     return attend(_reached(url), order, write=write, tell=tell, detach=detach)
 
 
-def ask(url: str, run: str, arguments: Sequence[str]) -> tuple[int, str]:
+def ask(
+    url: str, run: str | None, arguments: Sequence[str], *, out: Write, err: Write, into: Path | None = None
+) -> int:
     """Run a verb that ends by itself on the head of the cluster at `url`, where ledger and bucket are in reach.
 
-    Returns its exit code and what it printed; the job is forgotten again. Raises RunError, BadAddress,
-    InfrastructureMissing.
+    run: None for a verb of no run. into: a folder for the files that the verb makes; of them the argument HERE stands
+    for a new folder there. Returns the exit code; what was printed goes to `out` and `err`. Raises RunError,
+    BadAddress, InfrastructureMissing.
     """
-    _kept_elsewhere(run, "s3://BUCKET/NAME")
-    return _asked(url, Order(verb=arguments[0], run=run, arguments=arguments))
+    named = "" if run is None else _kept_elsewhere(run, "s3://BUCKET/NAME")
+    order = Order(verb=arguments[0], run=named, arguments=arguments)
+    return asking.ask(_reached(url), order, out=out, err=err, tell=_line(err), into=into)
 
 
 def examine(
@@ -91,44 +102,83 @@ def examine(
     overrides: Sequence[str],
     flags: Sequence[str],
     variables: Sequence[str],
-) -> tuple[int, str]:
+    out: Write,
+    err: Write,
+) -> int:
     """Run the doctor on the head of the cluster at `url`, with what `launch` would take along. Returns as `ask` does.
 
     Raises ConfigError, RunError, BadAddress, InfrastructureMissing.
     """
-    sources: set[str] = set()
-    if sweep_file is not None:
-        plan = planning.make(sweeps.load(sweep_file, overrides))
-        sources = {source for arm in plan.arms for source in _sources(arm)}
     place = ["--anywhere"] if into is None else ["--into", _kept_elsewhere(into, "--into s3://BUCKET/NAME")]
     arguments = ["doctor", *(["sweep.toml"] if sweep_file else []), *place, *flags]
-    order = Order(
-        verb="doctor",
-        run=into or "",
+    order = _of_sweep(arguments, sweep_file, overrides, variables, run=into or "")
+    return asking.ask(_reached(url), order, out=out, err=err, tell=_line(err))
+
+
+def plan(url: str, sweep_file: Path, *, overrides: Sequence[str], flags: Sequence[str], out: Write, err: Write) -> int:
+    """Plan a sweep on the head of the cluster at `url`: with its nodes, and the earlier runs in its ledger. Returns and
+    raises as `examine` does."""
+    order = _of_sweep(["plan", "sweep.toml", *flags], sweep_file, overrides, ())
+    return asking.ask(_reached(url), order, out=out, err=err, tell=_line(err))
+
+
+def _of_sweep(
+    arguments: Sequence[str],
+    sweep_file: Path | None,
+    overrides: Sequence[str],
+    variables: Sequence[str],
+    *,
+    run: str = "",
+) -> Order:
+    """A question about a sweep, which goes along with its data. Raises ConfigError, RunError."""
+    sources: set[str] = set()
+    if sweep_file is not None:
+        made = planning.make(sweeps.load(sweep_file, overrides))
+        sources = {source for arm in made.arms for source in _sources(arm)}
+    return Order(
+        verb=arguments[0],
+        run=run,
         arguments=[*arguments, *(part for one in overrides for part in ("--set", one))],
         sweep_file=sweep_file,
         sources=sorted(sources),
         environment=environment(variables),
     )
-    return _asked(url, order)
 
 
-def _asked(url: str, order: Order) -> tuple[int, str]:
-    server, name = _reached(url), f"ask-{order.verb}-{uuid.uuid4().hex[:8]}"
-    printed: list[str] = []
+def posted(url: str, run: str) -> Posted | None:
+    """What the driver of a run has written of it just now, which takes no job; None where nobody drives it on the
+    cluster at `url`, or the driver does not say. Raises as `ask` does."""
+    return _known(JobServer(url), _kept_elsewhere(run, "s3://BUCKET/NAME"))[1]
+
+
+def standing(url: str, run: str) -> dict[str, Any] | None:
+    """The same as the status alone, without its trials where they are too many."""
+    found = posted(url, run)
+    return None if found is None else found.status
+
+
+def wait_for_status(url: str, run: str, *, tell: Write) -> None:
+    """Wait until the job that drives a run, if there is one, says how it stands or ends. Raises as `ask` does."""
+    server, name, told = JobServer(url), _kept_elsewhere(run, "s3://BUCKET/NAME"), False
+    while True:
+        driving, found = _known(server, name)
+        if driving is None or found is not None:
+            return
+        if not told:
+            tell(f"job {driving.id} has not said yet how the run stands; waiting for it, Ctrl-C leaves")
+        told = True
+        time.sleep(STATUS_S)
+
+
+def _known(server: JobServer, run: str) -> tuple[Job | None, Posted | None]:
+    """Who drives a run, and what that job says of it."""
     try:
-        with package(order) as runtime_env:
-            metadata = {RUN: order.run, VERB: order.verb}
-            server.submit(name, entrypoint(order, mark_of(name)), runtime_env=runtime_env, metadata=metadata)
-        job = server.job(name)
-        ended = None if job is None else followed(server, job, printed.append, lambda _: None)
-        if ended is None or ended.exit_code is None:
-            why = "it was lost" if ended is None else ended.message
-            raise InfrastructureMissing(f"the cluster at {url} could not run `{order.verb}`: {why}")
-        server.delete(name)
+        driving = drives(server.jobs(), run)
     except ServerAway as error:
-        raise InfrastructureMissing(f"{url} no longer answers: {error}") from error
-    return ended.exit_code, "".join(printed)
+        raise _no_server(server.url, error) from error
+    if driving is None or driving.posted is None or not driving.posted.is_fresh(server.now):
+        return driving, None
+    return driving, driving.posted
 
 
 def follow_driver(url: str, run: str, *, write: Write, tell: Write) -> int:
@@ -139,25 +189,32 @@ def follow_driver(url: str, run: str, *, write: Write, tell: Write) -> int:
     server = _reached(url)
     try:
         jobs = server.jobs()
-        job = drives(jobs, run) or next((one for one in reversed(jobs) if one.run == run), None)
+        jobs = [one for one in jobs if one.verb in DRIVES]
+        job = drives(jobs, run) or next(iter(reversed(of_run(jobs, run))), None)
         if job is None:
-            known = sorted({one.run for one in jobs if one.run})
+            known = sorted({one.run for one in jobs})
             raise RunError(f"no job on {url} drives {run}; jobs there are of: {', '.join(known) or 'no run'}")
         ended = followed(server, job, write, tell)
     except ServerAway as error:
         raise InfrastructureMissing(f"{url} no longer answers: {error}") from error
-    return 0 if ended is None else ended.exit_code or 0
+    if ended is None:
+        raise InfrastructureMissing(
+            f"the cluster came back without job {job.id}; go on: orchestrator resume {shlex.quote(run)} --address {url}"
+        )
+    return code_of(server, ended, tell)
 
 
 def listed(url: str) -> list[dict[str, Any]]:
-    """The jobs that drive or drove runs on the cluster at `url`, oldest first. Raises InfrastructureMissing."""
-    jobs = _reached(url).jobs()
-    return [
-        {"job": one.id, "run": one.run, "verb": one.verb, "state": one.state, "exit_code": one.exit_code,
-         "started": one.started}
-        for one in jobs
-        if one.verb in DRIVES
-    ]  # fmt: skip
+    """The jobs that drive or drove runs on the cluster at `url`, oldest first, and what that means for the run. Raises
+    InfrastructureMissing."""
+    server = _reached(url)
+    found = []
+    for one in server.jobs():
+        told = meaning.of(one)
+        if one.verb in DRIVES:
+            job = {"job": one.id, "run": one.run, "verb": one.verb, "state": one.state, "exit_code": one.exit_code}
+            found.append(job | {"started": one.started, "meaning": told.words, "next": told.next(one.run, server.url)})
+    return found
 
 
 def _reached(url: str) -> JobServer:
@@ -166,11 +223,15 @@ def _reached(url: str) -> JobServer:
     try:
         server.version()
     except ServerAway as error:
-        raise InfrastructureMissing(
-            f"no job server of Ray answers at {url} ({error}); is the cluster up, and its dashboard's port forwarded? "
-            "For example: kubectl port-forward svc/HEAD 8265"
-        ) from error
+        raise _no_server(url, error) from error
     return server
+
+
+def _no_server(url: str, error: ServerAway) -> InfrastructureMissing:
+    return InfrastructureMissing(
+        f"no job server of Ray answers at {url} ({error}); is the cluster up, and its dashboard's port forwarded? "
+        "For example: kubectl port-forward svc/HEAD 8265"
+    )
 
 
 def _kept_elsewhere(run: str | None, example: str) -> str:
@@ -180,8 +241,12 @@ def _kept_elsewhere(run: str | None, example: str) -> str:
         raise RunError(
             f"a job's folder goes with it, so a run on a cluster is kept in a bucket{found}; give its URI: {example}"
         )
-    runs.at(run)
-    return run
+    return runs.at(run).name
+
+
+def _line(write: Write) -> Write:
+    """Writes lines."""
+    return lambda text: write(f"{text}\n")
 
 
 def _hash(sweep: sweeps.Sweep) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from orchestrator.display import counted
 from orchestrator.ledger import Attempt, Frozen, Point, Run, Suggestion, Trial
+from orchestrator.runs import as_argument
 
 __all__ = ["Facts", "Finding", "Place", "beside", "counted", "other_keys", "same"]
 
@@ -62,7 +62,7 @@ class Facts:
     @property
     def resume(self) -> str:
         """The command that continues the run."""
-        return f"orchestrator resume {shlex.quote(self.folder)}"
+        return f"orchestrator resume {as_argument(self.folder)}"
 
     @property
     def again(self) -> str:
@@ -107,7 +107,7 @@ class Facts:
 def beside(folder: str) -> str:
     """The command that begins a sweep anew beside a run, which stays as it is."""
     head, mark, query = folder.partition("?")
-    return f"orchestrator launch SWEEP --into {shlex.quote(f'{head}-2{mark}{query}')}"
+    return f"orchestrator launch SWEEP --into {as_argument(f'{head}-2{mark}{query}')}"
 
 
 def same(one: Any, other: Any) -> bool:

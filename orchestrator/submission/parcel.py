@@ -1,0 +1,157 @@
+"""What a job on the head tells whoever asked, as marked lines of its log: what a verb printed, the files that it made,
+and its exit code. Everything else in the log is Ray's, or a library's.
+
+    <<JOB {"out": "text"}                 what the verb printed; "err" for standard error
+    <<JOB {"file": "report.md"}           a file begins
+    <<JOB {"data": "..."}                 a piece of it: base64 of zlib
+    <<JOB {"sha256": "...", "bytes": 5}   it ends
+    <<JOB {"code": 0}                     the answer ends
+
+Lines are ASCII and short enough for the sockets that pass them on. Both sides are of one version, as the code goes
+along with the job.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+BRINGS = "--brings"
+"""Before a verb whose files are sent."""
+
+HERE = "@brought"
+"""Argument that stands for a new folder of the head whose files are sent."""
+
+PIECE = 192 * 2**10
+"""Bytes of a file in one line. Sockets of aiohttp take lines of four megabytes."""
+
+TEXT = 16_000
+"""Characters of a text in one line."""
+
+
+class Broken(Exception):
+    """An answer did not arrive whole."""
+
+
+def mark(job: str) -> str:
+    """What the lines of a job begin with. Ray prints the command, in which the two parts do not stand together."""
+    return f"<<{job} "
+
+
+class Writer:
+    """Writes an answer to the log of the job that it is given in."""
+
+    def __init__(self, job: str, log: IO[str]) -> None:
+        self._mark, self._log = mark(job), log
+
+    def line(self, **told: Any) -> None:
+        """One line."""
+        self._log.write(f"{self._mark}{json.dumps(told)}\n")
+        self._log.flush()
+
+    def file(self, path: Path, name: str) -> int:
+        """A file under the name that it is to have. Returns its size in bytes."""
+        self.line(file=name)
+        digest, size = hashlib.sha256(), 0
+        with path.open("rb") as content:
+            while piece := content.read(PIECE):
+                digest.update(piece)
+                size += len(piece)
+                self.line(data=base64.b64encode(zlib.compress(piece, 1)).decode())
+        self.line(sha256=digest.hexdigest(), bytes=size)
+        return size
+
+
+class Printed(io.TextIOBase):
+    """A text stream, standard output or error of a verb, whose text goes into the answer."""
+
+    def __init__(self, writer: Writer, stream: str) -> None:
+        self._writer, self._stream = writer, stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """What is printed is text from end to end."""
+        return "utf-8"
+
+    def writable(self) -> bool:
+        """It takes text."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Pass it on. Raises TypeError for bytes, by which click knows a stream of text."""
+        if not isinstance(text, str):
+            raise TypeError("text is wanted")
+        for start in range(0, len(text), TEXT):
+            self._writer.line(**{self._stream: text[start : start + TEXT]})
+        return len(text)
+
+
+class Reader:
+    """Reads an answer from the log of its job, which may come again from its first line after a connection broke.
+
+    into: the folder for files; without it there must be none. Methods raise Broken, and OSError of the disk.
+    """
+
+    def __init__(
+        self, job: str, *, out: Callable[[str], None], err: Callable[[str], None], into: Path | None = None
+    ) -> None:
+        self._mark, self._into = mark(job), into
+        self._print = {"out": out, "err": err}
+        self._rest, self._seen, self._taken = "", 0, 0
+        self._name, self._content = "", hashlib.sha256()
+        self._size, self._path = 0, Path()
+        self.code: int | None = None
+        self.others: list[str] = []
+        """The last lines that are not of the answer."""
+
+    def restart(self) -> None:
+        """The log comes again."""
+        self._rest, self._seen = "", 0
+
+    def take(self, text: str) -> bool:
+        """More of the log. Returns whether the answer is whole."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            if not line.startswith(self._mark):
+                self.others = [*self.others, line][-20:] if line.strip() else self.others
+                continue
+            self._seen += 1
+            if self._seen > self._taken and self.code is None:
+                self._taken = self._seen
+                self._line(json.loads(line.removeprefix(self._mark)))
+        return self.code is not None
+
+    def _line(self, told: dict[str, Any]) -> None:
+        (first, value), *_ = told.items()
+        if first in self._print:
+            self._print[first](value)
+        elif first == "file":
+            self._begin(value)
+        elif first == "data":
+            self._append(zlib.decompress(base64.b64decode(value)))
+        elif first == "sha256":
+            if (self._content.hexdigest(), self._size) != (value, told["bytes"]):
+                raise Broken(f"{self._name} did not arrive as it was sent")
+        elif first == "code":
+            self.code = value
+
+    def _begin(self, name: str) -> None:
+        parts = Path(name).parts
+        if self._into is None or not parts or Path(name).is_absolute() or ".." in parts:
+            raise Broken(f"a file came that nobody asked for: {name!r}")
+        self._name, self._content, self._size = name, hashlib.sha256(), 0
+        self._path = self._into / name
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_bytes(b"")
+
+    def _append(self, piece: bytes) -> None:
+        self._content.update(piece)
+        self._size += len(piece)
+        with self._path.open("ab") as file:
+            file.write(piece)

@@ -1,0 +1,106 @@
+"""What a driver in a job of the cluster leaves of its run where the job server tells it."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ledgers import Begin
+
+from orchestrator import cluster_board, runs
+from orchestrator.cluster_board import FRESH_S, KEY, LARGEST, kept, own_job, packed, read
+
+VALUES = st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False))
+
+
+@given(VALUES, st.lists(VALUES, max_size=5))
+def test_what_is_read_is_what_was_packed(head: dict[str, object], trials: list[dict[str, object]]) -> None:
+    status = {**head, "trials": trials}
+    found = read(packed(status, at=7.5))
+    assert found is not None
+    assert (found.status, found.at, found.left_out) == (status, 7.5, False)
+
+
+@given(st.text())
+def test_what_another_program_has_written_is_nothing(text: str) -> None:
+    """Mutant check: without one of the errors in `read` a metadata of another version ends `status --address`."""
+    assert read(text) is None
+
+
+def test_a_run_too_large_for_metadata_keeps_its_counts_and_says_so() -> None:
+    trials = [{"id": f"{number * 2654435761 % 2**64:016x}{number:08x}"} for number in range(60_000)]
+    status = {"state": "running", "counts": {"done": 60_000}, "trials": trials}
+    text = packed(status, at=1.0)
+    found = read(text)
+    assert len(text) <= LARGEST
+    assert found is not None
+    assert found.left_out
+    assert found.status == {**status, "trials": []}
+
+
+def test_what_a_driver_said_long_ago_says_nothing_of_now() -> None:
+    found = read(packed({"trials": []}, at=100.0))
+    assert found is not None
+    assert found.is_fresh(100.0 + FRESH_S)
+    assert not found.is_fresh(100.1 + FRESH_S)
+
+
+@pytest.mark.parametrize(
+    ("told", "job"),
+    [
+        ({"metadata": {"job_submission_id": "small-1", cluster_board.OURS: "s3://b/small"}}, "small-1"),
+        ({"metadata": {"job_submission_id": "raysubmit_1"}}, None),
+        ({}, None),
+        ("no object", None),
+    ],
+)
+def test_only_the_driver_in_a_job_of_ours_keeps_one(
+    monkeypatch: pytest.MonkeyPatch, told: object, job: str | None
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(told))
+    assert own_job() == job
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    assert own_job() is None
+
+
+def test_it_is_written_when_something_changes_and_goes_with_the_driver(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant check: writing every time, or leaving the last one there."""
+    run, over = begin(), threading.Event()
+    monkeypatch.setattr(cluster_board, "EVERY_S", 0.001)
+    monkeypatch.setattr(cluster_board, "BEAT_S", 3600.0)
+    wanted = iter(["running", "done"])
+    seen: list[str | None] = []
+
+    def put(text: str | None) -> None:
+        seen.append(text)
+        state = next(wanted, None)
+        if state is None:
+            over.set()
+        else:
+            run.ledger.set_run(state=state)  # type: ignore[arg-type]
+
+    cluster_board._keep(run.ledger, put, over)
+    found = [read(text) for text in seen if text]
+    assert [one.status["state"] for one in found if one is not None] == ["planned", "running", "done"]
+    assert seen[-1] is None
+    assert found[-1] is not None
+    assert found[-1].status.keys() == runs.status(run.ledger).keys()
+
+
+def test_a_cluster_that_does_not_keep_it_costs_a_note_and_no_session(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metadata = {"metadata": {"job_submission_id": "small-1", cluster_board.OURS: "s3://b/small"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(metadata))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with kept(begin().ledger):
+        pass
+    said = capsys.readouterr().err
+    assert said.count("note: ") == 1
+    assert "`status --address` is slow: KeyError" in said
+    assert KEY not in said
