@@ -471,7 +471,7 @@ def test_runs_of_one_sweep_never_touch_each_other(ledger: Ledger, embedded: str,
     for one in (ledger, other):
         train(one, "trial0")
         flushed(one, embedded)
-    assert ledger.run.mlflow_experiment_id == other.run.mlflow_experiment_id
+    assert ledger.run.mlflow_experiment_id != other.run.mlflow_experiment_id
     assert ledger.run.mlflow_run_id != other.run.mlflow_run_id
     agree(ledger, embedded)
     agree(other, embedded)
