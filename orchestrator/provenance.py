@@ -110,7 +110,7 @@ def _refuse_arms_alike(plan: Plan, readings: Mapping[str, Json]) -> None:
         if whole != own:
             said = " and ".join(f"{key.rpartition('.')[2]} = {read[key.rpartition('.')[2]]!r}" for key in FORMER)
             raise DataFault(
-                f"arms {label} and {arm.label} are the same: both have {said}, as 'auto', and a length that is not given, "
+                f"arms {label} and {arm.label} are the same: both have {said}, as 'auto', or a length not given, "
                 "mean what the encoder's folder says, or else the usual; remove one of them"
             )
 
