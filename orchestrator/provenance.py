@@ -21,6 +21,7 @@ from typing import Any
 import jobs
 from jobs import provenance as computing
 from jobs.config import canonical
+from jobs.identity import FORMER
 from jobs.paths import BASE, is_folder_here
 from orchestrator import scratch
 from orchestrator.ledger import Attempt, Ledger, Trial
@@ -63,13 +64,7 @@ def examine(plan: Plan, known: Json | None = None) -> Examined:
     same as then. Raises DataFault for what cannot be used.
     """
     whole = [job.model_dump(mode="json") for job in examined_of(plan)]
-    distinct = {
-        canonical(
-            {key: job[key] for key in ("task", "data", "batch", "evaluate", "model")}
-            | {"mask_duplicates": job["loss"]["mask_duplicates"]}
-        ): job
-        for job in whole
-    }
+    distinct = {_looked_at(job): job for job in whole}
     with scratch.folder("data") as place:
         paths = [place / f"job{number}.json" for number in range(len(distinct))]
         for path, job in zip(paths, distinct.values(), strict=True):
@@ -88,8 +83,37 @@ def examine(plan: Plan, known: Json | None = None) -> Examined:
         data |= answer["data"]
         if answer["weights"] is not None:
             weights[job["model"]["name"]] = answer["weights"]
+    if known is None:
+        _refuse_arms_alike(plan, {key: answer["reading"] for key, answer in zip(distinct, answers, strict=True)})
     notes = list(dict.fromkeys(warning for answer in answers for warning in answer["warnings"]))
     return Examined(notes, {**today(), "data": data, "weights": weights})
+
+
+def _looked_at(job: Json) -> str:
+    """What of a job decides what a look at it says."""
+    sections = {key: job[key] for key in ("task", "data", "batch", "evaluate", "model")}
+    return canonical(sections | {"mask_duplicates": job["loss"]["mask_duplicates"]})
+
+
+def _refuse_arms_alike(plan: Plan, readings: Mapping[str, Json]) -> None:
+    """Raise DataFault where what two arms compare is the same once their encoder's folder has its say. readings: by
+    `_looked_at`; of an arm that is always tuned in what decides its reading there may be none."""
+    first: dict[str, tuple[str, str]] = {}
+    for arm in plan.arms:
+        job = arm.config(stage="confirm", seed=0).model_dump(mode="json", exclude={"execution"})
+        read, own = readings.get(_looked_at(job)), canonical(job)
+        if read is None:
+            continue
+        for key in FORMER:
+            section, _, name = key.partition(".")
+            del job[section][name]
+        label, whole = first.setdefault(canonical([job, read]), (arm.label, own))
+        if whole != own:
+            said = " and ".join(f"{key.rpartition('.')[2]} = {read[key.rpartition('.')[2]]!r}" for key in FORMER)
+            raise DataFault(
+                f"arms {label} and {arm.label} are the same: both have {said}, as 'auto', or a length not given, "
+                "mean what the encoder's folder says, or else the usual; remove one of them"
+            )
 
 
 def look_at_encoders(plan: Plan) -> list[str]:

@@ -15,7 +15,7 @@ from jobs.config import JobConfig, canonical, trial_id
 from jobs.identity import FOLLOWED, FORMER, counted_from, default_values
 from orchestrator.ledger import Ledger, sqlite_url
 from orchestrator.plan import Plan, Planned, changed_keys, changed_order, enough_seeds, make, smallest_p, stored
-from orchestrator.sweep import Sweep, conditions, load, resolved
+from orchestrator.sweep import Sweep, conditions, flatten, load, resolved
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = "ea40aca350b7f6e3"
@@ -257,12 +257,15 @@ def test_a_plan_of_the_first_version_goes_on_with_the_defaults_of_then(run: str)
     """Nothing of it names them. Mutant check: `merged` of the sweep's job as it is."""
     with contextlib.closing(sqlite3.connect(ROOT / "tests" / "begun" / run / "ledger.db")) as database:
         ((text,),) = database.execute("SELECT sweep FROM runs").fetchall()
-        known = {one for (one,) in database.execute("SELECT id FROM trials WHERE stage = 'confirm'").fetchall()}
+        rows = database.execute("SELECT id, arm, stage, job FROM trials").fetchall()
     plan = stored(json.loads(text), 1)
     frozen = [arm.config(stage="confirm", seed=0) for arm in plan.arms]
     assert {(job.model.pooling, job.data.max_tokens) for job in frozen} == {("mean", 32)}
-    made = {trial.id for arm in plan.arms for trial in plan.confirm_trials(arm.label, {})}
-    assert not known or made >= known or plan.sweep.tune is not None
+    for known, arm, stage, job in rows:
+        values, space = flatten(json.loads(job)), plan.sweep.tune.space if plan.sweep.tune else {}
+        settings = {key: values[key] for key in space}
+        trials = plan.tune_trials(arm, 0, settings) if stage == "tune" else plan.confirm_trials(arm, settings)
+        assert known in {trial.id for trial in trials}
 
 
 def test_arms_of_one_objective_take_no_seed_from_the_others() -> None:

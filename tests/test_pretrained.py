@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
+from folders import encoder, modules
 from hub import Hub, cached, encoder_files, revision, save_encoder, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs import data, pretrained
 from jobs.config import JobConfig
-from jobs.models import ModelError, build
+from jobs.models import ModelError, build, reading
 from jobs.pretrained import EncoderError, digest
 from orchestrator.provenance import held
 
@@ -298,3 +299,27 @@ def test_weights_in_another_format_are_fetched_where_the_hub_has_no_others(tmp_p
     assert sum(name.startswith("model-") for name in names) > 1
     assert "has none of model.safetensors" in looked_at("lab/none", tmp_path, env=online)
     assert "lab/unknown" in looked_at("lab/unknown", tmp_path, env=online)
+
+
+@pytest.mark.parametrize("inside", ["", "0_Transformer"])
+def test_the_settings_of_sentence_transformers_are_fetched_with_the_weights(
+    tmp_path: Path, cache: Path, hub: Hub, inside: str
+) -> None:
+    """In today's layout and in the first one. Mutant check: fetching what tokenizer and weights need alone."""
+    encoder(tmp_path / "st" / inside)
+    folder = modules(tmp_path / "st", "cls", inside=inside)
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    hub.repositories["lab/st"] = [files]
+    online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
+    first = looked_at("lab/st", tmp_path, env=online)
+    within = f"{inside}/" if inside else ""
+    wanted = {f"{within}{name}" for name in ("config.json", "model.safetensors", "sentence_bert_config.json")}
+    assert wanted | {"modules.json", "1_Pooling/config.json"} <= set(first["names"])
+    pretrained._snapshot.cache_clear()
+    assert reading(sentence_job("lab/st")).record["pooling"] == "cls"
+    assert build(sentence_job("lab/st")).width == 16
+    pretrained._snapshot.cache_clear()
+    pretrained.hold({"lab/st": first})
+    assert reading(sentence_job("lab/st")).max_tokens == 12
+    shutil.rmtree(cache)
+    assert looked_at("lab/st", tmp_path, first, env=online)["digest"] == first["digest"], "another node fetches those"

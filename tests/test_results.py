@@ -36,6 +36,7 @@ def test_every_value_is_one_of_the_ledgers_rows(written: Written) -> None:
         assert (row.pop("suggestion"), row.pop("mlflow_run_id")) == (trial["number"], trial["mlflow_run_id"])
         assert row.pop("untrained") == result.get("untrained", {}).get("knn_accuracy")
         assert json.loads(row.pop("job")) == trial["job"]
+        assert json.loads(row.pop("reading") or "null") == result.get("reading")
         for key in ("data", "order", "init", "encoder"):
             assert row.pop(f"{key}_hash") == hashes.get(key)
         for key in ("created", "started", "ended"):

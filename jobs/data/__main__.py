@@ -2,7 +2,10 @@
 
 Prints one line of JSON for each and ends with 0, or prints what is wrong with the first bad one and ends with 2:
 
-    {"rows", "fingerprint", "warnings", "data": {"data.train = SOURCE": {...}, ...}, "weights": {...} or null}
+    {"rows", "fingerprint", "warnings", "reading": {...}, "data": {"data.train = SOURCE": {...}, ...}, "weights": {...}}
+
+`reading` is how the encoder takes and pools its inputs, also where the job leaves that to its folder. `weights` may be
+null.
 
 A pretrained encoder is fetched for that, so that what is digested is what the job will load.
 
@@ -25,7 +28,7 @@ from jobs import pretrained
 from jobs.config import ConfigError, JobConfig, load_job
 from jobs.data.check import check, check_encoder_here, digests, fingerprint, train_rows
 from jobs.data.formats import DataError
-from jobs.models import ModelError
+from jobs.models import ModelError, reading
 from jobs.plain import visible_lines
 from jobs.pretrained import EncoderError
 
@@ -58,6 +61,7 @@ def main(arguments: list[str]) -> int:
 def _checked(job: JobConfig) -> dict[str, Any]:
     warnings = check(job)
     rows = {"rows": len(train_rows(job)), "fingerprint": fingerprint(job), "warnings": warnings}
+    rows["reading"] = reading(job).record
     return rows | {"data": digests(job), "weights": _weights(job)}
 
 

@@ -603,3 +603,19 @@ def test_what_is_tuned_is_looked_at_before_any_trial(
         return
     with pytest.raises(DataFault, match=words):
         examine(plan)
+
+
+@pytest.mark.parametrize("levels", [["auto", "cls"], ["mean", "auto"], ["auto", "max"]])
+def test_arms_that_are_the_same_once_the_folder_has_its_say_are_refused(
+    levels: list[str], tmp_path: Path, rows: dict[str, str]
+) -> None:
+    """Mutant check: comparing what the jobs say."""
+    folder = modules(encoder(tmp_path / "model"), "cls")
+    plan = plan_of(tmp_path, job(rows, folder), compare={"model.pooling": levels})
+    if levels != ["auto", "cls"]:
+        assert examine(plan).notes
+        return
+    with pytest.raises(
+        DataFault, match="arms auto and cls are the same: both have pooling = 'cls' and max_tokens = 12"
+    ):
+        examine(plan)
