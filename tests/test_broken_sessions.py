@@ -101,7 +101,7 @@ def resume(run: Run, monkeypatch: pytest.MonkeyPatch, broken: Break) -> Result:
         return driver._drive(run.plan, folder, run.ledger, driver.Options(offline=True), record=None)
 
     monkeypatch.setattr(driver, "resume", drive)
-    monkeypatch.setattr(driver, "_execute", lambda _plan, session, *_: broken(session))
+    monkeypatch.setattr(driver, "_execute", lambda _plan, _folder, session, **_: broken(session))
     monkeypatch.setattr(terminal, "survive", lambda: None)  # it is for good
     return CliRunner().invoke(cli.main, ["resume", "demo", "--offline"])
 
