@@ -43,7 +43,7 @@ class Owner:
     def __str__(self) -> str:
         if self.sweep is not None:
             return visible(f"sweep {self.sweep} ({self.run}, driven by {self.driver}, Ray job {self.job})")
-        known = ", ".join(filter(None, (self.entrypoint[:100], self.where)))
+        known = ", ".join(filter(None, (_program(self.entrypoint), self.where)))
         return visible(f"Ray job {self.job}{f' ({known})' if known else ''}")
 
 
@@ -89,6 +89,18 @@ class Painter:
         actors = [messages.ActorTableData.FromString(one) for one in accessor.get_actor_table(None, "ALIVE")]
         jobs = {one.job_id.hex() for one in actors if _counted(one.required_resources)}
         return [self.owner(job) for job in sorted(jobs)]
+
+
+def _program(entrypoint: str) -> str:
+    """Which program a command runs. No arguments and no settings of the environment, which may be secrets: what is told
+    here goes to logs."""
+    words = [word for word in entrypoint.split()[:20] if "=" not in word]
+    name, *rest = [word.rpartition("/")[2] for word in words] or [""]
+    if name.startswith("python") and rest[:1] == ["-m"]:
+        name = " ".join([name, *rest[:2]])
+    elif name.startswith("python") and rest and rest[0].endswith(".py"):
+        name = f"{name} {rest[0]}"
+    return name[:100]
 
 
 def _held(nodes: Iterable[Any]) -> list[Held]:

@@ -161,6 +161,8 @@ class Room:
         text = _words(picture, self._slot, holders, has)
         if not has:
             self._tell_waiting(text)
+        if not holders and time.monotonic() - since < STUCK_S:
+            return  # it is about to be placed
         at, before = self._said.get(has > 0, (-AGAIN_S, ""))
         passed = time.monotonic() - at
         who = "; ".join(holders)
