@@ -309,7 +309,8 @@ def test_the_card_of_an_encoder_shows_run_arm_and_question_as_they_are(text: str
     job = JobConfig.model_validate({"task": "image", "budget": {"samples": 1000},
                                     "data": {"train": "digits", "tune": "digits", "confirm": "digits"}})  # fmt: skip
     settings: dict[str, Any] = {"task": "image", "width": 8, "pooling": "map", "head": False, "image_shape": [1, 8, 8],
-                                "load": {}, "precision": "fp32", "prefix_tokens": 0, "prompt": "", "normalise": False, "skipped": 0}  # fmt: skip
+                                "load": {}, "precision": "fp32", "prefix_tokens": 0, "prompt": "",
+                                "normalise": False, "skipped": 0}  # fmt: skip
 
     def page(said: str) -> Seen:
         about = card.About(question=said, run=said, arm=said)
