@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from ledgers import Begin
 
 from orchestrator import cluster_board, runs
 from orchestrator.cluster_board import FRESH_S, KEY, LARGEST, kept, own_job, packed, read
+from orchestrator.ledger import Ledger, RunState
 
 VALUES = st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False))
 
@@ -73,23 +75,26 @@ def test_it_is_written_when_something_changes_and_goes_with_the_driver(
     run, over = begin(), threading.Event()
     monkeypatch.setattr(cluster_board, "EVERY_S", 0.001)
     monkeypatch.setattr(cluster_board, "BEAT_S", 3600.0)
-    wanted = iter(["running", "done"])
-    seen: list[str | None] = []
+    changes: dict[int, RunState] = {4: "running", 8: "done"}
+    looked = iter(range(13))
 
-    def put(text: str | None) -> None:
-        seen.append(text)
-        state = next(wanted, None)
-        if state is None:
+    def status(ledger: Ledger) -> dict[str, Any]:
+        look = next(looked)
+        if look in changes:
+            ledger.set_run(state=changes[look])
+        if look == 12:
             over.set()
-        else:
-            run.ledger.set_run(state=state)  # type: ignore[arg-type]
+        return known(ledger)
 
-    cluster_board._keep(run.ledger, put, over)
+    known = runs.status
+    monkeypatch.setattr(runs, "status", status)
+    seen: list[str | None] = []
+    cluster_board._keep(run.ledger, seen.append, over)
     found = [read(text) for text in seen if text]
     assert [one.status["state"] for one in found if one is not None] == ["planned", "running", "done"]
     assert seen[-1] is None
     assert found[-1] is not None
-    assert found[-1].status.keys() == runs.status(run.ledger).keys()
+    assert found[-1].status == known(run.ledger)
 
 
 def test_a_cluster_that_does_not_keep_it_costs_a_note_and_no_session(
