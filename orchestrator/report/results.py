@@ -41,7 +41,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "order_hash": (pa.string(), "of the order of the rows"),
     "init_hash": (pa.string(), "of the initial weights"),
     "encoder_hash": (pa.string(), "of the initial weights of the encoder"),
-    "reading": (pa.string(), "how the encoder took and pooled its inputs, JSON: what `auto` was"),
+    "reading": (pa.string(), "how the encoder took and pooled its inputs, as JSON"),
     "mlflow_run_id": (pa.string(), "run in MLflow"),
     "created": (TIME, "planned at"),
     "started": (TIME, "first attempt began"),
