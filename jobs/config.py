@@ -51,6 +51,9 @@ __all__ = [
 COMPUTING = ("samples_per_second", "peak_memory_mb", "system/")
 """How the keys of points begin that say how a job was computed. They differ whenever it is done again."""
 
+POINTS = 1000
+"""Most points of one key and trial that are recorded, and so what ledger and MLflow are told."""
+
 OF_TOKENS = ("max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 """Poolings that sentences alone have."""
 
@@ -295,7 +298,8 @@ class Evaluate(Section):
     """How a job is judged."""
 
     times: int = Field(4, gt=0)
-    """Evaluations, evenly spaced over the budget, the last at its end; one more before the first step."""
+    """Evaluations, evenly spaced over the budget, the last at its end; one more before the first step. Of more than
+    999, as many are recorded, evenly chosen, the last among them; all are in the trial's log."""
 
     head: bool = False
     """Judge the head's output in place of the encoder's."""
@@ -460,6 +464,18 @@ class JobConfig(Section):
         seconds: it is evaluated after these shares of it all the same."""
         steps, times = self.steps or 0, self.evaluate.times
         return sorted({-(-steps * k // times) for k in range(1, times + 1)} if steps else ())
+
+    def is_recorded(self, before: int, now: int) -> bool:
+        """Whether the evaluation that takes those due from `before` to `now` is one of those recorded: the last one is,
+        and of the others, evenly, so many that there are POINTS with the one before the first step."""
+        # Of more evaluations than steps there is one after each step.
+        due, kept = min(self.evaluate.times, self.steps or self.evaluate.times), POINTS - 1
+        return due <= kept or kept * min(now, due) // due > kept * before // due
+
+    @property
+    def recorded_steps(self) -> list[int]:
+        """Those of `evaluation_steps` whose evaluations are recorded."""
+        return [step for number, step in enumerate(self.evaluation_steps, 1) if self.is_recorded(number - 1, number)]
 
     @property
     def id(self) -> str:

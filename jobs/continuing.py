@@ -59,8 +59,7 @@ def commit(
     """Write whatever tells of a checkpoint, and then the checkpoint, of which the newest `keep` stay. Raises
     trial.TakenOver, storage.StorageFull and ConnectionError."""
     fence.hold()
-    place.publish(trial.POINTS)
-    place.publish("log.rank0.txt")
+    place.publish(trial.POINTS, "log.rank0.txt")
     if result is not None:
         trial.write_result(place, result)
     if taken is not None:

@@ -234,6 +234,8 @@ class Gang:
         """Newest of each rank: what `Rank.reading` said."""
         self._pace = 1.0
         """Steps a second."""
+        self._step = 0
+        """Of the job, at its newest report."""
 
     def begin(
         self,
@@ -272,10 +274,10 @@ class Gang:
 
     def advance(self) -> dict[str, Any]:
         """Train for about TURN_S. Returns the report of rank 0."""
-        steps = max(1, round(self._pace * TURN_S))
-        began = time.monotonic()
-        report = self._report("advance", steps)
-        self._pace = max(1.0, steps / max(time.monotonic() - began, 1e-3))
+        before, began = self._step, time.monotonic()
+        report = self._report("advance", max(1, round(self._pace * TURN_S)))
+        # An evaluation ends the turn, so fewer steps may be done than were asked for.
+        self._pace = max(1.0, (self._step - before) / max(time.monotonic() - began, 1e-3))
         return report
 
     def save(self) -> None:
@@ -298,6 +300,7 @@ class Gang:
         reports = self._call(self._world, method, *arguments)
         self._note([report.pop("reading") for report in reports])
         report: dict[str, Any] = reports[0]
+        self._step = report["step"]
         return report
 
     def _note(self, readings: list[tuple[float, Reading]]) -> None:

@@ -42,9 +42,17 @@ class Pace:
         """How many evaluations are due by now, the one before the first step not counted."""
         return self._passed(self.job.evaluate.times, step, seconds)
 
+    def recorded(self, step: int, before_s: float, seconds: float) -> bool:
+        """Whether the evaluation after the step that took the training from `before_s` to `seconds` is recorded."""
+        before, now = self.evaluations(step - 1, before_s), self.evaluations(step, seconds)
+        if not self.timed:
+            before, now = min(before, step - 1), min(now, step)
+        return self.job.is_recorded(before, now)
+
     def logged(self, step: int, before_s: float, seconds: float) -> bool:
-        """Whether the step that took the training from `before_s` to `seconds` is one of those that are logged."""
-        if self.over(step, seconds):
+        """Whether the step that took the training from `before_s` to `seconds` is one of those that are logged, as the
+        first and the last one are."""
+        if step == 1 or self.over(step, seconds):
             return True
         if self.job.steps is None:
             return self._passed(LOGGED, step, seconds) > self._passed(LOGGED, step - 1, before_s)

@@ -21,9 +21,11 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -34,6 +36,9 @@ PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 
 CONNECT_S, SILENT_S = 5, 30
 """How long a store may take to accept a connection, and to go on with a request."""
+
+UPLOADS = 8
+"""Files uploaded at once: a request to a store far away waits longer than it sends."""
 
 T = TypeVar("T")
 
@@ -70,8 +75,8 @@ class Storage(Protocol):
     def write(self, name: str, text: str) -> None:
         """Replace a small file in one piece. Raises StorageFull."""
 
-    def publish(self, name: str) -> None:
-        """Make a file of `scratch`, as it is now, the one that counts, if there is one."""
+    def publish(self, *names: str) -> None:
+        """Make files of `scratch`, as they are now, those that count; what is not there is left out."""
 
     def bring(self, name: str) -> None:
         """Make a file of `scratch` the one that counts: replaced, or removed where there is none."""
@@ -123,7 +128,7 @@ class Folder:
         """Written aside, fsynced, renamed."""
         write_whole(self.scratch / name, text)
 
-    def publish(self, name: str) -> None:
+    def publish(self, *names: str) -> None:
         """Nothing to do: what is here counts."""
 
     def bring(self, name: str) -> None:
@@ -219,11 +224,10 @@ class Bucket:
         write_whole(self.scratch / name, text)
         self.publish(name)
 
-    def publish(self, name: str) -> None:
-        """Uploaded by one request, so that no reader sees a part of it."""
-        path = self.scratch / name
-        if path.exists():
-            self._put(name, path.read_bytes())
+    def publish(self, *names: str) -> None:
+        """Uploaded side by side, each by one request, so that no reader sees a part of it."""
+        there = [name for name in names if (self.scratch / name).exists()]
+        side_by_side([partial(self._put, name, (self.scratch / name).read_bytes()) for name in there])
 
     def bring(self, name: str) -> None:
         """Downloaded."""
@@ -239,14 +243,14 @@ class Bucket:
         return sorted(found, key=manifest.step_of, reverse=True)
 
     def commit(self, aside: Path, name: str, *, permit: Callable[[], None]) -> None:
-        """Uploaded, the manifest last. Older files of that name are no checkpoint from the first request on."""
+        """Uploaded side by side, and then the manifest. Older files of that name are no checkpoint from the first
+        request on."""
         permit()
         if manifest.NAME in self._folders().get(name, ()):
             self._ask(self.store.delete_file, f"{self.prefix}/{name}/{manifest.NAME}")
         self._ask(self.store.create_dir, f"{self.prefix}/{name}")
-        for path in sorted(aside.iterdir()):
-            if path.name != manifest.NAME:
-                self._copy(str(path), f"{self.prefix}/{name}/{path.name}", up=True)
+        files = [path for path in sorted(aside.iterdir()) if path.name != manifest.NAME]
+        side_by_side([partial(self._copy, str(path), f"{self.prefix}/{name}/{path.name}", up=True) for path in files])
         permit()
         self._put(f"{name}/{manifest.NAME}", (aside / manifest.NAME).read_bytes())
         shutil.rmtree(aside)
@@ -371,6 +375,17 @@ class Bucket:
         except OSError as error:
             place = re.sub(r".*@", "", self.prefix)
             raise ConnectionError(f"{self.store.type_name}://{place} cannot be used: {error}") from error
+
+
+def side_by_side(uploads: Sequence[Callable[[], object]]) -> None:
+    """Call all of them, at most UPLOADS at once. Raises the first one's error, once none of them runs any more."""
+    if len(uploads) == 1:
+        uploads[0]()
+    elif uploads:
+        with ThreadPoolExecutor(min(len(uploads), UPLOADS), thread_name_prefix="upload") as pool:
+            begun = [pool.submit(upload) for upload in uploads]
+        for each in begun:
+            each.result()
 
 
 def aside_of(folder: Path, name: str) -> Path:

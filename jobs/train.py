@@ -138,7 +138,7 @@ class Training:
             if self.pace.logged(self.step, before_s, self.seconds):
                 self._record(diagnostics_points(outcome) | self._settings() | self._usage())
             if due:
-                self._evaluate()
+                self._evaluate(recorded=self.pace.recorded(self.step, before_s, self.seconds))
             if self.result is None and self._is_saved(due):
                 self.save()
             if due:
@@ -270,7 +270,7 @@ class Training:
         self._saved = (0, self.step)
         self.log(f"continues after {self.pace.text(self.step, self.seconds)}")
         if self.pace.over(self.step, self.seconds):  # its result was lost: it comes before the last checkpoint
-            self._evaluate()
+            self._evaluate(recorded=True)
 
     def _remark(self, sentence: str) -> None:
         self.remarks.append(sentence)
@@ -338,10 +338,11 @@ class Training:
         self._verified = True
         self.log(f"preflight on {len(rows)} pairs: the gradient is one process's; {worst}")
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, *, recorded: bool) -> None:
         last, self._judged = self.pace.over(self.step, self.seconds), self.step
         metrics = self._measure(final=last)
-        self._record(metrics)
+        if recorded or not all(np.isfinite(value) for value in metrics.values()):
+            self._record(metrics)
         shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
         self.log(f"{self.pace.text(self.step, self.seconds)}  {shown}")
         if not all(np.isfinite(value) for value in metrics.values()):

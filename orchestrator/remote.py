@@ -12,10 +12,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from jobs.storage import side_by_side
 
 CONNECT_S, REQUEST_S, ATTEMPTS = 5, 10, 2
 """A store that is not there is told of within half a minute; left alone, pyarrow tries for minutes."""
@@ -90,9 +92,11 @@ class Remote:
                 stream.write(content)
 
     def put_files(self, folder: Path, paths: Iterable[Path]) -> None:
-        """Put files of `folder` under the names that they have there."""
-        for path in paths:
-            self.put(path.relative_to(folder).as_posix(), path.read_bytes())
+        """Put files of `folder` under the names that they have there, side by side."""
+        side_by_side([partial(self._put_file, folder, path) for path in paths])
+
+    def _put_file(self, folder: Path, path: Path) -> None:
+        self.put(path.relative_to(folder).as_posix(), path.read_bytes())
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""

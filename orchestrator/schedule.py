@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from jobs.config import JobConfig, canonical
+from jobs.config import POINTS, JobConfig, canonical
 from orchestrator import search
 from orchestrator.ledger import Ledger, Suggestion, Trial
 from orchestrator.plan import Plan, Planned
@@ -300,9 +300,9 @@ def fingerprint(kind: str, message: str) -> str:
 def rungs(trial: Trial, measured: Mapping[int, float]) -> dict[int, float]:
     """The metric at each rung that a trial has reached, counted from 1; measured: the metric by optimizer step.
 
-    Rungs are its evaluations but the first and the last. Rung k is the k-th of them, whatever the batch size, so that
-    trials of different lengths meet at the same share of the budget. (With a budget in seconds, one that was so slow
-    that a step used up two shares has a rung less.)
+    Rungs are its recorded evaluations but the first and the last. Rung k is the k-th of them, whatever the batch size,
+    so that trials of different lengths meet at the same share of the budget. (With a budget in seconds, one that was so
+    slow that a step used up two shares has a rung less.)
     """
     steps = rung_steps(trial, measured)
     return {k: measured[step] for k, step in enumerate(steps, 1) if step in measured and isfinite(measured[step])}
@@ -312,15 +312,15 @@ def rung_steps(trial: Trial, measured: Mapping[int, float]) -> Sequence[int]:
     """The steps of the rungs, ascending; with a budget in seconds, of those that were reached."""
     job = JobConfig.model_validate(trial.job)
     if job.steps is not None:
-        return job.evaluation_steps[:-1]
+        return job.recorded_steps[:-1]
     end = trial.step if trial.state == "done" else None
-    return sorted(step for step in measured if step not in (0, end))[: job.evaluate.times - 1]
+    return sorted(step for step in measured if step not in (0, end))[: rung_count(trial)]
 
 
 def rung_count(trial: Trial) -> int:
     """How many rungs there are on the way of a trial."""
     job = JobConfig.model_validate(trial.job)
-    return job.evaluate.times - 1 if job.steps is None else len(job.evaluation_steps) - 1
+    return min(job.evaluate.times, POINTS - 1) - 1 if job.steps is None else len(job.recorded_steps) - 1
 
 
 def wrong_metric(name: str, metrics: Mapping[str, Any]) -> str | None:

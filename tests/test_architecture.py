@@ -128,8 +128,13 @@ def test_only_the_owner_imports_a_package(path: str) -> None:
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.startswith("orchestrator/")])
 def test_the_orchestrator_knows_only_what_a_job_is_and_the_executor_the_gang(path: str) -> None:
-    """`verify.mending` knows a trial's folder too, whose modules need neither torch nor ray."""
-    more = {"orchestrator/executor.py": {"gang"}, "orchestrator/verify/mending.py": {"storage", "trial"}}
+    """`verify.mending` knows a trial's folder too, and `remote` how files are uploaded: by modules that need neither
+    torch nor ray."""
+    more = {
+        "orchestrator/executor.py": {"gang"},
+        "orchestrator/remote.py": {"storage"},
+        "orchestrator/verify/mending.py": {"storage", "trial"},
+    }
     allowed = {"config", "faults", "identity", "paths", "provenance"} | more.get(path, set())
     used = {name.split(".")[1] for name in imports_of(path) if name.startswith("jobs.")}
     assert used <= allowed, "workers are started, or run as `python -m jobs.NAME`; they are not imported"

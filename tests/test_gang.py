@@ -96,6 +96,17 @@ def rank_pids(gang: Gang) -> list[int]:
     return [ray.get(rank.__ray_call__.remote(lambda _: os.getpid())) for rank in gang._ranks]
 
 
+def test_a_job_that_is_evaluated_after_every_step_is_asked_for_no_more_steps_than_it_takes_a_turn_to_do(
+    gang: Gang, tmp_path: Path
+) -> None:
+    """A turn ends with an evaluation, however many steps were asked for. Mutant check: a pace of the steps asked for
+    doubles until no float holds it, and some two hundred evaluations later the trial is lost."""
+    gang.begin(job(budget__steps=12, evaluate__times=12), str(tmp_path))
+    paces = [gang._pace for _ in range(12) if gang.advance()]
+    assert max(paces) < 1000
+    gang.end()
+
+
 def test_a_killed_rank_ends_the_gang_within_seconds(gang: Gang, tmp_path: Path) -> None:
     """Rank 0 waits in a collective for rank 1; what the user sees is rank 1's death, not rank 0's broken pipe."""
     gang.begin(job(budget__steps=100_000, evaluate__times=1), str(tmp_path))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs import optim
-from jobs.config import JobConfig, Optimizer
+from jobs.config import POINTS, JobConfig, Optimizer
 from jobs.pace import LOGGED, Pace
 
 BASE: dict[str, Any] = {"task": "image", "data": {"train": "digits", "confirm": "digits"}, "batch": {"size": 16}}
@@ -104,13 +104,13 @@ def test_one_step_that_takes_exactly_the_budget_passes_every_evaluation(budget: 
 @few
 @given(st.integers(200, 5000))
 def test_both_kinds_of_budget_log_about_as_many_points(steps: int) -> None:
-    """A job of `steps` steps of one second each, told as steps and as seconds."""
+    """A job of `steps` steps of one second each, told as steps and as seconds; the first step is one of them."""
     counted = [
         sum(one.logged(step, step - 1.0, float(step)) for step in range(1, steps + 1))
         for one in (pace({"steps": steps}), pace({"seconds": float(steps)}))
     ]
-    assert counted[1] == LOGGED
-    assert LOGGED <= counted[0] <= 2 * LOGGED
+    assert counted[1] == LOGGED + 1
+    assert LOGGED < counted[0] <= 2 * LOGGED + 1
 
 
 @few
@@ -138,3 +138,43 @@ def test_the_rate_of_a_timed_job_starts_and_ends_at_nothing() -> None:
 def test_a_person_can_read_how_far_it_is() -> None:
     assert pace({"steps": 120}).text(30, 4.0) == "step 30 of 120"
     assert pace({"seconds": 10.0}).text(30, 2.46) == "step 30, 2.5 of 10 s"
+
+
+def recorded(one: Pace, ends_s: list[float]) -> tuple[list[int], list[int]]:
+    """Steps that are evaluated, and those of them that are recorded. ends_s: the seconds after each step."""
+    evaluated, kept, before = [], [], 0.0
+    for step, seconds in enumerate(ends_s, 1):
+        if one.evaluations(step, seconds) > one.evaluations(step - 1, before):
+            evaluated.append(step)
+            kept += [step] if one.recorded(step, before, seconds) else []
+        before = seconds
+    return evaluated, kept
+
+
+@few
+@given(st.integers(1, 6000), st.integers(1, 20_000), st.booleans())
+def test_of_many_evaluations_at_most_a_thousand_are_recorded_evenly_the_last_among_them(
+    steps: int, times: int, timed: bool
+) -> None:
+    """The one before the first step is recorded too, whatever the number. Mutant check: keeping every n-th one with
+    n = times // POINTS keeps up to twice as many and loses the last; both fail this."""
+    budget: dict[str, Any] = {"seconds": float(steps)} if timed else {"steps": steps}
+    one = pace(budget, times=times)
+    evaluated, kept = recorded(one, [float(step) for step in range(1, steps + 1)])
+    assert kept[-1] == evaluated[-1] == steps
+    assert len(kept) <= POINTS - 1
+    assert kept == evaluated or len(kept) == POINTS - 1 or timed
+    if not timed:
+        assert kept == one.job.recorded_steps
+        place = {step: number for number, step in enumerate(evaluated, 1)}
+        gaps = [b - a for a, b in itertools.pairwise([0, *(place[step] for step in kept)])]
+        assert max(gaps) - min(gaps) <= 1
+
+
+@few
+@given(st.integers(1, 10_000), st.integers(1, 50))
+def test_the_first_and_the_last_step_of_a_job_are_logged(steps: int, seconds: int) -> None:
+    one = pace({"steps": steps})
+    assert one.logged(1, 0.0, 0.0)
+    assert one.logged(steps, 0.0, 0.0)
+    assert pace({"seconds": float(seconds)}).logged(1, 0.0, 1e-3)

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from errno import EACCES, EDQUOT, ENOSPC
@@ -214,6 +215,59 @@ def test_checkpoints_in_a_bucket_are_kept_dropped_and_read_like_local_ones(
     assert (found.step, remarks, found.optimizer) == (15, [], {"lr": 0.1})
     assert torch.equal(found.model["w"], torch.full((3,), 15.0))
     assert [*(tmp_path / "here").iterdir()] == [*(tmp_path / "elsewhere").iterdir()] == []
+
+
+def test_uploads_run_side_by_side_and_the_manifest_comes_after_all_of_them(
+    bucket: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each upload waits until another one runs. Mutant check: one after the other breaks the barrier."""
+    together, log = threading.Barrier(2, timeout=20), []
+    copy, put = Bucket._copy, Bucket._put
+
+    def copied(self: Bucket, source: str, target: str, *, up: bool) -> None:
+        together.wait()
+        copy(self, source, target, up=up)
+        log.append(target.rpartition("/")[2])
+
+    def placed(self: Bucket, name: str, content: bytes) -> None:
+        if not name.endswith(manifest.NAME):
+            together.wait()
+        put(self, name, content)
+        log.append(name.rpartition("/")[2])
+
+    monkeypatch.setattr(Bucket, "_copy", copied)
+    monkeypatch.setattr(Bucket, "_put", placed)
+    place = at(tmp_path / "trial", bucket("side"))
+    assert isinstance(place, Bucket)
+    checkpoint.save(place.inside("c"), step=5, model={"w": torch.ones(9)}, optimizer={}, extra=EXTRA, keep=2)
+    assert (sorted(log[:2]), log[2:]) == (["model.safetensors", "optimizer.pt"], [manifest.NAME])
+    for name in ("points.jsonl", "log.rank0.txt"):
+        (place.scratch / name).write_text(name)
+    place.publish("points.jsonl", "log.rank0.txt", "not-there.txt")
+    assert sorted(log[3:]) == ["log.rank0.txt", "points.jsonl"]
+    assert [place.read(name) for name in ("points.jsonl", "log.rank0.txt")] == ["points.jsonl", "log.rank0.txt"]
+
+
+def test_an_upload_that_fails_leaves_none_behind_that_still_runs(
+    bucket: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller may go on and delete: nobody writes after it has the error. And no manifest follows."""
+    running, copy = [], Bucket._copy
+
+    def copied(self: Bucket, source: str, target: str, *, up: bool) -> None:
+        if source.endswith(manifest.OPTIMIZER):
+            raise ConnectionError("gone")
+        running.append(source)
+        threading.Event().wait(0.2)  # longer than the other one takes to fail
+        copy(self, source, target, up=up)
+        running.remove(source)
+
+    monkeypatch.setattr(Bucket, "_copy", copied)
+    place = at(tmp_path / "trial", bucket("fails")).inside("c")
+    with pytest.raises(ConnectionError, match="gone"):
+        checkpoint.save(place, step=5, model={"w": torch.ones(9)}, optimizer={}, extra=EXTRA, keep=2)
+    assert running == []
+    assert place.committed() == []
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "manifest"])

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from conftest import _rank_main
 from transformers import ResNetConfig, ResNetModel
 
-from jobs import checkpoint, data, manifest
+from jobs import checkpoint, config, data, manifest
 from jobs.config import COMPUTING, JobConfig
 from jobs.models import ContrastiveModel
 from jobs.storage import Folder
@@ -184,6 +184,23 @@ def test_a_point_cut_short_by_a_kill_is_measured_again(tmp_path: Path) -> None:
 
 
 # A budget in seconds
+
+
+def test_a_job_that_is_evaluated_very_often_records_a_thousand_of_them_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here 5 of 13: the untrained model, the end, and evenly in between. A kill changes nothing of it, and what the
+    result has is the last evaluation."""
+    monkeypatch.setattr(config, "POINTS", 5)
+    often = job(evaluate__times=12)
+    whole = trained(often, tmp_path / "whole")
+    steps = {key: [p.step for p in whole.points if p.key == key] for key in ("knn_accuracy", "uniformity")}
+    assert steps == {"knn_accuracy": [0, 3, 6, 9, 12], "uniformity": [0, 3, 6, 9, 12]}
+    assert [0, *often.recorded_steps] == [0, 3, 6, 9, 12]
+    assert whole.result is not None
+    assert whole.result["metrics"]["knn_accuracy"] == [p.value for p in whole.points if p.key == "knn_accuracy"][-1]
+    Training(often, tmp_path / "killed", log=lambda _: None).advance(7)
+    assert values(trained(often, tmp_path / "killed").points) == values(whole.points)
 
 
 def timed(seconds: float, **settings: Any) -> JobConfig:

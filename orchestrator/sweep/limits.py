@@ -93,6 +93,8 @@ def label_faults(arms: Iterable[Arm]) -> Iterable[Fault]:
         if strange := [character for character in arm.label if _breaks_lines(character)]:
             expected = f"the label holds the control character {strange[0]!r}; a label is one line of plain text"
             yield Fault("arm", text, expected)
+        elif arm.label.strip() not in ("", arm.label):
+            yield Fault("arm", text, f"the label begins or ends with a blank; write {arm.label.strip()!r}")
         elif len(arm.label) > LONGEST_LABEL:
             expected = (
                 f"the label has {len(arm.label):,} characters; at most {LONGEST_LABEL}: it heads rows and charts "

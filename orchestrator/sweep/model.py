@@ -68,6 +68,8 @@ class Space(Section):
     @model_validator(mode="before")
     @classmethod
     def _in_other_words(cls, given: Any) -> Any:
+        if isinstance(given, list):
+            raise ValueError(f"is a list; write {{ choices = [{', '.join(map(repr, given[:3]))}] }}, or low and high")  # noqa: TRY004 - pydantic collects ValueErrors
         words = {key: OTHER_WORDS[key] for key in given if key in OTHER_WORDS} if isinstance(given, Mapping) else {}
         if words:
             example = "for example { low = 1e-4, high = 1e-2, log = true }, or { choices = [0.05, 0.1] }"

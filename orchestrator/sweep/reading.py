@@ -52,6 +52,8 @@ def _read(path: Path) -> dict[str, Any]:
             size = path.stat().st_size
             raise fail(f"is {size:,} bytes; a sweep is a short TOML file, such as sweeps/quickstart.toml")
         table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # Windows editors begin files with a mark
+    except ConfigError:
+        raise
     except FileNotFoundError as error:
         beside = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         raise fail(f"there is no such file{nearest(str(path), beside)}") from error

@@ -231,6 +231,7 @@ SPACE = '[compare]\n"loss.name" = ["infonce", "flatnce"]\n[tune]\ntrials = 3\n[t
         ('"optimizer.betas" = { choices = [[0.9, 0.95], [0.9, 0.95]] }', "choices = [0.9, 0.95]: is a choice twice"),
         ('"optimizer.lr" = { min = 1e-4, max = 1e-2 }', "has min, max; did you mean low, high?"),
         ('"optimizer.lr" = { values = [1e-4, 1e-2] }', "has values; did you mean choices?"),
+        ('"optimizer.lr" = [1e-4, 1e-2]', "is a list; write { choices = [0.0001, 0.01] }, or low and high"),
         ('"loss.temperature" = { low = 1e-40, high = 1.0, log = true }', "must lie between 1e-06 and 1e+06"),
         ('"optimizer.lr" = { choices = [1e-40, 1e-2] }', "must be 0 or between 1e-30 and 1e+30"),
         ('"batch.size" = { choices = ["none", 16] }', "should be a valid integer"),
@@ -260,6 +261,12 @@ def test_spaces_that_cannot_be_are_refused_in_words(write: Callable[[str], Path]
 )
 def test_a_bound_is_said(write: Callable[[str], Path], override: str, words: str) -> None:
     assert words in complaint(write(SPACE + '"optimizer.lr" = { low = 1e-4, high = 1e-2 }\n'), override)
+
+
+@pytest.mark.parametrize("label", ["big ", " big", "\u00a0big", "big\u3000"])
+def test_labels_that_look_alike_are_refused(write: Callable[[str], Path], label: str) -> None:
+    arms = "".join(f'[[arm]]\nlabel = "{name}"\n"batch.size" = {size}\n' for name, size in (("big", 16), (label, 8)))
+    assert "the label begins or ends with a blank; write 'big'" in complaint(write(arms))
 
 
 def test_zero_and_usual_numbers_are_within_bounds(write: Callable[[str], Path]) -> None:
