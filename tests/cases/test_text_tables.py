@@ -106,7 +106,7 @@ def test_any_sentences_written_as_tsv_or_txt_are_read_back(
         raw = ends.join(lines).encode() + b"\n"
         if raw.startswith(b"\xef\xbb\xbf"):
             continue
-        path = write(tmp_path / (name + ".gz" * packed), gzip.compress(raw) if packed else raw)
+        path = write(tmp_path / (name + ".gz" * packed), gzip.compress(raw, mtime=0) if packed else raw)
         table = data.open_table(str(path))
         assert [column.to_pylist() for column in table.columns] == ([texts, other] if name == "a.tsv" else [texts])
 
@@ -320,7 +320,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, judged: Path, 
     lines = [f'{{"text": "{word}"}}' for word in WORDS] if "json" in name else ["text", *WORDS]
     lines = lines[1:] if name == "a.txt" else lines
     raw = ("\ufeff" + "\n".join(lines)).encode()
-    path = write(tmp_path / (name + ".gz" * packed), gzip.compress(raw) if packed else raw)
+    path = write(tmp_path / (name + ".gz" * packed), gzip.compress(raw, mtime=0) if packed else raw)
     assert trained_on(job(path, judged)) == [WORDS]
 
 
@@ -334,7 +334,7 @@ def test_wide_encodings_are_refused_by_name(
 ) -> None:
     lines = [f'{{"text": "{word}"}}' for word in words] if "json" in name else ["text", *words]
     raw = "\n".join(lines).encode(encoding)
-    path = write(tmp_path / name, gzip.compress(raw) if name.endswith(".gz") else raw)
+    path = write(tmp_path / name, gzip.compress(raw, mtime=0) if name.endswith(".gz") else raw)
     message = refusal(job(path, judged))
     assert message.startswith(f"{path}: is in {encoding.upper()[:6]}"), message
     assert "iconv -f utf-" in message
@@ -353,7 +353,7 @@ def test_bytes_that_are_not_utf8_matter_only_where_they_are_used(tmp_path: Path,
 @pytest.mark.parametrize(
     ("name", "raw", "words"),
     [
-        ("a.csv", gzip.compress(b"text\nx\n"), "gzip"),
+        ("a.csv", gzip.compress(b"text\nx\n", mtime=0), "gzip"),
         ("a.csv.gz", b"text\nx\ny\n", "is not gzip"),
         ("a.tsv", b"PK\x03\x04" + bytes(30), "zip"),
         ("a.txt", b"PAR1" + bytes(30), "Parquet"),
