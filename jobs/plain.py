@@ -50,8 +50,9 @@ def markdown(text: str, *, starts: bool = False) -> str:
     said = re.sub(r"[\\`*|~]", r"\\\g<0>", said)
     said = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", said)  # within a word it means nothing
     said = re.sub(r"&(?=#?\w+;)", "&amp;", said).replace("<", "&lt;").replace("$", "&#36;")
-    said = said.replace("](", "]\\(").replace("://", "&#58;//")
-    said = re.sub(r"(?:(?<=^)|(?<= ))#", r"\\#", said)
+    said = said.replace("](", "]\\(").replace("...", r"\.\.\.").replace("@", "&#64;")
+    said = re.sub(r":(?=//|[\w+-]+:)", "&#58;", said)  # a link, or the name of a picture
+    said = re.sub(r"(?:(?<=^)|(?<= ))#", "&#35;", said)
     said = re.sub(r"\b(www)\.", r"\1\\.", said, flags=re.IGNORECASE)
     if starts:
         said = re.sub(r"^([-+>=\[])", r"\\\1", said)

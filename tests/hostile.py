@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from jobs.plain import visible
 
-BRACKETS = "[/data/a] [bold red]b[/] [link=file:///x]c[/link] [c] :warning:"
+BRACKETS = "[/data/a] [bold red]b[/] [link=file:///x]c[/link] [c] :warning: @one a@b.cd www.d.ef ..."
 HTML = "<script>alert(1)</script><img src=http://evil.invalid/h.png onerror=alert(1)> &lt;b&gt; &#33; <!-- x -->"
 MARKDOWN = (
     "![m](http://evil.invalid/m.png) [l](javascript:alert(1)) <http://evil.invalid/a> `c` *e* _u_ ~~s~~ a|b \\| $x^2$"
