@@ -784,7 +784,9 @@ def _status_table(found: dict[str, Any]) -> Any:
         table.add_column(name, overflow="fold")
     for trial in found["trials"]:
         metric = "-" if trial["metric"] is None else f"{trial['metric']:.4f}"
-        failure = f"{trial['failure']}: {trial['message']}" if trial["failure"] else ""
+        failure = trial["failure"] or ""
+        if failure and trial["message"]:
+            failure += f": {trial['message']}"
         cells = (trial["id"], trial["stage"], trial["arm"], trial["seed"], trial["state"], trial["step"] or 0, metric)
         table.add_row(*map(cell, (*cells, trial["attempts"], failure)))
     head = f"{found['sweep']}: {found['state']}; {counts}; driven by {driver.partition(' [')[0]}"

@@ -2,7 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from orchestrator.cli import main
 from orchestrator.ledger import Ledger, LedgerError, Trial, sqlite_url, this_process
 from orchestrator.runs import RunError, RunFolder, find, home, logs, names, status
 
@@ -65,6 +67,9 @@ def test_a_diverged_trial_is_done_and_its_status_says_what_became_of_it(folder: 
     assert (found["state"], found["failure"]) == ("done", "diverged")
     ledger.release()
     ledger.close()
+    shown = CliRunner().invoke(main, ["status", str(folder.path)]).output
+    assert "diverged" in shown
+    assert "None" not in shown
 
 
 def test_the_ledger_s_address_comes_from_the_environment_where_it_is_named(
