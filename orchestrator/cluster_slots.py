@@ -79,7 +79,8 @@ class Slots(PlacementGroupResourceManager):  # type: ignore[misc, unused-ignore]
         return True
 
     def _ask(self) -> None:
-        while self._kept and self._room.may_ask():
+        asked = any(self._request_to_staged_pgs.values())
+        if self._kept and not asked and self._room.may_ask():
             super().request_resources(self._kept.pop(0))
         self._note()
 

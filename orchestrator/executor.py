@@ -20,6 +20,8 @@ os.environ |= {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # One may wait for a slot while another one takes the slot that is warm.
+    "TUNE_MAX_PENDING_TRIALS_PG": "2",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -186,6 +188,8 @@ class _Link:
         self.session, self.room, self.slots = session, room, slots
         self.attempts: dict[str, Dispatch] = {}
         """Of the trials for which a slot was there."""
+        self.waiting: set[str] = set()
+        """Those for which none is there yet."""
         self.controller: Any = None
         """Tune's own loop, once a trial has ended."""
 
@@ -206,7 +210,10 @@ class _Search(Searcher):
         session = self._link.session
         if session.finished():
             return Searcher.FINISHED
-        return {"shape": self._shape} if session.due() else None
+        if not session.due(len(self._link.waiting)):
+            return None
+        self._link.waiting.add(trial_id)
+        return {"shape": self._shape}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The listener has heard it."""
@@ -237,15 +244,17 @@ class _Scheduler(FIFOScheduler):
             self._link.controller = tune_controller
             tune_controller._reuse_actors = not slots.given_back()  # noqa: SLF001 - Tune has no option for it
 
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """The next trial. Meanwhile warm slots for which none is due are given back too: it may be long until another
-        one ends."""
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """None of those that wait: a warm slot would be given to the one that has waited longest, and the slot that is
+        coming up for that one would be ended. Where trials are short, no second slot would ever come up.
+
+        Warm slots for which nothing is due are given back here too: it may be long until another trial ends.
+        """
         controller, slots = self._link.controller, self._link.slots
         if controller is not None and slots is not None:
             idle = controller._actor_cache.num_cached_objects and not controller._pending_trials  # noqa: SLF001
             if idle and slots.given_back():
                 controller._cleanup_cached_actors(force_all=True)  # noqa: SLF001
-        return super().choose_trial_to_run(tune_controller)
 
 
 class _Stop(tune.Stopper):
@@ -272,6 +281,7 @@ class _Listener(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A slot is there for it: begin the attempt that is due by now, if any is."""
+        self._link.waiting.discard(trial.trial_id)
         self._lost_idle = 0
         dispatch = self._link.session.next()
         if dispatch is None:
@@ -295,6 +305,7 @@ class _Listener(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A slot was lost: its actor died, or a bug in it. One on which nothing ran yet, or that never came to be, is
         charged to nobody the first time, and then to what is due: there must be an end to it."""
+        self._link.waiting.discard(trial.trial_id)
         dispatch = self._link.attempts.get(trial.trial_id)
         if dispatch is None:
             self._lost_idle += 1

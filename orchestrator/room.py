@@ -106,10 +106,12 @@ class Room:
         return True
 
     def may_ask(self) -> bool:
-        """Whether one more slot may be asked for."""
+        """Whether one more slot may be asked for, none being asked for."""
         with self._news:
             if self._picture is None or not self._is_fresh():
                 return True
+            if self._is_behind():
+                return False
             return may_ask(self._picture, self._slot, gave=self._gave, ignored=self._ignored(), grows=self._grows)
 
     def note(self, *, wants: int, has: int) -> None:
@@ -176,7 +178,7 @@ class Room:
             self.look()
             self.speak()
             with self._news:
-                soon = self._gave or (self._wants and not self._has)
+                soon = self._gave or (self._wants and not self._has) or self._is_behind()
                 if self._news.wait_for(lambda: self._over, SOON_S if soon else LOOK_S):
                     return
 
@@ -189,6 +191,10 @@ class Room:
             if text is None and self._told_of is not None:
                 self._say(f"has a slot after {time.monotonic() - self._told_of:.0f} s, and goes on")
                 self._told_of = None
+
+    def _is_behind(self) -> bool:
+        """Whether a slot has come that the picture does not have yet."""
+        return self._has > 0 and self._picture is not None and self._picture.has_nothing(self._picture.me)
 
     def _is_fresh(self) -> bool:
         return time.monotonic() - self._looked < OLD_S

@@ -206,17 +206,15 @@ class Session:
 
     # Called by Tune's loop, which never waits for the ledger.
 
-    def due(self) -> bool:
-        """Whether an attempt is to begin as soon as a slot is there for it. Waits as `next` does, but begins nothing:
-        a trial that waits for a slot is queued."""
+    def due(self, waiting: int = 0) -> bool:
+        """Whether one more attempt is to begin as soon as a slot is there for it, besides the number `waiting` for
+        theirs. Waits as `next` does, but begins nothing: a trial that waits for a slot is queued."""
         deadline = time.monotonic() + HEAR_S
         with self._lock:
             while not self._stop.is_set():
-                if self._begun or self._outage.seems_away():
-                    return bool(self._begun)
-                if self._can_begin():
-                    return True
-                if not self._pending or time.monotonic() > deadline:
+                if self._can_begin(waiting):
+                    return not self._outage.seems_away()
+                if not self._pending or self._outage.seems_away() or time.monotonic() > deadline:
                     return False
                 self._lock.wait(LOOK_S / 4)
         return False
@@ -244,8 +242,9 @@ class Session:
                 self._lock.wait(LOOK_S / 4)  # that the ledger has gone away nobody notifies
         return None
 
-    def _can_begin(self) -> bool:
-        return bool(self._ready) and len(self._running) < self._concurrent and not self._stop.is_set()
+    def _can_begin(self, besides: int = 0) -> bool:
+        room = self._concurrent - len(self._running)
+        return min(room, len(self._ready)) > besides and not self._stop.is_set()
 
     def finished(self) -> bool:
         """Whether nothing is running, nothing is due and nothing will be."""

@@ -1,6 +1,7 @@
 """Ray Tune in its part: warm slots, pruned trials, slots that are killed; with the real session and a real ledger."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,8 @@ def test_a_slot_that_is_killed_while_it_stands_idle_is_charged_to_nobody(
     with running(tmp_path, {}) as (session, ledger):
         due, asked = session.due, list[bool]()
 
-        def kill_before_the_second() -> bool:
-            found = due()
+        def kill_before_the_second(waiting: int = 0) -> bool:
+            found = due(waiting)
             asked.extend([True] if found else [])
             if found and len(asked) == 2:
                 (slot,) = named(SLOT)
@@ -121,3 +122,28 @@ def test_tune_passes_no_secret_of_the_driver_s_on(monkeypatch: pytest.MonkeyPatc
     cache: Any = _ActorClassCache()
     passed = cache.get(executor.TrialActor)._default_options["runtime_env"]["env_vars"]
     assert passed == {"PL_DISABLE_FORK": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_another_slot_comes_up_though_trials_are_shorter_than_that_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant check: left to itself Tune gives the warm slot to whoever waits for the other one, and ends that."""
+    job = SWEEP["job"] | {"budget": {"steps": 2}, "execution": {"ranks": 1, "verify": False}}
+    job["evaluate"] = {"times": 1, "probe": False, "references": 300}
+    with running(tmp_path, {"job": job, "confirm": {"seeds": 60}}) as (session, ledger):
+        report, heard = session.report, list[bool]()
+
+        def have_room_once_the_first_slot_is_warm(*arguments: Any) -> None:
+            heard.append(True)
+            if len(heard) == 8:
+                session.resize(2)
+            report(*arguments)
+
+        monkeypatch.setattr(session, "report", have_room_once_the_first_slot_is_warm)
+        executor.run(session, shape=executor.Shape(ranks=1, cpus=1, gpus=0), scratch=tmp_path / "scratch")
+        session.close()
+        ran = sorted((one.started or 0.0, one.ended or 0.0) for one in ledger.attempts())
+        assert len(ran) == 120
+        assert any(began < ended for (_, ended), (began, _) in itertools.pairwise(ran)), "never two at once"
+    assert placement_groups() == 0

@@ -206,6 +206,18 @@ def test_a_trial_that_waits_for_a_slot_is_queued(tmp_path: Path) -> None:
         assert not session.due()
 
 
+def test_no_more_slots_are_asked_for_than_trials_are_due_or_may_run(tmp_path: Path) -> None:
+    with opened(tmp_path, {"tune": None, "confirm": {"seeds": 2}}, concurrent=3) as (session, ledger, _, _plan):
+        session.start()
+        assert len(ledger.trials(state="queued")) == 4
+        assert [session.due(waiting) for waiting in range(5)] == [True, True, True, False, False]
+        first = session.next()
+        assert first is not None
+        assert [session.due(waiting) for waiting in range(3)] == [True, True, False]
+        session.resize(10)
+        assert [session.due(waiting) for waiting in range(5)] == [True, True, True, False, False]
+
+
 def test_status_says_what_a_session_waits_for(tmp_path: Path) -> None:
     with opened(tmp_path, {}, concurrent=1) as (session, ledger, _, _plan):
         ledger.set_run(state="running")
