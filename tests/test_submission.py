@@ -631,7 +631,7 @@ def test_an_edited_sweep_is_refused_on_the_cluster_too(site: Site, sweep: Path) 
     run = site.bucket("edited")
     at = ("--into", run, "--address", site.url)
     with driver("launch", "sweep.toml", *at, cwd=sweep, env=laptop()):
-        wait_for(lambda: submission.listed(site.url)[-1]["run"] == run)
+        wait_for(lambda: [job for job in submission.listed(site.url) if job["run"] == run])
         (sweep / "sweep.toml").write_text(SWEEP.replace("seeds = 3", "seeds = 4"))
         said = call("launch", "sweep.toml", *at, cwd=sweep, env=laptop(), code=2)
         assert "with another sweep; stop that first" in said
