@@ -23,6 +23,7 @@ from jobs.data.faults import DataError, short
 from jobs.data.sources import Rows, read
 from jobs.data.texts import as_text
 from jobs.data.tokens import TokenColumn, lower_casing, padded, stacked, trained_tokenizer
+from jobs.models.errors import ModelError
 from jobs.models.reading import reading
 from jobs.paths import looked_in
 from jobs.pretrained import EncoderError, folder_of, tokenizer_files
@@ -78,10 +79,12 @@ def tokenizer_for(job: JobConfig) -> Any:
     """The tokenizer of job.model: WordPieces trained on data.train for `bert`, else the model's own."""
     if job.model.name in (None, "bert"):
         return trained_tokenizer(sentence_rows(job), job.model.vocabulary)
-    name, lower = str(job.model.name), reading(job).lower
+    name = str(job.model.name)
     try:
-        folder = folder_of(name)
+        lower, folder = reading(job).lower, folder_of(name)
         return _pretrained(folder, tuple(tuple(stamp(path)) for path in tokenizer_files(folder)), lower)
+    except ModelError:  # it says what to write
+        raise
     except Exception as error:  # its files may hold anything, and its class may raise anything
         where = f", looked for{looked_in(name)}" if looked_in(name) else ""
         reason = error.reason if isinstance(error, EncoderError) else short(error)

@@ -83,10 +83,11 @@ def _is_job(job: Any) -> bool:
 
 def _objective(job: Any) -> Any:
     """A job but for how it is computed, with every field that this version knows."""
+    rest = {key: value for key, value in job.items() if key != "execution"} if isinstance(job, dict) else job
     try:
-        return JobConfig.model_validate(job).model_dump(mode="json", exclude={"execution"})
+        return JobConfig.model_validate(rest).model_dump(mode="json", exclude={"execution"})
     except ValidationError:
-        return {key: value for key, value in job.items() if key != "execution"} if isinstance(job, dict) else job
+        return rest
 
 
 def _results(facts: Facts) -> Iterator[Finding]:
