@@ -43,7 +43,7 @@ def head(folder: Path, env: Mapping[str, str], *, cpus: int = 1) -> Iterator[Hea
             stdout=file,
             stderr=file,
             start_new_session=True,
-            env=kept | {"RAY_USAGE_STATS_ENABLED": "0"} | dict(env),
+            env=kept | {"RAY_USAGE_STATS_ENABLED": "0"} | dict(env) | {"TMPDIR": place},  # its dashboard's sockets
         )
         family: list[psutil.Process] = []
         try:
