@@ -33,6 +33,9 @@ from jobs.models import ContrastiveModel, Reading
 KNN_TEMPERATURE = 0.07
 """Of the neighbours' votes, as in Wu et al. 2018 (arXiv:1805.01978)."""
 
+COSINE_DIGITS = 12
+"""Decimals of a cosine by which pairs are ranked: fp64 has 16, and the sum over the features takes some."""
+
 UNIFORMITY_ROWS = 5000
 """Uniformity compares all pairs of at most so many rows, evenly spaced."""
 
@@ -126,9 +129,12 @@ def sentence_metrics(left: Tensor, right: Tensor, score: ArrayLike) -> dict[str,
         return dict.fromkeys(["spearman", "alignment", "uniformity"], float("nan"))
     left, right = F.normalize(left.double(), dim=-1), F.normalize(right.double(), dim=-1)
     highest = wanted.max()
-    close = torch.from_numpy(wanted >= (0.8 * highest if highest > 0 else highest - 0.2 * (highest - wanted.min())))
+    # A little less, as the bound is rounded: 0.8 * 3 is above 2.4.
+    least = 0.8 * highest * (1 - 1e-12) if highest > 0 else highest - 0.2 * (highest - wanted.min())
+    close = torch.from_numpy(wanted >= least)
+    # Of an encoder that has collapsed all cosines are 1, and what rounding leaves of them has no rank.
     return {
-        "spearman": spearman((left * right).sum(-1).numpy(), wanted),
+        "spearman": spearman((left * right).sum(-1).numpy().round(COSINE_DIGITS), wanted),
         **_defined(
             alignment=float((left - right)[close].square().sum(-1).mean()),
             uniformity=uniformity(torch.cat([left, right])),

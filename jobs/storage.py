@@ -22,7 +22,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -378,14 +378,18 @@ class Bucket:
 
 
 def side_by_side(uploads: Sequence[Callable[[], object]]) -> None:
-    """Call all of them, at most UPLOADS at once. Raises the first one's error, once none of them runs any more."""
+    """Call all of them, at most UPLOADS at once; after an error none that has not begun. Raises the first one's error,
+    once none of them runs any more."""
     if len(uploads) == 1:
         uploads[0]()
     elif uploads:
         with ThreadPoolExecutor(min(len(uploads), UPLOADS), thread_name_prefix="upload") as pool:
             begun = [pool.submit(upload) for upload in uploads]
+            wait(begun, return_when=FIRST_EXCEPTION)
+            pool.shutdown(cancel_futures=True)
         for each in begun:
-            each.result()
+            if not each.cancelled():
+                each.result()
 
 
 def aside_of(folder: Path, name: str) -> Path:

@@ -282,29 +282,39 @@ class Training:
     def _optimize(self, step: int) -> StepResult:
         job, rows = self.job, self.batches.rows(step)
         result = self._gradients(step, rows, self.batches.cut(rows), clip=job.optimizer.clip)
-        self._look_at_duplicates(step, int(result.diagnostics.duplicates_masked))
+        self._look_at_duplicates(step, rows, int(result.diagnostics.duplicates_masked))
         if result.finite:
             optim.set_rate(self.optimizer, self.pace.rate(step, self.seconds))
             self.optimizer.step()
             self.model.clamp_()
         return result
 
-    def _look_at_duplicates(self, step: int, masked: int) -> None:
+    def _look_at_duplicates(self, step: int, rows: NDArray[np.int64], masked: int) -> None:
         """Note the first batch of which more than half is masked. Raises DataError on every rank where all of it is."""
-        note = data.note_on_batch(self.job, step=step, masked=masked, hard=self.examples.hard_negatives)
+        note = data.note_on_batch(self.job, rows, step=step, masked=masked, hard=self.examples.hard_negatives)
         if note is not None and self.rank == 0 and not self._noted:
             self._noted = True
             self.notes.append(note)
             self.log(f"note: {note}")
 
     def _gradients(
-        self, step: int, rows: NDArray[np.int64], cuts: list[range], *, clip: float | None = None, **loss: Any
+        self,
+        step: int,
+        rows: NDArray[np.int64],
+        cuts: list[range],
+        *,
+        clip: float | None = None,
+        masks: bool = True,
+        **loss: Any,
     ) -> StepResult:
-        """Gradients of a global batch of data rows, cut into `cuts` on this rank; `loss` replaces options of it."""
+        """Gradients of a global batch of data rows, cut into `cuts` on this rank; `loss` replaces options of it.
+
+        masks: whether equal ids are looked at, where the job asks for it.
+        """
         job = self.job
         own = rows[cuts[0].start : cuts[-1].stop]
         ids: dict[str, Any] = {}
-        if job.loss.mask_duplicates:
+        if job.loss.mask_duplicates and masks:
             ids |= self.examples.ids(own).to(self.device).given()
 
         def value(queries: Tensor, keys: Tensor, negatives: Tensor | None) -> tuple[Tensor, Diagnostics]:
@@ -338,12 +348,17 @@ class Training:
         mine = share(len(rows), rank=self.rank, world=self.world)
         cuts = consecutive(mine, preflight.chunk(len(mine)) if self.job.is_chunked else None)
         whole = self.batches.chunk(step, rows, range(len(rows)))
+        ids = self.examples.ids(rows) if self.job.loss.mask_duplicates else None
+        if ids is not None and ids.all_alike():  # nothing would be left of these few, and 0 is equal to 0
+            ids = None
         worst = preflight.verify(
             self.model,
             self.job,
-            real=lambda: self._gradients(step, rows, cuts, name=preflight.checked_loss(self.job)),
+            real=lambda: self._gradients(
+                step, rows, cuts, name=preflight.checked_loss(self.job), masks=ids is not None
+            ),
             whole=whole,
-            ids=self.examples.ids(rows) if self.job.loss.mask_duplicates else None,
+            ids=ids,
             masking=self.masking,
             step=step,
             group=self.group,

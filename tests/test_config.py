@@ -50,6 +50,8 @@ def test_every_fault_is_named_at_once_with_key_value_expectation_and_nearest_mat
         ({"loss": {"name": "flatnce", "temperature": "learned"}}, "runs to its clamp"),
         ({"loss": {"name": "siglip", "same_side": True}}, "not defined for name = 'siglip'"),
         ({"loss": {"temperature": 0.0}}, "must be above 0"),
+        ({"loss": {"temperature": 1e-40}}, "beyond what fp32 computes with"),
+        ({"loss": {"temperature": 1e38}}, "beyond what fp32 computes with"),
         ({"loss": {"bias": -10.0}}, "siglip's only"),
         ({"loss": {"temperature_range": [0.5, 0.1]}}, "ascending"),
         ({"batch": {"size": 64, "pool": 48}}, "must divide size"),

@@ -55,7 +55,7 @@ def job(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> JobConfig:
         "evaluate": {"times": 1},
     }  # fmt: skip
     for section, values in changes.items():
-        sections[section] = sections.get(section, {}) | values
+        sections[section] = sections.get(section, {}) | values if isinstance(values, dict) else values
     return JobConfig.model_validate(sections)
 
 
@@ -107,7 +107,7 @@ def test_the_share_told_is_that_of_an_average_batch(rows: list[tuple[str, ...]],
                                       "data": {"train": "x", "confirm": "y"}}),
             rows_of(**{f"c{k}": [row[k] for row in rows] for k in range(2 + hard)}),
         )
-        if note.startswith("about")
+        if "of the negatives in a batch" in note
     ] if not all_alike(rows, hard) else ["all"]  # fmt: skip
     pairs = [len({*a[:2]} & {*b[:2]}) > 0 for a, b in itertools.permutations(rows, 2)]
     own = [text in row[:2] for row in rows for text in row[2 : 2 + hard]]
@@ -194,13 +194,56 @@ def test_a_batch_is_noted_from_half_on_and_refused_when_nothing_is_left(tmp_path
     config = job(tmp_path, ALIKE["one sentence"], batch={"size": 8, "pool": 4})
     assert negatives_in_a_batch(config, hard=0) == 8 * 3
     assert negatives_in_a_batch(config, hard=2) == 8 * (3 + 8)
-    assert note_on_batch(config, step=5, masked=12, hard=0) is None
-    note = note_on_batch(config, step=5, masked=13, hard=0)
+    rows = np.arange(8)
+    assert note_on_batch(config, rows, step=5, masked=12, hard=0) is None
+    note = note_on_batch(config, rows, step=5, masked=13, hard=0)
     assert note is not None
     assert note.startswith("step 5: 13 of the batch's 24 negatives are left out")
     with pytest.raises(data.DataError, match=r"train\.jsonl: has nothing to tell apart in the batch of step 5: all"):
-        note_on_batch(config, step=5, masked=24, hard=0)
-    assert note_on_batch(config, step=5, masked=24, hard=1) is None
+        note_on_batch(config, rows, step=5, masked=24, hard=0)
+    assert note_on_batch(config, rows, step=5, masked=24, hard=1) is None
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_a_row_that_stands_twice_in_a_batch_fails_no_trial(tmp_path: Path, n: int) -> None:
+    """An epoch of an odd number of rows ends within a batch of two, which may hold the row before it again."""
+    rows = [{"anchor": sentence(k), "positive": sentence(400 + k)} for k in range(n)]
+    notes, twice = [], 0
+    for seed in range(3):
+        config = job(tmp_path, rows, batch={"size": 2}, seed=seed, budget={"steps": 30})
+        assert data.check(config) == []
+        training = run(config, tmp_path / f"trial{seed}")
+        assert training.result is not None
+        assert training.result["outcome"] == "ok"
+        batches = [data.batch_rows(n, size=2, seed=seed, step=step + 1) for step in range(30)]
+        twice += any(len(set(batch.tolist())) == 1 for batch in batches)
+        notes += training.notes
+    assert len(notes) == twice > 0
+    assert all("an epoch ends within the batch, which has a row twice" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("names", "size", "steps", "told"),
+    [(2, 8, 2, "warned"), (2, 4, 200, "refused"), (5, 4, 40, "warned"), (90, 8, 200, "")],
+)
+def test_a_batch_that_would_have_nothing_left_is_told_before_training(
+    tmp_path: Path, names: int, size: int, steps: int, told: str
+) -> None:
+    """400 anchors whose positive is one of a few names, in any order; (1/names)**(size - 1) of the batches are of one
+    name alone. Mutant check: reckoning with the anchors' texts only."""
+    rows = [{"anchor": sentence(k), "positive": f"class {k % names}"} for k in range(400)]
+    config = job(tmp_path, rows, batch={"size": size}, budget={"steps": steps})
+    if told == "refused":
+        with pytest.raises(
+            data.DataError, match=r"cannot be trained on for 200 steps: about 1 batch in 8 of data\.train"
+        ):
+            data.check(config)
+    else:
+        said = [line for line in data.check(config) if "batch in" in line]
+        assert bool(said) == (told == "warned")
+        assert all(f"about 1 batch in {1 / (1 / names) ** (size - 1):.0f}"[:18] in line for line in said)
+    unmasked = job(tmp_path, rows, batch={"size": size}, budget={"steps": steps}, loss={"mask_duplicates": False})
+    assert data.check(unmasked) == []
 
 
 def half_and_half(n: int, like: int) -> list[dict[str, Any]]:

@@ -163,6 +163,8 @@ def test_sentence_metrics_are_those_of_cosines_and_of_the_close_pairs() -> None:
         ([-1.7e308, -1e308, -1.6e308, -1.2e308, -1.3e308], [1]),
         ([1.0, 5.0, 4.0, 3.9, -9.0], [1, 2]),  # above 0: four fifths of the highest
         ([-1.0, 1.0, 0.8, 0.7, -0.5], [1, 2]),
+        ([3.0, 2.4, 1.0, 0.0, 2.3999], [0, 1]),  # 0.8 * 3 is above 2.4 in fp64
+        ([7.0, 5.6, 5.5, 6.0, 1.0], [0, 1, 3]),
     ],
 )
 def test_pairs_of_high_scores_are_found_on_any_scale(score: list[float], close: list[int]) -> None:
@@ -193,6 +195,15 @@ def test_a_collapsed_encoder_has_not_diverged() -> None:
         assert set(images) == {"knn_accuracy", "probe_accuracy", "alignment", "uniformity"}
         assert not diverged(sentences)
         assert not diverged(images)
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 10**6), scale=st.floats(0.1, 30))
+def test_a_collapsed_encoder_ranks_nothing_whatever_its_lengths(seed: int, scale: float) -> None:
+    """One direction, other lengths: cosines are 1 but for rounding, by which a correlation of -0.87 was measured."""
+    direction = torch.randn(1, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    lengths = torch.tensor([[scale if k % 2 else 1.0] for k in range(12)], dtype=torch.float64)
+    assert sentence_metrics(direction * lengths, direction.expand(12, 8), np.arange(12.0))["spearman"] == 0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -103,6 +103,22 @@ def test_every_split_exchange_and_tile_masks_the_same(spawn_ranks: SpawnRanks, w
             check(joined(parts), oracle(case), BARS[how.dtype])
 
 
+def test_ids_of_a_single_pair_arrive_wherever_they_lie_among_the_features(spawn_ranks: SpawnRanks) -> None:
+    """A rank with one pair sends (2 + hard) * width features before its ids: an odd number of fp32, or no multiple of
+    four of bf16, is no place of an int64. Mutant check: a view of what was received raises."""
+    cases = []
+    for number, (width, hard, dtype) in enumerate(
+        itertools.product((5, 6, 7), (0, 1), (torch.float64, torch.float32, torch.bfloat16))
+    ):
+        for split in ((1, 2), (2, 1), (1, 1)):
+            case = texts(batch(sum(split), width=width, seed=number, dtype=dtype, name="infonce", hard=hard),
+                         kinds=2, seed=number)  # fmt: skip
+            cases.append((case, How(split, "gather", None, dtype)))
+    for (case, how), *parts in zip(cases, *spawn_ranks(2, partial(answers, cases)), strict=True):
+        with noted(f"{case.options}, {how}"):
+            check(joined(parts), oracle(case), BARS.get(how.dtype, 3e-2))
+
+
 @settings(deadline=None, max_examples=5, phases=[Phase.generate])  # shrinking starts processes
 @given(data=st.data())
 def test_any_coincidences_on_any_ranks_match_the_oracle(data: st.DataObject, ranks: SpawnRanks) -> None:

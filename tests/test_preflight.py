@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from test_train import job, sentence_job, trained, values, weights
 from torch import Tensor
 
-from jobs import preflight, step
+from jobs import data, preflight, step
 from jobs.collectives import gather_rows, sum_gradients
 from jobs.config import JobConfig, Loss
 from jobs.data import Ids
@@ -119,6 +120,22 @@ def test_it_covers_sentences_hard_negatives_token_budgets_and_the_auxiliary_loss
     said: list[str] = []
     Training(config, tmp_path / "trial", log=said.append).advance(1)
     assert any("preflight" in line for line in said)
+
+
+def test_pairs_that_all_share_a_text_are_compared_all_the_same(tmp_path: Path) -> None:
+    """Of the few that are compared nothing may be left where something is of the batch: 0 is 0 on any ranks."""
+    rows = [{"anchor": f"say {k}", "positive": "one" if k < 60 else f"other {k}"} for k in range(64)]
+    config = sentence_job(tmp_path, hard=False, batch__size=64, execution__verify=True)
+    (tmp_path / "alike.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config.model_copy(update={"data": config.data.model_copy(update={"train": str(tmp_path / "alike.jsonl")})})
+    for seed in range(99):  # until the first 32 of the batch are among the 60
+        order = data.batch_rows(64, size=64, seed=seed, step=1)
+        if (order[:32] < 60).all():
+            break
+    said: list[str] = []
+    Training(config.model_copy(update={"seed": seed}), tmp_path / "trial", log=said.append).advance(1)
+    (line,) = [line for line in said if line.startswith("preflight")]
+    assert "by 0 of" not in line
 
 
 def test_training_with_it_is_bit_for_bit_training_without(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from errno import EACCES, EDQUOT, ENOSPC
+from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,20 @@ def test_uploads_run_side_by_side_and_the_manifest_comes_after_all_of_them(
     place.publish("points.jsonl", "log.rank0.txt", "not-there.txt")
     assert sorted(log[3:]) == ["log.rank0.txt", "points.jsonl"]
     assert [place.read(name) for name in ("points.jsonl", "log.rank0.txt")] == ["points.jsonl", "log.rank0.txt"]
+
+
+def test_after_an_error_no_upload_begins() -> None:
+    """Each that fails has waited for its retries."""
+    begun: list[int] = []
+
+    def fail(number: int) -> None:
+        begun.append(number)
+        threading.Event().wait(0.05)
+        raise ConnectionError(f"upload {number}")
+
+    with pytest.raises(ConnectionError, match="upload"):
+        storage.side_by_side([partial(fail, number) for number in range(100)])
+    assert len(begun) <= 2 * storage.UPLOADS
 
 
 def test_an_upload_that_fails_leaves_none_behind_that_still_runs(

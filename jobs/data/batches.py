@@ -48,6 +48,12 @@ class Ids:
         """The ids on a device."""
         return Ids(**{name: ids.to(device) for name, ids in self.given().items()})
 
+    def all_alike(self) -> bool:
+        """Whether every two of the pairs share an id of their own, so that none is a negative of another."""
+        own = torch.stack([ids for ids in (self.pair_ids, self.key_ids) if ids is not None], 1)
+        shared = (own[:, None, :, None] == own[None, :, None, :]).flatten(2).any(2)
+        return bool(shared.all())
+
     def given(self) -> dict[str, Tensor]:
         """By name, without those that are None."""
         named = {"pair_ids": self.pair_ids, "key_ids": self.key_ids, "negative_ids": self.negative_ids}

@@ -7,6 +7,7 @@ trained; what it took of a batch, when that was a good part.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,12 @@ LOOKED_AT = 100_000
 WORTH_SAYING = 0.05
 """Share of a batch's negatives from which on a data set's repeats are told."""
 
+RARE = 1e-3
+"""Batches of a trial, on average, of which nothing would be left: from here on they are told before it begins."""
+
+MANY = 1000
+"""Texts, the commonest, by which that is reckoned."""
+
 QUOTED = 60
 """Characters of a text that are quoted."""
 
@@ -44,18 +51,26 @@ def negatives_in_a_batch(job: JobConfig, *, hard: int) -> int:
     return job.batch.size * (job.pool - 1 + job.pool * hard)
 
 
-def note_on_batch(job: JobConfig, *, step: int, masked: int, hard: int) -> str | None:
+def note_on_batch(job: JobConfig, rows: NDArray[np.int64], *, step: int, masked: int, hard: int) -> str | None:
     """What to say of a batch of which more than half of the negatives were left out; None of one with fewer.
 
-    masked: how many were, of `negatives_in_a_batch`. Raises DataError where nothing is left.
+    rows: of the batch. masked: how many were left out, of `negatives_in_a_batch`. Raises DataError where nothing is
+    left, unless that is because the batch holds a row twice, as it may where an epoch ends within it.
     """
     whole = negatives_in_a_batch(job, hard=hard)
     what = "images" if job.task == "image" else "texts"
     if masked >= whole:
+        if len(np.unique(rows)) < len(rows):
+            return (
+                f"step {step}: an epoch ends within the batch, which has a row twice, and all of its {whole} negatives "
+                "are left out (loss.mask_duplicates), so this step learns nothing from them; a larger batch.size "
+                "would leave some"
+            )
         raise DataError(
             f"has nothing to tell apart in the batch of step {step}: all of its {whole} negatives are {what} that the "
-            f"anchor or its positive has too, so all are left out (loss.mask_duplicates) and nothing would be trained; "
-            f"leave rows with the same {what} out of data.train, or set batch.size above {job.batch.size}",
+            "anchor or its positive has too, so all are left out (loss.mask_duplicates) and no pair would be told from "
+            f"another; leave rows with the same {what} out of data.train, set batch.size above {job.batch.size}, or "
+            f"loss.mask_duplicates = false, by which equal {what} are negatives of each other",
             file=job.data.train,
         )
     if 2 * masked <= whole:
@@ -77,9 +92,10 @@ def repeats(job: JobConfig, rows: Rows) -> Iterator[str]:
     if found.all_alike and found.looked_at == len(rows):
         raise rows.fault(
             f"has nothing to tell apart: every two of its {len(rows)} rows share a text{found.commonest()}, and texts "
-            "are not negatives of themselves (loss.mask_duplicates), so nothing would be trained; give rows with other "
-            "texts as well"
+            "are not negatives of themselves (loss.mask_duplicates), so no pair would be told from another; give rows "
+            "with other texts as well"
         )
+    yield from _doomed(job, rows, found)
     if found.hard and found.own:
         own = round(found.own * found.looked_at * found.hard)
         yield (
@@ -91,6 +107,28 @@ def repeats(job: JobConfig, rows: Rows) -> Iterator[str]:
             f"about {share:.0%} of the negatives in a batch of data.train are left out, because their rows and the "
             f"anchor's share a text{found.commonest()}; see loss.mask_duplicates"
         )
+
+
+def _doomed(job: JobConfig, rows: Rows, found: _Repeated) -> Iterator[str]:
+    """A warning where some batch may be one of rows that all share a text, which ends its trial. Raises DataError where
+    most trials would meet one."""
+    steps = job.budget.steps or (-(-job.budget.samples // job.batch.size) if job.budget.samples else None)
+    chance = found.chance_of_a_batch(job.batch.size, job.pool)
+    expected = chance * (steps or 1000)
+    if expected < RARE:
+        return
+    what = (
+        f"about 1 batch in {max(round(1 / chance), 1):,} of data.train holds nothing but rows that share a text"
+        f"{found.commonest()}, so that none of its negatives is left (loss.mask_duplicates), and the trial ends there "
+        "as an error"
+    )
+    remedy = (
+        f"set batch.size above {job.batch.size}, leave out rows that share a text, or set loss.mask_duplicates = false "
+        "(equal texts are then negatives of each other)"
+    )
+    if steps is not None and expected >= 1:
+        raise rows.fault(f"cannot be trained on for {steps:,} steps: {what}; {remedy}")
+    yield f"{what}; {remedy}"
 
 
 @dataclass(frozen=True)
@@ -108,6 +146,22 @@ class _Repeated:
     text: str
     """In most rows, and in how many of them."""
     count: int
+    counts: tuple[int, ...]
+    """Rows of each text that is in at least two, the commonest first."""
+    both: tuple[int, ...]
+    """The same of each two texts of a row."""
+
+    def chance_of_a_batch(self, size: int, pool: int) -> float:
+        """That all rows of each pool of a batch share a text, and their hard negatives with them."""
+        if self.own < 1 or self.others < 1:
+            return 0.0
+        alike = self._chance_of_a_pool(self.counts, pool) - self._chance_of_a_pool(self.both, pool)
+        return float(min(max(alike, 0.0), 1.0) ** (size // pool))
+
+    def _chance_of_a_pool(self, counts: tuple[int, ...], pool: int) -> float:
+        return sum(
+            math.exp(_log_draws(count, pool) - _log_draws(self.looked_at, pool)) for count in counts if count >= pool
+        )
 
     @property
     def all_alike(self) -> bool:
@@ -150,7 +204,17 @@ def _repeated(rows: Rows) -> _Repeated:
     row, column = np.argwhere(said == known[most])[0]
     (text,) = texts_of(rows.table.columns[column], [at[row]])
     pairs = (_two(counts) - _two(both)) / _two(np.array([n]))
-    return _Repeated(n, pairs, own, others, hard, text, int(counts[most]))
+    return _Repeated(n, pairs, own, others, hard, text, int(counts[most]), _common(counts), _common(both))
+
+
+def _common(counts: NDArray[np.integer[Any]]) -> tuple[int, ...]:
+    """The sizes that decide how likely a whole batch is alike: others are too small to matter."""
+    return tuple(sorted(counts[counts > 1].tolist(), reverse=True)[:MANY])
+
+
+def _log_draws(n: int, taken: int) -> float:
+    """Logarithm of how many ordered draws of `taken` out of n there are."""
+    return math.lgamma(n + 1) - math.lgamma(n - taken + 1)
 
 
 def _two(counts: NDArray[np.integer[Any]]) -> float:

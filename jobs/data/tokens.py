@@ -103,7 +103,9 @@ class TokenColumn:
 
     def __init__(self, column: pa.ChunkedArray, tokenizer: Any, max_tokens: int, prompt: str = "") -> None:
         self._column, self._tokenizer, self._max_tokens, self._prompt = column, tokenizer, max_tokens, prompt
-        kind = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+        # An added token may have an id far above their number.
+        highest = max(tokenizer.get_vocab().values(), default=0)
+        kind = np.uint16 if max(highest, len(tokenizer) - 1) < 2**16 else np.uint32
         # Memory that nobody writes to is not taken, so a rank pays for the rows it visits.
         self._ids = np.zeros((len(column), min(max_tokens, _WIDTH)), kind)
         self._lengths = np.zeros(len(column), np.uint32)

@@ -44,11 +44,12 @@ class Diagnostics:
     """Means over all anchors of the global batch, both directions where symmetric; the same on every rank."""
 
     positive_probability: float
-    """p, of the softmax over positive and negatives; for siglip as well, so that losses compare."""
+    """p, of the softmax over positive and negatives; for siglip as well, so that losses compare. 1 for an anchor
+    without negatives, as where all of them are left out for equal ids."""
     effective_sample_size: float
     """1 / sum_j q_j^2: how many negatives share the gradient; 0 for an anchor without negatives."""
     saturated_fraction: float
-    """Anchors with 1 - p < 6e-6."""
+    """Anchors with 1 - p < 6e-6; those without negatives are among them."""
     alignment: float
     """Squared distance of a pair's query and key (Wang and Isola 2020)."""
     uniformity: float
@@ -222,7 +223,8 @@ def _visits(problem: Problem, own: Rows, received: Tensor | None, group: Group) 
     for part in (slice(0, own.start), slice(own.start + len(own), problem.total)):
         if part.start < part.stop:
             *sides, rest = torch.split(received[part], [*widths, received.shape[1] - sum(widths)], dim=1)
-            ids = [] if own.ids is None else [rest.contiguous().view(torch.int64)]
+            # A copy: a slice of one row counts as contiguous where it is, which may be between two int64.
+            ids = [] if own.ids is None else [rest.clone(memory_format=torch.contiguous_format).view(torch.int64)]
             yield _unpacked(problem, part.start, [*sides, *ids], has_ids=bool(ids))
 
 
