@@ -27,6 +27,7 @@ from jobs.identity import canonical, counted_from, hashed
 
 __all__ = [
     "COMPUTING",
+    "DIVIDES",
     "Augment",
     "Batch",
     "Budget",
@@ -59,6 +60,10 @@ OF_TOKENS = ("max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 
 UNBOUNDED = ("dcl", "flatnce")
 """Losses without a minimum in 1 / temperature on separable batches, so that a learned one runs to its clamp."""
+
+
+DIVIDES = {"batch.pool": "batch.size", "model.heads": "model.width"}
+"""Keys of whole numbers that must divide another one: between two values that do may lie some that do not."""
 
 
 class Section(BaseModel):
@@ -282,7 +287,9 @@ class Batch(Section):
     @model_validator(mode="after")
     def _whole_pools(self) -> Batch:
         if self.pool is not None and self.size % self.pool:
-            raise ValueError(f"pool = {self.pool} must divide size = {self.size}, for example pool = {self.size // 2}")
+            fitting = next((one for one in range(min(self.pool, 10_000), 1, -1) if self.size % one == 0), None)
+            remedy = f"for example pool = {fitting}" if fitting else "or leave pool out"
+            raise ValueError(f"pool = {self.pool} must divide size = {self.size}, {remedy}")
         return self
 
 

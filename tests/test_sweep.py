@@ -5,13 +5,16 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobs.config import ConfigError
 from orchestrator.cli import main
-from orchestrator.sweep import Space, arms_of, flatten, load, merged, resolved
+from orchestrator.sweep import Arm, Space, Tune, arms_of, flatten, load, merged, resolved
 from orchestrator.sweep.checks import METRICS, TRAINING_METRICS
 from orchestrator.sweep.conditions import some_combinations, within
 from orchestrator.sweep.model import LOWER_IS_BETTER
+from orchestrator.sweep.multiples import multiple_faults
 
 SWEEPS = sorted((Path(__file__).parent.parent / "sweeps").glob("*.toml"))
 
@@ -119,6 +122,7 @@ def test_faults_of_every_part_of_the_file_are_named_at_once(write: Any) -> None:
         ("low = 1e-4", "low = -1.0", "log = true needs low > 0"),
         ('"optimizer.lr" = 1e-3', '"optimizer.lr" = 1.0', "lies outside tune.space.optimizer.lr"),
         ('"optimizer.lr" = 1e-3', '"optimizer.rl" = 1.0', "is not in tune.space"),
+        ("trials = 3", "trials = 3\nseeds = []", "tune.seeds = []: names no seed"),
         ("trials = 3", 'trials = 3\nsampler = "grid"', "needs choices for every key"),
         ("trials = 3", 'trials = 3\nsampler = "cmaes"', "must be 'tpe'"),
         ("trials = 3", 'trials = 3\nprune = "median"\nseeds = 2', "prune needs one tune seed"),
@@ -257,6 +261,114 @@ def test_a_condition_of_a_condition_is_met_when_a_value_is_checked(write: Any) -
 "optimizer.lr" = { low"""
     text = GOOD.replace('"loss.name" = ["infonce", "flatnce"]\n', "").replace('"optimizer.lr" = { low', tuned)
     assert load(write(text.replace('task = "image"', 'task = "image"\nloss = { name = "flatnce" }')))
+
+
+NAMES = '"model.name" = { choices = ["resnet", "vit"] }\n'
+SIZE, POOL = '"batch.size" = {{ {} }}', '"batch.pool" = {{ {} }}'
+
+
+@pytest.mark.parametrize(
+    ("space", "job", "words"),
+    [
+        (SIZE.format("low = 12, high = 96"), "batch = { size = 96, pool = 12 }", "step = 12, for example"),
+        (
+            SIZE.format("low = 24, high = 96, step = 6"),
+            "batch = { size = 96, pool = 12 }",
+            "batch.size = 30: pool = 12",
+        ),
+        (
+            SIZE.format("low = 12, high = 768, log = true"),
+            "batch = { size = 96, pool = 12 }",
+            "batch.size = 13: pool = 12",
+        ),
+        (
+            SIZE.format("low = 20, high = 96"),
+            "batch = { size = 96, pool = 12 }",
+            "{ choices = [24, 36, 48, 60, 72, 84, 96] }",
+        ),
+        (SIZE.format("low = 12, high = 96, step = 12.0"), "", "12.0 makes decimals: write { low = 12, high = 96, step"),
+        (SIZE.format("low = 12, high = 96.0"), "", "96.0 makes decimals: write { low = 12, high = 96 }"),
+        (POOL.format("low = 2, high = 6"), "batch = { size = 12 }", '"batch.pool" = { choices = [2, 3, 4, 6] }'),
+        (SIZE.format("low = 16, high = 64") + "\n" + POOL.format("low = 4, high = 16"), "", 'beside "batch.pool" ='),
+        (SIZE.format("low = 48, high = 96, step = 24") + "\n" + POOL.format("choices = [24, 48]"), "", "step = 48"),
+        ('"model.heads" = { low = 1, high = 9007199254740992 }', "", "{ choices = [1, 2, 4, 8, 16, 32, 64] }"),
+        ('"model.width" = { low = 8, high = 9007199254740992 }', "", "step = 4, for example"),
+        (NAMES + '"model.width" = { low = 8, high = 32 }', "", '"vit", model'),
+        (
+            POOL.format('low = 12, high = 24, step = 12, when = { "batch.size" = [36, 48] }')
+            + "\n"
+            + SIZE.format("choices = [20, 36, 48]"),
+            "",
+            "batch.size = 36, batch.pool = 24: pool = 24 must divide size = 36",
+        ),
+        ('"optimizer.lr" = { low = 0.001, high = 1.0, step = 1e-29 }', "", "is so small that the range holds more"),
+    ],
+)
+def test_a_range_is_checked_between_its_ends(write: Any, space: str, job: str, words: str) -> None:
+    """Seen: 29 was suggested of { low = 16, high = 64 } beside pools of 16, and ended the sweep half-way."""
+    began = time.process_time()
+    found = complaint(write(RANGED.replace("SPACE", space).replace("JOB", job)))
+    assert words in found
+    assert "tune it with choices or step = " in found or "makes decimals" in found or "leave it out" in found
+    assert time.process_time() - began < 2
+
+
+RANGED = (
+    GOOD.replace('"batch.size" = [16, 64]\n', "")
+    .replace('defaults = [{ "optimizer.lr" = 1e-3 }]\n', "")
+    .replace('task = "image"', 'task = "image"\nJOB')
+    .replace('"optimizer.lr" = { low = 1e-4, high = 1e-2, log = true }', "SPACE")
+)
+
+
+@pytest.mark.parametrize(
+    ("space", "job"),
+    [
+        (SIZE.format("low = 12, high = 96, step = 12"), "batch = { size = 96, pool = 12 }"),
+        (SIZE.format("low = 12, high = 100, step = 12"), "batch = { size = 96, pool = 12 }"),
+        (SIZE.format("low = 16, high = 996, step = 4"), "batch = { pool = 4 }"),
+        (POOL.format("low = 2, high = 4"), "batch = { size = 12 }"),
+        (SIZE.format("low = 16, high = 64, step = 16") + "\n" + POOL.format("low = 8, high = 16, step = 8"), ""),
+        (POOL.format('choices = ["none", 8]') + "\n" + SIZE.format("low = 8, high = 64, step = 8"), ""),
+        ('"model.width" = { low = 8, high = 64 }', 'model = { name = "resnet" }'),
+        ('"model.heads" = { low = 1, high = 4 }', "model = { width = 12 }"),
+        (NAMES + '"model.width" = { low = 8, high = 32, when = { "model.name" = "resnet" } }', ""),
+        (
+            POOL.format('low = 16, high = 32, step = 16, when = { "batch.size" = [32, 64] }')
+            + "\n"
+            + SIZE.format("choices = [16, 32, 64]"),
+            "",
+        ),
+        (SIZE.format('low = 8, high = 64, when = { arm = "infonce" }'), ""),
+        ('"model.dropout" = { low = 0, high = 0.5, step = 0.2 }', ""),
+    ],
+)
+def test_a_range_whose_every_value_makes_a_job_is_taken(write: Any, space: str, job: str) -> None:
+    """And a key that the arm keeps for itself, or that an encoder does not look at, stands in nobody's way."""
+    assert load(write(RANGED.replace("SPACE", space).replace("JOB", job)))
+
+
+@given(
+    low=st.integers(2, 40),
+    span=st.integers(1, 200),
+    step=st.integers(1, 9),
+    part=st.integers(2, 12),
+    pools=st.none() | st.tuples(st.integers(2, 8), st.integers(1, 8)),
+)
+def test_exactly_the_ranges_are_refused_that_hold_a_wrong_pair(
+    low: int, span: int, step: int, part: int, pools: tuple[int, int] | None
+) -> None:
+    """Against every pair, one by one."""
+    spaces = {"batch.size": Space(low=low, high=low + span, step=step)}
+    parts = [part]
+    if pools is not None:
+        spaces["batch.pool"] = Space(low=pools[0], high=sum(pools))
+        parts = list(range(pools[0], sum(pools) + 1))
+    job = {"task": "image", "budget": {"samples": 1000}, "data": {"train": "digits", "tune": "a", "confirm": "b"}}
+    arm = Arm("a", {}, job | {"batch": {"size": part, "pool": part}})
+    wrong = any(size % pool for size in range(low, low + span + 1, step) for pool in parts)
+    faults = list(multiple_faults(Tune(space=spaces), [arm]))
+    assert bool(faults) == wrong, faults
 
 
 def test_a_large_space_is_checked_in_no_time(write: Any) -> None:

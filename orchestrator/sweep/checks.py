@@ -158,6 +158,10 @@ def _seed_faults(sweep: Sweep) -> Iterable[Fault]:
     given = {"tune.seeds": sweep.tune.seed_list if sweep.tune else [], "confirm.seeds": sweep.confirm.seeds}
     for key, seeds in given.items():
         if isinstance(seeds, list):
+            if sweep.tune and key == "tune.seeds" and not seeds:
+                yield Fault(
+                    key, "[]", "names no seed, so that nothing would be tuned; give one, such as [0], or a count"
+                )
             if len(set(seeds)) < len(seeds):
                 yield Fault(key, repr(seeds), "names a seed twice")
             if any(not 0 <= seed <= LARGEST_SEED for seed in seeds):

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.config import Fault
 from orchestrator.remote import credentials, is_uri
-from orchestrator.sweep.model import Arm, Sweep, flatten
+from orchestrator.sweep.model import Arm, Space, Sweep, flatten
 from orchestrator.sweep.values import repeated, shown
 
 MOST_ARMS = 1_000
@@ -146,6 +146,18 @@ def number_faults(sweep: Sweep, arms: Iterable[Arm]) -> Iterable[Fault]:
             if expected and (where, number) not in seen:
                 seen.add((where, number))
                 yield Fault(where, repr(number), expected)
+    if sweep.tune and not seen:
+        yield from _step_faults(sweep.tune.space)
+
+
+def _step_faults(spaces: Mapping[str, Space]) -> Iterable[Fault]:
+    """Steps of which a range holds more than can be counted."""
+    for key, space in spaces.items():
+        if space.step is not None and space.low is not None and space.high is not None:
+            span = space.high - space.low
+            if span > LARGEST_INTEGER * space.step:
+                expected = f"is so small that the range holds more than {LARGEST_INTEGER:,} values; leave it out"
+                yield Fault(f"tune.space.{key}.step", repr(space.step), expected)
 
 
 def _bound(key: str, number: Any) -> str:

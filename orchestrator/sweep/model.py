@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -52,6 +53,11 @@ OTHER_WORDS = {
     **dict.fromkeys(("if", "condition", "conditions", "where"), "when"),
 }
 """How other tools call the keys of a space."""
+
+
+MOST_SAMPLES = 64
+"""First values of a range that stand for all of it. A whole number below 2^53 has no 64 divisors at equal distances
+(their least common multiple is larger), and where two values at a distance are multiples of a number, all are."""
 
 
 class Space(Section):
@@ -101,8 +107,24 @@ class Space(Section):
 
     @property
     def ends(self) -> list[Any]:
-        """The values that stand for all others when a job is checked."""
+        """The choices, or the two ends as they are given."""
         return list(self.choices) if self.choices is not None else [v for v in (self.low, self.high) if v is not None]
+
+    @property
+    def samples(self) -> list[Any]:
+        """The values that stand for all others when a job is checked, as a sampler gives them: every choice; the ends;
+        of whole numbers and steps the first ones and the last."""
+        if self.choices is not None or self.low is None or self.high is None:
+            return list(self.choices or [])
+        if self.integer:
+            numbers = range(int(self.low), int(self.high) + 1, int(self.step or 1))
+            return [*numbers[:MOST_SAMPLES], *numbers[max(MOST_SAMPLES, len(numbers) - 1) :]]
+        if self.step is None:
+            return [float(self.low), float(self.high)]
+        first, step = Decimal(str(self.low)), Decimal(str(self.step))
+        last = int((Decimal(str(self.high)) - first) // step)
+        places = dict.fromkeys([*range(min(last + 1, MOST_SAMPLES)), last])
+        return [float(first + step * place) for place in places]
 
 
 class Tune(Section):
