@@ -541,6 +541,11 @@ def test_every_metric_of_a_loss_is_better_low() -> None:
         ("job.data.tune", "gs://bucket/x.parquet?access_token=hush-hush", "gs://bucket/x.parquet"),
         ("job.model.name", "s3://bucket/model?secret_key=hush-hush&scheme=http", "s3://bucket/model?scheme=http"),
         ("compare.data.train", "['s3://a/x.parquet', 'https://me:hush-hush@host/x.parquet']", "https://host/x.parquet"),
+        ("question", "why?\\nsee S3://AKIAHUSH:hu/sh@bucket/x, please", "S3://bucket/x,"),
+        ("job.data.train", "  gs://b/x.parquet?X-Goog-Credential=hush&part=1", "gs://b/x.parquet?part=1"),
+        ("job.model.name", "https://ghp_hush@github.com/a/b", "https://github.com/a/b"),
+        ("job.model.name", "git+ssh://me%3Ahush@host/a@b", "git+ssh://host/a@b"),
+        ("arm[7].label", "s3://AKIAHUSH:hush@bucket/x@2", "s3://bucket/x@2"),
     ],
 )
 def test_an_address_with_credentials_is_refused_and_they_are_not_shown(
@@ -549,9 +554,32 @@ def test_an_address_with_credentials_is_refused_and_they_are_not_shown(
     """A sweep is stored in ledger and MLflow. Mutant check: the other faults of a file quote what they found."""
     path = tmp_path / "sweep.toml"
     path.write_text((Path(__file__).parents[1] / "sweeps" / "quickstart.toml").read_text())
-    text = f"{key}={value}" if value.startswith("[") else f"{key}='{value}'"
+    text = f"{key}={value}" if value.startswith("[") else f'{key}="{value}"'
     with pytest.raises(ConfigError) as raised:
         load(path, [text, "job.no_such_key=1"])
     assert shown in str(raised.value)
     assert "holds" in str(raised.value) or "was given with" in str(raised.value)
     assert "hush" not in str(raised.value).lower()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://bucket/sts@v2/train.parquet",
+        "s3://bucket/a:b@2024/x.parquet",
+        "file:///a@b:c@d/e.parquet",
+        "abfss://container@account.dfs.core.windows.net/a:b@c",
+        "https://data.example.org:8443/x@y?keyword=cats&tokenizer=bert&from=a@b.org",
+        "ssh://git@github.com/a/b",
+        "see https://example.org/a, or ask me@example.org: it is there",
+    ],
+)
+def test_a_sign_in_a_name_is_no_credential(write: Any, text: str) -> None:
+    assert load(write(GOOD), [f'job.data.train="{text}"', f'question="{text}"']).question == text
+
+
+def test_a_sweep_extends_a_file_here(write: Any) -> None:
+    assert "path of another sweep here" in complaint(write('extends = "s3://bucket/x.toml"\n'))
+    found = complaint(write('extends = "s3://AKIAHUSH:hush@bucket/x.toml"\n'))
+    assert "was given with a user or a password" in found
+    assert "hush" not in found.lower()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jobs.config import Fault
-from orchestrator.remote import credentials, is_uri
+from orchestrator.remote import credentials
 from orchestrator.sweep.model import Arm, Space, Sweep, flatten
 from orchestrator.sweep.values import repeated, shown
 
@@ -36,6 +37,9 @@ LARGEST_INTEGER = 2**53
 BOUNDS = dict.fromkeys(("loss.temperature", "loss.temperature_start", "loss.temperature_range"), (1e-6, 1e6))
 """Keys with narrower bounds. A similarity in fp32 is rounded by 6e-8; divided by less, rounding is what is learned."""
 
+ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
+"""An address, wherever it stands in a text."""
+
 LARGEST_SEED = 2**31 - 1
 
 
@@ -57,10 +61,11 @@ def secret_faults(raw: Mapping[str, Any]) -> Iterable[Fault]:
     raw: the file's tables.
     """
     for key, text in _texts(raw, ""):
-        if is_uri(text) and (known := credentials(text)) is not None:
-            shown_as, what, remedy = known
-            expected = f"was given with {what}, and a sweep is stored and shown; leave that out, and: {remedy}"
-            yield Fault(key, repr(shown_as), expected)
+        for address in ADDRESS.findall(text):
+            if (known := credentials(address)) is not None:
+                shown_as, what, remedy = known
+                expected = f"was given with {what}, and a sweep is stored and shown; leave that out, and: {remedy}"
+                yield Fault(key, repr(shown_as), expected)
 
 
 def _texts(value: Any, key: str) -> Iterable[tuple[str, str]]:

@@ -25,10 +25,14 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Sweep:
     where = str(path)
     raw = _normal(_with_base(path))
     found: list[Fault] = []
+    refused: list[str] = []
     for text in overrides:
-        found += override_faults(raw, text)
+        if wrong := override_faults(raw, text):
+            found += wrong
+            refused.append(text)
     raw = _with_none(_normal(raw))
-    if secret := list(secret_faults(raw)):  # alone, since the other faults would quote them
+    # Alone, since the other faults would quote them.
+    if secret := [*secret_faults(raw), *secret_faults({"--set": refused})]:
         raise ConfigError(where, "sweep", secret)
     try:
         sweep = Sweep.model_validate(raw)
@@ -75,6 +79,11 @@ def _with_base(path: Path) -> dict[str, Any]:
         return table
     if not isinstance(base, str):
         raise ConfigError(str(path), "sweep", [Fault("extends", repr(base), "must be the path of another sweep")])
+    if secret := list(secret_faults({"extends": base})):
+        raise ConfigError(str(path), "sweep", secret)
+    if "://" in base:
+        expected = "must be the path of another sweep here; fetch that file first, and name it"
+        raise ConfigError(str(path), "sweep", [Fault("extends", repr(base), expected)])
     under = _read(path.parent / base)
     if "extends" in under:
         raise ConfigError(
