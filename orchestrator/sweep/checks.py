@@ -10,7 +10,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.config import Fault, JobConfig, canonical, faults, field_names, nearest
-from orchestrator.sweep.conditions import among
 from orchestrator.sweep.limits import (
     LARGEST_SEED,
     MOST_ARMS,
@@ -22,7 +21,7 @@ from orchestrator.sweep.limits import (
 )
 from orchestrator.sweep.model import Arm, Sweep, arms_of, cross, merged, usual_mode
 from orchestrator.sweep.space import space_faults
-from orchestrator.sweep.values import alternatives, list_keys, shown
+from orchestrator.sweep.values import alternatives, identity, list_keys, shown
 
 METRICS = {
     "image": ("knn_accuracy", "probe_accuracy", "alignment", "uniformity"),
@@ -48,6 +47,8 @@ def job_faults(raw: dict[str, Any]) -> list[Fault]:
     listed = raw.get("exclude")
     without = [one for one in listed if isinstance(one, dict)] if crossed and isinstance(listed, list) else []
     usable = cross(job, compare if crossed else {}, named if tables else [], without)
+    if len(usable) > MOST_ARMS:  # told as that
+        usable = []
     known = list(field_names(JobConfig))
     fixed = {"stage": "the plan sets it", "seed": "seeds belong to [confirm]", "task": "must be the same in every arm"}
     for place, settings in (("compare", compare), *((f"arm {a.label!r}", a.settings) for a in usable if named)):
@@ -104,6 +105,7 @@ def contradictions(sweep: Sweep) -> list[Fault]:
 
 def _exclude_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
     """An exclusion must leave something out, and no arm may be left without the baseline it is compared with."""
+    levels_of = {key: set(map(identity, levels)) for key, levels in sweep.compare.items()}
     for index, one in enumerate(sweep.exclude):
         where, known = f"exclude[{index}]", list(sweep.compare)
         if not one:
@@ -114,7 +116,7 @@ def _exclude_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
                 yield Fault(f"{where}.{key}", "", what if known else "needs factors, crossed in [compare]")
                 continue
             for level in alternatives(key, levels):
-                if not among(level, sweep.compare[key]):
+                if identity(level) not in levels_of[key]:
                     named = ", ".join(map(shown, sweep.compare[key]))
                     yield Fault(f"{where}.{key}", _found(level), f"is no level of {key}, which has [{named}]")
     if not sweep.exclude or not sweep.compare:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
@@ -99,6 +99,11 @@ class Space(Section):
     def conditions(self) -> dict[str, list[Any]]:
         """`when`, one value as a list of one."""
         return {key: alternatives(key, value) for key, value in (self.when or {}).items()}
+
+    @cached_property
+    def permitted(self) -> dict[str, frozenset[Hashable]]:
+        """`conditions`, as identities that are looked up at once."""
+        return {key: frozenset(map(identity, values)) for key, values in self.conditions.items()}
 
     @property
     def integer(self) -> bool:
@@ -312,17 +317,33 @@ def cross(
         labels = [str(arm.get("label", "")) for arm in named]
     else:
         crossed = [dict(zip(compare, levels, strict=True)) for levels in itertools.product(*compare.values())]
-        settings = [chosen for chosen in crossed if not any(excludes(one, chosen) for one in exclude)]
+        excluded = _excluded(compare, exclude)
+        settings = [chosen for chosen in crossed if not excluded(chosen)]
         labels = _labels(settings)
     return [Arm(label, chosen, merged(job, chosen)) for label, chosen in zip(labels, settings, strict=True)]
 
 
-def excludes(one: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether an exclusion leaves out the arm of these settings: every key has one of the levels that it names."""
-    named = {key: alternatives(key, levels) for key, levels in one.items()}
-    return bool(one) and all(
-        key in settings and identity(settings[key]) in map(identity, levels) for key, levels in named.items()
-    )
+def _excluded(factors: Collection[str], exclude: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether some exclusion leaves out the arm of given settings: every key has one of the levels that it names.
+
+    Bit n of a number is exclusion n, so that the cost of thousands of them is that of a few.
+    """
+    usable = [one for one in exclude if one and one.keys() <= set(factors)]
+    silent = {key: sum(1 << place for place, one in enumerate(usable) if key not in one) for key in factors}
+    """Exclusions that do not name a factor, and so take any level of it."""
+    named: dict[str, dict[Hashable, int]] = {key: {} for key in factors}
+    for place, one in enumerate(usable):
+        for key, levels in one.items():
+            for level in set(map(identity, alternatives(key, levels))):
+                named[key][level] = named[key].get(level, silent[key]) | 1 << place
+
+    def excluded(settings: Mapping[str, Any]) -> bool:
+        left = -1 if usable else 0
+        for key, level in settings.items():
+            left &= named[key].get(identity(level), silent[key])
+        return left != 0
+
+    return excluded
 
 
 def _labels(settings: list[dict[str, Any]]) -> list[str]:

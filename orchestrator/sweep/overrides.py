@@ -28,8 +28,15 @@ def override_faults(raw: dict[str, Any], text: str) -> list[Fault]:
         path = _path(raw, parts)
         _put(raw, path, _parsed(value))
     except BadOverride as error:
-        return [Fault("--set", repr(text), str(error))]
+        return [Fault("--set", shortened(text), str(error))]
+    except (ValueError, RecursionError):  # an index or a number of thousands of digits, lists within lists
+        return [Fault("--set", shortened(text), f"is too long or too deep to be read, {EXAMPLE}")]
     return []
+
+
+def shortened(text: str) -> str:
+    """An override as it is quoted."""
+    return repr(text if len(text) <= 200 else text[:197] + "...")
 
 
 class BadOverride(ValueError):
