@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.config import Fault, JobConfig, canonical, faults, field_names, nearest
+from orchestrator.sweep.labels import label_faults
 from orchestrator.sweep.limits import (
     LARGEST_SEED,
     MOST_ARMS,
     MOST_SEEDS,
     count_faults,
-    label_faults,
     number_faults,
     repeated_faults,
 )

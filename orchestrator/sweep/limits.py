@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,7 +20,6 @@ MOST_SEEDS = 1_000
 MOST_TRIALS = 1_000_000
 MOST_CHOICES = 10_000
 LONGEST_NAME = 100
-LONGEST_LABEL = 200
 
 TAKEN = (
     *("mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", "mlartifacts", "mlflow-server.log"),
@@ -116,23 +114,6 @@ def repeated_faults(sweep: Sweep) -> Iterable[Fault]:
             yield Fault(f"tune.space.{key}.choices", shown(choice), "is a choice twice; remove one of the two")
 
 
-def label_faults(arms: Iterable[Arm]) -> Iterable[Fault]:
-    """Labels that no line of a table or a log can show."""
-    for arm in arms:
-        text = repr(arm.label if len(arm.label) <= 60 else arm.label[:57] + "...")
-        if strange := [character for character in arm.label if _breaks_lines(character)]:
-            expected = f"the label holds the control character {strange[0]!r}; a label is one line of plain text"
-            yield Fault("arm", text, expected)
-        elif arm.label.strip() not in ("", arm.label):
-            yield Fault("arm", text, f"the label begins or ends with a blank; write {arm.label.strip()!r}")
-        elif len(arm.label) > LONGEST_LABEL:
-            expected = (
-                f"the label has {len(arm.label):,} characters; at most {LONGEST_LABEL}: it heads rows and charts "
-                "(name arms with [[arm]] where [compare] makes long ones)"
-            )
-            yield Fault("arm", text, expected)
-
-
 def number_faults(sweep: Sweep, arms: Iterable[Arm]) -> Iterable[Fault]:
     """Numbers that a computation in fp32, or a database, cannot hold."""
     seen = set()
@@ -179,7 +160,3 @@ def _bound(key: str, number: Any) -> str:
     if size and not SMALLEST <= size <= LARGEST:
         return f"must be 0 or between {SMALLEST:g} and {LARGEST:g} in size: fp32 holds no more"
     return ""
-
-
-def _breaks_lines(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
