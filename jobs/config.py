@@ -492,8 +492,12 @@ class JobConfig(Section):
     def evaluation_steps(self) -> list[int]:
         """Steps after which the job is evaluated, ascending; the last is the end. None are known where the budget is in
         seconds: it is evaluated after these shares of it all the same."""
+        return [self._evaluation_step(number) for number in range(1, min(self.evaluate.times, self.steps or 0) + 1)]
+
+    def _evaluation_step(self, number: int) -> int:
+        """The step of an evaluation, counted from 1. Of more evaluations than steps there is one after each step."""
         steps, times = self.steps or 0, self.evaluate.times
-        return sorted({-(-steps * k // times) for k in range(1, times + 1)} if steps else ())
+        return number if times > steps else -(-steps * number // times)
 
     def is_recorded(self, before: int, now: int) -> bool:
         """Whether the evaluation that takes those due from `before` to `now` is one of those recorded: the last one is,
@@ -505,7 +509,9 @@ class JobConfig(Section):
     @property
     def recorded_steps(self) -> list[int]:
         """Those of `evaluation_steps` whose evaluations are recorded."""
-        return [step for number, step in enumerate(self.evaluation_steps, 1) if self.is_recorded(number - 1, number)]
+        due, kept = min(self.evaluate.times, self.steps or 0), POINTS - 1
+        numbers = range(1, due + 1) if due <= kept else (-(-due * place // kept) for place in range(1, kept + 1))
+        return [self._evaluation_step(number) for number in numbers]
 
     @property
     def id(self) -> str:

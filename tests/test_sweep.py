@@ -1,4 +1,5 @@
 import itertools
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from jobs.config import ConfigError
 from orchestrator.cli import main
-from orchestrator.sweep import Arm, Space, Tune, arms_of, flatten, load, merged, resolved
+from orchestrator.plan import make, stored
+from orchestrator.sweep import Arm, Space, Sweep, Tune, arms_of, flatten, load, merged, resolved
 from orchestrator.sweep.checks import METRICS, TRAINING_METRICS
 from orchestrator.sweep.conditions import some_combinations, within
 from orchestrator.sweep.model import LOWER_IS_BETTER
@@ -409,6 +411,10 @@ def test_a_default_is_checked_where_its_keys_are_tuned(write: Any) -> None:
         ("gpus_per_rank = 1.5", "give 1, or 0.5"),
         ("gpus_per_rank = 0.5", "several ranks cannot share a GPU, and there are 2"),
         ('placement = "strict"', "'pack' or 'spread'"),
+        ('accelerator_type = " "', "accelerator_type = ' ': is no type of GPU"),
+        ('accelerator_type = "H100\\n"', "is no type of GPU as Ray names it"),
+        ("cpus_per_rank = 100_000_000_000_000_000_000_000", "no machine has so many"),
+        ("gpus_per_rank = 1e30", "no machine has so many"),
         ("autoscale = true", "such as concurrent = 4"),
     ],
 )
@@ -420,6 +426,64 @@ def test_single_ranks_may_share_a_gpu_and_whole_gpus_any_trial(write: Any) -> No
     assert load(write(GOOD + "[resources]\ngpus_per_rank = 0.25\n")).resources.gpus_per_rank == 0.25
     whole = write(GOOD + "[resources]\ngpus_per_rank = 2\n")
     assert load(whole, ["job.execution.ranks=2"]).resources.gpus_per_rank == 2
+
+
+NAMED = GOOD[: GOOD.index("[compare]")] + '[[arm]]\nlabel = ONE\n[[arm]]\nlabel = TWO\n"batch.size" = 16\n'
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "words"),
+    [
+        ("wide", "wi\u200cde", r"arm = 'wi\u200cde': the label looks like 'wide'"),
+        ("wide", "wide\ufe0e", "looks like 'wide'"),
+        ("wide", "wi\u00adde", "looks like 'wide'"),
+        ("wide", "\u2800wide", "looks like 'wide'"),
+        ("wide", "wide\U000e0020", "looks like 'wide'"),
+        ("x 1", "x\u2003\uff11", "looks like 'x 1'"),
+        ("\u00fc", "u\u0308", r"looks like '\xfc'"),
+        ("\u2060", "b", "no character that can be seen"),
+        (True, "b", 'a label is a text; write label = "True"'),
+        ([1], "b", 'a label is a text; write label = "[1]"'),
+        (1e400, "b", "arm[0].label = inf: a label is a text"),
+    ],
+)
+def test_labels_are_texts_that_can_be_told_apart(write: Any, one: Any, two: str, words: str) -> None:
+    """A run begun before keeps its own: they are read from its plan, and not checked again."""
+    given = ["inf" if one == 1e400 else json.dumps(one), json.dumps(two, ensure_ascii=False)]
+    text = NAMED.replace("ONE", given[0]).replace("TWO", given[1])
+    assert words in complaint(write(text.encode("utf-8")))
+    if isinstance(one, str):
+        raw = {"label": one}, {"label": two, "batch.size": 16}
+        job = {"task": "image", "budget": {"steps": 5}, "data": {"train": "digits", "confirm": "digits"}}
+        whole = {"name": "x", "question": "?", "metric": {"name": "knn_accuracy"}, "job": job, "arm": list(raw)}
+        begun = make(Sweep.model_validate(whole))
+        assert [arm.label for arm in stored(resolved(begun.sweep) | {"plan": begun.record()}, 2).arms] == [one, two]
+
+
+def test_labels_that_only_resemble_one_another_and_whole_numbers_are_taken(write: Any) -> None:
+    for one, two in (('"a b"', '"ab"'), ("16", "32"), ('"a"', '"A"'), ('"\U0001f44d"', '"\U0001f44d\U0001f3fd"')):
+        assert load(write(NAMED.replace("ONE", one).replace("TWO", two)))
+    crossed = load(write(GOOD.replace('"batch.size" = [16, 64]', '"model.name" = ["", "resnet"]')))
+    assert [arm.label for arm in arms_of(crossed)][:2] == ['infonce, name=""', "infonce, resnet"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("tune.space.optimizer.lr.min=1e-5", "tune.space.optimizer.lr: has min; did you mean low?"),
+        ('tune.space."optimizer.lr"={lo=1, hi=2}', "has lo, hi; did you mean low, high?"),
+        ("tune.space.optimizer.lr={low=0.1, high=0.2, distribution='loguniform'}", "did you mean log?"),
+        ("tune.trials=4\nname = 'other'", "several lines of which each sets something"),
+    ],
+)
+def test_other_words_for_a_space_are_known(write: Any, override: str, words: str) -> None:
+    assert words in complaint(write(GOOD), override)
+
+
+def test_a_section_that_is_no_table_is_one_fault(write: Any) -> None:
+    assert complaint(write(GOOD), "job.model=5").count("\n") == 1
+    assert load(write(GOOD), ["resources.concurrent=None"]).resources.concurrent is None
+    assert "extends = 'gone.toml': is named in" in complaint(write('extends = "gone.toml"\n'))
 
 
 def test_arms_that_are_the_same_trial_are_refused(write: Any) -> None:

@@ -13,7 +13,9 @@ from jobs.config import Fault, JobConfig, canonical, faults, field_names, neares
 from orchestrator.sweep.labels import label_faults
 from orchestrator.sweep.limits import (
     LARGEST_SEED,
+    LONGEST_NAME,
     MOST_ARMS,
+    MOST_OF_A_NODE,
     MOST_SEEDS,
     count_faults,
     number_faults,
@@ -87,7 +89,7 @@ def contradictions(sweep: Sweep) -> list[Fault]:
     arms = arms_of(sweep)
     if len(arms) > MOST_ARMS:
         return [Fault("compare", "", f"makes {len(arms):,} arms; at most {MOST_ARMS:,}: exclude more, or tune a key")]
-    if beyond := [*label_faults(arms), *number_faults(sweep, arms)]:
+    if beyond := [*label_faults(sweep.arm, arms), *number_faults(sweep, arms)]:
         return beyond
     if excluded := list(_exclude_faults(sweep, arms)):
         return excluded
@@ -184,6 +186,13 @@ def _seed_faults(sweep: Sweep) -> Iterable[Fault]:
 def _resource_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
     """NCCL refuses two ranks on one GPU, and a rank uses a GPU or a part of it."""
     gpus, key = sweep.resources.gpus_per_rank, "resources.gpus_per_rank"
+    for name, count in (("resources.cpus_per_rank", sweep.resources.cpus_per_rank), (key, gpus)):
+        if count > MOST_OF_A_NODE:
+            yield Fault(name, f"{count:.3g}", f"no machine has so many; give at most {MOST_OF_A_NODE:,}")
+    kind = sweep.resources.accelerator_type
+    if kind is not None and (not kind.strip() or not kind.isprintable() or len(kind) > LONGEST_NAME):
+        expected = 'is no type of GPU as Ray names it, such as "A100"; leave it out for any GPU'
+        yield Fault("resources.accelerator_type", ascii(kind[:LONGEST_NAME]), expected)
     if gpus > 1 and gpus != int(gpus):
         yield Fault(key, f"{gpus:g}", f"is no whole number of GPUs and no share of one; give {int(gpus)}, or 0.5")
     elif 0 < gpus < 1:

@@ -20,6 +20,9 @@ MOST_SEEDS = 1_000
 MOST_TRIALS = 1_000_000
 MOST_CHOICES = 10_000
 LONGEST_NAME = 100
+MOST_OF_A_NODE = 100_000
+"""CPUs, or GPUs, of a rank."""
+
 
 TAKEN = (
     *("mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", "mlartifacts", "mlflow-server.log"),
@@ -107,7 +110,7 @@ def repeated_faults(sweep: Sweep) -> Iterable[Fault]:
     """Levels and choices that are there twice."""
     for key, levels in sweep.compare.items():
         for level in repeated(levels):
-            expected = "is a level twice, so that a label is given twice; remove one of the two"
+            expected = "is a level twice (0 and 0.0 are one); remove one of the two"
             yield Fault(f"compare.{key}", shown(level), expected)
     for key, space in (sweep.tune.space if sweep.tune else {}).items():
         for choice in repeated(space.choices or []):

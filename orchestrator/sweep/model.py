@@ -46,10 +46,13 @@ def usual_mode(metric: str) -> Literal["max", "min"]:
 
 
 OTHER_WORDS = {
-    **dict.fromkeys(("min", "minimum", "lower", "from", "start"), "low"),
-    **dict.fromkeys(("max", "maximum", "upper", "to", "stop", "end"), "high"),
-    **dict.fromkeys(("values", "options", "categories", "choice"), "choices"),
-    **dict.fromkeys(("log_scale", "logarithmic", "log10"), "log"),
+    **dict.fromkeys(("min", "minimum", "lower", "lo", "from", "start"), "low"),
+    **dict.fromkeys(("max", "maximum", "upper", "hi", "to", "stop", "end"), "high"),
+    **dict.fromkeys(("values", "options", "categories", "categorical", "choice", "list", "grid"), "choices"),
+    **dict.fromkeys(("log_scale", "logarithmic", "log10", "loguniform", "log_uniform", "scale"), "log"),
+    **dict.fromkeys(("type", "distribution", "dist", "prior", "sampling"), "log"),
+    **dict.fromkeys(("q", "quantum", "quantize", "increment", "stride"), "step"),
+    **dict.fromkeys(("uniform", "range", "bounds"), "low and high"),
     **dict.fromkeys(("if", "condition", "conditions", "where"), "when"),
 }
 """How other tools call the keys of a space."""
@@ -298,10 +301,13 @@ def merged(job: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any
         table = result
         for section in sections:
             inner = table.setdefault(section, {})
-            table = inner if isinstance(inner, dict) else table
-        if sections == ["budget"]:
-            table.clear()  # one way of saying it takes the place of another
-        table[leaf] = value
+            if not isinstance(inner, dict):  # no job, as another check says
+                break
+            table = inner
+        else:
+            if sections == ["budget"]:
+                table.clear()  # one way of saying it takes the place of another
+            table[leaf] = value
     return result
 
 
@@ -351,7 +357,7 @@ def _labels(settings: list[dict[str, Any]]) -> list[str]:
 
     def text(key: str, value: Any, short: bool) -> str:
         name = key.rpartition(".")[2] if short else key
-        if isinstance(value, str):
+        if isinstance(value, str) and value:
             return value if short else f"{name}={value}"
         return f"{name}={shown(value)}"
 

@@ -12,7 +12,7 @@ import tomllib
 from typing import Any
 
 from jobs.config import Fault, nearest
-from orchestrator.sweep.model import Space
+from orchestrator.sweep.model import OTHER_WORDS, Space
 
 PART = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|\[\s*(\d+)\s*\]|([^.="'\[\]]+))""")
 """One part of a key: in quotes of either kind, an index in brackets, or bare."""
@@ -91,9 +91,12 @@ def _labelled(raw: dict[str, Any], text: str) -> tuple[list[str | int], str] | N
 
 def _parsed(value: str) -> Any:
     try:
-        return tomllib.loads(f"value = {value}")["value"]
+        table = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
         return value  # a bare word is a text
+    if len(table) > 1:
+        raise BadOverride(f"has several lines of which each sets something; give each a --set of its own, {EXAMPLE}")
+    return table["value"]
 
 
 def _path(raw: dict[str, Any], parts: list[str | int]) -> list[str | int]:
@@ -122,7 +125,7 @@ def _in_space(parts: list[str | int]) -> list[str | int]:
     if "when" in parts[1:]:
         at = parts.index("when", 1)
         return [_dotted(parts[:at]), "when", *([_dotted(parts[at + 1 :])] if parts[at + 1 :] else [])]
-    if len(parts) > 1 and parts[-1] in Space.model_fields:
+    if len(parts) > 1 and (parts[-1] in Space.model_fields or parts[-1] in OTHER_WORDS):
         return [_dotted(parts[:-1]), parts[-1]]
     return [_dotted(parts)]
 

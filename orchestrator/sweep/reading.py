@@ -104,7 +104,11 @@ def _with_base(path: Path) -> dict[str, Any]:
     if "://" in base:
         expected = "must be the path of another sweep here; fetch that file first, and name it"
         raise ConfigError(str(path), "sweep", [Fault("extends", repr(base), expected)])
-    under = _read(path.parent / base)
+    try:
+        under = _read(path.parent / base)
+    except ConfigError as error:
+        named = Fault("extends", repr(base), f"is named in {path}")
+        raise ConfigError(error.path, "sweep", [*error.faults, named]) from error
     if "extends" in under:
         raise ConfigError(
             str(path), "sweep", [Fault("extends", repr(base), "extends another sweep itself; one level is the limit")]
@@ -177,7 +181,8 @@ def _with_none(raw: dict[str, Any]) -> dict[str, Any]:
         table["job"] = job_with_none(table["job"])
     changes = {"compare": levels, "exclude": all_with_none, "arm": with_none}
     table |= {name: tables(table[name], change) for name, change in changes.items() if name in table}
-    if isinstance(resources := table.get("resources"), dict) and resources.get("concurrent") in NONE:
+    resources = table.get("resources")
+    if isinstance(resources, dict) and str(resources.get("concurrent")).lower() in NONE:
         table["resources"] = resources | {"concurrent": None}
     if isinstance(tune := table.get("tune"), dict):
         changes = {"defaults": with_none, "space": space}
