@@ -220,13 +220,15 @@ def test_a_suggestion_that_makes_no_job_is_passed_over_in_words_and_the_search_g
 
 
 def test_an_arm_whose_settings_make_no_job_fails_as_itself(tmp_path: Path) -> None:
-    """One has no suggestion that does; the other, searched with an arm of one rank, has more ranks than pairs."""
-    tune = {"trials": 3, "seeds": 2, "space": {"batch.pool": {"low": 17, "high": 30}}}
-    with opened(tmp_path / "0", {"tune": tune}) as (session, ledger, _, plan):
-        session.start()
-        assert play(session) == []
-        assert untuned_arms(plan, ledger) == {"infonce": "failed", "flatnce": "failed"}
-        assert len(report_arms.tuned(ledger, ledger.trials(), "max")["infonce"]["suggestions"]) == 3
+    """None of its suggestions is one; or there is no seed; or it is searched with an arm of one rank and has more
+    ranks than pairs."""
+    for name, seeds in (("0", 2), ("2", [])):
+        tune = {"trials": 3, "seeds": seeds, "space": {"batch.pool": {"low": 17, "high": 30}}}
+        with opened(tmp_path / name, {"tune": tune}) as (session, ledger, _, plan):
+            session.start()
+            assert play(session) == []
+            assert untuned_arms(plan, ledger) == {"infonce": "failed", "flatnce": "failed"}
+            assert len(report_arms.tuned(ledger, ledger.trials(), "max")["infonce"]["suggestions"]) == 3
     ranks = {"compare": {"execution.ranks": [1, 32]}, "job": SWEEP["job"] | {"batch": {"size": 64}}}
     ranks["tune"] = {"trials": 2, "space": {"batch.size": {"low": 8, "high": 16}}}
     with opened(tmp_path / "1", ranks) as (session, ledger, _, plan):
