@@ -704,7 +704,7 @@ def test_a_sign_in_a_name_is_no_credential(write: Any, text: str) -> None:
 
 
 def test_a_sweep_extends_a_file_here(write: Any) -> None:
-    assert "path of another sweep here" in complaint(write('extends = "s3://bucket/x.toml"\n'))
+    assert "must be the path of a sweep beside this" in complaint(write('extends = "s3://bucket/x.toml"\n'))
     found = complaint(write('extends = "s3://AKIAHUSH:hush@bucket/x.toml"\n'))
     assert "was given with a user or a password" in found
     assert "hush" not in found.lower()

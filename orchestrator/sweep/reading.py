@@ -102,7 +102,7 @@ def _with_base(path: Path) -> dict[str, Any]:
     if secret := list(secret_faults({"extends": base})):
         raise ConfigError(str(path), "sweep", secret)
     if "://" in base:
-        expected = "must be the path of another sweep here; fetch that file first, and name it"
+        expected = "must be the path of a sweep beside this; fetch that file first, and name it"
         raise ConfigError(str(path), "sweep", [Fault("extends", repr(base), expected)])
     try:
         under = _read(path.parent / base)
