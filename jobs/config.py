@@ -27,6 +27,7 @@ from jobs.identity import canonical, counted_from, hashed
 
 __all__ = [
     "COMPUTING",
+    "DIVIDES",
     "Augment",
     "Batch",
     "Budget",
@@ -59,6 +60,10 @@ OF_TOKENS = ("max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 
 UNBOUNDED = ("dcl", "flatnce")
 """Losses without a minimum in 1 / temperature on separable batches, so that a learned one runs to its clamp."""
+
+
+DIVIDES = {"batch.pool": "batch.size", "model.heads": "model.width"}
+"""Keys of whole numbers that must divide another one: between two values that do may lie some that do not."""
 
 
 class Section(BaseModel):
@@ -284,7 +289,9 @@ class Batch(Section):
     @model_validator(mode="after")
     def _whole_pools(self) -> Batch:
         if self.pool is not None and self.size % self.pool:
-            raise ValueError(f"pool = {self.pool} must divide size = {self.size}, for example pool = {self.size // 2}")
+            fitting = next((one for one in range(min(self.pool, 10_000), 1, -1) if self.size % one == 0), None)
+            remedy = f"for example pool = {fitting}" if fitting else "or leave pool out"
+            raise ValueError(f"pool = {self.pool} must divide size = {self.size}, {remedy}")
         return self
 
 
@@ -487,8 +494,12 @@ class JobConfig(Section):
     def evaluation_steps(self) -> list[int]:
         """Steps after which the job is evaluated, ascending; the last is the end. None are known where the budget is in
         seconds: it is evaluated after these shares of it all the same."""
+        return [self._evaluation_step(number) for number in range(1, min(self.evaluate.times, self.steps or 0) + 1)]
+
+    def _evaluation_step(self, number: int) -> int:
+        """The step of an evaluation, counted from 1. Of more evaluations than steps there is one after each step."""
         steps, times = self.steps or 0, self.evaluate.times
-        return sorted({-(-steps * k // times) for k in range(1, times + 1)} if steps else ())
+        return number if times > steps else -(-steps * number // times)
 
     def is_recorded(self, before: int, now: int) -> bool:
         """Whether the evaluation that takes those due from `before` to `now` is one of those recorded: the last one is,
@@ -500,7 +511,9 @@ class JobConfig(Section):
     @property
     def recorded_steps(self) -> list[int]:
         """Those of `evaluation_steps` whose evaluations are recorded."""
-        return [step for number, step in enumerate(self.evaluation_steps, 1) if self.is_recorded(number - 1, number)]
+        due, kept = min(self.evaluate.times, self.steps or 0), POINTS - 1
+        numbers = range(1, due + 1) if due <= kept else (-(-due * place // kept) for place in range(1, kept + 1))
+        return [self._evaluation_step(number) for number in numbers]
 
     @property
     def id(self) -> str:

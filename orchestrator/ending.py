@@ -8,7 +8,7 @@ from orchestrator.exits import Exit
 from orchestrator.ledger import Ledger, RunState, Trial
 from orchestrator.plan import Plan
 from orchestrator.runs import RunFolder
-from orchestrator.schedule import stopped_arms, untuned_arms, withheld
+from orchestrator.schedule import no_job, passed_over, stopped_arms, untuned_arms, withheld
 from orchestrator.session import Session
 
 
@@ -39,7 +39,16 @@ def of(session: Session, plan: Plan, ledger: Ledger, folder: RunFolder) -> Endin
     if not whole and not lines:
         lines = [f"the session ended before every trial did; continue: orchestrator resume {folder.quoted}"]
     failed = any(trial.state == "failed" for trial in trials) or "failed" in untuned.values()
+    lines += _passed_over(plan, ledger)
     return Ending(Exit.DONE if whole and not failed else Exit.SOME_FAILED, "done" if whole else "stopped", tuple(lines))
+
+
+def _passed_over(plan: Plan, ledger: Ledger) -> list[str]:
+    """Arms of which fewer settings were tried than the others, since some make no job."""
+    return [
+        f"arm {arm}: {len(whys)} of its {plan.suggestions[arm]} suggestions make no job and were passed over: {whys[0]}"
+        for arm, whys in passed_over(plan, ledger).items()
+    ]
 
 
 def _failed(trials: list[Trial], folder: RunFolder) -> list[str]:
@@ -60,10 +69,15 @@ def _failed(trials: list[Trial], folder: RunFolder) -> list[str]:
 def _arms(plan: Plan, ledger: Ledger, trials: list[Trial]) -> list[str]:
     """Arms that came to no answer, and why."""
     lines = []
-    stopped, untuned = stopped_arms(trials), untuned_arms(plan, ledger)
+    stopped, untuned, frozen = stopped_arms(trials), untuned_arms(plan, ledger), ledger.frozen()
     for arm, message in stopped.items():
         lines.append(f"arm {arm} is stopped, as its trials fail in the same way: {message}")
     for arm, why in untuned.items():
+        leader = plan.searched_with.get(arm)
+        if leader in frozen:
+            said = no_job(plan, arm, "confirm", frozen[leader].params)
+            lines.append(f"arm {arm} cannot be confirmed with what {leader} was tuned to: {said}")
+            continue
         of = f"none of its {plan.suggestions[plan.searched_with.get(arm, arm)]} suggestions trained to its end"
         if why == "diverged":
             lines.append(f"arm {arm} diverges: {of}, so it is not confirmed")

@@ -16,7 +16,9 @@ from urllib.parse import quote, unquote, urlsplit
 
 MASK = "***"
 
-PARAMETER = re.compile(r"key|secret|token|password|passwd|sig(nature)?$|^sas", re.IGNORECASE)
+PARAMETER = re.compile(
+    r"key(?!word|board)|secret|token(?!i[sz])|password|passwd|credential|sig(nature)?$|^sas", re.IGNORECASE
+)
 """Names of query parameters that carry credentials."""
 
 VARIABLE = re.compile(
@@ -64,8 +66,9 @@ def _by_form(text: str) -> str:
     def parameter(match: re.Match[str]) -> str:
         return f"{match[1]}{MASK}" if PARAMETER.search(match[1].strip("?&=")) else match[0]
 
-    nobody = re.sub(r"(https?://)[^/@\s'\"]+@", rf"\1{MASK}@", text)
-    nameless = re.sub(r"(\w://[^/:@\s'\"]*:)[^@/\s'\"]+@", rf"\1{MASK}@", nobody)
+    nobody = re.sub(r"(https?://)[^/\s'\"]+@", rf"\1{MASK}@", text, flags=re.IGNORECASE)
+    # A password may hold a slash, after which it looks like a path; a number before that is a port.
+    nameless = re.sub(r"(\w://[^/:@\s'\"]*:)(?:[^/\s'\"]+|(?!\d+/)[^@\s'\"]+)@", rf"\1{MASK}@", nobody)
     return re.sub(r"([?&][^=&\s'\"]+=)[^&\s'\"]*", parameter, nameless)
 
 

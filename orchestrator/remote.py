@@ -26,6 +26,12 @@ CONNECT_S, REQUEST_S, ATTEMPTS = 5, 10, 2
 SECRET = masking.PARAMETER
 """Names of query parameters that carry credentials."""
 
+PORT = re.compile(r"(?:[\w-]+(?:\.[\w-]+)+|localhost|\[[0-9a-fA-F:]+\]):\d+")
+"""A host with its port, and no name with a password."""
+
+USER = re.compile(r":[^/@]*@|://[^/]*@")
+"""A password, or a user, within a parameter."""
+
 AWAY = ("NETWORK_CONNECTION", "Could not connect", "Could not resolve", "timed out", "Timeout")
 """Words of stores that cannot be reached."""
 
@@ -189,19 +195,30 @@ def credentials(uri: str) -> tuple[str, str, str] | None:
     """Of a URI that holds credentials: it without them, what they are, and where they belong. None of any other."""
     head, mark, query = uri.partition("?")
     scheme, _, rest = head.partition("://")
-    shown, found = f"{scheme}://{rest}", []
-    # A key of AWS may hold a slash, so that what follows it looks like a path.
-    if ":" in rest.rpartition("@")[0] or (scheme == "s3" and ("@" in rest or ":" in rest.partition("/")[0])):
-        found.append("a user or a password")
-        shown = f"{scheme}://{rest.rpartition('@')[2]}" if "@" in rest else f"{scheme}://..."
+    found, shown = _user(scheme.lower().rpartition("+")[2], rest)
     parameters = [part for part in query.split("&") if part]
     secret = [part.partition("=")[0] for part in parameters if _is_secret(*unquote(part).partition("=")[::2])]
     found += secret
     if not found:
         return None
     kept = "&".join(part for part in parameters if part.partition("=")[0] not in secret)
-    known = next((value for name, value in ENVIRONMENT.items() if scheme.startswith(name)), ENVIRONMENT["s3"])
-    return f"{shown}{mark if kept else ''}{kept}", ", ".join(found), f"export {known}"
+    known = next((value for name, value in ENVIRONMENT.items() if scheme.lower().startswith(name)), None)
+    remedy = f"export {known}" if known else "let whatever opens it have them from its environment"
+    return f"{scheme}://{shown}{mark if kept else ''}{kept}", ", ".join(found), remedy
+
+
+def _user(scheme: str, rest: str) -> tuple[list[str], str]:
+    """What is wrong with a user in an address, nothing or one thing, and the rest without it. What follows `@` in a
+    path is part of a name."""
+    authority, slash, path = rest.partition("/")
+    user, _, host = authority.rpartition("@")
+    what = ["a user or a password"]
+    if ":" in unquote(user) or (user and scheme in ("s3", "http", "https")):
+        return what, host + slash + path
+    # A key of AWS may hold a slash, so that what follows it looks like a path.
+    if ":" in host and (scheme == "s3" or ("@" in path and not PORT.fullmatch(host))):
+        return what, rest.rpartition("@")[2] if "@" in rest else "..."
+    return [], rest
 
 
 def _refuse_misspelled(uri: str) -> None:
@@ -216,7 +233,9 @@ def _refuse_misspelled(uri: str) -> None:
 
 
 def _is_secret(name: str, value: str) -> bool:
-    return SECRET.search(name) is not None or "@" in value
+    if name == "endpoint_override" and "@" in value:
+        return True
+    return SECRET.search(name) is not None or USER.search(value) is not None
 
 
 @cache

@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from jobs.config import POINTS, JobConfig, canonical
+from pydantic import ValidationError
+
+from jobs.config import POINTS, JobConfig, canonical, faults
 from orchestrator import search
 from orchestrator.ledger import Ledger, Suggestion, Trial
 from orchestrator.plan import Plan, Planned
@@ -76,9 +78,17 @@ class Climb:
 class Schedule:
     """The decisions of one run. Only the writer thread calls `advance`."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, *, ending: Callable[[], bool] = lambda: False) -> None:
-        """ending: whether the session is to end, so that what is still to be suggested is left to the next one."""
-        self._plan, self._ledger, self._ending = plan, ledger, ending
+    def __init__(
+        self,
+        plan: Plan,
+        ledger: Ledger,
+        *,
+        ending: Callable[[], bool] = lambda: False,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        """ending: whether the session is to end, so that what is still to be suggested is left to the next one. tell: a
+        person, of a suggestion that is passed over."""
+        self._plan, self._ledger, self._ending, self._tell = plan, ledger, ending, tell
         tune = plan.sweep.tune
         self._parallel = tune.parallel if tune else 1
         within = (
@@ -175,10 +185,16 @@ class Schedule:
                 everywhere=self._everywhere,
                 rules=self._plan.rules,
             )
-            trials = self._own(self._plan.tune_trials(arm, number, params))
+            why = no_job(self._plan, arm, "tune", params)
+            trials = [] if why is not None else self._own(self._plan.tune_trials(arm, number, params))
             self._ledger.add_suggestion(
                 Suggestion(arm, number, params, tuple(trial.id for trial in trials)), map(as_trial, trials)
             )
+            if why is not None:
+                text = f"arm {arm}: suggestion {number + 1} is passed over, as it makes no job: {why}"
+                self._ledger.event("no_job", text)
+                if self._tell is not None:
+                    self._tell(text)
         if all(one.state is not None for one in observed):
             self._freeze_best(arm, observed)
 
@@ -190,6 +206,8 @@ class Schedule:
             self._freeze(arm, best.params, best.number)
 
     def _freeze(self, arm: str, params: Mapping[str, Any], number: int | None) -> None:
+        if no_job(self._plan, arm, "confirm", params) is not None:
+            return  # another arm was tuned for this one; `untuned_arms` tells
         trials = self._own(self._plan.confirm_trials(arm, params))
         self._ledger.add_trials(map(as_trial, trials))
         job = {key: value for key, value in trials[0].record.items() if key != "seed"}
@@ -198,7 +216,7 @@ class Schedule:
     def _own(self, trials: list[Planned]) -> list[Planned]:
         """The same, under ids of their own where the ledger has theirs under another arm, as in a run that was begun
         before the plan kept them apart."""
-        if trials[0].apart:
+        if not trials or trials[0].apart:
             return trials
         arms = {trial.id: trial.arm for trial in self._ledger.trials(stage=trials[0].job.stage)}
         return [replace(one, apart=arms.get(one.id, one.arm) != one.arm) for one in trials]
@@ -206,6 +224,8 @@ class Schedule:
     def _observe(self, suggestion: Suggestion, trials: list[Trial]) -> search.Observed:
         states = {trial.state for trial in trials}
         state: Any = None
+        if not trials:  # it makes no job, and never will
+            return search.Observed(suggestion.number, suggestion.params, None, "infeasible")
         if not states & {"queued", "running"} and not any(map(withheld, trials)):
             state = next((kind for kind in ("failed", "pruned") if kind in states), "done")
             diverged = any(trial.outcome == "diverged" for trial in trials)
@@ -236,6 +256,28 @@ def as_trial(planned: Planned) -> Trial:
         job=planned.record,
         number=planned.number,
     )
+
+
+def no_job(plan: Plan, arm: str, stage: str, params: Mapping[str, Any]) -> str | None:
+    """Why settings make no job of an arm, None where they do. A plan is checked before a run is begun, but not by an
+    earlier version, and not in every combination of many keys."""
+    try:
+        plan.arm(arm).config(stage=stage, seed=0, settings=params)
+    except ValidationError as error:
+        said = "; ".join(
+            f"{fault.key}: {fault.expected}" if fault.key else fault.expected for fault in faults(error, JobConfig)
+        )
+        return f"{said} ({', '.join(f'{key} = {value}' for key, value in params.items())})"
+    return None if stage == "confirm" or plan.tune_seeds else "tune.seeds names none"
+
+
+def passed_over(plan: Plan, ledger: Ledger) -> dict[str, list[str]]:
+    """The suggestions of each arm that make no job, and why: those without trials."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for one in ledger.suggestions():
+        if not one.trials:
+            found[one.arm].append(no_job(plan, one.arm, "tune", one.params) or "it made none")
+    return found
 
 
 def withheld(trial: Trial) -> bool:
@@ -278,7 +320,12 @@ def untuned_arms(plan: Plan, ledger: Ledger) -> dict[str, str]:
         observed = schedule.observed(arm) if arm not in frozen else []
         if observed and len(observed) >= count and all(each.state is not None for each in observed):
             found[arm] = "diverged" if arm in diverged else "failed"
-    return found | {arm: found[leader] for arm, leader in plan.searched_with.items() if leader in found}
+    for arm, leader in plan.searched_with.items():
+        if leader in found:
+            found[arm] = found[leader]
+        elif leader in frozen and arm not in frozen and no_job(plan, arm, "confirm", frozen[leader].params):
+            found[arm] = "failed"
+    return found
 
 
 def _failed_alike(trials: Iterable[Trial]) -> dict[str, dict[str, list[str]]]:

@@ -92,7 +92,9 @@ class Session:
         self._plan, self._ledger, self._folder = plan, ledger, folder
         self._concurrent, self._tell = concurrent, tell
         self._execution, self._expected = dict(execution or {}), expected
-        self._schedule = Schedule(plan, ledger, ending=lambda: self._closing or self._stop.is_set())
+        self._schedule = Schedule(
+            plan, ledger, ending=lambda: self._closing or self._stop.is_set(), tell=lambda text: tell(text, None)
+        )
         self._patience = ledger.outage  # a driver's, which lasts longer than the session
         self._outage = self._patience or Outage(lambda text: tell(text, None))
         self._events: queue.Queue[Callable[[], None] | None] = queue.Queue()

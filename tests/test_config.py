@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,23 @@ def test_evaluations_are_evenly_spaced_and_the_last_is_the_end(samples: int, siz
     assert steps[-1] == made.steps
     assert steps == sorted(set(steps))
     assert len(steps) == min(times, made.steps)
+
+
+@given(steps=st.integers(1, 5000), times=st.integers(1, 5000))
+def test_the_recorded_evaluations_are_those_that_training_records(steps: int, times: int) -> None:
+    made = job(budget={"steps": steps}, evaluate={"times": times})
+    assert made.evaluation_steps == sorted({-(-steps * k // times) for k in range(1, times + 1)})
+    numbered = enumerate(made.evaluation_steps, 1)
+    assert made.recorded_steps == [step for number, step in numbered if made.is_recorded(number - 1, number)]
+
+
+def test_a_hundred_million_evaluations_are_listed_in_no_time() -> None:
+    """Seen: 9 s for each call, and a run asks at every rung."""
+    began = time.process_time()
+    for steps, times in ((10**6, 10**8), (10**12, 10**8), (10**8, 10**12)):
+        made = job(budget={"steps": steps}, evaluate={"times": times})
+        assert (len(made.recorded_steps), made.recorded_steps[-1]) == (999, steps)
+    assert time.process_time() - began < 1
 
 
 def test_negatives_per_anchor_count_the_pool_and_both_sides() -> None:

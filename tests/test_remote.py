@@ -54,6 +54,8 @@ def test_a_prefix_goes_before_what_follows_the_question_mark(uri: str, inside: s
         ("s3://AKIA:hush@bucket/run", "s3://bucket/run"),
         ("s3://AKIA:hu/sh@bucket/run", "s3://bucket/run"),
         ("s3://hush@bucket/run", "s3://bucket/run"),
+        ("s3://AKIA:hush@bucket/run@2024", "s3://bucket/run@2024"),
+        ("s3://AKIA:9000/hush@bucket/run", "s3://bucket/run"),
         ("s3://AKIA:hush/run", "s3://..."),
         ("abfss://:hush@account/run", "abfss://account/run"),
         ("abfss://AKIA:hu/sh@account/run", "abfss://account/run"),
@@ -74,7 +76,16 @@ def test_a_uri_that_holds_credentials_is_refused_and_they_are_not_shown(uri: str
     assert (done.exit_code, "hush" in done.output) == (2, False)
 
 
-@pytest.mark.parametrize("uri", ["gs://anonymous@bucket/run", "abfs://container@account/run"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "gs://anonymous@bucket/run",
+        "abfs://container@account/run",
+        "abfs://container@account/a:b@2",
+        "s3://b/run@2024",
+        "s3://b/a:b@c/d",
+    ],
+)
 def test_a_name_before_the_host_is_no_credential_elsewhere(uri: str) -> None:
     assert at(uri).name == uri
 

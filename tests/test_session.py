@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from jobs.config import JobConfig
+from orchestrator import ending
 from orchestrator.ledger import Ledger, sqlite_url, this_process
 from orchestrator.plan import Plan, make
+from orchestrator.report import arms as report_arms
 from orchestrator.runs import RunFolder, status
 from orchestrator.schedule import Schedule, fingerprint, stopped_arms, untuned_arms
 from orchestrator.session import Dispatch, Failure, Session
@@ -183,6 +185,61 @@ def test_a_session_cut_short_is_continued_with_the_same_points(tmp_path: Path, c
             found = points_of(ledger), ledger.frozen()
     assert found == expected
     assert len(ran) == len(set(ran)), "a finished trial was run again"
+
+
+@pytest.mark.parametrize(("sampler", "prune", "parallel"), [("tpe", "none", 1), ("random", "median", 2)])
+def test_a_suggestion_that_makes_no_job_is_passed_over_in_words_and_the_search_goes_on(
+    tmp_path: Path, sampler: str, prune: str, parallel: int
+) -> None:
+    """A plan refuses such a space; runs begun before that have one. Seen: the session died of pydantic's error, in the
+    middle of the sweep, and every resume did. Mutant check: leaving the suggestion out gives its number to the next."""
+    heads = {"model.heads": {"low": 1, "high": 8}, "optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True}}
+    tune = {"trials": 8, "sampler": sampler, "prune": prune, "parallel": parallel, "space": heads}
+    found = []
+    for folder, cuts in (("0", (10**6,)), ("1", (3, 10**6))):
+        for most in cuts:
+            with opened(tmp_path / folder, {"tune": tune}, concurrent=1) as (session, ledger, said, plan):
+                session.start()
+                play(session, most=most)
+                if most == 10**6:
+                    session.close()
+                    ended = ending.of(session, plan, ledger, RunFolder(tmp_path / folder))
+                    events = [event.text for event in ledger.events("no_job")]
+                    tuned = report_arms.tuned(ledger, ledger.trials(), "max")
+                    found.append((points_of(ledger), ledger.frozen(), sorted(events)))
+    assert found[0] == found[1]
+    wrong = {at for at, params in found[0][0].items() if 64 % params["model.heads"]}
+    assert 0 < len(wrong) < 16
+    assert len(events) == len(wrong)
+    assert "must divide model.width = 64" in events[0]
+    assert set(events) >= {text for text in said if "passed over" in text}
+    assert all(64 % frozen.params["model.heads"] == 0 for frozen in found[0][1].values())
+    assert ended.state == "done"
+    assert sum("make no job and were passed over" in line for line in ended.lines) == len({arm for arm, _ in wrong})
+    assert all(len(arm["suggestions"]) == 8 for arm in tuned.values())
+
+
+def test_an_arm_whose_settings_make_no_job_fails_as_itself(tmp_path: Path) -> None:
+    """None of its suggestions is one; or there is no seed; or it is searched with an arm of one rank and has more
+    ranks than pairs."""
+    for name, seeds in (("0", 2), ("2", [])):
+        tune: dict[str, Any] = {"trials": 3, "seeds": seeds, "space": {"batch.pool": {"low": 17, "high": 30}}}
+        with opened(tmp_path / name, {"tune": tune}) as (session, ledger, _, plan):
+            session.start()
+            assert play(session) == []
+            assert untuned_arms(plan, ledger) == {"infonce": "failed", "flatnce": "failed"}
+            assert len(report_arms.tuned(ledger, ledger.trials(), "max")["infonce"]["suggestions"]) == 3
+    ranks = {"compare": {"execution.ranks": [1, 32]}, "job": SWEEP["job"] | {"batch": {"size": 64}}}
+    ranks["tune"] = {"trials": 2, "space": {"batch.size": {"low": 8, "high": 16}}}
+    with opened(tmp_path / "1", ranks) as (session, ledger, _, plan):
+        session.start()
+        play(session)
+        assert untuned_arms(plan, ledger) == {"ranks=32": "failed"}
+        assert list(ledger.frozen()) == ["ranks=1"]
+        session.close()
+        ended = ending.of(session, plan, ledger, RunFolder(tmp_path / "1"))
+        assert (ended.code, ended.state) == (1, "done")
+        assert any("arm ranks=32 cannot be confirmed with what ranks=1 was tuned to" in line for line in ended.lines)
 
 
 def test_a_trial_that_waits_for_a_slot_is_queued(tmp_path: Path) -> None:

@@ -1,17 +1,22 @@
 import itertools
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobs.config import ConfigError
 from orchestrator.cli import main
-from orchestrator.sweep import Space, arms_of, flatten, load, merged, resolved
+from orchestrator.plan import make, stored
+from orchestrator.sweep import Arm, Space, Sweep, Tune, arms_of, flatten, load, merged, resolved
 from orchestrator.sweep.checks import METRICS, TRAINING_METRICS
 from orchestrator.sweep.conditions import some_combinations, within
 from orchestrator.sweep.model import LOWER_IS_BETTER
+from orchestrator.sweep.multiples import multiple_faults
 
 SWEEPS = sorted((Path(__file__).parent.parent / "sweeps").glob("*.toml"))
 
@@ -119,6 +124,7 @@ def test_faults_of_every_part_of_the_file_are_named_at_once(write: Any) -> None:
         ("low = 1e-4", "low = -1.0", "log = true needs low > 0"),
         ('"optimizer.lr" = 1e-3', '"optimizer.lr" = 1.0', "lies outside tune.space.optimizer.lr"),
         ('"optimizer.lr" = 1e-3', '"optimizer.rl" = 1.0', "is not in tune.space"),
+        ("trials = 3", "trials = 3\nseeds = []", "tune.seeds = []: names no seed"),
         ("trials = 3", 'trials = 3\nsampler = "grid"', "needs choices for every key"),
         ("trials = 3", 'trials = 3\nsampler = "cmaes"', "must be 'tpe'"),
         ("trials = 3", 'trials = 3\nprune = "median"\nseeds = 2', "prune needs one tune seed"),
@@ -259,6 +265,114 @@ def test_a_condition_of_a_condition_is_met_when_a_value_is_checked(write: Any) -
     assert load(write(text.replace('task = "image"', 'task = "image"\nloss = { name = "flatnce" }')))
 
 
+NAMES = '"model.name" = { choices = ["resnet", "vit"] }\n'
+SIZE, POOL = '"batch.size" = {{ {} }}', '"batch.pool" = {{ {} }}'
+
+
+@pytest.mark.parametrize(
+    ("space", "job", "words"),
+    [
+        (SIZE.format("low = 12, high = 96"), "batch = { size = 96, pool = 12 }", "step = 12, for example"),
+        (
+            SIZE.format("low = 24, high = 96, step = 6"),
+            "batch = { size = 96, pool = 12 }",
+            "batch.size = 30: pool = 12",
+        ),
+        (
+            SIZE.format("low = 12, high = 768, log = true"),
+            "batch = { size = 96, pool = 12 }",
+            "batch.size = 13: pool = 12",
+        ),
+        (
+            SIZE.format("low = 20, high = 96"),
+            "batch = { size = 96, pool = 12 }",
+            "{ choices = [24, 36, 48, 60, 72, 84, 96] }",
+        ),
+        (SIZE.format("low = 12, high = 96, step = 12.0"), "", "12.0 makes decimals: write { low = 12, high = 96, step"),
+        (SIZE.format("low = 12, high = 96.0"), "", "96.0 makes decimals: write { low = 12, high = 96 }"),
+        (POOL.format("low = 2, high = 6"), "batch = { size = 12 }", '"batch.pool" = { choices = [2, 3, 4, 6] }'),
+        (SIZE.format("low = 16, high = 64") + "\n" + POOL.format("low = 4, high = 16"), "", 'beside "batch.pool" ='),
+        (SIZE.format("low = 48, high = 96, step = 24") + "\n" + POOL.format("choices = [24, 48]"), "", "step = 48"),
+        ('"model.heads" = { low = 1, high = 9007199254740992 }', "", "{ choices = [1, 2, 4, 8, 16, 32, 64] }"),
+        ('"model.width" = { low = 8, high = 9007199254740992 }', "", "step = 4, for example"),
+        (NAMES + '"model.width" = { low = 8, high = 32 }', "", '"vit", model'),
+        (
+            POOL.format('low = 12, high = 24, step = 12, when = { "batch.size" = [36, 48] }')
+            + "\n"
+            + SIZE.format("choices = [20, 36, 48]"),
+            "",
+            "batch.size = 36, batch.pool = 24: pool = 24 must divide size = 36",
+        ),
+        ('"optimizer.lr" = { low = 0.001, high = 1.0, step = 1e-29 }', "", "is so small that the range holds more"),
+    ],
+)
+def test_a_range_is_checked_between_its_ends(write: Any, space: str, job: str, words: str) -> None:
+    """Seen: 29 was suggested of { low = 16, high = 64 } beside pools of 16, and ended the sweep half-way."""
+    began = time.process_time()
+    found = complaint(write(RANGED.replace("SPACE", space).replace("JOB", job)))
+    assert words in found
+    assert "tune it with choices or step = " in found or "makes decimals" in found or "leave it out" in found
+    assert time.process_time() - began < 2
+
+
+RANGED = (
+    GOOD.replace('"batch.size" = [16, 64]\n', "")
+    .replace('defaults = [{ "optimizer.lr" = 1e-3 }]\n', "")
+    .replace('task = "image"', 'task = "image"\nJOB')
+    .replace('"optimizer.lr" = { low = 1e-4, high = 1e-2, log = true }', "SPACE")
+)
+
+
+@pytest.mark.parametrize(
+    ("space", "job"),
+    [
+        (SIZE.format("low = 12, high = 96, step = 12"), "batch = { size = 96, pool = 12 }"),
+        (SIZE.format("low = 12, high = 100, step = 12"), "batch = { size = 96, pool = 12 }"),
+        (SIZE.format("low = 16, high = 996, step = 4"), "batch = { pool = 4 }"),
+        (POOL.format("low = 2, high = 4"), "batch = { size = 12 }"),
+        (SIZE.format("low = 16, high = 64, step = 16") + "\n" + POOL.format("low = 8, high = 16, step = 8"), ""),
+        (POOL.format('choices = ["none", 8]') + "\n" + SIZE.format("low = 8, high = 64, step = 8"), ""),
+        ('"model.width" = { low = 8, high = 64 }', 'model = { name = "resnet" }'),
+        ('"model.heads" = { low = 1, high = 4 }', "model = { width = 12 }"),
+        (NAMES + '"model.width" = { low = 8, high = 32, when = { "model.name" = "resnet" } }', ""),
+        (
+            POOL.format('low = 16, high = 32, step = 16, when = { "batch.size" = [32, 64] }')
+            + "\n"
+            + SIZE.format("choices = [16, 32, 64]"),
+            "",
+        ),
+        (SIZE.format('low = 8, high = 64, when = { arm = "infonce" }'), ""),
+        ('"model.dropout" = { low = 0, high = 0.5, step = 0.2 }', ""),
+    ],
+)
+def test_a_range_whose_every_value_makes_a_job_is_taken(write: Any, space: str, job: str) -> None:
+    """And a key that the arm keeps for itself, or that an encoder does not look at, stands in nobody's way."""
+    assert load(write(RANGED.replace("SPACE", space).replace("JOB", job)))
+
+
+@given(
+    low=st.integers(2, 40),
+    span=st.integers(1, 200),
+    step=st.integers(1, 9),
+    part=st.integers(2, 12),
+    pools=st.none() | st.tuples(st.integers(2, 8), st.integers(1, 8)),
+)
+def test_exactly_the_ranges_are_refused_that_hold_a_wrong_pair(
+    low: int, span: int, step: int, part: int, pools: tuple[int, int] | None
+) -> None:
+    """Against every pair, one by one."""
+    spaces = {"batch.size": Space(low=low, high=low + span, step=step)}
+    parts = [part]
+    if pools is not None:
+        spaces["batch.pool"] = Space(low=pools[0], high=sum(pools))
+        parts = list(range(pools[0], sum(pools) + 1))
+    job = {"task": "image", "budget": {"samples": 1000}, "data": {"train": "digits", "tune": "a", "confirm": "b"}}
+    arm = Arm("a", {}, job | {"batch": {"size": part, "pool": part}})
+    wrong = any(size % pool for size in range(low, low + span + 1, step) for pool in parts)
+    faults = list(multiple_faults(Tune(space=spaces), [arm]))
+    assert bool(faults) == wrong, faults
+
+
 def test_a_large_space_is_checked_in_no_time(write: Any) -> None:
     """256 combinations over all arms, spread evenly: the last key's last value is among them. Mutant check: taking the
     first ones, or so many for each arm, fails this."""
@@ -297,6 +411,10 @@ def test_a_default_is_checked_where_its_keys_are_tuned(write: Any) -> None:
         ("gpus_per_rank = 1.5", "give 1, or 0.5"),
         ("gpus_per_rank = 0.5", "several ranks cannot share a GPU, and there are 2"),
         ('placement = "strict"', "'pack' or 'spread'"),
+        ('accelerator_type = " "', "accelerator_type = ' ': is no type of GPU"),
+        ('accelerator_type = "H100\\n"', "is no type of GPU as Ray names it"),
+        ("cpus_per_rank = 100_000_000_000_000_000_000_000", "no machine has so many"),
+        ("gpus_per_rank = 1e30", "no machine has so many"),
         ("autoscale = true", "such as concurrent = 4"),
     ],
 )
@@ -308,6 +426,64 @@ def test_single_ranks_may_share_a_gpu_and_whole_gpus_any_trial(write: Any) -> No
     assert load(write(GOOD + "[resources]\ngpus_per_rank = 0.25\n")).resources.gpus_per_rank == 0.25
     whole = write(GOOD + "[resources]\ngpus_per_rank = 2\n")
     assert load(whole, ["job.execution.ranks=2"]).resources.gpus_per_rank == 2
+
+
+NAMED = GOOD[: GOOD.index("[compare]")] + '[[arm]]\nlabel = ONE\n[[arm]]\nlabel = TWO\n"batch.size" = 16\n'
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "words"),
+    [
+        ("wide", "wi\u200cde", r"arm = 'wi\u200cde': the label looks like 'wide'"),
+        ("wide", "wide\ufe0e", "looks like 'wide'"),
+        ("wide", "wi\u00adde", "looks like 'wide'"),
+        ("wide", "\u2800wide", "looks like 'wide'"),
+        ("wide", "wide\U000e0020", "looks like 'wide'"),
+        ("x 1", "x\u2003\uff11", "looks like 'x 1'"),
+        ("\u00fc", "u\u0308", r"looks like '\xfc'"),
+        ("\u2060", "b", "no character that can be seen"),
+        (True, "b", 'a label is a text; write label = "True"'),
+        ([1], "b", 'a label is a text; write label = "[1]"'),
+        (1e400, "b", "arm[0].label = inf: a label is a text"),
+    ],
+)
+def test_labels_are_texts_that_can_be_told_apart(write: Any, one: Any, two: str, words: str) -> None:
+    """A run begun before keeps its own: they are read from its plan, and not checked again."""
+    given = ["inf" if one == 1e400 else json.dumps(one), json.dumps(two, ensure_ascii=False)]
+    text = NAMED.replace("ONE", given[0]).replace("TWO", given[1])
+    assert words in complaint(write(text.encode("utf-8")))
+    if isinstance(one, str):
+        raw = {"label": one}, {"label": two, "batch.size": 16}
+        job = {"task": "image", "budget": {"steps": 5}, "data": {"train": "digits", "confirm": "digits"}}
+        whole = {"name": "x", "question": "?", "metric": {"name": "knn_accuracy"}, "job": job, "arm": list(raw)}
+        begun = make(Sweep.model_validate(whole))
+        assert [arm.label for arm in stored(resolved(begun.sweep) | {"plan": begun.record()}, 2).arms] == [one, two]
+
+
+def test_labels_that_only_resemble_one_another_and_whole_numbers_are_taken(write: Any) -> None:
+    for one, two in (('"a b"', '"ab"'), ("16", "32"), ('"a"', '"A"'), ('"\U0001f44d"', '"\U0001f44d\U0001f3fd"')):
+        assert load(write(NAMED.replace("ONE", one).replace("TWO", two)))
+    crossed = load(write(GOOD.replace('"batch.size" = [16, 64]', '"model.name" = ["", "resnet"]')))
+    assert [arm.label for arm in arms_of(crossed)][:2] == ['infonce, name=""', "infonce, resnet"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("tune.space.optimizer.lr.min=1e-5", "tune.space.optimizer.lr: has min; did you mean low?"),
+        ('tune.space."optimizer.lr"={lo=1, hi=2}', "has lo, hi; did you mean low, high?"),
+        ("tune.space.optimizer.lr={low=0.1, high=0.2, distribution='loguniform'}", "did you mean log?"),
+        ("tune.trials=4\nname = 'other'", "several lines of which each sets something"),
+    ],
+)
+def test_other_words_for_a_space_are_known(write: Any, override: str, words: str) -> None:
+    assert words in complaint(write(GOOD), override)
+
+
+def test_a_section_that_is_no_table_is_one_fault(write: Any) -> None:
+    assert complaint(write(GOOD), "job.model=5").count("\n") == 1
+    assert load(write(GOOD), ["resources.concurrent=None"]).resources.concurrent is None
+    assert "extends = 'gone.toml': is named in" in complaint(write('extends = "gone.toml"\n'))
 
 
 def test_arms_that_are_the_same_trial_are_refused(write: Any) -> None:
@@ -328,6 +504,12 @@ def test_a_loss_is_a_fair_metric_while_nothing_that_scales_it_varies(write: Any)
         (b"", "is empty"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"name = ", "sweep is a TOML file"),
+        ('name = "x"'.encode("utf-16-le"), "not UTF-8 text but UTF-16"),
+        (b"x = " + b"[" * 3000 + b"]" * 3000, "lists or tables within one another"),
+        (b"x = " + b"{a = " * 60 + b"1" + b"}" * 60, "x.a.a: has lists or tables within one another, deeper than 20"),
+        (b"[a." + b".".join([b"b"] * 3000) + b"]\nx = 1", "a.b.b: has lists or tables within one another"),
+        (b"x = " + b"7" * 6000, "a whole number of thousands of digits"),
+        (b"[job]\nseed = [0x" + b"f" * 6000 + b"]", "job.seed: is a whole number of 24,000 bits"),
         (b"x = 1\n" * 400_000, "bytes; a sweep is a short TOML file"),
         (b"job = 3\ncompare = 4\narm = 'x'\ntune = []", "name: is missing"),
         (b"[job]\nloss = 3\nwhen = 2026-01-01\n[compare]\nloss = [1]", "unknown key"),
@@ -353,6 +535,61 @@ def test_set_overrides_any_key_and_names_what_is_wrong(write: Any) -> None:
     assert load(path, ["job.budget.steps=5"]).job["budget"] == {"steps": 5}
     assert "must be key=value" in complaint(path, "job.loss.temperature")
     assert "unknown key" in complaint(path, "job.loss.temprature=1")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"job.batch.size={'[' * 3000}",
+        f"job.batch.size={'[' * 40}{']' * 40}",
+        f"job.batch.size={'9' * 5000}",
+        f"job.batch.size=0x{'f' * 5000}",
+        f"arm[{'9' * 5000}].x=1",
+        f"tune.defaults.{'9' * 5000}.x=1",
+        f"job.{'a.' * 2000}b=1",
+        "x" * 100_000,
+    ],
+    ids=lambda text: text[:16],
+)
+def test_an_override_that_is_too_long_or_too_deep_is_refused_in_words(write: Any, override: str) -> None:
+    began = time.process_time()
+    found = complaint(write(GOOD), override)
+    assert any(words in found for words in ("too long or too deep", "deeper than 20", "bits", "must be key=value"))
+    assert len(found) < 1000
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("where", "table"),
+    [
+        ("compare.model.width", '[compare]\n"model.width" = [16, 32]\nmodel.width = [64, 128]'),
+        ("arm[1].batch.size", '[[arm]]\nlabel = "a"\n[[arm]]\nlabel = "b"\nbatch = { size = 8 }\n"batch.size" = 16'),
+        ("exclude[0].loss.name", '[[exclude]]\n"loss.name" = "dcl"\nloss.name = "siglip"'),
+        ("tune.defaults[0].optimizer.lr", '[tune]\ndefaults = [{ "optimizer.lr" = 1, optimizer.lr = 2 }]'),
+        ("tune.space.loss.margin", '[tune.space]\nloss.margin = { low = 1, high = 2 }\n"loss.margin" = { low = 3 }'),
+        ("tune.space.loss.margin.when.arm.x", '[tune.space]\nloss.margin.when = { arm.x = 1, "arm.x" = 2 }'),
+    ],
+)
+def test_a_key_in_two_spellings_is_refused(write: Any, where: str, table: str) -> None:
+    """Seen: the later one was taken, in silence."""
+    assert f"{where}: is there in two spellings" in complaint(write(f'name = "x"\n{table}\n'))
+
+
+def test_thousands_of_exclusions_and_conditions_cost_no_more_than_they_say(write: Any) -> None:
+    """Seen: a minute for 2,300 exclusions, 7 s for the condition. Mutant check: one by one fails this."""
+    pairs = itertools.product(range(1, 49), range(1, 49))
+    excluded = "".join(f"[[exclude]]\nmodel.width = {4 * a}\nmodel.layers = {b}\n" for a, b in pairs)
+    crossed = f"model.width = {[4 * n for n in range(1, 49)]}\nmodel.layers = {list(range(1, 51))}\n"
+    large = GOOD.replace('"batch.size" = [16, 64]\n', crossed + excluded)
+    numbers = [4 * n for n in range(1, 3001)]
+    when = f"model.width = {{ choices = {numbers} }}\n"
+    when += f"optimizer.lr = {{ choices = [0.1], when = {{ model.width = {numbers} }} }}"
+    grid = GOOD.replace('"optimizer.lr" = { low = 1e-4, high = 1e-2, log = true }', when)
+    grid = grid.replace('defaults = [{ "optimizer.lr" = 1e-3 }]', 'sampler = "grid"')
+    began = time.process_time()
+    assert len(arms_of(load(write(large)))) == 2 * 2 * 48
+    load(write(grid))
+    assert time.process_time() - began < 6
 
 
 def test_extends_takes_another_sweep_and_overrides_keys_of_it(write: Any) -> None:
@@ -429,6 +666,11 @@ def test_every_metric_of_a_loss_is_better_low() -> None:
         ("job.data.tune", "gs://bucket/x.parquet?access_token=hush-hush", "gs://bucket/x.parquet"),
         ("job.model.name", "s3://bucket/model?secret_key=hush-hush&scheme=http", "s3://bucket/model?scheme=http"),
         ("compare.data.train", "['s3://a/x.parquet', 'https://me:hush-hush@host/x.parquet']", "https://host/x.parquet"),
+        ("question", "why?\\nsee S3://AKIAHUSH:hu/sh@bucket/x, please", "S3://bucket/x,"),
+        ("job.data.train", "  gs://b/x.parquet?X-Goog-Credential=hush&part=1", "gs://b/x.parquet?part=1"),
+        ("job.model.name", "https://ghp_hush@github.com/a/b", "https://github.com/a/b"),
+        ("job.model.name", "git+ssh://me%3Ahush@host/a@b", "git+ssh://host/a@b"),
+        ("arm[7].label", "s3://AKIAHUSH:hush@bucket/x@2", "s3://bucket/x@2"),
     ],
 )
 def test_an_address_with_credentials_is_refused_and_they_are_not_shown(
@@ -437,9 +679,32 @@ def test_an_address_with_credentials_is_refused_and_they_are_not_shown(
     """A sweep is stored in ledger and MLflow. Mutant check: the other faults of a file quote what they found."""
     path = tmp_path / "sweep.toml"
     path.write_text((Path(__file__).parents[1] / "sweeps" / "quickstart.toml").read_text())
-    text = f"{key}={value}" if value.startswith("[") else f"{key}='{value}'"
+    text = f"{key}={value}" if value.startswith("[") else f'{key}="{value}"'
     with pytest.raises(ConfigError) as raised:
         load(path, [text, "job.no_such_key=1"])
     assert shown in str(raised.value)
     assert "holds" in str(raised.value) or "was given with" in str(raised.value)
     assert "hush" not in str(raised.value).lower()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://bucket/sts@v2/train.parquet",
+        "s3://bucket/a:b@2024/x.parquet",
+        "file:///a@b:c@d/e.parquet",
+        "abfss://container@account.dfs.core.windows.net/a:b@c",
+        "https://data.example.org:8443/x@y?keyword=cats&tokenizer=bert&from=a@b.org",
+        "ssh://git@github.com/a/b",
+        "see https://example.org/a, or ask me@example.org: it is there",
+    ],
+)
+def test_a_sign_in_a_name_is_no_credential(write: Any, text: str) -> None:
+    assert load(write(GOOD), [f'job.data.train="{text}"', f'question="{text}"']).question == text
+
+
+def test_a_sweep_extends_a_file_here(write: Any) -> None:
+    assert "must be the path of a sweep beside this" in complaint(write('extends = "s3://bucket/x.toml"\n'))
+    found = complaint(write('extends = "s3://AKIAHUSH:hush@bucket/x.toml"\n'))
+    assert "was given with a user or a password" in found
+    assert "hush" not in found.lower()

@@ -102,7 +102,8 @@ def tuned(ledger: Ledger, trials: Sequence[Trial], mode: analysis.Mode) -> dict[
     for label in dict.fromkeys(suggestion.arm for suggestion in ledger.suggestions()):
         suggestions = ledger.suggestions(label)
         tried = [[by_id[one] for one in suggestion.trials if one in by_id] for suggestion in suggestions]
-        table = [[_tune_value(trial) for trial in group] or [math.nan] for group in tried]
+        width = max(1, *map(len, tried))  # of a suggestion that makes no job there are no trials
+        table = [[_tune_value(trial) for trial in group] or [math.nan] * width for group in tried]
         best, low, high = analysis.best_so_far(table, mode=mode)
         found[label] = {
             "suggestions": [

@@ -10,19 +10,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.config import Fault, JobConfig, canonical, faults, field_names, nearest
-from orchestrator.sweep.conditions import among
+from orchestrator.sweep.labels import label_faults
 from orchestrator.sweep.limits import (
     LARGEST_SEED,
+    LONGEST_NAME,
     MOST_ARMS,
+    MOST_OF_A_NODE,
     MOST_SEEDS,
     count_faults,
-    label_faults,
     number_faults,
     repeated_faults,
 )
 from orchestrator.sweep.model import Arm, Sweep, arms_of, cross, merged, usual_mode
 from orchestrator.sweep.space import space_faults
-from orchestrator.sweep.values import alternatives, list_keys, shown
+from orchestrator.sweep.values import alternatives, identity, list_keys, shown
 
 METRICS = {
     "image": ("knn_accuracy", "probe_accuracy", "alignment", "uniformity"),
@@ -48,6 +49,8 @@ def job_faults(raw: dict[str, Any]) -> list[Fault]:
     listed = raw.get("exclude")
     without = [one for one in listed if isinstance(one, dict)] if crossed and isinstance(listed, list) else []
     usable = cross(job, compare if crossed else {}, named if tables else [], without)
+    if len(usable) > MOST_ARMS:  # told as that
+        usable = []
     known = list(field_names(JobConfig))
     fixed = {"stage": "the plan sets it", "seed": "seeds belong to [confirm]", "task": "must be the same in every arm"}
     for place, settings in (("compare", compare), *((f"arm {a.label!r}", a.settings) for a in usable if named)):
@@ -86,7 +89,7 @@ def contradictions(sweep: Sweep) -> list[Fault]:
     arms = arms_of(sweep)
     if len(arms) > MOST_ARMS:
         return [Fault("compare", "", f"makes {len(arms):,} arms; at most {MOST_ARMS:,}: exclude more, or tune a key")]
-    if beyond := [*label_faults(arms), *number_faults(sweep, arms)]:
+    if beyond := [*label_faults(sweep.arm, arms), *number_faults(sweep, arms)]:
         return beyond
     if excluded := list(_exclude_faults(sweep, arms)):
         return excluded
@@ -104,6 +107,7 @@ def contradictions(sweep: Sweep) -> list[Fault]:
 
 def _exclude_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
     """An exclusion must leave something out, and no arm may be left without the baseline it is compared with."""
+    levels_of = {key: set(map(identity, levels)) for key, levels in sweep.compare.items()}
     for index, one in enumerate(sweep.exclude):
         where, known = f"exclude[{index}]", list(sweep.compare)
         if not one:
@@ -114,7 +118,7 @@ def _exclude_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
                 yield Fault(f"{where}.{key}", "", what if known else "needs factors, crossed in [compare]")
                 continue
             for level in alternatives(key, levels):
-                if not among(level, sweep.compare[key]):
+                if identity(level) not in levels_of[key]:
                     named = ", ".join(map(shown, sweep.compare[key]))
                     yield Fault(f"{where}.{key}", _found(level), f"is no level of {key}, which has [{named}]")
     if not sweep.exclude or not sweep.compare:
@@ -158,6 +162,10 @@ def _seed_faults(sweep: Sweep) -> Iterable[Fault]:
     given = {"tune.seeds": sweep.tune.seed_list if sweep.tune else [], "confirm.seeds": sweep.confirm.seeds}
     for key, seeds in given.items():
         if isinstance(seeds, list):
+            if sweep.tune and key == "tune.seeds" and not seeds:
+                yield Fault(
+                    key, "[]", "names no seed, so that nothing would be tuned; give one, such as [0], or a count"
+                )
             if len(set(seeds)) < len(seeds):
                 yield Fault(key, repr(seeds), "names a seed twice")
             if any(not 0 <= seed <= LARGEST_SEED for seed in seeds):
@@ -178,6 +186,13 @@ def _seed_faults(sweep: Sweep) -> Iterable[Fault]:
 def _resource_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
     """NCCL refuses two ranks on one GPU, and a rank uses a GPU or a part of it."""
     gpus, key = sweep.resources.gpus_per_rank, "resources.gpus_per_rank"
+    for name, count in (("resources.cpus_per_rank", sweep.resources.cpus_per_rank), (key, gpus)):
+        if count > MOST_OF_A_NODE:
+            yield Fault(name, f"{count:.3g}", f"no machine has so many; give at most {MOST_OF_A_NODE:,}")
+    kind = sweep.resources.accelerator_type
+    if kind is not None and (not kind.strip() or not kind.isprintable() or len(kind) > LONGEST_NAME):
+        expected = 'is no type of GPU as Ray names it, such as "A100"; leave it out for any GPU'
+        yield Fault("resources.accelerator_type", ascii(kind[:LONGEST_NAME]), expected)
     if gpus > 1 and gpus != int(gpus):
         yield Fault(key, f"{gpus:g}", f"is no whole number of GPUs and no share of one; give {int(gpus)}, or 0.5")
     elif 0 < gpus < 1:

@@ -38,7 +38,7 @@ def order(spaces: Spaces) -> list[str]:
 
 def holds(space: Space, values: Mapping[str, Any]) -> bool:
     """Whether the key of `space` is tuned where the others have these values."""
-    return all(among(values.get(key), allowed) for key, allowed in space.conditions.items())
+    return all(identity(values.get(key)) in allowed for key, allowed in space.permitted.items())
 
 
 def active(spaces: Spaces, values: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
@@ -59,7 +59,7 @@ def within(spaces: Spaces, values: Mapping[str, Any]) -> dict[str, Space]:
     for key in order(spaces):
         space = spaces[key]
         seen = {parent: possible.get(parent, [values.get(parent)]) for parent in space.conditions}
-        if all(any(among(value, space.conditions[parent]) for value in seen[parent]) for parent in seen):
+        if all(any(identity(value) in space.permitted[parent] for value in seen[parent]) for parent in seen):
             found[key] = space
             possible[key] = [*(space.choices or []), *([values[key]] if key in values else [])]
     return found

@@ -46,9 +46,7 @@ class Keys:
     def ruled_out(self, parent: str, value: Any) -> frozenset[str]:
         """The keys that are not tuned where `parent` has this value."""
         return frozenset(
-            child
-            for child in self._children[parent]
-            if not conditions.among(value, self.spaces[child].conditions[parent])
+            child for child in self._children[parent] if identity(value) not in self.spaces[child].permitted[parent]
         )
 
     def ruled_out_by_others(self, values: Mapping[str, Any]) -> frozenset[str]:
@@ -56,8 +54,8 @@ class Keys:
         return frozenset(
             key
             for key, space in self.spaces.items()
-            for parent, allowed in space.conditions.items()
-            if parent not in self.spaces and not conditions.among(values.get(parent), allowed)
+            for parent, allowed in space.permitted.items()
+            if parent not in self.spaces and identity(values.get(parent)) not in allowed
         )
 
 

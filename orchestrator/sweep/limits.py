@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import unicodedata
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jobs.config import Fault
-from orchestrator.remote import credentials, is_uri
-from orchestrator.sweep.model import Arm, Sweep, flatten
+from orchestrator.remote import credentials
+from orchestrator.sweep.model import Arm, Space, Sweep, flatten
 from orchestrator.sweep.values import repeated, shown
 
 MOST_ARMS = 1_000
@@ -20,7 +20,9 @@ MOST_SEEDS = 1_000
 MOST_TRIALS = 1_000_000
 MOST_CHOICES = 10_000
 LONGEST_NAME = 100
-LONGEST_LABEL = 200
+MOST_OF_A_NODE = 100_000
+"""CPUs, or GPUs, of a rank."""
+
 
 TAKEN = (
     *("mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", "mlartifacts", "mlflow-server.log"),
@@ -35,6 +37,9 @@ LARGEST_INTEGER = 2**53
 
 BOUNDS = dict.fromkeys(("loss.temperature", "loss.temperature_start", "loss.temperature_range"), (1e-6, 1e6))
 """Keys with narrower bounds. A similarity in fp32 is rounded by 6e-8; divided by less, rounding is what is learned."""
+
+ADDRESS = re.compile(r"[a-zA-Z0-9+.-]{1,40}://[^\s'\"<>]+")
+"""An address, wherever it stands in a text. (Without a bound on its first part, a long text would take minutes.)"""
 
 LARGEST_SEED = 2**31 - 1
 
@@ -57,10 +62,11 @@ def secret_faults(raw: Mapping[str, Any]) -> Iterable[Fault]:
     raw: the file's tables.
     """
     for key, text in _texts(raw, ""):
-        if is_uri(text) and (known := credentials(text)) is not None:
-            shown_as, what, remedy = known
-            expected = f"was given with {what}, and a sweep is stored and shown; leave that out, and: {remedy}"
-            yield Fault(key, repr(shown_as), expected)
+        for address in ADDRESS.findall(text):
+            if (known := credentials(address)) is not None:
+                shown_as, what, remedy = known
+                expected = f"was given with {what}, and a sweep is stored and shown; leave that out, and: {remedy}"
+                yield Fault(key, repr(shown_as), expected)
 
 
 def _texts(value: Any, key: str) -> Iterable[tuple[str, str]]:
@@ -104,28 +110,11 @@ def repeated_faults(sweep: Sweep) -> Iterable[Fault]:
     """Levels and choices that are there twice."""
     for key, levels in sweep.compare.items():
         for level in repeated(levels):
-            expected = "is a level twice, so that a label is given twice; remove one of the two"
+            expected = "is a level twice (0 and 0.0 are one); remove one of the two"
             yield Fault(f"compare.{key}", shown(level), expected)
     for key, space in (sweep.tune.space if sweep.tune else {}).items():
         for choice in repeated(space.choices or []):
             yield Fault(f"tune.space.{key}.choices", shown(choice), "is a choice twice; remove one of the two")
-
-
-def label_faults(arms: Iterable[Arm]) -> Iterable[Fault]:
-    """Labels that no line of a table or a log can show."""
-    for arm in arms:
-        text = repr(arm.label if len(arm.label) <= 60 else arm.label[:57] + "...")
-        if strange := [character for character in arm.label if _breaks_lines(character)]:
-            expected = f"the label holds the control character {strange[0]!r}; a label is one line of plain text"
-            yield Fault("arm", text, expected)
-        elif arm.label.strip() not in ("", arm.label):
-            yield Fault("arm", text, f"the label begins or ends with a blank; write {arm.label.strip()!r}")
-        elif len(arm.label) > LONGEST_LABEL:
-            expected = (
-                f"the label has {len(arm.label):,} characters; at most {LONGEST_LABEL}: it heads rows and charts "
-                "(name arms with [[arm]] where [compare] makes long ones)"
-            )
-            yield Fault("arm", text, expected)
 
 
 def number_faults(sweep: Sweep, arms: Iterable[Arm]) -> Iterable[Fault]:
@@ -146,6 +135,18 @@ def number_faults(sweep: Sweep, arms: Iterable[Arm]) -> Iterable[Fault]:
             if expected and (where, number) not in seen:
                 seen.add((where, number))
                 yield Fault(where, repr(number), expected)
+    if sweep.tune and not seen:
+        yield from _step_faults(sweep.tune.space)
+
+
+def _step_faults(spaces: Mapping[str, Space]) -> Iterable[Fault]:
+    """Steps of which a range holds more than can be counted."""
+    for key, space in spaces.items():
+        if space.step is not None and space.low is not None and space.high is not None:
+            span = space.high - space.low
+            if span > LARGEST_INTEGER * space.step:
+                expected = f"is so small that the range holds more than {LARGEST_INTEGER:,} values; leave it out"
+                yield Fault(f"tune.space.{key}.step", repr(space.step), expected)
 
 
 def _bound(key: str, number: Any) -> str:
@@ -162,7 +163,3 @@ def _bound(key: str, number: Any) -> str:
     if size and not SMALLEST <= size <= LARGEST:
         return f"must be 0 or between {SMALLEST:g} and {LARGEST:g} in size: fp32 holds no more"
     return ""
-
-
-def _breaks_lines(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")

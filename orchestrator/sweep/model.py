@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -45,13 +46,21 @@ def usual_mode(metric: str) -> Literal["max", "min"]:
 
 
 OTHER_WORDS = {
-    **dict.fromkeys(("min", "minimum", "lower", "from", "start"), "low"),
-    **dict.fromkeys(("max", "maximum", "upper", "to", "stop", "end"), "high"),
-    **dict.fromkeys(("values", "options", "categories", "choice"), "choices"),
-    **dict.fromkeys(("log_scale", "logarithmic", "log10"), "log"),
+    **dict.fromkeys(("min", "minimum", "lower", "lo", "from", "start"), "low"),
+    **dict.fromkeys(("max", "maximum", "upper", "hi", "to", "stop", "end"), "high"),
+    **dict.fromkeys(("values", "options", "categories", "categorical", "choice", "list", "grid"), "choices"),
+    **dict.fromkeys(("log_scale", "logarithmic", "log10", "loguniform", "log_uniform", "scale"), "log"),
+    **dict.fromkeys(("type", "distribution", "dist", "prior", "sampling"), "log"),
+    **dict.fromkeys(("q", "quantum", "quantize", "increment", "stride"), "step"),
+    **dict.fromkeys(("uniform", "range", "bounds"), "low and high"),
     **dict.fromkeys(("if", "condition", "conditions", "where"), "when"),
 }
 """How other tools call the keys of a space."""
+
+
+MOST_SAMPLES = 64
+"""First values of a range that stand for all of it. A whole number below 2^53 has no 64 divisors at equal distances
+(their least common multiple is larger), and where two values at a distance are multiples of a number, all are."""
 
 
 class Space(Section):
@@ -94,6 +103,11 @@ class Space(Section):
         """`when`, one value as a list of one."""
         return {key: alternatives(key, value) for key, value in (self.when or {}).items()}
 
+    @cached_property
+    def permitted(self) -> dict[str, frozenset[Hashable]]:
+        """`conditions`, as identities that are looked up at once."""
+        return {key: frozenset(map(identity, values)) for key, values in self.conditions.items()}
+
     @property
     def integer(self) -> bool:
         """Whole numbers at both ends mean whole numbers between them."""
@@ -101,8 +115,24 @@ class Space(Section):
 
     @property
     def ends(self) -> list[Any]:
-        """The values that stand for all others when a job is checked."""
+        """The choices, or the two ends as they are given."""
         return list(self.choices) if self.choices is not None else [v for v in (self.low, self.high) if v is not None]
+
+    @property
+    def samples(self) -> list[Any]:
+        """The values that stand for all others when a job is checked, as a sampler gives them: every choice; the ends;
+        of whole numbers and steps the first ones and the last."""
+        if self.choices is not None or self.low is None or self.high is None:
+            return list(self.choices or [])
+        if self.integer:
+            numbers = range(int(self.low), int(self.high) + 1, int(self.step or 1))
+            return [*numbers[:MOST_SAMPLES], *numbers[max(MOST_SAMPLES, len(numbers) - 1) :]]
+        if self.step is None:
+            return [float(self.low), float(self.high)]
+        first, step = Decimal(str(self.low)), Decimal(str(self.step))
+        last = int((Decimal(str(self.high)) - first) // step)
+        places = dict.fromkeys([*range(min(last + 1, MOST_SAMPLES)), last])
+        return [float(first + step * place) for place in places]
 
 
 class Tune(Section):
@@ -271,10 +301,13 @@ def merged(job: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any
         table = result
         for section in sections:
             inner = table.setdefault(section, {})
-            table = inner if isinstance(inner, dict) else table
-        if sections == ["budget"]:
-            table.clear()  # one way of saying it takes the place of another
-        table[leaf] = value
+            if not isinstance(inner, dict):  # no job, as another check says
+                break
+            table = inner
+        else:
+            if sections == ["budget"]:
+                table.clear()  # one way of saying it takes the place of another
+            table[leaf] = value
     return result
 
 
@@ -290,17 +323,33 @@ def cross(
         labels = [str(arm.get("label", "")) for arm in named]
     else:
         crossed = [dict(zip(compare, levels, strict=True)) for levels in itertools.product(*compare.values())]
-        settings = [chosen for chosen in crossed if not any(excludes(one, chosen) for one in exclude)]
+        excluded = _excluded(compare, exclude)
+        settings = [chosen for chosen in crossed if not excluded(chosen)]
         labels = _labels(settings)
     return [Arm(label, chosen, merged(job, chosen)) for label, chosen in zip(labels, settings, strict=True)]
 
 
-def excludes(one: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether an exclusion leaves out the arm of these settings: every key has one of the levels that it names."""
-    named = {key: alternatives(key, levels) for key, levels in one.items()}
-    return bool(one) and all(
-        key in settings and identity(settings[key]) in map(identity, levels) for key, levels in named.items()
-    )
+def _excluded(factors: Collection[str], exclude: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether some exclusion leaves out the arm of given settings: every key has one of the levels that it names.
+
+    Bit n of a number is exclusion n, so that the cost of thousands of them is that of a few.
+    """
+    usable = [one for one in exclude if one and one.keys() <= set(factors)]
+    silent = {key: sum(1 << place for place, one in enumerate(usable) if key not in one) for key in factors}
+    """Exclusions that do not name a factor, and so take any level of it."""
+    named: dict[str, dict[Hashable, int]] = {key: {} for key in factors}
+    for place, one in enumerate(usable):
+        for key, levels in one.items():
+            for level in set(map(identity, alternatives(key, levels))):
+                named[key][level] = named[key].get(level, silent[key]) | 1 << place
+
+    def excluded(settings: Mapping[str, Any]) -> bool:
+        left = -1 if usable else 0
+        for key, level in settings.items():
+            left &= named[key].get(identity(level), silent[key])
+        return left != 0
+
+    return excluded
 
 
 def _labels(settings: list[dict[str, Any]]) -> list[str]:
@@ -308,7 +357,7 @@ def _labels(settings: list[dict[str, Any]]) -> list[str]:
 
     def text(key: str, value: Any, short: bool) -> str:
         name = key.rpartition(".")[2] if short else key
-        if isinstance(value, str):
+        if isinstance(value, str) and value:
             return value if short else f"{name}={value}"
         return f"{name}={shown(value)}"
 

@@ -12,7 +12,7 @@ import tomllib
 from typing import Any
 
 from jobs.config import Fault, nearest
-from orchestrator.sweep.model import Space
+from orchestrator.sweep.model import OTHER_WORDS, Space
 
 PART = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|\[\s*(\d+)\s*\]|([^.="'\[\]]+))""")
 """One part of a key: in quotes of either kind, an index in brackets, or bare."""
@@ -28,8 +28,15 @@ def override_faults(raw: dict[str, Any], text: str) -> list[Fault]:
         path = _path(raw, parts)
         _put(raw, path, _parsed(value))
     except BadOverride as error:
-        return [Fault("--set", repr(text), str(error))]
+        return [Fault("--set", shortened(text), str(error))]
+    except (ValueError, RecursionError):  # an index or a number of thousands of digits, lists within lists
+        return [Fault("--set", shortened(text), f"is too long or too deep to be read, {EXAMPLE}")]
     return []
+
+
+def shortened(text: str) -> str:
+    """An override as it is quoted."""
+    return repr(text if len(text) <= 200 else text[:197] + "...")
 
 
 class BadOverride(ValueError):
@@ -84,9 +91,12 @@ def _labelled(raw: dict[str, Any], text: str) -> tuple[list[str | int], str] | N
 
 def _parsed(value: str) -> Any:
     try:
-        return tomllib.loads(f"value = {value}")["value"]
+        table = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
         return value  # a bare word is a text
+    if len(table) > 1:
+        raise BadOverride(f"has several lines of which each sets something; give each a --set of its own, {EXAMPLE}")
+    return table["value"]
 
 
 def _path(raw: dict[str, Any], parts: list[str | int]) -> list[str | int]:
@@ -115,7 +125,7 @@ def _in_space(parts: list[str | int]) -> list[str | int]:
     if "when" in parts[1:]:
         at = parts.index("when", 1)
         return [_dotted(parts[:at]), "when", *([_dotted(parts[at + 1 :])] if parts[at + 1 :] else [])]
-    if len(parts) > 1 and parts[-1] in Space.model_fields:
+    if len(parts) > 1 and (parts[-1] in Space.model_fields or parts[-1] in OTHER_WORDS):
         return [_dotted(parts[:-1]), parts[-1]]
     return [_dotted(parts)]
 

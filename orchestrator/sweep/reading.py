@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,9 +13,13 @@ from pydantic import ValidationError
 from jobs.config import ConfigError, Fault, faults, nearest
 from orchestrator.sweep.checks import contradictions, job_faults
 from orchestrator.sweep.limits import crowd_faults, secret_faults
-from orchestrator.sweep.model import Space, Sweep, flatten
+from orchestrator.sweep.model import Sweep, flatten
 from orchestrator.sweep.overrides import override_faults
+from orchestrator.sweep.shape import DEEPEST, shape_faults, spaces_in, twice_faults
 from orchestrator.sweep.values import NONE, all_with_none, job_with_none, with_none
+
+LONG_NUMBER = re.compile(rb"[0-9](_?[0-9]){4299}")
+"""Digits of which Python makes no number."""
 
 LARGEST_FILE = 1_000_000
 """Bytes. A sweep is written by hand; anything larger is not one."""
@@ -25,10 +30,16 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Sweep:
     where = str(path)
     raw = _normal(_with_base(path))
     found: list[Fault] = []
+    refused: list[str] = []
     for text in overrides:
-        found += override_faults(raw, text)
+        if wrong := override_faults(raw, text):
+            found += wrong
+            refused.append(text)
+    if shapeless := list(shape_faults(raw)):
+        raise ConfigError(where, "sweep", shapeless)
     raw = _with_none(_normal(raw))
-    if secret := list(secret_faults(raw)):  # alone, since the other faults would quote them
+    # Alone, since the other faults would quote them.
+    if secret := [*secret_faults(raw), *secret_faults({"--set": refused})]:
         raise ConfigError(where, "sweep", secret)
     try:
         sweep = Sweep.model_validate(raw)
@@ -53,19 +64,32 @@ def _read(path: Path) -> dict[str, Any]:
         if path.stat().st_size > LARGEST_FILE:
             size = path.stat().st_size
             raise fail(f"is {size:,} bytes; a sweep is a short TOML file, such as sweeps/quickstart.toml")
-        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # Windows editors begin files with a mark
+        table = tomllib.loads(_decoded(path.read_bytes()))
     except ConfigError:
         raise
     except FileNotFoundError as error:
         beside = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         raise fail(f"there is no such file{nearest(str(path), beside)}") from error
+    except RecursionError as error:
+        raise fail(f"has lists or tables within one another, deeper than {DEEPEST}; a sweep is flat") from error
     except UnicodeDecodeError as error:
         raise fail(f"is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except (OSError, ValueError) as error:  # tomllib's error names line and column
         raise fail(f"{error}; a sweep is a TOML file, such as sweeps/quickstart.toml") from error
     if not table:
         raise fail("is empty; start from sweeps/quickstart.toml")
+    if wrong := [*shape_faults(table), *twice_faults(table)]:
+        raise ConfigError(str(path), "sweep", wrong)
     return table
+
+
+def _decoded(content: bytes) -> str:
+    """Raises ValueError."""
+    if content[1:2] == b"\0" or content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("is not UTF-8 text but UTF-16; save it as UTF-8")
+    if LONG_NUMBER.search(content):
+        raise ValueError("holds a whole number of thousands of digits; none is so large")
+    return content.decode("utf-8-sig")  # Windows editors begin files with a mark
 
 
 def _with_base(path: Path) -> dict[str, Any]:
@@ -75,7 +99,16 @@ def _with_base(path: Path) -> dict[str, Any]:
         return table
     if not isinstance(base, str):
         raise ConfigError(str(path), "sweep", [Fault("extends", repr(base), "must be the path of another sweep")])
-    under = _read(path.parent / base)
+    if secret := list(secret_faults({"extends": base})):
+        raise ConfigError(str(path), "sweep", secret)
+    if "://" in base:
+        expected = "must be the path of a sweep beside this; fetch that file first, and name it"
+        raise ConfigError(str(path), "sweep", [Fault("extends", repr(base), expected)])
+    try:
+        under = _read(path.parent / base)
+    except ConfigError as error:
+        named = Fault("extends", repr(base), f"is named in {path}")
+        raise ConfigError(error.path, "sweep", [*error.faults, named]) from error
     if "extends" in under:
         raise ConfigError(
             str(path), "sweep", [Fault("extends", repr(base), "extends another sweep itself; one level is the limit")]
@@ -113,22 +146,13 @@ def _normal(raw: dict[str, Any]) -> dict[str, Any]:
         if isinstance(tune.get("defaults"), list):
             tune["defaults"] = [flatten(d) if isinstance(d, dict) else d for d in tune["defaults"]]
         if isinstance(tune.get("space"), dict):
-            tune["space"] = _spaces(tune["space"])
+            tune["space"] = {key: _with_flat_when(space) for key, space in spaces_in(tune["space"])}
     return table
 
 
-def _spaces(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    known = set(Space.model_fields)
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        nested = isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values())
-        if nested and not known & set(value):
-            found |= _spaces(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-            if isinstance(value, dict) and isinstance(value.get("when"), dict):
-                found[prefix + key] = value | {"when": flatten(value["when"])}
-    return found
+def _with_flat_when(space: Any) -> Any:
+    when = space.get("when") if isinstance(space, dict) else None
+    return space | {"when": flatten(when)} if isinstance(when, dict) else space
 
 
 def _with_none(raw: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +181,8 @@ def _with_none(raw: dict[str, Any]) -> dict[str, Any]:
         table["job"] = job_with_none(table["job"])
     changes = {"compare": levels, "exclude": all_with_none, "arm": with_none}
     table |= {name: tables(table[name], change) for name, change in changes.items() if name in table}
-    if isinstance(resources := table.get("resources"), dict) and resources.get("concurrent") in NONE:
+    resources = table.get("resources")
+    if isinstance(resources, dict) and str(resources.get("concurrent")).lower() in NONE:
         table["resources"] = resources | {"concurrent": None}
     if isinstance(tune := table.get("tune"), dict):
         changes = {"defaults": with_none, "space": space}

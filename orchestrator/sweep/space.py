@@ -12,6 +12,7 @@ from jobs.config import Fault, JobConfig, faults, field_names, nearest
 from orchestrator.sweep import conditions
 from orchestrator.sweep.grid import Grid
 from orchestrator.sweep.model import Arm, Space, Tune
+from orchestrator.sweep.multiples import multiple_faults
 from orchestrator.sweep.values import identity, shown
 
 MOST_COMBINATIONS = 256
@@ -36,7 +37,7 @@ def space_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
     if wrong := list(_condition_faults(tune, arms)):
         yield from wrong
         return
-    sound = True
+    sound, apart = True, list(multiple_faults(tune, arms)) if tune.space.keys() <= set(known) else []
     for key, space in tune.space.items():
         where = f"tune.space.{key}"
         inside = [arm for arm in arms if key in conditions.within(tune.space, arm.values)]
@@ -52,7 +53,7 @@ def space_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
         elif not inside:
             fault = [Fault(f"{where}.when", shown(space.when), "holds in no arm; correct it, or remove the key")]
         else:
-            fault = list(_value_faults(where, key, tune, inside))
+            fault = [one for one in apart if one.key == where] or list(_value_faults(where, key, tune, inside))
         sound = sound and not fault
         yield from fault
     for index, default in enumerate(tune.defaults):
@@ -122,7 +123,7 @@ def _inside(space: Space, value: Any) -> bool:
 
 def _combination_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
     """What no single value shows: a job that some values make impossible together would end the sweep half-way."""
-    ends = {key: space.ends for key, space in tune.space.items()}
+    ends = {key: _ends(space) for key, space in tune.space.items()}
     each = max(1, MOST_COMBINATIONS // len(arms))
     for arm in arms:
         for settings in conditions.some_combinations(tune.space, arm.values, ends, most=each):
@@ -135,10 +136,10 @@ def _combination_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
 def _value_faults(where: str, key: str, tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
     """Ends and choices of one key that make no job in an arm, whatever stands beside it that its condition allows."""
     above = conditions.above(tune.space, key)
-    ends = tune.space[key].ends
+    ends = _ends(tune.space[key])
     most = max(1, MOST_CHECKED // len(ends))
     for arm in arms[:most]:
-        values = {one: [*tune.space[one].ends, *([arm.values[one]] if one in arm.values else [])] for one in above}
+        values = {one: [*_ends(tune.space[one]), *([arm.values[one]] if one in arm.values else [])] for one in above}
         for value in ends:
             found: list[Fault] = []
             for beside in itertools.islice(itertools.product(*values.values()), MOST_CHECKED // len(ends) + 1):
@@ -149,7 +150,25 @@ def _value_faults(where: str, key: str, tune: Tune, arms: list[Arm]) -> Iterable
                 found = list(_job_faults(where, arm, {one: given[one] for one in tuned}))
                 if not found:
                     break
-            yield from (Fault(where, "none" if value is None else repr(value), fault.expected) for fault in found)
+            remedy = _in_whole_numbers(tune.space[key]) if found else ""
+            said = "none" if value is None else repr(value)
+            yield from (Fault(where, said, fault.expected + remedy) for fault in found)
+
+
+def _ends(space: Space) -> list[Any]:
+    """The choices, or the two ends of a range as a sampler gives them."""
+    samples = space.samples
+    return samples if space.choices is not None else [samples[0], *samples[-1:][: len(samples) - 1]]
+
+
+def _in_whole_numbers(space: Space) -> str:
+    """What to write of a range whose ends alone, or whose step alone, are whole numbers, and so are not its values."""
+    given = [one for one in (space.low, space.high, space.step) if one is not None]
+    if space.integer or not any(isinstance(one, int) for one in given) or any(one != int(one) for one in given):
+        return ""
+    names = zip(("low", "high", "step"), (space.low, space.high, space.step), strict=True)
+    whole = ", ".join(f"{name} = {int(one)}" for name, one in names if one is not None)
+    return f"; {shown(next(one for one in given if isinstance(one, float)))} makes decimals: write {{ {whole} }}"
 
 
 def _job_faults(where: str, arm: Arm, settings: dict[str, Any]) -> Iterable[Fault]:

@@ -64,6 +64,8 @@ def identity(value: Any) -> Hashable:
     """Equal for values that make the same job: 1 and 1.0 are, 1 and true are not."""
     if isinstance(value, list | tuple):
         return tuple(map(identity, value))
+    if isinstance(value, dict):  # no value of a key, as another check says
+        return repr(value)
     return (isinstance(value, bool), value)
 
 

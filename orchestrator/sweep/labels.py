@@ -1,0 +1,70 @@
+"""Labels of arms: what heads rows and charts, and names an arm on the command line."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jobs.config import Fault
+from orchestrator.sweep.model import Arm
+from orchestrator.sweep.values import shown
+
+LONGEST_LABEL = 200
+
+FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
+"""Characters without a picture that are no formats and no blanks by their category."""
+
+
+def label_faults(named: Iterable[Mapping[str, Any]], arms: Iterable[Arm]) -> Iterable[Fault]:
+    """Labels that no line of a table or a log can show, or that nobody can tell apart. named: the [[arm]] tables."""
+    for place, table in enumerate(named):
+        label = table.get("label", "")
+        if isinstance(label, bool) or not isinstance(label, str | int):
+            expected = f"a label is a text; write label = {shown(str(label))}, or another one"
+            yield Fault(f"arm[{place}].label", str(label)[:60], expected)
+    arms = list(arms)
+    yield from _alike_faults(arms)
+    for arm in arms:
+        text = repr(arm.label if len(arm.label) <= 60 else arm.label[:57] + "...")
+        if strange := [character for character in arm.label if _breaks_lines(character)]:
+            expected = f"the label holds the control character {strange[0]!r}; a label is one line of plain text"
+            yield Fault("arm", text, expected)
+        elif arm.label.strip() not in ("", arm.label):
+            yield Fault("arm", text, f"the label begins or ends with a blank; write {arm.label.strip()!r}")
+        elif len(arm.label) > LONGEST_LABEL:
+            expected = (
+                f"the label has {len(arm.label):,} characters; at most {LONGEST_LABEL}: it heads rows and charts "
+                "(name arms with [[arm]] where [compare] makes long ones)"
+            )
+            yield Fault("arm", text, expected)
+
+
+def _alike_faults(arms: Iterable[Arm]) -> Iterable[Fault]:
+    seen: dict[str, str] = {}
+    for arm in arms:
+        picture = _picture(arm.label)
+        other = seen.setdefault(picture, arm.label)
+        if arm.label.strip() and not picture:
+            yield Fault("arm", ascii(arm.label), "the label has no character that can be seen; give it a name")
+        elif other != arm.label:
+            expected = (
+                f"the label looks like {other!a}, and nobody could tell them apart; write another one (name arms "
+                "with [[arm]] where [compare] makes them alike)"
+            )
+            yield Fault("arm", ascii(arm.label), expected)
+
+
+def _picture(label: str) -> str:
+    """What is seen of a label: one form of each character, one kind of blank, and nothing that has no picture."""
+    kept = (one for one in label if unicodedata.category(one) != "Cf" and one not in FILLERS and not _selects(one))
+    return " ".join(unicodedata.normalize("NFKC", "".join(kept)).split())
+
+
+def _selects(character: str) -> bool:
+    """Whether it only chooses a variant of the character before it."""
+    return "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+
+
+def _breaks_lines(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")

@@ -1,0 +1,79 @@
+"""The shape of a file's tables, before anything is made of them: how deep they are, and keys in two spellings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from jobs.config import Fault
+from orchestrator.sweep.model import Space
+
+DEEPEST = 20
+"""Tables and lists within one another. A sweep needs six."""
+
+MOST_BITS = 10_000
+"""Of a whole number. Python writes none of more than 4,300 digits."""
+
+
+def shape_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
+    """What nothing can be made of: tables that are too deep, and numbers that cannot be written."""
+    waiting: list[tuple[Any, tuple[str, ...], int]] = [(raw, (), 0)]
+    while waiting:
+        value, keys, depth = waiting.pop()
+        if depth > DEEPEST:
+            yield Fault(".".join(keys[:3]), "", f"has lists or tables within one another, deeper than {DEEPEST}")
+            return
+        if isinstance(value, Mapping):
+            waiting += [(inner, (*keys, str(name)[:60]), depth + 1) for name, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(inner, keys, depth + 1) for inner in value]
+        elif isinstance(value, int) and value.bit_length() > MOST_BITS:
+            yield Fault(".".join(keys), "", f"is a whole number of {value.bit_length():,} bits; none is so large")
+            return
+
+
+def twice_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
+    """Keys that are there in two spellings, such as "batch.size" and batch.size, of which one would be lost."""
+    tune = raw.get("tune")
+    tune = tune if isinstance(tune, Mapping) else {}
+    flat = {"compare": raw.get("compare")}
+    for name, table in (("exclude", raw), ("arm", raw), ("tune.defaults", tune)):
+        listed = table.get(name.removeprefix("tune."))
+        flat |= {f"{name}[{place}]": one for place, one in enumerate(listed if isinstance(listed, list) else ())}
+    if isinstance(spaces := tune.get("space"), Mapping):
+        found = list(spaces_in(spaces))
+        yield from _repeated("tune.space", (key for key, _ in found))
+        for key, space in found:
+            if isinstance(space, Mapping):
+                flat[f"tune.space.{key}.when"] = space.get("when")
+    for where, one in flat.items():
+        if isinstance(one, Mapping):
+            yield from _repeated(where, _leaves(one))
+
+
+def spaces_in(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The tuned keys and their spaces, however they are nested."""
+    known = set(Space.model_fields)
+    for key, value in table.items():
+        nested = isinstance(value, dict) and value and all(isinstance(inner, dict) for inner in value.values())
+        if nested and not known & set(value):
+            yield from spaces_in(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of nested tables, as `flatten` makes them."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _repeated(where: str, keys: Iterable[str]) -> Iterator[Fault]:
+    for key, count in Counter(keys).items():
+        if count > 1:
+            expected = 'is there in two spellings, as "a.b" and as a.b or [a] b; keep one of them'
+            yield Fault(f"{where}.{key}", "", expected)
