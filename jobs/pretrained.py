@@ -199,18 +199,22 @@ def _snapshot(name: str, revision: str | None = None, names: tuple[str, ...] | N
 def _loaded(root: Path, *, tokenizer: bool, settings: bool) -> list[Path]:
     """The files in a folder that an encoder is loaded from, in order of name."""
     folder = root / encoder_path(root)
-    config = folder / CONFIG
     if (missing := why_no_config(folder)) is not None:
         raise FileNotFoundError(missing)
+    found = {folder / CONFIG, *weight_files(folder)}
+    if tokenizer:
+        found |= set(tokenizer_files(folder))
+    return sorted(found | set(settings_files(root) if settings else ()))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files in a folder that hold the weights which are loaded; an index of shards first. Raises OSError."""
     own = _named_by(folder)
     choice = [folder / file for file in (WEIGHTS if own is None else [own])]
     weights = next((path for path in choice if path.is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"{folder} has none of {', '.join(path.name for path in choice)}{_others(folder)}")
-    found = {config, weights, *(folder / shard for shard in _shards(weights))}
-    if tokenizer:
-        found |= set(tokenizer_files(folder))
-    return sorted(found | set(settings_files(root) if settings else ()))
+    return [weights, *(folder / shard for shard in _shards(weights))]
 
 
 def why_no_config(folder: Path) -> str | None:

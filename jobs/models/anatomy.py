@@ -131,6 +131,12 @@ def _network(config: PreTrainedConfig) -> Any:
             f"it encodes sentences and images at once ({kind.__name__}), and only encoders of one of them are trained; "
             "give the half that you want, saved by save_pretrained()"
         )
+    positions = getattr(config, "position_embedding_type", None) or "absolute"
+    if positions != "absolute" and not hasattr(type(config), "position_embedding_type"):
+        raise ModelError(
+            f"its {CONFIG} has position_embedding_type = {positions!r}, which the {kind.__name__} of transformers does "
+            "not compute; give an encoder with absolute positions, or of a kind that has others, such as DeBERTa"
+        )
     if "input_ids" in takes and "attention_mask" not in takes:
         raise ModelError(
             f"it takes no attention mask ({kind.__name__}), so padding would change its embeddings; give an encoder "
@@ -151,7 +157,8 @@ def _positions(config: PreTrainedConfig, network: nn.Module) -> int | None:
         padding = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and type(padding) is int:
             return limit - padding - 1
-    return limit
+    named = getattr(config, "n_positions", None)  # as of a Nomic BERT, where transformers does not read it
+    return max(limit, named) if isinstance(named, int) and not hasattr(type(config), "n_positions") else limit
 
 
 def _ids(network: Any) -> int | None:

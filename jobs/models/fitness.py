@@ -28,7 +28,7 @@ def check_encoder(job: JobConfig, tokenizer: Any) -> list[str]:
             )
         _check_ids(name, tokenizer, found.ids)
         _check_prompt(name, tokenizer, read)
-    return list(read.notes)
+    return [*read.notes, *transformer.check_weights(name, job)]
 
 
 def check_views(job: JobConfig) -> None:

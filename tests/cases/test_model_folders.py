@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import pickle
 import shutil
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,14 @@ import torch
 import transformers
 from click.testing import CliRunner
 from folders import NO_DROPOUT, SIZES, WORDS, encoder, modules, tokenizer, write
+from safetensors.torch import load_file, save_file
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from jobs import data, evaluate, models
 from jobs.config import JobConfig
 from jobs.data.__main__ import main as look
 from jobs.export import export
-from jobs.models import ModelError
+from jobs.models import ModelError, transformer
 from jobs.train import Training
 from orchestrator.cli import main
 from orchestrator.plan import make
@@ -313,6 +315,60 @@ def onnx(folder: Path) -> Path:
     return without(folder, "model.safetensors")
 
 
+def weights(folder: Path, change: Any) -> Path:
+    """The folder with other weights: `change` makes names and tensors of those that it had."""
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def renamed(folder: Path, prefix: str) -> Path:
+    return weights(folder, lambda held: {prefix + name: values for name, values in held.items()})
+
+
+def lacking(folder: Path, part: str) -> Path:
+    return weights(folder, lambda held: {name: values for name, values in held.items() if part not in name})
+
+
+def headed(folder: Path, prefix: str, *others: str) -> Path:
+    """Weights as a model with a head saves them: behind a prefix, with those of its head, and without a pooler's."""
+    extra = {name: torch.zeros(3) for name in others}
+    return weights(
+        folder, lambda held: extra | {prefix + name: values for name, values in held.items() if "pooler" not in name}
+    )
+
+
+def pickled(folder: Path, change: Any = None, **options: Any) -> Path:
+    """The same weights in pytorch_model.bin, or in its place what `change` makes of its bytes."""
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin", **options)
+    (folder / "model.safetensors").unlink()
+    return folder if change is None else damaged(folder, "pytorch_model.bin", change)
+
+
+def damaged(folder: Path, name: str, change: Any) -> Path:
+    (folder / name).write_bytes(change((folder / name).read_bytes()))
+    return folder
+
+
+def sharded(folder: Path, change: Any = None) -> Path:
+    """The same weights in several files with an index, the last of which is what `change` makes of it."""
+    make: Any = transformers.AutoModel
+    make.from_pretrained(folder).save_pretrained(folder, max_shard_size="4KB")
+    (folder / "model.safetensors").unlink()
+    last = sorted(folder.glob("model-*.safetensors"))[-1]
+    return folder if change is None else damaged(folder, last.name, change)
+
+
+def pointer(_: bytes) -> bytes:
+    return b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 90868376\n"
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+OWN_CODE = {"AutoModel": "lab/own--modeling_own.OwnModel"}
+
+
 def no_tokenizer(folder: Path) -> Path:
     for path in folder.glob("*token*"):
         path.unlink()
@@ -370,6 +426,40 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no encoder": (lambda at: settings(encoder(at), hidden_size="wide"), "makes no encoder"),
     "onnx alone": (lambda at: onnx(encoder(at)), "onnx/model.onnx is in a format that cannot be trained"),
     "no tokenizer": (lambda at: no_tokenizer(encoder(at)), "no tokenizer can be loaded"),
+    "saved as a part": (lambda at: renamed(encoder(at), "0.auto_model."), "behind the prefix '0.auto_model.'"),
+    "saved under DDP": (lambda at: renamed(encoder(at, "distilbert"), "module."), "behind the prefix 'module.'"),
+    "saved in a wrapper": (
+        lambda at: renamed(modules(encoder(at, "roberta")), "model.roberta."),
+        "behind the prefix 'model.roberta.'",
+    ),
+    "no layer": (lambda at: lacking(encoder(at), "layer.1."), "16 of the 37 weights of its BertModel are not in"),
+    "no bias": (lambda at: lacking(encoder(at, "electra"), "query.bias"), "layer.0.attention.self.query.bias"),
+    "no weights of it": (
+        lambda at: weights(encoder(at), lambda _: {"tok.weight": torch.zeros(3)}),
+        "it has tok.weight in their place",
+    ),
+    "another shape": (
+        lambda at: settings(encoder(at), intermediate_size=64),
+        "encoder.layer.0.intermediate.dense.bias is 32 in model.safetensors, and 64 in its BertModel",
+    ),
+    "another network": (
+        lambda at: settings(lacking(encoder(at), "layer.0.output"), auto_map=OWN_CODE),
+        "names code of its own (lab/own--modeling_own.OwnModel)",
+    ),
+    "alibi": (lambda at: settings(encoder(at), position_embedding_type="alibi"), "position_embedding_type = 'alibi'"),
+    "relative": (
+        lambda at: settings(encoder(at, "roberta"), position_embedding_type="relative_key_query"),
+        "which the RobertaModel of transformers does not compute",
+    ),
+    "pointer": (lambda at: damaged(encoder(at), "model.safetensors", pointer), "git lfs pull"),
+    "pointer of torch": (lambda at: pickled(encoder(at), pointer), "pytorch_model.bin is no file of weights but"),
+    "pointer of a shard": (lambda at: sharded(encoder(at), pointer), "git lfs pull"),
+    "half": (lambda at: damaged(encoder(at), "model.safetensors", half), "model.safetensors cannot be read as weights"),
+    "half of torch": (lambda at: pickled(encoder(at), half), "cut off"),
+    "half a shard": (lambda at: sharded(encoder(at), half), "cut off"),
+    "empty": (lambda at: damaged(encoder(at), "model.safetensors", lambda _: b""), "cut off"),
+    "text of torch": (lambda at: pickled(encoder(at), lambda _: b"<html>not found</html>"), "cut off"),
+    "pickle of a list": (lambda at: pickled(encoder(at), lambda _: pickle.dumps([1])), "cannot be read as weights"),
     "no attention mask": (lambda at: encoder(at, "fnet", type_vocab_size=2), "takes no attention mask"),
 }
 
@@ -392,6 +482,7 @@ def test_what_cannot_be_trained_as_it_says_is_refused_in_words(case: str, tmp_pa
         ("camembert", {"pad_token_id": 1}, 62),
         ("modernbert", {}, 64),
         ("llama", {"num_key_value_heads": 1}, 64),
+        ("nomic_bert", {"n_positions": 100}, 100),
         ("deberta-v2", {"position_biased_input": False, "relative_attention": True, "pos_att_type": ["p2c"]}, None),
         ("deberta-v2", {}, 64),
         ("gpt2", {"n_positions": 48, "n_embd": 16, "n_layer": 1, "n_head": 2, "max_position_embeddings": 48}, 48),
@@ -420,6 +511,63 @@ def test_a_folder_that_says_more_than_its_encoder_takes_means_as_much_as_it_take
 ) -> None:
     made = encoder(tmp_path / "model", "roberta", pad_token_id=1)
     assert models.reading(job(rows, modules(made, options={"max_seq_length": 64}))).max_tokens == 62
+
+
+@pytest.mark.parametrize(
+    "case", ["saved as a part", "no bias", "another shape", "pointer", "half of torch", "half a shard", "text of torch"]
+)
+def test_weights_that_do_not_fit_are_refused_where_they_are_loaded_too(
+    case: str, tmp_path: Path, rows: dict[str, str]
+) -> None:
+    """Mutant check: leaving it to the look before the trials."""
+    make, words = REFUSED[case]
+    with pytest.raises(ModelError) as caught:
+        transformer.load(str(make(tmp_path / "model")), job(rows, tmp_path / "model"))
+    assert words in str(caught.value)
+
+
+FITTING: dict[str, Any] = {
+    "mlm": lambda at: headed(encoder(at), "bert.", "cls.predictions.bias", "cls.seq_relationship.bias"),
+    "classifier": lambda at: headed(encoder(at, "roberta"), "roberta.", "classifier.out_proj.bias"),
+    "lm_head": lambda at: headed(encoder(at, "llama", num_key_value_heads=1), "model.", "lm_head.weight"),
+    "distilbert": lambda at: headed(encoder(at, "distilbert"), "distilbert.", "vocab_transform.bias"),
+    "old names": lambda at: weights(
+        encoder(at),
+        lambda held: {
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): values
+            for name, values in held.items()
+        },
+    ),
+    "old buffers": lambda at: headed(encoder(at), "", "embeddings.position_ids"),
+    "computed": lambda at: lacking(encoder(at, "roformer", embedding_size=16), "embed_positions"),
+    "pooler": lambda at: lacking(encoder(at, "albert", embedding_size=8), "pooler"),
+    "torch": lambda at: pickled(encoder(at)),
+    "old torch": lambda at: pickled(encoder(at), _use_new_zipfile_serialization=False),
+    "shards": lambda at: sharded(encoder(at)),
+    "half precision": lambda at: weights(encoder(at), lambda held: {name: each.half() for name, each in held.items()}),
+}
+
+
+@pytest.mark.parametrize("case", FITTING)
+def test_weights_of_heads_and_a_pooler_that_is_missing_are_no_fault(
+    case: str, tmp_path: Path, rows: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is printed would be taken for what is wrong."""
+    folder = FITTING[case](tmp_path / "model")
+    capfd.readouterr()
+    assert looked_at(job(rows, folder), tmp_path) == (0, "")
+    assert capfd.readouterr().err == ""
+    transformer.load(str(folder), job(rows, folder))
+
+
+def test_weights_that_the_network_has_no_place_for_are_noted(tmp_path: Path, rows: dict[str, str]) -> None:
+    folder = headed(encoder(tmp_path / "model"), "bert.", "bert.encoder.layer.7.output.dense.bias", "cls.bias")
+    code, words = looked_at(job(rows, settings(folder, auto_map=OWN_CODE)), tmp_path)
+    assert code == 0
+    assert "1 of its weights are left out" in words
+    assert "bert.encoder.layer.7.output.dense.bias" in words
+    assert "this is the BertModel of transformers" in words
+    assert "cls.bias" not in words
 
 
 NO_VIEWS: dict[str, tuple[dict[str, Any], str]] = {
