@@ -28,7 +28,7 @@ from jobs.export import card, folder
 from jobs.export.card import About
 from jobs.models import ContrastiveModel
 
-__all__ = ["About", "export"]
+__all__ = ["About", "Differs", "export"]
 
 TOLERANCE = 1e-6
 """Largest difference to the trial's own embeddings, of those whose largest value is up to 1: rounding of fp32, whose
@@ -40,6 +40,10 @@ LONG = 512
 SENTENCES = ("A man plays a guitar.", "Someone is playing the guitar outside.", "Üben, üben, üben: 今天很冷!", "no")
 
 
+class Differs(RuntimeError):
+    """What was written does not give the embeddings that the trial has. Nothing is left of it."""
+
+
 def export(
     source: Path, dest: Path, *, remote: str | None = None, step: int | None = None, about: About | None = None
 ) -> dict[str, Any]:
@@ -47,7 +51,7 @@ def export(
 
     remote: URI of pyarrow.fs at which the trial's files are kept; `source` then is a folder to work in. step: of the
     checkpoint; None: the newest that is sound. Raises ValueError for what a person can mend: no checkpoint, `dest` is
-    there already, data that are not those it was trained on. Raises ConnectionError and storage.StorageFull.
+    there already, data that are not those it was trained on. Raises ConnectionError, storage.StorageFull and Differs.
     """
     refuse_existing(dest)
     name = source.resolve().name
@@ -184,7 +188,7 @@ def _fill(model: ContrastiveModel, weights: dict[str, Tensor], name: str) -> Non
 def _difference(
     written: Path, model: ContrastiveModel, job: JobConfig, tokenizer: Any, image_shape: tuple[int, int, int] | None
 ) -> float:
-    """How far the embeddings of `written` are from the model's, at most. Raises RuntimeError if that is too far."""
+    """How far the embeddings of `written` are from the model's, at most. Raises Differs if that is too far."""
     inputs: dict[str, Tensor]
     if image_shape is None:
         read = model.reading
@@ -211,7 +215,7 @@ def _difference(
         found = _embed_of(written)(given)
     difference = float(np.abs(found - expected).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise RuntimeError(f"the exported encoder differs from the trial's by {difference:.2g}; please report this")
+        raise Differs(f"the exported encoder differs from the trial's by {difference:.2g}; please report this")
     return difference
 
 

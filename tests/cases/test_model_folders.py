@@ -24,7 +24,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from jobs import data, evaluate, models
 from jobs.config import JobConfig
 from jobs.data.__main__ import main as look
-from jobs.export import export
+from jobs.export import _embed_of, export
 from jobs.models import ModelError, transformer
 from jobs.train import Training
 from orchestrator.cli import main
@@ -36,6 +36,7 @@ PLAIN = WORDS[5:]
 ANCHORS = [f"{a} {b}" for a, b in zip(PLAIN[:8], PLAIN[6:14], strict=True)]
 POSITIVES = [f"{PLAIN[i]} {PLAIN[i + 2]} {' '.join(PLAIN[: i * 2])}" for i in range(8)]
 """The longest has more than twelve tokens."""
+SHOUTED = [*POSITIVES, *(text.upper() for text in POSITIVES)]
 
 
 @pytest.fixture
@@ -106,6 +107,15 @@ def shouted(prompt: str) -> dict[str, Any]:
     return {"prompts": {"query": prompt}, "default_prompt_name": "query"}
 
 
+def rebuilt(kind: str) -> Any:
+    """A tokenizer that keeps upper case, of a class that makes its normaliser anew whenever it is loaded."""
+    make: Any = transformers.BertTokenizer if kind == "bert" else transformers.RobertaTokenizer
+    if kind == "bert":
+        return make(vocab={word: i for i, word in enumerate(WORDS)}, do_lower_case=False)
+    letters = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "Ġ", *"abdelnorstu"]
+    return make(vocab={letter: i for i, letter in enumerate(letters)}, merges=[])
+
+
 def flags(folder: Path, flag: str) -> Path:
     """Pooling as folders said it before version 5.5."""
     write(
@@ -157,6 +167,14 @@ FOLDERS: dict[str, Any] = {
     "lower": lambda at: modules(
         encoder(at, **NO_DROPOUT), "mean", options={"do_lower_case": True}, general=shouted("RED Boat: ")
     ),
+    "lower-bert": lambda at: modules(
+        encoder(at, tokens=rebuilt("bert"), **NO_DROPOUT), "cls", options={"do_lower_case": True}
+    ),
+    "lower-roberta": lambda at: modules(
+        encoder(at, "roberta", rebuilt("roberta"), max_position_embeddings=66, pad_token_id=1, **NO_DROPOUT),
+        "mean",
+        options={"do_lower_case": True},
+    ),
     "length-of-the-tokenizer": lambda at: length(
         modules(encoder(at, **NO_DROPOUT), "mean", options={"max_seq_length": None})
     ),
@@ -177,7 +195,11 @@ def test_the_first_step_has_the_loss_of_sentence_transformers(case: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "case", ["cls", "max", "weightedmean", "sqrt", "lasttoken-left", "prompt-not-pooled", "lower", "mean-normalised"]
+    "case",
+    [
+        *("cls", "max", "weightedmean", "sqrt", "lasttoken-left", "prompt-not-pooled", "lower", "mean-normalised"),
+        *("lower-bert", "lower-roberta"),
+    ],
 )
 def test_what_is_judged_and_exported_is_what_sentence_transformers_encodes(
     case: str, tmp_path: Path, rows: dict[str, str]
@@ -188,19 +210,19 @@ def test_what_is_judged_and_exported_is_what_sentence_transformers_encodes(
     training = Training(config, tmp_path / "out", log=lambda _: None)
     untrained = encoded(training)
     theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
-    np.testing.assert_allclose(untrained, theirs.encode(POSITIVES), atol=1e-6)
+    np.testing.assert_allclose(untrained, theirs.encode(SHOUTED), atol=1e-6)
     training.advance(9)
     assert training.result is not None
     read = training.result["reading"]
     assert read == training.model.reading.record
     export(tmp_path / "out", tmp_path / "exported")
     again = sentence_transformers.SentenceTransformer(str(tmp_path / "exported"), device="cpu")
-    np.testing.assert_allclose(encoded(training), again.encode(POSITIVES), atol=1e-6)
-    own = models.reading(job(rows, tmp_path / "exported"))
-    # Its tokenizer lower-cases by itself.
-    assert own.record | {"lower": read["lower"]} == read
+    np.testing.assert_allclose(encoded(training), again.encode(SHOUTED), atol=1e-6)
+    assert models.reading(job(rows, tmp_path / "exported")).record == read
+    embed = _embed_of(tmp_path / "exported")
+    np.testing.assert_allclose(embed(SHOUTED), encoded(training), atol=1e-6)
     page = (tmp_path / "exported" / "README.md").read_text()
-    names: dict[str, Any] = {"texts": POSITIVES}
+    names: dict[str, Any] = {"texts": SHOUTED}
     block = page.split("```python\n")[2].split("```")[0].replace("this/folder", str(tmp_path / "exported"))
     exec(block, names)  # what the page says of AutoModel is right
     np.testing.assert_allclose(names["embeddings"].detach().numpy(), encoded(training), atol=1e-5)
@@ -209,7 +231,7 @@ def test_what_is_judged_and_exported_is_what_sentence_transformers_encodes(
 def encoded(training: Training) -> Any:
     features = partial(evaluate._encode, training.model, size=8, head=False, group=None, device="cpu")
     with evaluate._evaluation_mode(training.model):
-        return evaluate._encode_sentences(POSITIVES, training.tokenizer, training.model.reading, features).numpy()
+        return evaluate._encode_sentences(SHOUTED, training.tokenizer, training.model.reading, features).numpy()
 
 
 def test_a_trial_is_not_exported_with_settings_that_its_folder_says_only_now(
