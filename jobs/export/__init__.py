@@ -27,6 +27,7 @@ from jobs.data.tokens import tokenised
 from jobs.export import card, folder
 from jobs.export.card import About
 from jobs.models import ContrastiveModel
+from jobs.pretrained import BUILT
 
 __all__ = ["About", "Differs", "export"]
 
@@ -58,7 +59,7 @@ def export(
     place = storage.at(source, remote)
     job = _job(place, source, remote)
     try:
-        found, weights, remarks = checkpoint.weights(place.inside("checkpoints"), step=step)
+        found, weights, extra, remarks = checkpoint.weights(place.inside("checkpoints"), step=step)
     except ValueError as error:
         raise ValueError(
             f"trial {name} has {error}; one is made every execution.checkpoint_every = "
@@ -66,7 +67,13 @@ def export(
         ) from error
     tokenizer, image_shape, unsure = _inputs(place, job, source, remote)
     model = models.build(job, tokenizer=tokenizer, image_shape=image_shape).eval()
-    _refuse_other_reading(place, model, source, remote)
+    trained = extra.get(trial.READING) or (_result(place, source, remote) or {}).get(trial.READING)
+    trial.refuse_other_reading(trained, model.reading.record)
+    if trained is None and job.task == "sentence" and job.model.name not in (None, *BUILT):
+        unsure.append(
+            f"an earlier version has not recorded how model.name = '{job.model.name}' was read when the trial began; "
+            "it is exported as its folder says today"
+        )
     _fill(model, weights, name)
     points = _points(place, source, remote, until=found)
 
@@ -159,18 +166,6 @@ def _inputs(
                 "trained, and its vocabulary is made of them; bring back the rows that it was trained on"
             )
     return data.tokenizer_for(job), None, unsure
-
-
-def _refuse_other_reading(place: storage.Storage, model: ContrastiveModel, source: Path, remote: str | None) -> None:
-    """Raise ValueError where the encoder's folder no longer says how the trial embedded."""
-    trained = (_result(place, source, remote) or {}).get("reading", {})
-    now = model.reading.record
-    for name in sorted(trained.keys() & now.keys()):
-        if trained[name] != now[name]:
-            raise ValueError(
-                f"the encoder that the trial began with says {name} = {now[name]!r} today, and it was trained with "
-                f"{trained[name]!r}; bring back the folder's settings of then"
-            )
 
 
 def _fill(model: ContrastiveModel, weights: dict[str, Tensor], name: str) -> None:

@@ -5,8 +5,8 @@
     embed = load("this/folder")
     embed(["a sentence", "another one"])      # float32 [n, width]; of images: uint8 [n, H, W] or [n, H, W, C]
 
-They are normalised, and sentences lower-cased, if embedding.json says so; its prompt is put before each sentence. On a GPU where there is one;
-cosine similarity is what the encoder was trained for.
+They are normalised, and sentences lower-cased, if embedding.json says so; its prompt is put before each sentence. On a
+GPU where there is one; cosine similarity is what the encoder was trained for.
 """
 
 from __future__ import annotations

@@ -131,8 +131,8 @@ def _write_tokenizer(into: Path, tokenizer: Any, max_tokens: int) -> None:
 
 
 def _write_sentence_modules(into: Path, model: ContrastiveModel, load: dict[str, Any]) -> list[tuple[str, str]]:
-    """Types and folders of sentence-transformers' modules before the head. A tokenizer that transformers puts together anew
-    forgets what was added to it, so lower case is asked for."""
+    """Types and folders of sentence-transformers' modules before the head. Lower case is asked for: a tokenizer that
+    transformers makes anew forgets what was added to it."""
     modules, read = [(SENTENCE_TRANSFORMERS + "Transformer", "")], model.reading
     options: dict[str, Any] = {"max_seq_length": read.max_tokens, "do_lower_case": read.lower, "model_args": load}
     if model.pooling == "first_last":

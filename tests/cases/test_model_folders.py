@@ -234,15 +234,41 @@ def encoded(training: Training) -> Any:
         return evaluate._encode_sentences(SHOUTED, training.tokenizer, training.model.reading, features).numpy()
 
 
-def test_a_trial_is_not_exported_with_settings_that_its_folder_says_only_now(
-    tmp_path: Path, rows: dict[str, str]
+@pytest.mark.parametrize("steps", [1, 9])
+def test_a_trial_goes_on_and_is_exported_only_as_its_folder_was_read_when_it_began(
+    steps: int, tmp_path: Path, rows: dict[str, str]
 ) -> None:
+    """In the middle and at its end. Mutant checks: comparing results alone; a checkpoint without it."""
     folder = FOLDERS["cls"](tmp_path / "model")
-    Training(job(rows, folder), tmp_path / "out", log=lambda _: None).advance(9)
+    training = Training(job(rows, folder), tmp_path / "out", log=lambda _: None)
+    training.advance(steps)
+    if training.result is None:
+        training.save()
+        training.settle()
     write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 16, "pooling_mode": "mean"})
     with pytest.raises(ValueError, match=r"says pooling = 'mean' today, and it was trained with 'cls'"):
         export(tmp_path / "out", tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
+    if training.result is None:
+        with pytest.raises(ValueError, match=r"says pooling = 'mean' today, and it was trained with 'cls'"):
+            Training(job(rows, folder), tmp_path / "out", log=lambda _: None)
+        write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 16, "pooling_mode": "cls"})
+    assert Training(job(rows, folder), tmp_path / "out", log=lambda _: None).step == min(steps, 2)
+
+
+def test_of_a_trial_that_has_not_recorded_how_its_folder_was_read_export_says_so(
+    tmp_path: Path, rows: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As trials of earlier versions, which had not ended."""
+    folder = FOLDERS["cls"](tmp_path / "model")
+    training = Training(job(rows, folder), tmp_path / "out", log=lambda _: None)
+    monkeypatch.setattr(Training, "reading", {})
+    training.save()
+    training.settle()
+    monkeypatch.undo()
+    remarks = export(tmp_path / "out", tmp_path / "exported")["remarks"]
+    assert any("it is exported as its folder says today" in remark for remark in remarks)
+    assert Training(job(rows, folder), tmp_path / "out", log=lambda _: None).step == 0, "and it goes on"
 
 
 def test_the_real_all_minilm_has_the_loss_of_sentence_transformers(tmp_path: Path, rows: dict[str, str]) -> None:
@@ -671,6 +697,25 @@ def test_a_trial_alone_that_was_begun_with_former_defaults_goes_on_with_them(
     assert _as_begun(today, tmp_path / "out", None, None) == then
     other = job(rows, folder, {"pooling": "max"})
     assert _as_begun(other, tmp_path / "out", None, None).model.pooling == "max", "what is written counts"
+
+
+def test_the_command_that_continues_a_trial_of_former_defaults_looks_at_it_as_it_began(
+    tmp_path: Path, rows: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder has a Dense, which `mean`, the default of then, leaves out. Mutant check: looking at it first."""
+    from jobs import alone
+
+    folder = modules(encoder(tmp_path / "model", **NO_DROPOUT), "cls", "Dense")
+    then = job(rows, folder, {"pooling": "mean"}, max_tokens=32)
+    Training(then, tmp_path / "out", log=lambda _: None)
+    today = job(rows, folder).model_dump(mode="json", exclude_unset=True)
+    write(tmp_path / "job.json", today)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # the handlers are those of the tests
+    alone.main([str(tmp_path / "job.json"), "--into", str(tmp_path / "out")])
+    told = capsys.readouterr()
+    assert "read as its folder says" not in told.err
+    read = json.loads((tmp_path / "out" / "result.json").read_text())["reading"]
+    assert (read["pooling"], read["max_tokens"]) == ("mean", 32)
 
 
 def test_a_pooling_of_tokens_is_refused_for_images() -> None:
