@@ -18,6 +18,8 @@ import torch
 import transformers
 from click.testing import CliRunner
 from folders import NO_DROPOUT, SIZES, WORDS, encoder, modules, tokenizer, write
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
@@ -26,6 +28,8 @@ from jobs.config import JobConfig
 from jobs.data.__main__ import main as look
 from jobs.export import _embed_of, export
 from jobs.models import ModelError, transformer
+from jobs.modules import ENDLESS
+from jobs.pretrained import digest
 from jobs.train import Training
 from orchestrator.cli import main
 from orchestrator.plan import make
@@ -178,6 +182,19 @@ FOLDERS: dict[str, Any] = {
     "length-of-the-tokenizer": lambda at: length(
         modules(encoder(at, **NO_DROPOUT), "mean", options={"max_seq_length": None})
     ),
+    "no-length-relative": lambda at: modules(
+        encoder(
+            at, "deberta-v2", relative_attention=True, position_biased_input=False, pos_att_type=["p2c"], **NO_DROPOUT
+        ),
+        "mean",
+        options={"max_seq_length": None},
+    ),
+    "no-length-bloom": lambda at: modules(
+        encoder(at, "bloom", n_layer=1, n_head=2, hidden_dropout=0.0, attention_dropout=0.0),
+        "mean",
+        options={"max_seq_length": None},
+    ),
+    "built-in-prompt": lambda at: modules(encoder(at, **NO_DROPOUT), "cls", general={"default_prompt_name": "query"}),
     "no-length": lambda at: modules(encoder(at, **NO_DROPOUT), "mean", options={"max_seq_length": None}),
     "roberta": lambda at: modules(encoder(at, "roberta", max_position_embeddings=66, **NO_DROPOUT), "cls"),
     "old-layout": old,
@@ -306,6 +323,61 @@ def test_what_a_job_says_takes_the_place_of_what_its_folder_says_and_is_noted(
     assert "'auto', for that" in words
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["[{", "{}", '[{"path": ""}]', '[{"type": 1, "path": ""}]', "[]"],
+    ids=["half", "object", "no type", "1", "none"],
+)
+def test_a_job_that_says_all_needs_no_settings_of_the_folder(
+    content: str, tmp_path: Path, rows: dict[str, str]
+) -> None:
+    """What the words about a damaged list say is then true. Mutant check: digesting what cannot be read."""
+    folder = text(modules(encoder(tmp_path / "model", **NO_DROPOUT), "cls"), "modules.json", content)
+    said = refused(job(rows, folder), tmp_path)
+    assert "model.pooling = 'mean' and data.max_tokens = 128 would say" in said
+    config = job(rows, folder, {"pooling": "max"}, max_tokens=20)
+    assert looked_at(config, tmp_path)[0] == 0
+    assert models.reading(config).record == models.reading(job(rows, "bert", {"pooling": "max"}, max_tokens=20)).record
+    first = digest(str(folder), tokenizer=True)
+    (folder / "modules.json").write_text(content + " ")
+    assert digest(str(folder), tokenizer=True) != first, "and it counts"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 200) | st.floats() | st.sampled_from(["", "q", "mean", "text"]),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["q", "text", "method"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+SETTINGS = {
+    "config_sentence_transformers.json": ["prompts", "default_prompt_name", "model_type", "truncate_dim"],
+    "sentence_bert_config.json": [
+        *("max_seq_length", "do_lower_case", "model_args", "config_kwargs", "processor_kwargs", "modality_config"),
+        *("transformer_task", "processing_kwargs"),
+    ],
+    "1_Pooling/config.json": ["pooling_mode", "include_prompt", "pooling_mode_cls_token"],
+    "tokenizer_config.json": ["model_max_length"],
+}
+
+
+@pytest.fixture(scope="module")
+def damaged_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return modules(encoder(tmp_path_factory.mktemp("settings") / "model"), "cls", general=QUERY)
+
+
+@given(data=st.data())
+def test_whatever_a_setting_holds_it_is_read_or_refused_in_words(data: Any, damaged_folder: Path) -> None:
+    name = data.draw(st.sampled_from(sorted(SETTINGS)))
+    before = (damaged_folder / name).read_text()
+    change = {data.draw(st.sampled_from(SETTINGS[name])): data.draw(JSON)}
+    write(damaged_folder / name, json.loads(before) | change)
+    with contextlib.ExitStack() as stack:
+        stack.callback((damaged_folder / name).write_text, before)
+        stack.enter_context(contextlib.suppress(ModelError))
+        assert models.reading(job({"train": "a", "confirm": "a"}, damaged_folder)).max_tokens >= 4
+
+
 LEAVES = '[{"idx": 0, "name": "0", "path": "../other", "type": "sentence_transformers.models.Transformer"}]'
 
 
@@ -318,6 +390,11 @@ def kinds(folder: Path, place: int, kind: str, *, own: bool = False) -> Path:
 
 def bare(folder: Path) -> Path:
     folder.mkdir()
+    return folder
+
+
+def bare_inside(folder: Path, name: str) -> Path:
+    (folder / name).mkdir()
     return folder
 
 
@@ -451,6 +528,30 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no list": (lambda at: text(modules(encoder(at)), "modules.json", "{}"), "it must be a list of modules"),
     "no type": (lambda at: text(modules(encoder(at)), "modules.json", '[{"path": ""}]'), "without type or path"),
     "leaves": (lambda at: text(modules(encoder(at)), "modules.json", LEAVES), "leaves the folder"),
+    "list of prompts": (lambda at: modules(encoder(at), general={"prompts": ["query: "]}), "it must be an object"),
+    "prompt of a list": (lambda at: modules(encoder(at), general={"prompts": {"q": [1]}}), "the prompt 'q' = [1]"),
+    "list of names": (
+        lambda at: modules(encoder(at), general={"default_prompt_name": ["q"]}),
+        'config_sentence_transformers.json has default_prompt_name = ["q"]; it must be text',
+    ),
+    "length as text": (
+        lambda at: modules(encoder(at), options={"max_seq_length": "128"}),
+        'sentence_bert_config.json has max_seq_length = "128"; it must be a number',
+    ),
+    "length of options as text": (
+        lambda at: modules(encoder(at), options={"tokenizer_args": {"model_max_length": "9"}}),
+        "it must be a number",
+    ),
+    "options as a list": (lambda at: modules(encoder(at), options={"model_args": [1]}), "it must be an object"),
+    "modality as a list": (lambda at: modules(encoder(at), options={"modality_config": ["text"]}), "an object"),
+    "pooling as a number": (lambda at: modules(encoder(at), 3), "config.json has pooling_mode = 3"),
+    "length 0": (lambda at: modules(encoder(at), options={"max_seq_length": 0}), "has 0 tokens, special ones"),
+    "length 3": (lambda at: modules(encoder(at), options={"max_seq_length": 3}), "set data.max_tokens, to 32"),
+    "no file but a folder": (lambda at: bare_inside(encoder(at), "modules.json"), "modules.json is no JSON"),
+    "tokenizer elsewhere": (
+        lambda at: modules(encoder(at), options={"tokenizer_name_or_path": "lab/words"}),
+        "a tokenizer elsewhere, lab/words",
+    ),
     "long prompt": (
         lambda at: modules(encoder(at), general=shouted("red boat lamp tree " * 4)),
         "which leaves none for a sentence",
@@ -618,6 +719,20 @@ def test_weights_that_the_network_has_no_place_for_are_noted(tmp_path: Path, row
     assert "cls.bias" not in words
 
 
+@pytest.mark.parametrize("case", ["no-length", "no-length-relative", "no-length-bloom", "length-of-the-tokenizer"])
+def test_a_folder_without_a_length_has_that_of_sentence_transformers(
+    case: str, tmp_path: Path, rows: dict[str, str]
+) -> None:
+    """Mutant check: 32, as where there is no folder of sentence-transformers."""
+    folder = FOLDERS[case](tmp_path / "model")
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    code, words = looked_at(job(rows, folder), tmp_path)
+    assert code == 0
+    length = models.reading(job(rows, folder)).max_tokens
+    assert length == min(int(theirs.max_seq_length or ENDLESS), ENDLESS)
+    assert ("of any length" in words) == (length == ENDLESS) == (case == "no-length-bloom")
+
+
 NO_VIEWS: dict[str, tuple[dict[str, Any], str]] = {
     "llama": ({"num_key_value_heads": 1}, "model.dropout = 0.1 (attention_dropout"),
     "qwen3": ({"num_key_value_heads": 1, "head_dim": 8}, "model.dropout = 0.1"),
@@ -656,8 +771,6 @@ def test_a_tokenizer_with_fewer_tokens_than_the_table_has_rows_is_fine(tmp_path:
 
 
 def test_settings_are_digested_and_those_of_earlier_versions_do_not_seem_changed(tmp_path: Path) -> None:
-    from jobs.pretrained import digest
-
     folder = FOLDERS["prompt"](tmp_path / "model")
     first = digest(str(folder), tokenizer=True)
     assert first is not None
