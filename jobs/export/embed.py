@@ -85,6 +85,11 @@ class Encoder(nn.Module):
         if how == "cls":
             return last[:, skipped]
         states = last if first is None else (first + last) / 2
+        with torch.autocast(self.device.type, enabled=False):  # a sum of many is not kept in bf16
+            return self._over_tokens(states if states.dtype == torch.float64 else states.float(), inputs)
+
+    def _over_tokens(self, states: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        how, skipped = self.settings["pooling"], self.settings["skipped"]
         places = torch.arange(1, states.shape[1] + 1, device=states.device)
         mask = inputs["attention_mask"] * (places > skipped)
         if how == "lasttoken":

@@ -32,7 +32,7 @@ from jobs.modules import ENDLESS
 from jobs.pretrained import digest
 from jobs.train import Training
 from orchestrator.cli import main
-from orchestrator.plan import make
+from orchestrator.plan import examined_of, make
 from orchestrator.provenance import DataFault, examine
 from orchestrator.sweep import Sweep
 
@@ -120,6 +120,13 @@ def rebuilt(kind: str) -> Any:
     return make(vocab={letter: i for i, letter in enumerate(letters)}, merges=[])
 
 
+def endless(folder: Path) -> Path:
+    """An encoder whose configuration knows no number of positions."""
+    settings_ = json.loads((folder / "config.json").read_text())
+    write(folder / "config.json", {key: settings_[key] for key in settings_ if key != "max_position_embeddings"})
+    return folder
+
+
 def flags(folder: Path, flag: str) -> Path:
     """Pooling as folders said it before version 5.5."""
     write(
@@ -190,7 +197,7 @@ FOLDERS: dict[str, Any] = {
         options={"max_seq_length": None},
     ),
     "no-length-bloom": lambda at: modules(
-        encoder(at, "bloom", n_layer=1, n_head=2, hidden_dropout=0.0, attention_dropout=0.0),
+        endless(encoder(at, "bloom", n_layer=1, n_head=2, hidden_dropout=0.0, attention_dropout=0.0)),
         "mean",
         options={"max_seq_length": None},
     ),
@@ -755,6 +762,14 @@ def test_single_sentences_need_dropout_unless_none_is_meant(kind: str, tmp_path:
     assert looked_at(job(rows, folder), tmp_path)[0] == 0, "pairs differ by themselves"
 
 
+def test_a_dropout_that_does_nothing_is_not_taken_for_one(tmp_path: Path, rows: dict[str, str]) -> None:
+    """MPT names two that its network has no use for. Mutant check: believing whatever is written."""
+    folder = encoder(tmp_path / "model", "mpt", d_model=16, n_heads=2, n_layers=1)
+    single = rows | {"train": str(tmp_path / "single.txt")}
+    assert "there is nothing to learn; give pairs" in refused(job(single, folder, {"dropout": 0.1}), tmp_path)
+    assert looked_at(job(single, folder, {"dropout": 0.0}), tmp_path)[0] == 0
+
+
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "xlm"])
 def test_dropout_is_seen_wherever_it_is(kind: str, tmp_path: Path, rows: dict[str, str]) -> None:
     """XLM calls the functional one."""
@@ -858,6 +873,8 @@ def test_what_training_loads_is_refused_in_the_same_words(tmp_path: Path, rows: 
 
 # Sweeps
 
+KNN = {"name": "knn_accuracy", "smallest_difference": 0.01}
+
 
 def sweep(folder: Path, job: dict[str, Any], **more: Any) -> Path:
     """A sweep file of two arms."""
@@ -933,6 +950,20 @@ def test_what_is_tuned_is_looked_at_before_any_trial(
         examine(plan)
 
 
+def test_each_of_many_encoders_that_are_tuned_is_looked_at(tmp_path: Path, rows: dict[str, str]) -> None:
+    """Whatever else is tuned: only combinations have a limit. Mutant check: sixteen in all."""
+    names = [str(tmp_path / f"encoder{n}") for n in range(30)]
+    space: dict[str, Any] = {"model.name": {"choices": ["bert", *names]}}
+    for more in ({}, {"data.max_tokens": {"low": 8, "high": 60}, "model.pooling": {"choices": ["cls", "mean", "max"]}}):
+        plan = plan_of(tmp_path, job(rows, "bert"), tune={"trials": 2, "space": space | more})
+        seen = examined_of(plan)
+        assert {one.model.name for one in seen} == {"bert", *names}
+        if more:
+            assert {(one.model.name, one.data.max_tokens) for one in seen} == {
+                (name, length) for name in ("bert", *names) for length in (8, 60)
+            }
+
+
 @pytest.mark.parametrize("levels", [["auto", "cls"], ["mean", "auto"], ["auto", "max"]])
 def test_arms_that_are_the_same_once_the_folder_has_its_say_are_refused(
     levels: list[str], tmp_path: Path, rows: dict[str, str]
@@ -947,3 +978,22 @@ def test_arms_that_are_the_same_once_the_folder_has_its_say_are_refused(
         DataFault, match="arms auto and cls are the same: both have pooling = 'cls' and max_tokens = 12"
     ):
         examine(plan)
+
+
+def test_images_are_told_nothing_of_sentences(tmp_path: Path, rows: dict[str, str]) -> None:
+    """Arms that are the same, a folder of sentences, and a damaged folder of images."""
+    images = {"task": "image", "budget": {"steps": 1}, "data": {"train": "digits[:64]", "confirm": "digits[64:96]"}}
+    config = JobConfig.model_validate(images | {"batch": {"size": 8}, "model": {"name": "vit"}})
+    with pytest.raises(DataFault) as same:
+        examine(plan_of(tmp_path, config, compare={"model.pooling": ["auto", "mean"]}, metric=KNN))
+    assert "both have pooling = 'mean', as 'auto' means" in str(same.value)
+    assert "length" not in str(same.value)
+    folder = modules(encoder(tmp_path / "model"), "mean", "Dense")
+    named = images | {"batch": {"size": 8}, "model": {"name": str(folder)}}
+    assert "use an encoder of images" in refused(JobConfig.model_validate(named), tmp_path)
+    kinds(folder, 0, "image_module.ImageEncoder", own=True)
+    for content in ("{", "{}", '{"pooling": 3}', '{"pooling": ["map"]}'):
+        (folder / "embedding.json").write_text(content)
+        said = refused(JobConfig.model_validate(named), tmp_path)
+        assert "embedding.json" in said
+        assert "max_tokens" not in said
