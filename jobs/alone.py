@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     stop = _Stop()
     try:
         if rank == 0:
-            for warning in check(job):
+            for warning in check(_as_begun(job, options.into, options.remote, None)):
                 _tell(f"note: {warning}")
         group = _join(world, job)
         job = _as_begun(job, options.into, options.remote, group)

@@ -107,8 +107,11 @@ def newest(place: Path | Storage) -> tuple[Checkpoint | None, list[str]]:
     return None, remarks
 
 
-def weights(place: Path | Storage, *, step: int | None = None) -> tuple[int, dict[str, Tensor], list[str]]:
-    """The model at the newest step, or at `step`, whose files match their manifest; and what was wrong with newer ones.
+def weights(
+    place: Path | Storage, *, step: int | None = None
+) -> tuple[int, dict[str, Tensor], dict[str, Any], list[str]]:
+    """The model at the newest step, or at `step`, whose files match their manifest; the manifest's own values; and what
+    was wrong with newer ones.
 
     Changes nothing, also where a training is at work. Raises ValueError if there is none; ConnectionError or
     StorageFull as `newest` does.
@@ -119,7 +122,7 @@ def weights(place: Path | Storage, *, step: int | None = None) -> tuple[int, dic
         try:
             with place.fetch(name) as path:
                 told = manifest.check(path, step=manifest.step_of(name))
-                return told["step"], load_file(path / manifest.MODEL), remarks
+                return told["step"], load_file(path / manifest.MODEL), told["extra"], remarks
         except (ConnectionError, StorageFull):
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError, *LIBRARIES) as error:

@@ -79,6 +79,7 @@ def _fault(found: Mapping[str, Any], step: int) -> str | None:
         "is damaged: its seconds is no number": is_number(seconds) and 0 <= seconds < math.inf,
         "is damaged: its untrained is no object of numbers": is_numbers(extra.get("untrained")),
         "is damaged: its points is no whole number": is_count(extra.get("points", 0)),
+        "is damaged: its reading is no object": isinstance(extra.get("reading", {}), dict),
     }
     return next((what for what, holds in rules.items() if not holds), None)
 

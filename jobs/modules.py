@@ -44,6 +44,24 @@ HARMLESS = {
 """Options of the first module that change nothing that training computes, or that are honoured."""
 
 
+NUMBER, YES_OR_NO = (int, float), (bool, int)
+_OBJECTS = ("prompts", "modality_config", "processing_kwargs", "model_args", "config_args", "tokenizer_args", *HARMLESS)
+_TEXTS = ("default_prompt_name", "model_type", "similarity_fn_name", "transformer_task", "tokenizer_name_or_path")
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(_OBJECTS, dict),
+    **dict.fromkeys(_TEXTS, str),
+    **dict.fromkeys(("max_seq_length", "model_max_length", "dropout", "truncate_dim"), NUMBER),
+    **dict.fromkeys(("do_lower_case", "include_prompt"), YES_OR_NO),
+    "pooling_mode": (str, list),
+}
+"""What the settings that are read must be, where they are anything."""
+
+WORDS = {dict: "an object", str: "text", NUMBER: "a number", YES_OR_NO: "true or false"}
+
+BUILT_IN = ("query", "document")
+"""Names of prompts that sentence-transformers knows without being told, as empty ones."""
+
+
 class FolderError(ValueError):
     """A folder of sentence-transformers cannot be read, or holds no encoder of transformers. Says what would work."""
 
@@ -83,7 +101,10 @@ class Says:
     """Whether sentences are lower-cased before the tokenizer does what it does."""
 
     length: int | None = None
-    """Longest sentence, in tokens; None where nothing is said."""
+    """Longest sentence, in tokens, as the first module has it; None where nothing is said."""
+
+    tokenizer_length: int | None = None
+    """The same as its tokenizer has it."""
 
     similarity: str | None = None
     refusals: tuple[str, ...] = ()
@@ -92,7 +113,7 @@ class Says:
 
 def modules_of(root: Path) -> tuple[Module, ...] | None:
     """The modules of a folder, None where it is none of sentence-transformers. Raises FolderError."""
-    if not (root / MODULES).is_file():
+    if not (root / MODULES).exists():
         return None
     listed = _json(root / MODULES, list)
     found = tuple(_module(root, one) for one in listed)
@@ -101,16 +122,21 @@ def modules_of(root: Path) -> tuple[Module, ...] | None:
     return found
 
 
+def readable_modules(root: Path) -> tuple[Module, ...] | None:
+    """The same, but None of a list that cannot be read where an encoder lies at the root: it still is one, for a job
+    that says how it pools."""
+    try:
+        return modules_of(root)
+    except FolderError:
+        if (root / "config.json").is_file():
+            return None
+        raise
+
+
 def encoder_path(root: Path) -> str:
     """Where in a folder the files of the encoder lie: at its root, but for old folders of sentence-transformers.
     Raises FolderError where no module is an encoder of transformers, and none lies at the root."""
-    at_root = (root / "config.json").is_file()
-    try:
-        modules = modules_of(root)
-    except FolderError:
-        if at_root:  # it is still an encoder, for a job that says how it pools
-            return ""
-        raise
+    at_root, modules = (root / "config.json").is_file(), readable_modules(root)
     if modules is None or (modules[0].kind != ENCODER and at_root):
         return ""
     if modules[0].kind != ENCODER:
@@ -123,9 +149,9 @@ def encoder_path(root: Path) -> str:
 
 def settings_files(root: Path) -> list[Path]:
     """The files in a folder that say how its sentences are embedded; none of a folder of transformers alone."""
-    modules = modules_of(root)
+    modules = readable_modules(root)
     if modules is None:
-        return []
+        return [root / MODULES] if (root / MODULES).is_file() else []
     named = [root / MODULES, root / PROMPTS, *(root / modules[0].path / name for name in LENGTHS)]
     return [path for path in (*named, *(root / one.path / "config.json" for one in modules[1:])) if path.is_file()]
 
@@ -135,12 +161,13 @@ def says(root: Path) -> Says | None:
     modules = modules_of(root)
     if modules is None:
         return None
-    options, general = _options(root / encoder_path(root)), _settings(root / PROMPTS)
+    inside = root / encoder_path(root)
+    options, general = _options(inside), _settings(root / PROMPTS)
     pooled = _settings(root / modules[1].path / "config.json") if _pools(modules) else {}
     modes = _modes(pooled, root / modules[1].path / "config.json") if _pools(modules) else ()
-    prompts = {str(name): str(text or "") for name, text in (general.get("prompts") or {}).items()}
+    prompts = _prompts(root / PROMPTS, general)
     default = general.get("default_prompt_name")
-    if default is not None and default not in prompts:
+    if default is not None and default not in (*prompts, *BUILT_IN):
         raise FolderError(
             f"{root / PROMPTS} has default_prompt_name = {default!r}, and prompts only {', '.join(prompts) or 'none'}; "
             "correct the name there, or set it to null"
@@ -149,11 +176,14 @@ def says(root: Path) -> Says | None:
         pooling=modes[0] if modes else "mean",
         include_prompt=bool(pooled.get("include_prompt", True)),
         normalise=any(one.kind == "Normalize" for one in modules),
-        prompt="" if default is None else prompts[default],
+        prompt="" if default is None else prompts.get(default, ""),
         prompts=prompts,
         default_prompt=default,
         lower=bool(options.get("do_lower_case")),
-        length=_length(root / modules[0].path, options),
+        length=_length(options["processor_kwargs"].get("model_max_length", options.get("max_seq_length"))),
+        tokenizer_length=_length(
+            _settings(root / encoder_path(root) / "tokenizer_config.json").get("model_max_length")
+        ),
         similarity=general.get("similarity_fn_name"),
         refusals=tuple(_refusals(root, modules, modes, options, general)),
     )
@@ -192,8 +222,12 @@ def _unusual(options: dict[str, Any]) -> Iterator[str]:
     for name, known in HARMLESS.items():
         if strange := sorted(options[name].keys() - known):
             yield f"{name} {', '.join(strange)} of its Transformer"
+    if options.get("tokenizer_name_or_path"):
+        yield f"a tokenizer elsewhere, {options['tokenizer_name_or_path']}"
     modality = options.get("modality_config") or {}
     text = modality.get("text") or {"method": "forward", "method_output_name": "last_hidden_state"}
+    if not isinstance(text, dict):
+        text = {"method": json.dumps(text)[:60]}
     if "message" in modality:
         yield "sentences that are put into a chat template"
     elif "text" in modality and (text.get("method"), _first(text.get("method_output_name"))) != (
@@ -228,24 +262,26 @@ def _modes(config: dict[str, Any], path: Path) -> tuple[str, ...]:
     return tuple(found) or ("mean",)
 
 
-def _length(folder: Path, options: dict[str, Any]) -> int | None:
-    """Longest sentence as the first module has it, or else its tokenizer."""
-    given = options["processor_kwargs"].get("model_max_length", options.get("max_seq_length"))
-    if given is None:
-        given = _settings(folder / "tokenizer_config.json").get("model_max_length")
-    if given is None or not isinstance(given, int | float) or given >= ENDLESS:
-        return None
-    if given < 1:
-        raise FolderError(f"{folder} says that its longest sentence has {given} tokens; give data.max_tokens")
-    return int(given)
+def _length(given: float | None) -> int | None:
+    return int(max(given, 0)) if given is not None and given < ENDLESS else None
+
+
+def _prompts(path: Path, general: dict[str, Any]) -> dict[str, str]:
+    given = general.get("prompts") or {}
+    for name, text in given.items():
+        if not isinstance(text, str | None):
+            raise FolderError(f"{path} has the prompt {name!r} = {json.dumps(text)[:60]}; it must be text")
+    return {name: text or "" for name, text in given.items()}
 
 
 def _options(folder: Path) -> dict[str, Any]:
     """Settings of the first module, whose options go by their newer names."""
-    options: dict[str, Any] = next((found for name in LENGTHS if (found := _settings(folder / name))), {})
+    path, options = next(
+        ((folder / name, found) for name in LENGTHS if (found := _settings(folder / name))), (folder / LENGTHS[0], {})
+    )
     older = {"model_kwargs": "model_args", "config_kwargs": "config_args", "processor_kwargs": "tokenizer_args"}
     for name, before in older.items():
-        options[name] = options.get(name) or options.pop(before, None) or {}
+        options[name] = _known(path, options.get(name) or options.pop(before, None) or {})
     return options
 
 
@@ -261,14 +297,31 @@ def _module(root: Path, one: Any) -> Module:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """A file of settings; empty where there is none."""
-    return _json(path, dict) if path.is_file() else {}
+    """A file of settings; empty where there is none. Raises FolderError for a setting that is read and is of another
+    kind than it must be."""
+    return _known(path, _json(path, dict)) if path.exists() else {}
+
+
+def _known(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    for key in sorted(found.keys() & KINDS.keys()):
+        kind, value = KINDS[key], found[key]
+        if value is not None and (not isinstance(value, kind) or (type(value) is bool and kind is not YES_OR_NO)):
+            wanted = WORDS.get(kind, "text, or a list of it")
+            raise FolderError(f"{path} has {key} = {json.dumps(value)[:60]}; it must be {wanted}")
+    return found
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """A file of settings that must be there. Raises FolderError."""
+    if not path.exists():
+        raise FolderError(f"{path} is missing; put back what was saved there")
+    return _settings(path)
 
 
 def _json(path: Path, kind: type[Any]) -> Any:
     try:
         found = json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise FolderError(f"{path} is no JSON ({error}); put back what sentence-transformers has saved") from error
     if not isinstance(found, kind):
         wanted = "a list of modules" if kind is list else "an object"

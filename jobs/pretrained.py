@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jobs.modules import LENGTHS, MODULES, PROMPTS, FolderError, encoder_path, modules_of, settings_files
+from jobs.modules import LENGTHS, MODULES, PROMPTS, FolderError, encoder_path, readable_modules, settings_files
 from jobs.paths import directory, looked_in
 from jobs.provenance import HELD, combined, file_digest, stamp
 
@@ -25,6 +25,9 @@ BUILT = ("vit", "resnet", "bert")
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
+
+COMPLETE = ".gitattributes"
+"""Every repository of the Hub has it, and only who fetches all of one asks for it."""
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Where transformers looks for weights, in its order: the first that is there is loaded. An index names more files."""
@@ -98,6 +101,33 @@ def folder_of(name: str) -> Path:
         return root / encoder_path(root)
     except (OSError, ValueError) as error:
         raise _error(name, error) from error
+
+
+def unknown_settings(name: str) -> str | None:
+    """A file that would say how a repository of the Hub embeds, of which nobody knows whether it is there: no cache has
+    it, and no Hub could be asked. None where all is known, as of a folder, and of what a run began with. Raises
+    EncoderError."""
+    known = _meant(name)
+    root, revision = _find(name, known)
+    if known is not None or revision is None or (root / COMPLETE).exists():
+        return None
+    if not (root / MODULES).exists():
+        return MODULES if _is_unknown(name, MODULES, revision) else None
+    try:
+        within = encoder_path(root)
+    except FolderError:  # which is said of it instead
+        return None
+    lengths = [f"{within}/{file}" if within else file for file in LENGTHS]
+    wanted = [PROMPTS, *([] if any((root / file).is_file() for file in lengths) else lengths)]
+    return next((file for file in wanted if _is_unknown(name, file, revision)), None)
+
+
+def _is_unknown(name: str, file: str, revision: str) -> bool:
+    """Whether a cache neither has a file nor was told that there is none."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, file, revision=revision)
+    return not isinstance(found, str) and found is not _CACHED_NO_EXIST
 
 
 def digest(name: str | None, known: Mapping[str, Any] | None = None, *, tokenizer: bool) -> dict[str, Any] | None:
@@ -183,8 +213,11 @@ def _snapshot(name: str, revision: str | None = None, names: tuple[str, ...] | N
     fetch(MODULES)
     inside = encoder_path(root)
     within = f"{inside}/" if inside else ""
-    for module in modules_of(root) or ():
+    for module in readable_modules(root) or ():
         fetch(f"{module.path}/{CONFIG}" if module.path else CONFIG)
+    if readable_modules(root) is not None:  # one by one, so that the cache knows which are not there
+        fetch(PROMPTS)
+        next((file for file in LENGTHS if fetch(within + file) is not None), None)
     patterns = [PROMPTS, *(within + file for file in (*LENGTHS, *TOKENIZER))]
     with contextlib.suppress(LocalEntryNotFoundError):  # then it is loaded from what the cache has, or is missed there
         snapshot_download(name, revision=revision, allow_patterns=patterns)
@@ -199,18 +232,22 @@ def _snapshot(name: str, revision: str | None = None, names: tuple[str, ...] | N
 def _loaded(root: Path, *, tokenizer: bool, settings: bool) -> list[Path]:
     """The files in a folder that an encoder is loaded from, in order of name."""
     folder = root / encoder_path(root)
-    config = folder / CONFIG
     if (missing := why_no_config(folder)) is not None:
         raise FileNotFoundError(missing)
+    found = {folder / CONFIG, *weight_files(folder)}
+    if tokenizer:
+        found |= set(tokenizer_files(folder))
+    return sorted(found | set(settings_files(root) if settings else ()))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files in a folder that hold the weights which are loaded; an index of shards first. Raises OSError."""
     own = _named_by(folder)
     choice = [folder / file for file in (WEIGHTS if own is None else [own])]
     weights = next((path for path in choice if path.is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"{folder} has none of {', '.join(path.name for path in choice)}{_others(folder)}")
-    found = {config, weights, *(folder / shard for shard in _shards(weights))}
-    if tokenizer:
-        found |= set(tokenizer_files(folder))
-    return sorted(found | set(settings_files(root) if settings else ()))
+    return [weights, *(folder / shard for shard in _shards(weights))]
 
 
 def why_no_config(folder: Path) -> str | None:

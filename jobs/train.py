@@ -116,6 +116,11 @@ class Training:
         """Every point so far."""
         return self.records.points
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the encoder takes and pools its inputs, as plain JSON."""
+        return self.model.reading.record if self.job.task == "sentence" else {"pooling": self.model.pooling}
+
     def advance(self, steps: int) -> list[trial.Point]:
         """Train for at most `steps` optimizer steps, fewer up to an evaluation or the end. Returns new points."""
         self.writer.look()
@@ -199,6 +204,7 @@ class Training:
                 "seconds": self.seconds,
                 "untrained": self.untrained,
                 trial.POINTS_TOLD: len(self.points),
+                trial.READING: self.reading,
                 "world": self.world,
                 "attempt": self.attempt,
             },
@@ -265,6 +271,7 @@ class Training:
             self.untrained = self._measure(final=True)
             self._record(self.untrained)
             return
+        trial.refuse_other_reading(found.extra.get(trial.READING), self.reading)
         self.step, self.seconds = found.step, found.extra["seconds"]
         self.untrained = found.extra["untrained"]
         self.model.load_state_dict(found.model)
@@ -422,7 +429,7 @@ class Training:
             "negatives_per_anchor": self.job.negatives_per_anchor + self._hard_negatives(),
             "hashes": self._hashes(),
             "data": data.described(self.job),
-            "reading": self.model.reading.record if self.job.task == "sentence" else {"pooling": self.model.pooling},
+            trial.READING: self.reading,
         }
         result = manifest.sealed(result)
         self.log(f"{outcome} at step {self.step}: {why}")

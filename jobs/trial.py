@@ -29,6 +29,9 @@ ATTEMPT = "attempt.json"
 POINTS = "points.jsonl"
 RESULT = "result.json"
 
+READING = "reading"
+"""Key of a result and of a checkpoint: how the encoder takes and pools its inputs, as its folder said when it began."""
+
 
 class TakenOver(Exception):
     """A later attempt trains this trial; this one may write nothing more."""
@@ -219,6 +222,17 @@ def _point(line: str) -> Point | None:
         return None
     numbers = manifest.is_count(point.step) and manifest.is_number(point.value) and manifest.is_number(point.time)
     return point if numbers and isinstance(point.key, str) else None
+
+
+def refuse_other_reading(trained: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """Raise ValueError where the encoder's folder no longer says how the trial embeds. trained: what is recorded of the
+    trial; None where an earlier version has not."""
+    for name in sorted((trained or {}).keys() & now.keys()):
+        if (trained or {})[name] != now[name]:
+            raise ValueError(
+                f"the encoder that the trial began with says {name} = {now[name]!r} today, and it was trained with "
+                f"{(trained or {})[name]!r}; bring back the folder's settings of then"
+            )
 
 
 def open_folder(

@@ -381,6 +381,7 @@ def _refuse_changes(folder: RunFolder, begun: Plan, plan: Plan) -> None:
     """Raise SweepChanged where the file no longer says what the run was begun with. begun: the plan of the run."""
     # Both resolved by today's program: an older version did not know every key that has a default today.
     changed = planning.changed_keys(sweeps.resolved(begun.sweep), sweeps.resolved(plan.sweep))
+    changed = [each for each in changed if not planning.is_as_begun(begun, each[0], each[2])]
     if not changed and (order := planning.changed_order(begun, plan)) is not None:
         changed = [("compare", *order)]
     if changed:

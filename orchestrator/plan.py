@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.config import JobConfig, canonical, trial_id
-from jobs.identity import counted_from, default_values, first_version, with_former
+from jobs.identity import FORMER, counted_from, default_values, first_version, with_former
 from orchestrator import search
 from orchestrator.sweep import Arm, Sweep, arms_of, conditions, flatten, merged
 from orchestrator.sweep.grid import Grid
@@ -279,9 +280,12 @@ def _ends(plan: Plan, arm: Arm) -> list[dict[str, Any]]:
         key for key in space if key.startswith("data.") or key in ("model.name", "model.pooling", "model.dropout")
     ]
     keys = {key: space[key] for one in deciding for key in (one, *conditions.above(space, one))}
+    ends = {key: one.ends for key, one in keys.items()}
+    names = ends.get("model.name", [None])
+    most = max(16 // len(names), 6)  # for each encoder, so that none is left out
     found = []
-    for settings in conditions.some_combinations(
-        keys, arm.values, {key: one.ends for key, one in keys.items()}, most=16
+    for settings in itertools.chain.from_iterable(
+        conditions.some_combinations(keys, arm.values, ends | {"model.name": [name]}, most=most) for name in names
     ):
         with contextlib.suppress(ValidationError):  # it may be a job with other settings of what else is tuned
             arm.config(stage="confirm", seed=0, settings=settings)
@@ -311,6 +315,12 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[s
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(free)
     ]
+
+
+def is_as_begun(begun: Plan, key: str, value: Any) -> bool:
+    """Whether a run has always had this value of a key of its sweep, by a default of then that is another one today."""
+    name = key.removeprefix("job.")
+    return name in FORMER and value == FORMER[name] and all(arm.values.get(name) == value for arm in begun.arms)
 
 
 def _named(arms: Sequence[Arm], label: str) -> Arm:

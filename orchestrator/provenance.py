@@ -109,10 +109,12 @@ def _refuse_arms_alike(plan: Plan, readings: Mapping[str, Json]) -> None:
             del job[section][name]
         label, whole = first.setdefault(canonical([job, read]), (arm.label, own))
         if whole != own:
-            said = " and ".join(f"{key.rpartition('.')[2]} = {read[key.rpartition('.')[2]]!r}" for key in FORMER)
+            names = ["pooling"] if job["task"] == "image" else [key.rpartition(".")[2] for key in FORMER]
+            said = " and ".join(f"{name} = {read[name]!r}" for name in names)
+            also = "" if job["task"] == "image" else ", or a length not given,"
             raise DataFault(
-                f"arms {label} and {arm.label} are the same: both have {said}, as 'auto', or a length not given, "
-                "mean what the encoder's folder says, or else the usual; remove one of them"
+                f"arms {label} and {arm.label} are the same: both have {said}, as 'auto'{also} means what the "
+                "encoder's folder says, or else the usual; remove one of them"
             )
 
 

@@ -40,8 +40,10 @@ def revision(number: int) -> str:
     return hashlib.sha1(str(number).encode()).hexdigest()
 
 
-def cached(cache: Path, name: str, number: int, files: Files) -> Path:
-    """Have the cache hold files of a repository at a revision, which is main's from now on. Returns its snapshot."""
+def cached(cache: Path, name: str, number: int, files: Files, *, whole: bool = True) -> Path:
+    """Have the cache hold files of a repository at a revision, which is main's from now on. Returns its snapshot.
+    whole: as if the whole repository was fetched, and not these files alone."""
+    files = {**files, ".gitattributes": b""} if whole else files
     repository = cache / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / revision(number)
     for folder in (repository / "blobs", repository / "refs", snapshot):

@@ -248,7 +248,7 @@ def test_any_one_byte_that_changes_leaves_what_was_saved_or_the_one_before(
     found, remarks = checkpoint.newest(tmp_path / "c")
     assert same(found, 400 if remarks else 500)
     assert (tmp_path / "c" / "step_000500.bad-1").exists() == bool(remarks)
-    step, weights, _ = checkpoint.weights(tmp_path / "c")
+    step, weights, _, _ = checkpoint.weights(tmp_path / "c")
     assert step == (400 if remarks else 500)
     assert torch.equal(weights["weight"], torch.full((3, 2), float(step)))
 

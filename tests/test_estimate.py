@@ -380,6 +380,19 @@ def test_what_sets_the_cost_of_a_step_matters(changes: dict[str, Any]) -> None:
     assert cost(known().job, 0) != cost(known().job, 1)
 
 
+def test_a_length_that_is_not_given_is_the_former_one_where_no_folder_says_another(tmp_path: Path) -> None:
+    """Mutant check: leaving it open for all that is loaded."""
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    for folder in (plain, other):
+        folder.mkdir()
+    (other / "modules.json").write_text("[]")
+    data = {"train": "a", "confirm": "a", "tune": "a"}
+    for name, length in ((str(plain), 32), (str(other), None), ("lab/encoder", None), ("bert", 32)):
+        given = job(task="sentence", data=data, model={"name": name})
+        given.pop("augment", None)
+        assert cost(JobConfig.model_validate(given), 0)["data.max_tokens"] == length
+
+
 def test_another_batch_will_do_and_is_called_rough() -> None:
     """The nearest batch size speaks. Mutant check: without the ratio the first one does."""
     told = [known(job(batch={"size": size}), training_s=seconds) for size, seconds in ((512, 1), (64, 2), (8, 3))]

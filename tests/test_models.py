@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from jobs.config import JobConfig
 from jobs.models import ContrastiveModel, ModelError, build, dropout_keys, initial_hash
 from jobs.models.dropout import KeyedDropout
+from jobs.models.pooling import pool
 
 SHAPE = (1, 8, 8)
 WORDS = 50
@@ -169,6 +170,17 @@ def test_embeddings_have_the_precision_the_loss_wants(precision: str, dtype: tor
     error = (embedded - reference).abs().max()
     assert error < {"fp32": 1e-5, "bf16": 0.03, "fp64": 1e-14}[precision]
     assert precision != "bf16" or error > 1e-5, "no autocast took place"
+
+
+@pytest.mark.parametrize("how", ["mean", "weightedmean", "mean_sqrt_len_tokens", "cls", "max"])
+def test_states_of_bf16_are_pooled_in_fp32(how: str) -> None:
+    """As sentence-transformers sums them. Mutant check: under autocast the mean of 511 ones is 1.002."""
+    model, inputs = text_model(pooling=how, precision="bf16").eval(), sentences()
+    with torch.autocast("cpu", torch.bfloat16):
+        states = model.encoder(**inputs).last_hidden_state
+    pooled = pool(how, states.float(), inputs["attention_mask"])
+    assert torch.equal(model.encode(inputs), pooled)
+    assert pooled.dtype == torch.float32
 
 
 def test_pooling_of_images_takes_the_class_token_or_the_patches() -> None:

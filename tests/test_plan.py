@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from jobs.config import JobConfig, canonical, trial_id
 from jobs.identity import FOLLOWED, FORMER, counted_from, default_values
 from orchestrator.ledger import Ledger, sqlite_url
-from orchestrator.plan import Plan, Planned, changed_keys, changed_order, enough_seeds, make, smallest_p, stored
+from orchestrator.plan import (
+    Plan,
+    Planned,
+    changed_keys,
+    changed_order,
+    enough_seeds,
+    is_as_begun,
+    make,
+    smallest_p,
+    stored,
+)
 from orchestrator.sweep import Sweep, conditions, flatten, load, resolved
 
 ROOT = Path(__file__).parents[1]
@@ -261,6 +271,10 @@ def test_a_plan_of_the_first_version_goes_on_with_the_defaults_of_then(run: str)
     plan = stored(json.loads(text), 1)
     frozen = [arm.config(stage="confirm", seed=0) for arm in plan.arms]
     assert {(job.model.pooling, job.data.max_tokens) for job in frozen} == {("mean", 32)}
+    for key, value in FORMER.items():
+        assert is_as_begun(plan, f"job.{key}", value), "a file that writes it down asks for nothing else"
+        assert not is_as_begun(plan, f"job.{key}", FOLLOWED[key])
+    assert not is_as_begun(make(plan.sweep), "job.model.pooling", "mean"), "nor is it what a run of today had"
     for known, arm, stage, job in rows:
         values, space = flatten(json.loads(job)), plan.sweep.tune.space if plan.sweep.tune else {}
         settings = {key: values[key] for key in space}

@@ -242,7 +242,7 @@ def test_an_encoder_that_cannot_be_looked_at_is_a_sentence_and_exit_code_2(tmp_p
             digest(name, tokenizer=False)
         assert "\n" not in str(caught.value)
     for name in ("x" * 300, f"{tmp_path}/enc"):
-        assert re.search("cannot be looked at|no tokenizer can be loaded", looked_at(name, tmp_path))
+        assert re.search("cannot be looked at|not loadable|no tokenizer can be loaded", looked_at(name, tmp_path))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look into any folder")
@@ -323,3 +323,30 @@ def test_the_settings_of_sentence_transformers_are_fetched_with_the_weights(
     assert reading(sentence_job("lab/st")).max_tokens == 12
     shutil.rmtree(cache)
     assert looked_at("lab/st", tmp_path, first, env=online)["digest"] == first["digest"], "another node fetches those"
+
+
+@pytest.mark.parametrize("missing", ["modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"])
+def test_settings_that_the_cache_lacks_are_not_taken_for_settings_that_there_are_none(
+    tmp_path: Path, cache: Path, hub: Hub, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As AutoModel leaves a cache. Seen: mean and 32 tokens in place of cls, 12 and a prompt. Mutant check: asking
+    whether the file is there."""
+    prompts = {"prompts": {"q": "a "}, "default_prompt_name": "q"}
+    folder = modules(encoder(tmp_path / "st"), "cls", general=prompts)
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    cached(cache, "lab/st", 0, {name: content for name, content in files.items() if name != missing}, whole=False)
+    with pytest.raises(ModelError, match=rf"{missing} is not in the cache .* hf download lab/st"):
+        reading(sentence_job("lab/st"))
+    explicit = sentence_job("lab/st").model_dump()
+    explicit["model"]["pooling"], explicit["data"]["max_tokens"] = "mean", 20
+    assert reading(JobConfig.model_validate(explicit)).max_tokens == 20
+    known = digest("lab/st", tokenizer=True)
+    assert known is not None
+    pretrained.hold({"lab/st": known})
+    assert reading(sentence_job("lab/st")), "a run goes on with what it began with"
+    pretrained.hold({})
+    hub.repositories["lab/st"] = [{name: content for name, content in files.items() if name != missing}]
+    online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
+    looked_at("lab/st", tmp_path, env=online)
+    pretrained._snapshot.cache_clear()
+    assert reading(sentence_job("lab/st")), "the Hub has said that there is none"

@@ -27,8 +27,9 @@ from jobs.data.tokens import tokenised
 from jobs.export import card, folder
 from jobs.export.card import About
 from jobs.models import ContrastiveModel
+from jobs.pretrained import BUILT
 
-__all__ = ["About", "export"]
+__all__ = ["About", "Differs", "export"]
 
 TOLERANCE = 1e-6
 """Largest difference to the trial's own embeddings, of those whose largest value is up to 1: rounding of fp32, whose
@@ -40,6 +41,10 @@ LONG = 512
 SENTENCES = ("A man plays a guitar.", "Someone is playing the guitar outside.", "Üben, üben, üben: 今天很冷!", "no")
 
 
+class Differs(RuntimeError):
+    """What was written does not give the embeddings that the trial has. Nothing is left of it."""
+
+
 def export(
     source: Path, dest: Path, *, remote: str | None = None, step: int | None = None, about: About | None = None
 ) -> dict[str, Any]:
@@ -47,14 +52,14 @@ def export(
 
     remote: URI of pyarrow.fs at which the trial's files are kept; `source` then is a folder to work in. step: of the
     checkpoint; None: the newest that is sound. Raises ValueError for what a person can mend: no checkpoint, `dest` is
-    there already, data that are not those it was trained on. Raises ConnectionError and storage.StorageFull.
+    there already, data that are not those it was trained on. Raises ConnectionError, storage.StorageFull and Differs.
     """
     refuse_existing(dest)
     name = source.resolve().name
     place = storage.at(source, remote)
     job = _job(place, source, remote)
     try:
-        found, weights, remarks = checkpoint.weights(place.inside("checkpoints"), step=step)
+        found, weights, extra, remarks = checkpoint.weights(place.inside("checkpoints"), step=step)
     except ValueError as error:
         raise ValueError(
             f"trial {name} has {error}; one is made every execution.checkpoint_every = "
@@ -62,7 +67,13 @@ def export(
         ) from error
     tokenizer, image_shape, unsure = _inputs(place, job, source, remote)
     model = models.build(job, tokenizer=tokenizer, image_shape=image_shape).eval()
-    _refuse_other_reading(place, model, source, remote)
+    trained = extra.get(trial.READING) or (_result(place, source, remote) or {}).get(trial.READING)
+    trial.refuse_other_reading(trained, model.reading.record)
+    if trained is None and job.task == "sentence" and job.model.name not in (None, *BUILT):
+        unsure.append(
+            f"an earlier version has not recorded how model.name = '{job.model.name}' was read when the trial began; "
+            "it is exported as its folder says today"
+        )
     _fill(model, weights, name)
     points = _points(place, source, remote, until=found)
 
@@ -157,18 +168,6 @@ def _inputs(
     return data.tokenizer_for(job), None, unsure
 
 
-def _refuse_other_reading(place: storage.Storage, model: ContrastiveModel, source: Path, remote: str | None) -> None:
-    """Raise ValueError where the encoder's folder no longer says how the trial embedded."""
-    trained = (_result(place, source, remote) or {}).get("reading", {})
-    now = model.reading.record
-    for name in sorted(trained.keys() & now.keys()):
-        if trained[name] != now[name]:
-            raise ValueError(
-                f"the encoder that the trial began with says {name} = {now[name]!r} today, and it was trained with "
-                f"{trained[name]!r}; bring back the folder's settings of then"
-            )
-
-
 def _fill(model: ContrastiveModel, weights: dict[str, Tensor], name: str) -> None:
     try:
         model.load_state_dict(weights)
@@ -184,7 +183,7 @@ def _fill(model: ContrastiveModel, weights: dict[str, Tensor], name: str) -> Non
 def _difference(
     written: Path, model: ContrastiveModel, job: JobConfig, tokenizer: Any, image_shape: tuple[int, int, int] | None
 ) -> float:
-    """How far the embeddings of `written` are from the model's, at most. Raises RuntimeError if that is too far."""
+    """How far the embeddings of `written` are from the model's, at most. Raises Differs if that is too far."""
     inputs: dict[str, Tensor]
     if image_shape is None:
         read = model.reading
@@ -211,7 +210,7 @@ def _difference(
         found = _embed_of(written)(given)
     difference = float(np.abs(found - expected).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise RuntimeError(f"the exported encoder differs from the trial's by {difference:.2g}; please report this")
+        raise Differs(f"the exported encoder differs from the trial's by {difference:.2g}; please report this")
     return difference
 
 

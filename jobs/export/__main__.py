@@ -1,7 +1,7 @@
 """`python -m jobs.export TRIAL_FOLDER DEST`: write a trained encoder as a folder that transformers loads.
 
 Prints one line of JSON and ends with 0; or says what is wrong and ends with 2 if a person can mend it by what they ask
-for, with 1 if a disk is full or a bucket cannot be reached.
+for, with 1 if a disk is full, a bucket cannot be reached, or what was written does not give the trial's embeddings.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run")
     parser.add_argument("--arm")
     options = parser.parse_args(arguments)
-    from jobs.export import About, export
+    from jobs.export import About, Differs, export
     from jobs.plain import visible_lines
     from jobs.storage import StorageFull
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     about = About(question=options.question, run=options.run, arm=options.arm)
     try:
         done = export(options.trial, options.dest, remote=options.remote, step=options.step, about=about)
-    except (StorageFull, ConnectionError) as error:
+    except (StorageFull, ConnectionError, Differs) as error:
         sys.stderr.write(visible_lines(f"error: {error}\n"))
         return 1
     except (ValueError, OSError) as error:

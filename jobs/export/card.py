@@ -125,6 +125,12 @@ def _sentence_code(settings: Mapping[str, Any]) -> list[list[str]]:
     options = "".join(f", {key}={value}" for key, value in settings["load"].items())
     states = ", output_hidden_states=True" if settings["pooling"] == "first_last" else ""
     prompted = "texts" if not settings["prompt"] else f"[{settings['prompt']!r} + text for text in texts]"
+    lowered = [
+        "from tokenizers import normalizers",
+        "inside = tokenizer.backend_tokenizer  # which may have forgotten that it lower-cases",
+        "then = [inside.normalizer] if inside.normalizer else []",
+        "inside.normalizer = normalizers.Sequence([normalizers.Lowercase(), *then])",
+    ]
     return [
         [
             "from sentence_transformers import SentenceTransformer",
@@ -133,6 +139,7 @@ def _sentence_code(settings: Mapping[str, Any]) -> list[list[str]]:
         [
             "from transformers import AutoModel, AutoTokenizer",
             'tokenizer = AutoTokenizer.from_pretrained("this/folder")',
+            *(lowered if settings["lower"] else []),
             f'tokens = tokenizer({prompted}, padding=True, truncation=True, return_tensors="pt")',
             f'output = AutoModel.from_pretrained("this/folder"{options})(**tokens{states})',
             *_pooled(settings),

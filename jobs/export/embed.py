@@ -5,8 +5,8 @@
     embed = load("this/folder")
     embed(["a sentence", "another one"])      # float32 [n, width]; of images: uint8 [n, H, W] or [n, H, W, C]
 
-They are normalised if embedding.json says so, and its prompt is put before each sentence. On a GPU where there is one;
-cosine similarity is what the encoder was trained for.
+They are normalised, and sentences lower-cased, if embedding.json says so; its prompt is put before each sentence. On a
+GPU where there is one; cosine similarity is what the encoder was trained for.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file  # comes with transformers
+from tokenizers import normalizers  # does too
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
@@ -38,7 +39,7 @@ def load(folder: str | Path, device: str | None = None) -> Callable[[list[str] |
     another kind or size.
     """
     encoder = Encoder(folder).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    tokenizer = AutoTokenizer.from_pretrained(folder) if encoder.settings["task"] == "sentence" else None
+    tokenizer = _tokenizer(folder, encoder.settings) if encoder.settings["task"] == "sentence" else None
 
     def embed(inputs: list[str] | np.ndarray) -> np.ndarray:
         batches = _of_pixels(encoder, inputs) if tokenizer is None else _of_tokens(encoder, tokenizer, inputs)
@@ -84,6 +85,11 @@ class Encoder(nn.Module):
         if how == "cls":
             return last[:, skipped]
         states = last if first is None else (first + last) / 2
+        with torch.autocast(self.device.type, enabled=False):  # a sum of many is not kept in bf16
+            return self._over_tokens(states if states.dtype == torch.float64 else states.float(), inputs)
+
+    def _over_tokens(self, states: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        how, skipped = self.settings["pooling"], self.settings["skipped"]
         places = torch.arange(1, states.shape[1] + 1, device=states.device)
         mask = inputs["attention_mask"] * (places > skipped)
         if how == "lasttoken":
@@ -186,6 +192,15 @@ def _whole_fp32(device: torch.device) -> Iterator[None]:
         yield
     finally:
         setattr(place, name, before)
+
+
+def _tokenizer(folder: str | Path, settings: Mapping[str, Any]) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if settings["lower"]:  # a class of its own may have forgotten it
+        inside = tokenizer.backend_tokenizer
+        then = [] if inside.normalizer is None else [inside.normalizer]
+        inside.normalizer = normalizers.Sequence([normalizers.Lowercase(), *then])
+    return tokenizer
 
 
 def _model(folder: Path, settings: Mapping[str, Any]) -> Any:

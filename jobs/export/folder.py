@@ -63,6 +63,7 @@ def write(
         "pooling": "map" if image_shape and _is_map(model, image_shape) else model.pooling,
         "normalise": model.reading.normalise,
         "prompt": model.reading.prompt,
+        "lower": model.reading.lower,
         "skipped": model.skipped,
         "precision": job.model.precision,
         "hidden": model.width,
@@ -130,9 +131,10 @@ def _write_tokenizer(into: Path, tokenizer: Any, max_tokens: int) -> None:
 
 
 def _write_sentence_modules(into: Path, model: ContrastiveModel, load: dict[str, Any]) -> list[tuple[str, str]]:
-    """Types and folders of sentence-transformers' modules before the head. Lower-casing is the tokenizer's own."""
+    """Types and folders of sentence-transformers' modules before the head. Lower case is asked for: a tokenizer that
+    transformers makes anew forgets what was added to it."""
     modules, read = [(SENTENCE_TRANSFORMERS + "Transformer", "")], model.reading
-    options: dict[str, Any] = {"max_seq_length": read.max_tokens, "do_lower_case": False, "model_args": load}
+    options: dict[str, Any] = {"max_seq_length": read.max_tokens, "do_lower_case": read.lower, "model_args": load}
     if model.pooling == "first_last":
         modules.append((SENTENCE_TRANSFORMERS + "WeightedLayerPooling", "1_WeightedLayerPooling"))
         options["config_args"] = {"output_hidden_states": True}

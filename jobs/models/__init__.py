@@ -137,7 +137,9 @@ class ContrastiveModel(nn.Module):
         last: Tensor = output.last_hidden_state
         if self.pooling == "first_last":
             last = (output.hidden_states[1] + last) / 2
-        return pool(self.pooling, last, inputs["attention_mask"], skipped=self.skipped)
+        with torch.autocast(last.device.type, enabled=False):  # a sum of many is not kept in bf16
+            whole = last if last.dtype == torch.float64 else last.float()
+            return pool(self.pooling, whole, inputs["attention_mask"], skipped=self.skipped)
 
     def _pool_image(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(next(self.encoder.parameters()).dtype)

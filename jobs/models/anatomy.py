@@ -39,6 +39,9 @@ class Anatomy:
     positions: int | None
     """The longest text, in tokens; None where there is no such limit."""
 
+    usual: int | None
+    """What its configuration calls its positions, also where they are no limit."""
+
     ids: int | None
     """Rows of the table of token embeddings; None where it has no plain one."""
 
@@ -73,6 +76,7 @@ def _anatomy(folder: Path, dropout: float | None, _stamp: tuple[Any, ...]) -> An
         kind=kind.__name__,
         main_input=str(network.main_input_name),
         positions=_positions(config, network),
+        usual=_usual(config),
         ids=_ids(network),
         drops=any(_drops(module) for module in network.modules()),
         settable=settable,
@@ -131,6 +135,12 @@ def _network(config: PreTrainedConfig) -> Any:
             f"it encodes sentences and images at once ({kind.__name__}), and only encoders of one of them are trained; "
             "give the half that you want, saved by save_pretrained()"
         )
+    positions = getattr(config, "position_embedding_type", None) or "absolute"
+    if positions != "absolute" and not hasattr(type(config), "position_embedding_type"):
+        raise ModelError(
+            f"its {CONFIG} has position_embedding_type = {positions!r}, which the {kind.__name__} of transformers does "
+            "not compute; give an encoder with absolute positions, or of a kind that has others, such as DeBERTa"
+        )
     if "input_ids" in takes and "attention_mask" not in takes:
         raise ModelError(
             f"it takes no attention mask ({kind.__name__}), so padding would change its embeddings; give an encoder "
@@ -141,8 +151,8 @@ def _network(config: PreTrainedConfig) -> Any:
 
 def _positions(config: PreTrainedConfig, network: nn.Module) -> int | None:
     """The longest text. RoBERTa and its kin number positions from the padding's id + 1, which is their table's own."""
-    limit = getattr(config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit < 1:
+    limit = _usual(config)
+    if limit is None:
         return None
     is_relative = getattr(config, "relative_attention", False) and not getattr(config, "position_biased_input", True)
     if is_relative or getattr(config, "alibi", False):
@@ -151,7 +161,13 @@ def _positions(config: PreTrainedConfig, network: nn.Module) -> int | None:
         padding = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and type(padding) is int:
             return limit - padding - 1
-    return limit
+    named = getattr(config, "n_positions", None)  # as of a Nomic BERT, where transformers does not read it
+    return max(limit, named) if isinstance(named, int) and not hasattr(type(config), "n_positions") else limit
+
+
+def _usual(config: PreTrainedConfig) -> int | None:
+    named = getattr(config, "max_position_embeddings", None)
+    return named if isinstance(named, int) and named > 0 else None
 
 
 def _ids(network: Any) -> int | None:

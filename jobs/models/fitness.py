@@ -28,20 +28,21 @@ def check_encoder(job: JobConfig, tokenizer: Any) -> list[str]:
             )
         _check_ids(name, tokenizer, found.ids)
         _check_prompt(name, tokenizer, read)
-    return list(read.notes)
+    return [*read.notes, *transformer.check_weights(name, job)]
 
 
 def check_views(job: JobConfig) -> None:
     """Raise ModelError where single sentences have two views that are the same, and nobody has said so."""
     name = job.model.name
-    if name is None or name in BUILT or job.model.dropout is not None:
+    if name is None or name in BUILT or job.model.dropout == 0:
         return
     from jobs.models import transformer
 
     _, found = transformer.examined(name, job)
     if found.drops:
         return
-    works = f"set model.dropout = 0.1 ({', '.join(found.settable)} of its configuration), " if found.settable else ""
+    is_open = found.settable and job.model.dropout is None
+    works = f"set model.dropout = 0.1 ({', '.join(found.settable)} of its configuration), " if is_open else ""
     raise ModelError(
         f"data.train holds single sentences, whose two views differ by dropout alone, and model.name = '{name}' "
         f"({found.kind}) has none: there is nothing to learn; {works}give pairs (columns anchor and positive), or "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +11,14 @@ from jobs import pretrained
 from jobs.config import JobConfig
 from jobs.failures import words_of
 from jobs.models.errors import ModelError
-from jobs.modules import FolderError, Says, modules_of, says
+from jobs.modules import ENDLESS, FolderError, Says, modules_of, says, settings_of
 from jobs.pretrained import BUILT
 
 MAX_TOKENS = 32
 """Longest sentence where neither the job nor the encoder's folder says anything."""
+
+FEWEST = 4
+"""Tokens of the longest sentence, at least, as of `data.max_tokens`."""
 
 IMAGE_MODULE = "image_module.ImageEncoder"
 """The first module of an encoder of images that was exported here."""
@@ -66,17 +68,24 @@ def reading(job: JobConfig) -> Reading:
         return plain
     try:
         root = pretrained.root_of(name)
+        if (is_auto or given is None) and (file := pretrained.unknown_settings(name)) is not None:
+            raise FolderError(
+                f"{file} is not in the cache and the Hub was not asked, so it is not known whether it says so; fetch "
+                f"the whole, by hf download {name}"
+            )
         own = _of_image(root) if job.task == "image" else says(root)
     except (FolderError, OSError) as error:
-        if not is_auto and given is not None:  # then nothing of the folder is asked for
+        if not is_auto and (given is not None or job.task == "image"):  # then nothing of the folder is asked for
             return plain
+        says_so = " and data.max_tokens = 128" if job.task == "sentence" else ""
         raise ModelError(
-            f"model.name = '{name}' does not say how it embeds ({words_of(error)}), which model.pooling = 'mean' and "
-            "data.max_tokens = 128 would say, for example"
+            f"model.name = '{name}' does not say how it embeds ({words_of(error)}), which model.pooling = 'mean'"
+            f"{says_so} would say, for example"
         ) from error
     if own is None:
         return plain
     if is_auto and own.refusals:
+        _refuse_other_task(name, job)
         raise ModelError(
             f"model.name = '{name}' is a folder of sentence-transformers that has {' and '.join(own.refusals)}, which "
             f"training does not compute; set model.pooling = '{own.pooling}' to train its encoder without"
@@ -98,15 +107,29 @@ def reading(job: JobConfig) -> Reading:
     )
 
 
+def _refuse_other_task(name: str, job: JobConfig) -> None:
+    """Raise ModelError for an encoder that no pooling would help."""
+    from jobs.models import transformer
+
+    transformer.examined(name, job)
+
+
 def _length(name: str, job: JobConfig, own: Says) -> int:
-    """The longest sentence of a folder, as sentence-transformers has it: never more than the encoder takes."""
+    """The longest sentence of a folder, as sentence-transformers has it: never more than the encoder takes; ENDLESS
+    where nothing limits it."""
     from jobs.models import transformer
 
     if job.task == "image":
         return MAX_TOKENS
-    positions = transformer.examined(name, job)[1].positions
-    lengths = [length for length in (own.length, positions) if length is not None]
-    return min(lengths, default=MAX_TOKENS)
+    found = transformer.examined(name, job)[1]
+    said = [own.length] if own.length is not None else [own.tokenizer_length, found.usual]
+    length = min([one for one in (*said, found.positions) if one is not None], default=ENDLESS)
+    if length < FEWEST:
+        raise ModelError(
+            f"model.name = '{name}' says that its longest sentence has {length} tokens, special ones included, which "
+            f"leaves none for its words; set data.max_tokens, to {MAX_TOKENS} for example"
+        )
+    return length
 
 
 def _notes(name: str, job: JobConfig, own: Says, length: int) -> Iterator[str]:
@@ -116,7 +139,8 @@ def _notes(name: str, job: JobConfig, own: Says, length: int) -> Iterator[str]:
     said += ["prompt not pooled"] if own.prompt and not own.include_prompt else []
     said += ["lower-cased"] if own.lower else []
     if job.model.pooling == "auto":
-        shown = f", sentences of at most {length} tokens" if job.data.max_tokens is None else ""
+        limit = f"at most {length} tokens" if length < ENDLESS else "any length"
+        shown = f", sentences of {limit}" if job.data.max_tokens is None else ""
         yield f"model.name = '{name}' is read as its folder says: {', '.join(said)}{shown}"
     else:
         said += [f"also {' and '.join(own.refusals)}"] if own.refusals else []
@@ -125,9 +149,10 @@ def _notes(name: str, job: JobConfig, own: Says, length: int) -> Iterator[str]:
                 f"model.pooling = '{job.model.pooling}' takes the place of what the folder of model.name = '{name}' "
                 f"says: {', '.join(said)}; leave it out, or write 'auto', for that"
             )
-    if job.data.max_tokens is not None and own.length is not None and own.length != job.data.max_tokens:
+    said_length = own.tokenizer_length if own.length is None else own.length
+    if job.data.max_tokens is not None and said_length is not None and said_length != job.data.max_tokens:
         yield (
-            f"data.max_tokens = {job.data.max_tokens} takes the place of the {own.length} tokens that the folder of "
+            f"data.max_tokens = {job.data.max_tokens} takes the place of the {said_length} tokens that the folder of "
             f"model.name = '{name}' says; leave it out for these"
         )
     others = [key for key, text in own.prompts.items() if text and key != own.default_prompt]
@@ -146,10 +171,12 @@ def _of_image(root: Path) -> Says | None:
     if modules is None:
         return None
     if modules[0].kind == IMAGE_MODULE:
-        settings = json.loads((root / "embedding.json").read_text("utf-8"))
+        pooling = settings_of(root / "embedding.json").get("pooling")
+        if pooling not in ("map", "mean", "cls", "first_last"):
+            raise FolderError(f"{root / 'embedding.json'} has the pooling {pooling!r}; put back what was exported")
         others = [one.kind for one in modules[1:]]
         refusals = (f"modules {', '.join(others)} behind its encoder",) if others else ()
-        return Says(pooling="mean" if settings["pooling"] == "map" else settings["pooling"], refusals=refusals)
+        return Says(pooling="mean" if pooling == "map" else pooling, refusals=refusals)
     own = says(root)
     if own is None or own.pooling == "cls":
         return own

@@ -28,6 +28,7 @@ from transformers.masking_utils import sdpa_mask
 from jobs import pretrained
 from jobs.config import JobConfig
 from jobs.failures import words_of
+from jobs.models import weights
 from jobs.models.anatomy import Anatomy, anatomy, read_config, set_dropout
 from jobs.models.dropout import ATTENTION, drop
 from jobs.models.errors import ModelError
@@ -82,16 +83,25 @@ def _largest_divisor(height: int, width: int, *, at_most: int) -> int:
 def load(name: str, job: JobConfig) -> nn.Module:
     """A pretrained encoder from a local folder or the Hub, in fp32, without its pooler. No code of a folder is run."""
     folder, found = examined(name, job)
+    check_weights(name, job)
     try:
         config = read_config(folder)
         if job.model.dropout is not None:
             set_dropout(config, job.model.dropout)
-        encoder: PreTrainedModel = AutoModel.from_pretrained(
-            folder, config=config, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+        encoder: PreTrainedModel
+        encoder, told = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, ModelError):
-            raise
+        weights.refuse_unfit(folder, told)
+    except ModelError as error:
+        raise _untrainable(name, error) from error
+    except weights.UNREADABLE as error:
         raise _not_loadable(name, words_of(error)) from error
     wanted = {"image": "pixel_values", "sentence": "input_ids"}[job.task]
     assert found.main_input == encoder.main_input_name == wanted, "examined is what is loaded"
@@ -113,9 +123,7 @@ def examined(name: str, job: JobConfig) -> tuple[Path, Anatomy]:
     try:
         found = anatomy(folder, dropout=job.model.dropout)
     except ModelError as error:
-        if str(error).startswith("model."):
-            raise
-        raise ModelError(f"model.name = '{name}' cannot be trained: {error}") from error
+        raise _untrainable(name, error) from error
     wanted = {"image": "pixel_values", "sentence": "input_ids"}[job.task]
     if found.main_input != wanted:
         raise ModelError(
@@ -123,6 +131,22 @@ def examined(name: str, job: JobConfig) -> tuple[Path, Anatomy]:
             f"use an encoder of {job.task}s"
         )
     return folder, found
+
+
+def check_weights(name: str, job: JobConfig) -> list[str]:
+    """Notes on the weights of a pretrained encoder. Raises ModelError for those that are not of its network."""
+    folder, _ = examined(name, job)
+    try:
+        return [f"model.name = '{name}': {note}" for note in weights.examine(folder)]
+    except ModelError as error:
+        raise _untrainable(name, error) from error
+    except weights.UNREADABLE as error:
+        raise _not_loadable(name, words_of(error)) from error
+
+
+def _untrainable(name: str, error: ModelError) -> ModelError:
+    """What an encoder is that cannot be trained, with its name."""
+    return error if str(error).startswith("model.") else ModelError(f"model.name = '{name}' cannot be trained: {error}")
 
 
 def _not_loadable(name: str, reason: str) -> ModelError:

@@ -19,6 +19,7 @@ from typing import Any
 
 from jobs.config import JobConfig, canonical
 from jobs.identity import FORMER
+from jobs.paths import directory
 from orchestrator.plan import Plan
 from orchestrator.sweep import Arm, flatten
 
@@ -190,13 +191,20 @@ def cost(job: JobConfig, gpus_per_rank: float) -> dict[str, Any]:
         "optimizer.name": job.optimizer.name,
         "data.train": re.sub(r"\[[^\[\]]*\]$", "", job.data.train),
         "gpus_per_rank": gpus_per_rank,
-        # What is not given is known of an encoder that is built; a folder may say any length.
-        "data.max_tokens": job.data.max_tokens or (FORMER["data.max_tokens"] if _is_built(job) else None),
+        # What is not given is known of an encoder that says nothing; a folder of sentence-transformers says any length.
+        "data.max_tokens": job.data.max_tokens or (FORMER["data.max_tokens"] if _says_nothing(job) else None),
     }
 
 
-def _is_built(job: JobConfig) -> bool:
-    return job.task == "image" or job.model.name in (None, "bert")
+def _says_nothing(job: JobConfig) -> bool:
+    """Whether an encoder is built, or lies here as a folder of transformers alone."""
+    if job.task == "image" or job.model.name in (None, "bert"):
+        return True
+    try:
+        folder = directory(job.model.name)
+    except (OSError, ValueError):  # it is said when it is looked at
+        return False
+    return folder is not None and not (folder / "modules.json").exists()
 
 
 def source(known: Iterable[Known], remarks: Iterable[str] = ()) -> str | None:
