@@ -19,7 +19,7 @@ from orchestrator.process import this_process
 from orchestrator.runs import RunError
 from orchestrator.submission import Order, asking, bring, meaning
 from orchestrator.submission.parcel import PIECE, Broken, Printed, Reader, Writer, mark
-from orchestrator.submission.server import Job
+from orchestrator.submission.server import DRIVES, Job
 
 # Answers in a log
 
@@ -139,6 +139,7 @@ def question(name: str = "ask-status-1", **changes: Any) -> Job:
 OVER: dict[str, Any] = {"state": "SUCCEEDED", "ended": Head.now - 1}
 GONE = this_process().replace(" pid ", " pid 9")
 OTHER = "elsewhere pid 1 [boot/1 1]"
+AGES: list[dict[str, Any]] = [{"started": Head.now - 86_400}, {"state": "STOPPED", "ended": 1.0}]
 
 
 @pytest.mark.parametrize(
@@ -154,12 +155,24 @@ OTHER = "elsewhere pid 1 [boot/1 1]"
         (question(asker=None, state="STOPPED", ended=Head.now - 601), "delete"),
         (question("raysubmit_1", asker=GONE, **OVER), None),
         (question("small-1", verb="launch", state="FAILED", ended=1.0), None),
+        *((question(f"ask-{verb}s-6b0b2d5f-1", verb=verb, asker=None, **ages), None) for verb in DRIVES for ages in AGES),
     ],
 )
 def test_what_nobody_reads_any_more_goes_and_nothing_else(job: Job, done: str | None) -> None:
     head = Head()
     asking._living([job], cast("Any", head))
     assert head.done == ([] if done is None else [(done, job.id)])
+
+
+def test_drivers_take_no_questions_turn_and_their_ids_are_names_of_files() -> None:
+    """Of runs whose names begin as the ids of questions do, or are long. Mutant check: going by the id alone."""
+    names = ["ask-" + "mé" * length for length in (1, 50, 500)]
+    orders = [Order(verb="resume", run=f"s3://b/{name}", arguments=["resume"]) for name in names]
+    drivers = [question(f"{order.name}-1", verb=order.verb, started=1.0) for order in orders]
+    head = Head()
+    assert asking._living(drivers, cast("Any", head)) == head.done == []
+    assert all(job.id.isascii() and len(f"job-driver-{job.id}.log") < 200 for job in drivers)
+    assert len({order.name for order in orders}) == len(orders)
 
 
 @pytest.mark.parametrize("others", [0, 3, 4, 9])

@@ -15,7 +15,7 @@ from orchestrator.runs import ASKED, RunError, at
 
 from . import meaning
 from .package import Order, entrypoint, package
-from .server import ADDRESS, ORDER, REQUEST, RUN, SWEEP, VERB, Job, JobServer, ServerAway
+from .server import ADDRESS, DRIVES, ORDER, REQUEST, RUN, SWEEP, VERB, Job, JobServer, ServerAway
 
 WAIT_S = 1800.0
 """How long a cluster that has gone may take to come back."""
@@ -24,9 +24,6 @@ ASK_S = 2.0
 
 LOSSES = 5
 """How often in a row a job is run again that was lost before it ended anything."""
-
-DRIVES = ("launch", "resume")
-"""Verbs of the jobs that drive a run."""
 
 
 def mark_of(job: str) -> str:

@@ -24,6 +24,9 @@ from orchestrator.scratch import folder
 LARGEST_MB = 100.0
 """How much data a job takes along: it goes through the head's memory."""
 
+LONGEST = 100
+"""Characters of a run's name in the ids of its jobs, which become names of files on the head."""
+
 PACKAGES = ("orchestrator", "jobs")
 
 PYTHON = '"${ORCHESTRATOR_PYTHON:-python}"'
@@ -58,7 +61,7 @@ class Order:
     @property
     def name(self) -> str:
         """What the ids of the run's jobs begin with."""
-        last = self.run.partition("?")[0].rstrip("/").rpartition("/")[2]
+        last = self.run.partition("?")[0].rstrip("/").rpartition("/")[2][:LONGEST]
         return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', last)}-{hashlib.sha256(self.run.encode()).hexdigest()[:8]}"
 
     @property

@@ -36,6 +36,9 @@ NO_AGENT = "No available agent"
 ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 """What Ray's client would believe rather than its argument."""
 
+DRIVES = ("launch", "resume")
+"""Verbs of the jobs that drive a run."""
+
 RUN, VERB, SWEEP = "orchestrator.run", "orchestrator.verb", "orchestrator.sweep"
 """Keys of a job's metadata: the run's URI, what is done with it, and the hash of the sweep if it was launched."""
 

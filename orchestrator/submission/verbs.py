@@ -20,9 +20,9 @@ from orchestrator.remote import is_uri
 from orchestrator.runs import RunError
 
 from . import asking, meaning
-from .follow import DRIVES, attend, code_of, drives, followed, of_run
+from .follow import attend, code_of, drives, followed, of_run
 from .package import Order, environment
-from .server import Job, JobServer, ServerAway
+from .server import DRIVES, Job, JobServer, ServerAway
 
 Write = Callable[[str], None]
 
