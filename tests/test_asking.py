@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import random
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ from orchestrator.exits import Exit
 from orchestrator.process import this_process
 from orchestrator.runs import RunError
 from orchestrator.submission import Order, asking, bring, meaning
-from orchestrator.submission.parcel import PIECE, Broken, Printed, Reader, Writer, mark
+from orchestrator.submission.parcel import PIECE, Broken, Printed, Reader, Writer, _checksum, mark
 from orchestrator.submission.server import DRIVES, Job
 
 # Answers in a log
@@ -77,20 +77,79 @@ def test_files_arrive_byte_for_byte_among_the_lines_of_others(tmp_path: Path, si
     assert {name: path.read_bytes() for name, path in found.items() if path.is_file()} == files
 
 
-def test_a_file_that_lost_a_piece_is_no_answer(tmp_path: Path) -> None:
-    text = log_of("ask-1", [], {"a": random.Random(0).randbytes(3 * PIECE)}, tmp_path)
-    lines = text.splitlines(keepends=True)
-    reader = Reader("ask-1", out=lambda _: None, err=lambda _: None, into=tmp_path)
-    with pytest.raises(Broken, match="a did not arrive"):
-        reader.take("".join(line for line in lines if line != lines[3]))
-    assert reader.code is None
+def taken(text: str, into: Path | None = None) -> tuple[str, int | None]:
+    """What a reader prints of a log, and its code."""
+    out: list[str] = []
+    reader = Reader("ask-1", out=out.append, err=out.append, into=into)
+    reader.take(text)
+    return "".join(out), reader.code
 
 
-@pytest.mark.parametrize("name", ["../a", "/tmp/a", "b/../../a", ""])
+@given(st.data(), st.lists(st.text(max_size=20).map(lambda text: text.replace("<", "")), min_size=1, max_size=5))
+def test_whatever_others_leave_between_lines_takes_nothing_away(data: st.DataObject, others: list[str]) -> None:
+    """Another writer's line needs no end. Mutant check: a line that does not begin with one's own end."""
+    log = io.StringIO()
+    writer = Writer("ask-1", log)
+    for number in range(4):
+        log.write(data.draw(st.sampled_from(others)))
+        writer.line(out=f"{number}\n")
+    writer.line(code=7)
+    assert taken(log.getvalue()) == ("0\n1\n2\n3\n", 7)
+
+
+@given(st.data())
+def test_an_answer_that_was_hit_anywhere_is_broken_or_arrives_whole(data: st.DataObject) -> None:
+    """By another's text within it, or a stretch that is gone. A file too. Mutant checks: lines without a checksum, and
+    without a number."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        text = log_of("ask-1", [("out", "one"), ("err", "two\n")], {"a": b"x" * 50, "b": b""}, folder, code=3)
+        start = data.draw(st.integers(0, len(text)))
+        end = data.draw(st.integers(start, len(text)) | st.just(start))
+        (folder / "here").mkdir()
+        try:
+            found, code = taken(
+                text[:start] + data.draw(st.sampled_from(["", "warn", "\n", "x\ny"])) + text[end:], folder / "here"
+            )
+        except Broken:
+            return
+        assert code in (None, 3)
+        if code is not None:
+            files = {path.name: path.read_bytes() for path in (folder / "here").iterdir()}
+            assert (found, files) == ("onetwo\n", {"a": b"x" * 50, "b": b""})
+
+
+@pytest.mark.parametrize("lost", [["sha256"], ["data", "sha256"], ["data"], ["file"], ["file", "data"]])
+def test_a_file_that_came_in_part_is_no_answer(tmp_path: Path, lost: list[str]) -> None:
+    """Also where those who wrote it have not counted what they left out."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(random.Random(0).randbytes(3 * PIECE))
+    log = io.StringIO()
+    writer = Writer("ask-1", log)
+    line = writer.line
+    writer.line = lambda **told: None if set(lost) & set(told) else line(**told)  # type: ignore[method-assign]
+    for name in ("a", "b"):
+        writer.file(tmp_path / name, name)
+    writer.line(code=0)
+    with pytest.raises(Broken, match="in part|did not arrive"):
+        taken(log.getvalue(), tmp_path)
+
+
+@pytest.mark.parametrize("told", ["{", "[]", "{}", "5", '{"data": "%"}', '{"data": "AAAA"}', '{"data": 5}'])
+def test_what_is_no_line_of_an_answer_is_told_as_that(tmp_path: Path, told: str) -> None:
+    """With the right count and checksum. Mutant check: errors of json, base64 and zlib as they are."""
+    log = io.StringIO()
+    Writer("ask-1", log).line(file="a")
+    with pytest.raises(Broken):
+        taken(log.getvalue() + f"{mark('ask-1')}{_checksum(f'2 {told}')} 2 {told}\n", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../a", "/tmp/a", "b/../../a", "", "a\0b"])
 def test_a_file_for_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
-    reader = Reader("ask-1", out=lambda _: None, err=lambda _: None, into=tmp_path)
+    log = io.StringIO()
+    Writer("ask-1", log).line(file=name)
     with pytest.raises(Broken, match="nobody asked for"):
-        reader.take(f"{mark('ask-1')}{json.dumps({'file': name})}\n")
+        taken(log.getvalue(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -155,7 +214,11 @@ AGES: list[dict[str, Any]] = [{"started": Head.now - 86_400}, {"state": "STOPPED
         (question(asker=None, state="STOPPED", ended=Head.now - 601), "delete"),
         (question("raysubmit_1", asker=GONE, **OVER), None),
         (question("small-1", verb="launch", state="FAILED", ended=1.0), None),
-        *((question(f"ask-{verb}s-6b0b2d5f-1", verb=verb, asker=None, **ages), None) for verb in DRIVES for ages in AGES),
+        *(
+            (question(f"ask-{verb}s-6b0b2d5f-1", verb=verb, asker=None, **ages), None)
+            for verb in DRIVES
+            for ages in AGES
+        ),
     ],
 )
 def test_what_nobody_reads_any_more_goes_and_nothing_else(job: Job, done: str | None) -> None:
