@@ -18,6 +18,7 @@ from jobs.plain import visible, visible_lines
 from orchestrator import terminal
 from orchestrator.display import Harmless, cell, log_lines
 from orchestrator.exits import Exit
+from orchestrator.masking import without_user
 
 if TYPE_CHECKING:
     from orchestrator.estimate import Estimate
@@ -626,10 +627,9 @@ def _leaving(run: str | None, address: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        quoted = shlex.quote(str(run))
+        there = f"{shlex.quote(str(run))} --address {shlex.quote(without_user(address))}"
         _echo(
-            f"\nleft; the job goes on\n  follow it: orchestrator logs {quoted} --address {address}\n"
-            f"  stop it:   orchestrator stop {quoted} --address {address}",
+            f"\nleft; the job goes on\n  follow it: orchestrator logs {there}\n  stop it:   orchestrator stop {there}",
             err=True,
         )
         sys.exit(Exit.INTERRUPTED)
@@ -677,7 +677,7 @@ def _list_jobs(address: str, as_json: bool) -> None:
         cells = (job["job"], job["verb"], job["meaning"], _shown(job["exit_code"]), job["run"])
         table.add_row(*map(cell, cells))
     if not jobs:
-        _echo(f"no job on {address} drives a run")
+        _echo(f"no job on {without_user(address)} drives a run")
         return
     _print(table)
     latest = {job["run"]: job for job in jobs}

@@ -193,13 +193,14 @@ def follow_driver(url: str, run: str, *, write: Write, tell: Write) -> int:
         job = drives(jobs, run) or next(iter(reversed(of_run(jobs, run))), None)
         if job is None:
             known = sorted({one.run for one in jobs})
-            raise RunError(f"no job on {url} drives {run}; jobs there are of: {', '.join(known) or 'no run'}")
+            raise RunError(f"no job on {server.url} drives {run}; jobs there are of: {', '.join(known) or 'no run'}")
         ended = followed(server, job, write, tell)
     except ServerAway as error:
-        raise InfrastructureMissing(f"{url} no longer answers: {error}") from error
+        raise InfrastructureMissing(f"{server.url} no longer answers: {error}") from error
     if ended is None:
         raise InfrastructureMissing(
-            f"the cluster came back without job {job.id}; go on: orchestrator resume {shlex.quote(run)} --address {url}"
+            f"the cluster came back without job {job.id}; go on: orchestrator resume {shlex.quote(run)} "
+            f"--address {shlex.quote(server.url)}"
         )
     return code_of(server, ended, tell)
 
@@ -209,7 +210,11 @@ def listed(url: str) -> list[dict[str, Any]]:
     InfrastructureMissing."""
     server = _reached(url)
     found = []
-    for one in server.jobs():
+    try:
+        jobs = server.jobs()
+    except ServerAway as error:
+        raise _no_server(server.url, error) from error
+    for one in jobs:
         told = meaning.of(one)
         if one.verb in DRIVES:
             job = {"job": one.id, "run": one.run, "verb": one.verb, "state": one.state, "exit_code": one.exit_code}
@@ -223,7 +228,7 @@ def _reached(url: str) -> JobServer:
     try:
         server.version()
     except ServerAway as error:
-        raise _no_server(url, error) from error
+        raise _no_server(server.url, error) from error
     return server
 
 
