@@ -451,10 +451,8 @@ def _unwritten(error: OSError, place: Path) -> str:
 
 def _compare_several(folders: list[RunFolder], into: str | None, as_json: bool) -> None:
     from orchestrator import report, runs
-    from orchestrator.remote import is_uri
 
-    if into is not None and is_uri(into):
-        raise click.UsageError(f"the report of several runs lies on this machine; --into takes a folder, not {into}")
+    _refuse_uri_for_a_folder("the report of several runs lies on this machine; --into", into)
     with contextlib.ExitStack() as stack:
         ledgers = [stack.enter_context(contextlib.closing(folder.open())) for folder in folders]
         named = report.names([folder.name for folder in folders], ledgers)
@@ -479,10 +477,8 @@ def _print_places(places: Sequence[str]) -> None:
 def _compare_there(address: str, run: tuple[str, ...], into: str | None, *, as_json: bool) -> NoReturn:
     """Compare on the cluster's head, and bring the report here."""
     from orchestrator import submission
-    from orchestrator.remote import is_uri
 
-    if into is not None and is_uri(into):
-        raise click.UsageError(f"the report is brought to this machine; --into takes a folder, not {into}")
+    _refuse_uri_for_a_folder("the report is brought to this machine; --into", into)
     flags = ["--json"] if as_json else []
     try:
         done = submission.report(address, run, flags=flags, into=None if into is None else Path(into), err=ERR)
@@ -499,10 +495,10 @@ def _compare_there(address: str, run: tuple[str, ...], into: str | None, *, as_j
 @main.command()
 @click.argument("run")
 @click.argument("trial", metavar="TRIAL|ARM")
-@click.argument("dest", type=click.Path(path_type=Path))
+@click.argument("dest")
 @JSON
 @ADDRESS
-def export(run: str, trial: str, dest: Path, *, as_json: bool, address: str | None) -> None:
+def export(run: str, trial: str, dest: str, *, as_json: bool, address: str | None) -> None:
     """Write the encoder of TRIAL of RUN to the new folder DEST; of an ARM, of its best confirm trial.
 
     \b
@@ -513,10 +509,11 @@ def export(run: str, trial: str, dest: Path, *, as_json: bool, address: str | No
     transformers' AutoModel and sentence-transformers load the folder without this package, with the embeddings that
     the trial was judged by; an encoder of images with trust_remote_code=True. Its README says how.
     """
+    _refuse_uri_for_a_folder("an encoder is written to this machine; DEST", dest)
     if address is not None:
         from orchestrator import submission
 
-        code, brought = submission.export(address, run, trial, dest, err=ERR)
+        code, brought = submission.export(address, run, trial, Path(dest), err=ERR)
         if brought is None:
             sys.exit(code)
         done = brought
@@ -524,7 +521,7 @@ def export(run: str, trial: str, dest: Path, *, as_json: bool, address: str | No
         from orchestrator import export as exporting
         from orchestrator import runs
 
-        done = exporting.export(runs.find(run), trial, dest)
+        done = exporting.export(runs.find(run), trial, Path(dest))
     if as_json:
         _print_json(done)
     else:
@@ -633,6 +630,14 @@ def _leaving(run: str | None, address: str) -> Iterator[None]:
             err=True,
         )
         sys.exit(Exit.INTERRUPTED)
+
+
+def _refuse_uri_for_a_folder(what: str, place: str | None) -> None:
+    """Raise UsageError for a URI, or what is almost one, where a folder of this machine is meant."""
+    from orchestrator.remote import almost_uri, is_uri
+
+    if place is not None and (is_uri(place) or almost_uri(place) is not None):
+        raise click.UsageError(f"{what} takes a folder, not {place}")
 
 
 def _refuse_what_is_no_place(into: str) -> None:

@@ -131,7 +131,7 @@ def test_a_file_that_came_in_part_is_no_answer(tmp_path: Path, lost: list[str]) 
     for name in ("a", "b"):
         writer.file(tmp_path / name, name)
     writer.line(code=0)
-    with pytest.raises(Broken, match="in part|did not arrive"):
+    with pytest.raises(Broken, match=r"in part|did not arrive"):
         taken(log.getvalue(), tmp_path)
 
 

@@ -89,6 +89,8 @@ def _local_anywhere(path: Path) -> tuple[tuple[File, ...], list[DataError]]:
 
 def _not_found(name: str, root: str) -> str:
     where = looked_in(name)
+    if near := re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]*):/+", name):
+        return f"there is no such file{where}; a URI begins with {near[1].lower()}://"
     if not root:
         return f"there is no such file{where}; give a path, or set ${ROOT} to the folder that holds it"
     here = f"a file{where}" if where else "a file here"

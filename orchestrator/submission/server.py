@@ -266,7 +266,7 @@ class JobServer:
 
 
 def _without_secrets(url: str) -> str:
-    """A job server's URL as people see it. Raises RunError for what is none, which says no more of it than is public."""
+    """A job server's URL as people see it. Raises RunError for what is none, without what may be secret in it."""
     plain = without_user(url)
     shown = "what was given" if "@" in plain else re.split("[?#]", plain)[0]
     example = "--address takes its URL, for example http://127.0.0.1:8265"

@@ -16,7 +16,7 @@ from orchestrator import sweep as sweeps
 from orchestrator.cluster_board import Posted
 from orchestrator.environment import origin
 from orchestrator.readiness import InfrastructureMissing
-from orchestrator.remote import is_uri
+from orchestrator.remote import is_uri, refuse_almost_uri
 from orchestrator.runs import RunError
 
 from . import asking, meaning
@@ -242,6 +242,7 @@ def _no_server(url: str, error: ServerAway) -> InfrastructureMissing:
 def _kept_elsewhere(run: str | None, example: str) -> str:
     """A run that outlives the folder of the job that drives it. Raises RunError; BadAddress for credentials in it."""
     if run is None or not is_uri(run):
+        refuse_almost_uri(run or "")
         found = "" if run is None else f", not in {run}"
         raise RunError(
             f"a job's folder goes with it, so a run on a cluster is kept in a bucket{found}; give its URI: {example}"

@@ -73,8 +73,8 @@ def _with_base(path: Path) -> dict[str, Any]:
     base = table.pop("extends", None)
     if base is None:
         return table
-    if not isinstance(base, str):
-        raise ConfigError(str(path), "sweep", [Fault("extends", repr(base), "must be the path of another sweep")])
+    if not isinstance(base, str) or "://" in base:
+        raise ConfigError(str(path), "sweep", [Fault("extends", repr(base), "must be the path of a sweep beside this")])
     under = _read(path.parent / base)
     if "extends" in under:
         raise ConfigError(
