@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 from orchestrator import access, cluster_board
-from orchestrator.cluster_board import Posted
+from orchestrator.cluster_board import SWEEP, Posted
 from orchestrator.masking import masked, without_user
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.runs import RunError
@@ -41,8 +41,8 @@ ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 DRIVES = ("launch", "resume")
 """Verbs of the jobs that drive a run."""
 
-RUN, VERB, SWEEP = "orchestrator.run", "orchestrator.verb", "orchestrator.sweep"
-"""Keys of a job's metadata: the run's URI, what is done with it, and the hash of the sweep if it was launched."""
+RUN, VERB = "orchestrator.run", "orchestrator.verb"
+"""Keys of a job's metadata: the run's URI, and what is done with it."""
 
 ORDER = "orchestrator.order"
 """And the digest of all that was ordered, by which the same command finds its job again."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.config import canonical
 from orchestrator import plan as planning
 from orchestrator import runs
 from orchestrator import sweep as sweeps
-from orchestrator.cluster_board import Posted
+from orchestrator.cluster_board import FRESH_S, Posted, hash_of
 from orchestrator.environment import origin
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.remote import is_uri, refuse_almost_uri
@@ -58,7 +56,7 @@ def launch(
         run=run,
         arguments=[*arguments, *(part for one in overrides for part in ("--set", one))],
         sweep_file=sweep_file,
-        sweep=_hash(sweep),
+        sweep=hash_of(sweep),
         sources=sorted({source for arm in plan.arms for source in _sources(arm)}),
         environment=environment(variables),
         origin=origin(),
@@ -158,12 +156,19 @@ def standing(url: str, run: str) -> dict[str, Any] | None:
 
 
 def wait_for_status(url: str, run: str, *, tell: Write) -> None:
-    """Wait until the job that drives a run, if there is one, says how it stands or ends. Raises as `ask` does."""
+    """Wait until the job that drives a run, if there is one, says how it stands or ends, or has long had the time to.
+    Raises as `ask` does."""
     server, name, told = JobServer(url), _kept_elsewhere(run, "s3://BUCKET/NAME"), False
+    deadline: float | None = None
     while True:
         driving, found = _known(server, name)
         if driving is None or found is not None:
             return
+        if driving.state == "RUNNING":
+            deadline = deadline or time.monotonic() + FRESH_S
+            if time.monotonic() > deadline:
+                tell(f"job {driving.id} does not say how the run stands; its ledger is asked, once")
+                return
         if not told:
             tell(f"job {driving.id} has not said yet how the run stands; waiting for it, Ctrl-C leaves")
         told = True
@@ -253,12 +258,6 @@ def _kept_elsewhere(run: str | None, example: str) -> str:
 def _line(write: Write) -> Write:
     """Writes lines."""
     return lambda text: write(f"{text}\n")
-
-
-def _hash(sweep: sweeps.Sweep) -> str:
-    """Whether two sweeps are the same. The order of the factors counts: the first one decides the contrasts."""
-    asked = [sweeps.resolved(sweep), list(sweep.compare)]
-    return hashlib.sha256(canonical(asked).encode()).hexdigest()[:16]
 
 
 def _sources(arm: sweeps.Arm) -> list[str]:
