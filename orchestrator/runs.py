@@ -300,7 +300,8 @@ def status(ledger: Ledger) -> dict[str, Any]:
     states = Counter(trial.state for trial in trials)
     driver = ledger.holder()
     planned = run.sweep["plan"]["trials"]
-    waits = next((event.text for event in reversed(ledger.events(WAITS))), None) if run.state == "queued" else None
+    waiting = run.state == "queued" and driver is not None
+    waits = next((event.text for event in reversed(ledger.events(WAITS))), None) if waiting else None
     return {
         "sweep": run.name,
         "question": run.sweep["question"],
