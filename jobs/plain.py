@@ -74,20 +74,34 @@ def visible_lines(text: str) -> str:
     return visible(text.replace("\r\n", "\n"), keep="\n\t")
 
 
+def one_line(text: str) -> str:
+    """A text of the user's as one visible line: of white space one space is left."""
+    return visible(re.sub(r"[ \t\r\n]+", " ", text).strip(" "))
+
+
+def beginning(text: str, longest: int) -> str:
+    """The text, or as much of its beginning as takes at most `longest` characters of Markdown, and an ellipsis."""
+    kept = text
+    while (length := len(markdown(kept, starts=True))) > longest:
+        kept = f"{kept[: max(0, min(len(kept) - 2, len(kept) * longest // length))].rstrip()}\u2026"
+    return kept
+
+
 def markdown(text: str, *, starts: bool = False) -> str:
     """Data within a line of Markdown: shown as the text that it is, by GitHub's readers and by MLflow's.
 
     Of white space one space is left. starts: the text begins a paragraph or an item, where a number, a dash or a
     bracket may mean more.
     """
-    said = visible(re.sub(r"[ \t\r\n]+", " ", text).strip(" "))
+    said = one_line(text)
     said = re.sub(r"[\\`*|~]", r"\\\g<0>", said)
     said = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", said)  # within a word it means nothing
     said = re.sub(r"&(?=#?\w+;)", "&amp;", said).replace("<", "&lt;").replace("$", "&#36;")
-    said = said.replace("](", "]\\(").replace("...", r"\.\.\.").replace("@", "&#64;")
+    said = said.replace("](", "]\\(").replace("...", r"\.\.\.")
+    said = said.replace("@", "@<!-- -->")  # GitHub looks for addresses once entities are characters again
     said = re.sub(r":(?=//|[\w+-]+:)", "&#58;", said)  # a link, or the name of a picture
     said = re.sub(r"(?:(?<=^)|(?<= ))#", "&#35;", said)
-    said = re.sub(r"\b(www)\.", r"\1\\.", said, flags=re.IGNORECASE)
+    said = re.sub(r"(?<![^\W_])(www)\.", r"\1\\.", said, flags=re.IGNORECASE)
     if starts:
         said = re.sub(r"^([-+>=\[])", r"\\\1", said)
         said = re.sub(r"^(\d+)([.)])", r"\1\\\2", said)

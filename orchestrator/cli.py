@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from jobs.plain import visible, visible_lines
+from jobs.plain import one_line, visible, visible_lines
 from orchestrator import terminal
 from orchestrator.display import Harmless, cell, log_lines, table_lines
 from orchestrator.exits import Exit
@@ -711,7 +711,7 @@ def _print_plan(made: Plan, estimate: Estimate, probe: str) -> None:
     from orchestrator.estimate import time_line
 
     summary, differs = made.summary(), made.summary()["differs"]
-    _echo(f"{made.sweep.question}\n")
+    _echo(f"{one_line(made.sweep.question)}\n")
     keys = [key for key in differs if not key.startswith("budget.") and key not in BUDGETS]
     columns = [(key.rpartition(".")[2], [_level(key, value) for value in differs[key]]) for key in keys]
     budgets = [arm.config(stage="confirm", seed=0).budget for arm in made.arms]
