@@ -8,6 +8,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import given
@@ -364,6 +365,20 @@ def test_a_report_is_named_after_its_run_and_replaced_whole(answered: dict[str, 
     found = {path.name: path.read_bytes() for path in Path("a b-report").iterdir() if path.name != bring.MARKER}
     assert found == {"report.html": b"newer", "results.parquet": b"p", "notes.txt": b"mine"}
     assert [path.name for path in Path().iterdir()] == ["a b-report"]
+
+
+@pytest.mark.parametrize(
+    ("last", "length"), [("x" * 300, 100), ("%E5%A4%A7" * 99, 66), ("é" * 40 + "%F0%9F%A7%AA" * 60, 70)]
+)
+def test_a_report_of_a_run_with_a_long_name_has_a_name_that_a_folder_may_have(
+    answered: dict[str, bytes], last: str, length: int
+) -> None:
+    """In bytes too. Mutant check: cutting characters alone."""
+    place = brought(of=f"s3://b/{quote(unquote(last))}").place
+    assert place is not None
+    assert (place / "report.html").exists()
+    assert len(place.name.removesuffix("-report")) == length
+    assert "\ufffd" not in place.name
 
 
 @pytest.mark.parametrize("other", ["folder", "file", "report of another run", "link"])

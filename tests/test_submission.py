@@ -63,6 +63,36 @@ def test_files_that_are_named_by_a_relative_path_go_along(tmp_path: Path, monkey
         taken_along(["../data/a.parquet"])
 
 
+def test_what_is_there_goes_along_before_what_fits_it_and_what_can_be_nowhere_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As whoever reads it there finds it. Mutant checks: a pattern first, and the errors of names that no path has."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("data[1].csv", "data1.csv", "train?.txt", "~nobody-of-this-name.tsv"):
+        (tmp_path / name).write_text("x")
+    assert taken_along(["data[1].csv[:5]", "train?.txt"]) == [Path("data[1].csv"), Path("train?.txt")]
+    assert taken_along(["~nobody-of-this-name.tsv"]) == [Path("~nobody-of-this-name.tsv")]
+    for nowhere in ("~nobody-of-this-name/x.tsv", "x" * 300, f"a/{'y' * 300}*.csv", "a\0b", "S3://b/x", "**x/[a"):
+        assert taken_along([nowhere]) == []
+
+
+def test_a_folder_that_is_called_as_something_without_files_stays(tmp_path: Path) -> None:
+    """Mutant check: taking along whatever a name is the name of."""
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    arm = planning.make(sweeps.load(tmp_path / "sweep.toml")).arms[0]
+    names = {"vit", "resnet", "bert", "digits", "digits[:300]"}
+    for data, model, kept in (
+        ("digits[:300]", "resnet", set()),
+        ("digits", None, set()),
+        ("resnet", "vit", {"resnet"}),
+        ("digits/x.csv", "digits", {"digits/x.csv", "digits"}),
+    ):
+        job = arm.job | {"data": arm.job["data"] | {"train": data}, "model": arm.job["model"] | {"name": model}}
+        found = set(verbs._sources(replace(arm, job=job)))
+        assert kept <= found
+        assert not found & names - kept
+
+
 def test_what_is_too_large_is_refused_with_where_to_put_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with (tmp_path / "large.parquet").open("wb") as file:

@@ -17,10 +17,9 @@ import pyarrow as pa
 
 from jobs.data.formats import SUFFIXES, DataError, short, shown
 from jobs.data.remedies import of_file, of_folder
-from jobs.paths import expanded, folders, looked_in
+from jobs.paths import DIGITS, expanded, folders, looked_in
 
 ROOT = "ORCHESTRATOR_DATA"
-DIGITS = "digits"
 HUB = "hub"
 WILD = re.compile(r"[*?\[]")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.paths import BUILT_IN, DIGITS
 from orchestrator import plan as planning
 from orchestrator import runs
 from orchestrator import sweep as sweeps
@@ -261,6 +262,8 @@ def _line(write: Write) -> Write:
 
 
 def _sources(arm: sweeps.Arm) -> list[str]:
+    """What an arm's jobs name as data or as an encoder, other than what has no files."""
     job = arm.config(stage="confirm", seed=0)
-    named = [job.data.train, job.data.tune, job.data.confirm, job.model.name]
-    return [one for one in named if one is not None]
+    data = [one for one in (job.data.train, job.data.tune, job.data.confirm) if one is not None]
+    data = [one for one in data if one.partition("[")[0] != DIGITS]
+    return data if job.model.name in (None, *BUILT_IN) else [*data, str(job.model.name)]
