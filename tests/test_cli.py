@@ -121,12 +121,26 @@ def test_status_is_a_table_for_people_and_json_for_programs(folder: Path) -> Non
 
 
 def trial_of(number: int, **changes: Any) -> dict[str, Any]:
-    told = {"id": f"{number:012x}", "stage": "tune", "arm": "größer 大", "seed": number, "state": "done", "step": 5}
+    told: dict[str, Any] = {
+        "id": f"{number:012x}",
+        "stage": "tune",
+        "arm": "größer 大",
+        "seed": number,
+        "state": "done",
+        "step": 5,
+    }
     return told | {"metric": 0.5, "attempts": 1, "failure": None, "message": None} | changes
 
 
 def told_of(trials: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
-    told = {"sweep": "quick", "state": "running", "waits": None, "driver": None, "counts": {}, "trials": trials}
+    told: dict[str, Any] = {
+        "sweep": "quick",
+        "state": "running",
+        "waits": None,
+        "driver": None,
+        "counts": {},
+        "trials": trials,
+    }
     return told | changes
 
 
