@@ -242,6 +242,35 @@ def test_a_launch_joins_a_job_that_resumes_the_run_once_that_says_of_which_sweep
         _refuse_another(job(FAILED, sweep=stored), replace(launch, sweep="another"))
 
 
+def test_a_server_that_goes_away_after_it_has_answered_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked. Mutant check: `ServerAway` as it is, which nobody expects."""
+
+    class Leaving:
+        url, now = "http://head", 0.0
+
+        def version(self) -> str:
+            return "2"
+
+        def jobs(self) -> list[submission.Job]:
+            raise submission.ServerAway("it is gone")
+
+        def job(self, _: str) -> submission.Job | None:
+            raise submission.ServerAway("it is gone")
+
+    monkeypatch.setattr(verbs, "JobServer", lambda _: Leaving())
+    said: Callable[[str], None] = lambda _: None  # noqa: E731
+    run = "s3://b/small"
+    for asked in (
+        lambda: verbs.listed("http://head"),
+        lambda: verbs.posted("http://head", run),
+        lambda: verbs.wait_for_status("http://head", run, tell=said),
+        lambda: verbs.follow_driver("http://head", run, write=said, tell=said),
+        lambda: verbs.ask("http://head", run, ["status", run], out=said, err=said),
+    ):
+        with pytest.raises(InfrastructureMissing, match="http://head"):
+            asked()
+
+
 @pytest.mark.parametrize("state", ["RUNNING", "PENDING"])
 def test_whoever_watches_waits_a_while_for_a_driver_that_says_nothing(
     monkeypatch: pytest.MonkeyPatch, state: str
@@ -671,6 +700,13 @@ def test_row_35_a_resume_failed_whose_asker_was_killed_is_joined_by_the_same_com
             stack.enter_context(driver(*words, cwd=tmp_path, env=laptop())) for words in (again, ("resume", run, *at))
         ]
         started(run)
+        # It has said of which sweep it is.
+        said = call("launch", "sweep.toml", "--into", run, "--detach", *at, cwd=tmp_path, env=laptop())
+        assert "this follows it" in said
+        said = call(
+            "launch", "sweep.toml", "--set", "confirm.seeds=3", "--into", run, *at, cwd=tmp_path, env=laptop(), code=2
+        )
+        assert "with another sweep; stop that first" in said
         wait_for(lambda: "has stopped" in call("stop", run, *at, cwd=tmp_path, env=laptop()))
         told = [process.communicate(timeout=120)[0] for process in both]
         assert [process.returncode for process in both] == [130, 130], told
