@@ -13,7 +13,7 @@ from ledgers import BETTER, TWO, Begin, finished
 from orchestrator import report
 from orchestrator.report import text
 from orchestrator.tracking import view
-from orchestrator.tracking.told import LONGEST_TAG
+from orchestrator.tracking.told import LONGEST_TAG, tags
 
 
 def test_the_verdict_comes_first_and_the_numbers_are_the_answers(begin: Begin) -> None:
@@ -56,6 +56,18 @@ def test_a_long_question_leaves_room_for_the_verdict(begin: Begin, question: str
     assert len(told) <= 1000
     assert read_markdown(told).text.endswith("\u2026")
     assert read_markdown(said.splitlines()[0]).text.endswith("\u2026")
+
+
+@pytest.mark.parametrize("length", [10, 4999, 30_000])
+def test_a_long_failure_is_cut_between_its_characters(begin: Begin, length: int) -> None:
+    """Mutant check: cutting the Markdown, within the mark that keeps an address from being a link."""
+    run = begin()
+    trial = run.confirm("plain")[0]
+    run.lost(trial, "<@" * length)
+    said = dict(tags(run.ledger.trial(trial.id), [], "accuracy"))["mlflow.note.content"]
+    assert len(said) <= LONGEST_TAG
+    seen = read_markdown(said).text.partition("): ")[2]
+    assert seen == "<@" * length or (length > 1000 and set(seen) == set("<@\u2026"))
 
 
 @pytest.mark.parametrize("label", ['flat, size=16 (a"b)', "s3://bucket/x.parquet", "../a", "a/", "./a", "x" * 200])
