@@ -12,6 +12,12 @@ from pathlib import Path
 BASE = "ORCHESTRATOR_BASE"
 """Variable that names the folder where the run began."""
 
+BUILT_IN = ("vit", "resnet", "bert")
+"""Names of encoders that are built from fields of the job and have no files; any other is loaded."""
+
+DIGITS = "digits"
+"""The name of data that have no file."""
+
 
 def folders() -> list[Path]:
     """The folders in which a relative path is looked for, in this order. The current one is `Path()`, so that what is

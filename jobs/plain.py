@@ -10,14 +10,27 @@ from __future__ import annotations
 import re
 import unicodedata
 
-HARMLESS_FORMAT = "\u200c\u200d"
-"""Joiners, which scripts and emoji are written with."""
+JOINERS = "\u200c\u200d"
+"""Which scripts and emoji are written with."""
+
+SELECTORS = "\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef"
+"""Which form a character has: of an emoji, a Han or a Mongolian one. As a range of a pattern."""
+
+VIRAMA = 9
+"""Combining class of the signs after which a joiner decides the form, also at the end of a word."""
+
+DEPENDENT = re.compile(f"[{JOINERS}{SELECTORS}]")
+
+UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u2065\u2800\u3164\uffa0\ufff0-\ufff8\U0001d159\U000e0000-\U000e00ff\U000e01f0-\U000e0fff]"
+)
+"""What takes no room, or room and no ink, and is neither a space nor a control character."""
 
 
 def is_harmless(character: str) -> bool:
-    """Whether a terminal prints a character as itself."""
+    """Whether a terminal prints a character as itself, if it stands where it belongs."""
     category = unicodedata.category(character)
-    return category not in ("Cc", "Cf", "Cs", "Zl", "Zp") or character in HARMLESS_FORMAT
+    return (category not in ("Cc", "Cf", "Cs", "Zl", "Zp") or character in JOINERS) and not UNSEEN.match(character)
 
 
 def visible(text: str, *, keep: str = "") -> str:
@@ -29,15 +42,49 @@ def visible(text: str, *, keep: str = "") -> str:
         return text
     return "".join(
         character
-        if is_harmless(character) or character in keep
+        if character in keep or (is_harmless(character) and _belongs(text, place))
         else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in text
+        for place, character in enumerate(text)
     )
+
+
+def _belongs(text: str, place: int) -> bool:
+    """Whether the character there is seen by what it does to its neighbours, if it is none that is seen by itself."""
+    if not DEPENDENT.match(text, place):
+        return True
+    before, after = text[place - 1 : place], text[place + 1 : place + 2]
+    if text[place] in JOINERS:
+        joined = _is_joined(before) or (before == "\ufe0f" and _belongs(text, place - 1))
+        return (joined and _is_joined(after)) or unicodedata.combining(before or " ") == VIRAMA
+    if text[place] in "\ufe0e\ufe0f":
+        key = after == "\u20e3" and before in tuple("#*0123456789")
+        return key or (_is_joined(before, least=0x80) and unicodedata.category(before)[0] in "SP")
+    return _is_joined(before) and unicodedata.category(before) == "Lo"
+
+
+def _is_joined(character: str, *, least: int = 0x530) -> bool:
+    """Whether it is a letter, a mark or a symbol of a script that has joiners. least: the first that may be."""
+    if not character or ord(character) < least or UNSEEN.match(character) or DEPENDENT.match(character):
+        return False
+    return unicodedata.category(character)[0] in "LMSP"
 
 
 def visible_lines(text: str) -> str:
     """A text of several lines, whose ends and tabs stay."""
     return visible(text.replace("\r\n", "\n"), keep="\n\t")
+
+
+def one_line(text: str) -> str:
+    """A text of the user's as one visible line: of white space one space is left."""
+    return visible(re.sub(r"[ \t\r\n]+", " ", text).strip(" "))
+
+
+def beginning(text: str, longest: int) -> str:
+    """The text, or as much of its beginning as takes at most `longest` characters of Markdown, and an ellipsis."""
+    kept = text
+    while (length := len(markdown(kept, starts=True))) > longest:
+        kept = f"{kept[: max(0, min(len(kept) - 2, len(kept) * longest // length))].rstrip()}\u2026"
+    return kept
 
 
 def markdown(text: str, *, starts: bool = False) -> str:
@@ -46,14 +93,15 @@ def markdown(text: str, *, starts: bool = False) -> str:
     Of white space one space is left. starts: the text begins a paragraph or an item, where a number, a dash or a
     bracket may mean more.
     """
-    said = visible(re.sub(r"[ \t\r\n]+", " ", text).strip(" "))
+    said = one_line(text)
     said = re.sub(r"[\\`*|~]", r"\\\g<0>", said)
     said = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", said)  # within a word it means nothing
     said = re.sub(r"&(?=#?\w+;)", "&amp;", said).replace("<", "&lt;").replace("$", "&#36;")
-    said = said.replace("](", "]\\(").replace("...", r"\.\.\.").replace("@", "&#64;")
+    said = said.replace("](", "]\\(").replace("...", r"\.\.\.")
+    said = said.replace("@", "@<!-- -->")  # GitHub looks for addresses once entities are characters again
     said = re.sub(r":(?=//|[\w+-]+:)", "&#58;", said)  # a link, or the name of a picture
     said = re.sub(r"(?:(?<=^)|(?<= ))#", "&#35;", said)
-    said = re.sub(r"\b(www)\.", r"\1\\.", said, flags=re.IGNORECASE)
+    said = re.sub(r"(?<![^\W_])(www)\.", r"\1\\.", said, flags=re.IGNORECASE)
     if starts:
         said = re.sub(r"^([-+>=\[])", r"\\\1", said)
         said = re.sub(r"^(\d+)([.)])", r"\1\\\2", said)

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.modules import LENGTHS, MODULES, PROMPTS, FolderError, encoder_path, readable_modules, settings_files
-from jobs.paths import directory, looked_in
+from jobs.paths import BUILT_IN, directory, looked_in
 from jobs.provenance import HELD, combined, file_digest, stamp
 
-BUILT = ("vit", "resnet", "bert")
-"""Names of encoders that are built from fields of the job and have no files; any other is loaded."""
+BUILT = BUILT_IN
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"

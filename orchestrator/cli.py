@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from jobs.plain import visible, visible_lines
+from jobs.plain import one_line, visible, visible_lines
 from orchestrator import terminal
-from orchestrator.display import Harmless, cell, log_lines
+from orchestrator.display import Harmless, cell, log_lines, table_lines
 from orchestrator.exits import Exit
+from orchestrator.masking import without_user
 
 if TYPE_CHECKING:
     from orchestrator.estimate import Estimate
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 BUDGETS = ("samples", "steps", "seconds")
 """What a job may be given of, in the order of the plan's table."""
+
+MOST_ROWS, MOST_WATCHED = 300, 100
+"""Trials of a table that rich lays out, a millisecond for each; and of one that is drawn every second."""
 
 UNKNOWN = "-"
 """In a table: what is not known, or not there."""
@@ -361,9 +365,9 @@ def status(run: str | None, *, as_json: bool, watch: bool, address: str | None) 
         if as_json:
             _print_json(runs.status(ledger))
         elif watch:
-            _watch(lambda: runs.status(ledger))
+            _watch(lambda: runs.status(ledger), runs.as_argument(run))
         else:
-            _print(_status_table(runs.status(ledger)))
+            _print_status(runs.status(ledger), runs.as_argument(run))
 
 
 @main.command()
@@ -450,10 +454,8 @@ def _unwritten(error: OSError, place: Path) -> str:
 
 def _compare_several(folders: list[RunFolder], into: str | None, as_json: bool) -> None:
     from orchestrator import report, runs
-    from orchestrator.remote import is_uri
 
-    if into is not None and is_uri(into):
-        raise click.UsageError(f"the report of several runs lies on this machine; --into takes a folder, not {into}")
+    _refuse_uri_for_a_folder("the report of several runs lies on this machine; --into", into)
     with contextlib.ExitStack() as stack:
         ledgers = [stack.enter_context(contextlib.closing(folder.open())) for folder in folders]
         named = report.names([folder.name for folder in folders], ledgers)
@@ -478,10 +480,8 @@ def _print_places(places: Sequence[str]) -> None:
 def _compare_there(address: str, run: tuple[str, ...], into: str | None, *, as_json: bool) -> NoReturn:
     """Compare on the cluster's head, and bring the report here."""
     from orchestrator import submission
-    from orchestrator.remote import is_uri
 
-    if into is not None and is_uri(into):
-        raise click.UsageError(f"the report is brought to this machine; --into takes a folder, not {into}")
+    _refuse_uri_for_a_folder("the report is brought to this machine; --into", into)
     flags = ["--json"] if as_json else []
     try:
         done = submission.report(address, run, flags=flags, into=None if into is None else Path(into), err=ERR)
@@ -498,10 +498,10 @@ def _compare_there(address: str, run: tuple[str, ...], into: str | None, *, as_j
 @main.command()
 @click.argument("run")
 @click.argument("trial", metavar="TRIAL|ARM")
-@click.argument("dest", type=click.Path(path_type=Path))
+@click.argument("dest")
 @JSON
 @ADDRESS
-def export(run: str, trial: str, dest: Path, *, as_json: bool, address: str | None) -> None:
+def export(run: str, trial: str, dest: str, *, as_json: bool, address: str | None) -> None:
     """Write the encoder of TRIAL of RUN to the new folder DEST; of an ARM, of its best confirm trial.
 
     \b
@@ -512,10 +512,11 @@ def export(run: str, trial: str, dest: Path, *, as_json: bool, address: str | No
     transformers' AutoModel and sentence-transformers load the folder without this package, with the embeddings that
     the trial was judged by; an encoder of images with trust_remote_code=True. Its README says how.
     """
+    _refuse_uri_for_a_folder("an encoder is written to this machine; DEST", dest)
     if address is not None:
         from orchestrator import submission
 
-        code, brought = submission.export(address, run, trial, dest, err=ERR)
+        code, brought = submission.export(address, run, trial, Path(dest), err=ERR)
         if brought is None:
             sys.exit(code)
         done = brought
@@ -523,7 +524,7 @@ def export(run: str, trial: str, dest: Path, *, as_json: bool, address: str | No
         from orchestrator import export as exporting
         from orchestrator import runs
 
-        done = exporting.export(runs.find(run), trial, dest)
+        done = exporting.export(runs.find(run), trial, Path(dest))
     if as_json:
         _print_json(done)
     else:
@@ -605,15 +606,16 @@ def _status_there(address: str, run: str, *, as_json: bool, watch: bool) -> None
     """How a run stands, from what its driver has left with the job server; else from its ledger, by a job."""
     from orchestrator import submission
 
+    there = f"{shlex.quote(run)} --address {shlex.quote(without_user(address))}"
     if watch and not as_json:
         submission.wait_for_status(address, run, tell=partial(_echo, err=True))
-        _watch(partial(submission.standing, address, run))
+        _watch(partial(submission.standing, address, run), there)
     posted = submission.posted(address, run)
     if posted is not None and not posted.left_out:
         if as_json:
             _print_json(posted.status)
         else:
-            _print(_status_table(posted.status))
+            _print_status(posted.status, there)
         return
     if posted is not None:
         _echo("note: the run has too many trials for its job's metadata, so a job asks the ledger", err=True)
@@ -626,13 +628,20 @@ def _leaving(run: str | None, address: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        quoted = shlex.quote(str(run))
+        there = f"{shlex.quote(str(run))} --address {shlex.quote(without_user(address))}"
         _echo(
-            f"\nleft; the job goes on\n  follow it: orchestrator logs {quoted} --address {address}\n"
-            f"  stop it:   orchestrator stop {quoted} --address {address}",
+            f"\nleft; the job goes on\n  follow it: orchestrator logs {there}\n  stop it:   orchestrator stop {there}",
             err=True,
         )
         sys.exit(Exit.INTERRUPTED)
+
+
+def _refuse_uri_for_a_folder(what: str, place: str | None) -> None:
+    """Raise UsageError for a URI, or what is almost one, where a folder of this machine is meant."""
+    from orchestrator.remote import almost_uri, is_uri
+
+    if place is not None and (is_uri(place) or almost_uri(place) is not None):
+        raise click.UsageError(f"{what} takes a folder, not {place}")
 
 
 def _refuse_what_is_no_place(into: str) -> None:
@@ -677,7 +686,7 @@ def _list_jobs(address: str, as_json: bool) -> None:
         cells = (job["job"], job["verb"], job["meaning"], _shown(job["exit_code"]), job["run"])
         table.add_row(*map(cell, cells))
     if not jobs:
-        _echo(f"no job on {address} drives a run")
+        _echo(f"no job on {without_user(address)} drives a run")
         return
     _print(table)
     latest = {job["run"]: job for job in jobs}
@@ -702,7 +711,7 @@ def _print_plan(made: Plan, estimate: Estimate, probe: str) -> None:
     from orchestrator.estimate import time_line
 
     summary, differs = made.summary(), made.summary()["differs"]
-    _echo(f"{made.sweep.question}\n")
+    _echo(f"{one_line(made.sweep.question)}\n")
     keys = [key for key in differs if not key.startswith("budget.") and key not in BUDGETS]
     columns = [(key.rpartition(".")[2], [_level(key, value) for value in differs[key]]) for key in keys]
     budgets = [arm.config(stage="confirm", seed=0).budget for arm in made.arms]
@@ -773,28 +782,55 @@ def _print_exported(done: dict[str, Any]) -> None:
     _echo(f"load it: {code}, or as {Path(done['path']) / 'README.md'} says")
 
 
-def _status_table(found: dict[str, Any]) -> Any:
+TRIAL = ("trial", "stage", "arm", "seed", "state", "step", "metric", "attempts", "failure")
+"""Columns of the trials of a run."""
+
+
+def _print_status(found: dict[str, Any], run: str) -> None:
+    """Say how a run stands. run: as a command takes it."""
+    if len(found["trials"]) <= MOST_ROWS:
+        _print(_status_table(found, found["trials"], run))
+        return
+    rows = table_lines(TRIAL, map(_trial_cells, found["trials"]))
+    _echo("\n".join([*map(visible, _status_lines(found, run)), *rows]))
+
+
+def _status_table(found: dict[str, Any], trials: Sequence[dict[str, Any]], run: str) -> Any:
     from rich.console import Group
     from rich.table import Table
 
-    counts = "  ".join(f"{state} {count}" for state, count in found["counts"].items() if count)
-    driver = found["driver"]["holder"] if found["driver"] else "nobody"
     table = Table(box=None, pad_edge=False)
-    for name in ("trial", "stage", "arm", "seed", "state", "step", "metric", "attempts", "failure"):
+    for name in TRIAL:
         table.add_column(name, overflow="fold")
-    for trial in found["trials"]:
-        metric = "-" if trial["metric"] is None else f"{trial['metric']:.4f}"
-        failure = trial["failure"] or ""
-        if failure and trial["message"]:
-            failure += f": {trial['message']}"
-        cells = (trial["id"], trial["stage"], trial["arm"], trial["seed"], trial["state"], trial["step"] or 0, metric)
-        table.add_row(*map(cell, (*cells, trial["attempts"], failure)))
-    head = f"{found['sweep']}: {found['state']}; {counts}; driven by {driver.partition(' [')[0]}"
-    return Group(cell(head), *([cell(found["waits"])] if found["waits"] else []), table)
+    for trial in trials:
+        table.add_row(*map(cell, _trial_cells(trial)))
+    more = len(found["trials"]) - len(trials)
+    return Group(*map(cell, _status_lines(found, run)), table, *([cell(f"and {more:,} more")] if more else []))
 
 
-def _watch(look: Callable[[], dict[str, Any] | None]) -> None:
-    """Show how a run stands while it may change by itself, or until nobody tells any more."""
+def _status_lines(found: dict[str, Any], run: str) -> list[str]:
+    counts = "  ".join(f"{state} {count}" for state, count in found["counts"].items() if count)
+    if found["driver"]:
+        driven = f"driven by {found['driver']['holder'].partition(' [')[0]}"
+    else:
+        over = found["state"] == "done"
+        driven = f"driven by nobody{'' if over else f'; continue it: orchestrator resume {run}'}"
+    parts = [part for part in (found["state"], counts, driven) if part]
+    return [f"{found['sweep']}: {'; '.join(parts)}", *([found["waits"]] if found["waits"] else [])]
+
+
+def _trial_cells(trial: dict[str, Any]) -> tuple[Any, ...]:
+    metric = "-" if trial["metric"] is None else f"{trial['metric']:.4f}"
+    failure = trial["failure"] or ""
+    if failure and trial["message"]:
+        failure += f": {trial['message']}"
+    first = (trial["id"], trial["stage"], trial["arm"], trial["seed"], trial["state"], trial["step"] or 0, metric)
+    return (*first, trial["attempts"], failure)
+
+
+def _watch(look: Callable[[], dict[str, Any] | None], run: str) -> None:
+    """Show how a run stands while it may change by itself, or until nobody tells any more; of many trials those that
+    run or have just changed. run: as a command takes it."""
     import time
 
     from rich.live import Live
@@ -807,13 +843,23 @@ def _watch(look: Callable[[], dict[str, Any] | None]) -> None:
     found = look()
     if found is None:
         return
-    with Live(Harmless(_status_table(found)), refresh_per_second=1) as live:
+    with Live(Harmless(_status_table(found, _watched(found, found), run)), refresh_per_second=1) as live:
         while (latest := look()) is not None:
+            live.update(Harmless(_status_table(latest, _watched(latest, found), run)))
             found = latest
-            live.update(Harmless(_status_table(found)))
             if not goes_on(found):
                 return
             time.sleep(2)
+
+
+def _watched(found: dict[str, Any], before: dict[str, Any]) -> list[dict[str, Any]]:
+    """The trials that are shown: all, or of many those that run and those that have changed."""
+    trials: list[dict[str, Any]] = found["trials"]
+    if len(trials) <= MOST_WATCHED:
+        return trials
+    known = {trial["id"]: trial for trial in before["trials"]}
+    moving = [trial for trial in trials if trial["state"] == "running" or trial != known.get(trial["id"])]
+    return moving[:MOST_WATCHED]
 
 
 if __name__ == "__main__":

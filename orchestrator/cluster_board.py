@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -21,8 +22,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from jobs.config import canonical
+from orchestrator import plan as planning
 from orchestrator import runs, threads
 from orchestrator.ledger import Ledger, LedgerError
+from orchestrator.sweep import Sweep, resolved
 
 KEY = "orchestrator.status"
 """Key of the job's metadata."""
@@ -30,8 +34,15 @@ KEY = "orchestrator.status"
 OURS = "orchestrator.run"
 """Key that every job of ours has in its metadata."""
 
+SWEEP = "orchestrator.sweep"
+"""And the hash of the run's sweep: from the beginning of a job that launches it; of one that resumes it, once it is
+driven."""
+
 LARGEST = 256 * 2**10
 """Characters that a status may take, packed: some 4,000 trials. Every list of the cluster's jobs carries them."""
+
+LONGEST = 1000
+"""And those of a question, or of another text in it, where that is the reason."""
 
 EVERY_S, BEAT_S = 2.0, 10.0
 """How often the ledger is asked, and after how long an unchanged status is written again, which says that the driver
@@ -65,12 +76,19 @@ class Posted:
         return now - self.at <= FRESH_S
 
 
+def hash_of(sweep: Sweep) -> str:
+    """Whether two sweeps are the same. The order of the factors counts: the first one decides the contrasts."""
+    asked = [resolved(sweep), list(sweep.compare)]
+    return hashlib.sha256(canonical(asked).encode()).hexdigest()[:16]
+
+
 def packed(status: dict[str, Any], *, at: float) -> str:
     """A status as the text that is kept, of at most LARGEST characters: without its trials where it would be longer."""
     text = _encoded({"at": at, "status": status})
     if len(text) <= LARGEST:
         return text
-    return _encoded({"at": at, "status": {**status, "trials": []}, "left_out": True})
+    short = {key: value[:LONGEST] if isinstance(value, str) else value for key, value in status.items()}
+    return _encoded({"at": at, "status": {**short, "trials": []}, "left_out": True})
 
 
 def read(text: str) -> Posted | None:
@@ -92,7 +110,8 @@ def kept(ledger: Ledger) -> Iterator[None]:
         return
     over = threading.Event()
     try:
-        put: Callable[[str | None], None] = _Kept(name).put
+        begun = planning.stored(ledger.run.sweep, ledger.run.rules).sweep
+        put: Callable[[str | None], None] = _Kept(name, hash_of(begun)).put
     except Exception as error:  # noqa: BLE001 - Ray's inner parts, without which a question takes a job
         _note(error)
         yield
@@ -154,7 +173,7 @@ def _note(error: BaseException) -> None:
 class _Kept:
     """The metadata of a job, in the store of the cluster's head."""
 
-    def __init__(self, job: str) -> None:
+    def __init__(self, job: str, sweep: str) -> None:
         from ray._private.ray_constants import KV_NAMESPACE_JOB
         from ray._raylet import GcsClient  # type: ignore[attr-defined]  # of the compiled part
         from ray.dashboard.modules.job.common import JobInfoStorageClient
@@ -162,6 +181,7 @@ class _Kept:
         self._client: Any = GcsClient(address=os.environ["RAY_ADDRESS"])
         self._key = JobInfoStorageClient.JOB_DATA_KEY.format(job_id=job).encode()
         self._namespace = KV_NAMESPACE_JOB
+        self._sweep = sweep
 
     def put(self, text: str | None) -> None:
         """Replace the status, or take it away. The rest of what is known of the job stays; whoever ends the job writes
@@ -172,7 +192,7 @@ class _Kept:
         info = json.loads(told)
         if info["status"] != "RUNNING":
             return
-        metadata = info.get("metadata") or {}
+        metadata = (info.get("metadata") or {}) | {SWEEP: self._sweep}
         info["metadata"] = {**metadata, KEY: text} if text else {k: v for k, v in metadata.items() if k != KEY}
         value = json.dumps(info).encode()
         self._client.internal_kv_put(self._key, value, True, namespace=self._namespace, timeout=PUT_S)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobs.plain import visible, visible_lines
@@ -23,6 +23,16 @@ def cell(value: Any) -> Text:
     from rich.text import Text
 
     return Text(visible(str(value)))
+
+
+def table_lines(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """A table of data as lines, for as many rows as rich would take seconds for."""
+    from rich.cells import cell_len
+
+    cells = [[visible(str(value)) for value in row] for row in (headings, *rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        yield "  ".join(text + " " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True)).rstrip()
 
 
 class Harmless:

@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from jobs.plain import visible_lines
+from jobs.plain import one_line, visible_lines
 from orchestrator.display import Harmless
 from orchestrator.exits import located
 from orchestrator.ledger import Ledger, Trial
@@ -57,7 +57,7 @@ class Progress:
             self._bar.add_task("trials", total=self._total, completed=self._ended())
             self._bar.start()
         trials = self._plan.trials
-        self.say(f"{self._plan.sweep.question}")
+        self.say(one_line(self._plan.sweep.question))
         self.say(
             f"{len(self._plan.arms)} arms, {trials['tune']} tune trials, {trials['confirm']} confirm trials, "
             f"{self._ended()} of {self._total} done"

@@ -56,6 +56,23 @@ def is_uri(text: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
 
 
+def almost_uri(text: str) -> str | None:
+    """What was meant by `S3://bucket`, `s3:/bucket` and the like, which would be taken for a folder's name; None for
+    anything else, and where such a folder is there."""
+    near = re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]*):/+", text)
+    if near is None or is_uri(text) or os.path.lexists(text):
+        return None
+    scheme = near[1].lower()
+    return f"{scheme}://{'/' if scheme == 'file' else ''}{text[near.end() :].strip()}"
+
+
+def refuse_almost_uri(text: str) -> None:
+    """Raise BadAddress for what is almost a URI."""
+    if (right := almost_uri(text)) is not None:
+        shown = masking.masked(text)
+        raise BadAddress(f"{shown} is no URI; give it as {masking.masked(right)}, or a folder so named as ./{shown}")
+
+
 @dataclass(frozen=True)
 class Remote:
     """A prefix of an object store. Methods take names within it and raise RemoteError, or BadAddress."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from jobs.config import nearest
 from orchestrator.ledger import TRIAL_STATES, WAITS, Ledger, LedgerError, LedgerMissing, sqlite_url
-from orchestrator.remote import Remote, RemoteError, is_uri
+from orchestrator.remote import Remote, RemoteError, is_uri, refuse_almost_uri
 
 CREATING, CREATING_REMOTE = ".creating", "creating.json"
 """The file beside a run's others, in its folder and in a bucket, while they are being made (creation.py)."""
@@ -231,8 +231,9 @@ def address_option() -> str:
 
 
 def at(place: Path | str) -> RunFolder:
-    """The run in a folder, or at a URI. Raises BadAddress for one that holds credentials."""
+    """The run in a folder, or at a URI. Raises BadAddress for one with credentials, and for what is almost a URI."""
     if not is_uri(str(place)):
+        refuse_almost_uri(str(place))
         return RunFolder(Path(place))
     remote = Remote.of(str(place))
     return RunFolder(scratch() / hashlib.sha256(remote.uri.encode()).hexdigest()[:16], remote)
@@ -245,8 +246,9 @@ def scratch() -> Path:
 
 
 def home() -> Path:
-    """Where runs live unless told otherwise: $ORCHESTRATOR_RUNS, or `runs` here. Raises RunError."""
+    """Where runs live unless told otherwise: $ORCHESTRATOR_RUNS, or `runs` here. Raises RunError, BadAddress."""
     named = os.environ.get("ORCHESTRATOR_RUNS") or "runs"
+    refuse_almost_uri(named)
     if is_uri(named):
         raise RunError("ORCHESTRATOR_RUNS names a folder; for a run in a bucket give its URI: --into s3://bucket/NAME")
     return Path(named)
@@ -263,6 +265,7 @@ def find(run: str) -> RunFolder:
     """The run that a person means: a folder, a URI, or a name under `home`. Raises RunError with the nearest match."""
     if is_uri(run):
         return _find_remote(at(run))
+    refuse_almost_uri(run)
     for path in (Path(run), home() / run):
         if (folder := RunFolder(path)).exists:
             return folder
@@ -297,7 +300,8 @@ def status(ledger: Ledger) -> dict[str, Any]:
     states = Counter(trial.state for trial in trials)
     driver = ledger.holder()
     planned = run.sweep["plan"]["trials"]
-    waits = next((event.text for event in reversed(ledger.events(WAITS))), None) if run.state == "queued" else None
+    waiting = run.state == "queued" and driver is not None
+    waits = next((event.text for event in reversed(ledger.events(WAITS))), None) if waiting else None
     return {
         "sweep": run.name,
         "question": run.sweep["question"],

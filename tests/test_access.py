@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -21,6 +23,9 @@ from ray._private import services
 from real import QUICK, SWEEP, command
 
 from orchestrator import access
+from orchestrator.readiness import InfrastructureMissing
+from orchestrator.runs import RunError
+from orchestrator.submission import JobServer
 
 TOKEN = secrets.token_hex(16)
 
@@ -213,6 +218,27 @@ def test_a_token_that_was_given_goes_to_the_address_and_not_where_that_sends_its
         told = said("status", "--address", there.url, cwd=tmp_path, code=4, env={"RAY_AUTH_TOKEN": TOKEN})
     assert "export RAY_AUTH_TOKEN=..." in told
     assert TOKEN not in told
+
+
+@pytest.mark.parametrize("user", ["me:w0rd%21", "w0rd%21"])
+def test_a_user_in_an_address_is_sent_and_neither_kept_nor_told(nothing_given: Path, user: str) -> None:
+    """To a proxy in front of the cluster. Mutant check: keeping the address as it is given."""
+    stranger = Stranger()
+    with strangers(stranger):
+        server = JobServer(stranger.url.replace("://", f"://{user}@") + "/")
+        with pytest.raises(InfrastructureMissing) as error:
+            server.version()
+    assert server.url == stranger.url
+    sent = stranger.heard[0].get("Authorization", "").removeprefix("Basic ")
+    assert base64.b64decode(sent) == (b"me:w0rd!" if ":" in user else b"")  # HTTP knows no user without a password
+    assert "w0rd" not in str(error.value)
+
+
+@pytest.mark.parametrize("rest", ["h:1?token=w0rd", "h:1/?w0rd", "h:1#w0rd", "me:w0/rd@h:1", "w0?rd@h:1"])
+def test_an_address_with_more_in_it_is_refused_without_it(rest: str) -> None:
+    with pytest.raises(RunError, match="--address") as error:
+        JobServer(f"https://{rest}")
+    assert not re.search("w0|rd", str(error.value))
 
 
 @pytest.fixture(scope="module")

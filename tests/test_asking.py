@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import json
 import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import given
@@ -18,8 +19,8 @@ from orchestrator.exits import Exit
 from orchestrator.process import this_process
 from orchestrator.runs import RunError
 from orchestrator.submission import Order, asking, bring, meaning
-from orchestrator.submission.parcel import PIECE, Broken, Printed, Reader, Writer, mark
-from orchestrator.submission.server import Job
+from orchestrator.submission.parcel import PIECE, Broken, Printed, Reader, Writer, _checksum, mark
+from orchestrator.submission.server import DRIVES, Job
 
 # Answers in a log
 
@@ -77,20 +78,79 @@ def test_files_arrive_byte_for_byte_among_the_lines_of_others(tmp_path: Path, si
     assert {name: path.read_bytes() for name, path in found.items() if path.is_file()} == files
 
 
-def test_a_file_that_lost_a_piece_is_no_answer(tmp_path: Path) -> None:
-    text = log_of("ask-1", [], {"a": random.Random(0).randbytes(3 * PIECE)}, tmp_path)
+def taken(text: str, into: Path | None = None) -> tuple[str, int | None]:
+    """What a reader prints of a log, and its code."""
+    out: list[str] = []
+    reader = Reader("ask-1", out=out.append, err=out.append, into=into)
+    reader.take(text)
+    return "".join(out), reader.code
+
+
+@given(st.data(), st.lists(st.text(max_size=20).map(lambda text: text.replace("<", "")), min_size=1, max_size=5))
+def test_whatever_others_leave_between_lines_takes_nothing_away(data: st.DataObject, others: list[str]) -> None:
+    """Another writer's line needs no end. Mutant check: a line that does not begin with one's own end."""
+    log = io.StringIO()
+    writer = Writer("ask-1", log)
+    for number in range(4):
+        log.write(data.draw(st.sampled_from(others)))
+        writer.line(out=f"{number}\n")
+    writer.line(code=7)
+    assert taken(log.getvalue()) == ("0\n1\n2\n3\n", 7)
+
+
+@pytest.mark.parametrize("other", ["w", "warn\n", ""])
+def test_an_answer_that_was_hit_anywhere_is_broken_or_arrives_whole(tmp_path: Path, other: str) -> None:
+    """By another's text at any place, or without any of its lines. Mutant checks: lines without a checksum, and
+    without a number."""
+    files = {"a": b"x" * 50, "b": b""}
+    text = log_of("ask-1", [("out", "one"), ("err", "two")], files, tmp_path, code=3)
     lines = text.splitlines(keepends=True)
-    reader = Reader("ask-1", out=lambda _: None, err=lambda _: None, into=tmp_path)
-    with pytest.raises(Broken, match="a did not arrive"):
-        reader.take("".join(line for line in lines if line != lines[3]))
-    assert reader.code is None
+    hit = [text[:place] + other + text[place:] for place in range(len(text))] if other else []
+    hit += [] if other else ["".join(lines[:place] + lines[place + 1 :]) for place in range(len(lines))]
+    whole = 0
+    for number, log in enumerate(hit):
+        folder = tmp_path / f"here{number}"
+        folder.mkdir()
+        with contextlib.suppress(Broken):
+            found, code = taken(log, folder)
+            whole += code == 3
+            if code is not None:
+                assert (found, code) == ("onetwo", 3)
+                assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    assert whole > 1
 
 
-@pytest.mark.parametrize("name", ["../a", "/tmp/a", "b/../../a", ""])
+@pytest.mark.parametrize("lost", [["sha256"], ["data", "sha256"], ["data"], ["file"], ["file", "data"]])
+def test_a_file_that_came_in_part_is_no_answer(tmp_path: Path, lost: list[str]) -> None:
+    """Also where those who wrote it have not counted what they left out."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(random.Random(0).randbytes(3 * PIECE))
+    log = io.StringIO()
+    writer = Writer("ask-1", log)
+    line = writer.line
+    writer.line = lambda **told: None if set(lost) & set(told) else line(**told)  # type: ignore[method-assign]
+    for name in ("a", "b"):
+        writer.file(tmp_path / name, name)
+    writer.line(code=0)
+    with pytest.raises(Broken, match=r"in part|did not arrive"):
+        taken(log.getvalue(), tmp_path)
+
+
+@pytest.mark.parametrize("told", ["{", "[]", "{}", "5", '{"data": "%"}', '{"data": "AAAA"}', '{"data": 5}'])
+def test_what_is_no_line_of_an_answer_is_told_as_that(tmp_path: Path, told: str) -> None:
+    """With the right count and checksum. Mutant check: errors of json, base64 and zlib as they are."""
+    log = io.StringIO()
+    Writer("ask-1", log).line(file="a")
+    with pytest.raises(Broken):
+        taken(log.getvalue() + f"{mark('ask-1')}{_checksum(f'2 {told}')} 2 {told}\n", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../a", "/tmp/a", "b/../../a", "", "a\0b"])
 def test_a_file_for_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
-    reader = Reader("ask-1", out=lambda _: None, err=lambda _: None, into=tmp_path)
+    log = io.StringIO()
+    Writer("ask-1", log).line(file=name)
     with pytest.raises(Broken, match="nobody asked for"):
-        reader.take(f"{mark('ask-1')}{json.dumps({'file': name})}\n")
+        taken(log.getvalue(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -139,6 +199,7 @@ def question(name: str = "ask-status-1", **changes: Any) -> Job:
 OVER: dict[str, Any] = {"state": "SUCCEEDED", "ended": Head.now - 1}
 GONE = this_process().replace(" pid ", " pid 9")
 OTHER = "elsewhere pid 1 [boot/1 1]"
+AGES: list[dict[str, Any]] = [{"started": Head.now - 86_400}, {"state": "STOPPED", "ended": 1.0}]
 
 
 @pytest.mark.parametrize(
@@ -154,12 +215,29 @@ OTHER = "elsewhere pid 1 [boot/1 1]"
         (question(asker=None, state="STOPPED", ended=Head.now - 601), "delete"),
         (question("raysubmit_1", asker=GONE, **OVER), None),
         (question("small-1", verb="launch", state="FAILED", ended=1.0), None),
+        *(
+            (question(f"ask-{verb}s-6b0b2d5f-1", verb=verb, asker=None, **ages), None)
+            for verb in DRIVES
+            for ages in AGES
+        ),
     ],
 )
 def test_what_nobody_reads_any_more_goes_and_nothing_else(job: Job, done: str | None) -> None:
     head = Head()
     asking._living([job], cast("Any", head))
     assert head.done == ([] if done is None else [(done, job.id)])
+
+
+def test_drivers_take_no_questions_turn_and_their_ids_are_names_of_files() -> None:
+    """Of runs whose names begin as the ids of questions do, or are long. Mutant check: going by the id alone."""
+    names = ["ask-" + "mé" * length for length in (1, 50, 500)]
+    orders = [Order(verb="resume", run=f"s3://b/{name}", arguments=["resume"]) for name in names]
+    drivers = [question(f"{order.name}-1", verb=order.verb, started=1.0) for order in orders]
+    head = Head()
+    assert asking._living(drivers, cast("Any", head)) == []
+    assert head.done == []
+    assert all(job.id.isascii() and len(f"job-driver-{job.id}.log") < 200 for job in drivers)
+    assert len({order.name for order in orders}) == len(orders)
 
 
 @pytest.mark.parametrize("others", [0, 3, 4, 9])
@@ -287,6 +365,20 @@ def test_a_report_is_named_after_its_run_and_replaced_whole(answered: dict[str, 
     found = {path.name: path.read_bytes() for path in Path("a b-report").iterdir() if path.name != bring.MARKER}
     assert found == {"report.html": b"newer", "results.parquet": b"p", "notes.txt": b"mine"}
     assert [path.name for path in Path().iterdir()] == ["a b-report"]
+
+
+@pytest.mark.parametrize(
+    ("last", "length"), [("x" * 300, 100), ("%E5%A4%A7" * 99, 66), ("é" * 40 + "%F0%9F%A7%AA" * 60, 70)]
+)
+def test_a_report_of_a_run_with_a_long_name_has_a_name_that_a_folder_may_have(
+    answered: dict[str, bytes], last: str, length: int
+) -> None:
+    """In bytes too. Mutant check: cutting characters alone."""
+    place = brought(of=f"s3://b/{quote(unquote(last))}").place
+    assert place is not None
+    assert (place / "report.html").exists()
+    assert len(place.name.removesuffix("-report")) == length
+    assert "\ufffd" not in place.name
 
 
 @pytest.mark.parametrize("other", ["folder", "file", "report of another run", "link"])

@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from orchestrator import cli
 from orchestrator.cli import main
-from orchestrator.ledger import Ledger, Trial, sqlite_url, this_process
+from orchestrator.ledger import WAITS, Ledger, RunState, Trial, sqlite_url, this_process
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"
 PLAN = {"trials": {"tune": 0, "confirm": 1}}
@@ -111,10 +114,78 @@ def test_set_changes_the_plan_and_a_bad_key_ends_with_2() -> None:
 def test_status_is_a_table_for_people_and_json_for_programs(folder: Path) -> None:
     table = run("status", "quick")
     assert table.exit_code == 0, table.output
-    assert "quick: planned; failed 1; driven by nobody" in table.output
+    assert "quick: planned; failed 1; driven by nobody; continue it: orchestrator resume quick" in table.output
     assert "user_error: KeyError: 'labell'" in table.output.replace("\n", " ")
     found = json.loads(run("status", str(folder), "--json").output)
     assert found["trials"][0]["failure"] == "user_error"
+
+
+def trial_of(number: int, **changes: Any) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "id": f"{number:012x}",
+        "stage": "tune",
+        "arm": "größer 大",
+        "seed": number,
+        "state": "done",
+        "step": 5,
+    }
+    return told | {"metric": 0.5, "attempts": 1, "failure": None, "message": None} | changes
+
+
+def told_of(trials: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "sweep": "quick",
+        "state": "running",
+        "waits": None,
+        "driver": None,
+        "counts": {},
+        "trials": trials,
+    }
+    return told | changes
+
+
+def test_many_trials_are_told_in_no_time_and_each_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Mutant check: a table of rich takes a millisecond for each."""
+    trials = [trial_of(number) for number in range(20_000)]
+    trials[7] |= {"state": "failed", "failure": "user_error", "message": "row 3\n\x1b[31mred [b]"}
+    began = time.process_time()
+    cli._print_status(told_of(trials), "runs/quick")
+    assert time.process_time() - began < 5
+    head, names, *rows = capsys.readouterr().out.splitlines()
+    assert head == "quick: running; driven by nobody; continue it: orchestrator resume runs/quick"
+    assert names.split() == list(cli.TRIAL)
+    assert [row.split()[0] for row in rows] == [trial["id"] for trial in trials]
+    assert rows[7].endswith(r"user_error: row 3\n\x1b[31mred [b]")
+    assert {row.index("0.5000") for row in rows} == {rows[0].index("0.5000")}
+
+
+@pytest.mark.parametrize(("count", "shown"), [(3, [0, 1, 2]), (5000, [1, 2])])
+def test_of_many_trials_a_watch_shows_those_that_move(count: int, shown: list[int]) -> None:
+    before = [trial_of(number) for number in range(count)]
+    after = [*before]
+    after[1], after[2] = trial_of(1, state="running"), trial_of(2, attempts=2)
+    before[1] = after[1]
+    found = cli._watched(told_of(after), told_of(before))
+    assert found == [after[number] for number in shown]
+    changed = [trial_of(number, attempts=2) for number in range(count)]
+    assert len(cli._watched(told_of(changed), told_of(before))) == min(count, cli.MOST_WATCHED)
+
+
+@pytest.mark.parametrize("state", ["queued", "stopped", "done"])
+def test_a_run_that_nobody_drives_waits_for_nothing_and_names_the_way_on(folder: Path, state: RunState) -> None:
+    """Its driver died while it waited. Mutant check: the last reason, as long as the state is `queued`."""
+    ledger = Ledger.open(sqlite_url(folder / "ledger.db"))
+    ledger.acquire(this_process(), 30)
+    ledger.event(WAITS, "waits for 2 CPUs; job 5 holds them")
+    ledger.set_run(state=state)
+    held = run("status", "quick")
+    assert ("job 5" in held.output) == (state == "queued"), held.output
+    ledger.release()
+    ledger.close()
+    left = run("status", "quick").output
+    assert "job 5" not in left
+    assert ("continue it: orchestrator resume quick" in left) == (state != "done")
+    assert ";;" not in left.replace(" ", "")
 
 
 def test_an_unknown_run_ends_with_2_and_names_the_known(folder: Path) -> None:

@@ -43,6 +43,17 @@ def test_a_run_too_large_for_metadata_keeps_its_counts_and_says_so() -> None:
     assert found.status == {**status, "trials": []}
 
 
+@pytest.mark.parametrize("size", [300_000, 3_000_000])
+def test_not_even_a_long_question_makes_it_too_long(size: int) -> None:
+    """Of texts that cannot be packed. Mutant check: leaving out the trials alone."""
+    question = "".join(chr(0x4E00 + number * 2654435761 % 20_000) for number in range(size))
+    text = packed({"state": "running", "question": question, "waits": None, "trials": []}, at=1.0)
+    found = read(text)
+    assert found is not None
+    assert len(text) <= LARGEST
+    assert (found.left_out, found.status["question"]) == (True, question[:1000])
+
+
 def test_what_a_driver_said_long_ago_says_nothing_of_now() -> None:
     found = read(packed({"trials": []}, at=100.0))
     assert found is not None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hostile import read_markdown
 from ledgers import BETTER, TWO, Begin, finished
 
 from orchestrator import report
 from orchestrator.report import text
-from orchestrator.tracking.told import LONGEST_TAG
+from orchestrator.tracking import view
+from orchestrator.tracking.told import LONGEST_TAG, tags
 
 
 def test_the_verdict_comes_first_and_the_numbers_are_the_answers(begin: Begin) -> None:
@@ -36,6 +39,35 @@ def test_a_note_on_many_arms_is_short_and_says_where_the_rest_is(begin: Begin) -
     assert "and 47 more, in the report" in said
     assert "and 48 more, in the report" in said
     assert len(said) < LONGEST_TAG
+
+
+@pytest.mark.parametrize("question", ["why? " * 2000, "<" * 4999, "a@b.cd " * 900, "\U000e0041" * 3000])
+def test_a_long_question_leaves_room_for_the_verdict(begin: Begin, question: str) -> None:
+    """In the description of the run and of the experiment, and is cut between its characters. Mutant check: cutting
+    what is told, which takes the verdict away."""
+    run = finished(begin(TWO), BETTER)
+    answer = report.answer(run.ledger) | {"question": question}
+    said = report.note(answer)
+    assert len(said) < LONGEST_TAG
+    assert f"**{answer['sentence']}**" in said
+    assert "| flat - plain" in said
+    begun = replace(run.ledger.run, sweep=run.ledger.run.sweep | {"question": question})
+    told = view.question(begun)
+    assert len(told) <= 1000
+    assert read_markdown(told).text.endswith("\u2026")
+    assert read_markdown(said.splitlines()[0]).text.endswith("\u2026")
+
+
+@pytest.mark.parametrize("length", [10, 4999, 30_000])
+def test_a_long_failure_is_cut_between_its_characters(begin: Begin, length: int) -> None:
+    """Mutant check: cutting the Markdown, within the mark that keeps an address from being a link."""
+    run = begin()
+    trial = run.confirm("plain")[0]
+    run.lost(trial, "<@" * length)
+    said = dict(tags(run.ledger.trial(trial.id), [], "accuracy"))["mlflow.note.content"]
+    assert len(said) <= LONGEST_TAG
+    seen = read_markdown(said).text.partition("): ")[2]
+    assert seen == "<@" * length or (length > 1000 and set(seen) == set("<@\u2026"))
 
 
 @pytest.mark.parametrize("label", ['flat, size=16 (a"b)', "s3://bucket/x.parquet", "../a", "a/", "./a", "x" * 200])

@@ -17,6 +17,8 @@ from click.testing import CliRunner, Result
 from real import SWEEP, TRIALS, call, driver, wait_for
 from servers import new_database, s3_server
 
+from jobs.data.formats import DataError
+from jobs.data.places import locate
 from orchestrator import plan as planning
 from orchestrator import remote, runs, sweep
 from orchestrator.cli import main
@@ -325,6 +327,46 @@ def test_what_no_uri_may_have_is_told_with_the_right_spelling(uri: str, right: s
     with pytest.raises(BadAddress, match=f"give it as {re.escape(right)}$"):
         Remote.of(uri)
     assert Remote.of(right).uri == right
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("S3://bucket/x/run", "s3://bucket/x/run"),
+        ("gs:/bucket/x/run", "gs://bucket/x/run"),
+        (" abfs://c@a/run ", "abfs://c@a/run"),
+        ("File:/tmp/run", "file:///tmp/run"),
+    ],
+)
+def test_what_is_almost_a_uri_is_no_folder(
+    text: str, right: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless there is one, as an earlier version made them. Mutant check: taking it for a path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    for arguments in (
+        ["launch", "sweep.toml", "--into", text],
+        ["doctor", "--into", text],
+        ["status", text],
+        ["launch", "sweep.toml", "--into", text, "--address", "http://h:1"],
+    ):
+        done = CliRunner().invoke(main, arguments)
+        assert (done.exit_code, f"give it as {right}," in done.output) == (2, True), done.output
+    for arguments in (["export", "run", "flat", text], ["compare", "a", "--into", text, "--address", "http://h:1"]):
+        done = CliRunner().invoke(main, arguments)
+        assert (done.exit_code, "a folder, not" in done.output) == (2, True), done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.toml"]
+    Path(text).mkdir(parents=True)
+    assert at(text).path == Path(text)
+    assert at(f"./{text}").path == Path(f"./{text}")
+
+
+def test_a_sweep_extends_a_file_here_and_data_are_told_how_a_uri_begins(tmp_path: Path) -> None:
+    (tmp_path / "sweep.toml").write_text('extends = "s3://bucket/base.toml"\n')
+    done = CliRunner().invoke(main, ["plan", str(tmp_path / "sweep.toml")])
+    assert (done.exit_code, "must be the path of a sweep beside this" in done.output) == (2, True), done.output
+    with pytest.raises(DataError, match="a URI begins with gs://"):
+        locate("GS:/bucket/a.parquet")
 
 
 def test_a_prefix_that_holds_something_else_is_left_alone(home: Path, store: Remote) -> None:

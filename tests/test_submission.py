@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,12 +21,17 @@ from typing import Any, cast
 import psutil
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from ledgers import start
 from real import QUICK, SWEEP, TRIALS, Server, call, children, command, driver, end, free_port, wait_for
 from servers import new_database, postgres_server, s3_server
 
+from orchestrator import plan as planning
 from orchestrator import runs, submission
 from orchestrator import sweep as sweeps
 from orchestrator.cli import main
+from orchestrator.cluster_board import FRESH_S, hash_of
 from orchestrator.environment import Origin, origin
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.runs import RunError
@@ -55,6 +61,36 @@ def test_files_that_are_named_by_a_relative_path_go_along(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path / "data")
     with pytest.raises(RunError, match="lies above this folder"):
         taken_along(["../data/a.parquet"])
+
+
+def test_what_is_there_goes_along_before_what_fits_it_and_what_can_be_nowhere_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As whoever reads it there finds it. Mutant checks: a pattern first, and the errors of names that no path has."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("data[1].csv", "data1.csv", "train?.txt", "~nobody-of-this-name.tsv"):
+        (tmp_path / name).write_text("x")
+    assert taken_along(["data[1].csv[:5]", "train?.txt"]) == [Path("data[1].csv"), Path("train?.txt")]
+    assert taken_along(["~nobody-of-this-name.tsv"]) == [Path("~nobody-of-this-name.tsv")]
+    for nowhere in ("~nobody-of-this-name/x.tsv", "x" * 300, f"a/{'y' * 300}*.csv", "a\0b", "S3://b/x", "**x/[a"):
+        assert taken_along([nowhere]) == []
+
+
+def test_a_folder_that_is_called_as_something_without_files_stays(tmp_path: Path) -> None:
+    """Mutant check: taking along whatever a name is the name of."""
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    arm = planning.make(sweeps.load(tmp_path / "sweep.toml")).arms[0]
+    names = {"vit", "resnet", "bert", "digits", "digits[:300]"}
+    for data, model, kept in (
+        ("digits[:300]", "resnet", set()),
+        ("digits", None, set()),
+        ("resnet", "vit", {"resnet"}),
+        ("digits/x.csv", "digits", {"digits/x.csv", "digits"}),
+    ):
+        job = arm.job | {"data": arm.job["data"] | {"train": data}, "model": arm.job["model"] | {"name": model}}
+        found = set(verbs._sources(replace(arm, job=job)))
+        assert kept <= found
+        assert not found & names - kept
 
 
 def test_what_is_too_large_is_refused_with_where_to_put_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +129,43 @@ def test_the_log_begins_with_our_first_line_and_is_not_told_twice() -> None:
     for text in ("setting up\n" + rays + "<<small-1\non", "e\ntwo\n"):
         output.take(text)
     assert "".join(told) == "one\ntwo\n"
+
+
+@given(
+    st.lists(st.text(st.sampled_from("ab\r\x0b\x0c\x1c\x85\u2028\u2029\u202e \n"), max_size=9), max_size=9), st.data()
+)
+def test_a_log_is_told_whole_and_once_however_it_is_cut(pieces: list[str], data: st.DataObject) -> None:
+    """A line ends at a line feed alone, and the last one may have none. Mutant checks: `splitlines`, and leaving out
+    what has no end."""
+    text = "".join(pieces)
+    log = "setting up<<small-1\n" + text
+    told: list[str] = []
+    output = _Output("small-1", told.append)
+    for cut in data.draw(st.lists(st.integers(0, len(log)), max_size=4)):
+        for place in range(0, cut, 3):
+            output.take(log[place : min(place + 3, cut)])
+        output.restart()
+    output.take(log)
+    output.end()
+    assert "".join(told) == text + ("\n" if text and not text.endswith("\n") else "")
+    assert [line.count("\n") for line in told] == [1] * len(told)
+
+
+def test_following_a_long_log_takes_as_long_as_it_is() -> None:
+    """Also one line of it. Mutant check: reading all of it again for each piece, which copies a thousand times as
+    much."""
+    told: list[str] = []
+    output = _Output("small-1", told.append)
+    output.take("<<small-1\n")
+    began = time.process_time()
+    for number in range(60_000):
+        output.take(f"line {number}\n")
+    for _ in range(60_000):
+        output.take("x" * 100)
+    output.end()
+    assert time.process_time() - began < 5
+    assert len(told) == 60_001
+    assert told[-1] == "x" * 6_000_000 + "\n"
 
 
 def test_the_command_does_not_hold_the_mark_and_prints_it(tmp_path: Path) -> None:
@@ -155,6 +228,74 @@ def test_another_order_is_refused_in_words(asked: submission.Order) -> None:
         _refuse_another(job(FAILED, sweep="3f2c", order=None), asked)  # which an older version submitted
 
 
+def test_a_launch_joins_a_job_that_resumes_the_run_once_that_says_of_which_sweep(tmp_path: Path) -> None:
+    """It says what the ledger has. Mutant check: joining one that says nothing."""
+    begun = start(tmp_path / "demo")
+    asked = hash_of(sweeps.load(tmp_path / "demo" / "sweep.toml"))
+    stored = hash_of(planning.stored(begun.ledger.run.sweep, begun.ledger.run.rules).sweep)
+    begun.ledger.close()
+    launch = ordered("launch", "sweep.toml", "--into", "s3://b/small", sweep=asked)
+    with pytest.raises(RunError, match=r"not said yet of which sweep it is; .*orchestrator logs s3://b/small"):
+        _refuse_another(job(FAILED), launch)
+    _refuse_another(job(FAILED, sweep=stored), launch)
+    with pytest.raises(RunError, match="with another sweep; stop that first"):
+        _refuse_another(job(FAILED, sweep=stored), replace(launch, sweep="another"))
+
+
+def test_a_server_that_goes_away_after_it_has_answered_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked. Mutant check: `ServerAway` as it is, which nobody expects."""
+
+    class Leaving:
+        url, now = "http://head", 0.0
+
+        def version(self) -> str:
+            return "2"
+
+        def jobs(self) -> list[submission.Job]:
+            raise submission.ServerAway("it is gone")
+
+        def job(self, _: str) -> submission.Job | None:
+            raise submission.ServerAway("it is gone")
+
+    monkeypatch.setattr(verbs, "JobServer", lambda _: Leaving())
+    said: Callable[[str], None] = lambda _: None  # noqa: E731
+    run = "s3://b/small"
+    for asked in (
+        lambda: verbs.listed("http://head"),
+        lambda: verbs.posted("http://head", run),
+        lambda: verbs.wait_for_status("http://head", run, tell=said),
+        lambda: verbs.follow_driver("http://head", run, write=said, tell=said),
+        lambda: verbs.ask("http://head", run, ["status", run], out=said, err=said),
+    ):
+        with pytest.raises(InfrastructureMissing, match="http://head"):
+            asked()
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "PENDING"])
+def test_whoever_watches_waits_a_while_for_a_driver_that_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """As long as one that lives may take to say something; one that has not begun is waited for. Mutant check: waiting
+    for ever."""
+    known, told, moment = job(FAILED, state=state), list[str](), [0.0]
+
+    class Silent:
+        url, now = "http://head", 0.0
+
+        def jobs(self) -> list[submission.Job]:
+            return [known] if moment[0] < 500 else []
+
+    def pass_time(seconds: float) -> None:
+        moment[0] += seconds
+
+    monkeypatch.setattr(verbs, "JobServer", lambda _: Silent())
+    monkeypatch.setattr(time, "monotonic", lambda: moment[0])
+    monkeypatch.setattr(time, "sleep", pass_time)
+    verbs.wait_for_status("http://head", "s3://b/small", tell=told.append)
+    assert (moment[0] < FRESH_S + 5) == (state == "RUNNING")
+    assert ("its ledger is asked" in told[-1]) == (state == "RUNNING")
+
+
 class Losing:
     """A job server that loses the first jobs with their head; what each was told to ask for."""
 
@@ -203,7 +344,7 @@ def test_sweeps_that_differ_in_the_order_of_their_factors_are_others(tmp_path: P
     found = []
     for factors in (two, two[::-1], two):
         (tmp_path / "sweep.toml").write_text(SWEEP.replace(two[0], "\n".join(factors)))
-        found.append(verbs._hash(sweeps.load(tmp_path / "sweep.toml")))
+        found.append(hash_of(sweeps.load(tmp_path / "sweep.toml")))
     assert found[0] == found[2] != found[1]
 
 
@@ -559,6 +700,12 @@ def test_row_35_a_resume_failed_whose_asker_was_killed_is_joined_by_the_same_com
             stack.enter_context(driver(*words, cwd=tmp_path, env=laptop())) for words in (again, ("resume", run, *at))
         ]
         started(run)
+        # It has said of which sweep it is, so that a launch of that one joins it.
+        call("launch", "sweep.toml", "--into", run, "--detach", *at, cwd=tmp_path, env=laptop())
+        said = call(
+            "launch", "sweep.toml", "--set", "confirm.seeds=3", "--into", run, *at, cwd=tmp_path, env=laptop(), code=2
+        )
+        assert "with another sweep; stop that first" in said
         wait_for(lambda: "has stopped" in call("stop", run, *at, cwd=tmp_path, env=laptop()))
         told = [process.communicate(timeout=120)[0] for process in both]
         assert [process.returncode for process in both] == [130, 130], told

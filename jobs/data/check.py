@@ -24,11 +24,11 @@ from jobs.data.duplicates import repeats
 from jobs.data.faults import DataError, shown
 from jobs.data.images import ImageEvaluation, image_evaluation, image_examples, image_rows
 from jobs.data.links import Links, links_of
-from jobs.data.places import DIGITS, HUB, locate
+from jobs.data.places import HUB, locate
 from jobs.data.sentences import sentence_rows, tokenizer_for
 from jobs.data.sources import Rows
 from jobs.data.texts import notes
-from jobs.paths import is_folder_here
+from jobs.paths import DIGITS, is_folder_here
 from jobs.pretrained import BUILT
 
 

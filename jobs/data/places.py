@@ -17,10 +17,9 @@ import pyarrow as pa
 
 from jobs.data.formats import SUFFIXES, DataError, short, shown
 from jobs.data.remedies import of_file, of_folder
-from jobs.paths import expanded, folders, looked_in
+from jobs.paths import DIGITS, expanded, folders, looked_in
 
 ROOT = "ORCHESTRATOR_DATA"
-DIGITS = "digits"
 HUB = "hub"
 WILD = re.compile(r"[*?\[]")
 
@@ -89,6 +88,8 @@ def _local_anywhere(path: Path) -> tuple[tuple[File, ...], list[DataError]]:
 
 def _not_found(name: str, root: str) -> str:
     where = looked_in(name)
+    if near := re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]*):/+", name):
+        return f"there is no such file{where}; a URI begins with {near[1].lower()}://"
     if not root:
         return f"there is no such file{where}; give a path, or set ${ROOT} to the folder that holds it"
     here = f"a file{where}" if where else "a file here"

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 
 from jobs.data.faults import DataError, brief, listed, short
 from jobs.data.formats import Reader, nested, reader
-from jobs.data.places import DIGITS, HUB, File, Located, locate
-from jobs.paths import looked_in
+from jobs.data.places import HUB, File, Located, locate
+from jobs.paths import DIGITS, looked_in
 
 
 class Names(tuple[str, ...]):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from jobs.plain import beginning
 from orchestrator.report import page, tables
 from orchestrator.report.blocks import Grid
 
@@ -19,6 +20,9 @@ MOST_ROWS, MOST_NOTES = 12, 5
 LONGEST = 4900
 """Characters from which labels are so long that the tables get fewer rows."""
 
+LONGEST_QUESTION, LONGEST_SENTENCE = 500, 1500
+"""Characters of what stands above the tables."""
+
 LONGEST_LABEL = 100
 """Characters of a label in a metric's name."""
 
@@ -26,12 +30,16 @@ LONGEST_LABEL = 100
 def note(answer: dict[str, Any]) -> str:
     """Markdown of at most some 4,000 characters."""
     written = (_note(answer, rows) for rows in range(MOST_ROWS, 0, -1))
-    return next((text for text in written if len(text) <= LONGEST), _note(answer, 0))
+    return next((text for text in written if len(text) <= LONGEST), _note(answer, 0, notes=0))
 
 
-def _note(answer: dict[str, Any], rows: int) -> str:
+def _note(answer: dict[str, Any], rows: int, *, notes: int = MOST_NOTES) -> str:
     shown = [_short(tables.comparisons(answer), rows), _short(tables.arms(answer), rows)]
-    whole = page.markdown(answer["question"], [answer["sentence"]], "", answer["notes"][:MOST_NOTES], shown)
+    question, sentence = (
+        beginning(answer["question"], LONGEST_QUESTION),
+        beginning(answer["sentence"], LONGEST_SENTENCE),
+    )
+    whole = page.markdown(question, [sentence], "", answer["notes"][:notes], shown)
     # The page folds a description after its first lines: no room for a heading.
     head, _, rest = whole.partition("\n")
     rest = "\n".join(_apart(line) for line in rest.rstrip().splitlines())

@@ -19,10 +19,10 @@ from orchestrator.runs import ADDRESS as ADDRESS_VARIABLE
 
 from .package import ANSWERS, Order, package
 from .parcel import BRINGS, Broken, Reader
-from .server import ADDRESS, ASKER, RUN, VERB, Job, JobServer, ServerAway
+from .server import ADDRESS, ASKER, DRIVES, RUN, VERB, Job, JobServer, ServerAway
 
 PREFIX = "ask-"
-"""What the ids of questions begin with."""
+"""What the ids of questions begin with; those of a run's drivers may too, as they begin with its name."""
 
 MOST = 4
 """Questions at a time."""
@@ -93,7 +93,7 @@ def _living(jobs: list[Job], server: JobServer) -> list[Job]:
     """The questions that are being answered, oldest first. Those that nobody reads any more are ended or forgotten."""
     found = []
     for job in jobs:
-        if not job.id.startswith(PREFIX):
+        if not job.id.startswith(PREFIX) or job.verb in DRIVES:
             continue
         gone = job.asker is not None and is_gone(job.asker)
         with contextlib.suppress(ServerAway, InfrastructureMissing):

@@ -19,8 +19,8 @@ from .verbs import ask
 MARKER = ".orchestrator-report"
 """File beside a report that was brought here: of which runs it is, and its files."""
 
-LONGEST = 100
-"""Characters of a folder's name that is made of runs' names."""
+LONGEST, LONGEST_BYTES = 100, 200
+"""Characters of a folder's name that is made of runs' names, and bytes."""
 
 Write = Callable[[str], None]
 
@@ -129,4 +129,4 @@ def _named_after(of: Sequence[str]) -> str:
     """Of runs' last names, as a folder here."""
     names = [unquote(runs.at(one).name.partition("?")[0].rpartition("/")[2]) for one in of]
     name = "".join("-" if one == "/" or not one.isprintable() else one for one in "+".join(names))
-    return f"{name[:LONGEST]}-report"
+    return f"{name[:LONGEST].encode()[:LONGEST_BYTES].decode(errors='ignore')}-report"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 import uuid
 from collections.abc import Callable
 
+from orchestrator.cluster_board import SWEEP
 from orchestrator.exits import Exit
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.remote import BadAddress, is_uri
@@ -15,7 +17,7 @@ from orchestrator.runs import ASKED, RunError, at
 
 from . import meaning
 from .package import Order, entrypoint, package
-from .server import ADDRESS, ORDER, REQUEST, RUN, SWEEP, VERB, Job, JobServer, ServerAway
+from .server import ADDRESS, DRIVES, ORDER, REQUEST, RUN, VERB, Job, JobServer, ServerAway
 
 WAIT_S = 1800.0
 """How long a cluster that has gone may take to come back."""
@@ -24,9 +26,6 @@ ASK_S = 2.0
 
 LOSSES = 5
 """How often in a row a job is run again that was lost before it ended anything."""
-
-DRIVES = ("launch", "resume")
-"""Verbs of the jobs that drive a run."""
 
 
 def mark_of(job: str) -> str:
@@ -38,24 +37,39 @@ class _Output:
     """A job's log in whole lines: without Ray's own, and without what was told before a connection broke."""
 
     def __init__(self, job: str, write: Callable[[str], None]) -> None:
-        self._mark, self._write = mark_of(job), write
+        self._mark, self._write = mark_of(job).rstrip("\n"), write
         # Ray writes this line before ours and flushes it after them.
         self._rays = f"Running entrypoint for job {job}: "
-        self._text, self._told = "", 0
+        self._told = 0
+        self.restart()
 
     def restart(self) -> None:
         """The log comes again from its first line."""
-        self._text = ""
+        self._pieces: list[str] = []
+        self._begun, self._seen = False, 0
 
     def take(self, text: str) -> None:
         """More of the log."""
-        self._text += text
-        _, _, ours = self._text.partition(self._mark)
-        lines = [line for line in ours.splitlines(keepends=True) if not line.startswith(self._rays)]
-        whole = [line for line in lines if line.endswith("\n")]
-        for line in whole[self._told :]:
-            self._write(line)
-        self._told = max(self._told, len(whole))
+        *lines, rest = text.split("\n")
+        for line in lines:
+            self._line("".join(self._pieces) + line)
+            self._pieces.clear()
+        if rest:
+            self._pieces.append(rest)
+
+    def end(self) -> None:
+        """The log is over, also where its last line has no end."""
+        if self._pieces:
+            self.take("\n")
+
+    def _line(self, line: str) -> None:
+        if not self._begun:
+            self._begun = line.endswith(self._mark)
+        elif not line.startswith(self._rays):
+            self._seen += 1
+            if self._seen > self._told:
+                self._told = self._seen
+                self._write(f"{line}\n")
 
 
 def drives(jobs: list[Job], run: str) -> Job | None:
@@ -153,14 +167,18 @@ def _found_or_submitted(server: JobServer, order: Order, asked: str, tell: Calla
 def _refuse_another(driving: Job, order: Order, url: str = "URL") -> None:
     """The same order joins the job that it was given to, a launch one of the same sweep, and a plain resume any; what
     asks for something else may not."""
-    same = driving.order == order.digest or (order.verb == "launch" and driving.sweep in (None, order.sweep))
+    same = driving.order == order.digest or (order.verb == "launch" and driving.sweep == order.sweep)
     plain = order.verb == "resume" and len(order.arguments) == 2
-    if not (same or plain):
-        what = "another sweep" if order.verb == "launch" else "other options"
+    if same or plain:
+        return
+    there = f"{shlex.quote(order.run)} --address {shlex.quote(url)}"
+    if order.verb == "launch" and driving.sweep is None:
         raise RunError(
-            f"{order.run} is driven by job {driving.id} with {what}; stop that first: orchestrator stop "
-            f"{shlex.quote(order.run)} --address {shlex.quote(url)}"
+            f"{order.run} is driven by job {driving.id}, which has not said yet of which sweep it is; try again in a "
+            f"minute, or follow it: orchestrator logs {there}"
         )
+    what = "another sweep" if order.verb == "launch" else "other options"
+    raise RunError(f"{order.run} is driven by job {driving.id} with {what}; stop that first: orchestrator stop {there}")
 
 
 def followed(server: JobServer, job: Job, write: Callable[[str], None], tell: Callable[[str], None]) -> Job | None:
@@ -181,7 +199,11 @@ def followed(server: JobServer, job: Job, write: Callable[[str], None], tell: Ca
             if found is not None and not found.over:
                 tell("it answers again, and the job goes on")
                 continue
+            output.restart()
+            with contextlib.suppress(ServerAway):
+                output.take("" if found is None else server.log(job.id))
         if found is None or found.over:
+            output.end()
             return found
         time.sleep(ASK_S)  # its log ended a moment before the job does
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -15,14 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import canonical
+from jobs.paths import expanded
 from orchestrator.environment import Origin
 from orchestrator.masking import is_secret
-from orchestrator.remote import SECRET, is_uri
+from orchestrator.remote import SECRET
 from orchestrator.runs import RunError
 from orchestrator.scratch import folder
 
 LARGEST_MB = 100.0
 """How much data a job takes along: it goes through the head's memory."""
+
+LONGEST = 100
+"""Characters of a run's name in the ids of its jobs, which become names of files on the head."""
 
 PACKAGES = ("orchestrator", "jobs")
 
@@ -58,7 +63,7 @@ class Order:
     @property
     def name(self) -> str:
         """What the ids of the run's jobs begin with."""
-        last = self.run.partition("?")[0].rstrip("/").rpartition("/")[2]
+        last = self.run.partition("?")[0].rstrip("/").rpartition("/")[2][:LONGEST]
         return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', last)}-{hashlib.sha256(self.run.encode()).hexdigest()[:8]}"
 
     @property
@@ -100,11 +105,9 @@ def taken_along(sources: Sequence[str]) -> list[Path]:
     found: dict[Path, int] = {}
     for source in sources:
         name = re.sub(r"\[-?\d*:-?\d*\]$", "", source)
-        if is_uri(name) or Path(name).expanduser().is_absolute():
+        if "://" in name or expanded(name).is_absolute():
             continue
-        for path in Path().glob(name) if has_magic(name) else [Path(name)]:
-            if not path.exists():
-                continue
+        for path in _named(name):
             if ".." in path.parts:
                 raise RunError(f"{source} lies above this folder, and only what is in it goes along to the cluster")
             files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
@@ -117,6 +120,20 @@ def taken_along(sources: Sequence[str]) -> list[Path]:
             f"job takes {LARGEST_MB:.0f} MB; put them where every node reads them, and give that path or an s3:// URI"
         )
     return sorted(found)
+
+
+def _named(name: str) -> list[Path]:
+    """What is there by this name, or else what fits it as a pattern; nothing where no path can have such a name."""
+    try:
+        if Path(name).exists():
+            return [Path(name)]
+        return list(Path().glob(name)) if has_magic(name) else []
+    except (ValueError, NotImplementedError):
+        return []
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return []
 
 
 def environment(texts: Sequence[str]) -> dict[str, str]:

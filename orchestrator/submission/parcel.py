@@ -1,14 +1,14 @@
 """What a job on the head tells whoever asked, as marked lines of its log: what a verb printed, the files that it made,
 and its exit code. Everything else in the log is Ray's, or a library's.
 
-    <<JOB {"out": "text"}                 what the verb printed; "err" for standard error
-    <<JOB {"file": "report.md"}           a file begins
-    <<JOB {"data": "..."}                 a piece of it: base64 of zlib
-    <<JOB {"sha256": "...", "bytes": 5}   it ends
-    <<JOB {"code": 0}                     the answer ends
+    <<JOB crc 1 {"out": "text"}                 what the verb printed; "err" for standard error
+    <<JOB crc 2 {"file": "report.md"}           a file begins
+    <<JOB crc 3 {"data": "..."}                 a piece of it: base64 of zlib
+    <<JOB crc 4 {"sha256": "...", "bytes": 5}   it ends
+    <<JOB crc 5 {"code": 0}                     the answer ends
 
-Lines are ASCII and short enough for the sockets that pass them on. Both sides are of one version, as the code goes
-along with the job.
+Lines are counted and checked, as whoever else writes to the log may do so within one. They are ASCII and short enough
+for the sockets that pass them on. Both sides are of one version, as the code goes along with the job.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import base64
 import hashlib
 import io
 import json
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -44,16 +45,41 @@ def mark(job: str) -> str:
     return f"<<{job} "
 
 
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode(errors='surrogatepass')):08x}"
+
+
+def _decoded(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Broken(f"a line of the answer is no JSON ({error})") from error
+    if not isinstance(found, dict) or not found:
+        raise Broken("a line of the answer says nothing")
+    return found
+
+
+def _unpacked(piece: str) -> bytes:
+    try:
+        return zlib.decompress(base64.b64decode(piece, validate=True))
+    except (ValueError, TypeError, zlib.error) as error:
+        raise Broken(f"a piece of a file cannot be unpacked ({error})") from error
+
+
 class Writer:
     """Writes an answer to the log of the job that it is given in."""
 
     def __init__(self, job: str, log: IO[str]) -> None:
-        self._mark, self._log = mark(job), log
+        self._mark, self._log, self._lines = mark(job), log, 0
+        self._lock = threading.Lock()
 
     def line(self, **told: Any) -> None:
-        """One line."""
-        self._log.write(f"{self._mark}{json.dumps(told)}\n")
-        self._log.flush()
+        """One line, from any thread. What another writer has left without an end is ended first."""
+        with self._lock:
+            self._lines += 1
+            text = f"{self._lines} {json.dumps(told)}"
+            self._log.write(f"\n{self._mark}{_checksum(text)} {text}\n")
+            self._log.flush()
 
     def file(self, path: Path, name: str) -> int:
         """A file under the name that it is to have. Returns its size in bytes."""
@@ -103,16 +129,17 @@ class Reader:
     ) -> None:
         self._mark, self._into = mark(job), into
         self._print = {"out": out, "err": err}
-        self._rest, self._seen, self._taken = "", 0, 0
-        self._name, self._content = "", hashlib.sha256()
-        self._size, self._path = 0, Path()
+        self._rest, self._taken = "", 0
+        self._name: str | None = None
+        """Of the file that has begun and not ended."""
+        self._content, self._size, self._path = hashlib.sha256(), 0, Path()
         self.code: int | None = None
         self.others: list[str] = []
         """The last lines that are not of the answer."""
 
     def restart(self) -> None:
         """The log comes again."""
-        self._rest, self._seen = "", 0
+        self._rest = ""
 
     def take(self, text: str) -> bool:
         """More of the log. Returns whether the answer is whole."""
@@ -120,30 +147,41 @@ class Reader:
         for line in lines:
             if not line.startswith(self._mark):
                 self.others = [*self.others, line][-20:] if line.strip() else self.others
-                continue
-            self._seen += 1
-            if self._seen > self._taken and self.code is None:
-                self._taken = self._seen
-                self._line(json.loads(line.removeprefix(self._mark)))
+            elif self.code is None:
+                self._take(line.removeprefix(self._mark))
         return self.code is not None
+
+    def _take(self, line: str) -> None:
+        checksum, _, text = line.partition(" ")
+        number, _, told = text.partition(" ")
+        if _checksum(text) != checksum or not number.isdecimal():
+            raise Broken(f"line {self._taken + 1} of the answer came damaged")
+        if int(number) > self._taken + 1:
+            raise Broken(f"line {self._taken + 1} of the answer is missing")
+        if int(number) == self._taken + 1:  # else it comes again
+            self._taken += 1
+            self._line(_decoded(told))
 
     def _line(self, told: dict[str, Any]) -> None:
         (first, value), *_ = told.items()
+        if (self._name is None) == (first in ("data", "sha256")) and first not in self._print:
+            raise Broken(f"a file came in part, {self._name or 'without a name'}")
         if first in self._print:
             self._print[first](value)
         elif first == "file":
             self._begin(value)
         elif first == "data":
-            self._append(zlib.decompress(base64.b64decode(value)))
+            self._append(_unpacked(value))
         elif first == "sha256":
-            if (self._content.hexdigest(), self._size) != (value, told["bytes"]):
+            if (self._content.hexdigest(), self._size) != (value, told.get("bytes")):
                 raise Broken(f"{self._name} did not arrive as it was sent")
+            self._name = None
         elif first == "code":
             self.code = value
 
     def _begin(self, name: str) -> None:
         parts = Path(name).parts
-        if self._into is None or not parts or Path(name).is_absolute() or ".." in parts:
+        if self._into is None or not parts or "\0" in name or Path(name).is_absolute() or ".." in parts:
             raise Broken(f"a file came that nobody asked for: {name!r}")
         self._name, self._content, self._size = name, hashlib.sha256(), 0
         self._path = self._into / name

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import Any
 from unittest import mock
 
 from orchestrator import access, cluster_board
-from orchestrator.cluster_board import Posted
+from orchestrator.cluster_board import SWEEP, Posted
+from orchestrator.masking import masked, without_user
 from orchestrator.readiness import InfrastructureMissing
 from orchestrator.runs import RunError
 
@@ -36,8 +38,11 @@ NO_AGENT = "No available agent"
 ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 """What Ray's client would believe rather than its argument."""
 
-RUN, VERB, SWEEP = "orchestrator.run", "orchestrator.verb", "orchestrator.sweep"
-"""Keys of a job's metadata: the run's URI, what is done with it, and the hash of the sweep if it was launched."""
+DRIVES = ("launch", "resume")
+"""Verbs of the jobs that drive a run."""
+
+RUN, VERB = "orchestrator.run", "orchestrator.verb"
+"""Keys of a job's metadata: the run's URI, and what is done with it."""
 
 ORDER = "orchestrator.order"
 """And the digest of all that was ordered, by which the same command finds its job again."""
@@ -98,9 +103,9 @@ class JobServer:
     """The job server at an address. Methods raise ServerAway, or InfrastructureMissing where waiting does not help."""
 
     def __init__(self, url: str) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise RunError(f"{url} is no job server; --address takes its URL, for example http://127.0.0.1:8265")
-        self.url = url.rstrip("/")
+        self._address = url.rstrip("/")
+        self.url = _without_secrets(self._address)
+        """Without the user and the password that it may hold: it is printed, and kept with jobs."""
         self.now = time.time()
         """Unix time of the head when it last answered, to the second: clocks of laptops go wrong."""
         self._made: Any = None
@@ -245,7 +250,7 @@ class JobServer:
                     keywords |= {"timeout": TIMEOUT_S, "allow_redirects": False}
                     answer = super()._do_request(method, endpoint, **keywords)
                     if answer.is_redirect:  # what is asked, and the token, are for nobody else
-                        _refuse_redirect(self._address, answer.headers["location"])
+                        _refuse_redirect(server.url, answer.headers["location"])
                     server.now = _moment(answer.headers.get("Date"))
                     return answer
 
@@ -256,8 +261,22 @@ class JobServer:
                 raise RunError(str(error)) from error
             headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
             with _without(ADDRESSES), mock.patch.object(dashboard_sdk, "get_auth_headers_if_auth_enabled", _no_headers):
-                self._made = Client(self.url, headers=headers)
+                self._made = Client(self._address, headers=headers)
         return self._made
+
+
+def _without_secrets(url: str) -> str:
+    """A job server's URL as people see it. Raises RunError for what is none, without what may be secret in it."""
+    plain = without_user(url)
+    shown = "what was given" if "@" in plain else re.split("[?#]", plain)[0]
+    example = "--address takes its URL, for example http://127.0.0.1:8265"
+    if "@" in plain or not plain.startswith(("http://", "https://")):
+        raise RunError(f"{shown} is no job server; {example}")
+    if shown != plain:
+        raise RunError(
+            f"{shown} has more behind it, which no job server takes; {example}; a token goes into ${access.TOKEN}"
+        )
+    return shown
 
 
 def _no_headers(_: Mapping[str, str]) -> dict[str, str]:
@@ -302,7 +321,7 @@ def _moment(date: str | None) -> float:
 
 def _said(error: Exception) -> str:
     """The first line of an error; those of HTTP clients nest several."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return masked((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
 
 
 @contextlib.contextmanager

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.config import canonical
+from jobs.paths import BUILT_IN, DIGITS
 from orchestrator import plan as planning
 from orchestrator import runs
 from orchestrator import sweep as sweeps
-from orchestrator.cluster_board import Posted
+from orchestrator.cluster_board import FRESH_S, Posted, hash_of
 from orchestrator.environment import origin
 from orchestrator.readiness import InfrastructureMissing
-from orchestrator.remote import is_uri
+from orchestrator.remote import is_uri, refuse_almost_uri
 from orchestrator.runs import RunError
 
 from . import asking, meaning
-from .follow import DRIVES, attend, code_of, drives, followed, of_run
+from .follow import attend, code_of, drives, followed, of_run
 from .package import Order, environment
-from .server import Job, JobServer, ServerAway
+from .server import DRIVES, Job, JobServer, ServerAway
 
 Write = Callable[[str], None]
 
@@ -58,7 +57,7 @@ def launch(
         run=run,
         arguments=[*arguments, *(part for one in overrides for part in ("--set", one))],
         sweep_file=sweep_file,
-        sweep=_hash(sweep),
+        sweep=hash_of(sweep),
         sources=sorted({source for arm in plan.arms for source in _sources(arm)}),
         environment=environment(variables),
         origin=origin(),
@@ -158,12 +157,19 @@ def standing(url: str, run: str) -> dict[str, Any] | None:
 
 
 def wait_for_status(url: str, run: str, *, tell: Write) -> None:
-    """Wait until the job that drives a run, if there is one, says how it stands or ends. Raises as `ask` does."""
+    """Wait until the job that drives a run, if there is one, says how it stands or ends, or has long had the time to.
+    Raises as `ask` does."""
     server, name, told = JobServer(url), _kept_elsewhere(run, "s3://BUCKET/NAME"), False
+    deadline: float | None = None
     while True:
         driving, found = _known(server, name)
         if driving is None or found is not None:
             return
+        if driving.state == "RUNNING":
+            deadline = deadline or time.monotonic() + FRESH_S
+            if time.monotonic() > deadline:
+                tell(f"job {driving.id} does not say how the run stands; its ledger is asked, once")
+                return
         if not told:
             tell(f"job {driving.id} has not said yet how the run stands; waiting for it, Ctrl-C leaves")
         told = True
@@ -193,13 +199,14 @@ def follow_driver(url: str, run: str, *, write: Write, tell: Write) -> int:
         job = drives(jobs, run) or next(iter(reversed(of_run(jobs, run))), None)
         if job is None:
             known = sorted({one.run for one in jobs})
-            raise RunError(f"no job on {url} drives {run}; jobs there are of: {', '.join(known) or 'no run'}")
+            raise RunError(f"no job on {server.url} drives {run}; jobs there are of: {', '.join(known) or 'no run'}")
         ended = followed(server, job, write, tell)
     except ServerAway as error:
-        raise InfrastructureMissing(f"{url} no longer answers: {error}") from error
+        raise InfrastructureMissing(f"{server.url} no longer answers: {error}") from error
     if ended is None:
         raise InfrastructureMissing(
-            f"the cluster came back without job {job.id}; go on: orchestrator resume {shlex.quote(run)} --address {url}"
+            f"the cluster came back without job {job.id}; go on: orchestrator resume {shlex.quote(run)} "
+            f"--address {shlex.quote(server.url)}"
         )
     return code_of(server, ended, tell)
 
@@ -209,7 +216,11 @@ def listed(url: str) -> list[dict[str, Any]]:
     InfrastructureMissing."""
     server = _reached(url)
     found = []
-    for one in server.jobs():
+    try:
+        jobs = server.jobs()
+    except ServerAway as error:
+        raise _no_server(server.url, error) from error
+    for one in jobs:
         told = meaning.of(one)
         if one.verb in DRIVES:
             job = {"job": one.id, "run": one.run, "verb": one.verb, "state": one.state, "exit_code": one.exit_code}
@@ -223,7 +234,7 @@ def _reached(url: str) -> JobServer:
     try:
         server.version()
     except ServerAway as error:
-        raise _no_server(url, error) from error
+        raise _no_server(server.url, error) from error
     return server
 
 
@@ -237,6 +248,7 @@ def _no_server(url: str, error: ServerAway) -> InfrastructureMissing:
 def _kept_elsewhere(run: str | None, example: str) -> str:
     """A run that outlives the folder of the job that drives it. Raises RunError; BadAddress for credentials in it."""
     if run is None or not is_uri(run):
+        refuse_almost_uri(run or "")
         found = "" if run is None else f", not in {run}"
         raise RunError(
             f"a job's folder goes with it, so a run on a cluster is kept in a bucket{found}; give its URI: {example}"
@@ -249,13 +261,9 @@ def _line(write: Write) -> Write:
     return lambda text: write(f"{text}\n")
 
 
-def _hash(sweep: sweeps.Sweep) -> str:
-    """Whether two sweeps are the same. The order of the factors counts: the first one decides the contrasts."""
-    asked = [sweeps.resolved(sweep), list(sweep.compare)]
-    return hashlib.sha256(canonical(asked).encode()).hexdigest()[:16]
-
-
 def _sources(arm: sweeps.Arm) -> list[str]:
+    """What an arm's jobs name as data or as an encoder, other than what has no files."""
     job = arm.config(stage="confirm", seed=0)
-    named = [job.data.train, job.data.tune, job.data.confirm, job.model.name]
-    return [one for one in named if one is not None]
+    data = [one for one in (job.data.train, job.data.tune, job.data.confirm) if one is not None]
+    data = [one for one in data if one.partition("[")[0] != DIGITS]
+    return data if job.model.name in (None, *BUILT_IN) else [*data, str(job.model.name)]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.plain import markdown
+from jobs.plain import beginning, markdown
 from orchestrator import threads
 from orchestrator.ledger import LeaseLost, Ledger, Run, Trial
 
@@ -32,6 +32,9 @@ METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
 
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
 """Error codes that are about one run or experiment, not about the server."""
+
+LONGEST_VERDICT = 3900
+"""Characters of a verdict in an experiment's description, after the question."""
 
 LONGEST_WAIT_S = 30.0
 """Between two attempts to reach an MLflow that is away."""
@@ -290,7 +293,7 @@ class Projection:
         tags = {view.NOTE: report.note, **report.tags}
         client.log_batch(self._parent, tags=[RunTag(key, told.short(value)) for key, value in tags.items()])
         if verdict := report.tags.get("verdict"):
-            said = f"{view.question(run)} {markdown(verdict)}".strip()
+            said = f"{view.question(run)} {markdown(beginning(verdict, LONGEST_VERDICT))}".strip()
             client.set_experiment_tag(self._experiment_id, view.NOTE, told.short(said))
         client.log_artifacts(self._parent, str(report.folder), "report")
         client.log_dict(self._parent, {"sweep": run.sweep, "environment": run.environment}, "sweep.json")

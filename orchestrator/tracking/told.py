@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.plain import markdown, visible
+from jobs.plain import beginning, markdown, visible
 from orchestrator.ledger import Attempt, Point, Run, Trial
 
 TRIAL_STATUS = {"queued": "SCHEDULED", "running": "RUNNING", "done": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
@@ -74,7 +74,8 @@ def description(trial: Trial, metric: str) -> str:
     head = f"**{markdown(trial.arm)}**, {trial.stage} stage, {what}seed {trial.seed}"
     value = "" if trial.metric is None else f": {metric} {trial.metric:.4f}"
     if trial.state == "failed":
-        return f"{head}: failed ({trial.failure}): {markdown(trial.message or '')}"
+        head = f"{head}: failed ({trial.failure}): "
+        return f"{head}{markdown(beginning(trial.message or '', max(1, LONGEST_TAG - len(head))))}"
     if trial.outcome == "diverged":
         return f"{head}, {trial.state}: diverged, so it has no {metric}"
     return f"{head}, {trial.state}{value}"

@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from jobs.plain import markdown
+from jobs.plain import beginning, markdown
 from orchestrator.ledger import Run
-
-from .told import short
 
 TAG = "mlflow.sharedViewState."
 """What the experiment's tag is called, before the key of the view."""
@@ -22,6 +20,9 @@ KIND = ("mlflow.experimentKind", "custom_model_development")
 
 NOTE = "mlflow.note.content"
 """Tag that MLflow shows as a description, of a run or of an experiment."""
+
+LONGEST_QUESTION = 1000
+"""Characters of a question in a description, which has room for the verdict too."""
 
 SECTION = "comparison"
 
@@ -38,8 +39,8 @@ def tags(run: Run) -> dict[str, str]:
 
 
 def question(run: Run) -> str:
-    """A run's question as a description, which is Markdown."""
-    return short(markdown(str(run.sweep.get("question", "")), starts=True))
+    """A run's question, or the beginning of a long one, as a description, which is Markdown."""
+    return markdown(beginning(str(run.sweep.get("question", "")), LONGEST_QUESTION), starts=True)
 
 
 def state(run: Run) -> str:

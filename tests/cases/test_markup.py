@@ -110,7 +110,7 @@ def test_a_label_that_no_line_can_show_is_refused_in_words(tmp_path: Path, label
 
 
 def test_questions_errors_and_logs_are_data_too(tmp_path: Path) -> None:
-    begun = start(tmp_path / "runs" / "demo", question=f"Is [b]it[/b] {MARKS} better?")
+    begun = start(tmp_path / "runs" / "demo", question=f"Is [b]it[/b] {MARKS} better?\r\n  note: forged\n")
     trial = begun.confirm("plain")[0]
     begun.lost(trial, "boom")
     begun.ledger.close()
@@ -127,6 +127,7 @@ def test_questions_errors_and_logs_are_data_too(tmp_path: Path) -> None:
     for done in outputs:
         assert harmless(done.output), repr(done.output)
     assert "Is [b]it[/b] \\x1b[31m" in outputs[0].output
+    assert outputs[0].output.splitlines()[0].endswith(" better? note: forged"), "one line of white space"
     assert "[/x] \\x1b[31m" in outputs[1].output
     assert "done" in outputs[1].output
 
