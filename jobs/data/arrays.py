@@ -84,6 +84,9 @@ class Arrays:
         """Raise DataError for rows of bytes that are numbers of another type: as such they have a shape too."""
         some = np.array(list(evenly(int(self._starts[-1]), _FEW)))
         block = self._flat(some)
+        content = self._rows.table[self._column][0].as_py()
+        if isinstance(content, bytes) and math.isqrt(len(content)) ** 2 != len(content) and (text := of_text(content)):
+            raise self._rows.fault(f"holds {text}", column=self._column, row=0)
         what = other_than_pixels(block) if block.dtype == np.uint8 else None
         if what is not None:
             side = math.isqrt(block.shape[1])

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -154,7 +155,7 @@ def _is_local(filesystem: Any) -> bool:
 
 def _absent(name: str, candidates: list[str], why: str) -> str:
     """What is said of a name that stands for no file."""
-    if not name.strip("0123456789 ,.[]\n"):
+    if re.fullmatch(r"[\s\[]*\d[\d.]*[\s,\[\]]+\d[\d.,\s\[\]]*", name):
         return f"holds numbers in a text ({_cut(name)}); give lists of numbers, or the bytes of uint8 pixels"
     if name.startswith("data:") or len(name) > LONGEST:
         return f"is text that names no file ({_cut(name)}); images written as text (base64) must be decoded to bytes"

@@ -149,13 +149,20 @@ def train_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | Non
     return (image,) if label is None else (image, label)
 
 
-def _meant(names: Sequence[str]) -> str:
+def _is_number(value: pa.Scalar) -> bool:
+    """Whether a cell of CSV is a number."""
+    text = value.as_py()
+    return isinstance(text, str) and text.strip().isdecimal()
+
+
+def _meant(names: Sequence[str], *, both: bool = False) -> str:
     """The names of the image column and the label column, as data.columns has them, where they are usual ones but for
-    capitals and spaces; empty without."""
+    capitals and spaces; empty without the first, or without either of both."""
     found = []
     for usual in (IMAGE_NAMES, LABEL_NAMES):
         found += [name for name in names if name.strip().lower() in usual][:1]
-    return str(found) if found and found[0].strip().lower() in IMAGE_NAMES else ""
+    is_there = bool(found) and found[0].strip().lower() in IMAGE_NAMES
+    return str(found) if is_there and len(found) > both else ""
 
 
 def judged_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -181,7 +188,7 @@ def _refuse_numbers_for_names(rows: Rows) -> None:
     """Raise DataError where the image column holds a number a row, and another column may name the images."""
     name = rows.table.column_names[0]
     others = [other for other in rows.names if other in IMAGE_NAMES and other != name]
-    if others and pa.types.is_primitive(rows.table.schema.field(name).type):
+    if others and (pa.types.is_primitive(rows.table.schema.field(name).type) or _is_number(rows.table[name][0])):
         labels = [label for label in LABEL_NAMES if label in rows.names][:1]
         raise rows.fault(
             f"holds a number a row, and '{others[0]}' may be the images; set data.columns = {[others[0], *labels]}",
@@ -257,7 +264,7 @@ def _labels(rows: Rows) -> pa.ChunkedArray:
     if rows.table.num_columns < 2:
         raise rows.fault(
             f"is missing: images are judged by their labels; the columns here are {listed(rows.names)}; add it, or "
-            f"name yours in data.columns = {_meant(rows.names) or '[image, label]'}",
+            f"name yours in data.columns = {_meant(rows.names, both=True) or '[image, label]'}",
             column="label",
         )
     return rows.table[1]

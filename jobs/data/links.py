@@ -191,7 +191,11 @@ def _as_text(rows: Rows, column: str, names: pa.ChunkedArray) -> pa.ChunkedArray
     try:
         return names.cast(pa.large_string())
     except pa.ArrowInvalid as error:
-        raise rows.fault(NOT_UTF8, column=column, row=first_that_is_not_utf8(names)) from error
+        row = first_that_is_not_utf8(names)
+        if row is not None and b"\0" in names[row].as_py():
+            words = "holds bytes that are no text, where other rows name files; give either in all rows"
+            raise rows.fault(words, column=column, row=row) from error
+        raise rows.fault(NOT_UTF8, column=column, row=row) from error
 
 
 def first_that_is_not_utf8(values: pa.ChunkedArray) -> int | None:

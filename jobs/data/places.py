@@ -149,7 +149,7 @@ def pictures_beside(source: str, file: str) -> str | None:
     name, place = (connected(each)[1] if each.startswith("file:") else each for each in (_unsliced(source), file))
     tops = [*folders(), expanded(os.environ.get(ROOT) or ".")]
     for folder in () if "://" in name else (_above_wild(top / expanded(name)) for top in tops):
-        is_beside = folder.is_dir() and Path(place).is_file() and Path(place).is_relative_to(folder)
+        is_beside = folder.is_dir() and _is_data(Path(place).name) and Path(place).is_relative_to(folder)
         if is_beside and (words := of_folder(folder)):
             return f"{folder} {words}"
     return None

@@ -186,6 +186,14 @@ def test_lists_that_are_nested_deeper_are_refused(tmp_path: Path) -> None:
 
 # --- what would be mistaken for pixels
 
+
+def smooth(h: int, w: int, c: int) -> np.ndarray:
+    """Coloured slopes, uint8 [6, h, w, c]."""
+    slopes = np.add.outer(np.arange(6), np.add.outer(np.arange(h), np.arange(w)))[..., None]
+    made: np.ndarray = (slopes + np.array([20, 120, 200, 80])[:c]).astype(np.uint8)
+    return made
+
+
 FLAT: dict[str, tuple[np.ndarray, str]] = {
     "float32": (pictures(6, 9, 9) / np.float32(255), "float32"),
     "float32 of 0 to 255": (pictures(6, 9, 9).astype("f4"), "float32"),
@@ -197,6 +205,8 @@ FLAT: dict[str, tuple[np.ndarray, str]] = {
     "int64": (pictures(6, 6, 12).astype("i8"), "whole numbers of 8 bytes"),
     "uint16": (pictures(6, 16, 8).astype("u2"), "whole numbers of 2 bytes"),
     "RGBA": (np.concatenate([pictures(6, 9, 9, 3), np.full((6, 9, 9, 1), 255, np.uint8)], -1), "four channels"),
+    "RGB in a row of 12 x 16": (smooth(12, 16, 3), "three channels"),
+    "RGBA, opaque by degrees": (smooth(12, 12, 4), "four channels"),
     "float32, coloured": (pictures(6, 8, 8, 3) / np.float32(255), "float32"),
 }
 
@@ -317,6 +327,7 @@ NO_PIXELS: dict[str, tuple[list[bytes], str]] = {
     "numpy.save": ([saved_array(one) for one in pictures(4, 28, 28)], "what numpy.save writes"),
     "SVG": ([b"<svg viewBox='0 0 1 1'>" + b" " * k + b"</svg>" for k in range(4)], "SVG, a drawing"),
     "base64": ([b"iVBORw0KGgoAAAANSUhEUg" + b"A" * k for k in range(4)], "text ('iVBORw0KGgo"),
+    "a page": ([b"<html>404 not found</html>"] * 3, "text ('<html>404"),
     "names": ([b"one.picture", b"another.picture", b"x.picture"], "text ('another.picture')"),
     "PostScript": ([b"%!PS-Adobe-3.0 EPSF-3.0" + b" " * k for k in range(4)], "PostScript (EPS)"),
     "HEIC": ([b"\0\0\0\x18ftypheic" + bytes(k) for k in range(4)], "HEIC, as iPhones write it; convert it to JPEG"),

@@ -254,6 +254,11 @@ def test_paths_that_are_no_text_are_refused(folder: Path, kind: pa.DataType) -> 
     assert "its 'path' must be text" in refused(job(write(folder / "a.parquet", rows)))
 
 
+def test_images_among_names_are_named(folder: Path) -> None:
+    path = write(folder / "a.parquet", [NAMES[0].encode(), NAMES[1].encode(), encoded(PIXELS[2])])
+    assert "row 2 (the first is 0): holds bytes that are no text, where other rows name files" in refused(job(path))
+
+
 def test_names_that_are_not_utf8_are_named(folder: Path) -> None:
     (folder / "a.csv").write_bytes(b"image,label\npics/0.png,0\npics/gr\xf6\xdfe.png,1\n")
     assert "column 'image', row 1 (the first is 0): is not UTF-8" in refused(job(folder / "a.csv"))
@@ -621,6 +626,10 @@ def test_a_table_without_the_usual_columns_is_refused_briefly(folder: Path, head
 
 def test_a_number_called_image_beside_paths_is_asked_about(folder: Path) -> None:
     pq.write_table(pa.table({"image": [0, 1, 2, 3], "file_name": NAMES, "label": [0, 1, 0, 1]}), folder / "a.parquet")
-    assert "'file_name' may be the images; set data.columns = ['file_name', 'label']" in refused(
-        job(folder / "a.parquet")
+    (folder / "a.csv").write_text(
+        "image,file_name,label\n" + "".join(f"{k},{n},{k % 2}\n" for k, n in enumerate(NAMES))
     )
+    for path in (folder / "a.parquet", folder / "a.csv"):
+        assert "'file_name' may be the images; set data.columns = ['file_name', 'label']" in refused(job(path))
+    (folder / "1").write_bytes(encoded(PIXELS[1]))
+    np.testing.assert_array_equal(read(csv(folder, ["1", NAMES[0]])), PIXELS[[1, 0]])
