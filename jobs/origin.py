@@ -88,12 +88,12 @@ def _refuse_other_code(expected: Mapping[str, Any]) -> None:
         lines.append(f"jobs/ is code {code}, not {expected['code']}")
     elif "code" in expected and (edited := provenance.listed(sorted(_edited()))):
         lines.append(f"{edited} changed after this process had started")
-    versions = provenance.versions()
-    for name, wanted in sorted((expected.get("versions") or {}).items()):
-        if versions.get(name) != wanted:
-            lines.append(f"{name} is {versions.get(name, 'not there')}, not {wanted}")
-    for name in sorted(versions.keys() - (expected.get("versions") or versions).keys()):
-        lines.append(f"{name} is {versions[name]}, and was not there")
+    versions, wanted = provenance.versions(), expected.get("versions") or {}
+    for name in provenance.other_versions(wanted, versions) if wanted else ():
+        if name in wanted:
+            lines.append(f"{name} is {versions.get(name, 'not there')}, not {wanted[name]}")
+        else:
+            lines.append(f"{name} is {versions[name]}, and was not there")
     if lines:
         raise OtherOrigin(
             f"this is not the code that the session was begun with, so its numbers would come from two programs: "

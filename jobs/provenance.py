@@ -15,8 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-COMPUTING_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow", "ray")
+COMPUTING_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow", "pillow", "ray")
 """Packages whose version may change a result, or how it is rounded."""
+
+RECORDED_LATER = ("pillow",)
+"""Those that earlier versions of this package did not record: that they say nothing of one is no change."""
 
 OTHER_ORIGIN = "other_origin"
 """How the failure of a rank is called whose code, versions, data or weights are not those of its session."""
@@ -77,6 +80,12 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def other_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The packages whose versions differ, or that only one side has."""
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return [name for name in names if name in before or name not in RECORDED_LATER]
 
 
 def stamp(path: Path) -> list[Any]:

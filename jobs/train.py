@@ -221,14 +221,15 @@ class Training:
         if self.rank == 0:
             continuing.open_folder(self.place, self.fence, job, named=self.attempt is not None, remark=self._remark)
         origin.begin(self.expected)
-        before = origin.look(job, self.expected) if self.expected else None
-        self.tokenizer = data.tokenizer_for(job) if job.task == "sentence" else None
-        self.examples = data.train_examples(job, self.tokenizer)
-        self.batches = Batches(self.examples, job, rank=self.rank, world=self.world)
-        self.evaluation = data.evaluation_data(job)
-        shape = self.examples.image_shape if isinstance(self.examples, data.ImageExamples) else None
-        self.model = models.build(job, tokenizer=self.tokenizer, image_shape=shape, device=self.device)
-        loaded = origin.look(job, self.expected)
+        with data.looked_at_once():
+            before = origin.look(job, self.expected) if self.expected else None
+            self.tokenizer = data.tokenizer_for(job) if job.task == "sentence" else None
+            self.examples = data.train_examples(job, self.tokenizer)
+            self.batches = Batches(self.examples, job, rank=self.rank, world=self.world)
+            self.evaluation = data.evaluation_data(job)
+            shape = self.examples.image_shape if isinstance(self.examples, data.ImageExamples) else None
+            self.model = models.build(job, tokenizer=self.tokenizer, image_shape=shape, device=self.device)
+            loaded = origin.look(job, self.expected)
         if before is not None:
             origin.refuse_change(before, loaded)
         self.provenance = loaded.digests

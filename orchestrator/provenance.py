@@ -174,10 +174,9 @@ def refuse_other_code(recorded: Json, now: Json, *, resume: str) -> None:
     if recorded["code"] != now["code"]:
         names = [f"jobs/{name}" for name in computing.differing_files(recorded["files"], now["files"])]
         lines.append(f"  code {recorded['code']} -> {now['code']}: {computing.listed(names) or 'jobs/'} differ")
-    for name in sorted(recorded["versions"].keys() | now["versions"].keys()):
+    for name in computing.other_versions(recorded["versions"], now["versions"]):
         before, after = (side["versions"].get(name, "none") for side in (recorded, now))
-        if before != after:
-            lines.append(f"  {name} {before} -> {after}")
+        lines.append(f"  {name} {before} -> {after}")
     raise OtherCode(
         "this run was begun with other code, so its numbers would come from two programs:\n"
         + "\n".join(lines)
@@ -188,7 +187,10 @@ def refuse_other_code(recorded: Json, now: Json, *, resume: str) -> None:
 
 def is_known(recorded: Json, now: Json) -> bool:
     """Whether numbers of the run come, or may come, from this code and these versions."""
-    return any(entry["code"] == now["code"] and entry["versions"] == now["versions"] for entry in all_code(recorded))
+    return any(
+        entry["code"] == now["code"] and not computing.other_versions(entry["versions"], now["versions"])
+        for entry in all_code(recorded)
+    )
 
 
 def all_code(recorded: Json) -> Iterator[Json]:
@@ -235,8 +237,7 @@ def accept_what_ran(ledger: Ledger) -> None:
 def _accepted_words(recorded: Json, now: Json) -> str:
     other = [
         f"{name} {now['versions'].get(name, 'none')} was accepted beside {recorded['versions'].get(name, 'none')}"
-        for name in sorted(recorded["versions"].keys() | now["versions"].keys())
-        if recorded["versions"].get(name) != now["versions"].get(name)
+        for name in computing.other_versions(recorded["versions"], now["versions"])
     ]
     if recorded["code"] != now["code"]:
         other.insert(0, f"code {now['code']} was accepted beside {recorded['code']}")

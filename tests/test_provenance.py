@@ -252,6 +252,19 @@ def test_other_code_is_refused_with_what_differs_until_it_is_accepted(change: di
     assert is_known(accepted, RECORD), "what the run began with stays known"
 
 
+def test_a_package_that_an_earlier_version_did_not_record_is_no_other_code() -> None:
+    """But it is where it was recorded."""
+    now = RECORD | {"versions": {"torch": "2.13.0", "pillow": "13.0.0"}}
+    refuse_other_code(RECORD, now, resume="")
+    with pytest.raises(OtherCode) as refusal:
+        refuse_other_code(RECORD, now | {"code": "bbb"}, resume="")
+    assert "pillow" not in str(refusal.value)
+    with pytest.raises(OtherCode, match=r"pillow 13.0.0 -> 13.1.0"):
+        refuse_other_code(now, RECORD | {"versions": {"torch": "2.13.0", "pillow": "13.1.0"}}, resume="")
+    with pytest.raises(OtherCode, match=r"pillow 13.0.0 -> none"):
+        refuse_other_code(now, RECORD, resume="")
+
+
 def test_other_rows_are_refused_with_both_digests() -> None:
     now = RECORD | {"data": {"data.train = x": {"digest": "d2", "source": "x"}}}
     with pytest.raises(

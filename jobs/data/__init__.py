@@ -13,6 +13,7 @@ from jobs.data.check import check, described, digests, fingerprint
 from jobs.data.duplicates import note_on_batch
 from jobs.data.formats import DataError
 from jobs.data.images import ImageEvaluation, ImageExamples, image_evaluation, image_examples
+from jobs.data.links import looked_at_once
 from jobs.data.pixels import Images
 from jobs.data.scored import SentenceEvaluation, sentence_evaluation
 from jobs.data.sentences import SentenceExamples, sentence_examples, tokenizer_for
@@ -34,6 +35,7 @@ __all__ = [
     "digests",
     "evaluation_data",
     "fingerprint",
+    "looked_at_once",
     "note_on_batch",
     "open_table",
     "tokenizer_for",

@@ -28,6 +28,7 @@ from jobs import pretrained
 from jobs.config import ConfigError, JobConfig, load_job
 from jobs.data.check import check, check_encoder_here, digests, fingerprint, train_rows
 from jobs.data.formats import DataError
+from jobs.data.links import looked_at_once
 from jobs.models import ModelError, reading
 from jobs.plain import visible_lines
 from jobs.pretrained import EncoderError
@@ -58,6 +59,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+@looked_at_once()
 def _checked(job: JobConfig) -> dict[str, Any]:
     warnings = check(job)
     rows = {"rows": len(train_rows(job)), "fingerprint": fingerprint(job), "warnings": warnings}

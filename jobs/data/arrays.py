@@ -1,13 +1,11 @@
 """Images as numbers: raw bytes where they lie, lists, nested lists, tensors.
 
-A flat row is height, width, channels. Of a nested one the lists say the shape: [H, W], [H, W, 1 or 3], or channels
-first, [1 or 3, H, W]; what could be two of these is asked about, never guessed.
+What a row's numbers are is said by `layout`; bytes that are no pixels are refused.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,12 +14,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.data.formats import DataError
+from jobs.data.layout import layout, refuse_channels_first, times
+from jobs.data.mistaken import other_than_pixels
+from jobs.data.remedies import of_bytes, of_text
 from jobs.data.sources import Rows
-
-GREY, COLOURED = 1, 3
-"""Channels of an image of which nothing else is said."""
+from jobs.data.survey import evenly
 
 _BLOCK = 1024
+_FEW = 100
+"""Rows whose bytes are looked at for another type."""
+
+_DARK = 0.25
+"""Of white; where no image is lighter, white may be another number than is thought."""
 
 
 class Arrays:
@@ -29,6 +33,7 @@ class Arrays:
 
     def __init__(self, rows: Rows, column: str, image_shape: tuple[int, ...] | None) -> None:
         refuse_channels_first(rows, column, image_shape)
+        _refuse_what_is_no_pixels(rows, column)
         self._rows, self._column = rows, column
         chunks = [chunk for chunk in rows.table[column].chunks if len(chunk)]
         self._starts = np.cumsum([0, *map(len, chunks)])
@@ -38,7 +43,9 @@ class Arrays:
         for (_, other), at in zip(read, self._starts, strict=False):
             if other != shape:
                 raise _odd_size(rows, column, int(at), other, shape)
-        self.hwc, self._is_planar = _layout(rows, column, shape, image_shape)
+        if len(shape) == 1 and image_shape is None:
+            self._refuse_other_types()
+        self.hwc, self._is_planar = layout(rows, column, shape, image_shape)
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """[c, H, W, C]: uint8, or float32 in [0, 1]."""
@@ -49,12 +56,14 @@ class Arrays:
         return taken.reshape(len(rows), h, w, c)
 
     def check(self) -> list[str]:
-        """Raises DataError for whole numbers that are 0 and 1 only. Sizes were compared when the column was opened."""
+        """What a person should know of the numbers. Raises DataError for whole numbers that are 0 and 1 only. Sizes
+        were compared when the column was opened."""
         blocks = (part[low : low + _BLOCK] for part in self._parts for low in range(0, len(part), _BLOCK))
-        highest = 0
+        whole = self._parts[0].dtype == np.uint8
+        highest, white = 0.0, 255 if whole else 1
         for block in blocks:
-            highest = max(highest, block.max(initial=0))
-            if block.dtype != np.uint8 or highest > 1:
+            highest = max(highest, float(block.max(initial=0)))
+            if highest >= _DARK * white:
                 return []
         if highest == 1:
             raise self._rows.fault(
@@ -62,7 +71,32 @@ class Arrays:
                 "black; give true and false, or fractions, or multiply by 255",
                 column=self._column,
             )
-        return []
+        if highest == 0:
+            return [f"{self._rows.source}: column '{self._column}' holds 0 alone in every row: all images are black"]
+        kind = "whole numbers" if whole else "fractions"
+        note = (
+            f"{self._rows.source}: column '{self._column}' holds no number above {highest:g} in any row, and {kind} "
+            f"are read as 0 to {white}, so all images are dark; scale them if white is {highest:g}"
+        )
+        return [note]
+
+    def _refuse_other_types(self) -> None:
+        """Raise DataError for rows of bytes that are numbers of another type: as such they have a shape too."""
+        some = np.array(list(evenly(int(self._starts[-1]), _FEW)))
+        block = self._flat(some)
+        content = self._rows.table[self._column][0].as_py()
+        if isinstance(content, bytes) and math.isqrt(len(content)) ** 2 != len(content) and (text := of_text(content)):
+            raise self._rows.fault(f"holds {text}", column=self._column, row=0)
+        what = other_than_pixels(block) if block.dtype == np.uint8 else None
+        if what is not None:
+            side = math.isqrt(block.shape[1])
+            works = f", or, if they are grey pixels, set data.image_shape = [{side}, {side}]"
+            raise self._rows.fault(
+                f"holds {block.shape[1]} bytes a row that look like {what}; give bytes of uint8, 1 or 3 channels, or "
+                f"lists of the numbers{works if side * side == block.shape[1] else ''}",
+                column=self._column,
+                row=0,
+            )
 
     def _flat(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         if len(self._parts) == 1:
@@ -86,15 +120,17 @@ def is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def refuse_channels_first(rows: Rows, column: str, image_shape: tuple[int, ...] | None) -> None:
-    """Raise DataError for a data.image_shape that has the channels first."""
-    if image_shape and len(image_shape) == 3 and image_shape[0] in (GREY, COLOURED) and image_shape[2] > COLOURED:
-        c, h, w = image_shape
-        raise rows.fault(
-            f"data.image_shape = {list(image_shape)} asks for {w} channels; it is [height, width, channels], so write "
-            f"{[h, w, c]}; numbers that lie channel after channel are read from nested lists [{c}][{h}][{w}]",
-            column=column,
-        )
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of this type are texts."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _refuse_what_is_no_pixels(rows: Rows, column: str) -> None:
+    """Raise DataError where the first row is bytes that some other file begins with."""
+    is_held = is_bytes(rows.table.schema.field(column).type)
+    what = of_bytes(rows.table[column][0].as_py() or b"") if is_held else None
+    if what is not None:
+        raise rows.fault(f"holds {what}", column=column, row=0)
 
 
 def _numbers(rows: Rows, column: str, chunk: pa.Array, at: int) -> tuple[NDArray[Any], tuple[int, ...]]:
@@ -167,12 +203,23 @@ def _in_range(rows: Rows, column: str, values: pa.Array, at: int, shape: tuple[i
     numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False).reshape(shape[0], math.prod(shape[1:]))
     good = ((numbers >= 0) & (numbers <= top)).all(1)
     if not good.all():
-        how = "divide by 255, or give whole numbers" if top == 1 else "scale 16 bits to 8, and others to fractions"
+        how = _how(numbers) if top == 1 else "scale 16 bits to 8, and others to fractions"
         raise rows.fault(
             f"holds a number outside 0 to {top}, or none; {how}", column=column, row=at + int(np.argmin(good))
         )
     numbers = numbers.astype(np.uint8 if top == 255 else np.float32, copy=False)
     return _permuted(rows.table.schema.field(column).type, numbers, shape)
+
+
+def _how(numbers: NDArray[Any]) -> str:
+    """How numbers become fractions, by the highest and the lowest of them."""
+    finite = numbers[np.isfinite(numbers)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
+    if low < 0:
+        return f"they are {low:g} to {high:g} here; scale them so that black is 0 and white is 1"
+    if 1 < high < _DARK * 255:
+        return f"the highest here is {high:g}; divide by what white is"
+    return "divide by 255, or give whole numbers"
 
 
 def _permuted(kind: pa.DataType, numbers: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -190,98 +237,15 @@ def _logical(kind: pa.DataType, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _odd_size(rows: Rows, column: str, row: int, found: tuple[int, ...], usual: tuple[int, ...]) -> DataError:
-    shapes = "" if len(usual) == len(found) == 1 else f" ({_times(found)}, not {_times(usual)})"
+    if is_bytes(rows.table.schema.field(column).type):
+        for at in (row, 0):
+            content = rows.table[column][at].as_py() or b""
+            if what := of_bytes(content) or of_text(content):
+                return rows.fault(f"holds {what}", column=column, row=at)
+    shapes = "" if len(usual) == len(found) == 1 else f" ({times(found)}, not {times(usual)})"
     return rows.fault(
         f"holds {math.prod(found)} numbers where the rows before it hold {math.prod(usual)}{shapes}; all images must "
         "be of one size, or encoded as PNG, JPEG or the like",
         column=column,
         row=row,
     )
-
-
-def _layout(
-    rows: Rows, column: str, shape: tuple[int, ...], image_shape: tuple[int, ...] | None
-) -> tuple[tuple[int, int, int], bool]:
-    """(H, W, C) of rows of this shape, and whether their channels come first."""
-    if len(shape) == 1 or math.prod(shape) == 0:
-        return _flat_shape(rows, column, math.prod(shape), image_shape), False
-    if len(shape) > 3:
-        raise rows.fault(
-            f"is nested {len(shape)} deep ({_times(shape)}); give [height, width], or the same with 1 or 3 channels "
-            "first or last",
-            column=column,
-            row=0,
-        )
-    readings = list(_readings(shape, image_shape))
-    if len(readings) > 1 and math.prod(shape) > 1:
-        (last, _), (first, _) = readings
-        other = "and transpose them if it is the second" if first == last else f"or {list(first)} if it is the second"
-        raise rows.fault(
-            f"is {_times(shape)} numbers, which may be height, width, channels or channels, height, width; set "
-            f"data.image_shape = {list(last)} if it is the first, {other}",
-            column=column,
-            row=0,
-        )
-    if not readings and image_shape is not None:
-        raise rows.fault(
-            f"is {_times(shape)} numbers, and data.image_shape = {list(image_shape)} is another shape; leave it out, "
-            "or write the [height, width, channels] of a row",
-            column=column,
-            row=0,
-        )
-    if not readings:
-        raise rows.fault(
-            f"is {_times(shape)} numbers, and neither its first nor its last is 1 or 3 channels; set data.image_shape "
-            f"= {list(shape)} if the last are the channels, or {[*shape[1:], shape[0]]} if the first are",
-            column=column,
-            row=0,
-        )
-    return readings[0]
-
-
-def _readings(
-    shape: tuple[int, ...], image_shape: tuple[int, ...] | None
-) -> Iterator[tuple[tuple[int, int, int], bool]]:
-    """What a nested row may be: (H, W, C), and whether its channels come first. In a shape of equal sides, which says
-    nothing, data.image_shape means what it says: channels last."""
-    h, w, c = height_width_channels(shape)
-    if len(shape) == 2:
-        if image_shape is None or image_shape in ((h, w), (h, w, GREY)):
-            yield (h, w, GREY), False
-        return
-    last, first = (h, w, c), (w, c, h)
-    for hwc, is_planar in ((last, False), (first, True)):
-        usual = hwc[2] in (GREY, COLOURED)
-        fits = image_shape == hwc or (usual and (image_shape is None or image_shape == hwc[:2]))
-        if fits and not (is_planar and image_shape == last):
-            yield hwc, is_planar
-
-
-def _flat_shape(rows: Rows, column: str, size: int, image_shape: tuple[int, ...] | None) -> tuple[int, int, int]:
-    """(H, W, C) of rows of `size` numbers: as told, or square and grey."""
-    side = math.isqrt(size)
-    if image_shape:
-        shape = height_width_channels(image_shape)
-        claim = f"data.image_shape = {list(image_shape)} needs {math.prod(image_shape)}"
-    else:
-        shape, claim = (side, side, GREY), "that is no square grey image"
-    if math.prod(shape) != size or size == 0:
-        side = math.isqrt(size // 3)
-        works = f"[{side}, {side}, 3]" if 0 < size == 3 * side * side else "the [height, width, channels] of a row"
-        raise rows.fault(
-            f"holds {size} numbers, and {claim}; set data.image_shape = {works}; numbers that lie channel after "
-            "channel must be nested lists, [channels][height][width]",
-            column=column,
-            row=0,
-        )
-    return shape
-
-
-def height_width_channels(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """`(H, W)` or `(H, W, C)` as the latter."""
-    h, w, c = (*shape, GREY)[:3]
-    return h, w, c
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

@@ -23,7 +23,7 @@ from jobs.data.arrays import is_list
 from jobs.data.duplicates import repeats
 from jobs.data.faults import DataError, shown
 from jobs.data.images import ImageEvaluation, image_evaluation, image_examples, image_rows
-from jobs.data.links import Links, links_of
+from jobs.data.links import Links, links_of, looked_at_once
 from jobs.data.places import HUB, locate
 from jobs.data.sentences import sentence_rows, tokenizer_for
 from jobs.data.sources import Rows
@@ -32,6 +32,7 @@ from jobs.paths import DIGITS, is_folder_here
 from jobs.pretrained import BUILT
 
 
+@looked_at_once()
 def check(job: JobConfig) -> list[str]:
     """Read all that `job` would read. Returns warnings. Raises DataError at the first fault."""
     train = train_rows(job)
@@ -96,6 +97,7 @@ def has_single_sentences(job: JobConfig) -> bool:
     return job.task == "sentence" and len(train_rows(job).table.column_names) == 1
 
 
+@looked_at_once()
 def fingerprint(job: JobConfig) -> str:
     """32 hex digits: equal for equal rows that `job` trains on and is judged on, in whatever files or formats."""
     assert job.judged_on is not None, "JobConfig refuses a job without it"
@@ -103,6 +105,7 @@ def fingerprint(job: JobConfig) -> str:
     return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
 
 
+@looked_at_once()
 def described(job: JobConfig) -> list[dict[str, Any]]:
     """What `job` trains on and is judged on, each as `context` (`training`, `tune` or `confirm`), `source`, `rows` and
     `digest`, 32 hex digits that are equal for equal rows."""
@@ -114,6 +117,7 @@ def described(job: JobConfig) -> list[dict[str, Any]]:
     ]
 
 
+@looked_at_once()
 def digests(
     job: JobConfig, known: Mapping[str, Mapping[str, Any]] | None = None, *, stage_only: bool = False
 ) -> dict[str, dict[str, Any]]:
@@ -149,7 +153,14 @@ def digests(
             answer[key] = dict(before)
         else:
             answer[key] = {"source": source, "rows": len(rows), "digest": _digest(job, rows)[:32], "files": files}
+        if links is not None and not links.is_as_before:
+            links.is_as_before.append(functools.partial(_has_digest, rows, answer[key]["digest"]))
     return answer
+
+
+def _has_digest(rows: Rows, digest: str, links: Links) -> bool:
+    """Whether rows have this digest with what files hold now, which is read: not what was known of files like these."""
+    return _hash.__wrapped__(rows, links)[:32] == digest
 
 
 def stamps(source: str) -> list[list[Any]] | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import warnings
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.data.formats import short
+from jobs.data.remedies import NEVER, of_bytes
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how the camera was held."""
@@ -28,6 +31,7 @@ _GREY = ("1", "L", "LA", "La", "I", "F")
 _MALFORMED = (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, EOFError, struct.error)
 """What PIL raises on parts of a file that are not the picture."""
 
+_PNG_PALETTE = 3
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -36,12 +40,15 @@ class Undecodable(ValueError):
 
 
 def is_coloured(content: bytes) -> bool:
-    """Whether an image has colours, by its header; a palette counts as such. Raises Undecodable."""
-    if content.startswith(_PNG) and content[12:16] == b"IHDR" and len(content) > 25:
+    """Whether an image has colours, by its header; a palette has some unless all of it is grey. Raises Undecodable."""
+    if content.startswith(_PNG) and content[12:16] == b"IHDR" and len(content) > 25 and content[25] != _PNG_PALETTE:
         return bool(content[25] & 2)
     with _words(content):
-        mode = _opened(content).mode
-    return mode not in _GREY and not mode.startswith(("I;", "F;"))
+        image = _opened(content)
+        if image.mode in ("P", "PA"):
+            shades = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+            return bool((shades != shades[:, :1]).any())
+        return image.mode not in _GREY and not image.mode.startswith(("I;", "F;"))
 
 
 def decoded(content: bytes, channels: int) -> Any:
@@ -53,6 +60,8 @@ def decoded(content: bytes, channels: int) -> Any:
                 f"has more than 8 bits a channel (mode {image.mode}), and nothing says which number is white; scale it "
                 "to 8 bits, or give an array of fractions"
             )
+        if image.format == "PNG":
+            _refuse_other_pixels(content)
         image.load()
         image = _on_white(_upright(image))
         mode = "L" if channels == 1 else "RGB"
@@ -110,8 +119,8 @@ def _reason(content: bytes, error: Exception) -> str:
 
     if not isinstance(error, UnidentifiedImageError):
         return f"cut short or damaged: {short(error)}"
-    start = content[:40]
-    return f"it begins with {(start.decode() if start.isascii() else start)!r}"
+    start, what = content[:40], of_bytes(content)
+    return f"it begins with {(start.decode() if start.isascii() else start)!r}{f': {what}' if what else ''}"
 
 
 def _opened(content: bytes) -> Any:
@@ -120,9 +129,25 @@ def _opened(content: bytes) -> Any:
 
     if not content:
         raise Undecodable("is an empty file (0 bytes); replace it, or remove the row")
+    if content.startswith(NEVER):
+        raise Undecodable(f"is {of_bytes(content)}; or remove the row")
     # Another package may have set it, and PIL would fill up what is missing.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    # What is too large is refused in words, and of what is nearly so nothing is to be said.
+    if not any(kind is Image.DecompressionBombWarning for _, _, kind, _, _ in warnings.filters):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     return Image.open(io.BytesIO(content))
+
+
+def _refuse_other_pixels(png: bytes) -> None:
+    """Raise ValueError where the pixels of a PNG file do not fit its checksums. PIL compares those of the rest."""
+    at = len(_PNG)
+    while at + 12 <= len(png):
+        (length,) = struct.unpack_from(">I", png, at)
+        name, end = png[at + 4 : at + 8], at + 8 + length
+        if name == b"IDAT" and png[end : end + 4] != struct.pack(">I", zlib.crc32(memoryview(png)[at + 4 : end])):
+            raise ValueError("its pixels do not fit their checksum")
+        at = end + 4
 
 
 def _upright(image: Any) -> Any:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.config import Augment, JobConfig
+from jobs.data.arrays import is_bytes
 from jobs.data.batches import Ids, Views
-from jobs.data.formats import DataError
+from jobs.data.faults import DataError, listed
+from jobs.data.lines import NOT_UTF8
+from jobs.data.links import first_that_is_not_utf8, looked_at_once
 from jobs.data.pixels import Images, images_of, standardised
+from jobs.data.places import pictures_beside
 from jobs.data.sources import Rows, exactly, read
 from jobs.randomness import AUGMENT, uniform
 
@@ -135,12 +140,29 @@ def train_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | Non
     image = next((name for name in IMAGE_NAMES if name in names), None)
     if image is None:
         raise DataError(
-            f"is missing; the columns here are {', '.join(names)}; name yours in data.columns = [image, label]",
+            f"is missing; the columns here are {listed(names)}; name yours in data.columns = "
+            f"{_meant(names) or '[image, label]'}",
             file=file,
             column="image",
         )
     label = next((name for name in LABEL_NAMES if name in names), None)
     return (image,) if label is None else (image, label)
+
+
+def _is_number(value: pa.Scalar) -> bool:
+    """Whether a cell of CSV is a number."""
+    text = value.as_py()
+    return isinstance(text, str) and text.strip().isdecimal()
+
+
+def _meant(names: Sequence[str], *, both: bool = False) -> str:
+    """The names of the image column and the label column, as data.columns has them, where they are usual ones but for
+    capitals and spaces; empty without the first, or without either of both."""
+    found = []
+    for usual in (IMAGE_NAMES, LABEL_NAMES):
+        found += [name for name in names if name.strip().lower() in usual][:1]
+    is_there = bool(found) and found[0].strip().lower() in IMAGE_NAMES
+    return str(found) if is_there and len(found) > both else ""
 
 
 def judged_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -151,18 +173,49 @@ def judged_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | No
 def image_rows(job: JobConfig, source: str) -> Rows:
     """Rows of a source with an image column and, if there is one, a label column."""
     wanted = None if job.data.columns is None else tuple(job.data.columns)
-    return _with_labels(read(source, train_columns if source == job.data.train else judged_columns, wanted))
+    try:
+        rows = read(source, train_columns if source == job.data.train else judged_columns, wanted)
+    except DataError as error:
+        if (words := pictures_beside(source, error.file)) is None:
+            raise
+        raise DataError(f"{error.found}; or else {words}", file=error.file, column=error.column) from error
+    if wanted is None:
+        _refuse_numbers_for_names(rows)
+    return _with_labels(rows)
+
+
+def _refuse_numbers_for_names(rows: Rows) -> None:
+    """Raise DataError where the image column holds a number a row, and another column may name the images."""
+    name = rows.table.column_names[0]
+    others = [other for other in rows.names if other in IMAGE_NAMES and other != name]
+    if others and (pa.types.is_primitive(rows.table.schema.field(name).type) or _is_number(rows.table[name][0])):
+        labels = [label for label in LABEL_NAMES if label in rows.names][:1]
+        raise rows.fault(
+            f"holds a number a row, and '{others[0]}' may be the images; set data.columns = {[others[0], *labels]}",
+            column=name,
+        )
 
 
 @functools.lru_cache(maxsize=8)
 def _with_labels(rows: Rows) -> Rows:
-    """The rows, labels of CSV and TSV as other formats have them: whole numbers as such, and none in an empty cell."""
+    """The rows, labels of CSV and TSV as other formats have them: whole numbers as such (1.0 is 1, as pandas writes it
+    beside empty cells), none in an empty cell, and no spaces around them."""
     is_text = all(file.lower().removesuffix(".gz").endswith((".csv", ".tsv")) for file, _, _ in rows.spans)
     if not is_text or rows.table.num_columns < 2:
         return rows
-    labels = rows.table[1].cast(pa.string())
-    labels = pc.if_else(pc.equal(pc.utf8_trim_whitespace(labels), ""), pa.scalar(None, pa.string()), labels)
-    if pc.all(pc.match_substring_regex(labels, r"^-?[0-9]{1,18}$"), min_count=0).as_py():
+    labels = rows.table[1]
+    if is_bytes(labels.type):
+        bad = first_that_is_not_utf8(labels)
+        raise rows.fault(NOT_UTF8, column=rows.table.column_names[1], row=bad)
+    labels = labels.cast(pa.string())
+    trimmed = pc.utf8_trim_whitespace(labels)
+    # A number with a zero before it is a name that looks like one: 007 is not 7.
+    whole = r"(0|-?[1-9][0-9]{0,17})"
+    numbers = pc.replace_substring_regex(trimmed, rf"^{whole}\.0*$", r"\1")
+    is_whole = pc.match_substring_regex(numbers, f"^{whole}$")
+    labels = pc.if_else(is_whole, numbers, labels)
+    labels = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), labels)
+    if pc.all(pc.or_(is_whole, labels.is_null()), min_count=0).as_py():
         labels = labels.cast(pa.int64())
     table = rows.table.set_column(1, rows.table.column_names[1], labels)
     return dataclasses.replace(rows, table=table)
@@ -173,6 +226,7 @@ def image_examples(job: JobConfig) -> ImageExamples:
     return ImageExamples(_images(job, image_rows(job, job.data.train)), job.augment)
 
 
+@looked_at_once()
 def image_evaluation(job: JobConfig, source: str) -> ImageEvaluation:
     """The first job.evaluate.references labelled rows of data.train, and the rows of `source`."""
     train, judged = image_rows(job, job.data.train), image_rows(job, source)
@@ -209,18 +263,23 @@ def _images(job: JobConfig, rows: Rows, *, channels: int | None = None) -> Image
 def _labels(rows: Rows) -> pa.ChunkedArray:
     if rows.table.num_columns < 2:
         raise rows.fault(
-            "is missing: images are judged by their labels; add the column, or name yours in "
-            "data.columns = [image, label]",
+            f"is missing: images are judged by their labels; the columns here are {listed(rows.names)}; add it, or "
+            f"name yours in data.columns = {_meant(rows.names, both=True) or '[image, label]'}",
             column="label",
         )
     return rows.table[1]
 
 
 def _codes(*labels: pa.ChunkedArray) -> list[NDArray[np.int64]]:
-    """Labels as int64, equal where labels are equal: integers as they are, anything else by its place in order."""
+    """Labels as int64, equal where labels are equal: integers as they are, anything else by its place in order. Where
+    some are texts all are, so that 1 and 1.0 are '1'."""
     if all(pa.types.is_integer(each.type) for each in labels):
         return [each.to_numpy().astype(np.int64) for each in labels]
     numeric = all(pa.types.is_integer(each.type) or pa.types.is_floating(each.type) for each in labels)
-    values = [np.array([value if numeric else str(value) for value in each.to_pylist()]) for each in labels]
+    values = [np.array([value if numeric else _as_text(value) for value in each.to_pylist()]) for each in labels]
     codes = np.unique(np.concatenate(values), return_inverse=True)[1].astype(np.int64)
     return list(np.split(codes, np.cumsum([len(each) for each in values])[:-1]))
+
+
+def _as_text(label: Any) -> str:
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.data.arrays import COLOURED, GREY, Arrays, is_bytes
+from jobs.data.arrays import Arrays, is_bytes
 from jobs.data.batches import content_ids
 from jobs.data.encoded import Encoded, holds_encoded
+from jobs.data.layout import COLOURED, GREY
 from jobs.data.links import Links, links_of
 from jobs.data.sources import Rows
 

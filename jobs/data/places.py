@@ -8,19 +8,25 @@ in a slice of rows, `[:2000]`. Hidden files, and those that begin with `_`, are 
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
+import posixpath
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 
 from jobs.data.formats import SUFFIXES, DataError, short, shown
-from jobs.data.remedies import of_file, of_folder
+from jobs.data.remedies import is_hidden, of_file, of_folder, of_inside
 from jobs.paths import DIGITS, expanded, folders, looked_in
 
 ROOT = "ORCHESTRATOR_DATA"
 HUB = "hub"
+_SLICED = re.compile(r"(.+)\[(-?\d+)?:(-?\d+)?\]", re.DOTALL)
 WILD = re.compile(r"[*?\[]")
 
 
@@ -48,9 +54,14 @@ class Located:
 
 def locate(source: str) -> Located:
     """The files of a source, as they are now. Raises DataError if there are none."""
-    sliced = re.fullmatch(r"(.+)\[(-?\d+)?:(-?\d+)?\]", source, re.DOTALL)
+    sliced = _SLICED.fullmatch(source)
     name, start, stop = sliced.groups() if sliced else (source, None, None)
     return Located(source, _files(name), None if start is None else int(start), None if stop is None else int(stop))
+
+
+def _unsliced(source: str) -> str:
+    sliced = _SLICED.fullmatch(source)
+    return str(sliced[1]) if sliced else source
 
 
 def _files(name: str) -> tuple[File, ...]:
@@ -109,18 +120,20 @@ def _local(path: Path, top: Path = Path()) -> tuple[File, ...]:
         if full.is_file():
             found = [full]
         elif full.is_dir():
-            inside = list(full.rglob("*"))
-            found = [file for file in inside if _is_data(str(file.relative_to(full))) and file.is_file()]
+            inside = [file.relative_to(full).as_posix() for file in full.rglob("*") if file.is_file()]
+            found = [full / name for name in _tables(str(full), inside)]
             if not found:
                 plain = f"is a folder without data files; they end in {', '.join(SUFFIXES)}"
-                raise DataError(of_folder(full, inside) or plain, file=str(full))
+                raise DataError(of_folder(full) or plain, file=str(full))
         elif WILD.search(str(path)):
             start = Path(path.anchor) if path.is_absolute() else top
-            pattern = str(path.relative_to(path.anchor))
-            fitting = [file for file in start.glob(pattern) if file.is_file()]
-            found = [file for file in fitting if _is_data(file.name)]
-            if not found and fitting and (words := of_file(str(min(fitting)))):
-                raise DataError(words, file=str(min(fitting)))
+            fitting = list(start.glob(str(path.relative_to(path.anchor))))
+            found = [file for file in fitting if _is_data(file.name) and file.is_file()]
+            if not found and (shown_ := [file for file in fitting if not is_hidden(file.name)]):
+                folder = _above_wild(full)
+                words = of_file(str(min(shown_))) or (of_folder(folder) if any(map(Path.is_dir, shown_)) else None)
+                if words:
+                    raise DataError(words, file=str(folder if min(shown_).is_dir() else min(shown_)))
         else:
             found = []
         # Of the times of a file this is the one that nobody sets back.
@@ -131,13 +144,47 @@ def _local(path: Path, top: Path = Path()) -> tuple[File, ...]:
         raise DataError(f"cannot be looked for: {short(error)}", file=str(full)) from error
 
 
+def pictures_beside(source: str, file: str) -> str | None:
+    """What is said of the folder of a source in which images lie beside a file that was taken for a table of them; None
+    where there is no such folder."""
+    name, place = (connected(each)[1] if each.startswith("file:") else each for each in (_unsliced(source), file))
+    tops = [*folders(), expanded(os.environ.get(ROOT) or ".")]
+    for folder in () if "://" in name else (_above_wild(top / expanded(name)) for top in tops):
+        is_beside = folder.is_dir() and _is_data(Path(place).name) and Path(place).is_relative_to(folder)
+        if is_beside and (words := of_folder(folder)):
+            return f"{folder} {words}"
+    return None
+
+
+def _above_wild(path: Path) -> Path:
+    """The folder in which a pattern is looked for; the path itself where it is none."""
+    parts = list(itertools.takewhile(lambda part: not WILD.search(part), path.parts))
+    return Path(*parts)
+
+
+def _tables(folder: str, inside: Sequence[str]) -> list[str]:
+    """Of the files in a folder those that hold rows: without what `datasets` writes about its own. Raises DataError
+    for a folder of splits, which are not one table."""
+    names = set(inside)
+    if "dataset_dict.json" in names:
+        splits = sorted({name.partition("/")[0] for name in names if name.endswith("/state.json")})
+        raise DataError(
+            f"holds {', '.join(splits) or 'splits'}, the splits of a data set; name one of them: "
+            f"{folder.rstrip('/')}/{splits[0] if splits else 'train'}",
+            file=folder,
+        )
+    saved = {posixpath.dirname(name) for name in names if name.endswith(".arrow")}
+    notes = {posixpath.join(place, note) for place in saved for note in ("state.json", "dataset_info.json")}
+    return [name for name in inside if _is_data(name) and name not in notes]
+
+
 def _local_named(root: Path, name: str) -> tuple[File, ...]:
     found = _local(Path(name), root)
     return found or _only([_local(Path(f"{name}{suffix}"), root) for suffix in SUFFIXES], name)
 
 
 def _remote_named(root: str, name: str) -> tuple[File, ...]:
-    address, query = _address(root)
+    address, query = address_and_query(root)
     place = f"{address.rstrip('/')}/{name}"
     found = _remote(place + query)
     if found:
@@ -156,28 +203,45 @@ def _remote(uri: str) -> tuple[File, ...]:
     """The same for a URI, by pyarrow.fs. A query, such as S3's endpoint_override, goes with every file."""
     from pyarrow import fs
 
-    address, query = _address(uri)
+    address, query = address_and_query(uri)
     wild = WILD.search(address)
     base = address[: address.rindex("/", 0, wild.start())] if wild else address
     pattern = address[len(base) + 1 :]
     try:
-        filesystem, inside = fs.FileSystem.from_uri(base + query)
+        filesystem, inside = connected(base + query)
         found = [filesystem.get_file_info(inside)]
         if found[0].type == fs.FileType.Directory:
             found = filesystem.get_file_info(fs.FileSelector(inside, recursive=not wild or "/" in pattern))
     except (OSError, ValueError, ImportError, pa.ArrowException) as error:
         raise DataError(f"cannot be reached: {short(error)}", file=uri) from error
+    within = {str(one.path)[len(inside) :].lstrip("/"): one for one in found if one.type == fs.FileType.File}
+    if wild:
+        chosen = [name for name in within if _fits(name, pattern)]
+    else:
+        chosen = [*([""] if "" in within else []), *_tables(shown(base), list(within))]
+    if not chosen:
+        is_here = filesystem.type_name == "local"
+        if words := of_inside(inside if is_here else shown(base), list(within), is_here=is_here):
+            raise DataError(words, file=uri)
     files = []
-    for each in sorted(found, key=lambda info: str(info.path)):
-        within = str(each.path)[len(inside) :].lstrip("/")
-        fits = _fits(within, pattern) if wild else not within or _is_data(within)
-        if each.type == fs.FileType.File and fits:
-            place = f"{base}/{within}" if within else base
-            files.append(File(shown(place), each.size or 0, each.mtime_ns or None, place + query))
+    for name in sorted(chosen):
+        place, exact = (f"{base}/{each}" if name else base for each in (name, quote(name)))
+        files.append(File(shown(place), within[name].size or 0, within[name].mtime_ns or None, exact + query))
     return tuple(files)
 
 
-def _address(uri: str) -> tuple[str, str]:
+def connected(uri: str) -> tuple[Any, str]:
+    """The file system of a URI, and the path there. What no URI may hold (spaces, umlauts, `#`, a `%` before no two
+    digits) stands for itself."""
+    from pyarrow import fs
+
+    address, query = address_and_query(uri)
+    address = quote(re.sub(r"%(?![0-9a-fA-F]{2})", "%25", address), safe="/:@%[]!$&'()*+,;=~")
+    filesystem, inside = fs.FileSystem.from_uri(address + query)
+    return filesystem, str(inside)
+
+
+def address_and_query(uri: str) -> tuple[str, str]:
     """A URI in two: up to its query, and the query with its mark. A mark without `=` after it is a wild card."""
     address, mark, query = uri.partition("?")
     return (address, mark + query) if "=" in query else (uri, "")

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from jobs.data.faults import DataError, brief, listed, short
 from jobs.data.formats import Reader, nested, reader
-from jobs.data.places import HUB, File, Located, locate
+from jobs.data.places import HUB, File, Located, connected, locate
 from jobs.paths import DIGITS, looked_in
 
 
@@ -136,13 +136,52 @@ def _read(located: Located, choose: Choose, wanted: tuple[str, ...] | None) -> R
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """Dictionaries (categories of pandas) and string views become what they stand for."""
+    """Dictionaries (categories of pandas) and views (as polars writes them) become what they stand for."""
     for place, one in enumerate(table.schema):
-        kind = one.type.value_type if pa.types.is_dictionary(one.type) else one.type
-        kind = pa.string() if pa.types.is_string_view(kind) else kind
+        kind = _plain_type(one.type)
         if kind != one.type:
-            table = table.set_column(place, one.name, table[place].cast(kind))
+            table = table.set_column(place, one.name, _without_list_views(table[place]).cast(kind))
     return table
+
+
+def _without_list_views(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column with lists in place of views of lists, which `cast` of pyarrow 25 takes for longer than they are."""
+    return pa.chunked_array([_lists(chunk) for chunk in column.chunks]) if column.num_chunks else column
+
+
+def _lists(array: pa.Array) -> pa.Array:
+    kind, types = array.type, pa.types
+    if types.is_struct(kind):
+        parts = [_lists(part) for part in array.flatten()]
+        fields = [kind.field(place).with_type(part.type) for place, part in enumerate(parts)]
+        return pa.StructArray.from_arrays(parts, fields=fields, mask=array.is_null())
+    if not any(
+        test(kind) for test in (types.is_list, types.is_large_list, types.is_list_view, types.is_large_list_view)
+    ):
+        return array
+    ends = np.cumsum(pc.fill_null(pc.list_value_length(array), 0).to_numpy(), dtype=np.int64)
+    mask = array.is_null() if array.null_count else None
+    return pa.LargeListArray.from_arrays(np.concatenate([[0], ends]), _lists(array.flatten()), mask=mask)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the same values without dictionaries and views, also within structs and lists."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if types.is_struct(kind):
+        fields = [kind.field(place) for place in range(kind.num_fields)]
+        return pa.struct([field.with_type(_plain_type(field.type)) for field in fields])
+    if types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)), kind.list_size)
+    for make, tests in (
+        (pa.list_, (types.is_list, types.is_list_view)),
+        (pa.large_list, (types.is_large_list, types.is_large_list_view)),
+    ):
+        if any(test(kind) for test in tests):
+            return make(kind.value_field.with_type(_plain_type(kind.value_type)))
+    plain = {types.is_string_view: pa.string(), types.is_binary_view: pa.large_binary()}
+    return next((other for test, other in plain.items() if test(kind)), kind)
 
 
 def _joined(tables: list[pa.Table], files: list[str]) -> pa.Table:
@@ -184,9 +223,7 @@ def _open(file: File) -> Reader:
         raise DataError("is empty (0 bytes); give a file with rows", file=file.path)
     if file.uri is None:
         return reader(file.path)
-    from pyarrow import fs
-
-    filesystem, path = fs.FileSystem.from_uri(file.uri)
+    filesystem, path = connected(file.uri)
     return reader(file.path, inside=path, filesystem=filesystem)
 
 

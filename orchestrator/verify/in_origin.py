@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.provenance import other_versions
 from orchestrator.ledger import Attempt
 from orchestrator.provenance import behind
 
@@ -101,8 +102,7 @@ def _code_of(attempt: Attempt, begun: Mapping[str, Any]) -> Code | None:
 def _made(ran: Mapping[str, Any], begun: Mapping[str, Any]) -> Code:
     first = begun.get("versions") or {}
     versions = ran.get("versions") or {}
-    other = [key for key in sorted(first.keys() | versions.keys()) if first.get(key) != versions.get(key)]
-    return Code(ran["code"], tuple((key, versions.get(key, "none")) for key in other))
+    return Code(ran["code"], tuple((key, versions.get(key, "none")) for key in other_versions(first, versions)))
 
 
 def _digests(value: Any) -> set[str]:

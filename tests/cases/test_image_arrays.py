@@ -3,6 +3,7 @@ their pixels."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from pictures import encoded, job, pictures, read, refused, write
 
 from jobs import data
+from jobs.data.mistaken import other_than_pixels
 
 
 def nested(values: np.ndarray, kind: pa.DataType | None = None) -> pa.Array:
@@ -180,3 +182,169 @@ def test_whole_numbers_that_are_only_0_and_1_are_refused(tmp_path: Path, flat: b
 def test_lists_that_are_nested_deeper_are_refused(tmp_path: Path) -> None:
     words = refused(job(write(tmp_path / "a.parquet", nested(pictures(4, 1, 3, 5, 5)))))
     assert "is nested 4 deep (1 x 3 x 5 x 5)" in words
+
+
+# --- what would be mistaken for pixels
+
+
+def smooth(h: int, w: int, c: int) -> np.ndarray:
+    """Coloured slopes, uint8 [6, h, w, c]."""
+    slopes = np.add.outer(np.arange(6), np.add.outer(np.arange(h), np.arange(w)))[..., None]
+    made: np.ndarray = (slopes + np.array([20, 120, 200, 80])[:c]).astype(np.uint8)
+    return made
+
+
+FLAT: dict[str, tuple[np.ndarray, str]] = {
+    "float32": (pictures(6, 9, 9) / np.float32(255), "float32"),
+    "float32 of 0 to 255": (pictures(6, 9, 9).astype("f4"), "float32"),
+    "float32, standardised": ((pictures(6, 9, 9) / 255 - 0.5).astype("f4"), "float32"),
+    "float32, big-endian": ((pictures(6, 9, 9) / 255).astype(">f4"), "float32 (big-endian)"),
+    "float64 in a row of 6 x 12": (pictures(6, 6, 12) / 255, "float64"),
+    "float16": ((pictures(6, 16, 8) / 255).astype("f2"), "float16"),
+    "int32": (pictures(6, 9, 9).astype("i4"), "whole numbers of 4 bytes"),
+    "int64": (pictures(6, 6, 12).astype("i8"), "whole numbers of 8 bytes"),
+    "uint16": (pictures(6, 16, 8).astype("u2"), "whole numbers of 2 bytes"),
+    "RGBA": (np.concatenate([pictures(6, 9, 9, 3), np.full((6, 9, 9, 1), 255, np.uint8)], -1), "four channels"),
+    "RGB in a row of 12 x 16": (smooth(12, 16, 3), "three channels"),
+    "RGBA, opaque by degrees": (smooth(12, 12, 4), "four channels"),
+    "float32, coloured": (pictures(6, 8, 8, 3) / np.float32(255), "float32"),
+}
+
+
+@pytest.mark.parametrize("is_fixed", [True, False])
+@pytest.mark.parametrize("name", FLAT)
+def test_bytes_of_other_types_are_no_pixels(tmp_path: Path, name: str, is_fixed: bool) -> None:
+    """Though they make a square of twice the side. Mutant check: counting bytes alone trains on noise."""
+    values, what = FLAT[name]
+    held = [one.tobytes() for one in values]
+    path = write(tmp_path / "a.parquet", pa.array(held, pa.binary(len(held[0]) if is_fixed else -1)))
+    words = refused(job(path))
+    assert f"bytes a row that look like {what}" in words
+    assert "give bytes of uint8" in words
+    assert "3]" not in words
+    side = int(np.sqrt(len(held[0])))
+    if side * side == len(held[0]):
+        assert f"[{side}, {side}]" in words
+        assert read(path, [side, side]).shape == (6, side, side, 1)
+
+
+@pytest.mark.parametrize(("kind", "each"), [("f4", "4 bytes"), ("f8", "8 bytes"), ("i2", "2 bytes")])
+def test_a_true_shape_with_numbers_of_several_bytes_is_refused_without_another_shape(
+    tmp_path: Path, kind: str, each: str
+) -> None:
+    path = write(tmp_path / "a.parquet", [one.tobytes() for one in pictures(4, 8, 8, 3).astype(kind)])
+    words = refused(job(path, shape=[8, 8, 3]))
+    assert f"that is {each} for each" in words
+    assert "set data.image_shape" not in words
+
+
+def squares() -> dict[str, np.ndarray]:
+    """Grey pictures, uint8 [n, side, side], that have something odd."""
+    line, spot, light = np.zeros((6, 16, 16)), np.zeros((6, 12, 12)), np.full((6, 12, 12), 255)
+    line[:, :, 4], spot[:, 4:7, 4:7], light[:, 4:7, 4:7] = 200, pictures(6, 3, 3), 30
+    ramp = np.tile(np.arange(28) * 9, (6, 28, 1))
+    return {"line": line, "spot": spot, "light": light, "ramp": ramp, "other ramp": ramp.transpose(0, 2, 1)} | {
+        "black": np.zeros((6, 8, 8)),
+        "dull": np.full((6, 28, 28), 60) + pictures(6, 28, 28) % 12,
+        "two colours": (pictures(6, 8, 8) > 100) * 255,
+        "framed": np.pad(pictures(6, 8, 8), ((0, 0), (4, 4), (4, 4))),
+    }
+
+
+@pytest.mark.parametrize("name", squares())
+def test_odd_pictures_are_pixels(name: str) -> None:
+    values = squares()[name].astype(np.uint8)
+    assert other_than_pixels(values.reshape(len(values), -1)) is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(side=st.integers(2, 16), n=st.integers(2, 5), seed=st.integers(0, 10**6), kind=st.integers(0, 2))
+def test_noise_drawings_and_slopes_are_pixels(side: int, n: int, seed: int, kind: int) -> None:
+    drawn = np.random.default_rng(seed)
+    values = drawn.integers(0, 256, (n, side, side))
+    values = [values, (values > 180) * 255, np.cumsum(values % 3, 2) + values[0, 0, 0] % 200][kind]
+    assert other_than_pixels(values.astype(np.uint8).reshape(n, -1)) is None
+
+
+@pytest.mark.parametrize(("shape", "told"), [
+    ((1, 144), [12, 12]), ((144, 1), [12, 12, 1]), ((3, 144), [12, 12, 3]), ((144, 3), [12, 12, 3]),
+    ((4, 36), [6, 6, 4]), ((1, 24), [4, 6]), ((1, 144, 1), [9, 16]), ((144, 1, 1), [12, 12]),
+    ((3, 1, 144), [12, 12, 3]),
+])  # fmt: skip
+def test_a_flattened_picture_is_asked_about_and_read_as_told(
+    tmp_path: Path, shape: tuple[int, ...], told: list[int]
+) -> None:
+    """Mutant check: reading two lists as height and width fails this."""
+    c = (*told, 1)[2]
+    pixels = pictures(4, *told[:2], c)
+    first = c > 1 and shape[0] == c
+    path = write(tmp_path / "a.parquet", nested((pixels.transpose(0, 3, 1, 2) if first else pixels).reshape(4, *shape)))
+    words = refused(job(path))
+    assert "may be a picture of that size or a flattened one" in words or "which may be height, width" in words
+    np.testing.assert_array_equal(read(path, told), pixels)
+    words = refused(job(path, shape=[5, 5]))
+    assert "is another shape; write the" in words
+    if len(shape) == 2:
+        lists = data.open_table(str(path))["image"].to_pylist()
+        np.testing.assert_array_equal(read(path, list(shape))[..., 0], np.array(lists))
+
+
+def test_rows_of_flattened_channels_are_read_as_told(tmp_path: Path) -> None:
+    """[H][W * C], as before."""
+    pixels = pictures(4, 5, 6, 3)
+    path = write(tmp_path / "a.parquet", nested(pixels.reshape(4, 5, 18)))
+    np.testing.assert_array_equal(read(path, [5, 6, 3]), pixels)
+
+
+@pytest.mark.parametrize(("values", "highest"), [
+    (pictures(5, 8, 8) % 17, 16), (pictures(5, 8, 8) % 2 * 2, 2), (pictures(5, 8, 8) / 255**2, 0.00392157),
+])  # fmt: skip
+def test_images_that_are_all_dark_are_noted(tmp_path: Path, values: np.ndarray, highest: float) -> None:
+    """0 to 16 is read as nearly black, and so are fractions that were divided twice."""
+    path = write(tmp_path / "a.parquet", nested(values, None if values.dtype == np.uint8 else pa.float64()))
+    assert any(f"holds no number above {highest:g} in any row" in note for note in data.check(job(path)))
+    assert "no number above" not in " ".join(data.check(job(write(tmp_path / "b.parquet", nested(pictures(5, 8, 8))))))
+
+
+def test_the_remedy_for_numbers_above_1_does_not_guess_what_white_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", nested((pictures(4, 4, 4) % 17).astype(float), pa.float64()))
+    words = refused(job(path))
+    assert "the highest here is 16; divide by what white is" in words
+    assert "255" not in words
+
+
+def saved_array(one: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, one)
+    return file.getvalue()
+
+
+NO_PIXELS: dict[str, tuple[list[bytes], str]] = {
+    "git-lfs": (
+        [f"version https://git-lfs.github.com/spec/v1\noid sha256:{k:064}\nsize {10**k}\n".encode() for k in range(4)],
+        "a pointer of git-lfs in place of the file; fetch the files: git lfs pull",
+    ),
+    "numpy.save": ([saved_array(one) for one in pictures(4, 28, 28)], "what numpy.save writes"),
+    "SVG": ([b"<svg viewBox='0 0 1 1'>" + b" " * k + b"</svg>" for k in range(4)], "SVG, a drawing"),
+    "base64": ([b"iVBORw0KGgoAAAANSUhEUg" + b"A" * k for k in range(4)], "text ('iVBORw0KGgo"),
+    "a page": ([b"<html>404 not found</html>"] * 3, "text ('<html>404"),
+    "names": ([b"one.picture", b"another.picture", b"x.picture"], "text ('another.picture')"),
+    "PostScript": ([b"%!PS-Adobe-3.0 EPSF-3.0" + b" " * k for k in range(4)], "PostScript (EPS)"),
+    "HEIC": ([b"\0\0\0\x18ftypheic" + bytes(k) for k in range(4)], "HEIC, as iPhones write it; convert it to JPEG"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_PIXELS)
+def test_bytes_that_are_no_pixels_are_called_what_they_are(tmp_path: Path, name: str) -> None:
+    held, found = NO_PIXELS[name]
+    words = refused(job(write(tmp_path / "a.parquet", held)))
+    assert found in words
+    assert "numbers" not in words
+
+
+@pytest.mark.parametrize("odd", [encoded(pictures(1, 9, 9)[0]), b"\xff\xd8\xff" + bytes(9)])
+def test_one_odd_row_among_raw_pixels_is_the_one_that_is_named(tmp_path: Path, odd: bytes) -> None:
+    held = [one.tobytes() for one in pictures(6, 5, 5)]
+    held[4] = odd
+    words = refused(job(write(tmp_path / "a.parquet", held)))
+    assert f"row 4 (the first is 0): holds {len(odd)} numbers where the rows before it hold 25" in words

@@ -47,6 +47,25 @@ def test_grey_images_stay_grey(tmp_path: Path) -> None:
     assert read(tmp_path / "a.parquet").shape[-1] == 1
 
 
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF"])
+def test_a_palette_of_greys_has_no_colour(tmp_path: Path, kind: str) -> None:
+    """Neither to be trained nor to be judged on."""
+    palettes = [saved(Image.fromarray(one // 64 * 64).quantize(8), kind) for one in GREY]
+    path = write(tmp_path / "p.parquet", palettes)
+    grey = write(tmp_path / "g.parquet", [encoded(one) for one in GREY])
+    np.testing.assert_array_equal(read(path)[..., 0], GREY // 64 * 64)
+    np.testing.assert_array_equal(judged(job(grey, path))[..., 0], GREY // 64 * 64)
+    mixed = write(tmp_path / "m.parquet", [*palettes[:3], saved(Image.fromarray(COLOUR[0]).quantize(8), kind)])
+    assert "row 3 (the first is 0): is coloured" in refused(job(path, mixed))
+
+
+def test_coloured_images_beside_raw_grey_ones_are_refused_with_what_works(tmp_path: Path) -> None:
+    arrays = write(tmp_path / "r.parquet", [one.tobytes() for one in GREY])
+    coloured = write(tmp_path / "c.parquet", [encoded(one) for one in COLOUR])
+    assert "set data.image_shape = [height, width, 1] to read all as grey" in refused(job(arrays, coloured))
+    data.check(job(arrays, coloured, [6, 6, 1]))
+
+
 def test_images_to_be_judged_on_are_read_as_those_to_train_on(tmp_path: Path) -> None:
     """Grey ones in colour, in whatever storage; coloured ones never in grey without a word. Mutant check: asking the
     rows to be judged on by themselves fails this."""

@@ -58,6 +58,34 @@ def test_damage_of_any_kind_is_a_data_error_or_none(
         assert error.row in (1, None)  # noqa: PT017 - which need not be raised
 
 
+@pytest.mark.parametrize("kind", [1, 3])
+def test_a_png_whose_pixels_do_not_fit_their_checksum_is_named(tmp_path: Path, kind: int) -> None:
+    """One bit that the decompression does not notice. Mutant check: PIL alone reads it."""
+    files = [encoded(one if kind == 3 else one[..., 0], compress_level=0) for one in PICTURES]
+    at = files[2].index(b"IDAT") + 60
+    files[2] = files[2][:at] + bytes([files[2][at] ^ 1]) + files[2][at + 1 :]
+    words = refused(job(write(tmp_path / "a.parquet", files)))
+    assert "row 2 (the first is 0): is no readable image (cut short or damaged: its pixels do not fit" in words
+
+
+@pytest.mark.parametrize(("begin", "found"), [
+    (saved(Image.fromarray(PICTURES[0]), "EPS"), "is PostScript (EPS), a program that draws"),
+    (b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file"),
+    (b"\0\0\0\x18ftypheic" + bytes(100), "HEIC, as iPhones write it; convert it to JPEG"),
+])  # fmt: skip
+def test_no_other_program_is_started_for_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: bytes, found: str
+) -> None:
+    """Ghostscript, for EPS."""
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    files = [encoded(one) for one in PICTURES]
+    files[3] = begin
+    words = refused(job(write(tmp_path / "a.parquet", files)))
+    assert "row 3 (the first is 0): is " in words
+    assert found in words
+
+
 OTHERS = {
     "nothing": (b"", "is an empty file (0 bytes)"),
     "a page": (
@@ -111,6 +139,15 @@ def test_a_file_made_to_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: 
         tmp_path / "a.parquet", [encoded(PICTURES[0]), saved(Image.new("RGB", (300, 300))), encoded(PICTURES[1])]
     )
     assert "row 1 (the first is 0): is larger than the 20,000 pixels that are read" in refused(job(path, shape=[8, 8]))
+
+
+def test_a_very_large_image_that_is_read_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60_000)
+    path = write(tmp_path / "a.parquet", [saved(Image.new("RGB", (300, 300))), encoded(PICTURES[1])])
+    data.check(job(path, shape=[8, 8]))
+    assert not [one for one in recwarn if "DecompressionBomb" in str(one.category)]
 
 
 # --- how many are looked at
