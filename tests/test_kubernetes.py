@@ -7,6 +7,7 @@ import copy
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -328,6 +329,27 @@ def test_mlflow_is_one_process_that_may_take_minutes_to_start(objects: list[Obje
     assert startup["httpGet"] == liveness["httpGet"] == server["readinessProbe"]["httpGet"]
     assert startup["failureThreshold"] * startup["periodSeconds"] >= 300
     assert "initialDelaySeconds" not in liveness, "which the startup probe is for"
+
+
+# Images
+
+
+NAMED = [
+    ("newName: reg.example:5000/me/ours\n    newTag: 0.1.0", "reg.example:5000/me/ours:0.1.0"),
+    ("newTag: of-mine", "contrastive-orchestrator:of-mine"),
+    (f"newName: ghcr.example/o\n    digest: sha256:{'ab' * 32}", f"ghcr.example/o@sha256:{'ab' * 32}"),
+]
+
+
+@pytest.mark.parametrize(("given", "image"), NAMED, ids=["registry", "tag", "digest"])
+def test_an_image_is_named_once_for_every_pod(given: str, image: str, tmp_path: Path) -> None:
+    """Mutant check: `images` of the base alone, which the pod that submits a job comes too late for."""
+    root = tmp_path / "kubernetes"
+    shutil.copytree(KUBERNETES, root)
+    base = root / "base" / "kustomization.yaml"
+    base.write_text(base.read_text().replace("newTag: 0.1.0", given))
+    for overlay in OVERLAYS:
+        assert {one["image"] for one in containers(sent(overlay, root))} == {image}, overlay
 
 
 # Secrets, and who does without
