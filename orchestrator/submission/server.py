@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 from unittest import mock
+from urllib.parse import urlsplit
 
 from orchestrator import access, cluster_board
 from orchestrator.cluster_board import Posted
@@ -94,11 +95,19 @@ class Job:
         return self.state in ("STOPPED", "SUCCEEDED", "FAILED")
 
 
+def _is_server(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return url.startswith(("http://", "https://")) and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port that is no number, and of brackets without an end
+        return False
+
+
 class JobServer:
     """The job server at an address. Methods raise ServerAway, or InfrastructureMissing where waiting does not help."""
 
     def __init__(self, url: str) -> None:
-        if not url.startswith(("http://", "https://")):
+        if not _is_server(url):
             raise RunError(f"{url} is no job server; --address takes its URL, for example http://127.0.0.1:8265")
         self.url = url.rstrip("/")
         self.now = time.time()
