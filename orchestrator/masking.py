@@ -208,4 +208,4 @@ def _lines(text: str) -> Iterable[str]:
 
 
 def _is_long(text: str) -> bool:
-    return len(text.strip()) >= SHORTEST and text.lower() not in OWN
+    return len(text) >= SHORTEST and not text.isspace() and text.lower() not in OWN
