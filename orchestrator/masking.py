@@ -46,7 +46,8 @@ password. Masked they would spoil addresses, commands and diffs."""
 TOKEN = re.compile(r"(https?://)[^/\s'\"?#]{1,4000}@", re.IGNORECASE)
 PASSWORD = re.compile(
     r"((?:(?:(?<=http)|(?<=https))://[^/:@\s'\"?#]{0,200}:(?!\d{1,5}[/?#])"
-    r"|(?<=\w)(?<!http)(?<!https)://[^/:@\s'\"?#]{0,200}:(?!\d{1,5}(?:/[^@\s'\"?]{0,200})?\?)))[^\s'\"]{1,4000}@",
+    r"|(?<=\w)(?<!http)(?<!https)://[^/:@\s'\"?#]{0,200}:(?!\d{1,5}(?:/[^@\s'\"?]{0,200})?\?)))"
+    r"(?!password@)[^\s'\"]{1,4000}@",
     re.IGNORECASE,
 )
 """A user and a password in an address, up to its last `@`, for a password may hold one. Not http://HOST:PORT/PATH@."""
@@ -57,10 +58,11 @@ HEADER = re.compile(
 )
 SETTING = re.compile(
     r"((?:pass(?:word|wd|phrase)|(?<![a-z])pwd|accountkey|sharedaccesskey|secret_access_key|client_secret|private_key)"
-    r"(?:['\"]\s?:|\s?=)\s?)(?:'[^']{0,4000}'|\"[^\"]{0,4000}\"|[^\s'\";&,]+)",
+    r"(?:['\"]\s?:|\s?=)\s?)(?!\.\.\.|\$)(?:'[^']{0,4000}'|\"[^\"]{0,4000}\"|[^\s'\";&,]+)",
     re.IGNORECASE,
 )
-"""As in `host=h password=...`, `Uid=me;Pwd=...` and a document's `"private_key": "..."`."""
+"""As in `host=h password=w`, `Uid=me;Pwd=w` and a document's `"private_key": "w"`. What tells a person to write one has
+dots there, a variable, or the word PASSWORD."""
 
 WORDS = re.compile(r"([\w.-]{1,100})\s?=\s?(?:'((?:[^'\\]|\\.)*)'|\"([^\"]*)\"|([^\s'\";&]+))")
 """NAME=VALUE among others, with or without quotes."""

@@ -126,6 +126,8 @@ def test_names_of_people_and_places_are_no_secrets(name: str, value: str, monkey
         ("{'Authorization': 'Bearer w0rd', 'a': 1}", "{'Authorization': 'Bearer ***', 'a': 1}"),
         ("Authorization: Basic bWU6dzByZA== sent", "Authorization: Basic *** sent"),
         ("the authorization: it failed; key = 3", "the authorization: it failed; key = 3"),
+        ("export A_PASSWORD=... B=x PGPASSWORD=$C", "export A_PASSWORD=... B=x PGPASSWORD=$C"),
+        ("give postgresql://USER:PASSWORD@HOST/DATABASE", "give postgresql://USER:PASSWORD@HOST/DATABASE"),
         (
             "GET /x?X-Amz-Credential=w0rd&auth=w0rd&pwd=w0rd&max_tokens=5",
             "GET /x?X-Amz-Credential=***&auth=***&pwd=***&max_tokens=5",
