@@ -26,18 +26,31 @@ if [[ ${users#*\?} =~ (^|&)(ssl)?password= && $users == *\?* ]]; then
     echo "error: MLFLOW_AUTH_DATABASE_URI has a password behind its '?'; give postgresql://USER:PASSWORD@HOST/DATABASE" >&2
     exit 2
 fi
-if [[ $users =~ ^(postgresql[^:]*://[^:@/]*):([^@]*)@(.*)$ ]]; then
+if [[ ! $users =~ ^(postgresql(\+psycopg2?)?|sqlite):// ]]; then
+    echo "error: MLFLOW_AUTH_DATABASE_URI names no PostgreSQL; give postgresql://USER:PASSWORD@HOST/DATABASE" >&2
+    exit 2
+fi
+before=${users%%\?*}
+if [[ $users == postgresql* && ($before == *@*@* || ($before != *@* && $users == *@*)) ]]; then
+    echo "error: MLFLOW_AUTH_DATABASE_URI has an @ or a ? too many; in a password write them %40 and %3F" >&2
+    exit 2
+fi
+if [[ $users =~ ^(postgresql[^:]*://[^:@/?]*):([^@]*)@(.*)$ ]]; then
     head=${BASH_REMATCH[1]} word=${BASH_REMATCH[2]} tail=${BASH_REMATCH[3]}
-    word=${word//\\/\\\\}
-    printf -v word '%b' "${word//%/\\x}" # %40 is an @
+    if [[ $word == *%00* ]]; then
+        echo "error: the password of MLFLOW_AUTH_DATABASE_URI has a %00, which no variable holds; take another one" >&2
+        exit 2
+    fi
+    word=$(printf '%s' "$word" | sed -E 's/\\/\\\\/g; s/%([0-9A-Fa-f]{2})/\\x\1/g')
+    printf -v word '%b' "$word" # %40 is an @, and a % before anything else is one
     if [[ -n ${PGPASSWORD:-} && $PGPASSWORD != "$word" ]]; then
         echo "error: PGPASSWORD is another password than that of MLFLOW_AUTH_DATABASE_URI; unset it" >&2
         exit 2
     fi
     users=$head@$tail
     export PGPASSWORD=$word
-elif [[ $users =~ ^[^/?]*://[^/@]*:[^@]*@ ]]; then
-    echo "error: MLFLOW_AUTH_DATABASE_URI names no PostgreSQL; give postgresql://USER:PASSWORD@HOST/DATABASE" >&2
+elif [[ $before == *://*:*@* ]]; then
+    echo "error: the user of MLFLOW_AUTH_DATABASE_URI has a character that is written percent-encoded: %2F for a /" >&2
     exit 2
 fi
 unset MLFLOW_AUTH_DATABASE_URI

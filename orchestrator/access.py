@@ -73,10 +73,10 @@ def kept() -> str | None:
 
 def keep_private() -> bool:
     """Have the token in the home readable by its owner alone, whose umask Ray went by. False if others can read it all
-    the same, since it is another user's."""
+    the same, since it is another user's, or what a link leads to: that may be meant for others."""
     path = made_up()
     with contextlib.suppress(OSError):
-        mode = path.stat().st_mode
+        mode = path.lstat().st_mode
         if stat.S_ISREG(mode) and mode & 0o077:
             path.chmod(0o600)
     with contextlib.suppress(OSError):
@@ -99,8 +99,8 @@ def for_server(url: str) -> str | None:
         return None
     if (token := given()) is not None:
         return token
-    parts = urlsplit(url)
-    with contextlib.suppress(ValueError):  # of a port that is no number
+    with contextlib.suppress(ValueError):  # of a port that is no number, and of brackets without an end
+        parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         return kept() if parts.hostname and _is_own(parts.hostname, port) else None
     return None

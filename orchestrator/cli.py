@@ -125,6 +125,7 @@ def plan(
     from orchestrator import plan as planning
     from orchestrator import provenance, runs
     from orchestrator import sweep as sweeps
+    from orchestrator.masking import masked
 
     made = planning.make(sweeps.load(sweep, overrides))
     if not runs.address_option():  # a job's own folder is no place for a run
@@ -137,7 +138,7 @@ def plan(
     else:
         sets = (part for one in overrides for part in ("--set", one))
         again = shlex.join(["orchestrator", "plan", shown_as or str(sweep), *sets, "--probe"])
-        _print_plan(made, estimate, f"{again}{runs.address_option()}")
+        _print_plan(made, estimate, masked(f"{again}{runs.address_option()}"))
 
 
 @main.command()

@@ -62,7 +62,7 @@ class Node:
 def address() -> str | None:
     """The cluster to use, or None for one of our own, which `local` asks for too."""
     named = os.environ.get("RAY_ADDRESS", "").strip()
-    return named if named not in ("", "local") else None
+    return named if named.lower() not in ("", "local") else None
 
 
 @contextlib.contextmanager
@@ -387,10 +387,10 @@ def _token(where: str) -> str | None:
 
 def _reach(where: str) -> None:
     """See that somebody listens. Ray itself would ask for minutes. Raises Refused."""
-    if (place := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", where)) is not None:
+    if (place := re.fullmatch(r"(?:ray://)?(?:[^/]*@)?(\[[^]]+\]|[^/:@]+):(\d+)", where)) is not None:
         try:
-            socket.create_connection((place[1], int(place[2])), CONNECT_S).close()
-        except OSError as error:
+            socket.create_connection((place[1].strip("[]"), int(place[2])), CONNECT_S).close()
+        except (OSError, OverflowError, UnicodeError) as error:  # nobody there, no port, no name
             raise Refused(str(error)) from error
 
 
@@ -405,7 +405,7 @@ def _lets_in(where: str) -> bool:
         loaded.GcsClient(address=where)
     except AuthenticationError:
         return False
-    except RpcError as error:
+    except (RpcError, ValueError) as error:  # ValueError: of an address that is none
         what = str(error).strip().rstrip(".")
         raise Refused(f"what listens there is no head of Ray, or is stuck ({what}); name its GCS: HOST:6379") from error
     return True

@@ -5,6 +5,7 @@ The questions are those of Ray's autoscaler and of its job list, to the GCS, a m
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,9 @@ from orchestrator.sharing import PLAIN, Claim, Held, Picture
 
 SWEEP, RUN, DRIVER = "orchestrator.sweep", "orchestrator.run", "orchestrator.driver"
 """What a driver of this program tells of itself in the metadata of its Ray job, which everybody on the cluster sees."""
+
+STUCK, SPACE = b"left_out", b"orchestrator"
+"""Key in the store of the cluster's head, and its namespace, under which sessions tell which claims they ignore."""
 
 ANSWER_S = 5
 """How long the head may take for an answer."""
@@ -56,12 +60,10 @@ class Painter:
     def picture(self) -> Picture:
         """The cluster now. Raises whatever Ray raises when its head does not answer."""
         import ray
-        from ray._private import worker
         from ray.core.generated import autoscaler_pb2
 
-        connected: Any = worker.global_worker
         messages: Any = autoscaler_pb2  # has no types
-        answer = connected.gcs_client.get_cluster_resource_state(timeout_s=ANSWER_S)
+        answer = _client().get_cluster_resource_state(timeout_s=ANSWER_S)
         told = messages.GetClusterResourceStateReply.FromString(answer)
         state = told.cluster_resource_state
         nodes = [node for node in state.node_states if node.status != messages.NodeStatus.DEAD]
@@ -79,6 +81,19 @@ class Painter:
             frozenset(job for job, owner in self.owners.items() if owner.sweep is not None),
         )
 
+    def left_out(self) -> dict[str, tuple[float, float]]:
+        """Claims that sessions on this cluster ignore, by id: until which unix time, for how many seconds."""
+        told = _client().internal_kv_get(STUCK, namespace=SPACE, timeout=ANSWER_S)
+        try:
+            return {str(one): (float(until), float(s)) for one, (until, s) in json.loads(told or b"{}").items()}
+        except (ValueError, TypeError, AttributeError):  # of another version
+            return {}
+
+    def leave_out(self, claims: Mapping[str, tuple[float, float]]) -> None:
+        """Have them in `left_out` in place of those that are there."""
+        value = json.dumps(dict(claims)).encode()
+        _client().internal_kv_put(STUCK, value, True, namespace=SPACE, timeout=ANSWER_S)
+
     def owner(self, job: str) -> Owner:
         """Whose a job is."""
         return self.owners.get(job, Owner(job))
@@ -89,6 +104,14 @@ class Painter:
         actors = [messages.ActorTableData.FromString(one) for one in accessor.get_actor_table(None, "ALIVE")]
         jobs = {one.job_id.hex() for one in actors if _counted(one.required_resources)}
         return [self.owner(job) for job in sorted(jobs)]
+
+
+def _client() -> Any:
+    """What asks the connected cluster's GCS."""
+    from ray._private import worker
+
+    connected: Any = worker.global_worker
+    return connected.gcs_client
 
 
 def _program(entrypoint: str) -> str:

@@ -196,8 +196,10 @@ def _changes(root: Path, commit: str) -> bytes | None:
         sections += _sections(made or f"diff --git a/{name} b/{name}\nBinary files differ\n".encode())
     if not sections:
         return b""
-    sections = [masked_values(section) for section in sections]
     head = [f"What differs from commit {commit}; `git apply {DIFF}` makes these changes again.".encode()]
+    plain_ones, sections = sections, [masked_values(section) for section in sections]
+    changed = [_name(one) for one, shown in zip(plain_ones, sections, strict=True) if one != shown]
+    head += [f"Not as it was, for {MASK} stands for secrets of the environment: ".encode() + name for name in changed]
     text = [section for section in sections if not _is_binary(section)]
     head += [b"Binary, not in here: " + _name(section) for section in sections if _is_binary(section)]
     kept, size = [], 0

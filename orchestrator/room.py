@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from orchestrator import threads
@@ -21,7 +21,11 @@ OLD_S = 5.0
 
 STUCK_S = 15.0
 """Room that others do not take for so long, though it is enough by what they claim, is not kept for them: what else
-they want, labels for example, is not known here."""
+they want, labels for example, is not known here. For twice that long nothing is given back for them either, and twice
+as long again each time that they do not take it."""
+
+LEFT_OUT_S = 600.0
+"""The longest that this lasts: then they may have what there is again, if it is what they wait for."""
 
 SAY_S = 3.0
 """How long a session may wait before a word is said about it."""
@@ -35,6 +39,12 @@ class Painter(Protocol):
 
     def picture(self) -> Picture:
         """The cluster now."""
+
+    def left_out(self) -> dict[str, tuple[float, float]]:
+        """What sessions have told one another by `leave_out`."""
+
+    def leave_out(self, claims: Mapping[str, tuple[float, float]]) -> None:
+        """Tell the cluster's other sessions which claims are ignored, by id: until which unix time, for how many s."""
 
     def owner(self, job: str) -> object:
         """Whose a job is, in words."""
@@ -67,6 +77,10 @@ class Room:
         """Jobs to which a slot was given that they have not got yet, and the share that they had then."""
         self._fits_since: dict[str, float] = {}
         """Claims of others for which there is room, by id."""
+        self._left_out: dict[str, tuple[float, float]] = {}
+        """Claims that did not take it, by id: until which unix time they are ignored, and how long that is, s. Kept as
+        long as they wait: that they do not fit while a session has the room does not make them others. All sessions go
+        by the same: one would keep the room that another one takes, else."""
         self._wants = self._has = 0
         self._wanting_since: float | None = None
         self._waiting = False
@@ -137,18 +151,23 @@ class Room:
         """Look at the cluster now."""
         try:
             picture = self._painter.picture()
+            told = self._painter.left_out() if any(one.job != picture.me for one in picture.claims) else {}
         except Exception:  # noqa: BLE001 - of many kinds; what an old picture means is known, and the head is watched
             return
         now = time.monotonic()
         with self._news:
             self._picture, self._looked = picture, now
-            fits = {claim.id for claim in placeable(picture)}
-            self._fits_since = {claim: self._fits_since.get(claim, now) for claim in fits}
+            found = self._leave_out_the_stuck(picture, told, now)
             claiming = {claim.job for claim in picture.others(self._ignored())}
             self._gave = {
                 job: share for job, share in self._gave.items() if job in claiming and picture.share_of(job) <= share
             }
             self._news.notify_all()
+        if found:
+            try:
+                self._painter.leave_out(found)
+            except Exception:  # noqa: BLE001 - as above; the others find out by themselves
+                return
 
     def speak(self) -> None:
         """Say what is waited for, if that is due."""
@@ -199,9 +218,27 @@ class Room:
     def _is_fresh(self) -> bool:
         return time.monotonic() - self._looked < OLD_S
 
+    def _leave_out_the_stuck(
+        self, picture: Picture, told: Mapping[str, tuple[float, float]], now: float
+    ) -> dict[str, tuple[float, float]]:
+        """All that are left out from now on, if there is a new one: what the others are to know."""
+        waiting, at = {claim.id for claim in picture.claims}, time.time()
+        both = sorted([*self._left_out.items(), *told.items()], key=lambda one: one[1])
+        # What lasts longer than it can was told by a clock that is ahead, or this one has jumped back.
+        self._left_out = {one: (until, s) for one, (until, s) in both if one in waiting and until <= at + LEFT_OUT_S}
+        fits = {claim.id for claim in placeable(picture, self._ignored())}
+        self._fits_since = {claim: self._fits_since.get(claim, now) for claim in fits}
+        stuck = [claim for claim, since in self._fits_since.items() if now - since > STUCK_S]
+        for claim in stuck:
+            _, before_s = self._left_out.get(claim, (0.0, STUCK_S))
+            lasts_s = min(2 * before_s, LEFT_OUT_S)
+            self._left_out[claim] = (at + lasts_s, lasts_s)
+            del self._fits_since[claim]
+        return dict(self._left_out) if stuck else {}
+
     def _ignored(self) -> set[str]:
-        now = time.monotonic()
-        return {claim for claim, since in self._fits_since.items() if now - since > STUCK_S}
+        now = time.time()
+        return {claim for claim, (until, _) in self._left_out.items() if now < until}
 
 
 def _holders(picture: Picture, painter: Painter) -> list[str]:

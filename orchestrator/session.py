@@ -121,6 +121,8 @@ class Session:
         self._verified: set[str] = set()
         """Arms of which a gradient was to be compared. The writer's own."""
         self._noted: set[str] = set()
+        self._waited: str | None = None
+        """What it was last noted to wait for. What is noted is masked, and not to be compared with this."""
         """Arms of whose batches something was said: their other trials have the same to say. The writer's own."""
         self._pruned: dict[str, Rung] = {}
         """Trials that Tune's loop has been told to end, until it brings their report. Its own."""
@@ -354,8 +356,9 @@ class Session:
 
     def _note_waiting(self, why: str | None) -> None:
         self._ledger.set_run(state="running" if why is None else "queued")
-        if why is not None and why not in [event.text for event in self._ledger.events(WAITS)[-1:]]:
+        if why is not None and why != self._waited:
             self._ledger.event(WAITS, why)
+            self._waited = why
 
     def _hear(self, dispatch: Dispatch, report: dict[str, Any], rung: Rung | None) -> None:
         if "failure" in report:

@@ -46,12 +46,21 @@ class Terminal:
     """A text stream that never raises and never keeps its writer waiting. A signal handler may write too.
 
     put: writes some of these bytes and says how many. None: there is no terminal, and nothing is written.
+    change: what becomes of each text before.
     """
 
     errors, mode, closed = "backslashreplace", "w", False
 
-    def __init__(self, put: Callable[[bytes], int] | None, *, encoding: str, terminal: bool, descriptor: int | None):
-        self._put, self._terminal, self._descriptor = put, terminal, descriptor
+    def __init__(
+        self,
+        put: Callable[[bytes], int] | None,
+        *,
+        encoding: str,
+        terminal: bool,
+        descriptor: int | None,
+        change: Callable[[str], str] = str,
+    ):
+        self._put, self._terminal, self._descriptor, self._change = put, terminal, descriptor, change
         self.encoding = encoding
         self.name = "<terminal>"
         self._pending: deque[bytes] = deque()
@@ -66,7 +75,7 @@ class Terminal:
 
     def write(self, text: str) -> int:
         """Hand over text. Takes any, whatever the terminal's encoding."""
-        data = text.encode(self.encoding, self.errors)
+        data = self._change(text).encode(self.encoding, self.errors)
         with self._changed:
             if data and self.lost is None and self._descriptor is None:
                 self._write_some(data)  # a stream of a test or a notebook: in memory
@@ -180,13 +189,14 @@ def steady(stream: IO[str] | None) -> Terminal:
     return of_descriptor(descriptor, encoding)
 
 
-def of_descriptor(descriptor: int, encoding: str = "utf-8") -> Terminal:
-    """A stream that never fails to a descriptor, which is then its own."""
+def of_descriptor(descriptor: int, encoding: str = "utf-8", change: Callable[[str], str] = str) -> Terminal:
+    """A stream that never fails to a descriptor, which is then its own; `change` as Terminal has it."""
     return Terminal(
         lambda data: os.write(descriptor, data),
         encoding=encoding,
         terminal=os.isatty(descriptor),
         descriptor=descriptor,
+        change=change,
     )
 
 
@@ -223,8 +233,9 @@ class Journal:
 
     @contextlib.contextmanager
     def catching(self) -> Iterator[None]:
-        """Have what this process and its children print, by Python or by C, in the log."""
-        noise = of_descriptor(os.dup(self._descriptor))
+        """Have what this process and its children print, by Python or by C, in the log. Secrets are masked in what
+        Python prints here; the rest does not pass through this process."""
+        noise = of_descriptor(os.dup(self._descriptor), change=masked)
         streams = sys.stdout, sys.stderr
         try:
             with _redirected(self._descriptor):

@@ -51,6 +51,11 @@ def serve(run: str | None, *, port: int, browse: bool = False) -> int:
     if not uri.startswith("sqlite:"):
         _echo(f"error: MLFLOW_TRACKING_URI={masked(uri)} is neither a server at http(s) nor a file of SQLite", err=True)
         return Exit.MISSING
+    try:
+        tracking.check(uri)
+    except tracking.TrackingUnavailable as error:
+        _echo(f"error: {error}", err=True)
+        return Exit.MISSING
     command = tracking.ui_command(uri, port=port)
     address = f"http://127.0.0.1:{port}"
     _echo(f"starting MLflow at {address} ...")

@@ -22,21 +22,21 @@ def loaded(path: Path) -> list[dict[str, Any]]:
 
 
 @cache
-def rendered(overlay: str) -> str:
-    """What `kubectl apply -k` would send."""
+def rendered(overlay: str, root: Path = KUBERNETES) -> str:
+    """What `kubectl apply -k` would send, of infra/kubernetes or of a copy."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("kubectl is not installed")
     done = subprocess.run(
-        [kubectl, "kustomize", str(KUBERNETES / "overlays" / overlay)], capture_output=True, text=True, check=False
+        [kubectl, "kustomize", str(root / "overlays" / overlay)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def sent(overlay: str) -> list[dict[str, Any]]:
+def sent(overlay: str, root: Path = KUBERNETES) -> list[dict[str, Any]]:
     """The same, as new objects."""
-    return [one for one in yaml.safe_load_all(rendered(overlay)) if one]
+    return [one for one in yaml.safe_load_all(rendered(overlay, root)) if one]
 
 
 def templates(value: Any) -> Iterator[dict[str, Any]]:

@@ -91,6 +91,26 @@ def test_what_is_not_there_or_no_file_is_no_token(nothing_given: Path) -> None:
     assert nothing_given.stat().st_mode & 0o777 == 0o755
 
 
+def test_what_a_link_leads_to_is_left_as_it_is_and_told(tmp_path: Path, nothing_given: Path) -> None:
+    """It may be meant for others."""
+    (tmp_path / "shared").write_text(TOKEN)
+    (tmp_path / "shared").chmod(0o640)
+    nothing_given.symlink_to(tmp_path / "shared")
+    assert access.kept() == TOKEN
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o640
+    assert not access.keep_private()
+    (tmp_path / "shared").chmod(0o600)
+    assert access.keep_private()
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://", "http://h:port", "https://h:99999", "ftp://h", "http://:1"])
+def test_what_is_no_url_of_a_server_is_refused(url: str, nothing_given: Path) -> None:
+    nothing_given.write_text(TOKEN)
+    assert access.for_server(url) is None
+    with pytest.raises(RunError, match="is no job server; --address takes its URL"):
+        JobServer(url)
+
+
 @pytest.mark.parametrize("token", [None, "mine"])
 def test_ray_has_one_token_for_a_while_and_then_what_it_had(token: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "the user's")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import threading
@@ -109,6 +110,29 @@ def test_only_nodes_with_the_wanted_gpus_count(tmp_path: Path, monkeypatch: pyte
     none = plan_of(tmp_path, "resources.gpus_per_rank=1", "resources.accelerator_type='A100'")
     with pytest.raises(InfrastructureMissing, match="'A100', but the cluster has H100, T4"):
         readiness.check_cluster(none, 2)
+
+
+@pytest.mark.parametrize(
+    "address", ["[::1]:PORT", "ray://[::1]:PORT", "ray://me:w0rd@127.0.0.1:PORT", "me@127.0.0.1:PORT", "é" * 70 + ":1"]
+)
+def test_it_is_knocked_at_every_kind_of_address_before_ray_asks_for_minutes(address: str) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        began = time.monotonic()
+        with pytest.raises(cluster.Refused, match=r"refused|label empty or too long|not available|unreachable"):
+            cluster._token(address.replace("PORT", str(closed.getsockname()[1])))
+    assert time.monotonic() - began < 10
+
+
+def test_an_address_without_a_port_number_is_refused_in_words() -> None:
+    with pytest.raises(cluster.Refused, match="Invalid gcs_address"):
+        cluster._token("127.0.0.1:port")
+
+
+@pytest.mark.parametrize("named", ["", " ", "local", "LOCAL", "Local "])
+def test_no_address_is_a_cluster_of_ones_own(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", named)
+    assert cluster.address() is None
 
 
 @pytest.mark.parametrize("comes", [[], [[Node(0, 0)]], [[], [Node(0, 0)], [Node(0, 0), Node(1, 0)]]])

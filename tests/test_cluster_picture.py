@@ -23,6 +23,17 @@ def painter() -> Iterator[Painter]:
         yield Painter()
 
 
+def test_what_one_session_leaves_out_the_others_are_told(painter: Painter) -> None:
+    from orchestrator.cluster_picture import SPACE, STUCK, _client
+
+    assert painter.left_out() == {}
+    painter.leave_out({"plain [('CPU', 1.0)]": (1.5e9, 30.0)})
+    assert Painter().left_out() == {"plain [('CPU', 1.0)]": (1.5e9, 30.0)}
+    for other in (b"[1]", b"{", b'{"a": 1}', b"\xff"):
+        _client().internal_kv_put(STUCK, other, True, namespace=SPACE, timeout=5)
+        assert painter.left_out() == {}, "another version says it in another way"
+
+
 def test_groups_tasks_and_actors_are_seen_with_whose_they_are(painter: Painter) -> None:
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group

@@ -101,6 +101,12 @@ def test_a_person_reads_the_worst_first_and_what_to_do() -> None:
     assert doctor.lines(found[:1])[-1] == "ready: nothing wrong"
 
 
+def test_no_part_of_a_finding_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "w0rd-of-mine")
+    one = Finding("cluster", "RAY_ADDRESS=ray://me:w0rd@h:1", BLOCKER, "no w0rd-of-mine", "export A=https://w0rd@h/x")
+    assert (one.where, one.found, one.remedy) == ("RAY_ADDRESS=ray://me:***@h:1", "no ***", "export A=https://***@h/x")
+
+
 def test_a_dead_address_is_a_finding(tmp_path: Path) -> None:
     env = {"RAY_ADDRESS": f"127.0.0.1:{free_port()}"}
     found = looked(cwd=tmp_path, code=4, env=env)

@@ -227,6 +227,7 @@ def test_a_secret_of_the_environment_is_masked_in_the_command_and_in_the_diff(
     found = origin(root=checkout)
     assert found.command.endswith("--set 'question=***'")
     assert b"+TOKEN = '***'" in found.diff
+    assert b"Not as it was, for *** stands for secrets of the environment: jobs/more.py\n" in found.diff
     assert b"hf_0123456789abcdef" not in found.diff
 
 

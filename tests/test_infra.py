@@ -442,6 +442,9 @@ tr '\\0' ' ' </proc/$$/cmdline
         ("postgresql://me@h/users", "postgresql://me@h/users", ""),
         ("sqlite:////users.db", "sqlite:////users.db", ""),
         ("postgresql://me:w0rd-1@h/users?sslmode=require", "postgresql://me@h/users?sslmode=require", "w0rd-1"),
+        ("postgresql://me:100%@h/users", "postgresql://me@h/users", "100%"),
+        ("postgresql+psycopg2://me:p%zz%4g%25%%41\\x41@h/users", "postgresql+psycopg2://me@h/users", "p%zz%4g%%A\\x41"),
+        ("postgresql://me:a:c%C3%A9%0Ad@h:5/users?a=b", "postgresql://me@h:5/users?a=b", "a:cé"),
     ],
 )
 def test_the_password_of_mlflow_s_users_is_in_no_file(tmp_path: Path, given: str, kept: str, word: str) -> None:
@@ -465,6 +468,17 @@ def test_the_password_of_mlflow_s_users_is_in_no_file(tmp_path: Path, given: str
         ({"MLFLOW_AUTH_DATABASE_URI": "mysql+pymysql://me:w0rd-1@h/users"}, "names no PostgreSQL"),
         ({"MLFLOW_AUTH_DATABASE_URI": "postgresql://me@h/users?a=b&password=w0rd-1"}, "a password behind its '?'"),
         ({"MLFLOW_AUTH_DATABASE_URI": "postgresql://me:w0rd-1@h/users", "PGPASSWORD": "w0rd-2"}, "unset it"),
+        ({"MLFLOW_AUTH_DATABASE_URI": "mssql+pyodbc://h/users?UID=me&PWD=w0rd-1"}, "names no PostgreSQL"),
+        (
+            {"MLFLOW_AUTH_DATABASE_URI": "mssql+pyodbc:///?odbc_connect=Driver%3Da%3BPWD%3Dw0rd-1"},
+            "names no PostgreSQL",
+        ),
+        ({"MLFLOW_AUTH_DATABASE_URI": "postgresql+asyncpg://me:w0rd-1@h/users"}, "names no PostgreSQL"),
+        ({"MLFLOW_AUTH_DATABASE_URI": "postgresql://me:w0rd@w0rd-1@h/users"}, "write them %40"),
+        ({"MLFLOW_AUTH_DATABASE_URI": "postgresql://me:w0@rd/w0rd@h/users?a=b"}, "write them %40"),
+        ({"MLFLOW_AUTH_DATABASE_URI": "postgresql://me:w0?w0rd@h/users"}, "write them %40"),
+        ({"MLFLOW_AUTH_DATABASE_URI": "postgresql://m/e:w0rd-1@h/users"}, "percent-encoded"),
+        ({"MLFLOW_AUTH_DATABASE_URI": "postgresql://me:w0rd%00-1@h/users"}, "%00"),
     ],
 )
 def test_a_password_that_cannot_be_kept_out_of_a_file_is_refused(more: dict[str, str], words: str) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jsonschema
 import pytest
@@ -17,6 +21,7 @@ import yaml
 from crds import crd, faults, schemas
 from manifests import INFRA, KUBERNETES, OVERLAYS, containers, loaded, sent, templates
 
+from orchestrator.ledger.database import parsed
 from orchestrator.sweep import Sweep, arms_of, load
 
 ROOT = INFRA.parent
@@ -330,6 +335,27 @@ def test_mlflow_is_one_process_that_may_take_minutes_to_start(objects: list[Obje
     assert "initialDelaySeconds" not in liveness, "which the startup probe is for"
 
 
+# Images
+
+
+NAMED = [
+    ("newName: reg.example:5000/me/ours\n    newTag: 0.1.0", "reg.example:5000/me/ours:0.1.0"),
+    ("newTag: of-mine", "contrastive-orchestrator:of-mine"),
+    (f"newName: ghcr.example/o\n    digest: sha256:{'ab' * 32}", f"ghcr.example/o@sha256:{'ab' * 32}"),
+]
+
+
+@pytest.mark.parametrize(("given", "image"), NAMED, ids=["registry", "tag", "digest"])
+def test_an_image_is_named_once_for_every_pod(given: str, image: str, tmp_path: Path) -> None:
+    """Mutant check: `images` of the base alone, which the pod that submits a job comes too late for."""
+    root = tmp_path / "kubernetes"
+    shutil.copytree(KUBERNETES, root)
+    base = root / "base" / "kustomization.yaml"
+    base.write_text(base.read_text().replace("newTag: 0.1.0", given))
+    for overlay in OVERLAYS:
+        assert {one["image"] for one in containers(sent(overlay, root))} == {image}, overlay
+
+
 # Secrets, and who does without
 
 
@@ -371,6 +397,18 @@ def test_the_documented_secrets_are_those_that_the_pods_read(objects: list[Objec
         for secret in filter(None, variables(container).values()):
             assert secret["key"] in made[secret["name"]], secret
     assert "auth_token" in made[cluster_of(kuberays(objects))["authOptions"]["secretName"]]
+
+
+@pytest.mark.parametrize("word", ["p@s/s%w:0?d#", "$a 'b' \"c\" é", "plain"])
+def test_a_password_is_written_in_addresses_as_they_want_it(word: str) -> None:
+    """By the documented command; it is no argument of a program."""
+    page = (INFRA / "README.md").read_text()
+    (command,) = re.findall(r"^quoted=.*?\n.*?$", page, re.M)
+    env = os.environ | {"DATABASE_PASSWORD": word}
+    done = subprocess.run(["bash", "-c", f'{command}; printf %s "$quoted"'], env=env, capture_output=True, check=True)
+    assert done.stdout.decode() == quote(word, safe="")
+    assert parsed(f"postgresql://me:{done.stdout.decode()}@host/ledger").password == word
+    assert page.count("postgresql://USER:$quoted@HOST/") == page.count("postgresql://USER:$")
 
 
 def test_no_documented_command_takes_a_secret_as_an_argument() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from orchestrator import room as rooms
 from orchestrator.room import Room, amount
-from orchestrator.sharing import Claim, Held, Picture
+from orchestrator.sharing import PLAIN, Claim, Held, Picture
 
 ME, OTHER = "01000000", "02000000"
 TWO: Any = ({"CPU": 1.0}, {"CPU": 1.0})
@@ -28,6 +28,13 @@ class Pictures:
         self.free = 0.0
         self.claims: tuple[Claim, ...] = ()
         self.away = False
+        self.told: dict[str, tuple[float, float]] = {}
+
+    def left_out(self) -> dict[str, tuple[float, float]]:
+        return self.told
+
+    def leave_out(self, claims: Mapping[str, tuple[float, float]]) -> None:
+        self.told = dict(claims)
 
     def picture(self) -> Picture:
         if self.away:
@@ -146,18 +153,73 @@ def test_nor_is_it_waited_for_when_the_other_is_gone(room: Room, cluster: Pictur
     assert room.may_ask()
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the sessions read."""
+    now = [1000.0]
+    for name in ("monotonic", "time"):
+        monkeypatch.setattr(time, name, lambda: now[0])
+    return now
+
+
 def test_room_that_somebody_could_take_and_does_not_is_not_kept_for_ever(
-    room: Room, cluster: Pictures, monkeypatch: pytest.MonkeyPatch
+    room: Room, cluster: Pictures, clock: list[float]
 ) -> None:
-    """What it waits for is something else then."""
+    """What it waits for is something else then: the room is taken back, and not given for it again at once."""
     cluster.holder, cluster.free, cluster.claims = None, 2.0, (THEIRS,)
     room.look()
     assert not room.may_ask()
-    monkeypatch.setattr(rooms, "STUCK_S", -1.0)
+    clock[0] += rooms.STUCK_S + 1
+    room.look()
     assert room.may_ask()
     cluster.holder, cluster.free = ME, 0.0
     room.look()
-    assert room.gives(), "where it could not take it as yet it is a claim like others"
+    assert not room.gives(), "it does not fit now, and is the same claim"
+    cluster.claims = (Claim("another", OTHER, TWO),)
+    room.look()
+    assert room.gives(), "what is known of one claim is not of the next"
+
+
+def test_sessions_go_by_what_one_of_them_has_seen(cluster: Pictures, clock: list[float]) -> None:
+    """Mutant check: each by what it sees itself; whoever gave the room that another one takes waits for ten minutes."""
+    rooms_of = [Room(cluster, MINE, grows=False, say=lambda _: None, waits=lambda _: None) for _ in range(2)]
+    cluster.holder, cluster.free, cluster.claims = None, 2.0, (THEIRS,)
+    rooms_of[0].look()
+    clock[0] += rooms.STUCK_S + 1
+    rooms_of[0].look()
+    cluster.holder, cluster.free = ME, 0.0
+    rooms_of[1].look()
+    assert not rooms_of[1].gives()
+    cluster.told = {THEIRS.id: (clock[0] + 2 * rooms.LEFT_OUT_S, rooms.LEFT_OUT_S)}
+    rooms_of[1].look()
+    clock[0] += 1
+    assert not rooms_of[1].gives(), "it lasts"
+    clock[0] += 2 * rooms.STUCK_S
+    rooms_of[1].look()
+    assert rooms_of[1].gives(), "a clock that is ahead of the others decides nothing"
+
+
+@pytest.mark.parametrize("stuck", [(THEIRS,), (THEIRS, Claim("more", "03000000", TWO)), (Claim("plain", PLAIN, TWO),)])
+def test_a_claim_that_is_never_placed_costs_less_and_less(
+    room: Room, cluster: Pictures, clock: list[float], stuck: tuple[Claim, ...]
+) -> None:
+    """Mutant checks: to forget it while this session has the room, by which every trial cost 15 s; and to look for room
+    for the second behind the first, which is left out already."""
+    gave, asked = list[float](), list[float]()
+    cluster.holder, cluster.claims = ME, stuck
+    for _ in range(3600):
+        room.look()
+        if cluster.holder == ME and room.gives():
+            gave.append(clock[0])
+            cluster.holder, cluster.free = None, 2.0
+        elif cluster.holder is None and room.may_ask():
+            asked.append(clock[0])
+            cluster.holder, cluster.free = ME, 0.0
+        clock[0] += 1
+    assert len(gave) <= 12 * len(stuck)
+    assert sum(back - at for at, back in zip(gave, asked, strict=False)) < 3600 * 0.06 * len(stuck)
+    assert all(until < clock[0] + rooms.LEFT_OUT_S for until in gave)
+    assert gave[-1] > 1000 + 2400, "what it waited for may have come"
 
 
 def test_what_is_long_past_decides_nothing(room: Room, cluster: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import logging
 import os
 import pty
 import signal
@@ -315,6 +316,24 @@ def test_a_log_that_cannot_be_written_is_named_and_stops_nothing(tmp_path: Path,
     journal.line("x")
     with journal.catching():
         sys.stdout.write("noise")
+
+
+def test_what_a_library_says_in_python_has_no_secret_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "w0rd-of-mine")
+    journal = Journal(tmp_path / "driver.log")
+    with journal.catching():
+        sys.stderr.write("printed: w0rd-of-mine, ledger: postgresql://me:w0rd@h/db\n")
+        handler = logging.StreamHandler()
+        handler.emit(
+            logging.makeLogRecord({"msg": "Retrying http://me:w0rd@h:5000/api of %s", "args": ("w0rd-of-mine",)})
+        )
+        sys.stdout.writelines(["a w0rd-of-mine\n", "plain\n"])
+    said = (tmp_path / "driver.log").read_text()
+    assert "w0rd" not in said
+    assert said.count("***") == 5
+    assert said.endswith("a ***\nplain\n")
 
 
 PRINTS_BY_C = """

@@ -594,7 +594,13 @@ def test_what_is_no_store_is_refused(tmp_path: Path, server: Server, embedded: s
             check(f"http://me:a-secret@127.0.0.1:{port}")
     assert "a-secret" not in str(refusal.value)
     assert refusal.value.address == f"http://me@127.0.0.1:{port}"
-    for bad, said in [("file:///x/mlruns", "neither a server nor"), ("sqlite:///mlflow.db", "relative to the current")]:
+    for bad, said in [
+        ("file:///x/mlruns", "neither a server nor"),
+        ("sqlite:///mlflow.db", "relative to the current"),
+        ("http://127.0.0.1:port", "nonnumeric port"),
+        ("http://[::1/", "Invalid IPv6"),
+        ("http://a host/", "control characters"),
+    ]:
         with pytest.raises(TrackingUnavailable, match=said):
             check(bad)
 

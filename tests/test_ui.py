@@ -108,6 +108,7 @@ def test_addresses_name_the_answer_once_mlflow_has_it(tmp_path: Path) -> None:
     ("uri", "code", "said"),
     [
         ("http://me:w0rd-of-mine@127.0.0.1:9", 0, "experiments: http://127.0.0.1:9/#/experiments\n"),
+        ("sqlite:///mlflow.db", 4, "relative to the current directory; give an absolute path"),
         ("postgresql://me:w0rd-of-mine@host/mlflow", 4, "postgresql://me:***@host/mlflow is neither a server"),
     ],
 )

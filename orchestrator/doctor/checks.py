@@ -272,7 +272,7 @@ def _sources(told: Mapping[str, Facts]) -> Iterator[Finding]:
 
 def _token() -> Iterator[Finding]:
     if not access.keep_private():
-        told = f"others can read {access.made_up()}, which is another user's file"
+        told = f"others can read {access.made_up()}, which is a link or another user's file"
         yield Finding("token", "driver", WARNING, told, f"have its owner close it: chmod 600 {access.made_up()}")
 
 

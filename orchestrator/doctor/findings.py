@@ -29,10 +29,15 @@ class Finding:
     found: str
     remedy: str = ""
 
+    def __post_init__(self) -> None:
+        """Any of it may quote an address that this process was given, or an error of a library."""
+        for name in ("where", "found", "remedy"):
+            object.__setattr__(self, name, masked(getattr(self, name)))
+
 
 def of_error(check: str, where: str, error: Exception) -> Finding:
     """A blocker, from an error of ours: they say what was found, and then what would work."""
-    found, _, remedy = masked(str(error)).partition("; ")
+    found, _, remedy = str(error).partition("; ")
     return Finding(check, where, BLOCKER, found, remedy or "see that it is there, then ask again")
 
 

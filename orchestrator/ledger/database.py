@@ -26,7 +26,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from orchestrator import scratch
-from orchestrator.masking import masked
+from orchestrator.masking import MASK, masked
 
 from . import postgres
 from .postgres import LOCK_TIMEOUT_S
@@ -34,6 +34,11 @@ from .values import LedgerAway, LedgerDamaged, LedgerError, LedgerMissing, Ledge
 
 DAMAGED = ("malformed", "not a database", "corrupt", "decode to UTF-8", "disk I/O error")
 """Words of SQLite's for a file that is no database, or not any more."""
+
+ENCODED = "special characters of a password percent-encoded: @ is %40, / is %2F, : is %3A, ? is %3F"
+
+SAID = ("host", "hostaddr", "port", "user", "dbname", "sslmode", "connect_timeout", "application_name", "options")
+"""Parameters of a URL whose values are shown. Any other may be a password, misspelt."""
 
 UPGRADE_S = 3600.0
 """How long a server may take to bring a table forward, which holds as many rows as it holds."""
@@ -52,12 +57,18 @@ def sqlite_url(path: Path) -> str:
 
 
 def parsed(url: str) -> sa.URL:
-    """The URL with the driver that we use. Raises LedgerError for what is none."""
+    """The URL with the driver that we use. Raises LedgerError for what is none. The text itself is not shown: it may
+    hold a password."""
     try:
-        return sa.make_url(re.sub(r"^postgres(ql)?(?=://)", "postgresql+psycopg", url))
-    except sa.exc.ArgumentError as error:
-        # The text itself is not shown: it may hold a password.
-        raise LedgerError("not a database URL; give sqlite:////folder/ledger.db or postgresql://...") from error
+        found = sa.make_url(re.sub(r"^postgres(ql)?(?=://)", "postgresql+psycopg", url))
+    except (sa.exc.ArgumentError, ValueError) as error:  # ValueError: of a port
+        raise LedgerError(
+            "not a database URL; give sqlite:////folder/ledger.db or postgresql://USER:PASSWORD@HOST:PORT/DATABASE, "
+            f"{ENCODED}"
+        ) from error
+    if "@" in (found.host or "") or ("@" in (found.database or "") and found.get_backend_name() != "sqlite"):
+        raise LedgerError(f"the database URL cannot be read, for its password holds an @; write {ENCODED}")
+    return found
 
 
 class Database:
@@ -66,7 +77,8 @@ class Database:
     def __init__(self, url: str, *, create: bool = False) -> None:
         """Raises LedgerMissing for an SQLite file that is not there (unless `create`), LedgerError for a bad URL."""
         self.url = parsed(url)
-        self.address = masked(self.url.render_as_string(hide_password=True))
+        shown = {name: value if name in SAID else MASK for name, value in self.url.query.items()}
+        self.address = masked(self.url.set(query=shown).render_as_string(hide_password=True).replace("%2A", "*"))
         self.path: Path | None = None
         self.read_only = False
         """Whether the file, or the folder that SQLite needs for its side files, cannot be written."""

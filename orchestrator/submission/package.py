@@ -147,7 +147,7 @@ def environment(texts: Sequence[str]) -> dict[str, str]:
                 raise RunError(f"--env {name}: there is no such variable here; give --env {name}=VALUE")
             value = os.environ[name]
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise RunError(f"--env {text}: {name!r} is no name of a variable; give --env NAME=VALUE")
+            raise RunError(f"--env {name}: that is no name of a variable; give --env NAME=VALUE")
         if SECRET.search(name) or is_secret(name, value):
             raise RunError(
                 f"--env {name} is a secret, and a job's variables can be read by everybody who sees the cluster; set "

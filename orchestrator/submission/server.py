@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 from unittest import mock
+from urllib.parse import urlsplit
 
 from orchestrator import access, cluster_board
 from orchestrator.cluster_board import SWEEP, Posted
@@ -97,6 +98,14 @@ class Job:
     def over(self) -> bool:
         """Whether it will do nothing more."""
         return self.state in ("STOPPED", "SUCCEEDED", "FAILED")
+
+
+def _is_server(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return url.startswith(("http://", "https://")) and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port that is no number, and of brackets without an end
+        return False
 
 
 class JobServer:
@@ -270,7 +279,7 @@ def _without_secrets(url: str) -> str:
     plain = without_user(url)
     shown = "what was given" if "@" in plain else re.split("[?#]", plain)[0]
     example = "--address takes its URL, for example http://127.0.0.1:8265"
-    if "@" in plain or not plain.startswith(("http://", "https://")):
+    if "@" in plain or not _is_server(plain):
         raise RunError(f"{shown} is no job server; {example}")
     if shown != plain:
         raise RunError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import http.client
 import json
 import logging
 import os
@@ -92,7 +93,7 @@ def check(uri: str, timeout_s: float = 5.0, *, writes: bool = False) -> None:
             found = answer.read(100).strip()
     except urllib.error.HTTPError as error:
         raise TrackingUnavailable(shown, f"answered {error.code} {error.reason} to /health", without) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise TrackingUnavailable(shown, str(getattr(error, "reason", error)), without) from error
     if found != b"OK":
         raise TrackingUnavailable(shown, "something else than MLflow answers there", without)
@@ -166,7 +167,7 @@ def _refused(uri: str, timeout_s: float) -> int | None:
             return None
     except urllib.error.HTTPError as error:
         return error.code if error.code in (401, 403) else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return None
 
 
