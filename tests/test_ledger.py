@@ -17,6 +17,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import unquote
 
 import pytest
 import sqlalchemy as sa
@@ -873,7 +874,6 @@ def test_network_file_systems_are_told_from_local_ones() -> None:
         ("postgresql://me:a-secret@host:port/x", "not a database URL.*@ is %40"),
         ("postgresql://me@[::1/a-secret", "not a database URL"),
         ("postgresql://me:a@a-secret@host:1/x", "password holds an @.*%40"),
-        ("postgresql://me:a/a-secret@host/x", "not a database URL.*/ is %2F"),
         ("postgresql://me:a?b=/@a-secret@host/x", "password holds an @|not a database URL"),
         ("sqlite:////nowhere/at/all/ledger.db", "folder /nowhere/at/all does not exist"),
     ],
@@ -884,14 +884,16 @@ def test_a_url_that_cannot_hold_a_ledger_is_refused(bad: str, said: str) -> None
     assert "a-secret" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("given", ["me:a-secret@/x?", "me@/x?pasword=a-secret&", "me@/x?passwrd=a-secret&user=a&"])
+@pytest.mark.parametrize(
+    "given", ["me:a-secret@/x?", "me:a/a-secret@/x?", "me@/x?pasword=a-secret&", "me@/x?passwrd=a-secret&user=a&"]
+)
 def test_a_database_that_does_not_answer_is_named_without_its_password(tmp_path: Path, given: str) -> None:
     """Nor with what may be one, misspelt."""
     pytest.importorskip("psycopg")
     with pytest.raises(LedgerUnavailable, match="see that it can be reached") as refusal:
         Ledger.open(f"postgresql://{given}host={tmp_path}")
     assert "a-secret" not in str(refusal.value)
-    assert str(tmp_path) in str(refusal.value)
+    assert str(tmp_path) in unquote(str(refusal.value))
 
 
 # How fast it is, and what it brings along
