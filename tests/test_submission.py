@@ -711,7 +711,7 @@ def test_row_35_a_resume_failed_whose_asker_was_killed_is_joined_by_the_same_com
         # It has said of which sweep it is, so that a launch of that one joins it.
         call("launch", "sweep.toml", "--into", run, "--detach", *at, cwd=tmp_path, env=laptop())
         said = call(
-            "launch", "sweep.toml", "--set", "confirm.seeds=3", "--into", run, *at, cwd=tmp_path, env=laptop(), code=2
+            "launch", "sweep.toml", "--set", "confirm.seeds=4", "--into", run, *at, cwd=tmp_path, env=laptop(), code=2
         )
         assert "with another sweep; stop that first" in said
         wait_for(lambda: "has stopped" in call("stop", run, *at, cwd=tmp_path, env=laptop()))
