@@ -87,8 +87,11 @@ def masked_values(content: bytes) -> bytes:
 
 def is_secret(name: str, value: str) -> bool:
     """Whether a variable of this name and value holds a secret: it says so, or one stands in the value."""
-    told = PARAMETER.search(name) is not None and not HARMLESS.search(name)
-    return told or masked(value) != value or PEM in value or any((*_within(value), *_within_json(value)))
+    return _says_so(name) or masked(value) != value or PEM in value or any((*_within(value), *_within_json(value)))
+
+
+def _says_so(name: str) -> bool:
+    return PARAMETER.search(name) is not None and not HARMLESS.search(name)
 
 
 def without_user(address: str) -> str:
@@ -121,7 +124,7 @@ def _secrets() -> tuple[str, ...]:
 def _found(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     found: set[str] = set()
     for name, value in environment:
-        if PARAMETER.search(name) and not HARMLESS.search(name) and not _is_path(value):
+        if _says_so(name) and not _is_path(value):
             found |= {value, value.strip(), value.strip().partition(" ")[2], *_lines(value)}
         elif PEM in value:
             found |= {value, *_lines(value)}
@@ -159,7 +162,7 @@ def _within(value: str) -> Iterator[str]:
     parts = [part.partition("=") for part in re.split(r"[?&;]", value)]
     pairs = [(name.strip(), text) for name, _, text in parts if re.fullmatch(r"[\w .-]{1,100}", name)]
     pairs += [(name, text) for name, *texts in WORDS.findall(value) for text in texts]
-    yield from (text for name, text in pairs if text and PARAMETER.search(name))
+    yield from (text for name, text in pairs if text and _says_so(name))
 
 
 def _within_address(address: str) -> Iterator[str]:
@@ -198,7 +201,7 @@ def _within_document(value: Any, name: str) -> Iterator[str]:
         for inner in value:
             yield from _within_document(inner, name)
     elif isinstance(value, str):
-        if PARAMETER.search(name) and not HARMLESS.search(name):
+        if _says_so(name):
             yield from (value, value.strip(), *_lines(value))
         yield from _within(value)
 
