@@ -29,11 +29,14 @@ PARAMETER = re.compile(
 """Names of query parameters and of variables that carry credentials: whole words, as TOKENIZER and KEYBOARD do not."""
 
 HARMLESS = re.compile(
-    r"(_id|_path|_file|_dir|_name|_user|username|_mode|_parallelism|_sock|^(old)?pwd"
+    r"(_id|_path|_file|_dir|_name|_user|username|_mode|_parallelism|_sock"
     r"|(auth|tokens?|keys?)_(\w+_)?(ur[il]|endpoint|host|port|realm|type|method))$",
     re.IGNORECASE,
 )
-"""Ends of names of variables that only say where or whose."""
+"""Ends of names that only say where or whose."""
+
+FOLDERS = ("PWD", "OLDPWD")
+"""Variables of every shell, which are no passwords."""
 
 SHORTEST = 8
 """Characters of a secret that is looked for by its value. A shorter one may be part of many words."""
@@ -87,7 +90,8 @@ def masked_values(content: bytes) -> bytes:
 
 def is_secret(name: str, value: str) -> bool:
     """Whether a variable of this name and value holds a secret: it says so, or one stands in the value."""
-    return _says_so(name) or masked(value) != value or PEM in value or any((*_within(value), *_within_json(value)))
+    told = name not in FOLDERS and _says_so(name)
+    return told or masked(value) != value or PEM in value or any((*_within(value), *_within_json(value)))
 
 
 def _says_so(name: str) -> bool:
@@ -101,7 +105,7 @@ def without_user(address: str) -> str:
 
 def _by_form(text: str) -> str:
     def parameter(match: re.Match[str]) -> str:
-        return f"{match[1]}{MASK}" if PARAMETER.search(match[1].strip("?&=")) else match[0]
+        return f"{match[1]}{MASK}" if _says_so(match[1].strip("?&=")) else match[0]
 
     if "://" in text:
         text = PASSWORD.sub(rf"\1{MASK}@", TOKEN.sub(rf"\1{MASK}@", text))
@@ -124,7 +128,7 @@ def _secrets() -> tuple[str, ...]:
 def _found(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     found: set[str] = set()
     for name, value in environment:
-        if _says_so(name) and not _is_path(value):
+        if name not in FOLDERS and _says_so(name) and not _is_path(value):
             found |= {value, value.strip(), value.strip().partition(" ")[2], *_lines(value)}
         elif PEM in value:
             found |= {value, *_lines(value)}
