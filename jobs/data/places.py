@@ -8,12 +8,12 @@ in a slice of rows, `[:2000]`. Hidden files, and those that begin with `_`, are 
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-
-import pyarrow as pa
+from urllib.parse import quote, unquote
 
 from jobs.data.formats import SUFFIXES, DataError, short, shown
 from jobs.data.remedies import of_file, of_folder
@@ -137,11 +137,12 @@ def _local_named(root: Path, name: str) -> tuple[File, ...]:
 
 def _remote_named(root: str, name: str) -> tuple[File, ...]:
     address, query = _address(root)
-    place = f"{address.rstrip('/')}/{name}"
+    top = address.rstrip("/")
+    place, plain = f"{top}/{name.replace('%', '%25')}", shown(f"{top}/{name}")
     found = _remote(place + query)
     if found:
         return found
-    return _only([(each,) for each in _remote(f"{place}.*{query}") if _without_suffix(each.path) == shown(place)], name)
+    return _only([(each,) for each in _remote(f"{place}.*{query}") if _without_suffix(each.path) == plain], name)
 
 
 def _only(candidates: list[tuple[File, ...]], name: str) -> tuple[File, ...]:
@@ -153,27 +154,45 @@ def _only(candidates: list[tuple[File, ...]], name: str) -> tuple[File, ...]:
 
 def _remote(uri: str) -> tuple[File, ...]:
     """The same for a URI, by pyarrow.fs. A query, such as S3's endpoint_override, goes with every file."""
-    from pyarrow import fs
-
     address, query = _address(uri)
     wild = WILD.search(address)
-    base = address[: address.rindex("/", 0, wild.start())] if wild else address
-    pattern = address[len(base) + 1 :]
+    found = _below(address, None, query)
+    if found or not wild:
+        return found
+    base = address[: address.rindex("/", 0, wild.start())]
+    return _below(base, unquote(address[len(base) + 1 :]), query)
+
+
+def _below(base: str, pattern: str | None, query: str) -> tuple[File, ...]:
+    """The file at an address, or the data files in a folder: those that fit a pattern, without one all of them."""
+    from pyarrow import fs
+
     try:
-        filesystem, inside = fs.FileSystem.from_uri(base + query)
+        filesystem, inside = fs.FileSystem.from_uri(_valid(base) + query)
         found = [filesystem.get_file_info(inside)]
         if found[0].type == fs.FileType.Directory:
-            found = filesystem.get_file_info(fs.FileSelector(inside, recursive=not wild or "/" in pattern))
-    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
-        raise DataError(f"cannot be reached: {short(error)}", file=uri) from error
+            found = filesystem.get_file_info(fs.FileSelector(inside, recursive=pattern is None or "/" in pattern))
+    except Exception as error:  # behind hf:// and its like are packages that raise what they like
+        raise DataError(f"cannot be reached: {short(error)}{_schemes(error)}", file=base + query) from error
     files = []
     for each in sorted(found, key=lambda info: str(info.path)):
         within = str(each.path)[len(inside) :].lstrip("/")
-        fits = _fits(within, pattern) if wild else not within or _is_data(within)
+        fits = _fits(within, pattern) if pattern is not None else not within or _is_data(within)
         if each.type == fs.FileType.File and fits:
-            place = f"{base}/{within}" if within else base
-            files.append(File(shown(place), each.size or 0, each.mtime_ns or None, place + query))
+            place, exact = (f"{base}/{within}", f"{_valid(base)}/{quote(within)}") if within else (base, _valid(base))
+            files.append(File(shown(place), each.size or 0, each.mtime_ns or None, exact + query))
     return tuple(files)
+
+
+def _valid(address: str) -> str:
+    """The address with all that belongs in no URI as percent signs and digits; those that are there stay."""
+    return quote(address, safe="/:@%&=+,;!$'()*~")
+
+
+def _schemes(error: Exception) -> str:
+    if "nrecognized filesystem type" not in str(error):
+        return ""
+    return "; download it and give its path, or an address that begins with file://, s3://, gs:// or hf://"
 
 
 def _address(uri: str) -> tuple[str, str]:
@@ -184,10 +203,15 @@ def _address(uri: str) -> tuple[str, str]:
 
 def _fits(within: str, pattern: str) -> bool:
     """Whether a path fits a glob, as local ones do: `**` stands for any folders, other signs stay within one name."""
-    parts = re.split(r"(\*\*/|\*|\?|\[[^]]+\])", pattern)
-    signs = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    expression = "".join(signs.get(part, part if part.startswith("[") else re.escape(part)) for part in parts)
-    return re.fullmatch(expression, within) is not None and _is_data(PurePosixPath(within).name)
+    return _parts_fit(within.split("/"), pattern.split("/")) and _is_data(PurePosixPath(within).name)
+
+
+def _parts_fit(parts: list[str], patterns: list[str]) -> bool:
+    if not parts or not patterns:
+        return not parts and not patterns
+    if patterns[0] == "**":
+        return any(_parts_fit(parts[skipped:], patterns[1:]) for skipped in range(len(parts)))
+    return fnmatch.fnmatchcase(parts[0], patterns[0]) and _parts_fit(parts[1:], patterns[1:])
 
 
 def _is_data(relative: str) -> bool:

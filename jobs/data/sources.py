@@ -186,8 +186,13 @@ def _open(file: File) -> Reader:
         return reader(file.path)
     from pyarrow import fs
 
-    filesystem, path = fs.FileSystem.from_uri(file.uri)
-    return reader(file.path, inside=path, filesystem=filesystem)
+    try:
+        filesystem, path = fs.FileSystem.from_uri(file.uri)
+        return reader(file.path, inside=path, filesystem=filesystem)
+    except DataError:
+        raise
+    except Exception as error:  # behind hf:// and its like are packages that raise what they like
+        raise DataError(f"cannot be read: {short(error)}", file=file.path) from error
 
 
 def _whole(table: pa.Table) -> Reader:
