@@ -170,7 +170,7 @@ def test_lines_are_split_at_newlines_only(tmp_path: Path) -> None:
 def test_rows_are_whole_wherever_a_batch_of_them_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("jobs.data.tables.BATCH", 3)
+    monkeypatch.setattr("jobs.data.lines.BLOCK", 3)
     monkeypatch.setattr("jobs.data.objects.BATCH", 3)
     WRITERS[name](pa.table({"text": SENTENCES}), tmp_path / name)
     assert data.open_table(f"{tmp_path / name}[1:]")["text"].to_pylist() == SENTENCES[1:]
@@ -191,7 +191,17 @@ def test_folders_globs_and_uris_join_their_files_in_order_of_name(tmp_path: Path
     assert data.open_table(f"{tmp_path.as_uri()}/2.csv")["text"].to_pylist() == SENTENCES[1::3]
 
 
-ODD_NAMES = ("a b.txt", "a#b.txt", "a.txt", "a.txt#2.txt", "a%20b.txt", "[1].txt", "x[1]é.txt", "q?x.txt", "x=1+2&3.txt")
+ODD_NAMES = (
+    "a b.txt",
+    "a#b.txt",
+    "a.txt",
+    "a.txt#2.txt",
+    "a%20b.txt",
+    "[1].txt",
+    "x[1]é.txt",
+    "q?x.txt",
+    "x=1+2&3.txt",
+)
 
 
 def test_names_with_signs_of_a_uri_are_each_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +210,7 @@ def test_names_with_signs_of_a_uri_are_each_read_once(tmp_path: Path, monkeypatc
         (tmp_path / name).write_text(f"{name}\n")
     top = tmp_path.as_uri()
 
-    def found(source: str) -> list[str]:
+    def found(source: str) -> Any:
         return data.open_table(source)["text"].to_pylist()
 
     for source in (top, f"{top}/*.txt", f"{top}/**/*.txt", f"file://{tmp_path}"):
@@ -213,12 +223,14 @@ def test_names_with_signs_of_a_uri_are_each_read_once(tmp_path: Path, monkeypatc
         assert found(name) == [name]
 
 
-@pytest.mark.parametrize("pattern", ["[!a]*", "[]a]*", "?.txt", "[ax*", "x[[]*", "**/[^a]*", "[z-a]*", "[\\\\d]*", "[!!]*"])
+@pytest.mark.parametrize(
+    "pattern", ["[!a]*", "[]a]*", "?.txt", "[ax*", "x[[]*", "**/[^a]*", "[z-a]*", "[\\\\d]*", "[!!]*"]
+)
 def test_a_glob_means_the_same_in_a_folder_and_behind_an_address(tmp_path: Path, pattern: str) -> None:
     for name in ("a.txt", "b.txt", "]c.txt", "x[d.txt", "^e.txt", "1.txt", "ax.txt", "!.txt", "[ax.txt"):
         (tmp_path / name).write_text(f"{name}\n")
 
-    def found(source: str) -> list[str]:
+    def found(source: str) -> Any:
         try:
             return data.open_table(source)["text"].to_pylist()
         except DataError as error:
