@@ -233,8 +233,8 @@ def test_a_glob_means_the_same_in_a_folder_and_behind_an_address(tmp_path: Path,
     def found(source: str) -> Any:
         try:
             return data.open_table(source)["text"].to_pylist()
-        except DataError as error:
-            return [error.found.split(";")[0]]
+        except DataError:  # none fits
+            return []
 
     assert found(f"{tmp_path.as_uri()}/{pattern}") == found(f"{tmp_path}/{pattern}")
 

@@ -106,7 +106,7 @@ def _refuse_others(file: str, names: Names, chosen: list[str]) -> None:
         ways = ways or [[chosen[0], others[0]]]
         raise DataError(
             f"would be trained on, and {listed(others)} left out, which may be meant as well; set data.columns = "
-            f"{chosen} for that, or for example data.columns = {ways[0]}",
+            f"{chosen} for that, or for example {' or '.join(f'data.columns = {way}' for way in ways[:3])}",
             file=file,
             column=", ".join(chosen),
         )

@@ -102,7 +102,11 @@ def survey(open_lines: Open, file: str) -> Objects:
         for line, one in objects(text, file):
             lines.note(rows, line)
             rows += 1
-            names |= {name: names.get(name, False) or isinstance(value, list | dict) for name, value in one.items()}
+            for name, value in one.items():
+                if isinstance(value, list | dict):
+                    names[name] = True
+                elif name not in names:
+                    names[name] = False
     bad = next((name for name in names if is_escaped(name)), None)
     if bad is not None:
         raise DataError(NOT_UTF8, file=file, column=bad)
