@@ -33,7 +33,8 @@ ASIDE = re.compile(
     r"|unnamed: \d+|__index_level_\d+__|(.*[-_. ])?(split|fold|partition|subset|set|source|src|origin|corpus|dataset|"
     r"collection|domain|topic|category|lang(uage)?|locale|country|region|script|licen[cs]e|author|user|annotator|"
     r"worker|speaker|gender|date|time(stamp)?|created|updated|month|day|url|link|page|line|row|number|no|num|n|len(gth)?"
-    r"|size|count|token|word|char|start|end|begin|offset|position|title|file|path|version|batch|task|type|config)"
+    r"|size|count|token|word|char|start|end|begin|offset|position|title|file|path|version|batch|task|type|config|"
+    r"subject|section|publisher|channel|platform|product|brand|department|generator|tag|style|difficulty|event|city)"
     r"s?([-_ ]?\d)?",
     re.I,
 )
