@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,15 @@ from hypothesis import strategies as st
 
 from jobs import data
 from jobs.config import Augment, JobConfig, load_job
-from jobs.data import DataError, ImageEvaluation, ImageExamples, SentenceEvaluation, SentenceExamples
+from jobs.data import (
+    DataError,
+    ImageEvaluation,
+    ImageExamples,
+    SentenceEvaluation,
+    SentenceExamples,
+    places,
+    sources,
+)
 from jobs.data.__main__ import main
 from jobs.data.check import train_rows
 from jobs.data.images import augmented
@@ -161,7 +170,7 @@ def test_lines_are_split_at_newlines_only(tmp_path: Path) -> None:
 def test_rows_are_whole_wherever_a_batch_of_them_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("jobs.data.tables.BATCH", 3)
+    monkeypatch.setattr("jobs.data.lines.BLOCK", 3)
     monkeypatch.setattr("jobs.data.objects.BATCH", 3)
     WRITERS[name](pa.table({"text": SENTENCES}), tmp_path / name)
     assert data.open_table(f"{tmp_path / name}[1:]")["text"].to_pylist() == SENTENCES[1:]
@@ -180,6 +189,67 @@ def test_folders_globs_and_uris_join_their_files_in_order_of_name(tmp_path: Path
     for top in (f"{tmp_path}/[12].*", f"{tmp_path}/*", f"{tmp_path.as_uri()}/?.*"):
         assert data.open_table(top)["text"].to_pylist() == every[:14], top
     assert data.open_table(f"{tmp_path.as_uri()}/2.csv")["text"].to_pylist() == SENTENCES[1::3]
+
+
+ODD_NAMES = (
+    "a b.txt",
+    "a#b.txt",
+    "a.txt",
+    "a.txt#2.txt",
+    "a%20b.txt",
+    "[1].txt",
+    "x[1]é.txt",
+    "q?x.txt",
+    "x=1+2&3.txt",
+)
+
+
+def test_names_with_signs_of_a_uri_are_each_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant check: putting a name that was listed into a URI as it is reads another file, or raises."""
+    for name in ODD_NAMES:
+        (tmp_path / name).write_text(f"{name}\n")
+    top = tmp_path.as_uri()
+
+    def found(source: str) -> Any:
+        return data.open_table(source)["text"].to_pylist()
+
+    for source in (top, f"{top}/*.txt", f"{top}/**/*.txt", f"file://{tmp_path}"):
+        assert found(source) == sorted(ODD_NAMES), source
+    for name in ODD_NAMES:
+        assert found(f"{top}/{quote(name)}") == [name]
+        assert "%" in name or found(f"{top}/{name}") == [name]
+    monkeypatch.setenv("ORCHESTRATOR_DATA", top)
+    for name in ODD_NAMES:
+        assert found(name) == [name]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["[!a]*", "[]a]*", "?.txt", "[ax*", "x[[]*", "**/[^a]*", "[z-a]*", "[\\\\d]*", "[!!]*"]
+)
+def test_a_glob_means_the_same_in_a_folder_and_behind_an_address(tmp_path: Path, pattern: str) -> None:
+    for name in ("a.txt", "b.txt", "]c.txt", "x[d.txt", "^e.txt", "1.txt", "ax.txt", "!.txt", "[ax.txt"):
+        (tmp_path / name).write_text(f"{name}\n")
+
+    def found(source: str) -> Any:
+        try:
+            return data.open_table(source)["text"].to_pylist()
+        except DataError:  # none fits
+            return []
+
+    assert found(f"{tmp_path.as_uri()}/{pattern}") == found(f"{tmp_path}/{pattern}")
+
+
+def test_what_a_file_system_raises_shows_no_credentials() -> None:
+    """Whatever class it has: those behind hf:// raise their own."""
+    for source in ("https://me:secret@host/a.csv", "s3://AKIA:secret@b/a b.csv?scheme=%zz", "nosuch://x/[1].csv"):
+        with pytest.raises(DataError, match="cannot be reached: ") as caught:
+            data.open_table(source)
+        assert "secret" not in str(caught.value)
+        assert "s3" in source or "download it" in str(caught.value)
+    file = places.File("s3://b/a b.csv", uri="s3://AKIA:secret@b/a b.csv")
+    with pytest.raises(DataError, match="cannot be read: ") as caught:
+        sources._open(file)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_name_is_looked_up_under_the_data_folder_with_or_without_its_extension(

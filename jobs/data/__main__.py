@@ -44,7 +44,13 @@ def main(arguments: list[str]) -> int:
         options = parser.parse_args(arguments)
     except SystemExit as done:  # which has said why
         return int(done.code or 0)
-    known = None if options.known is None else json.loads(options.known.read_text("utf-8"))
+    try:
+        known = None if options.known is None else json.loads(options.known.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        sys.stderr.write(
+            visible_lines(f"error: --known {options.known} cannot be read: {error}; give an answer of before\n")
+        )
+        return 2
     for path in options.job:
         try:
             job = load_job(path)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from jobs import models
 from jobs.config import JobConfig
-from jobs.data import columns, scored
+from jobs.data import beside, cells, scored
 from jobs.data.arrays import is_list
 from jobs.data.duplicates import repeats
 from jobs.data.faults import DataError, shown
@@ -27,7 +27,6 @@ from jobs.data.links import Links, links_of, looked_at_once
 from jobs.data.places import HUB, locate
 from jobs.data.sentences import sentence_rows, tokenizer_for
 from jobs.data.sources import Rows
-from jobs.data.texts import notes
 from jobs.paths import DIGITS, is_folder_here
 from jobs.pretrained import BUILT
 
@@ -56,13 +55,16 @@ def check(job: JobConfig) -> list[str]:
             warnings += _label_warnings(job, stage, image_evaluation(job, source))
     else:
         if job.data.columns is None:
-            columns.doubts(train)
-        warnings += notes(train, train.table.column_names)
+            beside.doubts(train)
+            cells.refuse(train, train.table.column_names, "data.columns")
+        warnings += cells.notes(train, train.table.column_names)
         for source, rows in zip(sources.values(), judged.values(), strict=True):
             if job.data.judged_columns is None:
                 scored.doubts(rows)
             scored.sentence_evaluation(source, job.data.judged_columns)
-            warnings += notes(rows, rows.table.column_names[:2])
+            if job.data.judged_columns is None:
+                cells.refuse(rows, rows.table.column_names[:2], "data.judged_columns")
+            warnings += cells.notes(rows, rows.table.column_names[:2])
         warnings += repeats(job, train)
     warnings += check_model(job)
     if has_single_sentences(job):

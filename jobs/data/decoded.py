@@ -17,6 +17,12 @@ from jobs.data.faults import DataError, short
 ONE_A_LINE = 'write one object a line, such as {"text": "..."}'
 NUMBER = "a number"
 
+BATCH = 1 << 20
+"""Signs that are decoded at once, and lines that are longer."""
+
+_SPACE = " \t\r\n"
+_PART = '"\x7f"'
+
 _BETWEEN = {False: re.compile(r"[^ \t\r\n]|\Z"), True: re.compile(r"[^ \t\r\n,]|\Z")}
 """What begins after white space, and after commas as well, as they stand between the members of a list."""
 
@@ -28,21 +34,61 @@ class Twice(dict[str, Any]):
 
 
 def objects(text: Iterable[str], file: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each object, and the line in which it begins."""
-    for line, value in _decoded(text, file):
-        if not isinstance(value, dict):
-            raise DataError(f"line {line} holds {kind_of(value)} and no object; {ONE_A_LINE}", file=file)
-        yield line, value
+    """Each object, and the line in which it begins. As long as there is one a line, many are decoded at once."""
+    source, line, is_list = iter(text), 1, None
+    while batch := _batch(source):
+        found = _at_once(batch)
+        if found is None:
+            for at, value in _decoded(itertools.chain(batch, source), file, line, is_list=is_list):
+                if not isinstance(value, dict):
+                    raise DataError(f"line {at} holds {kind_of(value)} and no object; {ONE_A_LINE}", file=file)
+                yield at, value
+            return
+        yield from zip((line + at for at, one in enumerate(batch) if one.strip(_SPACE)), found, strict=True)
+        line += len(batch)
+        is_list = False if found else is_list
 
 
-def _decoded(text: Iterable[str], file: str) -> Iterator[tuple[int, Any]]:
+def _batch(source: Iterator[str]) -> list[str]:
+    """The next lines, so many that they are worth it."""
+    lines, size = [], 0
+    for one in source:
+        lines.append(one)
+        size += len(one)
+        if size >= BATCH:
+            break
+    return lines
+
+
+def _at_once(lines: list[str]) -> list[dict[str, Any]] | None:
+    """The objects of lines that hold one each or nothing but space; None where others stand there.
+
+    They are decoded as one list. A text that stands nowhere in them parts them, so that no line can close what another
+    opens, and none can hold two.
+    """
+    held = [one for one in lines if one.strip(_SPACE)]
+    if not held:
+        return []
+    joined = f",{_PART},".join(held)
+    if joined.count(_PART) != len(held) - 1 or "\\u007" in joined:
+        return None
+    try:
+        values = json.loads(f"[{joined}]", object_pairs_hook=_once)
+    except (ValueError, RecursionError):
+        return None
+    parts = values[1::2]
+    is_one_each = len(values) == 2 * len(held) - 1 and all(part == "\x7f" for part in parts)
+    return values[::2] if is_one_each and all(isinstance(value, dict) for value in values[::2]) else None
+
+
+def _decoded(text: Iterable[str], file: str, line: int, *, is_list: bool | None) -> Iterator[tuple[int, Any]]:
     """Each value, or each member of the list that is the whole file; and the line in which it begins.
 
+    line: that of the first line. is_list: whether it is within the list; None where that is not known yet.
     What does not end within the lines at hand is tried again with twice as many.
     """
     decode = json.JSONDecoder(object_pairs_hook=_once).raw_decode
-    source, pending, line, more = iter(text), "", 1, 1
-    is_list: bool | None = None
+    source, pending, more = iter(text), "", 1
     is_over = False
     while not is_over:
         got = list(itertools.islice(source, more))

@@ -48,8 +48,8 @@ def brief(text: str, length: int = 60) -> str:
 
 
 def listed(names: Sequence[str], most: int = 20) -> str:
-    """Names of columns, the first `most` of them."""
-    shown_names = [brief(name) for name in names[:most]]
+    """Names of columns, the first `most` of them; those with blanks at an end, or without a sign, in quotes."""
+    shown_names = [brief(name) if name and name == name.strip() else f"'{brief(name)}'" for name in names[:most]]
     return ", ".join(shown_names + [f"and {len(names) - most} more"] * (len(names) > most)) or "none"
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from jobs.data import objects, tables
 from jobs.data.faults import DataError, short, shown
-from jobs.data.lines import opened
+from jobs.data.lines import blocks, opened
 from jobs.data.remedies import of_file
 
 __all__ = ["SUFFIXES", "DataError", "Reader", "reader", "short", "shown"]
@@ -25,6 +25,19 @@ SUFFIXES = (
     *(".txt", ".txt.gz"),
 )
 """What the name of a data file ends in."""
+
+
+UNPACK = {
+    ".bz2": "bunzip2",
+    ".xz": "unxz",
+    ".zst": "unzstd",
+    ".gz": "gunzip",
+    ".lz4": "unlz4",
+    ".zip": "unzip",
+    ".tar.gz": "tar -xf",
+    ".tar": "tar -xf",
+    ".tgz": "tar -xf",
+}
 
 
 @dataclass(frozen=True)
@@ -54,10 +67,22 @@ def reader(file: str, *, inside: str | None = None, filesystem: Any = None) -> R
         if name.endswith((".parquet", ".pq")):
             return _parquet(file, place, filesystem)
         if name.endswith((".arrow", ".feather", ".ipc")):
-            return _arrow(place, filesystem)
+            return _arrow(file, place, filesystem)
         if name.endswith(SUFFIXES):
             return _text(file, place, filesystem)
-    raise DataError(of_file(file) or f"is of no known format; the name must end in {', '.join(SUFFIXES)}", file=file)
+    known = f"the name must end in {', '.join(SUFFIXES)}"
+    raise DataError(_packed(name) or of_file(file) or f"is of no known format; {known}", file=file)
+
+
+def _packed(name: str) -> str | None:
+    """What is said of a packed file that has rows within, by its name in small letters; None for any other."""
+    known = f"the name must end in {', '.join(SUFFIXES)}"
+    if name.endswith((".xlsx", ".xls", ".ods")):
+        return f"is a spreadsheet; save the table as CSV in UTF-8: {known}"
+    for ending, command in UNPACK.items():
+        if name.endswith(ending) and name.removesuffix(ending).endswith(SUFFIXES):
+            return f"is packed in a way that is not read; unpack it: {command}. Of an unpacked file {known}"
+    return None
 
 
 @contextlib.contextmanager
@@ -100,13 +125,15 @@ def nested(schema: pa.Schema) -> list[str]:
     return [field.name for field in schema if pa.types.is_nested(field.type)]
 
 
-def _arrow(place: str, filesystem: Any) -> Reader:
+def _arrow(file: str, place: str, filesystem: Any) -> Reader:
     """An Arrow file (Feather version 2 is one) or an Arrow stream, mapped if it is local."""
     from pyarrow import ipc
 
     source = filesystem.open_input_file(place) if filesystem is not None else pa.memory_map(place)
     magic = source.read(6)
     source.seek(0)
+    if magic.startswith(b"FEA1"):
+        raise DataError("is Feather of version 1; write version 2, as pyarrow.feather.write_feather does", file=file)
     table = (ipc.open_file(source) if magic == b"ARROW1" else ipc.open_stream(source)).read_all()
     return Reader(table.column_names, table.num_rows, functools.partial(_part, table), nested(table.schema))
 
@@ -115,7 +142,7 @@ def _text(file: str, place: str, filesystem: Any) -> Reader:
     """A file of lines: of objects, of cells, or of sentences."""
     name = file.lower().removesuffix(".gz")
     if not name.endswith((".csv", ".tsv", ".txt")):
-        found = objects.survey(functools.partial(opened, file, place, filesystem, newline="\n"), file)
+        found = objects.survey(functools.partial(opened, file, place, filesystem), file)
 
         def fetch(names: list[str], low: int, high: int) -> pa.Table:
             with _faults(file):
@@ -123,7 +150,7 @@ def _text(file: str, place: str, filesystem: Any) -> Reader:
 
         return Reader(found.names, found.rows, fetch, found.lists, found.lines)
     kind = {".csv": tables.commas, ".tsv": tables.tabs, ".txt": tables.sentences}[name[-4:]]
-    with opened(file, place, filesystem, newline="" if kind is tables.commas else "\n") as text:
+    with blocks(file, place, filesystem) as text:
         table, lines = kind(text, file)
     return Reader(table.column_names, table.num_rows, functools.partial(_part, table), line=lines)
 

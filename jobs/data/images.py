@@ -186,10 +186,10 @@ def image_rows(job: JobConfig, source: str) -> Rows:
 
 def _refuse_numbers_for_names(rows: Rows) -> None:
     """Raise DataError where the image column holds a number a row, and another column may name the images."""
-    name = rows.table.column_names[0]
-    others = [other for other in rows.names if other in IMAGE_NAMES and other != name]
+    name, names = rows.table.column_names[0], rows.names[0]
+    others = [other for other in names if other in IMAGE_NAMES and other != name]
     if others and (pa.types.is_primitive(rows.table.schema.field(name).type) or _is_number(rows.table[name][0])):
-        labels = [label for label in LABEL_NAMES if label in rows.names][:1]
+        labels = [label for label in LABEL_NAMES if label in names][:1]
         raise rows.fault(
             f"holds a number a row, and '{others[0]}' may be the images; set data.columns = {[others[0], *labels]}",
             column=name,
@@ -263,8 +263,8 @@ def _images(job: JobConfig, rows: Rows, *, channels: int | None = None) -> Image
 def _labels(rows: Rows) -> pa.ChunkedArray:
     if rows.table.num_columns < 2:
         raise rows.fault(
-            f"is missing: images are judged by their labels; the columns here are {listed(rows.names)}; add it, or "
-            f"name yours in data.columns = {_meant(rows.names, both=True) or '[image, label]'}",
+            f"is missing: images are judged by their labels; the columns here are {listed(rows.names[0])}; add it, "
+            f"or name yours in data.columns = {_meant(rows.names[0], both=True) or '[image, label]'}",
             column="label",
         )
     return rows.table[1]

@@ -19,6 +19,9 @@ from jobs.data.faults import DataError
 SAMPLE = 1 << 16
 """Bytes at the begin of a file by which its encoding and its line ends are known."""
 
+BLOCK = 1 << 20
+"""Bytes that are read at once, and lines that are longer."""
+
 PACKED = {
     b"\x1f\x8b": ("gzip", "add .gz to its name"),
     b"PK\x03\x04": ("a zip archive, which .xlsx files are too", "unpack it, or save the table as CSV in UTF-8"),
@@ -28,6 +31,9 @@ PACKED = {
     b"PAR1": ("a Parquet file", "let its name end in .parquet"),
     b"ARROW1": ("an Arrow file", "let its name end in .arrow"),
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": ("an old Excel file", "save the table as CSV in UTF-8"),
+    b"version https://git-lfs.github.com/spec/": ("a pointer of Git LFS to the file", "fetch it: git lfs pull"),
+    b"<!doctype html": ("a page of HTML", "download the file itself"),
+    b"<html": ("a page of HTML", "download the file itself"),
 }
 """First bytes of files that are no text -> what they are, and the remedy."""
 
@@ -36,8 +42,11 @@ MARKS = (  # the long ones first, as UTF-32 in little-endian order begins like U
     *((codecs.BOM_UTF16_LE, "UTF-16", "utf-16"), (codecs.BOM_UTF16_BE, "UTF-16", "utf-16")),
 )
 CONVERT = "convert the file, for example by iconv -f {} -t utf-8"
-NOT_UTF8 = f"is not UTF-8; {CONVERT.format('latin1')}"
-Newline = Literal["", "\n"]
+NOT_UTF8 = (
+    "is not UTF-8; convert the file from its own encoding, such as gb18030, big5, shift_jis, euc-kr, cp1251 or cp1252: "
+    "iconv -f gb18030 -t utf-8"
+)
+Newline = Literal["\r", "\n"]
 
 
 @dataclass
@@ -59,34 +68,80 @@ class Lines:
 
 
 @contextlib.contextmanager
-def opened(file: str, place: str, filesystem: Any, *, newline: Newline) -> Iterator[Iterable[str]]:
+def opened(file: str, place: str, filesystem: Any) -> Iterator[Iterable[str]]:
     """The lines of a file, each with its end. Raises DataError for what is no text, or text in another encoding.
 
-    newline: where lines end, as `open` has it: "" at every kind of line end, "\\n" at newlines only; but a file without
-    any newline, as old Macs wrote, is split at "\\r".
+    Lines end at newlines only; but a file without any newline, as old Macs wrote, is split at "\\r".
     """
-    from pyarrow import fs
-
-    system = filesystem or fs.LocalFileSystem()
-    packing = "gzip" if file.lower().endswith(".gz") else None
-    with system.open_input_stream(place, compression=None) as stream:
-        _refuse_packed(file, stream.read(16), packing)
-    with system.open_input_stream(place, compression=packing) as stream:
-        sample = stream.read(SAMPLE)
-    _refuse_wide(file, sample)
-    is_old = newline == "\n" and b"\r" in sample and b"\n" not in sample
-    with system.open_input_stream(place, compression=packing) as stream:
-        ends = "\r" if is_old else newline
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=ends)
+    with _stream(file, place, filesystem) as (stream, end):
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=end)
         try:
             yield text
         finally:
             text.detach()  # the stream is closed by its own context
 
 
+@contextlib.contextmanager
+def blocks(file: str, place: str, filesystem: Any) -> Iterator[Blocks]:
+    """The same file in blocks of bytes."""
+    with _stream(file, place, filesystem) as (stream, end):
+        yield Blocks(_whole_lines(stream, end.encode()), end)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A file in blocks of whole lines: first the first line, then as many as come together."""
+
+    blocks: Iterator[bytes]
+    end: Newline
+    """Where its lines end."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.blocks
+
+
+def _whole_lines(stream: Any, end: bytes) -> Iterator[bytes]:
+    pending: list[bytes] = []
+    is_first = True
+    while got := stream.read(BLOCK):
+        cut = got.rfind(end) + 1
+        if not cut:
+            pending.append(got)
+            continue
+        block, pending = b"".join([*pending, got[:cut]]), [got[cut:]]
+        if is_first:
+            cut, is_first = block.index(end) + 1, False
+            yield block[:cut].removeprefix(codecs.BOM_UTF8)
+            block = block[cut:]
+        if block:
+            yield block
+    if last := b"".join(pending):
+        yield last.removeprefix(codecs.BOM_UTF8) if is_first else last
+
+
+@contextlib.contextmanager
+def _stream(file: str, place: str, filesystem: Any) -> Iterator[tuple[Any, Newline]]:
+    """The bytes of a file, unpacked, and where its lines end."""
+    from pyarrow import fs
+
+    system = filesystem or fs.LocalFileSystem()
+    packing = "gzip" if file.lower().endswith(".gz") else None
+    with system.open_input_stream(place, compression=None) as stream:
+        _refuse_gzip(file, stream.read(2), packing)
+    with system.open_input_stream(place, compression=packing) as stream:
+        sample = stream.read(SAMPLE)
+    _refuse_no_text(file, sample.removeprefix(codecs.BOM_UTF8).lstrip(), packing)
+    _refuse_wide(file, sample)
+    # The last line may end in a newline all the same, as an editor or `echo` put one there.
+    lines = sample.rstrip(b"\r\n") if len(sample) < SAMPLE else sample
+    is_old = b"\r" in lines and b"\n" not in lines
+    with system.open_input_stream(place, compression=packing) as stream:
+        yield stream, "\r" if is_old else "\n"
+
+
 def plain(line: str) -> str:
-    """The line without its end: a newline, after a carriage return or not, or a carriage return alone."""
-    return line.removesuffix("\n").removesuffix("\r")
+    """The line without its end: a newline, after carriage returns or not, or a carriage return alone."""
+    return line.removesuffix("\n").rstrip("\r")
 
 
 def is_escaped(text: str) -> bool:
@@ -98,12 +153,17 @@ def is_escaped(text: str) -> bool:
     return False
 
 
-def _refuse_packed(file: str, first: bytes, packing: str | None) -> None:
-    if packing and first and not first.startswith(b"\x1f\x8b"):
+def _refuse_gzip(file: str, first: bytes, packing: str | None) -> None:
+    if packing and first and first != b"\x1f\x8b":
         raise DataError("is not gzip, though its name ends in .gz; give it the name of what it is", file=file)
+
+
+def _refuse_no_text(file: str, sample: bytes, packing: str | None) -> None:
+    begin = sample[:64].lower()
     for magic, (what, remedy) in PACKED.items():
-        if not packing and first.startswith(magic):
-            raise DataError(f"is no text but {what}; {remedy}", file=file)
+        if begin.startswith(magic.lower()):
+            inside = f"holds {what} within gzip; unpack it: gunzip" if packing else f"is no text but {what}; {remedy}"
+            raise DataError(inside, file=file)
 
 
 def _refuse_wide(file: str, sample: bytes) -> None:

@@ -64,13 +64,17 @@ class Objects:
                 raise self._fault("is given twice; give it once", name, row)
         values = [one.get(name) for one in batch]
         try:
-            return pa.array(values)
+            made = pa.array(values)
         except (TypeError, ValueError, OverflowError) as error:
             found = _odd_one(values, first)
             if found is None and all(value is None or kind_of(value) == NUMBER for value in values):
                 return pa.array([value if value is None else _float(value) for value in values])
             row, words = found or (first, f"is no column of one type ({short(error)})")
             raise self._fault(words, name, row) from error
+        odd = _odd_one(values, first) if pa.types.is_floating(made.type) and _has_truth(values) else None
+        if odd is not None:  # pyarrow makes 1.0 and 0.0 of true and false among fractions
+            raise self._fault(odd[1], name, odd[0])
+        return made
 
     def _joined(self, name: str, chunks: list[pa.Array], first: int) -> pa.ChunkedArray:
         """The chunks in one type: whole numbers become fractions where there are fractions."""
@@ -85,7 +89,8 @@ class Objects:
                 raise self._fault(words, name, row) from error
             known = (row, held) if known[1] == "null" else known
             first += len(chunk)
-        return pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind)
+        # Whole numbers of more digits than a fraction has become the nearest, as they do within a chunk.
+        return pa.chunked_array([chunk.cast(kind, safe=not pa.types.is_floating(kind)) for chunk in chunks], kind)
 
 
 def survey(open_lines: Open, file: str) -> Objects:
@@ -97,7 +102,11 @@ def survey(open_lines: Open, file: str) -> Objects:
         for line, one in objects(text, file):
             lines.note(rows, line)
             rows += 1
-            names |= {name: names.get(name, False) or isinstance(value, list | dict) for name, value in one.items()}
+            for name, value in one.items():
+                if isinstance(value, list | dict):
+                    names[name] = True
+                elif name not in names:
+                    names[name] = False
     bad = next((name for name in names if is_escaped(name)), None)
     if bad is not None:
         raise DataError(NOT_UTF8, file=file, column=bad)
@@ -134,6 +143,10 @@ def _odd_one(values: list[Any], first: int) -> tuple[int, str] | None:
         elif value is not None and known is not None and kind_of(value) != known[1]:
             return row, _differs(kind_of(value), *known)
     return None
+
+
+def _has_truth(values: list[Any]) -> bool:
+    return any(isinstance(value, bool) for value in values)
 
 
 def _differs(kind: str, row: int, known: str) -> str:

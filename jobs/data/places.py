@@ -8,6 +8,7 @@ in a slice of rows, `[:2000]`. Hidden files, and those that begin with `_`, are 
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import itertools
 import os
 import posixpath
@@ -16,9 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote
-
-import pyarrow as pa
+from urllib.parse import quote, unquote
 
 from jobs.data.formats import SUFFIXES, DataError, short, shown
 from jobs.data.remedies import is_hidden, of_file, of_folder, of_inside
@@ -185,11 +184,12 @@ def _local_named(root: Path, name: str) -> tuple[File, ...]:
 
 def _remote_named(root: str, name: str) -> tuple[File, ...]:
     address, query = address_and_query(root)
-    place = f"{address.rstrip('/')}/{name}"
+    top = address.rstrip("/")
+    place, plain = f"{top}/{name.replace('%', '%25')}", shown(f"{top}/{name}")
     found = _remote(place + query)
     if found:
         return found
-    return _only([(each,) for each in _remote(f"{place}.*{query}") if _without_suffix(each.path) == shown(place)], name)
+    return _only([(each,) for each in _remote(f"{place}.*{query}") if _without_suffix(each.path) == plain], name)
 
 
 def _only(candidates: list[tuple[File, ...]], name: str) -> tuple[File, ...]:
@@ -201,28 +201,35 @@ def _only(candidates: list[tuple[File, ...]], name: str) -> tuple[File, ...]:
 
 def _remote(uri: str) -> tuple[File, ...]:
     """The same for a URI, by pyarrow.fs. A query, such as S3's endpoint_override, goes with every file."""
-    from pyarrow import fs
-
     address, query = address_and_query(uri)
     wild = WILD.search(address)
-    base = address[: address.rindex("/", 0, wild.start())] if wild else address
-    pattern = address[len(base) + 1 :]
+    found = _below(address, None, query)
+    if found or not wild:
+        return found
+    base = address[: address.rindex("/", 0, wild.start())]
+    return _below(base, unquote(address[len(base) + 1 :]), query)
+
+
+def _below(base: str, pattern: str | None, query: str) -> tuple[File, ...]:
+    """The file at an address, or the data files in a folder: those that fit a pattern, without one all of them."""
+    from pyarrow import fs
+
     try:
         filesystem, inside = connected(base + query)
         found = [filesystem.get_file_info(inside)]
         if found[0].type == fs.FileType.Directory:
-            found = filesystem.get_file_info(fs.FileSelector(inside, recursive=not wild or "/" in pattern))
-    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
-        raise DataError(f"cannot be reached: {short(error)}", file=uri) from error
-    within = {str(one.path)[len(inside) :].lstrip("/"): one for one in found if one.type == fs.FileType.File}
-    if wild:
+            found = filesystem.get_file_info(fs.FileSelector(inside, recursive=pattern is None or "/" in pattern))
+    except Exception as error:  # behind hf:// and its like are packages that raise what they like
+        raise DataError(f"cannot be reached: {short(error)}{_schemes(error)}", file=base + query) from error
+    within = {str(each.path)[len(inside) :].lstrip("/"): each for each in found if each.type == fs.FileType.File}
+    if pattern is not None:
         chosen = [name for name in within if _fits(name, pattern)]
     else:
         chosen = [*([""] if "" in within else []), *_tables(shown(base), list(within))]
     if not chosen:
         is_here = filesystem.type_name == "local"
         if words := of_inside(inside if is_here else shown(base), list(within), is_here=is_here):
-            raise DataError(words, file=uri)
+            raise DataError(words, file=base + query)
     files = []
     for name in sorted(chosen):
         place, exact = (f"{base}/{each}" if name else base for each in (name, quote(name)))
@@ -236,9 +243,15 @@ def connected(uri: str) -> tuple[Any, str]:
     from pyarrow import fs
 
     address, query = address_and_query(uri)
-    address = quote(re.sub(r"%(?![0-9a-fA-F]{2})", "%25", address), safe="/:@%[]!$&'()*+,;=~")
+    address = quote(re.sub(r"%(?![0-9a-fA-F]{2})", "%25", address), safe="/:@%&=+,;!$'()*~")
     filesystem, inside = fs.FileSystem.from_uri(address + query)
     return filesystem, str(inside)
+
+
+def _schemes(error: Exception) -> str:
+    if "nrecognized filesystem type" not in str(error):
+        return ""
+    return "; download it and give its path, or an address that begins with file://, s3://, gs:// or hf://"
 
 
 def address_and_query(uri: str) -> tuple[str, str]:
@@ -249,10 +262,15 @@ def address_and_query(uri: str) -> tuple[str, str]:
 
 def _fits(within: str, pattern: str) -> bool:
     """Whether a path fits a glob, as local ones do: `**` stands for any folders, other signs stay within one name."""
-    parts = re.split(r"(\*\*/|\*|\?|\[[^]]+\])", pattern)
-    signs = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    expression = "".join(signs.get(part, part if part.startswith("[") else re.escape(part)) for part in parts)
-    return re.fullmatch(expression, within) is not None and _is_data(PurePosixPath(within).name)
+    return _parts_fit(within.split("/"), pattern.split("/")) and _is_data(PurePosixPath(within).name)
+
+
+def _parts_fit(parts: list[str], patterns: list[str]) -> bool:
+    if not parts or not patterns:
+        return not parts and not patterns
+    if patterns[0] == "**":
+        return any(_parts_fit(parts[skipped:], patterns[1:]) for skipped in range(len(parts)))
+    return fnmatch.fnmatchcase(parts[0], patterns[0]) and _parts_fit(parts[1:], patterns[1:])
 
 
 def _is_data(relative: str) -> bool:

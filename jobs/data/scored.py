@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from jobs.data.columns import NO_TEXTS, SCORE_NAMES, SCORED, hints, likely_texts
+from jobs.data.columns import IDS, NO_TEXTS, SCORE_NAMES, SCORED, hints, likely_texts
 from jobs.data.faults import DataError, brief, listed
 from jobs.data.sources import Names, Rows, exactly, read
 from jobs.data.texts import BINARY, as_text
@@ -67,9 +68,19 @@ def judged_columns(file: str, names: Names, wanted: tuple[str, ...] | None) -> t
 def doubts(rows: Rows) -> None:
     """Raise DataError where columns of scored pairs that nobody has named may be meant otherwise. Reading takes
     sentence1, sentence2 and score whatever else there is, as runs were begun so."""
-    pairs, scores = _candidates(rows.names)
-    if len(pairs) > 1 or len(scores) > 1:
-        raise _ambiguous(rows.spans[0][0], pairs, scores)
+    chosen = rows.table.column_names
+    for file, names, _, table in rows.parts():
+        pairs, scores = _candidates(names)
+        scores += [name for name in names if SCORED.fullmatch(name) and name not in (*scores, *chosen)]
+        if len(pairs) > 1 or len(scores) > 1:
+            raise _ambiguous(file, pairs or [tuple(chosen[:2])], scores)
+        values = {*pc.unique(table[2]).to_pylist()} if pa.types.is_integer(table[2].type) else set()
+        if -1 in values and values <= {-1, 0, 1, 2}:
+            raise rows.fault(
+                "holds -1, which usually stands for a missing label; remove these rows, or set data.judged_columns = "
+                f"{chosen} if it is the lowest score",
+                column=chosen[2],
+            )
 
 
 def judged_rows(source: str, columns: tuple[str, ...] | None) -> Rows:
@@ -103,13 +114,14 @@ def _remedy(file: str, names: Names, pairs: list[tuple[str, ...]]) -> str:
         return f"; of these {listed(names.lists)} hold lists or objects: write a row for each pair"
     hint = hints(file, names)
     left, right, *_ = [*(list(pairs[0]) if pairs else likely_texts(names)), "", ""]
-    if hint or not names:
-        return hint or "; give a file with rows"
+    if not any(name.strip() for name in names):
+        return "; give a file with rows, and with names in its first line"
     if not left:
-        return NO_TEXTS
-    score = next((name for name in names if SCORED.fullmatch(name) and name not in (left, right)), "")
+        return hint or NO_TEXTS
+    rest = [name for name in names if name.strip() and not IDS.fullmatch(name) and name not in (left, right)]
+    score = next((name for name in rest if SCORED.fullmatch(name)), rest[0] if len(rest) == 1 else "")
     example = f", for example data.judged_columns = {[left, right, score]}" if right and score else ""
-    return f"; name yours in data.judged_columns = [LEFT, RIGHT, SCORE]{example}"
+    return f"{hint}; {'or ' * bool(hint)}name yours in data.judged_columns = [LEFT, RIGHT, SCORE]{example}"
 
 
 def _candidates(names: Names) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -158,7 +170,8 @@ def _numbers(rows: Rows, values: list[Any]) -> pa.Array:
     row = next((row for row, text in enumerate(texts) if not NUMBER.fullmatch(text)), None)
     if row is not None:
         raise rows.fault(_no_number(texts[row]), column=rows.table.column_names[2], row=row)
-    numbers = [int(text) if WHOLE.fullmatch(text) else float(text) for text in texts]
+    # Python makes no int of more digits than 4,300.
+    numbers = [int(text) if WHOLE.fullmatch(text) and len(text) < 4000 else float(text) for text in texts]
     is_whole = all(isinstance(number, int) and abs(number) < 2**63 for number in numbers)
     return pa.array(numbers if is_whole else [float(text) for text in texts], pa.int64() if is_whole else pa.float64())
 

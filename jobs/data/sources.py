@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,8 @@ class Rows:
     lines: tuple[Callable[[int], int] | None, ...] = ()
     """For each of them, what line a row of the file begins in; None where it has no lines."""
 
-    names: Names = field(default_factory=Names)
-    """All columns that the first file has."""
+    names: tuple[Names, ...] = ()
+    """For each of them, all columns that the file has."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -74,6 +74,11 @@ class Rows:
         line_of = self.lines[at] if self.lines else None
         line = None if line_of is None else line_of(there)
         return DataError(found, file=name, column=column, row=there, line=line)
+
+    def parts(self) -> Iterator[tuple[str, Names, int, pa.Table]]:
+        """For each span: the file, all columns that it has, the first of its rows here, and these rows."""
+        for (file, _, taken), names, first in zip(self.spans, self.names, self._starts, strict=True):
+            yield file, names, first, self.table.slice(first, taken)
 
     @property
     def _starts(self) -> list[int]:
@@ -113,15 +118,15 @@ def read(source: str, choose: Choose, wanted: tuple[str, ...] | None = None) -> 
 @functools.lru_cache(maxsize=8)
 def _read(located: Located, choose: Choose, wanted: tuple[str, ...] | None) -> Rows:
     readers = [_open(file) for file in located.files]
-    every = Names.of(readers[0])
-    names = choose(located.files[0].path, every, wanted)
+    shown_by = next((at for at, each in enumerate(readers) if each.names), 0)  # an empty file may have no names
+    names = choose(located.files[shown_by].path, Names.of(readers[shown_by]), wanted)
     total = sum(each.rows for each in readers)
     if total == 0:
         raise DataError("has no rows; give a file with at least two", file=located.source)
     start, stop, _ = slice(located.start, located.stop).indices(total)
     if start >= stop:
         raise DataError(f"the slice leaves nothing of {total} rows; give one within [0:{total}]", file=located.source)
-    tables, spans, files, lines, first = [], [], [], [], 0
+    tables, spans, files, lines, every, first = [], [], [], [], [], 0
     for file, each in zip(located.files, readers, strict=True):
         low, high = max(start - first, 0), min(stop - first, each.rows)
         first += each.rows
@@ -131,8 +136,20 @@ def _read(located: Located, choose: Choose, wanted: tuple[str, ...] | None) -> R
             spans.append((file.path, low, high - low))
             files.append(file)
             lines.append(each.line)
+            every.append(Names.of(each))
     joined = _joined(tables, [name for name, _, _ in spans])
-    return Rows(located.source, joined, tuple(spans), tuple(files), tuple(lines), every)
+    return Rows(located.source, joined, tuple(spans), tuple(files), tuple(lines), tuple(every))
+
+
+def begin_of(rows: Rows, at: int, names: Sequence[str], most: int) -> dict[str, list[Any]]:
+    """The first values of columns that need not be among those of `rows`, in the file of span `at`: `most` at most.
+    Without those that cannot be read."""
+    opened, (_, low, taken) = _open(rows.files[at]), rows.spans[at]
+    values = {}
+    for name in names:
+        with contextlib.suppress(DataError):  # nobody uses it
+            values[name] = opened.fetch([name], low, low + min(taken, most))[name].to_pylist()
+    return values
 
 
 def _plain(table: pa.Table) -> pa.Table:
@@ -206,6 +223,8 @@ def _like_numbers(tables: list[pa.Table]) -> list[pa.Table]:
     for index, table in enumerate(tables):
         for place, one in enumerate(table.schema):
             if one.name in wanted and pa.types.is_string(one.type):
+                if pc.any(pc.match_substring(table[place], "x", ignore_case=True)).as_py():
+                    continue  # pyarrow would make a number of 0x10
                 for kind in (pa.int64(), pa.float64()):
                     with contextlib.suppress(pa.ArrowInvalid):
                         numbers = pc.utf8_trim_whitespace(table[place]).cast(kind)
@@ -223,8 +242,13 @@ def _open(file: File) -> Reader:
         raise DataError("is empty (0 bytes); give a file with rows", file=file.path)
     if file.uri is None:
         return reader(file.path)
-    filesystem, path = connected(file.uri)
-    return reader(file.path, inside=path, filesystem=filesystem)
+    try:
+        filesystem, path = connected(file.uri)
+        return reader(file.path, inside=path, filesystem=filesystem)
+    except DataError:
+        raise
+    except Exception as error:  # behind hf:// and its like are packages that raise what they like
+        raise DataError(f"cannot be read: {short(error)}", file=file.path) from error
 
 
 def _whole(table: pa.Table) -> Reader:

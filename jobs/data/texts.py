@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.data.columns import LISTS, NEGATIVE_NAME, separator
+from jobs.data.columns import LISTS, NEGATIVE_NAME
 from jobs.data.faults import DataError
 from jobs.data.lines import NOT_UTF8
 from jobs.data.sources import Rows
 
 BINARY = (pa.types.is_binary, pa.types.is_large_binary)
 LISTED = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_struct, pa.types.is_map)
-BREAKS = "{}, the first in row {}, {} line breaks: is there a quote that was not meant to open a cell?"
-QUOTED = (
-    "{}, the first in row {}, {} in quotes, with doubled quotes within: TSV has no quotes, so they are part of the "
-    "text; write the file without them, or as .csv"
-)
-ODD = {",": (r"[\r\n]", BREAKS), "\t": (r'^".*"".*"$', QUOTED)}
-"""By what separates its cells: what a file may hold without meaning it, and the words."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -45,20 +37,6 @@ def as_text(rows: Rows, names: tuple[str, ...]) -> Rows:
             at += len(chunk)
         table = table.set_column(table.schema.get_field_index(name), name, pa.chunked_array(chunks))
     return dataclasses.replace(rows, table=table)
-
-
-def notes(rows: Rows, names: Sequence[str]) -> Iterator[str]:
-    """What may not be meant as it stands in a CSV or TSV file: cells of several lines, cells in quotes."""
-    file = rows.spans[0][0]
-    sign = separator(file)
-    for name in names if sign else ():
-        expression, words = ODD[sign or ""]
-        found = pc.match_substring_regex(rows.table[name], expression)
-        count = pc.sum(found).as_py()
-        if count:
-            cells = f"{count} cell{'' if count == 1 else 's'} of column '{name}'"
-            verb = ("is" if count == 1 else "are") if sign == "\t" else ("has" if count == 1 else "have")
-            yield f"{file}: {words.format(cells, pc.index(found, value=True).as_py(), verb)}"
 
 
 def _blank(rows: Rows, name: str, row: int, *, is_null: bool) -> DataError:

@@ -6,6 +6,7 @@ Mutant check: pyarrow's JSON reader, as before, takes every key of a file for a 
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from test_text_tables import FOLDERS, WORDS, job, judged, refusal, trained_on, write
 
 from jobs import data
+from jobs.data import DataError, decoded
 
 __all__ = ["judged"]
 
@@ -50,6 +52,49 @@ def test_texts_are_read_whatever_else_the_objects_hold(
     raw = json.dumps(objects, indent=indent) if listed else "\n".join(json.dumps(one, indent=indent) for one in objects)
     path = write(tmp_path / "a.json", raw)
     assert data.open_table(str(path), columns=["text"])["text"].to_pylist() == [text for text, _ in rows]
+
+
+PIECES = [
+    '{"a": 1}',
+    '{"a": [{}',
+    "{}]}",
+    ",",
+    "\n",
+    " ",
+    '{"a": 1, "a": 2}',
+    '"\x7f"',
+    '"\\u007f"',
+    "[",
+    "]",
+    "0",
+    '{"b',
+    '"',
+]
+
+
+@FOLDERS
+@given(
+    parts=st.lists(st.sampled_from(["\n", '{"a": 1}\n', *PIECES]), max_size=14), batch=st.sampled_from([1, 9, 30, 99])
+)
+def test_lines_that_are_decoded_at_once_hold_what_one_after_the_other_finds(parts: list[str], batch: int) -> None:
+    """Or are refused in the same words. Mutant check: joining the lines by commas alone takes two lines for one."""
+
+    def found() -> Any:
+        got = []
+        try:
+            got += [
+                (line, dict(one), isinstance(one, decoded.Twice)) for line, one in decoded.objects(given_lines, "a")
+            ]
+        except DataError as error:
+            return str(error)
+        return got
+
+    given_lines = io.StringIO("".join(parts)).readlines()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoded, "BATCH", batch)
+        quick = found()
+        patch.setattr(decoded, "_at_once", lambda _: None)
+        assert quick == found()
 
 
 def test_columns_of_mixed_types_matter_only_where_they_are_used(tmp_path: Path, judged: Path) -> None:
