@@ -258,7 +258,7 @@ class Loss(Section):
         if isinstance(self.temperature, float) and self.temperature <= 0:
             raise ValueError(f"temperature = {self.temperature} must be above 0, for example 0.1")
         if isinstance(self.temperature, float) and not 1e-30 <= self.temperature <= 1e30:
-            raise ValueError(f"temperature = {self.temperature} is beyond what fp32 computes with; for example 0.1")
+            raise ValueError(f"temperature = {self.temperature} must lie between 1e-06 and 1e+06, for example 0.1")
         if not 0 < low <= self.temperature_start <= high:
             raise ValueError(
                 f"temperature_range = [{low}, {high}] must be positive, ascending and hold "

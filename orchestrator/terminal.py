@@ -46,7 +46,7 @@ class Terminal:
     """A text stream that never raises and never keeps its writer waiting. A signal handler may write too.
 
     put: writes some of these bytes and says how many. None: there is no terminal, and nothing is written.
-    change: what becomes of each text before.
+    change: what becomes of each text before, if anything.
     """
 
     errors, mode, closed = "backslashreplace", "w", False
@@ -58,7 +58,7 @@ class Terminal:
         encoding: str,
         terminal: bool,
         descriptor: int | None,
-        change: Callable[[str], str] = str,
+        change: Callable[[str], str] | None = None,
     ):
         self._put, self._terminal, self._descriptor, self._change = put, terminal, descriptor, change
         self.encoding = encoding
@@ -75,7 +75,8 @@ class Terminal:
 
     def write(self, text: str) -> int:
         """Hand over text. Takes any, whatever the terminal's encoding."""
-        data = self._change(text).encode(self.encoding, self.errors)
+        # Of bytes, by which click finds out what kind of stream this is, an error.
+        data = (text if self._change is None else self._change(text)).encode(self.encoding, self.errors)
         with self._changed:
             if data and self.lost is None and self._descriptor is None:
                 self._write_some(data)  # a stream of a test or a notebook: in memory
@@ -189,7 +190,7 @@ def steady(stream: IO[str] | None) -> Terminal:
     return of_descriptor(descriptor, encoding)
 
 
-def of_descriptor(descriptor: int, encoding: str = "utf-8", change: Callable[[str], str] = str) -> Terminal:
+def of_descriptor(descriptor: int, encoding: str = "utf-8", change: Callable[[str], str] | None = None) -> Terminal:
     """A stream that never fails to a descriptor, which is then its own; `change` as Terminal has it."""
     return Terminal(
         lambda data: os.write(descriptor, data),

@@ -248,8 +248,8 @@ def test_spaces_that_cannot_be_are_refused_in_words(write: Callable[[str], Path]
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("job.loss.temperature=1e-40", "job.loss.temperature = 1e-40: must lie between 1e-06 and 1e+06"),
-        ("job.loss.temperature=1e30", "must lie between 1e-06 and 1e+06"),
+        ("job.loss.temperature=1e-40", "temperature = 1e-40 must lie between 1e-06 and 1e+06"),
+        ("job.loss.temperature=1e-9", "job.loss.temperature = 1e-09: must lie between 1e-06 and 1e+06"),
         ("job.optimizer.weight_decay=1e-200", "must be 0 or between 1e-30 and 1e+30"),
         ("job.budget.samples=100000000000000000000", "must be at most 9,007,199,254,740,992"),
         ("confirm.seeds=1000000", "confirm.seeds = 1,000,000 seeds: at most 1,000"),
