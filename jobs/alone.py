@@ -7,11 +7,13 @@ torchrun --nproc-per-node 2 -m jobs.train job.toml --into runs/two     the same 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
 import signal
 import sys
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -22,6 +24,7 @@ from jobs import identity, storage, trial
 from jobs.collectives import agree
 from jobs.config import ConfigError, JobConfig, load_job
 from jobs.device import device_of
+from jobs.failures import is_about_peers
 from jobs.plain import visible_lines
 
 STEPS_BETWEEN_SIGNALS = 20
@@ -39,47 +42,64 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     try:
-        job = _on_ranks(load_job(options.job), world)
+        loaded = load_job(options.job)
+        job, written = _on_ranks(loaded, world), _written(loaded)
     except ConfigError as error:
         _tell(f"error: {error}")
         sys.exit(2)
-    from jobs.data import DataError, check
-    from jobs.preflight import GradientMismatch
+    from jobs.data import check
     from jobs.train import Training
 
     rank = int(os.environ.get("RANK", "0"))
     stop = _Stop()
-    try:
+    with _in_words(rank, opening=True):
         if rank == 0:
-            for warning in check(_as_begun(job, options.into, options.remote, None)):
+            for warning in check(_as_begun(job, options.into, options.remote, None, written=written)):
                 _tell(f"note: {warning}")
         group = _join(world, job)
-        job = _as_begun(job, options.into, options.remote, group)
+        given, job = job, _as_begun(job, options.into, options.remote, group, written=written)
         log = _say if rank == 0 else lambda _: None
+        if job != given:
+            log(
+                f"goes on as it began, with model.pooling = '{job.model.pooling}' and data.max_tokens = "
+                f"{job.data.max_tokens}, the defaults of then"
+            )
         training = Training(job, options.into, group=group, log=log, remote=options.remote)
-    except OSError as error:
-        _tell(f"error: {error}")
-        sys.exit(1)
-    except (DataError, ValueError) as error:
-        _tell(f"error: {error}")
-        sys.exit(2)
-    try:
+    with _in_words(rank, opening=False):
         while training.result is None:
             training.advance(STEPS_BETWEEN_SIGNALS)
             if any(told for (told,) in agree([int(stop.told)], group, what="signals")) and training.result is None:
                 training.save()
                 training.settle()
                 sys.exit(INTERRUPTED)
-    except DataError as error:  # a row that nobody had read before
-        _tell(f"error: {error}")
-        sys.exit(2)
-    except (GradientMismatch, OSError) as error:
-        _tell(f"error: {error}")
-        sys.exit(1)
     if rank == 0:
         print(json.dumps(training.result, indent=1))
     if group is not None:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _in_words(rank: int, *, opening: bool) -> Iterator[None]:
+    """End the process with 2 for what is wrong with the job or its data, with 1 for what is wrong around it. opening:
+    a ValueError is of the job, and none of ours."""
+    from jobs.data import DataError
+    from jobs.preflight import GradientMismatch
+
+    try:
+        yield
+    except (GradientMismatch, OSError) as error:
+        _tell(f"error: {error}")
+        sys.exit(1)
+    except ValueError as error:
+        if not opening and not isinstance(error, DataError):  # of a row that nobody had read before
+            raise
+        _tell(f"error: {error}")
+        sys.exit(2)
+    except RuntimeError as error:
+        if not is_about_peers(error):
+            raise
+        _tell(f"error: rank {rank} waited for another rank, which has ended: see what that one says")
+        sys.exit(1)
 
 
 def _say(line: str) -> None:
@@ -96,9 +116,22 @@ def _on_ranks(job: JobConfig, world: int) -> JobConfig:
     return JobConfig.model_validate(job.model_dump() | {"execution": execution.model_dump()})
 
 
-def _as_begun(job: JobConfig, folder: Path, remote: str | None, group: dist.ProcessGroup | None) -> JobConfig:
+def _written(job: JobConfig) -> set[str]:
+    """The keys that a job's file gives, of those whose default has changed."""
+    given = {"model": job.model.model_fields_set, "data": job.data.model_fields_set}
+    return {key for key in identity.FORMER if key.partition(".")[2] in given[key.partition(".")[0]]}
+
+
+def _as_begun(
+    job: JobConfig,
+    folder: Path,
+    remote: str | None,
+    group: dist.ProcessGroup | None,
+    *,
+    written: Collection[str] = (),
+) -> JobConfig:
     """The job with defaults of an earlier version, where its folder was begun with them and the job leaves them to
-    today's: what a file does not say goes on as it began."""
+    today's: what a file does not say goes on as it began. written: keys that the file gives."""
     held: list[Any] = [None]
     if group is None or dist.get_rank(group) == 0:
         try:
@@ -106,7 +139,9 @@ def _as_begun(job: JobConfig, folder: Path, remote: str | None, group: dist.Proc
         except (OSError, ValueError, RecursionError):  # `Training` says what is wrong with it
             there = None
         before = (
-            None if there is None else identity.as_begun(job.model_dump(mode="json"), there.model_dump(mode="json"))
+            None
+            if there is None
+            else identity.as_begun(job.model_dump(mode="json"), there.model_dump(mode="json"), written=written)
         )
         held = [job if before is None else JobConfig.model_validate(before)]
     if group is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any
 
@@ -102,12 +102,13 @@ def with_former(job: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def as_begun(job: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
-    """A job as it is today, with what another one, begun by an earlier version, had by the defaults of then."""
+def as_begun(job: Mapping[str, Any], there: Mapping[str, Any], *, written: Collection[str] = ()) -> dict[str, Any]:
+    """A job as it is today, with what another one, begun by an earlier version, had by the defaults of then. written:
+    keys that the job's file gives, which stay."""
     whole = {name: dict(value) if isinstance(value, Mapping) else value for name, value in job.items()}
     for key, value in FORMER.items():
         section, name = key.split(".")
-        if whole[section][name] == FOLLOWED[key] and there[section][name] == value:
+        if key not in written and whole[section][name] == FOLLOWED[key] and there[section][name] == value:
             whole[section][name] = value
     return whole
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -221,6 +222,23 @@ def test_a_bad_image_that_a_step_meets_ends_the_training_with_2_and_its_row(tmp_
     assert "Traceback" not in done.stderr
     assert f"error: {path}, column 'image', row 7 (the first is 0): is no readable image (cut short" in done.stderr
     assert "images were decoded, evenly spaced" in done.stderr
+
+
+def test_of_two_ranks_the_one_that_meets_it_says_so_and_the_other_that_it_waited(tmp_path: Path) -> None:
+    """Mutant check: without words for it the other rank ends with a traceback of gloo's."""
+    files = [encoded(one) for one in pictures(12, 8, 8, 3)]
+    files[7] = files[7][:-60]
+    path = write(tmp_path / "a.parquet", files)
+    (tmp_path / "job.json").write_text(job(path, f"{path}[:2]", size=12).model_dump_json())
+    (tmp_path / "alone.py").write_text(ALONE)
+    order = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+             str(tmp_path / "alone.py"), str(tmp_path / "job.json"), "--into", str(tmp_path / "trial")]  # fmt: skip
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(order, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode != 0
+    assert f"error: {path}, column 'image', row 7 (the first is 0): is no readable image (cut short" in done.stderr
+    assert "Connection closed by peer" not in done.stderr
+    assert "RuntimeError" not in done.stderr
 
 
 def test_a_bad_image_fails_a_trial_as_what_it_is(tmp_path: Path) -> None:

@@ -844,6 +844,12 @@ def test_the_command_that_continues_a_trial_of_former_defaults_looks_at_it_as_it
     assert "read as its folder says" not in told.err
     read = json.loads((tmp_path / "out" / "result.json").read_text())["reading"]
     assert (read["pooling"], read["max_tokens"]) == ("mean", 32)
+    assert "goes on as it began, with model.pooling = 'mean' and data.max_tokens = 32" in told.out
+
+    write(tmp_path / "job.json", today | {"model": today["model"] | {"pooling": "auto"}})
+    with pytest.raises(SystemExit) as ended:  # what is written is asked for, and this folder holds another
+        alone.main([str(tmp_path / "job.json"), "--into", str(tmp_path / "out")])
+    assert ended.value.code == 2
 
 
 def test_a_pooling_of_tokens_is_refused_for_images() -> None:
