@@ -67,7 +67,10 @@ def test_plan_shows_every_budget_and_how_to_learn_the_time(tmp_path: Path, monke
     assert ["arm", "name", "samples", "steps"] in lines
     assert ["flatnce", "flatnce", "3,200", "100"] in lines
     assert f"nothing like it has run here: orchestrator plan {path} --probe measures it" in run("plan", path).output
-    assert "https://***@h/x" in run("plan", path, "--set", "question='is https://w0rd@h/x better'").output
+    monkeypatch.setenv("A_TOKEN", "w0rd-of-mine")
+    told = run("plan", path, "--set", "question='is w0rd-of-mine better'").output
+    assert "is *** better" in told
+    assert "w0rd-of-mine" not in told.partition("orchestrator plan")[2], "the command is one to be copied and shown"
     assert not (tmp_path / "none").exists()
 
 

@@ -44,6 +44,7 @@ MADE: dict[str, Callable[[type[Any]], BaseException]] = {
             "BadOverride",
             "Broken",
             "DataFault",
+            "Differs",
             "GradientMismatch",
             "InfrastructureMissing",
             "LeaseLost",

@@ -75,7 +75,10 @@ def _files(name: str) -> tuple[File, ...]:
     found, refusals = _local_anywhere(path)
     root = os.environ.get(ROOT, "")
     if not found and root and not path.is_absolute():
-        found = _remote_named(root, name) if "://" in root else _local_named(expanded(root), name)
+        try:
+            found = _remote_named(root, name) if "://" in root else _local_named(expanded(root), name)
+        except DataError as error:
+            refusals.append(error)  # what was said of the folders before it comes first
     hub = re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}", name) and not name.endswith(SUFFIXES)
     if not found and hub and not refusals:
         found = (File(name, uri=HUB),)
@@ -179,7 +182,9 @@ def _tables(folder: str, inside: Sequence[str]) -> list[str]:
 
 def _local_named(root: Path, name: str) -> tuple[File, ...]:
     found = _local(Path(name), root)
-    return found or _only([_local(Path(f"{name}{suffix}"), root) for suffix in SUFFIXES], name)
+    if found or WILD.search(name):
+        return found
+    return _only([_local(Path(f"{name}{suffix}"), root) for suffix in SUFFIXES], name)
 
 
 def _remote_named(root: str, name: str) -> tuple[File, ...]:

@@ -491,10 +491,16 @@ def test_a_file_beside_images_that_is_no_table_of_them_does_not_hide_them(folder
         assert "python -c" in words
 
 
+@pytest.mark.parametrize("root", [None, "elsewhere"])
 @pytest.mark.parametrize("source", ["tree/*", "tree/**", "{uri}", "{uri}/*/*"])
 def test_a_folder_of_images_is_one_however_it_is_named(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, source: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, source: str, root: str | None
 ) -> None:
+    """Also where a name would be looked for under $ORCHESTRATOR_DATA as well."""
+    monkeypatch.delenv("ORCHESTRATOR_DATA", raising=False)
+    if root is not None:
+        (folder / root).mkdir()
+        monkeypatch.setenv("ORCHESTRATOR_DATA", str(folder / root))
     tree(folder).rename(folder / "tree")
     monkeypatch.chdir(folder)
     words = refused(job(source.format(uri=(folder / "tree").as_uri())))
