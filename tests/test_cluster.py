@@ -47,7 +47,7 @@ from orchestrator import sweep as sweeps
 from orchestrator.cluster import Node
 from orchestrator.plan import Plan
 from orchestrator.readiness import InfrastructureMissing
-from orchestrator.runs import RunFolder
+from orchestrator.runs import RunFolder, status
 
 SLOWER = SWEEP.replace("steps = 8", "steps = 120").replace("checkpoint_every = 3", "checkpoint_every = 20")
 
@@ -276,12 +276,21 @@ def test_a_sweep_waits_for_the_nodes_it_asks_for_and_uses_those_that_come(
         env = {"RAY_ADDRESS": str(found.address)}
         with driver("launch", "sweep.toml", "--offline", cwd=tmp_path, env=env) as process:
             folder = RunFolder(tmp_path / "runs" / "small")
-            wait_for(lambda: process.poll() is not None or began(folder))
-            assert ended(folder) == 0
+            words = wait_for(lambda: process.poll() is not None or waits(folder))
+            assert "waits for 2 CPUs" in words
+            assert not began(folder), "an attempt begins once its slot is there"
             found.add_node(num_cpus=2)
             said, _ = process.communicate(timeout=200)
             assert process.returncode == 0, said
     assert measured(tmp_path) == undisturbed
+
+
+def waits(folder: RunFolder) -> Any:
+    """What a run says that it waits for."""
+    if not folder.exists:
+        return None
+    with contextlib.closing(folder.open()) as ledger:
+        return status(ledger)["waits"]
 
 
 def began(folder: RunFolder) -> bool:
