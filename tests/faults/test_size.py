@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 import pytest
-from real import SWEEP as SMALL
 from real import call, crowding, driver, measured, wait_for
 
 from orchestrator.ledger import Ledger, this_process
@@ -149,17 +148,8 @@ def test_row_27_a_trial_that_ends_costs_milliseconds_however_many_have_ended(
 
 
 @pytest.mark.soak
-def test_row_27_resume_begins_the_next_attempt_as_soon_as_a_new_sweep_its_first(
-    filled: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    """An attempt begins once its slot is there, which is most of both."""
+def test_row_27_resume_begins_the_next_attempt_within_ten_seconds(filled: tuple[Path, dict[str, Any]]) -> None:
     home, _ = filled
-    (tmp_path / "sweep.toml").write_text(SMALL)
-    new, start = RunFolder(tmp_path / "runs" / "small"), time.monotonic()
-    with driver("launch", "sweep.toml", "--offline", cwd=tmp_path) as process:
-        wait_for(lambda: new.exists and _attempts(new), what="a first attempt")
-        first = time.monotonic() - start
-        process.communicate(timeout=200)
     folder = RunFolder(home / "runs" / "big")
     with contextlib.closing(folder.open()) as ledger:
         assert ledger.counts() == {"queued": LEFT, "running": 0, "done": TRIALS - LEFT, "pruned": 0, "failed": 0}
@@ -174,21 +164,15 @@ def test_row_27_resume_begins_the_next_attempt_as_soon_as_a_new_sweep_its_first(
                 time.sleep(0.1)
             said, _ = process.communicate()
         print(
-            f"first attempt after {took:.1f} s, a new sweep's after {first:.1f} s, exit after "
-            f"{time.monotonic() - start:.1f} s, at most {largest:.0f} MB"
+            f"first attempt after {took:.1f} s, exit after {time.monotonic() - start:.1f} s, at most {largest:.0f} MB"
         )
         assert process.returncode == 1, "what was not trained here has no checkpoints, which `verify` calls a fault"
         assert said.count("written again") == said.count("fault: ") + 1 == 21, "the rest is counted"
-        assert took < 2 * first
+        assert took < 10 * crowding()
         assert largest < 1000
         assert ledger.counts()["done"] == TRIALS
         assert len(ledger.attempts()) == TRIALS
     assert len(measured(home, "big")) == TRIALS
-
-
-def _attempts(folder: RunFolder) -> int:
-    with contextlib.closing(folder.open()) as ledger:
-        return len(ledger.attempts())
 
 
 if __name__ == "__main__":
