@@ -25,8 +25,8 @@ from jobs.config import Augment, JobConfig
 from jobs.data.arrays import is_bytes
 from jobs.data.batches import Ids, Views
 from jobs.data.faults import DataError, listed
-from jobs.data.lines import NOT_UTF8
-from jobs.data.links import first_that_is_not_utf8, looked_at_once
+from jobs.data.lines import NOT_UTF8, first_that_is_not_utf8
+from jobs.data.links import looked_at_once
 from jobs.data.pixels import Images, images_of, standardised
 from jobs.data.places import pictures_beside
 from jobs.data.sources import Rows, exactly, read

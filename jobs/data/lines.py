@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from jobs.data.faults import DataError
 
 SAMPLE = 1 << 16
@@ -151,6 +153,20 @@ def is_escaped(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
+
+
+def is_utf8(value: bytes) -> bool:
+    """Whether bytes are text in UTF-8."""
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def first_that_is_not_utf8(values: pa.Array | pa.ChunkedArray) -> int | None:
+    """The first row of a column of bytes that is no text in UTF-8; None where all are."""
+    return next((row for row, value in enumerate(values.to_pylist()) if not is_utf8(value or b"")), None)
 
 
 def _refuse_gzip(file: str, first: bytes, packing: str | None) -> None:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from jobs.data.arrays import is_bytes, is_text
 from jobs.data.finding import Finder, Linked
 from jobs.data.formats import DataError, short, shown
-from jobs.data.lines import NOT_UTF8
+from jobs.data.lines import NOT_UTF8, first_that_is_not_utf8
 from jobs.data.remedies import IMAGES
 from jobs.data.sources import Rows
 
@@ -196,16 +196,6 @@ def _as_text(rows: Rows, column: str, names: pa.ChunkedArray) -> pa.ChunkedArray
             words = "holds bytes that are no text, where other rows name files; give either in all rows"
             raise rows.fault(words, column=column, row=row) from error
         raise rows.fault(NOT_UTF8, column=column, row=row) from error
-
-
-def first_that_is_not_utf8(values: pa.ChunkedArray) -> int | None:
-    """The first row of a column of bytes that is no text; None where all are."""
-    for row, value in enumerate(values.to_pylist()):
-        try:
-            (value or b"").decode()
-        except UnicodeDecodeError:
-            return row
-    return None
 
 
 def _hash(content: bytes) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.data.faults import DataError, brief
-from jobs.data.lines import NOT_UTF8, Blocks, Lines, is_escaped, plain
+from jobs.data.lines import NOT_UTF8, Blocks, Lines, is_escaped, is_utf8, plain
 from jobs.data.quick import columns_of
 
 LONGEST_CELL = 2**31 - 1
@@ -36,7 +36,7 @@ def sentences(blocks: Blocks, file: str) -> tuple[pa.Table, Lines]:
     made, line = _Columns(["text"]), 1
     for block in blocks:
         texts = _texts(block, blocks.end, line, file)
-        row = next((row for row, text in enumerate(texts) if is_escaped(text)), None) if _is_escaped(block) else None
+        row = next((row for row, text in enumerate(texts) if is_escaped(text)), None) if not is_utf8(block) else None
         if row is not None:
             raise DataError(f"line {line + row} {NOT_UTF8}", file=file)
         made.add([pa.array(texts, pa.string())], line)
@@ -195,14 +195,6 @@ def _fed(lines: deque[str], blocks: Blocks) -> Iterator[str]:
 
 def _text(block: bytes) -> str:
     return block.decode("utf-8", "surrogateescape")
-
-
-def _is_escaped(block: bytes) -> bool:
-    try:
-        block.decode("utf-8")
-    except UnicodeDecodeError:
-        return True
-    return False
 
 
 def _texts(block: bytes, end: str, line: int, file: str) -> list[str]:

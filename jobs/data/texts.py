@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from jobs.data.columns import LISTS, NEGATIVE_NAME
 from jobs.data.faults import DataError
-from jobs.data.lines import NOT_UTF8
+from jobs.data.lines import NOT_UTF8, first_that_is_not_utf8
 from jobs.data.sources import Rows
 
 BINARY = (pa.types.is_binary, pa.types.is_large_binary)
@@ -56,15 +56,6 @@ def _utf8(rows: Rows, name: str, chunk: pa.Array, at: int) -> pa.Array:
         text = chunk.cast(pa.string() if pa.types.is_binary(chunk.type) else pa.large_string()) if binary else chunk
         text.validate(full=True)
     except pa.ArrowInvalid as error:
-        values = chunk.cast(pa.large_binary()).to_pylist()
-        row = next((i for i, value in enumerate(values) if value is not None and not _is_utf8(value)), None)
+        row = first_that_is_not_utf8(chunk.cast(pa.large_binary()))
         raise rows.fault(NOT_UTF8, column=name, row=None if row is None else at + row) from error
     return text
-
-
-def _is_utf8(value: bytes) -> bool:
-    try:
-        value.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
