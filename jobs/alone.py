@@ -53,11 +53,13 @@ def main(arguments: list[str] | None = None) -> None:
     rank = int(os.environ.get("RANK", "0"))
     stop = _Stop()
     with _in_words(rank, opening=True):
+        given = job
         if rank == 0:
-            for warning in check(_as_begun(job, options.into, options.remote, None, written=written)):
+            job = _as_begun(job, options.into, options.remote, written=written)
+            for warning in check(job):
                 _tell(f"note: {warning}")
         group = _join(world, job)
-        given, job = job, _as_begun(job, options.into, options.remote, group, written=written)
+        job = _of_rank_0(job, group)
         log = _say if rank == 0 else lambda _: None
         if job != given:
             log(
@@ -122,28 +124,21 @@ def _written(job: JobConfig) -> set[str]:
     return {key for key in identity.FORMER if key.partition(".")[2] in given[key.partition(".")[0]]}
 
 
-def _as_begun(
-    job: JobConfig,
-    folder: Path,
-    remote: str | None,
-    group: dist.ProcessGroup | None,
-    *,
-    written: Collection[str] = (),
-) -> JobConfig:
+def _as_begun(job: JobConfig, folder: Path, remote: str | None, *, written: Collection[str] = ()) -> JobConfig:
     """The job with defaults of an earlier version, where its folder was begun with them and the job leaves them to
     today's: what a file does not say goes on as it began. written: keys that the file gives."""
-    held: list[Any] = [None]
-    if group is None or dist.get_rank(group) == 0:
-        try:
-            there = trial.read_job(storage.at(folder, remote))
-        except (OSError, ValueError, RecursionError):  # `Training` says what is wrong with it
-            there = None
-        before = (
-            None
-            if there is None
-            else identity.as_begun(job.model_dump(mode="json"), there.model_dump(mode="json"), written=written)
-        )
-        held = [job if before is None else JobConfig.model_validate(before)]
+    try:
+        there = trial.read_job(storage.at(folder, remote))
+    except (OSError, ValueError, RecursionError):  # `Training` says what is wrong with it
+        there = None
+    if there is None:
+        return job
+    before = identity.as_begun(job.model_dump(mode="json"), there.model_dump(mode="json"), written=written)
+    return JobConfig.model_validate(before)
+
+
+def _of_rank_0(job: JobConfig, group: dist.ProcessGroup | None) -> JobConfig:
+    held: list[Any] = [job]
     if group is not None:
         dist.broadcast_object_list(held, group=group, group_src=0)
     return cast("JobConfig", held[0])

@@ -820,11 +820,11 @@ def test_a_trial_alone_that_was_begun_with_former_defaults_goes_on_with_them(
 
     folder = FOLDERS["cls"](tmp_path / "model")
     today, then = job(rows, folder), job(rows, folder, {"pooling": "mean"}, max_tokens=32)
-    assert _as_begun(today, tmp_path / "out", None, None) == today
+    assert _as_begun(today, tmp_path / "out", None) == today
     Training(then, tmp_path / "out", log=lambda _: None)
-    assert _as_begun(today, tmp_path / "out", None, None) == then
+    assert _as_begun(today, tmp_path / "out", None) == then
     other = job(rows, folder, {"pooling": "max"})
-    assert _as_begun(other, tmp_path / "out", None, None).model.pooling == "max", "what is written counts"
+    assert _as_begun(other, tmp_path / "out", None).model.pooling == "max", "what is written counts"
 
 
 def test_the_command_that_continues_a_trial_of_former_defaults_looks_at_it_as_it_began(
