@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from orchestrator import access, cluster_start, threads
-from orchestrator.cluster_start import HEAD
+from orchestrator.cluster_start import HEAD, lives
 
 LOOK_S = 1.0
 """How often the head is looked at."""
@@ -78,26 +78,30 @@ def session(*, cpus: int, gpus: int | None = None, card: Mapping[str, str] | Non
 
     access.keep_private()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    start = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+    init = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     if card is not None:
-        start = partial(start, job_config=ray.job_config.JobConfig(metadata=dict(card)))
+        init = partial(init, job_config=ray.job_config.JobConfig(metadata=dict(card)))
     with contextlib.ExitStack() as stack:
         where = _found() if address() is not None else None
         stack.enter_context(cluster_start.token(access.new() if where is None else _token(where)))
         guard = cluster_start.Guard() if where is None else None
+        local = partial(init, address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
+        start = cluster_start.Start(local if where is None else partial(init, address=where))
         try:
             with cluster_start.signals_kept():
-                if where is not None:
-                    _connect(partial(start, address=where))
-                elif guard is not None:
+                if guard is None:
+                    _connect(start.run)
+                else:
                     with cluster_start.apart(guard), cluster_start.on_loopback():
-                        start(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
+                        start.run()
                     cluster_start.check()
         except BaseException as error:  # of every kind, Exception itself and a Ctrl-C among them
-            with contextlib.suppress(Exception):
-                ray.shutdown()
             if guard is not None:
                 guard.close()
+            if start.has_ended():
+                with contextlib.suppress(Exception):
+                    ray.shutdown()
+            start.let_go()
             if isinstance(error, Refused) or not isinstance(error, Exception):
                 raise
             raise ConnectionError(_not_started(error)) from error
@@ -108,6 +112,7 @@ def session(*, cpus: int, gpus: int | None = None, card: Mapping[str, str] | Non
             yield
         finally:
             ray.shutdown()
+            start.let_go()
             if guard is not None:
                 guard.close()
 
@@ -318,7 +323,7 @@ class _Watch:
             if now - before > SILENT_S / 2:  # this process was stopped, or its machine slept, and the head may have too
                 self._answered_at = max(now, self._answered_at)
             before = now
-            self._lost.extend(f"{p.name()} (pid {p.pid}) died" for p in self._own if not _lives(p))
+            self._lost.extend(f"{p.name()} (pid {p.pid}) died" for p in self._own if not lives(p))
             if time.monotonic() - self._answered_at > SILENT_S:
                 self._lost.append(f"the head has not answered for {SILENT_S:.0f} s{self._refusal}")
             if self._lost and not self.over.is_set():
@@ -433,10 +438,10 @@ def _not_started(error: Exception) -> str:
             f"Ray at RAY_ADDRESS={address()} cannot be used: {reason}; see the logs of its head, or unset RAY_ADDRESS"
         )
     remedy = "its logs are below ray/session_latest/logs in the folder of temporary files"
-    if "AF_UNIX" in reason or isinstance(error, OSError):
-        remedy = "give it a short folder that can be written: export TMPDIR=/tmp RAY_TMPDIR=/tmp"
-    elif "timed out" in reason.lower() or isinstance(error, TimeoutError):
+    if "timed out" in reason.lower() or isinstance(error, TimeoutError):
         remedy = "this machine is short of processors or memory: end other programs, and run the same command again"
+    elif "AF_UNIX" in reason or isinstance(error, OSError):
+        remedy = "give it a short folder that can be written: export TMPDIR=/tmp RAY_TMPDIR=/tmp"
     return f"Ray does not start on this machine: {reason}; {remedy}"
 
 
@@ -463,10 +468,3 @@ def _gpus() -> int:
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
     return sum(line.startswith("GPU ") for line in listed.splitlines())
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False

@@ -13,13 +13,15 @@ import ipaddress
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 
 import psutil
 
-from orchestrator import access
+from orchestrator import access, threads
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_enable_metrics_collection": "0"}
 """What has a cluster listen on the loopback interface alone: Ray's own setting for laptops, and no metrics, whose port
@@ -27,6 +29,12 @@ would listen on all interfaces and ask for no token."""
 
 HEAD = ("raylet", "gcs_server")
 """Processes of a local head, without which nothing goes on."""
+
+START_S = 120.0
+"""How long Ray may take to start or to connect, in all. It takes seconds, and a minute where everything is busy."""
+
+LAST_WORDS_S = 5.0
+"""How long it may still take once nothing can come of it: it may know why."""
 
 GUARD = """
 import os, signal, sys, time
@@ -85,6 +93,63 @@ class Guard:
                 self._process.kill()
                 self._process.wait()
             guards.discard(self._process.pid)
+
+
+class Start:
+    """One start of Ray. Where a head stands still Ray waits for a quarter of an hour, or for ever, and within calls
+    that nothing interrupts: so it waits in a thread, and is left there when its time is over."""
+
+    left: threading.Thread | None = None
+    """One that has not come back, in any start of this process. Ray cannot be used in this process any more."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._work = work
+        self._ended, self._let_go = threading.Event(), threading.Event()
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._before: set[psutil.Process] = set()
+        self._head: set[psutil.Process] = set()
+
+    def run(self) -> None:
+        """Start Ray. Raises what Ray raises; TimeoutError; RuntimeError where a process of its head has died."""
+        if Start.left is not None:
+            raise TimeoutError("an earlier start in this process has timed out")
+        self._before = set(psutil.Process().children())
+        self._thread = threads.start(self._begin, name="ray-start", died=self._failed)
+        deadline, died = time.monotonic() + START_S, ""
+        while not self._ended.wait(0.3):
+            if not died and (died := self._dead()):
+                deadline = time.monotonic() + LAST_WORDS_S
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{died} while it started") if died else TimeoutError(f"timed out: {START_S:g} s")
+        if self._error is not None:
+            raise threads.raisable(self._error)
+
+    def has_ended(self) -> bool:
+        """Whether the thread comes back, now that its head is gone. If so Ray may be shut down."""
+        if self._thread is not None and not self._ended.wait(LAST_WORDS_S):
+            Start.left = self._thread
+        return Start.left is None
+
+    def let_go(self) -> None:
+        """Let the thread end, after Ray is shut down. Linux ends Ray's processes with the thread that began them."""
+        self._let_go.set()
+
+    def _begin(self) -> None:
+        self._work()
+        self._ended.set()
+        self._let_go.wait()
+
+    def _failed(self, error: BaseException) -> None:
+        self._error = error
+        self._ended.set()
+
+    def _dead(self) -> str:
+        """The process of the own head that has died, if one has."""
+        self._head |= {child for child in psutil.Process().children() if named(child) in HEAD} - self._before
+        return next(
+            (f"{named(child) or 'its head'} (pid {child.pid}) died" for child in self._head if not lives(child)), ""
+        )
 
 
 @contextlib.contextmanager
@@ -182,3 +247,19 @@ def listeners(processes: Iterable[psutil.Process]) -> list[Any]:
 def is_loopback(listener: Any) -> bool:
     """Whether only this machine reaches a socket."""
     return ipaddress.ip_address(listener.laddr.ip.removeprefix("::ffff:").partition("%")[0]).is_loopback
+
+
+def named(process: psutil.Process) -> str:
+    """The name of a process; empty if it is gone."""
+    try:
+        return str(process.name())
+    except psutil.Error:
+        return ""
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process is there and is more than its exit code."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

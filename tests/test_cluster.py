@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from real import (
     call,
     children,
     command,
+    crowding,
     driver,
     end,
     ended,
@@ -415,33 +417,77 @@ def test_ranks_on_hosts_with_networks_of_their_own_find_each_other(
 
 
 START = """
-from orchestrator import cluster
-try:
-    with cluster.session(cpus=1):
-        print("started")
-except ConnectionError as error:
-    print(f"refused: {error}")
+from orchestrator import cluster, cluster_start
+cluster_start.START_S = 12.0
+for _ in range(2):
+    try:
+        with cluster.session(cpus=1):
+            print("started")
+    except ConnectionError as error:
+        print(f"refused: {error}", flush=True)
 """
 
 
-@pytest.mark.parametrize(
-    "stopped",
-    [pytest.param("raylet", marks=pytest.mark.slow), pytest.param("gcs_server", marks=pytest.mark.soak)],
-)
-def test_a_ray_that_does_not_start_in_time_is_told_in_words(stopped: str) -> None:
-    """One of its processes is stopped as soon as it is there. Mutant check: Ray's own error is a bare Exception."""
+@contextlib.contextmanager
+def starting(process: str, *, after_s: float) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+    """A program that starts Ray, `after_s` seconds after a process of Ray's head was there; and that process."""
     family: list[psutil.Process] = []
-    with subprocess.Popen([sys.executable, "-c", START], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", START], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as starter:
         try:
-            (victim,) = wait_for(lambda: named((stopped,), process.pid), what=f"the {stopped}")
-            family = children(process)
-            victim.suspend()
-            said, _ = process.communicate(timeout=200)
+            (found,) = wait_for(lambda: named((process,), starter.pid), what=f"the {process}")
+            time.sleep(after_s)
+            family = children(starter)
+            yield starter, found
         finally:
-            process.kill()
+            starter.kill()
             end(family)
+
+
+MOMENTS = [("gcs_server", 0.0), ("gcs_server", 0.05), ("gcs_server", 0.4), ("gcs_server", 1.5)]
+MOMENTS += [("raylet", 0.0), ("raylet", 0.4), ("raylet", 0.8)]
+
+
+@pytest.mark.parametrize(
+    ("stopped", "after_s"),
+    [pytest.param(*one, marks=pytest.mark.slow if one[1] == 0.4 else pytest.mark.soak) for one in MOMENTS],
+)
+def test_a_ray_that_does_not_start_in_time_is_told_in_words(stopped: str, after_s: float) -> None:
+    """One of its processes stands still, from whichever moment. Seen: Ray waits for a quarter of an hour, or for ever,
+    in calls that nothing interrupts. A second start begins anew, or is told what the first has left behind."""
+    with starting(stopped, after_s=after_s) as (starter, process):
+        process.suspend()
+        said, _ = starter.communicate(timeout=100 * crowding())
+    first, second = said.splitlines()
+    assert first.lower().startswith("refused: ray does not start on this machine: timed out")
+    assert "run the same command again" in first
+    assert second == "started" or "an earlier start in this process has timed out" in second
+    assert starter.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["gcs_server", "raylet"])
+def test_a_ray_of_which_a_process_dies_while_it_starts_is_told_in_words(killed: str) -> None:
+    """Seen: of a GCS that is gone Ray says nothing for a minute, and then ends the process from within."""
+    with starting(killed, after_s=0.2) as (starter, process):
+        process.kill()
+        said, _ = starter.communicate(timeout=100 * crowding())
     assert said.startswith("refused: Ray does not start on this machine: ")
-    assert "run the same command again" in said
+    assert starter.returncode == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_start_that_hangs() -> None:
+    """Mutant check: a call in C++ hears of it when it is over, which is never."""
+    with starting("gcs_server", after_s=0.4) as (starter, process):
+        process.suspend()
+        time.sleep(2)
+        began = time.monotonic()
+        starter.send_signal(signal.SIGINT)
+        _, said = starter.communicate(timeout=60 * crowding())
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert time.monotonic() - began < 11 * crowding()
 
 
 def test_a_ray_that_cannot_start_where_its_files_are_to_lie_is_told_with_a_place(tmp_path: Path) -> None:
