@@ -48,6 +48,7 @@ from orchestrator.runs import RunFolder
 from orchestrator.session import Session
 from orchestrator.sharing import Claim
 from orchestrator.sweep.values import with_none
+from orchestrator.terminal import caught
 
 if TYPE_CHECKING:
     from orchestrator import tracking
@@ -97,7 +98,7 @@ def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (),
     creation.refuse_what_is_no_run(folder, sweep_file)
     readiness.check_cluster(plan, readiness.largest(plan))
     doctor.refuse(folder, plan)
-    examined = provenance.examine(plan)
+    examined = provenance.examine(plan, meanwhile=_load)
     creation.refuse_what_is_no_run(folder, sweep_file)  # the checks took their time
     readiness.check_tracking(folder, offline=options.offline)
     created = creation.create(sweep_file, plan, folder, provenance=examined.record)
@@ -142,7 +143,7 @@ def _continue(
             doctor.refuse(folder, plan)
         recorded = ledger.run.provenance
         with provenance.looked_for_in(provenance.folder_of(ledger.run.environment)):
-            examined = provenance.examine(plan, recorded)
+            examined = provenance.examine(plan, recorded, meanwhile=_load)
         record, notes = examined.record, [*notes, *examined.notes]
         if recorded is None:
             notes = [*notes, "the code, data and versions that this run was begun with are not recorded"]
@@ -317,6 +318,12 @@ def _prove(folder: RunFolder, ledger: Ledger, uri: str | None) -> tuple[Exit, li
     more = len(faults) - MOST_SAID
     lines = [f"fault: {fault}" for fault in faults[:MOST_SAID]]
     return Exit.SOME_FAILED, lines + ([f"and {more:,} more: orchestrator verify {folder.quoted}"] if more > 0 else [])
+
+
+def _load() -> None:
+    """Import what `_execute` will need, Ray among it: seconds, which something else may take as well."""
+    with caught():
+        from orchestrator import executor  # noqa: F401
 
 
 def _execute(

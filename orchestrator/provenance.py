@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,11 @@ class Examined:
     """`code`, `files`, `versions`, `data` and `weights`, as a run keeps them."""
 
 
-def examine(plan: Plan, known: Json | None = None) -> Examined:
+def examine(plan: Plan, known: Json | None = None, *, meanwhile: Callable[[], object] = lambda: None) -> Examined:
     """Read what the jobs of a plan use, in a process of its own, as that needs torch and the driver does not.
 
     known: what the run has recorded. Then the data are not checked again, and only read where their files are not the
-    same as then. Raises DataFault for what cannot be used.
+    same as then. meanwhile: what to do while the other process reads. Raises DataFault for what cannot be used.
     """
     whole = [job.model_dump(mode="json") for job in examined_of(plan)]
     distinct = {_looked_at(job): job for job in whole}
@@ -73,10 +73,17 @@ def examine(plan: Plan, known: Json | None = None) -> Examined:
         if known is not None:
             (place / "known").write_text(json.dumps({"data": known["data"], "weights": known["weights"]}))
             command += ["--known", str(place / "known")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise DataFault(done.stderr.strip().removeprefix("error: "))
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reading:
+            try:
+                now = today()
+                meanwhile()
+                answered, refused = reading.communicate()
+            except BaseException:  # of every kind, a Ctrl-C among them
+                reading.kill()
+                raise
+    if reading.returncode != 0:
+        raise DataFault(refused.strip().removeprefix("error: "))
+    answers = [json.loads(line) for line in answered.splitlines()]
     data: Json = {}
     weights: Json = {}
     for answer, job in zip(answers, distinct.values(), strict=True):
@@ -86,7 +93,7 @@ def examine(plan: Plan, known: Json | None = None) -> Examined:
     if known is None:
         _refuse_arms_alike(plan, {key: answer["reading"] for key, answer in zip(distinct, answers, strict=True)})
     notes = list(dict.fromkeys(warning for answer in answers for warning in answer["warnings"]))
-    return Examined(notes, {**today(), "data": data, "weights": weights})
+    return Examined(notes, {**now, "data": data, "weights": weights})
 
 
 def _looked_at(job: Json) -> str:

@@ -170,6 +170,12 @@ def test_what_must_be_quick_imports_nothing_heavy(module: str) -> None:
     assert leaked(module, HEAVY) == [], f"{module} must not import these, even indirectly"
 
 
+def test_no_job_loads_torchs_compiler_unless_it_compiles() -> None:
+    """Two seconds of processor time in every process that looks at data, and in every rank. Seen: a decorator of
+    torch.compiler is enough."""
+    assert leaked("jobs.train, jobs.data.check, jobs.evaluate, jobs.export", "torch._dynamo sympy") == []
+
+
 def test_jobs_import_no_orchestrator_and_only_the_gang_imports_ray() -> None:
     modules = [path[:-3].replace("/", ".").removesuffix(".__init__") for path in FILES if path.startswith("jobs/")]
     plain = [name for name in modules if name != "jobs.gang" and not name.endswith("__main__")]

@@ -184,6 +184,7 @@ def build(
     if job.model.precision == "fp64":
         model = model.double()
     if job.execution.compile:
+        dropout.leave_uncompiled()
         model.encoder.compile(dynamic=job.task == "sentence" or None)
     return model.to(device).train()
 

@@ -62,10 +62,19 @@ def chunk_seed() -> int:
     return int(_current().rows[0])
 
 
-# Inductor inlines the steps of a hash into one another, and takes many minutes over it.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def drop(x: Tensor, p: float) -> Tensor:
     """Dropout of x [n, ..., channels] with the masks of the current rows; 0 < p < 1."""
+    return _dropped(x, p)
+
+
+def leave_uncompiled() -> None:
+    """Keep `drop` out of what torch compiles from now on: Inductor inlines the steps of a hash into one another, and
+    takes many minutes over it. For those who compile: with it comes torch's compiler, two seconds of imports."""
+    global _dropped  # noqa: PLW0603 - a decorator of `_drop` would cost everybody these seconds
+    _dropped = torch.compiler.disable(_drop)
+
+
+def _drop(x: Tensor, p: float) -> Tensor:
     keys = _current()
     if len(keys.rows) != len(x):
         raise RuntimeError(
@@ -78,6 +87,9 @@ def drop(x: Tensor, p: float) -> Tensor:
     kept, scale = randomness.keep(words, x.shape[-1], p)
     masked: Tensor = _Masked.apply(x, kept, scale)  # type: ignore[no-untyped-call]
     return masked
+
+
+_dropped: Callable[[Tensor, float], Tensor] = _drop
 
 
 class KeyedDropout(nn.Module):
