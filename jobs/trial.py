@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,15 +169,17 @@ class Records:
 
 
 def points_of(text: str, *, until: int) -> list[Point]:
-    """The points in the text of points.jsonl, up to step `until`.
+    """The points in the text of points.jsonl that stand, up to step `until`."""
+    return [point for point in standing(points_in(text)[0]).values() if point.step <= until]
 
-    Of several points of one key and step the first stands: an attempt that was taken over may have added others.
-    """
-    read: dict[tuple[str, int], Point] = {}
-    for point in points_in(text)[0]:
-        if point.step <= until:
-            read.setdefault((point.key, point.step), point)
-    return list(read.values())
+
+def standing(points: Iterable[Point]) -> dict[tuple[str, int], Point]:
+    """Key and step -> point. Of several of one key and step the first stands: an attempt that was taken over may have
+    added others."""
+    first: dict[tuple[str, int], Point] = {}
+    for point in points:
+        first.setdefault((point.key, point.step), point)
+    return first
 
 
 def points_in(text: str) -> tuple[list[Point], str | None, bool]:
@@ -203,10 +205,10 @@ def points_fault(place: Storage, *, until: int, told: int | None) -> str | None:
         return "it is not there"
     except (IsADirectoryError, ValueError) as error:
         return reason(error)
-    _, fault, _ = points_in(text)
+    points, fault, _ = points_in(text)
     if fault is not None:
         return fault
-    there = points_of(text, until=until)
+    there = [point for point in standing(points).values() if point.step <= until]
     if not any(point.step == 0 for point in there):
         return "it has no point of step 0"
     if told is not None and len(there) < told:

@@ -218,7 +218,7 @@ class Schedule:
         before the plan kept them apart."""
         if not trials or trials[0].apart:
             return trials
-        arms = {trial.id: trial.arm for trial in self._ledger.trials(stage=trials[0].job.stage)}
+        arms = self._ledger.arms([one.id for one in trials])
         return [replace(one, apart=arms.get(one.id, one.arm) != one.arm) for one in trials]
 
     def _observe(self, suggestion: Suggestion, trials: list[Trial]) -> search.Observed:

@@ -210,6 +210,11 @@ def test_the_first_value_of_a_point_stands(ledger: Ledger, batches: list[list[tu
     assert ledger.trial(trial).step == max((step for _, step in first), default=None)
 
 
+def test_the_arms_of_trials_are_told_by_id_and_of_no_others(ledger: Ledger) -> None:
+    assert ledger.arms(["t3", "t0", "another"]) == {"t0": "arm 0", "t3": "arm 1"}
+    assert ledger.arms([]) == {}
+
+
 def test_points_of_another_trial_are_refused(ledger: Ledger) -> None:
     with pytest.raises(ValueError, match="points of trial t0 expected, points of t1 found"):
         ledger.record_points("t0", 1, [point("t0"), point("t1")])
@@ -382,8 +387,18 @@ READS = {
     "run",
     "runs",
 }
-READS |= {"damage", "fences", "last_holder", "token", "ask_to_stop", "asked_to_stop", "discard"}
-READS |= {"suggestions", "trial", "trials", "unprojected_points", "unprojected_trials", "waiting", "acquire", "release"}
+READS |= {"arms", "damage", "fences", "last_holder", "token", "ask_to_stop", "asked_to_stop", "discard"}
+READS |= {
+    "arms",
+    "suggestions",
+    "trial",
+    "trials",
+    "unprojected_points",
+    "unprojected_trials",
+    "waiting",
+    "acquire",
+    "release",
+}
 
 
 def test_every_write_of_a_stale_holder_is_refused(url: str, opened: Callable[[Ledger], Ledger]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid as uuids
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import wraps
@@ -192,6 +192,14 @@ class Ledger:
         if not found:
             raise LedgerMissing(f"this run has no trial {trial_id}; `orchestrator status` lists them")
         return found[0]
+
+    @_patient
+    def arms(self, ids: Collection[str]) -> dict[str, str]:
+        """Id -> arm of those of these trials that there are."""
+        table = schema.trials
+        query = self._of(table, table.c.id, table.c.arm).where(table.c.id.in_(ids))
+        with self._database.read() as connection:
+            return {row.id: row.arm for row in connection.execute(query)}
 
     @_patient
     def attempts(self, trial_id: str | None = None) -> list[Attempt]:

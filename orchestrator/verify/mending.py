@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.storage import Folder, at, write_whole
-from jobs.trial import ATTEMPT, JOB, POINTS, RESULT, newest_step, points_in, points_of, read_attempt, reason
+from jobs.trial import ATTEMPT, JOB, POINTS, RESULT, newest_step, points_in, read_attempt, reason, standing
 from orchestrator.ledger import Attempt, Ledger, Point, Trial
 from orchestrator.remote import RemoteError
 from orchestrator.runs import RunFolder
@@ -33,9 +33,6 @@ AT_ONCE = 16
 """Trials whose files are asked of a bucket at once."""
 
 ENDED = ("done", "pruned")
-
-FOREVER = 2**62
-"""A step that no training reaches."""
 
 
 def mend(folder: RunFolder, ledger: Ledger) -> list[str]:
@@ -153,12 +150,11 @@ def _points(file: _File, trial: Trial, attempts: Sequence[Attempt], ledger: Ledg
     ledger may be ahead of the file, which is then cut back to the newest checkpoint anyway: only what that has passed
     was there once."""
     try:
-        text, damage = file.read() or "", None
-        if (fault := points_in(text)[1]) is not None:
-            damage = f"was damaged ({fault})"
+        there, fault, _ = points_in(file.read() or "")
+        damage = None if fault is None else f"was damaged ({fault})"
     except ValueError as error:
-        text, damage = "", f"could not be read ({reason(error)})"
-    theirs = {(point.key, point.step): point for point in points_of(text, until=FOREVER)}
+        there, damage = [], f"could not be read ({reason(error)})"
+    theirs = standing(there)
     goes_on = trial.state not in ENDED and damage is None and (theirs or not trial.step)
     ours = {(point.key, point.step): point for point in ledger.points(trial.id)}
     lacking = [place for place in ours if place not in theirs]

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import psutil
 import pytest
 from real import call, crowding, driver, measured, wait_for
 
+from orchestrator import verify
 from orchestrator.ledger import Ledger, this_process
 from orchestrator.plan import make
 from orchestrator.runs import RunFolder
@@ -27,6 +29,8 @@ SOME = 200
 
 LEFT = 4
 """Trials that are left for a real driver."""
+
+HUNDRED = 100
 
 TESTS = Path(__file__).parents[1]
 
@@ -66,26 +70,30 @@ seeds = 10
 
 
 def fill(folder: RunFolder, *, most: int) -> None:
-    """A run of which `most` trials are done, some fifty points each. Prints the memory of this process on the way."""
+    """A run of which `most` trials are done, some fifty points each, with the files that ranks write, but for
+    checkpoints. Prints the memory of this process on the way."""
     plan = make(load(folder.path.parent.parent / "sweep.toml"))
     stored = resolved(plan.sweep) | {"plan": plan.summary()}
     folder.path.mkdir(parents=True)
-    ledger = Ledger.create(folder.ledger_url(), name=plan.sweep.name, sweep=stored)
+    ledger = Ledger.create(folder.ledger_url(), name=plan.sweep.name, sweep=stored, rules=plan.rules)
     folder.identity.write_text(json.dumps({"run": ledger.uuid, **stored}))
     ledger.acquire(this_process(), 600)
     session = Session(plan, ledger, folder, concurrent=1, tell=lambda *_: None)
     memory: dict[int, float] = {}
-    start = time.monotonic()
+    seconds: list[float] = []
     session.start()
     for number in range(most):
+        if number % HUNDRED == 0:
+            seconds.append(time.monotonic())
         dispatch = wait_for(session.next, what=f"attempt {number}")
         session.report(dispatch, answer(dispatch))
         if number + 1 in (SOME, most):
             memory[number + 1] = psutil.Process().memory_info().rss / 2**20
     session.close()
+    assert len(verify.mend(folder, ledger)) == 4 * most, "each file is written as the ledger has it"
     ledger.release()
     ledger.close()
-    print(json.dumps({"memory": memory, "seconds": time.monotonic() - start}))
+    print(json.dumps({"memory": memory, "hundreds": [after - before for before, after in pairwise(seconds)]}))
 
 
 def answer(dispatch: Dispatch) -> dict[str, Any]:
@@ -94,7 +102,7 @@ def answer(dispatch: Dispatch) -> dict[str, Any]:
     value = 0.9 - abs(lr - 3e-3) + 0.001 * seed
     keys = ("train/loss", "train/lr", "knn_accuracy", "alignment", "uniformity")
     points = [
-        {"key": key, "step": step, "value": value * step / 10, "time": 1.0 + step}
+        {"key": key, "step": step, "value": value * (step / 10), "time": 1.0 + step}
         for key in keys
         for step in range(1, 11)
     ]
@@ -141,14 +149,26 @@ def test_row_27_a_driver_grows_by_little_for_every_trial(filled: tuple[Path, dic
 def test_row_27_a_trial_that_ends_costs_milliseconds_however_many_have_ended(
     filled: tuple[Path, dict[str, Any]],
 ) -> None:
-    """Mutant check: reading every trial for each arm after each trial's end took 400 ms."""
-    each = filled[1]["seconds"] / (TRIALS - LEFT)
-    print(f"{1e3 * each:.0f} ms for each trial")
-    assert each < 0.1 * crowding()
+    """The last hundred that are tuned beside the second. What an arm has tried counts, which its sampler looks at, and
+    not what all have. Seen: every trial was read for each suggestion, and the ratio was 2.9 where it is 2.0."""
+    early, late = filled[1]["hundreds"][1], filled[1]["hundreds"][8]
+    print(f"{1e3 * early / HUNDRED:.0f} ms for each of the second hundred, {1e3 * late / HUNDRED:.0f} ms of the ninth")
+    assert late < 2.5 * early
 
 
 @pytest.mark.soak
-def test_row_27_resume_begins_the_next_attempt_within_ten_seconds(filled: tuple[Path, dict[str, Any]]) -> None:
+def test_row_27_resume_begins_its_next_attempt_about_as_soon_as_a_small_run_its_first(
+    filled: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Both import, look at the data, start Ray and await a slot; what the thousand trials add is the rest.
+
+    Mutant check: writing the files of all trials again fails this.
+    """
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    new, start = RunFolder(tmp_path / "runs" / "big"), time.monotonic()
+    with driver("launch", "sweep.toml", "--offline", *sets("tune.trials=1", "confirm.seeds=3"), cwd=tmp_path):
+        wait_for(lambda: new.exists and begun(new), what="a first attempt")
+        first = time.monotonic() - start
     home, _ = filled
     folder = RunFolder(home / "runs" / "big")
     with contextlib.closing(folder.open()) as ledger:
@@ -164,15 +184,27 @@ def test_row_27_resume_begins_the_next_attempt_within_ten_seconds(filled: tuple[
                 time.sleep(0.1)
             said, _ = process.communicate()
         print(
-            f"first attempt after {took:.1f} s, exit after {time.monotonic() - start:.1f} s, at most {largest:.0f} MB"
+            f"first attempt after {took:.1f} s, {took / first:.2f} of a small run's {first:.1f} s; "
+            f"exit after {time.monotonic() - start:.1f} s, at most {largest:.0f} MB"
         )
         assert process.returncode == 1, "what was not trained here has no checkpoints, which `verify` calls a fault"
-        assert said.count("written again") == said.count("fault: ") + 1 == 21, "the rest is counted"
-        assert took < 10 * crowding()
+        assert "written again" not in said
+        assert took < 1.7 * first
         assert largest < 1000
         assert ledger.counts()["done"] == TRIALS
         assert len(ledger.attempts()) == TRIALS
     assert len(measured(home, "big")) == TRIALS
+
+
+def sets(*changes: str) -> list[str]:
+    """Arguments that change what a sweep's file says."""
+    return [word for change in changes for word in ("--set", change)]
+
+
+def begun(folder: RunFolder) -> bool:
+    """Whether a run has begun an attempt."""
+    with contextlib.closing(folder.open()) as ledger:
+        return bool(ledger.attempts())
 
 
 if __name__ == "__main__":
