@@ -32,7 +32,10 @@ LONG = (
 )
 """Rates of which many are bad enough to be pruned."""
 
-TUNE, CONFIRM = 2 * 12, 2 * 4
+SUGGESTIONS = {1: 20, 2: 12}
+"""Of each arm, by the ranks of a trial: enough for twenty kills, each of which comes sooner to one rank."""
+
+CONFIRM = 2 * 4
 
 NUMBERS = ("state", "outcome", "metric", "step")
 """Of a trial, what must be equal."""
@@ -40,7 +43,9 @@ NUMBERS = ("state", "outcome", "metric", "step")
 
 def sweep(*, ranks: int, prune: str) -> str:
     """The sweep as TOML."""
-    return LONG.replace("ranks = 2", f"ranks = {ranks}").replace("trials = 2\n", f'trials = 12\nprune = "{prune}"\n')
+    return LONG.replace("ranks = 2", f"ranks = {ranks}").replace(
+        "trials = 2\n", f'trials = {SUGGESTIONS[ranks]}\nprune = "{prune}"\n'
+    )
 
 
 def numbers(home: Path, env: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
@@ -71,7 +76,7 @@ def compare(
     found = numbers(killed, env)
     differ = {trial for trial in expected.keys() | found.keys() if expected.get(trial) != found.get(trial)}
     assert not differ, {trial: (expected.get(trial), found.get(trial)) for trial in differ}
-    proven(killed, trials=TUNE + CONFIRM, env=env)
+    proven(killed, trials=2 * SUGGESTIONS[ranks] + CONFIRM, env=env)
     pruned = [sum(state == "pruned" for state, *_ in run.values()) for run in (expected, found)]
     return pruned[0], pruned[1], len(times)
 
