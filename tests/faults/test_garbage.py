@@ -36,7 +36,7 @@ FILES = [
     *JSON_FILES,
     *("sweep.toml", "ledger.db", "ledger.db-wal", "ledger.db-shm", "driver.log", f"trials/{TRIAL}/log.rank0.txt"),
     *(f"trials/{TRIAL}/checkpoints/step_000004/{name}" for name in ("model.safetensors", "optimizer.pt")),
-    *(f"report/{name}" for name in ("report.html", "report.md", "results.parquet", "differences.png")),
+    *(f"report/{name}" for name in ("report.html", "report.md", "results.parquet", "cost.png")),
     *("trials", f"trials/{TRIAL}", f"trials/{TRIAL}/checkpoints", "report"),
     "../mlflow.db",
 ]
