@@ -1,4 +1,7 @@
 import math
+import subprocess
+import sys
+from typing import Literal
 
 import pytest
 import torch
@@ -56,3 +59,44 @@ def test_the_optimizer_moves_against_the_gradient_at_the_rate_it_was_given(name:
     model.weight.grad = torch.ones_like(model.weight)
     optimizer.step()
     assert model.weight.item() == pytest.approx(before - 0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_step_is_torchs_own_bit_for_bit_and_so_is_what_a_checkpoint_holds(name: Literal["adamw", "sgd"]) -> None:
+    settings = Optimizer(name=name, lr=0.1, weight_decay=0.1)
+    ours, theirs = (nn.Linear(5, 3) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    mine = build(ours, settings)
+    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[name]
+    groups = [{**group, "params": list(theirs.parameters())[:1]} for group in mine.param_groups[:1]]
+    groups += [{**group, "params": list(theirs.parameters())[1:]} for group in mine.param_groups[1:]]
+    torchs = kind(groups)
+    for step in range(4):
+        for model, optimizer in ((ours, mine), (theirs, torchs)):
+            (model(torch.full((2, 5), 1.0 + step)) ** 2).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        kept = mine.state_dict()
+        assert str(kept) == str(torchs.state_dict())
+        mine.load_state_dict(kept)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_a_step_does_not_load_torchs_compiler() -> None:
+    """Two seconds of processor time in every rank. Mutant check: torch's own optimizers load it."""
+    probe = """
+import sys
+from torch import nn
+from jobs.config import Optimizer
+from jobs.optim import build
+for name in ("adamw", "sgd"):
+    model = nn.Linear(3, 3)
+    optimizer = build(model, Optimizer(name=name))
+    model.weight.sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
