@@ -92,7 +92,7 @@ def session(*, cpus: int, gpus: int | None = None, card: Mapping[str, str] | Non
                 if guard is None:
                     _connect(start.run)
                 else:
-                    with cluster_start.apart(guard), cluster_start.on_loopback():
+                    with cluster_start.apart(guard), cluster_start.on_loopback(), cluster_start.lean():
                         start.run()
                     cluster_start.check()
         except BaseException as error:  # of every kind, Exception itself and a Ctrl-C among them

@@ -30,6 +30,10 @@ would listen on all interfaces and ask for no token."""
 HEAD = ("raylet", "gcs_server")
 """Processes of a local head, without which nothing goes on."""
 
+BESIDE = ("start_monitor", "start_api_server", "start_log_monitor")
+"""What Ray starts beside a head: an autoscaler, the rest of a dashboard that is off, and what would print the output of
+workers, which have files of their own. Each is a Python process, a second of processor time and some 80 MB."""
+
 START_S = 120.0
 """How long Ray may take to start or to connect, in all. It takes seconds, and a minute where everything is busy."""
 
@@ -195,6 +199,17 @@ def on_loopback() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def lean() -> Iterator[None]:
+    """While this lasts, Ray starts a head without what a sweep on a cluster of its own does not need (BESIDE)."""
+    from ray._private.node import Node
+
+    with contextlib.ExitStack() as stack:
+        for name in BESIDE:
+            stack.enter_context(mock.patch.object(Node, name, lambda *_, **__: None))
+        yield
 
 
 @contextlib.contextmanager

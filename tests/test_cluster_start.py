@@ -135,8 +135,8 @@ with cluster.session(cpus=1):
 @pytest.mark.slow
 def test_ray_starts_apart_from_the_driver_leaves_its_signals_alone_and_dies_with_it() -> None:
     """And the watch over it tells what ends one of its threads. Mutant check: `ray.init` by itself fails each of
-    these: SIGTERM ends the driver while Ray starts, raylet and GCS are in its group, agents outlive a kill -9; and
-    without `threads.start` the KeyError is nobody's."""
+    these: SIGTERM ends the driver while Ray starts, raylet and GCS are in its group, agents outlive a kill -9, there
+    are three more processes; and without `threads.start` the KeyError is nobody's."""
     process = subprocess.Popen(
         [sys.executable, "-c", SESSION],
         stdin=subprocess.PIPE,
@@ -154,6 +154,8 @@ def test_ray_starts_apart_from_the_driver_leaves_its_signals_alone_and_dies_with
     family = [psutil.Process(pid) for pid in answer["family"]]
     try:
         assert {"raylet", "gcs_server"} <= set(answer["names"])
+        files = {Path(word).name for one in family if one.is_running() for word in one.cmdline()}
+        assert not files & {"monitor.py", "log_monitor.py", "dashboard.py"}, "Ray starts them, and nothing here needs them"
         assert not set(answer["groups"]) & set(answer["mine"])
         assert answer["heard"] >= 5
         assert answer["failures"] == ["KeyError(1)", "the watch over it ended with KeyError: 1"]
