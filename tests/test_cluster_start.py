@@ -155,7 +155,9 @@ def test_ray_starts_apart_from_the_driver_leaves_its_signals_alone_and_dies_with
     try:
         assert {"raylet", "gcs_server"} <= set(answer["names"])
         files = {Path(word).name for one in family if one.is_running() for word in one.cmdline()}
-        assert not files & {"monitor.py", "log_monitor.py", "dashboard.py"}, "Ray starts them, and nothing here needs them"
+        assert not files & {"monitor.py", "log_monitor.py", "dashboard.py"}, (
+            "Ray starts them, and nothing here needs them"
+        )
         assert not set(answer["groups"]) & set(answer["mine"])
         assert answer["heard"] >= 5
         assert answer["failures"] == ["KeyError(1)", "the watch over it ended with KeyError: 1"]
