@@ -208,7 +208,7 @@ def lean() -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for name in BESIDE:
-            stack.enter_context(mock.patch.object(Node, name, lambda *_, **__: None))
+            stack.enter_context(mock.patch.object(Node, name, return_value=None))
         yield
 
 
