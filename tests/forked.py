@@ -61,7 +61,10 @@ class Forking:
     """`run(...)` is one command in a new process, without the seconds that imports take."""
 
     def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
-        self._process, self._output, self._errors = process, folder / "output.txt", folder / "errors.txt"
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._orders, self._answers = process.stdin, process.stdout
+        self._output, self._errors = folder / "output.txt", folder / "errors.txt"
 
     def run(self, *arguments: str) -> Done:
         """In this process's folder and environment."""
@@ -74,23 +77,18 @@ class Forking:
     def _done(self, arguments: tuple[str, ...], cwd: Path, env: Mapping[str, str], *, apart: bool) -> Done:
         order = {"arguments": arguments, "cwd": str(cwd), "env": dict(env)}
         order |= {"output": str(self._output), "errors": str(self._errors) if apart else ""}
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order).encode() + b"\n")
-        child = int(self._line())
-        late = not select.select([self._process.stdout], [], [], LIMIT_S)[0]
+        self._orders.write(json.dumps(order).encode() + b"\n")
+        child = int(self._answers.readline())  # and no byte more, as nothing is buffered
+        late = not select.select([self._answers], [], [], LIMIT_S)[0]
         if late:
             os.kill(child, signal.SIGKILL)
-        code = int(self._line())
+        code = int(self._answers.readline())
         output, errors = (
             path.read_text("utf-8", errors="replace") if path.exists() else "" for path in (self._output, self._errors)
         )
         if late:
             raise TimeoutError(f"{arguments} took more than {LIMIT_S:.0f} s\n{output}\n{errors}")
         return Done(code, output, errors if apart else "")
-
-    def _line(self) -> bytes:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()  # no byte more, as nothing is buffered
 
 
 @contextlib.contextmanager

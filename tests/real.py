@@ -98,6 +98,9 @@ def call(
     else:
         try:
             forked = _forking().call(*arguments, cwd=cwd, env=whole)
+        except BaseException:  # its answers may be those to this command from now on
+            _forking.cache_clear()
+            raise
         finally:
             _one_by_one.release()
         ended_with, output, errors = forked.code, forked.output, forked.errors
