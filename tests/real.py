@@ -85,12 +85,17 @@ def command(*arguments: str) -> list[str]:
 
 
 def call(
-    *arguments: str, cwd: Path, code: int = 0, env: Mapping[str, str] | None = None, stdout: bool | None = None
+    *arguments: str,
+    cwd: Path,
+    code: int = 0,
+    env: Mapping[str, str] | None = None,
+    stdout: bool | None = None,
+    imports: bool = False,
 ) -> str:
     """Run it to its end. Returns what it printed: standard output for code 0, else standard error, or as `stdout`
-    says."""
+    says. imports: with the seconds that these take, where time is measured."""
     whole = QUICK | os.environ | dict(env or {})
-    if _differs(whole) or not _one_by_one.acquire(blocking=False):
+    if imports or _differs(whole) or not _one_by_one.acquire(blocking=False):
         done = subprocess.run(
             command(*arguments), cwd=cwd, capture_output=True, text=True, check=False, timeout=LIMIT_S, env=whole
         )
