@@ -79,6 +79,7 @@ class Training:
     ) -> None:
         self.job, self.folder, self.group, self.log, self.phase = job, folder, group, log, phase
         self.phase("loading")
+        models.import_code(job)
         self.rank, self.world = rank_of(group), world_of(group)
         self.attempt, self.place = attempt, storage.at(folder, remote)
         self.device = device_of(job.execution)

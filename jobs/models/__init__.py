@@ -7,7 +7,9 @@ embedding in training is a function of the weights, the input and the row's keys
 from __future__ import annotations
 
 import hashlib
+import importlib
 import math
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -36,6 +38,7 @@ __all__ = [
     "check_encoder",
     "check_views",
     "dropout_keys",
+    "import_code",
     "initial_hash",
     "reading",
     "refuse_what_parts_of_a_batch_change",
@@ -187,6 +190,16 @@ def build(
         dropout.leave_uncompiled()
         model.encoder.compile(dynamic=job.task == "sentence" or None)
     return model.to(device).train()
+
+
+def import_code(job: JobConfig) -> None:
+    """Import what the job's encoder is made of: seconds for all but a ResNet. In a thread, as torch's compiler, which
+    comes with transformers, leaves a frame of its import behind, and with it whatever the callers hold, a model among
+    that, stays until garbage is collected."""
+    if job.model.name != "resnet":
+        thread = threading.Thread(target=importlib.import_module, args=("jobs.models.transformer",))
+        thread.start()
+        thread.join()
 
 
 def refuse_what_parts_of_a_batch_change(model: ContrastiveModel, job: JobConfig, *, world: int) -> None:
