@@ -180,10 +180,8 @@ signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
 
 def disturb():
     while not connected.is_set():
-        before = len(heard)
         os.kill(os.getpid(), signal.SIGTERM)
-        while not connected.wait(0.02) and len(heard) == before:
-            pass
+        connected.wait(0.02)
 
 threading.Thread(target=disturb, daemon=True).start()
 with cluster.session(cpus=0):
@@ -194,8 +192,8 @@ print(len(heard), flush=True)
 
 @pytest.mark.slow
 def test_sigterm_while_a_driver_connects_to_a_cluster_is_the_driver_s_too() -> None:
-    """One after the other: for a moment Ray writes a stack trace for each, and one within another can be its end
-    (SIGSEGV in 1 of 120 tries). Mutant check: Ray's own handler ends the driver with exit code 15, and says nothing."""
+    """Seen, in about 1 of 100 tries and not mended: for a moment Ray writes a stack trace for each, and one within
+    another ends the process by SIGSEGV. Mutant check: Ray's own handler ends it with exit code 15, and says nothing."""
     with ray_cluster() as running:
         done = subprocess.run(
             [sys.executable, "-c", CONNECTS],
