@@ -105,16 +105,22 @@ def session(*, cpus: int, gpus: int | None = None, card: Mapping[str, str] | Non
             if isinstance(error, Refused) or not isinstance(error, Exception):
                 raise
             raise ConnectionError(_not_started(error)) from error
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():  # Ray's would end this process at once
-                signal.signal(number, handler)
+        _heard_by(handlers)  # Ray's would end this process at once
         try:
             yield
         finally:
             ray.shutdown()
+            _heard_by(handlers)  # Ray takes its own back, and with it whatever was there before
             start.let_go()
             if guard is not None:
                 guard.close()
+
+
+def _heard_by(handlers: Mapping[int, Any]) -> None:
+    """Give signals to these handlers of Python, which only its main thread may."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def home() -> Path:

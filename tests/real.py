@@ -259,18 +259,21 @@ def wait_for(condition: Callable[[], Any], *, seconds: float = 120, what: str = 
 
 @contextlib.contextmanager
 def ray_cluster(*, notices_soon: bool = True) -> Iterator[Cluster]:
-    """A Ray cluster on this machine: a head without CPUs, to which nodes can be added. It notices a lost node within
-    three seconds, or as late as Ray does by itself."""
+    """A Ray cluster on this machine: a head without CPUs, to which nodes can be added, and without an autoscaler. It
+    notices a lost node within three seconds, or as late as Ray does by itself."""
     from ray.cluster_utils import Cluster
+
+    from orchestrator.cluster_start import lean
 
     soon = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
     config = soon if notices_soon else {}
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    cluster = Cluster(
-        initialize_head=True,
-        connect=False,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": config},
-    )
+    with lean():
+        cluster = Cluster(
+            initialize_head=True,
+            connect=False,
+            head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": config},
+        )
     try:
         yield cluster
     finally:
