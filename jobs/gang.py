@@ -8,6 +8,7 @@ the rank's own exception; the next trial then gets new ranks.
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import sys
 import time
@@ -72,6 +73,7 @@ class Rank:
         self._world = 1
         self._training: Any = None
         self._trial_memory: Any = None
+        self._has_imported = False
         self._streams = [os.dup(1), os.dup(2)]
 
     def open_store(self) -> tuple[str, int]:
@@ -151,6 +153,10 @@ class Rank:
         from jobs.device import TrialMemory, device_of
         from jobs.train import Training
 
+        if not self._has_imported:  # which stays, and need not be gone through after every trial
+            gc.collect()
+            gc.freeze()
+            self._has_imported = True
         self._let_go()
         config = JobConfig.model_validate(job)
         if (directory := (expected or {}).get("directory")) is not None:

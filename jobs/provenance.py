@@ -8,8 +8,10 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
+import re
+import sys
 import tokenize
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -58,17 +60,47 @@ def bare_code(source: str) -> str:
     lines = [line.encode() for line in io.StringIO(source)]
     spans = [
         ((node.lineno, node.col_offset), (node.end_lineno or node.lineno, node.end_col_offset or 0))
-        for node in ast.walk(ast.parse(source))
+        for node in _statements(ast.parse(source))
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
     ]
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:  # its columns are in characters, those of ast in bytes
-            (row, start), (_, end) = token.start, token.end
-            spans.append(((row, len(token.line[:start].encode())), (row, len(token.line[:end].encode()))))
+    for row, before, comment in _comments(source):  # its columns are in characters, those of ast in bytes
+        start = len(before.encode())
+        spans.append(((row, start), (row, start + len(comment.encode()))))
     for (first, start), (last, end) in sorted(spans, reverse=True):
         lines[first - 1 : last] = [lines[first - 1][:start] + lines[last - 1][end:]]
     text = b"".join(lines).decode()
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Every statement below a node; a tenth of what `ast.walk` visits."""
+    for field in ("body", "handlers", "orelse", "finalbody", "cases"):
+        for below in getattr(node, field, ()):
+            yield below
+            yield from _statements(below)
+
+
+STRING_OR_COMMENT = re.compile(
+    r'''"""[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*"""|"(?:\\.|[^"\\\n])*"'''
+    r"""|'''[^'\\]*(?:(?:\\.|'(?!''))[^'\\]*)*'''|'(?:\\.|[^'\\\n])*'"""
+    r"|#[^\n]*",
+    re.DOTALL,
+)
+"""Before Python 3.12 no string lies within another, so that comments are found by these words alone."""
+
+
+def _comments(source: str) -> Iterator[tuple[int, str, str]]:
+    """Row, what stands before it in its line, and text of every comment."""
+    if sys.version_info >= (3, 12):
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.COMMENT:
+                yield token.start[0], token.line[: token.start[1]], token.string
+        return
+    row, counted = 1, 0
+    for found in STRING_OR_COMMENT.finditer(source):  # ten times as fast as `tokenize`, which is Python there
+        if found[0].startswith("#"):
+            row, counted = row + source.count("\n", counted, found.start()), found.start()
+            yield row, source[source.rfind("\n", 0, counted) + 1 : counted], found[0]
 
 
 def versions() -> dict[str, str]:

@@ -85,7 +85,8 @@ def session(*, cpus: int, gpus: int | None = None, card: Mapping[str, str] | Non
         where = _found() if address() is not None else None
         stack.enter_context(cluster_start.token(access.new() if where is None else _token(where)))
         guard = cluster_start.Guard() if where is None else None
-        local = partial(init, address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
+        own = {"num_cpus": cpus, "num_gpus": gpus, "_system_config": cluster_start.CONFIG}
+        local = partial(init, address="local", include_dashboard=False, **own)
         start = cluster_start.Start(local if where is None else partial(init, address=where))
         try:
             with cluster_start.signals_kept():

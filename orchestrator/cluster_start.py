@@ -34,6 +34,10 @@ BESIDE = ("start_monitor", "start_api_server", "start_log_monitor")
 """What Ray starts beside a head: an autoscaler, the rest of a dashboard that is off, and what would print the output of
 workers, which have files of their own. Each is a Python process, a second of processor time and some 80 MB."""
 
+CONFIG = {"prestart_worker_first_driver": False}
+"""Settings of Ray, private to its version, for a cluster of the driver's own. Without this it starts a process for each
+processor, at once and before anything else is ready, of which a sweep uses few."""
+
 START_S = 120.0
 """How long Ray may take to start or to connect, in all. It takes seconds, and a minute where everything is busy."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-# Tune reads these when it is imported.
+# Tune reads these when it is imported, and a slot when it is begun, which imports this.
 os.environ |= {
     "TUNE_FORCE_TRIAL_CLEANUP_S": "20",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -29,7 +29,7 @@ os.environ |= {
 
 import ray
 from ray import cloudpickle, tune
-from ray.tune.execution import class_cache, tune_controller
+from ray.tune.execution import tune_controller
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -43,9 +43,8 @@ from orchestrator.sharing import Claim
 MANAGER = "PlacementGroupResourceManager"
 """What Tune's loop makes for its placement groups. It takes another one, and `Tuner` has no option for it."""
 
-# What Tune passes on to its actors is read by everybody who sees the cluster or its logs, keys of buckets among them.
-# Slots and ranks have the environment of their nodes.
-class_cache.ENV_VARS_TO_PROPAGATE = {"RAY_CHDIR_TO_TRIAL_DIR"}
+CLASSES = "_ActorClassCache"
+"""What makes its actors' classes, likewise."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +132,23 @@ class TrialActor(tune.Trainable):
             self._gang = None
 
 
+class ActorClasses:
+    """Actor classes for Tune, with the environment of their nodes and no other.
+
+    Tune's own pass variables of the driver on, keys of buckets among them, which everybody reads who sees the cluster
+    or its logs; and for any variable at all Ray begins each worker with a process that sets it, which doubles its start.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[type[tune.Trainable], Any] = {}
+
+    def get(self, trainable: type[tune.Trainable]) -> Any:
+        """The same one every time, as each is kept in the cluster's store."""
+        if trainable not in self._made:
+            self._made[trainable] = ray.remote(trainable)
+        return self._made[trainable]
+
+
 def slot(shape: Shape) -> Claim:
     """What a trial takes of a cluster."""
     return Claim("", "", tuple(_bundle(shape) for _ in range(shape.ranks)), shape.placement.upper())
@@ -168,6 +184,7 @@ def run(session: Session, *, shape: Shape, scratch: Path, room: Room | None = No
     )
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(tune_controller, CLASSES, ActorClasses))
         if link.slots is not None:
             stack.enter_context(mock.patch.object(tune_controller, MANAGER, return_value=link.slots))
         tuner.fit()

@@ -263,10 +263,10 @@ def ray_cluster(*, notices_soon: bool = True) -> Iterator[Cluster]:
     notices a lost node within three seconds, or as late as Ray does by itself."""
     from ray.cluster_utils import Cluster
 
-    from orchestrator.cluster_start import lean
+    from orchestrator.cluster_start import CONFIG, lean
 
     soon = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
-    config = soon if notices_soon else {}
+    config = CONFIG | (soon if notices_soon else {})
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     with lean():
         cluster = Cluster(

@@ -97,6 +97,7 @@ def test_a_slot_that_is_killed_while_it_stands_idle_is_charged_to_nobody(
             asked.extend([True] if found else [])
             if found and len(asked) == 2:
                 (slot,) = named(SLOT)
+                assert slot.cwd() == str(Path.cwd()), "Tune would have it in its trial's folder"
                 slot.kill()
                 slot.wait(10)
             return found
@@ -110,18 +111,15 @@ def test_a_slot_that_is_killed_while_it_stands_idle_is_charged_to_nobody(
     assert placement_groups() == 0
 
 
-def test_tune_passes_no_secret_of_the_driver_s_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it passes on stands in Ray's logs and its API (tests/test_secrets.py looks there). Mutant check: Tune's own
-    ENV_VARS_TO_PROPAGATE has four variables of AWS."""
-    from ray.tune.execution.class_cache import _ActorClassCache
-
+def test_tune_passes_no_secret_of_the_driver_s_on_and_no_environment_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it passes on stands in Ray's logs and its API (tests/test_secrets.py looks there), and has Ray start two
+    processes for each slot and each rank. Mutant check: Tune's own cache, which has four variables of AWS."""
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN", "HF_TOKEN")
     for name in names:
         monkeypatch.setenv(name, "planted")
-    monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    cache: Any = _ActorClassCache()
-    passed = cache.get(executor.TrialActor)._default_options["runtime_env"]["env_vars"]
-    assert passed == {"PL_DISABLE_FORK": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+    actors = executor.ActorClasses()
+    assert actors.get(executor.TrialActor) is actors.get(executor.TrialActor)
+    assert not actors.get(executor.TrialActor)._default_options.get("runtime_env")
 
 
 @pytest.mark.usefixtures("cluster")

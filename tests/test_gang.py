@@ -1,5 +1,6 @@
 """Warm gangs on real Ray: the same results as cold ranks, and every way of dying told by its own name."""
 
+import gc
 import logging
 import os
 import re
@@ -70,11 +71,15 @@ def run(gang: Gang, config: dict[str, Any], folder: Path) -> dict[tuple[str, int
 
 
 def test_a_warm_gang_gives_what_cold_ranks_give_bit_for_bit_whatever_ran_before(gang: Gang, tmp_path: Path) -> None:
-    """World sizes alternate: the process group is re-formed, and nothing of the trial before is left."""
+    """World sizes alternate: the process group is re-formed, and nothing of the trial before is left, of which nothing
+    is spared when garbage is collected, as what was imported is, once."""
     warm = run(gang, job(), tmp_path / "first")
+    spared = never_collected(gang)
+    assert min(spared) > 100_000
     one = run(gang, job(execution__ranks=1, loss__name="dcl", seed=9), tmp_path / "one")
     again = run(gang, job(), tmp_path / "again")
     assert warm == again
+    assert never_collected(gang) == pytest.approx(spared, abs=100)
     alone = Training(
         JobConfig.model_validate(job(execution__ranks=1, loss__name="dcl", seed=9)),
         tmp_path / "alone",
@@ -85,6 +90,11 @@ def test_a_warm_gang_gives_what_cold_ranks_give_bit_for_bit_whatever_ran_before(
     assert one == {(p.key, p.step): p.value for p in alone.points if not p.key.startswith(COMPUTING)}
     assert "step 6 of 6" in (tmp_path / "first" / "log.rank0.txt").read_text()
     assert (tmp_path / "first" / "log.rank1.txt").exists()
+
+
+def never_collected(gang: Gang) -> list[int]:
+    """How many objects each rank spares."""
+    return [ray.get(rank.__ray_call__.remote(lambda _: gc.get_freeze_count())) for rank in gang._ranks]
 
 
 def advance_for_ever(gang: Gang) -> None:

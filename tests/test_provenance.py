@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import email
+import io
 import itertools
 import json
 import os
 import shutil
+import tokenize
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +27,7 @@ from hypothesis import strategies as st
 from real import SWEEP, call, driver, status, wait_for
 from test_session import opened
 
+import jobs
 from jobs.config import JobConfig
 from jobs.data import digests, places
 from jobs.data.check import stamps
@@ -84,6 +89,55 @@ def test_a_comment_of_any_text_does_not_count(text: str) -> None:
     """Columns of characters and of bytes differ. Mutant check: cutting by characters fails this."""
     line = "x = 'ü'  "
     assert bare_code(f"{line}# {text}\ny = 1\n") == bare_code(f"{line}\ny = 1\n") == "x = 'ü'\ny = 1"
+
+
+def test_what_counts_is_what_python_itself_makes_of_a_file() -> None:
+    """Of ours and of Python's own, which hold whatever may stand in one. Mutant checks: a raw string that
+    ends at a quote behind a backslash, one over several lines that does, and not looking below `match`."""
+    tops = [Path(module.__file__ or "").parent for module in (jobs, email, json)]
+    files = [path for top in tops for path in top.rglob("*.py")]
+    assert len(files) > 100
+    for path in files:
+        with tokenize.open(path) as file:
+            source = file.read()
+        assert bare_code(source) == bare_by_its_tokens(source), path
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "x = r'\\\\'  # why\n",
+        "x = r'a\\'# no comment'  # why\n",
+        "x = 'a\\\n# no comment'  # why\n",
+        "x = (\"a\"  # why\n     'b')\n",
+        'x = """a\\"""# no comment"""  # why\n',
+        'x = """a""  # no comment\n\'\'\'\n"""  # why\n',
+        "x = ''  # why 'not\ny = '#'\n",
+        "match x:\n    case 1:\n        'a docstring'\n        y = 2  # why\n",
+        "try:\n    'one'\nexcept A:\n    'two'\nelse:\n    'three'\nfinally:\n    'four'\n    x = 1\n",
+        "x = lambda: 'no docstring'; 'one'\n\f\ny = 1  # why",
+    ],
+)
+def test_comments_within_strings_count_and_strings_within_comments_do_not(source: str) -> None:
+    assert bare_code(source) == bare_by_its_tokens(source)
+
+
+def bare_by_its_tokens(source: str) -> str:
+    """What `bare_code` says, by all of a file's tokens and nodes."""
+    lines = [line.encode() for line in io.StringIO(source)]
+    spans = [
+        ((node.lineno, node.col_offset), (node.end_lineno or node.lineno, node.end_col_offset or 0))
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            (row, start), (_, end) = token.start, token.end
+            spans.append(((row, len(token.line[:start].encode())), (row, len(token.line[:end].encode()))))
+    for (first, start), (last, end) in sorted(spans, reverse=True):
+        lines[first - 1 : last] = [lines[first - 1][:start] + lines[last - 1][end:]]
+    text = b"".join(lines).decode()
+    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
 
 
 def test_every_file_of_a_package_counts_and_no_other(tmp_path: Path) -> None:
