@@ -136,7 +136,7 @@ class ActorClasses:
     """Actor classes for Tune, with the environment of their nodes and no other.
 
     Tune's own pass variables of the driver on, keys of buckets among them, which everybody reads who sees the cluster
-    or its logs; and for any variable at all Ray begins each worker with a process that sets it, which doubles its start.
+    or its logs. And for any variable at all Ray begins each worker with a process that sets it: twice the start.
     """
 
     def __init__(self) -> None:
