@@ -117,7 +117,7 @@ def session(*, cpus: int, gpus: int | None = None, card: Mapping[str, str] | Non
                 guard.close()
 
 
-def _heard_by(handlers: Mapping[int, Any]) -> None:
+def _heard_by(handlers: Mapping[signal.Signals, Any]) -> None:
     """Give signals to these handlers of Python, which only its main thread may."""
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():
