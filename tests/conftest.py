@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import itertools
 import json
 import multiprocessing
@@ -82,6 +83,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return group_of(nodeid.partition("::")[0].rpartition("/")[2])
 
     return Groups(config, log)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_there_stays() -> None:
+    """Modules, tests and what fixtures of the session hold are half a million objects. A training collects garbage
+    before it begins, and goes through all that are not frozen."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
