@@ -57,6 +57,10 @@ SHARE = ("test_driver.py", "test_export.py", "test_mlflow_pages.py", "test_publi
 """Files whose tests share the finished sweep."""
 
 
+LONG_S = 10.0
+"""From how many seconds on the time of a file is printed."""
+
+
 def group_of(name: str) -> str:
     """What stays in one worker of `make test`: a file, or all that share the finished sweep."""
     return "finished" if name in SHARE else name
@@ -71,6 +75,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         groups.setdefault(group_of(item.path.name), []).append(item)
     slow = {name: sum(item.get_closest_marker("slow") is not None for item in own) for name, own in groups.items()}
     items[:] = [item for name in sorted(groups, key=lambda name: -slow[name]) for item in groups[name]]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The time of each file that takes some, as its tests took it side by side with those of other workers."""
+    seconds: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                name = report.nodeid.partition("::")[0]
+                seconds[name] = seconds.get(name, 0.0) + report.duration
+    long = sorted(((took, name) for name, took in seconds.items() if took >= LONG_S), reverse=True)
+    if long:
+        terminalreporter.section(f"{sum(seconds.values()):.0f} s, by file")
+        for took, name in long:
+            terminalreporter.write_line(f"{took:7.0f} s  {name}")
 
 
 @pytest.hookimpl(optionalhook=True)
