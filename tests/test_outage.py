@@ -469,6 +469,12 @@ ONE_SHOT: dict[str, Callable[[Ledger], Any]] = {
 }
 """Calls whose arguments can be gone through once, as the schedule makes them."""
 
+ONE_SHOT_READS: dict[str, Callable[[Ledger], Any]] = {
+    "arms of an iterator": lambda ledger: ledger.arms(trial for trial in ("t1", "t0")),  # type: ignore[arg-type]
+    "arms by name": lambda ledger: ledger.arms(ids=iter(("t1", "t0"))),  # type: ignore[arg-type]
+}
+"""Those that write nothing."""
+
 
 def new_trials() -> list[Trial]:
     return [Trial(id=name, stage="tune", arm="x", seed=1, job={}) for name in ("new", "new too")]
@@ -562,15 +568,37 @@ def test_a_write_whose_answer_is_lost_is_done_once_and_whole(
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.parametrize("method", ONE_SHOT_READS)
+def test_a_read_that_loses_its_connection_asks_for_all_of_it_again(
+    database: str, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Mutant check: calling the method again with an iterator that the first try has used up finds nothing."""
+    monkeypatch.setattr(outage, "PAUSES_S", (0.01,))
+    with contextlib.closing(begun(database)) as ledger:
+        undisturbed = ONE_SHOT_READS[method](ledger)
+        lost: list[int] = []
+
+        def lose(connection: Any, *_: Any) -> None:
+            if not lost:
+                lost.append(connection.connection.dbapi_connection.info.backend_pid)
+                with contextlib.closing(psycopg.connect(database.replace("+psycopg", ""), autocommit=True)) as other:
+                    other.execute(f"SELECT pg_terminate_backend({lost[0]}, 5000)")
+
+        sa.event.listen(ledger._database.engine, "before_cursor_execute", lose)
+        assert ONE_SHOT_READS[method](ledger) == undisturbed
+    assert len(lost) == 1
+    assert undisturbed
+
+
 def test_every_patient_method_that_takes_many_values_is_tried_with_an_iterator() -> None:
-    """Mutant check: a new method of the kind that ONE_SHOT lacks."""
+    """Mutant check: a new method of the kind that ONE_SHOT and ONE_SHOT_READS lack."""
     many = {
         name
         for name, method in PATIENT.items()
         for parameter in inspect.signature(method).parameters.values()
         if re.match(r"(Iterable|Sequence|Collection|Iterator|list|set|tuple)\b", str(parameter.annotation))
     }
-    assert many == {name.partition(" ")[0] for name in ONE_SHOT}
+    assert many == {name.partition(" ")[0] for name in ONE_SHOT | ONE_SHOT_READS}
     assert set(WRITES) - set(PATIENT) == {"check"}, "a new write is patient"
 
 
