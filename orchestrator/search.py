@@ -15,6 +15,7 @@ Imports optuna inside functions, as the command line must answer at once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import math
@@ -122,9 +123,10 @@ def suggest(
     study = _study(mode, sampler=_sampler(tune, seed=seed, fixed=fixed))
     space = {key: _distribution(one) for key, one in sorted(spaces.items())}
     study.add_trials([_frozen(one, space, spaces) for one in seen])
-    if not fixed:
-        return _walk(study.ask(), spaces, base)
-    return {key: _decoded(spaces[key], value) for key, value in study.ask(space).params.items()}
+    with _one_thread() if tune.sampler == "gp" else contextlib.nullcontext():
+        if not fixed:
+            return _walk(study.ask(), spaces, base)
+        return {key: _decoded(spaces[key], value) for key, value in study.ask(space).params.items()}
 
 
 def should_prune(
@@ -290,6 +292,21 @@ def _study(mode: str, *, sampler: BaseSampler | None = None, pruner: BasePruner 
         pruner=pruner or optuna.pruners.NopPruner(),
         direction="maximize" if mode == "max" else "minimize",
     )
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have torch compute in this thread alone while this lasts. A process of few points gains nothing from more, which
+    wait for one another while ranks have the processors; and what is suggested should not be a matter of how many there
+    are."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _walk(trial: Trial, spaces: Mapping[str, Space], base: Mapping[str, Any]) -> dict[str, Any]:

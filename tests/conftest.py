@@ -60,6 +60,9 @@ SHARE = ("test_driver.py", "test_export.py", "test_mlflow_pages.py", "test_publi
 LONG_S = 10.0
 """From how many seconds on the time of a file is printed."""
 
+SECONDS = Path(__file__).with_name("seconds.json")
+"""What files of tests took, those that take more than LONG_S; others come last."""
+
 
 def group_of(name: str) -> str:
     """What stays in one worker of `make test`: a file, or all that share the finished sweep."""
@@ -67,18 +70,22 @@ def group_of(name: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups of tests by how many of them take long, most first: so the workers end together."""
+    """Groups of tests by the time that they were once seen to take, most first: so the workers end together."""
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
         if "finished" in getattr(item, "fixturenames", ()):
             assert item.path.name in SHARE, f"{item.path.name} belongs to SHARE, for it uses the finished sweep"
         groups.setdefault(group_of(item.path.name), []).append(item)
-    slow = {name: sum(item.get_closest_marker("slow") is not None for item in own) for name, own in groups.items()}
-    items[:] = [item for name in sorted(groups, key=lambda name: -slow[name]) for item in groups[name]]
+    seen: dict[str, float] = json.loads(SECONDS.read_text("utf-8"))
+    seconds = {
+        name: sum(seen.get(file, 0.0) for file in {one.path.name for one in own}) for name, own in groups.items()
+    }
+    items[:] = [item for name in sorted(groups, key=lambda name: -seconds[name]) for item in groups[name]]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The time of each file that takes some, as its tests took it side by side with those of other workers."""
+    """The time of each file that takes some, as its tests took it side by side with those of other workers. With
+    $ORCHESTRATOR_SECONDS it is written to that file too, by which tests/seconds.json is made anew."""
     seconds: dict[str, float] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
@@ -90,6 +97,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section(f"{sum(seconds.values()):.0f} s, by file")
         for took, name in long:
             terminalreporter.write_line(f"{took:7.0f} s  {name}")
+    if (place := os.environ.get("ORCHESTRATOR_SECONDS")) is not None:
+        known = {name.rpartition("/")[2]: round(took) for took, name in long}
+        Path(place).write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -85,6 +85,27 @@ def test_the_history_does_matter(sampler: str) -> None:
     assert ask(tune(sampler=sampler), 14, HISTORY) != ask(tune(sampler=sampler), 14, other)
 
 
+def test_gp_computes_in_one_thread_and_leaves_torch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside ranks that train, two threads on two processors took three times as long."""
+    import optuna
+    import torch
+
+    seen, before = list[int](), torch.get_num_threads()
+    ask_relative = optuna.samplers.GPSampler.sample_relative
+
+    def sample_relative(*arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return ask_relative(*arguments)
+
+    monkeypatch.setattr(optuna.samplers.GPSampler, "sample_relative", sample_relative)
+    torch.set_num_threads(2)
+    try:
+        ask(tune(sampler="gp"), 14, HISTORY)
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_tpe_learns_from_pruned_suggestions_and_not_from_failed_ones() -> None:
     """Mutant check: telling pruned ones as failed fails this."""
     failed = [Observed(o.number, o.params, o.value, "failed" if o.state == "pruned" else o.state) for o in HISTORY]
