@@ -444,6 +444,8 @@ def _not_started(error: Exception) -> str:
         return (
             f"Ray at RAY_ADDRESS={address()} cannot be used: {reason}; see the logs of its head, or unset RAY_ADDRESS"
         )
+    if "connect to gcs" in reason.lower():  # as Ray says after seconds, or a minute, of a head that stands still
+        reason = "timed out: its head, which has started, does not answer"
     remedy = "its logs are below ray/session_latest/logs in the folder of temporary files"
     if "timed out" in reason.lower() or isinstance(error, TimeoutError):
         remedy = "this machine is short of processors or memory: end other programs, and run the same command again"

@@ -231,6 +231,24 @@ def test_whatever_keeps_ray_from_starting_here_is_said_with_a_remedy_and_leaves_
     assert not cluster_start.guards
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["System error: Failed to connect to GCS. Please check if the GCS server is running", "Timed out while waiting"],
+)
+def test_a_head_that_stands_still_is_a_machine_that_is_short_of_something_whatever_ray_calls_it(
+    monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """By the moment from which it does, Ray says this or that, or nothing (tests/test_cluster.py has real ones)."""
+
+    def init(**_: object) -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(ConnectionError, match=r": [Tt]imed out.*run the same command again"), starting():
+        pass
+
+
 @pytest.mark.parametrize("address", [None, "auto"])
 def test_a_ctrl_c_while_ray_starts_is_passed_on_and_leaves_no_guard(
     monkeypatch: pytest.MonkeyPatch, address: str | None
