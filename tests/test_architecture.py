@@ -52,7 +52,7 @@ OWNERS = {
     "optuna": ("orchestrator/search.py",),
     "mlflow": ("orchestrator/tracking",),
     "sqlalchemy": ("orchestrator/ledger",),
-    "torch": ("jobs/",),
+    "torch": ("jobs/", "orchestrator/search.py"),  # where Optuna computes with it, for `gp` alone
     "transformers": ("jobs/",),
     "orchestrator": ("orchestrator/",),
 }
