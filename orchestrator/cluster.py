@@ -74,6 +74,8 @@ def session(*, cpus: int, gpus: int | None = None, card: Mapping[str, str] | Non
     Raises ConnectionError when the address does not answer or will not have this process, or no cluster starts here.
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    # Ray sets it while other threads of it, and of ours, read variables: see `tracking.store.prepare`.
+    os.environ.setdefault("PYTHONBREAKPOINT", "ray.util.rpdb.set_trace")
     import ray
 
     access.keep_private()

@@ -119,6 +119,29 @@ def test_mlflow_has_what_the_ledger_has(ledger: Ledger, uri: str) -> None:
     assert {run["status"] for run in runs_of(uri, ledger.uuid)} == {"FINISHED"}
 
 
+def test_the_thread_that_copies_sets_no_variable(
+    ledger: Ledger, embedded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: Ray connected beside it, a thread of Ray read a variable at that moment, and a driver ended by SIGSEGV.
+    Mutant check: setting MLflow's variables once it is first asked."""
+    for name in stores.SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    setting = os.putenv
+    by: list[tuple[str, bytes]] = []
+
+    def putenv(name: bytes, value: bytes) -> None:
+        by.append((threading.current_thread().name, name))
+        setting(name, value)
+
+    monkeypatch.setattr(os, "putenv", putenv)
+    projection = Projection(ledger, embedded)
+    projection.start()
+    assert projection.settled(60)
+    assert projection.stop(timeout_s=60)
+    assert by
+    assert {thread for thread, _ in by} == {threading.main_thread().name}
+
+
 def test_telling_twice_adds_nothing(ledger: Ledger, uri: str) -> None:
     """Even when the ledger has forgotten that it told. Mutant check: now() in place of a point's time fails this."""
     for trial in ("trial0", "trial1"):

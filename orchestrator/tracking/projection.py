@@ -22,7 +22,7 @@ from orchestrator.ledger import LeaseLost, Ledger, Run, Trial
 from . import encoders, told, view
 from .encoders import LOGGED, Encoder
 from .settle import settle
-from .store import artifact_root, connect
+from .store import artifact_root, connect, prepare
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -62,6 +62,7 @@ class Projection:
     def __init__(
         self, ledger: Ledger, uri: str, *, interval_s: float = 1.0, say: Callable[[str], object] = lambda _: None
     ) -> None:
+        prepare()  # here, and not by the thread that copies, as Ray may start beside that
         self._ledger, self._uri, self._interval_s, self._say = ledger, uri, interval_s, say
         self._client: MlflowClient | None = None
         self._experiment_id, self._parent = "", ""

@@ -171,21 +171,33 @@ def _refused(uri: str, timeout_s: float) -> int | None:
         return None
 
 
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # One attempt of bounded length: the projection itself tries again, and knows when to stop.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(HTTP_TIMEOUT_S),
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+"""Variables that MLflow reads whenever it does something, as far as nobody has set them."""
+
+
+def prepare() -> None:
+    """Set what MLflow reads from the environment.
+
+    Before a thread of Ray may be at work: one that reads a variable while another one comes to be set reads memory that
+    was freed, and ends the process (glibc before 2.41).
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
 def connect(uri: str) -> MlflowClient:
     """A client of the store at `uri`, whatever MLflow's global settings. Makes an embedded store's database at need.
 
     Takes seconds the first time in a process, and 2 s more where the database has to be made.
     """
-    settings = {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        # One attempt of bounded length: the projection itself tries again, and knows when to stop.
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(HTTP_TIMEOUT_S),
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    }
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
+    prepare()
     # MLflow 3.17 itself uses a loader that SQLAlchemy 2.1 deprecates.
     warnings.filterwarnings("ignore", message=r"The ``noload`` loader strategy is deprecated")
     for name in ("alembic", "mlflow.store.db.utils"):
