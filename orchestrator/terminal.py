@@ -46,7 +46,8 @@ class Terminal:
     """A text stream that never raises and never keeps its writer waiting. A signal handler may write too.
 
     put: writes some of these bytes and says how many. None: there is no terminal, and nothing is written.
-    change: what becomes of each text before, if anything.
+    change: what becomes of each line before, if anything. Then lines of up to CHUNK are written whole, as others may
+    write to the same place; a last one without an end once it settles.
     """
 
     errors, mode, closed = "backslashreplace", "w", False
@@ -63,6 +64,8 @@ class Terminal:
         self._put, self._terminal, self._descriptor, self._change = put, terminal, descriptor, change
         self.encoding = encoding
         self.name = "<terminal>"
+        self._begun = ""
+        """A line without its end, of those that are changed."""
         self._pending: deque[bytes] = deque()
         self._changed = threading.Condition(threading.RLock())
         self._left_out = 0
@@ -76,8 +79,8 @@ class Terminal:
     def write(self, text: str) -> int:
         """Hand over text. Takes any, whatever the terminal's encoding."""
         # Of bytes, by which click finds out what kind of stream this is, an error.
-        data = (text if self._change is None else self._change(text)).encode(self.encoding, self.errors)
         with self._changed:
+            data = self._whole(text).encode(self.encoding, self.errors)
             if data and self.lost is None and self._descriptor is None:
                 self._write_some(data)  # a stream of a test or a notebook: in memory
             elif data and self.lost is None:
@@ -87,6 +90,17 @@ class Terminal:
                     self._pending.append(data)
                 self._changed.notify_all()
         return len(text)
+
+    def _whole(self, text: str) -> str:
+        """What is to be written of a text now."""
+        if self._change is None:
+            return text
+        end = len(text) if len(self._begun) + len(text) > CHUNK else text.rfind("\n") + 1
+        whole, rest = text[:end], text[end:]
+        if whole:
+            whole, self._begun = self._begun + whole, ""
+        self._begun += rest  # a handler may have come in between
+        return self._change(whole)
 
     def writelines(self, lines: list[str]) -> None:
         """Hand over several texts."""
@@ -102,6 +116,8 @@ class Terminal:
         """
         began = time.monotonic()
         with self._changed:
+            if self._begun:
+                self.write("\n")
             while self._pending and self.lost is None:
                 now = time.monotonic()
                 until = min(max(began, self._taken_at) + (0 if self._stalled else patience_s), began + LONGEST_S)

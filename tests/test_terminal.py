@@ -107,6 +107,31 @@ def test_a_stream_that_is_closed_or_full_changes_nothing(folder: Path, shell: st
         assert error == b"an error in words\n"
 
 
+def test_what_is_printed_in_pieces_is_one_line_of_the_log_whoever_prints_meanwhile(tmp_path: Path) -> None:
+    """`print` itself hands over a text and then its end. Seen: `noisenoise of a child`. And a secret is one in pieces
+    too. Mutant check: writing each piece as it comes."""
+    journal = Journal(tmp_path / "driver.log")
+    with journal.catching():
+        for piece in ("postgresql://me:", "w0rd@host/db", " is away\nand"):
+            sys.stdout.write(piece)
+            time.sleep(0.05)  # a thread writes
+            subprocess.run(["sh", "-c", "echo noise of a child"], check=True)
+        sys.stdout.write(" so on")
+    lines = (tmp_path / "driver.log").read_text().splitlines()
+    assert lines[:2] == ["noise of a child"] * 2
+    assert sorted(lines[2:]) == ["and so on", "noise of a child", "postgresql://me:***@host/db is away"]
+
+
+def test_what_has_no_end_is_not_kept_for_ever(tmp_path: Path) -> None:
+    """As the bars of libraries. Mutant check: waiting for an end, whatever comes."""
+    path = tmp_path / "driver.log"
+    with Journal(path).catching():
+        for number in range(2000):
+            sys.stdout.write(f"\r{number} of many")
+        wait_for(lambda: path.stat().st_size > 10_000, seconds=10)
+    assert path.read_bytes().decode() == "".join(f"\r{number} of many" for number in range(2000)) + "\n"
+
+
 @pytest.mark.parametrize("reads", [0, 1, 3])
 def test_a_reader_that_leaves_changes_nothing(folder: Path, reads: int) -> None:
     """As `| head -1`, or `| less` that is left. Mutant check: writing to sys.stdout directly ends with 120 or 1."""
