@@ -46,10 +46,16 @@ def code_files(package: Path) -> Mapping[str, str]:
 
 def of_code(path: Path) -> str:
     """Digest of a Python file without comments, docstrings and blank lines; of one that is no Python, of its bytes."""
+    return _of_code(path.read_bytes())
+
+
+@lru_cache(maxsize=1000)
+def _of_code(content: bytes) -> str:
+    """Of a file with this content: what is imported is digested twice, before and after."""
     try:
-        return _text_digest(bare_code(path.read_text("utf-8")))
+        return _text_digest(bare_code(io.TextIOWrapper(io.BytesIO(content), "utf-8").read()))
     except (SyntaxError, ValueError, RecursionError, tokenize.TokenError):
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        return hashlib.sha256(content).hexdigest()[:12]
 
 
 def bare_code(source: str) -> str:
@@ -105,6 +111,12 @@ def _comments(source: str) -> Iterator[tuple[int, str, str]]:
 
 def versions() -> dict[str, str]:
     """The versions of COMPUTING_PACKAGES that are installed, whatever they were built for; nothing is imported."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> Mapping[str, str]:
+    """As they were when this process first asked: what it imports later is of those or fails."""
     found: dict[str, str] = {}
     for name in COMPUTING_PACKAGES:
         try:

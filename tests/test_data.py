@@ -36,8 +36,8 @@ from jobs.data import (
     sources,
 )
 from jobs.data.__main__ import main
+from jobs.data.augment import augmented
 from jobs.data.check import train_rows
-from jobs.data.images import augmented
 
 ROOT = Path(__file__).parents[1]
 SENTENCES = [
@@ -1064,3 +1064,20 @@ def test_sts_sentences_are_read_by_name() -> None:
     views = examples.views(np.arange(64), seed=0, step=1, pairs=np.arange(64))
     unknown = (views.queries["input_ids"] == examples.tokenizer.unk_token_id).sum()
     assert int(unknown) == 0
+
+
+def test_data_are_read_without_pandas_which_is_there_for_whoever_wants_it(tmp_path: Path) -> None:
+    """pyarrow imports it with the first array. Mutant check: not looking for it in time."""
+    pq.write_table(pa.table({"text": ["one", "two", None]}), tmp_path / "a.parquet")
+    code = f"""
+import sys
+from jobs.data import open_table
+for source in ("digits[:5]", {str(tmp_path / "a.parquet")!r}):
+    table = open_table(source)
+assert not {{"pandas", "torch", "transformers"}} & sys.modules.keys()
+assert table.to_pandas()["text"].isna().sum() == 1
+import pandas, pyarrow
+assert pyarrow.array(pandas.Series([1.0, None])).null_count == 1
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from jobs import data, pretrained
 from jobs.config import JobConfig
-from jobs.models import ModelError, build, reading
+from jobs.models import ModelError, build
+from jobs.models.reading import reading
 from jobs.pretrained import EncoderError, digest
 from orchestrator.provenance import held
 

@@ -29,7 +29,8 @@ from jobs.config import ConfigError, JobConfig, load_job
 from jobs.data.check import check, check_encoder_here, digests, fingerprint, train_rows
 from jobs.data.formats import DataError
 from jobs.data.links import looked_at_once
-from jobs.models import ModelError, reading
+from jobs.models import ModelError
+from jobs.models.reading import reading
 from jobs.plain import visible_lines
 from jobs.pretrained import EncoderError
 

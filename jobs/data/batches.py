@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-
-from jobs.randomness import ORDER, permutation
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from typing_extensions import Buffer
 
-Inputs = dict[str, Tensor]
+Inputs = dict[str, "Tensor"]
 """What an encoder takes, batch first: pixel_values; or input_ids and attention_mask."""
 
 
@@ -50,6 +48,8 @@ class Ids:
 
     def all_alike(self) -> bool:
         """Whether every two of the pairs share an id of their own, so that none is a negative of another."""
+        import torch
+
         own = torch.stack([ids for ids in (self.pair_ids, self.key_ids) if ids is not None], 1)
         shared = (own[:, None, :, None] == own[None, :, None, :]).flatten(2).any(2)
         return bool(shared.all())
@@ -77,10 +77,14 @@ def batch_rows(n_rows: int, *, size: int, seed: int, step: int) -> NDArray[np.in
 
 @functools.lru_cache(maxsize=2)
 def _epoch(n_rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    from jobs.randomness import ORDER, permutation
+
     return permutation(n_rows, ORDER, seed, epoch)
 
 
 def content_ids(contents: Iterable[Buffer]) -> Tensor:
     """int64 [c]: equal for equal contents on any machine; different contents agree with probability 2**-64."""
+    import torch
+
     hashes = [hashlib.blake2b(content, digest_size=8).digest() for content in contents]
     return torch.from_numpy(np.frombuffer(b"".join(hashes), "<i8").astype(np.int64))

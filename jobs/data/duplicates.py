@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from jobs.config import JobConfig
@@ -41,6 +40,8 @@ QUOTED = 60
 def text_ids(rows: Rows, at: NDArray[np.int64]) -> Ids:
     """What these rows say, column by column: equal for equal texts, but for blanks around them."""
     parts = [content_ids(text.strip().encode() for text in texts_of(column, at)) for column in rows.table.columns]
+    import torch
+
     negatives = torch.stack(parts[2:], 1) if len(parts) > 2 else None
     return Ids(parts[0], parts[1] if len(parts) > 1 else None, negatives)
 

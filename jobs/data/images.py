@@ -1,8 +1,5 @@
-"""The image job's data: two augmented views of each image, and the labelled rows that judge an encoder.
-
-Views are batched tensor operations in which no image sees another one, with random numbers keyed by (seed, step, pair,
-view). They avoid functions that round by the place in the batch (exp, matrix products), so a view has the same bits
-whatever else is in the chunk and whichever rank computes it.
+"""The image job's data: two augmented views of each image, and the labelled rows that judge an encoder. Imports torch
+when views are made: to check data needs none.
 """
 
 from __future__ import annotations
@@ -11,15 +8,12 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from jobs.config import Augment, JobConfig
 from jobs.data.arrays import is_bytes
@@ -30,7 +24,9 @@ from jobs.data.links import looked_at_once
 from jobs.data.pixels import Images, images_of, standardised
 from jobs.data.places import pictures_beside
 from jobs.data.sources import Rows, exactly, read
-from jobs.randomness import AUGMENT, uniform
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGE_NAMES = (
     *("image", "img", "pixel_values", "pixels"),
@@ -39,8 +35,6 @@ IMAGE_NAMES = (
 """What a column of images, or of paths of images, is usually called."""
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
-SQUAREST, NARROWEST = 1.0, 0.75
-"""Bounds of a crop's shorter side over its longer one, as in Inception's and SimCLR's crops (3/4 to 4/3)."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +55,10 @@ class ImageExamples:
 
     def views(self, rows: NDArray[np.int64], *, seed: int, step: int, pairs: NDArray[np.int64]) -> Views:
         """Both views, pixel_values [c, C, H, W], of these data rows, the pairs numbered `pairs` of batch `step`."""
+        import torch
+
+        from jobs.data.augment import augmented
+
         unit, numbers = self.images.unit(rows), torch.from_numpy(np.asarray(pairs, np.int64))
         queries, keys = (
             {
@@ -89,46 +87,6 @@ class ImageEvaluation:
     reference_labels: NDArray[np.int64]
     query_pixels: Images
     query_labels: NDArray[np.int64]
-
-
-def augmented(unit: Tensor, augment: Augment, *, seed: int, step: int, pairs: Tensor, view: int) -> Tensor:
-    """One random view of each image: crop and resize (bilinear), flip, brightness.
-
-    unit [c, C, H, W] in [0, 1]; pairs int64 [c]. Returns float32 of the same shape in [0, 1].
-    """
-    area, shape, tall, left, top, mirror, light = uniform(
-        AUGMENT, seed, step, pairs, view, torch.arange(7, device=pairs.device)[:, None]
-    )
-    area = augment.crop + (1 - augment.crop) * area
-    # A crop no longer than the image: its shorter side over its longer one is at least its area.
-    narrowest = area.clamp(min=NARROWEST)
-    ratio = narrowest + (SQUAREST - narrowest) * shape
-    shorter, longer = (area * ratio).sqrt(), (area / ratio).sqrt().clamp(max=1)
-    is_tall = tall < 0.5
-    width, height = torch.where(is_tall, shorter, longer), torch.where(is_tall, longer, shorter)
-    mirrored = (mirror < 0.5) & augment.flip
-    if augment.crop < 1:
-        across = _window(left, width, unit.shape[3])
-        across = torch.where(mirrored[:, None], -across, across)
-        down = _window(top, height, unit.shape[2])
-        shape = len(unit), *unit.shape[2:]
-        grid = torch.stack([across[:, None].expand(shape), down[:, :, None].expand(shape)], -1)
-        unit = F.grid_sample(unit, grid, padding_mode="border", align_corners=False)
-    elif augment.flip:
-        unit = torch.where(mirrored[:, None, None, None], unit.flip(3), unit)
-    if augment.brightness:
-        factor = 1 + augment.brightness * (2 * light - 1)
-        unit = (unit * factor[:, None, None, None]).clamp(max=1)
-    return unit
-
-
-def _window(place: Tensor, share: Tensor, size: int) -> Tensor:
-    """Where the pixels of a crop lie, [c, size], in coordinates from -1 to 1 (edge to edge of the image).
-
-    share [c]: of the side that the crop keeps. place [c] in [0, 1): 0 is the first, 1 the last place it fits in.
-    """
-    centres = (torch.arange(size, device=place.device) + 0.5) / size
-    return 2 * ((place * (1 - share))[:, None] + share[:, None] * centres) - 1
 
 
 def train_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -6,13 +6,12 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from jobs.data.arrays import Arrays, is_bytes
 from jobs.data.batches import content_ids
@@ -20,6 +19,9 @@ from jobs.data.encoded import Encoded, holds_encoded
 from jobs.data.layout import COLOURED, GREY
 from jobs.data.links import Links, links_of
 from jobs.data.sources import Rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MEAN = STD = 0.5
 """Pixels in [0, 1] are standardised with these."""
@@ -54,6 +56,8 @@ class Images:
 
     def unit(self, rows: NDArray[np.int64]) -> Tensor:
         """float32 [c, C, H, W] in [0, 1]."""
+        import torch
+
         raw = self._source.take(self._at[rows]).transpose(0, 3, 1, 2)
         if raw.shape[1] != self.shape[0]:
             raw = raw.repeat(self.shape[0], axis=1)

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.data.arrow import leave_pandas_out
 from jobs.data.faults import DataError, brief, listed, short
 from jobs.data.formats import Reader, nested, reader
 from jobs.data.places import HUB, File, Located, connected, locate
@@ -117,6 +118,7 @@ def read(source: str, choose: Choose, wanted: tuple[str, ...] | None = None) -> 
 
 @functools.lru_cache(maxsize=8)
 def _read(located: Located, choose: Choose, wanted: tuple[str, ...] | None) -> Rows:
+    leave_pandas_out()
     readers = [_open(file) for file in located.files]
     shown_by = next((at for at, each in enumerate(readers) if each.names), 0)  # an empty file may have no names
     names = choose(located.files[shown_by].path, Names.of(readers[shown_by]), wanted)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from jobs.data.batches import Inputs
@@ -133,6 +132,8 @@ class TokenColumn:
 
 def padded(ids: NDArray[Any], lengths: NDArray[np.int64], pad: int) -> Inputs:
     """input_ids and attention_mask, int64 [c, longest]."""
+    import torch
+
     longest = int(lengths.max(initial=1))
     mask = np.arange(longest) < lengths[:, None]
     filled = np.where(mask, ids[:, :longest].astype(np.int64), pad)

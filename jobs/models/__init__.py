@@ -1,34 +1,23 @@
-"""The model of a job: encoder, pooling, head and temperature.
-
-`build` makes it, and its first weights are a function of the job's seed alone. Its dropout is keyed (dropout.py), so an
-embedding in training is a function of the weights, the input and the row's keys.
-"""
+"""The encoders of jobs. What needs torch is imported when it is asked for: to check a job needs none of it."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import math
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from jobs import randomness
-from jobs.config import JobConfig
-from jobs.mlm import MaskedLanguageHead
-from jobs.models import dropout
-from jobs.models.dropout import dropout_keys
-from jobs.models.encoders import initialise, make_encoder
 from jobs.models.errors import ModelError
 from jobs.models.fitness import check_encoder, check_views
-from jobs.models.pooling import pool
-from jobs.models.reading import Reading, reading
-from jobs.pretrained import BUILT
+from jobs.models.reading import Reading
+
+if TYPE_CHECKING:
+    from jobs.models.dropout import dropout_keys
+    from jobs.models.model import (
+        ContrastiveModel,
+        build,
+        import_code,
+        initial_hash,
+        refuse_what_parts_of_a_batch_change,
+    )
 
 __all__ = [
     "ContrastiveModel",
@@ -40,246 +29,11 @@ __all__ = [
     "dropout_keys",
     "import_code",
     "initial_hash",
-    "reading",
     "refuse_what_parts_of_a_batch_change",
 ]
 
-Inputs = Mapping[str, Tensor]
-"""What the encoder takes, batch first: pixel_values; or input_ids and attention_mask."""
 
-
-class ContrastiveModel(nn.Module):
-    """Encoder and projection head.
-
-    width: columns of `encode`. out_width: columns of `project` and `embed`. log_temperature: parameter of a learned
-    temperature, else None. mlm: head of the auxiliary masked-language-model loss, else None. prefix_tokens: how many
-    states an image encoder gives before those of the patches. unreplayable: why the encoder's dropout could not be
-    replaced by keyed dropout, else None; then masks are seeded by chunk, and depend on how the batch is cut. reading:
-    how sentences are taken and pooled. skipped: tokens at the beginning of each row that are not pooled.
-    """
-
-    def __init__(self, job: JobConfig, encoder: nn.Module, *, skipped: int = 0) -> None:
-        super().__init__()
-        self.reading = reading(job)
-        self.skipped = skipped
-        self.encoder = encoder
-        self.width = _width_of(encoder)
-        self.head = _head(job, self.width)
-        self.out_width = self.width if job.model.projection == "none" else job.model.projection_width
-        self.pooling = self.reading.pooling
-        self.precision = job.model.precision
-        self.mlm = _masked_language_head(job, encoder, self.width) if job.loss.mlm_weight else None
-        self.unreplayable: str | None = None
-        self.log_temperature: nn.Parameter | None = None
-        self._temperature = 0.0
-        self._range = (math.log(job.loss.temperature_range[0]), math.log(job.loss.temperature_range[1]))
-        if job.loss.temperature == "learned":
-            self.log_temperature = nn.Parameter(torch.tensor(math.log(job.loss.temperature_start)))
-        else:
-            self._temperature = job.loss.temperature
-        self.prefix_tokens = _prefix_tokens(encoder)
-
-    def encode(self, inputs: Inputs) -> Tensor:
-        """The encoder's pooled output [n, width]."""
-        dropout.restart()
-        with self._autocast(), self._chunk_random():
-            pooled = self._pool(inputs)
-            return F.normalize(pooled, dim=-1) if self.reading.normalise else pooled
-
-    def project(self, hidden: Tensor) -> Tensor:
-        """The head's output [n, out_width], not normalised; hidden [n, width] as `encode` gives it."""
-        with self._autocast():
-            projected: Tensor = self.head(hidden)
-        return projected
-
-    def embed(self, inputs: Inputs) -> Tensor:
-        """Unit rows [n, out_width] for the loss, in fp32, or fp64 where the model is."""
-        projected = self.project(self.encode(inputs))
-        return F.normalize(projected if projected.dtype == torch.float64 else projected.float(), dim=-1)
-
-    def masked_logits(self, inputs: Inputs, chosen: Tensor) -> Tensor:
-        """What the auxiliary head guesses, [m, vocabulary] in fp32 or fp64, where chosen [n, L] holds m times."""
-        assert self.mlm is not None, "loss.mlm_weight = 0 builds no head"
-        encoder: Any = self.encoder
-        dropout.restart()
-        with self._autocast(), self._chunk_random():
-            hidden = encoder(**inputs, output_hidden_states=False).last_hidden_state[chosen]
-        table = encoder.get_input_embeddings().weight
-        logits: Tensor = self.mlm(hidden.to(table.dtype), table)
-        return logits
-
-    def temperature(self) -> float | Tensor:
-        """The temperature: a number, or a 0-d tensor with gradient if it is learned."""
-        return self._temperature if self.log_temperature is None else self.log_temperature.exp()
-
-    @torch.no_grad()
-    def clamp_(self) -> None:
-        """Bring a learned temperature back into its range. Call after every optimizer step."""
-        if self.log_temperature is not None:
-            self.log_temperature.clamp_(*self._range)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision != "bf16":
-            return nullcontext()
-        return torch.autocast(next(self.parameters()).device.type, torch.bfloat16)
-
-    @contextmanager
-    def _chunk_random(self) -> Iterator[None]:
-        """Where dropout cannot be keyed, seed torch's generators by the chunk, and put them back afterwards."""
-        if self.unreplayable is None or not self.training:
-            yield
-            return
-        with torch.random.fork_rng():
-            torch.manual_seed(dropout.chunk_seed())
-            yield
-
-    def _pool(self, inputs: Inputs) -> Tensor:
-        if "pixel_values" in inputs:
-            return self._pool_image(inputs["pixel_values"])
-        output = self.encoder(**inputs, output_hidden_states=self.pooling == "first_last")
-        last: Tensor = output.last_hidden_state
-        if self.pooling == "first_last":
-            last = (output.hidden_states[1] + last) / 2
-        with torch.autocast(last.device.type, enabled=False):  # a sum of many is not kept in bf16
-            whole = last if last.dtype == torch.float64 else last.float()
-            return pool(self.pooling, whole, inputs["attention_mask"], skipped=self.skipped)
-
-    def _pool_image(self, pixels: Tensor) -> Tensor:
-        pixels = pixels.to(next(self.encoder.parameters()).dtype)
-        first_last = self.pooling == "first_last"
-        output = self.encoder(pixels, output_hidden_states=True) if first_last else self.encoder(pixels)
-        last: Tensor = output if isinstance(output, Tensor) else output.last_hidden_state
-        if last.ndim == 4:
-            return last.mean((2, 3))
-        if self.pooling == "cls":
-            return last[:, 0]
-        if first_last:
-            last = (output.hidden_states[1] + last) / 2
-        return last[:, self.prefix_tokens :].mean(1)
-
-
-def build(
-    job: JobConfig,
-    *,
-    tokenizer: Any = None,
-    image_shape: tuple[int, int, int] | None = None,
-    device: torch.device | str = "cpu",
-) -> ContrastiveModel:
-    """The job's model in training mode, on the device. Its first weights are a function of job.seed alone.
-
-    tokenizer: for `bert`, whose vocabulary it sets. image_shape: channels, height, width, for `vit` and `resnet`.
-    Raises ModelError where the job asks for what cannot be made.
-    """
-    seed = randomness.init_seed(job.seed)
-    # Constructors draw from the global generator before `initialise` overwrites what they drew.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        encoder = make_encoder(job, vocabulary=None if tokenizer is None else len(tokenizer), image_shape=image_shape)
-        model = ContrastiveModel(job, encoder, skipped=_prompt_tokens(tokenizer, reading(job)))
-    initialise(model.head, seed, "head")
-    if model.mlm is not None:
-        initialise(model.mlm, seed, "mlm")
-    dropout.replace_dropout(encoder)
-    if job.model.name not in (None, *BUILT):
-        model.unreplayable = dropout.why_unreplayable(encoder, _example(job, image_shape))
-        if model.unreplayable is not None:
-            dropout.restore_dropout(encoder)
-    if job.model.precision == "fp64":
-        model = model.double()
-    if job.execution.compile:
-        dropout.leave_uncompiled()
-        model.encoder.compile(dynamic=job.task == "sentence" or None)
-    return model.to(device).train()
-
-
-def import_code(job: JobConfig) -> None:
-    """Import what the job's encoder is made of: seconds for all but a ResNet. In a thread, as torch's compiler, which
-    comes with transformers, leaves a frame of its import behind, and with it whatever the callers hold, a model among
-    that, stays until garbage is collected."""
-    if job.model.name != "resnet":
-        thread = threading.Thread(target=importlib.import_module, args=("jobs.models.transformer",))
-        thread.start()
-        thread.join()
-
-
-def refuse_what_parts_of_a_batch_change(model: ContrastiveModel, job: JobConfig, *, world: int) -> None:
-    """Raise ValueError where `world` ranks, or chunks, encode parts of a batch, and the encoder gives a part something
-    else than it gives the whole."""
-    if world == 1 and not job.is_chunked:
-        return
-    remedy = "or execution.ranks = 1 without micro and micro_tokens"
-    if model.unreplayable:
-        raise ValueError(
-            f"this encoder's dropout cannot be replayed ({model.unreplayable}), so ranks and chunks would "
-            f"change the result; set model.dropout = 0, {remedy}"
-        )
-    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
-    norms = [name for name, module in model.named_modules() if isinstance(module, kinds)]
-    if norms:
-        raise ValueError(
-            f"this encoder has batch norm ({norms[0]}, {len(norms)} in all), which takes its statistics per rank "
-            "and per chunk, so ranks and chunks would change the result; use an encoder with layer or group norm, "
-            + remedy
-        )
-
-
-def initial_hash(model: nn.Module) -> str:
-    """sha256, in hex, over names and values of all parameters: equal for models that start alike."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        values = parameter.detach().cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _example(job: JobConfig, image_shape: tuple[int, int, int] | None) -> dict[str, Tensor]:
-    """Two rows that any encoder of the task takes."""
-    if job.task == "sentence":
-        ids = torch.ones(2, 4, dtype=torch.int64)
-        return {"input_ids": ids, "attention_mask": ids}
-    return {"pixel_values": torch.zeros(2, *(image_shape or (3, 224, 224)))}
-
-
-def _prompt_tokens(tokenizer: Any, read: Reading) -> int:
-    """Tokens of a prompt that is not pooled, special ones before it included: as sentence-transformers counts them."""
-    if read.include_prompt or not read.prompt:
-        return 0
-    if tokenizer is None:
-        raise ModelError("this encoder's prompt is not pooled, so its tokens are counted; pass tokenizer_for(job)")
-    ids = tokenizer(read.prompt, truncation=True, max_length=read.max_tokens)["input_ids"]
-    return len(ids) - (ids[-1] in tokenizer.all_special_ids)
-
-
-def _head(job: JobConfig, width: int) -> nn.Module:
-    """Nothing, a linear map, or SimCLR's two layers (Chen et al. 2020, arXiv:2002.05709) without batch norm."""
-    out = job.model.projection_width
-    if job.model.projection == "none":
-        return nn.Identity()
-    if job.model.projection == "linear":
-        return nn.Linear(width, out)
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))
-
-
-def _masked_language_head(job: JobConfig, encoder: Any, width: int) -> MaskedLanguageHead:
-    table = encoder.get_input_embeddings() if hasattr(encoder, "get_input_embeddings") else None
-    if not isinstance(table, nn.Embedding):
-        raise ModelError(
-            f"loss.mlm_weight = {job.loss.mlm_weight} needs an encoder with a table of token embeddings, and "
-            f"model.name = '{job.model.name}' ({type(encoder).__name__}) has none; use 'bert', or mlm_weight = 0"
-        )
-    return MaskedLanguageHead(width, table)
-
-
-def _width_of(encoder: Any) -> int:
-    if not hasattr(encoder, "config"):
-        return int(encoder.width)
-    sizes = getattr(encoder.config, "hidden_sizes", None)
-    return int(sizes[-1] if sizes else encoder.config.hidden_size)
-
-
-def _prefix_tokens(encoder: Any) -> int:
-    """Tokens of an image encoder's output before those of the patches."""
-    embeddings = getattr(encoder, "embeddings", None)
-    has_cls = getattr(embeddings, "cls_token", None) is not None
-    return int(has_cls) + int(getattr(getattr(encoder, "config", None), "num_register_tokens", 0) or 0)
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("jobs.models.model"), name)

