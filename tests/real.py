@@ -126,7 +126,7 @@ def _forking() -> Forking:
     return stack.enter_context(forking(Path(folder)))
 
 
-AT_ANY_TIME = ("ORCHESTRATOR_", "PYTEST_", "MLFLOW_TRACKING_URI", "HOME", "COLUMNS", "PWD")
+AT_ANY_TIME = ("ORCHESTRATOR_", "PYTEST_", "MLFLOW_TRACKING_URI", "HOME", "COLUMNS", "PWD", "RAY_ADDRESS")
 """Variables that are read when they are needed. Of others some are read with an import, which is over."""
 
 _environment = dict(os.environ)
@@ -161,16 +161,22 @@ def ended(folder: RunFolder) -> int:
 
 @contextlib.contextmanager
 def driver(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    """The command line as a process in a session of its own; whatever is left of it in the end is killed."""
-    process = subprocess.Popen(
-        command(*arguments),
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=QUICK | os.environ | dict(env or {}),
-    )
+    """The command line as a process in a session of its own; whatever is left of it in the end is killed. It is forked
+    from one that has imported everything, unless its environment has what imports read."""
+    whole = QUICK | os.environ | dict(env or {})
+    process: subprocess.Popen[str]
+    if _differs(whole):
+        process = subprocess.Popen(
+            command(*arguments),
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env=whole,
+        )
+    else:
+        process = _forking().start(*arguments, cwd=cwd, env=whole)
     try:
         yield process
     finally:
@@ -249,12 +255,16 @@ def named(names: tuple[str, ...], parent: int | None = None) -> list[psutil.Proc
 
 
 def wait_for(condition: Callable[[], Any], *, seconds: float = 120, what: str = "it") -> Any:
-    """The first true value of `condition`. Fails when that takes too long."""
+    """The first true value of `condition`. Fails when that takes too long. Most of the time is left to those who are
+    waited for: a look that takes long is taken seldom."""
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
-        time.sleep(0.02)
-    return found
+    while True:
+        began = time.monotonic()
+        if found := condition():
+            return found
+        now = time.monotonic()
+        assert now < deadline, f"{what} did not happen within {seconds:g} s"
+        time.sleep(min(max(0.02, 4 * (now - began)), 1.0))
 
 
 @contextlib.contextmanager
