@@ -26,7 +26,7 @@ test: lint .venv/minilm ## lint, types and every test but the soak
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: lint ## lint, types and the fast tests
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not soak" $(FAST:%=tests/test_%.py)
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not soak" $(foreach name,$(FAST),$(wildcard tests/*/test_$(name).py tests/*/*/test_$(name).py))
 
 lint: .venv/installed ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -19,36 +19,28 @@ from pydantic import ValidationError
 
 from jobs.config import ConfigError, Execution, Fault, canonical, nearest
 from jobs.config import faults as config_faults
-from orchestrator import (
-    cluster,
-    cluster_board,
-    cluster_picture,
-    creation,
-    doctor,
-    ending,
-    exits,
-    holding,
-    provenance,
-    readiness,
-    runs,
-    scratch,
-    threads,
-    verify,
-)
-from orchestrator import plan as planning
 from orchestrator import sweep as sweeps
-from orchestrator.creation import SweepChanged
-from orchestrator.exits import Exit
-from orchestrator.leaving import Leaving, ended_by_sigterm, quiet, signals
+from orchestrator import verify
+from orchestrator.cli import exit_codes
+from orchestrator.cli.exit_codes import Exit
 from orchestrator.ledger import Ledger, this_process
-from orchestrator.plan import Plan
-from orchestrator.progress import Progress
-from orchestrator.room import Room
-from orchestrator.runs import RunFolder
-from orchestrator.session import Session
-from orchestrator.sharing import Claim
+from orchestrator.preflight import doctor, requirements
+from orchestrator.run_dir import creation, provenance
+from orchestrator.run_dir import folder as runs
+from orchestrator.run_dir.creation import SweepChanged
+from orchestrator.run_dir.folder import RunFolder
+from orchestrator.session import cluster, ending, holding
+from orchestrator.session.cluster import board, picture
+from orchestrator.session.cluster.room import Room
+from orchestrator.session.cluster.sharing import Claim
+from orchestrator.session.progress import Progress
+from orchestrator.session.session import Session
+from orchestrator.session.shutdown import Leaving, ended_by_sigterm, quiet, signals
+from orchestrator.sweep import plan as planning
+from orchestrator.sweep.plan import Plan
 from orchestrator.sweep.values import with_none
-from orchestrator.terminal import caught
+from orchestrator.system import scratch, threads
+from orchestrator.system.terminal import caught
 
 if TYPE_CHECKING:
     from orchestrator import tracking
@@ -89,20 +81,20 @@ def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (),
     """
     plan = planning.make(sweeps.load(sweep_file, overrides))
     folder = runs.at(into)
-    notes = readiness.check_shared(folder, offline=options.offline)
+    notes = requirements.check_shared(folder, offline=options.offline)
     if folder.exists:
-        with contextlib.closing(folder.open()) as ledger, cluster_board.kept(ledger):
+        with contextlib.closing(folder.open()) as ledger, board.kept(ledger):
             begun = planning.stored(ledger.run.sweep, ledger.run.rules)
             _refuse_changes(folder, begun, plan)
             return _continue(begun.with_limits(plan.sweep), folder, ledger, options, notes=notes)
     creation.refuse_what_is_no_run(folder, sweep_file)
-    readiness.check_cluster(plan, readiness.largest(plan))
+    requirements.check_cluster(plan, requirements.largest(plan))
     doctor.refuse(folder, plan)
     examined = provenance.examine(plan, meanwhile=_load)
     creation.refuse_what_is_no_run(folder, sweep_file)  # the checks took their time
-    readiness.check_tracking(folder, offline=options.offline)
+    requirements.check_tracking(folder, offline=options.offline)
     created = creation.create(sweep_file, plan, folder, provenance=examined.record)
-    with contextlib.closing(created) as ledger, cluster_board.kept(ledger):
+    with contextlib.closing(created) as ledger, board.kept(ledger):
         return _drive(plan, folder, ledger, options, record=examined.record, notes=[*notes, *examined.notes])
 
 
@@ -116,8 +108,8 @@ def resume(
 ) -> int:
     """Continue a run from its ledger. Of the failed trials, those that `again` says get another attempt or are given
     up; new attempts have other `execution` settings if given. Returns the exit code; raises as `launch` does."""
-    notes = readiness.check_shared(folder, offline=options.offline)
-    with contextlib.closing(folder.open()) as ledger, cluster_board.kept(ledger):
+    notes = requirements.check_shared(folder, offline=options.offline)
+    with contextlib.closing(folder.open()) as ledger, board.kept(ledger):
         plan = planning.stored(ledger.run.sweep, ledger.run.rules)
         return _continue(plan, folder, ledger, options, again=again, execution=execution, notes=notes)
 
@@ -135,11 +127,11 @@ def _continue(
     """Go on with a run by the plan that it was begun with, if what it needs is there and is what it was."""
     record: dict[str, Any] | None = None
     if _is_left(ledger, again):  # else the run's nodes and data may be gone
-        ranks, progress = readiness.largest(plan, ledger, execution), Progress(plan, ledger)
+        ranks, progress = requirements.largest(plan, ledger, execution), Progress(plan, ledger)
         with _logged(folder, progress):
-            readiness.await_room(plan, ranks, say=progress.say)
+            requirements.await_room(plan, ranks, say=progress.say)
             progress.release()
-            readiness.check_cluster(plan, ranks)
+            requirements.check_cluster(plan, ranks)
             doctor.refuse(folder, plan)
         recorded = ledger.run.provenance
         with provenance.looked_for_in(provenance.folder_of(ledger.run.environment)):
@@ -197,24 +189,24 @@ def _drive(
     """One session. record: the provenance of what is trained now, None where nothing is left to train."""
     from orchestrator import tracking
 
-    readiness.check_tracking(folder, offline=options.offline)
-    grace_s = readiness.grace_s()
+    requirements.check_tracking(folder, offline=options.offline)
+    grace_s = requirements.grace_s()
     progress = Progress(plan, ledger)
     with contextlib.ExitStack() as stack:
         stack.enter_context(holding.held(ledger, say=progress.say))
         stack.enter_context(_logged(folder, progress))
-        ranks = readiness.largest(plan, ledger, execution)
+        ranks = requirements.largest(plan, ledger, execution)
         base = provenance.folder_of(ledger.run.environment)
         session = Session(
             plan,
             ledger,
             folder,
-            concurrent=readiness.concurrent(plan, ranks),
+            concurrent=requirements.concurrent(plan, ranks),
             tell=progress.tell,
             execution=execution,
             expected=None if record is None else provenance.expected(record, base),
         )
-        uri = None if options.offline else readiness.tracking_uri(folder)
+        uri = None if options.offline else requirements.tracking_uri(folder)
         projection = None if uri is None else tracking.Projection(ledger, uri, say=progress.say)
         leave = Leaving(ledger, progress)
         began = time.time()
@@ -271,7 +263,7 @@ def _logged(folder: RunFolder, progress: Progress) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        progress.note(folder.log, exits.logged(error))
+        progress.note(folder.log, exit_codes.logged(error))
         raise
 
 
@@ -291,7 +283,8 @@ def _answer(
     began: float,
 ) -> bool:
     """Write the report, show the verdict, and tell MLflow. Whether it was told everything, where it is told at all."""
-    from orchestrator import publish, report
+    from orchestrator import report
+    from orchestrator.tracking import publish
 
     answer: dict[str, Any] = {}
     if not session.storage_full:
@@ -323,7 +316,7 @@ def _prove(folder: RunFolder, ledger: Ledger, uri: str | None) -> tuple[Exit, li
 def _load() -> None:
     """Import what `_execute` will need, Ray among it: seconds, which something else may take as well."""
     with caught():
-        from orchestrator import executor  # noqa: F401
+        from orchestrator.session import tune_executor  # noqa: F401
 
 
 def _execute(
@@ -333,10 +326,10 @@ def _execute(
     if session.finished():
         session.close()
         return
-    from orchestrator import executor
+    from orchestrator.session import tune_executor
 
     resources = plan.sweep.resources
-    shape = executor.Shape(
+    shape = tune_executor.Shape(
         ranks, resources.cpus_per_rank, resources.gpus_per_rank, resources.placement, resources.accelerator_type
     )
 
@@ -344,15 +337,15 @@ def _execute(
         leave.now(Exit.CLUSTER_DIED, f"the Ray cluster died under the driver: {what}; run the same command again")
 
     def seen(nodes: list[cluster.Node]) -> None:
-        fit = readiness.concurrent(plan, ranks, nodes)
+        fit = requirements.concurrent(plan, ranks, nodes)
         if session.resize(fit):
             room = f"{fit} trial{'s' * (fit != 1)} at once"
             progress.say(f"the cluster has {len(nodes)} nodes now: {room if fit else 'no trial fits, and all wait'}")
 
     card = {
-        cluster_picture.SWEEP: plan.sweep.name,
-        cluster_picture.RUN: folder.name,
-        cluster_picture.DRIVER: this_process().partition(" [")[0],
+        picture.SWEEP: plan.sweep.name,
+        picture.RUN: folder.name,
+        picture.DRIVER: this_process().partition(" [")[0],
     }
     try:
         with scratch.folder("sweep") as place:
@@ -361,11 +354,11 @@ def _execute(
             with (
                 cluster.session(cpus=os.cpu_count() or 1, card=card),
                 cluster.watched(died, seen, session.fail),
-                _shared(plan, session, executor.slot(shape), progress) as room,
+                _shared(plan, session, tune_executor.slot(shape), progress) as room,
             ):
                 if (own := cluster.own_folder()) is not None:
                     scratch.remember(place, own)
-                executor.run(session, shape=shape, scratch=place, room=room)
+                tune_executor.run(session, shape=shape, scratch=place, room=room)
     finally:
         session.close()
 
@@ -377,8 +370,8 @@ def _shared(plan: Plan, session: Session, slot: Claim, progress: Progress) -> It
     if cluster.address() is None:
         yield None
         return
-    painter = cluster_picture.Painter()
-    with Room(painter, slot, grows=readiness.grows(plan), say=progress.say, waits=session.waits) as room:
+    painter = picture.Painter()
+    with Room(painter, slot, grows=requirements.grows(plan), say=progress.say, waits=session.waits) as room:
         room.look()
         room.watch(session.fail)
         yield room

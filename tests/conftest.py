@@ -126,7 +126,9 @@ def _what_is_there_stays() -> None:
 def forkserver() -> ForkServerContext:
     """A process that has imported torch once: a rank forked from it starts in milliseconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "jobs.losses", "jobs.models", "jobs.evaluate"])
+    context.set_forkserver_preload(
+        ["torch", "torch.distributed", "jobs.losses", "jobs.models", "jobs.metrics.evaluate"]
+    )
     return context
 
 

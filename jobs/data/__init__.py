@@ -9,15 +9,15 @@ from typing import Any
 
 from jobs.config import JobConfig
 from jobs.data.batches import Ids, Inputs, Views, batch_rows
-from jobs.data.check import check, described, digests, fingerprint
-from jobs.data.duplicates import note_on_batch
 from jobs.data.formats import DataError
 from jobs.data.images import ImageEvaluation, ImageExamples, image_evaluation, image_examples
-from jobs.data.links import looked_at_once
-from jobs.data.pixels import Images
-from jobs.data.scored import SentenceEvaluation, sentence_evaluation
+from jobs.data.images.links import looked_at_once
+from jobs.data.images.pixels import Images
 from jobs.data.sentences import SentenceExamples, sentence_examples, tokenizer_for
+from jobs.data.sentences.duplicates import note_on_batch
+from jobs.data.sentences.scored import SentenceEvaluation, sentence_evaluation
 from jobs.data.sources import open_table
+from jobs.data.validate import check, described, digests, fingerprint
 
 __all__ = [
     "DataError",

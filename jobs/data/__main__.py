@@ -24,15 +24,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs import pretrained
 from jobs.config import ConfigError, JobConfig, load_job
-from jobs.data.check import check, check_encoder_here, digests, fingerprint, train_rows
+from jobs.core.plain import visible_lines
 from jobs.data.formats import DataError
-from jobs.data.links import looked_at_once
+from jobs.data.images.links import looked_at_once
+from jobs.data.validate import check, check_encoder_here, digests, fingerprint, train_rows
 from jobs.models import ModelError
+from jobs.models.pretrained import folder as pretrained
+from jobs.models.pretrained.folder import EncoderError
 from jobs.models.reading import reading
-from jobs.plain import visible_lines
-from jobs.pretrained import EncoderError
 
 
 def main(arguments: list[str]) -> int:

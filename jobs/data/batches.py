@@ -77,7 +77,7 @@ def batch_rows(n_rows: int, *, size: int, seed: int, step: int) -> NDArray[np.in
 
 @functools.lru_cache(maxsize=2)
 def _epoch(n_rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    from jobs.randomness import ORDER, permutation
+    from jobs.core.randomness import ORDER, permutation
 
     return permutation(n_rows, ORDER, seed, epoch)
 

@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.data.arrow import leave_pandas_out
+from jobs.core.paths import DIGITS, looked_in
 from jobs.data.faults import DataError, brief, listed, short
 from jobs.data.formats import Reader, nested, reader
-from jobs.data.places import HUB, File, Located, connected, locate
-from jobs.paths import DIGITS, looked_in
+from jobs.data.formats.arrow import leave_pandas_out
+from jobs.data.resolve import HUB, File, Located, connected, locate
 
 
 class Names(tuple[str, ...]):

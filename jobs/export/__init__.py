@@ -20,14 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs import checkpoint, data, manifest, models, storage, trial
+from jobs import data, models
+from jobs.artifacts import checkpoint, manifest, storage, trial_dir
 from jobs.config import Execution, JobConfig
-from jobs.data.pixels import standardised
-from jobs.data.tokens import tokenised
+from jobs.data.images.pixels import standardised
+from jobs.data.sentences.tokens import tokenised
 from jobs.export import card, folder
 from jobs.export.card import About
 from jobs.models import ContrastiveModel
-from jobs.pretrained import BUILT
+from jobs.models.pretrained.folder import BUILT
 
 __all__ = ["About", "Differs", "export"]
 
@@ -67,8 +68,8 @@ def export(
         ) from error
     tokenizer, image_shape, unsure = _inputs(place, job, source, remote)
     model = models.build(job, tokenizer=tokenizer, image_shape=image_shape).eval()
-    trained = extra.get(trial.READING) or (_result(place, source, remote) or {}).get(trial.READING)
-    trial.refuse_other_reading(trained, model.reading.record)
+    trained = extra.get(trial_dir.READING) or (_result(place, source, remote) or {}).get(trial_dir.READING)
+    trial_dir.refuse_other_reading(trained, model.reading.record)
     if trained is None and job.task == "sentence" and job.model.name not in (None, *BUILT):
         unsure.append(
             f"an earlier version has not recorded how model.name = '{job.model.name}' was read when the trial began; "
@@ -107,7 +108,7 @@ def refuse_existing(dest: Path) -> None:
 def _job(place: storage.Storage, source: Path, remote: str | None) -> JobConfig:
     """The trial's job, computed on one CPU: how it was computed says nothing of the encoder."""
     try:
-        job = trial.read_job(place)
+        job = trial_dir.read_job(place)
     except (IsADirectoryError, ValueError, RecursionError) as error:
         raise ValueError(_damaged("job.json", source, remote, error)) from error
     if job is None:
@@ -119,28 +120,28 @@ def _job(place: storage.Storage, source: Path, remote: str | None) -> JobConfig:
     return job.model_copy(update={"execution": execution})
 
 
-def _points(place: storage.Storage, source: Path, remote: str | None, *, until: int) -> list[trial.Point]:
+def _points(place: storage.Storage, source: Path, remote: str | None, *, until: int) -> list[trial_dir.Point]:
     """What was measured until then."""
     try:
-        return trial.points_of(place.read(trial.POINTS) or "", until=until)
+        return trial_dir.points_of(place.read(trial_dir.POINTS) or "", until=until)
     except (IsADirectoryError, ValueError) as error:
-        raise ValueError(_damaged(trial.POINTS, source, remote, error)) from error
+        raise ValueError(_damaged(trial_dir.POINTS, source, remote, error)) from error
 
 
 def _result(place: storage.Storage, source: Path, remote: str | None) -> dict[str, Any] | None:
     """What its training ended with."""
     try:
-        text = place.read(trial.RESULT)
-        return None if text is None else trial.result_of(text)
+        text = place.read(trial_dir.RESULT)
+        return None if text is None else trial_dir.result_of(text)
     except (IsADirectoryError, ValueError) as error:
-        raise ValueError(_damaged(trial.RESULT, source, remote, error)) from error
+        raise ValueError(_damaged(trial_dir.RESULT, source, remote, error)) from error
 
 
 def _damaged(name: str, source: Path, remote: str | None, error: Exception) -> str:
     """What to do about a file of the trial that cannot be read."""
     return (
-        f"{name} of {remote or source} is damaged ({trial.reason(error)}); put a copy of it there, or, if the trial is "
-        "one of a run, have it written again as the ledger has it: orchestrator resume RUN"
+        f"{name} of {remote or source} is damaged ({trial_dir.reason(error)}); put a copy of it there, or, if the "
+        "trial is one of a run, have it written again as the ledger has it: orchestrator resume RUN"
     )
 
 

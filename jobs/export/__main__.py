@@ -23,9 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run")
     parser.add_argument("--arm")
     options = parser.parse_args(arguments)
+    from jobs.artifacts.storage import StorageFull
+    from jobs.core.plain import visible_lines
     from jobs.export import About, Differs, export
-    from jobs.plain import visible_lines
-    from jobs.storage import StorageFull
 
     _be_quiet()
     about = About(question=options.question, run=options.run, arm=options.arm)

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.artifacts.trial_dir import Point
 from jobs.config import COMPUTING, JobConfig
-from jobs.plain import markdown
-from jobs.pretrained import BUILT
-from jobs.trial import Point
+from jobs.core.plain import markdown
+from jobs.models.pretrained.folder import BUILT
 
 POOLED = {
     "cls": "the first token",

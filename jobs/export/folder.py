@@ -22,10 +22,10 @@ from torch import nn
 
 import jobs.models
 from jobs.config import JobConfig
-from jobs.data.pixels import MEAN, STD
+from jobs.data.images.pixels import MEAN, STD
 from jobs.models import ContrastiveModel, ModelError, Reading
+from jobs.models.pretrained.modules import FLAGS
 from jobs.models.resnet import ResNet
-from jobs.modules import FLAGS
 
 SENTENCE_TRANSFORMERS = "sentence_transformers.models."
 """Under this name versions 5 and 6 both find their modules."""

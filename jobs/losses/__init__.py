@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jobs.collectives import Group, gather_rows, ring, sum_rows, world_of
+from jobs.core.collectives import Group, gather_rows, ring, sum_rows, world_of
 from jobs.losses.problem import HARD, QUERIES, Problem, Request, agreed_problem
 from jobs.losses.stream import Table, gradients, reduce_rows
 from jobs.losses.tiles import FAR, Rows
@@ -98,7 +98,7 @@ def contrastive_loss(
     margin: cosine units, taken off the positive's similarity.
     symmetric: mean of both directions. same_side: anchors see their own side too, SimCLR's 2B - 2 negatives.
     pool: consecutive pairs of the global batch, in rank order, that share negatives; the last may be short.
-    tile: rows and columns of logits held at once; None chooses. exchange: see `jobs.collectives`.
+    tile: rows and columns of logits held at once; None chooses. exchange: see `jobs.core.collectives`.
 
     Returns a scalar, the same on every rank, float32 (float64 for float64 features). Its backward gives this rank's
     share: complete gradients of its own rows, and of temperature and bias the part of its own anchors, so that a sum

@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from jobs.collectives import Group, agree, rank_of, world_of
+from jobs.core.collectives import Group, agree, rank_of, world_of
 
 NAMES = ("infonce", "infonce_ce", "infonce_matched", "dcl", "flatnce", "siglip")
 EXCHANGES = ("gather", "ring")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jobs import randomness
+from jobs.core import randomness
 
 ATTENTION = "keyed_dropout"
 """Name under which transformers finds the attention of transformer.py."""

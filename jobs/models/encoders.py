@@ -10,12 +10,12 @@ from zlib import crc32
 import torch
 from torch import nn
 
-from jobs import randomness
 from jobs.config import JobConfig
+from jobs.core import randomness
 from jobs.models.errors import ModelError
+from jobs.models.pretrained.folder import BUILT
 from jobs.models.reading import reading
 from jobs.models.resnet import ResNet
-from jobs.pretrained import BUILT
 
 TOKEN_SPREAD = 0.02
 """Standard deviation of a new BERT's embeddings, as Devlin et al. 2019 (arXiv:1810.04805)."""

@@ -6,8 +6,8 @@ from typing import Any
 
 from jobs.config import JobConfig
 from jobs.models.errors import ModelError
+from jobs.models.pretrained.folder import BUILT
 from jobs.models.reading import Reading, reading
-from jobs.pretrained import BUILT
 
 
 def check_encoder(job: JobConfig, tokenizer: Any) -> list[str]:

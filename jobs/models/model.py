@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jobs import randomness
 from jobs.config import JobConfig
-from jobs.mlm import MaskedLanguageHead
+from jobs.core import randomness
 from jobs.models import dropout
 from jobs.models.dropout import dropout_keys
 from jobs.models.encoders import initialise, make_encoder
 from jobs.models.errors import ModelError
 from jobs.models.fitness import check_encoder, check_views
+from jobs.models.mlm import MaskedLanguageHead
 from jobs.models.pooling import pool
+from jobs.models.pretrained.folder import BUILT
 from jobs.models.reading import Reading, reading
-from jobs.pretrained import BUILT
 
 __all__ = [
     "ContrastiveModel",

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs import pretrained
 from jobs.config import JobConfig
-from jobs.failures import words_of
+from jobs.core.failures import words_of
 from jobs.models.errors import ModelError
-from jobs.modules import ENDLESS, FolderError, Says, modules_of, says, settings_of
-from jobs.pretrained import BUILT
+from jobs.models.pretrained import folder as pretrained
+from jobs.models.pretrained.folder import BUILT
+from jobs.models.pretrained.modules import ENDLESS, FolderError, Says, modules_of, says, settings_of
 
 MAX_TOKENS = 32
 """Longest sentence where neither the job nor the encoder's folder says anything."""

@@ -25,14 +25,14 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from jobs import pretrained
 from jobs.config import JobConfig
-from jobs.failures import words_of
-from jobs.models import weights
-from jobs.models.anatomy import Anatomy, anatomy, read_config, set_dropout
+from jobs.core.failures import words_of
+from jobs.core.paths import is_folder_here, looked_in
 from jobs.models.dropout import ATTENTION, drop
 from jobs.models.errors import ModelError
-from jobs.paths import is_folder_here, looked_in
+from jobs.models.pretrained import folder as pretrained
+from jobs.models.pretrained import weights
+from jobs.models.pretrained.anatomy import Anatomy, anatomy, read_config, set_dropout
 
 
 def bert(job: JobConfig, vocabulary: int, max_tokens: int) -> nn.Module:

@@ -5,14 +5,12 @@ state is one transaction; every write of a driver checks the fencing token of it
 first value of a point stands. Imports neither torch nor ray nor mlflow nor optuna.
 """
 
-from orchestrator.process import this_process
-
-from .damage import damage_at
-from .database import probe, sqlite_url
-from .glance import Finished, finished
-from .ledger import Ledger
-from .outage import OUTAGE_S, Outage
-from .values import (
+from orchestrator.ledger.damage import damage_at
+from orchestrator.ledger.database import probe, sqlite_url
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.outage import OUTAGE_S, Outage
+from orchestrator.ledger.readonly import Finished, finished
+from orchestrator.ledger.records import (
     TRIAL_STATES,
     WAITS,
     Attempt,
@@ -35,6 +33,7 @@ from .values import (
     Trial,
     TrialState,
 )
+from orchestrator.system.process import this_process
 
 __all__ = [
     "OUTAGE_S",

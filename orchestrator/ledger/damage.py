@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import quote
 
-from .database import parsed
+from orchestrator.ledger.database import parsed
 
 TOLD = 3
 """How many of its complaints are told."""

@@ -25,12 +25,18 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from orchestrator import scratch
-from orchestrator.masking import MASK, masked
-
-from . import postgres
-from .postgres import LOCK_TIMEOUT_S
-from .values import LedgerAway, LedgerDamaged, LedgerError, LedgerMissing, LedgerUnavailable, Undecodable
+from orchestrator.ledger import postgres
+from orchestrator.ledger.postgres import LOCK_TIMEOUT_S
+from orchestrator.ledger.records import (
+    LedgerAway,
+    LedgerDamaged,
+    LedgerError,
+    LedgerMissing,
+    LedgerUnavailable,
+    Undecodable,
+)
+from orchestrator.system import scratch
+from orchestrator.system.masking import MASK, masked
 
 DAMAGED = ("malformed", "not a database", "corrupt", "decode to UTF-8", "disk I/O error")
 """Words of SQLite's for a file that is no database, or not any more."""

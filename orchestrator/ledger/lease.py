@@ -14,12 +14,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from orchestrator.process import is_gone
-
-from . import schema
-from .database import Database
-from .outage import RETRIED
-from .values import LeaseHeld, LeaseLost
+from orchestrator.ledger import schema
+from orchestrator.ledger.database import Database
+from orchestrator.ledger.outage import RETRIED
+from orchestrator.ledger.records import LeaseHeld, LeaseLost
+from orchestrator.system.process import is_gone
 
 UNKNOWN_TTL_S = 30.0
 """For how long a lease holds that does not say so: older programs took it for this long."""

@@ -17,14 +17,12 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from orchestrator.masking import masked
-
-from . import schema
-from .damage import damage
-from .database import Database
-from .lease import LastHolder, Lease, busy
-from .outage import RETRIED, Outage
-from .values import (
+from orchestrator.ledger import schema
+from orchestrator.ledger.damage import damage
+from orchestrator.ledger.database import Database
+from orchestrator.ledger.lease import LastHolder, Lease, busy
+from orchestrator.ledger.outage import RETRIED, Outage
+from orchestrator.ledger.records import (
     TRIAL_STATES,
     Attempt,
     AttemptState,
@@ -41,6 +39,7 @@ from .values import (
     Trial,
     TrialState,
 )
+from orchestrator.system.masking import masked
 
 PENDING: tuple[TrialState, ...] = ("queued", "running", "failed")
 """States from which a trial may be queued again. What is done or pruned stays."""

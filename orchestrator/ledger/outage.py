@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-from .values import LedgerAway
+from orchestrator.ledger.records import LedgerAway
 
 OUTAGE_S = 300.0
 """How long a database may be away: a restart or a failover takes less."""

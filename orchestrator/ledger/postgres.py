@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from .values import LedgerError
+from orchestrator.ledger.records import LedgerError
 
 LOCK_TIMEOUT_S = 30
 """How long a transaction waits for another process's. The longest of ours takes well under a second."""

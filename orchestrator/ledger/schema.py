@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeDecorator, UserDefinedType
 
-from .values import LedgerError, Undecodable
+from orchestrator.ledger.records import LedgerError, Undecodable
 
 VERSION = 3
 """Version of the tables below."""

@@ -3,12 +3,12 @@ a table for the terminal (`table`) and as a short description (`note`). Works at
 yet is said, not guessed. `write_several` and `table_of_several` are the same for several runs at once, which `names`
 names."""
 
-from orchestrator.report.evidence import answer
-from orchestrator.report.files import write, write_several
-from orchestrator.report.note import note, numbers
-from orchestrator.report.several import answer as answer_of_several
-from orchestrator.report.several import folder_name, names
-from orchestrator.report.text import table, table_of_several
+from orchestrator.report.formatting import table, table_of_several
+from orchestrator.report.mlflow_note import note, numbers
+from orchestrator.report.summary.evidence import answer
+from orchestrator.report.summary.multi_run import answer as answer_of_several
+from orchestrator.report.summary.multi_run import folder_name, names
+from orchestrator.report.write import write, write_several
 
 __all__ = [
     "answer",

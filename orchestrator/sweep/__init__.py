@@ -3,8 +3,21 @@
 Imports no torch, ray, optuna or mlflow: `orchestrator --help` and `plan` must be quick.
 """
 
-from .model import Arm, Confirm, Metric, Resources, Retry, Space, Sweep, Tune, arms_of, flatten, merged, resolved
-from .reading import load
+from orchestrator.sweep.load import load
+from orchestrator.sweep.model import (
+    Arm,
+    Confirm,
+    Metric,
+    Resources,
+    Retry,
+    Space,
+    Sweep,
+    Tune,
+    arms_of,
+    flatten,
+    merged,
+    resolved,
+)
 
 __all__ = [
     "Arm",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jobs.config import Fault
-from orchestrator.remote import credentials
+from orchestrator.run_dir.bucket import credentials
 from orchestrator.sweep.model import Arm, Space, Sweep, flatten
 from orchestrator.sweep.values import repeated, shown
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel
 
 from jobs.config import JobConfig
-from jobs.faults import section_of
+from jobs.config.validation import section_of
 
 NONE = ("none", "null")
 """Texts that stand for None, in upper or lower case."""

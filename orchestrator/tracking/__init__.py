@@ -3,9 +3,9 @@
 MLflow is imported inside functions: it takes seconds, which a thread spends while the first trial is starting.
 """
 
-from .encoders import LOGGED, MOVED, Encoder, logged
-from .projection import Projection
-from .store import (
+from orchestrator.tracking.encoders import LOGGED, MOVED, Encoder, logged
+from orchestrator.tracking.projection import Projection
+from orchestrator.tracking.store import (
     UI_ENVIRONMENT,
     TrackingUnavailable,
     check,

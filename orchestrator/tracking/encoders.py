@@ -15,9 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.plain import visible
-from orchestrator import scratch
+from jobs.core.plain import visible
 from orchestrator.ledger import Event, Run, Trial
+from orchestrator.system import scratch
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,7 +91,7 @@ def save(encoder: Path, folder: Path, *, model_id: str | None = None) -> None:
     mlflow.pyfunc.save_model(
         path=str(folder),
         mlflow_model=mlflow.models.Model(model_id=model_id),
-        python_model=str(Path(__file__).with_name("served.py")),
+        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
         artifacts={"encoder": str(encoder)},
         pip_requirements=[f"{name}=={_public(metadata.version(name))}" for name in REQUIREMENTS],
     )

@@ -15,14 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.plain import beginning, markdown
-from orchestrator import threads
+from jobs.core.plain import beginning, markdown
 from orchestrator.ledger import LeaseLost, Ledger, Run, Trial
-
-from . import encoders, told, view
-from .encoders import LOGGED, Encoder
-from .settle import settle
-from .store import artifact_root, connect, prepare
+from orchestrator.system import threads
+from orchestrator.tracking import encoders, metadata, view
+from orchestrator.tracking.encoders import LOGGED, Encoder
+from orchestrator.tracking.settle import settle
+from orchestrator.tracking.store import artifact_root, connect, prepare
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -216,10 +215,10 @@ class Projection:
             return trial.mlflow_run_id
         run_id, made = self._adopted.pop(trial.id, None), False
         if run_id is None:
-            tags = told.identity(self._ledger.run, "trial")
+            tags = metadata.identity(self._ledger.run, "trial")
             tags |= {"mlflow.parentRunId": self._parent, "orchestrator.trial": trial.id}
             start = None if trial.started is None else int(trial.started * 1000)
-            new = client.create_run(self._experiment_id, start, tags, run_name=told.name(trial))
+            new = client.create_run(self._experiment_id, start, tags, run_name=metadata.name(trial))
             run_id, made = str(new.info.run_id), True
         try:
             self._ledger.set_mlflow_run(trial.id, run_id)
@@ -236,21 +235,21 @@ class Projection:
         self._tell_points(
             client, replace(trial, mlflow_run_id=run_id)
         )  # first, so that a run that is over in MLflow is whole there
-        params = [Param(key, value) for key, value in told.flat(trial.job)]
+        params = [Param(key, value) for key, value in metadata.flat(trial.job)]
         attempts, metric = self._ledger.attempts(trial.id), self._metric()
-        tags = [RunTag(key, value) for key, value in told.tags(trial, attempts, metric)]
+        tags = [RunTag(key, value) for key, value in metadata.tags(trial, attempts, metric)]
         ended = int((trial.ended or 0) * 1000)
         plotted = {point.key for point in self._ledger.points(trial.id)}
-        metrics = [Metric(key, value, ended, trial.step or 0) for key, value in told.finals(trial, plotted)]
+        metrics = [Metric(key, value, ended, trial.step or 0) for key, value in metadata.finals(trial, plotted)]
         for some in _parts(params, PARAMS_PER_CALL):
             client.log_batch(run_id, params=some)
         client.log_batch(run_id, metrics=metrics, tags=tags)
-        if data := told.datasets(trial):
+        if data := metadata.datasets(trial):
             client.log_inputs(run_id, data)
         if trial.state in ("queued", "running"):
-            client.update_run(run_id, told.status_of(trial))
+            client.update_run(run_id, metadata.status_of(trial))
         else:
-            client.set_terminated(run_id, told.status_of(trial), ended)
+            client.set_terminated(run_id, metadata.status_of(trial), ended)
         self._ledger.mark_trial_projected(trial)
 
     def _metric(self) -> str:
@@ -274,17 +273,17 @@ class Projection:
             tags = {"orchestrator.state": run.state, **{f"trials.{state}": str(n) for state, n in counts.items()}}
             client.log_batch(parent, tags=[RunTag(key, value) for key, value in tags.items()])
             if run.state in ("planned", "queued", "running"):
-                client.update_run(parent, told.RUN_STATUS[run.state])
+                client.update_run(parent, metadata.RUN_STATUS[run.state])
             else:
                 ends = [trial.ended for trial in self._ledger.trials() if trial.ended is not None]
-                client.set_terminated(parent, told.RUN_STATUS[run.state], int(max(ends) * 1000) if ends else None)
+                client.set_terminated(parent, metadata.RUN_STATUS[run.state], int(max(ends) * 1000) if ends else None)
             self._shown = (run.state, counts)
         if self._report is not None:
             self._tell_report(client, run, self._report)
         while self._encoders:
             encoder = self._encoders[0]
             made = replace(encoder, trial=self._ledger.trial(encoder.trial.id))
-            model = encoders.tell(client, self._experiment_id, run, made, dict(told.flat(encoder.trial.job)))
+            model = encoders.tell(client, self._experiment_id, run, made, dict(metadata.flat(encoder.trial.job)))
             self._ledger.event(LOGGED, f"the best encoder of {made.trial.arm} is MLflow's model {model}", made.trial.id)
             self._encoders = self._encoders[1:]
 
@@ -292,13 +291,13 @@ class Projection:
         from mlflow.entities import Metric, RunTag
 
         tags = {view.NOTE: report.note, **report.tags}
-        client.log_batch(self._parent, tags=[RunTag(key, told.short(value)) for key, value in tags.items()])
+        client.log_batch(self._parent, tags=[RunTag(key, metadata.short(value)) for key, value in tags.items()])
         if verdict := report.tags.get("verdict"):
             said = f"{view.question(run)} {markdown(beginning(verdict, LONGEST_VERDICT))}".strip()
-            client.set_experiment_tag(self._experiment_id, view.NOTE, told.short(said))
+            client.set_experiment_tag(self._experiment_id, view.NOTE, metadata.short(said))
         client.log_artifacts(self._parent, str(report.folder), "report")
         client.log_dict(self._parent, {"sweep": run.sweep, "environment": run.environment}, "sweep.json")
-        if data := told.datasets(*self._ledger.trials(state="done")):
+        if data := metadata.datasets(*self._ledger.trials(state="done")):
             client.log_inputs(self._parent, data)
         at_ms = int(run.created * 1000)
         metrics = [Metric(key, value, at_ms, report.step) for key, value in report.metrics.items()]

@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger import Ledger, Run, Trial
-
-from . import encoders, told, view
-from .encoders import MOVED
-from .store import experiments, histories, is_deleted, search
+from orchestrator.tracking import encoders, metadata, view
+from orchestrator.tracking.encoders import MOVED
+from orchestrator.tracking.store import experiments, histories, is_deleted, search
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -104,7 +103,7 @@ class _Store:
             found = next((one for one in others if one.info.experiment_id == experiment), None)
         if found is not None and is_deleted(found):
             client.restore_run(found.info.run_id)
-        tags = told.identity(run, "sweep")
+        tags = metadata.identity(run, "sweep")
         if found is None:
             start = int(run.created * 1000)
             note = {view.NOTE: view.question(run)}
@@ -135,7 +134,7 @@ class _Store:
                 if trial.mlflow_run_id:
                     self._ledger.unproject(trial.id)
                 continue
-            tags = {**told.identity(self._ledger.run, "trial"), "orchestrator.trial": trial.id}
+            tags = {**metadata.identity(self._ledger.run, "trial"), "orchestrator.trial": trial.id}
             self._set_tags(kept, {**tags, "mlflow.parentRunId": parent})
             lost = is_deleted(kept) or (trial.id not in behind and not _shows(kept, trial))
             if trial.mlflow_run_id and (lost or kept.info.run_id != trial.mlflow_run_id):
@@ -210,7 +209,7 @@ class _Store:
     def _sound(self, trial: Trial, found: Any) -> bool:
         """Whether telling it more makes a run what the ledger says. A deleted run is restored, if so: who wants it made
         anew deletes it."""
-        wanted = dict(told.flat(trial.job))
+        wanted = dict(metadata.flat(trial.job))
         if any(wanted.get(key) != value for key, value in found.data.params.items()):
             return False
         if not is_deleted(found):
@@ -218,7 +217,7 @@ class _Store:
         run_id = found.info.run_id
         self._client.restore_run(run_id)
         curves = histories(self._client, [found])[run_id]
-        if told.compare(trial, self._ledger.points(trial.id), curves).contradicts:
+        if metadata.compare(trial, self._ledger.points(trial.id), curves).contradicts:
             self._client.delete_run(run_id)
             return False
         return True
@@ -277,8 +276,8 @@ def _is_parent(found: Any) -> bool:
 def _shows(found: Any, trial: Trial) -> bool:
     """Whether a run that was told a trial's state shows it."""
     tags, params = found.data.tags, found.data.params
-    wanted = dict(told.flat(trial.job)).items()
-    right = found.info.status == told.status_of(trial) and told.marks(trial).items() <= tags.items()
+    wanted = dict(metadata.flat(trial.job)).items()
+    right = found.info.status == metadata.status_of(trial) and metadata.marks(trial).items() <= tags.items()
     return bool(right and wanted <= params.items())
 
 

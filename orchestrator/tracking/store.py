@@ -26,11 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-from orchestrator import scratch
-from orchestrator.display import first_line
-from orchestrator.masking import masked
-
-from . import view
+from orchestrator.system import scratch
+from orchestrator.system.display import first_line
+from orchestrator.system.masking import masked
+from orchestrator.tracking import view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from jobs.plain import beginning, markdown
+from jobs.core.plain import beginning, markdown
 from orchestrator.ledger import Run
 
 TAG = "mlflow.sharedViewState."

@@ -1,8 +1,8 @@
 """Proves that ledger, MLflow and the files on disk say the same of a run, or lists what differs.
 
 Everything is read once, into `Facts`; each check is a small function of them that yields a Finding for each thing
-wrong: what it is, and what mends it. MLflow is asked through `tracking`, files are read by `python -m jobs.audit`.
-Writes nothing, but for `mend`. Imports neither torch nor ray nor optuna.
+wrong: what it is, and what mends it. MLflow is asked through `tracking`, files are read by
+`python -m jobs.artifacts.audit`. Writes nothing, but for `mend`. Imports neither torch nor ray nor optuna.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ from typing import Any
 
 from orchestrator import tracking
 from orchestrator.ledger import Attempt, LeaseHeld, Ledger, LedgerDamaged, LedgerError, Point, Run, damage_at
-from orchestrator.runs import RunError, RunFolder
-
-from . import in_itself, in_mlflow, in_origin, on_disk
-from .facts import Facts, Finding, Place, beside
-from .mending import mend
+from orchestrator.run_dir.folder import RunError, RunFolder
+from orchestrator.verify import disk_checks, ledger_checks, mlflow_checks, origin_checks
+from orchestrator.verify.facts import Facts, Finding, Place, beside
+from orchestrator.verify.mending import mend
 
 __all__ = ["faults_after", "mend", "verify"]
 
 Check = Callable[[Facts], Iterable[Finding | str]]
 
-WITHOUT_MLFLOW: Sequence[Check] = (*in_itself.CHECKS, *in_origin.CHECKS, *on_disk.CHECKS)
-FAULTS: Sequence[Check] = (*in_itself.CHECKS, *in_origin.CHECKS, *in_mlflow.CHECKS, *on_disk.CHECKS)
-NOTES: Sequence[Check] = (*on_disk.NOTES, *in_origin.NOTES, *in_mlflow.NOTES)
+WITHOUT_MLFLOW: Sequence[Check] = (*ledger_checks.CHECKS, *origin_checks.CHECKS, *disk_checks.CHECKS)
+FAULTS: Sequence[Check] = (*ledger_checks.CHECKS, *origin_checks.CHECKS, *mlflow_checks.CHECKS, *disk_checks.CHECKS)
+NOTES: Sequence[Check] = (*disk_checks.NOTES, *origin_checks.NOTES, *mlflow_checks.NOTES)
 
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError)
 """What reading a row raises that is not what a ledger writes."""
@@ -188,7 +187,7 @@ def _audit(folder: RunFolder) -> dict[str, dict[str, Any]] | None:
     if folder.remote is None and not folder.trials.is_dir():
         return None
     trials = folder.trials if folder.remote is None else folder.remote.inside("trials").uri
-    command = [sys.executable, "-m", "jobs.audit", str(trials)]
+    command = [sys.executable, "-m", "jobs.artifacts.audit", str(trials)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RunError(f"{trials} cannot be read: {done.stderr.strip().removeprefix('error: ')}")

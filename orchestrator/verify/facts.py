@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from orchestrator.display import counted
 from orchestrator.ledger import Attempt, Frozen, Point, Run, Suggestion, Trial
-from orchestrator.runs import as_argument
+from orchestrator.run_dir.folder import as_argument
+from orchestrator.system.display import counted
 
 __all__ = ["Facts", "Finding", "Place", "beside", "counted", "other_keys", "same"]
 
@@ -52,7 +52,7 @@ class Facts:
     deleted: set[str]
     """Ids of those."""
     disk: dict[str, dict[str, Any]] | None
-    """What `python -m jobs.audit` says, by trial; None when the trials do not lie on this disk."""
+    """What `python -m jobs.artifacts.audit` says, by trial; None when the trials do not lie on this disk."""
 
     def within(self, name: str) -> str:
         """The address of `name` in the run: before the query, where the run has one."""

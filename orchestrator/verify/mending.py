@@ -17,14 +17,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.storage import Folder, at, write_whole
-from jobs.trial import ATTEMPT, JOB, POINTS, RESULT, newest_step, points_in, read_attempt, reason, standing
+from jobs.artifacts.storage import Folder, at, write_whole
+from jobs.artifacts.trial_dir import (
+    ATTEMPT,
+    JOB,
+    POINTS,
+    RESULT,
+    newest_step,
+    points_in,
+    read_attempt,
+    reason,
+    standing,
+)
 from orchestrator.ledger import Attempt, Ledger, Point, Trial
-from orchestrator.remote import RemoteError
-from orchestrator.runs import RunFolder
-
-from .facts import counted, other_keys, same
-from .on_disk import may_change, other_job
+from orchestrator.run_dir.bucket import RemoteError
+from orchestrator.run_dir.folder import RunFolder
+from orchestrator.verify.disk_checks import may_change, other_job
+from orchestrator.verify.facts import counted, other_keys, same
 
 RENEW_S = 5.0
 """How often the lease is renewed meanwhile."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from jobs import checkpoint
+from jobs.artifacts import checkpoint
 
 ROUNDS = 12
 

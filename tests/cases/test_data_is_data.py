@@ -28,11 +28,11 @@ from mlflow import MlflowClient
 from real import free_port, wait_for
 
 from jobs.config import JobConfig
+from jobs.core.plain import visible
 from jobs.export import card
-from jobs.plain import visible
 from orchestrator import report
 from orchestrator.cli import main
-from orchestrator.runs import RunFolder
+from orchestrator.run_dir.folder import RunFolder
 from orchestrator.tracking import UI_ENVIRONMENT, Projection, embedded_uri, encoders, ui_command
 
 if TYPE_CHECKING:

@@ -17,13 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ledgers import start
 
-from jobs.plain import is_harmless
-from orchestrator import report, ui
+from jobs.core.plain import is_harmless
+from orchestrator import report
 from orchestrator.cli import main
-from orchestrator.leaving import quiet
-from orchestrator.progress import Progress
-from orchestrator.runs import RunFolder
-from orchestrator.terminal import Journal
+from orchestrator.run_dir.folder import RunFolder
+from orchestrator.session.progress import Progress
+from orchestrator.session.shutdown import quiet
+from orchestrator.system.terminal import Journal
+from orchestrator.tracking import ui
 
 LABELS = ["InfoNCE [baseline]", "sum [1/B] mean [/B]"]
 OTHERS = ["[/data/a.parquet]", "[bold red]loud[/]", "a \\[b] :warning: <b>c</b> ![d](e)", "[link=file:///x]y[/link]"]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from real import SWEEP, call, driver, status, wait_for
 
-from jobs.plain import visible
+from jobs.core.plain import visible
 
 pytestmark = pytest.mark.slow
 

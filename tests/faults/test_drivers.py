@@ -36,7 +36,7 @@ from real import (
     wait_for,
 )
 
-from orchestrator.runs import RunFolder
+from orchestrator.run_dir.folder import RunFolder
 
 
 @pytest.fixture

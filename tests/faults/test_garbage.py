@@ -19,7 +19,7 @@ from forked import Done, forking
 from mounts import read_only
 from real import SWEEP, call
 
-from orchestrator import exits
+from orchestrator.cli import exit_codes
 
 BEGUN = Path(__file__).parents[1] / "begun" / "diverged"
 TRIAL = "0db085e54acf"
@@ -99,7 +99,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in which the command line is called."""
     monkeypatch.chdir(tmp_path)
-    for name in ("ORCHESTRATOR_LEDGER", "MLFLOW_TRACKING_URI", "ORCHESTRATOR_RUNS", exits.TRACEBACK):
+    for name in ("ORCHESTRATOR_LEDGER", "MLFLOW_TRACKING_URI", "ORCHESTRATOR_RUNS", exit_codes.TRACEBACK):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ORCHESTRATOR_ENCODERS", "none")
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))

@@ -23,7 +23,7 @@ import pytest
 from real import SWEEP, Server, call, crowding, driver, ended, status, wait_for
 
 from orchestrator import tracking
-from orchestrator.runs import RunFolder
+from orchestrator.run_dir.folder import RunFolder
 from orchestrator.tracking.store import connect
 
 Mood = Literal["pass", "500", "hang", "refuse"]
@@ -297,7 +297,8 @@ def test_row_10_a_sick_mlflow_does_not_hold_up_the_end_and_resume_catches_up(
 
 @pytest.mark.soak
 def test_row_40_what_was_deleted_or_renamed_in_mlflow_is_in_order_after_resume(tmp_path: Path) -> None:
-    """By the real command line, of a finished run; `tests/test_settle.py` has every case, and runs that go on."""
+    """By the real command line, of a finished run; `tests/orchestrator/tracking/test_settle.py` has every case, and
+    runs that go on."""
     (tmp_path / "sweep.toml").write_text(SMALL)
     call("launch", "sweep.toml", cwd=tmp_path)
     uri = tracking.embedded_uri(tmp_path / "runs")

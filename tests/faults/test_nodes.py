@@ -20,10 +20,10 @@ from test_executor import SHAPE, running
 from test_executor import SWEEP as SETTINGS
 from test_gang import advance_for_ever, ended_while_eating, job, rank_pids
 
-from jobs import gang as gangs
-from jobs.gang import Gang, GangError
-from orchestrator import executor
-from orchestrator.runs import RunFolder
+from jobs.workers import group as gangs
+from jobs.workers.group import Gang, GangError
+from orchestrator.run_dir.folder import RunFolder
+from orchestrator.session import tune_executor
 
 SLOWER = SWEEP.replace("steps = 8", "steps = 120").replace("checkpoint_every = 3", "checkpoint_every = 20")
 
@@ -158,7 +158,7 @@ def test_a_slot_whose_raylet_was_killed_is_node_lost(own_network: Cluster, tmp_p
     thread.start()
     changes = {"job": SETTINGS["job"] | {"budget": {"steps": 120}}, "confirm": {"seeds": 1}}
     with running(tmp_path, changes) as (session, ledger):
-        executor.run(session, shape=SHAPE, scratch=tmp_path / "scratch")
+        tune_executor.run(session, shape=SHAPE, scratch=tmp_path / "scratch")
         session.close()
         thread.join()
         (failed,) = [attempt for attempt in ledger.attempts() if attempt.state == "failed"]

@@ -20,15 +20,16 @@ import pytest
 from cgroups import MB, limited
 from real import RANK, SLOT, named, recovered, wait_for
 
-from jobs import manifest
+from jobs.artifacts import manifest
 from jobs.config import COMPUTING
-from orchestrator import cluster as clusters
-from orchestrator import executor, tracking
+from orchestrator import tracking
 from orchestrator.ledger import Attempt, Ledger, Trial, sqlite_url, this_process
-from orchestrator.plan import make
-from orchestrator.runs import RunFolder
-from orchestrator.session import Session
+from orchestrator.run_dir.folder import RunFolder
+from orchestrator.session import cluster as clusters
+from orchestrator.session import tune_executor
+from orchestrator.session.session import Session
 from orchestrator.sweep import Sweep, resolved
+from orchestrator.sweep.plan import make
 
 SWEEP: dict[str, Any] = {
     "name": "faulty",
@@ -47,7 +48,7 @@ SWEEP: dict[str, Any] = {
     "confirm": {"seeds": 1},
 }
 
-SHAPE = executor.Shape(ranks=2, cpus=1, gpus=0)
+SHAPE = tune_executor.Shape(ranks=2, cpus=1, gpus=0)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ class Run:
         session.start()
         try:
             if not session.finished():
-                executor.run(session, shape=SHAPE, scratch=self.folder.path / "scratch")
+                tune_executor.run(session, shape=SHAPE, scratch=self.folder.path / "scratch")
         finally:
             session.close()
             self.ledger.release()
@@ -268,7 +269,7 @@ def test_row_3_a_killed_slot_takes_its_ranks_with_it_and_leaks_no_placement_grou
 def test_row_13_a_checkpoint_with_one_flipped_bit_is_set_aside_and_the_event_recorded(
     fault: Fault, tmp_path: Path, calm: dict[tuple[str, str, int], float]
 ) -> None:
-    """Other damage: tests/test_checkpoint.py."""
+    """Other damage: tests/jobs/artifacts/test_checkpoint.py."""
     fault("raise", rank=0, step=10)
     run = Run(tmp_path / "run")
     run.go()
@@ -346,7 +347,7 @@ def test_row_16_a_rank_that_linux_ends_at_the_limit_of_its_cgroup_is_out_of_memo
 def test_row_17_a_gpu_out_of_memory_is_not_tried_again_blindly_but_with_less(
     fault: Fault, tmp_path: Path, calm: dict[tuple[str, str, int], float]
 ) -> None:
-    """That the search waits for it: tests/test_session.py."""
+    """That the search waits for it: tests/orchestrator/session/test_session.py."""
     fault("cuda out of memory", rank=0, step=5)
     run = Run(tmp_path / "run")
     run.go()
@@ -412,8 +413,9 @@ def test_row_20_a_rank_that_sleeps_for_ever_is_named_with_its_stack(
 def test_row_25_a_metric_that_is_no_number_fails_that_attempt_and_the_sweep_goes_on(
     fault: Fault, tmp_path: Path
 ) -> None:
-    """Text, several numbers, nothing, at the first evaluation; missing at the last one: tests/test_session.py. One that
-    is not finite is the encoder's doing and not the user's: the trial has diverged."""
+    """Text, several numbers, nothing, at the first evaluation; missing at the last one:
+    tests/orchestrator/session/test_session.py. One that is not finite is the encoder's doing and not the user's: the
+    trial has diverged."""
     fault("", at="evaluation", rank=0, times=3)
     run = Run(tmp_path / "run", job={"execution": SWEEP["job"]["execution"] | {"ranks": 1}}, confirm={"seeds": 3})
     run.go()

@@ -14,14 +14,14 @@ from typing import Any
 
 import psutil
 import pytest
-from real import call, crowding, driver, measured, wait_for
+from real import HELPERS, call, crowding, driver, measured, wait_for
 
 from orchestrator import verify
 from orchestrator.ledger import Ledger, this_process
-from orchestrator.plan import make
-from orchestrator.runs import RunFolder
-from orchestrator.session import Dispatch, Session
+from orchestrator.run_dir.folder import RunFolder
+from orchestrator.session.session import Dispatch, Session
 from orchestrator.sweep import load, resolved
+from orchestrator.sweep.plan import make
 
 TRIALS = 1000
 SOME = 200
@@ -32,7 +32,7 @@ LEFT = 4
 
 HUNDRED = 100
 
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 SWEEP = """
 name = "big"
@@ -122,7 +122,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS.parent)))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((HELPERS, str(ROOT)))},
     )
     assert done.returncode == 0, done.stderr
     return home, json.loads(done.stdout)

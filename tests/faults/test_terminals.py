@@ -37,7 +37,7 @@ from real import (
     wait_for,
 )
 
-from orchestrator.runs import RunFolder
+from orchestrator.run_dir.folder import RunFolder
 
 
 def done(home: Path, undisturbed: dict[str, float]) -> str:

@@ -17,9 +17,9 @@ from real import LONG, SWEEP, TRIALS, call, driver, measured, status, wait_for
 from servers import new_database, s3_server
 from test_drivers import fault
 
-from orchestrator import runs
 from orchestrator.ledger import Ledger
-from orchestrator.runs import RunFolder
+from orchestrator.run_dir import folder as runs
+from orchestrator.run_dir.folder import RunFolder
 
 UNTUNED = SWEEP[: SWEEP.index("[tune]")] + SWEEP[SWEEP.index("[confirm]") :]
 """Six trials, all of them confirming, so that a failed one holds up no other."""

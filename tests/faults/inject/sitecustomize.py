@@ -4,11 +4,11 @@ $ORCHESTRATOR_FAULT names a JSON file that the test writes; nothing happens whil
 
     {"at": "step", "rank": 1, "step": 5, "do": "sleep", "times": 1}
 
-at: `step` (jobs.step.exact_gradients is about to compute), `checkpoint` (its files are there, and the manifest that
-commits them is about to be), `evaluation` (it gives ODD, one after the other, in place of the metric), `write NAME`,
-`wrote NAME` or `delete NAME` (a file of a run that is being created), or the name of a method of the ledger that is
-about to be called, or has been: `after NAME`. do: see `_do`. times: how often, over all processes; the file counts
-down. skip: how many such moments pass first.
+at: `step` (jobs.train.step.exact_gradients is about to compute), `checkpoint` (its files are there, and the manifest
+that commits them is about to be), `evaluation` (it gives ODD, one after the other, in place of the metric), `write
+NAME`, `wrote NAME` or `delete NAME` (a file of a run that is being created), or the name of a method of the ledger
+that is about to be called, or has been: `after NAME`. do: see `_do`. times: how often, over all processes; the file
+counts down. skip: how many such moments pass first.
 """
 
 from __future__ import annotations
@@ -174,11 +174,11 @@ def _creation(module: ModuleType) -> None:
 
 
 PATCHES = {
-    "jobs.step": _step,
-    "jobs.evaluate": _evaluate,
-    "jobs.manifest": _manifest,
+    "jobs.train.step": _step,
+    "jobs.metrics.evaluate": _evaluate,
+    "jobs.artifacts.manifest": _manifest,
     "orchestrator.ledger.ledger": _ledger,
-    "orchestrator.creation": _creation,
+    "orchestrator.run_dir.creation": _creation,
 }
 
 

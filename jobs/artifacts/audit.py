@@ -1,0 +1,143 @@
+"""`python -m jobs.artifacts.audit TRIALS`: what the folders of trials hold, one line of JSON for each; read only.
+
+TRIALS is a folder, or a URI of pyarrow.fs; of a bucket one trial after another is downloaded and then looked at.
+
+    {"trial", "job", "result", "points": [[key, step, value]], "repeated", "torn", "missing",
+     "checkpoints": [{"name", "step", "fault"}], "set_aside", "leftovers", "faults"}
+
+Every checkpoint is read and hashed. Imports neither torch nor ray, so that it answers as fast as the disk does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jobs.artifacts import manifest
+from jobs.artifacts.storage import Bucket
+from jobs.artifacts.trial_dir import ATTEMPT, JOB, POINTS, POINTS_TOLD, RESULT, points_in, read_attempt
+from jobs.core.failures import words_of
+from jobs.core.plain import visible_lines
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status for these command-line arguments."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        sys.stderr.write(
+            "usage: python -m jobs.artifacts.audit TRIALS    where TRIALS is the folder of a run's trials, or a URI\n"
+        )
+        return 0 if arguments in (["-h"], ["--help"]) else 2
+    (place,) = arguments
+    try:
+        for record in _in_bucket(place) if "://" in place else _in_folder(Path(place)):
+            sys.stdout.write(json.dumps(record) + "\n")
+    except (OSError, ValueError) as error:
+        sys.stderr.write(visible_lines(f"error: {place} is no folder of trials: {error}\n"))
+        return 2
+    return 0
+
+
+def _in_folder(trials: Path) -> Iterator[dict[str, Any]]:
+    for folder in sorted(path for path in trials.iterdir() if path.is_dir()):
+        yield audit(folder)
+
+
+def _in_bucket(uri: str) -> Iterator[dict[str, Any]]:
+    """Nothing is judged by what may lie on this disk already."""
+    with tempfile.TemporaryDirectory(prefix="audit-") as scratch:
+        place = Bucket.of(uri, Path(scratch))
+        for name in place.folders():
+            with place.fetch(name) as folder:
+                yield audit(folder) | {"trial": name}
+
+
+def audit(folder: Path) -> dict[str, Any]:
+    """What one trial's folder holds, as plain JSON.
+
+    `job` and `result` are None where there is none; `points` has the first of those that are there twice, `repeated`
+    counts the others and `torn` is 1 where a kill cut the last line short; `missing` counts those that the newest sound
+    checkpoint has passed and that are not there. The `fault` of a sound checkpoint is None; those that were set aside
+    and those that were never committed are only named. `faults` says which files cannot be read.
+    """
+    faults: list[str] = []
+    _attempt(folder / ATTEMPT, faults)
+    points, repeated, torn = _points(folder / POINTS, faults)
+    checkpoints = folder / "checkpoints"
+    names = sorted(path.name for path in checkpoints.iterdir()) if checkpoints.is_dir() else []
+    complete = manifest.complete(checkpoints)
+    # In a bucket it is the manifest that is renamed.
+    bad = {path.parent.name for path in checkpoints.glob("*/manifest.bad-*")} - {path.name for path in complete}
+    set_aside = [name for name in names if ".bad-" in name or name in bad]
+    looked_at = [_checkpoint(path) for path in complete]
+    told = next(((step["step"], told) for step, told in looked_at if told is not None), (0, 0))
+    return {
+        "trial": folder.name,
+        "job": _json(folder / JOB, faults),
+        "result": _json(folder / RESULT, faults),
+        "points": points,
+        "repeated": repeated,
+        "torn": torn,
+        "missing": max(0, told[1] - sum(step <= told[0] for _, step, _ in points)),
+        "checkpoints": [checkpoint for checkpoint, _ in looked_at],
+        "set_aside": set_aside,
+        "leftovers": [name for name in names if name not in set_aside and checkpoints / name not in complete],
+        "faults": faults,
+    }
+
+
+def _attempt(path: Path, faults: list[str]) -> None:
+    """A training of which there is only one has no such file."""
+    if not path.exists():
+        return
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        faults.append(f"{path.name} cannot be read ({error})")
+        return
+    if read_attempt(text) is None:
+        what = "is empty" if not text.strip() else "names no attempt"
+        faults.append(f"{path.name} {what}, so it keeps no earlier attempt from writing")
+
+
+def _json(path: Path, faults: list[str]) -> Any:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        faults.append(f"{path.name} cannot be read ({error})")
+        return None
+
+
+def _points(path: Path, faults: list[str]) -> tuple[list[list[Any]], int, int]:
+    if not path.exists():
+        return [], 0, 0
+    try:
+        there, fault, torn = points_in(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        faults.append(f"{path.name} cannot be read ({error})")
+        return [], 0, 0
+    if fault is not None:
+        faults.append(f"{path.name} is damaged ({fault})")
+    found: dict[tuple[str, int], float] = {}
+    for point in there:
+        found.setdefault((point.key, point.step), point.value)
+    return [[key, step, value] for (key, step), value in found.items()], len(there) - len(found), int(torn)
+
+
+def _checkpoint(path: Path) -> tuple[dict[str, Any], int | None]:
+    """What is told of a checkpoint; and how many points there were up to its step, where it is sound and says so."""
+    step, fault, told = manifest.step_of(path.name), None, None
+    try:
+        told = manifest.check(path, step=step)["extra"].get(POINTS_TOLD)
+    except (OSError, ValueError) as error:
+        fault = words_of(error)
+    return {"name": path.name, "step": step, "fault": fault}, told
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

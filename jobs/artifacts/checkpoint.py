@@ -1,0 +1,193 @@
+"""Checkpoints that are whole or absent: written aside, fsynced, committed, and verified by hash when read.
+
+    checkpoints/step_000500/  model.safetensors  optimizer.pt  manifest.json
+    checkpoints/step_000500.bad-1/                                           failed its hashes; kept for a person
+
+A `snapshot` is taken between two steps; a `Writer` puts it where it belongs (storage.py) while training goes on. No
+pickle is ever run: weights are safetensors, optimizer state is read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from jobs.artifacts import manifest
+from jobs.artifacts.storage import Folder, Storage, StorageFull, aside_of, room
+from jobs.core.failures import words_of
+
+OVERHEAD = 65_536
+OVERHEAD_OF_A_TENSOR = 512
+"""Bytes of names, headers and block ends beside the values: about so many, and rather too many."""
+
+LIBRARIES = (RuntimeError, pickle.UnpicklingError, SafetensorError)
+"""What torch and safetensors raise for a file that is none of theirs."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a training at one step: to be written, or read from files that passed their hashes."""
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    extra: dict[str, Any]
+    """The manifest's own values: seconds trained so far and the like; see `manifest.check`."""
+
+    @property
+    def bytes(self) -> int:
+        """About how many bytes its files take."""
+        return OVERHEAD + sum(tensor.nbytes + OVERHEAD_OF_A_TENSOR for tensor in _tensors([self.model, self.optimizer]))
+
+
+def snapshot(*, step: int, model: dict[str, Tensor], optimizer: dict[str, Any], extra: dict[str, Any]) -> Checkpoint:
+    """The state as it is now: nothing that training changes later is shared, and everything is on the CPU."""
+    return Checkpoint(step, _copied(model), _copied(optimizer), _copied(extra))
+
+
+def write(place: Path | Storage, taken: Checkpoint, *, keep: int, permit: Callable[[], None] = lambda: None) -> None:
+    """Commit `taken` as step_NNNNNN of `place`, then drop all but the newest `keep`.
+
+    `permit` is called just before, and may raise. Raises StorageFull when the disk is full. In both cases the older
+    checkpoints are untouched, and nothing half written is left.
+    """
+    place, name = _at(place), manifest.name_of(taken.step)
+    aside = aside_of(place.scratch, name)
+
+    def undo() -> None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+    with room(f"checkpoint of step {taken.step}", needed=taken.bytes, folder=place.scratch, undo=undo):
+        aside.mkdir(parents=True)
+        save_file({key: tensor.contiguous() for key, tensor in taken.model.items()}, aside / manifest.MODEL)
+        torch.save(taken.optimizer, aside / manifest.OPTIMIZER)
+        manifest.write(aside, step=taken.step, extra=taken.extra)
+        place.commit(aside, name, permit=permit)
+    for old in place.committed()[keep:]:
+        place.remove(old)
+
+
+def save(
+    place: Path | Storage,
+    *,
+    step: int,
+    model: dict[str, Tensor],
+    optimizer: dict[str, Any],
+    extra: dict[str, Any],
+    keep: int,
+) -> None:
+    """Take a snapshot and commit it, here and now. Raises as `write` does."""
+    write(place, snapshot(step=step, model=model, optimizer=optimizer, extra=extra), keep=keep)
+
+
+def newest(place: Path | Storage) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is as it was saved, and a sentence for each that was set aside before it.
+
+    Raises ConnectionError or StorageFull where files could not be read: that tells nothing about them.
+    """
+    place, remarks = _at(place), list[str]()
+    for name in place.committed():
+        try:
+            with place.fetch(name) as path:
+                return _read(path, manifest.step_of(name)), remarks
+        except (ConnectionError, StorageFull):
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, *LIBRARIES) as error:
+            remarks.append(f"checkpoint {name} is damaged ({words_of(error)}); set aside as {place.set_aside(name)}")
+    return None, remarks
+
+
+def weights(
+    place: Path | Storage, *, step: int | None = None
+) -> tuple[int, dict[str, Tensor], dict[str, Any], list[str]]:
+    """The model at the newest step, or at `step`, whose files match their manifest; the manifest's own values; and what
+    was wrong with newer ones.
+
+    Changes nothing, also where a training is at work. Raises ValueError if there is none; ConnectionError or
+    StorageFull as `newest` does.
+    """
+    place, remarks = _at(place), list[str]()
+    there = place.committed()
+    for name in there if step is None else [name for name in there if manifest.step_of(name) == step]:
+        try:
+            with place.fetch(name) as path:
+                told = manifest.check(path, step=manifest.step_of(name))
+                return told["step"], load_file(path / manifest.MODEL), told["extra"], remarks
+        except (ConnectionError, StorageFull):
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, *LIBRARIES) as error:
+            remarks.append(f"checkpoint {name} is damaged ({words_of(error)})")
+    if remarks:
+        raise ValueError(f"no sound checkpoint: {'; '.join(remarks)}")
+    known = ", ".join(str(manifest.step_of(name)) for name in there)
+    raise ValueError(f"no checkpoint of step {step}, only of {known}" if known else "no checkpoint yet")
+
+
+def steps(place: Path | Storage) -> list[int]:
+    """Steps of the checkpoints in `place`, newest first; their files are not looked at."""
+    return [manifest.step_of(name) for name in _at(place).committed()]
+
+
+class Writer:
+    """One background thread that does one piece of work at a time. After an error it does no more."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._work: Future[None] | None = None
+
+    def hand_over(self, work: Callable[[], None]) -> None:
+        """Do `work` in the background, once what was handed over before is done. Raises as `settle` does."""
+        self.settle()
+        self._work = self._thread.submit(work)
+
+    def look(self) -> None:
+        """Raise the error of the work that was handed over, if it has ended with one; again at every call."""
+        if self._work is not None and self._work.done():
+            self._work.result()
+
+    def settle(self) -> None:
+        """Wait until everything that was handed over is done. Raises its error, again at every call."""
+        if self._work is not None:
+            self._work.result()
+
+
+def _at(place: Path | Storage) -> Storage:
+    return Folder(place) if isinstance(place, Path) else place
+
+
+def _copied(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_copied(value) for value in state)
+    return state
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(value)
+
+
+def _read(path: Path, step: int) -> Checkpoint:
+    found = manifest.check(path, step=step)
+    return Checkpoint(
+        step=found["step"],
+        model=load_file(path / manifest.MODEL),
+        optimizer=torch.load(path / manifest.OPTIMIZER, weights_only=True, map_location="cpu"),
+        extra=found["extra"],
+    )

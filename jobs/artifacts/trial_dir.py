@@ -1,0 +1,404 @@
+"""A trial's folder: its job, its points, its result, and whose it is. Every file is whole, or one line short at most.
+
+    job.json  points.jsonl  result.json  attempt.json
+
+Checkpoints lie beside them (checkpoint.py). What is told here is fsynced before a checkpoint that has passed it, and
+uploaded before it where the trial's files are kept in a bucket (storage.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.artifacts import manifest
+from jobs.artifacts.storage import Folder, Storage, room, write_whole
+from jobs.core.failures import words_of
+
+if TYPE_CHECKING:
+    from jobs.config import JobConfig
+
+JOB = "job.json"
+ATTEMPT = "attempt.json"
+POINTS = "points.jsonl"
+RESULT = "result.json"
+
+READING = "reading"
+"""Key of a result and of a checkpoint: how the encoder takes and pools its inputs, as its folder said when it began."""
+
+
+class TakenOver(Exception):
+    """A later attempt trains this trial; this one may write nothing more."""
+
+
+class Fence:
+    """Lets the latest attempt at a trial write, and no other one.
+
+    attempt: fencing token of the driver and number of the attempt, the higher pair being the later attempt; None for a
+    training of which there is only one, whose fence is always open.
+    """
+
+    def __init__(self, place: Storage, attempt: tuple[int, int] | None) -> None:
+        self._place, self._attempt = place, attempt
+        self.remark: str | None = None
+        """What was wrong with the file, once it has been written again."""
+
+    def hold(self) -> None:
+        """Claim the trial, also back from an earlier attempt. Raises TakenOver if a later one has claimed it.
+
+        A file that names nobody keeps nobody out: whoever was told by the ledger to train the trial writes it again.
+        """
+        if self._attempt is None:
+            return
+        text = self._read()
+        named = None if text is None else read_attempt(text)
+        holder = self._compare(named)
+        if text is not None and named is None:
+            self.remark = f"{ATTEMPT} {'was empty' if not text.strip() else 'named no attempt'}; it is written again"
+        if holder != self._attempt:
+            token, number = self._attempt
+            self._place.write(ATTEMPT, json.dumps({"token": token, "attempt": number}))
+
+    def glance(self) -> None:
+        """Raise TakenOver if a later attempt works in the same local folder; asks no bucket."""
+        path = self._place.scratch / ATTEMPT
+        if self._attempt is not None and path.is_file():
+            self._compare(read_attempt(path.read_text("utf-8", errors="replace")))
+
+    def _read(self) -> str | None:
+        """The text of the file, which is nothing worth keeping where it is none."""
+        try:
+            return self._place.read(ATTEMPT)
+        except UnicodeDecodeError:
+            return "?"
+        except IsADirectoryError:
+            set_aside(self._place, ATTEMPT)
+            return "?"
+
+    def _compare(self, holder: tuple[int, int] | None) -> tuple[int, int] | None:
+        assert self._attempt is not None
+        if holder is not None and holder > self._attempt:
+            raise TakenOver(
+                f"attempt {holder[1]} (token {holder[0]}) has taken this trial over from attempt {self._attempt[1]} "
+                f"(token {self._attempt[0]}), which stops here: {self._place.scratch}; if its driver and ledger are "
+                f"gone for good, delete the trial's {ATTEMPT}"
+            )
+        return holder
+
+
+def read_attempt(text: str) -> tuple[int, int] | None:
+    """Fencing token and number of the attempt that attempt.json names; None where it names none."""
+    try:
+        holder = _object(text, ("token", "attempt"))
+    except ValueError:
+        return None
+    return holder["token"], holder["attempt"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one curve."""
+
+    key: str
+    step: int
+    value: float
+    time: float
+    """Unix seconds."""
+
+
+class Records:
+    """The points of one trial, in memory and on disk. Ranks other than 0 keep theirs in memory.
+
+    `permit` is called before each write, and may raise.
+    """
+
+    def __init__(self, folder: Path, *, writes: bool, permit: Callable[[], None] = lambda: None) -> None:
+        self.points: list[Point] = []
+        self._places: set[tuple[str, int]] = set()
+        self._folder, self._writes, self._permit = folder, writes, permit
+        self._written = 0
+
+    def add(self, values: Mapping[str, float], *, step: int) -> None:
+        """Points of one step, by key; the first one of a key stands. Raises ValueError for what is not one number; then
+        none is added."""
+        now = time.time()
+        added = [Point(key, step, _number(key, value), now) for key, value in values.items()]
+        self.points += [point for point in added if (point.key, step) not in self._places]
+        self._places |= {(key, step) for key in values}
+
+    def latest(self) -> dict[str, float]:
+        """The newest value of every key."""
+        return {point.key: point.value for point in self.points}
+
+    def flush(self) -> None:
+        """Put on disk what is not there yet. Raises StorageFull; the file is then as it was."""
+        fresh = self.points[self._written :]
+        if self._writes and fresh:
+            self._permit()
+            text = "".join(map(_line, fresh))
+            path = self._folder / POINTS
+            before = path.stat().st_size if path.exists() else 0
+            with room(POINTS, needed=len(text), folder=self._folder, undo=lambda: os.truncate(path, before)):
+                with path.open("a") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if not before:
+                    manifest.fsync(self._folder)
+        self._written = len(self.points)
+
+    def restore(self, *, until: int) -> None:
+        """Read back the points up to step `until`; later ones will be measured again: bit for bit, unless the budget is
+        in seconds."""
+        path = self._folder / POINTS
+        if not self._writes or not path.exists():
+            return
+        if path.is_dir():
+            Folder(self._folder).set_aside(POINTS)
+            return
+        self.points = points_of(path.read_text("utf-8", errors="replace"), until=until)
+        self._places = {(point.key, point.step) for point in self.points}
+        self._written = len(self.points)
+        write_whole(path, "".join(map(_line, self.points)))
+
+
+def points_of(text: str, *, until: int) -> list[Point]:
+    """The points in the text of points.jsonl that stand, up to step `until`."""
+    return [point for point in standing(points_in(text)[0]).values() if point.step <= until]
+
+
+def standing(points: Iterable[Point]) -> dict[tuple[str, int], Point]:
+    """Key and step -> point. Of several of one key and step the first stands: an attempt that was taken over may have
+    added others."""
+    first: dict[tuple[str, int], Point] = {}
+    for point in points:
+        first.setdefault((point.key, point.step), point)
+    return first
+
+
+def points_in(text: str) -> tuple[list[Point], str | None, bool]:
+    """Every point in the text of points.jsonl; the first line, in words, that is none and not the last; and whether the
+    last is none. A kill cuts only the last line short, and whoever goes on after it writes the file again."""
+    found = [_point(line) for line in text.splitlines()]
+    broken = next((number for number, point in enumerate(found[:-1], 1) if point is None), None)
+    fault = None if broken is None else f"line {broken} is no point"
+    return [point for point in found if point is not None], fault, bool(found) and found[-1] is None
+
+
+def points_fault(place: Storage, *, until: int, told: int | None) -> str | None:
+    """What is wrong with the points on disk of a trial that has a checkpoint of step `until`; None if all are there.
+
+    told: how many there were up to then; None where an older version did not write that down. They are on disk before
+    the checkpoint is. More may be there: an attempt that was taken over may have added others.
+    """
+    path = place.scratch / POINTS
+    try:
+        place.bring(POINTS)
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return "it is not there"
+    except (IsADirectoryError, ValueError) as error:
+        return reason(error)
+    points, fault, _ = points_in(text)
+    if fault is not None:
+        return fault
+    there = [point for point in standing(points).values() if point.step <= until]
+    if not any(point.step == 0 for point in there):
+        return "it has no point of step 0"
+    if told is not None and len(there) < told:
+        return f"it has {len(there):,} of the {told:,} points up to step {until}"
+    return None
+
+
+def _point(line: str) -> Point | None:
+    """None for a line that a kill cut short, or two lines that met."""
+    try:
+        point = Point(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    numbers = manifest.is_count(point.step) and manifest.is_number(point.value) and manifest.is_number(point.time)
+    return point if numbers and isinstance(point.key, str) else None
+
+
+def refuse_other_reading(trained: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """Raise ValueError where the encoder's folder no longer says how the trial embeds. trained: what is recorded of the
+    trial; None where an earlier version has not."""
+    for name in sorted((trained or {}).keys() & now.keys()):
+        if (trained or {})[name] != now[name]:
+            raise ValueError(
+                f"the encoder that the trial began with says {name} = {now[name]!r} today, and it was trained with "
+                f"{(trained or {})[name]!r}; bring back the folder's settings of then"
+            )
+
+
+def open_folder(
+    place: Storage, job: JobConfig, *, named: bool = False, remark: Callable[[str], None] = lambda _: None
+) -> None:
+    """Make a place the trial of `job`. It belongs to one objective; how that is computed may change.
+
+    named: the place is named after its job, as in a run, so a damaged job.json is set aside, told to `remark`, and
+    written again. Raises ValueError where it holds another job, or may do so.
+    """
+    try:
+        there = read_job(place)
+    except (IsADirectoryError, ValueError, RecursionError) as error:
+        if not named:
+            raise ValueError(
+                f"{place.scratch / JOB} is damaged ({reason(error)}), so the folder may hold another job; if it does "
+                "not, move that file away, and run the same command again"
+            ) from error
+        remark(f"{JOB} is damaged ({reason(error)}); {set_aside(place, JOB)}")
+        there = None
+    if there is not None and there.model_dump(exclude={"execution"}) != job.model_dump(exclude={"execution"}):
+        raise ValueError(
+            f"{place.scratch} holds another job ({there.id}), and only its execution may change; use another folder"
+        )
+    place.write(JOB, json.dumps(job.model_dump(mode="json"), indent=1))
+
+
+def read_job(place: Storage) -> JobConfig | None:
+    """The job of a trial; None if it has none. Raises IsADirectoryError or ValueError for what is no job."""
+    text = place.read(JOB)
+    if text is None:
+        return None
+    # Not for those who only audit a folder: it takes as long as their work.
+    from pydantic import ValidationError
+
+    from jobs.config import JobConfig
+    from jobs.config.validation import faults
+
+    found = _object(text, ())
+    try:
+        return JobConfig.model_validate(found)
+    except ValidationError as error:
+        first, *others = faults(error, JobConfig)
+        raise ValueError(f"{first}{f'; and {len(others)} more' if others else ''}") from error
+
+
+def read_result(
+    place: Storage, *, newest: tuple[int, float] | None, remark: Callable[[str], None] = lambda _: None
+) -> dict[str, Any] | None:
+    """The result on disk, if the checkpoint that belongs to it is sound. A diverged trial has none.
+
+    newest: step and seconds of the newest sound checkpoint. With a budget in seconds, an attempt that was cut short
+    before its last checkpoint leaves the result of a training that nothing else is left of.
+    remark: told of a result that is damaged; it then counts as none.
+    """
+    try:
+        text = place.read(RESULT)
+        result = None if text is None else result_of(text)
+    except (IsADirectoryError, ValueError) as error:
+        remark(f"{RESULT} is damaged ({reason(error)}); {set_aside(place, RESULT)}")
+        return None
+    if result is None:
+        return None
+    return result if result["outcome"] == "diverged" or newest == (result["step"], result["seconds"]) else None
+
+
+def write_result(place: Storage, result: Mapping[str, Any]) -> None:
+    """Commit the result."""
+    place.write(RESULT, json.dumps(result, indent=1))
+
+
+RESULT_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "state": (lambda value: value == "done", "'done'"),
+    "outcome": (lambda value: value in ("ok", "diverged"), "'ok' or 'diverged'"),
+    "why": (lambda value: isinstance(value, str), "a text"),
+    "step": (manifest.is_count, "a whole number"),
+    "metrics": (manifest.is_numbers, "an object of numbers"),
+    "untrained": (manifest.is_numbers, "an object of numbers"),
+    "samples": (manifest.is_count, "a whole number"),
+    "seconds": (lambda value: manifest.is_number(value) and 0 <= value < math.inf, "a number of seconds"),
+    "samples_per_second": (manifest.is_number, "a number"),
+    "peak_memory_mb": (manifest.is_number, "a number"),
+    "negatives_per_anchor": (manifest.is_number, "a number"),
+    "hashes": (lambda value: isinstance(value, dict), "an object"),
+    "data": (lambda value: isinstance(value, dict | list), "an object"),
+}
+"""What a result has, and of which kind that is."""
+
+POINTS_TOLD = "points"
+"""Key of how many points there are, of results and of checkpoints; older versions did not write it down."""
+
+
+def result_of(text: str) -> dict[str, Any]:
+    """The result in the text of result.json. Raises ValueError for what is none, or is not as it was written."""
+    result = manifest.intact(_object(text, ()), "it", known=(*RESULT_KINDS, POINTS_TOLD))
+    if missing := [key for key in RESULT_KINDS if key not in result]:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    for key, (fits, what) in RESULT_KINDS.items():
+        if not fits(result[key]):
+            raise ValueError(f"its {key} is not {what}")
+    if not manifest.is_count(result.get(POINTS_TOLD, 0)):
+        raise ValueError(f"its {POINTS_TOLD} is not a whole number")
+    return result
+
+
+def newest_step(place: Storage) -> int:
+    """Step of the newest checkpoint of a trial, whose files are not looked at; -1 where there is none."""
+    return max(map(manifest.step_of, place.inside("checkpoints").committed()), default=-1)
+
+
+def start_over(place: Storage, checkpoints: Storage) -> str:
+    """Set aside all that a training has left, so that it can begin again. Returns where that is, in words.
+
+    The result goes first: of a training that diverged it counts by itself.
+    """
+    kept = [name for each in (RESULT, POINTS) if (name := _set_aside(place, each)) is not None]
+    kept += [f"{checkpoints.scratch.name}/{checkpoints.set_aside(name)}" for name in checkpoints.committed()]
+    return f"what it had left is kept as {', '.join(kept)}" if kept else "it had left nothing else"
+
+
+def _object(text: str, keys: Sequence[str]) -> dict[str, Any]:
+    """Raises ValueError for text that is no JSON object with these keys, whose values are whole numbers."""
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError("it is no JSON object")  # noqa: TRY004 - it is the file's content that is wrong
+    if missing := [key for key in keys if key not in found]:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    for key in keys:
+        if type(found[key]) is not int:
+            raise ValueError(f"its {key} is no whole number")
+    return found
+
+
+def set_aside(place: Storage, name: str) -> str:
+    """Keep a damaged file for a person. Returns what became of it, in words."""
+    kept = _set_aside(place, name)
+    return "it is written again" if kept is None else f"set aside as {kept}"
+
+
+def _set_aside(place: Storage, name: str) -> str | None:
+    """What a file is now called; None where there is none."""
+    try:
+        return place.set_aside(name)
+    except FileNotFoundError:
+        return None
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with a file, in one line."""
+    return "a folder lies in its place" if isinstance(error, IsADirectoryError) else words_of(error)
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        if isinstance(value, str):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # torch has its own for a tensor of several
+        shown = " ".join(str(value).split())[:60]
+        raise ValueError(f"{key} is {type(value).__name__} {shown!r}; it must be one number") from error
+
+
+def _line(point: Point) -> str:
+    return json.dumps(asdict(point)) + "\n"

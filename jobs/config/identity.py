@@ -1,0 +1,137 @@
+"""What a trial's id is made of, so that the same job has the same id on every machine, and a new field renames nothing.
+
+Rules 2 hash what differs from the defaults that the run was planned with. Rules 1, those of the first version, hashed
+the whole job; for runs begun with it they are kept, without the fields that came later. No torch, no ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+
+from jobs.config.validation import section_of
+
+SCHEMA = 2
+"""Goes into every id, and up when the meaning of an existing field changes: old and new trials then never share one."""
+
+_FIRST = """
+    task stage seed budget.samples budget.steps budget.seconds data.train data.tune data.confirm data.columns
+    data.max_tokens data.image_shape augment.crop augment.flip augment.brightness model.name model.width
+    model.layers model.heads model.patch model.vocabulary model.norm model.pooling model.projection
+    model.projection_width model.dropout model.precision loss.name loss.temperature loss.temperature_start
+    loss.temperature_range loss.symmetric loss.same_side loss.hard_negative_weight loss.mask_duplicates
+    loss.margin loss.bias loss.mlm_weight loss.mlm_probability batch.size batch.pool optimizer.name optimizer.lr
+    optimizer.weight_decay optimizer.betas optimizer.momentum optimizer.warmup optimizer.schedule optimizer.clip
+    evaluate.times evaluate.head evaluate.neighbours evaluate.references evaluate.probe evaluate.batch
+    execution.ranks execution.micro execution.micro_tokens execution.keep_graphs execution.graph_memory_mb
+    execution.tile execution.exchange execution.compile execution.verify execution.threads execution.device
+    execution.checkpoint_every execution.keep_checkpoints execution.deadline_s
+"""
+
+FIRST_FIELDS = frozenset(_FIRST.split())
+"""Job keys of the version that hashed whole jobs."""
+
+FORMER = {"model.pooling": "mean", "data.max_tokens": 32}
+"""Defaults of earlier versions, where they are others today. Runs that did not write theirs down had these; and ids
+count from them, so that a job by today's default shares no id with one by the former."""
+
+
+FOLLOWED = {"model.pooling": "auto", "data.max_tokens": None}
+"""The defaults that have taken the place of the former ones."""
+
+
+def hashed(job: Mapping[str, Any], *, rules: int, defaults: Mapping[str, Any]) -> str:
+    """Twelve hex digits of sha256 for a job as plain JSON, stage and seed included.
+
+    rules: those of the run. defaults: by dotted key; what equals them is left out.
+    """
+    if rules < 2:
+        return _digest(first_version(job, defaults))
+    flat = flat_values(job)
+    return _digest({"schema": SCHEMA, "job": {key: flat[key] for key in flat if not _is_default(key, flat, defaults)}})
+
+
+def first_version(job: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A job as the first version wrote it: without later fields, unless they are set."""
+
+    def kept(table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        left: dict[str, Any] = {}
+        for name, value in table.items():
+            key = prefix + name
+            if isinstance(value, Mapping):
+                inner = kept(value, f"{key}.")
+                if inner or any(field.startswith(f"{key}.") for field in FIRST_FIELDS):  # else a later section
+                    left[name] = inner
+            elif key in FIRST_FIELDS or not _is_default(key, {key: value}, defaults):
+                left[name] = value
+        return left
+
+    return kept(job, "")
+
+
+@cache
+def default_values(model: type[BaseModel]) -> dict[str, Any]:
+    """The default of every key of a config that has one, sections included, by dotted key, as JSON."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        section = section_of(field.annotation)
+        if section is not None:
+            found |= {f"{name}.{key}": value for key, value in default_values(section).items()}
+        elif not field.is_required():
+            found[name] = json.loads(canonical(field.get_default(call_default_factory=True)))
+    return found
+
+
+def counted_from(model: type[BaseModel]) -> dict[str, Any]:
+    """The values that an id leaves out: of every key its default, or the first one that it had."""
+    return default_values(model) | FORMER
+
+
+def with_former(job: Mapping[str, Any]) -> dict[str, Any]:
+    """A job as given to an earlier version, with the defaults of then where they are others today."""
+    whole = {name: dict(value) if isinstance(value, Mapping) else value for name, value in job.items()}
+    for key, value in FORMER.items():
+        section, name = key.split(".")
+        if isinstance(table := whole.setdefault(section, {}), dict):
+            table.setdefault(name, value)
+    return whole
+
+
+def as_begun(job: Mapping[str, Any], there: Mapping[str, Any], *, written: Collection[str] = ()) -> dict[str, Any]:
+    """A job as it is today, with what another one, begun by an earlier version, had by the defaults of then. written:
+    keys that the job's file gives, which stay."""
+    whole = {name: dict(value) if isinstance(value, Mapping) else value for name, value in job.items()}
+    for key, value in FORMER.items():
+        section, name = key.split(".")
+        if key not in written and whole[section][name] == FOLLOWED[key] and there[section][name] == value:
+            whole[section][name] = value
+    return whole
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no white space, so that equal values have equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def flat_values(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys; an empty table is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flat_values(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _is_default(key: str, flat: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    return key in defaults and canonical(flat[key]) == canonical(defaults[key])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:12]

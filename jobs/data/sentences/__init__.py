@@ -1,0 +1,128 @@
+"""The sentence job's training data: single sentences, pairs, pairs with hard negatives.
+
+A single sentence is paired with itself. The two views are told apart by dropout alone (SimCSE, Gao et al. 2021,
+arXiv:2104.08821), so they are the same tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.config import JobConfig
+from jobs.core.paths import looked_in
+from jobs.core.provenance import stamp
+from jobs.data.batches import Ids, Views
+from jobs.data.faults import DataError, short
+from jobs.data.sentences.columns import train_columns
+from jobs.data.sentences.duplicates import text_ids
+from jobs.data.sentences.texts import as_text
+from jobs.data.sentences.tokens import TokenColumn, lower_casing, padded, stacked, trained_tokenizer
+from jobs.data.sources import Rows, read
+from jobs.models.errors import ModelError
+from jobs.models.pretrained.folder import EncoderError, folder_of, tokenizer_files
+from jobs.models.reading import reading
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SentenceExamples:
+    """Sentences to train on."""
+
+    rows: Rows
+    tokenizer: Any
+    columns: tuple[TokenColumn, ...]
+    """The anchor; then the positive, if pairs are given; then the hard negatives."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def hard_negatives(self) -> int:
+        """Hard negatives of each pair."""
+        return max(len(self.columns) - 2, 0)
+
+    def views(self, rows: NDArray[np.int64], *, seed: int, step: int, pairs: NDArray[np.int64]) -> Views:  # noqa: ARG002
+        """Tokens of these data rows, padded to the longest of each side. Nothing is random: dropout is the view."""
+        rows, pad = np.asarray(rows, np.int64), int(self.tokenizer.pad_token_id)
+        queries = padded(*self.columns[0][rows], pad)
+        keys = padded(*self.columns[1][rows], pad) if len(self.columns) > 1 else queries
+        negatives = stacked([column[rows] for column in self.columns[2:]], pad) if self.hard_negatives else None
+        return Views(queries, keys, negatives)
+
+    def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of the longest sentence of each row, hard negatives included, [c]."""
+        longest: NDArray[np.int64] = np.max([column[rows][1] for column in self.columns], axis=0)
+        return longest
+
+    def pair_ids(self, rows: NDArray[np.int64]) -> Tensor:
+        """int64 [c]: equal for equal anchors."""
+        return self.ids(rows).pair_ids
+
+    def ids(self, rows: NDArray[np.int64]) -> Ids:
+        """What these rows say; the two views of a single sentence say the same."""
+        return text_ids(self.rows, rows)
+
+
+def sentence_rows(job: JobConfig) -> Rows:
+    """The text columns of data.train, each row of them checked to be text."""
+    rows = read(job.data.train, train_columns, None if job.data.columns is None else tuple(job.data.columns))
+    return as_text(rows, tuple(rows.table.column_names))
+
+
+def tokenizer_for(job: JobConfig) -> Any:
+    """The tokenizer of job.model: WordPieces trained on data.train for `bert`, else the model's own."""
+    if job.model.name in (None, "bert"):
+        return trained_tokenizer(sentence_rows(job), job.model.vocabulary)
+    name = str(job.model.name)
+    try:
+        lower, folder = reading(job).lower, folder_of(name)
+        return _pretrained(folder, tuple(tuple(stamp(path)) for path in tokenizer_files(folder)), lower)
+    except ModelError:  # it says what to write
+        raise
+    except Exception as error:  # its files may hold anything, and its class may raise anything
+        where = f", looked for{looked_in(name)}" if looked_in(name) else ""
+        reason = error.reason if isinstance(error, EncoderError) else short(error)
+        raise DataError(
+            f"no tokenizer can be loaded ({reason}); model.name must be a folder with one{where}, a Hub name, or "
+            "'bert'",
+            file=name,
+        ) from error
+
+
+@functools.lru_cache(maxsize=4)
+def _pretrained(folder: Path, _stamps: tuple[tuple[Any, ...], ...], lower: bool) -> Any:
+    """The tokenizer in a folder while its files are these, in one object, so that what is derived from it is kept."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if tokenizer.pad_token_id is None:
+        # Attention masks what is padded, so any token will do.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        if tokenizer.pad_token_id is None:
+            raise ValueError("it has no token to pad with, nor one for the end or the unknown; set its pad_token")
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
+        # transformers makes one without words where the files of one are missing.
+        raise ValueError("it has no word beside its special tokens, as its files are missing or empty")
+    return lower_casing(tokenizer) if lower else tokenizer
+
+
+def sentence_examples(job: JobConfig, tokenizer: Any = None) -> SentenceExamples:
+    """The sentences that `job` trains on."""
+    read = reading(job)
+    return _examples(
+        sentence_rows(job), tokenizer_for(job) if tokenizer is None else tokenizer, read.max_tokens, read.prompt
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _examples(rows: Rows, tokenizer: Any, max_tokens: int, prompt: str) -> SentenceExamples:
+    columns = tuple(TokenColumn(column, tokenizer, max_tokens, prompt) for column in rows.table.columns)
+    return SentenceExamples(rows, tokenizer, columns)

@@ -1,0 +1,61 @@
+"""Columns of text: strings that are there and hold something."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.data.faults import DataError
+from jobs.data.formats.lines import NOT_UTF8, first_that_is_not_utf8
+from jobs.data.sentences.columns import LISTS, NEGATIVE_NAME
+from jobs.data.sources import Rows
+
+BINARY = (pa.types.is_binary, pa.types.is_large_binary)
+LISTED = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_struct, pa.types.is_map)
+
+
+@functools.lru_cache(maxsize=8)
+def as_text(rows: Rows, names: tuple[str, ...]) -> Rows:
+    """The rows with these columns as strings. Raises DataError at the first null, empty, blank or not UTF-8."""
+    table = rows.table
+    for name in names:
+        kind = table[name].type
+        if any(test(kind) for test in LISTED):
+            raise rows.fault(f"holds {'objects' if pa.types.is_struct(kind) else 'lists'}; {LISTS}", column=name)
+        if not any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null, *BINARY)):
+            raise rows.fault(f"is of type {kind}; sentences are strings", column=name)
+        chunks, at = [], 0
+        for chunk in table[name].chunks:
+            chunks.append(_utf8(rows, name, chunk, at))
+            blank = pc.fill_null(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(chunks[-1])), 0), fill_value=True)
+            row = pc.index(blank, value=True).as_py()
+            if row >= 0:
+                raise _blank(rows, name, at + row, is_null=not chunk[row].is_valid)
+            at += len(chunk)
+        table = table.set_column(table.schema.get_field_index(name), name, pa.chunked_array(chunks))
+    return dataclasses.replace(rows, table=table)
+
+
+def _blank(rows: Rows, name: str, row: int, *, is_null: bool) -> DataError:
+    found = "is null or missing" if is_null else "is empty"
+    remedy = "remove the row or write its sentence"
+    if NEGATIVE_NAME.fullmatch(name):
+        remedy += "; all rows have equally many hard negatives: repeat one, or leave this column out of data.columns"
+    return rows.fault(f"{found}; {remedy}", column=name, row=row)
+
+
+def _utf8(rows: Rows, name: str, chunk: pa.Array, at: int) -> pa.Array:
+    """The chunk as strings, without a copy: some writers of Parquet make bytes of them, and text may not be UTF-8."""
+    binary = any(test(chunk.type) for test in BINARY)
+    if pa.types.is_null(chunk.type):
+        return chunk.cast(pa.string())
+    try:
+        text = chunk.cast(pa.string() if pa.types.is_binary(chunk.type) else pa.large_string()) if binary else chunk
+        text.validate(full=True)
+    except pa.ArrowInvalid as error:
+        row = first_that_is_not_utf8(chunk.cast(pa.large_binary()))
+        raise rows.fault(NOT_UTF8, column=name, row=None if row is None else at + row) from error
+    return text

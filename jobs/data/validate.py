@@ -1,0 +1,282 @@
+"""Everything that can be wrong with a job's data, found before any trial starts; and what data they are, as a hash."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs import models
+from jobs.config import JobConfig
+from jobs.core.paths import DIGITS, is_folder_here
+from jobs.data.faults import DataError, shown
+from jobs.data.images import ImageEvaluation, image_evaluation, image_examples, image_rows
+from jobs.data.images.arrays import is_list
+from jobs.data.images.links import Links, links_of, looked_at_once
+from jobs.data.resolve import HUB, locate
+from jobs.data.sentences import beside, cells, scored, sentence_rows, tokenizer_for
+from jobs.data.sentences.duplicates import repeats
+from jobs.data.sources import Rows
+from jobs.models.pretrained.folder import BUILT
+
+
+@looked_at_once()
+def check(job: JobConfig) -> list[str]:
+    """Read all that `job` would read. Returns warnings. Raises DataError at the first fault."""
+    train = train_rows(job)
+    if len(train) < max(job.batch.size, 2):
+        raise train.fault(
+            f"has {_count(len(train))}, fewer than batch.size = {job.batch.size}; give more rows, or "
+            f"set batch.size to at most {len(train)}"
+            if len(train) > 1
+            else "has 1 row; contrastive training needs at least two, and one batch: "
+            f"give at least batch.size = {job.batch.size} rows"
+        )
+    sources = {stage: source for stage, source in (("tune", job.data.tune), ("confirm", job.data.confirm)) if source}
+    judged = {stage: _judged_rows(job, source) for stage, source in sources.items()}
+    for stage, rows in judged.items():
+        if len(rows) < 2:
+            raise rows.fault(f"has 1 row; data.{stage} needs at least two to judge an encoder on")
+    warnings: list[str] = []
+    if job.task == "image":
+        warnings += image_examples(job).images.check()
+        for stage, source in sources.items():
+            warnings += _label_warnings(job, stage, image_evaluation(job, source))
+    else:
+        if job.data.columns is None:
+            beside.doubts(train)
+            cells.refuse(train, train.table.column_names, "data.columns")
+        warnings += cells.notes(train, train.table.column_names)
+        for source, rows in zip(sources.values(), judged.values(), strict=True):
+            if job.data.judged_columns is None:
+                scored.doubts(rows)
+            scored.sentence_evaluation(source, job.data.judged_columns)
+            if job.data.judged_columns is None:
+                cells.refuse(rows, rows.table.column_names[:2], "data.judged_columns")
+            warnings += cells.notes(rows, rows.table.column_names[:2])
+        warnings += repeats(job, train)
+    warnings += check_model(job)
+    if has_single_sentences(job):
+        models.check_views(job)
+    return [*dict.fromkeys(warnings), *_overlaps(train, judged)]
+
+
+def check_model(job: JobConfig) -> list[str]:
+    """What to know of the job's encoder. Raises ModelError, or DataError for its tokenizer."""
+    if job.model.name in (None, *BUILT):
+        return []
+    notes = models.check_encoder(job, None)  # without one, there is no tokenizer either
+    return notes if job.task == "image" else models.check_encoder(job, tokenizer_for(job))
+
+
+def check_encoder_here(job: JobConfig) -> list[str]:
+    """`check_model` of an encoder that is a folder on this machine, where the rows may not be; nothing of others."""
+    if job.model.name in (None, *BUILT) or not is_folder_here(str(job.model.name)):
+        return []
+    notes = check_model(job)
+    try:
+        models.check_views(job)
+    except models.ModelError:
+        with contextlib.suppress(DataError):  # of rows that are not here nothing is known
+            if has_single_sentences(job):
+                raise
+    return notes
+
+
+def has_single_sentences(job: JobConfig) -> bool:
+    """Whether the two views of a pair are the same sentence. Raises DataError."""
+    return job.task == "sentence" and len(train_rows(job).table.column_names) == 1
+
+
+@looked_at_once()
+def fingerprint(job: JobConfig) -> str:
+    """32 hex digits: equal for equal rows that `job` trains on and is judged on, in whatever files or formats."""
+    assert job.judged_on is not None, "JobConfig refuses a job without it"
+    digests = [_digest(job, train_rows(job)), _digest(job, _judged_rows(job, job.judged_on))]
+    return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+
+
+@looked_at_once()
+def described(job: JobConfig) -> list[dict[str, Any]]:
+    """What `job` trains on and is judged on, each as `context` (`training`, `tune` or `confirm`), `source`, `rows` and
+    `digest`, 32 hex digits that are equal for equal rows."""
+    assert job.judged_on is not None, "JobConfig refuses a job without it"
+    both = (("training", job.data.train, train_rows(job)), (job.stage, job.judged_on, _judged_rows(job, job.judged_on)))
+    return [
+        {"context": context, "source": source, "rows": len(rows), "digest": _digest(job, rows)[:32]}
+        for context, source, rows in both
+    ]
+
+
+@looked_at_once()
+def digests(
+    job: JobConfig, known: Mapping[str, Mapping[str, Any]] | None = None, *, stage_only: bool = False
+) -> dict[str, dict[str, Any]]:
+    """What rows `job` uses, as `data.train = SOURCE` and so on -> `source`, `rows`, `digest` (32 hex digits, equal for
+    equal rows in any format) and `files`, which tells whether they are unchanged.
+
+    known: an earlier answer; a digest of it stands while its files have their size and time. stage_only: without the
+    rows that judge the other stage. Raises DataError.
+    """
+    uses = {"train": job.data.train, "tune": job.data.tune, "confirm": job.data.confirm}
+    if stage_only:
+        uses = {use: source for use, source in uses.items() if use in ("train", job.stage)}
+    answer: dict[str, dict[str, Any]] = {}
+    for use, source in uses.items():
+        if source is None:
+            continue
+        # The rows that judge sentences have columns of their own.
+        is_judged = use != "train" and job.task == "sentence"
+        named = job.data.judged_columns if is_judged else job.data.columns
+        plain = f"data.{use} = {source}"
+        key, files = f"{plain} {json.dumps(named)}" if named else plain, stamps(source)
+        if known and key not in known and plain in known and not is_judged:  # named by a version without the columns
+            key = plain
+        before = (known or {}).get(key)
+        if before is not None and files is not None and before["files"] == files:
+            answer[key] = dict(before)
+            continue
+        rows = train_rows(job) if use == "train" else _judged_rows(job, source)
+        links = _links(job, rows)
+        if links is not None and files is not None:
+            files = None if links.entry is None else [*files, links.entry]
+        if before is not None and files is not None and before["files"] == files:
+            answer[key] = dict(before)
+        else:
+            answer[key] = {"source": source, "rows": len(rows), "digest": _digest(job, rows)[:32], "files": files}
+        if links is not None and not links.is_as_before:
+            links.is_as_before.append(functools.partial(_has_digest, rows, answer[key]["digest"]))
+    return answer
+
+
+def _has_digest(rows: Rows, digest: str, links: Links) -> bool:
+    """Whether rows have this digest with what files hold now, which is read: not what was known of files like these."""
+    return _hash.__wrapped__(rows, links)[:32] == digest
+
+
+def stamps(source: str) -> list[list[Any]] | None:
+    """Path, size and time of change of each file of a source; None where there are no files to ask, or where one of
+    them does not say when it changed."""
+    files = locate(source).files
+    return (
+        None
+        if any(file.uri == HUB or file.path == DIGITS or file.changed is None for file in files)
+        else [
+            [os.path.realpath(file.path) if file.uri is None else file.path, file.size, file.changed] for file in files
+        ]
+    )
+
+
+def train_rows(job: JobConfig) -> Rows:
+    """The rows that `job` trains on."""
+    return image_rows(job, job.data.train) if job.task == "image" else sentence_rows(job)
+
+
+def _judged_rows(job: JobConfig, source: str) -> Rows:
+    return image_rows(job, source) if job.task == "image" else scored.judged_rows(source, job.data.judged_columns)
+
+
+def _label_warnings(job: JobConfig, stage: str, data: ImageEvaluation) -> Iterator[str]:
+    yield from data.query_pixels.check()
+    known = len(data.reference_labels)
+    if known < job.evaluate.neighbours:
+        yield f"evaluate.neighbours = {job.evaluate.neighbours}, but data.train has {_count(known)} with labels in all"
+    strange = int((~np.isin(data.query_labels, data.reference_labels)).sum())
+    if strange:
+        yield (
+            f"{_count(strange)} of data.{stage} have labels that the first evaluate.references = "
+            f"{job.evaluate.references} labelled rows of data.train lack, so they count as wrong in every arm"
+        )
+
+
+def _overlaps(train: Rows, judged: dict[str, Rows]) -> Iterator[str]:
+    """A warning for each two of data.train, data.tune and data.confirm that share rows of a file."""
+    parts = {"train": train, **judged}
+    for (a, first), (b, second) in itertools.combinations(parts.items(), 2):
+        shared = 0
+        for file, low, taken in first.spans:
+            for other, start, count in second.spans:
+                same = file == other or ("://" not in file and os.path.realpath(file) == os.path.realpath(other))
+                shared += max(min(low + taken, start + count) - max(low, start), 0) if same else 0
+        if shared:
+            why = (
+                "the verdict is on rows that tuning has seen"
+                if a == "tune"
+                else "the encoder is judged on rows it trained on"
+            )
+            both = shown(f"data.{a} = {first.source} and data.{b} = {second.source}")
+            yield f"{both} share {_count(shared)}: {why}; use slices such as [:1000] and [1000:]"
+
+
+def _count(rows: int) -> str:
+    return f"{rows} row{'' if rows == 1 else 's'}"
+
+
+def _links(job: JobConfig, rows: Rows) -> Links | None:
+    return links_of(rows, rows.table.column_names[0]) if job.task == "image" else None
+
+
+def _digest(job: JobConfig, rows: Rows) -> str:
+    return _hash(rows, _links(job, rows))
+
+
+@functools.lru_cache(maxsize=8)
+def _hash(rows: Rows, links: Links | None) -> str:
+    """Hash of the values of a table, column after column, however they are chunked and named. Images that rows name by
+    their paths count as if they lay in the rows."""
+    hashes: dict[str, Any] = defaultdict(lambda: hashlib.blake2b(digest_size=16))
+    for place, column in enumerate(rows.table.columns):
+        if place == 0 and links is not None:
+            for content in links.contents():
+                _add(pa.array([content], pa.large_binary()), hashes, f"{place}")
+            continue
+        for chunk in column.chunks:
+            _add(chunk, hashes, f"{place}")
+    return hashlib.blake2b("".join(f"{key}:{hashes[key].hexdigest()}" for key in sorted(hashes)).encode()).hexdigest()
+
+
+def _add(array: pa.Array, hashes: dict[str, Any], key: str) -> None:
+    """Values, lengths and nulls of an array go to hashes of their own, so that where chunks end makes no difference."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return _add(array.dictionary_decode(), hashes, key)
+    if isinstance(kind, pa.BaseExtensionType):
+        return _add(array.storage, hashes, f"{key} {kind}")
+    hashes[f"{key} null"].update(array.is_null().to_numpy(zero_copy_only=False))
+    if pa.types.is_struct(kind):
+        for index in range(kind.num_fields):
+            _add(array.field(index), hashes, f"{key}.{kind.field(index).name}")
+    elif pa.types.is_fixed_size_binary(kind):
+        width = kind.byte_width
+        hashes[key].update(array.buffers()[1][array.offset * width : (array.offset + len(array)) * width])
+    elif _is_bytes(kind):
+        wide = array.cast(pa.large_binary())
+        offsets = np.frombuffer(wide.buffers()[1], np.int64)[wide.offset : wide.offset + len(wide) + 1]
+        hashes[f"{key} size"].update(np.diff(offsets))
+        hashes[key].update(wide.buffers()[2][int(offsets[0]) : int(offsets[-1])] if wide.buffers()[2] else b"")
+    elif is_list(kind):
+        hashes[f"{key} size"].update(pc.fill_null(pc.list_value_length(array), 0).to_numpy().astype(np.int64))
+        _add(array.flatten(), hashes, key + "[]")
+    elif pa.types.is_integer(kind):
+        hashes[key].update(pc.fill_null(array, 0).to_numpy().astype(np.int64))
+    elif pa.types.is_floating(kind):
+        hashes[key].update(pc.fill_null(array, 0).to_numpy().astype(np.float64))
+    else:
+        for value in array.to_pylist():
+            hashes[key].update(f"{value!r}\n".encode())
+    return None
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string)
+    return any(test(kind) for test in tests)

@@ -1,0 +1,283 @@
+"""Is this trial's gradient the one that it claims to be? Asked once, on a few pairs, before anything is trained.
+
+The real step (ranks, exchange, chunks, kept graphs, tiles, precision, compiler) computes the gradient of the first
+pairs of the batch; then every rank computes it again by plain autograd on all of these pairs at once, with the losses
+written out as whole matrices. The two must agree tensor by tensor. Nothing is left changed: no parameter, gradient,
+buffer, random state or optimizer state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jobs.config import JobConfig, Loss
+from jobs.core.collectives import agree, rank_of
+from jobs.data import Ids
+from jobs.models import ContrastiveModel, dropout_keys
+from jobs.models.mlm import Masking, masked
+from jobs.train.step import Chunk
+
+PAIRS = 32
+"""Pairs compared, where memory for that many at once can be taken for granted."""
+
+
+class GradientMismatch(RuntimeError):
+    """The real step's gradient is not that of one process. Says which tensor, and by how much."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a tensor's gradient may be off: `relative` times its norm, or times `floor` of the whole gradient's norm
+    where that is more, since a gradient that is zero but for rounding has no relative error."""
+
+    relative: float
+    floor: float
+
+
+def tolerance(job: JobConfig, temperature: float) -> Tolerance:
+    """What rounding may do, and averaging over ranks, stale masks or lost gradients do far more.
+
+    Measured on small encoders: 1e-14 in fp64, 1e-6 in fp32, 5e-3 in bf16, where a last bit that turns moves an
+    activation by 4e-3. The tolerances leave room for a hundred times that (bf16: twenty), as deep encoders round more.
+    The embeddings' rounding is divided by the temperature, so below 0.2 they grow as in the gradient contract. bf16's
+    stays below a half, which is what two ranks averaged in place of summed are off by.
+    """
+    if job.model.precision == "fp64":
+        return Tolerance(1e-9, 1e-3)
+    sharpness = max(1.0, 0.2 / temperature)
+    if job.model.precision == "fp32":
+        return Tolerance(min(1e-4 * sharpness, 0.01), 0.05)
+    return Tolerance(min(0.1 * sharpness, 0.3), 0.1)
+
+
+def pairs(job: JobConfig, *, world: int, largest: int) -> int:
+    """Pairs to compare: at least one a rank, and no more than fit where the largest chunk of the step fits."""
+    few = max(2 * world, largest) if job.is_chunked else PAIRS
+    return min(job.batch.size, max(world, min(PAIRS, few)))
+
+
+def chunk(share: int) -> int:
+    """Pairs of a chunk, so that a rank's share is cut in three where it can be."""
+    return -(-share // 3)
+
+
+def checked_loss(job: JobConfig) -> str:
+    """`infonce` for `infonce_ce`: the two differ in rounding alone, and that one is kept to show how large it gets."""
+    return "infonce" if job.loss.name == "infonce_ce" else job.loss.name
+
+
+def verify(
+    model: ContrastiveModel,
+    job: JobConfig,
+    *,
+    real: Callable[[], object],
+    whole: Chunk,
+    ids: Ids | None,
+    masking: Masking | None,
+    step: int,
+    group: dist.ProcessGroup | None,
+    device: torch.device | str,
+) -> str:
+    """Compare the gradients that `real` leaves behind with one process's. Returns a sentence on the largest difference.
+
+    real: fills the parameters' gradients for the pairs of `whole`, spread over the ranks. whole: all pairs, in order.
+    ids: what they say. Raises GradientMismatch on every rank if they differ on one.
+    """
+    with _untouched(model), torch.random.fork_rng():
+        real()
+        found = _taken(model)
+    with _untouched(model), torch.random.fork_rng():
+        _one_process(model, job, whole, ids=ids, masking=masking, step=step, device=device)
+        expected = _taken(model)
+    allowed = tolerance(job, float(torch.as_tensor(model.temperature()).detach()))
+    errors = compare(found, expected, allowed)
+    wrong = {name: error for name, error in errors.items() if not error <= allowed.relative}
+    told = [rank for rank, (count,) in enumerate(agree([len(wrong)], group, what="preflight")) if count]
+    worst = max(errors, key=lambda name: _sortable(errors[name]))
+    if wrong:
+        raise GradientMismatch(
+            f"the gradient of this trial's first step is not the one of a single process: that of {worst} differs by "
+            f"{errors[worst]:.2g} of its norm, where rounding may make it {allowed.relative:.2g}"
+            + (f", and so do {len(wrong) - 1} other tensors" if len(wrong) > 1 else "")
+            + f". Nothing was trained. Seen on rank {rank_of(group)}, with {_execution(job)}. Try execution.ranks = 1, "
+            "no micro and no compile one by one to find the cause; execution.verify = false trains in spite of it"
+        )
+    if told:
+        raise GradientMismatch(f"rank {told[0]} found that the gradient is not one process's; see its own message")
+    return f"it differs most in {worst}, by {errors[worst]:.1g} of {allowed.relative:.1g} allowed"
+
+
+def compare(
+    found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], allowed: Tolerance
+) -> dict[str, float]:
+    """Each tensor's difference, relative to its norm or to the floor. No gradient is a gradient of zero."""
+    norms = {name: 0.0 if x is None else float(x.double().norm()) for name, x in expected.items()}
+    floor = allowed.floor * sum(norm**2 for norm in norms.values()) ** 0.5
+    errors = {}
+    for name, exact in expected.items():
+        seen = found[name]
+        if seen is None or exact is None:
+            difference = norms[name] if seen is None else float(seen.double().norm())
+        else:
+            difference = float((seen.double() - exact.double()).norm())
+        scale = max(norms[name], floor)
+        errors[name] = difference / scale if scale > 0 else (0.0 if difference == 0 else float("inf"))
+    return errors
+
+
+def dense_loss(
+    loss: Loss,
+    queries: Tensor,
+    keys: Tensor,
+    hard: Tensor | None,
+    *,
+    ids: Ids | None,
+    pool: int,
+    temperature: float | Tensor,
+) -> Tensor:
+    """A scalar whose gradient is that of the loss, from whole matrices in the precision of queries and keys [n, D].
+
+    hard [n, H, D]. infonce_ce is infonce. For flatnce, whose value is another's, and infonce_matched, whose scale is
+    the batch's, the scalar's value is not the loss's.
+    """
+    sides = [queries, keys] if hard is None else [queries, keys, hard]
+    mean = partial(_mean, loss, ids=ids, pool=pool, temperature=temperature)
+    if loss.name == "infonce_matched":
+        leaves = [side.detach().requires_grad_() for side in sides]
+        slopes = (torch.autograd.grad(mean(leaves, name=name), leaves) for name in ("dcl", "infonce"))
+        flat, own = (torch.cat([slope.flatten() for slope in each]).norm() for each in slopes)
+        return mean(sides, name="infonce") * (flat / own if own > 0 else 1.0)
+    return mean(sides, name={"flatnce": "dcl", "infonce_ce": "infonce"}.get(loss.name, loss.name))
+
+
+def _mean(
+    loss: Loss, sides: list[Tensor], *, name: str, ids: Ids | None, pool: int, temperature: float | Tensor
+) -> Tensor:
+    """Mean over pairs of one direction, or of both halves where symmetric. sides: queries, keys and hard negatives."""
+    queries, keys, hard = sides[0], sides[1], sides[2] if len(sides) == 3 else None
+    n = len(queries)
+    place = torch.arange(n, device=queries.device)
+    mates = place[:, None] // pool == place // pool
+    negative = mates & (place[:, None] != place)
+    strange = None
+    if ids is not None:
+        said = [each for each in (ids.pair_ids, ids.key_ids) if each is not None]
+        negative &= torch.stack([one[:, None] != other for one in said for other in said]).all(0)
+        if ids.negative_ids is not None:
+            strange = torch.stack([one[:, None] != ids.negative_ids.flatten() for one in said]).all(0)
+
+    def direction(anchors: Tensor, others: Tensor, hard: Tensor | None) -> Tensor:
+        """Sum over the anchors."""
+        logits, counts = anchors @ others.T / temperature, negative
+        if loss.same_side:
+            logits, counts = torch.cat([logits, anchors @ anchors.T / temperature], 1), torch.cat([counts, counts], 1)
+        if hard is not None:
+            own = torch.eye(n, dtype=logits.dtype, device=logits.device).repeat_interleave(hard.shape[1], 1)
+            extra = anchors @ hard.flatten(0, 1).T / temperature + own * math.log(loss.hard_negative_weight)
+            logits = torch.cat([logits, extra], 1)
+            near = mates.repeat_interleave(hard.shape[1], 1)
+            counts = torch.cat([counts, near if strange is None else near & strange], 1)
+        positive = ((anchors * others).sum(1) - loss.margin) / temperature
+        if name == "siglip":
+            far = F.softplus(logits + loss.bias, threshold=1e9).where(counts, 0.0)
+            return F.softplus(-positive - loss.bias, threshold=1e9).sum() + far.sum()
+        some = counts.any(1)
+        v = logits[some].masked_fill(~counts[some], -torch.inf).logsumexp(1) - positive[some]
+        return (F.softplus(v, threshold=1e9) if name == "infonce" else v).sum()
+
+    total = direction(queries, keys, hard)
+    if loss.symmetric:
+        total = (total + direction(keys, queries, None)) / 2
+    return total / n
+
+
+def _one_process(
+    model: ContrastiveModel,
+    job: JobConfig,
+    whole: Chunk,
+    *,
+    ids: Ids | None,
+    masking: Masking | None,
+    step: int,
+    device: torch.device | str,
+) -> None:
+    """Leave the gradient of all pairs behind, by plain autograd. The loss is computed in float64."""
+    views, n = whole.views, len(whole.pairs)
+    sides = [side for side in (views.queries, views.keys, views.negatives) if side is not None]
+    inputs = {name: _stacked([side[name] for side in sides]).to(device) for name in sides[0]}
+    hard = len(next(iter(inputs.values()))) // n - 2
+    numbers = torch.arange(n * (2 + hard)).view(n, 2 + hard)
+    rows = torch.cat([numbers[:, 0], numbers[:, 1], numbers[:, 2:].flatten()]).to(device)
+    with dropout_keys(seed=job.seed, step=step, rows=rows):
+        embedded = model.embed(inputs).double()
+    temperature = model.temperature()
+    value = dense_loss(
+        job.loss,
+        embedded[:n],
+        embedded[n : 2 * n],
+        embedded[2 * n :].unflatten(0, (n, hard)) if hard else None,
+        ids=None if ids is None else ids.to(device),
+        pool=job.pool,
+        temperature=temperature.double() if isinstance(temperature, Tensor) else temperature,
+    )
+    if masking is not None:
+        seen = masked(inputs, rows, masking, seed=job.seed, step=step)
+        if seen.chosen.any():
+            with dropout_keys(seed=job.seed, step=step, rows=-1 - rows):
+                logits = model.masked_logits(seen.inputs, seen.chosen)
+            value = value + masking.weight * F.cross_entropy(logits, seen.labels)
+    value.backward()
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    """Below one another; tokens padded by 0 to the longest, which their mask leaves out."""
+    if parts[0].ndim > 2:
+        return torch.cat(parts)
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in parts])
+
+
+def _taken(model: nn.Module) -> dict[str, Tensor | None]:
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Put gradients and buffers (a batch norm's statistics) back as they were."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    for parameter, _ in gradients:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+def _sortable(error: float) -> float:
+    return error if error == error else float("inf")  # noqa: PLR0124 - nan differs from itself
+
+
+def _execution(job: JobConfig) -> str:
+    execution = job.execution
+    named = {
+        "ranks": execution.ranks,
+        "exchange": execution.exchange,
+        "micro": execution.micro,
+        "micro_tokens": execution.micro_tokens,
+        "compile": execution.compile or None,
+        "precision": job.model.precision,
+    }
+    return ", ".join(f"{key} = {value}" for key, value in named.items() if value is not None)

@@ -1,0 +1,53 @@
+"""A rank's share of every global batch, cut into chunks that are encoded together."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jobs import data
+from jobs.config import JobConfig
+from jobs.train.step import Chunk, consecutive, share, within_tokens
+
+
+class Batches:
+    """The global batches of one job, as rank `rank` of `world` computes with them.
+
+    It reads the data of the rank's own pairs, and of no others; only `chunk` reads what it is asked for.
+    """
+
+    def __init__(
+        self, examples: data.ImageExamples | data.SentenceExamples, job: JobConfig, *, rank: int, world: int
+    ) -> None:
+        self._examples, self._job, self._rank, self._world = examples, job, rank, world
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """Data rows of the global batch of optimizer step `step` = 1, 2, ..."""
+        return data.batch_rows(len(self._examples), size=self._job.batch.size, seed=self._job.seed, step=step)
+
+    def cut(self, rows: NDArray[np.int64]) -> list[range]:
+        """This rank's pairs of the batch, chunk by chunk, as places in it."""
+        mine = share(len(rows), rank=self._rank, world=self._world)
+        budget = self._job.execution.micro_tokens
+        if budget is None:
+            return consecutive(mine, self._job.execution.micro)
+        assert isinstance(self._examples, data.SentenceExamples), "JobConfig refuses micro_tokens for images"
+        lengths = self._examples.lengths(rows[mine.start : mine.stop]).tolist()
+        return within_tokens(mine, lengths, sentences=2 + self._examples.hard_negatives, budget=budget)
+
+    def chunk(self, step: int, rows: NDArray[np.int64], pairs: range) -> Chunk:
+        """The views of some pairs of the batch, by their places in it."""
+        places = np.arange(pairs.start, pairs.stop)
+        views = self._examples.views(rows[places], seed=self._job.seed, step=step, pairs=places)
+        return Chunk(views, torch.from_numpy(places))
+
+    def largest(self, step: int) -> int:
+        """Of the step's chunk that is largest on this rank: pairs, or the tokens of its sentences when padded."""
+        rows = self.rows(step)
+        cuts = self.cut(rows)
+        if isinstance(self._examples, data.SentenceExamples):
+            first = cuts[0].start
+            lengths = self._examples.lengths(rows[first : cuts[-1].stop])
+            return max(len(cut) * int(lengths[cut.start - first : cut.stop - first].max(initial=0)) for cut in cuts)
+        return max(map(len, cuts))

@@ -1,0 +1,129 @@
+"""Whether this process computes with what a run was begun with: code, versions, rows and weights.
+
+A session says what it expects of every rank, on whatever node. A rank looks before it loads, and again at what it has
+loaded; what is not as expected is nobody's fault who trains, so the session ends and no trial is charged.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs import data
+from jobs.config import JobConfig
+from jobs.core import provenance
+from jobs.models.pretrained import folder as pretrained
+
+PACKAGE = Path(__file__).parents[1]
+
+
+class OtherOrigin(ValueError):
+    """What this process computes with is not what the session expects. The session ends; nothing was trained."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a rank computes with."""
+
+    digests: dict[str, Any]
+    """`code`, `versions`, `data` by use and source, and `weights` by the encoder's name."""
+
+    stamps: dict[str, Any]
+    """Of the files of data and weights, which tell whether they have changed since."""
+
+
+def begin(expected: Mapping[str, Any]) -> None:
+    """Have encoders mean what they meant where the run began. expected: as `orchestrator.run_dir.provenance` has it;
+    empty for a job alone."""
+    pretrained.hold(expected.get("weights") or {})
+
+
+def look(job: JobConfig, expected: Mapping[str, Any]) -> Origin:
+    """What this process computes `job` with. Raises OtherOrigin where that is not as expected; DataError and
+    EncoderError for what cannot be read, where nothing is expected of it."""
+    _refuse_other_code(expected)
+    wanted_rows, wanted_weights = expected.get("data") or {}, expected.get("weights") or {}
+    name = job.model.name
+    try:
+        rows = data.digests(job, wanted_rows, stage_only=True)
+        weights = pretrained.digest(name, wanted_weights.get(name), tokenizer=job.task == "sentence")
+    except (data.DataError, pretrained.EncoderError) as error:
+        if expected:  # the session has read them when it began
+            raise OtherOrigin(f"{error}; it was there when this session began, so put it back{_here()}") from error
+        raise
+    found = {} if weights is None else {str(name): weights}
+    for label, wanted, entries in (("", wanted_rows, rows), ("model.name = ", wanted_weights, found)):
+        for what, entry in entries.items() if expected else ():
+            if what not in wanted:
+                raise OtherOrigin(f"{label}{what} is nothing that this session has looked at when it began{_here()}")
+            if wanted[what]["digest"] != entry["digest"]:
+                words = provenance.changed(f"{label}{what}", wanted[what]["digest"], entry["digest"])
+                raise OtherOrigin(f"{words}{_here()}")
+    return Origin(
+        {
+            "code": provenance.code_digest(),
+            "versions": provenance.versions(),
+            "data": {use: entry["digest"] for use, entry in rows.items()},
+            "weights": {name: entry["digest"] for name, entry in found.items()},
+        },
+        {what: entry["files"] for what, entry in {**rows, **found}.items()},
+    )
+
+
+def refuse_change(before: Origin, after: Origin) -> None:
+    """Raise OtherOrigin where files have changed between two looks, so that nobody knows which were loaded."""
+    for what, files in after.stamps.items():
+        if before.stamps.get(what) != files:
+            raise OtherOrigin(
+                f"{what} has changed while it was loaded; let it be as it was when the run began{_here()}"
+            )
+
+
+def _refuse_other_code(expected: Mapping[str, Any]) -> None:
+    lines = []
+    code = provenance.code_digest()
+    if expected.get("code", code) != code:
+        lines.append(f"jobs/ is code {code}, not {expected['code']}")
+    elif "code" in expected and (edited := provenance.listed(sorted(_edited()))):
+        lines.append(f"{edited} changed after this process had started")
+    versions, wanted = provenance.versions(), expected.get("versions") or {}
+    for name in provenance.other_versions(wanted, versions) if wanted else ():
+        if name in wanted:
+            lines.append(f"{name} is {versions.get(name, 'not there')}, not {wanted[name]}")
+        else:
+            lines.append(f"{name} is {versions[name]}, and was not there")
+    if lines:
+        raise OtherOrigin(
+            f"this is not the code that the session was begun with, so its numbers would come from two programs: "
+            f"{'; '.join(lines)}{_here()}; go back to the code and versions of then on every node, or accept these: "
+            "orchestrator resume RUN --accept-code"
+        )
+
+
+_imported: set[str] = set()
+"""Modules of this package whose files were as expected after they had been imported."""
+
+
+def _edited() -> Iterator[str]:
+    """Files of modules that have been imported since the last look, and are not what they were when this process first
+    digested its code: a rank that lives long imports some of them late."""
+    known = provenance.code_files(PACKAGE)
+    for module in list(sys.modules):
+        file = getattr(sys.modules[module], "__file__", None)
+        if not module.startswith("jobs.") or module in _imported or file is None:
+            continue
+        path = Path(file)
+        if path.is_relative_to(PACKAGE) and path.is_file():
+            name = path.relative_to(PACKAGE).as_posix()
+            if known.get(name) == provenance.of_code(path):
+                _imported.add(module)
+            else:
+                yield f"jobs/{name}"
+
+
+def _here() -> str:
+    return f" (on {socket.gethostname()})"

@@ -1,0 +1,300 @@
+"""One exact optimizer step, and the gradient contract.
+
+The loss is the mean over all B pairs of the global batch. Each rank back-propagates the sum of its own rows' losses
+divided by B; gradients are summed over ranks, in one all-reduce per step, after which clipping and the optimizer run.
+So the update equals that of one process on the concatenated batch, for any number of ranks and any chunking.
+
+Exact accumulation, when a rank's share does not fit into memory at once (Gao et al. 2021, "Scaling deep contrastive
+learning batch size under memory limited setup"):
+
+1. encode every chunk, with a graph only for the first few (`keep_graphs`, or as many as `graph_memory_mb` holds);
+2. evaluate the loss once on all embeddings of all ranks: this gives the gradient to each embedding and to the loss's
+   own parameters;
+3. push each chunk's slice of that gradient through its graph, encoding the chunk again where none was kept. Dropout
+   is a function of (seed, step, pair, view), so the second encoding is the first one bit for bit;
+4. where there is an auxiliary masked-language-model loss, encode each chunk with its masks and back-propagate the sum
+   of its tokens' losses, divided by the masked tokens of the global batch, which the ranks agree on beforehand.
+
+Chunks are pushed through in their order, whether their graph was kept or not, so keeping graphs changes not one bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jobs.core.collectives import agree, sum_gradients, sum_rows
+from jobs.data import Inputs, Views
+from jobs.losses import Diagnostics
+from jobs.models import ContrastiveModel, dropout_keys
+from jobs.models.mlm import Masking, masked
+
+LossFunction = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Diagnostics]]
+"""(queries [b, D], keys [b, D], hard negatives [b, H, D] or None) -> (global mean, diagnostics)."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Pairs of this rank that are encoded together."""
+
+    views: Views
+    pairs: Tensor
+    """int64 [c]: the place of each pair in the global batch."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves behind besides gradients."""
+
+    loss: float
+    """What the step descends, the same on every rank: the global mean, plus the weighted auxiliary loss if any."""
+
+    gradient_norm: float
+    """Of the whole gradient, after the sum over ranks and before clipping."""
+
+    diagnostics: Diagnostics
+
+    mlm_loss: float | None = None
+    """Of the auxiliary loss, the mean over all masked tokens; None without one, or without a masked token."""
+
+    @property
+    def finite(self) -> bool:
+        """False when the step must not be applied: the trial has diverged, on every rank alike."""
+        return bool(np.isfinite(self.loss) and np.isfinite(self.gradient_norm))
+
+
+def share(size: int, *, rank: int, world: int) -> range:
+    """The consecutive pairs of a global batch of `size` that belong to `rank`; shares differ by one pair at most."""
+    return range(size * rank // world, size * (rank + 1) // world)
+
+
+def consecutive(pairs: range, size: int | None) -> list[range]:
+    """`pairs` cut into runs of `size`, the last may be short; None: one run."""
+    size = size or max(len(pairs), 1)
+    return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+
+def within_tokens(pairs: range, lengths: Sequence[int], *, sentences: int, budget: int) -> list[range]:
+    """`pairs` cut into runs that are at most `budget` padded tokens, or one pair.
+
+    lengths: tokens of each pair's longest sentence. sentences: of each pair, all of which are padded to the longest of
+    the run. Runs are filled from the first pair on, greedily.
+    """
+    cuts, longest = [0], 0
+    for place, length in enumerate(lengths):
+        longest = max(longest, length)
+        if place > cuts[-1] and (place + 1 - cuts[-1]) * sentences * longest > budget:
+            cuts.append(place)
+            longest = length
+    return [pairs[low:high] for low, high in itertools.pairwise([*cuts, len(pairs)]) if low < high]
+
+
+def exact_gradients(
+    model: ContrastiveModel,
+    chunks: Sequence[Chunk],
+    *,
+    loss: LossFunction,
+    seed: int,
+    step: int,
+    keep_graphs: int = 0,
+    graph_memory_mb: int | None = None,
+    masking: Masking | None = None,
+    clip: float | None = None,
+    group: dist.ProcessGroup | None = None,
+    device: torch.device | str = "cpu",
+) -> StepResult:
+    """Fill the `grad` of every parameter with the gradient of the global mean loss, summed over ranks and clipped.
+
+    chunks: this rank's share, in order; a single chunk keeps its graph whatever `keep_graphs` says.
+    graph_memory_mb: in place of keep_graphs, what the kept graphs may hold. masking: of the auxiliary loss, if any.
+    clip: largest norm of the gradient. Returns loss, norm and diagnostics of the global batch.
+    """
+    for parameter in model.parameters():
+        parameter.grad = None
+    encode = partial(_encode, model, seed=seed, step=step, device=device)
+    encoded = _encode_all(model, chunks, encode, keep_graphs=keep_graphs, memory_mb=graph_memory_mb)
+    leaves = [[part.detach().requires_grad_() for part in parts] for parts in encoded]
+    value, diagnostics = loss(*_whole(leaves))
+    value.backward()
+    for index, chunk in enumerate(chunks):
+        parts = encoded[index]
+        if not parts[0].requires_grad:
+            parts = encode(chunk)
+        torch.autograd.backward(parts, [_gradient(leaf) for leaf in leaves[index]])
+        encoded[index] = []  # frees this chunk's graph before the next is built
+    mlm = None
+    if masking is not None:
+        mlm = _masked_language_gradients(model, chunks, masking, seed=seed, step=step, group=group, device=device)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    sum_gradients(trained, group)
+    norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    if clip is not None:
+        nn.utils.clip_grads_with_norm_(trained, clip, norm)
+    total = float(value.detach()) + (masking.weight * mlm if masking is not None and mlm is not None else 0.0)
+    return StepResult(total, float(norm), diagnostics, mlm)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A chunk as the encoder takes it: all views below one another."""
+
+    inputs: Inputs
+    numbers: Tensor
+    """int64 [n]: pair * sentences + view; dropout and masks of a row depend on it alone."""
+
+    pairs: int
+    hard: int
+    """Hard negatives of each pair."""
+
+    @staticmethod
+    def of(chunk: Chunk, device: torch.device | str) -> _Rows:
+        views, count = chunk.views, len(chunk.pairs)
+        parts = [views.queries, views.keys] + ([views.negatives] if views.negatives is not None else [])
+        hard = _length(parts[2]) // max(count, 1) if len(parts) == 3 else 0
+        first = chunk.pairs * (2 + hard)
+        numbers = [first, first + 1]
+        if hard:
+            numbers.append((first[:, None] + 2 + torch.arange(hard)).reshape(-1))
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in _joined(parts).items()}
+        return _Rows(inputs, torch.cat(numbers).to(device), count, hard)
+
+
+def _encode(model: ContrastiveModel, chunk: Chunk, *, seed: int, step: int, device: torch.device | str) -> list[Tensor]:
+    """Embeddings of a chunk: queries [c, D], keys [c, D] and, where there are any, hard negatives [c, H, D]."""
+    rows = _Rows.of(chunk, device)
+    with dropout_keys(seed=seed, step=step, rows=rows.numbers):
+        embedded = model.embed(rows.inputs)
+    c, hard = rows.pairs, rows.hard
+    queries, keys, *negatives = embedded.split([c, c] + ([c * hard] if hard else []))
+    return [queries, keys, *(part.unflatten(0, (c, hard)) for part in negatives)]
+
+
+def _encode_all(
+    model: ContrastiveModel,
+    chunks: Sequence[Chunk],
+    encode: Callable[[Chunk], list[Tensor]],
+    *,
+    keep_graphs: int,
+    memory_mb: int | None,
+) -> list[list[Tensor]]:
+    """Embeddings of every chunk, with a graph for the first ones, as many as asked for or as fit.
+
+    What a graph holds is counted as it is built, and is taken to be no more for the next chunk than the largest so far;
+    one that turns out not to fit is dropped again. Counting tensors, and not asking the allocator, makes the choice the
+    same on every device and in every attempt.
+    """
+    if len(chunks) <= 1:
+        keep_graphs, memory_mb = 1, None
+    budget = None if memory_mb is None else memory_mb * 2**20
+    encoded: list[list[Tensor]] = []
+    kept = held = largest = 0
+    for index, chunk in enumerate(chunks):
+        graphed = index < keep_graphs if budget is None else kept == index and held + largest <= budget
+        saved = _SavedBytes(model) if graphed and budget else None
+        with torch.set_grad_enabled(graphed), saved or nullcontext():
+            parts = encode(chunk)
+        if saved is not None and budget is not None:
+            largest = max(largest, saved.count)
+            if held + saved.count <= budget:
+                kept, held = kept + 1, held + saved.count
+            else:
+                parts = [part.detach() for part in parts]
+        encoded.append(parts)
+    return encoded
+
+
+class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Counts, in `count`, the bytes that autograd saves inside the `with`, parameters and buffers aside."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.count = 0
+        self._seen = {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers())}
+        super().__init__(self._pack, self._unpack)
+
+    def _pack(self, x: Tensor) -> tuple[Tensor, int]:
+        memory = x.untyped_storage()
+        if memory.data_ptr() not in self._seen:
+            self._seen.add(memory.data_ptr())
+            self.count += memory.nbytes()
+        return x.detach(), x._version  # noqa: SLF001 - its only name
+
+    @staticmethod
+    def _unpack(saved: tuple[Tensor, int]) -> Tensor:
+        x, version = saved
+        if x._version != version:  # noqa: SLF001
+            raise RuntimeError("the encoder changes in place what its backward pass needs; leave out graph_memory_mb")
+        return x
+
+
+def _masked_language_gradients(
+    model: ContrastiveModel,
+    chunks: Sequence[Chunk],
+    masking: Masking,
+    *,
+    seed: int,
+    step: int,
+    group: dist.ProcessGroup | None,
+    device: torch.device | str,
+) -> float | None:
+    """Add this rank's share of the auxiliary loss's gradient. Returns the mean over all masked tokens, or None.
+
+    Its dropout must not be that of the contrastive views: rows are numbered -1, -2, ...
+    """
+    rows = [_Rows.of(chunk, device) for chunk in chunks]
+    masks = [masked(one.inputs, one.numbers, masking, seed=seed, step=step) for one in rows]
+    total = sum(count for (count,) in agree([sum(len(one.labels) for one in masks)], group, what="masked tokens"))
+    if total == 0:
+        return None
+    value = torch.zeros((), dtype=torch.float64, device=device)
+    for chunk, one in zip(rows, masks, strict=True):
+        if len(one.labels):
+            with dropout_keys(seed=seed, step=step, rows=-1 - chunk.numbers):
+                logits = model.masked_logits(one.inputs, one.chosen)
+            summed = F.cross_entropy(logits, one.labels, reduction="sum")
+            (summed * (masking.weight / total)).backward()
+            value += summed.detach()
+    return float(sum_rows(value, group)) / total
+
+
+def _joined(parts: Sequence[Inputs]) -> Inputs:
+    """The views below one another; token sequences are padded to the longest (0 is also the mask of a pad)."""
+    result: Inputs = {}
+    for name in parts[0]:
+        tensors = [part[name] for part in parts]
+        if tensors[0].ndim == 2:
+            longest = max(tensor.shape[1] for tensor in tensors)
+            tensors = [F.pad(tensor, (0, longest - tensor.shape[1])) for tensor in tensors]
+        result[name] = torch.cat(tensors)
+    return result
+
+
+def _length(inputs: Inputs) -> int:
+    return len(next(iter(inputs.values())))
+
+
+def _whole(leaves: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Queries, keys and hard negatives of all chunks."""
+    whole = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*leaves, strict=True)]
+    return whole[0], whole[1], whole[2] if len(whole) > 2 else None
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def diagnostics_points(result: StepResult) -> dict[str, float]:
+    """A step's values under the keys they are tracked by."""
+    values = {f"train/{name}": value for name, value in dataclasses.asdict(result.diagnostics).items()}
+    if result.mlm_loss is not None:
+        values["train/mlm_loss"] = result.mlm_loss
+    return {"train/loss": result.loss, "train/gradient_norm": result.gradient_norm, **values}

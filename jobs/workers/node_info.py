@@ -1,0 +1,70 @@
+"""`python -m jobs.workers.node_info [--gpus] [SOURCE...]`: what ranks find on a node: versions, GPUs, data.
+
+Prints one line of JSON, in a process of its own: what is wrong with torch or a driver then harms nobody else.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+PACKAGES = ("torch", "ray", "numpy", "pyarrow", "transformers", "tokenizers", "safetensors", "scikit-learn", "pydantic")
+"""What a trial's numbers may depend on."""
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of packages; `missing` for one that is not installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def missing(sources: Sequence[str]) -> dict[str, str]:
+    """The sources of data that are not found here, each with why; files are not opened."""
+    from jobs.data.formats import DataError
+    from jobs.data.resolve import locate
+
+    found = {}
+    for source in sources:
+        try:
+            locate(source)
+        except DataError as error:
+            found[source] = str(error)
+    return found
+
+
+def gpus() -> dict[str, Any]:
+    """The GPUs that torch sees: `names`, the CUDA version torch was built for (None: for CPUs only), and the first
+    error of a product of matrices on each."""
+    import torch
+
+    names, error = [], None
+    for index in range(torch.cuda.device_count()):
+        try:
+            names.append(torch.cuda.get_device_name(index))
+            square = torch.ones(64, 64, device=torch.device("cuda", index))
+            if float((square @ square).sum().item()) != 64.0**3:
+                raise RuntimeError(f"GPU {index} multiplies wrongly")
+        except RuntimeError as caught:  # torch's own errors are RuntimeErrors
+            error = error or f"GPU {index}: {str(caught).splitlines()[0]}"
+    return {"names": names, "cuda": torch.version.cuda, "error": error}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status for these command-line arguments."""
+    sources = [one for one in arguments if one != "--gpus"]
+    found = {"versions": versions(), "missing": missing(sources), "gpus": gpus() if "--gpus" in arguments else None}
+    sys.stdout.write(json.dumps(found) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

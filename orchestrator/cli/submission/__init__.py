@@ -1,0 +1,32 @@
+"""The same verbs on a cluster: Ray's job server at an address runs them on the head, where the driver outlives whoever
+asked.
+
+`launch` and `resume` are jobs that are followed and can be left; a run has at most one of them at a time. How a run
+stands is told at once while such a job lives (cluster_board.py); the other verbs that read are short jobs that leave
+nothing, and the files that they make are brought here. What a run needs lies in databases and buckets (runs.py), so any
+of these jobs may be lost.
+"""
+
+from orchestrator.cli.submission.bring import Answered, export, report
+from orchestrator.cli.submission.follow import attend
+from orchestrator.cli.submission.package import Order, package
+from orchestrator.cli.submission.parcel import HERE
+from orchestrator.cli.submission.server import Job, JobServer, ServerAway
+from orchestrator.cli.submission.verbs import (
+    ask,
+    examine,
+    follow_driver,
+    launch,
+    listed,
+    plan,
+    posted,
+    resume,
+    standing,
+    wait_for_status,
+)
+
+__all__ = [
+    "HERE", "Answered", "Job", "JobServer", "Order", "ServerAway",
+    "ask", "attend", "examine", "export", "follow_driver", "launch", "listed", "package", "plan", "posted", "report",
+    "resume", "standing", "wait_for_status",
+]  # fmt: skip

@@ -1,0 +1,132 @@
+"""Files that a verb makes on the head, brought here: whole and checked, or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from orchestrator.cli.submission.parcel import HERE
+from orchestrator.cli.submission.verbs import ask
+from orchestrator.run_dir import folder as runs
+from orchestrator.run_dir.folder import RunError
+from orchestrator.system import scratch
+
+MARKER = ".orchestrator-report"
+"""File beside a report that was brought here: of which runs it is, and its files."""
+
+LONGEST, LONGEST_BYTES = 100, 200
+"""Characters of a folder's name that is made of runs' names, and bytes."""
+
+Write = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What came of a verb whose files come here."""
+
+    code: int
+    out: str
+    """What it printed to standard output."""
+
+    place: Path | None
+    """Folder of the files here; None where there are none."""
+
+
+def export(url: str, run: str, wanted: str, dest: Path, *, err: Write) -> tuple[int, dict[str, Any] | None]:
+    """Have an encoder written on the head of the cluster at `url`, and bring it into the new folder `dest`.
+
+    Returns the exit code, and for 0 what was written, as plain JSON. Raises as `ask`, RunError where `dest` is there
+    already, OSError of this machine's disk; then nothing of it is left here.
+    """
+    _refuse_existing(dest)
+    out: list[str] = []
+    with _aside(dest) as files:
+        code = ask(url, run, ["export", run, wanted, HERE, "--json"], out=out.append, err=err, into=files)
+        if code:
+            return code, None
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_existing(dest)  # it took its time
+        files.rename(dest)
+    return code, json.loads("".join(out)) | {"path": str(dest)}
+
+
+def report(url: str, of: Sequence[str], *, flags: Sequence[str], into: Path | None, err: Write) -> Answered:
+    """Have runs compared on the head of the cluster at `url`, and bring the report into the folder `into`, or into
+    one that is named after them. One of the same runs is replaced; raises RunError where anything else is there."""
+    place = into or Path(_named_after(of))
+    uris = [runs.at(one).name for one in of]
+    _refuse_foreign(place, uris)
+    several = ["--into", HERE] if len(of) > 1 else []
+    out: list[str] = []
+    with _aside(place) as files:
+        arguments = ["compare", *of, *several, *flags]
+        code = ask(url, of[0], arguments, out=out.append, err=err, into=files)
+        names = sorted(path.name for path in files.iterdir())
+        if not code and not names:
+            err("note: the head could not write the report, so none came\n")
+        if code or not names:
+            return Answered(code, "".join(out), None)
+        (files / MARKER).write_text(json.dumps({"runs": uris, "files": names}), "utf-8")
+        _put(files, place, uris)
+    return Answered(code, "".join(out), place)
+
+
+@contextlib.contextmanager
+def _aside(place: Path) -> Iterator[Path]:
+    """A folder on the disk of `place` that goes with the context unless it is renamed. Nothing is made on the way to
+    `place` yet."""
+    above = next(one for one in place.absolute().parents if one.is_dir())
+    with scratch.folder("brought", within=above) as aside:
+        files = aside / "files"
+        files.mkdir()
+        yield files
+
+
+def _put(files: Path, place: Path, uris: Sequence[str]) -> None:
+    """Move the files of a report to their place, each of them whole at any moment. Files of the report before go."""
+    _refuse_foreign(place, uris)
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        files.rename(place)
+        return
+    old = _marker(place).get("files", [])
+    new = sorted(files.iterdir())
+    for path in new:
+        path.replace(place / path.name)
+    for name in set(old) - {path.name for path in new}:
+        (place / Path(str(name)).name).unlink(missing_ok=True)
+
+
+def _refuse_existing(dest: Path) -> None:
+    if dest.is_symlink() or (dest.exists() and not (dest.is_dir() and not any(dest.iterdir()))):
+        raise RunError(f"{dest} is there already, and nothing is overwritten; name a new folder, such as {dest}-2")
+
+
+def _refuse_foreign(place: Path, uris: Sequence[str]) -> None:
+    if place.is_dir() and (not any(place.iterdir()) or _marker(place).get("runs") == list(uris)):
+        return
+    if place.exists() or place.is_symlink():
+        raise RunError(
+            f"{place} is there already and holds no report of {' and '.join(uris)}, so nothing is put there; name "
+            f"another folder: --into {place}-2"
+        )
+
+
+def _marker(place: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((place / MARKER).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _named_after(of: Sequence[str]) -> str:
+    """Of runs' last names, as a folder here."""
+    names = [unquote(runs.at(one).name.partition("?")[0].rpartition("/")[2]) for one in of]
+    name = "".join("-" if one == "/" or not one.isprintable() else one for one in "+".join(names))
+    return f"{name[:LONGEST].encode()[:LONGEST_BYTES].decode(errors='ignore')}-report"

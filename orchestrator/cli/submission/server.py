@@ -1,0 +1,342 @@
+"""Ray's job server, asked over HTTP: every question has a time limit, every failure a text with the remedy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+from unittest import mock
+from urllib.parse import urlsplit
+
+from orchestrator.preflight.requirements import InfrastructureMissing
+from orchestrator.run_dir.folder import RunError
+from orchestrator.session.cluster import access, board
+from orchestrator.session.cluster.board import SWEEP, Posted
+from orchestrator.system.masking import masked, without_user
+
+TIMEOUT_S = (5.0, 60.0)
+"""To connect, and to wait for an answer. Ray's client by itself waits for ever."""
+
+LOOK_S = 5.0
+"""How often the server is asked about a job whose log is followed: a head that lost its power closes no connection."""
+
+SILENT_S = 20.0
+"""How long it may leave that unanswered."""
+
+AGENT_S = 60.0
+"""How long a head that has just come up may take to begin its agent, which takes the jobs."""
+
+NO_AGENT = "No available agent"
+"""Ray's words for a head without one, after it has waited for ten seconds."""
+
+ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+"""What Ray's client would believe rather than its argument."""
+
+DRIVES = ("launch", "resume")
+"""Verbs of the jobs that drive a run."""
+
+RUN, VERB = "orchestrator.run", "orchestrator.verb"
+"""Keys of a job's metadata: the run's URI, and what is done with it."""
+
+ORDER = "orchestrator.order"
+"""And the digest of all that was ordered, by which the same command finds its job again."""
+
+REQUEST = "orchestrator.request"
+"""And a name for what was asked, which jobs that take the place of a lost one share."""
+
+ADDRESS, ASKER = "orchestrator.address", "orchestrator.asker"
+"""And the URL by which whoever submitted it reaches the server; and of a question the process that waits for it."""
+
+
+class ServerAway(Exception):
+    """The job server does not answer now; it did, or it may yet."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of ours, as its server tells it."""
+
+    id: str
+    state: str
+    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+
+    run: str
+    verb: str
+    sweep: str | None
+    order: str | None
+    """None for one that an older version submitted."""
+
+    exit_code: int | None
+    """Of the driver; None while it runs, and when it was lost."""
+
+    error: str | None
+    """Ray's word for what went wrong with the job itself."""
+
+    message: str
+    started: float
+    """Unix time."""
+
+    asked: str | None = None
+    """Names the request that it meets, with the jobs before it that were lost."""
+
+    address: str | None = None
+    asker: str | None = None
+    ended: float = 0.0
+    """Unix time; 0 while it goes on."""
+
+    posted: Posted | None = None
+    """What its driver has written of the run."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it will do nothing more."""
+        return self.state in ("STOPPED", "SUCCEEDED", "FAILED")
+
+
+def _is_server(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return url.startswith(("http://", "https://")) and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port that is no number, and of brackets without an end
+        return False
+
+
+class JobServer:
+    """The job server at an address. Methods raise ServerAway, or InfrastructureMissing where waiting does not help."""
+
+    def __init__(self, url: str) -> None:
+        self._address = url.rstrip("/")
+        self.url = _without_secrets(self._address)
+        """Without the user and the password that it may hold: it is printed, and kept with jobs."""
+        self.now = time.time()
+        """Unix time of the head when it last answered, to the second: clocks of laptops go wrong."""
+        self._made: Any = None
+        self._token: str | None = None
+
+    def version(self) -> str:
+        """Ray's version on the cluster."""
+        with self._asking() as client:
+            return str(client.get_version())
+
+    def jobs(self) -> list[Job]:
+        """Every job of ours that the server remembers, oldest first."""
+        with self._asking() as client:
+            found = [_job(one) for one in client.list_jobs() if RUN in (one.metadata or {})]
+        return sorted(found, key=lambda job: (job.started, job.id))
+
+    def job(self, name: str) -> Job | None:
+        """One job; None if the server knows none of that id, which is so after its head was lost."""
+        with self._asking() as client:
+            try:
+                return _job(client.get_job_info(name))
+            except RuntimeError as error:
+                if "status code 404" in str(error):
+                    return None
+                raise
+
+    def submit(self, name: str, command: str, *, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
+        """Submit a job. Returns False if there is one of that id."""
+        deadline = time.monotonic() + AGENT_S
+        with self._asking() as client:
+            while True:
+                try:
+                    client.submit_job(
+                        submission_id=name, entrypoint=command, runtime_env=dict(runtime_env), metadata=dict(metadata)
+                    )
+                except RuntimeError as error:
+                    if "already exists" in str(error):
+                        return False
+                    if NO_AGENT not in str(error):
+                        raise
+                    if time.monotonic() > deadline:
+                        raise InfrastructureMissing(
+                            f"the cluster at {self.url} takes no jobs: the agent on its head, which starts them, does "
+                            "not run. Most often another Ray on that machine has its port, 52365; begin the head "
+                            "with one of its own: ray start --head --dashboard-agent-listen-port=0"
+                        ) from error
+                else:
+                    return True
+
+    def stop(self, name: str) -> None:
+        """Have a job ended: SIGTERM, and three seconds later kill -9."""
+        with self._asking() as client:
+            client.stop_job(name)
+
+    def delete(self, name: str) -> None:
+        """Forget a job that is over."""
+        with self._asking() as client:
+            client.delete_job(name)
+
+    def log(self, name: str) -> str:
+        """What a job has printed."""
+        with self._asking() as client:
+            return str(client.get_job_logs(name))
+
+    def tail(self, name: str, write: Callable[[str], None]) -> None:
+        """Pass on what a job prints, from its first line, until it is over. Raises what `write` raises as it is."""
+        failed: list[BaseException] = []
+
+        def passed(text: str) -> None:
+            try:
+                write(text)
+            except BaseException as error:
+                failed.append(error)
+                raise
+
+        try:
+            with self._asking() as client:
+                asyncio.run(self._tail(client, name, passed))
+        except Exception:
+            if failed:  # a closed pipe is no connection to the server
+                raise failed[0] from None
+            raise
+
+    async def _tail(self, client: Any, name: str, write: Callable[[str], None]) -> None:
+        async def copy() -> None:
+            async for text in client.tail_job_logs(name):
+                write(text)
+
+        copying, answered = asyncio.create_task(copy()), time.monotonic()
+        try:
+            while not (await asyncio.wait({copying}, timeout=LOOK_S))[0]:
+                with contextlib.suppress(ServerAway):
+                    job = await asyncio.to_thread(self.job, name)
+                    if job is None or job.over:
+                        await asyncio.wait({copying}, timeout=LOOK_S)  # the end of its log
+                        return
+                    answered = time.monotonic()
+                if time.monotonic() - answered > SILENT_S:
+                    raise ServerAway(f"it has not answered for {SILENT_S:.0f} s")
+            copying.result()
+        finally:
+            copying.cancel()
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[Any]:
+        import aiohttp
+        import requests
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield self._client()
+        except AuthenticationError as error:
+            found = f"wants a token and {'refuses this one' if self._token else 'none was sent'}"
+            remedy = access.lacking(self.url, sent=self._token is not None)
+            raise InfrastructureMissing(f"the cluster at {self.url} {found}; {remedy}") from error
+        except (requests.RequestException, aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+            raise ServerAway(_said(error)) from error
+        except RuntimeError as error:
+            text = str(error)
+            if "WebSocket" in text or "status code 5" in text:
+                raise ServerAway(_said(error)) from error
+            raise InfrastructureMissing(f"the job server at {self.url} refused: {_said(error)}") from error
+
+    def _client(self) -> Any:
+        if self._made is None:
+            from ray.dashboard.modules import dashboard_sdk
+            from ray.job_submission import JobSubmissionClient
+
+            for name in [one for one in logging.root.manager.loggerDict if one.startswith("ray.")]:
+                logging.getLogger(name).setLevel(logging.ERROR)  # they tell of every upload
+
+            server = self
+
+            class Client(JobSubmissionClient):
+                """Ray's, with time limits."""
+
+                def _check_connection_and_version(self, min_version: str = "1.9", *rest: Any, **more: Any) -> None:
+                    if min_version == "1.9":  # it would ask twice
+                        super()._check_connection_and_version(min_version, *rest, **more)
+
+                def _do_request(self, method: str, endpoint: str, **keywords: Any) -> Any:
+                    keywords |= {"timeout": TIMEOUT_S, "allow_redirects": False}
+                    answer = super()._do_request(method, endpoint, **keywords)
+                    if answer.is_redirect:  # what is asked, and the token, are for nobody else
+                        _refuse_redirect(server.url, answer.headers["location"])
+                    server.now = _moment(answer.headers.get("Date"))
+                    return answer
+
+            access.keep_private()
+            try:
+                self._token = access.for_server(self.url)
+            except access.TokenUnusable as error:
+                raise RunError(str(error)) from error
+            headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+            with _without(ADDRESSES), mock.patch.object(dashboard_sdk, "get_auth_headers_if_auth_enabled", _no_headers):
+                self._made = Client(self._address, headers=headers)
+        return self._made
+
+
+def _without_secrets(url: str) -> str:
+    """A job server's URL as people see it. Raises RunError for what is none, without what may be secret in it."""
+    plain = without_user(url)
+    shown = "what was given" if "@" in plain else re.split("[?#]", plain)[0]
+    example = "--address takes its URL, for example http://127.0.0.1:8265"
+    if "@" in plain or not _is_server(plain):
+        raise RunError(f"{shown} is no job server; {example}")
+    if shown != plain:
+        raise RunError(
+            f"{shown} has more behind it, which no job server takes; {example}; a token goes into ${access.TOKEN}"
+        )
+    return shown
+
+
+def _no_headers(_: Mapping[str, str]) -> dict[str, str]:
+    """In place of what Ray would add: a token of the home, which may be for another cluster."""
+    return {}
+
+
+def _refuse_redirect(url: str, target: str) -> None:
+    raise InfrastructureMissing(
+        f"{url} sends its visitors to {target}; give --address the URL of the job server itself"
+    )
+
+
+def _job(told: Any) -> Job:
+    metadata = told.metadata or {}
+    return Job(
+        id=told.submission_id,
+        state=str(told.status.value),
+        run=metadata[RUN],
+        verb=metadata.get(VERB, ""),
+        sweep=metadata.get(SWEEP),
+        order=metadata.get(ORDER),
+        exit_code=told.driver_exit_code,
+        error=told.error_type,
+        message=told.message or "",
+        started=(told.start_time or 0) / 1000,
+        asked=metadata.get(REQUEST),
+        address=metadata.get(ADDRESS),
+        asker=metadata.get(ASKER),
+        ended=(told.end_time or 0) / 1000,
+        posted=board.read(metadata.get(board.KEY, "")),
+    )
+
+
+def _moment(date: str | None) -> float:
+    """Of HTTP's header, as unix time; of this machine's clock where there is none."""
+    try:
+        return parsedate_to_datetime(date or "").timestamp()
+    except ValueError:
+        return time.time()
+
+
+def _said(error: Exception) -> str:
+    """The first line of an error; those of HTTP clients nest several."""
+    return masked((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
+
+
+@contextlib.contextmanager
+def _without(names: tuple[str, ...]) -> Iterator[None]:
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)

@@ -1,0 +1,268 @@
+"""The verbs of the command line that take an address."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.core.paths import BUILT_IN, DIGITS
+from orchestrator import sweep as sweeps
+from orchestrator.cli.submission import asking, meaning
+from orchestrator.cli.submission.follow import attend, code_of, drives, followed, of_run
+from orchestrator.cli.submission.package import Order, environment
+from orchestrator.cli.submission.server import DRIVES, Job, JobServer, ServerAway
+from orchestrator.preflight.requirements import InfrastructureMissing
+from orchestrator.run_dir import folder as runs
+from orchestrator.run_dir.bucket import is_uri, refuse_almost_uri
+from orchestrator.run_dir.environment import origin
+from orchestrator.run_dir.folder import RunError
+from orchestrator.session.cluster.board import FRESH_S, Posted, hash_of
+from orchestrator.sweep import plan as planning
+
+Write = Callable[[str], None]
+
+
+STATUS_S = 2.0
+"""How often a driver that has not said anything yet is looked at."""
+
+
+def launch(
+    url: str,
+    sweep_file: Path,
+    into: str | None,
+    *,
+    overrides: Sequence[str],
+    offline: bool,
+    accept_code: bool = False,
+    variables: Sequence[str],
+    detach: bool,
+    write: Write,
+    tell: Write,
+) -> int:
+    """Run a sweep on the cluster at `url`, or follow or continue it there. Returns the driver's exit code.
+
+    Raises ConfigError, RunError, BadAddress, InfrastructureMissing.
+    """
+    sweep = sweeps.load(sweep_file, overrides)
+    plan = planning.make(sweep)
+    run = _kept_elsewhere(into, f"--into s3://BUCKET/{sweep.name}")
+    flags = [flag for flag, on in (("--offline", offline), ("--accept-code", accept_code)) if on]
+    arguments = ["launch", "sweep.toml", "--into", run, *flags]
+    order = Order(
+        verb="launch",
+        run=run,
+        arguments=[*arguments, *(part for one in overrides for part in ("--set", one))],
+        sweep_file=sweep_file,
+        sweep=hash_of(sweep),
+        sources=sorted({source for arm in plan.arms for source in _sources(arm)}),
+        environment=environment(variables),
+        origin=origin(),
+    )
+    return attend(_reached(url), order, write=write, tell=tell, detach=detach)
+
+
+def resume(
+    url: str, run: str, arguments: Sequence[str], *, variables: Sequence[str], detach: bool, write: Write, tell: Write
+) -> int:
+    """Continue a run on the cluster at `url`. Returns the driver's exit code; raises as `launch` does."""
+    order = Order(
+        verb="resume",
+        run=_kept_elsewhere(run, "s3://BUCKET/NAME"),
+        arguments=["resume", run, *arguments],
+        environment=environment(variables),
+        origin=origin(),
+    )
+    return attend(_reached(url), order, write=write, tell=tell, detach=detach)
+
+
+def ask(
+    url: str, run: str | None, arguments: Sequence[str], *, out: Write, err: Write, into: Path | None = None
+) -> int:
+    """Run a verb that ends by itself on the head of the cluster at `url`, where ledger and bucket are in reach.
+
+    run: None for a verb of no run. into: a folder for the files that the verb makes; of them the argument HERE stands
+    for a new folder there. Returns the exit code; what was printed goes to `out` and `err`. Raises RunError,
+    BadAddress, InfrastructureMissing.
+    """
+    named = "" if run is None else _kept_elsewhere(run, "s3://BUCKET/NAME")
+    order = Order(verb=arguments[0], run=named, arguments=arguments)
+    return asking.ask(_reached(url), order, out=out, err=err, tell=_line(err), into=into)
+
+
+def examine(
+    url: str,
+    sweep_file: Path | None,
+    into: str | None,
+    *,
+    overrides: Sequence[str],
+    flags: Sequence[str],
+    variables: Sequence[str],
+    out: Write,
+    err: Write,
+) -> int:
+    """Run the doctor on the head of the cluster at `url`, with what `launch` would take along. Returns as `ask` does.
+
+    Raises ConfigError, RunError, BadAddress, InfrastructureMissing.
+    """
+    place = ["--anywhere"] if into is None else ["--into", _kept_elsewhere(into, "--into s3://BUCKET/NAME")]
+    arguments = ["doctor", *(["sweep.toml"] if sweep_file else []), *place, *flags]
+    order = _of_sweep(arguments, sweep_file, overrides, variables, run=into or "")
+    return asking.ask(_reached(url), order, out=out, err=err, tell=_line(err))
+
+
+def plan(url: str, sweep_file: Path, *, overrides: Sequence[str], flags: Sequence[str], out: Write, err: Write) -> int:
+    """Plan a sweep on the head of the cluster at `url`: with its nodes, and the earlier runs in its ledger. Returns and
+    raises as `examine` does."""
+    order = _of_sweep(["plan", "sweep.toml", *flags], sweep_file, overrides, ())
+    return asking.ask(_reached(url), order, out=out, err=err, tell=_line(err))
+
+
+def _of_sweep(
+    arguments: Sequence[str],
+    sweep_file: Path | None,
+    overrides: Sequence[str],
+    variables: Sequence[str],
+    *,
+    run: str = "",
+) -> Order:
+    """A question about a sweep, which goes along with its data. Raises ConfigError, RunError."""
+    sources: set[str] = set()
+    if sweep_file is not None:
+        made = planning.make(sweeps.load(sweep_file, overrides))
+        sources = {source for arm in made.arms for source in _sources(arm)}
+    return Order(
+        verb=arguments[0],
+        run=run,
+        arguments=[*arguments, *(part for one in overrides for part in ("--set", one))],
+        sweep_file=sweep_file,
+        sources=sorted(sources),
+        environment=environment(variables),
+    )
+
+
+def posted(url: str, run: str) -> Posted | None:
+    """What the driver of a run has written of it just now, which takes no job; None where nobody drives it on the
+    cluster at `url`, or the driver does not say. Raises as `ask` does."""
+    return _known(JobServer(url), _kept_elsewhere(run, "s3://BUCKET/NAME"))[1]
+
+
+def standing(url: str, run: str) -> dict[str, Any] | None:
+    """The same as the status alone, without its trials where they are too many."""
+    found = posted(url, run)
+    return None if found is None else found.status
+
+
+def wait_for_status(url: str, run: str, *, tell: Write) -> None:
+    """Wait until the job that drives a run, if there is one, says how it stands or ends, or has long had the time to.
+    Raises as `ask` does."""
+    server, name, told = JobServer(url), _kept_elsewhere(run, "s3://BUCKET/NAME"), False
+    deadline: float | None = None
+    while True:
+        driving, found = _known(server, name)
+        if driving is None or found is not None:
+            return
+        if driving.state == "RUNNING":
+            deadline = deadline or time.monotonic() + FRESH_S
+            if time.monotonic() > deadline:
+                tell(f"job {driving.id} does not say how the run stands; its ledger is asked, once")
+                return
+        if not told:
+            tell(f"job {driving.id} has not said yet how the run stands; waiting for it, Ctrl-C leaves")
+        told = True
+        time.sleep(STATUS_S)
+
+
+def _known(server: JobServer, run: str) -> tuple[Job | None, Posted | None]:
+    """Who drives a run, and what that job says of it."""
+    try:
+        driving = drives(server.jobs(), run)
+    except ServerAway as error:
+        raise _no_server(server.url, error) from error
+    if driving is None or driving.posted is None or not driving.posted.is_fresh(server.now):
+        return driving, None
+    return driving, driving.posted
+
+
+def follow_driver(url: str, run: str, *, write: Write, tell: Write) -> int:
+    """Follow the job that drives a run, or print what the last one printed. Returns the driver's exit code.
+
+    Raises RunError, InfrastructureMissing.
+    """
+    server = _reached(url)
+    try:
+        jobs = server.jobs()
+        jobs = [one for one in jobs if one.verb in DRIVES]
+        job = drives(jobs, run) or next(iter(reversed(of_run(jobs, run))), None)
+        if job is None:
+            known = sorted({one.run for one in jobs})
+            raise RunError(f"no job on {server.url} drives {run}; jobs there are of: {', '.join(known) or 'no run'}")
+        ended = followed(server, job, write, tell)
+    except ServerAway as error:
+        raise InfrastructureMissing(f"{server.url} no longer answers: {error}") from error
+    if ended is None:
+        raise InfrastructureMissing(
+            f"the cluster came back without job {job.id}; go on: orchestrator resume {shlex.quote(run)} "
+            f"--address {shlex.quote(server.url)}"
+        )
+    return code_of(server, ended, tell)
+
+
+def listed(url: str) -> list[dict[str, Any]]:
+    """The jobs that drive or drove runs on the cluster at `url`, oldest first, and what that means for the run. Raises
+    InfrastructureMissing."""
+    server = _reached(url)
+    found = []
+    try:
+        jobs = server.jobs()
+    except ServerAway as error:
+        raise _no_server(server.url, error) from error
+    for one in jobs:
+        told = meaning.of(one)
+        if one.verb in DRIVES:
+            job = {"job": one.id, "run": one.run, "verb": one.verb, "state": one.state, "exit_code": one.exit_code}
+            found.append(job | {"started": one.started, "meaning": told.words, "next": told.next(one.run, server.url)})
+    return found
+
+
+def _reached(url: str) -> JobServer:
+    """The job server, which answers. Raises InfrastructureMissing."""
+    server = JobServer(url)
+    try:
+        server.version()
+    except ServerAway as error:
+        raise _no_server(server.url, error) from error
+    return server
+
+
+def _no_server(url: str, error: ServerAway) -> InfrastructureMissing:
+    return InfrastructureMissing(
+        f"no job server of Ray answers at {url} ({error}); is the cluster up, and its dashboard's port forwarded? "
+        "For example: kubectl port-forward svc/HEAD 8265"
+    )
+
+
+def _kept_elsewhere(run: str | None, example: str) -> str:
+    """A run that outlives the folder of the job that drives it. Raises RunError; BadAddress for credentials in it."""
+    if run is None or not is_uri(run):
+        refuse_almost_uri(run or "")
+        found = "" if run is None else f", not in {run}"
+        raise RunError(
+            f"a job's folder goes with it, so a run on a cluster is kept in a bucket{found}; give its URI: {example}"
+        )
+    return runs.at(run).name
+
+
+def _line(write: Write) -> Write:
+    """Writes lines."""
+    return lambda text: write(f"{text}\n")
+
+
+def _sources(arm: sweeps.Arm) -> list[str]:
+    """What an arm's jobs name as data or as an encoder, other than what has no files."""
+    job = arm.config(stage="confirm", seed=0)
+    data = [one for one in (job.data.train, job.data.tune, job.data.confirm) if one is not None]
+    data = [one for one in data if one.partition("[")[0] != DIGITS]
+    return data if job.model.name in (None, *BUILT_IN) else [*data, str(job.model.name)]

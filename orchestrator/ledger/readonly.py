@@ -1,0 +1,146 @@
+"""Finished trials of a ledger, for whoever wants to learn from them. Nothing is written, waited for or brought forward.
+
+A ledger in a file is opened so that not even SQLite's own side files appear beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import sqlalchemy as sa
+
+from orchestrator.ledger import postgres, schema
+from orchestrator.ledger.database import parsed
+from orchestrator.ledger.records import LedgerError, LedgerMissing
+
+PATIENCE_S = 2
+"""How long a server may take to let us in, and to answer."""
+
+NEWEST = 2000
+"""Attempts that are looked at in one database, those of the latest trials."""
+
+VERSION_FOUND = "SELECT version FROM orchestrator_schema"
+
+RUNS = "SELECT uuid, name, created, environment, sweep FROM runs"
+
+TRIALS = f"""
+SELECT t.run, t.id, t.position, t.job, t.result, t.started, t.ended, a.execution
+FROM trials t JOIN attempts a ON a.run = t.run AND a.trial = t.id
+WHERE t.state = 'done' AND t.outcome = 'ok' AND t.result IS NOT NULL AND t.started IS NOT NULL AND t.ended IS NOT NULL
+ORDER BY t.ended DESC, t.run, t.id, a.number DESC
+LIMIT {NEWEST}
+"""  # noqa: S608 - a number of ours
+"""A row for each attempt of each such trial, the latest first. Asks only for what every version of the ledger has, and
+as text: to have SQLAlchemy make it anew for each of many files would take longer than to run it."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One trial that was trained to its end, neither diverged nor pruned, and where that was."""
+
+    run: str
+    """The run's uuid."""
+
+    sweep: str
+    """The sweep's name."""
+
+    created: float
+    """When the run was begun (unix seconds), as `started` and `ended` of the trial."""
+
+    environment: dict[str, Any]
+    resources: dict[str, Any]
+    """[resources] of the sweep."""
+
+    position: int
+    """Place of the trial in its run; the first one finds no rank warm."""
+
+    job: dict[str, Any]
+    """As planned."""
+
+    executions: tuple[dict[str, Any], ...]
+    """What each of its attempts overrode of `job.execution`."""
+
+    result: dict[str, Any]
+    started: float
+    ended: float
+
+
+def finished(url: str) -> list[Finished]:
+    """The trials of a database that ended well, of all its runs, in the order they ended.
+
+    Raises LedgerError for a database that is not there, broken, busy, or newer than this program.
+    """
+    try:
+        with contextlib.closing(_engine(url).connect()) as connection:
+            version = connection.exec_driver_sql(VERSION_FOUND).scalar_one()
+            if version > schema.VERSION:
+                raise LedgerError(f"it has schema version {version}, and this program knows up to {schema.VERSION}")
+            rows = connection.exec_driver_sql(TRIALS).all()
+            runs = {run.uuid: run for run in connection.exec_driver_sql(RUNS)} if rows else {}
+        return _told(runs, rows)
+    except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError, ValueError, TypeError, RecursionError) as error:
+        raise LedgerError(f"it cannot be read: {type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+
+
+def _told(runs: Mapping[str, Any], rows: Sequence[Any]) -> list[Finished]:
+    of_runs = {
+        uuid: (uuid, run.name, run.created, _object(run.environment), _object(run.sweep).get("resources", {}))
+        for uuid, run in runs.items()
+    }
+    attempts: dict[tuple[str, str], list[Any]] = {}
+    for row in reversed(rows):
+        attempts.setdefault((row.run, row.id), []).append(row)
+    return [
+        Finished(
+            *of_runs[row.run],
+            row.position,
+            _object(row.job),
+            tuple(_object(one.execution) for one in each),
+            _object(row.result),
+            row.started,
+            row.ended,
+        )
+        for each in attempts.values()
+        for row in each[-1:]
+    ]
+
+
+def _object(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("a value is damaged: it is no JSON object")  # noqa: TRY004 - it is the content that is wrong
+    return found
+
+
+def _engine(url: str) -> sa.Engine:
+    where = parsed(url)
+    if where.get_backend_name() == "sqlite":
+        return _file(Path(where.database or ""))
+    limits = dict.fromkeys(("statement_timeout", "lock_timeout"), f"{PATIENCE_S}s")
+    return postgres.engine(
+        where.update_query_dict({"connect_timeout": str(PATIENCE_S)}),
+        "it",
+        settings={"default_transaction_read_only": "on"} | limits,
+        answer_s=2.0 * PATIENCE_S,
+        poolclass=sa.NullPool,
+    )
+
+
+def _file(path: Path) -> sa.Engine:
+    """What a write-ahead log holds is read too. Where there is none the file holds everything, and a reader that takes
+    it as unchanging leaves no side files."""
+    if not path.is_file():
+        raise LedgerMissing(f"there is no file {path}")
+    log, shared = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+    mode = "mode=ro" if shared.exists() and log.exists() and log.stat().st_size else "immutable=1"
+    address = f"file:{quote(str(path.absolute()))}?{mode}"
+    return sa.create_engine(
+        "sqlite://", poolclass=sa.NullPool, creator=lambda: sqlite3.connect(address, uri=True, timeout=0.1)
+    )

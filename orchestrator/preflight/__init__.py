@@ -1,0 +1,1 @@
+"""What is asked before a session: the doctor's checks, what must be there, how long a sweep takes."""

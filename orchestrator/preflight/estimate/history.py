@@ -1,0 +1,127 @@
+"""What earlier runs tell: the trials in every ledger within reach. Read only; what cannot be read is left out.
+
+Evidence is a trial that was trained to its end. A pruned one has no result; one that diverged may have ended within a
+few steps; one that failed has ended anywhere. Of a trial of several attempts the training time is the sum over them,
+which tells its speed, but the time between its first start and its end tells nothing of the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jobs.config import JobConfig, canonical
+from orchestrator.ledger import Finished, LedgerError, finished, sqlite_url
+from orchestrator.preflight.estimate.model import Known
+from orchestrator.run_dir import folder as runs
+from orchestrator.run_dir.environment import machine
+from orchestrator.sweep import merged
+
+NEWEST = 100
+"""Run folders that are looked at, those that were at work last."""
+
+ENOUGH = 4000
+"""Trials after which no older ledger is read: half a second's worth."""
+
+MACHINE = ("processor", "cpus", "gpus")
+
+
+@dataclass(frozen=True)
+class History:
+    """What earlier runs have told."""
+
+    known: tuple[Known, ...]
+    skipped: tuple[str, ...]
+    """Ledgers that could not be read, each with why."""
+
+
+def history() -> History:
+    """What the runs under `runs.home()` tell, and those in $ORCHESTRATOR_LEDGER. Raises nothing."""
+    known: list[Known] = []
+    skipped: list[str] = []
+    here: dict[str, Any] | None = None
+    for url, folder in _ledgers():
+        if len(known) >= ENOUGH:
+            break
+        try:
+            trials = finished(url)
+        except LedgerError as error:
+            skipped.append(f"{folder or '$ORCHESTRATOR_LEDGER'}: {error}")
+            continue
+        if trials and here is None:
+            here = machine()
+        by_run: dict[str, list[Finished]] = {}
+        for trial in trials:
+            by_run.setdefault(trial.run, []).append(trial)
+        known += [one for each in by_run.values() for one in _of_run(each, folder or each[0].sweep, here or {})]
+    return History(tuple(known), tuple(skipped))
+
+
+def _ledgers() -> Iterator[tuple[str, str | None]]:
+    """URLs of the ledgers within reach, and the folder of the run where one is in a folder."""
+    try:
+        folders = [path.parent for path in runs.home().glob("*/ledger.db")]
+    except (runs.RunError, OSError):  # $ORCHESTRATOR_RUNS is no folder, or one that may not be read
+        folders = []
+    for folder in sorted(folders, key=_touched, reverse=True)[:NEWEST]:
+        yield sqlite_url(folder / "ledger.db"), str(folder)
+    if named := os.environ.get("ORCHESTRATOR_LEDGER"):
+        yield named, None
+
+
+def _touched(folder: Path) -> float:
+    try:
+        return (folder / "ledger.db").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _of_run(trials: list[Finished], origin: str, here: Mapping[str, Any]) -> list[Known]:
+    environment, rests = trials[0].environment, [rest for trial in trials if (rest := _rest_s(trial)) is not None]
+    usual_s = statistics.median_low(rests) if rests else 0.0
+    known = []
+    for trial in trials:
+        try:
+            job, result = _job(trial), trial.result
+            seconds, samples, peak = float(result["seconds"]), int(result["samples"]), result.get("peak_memory_mb")
+        except (KeyError, TypeError, ValueError):  # written by another version
+            continue
+        if job is None or seconds <= 0 or samples <= 0:
+            continue
+        rest = _rest_s(trial)
+        first = trial.position == 0 and rest is not None
+        start = trial.started - trial.created + max(0.0, (rest or 0.0) - usual_s) if first else None
+        same = all(environment.get(key) == here.get(key) for key in MACHINE)
+        gpus = trial.resources.get("gpus_per_rank", 0)
+        known.append(Known(job, gpus, seconds, samples, rest, peak, origin, same, start))
+    return known
+
+
+def _rest_s(trial: Finished) -> float | None:
+    seconds = trial.result.get("seconds")
+    if len(trial.executions) != 1 or not isinstance(seconds, int | float):
+        return None
+    return max(0.0, trial.ended - trial.started - seconds)
+
+
+def _job(trial: Finished) -> JobConfig | None:
+    """The job as it was carried out; None where its attempts were not carried out alike."""
+    first, *others = [{key: value for key, value in one.items() if key != "verify"} for one in trial.executions]
+    if any(one != first for one in others):
+        return None
+    name = trial.job.get("optimizer", {}).get("name", "adamw")
+    job = trial.job | {"seed": 0, "optimizer": {"name": name}}
+    return _parsed(
+        canonical(merged(job, {f"execution.{key}": value for key, value in first.items()}) if first else job)
+    )
+
+
+@lru_cache(maxsize=1000)
+def _parsed(text: str) -> JobConfig:
+    """The trials of an arm differ in seed and learning rate, neither of which costs anything: a job for all of them."""
+    return JobConfig.model_validate_json(text)

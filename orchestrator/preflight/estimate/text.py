@@ -1,0 +1,40 @@
+"""The estimate in words."""
+
+from __future__ import annotations
+
+from orchestrator.preflight.estimate.model import Estimate
+
+NAMED = 3
+"""Arms that are named; of more, the first ones."""
+
+
+def time_line(estimate: Estimate, command: str) -> str:
+    """One line: how long, and how that is known; or that it is not, and `command`, which measures it."""
+    if estimate.seconds is None:
+        return f"unknown; nothing like {_unknown(estimate)} has run here: {command} measures it"
+    at_once = "one at a time" if estimate.concurrent == 1 else f"{estimate.concurrent} at once"
+    if estimate.in_turn:
+        at_once += ", but an arm's suggestions in turn"
+    start = "" if estimate.start_s is None else f", and {duration(estimate.start_s)} to start"
+    hours = estimate.rank_hours or 0.0
+    return (
+        f"about {duration(estimate.seconds)} ({estimate.trials} trials, {at_once}){start}; "
+        f"{hours:,.{0 if hours >= 10 else 2}f} rank-hours; from {estimate.source}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h` or `4.2 days`."""
+    for size, unit in ((1, "s"), (60, "min")):
+        if round(seconds / size) < 100:
+            return f"{seconds / size:.0f} {unit}"
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def _unknown(estimate: Estimate) -> str:
+    labels = estimate.unknown
+    if len(labels) == len(estimate.arms):
+        return "it"
+    more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
+    return ", ".join(f"'{label}'" for label in labels[:NAMED]) + more

@@ -1,0 +1,182 @@
+"""What must be there before a session begins: room for the largest trial, usable data, MLflow, a shared ledger."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from math import isfinite, nan
+from typing import Any
+
+from jobs.config import ConfigError, Fault
+from orchestrator.ledger import Ledger
+from orchestrator.run_dir.folder import RunFolder
+from orchestrator.session import cluster
+from orchestrator.sweep.plan import Plan, jobs_of
+from orchestrator.system import scratch
+from orchestrator.system.terminal import caught
+
+GRACE_S = 25.0
+"""Seconds from SIGTERM to the hard end, unless $ORCHESTRATOR_GRACE_S says otherwise. Kubernetes and most pre-emptions
+allow thirty."""
+
+
+JOIN_S, LOOK_S = 60.0, 2.0
+"""How long nodes of a cluster that was started again may take to join it, and between two looks."""
+
+
+class InfrastructureMissing(Exception):
+    """Ray, MLflow, storage or disk is not there; the text names the remedy. Exit code 4."""
+
+    printed = ""
+    """What a library has printed meanwhile: for driver.log."""
+
+
+def largest(plan: Plan, ledger: Ledger | None = None, execution: Mapping[str, Any] | None = None) -> int:
+    """The largest world size that a session meets: of the sweep, of `execution`, of what attempts were given before."""
+    sizes = [job.execution.ranks for job in jobs_of(plan)]
+    if execution and "ranks" in execution:
+        sizes.append(execution["ranks"])
+    if ledger is not None:
+        sizes += [attempt.execution["ranks"] for attempt in ledger.attempts() if "ranks" in attempt.execution]
+    return max(sizes)
+
+
+def concurrent(plan: Plan, ranks: int, available: Sequence[cluster.Node] | None = None) -> int:
+    """How many trials of `ranks` ranks run at once, on `available` or on what a session would find; 0 if none fits."""
+    resources = plan.sweep.resources
+    if resources.concurrent is not None and grows(plan):
+        return resources.concurrent
+    nodes = usable(plan, _nodes() if available is None else available)
+    fit = cluster.slots(nodes, ranks=ranks, cpus=resources.cpus_per_rank, gpus=resources.gpus_per_rank)
+    return fit if resources.concurrent is None else min(fit, resources.concurrent)
+
+
+def grows(plan: Plan) -> bool:
+    """Whether trials that wait make the cluster larger."""
+    return plan.sweep.resources.autoscale and cluster.address() is not None
+
+
+def usable(plan: Plan, nodes: Sequence[cluster.Node]) -> list[cluster.Node]:
+    """The nodes on which the sweep may run. Which GPUs a machine without an address has, only Ray will tell."""
+    wanted = plan.sweep.resources.accelerator_type
+    if wanted is None or cluster.address() is None:
+        return list(nodes)
+    return [node for node in nodes if wanted in node.accelerators]
+
+
+@cache
+def _nodes() -> list[cluster.Node]:
+    """What there is to run on, asked once: to connect to a cluster takes seconds."""
+    try:
+        with caught() as printed:
+            return cluster.nodes()
+    except cluster.NoToken as error:
+        missing = InfrastructureMissing(f"the Ray cluster at RAY_ADDRESS={cluster.address()}: {error}")
+        missing.printed = printed.text
+        raise missing from error
+    except ConnectionError as error:
+        missing = InfrastructureMissing(
+            f"no Ray cluster answers at RAY_ADDRESS={cluster.address()} ({error}); start it, correct the address, or "
+            "unset RAY_ADDRESS to run on this machine"
+        )
+        missing.printed = printed.text
+        raise missing from error
+
+
+def check_cluster(plan: Plan, ranks: int) -> None:
+    """Whether the largest trial finds a place. Raises ConfigError, or InfrastructureMissing where there are
+    no GPUs, or none of their type."""
+    resources, every = plan.sweep.resources, _nodes()
+    nodes = usable(plan, every)
+    if ranks > 1 and 0 < resources.gpus_per_rank < 1:
+        expected = f"resources.gpus_per_rank = {resources.gpus_per_rank:g} is a share of a GPU, which allows one rank"
+        raise ConfigError(plan.sweep.name, "sweep", [Fault("job.execution.ranks", str(ranks), expected)])
+    if grows(plan):
+        return
+    if not nodes and every:
+        known = sorted({one for node in every for one in node.accelerators})
+        raise InfrastructureMissing(
+            f"resources.accelerator_type = {resources.accelerator_type!r}, but the cluster has "
+            f"{', '.join(known) or 'no GPU whose type Ray knows'}; name one of its types, or leave the key out"
+        )
+    if resources.gpus_per_rank and not cluster.fits(nodes, ranks=ranks, cpus=0, gpus=resources.gpus_per_rank):
+        raise InfrastructureMissing(
+            f"resources.gpus_per_rank = {resources.gpus_per_rank} for {ranks} ranks, but there are "
+            f"{sum(node.gpus for node in nodes):g} GPUs; set it to 0 with --set resources.gpus_per_rank=0"
+        )
+    if not cluster.fits(nodes, ranks=ranks, cpus=resources.cpus_per_rank, gpus=0):
+        needed, cpus = ranks * resources.cpus_per_rank, sum(node.cpus for node in nodes)
+        expected = (
+            f"with resources.cpus_per_rank = {resources.cpus_per_rank} that takes {needed} CPUs, and there are "
+            f"{cpus:g}; use fewer, for example --set job.execution.ranks={max(1, int(cpus // resources.cpus_per_rank))}"
+        )
+        fault = Fault("job.execution.ranks", str(ranks), expected)
+        raise ConfigError(plan.sweep.name, "sweep for this cluster", [fault])
+
+
+def await_room(plan: Plan, ranks: int, *, say: Callable[[str], None]) -> None:
+    """Wait until the largest trial of a run that was under way finds a place, for `JOIN_S` at most: a cluster that was
+    started again has its head before its nodes. Raises InfrastructureMissing where no cluster answers."""
+    if cluster.address() is None:
+        return
+    resources, deadline, told = plan.sweep.resources, time.monotonic() + JOIN_S, False
+
+    def has_room() -> bool:
+        nodes, cpus, gpus = usable(plan, _nodes()), resources.cpus_per_rank, resources.gpus_per_rank
+        return grows(plan) or cluster.fits(nodes, ranks=ranks, cpus=cpus, gpus=gpus)
+
+    while not has_room() and time.monotonic() < deadline:
+        if not told:
+            say(f"the cluster has no room for a trial now; waiting for its nodes, {JOIN_S:.0f} s at most")
+        told = True
+        time.sleep(LOOK_S)
+        _nodes.cache_clear()
+
+
+def check_shared(folder: RunFolder, *, offline: bool) -> list[str]:
+    """Room for temporary files here; and for a run in a bucket a ledger and an MLflow that other machines reach.
+
+    Returns notes. Raises RunError, RemoteError, InfrastructureMissing or ScratchMissing.
+    """
+    scratch.check()
+    if folder.remote is None:
+        return []
+    url = folder.ledger_url()
+    check_tracking(folder, offline=offline)
+    if url.startswith("sqlite"):
+        return ["ORCHESTRATOR_LEDGER is a file of SQLite, so only this machine can continue the run"]
+    return []
+
+
+def check_tracking(folder: RunFolder, *, offline: bool) -> None:
+    """Whether MLflow is there, unless it is left for later. Raises InfrastructureMissing."""
+    from orchestrator import tracking
+
+    if not offline:
+        try:
+            tracking.check(tracking_uri(folder), writes=True)
+        except tracking.TrackingUnavailable as error:
+            raise InfrastructureMissing(f"{error}; or add --offline to project the run later") from error
+
+
+def tracking_uri(folder: RunFolder) -> str:
+    """$MLFLOW_TRACKING_URI, or the embedded store beside the run folders: one for all of them. Raises RemoteError for
+    a run in a bucket, which has no such place."""
+    from orchestrator import tracking
+
+    return folder.mlflow_url() or tracking.embedded_uri(folder.path.resolve().parent)
+
+
+def grace_s() -> float:
+    """Seconds that a SIGTERM leaves: $ORCHESTRATOR_GRACE_S. Raises InfrastructureMissing for what is no number of
+    them: nan, inf, a negative one."""
+    text = os.environ.get("ORCHESTRATOR_GRACE_S") or str(GRACE_S)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = nan
+    if not (isfinite(seconds) and seconds >= 0):
+        raise InfrastructureMissing(f"ORCHESTRATOR_GRACE_S={text} is no number of seconds; unset it, or give 25")
+    return seconds

@@ -1,0 +1,83 @@
+"""The answer as the description of the sweep's run in MLflow: verdict first, then two tables. Short, as MLflow cuts
+long descriptions off, and without pictures, which it cannot show there."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from jobs.core.plain import beginning
+from orchestrator.report.render import page, tables
+from orchestrator.report.render.blocks import Grid
+
+MOST_ROWS, MOST_NOTES = 12, 5
+"""Of a table, and of what a reader should know: beyond, the report has them."""
+
+LONGEST = 4900
+"""Characters from which labels are so long that the tables get fewer rows."""
+
+LONGEST_QUESTION, LONGEST_SENTENCE = 500, 1500
+"""Characters of what stands above the tables."""
+
+LONGEST_LABEL = 100
+"""Characters of a label in a metric's name."""
+
+
+def note(answer: dict[str, Any]) -> str:
+    """Markdown of at most some 4,000 characters."""
+    written = (_note(answer, rows) for rows in range(MOST_ROWS, 0, -1))
+    return next((text for text in written if len(text) <= LONGEST), _note(answer, 0, notes=0))
+
+
+def _note(answer: dict[str, Any], rows: int, *, notes: int = MOST_NOTES) -> str:
+    shown = [_short(tables.comparisons(answer), rows), _short(tables.arms(answer), rows)]
+    question, sentence = (
+        beginning(answer["question"], LONGEST_QUESTION),
+        beginning(answer["sentence"], LONGEST_SENTENCE),
+    )
+    whole = page.markdown(question, [sentence], "", answer["notes"][:notes], shown)
+    # The page folds a description after its first lines: no room for a heading.
+    head, _, rest = whole.partition("\n")
+    rest = "\n".join(_apart(line) for line in rest.rstrip().splitlines())
+    end = "The whole report: Artifacts, `report/report.html`. The trials: the nested runs, or `tags.arm = '...'`."
+    return f"*{head.removeprefix('# ')}*\n{rest}\n\n{end}\n"
+
+
+def numbers(answer: dict[str, Any]) -> dict[str, float]:
+    """The answer's own numbers as metrics of MLflow, whose names hold fewer characters than labels."""
+    named = _names([arm["label"] for arm in answer["arms"]])
+    found = {f"mean/{named[arm['label']]}": arm["mean"] for arm in answer["arms"]}
+    for one in answer["comparisons"]:
+        if one["n"]:
+            found |= {f"{key}/{named[one['a']]} - {named[one['b']]}": one[key] for key in ("delta", "p_holm")}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _names(labels: Sequence[str]) -> dict[str, str]:
+    """Labels as parts of a metric's name: MLflow allows few characters, takes / for a path and 250 in all. What is cut
+    off, or alike without the others, is told apart by a hash."""
+    plain = {label: re.sub(r"[^\w\- ]", "_", label) for label in labels}
+    alike = Counter(plain.values())
+    long = {label for label, name in plain.items() if len(name) > LONGEST_LABEL or (alike[name] > 1 and name != label)}
+    return {label: _hashed(label, name) if label in long else name for label, name in plain.items()}
+
+
+def _hashed(label: str, name: str) -> str:
+    return f"{name[: LONGEST_LABEL - 9]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+
+
+def _apart(line: str) -> str:
+    """A row of a table with room between its cells, which MLflow's style leaves none."""
+    return line.replace(" | ", " &nbsp; | ") if line.startswith("| ") and "---" not in line else line
+
+
+def _short(grid: Grid, rows: int) -> Grid:
+    more = len(grid.rows) - rows
+    if more <= 0:
+        return grid
+    empty = [""] * (len(grid.headings) - 1)
+    return replace(grid, rows=[*grid.rows[:rows], [f"and {more} more, in the report", *empty]])

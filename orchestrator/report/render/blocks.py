@@ -1,0 +1,59 @@
+"""The parts that a report is made of, without a format; `page` writes them as HTML and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.report.render.plots import Plot
+
+
+@dataclass(frozen=True)
+class Heading:
+    """Title of a part."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Running text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list."""
+
+    items: Sequence[str]
+    warning: bool = False
+    """Something to know before believing the rest."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table; columns after the first `words` hold numbers. With a title, folded away until asked for."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 1
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text to copy. With a title, folded away until asked for."""
+
+    text: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot."""
+
+    plot: Plot
+
+
+Block = Heading | Paragraph | Bullets | Grid | Code | Picture

@@ -1,0 +1,160 @@
+"""A report as one HTML file that opens offline, on a phone, light or dark; and as Markdown beside its PNGs.
+
+Everything from a sweep or a ledger is escaped; the page loads nothing and runs nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+
+from jobs.core import plain
+from orchestrator.report.render.blocks import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
+
+LONG = 24
+"""Characters from which a cell beside numbers is given room, so that these do not squeeze it."""
+
+STYLE = """
+:root { --paper: #fefefe; --ink: #1b1b1b; --muted: #5f5f5f; --line: #dcdcdc; --note: #fff6e0; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #16181b; --ink: #e8e6e3; --muted: #a3a3a3; --line: #3a3d42; --note: #332b17; }
+}
+* { box-sizing: border-box; }
+html { color-scheme: light dark; -webkit-text-size-adjust: 100%; }
+body { margin: 0 auto; max-width: 60rem; padding: 2rem 1rem 4rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .75rem; }
+h2 { font-size: 1.1rem; margin: 2.75rem 0 .5rem; padding-top: .6rem; border-top: 1px solid var(--line); }
+.verdict { font-size: 1.2rem; line-height: 1.45; margin: 0 0 .5rem; }
+.subtitle, figcaption, summary { color: var(--muted); font-size: .9rem; }
+.warning { background: var(--note); border-radius: .4rem; padding: .6rem 1rem .6rem 2rem; }
+.scroll { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 60%; }
+table.words td:last-child { overflow-wrap: anywhere; }
+th, td { padding: .35rem .8rem .35rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th { font-weight: 600; color: var(--muted); vertical-align: bottom; white-space: nowrap; }
+.number { text-align: right; white-space: nowrap; }
+td.long { min-width: 14rem; }
+p, h1, ul { max-width: 48rem; }
+figure { margin: 1.75rem 0; max-width: 40rem; }
+figure svg { width: 100%; height: auto; display: block; }
+figure h3 { font-size: 1rem; margin: 0 0 .25rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .75rem 1rem; border: 1px solid var(--line);
+  border-radius: .4rem; font-size: .85rem; }
+"""
+
+
+def html(question: str, verdicts: Sequence[str], subtitle: str, notes: Sequence[str], content: Sequence[Block]) -> str:
+    """The whole page."""
+    warning = _html(Bullets(notes, warning=True)) if notes else ""
+    said = "\n".join(f'<p class="verdict">{_text(verdict)}</p>' for verdict in verdicts)
+    body = "\n".join(_html(block) for block in content)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>{_text(question)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{_text(question)}</h1>
+{said}
+<p class="subtitle">{_text(subtitle)}</p>
+{warning}
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def markdown(
+    question: str, verdicts: Sequence[str], subtitle: str, notes: Sequence[str], content: Sequence[Block]
+) -> str:
+    """The same in Markdown; pictures are the PNGs of the same folder."""
+    top = [
+        f"# {plain.markdown(question)}",
+        *(f"**{plain.markdown(verdict)}**" for verdict in verdicts),
+        plain.markdown(subtitle, starts=True),
+    ]
+    if notes:
+        top.append(_markdown(Bullets(notes)))
+    return "\n\n".join([*top, *(_markdown(block) for block in content)]) + "\n"
+
+
+def _html(block: Block) -> str:
+    match block:
+        case Heading(text):
+            return f"<h2>{_text(text)}</h2>"
+        case Paragraph(text):
+            return f"<p>{_text(text)}</p>"
+        case Bullets(items, warning):
+            listed = "".join(f"<li>{_text(item)}</li>" for item in items)
+            return f'<ul class="warning">{listed}</ul>' if warning else f"<ul>{listed}</ul>"
+        case Grid(headings, rows, words, title):
+            return _folded(title, _html_table(headings, rows, words))
+        case Code(text, title):
+            return _folded(title, f"<pre>{escape(plain.visible_lines(text))}</pre>")
+        case Picture(plot):
+            title = f'<h3 id="{plot.name}">{_text(plot.title)}</h3>'
+            return f"<figure>{title}\n{plot.svg}\n<figcaption>{_text(plot.caption)}</figcaption></figure>"
+
+
+def _folded(title: str, html: str) -> str:
+    return f"<details><summary>{_text(title)}</summary>{html}</details>" if title else html
+
+
+def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
+    text_only = words >= len(headings)
+
+    def kind(cell: str, column: int) -> str:
+        if column >= words:
+            return ' class="number"'
+        return ' class="long"' if len(cell) > LONG and not text_only else ""
+
+    def cells(row: Sequence[str], tag: str) -> str:
+        shown = [_breakable(_text(cell)) if text_only else _text(cell) for cell in row]
+        return "".join(f"<{tag}{kind(cell, k)}>{shown[k]}</{tag}>" for k, cell in enumerate(row))
+
+    body = "\n".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
+    head = f"<thead><tr>{cells(headings, 'th')}</tr></thead>"
+    opening = '<table class="words">' if text_only else "<table>"
+    table = f"{opening}{head}\n<tbody>{body}</tbody></table>"
+    # A table wider than a phone scrolls by itself; tabindex lets the keyboard scroll it too.
+    return f'<div class="scroll" tabindex="0">{table}</div>'
+
+
+def _text(data: str) -> str:
+    """Data as the text of an element, with what would turn or break its line as escapes."""
+    return escape(plain.visible(data))
+
+
+def _breakable(html: str) -> str:
+    """A name such as packages.torch or negatives_per_anchor may continue on the next line where its parts meet."""
+    return re.sub(r"(?<=\w[._])(?=\w)", "<wbr>", html)
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Heading(text):
+            return f"## {plain.markdown(text)}"
+        case Paragraph(text):
+            return plain.markdown(text, starts=True)
+        case Bullets(items):
+            return "\n".join(f"- {plain.markdown(item, starts=True)}" for item in items)
+        case Grid(headings, rows, words, title):
+            rule = ["---" if k < words else "---:" for k in range(len(headings))]
+            lines = [map(plain.markdown, headings), rule, *(map(plain.markdown, row) for row in rows)]
+            table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            return (f"{plain.markdown(title, starts=True)}\n\n" if title else "") + table
+        case Code(text, title):
+            text, fence = plain.visible_lines(text), "```"
+            while fence in text:
+                fence += "`"
+            return (f"{plain.markdown(title, starts=True)}\n\n" if title else "") + f"{fence}\n{text}\n{fence}"
+        case Picture(plot):
+            return f"![{plain.markdown(plot.title)}]({plot.name}.png)\n\n{plain.markdown(plot.caption, starts=True)}"

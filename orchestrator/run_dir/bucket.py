@@ -1,0 +1,270 @@
+"""A run's files in an object store, named by a URI as pyarrow.fs takes it: read, put, list. Loads pyarrow when asked.
+
+    s3://bucket/prefix/NAME?endpoint_override=127.0.0.1:9000&scheme=http      inside it: .../NAME/trials/ID?...
+
+Credentials come from the environment. A URI that holds some is refused, since a run's address is stored and shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from jobs.artifacts.storage import side_by_side
+from orchestrator.system import masking
+
+CONNECT_S, REQUEST_S, ATTEMPTS = 5, 10, 2
+"""A store that is not there is told of within half a minute; left alone, pyarrow tries for minutes."""
+
+SECRET = masking.PARAMETER
+"""Names of query parameters that carry credentials."""
+
+PORT = re.compile(r"(?:[\w-]+(?:\.[\w-]+)+|localhost|\[[0-9a-fA-F:]+\]):\d+")
+"""A host with its port, and no name with a password."""
+
+USER = re.compile(r":[^/@]*@|://[^/]*@")
+"""A password, or a user, within a parameter."""
+
+AWAY = ("NETWORK_CONNECTION", "Could not connect", "Could not resolve", "timed out", "Timeout")
+"""Words of stores that cannot be reached."""
+
+ENVIRONMENT = {
+    "s3": "AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS=/path/of/key.json",
+    "abfs": "AZURE_TENANT_ID=... AZURE_CLIENT_ID=... AZURE_CLIENT_SECRET=...",
+}
+"""Where credentials come from, by scheme."""
+
+
+class RemoteError(Exception):
+    """The store, or something else that a run in it needs, is not there; the text names the remedy. Exit code 4."""
+
+
+class BadAddress(ValueError):
+    """Not a URI that a run may have; the text says what would be one. Exit code 2."""
+
+
+def is_uri(text: str) -> bool:
+    """Whether a person means an object store and not a folder."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
+
+
+def almost_uri(text: str) -> str | None:
+    """What was meant by `S3://bucket`, `s3:/bucket` and the like, which would be taken for a folder's name; None for
+    anything else, and where such a folder is there."""
+    near = re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]*):/+", text)
+    if near is None or is_uri(text) or os.path.lexists(text):
+        return None
+    scheme = near[1].lower()
+    return f"{scheme}://{'/' if scheme == 'file' else ''}{text[near.end() :].strip()}"
+
+
+def refuse_almost_uri(text: str) -> None:
+    """Raise BadAddress for what is almost a URI."""
+    if (right := almost_uri(text)) is not None:
+        shown = masking.masked(text)
+        raise BadAddress(f"{shown} is no URI; give it as {masking.masked(right)}, or a folder so named as ./{shown}")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A prefix of an object store. Methods take names within it and raise RemoteError, or BadAddress."""
+
+    uri: str
+
+    @classmethod
+    def of(cls, uri: str) -> Remote:
+        """What a person's URI names; nothing is asked yet. Raises BadAddress if it holds credentials, or what no URI
+        may."""
+        _refuse_secrets(uri)
+        _refuse_misspelled(uri)
+        path, mark, query = uri.partition("?")
+        return cls(path.rstrip("/") + mark + query)
+
+    def inside(self, name: str) -> Remote:
+        """A prefix in it; what follows `?` stays at the end."""
+        path, mark, query = self.uri.partition("?")
+        return Remote(f"{path}/{name}{mark}{query}")
+
+    def above(self) -> Remote | None:
+        """The prefix that this one is in; None for a whole bucket."""
+        path, mark, query = self.uri.partition("?")
+        head = path.rpartition("/")[0]
+        return None if head.endswith("/") else Remote(head + mark + query)
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content; None if it is not there."""
+        with self._asking() as (store, prefix):
+            try:
+                with store.open_input_stream(f"{prefix}/{name}") as stream:
+                    return bytes(stream.read())
+            except FileNotFoundError:
+                return None
+
+    def put(self, name: str, content: bytes) -> None:
+        """Replace a file in one piece."""
+        with self._asking() as (store, prefix):
+            path = f"{prefix}/{name}"
+            if store.type_name == "local":
+                store.create_dir(path.rpartition("/")[0])
+            with store.open_output_stream(path) as stream:
+                stream.write(content)
+
+    def put_files(self, folder: Path, paths: Iterable[Path]) -> None:
+        """Put files of `folder` under the names that they have there, side by side."""
+        side_by_side([partial(self._put_file, folder, path) for path in paths])
+
+    def _put_file(self, folder: Path, path: Path) -> None:
+        self.put(path.relative_to(folder).as_posix(), path.read_bytes())
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        with self._asking() as (store, prefix), contextlib.suppress(FileNotFoundError):
+            store.delete_file(f"{prefix}/{name}")
+
+    def files(self, name: str = "") -> dict[str, Any]:
+        """Files and folders directly in it, or in `name` within it: pyarrow's FileInfo by name."""
+        with self._asking() as (store, prefix):
+            from pyarrow import fs
+
+            where = f"{prefix}/{name}".rstrip("/")
+            return {each.base_name: each for each in store.get_file_info(fs.FileSelector(where, allow_not_found=True))}
+
+    def with_file(self, name: str) -> list[str]:
+        """The folders directly in it that hold a file `name`."""
+        with self._asking() as (store, prefix):
+            folders = sorted(self.files())
+            found = store.get_file_info([f"{prefix}/{folder}/{name}" for folder in folders])
+            return [folder for folder, info in zip(folders, found, strict=True) if info.is_file]
+
+    def refuse_missing_bucket(self) -> None:
+        """Raise RemoteError unless the bucket is there."""
+        with self._asking() as (store, prefix):
+            from pyarrow import fs
+
+            bucket = prefix.partition("/")[0]
+            missing = bucket and store.get_file_info(bucket).type == fs.FileType.NotFound
+        if missing:
+            raise self._no_bucket()
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[tuple[Any, str]]:
+        """The store and the prefix in it; whatever it answers instead of what was asked is put into words."""
+        try:
+            yield _opened(self.uri)
+        except FileNotFoundError as error:
+            raise self._no_bucket() from error
+        except OSError as error:
+            if "NO_SUCH_BUCKET" in str(error) or "NoSuchBucket" in str(error):
+                raise self._no_bucket() from error
+            reason = (str(error).splitlines() or ["it does not say why"])[0]
+            raise RemoteError(f"{self.uri} cannot be used: {reason}. {self._remedy(reason)}") from error
+        except (ValueError, NotImplementedError) as error:
+            raise BadAddress(
+                f"{self.uri} is no address of an object store: {error}; give one like s3://bucket/prefix/NAME"
+            ) from error
+
+    def _no_bucket(self) -> RemoteError:
+        place = urlsplit(self.uri)
+        options = parse_qs(place.query)
+        endpoint = "".join(f" --endpoint-url {_endpoint(options)}" for _ in options.get("endpoint_override", ()))
+        make = f"aws s3 mb s3://{place.netloc}{endpoint}" if place.scheme == "s3" else "its own tools make one"
+        return RemoteError(
+            f"there is no bucket {place.netloc!r}, which {self.uri} needs; correct the name, or make it: {make}"
+        )
+
+    def _remedy(self, reason: str) -> str:
+        place = urlsplit(self.uri)
+        if any(word in reason for word in AWAY):
+            options = parse_qs(place.query)
+            if "endpoint_override" in options:
+                return f"See that it answers: curl -sI {_endpoint(options)}"
+            return "See that this machine reaches it, or name another: URI?endpoint_override=HOST:PORT&scheme=http"
+        scheme = next((known for known in ENVIRONMENT if place.scheme.startswith(known)), None)
+        if scheme is None:
+            return "See that it is there and may be written"
+        lacks = scheme == "s3" and not any(os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE"))
+        there = "there are none here" if lacks else "these may not do that"
+        return f"It takes credentials from the environment, and {there}: export {ENVIRONMENT[scheme]}"
+
+
+def _endpoint(options: dict[str, list[str]]) -> str:
+    return f"{options.get('scheme', ['https'])[0]}://{options['endpoint_override'][0]}"
+
+
+def _refuse_secrets(uri: str) -> None:
+    if (known := credentials(uri)) is not None:
+        shown, what, remedy = known
+        raise BadAddress(
+            f"{shown} was given with {what}. A run's address is stored and shown, so it holds no credentials; leave "
+            f"them out, and: {remedy}"
+        )
+
+
+def credentials(uri: str) -> tuple[str, str, str] | None:
+    """Of a URI that holds credentials: it without them, what they are, and where they belong. None of any other."""
+    head, mark, query = uri.partition("?")
+    scheme, _, rest = head.partition("://")
+    found, shown = _user(scheme.lower().rpartition("+")[2], rest)
+    parameters = [part for part in query.split("&") if part]
+    secret = [part.partition("=")[0] for part in parameters if _is_secret(*unquote(part).partition("=")[::2])]
+    found += secret
+    if not found:
+        return None
+    kept = "&".join(part for part in parameters if part.partition("=")[0] not in secret)
+    known = next((value for name, value in ENVIRONMENT.items() if scheme.lower().startswith(name)), None)
+    remedy = f"export {known}" if known else "let whatever opens it have them from its environment"
+    return f"{scheme}://{shown}{mark if kept else ''}{kept}", ", ".join(found), remedy
+
+
+def _user(scheme: str, rest: str) -> tuple[list[str], str]:
+    """What is wrong with a user in an address, nothing or one thing, and the rest without it. What follows `@` in a
+    path is part of a name."""
+    authority, slash, path = rest.partition("/")
+    user, _, host = authority.rpartition("@")
+    what = ["a user or a password"]
+    if ":" in unquote(user) or (user and scheme in ("s3", "http", "https")):
+        return what, host + slash + path
+    # A key of AWS may hold a slash, so that what follows it looks like a path.
+    if ":" in host and (scheme == "s3" or ("@" in path and not PORT.fullmatch(host))):
+        return what, rest.rpartition("@")[2] if "@" in rest else "..."
+    return [], rest
+
+
+def _refuse_misspelled(uri: str) -> None:
+    """Of a name with `#` a store would take what comes before it; any other such character it cannot read."""
+    head, mark, query = uri.partition("?")
+    scheme, colon, rest = head.partition("://")
+    right = quote(rest, safe="/%:@!$&'()*+,;=~")
+    if right != rest:
+        raise BadAddress(
+            f"{uri} has characters that a URI writes in another way; give it as {scheme}{colon}{right}{mark}{query}"
+        )
+
+
+def _is_secret(name: str, value: str) -> bool:
+    if name == "endpoint_override" and "@" in value:
+        return True
+    return SECRET.search(name) is not None or USER.search(value) is not None
+
+
+@cache
+def _opened(uri: str) -> tuple[Any, str]:
+    """The store that a URI names, which does not wait for ever, and the prefix in it."""
+    from pyarrow import fs
+
+    store, prefix = fs.FileSystem.from_uri(uri)
+    if isinstance(store, fs.S3FileSystem):
+        # A URI cannot say how long to wait. What a store is pickled as are the options it was made with.
+        _, (options,) = store.__reduce__()
+        limits = {"connect_timeout": CONNECT_S, "request_timeout": REQUEST_S}
+        retries = fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
+        store = fs.S3FileSystem(**options | limits, retry_strategy=retries)
+    return store, prefix.rstrip("/")

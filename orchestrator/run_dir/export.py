@@ -1,0 +1,96 @@
+"""`orchestrator export`: which trial of a run is meant, and the process that writes its encoder; torch stays there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from jobs.core.paths import BASE
+from orchestrator.ledger import Run, Trial
+from orchestrator.preflight.requirements import InfrastructureMissing
+from orchestrator.run_dir import provenance
+from orchestrator.run_dir.folder import RunError, RunFolder
+from orchestrator.system.display import counted
+from orchestrator.system.scratch import folder as scratch_folder
+
+
+def export(folder: RunFolder, wanted: str, dest: Path) -> dict[str, Any]:
+    """Write the encoder of a trial of the run to the new folder `dest`. Returns what was written, as plain JSON.
+
+    wanted: a trial's id, which may be shortened, or the label of an arm, whose best confirm trial is taken.
+    Raises RunError, InfrastructureMissing, and as `RunFolder.open`.
+    """
+    with contextlib.closing(folder.open()) as ledger:
+        run, trials = ledger.run, ledger.trials()
+    trial, why = choose(run, trials, wanted, folder)
+    uri = folder.trial_uri(trial.id)
+    # With "=", so that no label is taken for an option.
+    about = [f"--question={run.sweep['question']}", f"--run={run.name}, {run.uuid}", f"--arm={trial.arm}"]
+    options = about if uri is None else [*about, f"--remote={uri}"]
+    command = [sys.executable, "-m", "jobs.export", *options, "--", str(folder.trial(trial.id)), str(dest)]
+    # A session of its own: Ctrl-C is for us, who say what then happens.
+    with scratch_folder("export") as place:
+        env = os.environ | {"TMPDIR": str(place)} | provenance.held(run.provenance)
+        if (directory := provenance.folder_of(run.environment)) is not None:
+            env[BASE] = directory  # where the run began: its data may be named by relative paths
+        done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True, env=env)
+    if done.returncode != 0:
+        raise _failure(done.returncode, done.stderr, trial, trials, folder)
+    written = json.loads(done.stdout.splitlines()[-1])
+    of_trial: dict[str, Any] = {"trial": trial.id, "arm": trial.arm, "stage": trial.stage, "seed": trial.seed}
+    of_trial["metric"] = None if trial.outcome == "diverged" else trial.metric
+    return of_trial | {"chosen": why} | {key: value for key, value in written.items() if key != "trial"}
+
+
+def choose(run: Run, trials: list[Trial], wanted: str, folder: RunFolder) -> tuple[Trial, str]:
+    """The trial that a person means, and why this one in words. Raises RunError."""
+    arms = list(dict.fromkeys(trial.arm for trial in trials))
+    if wanted in arms:
+        return _best(run, trials, wanted, folder)
+    found = [trial for trial in trials if trial.id.startswith(wanted)] if wanted else []
+    if len(found) == 1:
+        return found[0], f"trial {found[0].id} of arm {found[0].arm}"
+    some = ", ".join(trial.id for trial in (found or trials)[:5]) or "none yet"
+    raise RunError(
+        f"{wanted!r} names {len(found)} trials of {folder.name} and no arm; trials there: {some}; "
+        f"arms: {', '.join(arms) or 'none yet'}"
+    )
+
+
+def _best(run: Run, trials: list[Trial], arm: str, folder: RunFolder) -> tuple[Trial, str]:
+    """The confirm trial of an arm that the sweep's metric likes best; the earliest of equals."""
+    metric, mode = run.sweep["metric"]["name"], run.sweep["metric"]["mode"]
+    own = [trial for trial in trials if trial.arm == arm]
+    sound = [t for t in own if t.stage == "confirm" and t.state == "done" and t.outcome == "ok"]
+    scored = [(trial.metric, trial) for trial in sound if trial.metric is not None]
+    if not scored:
+        done = [trial.id for trial in own if trial.state == "done"]
+        named = f", or name one of its trials that are done: {', '.join(done[:5])}" if done else ""
+        raise RunError(
+            f"arm {arm} has no confirm trial that is done and has not diverged; continue the run: orchestrator resume "
+            f"{folder.quoted}{named}"
+        )
+    of = counted(len(scored), "confirm trial")
+    best, trial = (max if mode == "max" else min)(scored, key=lambda pair: pair[0])
+    return trial, f"trial {trial.id}, the best of arm {arm}'s {of} by {metric} ({best:.4f})"
+
+
+def _failure(code: int, stderr: str, trial: Trial, trials: list[Trial], folder: RunFolder) -> Exception:
+    """What a process that did not write the folder said, as the error that the command line ends with."""
+    said = re.search(r"^error: (.*)", stderr, re.M | re.S)
+    if said is None:
+        return RuntimeError(f"python -m jobs.export ended with {code}:\n{stderr}")
+    text = said[1].strip()
+    if code != 2:
+        return InfrastructureMissing(text)
+    if trial.state == "done":
+        return RunError(text)
+    done = [other.id for other in trials if other.state == "done" and other.outcome == "ok"]
+    hint = f"done are {', '.join(done[:5])}" if done else f"continue the run: orchestrator resume {folder.quoted}"
+    return RunError(f"{text}. The ledger says that trial {trial.id} is {trial.state}; {hint}")

@@ -1,0 +1,327 @@
+"""What a run's numbers come from: code, versions, data and weights, recorded when it begins and compared ever after.
+
+Data or weights that are no longer those of the run end a session before any trial; other code or versions do too,
+unless somebody accepts them, which is then said wherever the run's numbers stand. A run that was begun before this was
+recorded continues, and reads `code not recorded`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jobs
+from jobs.config import canonical
+from jobs.config.identity import FORMER
+from jobs.core import provenance as computing
+from jobs.core.paths import BASE, is_folder_here
+from orchestrator.ledger import Attempt, Ledger, Trial
+from orchestrator.run_dir.folder import RunError
+from orchestrator.sweep.plan import Plan, examined_of
+from orchestrator.system import scratch
+
+PACKAGE = Path(jobs.__file__).parent
+
+OTHER_ORIGIN = computing.OTHER_ORIGIN
+
+NAMED = {"data": "", "weights": "model.name = "}
+"""What stands before an entry's name, for a person."""
+
+Json = dict[str, Any]
+
+
+class DataFault(RunError):
+    """The data of a sweep cannot be used, or are not those that the run began with. Exit code 2."""
+
+
+class OtherCode(RunError):
+    """The run was begun with other code or versions, and nobody has accepted these. Exit code 2."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a look at the data of a plan says."""
+
+    notes: list[str]
+    """What a person should know of the data."""
+
+    record: Json
+    """`code`, `files`, `versions`, `data` and `weights`, as a run keeps them."""
+
+
+def examine(plan: Plan, known: Json | None = None, *, meanwhile: Callable[[], object] = lambda: None) -> Examined:
+    """Read what the jobs of a plan use, in a process of its own, as that needs torch and the driver does not.
+
+    known: what the run has recorded. Then the data are not checked again, and only read where their files are not the
+    same as then. meanwhile: what to do while the other process reads. Raises DataFault for what cannot be used.
+    """
+    whole = [job.model_dump(mode="json") for job in examined_of(plan)]
+    distinct = {_looked_at(job): job for job in whole}
+    with scratch.folder("data") as place:
+        paths = [place / f"job{number}.json" for number in range(len(distinct))]
+        for path, job in zip(paths, distinct.values(), strict=True):
+            path.write_text(canonical(job))
+        command = [sys.executable, "-m", "jobs.data", *map(str, paths)]
+        if known is not None:
+            (place / "known").write_text(json.dumps({"data": known["data"], "weights": known["weights"]}))
+            command += ["--known", str(place / "known")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reading:
+            try:
+                now = today()
+                meanwhile()
+                answered, refused = reading.communicate()
+            except BaseException:  # of every kind, a Ctrl-C among them
+                reading.kill()
+                raise
+    if reading.returncode != 0:
+        raise DataFault(refused.strip().removeprefix("error: "))
+    answers = [json.loads(line) for line in answered.splitlines()]
+    data: Json = {}
+    weights: Json = {}
+    for answer, job in zip(answers, distinct.values(), strict=True):
+        data |= answer["data"]
+        if answer["weights"] is not None:
+            weights[job["model"]["name"]] = answer["weights"]
+    if known is None:
+        _refuse_arms_alike(plan, {key: answer["reading"] for key, answer in zip(distinct, answers, strict=True)})
+    notes = list(dict.fromkeys(warning for answer in answers for warning in answer["warnings"]))
+    return Examined(notes, {**now, "data": data, "weights": weights})
+
+
+def _looked_at(job: Json) -> str:
+    """What of a job decides what a look at it says."""
+    sections = {key: job[key] for key in ("task", "data", "batch", "evaluate", "model")}
+    return canonical(sections | {"mask_duplicates": job["loss"]["mask_duplicates"]})
+
+
+def _refuse_arms_alike(plan: Plan, readings: Mapping[str, Json]) -> None:
+    """Raise DataFault where what two arms compare is the same once their encoder's folder has its say. readings: by
+    `_looked_at`; of an arm that is always tuned in what decides its reading there may be none."""
+    first: dict[str, tuple[str, str]] = {}
+    for arm in plan.arms:
+        job = arm.config(stage="confirm", seed=0).model_dump(mode="json", exclude={"execution"})
+        read, own = readings.get(_looked_at(job)), canonical(job)
+        if read is None:
+            continue
+        for key in FORMER:
+            section, _, name = key.partition(".")
+            del job[section][name]
+        label, whole = first.setdefault(canonical([job, read]), (arm.label, own))
+        if whole != own:
+            names = ["pooling"] if job["task"] == "image" else [key.rpartition(".")[2] for key in FORMER]
+            said = " and ".join(f"{name} = {read[name]!r}" for name in names)
+            also = "" if job["task"] == "image" else ", or a length not given,"
+            raise DataFault(
+                f"arms {label} and {arm.label} are the same: both have {said}, as 'auto'{also} means what the "
+                "encoder's folder says, or else the usual; remove one of them"
+            )
+
+
+def look_at_encoders(plan: Plan) -> list[str]:
+    """What a person should know of the encoders of a plan, as far as they are folders here. Raises DataFault for one
+    that cannot do what its job asks of it. Without such a folder nothing is started."""
+    jobs_ = [job for job in examined_of(plan) if is_folder_here(job.model.name or "")]
+    distinct = {canonical(job.model_dump(mode="json", include={"task", "data", "model"})): job for job in jobs_}
+    if not distinct:
+        return []
+    with scratch.folder("encoders") as place:
+        paths = [place / f"job{number}.json" for number in range(len(distinct))]
+        for path, job in zip(paths, distinct.values(), strict=True):
+            path.write_text(job.model_dump_json())
+        command = [sys.executable, "-m", "jobs.data", "--encoders", *map(str, paths)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise DataFault(done.stderr.strip().removeprefix("error: "))
+    return list(dict.fromkeys(note for line in done.stdout.splitlines() for note in json.loads(line)["warnings"]))
+
+
+def today() -> Json:
+    """The code and the versions that would compute now."""
+    return {
+        "code": computing.code_digest(PACKAGE),
+        "files": dict(computing.code_files(PACKAGE)),
+        "versions": computing.versions(),
+    }
+
+
+def refuse_other_data(recorded: Json, now: Json) -> None:
+    """Raise DataFault where rows or weights are not those that the run began with, naming them and both digests, or
+    are not there any more."""
+    different = []
+    for kind, label in NAMED.items():
+        for what, entry in (recorded[kind] if kind == "data" else _comparable(recorded)).items():
+            there = now[kind].get(what)
+            if there is None:
+                different.append(computing.gone(f"{label}{what}"))
+            elif there["digest"] != entry["digest"]:
+                different.append(computing.changed(f"{label}{what}", entry["digest"], there["digest"]))
+    if different:
+        raise DataFault("\n".join(different))
+
+
+def _comparable(recorded: Json) -> Json:
+    """The weights that were recorded with the names of the files that count; before, others counted as well."""
+    return {what: entry for what, entry in recorded["weights"].items() if "names" in entry}
+
+
+def refuse_other_code(recorded: Json, now: Json, *, resume: str) -> None:
+    """Raise OtherCode unless this code and these versions began the run, or were accepted since. resume: the command
+    that continues the run."""
+    if is_known(recorded, now):
+        return
+    lines = []
+    if recorded["code"] != now["code"]:
+        names = [f"jobs/{name}" for name in computing.differing_files(recorded["files"], now["files"])]
+        lines.append(f"  code {recorded['code']} -> {now['code']}: {computing.listed(names) or 'jobs/'} differ")
+    for name in computing.other_versions(recorded["versions"], now["versions"]):
+        before, after = (side["versions"].get(name, "none") for side in (recorded, now))
+        lines.append(f"  {name} {before} -> {after}")
+    raise OtherCode(
+        "this run was begun with other code, so its numbers would come from two programs:\n"
+        + "\n".join(lines)
+        + f"\n  continue all the same, which the report then says: {resume} --accept-code"
+        "\n  or go back to the code and the versions of then"
+    )
+
+
+def is_known(recorded: Json, now: Json) -> bool:
+    """Whether numbers of the run come, or may come, from this code and these versions."""
+    return any(
+        entry["code"] == now["code"] and not computing.other_versions(entry["versions"], now["versions"])
+        for entry in all_code(recorded)
+    )
+
+
+def all_code(recorded: Json) -> Iterator[Json]:
+    """The code that the run began with, and what was accepted since, each with `code` and `versions`."""
+    yield recorded
+    yield from recorded.get("accepted", ())
+
+
+def write_down(ledger: Ledger, now: Json) -> None:
+    """Record, under the lease, what the run computes with from now on: all of it where nothing was recorded, and code
+    that has just been accepted."""
+    recorded = ledger.run.provenance
+    if recorded is None:
+        begun = ledger.trials() and any(trial.attempts for trial in ledger.trials())
+        ledger.set_run(provenance={**now, "late": True} if begun else now)
+        return
+    kept = _comparable(recorded)
+    for what in now["weights"].keys() - kept.keys():  # of a run that was begun before they were, or as they are now
+        ledger.event("weights_recorded", f"the files of model.name = {what} are recorded from now on")
+    update: Json = {**recorded, "weights": {**now["weights"], **kept}}
+    if update != recorded:
+        ledger.set_run(provenance=update)
+    accept(ledger, now)
+
+
+def accept(ledger: Ledger, now: Json) -> None:
+    """Record, under the lease, that numbers of the run may come from this code and these versions."""
+    recorded = ledger.run.provenance
+    if recorded is None or is_known(recorded, now):
+        return
+    entry = {"code": now["code"], "versions": now["versions"], "time": time.time()}
+    ledger.set_run(provenance={**recorded, "accepted": [*recorded.get("accepted", ()), entry]})
+    ledger.event("code_accepted", _accepted_words(recorded, now))
+
+
+def accept_what_ran(ledger: Ledger) -> None:
+    """Accept, under the lease, today's code and versions if attempts of the run have run them: of a finished run they
+    were not accepted in time."""
+    now = today()
+    if any(_is_same(attempt.provenance or {}, now) for attempt in ledger.attempts()):
+        accept(ledger, now)
+
+
+def _accepted_words(recorded: Json, now: Json) -> str:
+    other = [
+        f"{name} {now['versions'].get(name, 'none')} was accepted beside {recorded['versions'].get(name, 'none')}"
+        for name in computing.other_versions(recorded["versions"], now["versions"])
+    ]
+    if recorded["code"] != now["code"]:
+        other.insert(0, f"code {now['code']} was accepted beside {recorded['code']}")
+    return "; ".join(other)
+
+
+def expected(record: Json, directory: str | None) -> Json:
+    """What every rank compares with what it loads, and the folder in which it looks for it."""
+    kept = ("code", "versions", "data", "weights")
+    return {key: record[key] for key in kept} | {"directory": directory}
+
+
+def of_attempt(expected: Json, loaded: Json | None = None) -> Json:
+    """The digests of an attempt: those of its session, but for what its ranks have said that they loaded."""
+    record: Json = {"code": expected["code"], "versions": expected["versions"]}
+    for kind in ("data", "weights"):
+        record[kind] = {what: entry["digest"] for what, entry in expected[kind].items()}
+        record[kind] |= (loaded or {}).get(kind, {})
+    return record | {key: loaded[key] for key in ("code", "versions") if loaded is not None}
+
+
+def folder_of(environment: Mapping[str, Any]) -> str | None:
+    """Where a run began, as its environment has it; None where it is of no use here: what a job takes along lies in the
+    job's own folder, which goes with it."""
+    return None if environment.get("submitted") else environment.get("directory")
+
+
+def held(recorded: Json | None) -> dict[str, str]:
+    """Environment in which the encoders' names mean what they meant where the run began."""
+    weights = {} if recorded is None else _comparable(recorded)
+    kept = {name: {key: entry[key] for key in ("revision", "names")} for name, entry in weights.items()}
+    return {computing.HELD: canonical(kept)} if kept else {}
+
+
+@contextlib.contextmanager
+def looked_for_in(directory: str | None) -> Iterator[None]:
+    """Have relative paths of data and encoders mean what they meant where the run began, also in what is started."""
+    before = os.environ.get(BASE)
+    if directory is not None:
+        os.environ[BASE] = directory
+    try:
+        yield
+    finally:
+        os.environ.pop(BASE, None)
+        if before is not None:
+            os.environ[BASE] = before
+
+
+def behind(begun: Json | None, trials: Iterable[Trial], attempts: Iterable[Attempt]) -> list[Json]:
+    """The code behind the numbers of trials, the code that the run began with first: each with `code` and `versions`
+    (None where they were not recorded), the ids of its `trials`, and whether it was `accepted` later.
+
+    A trial stands behind every code that one of its attempts ran: the last goes on from where another stopped.
+    begun: `provenance` of the run.
+    """
+    known = begun or {}
+    ran: dict[str, list[Attempt]] = {}
+    for attempt in attempts:
+        ran.setdefault(attempt.trial, []).append(attempt)
+    groups: dict[str, Json] = {}
+    for trial in trials:
+        for attempt in ran.get(trial.id, ()):
+            recorded = attempt.provenance or {}
+            code = {"code": recorded.get("code"), "versions": recorded.get("versions")}
+            group = groups.setdefault(canonical(code), {**code, "accepted": False, "trials": []})
+            if trial.id not in group["trials"]:
+                group["trials"].append(trial.id)
+    for group in groups.values():
+        group["accepted"] = not _is_same(known, group) and any(
+            _is_same(entry, group) for entry in known.get("accepted") or ()
+        )
+
+    def order(group: Json) -> tuple[bool, bool]:
+        return group["accepted"], group["code"] is not None and not _is_same(known, group)
+
+    return sorted(groups.values(), key=order)
+
+
+def _is_same(one: Json, other: Json) -> bool:
+    return bool(one.get("code") == other["code"] and one.get("versions") == other["versions"])

@@ -1,0 +1,186 @@
+"""Asks Ray who holds what of the connected cluster, and who waits: the picture that sharing.py has rules for.
+
+The questions are those of Ray's autoscaler and of its job list, to the GCS, a millisecond each. No dashboard is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.core.plain import visible
+from orchestrator.session.cluster.sharing import PLAIN, Claim, Held, Picture
+
+SWEEP, RUN, DRIVER = "orchestrator.sweep", "orchestrator.run", "orchestrator.driver"
+"""What a driver of this program tells of itself in the metadata of its Ray job, which everybody on the cluster sees."""
+
+STUCK, SPACE = b"left_out", b"orchestrator"
+"""Key in the store of the cluster's head, and its namespace, under which sessions tell which claims they ignore."""
+
+ANSWER_S = 5
+"""How long the head may take for an answer."""
+
+_GROUP = re.compile(r"(?P<name>.+)_group_(?P<group>[0-9a-f]{36})")
+"""How Ray names what a placement group has of a node. The last four bytes of a group's id are its job's."""
+
+_UNCOUNTED = re.compile(r"object_store_memory|node:.*|bundle|.*_group_.*")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose a Ray job is."""
+
+    job: str
+    sweep: str | None = None
+    """Of the run that it drives, if this program does."""
+
+    run: str = ""
+    driver: str = ""
+    entrypoint: str = ""
+    where: str = ""
+    """Pid and address of its driver."""
+
+    def __str__(self) -> str:
+        if self.sweep is not None:
+            return visible(f"sweep {self.sweep} ({self.run}, driven by {self.driver}, Ray job {self.job})")
+        known = ", ".join(filter(None, (_program(self.entrypoint), self.where)))
+        return visible(f"Ray job {self.job}{f' ({known})' if known else ''}")
+
+
+class Painter:
+    """Makes pictures of the connected cluster; remembers whose each job is."""
+
+    def __init__(self) -> None:
+        self.owners: dict[str, Owner] = {}
+
+    def picture(self) -> Picture:
+        """The cluster now. Raises whatever Ray raises when its head does not answer."""
+        import ray
+        from ray.core.generated import autoscaler_pb2
+
+        messages: Any = autoscaler_pb2  # has no types
+        answer = _client().get_cluster_resource_state(timeout_s=ANSWER_S)
+        told = messages.GetClusterResourceStateReply.FromString(answer)
+        state = told.cluster_resource_state
+        nodes = [node for node in state.node_states if node.status != messages.NodeStatus.DEAD]
+        held = _held(nodes)
+        claims = [*_groups(state.pending_gang_resource_requests), *_plain(state.pending_resource_requests)]
+        jobs = {one.job for one in held} | {one.job for one in claims} - {PLAIN}
+        if jobs - self.owners.keys():
+            self.owners = _owners()
+        return Picture(
+            str(ray.get_runtime_context().get_job_id()),
+            tuple(_counted(node.total_resources) for node in nodes),
+            tuple(_counted(node.available_resources) for node in nodes),
+            tuple(held),
+            tuple(claims),
+            frozenset(job for job, owner in self.owners.items() if owner.sweep is not None),
+        )
+
+    def left_out(self) -> dict[str, tuple[float, float]]:
+        """Claims that sessions on this cluster ignore, by id: until which unix time, for how many seconds."""
+        told = _client().internal_kv_get(STUCK, namespace=SPACE, timeout=ANSWER_S)
+        try:
+            return {str(one): (float(until), float(s)) for one, (until, s) in json.loads(told or b"{}").items()}
+        except (ValueError, TypeError, AttributeError):  # of another version
+            return {}
+
+    def leave_out(self, claims: Mapping[str, tuple[float, float]]) -> None:
+        """Have them in `left_out` in place of those that are there."""
+        value = json.dumps(dict(claims)).encode()
+        _client().internal_kv_put(STUCK, value, True, namespace=SPACE, timeout=ANSWER_S)
+
+    def owner(self, job: str) -> Owner:
+        """Whose a job is."""
+        return self.owners.get(job, Owner(job))
+
+    def of_plain(self) -> list[Owner]:
+        """Jobs of which an actor that lives has resources outside of a placement group, as far as Ray knows."""
+        accessor, messages = _tables()
+        actors = [messages.ActorTableData.FromString(one) for one in accessor.get_actor_table(None, "ALIVE")]
+        jobs = {one.job_id.hex() for one in actors if _counted(one.required_resources)}
+        return [self.owner(job) for job in sorted(jobs)]
+
+
+def _client() -> Any:
+    """What asks the connected cluster's GCS."""
+    from ray._private import worker
+
+    connected: Any = worker.global_worker
+    return connected.gcs_client
+
+
+def _program(entrypoint: str) -> str:
+    """Which program a command runs. No arguments and no settings of the environment, which may be secrets: what is told
+    here goes to logs."""
+    words = [word for word in entrypoint.split()[:20] if "=" not in word]
+    name, *rest = [word.rpartition("/")[2] for word in words] or [""]
+    if name.startswith("python") and rest[:1] == ["-m"]:
+        name = " ".join([name, *rest[:2]])
+    elif name.startswith("python") and rest and rest[0].endswith(".py"):
+        name = f"{name} {rest[0]}"
+    return name[:100]
+
+
+def _held(nodes: Iterable[Any]) -> list[Held]:
+    found: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for place, node in enumerate(nodes):
+        for name, amount in node.total_resources.items():
+            match = _GROUP.fullmatch(name)
+            if match and not re.fullmatch(r"bundle|.+_group_\d+", match["name"]):
+                found[match["group"]][place][match["name"]] = amount
+    return [Held(group, group[-8:], on) for group, on in sorted(found.items())]
+
+
+def _groups(requests: Iterable[Any]) -> list[Claim]:
+    claims = []
+    for one in requests:
+        group, _, rest = one.details.partition(":")
+        bundles = tuple(dict(bundle.resources_bundle) for bundle in one.requests)
+        claims.append(Claim(group, group[-8:], bundles, rest.partition("|")[0]))
+    return claims
+
+
+def _plain(requests: Iterable[Any]) -> list[Claim]:
+    """Tasks and actors outside of groups, by shape; one of each: another is a claim once it has got its place."""
+    shapes = [_counted(one.request.resources_bundle) for one in requests if not _in_group(one.request.resources_bundle)]
+    return [Claim(f"plain {sorted(shape.items())}", PLAIN, (shape,)) for shape in shapes if shape]
+
+
+def _in_group(resources: Mapping[str, float]) -> bool:
+    return any("_group_" in name for name in resources)
+
+
+def _counted(resources: Mapping[str, float]) -> dict[str, float]:
+    return {name: amount for name, amount in resources.items() if not _UNCOUNTED.fullmatch(name)}
+
+
+def _owners() -> dict[str, Owner]:
+    accessor, messages = _tables()
+    told = accessor.get_job_table(skip_submission_job_info_field=True, skip_is_running_tasks_field=True)
+    return {owner.job: owner for owner in map(_owner, map(messages.JobTableData.FromString, told))}
+
+
+def _tables() -> tuple[Any, Any]:
+    """What reads the tables of the GCS, and the messages that they hold."""
+    from ray._private import state
+    from ray.core.generated import gcs_pb2
+
+    return state.state._connect_and_get_accessor(), gcs_pb2  # noqa: SLF001 - the public lists leave out what is needed
+
+
+def _owner(job: Any) -> Owner:
+    metadata = job.config.metadata
+    where = f"pid {job.driver_pid} at {job.driver_address.ip_address or job.driver_ip_address}"
+    return Owner(
+        job.job_id.hex(),
+        metadata.get(SWEEP),
+        metadata.get(RUN, ""),
+        metadata.get(DRIVER, "") or where,
+        job.entrypoint,
+        where,
+    )

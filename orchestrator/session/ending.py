@@ -1,0 +1,100 @@
+"""How a session ended: the exit code, the state of the run, and why, in the words of what happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.cli.exit_codes import Exit
+from orchestrator.ledger import Ledger, RunState, Trial
+from orchestrator.run_dir.folder import RunFolder
+from orchestrator.session.schedule import no_job, passed_over, stopped_arms, untuned_arms, withheld
+from orchestrator.session.session import Session
+from orchestrator.sweep.plan import Plan
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a session came to."""
+
+    code: Exit
+    state: RunState
+    lines: tuple[str, ...]
+    """For a person, each with what to do."""
+
+
+def of(session: Session, plan: Plan, ledger: Ledger, folder: RunFolder) -> Ending:
+    """What a session came to that has not broken."""
+    trials = ledger.trials()
+    lines = [*_waiting(trials, folder), *_arms(plan, ledger, trials), *_failed(trials, folder)]
+    if session.stopped_by is not None:
+        code = Exit.INTERRUPTED if session.interrupted else Exit.MISSING if session.storage_full else Exit.SOME_FAILED
+        if session.other_origin is not None and not session.interrupted:
+            code = Exit.BAD_USAGE
+        lines = [f"stopped: {session.stopped_by}", f"continue:  orchestrator resume {folder.quoted}", *lines]
+        return Ending(code, "stopped", tuple(lines))
+    untuned = untuned_arms(plan, ledger)  # nothing more can be done for them, unless a person queues trials again
+    waiting = [arm.label for arm in plan.arms if arm.label not in ledger.frozen() and arm.label not in untuned]
+    left = any(trial.state in ("queued", "running") for trial in trials)
+    whole = not waiting and not left
+    if not whole and not lines:
+        lines = [f"the session ended before every trial did; continue: orchestrator resume {folder.quoted}"]
+    failed = any(trial.state == "failed" for trial in trials) or "failed" in untuned.values()
+    lines += _passed_over(plan, ledger)
+    return Ending(Exit.DONE if whole and not failed else Exit.SOME_FAILED, "done" if whole else "stopped", tuple(lines))
+
+
+def _passed_over(plan: Plan, ledger: Ledger) -> list[str]:
+    """Arms of which fewer settings were tried than the others, since some make no job."""
+    return [
+        f"arm {arm}: {len(whys)} of its {plan.suggestions[arm]} suggestions make no job and were passed over: {whys[0]}"
+        for arm, whys in passed_over(plan, ledger).items()
+    ]
+
+
+def _failed(trials: list[Trial], folder: RunFolder) -> list[str]:
+    count = sum(trial.state == "failed" for trial in trials)
+    if not count:
+        return []
+    what = "1 trial failed" if count == 1 else f"{count} trials failed"
+    given_up = all(trial.outcome == "infeasible" for trial in trials if trial.state == "failed")
+    if given_up:
+        them = "it" if count == 1 else "them"
+        return [f"{what}, and somebody gave {them} up; see: orchestrator status {folder.quoted}"]
+    return [
+        f"{what}; see:       orchestrator status {folder.quoted}",
+        f"try again:              orchestrator resume {folder.quoted} --failed",
+    ]
+
+
+def _arms(plan: Plan, ledger: Ledger, trials: list[Trial]) -> list[str]:
+    """Arms that came to no answer, and why."""
+    lines = []
+    stopped, untuned, frozen = stopped_arms(trials), untuned_arms(plan, ledger), ledger.frozen()
+    for arm, message in stopped.items():
+        lines.append(f"arm {arm} is stopped, as its trials fail in the same way: {message}")
+    for arm, why in untuned.items():
+        leader = plan.searched_with.get(arm)
+        if leader in frozen:
+            said = no_job(plan, arm, "confirm", frozen[leader].params)
+            lines.append(f"arm {arm} cannot be confirmed with what {leader} was tuned to: {said}")
+            continue
+        of = f"none of its {plan.suggestions[plan.searched_with.get(arm, arm)]} suggestions trained to its end"
+        if why == "diverged":
+            lines.append(f"arm {arm} diverges: {of}, so it is not confirmed")
+        elif arm not in stopped:
+            lines.append(f"arm {arm} could not be tuned: {of}")
+    return lines
+
+
+def _waiting(trials: list[Trial], folder: RunFolder) -> list[str]:
+    arms = sorted(
+        {trial.arm for trial in trials if trial.stage == "tune" and withheld(trial)} - set(stopped_arms(trials))
+    )
+    if not arms:
+        return []
+    resume = f"orchestrator resume {folder.quoted}"
+    return [
+        f"tuning of {', '.join(arms)} waits: a trial ran out of memory, which says nothing about its setting.",
+        f"  try it with less:  {resume} --failed --class out_of_memory --set job.execution.micro=32",
+        f"  or do without it:  {resume} --give-up --class out_of_memory",
+    ]

@@ -1,0 +1,386 @@
+"""What a sweep's ledger calls for: suggestions that are due, settings to freeze, trials to queue, arms to stop.
+
+A function of the plan and the ledger: asked again after any kill, it gives the same answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs.config import POINTS, JobConfig, canonical, faults
+from orchestrator.ledger import Ledger, Suggestion, Trial
+from orchestrator.sweep import search
+from orchestrator.sweep.plan import Plan, Planned
+from orchestrator.sweep.space import conditions
+
+SAME_FAILURES = 3
+"""Different trials that fail with the same words before their arm is stopped: a bug or an impossible setting, not bad
+luck. Of two arms, and while none has succeeded, they stop the sweep."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Where a trial is pruned."""
+
+    step: int
+    value: float
+    """The metric there, which is the trial's."""
+
+
+class Climb:
+    """One attempt of a trial that may be pruned: the pruner, asked rung by rung.
+
+    A function of the values, however they come: a gang that is continued tells several rungs at once. A rung of which
+    the ledger has the metric was asked about when it got it, and is left alone.
+    """
+
+    def __init__(
+        self, plan: Plan, trial: Trial, history: Sequence[search.Observed], decided: Collection[int] = ()
+    ) -> None:
+        """history: of the trial's arm. decided: steps at which the ledger has the trial's metric."""
+        self._plan, self._trial, self._history = plan, trial, history
+        self._decided, self._measured = set(decided), dict[int, float]()
+
+    def reach(self, points: Iterable[Mapping[str, Any]]) -> Rung | None:
+        """The first rung at which the trial ends, now that `points` (key, step, value) are told; None: it goes on."""
+        tune, metric = self._plan.sweep.tune, self._plan.sweep.metric
+        assert tune is not None, "only trials of the tune stage are pruned"
+        for point in points:
+            if point["key"] == metric.name:
+                self._measured.setdefault(point["step"], point["value"])
+        steps, reached = rung_steps(self._trial, self._measured), rungs(self._trial, self._measured)
+        for rung, step in enumerate(steps, 1):
+            if rung not in reached:  # what comes after one that is not finite cannot be compared
+                return None
+            if step in self._decided:
+                continue
+            self._decided.add(step)
+            if search.should_prune(
+                tune,
+                mode=metric.mode,
+                number=self._trial.number or 0,
+                history=self._history,
+                rungs={one: reached[one] for one in range(1, rung + 1)},
+                rung_steps=list(range(1, rung_count(self._trial) + 1)),
+            ):
+                return Rung(step, reached[rung])
+        return None
+
+
+class Schedule:
+    """The decisions of one run. Only the writer thread calls `advance`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        ledger: Ledger,
+        *,
+        ending: Callable[[], bool] = lambda: False,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        """ending: whether the session is to end, so that what is still to be suggested is left to the next one. tell: a
+        person, of a suggestion that is passed over."""
+        self._plan, self._ledger, self._ending, self._tell = plan, ledger, ending, tell
+        tune = plan.sweep.tune
+        self._parallel = tune.parallel if tune else 1
+        within = (
+            [set(conditions.within(tune.space, plan.arm(label).values)) for label in plan.suggestions] if tune else []
+        )
+        self._everywhere = set.intersection(*within) if within else set[str]()
+        """Keys that every arm tunes."""
+        self._settled: dict[tuple[str, int], search.Observed] = {}
+        """Suggestions whose trials have all ended well: nothing about them changes any more."""
+
+    def advance(self, arm: str | None = None) -> dict[str, Trial]:
+        """Ask for the suggestions that are due and freeze the arms that are tuned, in every arm or in the one where a
+        trial has ended. Returns the trials there by id."""
+        labels = [planned.label for planned in self._plan.arms] if arm is None else [arm, *self._followers(arm)]
+        stopped = stopped_arms(self._ledger.trials(state="failed"))
+        for label in labels:
+            if label not in stopped and not self._ending():
+                self._advance(label)
+        trials = self._ledger.trials() if arm is None else [t for one in labels for t in self._ledger.trials(arm=one)]
+        return {trial.id: trial for trial in trials}
+
+    def due(self, trials: Iterable[Trial]) -> list[str]:
+        """Ids of the queued trials in the order they are run, but for those of arms that are stopped: arms take turns,
+        so that a sweep cut short has compared as much as it could. One that may be pruned waits for those that it is
+        compared with, where a person has queued such a one again."""
+        trials = list(trials)
+        stopped = stopped_arms(trials)
+        order = {arm.label: place for place, arm in enumerate(self._plan.arms)}
+        open_: dict[str, int] = {}
+        for trial in trials:
+            if self.pruned(trial) and (trial.state in ("queued", "running") or withheld(trial)):
+                open_[trial.arm] = min(trial.number or 0, open_.get(trial.arm, trial.number or 0))
+        queued = [
+            trial
+            for trial in trials
+            if trial.state == "queued"
+            and trial.arm not in stopped
+            and not (self.pruned(trial) and open_[trial.arm] <= (trial.number or 0) - self._parallel)
+        ]
+        queued.sort(key=lambda t: (t.stage != "tune", t.number or 0, t.seed, order[t.arm]))
+        return [trial.id for trial in queued]
+
+    def pruned(self, trial: Trial) -> bool:
+        """Whether this trial may be pruned."""
+        tune = self._plan.sweep.tune
+        return tune is not None and tune.prune != "none" and trial.stage == "tune"
+
+    def climb(self, trial: Trial) -> Climb | None:
+        """What decides where a trial is pruned, if it may be."""
+        if not self.pruned(trial):
+            return None
+        told = self._ledger.points(trial.id, key=self._plan.sweep.metric.name)
+        return Climb(self._plan, trial, self.observed(trial.arm), [point.step for point in told])
+
+    def observed(self, arm: str) -> list[search.Observed]:
+        """What the arm's suggestions have come to. `state` is None while one of its trials has not ended."""
+        by_id = {trial.id: trial for trial in self._ledger.trials(stage="tune", arm=arm)}
+        found = []
+        for suggestion in self._ledger.suggestions(arm):
+            one = self._settled.get((arm, suggestion.number))
+            if one is None:
+                # A run begun before trials were kept apart may have asked for one of another arm.
+                trials = [by_id.get(trial) or self._ledger.trial(trial) for trial in suggestion.trials]
+                one = self._observe(suggestion, trials)
+                if {trial.state for trial in trials} <= {"done", "pruned"}:
+                    self._settled[arm, suggestion.number] = one
+            found.append(one)
+        return found
+
+    def _advance(self, arm: str) -> None:
+        tune, frozen = self._plan.sweep.tune, self._ledger.frozen()
+        if arm in frozen:
+            return
+        if (leader := self._plan.searched_with.get(arm)) is not None:
+            if leader in frozen:
+                self._freeze(arm, frozen[leader].params, frozen[leader].number)
+            return
+        if tune is None:
+            self._freeze(arm, {}, None)
+            return
+        while len(observed := self.observed(arm)) < self._plan.suggestions[arm]:
+            number = len(observed)
+            seen = [one for one in observed if one.number <= number - tune.parallel]
+            if any(one.state is None for one in seen) or self._ending():
+                return
+            params = search.suggest(
+                tune,
+                mode=self._plan.sweep.metric.mode,
+                sweep_seed=tune.seed,
+                arm=arm,
+                number=number,
+                history=seen,
+                base=self._plan.arm(arm).values,
+                everywhere=self._everywhere,
+                rules=self._plan.rules,
+            )
+            why = no_job(self._plan, arm, "tune", params)
+            trials = [] if why is not None else self._own(self._plan.tune_trials(arm, number, params))
+            self._ledger.add_suggestion(
+                Suggestion(arm, number, params, tuple(trial.id for trial in trials)), map(as_trial, trials)
+            )
+            if why is not None:
+                text = f"arm {arm}: suggestion {number + 1} is passed over, as it makes no job: {why}"
+                self._ledger.event("no_job", text)
+                if self._tell is not None:
+                    self._tell(text)
+        if all(one.state is not None for one in observed):
+            self._freeze_best(arm, observed)
+
+    def _freeze_best(self, arm: str, observed: Iterable[search.Observed]) -> None:
+        sign = 1 if self._plan.sweep.metric.mode == "max" else -1
+        usable = [one for one in observed if one.state == "done" and one.value is not None]
+        if usable:
+            best = max(usable, key=lambda one: (sign * (one.value or 0.0), -one.number))
+            self._freeze(arm, best.params, best.number)
+
+    def _freeze(self, arm: str, params: Mapping[str, Any], number: int | None) -> None:
+        if no_job(self._plan, arm, "confirm", params) is not None:
+            return  # another arm was tuned for this one; `untuned_arms` tells
+        trials = self._own(self._plan.confirm_trials(arm, params))
+        self._ledger.add_trials(map(as_trial, trials))
+        job = {key: value for key, value in trials[0].record.items() if key != "seed"}
+        self._ledger.freeze(arm, dict(params), number, digest(job))
+
+    def _own(self, trials: list[Planned]) -> list[Planned]:
+        """The same, under ids of their own where the ledger has theirs under another arm, as in a run that was begun
+        before the plan kept them apart."""
+        if not trials or trials[0].apart:
+            return trials
+        arms = self._ledger.arms([one.id for one in trials])
+        return [replace(one, apart=arms.get(one.id, one.arm) != one.arm) for one in trials]
+
+    def _observe(self, suggestion: Suggestion, trials: list[Trial]) -> search.Observed:
+        states = {trial.state for trial in trials}
+        state: Any = None
+        if not trials:  # it makes no job, and never will
+            return search.Observed(suggestion.number, suggestion.params, None, "infeasible")
+        if not states & {"queued", "running"} and not any(map(withheld, trials)):
+            state = next((kind for kind in ("failed", "pruned") if kind in states), "done")
+            diverged = any(trial.outcome == "diverged" for trial in trials)
+            if diverged or (state == "failed" and any(trial.outcome == "infeasible" for trial in trials)):
+                state = "infeasible"
+        values = [trial.metric for trial in trials if trial.metric is not None]
+        value = sum(values) / len(values) if state in ("done", "pruned") and len(values) == len(trials) else None
+        measured = state not in (None, "infeasible") and self.pruned(trials[0])
+        rungs = self._rung_values(trials[0]) if measured else {}
+        return search.Observed(suggestion.number, suggestion.params, value, state, rungs)
+
+    def _followers(self, arm: str) -> list[str]:
+        """The arms for which this one is tuned too."""
+        return [label for label, leader in self._plan.searched_with.items() if leader == arm]
+
+    def _rung_values(self, trial: Trial) -> dict[int, float]:
+        points = self._ledger.points(trial.id, key=self._plan.sweep.metric.name)
+        return rungs(trial, {point.step: point.value for point in points})
+
+
+def as_trial(planned: Planned) -> Trial:
+    """A planned trial as a ledger row."""
+    return Trial(
+        id=planned.id,
+        stage=planned.job.stage,
+        arm=planned.arm,
+        seed=planned.seed,
+        job=planned.record,
+        number=planned.number,
+    )
+
+
+def no_job(plan: Plan, arm: str, stage: str, params: Mapping[str, Any]) -> str | None:
+    """Why settings make no job of an arm, None where they do. A plan is checked before a run is begun, but not by an
+    earlier version, and not in every combination of many keys."""
+    try:
+        plan.arm(arm).config(stage=stage, seed=0, settings=params)
+    except ValidationError as error:
+        said = "; ".join(
+            f"{fault.key}: {fault.expected}" if fault.key else fault.expected for fault in faults(error, JobConfig)
+        )
+        return f"{said} ({', '.join(f'{key} = {value}' for key, value in params.items())})"
+    return None if stage == "confirm" or plan.tune_seeds else "tune.seeds names none"
+
+
+def passed_over(plan: Plan, ledger: Ledger) -> dict[str, list[str]]:
+    """The suggestions of each arm that make no job, and why: those without trials."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for one in ledger.suggestions():
+        if not one.trials:
+            found[one.arm].append(no_job(plan, one.arm, "tune", one.params) or "it made none")
+    return found
+
+
+def withheld(trial: Trial) -> bool:
+    """Whether a trial ran out of memory and nobody has decided yet. The search does not hear of it until it has run
+    with less memory or is given up: a setting is no worse for want of memory."""
+    return trial.state == "failed" and trial.failure == "out_of_memory" and trial.outcome != "infeasible"
+
+
+def stopped_arms(trials: Iterable[Trial]) -> dict[str, str]:
+    """The arms in which SAME_FAILURES trials failed alike, and in which words. What a person gave up does not count."""
+    alike = _failed_alike(trials)
+    return {
+        arm: next(iter(messages))
+        for of_arm in alike.values()
+        for arm, messages in of_arm.items()
+        if len(messages) >= SAME_FAILURES
+    }
+
+
+def stops_the_sweep(trials: Iterable[Trial]) -> str | None:
+    """Why the whole sweep stops: SAME_FAILURES trials, of two arms or more, failed alike, and none has succeeded. One
+    that diverged has not."""
+    trials = list(trials)
+    if any(trial.state in ("done", "pruned") and trial.outcome != "diverged" for trial in trials):
+        return None
+    for of_arm in _failed_alike(trials).values():
+        count = sum(map(len, of_arm.values()))
+        if len(of_arm) > 1 and count >= SAME_FAILURES:
+            return f"{count} trials failed in the same way: {next(iter(next(iter(of_arm.values()))))}"
+    return None
+
+
+def untuned_arms(plan: Plan, ledger: Ledger) -> dict[str, str]:
+    """The arms whose suggestions have all ended without one that could be frozen: `diverged` where one did, else
+    `failed`."""
+    found: dict[str, str] = {}
+    frozen, schedule = ledger.frozen(), Schedule(plan, ledger)
+    diverged = {trial.arm for trial in ledger.trials(stage="tune") if trial.outcome == "diverged"}
+    for arm, count in plan.suggestions.items():
+        observed = schedule.observed(arm) if arm not in frozen else []
+        if observed and len(observed) >= count and all(each.state is not None for each in observed):
+            found[arm] = "diverged" if arm in diverged else "failed"
+    for arm, leader in plan.searched_with.items():
+        if leader in found:
+            found[arm] = found[leader]
+        elif leader in frozen and arm not in frozen and no_job(plan, arm, "confirm", frozen[leader].params):
+            found[arm] = "failed"
+    return found
+
+
+def _failed_alike(trials: Iterable[Trial]) -> dict[str, dict[str, list[str]]]:
+    """Messages of failed trials by what they have in common and by arm."""
+    alike: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for trial in trials:
+        if trial.state == "failed" and trial.outcome != "infeasible":
+            message = trial.message or ""
+            alike[fingerprint(trial.failure or "", message)][trial.arm].append(message)
+    return alike
+
+
+def fingerprint(kind: str, message: str) -> str:
+    """What two failures have in common when one bug causes both: numbers, addresses and paths do not count."""
+    text = re.sub(r"^rank \d+: ", "", message)
+    return f"{kind} {re.sub(r'(/[^ /:]+)+|0x[0-9a-f]+|[0-9a-f]{12,}|[0-9]+', '#', text)}"
+
+
+def rungs(trial: Trial, measured: Mapping[int, float]) -> dict[int, float]:
+    """The metric at each rung that a trial has reached, counted from 1; measured: the metric by optimizer step.
+
+    Rungs are its recorded evaluations but the first and the last. Rung k is the k-th of them, whatever the batch size,
+    so that trials of different lengths meet at the same share of the budget. (With a budget in seconds, one that was so
+    slow that a step used up two shares has a rung less.)
+    """
+    steps = rung_steps(trial, measured)
+    return {k: measured[step] for k, step in enumerate(steps, 1) if step in measured and isfinite(measured[step])}
+
+
+def rung_steps(trial: Trial, measured: Mapping[int, float]) -> Sequence[int]:
+    """The steps of the rungs, ascending; with a budget in seconds, of those that were reached."""
+    job = JobConfig.model_validate(trial.job)
+    if job.steps is not None:
+        return job.recorded_steps[:-1]
+    end = trial.step if trial.state == "done" else None
+    return sorted(step for step in measured if step not in (0, end))[: rung_count(trial)]
+
+
+def rung_count(trial: Trial) -> int:
+    """How many rungs there are on the way of a trial."""
+    job = JobConfig.model_validate(trial.job)
+    return min(job.evaluate.times, POINTS - 1) - 1 if job.steps is None else len(job.recorded_steps) - 1
+
+
+def wrong_metric(name: str, metrics: Mapping[str, Any]) -> str | None:
+    """What is wrong with a trial's metric, or None."""
+    if name not in metrics:
+        measured = ", ".join(key for key in metrics if "/" not in key)
+        return f"the metric {name!r} was not measured; the trial measured {measured}"
+    value = metrics[name]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"the metric {name!r} is {type(value).__name__} {str(value)[:60]!r}; it must be one finite number"
+    return None if isfinite(value) else f"the metric {name!r} is {value}; it must be one finite number"
+
+
+def digest(value: Any) -> str:
+    """sha256 of canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()

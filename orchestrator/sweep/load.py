@@ -1,0 +1,190 @@
+"""From a file to a checked sweep: TOML, one level of `extends`, `--set`, and every fault named at once."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs.config import ConfigError, Fault, faults, nearest
+from orchestrator.sweep.limits import crowd_faults, secret_faults
+from orchestrator.sweep.model import Sweep, flatten
+from orchestrator.sweep.overrides import override_faults
+from orchestrator.sweep.shape import DEEPEST, shape_faults, spaces_in, twice_faults
+from orchestrator.sweep.validate import contradictions, job_faults
+from orchestrator.sweep.values import NONE, all_with_none, job_with_none, with_none
+
+LONG_NUMBER = re.compile(rb"[0-9](_?[0-9]){4299}")
+"""Digits of which Python makes no number."""
+
+LARGEST_FILE = 1_000_000
+"""Bytes. A sweep is written by hand; anything larger is not one."""
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> Sweep:
+    """Read and check a sweep. `overrides` are `key=value` texts. Raises ConfigError with every fault found."""
+    where = str(path)
+    raw = _normal(_with_base(path))
+    found: list[Fault] = []
+    refused: list[str] = []
+    for text in overrides:
+        if wrong := override_faults(raw, text):
+            found += wrong
+            refused.append(text)
+    if shapeless := list(shape_faults(raw)):
+        raise ConfigError(where, "sweep", shapeless)
+    raw = _with_none(_normal(raw))
+    # Alone, since the other faults would quote them.
+    if secret := [*secret_faults(raw), *secret_faults({"--set": refused})]:
+        raise ConfigError(where, "sweep", secret)
+    try:
+        sweep = Sweep.model_validate(raw)
+    except ValidationError as error:
+        found += faults(error, Sweep)
+        sweep = None
+    found += list(crowd_faults(raw)) or job_faults(raw)
+    if sweep is not None and not found:
+        found += contradictions(sweep)
+    if sweep is None or found:
+        raise ConfigError(where, "sweep", list(dict.fromkeys(found)))
+    return sweep
+
+
+def _read(path: Path) -> dict[str, Any]:
+    def fail(what: str) -> ConfigError:
+        return ConfigError(str(path), "sweep", [Fault("", "", what)])
+
+    try:
+        if path.is_dir():
+            raise fail("is a folder; name the TOML file in it")
+        if path.stat().st_size > LARGEST_FILE:
+            size = path.stat().st_size
+            raise fail(f"is {size:,} bytes; a sweep is a short TOML file, such as sweeps/quickstart.toml")
+        table = tomllib.loads(_decoded(path.read_bytes()))
+    except ConfigError:
+        raise
+    except FileNotFoundError as error:
+        beside = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        raise fail(f"there is no such file{nearest(str(path), beside)}") from error
+    except RecursionError as error:
+        raise fail(f"has lists or tables within one another, deeper than {DEEPEST}; a sweep is flat") from error
+    except UnicodeDecodeError as error:
+        raise fail(f"is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except (OSError, ValueError) as error:  # tomllib's error names line and column
+        raise fail(f"{error}; a sweep is a TOML file, such as sweeps/quickstart.toml") from error
+    if not table:
+        raise fail("is empty; start from sweeps/quickstart.toml")
+    if wrong := [*shape_faults(table), *twice_faults(table)]:
+        raise ConfigError(str(path), "sweep", wrong)
+    return table
+
+
+def _decoded(content: bytes) -> str:
+    """Raises ValueError."""
+    if content[1:2] == b"\0" or content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("is not UTF-8 text but UTF-16; save it as UTF-8")
+    if LONG_NUMBER.search(content):
+        raise ValueError("holds a whole number of thousands of digits; none is so large")
+    return content.decode("utf-8-sig")  # Windows editors begin files with a mark
+
+
+def _with_base(path: Path) -> dict[str, Any]:
+    table = _read(path)
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise ConfigError(str(path), "sweep", [Fault("extends", repr(base), "must be the path of another sweep")])
+    if secret := list(secret_faults({"extends": base})):
+        raise ConfigError(str(path), "sweep", secret)
+    if "://" in base:
+        expected = "must be the path of a sweep beside this; fetch that file first, and name it"
+        raise ConfigError(str(path), "sweep", [Fault("extends", repr(base), expected)])
+    try:
+        under = _read(path.parent / base)
+    except ConfigError as error:
+        named = Fault("extends", repr(base), f"is named in {path}")
+        raise ConfigError(error.path, "sweep", [*error.faults, named]) from error
+    if "extends" in under:
+        raise ConfigError(
+            str(path), "sweep", [Fault("extends", repr(base), "extends another sweep itself; one level is the limit")]
+        )
+    if "budget" in _table(table, "job"):
+        _table(under, "job").pop("budget", None)  # one way of saying it takes the place of another
+    return _overlaid(_normal(under), _normal(table))
+
+
+def _table(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    inner = raw.get(key)
+    return inner if isinstance(inner, dict) else {}
+
+
+def _overlaid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = dict(under)
+    for key, value in over.items():
+        old = both.get(key)
+        both[key] = _overlaid(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return both
+
+
+def _normal(raw: dict[str, Any]) -> dict[str, Any]:
+    """Factors, arms and spaces with dotted keys, however they were nested in the file."""
+    table = dict(raw)
+    if isinstance(table.get("compare"), dict):
+        table["compare"] = flatten(table["compare"])
+    if isinstance(table.get("exclude"), list):
+        table["exclude"] = [flatten(one) if isinstance(one, dict) else one for one in table["exclude"]]
+    if isinstance(table.get("arm"), list):
+        table["arm"] = [flatten(arm) if isinstance(arm, dict) else arm for arm in table["arm"]]
+    tune = table.get("tune")
+    if isinstance(tune, dict):
+        tune = table["tune"] = dict(tune)
+        if isinstance(tune.get("defaults"), list):
+            tune["defaults"] = [flatten(d) if isinstance(d, dict) else d for d in tune["defaults"]]
+        if isinstance(tune.get("space"), dict):
+            tune["space"] = {key: _with_flat_when(space) for key, space in spaces_in(tune["space"])}
+    return table
+
+
+def _with_flat_when(space: Any) -> Any:
+    when = space.get("when") if isinstance(space, dict) else None
+    return space | {"when": flatten(when)} if isinstance(when, dict) else space
+
+
+def _with_none(raw: dict[str, Any]) -> dict[str, Any]:
+    """The tables with None where the text "none" stands for it; whatever is no table is left for others to refuse."""
+
+    def tables(value: Any, change: Any) -> Any:
+        if isinstance(value, list):
+            return [tables(item, change) for item in value]
+        return {key: change(key, inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+    def levels(key: str, value: Any) -> Any:
+        return [with_none(key, level) for level in value] if isinstance(value, list) else value
+
+    def space(key: str, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        changed = dict(value)
+        if "choices" in value:
+            changed["choices"] = levels(key, value["choices"])
+        if "when" in value:
+            changed["when"] = tables(value["when"], all_with_none)
+        return changed
+
+    table = dict(raw)
+    if isinstance(table.get("job"), dict):
+        table["job"] = job_with_none(table["job"])
+    changes = {"compare": levels, "exclude": all_with_none, "arm": with_none}
+    table |= {name: tables(table[name], change) for name, change in changes.items() if name in table}
+    resources = table.get("resources")
+    if isinstance(resources, dict) and str(resources.get("concurrent")).lower() in NONE:
+        table["resources"] = resources | {"concurrent": None}
+    if isinstance(tune := table.get("tune"), dict):
+        changes = {"defaults": with_none, "space": space}
+        table["tune"] = tune | {name: tables(tune[name], change) for name, change in changes.items() if name in tune}
+    return table

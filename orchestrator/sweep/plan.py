@@ -1,0 +1,453 @@
+"""From a sweep to what will be run: arms, contrasts, seeds, trials, and what a reader should know before paying for it.
+
+A plan is made once, by `make`, when a run is begun. What a run was planned as is stored with it, and `stored` reads it
+back, so that a later version of the program, or of a default, changes nothing of it. Pure functions of the sweep;
+imports no torch, ray, optuna or mlflow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs.config import JobConfig, canonical, trial_id
+from jobs.config.identity import FORMER, counted_from, default_values, first_version, with_former
+from orchestrator.sweep import Arm, Sweep, arms_of, flatten, merged, search
+from orchestrator.sweep.space import conditions
+from orchestrator.sweep.space.grid import Grid
+
+SIGNIFICANT = 0.05
+
+RULES = 2
+"""What a new run is planned by. 1: ids hash the whole job, samplers are seeded by the arm's label. 2: ids hash what
+differs from the defaults, samplers know no labels, and arms of one objective are tuned once."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One trial to be: an arm, settings, a seed and a stage, and the job that they make."""
+
+    arm: str
+    stage: str
+    seed: int
+    number: int | None
+    """Suggestion number in the arm's tune stage; None in the confirm stage."""
+
+    job: JobConfig
+    rules: int
+    """Of the run."""
+
+    defaults: Mapping[str, Any]
+    """Of job keys, as they were when the run was planned."""
+
+    apart: bool = False
+    """Whether another arm may ask for the same job: each then has a trial of its own (`apart_id`)."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The job as the ledger keeps it: all of it, as plain JSON."""
+        whole: dict[str, Any] = self.job.model_dump(mode="json")
+        return whole if self.rules > 1 else first_version(whole, default_values(JobConfig))
+
+    @property
+    def id(self) -> str:
+        """The trial's id."""
+        of_job = trial_id(self.record, rules=self.rules, defaults=self.defaults)
+        return apart_id(of_job, self.arm) if self.apart else of_job
+
+
+def apart_id(of_job: str, arm: str) -> str:
+    """The id of an arm's trial where the id of its job is that of another arm's. A row of the ledger, a run of MLflow
+    and a value of the report belong to one arm, so what two arms ask for is trained for each: bit for bit the same."""
+    return hashlib.sha256(canonical([of_job, arm]).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that follows from a sweep before anything is run."""
+
+    sweep: Sweep
+    arms: tuple[Arm, ...]
+    contrasts: tuple[tuple[str, str], ...]
+    """(a, b): arm a against its baseline b."""
+
+    tune_seeds: tuple[int, ...]
+    confirm_seeds: tuple[int, ...]
+    suggestions: Mapping[str, int]
+    """Tune suggestions of each arm that is searched, by label: its budget, or fewer where a grid is smaller. Empty
+    without a tune stage."""
+
+    warnings: tuple[str, ...]
+    rules: int = RULES
+    """By which ids and sampler seeds follow from the sweep."""
+
+    searched_with: Mapping[str, str] = field(default_factory=dict)
+    """Arm -> the arm that is tuned for both, because the two differ in nothing but `execution`."""
+
+    defaults: Mapping[str, Any] = field(default_factory=lambda: counted_from(JobConfig))
+    """Of job keys: the values that ids leave out, as they were when the run was planned."""
+
+    apart: bool = True
+    """Whether trials of arms that may ask for the same job are kept apart; not in runs that were begun before."""
+
+    @property
+    def tested(self) -> tuple[tuple[str, str], ...]:
+        """The contrasts that ask a question: between arms of one objective there is none, they must agree."""
+        if self.rules < 2:
+            return self.contrasts
+        return tuple((a, b) for a, b in self.contrasts if objective(self.arm(a)) != objective(self.arm(b)))
+
+    @property
+    def trials(self) -> dict[str, int]:
+        """Trials per stage."""
+        return {
+            "tune": sum(self.suggestions.values()) * len(self.tune_seeds),
+            "confirm": len(self.arms) * len(self.confirm_seeds),
+        }
+
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p-value these seeds can reach after Holm."""
+        return smallest_p(len(self.tested), len(self.confirm_seeds))
+
+    def arm(self, label: str) -> Arm:
+        """The arm of that label."""
+        return _named(self.arms, label)
+
+    def noting(self, notes: Sequence[str]) -> Plan:
+        """The same plan with more of what a reader should know."""
+        return replace(self, warnings=(*self.warnings, *notes))
+
+    def with_limits(self, sweep: Sweep) -> Plan:
+        """The same plan with [resources] and [retry] of another sweep: what may change within a run."""
+        limits = {"resources": sweep.resources, "retry": sweep.retry}
+        return replace(self, sweep=self.sweep.model_copy(update=limits))
+
+    def tune_trials(self, label: str, number: int, settings: Mapping[str, Any]) -> list[Planned]:
+        """The trials of one suggestion, one for each tune seed."""
+        return self._planned(label, "tune", settings, number)
+
+    def confirm_trials(self, label: str, settings: Mapping[str, Any]) -> list[Planned]:
+        """The trials of an arm's frozen settings, one for each confirm seed."""
+        return self._planned(label, "confirm", settings, None)
+
+    def _planned(self, label: str, stage: str, settings: Mapping[str, Any], number: int | None) -> list[Planned]:
+        arm, seeds = self.arm(label), self.tune_seeds if stage == "tune" else self.confirm_seeds
+        jobs = [arm.config(stage=stage, seed=seed, settings=settings) for seed in seeds]
+        apart = self.apart and any(self._reaches(other, jobs[0]) for other in self._before(label))
+        return [Planned(label, stage, job.seed, number, job, self.rules, self.defaults, apart) for job in jobs]
+
+    def _before(self, label: str) -> Sequence[Arm]:
+        return self.arms[: [arm.label for arm in self.arms].index(label)]
+
+    def _reaches(self, arm: Arm, job: JobConfig) -> bool:
+        """Whether a search within an arm could come to this very job, whatever it has come to so far."""
+        if (tune := self.sweep.tune) is None:
+            return False
+        values, spaces = flatten(job.model_dump(mode="json")), conditions.within(tune.space, arm.values)
+        fixed = [key for key, value in arm.settings.items() if key not in spaces and value is not None]
+        if any(arm.values[key] != values.get(key) for key in fixed if key in arm.values):
+            return False  # most arms, at once
+        given = {key: values[key] for key in spaces if key in values}
+        tuned = conditions.active(spaces, arm.values, given)
+        try:
+            return arm.config(stage=job.stage, seed=job.seed, settings={key: given[key] for key in tuned}) == job
+        except ValidationError:
+            return False
+
+    def record(self) -> dict[str, Any]:
+        """Plain JSON from which `stored` makes this plan again: what the ledger keeps."""
+        whole = self.summary()
+        for table, arm in zip(whole["arms"], self.arms, strict=True):
+            job = arm.config(stage="confirm", seed=0).model_dump(mode="json", exclude={"stage", "seed"})
+            table["job"] = job
+        whole |= {"suggestions": dict(self.suggestions), "defaults": dict(self.defaults), "apart": self.apart}
+        plain: dict[str, Any] = json.loads(json.dumps(whole, allow_nan=False))
+        return plain
+
+    def summary(self) -> dict[str, Any]:
+        """Plain JSON: what `plan --json` prints."""
+        return {
+            "arms": [
+                {"label": arm.label, "settings": arm.settings, **_costs(arm.config(stage="confirm", seed=0))}
+                for arm in self.arms
+            ],
+            "contrasts": [list(pair) for pair in self.contrasts],
+            "trials": self.trials,
+            "tune_seeds": list(self.tune_seeds),
+            "confirm_seeds": list(self.confirm_seeds),
+            "smallest_p": self.smallest_p,
+            "differs": differing(self.arms),
+            "searched_with": dict(self.searched_with),
+            "warnings": list(self.warnings),
+        }
+
+
+def smallest_p(contrasts: int, seeds: int) -> float:
+    """contrasts x 2^(1 - seeds), at most 1: an exact sign-flip test of n pairs cannot go below 2^(1 - n)."""
+    return min(1.0, contrasts * 2.0 ** (1 - seeds)) if contrasts else 1.0
+
+
+def enough_seeds(contrasts: int) -> int:
+    """The fewest seeds whose smallest p-value lies below 0.05 after Holm."""
+    seeds = 2
+    while smallest_p(max(contrasts, 1), seeds) >= SIGNIFICANT:
+        seeds += 1
+    return seeds
+
+
+def make(sweep: Sweep) -> Plan:
+    """The plan of a valid sweep, by today's rules."""
+    arms = tuple(arms_of(sweep))
+    contrasts = tuple(_contrasts(sweep, arms))
+    asked = sum(objective(_named(arms, a)) != objective(_named(arms, b)) for a, b in contrasts)
+    tuned = tuple(sweep.tune.seed_list) if sweep.tune else ()
+    confirmed = _confirm_seeds(sweep, tuned, asked)
+    shared = _searched_with(sweep, arms)
+    leading = [arm for arm in arms if arm.label not in shared]
+    suggestions = {arm.label: search.suggestions(sweep.tune, arm.values) for arm in leading} if sweep.tune else {}
+    return Plan(
+        sweep=sweep,
+        arms=arms,
+        contrasts=contrasts,
+        tune_seeds=tuned,
+        confirm_seeds=confirmed,
+        suggestions=suggestions,
+        warnings=tuple(_warnings(sweep, arms, suggestions, asked, len(confirmed))),
+        searched_with=shared,
+    )
+
+
+def stored(sweep: Mapping[str, Any], rules: int) -> Plan:
+    """The plan that a run was begun with. sweep: as the ledger keeps it, the plan under `plan`; rules: of the run.
+
+    Runs of the first version kept less of it; what they lack follows from the sweep as it did then.
+    """
+    kept = sweep["plan"]
+    parsed = Sweep.model_validate({key: value for key, value in sweep.items() if key != "plan"})
+    arms = tuple(
+        Arm(arm["label"], arm["settings"], arm.get("job") or merged(with_former(parsed.job), arm["settings"]))
+        for arm in kept["arms"]
+    )
+    suggestions = kept.get("suggestions")
+    if suggestions is None:
+        tune = parsed.tune
+        suggestions = {arm.label: search.suggestions(tune, arm.values, rules=rules) for arm in arms} if tune else {}
+    return Plan(
+        sweep=parsed,
+        arms=arms,
+        contrasts=tuple((a, b) for a, b in kept["contrasts"]),
+        tune_seeds=tuple(kept["tune_seeds"]),
+        confirm_seeds=tuple(kept["confirm_seeds"]),
+        suggestions=suggestions,
+        warnings=tuple(kept["warnings"]),
+        rules=rules,
+        searched_with=kept.get("searched_with", {}),
+        defaults=kept.get("defaults", {}),
+        apart=kept.get("apart", False),
+    )
+
+
+def jobs_of(plan: Plan) -> list[JobConfig]:
+    """The job of every arm and stage, as it stands before anything is tuned."""
+    stages = ["tune", "confirm"] if plan.sweep.tune else ["confirm"]
+    return [arm.config(stage=stage, seed=0) for arm in plan.arms for stage in stages]
+
+
+def examined_of(plan: Plan) -> list[JobConfig]:
+    """Jobs that stand for all that a plan may train, as far as rows and encoder are concerned: those of `jobs_of`, with
+    the ends of what their arms are tuned over."""
+    stages = ["tune", "confirm"] if plan.sweep.tune else ["confirm"]
+    return [
+        arm.config(stage=stage, seed=0, settings=ends)
+        for arm in plan.arms
+        for ends in _ends(plan, arm)
+        for stage in stages
+    ]
+
+
+def _ends(plan: Plan, arm: Arm) -> list[dict[str, Any]]:
+    """Settings of an arm that stand for all, in the keys that decide what is read."""
+    space = plan.sweep.tune.space if plan.sweep.tune else {}
+    deciding = [
+        key for key in space if key.startswith("data.") or key in ("model.name", "model.pooling", "model.dropout")
+    ]
+    keys = {key: space[key] for one in deciding for key in (one, *conditions.above(space, one))}
+    ends = {key: one.ends for key, one in keys.items()}
+    names = ends.get("model.name", [None])
+    most = max(16 // len(names), 6)  # for each encoder, so that none is left out
+    found = []
+    for settings in itertools.chain.from_iterable(
+        conditions.some_combinations(keys, arm.values, ends | {"model.name": [name]}, most=most) for name in names
+    ):
+        with contextlib.suppress(ValidationError):  # it may be a job with other settings of what else is tuned
+            arm.config(stage="confirm", seed=0, settings=settings)
+            found.append(settings)
+    return found or [{}]
+
+
+def objective(arm: Arm) -> str:
+    """What an arm optimises, as text: its job but for how it is computed."""
+    return canonical(arm.config(stage="confirm", seed=0).model_dump(mode="json", exclude={"execution"}))
+
+
+def differing(arms: Sequence[Arm]) -> dict[str, list[Any]]:
+    """Job keys, resolved, that are not the same in every arm, with the value of each arm; derived ones included."""
+    jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
+    flat = [flatten(job.model_dump(mode="json")) | _costs(job) for job in jobs]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    return {key: [one.get(key) for one in flat] for key in keys if len({canonical(one.get(key)) for one in flat}) > 1}
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, old, new) of every key in which two resolved sweeps differ, except those that may change within a run."""
+    before, after = flatten(old), flatten(new)
+    free = ("retry.", *(f"resources.{key}" for key in ("accelerator_type", "autoscale", "concurrent", "placement")))
+    return [
+        (key, before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(free)
+    ]
+
+
+def is_as_begun(begun: Plan, key: str, value: Any) -> bool:
+    """Whether a run has always had this value of a key of its sweep, by a default of then that is another one today."""
+    name = key.removeprefix("job.")
+    return name in FORMER and value == FORMER[name] and all(arm.values.get(name) == value for arm in begun.arms)
+
+
+def _named(arms: Sequence[Arm], label: str) -> Arm:
+    return next(arm for arm in arms if arm.label == label)
+
+
+def _searched_with(sweep: Sweep, arms: Sequence[Arm]) -> dict[str, str]:
+    """Each arm whose objective, and whose tuned keys, an earlier arm has too, and that arm: to tune them apart would
+    compare one method at two settings."""
+    if sweep.tune is None:
+        return {}
+    first: dict[str, str] = {}
+    shared: dict[str, str] = {}
+    for arm in arms:
+        tuned = canonical(list(conditions.within(sweep.tune.space, arm.values)))
+        leader = first.setdefault(objective(arm) + tuned, arm.label)
+        if leader != arm.label:
+            shared[arm.label] = leader
+    return shared
+
+
+def changed_order(old: Plan, new: Plan) -> tuple[list[str], list[str]] | None:
+    """The factors of both plans where these come in another order, which makes other contrasts; None where not."""
+    contrasts = [[(p.arm(a).settings, p.arm(b).settings) for a, b in p.contrasts] for p in (old, new)]
+    arms = [[arm.settings for arm in p.arms] for p in (old, new)]
+    if contrasts[0] == contrasts[1] and arms[0] == arms[1]:
+        return None
+    return list(old.sweep.compare), list(new.sweep.compare)
+
+
+def _contrasts(sweep: Sweep, arms: Sequence[Arm]) -> list[tuple[str, str]]:
+    """The first factor's levels against its first, within each level of the others; or each arm against the first."""
+    if not sweep.compare:
+        return [(arm.label, arms[0].label) for arm in arms[1:]]
+    first = next(iter(sweep.compare))
+    baseline = {
+        canonical({k: v for k, v in arm.settings.items() if k != first}): arm.label
+        for arm in arms
+        if arm.settings[first] == sweep.compare[first][0]
+    }
+    pairs = [(arm.label, baseline[canonical({k: v for k, v in arm.settings.items() if k != first})]) for arm in arms]
+    return [(a, b) for a, b in pairs if a != b]
+
+
+def _confirm_seeds(sweep: Sweep, tuned: Sequence[int], contrasts: int) -> tuple[int, ...]:
+    seeds = sweep.confirm.seeds
+    if isinstance(seeds, list):
+        return tuple(seeds)
+    count = enough_seeds(contrasts) if seeds == "enough" else seeds
+    first = max(tuned, default=-1) + 1
+    return tuple(range(first, first + count))
+
+
+def _costs(job: JobConfig) -> dict[str, Any]:
+    """What a trial is given. Of samples, steps and seconds, None for what only training will tell."""
+    known = job.steps is not None
+    return {
+        "samples": job.steps * job.batch.size if job.steps is not None else None,
+        "steps": job.steps,
+        **({} if known else {"seconds": job.budget.seconds}),
+        "negatives_per_anchor": job.negatives_per_anchor,
+    }
+
+
+def _warnings(
+    sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int], contrasts: int, seeds: int
+) -> list[str]:
+    found = []
+    reachable = smallest_p(contrasts, seeds)
+    if contrasts and reachable >= SIGNIFICANT:
+        found.append(
+            f"{seeds} confirm seeds and {contrasts} contrasts cannot reach p < 0.05 (smallest: {reachable:.3g}); "
+            f"use confirm.seeds = {enough_seeds(contrasts)}, or 'enough'"
+        )
+    if sweep.metric.smallest_difference == 0:
+        found.append(
+            "metric.smallest_difference is 0, so 'equivalent' can never be the verdict; "
+            "give the smallest difference worth having"
+        )
+    if sweep.tune and not sweep.tune.defaults:
+        found.append("tune.defaults is empty: give the published setting, so that every arm tries it first")
+    jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
+    if sweep.tune is None and any(job.loss.name != jobs[0].loss.name for job in jobs):
+        found.append(
+            "losses are compared without a tune stage: their gradients differ in scale, "
+            "so one learning rate favours one of them; add [tune]"
+        )
+    found += _unequal(jobs)
+    if len(set(suggestions.values())) > 1:
+        sizes = ", ".join(f"{label} {count}" for label, count in suggestions.items())
+        found.append(f"grids differ in size, and so does what is tried in each arm: {sizes}")
+    found += _sampled(sweep, arms, suggestions)
+    if any(job.data.tune == job.data.confirm for job in jobs) and sweep.tune:
+        found.append("data.tune and data.confirm are the same rows: the verdict favours what was tuned on them")
+    return found
+
+
+def _sampled(sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int]) -> Iterable[str]:
+    """What to say of grids of which a part is tried."""
+    tune = sweep.tune
+    if tune is None or tune.sampler != "grid":
+        return
+    sizes = {label: Grid(tune.space, _named(arms, label).values).size for label in suggestions}
+    parts = {label: f"{suggestions[label]:,} of {size:,}" for label, size in sizes.items() if suggestions[label] < size}
+    if not parts:
+        return
+    how = "drawn by tune.seed; tune.trials says how many"
+    if len(parts) == len(sizes) and len(set(parts.values())) == 1:
+        yield f"{next(iter(parts.values()))} points of the grid are tried in each arm, {how}"
+    else:
+        listed = ", ".join(f"{part} in {label}" for label, part in parts.items())
+        yield f"of the points of the grid are tried {listed}, {how}"
+
+
+def _unequal(jobs: Sequence[JobConfig]) -> Iterable[str]:
+    """What to say of budgets. Equal in one of samples, steps and seconds is equal."""
+    declared = {job.budget for job in jobs}
+    if any(job.steps is None for job in jobs):
+        if len(declared) > 1:
+            kinds = {f"{job.budget.seconds:g} s" if job.steps is None else f"{job.steps:,} steps" for job in jobs}
+            yield f"arms train for {', '.join(sorted(kinds))}: their budgets are not equal"
+        return
+    seen = {job.steps * job.batch.size for job in jobs if job.steps is not None}
+    if max(seen) - min(seen) <= max(job.batch.size for job in jobs):  # rounding to whole batches
+        return
+    pairs = f"{min(seen):,} to {max(seen):,} pairs"
+    if len(declared) == 1 and jobs[0].budget.steps is not None:
+        yield f"budgets are equal in steps, {jobs[0].steps:,}: arms see {pairs}"
+    else:
+        yield f"arms see {pairs}: their budgets are not equal"

@@ -1,0 +1,461 @@
+"""What to try next inside an arm, and what to stop early: Optuna as a function of what has been observed.
+
+Nothing is kept between calls. A study is rebuilt in memory from the arm's observations, in the order of their
+numbers. Suggestion `number` sees the observations up to `number - tune.parallel` and no others, and so does its
+pruning: who finishes first and how often the driver died change nothing.
+
+Arms are searched alike, so that two that do the same thing are frozen at the same setting. What is drawn at random is
+a hash of (tune.seed, number, key): an arm that tunes a key more has the same values of the others. What is modelled
+comes from Optuna's sampler, seeded by (tune.seed, number): the same points come back for the same version of Optuna
+(pinned) and, with `gp`, of torch and scipy. Runs begun by rules 1 keep what those had: samplers seeded by the arm's
+label, and Optuna's own random draws.
+
+Imports optuna inside functions, as the command line must answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import math
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal
+
+from jobs.config import canonical
+from orchestrator.sweep.space import conditions
+from orchestrator.sweep.space.grid import Grid
+from orchestrator.sweep.values import identity
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.distributions import BaseDistribution
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial, TrialState
+
+    from orchestrator.sweep import Space, Tune
+
+STARTUP = 4
+"""Observations, defaults included, before tpe and gp stop drawing at random. Optuna's 10 is above the usual budget of
+eight, so it would never search. Of 1, 2, 4 and 8, on noisy bowls of three keys, 4 was best or level for tpe with 8 and
+16 trials; for gp they were level."""
+
+HALVING = 2
+"""Successive halving lets this share of the trials pass a rung: one in two. Optuna's one in four would leave nothing
+of a budget of eight."""
+
+MEDIAN_STARTUP = 4
+"""Trials that must have finished before the median prunes: half of the usual budget of eight."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What became of one suggestion. Raises ValueError if a number in it is not finite."""
+
+    number: int
+    """Counts the arm's suggestions from 0."""
+
+    params: Mapping[str, Any]
+    """What was suggested: dotted job keys."""
+
+    value: float | None
+    """The objective. None: the setting failed, or is infeasible, as one that diverged is."""
+
+    state: Literal["done", "pruned", "failed", "infeasible"] | None
+    """None: still running."""
+
+    rungs: Mapping[int, float] = field(default_factory=dict)
+    """The objective at each rung that was reached, by step. Rungs are shares of the budget and counted in order, as
+    the steps differ where the batch size is tuned."""
+
+    def __post_init__(self) -> None:
+        numbers = [*self.rungs.values(), *([] if self.value is None else [self.value])]
+        if not all(math.isfinite(number) for number in numbers):
+            raise ValueError(
+                f"suggestion {self.number} has value {self.value} and rungs {dict(self.rungs)}: not finite"
+            )
+
+
+def suggest(
+    tune: Tune,
+    *,
+    mode: Literal["max", "min"],
+    sweep_seed: int,
+    arm: str,
+    number: int,
+    history: Sequence[Observed],
+    base: Mapping[str, Any] | None = None,
+    everywhere: Collection[str] | None = None,
+    rules: int = 2,
+) -> dict[str, Any]:
+    """The settings of suggestion `number` (from 0) of an arm: values for the keys of `tune.space`.
+
+    The defaults come first, what they lack filled from `base`, the arm's own values by dotted key. A grid follows with
+    its other points, the same in every arm, in an order drawn once from the sweep's seed (sweep/grid.py), so that a
+    budget below its size is a sample and not a corner of it. A key whose condition does not hold is left out
+    (sweep/conditions.py).
+
+    everywhere: the keys that every arm tunes, None for all; these order a grid. rules: of the run.
+    Raises ValueError when the grid is exhausted (see `suggestions`), or when an observation that this suggestion
+    depends on is missing.
+    """
+    base = {**(base or {}), "arm": arm}
+    tried = defaults(tune, base)
+    if number < len(tried):
+        return tried[number]
+    if tune.sampler == "grid":
+        return _of_grid(
+            tune, base, number, sweep_seed=sweep_seed, arm=arm, tried=tried, everywhere=everywhere, rules=rules
+        )
+    spaces = conditions.within(tune.space, base)
+    # A default that was filled from the arm may lie outside the space: it is tried and can win, but the sampler cannot
+    # be told.
+    visible = [] if tune.sampler == "random" else _visible(tune, number=number, history=history)
+    seen = [one for one in visible if _inside(spaces, base, one.params)]
+    if rules > 1 and (tune.sampler == "random" or _starts_up(tune, seen)):
+        return drawn(spaces, base, seed=sweep_seed, number=number)
+    fixed = conditions.is_fixed(spaces)
+    seed = _sampler_seed([sweep_seed] if rules > 1 else [sweep_seed, arm], number)
+    study = _study(mode, sampler=_sampler(tune, seed=seed, fixed=fixed))
+    space = {key: _distribution(one) for key, one in sorted(spaces.items())}
+    study.add_trials([_frozen(one, space, spaces) for one in seen])
+    with _one_thread() if tune.sampler == "gp" else contextlib.nullcontext():
+        if not fixed:
+            return _walk(study.ask(), spaces, base)
+        return {key: _decoded(spaces[key], value) for key, value in study.ask(space).params.items()}
+
+
+def should_prune(
+    tune: Tune,
+    *,
+    mode: Literal["max", "min"],
+    number: int,
+    history: Sequence[Observed],
+    rungs: Mapping[int, float],
+    rung_steps: Sequence[int],
+) -> bool:
+    """Whether suggestion `number` should stop at the rung it has just reached.
+
+    rungs: this trial's objective at the rungs so far, by step; rung_steps: the steps of all its rungs, ascending, its
+    end not among them. Defaults are never pruned: an arm must be able to fall back on the published setting. Raises
+    ValueError for a rung that was skipped, a value that is not finite, or an observation that is missing.
+    """
+    reached = sorted(step for step in rungs if step in rung_steps)
+    if reached != list(rung_steps[: len(reached)]):
+        raise ValueError(f"suggestion {number} has rungs {reached} of {list(rung_steps)}: the steps before are missing")
+    if tune.prune == "none" or number < len(tune.defaults) or not reached:
+        return False
+    current = Observed(number, {}, None, "done", {step: rungs[step] for step in reached})
+    study = _study(mode, pruner=_pruner(tune))
+    for one in _visible(tune, number=number, history=history):
+        trial, _ = _climb(study, one)
+        state = _state(one)
+        study.tell(trial, one.value if state.name == "COMPLETE" else None, state=state)
+    return _climb(study, current)[1]
+
+
+def suggestions(tune: Tune, base: Mapping[str, Any] | None = None, *, rules: int = 2) -> int:
+    """How many suggestions an arm gets: its budget, or fewer when a grid ends before. rules: of the run."""
+    if tune.sampler != "grid":
+        return tune.trials
+    tried = defaults(tune, base or {})
+    grid = Grid(tune.space, base or {})
+    return min(tune.trials, len(tried) + grid.size - len(_taken(grid, tried, rules)))
+
+
+def defaults(tune: Tune, base: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The settings tried first. What a default lacks is filled from `base`; what `base` lacks, or has as None where
+    that is no choice, is left out, and so to the job. So is a key whose condition does not hold."""
+    found = []
+    for given in tune.defaults:
+        whole = {}
+        for key in sorted(tune.space):
+            value = given.get(key, base.get(key))
+            if value is not None or key in given or (key in base and _holds(tune.space[key], None)):
+                whole[key] = value
+        tuned = set(conditions.active(tune.space, base, whole))
+        found.append({key: value for key, value in whole.items() if key in tuned})
+    return found
+
+
+def drawn(spaces: Mapping[str, Space], base: Mapping[str, Any], *, seed: int, number: int) -> dict[str, Any]:
+    """Values drawn at random for the keys that are tuned, each a function of (seed, number, key) alone."""
+    values, params = dict(base), dict[str, Any]()
+    for key, space in spaces.items():
+        if conditions.holds(space, values):
+            digest = hashlib.sha256(canonical([seed, number, key]).encode()).digest()
+            share = (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+            values[key] = params[key] = _at(space, share)
+    return params
+
+
+def _at(space: Space, share: float) -> Any:
+    """The value at a share in [0, 1) of a range, uniform on its own scale, or of its choices."""
+    if space.choices is not None:
+        return space.choices[int(share * len(space.choices))]
+    low, high = _ends(space)
+    if space.integer and space.log:
+        # Every whole number has the width of its own unit on the scale, as it has where the scale is plain.
+        ends = math.log(low - 0.5), math.log(high + 0.5)
+        return min(max(round(math.exp(ends[0] + share * (ends[1] - ends[0]))), int(low)), int(high))
+    if space.integer or space.step is not None:
+        step = Decimal(str(space.step or 1))
+        count = int((Decimal(str(high)) - Decimal(str(low))) // step) + 1
+        point = Decimal(str(low)) + step * int(share * count)
+        return int(point) if space.integer else float(point)
+    if space.log:
+        value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        return min(max(value, float(low)), float(high))
+    return min(float(low) + share * (float(high) - float(low)), float(high))
+
+
+def _starts_up(tune: Tune, seen: Sequence[Observed]) -> bool:
+    """Whether the sampler would still draw at random: it counts what it can model."""
+    counted = ("done",) if tune.sampler == "gp" else ("done", "pruned", "infeasible")
+    return sum(one.state in counted and (one.value is not None or one.state != "done") for one in seen) < STARTUP
+
+
+def _of_grid(
+    tune: Tune,
+    base: Mapping[str, Any],
+    number: int,
+    *,
+    sweep_seed: int,
+    arm: str,
+    tried: Sequence[Mapping[str, Any]],
+    everywhere: Collection[str] | None,
+    rules: int,
+) -> dict[str, Any]:
+    """Suggestion `number` of a grid, which comes after the defaults that were tried."""
+    grid = Grid(tune.space, base, everywhere)
+    taken = _taken(grid, tried, rules)
+    whole = len(tried) + grid.size - len(taken)
+    if number >= whole:
+        raise ValueError(
+            f"suggestion {number} of arm {arm!r}: the grid ends with {whole} suggestions; "
+            "ask for no more than search.suggestions()"
+        )
+    points = grid.points(sweep_seed) if rules > 1 else _by_hash(tune, base, sweep_seed)
+    others = (point for point in points if canonical(point) not in taken)
+    return next(itertools.islice(others, number - len(tried), None))
+
+
+def _taken(grid: Grid, tried: Sequence[Mapping[str, Any]], rules: int) -> set[str]:
+    """The points of a grid that the defaults are, as text. Rules 1 took 0 and 0.0 for two points."""
+    own = [(point, grid.own(point)) for point in tried]
+    return {
+        canonical(same)
+        for point, same in own
+        if same is not None and (rules > 1 or canonical(point) == canonical(same))
+    }
+
+
+def _by_hash(tune: Tune, base: Mapping[str, Any], sweep_seed: int) -> Iterator[dict[str, Any]]:
+    """The points of a grid in the order of rules 1, which lists all of them."""
+    points = conditions.combinations(tune.space, base, {key: one.choices or [] for key, one in tune.space.items()})
+    by_text = {canonical(point): point for point in points}
+    for text in sorted(by_text, key=lambda text: hashlib.sha256(f"{sweep_seed} {text}".encode()).digest()):
+        yield by_text[text]
+
+
+def _visible(tune: Tune, *, number: int, history: Sequence[Observed]) -> list[Observed]:
+    """The observations that suggestion `number` may know of, in order. All of them, or ValueError."""
+    last = number - tune.parallel
+    seen = {one.number: one for one in history if one.number <= last}
+    missing = [str(n) for n in range(last + 1) if n not in seen or seen[n].state is None]
+    if missing:
+        raise ValueError(
+            f"suggestion {number} with tune.parallel = {tune.parallel} depends on suggestions 0 to {last}; "
+            f"not finished: {', '.join(missing)}"
+        )
+    return [seen[n] for n in sorted(seen)]
+
+
+def _sampler_seed(of: Sequence[Any], number: int) -> int:
+    """32 bits. One-to-one in `number` (the factor is odd): a hash of it would sometimes give two numbers one seed,
+    and a sampler with the same seed and little history repeats itself."""
+    start = int.from_bytes(hashlib.sha256(canonical(list(of)).encode()).digest()[:4], "big")
+    return (start + 0x9E3779B1 * number) % 2**32
+
+
+def _study(mode: str, *, sampler: BaseSampler | None = None, pruner: BasePruner | None = None) -> Study:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(
+        storage=optuna.storages.InMemoryStorage(),
+        sampler=sampler or optuna.samplers.RandomSampler(seed=0),
+        pruner=pruner or optuna.pruners.NopPruner(),
+        direction="maximize" if mode == "max" else "minimize",
+    )
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have torch compute in this thread alone while this lasts. A process of few points gains nothing from more, which
+    wait for one another while ranks have the processors; and what is suggested should not be a matter of how many there
+    are."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _walk(trial: Trial, spaces: Mapping[str, Space], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask for one key after the other, as what is suggested for one decides whether another is tuned."""
+    values, params = dict(base), dict[str, Any]()
+    for key, one in spaces.items():
+        if conditions.holds(one, values):
+            values[key] = params[key] = _ask(trial, key, one)
+    return params
+
+
+def _ask(trial: Trial, key: str, space: Space) -> Any:
+    if space.choices is not None:
+        return _decoded(space, trial.suggest_categorical(key, _coded_choices(space)))
+    distribution: Any = _distribution(space)
+    ask: Any = trial.suggest_int if space.integer else trial.suggest_float
+    return ask(key, distribution.low, distribution.high, log=distribution.log, step=distribution.step)
+
+
+def _sampler(tune: Tune, *, seed: int, fixed: bool) -> BaseSampler:
+    """`fixed`: every key is in every trial. Else tpe models together those that are tuned together."""
+    import optuna
+
+    if tune.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if tune.sampler == "gp":
+        return optuna.samplers.GPSampler(
+            seed=seed,
+            n_startup_trials=STARTUP,
+            deterministic_objective=False,
+            warn_independent_sampling=False,
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group` has been there since 2.8
+        return optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=STARTUP,
+            n_ei_candidates=24,
+            multivariate=True,
+            group=not fixed,
+            constant_liar=False,  # the rebuilt study holds no running trials
+        )
+
+
+def _pruner(tune: Tune) -> BasePruner:
+    import optuna
+
+    if tune.prune == "median":
+        return optuna.pruners.MedianPruner(
+            n_startup_trials=MEDIAN_STARTUP, n_warmup_steps=0, interval_steps=1, n_min_trials=1
+        )
+    return optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=1, reduction_factor=HALVING, min_early_stopping_rate=0, bootstrap_count=0
+    )
+
+
+def _distribution(space: Space) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if space.choices is not None:
+        return CategoricalDistribution(_coded_choices(space))
+    low, high = _ends(space)
+    if space.step is not None:
+        # The last value on the lattice. Optuna would take it too, with a warning.
+        first, step = Decimal(str(low)), Decimal(str(space.step))
+        high = float(first + (Decimal(str(high)) - first) // step * step)
+    if space.integer:
+        return IntDistribution(int(low), int(high), log=space.log, step=int(space.step or 1))
+    return FloatDistribution(float(low), float(high), log=space.log, step=space.step)
+
+
+def _ends(space: Space) -> tuple[float, float]:
+    assert space.low is not None
+    assert space.high is not None
+    return space.low, space.high
+
+
+def _inside(spaces: Mapping[str, Space], base: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
+    return all(key in params and _holds(spaces[key], params[key]) for key in conditions.active(spaces, base, params))
+
+
+def _holds(space: Space, value: Any) -> bool:
+    if space.choices is not None:
+        return conditions.among(value, space.choices)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    low, high = _ends(space)
+    step = space.step or (1 if space.integer else None)
+    on_lattice = step is None or abs((value - low) / step - round((value - low) / step)) < 1e-8
+    return low <= value <= high and on_lattice
+
+
+def _state(one: Observed) -> TrialState:
+    from optuna.trial import TrialState
+
+    if one.state == "pruned":
+        return TrialState.PRUNED
+    return TrialState.COMPLETE if one.state == "done" and one.value is not None else TrialState.FAIL
+
+
+def _coded_choices(space: Space) -> list[Any]:
+    """Choices as Optuna takes them: it knows None, texts and numbers, and no lists."""
+    choices = space.choices or []
+    return [canonical(choice) for choice in choices] if _is_coded(space) else choices
+
+
+def _coded(space: Space, value: Any) -> Any:
+    if not _is_coded(space):
+        return value
+    return canonical(next(choice for choice in space.choices or [] if identity(choice) == identity(value)))
+
+
+def _decoded(space: Space, value: Any) -> Any:
+    if not _is_coded(space):
+        return value
+    return next(choice for choice in space.choices or [] if canonical(choice) == value)
+
+
+def _is_coded(space: Space) -> bool:
+    return any(isinstance(choice, list) for choice in space.choices or [])
+
+
+def _frozen(one: Observed, space: Mapping[str, BaseDistribution], spaces: Mapping[str, Space]) -> FrozenTrial:
+    from optuna.trial import TrialState, create_trial
+
+    state, infeasible = _state(one), one.state == "infeasible"
+    return create_trial(
+        # Samplers pass over what failed; what is infeasible is to steer them away.
+        state=TrialState.PRUNED if infeasible else state,
+        constraints={"feasible": 1.0} if infeasible else None,
+        value=one.value if state is TrialState.COMPLETE else None,
+        params={key: _coded(spaces[key], one.params[key]) for key in space if key in one.params},
+        distributions={key: distribution for key, distribution in space.items() if key in one.params},
+        intermediate_values=dict(_reports(one)),
+    )
+
+
+def _climb(study: Study, one: Observed) -> tuple[Trial, bool]:
+    """Report the rungs one by one to a new trial of `study`, asking the pruner at each, as halving keeps in the trial
+    which rungs it has passed. Returns the trial and what the pruner said at the last."""
+    trial, stop = study.ask(), False
+    for step, value in _reports(one):
+        trial.report(value, step)
+        stop = trial.should_prune()
+    return trial, stop
+
+
+def _reports(one: Observed) -> Iterator[tuple[int, float]]:
+    """(step for Optuna, objective) of each rung. Its halving puts rung k at step HALVING ** k, which makes each of
+    our rungs one of its own, however far apart they are."""
+    for index, step in enumerate(sorted(one.rungs)):
+        yield HALVING**index, one.rungs[step]

@@ -1,0 +1,180 @@
+"""What can be wrong with the search space of a sweep: keys, conditions, defaults, and values that make no job."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs.config import Fault, JobConfig, faults, field_names, nearest
+from orchestrator.sweep.model import Arm, Space, Tune
+from orchestrator.sweep.space import conditions
+from orchestrator.sweep.space.grid import Grid
+from orchestrator.sweep.space.multiples import multiple_faults
+from orchestrator.sweep.values import identity, shown
+
+MOST_COMBINATIONS = 256
+"""Of tuned values, over all arms, that are tried as jobs before anything runs: a tenth of a second."""
+
+MOST_CHECKED = 20_000
+"""Values of one key, over all arms, that are tried as jobs one by one. Each is, in one arm at least."""
+
+
+def space_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
+    """Faults of `tune.space` and `tune.defaults`, in the arms where their keys are tuned."""
+    known = list(field_names(JobConfig))
+    closed = {
+        "stage": "the plan sets it",
+        "seed": "seeds are not tuned",
+        "task": "the task is the question",
+        "budget": "the budget is equal in every trial",
+        "data": "every trial is judged on the same rows",
+        "evaluate": "every trial is judged in the same way",
+        "execution": "it does not change the result",
+    }
+    if wrong := list(_condition_faults(tune, arms)):
+        yield from wrong
+        return
+    sound, apart = True, list(multiple_faults(tune, arms)) if tune.space.keys() <= set(known) else []
+    for key, space in tune.space.items():
+        where = f"tune.space.{key}"
+        inside = [arm for arm in arms if key in conditions.within(tune.space, arm.values)]
+        if key not in known:
+            fault = [Fault(where, "", f"is no key of a job{nearest(key, known)}")]
+        elif (section := key.partition(".")[0]) in closed:
+            fault = [Fault(where, "", f"cannot be tuned: {closed[section]}")]
+        elif blame := [arm.label for arm in inside if key in arm.settings]:
+            expected = "is compared between the arms, so it cannot be tuned inside them; drop one of the two"
+            if free := [arm.label for arm in arms if arm.label not in blame]:
+                expected += f", or tune it in the other arms alone: when = {{ arm = {shown(free)} }}"
+            fault = [Fault(where, "", expected)]
+        elif not inside:
+            fault = [Fault(f"{where}.when", shown(space.when), "holds in no arm; correct it, or remove the key")]
+        else:
+            fault = [one for one in apart if one.key == where] or list(_value_faults(where, key, tune, inside))
+        sound = sound and not fault
+        yield from fault
+    for index, default in enumerate(tune.defaults):
+        yield from _default_faults(f"tune.defaults[{index}]", default, tune, arms)
+    if sound:
+        yield from _combination_faults(tune, arms)
+    if sound and tune.sampler == "grid":
+        yield from _grid_faults(tune, arms)
+
+
+def _grid_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
+    for arm in arms:
+        try:
+            Grid(tune.space, arm.values)
+        except ValueError as error:
+            yield Fault("tune.space", "", str(error))
+            return
+
+
+def _condition_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
+    known = list(dict.fromkeys(key for arm in arms for key in arm.values))
+    for key, space in tune.space.items():
+        for parent, allowed in space.conditions.items():
+            where = f"tune.space.{key}.when.{parent}"
+            tuned = tune.space.get(parent)
+            if parent == key:
+                yield Fault(where, "", "is the key itself; a condition looks at another one")
+            elif parent not in known:
+                yield Fault(where, "", f"is no key of a job{nearest(parent, known)}")
+            elif tuned is not None and tuned.choices is None:
+                yield Fault(where, "", f"needs choices: tune.space.{parent} is a range")
+            else:
+                own = [arm.values.get(parent) for arm in arms]
+                possible = set(map(identity, [*own, *((tuned.choices or []) if tuned else [])]))
+                for value in allowed:
+                    if identity(value) not in possible:
+                        expected = f"is never the value of {parent}{nearest(str(value), [str(one) for one in own])}"
+                        yield Fault(where, "none" if value is None else repr(value), expected)
+    try:
+        conditions.order(tune.space)
+    except ValueError as error:
+        yield Fault("tune.space", "", str(error))
+
+
+def _default_faults(where: str, default: dict[str, Any], tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
+    for key, value in default.items():
+        if key not in tune.space:
+            yield Fault(f"{where}.{key}", repr(value), f"is not in tune.space{nearest(key, list(tune.space))}")
+        elif not _inside(tune.space[key], value):
+            yield Fault(f"{where}.{key}", repr(value), f"lies outside tune.space.{key}")
+        elif not any(key in conditions.active(tune.space, arm.values, default) for arm in arms):
+            expected = f"is tuned in no arm beside the rest of this default: see tune.space.{key}.when"
+            yield Fault(f"{where}.{key}", repr(value), expected)
+    for arm in arms:
+        tuned = conditions.active(tune.space, arm.values, default)
+        settings = {key: default[key] for key in tuned if key in default}
+        yield from _job_faults(where, arm, settings)
+
+
+def _inside(space: Space, value: Any) -> bool:
+    if space.choices is not None:
+        return conditions.among(value, space.choices)
+    if isinstance(value, bool) or not isinstance(value, int | float) or space.low is None or space.high is None:
+        return False
+    return space.low <= value <= space.high
+
+
+def _combination_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
+    """What no single value shows: a job that some values make impossible together would end the sweep half-way."""
+    ends = {key: _ends(space) for key, space in tune.space.items()}
+    each = max(1, MOST_COMBINATIONS // len(arms))
+    for arm in arms:
+        for settings in conditions.some_combinations(tune.space, arm.values, ends, most=each):
+            if found := list(_job_faults("tune.space", arm, settings)):
+                remedy = "; tune one of them with `when`, so that they do not meet"
+                yield from (Fault(one.key, one.found, one.expected + remedy) for one in found)
+                return
+
+
+def _value_faults(where: str, key: str, tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
+    """Ends and choices of one key that make no job in an arm, whatever stands beside it that its condition allows."""
+    above = conditions.above(tune.space, key)
+    ends = _ends(tune.space[key])
+    most = max(1, MOST_CHECKED // len(ends))
+    for arm in arms[:most]:
+        values = {one: [*_ends(tune.space[one]), *([arm.values[one]] if one in arm.values else [])] for one in above}
+        for value in ends:
+            found: list[Fault] = []
+            for beside in itertools.islice(itertools.product(*values.values()), MOST_CHECKED // len(ends) + 1):
+                given = dict(zip(above, beside, strict=True)) | {key: value}
+                tuned = conditions.active({one: tune.space[one] for one in (*above, key)}, arm.values, given)
+                if key not in tuned:
+                    continue
+                found = list(_job_faults(where, arm, {one: given[one] for one in tuned}))
+                if not found:
+                    break
+            remedy = _in_whole_numbers(tune.space[key]) if found else ""
+            said = "none" if value is None else repr(value)
+            yield from (Fault(where, said, fault.expected + remedy) for fault in found)
+
+
+def _ends(space: Space) -> list[Any]:
+    """The choices, or the two ends of a range as a sampler gives them."""
+    samples = space.samples
+    return samples if space.choices is not None else [samples[0], *samples[-1:][: len(samples) - 1]]
+
+
+def _in_whole_numbers(space: Space) -> str:
+    """What to write of a range whose ends alone, or whose step alone, are whole numbers, and so are not its values."""
+    given = [one for one in (space.low, space.high, space.step) if one is not None]
+    if space.integer or not any(isinstance(one, int) for one in given) or any(one != int(one) for one in given):
+        return ""
+    names = zip(("low", "high", "step"), (space.low, space.high, space.step), strict=True)
+    whole = ", ".join(f"{name} = {int(one)}" for name, one in names if one is not None)
+    return f"; {shown(next(one for one in given if isinstance(one, float)))} makes decimals: write {{ {whole} }}"
+
+
+def _job_faults(where: str, arm: Arm, settings: dict[str, Any]) -> Iterable[Fault]:
+    try:
+        arm.config(stage="tune", seed=0, settings=settings)
+    except ValidationError as error:
+        pairs = ", ".join(f"{key} = {shown(value)}" for key, value in settings.items())
+        for fault in faults(error, JobConfig):
+            yield Fault(where, pairs, fault.expected)

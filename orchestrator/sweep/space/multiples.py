@@ -1,0 +1,107 @@
+"""Tuned keys of which one must divide another, checked at every value that a search may come to.
+
+A batch size of 16 to 64 beside pools of 16 makes a job at both ends and none at 17; found half-way, that costs what was
+trained until then.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs.config import DIVIDES, Fault, JobConfig, faults
+from orchestrator.sweep.model import Arm, Space, Tune
+from orchestrator.sweep.space import conditions
+from orchestrator.sweep.values import shown
+
+MOST_BESIDE = 20_000
+"""Combinations, over all arms, of the keys that decide whether two others meet."""
+
+MOST_SHOWN = 8
+
+APART = "tune one of them with `when`, so that they do not meet"
+
+
+def multiple_faults(tune: Tune, arms: list[Arm]) -> Iterator[Fault]:
+    """The first two values that a search may come to in an arm and of which one should divide the other."""
+    most = MOST_BESIDE // len(arms) + 1
+    for arm in arms:
+        inside = conditions.within(tune.space, arm.values)
+        for part, whole in DIVIDES.items():
+            if part not in inside and whole not in inside:
+                continue
+            for beside in itertools.islice(_beside(inside, part, whole), most):
+                if fault := _fault(inside, arm, part, whole, beside):
+                    yield fault
+                    return
+
+
+def _beside(spaces: Mapping[str, Space], part: str, whole: str) -> Iterator[dict[str, Any]]:
+    """What the keys may be that decide which of these two are tuned, and whether the encoder has the rule."""
+    first = [key for key in (part, whole, "model.name") if key in spaces]
+    above = dict.fromkeys(one for key in first for one in conditions.above(spaces, key))
+    keys = [*above, *({"model.name"} & spaces.keys() - above.keys())]
+    for point in itertools.product(*(spaces[key].samples for key in keys)):
+        yield dict(zip(keys, point, strict=True))
+
+
+def _fault(spaces: Mapping[str, Space], arm: Arm, part: str, whole: str, beside: Mapping[str, Any]) -> Fault | None:
+    keys = dict.fromkeys((*beside, part, whole))
+    tuned = conditions.active({key: spaces[key] for key in keys if key in spaces}, arm.values, beside)
+
+    def values(key: str) -> list[int]:
+        found = [arm.values.get(key)] if key not in tuned else [beside[key]] if key in beside else spaces[key].samples
+        return [one for one in found if isinstance(one, int) and one > 0]
+
+    parts, wholes = values(part), values(whole)
+    pair = _first_apart(parts, wholes)
+    if pair is None:
+        return None
+    given = {**beside, part: pair[0], whole: pair[1]}
+    settings = {key: given[key] for key in tuned}
+    try:
+        arm.config(stage="tune", seed=0, settings=settings)
+    except ValidationError as error:
+        said = "; ".join(fault.expected for fault in faults(error, JobConfig))
+    else:  # an encoder without the rule
+        return None
+    ranges = {key: spaces[key] for key in (whole, part) if key in tuned and spaces[key].choices is None}
+    key, remedy = next(iter(ranges), whole), APART
+    if ranges:
+        remedy = f"tune it with choices or step = {_remedy(part, whole, parts, wholes, ranges)}"
+    pairs = ", ".join(f"{one} = {shown(value)}" for one, value in settings.items())
+    return Fault(f"tune.space.{key}", pairs, f"{said} (arm {arm.label!r}); {remedy}")
+
+
+def _first_apart(parts: Sequence[int], wholes: Sequence[int]) -> tuple[int, int] | None:
+    """A part and a whole that it does not divide; None where every part divides every whole."""
+    common = math.gcd(*wholes)
+    part = next((one for one in parts if common % one), None)
+    return None if part is None else (part, next(one for one in wholes if one % part))
+
+
+def _remedy(part: str, whole: str, parts: list[int], wholes: list[int], ranges: Mapping[str, Space]) -> str:
+    """A step, and an example, of which every value makes a job."""
+    tried = [parts]
+    if part in ranges and whole in ranges:
+        doubled = [parts[0] * 2**power for power in range(3) if parts[0] * 2**power <= (ranges[part].high or 0)]
+        tried = [doubled[:count] for count in (3, 2, 1)]
+    for few in tried if whole in ranges else ():
+        step = math.lcm(*few)
+        if fitting := _multiples(ranges[whole], step):
+            beside = f' beside "{part}" = {{ choices = {few} }}' if few != parts else ""
+            return f'{step}, for example "{whole}" = {{ choices = {fitting} }}{beside}'
+    common = math.gcd(*wholes)
+    if part in ranges and (fitting := [one for one in parts if common % one == 0][:MOST_SHOWN]):
+        return f'..., for example "{part}" = {{ choices = {fitting} }}'
+    return f"..., or {APART}"
+
+
+def _multiples(space: Space, step: int) -> list[int]:
+    """The first multiples of `step` within a range of whole numbers."""
+    low, high = int(space.low or 0), int(space.high or 0)
+    return list(range(-(-low // step) * step, high + 1, step)[:MOST_SHOWN])

@@ -1,0 +1,1 @@
+"""What every part of the orchestrator rests on: terminals, threads, processes, temporary folders, secrets."""

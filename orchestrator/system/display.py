@@ -1,0 +1,64 @@
+"""What is printed for a person: data as data (jobs/core/plain.py), in rich's tables too; words that go with counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jobs.core.plain import visible, visible_lines
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+    from rich.text import Text
+
+
+def log_lines(text: str) -> str:
+    """`visible_lines` of what a program printed: a bar, which goes back to the start of its line, takes lines."""
+    return visible_lines(text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def cell(value: Any) -> Text:
+    """Data in a table of rich: no markup, no emoji codes."""
+    from rich.text import Text
+
+    return Text(visible(str(value)))
+
+
+def table_lines(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """A table of data as lines, for as many rows as rich would take seconds for."""
+    from rich.cells import cell_len
+
+    cells = [[visible(str(value)) for value in row] for row in (headings, *rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        yield "  ".join(text + " " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True)).rstrip()
+
+
+class Harmless:
+    """Anything that rich prints, as it would reach the terminal, with the data in it made visible."""
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Segment]:
+        """Called by rich."""
+        from rich.segment import Segment
+
+        for text, style, control in console.render(self._renderable, options):
+            yield Segment(text if control else visible(text, keep="\n"), style, control)
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """`1 trial`, `2,000 trials`. many: the plural, where it is not `one` with an s."""
+    return f"{count:,} {by_count(count, one, f'{one}s' if many is None else many)}"
+
+
+def by_count(count: float, one: str, many: str) -> str:
+    """The word that goes with a count: `has` with 1, `have` with any other."""
+    return one if count == 1 else many
+
+
+def first_line(text: str) -> str:
+    """The first line of a text that is not blank; empty where there is none."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")

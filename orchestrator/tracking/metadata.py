@@ -1,0 +1,178 @@
+"""What a nested run says of its trial: a name, a description, a status, tags to search by, numbers, the data.
+
+Both the projection, which tells it, and `verify`, which looks for it, ask here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.core.plain import beginning, markdown, visible
+from orchestrator.ledger import Attempt, Point, Run, Trial
+
+TRIAL_STATUS = {"queued": "SCHEDULED", "running": "RUNNING", "done": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+RUN_STATUS = {
+    "planned": "SCHEDULED",
+    "queued": "RUNNING",
+    "running": "RUNNING",
+    "stopped": "KILLED",
+    "done": "FINISHED",
+}
+
+LONGEST_PARAM, LONGEST_TAG = 6000, 5000
+"""What MLflow takes. It cuts longer parameters off in silence and refuses longer tags."""
+
+
+def identity(run: Run, kind: str) -> dict[str, str]:
+    """Tags by which a run of MLflow is known as ours."""
+    return {"orchestrator.sweep": run.name, "orchestrator.run": run.uuid, "orchestrator.kind": kind}
+
+
+def status_of(trial: Trial) -> str:
+    """The status of a trial's run in MLflow. A training that diverged came to its end, and to nothing."""
+    return "FAILED" if (trial.state, trial.outcome) == ("done", "diverged") else TRIAL_STATUS[trial.state]
+
+
+def marks(trial: Trial) -> dict[str, str]:
+    """Tags by which a person finds a trial's run, and which must be right for that."""
+    values = {"trial": trial.id, "arm": trial.arm, "stage": trial.stage, "seed": trial.seed, "state": trial.state}
+    if trial.outcome == "diverged":
+        values["outcome"] = trial.outcome
+    return {key: str(value) for key, value in values.items()}
+
+
+def name(trial: Trial) -> str:
+    """`flatnce #3 seed 0`, or `flatnce seed 7` in the confirm stage."""
+    number = "" if trial.number is None else f" #{trial.number}"
+    return f"{visible(trial.arm)}{number} seed {trial.seed}"
+
+
+def tags(trial: Trial, attempts: Sequence[Attempt], metric: str) -> Iterator[tuple[str, str]]:
+    """What a person filters by; and of every attempt that was different, or did not work, what and why."""
+    told: dict[str, Any] = {"attempts": trial.attempts, **marks(trial)}
+    # A tag stays until it is overwritten, so what is over is told as empty.
+    told |= {"orchestrator.outcome": trial.outcome, "orchestrator.failure": trial.failure}
+    told |= {"orchestrator.message": trial.message, "orchestrator.suggestion": trial.number}
+    told["mlflow.note.content"] = description(trial, metric)
+    told |= {f"reading.{key}": value for key, value in ((trial.result or {}).get("reading") or {}).items()}
+    for attempt in attempts:
+        if attempt.failure is not None:
+            told[f"attempt.{attempt.number}.failure"] = attempt.failure
+        told |= {f"attempt.{attempt.number}.{key}": value for key, value in flat(attempt.execution, "execution.")}
+    for key, value in told.items():
+        yield key, "" if value is None else short(str(value))
+
+
+def description(trial: Trial, metric: str) -> str:
+    """One sentence on a trial, in Markdown."""
+    what = f"suggestion {trial.number + 1}, " if trial.number is not None else ""
+    head = f"**{markdown(trial.arm)}**, {trial.stage} stage, {what}seed {trial.seed}"
+    value = "" if trial.metric is None else f": {metric} {trial.metric:.4f}"
+    if trial.state == "failed":
+        head = f"{head}: failed ({trial.failure}): "
+        return f"{head}{markdown(beginning(trial.message or '', max(1, LONGEST_TAG - len(head))))}"
+    if trial.outcome == "diverged":
+        return f"{head}, {trial.state}: diverged, so it has no {metric}"
+    return f"{head}, {trial.state}{value}"
+
+
+def finals(trial: Trial, plotted: Iterable[str]) -> Iterator[tuple[str, float]]:
+    """Final numbers of a finished trial that are no curve's last point: their keys are not among `plotted`."""
+    if trial.state in ("done", "pruned"):
+        for key, value in trial.metrics.items():
+            if key not in plotted and isinstance(value, int | float):
+                yield key, float(value)
+
+
+Place = tuple[str, int]
+"""Key and step of a point."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """How the points of a trial's run in MLflow differ from those it shall have."""
+
+    lacking: list[Place]
+    twice: list[Place]
+    strange: list[Place]
+    """Of which the ledger knows nothing."""
+    other_value: list[Place]
+    other_time: list[Place]
+    wanted: dict[Place, tuple[float, int]]
+    """Value and unix ms of every point that there shall be."""
+    there: Mapping[Place, list[tuple[float, int]]]
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether MLflow has what telling it more does not take back."""
+        return bool(self.twice or self.strange or self.other_value or self.other_time)
+
+
+def compare(trial: Trial, points: Iterable[Point], metrics: Mapping[str, Sequence[tuple[int, int, float]]]) -> Curves:
+    """Compare what a trial's run shall have with `metrics`, which are MLflow's as `runs_of` gives them."""
+    wanted = {(point.key, point.step): (point.value, int(point.time * 1000)) for point in points}
+    at_ms = int((trial.ended or 0) * 1000)
+    last = {(key, trial.step or 0): (value, at_ms) for key, value in finals(trial, {key for key, _ in wanted})}
+    wanted |= last
+    there: dict[Place, list[tuple[float, int]]] = defaultdict(list)
+    for key, curve in metrics.items():
+        for step, time_ms, value in curve:
+            there[key, step].append((value, time_ms))
+    once = [place for place, values in there.items() if len(values) == 1 and place in wanted]
+    return Curves(
+        lacking=[place for place in wanted if place not in there],
+        twice=[place for place, values in there.items() if len(values) > 1],
+        strange=[place for place in there if place not in wanted],
+        other_value=[place for place in once if not _equal(stored(wanted[place][0]), there[place][0][0])],
+        other_time=[place for place in once if wanted[place][1] != there[place][0][1]],
+        wanted=wanted,
+        there=there,
+    )
+
+
+def stored(value: float) -> float:
+    """What MLflow makes of a value: it has no infinities."""
+    return min(max(value, -sys.float_info.max), sys.float_info.max) if value == value else value  # noqa: PLR0124 - NaN
+
+
+def _equal(ours: float, theirs: float) -> bool:
+    return ours == theirs or (ours != ours and theirs != theirs)  # noqa: PLR0124 - NaN
+
+
+def datasets(*trials: Trial) -> list[Any]:
+    """The data of trials that have ended, as MLflow's inputs: what they trained on and were judged on, each once."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    found: dict[tuple[str, str], Any] = {}
+    for one in (one for trial in trials for one in (trial.result or {}).get("data", ())):
+        kind = one["source"].partition("://")[0] if "://" in one["source"] else "local"
+        dataset = Dataset(
+            one["source"],
+            one["digest"],
+            kind,
+            json.dumps({"uri": one["source"]}),
+            profile=json.dumps({"num_rows": one["rows"]}),
+        )
+        tag = InputTag("mlflow.data.context", one["context"])
+        found.setdefault((one["source"], one["digest"]), DatasetInput(dataset, [tag]))
+    return list(found.values())
+
+
+def flat(job: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A job as MLflow's parameters: dotted keys, the same ones for every trial, so that Compare lines them up."""
+    for key, value in job.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            yield f"{prefix}{key}", text if len(text) <= LONGEST_PARAM else text[: LONGEST_PARAM - 4] + " ..."
+
+
+def short(text: str) -> str:
+    """At most LONGEST_TAG characters."""
+    return text if len(text) <= LONGEST_TAG else text[: LONGEST_TAG - 4] + " ..."

@@ -1,0 +1,108 @@
+"""What MLflow is told once there is an answer: the report, the verdict in a few lines, and every arm's best encoder.
+
+Nothing here may cost the run its answer: what cannot be told is said, and the next `resume` tries again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from orchestrator import report, tracking
+from orchestrator.ledger import Ledger, LedgerError, Trial
+from orchestrator.preflight.requirements import InfrastructureMissing
+from orchestrator.run_dir import export
+from orchestrator.run_dir.bucket import RemoteError
+from orchestrator.run_dir.folder import RunError, RunFolder
+from orchestrator.system import scratch
+
+TELL_S = 60.0
+"""How long MLflow may take for what is left when a session ends."""
+
+ENCODER_S = 60.0
+"""How much longer for each encoder, whose files may be large."""
+
+AT_ONCE = 2
+"""Encoders exported at once: each is a process that loads torch."""
+
+ABSENT = (InfrastructureMissing, LedgerError, RemoteError, OSError)
+"""What may be the matter with where things are kept."""
+
+SWITCH = "ORCHESTRATOR_ENCODERS"
+"""Environment variable: `none` logs no encoders, for want of time or of room where MLflow keeps its artifacts."""
+
+
+def answer(
+    projection: tracking.Projection,
+    ledger: Ledger,
+    folder: RunFolder,
+    found: dict[str, Any],
+    *,
+    say: Callable[[str], None],
+    stopping: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Tell MLflow the answer `found` of a run, and wait for it. Returns whether it has been told everything.
+
+    stopping: asked between encoders; once true, no other one is exported. The lease must be held, and renewed
+    meanwhile.
+    """
+    tags = {"verdict": found["sentence"], "question": found["question"]}
+    step, numbers = found["attempts"]["total"], report.numbers(found)
+    projection.log_report(folder.report, report.note(found), metrics=numbers, tags=tags, step=step)
+    due = found["state"] == "done" and os.environ.get(SWITCH) != "none"
+    with contextlib.ExitStack() as stack:
+        if due:
+            projection.settled(TELL_S)  # which notes what encoders MLflow has lost
+        try:
+            encoders = []
+            if due:
+                place = stack.enter_context(scratch.folder("encoders"))
+                encoders = _exported(ledger, folder, place, say, stopping)
+        except ABSENT as error:
+            say(f"note: encoders are not logged in MLflow: {error}")
+            encoders = []
+        projection.log_encoders(encoders)
+        told = projection.stop(timeout_s=TELL_S + ENCODER_S * len(encoders))
+        projection.log_encoders([])  # their folders go now
+        return told
+
+
+def _exported(
+    ledger: Ledger, folder: RunFolder, made: Path, say: Callable[[str], None], stopping: Callable[[], bool]
+) -> list[tracking.Encoder]:
+    """The best encoder of each arm, written by processes of their own, but for those that MLflow has."""
+    wanted = list(_wanted(ledger, folder))
+    if not wanted:
+        return []
+    say(f"exporting the best encoder of {len(wanted)} arm{'s' if len(wanted) > 1 else ''} for MLflow")
+
+    def write(number: int, trial: Trial) -> tracking.Encoder | str:
+        place = made / str(number)
+        if stopping():
+            return f"the encoder of {trial.arm} is not logged in MLflow: the session was stopped"
+        try:
+            export.export(folder, trial.id, place)
+        except (RunError, RuntimeError, *ABSENT) as error:
+            return f"the encoder of {trial.arm} is not logged in MLflow: {error}"
+        return tracking.Encoder(trial, place)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        written: Sequence[tracking.Encoder | str] = list(pool.map(write, range(len(wanted)), wanted))
+    for one in written:
+        if isinstance(one, str):
+            say(f"note: {one}")
+    return [one for one in written if not isinstance(one, str)]
+
+
+def _wanted(ledger: Ledger, folder: RunFolder) -> Iterator[Trial]:
+    run, trials = ledger.run, ledger.trials()
+    logged = tracking.logged(ledger.events())
+    for arm in dict.fromkeys(trial.arm for trial in trials if trial.stage == "confirm"):
+        with contextlib.suppress(RunError):  # none of its confirm trials ended well: there is no encoder to log
+            trial, _ = export.choose(run, trials, arm, folder)
+            if trial.id not in logged:
+                yield trial

@@ -1,0 +1,175 @@
+"""What the ledger says must fit together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from jobs.config import trial_id
+from orchestrator.ledger import Suggestion, Trial
+from orchestrator.session.schedule import digest
+from orchestrator.sweep.plan import apart_id
+from orchestrator.verify.facts import Facts, Finding, counted, same
+
+LAST_ATTEMPT = {
+    "queued": ("interrupted", "failed"),
+    "running": ("running",),
+    "done": ("done",),
+    "pruned": ("pruned",),
+    "failed": ("failed", "interrupted"),
+}
+"""How the last attempt of a trial may have ended, by the trial's state."""
+
+
+def _left_running(facts: Facts) -> Iterator[Finding]:
+    if facts.run.state == "done":
+        for trial in facts.trials.values():
+            if trial.state == "running":
+                attempts = facts.attempts.get(trial.id, [])
+                cut_short = bool(attempts) and attempts[-1].state == "running"
+                what = f"trial {trial.id}: the ledger says it is running, but the run is done and nobody drives it"
+                yield Finding(what, f"continue it: {facts.resume}" if cut_short else facts.restore)
+
+
+def _ids(facts: Facts) -> Iterator[Finding]:
+    rules, defaults = facts.run.rules, facts.run.sweep.get("plan", {}).get("defaults")
+    for trial in facts.trials.values():
+        # Of the job as it is stored, for a later version of the program may give a job more fields.
+        own = digest(trial.job)[:12] if rules < 2 else trial_id(trial.job, rules=rules, defaults=defaults)
+        if trial.id not in (own, apart_id(own, trial.arm)):
+            yield Finding(
+                f"trial {trial.id}: the job that the ledger has of it is the job of trial {own}", facts.restore
+            )
+
+
+def _attempt_numbers(facts: Facts) -> Iterator[Finding]:
+    for trial in facts.trials.values():
+        numbers = [attempt.number for attempt in facts.attempts.get(trial.id, [])]
+        if numbers != list(range(1, trial.attempts + 1)):
+            has = numbers or "none"
+            yield Finding(
+                f"trial {trial.id}: the ledger counts {counted(trial.attempts, 'attempt')} and has {has}", facts.restore
+            )
+
+
+def _trained_once(facts: Facts) -> Iterator[Finding]:
+    """What is finished was finished once, by the last attempt."""
+    for trial in facts.trials.values():
+        states = [attempt.state for attempt in facts.attempts.get(trial.id, [])]
+        if states and states[-1] not in LAST_ATTEMPT[trial.state]:
+            yield Finding(
+                f"trial {trial.id}: the ledger says {trial.state}, its last attempt ended as {states[-1]}",
+                facts.restore,
+            )
+        for number, state in enumerate(states[:-1], 1):
+            if state in ("done", "pruned", "running"):
+                yield Finding(
+                    f"trial {trial.id}: attempt {number} of {len(states)} is {state}, yet another one followed it",
+                    facts.restore,
+                )
+
+
+def _ends(facts: Facts) -> Iterator[Finding]:
+    needed = {
+        "done": ("started", "ended", "outcome", "metric", "result"),
+        "pruned": ("started", "ended", "metric"),
+        "failed": ("started", "ended", "failure"),
+    }
+    for trial in facts.trials.values():
+        diverged = (trial.state, trial.outcome) == ("done", "diverged")  # which has no metric
+        lacking = [name for name in needed.get(trial.state, ()) if getattr(trial, name) is None]
+        lacking = [name for name in lacking if not (diverged and name == "metric")]
+        if lacking:
+            yield Finding(
+                f"trial {trial.id}: the ledger says {trial.state}, but has no {', '.join(lacking)} of it", facts.restore
+            )
+
+
+def _metrics(facts: Facts) -> Iterator[Finding]:
+    key = facts.metric
+    for trial in facts.trials.values():
+        curve = [point for (name, _), point in facts.points.get(trial.id, {}).items() if name == key]
+        told: dict[str, Any] = {}
+        if trial.state == "done" and trial.result is not None:
+            told = {"its result": trial.result["metrics"].get(key), "its metrics": trial.metrics.get(key)}
+            # What diverged has no metric; runs of before have that of the untrained encoder: the first, not the last.
+            last = min if trial.outcome == "diverged" else max
+            if not (trial.outcome == "diverged" and trial.metric is None):
+                told["its curve"] = last(curve, key=lambda point: point.step).value if curve else None
+        elif trial.state == "pruned" and trial.metric not in [point.value for point in curve]:
+            told = {"its curve": None}
+        for where, value in told.items():
+            if not same(value, trial.metric):
+                yield Finding(
+                    f"trial {trial.id}: the ledger says {key} = {trial.metric}, {where} says {value}", facts.restore
+                )
+
+
+def _furthest(facts: Facts) -> Iterator[Finding]:
+    for trial in facts.trials.values():
+        furthest = max((step for _, step in facts.points.get(trial.id, ())), default=None)
+        # A trial may diverge, or continue and be pruned, between two steps that are logged.
+        between = trial.outcome == "diverged" or trial.state == "pruned"
+        if trial.step != furthest and not (between and (trial.step or 0) >= (furthest or 0)):
+            yield Finding(
+                f"trial {trial.id}: the ledger says step {trial.step}, its furthest point is at step {furthest}",
+                facts.restore,
+            )
+
+
+def _suggested(facts: Facts) -> Iterator[Finding]:
+    """A trial belongs to the first suggestion that asks for it; a search may come upon the same setting again."""
+    apart = facts.run.sweep.get("plan", {}).get("apart", False)  # before, a trial could serve two arms
+    asking: dict[str, list[Suggestion]] = defaultdict(list)
+    for one in facts.suggestions:
+        for wanted in one.trials:
+            asking[wanted].append(one)
+    for wanted, suggestions in asking.items():
+        trial = facts.trials.get(wanted)
+        first = next((one for one in suggestions if trial and one.arm == trial.arm), suggestions[0])
+        what = f"suggestion {first.number} of arm {first.arm}"
+        if trial is None:
+            yield Finding(f"{what}: asks for trial {wanted}, which the ledger does not have", facts.restore)
+        elif (
+            trial.stage != "tune"
+            or (apart and trial.arm != first.arm)
+            or (trial.arm == first.arm and trial.number != first.number)
+        ):
+            yield Finding(
+                f"{what}: asks for trial {wanted}, which belongs to suggestion {trial.number} of arm {trial.arm} "
+                f"in the {trial.stage} stage",
+                facts.restore,
+            )
+    for trial in facts.trials.values():
+        if trial.stage == "tune" and trial.id not in asking:
+            yield Finding(
+                f"trial {trial.id}: is in the tune stage, but no suggestion of arm {trial.arm} asks for it",
+                facts.restore,
+            )
+
+
+def _frozen(facts: Facts) -> Iterator[Finding]:
+    confirm: dict[str, list[Trial]] = defaultdict(list)
+    for trial in facts.trials.values():
+        if trial.stage == "confirm":
+            confirm[trial.arm].append(trial)
+    seeds = {trial.seed for arm in facts.frozen for trial in confirm[arm]}
+    for arm, frozen in facts.frozen.items():
+        missing = sorted(seeds - {trial.seed for trial in confirm[arm]})
+        if missing or not confirm[arm]:
+            on = f" on seed {', '.join(map(str, missing))}, as other arms have" if missing else ""
+            yield Finding(f"arm {arm}: is frozen, but has no confirm trial{on}", facts.restore)
+        for trial in confirm[arm]:
+            if digest({key: value for key, value in trial.job.items() if key != "seed"}) != frozen.hash:
+                yield Finding(
+                    f"trial {trial.id}: is not the setting that arm {arm} was frozen at ({frozen.hash[:12]})",
+                    facts.restore,
+                )
+    for arm in sorted(set(confirm) - set(facts.frozen)):
+        yield Finding(
+            f"arm {arm}: has {counted(len(confirm[arm]), 'confirm trial')}, but was never frozen", facts.restore
+        )
+
+
+CHECKS = (_left_running, _ids, _attempt_numbers, _trained_once, _ends, _metrics, _furthest, _suggested, _frozen)

@@ -1,0 +1,181 @@
+"""What is written for people is true: the file map, the commands, the links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from orchestrator.cli import main
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+SKIPPED = {".venv", ".git", "runs", "test-output", "build", "dist"}
+PAGES = sorted(p for p in ROOT.rglob("*.md") if not SKIPPED & set(p.relative_to(ROOT).parts))
+COMMANDS = sorted(main.commands)
+
+
+def in_map(path: Path) -> str:
+    """How the map names a source file: the front of a package by its folder, every other file by its path."""
+    name = path.relative_to(ROOT).as_posix()
+    return name.removesuffix("__init__.py") if path.name == "__init__.py" else name
+
+
+SOURCES = sorted(in_map(path) for top in ("jobs", "orchestrator") for path in (ROOT / top).rglob("*.py"))
+INFRA = [f"infra/{path.name}" for path in (ROOT / "infra").iterdir() if path.suffix in (".sh", ".yaml", ".sql", ".md")]
+MAP = re.compile(r"^((?:jobs|orchestrator|infra|sweeps|tests)/\S*)[ ]+(\S.*)$", re.M)
+
+
+def code(page: str) -> list[str]:
+    """The lines of a page's fenced blocks."""
+    return [line for block in re.findall(r"^```.*?\n(.*?)^```", page, re.M | re.S) for line in block.splitlines()]
+
+
+def command_lines(lines: list[str]) -> list[list[str]]:
+    """The arguments of each `orchestrator ...` line, without what is said behind a #."""
+    found = (line.strip().removeprefix("$ ").removeprefix(".venv/bin/") for line in lines)
+    return [shlex.split(line, comments=True)[1:] for line in found if line.startswith("orchestrator ")]
+
+
+def complaint(arguments: list[str]) -> str:
+    """What the command line has against these arguments, the existence of files left aside; empty if nothing."""
+    name, *rest = arguments
+    command = main.commands.get(name)
+    if command is None:
+        return "" if name.startswith("-") else f"there is no command {name}"
+    context = click.Context(command, info_name=name)
+    try:
+        command.make_parser(context).parse_args(rest)
+    except click.UsageError as error:
+        return error.format_message()
+    return ""
+
+
+def slugs(page: str) -> set[str]:
+    """The anchors that a page's headings have on a code host."""
+    plain = re.sub(r"^```.*?^```", "", page, flags=re.M | re.S)
+    heads = re.findall(r"^#+ +(.*?)\s*$", plain, re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def broken_links(page: str, folder: Path) -> list[str]:
+    """Relative links of a page that lead nowhere."""
+    plain = re.sub(r"^```.*?^```|`[^`\n]*`", "", page, flags=re.M | re.S)
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)|<img[^>]*src=\"([^\"]+)\"", plain):
+        path, _, anchor = "".join(target).partition("#")
+        if re.match(r"[a-z]+:", path):
+            continue
+        there = folder / path if path else None
+        lost = there is not None and not there.exists()
+        if lost or (anchor and anchor not in slugs(there.read_text("utf-8") if there else page)):
+            broken.append("".join(target))
+    return broken
+
+
+# The README
+
+
+def test_the_readme_says_what_this_is_by_line_3_and_how_to_start_by_line_15() -> None:
+    lines = README.splitlines()
+    assert lines[0].startswith("# ")
+    assert any(len(line.split()) >= 6 and not line.startswith(("#", "!", "<", "[")) for line in lines[1:3])
+    for command in ("make quickstart", "make test"):
+        assert any(command in line for line in lines[:15]), f"{command} belongs in the first 15 lines"
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *sorted(set(INFRA) - {"infra/README.md"})])
+def test_every_source_file_is_in_the_readme_map(path: str) -> None:
+    assert re.search(rf"^{re.escape(path)} +\S", README, re.M), f"add a line for {path} to the README's file map"
+
+
+def test_the_readme_map_names_no_file_that_is_gone() -> None:
+    for path, _ in MAP.findall(README):
+        assert (ROOT / path).exists(), f"{path} is in the README's file map and not in the repository"
+
+
+def test_no_file_is_in_the_map_twice() -> None:
+    paths = [path for path, _ in MAP.findall(README)]
+    assert sorted(set(paths)) == sorted(paths)
+
+
+# Commands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_an_example_that_it_accepts(name: str) -> None:
+    text = main.commands[name].help or ""
+    examples = [line for line in text.splitlines() if line.strip().startswith(f"orchestrator {name}")]
+    assert examples, f"`{name}` needs an example"
+    for arguments in command_lines(examples):
+        assert complaint(arguments) == "", " ".join(arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_command_on_a_page_is_one_that_exists(page: Path) -> None:
+    """Fenced `orchestrator ...` lines parse, and every `make target`, fenced or in back quotes, is a target."""
+    text = page.read_text("utf-8")
+    for arguments in command_lines(code(text)):
+        assert complaint(arguments) == "", f"orchestrator {' '.join(arguments)}"
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    named = [
+        *re.findall(r"`make ([a-z]+)", text),
+        *re.findall(r"^\s*(?:\$ )?make ([a-z]+)", "\n".join(code(text)), re.M),
+    ]
+    assert set(named) <= targets
+
+
+def test_the_readme_names_every_command() -> None:
+    for name in COMMANDS:
+        assert re.search(rf"orchestrator {name}\b", README), f"`orchestrator {name}` is not in the README"
+
+
+# Links
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_between_pages_resolve(page: Path) -> None:
+    assert broken_links(page.read_text("utf-8"), page.parent) == []
+
+
+# The instruments
+
+
+def test_a_broken_link_is_found() -> None:
+    page = (
+        "# One head, two\n[a](LICENSE) [b](gone.md) [c](#one-head-two) [d](#gone) [e](https://x.y/z) `[f](code.md)`\n"
+    )
+    assert broken_links(page, ROOT) == ["gone.md", "#gone"]
+
+
+def test_a_wrong_example_is_found() -> None:
+    (good, bad, gone) = command_lines(
+        ["$ orchestrator status runs/x --json  # a remark", "orchestrator status runs/x --jsno", "orchestrator begin"]
+    )
+    assert good == ["status", "runs/x", "--json"]
+    assert complaint(good) == ""
+    assert "--jsno" in complaint(bad)
+    assert complaint(gone) == "there is no command begin"
+
+
+FAULT_ROWS = re.findall(r"^\| (\d+) \| (.*) \|$", (ROOT / "infra" / "FAULTS.md").read_text("utf-8"), re.M)
+
+
+@pytest.mark.parametrize(("number", "row"), FAULT_ROWS, ids=[number for number, _ in FAULT_ROWS])
+def test_every_row_of_the_fault_table_names_tests_that_are_there(number: str, row: str) -> None:
+    """Mutant check: a row without a test, or with the name of a file that is gone, fails this."""
+    _, _, tests, _ = (cell.strip() for cell in re.split(r"(?<!\\)\|", row))
+    named = re.findall(r"`(tests/[^`]+\.py)`", tests)
+    assert named, f"row {number} names no test"
+    for name in named:
+        assert (ROOT / name).is_file(), f"row {number}: {name} is not there"
+
+
+def test_the_rows_of_the_fault_table_are_counted_and_tests_name_rows_that_there_are() -> None:
+    numbers = [int(number) for number, _ in FAULT_ROWS]
+    assert numbers == list(range(1, len(numbers) + 1))
+    tests = [path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    assert {int(number) for text in tests for number in re.findall(r"def test_row_(\d+)_", text)} <= set(numbers)

