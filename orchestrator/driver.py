@@ -21,8 +21,6 @@ from jobs.config import ConfigError, Execution, Fault, canonical, nearest
 from jobs.config import faults as config_faults
 from orchestrator import sweep as sweeps
 from orchestrator import verify
-from orchestrator.cli import exit_codes
-from orchestrator.cli.exit_codes import Exit
 from orchestrator.ledger import Ledger, this_process
 from orchestrator.preflight import doctor, requirements
 from orchestrator.run_dir import creation, provenance
@@ -39,7 +37,8 @@ from orchestrator.session.shutdown import Leaving, ended_by_sigterm, quiet, sign
 from orchestrator.sweep import plan as planning
 from orchestrator.sweep.plan import Plan
 from orchestrator.sweep.values import with_none
-from orchestrator.system import scratch, threads
+from orchestrator.system import exit_codes, scratch, threads
+from orchestrator.system.exit_codes import Exit
 from orchestrator.system.terminal import caught
 
 if TYPE_CHECKING:

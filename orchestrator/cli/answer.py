@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from orchestrator.cli.exit_codes import Exit
 from orchestrator.cli.submission.parcel import BRINGS, HERE, Printed, Writer
 from orchestrator.run_dir import folder as runs
 from orchestrator.system import scratch
+from orchestrator.system.exit_codes import Exit
 
 LARGEST_MB = 2000.0
 """What is sent lies in the head's log meanwhile, a third larger."""

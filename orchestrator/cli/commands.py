@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from jobs.core.plain import one_line, visible, visible_lines
-from orchestrator.cli.exit_codes import Exit
 from orchestrator.system import terminal
+from orchestrator.system.addresses import address_option
 from orchestrator.system.display import Harmless, cell, log_lines, table_lines
+from orchestrator.system.exit_codes import Exit, InfrastructureMissing
 from orchestrator.system.masking import without_user
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class _Group(click.Group):
             _echo("interrupted", err=True)
             sys.exit(Exit.INTERRUPTED)
         except Exception as error:
-            from orchestrator.cli import exit_codes
+            from orchestrator.system import exit_codes
 
             ended = exit_codes.ending(error)
             if ended is None:
@@ -123,13 +124,12 @@ def plan(
         sys.exit(submission.plan(address, sweep, overrides=overrides, flags=flags, out=OUT, err=ERR))
     from orchestrator import sweep as sweeps
     from orchestrator.preflight import estimate as estimating
-    from orchestrator.run_dir import folder as runs
     from orchestrator.run_dir import provenance
     from orchestrator.sweep import plan as planning
     from orchestrator.system.masking import masked
 
     made = planning.make(sweeps.load(sweep, overrides))
-    if not runs.address_option():  # a job's own folder is no place for a run
+    if not address_option():  # a job's own folder is no place for a run
         _refuse_a_taken_place(made.sweep.name, sweep)
     made = made.noting(provenance.look_at_encoders(made))
     tell = partial(_echo, err=True)
@@ -139,7 +139,7 @@ def plan(
     else:
         sets = (part for one in overrides for part in ("--set", one))
         again = shlex.join(["orchestrator", "plan", shown_as or str(sweep), *sets, "--probe"])
-        _print_plan(made, estimate, masked(f"{again}{runs.address_option()}"))
+        _print_plan(made, estimate, masked(f"{again}{address_option()}"))
 
 
 @main.command()
@@ -440,13 +440,13 @@ def compare(run: tuple[str, ...], into: str | None, *, as_json: bool, address: s
         _print_json(answer)
     else:
         _print(report.table(answer))
-        if not runs.address_option():  # else whoever asked is told where it is there
+        if not address_option():  # else whoever asked is told where it is there
             _print_places([page for page in folder.report_pages if unwritten is None or is_uri(page)])
 
 
 def _unwritten(error: OSError, place: Path) -> str:
     """Say that the report cannot be written where nothing can; any other error is raised again."""
-    from orchestrator.cli import exit_codes
+    from orchestrator.system import exit_codes
 
     if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
         raise error
@@ -472,7 +472,7 @@ def _compare_several(folders: list[RunFolder], into: str | None, as_json: bool) 
         _print_json(answer)
     else:
         _print(report.table_of_several(answer))
-        if unwritten is None and not runs.address_option():
+        if unwritten is None and not address_option():
             _print_places([str(place / "report.html")])
 
 
@@ -549,15 +549,15 @@ def verify(run: str, *, as_json: bool, address: str | None) -> None:
         _there(address, run, ["verify", run, *(["--json"] if as_json else [])])
     from orchestrator import tracking
     from orchestrator import verify as verifying
-    from orchestrator.cli import exit_codes
     from orchestrator.preflight import requirements
     from orchestrator.run_dir import folder as runs
+    from orchestrator.system import exit_codes
 
     folder = runs.find(run)
     try:
         found = verifying.verify(folder, requirements.tracking_uri(folder))
     except tracking.TrackingUnavailable as error:
-        raise requirements.InfrastructureMissing(str(error)) from error
+        raise InfrastructureMissing(str(error)) from error
     found |= {kind: [exit_codes.located(text) for text in found[kind]] for kind in ("faults", "notes")}
     if as_json:
         _print_json(found)

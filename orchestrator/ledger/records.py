@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from orchestrator.system.exit_codes import Exit
+
 Stage = Literal["tune", "confirm"]
 TrialState = Literal["queued", "running", "done", "pruned", "failed"]
 AttemptState = Literal["running", "done", "pruned", "failed", "interrupted"]
@@ -21,6 +23,8 @@ TRIAL_STATES: tuple[TrialState, ...] = ("queued", "running", "done", "pruned", "
 
 class LedgerError(Exception):
     """The ledger cannot do what it was asked; the text says what was found and what would work."""
+
+    exit_code = Exit.MISSING
 
 
 class LedgerMissing(LedgerError):
@@ -54,6 +58,8 @@ class Undecodable(ValueError):
 class LeaseHeld(LedgerError):
     """Another driver holds the run. Times are unix seconds by the database's clock."""
 
+    exit_code = Exit.HELD
+
     def __init__(self, text: str, *, holder: str, since: float, expires: float, token: int) -> None:
         self.holder, self.since, self.expires, self.token = holder, since, expires, token
         super().__init__(text)
@@ -65,6 +71,8 @@ class LeaseHeld(LedgerError):
 
 class LeaseLost(LedgerError):
     """This process does not hold the run, or not any more; nothing was written."""
+
+    exit_code = Exit.HELD
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from orchestrator.preflight import node as nodes
 from orchestrator.preflight import requirements
 from orchestrator.preflight.findings import BLOCKER, OK, WARNING, Finding, of_error
 from orchestrator.preflight.node import Facts, Place, Questions
-from orchestrator.preflight.requirements import InfrastructureMissing
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir import provenance
 from orchestrator.run_dir.bucket import RemoteError
@@ -24,6 +23,8 @@ from orchestrator.run_dir.provenance import DataFault
 from orchestrator.session import cluster
 from orchestrator.session.cluster import Answer, Node, access
 from orchestrator.sweep.plan import Plan
+from orchestrator.system.addresses import address_option
+from orchestrator.system.exit_codes import InfrastructureMissing
 from orchestrator.system.terminal import caught
 
 ANSWER_S = nodes.LOOK_S + 60.0
@@ -64,7 +65,7 @@ def refuse(folder: RunFolder, plan: Plan) -> None:
     if found:
         told = "\n".join(f"  {one.check}, {one.where}: {one.found}\n    -> {one.remedy}" for one in found)
         raise InfrastructureMissing(
-            f"{len(found)} blocker{'s' * (len(found) > 1)}; `orchestrator doctor{runs.address_option()}` looks again:"
+            f"{len(found)} blocker{'s' * (len(found) > 1)}; `orchestrator doctor{address_option()}` looks again:"
             f"\n{told}"
         )
 

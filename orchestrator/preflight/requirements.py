@@ -15,6 +15,7 @@ from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import cluster
 from orchestrator.sweep.plan import Plan, jobs_of
 from orchestrator.system import scratch
+from orchestrator.system.exit_codes import InfrastructureMissing
 from orchestrator.system.terminal import caught
 
 GRACE_S = 25.0
@@ -24,13 +25,6 @@ allow thirty."""
 
 JOIN_S, LOOK_S = 60.0, 2.0
 """How long nodes of a cluster that was started again may take to join it, and between two looks."""
-
-
-class InfrastructureMissing(Exception):
-    """Ray, MLflow, storage or disk is not there; the text names the remedy. Exit code 4."""
-
-    printed = ""
-    """What a library has printed meanwhile: for driver.log."""
 
 
 def largest(plan: Plan, ledger: Ledger | None = None, execution: Mapping[str, Any] | None = None) -> int:

@@ -15,40 +15,30 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from jobs.artifacts.storage import side_by_side
 from orchestrator.system import masking
+from orchestrator.system.addresses import ENVIRONMENT, credentials
+from orchestrator.system.exit_codes import Exit
 
 CONNECT_S, REQUEST_S, ATTEMPTS = 5, 10, 2
 """A store that is not there is told of within half a minute; left alone, pyarrow tries for minutes."""
 
-SECRET = masking.PARAMETER
-"""Names of query parameters that carry credentials."""
-
-PORT = re.compile(r"(?:[\w-]+(?:\.[\w-]+)+|localhost|\[[0-9a-fA-F:]+\]):\d+")
-"""A host with its port, and no name with a password."""
-
-USER = re.compile(r":[^/@]*@|://[^/]*@")
-"""A password, or a user, within a parameter."""
-
 AWAY = ("NETWORK_CONNECTION", "Could not connect", "Could not resolve", "timed out", "Timeout")
 """Words of stores that cannot be reached."""
 
-ENVIRONMENT = {
-    "s3": "AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS=/path/of/key.json",
-    "abfs": "AZURE_TENANT_ID=... AZURE_CLIENT_ID=... AZURE_CLIENT_SECRET=...",
-}
-"""Where credentials come from, by scheme."""
-
 
 class RemoteError(Exception):
-    """The store, or something else that a run in it needs, is not there; the text names the remedy. Exit code 4."""
+    """The store, or something else that a run in it needs, is not there; the text names the remedy."""
+
+    exit_code = Exit.MISSING
 
 
 class BadAddress(ValueError):
-    """Not a URI that a run may have; the text says what would be one. Exit code 2."""
+    """Not a URI that a run may have; the text says what would be one."""
+
+    exit_code = Exit.BAD_USAGE
 
 
 def is_uri(text: str) -> bool:
@@ -208,36 +198,6 @@ def _refuse_secrets(uri: str) -> None:
         )
 
 
-def credentials(uri: str) -> tuple[str, str, str] | None:
-    """Of a URI that holds credentials: it without them, what they are, and where they belong. None of any other."""
-    head, mark, query = uri.partition("?")
-    scheme, _, rest = head.partition("://")
-    found, shown = _user(scheme.lower().rpartition("+")[2], rest)
-    parameters = [part for part in query.split("&") if part]
-    secret = [part.partition("=")[0] for part in parameters if _is_secret(*unquote(part).partition("=")[::2])]
-    found += secret
-    if not found:
-        return None
-    kept = "&".join(part for part in parameters if part.partition("=")[0] not in secret)
-    known = next((value for name, value in ENVIRONMENT.items() if scheme.lower().startswith(name)), None)
-    remedy = f"export {known}" if known else "let whatever opens it have them from its environment"
-    return f"{scheme}://{shown}{mark if kept else ''}{kept}", ", ".join(found), remedy
-
-
-def _user(scheme: str, rest: str) -> tuple[list[str], str]:
-    """What is wrong with a user in an address, nothing or one thing, and the rest without it. What follows `@` in a
-    path is part of a name."""
-    authority, slash, path = rest.partition("/")
-    user, _, host = authority.rpartition("@")
-    what = ["a user or a password"]
-    if ":" in unquote(user) or (user and scheme in ("s3", "http", "https")):
-        return what, host + slash + path
-    # A key of AWS may hold a slash, so that what follows it looks like a path.
-    if ":" in host and (scheme == "s3" or ("@" in path and not PORT.fullmatch(host))):
-        return what, rest.rpartition("@")[2] if "@" in rest else "..."
-    return [], rest
-
-
 def _refuse_misspelled(uri: str) -> None:
     """Of a name with `#` a store would take what comes before it; any other such character it cannot read."""
     head, mark, query = uri.partition("?")
@@ -247,12 +207,6 @@ def _refuse_misspelled(uri: str) -> None:
         raise BadAddress(
             f"{uri} has characters that a URI writes in another way; give it as {scheme}{colon}{right}{mark}{query}"
         )
-
-
-def _is_secret(name: str, value: str) -> bool:
-    if name == "endpoint_override" and "@" in value:
-        return True
-    return SECRET.search(name) is not None or USER.search(value) is not None
 
 
 @cache

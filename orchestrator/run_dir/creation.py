@@ -25,11 +25,11 @@ from typing import Any
 from orchestrator import sweep as sweeps
 from orchestrator.ledger import Ledger, LedgerError, LedgerMissing, LedgerUnavailable, sqlite_url, this_process
 from orchestrator.ledger.database import parsed
-from orchestrator.preflight.requirements import InfrastructureMissing
 from orchestrator.run_dir.bucket import Remote, RemoteError
 from orchestrator.run_dir.environment import DIFF, environment, origin
 from orchestrator.run_dir.folder import CREATING, CREATING_REMOTE, RunError, RunFolder
 from orchestrator.sweep.plan import Plan
+from orchestrator.system.exit_codes import InfrastructureMissing
 from orchestrator.system.process import is_gone
 
 ABANDONED_S = 600.0

@@ -13,10 +13,10 @@ from typing import Any
 
 from jobs.core.paths import BASE
 from orchestrator.ledger import Run, Trial
-from orchestrator.preflight.requirements import InfrastructureMissing
 from orchestrator.run_dir import provenance
 from orchestrator.run_dir.folder import RunError, RunFolder
 from orchestrator.system.display import counted
+from orchestrator.system.exit_codes import InfrastructureMissing
 from orchestrator.system.scratch import folder as scratch_folder
 
 

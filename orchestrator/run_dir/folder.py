@@ -22,6 +22,8 @@ from typing import Any
 from jobs.config import nearest
 from orchestrator.ledger import TRIAL_STATES, WAITS, Ledger, LedgerError, LedgerMissing, sqlite_url
 from orchestrator.run_dir.bucket import Remote, RemoteError, is_uri, refuse_almost_uri
+from orchestrator.system.addresses import address_option
+from orchestrator.system.exit_codes import Exit
 
 CREATING, CREATING_REMOTE = ".creating", "creating.json"
 """The file beside a run's others, in its folder and in a bucket, while they are being made (creation.py)."""
@@ -30,13 +32,10 @@ ASKED = "ORCHESTRATOR_ASKED"
 """Variable of a job that names the request which it meets, or goes on meeting after one that was lost."""
 
 
-ADDRESS = "ORCHESTRATOR_ADDRESS"
-"""Variable of a job: the URL by which whoever submitted it reaches the cluster's job server. What is printed there is
-read elsewhere, where the same commands need that address and no path of the head means anything."""
-
-
 class RunError(ValueError):
     """A run that is not there, or not what was expected; the text says what would work."""
+
+    exit_code = Exit.BAD_USAGE
 
 
 @dataclass(frozen=True)
@@ -222,12 +221,6 @@ class RunFolder:
 def as_argument(name: str) -> str:
     """A run's name as a command takes it where this is read: quoted for the shell, and in a job with `--address`."""
     return f"{shlex.quote(name)}{address_option()}"
-
-
-def address_option() -> str:
-    """` --address URL` in a job, for whoever reads what it prints; else nothing."""
-    url = os.environ.get(ADDRESS)
-    return f" --address {shlex.quote(url)}" if url else ""
 
 
 def at(place: Path | str) -> RunFolder:

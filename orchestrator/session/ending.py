@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.cli.exit_codes import Exit
 from orchestrator.ledger import Ledger, RunState, Trial
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session.schedule import no_job, passed_over, stopped_arms, untuned_arms, withheld
 from orchestrator.session.session import Session
 from orchestrator.sweep.plan import Plan
+from orchestrator.system.exit_codes import Exit
 
 
 @dataclass(frozen=True)

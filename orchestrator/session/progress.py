@@ -15,11 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from jobs.core.plain import one_line, visible_lines
-from orchestrator.cli.exit_codes import located
 from orchestrator.ledger import Ledger, Trial
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.sweep.plan import Plan
 from orchestrator.system.display import Harmless
+from orchestrator.system.exit_codes import located
 from orchestrator.system.masking import masked
 from orchestrator.system.terminal import Journal, Terminal, steady
 

@@ -12,7 +12,6 @@ from functools import partial
 from types import FrameType
 from typing import NoReturn
 
-from orchestrator.cli.exit_codes import Exit
 from orchestrator.ledger import Ledger
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import cluster
@@ -20,6 +19,7 @@ from orchestrator.session.holding import give_back
 from orchestrator.session.progress import Progress
 from orchestrator.session.session import Session
 from orchestrator.system import threads
+from orchestrator.system.exit_codes import Exit
 from orchestrator.system.terminal import Journal, hangups
 
 ECHO_S = 1.0

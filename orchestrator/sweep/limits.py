@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jobs.config import Fault
-from orchestrator.run_dir.bucket import credentials
 from orchestrator.sweep.model import Arm, Space, Sweep, flatten
 from orchestrator.sweep.values import repeated, shown
+from orchestrator.system.addresses import credentials
 
 MOST_ARMS = 1_000
 MOST_CROSSED = 10_000

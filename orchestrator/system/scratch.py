@@ -20,6 +20,7 @@ from datetime import datetime
 from math import nan
 from pathlib import Path
 
+from orchestrator.system.exit_codes import Exit
 from orchestrator.system.process import machine, start_of
 
 RAY_SESSION = "ray_session"
@@ -43,7 +44,9 @@ _OWNER = re.compile(
 
 
 class ScratchMissing(OSError):
-    """There is no place for temporary files; the text names the remedy. Exit code 4."""
+    """There is no place for temporary files; the text names the remedy."""
+
+    exit_code = Exit.MISSING
 
 
 @contextlib.contextmanager

@@ -14,11 +14,11 @@ from typing import Any
 
 from orchestrator import report, tracking
 from orchestrator.ledger import Ledger, LedgerError, Trial
-from orchestrator.preflight.requirements import InfrastructureMissing
 from orchestrator.run_dir import export
 from orchestrator.run_dir.bucket import RemoteError
 from orchestrator.run_dir.folder import RunError, RunFolder
 from orchestrator.system import scratch
+from orchestrator.system.exit_codes import InfrastructureMissing
 
 TELL_S = 60.0
 """How long MLflow may take for what is left when a session ends."""

@@ -20,10 +20,9 @@ import click
 
 from jobs.core.plain import visible_lines
 from orchestrator import tracking
-from orchestrator.cli.exit_codes import Exit
 from orchestrator.ledger import Ledger, LedgerError
-from orchestrator.preflight.requirements import InfrastructureMissing
 from orchestrator.run_dir.folder import RunFolder, find, home, names
+from orchestrator.system.exit_codes import Exit, InfrastructureMissing
 from orchestrator.system.masking import masked, without_user
 
 START_S = 90.0

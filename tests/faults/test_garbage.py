@@ -19,7 +19,7 @@ from forked import Done, forking
 from mounts import read_only
 from real import SWEEP, call
 
-from orchestrator.cli import exit_codes
+from orchestrator.system import exit_codes
 
 BEGUN = Path(__file__).parents[1] / "begun" / "diverged"
 TRIAL = "0db085e54acf"

@@ -16,8 +16,8 @@ from pathlib import Path
 from orchestrator.cli.submission.package import ANSWERS, Order, package
 from orchestrator.cli.submission.parcel import BRINGS, Broken, Reader
 from orchestrator.cli.submission.server import ADDRESS, ASKER, DRIVES, RUN, VERB, Job, JobServer, ServerAway
-from orchestrator.preflight.requirements import InfrastructureMissing
-from orchestrator.run_dir.folder import ADDRESS as ADDRESS_VARIABLE
+from orchestrator.system.addresses import ADDRESS as ADDRESS_VARIABLE
+from orchestrator.system.exit_codes import InfrastructureMissing
 from orchestrator.system.process import is_gone, this_process
 
 PREFIX = "ask-"

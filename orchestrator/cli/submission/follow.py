@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Callable
 
-from orchestrator.cli.exit_codes import Exit
 from orchestrator.cli.submission import meaning
 from orchestrator.cli.submission.package import Order, entrypoint, package
 from orchestrator.cli.submission.server import (
@@ -22,11 +21,11 @@ from orchestrator.cli.submission.server import (
     JobServer,
     ServerAway,
 )
-from orchestrator.preflight.requirements import InfrastructureMissing
 from orchestrator.run_dir.bucket import BadAddress, is_uri
-from orchestrator.run_dir.folder import ADDRESS as ADDRESS_VARIABLE
 from orchestrator.run_dir.folder import ASKED, RunError, at
 from orchestrator.session.cluster.board import SWEEP
+from orchestrator.system.addresses import ADDRESS as ADDRESS_VARIABLE
+from orchestrator.system.exit_codes import Exit, InfrastructureMissing
 
 WAIT_S = 1800.0
 """How long a cluster that has gone may take to come back."""

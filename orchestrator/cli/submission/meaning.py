@@ -7,8 +7,8 @@ import shlex
 import signal
 from dataclasses import dataclass
 
-from orchestrator.cli.exit_codes import Exit
 from orchestrator.cli.submission.server import Job
+from orchestrator.system.exit_codes import Exit
 
 DIED = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE")
 """Ray's words for a job whose node or supervisor is gone."""

@@ -17,9 +17,9 @@ from typing import Any
 
 from jobs.config import canonical
 from jobs.core.paths import expanded
-from orchestrator.run_dir.bucket import SECRET
 from orchestrator.run_dir.environment import Origin
 from orchestrator.run_dir.folder import RunError
+from orchestrator.system.addresses import SECRET
 from orchestrator.system.masking import is_secret
 from orchestrator.system.scratch import folder
 

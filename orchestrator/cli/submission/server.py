@@ -15,10 +15,10 @@ from typing import Any
 from unittest import mock
 from urllib.parse import urlsplit
 
-from orchestrator.preflight.requirements import InfrastructureMissing
 from orchestrator.run_dir.folder import RunError
 from orchestrator.session.cluster import access, board
 from orchestrator.session.cluster.board import SWEEP, Posted
+from orchestrator.system.exit_codes import InfrastructureMissing
 from orchestrator.system.masking import masked, without_user
 
 TIMEOUT_S = (5.0, 60.0)

@@ -14,13 +14,13 @@ from orchestrator.cli.submission import asking, meaning
 from orchestrator.cli.submission.follow import attend, code_of, drives, followed, of_run
 from orchestrator.cli.submission.package import Order, environment
 from orchestrator.cli.submission.server import DRIVES, Job, JobServer, ServerAway
-from orchestrator.preflight.requirements import InfrastructureMissing
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.bucket import is_uri, refuse_almost_uri
 from orchestrator.run_dir.environment import origin
 from orchestrator.run_dir.folder import RunError
 from orchestrator.session.cluster.board import FRESH_S, Posted, hash_of
 from orchestrator.sweep import plan as planning
+from orchestrator.system.exit_codes import InfrastructureMissing
 
 Write = Callable[[str], None]
 

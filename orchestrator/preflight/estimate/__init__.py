@@ -18,9 +18,9 @@ from orchestrator.preflight.estimate.history import History, history
 from orchestrator.preflight.estimate.model import ArmEstimate, Estimate, Known, cost, estimate
 from orchestrator.preflight.estimate.probing import ProbeFailed, probe, probes
 from orchestrator.preflight.estimate.text import duration, time_line
-from orchestrator.run_dir.folder import address_option
 from orchestrator.session import cluster
 from orchestrator.sweep.plan import Plan
+from orchestrator.system.addresses import address_option
 
 __all__ = [
     "ArmEstimate",

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cli import exit_codes
-from orchestrator.cli.exit_codes import Exit
 from orchestrator.cli.submission import Order, asking, bring, meaning
 from orchestrator.cli.submission.parcel import PIECE, Broken, Printed, Reader, Writer, _checksum, mark
 from orchestrator.cli.submission.server import DRIVES, Job
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.folder import RunError
+from orchestrator.system import exit_codes
+from orchestrator.system.addresses import ADDRESS
+from orchestrator.system.exit_codes import Exit
 from orchestrator.system.process import this_process
 
 # Answers in a log
@@ -299,11 +300,11 @@ def test_commands_of_a_job_have_its_address_and_its_report_is_no_path_of_the_hea
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder, there = runs.at("s3://b/a%20b?x=1"), runs.at((tmp_path / "run").as_uri())
-    monkeypatch.delenv(runs.ADDRESS, raising=False)
+    monkeypatch.delenv(ADDRESS, raising=False)
     assert folder.quoted == "'s3://b/a%20b?x=1'"
     assert folder.report_pages == [str(folder.report / "report.html"), "s3://b/a%20b/report/report.html?x=1"]
     assert exit_codes.located(f"{tmp_path} is full") == f"{tmp_path} is full"
-    monkeypatch.setenv(runs.ADDRESS, "http://h:8265")
+    monkeypatch.setenv(ADDRESS, "http://h:8265")
     assert folder.quoted == "'s3://b/a%20b?x=1' --address http://h:8265"
     assert folder.report_pages == [f"orchestrator compare {folder.quoted}", "s3://b/a%20b/report/report.html?x=1"]
     assert there.report_pages == [f"orchestrator compare {there.quoted}"]
@@ -323,7 +324,7 @@ def test_commands_of_a_job_have_its_address_and_its_report_is_no_path_of_the_hea
 def test_a_path_in_what_a_job_says_is_said_to_be_the_heads(
     monkeypatch: pytest.MonkeyPatch, text: str, is_path: bool
 ) -> None:
-    monkeypatch.setenv(runs.ADDRESS, "http://h:8265")
+    monkeypatch.setenv(ADDRESS, "http://h:8265")
     assert exit_codes.located(text) == text + (" (on the cluster's head)" if is_path else "")
     assert exit_codes.ending(RunError(text)) == (exit_codes.located(text), Exit.BAD_USAGE)
 

@@ -32,12 +32,12 @@ from orchestrator.cli import main, submission
 from orchestrator.cli.submission import asking, bring, server, verbs
 from orchestrator.cli.submission.follow import _Output, _refuse_another, attend, mark_of
 from orchestrator.cli.submission.package import entrypoint, environment, package, taken_along
-from orchestrator.preflight.requirements import InfrastructureMissing
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.environment import Origin, origin
 from orchestrator.run_dir.folder import RunError
 from orchestrator.session.cluster.board import FRESH_S, hash_of
 from orchestrator.sweep import plan as planning
+from orchestrator.system.exit_codes import InfrastructureMissing
 
 TOKEN = secrets.token_hex(16)
 

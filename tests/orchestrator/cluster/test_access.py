@@ -23,9 +23,9 @@ from ray._private import services
 from real import QUICK, SWEEP, command
 
 from orchestrator.cli.submission import JobServer
-from orchestrator.preflight.requirements import InfrastructureMissing
 from orchestrator.run_dir.folder import RunError
 from orchestrator.session.cluster import access
+from orchestrator.system.exit_codes import InfrastructureMissing
 
 TOKEN = secrets.token_hex(16)
 

@@ -45,12 +45,12 @@ from jobs.config import ConfigError
 from jobs.workers.network import use_the_nodes_network
 from orchestrator import sweep as sweeps
 from orchestrator.preflight import requirements
-from orchestrator.preflight.requirements import InfrastructureMissing
 from orchestrator.run_dir.folder import RunFolder, status
 from orchestrator.session import cluster
 from orchestrator.session.cluster import Node
 from orchestrator.sweep import plan as planning
 from orchestrator.sweep.plan import Plan
+from orchestrator.system.exit_codes import InfrastructureMissing
 
 SLOWER = SWEEP.replace("steps = 8", "steps = 120").replace("checkpoint_every = 3", "checkpoint_every = 20")
 

@@ -21,12 +21,12 @@ from servers import new_database, s3_server
 
 from orchestrator import sweep as sweeps
 from orchestrator.ledger import Ledger, LedgerMissing, sqlite_url, this_process
-from orchestrator.preflight.requirements import InfrastructureMissing
 from orchestrator.run_dir import creation
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.creation import ABANDONED_S, SweepChanged, create, refuse_what_is_no_run
 from orchestrator.run_dir.folder import CREATING, CREATING_REMOTE, RunFolder
 from orchestrator.sweep import plan as planning
+from orchestrator.system.exit_codes import InfrastructureMissing
 
 SCRIPT = Path(__file__).parents[3] / "tests/support/processes/creations.py"
 

@@ -22,13 +22,14 @@ from jobs.data.resolve import locate
 from orchestrator import sweep
 from orchestrator.cli import main
 from orchestrator.ledger import Ledger, sqlite_url
-from orchestrator.preflight.requirements import InfrastructureMissing, check_shared
+from orchestrator.preflight.requirements import check_shared
 from orchestrator.run_dir import bucket as remote
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.bucket import BadAddress, Remote
 from orchestrator.run_dir.creation import SweepChanged, create, refuse_what_is_no_run
 from orchestrator.run_dir.folder import RunError, RunFolder, at, find, names
 from orchestrator.sweep import plan as planning
+from orchestrator.system.exit_codes import InfrastructureMissing
 
 QUERY = "?endpoint_override=127.0.0.1:9&scheme=http"
 

@@ -17,14 +17,14 @@ from ledgers import Run, start
 from real import SWEEP, command, wait_for
 
 from orchestrator import driver
-from orchestrator.cli import commands, exit_codes
-from orchestrator.cli.exit_codes import Exit
+from orchestrator.cli import commands
 from orchestrator.ledger import LeaseLost, LedgerUnavailable
 from orchestrator.preflight import requirements
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session.progress import Progress
 from orchestrator.session.session import Session
-from orchestrator.system import terminal, threads
+from orchestrator.system import exit_codes, terminal, threads
+from orchestrator.system.exit_codes import Exit
 
 Break = Callable[[Session], None]
 

@@ -17,13 +17,13 @@ from ledgers import Begin, Run, start
 from servers import control, new_database, postgres_server
 
 from orchestrator import driver
-from orchestrator.cli.exit_codes import Exit
 from orchestrator.ledger import LeaseHeld, LeaseLost, Ledger, LedgerAway, LedgerUnavailable, RunState
 from orchestrator.preflight import requirements
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import ending, holding
 from orchestrator.session.holding import held, renewed
 from orchestrator.session.session import Session
+from orchestrator.system.exit_codes import Exit
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from orchestrator.session import shutdown
 from orchestrator.session.progress import Progress
 from orchestrator.session.session import Session
 from orchestrator.session.shutdown import Leaving, ended_by_sigterm, quiet, signals
+from orchestrator.system.exit_codes import InfrastructureMissing
 
 
 class Left(Exception):
@@ -126,9 +127,7 @@ def test_a_run_whose_log_is_a_folder_is_driven_without_one(
 @pytest.mark.parametrize("text", ["inf", "-inf", "nan", "-1", "soon", "1e400", "25s"])
 def test_a_grace_period_that_is_no_number_of_seconds_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("ORCHESTRATOR_GRACE_S", text)
-    with pytest.raises(
-        requirements.InfrastructureMissing, match=f"ORCHESTRATOR_GRACE_S={text} is no number of seconds"
-    ):
+    with pytest.raises(InfrastructureMissing, match=f"ORCHESTRATOR_GRACE_S={text} is no number of seconds"):
         requirements.grace_s()
 
 

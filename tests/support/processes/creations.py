@@ -27,12 +27,12 @@ from typing import Any
 
 from orchestrator import sweep
 from orchestrator.ledger import Ledger, LedgerError, LedgerMissing, database, ledger, sqlite_url
-from orchestrator.preflight.requirements import InfrastructureMissing
 from orchestrator.run_dir import creation
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.bucket import RemoteError
 from orchestrator.run_dir.environment import Origin, environment, origin
 from orchestrator.sweep import plan
+from orchestrator.system.exit_codes import InfrastructureMissing
 
 TRACED = {module.__file__ for module in (creation, ledger, database)}
 

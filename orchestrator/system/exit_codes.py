@@ -10,6 +10,7 @@ import traceback
 from enum import IntEnum
 from pathlib import Path
 
+from orchestrator.system.addresses import address_option
 from orchestrator.system.masking import masked
 
 
@@ -28,6 +29,15 @@ class Exit(IntEnum):
     """Under the driver. The same command continues."""
     INTERRUPTED = 130
     """Stopped, and can be continued."""
+
+
+class InfrastructureMissing(Exception):
+    """Ray, MLflow, storage or disk is not there; the text names the remedy."""
+
+    exit_code = Exit.MISSING
+
+    printed = ""
+    """What a library has printed meanwhile: for driver.log."""
 
 
 TRACEBACK = "ORCHESTRATOR_TRACEBACK"
@@ -64,8 +74,6 @@ PATH = re.compile(r"(?<![\w:/.~-])/\w|\b(?:sqlite|file):///")
 
 def located(text: str) -> str:
     """A text that names paths, for whoever reads it: of a job's they are the head's, which it then says."""
-    from orchestrator.run_dir.folder import address_option
-
     return f"{text} (on the cluster's head)" if address_option() and PATH.search(text) else text
 
 
@@ -77,19 +85,12 @@ def ending(error: Exception) -> tuple[str, int] | None:
 
 
 def _ending(error: Exception) -> tuple[str, int] | None:
+    """Errors of ours say their own exit code, as `exit_code`; those of jobs are about what a person gave."""
     from jobs.config import ConfigError
-    from orchestrator.ledger import LeaseHeld, LeaseLost, LedgerError
-    from orchestrator.preflight.requirements import InfrastructureMissing
-    from orchestrator.run_dir.bucket import BadAddress, RemoteError
-    from orchestrator.run_dir.folder import RunError
-    from orchestrator.system.scratch import ScratchMissing
 
-    if isinstance(error, LeaseHeld | LeaseLost):
-        return str(error), Exit.HELD
-    if isinstance(error, LedgerError | RemoteError | InfrastructureMissing | ScratchMissing):
-        return str(error), Exit.MISSING
-    if isinstance(error, ConfigError | RunError | BadAddress):
-        return str(error), Exit.BAD_USAGE
+    code = Exit.BAD_USAGE if isinstance(error, ConfigError) else getattr(error, "exit_code", None)
+    if isinstance(code, Exit):
+        return str(error), code
     if isinstance(error, BrokenPipeError):
         return None
     if isinstance(error, OSError):

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from jobs.config import ConfigError, Fault
-from orchestrator.cli import commands, exit_codes
+from orchestrator.cli import commands
 from orchestrator.ledger import LeaseHeld, LedgerError
-from orchestrator.preflight.requirements import InfrastructureMissing
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.bucket import BadAddress, RemoteError
 from orchestrator.run_dir.folder import RunError
+from orchestrator.system import exit_codes
+from orchestrator.system.exit_codes import InfrastructureMissing
 from orchestrator.system.scratch import ScratchMissing
 
 ENDINGS: list[tuple[Exception, int]] = [
