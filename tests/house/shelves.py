@@ -1,0 +1,153 @@
+"""Where every module stands, and what may import what: the table that test_architecture.py holds the code to, and from
+which the picture in ARCHITECTURE.md is made.
+
+    python tests/house/shelves.py         print the picture
+    python tests/house/shelves.py write   put it into ARCHITECTURE.md
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+SHELVES = {
+    "jobs": "workers > train > export metrics > data > artifacts losses models > core optim > config",
+    "jobs/artifacts": "audit > checkpoint trial_dir > storage > manifest",
+    "jobs/config": "job > identity > validation",
+    "jobs/core": "failures > collectives device paths plain provenance randomness usage",
+    "jobs/data": "__main__ > validate > images sentences > sources > resolve > formats > batches faults remedies",
+    "jobs/data/formats": "objects tables > arrow decoded lines quick",
+    "jobs/data/images": "pixels > encoded > links > arrays > augment decoding finding layout mistaken survey",
+    "jobs/data/sentences": "scored > beside cells duplicates texts > columns tokens",
+    "jobs/export": "image_module > __main__ card embed folder",
+    "jobs/losses": "stream > masks > tiles > problem",
+    "jobs/metrics": "evaluate",
+    "jobs/models": "model > encoders fitness > reading > transformer > modeling_resnet pretrained > dropout errors mlm "
+    "pooling resnet",
+    "jobs/models/pretrained": "weights > anatomy > folder > modules",
+    "jobs/optim": "",
+    "jobs/train": "__main__ loop > gradient_check microbatches > budget continuing origin step",
+    "jobs/workers": "group > heartbeat profile > memory network node_info",
+    "orchestrator": "cli > driver > preflight verify > tracking > report > session > run_dir > ledger sweep > "
+    "statistics system",
+    "orchestrator/cli": "__main__ > answer commands > submission",
+    "orchestrator/cli/submission": "bring > verbs > follow > asking meaning > package parcel server",
+    "orchestrator/ledger": "ledger > damage lease readonly > database > outage postgres schema > records",
+    "orchestrator/preflight": "doctor > checks estimate > findings node requirements",
+    "orchestrator/preflight/estimate": "history probing text > model",
+    "orchestrator/report": "mlflow_note write > parquet render > summary > formatting",
+    "orchestrator/report/render": "content > page tables > blocks > plots > figure",
+    "orchestrator/report/summary": "multi_run > evidence > arms warnings > budgets compatibility pairs",
+    "orchestrator/run_dir": "export > creation provenance > folder > bucket environment",
+    "orchestrator/session": "shutdown > ending holding tune_executor > session > cluster progress schedule",
+    "orchestrator/session/cluster": "slots > picture room start > access board sharing",
+    "orchestrator/statistics": "",
+    "orchestrator/sweep": "load plan > search validate > labels limits overrides shape space > model > values",
+    "orchestrator/sweep/space": "grid multiples > conditions",
+    "orchestrator/system": "scratch > exit_codes > addresses terminal > display masking process threads",
+    "orchestrator/tracking": "projection > settle > store > encoders metadata publish pyfunc_model ui view",
+    "orchestrator/verify": "mending > disk_checks ledger_checks mlflow_checks origin_checks > facts",
+}
+"""Folder -> its modules and folders from top to bottom, levels apart by `>`. One imports from the levels below its own.
+`__init__` has no place in it: it is the folder's own, which gathers what is below."""
+
+BEGIN, END = "```\n", "```\n"
+
+WIDTH, START = 120, "  START HERE"
+
+
+def levels(folder: str) -> dict[str, int]:
+    """Depth of each unit of a folder, 0 at the top."""
+    return {name: depth for depth, level in enumerate(SHELVES[folder].split(" > ")) for name in level.split()}
+
+
+@cache
+def modules(root: Path = ROOT) -> dict[str, str]:
+    """Dotted name -> path of every module of both packages."""
+    paths = sorted(path.relative_to(root) for top in ("jobs", "orchestrator") for path in (root / top).rglob("*.py"))
+    return {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path.as_posix() for path in paths}
+
+
+def imported(source: str, package: str, known: set[str]) -> Iterator[str]:
+    """The modules of `known` that a source in `package` imports, wherever in it, as far down as they are named."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                if whole in known or base in known:
+                    yield whole if whole in known else base
+
+
+@cache
+def arrows(root: Path = ROOT) -> list[tuple[str, str, str]]:
+    """(folder, user, used) for each import between two units of a folder: where the paths of both modules part."""
+    known = modules(root)
+    found = []
+    for name, path in known.items():
+        package = name if path.endswith("__init__.py") else name.rpartition(".")[0]
+        for other in imported((root / path).read_text("utf-8"), package, set(known)):
+            mine, its = path.split("/"), known[other].split("/")
+            depth = next((at for at, (a, b) in enumerate(zip(mine, its, strict=False)) if a != b), None)
+            if depth:
+                user, used = (part[depth].removesuffix(".py") for part in (mine, its))
+                if "__init__" not in (user, used):
+                    found.append(("/".join(mine[:depth]), user, used))
+    return found
+
+
+def picture() -> str:
+    """The folders and files from top to bottom, each with the first sentence of what it says of itself."""
+    lines: list[str] = []
+    for top in ("orchestrator", "jobs"):
+        lines += [f"{top + '/':<24}{_sentence(top)}", *_below(top, 1)]
+        if top == "orchestrator":
+            lines.append(" ===== the boundary: ranks import what is below it, which imports nothing of what is above")
+    return "\n".join(line if len(line) <= WIDTH else _cut(line) for line in lines) + "\n"
+
+
+def _cut(line: str) -> str:
+    """A line up to its colon, or else to the last comma that leaves it short enough."""
+    head, colon, rest = line.partition(": ")
+    mark = START if rest.endswith(START) else ""
+    return f"{head}{mark}" if colon and len(head) <= WIDTH else line[:WIDTH].rpartition(", ")[0]
+
+
+def _below(folder: str, depth: int) -> Iterator[str]:
+    for name in levels(folder):
+        inner = f"{folder}/{name}"
+        if inner in SHELVES:
+            yield f"{'  ' * depth + name + '/':<24}{_sentence(inner)}"
+            yield from _below(inner, depth + 1)
+        elif depth == 1:
+            yield f"{'  ' * depth + name + '.py':<24}{_sentence(inner)}"
+
+
+def _sentence(unit: str) -> str:
+    path = ROOT / unit
+    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text("utf-8")
+    text = " ".join((ast.get_docstring(ast.parse(source)) or "").split())
+    first = text.partition(". ")[0].removesuffix(".")
+    return f"{first}{START}" if START.strip() in text and START.strip() not in first else first
+
+
+def with_picture(page: str) -> str:
+    """ARCHITECTURE.md with today's picture in the place of its first block."""
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}{picture()}{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    page = ROOT / "ARCHITECTURE.md"
+    if sys.argv[1:] == ["write"]:
+        page.write_text(with_picture(page.read_text("utf-8")), "utf-8")
+    else:
+        sys.stdout.write(picture())
