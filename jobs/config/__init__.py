@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-from jobs.config.job import (
-    COMPUTING as COMPUTING,
-)
-from jobs.config.job import (
-    DIVIDES as DIVIDES,
-)
-from jobs.config.job import (
-    POINTS as POINTS,
-)
-from jobs.config.job import (
-    Augment as Augment,
-)
-from jobs.config.job import (
-    Budget as Budget,
-)
-from jobs.config.job import (
-    ConfigError as ConfigError,
-)
-from jobs.config.job import (
-    Execution as Execution,
-)
-from jobs.config.job import (
-    Fault as Fault,
-)
-from jobs.config.job import (
-    JobConfig as JobConfig,
-)
-from jobs.config.job import (
-    Loss as Loss,
-)
-from jobs.config.job import (
-    Optimizer as Optimizer,
-)
-from jobs.config.job import (
-    Section as Section,
-)
-from jobs.config.job import (
-    canonical as canonical,
-)
-from jobs.config.job import (
-    faults as faults,
-)
-from jobs.config.job import (
-    field_names as field_names,
-)
-from jobs.config.job import (
-    load_job as load_job,
-)
-from jobs.config.job import (
-    nearest as nearest,
-)
-from jobs.config.job import (
-    trial_id as trial_id,
-)
+from jobs.config.job import COMPUTING as COMPUTING
+from jobs.config.job import DIVIDES as DIVIDES
+from jobs.config.job import POINTS as POINTS
+from jobs.config.job import Augment as Augment
+from jobs.config.job import Budget as Budget
+from jobs.config.job import ConfigError as ConfigError
+from jobs.config.job import Execution as Execution
+from jobs.config.job import Fault as Fault
+from jobs.config.job import JobConfig as JobConfig
+from jobs.config.job import Loss as Loss
+from jobs.config.job import Optimizer as Optimizer
+from jobs.config.job import Section as Section
+from jobs.config.job import canonical as canonical
+from jobs.config.job import faults as faults
+from jobs.config.job import field_names as field_names
+from jobs.config.job import load_job as load_job
+from jobs.config.job import nearest as nearest
+from jobs.config.job import trial_id as trial_id

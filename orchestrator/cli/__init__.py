@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.cli.commands import main as main
+from orchestrator.cli import commands, reading
+from orchestrator.cli.group import main
+
+__all__ = ["commands", "main", "reading"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.cli.commands import main
+from orchestrator.cli.group import main
 
 if __name__ == "__main__":
     main()

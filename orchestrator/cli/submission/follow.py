@@ -10,17 +10,7 @@ from collections.abc import Callable
 
 from orchestrator.cli.submission import meaning
 from orchestrator.cli.submission.package import Order, entrypoint, package
-from orchestrator.cli.submission.server import (
-    ADDRESS,
-    DRIVES,
-    ORDER,
-    REQUEST,
-    RUN,
-    VERB,
-    Job,
-    JobServer,
-    ServerAway,
-)
+from orchestrator.cli.submission.server import ADDRESS, DRIVES, ORDER, REQUEST, RUN, VERB, Job, JobServer, ServerAway
 from orchestrator.run_dir.bucket import BadAddress, is_uri
 from orchestrator.run_dir.folder import ASKED, RunError, at
 from orchestrator.session.cluster.board import SWEEP

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from orchestrator.cli import commands, main
+from orchestrator.cli import main, printing
 from orchestrator.ledger import WAITS, Ledger, RunState, Trial, sqlite_url, this_process
 
 SWEEPS = Path(__file__).parents[3] / "sweeps"
@@ -153,11 +153,11 @@ def test_many_trials_are_told_in_no_time_and_each_once(capsys: pytest.CaptureFix
     trials = [trial_of(number) for number in range(20_000)]
     trials[7] |= {"state": "failed", "failure": "user_error", "message": "row 3\n\x1b[31mred [b]"}
     began = time.process_time()
-    commands._print_status(told_of(trials), "runs/quick")
+    printing.print_status(told_of(trials), "runs/quick")
     assert time.process_time() - began < 5
     head, names, *rows = capsys.readouterr().out.splitlines()
     assert head == "quick: running; driven by nobody; continue it: orchestrator resume runs/quick"
-    assert names.split() == list(commands.TRIAL)
+    assert names.split() == list(printing.TRIAL)
     assert [row.split()[0] for row in rows] == [trial["id"] for trial in trials]
     assert rows[7].endswith(r"user_error: row 3\n\x1b[31mred [b]")
     assert {row.index("0.5000") for row in rows} == {rows[0].index("0.5000")}
@@ -169,10 +169,10 @@ def test_of_many_trials_a_watch_shows_those_that_move(count: int, shown: list[in
     after = [*before]
     after[1], after[2] = trial_of(1, state="running"), trial_of(2, attempts=2)
     before[1] = after[1]
-    found = commands._watched(told_of(after), told_of(before))
+    found = printing._watched(told_of(after), told_of(before))
     assert found == [after[number] for number in shown]
     changed = [trial_of(number, attempts=2) for number in range(count)]
-    assert len(commands._watched(told_of(changed), told_of(before))) == min(count, commands.MOST_WATCHED)
+    assert len(printing._watched(told_of(changed), told_of(before))) == min(count, printing.MOST_WATCHED)
 
 
 @pytest.mark.parametrize("state", ["queued", "stopped", "done"])

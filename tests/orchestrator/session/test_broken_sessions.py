@@ -17,7 +17,7 @@ from ledgers import Run, start
 from real import SWEEP, command, wait_for
 
 from orchestrator import driver
-from orchestrator.cli import commands
+from orchestrator.cli import group
 from orchestrator.ledger import LeaseLost, LedgerUnavailable
 from orchestrator.preflight import requirements
 from orchestrator.run_dir.folder import RunFolder
@@ -106,7 +106,7 @@ def resume(run: Run, monkeypatch: pytest.MonkeyPatch, broken: Break) -> Result:
     monkeypatch.setattr(driver, "resume", drive)
     monkeypatch.setattr(driver, "_execute", lambda _plan, _folder, session, **_: broken(session))
     monkeypatch.setattr(terminal, "survive", lambda: None)  # it is for good
-    return CliRunner().invoke(commands.main, ["resume", "demo", "--offline"])
+    return CliRunner().invoke(group.main, ["resume", "demo", "--offline"])
 
 
 @pytest.mark.parametrize("way", WAYS)

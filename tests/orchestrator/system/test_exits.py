@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.config import ConfigError, Fault
-from orchestrator.cli import commands
+from orchestrator.cli import group
 from orchestrator.ledger import LeaseHeld, LedgerError
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.bucket import BadAddress, RemoteError
@@ -65,7 +65,7 @@ def test_what_nobody_expected_is_one_line_and_a_file(
     monkeypatch.delenv(exit_codes.TRACEBACK, raising=False)
     monkeypatch.setattr(runs, "find", broken)
     with pytest.raises(SystemExit) as end:
-        commands.main(["status", "small"])
+        group.main(["status", "small"])
     assert end.value.code == 4
     first, _, rest = capsys.readouterr().err.partition("; details: ")
     assert first == "error: unexpected ZeroDivisionError: the first line; this is a fault of the program"
@@ -74,7 +74,7 @@ def test_what_nobody_expected_is_one_line_and_a_file(
     assert "in broken" in details.read_text()
     monkeypatch.setenv(exit_codes.TRACEBACK, "1")
     with pytest.raises(ZeroDivisionError):
-        commands.main(["status", "small"])
+        group.main(["status", "small"])
 
 
 def test_details_that_cannot_be_kept_are_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

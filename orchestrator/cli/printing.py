@@ -1,0 +1,207 @@
+"""What the verbs print: data as data, in tables and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.core.plain import one_line, visible, visible_lines
+from orchestrator.system.display import Harmless, cell, table_lines
+
+if TYPE_CHECKING:
+    from orchestrator.preflight.estimate import Estimate
+    from orchestrator.sweep.plan import Plan
+
+
+BUDGETS = ("samples", "steps", "seconds")
+"""What a job may be given of, in the order of the plan's table."""
+
+
+MOST_ROWS, MOST_WATCHED = 300, 100
+"""Trials of a table that rich lays out, a millisecond for each; and of one that is drawn every second."""
+
+
+UNKNOWN = "-"
+"""In a table: what is not known, or not there."""
+
+
+def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print text in which there may be data."""
+    click.echo(visible_lines(text), err=err, nl=nl)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON."""
+    click.echo(json.dumps(value, indent=1, allow_nan=False))
+
+
+def print_whole(renderable: Any) -> None:
+    """Print something of rich as wide as it is, also into a pipe."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    Console(highlight=False, width=None if console.is_terminal else 120).print(Harmless(renderable))
+
+
+def print_plan(made: Plan, estimate: Estimate, probe: str) -> None:
+    """Print what a sweep would run, what it can show and how long it takes. probe: the command that measures that."""
+    from rich.table import Table
+
+    from orchestrator.preflight.estimate import time_line
+
+    summary, differs = made.summary(), made.summary()["differs"]
+    echo(f"{one_line(made.sweep.question)}\n")
+    keys = [key for key in differs if not key.startswith("budget.") and key not in BUDGETS]
+    columns = [(key.rpartition(".")[2], [_level(key, value) for value in differs[key]]) for key in keys]
+    budgets = [arm.config(stage="confirm", seed=0).budget for arm in made.arms]
+    for key in BUDGETS:
+        pairs = zip(summary["arms"], budgets, strict=True)
+        columns.append((key, [shown_arm(arm.get(key) or getattr(budget, key, None)) for arm, budget in pairs]))
+    columns.append(("s/trial", [shown_arm(_rounded(arm.trial_seconds)) for arm in estimate.arms]))
+    columns.append(("peak MB", [shown_arm(_rounded(arm.peak_memory_mb)) for arm in estimate.arms]))
+    columns = [(name, values) for name, values in columns if set(values) != {UNKNOWN}]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("arm", overflow="fold")
+    for name, _ in columns:
+        table.add_column(cell(name), justify="right", overflow="fold")
+    for place, arm in enumerate(made.arms):
+        table.add_row(cell(arm.label), *(cell(values[place]) for _, values in columns))
+    print_whole(table)
+    first = summary["arms"][0]
+    same = [key for key in (*BUDGETS, "negatives_per_anchor") if key not in differs and first.get(key) is not None]
+    shown = ", ".join(f"{key.replace('_', ' ')} {shown_arm(first[key])}" for key in same)
+    echo(f"\nequal in every arm: {shown or 'none of samples, steps, seconds, negatives per anchor'}")
+    echo(f"metric:    {made.sweep.metric.name} ({made.sweep.metric.mode})")
+    echo(f"contrasts: {'; '.join(f'{a} against {b}' for a, b in made.contrasts)}")
+    for a, b in made.contrasts:
+        if (a, b) not in made.tested:
+            tuned = ": tuned once, frozen together" if made.searched_with.get(a) or made.searched_with.get(b) else ""
+            echo(f"one objective: {a} and {b} differ in execution alone{tuned}, and are not tested")
+    echo(f"trials:    {made.trials['tune']} tune, {made.trials['confirm']} confirm")
+    echo(f"seeds:     tune {list(made.tune_seeds)}, confirm {list(made.confirm_seeds)}")
+    echo(f"time:      {time_line(estimate, probe)}")
+    echo(f"smallest p reachable: {made.smallest_p:.4g}")
+    for warning in (*made.warnings, *estimate.notes):
+        echo(f"note: {visible(warning)}")
+
+
+def _rounded(value: float | None) -> float | int | None:
+    """A measured number as a table shows it."""
+    return None if value is None else round(value, 1) if value < 10 else round(value)
+
+
+def shown_arm(value: Any) -> str:
+    """A value as a table shows it."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _level(key: str, value: Any) -> str:
+    """The value of an arm: of a job key, None is a value, and of what follows from the job it is unknown."""
+    return "none" if value is None and "." in key else shown_arm(value)
+
+
+def print_verified(found: dict[str, Any]) -> None:
+    """Print what `verify` has found."""
+    numbers = ("trials", "mlflow_runs", "points", "checkpoints")
+    counted = ", ".join(f"{found[name]:,} {name.replace('mlflow_', 'MLflow ')}" for name in numbers)
+    faults = len(found["faults"])
+    echo(f"verify: {'ok' if found['ok'] else f'{faults} fault' + 's' * (faults > 1)}, {counted}")
+    for kind in ("fault", "note"):
+        for text in found[f"{kind}s"]:
+            echo(f"{kind}: {visible(text)}")
+
+
+def print_exported(done: dict[str, Any]) -> None:
+    """Print what was exported, and where to."""
+    echo(f"{done['chosen']}: step {done['step']:,}, {done['width']} columns")
+    for remark in done["remarks"]:
+        echo(f"note: {visible(remark)}")
+    echo(f"encoder: {done['path']}")
+    code = f"SentenceTransformer({done['path']!r}{', trust_remote_code=True' if done['trust_remote_code'] else ''})"
+    echo(f"load it: {code}, or as {Path(done['path']) / 'README.md'} says")
+
+
+TRIAL = ("trial", "stage", "arm", "seed", "state", "step", "metric", "attempts", "failure")
+"""Columns of the trials of a run."""
+
+
+def print_status(found: dict[str, Any], run: str) -> None:
+    """Say how a run stands. run: as a command takes it."""
+    if len(found["trials"]) <= MOST_ROWS:
+        print_whole(_status_table(found, found["trials"], run))
+        return
+    rows = table_lines(TRIAL, map(_trial_cells, found["trials"]))
+    echo("\n".join([*map(visible, _status_lines(found, run)), *rows]))
+
+
+def _status_table(found: dict[str, Any], trials: Sequence[dict[str, Any]], run: str) -> Any:
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in TRIAL:
+        table.add_column(name, overflow="fold")
+    for trial in trials:
+        table.add_row(*map(cell, _trial_cells(trial)))
+    more = len(found["trials"]) - len(trials)
+    return Group(*map(cell, _status_lines(found, run)), table, *([cell(f"and {more:,} more")] if more else []))
+
+
+def _status_lines(found: dict[str, Any], run: str) -> list[str]:
+    counts = "  ".join(f"{state} {count}" for state, count in found["counts"].items() if count)
+    if found["driver"]:
+        driven = f"driven by {found['driver']['holder'].partition(' [')[0]}"
+    else:
+        over = found["state"] == "done"
+        driven = f"driven by nobody{'' if over else f'; continue it: orchestrator resume {run}'}"
+    parts = [part for part in (found["state"], counts, driven) if part]
+    return [f"{found['sweep']}: {'; '.join(parts)}", *([found["waits"]] if found["waits"] else [])]
+
+
+def _trial_cells(trial: dict[str, Any]) -> tuple[Any, ...]:
+    metric = "-" if trial["metric"] is None else f"{trial['metric']:.4f}"
+    failure = trial["failure"] or ""
+    if failure and trial["message"]:
+        failure += f": {trial['message']}"
+    first = (trial["id"], trial["stage"], trial["arm"], trial["seed"], trial["state"], trial["step"] or 0, metric)
+    return (*first, trial["attempts"], failure)
+
+
+def watch_status(look: Callable[[], dict[str, Any] | None], run: str) -> None:
+    """Show how a run stands while it may change by itself, or until nobody tells any more; of many trials those that
+    run or have just changed. run: as a command takes it."""
+    import time
+
+    from rich.live import Live
+
+    def goes_on(found: dict[str, Any]) -> bool:
+        """Whether it may change by itself: a run that is planned has not got its driver yet; one that is running and
+        has none was killed."""
+        return found["state"] == "planned" or (found["state"] in ("queued", "running") and found["driver"] is not None)
+
+    found = look()
+    if found is None:
+        return
+    with Live(Harmless(_status_table(found, _watched(found, found), run)), refresh_per_second=1) as live:
+        while (latest := look()) is not None:
+            live.update(Harmless(_status_table(latest, _watched(latest, found), run)))
+            found = latest
+            if not goes_on(found):
+                return
+            time.sleep(2)
+
+
+def _watched(found: dict[str, Any], before: dict[str, Any]) -> list[dict[str, Any]]:
+    """The trials that are shown: all, or of many those that run and those that have changed."""
+    trials: list[dict[str, Any]] = found["trials"]
+    if len(trials) <= MOST_WATCHED:
+        return trials
+    known = {trial["id"]: trial for trial in before["trials"]}
+    moving = [trial for trial in trials if trial["state"] == "running" or trial != known.get(trial["id"])]
+    return moving[:MOST_WATCHED]
