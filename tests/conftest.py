@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 SpawnRanks = Callable[..., list[Any]]
+
+# Tests use each other's helpers: their files have names of their own, whatever folder they lie in.
+sys.path += sorted({str(path.parent) for path in Path(__file__).parent.rglob("test_*.py")} - set(sys.path))
 
 
 # Property tests try the same examples in every run, so that what passes on one machine passes on a fresh clone. New

@@ -1,0 +1,299 @@
+"""What is written of a run, and what MLflow has been told of it. Every method that writes is one transaction, and
+raises LeaseLost unless this process holds the lease.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from orchestrator.ledger import schema
+from orchestrator.ledger.outage import RETRIED
+from orchestrator.ledger.reading import Reading
+from orchestrator.ledger.records import (
+    Attempt,
+    AttemptState,
+    LedgerError,
+    Outcome,
+    Point,
+    RunState,
+    Suggestion,
+    Trial,
+    TrialState,
+)
+from orchestrator.ledger.rows import insert_trials, named, patient
+from orchestrator.system.masking import masked
+
+PENDING: tuple[TrialState, ...] = ("queued", "running", "failed")
+"""States from which a trial may be queued again. What is done or pruned stays."""
+
+REQUEUED = "queued_again"
+"""Kind of the event that notes whose request to queue a trial again was met."""
+
+
+class Writing(Reading):
+    """The writing side of a ledger."""
+
+    @patient
+    def set_run(
+        self,
+        *,
+        state: RunState | None = None,
+        sweep: dict[str, Any] | None = None,
+        environment: dict[str, Any] | None = None,
+        mlflow_experiment_id: str | None = None,
+        mlflow_run_id: str | None = None,
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        """Change what is given of the run."""
+        given = {
+            "provenance": provenance,
+            "state": state,
+            "sweep": sweep,
+            "environment": environment,
+            "mlflow_experiment_id": mlflow_experiment_id,
+            "mlflow_run_id": mlflow_run_id,
+        }
+        values = {key: value for key, value in given.items() if value is not None}
+        with self._write() as (connection, _):
+            connection.execute(schema.runs.update().where(schema.runs.c.uuid == self.uuid).values(**values))
+
+    @patient
+    def event(self, kind: str, text: str, trial: str | None = None) -> None:
+        """Note that something happened."""
+        with self._write() as (connection, _):
+            table, text = schema.events, masked(text)
+            row = {"run": self.uuid, "time": time.time(), "kind": kind, "text": text, "trial": trial}
+            last = self._of(table, table.c.kind, table.c.text, table.c.trial).order_by(table.c.id.desc()).limit(1)
+            if RETRIED.get() and connection.execute(last).first() == (kind, text, trial):
+                return
+            connection.execute(table.insert().values(**row))
+
+    @patient
+    def add_trials(self, trials: Iterable[Trial]) -> None:
+        """Plan trials. One that is there already is left as it is."""
+        with self._write() as (connection, _):
+            insert_trials(self._database, connection, self.uuid, trials)
+
+    @patient
+    def add_suggestion(self, suggestion: Suggestion, trials: Iterable[Trial] = ()) -> None:
+        """Record a suggestion with the trials it asks for, those that are new. The same again is fine.
+
+        Raises LedgerError when the arm's suggestion of that number was another one.
+        """
+        with self._write() as (connection, _):
+            insert_trials(self._database, connection, self.uuid, trials)
+            self._first_stands(connection, schema.suggestions, ("arm", "number"), asdict(suggestion))
+
+    @patient
+    def freeze(self, arm: str, params: dict[str, Any], number: int | None, hash: str) -> None:  # noqa: A002
+        """Record the setting an arm is confirmed with. The same again is fine. Raises LedgerError for another one."""
+        row = {"arm": arm, "params": params, "number": number, "hash": hash}
+        with self._write() as (connection, _):
+            self._first_stands(connection, schema.frozen, ("arm",), row)
+
+    @patient
+    def start_attempt(
+        self, trial_id: str, execution: dict[str, Any], host: str, *, provenance: dict[str, Any] | None = None
+    ) -> int:
+        """Begin an attempt of a queued trial and return its number, from 1. Raises LedgerError in another state.
+
+        provenance: digests of what it is to run with, until `set_provenance` says what it does run with.
+        """
+        now = time.time()
+        with self._write() as (connection, token):
+            mine = self._latest_attempt(connection, trial_id) if RETRIED.get() else None
+            if mine is not None and (mine.state, mine.token) == ("running", token):
+                return int(mine.number)
+            trial = self._lock(connection, trial_id, ("queued",), "start")
+            number: int = trial.attempts + 1
+            self._set_trial(connection, trial_id, state="running", attempts=number, started=trial.started or now)
+            row = {"run": self.uuid, "trial": trial_id, "number": number, "token": token, "state": "running"}
+            row |= {"execution": execution, "host": host, "started": now, "provenance": provenance}
+            connection.execute(schema.attempts.insert().values(**row))
+        return number
+
+    @patient
+    def set_provenance(self, trial_id: str, number: int, provenance: dict[str, Any]) -> None:
+        """Record the digests of the code, the data and the weights that an attempt runs with."""
+        with self._write() as (connection, _):
+            self._set_attempt(connection, trial_id, number, provenance=provenance)
+
+    @patient
+    def finish_attempt(
+        self,
+        trial_id: str,
+        number: int,
+        *,
+        state: AttemptState,
+        outcome: Outcome | None = None,
+        metric: float | None = None,
+        metrics: dict[str, Any] | None = None,
+        step: int | None = None,
+        result: dict[str, Any] | None = None,
+        failure: str | None = None,
+        message: str | None = None,
+        again: bool = False,
+        points: Sequence[Point] = (),
+    ) -> None:
+        """End a running attempt, and its trial with it. points: the last of it, which are kept or lost with its end.
+
+        `done`, `pruned` and `failed` are the trial's state too; `interrupted`, and `failed` with `again`, put it back
+        in the queue. Raises LedgerError when the attempt is not the trial's running one.
+        """
+        now, ends = time.time(), state in ("done", "pruned")
+        queued = state == "interrupted" or (state == "failed" and again)
+        if state == "running":
+            raise LedgerError("an attempt ends as done, pruned, failed or interrupted, not as running")
+        with self._write() as (connection, _):
+            latest = self._latest_attempt(connection, trial_id) if RETRIED.get() else None
+            if latest is not None and (latest.number, latest.state) == (number, state):
+                return
+            trial = self._lock(connection, trial_id, ("running",), "finish")
+            if trial.attempts != number:
+                raise LedgerError(f"trial {trial_id} runs attempt {trial.attempts}; attempt {number} has ended already")
+            self._add_points(connection, trial_id, number, points)
+            failure = None if ends else failure or state
+            ending = {"failure": failure, "message": message, "ended": now}
+            self._set_attempt(connection, trial_id, number, state=state, **ending)
+            kept = {"outcome": outcome, "metric": metric, "metrics": metrics, "step": step, "result": result}
+            self._set_trial(
+                connection,
+                trial_id,
+                state="queued" if queued else state,
+                failure=failure,
+                message=None if ends else message,
+                ended=None if queued else now,
+                **{key: value for key, value in kept.items() if value is not None},
+            )
+
+    @patient
+    def record_points(self, trial_id: str, attempt: int, points: Sequence[Point]) -> None:
+        """Add points of one trial, in one transaction. Where (key, step) is there already, the first value stands."""
+        if points:
+            with self._write() as (connection, _):
+                self._add_points(connection, trial_id, attempt, points)
+
+    @patient
+    def requeue(self, trial_id: str, *, asked: str | None = None) -> None:
+        """Give a failed trial another attempt. Raises LedgerError for one that is done or pruned.
+
+        asked: names the request, which is met once for each trial, by however many drivers it is given to.
+        """
+        with self._write() as (connection, _):
+            if asked is not None:
+                row = {"kind": REQUEUED, "text": asked, "trial": trial_id}
+                table = schema.events
+                if connection.execute(self._of(table).where(*(table.c[key] == row[key] for key in row))).first():
+                    return
+                connection.execute(table.insert().values(run=self.uuid, time=time.time(), **row))
+            trial = self._lock(connection, trial_id, PENDING, "queue")
+            if trial.state == "running":
+                ending = _interrupted("queued again while it ran")
+                self._set_attempt(connection, trial_id, trial.attempts, **ending)
+            self._set_trial(connection, trial_id, state="queued", outcome=None, ended=None)
+
+    @patient
+    def give_up(self, trial_id: str) -> None:
+        """A failed trial is not tried again: its setting counts as infeasible. Raises LedgerError for another state."""
+        with self._write() as (connection, _):
+            self._lock(connection, trial_id, ("failed",), "give up")
+            self._set_trial(connection, trial_id, outcome="infeasible")
+
+    @patient
+    def reconcile(self) -> list[Attempt]:
+        """Close as `interrupted` the attempts that an earlier holder of the lease left running, and queue their trials.
+
+        Returns those attempts as they are afterwards, in one transaction; attempts of this holder are left alone. They
+        ended when their driver last gave a sign of life: the time that the run stood still is nobody's.
+        """
+        table, ending = schema.attempts, _interrupted("the driver ended before the attempt did")
+        closed = []
+        with self._write() as (connection, token):
+            left = self._of(table, *named(Attempt, table)).where(table.c.state == "running", table.c.token < token)
+            found = [Attempt(**row) for row in connection.execute(left.order_by(table.c.trial)).mappings()]
+            for one in found:
+                ending["ended"] = self._last_sign(connection, one)
+                self._set_attempt(connection, one.trial, one.number, **ending)
+                closed.append(replace(one, **ending))
+                shown = {"failure": ending["failure"], "message": ending["message"]}
+                self._set_trial(connection, one.trial, state="queued", **shown)
+        return closed
+
+    def _last_sign(self, connection: Connection, attempt: Attempt) -> float:
+        """When something was last heard of an attempt that was left running, or of its driver."""
+        table = schema.points
+        own = (table.c.trial == attempt.trial) & (table.c.attempt == attempt.number)
+        newest = connection.execute(self._of(table, sa.func.max(table.c.time)).where(own)).scalar()
+        return max(moment for moment in (attempt.started, newest, self._lease.predecessor_seen) if moment is not None)
+
+
+def _interrupted(why: str) -> dict[str, Any]:
+    return {"state": "interrupted", "failure": "interrupted", "message": why, "ended": time.time()}
+
+
+class Projecting(Reading):
+    """The projection's side of a ledger: what MLflow has been told."""
+
+    @patient
+    def unprojected_trials(self) -> list[Trial]:
+        """Trials that were started and whose state MLflow has not been told, in the order they were planned."""
+        table = schema.trials
+        return self._trials(table.c.revision > table.c.projected, table.c.attempts > 0)
+
+    @patient
+    def mark_trial_projected(self, trial: Trial) -> None:
+        """MLflow has been told the trial's state as of `trial.revision`."""
+        with self._write() as (connection, _):
+            self._update(connection, trial.id, projected=trial.revision)
+
+    @patient
+    def set_mlflow_run(self, trial_id: str, run_id: str) -> None:
+        """Record the MLflow run of a trial."""
+        with self._write() as (connection, _):
+            self._update(connection, trial_id, mlflow_run_id=run_id)
+
+    @patient
+    def unprojected_points(self, limit: int = 1000, trial_id: str | None = None) -> list[Point]:
+        """At most `limit` points that MLflow has not been told, by trial and step."""
+        return self._points(trial_id, limit=limit)
+
+    @patient
+    def waiting(self) -> dict[str, int]:
+        """How many points MLflow has not been told, by trial; trials without one are not there."""
+        table = schema.points
+        query = self._of(table, table.c.trial, sa.func.count()).where(~table.c.projected).group_by(table.c.trial)
+        with self._database.read() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+    @patient
+    def mark_projected(self, points: Sequence[Point]) -> None:
+        """MLflow has been told these points."""
+        if not points:
+            return
+        table = schema.points
+        one = [table.c[name] == sa.bindparam(f"a_{name}") for name in ("trial", "key", "step")]
+        statement = table.update().where(table.c.run == self.uuid, *one).values(projected=True)
+        rows = [{"a_trial": point.trial, "a_key": point.key, "a_step": point.step} for point in points]
+        with self._write() as (connection, _):
+            connection.execute(statement, rows)
+
+    @patient
+    def unproject(self, trial_id: str | None = None) -> None:
+        """Forget what MLflow has been told of one trial, or of the whole run, because it is not there any more."""
+        trials, points, runs = schema.trials, schema.points, schema.runs
+        of_trials, of_points = [trials.c.run == self.uuid], [points.c.run == self.uuid]
+        if trial_id is not None:
+            of_trials.append(trials.c.id == trial_id)
+            of_points.append(points.c.trial == trial_id)
+        with self._write() as (connection, _):
+            connection.execute(trials.update().where(*of_trials).values(mlflow_run_id=None, projected=0))
+            connection.execute(points.update().where(*of_points).values(projected=False))
+            if trial_id is None:
+                gone = {"mlflow_experiment_id": None, "mlflow_run_id": None}
+                connection.execute(runs.update().where(runs.c.uuid == self.uuid).values(**gone))
