@@ -28,7 +28,7 @@ from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.creation import SweepChanged
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import cluster, ending, holding
-from orchestrator.session.cluster import board, picture
+from orchestrator.session.cluster import access, board, capacity, headwatch, picture
 from orchestrator.session.cluster.room import Room
 from orchestrator.session.cluster.sharing import Claim
 from orchestrator.session.progress import Progress
@@ -335,7 +335,7 @@ def _execute(
     def died(what: str) -> None:
         leave.now(Exit.CLUSTER_DIED, f"the Ray cluster died under the driver: {what}; run the same command again")
 
-    def seen(nodes: list[cluster.Node]) -> None:
+    def seen(nodes: list[capacity.Node]) -> None:
         fit = requirements.concurrent(plan, ranks, nodes)
         if session.resize(fit):
             room = f"{fit} trial{'s' * (fit != 1)} at once"
@@ -348,11 +348,11 @@ def _execute(
     }
     try:
         with scratch.folder("sweep") as place:
-            if cluster.address() is None:
+            if access.address() is None:
                 scratch.expect(place, cluster.home())  # so that it goes too, should this process be killed
             with (
                 cluster.session(cpus=os.cpu_count() or 1, card=card),
-                cluster.watched(died, seen, session.fail),
+                headwatch.watched(died, seen, session.fail),
                 _shared(plan, session, tune_executor.slot(shape), progress) as room,
             ):
                 if (own := cluster.own_folder()) is not None:
@@ -366,7 +366,7 @@ def _execute(
 def _shared(plan: Plan, session: Session, slot: Claim, progress: Progress) -> Iterator[Room | None]:
     """What is known of those with whom the cluster is shared, as long as the context lasts; None where it is the
     session's own."""
-    if cluster.address() is None:
+    if access.address() is None:
         yield None
         return
     painter = picture.Painter()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.artifacts import manifest
-from jobs.artifacts.storage import Bucket
+from jobs.artifacts.bucket import Bucket
 from jobs.artifacts.trial_dir import ATTEMPT, JOB, POINTS, POINTS_TOLD, RESULT, points_in, read_attempt
 from jobs.core.failures import words_of
 from jobs.core.plain import visible_lines

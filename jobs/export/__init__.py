@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from jobs import data, models
-from jobs.artifacts import checkpoint, manifest, storage, trial_dir
+from jobs.artifacts import bucket, checkpoint, manifest, storage, trial_dir
 from jobs.config import Execution, JobConfig
 from jobs.data.images.pixels import standardised
 from jobs.data.sentences.tokens import tokenised
@@ -57,7 +57,7 @@ def export(
     """
     refuse_existing(dest)
     name = source.resolve().name
-    place = storage.at(source, remote)
+    place = bucket.at(source, remote)
     job = _job(place, source, remote)
     try:
         found, weights, extra, remarks = checkpoint.weights(place.inside("checkpoints"), step=step)

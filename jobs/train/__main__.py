@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import torch.distributed as dist
 
-from jobs.artifacts import storage, trial_dir
+from jobs.artifacts import bucket, trial_dir
 from jobs.config import ConfigError, JobConfig, identity, load_job
 from jobs.core.collectives import agree
 from jobs.core.device import device_of
@@ -128,7 +128,7 @@ def _as_begun(job: JobConfig, folder: Path, remote: str | None, *, written: Coll
     """The job with defaults of an earlier version, where its folder was begun with them and the job leaves them to
     today's: what a file does not say goes on as it began. written: keys that the file gives."""
     try:
-        there = trial_dir.read_job(storage.at(folder, remote))
+        there = trial_dir.read_job(bucket.at(folder, remote))
     except (OSError, ValueError, RecursionError):  # `Training` says what is wrong with it
         there = None
     if there is None:

@@ -21,7 +21,9 @@ from orchestrator.run_dir.bucket import RemoteError
 from orchestrator.run_dir.folder import RunError, RunFolder
 from orchestrator.run_dir.provenance import DataFault
 from orchestrator.session import cluster
-from orchestrator.session.cluster import Answer, Node, access
+from orchestrator.session.cluster import access, capacity, inquiry
+from orchestrator.session.cluster.capacity import Node
+from orchestrator.session.cluster.inquiry import Answer
 from orchestrator.sweep.plan import Plan
 from orchestrator.system.addresses import address_option
 from orchestrator.system.exit_codes import InfrastructureMissing
@@ -80,7 +82,7 @@ def _on_nodes(folder: RunFolder | None, plan: Plan | None, *, thorough: bool) ->
     except (RemoteError, OSError) as error:
         return [of_error("storage", "driver", error)]
     except InfrastructureMissing as error:
-        return [of_error("cluster", cluster.address() or "here", error)]
+        return [of_error("cluster", access.address() or "here", error)]
     told: dict[str, Facts] = {one.name: one.value for one in answers if one.error is None}
     return [
         *more,
@@ -130,8 +132,8 @@ def _questions(place: Place | None, plan: Plan | None) -> Questions:
 
 def _answers(asked: Questions, *, thorough: bool) -> tuple[list[Answer], list[Finding]]:
     """Of every node, and what is to be said of the cluster. Raises ConnectionError."""
-    if cluster.address() is None:
-        here = cluster.here()
+    if access.address() is None:
+        here = capacity.here()
         gpus = asked.gpus and here.gpus > 0
         return [Answer("this machine", here, nodes.facts(replace(asked, gpus=gpus, ranks=thorough)))], []
 
@@ -139,22 +141,22 @@ def _answers(asked: Questions, *, thorough: bool) -> tuple[list[Answer], list[Fi
         return replace(asked, gpus=asked.gpus and node.gpus > 0, ranks=node.cpus > 0)
 
     with caught(), cluster.session(cpus=0):
-        answers = cluster.ask(nodes.facts, about, limit_s=ANSWER_S)
+        answers = inquiry.ask(nodes.facts, about, limit_s=ANSWER_S)
         found = []
         if cluster.open_to_others():
             told = "whoever reaches the cluster may run any command on it"
             remedy = "start head and workers with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN (infra/README.md)"
-            found.append(Finding("token", cluster.address() or "", WARNING, told, remedy))
+            found.append(Finding("token", access.address() or "", WARNING, told, remedy))
     cpus, gpus = (sum(getattr(one.node, kind) for one in answers) for kind in ("cpus", "gpus"))
     sums = f"{len(answers)} nodes, {cpus:g} CPUs, {gpus:g} GPUs"
-    return answers, [Finding("cluster", cluster.address() or "", OK, sums), *found]
+    return answers, [Finding("cluster", access.address() or "", OK, sums), *found]
 
 
 def _no_cluster(error: Exception) -> Finding:
     if isinstance(error, cluster.NoToken):
-        return of_error("token", f"RAY_ADDRESS={cluster.address()}", error)
+        return of_error("token", f"RAY_ADDRESS={access.address()}", error)
     remedy = "start it, correct the address, or unset RAY_ADDRESS to run on this machine"
-    return Finding("cluster", f"RAY_ADDRESS={cluster.address()}", BLOCKER, f"does not answer: {error}", remedy)
+    return Finding("cluster", f"RAY_ADDRESS={access.address()}", BLOCKER, f"does not answer: {error}", remedy)
 
 
 def _unanswered(answers: Sequence[Answer]) -> Iterator[Finding]:
@@ -290,7 +292,7 @@ def _ledger(folder: RunFolder | None) -> Iterator[Finding]:
         return
     if (skewed := clock("the ledger's server", ahead_s)) is not None:
         yield skewed
-    if url.startswith("sqlite") and (cluster.address() is not None or folder is None or folder.remote is not None):
+    if url.startswith("sqlite") and (access.address() is not None or folder is None or folder.remote is not None):
         remedy = "export ORCHESTRATOR_LEDGER=postgresql://USER@HOST/DATABASE"
         told = "SQLite in a file, so only this machine can continue the run"
         yield Finding("ledger", "driver", WARNING, told, remedy)

@@ -13,6 +13,7 @@ from jobs.config import ConfigError, Fault
 from orchestrator.ledger import Ledger
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import cluster
+from orchestrator.session.cluster import access, capacity
 from orchestrator.sweep.plan import Plan, jobs_of
 from orchestrator.system import scratch
 from orchestrator.system.exit_codes import InfrastructureMissing
@@ -37,42 +38,42 @@ def largest(plan: Plan, ledger: Ledger | None = None, execution: Mapping[str, An
     return max(sizes)
 
 
-def concurrent(plan: Plan, ranks: int, available: Sequence[cluster.Node] | None = None) -> int:
+def concurrent(plan: Plan, ranks: int, available: Sequence[capacity.Node] | None = None) -> int:
     """How many trials of `ranks` ranks run at once, on `available` or on what a session would find; 0 if none fits."""
     resources = plan.sweep.resources
     if resources.concurrent is not None and grows(plan):
         return resources.concurrent
     nodes = usable(plan, _nodes() if available is None else available)
-    fit = cluster.slots(nodes, ranks=ranks, cpus=resources.cpus_per_rank, gpus=resources.gpus_per_rank)
+    fit = capacity.slots(nodes, ranks=ranks, cpus=resources.cpus_per_rank, gpus=resources.gpus_per_rank)
     return fit if resources.concurrent is None else min(fit, resources.concurrent)
 
 
 def grows(plan: Plan) -> bool:
     """Whether trials that wait make the cluster larger."""
-    return plan.sweep.resources.autoscale and cluster.address() is not None
+    return plan.sweep.resources.autoscale and access.address() is not None
 
 
-def usable(plan: Plan, nodes: Sequence[cluster.Node]) -> list[cluster.Node]:
+def usable(plan: Plan, nodes: Sequence[capacity.Node]) -> list[capacity.Node]:
     """The nodes on which the sweep may run. Which GPUs a machine without an address has, only Ray will tell."""
     wanted = plan.sweep.resources.accelerator_type
-    if wanted is None or cluster.address() is None:
+    if wanted is None or access.address() is None:
         return list(nodes)
     return [node for node in nodes if wanted in node.accelerators]
 
 
 @cache
-def _nodes() -> list[cluster.Node]:
+def _nodes() -> list[capacity.Node]:
     """What there is to run on, asked once: to connect to a cluster takes seconds."""
     try:
         with caught() as printed:
             return cluster.nodes()
     except cluster.NoToken as error:
-        missing = InfrastructureMissing(f"the Ray cluster at RAY_ADDRESS={cluster.address()}: {error}")
+        missing = InfrastructureMissing(f"the Ray cluster at RAY_ADDRESS={access.address()}: {error}")
         missing.printed = printed.text
         raise missing from error
     except ConnectionError as error:
         missing = InfrastructureMissing(
-            f"no Ray cluster answers at RAY_ADDRESS={cluster.address()} ({error}); start it, correct the address, or "
+            f"no Ray cluster answers at RAY_ADDRESS={access.address()} ({error}); start it, correct the address, or "
             "unset RAY_ADDRESS to run on this machine"
         )
         missing.printed = printed.text
@@ -95,12 +96,12 @@ def check_cluster(plan: Plan, ranks: int) -> None:
             f"resources.accelerator_type = {resources.accelerator_type!r}, but the cluster has "
             f"{', '.join(known) or 'no GPU whose type Ray knows'}; name one of its types, or leave the key out"
         )
-    if resources.gpus_per_rank and not cluster.fits(nodes, ranks=ranks, cpus=0, gpus=resources.gpus_per_rank):
+    if resources.gpus_per_rank and not capacity.fits(nodes, ranks=ranks, cpus=0, gpus=resources.gpus_per_rank):
         raise InfrastructureMissing(
             f"resources.gpus_per_rank = {resources.gpus_per_rank} for {ranks} ranks, but there are "
             f"{sum(node.gpus for node in nodes):g} GPUs; set it to 0 with --set resources.gpus_per_rank=0"
         )
-    if not cluster.fits(nodes, ranks=ranks, cpus=resources.cpus_per_rank, gpus=0):
+    if not capacity.fits(nodes, ranks=ranks, cpus=resources.cpus_per_rank, gpus=0):
         needed, cpus = ranks * resources.cpus_per_rank, sum(node.cpus for node in nodes)
         expected = (
             f"with resources.cpus_per_rank = {resources.cpus_per_rank} that takes {needed} CPUs, and there are "
@@ -113,13 +114,13 @@ def check_cluster(plan: Plan, ranks: int) -> None:
 def await_room(plan: Plan, ranks: int, *, say: Callable[[str], None]) -> None:
     """Wait until the largest trial of a run that was under way finds a place, for `JOIN_S` at most: a cluster that was
     started again has its head before its nodes. Raises InfrastructureMissing where no cluster answers."""
-    if cluster.address() is None:
+    if access.address() is None:
         return
     resources, deadline, told = plan.sweep.resources, time.monotonic() + JOIN_S, False
 
     def has_room() -> bool:
         nodes, cpus, gpus = usable(plan, _nodes()), resources.cpus_per_rank, resources.gpus_per_rank
-        return grows(plan) or cluster.fits(nodes, ranks=ranks, cpus=cpus, gpus=gpus)
+        return grows(plan) or capacity.fits(nodes, ranks=ranks, cpus=cpus, gpus=gpus)
 
     while not has_room() and time.monotonic() < deadline:
         if not told:

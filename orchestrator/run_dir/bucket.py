@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-from jobs.artifacts.storage import side_by_side
+from jobs.artifacts.bucket import side_by_side
 from orchestrator.system import masking
 from orchestrator.system.addresses import ENVIRONMENT, credentials
 from orchestrator.system.exit_codes import Exit

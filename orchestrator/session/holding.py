@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from orchestrator.ledger import LeaseLost, Ledger, LedgerError, Outage, this_process
-from orchestrator.session.session import LEASE_S, RENEW_S
+from orchestrator.session.writer import LEASE_S, RENEW_S
 from orchestrator.system import threads
 
 RELEASE_S = 10.0

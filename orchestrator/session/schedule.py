@@ -17,8 +17,9 @@ from pydantic import ValidationError
 
 from jobs.config import POINTS, JobConfig, canonical, faults
 from orchestrator.ledger import Ledger, Suggestion, Trial
-from orchestrator.sweep import search
-from orchestrator.sweep.plan import Plan, Planned
+from orchestrator.sweep import sampling, search
+from orchestrator.sweep.model import Planned
+from orchestrator.sweep.plan import Plan
 from orchestrator.sweep.space import conditions
 
 SAME_FAILURES = 3
@@ -43,7 +44,7 @@ class Climb:
     """
 
     def __init__(
-        self, plan: Plan, trial: Trial, history: Sequence[search.Observed], decided: Collection[int] = ()
+        self, plan: Plan, trial: Trial, history: Sequence[sampling.Observed], decided: Collection[int] = ()
     ) -> None:
         """history: of the trial's arm. decided: steps at which the ledger has the trial's metric."""
         self._plan, self._trial, self._history = plan, trial, history
@@ -96,7 +97,7 @@ class Schedule:
         )
         self._everywhere = set.intersection(*within) if within else set[str]()
         """Keys that every arm tunes."""
-        self._settled: dict[tuple[str, int], search.Observed] = {}
+        self._settled: dict[tuple[str, int], sampling.Observed] = {}
         """Suggestions whose trials have all ended well: nothing about them changes any more."""
 
     def advance(self, arm: str | None = None) -> dict[str, Trial]:
@@ -143,7 +144,7 @@ class Schedule:
         told = self._ledger.points(trial.id, key=self._plan.sweep.metric.name)
         return Climb(self._plan, trial, self.observed(trial.arm), [point.step for point in told])
 
-    def observed(self, arm: str) -> list[search.Observed]:
+    def observed(self, arm: str) -> list[sampling.Observed]:
         """What the arm's suggestions have come to. `state` is None while one of its trials has not ended."""
         by_id = {trial.id: trial for trial in self._ledger.trials(stage="tune", arm=arm)}
         found = []
@@ -198,7 +199,7 @@ class Schedule:
         if all(one.state is not None for one in observed):
             self._freeze_best(arm, observed)
 
-    def _freeze_best(self, arm: str, observed: Iterable[search.Observed]) -> None:
+    def _freeze_best(self, arm: str, observed: Iterable[sampling.Observed]) -> None:
         sign = 1 if self._plan.sweep.metric.mode == "max" else -1
         usable = [one for one in observed if one.state == "done" and one.value is not None]
         if usable:
@@ -221,11 +222,11 @@ class Schedule:
         arms = self._ledger.arms([one.id for one in trials])
         return [replace(one, apart=arms.get(one.id, one.arm) != one.arm) for one in trials]
 
-    def _observe(self, suggestion: Suggestion, trials: list[Trial]) -> search.Observed:
+    def _observe(self, suggestion: Suggestion, trials: list[Trial]) -> sampling.Observed:
         states = {trial.state for trial in trials}
         state: Any = None
         if not trials:  # it makes no job, and never will
-            return search.Observed(suggestion.number, suggestion.params, None, "infeasible")
+            return sampling.Observed(suggestion.number, suggestion.params, None, "infeasible")
         if not states & {"queued", "running"} and not any(map(withheld, trials)):
             state = next((kind for kind in ("failed", "pruned") if kind in states), "done")
             diverged = any(trial.outcome == "diverged" for trial in trials)
@@ -235,7 +236,7 @@ class Schedule:
         value = sum(values) / len(values) if state in ("done", "pruned") and len(values) == len(trials) else None
         measured = state not in (None, "infeasible") and self.pruned(trials[0])
         rungs = self._rung_values(trials[0]) if measured else {}
-        return search.Observed(suggestion.number, suggestion.params, value, state, rungs)
+        return sampling.Observed(suggestion.number, suggestion.params, value, state, rungs)
 
     def _followers(self, arm: str) -> list[str]:
         """The arms for which this one is tuned too."""

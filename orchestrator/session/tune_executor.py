@@ -34,11 +34,12 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from jobs.workers.group import LEAVING_S, Gang, GangError, first_line, kind_of, node_is_lost
-from orchestrator.session import cluster
+from orchestrator.session.cluster import capacity
 from orchestrator.session.cluster.room import Room
 from orchestrator.session.cluster.sharing import Claim
 from orchestrator.session.cluster.slots import Slots
-from orchestrator.session.session import Dispatch, Failure, Session
+from orchestrator.session.session import Session
+from orchestrator.session.writer import Dispatch, Failure
 
 MANAGER = "PlacementGroupResourceManager"
 """What Tune's loop makes for its placement groups. It takes another one, and `Tuner` has no option for it."""
@@ -193,7 +194,7 @@ def run(session: Session, *, shape: Shape, scratch: Path, room: Room | None = No
 def _bundle(shape: Shape) -> dict[str, float]:
     bundle = {"CPU": float(shape.cpus)} | ({"GPU": shape.gpus} if shape.gpus else {})
     if shape.accelerator_type is not None:
-        bundle[cluster.TYPE + shape.accelerator_type] = 0.001  # a mark, not an amount
+        bundle[capacity.TYPE + shape.accelerator_type] = 0.001  # a mark, not an amount
     return bundle
 
 
@@ -342,7 +343,7 @@ def _lost_slot(cause: BaseException, trace: str) -> Failure:
     """Why the actor that drove a gang is gone: by itself, or because its node is."""
     kind, reason = kind_of(cause), first_line(cause)
     if kind == "worker_lost":
-        node = cluster.node_of(str(getattr(cause, "actor_id", None) or ""))
+        node = capacity.node_of(str(getattr(cause, "actor_id", None) or ""))
         if node_is_lost(node, within_s=LEAVING_S):
             kind, reason = "node_lost", f"its node {node[:12]} died"
     return Failure(kind, None, f"the slot was lost: {reason}", trace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
@@ -12,11 +13,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from jobs.config import JobConfig, Section
+from jobs.config import JobConfig, Section, canonical, trial_id
+from jobs.config.identity import default_values, first_version
 from orchestrator.sweep.values import Level, Levels, alternatives, identity, shown
 
 LOWER_IS_BETTER = ("uniformity", "alignment", "loss", "train/loss", "train/infonce")
 """Metrics of which less is better. Of every other one, more is."""
+
+OTHER_WORDS = {
+    **dict.fromkeys(("min", "minimum", "lower", "lo", "from", "start"), "low"),
+    **dict.fromkeys(("max", "maximum", "upper", "hi", "to", "stop", "end"), "high"),
+    **dict.fromkeys(("values", "options", "categories", "categorical", "choice", "list", "grid"), "choices"),
+    **dict.fromkeys(("log_scale", "logarithmic", "log10", "loguniform", "log_uniform", "scale"), "log"),
+    **dict.fromkeys(("type", "distribution", "dist", "prior", "sampling"), "log"),
+    **dict.fromkeys(("q", "quantum", "quantize", "increment", "stride"), "step"),
+    **dict.fromkeys(("uniform", "range", "bounds"), "low and high"),
+    **dict.fromkeys(("if", "condition", "conditions", "where"), "when"),
+}
+"""How other tools call the keys of a space."""
+
+MOST_SAMPLES = 64
+"""First values of a range that stand for all of it. A whole number below 2^53 has no 64 divisors at equal distances
+(their least common multiple is larger), and where two values at a distance are multiples of a number, all are."""
 
 
 class Metric(Section):
@@ -43,24 +61,6 @@ class Metric(Section):
 def usual_mode(metric: str) -> Literal["max", "min"]:
     """The direction in which a metric is better."""
     return "min" if metric in LOWER_IS_BETTER else "max"
-
-
-OTHER_WORDS = {
-    **dict.fromkeys(("min", "minimum", "lower", "lo", "from", "start"), "low"),
-    **dict.fromkeys(("max", "maximum", "upper", "hi", "to", "stop", "end"), "high"),
-    **dict.fromkeys(("values", "options", "categories", "categorical", "choice", "list", "grid"), "choices"),
-    **dict.fromkeys(("log_scale", "logarithmic", "log10", "loguniform", "log_uniform", "scale"), "log"),
-    **dict.fromkeys(("type", "distribution", "dist", "prior", "sampling"), "log"),
-    **dict.fromkeys(("q", "quantum", "quantize", "increment", "stride"), "step"),
-    **dict.fromkeys(("uniform", "range", "bounds"), "low and high"),
-    **dict.fromkeys(("if", "condition", "conditions", "where"), "when"),
-}
-"""How other tools call the keys of a space."""
-
-
-MOST_SAMPLES = 64
-"""First values of a range that stand for all of it. A whole number below 2^53 has no 64 divisors at equal distances
-(their least common multiple is larger), and where two values at a distance are multiples of a number, all are."""
 
 
 class Space(Section):
@@ -366,3 +366,42 @@ def _labels(settings: list[dict[str, Any]]) -> list[str]:
 
     brief = [label(chosen, True) for chosen in settings]
     return brief if len(set(brief)) == len(brief) else [label(chosen, False) for chosen in settings]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One trial to be: an arm, settings, a seed and a stage, and the job that they make."""
+
+    arm: str
+    stage: str
+    seed: int
+    number: int | None
+    """Suggestion number in the arm's tune stage; None in the confirm stage."""
+
+    job: JobConfig
+    rules: int
+    """Of the run."""
+
+    defaults: Mapping[str, Any]
+    """Of job keys, as they were when the run was planned."""
+
+    apart: bool = False
+    """Whether another arm may ask for the same job: each then has a trial of its own (`apart_id`)."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The job as the ledger keeps it: all of it, as plain JSON."""
+        whole: dict[str, Any] = self.job.model_dump(mode="json")
+        return whole if self.rules > 1 else first_version(whole, default_values(JobConfig))
+
+    @property
+    def id(self) -> str:
+        """The trial's id."""
+        of_job = trial_id(self.record, rules=self.rules, defaults=self.defaults)
+        return apart_id(of_job, self.arm) if self.apart else of_job
+
+
+def apart_id(of_job: str, arm: str) -> str:
+    """The id of an arm's trial where the id of its job is that of another arm's. A row of the ledger, a run of MLflow
+    and a value of the report belong to one arm, so what two arms ask for is trained for each: bit for bit the same."""
+    return hashlib.sha256(canonical([of_job, arm]).encode()).hexdigest()[:12]

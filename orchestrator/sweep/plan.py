@@ -8,7 +8,6 @@ imports no torch, ray, optuna or mlflow.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +16,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jobs.config import JobConfig, canonical, trial_id
-from jobs.config.identity import FORMER, counted_from, default_values, first_version, with_former
+from jobs.config import JobConfig, canonical
+from jobs.config.identity import FORMER, counted_from, with_former
 from orchestrator.sweep import Arm, Sweep, arms_of, flatten, merged, search
+from orchestrator.sweep.model import Planned
 from orchestrator.sweep.space import conditions
 from orchestrator.sweep.space.grid import Grid
 
@@ -28,45 +28,6 @@ SIGNIFICANT = 0.05
 RULES = 2
 """What a new run is planned by. 1: ids hash the whole job, samplers are seeded by the arm's label. 2: ids hash what
 differs from the defaults, samplers know no labels, and arms of one objective are tuned once."""
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One trial to be: an arm, settings, a seed and a stage, and the job that they make."""
-
-    arm: str
-    stage: str
-    seed: int
-    number: int | None
-    """Suggestion number in the arm's tune stage; None in the confirm stage."""
-
-    job: JobConfig
-    rules: int
-    """Of the run."""
-
-    defaults: Mapping[str, Any]
-    """Of job keys, as they were when the run was planned."""
-
-    apart: bool = False
-    """Whether another arm may ask for the same job: each then has a trial of its own (`apart_id`)."""
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The job as the ledger keeps it: all of it, as plain JSON."""
-        whole: dict[str, Any] = self.job.model_dump(mode="json")
-        return whole if self.rules > 1 else first_version(whole, default_values(JobConfig))
-
-    @property
-    def id(self) -> str:
-        """The trial's id."""
-        of_job = trial_id(self.record, rules=self.rules, defaults=self.defaults)
-        return apart_id(of_job, self.arm) if self.apart else of_job
-
-
-def apart_id(of_job: str, arm: str) -> str:
-    """The id of an arm's trial where the id of its job is that of another arm's. A row of the ledger, a run of MLflow
-    and a value of the report belong to one arm, so what two arms ask for is trained for each: bit for bit the same."""
-    return hashlib.sha256(canonical([of_job, arm]).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

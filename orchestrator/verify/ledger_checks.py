@@ -9,7 +9,7 @@ from typing import Any
 from jobs.config import trial_id
 from orchestrator.ledger import Suggestion, Trial
 from orchestrator.session.schedule import digest
-from orchestrator.sweep.plan import apart_id
+from orchestrator.sweep.model import apart_id
 from orchestrator.verify.facts import Facts, Finding, counted, same
 
 LAST_ATTEMPT = {

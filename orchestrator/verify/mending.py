@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.artifacts.storage import Folder, at, write_whole
+from jobs.artifacts.bucket import at
+from jobs.artifacts.storage import Folder, write_whole
 from jobs.artifacts.trial_dir import (
     ATTEMPT,
     JOB,

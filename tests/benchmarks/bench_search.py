@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from orchestrator.sweep import Tune
-from orchestrator.sweep.search import Observed, suggest
+from orchestrator.sweep.sampling import Observed
+from orchestrator.sweep.search import suggest
 
 SPACE: dict[str, Any] = {
     "optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},

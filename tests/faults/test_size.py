@@ -19,7 +19,8 @@ from real import HELPERS, call, crowding, driver, measured, wait_for
 from orchestrator import verify
 from orchestrator.ledger import Ledger, this_process
 from orchestrator.run_dir.folder import RunFolder
-from orchestrator.session.session import Dispatch, Session
+from orchestrator.session.session import Session
+from orchestrator.session.writer import Dispatch
 from orchestrator.sweep import load, resolved
 from orchestrator.sweep.plan import make
 

@@ -40,7 +40,7 @@ QUICK = [
 LIGHT = (
     "jobs.config",
     *("jobs.core.failures", "jobs.core.paths", "jobs.core.plain", "jobs.core.provenance"),
-    *("jobs.artifacts.storage", "jobs.artifacts.trial_dir"),
+    *("jobs.artifacts.bucket", "jobs.artifacts.storage", "jobs.artifacts.trial_dir"),
 )
 """Modules of jobs that the orchestrator may import."""
 
@@ -53,10 +53,10 @@ OWNERS = {
     ),
     "ray.tune": ("orchestrator/session/tune_executor.py",),
     "ray.train": (),
-    "optuna": ("orchestrator/sweep/search.py",),
+    "optuna": ("orchestrator/sweep/sampling.py",),
     "mlflow": ("orchestrator/tracking",),
     "sqlalchemy": ("orchestrator/ledger",),
-    "torch": ("jobs/", "orchestrator/sweep/search.py"),  # where Optuna computes with it, for `gp` alone
+    "torch": ("jobs/", "orchestrator/sweep/sampling.py"),  # where Optuna computes with it, for `gp` alone
     "transformers": ("jobs/",),
     "orchestrator": ("orchestrator/",),
 }

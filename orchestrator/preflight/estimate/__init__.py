@@ -18,7 +18,7 @@ from orchestrator.preflight.estimate.history import History, history
 from orchestrator.preflight.estimate.model import ArmEstimate, Estimate, Known, cost, estimate
 from orchestrator.preflight.estimate.probing import ProbeFailed, probe, probes
 from orchestrator.preflight.estimate.text import duration, time_line
-from orchestrator.session import cluster
+from orchestrator.session.cluster import access, capacity
 from orchestrator.sweep.plan import Plan
 from orchestrator.system.addresses import address_option
 
@@ -64,8 +64,8 @@ def _at_once(plan: Plan) -> tuple[int, list[str]]:
     if address_option():
         at_once = requirements.concurrent(plan, requirements.largest(plan))
         return max(1, at_once), [] if at_once else ["no trial fits into the cluster as it is now"]
-    at_once = max(1, requirements.concurrent(plan, requirements.largest(plan), [cluster.here()]))
-    address = cluster.address()
+    at_once = max(1, requirements.concurrent(plan, requirements.largest(plan), [capacity.here()]))
+    address = access.address()
     if address is None:
         return at_once, []
     return at_once, [f"trials at once are counted on this machine; the cluster at {address} was not asked"]

@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import re
-import shutil
 import signal
 import socket
-import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,21 +21,11 @@ import psutil
 
 from orchestrator.session.cluster import access
 from orchestrator.session.cluster import start as cluster_start
-from orchestrator.session.cluster.start import HEAD, lives
-from orchestrator.system import threads
-
-LOOK_S = 1.0
-"""How often the head is looked at."""
+from orchestrator.session.cluster.access import address
+from orchestrator.session.cluster.capacity import Node, alive, here
 
 CONNECT_S = 10.0
 """How long $RAY_ADDRESS may take to accept a connection."""
-
-SILENT_S = 20.0
-"""How long the head may leave a question unanswered. Ray's own limit, after which the process is ended from within, is
-a minute."""
-
-TYPE = "accelerator_type:"
-"""What the resource begins with by which Ray tells the type of a node's GPUs. There is one of each, of any size."""
 
 
 class Refused(ConnectionError):
@@ -49,22 +34,6 @@ class Refused(ConnectionError):
 
 class NoToken(Refused):
     """It is there and wants a token that it did not get; the text says so, and after `; ` what to do about it."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """What one node offers."""
-
-    cpus: float
-    gpus: float
-    accelerators: frozenset[str] = frozenset()
-    """Types of its GPUs, as Ray names them."""
-
-
-def address() -> str | None:
-    """The cluster to use, or None for one of our own, which `local` asks for too."""
-    named = os.environ.get("RAY_ADDRESS", "").strip()
-    return named if named.lower() not in ("", "local") else None
 
 
 @contextlib.contextmanager
@@ -158,86 +127,6 @@ def nodes() -> list[Node]:
         return alive(ray.nodes())
 
 
-def alive(told: Sequence[Mapping[str, Any]]) -> list[Node]:
-    """The living nodes of what `ray.nodes()` tells."""
-    return [_node(one["Resources"]) for one in told if one["Alive"]]
-
-
-def node_of(actor: str) -> str:
-    """The id of the node on which an actor of the connected cluster is or was, by the actor's id; empty if unknown."""
-    from ray._private import state  # Ray's public way asks the dashboard, which a cluster of our own has not
-
-    known = state.actors(actor) if actor else {}
-    return str(known.get("Address", {}).get("NodeID", ""))
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a node answered to a question."""
-
-    name: str
-    """Its address, and the beginning of its id."""
-
-    node: Node
-    value: Any = None
-    error: str | None = None
-    """Why there is no value."""
-
-    ahead_s: float = 0.0
-    """How far its clock is ahead of this process's."""
-
-
-class _Examined:
-    """On one node: calls a function, and tells the time."""
-
-    def call(self, function: Callable[[Any], Any], asked: Any) -> Any:
-        return function(asked)
-
-    def clock(self) -> float:
-        return time.time()
-
-
-def ask(function: Callable[[Any], Any], about: Callable[[Node], Any], *, limit_s: float) -> list[Answer]:
-    """Call `function`, which is imported there, on every living node of the connected cluster at once, with what
-    `about` says of that node. One that has not answered in `limit_s` seconds gets an error."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    told = [one for one in ray.nodes() if one["Alive"]]
-    examined: Any = ray.remote(num_cpus=0, max_restarts=0)(_Examined)
-    begun = []
-    for one in told:
-        actor = examined.options(scheduling_strategy=NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)).remote()
-        begun.append((one, actor, actor.call.remote(function, about(_node(one["Resources"])))))
-    refs = [ref for *_, ref in begun]
-    ray.wait(refs, num_returns=len(refs), timeout=limit_s)
-    answers = []
-    for one, actor, ref in begun:
-        name = f"{one['NodeManagerAddress']} ({one['NodeID'][:8]})"
-        node = _node(one["Resources"])
-        try:
-            answers.append(Answer(name, node, ray.get(ref, timeout=0), ahead_s=_ahead(actor)))
-        except ray.exceptions.GetTimeoutError:
-            answers.append(Answer(name, node, error=f"it has not answered for {limit_s:.0f} s"))
-        except ray.exceptions.RayError as error:
-            answers.append(Answer(name, node, error=(str(error).strip().splitlines() or [type(error).__name__])[-1]))
-        ray.kill(actor)
-    return answers
-
-
-def _ahead(actor: Any) -> float:
-    """The clock of an actor's node minus this one's, from the quickest of a few questions."""
-    import ray
-
-    tries = []
-    for _ in range(5):
-        asked = time.time()
-        told = ray.get(actor.clock.remote(), timeout=10)
-        answered = time.time()
-        tries.append((answered - asked, told - (asked + answered) / 2))
-    return float(min(tries)[1])
-
-
 def open_to_others() -> bool:
     """Whether the connected cluster can be reached from other machines and takes commands from whoever reaches it."""
     import ray
@@ -247,109 +136,6 @@ def open_to_others() -> bool:
     if modes.get_authentication_mode() == modes.AuthenticationMode.TOKEN:
         return False
     return any(not one["NodeManagerAddress"].startswith("127.") for one in ray.nodes() if one["Alive"])
-
-
-def here() -> Node:
-    """What this machine offers. The type of its GPUs is Ray's to find out."""
-    return Node(os.cpu_count() or 1, _gpus())
-
-
-def fits(available: Sequence[Node], *, ranks: int, cpus: float, gpus: float) -> bool:
-    """Whether `ranks` bundles of `cpus` and `gpus` find a place."""
-    return slots(available, ranks=1, cpus=cpus, gpus=gpus) >= ranks
-
-
-def slots(available: Sequence[Node], *, ranks: int, cpus: float, gpus: float) -> int:
-    """How many gangs of `ranks` the cluster holds at once, however their ranks lie on its nodes: both placements are
-    wishes, which yield before a gang has to wait."""
-    return sum(_places(node, cpus=cpus, gpus=gpus) for node in available) // ranks
-
-
-@contextlib.contextmanager
-def watched(
-    dead: Callable[[str], None],
-    seen: Callable[[list[Node]], None] = lambda _: None,
-    failed: Callable[[BaseException], None] | None = None,
-) -> Iterator[None]:
-    """Call `dead`, from a thread, with what happened when the head of the connected cluster is gone; and `seen`, from
-    another, with the nodes that there are: at once, and whenever they are others than before. When one of the threads
-    ends by an exception, of `seen` for example, `failed` gets it; without one, `dead` gets its text.
-
-    Ray must be initialised. `dead` is not expected to return: what waits for Ray waits for ever.
-    """
-    watch = _Watch(dead, seen, failed)
-    for work in (watch.ask, watch.look):
-        threads.start(work, name=f"cluster-{work.__name__}", died=watch.died)
-    try:
-        yield
-    finally:
-        watch.over.set()
-
-
-class _Watch:
-    """The two threads of `watched`."""
-
-    def __init__(
-        self,
-        dead: Callable[[str], None],
-        seen: Callable[[list[Node]], None],
-        failed: Callable[[BaseException], None] | None,
-    ) -> None:
-        import ray
-
-        self._dead, self._seen, self._failed = dead, seen, failed
-        self.over = threading.Event()
-        self._own = [p for p in psutil.Process().children() if p.name() in HEAD] if address() is None else []
-        self._home = ray.get_runtime_context().get_node_id()
-        self._answered_at = time.monotonic()
-        self._refusal = ""
-        self._lost: list[str] = []
-
-    def ask(self) -> None:
-        """Ask the head for its nodes, again and again. Ray may leave the question unanswered."""
-        import ray
-
-        before: frozenset[str] | None = None
-        while not self.over.is_set():
-            try:
-                told = ray.nodes()
-            except Exception as error:  # noqa: BLE001 - of many kinds; a head that is busy may answer the next time
-                self._refusal = f": {type(error).__name__}: {error}"[:200]
-                self.over.wait(LOOK_S)
-                continue
-            if any(node["NodeID"] == self._home and not node["Alive"] for node in told):
-                self._lost.append("the raylet of the driver's node died")
-            self._answered_at = time.monotonic()
-            now = frozenset(node["NodeID"] for node in told if node["Alive"])
-            if now != before:
-                self._seen(alive(told))
-            before = now
-            self.over.wait(LOOK_S)
-
-    def look(self) -> None:
-        """See whether the head lives and answers."""
-        before = time.monotonic()
-        while not self.over.wait(LOOK_S):
-            now = time.monotonic()
-            if now - before > SILENT_S / 2:  # this process was stopped, or its machine slept, and the head may have too
-                self._answered_at = max(now, self._answered_at)
-            before = now
-            self._lost.extend(f"{p.name()} (pid {p.pid}) died" for p in self._own if not lives(p))
-            if time.monotonic() - self._answered_at > SILENT_S:
-                self._lost.append(f"the head has not answered for {SILENT_S:.0f} s{self._refusal}")
-            if self._lost and not self.over.is_set():
-                self._dead(self._lost[0])
-                return
-
-    def died(self, error: BaseException) -> None:
-        """One of them ended by an exception."""
-        if self.over.is_set():
-            return
-        self._answered_at = math.inf  # where nobody asks, silence says nothing
-        if self._failed is not None:
-            self._failed(error)
-        else:
-            self._dead(f"the watch over it ended with {type(error).__name__}: {error}")
 
 
 def end_children() -> None:
@@ -456,28 +242,3 @@ def _not_started(error: Exception) -> str:
     elif "AF_UNIX" in reason or isinstance(error, OSError):
         remedy = "give it a short folder that can be written: export TMPDIR=/tmp RAY_TMPDIR=/tmp"
     return f"Ray does not start on this machine: {reason}; {remedy}"
-
-
-def _node(resources: Mapping[str, float]) -> Node:
-    types = frozenset(name.removeprefix(TYPE) for name in resources if name.startswith(TYPE))
-    return Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0), types)
-
-
-def _places(node: Node, *, cpus: float, gpus: float) -> int:
-    """How many ranks a node holds. A share lies on one GPU: two GPUs hold two ranks of 0.6, not three."""
-    found = []
-    if cpus:
-        found.append(int(node.cpus / cpus + 1e-9))
-    if 0 < gpus < 1:
-        found.append(int(node.gpus) * int(1 / gpus + 1e-9))
-    elif gpus:
-        found.append(int(node.gpus / gpus + 1e-9))
-    return min(found)
-
-
-def _gpus() -> int:
-    """GPUs of this machine; a question of the driver's, which does not load torch."""
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-    return sum(line.startswith("GPU ") for line in listed.splitlines())

@@ -198,3 +198,9 @@ def _interfaces() -> set[str]:
     """The addresses of this machine."""
     found = {one.address.partition("%")[0] for all_of in psutil.net_if_addrs().values() for one in all_of}
     return found | {"127.0.0.1", "::1"}
+
+
+def address() -> str | None:
+    """The cluster to use, or None for one of our own, which `local` asks for too."""
+    named = os.environ.get("RAY_ADDRESS", "").strip()
+    return named if named.lower() not in ("", "local") else None

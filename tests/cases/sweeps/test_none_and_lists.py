@@ -19,7 +19,8 @@ from orchestrator.cli import main
 from orchestrator.session.schedule import Schedule
 from orchestrator.sweep import Tune, arms_of, load, resolved
 from orchestrator.sweep.plan import Plan, changed_keys, make, stored
-from orchestrator.sweep.search import Observed, suggest, suggestions
+from orchestrator.sweep.sampling import Observed
+from orchestrator.sweep.search import suggest, suggestions
 
 HEAD = """
 name = "small"

@@ -20,8 +20,10 @@ import torch
 from servers import s3_server
 from test_train import job, lines, trained, values, weights
 
+from jobs.artifacts import bucket as in_bucket
 from jobs.artifacts import checkpoint, manifest, storage
-from jobs.artifacts.storage import Bucket, Folder, StorageFull, at, write_whole
+from jobs.artifacts.bucket import Bucket, at
+from jobs.artifacts.storage import Folder, StorageFull, write_whole
 from jobs.artifacts.trial_dir import Fence, Records, TakenOver, start_over, write_result
 from jobs.train import Training
 
@@ -167,7 +169,7 @@ def test_training_on_a_full_disk_ends_with_the_reason_and_continues_once_there_i
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
     """An S3 server of our own, over HTTP; `bucket(path)` is the URI of a path in it."""
-    monkeypatch.setattr(storage, "PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr(in_bucket, "PAUSES_S", (0.01, 0.01))
     with s3_server() as uri:
         yield uri
 
@@ -259,8 +261,8 @@ def test_after_an_error_no_upload_begins() -> None:
         raise ConnectionError(f"upload {number}")
 
     with pytest.raises(ConnectionError, match="upload"):
-        storage.side_by_side([partial(fail, number) for number in range(100)])
-    assert len(begun) <= 2 * storage.UPLOADS
+        in_bucket.side_by_side([partial(fail, number) for number in range(100)])
+    assert len(begun) <= 2 * in_bucket.UPLOADS
 
 
 def test_an_upload_that_fails_leaves_none_behind_that_still_runs(

@@ -30,7 +30,7 @@ from jobs.train.origin import OtherOrigin, look
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.run_dir.provenance import expected as session_expects
 from orchestrator.session import ending
-from orchestrator.session.session import Dispatch, Failure
+from orchestrator.session.writer import Dispatch, Failure
 
 ROOT = Path(__file__).parents[3]
 

@@ -239,7 +239,7 @@ def test_dropout_that_is_not_replayed_is_refused(
 
 def test_a_chunk_that_is_left_out_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = step.exact_gradients
-    monkeypatch.setattr("jobs.train.exact_gradients", lambda model, chunks, **o: real(model, chunks[:-1], **o))
+    monkeypatch.setattr("jobs.train.loop.exact_gradients", lambda model, chunks, **o: real(model, chunks[:-1], **o))
     training = Training(
         job(execution__verify=True, execution__micro=4, loss__mask_duplicates=False), tmp_path, log=lambda _: None
     )

@@ -47,7 +47,8 @@ from orchestrator import sweep as sweeps
 from orchestrator.preflight import requirements
 from orchestrator.run_dir.folder import RunFolder, status
 from orchestrator.session import cluster
-from orchestrator.session.cluster import Node
+from orchestrator.session.cluster import access, capacity, headwatch
+from orchestrator.session.cluster.capacity import Node
 from orchestrator.sweep import plan as planning
 from orchestrator.sweep.plan import Plan
 from orchestrator.system.exit_codes import InfrastructureMissing
@@ -84,12 +85,12 @@ def test_as_many_trials_fit_as_can_be_placed_one_rank_after_the_other(
     nodes: list[Node], ranks: int, cpus: int, gpus: float
 ) -> None:
     places = sum(placed(node, cpus=cpus, gpus=gpus) for node in nodes)
-    assert cluster.slots(nodes, ranks=ranks, cpus=cpus, gpus=gpus) == places // ranks
-    assert cluster.fits(nodes, ranks=ranks, cpus=cpus, gpus=gpus) == (places >= ranks)
+    assert capacity.slots(nodes, ranks=ranks, cpus=cpus, gpus=gpus) == places // ranks
+    assert capacity.fits(nodes, ranks=ranks, cpus=cpus, gpus=gpus) == (places >= ranks)
 
 
 def test_two_gpus_hold_two_ranks_of_six_tenths_and_not_three() -> None:
-    assert cluster.slots([Node(8, 2)], ranks=1, cpus=1, gpus=0.6) == 2
+    assert capacity.slots([Node(8, 2)], ranks=1, cpus=1, gpus=0.6) == 2
 
 
 def plan_of(tmp_path: Path, *overrides: str) -> Plan:
@@ -104,7 +105,7 @@ def test_only_nodes_with_the_wanted_gpus_count(tmp_path: Path, monkeypatch: pyte
         {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 4.0, "accelerator_type:T4": 1.0}},
         {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 8.0, "accelerator_type:H100": 1.0}},
     ]
-    monkeypatch.setattr(requirements, "_nodes", lambda: cluster.alive(told))
+    monkeypatch.setattr(requirements, "_nodes", lambda: capacity.alive(told))
     either = plan_of(tmp_path, "resources.gpus_per_rank=1")
     assert requirements.concurrent(either, 2) == 3
     one = plan_of(tmp_path, "resources.gpus_per_rank=1", "resources.accelerator_type='H100'")
@@ -135,7 +136,7 @@ def test_an_address_without_a_port_number_is_refused_in_words() -> None:
 @pytest.mark.parametrize("named", ["", " ", "local", "LOCAL", "Local "])
 def test_no_address_is_a_cluster_of_ones_own(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", named)
-    assert cluster.address() is None
+    assert access.address() is None
 
 
 @pytest.mark.parametrize("comes", [[], [[Node(0, 0)]], [[], [Node(0, 0)], [Node(0, 0), Node(1, 0)]]])
@@ -515,7 +516,7 @@ def test_a_watch_that_asks_no_more_does_not_take_its_own_silence_for_the_head_s(
     monkeypatch.setattr(cluster, "LOOK_S", 0.02)
     dead: list[str] = []
     failed: list[BaseException] = []
-    watch: Any = object.__new__(cluster._Watch)
+    watch: Any = object.__new__(headwatch._Watch)
     own: list[Any] = []
     watch.__dict__ |= {"_dead": dead.append, "_seen": None, "_failed": failed.append, "_own": own, "_lost": []}
     watch.__dict__ |= {"over": threading.Event(), "_answered_at": time.monotonic(), "_refusal": ""}

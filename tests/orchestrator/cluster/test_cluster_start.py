@@ -120,10 +120,10 @@ with cluster.session(cpus=3):
     family = [(p.pid, p.name()) for p in psutil.Process().children(recursive=True)]
     words = {os.path.basename(word) for pid, _ in family for word in psutil.Process(pid).cmdline()}
     groups = {os.getpgid(pid) for pid, _ in family} | set(ray.get(group.remote()))
-    with cluster.watched(lambda what: failures.append(what), seen, lambda error: failures.append(repr(error))):
+    with headwatch.watched(lambda what: failures.append(what), seen, lambda error: failures.append(repr(error))):
         while not failures:
             time.sleep(0.01)
-    with cluster.watched(lambda what: failures.append(what), seen):
+    with headwatch.watched(lambda what: failures.append(what), seen):
         while len(failures) < 2:
             time.sleep(0.01)
     names = [name for _, name in family]

@@ -35,7 +35,8 @@ from orchestrator.ledger import (
 )
 from orchestrator.ledger import postgres as postgres_module
 from orchestrator.run_dir.folder import RunFolder
-from orchestrator.session.session import Dispatch, Session
+from orchestrator.session.session import Session
+from orchestrator.session.writer import Dispatch
 from orchestrator.sweep import Sweep, resolved
 from orchestrator.sweep.plan import make
 

@@ -24,7 +24,8 @@ from orchestrator.ledger import LedgerUnavailable, probe
 from orchestrator.preflight import checks, doctor
 from orchestrator.preflight import node as nodes
 from orchestrator.preflight.doctor import BLOCKER, OK, WARNING, Finding
-from orchestrator.session.cluster import Answer, Node
+from orchestrator.session.cluster.capacity import Node
+from orchestrator.session.cluster.inquiry import Answer
 from orchestrator.tracking import TrackingUnavailable, check
 
 ROOT = Path(__file__).parents[3]

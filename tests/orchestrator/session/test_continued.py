@@ -16,7 +16,8 @@ from test_session import SWEEP, done, opened, play, points_of
 
 from orchestrator.ledger import Ledger, Suggestion
 from orchestrator.session.schedule import Schedule, as_trial
-from orchestrator.session.session import Dispatch, Failure, Session
+from orchestrator.session.session import Session
+from orchestrator.session.writer import Dispatch, Failure
 from orchestrator.sweep.plan import Plan
 from orchestrator.verify import ledger_checks
 

@@ -15,7 +15,7 @@ from orchestrator.driver import Again, _decide, _is_left
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import ending
 from orchestrator.session.schedule import Schedule
-from orchestrator.session.session import Dispatch, Failure
+from orchestrator.session.writer import Dispatch, Failure
 
 Answer = Callable[[Dispatch], dict[str, Any] | Failure]
 

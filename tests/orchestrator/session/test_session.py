@@ -16,7 +16,8 @@ from orchestrator.report.summary import arms as report_arms
 from orchestrator.run_dir.folder import RunFolder, status
 from orchestrator.session import ending
 from orchestrator.session.schedule import Schedule, fingerprint, stopped_arms, untuned_arms
-from orchestrator.session.session import Dispatch, Failure, Session
+from orchestrator.session.session import Session
+from orchestrator.session.writer import Dispatch, Failure
 from orchestrator.sweep import Sweep, resolved
 from orchestrator.sweep.plan import Plan, make
 

@@ -15,9 +15,9 @@ from jobs.config import JobConfig, canonical, trial_id
 from jobs.config.identity import FOLLOWED, FORMER, counted_from, default_values
 from orchestrator.ledger import Ledger, sqlite_url
 from orchestrator.sweep import Sweep, flatten, load, resolved
+from orchestrator.sweep.model import Planned
 from orchestrator.sweep.plan import (
     Plan,
-    Planned,
     changed_keys,
     changed_order,
     enough_seeds,

@@ -1,0 +1,355 @@
+"""The sections of a job: each with its fields, their bounds and the rules within it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+OF_TOKENS = ("max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
+"""Poolings that sentences alone have."""
+
+
+UNBOUNDED = ("dcl", "flatnce")
+"""Losses without a minimum in 1 / temperature on separable batches, so that a learned one runs to its clamp."""
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, nothing is converted in silence, nothing changes afterwards."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class Budget(Section):
+    """How long a job trains. Exactly one of the three is given."""
+
+    samples: int | None = Field(None, gt=0)
+    """Pairs seen, rounded down to whole batches."""
+
+    steps: int | None = Field(None, gt=0)
+    """Optimizer steps."""
+
+    seconds: float | None = Field(None, gt=0)
+    """Seconds of training by rank 0's clock; loading, evaluations and checkpoints do not count. The step under way when
+    they are over is finished. How many steps that makes depends on the machine, so such a job is not reproducible bit
+    for bit, and one that was killed goes on from its newest checkpoint with the seconds that it had used there. (Only
+    where all of its checkpoints are damaged do points stand in the ledger that its second course does not have.)"""
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `seconds` where it is not given: it came later, and the id of a job must stay what it was."""
+        told: dict[str, Any] = dump(self)
+        return told if self.seconds is not None else {key: told[key] for key in told if key != "seconds"}
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Budget:
+        given = [name for name in ("samples", "steps", "seconds") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f", found {' and '.join(given)}" if given else ""
+            raise ValueError(
+                f"give exactly one of samples, steps and seconds{found}; for example budget = {{ samples = 100_000 }}"
+            )
+        return self
+
+
+class Data(Section):
+    """Where the rows come from. A source is `digits`; a path, glob or URI; a name under $ORCHESTRATOR_DATA; or a Hub
+    data set, `owner/name[:config]:split`. It may end in a slice of rows: `fashion-mnist-test[:2000]`."""
+
+    train: str
+    """Rows trained on."""
+
+    tune: str | None = None
+    """Rows the tune stage is judged on."""
+
+    confirm: str | None = None
+    """Rows the confirm stage, and so the verdict, is judged on."""
+
+    columns: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] | None = None
+    """Columns of `train`: image and label; or text; or anchor, positive and any number of hard negatives. Images are
+    encoded files, raw pixels, or paths of files. None: by the names usual in the field. Of a file that has other
+    columns too, only these are read."""
+
+    judged_columns: Annotated[tuple[str, str, str], Field(strict=False)] | None = None
+    """Columns of `tune` and `confirm` in a sentence job: the two sentences of a pair, and its score. None: by the names
+    usual in the field, such as sentence1, sentence2 and score or label."""
+
+    max_tokens: int | None = Field(None, ge=4)
+    """Longest sentence, in tokens, special ones and the prompt included; the rest is cut. None: what the encoder's
+    folder says, if it is one of sentence-transformers and `model.pooling` is `auto`; else 32."""
+
+    image_shape: Annotated[tuple[int, ...], Field(min_length=2, max_length=3, strict=False)] | None = None
+    """[height, width] or [height, width, channels]. Raw pixel rows are read so, channels last; of nested lists it says
+    which are the channels where they do not; encoded images are resized to it, and are grey or coloured by its
+    channels. None: raw rows are square and grey, nested lists [H, W], [H, W, 1 or 3] or [1 or 3, H, W], encoded images
+    of one size, all in colour if any that is trained on has some."""
+
+    @model_validator(mode="after")
+    def _different_columns(self) -> Data:
+        if self.judged_columns is not None and len(set(self.judged_columns)) < 3:
+            raise ValueError(
+                f"judged_columns = {list(self.judged_columns)} names a column twice; give [LEFT, RIGHT, SCORE], for "
+                "example ['sentence1', 'sentence2', 'score']"
+            )
+        return self
+
+
+class Augment(Section):
+    """Views of an image. Each strength 0 or 1 as noted switches it off. Sentences have none: dropout is theirs."""
+
+    crop: float = Field(0.5, gt=0, le=1)
+    """Smallest share of the image's area that a random crop keeps; 1 never crops."""
+
+    flip: bool = True
+    """Mirror left and right with probability one half."""
+
+    brightness: float = Field(0.4, ge=0, lt=1)
+    """Brightness is multiplied by a factor drawn from [1 - x, 1 + x]."""
+
+
+class Model(Section):
+    """The encoder and its head."""
+
+    name: str | None = None
+    """`vit`, `resnet` or `bert`, built from the fields below and trained from nothing; else a local folder or a Hub
+    name for transformers' AutoModel. None: `vit` for images, `bert` for sentences."""
+
+    width: int = Field(64, gt=0)
+    """Hidden width (vit, bert) or channels of the first stage (resnet)."""
+
+    layers: int = Field(2, gt=0)
+    """Transformer layers, or residual blocks in each of three stages."""
+
+    heads: int = Field(4, gt=0)
+    """Attention heads."""
+
+    patch: int = Field(4, gt=0)
+    """Side of a vit patch, in pixels."""
+
+    vocabulary: int = Field(8000, ge=100)
+    """Size of the WordPiece vocabulary that is trained on `data.train` for `bert`."""
+
+    norm: Literal["group", "batch"] = "group"
+    """Normalisation of the resnet."""
+
+    pooling: Literal[
+        "auto", "cls", "mean", "first_last", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"
+    ] = "auto"
+    """How token states become one vector: the first token's, the mean over tokens of the last layer, or of the first
+    and the last layer. Of sentences also the largest value of each column, the last token's, the mean weighted by
+    position, or the sum divided by the root of the count, under the names of sentence-transformers. `auto`: as a folder
+    of sentence-transformers says, its prompt, lower-casing and normalisation included; `mean` where none does. Any
+    other value takes the place of all that."""
+
+    projection: Literal["none", "linear", "mlp"] = "mlp"
+    """Head between the encoder and the loss. Evaluation looks at the encoder unless `evaluate.head` is set."""
+
+    projection_width: int = Field(64, gt=0)
+    """Width of the head's output."""
+
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout in the encoder, hidden states and attention alike. None: the encoder's own (0.1 for `bert`, 0 for
+    `vit` and `resnet`)."""
+
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    """bf16: autocast in the encoder; similarities and loss stay in fp32. fp64: for exactness tests."""
+
+
+class Loss(Section):
+    """The in-batch contrastive loss."""
+
+    name: Literal["infonce", "infonce_ce", "infonce_matched", "dcl", "flatnce", "siglip"] = "infonce"
+    """See jobs/losses.py."""
+
+    temperature: float | Literal["learned"] = 0.1
+    """Similarities are divided by it. `learned`: a parameter, started and clamped as below."""
+
+    temperature_start: float = Field(0.07, gt=0)
+    """First value of a learned temperature."""
+
+    temperature_range: Annotated[tuple[float, float], Field(strict=False)] = (0.01, 1.0)
+    """Clamp of a learned temperature, after every optimizer step."""
+
+    symmetric: bool = False
+    """Mean of both directions."""
+
+    same_side: bool = False
+    """Pairs share negatives of their own side too: SimCLR's 2B - 2 negatives."""
+
+    hard_negative_weight: float = Field(1.0, gt=0)
+    """Weight of an anchor's own hard negatives."""
+
+    mask_duplicates: bool = True
+    """Rows with the same content are not negatives of each other: pairs of which an anchor or positive is also one of
+    the other's (the same text, but for blanks around it, or the same image). A hard negative that is the anchor or its
+    positive is none of that anchor. A batch of which nothing is left by this is an error."""
+
+    margin: float = Field(0.0, ge=0)
+    """Additive margin on the positive's similarity, in cosine units."""
+
+    bias: float = 0.0
+    """Added to the logits of siglip, which often starts at -10."""
+
+    mlm_weight: float = Field(0.0, ge=0)
+    """Weight of an auxiliary masked-language-model loss on all sentences of the batch (SimCSE, Gao et al. 2021). It is
+    the mean over all masked tokens of the global batch. 0: none. Sentences only."""
+
+    mlm_probability: float = Field(0.15, gt=0, lt=1)
+    """Share of the tokens that the auxiliary loss masks: 80 % of them by the mask token, 10 % by a random one, and 10 %
+    stay."""
+
+    @model_validator(mode="after")
+    def _known_to_work(self) -> Loss:
+        low, high = self.temperature_range
+        if isinstance(self.temperature, float) and self.temperature <= 0:
+            raise ValueError(f"temperature = {self.temperature} must be above 0, for example 0.1")
+        if isinstance(self.temperature, float) and not 1e-30 <= self.temperature <= 1e30:
+            raise ValueError(f"temperature = {self.temperature} must lie between 1e-06 and 1e+06, for example 0.1")
+        if not 0 < low <= self.temperature_start <= high:
+            raise ValueError(
+                f"temperature_range = [{low}, {high}] must be positive, ascending and hold "
+                f"temperature_start = {self.temperature_start}"
+            )
+        if self.temperature == "learned" and self.name in UNBOUNDED:
+            raise ValueError(
+                f"temperature = 'learned' with name = '{self.name}' has no minimum and runs to its clamp; "
+                "give a number, or use name = 'infonce'"
+            )
+        if self.name == "siglip" and self.same_side:
+            raise ValueError("same_side = true is not defined for name = 'siglip'; set same_side = false")
+        if self.name != "siglip" and self.bias != 0:
+            raise ValueError(f"bias = {self.bias} is siglip's only; remove it, or set name = 'siglip'")
+        return self
+
+
+class Batch(Section):
+    """The global batch."""
+
+    size: int = Field(256, gt=1)
+    """Pairs per optimizer step, over all ranks."""
+
+    pool: int | None = Field(None, gt=1)
+    """Consecutive pairs of the batch that share negatives. None: all of them. Smaller pools are what is often called
+    gradient accumulation: another objective, not an approximation."""
+
+    @model_validator(mode="after")
+    def _whole_pools(self) -> Batch:
+        if self.pool is not None and self.size % self.pool:
+            fitting = next((one for one in range(min(self.pool, 10_000), 1, -1) if self.size % one == 0), None)
+            remedy = f"for example pool = {fitting}" if fitting else "or leave pool out"
+            raise ValueError(f"pool = {self.pool} must divide size = {self.size}, {remedy}")
+        return self
+
+
+class Optimizer(Section):
+    """The optimizer and its schedule."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled decay of matrices; biases, norms and loss parameters have none."""
+
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
+    """Adam's averaging."""
+
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """SGD's momentum."""
+
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps over which the rate climbs to its peak."""
+
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """What the rate does after the warm-up; linear and cosine end at 0."""
+
+    clip: float | None = Field(None, gt=0)
+    """Largest norm of the whole gradient, after the sum over ranks. None: no clipping."""
+
+
+class Evaluate(Section):
+    """How a job is judged."""
+
+    times: int = Field(4, gt=0)
+    """Evaluations, evenly spaced over the budget, the last at its end; one more before the first step. Of more than
+    999, as many are recorded, evenly chosen, the last among them; all are in the trial's log."""
+
+    head: bool = False
+    """Judge the head's output in place of the encoder's."""
+
+    neighbours: int = Field(20, gt=0)
+    """k of the kNN classifier."""
+
+    references: int = Field(5000, gt=1)
+    """Labelled rows of `data.train` (the first ones) that the kNN classifier and the linear probe learn from."""
+
+    probe: bool = True
+    """Fit the linear probe as well, at the last evaluation."""
+
+    batch: int = Field(256, gt=0)
+    """Rows encoded at once."""
+
+
+class Execution(Section):
+    """How the job is computed. None of this changes the result beyond rounding."""
+
+    ranks: int = Field(1, gt=0)
+    """Processes that share the batch."""
+
+    micro: int | None = Field(None, gt=0)
+    """Pairs encoded at once on a rank. None: the rank's whole share."""
+
+    micro_tokens: int | None = Field(None, gt=0)
+    """Padded tokens encoded at once on a rank, all views and hard negatives of its pairs counted. Consecutive pairs
+    fill a chunk up to it, and a chunk holds at least one pair. Sentences only, in place of `micro`."""
+
+    keep_graphs: int = Field(0, ge=0)
+    """Chunks that keep their graph and are not encoded twice, when `micro` or `micro_tokens` splits the share."""
+
+    graph_memory_mb: int | None = Field(None, gt=0)
+    """Memory for kept graphs on a rank, in place of `keep_graphs`: the first chunks of a step keep theirs as long as
+    all that autograd saves for them fits. Beside it a rank needs the memory of one chunk, as it does without."""
+
+    tile: int | None = Field(None, gt=0)
+    """Rows and columns of logits held at once. None: chosen."""
+
+    exchange: Literal["gather", "ring"] = "gather"
+    """How embeddings travel between ranks."""
+
+    compile: bool = False
+    """torch.compile the encoder. Dropout stays outside of what is compiled, so its masks are the same."""
+
+    verify: bool = False
+    """Before the first step that this process trains: compare the gradient of a few pairs, computed as configured here,
+    with plain autograd on one process, and refuse to train if a tensor differs."""
+
+    threads: int = Field(1, gt=0)
+    """CPU threads of a rank."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where the rank has one."""
+
+    checkpoint_every: int = Field(500, gt=0)
+    """Optimizer steps between checkpoints."""
+
+    keep_checkpoints: int = Field(2, ge=2)
+    """Checkpoints kept: the newest, and what to fall back to."""
+
+    deadline_s: float = Field(600.0, gt=0)
+    """Seconds that one optimizer step, one evaluation or one checkpoint may take. A rank that takes longer is hung: its
+    stack is kept, and the attempt ends. Loading may take an hour."""
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> Execution:
+        if self.micro is not None and self.micro_tokens is not None:
+            raise ValueError(
+                f"micro = {self.micro} and micro_tokens = {self.micro_tokens} both say how large a chunk is; remove one"
+            )
+        if self.keep_graphs and self.graph_memory_mb is not None:
+            raise ValueError(
+                f"keep_graphs = {self.keep_graphs} and graph_memory_mb = {self.graph_memory_mb} both say how many "
+                "graphs are kept; remove one"
+            )
+        return self

@@ -1,0 +1,78 @@
+"""What nodes have, and how many slots they hold."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+TYPE = "accelerator_type:"
+"""What the resource begins with by which Ray tells the type of a node's GPUs. There is one of each, of any size."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one node offers."""
+
+    cpus: float
+    gpus: float
+    accelerators: frozenset[str] = frozenset()
+    """Types of its GPUs, as Ray names them."""
+
+
+def alive(told: Sequence[Mapping[str, Any]]) -> list[Node]:
+    """The living nodes of what `ray.nodes()` tells."""
+    return [node_from(one["Resources"]) for one in told if one["Alive"]]
+
+
+def node_of(actor: str) -> str:
+    """The id of the node on which an actor of the connected cluster is or was, by the actor's id; empty if unknown."""
+    from ray._private import state  # Ray's public way asks the dashboard, which a cluster of our own has not
+
+    known = state.actors(actor) if actor else {}
+    return str(known.get("Address", {}).get("NodeID", ""))
+
+
+def here() -> Node:
+    """What this machine offers. The type of its GPUs is Ray's to find out."""
+    return Node(os.cpu_count() or 1, _gpus())
+
+
+def fits(available: Sequence[Node], *, ranks: int, cpus: float, gpus: float) -> bool:
+    """Whether `ranks` bundles of `cpus` and `gpus` find a place."""
+    return slots(available, ranks=1, cpus=cpus, gpus=gpus) >= ranks
+
+
+def slots(available: Sequence[Node], *, ranks: int, cpus: float, gpus: float) -> int:
+    """How many gangs of `ranks` the cluster holds at once, however their ranks lie on its nodes: both placements are
+    wishes, which yield before a gang has to wait."""
+    return sum(_places(node, cpus=cpus, gpus=gpus) for node in available) // ranks
+
+
+def node_from(resources: Mapping[str, float]) -> Node:
+    """The node with these resources of Ray's."""
+    types = frozenset(name.removeprefix(TYPE) for name in resources if name.startswith(TYPE))
+    return Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0), types)
+
+
+def _places(node: Node, *, cpus: float, gpus: float) -> int:
+    """How many ranks a node holds. A share lies on one GPU: two GPUs hold two ranks of 0.6, not three."""
+    found = []
+    if cpus:
+        found.append(int(node.cpus / cpus + 1e-9))
+    if 0 < gpus < 1:
+        found.append(int(node.gpus) * int(1 / gpus + 1e-9))
+    elif gpus:
+        found.append(int(node.gpus / gpus + 1e-9))
+    return min(found)
+
+
+def _gpus() -> int:
+    """GPUs of this machine; a question of the driver's, which does not load torch."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    return sum(line.startswith("GPU ") for line in listed.splitlines())

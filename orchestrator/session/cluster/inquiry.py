@@ -1,0 +1,77 @@
+"""Questions to every node of the connected cluster at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.session.cluster.capacity import Node, node_from
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a node answered to a question."""
+
+    name: str
+    """Its address, and the beginning of its id."""
+
+    node: Node
+    value: Any = None
+    error: str | None = None
+    """Why there is no value."""
+
+    ahead_s: float = 0.0
+    """How far its clock is ahead of this process's."""
+
+
+class _Examined:
+    """On one node: calls a function, and tells the time."""
+
+    def call(self, function: Callable[[Any], Any], asked: Any) -> Any:
+        return function(asked)
+
+    def clock(self) -> float:
+        return time.time()
+
+
+def ask(function: Callable[[Any], Any], about: Callable[[Node], Any], *, limit_s: float) -> list[Answer]:
+    """Call `function`, which is imported there, on every living node of the connected cluster at once, with what
+    `about` says of that node. One that has not answered in `limit_s` seconds gets an error."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    told = [one for one in ray.nodes() if one["Alive"]]
+    examined: Any = ray.remote(num_cpus=0, max_restarts=0)(_Examined)
+    begun = []
+    for one in told:
+        actor = examined.options(scheduling_strategy=NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)).remote()
+        begun.append((one, actor, actor.call.remote(function, about(node_from(one["Resources"])))))
+    refs = [ref for *_, ref in begun]
+    ray.wait(refs, num_returns=len(refs), timeout=limit_s)
+    answers = []
+    for one, actor, ref in begun:
+        name = f"{one['NodeManagerAddress']} ({one['NodeID'][:8]})"
+        node = node_from(one["Resources"])
+        try:
+            answers.append(Answer(name, node, ray.get(ref, timeout=0), ahead_s=_ahead(actor)))
+        except ray.exceptions.GetTimeoutError:
+            answers.append(Answer(name, node, error=f"it has not answered for {limit_s:.0f} s"))
+        except ray.exceptions.RayError as error:
+            answers.append(Answer(name, node, error=(str(error).strip().splitlines() or [type(error).__name__])[-1]))
+        ray.kill(actor)
+    return answers
+
+
+def _ahead(actor: Any) -> float:
+    """The clock of an actor's node minus this one's, from the quickest of a few questions."""
+    import ray
+
+    tries = []
+    for _ in range(5):
+        asked = time.time()
+        told = ray.get(actor.clock.remote(), timeout=10)
+        answered = time.time()
+        tries.append((answered - asked, told - (asked + answered) / 2))
+    return float(min(tries)[1])
