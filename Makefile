@@ -40,12 +40,19 @@ fmt: .venv/installed ## format the code and apply safe lint fixes
 bench: .venv/installed ## measure what the documentation quotes
 	$(BIN)/python -m pytest tests/benchmarks -m "not soak" -s --override-ini "python_files=bench_*.py"
 
-# SEED=N repeats the examples of an earlier run.
+# SEED=N repeats the examples of an earlier run. MINUTES=N runs what can be begun in so many, two groups at once, and from
+# another place on for another commit: the shares of ten have each test.
+soak: COMMIT := $(shell git rev-parse HEAD 2>/dev/null)
 soak: SEED := $(or $(SEED),$(shell date +%s))
-soak: .venv/installed ## the slower fault tests, property tests on new examples, twenty kills on each database: an hour
+soak: .venv/installed ## the slower fault tests, property tests on new examples, kills: an hour; MINUTES=35: a share of it
 	@echo 'property tests on new examples; again the same ones: make soak SEED=$(SEED)'
+ifdef MINUTES
+	ORCHESTRATOR_SOAK_MINUTES=$(MINUTES) ORCHESTRATOR_SOAK_COMMIT=$(COMMIT) ORCHESTRATOR_PROPERTIES=random \
+	    $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder -m "soak or hypothesis" --hypothesis-seed=$(SEED)
+else
 	ORCHESTRATOR_PROPERTIES=random $(BIN)/python -m pytest -m "hypothesis and not soak" --hypothesis-seed=$(SEED)
 	$(BIN)/python -m pytest -m soak -s
+endif
 
 # The build backend comes first and from the constraints, so that an editable install builds with a pinned one.
 .venv/installed: pyproject.toml constraints.txt

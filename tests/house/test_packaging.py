@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import re
@@ -13,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, distributions, entry_points
 from pathlib import Path
 
 import pytest
+import share
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -138,12 +140,13 @@ def test_a_python_that_will_not_do_is_refused_with_the_remedy(python: str, tmp_p
     assert not (tmp_path / ".venv").exists()
 
 
-def test_continuous_integration_runs_make_test() -> None:
+def test_continuous_integration_runs_make_test_and_a_share_of_the_soak() -> None:
     script = ROOT / ".ci/run"
     text = script.read_text("utf-8")
     assert os.access(script, os.X_OK)
     assert "set -euo pipefail" in text
-    assert text.rstrip().endswith("exec make test")
+    assert re.search(r"^make test$", text, re.M)
+    assert re.search(r"^    make soak MINUTES=", text, re.M)
     subprocess.run(["bash", "-n", script], check=True)
 
 
@@ -156,13 +159,12 @@ def test_warnings_are_errors_and_the_soak_is_asked_for() -> None:
 def test_property_tests_repeat_their_examples_except_in_the_soak_which_names_its_seed(tmp_path: Path) -> None:
     """Settings that a test adds to the profile keep this, and so does $CI, for which hypothesis has its own settings.
     Mutant check: loading no profile fails this, as does a soak that runs only its own tests."""
-    shown = "import conftest, hypothesis as h; print(h.settings(max_examples=7).derandomize)"
+    shown = (
+        f"import runpy, hypothesis as h; runpy.run_path({str(ROOT / 'tests' / 'conftest.py')!r}); "
+        "print(h.settings(max_examples=7).derandomize)"
+    )
     for profile, ci in itertools.product(("", "random"), ("", "1")):
-        environment = os.environ | {
-            "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{HELPERS}",
-            "ORCHESTRATOR_PROPERTIES": profile,
-            "CI": ci,
-        }
+        environment = os.environ | {"PYTHONPATH": HELPERS, "ORCHESTRATOR_PROPERTIES": profile, "CI": ci}
         done = subprocess.run(
             [sys.executable, "-c", shown], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
         )
@@ -172,3 +174,36 @@ def test_property_tests_repeat_their_examples_except_in_the_soak_which_names_its
     assert 'ORCHESTRATOR_PROPERTIES=random .venv/bin/python -m pytest -m "hypothesis and not soak"' in planned
     assert "--hypothesis-seed=7" in planned
     assert re.search(r"--hypothesis-seed=\d{9,}$", make("-n", "soak").stdout, re.M), "a new seed every time"
+
+
+def test_shares_of_the_soak_begin_elsewhere_for_another_commit_and_ten_have_each_test(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Mutant check: an order that is the same for every commit."""
+    groups = {f"file{number}": [f"{number}.{test}" for test in range(number % 7 + 1)] for number in range(50)}
+    everything = sorted(test for group in groups.values() for test in group)
+    covered, begun = set(), set()
+    for commit in range(10):
+        monkeypatch.setenv(share.COMMIT, hashlib.sha1(b"%d" % commit).hexdigest())
+        order = share.in_its_order(groups)
+        assert sorted(order) == everything
+        assert order == share.in_its_order(groups)
+        covered |= set(order[: len(order) * 2 // 5])
+        begun.add(order[0])
+    assert covered == set(everything)
+    assert len(begun) > 5
+
+
+def test_a_share_of_the_soak_ends_in_time_and_its_failures_count(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import time\ndef test_a(): time.sleep(1)\ndef test_b(): pass\ndef test_c(): assert False\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "share", "-p", "no:cacheprovider", str(tmp_path)]
+    for minutes, code, words in (("0.01", 0, "1 passed, 2 skipped"), ("1", 1, "1 failed, 2 passed")):
+        environment = os.environ | {"PYTHONPATH": HELPERS, share.MINUTES: minutes}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, words in done.stdout) == (code, True), done.stdout
+    planned = make("-n", "soak", "MINUTES=35").stdout
+    assert "ORCHESTRATOR_SOAK_MINUTES=35" in planned
+    assert '-m "soak or hypothesis"' in planned
+    assert re.search(r"ORCHESTRATOR_SOAK_COMMIT=[0-9a-f]{40}", planned)

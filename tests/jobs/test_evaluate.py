@@ -12,9 +12,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from conftest import SpawnRanks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import SpawnRanks
 from scipy.stats import spearmanr
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor

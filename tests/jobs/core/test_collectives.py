@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import RankDiedError, SpawnRanks
+from ranks import RankDiedError, SpawnRanks
 from torch import Tensor, nn
 
 from jobs.core.collectives import (

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch.distributed as dist
-from conftest import SpawnRanks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import SpawnRanks
 
 from jobs import data
 from jobs.config import JobConfig

@@ -17,10 +17,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from conftest import SpawnRanks, rank_starter
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from oracles import Answer, Batch, error, oracle
+from ranks import SpawnRanks, rank_starter
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

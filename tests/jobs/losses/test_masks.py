@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import SpawnRanks, rank_starter
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from oracles import Batch, error, oracle
+from ranks import SpawnRanks, rank_starter
 from test_losses import BARS, LOSSES, Exchange, How, answers, batch, check, joined, noted, rows_of, whole
 
 from jobs.losses import contrastive_loss

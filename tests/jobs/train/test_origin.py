@@ -141,11 +141,11 @@ def test_a_module_that_is_imported_after_it_was_edited_is_refused(
     monkeypatch.setattr(origin, "PACKAGE", package)
     monkeypatch.setattr(origin, "_imported", set())
     provenance.code_files(package)
-    for module in ("mlm", "optim"):
-        monkeypatch.setattr(f"jobs.{module}.__file__", str(package / f"{module}.py"))
+    for module, file in (("models.mlm", "models/mlm.py"), ("optim", "optim/__init__.py")):
+        monkeypatch.setattr(f"jobs.{module}.__file__", str(package / file))
     expected = expects(job)
     look(job, expected)
-    (package / "optim.py").write_text("x = 1\n")
+    (package / "optim" / "__init__.py").write_text("x = 1\n")
     look(job, expected)  # it was imported as it was expected
     monkeypatch.setattr(origin, "_imported", {"jobs.models.mlm"})
     with pytest.raises(OtherOrigin, match=r"jobs/optim/__init__.py changed after this process had started"):
@@ -275,7 +275,7 @@ def test_code_that_is_edited_while_a_sweep_runs_is_not_mixed_into_it(tmp_path: P
         points = tmp_path / "runs" / "small" / "trials"
         wait_for(lambda: list(points.glob("*/points.jsonl")))
         (rank,) = named(RANK, process.pid)
-        evaluate = other / "jobs" / "evaluate.py"
+        evaluate = other / "jobs" / "metrics" / "evaluate.py"
         evaluate.write_text(evaluate.read_text().replace("KNN_TEMPERATURE = 0.07", "KNN_TEMPERATURE = 0.7"))
         os.kill(rank.pid, signal.SIGKILL)
         said = process.communicate(timeout=120)[0]

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import _rank_main
+from ranks import rank_main
 from transformers import ResNetConfig, ResNetModel
 
-from jobs import config, data
+from jobs import data
 from jobs.artifacts import checkpoint, manifest
 from jobs.artifacts.storage import Folder
 from jobs.artifacts.trial_dir import Fence, Point, TakenOver
@@ -192,7 +192,7 @@ def test_a_job_that_is_evaluated_very_often_records_a_thousand_of_them_at_most(
 ) -> None:
     """Here 5 of 13: the untrained model, the end, and evenly in between. A kill changes nothing of it, and what the
     result has is the last evaluation."""
-    monkeypatch.setattr(config, "POINTS", 5)
+    monkeypatch.setattr("jobs.config.job.POINTS", 5)
     often = job(evaluate__times=12)
     whole = trained(often, tmp_path / "whole")
     steps = {key: [p.step for p in whole.points if p.key == key] for key in ("knn_accuracy", "uniformity")}
@@ -795,7 +795,7 @@ def test_a_rank_that_fails_within_a_step_ends_all_ranks_by_name_within_seconds(
         for rank in range(3):
             receiver, sender = forkserver.Pipe(duplex=False)
             arguments = (rank, 3, str(tmp_path / "store"), job_bytes, sender, 120)
-            processes.append(forkserver.Process(target=_rank_main, args=arguments, daemon=True))
+            processes.append(forkserver.Process(target=rank_main, args=arguments, daemon=True))
             processes[-1].start()
             sender.close()
             pipes.append(receiver)

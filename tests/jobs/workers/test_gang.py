@@ -72,14 +72,14 @@ def run(gang: Gang, config: dict[str, Any], folder: Path) -> dict[tuple[str, int
 
 def test_a_warm_gang_gives_what_cold_ranks_give_bit_for_bit_whatever_ran_before(gang: Gang, tmp_path: Path) -> None:
     """World sizes alternate: the process group is re-formed, and nothing of the trial before is left, of which nothing
-    is spared when garbage is collected, as what was imported is, once."""
+    is spared when garbage is collected, as what was imported is, once: a second time would spare 40,000 more."""
     warm = run(gang, job(), tmp_path / "first")
     spared = never_collected(gang)
     assert min(spared) > 100_000
     one = run(gang, job(execution__ranks=1, loss__name="dcl", seed=9), tmp_path / "one")
     again = run(gang, job(), tmp_path / "again")
     assert warm == again
-    assert never_collected(gang) == pytest.approx(spared, abs=100)
+    assert never_collected(gang) == pytest.approx(spared, abs=1000)
     alone = Training(
         JobConfig.model_validate(job(execution__ranks=1, loss__name="dcl", seed=9)),
         tmp_path / "alone",

@@ -322,7 +322,7 @@ def test_a_node_that_runs_other_code_is_a_blocker(tmp_path: Path, monkeypatch: p
     copy = tmp_path / "copy"
     for name in ("jobs", "orchestrator"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    with (copy / "jobs" / "pace.py").open("a") as file:
+    with (copy / "jobs" / "train" / "budget.py").open("a") as file:
         file.write("# changed\n")
     home = tmp_path / "home"
     (home / "data").mkdir(parents=True)

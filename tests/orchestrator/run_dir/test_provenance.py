@@ -154,7 +154,7 @@ def test_every_file_of_a_package_counts_and_no_other(tmp_path: Path) -> None:
     shutil.copytree(package, tmp_path / "c")
     (tmp_path / "c" / "deep" / "two.py").write_text("y = 3\n")
     assert code_digest(tmp_path / "c") != code_digest(package)
-    assert set(code_files(ROOT / "jobs")) >= {"train.py", "losses/__init__.py"}
+    assert set(code_files(ROOT / "jobs")) >= {"train/loop.py", "losses/__init__.py"}
 
 
 def test_what_editors_and_systems_leave_beside_code_does_not_count_and_what_is_no_python_does(tmp_path: Path) -> None:
@@ -167,6 +167,7 @@ def test_what_editors_and_systems_leave_beside_code_does_not_count_and_what_is_n
     (tmp_path / "more" / "deep" / "._two.py").write_bytes(b"\x00\x05\x16\x07\xff")
     (tmp_path / "more" / "gone.py").symlink_to("nowhere.py")
     (tmp_path / "more" / "folder.py").mkdir()
+    (tmp_path / "more" / "one.py").write_bytes(b"x = 1\r\n# another system's ends of lines\r\n")
     assert code_files(tmp_path / "more") == code_files(package)
     for number, content in enumerate([b"<<<<<<< HEAD\n", b"\xff\xfe", b"x = '\x00'\n", b"'''", b"(", b"x = 1\n  y"]):
         copied = tmp_path / f"odd{number}"
@@ -280,7 +281,7 @@ def test_weights_and_tokenizer_of_an_encoder_count_and_its_readme_does_not(tmp_p
 
 RECORD: dict[str, Any] = {
     "code": "aaa",
-    "files": {"train.py": "1", "step.py": "2"},
+    "files": {"train/loop.py": "1", "train/step.py": "2"},
     "versions": {"torch": "2.13.0"},
     "data": {"data.train = x": {"digest": "d1", "source": "x"}},
     "weights": {},
@@ -290,7 +291,10 @@ RECORD: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"code": "bbb", "files": {"train.py": "1", "step.py": "3"}}, r"aaa -> bbb: jobs/train/step.py differ"),
+        (
+            {"code": "bbb", "files": {"train/loop.py": "1", "train/step.py": "3"}},
+            r"aaa -> bbb: jobs/train/step.py differ",
+        ),
         ({"versions": {"torch": "2.14.0"}}, r"torch 2.13.0 -> 2.14.0"),
         ({"versions": {"torch": "2.13.0", "ray": "2.60"}}, r"ray none -> 2.60"),
     ],
@@ -462,7 +466,7 @@ def test_a_run_goes_on_with_the_code_the_data_and_the_weights_that_it_began_with
     other = tmp_path / "other"
     for package in ("jobs", "orchestrator"):
         shutil.copytree(ROOT / package, other / package, ignore=shutil.ignore_patterns("__pycache__"))
-    evaluate = other / "jobs" / "evaluate.py"
+    evaluate = other / "jobs" / "metrics" / "evaluate.py"
     evaluate.write_text(evaluate.read_text().replace("KNN_TEMPERATURE = 0.07", "KNN_TEMPERATURE = 0.7"))
     there = {"PYTHONPATH": str(other)}
     said = call("resume", "small", "--offline", cwd=home, code=2, env=there)
