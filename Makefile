@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check lint fmt bench soak
+.PHONY: help quickstart test check lint fmt bench house soak
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -39,6 +39,10 @@ fmt: .venv/installed ## format the code and apply safe lint fixes
 
 bench: .venv/installed ## measure what the documentation quotes
 	$(BIN)/python -m pytest tests/benchmarks -m "not soak" -s --override-ini "python_files=bench_*.py"
+
+# FOLDER=DIR: of another checkout, such as of an earlier commit.
+house: .venv/installed ## figures of the code: how large its parts are, what points up; an error over a limit
+	@$(BIN)/python tests/house/figures.py $(FOLDER)
 
 # SEED=N repeats the examples of an earlier run. MINUTES=N runs what can be begun in so many, two groups at once, and from
 # another place on for another commit: the shares of ten have each test.

@@ -14,6 +14,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import figures
 import pytest
 from shelves import ROOT, arrows, levels, with_picture
 
@@ -147,6 +148,20 @@ def test_every_arrow_points_down() -> None:
 def test_the_picture_is_made_of_the_table() -> None:
     page = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
     assert page == with_picture(page), "python tests/house/shelves.py write"
+
+
+def test_the_house_keeps_its_limits_and_a_house_that_does_not_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert figures.main([]) == 0
+    for top in ("jobs", "orchestrator"):
+        (tmp_path / top).mkdir()
+        (tmp_path / top / "__init__.py").touch()
+        (tmp_path / top / "one.py").write_text(f"import {top}.two\n\nclass A:\n    def f(self): pass\n" + "\n" * 460)
+        (tmp_path / top / "two.py").write_text(f"from {top} import one\n")
+    assert figures.main([str(tmp_path)]) == 1
+    over = [line.partition("  ")[0] for line in capsys.readouterr().out.splitlines() if "OVER" in line]
+    assert over == ["longest file, lines", "circles"]
 
 
 # What comes with an import
