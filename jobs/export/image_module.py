@@ -14,7 +14,7 @@ import numpy as np
 from sentence_transformers.base.modules import InputModule
 from torch import nn
 
-from jobs.export.embed import Encoder, pixel_values
+from .embed import Encoder, pixel_values
 
 
 class ImageEncoder(InputModule):

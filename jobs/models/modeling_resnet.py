@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndNoAttention
 
-from jobs.models.resnet import ResNet
+from .resnet import ResNet
 
 
 class ResNetEncoderConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
