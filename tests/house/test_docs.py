@@ -9,7 +9,9 @@ from pathlib import Path
 import click
 import pytest
 
+from orchestrator import sweep as sweeps
 from orchestrator.cli import main
+from orchestrator.sweep import plan as planning
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -75,6 +77,25 @@ def test_the_readme_says_what_this_is_by_line_3_and_how_to_start_by_line_15() ->
     assert any(len(line.split()) >= 6 and not line.startswith(("#", "!", "<", "[")) for line in lines[1:3])
     for command in ("make quickstart", "make test"):
         assert any(command in line for line in lines[:15]), f"{command} belongs in the first 15 lines"
+
+
+def test_the_readme_is_read_in_a_few_minutes() -> None:
+    assert 110 <= len(README.splitlines()) <= 130
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```toml" in page.read_text("utf-8")], ids=lambda p: p.name)
+def test_a_sweep_on_a_page_is_one(page: Path, tmp_path: Path) -> None:
+    blocks = re.findall(r"^```toml\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+    for number, block in enumerate(blocks):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(block)
+        made = planning.make(sweeps.load(path))
+        assert len(made.arms) > 1
+
+
+def test_every_page_of_the_manual_is_linked_from_the_readme() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"](docs/{page.name})" in README
 
 
 @pytest.mark.parametrize("name", INFRA)
