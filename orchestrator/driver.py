@@ -61,7 +61,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Again:
+class RetryFailed:
     """What becomes of failed trials."""
 
     kind: str | None = None
@@ -87,7 +87,7 @@ def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (),
             _refuse_changes(folder, begun, plan)
             return _continue(begun.with_limits(plan.sweep), folder, ledger, options, notes=notes)
     creation.refuse_what_is_no_run(folder, sweep_file)
-    requirements.check_cluster(plan, requirements.largest(plan))
+    requirements.check_cluster(plan, requirements.max_world_size(plan))
     doctor.refuse(folder, plan)
     examined = provenance.examine(plan, meanwhile=_load)
     creation.refuse_what_is_no_run(folder, sweep_file)  # the checks took their time
@@ -101,7 +101,7 @@ def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (),
 def resume(
     folder: RunFolder,
     *,
-    again: Again | None = None,
+    again: RetryFailed | None = None,
     execution: Mapping[str, Any] | None = None,
     options: Options = Options(),
 ) -> int:
@@ -119,14 +119,14 @@ def _continue(
     ledger: Ledger,
     options: Options,
     *,
-    again: Again | None = None,
+    again: RetryFailed | None = None,
     execution: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> int:
     """Go on with a run by the plan that it was begun with, if what it needs is there and is what it was."""
     record: dict[str, Any] | None = None
     if _is_left(ledger, again):  # else the run's nodes and data may be gone
-        ranks, progress = requirements.largest(plan, ledger, execution), Progress(plan, ledger)
+        ranks, progress = requirements.max_world_size(plan, ledger, execution), Progress(plan, ledger)
         with _logged(folder, progress):
             requirements.await_room(plan, ranks, say=progress.say)
             progress.release()
@@ -179,7 +179,7 @@ def _drive(
     ledger: Ledger,
     options: Options,
     *,
-    again: Again | None = None,
+    again: RetryFailed | None = None,
     execution: Mapping[str, Any] | None = None,
     record: dict[str, Any] | None,
     notes: Sequence[str] = (),
@@ -194,7 +194,7 @@ def _drive(
     with contextlib.ExitStack() as stack:
         stack.enter_context(holding.held(ledger, say=progress.say))
         stack.enter_context(_logged(folder, progress))
-        ranks = requirements.largest(plan, ledger, execution)
+        ranks = requirements.max_world_size(plan, ledger, execution)
         base = provenance.folder_of(ledger.run.environment)
         session = Session(
             plan,
@@ -220,7 +220,7 @@ def _drive(
             for note in notes:
                 progress.say(f"note: {note}")
             if again is not None:
-                _decide(ledger, again)
+                apply_retry(ledger, again)
             if record is not None:
                 provenance.write_down(ledger, record)
             elif options.accept_code:
@@ -370,7 +370,7 @@ def _shared(plan: Plan, session: Session, slot: Claim, progress: Progress) -> It
         yield None
         return
     painter = picture.Painter()
-    with Room(painter, slot, grows=requirements.grows(plan), say=progress.say, waits=session.waits) as room:
+    with Room(painter, slot, grows=requirements.can_autoscale(plan), say=progress.say, waits=session.waits) as room:
         room.look()
         room.watch(session.fail)
         yield room
@@ -393,14 +393,15 @@ def _refuse_changes(folder: RunFolder, begun: Plan, plan: Plan) -> None:
         )
 
 
-def _is_left(ledger: Ledger, again: Again | None) -> bool:
+def _is_left(ledger: Ledger, again: RetryFailed | None) -> bool:
     """Whether anything is still to be trained."""
     if ledger.run.state != "done" or ledger.trials(state="queued"):
         return True
     return again is not None and not again.give_up and bool(ledger.trials(state="failed"))
 
 
-def _decide(ledger: Ledger, again: Again) -> None:
+def apply_retry(ledger: Ledger, again: RetryFailed) -> None:
+    """Queue failed trials again, or give them up, as a person has asked."""
     for trial in ledger.trials(state="failed"):
         if again.kind is None or trial.failure == again.kind:
             if again.give_up:

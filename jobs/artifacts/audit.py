@@ -3,7 +3,7 @@
 TRIALS is a folder, or a URI of pyarrow.fs; of a bucket one trial after another is downloaded and then looked at.
 
     {"trial", "job", "result", "points": [[key, step, value]], "repeated", "torn", "missing",
-     "checkpoints": [{"name", "step", "fault"}], "set_aside", "leftovers", "faults"}
+     "checkpoints": [{"name", "step", "fault"}], "quarantine", "leftovers", "faults"}
 
 Every checkpoint is read and hashed. Imports neither torch nor ray, so that it answers as fast as the disk does.
 """
@@ -71,7 +71,7 @@ def audit(folder: Path) -> dict[str, Any]:
     complete = manifest.complete(checkpoints)
     # In a bucket it is the manifest that is renamed.
     bad = {path.parent.name for path in checkpoints.glob("*/manifest.bad-*")} - {path.name for path in complete}
-    set_aside = [name for name in names if ".bad-" in name or name in bad]
+    quarantine = [name for name in names if ".bad-" in name or name in bad]
     looked_at = [_checkpoint(path) for path in complete]
     told = next(((step["step"], told) for step, told in looked_at if told is not None), (0, 0))
     return {
@@ -83,8 +83,8 @@ def audit(folder: Path) -> dict[str, Any]:
         "torn": torn,
         "missing": max(0, told[1] - sum(step <= told[0] for _, step, _ in points)),
         "checkpoints": [checkpoint for checkpoint, _ in looked_at],
-        "set_aside": set_aside,
-        "leftovers": [name for name in names if name not in set_aside and checkpoints / name not in complete],
+        "quarantine": quarantine,
+        "leftovers": [name for name in names if name not in quarantine and checkpoints / name not in complete],
         "faults": faults,
     }
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.artifacts import manifest
-from jobs.artifacts.storage import Folder, Storage, aside_of, clean_folder, drop, is_full, room, write_whole
+from jobs.artifacts.storage import Folder, Storage, clean_folder, disk_full_guard, drop, is_full, temp_path, write_whole
 
 PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 """Waits between the attempts at one request to a bucket; the store's own client has then tried twice each."""
@@ -94,7 +94,7 @@ class Bucket:
         there = [name for name in names if (self.scratch / name).exists()]
         side_by_side([partial(self._put, name, (self.scratch / name).read_bytes()) for name in there])
 
-    def bring(self, name: str) -> None:
+    def download(self, name: str) -> None:
         """Downloaded."""
         text = self.read(name)
         if text is None:
@@ -123,24 +123,24 @@ class Bucket:
     @contextlib.contextmanager
     def fetch(self, name: str) -> Iterator[Path]:
         """Downloaded to a folder that is gone afterwards."""
-        here = aside_of(self.scratch, name)
+        here = temp_path(self.scratch, name)
         files = self._ask(self.store.get_file_info, self._all(name))
         needed = sum(each.size or 0 for each in files)
         try:
-            with room(f"download of {name}", needed=needed, folder=self.scratch, undo=lambda: drop(here)):
+            with disk_full_guard(f"download of {name}", needed=needed, folder=self.scratch, undo=lambda: drop(here)):
                 here.mkdir(parents=True)
                 self._copy(f"{self.prefix}/{name}", str(here), up=False)
             yield here
         finally:
             drop(here)
 
-    def set_aside(self, name: str) -> str:
+    def quarantine(self, name: str) -> str:
         """Of a folder the manifest is renamed, to manifest.bad-N.json, and of a file the local copy as well."""
         if manifest.is_step(name):
             there = self._folders().get(name, set())
             bad = next(each for n in itertools.count(1) if (each := f"manifest.bad-{n}.json") not in there)
             return self._rename(f"{name}/{manifest.NAME}", f"{name}/{bad}", there=manifest.NAME in there)
-        local = Folder(self.scratch).set_aside(name) if os.path.lexists(self.scratch / name) else None
+        local = Folder(self.scratch).quarantine(name) if os.path.lexists(self.scratch / name) else None
         files = self._names()
         if local is not None and name not in files:
             return local

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jobs.artifacts import manifest
-from jobs.artifacts.storage import Folder, Storage, StorageFull, aside_of, room
+from jobs.artifacts.storage import Folder, Storage, StorageFull, disk_full_guard, temp_path
 from jobs.core.failures import words_of
 
 OVERHEAD = 65_536
@@ -62,12 +62,12 @@ def write(place: Path | Storage, taken: Checkpoint, *, keep: int, permit: Callab
     checkpoints are untouched, and nothing half written is left.
     """
     place, name = _at(place), manifest.name_of(taken.step)
-    aside = aside_of(place.scratch, name)
+    aside = temp_path(place.scratch, name)
 
     def undo() -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
-    with room(f"checkpoint of step {taken.step}", needed=taken.bytes, folder=place.scratch, undo=undo):
+    with disk_full_guard(f"checkpoint of step {taken.step}", needed=taken.bytes, folder=place.scratch, undo=undo):
         aside.mkdir(parents=True)
         save_file({key: tensor.contiguous() for key, tensor in taken.model.items()}, aside / manifest.MODEL)
         torch.save(taken.optimizer, aside / manifest.OPTIMIZER)
@@ -103,7 +103,7 @@ def newest(place: Path | Storage) -> tuple[Checkpoint | None, list[str]]:
         except (ConnectionError, StorageFull):
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError, *LIBRARIES) as error:
-            remarks.append(f"checkpoint {name} is damaged ({words_of(error)}); set aside as {place.set_aside(name)}")
+            remarks.append(f"checkpoint {name} is damaged ({words_of(error)}); set aside as {place.quarantine(name)}")
     return None, remarks
 
 

@@ -63,7 +63,7 @@ class Storage(Protocol):
     def publish(self, *names: str) -> None:
         """Make files of `scratch`, as they are now, those that count; what is not there is left out."""
 
-    def bring(self, name: str) -> None:
+    def download(self, name: str) -> None:
         """Make a file of `scratch` the one that counts: replaced, or removed where there is none."""
 
     def committed(self) -> list[str]:
@@ -75,7 +75,7 @@ class Storage(Protocol):
     def fetch(self, name: str) -> AbstractContextManager[Path]:
         """The files of a committed folder on a local disk."""
 
-    def set_aside(self, name: str) -> str:
+    def quarantine(self, name: str) -> str:
         """Take a damaged file away, or a damaged folder out of the committed ones, and keep it for a person. Returns
         what it is now called. Raises FileNotFoundError where there is none."""
 
@@ -108,7 +108,7 @@ class Folder:
     def publish(self, *names: str) -> None:
         """Nothing to do: what is here counts."""
 
-    def bring(self, name: str) -> None:
+    def download(self, name: str) -> None:
         """Nothing to do: what is here counts."""
 
     def committed(self) -> list[str]:
@@ -119,7 +119,7 @@ class Folder:
         """One rename."""
         permit()
         if os.path.lexists(self.scratch / name) and not _is_folder(self.scratch / name):
-            self.set_aside(name)  # a file in its place is none of ours, and `remove` deletes folders only
+            self.quarantine(name)  # a file in its place is none of ours, and `remove` deletes folders only
         self.remove(name)
         aside.rename(self.scratch / name)
         manifest.fsync(self.scratch)
@@ -128,7 +128,7 @@ class Folder:
         """The folder itself."""
         return contextlib.nullcontext(self.scratch / name)
 
-    def set_aside(self, name: str) -> str:
+    def quarantine(self, name: str) -> str:
         """Renamed to NAME.bad-N."""
         path = self.scratch / name
         bad = next(each for n in itertools.count(1) if not os.path.lexists(each := path.with_name(f"{name}.bad-{n}")))
@@ -151,7 +151,7 @@ class Folder:
         clean_folder(self.scratch)
 
 
-def aside_of(folder: Path, name: str) -> Path:
+def temp_path(folder: Path, name: str) -> Path:
     """A path in `folder` at which to make what will be called `name`. It tells whose it is, and is used once."""
     return folder / f".{name}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
 
@@ -162,7 +162,9 @@ _NUMBERS = itertools.count()
 def write_whole(path: Path, text: str) -> None:
     """Replace a local file in one piece; on disk, name included, on return. Raises StorageFull."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    with room(path.name, needed=len(text.encode()), folder=path.parent, undo=lambda: aside.unlink(missing_ok=True)):
+    with disk_full_guard(
+        path.name, needed=len(text.encode()), folder=path.parent, undo=lambda: aside.unlink(missing_ok=True)
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("w") as file:
             file.write(text)
@@ -173,7 +175,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def room(what: str, *, needed: int, folder: Path, undo: Callable[[], object]) -> Iterator[None]:
+def disk_full_guard(what: str, *, needed: int, folder: Path, undo: Callable[[], object]) -> Iterator[None]:
     """Write `what` inside. Whatever fails is undone, and raised as StorageFull if it failed for want of space.
 
     needed: bytes, of which the message tells. The bytes free are those after undoing.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.artifacts import manifest
-from jobs.artifacts.storage import Folder, Storage, room, write_whole
+from jobs.artifacts.storage import Folder, Storage, disk_full_guard, write_whole
 from jobs.core.failures import words_of
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Fence:
             token, number = self._attempt
             self._place.write(ATTEMPT, json.dumps({"token": token, "attempt": number}))
 
-    def glance(self) -> None:
+    def check_local(self) -> None:
         """Raise TakenOver if a later attempt works in the same local folder; asks no bucket."""
         path = self._place.scratch / ATTEMPT
         if self._attempt is not None and path.is_file():
@@ -78,7 +78,7 @@ class Fence:
         except UnicodeDecodeError:
             return "?"
         except IsADirectoryError:
-            set_aside(self._place, ATTEMPT)
+            quarantine(self._place, ATTEMPT)
             return "?"
 
     def _compare(self, holder: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -144,7 +144,7 @@ class Records:
             text = "".join(map(_line, fresh))
             path = self._folder / POINTS
             before = path.stat().st_size if path.exists() else 0
-            with room(POINTS, needed=len(text), folder=self._folder, undo=lambda: os.truncate(path, before)):
+            with disk_full_guard(POINTS, needed=len(text), folder=self._folder, undo=lambda: os.truncate(path, before)):
                 with path.open("a") as file:
                     file.write(text)
                     file.flush()
@@ -160,7 +160,7 @@ class Records:
         if not self._writes or not path.exists():
             return
         if path.is_dir():
-            Folder(self._folder).set_aside(POINTS)
+            Folder(self._folder).quarantine(POINTS)
             return
         self.points = points_of(path.read_text("utf-8", errors="replace"), until=until)
         self._places = {(point.key, point.step) for point in self.points}
@@ -199,7 +199,7 @@ def points_fault(place: Storage, *, until: int, told: int | None) -> str | None:
     """
     path = place.scratch / POINTS
     try:
-        place.bring(POINTS)
+        place.download(POINTS)
         text = path.read_text("utf-8")
     except FileNotFoundError:
         return "it is not there"
@@ -253,7 +253,7 @@ def open_folder(
                 f"{place.scratch / JOB} is damaged ({reason(error)}), so the folder may hold another job; if it does "
                 "not, move that file away, and run the same command again"
             ) from error
-        remark(f"{JOB} is damaged ({reason(error)}); {set_aside(place, JOB)}")
+        remark(f"{JOB} is damaged ({reason(error)}); {quarantine(place, JOB)}")
         there = None
     if there is not None and there.model_dump(exclude={"execution"}) != job.model_dump(exclude={"execution"}):
         raise ValueError(
@@ -294,7 +294,7 @@ def read_result(
         text = place.read(RESULT)
         result = None if text is None else result_of(text)
     except (IsADirectoryError, ValueError) as error:
-        remark(f"{RESULT} is damaged ({reason(error)}); {set_aside(place, RESULT)}")
+        remark(f"{RESULT} is damaged ({reason(error)}); {quarantine(place, RESULT)}")
         return None
     if result is None:
         return None
@@ -350,8 +350,8 @@ def start_over(place: Storage, checkpoints: Storage) -> str:
 
     The result goes first: of a training that diverged it counts by itself.
     """
-    kept = [name for each in (RESULT, POINTS) if (name := _set_aside(place, each)) is not None]
-    kept += [f"{checkpoints.scratch.name}/{checkpoints.set_aside(name)}" for name in checkpoints.committed()]
+    kept = [name for each in (RESULT, POINTS) if (name := _quarantine(place, each)) is not None]
+    kept += [f"{checkpoints.scratch.name}/{checkpoints.quarantine(name)}" for name in checkpoints.committed()]
     return f"what it had left is kept as {', '.join(kept)}" if kept else "it had left nothing else"
 
 
@@ -371,16 +371,16 @@ def _object(text: str, keys: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def set_aside(place: Storage, name: str) -> str:
+def quarantine(place: Storage, name: str) -> str:
     """Keep a damaged file for a person. Returns what became of it, in words."""
-    kept = _set_aside(place, name)
+    kept = _quarantine(place, name)
     return "it is written again" if kept is None else f"set aside as {kept}"
 
 
-def _set_aside(place: Storage, name: str) -> str | None:
+def _quarantine(place: Storage, name: str) -> str | None:
     """What a file is now called; None where there is none."""
     try:
-        return place.set_aside(name)
+        return place.quarantine(name)
     except FileNotFoundError:
         return None
 

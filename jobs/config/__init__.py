@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from jobs.config.job import COMPUTING as COMPUTING
 from jobs.config.job import DIVIDES as DIVIDES
+from jobs.config.job import EXECUTION_METRICS as EXECUTION_METRICS
 from jobs.config.job import POINTS as POINTS
 from jobs.config.job import ConfigError as ConfigError
 from jobs.config.job import Fault as Fault

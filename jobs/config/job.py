@@ -31,8 +31,8 @@ from jobs.config.sections import (
 from jobs.config.validation import ConfigError, Fault, faults, field_names, nearest
 
 __all__ = [
-    "COMPUTING",
     "DIVIDES",
+    "EXECUTION_METRICS",
     "Augment",
     "Batch",
     "Budget",
@@ -54,7 +54,7 @@ __all__ = [
     "trial_id",
 ]
 
-COMPUTING = ("samples_per_second", "peak_memory_mb", "system/")
+EXECUTION_METRICS = ("samples_per_second", "peak_memory_mb", "system/")
 """How the keys of points begin that say how a job was computed. They differ whenever it is done again."""
 
 POINTS = 1000
@@ -94,7 +94,7 @@ class JobConfig(Section):
             raise ValueError(
                 f"budget.samples = {self.budget.samples} is less than one batch; give at least batch.size = {size}"
             )
-        if self.judged_on is None:
+        if self.eval_split is None:
             raise ValueError(f"data.{self.stage} is missing: the {self.stage} stage is judged on those rows")
         if self.model.norm == "batch" and (ranks > 1 or self.is_chunked):
             raise ValueError(
@@ -134,7 +134,7 @@ class JobConfig(Section):
         return self.execution.micro_tokens is not None or (self.execution.micro or share) < share
 
     @property
-    def judged_on(self) -> str | None:
+    def eval_split(self) -> str | None:
         """The source of the rows this stage is judged on."""
         return self.data.tune if self.stage == "tune" else self.data.confirm
 

@@ -17,7 +17,7 @@ from jobs.data.sentences import SentenceExamples, sentence_examples, tokenizer_f
 from jobs.data.sentences.duplicates import note_on_batch
 from jobs.data.sentences.scored import SentenceEvaluation, sentence_evaluation
 from jobs.data.sources import open_table
-from jobs.data.validate import check, described, digests, fingerprint
+from jobs.data.validate import check, dataset_info, digests, fingerprint
 
 __all__ = [
     "DataError",
@@ -31,7 +31,7 @@ __all__ = [
     "Views",
     "batch_rows",
     "check",
-    "described",
+    "dataset_info",
     "digests",
     "evaluation_data",
     "fingerprint",
@@ -50,7 +50,7 @@ def train_examples(job: JobConfig, tokenizer: Any = None) -> ImageExamples | Sen
 
 def evaluation_data(job: JobConfig) -> ImageEvaluation | SentenceEvaluation:
     """What the stage of `job` is judged on. Raises DataError."""
-    assert job.judged_on is not None, "JobConfig refuses a job without it"
+    assert job.eval_split is not None, "JobConfig refuses a job without it"
     if job.task == "image":
-        return image_evaluation(job, job.judged_on)
-    return sentence_evaluation(job.judged_on, job.data.judged_columns)
+        return image_evaluation(job, job.eval_split)
+    return sentence_evaluation(job.eval_split, job.data.judged_columns)

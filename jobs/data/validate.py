@@ -101,17 +101,20 @@ def has_single_sentences(job: JobConfig) -> bool:
 @looked_at_once()
 def fingerprint(job: JobConfig) -> str:
     """32 hex digits: equal for equal rows that `job` trains on and is judged on, in whatever files or formats."""
-    assert job.judged_on is not None, "JobConfig refuses a job without it"
-    digests = [_digest(job, train_rows(job)), _digest(job, _judged_rows(job, job.judged_on))]
+    assert job.eval_split is not None, "JobConfig refuses a job without it"
+    digests = [_digest(job, train_rows(job)), _digest(job, _judged_rows(job, job.eval_split))]
     return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
 
 
 @looked_at_once()
-def described(job: JobConfig) -> list[dict[str, Any]]:
+def dataset_info(job: JobConfig) -> list[dict[str, Any]]:
     """What `job` trains on and is judged on, each as `context` (`training`, `tune` or `confirm`), `source`, `rows` and
     `digest`, 32 hex digits that are equal for equal rows."""
-    assert job.judged_on is not None, "JobConfig refuses a job without it"
-    both = (("training", job.data.train, train_rows(job)), (job.stage, job.judged_on, _judged_rows(job, job.judged_on)))
+    assert job.eval_split is not None, "JobConfig refuses a job without it"
+    both = (
+        ("training", job.data.train, train_rows(job)),
+        (job.stage, job.eval_split, _judged_rows(job, job.eval_split)),
+    )
     return [
         {"context": context, "source": source, "rows": len(rows), "digest": _digest(job, rows)[:32]}
         for context, source, rows in both

@@ -239,12 +239,12 @@ def _whole(dest: Path, write: Any, *, needed: int) -> dict[str, Any]:
     """Make the folder `dest` in one piece: written aside, fsynced, renamed."""
     parent, name = dest.absolute().parent, dest.absolute().name
     storage.clean_asides(parent, name)
-    aside = storage.aside_of(parent, name)
+    aside = storage.temp_path(parent, name)
 
     def undo() -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
-    with storage.room(f"export to {dest}", needed=needed, folder=parent, undo=undo):
+    with storage.disk_full_guard(f"export to {dest}", needed=needed, folder=parent, undo=undo):
         aside.mkdir(parents=True)
         settings: dict[str, Any] = write(aside)
         for path in sorted(aside.rglob("*"), reverse=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.artifacts.trial_dir import Point
-from jobs.config import COMPUTING, JobConfig
+from jobs.config import EXECUTION_METRICS, JobConfig
 from jobs.core.plain import markdown
 from jobs.models.pretrained.folder import BUILT
 
@@ -67,7 +67,7 @@ def text(
 
 def judged(points: list[Point]) -> dict[str, Point]:
     """The newest value of each metric."""
-    return {point.key: point for point in points if not point.key.startswith(("train/", *COMPUTING))}
+    return {point.key: point for point in points if not point.key.startswith(("train/", *EXECUTION_METRICS))}
 
 
 def _facts(about: About, job: JobConfig, trial: str, step: int, settings: Mapping[str, Any]) -> dict[str, Any]:

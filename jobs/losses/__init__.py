@@ -29,9 +29,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from jobs.core.collectives import Group, gather_rows, ring, sum_rows, world_of
-from jobs.losses.problem import HARD, QUERIES, Problem, Request, agreed_problem
+from jobs.losses.problem import HARD, QUERIES, LossInputs, LossSpec, agreed_problem
 from jobs.losses.stream import Table, gradients, reduce_rows
-from jobs.losses.tiles import FAR, Rows
+from jobs.losses.tiles import MASKED_LOGIT, Rows
 
 __all__ = ["Diagnostics", "contrastive_loss"]
 
@@ -105,7 +105,7 @@ def contrastive_loss(
     over ranks is the single-process gradient. An anchor without negatives contributes 0 (siglip: its positive's term)
     and counts in B. Raises ValueError on every rank for arguments that are wrong or that ranks disagree on.
     """
-    request = Request(
+    request = LossInputs(
         queries, keys, hard_negatives, pair_ids, key_ids, negative_ids, name=name, temperature=temperature, bias=bias,
         margin=margin, hard_negative_weight=hard_negative_weight, symmetric=symmetric, same_side=same_side, pool=pool,
         exchange=exchange, tile=tile,
@@ -126,7 +126,7 @@ def contrastive_loss(
 
 @dataclass(frozen=True)
 class _Call:
-    problem: Problem
+    problem: LossSpec
     group: Group
     value: Tensor
 
@@ -146,7 +146,7 @@ class _Loss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, hard, temperature, bias, ids, received, table, slope, push = ctx.saved_tensors
-        problem: Problem = ctx.call.problem
+        problem: LossSpec = ctx.call.problem
         group: Group = ctx.call.group
         needs = ctx.needs_input_grad
         with _full_precision(grad_output):
@@ -188,7 +188,7 @@ def _full_precision(like: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
-def _own(problem: Problem, queries: Tensor, keys: Tensor, hard: Tensor | None, ids: Tensor | None) -> Rows:
+def _own(problem: LossSpec, queries: Tensor, keys: Tensor, hard: Tensor | None, ids: Tensor | None) -> Rows:
     sides = (queries, keys) if hard is None or not problem.hard else (queries, keys, hard.reshape(-1, problem.width))
     return Rows(problem.start, sides, None if ids is None else ids.to(queries.device))
 
@@ -200,7 +200,7 @@ def _side_by_side(pair_ids: Tensor | None, key_ids: Tensor | None, negative_ids:
     return torch.cat(given, dim=1) if given else None
 
 
-def _exchange(problem: Problem, own: Rows, group: Group) -> Tensor | None:
+def _exchange(problem: LossSpec, own: Rows, group: Group) -> Tensor | None:
     """Everybody's rows as one [B, ...] tensor in the features' dtype, for `gather`; ids travel as their bits."""
     if problem.exchange == "ring" or world_of(group) == 1:
         return None
@@ -211,7 +211,7 @@ def _exchange(problem: Problem, own: Rows, group: Group) -> Tensor | None:
     return gather_rows(torch.cat(packed, dim=1), problem.counts, group)
 
 
-def _visits(problem: Problem, own: Rows, received: Tensor | None, group: Group) -> Iterator[Rows]:
+def _visits(problem: LossSpec, own: Rows, received: Tensor | None, group: Group) -> Iterator[Rows]:
     """Own rows first, then all others': slices of what was gathered, or rank by rank around the ring."""
     if received is None:
         for rank, tensors in ring(_packed(problem, own), problem.counts, group):
@@ -228,7 +228,7 @@ def _visits(problem: Problem, own: Rows, received: Tensor | None, group: Group) 
             yield _unpacked(problem, part.start, [*sides, *ids], has_ids=bool(ids))
 
 
-def _packed(problem: Problem, rows: Rows) -> list[Tensor]:
+def _packed(problem: LossSpec, rows: Rows) -> list[Tensor]:
     """Queries, keys, hard negatives and ids where there are any, each with one row per pair."""
     sides = [
         side.view(len(rows), problem.hard * problem.width) if n == HARD else side for n, side in enumerate(rows.sides)
@@ -236,7 +236,7 @@ def _packed(problem: Problem, rows: Rows) -> list[Tensor]:
     return sides + ([] if rows.ids is None else [rows.ids])
 
 
-def _unpacked(problem: Problem, start: int, tensors: list[Tensor], *, has_ids: bool) -> Rows:
+def _unpacked(problem: LossSpec, start: int, tensors: list[Tensor], *, has_ids: bool) -> Rows:
     """The inverse of `_packed`."""
     sides, ids = (tensors[:-1], tensors[-1]) if has_ids else (tensors, None)
     return Rows(
@@ -244,7 +244,7 @@ def _unpacked(problem: Problem, start: int, tensors: list[Tensor], *, has_ids: b
     )
 
 
-def _summary(problem: Problem, table: Table) -> tuple[Tensor, Diagnostics]:
+def _summary(problem: LossSpec, table: Table) -> tuple[Tensor, Diagnostics]:
     """The loss and the diagnostics, by the same sums in the same order on every rank."""
     margin = table.normaliser - table.positive
     infonce = torch.logaddexp(margin, torch.zeros_like(margin))
@@ -267,13 +267,13 @@ def _summary(problem: Problem, table: Table) -> tuple[Tensor, Diagnostics]:
     return value.mean().to(problem.dtype), Diagnostics(*torch.stack(numbers).tolist())
 
 
-def _cross_pairs(problem: Problem) -> int:
+def _cross_pairs(problem: LossSpec) -> int:
     """Ordered pairs of different pairs that share a pool."""
     whole, rest = divmod(problem.total, problem.pool or problem.total)
     return whole * (problem.pool or problem.total) * ((problem.pool or problem.total) - 1) + rest * (rest - 1)
 
 
-def _weights(problem: Problem, table: Table) -> Tensor:
+def _weights(problem: LossSpec, table: Table) -> Tensor:
     """Row weights for `gradients`: [sets, 2 (negatives, positive), directions, B], float64."""
     margin = table.normaliser - table.positive
     some = (table.normaliser != -torch.inf).double()
@@ -286,7 +286,7 @@ def _weights(problem: Problem, table: Table) -> Tensor:
     elif problem.name == "infonce_matched":
         # Relative to the largest, so that a batch whose 1 - p all underflow still has a direction.
         log = F.logsigmoid(margin)
-        relative = torch.exp(log - log.max().clamp(min=FAR))
+        relative = torch.exp(log - log.max().clamp(min=MASKED_LOGIT))
         weights = torch.stack([relative, some])[:, None].expand(2, 2, *margin.shape)
     elif problem.softmax:
         weights = some.expand(1, 2, *margin.shape)

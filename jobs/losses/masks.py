@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.losses.problem import HARD, QUERIES, Problem
-from jobs.losses.tiles import FAR, Block, Rows, Tile
+from jobs.losses.problem import HARD, QUERIES, LossSpec
+from jobs.losses.tiles import MASKED_LOGIT, Block, Rows, Tile
 
 FEW = 1 << 14
 """Logits of a block of which every row is compared with every column at once: looking for repeats takes longer."""
@@ -48,14 +48,14 @@ class Repeats:
                 if other_pools is not None:
                     equal &= ~other_pools[i[:, None], j]
                 a, b = equal.nonzero(as_tuple=True)
-                logits[i[a], j[b]] = FAR
+                logits[i[a], j[b]] = MASKED_LOGIT
                 return logits.new_zeros(len(logits), dtype=torch.int64).index_copy_(0, i, equal.sum(1))
         equal = self.equal(tile.i, tile.j)
         if own is not None:
             equal.diagonal(own).fill_(False)
         if other_pools is not None:
             equal &= ~other_pools
-        logits.masked_fill_(equal, FAR)
+        logits.masked_fill_(equal, MASKED_LOGIT)
         return equal.sum(1)
 
     def equal(self, i: slice | Tensor, j: slice | Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class _Sorted:
         return self.places[first:last]
 
 
-def repeats_in(problem: Problem, block: Block) -> Repeats | None:
+def repeats_in(problem: LossSpec, block: Block) -> Repeats | None:
     """What there is to compare in a block; None without ids."""
     left = block.anchors.ids_of(QUERIES, problem.texts)
     right = block.candidates.ids_of(block.candidate, problem.texts)
@@ -102,7 +102,7 @@ def repeats_in(problem: Problem, block: Block) -> Repeats | None:
 
 
 def exclude(
-    problem: Problem, block: Block, tile: Tile, logits: Tensor, repeats: Repeats | None
+    problem: LossSpec, block: Block, tile: Tile, logits: Tensor, repeats: Repeats | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Weigh an anchor's own hard negatives and put FAR where a candidate is no negative, in place.
 
@@ -120,9 +120,9 @@ def exclude(
     own = None if hard else rows.first - owners.first
     duplicates = None if repeats is None else repeats.exclude(logits, tile, own=own, other_pools=mask)
     if not hard:
-        logits.diagonal(rows.first - owners.first).fill_(FAR)
+        logits.diagonal(rows.first - owners.first).fill_(MASKED_LOGIT)
     if mask is not None:
-        logits.masked_fill_(mask, FAR)
+        logits.masked_fill_(mask, MASKED_LOGIT)
     return weighted, duplicates
 
 
@@ -146,7 +146,7 @@ def _pair_range(rows: Rows, part: slice, each: int) -> _PairRange:
     return _PairRange(rows.start + first, rows.start + (part.stop - 1) // each, offset, part.stop - part.start, each)
 
 
-def _other_pools(problem: Problem, rows: _PairRange, owners: _PairRange, logits: Tensor) -> Tensor | None:
+def _other_pools(problem: LossSpec, rows: _PairRange, owners: _PairRange, logits: Tensor) -> Tensor | None:
     """Where anchor and candidate are in different pools; None where the whole tile lies in one pool."""
     pool = problem.pool or problem.total
     ends = {pair // pool for pair in (rows.first, rows.last, owners.first, owners.last)}

@@ -23,7 +23,7 @@ QUERIES, KEYS, HARD = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Problem:
+class LossSpec:
     """A checked and agreed loss call, without its tensors."""
 
     name: str
@@ -80,7 +80,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Request:
+class LossInputs:
     """The arguments of `contrastive_loss` on this rank, as given."""
 
     queries: Tensor
@@ -108,7 +108,7 @@ class Request:
         return learns and (self.exchange == "ring" or self.name == "infonce_matched")
 
 
-def agreed_problem(request: Request, group: Group) -> Problem:
+def agreed_problem(request: LossInputs, group: Group) -> LossSpec:
     """Check this rank's arguments and agree on them with every other rank: one small collective.
 
     Raises ValueError on every rank when one rank's arguments are wrong or differ from the others'.
@@ -126,7 +126,7 @@ def agreed_problem(request: Request, group: Group) -> Problem:
         counts = [line[1] for line in headers]
     if sum(counts) == 0:
         raise ValueError("no rank has a pair, so the mean is over nothing; give at least one pair on one rank")
-    return Problem(
+    return LossSpec(
         name=request.name,
         temperature=_number(request.temperature),
         margin=request.margin,
@@ -147,7 +147,7 @@ def agreed_problem(request: Request, group: Group) -> Problem:
     )
 
 
-def _tensor_faults(request: Request) -> Iterator[str]:
+def _tensor_faults(request: LossInputs) -> Iterator[str]:
     """What is wrong with this rank's tensors, the first thing first."""
     queries, keys, hard = request.queries, request.keys, request.hard_negatives
     if queries.ndim != 2 or queries.dtype not in DTYPES or queries.shape[1] == 0:
@@ -164,7 +164,7 @@ def _tensor_faults(request: Request) -> Iterator[str]:
             yield f"{word} must be a number or a 0-d tensor, not {_described(value)}; take {word}.squeeze()"
 
 
-def _id_faults(request: Request) -> Iterator[str]:
+def _id_faults(request: LossInputs) -> Iterator[str]:
     """What is wrong with the ids."""
     b = len(request.queries)
     for word, ids in (("pair_ids", request.pair_ids), ("key_ids", request.key_ids)):
@@ -181,7 +181,7 @@ def _id_faults(request: Request) -> Iterator[str]:
         yield "negative_ids are compared with pair_ids and key_ids; give pair_ids, key_ids or both"
 
 
-def _number_faults(request: Request) -> Iterator[str]:
+def _number_faults(request: LossInputs) -> Iterator[str]:
     """What is wrong with this rank's other arguments."""
     yield from _wrong_choice("name", request.name, NAMES)
     yield from _wrong_choice("exchange", request.exchange, EXCHANGES)
@@ -221,7 +221,7 @@ def _number(value: float | Tensor) -> float:
     return float(value.detach()) if isinstance(value, Tensor) else float(value)
 
 
-def _hard(request: Request) -> int:
+def _hard(request: LossInputs) -> int:
     return 0 if request.hard_negatives is None else request.hard_negatives.shape[1]
 
 
@@ -238,7 +238,7 @@ def _flag(value: int) -> str:
     return str(bool(value))
 
 
-_AGREED: list[tuple[str, Callable[[Request], int], Callable[[int], str] | None]] = [
+_AGREED: list[tuple[str, Callable[[LossInputs], int], Callable[[int], str] | None]] = [
     ("b", lambda r: len(r.queries), None),
     ("width D", lambda r: r.queries.shape[1], str),
     ("hard negatives H", _hard, str),

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jobs.losses.masks import Repeats, exclude, repeats_in
-from jobs.losses.problem import HARD, KEYS, QUERIES, Problem
-from jobs.losses.tiles import FAR, TILE_ELEMENTS, Block, Rows, Tile, tiles
+from jobs.losses.problem import HARD, KEYS, QUERIES, LossSpec
+from jobs.losses.tiles import MASKED_LOGIT, TILE_ELEMENTS, Block, Rows, Tile, tiles
 
 VALUE = 4
 """Place of the loss's own value among the running sums: siglip's terms, infonce_ce's cross entropy."""
@@ -69,18 +69,18 @@ class Table:
         return Table(*columns[:5], *directional)
 
 
-def reduce_rows(problem: Problem, own: Rows, visits: Iterable[Rows], *, slopes: bool) -> Sums:
+def reduce_rows(problem: LossSpec, own: Rows, remote_shards: Iterable[Rows], *, slopes: bool) -> Sums:
     """The forward pass: row sums of this rank's anchors over all candidates that visit.
 
     slopes: also accumulate what a learned temperature or bias needs.
     """
     positive, alignment, norms = _pairs(problem, own)
     sums = positive.new_zeros(len(problem.directions), 7, len(own))
-    sums[:, 0] = FAR
-    spread, duplicates = torch.full_like(positive, FAR), positive.new_zeros(2, len(own))
+    sums[:, 0] = MASKED_LOGIT
+    spread, duplicates = torch.full_like(positive, MASKED_LOGIT), positive.new_zeros(2, len(own))
     nothing = own.sides[QUERIES].new_zeros((), dtype=problem.dtype)
     begun = set()
-    for block in (Block(own, a, visit, c) for visit in visits for a, c in problem.blocks):
+    for block in (Block(own, a, visit, c) for visit in remote_shards for a, c in problem.blocks):
         repeats = repeats_in(problem, block)
         for tile in tiles(problem, block):
             logits = tile.logits(problem, nothing)
@@ -100,7 +100,7 @@ def reduce_rows(problem: Problem, own: Rows, visits: Iterable[Rows], *, slopes: 
     return _finish(problem, sums, positive, [positive, alignment, spread, *duplicates])
 
 
-def _tile_sums(problem: Problem, logits: Tensor, weighted: Tensor | None, *, slopes: bool) -> Tensor:
+def _tile_sums(problem: LossSpec, logits: Tensor, weighted: Tensor | None, *, slopes: bool) -> Tensor:
     """Sums [7, r], float64, over the columns of a tile of logits [r, c], which is overwritten.
 
     The largest logit; relative to it the sums of exp, of exp squared and of exp times logit; siglip's value and its
@@ -124,7 +124,7 @@ def _tile_sums(problem: Problem, logits: Tensor, weighted: Tensor | None, *, slo
     return torch.stack([top, mass, square, slope, value, pull, push]).double()
 
 
-def _textbook(problem: Problem, block: Block, tile: Tile, logits: Tensor, positive: Tensor) -> Tensor:
+def _textbook(problem: LossSpec, block: Block, tile: Tile, logits: Tensor, positive: Tensor) -> Tensor:
     """Cross entropy over a tile's columns, the positive's 1 among the exponentials that are summed: [r].
 
     In the dtype of the loss, as textbooks and log_softmax do it, so that it cancels as theirs does.
@@ -135,7 +135,7 @@ def _textbook(problem: Problem, block: Block, tile: Tile, logits: Tensor, positi
     return relative.logsumexp(1)
 
 
-def _slope(problem: Problem, shares: Tensor, logits: Tensor, weighted: Tensor | None) -> tuple[Tensor, Tensor]:
+def _slope(problem: LossSpec, shares: Tensor, logits: Tensor, weighted: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sums over columns of shares times logits, without the log weight in them, and of shares."""
     slope = (shares * logits).sum(1)
     if weighted is not None:
@@ -143,7 +143,7 @@ def _slope(problem: Problem, shares: Tensor, logits: Tensor, weighted: Tensor | 
     return slope, shares.sum(1)
 
 
-def _merged(problem: Problem, first: Tensor, second: Tensor) -> Tensor:
+def _merged(problem: LossSpec, first: Tensor, second: Tensor) -> Tensor:
     """The sums [7, r] of two sets of columns."""
     both = torch.stack([first, second])
     highest = both[:, 0].amax(0)
@@ -156,10 +156,10 @@ def _merged(problem: Problem, first: Tensor, second: Tensor) -> Tensor:
     return merged
 
 
-def _finish(problem: Problem, sums: Tensor, positive: Tensor, columns: list[Tensor]) -> Sums:
+def _finish(problem: LossSpec, sums: Tensor, positive: Tensor, columns: list[Tensor]) -> Sums:
     """Close the running sums [directions, 7, b] of all tiles."""
     top, mass, square, slope, value, pull, push = sums.unbind(1)
-    none = top <= FAR / 2
+    none = top <= MASKED_LOGIT / 2
     normaliser = (top + mass.log()).masked_fill(none, -torch.inf)
     effective = (mass.square() / square).masked_fill(none, 0.0)
     if problem.softmax:
@@ -172,7 +172,7 @@ def _finish(problem: Problem, sums: Tensor, positive: Tensor, columns: list[Tens
     return Sums(table, slope, push)
 
 
-def _pairs(problem: Problem, own: Rows) -> tuple[Tensor, Tensor, Tensor]:
+def _pairs(problem: LossSpec, own: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Per pair, in float64: the positive's logit, the squared distance, the query's squared norm."""
     parts = []
     rows = max(1, TILE_ELEMENTS // (4 * problem.width))
@@ -184,7 +184,13 @@ def _pairs(problem: Problem, own: Rows) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gradients(
-    problem: Problem, own: Rows, visits: Iterable[Rows], *, table: Table, weights: Tensor, wanted: tuple[bool, ...]
+    problem: LossSpec,
+    own: Rows,
+    remote_shards: Iterable[Rows],
+    *,
+    table: Table,
+    weights: Tensor,
+    wanted: tuple[bool, ...],
 ) -> list[list[Tensor | None]]:
     """The backward pass: for every set of row weights, the gradient of each side of this rank's rows.
 
@@ -200,7 +206,7 @@ def gradients(
         for side in (QUERIES, KEYS):
             if (grad := grads[side]) is not None:
                 grad.addcmul_(pull[:, None], own.sides[KEYS - side].to(problem.dtype), value=-1)
-    for block in _meetings(problem, own, visits):
+    for block in _blocks(problem, own, remote_shards):
         to_anchors = block.anchors is own and wanted[block.anchor]
         to_candidates = block.candidates is own and wanted[block.candidate]
         if not (to_anchors or to_candidates):
@@ -218,19 +224,21 @@ def gradients(
     return result
 
 
-def _meetings(problem: Problem, own: Rows, visits: Iterable[Rows]) -> Iterator[Block]:
+def _blocks(problem: LossSpec, own: Rows, remote_shards: Iterable[Rows]) -> Iterator[Block]:
     """Every block with this rank's rows at either end, or at both."""
-    for visit in visits:
+    for visit in remote_shards:
         for anchor, candidate in problem.blocks:
             yield Block(own, anchor, visit, candidate)
             if visit is not own:
                 yield Block(visit, anchor, own, candidate)
 
 
-def _shares(problem: Problem, block: Block, tile: Tile, repeats: Repeats | None, normaliser: Tensor) -> Tensor:
+def _shares(problem: LossSpec, block: Block, tile: Tile, repeats: Repeats | None, normaliser: Tensor) -> Tensor:
     """Of a tile, each negative's share q_ij of its row (softmax), or the sigmoid of its logit (siglip); else 0."""
     shift = (
-        -normaliser.to(problem.dtype).clamp(min=FAR)[:, None] if problem.softmax else tile.x.new_tensor(problem.bias)
+        -normaliser.to(problem.dtype).clamp(min=MASKED_LOGIT)[:, None]
+        if problem.softmax
+        else tile.x.new_tensor(problem.bias)
     )
     logits = tile.logits(problem, shift)
     exclude(problem, block, tile, logits, repeats)

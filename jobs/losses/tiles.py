@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jobs.losses.problem import HARD, QUERIES, Problem
+from jobs.losses.problem import HARD, QUERIES, LossSpec
 
-FAR = -1e30
+MASKED_LOGIT = -1e30
 """Logit of what is not a negative. Finite, so that 0 * FAR is 0 where 0 * -inf would be NaN."""
 
 TILE_ELEMENTS = 1 << 20
@@ -55,12 +55,12 @@ class Tile:
     x: Tensor
     y: Tensor
 
-    def logits(self, problem: Problem, shift: Tensor) -> Tensor:
+    def logits(self, problem: LossSpec, shift: Tensor) -> Tensor:
         """Similarities over temperature, plus `shift`: [r, c]."""
         return torch.addmm(shift, self.x, self.y.T, alpha=1 / problem.temperature)
 
 
-def tiles(problem: Problem, block: Block) -> Iterator[Tile]:
+def tiles(problem: LossSpec, block: Block) -> Iterator[Tile]:
     """Every tile of a block; those wholly outside the rows' pools are left out."""
     anchors, candidates = block.anchors, block.candidates
     left, right = anchors.sides[block.anchor], candidates.sides[block.candidate]
@@ -79,7 +79,7 @@ def tiles(problem: Problem, block: Block) -> Iterator[Tile]:
             yield Tile(i, j, x, right[j].to(problem.dtype))
 
 
-def _tile_shape(problem: Problem, rows: int, columns: int) -> tuple[int, int]:
+def _tile_shape(problem: LossSpec, rows: int, columns: int) -> tuple[int, int]:
     """Rows and columns of logits held at once."""
     if problem.tile:
         return problem.tile, problem.tile

@@ -24,7 +24,7 @@ ALMOST_ALL = math.nextafter(1.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Pace:
+class BudgetMeter:
     """The budget of one job. step: optimizer steps done; seconds: of training so far."""
 
     job: JobConfig
@@ -34,13 +34,13 @@ class Pace:
         """Whether the budget is in seconds."""
         return self.job.steps is None
 
-    def over(self, step: int, seconds: float) -> bool:
+    def is_exhausted(self, step: int, seconds: float) -> bool:
         """Whether the budget is used up."""
         return seconds >= self._seconds if self.job.steps is None else step >= self.job.steps
 
     def evaluations(self, step: int, seconds: float) -> int:
         """How many evaluations are due by now, the one before the first step not counted."""
-        return self._passed(self.job.evaluate.times, step, seconds)
+        return self._fraction_used(self.job.evaluate.times, step, seconds)
 
     def recorded(self, step: int, before_s: float, seconds: float) -> bool:
         """Whether the evaluation after the step that took the training from `before_s` to `seconds` is recorded."""
@@ -52,21 +52,21 @@ class Pace:
     def logged(self, step: int, before_s: float, seconds: float) -> bool:
         """Whether the step that took the training from `before_s` to `seconds` is one of those that are logged, as the
         first and the last one are."""
-        if step == 1 or self.over(step, seconds):
+        if step == 1 or self.is_exhausted(step, seconds):
             return True
         if self.job.steps is None:
-            return self._passed(LOGGED, step, seconds) > self._passed(LOGGED, step - 1, before_s)
+            return self._fraction_used(LOGGED, step, seconds) > self._fraction_used(LOGGED, step - 1, before_s)
         return step % max(1, self.job.steps // LOGGED) == 0
 
     def rate(self, step: int, seconds: float) -> float:
         """Learning rate of optimizer step `step` (1-based), which begins after `seconds`."""
         if self.job.steps is None:
             # The quotient may round up to all of the budget although a moment of it is left.
-            used = 1.0 if self.over(step - 1, seconds) else min(ALMOST_ALL, seconds / self._seconds)
+            used = 1.0 if self.is_exhausted(step - 1, seconds) else min(ALMOST_ALL, seconds / self._seconds)
             return optim.rate_at(self.job.optimizer, used=used)
         return optim.rate(self.job.optimizer, step=step, steps=self.job.steps)
 
-    def text(self, step: int, seconds: float) -> str:
+    def describe(self, step: int, seconds: float) -> str:
         """`step 30 of 120`, or `step 30, 2.5 of 10 s`."""
         if self.job.steps is None:
             return f"step {step}, {seconds:.1f} of {self._seconds:g} s"
@@ -77,10 +77,10 @@ class Pace:
         assert self.job.budget.seconds is not None
         return self.job.budget.seconds
 
-    def _passed(self, parts: int, step: int, seconds: float) -> int:
+    def _fraction_used(self, parts: int, step: int, seconds: float) -> int:
         """Of the budget cut into `parts`, how many whole ones are used: the largest k with k budget <= parts used, in
         whole numbers, for a quotient of floats is rounded and may fall short of a share that is just reached."""
-        if self.over(step, seconds):
+        if self.is_exhausted(step, seconds):
             return parts
         if self.job.steps is not None:
             return parts * step // self.job.steps

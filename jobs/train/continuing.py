@@ -20,7 +20,7 @@ def open_folder(
     fence.hold()
     trial_dir.open_folder(place, job, named=named, remark=remark)
     if (place.scratch / CHECKPOINTS).is_file():
-        remark(f"{CHECKPOINTS} is a file; {trial_dir.set_aside(place, CHECKPOINTS)}")
+        remark(f"{CHECKPOINTS} is a file; {trial_dir.quarantine(place, CHECKPOINTS)}")
     place.inside(CHECKPOINTS).clean()
 
 

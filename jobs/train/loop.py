@@ -51,7 +51,7 @@ class Training(Resumable):
         for _ in range(steps):
             if self.result is not None:
                 break
-            assert not self.pace.over(self.step, self.seconds), (
+            assert not self.budget.is_exhausted(self.step, self.seconds), (
                 "the end of this job could not be written; make a new Training"
             )
             if not self._verified:
@@ -65,12 +65,12 @@ class Training(Resumable):
             if not outcome.finite:
                 self._end("diverged", f"loss {outcome.loss}, gradient norm {outcome.gradient_norm}")
                 break
-            due = self.pace.evaluations(self.step + 1, self.seconds) > self.pace.evaluations(self.step, before_s)
+            due = self.budget.evaluations(self.step + 1, self.seconds) > self.budget.evaluations(self.step, before_s)
             self.step += 1
-            if self.pace.logged(self.step, before_s, self.seconds):
+            if self.budget.logged(self.step, before_s, self.seconds):
                 self._record(diagnostics_points(outcome) | self._settings() | self._usage())
             if due:
-                self._evaluate(recorded=self.pace.recorded(self.step, before_s, self.seconds))
+                self._evaluate(recorded=self.budget.recorded(self.step, before_s, self.seconds))
             if self.result is None and self._is_saved(due):
                 self.save()
             if due:
@@ -83,7 +83,7 @@ class Training(Resumable):
         result = self._gradients(step, rows, self.batches.cut(rows), clip=job.optimizer.clip)
         self._look_at_duplicates(step, rows, int(result.diagnostics.duplicates_masked))
         if result.finite:
-            optim.set_rate(self.optimizer, self.pace.rate(step, self.seconds))
+            optim.set_rate(self.optimizer, self.budget.rate(step, self.seconds))
             self.optimizer.step()
             self.model.clamp_()
         return result

@@ -23,7 +23,7 @@ from jobs.losses import contrastive_loss
 from jobs.metrics import evaluate
 from jobs.models import mlm
 from jobs.train import continuing, origin
-from jobs.train.budget import Pace
+from jobs.train.budget import BudgetMeter
 from jobs.train.microbatches import Batches
 
 
@@ -50,7 +50,7 @@ class Resumable:
         self.attempt, self.place = attempt, bucket.at(folder, remote)
         self.device = device_of(job.execution)
         self.trial_memory = trial_memory or TrialMemory(self.device)
-        self.pace = Pace(job)
+        self.budget = BudgetMeter(job)
         self.expected = expected or {}
         self.provenance: dict[str, Any] = {}
         """Digests of what this rank computes with: code, versions, data, weights."""
@@ -65,7 +65,7 @@ class Resumable:
         """Rank 0: what is odd about the batches that it has trained on. The caller may take them away."""
         self._noted = False
         self.fence = trial_dir.Fence(self.place, attempt)
-        self.records = trial_dir.Records(folder, writes=self.rank == 0, permit=self.fence.glance)
+        self.records = trial_dir.Records(folder, writes=self.rank == 0, permit=self.fence.check_local)
         self.writer = checkpoint.Writer()
         self._saved = (0, 0)
         """Steps of the two newest checkpoints that the writer has or had, the older first."""
@@ -106,21 +106,21 @@ class Resumable:
 
     def _clock(self, seconds: float) -> float:
         """Seconds of training as all ranks take them: rank 0's, where they are the budget."""
-        if not self.pace.timed:
+        if not self.budget.timed:
             return seconds
         return agree([int(seconds * 1e9)], self.group, what="time")[0][0] / 1e9
 
     def _is_saved(self, evaluated: bool) -> bool:
         """Whether this step is checkpointed. Of a budget in seconds every evaluation is, and the step after it, or
         pruning would wait (see `_news`)."""
-        due = self.pace.timed and (evaluated or self.step == self._judged + 1)
+        due = self.budget.timed and (evaluated or self.step == self._judged + 1)
         return due or self.step % self.job.execution.checkpoint_every == 0
 
     def _news(self) -> list[trial_dir.Point]:
         """Points that were not told yet. With a budget in seconds, only those that the checkpoint before the newest has
         passed, so that the newest may be damaged: a training that is continued before points that it has told logs and
         is evaluated at other steps."""
-        if self.pace.timed and self.result is None:
+        if self.budget.timed and self.result is None:
             self.settle()
             until = self._saved[0]
             news = [point for point in self.points[self._told :] if point.step <= until]
@@ -213,8 +213,10 @@ class Resumable:
         self.optimizer.load_state_dict(found.optimizer)
         self.records.restore(until=self.step)
         self._saved = (0, self.step)
-        self.log(f"continues after {self.pace.text(self.step, self.seconds)}")
-        if self.pace.over(self.step, self.seconds):  # its result was lost: it comes before the last checkpoint
+        self.log(f"continues after {self.budget.describe(self.step, self.seconds)}")
+        if self.budget.is_exhausted(
+            self.step, self.seconds
+        ):  # its result was lost: it comes before the last checkpoint
             self._evaluate(recorded=True)
 
     def _remark(self, sentence: str) -> None:
@@ -222,12 +224,12 @@ class Resumable:
         self.log(sentence)
 
     def _evaluate(self, *, recorded: bool) -> None:
-        last, self._judged = self.pace.over(self.step, self.seconds), self.step
+        last, self._judged = self.budget.is_exhausted(self.step, self.seconds), self.step
         metrics = self._measure(final=last)
         if recorded or not all(np.isfinite(value) for value in metrics.values()):
             self._record(metrics)
         shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
-        self.log(f"{self.pace.text(self.step, self.seconds)}  {shown}")
+        self.log(f"{self.budget.describe(self.step, self.seconds)}  {shown}")
         if evaluate.diverged(metrics):
             self._end("diverged", "the evaluation is not finite")
         elif last:
@@ -275,7 +277,7 @@ class Resumable:
             **costs,
             "negatives_per_anchor": self.job.negatives_per_anchor + self._hard_negatives(),
             "hashes": self._hashes(),
-            "data": data.described(self.job),
+            "data": data.dataset_info(self.job),
             trial_dir.READING: self.reading,
         }
         result = manifest.sealed(result)

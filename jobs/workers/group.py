@@ -31,13 +31,13 @@ from jobs.workers.network import is_loopback, listener, listens, use_the_nodes_n
 POLL_S = 0.5
 """How often a waiting gang looks for a rank that died."""
 
-PULSE_S = 5.0
+HEARTBEAT_S = 5.0
 """How often it asks the ranks what they are doing, while they do it."""
 
-BLAME_S = 2.0
+ERROR_GRACE_S = 2.0
 """After a first error, how long the other ranks may take to tell theirs: the root cause is not always the first."""
 
-TURN_S = 1.0
+STEP_BUDGET_S = 1.0
 """About how long one call of `advance` trains, so that stopping and pruning never wait long."""
 
 LOADING_S = 3600.0
@@ -63,12 +63,12 @@ __all__ = ["Failure", "Gang", "GangError", "Rank", "first_line", "kind_of", "nod
 class Rank:
     """One rank: a process that trains its share of a job. A Ray actor; imports torch on first use.
 
-    Ray calls `pulse` in a thread of its own, and every other method in one other thread.
+    Ray calls `heartbeat` in a thread of its own, and every other method in one other thread.
     """
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
-        self.work = heartbeat.Work()
+        self.work = heartbeat.PhaseMonitor()
         self._store: Any = None
         self._world = 1
         self._training: Any = None
@@ -124,7 +124,7 @@ class Rank:
         """Everything the rank prints from now on, C++ included, belongs to the trial in `folder`."""
         path = Path(folder) / f"log.rank{self.rank}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = Folder(path.parent).set_aside(path.name) if path.is_dir() else None
+        kept = Folder(path.parent).quarantine(path.name) if path.is_dir() else None
         sys.stdout.flush()
         sys.stderr.flush()
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -196,7 +196,7 @@ class Rank:
             os.dup2(stream, number)
 
     @ray.method(concurrency_group="watch")
-    def pulse(self) -> heartbeat.Pulse:
+    def pulse(self) -> heartbeat.Heartbeat:
         """What the working thread is doing."""
         return self.work.look(*self.reading())
 
@@ -244,7 +244,7 @@ class Gang:
         self._joined: tuple[int, float, str] | None = None
         """Ranks of the process group, how long its collectives wait, and the device of its jobs."""
         self._deadline_s = LOADING_S
-        self._pulses: dict[int, heartbeat.Pulse] = {}
+        self._heartbeats: dict[int, heartbeat.Heartbeat] = {}
         self._readings: dict[int, tuple[float, Reading]] = {}
         """Newest of each rank: what `Rank.reading` said."""
         self._pace = 1.0
@@ -269,9 +269,9 @@ class Gang:
         world = job["execution"]["ranks"]
         if world > len(self._ranks):
             raise ValueError(f"the job wants {world} ranks, the gang has {len(self._ranks)}")
-        self._pace = 8 / TURN_S
+        self._pace = 8 / STEP_BUDGET_S
         self._deadline_s = job["execution"]["deadline_s"]
-        self._pulses.clear()
+        self._heartbeats.clear()
         self._readings.clear()
         self._note(self._call(world, "reading"))  # before anything that may take much
         wanted = (world, self._deadline_s + SETTLE_S, job["execution"]["device"])
@@ -290,7 +290,7 @@ class Gang:
     def advance(self) -> dict[str, Any]:
         """Train for about TURN_S. Returns the report of rank 0."""
         before, began = self._step, time.monotonic()
-        report = self._report("advance", max(1, round(self._pace * TURN_S)))
+        report = self._report("advance", max(1, round(self._pace * STEP_BUDGET_S)))
         # An evaluation ends the turn, so fewer steps may be done than were asked for.
         self._pace = max(1.0, (self._step - before) / max(time.monotonic() - began, 1e-3))
         return report
@@ -326,18 +326,18 @@ class Gang:
         hangs."""
         refs = [getattr(rank, method).remote(*arguments) for rank in self._ranks[:world]]
         answered = dict.fromkeys(range(world), time.monotonic())
-        every = min(PULSE_S, self._deadline_s / 2)
+        every = min(HEARTBEAT_S, self._deadline_s / 2)
         look_at = time.monotonic() + every
         waiting = list(refs)
         while waiting:
             ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
             errors = {refs.index(ref): error for ref in ready if (error := _error_of(ref)) is not None}
             if errors:
-                late, _ = ray.wait(waiting, num_returns=len(waiting), timeout=BLAME_S) if waiting else ([], [])
+                late, _ = ray.wait(waiting, num_returns=len(waiting), timeout=ERROR_GRACE_S) if waiting else ([], [])
                 errors |= {refs.index(ref): error for ref in late if (error := _error_of(ref)) is not None}
                 failure = self._root_cause(errors, world)
                 self.kill(but=failure.rank)
-                failure = self._told_apart(failure, errors)
+                failure = self._classify_lost_rank(failure, errors)
                 self.kill()
                 raise GangError(failure)
             if waiting and time.monotonic() >= look_at:
@@ -347,19 +347,19 @@ class Gang:
 
     def _look(self, world: int, answered: dict[int, float], wait_s: float) -> None:
         """Ask the ranks what they are doing. Raises GangError when one of them hangs."""
-        refs = {rank.pulse.remote(): number for number, rank in enumerate(self._ranks[:world])}
+        refs = {rank.heartbeat.remote(): number for number, rank in enumerate(self._ranks[:world])}
         for ref in ray.wait(list(refs), num_returns=world, timeout=wait_s)[0]:
             if _error_of(ref) is None:
-                pulse = self._pulses[refs[ref]] = ray.get(ref)
+                pulse = self._heartbeats[refs[ref]] = ray.get(ref)
                 self._readings[refs[ref]] = (pulse.peak_mb, pulse.cgroup or Reading())
                 answered[refs[ref]] = time.monotonic()
         silent_s = {rank: time.monotonic() - since for rank, since in answered.items()}
-        found = heartbeat.hung(self._pulses, silent_s, deadline_s=self._deadline_s, loading_s=LOADING_S)
+        found = heartbeat.find_hung_rank(self._heartbeats, silent_s, deadline_s=self._deadline_s, loading_s=LOADING_S)
         if found is not None:
             rank, what = found
             self.kill()
             message = f"rank {rank} hangs: {what}; job.execution.deadline_s = {self._deadline_s:g} allows no more"
-            raise GangError(Failure("hung", rank, message, f"{message}\n\n{heartbeat.stacks(self._pulses)}"))
+            raise GangError(Failure("hung", rank, message, f"{message}\n\n{heartbeat.stacks(self._heartbeats)}"))
 
     def _root_cause(self, errors: dict[int, Exception], world: int) -> Failure:
         """Of the errors so far; a rank that cannot be heard because its node is lost is the cause of what its peers
@@ -371,7 +371,7 @@ class Gang:
                     return self._node_lost(rank, failure.trace)
         return failure
 
-    def _told_apart(self, failure: Failure, errors: dict[int, Exception]) -> Failure:
+    def _classify_lost_rank(self, failure: Failure, errors: dict[int, Exception]) -> Failure:
         """A rank that vanished: because of its node, because of its memory, or by itself?"""
         rank = failure.rank
         if rank is None or failure.kind not in ("worker_lost", "out_of_memory"):
@@ -401,7 +401,7 @@ class Gang:
         """Whether the node of a rank that is gone goes too. unavailable: that it is gone is not sure yet."""
         deadline = time.monotonic() + NODE_S
         while unavailable and time.monotonic() < deadline:
-            asked = self._ranks[rank].pulse.remote()
+            asked = self._ranks[rank].heartbeat.remote()
             ray.wait([asked], timeout=POLL_S)
             unavailable = isinstance(_error_of(asked), ActorUnavailableError | GetTimeoutError)
             if node_is_lost(node):

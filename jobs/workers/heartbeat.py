@@ -25,7 +25,7 @@ IDLE, LOADING = "idle", "loading"
 
 
 @dataclass(frozen=True)
-class Pulse:
+class Heartbeat:
     """What one rank is doing."""
 
     phase: str
@@ -45,7 +45,7 @@ class Pulse:
     """The memory of the rank's cgroup."""
 
 
-class Work:
+class PhaseMonitor:
     """What the working thread of a rank does, for another thread to look at."""
 
     def __init__(self) -> None:
@@ -57,19 +57,19 @@ class Work:
         self._thread = threading.get_ident()
         self._phase, self._since = phase, time.monotonic()
 
-    def look(self, peak_mb: float = 0.0, cgroup: Reading | None = None) -> Pulse:
+    def look(self, peak_mb: float = 0.0, cgroup: Reading | None = None) -> Heartbeat:
         """Called by another thread."""
         frame = sys._current_frames().get(self._thread)  # noqa: SLF001 - the documented way to see another thread
         stack = traceback.extract_stack(frame) if frame is not None else []
         waits = any(part in entry.filename for entry in stack[-6:] for part in COLLECTIVES)
         shown = "".join(traceback.format_list(stack))
-        return Pulse(self._phase, time.monotonic() - self._since, waits, shown, peak_mb, cgroup)
+        return Heartbeat(self._phase, time.monotonic() - self._since, waits, shown, peak_mb, cgroup)
 
 
 class Worker(Protocol):
     """Whose methods `working` is for."""
 
-    work: Work
+    work: PhaseMonitor
 
     def peak_mb(self) -> float:
         """Most memory of its trial so far."""
@@ -108,8 +108,8 @@ def working(
     return decorate
 
 
-def hung(
-    pulses: Mapping[int, Pulse], silent_s: Mapping[int, float], *, deadline_s: float, loading_s: float
+def find_hung_rank(
+    pulses: Mapping[int, Heartbeat], silent_s: Mapping[int, float], *, deadline_s: float, loading_s: float
 ) -> tuple[int, str] | None:
     """The rank that hangs, and what it was doing; None while all is well.
 
@@ -118,7 +118,7 @@ def hung(
     """
     late: dict[int, float] = {}
     for rank, silent in silent_s.items():
-        pulse = pulses.get(rank, Pulse(LOADING, 0.0, False, ""))
+        pulse = pulses.get(rank, Heartbeat(LOADING, 0.0, False, ""))
         allowed = loading_s if pulse.phase == LOADING else deadline_s
         if pulse.phase != IDLE and pulse.seconds + silent > allowed:
             late[rank] = pulse.seconds + silent
@@ -136,7 +136,7 @@ def hung(
     return rank, f"{phase} has taken {late[rank]:.0f} s {where}".rstrip()
 
 
-def stacks(pulses: Mapping[int, Pulse]) -> str:
+def stacks(pulses: Mapping[int, Heartbeat]) -> str:
     """Where every rank stood, for a person."""
     shown = [f"rank {rank}, {one.phase} for {one.seconds:.0f} s:\n{one.stack}" for rank, one in sorted(pulses.items())]
     return "\n".join(shown)

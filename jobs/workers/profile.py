@@ -51,7 +51,7 @@ AGAIN_S = 10.0
 """Loading and evaluation are measured on warm ranks, by doing them twice, unless they take this long: then what the
 first time adds hardly counts."""
 
-BLAME_S = 2.0
+ERROR_GRACE_S = 2.0
 """After a first error, how long the other ranks may take to tell theirs."""
 
 BAD_JOB, FAILED = 2, 1
@@ -113,7 +113,7 @@ def _on_ranks(jobs: Sequence[JobConfig], scratch: Path) -> list[dict[str, Any]]:
             results: list[dict[str, Any]] = told[0][1]
             return results
         late = {rank: pipe for rank, pipe in enumerate(pipes) if rank not in told}
-        told |= _heard(late, time_left_s=BLAME_S)
+        told |= _heard(late, time_left_s=ERROR_GRACE_S)
         for rank, (kind, _) in list(told.items()):
             if kind == "gone":
                 ranks[rank].join()

@@ -180,7 +180,7 @@ def resume(
 
     folder = find(run)
     options = driver.Options(offline=offline, accept_code=accept_code)
-    again = driver.Again(kind, give_up) if failed or give_up else None
+    again = driver.RetryFailed(kind, give_up) if failed or give_up else None
     sys.exit(driver.resume(folder, again=again, execution=execution, options=options))
 
 

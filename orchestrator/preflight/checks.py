@@ -315,7 +315,7 @@ def _mlflow(folder: RunFolder | None) -> Finding:
 
 
 def _room(plan: Plan) -> Finding:
-    ranks = requirements.largest(plan)
+    ranks = requirements.max_world_size(plan)
     try:
         requirements.check_cluster(plan, ranks)
         at_once = requirements.concurrent(plan, ranks)

@@ -28,7 +28,7 @@ JOIN_S, LOOK_S = 60.0, 2.0
 """How long nodes of a cluster that was started again may take to join it, and between two looks."""
 
 
-def largest(plan: Plan, ledger: Ledger | None = None, execution: Mapping[str, Any] | None = None) -> int:
+def max_world_size(plan: Plan, ledger: Ledger | None = None, execution: Mapping[str, Any] | None = None) -> int:
     """The largest world size that a session meets: of the sweep, of `execution`, of what attempts were given before."""
     sizes = [job.execution.ranks for job in jobs_of(plan)]
     if execution and "ranks" in execution:
@@ -41,14 +41,14 @@ def largest(plan: Plan, ledger: Ledger | None = None, execution: Mapping[str, An
 def concurrent(plan: Plan, ranks: int, available: Sequence[capacity.Node] | None = None) -> int:
     """How many trials of `ranks` ranks run at once, on `available` or on what a session would find; 0 if none fits."""
     resources = plan.sweep.resources
-    if resources.concurrent is not None and grows(plan):
+    if resources.concurrent is not None and can_autoscale(plan):
         return resources.concurrent
     nodes = usable(plan, _nodes() if available is None else available)
     fit = capacity.slots(nodes, ranks=ranks, cpus=resources.cpus_per_rank, gpus=resources.gpus_per_rank)
     return fit if resources.concurrent is None else min(fit, resources.concurrent)
 
 
-def grows(plan: Plan) -> bool:
+def can_autoscale(plan: Plan) -> bool:
     """Whether trials that wait make the cluster larger."""
     return plan.sweep.resources.autoscale and access.address() is not None
 
@@ -88,7 +88,7 @@ def check_cluster(plan: Plan, ranks: int) -> None:
     if ranks > 1 and 0 < resources.gpus_per_rank < 1:
         expected = f"resources.gpus_per_rank = {resources.gpus_per_rank:g} is a share of a GPU, which allows one rank"
         raise ConfigError(plan.sweep.name, "sweep", [Fault("job.execution.ranks", str(ranks), expected)])
-    if grows(plan):
+    if can_autoscale(plan):
         return
     if not nodes and every:
         known = sorted({one for node in every for one in node.accelerators})
@@ -120,7 +120,7 @@ def await_room(plan: Plan, ranks: int, *, say: Callable[[str], None]) -> None:
 
     def has_room() -> bool:
         nodes, cpus, gpus = usable(plan, _nodes()), resources.cpus_per_rank, resources.gpus_per_rank
-        return grows(plan) or capacity.fits(nodes, ranks=ranks, cpus=cpus, gpus=gpus)
+        return can_autoscale(plan) or capacity.fits(nodes, ranks=ranks, cpus=cpus, gpus=gpus)
 
     while not has_room() and time.monotonic() < deadline:
         if not told:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.ledger import Ledger, RunState, Trial
 from orchestrator.run_dir.folder import RunFolder
-from orchestrator.session.schedule import no_job, passed_over, stopped_arms, untuned_arms, withheld
+from orchestrator.session.schedule import awaiting_oom_decision, no_job, passed_over, stopped_arms, untuned_arms
 from orchestrator.session.session import Session
 from orchestrator.sweep.plan import Plan
 from orchestrator.system.exit_codes import Exit
@@ -88,7 +88,8 @@ def _arms(plan: Plan, ledger: Ledger, trials: list[Trial]) -> list[str]:
 
 def _waiting(trials: list[Trial], folder: RunFolder) -> list[str]:
     arms = sorted(
-        {trial.arm for trial in trials if trial.stage == "tune" and withheld(trial)} - set(stopped_arms(trials))
+        {trial.arm for trial in trials if trial.stage == "tune" and awaiting_oom_decision(trial)}
+        - set(stopped_arms(trials))
     )
     if not arms:
         return []

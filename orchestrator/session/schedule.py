@@ -120,7 +120,7 @@ class Schedule:
         order = {arm.label: place for place, arm in enumerate(self._plan.arms)}
         open_: dict[str, int] = {}
         for trial in trials:
-            if self.pruned(trial) and (trial.state in ("queued", "running") or withheld(trial)):
+            if self.pruned(trial) and (trial.state in ("queued", "running") or awaiting_oom_decision(trial)):
                 open_[trial.arm] = min(trial.number or 0, open_.get(trial.arm, trial.number or 0))
         queued = [
             trial
@@ -227,7 +227,7 @@ class Schedule:
         state: Any = None
         if not trials:  # it makes no job, and never will
             return sampling.Observed(suggestion.number, suggestion.params, None, "infeasible")
-        if not states & {"queued", "running"} and not any(map(withheld, trials)):
+        if not states & {"queued", "running"} and not any(map(awaiting_oom_decision, trials)):
             state = next((kind for kind in ("failed", "pruned") if kind in states), "done")
             diverged = any(trial.outcome == "diverged" for trial in trials)
             if diverged or (state == "failed" and any(trial.outcome == "infeasible" for trial in trials)):
@@ -281,7 +281,7 @@ def passed_over(plan: Plan, ledger: Ledger) -> dict[str, list[str]]:
     return found
 
 
-def withheld(trial: Trial) -> bool:
+def awaiting_oom_decision(trial: Trial) -> bool:
     """Whether a trial ran out of memory and nobody has decided yet. The search does not hear of it until it has run
     with less memory or is given up: a setting is no worse for want of memory."""
     return trial.state == "failed" and trial.failure == "out_of_memory" and trial.outcome != "infeasible"

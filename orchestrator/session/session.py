@@ -16,7 +16,7 @@ from orchestrator.ledger import OUTAGE_S, LedgerUnavailable
 from orchestrator.session.writer import LOOK_S, Dispatch, Failure, Writer
 from orchestrator.system import threads
 
-HEAR_S = 10.0
+QUEUE_TIMEOUT_S = 10.0
 """How long Tune's loop may wait for the writer, as long as the ledger answers."""
 
 CLOSE_S = 60.0
@@ -82,7 +82,7 @@ class Session(Writer):
     def due(self, waiting: int = 0) -> bool:
         """Whether one more attempt is to begin as soon as a slot is there for it, besides the number `waiting` for
         theirs. Waits as `next` does, but begins nothing: a trial that waits for a slot is queued."""
-        deadline = time.monotonic() + HEAR_S
+        deadline = time.monotonic() + QUEUE_TIMEOUT_S
         with self._lock:
             while not self._stop.is_set():
                 if self._can_begin(waiting):
@@ -102,7 +102,7 @@ class Session(Writer):
         Waits while the writer deals with what came back and begins it, which takes milliseconds: told that nothing is
         due, Tune would sleep for two seconds. While the ledger is away nothing is begun.
         """
-        deadline = time.monotonic() + HEAR_S
+        deadline = time.monotonic() + QUEUE_TIMEOUT_S
         with self._lock:
             while not self._stop.is_set():
                 if self._begun:
@@ -131,7 +131,7 @@ class Session(Writer):
     def report(self, dispatch: Dispatch, report: dict[str, Any]) -> None:
         """Enqueue what a gang reported, and with it that its trial is pruned, where `prune` has said so."""
         rung = self._pruned.pop(dispatch.trial, None)
-        self._enqueue(lambda: self._hear(dispatch, report, rung))
+        self._enqueue(lambda: self._on_report(dispatch, report, rung))
 
     def lost(self, dispatch: Dispatch, failure: Failure) -> None:
         """Enqueue that a slot was lost with its trial."""

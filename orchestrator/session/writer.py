@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.config import COMPUTING
+from jobs.config import EXECUTION_METRICS
 from orchestrator.ledger import WAITS, Ledger, Outage, Point, Trial
 from orchestrator.run_dir import provenance
 from orchestrator.run_dir.folder import RunFolder
@@ -219,7 +219,7 @@ class Writer:
             self._ledger.event(WAITS, why)
             self._waited = why
 
-    def _hear(self, dispatch: Dispatch, report: dict[str, Any], rung: Rung | None) -> None:
+    def _on_report(self, dispatch: Dispatch, report: dict[str, Any], rung: Rung | None) -> None:
         if "failure" in report:
             self._fail(dispatch, Failure(**report["failure"]))
             return
@@ -261,7 +261,7 @@ class Writer:
 
     def _prune(self, dispatch: Dispatch, rung: Rung, points: list[Point]) -> None:
         """End a trial at a rung, with the points that say so: never the one without the other."""
-        there = [point for point in points if point.step == rung.step and not point.key.startswith(COMPUTING)]
+        there = [point for point in points if point.step == rung.step and not point.key.startswith(EXECUTION_METRICS)]
         self._ledger.finish_attempt(
             dispatch.trial,
             dispatch.attempt,
@@ -280,7 +280,7 @@ class Writer:
             self.other_origin = self.other_origin or failure.message
             self.stop(failure.message)
             failure = replace(failure, kind="interrupted")
-        again = self._again(dispatch.trial, failure)
+        again = self._should_retry(dispatch.trial, failure)
         self._ledger.finish_attempt(
             dispatch.trial,
             dispatch.attempt,
@@ -311,7 +311,7 @@ class Writer:
         elif not again and (message := stopped_arms(trials).get(arm := self._trials[dispatch.trial].arm)) is not None:
             self._tell(f"arm {arm} is stopped, as its trials fail in the same way: {message}", None)
 
-    def _again(self, trial: str, failure: Failure) -> bool:
+    def _should_retry(self, trial: str, failure: Failure) -> bool:
         """Whether the trial goes back to the queue. After a full disk it does, but nothing more is begun; what was
         interrupted is nobody's fault."""
         if failure.kind in ("interrupted", "storage_full"):

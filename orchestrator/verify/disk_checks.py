@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jobs.config import COMPUTING, JobConfig
+from jobs.config import EXECUTION_METRICS, JobConfig
 from orchestrator.ledger import Attempt, Point, Trial
 from orchestrator.verify.facts import Facts, Finding, Place, counted, other_keys, same
 
@@ -165,7 +165,7 @@ def may_change(attempts: Sequence[Attempt], key: str) -> bool:
     """Whether a point may have another value when a later attempt measures it again: the ledger keeps the first, the
     disk the last. They are equal, bit for bit, for the same execution on the same host, but for times and memory."""
     how = [(one.host, {k: value for k, value in one.execution.items() if k != "verify"}) for one in attempts]
-    return len(attempts) > 1 and (key.startswith(COMPUTING) or any(one != how[0] for one in how))
+    return len(attempts) > 1 and (key.startswith(EXECUTION_METRICS) or any(one != how[0] for one in how))
 
 
 def _checkpoints(facts: Facts) -> Iterator[Finding]:
@@ -176,7 +176,7 @@ def _checkpoints(facts: Facts) -> Iterator[Finding]:
             if checkpoint["fault"] is not None:
                 yield Finding(
                     f"trial {trial.id}: {checkpoint['name']} in {where} is damaged: {checkpoint['fault']}",
-                    COPY if checkpoint["step"] == needed else _set_aside(facts, trial, checkpoint["name"]),
+                    COPY if checkpoint["step"] == needed else _quarantine(facts, trial, checkpoint["name"]),
                 )
         if trial.state == "done" and needed is not None:
             newest = record["checkpoints"][0]["step"] if record["checkpoints"] else None
@@ -191,7 +191,7 @@ def _checkpoints(facts: Facts) -> Iterator[Finding]:
 COPY = "put it back from a copy: nothing makes it again. The verdict does not need it, only `orchestrator export` does"
 
 
-def _set_aside(facts: Facts, trial: Trial, name: str) -> str:
+def _quarantine(facts: Facts, trial: Trial, name: str) -> str:
     """A training that goes on does it by itself; what has ended needs no older checkpoint."""
     if trial.state == "failed":
         return f"it is set aside when the trial is tried again: {facts.resume} --failed"
@@ -222,7 +222,7 @@ def _queued(facts: Facts) -> Iterator[str]:
 def _remains(facts: Facts) -> Iterator[str]:
     totals: Counter[tuple[str, str]] = Counter()
     for _, record in facts.folders:
-        totals["checkpoint", "damaged and set aside"] += len(record["set_aside"])
+        totals["checkpoint", "damaged and set aside"] += len(record["quarantine"])
         totals["checkpoint", "never committed"] += len(record["leftovers"])
         totals["point", "in points.jsonl again"] += record["repeated"]
         totals["line", "of points.jsonl cut short by a kill"] += record["torn"]

@@ -94,13 +94,13 @@ class _File:
             self.folder.remote.put(f"trials/{self.trial}/{self.name}", text.encode())
             return
         if self.path.is_dir():
-            self.set_aside()
+            self.quarantine()
         write_whole(self.path, text)
 
-    def set_aside(self) -> None:
+    def quarantine(self) -> None:
         """Rename it to NAME.bad-N."""
         if self.folder.remote is None:
-            Folder(self.path.parent).set_aside(self.name)
+            Folder(self.path.parent).quarantine(self.name)
             return
         remote, place = self.folder.remote, f"trials/{self.trial}"
         there = remote.files(place)
@@ -151,7 +151,7 @@ def _result(file: _File, trial: Trial) -> str | None:
         return _written("was missing" if found is None and damage is None else damage or "was another one")
     if damage is None:
         return None
-    file.set_aside()
+    file.quarantine()
     return f"{damage}; it is set aside, and the trial goes on from its newest checkpoint"
 
 

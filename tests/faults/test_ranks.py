@@ -21,7 +21,7 @@ from cgroups import MB, limited
 from real import RANK, SLOT, named, recovered, wait_for
 
 from jobs.artifacts import manifest
-from jobs.config import COMPUTING
+from jobs.config import EXECUTION_METRICS
 from orchestrator import tracking
 from orchestrator.ledger import Attempt, Ledger, Trial, sqlite_url, this_process
 from orchestrator.run_dir.folder import RunFolder
@@ -152,7 +152,9 @@ class Run:
 
     def points(self) -> dict[tuple[str, str, int], float]:
         """Every point but how fast and how large."""
-        return {(p.trial, p.key, p.step): p.value for p in self.ledger.points() if not p.key.startswith(COMPUTING)}
+        return {
+            (p.trial, p.key, p.step): p.value for p in self.ledger.points() if not p.key.startswith(EXECUTION_METRICS)
+        }
 
 
 @pytest.fixture(scope="module")

@@ -164,6 +164,50 @@ def test_the_house_keeps_its_limits_and_a_house_that_does_not_is_told(
     assert over == ["longest file, lines", "circles"]
 
 
+# Words
+
+BANNED = [
+    "Again",
+    "COMPUTING",
+    "FAR",
+    "HEAR_S",
+    "Pace",
+    "Problem",
+    "Pulse",
+    "PULSE_S",
+    "BLAME_S",
+    "TURN_S",
+    "ServerAway",
+    "Work",
+    "aside_of",
+    "attend",
+    "bring_",
+    "described",
+    "glance",
+    "grows_",
+    "hung_",
+    "judged_on",
+    "mark_of",
+    "set_aside",
+    "withheld",
+    "_hear",
+    "_meetings",
+    "_told_apart",
+]
+"""Names that said what something is in the grammar of a sentence; docs/glossary.md has the words of today."""
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_names_are_words_of_the_field(path: str) -> None:
+    """Mutant check: `Pace` in place of `BudgetMeter` fails this."""
+    names = {
+        getattr(node, key, None)
+        for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8")))
+        for key in ("id", "arg", "attr", "name")
+    }
+    assert not names & set(BANNED)
+
+
 # What comes with an import
 
 

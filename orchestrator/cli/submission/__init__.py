@@ -8,10 +8,10 @@ of these jobs may be lost.
 """
 
 from orchestrator.cli.submission.bring import Answered, export, report
-from orchestrator.cli.submission.follow import attend
-from orchestrator.cli.submission.package import Order, package
+from orchestrator.cli.submission.follow import run_and_follow
+from orchestrator.cli.submission.package import JobSpec, package
 from orchestrator.cli.submission.parcel import HERE
-from orchestrator.cli.submission.server import Job, JobServer, ServerAway
+from orchestrator.cli.submission.server import Job, JobServer, ServerUnavailable
 from orchestrator.cli.submission.verbs import (
     ask,
     examine,
@@ -26,7 +26,24 @@ from orchestrator.cli.submission.verbs import (
 )
 
 __all__ = [
-    "HERE", "Answered", "Job", "JobServer", "Order", "ServerAway",
-    "ask", "attend", "examine", "export", "follow_driver", "launch", "listed", "package", "plan", "posted", "report",
-    "resume", "standing", "wait_for_status",
+    "HERE",
+    "Answered",
+    "Job",
+    "JobServer",
+    "JobSpec",
+    "ServerUnavailable",
+    "ask",
+    "examine",
+    "export",
+    "follow_driver",
+    "launch",
+    "listed",
+    "package",
+    "plan",
+    "posted",
+    "report",
+    "resume",
+    "run_and_follow",
+    "standing",
+    "wait_for_status",
 ]  # fmt: skip

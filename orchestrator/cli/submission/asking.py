@@ -13,9 +13,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from orchestrator.cli.submission.package import ANSWERS, Order, package
+from orchestrator.cli.submission.package import ANSWERS, JobSpec, package
 from orchestrator.cli.submission.parcel import BRINGS, Broken, Reader
-from orchestrator.cli.submission.server import ADDRESS, ASKER, DRIVES, RUN, VERB, Job, JobServer, ServerAway
+from orchestrator.cli.submission.server import ADDRESS, ASKER, DRIVES, RUN, VERB, Job, JobServer, ServerUnavailable
 from orchestrator.system.addresses import ADDRESS as ADDRESS_VARIABLE
 from orchestrator.system.exit_codes import InfrastructureMissing
 from orchestrator.system.process import is_gone, this_process
@@ -39,14 +39,14 @@ AWAY_S = 60.0
 Write = Callable[[str], None]
 
 
-def ask(server: JobServer, order: Order, *, out: Write, err: Write, tell: Write, into: Path | None = None) -> int:
+def ask(server: JobServer, order: JobSpec, *, out: Write, err: Write, tell: Write, into: Path | None = None) -> int:
     """Run a verb on the head. What it prints goes to `out` and `err`, the files that it makes into the folder `into`,
     each of them checked. Returns its exit code. Raises RunError, InfrastructureMissing, OSError."""
     try:
         with _question(server, order, brings=into is not None, tell=tell) as name:
             reader = Reader(name, out=out, err=err, into=into)
             _read(server, name, reader)
-    except ServerAway as error:
+    except ServerUnavailable as error:
         raise InfrastructureMissing(f"{server.url} no longer answers: {error}; ask again when it does") from error
     except Broken as error:
         raise InfrastructureMissing(f"{error}, and nothing of it was kept; ask again") from error
@@ -56,7 +56,7 @@ def ask(server: JobServer, order: Order, *, out: Write, err: Write, tell: Write,
 
 
 @contextlib.contextmanager
-def _question(server: JobServer, order: Order, *, brings: bool, tell: Write) -> Iterator[str]:
+def _question(server: JobServer, order: JobSpec, *, brings: bool, tell: Write) -> Iterator[str]:
     """The job of a question, as long as the context lasts."""
     name = f"{PREFIX}{order.verb}-{uuid.uuid4().hex[:8]}"
     told = False
@@ -68,11 +68,11 @@ def _question(server: JobServer, order: Order, *, brings: bool, tell: Write) -> 
             time.sleep(5 * LOOK_S)
         yield name
     finally:
-        with contextlib.suppress(ServerAway, InfrastructureMissing):
+        with contextlib.suppress(ServerUnavailable, InfrastructureMissing):
             _forget(server, name)
 
 
-def _submitted(server: JobServer, order: Order, name: str, *, brings: bool) -> bool:
+def _submitted(server: JobServer, order: JobSpec, name: str, *, brings: bool) -> bool:
     """Submit a question, unless as many are being answered as may be. Of two who submit at once, the later yields."""
     if len(_living(server.jobs(), server)) >= MOST:
         return False
@@ -95,7 +95,7 @@ def _living(jobs: list[Job], server: JobServer) -> list[Job]:
         if not job.id.startswith(PREFIX) or job.verb in DRIVES:
             continue
         gone = job.asker is not None and is_gone(job.asker)
-        with contextlib.suppress(ServerAway, InfrastructureMissing):
+        with contextlib.suppress(ServerUnavailable, InfrastructureMissing):
             if job.over and (gone or job.ended < server.now - KEPT_S):
                 server.delete(job.id)
             elif not job.over and (gone or job.started < server.now - LONGEST_S):
@@ -128,7 +128,7 @@ def _read(server: JobServer, name: str, reader: Reader) -> None:
                     reader.restart()
                     take(server.log(name))
                     return
-            except ServerAway:
+            except ServerUnavailable:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(LOOK_S)

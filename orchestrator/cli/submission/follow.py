@@ -9,8 +9,18 @@ import uuid
 from collections.abc import Callable
 
 from orchestrator.cli.submission import meaning
-from orchestrator.cli.submission.package import Order, entrypoint, package
-from orchestrator.cli.submission.server import ADDRESS, DRIVES, ORDER, REQUEST, RUN, VERB, Job, JobServer, ServerAway
+from orchestrator.cli.submission.package import JobSpec, entrypoint, package
+from orchestrator.cli.submission.server import (
+    ADDRESS,
+    DRIVES,
+    ORDER,
+    REQUEST,
+    RUN,
+    VERB,
+    Job,
+    JobServer,
+    ServerUnavailable,
+)
 from orchestrator.run_dir.bucket import BadAddress, is_uri
 from orchestrator.run_dir.folder import ASKED, RunError, at
 from orchestrator.session.cluster.board import SWEEP
@@ -26,7 +36,7 @@ LOSSES = 5
 """How often in a row a job is run again that was lost before it ended anything."""
 
 
-def mark_of(job: str) -> str:
+def log_marker(job: str) -> str:
     """The line before a job's own first one."""
     return f"<<{job}\n"
 
@@ -35,7 +45,7 @@ class _Output:
     """A job's log in whole lines: without Ray's own, and without what was told before a connection broke."""
 
     def __init__(self, job: str, write: Callable[[str], None]) -> None:
-        self._mark, self._write = mark_of(job).rstrip("\n"), write
+        self._mark, self._write = log_marker(job).rstrip("\n"), write
         # Ray writes this line before ours and flushes it after them.
         self._rays = f"Running entrypoint for job {job}: "
         self._told = 0
@@ -87,9 +97,9 @@ def _spelled(run: str) -> str:
         return run
 
 
-def attend(
+def run_and_follow(
     server: JobServer,
-    order: Order,
+    order: JobSpec,
     *,
     write: Callable[[str], None],
     tell: Callable[[str], None],
@@ -109,7 +119,7 @@ def attend(
             if detach:
                 return 0
             ended = followed(server, job, write, tell)
-        except ServerAway as error:
+        except ServerUnavailable as error:
             _wait_for(server, str(error), tell)
             continue
         if ended is None:
@@ -138,7 +148,7 @@ def code_of(server: JobServer, ended: Job, tell: Callable[[str], None]) -> int:
     return found.code or Exit.DONE
 
 
-def _found_or_submitted(server: JobServer, order: Order, asked: str, tell: Callable[[str], None]) -> Job:
+def _found_or_submitted(server: JobServer, order: JobSpec, asked: str, tell: Callable[[str], None]) -> Job:
     while True:
         jobs = server.jobs()
         driving = drives(jobs, order.run)
@@ -152,17 +162,17 @@ def _found_or_submitted(server: JobServer, order: Order, asked: str, tell: Calla
         metadata |= {SWEEP: order.sweep} if order.sweep else {}
         with package(order) as runtime_env:
             runtime_env["env_vars"] |= {ASKED: asked, ADDRESS_VARIABLE: server.url}
-            made = server.submit(name, entrypoint(order, mark_of(name)), runtime_env=runtime_env, metadata=metadata)
+            made = server.submit(name, entrypoint(order, log_marker(name)), runtime_env=runtime_env, metadata=metadata)
         if not made:
             continue
         job = server.job(name)
         if job is None:
-            raise ServerAway("it has forgotten the job that it just took")
+            raise ServerUnavailable("it has forgotten the job that it just took")
         tell(f"job {name} on {server.url} drives {order.run}")
         return job
 
 
-def _refuse_another(driving: Job, order: Order, url: str = "URL") -> None:
+def _refuse_another(driving: Job, order: JobSpec, url: str = "URL") -> None:
     """The same order joins the job that it was given to, a launch one of the same sweep, and a plain resume any; what
     asks for something else may not."""
     same = driving.order == order.digest or (order.verb == "launch" and driving.sweep == order.sweep)
@@ -191,14 +201,14 @@ def followed(server: JobServer, job: Job, write: Callable[[str], None], tell: Ca
             output.restart()
             server.tail(job.id, output.take)
             found = server.job(job.id)
-        except ServerAway as error:
+        except ServerUnavailable as error:
             _wait_for(server, str(error), tell)
             found = server.job(job.id)
             if found is not None and not found.over:
                 tell("it answers again, and the job goes on")
                 continue
             output.restart()
-            with contextlib.suppress(ServerAway):
+            with contextlib.suppress(ServerUnavailable):
                 output.take("" if found is None else server.log(job.id))
         if found is None or found.over:
             output.end()
@@ -213,7 +223,7 @@ def _wait_for(server: JobServer, why: str, tell: Callable[[str], None]) -> None:
     while True:
         try:
             server.jobs()
-        except ServerAway as error:
+        except ServerUnavailable as error:
             if time.monotonic() > deadline:
                 raise InfrastructureMissing(
                     f"{server.url} has not answered for {WAIT_S / 60:.0f} minutes ({error}); when it is back, the same "

@@ -38,7 +38,7 @@ DRIVER, ANSWERS = f"{PYTHON} -m orchestrator.cli", f"{PYTHON} -m orchestrator.cl
 
 
 @dataclass(frozen=True)
-class Order:
+class JobSpec:
     """What a job is to do with a run."""
 
     verb: str
@@ -73,14 +73,14 @@ class Order:
         return hashlib.sha256(canonical(asked).encode()).hexdigest()[:16]
 
 
-def entrypoint(order: Order, mark: str) -> str:
+def entrypoint(order: JobSpec, mark: str) -> str:
     """The shell command of a job. It prints the line `mark` first, as Ray's own lines come before; in two parts, as Ray
     prints the command too."""
     return f"printf '%s%s\\n' '{mark[:2]}' {mark[2:].strip()}; {DRIVER} {shlex.join(order.arguments)}"
 
 
 @contextlib.contextmanager
-def package(order: Order) -> Iterator[dict[str, Any]]:
+def package(order: JobSpec) -> Iterator[dict[str, Any]]:
     """Ray's runtime environment of a job, with a folder of our own as long as the context lasts.
 
     Raises RunError for files that cannot go along.

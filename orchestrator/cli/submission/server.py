@@ -55,7 +55,7 @@ ADDRESS, ASKER = "orchestrator.address", "orchestrator.asker"
 """And the URL by which whoever submitted it reaches the server; and of a question the process that waits for it."""
 
 
-class ServerAway(Exception):
+class ServerUnavailable(Exception):
     """The job server does not answer now; it did, or it may yet."""
 
 
@@ -206,14 +206,14 @@ class JobServer:
         copying, answered = asyncio.create_task(copy()), time.monotonic()
         try:
             while not (await asyncio.wait({copying}, timeout=LOOK_S))[0]:
-                with contextlib.suppress(ServerAway):
+                with contextlib.suppress(ServerUnavailable):
                     job = await asyncio.to_thread(self.job, name)
                     if job is None or job.over:
                         await asyncio.wait({copying}, timeout=LOOK_S)  # the end of its log
                         return
                     answered = time.monotonic()
                 if time.monotonic() - answered > SILENT_S:
-                    raise ServerAway(f"it has not answered for {SILENT_S:.0f} s")
+                    raise ServerUnavailable(f"it has not answered for {SILENT_S:.0f} s")
             copying.result()
         finally:
             copying.cancel()
@@ -231,11 +231,11 @@ class JobServer:
             remedy = access.lacking(self.url, sent=self._token is not None)
             raise InfrastructureMissing(f"the cluster at {self.url} {found}; {remedy}") from error
         except (requests.RequestException, aiohttp.ClientError, ConnectionError, TimeoutError) as error:
-            raise ServerAway(_said(error)) from error
+            raise ServerUnavailable(_said(error)) from error
         except RuntimeError as error:
             text = str(error)
             if "WebSocket" in text or "status code 5" in text:
-                raise ServerAway(_said(error)) from error
+                raise ServerUnavailable(_said(error)) from error
             raise InfrastructureMissing(f"the job server at {self.url} refused: {_said(error)}") from error
 
     def _client(self) -> Any:

@@ -11,9 +11,9 @@ from typing import Any
 from jobs.core.paths import BUILT_IN, DIGITS
 from orchestrator import sweep as sweeps
 from orchestrator.cli.submission import asking, meaning
-from orchestrator.cli.submission.follow import attend, code_of, drives, followed, of_run
-from orchestrator.cli.submission.package import Order, environment
-from orchestrator.cli.submission.server import DRIVES, Job, JobServer, ServerAway
+from orchestrator.cli.submission.follow import code_of, drives, followed, of_run, run_and_follow
+from orchestrator.cli.submission.package import JobSpec, environment
+from orchestrator.cli.submission.server import DRIVES, Job, JobServer, ServerUnavailable
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.bucket import is_uri, refuse_almost_uri
 from orchestrator.run_dir.environment import origin
@@ -51,7 +51,7 @@ def launch(
     run = _kept_elsewhere(into, f"--into s3://BUCKET/{sweep.name}")
     flags = [flag for flag, on in (("--offline", offline), ("--accept-code", accept_code)) if on]
     arguments = ["launch", "sweep.toml", "--into", run, *flags]
-    order = Order(
+    order = JobSpec(
         verb="launch",
         run=run,
         arguments=[*arguments, *(part for one in overrides for part in ("--set", one))],
@@ -61,21 +61,21 @@ def launch(
         environment=environment(variables),
         origin=origin(),
     )
-    return attend(_reached(url), order, write=write, tell=tell, detach=detach)
+    return run_and_follow(_reached(url), order, write=write, tell=tell, detach=detach)
 
 
 def resume(
     url: str, run: str, arguments: Sequence[str], *, variables: Sequence[str], detach: bool, write: Write, tell: Write
 ) -> int:
     """Continue a run on the cluster at `url`. Returns the driver's exit code; raises as `launch` does."""
-    order = Order(
+    order = JobSpec(
         verb="resume",
         run=_kept_elsewhere(run, "s3://BUCKET/NAME"),
         arguments=["resume", run, *arguments],
         environment=environment(variables),
         origin=origin(),
     )
-    return attend(_reached(url), order, write=write, tell=tell, detach=detach)
+    return run_and_follow(_reached(url), order, write=write, tell=tell, detach=detach)
 
 
 def ask(
@@ -88,7 +88,7 @@ def ask(
     BadAddress, InfrastructureMissing.
     """
     named = "" if run is None else _kept_elsewhere(run, "s3://BUCKET/NAME")
-    order = Order(verb=arguments[0], run=named, arguments=arguments)
+    order = JobSpec(verb=arguments[0], run=named, arguments=arguments)
     return asking.ask(_reached(url), order, out=out, err=err, tell=_line(err), into=into)
 
 
@@ -127,13 +127,13 @@ def _of_sweep(
     variables: Sequence[str],
     *,
     run: str = "",
-) -> Order:
+) -> JobSpec:
     """A question about a sweep, which goes along with its data. Raises ConfigError, RunError."""
     sources: set[str] = set()
     if sweep_file is not None:
         made = planning.make(sweeps.load(sweep_file, overrides))
         sources = {source for arm in made.arms for source in _sources(arm)}
-    return Order(
+    return JobSpec(
         verb=arguments[0],
         run=run,
         arguments=[*arguments, *(part for one in overrides for part in ("--set", one))],
@@ -179,7 +179,7 @@ def _known(server: JobServer, run: str) -> tuple[Job | None, Posted | None]:
     """Who drives a run, and what that job says of it."""
     try:
         driving = drives(server.jobs(), run)
-    except ServerAway as error:
+    except ServerUnavailable as error:
         raise _no_server(server.url, error) from error
     if driving is None or driving.posted is None or not driving.posted.is_fresh(server.now):
         return driving, None
@@ -200,7 +200,7 @@ def follow_driver(url: str, run: str, *, write: Write, tell: Write) -> int:
             known = sorted({one.run for one in jobs})
             raise RunError(f"no job on {server.url} drives {run}; jobs there are of: {', '.join(known) or 'no run'}")
         ended = followed(server, job, write, tell)
-    except ServerAway as error:
+    except ServerUnavailable as error:
         raise InfrastructureMissing(f"{server.url} no longer answers: {error}") from error
     if ended is None:
         raise InfrastructureMissing(
@@ -217,7 +217,7 @@ def listed(url: str) -> list[dict[str, Any]]:
     found = []
     try:
         jobs = server.jobs()
-    except ServerAway as error:
+    except ServerUnavailable as error:
         raise _no_server(server.url, error) from error
     for one in jobs:
         told = meaning.of(one)
@@ -232,12 +232,12 @@ def _reached(url: str) -> JobServer:
     server = JobServer(url)
     try:
         server.version()
-    except ServerAway as error:
+    except ServerUnavailable as error:
         raise _no_server(server.url, error) from error
     return server
 
 
-def _no_server(url: str, error: ServerAway) -> InfrastructureMissing:
+def _no_server(url: str, error: ServerUnavailable) -> InfrastructureMissing:
     return InfrastructureMissing(
         f"no job server of Ray answers at {url} ({error}); is the cluster up, and its dashboard's port forwarded? "
         "For example: kubectl port-forward svc/HEAD 8265"

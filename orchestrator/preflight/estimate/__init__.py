@@ -62,9 +62,9 @@ def _at_once(plan: Plan) -> tuple[int, list[str]]:
     """Trials at once, and what is to be said of that. Counted without connecting to a cluster, which takes seconds,
     except in a job, which takes as long anyway."""
     if address_option():
-        at_once = requirements.concurrent(plan, requirements.largest(plan))
+        at_once = requirements.concurrent(plan, requirements.max_world_size(plan))
         return max(1, at_once), [] if at_once else ["no trial fits into the cluster as it is now"]
-    at_once = max(1, requirements.concurrent(plan, requirements.largest(plan), [capacity.here()]))
+    at_once = max(1, requirements.concurrent(plan, requirements.max_world_size(plan), [capacity.here()]))
     address = access.address()
     if address is None:
         return at_once, []

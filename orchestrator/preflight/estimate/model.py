@@ -289,7 +289,7 @@ def _nearest(wanted: Mapping[str, Any], groups: Iterable[_Group]) -> tuple[_Grou
 def _trial_s(job: JobConfig, known: Sequence[Known]) -> float:
     """Seconds of one trial. Its rest is best told by trials that were judged on the same rows."""
     told = [one for one in known if one.rest_s is not None]
-    told = [one for one in told if one.job.judged_on == job.judged_on] or told
+    told = [one for one in told if one.job.eval_split == job.eval_split] or told
     rest = [(one.rest_s or 0.0) / _evaluations(one.job) for one in told]
     # Of two, the lower: the first trial of a run has its ranks to start.
     return _training_s(job, known) + (_evaluations(job) * statistics.median_low(rest) if rest else 0.0)

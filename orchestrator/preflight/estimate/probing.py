@@ -28,7 +28,7 @@ def probes(plan: Plan) -> dict[str, list[JobConfig]]:
     found: dict[str, list[JobConfig]] = {}
     for arm in plan.arms:
         for job in (arm.config(stage=stage, seed=0) for stage in stages):
-            key = canonical([cost(job, plan.sweep.resources.gpus_per_rank), job.data.train, job.judged_on])
+            key = canonical([cost(job, plan.sweep.resources.gpus_per_rank), job.data.train, job.eval_split])
             if key not in seen:
                 seen.add(key)
                 found.setdefault(arm.label, []).append(job)

@@ -180,4 +180,4 @@ def test_rows_are_recorded_with_the_columns_they_are_judged_by(tmp_path: Path, t
     for known in (first, {**first, **second}):
         assert data.digests(named, known) == second
     assert data.fingerprint(plain) != data.fingerprint(named)
-    assert data.described(plain)[1]["digest"] != data.described(named)[1]["digest"]
+    assert data.dataset_info(plain)[1]["digest"] != data.dataset_info(named)[1]["digest"]

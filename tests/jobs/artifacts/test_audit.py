@@ -66,7 +66,7 @@ def test_a_line_of_json_for_each_trial_and_nothing_changes(trials: Path) -> None
         {"name": "step_000004", "step": 4, "fault": None},
     ]
     nothing: dict[str, Any] = {"job": None, "result": None, "points": [], "checkpoints": []}
-    empty = {"trial": "xyz", "repeated": 0, "torn": 0, "missing": 0, "set_aside": [], "leftovers": [], "faults": []}
+    empty = {"trial": "xyz", "repeated": 0, "torn": 0, "missing": 0, "quarantine": [], "leftovers": [], "faults": []}
     assert xyz == nothing | empty
 
 
@@ -123,7 +123,7 @@ def test_what_was_set_aside_or_never_committed_is_no_checkpoint(trials: Path) ->
     (checkpoints / "step_000012").mkdir()
     found = audit(trials / "abc")
     assert [one["name"] for one in found["checkpoints"]] == ["step_000008"]
-    assert found["set_aside"] == ["step_000004.bad-1"]
+    assert found["quarantine"] == ["step_000004.bad-1"]
     assert found["leftovers"] == [".step_000012.77", "step_000012"]
 
 
@@ -145,7 +145,7 @@ def test_a_bucket_is_told_of_like_a_folder_and_nothing_changes(trials: Path) -> 
     abc, xyz = map(json.loads, told[1].splitlines())
     assert (abc["trial"], xyz["trial"]) == ("abc", "xyz")
     assert [one["fault"] for one in abc["checkpoints"]] == [None, "model.safetensors does not match its sha256"]
-    assert (abc["set_aside"], abc["leftovers"]) == (["step_000012"], ["step_000016"])
+    assert (abc["quarantine"], abc["leftovers"]) == (["step_000012"], ["step_000016"])
     assert {path: path.stat().st_mtime_ns for path in trials.rglob("*")} == before
 
 

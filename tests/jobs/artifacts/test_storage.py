@@ -105,7 +105,7 @@ def test_a_full_disk_is_told_from_other_errors(tmp_path: Path, error: Exception,
     """Mutant checks: without the numbers the first two fail, and calling any error a full disk fails the last two."""
 
     def wrapped() -> None:
-        with storage.room("it", needed=needed, folder=tmp_path / "not" / "there", undo=lambda: None):
+        with storage.disk_full_guard("it", needed=needed, folder=tmp_path / "not" / "there", undo=lambda: None):
             raise error
 
     with pytest.raises(StorageFull if full else type(error)) as caught:
@@ -189,16 +189,16 @@ def save(place: storage.Storage, step: int, **options: Any) -> None:
 
 
 def test_small_files_in_a_bucket_are_the_ones_that_count(bucket: Callable[[str], str], tmp_path: Path) -> None:
-    """Mutant check: a `bring` that keeps what is here fails this."""
+    """Mutant check: a `download` that keeps what is here fails this."""
     here, there = at(tmp_path / "here", bucket("t")), at(tmp_path / "there", bucket("t"))
     assert here.read("a.json") is None
     here.write("a.json", "old")
     here.write("a.json", "new")
     assert there.read("a.json") == "new"
-    there.bring("a.json")
+    there.download("a.json")
     assert (tmp_path / "there" / "a.json").read_text() == "new"
     (tmp_path / "there" / "stale").write_text("of a life before")
-    there.bring("stale")
+    there.download("stale")
     there.publish("stale")
     assert files(bucket("t")) == {"a.json": 3}
     assert not (tmp_path / "there" / "stale").exists()
@@ -318,19 +318,19 @@ def test_a_file_in_a_bucket_is_set_aside_there_and_here(bucket: Callable[[str], 
     """Mutant check: leaving the store's copy, as if it were about to be replaced, keeps a result that counts."""
     place = Bucket.of(bucket("t"), tmp_path)
     with pytest.raises(FileNotFoundError):
-        place.set_aside("result.json")
+        place.quarantine("result.json")
     for number in (1, 2):
         place.write("result.json", f"damaged {number}")
-        assert place.set_aside("result.json") == f"result.json.bad-{number}"
+        assert place.quarantine("result.json") == f"result.json.bad-{number}"
         assert place.read("result.json") is None
         assert not (tmp_path / "result.json").exists()
         assert place.read(f"result.json.bad-{number}") == f"damaged {number}"
     (tmp_path / "result.json").write_text("only here")
-    place.set_aside("result.json")
+    place.quarantine("result.json")
     assert files(bucket("t")).keys() == {"result.json.bad-1", "result.json.bad-2"}
     assert not (tmp_path / "result.json").exists()
     with pytest.raises(FileNotFoundError):
-        place.inside("checkpoints").set_aside("step_000005")
+        place.inside("checkpoints").quarantine("step_000005")
 
 
 def test_starting_over_in_a_bucket_leaves_nothing_there_that_counts(

@@ -141,11 +141,11 @@ def test_a_later_attempt_shuts_an_earlier_one_out(tmp_path: Path, later: tuple[i
     """Mutant check: comparing the numbers of the attempts alone lets the second case through."""
     first, second = Fence(Folder(tmp_path), (1, 2)), Fence(Folder(tmp_path), later)
     first.hold()
-    first.glance()
+    first.check_local()
     second.hold()
     told = json.loads((tmp_path / "attempt.json").read_text())
     assert (told["token"], told["attempt"]) == later
-    for refused in (first.hold, first.glance, Fence(Folder(tmp_path), (1, 1)).hold):
+    for refused in (first.hold, first.check_local, Fence(Folder(tmp_path), (1, 1)).hold):
         with pytest.raises(TakenOver, match=rf"attempt {later[1]} \(token {later[0]}\) has taken this trial over"):
             refused()
     Fence(Folder(tmp_path), later).hold()
@@ -179,7 +179,7 @@ def test_a_file_that_names_no_attempt_keeps_nobody_out_and_is_written_again(
     """A power cut may leave it so. Mutant check: reading it as ever ends the next attempt with a JSONDecodeError."""
     (tmp_path / "attempt.json").write_bytes(content)
     fence = Fence(Folder(tmp_path), (2, 1))
-    fence.glance()
+    fence.check_local()
     fence.hold()
     assert fence.remark == f"attempt.json {words}; it is written again"
     with pytest.raises(TakenOver):
@@ -192,7 +192,7 @@ def test_a_file_that_names_no_attempt_keeps_nobody_out_and_is_written_again(
 def test_points_are_not_written_once_another_has_taken_over(tmp_path: Path) -> None:
     """Mutant check: flushing before asking fails this."""
     fence = Fence(Folder(tmp_path), (1, 1))
-    records = Records(tmp_path, writes=True, permit=fence.glance)
+    records = Records(tmp_path, writes=True, permit=fence.check_local)
     records.add({"loss": 1.0}, step=1)
     Fence(Folder(tmp_path), (1, 2)).hold()
     with pytest.raises(TakenOver):

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 
 from jobs import optim
 from jobs.config import POINTS, JobConfig, Optimizer
-from jobs.train.budget import LOGGED, Pace
+from jobs.train.budget import LOGGED, BudgetMeter
 
 BASE: dict[str, Any] = {"task": "image", "data": {"train": "digits", "confirm": "digits"}, "batch": {"size": 16}}
 
 few = settings(deadline=None, max_examples=60)
 
 
-def pace(budget: dict[str, Any], *, times: int = 4, optimizer: dict[str, Any] | None = None) -> Pace:
-    return Pace(
+def pace(budget: dict[str, Any], *, times: int = 4, optimizer: dict[str, Any] | None = None) -> BudgetMeter:
+    return BudgetMeter(
         JobConfig.model_validate(BASE | {"budget": budget, "evaluate": {"times": times}, "optimizer": optimizer or {}})
     )
 
@@ -34,7 +34,7 @@ def test_a_job_of_steps_is_evaluated_after_the_steps_that_its_config_names(steps
     one = pace({"steps": steps}, times=times)
     due = [s for s in range(1, steps + 1) if one.evaluations(s, 0.0) > one.evaluations(s - 1, 0.0)]
     assert due == one.job.evaluation_steps
-    assert [s for s in range(steps + 2) if one.over(s, 0.0)] == [steps, steps + 1]
+    assert [s for s in range(steps + 2) if one.is_exhausted(s, 0.0)] == [steps, steps + 1]
 
 
 @few
@@ -49,7 +49,7 @@ def test_a_job_of_seconds_ends_with_the_first_step_that_uses_them_up(
         before, seconds = seconds, seconds + took
         if one.evaluations(step, seconds) > one.evaluations(step - 1, before):
             seen.append(one.evaluations(step, seconds))
-        if one.over(step, seconds):
+        if one.is_exhausted(step, seconds):
             assert seconds >= budget > before
             assert seen[-1] == times
             assert one.logged(step, before, seconds)
@@ -74,20 +74,21 @@ def test_shares_of_seconds_are_compared_exactly_and_every_question_agrees_on_the
     budget: float, times: int, k: int, ulps: int
 ) -> None:
     """Times within three of the smallest differences of the share k / times of the budget, above and below it.
-    Mutant check: `int(times * seconds / budget)` in `_passed` fails this, as does `seconds / budget >= 1` in `over`."""
+    Mutant check: `int(times * seconds / budget)` in `_fraction_used` fails this, as does `seconds / budget >= 1` in
+    `is_exhausted`."""
     one, seconds = pace({"seconds": budget}, times=times), float(min(Fraction(LARGEST), Fraction(budget) * k / times))
     for _ in range(abs(ulps)):
         seconds = min(LARGEST, math.nextafter(seconds, math.copysign(math.inf, ulps)))
     seconds = max(0.0, seconds)
     share = Fraction(seconds) / Fraction(budget)
-    assert one.over(9, seconds) == (share >= 1)
-    for parts, passed in ((times, one.evaluations(9, seconds)), (LOGGED, one._passed(LOGGED, 9, seconds))):
+    assert one.is_exhausted(9, seconds) == (share >= 1)
+    for parts, passed in ((times, one.evaluations(9, seconds)), (LOGGED, one._fraction_used(LOGGED, 9, seconds))):
         assert passed == min(parts, math.floor(parts * share))
-        assert one.over(9, seconds) == (passed == parts)
-    if one.over(9, seconds):
+        assert one.is_exhausted(9, seconds) == (passed == parts)
+    if one.is_exhausted(9, seconds):
         assert one.logged(9, 0.0, seconds)
     falling = pace({"seconds": budget}, optimizer={"schedule": "linear", "warmup": 0.0, "lr": 1.0})
-    assert (falling.rate(10, seconds) == 0) == one.over(9, seconds)
+    assert (falling.rate(10, seconds) == 0) == one.is_exhausted(9, seconds)
 
 
 @given(durations, st.integers(1, 40))
@@ -95,10 +96,10 @@ def test_shares_of_seconds_are_compared_exactly_and_every_question_agrees_on_the
 def test_one_step_that_takes_exactly_the_budget_passes_every_evaluation(budget: float, times: int) -> None:
     """As hypothesis found it: 5.86904003196482 seconds, used up by one step, counted 2 evaluations of 3."""
     one = pace({"seconds": budget}, times=times)
-    assert one.over(1, budget)
+    assert one.is_exhausted(1, budget)
     assert one.evaluations(1, budget) == times
     assert one.evaluations(1, math.nextafter(budget, 0.0)) < times
-    assert not one.over(1, math.nextafter(budget, 0.0))
+    assert not one.is_exhausted(1, math.nextafter(budget, 0.0))
 
 
 @few
@@ -136,11 +137,11 @@ def test_the_rate_of_a_timed_job_starts_and_ends_at_nothing() -> None:
 
 
 def test_a_person_can_read_how_far_it_is() -> None:
-    assert pace({"steps": 120}).text(30, 4.0) == "step 30 of 120"
-    assert pace({"seconds": 10.0}).text(30, 2.46) == "step 30, 2.5 of 10 s"
+    assert pace({"steps": 120}).describe(30, 4.0) == "step 30 of 120"
+    assert pace({"seconds": 10.0}).describe(30, 2.46) == "step 30, 2.5 of 10 s"
 
 
-def recorded(one: Pace, ends_s: list[float]) -> tuple[list[int], list[int]]:
+def recorded(one: BudgetMeter, ends_s: list[float]) -> tuple[list[int], list[int]]:
     """Steps that are evaluated, and those of them that are recorded. ends_s: the seconds after each step."""
     evaluated, kept, before = [], [], 0.0
     for step, seconds in enumerate(ends_s, 1):

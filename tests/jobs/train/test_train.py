@@ -25,7 +25,7 @@ from jobs import data
 from jobs.artifacts import checkpoint, manifest
 from jobs.artifacts.storage import Folder
 from jobs.artifacts.trial_dir import Fence, Point, TakenOver
-from jobs.config import COMPUTING, JobConfig
+from jobs.config import EXECUTION_METRICS, JobConfig
 from jobs.models import ContrastiveModel
 from jobs.train import Training
 from orchestrator.sweep import merged
@@ -58,7 +58,7 @@ def trained(config: JobConfig, folder: Path, **options: Any) -> Training:
 def values(points: list[Point]) -> dict[tuple[str, int], float]:
     """Everything that was measured, but for times."""
     assert len({(p.key, p.step) for p in points}) == len(points), "a point was told twice"
-    return {(p.key, p.step): p.value for p in points if not p.key.startswith(COMPUTING)}
+    return {(p.key, p.step): p.value for p in points if not p.key.startswith(EXECUTION_METRICS)}
 
 
 def lines(folder: Path) -> list[Point]:
@@ -181,7 +181,7 @@ def test_a_point_cut_short_by_a_kill_is_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "points.jsonl"
     path.write_text(path.read_text()[:-9])
     assert trained(job(), tmp_path).result is not None
-    assert len(values(lines(tmp_path))) == sum(not p.key.startswith(COMPUTING) for p in lines(tmp_path))
+    assert len(values(lines(tmp_path))) == sum(not p.key.startswith(EXECUTION_METRICS) for p in lines(tmp_path))
 
 
 # A budget in seconds

@@ -21,7 +21,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from jobs.config import COMPUTING, JobConfig
+from jobs.config import EXECUTION_METRICS, JobConfig
 from jobs.train import Training
 from jobs.workers.group import Gang, GangError
 from orchestrator.sweep import merged
@@ -67,7 +67,7 @@ def run(gang: Gang, config: dict[str, Any], folder: Path) -> dict[tuple[str, int
         report = gang.advance()
         points |= {(p["key"], p["step"]): p["value"] for p in report["points"]}
     gang.end()
-    return {key: value for key, value in points.items() if not key[0].startswith(COMPUTING)}
+    return {key: value for key, value in points.items() if not key[0].startswith(EXECUTION_METRICS)}
 
 
 def test_a_warm_gang_gives_what_cold_ranks_give_bit_for_bit_whatever_ran_before(gang: Gang, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_warm_gang_gives_what_cold_ranks_give_bit_for_bit_whatever_ran_before(
     )
     while alone.result is None:
         alone.advance(10)
-    assert one == {(p.key, p.step): p.value for p in alone.points if not p.key.startswith(COMPUTING)}
+    assert one == {(p.key, p.step): p.value for p in alone.points if not p.key.startswith(EXECUTION_METRICS)}
     assert "step 6 of 6" in (tmp_path / "first" / "log.rank0.txt").read_text()
     assert (tmp_path / "first" / "log.rank1.txt").exists()
 

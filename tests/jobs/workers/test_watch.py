@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.workers.heartbeat import IDLE, LOADING, Pulse, Work, hung, stacks
+from jobs.workers.heartbeat import IDLE, LOADING, Heartbeat, PhaseMonitor, find_hung_rank, stacks
 
 
-def pulse(phase: str = "step 3", seconds: float = 0.0, *, waits: bool = False) -> Pulse:
-    return Pulse(phase, seconds, waits, "File x.py, line 1\n")
+def pulse(phase: str = "step 3", seconds: float = 0.0, *, waits: bool = False) -> Heartbeat:
+    return Heartbeat(phase, seconds, waits, "File x.py, line 1\n")
 
 
-def judge(pulses: dict[int, Pulse], silent: dict[int, float] | None = None) -> tuple[int, str] | None:
-    return hung(pulses, silent or dict.fromkeys(pulses, 0.0), deadline_s=10, loading_s=100)
+def judge(pulses: dict[int, Heartbeat], silent: dict[int, float] | None = None) -> tuple[int, str] | None:
+    return find_hung_rank(pulses, silent or dict.fromkeys(pulses, 0.0), deadline_s=10, loading_s=100)
 
 
 def test_the_rank_that_is_not_waiting_is_to_blame() -> None:
@@ -52,7 +52,7 @@ def test_nobody_hangs_within_the_deadline(seconds: list[float], waits: list[bool
 
 @pytest.mark.parametrize("phase", ["step 7", "evaluation"])
 def test_another_thread_sees_what_is_done_and_where(phase: str) -> None:
-    work, stop = Work(), threading.Event()
+    work, stop = PhaseMonitor(), threading.Event()
 
     def in_a_function_of_mine(wait: Callable[[], bool]) -> None:
         work.enter(phase)

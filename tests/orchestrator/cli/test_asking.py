@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cli.submission import Order, asking, bring, meaning
+from orchestrator.cli.submission import JobSpec, asking, bring, meaning
 from orchestrator.cli.submission.parcel import PIECE, Broken, Printed, Reader, Writer, _checksum, mark
 from orchestrator.cli.submission.server import DRIVES, Job
 from orchestrator.run_dir import folder as runs
@@ -233,7 +233,7 @@ def test_what_nobody_reads_any_more_goes_and_nothing_else(job: Job, done: str | 
 def test_drivers_take_no_questions_turn_and_their_ids_are_names_of_files() -> None:
     """Of runs whose names begin as the ids of questions do, or are long. Mutant check: going by the id alone."""
     names = ["ask-" + "mé" * length for length in (1, 50, 500)]
-    orders = [Order(verb="resume", run=f"s3://b/{name}", arguments=["resume"]) for name in names]
+    orders = [JobSpec(verb="resume", run=f"s3://b/{name}", arguments=["resume"]) for name in names]
     drivers = [question(f"{order.name}-1", verb=order.verb, started=1.0) for order in orders]
     head = Head()
     assert asking._living(drivers, cast("Any", head)) == []
@@ -254,7 +254,7 @@ def test_only_so_many_questions_are_answered_at_a_time(others: int, at_once: boo
         head.known.append(question(name))
 
     head.submit = submit  # type: ignore[method-assign]
-    order = Order(verb="status", run=RUN, arguments=["status", RUN])
+    order = JobSpec(verb="status", run=RUN, arguments=["status", RUN])
     taken = asking._submitted(cast("Any", head), order, "ask-mine", brings=False)
     assert taken == (others < asking.MOST)
     assert ("ask-mine" in [job.id for job in head.known]) == taken

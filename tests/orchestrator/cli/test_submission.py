@@ -30,7 +30,7 @@ from servers import new_database, postgres_server, s3_server
 from orchestrator import sweep as sweeps
 from orchestrator.cli import main, submission
 from orchestrator.cli.submission import asking, bring, server, verbs
-from orchestrator.cli.submission.follow import _Output, _refuse_another, attend, mark_of
+from orchestrator.cli.submission.follow import _Output, _refuse_another, log_marker, run_and_follow
 from orchestrator.cli.submission.package import entrypoint, environment, package, taken_along
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.environment import Origin, origin
@@ -177,26 +177,26 @@ def test_following_a_long_log_takes_as_long_as_it_is() -> None:
 
 
 def test_the_command_does_not_hold_the_mark_and_prints_it(tmp_path: Path) -> None:
-    order = submission.Order(verb="status", run="s3://b/it's", arguments=["status", "s3://b/it's"])
-    text = entrypoint(order, mark_of("small-1"))
-    assert mark_of("small-1").strip() not in text
+    order = submission.JobSpec(verb="status", run="s3://b/it's", arguments=["status", "s3://b/it's"])
+    text = entrypoint(order, log_marker("small-1"))
+    assert log_marker("small-1").strip() not in text
     printed = subprocess.run(
         text.replace("-m orchestrator.cli", "-c 'import sys; print(sys.argv[1:])'"), shell=True,
         capture_output=True, text=True, check=True, cwd=tmp_path,
         env=os.environ | {"ORCHESTRATOR_PYTHON": sys.executable},
     ).stdout  # fmt: skip
-    assert printed == mark_of("small-1") + str(["status", "s3://b/it's"]) + "\n"
+    assert printed == log_marker("small-1") + str(["status", "s3://b/it's"]) + "\n"
 
 
-def job(given: submission.Order, **changes: Any) -> submission.Job:
+def job(given: submission.JobSpec, **changes: Any) -> submission.Job:
     """The job that an order was given to, as its server tells it."""
     known: dict[str, Any] = {"id": "small-1", "state": "RUNNING", "run": given.run, "verb": given.verb}
     known |= {"sweep": given.sweep, "order": given.digest, "exit_code": None, "error": None}
     return submission.Job(**known | {"message": "", "started": 1.0} | changes)
 
 
-def ordered(*arguments: str, sweep: str | None = None, **environment: str) -> submission.Order:
-    return submission.Order(
+def ordered(*arguments: str, sweep: str | None = None, **environment: str) -> submission.JobSpec:
+    return submission.JobSpec(
         verb=arguments[0], run="s3://b/small", arguments=arguments, sweep=sweep, environment=environment
     )
 
@@ -211,7 +211,7 @@ FAILED = ordered("resume", "s3://b/small", "--failed", "--class", "out_of_memory
         ordered("resume", "s3://b/small"),
     ],
 )
-def test_the_same_order_joins_its_job_and_a_plain_resume_any(asked: submission.Order) -> None:
+def test_the_same_order_joins_its_job_and_a_plain_resume_any(asked: submission.JobSpec) -> None:
     """Mutant check: comparing the verbs alone, or joining only plain ones."""
     _refuse_another(job(FAILED), asked)
     same = ordered("launch", "sweep.toml", "--into", "s3://b/small", "--offline", sweep="3f2c")
@@ -229,7 +229,7 @@ def test_the_same_order_joins_its_job_and_a_plain_resume_any(asked: submission.O
         ordered("launch", "sweep.toml", "--into", "s3://b/small", sweep="another"),
     ],
 )
-def test_another_order_is_refused_in_words(asked: submission.Order) -> None:
+def test_another_order_is_refused_in_words(asked: submission.JobSpec) -> None:
     with pytest.raises(RunError, match=r"driven by job small-1 with (other options|another sweep); stop that first"):
         _refuse_another(job(FAILED, sweep="3f2c"), asked)
     with pytest.raises(RunError, match="stop that first"):
@@ -251,7 +251,7 @@ def test_a_launch_joins_a_job_that_resumes_the_run_once_that_says_of_which_sweep
 
 
 def test_a_server_that_goes_away_after_it_has_answered_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is asked. Mutant check: `ServerAway` as it is, which nobody expects."""
+    """Whatever is asked. Mutant check: `ServerUnavailable` as it is, which nobody expects."""
 
     class Leaving:
         url, now = "http://head", 0.0
@@ -260,10 +260,10 @@ def test_a_server_that_goes_away_after_it_has_answered_is_told_in_words(monkeypa
             return "2"
 
         def jobs(self) -> list[submission.Job]:
-            raise submission.ServerAway("it is gone")
+            raise submission.ServerUnavailable("it is gone")
 
         def job(self, _: str) -> submission.Job | None:
-            raise submission.ServerAway("it is gone")
+            raise submission.ServerUnavailable("it is gone")
 
     monkeypatch.setattr(verbs, "JobServer", lambda _: Leaving())
     said: Callable[[str], None] = lambda _: None  # noqa: E731
@@ -337,12 +337,12 @@ def test_a_job_that_takes_the_place_of_a_lost_one_asks_for_nothing_again(joined:
     running = [job(FAILED, asked="the first asker's")] if joined else []
     site = Losing(3, running)
     tell: Callable[[str], None] = lambda _: None  # noqa: E731
-    assert attend(cast("Any", site), FAILED, write=tell, tell=tell) == 0
+    assert run_and_follow(cast("Any", site), FAILED, write=tell, tell=tell) == 0
     assert len(site.asked) == (3 if joined else 4)
     assert len(set(site.asked)) == 1
     assert (site.asked[0] == "the first asker's") == joined
     later = Losing(0, [])
-    assert attend(cast("Any", later), FAILED, write=tell, tell=tell) == 0
+    assert run_and_follow(cast("Any", later), FAILED, write=tell, tell=tell) == 0
     assert later.asked[0] not in site.asked
 
 
@@ -463,7 +463,7 @@ class Site:
 def answers(url: str) -> bool:
     try:
         submission.JobServer(url).version()
-    except submission.ServerAway:
+    except submission.ServerUnavailable:
         return False
     return True
 

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import new_database
 
-from orchestrator.driver import Again, _decide
+from orchestrator.driver import RetryFailed, apply_retry
 from orchestrator.ledger import (
     AttemptState,
     LeaseHeld,
@@ -743,14 +743,14 @@ def test_a_request_for_another_attempt_is_met_once_for_each_trial(
         ledger.finish_attempt(trial, ledger.start_attempt(trial, {}, "h"), state="failed")
     monkeypatch.setenv(ASKED, "once")
     for attempts in (2, 2, 2):
-        _decide(ledger, Again())
+        apply_retry(ledger, RetryFailed())
         for one in ledger.trials(state="queued"):
             if one.attempts:
                 ledger.finish_attempt(one.id, ledger.start_attempt(one.id, {}, "h"), state="failed")
         assert [trial.attempts for trial in ledger.trials(state="failed")] == [attempts, attempts]
     for name in ("again", None):
         monkeypatch.setenv(ASKED, name) if name else monkeypatch.delenv(ASKED)
-        _decide(ledger, Again())
+        apply_retry(ledger, RetryFailed())
         assert ledger.counts()["failed"] == 0
         for trial in ("t0", "t1"):
             ledger.finish_attempt(trial, ledger.start_attempt(trial, {}, "h"), state="failed")

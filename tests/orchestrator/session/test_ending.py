@@ -11,7 +11,7 @@ import pytest
 from real import call
 from test_session import SWEEP, diverging, done, opened, out_of_memory_at, play
 
-from orchestrator.driver import Again, _decide, _is_left
+from orchestrator.driver import RetryFailed, _is_left, apply_retry
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import ending
 from orchestrator.session.schedule import Schedule
@@ -77,9 +77,9 @@ def test_a_run_that_is_done_but_for_an_arm_without_a_setting_is_taken_up_where_a
         play(session, fails("bug {}"))
         ledger.set_run(state=ending.of(session, plan, ledger, folder).state)
         assert not _is_left(ledger, None)
-        assert not _is_left(ledger, Again(give_up=True))
-        assert _is_left(ledger, Again())
-        _decide(ledger, Again())
+        assert not _is_left(ledger, RetryFailed(give_up=True))
+        assert _is_left(ledger, RetryFailed())
+        apply_retry(ledger, RetryFailed())
     with opened(tmp_path, {}) as (session, ledger, _, plan):
         session.start()
         play(session)
