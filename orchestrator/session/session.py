@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from jobs.core.failures import Failure
 from orchestrator.ledger import OUTAGE_S, LedgerUnavailable
-from orchestrator.session.writer import LOOK_S, Dispatch, Failure, Writer
+from orchestrator.session.writer import LOOK_S, Dispatch, Writer
 from orchestrator.system import threads
 
 QUEUE_TIMEOUT_S = 10.0

@@ -33,13 +33,14 @@ from ray.tune.execution import tune_controller
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from jobs.core.failures import Failure
 from jobs.workers.group import LEAVING_S, Gang, GangError, first_line, kind_of, node_is_lost
 from orchestrator.session.cluster import capacity
 from orchestrator.session.cluster.room import Room
 from orchestrator.session.cluster.sharing import Claim
 from orchestrator.session.cluster.slots import Slots
 from orchestrator.session.session import Session
-from orchestrator.session.writer import Dispatch, Failure
+from orchestrator.session.writer import Dispatch
 
 MANAGER = "PlacementGroupResourceManager"
 """What Tune's loop makes for its placement groups. It takes another one, and `Tuner` has no option for it."""
@@ -335,7 +336,7 @@ class _Listener(tune.Callback):
         cause = error
         while isinstance(inner := getattr(cause, "cause", None), BaseException):
             cause = inner
-        failure = Failure(**asdict(cause.failure)) if isinstance(cause, GangError) else _lost_slot(cause, str(error))
+        failure = cause.failure if isinstance(cause, GangError) else _lost_slot(cause, str(error))
         self._link.session.lost(dispatch, failure)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.config import EXECUTION_METRICS
+from jobs.core.failures import Failure
 from orchestrator.ledger import WAITS, Ledger, Outage, Point, Trial
 from orchestrator.run_dir import provenance
 from orchestrator.run_dir.folder import RunFolder
@@ -48,20 +49,6 @@ class Dispatch:
 
     expected: Mapping[str, Any] | None = None
     """Digests of what the run is computed with (provenance.expected), which the ranks compare with what they load."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an attempt ended, in the words of the rank that caused it."""
-
-    kind: str
-    """A failure class: `interrupted`, or a field of the sweep's [retry]."""
-
-    rank: int | None
-    message: str
-    """First line of the real exception."""
-
-    trace: str
 
 
 class Writer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import itertools
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
-from importlib.metadata import PackageNotFoundError, distributions, entry_points, version
+from importlib.metadata import PackageNotFoundError, distributions, entry_points, packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -207,3 +208,30 @@ def test_a_share_of_the_soak_ends_in_time_and_its_failures_count(tmp_path: Path)
     assert "ORCHESTRATOR_SOAK_MINUTES=35" in planned
     assert '-m "soak or hypothesis"' in planned
     assert re.search(r"ORCHESTRATOR_SOAK_COMMIT=[0-9a-f]{40}", planned)
+
+
+OPTIONAL = {
+    "datasets": "where it is installed",
+    "psycopg": "the extra postgres",
+    "sentence-transformers": "goes into an export",
+}
+"""Distributions that the packages import and do not ask for, and why."""
+
+INDIRECT = {"nvidia-ml-py": "imported as pynvml by MLflow, for what a trial uses of a GPU"}
+"""Those that they ask for and do not import."""
+
+
+def test_what_is_imported_is_asked_for_and_nothing_else() -> None:
+    """Seen: four that others happened to bring, and pandas, which nobody imported. Mutant check: no threadpoolctl."""
+    owners = packages_distributions()
+    used: set[str] = set()
+    for path in [path for top in ("jobs", "orchestrator") for path in (ROOT / top).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            tops = {name.partition(".")[0] for name in names} - {"jobs", "orchestrator", "typing_extensions"}
+            used |= tops - sys.stdlib_module_names
+    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["project"]["dependencies"]}
+    of = {top: {canonicalize_name(owner) for owner in owners.get(top, [top])} for top in used}
+    assert {top for top, names in of.items() if not names & (declared | set(OPTIONAL))} == set()
+    assert declared - {name for names in of.values() for name in names} == set(INDIRECT)

@@ -22,7 +22,7 @@ from test_session import done, opened, play
 from jobs import data
 from jobs.config import JobConfig
 from jobs.core import provenance
-from jobs.core.failures import kind_of, root_cause
+from jobs.core.failures import Failure, kind_of, root_cause
 from jobs.core.provenance import OTHER_ORIGIN
 from jobs.models.pretrained import folder as pretrained
 from jobs.train import Training, origin
@@ -30,7 +30,7 @@ from jobs.train.origin import OtherOrigin, look
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.run_dir.provenance import expected as session_expects
 from orchestrator.session import ending
-from orchestrator.session.writer import Dispatch, Failure
+from orchestrator.session.writer import Dispatch
 
 ROOT = Path(__file__).parents[3]
 

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from test_session import SWEEP, done, opened, play, points_of
 
+from jobs.core.failures import Failure
 from orchestrator.ledger import Ledger, Suggestion
 from orchestrator.session.schedule import Schedule, as_trial
 from orchestrator.session.session import Session
-from orchestrator.session.writer import Dispatch, Failure
+from orchestrator.session.writer import Dispatch
 from orchestrator.sweep.plan import Plan
 from orchestrator.verify import ledger_checks
 

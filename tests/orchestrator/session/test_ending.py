@@ -11,11 +11,12 @@ import pytest
 from real import call
 from test_session import SWEEP, diverging, done, opened, out_of_memory_at, play
 
+from jobs.core.failures import Failure
 from orchestrator.driver import RetryFailed, _is_left, apply_retry
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import ending
 from orchestrator.session.schedule import Schedule
-from orchestrator.session.writer import Dispatch, Failure
+from orchestrator.session.writer import Dispatch
 
 Answer = Callable[[Dispatch], dict[str, Any] | Failure]
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from jobs.config import JobConfig
+from jobs.core.failures import Failure
 from orchestrator.ledger import Ledger, sqlite_url, this_process
 from orchestrator.report.summary import arms as report_arms
 from orchestrator.run_dir.folder import RunFolder, status
 from orchestrator.session import ending
 from orchestrator.session.schedule import Schedule, fingerprint, stopped_arms, untuned_arms
 from orchestrator.session.session import Session
-from orchestrator.session.writer import Dispatch, Failure
+from orchestrator.session.writer import Dispatch
 from orchestrator.sweep import Sweep, resolved
 from orchestrator.sweep.plan import Plan, make
 
