@@ -63,7 +63,7 @@ __all__ = ["Failure", "Gang", "GangError", "Rank", "first_line", "kind_of", "nod
 class Rank:
     """One rank: a process that trains its share of a job. A Ray actor; imports torch on first use.
 
-    Ray calls `heartbeat` in a thread of its own, and every other method in one other thread.
+    Ray calls `beat` in a thread of its own, and every other method in one other thread.
     """
 
     def __init__(self, rank: int) -> None:
@@ -196,7 +196,7 @@ class Rank:
             os.dup2(stream, number)
 
     @ray.method(concurrency_group="watch")
-    def pulse(self) -> heartbeat.Heartbeat:
+    def beat(self) -> heartbeat.Heartbeat:
         """What the working thread is doing."""
         return self.work.look(*self.reading())
 
@@ -347,7 +347,7 @@ class Gang:
 
     def _look(self, world: int, answered: dict[int, float], wait_s: float) -> None:
         """Ask the ranks what they are doing. Raises GangError when one of them hangs."""
-        refs = {rank.heartbeat.remote(): number for number, rank in enumerate(self._ranks[:world])}
+        refs = {rank.beat.remote(): number for number, rank in enumerate(self._ranks[:world])}
         for ref in ray.wait(list(refs), num_returns=world, timeout=wait_s)[0]:
             if _error_of(ref) is None:
                 pulse = self._heartbeats[refs[ref]] = ray.get(ref)
@@ -401,7 +401,7 @@ class Gang:
         """Whether the node of a rank that is gone goes too. unavailable: that it is gone is not sure yet."""
         deadline = time.monotonic() + NODE_S
         while unavailable and time.monotonic() < deadline:
-            asked = self._ranks[rank].heartbeat.remote()
+            asked = self._ranks[rank].beat.remote()
             ray.wait([asked], timeout=POLL_S)
             unavailable = isinstance(_error_of(asked), ActorUnavailableError | GetTimeoutError)
             if node_is_lost(node):

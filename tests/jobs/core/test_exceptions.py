@@ -63,7 +63,7 @@ MADE: dict[str, Callable[[type[Any]], BaseException]] = {
             "RemoteError",
             "RunError",
         ),
-        *("Refused", "ScratchMissing", "ServerAway", "SweepChanged", "TakenOver", "ThreadDied"),
+        *("Refused", "ScratchMissing", "ServerUnavailable", "SweepChanged", "TakenOver", "ThreadDied"),
         *("TokenUnusable", "Undecodable", "_Undo"),
     ],
     lambda kind: kind("what was found; what works"),
