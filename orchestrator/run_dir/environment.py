@@ -120,7 +120,7 @@ def machine() -> dict[str, Any]:
 
 def typed() -> str:
     """The command line of this process, as a shell takes it."""
-    by_module = sys.argv[0].endswith("cli.py")  # python -m orchestrator.cli
+    by_module = sys.argv[0].endswith("cli/__main__.py")  # python -m orchestrator.cli
     program = "orchestrator" if by_module or Path(sys.argv[0]).name == "orchestrator" else sys.argv[0]
     return _without_secrets([program, *sys.argv[1:]])
 

@@ -206,7 +206,7 @@ def test_the_check_takes_no_longer_than_it_may(tmp_path: Path, monkeypatch: pyte
 
 ALONE = """
 import sys
-from jobs.data import survey
+from jobs.data.images import survey
 survey.MOST = 2
 from jobs.train.__main__ import main
 main(sys.argv[1:])

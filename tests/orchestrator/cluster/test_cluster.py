@@ -512,8 +512,8 @@ def test_a_watch_that_asks_no_more_does_not_take_its_own_silence_for_the_head_s(
     """Seen: what ended the thread that asks was a cause to checkpoint and stop, and after 20 s of nobody asking the
     driver left in the middle of that, with 75 and "the cluster died". The death of Ray's own processes is still seen.
     """
-    monkeypatch.setattr(cluster, "SILENT_S", 0.2)
-    monkeypatch.setattr(cluster, "LOOK_S", 0.02)
+    monkeypatch.setattr(headwatch, "SILENT_S", 0.2)
+    monkeypatch.setattr(headwatch, "LOOK_S", 0.02)
     dead: list[str] = []
     failed: list[BaseException] = []
     watch: Any = object.__new__(headwatch._Watch)

@@ -96,6 +96,7 @@ SESSION = """
 import json, os, signal, sys, threading, time
 import psutil
 from orchestrator.session import cluster
+from orchestrator.session.cluster import headwatch
 
 heard = []
 signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))

@@ -86,9 +86,9 @@ def test_a_clean_checkout_is_its_commit(checkout: Path, tmp_path: Path) -> None:
 def test_the_diff_makes_the_checkout_again_from_its_commit(checkout: Path, tmp_path: Path) -> None:
     """A changed, a deleted, a renamed, an added file; Python that git does not know or ignores; nothing but names of
     what is binary. Mutant checks: `git diff` without HEAD, without the unknown files, with --cached."""
-    with (checkout / "jobs" / "optim.py").open("a") as file:
+    with (checkout / "jobs" / "optim" / "__init__.py").open("a") as file:
         file.write("# tried\n")
-    (checkout / "jobs" / "usage.py").unlink()
+    (checkout / "jobs" / "core" / "usage.py").unlink()
     git(checkout, "mv", "notes.md", "thoughts öä.md")
     (checkout / "jobs" / "mine.py").write_text("X = 1\n")
     (checkout / "orchestrator" / "report" / "empty.py").write_text("")
@@ -110,7 +110,7 @@ def test_the_diff_makes_the_checkout_again_from_its_commit(checkout: Path, tmp_p
     for name in ("jobs/optim/__init__.py", "jobs/mine.py", "jobs/local_loss.py", "jobs/staged.py", "thoughts öä.md"):
         assert (again / name).read_bytes() == (checkout / name).read_bytes()
     assert (again / "orchestrator" / "report" / "empty.py").read_bytes() == b""
-    assert not (again / "jobs" / "usage.py").exists()
+    assert not (again / "jobs" / "core" / "usage.py").exists()
     assert not (again / "notes.md").exists()
     assert environment(found)["diff"].startswith("submitted.diff, sha256 ")
 
@@ -192,7 +192,7 @@ def test_without_git_there_is_no_commit(checkout: Path, tmp_path: Path) -> None:
 
 def test_the_whole_command_is_recorded_as_it_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["launch", "sweeps/my sweep.toml", "--set", "job.loss.temperature=0.07", "--address", "http://h:1"]
-    for program in ("/venv/bin/orchestrator", "/src/orchestrator/cli.py"):
+    for program in ("/venv/bin/orchestrator", "/src/orchestrator/cli/__main__.py"):
         monkeypatch.setattr(sys, "argv", [program, *words])
         assert typed() == (
             "orchestrator launch 'sweeps/my sweep.toml' --set job.loss.temperature=0.07 --address http://h:1"
