@@ -36,4 +36,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("jobs.models.model"), name)
+    return getattr(importlib.import_module(f"jobs.models.{'dropout' if name == 'dropout_keys' else 'model'}"), name)

@@ -21,28 +21,12 @@ from torch import Tensor, nn
 from jobs.config import JobConfig
 from jobs.core import randomness
 from jobs.models import dropout
-from jobs.models.dropout import dropout_keys
 from jobs.models.encoders import initialise, make_encoder
 from jobs.models.errors import ModelError
-from jobs.models.fitness import check_encoder, check_views
 from jobs.models.mlm import MaskedLanguageHead
 from jobs.models.pooling import pool
 from jobs.models.pretrained.folder import BUILT
 from jobs.models.reading import Reading, reading
-
-__all__ = [
-    "ContrastiveModel",
-    "ModelError",
-    "Reading",
-    "build",
-    "check_encoder",
-    "check_views",
-    "dropout_keys",
-    "import_code",
-    "initial_hash",
-    "reading",
-    "refuse_what_parts_of_a_batch_change",
-]
 
 Inputs = Mapping[str, Tensor]
 """What the encoder takes, batch first: pixel_values; or input_ids and attention_mask."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -14,33 +13,24 @@ from orchestrator.cli.printing import echo
 from orchestrator.system import terminal
 from orchestrator.system.exit_codes import Exit
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
 OUT, ERR = partial(echo, nl=False), partial(echo, nl=False, err=True)
 """Where what is printed on a cluster's head goes."""
-
 
 SET = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as job.loss.temperature=0.07."
 )
 
-
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
-
 ADDRESS = click.option("--address", metavar="URL", help="Of a cluster's job server: do it there. http://HEAD:8265")
-
 
 VARIABLES = click.option(
     "--env", "variables", multiple=True, metavar="NAME[=VALUE]", help="Variable of the job's; no secrets."
 )
 
-
 ACCEPT = click.option(
     "--accept-code", is_flag=True, help="Continue a run that was begun with other code or versions, and record that."
 )
-
 
 DETACH = click.option("--detach", is_flag=True, help="Leave the job as soon as it is submitted.")
 

@@ -16,14 +16,11 @@ if TYPE_CHECKING:
     from orchestrator.preflight.estimate import Estimate
     from orchestrator.sweep.plan import Plan
 
-
 BUDGETS = ("samples", "steps", "seconds")
 """What a job may be given of, in the order of the plan's table."""
 
-
 MOST_ROWS, MOST_WATCHED = 300, 100
 """Trials of a table that rich lays out, a millisecond for each; and of one that is drawn every second."""
-
 
 UNKNOWN = "-"
 """In a table: what is not known, or not there."""

@@ -97,9 +97,9 @@ class Writer:
         self._verified: set[str] = set()
         """Arms of which a gradient was to be compared. The writer's own."""
         self._noted: set[str] = set()
+        """Arms of whose batches something was said: their other trials have the same to say. The writer's own."""
         self._waited: str | None = None
         """What it was last noted to wait for. What is noted is masked, and not to be compared with this."""
-        """Arms of whose batches something was said: their other trials have the same to say. The writer's own."""
         self._pruned: dict[str, Rung] = {}
         """Trials that Tune's loop has been told to end, until it brings their report. Its own."""
         self._stop = threading.Event()

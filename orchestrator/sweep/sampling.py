@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -11,12 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.config import canonical
 from orchestrator.sweep.space import conditions
-
-if TYPE_CHECKING:
-    from orchestrator.sweep import Space, Tune
-import warnings
-from typing import TYPE_CHECKING
-
 from orchestrator.sweep.values import identity
 
 if TYPE_CHECKING:
@@ -70,7 +65,8 @@ class Observed:
             )
 
 
-def _study(mode: str, *, sampler: BaseSampler | None = None, pruner: BasePruner | None = None) -> Study:
+def study_of(mode: str, *, sampler: BaseSampler | None = None, pruner: BasePruner | None = None) -> Study:
+    """Make an empty study in memory."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -83,7 +79,7 @@ def _study(mode: str, *, sampler: BaseSampler | None = None, pruner: BasePruner 
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Have torch compute in this thread alone while this lasts. A process of few points gains nothing from more, which
     wait for one another while ranks have the processors; and what is suggested should not be a matter of how many there
     are."""
@@ -97,7 +93,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _walk(trial: Trial, spaces: Mapping[str, Space], base: Mapping[str, Any]) -> dict[str, Any]:
+def walk(trial: Trial, spaces: Mapping[str, Space], base: Mapping[str, Any]) -> dict[str, Any]:
     """Ask for one key after the other, as what is suggested for one decides whether another is tuned."""
     values, params = dict(base), dict[str, Any]()
     for key, one in spaces.items():
@@ -108,13 +104,13 @@ def _walk(trial: Trial, spaces: Mapping[str, Space], base: Mapping[str, Any]) ->
 
 def _ask(trial: Trial, key: str, space: Space) -> Any:
     if space.choices is not None:
-        return _decoded(space, trial.suggest_categorical(key, _coded_choices(space)))
-    distribution: Any = _distribution(space)
+        return decoded_value(space, trial.suggest_categorical(key, _coded_choices(space)))
+    distribution: Any = distribution_of(space)
     ask: Any = trial.suggest_int if space.integer else trial.suggest_float
     return ask(key, distribution.low, distribution.high, log=distribution.log, step=distribution.step)
 
 
-def _sampler(tune: Tune, *, seed: int, fixed: bool) -> BaseSampler:
+def sampler_of(tune: Tune, *, seed: int, fixed: bool) -> BaseSampler:
     """`fixed`: every key is in every trial. Else tpe models together those that are tuned together."""
     import optuna
 
@@ -139,7 +135,8 @@ def _sampler(tune: Tune, *, seed: int, fixed: bool) -> BaseSampler:
         )
 
 
-def _pruner(tune: Tune) -> BasePruner:
+def pruner_of(tune: Tune) -> BasePruner:
+    """Make the pruner that a sweep asks for."""
     import optuna
 
     if tune.prune == "median":
@@ -151,12 +148,13 @@ def _pruner(tune: Tune) -> BasePruner:
     )
 
 
-def _distribution(space: Space) -> BaseDistribution:
+def distribution_of(space: Space) -> BaseDistribution:
+    """Say in Optuna's terms from where a key is drawn."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if space.choices is not None:
         return CategoricalDistribution(_coded_choices(space))
-    low, high = _ends(space)
+    low, high = ends_of(space)
     if space.step is not None:
         # The last value on the lattice. Optuna would take it too, with a warning.
         first, step = Decimal(str(low)), Decimal(str(space.step))
@@ -166,28 +164,34 @@ def _distribution(space: Space) -> BaseDistribution:
     return FloatDistribution(float(low), float(high), log=space.log, step=space.step)
 
 
-def _ends(space: Space) -> tuple[float, float]:
+def ends_of(space: Space) -> tuple[float, float]:
+    """Return the ends of a range."""
     assert space.low is not None
     assert space.high is not None
     return space.low, space.high
 
 
-def _inside(spaces: Mapping[str, Space], base: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
-    return all(key in params and _holds(spaces[key], params[key]) for key in conditions.active(spaces, base, params))
+def holds_settings(spaces: Mapping[str, Space], base: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
+    """Whether every key that is tuned under these settings has a value within its space."""
+    return all(
+        key in params and holds_value(spaces[key], params[key]) for key in conditions.active(spaces, base, params)
+    )
 
 
-def _holds(space: Space, value: Any) -> bool:
+def holds_value(space: Space, value: Any) -> bool:
+    """Whether a value lies within the space of its key."""
     if space.choices is not None:
         return conditions.among(value, space.choices)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    low, high = _ends(space)
+    low, high = ends_of(space)
     step = space.step or (1 if space.integer else None)
     on_lattice = step is None or abs((value - low) / step - round((value - low) / step)) < 1e-8
     return low <= value <= high and on_lattice
 
 
-def _state(one: Observed) -> TrialState:
+def state_of(one: Observed) -> TrialState:
+    """Return how a trial ended, in Optuna's terms."""
     from optuna.trial import TrialState
 
     if one.state == "pruned":
@@ -207,7 +211,8 @@ def _coded(space: Space, value: Any) -> Any:
     return canonical(next(choice for choice in space.choices or [] if identity(choice) == identity(value)))
 
 
-def _decoded(space: Space, value: Any) -> Any:
+def decoded_value(space: Space, value: Any) -> Any:
+    """Return the value that Optuna's stands for."""
     if not _is_coded(space):
         return value
     return next(choice for choice in space.choices or [] if canonical(choice) == value)
@@ -217,10 +222,11 @@ def _is_coded(space: Space) -> bool:
     return any(isinstance(choice, list) for choice in space.choices or [])
 
 
-def _frozen(one: Observed, space: Mapping[str, BaseDistribution], spaces: Mapping[str, Space]) -> FrozenTrial:
+def frozen_trial(one: Observed, space: Mapping[str, BaseDistribution], spaces: Mapping[str, Space]) -> FrozenTrial:
+    """Make the trial that Optuna learns from."""
     from optuna.trial import TrialState, create_trial
 
-    state, infeasible = _state(one), one.state == "infeasible"
+    state, infeasible = state_of(one), one.state == "infeasible"
     return create_trial(
         # Samplers pass over what failed; what is infeasible is to steer them away.
         state=TrialState.PRUNED if infeasible else state,
@@ -232,7 +238,7 @@ def _frozen(one: Observed, space: Mapping[str, BaseDistribution], spaces: Mappin
     )
 
 
-def _climb(study: Study, one: Observed) -> tuple[Trial, bool]:
+def climb(study: Study, one: Observed) -> tuple[Trial, bool]:
     """Report the rungs one by one to a new trial of `study`, asking the pruner at each, as halving keeps in the trial
     which rungs it has passed. Returns the trial and what the pruner said at the last."""
     trial, stop = study.ask(), False

@@ -27,19 +27,19 @@ from jobs.config import canonical
 from orchestrator.sweep.sampling import (
     STARTUP,
     Observed,
-    _climb,
-    _decoded,
-    _distribution,
-    _ends,
-    _frozen,
-    _holds,
-    _inside,
-    _one_thread,
-    _pruner,
-    _sampler,
-    _state,
-    _study,
-    _walk,
+    climb,
+    decoded_value,
+    distribution_of,
+    ends_of,
+    frozen_trial,
+    holds_settings,
+    holds_value,
+    one_thread,
+    pruner_of,
+    sampler_of,
+    state_of,
+    study_of,
+    walk,
 )
 from orchestrator.sweep.space import conditions
 from orchestrator.sweep.space.grid import Grid
@@ -83,18 +83,18 @@ def suggest(
     # A default that was filled from the arm may lie outside the space: it is tried and can win, but the sampler cannot
     # be told.
     visible = [] if tune.sampler == "random" else _visible(tune, number=number, history=history)
-    seen = [one for one in visible if _inside(spaces, base, one.params)]
+    seen = [one for one in visible if holds_settings(spaces, base, one.params)]
     if rules > 1 and (tune.sampler == "random" or _starts_up(tune, seen)):
         return drawn(spaces, base, seed=sweep_seed, number=number)
     fixed = conditions.is_fixed(spaces)
     seed = _sampler_seed([sweep_seed] if rules > 1 else [sweep_seed, arm], number)
-    study = _study(mode, sampler=_sampler(tune, seed=seed, fixed=fixed))
-    space = {key: _distribution(one) for key, one in sorted(spaces.items())}
-    study.add_trials([_frozen(one, space, spaces) for one in seen])
-    with _one_thread() if tune.sampler == "gp" else contextlib.nullcontext():
+    study = study_of(mode, sampler=sampler_of(tune, seed=seed, fixed=fixed))
+    space = {key: distribution_of(one) for key, one in sorted(spaces.items())}
+    study.add_trials([frozen_trial(one, space, spaces) for one in seen])
+    with one_thread() if tune.sampler == "gp" else contextlib.nullcontext():
         if not fixed:
-            return _walk(study.ask(), spaces, base)
-        return {key: _decoded(spaces[key], value) for key, value in study.ask(space).params.items()}
+            return walk(study.ask(), spaces, base)
+        return {key: decoded_value(spaces[key], value) for key, value in study.ask(space).params.items()}
 
 
 def should_prune(
@@ -118,12 +118,12 @@ def should_prune(
     if tune.prune == "none" or number < len(tune.defaults) or not reached:
         return False
     current = Observed(number, {}, None, "done", {step: rungs[step] for step in reached})
-    study = _study(mode, pruner=_pruner(tune))
+    study = study_of(mode, pruner=pruner_of(tune))
     for one in _visible(tune, number=number, history=history):
-        trial, _ = _climb(study, one)
-        state = _state(one)
+        trial, _ = climb(study, one)
+        state = state_of(one)
         study.tell(trial, one.value if state.name == "COMPLETE" else None, state=state)
-    return _climb(study, current)[1]
+    return climb(study, current)[1]
 
 
 def suggestions(tune: Tune, base: Mapping[str, Any] | None = None, *, rules: int = 2) -> int:
@@ -143,7 +143,7 @@ def defaults(tune: Tune, base: Mapping[str, Any]) -> list[dict[str, Any]]:
         whole = {}
         for key in sorted(tune.space):
             value = given.get(key, base.get(key))
-            if value is not None or key in given or (key in base and _holds(tune.space[key], None)):
+            if value is not None or key in given or (key in base and holds_value(tune.space[key], None)):
                 whole[key] = value
         tuned = set(conditions.active(tune.space, base, whole))
         found.append({key: value for key, value in whole.items() if key in tuned})
@@ -165,7 +165,7 @@ def _at(space: Space, share: float) -> Any:
     """The value at a share in [0, 1) of a range, uniform on its own scale, or of its choices."""
     if space.choices is not None:
         return space.choices[int(share * len(space.choices))]
-    low, high = _ends(space)
+    low, high = ends_of(space)
     if space.integer and space.log:
         # Every whole number has the width of its own unit on the scale, as it has where the scale is plain.
         ends = math.log(low - 0.5), math.log(high + 0.5)

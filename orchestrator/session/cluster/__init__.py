@@ -1,7 +1,4 @@
-"""The Ray cluster a session runs on: one of its own on this machine, or the one that $RAY_ADDRESS names.
-
-Also the watch over it: when its head is gone Ray may wait for minutes without a word, so a thread looks for itself.
-"""
+"""The Ray cluster a session runs on: one of its own on this machine, or the one that $RAY_ADDRESS names."""
 
 from __future__ import annotations
 

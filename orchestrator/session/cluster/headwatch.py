@@ -1,4 +1,4 @@
-"""The watch over the cluster's head: Ray may not notice that it has died."""
+"""The watch over the cluster's head: when it is gone Ray may wait for minutes without a word, so a thread looks."""
 
 from __future__ import annotations
 
