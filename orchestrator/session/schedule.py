@@ -17,9 +17,10 @@ from pydantic import ValidationError
 
 from jobs.config import POINTS, JobConfig, canonical, faults
 from orchestrator.ledger import Ledger, Suggestion, Trial
-from orchestrator.sweep import sampling, search
+from orchestrator.sweep import search
 from orchestrator.sweep.model import Planned
 from orchestrator.sweep.plan import Plan
+from orchestrator.sweep.search import sampling
 from orchestrator.sweep.space import conditions
 
 SAME_FAILURES = 3

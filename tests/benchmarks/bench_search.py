@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from orchestrator.sweep import Tune
-from orchestrator.sweep.sampling import Observed
 from orchestrator.sweep.search import suggest
+from orchestrator.sweep.search.sampling import Observed
 
 SPACE: dict[str, Any] = {
     "optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},

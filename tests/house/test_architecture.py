@@ -54,10 +54,10 @@ OWNERS = {
     ),
     "ray.tune": ("orchestrator/session/tune_executor.py",),
     "ray.train": (),
-    "optuna": ("orchestrator/sweep/sampling.py",),
+    "optuna": ("orchestrator/sweep/search/sampling.py",),
     "mlflow": ("orchestrator/tracking",),
     "sqlalchemy": ("orchestrator/ledger",),
-    "torch": ("jobs/", "orchestrator/sweep/sampling.py"),  # where Optuna computes with it, for `gp` alone
+    "torch": ("jobs/", "orchestrator/sweep/search/sampling.py"),  # where Optuna computes with it, for `gp` alone
     "transformers": ("jobs/",),
     "orchestrator": ("orchestrator/",),
 }

@@ -19,8 +19,8 @@ from orchestrator.cli import main
 from orchestrator.session.schedule import Schedule
 from orchestrator.sweep import Tune, arms_of, load, resolved
 from orchestrator.sweep.plan import Plan, changed_keys, make, stored
-from orchestrator.sweep.sampling import Observed
 from orchestrator.sweep.search import suggest, suggestions
+from orchestrator.sweep.search.sampling import Observed
 
 HEAD = """
 name = "small"

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from jobs.config import canonical
 from orchestrator.sweep import Tune
-from orchestrator.sweep.sampling import Observed
 from orchestrator.sweep.search import _sampler_seed, defaults, should_prune, suggest, suggestions
+from orchestrator.sweep.search.sampling import Observed
 from orchestrator.sweep.space.grid import permuted
 
 ROOT = Path(__file__).parents[3]

@@ -24,7 +24,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.config import canonical
-from orchestrator.sweep.sampling import (
+from orchestrator.sweep.search.sampling import (
     STARTUP,
     Observed,
     climb,
