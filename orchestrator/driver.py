@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from jobs.config import ConfigError, Execution, Fault, canonical, nearest
 from jobs.config import faults as config_faults
+from jobs.config.user_code import UserCode, importable
 from orchestrator import sweep as sweeps
 from orchestrator import verify
 from orchestrator.ledger import Ledger, this_process
@@ -78,23 +79,27 @@ def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (),
     Raises ConfigError, DataFault, SweepChanged, LeaseHeld, LedgerError, InfrastructureMissing, RunError, BadAddress or
     RemoteError; then nothing is made.
     """
-    plan = planning.make(sweeps.load(sweep_file, overrides))
+    sweep = sweeps.load(sweep_file, overrides)
+    plan, code = planning.make(sweep), sweeps.code_of(sweep, sweep_file.parent)
     folder = runs.at(into)
     notes = requirements.check_shared(folder, offline=options.offline)
     if folder.exists:
         with contextlib.closing(folder.open()) as ledger, board.kept(ledger):
             begun = planning.stored(ledger.run.sweep, ledger.run.rules)
             _refuse_changes(folder, begun, plan)
-            return _continue(begun.with_limits(plan.sweep), folder, ledger, options, notes=notes)
+            return _continue(begun.with_limits(plan.sweep), folder, ledger, options, notes=notes, code=code)
     creation.refuse_what_is_no_run(folder, sweep_file)
     requirements.check_cluster(plan, requirements.max_world_size(plan))
     doctor.refuse(folder, plan)
-    examined = provenance.examine(plan, meanwhile=_load)
+    with importable(code):
+        examined = provenance.examine(plan, meanwhile=_load, code=code)
     creation.refuse_what_is_no_run(folder, sweep_file)  # the checks took their time
     requirements.check_tracking(folder, offline=options.offline)
-    created = creation.create(sweep_file, plan, folder, provenance=examined.record)
+    created = creation.create(sweep_file, plan, folder, provenance=examined.record, code=code)
+    left_out = () if code is None else code.left_out
+    notes = [*notes, *examined.notes, *(f"of [code], {name} stays, as it is over 10 MB" for name in left_out)]
     with contextlib.closing(created) as ledger, board.kept(ledger):
-        return _drive(plan, folder, ledger, options, record=examined.record, notes=[*notes, *examined.notes])
+        return _drive(plan, folder, ledger, options, record=examined.record, notes=notes, code=code)
 
 
 @ended_by_sigterm()
@@ -122,9 +127,13 @@ def _continue(
     again: RetryFailed | None = None,
     execution: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
+    code: UserCode | None = None,
 ) -> int:
-    """Go on with a run by the plan that it was begun with, if what it needs is there and is what it was."""
+    """Go on with a run by the plan that it was begun with, if what it needs is there and is what it was. code: of the
+    user, as the sweep file has it now; None: as the run has it."""
     record: dict[str, Any] | None = None
+    kept = folder.user_code()
+    code = code or kept
     if _is_left(ledger, again):  # else the run's nodes and data may be gone
         ranks, progress = requirements.max_world_size(plan, ledger, execution), Progress(plan, ledger)
         with _logged(folder, progress):
@@ -133,18 +142,25 @@ def _continue(
             requirements.check_cluster(plan, ranks)
             doctor.refuse(folder, plan)
         recorded = ledger.run.provenance
-        with provenance.looked_for_in(provenance.folder_of(ledger.run.environment)):
-            examined = provenance.examine(plan, recorded, meanwhile=_load)
+        with provenance.looked_for_in(provenance.folder_of(ledger.run.environment)), importable(code):
+            examined = provenance.examine(plan, recorded, meanwhile=_load, code=code)
         record, notes = examined.record, [*notes, *examined.notes]
         if recorded is None:
             notes = [*notes, "the code, data and versions that this run was begun with are not recorded"]
         else:
             provenance.refuse_other_data(recorded, record)
             if not options.accept_code:
-                provenance.refuse_other_code(recorded, record, resume=f"orchestrator resume {folder.quoted}")
+                own = code is not None and kept is not None and code.digest != kept.digest
+                again_by = (
+                    f"orchestrator launch SWEEP --into {folder.quoted}"
+                    if own
+                    else f"orchestrator resume {folder.quoted}"
+                )
+                provenance.refuse_other_code(recorded, record, resume=again_by)
     return _drive(
-        plan, folder, ledger, options, again=again, execution=execution, record=record, notes=notes, continues=True
-    )
+        plan, folder, ledger, options, again=again, execution=execution, record=record, notes=notes, continues=True,
+        code=code,
+    )  # fmt: skip
 
 
 def execution_overrides(texts: Sequence[str]) -> dict[str, Any]:
@@ -184,8 +200,10 @@ def _drive(
     record: dict[str, Any] | None,
     notes: Sequence[str] = (),
     continues: bool = False,
+    code: UserCode | None = None,
 ) -> int:
-    """One session. record: the provenance of what is trained now, None where nothing is left to train."""
+    """One session. code: of the user. record: the provenance of what is trained now, None where nothing is left to
+    train."""
     from orchestrator import tracking
 
     requirements.check_tracking(folder, offline=options.offline)
@@ -203,7 +221,7 @@ def _drive(
             concurrent=requirements.concurrent(plan, ranks),
             tell=progress.tell,
             execution=execution,
-            expected=None if record is None else provenance.expected(record, base),
+            expected=None if record is None else provenance.expected(record, base, code),
         )
         uri = None if options.offline else requirements.tracking_uri(folder)
         projection = None if uri is None else tracking.Projection(ledger, uri, say=progress.say)
@@ -223,6 +241,8 @@ def _drive(
                 apply_retry(ledger, again)
             if record is not None:
                 provenance.write_down(ledger, record)
+                if code is not None:
+                    folder.put_user_code(code)
             elif options.accept_code:
                 provenance.accept_what_ran(ledger)
             if continues:
@@ -238,16 +258,16 @@ def _drive(
         ended = ending.of(session, plan, ledger, folder)
         ledger.set_run(state=ended.state)
         told = _answer(folder, ledger, session, projection, progress, began=began)
-        code, lines = Exit.INTERRUPTED if session.interrupted else ended.code, ended.lines
-        if continues and not code:  # what `verify` calls a fault is no success
+        status, lines = Exit.INTERRUPTED if session.interrupted else ended.code, ended.lines
+        if continues and not status:  # what `verify` calls a fault is no success
             if told:
-                code, faults = _prove(folder, ledger, uri)
+                status, faults = _prove(folder, ledger, uri)
                 lines = (*lines, *faults)
             else:
-                code = Exit.MISSING
+                status = Exit.MISSING
         _raise_what_broke(session)
         progress.close(folder, lines, offline=options.offline)
-        return code
+        return status
 
 
 def _shortened(sentences: Sequence[str]) -> list[str]:

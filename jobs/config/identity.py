@@ -45,15 +45,16 @@ FOLLOWED = {"model.pooling": "auto", "data.max_tokens": None}
 """The defaults that have taken the place of the former ones."""
 
 
-def hashed(job: Mapping[str, Any], *, rules: int, defaults: Mapping[str, Any]) -> str:
+def hashed(job: Mapping[str, Any], *, rules: int, defaults: Mapping[str, Any], code: str | None = None) -> str:
     """Twelve hex digits of sha256 for a job as plain JSON, stage and seed included.
 
-    rules: those of the run. defaults: by dotted key; what equals them is left out.
+    rules: those of the run. defaults: by dotted key; what equals them is left out. code: digest of the user's code.
     """
     if rules < 2:
         return _digest(first_version(job, defaults))
     flat = flat_values(job)
-    return _digest({"schema": SCHEMA, "job": {key: flat[key] for key in flat if not _is_default(key, flat, defaults)}})
+    counted = {key: flat[key] for key in flat if not _is_default(key, flat, defaults)}
+    return _digest({"schema": SCHEMA, "job": counted} | ({} if code is None else {"code": code}))
 
 
 def first_version(job: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -179,13 +179,15 @@ class JobConfig(Section):
         return trial_id(self.model_dump(mode="json"))
 
 
-def trial_id(job: Mapping[str, Any], *, rules: int = 2, defaults: Mapping[str, Any] | None = None) -> str:
+def trial_id(
+    job: Mapping[str, Any], *, rules: int = 2, defaults: Mapping[str, Any] | None = None, code: str | None = None
+) -> str:
     """The id of a job as plain JSON, as the rules of its run make it (jobs/config/identity.py).
 
     defaults: as they were when the run was planned, None for today's. A field that they do not know counts only where
-    it differs from today's default.
+    it differs from today's default. code: digest of the user's code, None without any.
     """
-    return hashed(job, rules=rules, defaults={**counted_from(JobConfig), **(defaults or {})})
+    return hashed(job, rules=rules, defaults={**counted_from(JobConfig), **(defaults or {})}, code=code)
 
 
 def load_job(path: Path) -> JobConfig:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from jobs.config.components import builtin_names, checked_name
 
 OF_TOKENS = ("max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 """Poolings that sentences alone have."""
 
+
+Options = dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], JsonValue]
+"""Arguments of a component, which checks them itself."""
 
 UNBOUNDED = ("dcl", "flatnce")
 """Losses without a minimum in 1 / temperature on separable batches, so that a learned one runs to its clamp."""
@@ -160,8 +175,12 @@ class Model(Section):
 class Loss(Section):
     """The in-batch contrastive loss."""
 
-    name: Literal["infonce", "infonce_ce", "infonce_matched", "dcl", "flatnce", "siglip"] = "infonce"
-    """See jobs/losses.py."""
+    name: Annotated[str, AfterValidator(partial(checked_name, "loss"))] = "infonce"
+    """A built-in: infonce, infonce_ce, infonce_matched, dcl, flatnce, siglip (jobs/losses/builtin); or the import path
+    of your own, such as `mylab.losses:focal_nce`."""
+
+    options: Options = {}
+    """Arguments of a loss that has some, by name."""
 
     temperature: float | Literal["learned"] = 0.1
     """Similarities are divided by it. `learned`: a parameter, started and clamped as below."""
@@ -219,6 +238,11 @@ class Loss(Section):
             )
         if self.name == "siglip" and self.same_side:
             raise ValueError("same_side = true is not defined for name = 'siglip'; set same_side = false")
+        if self.options and self.name in builtin_names("loss"):
+            raise ValueError(
+                f"options.{next(iter(self.options))}: name = '{self.name}' has no options; remove it, or name the loss "
+                "whose option it is"
+            )
         if self.name != "siglip" and self.bias != 0:
             raise ValueError(f"bias = {self.bias} is siglip's only; remove it, or set name = 'siglip'")
         return self

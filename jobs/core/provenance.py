@@ -109,21 +109,20 @@ def _comments(source: str) -> Iterator[tuple[int, str, str]]:
             yield row, source[source.rfind("\n", 0, counted) + 1 : counted], found[0]
 
 
-def versions() -> dict[str, str]:
-    """The versions of COMPUTING_PACKAGES that are installed, whatever they were built for; nothing is imported."""
-    return dict(_versions())
+def versions(also: Iterable[str] = ()) -> dict[str, str]:
+    """The versions of COMPUTING_PACKAGES, and of those named, that are installed, whatever they were built for; nothing
+    is imported."""
+    names = dict.fromkeys((*COMPUTING_PACKAGES, *also))
+    return {name: version for name in names if (version := _version(name)) is not None}
 
 
 @cache
-def _versions() -> Mapping[str, str]:
-    """As they were when this process first asked: what it imports later is of those or fails."""
-    found: dict[str, str] = {}
-    for name in COMPUTING_PACKAGES:
-        try:
-            found[name] = metadata.version(name).partition("+")[0]
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def _version(name: str) -> str | None:
+    """As it was when this process first asked: what it imports later is of that or fails."""
+    try:
+        return metadata.version(name).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def other_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -170,8 +170,9 @@ def _inputs(
 
 
 def _fill(model: ContrastiveModel, weights: dict[str, Tensor], name: str) -> None:
+    own = {key: values for key, values in weights.items() if not key.startswith("loss_module.")}  # not the encoder's
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(own)
     except RuntimeError as error:
         lines = str(error).splitlines()
         raise ValueError(

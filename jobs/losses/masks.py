@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.losses.problem import HARD, QUERIES, LossSpec
-from jobs.losses.tiles import MASKED_LOGIT, Block, Rows, Tile
+from jobs.losses.spec import HARD, MASKED_LOGIT, QUERIES, LossCall
+from jobs.losses.tiles import Block, Rows, Tile
 
 FEW = 1 << 14
 """Logits of a block of which every row is compared with every column at once: looking for repeats takes longer."""
@@ -33,7 +33,7 @@ class Repeats:
     columns: _Sorted | None
 
     def exclude(self, logits: Tensor, tile: Tile, *, own: int | None, other_pools: Tensor | None) -> Tensor:
-        """Put FAR where ids are equal. Returns how many such candidates each row has in its pool, int64 [r].
+        """Put MASKED_LOGIT where ids are equal. Returns how many such candidates each row has in its pool, int64 [r].
 
         own: the diagonal of the anchors' own pairs, which are not among them. Where few rows and columns can have an
         equal, these alone are compared.
@@ -85,10 +85,10 @@ class _Sorted:
         return self.places[first:last]
 
 
-def repeats_in(problem: LossSpec, block: Block) -> Repeats | None:
+def repeats_in(call: LossCall, block: Block) -> Repeats | None:
     """What there is to compare in a block; None without ids."""
-    left = block.anchors.ids_of(QUERIES, problem.texts)
-    right = block.candidates.ids_of(block.candidate, problem.texts)
+    left = block.anchors.ids_of(QUERIES, call.texts)
+    right = block.candidates.ids_of(block.candidate, call.texts)
     if left is None or right is None:
         return None
     if left.shape[1] * right.shape[1] <= FEW:
@@ -102,21 +102,21 @@ def repeats_in(problem: LossSpec, block: Block) -> Repeats | None:
 
 
 def exclude(
-    problem: LossSpec, block: Block, tile: Tile, logits: Tensor, repeats: Repeats | None
+    call: LossCall, block: Block, tile: Tile, logits: Tensor, repeats: Repeats | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Weigh an anchor's own hard negatives and put FAR where a candidate is no negative, in place.
+    """Weigh an anchor's own hard negatives and put MASKED_LOGIT where a candidate is no negative, in place.
 
     Returns the mask of own hard negatives where they are weighted, and how many candidates of each row's pool were left
     out because of equal ids, where there are ids; else None.
     """
     hard = block.candidate == HARD
     rows = _pair_range(block.anchors, tile.i, 1)
-    owners = _pair_range(block.candidates, tile.j, problem.hard if hard else 1)
-    mask = _other_pools(problem, rows, owners, logits) if problem.pool else None
+    owners = _pair_range(block.candidates, tile.j, call.hard if hard else 1)
+    mask = _other_pools(call, rows, owners, logits) if call.pool else None
     weighted = None
-    if hard and problem.log_weight:
+    if hard and call.log_weight:
         weighted = rows.index(logits)[:, None] == owners.index(logits)[None, :]
-        logits.add_(weighted, alpha=problem.log_weight)
+        logits.add_(weighted, alpha=call.log_weight)
     own = None if hard else rows.first - owners.first
     duplicates = None if repeats is None else repeats.exclude(logits, tile, own=own, other_pools=mask)
     if not hard:
@@ -146,9 +146,9 @@ def _pair_range(rows: Rows, part: slice, each: int) -> _PairRange:
     return _PairRange(rows.start + first, rows.start + (part.stop - 1) // each, offset, part.stop - part.start, each)
 
 
-def _other_pools(problem: LossSpec, rows: _PairRange, owners: _PairRange, logits: Tensor) -> Tensor | None:
+def _other_pools(call: LossCall, rows: _PairRange, owners: _PairRange, logits: Tensor) -> Tensor | None:
     """Where anchor and candidate are in different pools; None where the whole tile lies in one pool."""
-    pool = problem.pool or problem.total
+    pool = call.pool or call.total
     ends = {pair // pool for pair in (rows.first, rows.last, owners.first, owners.last)}
     if len(ends) == 1:
         return None

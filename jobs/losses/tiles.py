@@ -8,10 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jobs.losses.problem import HARD, QUERIES, LossSpec
-
-MASKED_LOGIT = -1e30
-"""Logit of what is not a negative. Finite, so that 0 * FAR is 0 where 0 * -inf would be NaN."""
+from jobs.losses.spec import HARD, QUERIES, LossCall
 
 TILE_ELEMENTS = 1 << 20
 """Logits held at once when the caller does not say: 4 MiB of float32 stay near the cores."""
@@ -55,36 +52,36 @@ class Tile:
     x: Tensor
     y: Tensor
 
-    def logits(self, problem: LossSpec, shift: Tensor) -> Tensor:
+    def logits(self, call: LossCall, shift: Tensor) -> Tensor:
         """Similarities over temperature, plus `shift`: [r, c]."""
-        return torch.addmm(shift, self.x, self.y.T, alpha=1 / problem.temperature)
+        return torch.addmm(shift, self.x, self.y.T, alpha=1 / call.temperature)
 
 
-def tiles(problem: LossSpec, block: Block) -> Iterator[Tile]:
+def tiles(call: LossCall, block: Block) -> Iterator[Tile]:
     """Every tile of a block; those wholly outside the rows' pools are left out."""
     anchors, candidates = block.anchors, block.candidates
     left, right = anchors.sides[block.anchor], candidates.sides[block.candidate]
-    each = problem.hard if block.candidate == HARD else 1
-    rows, columns = _tile_shape(problem, len(left), len(right))
+    each = call.hard if block.candidate == HARD else 1
+    rows, columns = _tile_shape(call, len(left), len(right))
     for start in range(0, len(left), rows):
         i = slice(start, min(start + rows, len(left)))
-        x = left[i].to(problem.dtype)
+        x = left[i].to(call.dtype)
         low, high = 0, len(candidates)
-        if problem.pool:
-            first, last = (anchors.start + i.start) // problem.pool, (anchors.start + i.stop - 1) // problem.pool
-            low = max(low, first * problem.pool - candidates.start)
-            high = min(high, (last + 1) * problem.pool - candidates.start)
+        if call.pool:
+            first, last = (anchors.start + i.start) // call.pool, (anchors.start + i.stop - 1) // call.pool
+            low = max(low, first * call.pool - candidates.start)
+            high = min(high, (last + 1) * call.pool - candidates.start)
         for begin in range(low * each, high * each, columns):
             j = slice(begin, min(begin + columns, high * each))
-            yield Tile(i, j, x, right[j].to(problem.dtype))
+            yield Tile(i, j, x, right[j].to(call.dtype))
 
 
-def _tile_shape(problem: LossSpec, rows: int, columns: int) -> tuple[int, int]:
+def _tile_shape(call: LossCall, rows: int, columns: int) -> tuple[int, int]:
     """Rows and columns of logits held at once."""
-    if problem.tile:
-        return problem.tile, problem.tile
-    if problem.pool:  # wider tiles would be masked for the most part
-        rows = min(rows, max(problem.pool, 128))
+    if call.spec.tile:
+        return call.spec.tile, call.spec.tile
+    if call.pool:  # wider tiles would be masked for the most part
+        rows = min(rows, max(call.pool, 128))
     if rows * columns <= TILE_ELEMENTS:
         return max(rows, 1), max(columns, 1)
     columns = min(columns, 2048)

@@ -39,7 +39,8 @@ class ContrastiveModel(nn.Module):
     temperature, else None. mlm: head of the auxiliary masked-language-model loss, else None. prefix_tokens: how many
     states an image encoder gives before those of the patches. unreplayable: why the encoder's dropout could not be
     replaced by keyed dropout, else None; then masks are seeded by chunk, and depend on how the batch is cut. reading:
-    how sentences are taken and pooled. skipped: tokens at the beginning of each row that are not pooled.
+    how sentences are taken and pooled. skipped: tokens at the beginning of each row that are not pooled. loss_module:
+    of a loss with parameters or state, trained and saved with the rest; else None.
     """
 
     def __init__(self, job: JobConfig, encoder: nn.Module, *, skipped: int = 0) -> None:
@@ -62,6 +63,15 @@ class ContrastiveModel(nn.Module):
         else:
             self._temperature = job.loss.temperature
         self.prefix_tokens = _prefix_tokens(encoder)
+        self.loss_module: nn.Module | None = None
+        self.has_unit_rows = True
+
+    def take_loss(self, module: nn.Module | None, *, normalised: bool) -> None:
+        """Hold the module of the job's loss, if it has one, in the model's precision and on its device. normalised:
+        whether `embed` gives unit rows."""
+        like = next(self.parameters())
+        self.loss_module = None if module is None else module.to(device=like.device, dtype=like.dtype).train()
+        self.has_unit_rows = normalised
 
     def encode(self, inputs: Inputs) -> Tensor:
         """The encoder's pooled output [n, width]."""
@@ -77,9 +87,10 @@ class ContrastiveModel(nn.Module):
         return projected
 
     def embed(self, inputs: Inputs) -> Tensor:
-        """Unit rows [n, out_width] for the loss, in fp32, or fp64 where the model is."""
+        """Rows [n, out_width] for the loss, in fp32 or fp64 as the model is: unit, unless the loss says otherwise."""
         projected = self.project(self.encode(inputs))
-        return F.normalize(projected if projected.dtype == torch.float64 else projected.float(), dim=-1)
+        rows = projected if projected.dtype == torch.float64 else projected.float()
+        return F.normalize(rows, dim=-1) if self.has_unit_rows else rows
 
     def masked_logits(self, inputs: Inputs, chosen: Tensor) -> Tensor:
         """What the auxiliary head guesses, [m, vocabulary] in fp32 or fp64, where chosen [n, L] holds m times."""

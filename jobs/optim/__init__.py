@@ -27,10 +27,11 @@ AdamW, SGD = _eager(torch.optim.AdamW), _eager(torch.optim.SGD)
 
 def build(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, 2019) or SGD; matrices decay, biases, norms and loss parameters do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    decaying = {name for name, p in trained.items() if p.ndim > 1 and not name.startswith("loss_module.")}
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [trained[name] for name in trained if name in decaying], "weight_decay": settings.weight_decay},
+        {"params": [trained[name] for name in trained if name not in decaying], "weight_decay": 0.0},
     ]
     if settings.name == "adamw":
         first, second = settings.betas

@@ -14,17 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jobs.config import JobConfig, Loss
 from jobs.core.collectives import agree, rank_of
 from jobs.data import Ids
+from jobs.losses import BatchFacts, JobLoss, LossInputs
 from jobs.models import ContrastiveModel, dropout_keys
 from jobs.models.mlm import Masking, masked
-from jobs.train.step import Chunk
+from jobs.train.step import Chunk, StepContext
 
 PAIRS = 32
 """Pairs compared, where memory for that many at once can be taken for granted."""
@@ -70,9 +72,10 @@ def chunk(share: int) -> int:
     return -(-share // 3)
 
 
-def checked_loss(job: JobConfig) -> str:
-    """`infonce` for `infonce_ce`: the two differ in rounding alone, and that one is kept to show how large it gets."""
-    return "infonce" if job.loss.name == "infonce_ce" else job.loss.name
+def checked_loss(job: JobConfig) -> str | None:
+    """`infonce` in place of `infonce_ce`: the two differ in rounding alone, and that one is kept to show how large it
+    gets. None: the job's own."""
+    return "infonce" if job.loss.name == "infonce_ce" else None
 
 
 def verify(
@@ -80,36 +83,37 @@ def verify(
     job: JobConfig,
     *,
     real: Callable[[], object],
+    loss: JobLoss,
     whole: Chunk,
     ids: Ids | None,
+    rows: NDArray[np.int64],
     masking: Masking | None,
-    step: int,
-    group: dist.ProcessGroup | None,
-    device: torch.device | str,
+    context: StepContext,
 ) -> str:
     """Compare the gradients that `real` leaves behind with one process's. Returns a sentence on the largest difference.
 
     real: fills the parameters' gradients for the pairs of `whole`, spread over the ranks. whole: all pairs, in order.
-    ids: what they say. Raises GradientMismatch on every rank if they differ on one.
+    ids: what they say. rows: where they stand in the data. Raises GradientMismatch on every rank if they differ on one.
     """
     with _untouched(model), torch.random.fork_rng():
         real()
         found = _taken(model)
     with _untouched(model), torch.random.fork_rng():
-        _one_process(model, job, whole, ids=ids, masking=masking, step=step, device=device)
+        _one_process(model, job, loss, whole, ids=ids, rows=rows, masking=masking, context=context)
         expected = _taken(model)
     allowed = tolerance(job, float(torch.as_tensor(model.temperature()).detach()))
     errors = compare(found, expected, allowed)
     wrong = {name: error for name, error in errors.items() if not error <= allowed.relative}
-    told = [rank for rank, (count,) in enumerate(agree([len(wrong)], group, what="preflight")) if count]
+    told = [rank for rank, (count,) in enumerate(agree([len(wrong)], context.group, what="preflight")) if count]
     worst = max(errors, key=lambda name: _sortable(errors[name]))
     if wrong:
         raise GradientMismatch(
             f"the gradient of this trial's first step is not the one of a single process: that of {worst} differs by "
             f"{errors[worst]:.2g} of its norm, where rounding may make it {allowed.relative:.2g}"
             + (f", and so do {len(wrong) - 1} other tensors" if len(wrong) > 1 else "")
-            + f". Nothing was trained. Seen on rank {rank_of(group)}, with {_execution(job)}. Try execution.ranks = 1, "
-            "no micro and no compile one by one to find the cause; execution.verify = false trains in spite of it"
+            + f". Nothing was trained. Seen on rank {rank_of(context.group)}, with {_execution(job)}. "
+            "Try execution.ranks = 1, no micro and no compile one by one to find the cause; execution.verify = false "
+            "trains in spite of it"
         )
     if told:
         raise GradientMismatch(f"rank {told[0]} found that the gradient is not one process's; see its own message")
@@ -143,14 +147,16 @@ def dense_loss(
     ids: Ids | None,
     pool: int,
     temperature: float | Tensor,
+    reference: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """A scalar whose gradient is that of the loss, from whole matrices in the precision of queries and keys [n, D].
 
     hard [n, H, D]. infonce_ce is infonce. For flatnce, whose value is another's, and infonce_matched, whose scale is
-    the batch's, the scalar's value is not the loss's.
+    the batch's, the scalar's value is not the loss's. reference: of a softmax loss that is named by its import
+    path, v -> a value whose derivative is its weight.
     """
     sides = [queries, keys] if hard is None else [queries, keys, hard]
-    mean = partial(_mean, loss, ids=ids, pool=pool, temperature=temperature)
+    mean = partial(_mean, loss, ids=ids, pool=pool, temperature=temperature, reference=reference)
     if loss.name == "infonce_matched":
         leaves = [side.detach().requires_grad_() for side in sides]
         slopes = (torch.autograd.grad(mean(leaves, name=name), leaves) for name in ("dcl", "infonce"))
@@ -160,7 +166,14 @@ def dense_loss(
 
 
 def _mean(
-    loss: Loss, sides: list[Tensor], *, name: str, ids: Ids | None, pool: int, temperature: float | Tensor
+    loss: Loss,
+    sides: list[Tensor],
+    *,
+    name: str,
+    ids: Ids | None,
+    pool: int,
+    temperature: float | Tensor,
+    reference: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Mean over pairs of one direction, or of both halves where symmetric. sides: queries, keys and hard negatives."""
     queries, keys, hard = sides[0], sides[1], sides[2] if len(sides) == 3 else None
@@ -192,6 +205,8 @@ def _mean(
             return F.softplus(-positive - loss.bias, threshold=1e9).sum() + far.sum()
         some = counts.any(1)
         v = logits[some].masked_fill(~counts[some], -torch.inf).logsumexp(1) - positive[some]
+        if reference is not None:
+            return reference(v).sum()
         return (F.softplus(v, threshold=1e9) if name == "infonce" else v).sum()
 
     total = direction(queries, keys, hard)
@@ -203,36 +218,44 @@ def _mean(
 def _one_process(
     model: ContrastiveModel,
     job: JobConfig,
+    loss: JobLoss,
     whole: Chunk,
     *,
     ids: Ids | None,
+    rows: NDArray[np.int64],
     masking: Masking | None,
-    step: int,
-    device: torch.device | str,
+    context: StepContext,
 ) -> None:
-    """Leave the gradient of all pairs behind, by plain autograd. The loss is computed in float64."""
+    """Leave the gradient of all pairs behind, by plain autograd. A loss of anchors is computed in float64, any other by
+    its own function, in the precision that it was given rows in."""
+    step, device = context.step, context.device
     views, n = whole.views, len(whole.pairs)
     sides = [side for side in (views.queries, views.keys, views.negatives) if side is not None]
     inputs = {name: _stacked([side[name] for side in sides]).to(device) for name in sides[0]}
     hard = len(next(iter(inputs.values()))) // n - 2
     numbers = torch.arange(n * (2 + hard)).view(n, 2 + hard)
-    rows = torch.cat([numbers[:, 0], numbers[:, 1], numbers[:, 2:].flatten()]).to(device)
-    with dropout_keys(seed=job.seed, step=step, rows=rows):
-        embedded = model.embed(inputs).double()
-    temperature = model.temperature()
-    value = dense_loss(
-        job.loss,
-        embedded[:n],
-        embedded[n : 2 * n],
-        embedded[2 * n :].unflatten(0, (n, hard)) if hard else None,
-        ids=None if ids is None else ids.to(device),
-        pool=job.pool,
-        temperature=temperature.double() if isinstance(temperature, Tensor) else temperature,
-    )
+    views_of = torch.cat([numbers[:, 0], numbers[:, 1], numbers[:, 2:].flatten()]).to(device)
+    with dropout_keys(seed=job.seed, step=step, rows=views_of):
+        embedded = model.embed(inputs)
+    temperature, local = model.temperature(), None if ids is None else ids.to(device)
+    if loss.row_loss is not None:
+        embedded = embedded.double()
+        temperature = temperature.double() if isinstance(temperature, Tensor) else temperature
+    queries, keys = embedded[:n], embedded[n : 2 * n]
+    negatives = embedded[2 * n :].unflatten(0, (n, hard)) if hard else None
+    if loss.row_loss is not None:
+        value = dense_loss(
+            job.loss, queries, keys, negatives, ids=local, pool=job.pool, temperature=temperature,
+            reference=loss.row_loss.reference,
+        )  # fmt: skip
+    else:
+        given = {} if local is None else local.given()
+        facts = BatchFacts(torch.from_numpy(rows), step, job.seed)
+        value, _ = loss(LossInputs(queries, keys, negatives, temperature=temperature, **given), facts, None)
     if masking is not None:
-        seen = masked(inputs, rows, masking, seed=job.seed, step=step)
+        seen = masked(inputs, views_of, masking, seed=job.seed, step=step)
         if seen.chosen.any():
-            with dropout_keys(seed=job.seed, step=step, rows=-1 - rows):
+            with dropout_keys(seed=job.seed, step=step, rows=-1 - views_of):
                 logits = model.masked_logits(seen.inputs, seen.chosen)
             value = value + masking.weight * F.cross_entropy(logits, seen.labels)
     value.backward()

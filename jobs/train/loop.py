@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,10 +23,10 @@ from jobs import data, optim
 from jobs.artifacts import trial_dir
 from jobs.core.collectives import agree
 from jobs.core.device import tensor_bytes
-from jobs.losses import Diagnostics
+from jobs.losses import BatchFacts, Diagnostics, LossInputs
 from jobs.train import gradient_check
 from jobs.train.resumable import Resumable
-from jobs.train.step import StepResult, consecutive, diagnostics_points, exact_gradients, share
+from jobs.train.step import StepContext, StepResult, consecutive, diagnostics_points, exact_gradients, share
 
 
 class Training(Resumable):
@@ -104,36 +104,34 @@ class Training(Resumable):
         *,
         clip: float | None = None,
         masks: bool = True,
-        **loss: Any,
+        same_as: str | None = None,
     ) -> StepResult:
-        """Gradients of a global batch of data rows, cut into `cuts` on this rank; `loss` replaces options of it.
+        """Gradients of a global batch of data rows, cut into `cuts` on this rank.
 
-        masks: whether equal ids are looked at, where the job asks for it.
+        masks: whether equal ids are looked at, where the job asks for it. same_as: another loss, computed in its place.
         """
         job = self.job
         own = rows[cuts[0].start : cuts[-1].stop]
-        ids: dict[str, Any] = {}
-        if job.loss.mask_duplicates and masks:
-            ids |= self.examples.ids(own).to(self.device).given()
+        ids = self.examples.ids(own).to(self.device).given() if job.loss.mask_duplicates and masks else {}
+        facts = BatchFacts(torch.from_numpy(own), step, job.seed)
 
         def value(queries: Tensor, keys: Tensor, negatives: Tensor | None) -> tuple[Tensor, Diagnostics]:
-            return self.loss(
-                queries, keys, hard_negatives=negatives, temperature=self.model.temperature(), **ids, **loss
-            )
+            inputs = LossInputs(queries, keys, negatives, temperature=self.model.temperature(), **ids)
+            return self.loss(inputs, facts, self.group, same_as=same_as)
 
         return exact_gradients(
             self.model,
             [self.batches.chunk(step, rows, pairs) for pairs in cuts],
+            self._context(step),
             loss=value,
-            seed=job.seed,
-            step=step,
             keep_graphs=job.execution.keep_graphs,
             graph_memory_mb=job.execution.graph_memory_mb,
             masking=self.masking,
             clip=clip,
-            group=self.group,
-            device=self.device,
         )
+
+    def _context(self, step: int) -> StepContext:
+        return StepContext(self.job.seed, step, self.group, self.device)
 
     def _held(self) -> int:
         return tensor_bytes(self.model, self.optimizer)
@@ -154,14 +152,14 @@ class Training(Resumable):
             self.model,
             self.job,
             real=lambda: self._gradients(
-                step, rows, cuts, name=gradient_check.checked_loss(self.job), masks=ids is not None
+                step, rows, cuts, same_as=gradient_check.checked_loss(self.job), masks=ids is not None
             ),
+            loss=self.loss,
             whole=whole,
             ids=ids,
+            rows=rows,
             masking=self.masking,
-            step=step,
-            group=self.group,
-            device=self.device,
+            context=self._context(step),
         )
         self._verified = True
         self.log(f"preflight on {len(rows)} pairs: the gradient is one process's; {worst}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import data
-from jobs.config import JobConfig
+from jobs.config import JobConfig, user_code
 from jobs.core import provenance
 from jobs.models.pretrained import folder as pretrained
 
@@ -40,6 +40,11 @@ def begin(expected: Mapping[str, Any]) -> None:
     """Have encoders mean what they meant where the run began. expected: as `orchestrator.run_dir.provenance` has it;
     empty for a job alone."""
     pretrained.hold(expected.get("weights") or {})
+    if (archive := expected.get("archive")) is not None:
+        try:
+            user_code.activate(archive, expected["user_code"])
+        except user_code.CodeError as error:
+            raise OtherOrigin(f"{error}{_here()}") from error
 
 
 def look(job: JobConfig, expected: Mapping[str, Any]) -> Origin:
@@ -66,7 +71,7 @@ def look(job: JobConfig, expected: Mapping[str, Any]) -> Origin:
     return Origin(
         {
             "code": provenance.code_digest(),
-            "versions": provenance.versions(),
+            "versions": provenance.versions(expected.get("versions") or ()),
             "data": {use: entry["digest"] for use, entry in rows.items()},
             "weights": {name: entry["digest"] for name, entry in found.items()},
         },
@@ -90,7 +95,8 @@ def _refuse_other_code(expected: Mapping[str, Any]) -> None:
         lines.append(f"jobs/ is code {code}, not {expected['code']}")
     elif "code" in expected and (edited := provenance.listed(sorted(_edited()))):
         lines.append(f"{edited} changed after this process had started")
-    versions, wanted = provenance.versions(), expected.get("versions") or {}
+    wanted = expected.get("versions") or {}
+    versions = provenance.versions(wanted)
     for name in provenance.other_versions(wanted, versions) if wanted else ():
         if name in wanted:
             lines.append(f"{name} is {versions.get(name, 'not there')}, not {wanted[name]}")

@@ -19,7 +19,7 @@ from jobs.config import JobConfig
 from jobs.core import usage
 from jobs.core.collectives import agree, rank_of, world_of
 from jobs.core.device import TrialMemory, device_of
-from jobs.losses import contrastive_loss
+from jobs.losses import JobLoss
 from jobs.metrics import evaluate
 from jobs.models import mlm
 from jobs.train import continuing, origin
@@ -167,6 +167,8 @@ class Resumable:
         if before is not None:
             origin.refuse_change(before, loaded)
         self.provenance = loaded.digests
+        self.loss = JobLoss(job)
+        self.model.take_loss(self.loss.module, normalised=self.loss.normalised)
         models.refuse_what_parts_of_a_batch_change(self.model, job, world=self.world)
         self.masking = mlm.masking(job, self.tokenizer)
         self.optimizer = optim.build(self.model, job.optimizer)
@@ -174,19 +176,6 @@ class Resumable:
             "init": models.initial_hash(self.model),
             "encoder": models.initial_hash(self.model.encoder),
         }
-        self.loss = partial(
-            contrastive_loss,
-            name=job.loss.name,
-            symmetric=job.loss.symmetric,
-            same_side=job.loss.same_side,
-            hard_negative_weight=job.loss.hard_negative_weight,
-            margin=job.loss.margin,
-            bias=job.loss.bias,
-            pool=job.batch.pool,
-            tile=job.execution.tile,
-            exchange=job.execution.exchange,
-            group=self.group,
-        )
         self._verified = not job.execution.verify
         self.meter = usage.Meter(self.device)
 

@@ -44,6 +44,18 @@ LossFunction = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Diagnosti
 
 
 @dataclass(frozen=True)
+class StepContext:
+    """Which optimizer step this is, and where it is computed."""
+
+    seed: int
+    step: int
+    """From 1."""
+
+    group: dist.ProcessGroup | None = None
+    device: torch.device | str = "cpu"
+
+
+@dataclass(frozen=True)
 class Chunk:
     """Pairs of this rank that are encoded together."""
 
@@ -102,16 +114,13 @@ def within_tokens(pairs: range, lengths: Sequence[int], *, sentences: int, budge
 def exact_gradients(
     model: ContrastiveModel,
     chunks: Sequence[Chunk],
+    context: StepContext,
     *,
     loss: LossFunction,
-    seed: int,
-    step: int,
     keep_graphs: int = 0,
     graph_memory_mb: int | None = None,
     masking: Masking | None = None,
     clip: float | None = None,
-    group: dist.ProcessGroup | None = None,
-    device: torch.device | str = "cpu",
 ) -> StepResult:
     """Fill the `grad` of every parameter with the gradient of the global mean loss, summed over ranks and clipped.
 
@@ -121,7 +130,7 @@ def exact_gradients(
     """
     for parameter in model.parameters():
         parameter.grad = None
-    encode = partial(_encode, model, seed=seed, step=step, device=device)
+    encode = partial(_encode, model, context=context)
     encoded = _encode_all(model, chunks, encode, keep_graphs=keep_graphs, memory_mb=graph_memory_mb)
     leaves = [[part.detach().requires_grad_() for part in parts] for parts in encoded]
     value, diagnostics = loss(*_whole(leaves))
@@ -134,9 +143,9 @@ def exact_gradients(
         encoded[index] = []  # frees this chunk's graph before the next is built
     mlm = None
     if masking is not None:
-        mlm = _masked_language_gradients(model, chunks, masking, seed=seed, step=step, group=group, device=device)
+        mlm = _masked_language_gradients(model, chunks, masking, context)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    sum_gradients(trained, group)
+    sum_gradients(trained, context.group)
     norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     if clip is not None:
         nn.utils.clip_grads_with_norm_(trained, clip, norm)
@@ -169,10 +178,10 @@ class _Rows:
         return _Rows(inputs, torch.cat(numbers).to(device), count, hard)
 
 
-def _encode(model: ContrastiveModel, chunk: Chunk, *, seed: int, step: int, device: torch.device | str) -> list[Tensor]:
+def _encode(model: ContrastiveModel, chunk: Chunk, *, context: StepContext) -> list[Tensor]:
     """Embeddings of a chunk: queries [c, D], keys [c, D] and, where there are any, hard negatives [c, H, D]."""
-    rows = _Rows.of(chunk, device)
-    with dropout_keys(seed=seed, step=step, rows=rows.numbers):
+    rows = _Rows.of(chunk, context.device)
+    with dropout_keys(seed=context.seed, step=context.step, rows=rows.numbers):
         embedded = model.embed(rows.inputs)
     c, hard = rows.pairs, rows.hard
     queries, keys, *negatives = embedded.split([c, c] + ([c * hard] if hard else []))
@@ -240,30 +249,27 @@ def _masked_language_gradients(
     model: ContrastiveModel,
     chunks: Sequence[Chunk],
     masking: Masking,
-    *,
-    seed: int,
-    step: int,
-    group: dist.ProcessGroup | None,
-    device: torch.device | str,
+    context: StepContext,
 ) -> float | None:
     """Add this rank's share of the auxiliary loss's gradient. Returns the mean over all masked tokens, or None.
 
     Its dropout must not be that of the contrastive views: rows are numbered -1, -2, ...
     """
-    rows = [_Rows.of(chunk, device) for chunk in chunks]
-    masks = [masked(one.inputs, one.numbers, masking, seed=seed, step=step) for one in rows]
-    total = sum(count for (count,) in agree([sum(len(one.labels) for one in masks)], group, what="masked tokens"))
+    rows = [_Rows.of(chunk, context.device) for chunk in chunks]
+    masks = [masked(row.inputs, row.numbers, masking, seed=context.seed, step=context.step) for row in rows]
+    counts = agree([sum(len(mask.labels) for mask in masks)], context.group, what="masked tokens")
+    total = sum(count for (count,) in counts)
     if total == 0:
         return None
-    value = torch.zeros((), dtype=torch.float64, device=device)
-    for chunk, one in zip(rows, masks, strict=True):
-        if len(one.labels):
-            with dropout_keys(seed=seed, step=step, rows=-1 - chunk.numbers):
-                logits = model.masked_logits(one.inputs, one.chosen)
-            summed = F.cross_entropy(logits, one.labels, reduction="sum")
+    value = torch.zeros((), dtype=torch.float64, device=context.device)
+    for chunk, mask in zip(rows, masks, strict=True):
+        if len(mask.labels):
+            with dropout_keys(seed=context.seed, step=context.step, rows=-1 - chunk.numbers):
+                logits = model.masked_logits(mask.inputs, mask.chosen)
+            summed = F.cross_entropy(logits, mask.labels, reduction="sum")
             (summed * (masking.weight / total)).backward()
             value += summed.detach()
-    return float(sum_rows(value, group)) / total
+    return float(sum_rows(value, context.group)) / total
 
 
 def _joined(parts: Sequence[Inputs]) -> Inputs:

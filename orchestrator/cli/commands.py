@@ -45,18 +45,21 @@ def plan(
         flags = [flag for flag, on in (("--probe", probe), ("--json", as_json)) if on]
         flags += ["--shown-as", str(sweep)]
         sys.exit(submission.plan(address, sweep, overrides=overrides, flags=flags, out=OUT, err=ERR))
+    from jobs.config.user_code import importable
     from orchestrator import sweep as sweeps
     from orchestrator.preflight import estimate as estimating
     from orchestrator.run_dir import provenance
     from orchestrator.sweep import plan as planning
     from orchestrator.system.masking import masked
 
-    made = planning.make(sweeps.load(sweep, overrides))
+    loaded = sweeps.load(sweep, overrides)
+    made = planning.make(loaded)
     if not address_option():  # a job's own folder is no place for a run
         refuse_a_taken_place(made.sweep.name, sweep)
     made = made.noting(provenance.look_at_encoders(made))
     tell = partial(echo, err=True)
-    estimate = estimating.from_probes(made, tell=tell) if probe else estimating.from_history(made)
+    with importable(sweeps.code_of(loaded, sweep.parent)):
+        estimate = estimating.from_probes(made, tell=tell) if probe else estimating.from_history(made)
     if as_json:
         print_json(made.summary() | {"estimate": estimate.summary()})
     else:

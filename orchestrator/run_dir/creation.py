@@ -22,12 +22,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.config.user_code import UserCode
 from orchestrator import sweep as sweeps
 from orchestrator.ledger import Ledger, LedgerError, LedgerMissing, LedgerUnavailable, sqlite_url, this_process
 from orchestrator.ledger.database import parsed
 from orchestrator.run_dir.bucket import Remote, RemoteError
 from orchestrator.run_dir.environment import DIFF, environment, origin
-from orchestrator.run_dir.folder import CREATING, CREATING_REMOTE, RunError, RunFolder
+from orchestrator.run_dir.folder import CODE, CREATING, CREATING_REMOTE, RunError, RunFolder
 from orchestrator.sweep.plan import Plan
 from orchestrator.system.exit_codes import InfrastructureMissing
 from orchestrator.system.process import is_gone
@@ -175,20 +176,27 @@ def refuse_what_is_no_run(folder: RunFolder, sweep_file: Path | None = None) -> 
         raise InfrastructureMissing(f"{folder.name} cannot be read: {error}; choose another with --into") from error
 
 
-def create(sweep_file: Path, plan: Plan, folder: RunFolder, *, provenance: dict[str, Any] | None = None) -> Ledger:
+def create(
+    sweep_file: Path,
+    plan: Plan,
+    folder: RunFolder,
+    *,
+    provenance: dict[str, Any] | None = None,
+    code: UserCode | None = None,
+) -> Ledger:
     """Make a run's files and its ledger, or nothing. What a killed creation has left there goes first.
 
-    provenance: digests of the code, the data and the weights that the run begins with.
+    provenance: digests of the code, the data and the weights that the run begins with. code: of the user.
     Raises InfrastructureMissing, or SweepChanged where somebody else makes the run at the same moment.
     """
     row: dict[str, Any] = {"name": plan.sweep.name, "sweep": sweeps.resolved(plan.sweep) | {"plan": plan.record()}}
     row |= {"rules": plan.rules, "provenance": provenance}
     place, source = _place(folder), origin()
     try:
-        files = {SWEEP: sweep_file.read_bytes()} | ({DIFF: source.diff} if source.diff else {})
+        files = {SWEEP: sweep_file.read_bytes(), DIFF: source.diff, CODE: b"" if code is None else code.archive()}
         row["environment"] = environment(source)
         with place.held():
-            return _Creation(sweep_file, folder, place).carry_out(files, row)
+            return _Creation(sweep_file, folder, place).carry_out({k: v for k, v in files.items() if v}, row)
     except (OSError, LedgerError, RemoteError) as error:
         raise InfrastructureMissing(f"{folder.name} cannot be made: {error}") from error
 
@@ -372,8 +380,8 @@ def _aside(name: str) -> str:
 def _created(place: _Place) -> tuple[str, ...]:
     """The names of all that a creation makes, the marker last."""
     if isinstance(place, _Bucket):
-        return (SWEEP, DIFF, place.marker)
-    files = (SWEEP, DIFF, place.marker)
+        return (SWEEP, DIFF, CODE, place.marker)
+    files = (SWEEP, DIFF, CODE, place.marker)
     return (*LEDGER_FILES, LOG, *map(_aside, (*files, IDENTITY)), *files)
 
 

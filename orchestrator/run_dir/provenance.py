@@ -21,10 +21,12 @@ from typing import Any
 import jobs
 from jobs.config import canonical
 from jobs.config.identity import FORMER
+from jobs.config.user_code import UserCode
 from jobs.core import provenance as computing
 from jobs.core.paths import BASE, is_folder_here
 from orchestrator.ledger import Attempt, Ledger, Trial
 from orchestrator.run_dir.folder import RunError
+from orchestrator.sweep.components import distributions
 from orchestrator.sweep.plan import Plan, examined_of
 from orchestrator.system import scratch
 
@@ -57,8 +59,15 @@ class Examined:
     """`code`, `files`, `versions`, `data` and `weights`, as a run keeps them."""
 
 
-def examine(plan: Plan, known: Json | None = None, *, meanwhile: Callable[[], object] = lambda: None) -> Examined:
-    """Read what the jobs of a plan use, in a process of its own, as that needs torch and the driver does not.
+def examine(
+    plan: Plan,
+    known: Json | None = None,
+    *,
+    meanwhile: Callable[[], object] = lambda: None,
+    code: UserCode | None = None,
+) -> Examined:
+    """Read what the jobs of a plan use, in a process of its own, as that needs torch and the driver does not. code: of
+    the user.
 
     known: what the run has recorded. Then the data are not checked again, and only read where their files are not the
     same as then. meanwhile: what to do while the other process reads. Raises DataFault for what cannot be used.
@@ -75,7 +84,7 @@ def examine(plan: Plan, known: Json | None = None, *, meanwhile: Callable[[], ob
             command += ["--known", str(place / "known")]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reading:
             try:
-                now = today()
+                now = today(code, distributions(plan.sweep, code))
                 meanwhile()
                 answered, refused = reading.communicate()
             except BaseException:  # of every kind, a Ctrl-C among them
@@ -143,12 +152,14 @@ def look_at_encoders(plan: Plan) -> list[str]:
     return list(dict.fromkeys(note for line in done.stdout.splitlines() for note in json.loads(line)["warnings"]))
 
 
-def today() -> Json:
-    """The code and the versions that would compute now."""
+def today(code: UserCode | None = None, also: Iterable[str] = ()) -> Json:
+    """The code and the versions that would compute now. code: of the user. also: distributions of its components."""
+    own = {} if code is None else {"user_code": code.digest, "user_files": code.digests}
     return {
         "code": computing.code_digest(PACKAGE),
         "files": dict(computing.code_files(PACKAGE)),
-        "versions": computing.versions(),
+        "versions": computing.versions(also),
+        **own,
     }
 
 
@@ -181,6 +192,10 @@ def refuse_other_code(recorded: Json, now: Json, *, resume: str) -> None:
     if recorded["code"] != now["code"]:
         names = [f"jobs/{name}" for name in computing.differing_files(recorded["files"], now["files"])]
         lines.append(f"  code {recorded['code']} -> {now['code']}: {computing.listed(names) or 'jobs/'} differ")
+    before, after = (side.get("user_code", "none") for side in (recorded, now))
+    if before != after:
+        names = computing.differing_files(recorded.get("user_files", {}), now.get("user_files", {}))
+        lines.append(f"  your code {before[:12]} -> {after[:12]}: {computing.listed(names)} differ")
     for name in computing.other_versions(recorded["versions"], now["versions"]):
         before, after = (side["versions"].get(name, "none") for side in (recorded, now))
         lines.append(f"  {name} {before} -> {after}")
@@ -195,7 +210,9 @@ def refuse_other_code(recorded: Json, now: Json, *, resume: str) -> None:
 def is_known(recorded: Json, now: Json) -> bool:
     """Whether numbers of the run come, or may come, from this code and these versions."""
     return any(
-        entry["code"] == now["code"] and not computing.other_versions(entry["versions"], now["versions"])
+        entry["code"] == now["code"]
+        and entry.get("user_code") == now.get("user_code")
+        and not computing.other_versions(entry["versions"], now["versions"])
         for entry in all_code(recorded)
     )
 
@@ -228,9 +245,15 @@ def accept(ledger: Ledger, now: Json) -> None:
     recorded = ledger.run.provenance
     if recorded is None or is_known(recorded, now):
         return
-    entry = {"code": now["code"], "versions": now["versions"], "time": time.time()}
+    entry = {**_computed(now), "time": time.time()}
     ledger.set_run(provenance={**recorded, "accepted": [*recorded.get("accepted", ()), entry]})
     ledger.event("code_accepted", _accepted_words(recorded, now))
+
+
+def _computed(record: Json) -> Json:
+    """`code` and `versions`, and `user_code` where there is any."""
+    own = {"user_code": record["user_code"]} if record.get("user_code") else {}
+    return {"code": record.get("code"), "versions": record.get("versions"), **own}
 
 
 def accept_what_ran(ledger: Ledger) -> None:
@@ -248,18 +271,22 @@ def _accepted_words(recorded: Json, now: Json) -> str:
     ]
     if recorded["code"] != now["code"]:
         other.insert(0, f"code {now['code']} was accepted beside {recorded['code']}")
+    before, after = (side.get("user_code", "none") for side in (recorded, now))
+    if before != after:
+        other.insert(0, f"your code {after[:12]} was accepted beside {before[:12]}")
     return "; ".join(other)
 
 
-def expected(record: Json, directory: str | None) -> Json:
-    """What every rank compares with what it loads, and the folder in which it looks for it."""
+def expected(record: Json, directory: str | None, code: UserCode | None = None) -> Json:
+    """What every rank compares with what it loads, the folder in which it looks for it, and the user's code."""
     kept = ("code", "versions", "data", "weights")
-    return {key: record[key] for key in kept} | {"directory": directory}
+    own = {} if code is None else {"user_code": code.digest, "archive": code.archive()}
+    return {key: record[key] for key in kept} | {"directory": directory, **own}
 
 
 def of_attempt(expected: Json, loaded: Json | None = None) -> Json:
     """The digests of an attempt: those of its session, but for what its ranks have said that they loaded."""
-    record: Json = {"code": expected["code"], "versions": expected["versions"]}
+    record: Json = _computed(expected)
     for kind in ("data", "weights"):
         record[kind] = {what: entry["digest"] for what, entry in expected[kind].items()}
         record[kind] |= (loaded or {}).get(kind, {})
@@ -308,7 +335,7 @@ def behind(begun: Json | None, trials: Iterable[Trial], attempts: Iterable[Attem
     for trial in trials:
         for attempt in ran.get(trial.id, ()):
             recorded = attempt.provenance or {}
-            code = {"code": recorded.get("code"), "versions": recorded.get("versions")}
+            code = _computed(recorded)
             group = groups.setdefault(canonical(code), {**code, "accepted": False, "trials": []})
             if trial.id not in group["trials"]:
                 group["trials"].append(trial.id)
@@ -324,4 +351,4 @@ def behind(begun: Json | None, trials: Iterable[Trial], attempts: Iterable[Attem
 
 
 def _is_same(one: Json, other: Json) -> bool:
-    return bool(one.get("code") == other["code"] and one.get("versions") == other["versions"])
+    return all(one.get(key) == other.get(key) for key in ("code", "versions", "user_code"))

@@ -3,6 +3,7 @@
 Imports no torch, ray, optuna or mlflow: `orchestrator --help` and `plan` must be quick.
 """
 
+from orchestrator.sweep.components import code_of
 from orchestrator.sweep.load import load
 from orchestrator.sweep.model import (
     Arm,
@@ -29,6 +30,7 @@ __all__ = [
     "Sweep",
     "Tune",
     "arms_of",
+    "code_of",
     "flatten",
     "load",
     "merged",

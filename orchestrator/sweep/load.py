@@ -11,6 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.config import ConfigError, Fault, faults, nearest
+from jobs.config.user_code import CodeError
+from orchestrator.sweep.components import code_of, component_faults
 from orchestrator.sweep.limits import crowd_faults, secret_faults
 from orchestrator.sweep.model import Sweep, flatten
 from orchestrator.sweep.overrides import override_faults
@@ -38,6 +40,8 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Sweep:
     if shapeless := list(shape_faults(raw)):
         raise ConfigError(where, "sweep", shapeless)
     raw = _with_none(_normal(raw))
+    if "digest" in _table(raw, "code"):
+        found.append(Fault("code.digest", "", "follows from the files; remove it"))
     # Alone, since the other faults would quote them.
     if secret := [*secret_faults(raw), *secret_faults({"--set": refused})]:
         raise ConfigError(where, "sweep", secret)
@@ -49,6 +53,14 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Sweep:
     found += list(crowd_faults(raw)) or job_faults(raw)
     if sweep is not None and not found:
         found += contradictions(sweep)
+    if sweep is not None and not found:
+        try:
+            code = code_of(sweep, path.parent)
+            found += component_faults(sweep, code)
+        except CodeError as error:
+            found.append(Fault("code.paths" if sweep.code else "job", "", str(error)))
+        else:
+            sweep = sweep.with_code(None if code is None else code.digest)
     if sweep is None or found:
         raise ConfigError(where, "sweep", list(dict.fromkeys(found)))
     return sweep
@@ -109,6 +121,9 @@ def _with_base(path: Path) -> dict[str, Any]:
     except ConfigError as error:
         named = Fault("extends", repr(base), f"is named in {path}")
         raise ConfigError(error.path, "sweep", [*error.faults, named]) from error
+    if isinstance(paths := _table(under, "code").get("paths"), list):  # they start from the file that names them
+        inner = Path(base).parent
+        under["code"] = under["code"] | {"paths": [str(inner / p) if isinstance(p, str) else p for p in paths]}
     if "extends" in under:
         raise ConfigError(
             str(path), "sweep", [Fault("extends", repr(base), "extends another sweep itself; one level is the limit")]

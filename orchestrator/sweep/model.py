@@ -222,6 +222,17 @@ class Retry(Section):
     infrastructure: int = Field(5, ge=0)
 
 
+class Code(Section):
+    """Code of your own that components are named from by import path."""
+
+    paths: list[str] = Field(min_length=1)
+    """Folders of packages, or Python files, relative to the sweep file. They are copied into the run and count in the
+    ids of its trials. Hidden files, those that git ignores and those over 10 MB stay."""
+
+    digest: str = ""
+    """sha256 over names and contents, as they were when the file was read; not for a file to say."""
+
+
 class Sweep(Section):
     """One question and how it is answered."""
 
@@ -240,8 +251,15 @@ class Sweep(Section):
 
     tune: Tune | None = None
     confirm: Confirm = Confirm()
+    code: Code | None = None
     resources: Resources = Resources()
     retry: Retry = Retry()
+
+    def with_code(self, digest: str | None) -> Sweep:
+        """The same sweep with the digest of its code."""
+        if self.code is None or digest is None:
+            return self
+        return self.model_copy(update={"code": self.code.model_copy(update={"digest": digest})})
 
     @model_validator(mode="after")
     def _one_way_of_comparing(self) -> Sweep:
@@ -388,6 +406,9 @@ class Planned:
     apart: bool = False
     """Whether another arm may ask for the same job: each then has a trial of its own (`apart_id`)."""
 
+    code: str | None = None
+    """Digest of the user's code that the run was planned with."""
+
     @property
     def record(self) -> dict[str, Any]:
         """The job as the ledger keeps it: all of it, as plain JSON."""
@@ -397,7 +418,7 @@ class Planned:
     @property
     def id(self) -> str:
         """The trial's id."""
-        of_job = trial_id(self.record, rules=self.rules, defaults=self.defaults)
+        of_job = trial_id(self.record, rules=self.rules, defaults=self.defaults, code=self.code)
         return apart_id(of_job, self.arm) if self.apart else of_job
 
 

@@ -103,7 +103,8 @@ class Plan:
         arm, seeds = self.arm(label), self.tune_seeds if stage == "tune" else self.confirm_seeds
         jobs = [arm.config(stage=stage, seed=seed, settings=settings) for seed in seeds]
         apart = self.apart and any(self._reaches(other, jobs[0]) for other in self._before(label))
-        return [Planned(label, stage, job.seed, number, job, self.rules, self.defaults, apart) for job in jobs]
+        code = None if self.sweep.code is None else self.sweep.code.digest
+        return [Planned(label, stage, job.seed, number, job, self.rules, self.defaults, apart, code) for job in jobs]
 
     def _before(self, label: str) -> Sequence[Arm]:
         return self.arms[: [arm.label for arm in self.arms].index(label)]
@@ -270,7 +271,11 @@ def differing(arms: Sequence[Arm]) -> dict[str, list[Any]]:
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(key, old, new) of every key in which two resolved sweeps differ, except those that may change within a run."""
     before, after = flatten(old), flatten(new)
-    free = ("retry.", *(f"resources.{key}" for key in ("accelerator_type", "autoscale", "concurrent", "placement")))
+    free = (
+        "retry.",
+        "code.digest",
+        *(f"resources.{key}" for key in ("accelerator_type", "autoscale", "concurrent", "placement")),
+    )
     return [
         (key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.config import Fault, JobConfig, canonical, faults, field_names, nearest
+from jobs.config.components import is_option
 from orchestrator.sweep.labels import label_faults
 from orchestrator.sweep.limits import (
     LARGEST_SEED,
@@ -57,7 +58,7 @@ def job_faults(raw: dict[str, Any]) -> list[Fault]:
         for key in settings if isinstance(settings, dict) else ():
             if key in fixed:
                 found.append(Fault(f"{place}: {key}", "", fixed[key]))
-            elif key not in known:
+            elif key not in known and not is_option(key):
                 found.append(Fault(f"{place}: {key}", "", f"is no key of a job{nearest(key, known)}"))
     found += _flat_lists(compare if crossed else {})
     stages = ["tune", "confirm"] if raw.get("tune") is not None else ["confirm"]

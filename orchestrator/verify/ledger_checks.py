@@ -34,9 +34,10 @@ def _left_running(facts: Facts) -> Iterator[Finding]:
 
 def _ids(facts: Facts) -> Iterator[Finding]:
     rules, defaults = facts.run.rules, facts.run.sweep.get("plan", {}).get("defaults")
+    code = (facts.run.sweep.get("code") or {}).get("digest")
     for trial in facts.trials.values():
         # Of the job as it is stored, for a later version of the program may give a job more fields.
-        own = digest(trial.job)[:12] if rules < 2 else trial_id(trial.job, rules=rules, defaults=defaults)
+        own = digest(trial.job)[:12] if rules < 2 else trial_id(trial.job, rules=rules, defaults=defaults, code=code)
         if trial.id not in (own, apart_id(own, trial.arm)):
             yield Finding(
                 f"trial {trial.id}: the job that the ledger has of it is the job of trial {own}", facts.restore

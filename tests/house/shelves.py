@@ -18,20 +18,22 @@ ROOT = Path(__file__).parents[2]
 SHELVES = {
     "jobs": "workers > train > export metrics > data > artifacts losses models > core optim > config",
     "jobs/artifacts": "audit > bucket checkpoint trial_dir > storage > manifest",
-    "jobs/config": "job > identity > sections validation",
+    "jobs/config": "job > identity > sections > components validation > user_code",
     "jobs/core": "failures > collectives device paths plain provenance randomness usage",
     "jobs/data": "__main__ > validate > images sentences > sources > resolve > formats > batches faults remedies",
     "jobs/data/formats": "objects tables > arrow decoded lines quick",
     "jobs/data/images": "pixels > encoded > links > arrays > augment decoding finding layout mistaken survey",
     "jobs/data/sentences": "scored > beside cells duplicates texts > columns tokens",
     "jobs/export": "image_module > __main__ card embed folder",
-    "jobs/losses": "stream > masks > tiles > problem",
+    "jobs/losses": "named > generic > tiled > agreement stream > masks > tiles > builtin > spec",
+    "jobs/losses/builtin": "flatnce infonce_matched > dcl infonce infonce_ce siglip",
     "jobs/metrics": "evaluate",
     "jobs/models": "model > encoders fitness > reading > transformer > modeling_resnet pretrained > dropout errors mlm "
     "pooling resnet",
     "jobs/models/pretrained": "weights > anatomy > folder > modules",
     "jobs/optim": "",
-    "jobs/train": "__main__ > loop > resumable > gradient_check microbatches > budget continuing origin step",
+    "jobs/train": "__main__ components > loop > resumable > gradient_check microbatches > "
+    "budget continuing origin step",
     "jobs/workers": "group > heartbeat profile > memory network node_info",
     "orchestrator": "cli > driver > preflight verify > tracking > report > session > run_dir > ledger sweep > "
     "statistics system",
@@ -48,8 +50,9 @@ SHELVES = {
     "orchestrator/session": "ending shutdown tune_executor > holding session > writer > cluster progress schedule",
     "orchestrator/session/cluster": "headwatch slots > inquiry picture room start > access board capacity sharing",
     "orchestrator/statistics": "",
-    "orchestrator/sweep": "plan > load search > sampling validate > labels limits "
+    "orchestrator/sweep": "plan > load search > components validate > labels limits "
     "overrides shape space > model > values",
+    "orchestrator/sweep/search": "sampling",
     "orchestrator/sweep/space": "grid multiples > conditions",
     "orchestrator/system": "scratch > exit_codes > addresses terminal > display masking process threads",
     "orchestrator/tracking": "projection > settle > store > encoders metadata publish pyfunc_model ui view",

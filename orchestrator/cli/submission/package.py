@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import canonical
+from jobs.config.user_code import SUBMITTED, UserCode
 from jobs.core.paths import expanded
 from orchestrator.run_dir.environment import Origin
 from orchestrator.run_dir.folder import RunError
@@ -55,6 +56,9 @@ class JobSpec:
     sources: Sequence[str] = ()
     """What the sweep's jobs name as data, or as an encoder's folder."""
 
+    code: UserCode | None = None
+    """Of the user, which the sweep names."""
+
     environment: Mapping[str, str] = field(default_factory=dict)
 
     origin: Origin | None = None
@@ -91,6 +95,8 @@ def package(order: JobSpec) -> Iterator[dict[str, Any]]:
             shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         if order.sweep_file is not None:
             shutil.copyfile(order.sweep_file, root / "sweep.toml")
+        if order.code is not None:
+            order.code.write(root / SUBMITTED)
         for name, content in order.origin.files().items() if order.origin is not None else ():
             (root / name).write_bytes(content)
         for file in taken_along(order.sources):

@@ -58,6 +58,7 @@ def launch(
         sweep_file=sweep_file,
         sweep=hash_of(sweep),
         sources=sorted({source for arm in plan.arms for source in _sources(arm)}),
+        code=sweeps.code_of(sweep, sweep_file.parent),
         environment=environment(variables),
         origin=origin(),
     )
@@ -130,8 +131,10 @@ def _of_sweep(
 ) -> JobSpec:
     """A question about a sweep, which goes along with its data. Raises ConfigError, RunError."""
     sources: set[str] = set()
+    code = None
     if sweep_file is not None:
-        made = planning.make(sweeps.load(sweep_file, overrides))
+        sweep = sweeps.load(sweep_file, overrides)
+        made, code = planning.make(sweep), sweeps.code_of(sweep, sweep_file.parent)
         sources = {source for arm in made.arms for source in _sources(arm)}
     return JobSpec(
         verb=arguments[0],
@@ -139,6 +142,7 @@ def _of_sweep(
         arguments=[*arguments, *(part for one in overrides for part in ("--set", one))],
         sweep_file=sweep_file,
         sources=sorted(sources),
+        code=code,
         environment=environment(variables),
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.config import Fault, JobConfig, faults, field_names, nearest
+from jobs.config.components import is_option
 from orchestrator.sweep.model import Arm, Space, Tune
 from orchestrator.sweep.space import conditions
 from orchestrator.sweep.space.grid import Grid
@@ -25,6 +26,10 @@ MOST_CHECKED = 20_000
 def space_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
     """Faults of `tune.space` and `tune.defaults`, in the arms where their keys are tuned."""
     known = list(field_names(JobConfig))
+
+    def is_known(key: str) -> bool:
+        return key in known or is_option(key)
+
     closed = {
         "stage": "the plan sets it",
         "seed": "seeds are not tuned",
@@ -37,11 +42,11 @@ def space_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
     if wrong := list(_condition_faults(tune, arms)):
         yield from wrong
         return
-    sound, apart = True, list(multiple_faults(tune, arms)) if tune.space.keys() <= set(known) else []
+    sound, apart = True, list(multiple_faults(tune, arms)) if all(map(is_known, tune.space)) else []
     for key, space in tune.space.items():
         where = f"tune.space.{key}"
         inside = [arm for arm in arms if key in conditions.within(tune.space, arm.values)]
-        if key not in known:
+        if not is_known(key):
             fault = [Fault(where, "", f"is no key of a job{nearest(key, known)}")]
         elif (section := key.partition(".")[0]) in closed:
             fault = [Fault(where, "", f"cannot be tuned: {closed[section]}")]

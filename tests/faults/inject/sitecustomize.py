@@ -87,10 +87,10 @@ def _rank() -> int:
 def _step(module: ModuleType) -> None:
     real: Callable[..., Any] = module.exact_gradients
 
-    def exact_gradients(model: Any, chunks: Sequence[Any], *, step: int, group: Any = None, **rest: Any) -> Any:
-        if (plan := _due(at="step", rank=_rank(), step=step)) is not None:
+    def exact_gradients(model: Any, chunks: Sequence[Any], context: Any, **rest: Any) -> Any:
+        if (plan := _due(at="step", rank=_rank(), step=context.step)) is not None:
             _do(plan["do"], chunks)
-        return real(model, chunks, step=step, group=group, **rest)
+        return real(model, chunks, context, **rest)
 
     module.exact_gradients = exact_gradients  # type: ignore[attr-defined]
 

@@ -59,7 +59,7 @@ def test_the_dense_loss_has_the_gradient_of_the_streamed_one(name: str, options:
         drawn = torch.randint(0, 20, (10, 1 + hard), generator=draw)
         ids = Ids(torch.tensor([0, 1, 2, 1, 4, 5, 5, 5, 8, 9]), drawn[:, 0], drawn[:, 1:])
     pool = options.get("pool")
-    loss = Loss(name=name, **{k: v for k, v in options.items() if k not in ("hard", "pool", "ids", "texts")})  # type: ignore[arg-type]
+    loss = Loss(name=name, **{k: v for k, v in options.items() if k not in ("hard", "pool", "ids", "texts")})
     tau = torch.tensor(0.3, dtype=torch.float64)
     given: dict[str, Any] = {} if ids is None else dict(ids.given())
     found: list[Tensor] = []
@@ -239,7 +239,9 @@ def test_dropout_that_is_not_replayed_is_refused(
 
 def test_a_chunk_that_is_left_out_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = step.exact_gradients
-    monkeypatch.setattr("jobs.train.loop.exact_gradients", lambda model, chunks, **o: real(model, chunks[:-1], **o))
+    monkeypatch.setattr(
+        "jobs.train.loop.exact_gradients", lambda model, chunks, *c, **o: real(model, chunks[:-1], *c, **o)
+    )
     training = Training(
         job(execution__verify=True, execution__micro=4, loss__mask_duplicates=False), tmp_path, log=lambda _: None
     )

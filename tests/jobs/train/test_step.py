@@ -14,7 +14,7 @@ from jobs.data import Views
 from jobs.losses import contrastive_loss
 from jobs.models import ContrastiveModel, build
 from jobs.models.mlm import Masking
-from jobs.train.step import Chunk, _SavedBytes, consecutive, exact_gradients, share, within_tokens
+from jobs.train.step import Chunk, StepContext, _SavedBytes, consecutive, exact_gradients, share, within_tokens
 
 PAIRS, HARD = 12, 2
 
@@ -99,8 +99,8 @@ def gradients(
         cuts = within_tokens(mine, longest[mine.start : mine.stop], sentences=2, budget=budget)
         assert 1 < len(cuts) < len(mine)
     result = exact_gradients(
-        model, chunks_of(cuts, hard), loss=value, seed=3, step=5, keep_graphs=keep, graph_memory_mb=memory_mb,
-        masking=masking, clip=clip, group=group,
+        model, chunks_of(cuts, hard), StepContext(3, 5, group), loss=value, keep_graphs=keep,
+        graph_memory_mb=memory_mb, masking=masking, clip=clip,
     )  # fmt: skip
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     numbers = {"loss": result.loss, "norm": result.gradient_norm, "mlm_loss": result.mlm_loss}

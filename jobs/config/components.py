@@ -1,0 +1,169 @@
+"""Names to code: a part of a job that a study may compare is a built-in, or an import path of the user's own.
+
+A built-in is a module of the folder of its kind, and the object in it that has the module's name: the folder is the
+table. An import path is `package.module:object`. Nothing is imported until `load`; no torch here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, get_origin, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic_core import PydanticCustomError
+
+from jobs.config import user_code
+
+PACKAGE = Path(__file__).parents[1]
+
+IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One sort of component."""
+
+    name: str
+    key: str
+    """Of the job, that names it."""
+
+    options: str
+    """Key of the job's table of its options."""
+
+    folder: str
+    """Of the built-ins, below jobs/."""
+
+    example: str
+    """An import path."""
+
+    provided: tuple[str, ...]
+    """Arguments that a component is called with if its signature has them. All others are options."""
+
+
+LOSS = Kind(
+    "loss", "loss.name", "loss.options", "losses/builtin", "mylab.losses:focal_nce",
+    ("v", "queries", "keys", "negatives", "ids", "key_ids", "negative_ids", "scores", "rows", "temperature", "step"),
+)  # fmt: skip
+
+KINDS = {kind.name: kind for kind in (LOSS,)}
+
+
+class ComponentError(ValueError):
+    """A name is of no component, or its code cannot be imported."""
+
+
+@cache
+def builtin_names(kind: str) -> tuple[str, ...]:
+    """The built-ins of a kind, by the files of its folder."""
+    files = (PACKAGE / KINDS[kind].folder).glob("*.py")
+    return tuple(sorted(path.stem for path in files if not path.stem.startswith("_")))
+
+
+def is_import_path(name: str) -> bool:
+    """Whether a name is of code of its own: `package.module:object`."""
+    return IMPORT_PATH.fullmatch(name) is not None
+
+
+def checked_name(kind: str, name: str) -> str:
+    """The name, if it may be one of this kind. Raises an error for pydantic to report."""
+    known = builtin_names(kind)
+    if name not in known and not is_import_path(name):
+        expected = f"{', '.join(map(repr, known))} or an import path such as {KINDS[kind].example!r}"
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+    return name
+
+
+def load(kind: str, name: str) -> object:
+    """The object that a name is of. Raises ComponentError where there is none, or where its module fails."""
+    if name in builtin_names(kind):
+        module, attribute = f"jobs.{KINDS[kind].folder.replace('/', '.')}.{name}", name
+    elif is_import_path(name):
+        module, _, attribute = name.partition(":")
+    else:
+        known = builtin_names(kind)
+        close = difflib.get_close_matches(str(name), known, n=1)
+        raise ComponentError(
+            f"name must be one of {', '.join(known)}, or an import path such as {KINDS[kind].example}, not {name!r}"
+            + (f"; did you mean {close[0]!r}?" if close else "")
+        )
+    user_code.activate_here()
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            raise ComponentError(
+                f"{name!r}: there is no module {error.name}; name its folder in the sweep, [code] paths = "
+                f'["{error.name.partition(".")[0]}/"], or install it'
+            ) from error
+        raise ComponentError(f"{name!r}: {module} cannot be imported: {error}") from error
+    except Exception as error:
+        raise ComponentError(f"{name!r}: {module} cannot be imported: {type(error).__name__}: {error}") from error
+    if not hasattr(found, attribute):
+        close = difflib.get_close_matches(attribute, dir(found), n=1)
+        hint = f"; did you mean '{module}:{close[0]}'?" if close else f"; it has {_public(found)}"
+        raise ComponentError(f"{name!r}: {module} has no {attribute}{hint}")
+    return getattr(found, attribute)
+
+
+def _public(module: object) -> str:
+    names = [name for name in vars(module) if not name.startswith("_")]
+    return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") or "nothing"
+
+
+def is_option(key: str) -> bool:
+    """Whether a dotted job key is an option of a component, such as `loss.options.gamma`."""
+    table, _, name = key.rpartition(".")
+    return name.isidentifier() and any(table == kind.options for kind in KINDS.values())
+
+
+def options(kind: str, component: object, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a component by its options: with the defaults of its own model, else as given. Raises pydantic's
+    ValidationError."""
+    checked = options_model(kind, component).model_validate(dict(given))
+    return dict(checked) if _own_model(component) else dict(given)
+
+
+def options_model(kind: str, component: object) -> type[BaseModel]:
+    """What checks a component's options: its own pydantic model, `component.Options`, else one of its signature."""
+    return _own_model(component) or _by_signature(kind, component)
+
+
+def _own_model(component: object) -> type[BaseModel] | None:
+    own = getattr(component, "Options", None)
+    return own if isinstance(own, type) and issubclass(own, BaseModel) else None
+
+
+def _by_signature(kind: str, component: object) -> type[BaseModel]:
+    """A model of the parameters of a function, or of a class's constructor, that are not provided."""
+    if not callable(component):
+        return create_model("options", __config__=ConfigDict(extra="forbid"))
+    known = inspect.signature(component).parameters.values()
+    hints = _hints(component)
+    fields: dict[str, Any] = {}
+    for parameter in known:
+        is_own = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if is_own and (isinstance(component, type) or parameter.name not in KINDS[kind].provided):
+            is_list = get_origin(hints.get(parameter.name)) in (tuple, list)
+            strict = Field(strict=False) if is_list else Field()
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[parameter.name] = (Annotated[hints.get(parameter.name, Any), strict], default)
+    is_open = any(parameter.kind == parameter.VAR_KEYWORD for parameter in known)
+    config = ConfigDict(
+        extra="allow" if is_open else "forbid", strict=True, arbitrary_types_allowed=True, protected_namespaces=()
+    )
+    return create_model("options", __config__=config, **fields)
+
+
+def _hints(component: object) -> dict[str, Any]:
+    target = component.__init__ if isinstance(component, type) else component  # type: ignore[misc]
+    try:
+        return get_type_hints(target)
+    except Exception:  # noqa: BLE001
+        return {}  # names that exist for type checkers alone; such a value is checked by the component

@@ -1,0 +1,86 @@
+"""The loss that a job names: a built-in or one of anchors, which are tiled, or any function of the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+from torch import Tensor, nn
+
+from jobs.config import components
+from jobs.core.collectives import Group
+from jobs.losses import generic
+from jobs.losses.generic import BatchFacts
+from jobs.losses.spec import LossInputs, LossSpec, RowLoss, SoftmaxLoss
+from jobs.losses.tiled import Diagnostics, tiled_loss
+
+if TYPE_CHECKING:
+    from jobs.config import JobConfig
+
+
+class JobLoss:
+    """The loss of a job, by either door.
+
+    module: of a loss with parameters or state, to be trained and saved with the model; else None. normalised: whether
+    it is given unit rows. row_loss: what it is of anchors; None of a function of the whole batch.
+    """
+
+    def __init__(self, job: JobConfig) -> None:
+        self.spec = LossSpec.of(job)
+        self.seed = job.seed
+        found = components.load("loss", self.spec.name)
+        self.spec = replace(self.spec, options=components.options("loss", found, self.spec.options))
+        self.row_loss = as_row_loss(found, self.spec)
+        self.normalised = generic.is_normalised(found)
+        self.module: nn.Module | None = None
+        self._asked: frozenset[str] = frozenset()
+        self._function: Callable[..., Tensor] | None = None
+        if self.row_loss is None:
+            if not callable(found):
+                raise ValueError(
+                    f"loss.name = {self.spec.name!r} is a {type(found).__name__}; name a function of queries and keys, "
+                    "an nn.Module class, or a function of rows under @softmax_loss"
+                )
+            self._asked = generic.asked_for(cast("Callable[..., Tensor]", found))
+            self.module = generic.built(found, self.spec.options, seed=job.seed)
+            self._function = self.module or cast("Callable[..., Tensor]", found)
+
+    def __call__(
+        self,
+        inputs: LossInputs,
+        facts: BatchFacts,
+        group: Group,
+        *,
+        same_as: str | None = None,
+    ) -> tuple[Tensor, Diagnostics]:
+        """The mean over all pairs of all ranks, and diagnostics; see `contrastive_loss` and `generic.batch_loss`.
+
+        same_as: another name that is computed in place of this loss's. Raises ValueError on every rank.
+        """
+        if self._function is not None:
+            options = {} if self.module is not None else self.spec.options
+            return generic.batch_loss(
+                self._function, self.spec, inputs, facts, group, asked=self._asked, options=options
+            )
+        spec = self.spec if same_as is None else replace(self.spec, name=same_as)
+        loss, fault = row_loss_of(spec)
+        return tiled_loss(spec, loss, inputs, group, fault=fault)
+
+
+def as_row_loss(found: object, spec: LossSpec) -> RowLoss | None:
+    """The object that a name is of as a loss of anchors; None where it is a function of the whole batch."""
+    if isinstance(found, SoftmaxLoss):
+        return found.row_loss(**spec.options)
+    return found if isinstance(found, RowLoss) else None
+
+
+def row_loss_of(spec: LossSpec) -> tuple[RowLoss | None, str]:
+    """The loss of anchors that a spec names; or None, and what is wrong."""
+    try:
+        loss = as_row_loss(components.load("loss", spec.name), spec)
+    except components.ComponentError as error:
+        return None, str(error)
+    if loss is None:
+        return None, f"{spec.name!r} is a function of the whole batch, not a loss of anchors; name it in a job"
+    return loss, ""

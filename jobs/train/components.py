@@ -1,0 +1,155 @@
+"""Whether the components that jobs name are what they should be, tried before anything runs; in a process of its own.
+
+    python -m jobs.train.components < asked.json      {"asked": [{"kind", "name", "options", "job"}]}
+
+Each is imported, its options are checked, and it is called once on a few random rows. Prints a line of JSON for each:
+`faults`, [key, found, expected] each; `distribution`, [name, version] of installed code, else null.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from jobs.config import JobConfig, components, user_code
+from jobs.config.validation import faults
+
+FEW = 6
+"""Pairs that a component is tried on."""
+
+Fault = tuple[str, str, str]
+
+
+def main() -> None:
+    """Read what is asked, and answer a line for each."""
+    asked = json.loads(sys.stdin.read())["asked"]
+    out, sys.stdout = sys.stdout, sys.stderr  # the code may print
+    for entry in asked:
+        answer = examined(entry["kind"], entry["name"], entry["options"], entry["job"])
+        out.write(json.dumps(answer) + "\n")
+
+
+def examined(kind: str, name: str, options: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
+    """What is wrong with one component of a job, and which distribution it comes from."""
+    of = components.KINDS[kind]
+    try:
+        component = components.load(kind, name)
+    except components.ComponentError as error:
+        return _answer([(of.key, "", str(error))])
+    distribution, foreign = _distribution(name)
+    if foreign:
+        return _answer([(of.key, repr(name), foreign)])
+    try:
+        components.options(kind, component, options)
+    except ValidationError as error:
+        model = components.options_model(kind, component)
+        return _answer(
+            [
+                (f"{of.options}.{fault.key}", fault.found, fault.expected + _known_options(fault.expected, model))
+                for fault in faults(error, model)
+            ],
+            distribution,
+        )
+    try:
+        tried = list(_TRIED[kind](JobConfig.model_validate(job)))
+    except Exception as error:  # noqa: BLE001 - whatever a user's code may raise
+        tried = [(of.key, repr(name), f"fails on {FEW} random pairs: {type(error).__name__}: {error}{_where(error)}")]
+    return _answer(tried, distribution)
+
+
+def _answer(wrong: list[Fault], distribution: tuple[str, str] | None = None) -> dict[str, Any]:
+    return {"faults": wrong, "distribution": distribution}
+
+
+def _known_options(expected: str, model: type[BaseModel]) -> str:
+    if not expected.startswith("unknown key"):
+        return ""
+    names = ", ".join(model.model_fields)
+    return f"; its options: {names}" if names else "; it has no options"
+
+
+def _where(error: BaseException) -> str:
+    """The place in the user's code at which it was raised, the innermost."""
+    here, places = Path(__file__).parents[1], []
+    trace = error.__traceback__
+    while trace is not None:
+        path = Path(trace.tb_frame.f_code.co_filename)
+        if not path.is_relative_to(here) and "site-packages" not in path.parts:
+            places.append(f" ({path.name}, line {trace.tb_lineno})")
+        trace = trace.tb_next
+    return places[-1] if places else ""
+
+
+def _distribution(name: str) -> tuple[tuple[str, str] | None, str]:
+    """Of an import path: the distribution that it was installed with, or what is wrong with where it comes from."""
+    if not components.is_import_path(name):
+        return None, ""
+    top = name.partition(":")[0].partition(".")[0]
+    file = getattr(sys.modules[top], "__file__", None) or next(iter(getattr(sys.modules[top], "__path__", [])), "")
+    folder = os.environ.get(user_code.HERE)
+    if folder and Path(file).is_relative_to(folder):
+        return None, ""
+    if top == "jobs" or Path(file).is_relative_to(Path(__file__).parents[2] / "jobs"):
+        return None, ""
+    known = importlib.metadata.packages_distributions().get(top, [])
+    if known:
+        return (known[0], importlib.metadata.version(known[0])), ""
+    return None, (
+        f"{top} comes from {Path(file).parent}, which is neither in [code] nor an installed distribution, so it would "
+        f'not be there on another machine; add [code] paths = ["{top}/"] to the sweep'
+    )
+
+
+def _tried_loss(job: JobConfig) -> Iterator[Fault]:
+    import torch
+    import torch.nn.functional as F
+
+    from jobs.losses import BatchFacts, JobLoss, LossInputs
+
+    loss = JobLoss(job)
+    if loss.row_loss is None:
+        yield from _meaningless(job)
+    width = job.model.projection_width if job.model.projection != "none" else job.model.width
+    dtype = torch.float64 if job.model.precision == "fp64" else torch.float32
+    draw = torch.Generator().manual_seed(0)
+    rows = [torch.randn(FEW, width, generator=draw, dtype=dtype) for _ in range(2)]
+    if loss.normalised:
+        rows = [F.normalize(x, dim=-1) for x in rows]
+    queries, keys = (x.requires_grad_() for x in rows)
+    if loss.module is not None:
+        loss.module.to(dtype)
+    known = isinstance(job.loss.temperature, float)
+    temperature = job.loss.temperature if known else torch.tensor(job.loss.temperature_start, requires_grad=True)
+    ids = torch.arange(FEW)
+    inputs = LossInputs(queries, keys, None, ids, ids, temperature=temperature)  # type: ignore[arg-type]
+    facts = BatchFacts(torch.arange(FEW), 1, job.seed)
+    value, _ = loss(inputs, facts, None)
+    value.backward()
+    if queries.grad is None and keys.grad is None:
+        yield "loss.name", repr(job.loss.name), "has no gradient in queries and keys; compute its value from them"
+
+
+def _meaningless(job: JobConfig) -> Iterator[Fault]:
+    """Keys of losses of anchors that a function of the whole batch would not heed."""
+    plain = type(job.loss)()
+    for key in ("symmetric", "same_side", "hard_negative_weight", "margin", "bias"):
+        if (value := getattr(job.loss, key)) != getattr(plain, key):
+            expected = (
+                f"is of losses of anchors, and {job.loss.name} is a function of the whole batch, which would not heed "
+                "it; remove it, or give the loss an option"
+            )
+            yield f"loss.{key}", repr(value), expected
+
+
+_TRIED = {"loss": _tried_loss}
+
+
+if __name__ == "__main__":
+    main()

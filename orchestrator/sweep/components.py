@@ -1,0 +1,130 @@
+"""The components that a sweep names by import path: the user's code collected, and each tried in a child process.
+
+A sweep of built-in names alone starts no process here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs.config import Fault, JobConfig, canonical
+from jobs.config.components import KINDS, is_import_path, is_option
+from jobs.config.user_code import HERE, CodeError, UserCode, collect
+from orchestrator.sweep.model import Arm, Sweep, arms_of, flatten
+from orchestrator.sweep.space import conditions
+
+MOST_TRIED = 256
+"""Settings of an arm's components that are tried, spread evenly over all that a search may come to."""
+
+TRIAL_S = 600
+
+
+def code_of(sweep: Sweep, base: Path) -> UserCode | None:
+    """The user's code of a sweep whose paths start from `base`; None without any. Raises CodeError."""
+    return None if sweep.code is None else collect(sweep.code.paths, base)
+
+
+def component_faults(sweep: Sweep, code: UserCode | None) -> list[Fault]:
+    """What is wrong with the sweep's components: names, options, and what they do with a few random rows."""
+    found: list[Fault] = []
+    for arm, answers in _answers(sweep, code):
+        for answer in answers:
+            for key, seen, expected in answer["faults"]:
+                suffix = f" (arm {arm.label!r})" if arm.settings else ""
+                found.append(Fault(f"job.{key}", seen, f"{expected}{suffix}"))
+    distinct = {(fault.key, fault.found, fault.expected.partition(" (arm ")[0]): fault for fault in reversed(found)}
+    return list(reversed(distinct.values()))
+
+
+def distributions(sweep: Sweep, code: UserCode | None) -> dict[str, str]:
+    """Name -> version of the installed distributions that components come from."""
+    answers = [answer for _, answers in _answers(sweep, code) for answer in answers]
+    return {name: version for answer in answers for name, version in [answer["distribution"] or (None, "")] if name}
+
+
+def _answers(sweep: Sweep, code: UserCode | None) -> Iterator[tuple[Arm, list[dict[str, Any]]]]:
+    asked = {arm.label: list(_asked(sweep, arm)) for arm in arms_of(sweep)}
+    distinct = list(dict.fromkeys(text for texts in asked.values() for text in texts))
+    if not distinct:
+        return
+    answered = dict(zip(distinct, _tried(tuple(distinct), None if code is None else _Held(code)), strict=True))
+    for arm in arms_of(sweep):
+        yield arm, [json.loads(answered[text]) for text in asked[arm.label]]
+
+
+def _asked(sweep: Sweep, arm: Arm) -> Iterator[str]:
+    """Each component of an arm's jobs that has code or options of its own, as JSON."""
+    space = sweep.tune.space if sweep.tune else {}
+    deciding = [key for key in space if is_option(key) or any(key == kind.key for kind in KINDS.values())]
+    keys = {key: space[key] for chosen in deciding for key in (chosen, *conditions.above(space, chosen))}
+    ends = {key: own.ends for key, own in keys.items()}
+    combinations: list[Mapping[str, Any]] = [{}]
+    if keys:
+        combinations = list(conditions.some_combinations(keys, arm.values, ends, most=MOST_TRIED))
+    for settings in combinations:
+        with contextlib.suppress(ValidationError):  # it may be a job with other settings of what else is tuned
+            yield from asked_of(arm.config(stage="confirm", seed=0, settings=settings))
+
+
+def asked_of(job: JobConfig) -> Iterator[str]:
+    """Each component of a job that has code or options of its own, as JSON."""
+    whole = job.model_dump(mode="json")
+    flat = flatten(whole)
+    for kind in KINDS.values():
+        name = flat.get(kind.key)
+        options = {
+            key.removeprefix(f"{kind.options}."): value for key, value in flat.items() if key.startswith(kind.options)
+        }
+        if isinstance(name, str) and (options or is_import_path(name)):
+            yield canonical({"kind": kind.name, "name": name, "options": options, "job": whole})
+
+
+class _Held:
+    """Code that is looked up by its digest."""
+
+    def __init__(self, code: UserCode) -> None:
+        self.code = code
+
+    def __hash__(self) -> int:
+        return hash(self.code.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and self.code.digest == other.code.digest
+
+
+@lru_cache(maxsize=16)
+def _tried(asked: Sequence[str], held: _Held | None) -> list[str]:
+    """The answers of a child process, one line each. Raises CodeError where it ends without them."""
+    with contextlib.ExitStack() as stack:
+        environment = dict(os.environ)
+        environment.pop(HERE, None)
+        if held is not None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="orchestrator-code-"))
+            held.code.write(Path(folder))
+            environment[HERE] = folder
+        text = json.dumps({"asked": [json.loads(entry) for entry in asked]})
+        command = [sys.executable, "-m", "jobs.train.components"]
+        try:
+            done = subprocess.run(
+                command, input=text, capture_output=True, text=True, timeout=TRIAL_S, env=environment, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise CodeError(
+                f"the components were tried for {TRIAL_S} s without an end; see what their module does"
+            ) from error
+    lines = done.stdout.splitlines()
+    if done.returncode != 0 or len(lines) != len(asked):
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise CodeError(f"the process that tries the components ended with {done.returncode}: {last}")
+    return lines
