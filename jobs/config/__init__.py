@@ -16,6 +16,7 @@ from jobs.config.job import nearest as nearest
 from jobs.config.job import trial_id as trial_id
 from jobs.config.sections import Augment as Augment
 from jobs.config.sections import Budget as Budget
+from jobs.config.sections import Evaluate as Evaluate
 from jobs.config.sections import Execution as Execution
 from jobs.config.sections import Loss as Loss
 from jobs.config.sections import Optimizer as Optimizer

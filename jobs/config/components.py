@@ -10,7 +10,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -46,13 +46,49 @@ class Kind:
     provided: tuple[str, ...]
     """Arguments that a component is called with if its signature has them. All others are options."""
 
+    builds: bool = False
+    """Whether a class is built with what is provided, and not only with its options."""
+
+    default: str = ""
+    """The built-in that a job has unless it names another one."""
+
 
 LOSS = Kind(
     "loss", "loss.name", "loss.options", "losses/builtin", "mylab.losses:focal_nce",
     ("v", "queries", "keys", "negatives", "ids", "key_ids", "negative_ids", "scores", "rows", "temperature", "step"),
+    default="infonce",
 )  # fmt: skip
 
-KINDS = {kind.name: kind for kind in (LOSS,)}
+OPTIMIZER = Kind(
+    "optimizer", "optimizer.name", "optimizer.options", "optim/builtin", "torch.optim:RAdam",
+    ("params", "lr", "settings", "weight_decay"), builds=True, default="adamw",
+)  # fmt: skip
+SCHEDULE = Kind(
+    "schedule", "optimizer.schedule", "optimizer.schedule_options", "optim/schedules", "mylab.optim:staircase",
+    ("passed",), default="cosine",
+)  # fmt: skip
+TRANSFORM = Kind(
+    "transform", "optimizer.transform", "optimizer.transform_options", "optim/transforms", "mylab.optim:ChildTuning",
+    ("parameters", "step", "seed"),
+)  # fmt: skip
+AUGMENTATION = Kind(
+    "augmentation", "augment.name", "augment.options", "data/images/augmentations", "mylab.views:colour_jitter",
+    ("images", "settings", "seed", "step", "pairs", "view"),
+)  # fmt: skip
+SAMPLER = Kind(
+    "sampler", "data.sampler", "data.sampler_options", "data/samplers", "mylab.data:by_length",
+    ("rows", "size", "seed", "step"),
+)  # fmt: skip
+ENCODER = Kind(
+    "encoder", "model.name", "model.options", "models/encoders", "mylab.models:MyEncoder",
+    ("job", "image_shape", "vocabulary"), builds=True,
+)  # fmt: skip
+METRIC = Kind(
+    "metric", "evaluate.metrics", "evaluate.metric_options", "metrics/builtin", "mylab.metrics:recall",
+    ("references", "reference_labels", "queries", "query_labels", "left", "right", "scores", "settings"),
+)  # fmt: skip
+
+KINDS = {kind.name: kind for kind in (LOSS, ENCODER, AUGMENTATION, SAMPLER, OPTIMIZER, SCHEDULE, TRANSFORM, METRIC)}
 
 
 class ComponentError(ValueError):
@@ -61,9 +97,10 @@ class ComponentError(ValueError):
 
 @cache
 def builtin_names(kind: str) -> tuple[str, ...]:
-    """The built-ins of a kind, by the files of its folder."""
+    """The built-ins of a kind, by the files of its folder, the default first."""
     files = (PACKAGE / KINDS[kind].folder).glob("*.py")
-    return tuple(sorted(path.stem for path in files if not path.stem.startswith("_")))
+    names = sorted(path.stem for path in files if not path.stem.startswith("_"))
+    return tuple(sorted(names, key=lambda name: name != KINDS[kind].default))
 
 
 def is_import_path(name: str) -> bool:
@@ -117,6 +154,11 @@ def _public(module: object) -> str:
     return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") or "nothing"
 
 
+def metric_name(path: str) -> str:
+    """What a metric is called in a job and its results: the part after the colon."""
+    return path.rpartition(":")[2]
+
+
 def is_option(key: str) -> bool:
     """Whether a dotted job key is an option of a component, such as `loss.options.gamma`."""
     table, _, name = key.rpartition(".")
@@ -128,6 +170,23 @@ def options(kind: str, component: object, given: Mapping[str, Any]) -> dict[str,
     ValidationError."""
     checked = options_model(kind, component).model_validate(dict(given))
     return dict(checked) if _own_model(component) else dict(given)
+
+
+def called(kind: str, name: str, given: Mapping[str, Any]) -> Callable[..., Any]:
+    """A function that is named, with its options; it takes what it asks for of what it is called with. Raises as `load`
+    and `options` do."""
+    function = load(kind, name)
+    if not callable(function):
+        raise ComponentError(f"{name!r} is a {type(function).__name__}; name a function")
+    own = options(kind, function, given)
+    parameters = inspect.signature(function).parameters.values()
+    takes_all = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
+    asked = {parameter.name for parameter in parameters}
+
+    def call(**provided: Any) -> Any:
+        return function(**{key: value for key, value in provided.items() if takes_all or key in asked}, **own)
+
+    return call
 
 
 def options_model(kind: str, component: object) -> type[BaseModel]:
@@ -149,7 +208,8 @@ def _by_signature(kind: str, component: object) -> type[BaseModel]:
     fields: dict[str, Any] = {}
     for parameter in known:
         is_own = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        if is_own and (isinstance(component, type) or parameter.name not in KINDS[kind].provided):
+        is_built = isinstance(component, type) and not KINDS[kind].builds
+        if is_own and (is_built or parameter.name not in KINDS[kind].provided):
             is_list = get_origin(hints.get(parameter.name)) in (tuple, list)
             strict = Field(strict=False) if is_list else Field()
             default = ... if parameter.default is parameter.empty else parameter.default

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from jobs.config.components import is_import_path
 from jobs.config.identity import canonical, counted_from, hashed
 from jobs.config.sections import (
     OF_TOKENS,
@@ -101,7 +102,8 @@ class JobConfig(Section):
                 "model.norm = 'batch' takes its statistics per rank and per chunk, so execution.ranks and "
                 "execution.micro would change the result; use model.norm = 'group', or ranks = 1 and no micro"
             )
-        if self.model.width % self.model.heads and self.model.name != "resnet":
+        has_heads = self.model.name != "resnet" and not is_import_path(self.model.name or "")
+        if has_heads and self.model.width % self.model.heads:
             raise ValueError(f"model.heads = {self.model.heads} must divide model.width = {self.model.width}")
         if self.task == "image":
             if self.data.judged_columns is not None:

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from jobs.config.components import builtin_names, checked_name
+from jobs.config.components import checked_name, metric_name
 
 OF_TOKENS = ("max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 """Poolings that sentences alone have."""
@@ -24,6 +24,8 @@ OF_TOKENS = ("max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 
 Options = dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], JsonValue]
 """Arguments of a component, which checks them itself."""
+
+MetricPath = Annotated[str, AfterValidator(partial(checked_name, "metric"))]
 
 UNBOUNDED = ("dcl", "flatnce")
 """Losses without a minimum in 1 / temperature on separable batches, so that a learned one runs to its clamp."""
@@ -95,6 +97,12 @@ class Data(Section):
     """Longest sentence, in tokens, special ones and the prompt included; the rest is cut. None: what the encoder's
     folder says, if it is one of sentence-transformers and `model.pooling` is `auto`; else 32."""
 
+    sampler: Annotated[str, AfterValidator(partial(checked_name, "sampler"))] = "shuffled"
+    """Which rows a batch holds: `shuffled`, epochs in a random order; or an import path of a function of the step."""
+
+    sampler_options: Options = {}
+    """Arguments of a sampler that has some, by name."""
+
     image_shape: Annotated[tuple[int, ...], Field(min_length=2, max_length=3, strict=False)] | None = None
     """[height, width] or [height, width, channels]. Raw pixel rows are read so, channels last; of nested lists it says
     which are the channels where they do not; encoded images are resized to it, and are grey or coloured by its
@@ -114,6 +122,12 @@ class Data(Section):
 class Augment(Section):
     """Views of an image. Each strength 0 or 1 as noted switches it off. Sentences have none: dropout is theirs."""
 
+    name: Annotated[str, AfterValidator(partial(checked_name, "augmentation"))] = "crop_flip"
+    """`crop_flip`, which is described by the keys below; or an import path of a function of images."""
+
+    options: Options = {}
+    """Arguments of an augmentation that has some, by name."""
+
     crop: float = Field(0.5, gt=0, le=1)
     """Smallest share of the image's area that a random crop keeps; 1 never crops."""
 
@@ -128,8 +142,12 @@ class Model(Section):
     """The encoder and its head."""
 
     name: str | None = None
-    """`vit`, `resnet` or `bert`, built from the fields below and trained from nothing; else a local folder or a Hub
-    name for transformers' AutoModel. None: `vit` for images, `bert` for sentences."""
+    """`vit`, `resnet` or `bert`, built from the fields below and trained from nothing; an import path of an encoder of
+    your own, such as `mylab.models:MyEncoder`; else a local folder or a Hub name for transformers' AutoModel. None:
+    `vit` for images, `bert` for sentences."""
+
+    options: Options = {}
+    """Arguments of an encoder by import path, by name."""
 
     width: int = Field(64, gt=0)
     """Hidden width (vit, bert) or channels of the first stage (resnet)."""
@@ -238,11 +256,6 @@ class Loss(Section):
             )
         if self.name == "siglip" and self.same_side:
             raise ValueError("same_side = true is not defined for name = 'siglip'; set same_side = false")
-        if self.options and self.name in builtin_names("loss"):
-            raise ValueError(
-                f"options.{next(iter(self.options))}: name = '{self.name}' has no options; remove it, or name the loss "
-                "whose option it is"
-            )
         if self.name != "siglip" and self.bias != 0:
             raise ValueError(f"bias = {self.bias} is siglip's only; remove it, or set name = 'siglip'")
         return self
@@ -270,7 +283,12 @@ class Batch(Section):
 class Optimizer(Section):
     """The optimizer and its schedule."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Annotated[str, AfterValidator(partial(checked_name, "optimizer"))] = "adamw"
+    """`adamw` or `sgd`; or an import path of a class or function (params, lr, **options), as `torch.optim:RAdam`."""
+
+    options: Options = {}
+    """Arguments of an optimizer that has some, by name."""
+
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
 
@@ -286,11 +304,26 @@ class Optimizer(Section):
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which the rate climbs to its peak."""
 
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """What the rate does after the warm-up; linear and cosine end at 0."""
+    schedule: Annotated[str, AfterValidator(partial(checked_name, "schedule"))] = "cosine"
+    """What the rate does after the warm-up: constant, linear and cosine, of which the last two end at 0; or an import
+    path of a function of the share that has passed."""
+
+    schedule_options: Options = {}
+    """Arguments of a schedule that has some, by name."""
+
+    transform: Annotated[str, AfterValidator(partial(checked_name, "transform"))] | None = None
+    """What is done to the gradient after the sum over ranks and the clipping: `soft_clip`, or an import path of a
+    class. None: nothing."""
+
+    transform_options: Options = {}
+    """Arguments of a transform that has some, by name."""
 
     clip: float | None = Field(None, gt=0)
     """Largest norm of the whole gradient, after the sum over ranks. None: no clipping."""
+
+
+MEASURED = ("knn_accuracy", "probe_accuracy", "spearman", "alignment", "uniformity")
+"""Metrics that are measured without being asked for, each where it is defined."""
 
 
 class Evaluate(Section):
@@ -314,6 +347,26 @@ class Evaluate(Section):
 
     batch: int = Field(256, gt=0)
     """Rows encoded at once."""
+
+    metrics: Annotated[
+        tuple[Annotated[str, AfterValidator(partial(checked_name, "metric"))], ...], Field(strict=False)
+    ] = ()
+    """Further metrics, by import path, each known by the name after its colon."""
+
+    metric_options: dict[str, Options] = {}
+    """Arguments of metrics that have some, by the metric's name."""
+
+    @model_validator(mode="after")
+    def _named_apart(self) -> Evaluate:
+        names = [metric_name(path) for path in self.metrics]
+        for path, name in zip(self.metrics, names, strict=True):
+            if name in MEASURED or names.count(name) > 1:
+                raise ValueError(
+                    f"metrics: '{path}' is called {name}, as another one is; give the function another name"
+                )
+        if unknown := sorted(self.metric_options.keys() - set(names)):
+            raise ValueError(f"metric_options.{unknown[0]}: no metric of evaluate.metrics is called so")
+        return self
 
 
 class Execution(Section):

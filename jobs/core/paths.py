@@ -9,11 +9,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from jobs.config.components import is_import_path
+
 BASE = "ORCHESTRATOR_BASE"
 """Variable that names the folder where the run began."""
 
 BUILT_IN = ("vit", "resnet", "bert")
 """Names of encoders that are built from fields of the job and have no files; any other is loaded."""
+
+
+def is_built(name: str | None) -> bool:
+    """Whether an encoder of this name is built from the job and has no files: a built-in, or code of the user's own."""
+    return name is None or name in BUILT_IN or is_import_path(name)
+
 
 DIGITS = "digits"
 """The name of data that have no file."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from jobs.config import JobConfig, components
+from jobs.data.samplers.shuffled import shuffled
 
 if TYPE_CHECKING:
     import torch
@@ -60,26 +62,19 @@ class Ids:
         return {name: ids for name, ids in named.items() if ids is not None}
 
 
-def batch_rows(n_rows: int, *, size: int, seed: int, step: int) -> NDArray[np.int64]:
-    """Data rows, int64 [size], of the global batch of optimizer step `step` = 1, 2, ...
-
-    Every epoch is a permutation of all rows, a function of (seed, epoch) alone; batches run on across its end.
-    """
-    position, rows = (step - 1) * size, np.empty(size, np.int64)
-    filled = 0
-    while filled < size:
-        epoch, first = divmod(position + filled, n_rows)
-        taken = min(size - filled, n_rows - first)
-        rows[filled : filled + taken] = _epoch(n_rows, seed, epoch)[first : first + taken]
-        filled += taken
-    return rows
-
-
-@functools.lru_cache(maxsize=2)
-def _epoch(n_rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    from jobs.core.randomness import ORDER, permutation
-
-    return permutation(n_rows, ORDER, seed, epoch)
+def batch_rows(n_rows: int, *, size: int, seed: int, step: int, job: JobConfig | None = None) -> NDArray[np.int64]:
+    """Data rows, int64 [size], of the global batch of optimizer step `step` = 1, 2, ... job: whose sampler draws them;
+    None: epochs in random orders. Raises ValueError for a sampler that gives anything else."""
+    if job is None or job.data.sampler == "shuffled":
+        return shuffled(n_rows, size, seed, step)
+    draw = components.called("sampler", job.data.sampler, job.data.sampler_options)
+    rows = np.asarray(draw(rows=n_rows, size=size, seed=seed, step=step))
+    if rows.shape != (size,) or rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= n_rows:
+        raise ValueError(
+            f"data.sampler = {job.data.sampler!r} gave {rows.dtype} {list(rows.shape)} for step {step}; it gives "
+            f"{size} whole numbers from 0 to {n_rows - 1}, rows of the data"
+        )
+    return rows.astype(np.int64)
 
 
 def content_ids(contents: Iterable[Buffer]) -> Tensor:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from jobs import models
 from jobs.config import JobConfig
-from jobs.core.paths import DIGITS, is_folder_here
+from jobs.core.paths import DIGITS, is_built, is_folder_here
 from jobs.data.faults import DataError, shown
 from jobs.data.images import ImageEvaluation, image_evaluation, image_examples, image_rows
 from jobs.data.images.arrays import is_list
@@ -27,7 +27,6 @@ from jobs.data.resolve import HUB, locate
 from jobs.data.sentences import beside, cells, scored, sentence_rows, tokenizer_for
 from jobs.data.sentences.duplicates import repeats
 from jobs.data.sources import Rows
-from jobs.models.pretrained.folder import BUILT
 
 
 @looked_at_once()
@@ -73,7 +72,7 @@ def check(job: JobConfig) -> list[str]:
 
 def check_model(job: JobConfig) -> list[str]:
     """What to know of the job's encoder. Raises ModelError, or DataError for its tokenizer."""
-    if job.model.name in (None, *BUILT):
+    if is_built(job.model.name):
         return []
     notes = models.check_encoder(job, None)  # without one, there is no tokenizer either
     return notes if job.task == "image" else models.check_encoder(job, tokenizer_for(job))
@@ -81,7 +80,7 @@ def check_model(job: JobConfig) -> list[str]:
 
 def check_encoder_here(job: JobConfig) -> list[str]:
     """`check_model` of an encoder that is a folder on this machine, where the rows may not be; nothing of others."""
-    if job.model.name in (None, *BUILT) or not is_folder_here(str(job.model.name)):
+    if is_built(job.model.name) or not is_folder_here(str(job.model.name)):
         return []
     notes = check_model(job)
     try:

@@ -23,12 +23,13 @@ from torch import Tensor
 from jobs import data, models
 from jobs.artifacts import bucket, checkpoint, manifest, storage, trial_dir
 from jobs.config import Execution, JobConfig
+from jobs.config.components import is_import_path
+from jobs.core.paths import is_built
 from jobs.data.images.pixels import standardised
 from jobs.data.sentences.tokens import tokenised
 from jobs.export import card, folder
 from jobs.export.card import About
 from jobs.models import ContrastiveModel
-from jobs.models.pretrained.folder import BUILT
 
 __all__ = ["About", "Differs", "export"]
 
@@ -59,6 +60,11 @@ def export(
     name = source.resolve().name
     place = bucket.at(source, remote)
     job = _job(place, source, remote)
+    if is_import_path(job.model.name or ""):
+        raise ValueError(
+            f"model.name = '{job.model.name}' is code of your own, which whoever loads a folder would not have; load "
+            f"the weights with your class: {place.scratch / 'checkpoints'}, whose names begin with 'encoder.'"
+        )
     try:
         found, weights, extra, remarks = checkpoint.weights(place.inside("checkpoints"), step=step)
     except ValueError as error:
@@ -70,7 +76,7 @@ def export(
     model = models.build(job, tokenizer=tokenizer, image_shape=image_shape).eval()
     trained = extra.get(trial_dir.READING) or (_result(place, source, remote) or {}).get(trial_dir.READING)
     trial_dir.refuse_other_reading(trained, model.reading.record)
-    if trained is None and job.task == "sentence" and job.model.name not in (None, *BUILT):
+    if trained is None and job.task == "sentence" and not is_built(job.model.name):
         unsure.append(
             f"an earlier version has not recorded how model.name = '{job.model.name}' was read when the trial began; "
             "it is exported as its folder says today"
@@ -154,7 +160,7 @@ def _inputs(
         assert isinstance(examples, data.ImageExamples)
         return None, examples.image_shape, []
     unsure = []
-    if job.model.name in (None, "bert"):
+    if is_built(job.model.name):
         result = _result(place, source, remote)
         if result is None:
             unsure.append(

@@ -9,7 +9,6 @@ bit for bit the same for any number of ranks.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -19,33 +18,28 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from jobs.config import JobConfig
+from jobs.config import JobConfig, components
+from jobs.config.components import metric_name
 from jobs.core.collectives import gather_rows, rank_of, world_of
 from jobs.data import ImageEvaluation, Images, SentenceEvaluation
 from jobs.data.sentences.tokens import tokenised
+from jobs.metrics.builtin.alignment import alignment as alignment_of
+from jobs.metrics.builtin.knn_accuracy import knn_classify
+from jobs.metrics.builtin.probe_accuracy import probe_accuracy
+from jobs.metrics.builtin.spearman import spearman
+from jobs.metrics.builtin.uniformity import uniformity
 from jobs.models import ContrastiveModel, Reading
-
-KNN_TEMPERATURE = 0.07
-"""Of the neighbours' votes, as in Wu et al. 2018 (arXiv:1805.01978)."""
 
 COSINE_DIGITS = 12
 """Decimals of a cosine by which pairs are ranked: fp64 has 16, and the sum over the features takes some."""
 
-UNIFORMITY_ROWS = 5000
-"""Uniformity compares all pairs of at most so many rows, evenly spaced."""
-
-PROBE_ITERATIONS = 300
-"""Most L-BFGS iterations of the linear probe; one that has not settled by then is scored as it is."""
-
 DECISIVE = ("knn_accuracy", "spearman")
 """What a trial is judged on first: defined for all finite embeddings."""
-
-_ROWS_AT_ONCE = 1024
 
 
 def evaluate(
@@ -73,7 +67,7 @@ def evaluate(
         if isinstance(data, ImageEvaluation):
             references = features(len(data.reference_pixels), partial(_pixels, data.reference_pixels))
             queries = features(len(data.query_pixels), partial(_pixels, data.query_pixels))
-            return image_metrics(
+            metrics = image_metrics(
                 references,
                 data.reference_labels,
                 queries,
@@ -81,9 +75,37 @@ def evaluate(
                 neighbours=job.evaluate.neighbours,
                 probe=final and job.evaluate.probe,
             )
+            labels = (np.asarray(data.reference_labels), np.asarray(data.query_labels))
+            return metrics | further_metrics(
+                job, metrics, references=references, reference_labels=labels[0], queries=queries, query_labels=labels[1]
+            )
         sentences = _encode_sentences([*data.left, *data.right], tokenizer, model.reading, features)
         left, right = sentences[: len(data.left)], sentences[len(data.left) :]
-        return sentence_metrics(left, right, data.score)
+        metrics = sentence_metrics(left, right, data.score)
+        return metrics | further_metrics(
+            job, metrics, left=left, right=right, scores=np.asarray(data.score, dtype=np.float64)
+        )
+
+
+def further_metrics(job: JobConfig, known: Mapping[str, float], **embedded: Any) -> dict[str, float]:
+    """The metrics of the user's own, by the name after the colon; none where the embeddings are not finite.
+
+    Raises ValueError for a metric that gives neither a number nor a number for each row.
+    """
+    if diverged(known):
+        return {}
+    found: dict[str, float] = {}
+    for path in job.evaluate.metrics:
+        name = metric_name(path)
+        measure = components.called("metric", path, job.evaluate.metric_options.get(name, {}))
+        outcome = measure(settings=job.evaluate, **embedded)
+        values = np.asarray(outcome.detach().cpu() if isinstance(outcome, Tensor) else outcome, dtype=np.float64)
+        if values.ndim > 1 or not values.size:
+            raise ValueError(
+                f"evaluate.metrics: {path} gave {list(values.shape)}; a metric gives one number, or one for each row"
+            )
+        found |= _defined(**{name: float(values.mean())})
+    return found
 
 
 def diverged(metrics: Mapping[str, float]) -> bool:
@@ -115,7 +137,7 @@ def image_metrics(
     metrics = {"knn_accuracy": float(np.mean(guessed == wanted))}
     if probe:
         metrics["probe_accuracy"] = probe_accuracy(references, known, queries, wanted)
-    return metrics | _defined(alignment=_alignment_within(unit, wanted), uniformity=uniformity(unit))
+    return metrics | _defined(alignment=alignment_of(unit, wanted), uniformity=uniformity(unit))
 
 
 def sentence_metrics(left: Tensor, right: Tensor, score: ArrayLike) -> dict[str, float]:
@@ -145,87 +167,6 @@ def sentence_metrics(left: Tensor, right: Tensor, score: ArrayLike) -> dict[str,
 def _defined(**metrics: float | None) -> dict[str, float]:
     """Those that are a number."""
     return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
-
-
-def knn_classify(references: Tensor, labels: NDArray[Any], queries: Tensor, *, neighbours: int) -> NDArray[Any]:
-    """Label [Q] of each query, by the votes of its nearest references, each of weight exp(cosine similarity / 0.07).
-
-    The weighted kNN of Wu et al. 2018, usual for self-supervised encoders. references [R, D] and queries [Q, D]: unit
-    rows. Of equally near references the earlier ones count; of equal votes the lower label wins.
-    """
-    classes, coded = np.unique(labels, return_inverse=True)
-    one_hot = F.one_hot(torch.from_numpy(coded), len(classes)).double()
-    count = min(neighbours, len(references))
-    guesses = []
-    for part in torch.split(queries, _ROWS_AT_ONCE):
-        near = (part @ references.T).double()
-        furthest = near.topk(count).values[:, -1:]
-        chosen, tied = near > furthest, near == furthest
-        chosen |= tied & (tied.cumsum(1) <= count - chosen.sum(1, keepdim=True))
-        votes = torch.exp((near - 1) / KNN_TEMPERATURE) * chosen
-        guesses.append((votes @ one_hot).argmax(1))
-    return classes[torch.cat(guesses).numpy()]  # type: ignore[no-any-return]
-
-
-def probe_accuracy(
-    references: Tensor, reference_labels: NDArray[Any], queries: Tensor, query_labels: NDArray[Any]
-) -> float:
-    """Accuracy on the queries of a logistic regression (L2, C = 1) fitted to the standardised references."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(references.double().numpy())
-    known, asked = (scaler.transform(rows.double().numpy()) for rows in (references, queries))
-    if len(np.unique(reference_labels)) == 1:
-        return float(np.mean(query_labels == reference_labels[0]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        probe = LogisticRegression(max_iter=PROBE_ITERATIONS).fit(known, reference_labels)
-    return float(np.mean(probe.predict(asked) == query_labels))
-
-
-def uniformity(unit: Tensor) -> float | None:
-    """log of the mean over pairs of distinct rows of exp(-2 |x - y|^2); unit [n, D]. Lower is more uniform. None of a
-    single row."""
-    if len(unit) < 2:
-        return None
-    if len(unit) > UNIFORMITY_ROWS:
-        unit = unit[torch.linspace(0, len(unit) - 1, UNIFORMITY_ROWS, dtype=torch.float64).long()]
-    total, n = 0.0, len(unit)
-    for start in range(0, n, _ROWS_AT_ONCE):
-        part = unit[start : start + _ROWS_AT_ONCE]
-        # |x - y|^2 = 2 - 2 x.y; rounding may put it just below 0.
-        near = torch.exp(-4 * (1 - part @ unit.T).clamp_min(0))
-        near.diagonal(start).zero_()
-        total += float(near.sum(dtype=torch.float64))
-    return float(np.log(total / (n * (n - 1))))
-
-
-def spearman(measured: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Spearman's rank correlation in [-1, 1], ties sharing their mean rank; 0 if either is constant."""
-    a, b = (_centred_ranks(values) for values in (measured, wanted))
-    spread = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / spread) if spread else 0.0
-
-
-def _centred_ranks(values: NDArray[Any]) -> NDArray[np.float64]:
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    middles = np.cumsum(counts) - (counts - 1) / 2
-    return middles[places] - (len(values) + 1) / 2
-
-
-def _alignment_within(unit: Tensor, labels: NDArray[Any]) -> float | None:
-    """Mean |x - y|^2 over pairs of distinct rows with the same label, from the sums of each label's rows."""
-    _, coded = np.unique(labels, return_inverse=True)
-    code = torch.from_numpy(coded)
-    rows = unit.double()
-    sizes = torch.bincount(code).double()
-    sums = torch.zeros(len(sizes), rows.shape[1], dtype=torch.float64).index_add_(0, code, rows)
-    squares = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, code, rows.square().sum(1))
-    pairs = float((sizes * (sizes - 1)).sum())
-    # Over ordered pairs: sum |x - y|^2 = 2 n sum |x|^2 - 2 |sum x|^2.
-    return float(2 * (sizes * squares - sums.square().sum(1)).sum()) / pairs if pairs else None
 
 
 def _pixels(pixels: Images, start: int, stop: int) -> Mapping[str, Tensor]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.config import JobConfig
+from jobs.core.paths import is_built
 from jobs.models.errors import ModelError
-from jobs.models.pretrained.folder import BUILT
 from jobs.models.reading import Reading, reading
 
 
@@ -14,7 +14,7 @@ def check_encoder(job: JobConfig, tokenizer: Any) -> list[str]:
     """Notes on the pretrained encoder of `job`; none on one that is built. tokenizer: of a sentence job, if it has one.
     Raises ModelError for what would end its trials."""
     name = job.model.name
-    if name is None or name in BUILT:
+    if name is None or is_built(name):
         return []
     from jobs.models import transformer
 
@@ -34,7 +34,7 @@ def check_encoder(job: JobConfig, tokenizer: Any) -> list[str]:
 def check_views(job: JobConfig) -> None:
     """Raise ModelError where single sentences have two views that are the same, and nobody has said so."""
     name = job.model.name
-    if name is None or name in BUILT or job.model.dropout == 0:
+    if name is None or is_built(name) or job.model.dropout == 0:
         return
     from jobs.models import transformer
 

@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.config import JobConfig
+from jobs.config.components import is_import_path
 from jobs.core import randomness
+from jobs.core.paths import is_built
 from jobs.models import dropout
 from jobs.models.encoders import initialise, make_encoder
 from jobs.models.errors import ModelError
 from jobs.models.mlm import MaskedLanguageHead
 from jobs.models.pooling import pool
-from jobs.models.pretrained.folder import BUILT
 from jobs.models.reading import Reading, reading
 
 Inputs = Mapping[str, Tensor]
@@ -175,7 +176,7 @@ def build(
     if model.mlm is not None:
         initialise(model.mlm, seed, "mlm")
     dropout.replace_dropout(encoder)
-    if job.model.name not in (None, *BUILT):
+    if not is_built(job.model.name) or is_import_path(job.model.name or ""):
         model.unreplayable = dropout.why_unreplayable(encoder, _example(job, image_shape))
         if model.unreplayable is not None:
             dropout.restore_dropout(encoder)
@@ -268,6 +269,10 @@ def _masked_language_head(job: JobConfig, encoder: Any, width: int) -> MaskedLan
 
 def _width_of(encoder: Any) -> int:
     if not hasattr(encoder, "config"):
+        if not hasattr(encoder, "width"):
+            raise ModelError(
+                f"{type(encoder).__name__} has neither `width` nor a `config`; set self.width to its output's columns"
+            )
         return int(encoder.width)
     sizes = getattr(encoder.config, "hidden_sizes", None)
     return int(sizes[-1] if sizes else encoder.config.hidden_size)

@@ -9,9 +9,9 @@ from typing import Any
 
 from jobs.config import JobConfig
 from jobs.core.failures import words_of
+from jobs.core.paths import is_built
 from jobs.models.errors import ModelError
 from jobs.models.pretrained import folder as pretrained
-from jobs.models.pretrained.folder import BUILT
 from jobs.models.pretrained.modules import ENDLESS, FolderError, Says, modules_of, says, settings_of
 
 MAX_TOKENS = 32
@@ -64,7 +64,7 @@ def reading(job: JobConfig) -> Reading:
     name, pooling, given = job.model.name, job.model.pooling, job.data.max_tokens
     is_auto = pooling == "auto"
     plain = Reading("mean" if is_auto else pooling, given or MAX_TOKENS)
-    if name is None or name in BUILT:
+    if name is None or is_built(name):
         return plain
     try:
         root = pretrained.root_of(name)

@@ -1,42 +1,87 @@
-"""Optimizers and learning-rate schedules. The rate is a function of the step, so a checkpoint holds no scheduler."""
+"""Optimizers, learning-rate schedules and gradient transforms. The rate is a function of the step, so a checkpoint
+holds no scheduler.
+
+    optimizer            (params, lr, **options) -> torch.optim.Optimizer, such as any class of torch.optim
+    schedule             (passed, **options) -> share of the peak rate; passed from 0 to 1 after the warm-up
+    gradient transform   a class built with its options, called with what it asks for of `parameters` (by name), `step`
+                         and `seed`: changes their `grad` in place, after the sum over ranks and the clipping, on every
+                         rank alike. With `state_dict` and `load_state_dict` its state is checkpointed.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import TypeVar, cast
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 
-from jobs.config import Optimizer
-
-Made = TypeVar("Made", bound=torch.optim.Optimizer)
-
-
-def _eager(optimizer: type[Made]) -> type[Made]:
-    """A class of torch's optimizers as it is where nothing is compiled. Torch's own load its compiler to keep it out
-    of their methods: two seconds of processor time and 70 MB in every rank."""
-    names = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
-    plain = {name: getattr(getattr(optimizer, name), "__wrapped__", getattr(optimizer, name)) for name in names}
-    plain["step"] = torch.no_grad()(plain["step"])
-    return cast("type[Made]", type(optimizer.__name__, (optimizer,), plain))
-
-
-AdamW, SGD = _eager(torch.optim.AdamW), _eager(torch.optim.SGD)
+from jobs.config import Optimizer, components
+from jobs.optim.eager import eager
 
 
 def build(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019) or SGD; matrices decay, biases, norms and loss parameters do not."""
+    """The job's optimizer. Matrices decay; biases, norms and parameters of the loss do not."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     decaying = {name for name, p in trained.items() if p.ndim > 1 and not name.startswith("loss_module.")}
     groups = [
         {"params": [trained[name] for name in trained if name in decaying], "weight_decay": settings.weight_decay},
         {"params": [trained[name] for name in trained if name not in decaying], "weight_decay": 0.0},
     ]
-    if settings.name == "adamw":
-        first, second = settings.betas
-        return AdamW(groups, lr=settings.lr, betas=(first, second), fused=True)
-    return SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
+    found = cast("Callable[..., torch.optim.Optimizer]", components.load("optimizer", settings.name))
+    options = components.options("optimizer", found, settings.options)
+    asked = inspect.signature(found).parameters
+    given = {"params": groups, "lr": settings.lr, "settings": settings}
+    if isinstance(found, type) and issubclass(found, torch.optim.Optimizer) and found.__module__.startswith("torch."):
+        found = eager(found)
+    made = found(**{key: value for key, value in given.items() if key in asked}, **options)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise components.ComponentError(
+            f"optimizer.name = {settings.name!r} gives a {type(made).__name__}; give a class of torch.optim, or a "
+            "function that returns one: (params, lr, **options) -> torch.optim.Optimizer"
+        )
+    return made
+
+
+class Transform(Protocol):
+    """What is done to a gradient before the optimizer."""
+
+    def __call__(self, **given: Any) -> None:
+        """Change the gradients in place."""
+
+
+class GradientTransform:
+    """The job's gradient transform: none, or a component."""
+
+    def __init__(self, model: nn.Module, settings: Optimizer, *, seed: int) -> None:
+        self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._seed = seed
+        self._transform: Transform | None = None
+        self._asked: frozenset[str] = frozenset()
+        if settings.transform is not None:
+            found = components.load("transform", settings.transform)
+            options = components.options("transform", found, settings.transform_options)
+            self._transform = cast("Transform", cast("Callable[..., object]", found)(**options))
+            self._asked = frozenset(inspect.signature(self._transform).parameters)
+
+    def __call__(self, step: int) -> None:
+        """Change the gradients in place, on every rank alike."""
+        if self._transform is not None:
+            given = {"parameters": self._named, "step": step, "seed": self._seed}
+            self._transform(**{key: value for key, value in given.items() if key in self._asked})
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Empty for one without a state."""
+        own: Callable[[], Mapping[str, Any]] | None = getattr(self._transform, "state_dict", None)
+        return {} if own is None else dict(own())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        own: Callable[[Mapping[str, Any]], object] | None = getattr(self._transform, "load_state_dict", None)
+        if state and own is not None:
+            own(state)
 
 
 def rate(settings: Optimizer, *, step: int, steps: int) -> float:
@@ -45,8 +90,6 @@ def rate(settings: Optimizer, *, step: int, steps: int) -> float:
     warm = math.ceil(settings.warmup * steps)
     if step <= warm:
         return settings.lr * step / warm
-    if settings.schedule == "constant":
-        return settings.lr
     return settings.lr * _left(settings, (step - 1 - warm) / max(1, steps - warm))
 
 
@@ -55,15 +98,20 @@ def rate_at(settings: Optimizer, *, used: float) -> float:
     warm-up the first step has rate 0."""
     if used < settings.warmup:
         return settings.lr * used / settings.warmup
-    if settings.schedule == "constant":
-        return settings.lr
     passed = (used - settings.warmup) / (1 - settings.warmup)
     return settings.lr * _left(settings, passed)
 
 
 def _left(settings: Optimizer, passed: float) -> float:
     """Share of the peak that is left after the share `passed` of what follows the warm-up."""
-    return 1 - passed if settings.schedule == "linear" else (1 + math.cos(math.pi * passed)) / 2
+    return float(schedule(settings)(passed))
+
+
+def schedule(settings: Optimizer) -> Callable[[float], float]:
+    """The job's schedule. Raises ComponentError, and pydantic's ValidationError for options that it does not have."""
+    found = cast("Callable[..., float]", components.load("schedule", settings.schedule))
+    options = components.options("schedule", found, settings.schedule_options) if settings.schedule_options else {}
+    return lambda passed: found(passed, **options)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

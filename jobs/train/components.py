@@ -148,7 +148,120 @@ def _meaningless(job: JobConfig) -> Iterator[Fault]:
             yield f"loss.{key}", repr(value), expected
 
 
-_TRIED = {"loss": _tried_loss}
+def _tried_optimizer(job: JobConfig) -> Iterator[Fault]:
+    import torch
+    from torch import nn
+
+    from jobs import optim
+
+    model = nn.Linear(4, 4)
+    before = model.weight.detach().clone()
+    optimizer = optim.build(model, job.optimizer)
+    transform = optim.GradientTransform(model, job.optimizer, seed=job.seed)
+    for step in (1, 2):
+        optimizer.zero_grad()
+        model(torch.ones(2, 4)).square().mean().backward()
+        transform(step)
+        optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    if torch.equal(model.weight, before):
+        yield "optimizer.name", repr(job.optimizer.name), "leaves every weight as it was after two steps"
+
+
+def _tried_schedule(job: JobConfig) -> Iterator[Fault]:
+    from jobs import optim
+
+    share = optim.schedule(job.optimizer)
+    for passed in (0.0, 0.25, 0.5, 0.75, 0.999):
+        value = share(passed)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6:
+            expected = f"gave {value!r} for passed = {passed}; it gives a share of the peak rate, 0 or more"
+            yield "optimizer.schedule", repr(job.optimizer.schedule), expected
+            return
+
+
+def _tried_augmentation(job: JobConfig) -> Iterator[Fault]:
+    """Each image's view must not depend on the others: ranks and micro-batches see other neighbours."""
+    import torch
+
+    view_of = components.called("augmentation", job.augment.name, job.augment.options)
+    draw = torch.Generator().manual_seed(0)
+    images, pairs = torch.rand(FEW, 3, 8, 8, generator=draw), torch.arange(FEW)
+
+    def views(chosen: slice) -> Any:
+        return view_of(
+            images=images[chosen].clone(), settings=job.augment, seed=job.seed, step=1, pairs=pairs[chosen], view=0
+        )
+
+    whole, key, name = views(slice(None)), "augment.name", repr(job.augment.name)
+    if not isinstance(whole, torch.Tensor) or whole.shape != images.shape:
+        shape = list(whole.shape) if isinstance(whole, torch.Tensor) else type(whole).__name__
+        yield key, name, f"gave {shape} for images {list(images.shape)}; it gives views of the same shape"
+    elif not torch.equal(whole, views(slice(None))):
+        yield key, name, "gave other views the second time; draw random numbers from seed, step, pairs and view alone"
+    elif any(not torch.equal(whole[row : row + 1], views(slice(row, row + 1))) for row in range(FEW)):
+        yield key, name, "gives an image another view beside other images; a view is of one image and its pair's number"
+
+
+def _tried_sampler(job: JobConfig) -> Iterator[Fault]:
+    from jobs.data import batch_rows
+
+    first, again = (
+        batch_rows(100, size=min(job.batch.size, 100), seed=job.seed, step=3, job=job).tolist() for _ in range(2)
+    )
+    if first != again:
+        yield (
+            "data.sampler",
+            repr(job.data.sampler),
+            "gave other rows the second time; it is a function of seed, step",
+        )
+
+
+def _tried_encoder(job: JobConfig) -> Iterator[Fault]:
+    import torch
+
+    from jobs.models import build
+
+    class Tokens:
+        pad_token_id, all_special_ids = 0, (0,)
+
+        def __len__(self) -> int:
+            return 50
+
+    model = build(job, tokenizer=Tokens() if job.task == "sentence" else None, image_shape=(3, 32, 32))
+    ids = torch.ones(2, 4, dtype=torch.int64)
+    images = {"pixel_values": torch.zeros(2, 3, 32, 32)}
+    embedded = model.embed({"input_ids": ids, "attention_mask": ids} if job.task == "sentence" else images)
+    if embedded.ndim != 2 or not torch.isfinite(embedded).all():
+        yield "model.name", repr(job.model.name), f"gives {list(embedded.shape)} for two rows, or what is not finite"
+
+
+def _tried_metric(job: JobConfig) -> Iterator[Fault]:
+    import numpy as np
+    import torch
+
+    from jobs.metrics.evaluate import further_metrics
+
+    draw = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(2 * FEW, 16, generator=draw) for _ in range(2))
+    labels = np.arange(2 * FEW) % 2
+    embedded: dict[str, Any] = {"left": one, "right": other, "scores": np.linspace(0, 5, 2 * FEW)}
+    if job.task == "image":
+        embedded = {"references": one, "reference_labels": labels, "queries": other, "query_labels": labels}
+    further_metrics(job, {}, **embedded)
+    yield from ()
+
+
+_TRIED = {
+    "loss": _tried_loss,
+    "encoder": _tried_encoder,
+    "augmentation": _tried_augmentation,
+    "sampler": _tried_sampler,
+    "optimizer": _tried_optimizer,
+    "schedule": _tried_schedule,
+    "transform": _tried_optimizer,
+    "metric": _tried_metric,
+}
 
 
 if __name__ == "__main__":

@@ -83,6 +83,7 @@ class Training(Resumable):
         result = self._gradients(step, rows, self.batches.cut(rows), clip=job.optimizer.clip)
         self._look_at_duplicates(step, rows, int(result.diagnostics.duplicates_masked))
         if result.finite:
+            self.transform(step)
             optim.set_rate(self.optimizer, self.budget.rate(step, self.seconds))
             self.optimizer.step()
             self.model.clamp_()

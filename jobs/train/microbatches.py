@@ -24,7 +24,8 @@ class Batches:
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """Data rows of the global batch of optimizer step `step` = 1, 2, ..."""
-        return data.batch_rows(len(self._examples), size=self._job.batch.size, seed=self._job.seed, step=step)
+        job = self._job
+        return data.batch_rows(len(self._examples), size=job.batch.size, seed=job.seed, step=step, job=job)
 
     def cut(self, rows: NDArray[np.int64]) -> list[range]:
         """This rank's pairs of the batch, chunk by chunk, as places in it."""

@@ -26,6 +26,9 @@ from jobs.train import continuing, origin
 from jobs.train.budget import BudgetMeter
 from jobs.train.microbatches import Batches
 
+FIRST_BATCHES = 1000
+"""Of a sampler of the user's own: how many batches stand for the order of its first epoch."""
+
 
 class Resumable:
     """One job on this rank: its parts, and its state on disk."""
@@ -141,6 +144,7 @@ class Resumable:
                 trial_dir.READING: self.reading,
                 "world": self.world,
                 "attempt": self.attempt,
+                **({"transform": state} if (state := dict(self.transform.state_dict())) else {}),
             },
         )
 
@@ -172,6 +176,7 @@ class Resumable:
         models.refuse_what_parts_of_a_batch_change(self.model, job, world=self.world)
         self.masking = mlm.masking(job, self.tokenizer)
         self.optimizer = optim.build(self.model, job.optimizer)
+        self.transform = optim.GradientTransform(self.model, job.optimizer, seed=job.seed)
         self.initial = {
             "init": models.initial_hash(self.model),
             "encoder": models.initial_hash(self.model.encoder),
@@ -200,6 +205,7 @@ class Resumable:
         self.untrained = found.extra["untrained"]
         self.model.load_state_dict(found.model)
         self.optimizer.load_state_dict(found.optimizer)
+        self.transform.load_state_dict(found.extra.get("transform", {}))
         self.records.restore(until=self.step)
         self._saved = (0, self.step)
         self.log(f"continues after {self.budget.describe(self.step, self.seconds)}")
@@ -288,7 +294,11 @@ class Resumable:
         """What paired trials must have in common: the rows, the order of the first epoch, the first weights, and of
         those the encoder's by themselves, which arms share that differ in the head."""
         rows = len(self.examples)
-        order = data.batch_rows(rows, size=rows, seed=self.job.seed, step=1)
+        if self.job.data.sampler == "shuffled":
+            order = data.batch_rows(rows, size=rows, seed=self.job.seed, step=1)
+        else:
+            first = range(1, 1 + min(FIRST_BATCHES, -(-rows // self.job.batch.size)))
+            order = np.concatenate([self.batches.rows(step) for step in first])
         return {
             "data": data.fingerprint(self.job),
             "order": hashlib.sha256(order.tobytes()).hexdigest(),

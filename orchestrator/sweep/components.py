@@ -19,9 +19,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.config import Fault, JobConfig, canonical
-from jobs.config.components import KINDS, is_import_path, is_option
+from jobs.config.components import KINDS, Kind, is_import_path, is_option, metric_name
 from jobs.config.user_code import HERE, CodeError, UserCode, collect
-from orchestrator.sweep.model import Arm, Sweep, arms_of, flatten
+from orchestrator.sweep.model import Arm, Sweep, arms_of
 from orchestrator.sweep.space import conditions
 
 MOST_TRIED = 256
@@ -80,14 +80,20 @@ def _asked(sweep: Sweep, arm: Arm) -> Iterator[str]:
 def asked_of(job: JobConfig) -> Iterator[str]:
     """Each component of a job that has code or options of its own, as JSON."""
     whole = job.model_dump(mode="json")
-    flat = flatten(whole)
     for kind in KINDS.values():
-        name = flat.get(kind.key)
-        options = {
-            key.removeprefix(f"{kind.options}."): value for key, value in flat.items() if key.startswith(kind.options)
-        }
-        if isinstance(name, str) and (options or is_import_path(name)):
-            yield canonical({"kind": kind.name, "name": name, "options": options, "job": whole})
+        for name, options in named(whole, kind):
+            if options or is_import_path(name):
+                yield canonical({"kind": kind.name, "name": name, "options": options, "job": whole})
+
+
+def named(job: Mapping[str, Any], kind: Kind) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The names of a kind that a job has as plain JSON, each with its options: one, or of metrics several."""
+    (section, key), (_, table) = kind.key.split("."), kind.options.split(".")
+    value, options = job[section][key], job[section][table]
+    if isinstance(value, list):
+        yield from ((name, options.get(metric_name(name), {})) for name in value)
+    elif value is not None:
+        yield value, options
 
 
 class _Held:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.config import Fault, JobConfig, canonical, faults, field_names, nearest
-from jobs.config.components import is_option
+from jobs.config.components import is_option, metric_name
 from orchestrator.sweep.labels import label_faults
 from orchestrator.sweep.limits import (
     LARGEST_SEED,
@@ -205,7 +205,9 @@ def _resource_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
 
 def _metric_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
     name, task = sweep.metric.name, arms[0].config(stage="confirm", seed=0).task
-    known = METRICS[task]
+    jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
+    own = [metric_name(path) for path in jobs[0].evaluate.metrics]
+    known: tuple[str, ...] = (*METRICS[task], *own)
     if name in TRAINING_METRICS or name == "loss":
         varied = set(sweep.compare) | {key for arm in sweep.arm for key in arm if key != "label"}
         varied |= set(sweep.tune.space) if sweep.tune else set()

@@ -21,16 +21,11 @@ from torch import Tensor
 
 from jobs import data, models
 from jobs.config import JobConfig
-from jobs.metrics.evaluate import (
-    diverged,
-    evaluate,
-    image_metrics,
-    knn_classify,
-    probe_accuracy,
-    sentence_metrics,
-    spearman,
-    uniformity,
-)
+from jobs.metrics.builtin.knn_accuracy import knn_classify
+from jobs.metrics.builtin.probe_accuracy import probe_accuracy
+from jobs.metrics.builtin.spearman import spearman
+from jobs.metrics.builtin.uniformity import uniformity
+from jobs.metrics.evaluate import diverged, evaluate, image_metrics, sentence_metrics
 
 
 def unit(n: int, width: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -90,7 +85,7 @@ def test_the_probe_separates_what_is_linear_whatever_the_scale_of_a_feature() ->
 
 def test_a_probe_that_does_not_settle_is_scored_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     """Warnings are errors here."""
-    monkeypatch.setattr("jobs.metrics.evaluate.PROBE_ITERATIONS", 1)
+    monkeypatch.setattr("jobs.metrics.builtin.probe_accuracy.PROBE_ITERATIONS", 1)
     assert 0 <= probe_accuracy(unit(90), labels(90), unit(30, seed=1), labels(30)) <= 1
 
 
@@ -107,9 +102,9 @@ def test_uniformity_is_the_mean_over_all_pairs(monkeypatch: pytest.MonkeyPatch) 
     x = unit(37)
     expected = math.log(torch.exp(-2 * torch.pdist(x).square()).mean())
     assert uniformity(x) == pytest.approx(expected, rel=1e-12)
-    monkeypatch.setattr("jobs.metrics.evaluate._ROWS_AT_ONCE", 5)
+    monkeypatch.setattr("jobs.metrics.builtin.uniformity.ROWS_AT_ONCE", 5)
     assert uniformity(x) == pytest.approx(expected, rel=1e-12)
-    monkeypatch.setattr("jobs.metrics.evaluate.UNIFORMITY_ROWS", 3)
+    monkeypatch.setattr("jobs.metrics.builtin.uniformity.UNIFORMITY_ROWS", 3)
     few = x[[0, 18, 36]]
     assert uniformity(x) == pytest.approx(math.log(torch.exp(-2 * torch.pdist(few).square()).mean()), rel=1e-12)
 

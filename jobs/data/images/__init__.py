@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from jobs.config import Augment, JobConfig
+from jobs.config import Augment, JobConfig, components
 from jobs.data.batches import Ids, Views
 from jobs.data.faults import DataError, listed
 from jobs.data.formats.lines import NOT_UTF8, first_that_is_not_utf8
@@ -57,17 +57,16 @@ class ImageExamples:
         """Both views, pixel_values [c, C, H, W], of these data rows, the pairs numbered `pairs` of batch `step`."""
         import torch
 
-        from jobs.data.images.augment import augmented
-
-        unit, numbers = self.images.unit(rows), torch.from_numpy(np.asarray(pairs, np.int64))
-        queries, keys = (
-            {
-                "pixel_values": standardised(
-                    augmented(unit, self.augment, seed=seed, step=step, pairs=numbers, view=view)
-                )
-            }
-            for view in (0, 1)
-        )
+        numbers = torch.from_numpy(np.asarray(pairs, np.int64))
+        given = {
+            "images": self.images.unit(rows),
+            "settings": self.augment,
+            "seed": seed,
+            "step": step,
+            "pairs": numbers,
+        }
+        augment = components.called("augmentation", self.augment.name, self.augment.options)
+        queries, keys = ({"pixel_values": standardised(augment(**given, view=view))} for view in (0, 1))
         return Views(queries, keys)
 
     def pair_ids(self, rows: NDArray[np.int64]) -> Tensor:

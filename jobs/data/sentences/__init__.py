@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.config import JobConfig
-from jobs.core.paths import looked_in
+from jobs.core.paths import is_built, looked_in
 from jobs.core.provenance import stamp
 from jobs.data.batches import Ids, Views
 from jobs.data.faults import DataError, short
@@ -79,7 +79,7 @@ def sentence_rows(job: JobConfig) -> Rows:
 
 def tokenizer_for(job: JobConfig) -> Any:
     """The tokenizer of job.model: WordPieces trained on data.train for `bert`, else the model's own."""
-    if job.model.name in (None, "bert"):
+    if is_built(job.model.name):
         return trained_tokenizer(sentence_rows(job), job.model.vocabulary)
     name = str(job.model.name)
     try:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jobs.core.paths import BUILT_IN, directory, looked_in
+from jobs.core.paths import BUILT_IN, directory, is_built, looked_in
 from jobs.core.provenance import HELD, combined, file_digest, stamp
 from jobs.models.pretrained.modules import (
     LENGTHS,
@@ -147,7 +147,7 @@ def digest(name: str | None, known: Mapping[str, Any] | None = None, *, tokenize
     are unchanged; and `settings`: whether those of sentence-transformers count, as they do unless the known answer is
     of a version that did not read them. None for an encoder that is built. Raises EncoderError.
     """
-    if name is None or name in BUILT:
+    if name is None or is_built(name):
         return None
     known = known if known is not None and is_comparable(known) else None
     try:

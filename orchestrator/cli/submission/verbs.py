@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.core.paths import BUILT_IN, DIGITS
+from jobs.core.paths import DIGITS, is_built
 from orchestrator import sweep as sweeps
 from orchestrator.cli.submission import asking, meaning
 from orchestrator.cli.submission.follow import code_of, drives, followed, of_run, run_and_follow
@@ -269,4 +269,4 @@ def _sources(arm: sweeps.Arm) -> list[str]:
     job = arm.config(stage="confirm", seed=0)
     data = [one for one in (job.data.train, job.data.tune, job.data.confirm) if one is not None]
     data = [one for one in data if one.partition("[")[0] != DIGITS]
-    return data if job.model.name in (None, *BUILT_IN) else [*data, str(job.model.name)]
+    return data if is_built(job.model.name) else [*data, str(job.model.name)]

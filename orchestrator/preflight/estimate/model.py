@@ -19,7 +19,7 @@ from typing import Any
 
 from jobs.config import JobConfig, canonical
 from jobs.config.identity import FORMER
-from jobs.core.paths import directory
+from jobs.core.paths import directory, is_built
 from orchestrator.sweep import Arm, flatten
 from orchestrator.sweep.plan import Plan
 
@@ -198,7 +198,7 @@ def cost(job: JobConfig, gpus_per_rank: float) -> dict[str, Any]:
 
 def _says_nothing(job: JobConfig) -> bool:
     """Whether an encoder is built, or lies here as a folder of transformers alone."""
-    if job.task == "image" or job.model.name in (None, "bert"):
+    if job.task == "image" or is_built(job.model.name) or job.model.name is None:
         return True
     try:
         folder = directory(job.model.name)

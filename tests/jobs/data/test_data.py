@@ -36,7 +36,7 @@ from jobs.data import (
     sources,
 )
 from jobs.data.__main__ import main
-from jobs.data.images.augment import augmented
+from jobs.data.images.augmentations.crop_flip import crop_flip
 from jobs.data.validate import train_rows
 
 ROOT = Path(__file__).parents[3]
@@ -485,12 +485,12 @@ def keys_for(n: int) -> dict[str, Any]:
 
 def test_augmentation_at_strength_zero_changes_nothing() -> None:
     unit = torch.rand(50, 3, 9, 13, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(augmented(unit, Augment(crop=1.0, flip=False, brightness=0.0), **keys_for(50)), unit)
+    assert torch.equal(crop_flip(unit, Augment(crop=1.0, flip=False, brightness=0.0), **keys_for(50)), unit)
 
 
 def test_a_flip_mirrors_half_of_the_images_left_and_right() -> None:
     unit = torch.rand(1000, 1, 4, 5, generator=torch.Generator().manual_seed(0))
-    flipped = augmented(unit, Augment(crop=1.0, flip=True, brightness=0.0), **keys_for(1000))
+    flipped = crop_flip(unit, Augment(crop=1.0, flip=True, brightness=0.0), **keys_for(1000))
     is_same, is_mirrored = ((flipped == each).flatten(1).all(1) for each in (unit, unit.flip(-1)))
     assert (is_same ^ is_mirrored).all()
     assert 430 < int(is_mirrored.sum()) < 570, "1000 fair coins lie within 4.4 standard deviations of 500"
@@ -498,10 +498,10 @@ def test_a_flip_mirrors_half_of_the_images_left_and_right() -> None:
 
 def test_brightness_multiplies_by_a_factor_within_its_range() -> None:
     unit = torch.full((1000, 1, 2, 2), 0.5)
-    factor = augmented(unit, Augment(crop=1.0, flip=False, brightness=0.4), **keys_for(1000))[:, 0, 0, 0] / 0.5
+    factor = crop_flip(unit, Augment(crop=1.0, flip=False, brightness=0.4), **keys_for(1000))[:, 0, 0, 0] / 0.5
     assert 0.6 <= float(factor.min()) < 0.62
     assert 1.38 < float(factor.max()) <= 1.4
-    bright = augmented(torch.ones(100, 1, 2, 2), Augment(crop=1.0, brightness=0.4), **keys_for(100))
+    bright = crop_flip(torch.ones(100, 1, 2, 2), Augment(crop=1.0, brightness=0.4), **keys_for(100))
     assert float(bright.max()) == 1.0
 
 
@@ -512,7 +512,7 @@ def test_a_crop_is_a_rectangle_of_the_promised_area_and_shape_within_the_image(c
     n, side = 2000, 64
     axis = (torch.arange(side) + 0.5) / side
     image = torch.stack([axis[:, None].expand(side, side), axis.expand(side, side)])
-    crops = augmented(image.expand(n, 2, side, side), Augment(crop=crop, flip=False, brightness=0.0), **keys_for(n))
+    crops = crop_flip(image.expand(n, 2, side, side), Augment(crop=crop, flip=False, brightness=0.0), **keys_for(n))
     # Read off away from the border, where bilinear sampling is clamped.
     height = (crops[:, 0, 40, 0] - crops[:, 0, 24, 0]) * side / 16
     width = (crops[:, 1, 0, 40] - crops[:, 1, 0, 24]) * side / 16
@@ -536,9 +536,9 @@ def test_a_crop_is_a_rectangle_of_the_promised_area_and_shape_within_the_image(c
 
 def test_a_mirrored_crop_is_the_crop_of_the_mirrored_image() -> None:
     unit = torch.rand(200, 2, 6, 7, generator=torch.Generator().manual_seed(0))
-    views = augmented(unit, Augment(flip=True, brightness=0.0), **keys_for(200))
+    views = crop_flip(unit, Augment(flip=True, brightness=0.0), **keys_for(200))
     plain, mirrored = (
-        augmented(each, Augment(flip=False, brightness=0.0), **keys_for(200)) for each in (unit, unit.flip(-1))
+        crop_flip(each, Augment(flip=False, brightness=0.0), **keys_for(200)) for each in (unit, unit.flip(-1))
     )
     is_plain, is_mirrored = ((views - each).flatten(1).abs().amax(1) < 1e-5 for each in (plain, mirrored))
     assert (is_plain ^ is_mirrored).all()

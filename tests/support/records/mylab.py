@@ -115,3 +115,147 @@ def two_numbers(queries: Tensor, keys: Tensor) -> Tensor:
 def detached(queries: Tensor, keys: Tensor) -> Tensor:
     """Without a gradient."""
     return (queries * keys).sum().detach()
+
+
+# Optimizers, schedules, transforms
+
+
+def staircase(passed: float, *, stairs: int = 3) -> float:
+    """Down in equal steps."""
+    return 1 - int(passed * stairs) / stairs
+
+
+class Dropped:
+    """A gradient transform with a state: each element is dropped by a key of (seed, step), and counted."""
+
+    def __init__(self, *, p: float = 0.3) -> None:
+        self.p, self.calls = p, 0
+
+    def __call__(self, parameters: dict[str, nn.Parameter], step: int, seed: int) -> None:
+        """The same on every rank."""
+        self.calls += 1
+        for number, parameter in enumerate(parameters.values()):
+            if parameter.grad is not None:
+                draw = torch.Generator().manual_seed(seed * 1_000_003 + step * 1009 + number)
+                kept = torch.rand(parameter.shape, generator=draw, dtype=torch.float64) >= self.p
+                parameter.grad.mul_(kept.to(parameter.grad) * (1 + 0.01 * self.calls))
+
+    def state_dict(self) -> dict[str, int]:
+        """How often it was called."""
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on."""
+        self.calls = state["calls"]
+
+
+class SignDescent(torch.optim.Optimizer):
+    """The sign of a moving average, as Lion's and Tiger's."""
+
+    def __init__(self, params: Any, lr: float, *, beta: float = 0.9) -> None:
+        super().__init__(params, {"lr": lr})
+        self.beta = beta
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # noqa: ARG002
+        """One step."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    mean = self.state[parameter].setdefault("mean", torch.zeros_like(parameter))
+                    mean.mul_(self.beta).add_(parameter.grad, alpha=1 - self.beta)
+                    parameter.add_(mean.sign() + group["weight_decay"] * parameter, alpha=-group["lr"])
+
+
+def no_optimizer(params: Any, lr: float) -> str:
+    """None."""
+    return "none"
+
+
+# Views, samplers, encoders, metrics
+
+
+def noisy(images: Tensor, *, seed: int, step: int, pairs: Tensor, view: int, strength: float = 0.1) -> Tensor:
+    """Noise that is keyed by pair."""
+    noise = [
+        torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(seed + 7 * step + 1013 * int(pair) + view))
+        for pair in pairs
+    ]
+    return (images + strength * torch.stack(noise)).clamp(0, 1) if noise else images
+
+
+def brightest(images: Tensor) -> Tensor:
+    """Depends on its neighbours, which no view may."""
+    return images / images.max()
+
+
+def unkeyed(images: Tensor) -> Tensor:
+    """Draws from the global generator, which no view may."""
+    return images * torch.rand(len(images), 1, 1, 1)
+
+
+def in_order(rows: int, size: int, step: int) -> Any:
+    """Rows as they come."""
+    return (torch.arange((step - 1) * size, step * size) % rows).numpy()
+
+
+def beyond(rows: int, size: int) -> Any:
+    """Rows that are not there."""
+    return [rows] * size
+
+
+class Flat(nn.Module):
+    """Two layers of all pixels, as a feature map of one pixel."""
+
+    def __init__(self, image_shape: tuple[int, int, int], *, width: int = 12, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.width = width
+        pixels = image_shape[0] * image_shape[1] * image_shape[2]
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(pixels, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width)
+        )
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[n, width, 1, 1]."""
+        hidden: Tensor = self.layers(pixel_values)
+        return hidden[:, :, None, None]
+
+
+class States:
+    """As transformers name what they give."""
+
+    def __init__(self, last_hidden_state: Tensor) -> None:
+        self.last_hidden_state = last_hidden_state
+
+
+class Bag(nn.Module):
+    """A table of token embeddings."""
+
+    def __init__(self, vocabulary: int, *, width: int = 12) -> None:
+        super().__init__()
+        self.width = width
+        self.table = nn.Embedding(vocabulary, width)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, output_hidden_states: bool = False) -> States:  # noqa: ARG002
+        """[n, L, width]."""
+        return States(self.dropout(self.table(input_ids)))
+
+
+def nearest_share(queries: Tensor, query_labels: Any, *, k: int = 1) -> Tensor:
+    """For each query, how many of its nearest k have its label."""
+    unit = F.normalize(queries, dim=-1)
+    near = (unit @ unit.T).fill_diagonal_(-2).topk(k).indices
+    labels = torch.as_tensor(query_labels)
+    return (labels[near] == labels[:, None]).double().mean(1)
+
+
+def score_gap(left: Tensor, right: Tensor, scores: Any) -> float:
+    """A number of sentences."""
+    cosine = F.cosine_similarity(left.double(), right.double())
+    return float((cosine * torch.as_tensor(scores - scores.mean())).mean())
+
+
+def matrix(queries: Tensor) -> Tensor:
+    """No metric."""
+    return queries

@@ -18,11 +18,12 @@ SQUAREST, NARROWEST = 1.0, 0.75
 """Bounds of a crop's shorter side over its longer one, as in Inception's and SimCLR's crops (3/4 to 4/3)."""
 
 
-def augmented(unit: Tensor, augment: Augment, *, seed: int, step: int, pairs: Tensor, view: int) -> Tensor:
+def crop_flip(images: Tensor, settings: Augment, *, seed: int, step: int, pairs: Tensor, view: int) -> Tensor:
     """One random view of each image: crop and resize (bilinear), flip, brightness.
 
-    unit [c, C, H, W] in [0, 1]; pairs int64 [c]. Returns float32 of the same shape in [0, 1].
+    images [c, C, H, W] in [0, 1]; pairs int64 [c]. Returns float32 of the same shape in [0, 1].
     """
+    unit, augment = images, settings
     area, shape, tall, left, top, mirror, light = uniform(
         AUGMENT, seed, step, pairs, view, torch.arange(7, device=pairs.device)[:, None]
     )

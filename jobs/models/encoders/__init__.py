@@ -1,4 +1,10 @@
-"""Encoders: built from a job's fields and trained from nothing, or loaded by transformers' AutoModel.
+"""The built-in encoders, which are trained from nothing, beside what transformers' AutoModel loads.
+
+Each module holds a function of its name; one of the user's own is a class or a function likewise: of job, image_shape
+(channels, height, width) or vocabulary (number of token ids) what it asks for, and its options, -> nn.Module. It is
+called as transformers' are: pixel_values [n, C, H, W], or input_ids and attention_mask [n, L]; gives a feature map
+[n, width, h, w] or an object with `last_hidden_state` [n, L, width]; and has `width`, or a `config` with `hidden_size`.
+Its first weights are drawn with the generator seeded by the job's seed.
 
 transformers takes seconds to import, so only what needs it does: a ResNet starts without.
 """
@@ -10,11 +16,10 @@ from zlib import crc32
 import torch
 from torch import nn
 
-from jobs.config import JobConfig
+from jobs.config import JobConfig, components
 from jobs.core import randomness
 from jobs.models.errors import ModelError
 from jobs.models.pretrained.folder import BUILT
-from jobs.models.reading import reading
 from jobs.models.resnet import ResNet
 
 TOKEN_SPREAD = 0.02
@@ -29,38 +34,30 @@ reaching 0.85."""
 def make_encoder(job: JobConfig, *, vocabulary: int | None, image_shape: tuple[int, int, int] | None) -> nn.Module:
     """The job's encoder, initialised, on the CPU, with ordinary dropout.
 
-    vocabulary: number of token ids, for `bert`. image_shape: channels, height, width, for `vit` and `resnet`.
+    vocabulary: number of token ids, of sentences. image_shape: channels, height, width, of images.
     """
     name = job.model.name or {"image": "vit", "sentence": "bert"}[job.task]
-    if name not in BUILT:
+    if name not in BUILT and not components.is_import_path(name):
         from jobs.models import transformer
 
         return transformer.load(name, job)
-    if (name == "bert") != (job.task == "sentence"):
+    if name in BUILT and (name == "bert") != (job.task == "sentence"):
         works = "'vit' or 'resnet'" if job.task == "image" else "'bert'"
         raise ModelError(f"model.name = '{name}' cannot encode task = '{job.task}'; use model.name = {works}")
-    if name == "bert":
-        if vocabulary is None:
-            raise ModelError("model.name = 'bert' needs a tokenizer; pass tokenizer_for(job)")
-        from jobs.models import transformer
-
-        encoder: nn.Module = transformer.bert(job, vocabulary, reading(job).max_tokens)
-    elif image_shape is None:
+    if job.task == "sentence" and vocabulary is None:
+        raise ModelError(f"model.name = '{name}' needs a tokenizer; pass tokenizer_for(job)")
+    if job.task == "image" and image_shape is None:
         raise ModelError(f"model.name = '{name}' needs image_shape: channels, height and width of the images")
-    elif name == "vit":
-        from jobs.models import transformer
-
-        encoder = transformer.vit(job, image_shape)
-    else:
-        encoder = ResNet(
-            channels=image_shape[0],
-            width=job.model.width,
-            layers=job.model.layers,
-            norm=job.model.norm,
-            dropout=job.model.dropout or 0.0,
+    build = components.called("encoder", name, job.model.options)
+    encoder = build(job=job, vocabulary=vocabulary, image_shape=image_shape)
+    if not isinstance(encoder, nn.Module):
+        raise ModelError(
+            f"model.name = '{name}' gives a {type(encoder).__name__}; give a class of nn.Module, or a function that "
+            "returns one"
         )
-    spread = POSITION_SPREAD if name == "vit" else TOKEN_SPREAD
-    initialise(encoder, randomness.init_seed(job.seed), "encoder", spread)
+    if name in BUILT:
+        spread = POSITION_SPREAD if name == "vit" else TOKEN_SPREAD
+        initialise(encoder, randomness.init_seed(job.seed), "encoder", spread)
     return encoder
 
 

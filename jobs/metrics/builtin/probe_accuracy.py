@@ -1,0 +1,31 @@
+"""Accuracy of a linear probe, fitted to the references."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+PROBE_ITERATIONS = 300
+"""Most L-BFGS iterations of the linear probe; one that has not settled by then is scored as it is."""
+
+
+def probe_accuracy(
+    references: Tensor, reference_labels: NDArray[Any], queries: Tensor, query_labels: NDArray[Any]
+) -> float:
+    """Accuracy on the queries of a logistic regression (L2, C = 1) fitted to the standardised references."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(references.double().numpy())
+    known, asked = (scaler.transform(rows.double().numpy()) for rows in (references, queries))
+    if len(np.unique(reference_labels)) == 1:
+        return float(np.mean(query_labels == reference_labels[0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        probe = LogisticRegression(max_iter=PROBE_ITERATIONS).fit(known, reference_labels)
+    return float(np.mean(probe.predict(asked) == query_labels))

@@ -1,0 +1,1 @@
+"""The built-in optimizers: one module each, which holds an optimizer of the module's name. The folder is the table."""

@@ -1,0 +1,8 @@
+"""A straight line to 0."""
+
+from __future__ import annotations
+
+
+def linear(passed: float) -> float:
+    """1 - passed."""
+    return 1 - passed
