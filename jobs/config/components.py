@@ -81,7 +81,7 @@ SAMPLER = Kind(
 )  # fmt: skip
 ENCODER = Kind(
     "encoder", "model.name", "model.options", "models/encoders", "mylab.models:MyEncoder",
-    ("job", "image_shape", "vocabulary"), builds=True,
+    ("job", "image_shape", "vocabulary"), builds=True, default="vit",
 )  # fmt: skip
 METRIC = Kind(
     "metric", "evaluate.metrics", "evaluate.metric_options", "metrics/builtin", "mylab.metrics:recall",

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from jobs.config.components import is_import_path
+from jobs.config.components import builtin_names, is_import_path
 
 BASE = "ORCHESTRATOR_BASE"
 """Variable that names the folder where the run began."""
 
-BUILT_IN = ("vit", "resnet", "bert")
+BUILT_IN = builtin_names("encoder")
 """Names of encoders that are built from fields of the job and have no files; any other is loaded."""
 
 

@@ -50,9 +50,10 @@ def examined(kind: str, name: str, options: Mapping[str, Any], job: Mapping[str,
         components.options(kind, component, options)
     except ValidationError as error:
         model = components.options_model(kind, component)
+        table = f"{of.options}.{components.metric_name(name)}" if kind == "metric" else of.options
         return _answer(
             [
-                (f"{of.options}.{fault.key}", fault.found, fault.expected + _known_options(fault.expected, model))
+                (f"{table}.{fault.key}", fault.found, fault.expected + _known_options(fault.expected, model))
                 for fault in faults(error, model)
             ],
             distribution,

@@ -15,6 +15,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
+TABLE = "*"
+"""In place of a folder's modules: its files are the table, so that a component is added by its own file alone. They may
+use one another."""
+
 SHELVES = {
     "jobs": "workers > train > export metrics > data > artifacts losses models > core optim > config",
     "jobs/artifacts": "audit > bucket checkpoint trial_dir > storage > manifest",
@@ -24,22 +28,22 @@ SHELVES = {
     "samplers",
     "jobs/data/formats": "objects tables > arrow decoded lines quick",
     "jobs/data/images": "pixels > encoded > links > arrays > augmentations decoding finding layout mistaken survey",
-    "jobs/data/images/augmentations": "crop_flip",
-    "jobs/data/samplers": "shuffled",
+    "jobs/data/images/augmentations": TABLE,
+    "jobs/data/samplers": TABLE,
     "jobs/data/sentences": "scored > beside cells duplicates texts > columns tokens",
     "jobs/export": "image_module > __main__ card embed folder",
     "jobs/losses": "named > generic > tiled > agreement stream > masks > tiles > builtin > spec",
-    "jobs/losses/builtin": "flatnce infonce_matched > dcl infonce infonce_ce siglip",
+    "jobs/losses/builtin": TABLE,
     "jobs/metrics": "evaluate > builtin",
-    "jobs/metrics/builtin": "alignment knn_accuracy probe_accuracy spearman uniformity",
+    "jobs/metrics/builtin": TABLE,
     "jobs/models": "model > encoders fitness > reading > transformer > modeling_resnet pretrained > dropout errors mlm "
     "pooling resnet",
-    "jobs/models/encoders": "bert resnet vit",
+    "jobs/models/encoders": TABLE,
     "jobs/models/pretrained": "weights > anatomy > folder > modules",
     "jobs/optim": "builtin schedules transforms > eager",
-    "jobs/optim/builtin": "adamw sgd",
-    "jobs/optim/schedules": "constant cosine linear",
-    "jobs/optim/transforms": "soft_clip",
+    "jobs/optim/builtin": TABLE,
+    "jobs/optim/schedules": TABLE,
+    "jobs/optim/transforms": TABLE,
     "jobs/train": "__main__ components > loop > resumable > gradient_check microbatches > "
     "budget continuing origin step",
     "jobs/workers": "group > heartbeat profile > memory network node_info",
@@ -76,6 +80,8 @@ WIDTH, START = 120, "  START HERE"
 
 def levels(folder: str) -> dict[str, int]:
     """Depth of each unit of a folder, 0 at the top."""
+    if SHELVES[folder] == TABLE:
+        return dict.fromkeys((path.stem for path in (ROOT / folder).glob("[!_]*.py")), 0)
     return {name: depth for depth, level in enumerate(SHELVES[folder].split(" > ")) for name in level.split()}
 
 
@@ -112,7 +118,7 @@ def arrows(root: Path = ROOT) -> list[tuple[str, str, str]]:
             depth = next((at for at, (a, b) in enumerate(zip(mine, its, strict=False)) if a != b), None)
             if depth:
                 user, used = (part[depth].removesuffix(".py") for part in (mine, its))
-                if "__init__" not in (user, used):
+                if "__init__" not in (user, used) and SHELVES.get("/".join(mine[:depth])) != TABLE:
                     found.append(("/".join(mine[:depth]), user, used))
     return found
 

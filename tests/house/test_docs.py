@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from jobs.config import ConfigError
 from orchestrator import sweep as sweeps
 from orchestrator.cli import main
 from orchestrator.sweep import plan as planning
@@ -83,7 +84,11 @@ def test_the_readme_is_read_in_a_few_minutes() -> None:
     assert 110 <= len(README.splitlines()) <= 130
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if "```toml" in page.read_text("utf-8")], ids=lambda p: p.name)
+SWEEPS = [page for page in PAGES if "```toml" in page.read_text("utf-8") and page.name != "components.md"]
+"""Pages with sweeps. Those of components.md need its code: see the last test."""
+
+
+@pytest.mark.parametrize("page", SWEEPS, ids=lambda p: p.name)
 def test_a_sweep_on_a_page_is_one(page: Path, tmp_path: Path) -> None:
     blocks = re.findall(r"^```toml\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
     for number, block in enumerate(blocks):
@@ -180,3 +185,36 @@ def test_the_rows_of_the_fault_table_are_counted_and_tests_name_rows_that_there_
     assert numbers == list(range(1, len(numbers) + 1))
     tests = [path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
     assert {int(number) for text in tests for number in re.findall(r"def test_row_(\d+)_", text)} <= set(numbers)
+
+
+# Components
+
+
+def test_the_components_on_the_page_are_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's files are written down, its sweep is planned with them, and every other component is tried."""
+    page = (ROOT / "docs" / "components.md").read_text("utf-8")
+    blocks = re.findall(r"^```python\n# (\S+)\n(.*?)^```", page, re.M | re.S)
+    assert len(blocks) == 4
+    for name, text in blocks:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "mylab" / "__init__.py").write_text("")
+    (sweep,) = re.findall(r"^```toml\n(.*?)^```", page, re.M | re.S)
+    parts = """
+augment = { name = "mylab.parts:solarised", options = { above = 0.6 } }
+optimizer = { schedule = "mylab.parts:staircase", transform = "mylab.parts:GradientNoise" }
+evaluate = { metrics = ["mylab.parts:nearest_share"], metric_options = { nearest_share = { k = 3 } } }
+"""
+    text = sweep.replace("budget = {", parts.strip() + "\nbudget = {")
+    text = text.replace('confirm = "digits[1400:]" }', 'confirm = "digits[1400:]", sampler = "mylab.parts:in_order" }')
+    text = text.replace('model = { name = "resnet", width = 8, layers = 1 }', 'model = { name = "mylab.parts:Flat" }')
+    names = '"mylab.moving:Centred", "mylab.checked:banded"]'
+    text = text.replace('"mylab.losses:vicreg"]', f'"mylab.losses:vicreg", {names}')
+    for number, whole in enumerate((sweep, text)):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(whole)
+        made = planning.make(sweeps.load(path))
+        assert len(made.arms) == (5 if number else 3)
+    path.write_text(text.replace("k = 3", "n = 3"))
+    with pytest.raises(ConfigError, match=r"metric_options.*n = 3: unknown key"):
+        sweeps.load(path)

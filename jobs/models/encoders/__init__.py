@@ -11,6 +11,9 @@ transformers takes seconds to import, so only what needs it does: a ResNet start
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from typing import cast
 from zlib import crc32
 
 import torch
@@ -41,9 +44,8 @@ def make_encoder(job: JobConfig, *, vocabulary: int | None, image_shape: tuple[i
         from jobs.models import transformer
 
         return transformer.load(name, job)
-    if name in BUILT and (name == "bert") != (job.task == "sentence"):
-        works = "'vit' or 'resnet'" if job.task == "image" else "'bert'"
-        raise ModelError(f"model.name = '{name}' cannot encode task = '{job.task}'; use model.name = {works}")
+    if name in BUILT and (other := _of_other_task(name, job)):
+        raise ModelError(f"model.name = '{name}' cannot encode task = '{job.task}'; use model.name = {other}")
     if job.task == "sentence" and vocabulary is None:
         raise ModelError(f"model.name = '{name}' needs a tokenizer; pass tokenizer_for(job)")
     if job.task == "image" and image_shape is None:
@@ -59,6 +61,17 @@ def make_encoder(job: JobConfig, *, vocabulary: int | None, image_shape: tuple[i
         spread = POSITION_SPREAD if name == "vit" else TOKEN_SPREAD
         initialise(encoder, randomness.init_seed(job.seed), "encoder", spread)
     return encoder
+
+
+def _of_other_task(name: str, job: JobConfig) -> str:
+    """The built-ins of the job's task, where this one is of another: by what they ask for."""
+    needed = {"image": "image_shape", "sentence": "vocabulary"}[job.task]
+    works = [own for own in BUILT if needed in inspect.signature(_loaded(own)).parameters]
+    return "" if name in works else " or ".join(map(repr, works))
+
+
+def _loaded(name: str) -> Callable[..., object]:
+    return cast("Callable[..., object]", components.load("encoder", name))
 
 
 def initialise(module: nn.Module, seed: int, prefix: str, spread: float = TOKEN_SPREAD) -> None:

@@ -157,7 +157,7 @@ class SignDescent(torch.optim.Optimizer):
         self.beta = beta
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # noqa: ARG002
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
         """One step."""
         for group in self.param_groups:
             for parameter in group["params"]:
