@@ -70,6 +70,8 @@ class JobConfig(Section):
     """One training job, complete."""
 
     task: Literal["image", "sentence"]
+    """What is encoded."""
+
     stage: Literal["tune", "confirm"] = "confirm"
     """Which rows judge it: data.tune or data.confirm."""
 

@@ -243,6 +243,20 @@ def doctor(
 
 
 @main.command()
+def schema() -> None:
+    """Print the JSON Schema of a sweep file, by which an editor completes and checks it.
+
+    \b
+        orchestrator schema > sweep.schema.json
+
+    With `#:schema ./sweep.schema.json` as the first line of a sweep, editors that use Taplo know its keys.
+    """
+    from orchestrator.cli.schema import sweep_schema
+
+    print_json(sweep_schema())
+
+
+@main.command()
 @click.argument("run")
 @click.option("--wait", "wait_s", default=120.0, metavar="SECONDS", help="How long to wait until it has stopped.")
 @ADDRESS

@@ -41,6 +41,9 @@ class Metric(Section):
     """What the arms are judged by."""
 
     name: str
+    """What an evaluation measures: knn_accuracy or probe_accuracy of images, spearman of sentences, alignment or
+    uniformity of either."""
+
     mode: Literal["max", "min"] = "max"
     """Which way is better. Follows the metric unless given."""
 
@@ -67,10 +70,20 @@ class Space(Section):
     """The values one job key is tuned over: a range, or choices."""
 
     low: float | int | None = None
+    """Lower end of a range, itself a value of it. Whole numbers at both ends mean whole numbers between them."""
+
     high: float | int | None = None
+    """Upper end of a range, itself a value of it."""
+
     log: bool = False
+    """Draw evenly by the logarithm of the value, as suits learning rates."""
+
     step: float | int | None = None
+    """Distance of the values of a range, counted from its lower end. None: every value."""
+
     choices: Annotated[list[Level], Field(min_length=1)] | None = None
+    """The values themselves, in place of a range."""
+
     when: dict[str, Levels] | None = None
     """Where the key is tuned: job keys, or `arm`, and the values that they must have. Everywhere, if not given."""
 
@@ -148,7 +161,11 @@ class Tune(Section):
     """Suggestions an arm may have in flight. Suggestion n sees the results of suggestions up to n - parallel."""
 
     sampler: Literal["tpe", "gp", "random", "grid"] = "tpe"
+    """How suggestions are drawn: by Optuna's TPE or Gaussian process, at random, or every combination of choices."""
+
     prune: Literal["none", "halving", "median"] = "none"
+    """Which tune trials end early: by successive halving, or when they are worse than the median. Needs one seed."""
+
     seed: int = Field(0, ge=0)
     """Of the sampler."""
 
@@ -187,6 +204,8 @@ class Resources(Section):
     """What a rank takes, and how many trials run at once."""
 
     cpus_per_rank: int = Field(1, gt=0)
+    """CPUs that Ray reserves for each rank."""
+
     gpus_per_rank: float = Field(0, ge=0)
     """Whole GPUs; or a share of one, 0.5 for two trials a GPU, where every trial is a single rank. Ray keeps the books
     of shares; the memory of the GPU is not divided."""
@@ -214,12 +233,25 @@ class Retry(Section):
     """Attempts that a trial gets after a failure of each class. Interruptions never count."""
 
     worker_lost: int = Field(5, ge=0)
+    """The process of a rank died."""
+
     node_lost: int = Field(5, ge=0)
+    """The node of a rank went away."""
+
     out_of_memory: int = Field(0, ge=0)
+    """Memory of the node, or of a GPU, did not suffice."""
+
     hung: int = Field(2, ge=0)
+    """A rank took longer than `execution.deadline_s`."""
+
     storage_full: int = Field(0, ge=0)
+    """The disk, or a quota, was full."""
+
     user_error: int = Field(0, ge=0)
+    """The job raised an exception."""
+
     infrastructure: int = Field(5, ge=0)
+    """Ray or the storage failed under the trial."""
 
 
 class Code(Section):
@@ -237,9 +269,15 @@ class Sweep(Section):
     """One question and how it is answered."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run's folder and its experiment in MLflow."""
+
     question: str = Field(min_length=1)
+    """What the sweep answers, in a sentence; it heads the report."""
+
     metric: Metric
     job: dict[str, Any]
+    """What all arms have in common; keys that are left out keep their defaults."""
+
     compare: dict[str, Annotated[list[Level], Field(min_length=1)]] = {}
     """Job keys and their levels, crossed: each combination is an arm."""
 

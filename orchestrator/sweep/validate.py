@@ -34,6 +34,9 @@ METRICS = {
 
 TRAINING_METRICS = ("train/loss", "train/infonce")
 
+FIXED = {"stage": "the plan sets it", "seed": "seeds belong to [confirm]", "task": "must be the same in every arm"}
+"""Job keys that arms do not set, and why."""
+
 
 def job_faults(raw: dict[str, Any]) -> list[Fault]:
     """Faults of every arm as a job, found even when another part of the file is wrong."""
@@ -53,11 +56,10 @@ def job_faults(raw: dict[str, Any]) -> list[Fault]:
     if len(usable) > MOST_ARMS:  # told as that
         usable = []
     known = list(field_names(JobConfig))
-    fixed = {"stage": "the plan sets it", "seed": "seeds belong to [confirm]", "task": "must be the same in every arm"}
     for place, settings in (("compare", compare), *((f"arm {a.label!r}", a.settings) for a in usable if named)):
         for key in settings if isinstance(settings, dict) else ():
-            if key in fixed:
-                found.append(Fault(f"{place}: {key}", "", fixed[key]))
+            if key in FIXED:
+                found.append(Fault(f"{place}: {key}", "", FIXED[key]))
             elif key not in known and not is_option(key):
                 found.append(Fault(f"{place}: {key}", "", f"is no key of a job{nearest(key, known)}"))
     found += _flat_lists(compare if crossed else {})

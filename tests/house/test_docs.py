@@ -28,8 +28,8 @@ def code(page: str) -> list[str]:
 
 
 def command_lines(lines: list[str]) -> list[list[str]]:
-    """The arguments of each `orchestrator ...` line, without what is said behind a #."""
-    found = (line.strip().removeprefix("$ ").removeprefix(".venv/bin/") for line in lines)
+    """The arguments of each `orchestrator ...` line, without what is said behind a # and where its output goes."""
+    found = (line.strip().removeprefix("$ ").removeprefix(".venv/bin/").partition(" > ")[0] for line in lines)
     return [shlex.split(line, comments=True)[1:] for line in found if line.startswith("orchestrator ")]
 
 

@@ -22,6 +22,17 @@ MOST_COMBINATIONS = 256
 MOST_CHECKED = 20_000
 """Values of one key, over all arms, that are tried as jobs one by one. Each is, in one arm at least."""
 
+CLOSED = {
+    "stage": "the plan sets it",
+    "seed": "seeds are not tuned",
+    "task": "the task is the question",
+    "budget": "the budget is equal in every trial",
+    "data": "every trial is judged on the same rows",
+    "evaluate": "every trial is judged in the same way",
+    "execution": "it does not change the result",
+}
+"""Job keys, and sections, that are not tuned, and why."""
+
 
 def space_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
     """Faults of `tune.space` and `tune.defaults`, in the arms where their keys are tuned."""
@@ -30,15 +41,6 @@ def space_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
     def is_known(key: str) -> bool:
         return key in known or is_option(key)
 
-    closed = {
-        "stage": "the plan sets it",
-        "seed": "seeds are not tuned",
-        "task": "the task is the question",
-        "budget": "the budget is equal in every trial",
-        "data": "every trial is judged on the same rows",
-        "evaluate": "every trial is judged in the same way",
-        "execution": "it does not change the result",
-    }
     if wrong := list(_condition_faults(tune, arms)):
         yield from wrong
         return
@@ -48,8 +50,8 @@ def space_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
         inside = [arm for arm in arms if key in conditions.within(tune.space, arm.values)]
         if not is_known(key):
             fault = [Fault(where, "", f"is no key of a job{nearest(key, known)}")]
-        elif (section := key.partition(".")[0]) in closed:
-            fault = [Fault(where, "", f"cannot be tuned: {closed[section]}")]
+        elif (section := key.partition(".")[0]) in CLOSED:
+            fault = [Fault(where, "", f"cannot be tuned: {CLOSED[section]}")]
         elif blame := [arm.label for arm in inside if key in arm.settings]:
             expected = "is compared between the arms, so it cannot be tuned inside them; drop one of the two"
             if free := [arm.label for arm in arms if arm.label not in blame]:
