@@ -4,7 +4,7 @@ Imports no torch, ray, optuna or mlflow: `orchestrator --help` and `plan` must b
 """
 
 from orchestrator.sweep.components import code_of
-from orchestrator.sweep.load import load
+from orchestrator.sweep.load import load, loads
 from orchestrator.sweep.model import (
     Arm,
     Confirm,
@@ -33,6 +33,7 @@ __all__ = [
     "code_of",
     "flatten",
     "load",
+    "loads",
     "merged",
     "resolved",
 ]

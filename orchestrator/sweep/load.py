@@ -29,8 +29,17 @@ LARGEST_FILE = 1_000_000
 
 def load(path: Path, overrides: Iterable[str] = ()) -> Sweep:
     """Read and check a sweep. `overrides` are `key=value` texts. Raises ConfigError with every fault found."""
-    where = str(path)
-    raw = _normal(_with_base(path))
+    return _checked(_with_base(_read(path), str(path), path.parent), str(path), overrides)
+
+
+def loads(text: str, overrides: Iterable[str] = (), *, name: str = "the sweep") -> Sweep:
+    """The same of the text of a file, which an error calls by `name`. What it extends is named as seen from here."""
+    return _checked(_with_base(_parsed(text.encode("utf-8", "surrogatepass"), name), name, Path()), name, overrides)
+
+
+def _checked(table: dict[str, Any], where: str, overrides: Iterable[str]) -> Sweep:
+    """The sweep that the tables of a file make, and of what it extends."""
+    raw = _normal(table)
     found: list[Fault] = []
     refused: list[str] = []
     for text in overrides:
@@ -76,22 +85,35 @@ def _read(path: Path) -> dict[str, Any]:
         if path.stat().st_size > LARGEST_FILE:
             size = path.stat().st_size
             raise fail(f"is {size:,} bytes; a sweep is a short TOML file, such as sweeps/quickstart.toml")
-        table = tomllib.loads(_decoded(path.read_bytes()))
+        content = path.read_bytes()
     except ConfigError:
         raise
     except FileNotFoundError as error:
         beside = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         raise fail(f"there is no such file{nearest(str(path), beside)}") from error
+    except (OSError, ValueError) as error:
+        raise fail(f"{error}; a sweep is a TOML file, such as sweeps/quickstart.toml") from error
+    return _parsed(content, str(path))
+
+
+def _parsed(content: bytes, name: str) -> dict[str, Any]:
+    """The tables of a file of this content."""
+
+    def fail(what: str) -> ConfigError:
+        return ConfigError(name, "sweep", [Fault("", "", what)])
+
+    try:
+        table = tomllib.loads(_decoded(content))
     except RecursionError as error:
         raise fail(f"has lists or tables within one another, deeper than {DEEPEST}; a sweep is flat") from error
     except UnicodeDecodeError as error:
         raise fail(f"is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except (OSError, ValueError) as error:  # tomllib's error names line and column
+    except ValueError as error:  # tomllib's error names line and column
         raise fail(f"{error}; a sweep is a TOML file, such as sweeps/quickstart.toml") from error
     if not table:
         raise fail("is empty; start from sweeps/quickstart.toml")
     if wrong := [*shape_faults(table), *twice_faults(table)]:
-        raise ConfigError(str(path), "sweep", wrong)
+        raise ConfigError(name, "sweep", wrong)
     return table
 
 
@@ -104,29 +126,29 @@ def _decoded(content: bytes) -> str:
     return content.decode("utf-8-sig")  # Windows editors begin files with a mark
 
 
-def _with_base(path: Path) -> dict[str, Any]:
-    table = _read(path)
+def _with_base(table: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    """The tables of a file, and of what it extends, which lies in `folder`."""
     base = table.pop("extends", None)
     if base is None:
         return table
     if not isinstance(base, str):
-        raise ConfigError(str(path), "sweep", [Fault("extends", repr(base), "must be the path of another sweep")])
+        raise ConfigError(name, "sweep", [Fault("extends", repr(base), "must be the path of another sweep")])
     if secret := list(secret_faults({"extends": base})):
-        raise ConfigError(str(path), "sweep", secret)
+        raise ConfigError(name, "sweep", secret)
     if "://" in base:
         expected = "must be the path of a sweep beside this; fetch that file first, and name it"
-        raise ConfigError(str(path), "sweep", [Fault("extends", repr(base), expected)])
+        raise ConfigError(name, "sweep", [Fault("extends", repr(base), expected)])
     try:
-        under = _read(path.parent / base)
+        under = _read(folder / base)
     except ConfigError as error:
-        named = Fault("extends", repr(base), f"is named in {path}")
+        named = Fault("extends", repr(base), f"is named in {name}")
         raise ConfigError(error.path, "sweep", [*error.faults, named]) from error
     if isinstance(paths := _table(under, "code").get("paths"), list):  # they start from the file that names them
         inner = Path(base).parent
         under["code"] = under["code"] | {"paths": [str(inner / p) if isinstance(p, str) else p for p in paths]}
     if "extends" in under:
         raise ConfigError(
-            str(path), "sweep", [Fault("extends", repr(base), "extends another sweep itself; one level is the limit")]
+            name, "sweep", [Fault("extends", repr(base), "extends another sweep itself; one level is the limit")]
         )
     if "budget" in _table(table, "job"):
         _table(under, "job").pop("budget", None)  # one way of saying it takes the place of another

@@ -49,7 +49,8 @@ SHELVES = {
     "jobs/workers": "group > heartbeat profile > memory network node_info",
     "orchestrator": "cli > driver > preflight verify > tracking > report > session > run_dir > ledger sweep > "
     "statistics system",
-    "orchestrator/cli": "__main__ > answer > commands reading > places > group > printing schema submission",
+    "orchestrator/cli": "__main__ > answer python > commands reading > places > group > printing schema submission",
+    "orchestrator/cli/python": "run > child records written",
     "orchestrator/cli/submission": "bring > verbs > follow > asking meaning > package parcel server",
     "orchestrator/ledger": "ledger > writing > reading > rows > damage lease readonly > "
     "database > outage postgres schema > records",

@@ -35,6 +35,7 @@ QUICK = [
         "orchestrator.statistics",
     ),
     *("orchestrator.sweep.search", "orchestrator.run_dir.folder", "orchestrator.session.session", "orchestrator.cli"),
+    "orchestrator.cli.python",
 ]
 """Modules that the verbs without training need."""
 

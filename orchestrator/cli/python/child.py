@@ -1,0 +1,184 @@
+"""A driver as a child of this process: what it prints, how it is asked to stop, and what its end means here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from orchestrator.system.exit_codes import Exit
+
+POLL_S = 0.1
+"""How often is looked whether a driver has printed something, or ended."""
+
+CHUNK = 1 << 16
+"""Bytes read at once of what was printed."""
+
+MOST_KEPT = 8
+"""Last lines of a driver that ended without saying why, which are told."""
+
+COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+"""Variables of a kernel's by which programs take a file for a terminal. A driver would draw a bar there."""
+
+ERRORS = ("error: ", "Error: ", "Usage: ", "Traceback ")
+"""How what ends a driver begins, on its standard error."""
+
+CRASHES = ("Traceback (most recent call last)", "No module named ")
+"""What Python says when it ends a program."""
+
+ENDS = (Exit.DONE, Exit.SOME_FAILED, Exit.INTERRUPTED)
+"""Exit codes of a session that the run survives in good order."""
+
+
+class DriverError(RuntimeError):
+    """A driver ended before its session did, or without having begun one; the text is what it said."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+        """As `Exit` has it, unless a signal ended the driver: then the number of that, negative."""
+
+    def __reduce__(self) -> tuple[type[DriverError], tuple[str, int]]:
+        return type(self), (str(self), self.exit_code)
+
+
+class Child:
+    """One driver. It is in a session of its own, so that what interrupts or ends this process leaves it alone."""
+
+    def __init__(self, arguments: Sequence[str], *, made: contextlib.ExitStack | None = None) -> None:
+        """Start it. arguments: of the command line. made: what goes when the driver has ended."""
+        self._made = contextlib.ExitStack() if made is None else made
+        self._out, self._err = _Printed(sys.stdout), _Printed(sys.stderr, until=ERRORS)
+        for printed in (self._out, self._err):
+            self._made.callback(printed.close)
+        environment = {name: value for name, value in os.environ.items() if name not in COLOURS}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "orchestrator.cli", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=self._out.file,
+            stderr=self._err.file,
+            env=environment,
+            start_new_session=True,
+        )
+        self.exit_code: Exit | int | None = None
+        """How it ended; None while it runs."""
+        _running.add(self)
+
+    @property
+    def pid(self) -> int:
+        """Of the driver's process."""
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def wait(self, timeout: float | None = None) -> Exit | int:
+        """Show what it prints until it ends. Returns the exit code. Raises TimeoutError, after which it runs on."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.exit_code is None:
+            code = self._process.poll()
+            self._out.show()
+            self._err.show()
+            if code is not None:
+                self._end(code)
+            elif deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"the driver (pid {self.pid}) still runs after {timeout:g} s")
+            else:
+                time.sleep(POLL_S)
+        return self.exit_code
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does: have it checkpoint and stop."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGINT)
+
+    def error(self, run: str) -> DriverError | None:
+        """What its end was, if that was no end of a session. run: how a person names it."""
+        code = self.exit_code
+        assert code is not None
+        if code in (*ENDS, -signal.SIGINT) and not self._crashed:  # that signal, before it listens
+            return None
+        said = self._err.held.rpartition("\nError: ")[2].removeprefix("error: ").strip()
+        if not said and code < 0:
+            name = signal.Signals(-code).name
+            said = (
+                f"the driver of {run} was ended by {name}; nothing that had ended is lost, and the same call continues"
+            )
+        if not said:
+            said = "\n  ".join(["the driver ended, and its last lines are:", *self._out.last, *self._err.last])
+        return DriverError(f"{said} (exit code {int(code)})" if code > 0 else said, code)
+
+    @property
+    def _crashed(self) -> bool:
+        """Whether Python itself ended it, whose exit code is that of a session with failed trials."""
+        return self.exit_code == Exit.SOME_FAILED and any(
+            mark in line for line in [self._err.held, *self._err.last] for mark in CRASHES
+        )
+
+    def _end(self, code: int) -> None:
+        self._out.show(whole=True)
+        self._err.show(whole=True)
+        self._made.close()
+        self.exit_code = Exit(code) if code in list(Exit) else code
+        _running.discard(self)
+
+
+_running: set[Child] = set()
+"""Those that nobody may have a hold on any more."""
+
+
+class _Printed:
+    """What a driver prints: kept in a file without a name, which a driver can go on writing to when nobody is there,
+    and shown line by line."""
+
+    def __init__(self, stream: IO[str] | None, until: tuple[str, ...] = ()) -> None:
+        """stream: where it is shown. until: how a line begins from which on it is kept back."""
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self.held = ""
+        """What was kept back."""
+        self.last: deque[str] = deque(maxlen=MOST_KEPT)
+        self._stream, self._until = stream, until
+        self._read, self._begun = 0, b""
+
+    def show(self, *, whole: bool = False) -> None:
+        """Show the lines that have come; also one without its end, if it is `whole`."""
+        while chunk := os.pread(self.file.fileno(), CHUNK, self._read):  # the position is the driver's
+            self._read += len(chunk)
+            *lines, self._begun = (self._begun + chunk).split(b"\n")
+            self._write([f"{line.decode(errors='replace')}\n" for line in lines])
+        if whole and self._begun:
+            self._write([f"{self._begun.decode(errors='replace')}\n"])
+            self._begun = b""
+
+    def close(self) -> None:
+        """Give the file back."""
+        self.file.close()
+
+    def _write(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            if self.held or (self._until and line.startswith(self._until)):
+                self.held += line
+                continue
+            if line.strip():
+                self.last.append(line.rstrip())
+            if self._stream is not None:
+                try:
+                    self._stream.write(line)
+                    self._stream.flush()
+                except (OSError, ValueError):  # the terminal is gone, and the driver goes on
+                    self._stream = None
+
+
+def named(sweep: Path | str) -> list[str]:
+    """A path as the last argument of a command, whatever it begins with."""
+    return ["--", os.fspath(sweep)]

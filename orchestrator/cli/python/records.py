@@ -1,0 +1,69 @@
+"""What a run says of itself, in the shapes that `--json` prints: here alone the two are made the same."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.run_dir import folder as runs
+from orchestrator.run_dir.folder import RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+
+def status(folder: RunFolder) -> dict[str, Any]:
+    """What `status --json` prints. Raises RunError, LedgerError or RemoteError, as all of these."""
+    with contextlib.closing(folder.open()) as ledger:
+        return runs.status(ledger)
+
+
+def answer(folder: RunFolder) -> dict[str, Any]:
+    """What `compare --json` prints. Writes nothing."""
+    from orchestrator import report
+
+    with contextlib.closing(folder.open()) as ledger:
+        made: dict[str, Any] = json.loads(json.dumps(report.answer(ledger), allow_nan=False))
+    return made
+
+
+def trials(folder: RunFolder) -> pa.Table:
+    """What results.parquet has, of this moment."""
+    from orchestrator.report import parquet
+
+    with contextlib.closing(folder.open()) as ledger:
+        return parquet.table({ledger.run.name: ledger})
+
+
+def frame(table: pa.Table) -> pd.DataFrame:
+    """The same as a DataFrame, whole numbers as such though some are missing. Raises ModuleNotFoundError."""
+    import pyarrow as pa
+
+    try:
+        import pandas as pd
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "trials() as a DataFrame needs pandas: pip install 'contrastive-orchestrator[notebook]'; without it, "
+            "trials(as_='rows') gives dicts",
+            name="pandas",
+        ) from error
+    return table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+
+
+def report(folder: RunFolder) -> Path:
+    """Write the report, as `compare` does, and say where its page is."""
+    from orchestrator import report as reports
+
+    with contextlib.closing(folder.open()) as ledger:
+        reports.write(ledger, folder.report)
+    folder.check_in_report()
+    return folder.report / "report.html"
+
+
+def is_driven(folder: RunFolder) -> bool:
+    """Whether a driver holds the run now."""
+    with contextlib.closing(folder.open()) as ledger:
+        return ledger.holder() is not None
