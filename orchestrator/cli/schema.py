@@ -29,7 +29,7 @@ NONES: list[Schema] = [
 ]
 """The texts that stand for None; the first one is what an editor offers."""
 
-COMPLETE = "complete space"
+COMPLETE = "complete"
 
 
 def sweep_schema() -> Schema:

@@ -56,7 +56,7 @@ class Child:
     def __init__(self, arguments: Sequence[str], *, made: contextlib.ExitStack | None = None) -> None:
         """Start it. arguments: of the command line. made: what goes when the driver has ended."""
         self._made = contextlib.ExitStack() if made is None else made
-        self._out, self._err = _Printed(sys.stdout), _Printed(sys.stderr, until=ERRORS)
+        self._out, self._err = _Printed("stdout"), _Printed("stderr", until=ERRORS)
         for printed in (self._out, self._err):
             self._made.callback(printed.close)
         environment = {name: value for name, value in os.environ.items() if name not in COLOURS}
@@ -68,14 +68,20 @@ class Child:
             env=environment,
             start_new_session=True,
         )
-        self.exit_code: Exit | int | None = None
-        """How it ended; None while it runs."""
+        self.is_shown = False
+        """Whether it has ended, and all that it printed was shown."""
         _running.add(self)
 
     @property
     def pid(self) -> int:
         """Of the driver's process."""
         return self._process.pid
+
+    @property
+    def exit_code(self) -> Exit | int | None:
+        """How it ended; None while it runs."""
+        code = self._process.poll()
+        return Exit(code) if code in list(Exit) else code
 
     @property
     def is_running(self) -> bool:
@@ -85,17 +91,14 @@ class Child:
     def wait(self, timeout: float | None = None) -> Exit | int:
         """Show what it prints until it ends. Returns the exit code. Raises TimeoutError, after which it runs on."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self.exit_code is None:
-            code = self._process.poll()
+        while (code := self.exit_code) is None:
             self._out.show()
             self._err.show()
-            if code is not None:
-                self._end(code)
-            elif deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"the driver (pid {self.pid}) still runs after {timeout:g} s")
-            else:
-                time.sleep(POLL_S)
-        return self.exit_code
+            time.sleep(POLL_S)
+        self._end(code)
+        return code
 
     def interrupt(self) -> None:
         """What Ctrl-C does: have it checkpoint and stop."""
@@ -106,7 +109,7 @@ class Child:
         """What its end was, if that was no end of a session. run: how a person names it."""
         code = self.exit_code
         assert code is not None
-        if code in (*ENDS, -signal.SIGINT) and not self._crashed:  # that signal, before it listens
+        if self._is_of_a_session(code):
             return None
         said = self._err.held.rpartition("\nError: ")[2].removeprefix("error: ").strip()
         if not said and code < 0:
@@ -118,19 +121,25 @@ class Child:
             said = "\n  ".join(["the driver ended, and its last lines are:", *self._out.last, *self._err.last])
         return DriverError(f"{said} (exit code {int(code)})" if code > 0 else said, code)
 
-    @property
-    def _crashed(self) -> bool:
-        """Whether Python itself ended it, whose exit code is that of a session with failed trials."""
-        return self.exit_code == Exit.SOME_FAILED and any(
-            mark in line for line in [self._err.held, *self._err.last] for mark in CRASHES
-        )
+    def _is_of_a_session(self, code: int) -> bool:
+        """Whether a session ended with this code, and not Python, whose own is that of failed trials; or an interrupt
+        before one listened to it."""
+        said = "\n".join([self._err.held, *self._err.last])
+        crashed = code == Exit.SOME_FAILED and any(mark in said for mark in CRASHES)
+        return code in (*ENDS, -signal.SIGINT) and not crashed
 
     def _end(self, code: int) -> None:
-        self._out.show(whole=True)
-        self._err.show(whole=True)
-        self._made.close()
-        self.exit_code = Exit(code) if code in list(Exit) else code
-        _running.discard(self)
+        if self.is_shown:
+            return
+        try:
+            self._out.show(whole=True)
+            self._err.show(whole=True)
+            if self._is_of_a_session(code):  # nobody will raise what was kept back
+                self._err.release()
+        finally:
+            self.is_shown = True
+            self._made.close()
+            _running.discard(self)
 
 
 _running: set[Child] = set()
@@ -141,14 +150,15 @@ class _Printed:
     """What a driver prints: kept in a file without a name, which a driver can go on writing to when nobody is there,
     and shown line by line."""
 
-    def __init__(self, stream: IO[str] | None, until: tuple[str, ...] = ()) -> None:
-        """stream: where it is shown. until: how a line begins from which on it is kept back."""
+    def __init__(self, stream: str, until: tuple[str, ...] = ()) -> None:
+        """stream: of `sys`, as it is when a line is shown. until: how a line begins from which on it is kept back."""
         self.file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self.held = ""
         """What was kept back."""
         self.last: deque[str] = deque(maxlen=MOST_KEPT)
         self._stream, self._until = stream, until
         self._read, self._begun = 0, b""
+        self._is_gone = False
 
     def show(self, *, whole: bool = False) -> None:
         """Show the lines that have come; also one without its end, if it is `whole`."""
@@ -159,6 +169,10 @@ class _Printed:
         if whole and self._begun:
             self._write([f"{self._begun.decode(errors='replace')}\n"])
             self._begun = b""
+
+    def release(self) -> None:
+        """Show what was kept back."""
+        self._put(self.held)
 
     def close(self) -> None:
         """Give the file back."""
@@ -171,12 +185,17 @@ class _Printed:
                 continue
             if line.strip():
                 self.last.append(line.rstrip())
-            if self._stream is not None:
-                try:
-                    self._stream.write(line)
-                    self._stream.flush()
-                except (OSError, ValueError):  # the terminal is gone, and the driver goes on
-                    self._stream = None
+            self._put(line)
+
+    def _put(self, text: str) -> None:
+        stream: IO[str] | None = getattr(sys, self._stream)
+        if stream is None or self._is_gone or not text:
+            return
+        try:
+            stream.write(text)
+            stream.flush()
+        except (OSError, ValueError):  # the terminal is gone, and the driver goes on
+            self._is_gone = True
 
 
 def named(sweep: Path | str) -> list[str]:

@@ -20,7 +20,9 @@ from orchestrator.cli.places import refuse_what_is_no_place
 from orchestrator.cli.python import records
 from orchestrator.cli.python.child import Child, named
 from orchestrator.cli.python.written import NAME, override, written
+from orchestrator.ledger import LedgerError
 from orchestrator.run_dir import folder as runs
+from orchestrator.run_dir.bucket import RemoteError
 from orchestrator.run_dir.folder import RunError, RunFolder
 from orchestrator.system import scratch
 from orchestrator.system.exit_codes import Exit
@@ -97,7 +99,7 @@ class Run:
         """
         if self._child is None:
             self._await_others(timeout)
-        elif self._child.exit_code is None:
+        elif not self._child.is_shown:
             self._child.wait(timeout)
             _tell_end(self._child, self._name, stacklevel=3)
         return self
@@ -106,11 +108,11 @@ class Run:
         """Ask whoever drives it to checkpoint and stop, and wait. Returns whether nobody drives it any more; what was
         cut short goes on with `resume`."""
         child = self._child
-        if child is not None and child.exit_code is None:
+        if child is not None and child.is_running:
             child.interrupt()
             with contextlib.suppress(TimeoutError):
                 child.wait(timeout)
-            return child.exit_code is not None
+            return not child.is_running
         with contextlib.closing(self._begun().open()) as ledger:
             return runs.stop(ledger, self._folder, wait_s=timeout)[1]
 
@@ -148,7 +150,7 @@ class Run:
         """For notebooks: name, question and how it stands, as text, whatever they hold."""
         try:
             stood = self.status()
-        except (ValueError, OSError) as error:
+        except (RunError, LedgerError, RemoteError, OSError) as error:
             return f"<pre>{_text(f'{self!r}: {error}')}</pre>"
         rows = {
             "run": self._name,

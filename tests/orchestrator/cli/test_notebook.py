@@ -14,8 +14,8 @@ from real import LONG, QUICK, wait_for
 from orchestrator import open_run
 from orchestrator.run_dir.folder import RunError
 
-nbclient = pytest.importorskip("nbclient", reason="nbclient and ipykernel are not installed: make .venv/notebook")
-pytest.importorskip("ipykernel", reason="nbclient and ipykernel are not installed: make .venv/notebook")
+nbclient = pytest.importorskip("nbclient", reason="nbclient and ipykernel are not installed: make .venv/optional")
+pytest.importorskip("ipykernel", reason="nbclient and ipykernel are not installed: make .venv/optional")
 
 PAGE = Path(__file__).parents[3] / "docs" / "python.md"
 CELLS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)

@@ -252,6 +252,7 @@ def test_a_session_is_left_alone_stopped_resumed_and_refused_to_others(
     with pytest.raises(TimeoutError, match="still driven"):
         other.wait(timeout=0)
     assert other.stop(timeout=60)
+    wait_for(lambda: run.exit_code is not None, what="the end of the process")
     with pytest.warns(RuntimeWarning, match="was stopped before its end"):
         assert run.wait() is run
     assert run.exit_code is Exit.INTERRUPTED

@@ -29,6 +29,7 @@ BLOCKS = [
     for number, block in enumerate(re.findall(r"^```toml\n(.*?)^```", page.read_text("utf-8"), re.M | re.S))
 ]
 SCHEMA = schemas.sweep_schema()
+TAPLO = Path(sys.executable).parent / "taplo"
 
 SMALL = """
 name = "small"
@@ -75,6 +76,7 @@ def test_it_is_a_schema_of_its_dialect() -> None:
     Draft202012Validator.check_schema(SCHEMA)
     refs = set(re.findall(r'"\$ref": "#/\$defs/([^"]+)"', json.dumps(SCHEMA)))
     assert refs <= SCHEMA["$defs"].keys()
+    assert all(re.fullmatch(r"[\w.]+", ref) for ref in refs), "Taplo refuses what is no URI, such as one with a blank"
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
@@ -178,6 +180,24 @@ WRONG = {
 def test_what_one_key_makes_wrong_is_wrong_by_both(text: str, tmp_path: Path) -> None:
     assert loaded(text, tmp_path) != ""
     assert faults(text) != []
+
+
+def test_an_editor_finds_the_same(tmp_path: Path) -> None:
+    """Taplo, by the first line of each file. Mutant check: a reference with a blank fails this."""
+    if not TAPLO.exists():
+        pytest.skip("taplo is not installed: make .venv/optional")
+    (tmp_path / "sweep.schema.json").write_text(json.dumps(SCHEMA))
+    right = [*(path.read_text("utf-8") for path in SWEEPS), *FORMS.values()]
+    for name, text in [*((f"right{n}", text) for n, text in enumerate(right)), *WRONG.items()]:
+        (tmp_path / f"{name}.toml").write_text(f"#:schema ./sweep.schema.json\n{text}")
+
+    def lint(files: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run([TAPLO, "lint", files], cwd=tmp_path, capture_output=True, check=False)
+
+    done = lint("right*.toml")
+    assert done.returncode == 0, done.stderr.decode()
+    for name in list(WRONG)[::4]:  # a process each
+        assert b"schema validation failed" in lint(f"{name}.toml").stderr, name
 
 
 def test_every_key_is_described_by_a_sentence() -> None:
