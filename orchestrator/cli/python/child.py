@@ -23,7 +23,7 @@ CHUNK = 1 << 16
 """Bytes read at once of what was printed."""
 
 MOST_KEPT = 8
-"""Last lines of a driver that ended without saying why, which are told."""
+"""Last lines that an error quotes of a driver that ended without saying why."""
 
 COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
 """Variables of a kernel's by which programs take a file for a terminal. A driver would draw a bar there."""
@@ -55,19 +55,19 @@ class Child:
 
     def __init__(self, arguments: Sequence[str], *, made: contextlib.ExitStack | None = None) -> None:
         """Start it. arguments: of the command line. made: what goes when the driver has ended."""
-        self._made = contextlib.ExitStack() if made is None else made
         self._out, self._err = _Printed("stdout"), _Printed("stderr", until=ERRORS)
-        for printed in (self._out, self._err):
-            self._made.callback(printed.close)
-        environment = {name: value for name, value in os.environ.items() if name not in COLOURS}
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "orchestrator.cli", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=self._out.file,
-            stderr=self._err.file,
-            env=environment,
-            start_new_session=True,
-        )
+        with made or contextlib.ExitStack() as opened:
+            for printed in (self._out, self._err):
+                opened.callback(printed.close)
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "orchestrator.cli", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=self._out.file,
+                stderr=self._err.file,
+                env={name: value for name, value in os.environ.items() if name not in COLOURS},
+                start_new_session=True,
+            )
+            self._made = opened.pop_all()
         self.is_shown = False
         """Whether it has ended, and all that it printed was shown."""
         _running.add(self)
@@ -111,21 +111,21 @@ class Child:
         assert code is not None
         if self._is_of_a_session(code):
             return None
-        said = self._err.held.rpartition("\nError: ")[2].removeprefix("error: ").strip()
-        if not said and code < 0:
+        text = self._err.held.rpartition("\nError: ")[2].removeprefix("error: ").strip()
+        if not text and code < 0:
             name = signal.Signals(-code).name
-            said = (
+            text = (
                 f"the driver of {run} was ended by {name}; nothing that had ended is lost, and the same call continues"
             )
-        if not said:
-            said = "\n  ".join(["the driver ended, and its last lines are:", *self._out.last, *self._err.last])
-        return DriverError(f"{said} (exit code {int(code)})" if code > 0 else said, code)
+        if not text:
+            text = "\n  ".join(["the driver ended, and its last lines are:", *self._out.last, *self._err.last])
+        return DriverError(f"{text} (exit code {int(code)})" if code > 0 else text, code)
 
     def _is_of_a_session(self, code: int) -> bool:
         """Whether a session ended with this code, and not Python, whose own is that of failed trials; or an interrupt
         before one listened to it."""
-        said = "\n".join([self._err.held, *self._err.last])
-        crashed = code == Exit.SOME_FAILED and any(mark in said for mark in CRASHES)
+        printed = "\n".join([self._err.held, *self._err.last])
+        crashed = code == Exit.SOME_FAILED and any(mark in printed for mark in CRASHES)
         return code in (*ENDS, -signal.SIGINT) and not crashed
 
     def _end(self, code: int) -> None:

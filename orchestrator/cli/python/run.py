@@ -232,22 +232,22 @@ def launch(
         checked = sweeps.loads(text, texts, name=NAME)
         if isinstance(sweep, Mapping) and "extends" in sweep:  # which is looked for beside the file
             text, texts = written(checked.model_dump(exclude_unset=True)), []
-    place = os.fspath(into) if into is not None else str(runs.home() / checked.name)
+    name = os.fspath(into) if into is not None else str(runs.home() / checked.name)
     try:
-        refuse_what_is_no_place(place)
+        refuse_what_is_no_place(name)
     except click.UsageError as error:
         raise RunError(error.message) from None
-    folder = _absolute(runs.at(place))
-    arguments = ["launch", f"--into={folder.name}", *(f"--set={one}" for one in texts)]
+    folder = _absolute(runs.at(name))
+    arguments = ["launch", f"--into={folder.name}", *(f"--set={change}" for change in texts)]
     arguments += [flag for flag, on in (("--offline", offline), ("--accept-code", accept_code)) if on]
     with contextlib.ExitStack() as stack:
         if path is None:
             path = stack.enter_context(scratch.folder("launch")) / "sweep.toml"
             path.write_text(text, "utf-8")
-        child = Child([*arguments, *named(path)], made=stack.pop_all())
-    run = Run(folder, place, child)
+        child = Child([*arguments, *named(path)], made=stack)
+    run = Run(folder, name, child)
     if wait:
-        _follow(child, place)
+        _follow(child, name)
     return run
 
 

@@ -134,7 +134,7 @@ class _Plain:
         return str(text)
 
     def _none(self, where: str, *, in_list: bool) -> str | None:
-        above = next((one for one in OF_KEYS if where.startswith(one)), None)
+        above = next((table for table in OF_KEYS if where.startswith(table)), None)
         key = where.removeprefix(above or "").removesuffix(".choices")
         if where == "resources.concurrent" or (above and key.rpartition(".when.")[2] in none_keys()):
             return NONE[0]

@@ -79,11 +79,11 @@ def test_the_page_runs_in_a_notebook_which_shows_lines_a_table_and_the_run(folde
     )
     client.execute()
     launched, answered, opened, checked = (cell["outputs"] for cell in notebook.cells)
-    said = "".join(output["text"] for output in launched)
+    printed = "".join(output["text"] for output in launched)
     assert {output["name"] for output in launched} == {"stdout"}
-    assert "Does FlatNCE beat InfoNCE on digits?\n2 arms" in said
-    assert "[4/4] confirm" in said
-    assert "\x1b" not in said, "a kernel says that it has colours"
+    assert "Does FlatNCE beat InfoNCE on digits?\n2 arms" in printed
+    assert "[4/4] confirm" in printed
+    assert "\x1b" not in printed, "a kernel says that it has colours"
     assert "flatnce against infonce is" in answered[0]["text"]
     assert {"infonce", "flatnce"} <= set(answered[1]["data"]["text/plain"].split())
     assert "<th>question</th><td>Does FlatNCE beat InfoNCE on digits?</td>" in opened[0]["data"]["text/html"]

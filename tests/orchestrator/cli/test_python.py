@@ -133,7 +133,7 @@ def test_the_caller_has_neither_ray_nor_torch_nor_a_handler_a_thread_or_a_file_o
 
 def test_the_package_itself_imports_nothing_more_and_is_typed() -> None:
     probe = (
-        "import sys, orchestrator; print(sorted(one for one in sys.modules if one.startswith(('orch', 'pydantic'))))"
+        "import sys, orchestrator; print(sorted(name for name in sys.modules if name.startswith(('orch', 'pydantic'))))"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['orchestrator']"
@@ -276,8 +276,8 @@ def test_ctrl_c_stops_in_good_order_and_a_second_one_no_longer_waits(
     process = script("launch('sweep.toml', offline=True)")
     wait_for(trained, what="a trial")
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert said.splitlines()[-1] == "KeyboardInterrupt"
+    printed, _ = process.communicate(timeout=60)
+    assert printed.splitlines()[-1] == "KeyboardInterrupt"
     stood = open_run("small").status()
     assert (stood["driver"], stood["counts"]["failed"]) == (None, 0)
     process = script("launch('sweep.toml', offline=True)")
@@ -288,8 +288,8 @@ def test_ctrl_c_stops_in_good_order_and_a_second_one_no_longer_waits(
     time.sleep(0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=20)
-    assert said.splitlines()[-1] == "KeyboardInterrupt"
+    printed, _ = process.communicate(timeout=20)
+    assert printed.splitlines()[-1] == "KeyboardInterrupt"
     driver.resume()
     open_run("small").wait(timeout=60)
     assert open_run("small").status()["driver"] is None

@@ -47,7 +47,9 @@ LR = '[tune.space]\n"optimizer.lr" = { low = 1e-4, high = 1e-2 }\n'
 
 def faults(text: str, schema: dict[str, Any] = SCHEMA) -> list[str]:
     """What the schema has against a file."""
-    return [f"{one.json_path}: {one.message}" for one in Draft202012Validator(schema).iter_errors(tomllib.loads(text))]
+    return [
+        f"{error.json_path}: {error.message}" for error in Draft202012Validator(schema).iter_errors(tomllib.loads(text))
+    ]
 
 
 def loaded(text: str, folder: Path) -> str:

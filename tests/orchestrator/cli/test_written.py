@@ -104,9 +104,9 @@ def test_a_sweep_is_built_of_what_python_has() -> None:
     ],
 )
 def test_what_a_file_cannot_hold_is_refused_with_its_key(changes: dict[str, Any], text: str) -> None:
-    said = refused(**changes)
-    assert said.startswith(f"{NAME} is not a valid sweep:\n  ")
-    assert text in said
+    error = refused(**changes)
+    assert error.startswith(f"{NAME} is not a valid sweep:\n  ")
+    assert text in error
 
 
 def test_none_takes_the_place_of_what_the_extended_sweep_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
