@@ -117,6 +117,11 @@ def checked_name(kind: str, name: str) -> str:
     return name
 
 
+def name_schema(kind: str) -> dict[str, Any]:
+    """What a name may be, as JSON Schema."""
+    return {"anyOf": [{"enum": [*builtin_names(kind)]}, {"type": "string", "pattern": f"^{IMPORT_PATH.pattern}$"}]}
+
+
 def load(kind: str, name: str) -> object:
     """The object that a name is of. Raises ComponentError where there is none, or where its module fails."""
     if name in builtin_names(kind):

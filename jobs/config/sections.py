@@ -12,11 +12,12 @@ from pydantic import (
     Field,
     JsonValue,
     SerializerFunctionWrapHandler,
+    WithJsonSchema,
     model_serializer,
     model_validator,
 )
 
-from jobs.config.components import builtin_names, checked_name, metric_name
+from jobs.config.components import checked_name, metric_name, name_schema
 
 OF_TOKENS = ("max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 """Poolings that sentences alone have."""
@@ -25,7 +26,22 @@ OF_TOKENS = ("max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 Options = dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], JsonValue]
 """Arguments of a component, which checks them itself."""
 
-MetricPath = Annotated[str, AfterValidator(partial(checked_name, "metric")), Field(examples=[*builtin_names("metric")])]
+LossName = Annotated[str, AfterValidator(partial(checked_name, "loss")), WithJsonSchema(name_schema("loss"))]
+OptimizerName = Annotated[
+    str, AfterValidator(partial(checked_name, "optimizer")), WithJsonSchema(name_schema("optimizer"))
+]
+ScheduleName = Annotated[
+    str, AfterValidator(partial(checked_name, "schedule")), WithJsonSchema(name_schema("schedule"))
+]
+SamplerName = Annotated[str, AfterValidator(partial(checked_name, "sampler")), WithJsonSchema(name_schema("sampler"))]
+AugmentationName = Annotated[
+    str, AfterValidator(partial(checked_name, "augmentation")), WithJsonSchema(name_schema("augmentation"))
+]
+TransformName = Annotated[
+    str, AfterValidator(partial(checked_name, "transform")), WithJsonSchema(name_schema("transform"))
+]
+MetricPath = Annotated[str, AfterValidator(partial(checked_name, "metric")), WithJsonSchema(name_schema("metric"))]
+"""Names of components: a built-in, or an import path."""
 
 UNBOUNDED = ("dcl", "flatnce")
 """Losses without a minimum in 1 / temperature on separable batches, so that a learned one runs to its clamp."""
@@ -97,9 +113,7 @@ class Data(Section):
     """Longest sentence, in tokens, special ones and the prompt included; the rest is cut. None: what the encoder's
     folder says, if it is one of sentence-transformers and `model.pooling` is `auto`; else 32."""
 
-    sampler: Annotated[
-        str, AfterValidator(partial(checked_name, "sampler")), Field(examples=[*builtin_names("sampler")])
-    ] = "shuffled"
+    sampler: SamplerName = "shuffled"
     """Which rows a batch holds: `shuffled`, epochs in a random order; or an import path of a function of the step."""
 
     sampler_options: Options = {}
@@ -124,9 +138,7 @@ class Data(Section):
 class Augment(Section):
     """Views of an image. Each strength 0 or 1 as noted switches it off. Sentences have none: dropout is theirs."""
 
-    name: Annotated[
-        str, AfterValidator(partial(checked_name, "augmentation")), Field(examples=[*builtin_names("augmentation")])
-    ] = "crop_flip"
+    name: AugmentationName = "crop_flip"
     """`crop_flip`, which is described by the keys below; or an import path of a function of images."""
 
     options: Options = {}
@@ -197,9 +209,7 @@ class Model(Section):
 class Loss(Section):
     """The in-batch contrastive loss."""
 
-    name: Annotated[str, AfterValidator(partial(checked_name, "loss")), Field(examples=[*builtin_names("loss")])] = (
-        "infonce"
-    )
+    name: LossName = "infonce"
     """InfoNCE, also by textbook cross entropy (`infonce_ce`) or with FlatNCE's gradient norm (`infonce_matched`);
     decoupled contrastive learning (`dcl`); `flatnce`; `siglip` (jobs/losses/builtin has the formulas); or the import
     path of your own, such as `mylab.losses:focal_nce`."""
@@ -290,10 +300,9 @@ class Batch(Section):
 class Optimizer(Section):
     """The optimizer and its schedule."""
 
-    name: Annotated[
-        str, AfterValidator(partial(checked_name, "optimizer")), Field(examples=[*builtin_names("optimizer")])
-    ] = "adamw"
-    """`adamw`, or `sgd` with momentum; or an import path of a class or function (params, lr, **options), as `torch.optim:RAdam`."""
+    name: OptimizerName = "adamw"
+    """`adamw`, or `sgd` with momentum; or an import path of a class or function (params, lr, **options), such as
+    `torch.optim:RAdam`."""
 
     options: Options = {}
     """Arguments of an optimizer that has some, by name."""
@@ -313,21 +322,14 @@ class Optimizer(Section):
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which the rate climbs to its peak."""
 
-    schedule: Annotated[
-        str, AfterValidator(partial(checked_name, "schedule")), Field(examples=[*builtin_names("schedule")])
-    ] = "cosine"
+    schedule: ScheduleName = "cosine"
     """What the rate does after the warm-up: constant, linear and cosine, of which the last two end at 0; or an import
     path of a function of the share that has passed."""
 
     schedule_options: Options = {}
     """Arguments of a schedule that has some, by name."""
 
-    transform: (
-        Annotated[
-            str, AfterValidator(partial(checked_name, "transform")), Field(examples=[*builtin_names("transform")])
-        ]
-        | None
-    ) = None
+    transform: TransformName | None = None
     """What is done to the gradient after the sum over ranks and the clipping: `soft_clip`, or an import path of a
     class. None: nothing."""
 
@@ -366,7 +368,7 @@ class Evaluate(Section):
 
     metrics: Annotated[
         tuple[
-            Annotated[str, AfterValidator(partial(checked_name, "metric")), Field(examples=[*builtin_names("metric")])],
+            MetricPath,
             ...,
         ],
         Field(strict=False),

@@ -65,6 +65,7 @@ def sweep_schema() -> Schema:
     known["when"]["properties"]["arm"] = _alternatives({"type": "string"}, "The label of an arm, or some of them.")
     leaves.defs |= {f"space.{name}": field for name, field in space.items() if name not in ("choices", "when")}
     tune["space"] |= leaves.table(_space, CLOSED)
+    del known["Code"]["properties"]["digest"]
     keys["extends"] = {
         "type": "string",
         "description": "Path of another sweep file, beside this one, whose keys this one changes or adds to.",

@@ -29,16 +29,18 @@ LARGEST_FILE = 1_000_000
 
 def load(path: Path, overrides: Iterable[str] = ()) -> Sweep:
     """Read and check a sweep. `overrides` are `key=value` texts. Raises ConfigError with every fault found."""
-    return _checked(_with_base(_read(path), str(path), path.parent), str(path), overrides)
+    return _checked(_with_base(_read(path), str(path), path.parent), str(path), path.parent, overrides)
 
 
 def loads(text: str, overrides: Iterable[str] = (), *, name: str = "the sweep") -> Sweep:
     """The same of the text of a file, which an error calls by `name`. What it extends is named as seen from here."""
-    return _checked(_with_base(_parsed(text.encode("utf-8", "surrogatepass"), name), name, Path()), name, overrides)
+    return _checked(
+        _with_base(_parsed(text.encode("utf-8", "surrogatepass"), name), name, Path()), name, Path(), overrides
+    )
 
 
-def _checked(table: dict[str, Any], where: str, overrides: Iterable[str]) -> Sweep:
-    """The sweep that the tables of a file make, and of what it extends."""
+def _checked(table: dict[str, Any], where: str, folder: Path, overrides: Iterable[str]) -> Sweep:
+    """The sweep that the tables of a file make, and of what it extends. folder: where its paths start from."""
     raw = _normal(table)
     found: list[Fault] = []
     refused: list[str] = []
@@ -64,7 +66,7 @@ def _checked(table: dict[str, Any], where: str, overrides: Iterable[str]) -> Swe
         found += contradictions(sweep)
     if sweep is not None and not found:
         try:
-            code = code_of(sweep, path.parent)
+            code = code_of(sweep, folder)
             found += component_faults(sweep, code)
         except CodeError as error:
             found.append(Fault("code.paths" if sweep.code else "job", "", str(error)))

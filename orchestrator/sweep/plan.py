@@ -273,7 +273,7 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[s
     before, after = flatten(old), flatten(new)
     free = (
         "retry.",
-        "code.digest",
+        "code.",
         *(f"resources.{key}" for key in ("accelerator_type", "autoscale", "concurrent", "placement")),
     )
     return [

@@ -42,7 +42,7 @@ class Sweep(sweeps.Sweep):
     @classmethod
     def load(cls, path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Sweep:
         """Read a sweep file. overrides: as `--set` has them. Raises ConfigError."""
-        return cls._of(sweeps.load(Path(path), overrides))
+        return cls._of(sweeps.load(Path(path), overrides), Path(path).parent)
 
     @classmethod
     def loads(cls, text: str, overrides: Iterable[str] = ()) -> Sweep:
@@ -54,8 +54,20 @@ class Sweep(sweeps.Sweep):
         return written(self.model_dump(exclude_unset=True))
 
     @classmethod
-    def _of(cls, checked: sweeps.Sweep) -> Sweep:
+    def _of(cls, checked: sweeps.Sweep, folder: Path = Path()) -> Sweep:
+        if checked.code is not None:  # its paths must mean the same wherever the sweep is written down
+            paths = [str((folder / path).absolute()) for path in checked.code.paths]
+            checked = checked.model_copy(update={"code": checked.code.model_copy(update={"paths": paths})})
         return cls.model_construct(_fields_set=set(checked.model_fields_set), **dict(checked))
+
+
+def _with_whole_paths(tables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tables with the paths of [code] as they are from here, and without what follows from them."""
+    code = tables.get("code")
+    if not isinstance(code, Mapping) or not isinstance(code.get("paths"), list | tuple):
+        return tables
+    paths = [str(Path(path).absolute()) if isinstance(path, str | os.PathLike) else path for path in code["paths"]]
+    return {**tables, "code": {key: value for key, value in code.items() if key != "digest"} | {"paths": paths}}
 
 
 def written(tables: Mapping[str, Any]) -> str:
@@ -64,7 +76,7 @@ def written(tables: Mapping[str, Any]) -> str:
     Raises ConfigError for what no file can hold.
     """
     faults: list[Fault] = []
-    plain = _Plain(faults).table(tables, "")
+    plain = _Plain(faults).table(_with_whole_paths(tables), "")
     if faults:
         raise ConfigError(NAME, "sweep", faults)
     lines, below = [], []
