@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jobs.config import Fault
-from orchestrator.sweep.model import Arm, Space, Sweep, flatten
-from orchestrator.sweep.values import repeated, shown
+from orchestrator.sweep.model import Arm, Space, Sweep
+from orchestrator.sweep.values import flatten, repeated, shown
 from orchestrator.system.addresses import credentials
 
 MOST_ARMS = 1_000

@@ -14,11 +14,11 @@ from jobs.config import ConfigError, Fault, faults, nearest
 from jobs.config.user_code import CodeError
 from orchestrator.sweep.components import code_of, component_faults
 from orchestrator.sweep.limits import crowd_faults, secret_faults
-from orchestrator.sweep.model import Sweep, flatten
+from orchestrator.sweep.model import Sweep
 from orchestrator.sweep.overrides import override_faults
 from orchestrator.sweep.shape import DEEPEST, shape_faults, spaces_in, twice_faults
 from orchestrator.sweep.validate import contradictions, job_faults
-from orchestrator.sweep.values import NONE, all_with_none, job_with_none, with_none
+from orchestrator.sweep.values import NONE, all_with_none, flatten, job_with_none, with_none
 
 LONG_NUMBER = re.compile(rb"[0-9](_?[0-9]){4299}")
 """Digits of which Python makes no number."""

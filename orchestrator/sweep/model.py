@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from jobs.config import JobConfig, Section, canonical, trial_id
 from jobs.config.identity import default_values, first_version
-from orchestrator.sweep.values import Level, Levels, alternatives, identity, shown
+from orchestrator.sweep.values import Level, Levels, alternatives, flatten, identity, merged, shown
 
 LOWER_IS_BETTER = ("uniformity", "alignment", "loss", "train/loss", "train/infonce")
 """Metrics of which less is better. Of every other one, more is."""
@@ -336,35 +336,6 @@ def resolved(sweep: Sweep) -> dict[str, Any]:
     """The sweep as plain JSON, defaults filled in. Keys keep their order: the first factor decides the contrasts."""
     value: dict[str, Any] = json.loads(json.dumps(sweep.model_dump(mode="json"), allow_nan=False))
     return value
-
-
-def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def merged(job: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`job` with dotted `settings` put in. Neither is changed."""
-    result: dict[str, Any] = json.loads(json.dumps(job, default=str))  # TOML dates are nobody's job
-    for key, value in settings.items():
-        *sections, leaf = key.split(".")
-        table = result
-        for section in sections:
-            inner = table.setdefault(section, {})
-            if not isinstance(inner, dict):  # no job, as another check says
-                break
-            table = inner
-        else:
-            if sections == ["budget"]:
-                table.clear()  # one way of saying it takes the place of another
-            table[leaf] = value
-    return result
 
 
 def cross(

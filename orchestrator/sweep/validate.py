@@ -22,9 +22,9 @@ from orchestrator.sweep.limits import (
     number_faults,
     repeated_faults,
 )
-from orchestrator.sweep.model import Arm, Sweep, arms_of, cross, merged, usual_mode
+from orchestrator.sweep.model import Arm, Sweep, arms_of, cross, usual_mode
 from orchestrator.sweep.space import space_faults
-from orchestrator.sweep.values import alternatives, identity, list_keys, shown
+from orchestrator.sweep.values import alternatives, identity, list_keys, merged, shown
 
 METRICS = {
     "image": ("knn_accuracy", "probe_accuracy", "alignment", "uniformity"),

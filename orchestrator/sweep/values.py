@@ -151,3 +151,32 @@ def job_with_none(job: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else with_none(f"{prefix}{name}", value)
         for name, value in job.items()
     }
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def merged(job: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`job` with dotted `settings` put in. Neither is changed."""
+    result: dict[str, Any] = json.loads(json.dumps(job, default=str))  # TOML dates are nobody's job
+    for key, value in settings.items():
+        *sections, leaf = key.split(".")
+        table = result
+        for section in sections:
+            inner = table.setdefault(section, {})
+            if not isinstance(inner, dict):  # no job, as another check says
+                break
+            table = inner
+        else:
+            if sections == ["budget"]:
+                table.clear()  # one way of saying it takes the place of another
+            table[leaf] = value
+    return result
