@@ -10,8 +10,7 @@ import contextlib
 import os
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,10 @@ from orchestrator import sweep as sweeps
 from orchestrator import verify
 from orchestrator.ledger import Ledger, this_process
 from orchestrator.preflight import doctor, requirements
+from orchestrator.preflight.requirements import Requirements
 from orchestrator.run_dir import creation, provenance
 from orchestrator.run_dir import folder as runs
+from orchestrator.run_dir.context import USUAL, Options, RetryFailed, RunContext
 from orchestrator.run_dir.creation import SweepChanged
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import cluster, ending, holding
@@ -50,30 +51,8 @@ MOST_SAID = 20
 """Files that were written again, and faults that are left, of which a session tells one by one."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a session is carried out; none of it changes the result."""
-
-    offline: bool = False
-    """Leave MLflow for later."""
-
-    accept_code: bool = False
-    """Go on though the run was begun with other code or versions, and record that."""
-
-
-@dataclass(frozen=True)
-class RetryFailed:
-    """What becomes of failed trials."""
-
-    kind: str | None = None
-    """Only those of this failure class; None: all."""
-
-    give_up: bool = False
-    """They get no other attempt, and their settings count as infeasible."""
-
-
 @ended_by_sigterm()
-def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (), options: Options = Options()) -> int:
+def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (), options: Options = USUAL) -> int:
     """Run a sweep in a folder, or at the URI of a bucket, or continue it there. Returns the exit code.
 
     Raises ConfigError, DataFault, SweepChanged, LeaseHeld, LedgerError, InfrastructureMissing, RunError, BadAddress or
@@ -82,85 +61,61 @@ def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (),
     sweep = sweeps.load(sweep_file, overrides)
     plan, code = planning.make(sweep), sweeps.code_of(sweep, sweep_file.parent)
     folder = runs.at(into)
-    notes = requirements.check_shared(folder, offline=options.offline)
+    requirements.check_places(folder, options)
     if folder.exists:
         with contextlib.closing(folder.open()) as ledger, board.kept(ledger):
             begun = planning.stored(ledger.run.sweep, ledger.run.rules)
             _refuse_changes(folder, begun, plan)
-            return _continue(begun.with_limits(plan.sweep), folder, ledger, options, notes=notes, code=code)
+            return _continue(RunContext(begun.with_limits(plan.sweep), folder, ledger, options), code)
     creation.refuse_what_is_no_run(folder, sweep_file)
-    requirements.check_cluster(plan, requirements.max_world_size(plan))
+    needs = Requirements.of_new(plan, folder, options)
     doctor.refuse(folder, plan)
     with importable(code):
         examined = provenance.examine(plan, meanwhile=_load, code=code)
     creation.refuse_what_is_no_run(folder, sweep_file)  # the checks took their time
-    requirements.check_tracking(folder, offline=options.offline)
     created = creation.create(sweep_file, plan, folder, provenance=examined.record, code=code)
     left_out = () if code is None else code.left_out
-    notes = [*notes, *examined.notes, *(f"of [code], {name} stays, as it is over 10 MB" for name in left_out)]
+    notes = [*examined.notes, *(f"of [code], {name} stays, as it is over 10 MB" for name in left_out)]
     with contextlib.closing(created) as ledger, board.kept(ledger):
-        return _drive(plan, folder, ledger, options, record=examined.record, notes=notes, code=code)
+        context = RunContext(plan, folder, ledger, options)
+        return _drive(context, needs, record=examined.record, notes=[*needs.notes, *notes], code=code)
 
 
 @ended_by_sigterm()
-def resume(
-    folder: RunFolder,
-    *,
-    again: RetryFailed | None = None,
-    execution: Mapping[str, Any] | None = None,
-    options: Options = Options(),
-) -> int:
-    """Continue a run from its ledger. Of the failed trials, those that `again` says get another attempt or are given
-    up; new attempts have other `execution` settings if given. Returns the exit code; raises as `launch` does."""
-    notes = requirements.check_shared(folder, offline=options.offline)
+def resume(folder: RunFolder, *, options: Options = USUAL) -> int:
+    """Continue a run from its ledger. Of the failed trials, those that `options.retry` names get another attempt or
+    are given up. Returns the exit code; raises as `launch` does."""
+    requirements.check_places(folder, options)
     with contextlib.closing(folder.open()) as ledger, board.kept(ledger):
         plan = planning.stored(ledger.run.sweep, ledger.run.rules)
-        return _continue(plan, folder, ledger, options, again=again, execution=execution, notes=notes)
+        return _continue(RunContext(plan, folder, ledger, options))
 
 
-def _continue(
-    plan: Plan,
-    folder: RunFolder,
-    ledger: Ledger,
-    options: Options,
-    *,
-    again: RetryFailed | None = None,
-    execution: Mapping[str, Any] | None = None,
-    notes: Sequence[str] = (),
-    code: UserCode | None = None,
-) -> int:
+def _continue(context: RunContext, code: UserCode | None = None) -> int:
     """Go on with a run by the plan that it was begun with, if what it needs is there and is what it was. code: of the
     user, as the sweep file has it now; None: as the run has it."""
-    record: dict[str, Any] | None = None
-    kept = folder.user_code()
+    plan, folder, ledger = context.plan, context.folder, context.ledger
+    progress = Progress(context)
+    with _logged(progress):
+        needs = Requirements.of(context, say=progress.say)
+        progress.release()
+        if not context.is_left:  # the run's nodes and data may be gone
+            return _drive(context, needs, record=None, notes=needs.notes, continues=True)
+        doctor.refuse(folder, plan)
+    recorded, kept = ledger.run.provenance, folder.user_code()
     code = code or kept
-    if _is_left(ledger, again):  # else the run's nodes and data may be gone
-        ranks, progress = requirements.max_world_size(plan, ledger, execution), Progress(plan, ledger)
-        with _logged(folder, progress):
-            requirements.await_room(plan, ranks, say=progress.say)
-            progress.release()
-            requirements.check_cluster(plan, ranks)
-            doctor.refuse(folder, plan)
-        recorded = ledger.run.provenance
-        with provenance.looked_for_in(provenance.folder_of(ledger.run.environment)), importable(code):
-            examined = provenance.examine(plan, recorded, meanwhile=_load, code=code)
-        record, notes = examined.record, [*notes, *examined.notes]
-        if recorded is None:
-            notes = [*notes, "the code, data and versions that this run was begun with are not recorded"]
-        else:
-            provenance.refuse_other_data(recorded, record)
-            if not options.accept_code:
-                own = code is not None and kept is not None and code.digest != kept.digest
-                again_by = (
-                    f"orchestrator launch SWEEP --into {folder.quoted}"
-                    if own
-                    else f"orchestrator resume {folder.quoted}"
-                )
-                provenance.refuse_other_code(recorded, record, resume=again_by)
-    return _drive(
-        plan, folder, ledger, options, again=again, execution=execution, record=record, notes=notes, continues=True,
-        code=code,
-    )  # fmt: skip
+    with provenance.looked_for_in(provenance.folder_of(ledger.run.environment)), importable(code):
+        examined = provenance.examine(plan, recorded, meanwhile=_load, code=code)
+    notes = [*needs.notes, *examined.notes]
+    if recorded is None:
+        notes = [*notes, "the code, data and versions that this run was begun with are not recorded"]
+    else:
+        provenance.refuse_other_data(recorded, examined.record)
+        if not context.options.accept_code:
+            is_other = code is not None and kept is not None and code.digest != kept.digest
+            verb = "launch SWEEP --into" if is_other else "resume"
+            provenance.refuse_other_code(recorded, examined.record, resume=f"orchestrator {verb} {folder.quoted}")
+    return _drive(context, needs, record=examined.record, notes=notes, continues=True, code=code)
 
 
 def execution_overrides(texts: Sequence[str]) -> dict[str, Any]:
@@ -190,14 +145,10 @@ def execution_overrides(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _drive(
-    plan: Plan,
-    folder: RunFolder,
-    ledger: Ledger,
-    options: Options,
+    context: RunContext,
+    needs: Requirements,
     *,
-    again: RetryFailed | None = None,
-    execution: Mapping[str, Any] | None = None,
-    record: dict[str, Any] | None,
+    record: provenance.Json | None,
     notes: Sequence[str] = (),
     continues: bool = False,
     code: UserCode | None = None,
@@ -206,67 +157,58 @@ def _drive(
     train."""
     from orchestrator import tracking
 
-    requirements.check_tracking(folder, offline=options.offline)
-    grace_s = requirements.grace_s()
-    progress = Progress(plan, ledger)
+    ledger, options = context.ledger, context.options
+    progress = Progress(context)
     with contextlib.ExitStack() as stack:
         stack.enter_context(holding.held(ledger, say=progress.say))
-        stack.enter_context(_logged(folder, progress))
-        ranks = requirements.max_world_size(plan, ledger, execution)
+        stack.enter_context(_logged(progress))
         base = provenance.folder_of(ledger.run.environment)
-        session = Session(
-            plan,
-            ledger,
-            folder,
-            concurrent=requirements.concurrent(plan, ranks),
-            tell=progress.tell,
-            execution=execution,
-            expected=None if record is None else provenance.expected(record, base, code),
-        )
-        uri = None if options.offline else requirements.tracking_uri(folder)
+        expected = None if record is None else provenance.expected(record, base, code)
+        session = Session(context, concurrent=needs.concurrent, tell=progress.tell, expected=expected)
+        uri = needs.tracking_uri
         projection = None if uri is None else tracking.Projection(ledger, uri, say=progress.say)
         leave = Leaving(ledger, progress)
         began = time.time()
-        stack.enter_context(signals(session, leave, grace_s=grace_s))
+        stack.enter_context(signals(session, leave, grace_s=needs.grace_s))
         stack.enter_context(holding.renewed(ledger, died=session.fail))
         stack.enter_context(provenance.looked_for_in(base))
         if projection is not None:
             stack.callback(projection.stop, timeout_s=5)
         stack.callback(progress.release)
-        folder.check_out()
-        with quiet(folder, progress):
+        context.folder.check_out()
+        with quiet(progress):
             for note in notes:
                 progress.say(f"note: {note}")
-            if again is not None:
-                apply_retry(ledger, again)
+            if options.retry is not None:
+                apply_retry(ledger, options.retry)
             if record is not None:
                 provenance.write_down(ledger, record)
                 if code is not None:
-                    folder.put_user_code(code)
+                    context.folder.put_user_code(code)
             elif options.accept_code:
                 provenance.accept_what_ran(ledger)
             if continues:
-                for sentence in _shortened(verify.mend(folder, ledger)):
+                for sentence in _shortened(verify.mend(context.folder, ledger)):
                     ledger.event("mended", sentence)
                     progress.say(f"note: {sentence}")
             ledger.set_run(state="running")
             session.start()
             if projection is not None:
                 projection.start()
-            _execute(plan, folder, session, ranks=ranks, leave=leave, progress=progress)
+            _execute(session, needs, leave=leave, progress=progress)
         _raise_what_broke(session)
-        ended = ending.of(session, plan, ledger, folder)
+        ended = ending.of(session)
         ledger.set_run(state=ended.state)
-        told = _answer(folder, ledger, session, projection, progress, began=began)
+        is_told = _answer(session, projection, progress, began=began)
         status, lines = Exit.INTERRUPTED if session.interrupted else ended.code, ended.lines
         if continues and not status:  # what `verify` calls a fault is no success
-            if told:
-                status, faults = _prove(folder, ledger, uri)
+            if is_told:
+                status, faults = _prove(context, uri)
                 lines = (*lines, *faults)
             else:
                 status = Exit.MISSING
         _raise_what_broke(session)
-        progress.close(folder, lines, offline=options.offline)
+        progress.close(lines)
         return status
 
 
@@ -277,12 +219,12 @@ def _shortened(sentences: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _logged(folder: RunFolder, progress: Progress) -> Iterator[None]:
+def _logged(progress: Progress) -> Iterator[None]:
     """Have what ends a session in driver.log: nobody may be there to read the terminal."""
     try:
         yield
     except BaseException as error:
-        progress.note(folder.log, exit_codes.logged(error))
+        progress.note(exit_codes.logged(error))
         raise
 
 
@@ -292,19 +234,12 @@ def _raise_what_broke(session: Session) -> None:
         raise threads.raisable(session.broken)
 
 
-def _answer(
-    folder: RunFolder,
-    ledger: Ledger,
-    session: Session,
-    projection: tracking.Projection | None,
-    progress: Progress,
-    *,
-    began: float,
-) -> bool:
-    """Write the report, show the verdict, and tell MLflow. Whether it was told everything, where it is told at all."""
+def _answer(session: Session, projection: tracking.Projection | None, progress: Progress, *, began: float) -> bool:
+    """Write the report, show the verdict, and tell MLflow. Returns whether MLflow has everything, or is not told."""
     from orchestrator import report
     from orchestrator.tracking import publish
 
+    ledger, folder = session.context.ledger, session.context.folder
     answer: dict[str, Any] = {}
     if not session.storage_full:
         answer = report.write(ledger, folder.report)
@@ -313,23 +248,25 @@ def _answer(
     if projection is None:
         return True
     if session.storage_full:
-        told = projection.stop(timeout_s=publish.TELL_S)
+        is_told = projection.stop(timeout_s=publish.TELL_S)
     else:
-        told = publish.answer(projection, ledger, folder, answer, say=progress.say, stopping=session.stopping)
-    if not told:
+        is_told = publish.answer(projection, ledger, folder, answer, say=progress.say, stopping=session.stopping)
+    if not is_told:
         behind = f"MLflow is behind ({projection.last_error})"
         progress.say(f"{behind}; catch up: orchestrator resume {folder.quoted}")
-    return told
+    return is_told
 
 
-def _prove(folder: RunFolder, ledger: Ledger, uri: str | None) -> tuple[Exit, list[str]]:
+def _prove(context: RunContext, uri: str | None) -> tuple[Exit, list[str]]:
     """Whether a run that was continued is sound: the exit code, and what `verify` calls broken."""
-    faults = verify.faults_after(folder, ledger, uri)
+    faults = verify.faults_after(context.folder, context.ledger, uri)
     if not faults:
         return Exit.DONE, []
     more = len(faults) - MOST_SAID
     lines = [f"fault: {fault}" for fault in faults[:MOST_SAID]]
-    return Exit.SOME_FAILED, lines + ([f"and {more:,} more: orchestrator verify {folder.quoted}"] if more > 0 else [])
+    if more > 0:
+        lines.append(f"and {more:,} more: orchestrator verify {context.folder.quoted}")
+    return Exit.SOME_FAILED, lines
 
 
 def _load() -> None:
@@ -338,25 +275,27 @@ def _load() -> None:
         from orchestrator.session import tune_executor  # noqa: F401
 
 
-def _execute(
-    plan: Plan, folder: RunFolder, session: Session, *, ranks: int, leave: Leaving, progress: Progress
-) -> None:
+def _execute(session: Session, needs: Requirements, *, leave: Leaving, progress: Progress) -> None:
     """Run what is due; without anything due, not even Ray is started."""
     if session.finished():
         session.close()
         return
     from orchestrator.session import tune_executor
 
-    resources = plan.sweep.resources
+    plan, folder, resources = session.context.plan, session.context.folder, session.context.plan.sweep.resources
     shape = tune_executor.Shape(
-        ranks, resources.cpus_per_rank, resources.gpus_per_rank, resources.placement, resources.accelerator_type
+        needs.max_world_size,
+        resources.cpus_per_rank,
+        resources.gpus_per_rank,
+        resources.placement,
+        resources.accelerator_type,
     )
 
     def died(what: str) -> None:
         leave.now(Exit.CLUSTER_DIED, f"the Ray cluster died under the driver: {what}; run the same command again")
 
     def seen(nodes: list[capacity.Node]) -> None:
-        fit = requirements.concurrent(plan, ranks, nodes)
+        fit = requirements.concurrent(plan, needs.max_world_size, nodes)
         if session.resize(fit):
             room = f"{fit} trial{'s' * (fit != 1)} at once"
             progress.say(f"the cluster has {len(nodes)} nodes now: {room if fit else 'no trial fits, and all wait'}")
@@ -367,30 +306,30 @@ def _execute(
         picture.DRIVER: this_process().partition(" [")[0],
     }
     try:
-        with scratch.folder("sweep") as place:
+        with scratch.folder("sweep") as temporary:
             if access.address() is None:
-                scratch.expect(place, cluster.home())  # so that it goes too, should this process be killed
+                scratch.expect(temporary, cluster.home())  # so that it goes too, should this process be killed
             with (
                 cluster.session(cpus=os.cpu_count() or 1, card=card),
                 headwatch.watched(died, seen, session.fail),
-                _shared(plan, session, tune_executor.slot(shape), progress) as room,
+                _shared(session, needs, tune_executor.slot(shape), progress) as room,
             ):
                 if (own := cluster.own_folder()) is not None:
-                    scratch.remember(place, own)
-                tune_executor.run(session, shape=shape, scratch=place, room=room)
+                    scratch.remember(temporary, own)
+                tune_executor.run(session, shape=shape, scratch=temporary, room=room)
     finally:
         session.close()
 
 
 @contextlib.contextmanager
-def _shared(plan: Plan, session: Session, slot: Claim, progress: Progress) -> Iterator[Room | None]:
+def _shared(session: Session, needs: Requirements, slot: Claim, progress: Progress) -> Iterator[Room | None]:
     """What is known of those with whom the cluster is shared, as long as the context lasts; None where it is the
     session's own."""
     if access.address() is None:
         yield None
         return
     painter = picture.Painter()
-    with Room(painter, slot, grows=requirements.can_autoscale(plan), say=progress.say, waits=session.waits) as room:
+    with Room(painter, slot, can_autoscale=needs.can_autoscale, say=progress.say, waits=session.waits) as room:
         room.look()
         room.watch(session.fail)
         yield room
@@ -413,18 +352,11 @@ def _refuse_changes(folder: RunFolder, begun: Plan, plan: Plan) -> None:
         )
 
 
-def _is_left(ledger: Ledger, again: RetryFailed | None) -> bool:
-    """Whether anything is still to be trained."""
-    if ledger.run.state != "done" or ledger.trials(state="queued"):
-        return True
-    return again is not None and not again.give_up and bool(ledger.trials(state="failed"))
-
-
-def apply_retry(ledger: Ledger, again: RetryFailed) -> None:
+def apply_retry(ledger: Ledger, retry: RetryFailed) -> None:
     """Queue failed trials again, or give them up, as a person has asked."""
     for trial in ledger.trials(state="failed"):
-        if again.kind is None or trial.failure == again.kind:
-            if again.give_up:
+        if retry.kind is None or trial.failure == retry.kind:
+            if retry.give_up:
                 ledger.give_up(trial.id)
             else:
                 ledger.requeue(trial.id, asked=os.environ.get(runs.ASKED))

@@ -118,8 +118,9 @@ def launch(
         refuse_what_is_no_place(into)
     place = into or home() / sweeps.load(sweep, overrides).name
     from orchestrator import driver
+    from orchestrator.run_dir.context import Options
 
-    options = driver.Options(offline=offline, accept_code=accept_code)
+    options = Options(offline=offline, accept_code=accept_code)
     sys.exit(driver.launch(sweep, place, overrides=overrides, options=options))
 
 
@@ -179,12 +180,13 @@ def resume(
         sys.exit(code)
     only_with_address(detach=detach, variables=variables)
     terminal.survive()
+    from orchestrator.run_dir.context import Options, RetryFailed
     from orchestrator.run_dir.folder import find
 
     folder = find(run)
-    options = driver.Options(offline=offline, accept_code=accept_code)
-    again = driver.RetryFailed(kind, give_up) if failed or give_up else None
-    sys.exit(driver.resume(folder, again=again, execution=execution, options=options))
+    retry = RetryFailed(kind, give_up) if failed or give_up else None
+    options = Options(offline=offline, accept_code=accept_code, retry=retry, execution=execution)
+    sys.exit(driver.resume(folder, options=options))
 
 
 @main.command()

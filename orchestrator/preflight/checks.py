@@ -305,8 +305,7 @@ def _ledger(folder: RunFolder | None) -> Iterator[Finding]:
 def _mlflow(folder: RunFolder | None) -> Finding:
     folder = runs.at("s3://BUCKET/NAME") if folder is None else folder
     try:
-        uri = requirements.tracking_uri(folder)
-        requirements.check_tracking(folder, offline=False)
+        uri = requirements.check_tracking(folder)
     except (InfrastructureMissing, RemoteError) as error:
         return of_error("mlflow", "driver", error)
     return Finding(

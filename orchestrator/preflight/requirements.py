@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from math import isfinite, nan
-from typing import Any
 
 from jobs.config import ConfigError, Fault
-from orchestrator.ledger import Ledger
+from orchestrator.run_dir.context import Options, RunContext
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import cluster
 from orchestrator.session.cluster import access, capacity
@@ -28,14 +28,64 @@ JOIN_S, LOOK_S = 60.0, 2.0
 """How long nodes of a cluster that was started again may take to join it, and between two looks."""
 
 
-def max_world_size(plan: Plan, ledger: Ledger | None = None, execution: Mapping[str, Any] | None = None) -> int:
-    """The largest world size that a session meets: of the sweep, of `execution`, of what attempts were given before."""
-    sizes = [job.execution.ranks for job in jobs_of(plan)]
-    if execution and "ranks" in execution:
-        sizes.append(execution["ranks"])
-    if ledger is not None:
-        sizes += [attempt.execution["ranks"] for attempt in ledger.attempts() if "ranks" in attempt.execution]
-    return max(sizes)
+@dataclass(frozen=True)
+class Requirements:
+    """What a session needs, and what it has for that: asked once, before it begins, and read by all."""
+
+    max_world_size: int
+    """The largest world size that it meets: slots are alike, and hold so many ranks."""
+
+    concurrent: int
+    """Trials that run at once on the nodes of now; 0 if none fits."""
+
+    can_autoscale: bool
+    """Whether trials that wait make the cluster larger."""
+
+    tracking_uri: str | None
+    """MLflow's; None where it is left for later."""
+
+    grace_s: float
+    """Seconds that a SIGTERM leaves."""
+
+    notes: tuple[str, ...] = ()
+    """What a person should know of it."""
+
+    @classmethod
+    def of(cls, context: RunContext, *, say: Callable[[str], None]) -> Requirements:
+        """Of the next session of a run. The cluster is not asked where nothing is left to train: its nodes may be gone.
+
+        say: told of a wait for nodes that join later. Raises RunError, RemoteError, InfrastructureMissing,
+        ScratchMissing or ConfigError.
+        """
+        plan, options = context.plan, context.options
+        executions = [options.execution, *(attempt.execution for attempt in context.ledger.attempts())]
+        ranks, at_once = max_world_size(plan, executions), 1
+        uri, grace = _tracking(context.folder, options), grace_s()
+        if context.is_left:
+            await_room(plan, ranks, say=say)
+            at_once = _trials_at_once(plan, ranks)
+        return cls(ranks, at_once, can_autoscale(plan), uri, grace, _notes(context.folder))
+
+    @classmethod
+    def of_new(cls, plan: Plan, folder: RunFolder, options: Options) -> Requirements:
+        """Of the first session of a run that is not there yet. Raises as `of` does."""
+        ranks, uri, grace = max_world_size(plan), _tracking(folder, options), grace_s()
+        return cls(ranks, _trials_at_once(plan, ranks), can_autoscale(plan), uri, grace, _notes(folder))
+
+
+def _tracking(folder: RunFolder, options: Options) -> str | None:
+    return None if options.offline else check_tracking(folder)
+
+
+def _trials_at_once(plan: Plan, ranks: int) -> int:
+    check_cluster(plan, ranks)
+    return concurrent(plan, ranks)
+
+
+def max_world_size(plan: Plan, executions: Iterable[Mapping[str, object]] = ()) -> int:
+    """The largest world size of a sweep's jobs and of `executions`: settings that attempts were given or are to get."""
+    given = [execution.get("ranks") for execution in executions]
+    return max([job.execution.ranks for job in jobs_of(plan)] + [ranks for ranks in given if isinstance(ranks, int)])
 
 
 def concurrent(plan: Plan, ranks: int, available: Sequence[capacity.Node] | None = None) -> int:
@@ -130,30 +180,32 @@ def await_room(plan: Plan, ranks: int, *, say: Callable[[str], None]) -> None:
         _nodes.cache_clear()
 
 
-def check_shared(folder: RunFolder, *, offline: bool) -> list[str]:
-    """Room for temporary files here; and for a run in a bucket a ledger and an MLflow that other machines reach.
-
-    Returns notes. Raises RunError, RemoteError, InfrastructureMissing or ScratchMissing.
-    """
+def check_places(folder: RunFolder, options: Options) -> None:
+    """Room for temporary files here; and for a run in a bucket a ledger and an MLflow that other machines reach, which
+    are named and not asked yet. Raises RunError, RemoteError or ScratchMissing."""
     scratch.check()
-    if folder.remote is None:
-        return []
-    url = folder.ledger_url()
-    check_tracking(folder, offline=offline)
-    if url.startswith("sqlite"):
-        return ["ORCHESTRATOR_LEDGER is a file of SQLite, so only this machine can continue the run"]
-    return []
+    if folder.remote is not None:
+        folder.ledger_url()
+        if not options.offline:
+            folder.mlflow_url()
 
 
-def check_tracking(folder: RunFolder, *, offline: bool) -> None:
-    """Whether MLflow is there, unless it is left for later. Raises InfrastructureMissing."""
+def _notes(folder: RunFolder) -> tuple[str, ...]:
+    if folder.remote is not None and folder.ledger_url().startswith("sqlite"):
+        return ("ORCHESTRATOR_LEDGER is a file of SQLite, so only this machine can continue the run",)
+    return ()
+
+
+def check_tracking(folder: RunFolder) -> str:
+    """The URI of MLflow, which is there. Raises InfrastructureMissing, RemoteError."""
     from orchestrator import tracking
 
-    if not offline:
-        try:
-            tracking.check(tracking_uri(folder), writes=True)
-        except tracking.TrackingUnavailable as error:
-            raise InfrastructureMissing(f"{error}; or add --offline to project the run later") from error
+    uri = tracking_uri(folder)
+    try:
+        tracking.check(uri, writes=True)
+    except tracking.TrackingUnavailable as error:
+        raise InfrastructureMissing(f"{error}; or add --offline to project the run later") from error
+    return uri
 
 
 def tracking_uri(folder: RunFolder) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.ledger import Ledger, RunState, Trial
-from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session.schedule import awaiting_oom_decision, no_job, passed_over, stopped_arms, untuned_arms
 from orchestrator.session.session import Session
 from orchestrator.sweep.plan import Plan
@@ -22,22 +21,23 @@ class Ending:
     """For a person, each with what to do."""
 
 
-def of(session: Session, plan: Plan, ledger: Ledger, folder: RunFolder) -> Ending:
+def of(session: Session) -> Ending:
     """What a session came to that has not broken."""
+    plan, ledger, run = session.context.plan, session.context.ledger, session.context.folder.quoted
     trials = ledger.trials()
-    lines = [*_waiting(trials, folder), *_arms(plan, ledger, trials), *_failed(trials, folder)]
+    lines = [*_waiting(trials, run), *_arms(plan, ledger, trials), *_failed(trials, run)]
     if session.stopped_by is not None:
         code = Exit.INTERRUPTED if session.interrupted else Exit.MISSING if session.storage_full else Exit.SOME_FAILED
         if session.other_origin is not None and not session.interrupted:
             code = Exit.BAD_USAGE
-        lines = [f"stopped: {session.stopped_by}", f"continue:  orchestrator resume {folder.quoted}", *lines]
+        lines = [f"stopped: {session.stopped_by}", f"continue:  orchestrator resume {run}", *lines]
         return Ending(code, "stopped", tuple(lines))
     untuned = untuned_arms(plan, ledger)  # nothing more can be done for them, unless a person queues trials again
     waiting = [arm.label for arm in plan.arms if arm.label not in ledger.frozen() and arm.label not in untuned]
     left = any(trial.state in ("queued", "running") for trial in trials)
     whole = not waiting and not left
     if not whole and not lines:
-        lines = [f"the session ended before every trial did; continue: orchestrator resume {folder.quoted}"]
+        lines = [f"the session ended before every trial did; continue: orchestrator resume {run}"]
     failed = any(trial.state == "failed" for trial in trials) or "failed" in untuned.values()
     lines += _passed_over(plan, ledger)
     return Ending(Exit.DONE if whole and not failed else Exit.SOME_FAILED, "done" if whole else "stopped", tuple(lines))
@@ -51,7 +51,7 @@ def _passed_over(plan: Plan, ledger: Ledger) -> list[str]:
     ]
 
 
-def _failed(trials: list[Trial], folder: RunFolder) -> list[str]:
+def _failed(trials: list[Trial], run: str) -> list[str]:
     count = sum(trial.state == "failed" for trial in trials)
     if not count:
         return []
@@ -59,10 +59,10 @@ def _failed(trials: list[Trial], folder: RunFolder) -> list[str]:
     given_up = all(trial.outcome == "infeasible" for trial in trials if trial.state == "failed")
     if given_up:
         them = "it" if count == 1 else "them"
-        return [f"{what}, and somebody gave {them} up; see: orchestrator status {folder.quoted}"]
+        return [f"{what}, and somebody gave {them} up; see: orchestrator status {run}"]
     return [
-        f"{what}; see:       orchestrator status {folder.quoted}",
-        f"try again:              orchestrator resume {folder.quoted} --failed",
+        f"{what}; see:       orchestrator status {run}",
+        f"try again:              orchestrator resume {run} --failed",
     ]
 
 
@@ -86,14 +86,14 @@ def _arms(plan: Plan, ledger: Ledger, trials: list[Trial]) -> list[str]:
     return lines
 
 
-def _waiting(trials: list[Trial], folder: RunFolder) -> list[str]:
+def _waiting(trials: list[Trial], run: str) -> list[str]:
     arms = sorted(
         {trial.arm for trial in trials if trial.stage == "tune" and awaiting_oom_decision(trial)}
         - set(stopped_arms(trials))
     )
     if not arms:
         return []
-    resume = f"orchestrator resume {folder.quoted}"
+    resume = f"orchestrator resume {run}"
     return [
         f"tuning of {', '.join(arms)} waits: a trial ran out of memory, which says nothing about its setting.",
         f"  try it with less:  {resume} --failed --class out_of_memory --set job.execution.micro=32",

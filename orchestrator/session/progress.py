@@ -7,7 +7,6 @@ import io
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import IO, Any, cast
 
 from rich.console import Console, RenderableType
@@ -15,9 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from jobs.core.plain import one_line, visible_lines
-from orchestrator.ledger import Ledger, Trial
-from orchestrator.run_dir.folder import RunFolder
-from orchestrator.sweep.plan import Plan
+from orchestrator.ledger import Trial
+from orchestrator.run_dir.context import RunContext
 from orchestrator.system.display import Harmless
 from orchestrator.system.exit_codes import located
 from orchestrator.system.masking import masked
@@ -33,9 +31,10 @@ SHOW_CURSOR = "\n\x1b[?25h"
 class Progress:
     """Tells how a session goes. Safe to call from several threads."""
 
-    def __init__(self, plan: Plan, ledger: Ledger) -> None:
-        self._plan, self._ledger = plan, ledger
-        self._total = sum(plan.trials.values())
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self._plan, self._ledger = context.plan, context.ledger
+        self._total = sum(self._plan.trials.values())
         self._began = time.monotonic()
         self._terminal: Terminal | None = None
         """Standard output as it was when the first line was said, whatever happens to it."""
@@ -79,10 +78,10 @@ class Progress:
                 self._terminal.write(SHOW_CURSOR)
             self._terminal.settle(patience_s)
 
-    def note(self, log: Path, text: str) -> None:
-        """One line for the log alone: `log`, where none has been begun."""
+    def note(self, text: str) -> None:
+        """One line for the log alone."""
         if self._journal is None:
-            self._journal = Journal(log)
+            self._journal = Journal(self.context.folder.log)
         self._journal.line(text)
 
     def say(self, text: str) -> None:
@@ -118,12 +117,13 @@ class Progress:
             Console(file=plain, highlight=False, width=100).print(Harmless(table))
             self._journal.line(plain.getvalue().rstrip())
 
-    def close(self, folder: RunFolder, ending: Sequence[str], *, offline: bool) -> None:
+    def close(self, ending: Sequence[str]) -> None:
         """The last lines: how it ended, where everything is, and the next command."""
         self.release()
+        folder = self.context.folder
         lines = [*ending]
         lines += [f"{'' if number else 'report:':7}  {page}" for number, page in enumerate(folder.report_pages)]
-        if not offline:
+        if not self.context.options.offline:
             lines += [f"MLflow:  orchestrator ui {folder.quoted}"]
         lines += [f"{time.monotonic() - self._began:.0f} s"]
         for line in ["", *lines]:

@@ -13,7 +13,6 @@ from types import FrameType
 from typing import NoReturn
 
 from orchestrator.ledger import Ledger
-from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import cluster
 from orchestrator.session.holding import give_back
 from orchestrator.session.progress import Progress
@@ -27,10 +26,10 @@ ECHO_S = 1.0
 
 
 @contextlib.contextmanager
-def quiet(folder: RunFolder, progress: Progress) -> Iterator[None]:
+def quiet(progress: Progress) -> Iterator[None]:
     """The terminal belongs to the progress: what Ray, MLflow and C++ print goes to driver.log, as does every line of
     the progress, also afterwards."""
-    journal = Journal(folder.log)
+    journal = Journal(progress.context.folder.log)
     hangups.tell(journal.line)
     progress.detach(journal)
     if journal.fault is not None:

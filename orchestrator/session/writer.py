@@ -14,12 +14,11 @@ from typing import Any
 
 from jobs.config import EXECUTION_METRICS
 from jobs.core.failures import Failure
-from orchestrator.ledger import WAITS, Ledger, Outage, Point, Trial
+from orchestrator.ledger import WAITS, Outage, Point, Trial
 from orchestrator.run_dir import provenance
-from orchestrator.run_dir.folder import RunFolder
+from orchestrator.run_dir.context import RunContext
 from orchestrator.session.schedule import Climb, Rung, Schedule, stopped_arms, stops_the_sweep, wrong_metric
 from orchestrator.sweep import merged
-from orchestrator.sweep.plan import Plan
 from orchestrator.system.masking import masked
 
 LEASE_S = 30.0
@@ -56,22 +55,23 @@ class Writer:
 
     def __init__(
         self,
-        plan: Plan,
-        ledger: Ledger,
-        folder: RunFolder,
+        context: RunContext,
         *,
         concurrent: int,
         tell: Callable[[str, Trial | None], None],
-        execution: Mapping[str, Any] | None = None,
         expected: Mapping[str, Any] | None = None,
     ) -> None:
-        self._plan, self._ledger, self._folder = plan, ledger, folder
+        self.context = context
+        self._plan, self._ledger, self._folder = context.plan, context.ledger, context.folder
         self._concurrent, self._tell = concurrent, tell
-        self._execution, self._expected = dict(execution or {}), expected
+        self._execution, self._expected = dict(context.options.execution), expected
         self._schedule = Schedule(
-            plan, ledger, ending=lambda: self._closing or self._stop.is_set(), tell=lambda text: tell(text, None)
+            self._plan,
+            self._ledger,
+            ending=lambda: self._closing or self._stop.is_set(),
+            tell=lambda text: tell(text, None),
         )
-        self._patience = ledger.outage  # a driver's, which lasts longer than the session
+        self._patience = self._ledger.outage  # a driver's, which lasts longer than the session
         self._outage = self._patience or Outage(lambda text: tell(text, None))
         self._events: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._lock = threading.Condition()

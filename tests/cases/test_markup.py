@@ -20,6 +20,7 @@ from ledgers import start
 from jobs.core.plain import is_harmless
 from orchestrator import report
 from orchestrator.cli import main
+from orchestrator.run_dir.context import Options
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session.progress import Progress
 from orchestrator.session.shutdown import quiet
@@ -143,14 +144,15 @@ def test_what_a_session_says_in_the_end_is_data_too_on_the_terminal_and_in_its_l
     for arm in ("plain", label):
         for trial in begun.confirm(arm):
             begun.done(trial, 0.9 + trial.seed / 1000)
-    folder, progress = RunFolder(tmp_path / "runs" / "demo"), Progress(begun.plan, begun.ledger)
+    context = begun.context(tmp_path / "runs" / "demo", Options(offline=True))
+    folder, progress = context.folder, Progress(context)
     answer = report.answer(begun.ledger)
     answer["sentence"] += MARKS
     answer["notes"] = [*answer["notes"], f"a note {MARKS}"]
-    with quiet(folder, progress):
+    with quiet(progress):
         progress.say(f"trial failed: {MARKS}")
     progress.answer(report.table(answer))
-    progress.close(folder, [f"arm is stopped: {MARKS}"], offline=True)
+    progress.close([f"arm is stopped: {MARKS}"])
     begun.ledger.close()
     shown, log = capsys.readouterr().out, folder.log.read_text()
     for text in (shown, log):

@@ -24,6 +24,7 @@ from jobs.artifacts import manifest
 from jobs.config import EXECUTION_METRICS
 from orchestrator import tracking
 from orchestrator.ledger import Attempt, Ledger, Trial, sqlite_url, this_process
+from orchestrator.run_dir.context import Options, RunContext
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import cluster as clusters
 from orchestrator.session import tune_executor
@@ -104,12 +105,9 @@ class Run:
         """A session, from where the ledger stands to its end."""
         self.ledger.acquire(this_process(), 60)
         session = Session(
-            self.plan,
-            self.ledger,
-            self.folder,
+            RunContext(self.plan, self.folder, self.ledger, Options(execution=execution or {})),
             concurrent=1,
             tell=lambda what, _: self.said.append(what),
-            execution=execution,
         )
         session.start()
         try:

@@ -18,6 +18,7 @@ from real import HELPERS, call, crowding, driver, measured, wait_for
 
 from orchestrator import verify
 from orchestrator.ledger import Ledger, this_process
+from orchestrator.run_dir.context import RunContext
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session.session import Session
 from orchestrator.session.writer import Dispatch
@@ -79,7 +80,7 @@ def fill(folder: RunFolder, *, most: int) -> None:
     ledger = Ledger.create(folder.ledger_url(), name=plan.sweep.name, sweep=stored, rules=plan.rules)
     folder.identity.write_text(json.dumps({"run": ledger.uuid, **stored}))
     ledger.acquire(this_process(), 600)
-    session = Session(plan, ledger, folder, concurrent=1, tell=lambda *_: None)
+    session = Session(RunContext(plan, folder, ledger), concurrent=1, tell=lambda *_: None)
     memory: dict[int, float] = {}
     seconds: list[float] = []
     session.start()

@@ -61,13 +61,14 @@ class Room:
         painter: Painter,
         slot: Claim,
         *,
-        grows: bool,
+        can_autoscale: bool,
         say: Callable[[str], None],
         waits: Callable[[str | None], None],
     ) -> None:
-        """slot: what a trial takes. grows: whether claims make the cluster larger. say: gets a line for a person.
-        waits: gets what the session waits for when it begins to, having no slot at all, and None when it has one."""
-        self._painter, self._slot, self._grows = painter, slot, grows
+        """slot: what a trial takes. can_autoscale: whether claims make the cluster larger. say: gets a line for a
+        person. waits: gets what the session waits for when it begins to, having no slot at all, and None when it has
+        one."""
+        self._painter, self._slot, self._can_autoscale = painter, slot, can_autoscale
         self._say, self._waits = say, waits
         self._news = threading.Condition()
         # Everything below is read and changed under it.
@@ -126,7 +127,9 @@ class Room:
                 return True
             if self._is_behind():
                 return False
-            return may_ask(self._picture, self._slot, gave=self._gave, ignored=self._ignored(), grows=self._grows)
+            return may_ask(
+                self._picture, self._slot, gave=self._gave, ignored=self._ignored(), can_autoscale=self._can_autoscale
+            )
 
     def note(self, *, wants: int, has: int) -> None:
         """How many slots are waited for, and how many are there."""

@@ -116,23 +116,28 @@ def gives_to(picture: Picture, ignored: Collection[str] = ()) -> Claim | None:
 
 
 def may_ask(
-    picture: Picture, slot: Claim, *, gave: Collection[str] = (), ignored: Collection[str] = (), grows: bool = False
+    picture: Picture,
+    slot: Claim,
+    *,
+    gave: Collection[str] = (),
+    ignored: Collection[str] = (),
+    can_autoscale: bool = False,
 ) -> bool:
     """Whether one more slot may be asked for now.
 
     slot: what it takes. gave: jobs to which one was given that they have not got yet; until then a new claim could be
-    served before theirs, for Ray keeps no order. grows: whether claims make the cluster larger.
+    served before theirs, for Ray keeps no order. can_autoscale: whether claims make the cluster larger.
     """
     others, nothing = picture.others(ignored), picture.has_nothing(picture.me)
     if any(claim.job in gave and (picture.has_nothing(claim.job) or not nothing) for claim in others):
         return False
     left, waiting = _placed_now(picture, others)
     if placed(slot, left) is not None:
-        return nothing or grows or not any(picture.has_nothing(claim.job) for claim in waiting)
+        return nothing or can_autoscale or not any(picture.has_nothing(claim.job) for claim in waiting)
     if len(waiting) < len(others):
         return False  # it would overtake those that are about to be placed
     giving = picture.sweeps - {picture.me}
-    return nothing or grows or any(_is_due(picture, job, slot) for job in giving if picture.of(job))
+    return nothing or can_autoscale or any(_is_due(picture, job, slot) for job in giving if picture.of(job))
 
 
 def placeable(picture: Picture, ignored: Collection[str] = ()) -> list[Claim]:

@@ -12,7 +12,6 @@ import pytest
 from test_session import SWEEP, done, opened
 
 from orchestrator.ledger import TrialState
-from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import ending
 from orchestrator.session.schedule import Schedule
 
@@ -51,5 +50,5 @@ def test_a_slow_ledger_and_a_loaded_driver_end_no_sweep_early(
         asking.join()
         assert ledger.counts()["done"] == sum(plan.trials.values()) == 8
         assert all(counts["queued"] == counts["running"] == 0 for counts in early)
-        ended = ending.of(session, plan, ledger, RunFolder(tmp_path))
+        ended = ending.of(session)
         assert (ended.code, ended.lines) == (0, ())

@@ -173,11 +173,11 @@ def test_what_is_not_expected_ends_the_session_and_charges_no_trial(tmp_path: Pa
         refused.append(dispatch.trial)
         return Failure(OTHER_ORIGIN, 1, words, "")
 
-    with opened(tmp_path, {"tune": None}, concurrent=1) as (session, ledger, _, plan):
+    with opened(tmp_path, {"tune": None}, concurrent=1) as (session, ledger, _, _plan):
         session.start()
         play(session, answer)
         assert session.stopping()
-        found = ending.of(session, plan, ledger, RunFolder(tmp_path))
+        found = ending.of(session)
         assert (found.code, found.state) == (2, "stopped")
         assert any(words in line for line in found.lines)
         (attempt,) = ledger.attempts(refused[0])
@@ -185,7 +185,7 @@ def test_what_is_not_expected_ends_the_session_and_charges_no_trial(tmp_path: Pa
         assert ledger.trial(refused[0]).state == "queued"
         assert not ledger.trials(state="failed")
         session.interrupt("SIGINT")
-        assert ending.of(session, plan, ledger, RunFolder(tmp_path)).code == 130
+        assert ending.of(session).code == 130
 
 
 def save_image_encoder(folder: Path, width: int = 16) -> None:

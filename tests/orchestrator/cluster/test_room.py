@@ -63,7 +63,7 @@ def told() -> list[Any]:
 
 @pytest.fixture
 def room(cluster: Pictures, told: list[Any]) -> Room:
-    return Room(cluster, MINE, grows=False, say=told.append, waits=lambda why: told.append((why is not None,)))
+    return Room(cluster, MINE, can_autoscale=False, say=told.append, waits=lambda why: told.append((why is not None,)))
 
 
 def go_on(room: Room, *, wants: int, has: int) -> None:
@@ -182,7 +182,7 @@ def test_room_that_somebody_could_take_and_does_not_is_not_kept_for_ever(
 
 def test_sessions_go_by_what_one_of_them_has_seen(cluster: Pictures, clock: list[float]) -> None:
     """Mutant check: each by what it sees itself; whoever gave the room that another one takes waits for ten minutes."""
-    rooms_of = [Room(cluster, MINE, grows=False, say=lambda _: None, waits=lambda _: None) for _ in range(2)]
+    rooms_of = [Room(cluster, MINE, can_autoscale=False, say=lambda _: None, waits=lambda _: None) for _ in range(2)]
     cluster.holder, cluster.free, cluster.claims = None, 2.0, (THEIRS,)
     rooms_of[0].look()
     clock[0] += rooms.STUCK_S + 1

@@ -134,7 +134,7 @@ def test_who_has_a_slot_does_not_take_another_while_somebody_has_none() -> None:
     assert may_ask(cluster(4, held={ME: [{0: 1}], OTHER: [{0: 2}]}), slot(1, ME))
     assert not may_ask(cluster(2, held={ME: [{0: 1}], OTHER: [{0: 1}]}), slot(1, ME))
     assert may_ask(cluster(4, held={ME: [{0: 1}], OTHER: [{0: 1}] * 3}), slot(1, ME))
-    assert may_ask(cluster(2, held={ME: [{0: 1}], OTHER: [{0: 1}]}), slot(1, ME), grows=True)
+    assert may_ask(cluster(2, held={ME: [{0: 1}], OTHER: [{0: 1}]}), slot(1, ME), can_autoscale=True)
 
 
 # What follows

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import new_database
 
-from orchestrator.driver import RetryFailed, apply_retry
+from orchestrator.driver import apply_retry
 from orchestrator.ledger import (
     AttemptState,
     LeaseHeld,
@@ -43,6 +43,7 @@ from orchestrator.ledger import (
 )
 from orchestrator.ledger import database as database_module
 from orchestrator.ledger.database import NETWORK, file_system
+from orchestrator.run_dir.context import RetryFailed
 from orchestrator.run_dir.folder import ASKED
 
 ROOT = Path(__file__).parents[3]

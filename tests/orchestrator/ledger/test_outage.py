@@ -34,6 +34,7 @@ from orchestrator.ledger import (
     sqlite_url,
 )
 from orchestrator.ledger import postgres as postgres_module
+from orchestrator.run_dir.context import RunContext
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session.session import Session
 from orchestrator.session.writer import Dispatch
@@ -60,7 +61,7 @@ def opened(url: str, folder: Path) -> Iterator[tuple[Session, Ledger, list[str]]
     ledger = Ledger.create(url, name="small", sweep=resolved(plan.sweep) | {"plan": plan.record()}, rules=plan.rules)
     ledger.acquire("this driver", 30)
     said: list[str] = []
-    session = Session(plan, ledger, RunFolder(folder), concurrent=2, tell=lambda what, _: said.append(what))
+    session = Session(RunContext(plan, RunFolder(folder), ledger), concurrent=2, tell=lambda what, _: said.append(what))
     session.start()
     try:
         yield session, ledger, said

@@ -22,10 +22,11 @@ from jobs.data.resolve import locate
 from orchestrator import sweep
 from orchestrator.cli import main
 from orchestrator.ledger import Ledger, sqlite_url
-from orchestrator.preflight.requirements import check_shared
+from orchestrator.preflight.requirements import Requirements
 from orchestrator.run_dir import bucket as remote
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.bucket import BadAddress, Remote
+from orchestrator.run_dir.context import Options
 from orchestrator.run_dir.creation import SweepChanged, create, refuse_what_is_no_run
 from orchestrator.run_dir.folder import RunError, RunFolder, at, find, names
 from orchestrator.sweep import plan as planning
@@ -257,9 +258,11 @@ def test_without_a_ledger_that_others_reach_it_ends_with_2(home: Path, monkeypat
 
 
 def test_a_ledger_in_a_file_is_allowed_with_a_note(home: Path) -> None:
-    (note,) = check_shared(at("s3://bucket/run"), offline=True)
+    (home / "sweep.toml").write_text(SWEEP)
+    plan, offline = planning.make(sweep.load(home / "sweep.toml")), Options(offline=True)
+    (note,) = Requirements.of_new(plan, at("s3://bucket/run"), offline).notes
     assert note == "ORCHESTRATOR_LEDGER is a file of SQLite, so only this machine can continue the run"
-    assert check_shared(at(home), offline=True) == []
+    assert Requirements.of_new(plan, at(home), offline).notes == ()
 
 
 def test_without_an_mlflow_that_others_reach_it_ends_with_4(home: Path) -> None:

@@ -19,12 +19,15 @@ from real import SWEEP, command, wait_for
 from orchestrator import driver
 from orchestrator.cli import group
 from orchestrator.ledger import LeaseLost, LedgerUnavailable
-from orchestrator.preflight import requirements
+from orchestrator.preflight.requirements import Requirements
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session.progress import Progress
 from orchestrator.session.session import Session
 from orchestrator.system import exit_codes, terminal, threads
 from orchestrator.system.exit_codes import Exit
+
+NEEDS = Requirements(max_world_size=1, concurrent=1, can_autoscale=False, tracking_uri=None, grace_s=25.0)
+"""Of a session of one rank, without MLflow."""
 
 Break = Callable[[Session], None]
 
@@ -88,7 +91,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     for name in ("ORCHESTRATOR_LEDGER", exit_codes.TRACEBACK):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(requirements, "concurrent", lambda *_: 1)
     begun = start(tmp_path / "runs" / "demo", seeds=2)
     for arm in ("plain", "flat"):
         begun.confirm(arm)
@@ -101,10 +103,10 @@ def resume(run: Run, monkeypatch: pytest.MonkeyPatch, broken: Break) -> Result:
     """By the command line, but for the checks and for what would train."""
 
     def drive(folder: RunFolder, **_: Any) -> int:
-        return driver._drive(run.plan, folder, run.ledger, driver.Options(offline=True), record=None)
+        return driver._drive(run.context(folder.path), NEEDS, record=None)
 
     monkeypatch.setattr(driver, "resume", drive)
-    monkeypatch.setattr(driver, "_execute", lambda _plan, _folder, session, **_: broken(session))
+    monkeypatch.setattr(driver, "_execute", lambda session, *_, **__: broken(session))
     monkeypatch.setattr(terminal, "survive", lambda: None)  # it is for good
     return CliRunner().invoke(group.main, ["resume", "demo", "--offline"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from real import call
 from test_session import SWEEP, diverging, done, opened, out_of_memory_at, play
 
 from jobs.core.failures import Failure
-from orchestrator.driver import RetryFailed, _is_left, apply_retry
+from orchestrator.driver import apply_retry
+from orchestrator.run_dir.context import Options, RetryFailed
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import ending
 from orchestrator.session.schedule import Schedule
@@ -58,10 +60,10 @@ def test_an_ending_is_told_as_what_it_was(
     tmp_path: Path, changes: dict[str, Any], answer: Answer, code: int, state: str, words: list[str], silent: list[str]
 ) -> None:
     """Seen: "some trials failed" where none had."""
-    with opened(tmp_path, changes) as (session, ledger, _, plan):
+    with opened(tmp_path, changes) as (session, _ledger, _, _plan):
         session.start()
         play(session, answer)
-        found = ending.of(session, plan, ledger, RunFolder(tmp_path))
+        found = ending.of(session)
         assert (found.code, found.state) == (code, state)
         said = "\n".join(found.lines)
         assert all(word in said for word in words), said
@@ -72,26 +74,24 @@ def test_a_run_that_is_done_but_for_an_arm_without_a_setting_is_taken_up_where_a
     tmp_path: Path,
 ) -> None:
     """Seen: the run stayed `stopped`, every resume examined everything and exited 1, and no encoder was ever logged."""
-    folder = RunFolder(tmp_path)
-    with opened(tmp_path, {}) as (session, ledger, _, plan):
+    with opened(tmp_path, {}) as (session, ledger, _, _plan):
         session.start()
         play(session, fails("bug {}"))
-        ledger.set_run(state=ending.of(session, plan, ledger, folder).state)
-        assert not _is_left(ledger, None)
-        assert not _is_left(ledger, RetryFailed(give_up=True))
-        assert _is_left(ledger, RetryFailed())
+        ledger.set_run(state=ending.of(session).state)
+        for retry, is_left in ((None, False), (RetryFailed(give_up=True), False), (RetryFailed(), True)):
+            assert replace(session.context, options=Options(retry=retry)).is_left is is_left
         apply_retry(ledger, RetryFailed())
-    with opened(tmp_path, {}) as (session, ledger, _, plan):
+    with opened(tmp_path, {}) as (session, ledger, _, _plan):
         session.start()
         play(session)
-        found = ending.of(session, plan, ledger, folder)
+        found = ending.of(session)
         assert (found.code, found.state, found.lines) == (0, "done", ())
         assert set(ledger.frozen()) == {"infonce", "flatnce"}
 
 
 @pytest.mark.parametrize(("count", "words"), [(1, "1 trial failed, and somebody gave it up"), (2, "gave them up")])
 def test_what_was_given_up_is_counted_in_grammar(tmp_path: Path, count: int, words: str) -> None:
-    with opened(tmp_path, {"tune": None}, concurrent=1) as (session, ledger, _, plan):
+    with opened(tmp_path, {"tune": None}, concurrent=1) as (session, ledger, _, _plan):
         session.start()
         play(
             session, lambda d: Failure("user_error", 0, "a bug", "") if int(d.job["seed"]) < count else done(d), most=5
@@ -100,16 +100,16 @@ def test_what_was_given_up_is_counted_in_grammar(tmp_path: Path, count: int, wor
             ledger.requeue(trial.id)
         for trial in ledger.trials(state="failed"):
             ledger.give_up(trial.id)
-        assert words in "\n".join(ending.of(session, plan, ledger, RunFolder(tmp_path)).lines)
+        assert words in "\n".join(ending.of(session).lines)
 
 
 @pytest.mark.parametrize(("interrupted", "code"), [(True, 130), (False, 1)])
 def test_a_session_that_was_stopped_says_why_and_how_to_go_on(tmp_path: Path, interrupted: bool, code: int) -> None:
-    with opened(tmp_path, {"tune": None}, concurrent=1) as (session, ledger, _, plan):
+    with opened(tmp_path, {"tune": None}, concurrent=1) as (session, _ledger, _, _plan):
         session.start()
         play(session, most=2)
         session.interrupt("SIGINT") if interrupted else session.stop("no reason")
-        found = ending.of(session, plan, ledger, RunFolder(tmp_path))
+        found = ending.of(session)
         assert (found.code, found.state) == (code, "stopped")
         assert found.lines[0] == f"stopped: {'SIGINT' if interrupted else 'no reason'}"
         assert "orchestrator resume" in found.lines[1]
@@ -118,10 +118,10 @@ def test_a_session_that_was_stopped_says_why_and_how_to_go_on(tmp_path: Path, in
 
 def test_a_session_that_ends_before_its_time_does_not_say_that_trials_failed(tmp_path: Path) -> None:
     """It should not happen, and if it does the words are true."""
-    with opened(tmp_path, SWEEP, concurrent=1) as (session, ledger, _, plan):
+    with opened(tmp_path, SWEEP, concurrent=1) as (session, _ledger, _, _plan):
         session.start()
         play(session, most=2)
-        found = ending.of(session, plan, ledger, RunFolder(tmp_path))
+        found = ending.of(session)
         assert (found.code, found.state) == (1, "stopped")
         assert found.lines == (
             f"the session ended before every trial did; continue: orchestrator resume {RunFolder(tmp_path).quoted}",

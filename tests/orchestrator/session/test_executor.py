@@ -10,6 +10,7 @@ import pytest
 from real import SLOT, named
 
 from orchestrator.ledger import Ledger, sqlite_url, this_process
+from orchestrator.run_dir.context import RunContext
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import cluster as clusters
 from orchestrator.session import tune_executor
@@ -49,7 +50,7 @@ def running(folder: Path, changes: dict[str, Any]) -> Iterator[tuple[Session, Le
     url = sqlite_url(folder / "ledger.db")
     ledger = Ledger.create(url, name="small", sweep=resolved(plan.sweep) | {"plan": plan.record()})
     ledger.acquire(this_process(), 60)
-    session = Session(plan, ledger, RunFolder(folder), concurrent=1, tell=lambda _what, _trial: None)
+    session = Session(RunContext(plan, RunFolder(folder), ledger), concurrent=1, tell=lambda _what, _trial: None)
     session.start()
     try:
         yield session, ledger

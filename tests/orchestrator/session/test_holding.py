@@ -18,12 +18,15 @@ from servers import control, new_database, postgres_server
 
 from orchestrator import driver
 from orchestrator.ledger import LeaseHeld, LeaseLost, Ledger, LedgerAway, LedgerUnavailable, RunState
-from orchestrator.preflight import requirements
+from orchestrator.preflight.requirements import Requirements
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import ending, holding
 from orchestrator.session.holding import held, renewed
 from orchestrator.session.session import Session
 from orchestrator.system.exit_codes import Exit
+
+NEEDS = Requirements(max_world_size=1, concurrent=1, can_autoscale=False, tracking_uri=None, grace_s=25.0)
+"""Of a session of one rank, without MLflow."""
 
 
 @pytest.fixture
@@ -165,7 +168,6 @@ Begun = tuple[Run, RunFolder]
 @pytest.fixture
 def begun(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begun]:
     """A run in PostgreSQL of which every trial is done."""
-    monkeypatch.setattr(requirements, "concurrent", lambda *_: 1)
     monkeypatch.setenv("ORCHESTRATOR_LEDGER", new_database(server))
     made = start(tmp_path / "demo", seeds=2, database=os.environ["ORCHESTRATOR_LEDGER"])
     for arm in ("plain", "flat"):
@@ -178,7 +180,7 @@ def begun(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 def drive(begun: Begun) -> int:
     run, folder = begun
-    return driver._drive(run.plan, folder, run.ledger, driver.Options(offline=True), record=None)
+    return driver._drive(run.context(folder.path), NEEDS, record=None)
 
 
 AT: dict[str, Callable[[pytest.MonkeyPatch, Callable[[], None]], None]] = {

@@ -16,6 +16,7 @@ import pytest
 from ledgers import Begin, Run
 
 from orchestrator.preflight import requirements
+from orchestrator.run_dir.context import Options
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import shutdown
 from orchestrator.session.progress import Progress
@@ -41,7 +42,7 @@ def run(begin: Begin) -> Run:
 
 
 def session_of(run: Run, folder: Path) -> Session:
-    return Session(run.plan, run.ledger, RunFolder(folder), concurrent=1, tell=lambda *_: None)
+    return Session(run.context(folder), concurrent=1, tell=lambda *_: None)
 
 
 def test_sigterm_to_the_process_and_at_once_to_its_group_is_one_request(
@@ -52,7 +53,7 @@ def test_sigterm_to_the_process_and_at_once_to_its_group_is_one_request(
     for later in (signal.SIGTERM, signal.SIGINT):
         monkeypatch.setattr(shutdown, "ECHO_S", 30.0)
         session = session_of(run, tmp_path)
-        with signals(session, Told(run.ledger, Progress(run.plan, run.ledger)), grace_s=60):
+        with signals(session, Told(run.ledger, Progress(run.context(tmp_path))), grace_s=60):
             for _ in range(3):
                 os.kill(os.getpid(), signal.SIGTERM)
             assert (session.interrupted, session.stopped_by) == (True, "SIGTERM")
@@ -64,7 +65,7 @@ def test_sigterm_to_the_process_and_at_once_to_its_group_is_one_request(
 
 def test_ctrl_c_twice_is_two_requests_however_quick(run: Run, tmp_path: Path) -> None:
     session = session_of(run, tmp_path)
-    with signals(session, Told(run.ledger, Progress(run.plan, run.ledger)), grace_s=60):
+    with signals(session, Told(run.ledger, Progress(run.context(tmp_path))), grace_s=60):
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(Left, match="130: SIGINT"):
             os.kill(os.getpid(), signal.SIGINT)
@@ -78,14 +79,16 @@ class Mute(Progress):
 
 
 @pytest.mark.parametrize("progress", [Progress, Mute])
-def test_the_way_out_ends_with_its_code_whatever_of_it_fails(run: Run, progress: type[Progress]) -> None:
+def test_the_way_out_ends_with_its_code_whatever_of_it_fails(
+    run: Run, tmp_path: Path, progress: type[Progress]
+) -> None:
     """Mutant check: `os._exit` as the last statement, and not in `finally`, fails this."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads; the child only leaves
         pid = os.fork()
     if pid == 0:
         run.ledger.close()  # what gives the lease back fails then, in a thread
-        Leaving(run.ledger, progress(run.plan, run.ledger)).now(75, "the cluster died")
+        Leaving(run.ledger, progress(run.context(tmp_path))).now(75, "the cluster died")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
 
 
@@ -93,12 +96,12 @@ def test_every_line_is_in_the_log_with_its_time_also_after_the_noise(
     run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Noise is what this process and its children print, on the descriptors or by Python; it is in the log alone."""
-    progress, folder = Progress(run.plan, run.ledger), RunFolder(tmp_path)
-    with quiet(folder, progress):
+    progress, folder = Progress(run.context(tmp_path, Options(offline=True))), RunFolder(tmp_path)
+    with quiet(progress):
         os.system("echo noise of a child")
         progress.say("in between: größer [bold]")
     progress.say("afterwards")
-    progress.close(folder, [], offline=True)
+    progress.close([])
     out = capfd.readouterr().out
     log = folder.log.read_text()
     assert "noise of a child\n" in log
@@ -115,8 +118,8 @@ def test_a_run_whose_log_is_a_folder_is_driven_without_one(
 ) -> None:
     folder = RunFolder(tmp_path)
     folder.log.mkdir()
-    progress = Progress(run.plan, run.ledger)
-    with quiet(folder, progress):
+    progress = Progress(run.context(tmp_path))
+    with quiet(progress):
         progress.say("on")
     progress.release()
     out = capfd.readouterr().out
@@ -150,10 +153,12 @@ import os, sys
 from pathlib import Path
 from orchestrator.session.shutdown import Leaving
 from orchestrator.ledger import Ledger
+from orchestrator.run_dir.context import RunContext
+from orchestrator.run_dir.folder import RunFolder
 from orchestrator.sweep.plan import stored
 from orchestrator.session.progress import Progress
 ledger = Ledger.open(sys.argv[1])
-progress = Progress(stored(ledger.run.sweep, ledger.run.rules), ledger)
+progress = Progress(RunContext(stored(ledger.run.sweep, ledger.run.rules), RunFolder(Path()), ledger))
 progress.detach()
 Leaving(ledger, progress).now(75, "the cluster died")
 """

@@ -5,6 +5,7 @@ import pytest
 from rich.table import Table
 
 from orchestrator.ledger import Ledger, Trial, sqlite_url, this_process
+from orchestrator.run_dir.context import RunContext
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session.progress import Progress
 from orchestrator.sweep import load
@@ -21,10 +22,14 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
     made.close()
 
 
+def context(ledger: Ledger) -> RunContext:
+    return RunContext(make(load(SWEEP)), RunFolder(Path("runs/x")), ledger)
+
+
 def test_piped_progress_is_plain_lines_and_survives_a_redirected_stdout(
     ledger: Ledger, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    progress = Progress(make(load(SWEEP)), ledger)
+    progress = Progress(context(ledger))
     progress.detach()
     trial = Trial(id="abc", stage="tune", arm="flatnce", seed=0, number=1, job={}, state="done", started=1.0, ended=3.5)
     ledger.add_trials([trial])
@@ -41,7 +46,7 @@ def test_piped_progress_is_plain_lines_and_survives_a_redirected_stdout(
 def test_the_last_lines_say_how_it_ended_and_where_everything_is(
     ledger: Ledger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Progress(make(load(SWEEP)), ledger).close(RunFolder(Path("runs/x")), ["stopped: SIGINT"], offline=False)
+    Progress(context(ledger)).close(["stopped: SIGINT"])
     said = capsys.readouterr().out
     assert "stopped: SIGINT" in said
     assert "orchestrator ui runs/x" in said
@@ -51,5 +56,5 @@ def test_the_last_lines_say_how_it_ended_and_where_everything_is(
 def test_the_answer_is_printed_as_a_table(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("arm", "mean")
     table.add_row("dcl", "0.9")
-    Progress(make(load(SWEEP)), ledger).answer(table)
+    Progress(context(ledger)).answer(table)
     assert "dcl" in capsys.readouterr().out

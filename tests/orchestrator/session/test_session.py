@@ -14,6 +14,7 @@ from jobs.config import JobConfig
 from jobs.core.failures import Failure
 from orchestrator.ledger import Ledger, sqlite_url, this_process
 from orchestrator.report.summary import arms as report_arms
+from orchestrator.run_dir.context import Options, RunContext
 from orchestrator.run_dir.folder import RunFolder, status
 from orchestrator.session import ending
 from orchestrator.session.schedule import Schedule, fingerprint, stopped_arms, untuned_arms
@@ -83,8 +84,9 @@ def opened(
         ledger = Ledger.create(url, name="small", sweep=kept, rules=plan.rules)
     ledger.acquire(this_process(), 30)
     said: list[str] = []
+    context = RunContext(plan, folder, ledger, Options(execution=options.pop("execution", {})))
     session = Session(
-        plan, ledger, folder, concurrent=options.pop("concurrent", 4), tell=lambda what, _: said.append(what), **options
+        context, concurrent=options.pop("concurrent", 4), tell=lambda what, _: said.append(what), **options
     )
     try:
         yield session, ledger, said, plan
@@ -200,12 +202,12 @@ def test_a_suggestion_that_makes_no_job_is_passed_over_in_words_and_the_search_g
     found = []
     for folder, cuts in (("0", (10**6,)), ("1", (3, 10**6))):
         for most in cuts:
-            with opened(tmp_path / folder, {"tune": tune}, concurrent=1) as (session, ledger, said, plan):
+            with opened(tmp_path / folder, {"tune": tune}, concurrent=1) as (session, ledger, said, _plan):
                 session.start()
                 play(session, most=most)
                 if most == 10**6:
                     session.close()
-                    ended = ending.of(session, plan, ledger, RunFolder(tmp_path / folder))
+                    ended = ending.of(session)
                     events = [event.text for event in ledger.events("no_job")]
                     tuned = report_arms.tuned(ledger, ledger.trials(), "max")
                     found.append((points_of(ledger), ledger.frozen(), sorted(events)))
@@ -239,7 +241,7 @@ def test_an_arm_whose_settings_make_no_job_fails_as_itself(tmp_path: Path) -> No
         assert untuned_arms(plan, ledger) == {"ranks=32": "failed"}
         assert list(ledger.frozen()) == ["ranks=1"]
         session.close()
-        ended = ending.of(session, plan, ledger, RunFolder(tmp_path / "1"))
+        ended = ending.of(session)
         assert (ended.code, ended.state) == (1, "done")
         assert any("arm ranks=32 cannot be confirmed with what ranks=1 was tuned to" in line for line in ended.lines)
 

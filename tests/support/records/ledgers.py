@@ -13,6 +13,8 @@ from typing import Any
 
 from orchestrator import sweep
 from orchestrator.ledger import Ledger, Point, Suggestion, Trial, sqlite_url
+from orchestrator.run_dir.context import USUAL, Options, RunContext
+from orchestrator.run_dir.folder import RunFolder
 from orchestrator.sweep import plan as planning
 
 TOML = """
@@ -39,6 +41,10 @@ class Run:
 
     ledger: Ledger
     plan: planning.Plan
+
+    def context(self, folder: Path, options: Options = USUAL) -> RunContext:
+        """The run as its driver has it, in `folder`."""
+        return RunContext(self.plan, RunFolder(folder), self.ledger, options)
 
     def confirm(self, arm: str, settings: Mapping[str, Any] | None = None, **job: Any) -> list[Trial]:
         """The arm's confirm trials, queued; `job` replaces parts of their jobs."""
