@@ -2,9 +2,11 @@
 
 import contextlib
 import random
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -625,6 +627,43 @@ def test_tunes_loop_never_waits_for_the_ledger(tmp_path: Path) -> None:
             watch(name)
         play(session)
         assert asked == []
+
+
+def test_a_transaction_that_takes_long_keeps_no_caller_of_the_session_waiting(tmp_path: Path) -> None:
+    """Another connection holds SQLite's write lock, so that the attempt which `next` asks for is not begun. Mutant
+    check: `next` that begins it itself, under the session's lock, keeps them all waiting."""
+    with opened(tmp_path, {}) as (session, _ledger, _, _plan):
+        session.start()
+        dispatch = session.next()
+        assert dispatch is not None
+        (part, *_) = parts(done(dispatch))
+        another = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+        another.execute("BEGIN IMMEDIATE")
+        given: list[Dispatch | None] = []
+        asking = threading.Thread(target=lambda: given.append(session.next()))
+        asking.start()
+        while session._outage.lasted_s() < 0.1:  # the transaction waits for the lock
+            time.sleep(0.01)
+        asked = [
+            partial(session.prune, dispatch, part),
+            partial(session.report, dispatch, part),
+            partial(session.waits, "others"),
+            partial(session.resize, 5),
+            session.finished,
+            session.stopping,
+        ]
+        others = threading.Thread(target=lambda: [ask() for ask in asked], daemon=True)
+        others.start()
+        others.join(1)
+        asking.join(5)
+        waiting = [thread for thread in (others, asking) if thread.is_alive()]
+        another.execute("ROLLBACK")
+        another.close()
+        assert (waiting, given) == ([], [None]), "nothing is begun, and Tune's loop goes on"
+        deadline = time.monotonic() + 20
+        while not (begun := session.next()) and time.monotonic() < deadline:
+            pass
+        assert begun, "once the lock is free, what was asked for is begun"
 
 
 @pytest.mark.parametrize("cause", [SystemExit(1), OSError(5, "Input/output error"), KeyError("bug")])
