@@ -1,4 +1,4 @@
-"""A run's files in an object store, named by a URI as pyarrow.fs takes it: read, put, list. Loads pyarrow when asked.
+"""A run's files in an object store, named by a URI as pyarrow.fs takes it, with whatever goes wrong put into words.
 
     s3://bucket/prefix/NAME?endpoint_override=127.0.0.1:9000&scheme=http      inside it: .../NAME/trials/ID?...
 
@@ -14,16 +14,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, urlsplit
 
-from jobs.artifacts.bucket import side_by_side
+from jobs.artifacts.objects import ObjectStore, side_by_side
 from orchestrator.system import masking
 from orchestrator.system.addresses import ENVIRONMENT, credentials
 from orchestrator.system.exit_codes import Exit
 
-CONNECT_S, REQUEST_S, ATTEMPTS = 5, 10, 2
-"""A store that is not there is told of within half a minute; left alone, pyarrow tries for minutes."""
+if TYPE_CHECKING:
+    from pyarrow import fs
+
+REQUEST_S = 10
+"""How long a store may take for an answer: one that is not there is reported within half a minute."""
 
 AWAY = ("NETWORK_CONNECTION", "Could not connect", "Could not resolve", "timed out", "Timeout")
 """Words of stores that cannot be reached."""
@@ -91,21 +94,13 @@ class Remote:
 
     def read(self, name: str) -> bytes | None:
         """A file's content; None if it is not there."""
-        with self._asking() as (store, prefix):
-            try:
-                with store.open_input_stream(f"{prefix}/{name}") as stream:
-                    return bytes(stream.read())
-            except FileNotFoundError:
-                return None
+        with self._asking() as objects:
+            return objects.read(name)
 
     def put(self, name: str, content: bytes) -> None:
         """Replace a file in one piece."""
-        with self._asking() as (store, prefix):
-            path = f"{prefix}/{name}"
-            if store.type_name == "local":
-                store.create_dir(path.rpartition("/")[0])
-            with store.open_output_stream(path) as stream:
-                stream.write(content)
+        with self._asking() as objects:
+            objects.put(name, content)
 
     def put_files(self, folder: Path, paths: Iterable[Path]) -> None:
         """Put files of `folder` under the names that they have there, side by side."""
@@ -116,37 +111,34 @@ class Remote:
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""
-        with self._asking() as (store, prefix), contextlib.suppress(FileNotFoundError):
-            store.delete_file(f"{prefix}/{name}")
+        with self._asking() as objects:
+            objects.delete(name)
 
-    def files(self, name: str = "") -> dict[str, Any]:
+    def files(self, name: str = "") -> dict[str, fs.FileInfo]:
         """Files and folders directly in it, or in `name` within it: pyarrow's FileInfo by name."""
-        with self._asking() as (store, prefix):
-            from pyarrow import fs
-
-            where = f"{prefix}/{name}".rstrip("/")
-            return {each.base_name: each for each in store.get_file_info(fs.FileSelector(where, allow_not_found=True))}
+        with self._asking() as objects:
+            return {info.base_name: info for info in objects.infos(name)}
 
     def with_file(self, name: str) -> list[str]:
         """The folders directly in it that hold a file `name`."""
-        with self._asking() as (store, prefix):
+        with self._asking() as objects:
             folders = sorted(self.files())
-            found = store.get_file_info([f"{prefix}/{folder}/{name}" for folder in folders])
-            return [folder for folder, info in zip(folders, found, strict=True) if info.is_file]
+            infos = objects.filesystem.get_file_info([objects.path(f"{folder}/{name}") for folder in folders])
+            return [folder for folder, info in zip(folders, infos, strict=True) if info.is_file]
 
     def refuse_missing_bucket(self) -> None:
         """Raise RemoteError unless the bucket is there."""
-        with self._asking() as (store, prefix):
+        with self._asking() as objects:
             from pyarrow import fs
 
-            bucket = prefix.partition("/")[0]
-            missing = bucket and store.get_file_info(bucket).type == fs.FileType.NotFound
+            bucket = objects.prefix.partition("/")[0]
+            missing = bucket and objects.filesystem.get_file_info(bucket).type == fs.FileType.NotFound
         if missing:
             raise self._no_bucket()
 
     @contextlib.contextmanager
-    def _asking(self) -> Iterator[tuple[Any, str]]:
-        """The store and the prefix in it; whatever it answers instead of what was asked is put into words."""
+    def _asking(self) -> Iterator[ObjectStore]:
+        """Its files; whatever the store answers instead of what was asked is put into words."""
         try:
             yield _opened(self.uri)
         except FileNotFoundError as error:
@@ -162,22 +154,22 @@ class Remote:
             ) from error
 
     def _no_bucket(self) -> RemoteError:
-        place = urlsplit(self.uri)
-        options = parse_qs(place.query)
+        parts = urlsplit(self.uri)
+        options = parse_qs(parts.query)
         endpoint = "".join(f" --endpoint-url {_endpoint(options)}" for _ in options.get("endpoint_override", ()))
-        make = f"aws s3 mb s3://{place.netloc}{endpoint}" if place.scheme == "s3" else "its own tools make one"
+        make = f"aws s3 mb s3://{parts.netloc}{endpoint}" if parts.scheme == "s3" else "its own tools make one"
         return RemoteError(
-            f"there is no bucket {place.netloc!r}, which {self.uri} needs; correct the name, or make it: {make}"
+            f"there is no bucket {parts.netloc!r}, which {self.uri} needs; correct the name, or make it: {make}"
         )
 
     def _remedy(self, reason: str) -> str:
-        place = urlsplit(self.uri)
+        parts = urlsplit(self.uri)
         if any(word in reason for word in AWAY):
-            options = parse_qs(place.query)
+            options = parse_qs(parts.query)
             if "endpoint_override" in options:
                 return f"See that it answers: curl -sI {_endpoint(options)}"
             return "See that this machine reaches it, or name another: URI?endpoint_override=HOST:PORT&scheme=http"
-        scheme = next((known for known in ENVIRONMENT if place.scheme.startswith(known)), None)
+        scheme = next((known for known in ENVIRONMENT if parts.scheme.startswith(known)), None)
         if scheme is None:
             return "See that it is there and may be written"
         lacks = scheme == "s3" and not any(os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE"))
@@ -210,15 +202,6 @@ def _refuse_misspelled(uri: str) -> None:
 
 
 @cache
-def _opened(uri: str) -> tuple[Any, str]:
-    """The store that a URI names, which does not wait for ever, and the prefix in it."""
-    from pyarrow import fs
-
-    store, prefix = fs.FileSystem.from_uri(uri)
-    if isinstance(store, fs.S3FileSystem):
-        # A URI cannot say how long to wait. What a store is pickled as are the options it was made with.
-        _, (options,) = store.__reduce__()
-        limits = {"connect_timeout": CONNECT_S, "request_timeout": REQUEST_S}
-        retries = fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
-        store = fs.S3FileSystem(**options | limits, retry_strategy=retries)
-    return store, prefix.rstrip("/")
+def _opened(uri: str) -> ObjectStore:
+    """What a URI names, which does not wait for ever."""
+    return ObjectStore.of(uri, request_s=REQUEST_S)

@@ -21,7 +21,7 @@ use one another."""
 
 SHELVES = {
     "jobs": "workers > train > export metrics > data > artifacts losses models > core optim > config",
-    "jobs/artifacts": "audit > bucket checkpoint trial_dir > storage > manifest",
+    "jobs/artifacts": "audit > bucket checkpoint trial_dir > objects storage > manifest",
     "jobs/config": "job > identity > sections > components validation > user_code",
     "jobs/core": "failures > collectives device paths plain provenance randomness usage",
     "jobs/data": "__main__ > validate > images sentences > sources > resolve > formats > batches faults remedies > "

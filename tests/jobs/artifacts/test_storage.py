@@ -23,6 +23,7 @@ from test_train import job, lines, trained, values, weights
 from jobs.artifacts import bucket as in_bucket
 from jobs.artifacts import checkpoint, manifest, storage
 from jobs.artifacts.bucket import Bucket, at
+from jobs.artifacts.objects import UPLOADS, side_by_side
 from jobs.artifacts.storage import Folder, StorageFull, write_whole
 from jobs.artifacts.trial_dir import Fence, Records, TakenOver, start_over, write_result
 from jobs.train import Training
@@ -225,12 +226,12 @@ def test_uploads_run_side_by_side_and_the_manifest_comes_after_all_of_them(
 ) -> None:
     """Each upload waits until another one runs. Mutant check: one after the other breaks the barrier."""
     together, log = threading.Barrier(2, timeout=20), []
-    copy, put = Bucket._copy, Bucket._put
+    upload, put = Bucket._upload, Bucket._put
 
-    def copied(self: Bucket, source: str, target: str, *, up: bool) -> None:
+    def uploaded(self: Bucket, path: Path, name: str) -> None:
         together.wait()
-        copy(self, source, target, up=up)
-        log.append(target.rpartition("/")[2])
+        upload(self, path, name)
+        log.append(name.rpartition("/")[2])
 
     def placed(self: Bucket, name: str, content: bytes) -> None:
         if not name.endswith(manifest.NAME):
@@ -238,7 +239,7 @@ def test_uploads_run_side_by_side_and_the_manifest_comes_after_all_of_them(
         put(self, name, content)
         log.append(name.rpartition("/")[2])
 
-    monkeypatch.setattr(Bucket, "_copy", copied)
+    monkeypatch.setattr(Bucket, "_upload", uploaded)
     monkeypatch.setattr(Bucket, "_put", placed)
     place = at(tmp_path / "trial", bucket("side"))
     assert isinstance(place, Bucket)
@@ -261,25 +262,25 @@ def test_after_an_error_no_upload_begins() -> None:
         raise ConnectionError(f"upload {number}")
 
     with pytest.raises(ConnectionError, match="upload"):
-        in_bucket.side_by_side([partial(fail, number) for number in range(100)])
-    assert len(begun) <= 2 * in_bucket.UPLOADS
+        side_by_side([partial(fail, number) for number in range(100)])
+    assert len(begun) <= 2 * UPLOADS
 
 
 def test_an_upload_that_fails_leaves_none_behind_that_still_runs(
     bucket: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller may go on and delete: nobody writes after it has the error. And no manifest follows."""
-    running, copy = [], Bucket._copy
+    running, upload = [], Bucket._upload
 
-    def copied(self: Bucket, source: str, target: str, *, up: bool) -> None:
-        if source.endswith(manifest.OPTIMIZER):
+    def uploaded(self: Bucket, path: Path, name: str) -> None:
+        if name.endswith(manifest.OPTIMIZER):
             raise ConnectionError("gone")
-        running.append(source)
+        running.append(name)
         threading.Event().wait(0.2)  # longer than the other one takes to fail
-        copy(self, source, target, up=up)
-        running.remove(source)
+        upload(self, path, name)
+        running.remove(name)
 
-    monkeypatch.setattr(Bucket, "_copy", copied)
+    monkeypatch.setattr(Bucket, "_upload", uploaded)
     place = at(tmp_path / "trial", bucket("fails")).inside("c")
     with pytest.raises(ConnectionError, match="gone"):
         checkpoint.save(place, step=5, model={"w": torch.ones(9)}, optimizer={}, extra=EXTRA, keep=2)
@@ -297,11 +298,11 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside_and_the_one_before_is_use
     save(place, 10)
     name = "manifest.json" if damage == "manifest" else "optimizer.pt"
     if damage == "missing":
-        place.store.delete_file(f"{place.prefix}/step_000010/{name}")
+        place.objects.delete(f"step_000010/{name}")
     else:
-        content = place._get(f"step_000010/{name}")
+        content = place.objects.read(f"step_000010/{name}")
         assert content is not None
-        place._put(f"step_000010/{name}", content[:-9])
+        place.objects.put(f"step_000010/{name}", content[:-9])
     found, remarks = checkpoint.newest(place)
     assert found is not None
     assert found.step == 5

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from real import SWEEP, TRIALS, call, driver, wait_for
 from servers import new_database, s3_server
 
+from jobs.artifacts.objects import ATTEMPTS, CONNECT_S
 from jobs.data.formats import DataError
 from jobs.data.resolve import locate
 from orchestrator import sweep
@@ -289,7 +290,7 @@ def test_a_store_that_is_not_there_ends_with_4(home: Path, bucket: Callable[[str
 
 def test_a_store_that_says_nothing_ends_with_4(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With shorter limits, so as not to wait. Mutant check: with pyarrow's own it takes 100 s."""
-    assert (remote.CONNECT_S + remote.REQUEST_S) * remote.ATTEMPTS <= 30
+    assert (CONNECT_S + remote.REQUEST_S) * ATTEMPTS <= 30
     monkeypatch.setattr(remote, "REQUEST_S", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"s3://bucket/run?endpoint_override=127.0.0.1:{silent.getsockname()[1]}&scheme=http&region=us-east-1"
