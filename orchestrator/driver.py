@@ -121,27 +121,27 @@ def _continue(context: RunContext, code: UserCode | None = None) -> int:
 def execution_overrides(texts: Sequence[str]) -> dict[str, Any]:
     """`job.execution.micro=32` and the like as execution settings. Raises ConfigError: nothing else may change."""
     known = list(Execution.model_fields)
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     faults = []
     for text in texts:
         key, _, value = (part.strip() for part in text.partition("="))
         name = key.removeprefix("job.execution.")
         if name == key or name not in known:
-            hint = nearest(key, [f"job.execution.{one}" for one in known])
+            hint = nearest(key, [f"job.execution.{field}" for field in known])
             faults.append(Fault(key, value, f"only job.execution may change between attempts{hint}"))
             continue
         try:
-            found[name] = tomllib.loads(f"value = {value}")["value"]
+            settings[name] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
-            found[name] = value
-        found[name] = with_none(f"execution.{name}", found[name])
+            settings[name] = value
+        settings[name] = with_none(f"execution.{name}", settings[name])
     try:
-        Execution.model_validate(found)
+        Execution.model_validate(settings)
     except ValidationError as error:
         faults += list(config_faults(error, Execution, "job.execution."))
     if faults:
         raise ConfigError("--set", "change", faults)
-    return found
+    return settings
 
 
 def _drive(
@@ -244,7 +244,7 @@ def _answer(session: Session, projection: tracking.Projection | None, progress: 
     if not session.storage_full:
         answer = report.write(ledger, folder.report)
         progress.answer(report.table(answer))
-    folder.check_in(began)  # before MLflow is told, which may take long
+    folder.check_in(began)  # before MLflow, which may take long
     if projection is None:
         return True
     if session.storage_full:
@@ -339,7 +339,7 @@ def _refuse_changes(folder: RunFolder, begun: Plan, plan: Plan) -> None:
     """Raise SweepChanged where the file no longer says what the run was begun with. begun: the plan of the run."""
     # Both resolved by today's program: an older version did not know every key that has a default today.
     changed = planning.changed_keys(sweeps.resolved(begun.sweep), sweeps.resolved(plan.sweep))
-    changed = [each for each in changed if not planning.is_as_begun(begun, each[0], each[2])]
+    changed = [change for change in changed if not planning.is_as_begun(begun, change[0], change[2])]
     if not changed and (order := planning.changed_order(begun, plan)) is not None:
         changed = [("compare", *order)]
     if changed:

@@ -31,12 +31,12 @@ def main(arguments: list[str]) -> int:
             "usage: python -m jobs.artifacts.audit TRIALS    where TRIALS is the folder of a run's trials, or a URI\n"
         )
         return 0 if arguments in (["-h"], ["--help"]) else 2
-    (place,) = arguments
+    (trials,) = arguments
     try:
-        for record in _in_bucket(place) if "://" in place else _in_folder(Path(place)):
+        for record in _in_bucket(trials) if "://" in trials else _in_folder(Path(trials)):
             sys.stdout.write(json.dumps(record) + "\n")
     except (OSError, ValueError) as error:
-        sys.stderr.write(visible_lines(f"error: {place} is no folder of trials: {error}\n"))
+        sys.stderr.write(visible_lines(f"error: {trials} is no folder of trials: {error}\n"))
         return 2
     return 0
 
@@ -49,9 +49,9 @@ def _in_folder(trials: Path) -> Iterator[dict[str, Any]]:
 def _in_bucket(uri: str) -> Iterator[dict[str, Any]]:
     """Nothing is judged by what may lie on this disk already."""
     with tempfile.TemporaryDirectory(prefix="audit-") as scratch:
-        place = Bucket.of(uri, Path(scratch))
-        for name in place.folders():
-            with place.fetch(name) as folder:
+        bucket = Bucket.of(uri, Path(scratch))
+        for name in bucket.folders():
+            with bucket.fetch(name) as folder:
                 yield audit(folder) | {"trial": name}
 
 
@@ -73,7 +73,7 @@ def audit(folder: Path) -> dict[str, Any]:
     bad = {path.parent.name for path in checkpoints.glob("*/manifest.bad-*")} - {path.name for path in complete}
     quarantine = [name for name in names if ".bad-" in name or name in bad]
     looked_at = [_checkpoint(path) for path in complete]
-    told = next(((step["step"], told) for step, told in looked_at if told is not None), (0, 0))
+    counted = next(((step["step"], counted) for step, counted in looked_at if counted is not None), (0, 0))
     return {
         "trial": folder.name,
         "job": _json(folder / JOB, faults),
@@ -81,7 +81,7 @@ def audit(folder: Path) -> dict[str, Any]:
         "points": points,
         "repeated": repeated,
         "torn": torn,
-        "missing": max(0, told[1] - sum(step <= told[0] for _, step, _ in points)),
+        "missing": max(0, counted[1] - sum(step <= counted[0] for _, step, _ in points)),
         "checkpoints": [checkpoint for checkpoint, _ in looked_at],
         "quarantine": quarantine,
         "leftovers": [name for name in names if name not in quarantine and checkpoints / name not in complete],
@@ -123,20 +123,20 @@ def _points(path: Path, faults: list[str]) -> tuple[list[list[Any]], int, int]:
         return [], 0, 0
     if fault is not None:
         faults.append(f"{path.name} is damaged ({fault})")
-    found: dict[tuple[str, int], float] = {}
+    values: dict[tuple[str, int], float] = {}
     for point in there:
-        found.setdefault((point.key, point.step), point.value)
-    return [[key, step, value] for (key, step), value in found.items()], len(there) - len(found), int(torn)
+        values.setdefault((point.key, point.step), point.value)
+    return [[key, step, value] for (key, step), value in values.items()], len(there) - len(values), int(torn)
 
 
 def _checkpoint(path: Path) -> tuple[dict[str, Any], int | None]:
-    """What is told of a checkpoint; and how many points there were up to its step, where it is sound and says so."""
-    step, fault, told = manifest.step_of(path.name), None, None
+    """What is known of a checkpoint; and how many points there were up to its step, where it is sound and says so."""
+    step, fault, counted = manifest.step_of(path.name), None, None
     try:
-        told = manifest.check(path, step=step)["extra"].get(POINTS_TOLD)
+        counted = manifest.check(path, step=step)["extra"].get(POINTS_TOLD)
     except (OSError, ValueError) as error:
         fault = words_of(error)
-    return {"name": path.name, "step": step, "fault": fault}, told
+    return {"name": path.name, "step": step, "fault": fault}, counted
 
 
 if __name__ == "__main__":

@@ -55,30 +55,30 @@ def snapshot(*, step: int, model: dict[str, Tensor], optimizer: dict[str, Any], 
     return Checkpoint(step, _copied(model), _copied(optimizer), _copied(extra))
 
 
-def write(place: Path | Storage, taken: Checkpoint, *, keep: int, permit: Callable[[], None] = lambda: None) -> None:
+def write(storage: Path | Storage, taken: Checkpoint, *, keep: int, permit: Callable[[], None] = lambda: None) -> None:
     """Commit `taken` as step_NNNNNN of `place`, then drop all but the newest `keep`.
 
     `permit` is called just before, and may raise. Raises StorageFull when the disk is full. In both cases the older
     checkpoints are untouched, and nothing half written is left.
     """
-    place, name = _at(place), manifest.name_of(taken.step)
-    aside = temp_path(place.scratch, name)
+    storage, name = _at(storage), manifest.name_of(taken.step)
+    aside = temp_path(storage.scratch, name)
 
     def undo() -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
-    with disk_full_guard(f"checkpoint of step {taken.step}", needed=taken.bytes, folder=place.scratch, undo=undo):
+    with disk_full_guard(f"checkpoint of step {taken.step}", needed=taken.bytes, folder=storage.scratch, undo=undo):
         aside.mkdir(parents=True)
         save_file({key: tensor.contiguous() for key, tensor in taken.model.items()}, aside / manifest.MODEL)
         torch.save(taken.optimizer, aside / manifest.OPTIMIZER)
         manifest.write(aside, step=taken.step, extra=taken.extra)
-        place.commit(aside, name, permit=permit)
-    for old in place.committed()[keep:]:
-        place.remove(old)
+        storage.commit(aside, name, permit=permit)
+    for old in storage.committed()[keep:]:
+        storage.remove(old)
 
 
 def save(
-    place: Path | Storage,
+    storage: Path | Storage,
     *,
     step: int,
     model: dict[str, Tensor],
@@ -87,28 +87,28 @@ def save(
     keep: int,
 ) -> None:
     """Take a snapshot and commit it, here and now. Raises as `write` does."""
-    write(place, snapshot(step=step, model=model, optimizer=optimizer, extra=extra), keep=keep)
+    write(storage, snapshot(step=step, model=model, optimizer=optimizer, extra=extra), keep=keep)
 
 
-def newest(place: Path | Storage) -> tuple[Checkpoint | None, list[str]]:
+def newest(storage: Path | Storage) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is as it was saved, and a sentence for each that was set aside before it.
 
     Raises ConnectionError or StorageFull where files could not be read: that tells nothing about them.
     """
-    place, remarks = _at(place), list[str]()
-    for name in place.committed():
+    storage, remarks = _at(storage), list[str]()
+    for name in storage.committed():
         try:
-            with place.fetch(name) as path:
+            with storage.fetch(name) as path:
                 return _read(path, manifest.step_of(name)), remarks
         except (ConnectionError, StorageFull):
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError, *LIBRARIES) as error:
-            remarks.append(f"checkpoint {name} is damaged ({words_of(error)}); set aside as {place.quarantine(name)}")
+            remarks.append(f"checkpoint {name} is damaged ({words_of(error)}); set aside as {storage.quarantine(name)}")
     return None, remarks
 
 
 def weights(
-    place: Path | Storage, *, step: int | None = None
+    storage: Path | Storage, *, step: int | None = None
 ) -> tuple[int, dict[str, Tensor], dict[str, Any], list[str]]:
     """The model at the newest step, or at `step`, whose files match their manifest; the manifest's own values; and what
     was wrong with newer ones.
@@ -116,13 +116,13 @@ def weights(
     Changes nothing, also where a training is at work. Raises ValueError if there is none; ConnectionError or
     StorageFull as `newest` does.
     """
-    place, remarks = _at(place), list[str]()
-    there = place.committed()
+    storage, remarks = _at(storage), list[str]()
+    there = storage.committed()
     for name in there if step is None else [name for name in there if manifest.step_of(name) == step]:
         try:
-            with place.fetch(name) as path:
-                told = manifest.check(path, step=manifest.step_of(name))
-                return told["step"], load_file(path / manifest.MODEL), told["extra"], remarks
+            with storage.fetch(name) as path:
+                content = manifest.check(path, step=manifest.step_of(name))
+                return content["step"], load_file(path / manifest.MODEL), content["extra"], remarks
         except (ConnectionError, StorageFull):
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError, *LIBRARIES) as error:
@@ -133,9 +133,9 @@ def weights(
     raise ValueError(f"no checkpoint of step {step}, only of {known}" if known else "no checkpoint yet")
 
 
-def steps(place: Path | Storage) -> list[int]:
+def steps(storage: Path | Storage) -> list[int]:
     """Steps of the checkpoints in `place`, newest first; their files are not looked at."""
-    return [manifest.step_of(name) for name in _at(place).committed()]
+    return [manifest.step_of(name) for name in _at(storage).committed()]
 
 
 class Writer:
@@ -145,24 +145,24 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._work: Future[None] | None = None
 
-    def hand_over(self, work: Callable[[], None]) -> None:
-        """Do `work` in the background, once what was handed over before is done. Raises as `settle` does."""
-        self.settle()
+    def submit(self, work: Callable[[], None]) -> None:
+        """Do `work` in the background, once what was submitted before is done. Raises as `wait` does."""
+        self.wait()
         self._work = self._thread.submit(work)
 
-    def look(self) -> None:
-        """Raise the error of the work that was handed over, if it has ended with one; again at every call."""
+    def raise_if_failed(self) -> None:
+        """Raise the error of the submitted work, if it has ended with one; again at every call."""
         if self._work is not None and self._work.done():
             self._work.result()
 
-    def settle(self) -> None:
-        """Wait until everything that was handed over is done. Raises its error, again at every call."""
+    def wait(self) -> None:
+        """Wait until all that was submitted is done. Raises its error, again at every call."""
         if self._work is not None:
             self._work.result()
 
 
-def _at(place: Path | Storage) -> Storage:
-    return Folder(place) if isinstance(place, Path) else place
+def _at(storage: Path | Storage) -> Storage:
+    return Folder(storage) if isinstance(storage, Path) else storage
 
 
 def _copied(state: Any) -> Any:
@@ -184,10 +184,10 @@ def _tensors(state: Any) -> Iterator[Tensor]:
 
 
 def _read(path: Path, step: int) -> Checkpoint:
-    found = manifest.check(path, step=step)
+    content = manifest.check(path, step=step)
     return Checkpoint(
-        step=found["step"],
+        step=content["step"],
         model=load_file(path / manifest.MODEL),
         optimizer=torch.load(path / manifest.OPTIMIZER, weights_only=True, map_location="cpu"),
-        extra=found["extra"],
+        extra=content["extra"],
     )

@@ -50,29 +50,29 @@ def check(folder: Path, *, step: int) -> dict[str, Any]:
     """
     try:
         text = (folder / NAME).read_text("utf-8")
-        found = intact(json.loads(text), NAME, known=KEYS)
+        content = intact(json.loads(text), NAME, known=KEYS)
     except RecursionError as error:
         raise ValueError(f"{NAME} is nested too deeply") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{NAME} is no JSON: {error}") from error
-    if fault := _fault(found, step):
+    if fault := _fault(content, step):
         raise ValueError(f"{NAME} {fault}")
-    for name, expected in found["sha256"].items():
+    for name, expected in content["sha256"].items():
         if sha256(folder / name) != expected:
             raise ValueError(f"{name} does not match its sha256")
-    return found
+    return content
 
 
-def _fault(found: Mapping[str, Any], step: int) -> str | None:
+def _fault(content: Mapping[str, Any], step: int) -> str | None:
     """What is wrong with a manifest's content."""
-    files, extra = found.get("sha256"), found.get("extra")
+    files, extra = content.get("sha256"), content.get("extra")
     missing = [name for name in FILES if isinstance(files, dict) and name not in files]
     if not isinstance(extra, dict):
         return "is damaged: its extra is no object"
     seconds: Any = extra.get("seconds")
     rules = {
-        "is damaged: its step is no whole number": type(found.get("step")) is int,
-        f"is of step {found.get('step')}": found.get("step") == step,
+        "is damaged: its step is no whole number": type(content.get("step")) is int,
+        f"is of step {content.get('step')}": content.get("step") == step,
         "is damaged: its sha256 is no object": isinstance(files, dict),
         f"is damaged: it names no sha256 of {', '.join(missing)}": not missing,
         "is damaged: it names a file elsewhere": all(Path(name).name == name for name in files or ()),
@@ -105,26 +105,26 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, DIGEST: hashlib.sha256(text.encode()).hexdigest()}
 
 
-def intact(found: Any, name: str, *, known: Collection[str]) -> dict[str, Any]:
+def intact(content: Any, name: str, *, known: Collection[str]) -> dict[str, Any]:
     """What `sealed` made and the file `name` holds, as it is. Raises ValueError for any other.
 
     known: the keys of versions without digests. An object with only these is believed; one with others may be one whose
     `digest` is misspelt.
     """
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"{name} is no JSON object")  # noqa: TRY004 - it is the file's content that is wrong
-    if DIGEST in found:
-        if sealed(found) != found:
+    if DIGEST in content:
+        if sealed(content) != content:
             raise ValueError(f"{name} does not match its own digest")
-    elif unknown := [key for key in found if key not in known]:
+    elif unknown := [key for key in content if key not in known]:
         raise ValueError(f"{name} has neither a digest nor only keys of versions without one: {unknown[0][:40]!r}")
-    return found
+    return content
 
 
 def complete(folder: Path) -> list[Path]:
     """Checkpoints in `folder` that have a manifest, newest first; their files are not looked at."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if is_step(path.name) and (path / NAME).exists()]
-    return sorted(found, key=lambda path: step_of(path.name), reverse=True)
+    folders = [path for path in folder.glob(f"{PREFIX}*") if is_step(path.name) and (path / NAME).exists()]
+    return sorted(folders, key=lambda path: step_of(path.name), reverse=True)
 
 
 def name_of(step: int) -> str:

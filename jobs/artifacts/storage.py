@@ -6,7 +6,7 @@ and goes first.
     Folder    written aside, fsynced, renamed
     Bucket    nothing can be renamed there: the files are uploaded, the manifest last, and that commits them
 
-Whatever cannot be written for want of space raises StorageFull, which says how much.
+Whatever cannot be written because the disk is full raises StorageFull, which says how much.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class StorageFull(OSError):
     def __init__(self, what: str, needed: int, free: int, folder: str) -> None:
         self.told = (what, needed, free, folder)
         hint = "" if free < needed else "; the limit may be a quota or the number of files"
-        told = f"{what} needs {needed:,} bytes in {folder}, {free:,} are free{hint}"
-        super().__init__(errno.ENOSPC, told, folder)
+        text = f"{what} needs {needed:,} bytes in {folder}, {free:,} are free{hint}"
+        super().__init__(errno.ENOSPC, text, folder)
 
     def __str__(self) -> str:
         return str(self.strerror)
@@ -119,7 +119,7 @@ class Folder:
         """One rename."""
         permit()
         if os.path.lexists(self.scratch / name) and not _is_folder(self.scratch / name):
-            self.quarantine(name)  # a file in its place is none of ours, and `remove` deletes folders only
+            self.quarantine(name)  # a file in its place is somebody else's, and `remove` deletes folders only
         self.remove(name)
         aside.rename(self.scratch / name)
         manifest.fsync(self.scratch)
@@ -131,7 +131,9 @@ class Folder:
     def quarantine(self, name: str) -> str:
         """Renamed to NAME.bad-N."""
         path = self.scratch / name
-        bad = next(each for n in itertools.count(1) if not os.path.lexists(each := path.with_name(f"{name}.bad-{n}")))
+        bad = next(
+            candidate for n in itertools.count(1) if not os.path.lexists(candidate := path.with_name(f"{name}.bad-{n}"))
+        )
         path.rename(bad)
         return bad.name
 
@@ -176,7 +178,7 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def disk_full_guard(what: str, *, needed: int, folder: Path, undo: Callable[[], object]) -> Iterator[None]:
-    """Write `what` inside. Whatever fails is undone, and raised as StorageFull if it failed for want of space.
+    """Write `what` inside. Whatever fails is undone, and raised as StorageFull if the disk was full.
 
     needed: bytes, of which the message tells. The bytes free are those after undoing.
     """
@@ -185,7 +187,9 @@ def disk_full_guard(what: str, *, needed: int, folder: Path, undo: Callable[[], 
     except BaseException as error:
         with contextlib.suppress(OSError):
             undo()
-        free = shutil.disk_usage(next(each for each in (folder, *folder.absolute().parents) if each.exists())).free
+        free = shutil.disk_usage(
+            next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        ).free
         if is_full(error, short=free < needed):
             raise StorageFull(what, needed, free, str(folder)) from error
         raise

@@ -2,7 +2,7 @@
 
     job.json  points.jsonl  result.json  attempt.json
 
-Checkpoints lie beside them (checkpoint.py). What is told here is fsynced before a checkpoint that has passed it, and
+Checkpoints lie beside them (checkpoint.py). What is written here is fsynced before a checkpoint that has passed it, and
 uploaded before it where the trial's files are kept in a bucket (storage.py).
 """
 
@@ -44,15 +44,15 @@ class Fence:
     training of which there is only one, whose fence is always open.
     """
 
-    def __init__(self, place: Storage, attempt: tuple[int, int] | None) -> None:
-        self._place, self._attempt = place, attempt
+    def __init__(self, storage: Storage, attempt: tuple[int, int] | None) -> None:
+        self._storage, self._attempt = storage, attempt
         self.remark: str | None = None
         """What was wrong with the file, once it has been written again."""
 
     def hold(self) -> None:
         """Claim the trial, also back from an earlier attempt. Raises TakenOver if a later one has claimed it.
 
-        A file that names nobody keeps nobody out: whoever was told by the ledger to train the trial writes it again.
+        A file that names nobody keeps nobody out: whoever the ledger has train the trial writes it again.
         """
         if self._attempt is None:
             return
@@ -63,22 +63,22 @@ class Fence:
             self.remark = f"{ATTEMPT} {'was empty' if not text.strip() else 'named no attempt'}; it is written again"
         if holder != self._attempt:
             token, number = self._attempt
-            self._place.write(ATTEMPT, json.dumps({"token": token, "attempt": number}))
+            self._storage.write(ATTEMPT, json.dumps({"token": token, "attempt": number}))
 
     def check_local(self) -> None:
         """Raise TakenOver if a later attempt works in the same local folder; asks no bucket."""
-        path = self._place.scratch / ATTEMPT
+        path = self._storage.scratch / ATTEMPT
         if self._attempt is not None and path.is_file():
             self._compare(read_attempt(path.read_text("utf-8", errors="replace")))
 
     def _read(self) -> str | None:
         """The text of the file, which is nothing worth keeping where it is none."""
         try:
-            return self._place.read(ATTEMPT)
+            return self._storage.read(ATTEMPT)
         except UnicodeDecodeError:
             return "?"
         except IsADirectoryError:
-            quarantine(self._place, ATTEMPT)
+            quarantine(self._storage, ATTEMPT)
             return "?"
 
     def _compare(self, holder: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -86,7 +86,7 @@ class Fence:
         if holder is not None and holder > self._attempt:
             raise TakenOver(
                 f"attempt {holder[1]} (token {holder[0]}) has taken this trial over from attempt {self._attempt[1]} "
-                f"(token {self._attempt[0]}), which stops here: {self._place.scratch}; if its driver and ledger are "
+                f"(token {self._attempt[0]}), which stops here: {self._storage.scratch}; if its driver and ledger are "
                 f"gone for good, delete the trial's {ATTEMPT}"
             )
         return holder
@@ -120,7 +120,7 @@ class Records:
 
     def __init__(self, folder: Path, *, writes: bool, permit: Callable[[], None] = lambda: None) -> None:
         self.points: list[Point] = []
-        self._places: set[tuple[str, int]] = set()
+        self._keys: set[tuple[str, int]] = set()
         self._folder, self._writes, self._permit = folder, writes, permit
         self._written = 0
 
@@ -129,8 +129,8 @@ class Records:
         none is added."""
         now = time.time()
         added = [Point(key, step, _number(key, value), now) for key, value in values.items()]
-        self.points += [point for point in added if (point.key, step) not in self._places]
-        self._places |= {(key, step) for key in values}
+        self.points += [point for point in added if (point.key, step) not in self._keys]
+        self._keys |= {(key, step) for key in values}
 
     def latest(self) -> dict[str, float]:
         """The newest value of every key."""
@@ -163,7 +163,7 @@ class Records:
             Folder(self._folder).quarantine(POINTS)
             return
         self.points = points_of(path.read_text("utf-8", errors="replace"), until=until)
-        self._places = {(point.key, point.step) for point in self.points}
+        self._keys = {(point.key, point.step) for point in self.points}
         self._written = len(self.points)
         write_whole(path, "".join(map(_line, self.points)))
 
@@ -185,21 +185,21 @@ def standing(points: Iterable[Point]) -> dict[tuple[str, int], Point]:
 def points_in(text: str) -> tuple[list[Point], str | None, bool]:
     """Every point in the text of points.jsonl; the first line, in words, that is none and not the last; and whether the
     last is none. A kill cuts only the last line short, and whoever goes on after it writes the file again."""
-    found = [_point(line) for line in text.splitlines()]
-    broken = next((number for number, point in enumerate(found[:-1], 1) if point is None), None)
+    points = [_point(line) for line in text.splitlines()]
+    broken = next((number for number, point in enumerate(points[:-1], 1) if point is None), None)
     fault = None if broken is None else f"line {broken} is no point"
-    return [point for point in found if point is not None], fault, bool(found) and found[-1] is None
+    return [point for point in points if point is not None], fault, bool(points) and points[-1] is None
 
 
-def points_fault(place: Storage, *, until: int, told: int | None) -> str | None:
+def points_fault(storage: Storage, *, until: int, expected: int | None) -> str | None:
     """What is wrong with the points on disk of a trial that has a checkpoint of step `until`; None if all are there.
 
     told: how many there were up to then; None where an older version did not write that down. They are on disk before
     the checkpoint is. More may be there: an attempt that was taken over may have added others.
     """
-    path = place.scratch / POINTS
+    path = storage.scratch / POINTS
     try:
-        place.download(POINTS)
+        storage.download(POINTS)
         text = path.read_text("utf-8")
     except FileNotFoundError:
         return "it is not there"
@@ -211,8 +211,8 @@ def points_fault(place: Storage, *, until: int, told: int | None) -> str | None:
     there = [point for point in standing(points).values() if point.step <= until]
     if not any(point.step == 0 for point in there):
         return "it has no point of step 0"
-    if told is not None and len(there) < told:
-        return f"it has {len(there):,} of the {told:,} points up to step {until}"
+    if expected is not None and len(there) < expected:
+        return f"it has {len(there):,} of the {expected:,} points up to step {until}"
     return None
 
 
@@ -238,7 +238,7 @@ def refuse_other_reading(trained: Mapping[str, Any] | None, now: Mapping[str, An
 
 
 def open_folder(
-    place: Storage, job: JobConfig, *, named: bool = False, remark: Callable[[str], None] = lambda _: None
+    storage: Storage, job: JobConfig, *, named: bool = False, remark: Callable[[str], None] = lambda _: None
 ) -> None:
     """Make a place the trial of `job`. It belongs to one objective; how that is computed may change.
 
@@ -246,25 +246,25 @@ def open_folder(
     written again. Raises ValueError where it holds another job, or may do so.
     """
     try:
-        there = read_job(place)
+        there = read_job(storage)
     except (IsADirectoryError, ValueError, RecursionError) as error:
         if not named:
             raise ValueError(
-                f"{place.scratch / JOB} is damaged ({reason(error)}), so the folder may hold another job; if it does "
+                f"{storage.scratch / JOB} is damaged ({reason(error)}), so the folder may hold another job; if it does "
                 "not, move that file away, and run the same command again"
             ) from error
-        remark(f"{JOB} is damaged ({reason(error)}); {quarantine(place, JOB)}")
+        remark(f"{JOB} is damaged ({reason(error)}); {quarantine(storage, JOB)}")
         there = None
     if there is not None and there.model_dump(exclude={"execution"}) != job.model_dump(exclude={"execution"}):
         raise ValueError(
-            f"{place.scratch} holds another job ({there.id}), and only its execution may change; use another folder"
+            f"{storage.scratch} holds another job ({there.id}), and only its execution may change; use another folder"
         )
-    place.write(JOB, json.dumps(job.model_dump(mode="json"), indent=1))
+    storage.write(JOB, json.dumps(job.model_dump(mode="json"), indent=1))
 
 
-def read_job(place: Storage) -> JobConfig | None:
+def read_job(storage: Storage) -> JobConfig | None:
     """The job of a trial; None if it has none. Raises IsADirectoryError or ValueError for what is no job."""
-    text = place.read(JOB)
+    text = storage.read(JOB)
     if text is None:
         return None
     # Not for those who only audit a folder: it takes as long as their work.
@@ -273,16 +273,16 @@ def read_job(place: Storage) -> JobConfig | None:
     from jobs.config import JobConfig
     from jobs.config.validation import faults
 
-    found = _object(text, ())
+    content = _object(text, ())
     try:
-        return JobConfig.model_validate(found)
+        return JobConfig.model_validate(content)
     except ValidationError as error:
         first, *others = faults(error, JobConfig)
         raise ValueError(f"{first}{f'; and {len(others)} more' if others else ''}") from error
 
 
 def read_result(
-    place: Storage, *, newest: tuple[int, float] | None, remark: Callable[[str], None] = lambda _: None
+    storage: Storage, *, newest: tuple[int, float] | None, remark: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any] | None:
     """The result on disk, if the checkpoint that belongs to it is sound. A diverged trial has none.
 
@@ -291,19 +291,19 @@ def read_result(
     remark: told of a result that is damaged; it then counts as none.
     """
     try:
-        text = place.read(RESULT)
+        text = storage.read(RESULT)
         result = None if text is None else result_of(text)
     except (IsADirectoryError, ValueError) as error:
-        remark(f"{RESULT} is damaged ({reason(error)}); {quarantine(place, RESULT)}")
+        remark(f"{RESULT} is damaged ({reason(error)}); {quarantine(storage, RESULT)}")
         return None
     if result is None:
         return None
     return result if result["outcome"] == "diverged" or newest == (result["step"], result["seconds"]) else None
 
 
-def write_result(place: Storage, result: Mapping[str, Any]) -> None:
+def write_result(storage: Storage, result: Mapping[str, Any]) -> None:
     """Commit the result."""
-    place.write(RESULT, json.dumps(result, indent=1))
+    storage.write(RESULT, json.dumps(result, indent=1))
 
 
 RESULT_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -340,17 +340,17 @@ def result_of(text: str) -> dict[str, Any]:
     return result
 
 
-def newest_step(place: Storage) -> int:
+def newest_step(storage: Storage) -> int:
     """Step of the newest checkpoint of a trial, whose files are not looked at; -1 where there is none."""
-    return max(map(manifest.step_of, place.inside("checkpoints").committed()), default=-1)
+    return max(map(manifest.step_of, storage.inside("checkpoints").committed()), default=-1)
 
 
-def start_over(place: Storage, checkpoints: Storage) -> str:
+def start_over(storage: Storage, checkpoints: Storage) -> str:
     """Set aside all that a training has left, so that it can begin again. Returns where that is, in words.
 
     The result goes first: of a training that diverged it counts by itself.
     """
-    kept = [name for each in (RESULT, POINTS) if (name := _quarantine(place, each)) is not None]
+    kept = [name for file in (RESULT, POINTS) if (name := _quarantine(storage, file)) is not None]
     kept += [f"{checkpoints.scratch.name}/{checkpoints.quarantine(name)}" for name in checkpoints.committed()]
     return f"what it had left is kept as {', '.join(kept)}" if kept else "it had left nothing else"
 
@@ -358,29 +358,29 @@ def start_over(place: Storage, checkpoints: Storage) -> str:
 def _object(text: str, keys: Sequence[str]) -> dict[str, Any]:
     """Raises ValueError for text that is no JSON object with these keys, whose values are whole numbers."""
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError("it is no JSON object")  # noqa: TRY004 - it is the file's content that is wrong
-    if missing := [key for key in keys if key not in found]:
+    if missing := [key for key in keys if key not in content]:
         raise ValueError(f"it has no {', '.join(missing)}")
     for key in keys:
-        if type(found[key]) is not int:
+        if type(content[key]) is not int:
             raise ValueError(f"its {key} is no whole number")
-    return found
+    return content
 
 
-def quarantine(place: Storage, name: str) -> str:
+def quarantine(storage: Storage, name: str) -> str:
     """Keep a damaged file for a person. Returns what became of it, in words."""
-    kept = _quarantine(place, name)
+    kept = _quarantine(storage, name)
     return "it is written again" if kept is None else f"set aside as {kept}"
 
 
-def _quarantine(place: Storage, name: str) -> str | None:
+def _quarantine(storage: Storage, name: str) -> str | None:
     """What a file is now called; None where there is none."""
     try:
-        return place.quarantine(name)
+        return storage.quarantine(name)
     except FileNotFoundError:
         return None
 

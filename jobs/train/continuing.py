@@ -41,7 +41,7 @@ def find(
         return None, None
     until = found.step if found else result["step"] if result else 0
     told = (found.extra if found else result or {}).get(trial_dir.POINTS_TOLD)
-    if (fault := trial_dir.points_fault(place, until=until, told=told)) is not None:
+    if (fault := trial_dir.points_fault(place, until=until, expected=told)) is not None:
         kept = trial_dir.start_over(place, checkpoints)
         remark(f"{trial_dir.POINTS} is damaged ({fault}): training starts again from step 0; {kept}")
         return None, None

@@ -47,7 +47,7 @@ class Training(Resumable):
 
     def advance(self, steps: int) -> list[trial_dir.Point]:
         """Train for at most `steps` optimizer steps, fewer up to an evaluation or the end. Returns new points."""
-        self.writer.look()
+        self.writer.raise_if_failed()
         for _ in range(steps):
             if self.result is not None:
                 break

@@ -97,7 +97,7 @@ class Resumable:
         Rank 0 writes, all others return at once.
         """
         self.phase("checkpoint")
-        self.writer.settle()
+        self.writer.wait()
         self.records.flush()
         if self.rank == 0:
             self._hand_over(self._snapshot())
@@ -105,7 +105,7 @@ class Resumable:
     def settle(self) -> None:
         """Wait until everything that was handed over is committed. Raises the writer's error."""
         self.phase("checkpoint")
-        self.writer.settle()
+        self.writer.wait()
 
     def _clock(self, seconds: float) -> float:
         """Seconds of training as all ranks take them: rank 0's, where they are the budget."""
@@ -151,7 +151,7 @@ class Resumable:
     def _hand_over(self, taken: checkpoint.Checkpoint | None, result: dict[str, Any] | None = None) -> None:
         keep = self.job.execution.keep_checkpoints
         self._saved = (self._saved[1], self.step)
-        self.writer.hand_over(partial(continuing.commit, self.place, self.fence, taken=taken, result=result, keep=keep))
+        self.writer.submit(partial(continuing.commit, self.place, self.fence, taken=taken, result=result, keep=keep))
 
     def _prepare(self) -> None:
         job = self.job
@@ -278,12 +278,12 @@ class Resumable:
         result = manifest.sealed(result)
         self.log(f"{outcome} at step {self.step}: {why}")
         self.phase("checkpoint")
-        self.writer.settle()
+        self.writer.wait()
         self.records.flush()
         if self.rank == 0:
             self._hand_over(self._snapshot() if outcome == "ok" else None, result)
         else:
-            self.writer.hand_over(partial(self.place.publish, f"log.rank{self.rank}.txt"))
+            self.writer.submit(partial(self.place.publish, f"log.rank{self.rank}.txt"))
         self.settle()
         self.result = result
 

@@ -223,7 +223,7 @@ def doctor(
 
         flags = [flag for flag, on in (("--offline", offline), ("--json", as_json)) if on]
         sys.exit(
-            submission.examine(
+            submission.run_doctor(
                 address, sweep, into, overrides=overrides, flags=flags, variables=variables, out=OUT, err=ERR
             )
         )

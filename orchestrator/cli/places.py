@@ -71,4 +71,4 @@ def do_there(address: str, run: str, arguments: list[str]) -> NoReturn:
     """Do it on the cluster's head; prints what that printed, and exits as it did."""
     from orchestrator.cli import submission
 
-    sys.exit(submission.ask(address, run, arguments, out=OUT, err=ERR))
+    sys.exit(submission.run_remote(address, run, arguments, out=OUT, err=ERR))

@@ -189,10 +189,10 @@ def _compare_there(address: str, run: tuple[str, ...], into: str | None, *, as_j
     except OSError as error:
         _unwritten(error, Path(into or "."))
         several = ["--into", submission.HERE] if len(run) > 1 else []
-        sys.exit(submission.ask(address, run[0], ["compare", *run, *several, *flags], out=OUT, err=ERR))
+        sys.exit(submission.run_remote(address, run[0], ["compare", *run, *several, *flags], out=OUT, err=ERR))
     echo(done.out, nl=False)
-    if done.place is not None:
-        echo(f"report: {done.place / 'report.html'}", err=as_json)
+    if done.folder is not None:
+        echo(f"report: {done.folder / 'report.html'}", err=as_json)
     sys.exit(done.code)
 
 
@@ -286,7 +286,7 @@ def ui(run: str | None, port: int, *, browse: bool, as_json: bool, address: str 
 
         out: list[str] = []
         arguments = ["ui", *([] if run is None else [run]), "--json"]
-        if code := submission.ask(address, run, arguments, out=out.append, err=ERR):
+        if code := submission.run_remote(address, run, arguments, out=out.append, err=ERR):
             sys.exit(code)
         found = json.loads("".join(out))
         if as_json:

@@ -14,7 +14,7 @@ from orchestrator.ledger import LedgerError, probe, sqlite_url
 from orchestrator.preflight import node as nodes
 from orchestrator.preflight import requirements
 from orchestrator.preflight.findings import BLOCKER, OK, WARNING, Finding, of_error
-from orchestrator.preflight.node import Facts, Place, Questions
+from orchestrator.preflight.node import Facts, Questions, StorageMarker
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir import provenance
 from orchestrator.run_dir.bucket import RemoteError
@@ -51,53 +51,55 @@ def examine(folder: RunFolder | None, *, plan: Plan | None = None, offline: bool
 
     folder: None where it is not said yet; then neither storage nor what depends on it is looked at.
     """
-    found = [*_on_nodes(folder, plan, thorough=True), *_token(), *_ledger(folder)]
+    findings = [*_on_nodes(folder, plan, thorough=True), *_token(), *_ledger(folder)]
     if not offline:
-        found.append(_mlflow(folder))
+        findings.append(_mlflow(folder))
     if plan is not None:
-        found += [_room(plan), *_data(plan)]
-    return found
+        findings += [_room(plan), *_data(plan)]
+    return findings
 
 
 def refuse(folder: RunFolder, plan: Plan) -> None:
     """The blockers' part of it, before a session: on a cluster every node is asked, on this machine only about its
     disk. What else would stop a session (room, data, ledger, MLflow) stops it by itself. Raises InfrastructureMissing.
     """
-    found = [one for one in _on_nodes(folder, plan, thorough=False) if one.level == BLOCKER]
-    if found:
-        told = "\n".join(f"  {one.check}, {one.where}: {one.found}\n    -> {one.remedy}" for one in found)
+    blockers = [finding for finding in _on_nodes(folder, plan, thorough=False) if finding.level == BLOCKER]
+    if blockers:
+        lines = "\n".join(
+            f"  {finding.check}, {finding.where}: {finding.found}\n    -> {finding.remedy}" for finding in blockers
+        )
         raise InfrastructureMissing(
-            f"{len(found)} blocker{'s' * (len(found) > 1)}; `orchestrator doctor{address_option()}` looks again:"
-            f"\n{told}"
+            f"{len(blockers)} blocker{'s' * (len(blockers) > 1)}; `orchestrator doctor{address_option()}` looks again:"
+            f"\n{lines}"
         )
 
 
 def _on_nodes(folder: RunFolder | None, plan: Plan | None, *, thorough: bool) -> list[Finding]:
     """What the nodes tell, or this machine where there is no other."""
     try:
-        with _mark(folder) as place:
-            answers, more = _answers(_questions(place, plan), thorough=thorough)
+        with _mark(folder) as marker:
+            answers, more = _answers(_questions(marker, plan), thorough=thorough)
     except ConnectionError as error:
         return [_no_cluster(error)]
     except (RemoteError, OSError) as error:
         return [of_error("storage", "driver", error)]
     except InfrastructureMissing as error:
         return [of_error("cluster", access.address() or "here", error)]
-    told: dict[str, Facts] = {one.name: one.value for one in answers if one.error is None}
+    facts: dict[str, Facts] = {answer.name: answer.value for answer in answers if answer.error is None}
     return [
         *more,
         *_unanswered(answers),
-        *_versions(answers, told),
-        *_gpus(answers, told, plan),
-        *(_storage(told, folder) if folder is not None else ()),
-        *_disk(told),
+        *_versions(answers, facts),
+        *_gpus(answers, facts, plan),
+        *(_storage(facts, folder) if folder is not None else ()),
+        *_disk(facts),
         *_clocks(answers),
-        *_sources(told),
+        *_sources(facts),
     ]
 
 
 @contextlib.contextmanager
-def _mark(folder: RunFolder | None) -> Iterator[Place | None]:
+def _mark(folder: RunFolder | None) -> Iterator[StorageMarker | None]:
     """A file beside the run that nodes are asked to find, as long as the context lasts. Raises RemoteError, OSError."""
     if folder is None:
         yield None
@@ -106,28 +108,28 @@ def _mark(folder: RunFolder | None) -> Iterator[Place | None]:
     if folder.remote is not None:
         folder.remote.put(mark, content.encode())
         try:
-            yield Place(mark, content, uri=folder.remote.uri)
+            yield StorageMarker(mark, content, uri=folder.remote.uri)
         finally:
             folder.remote.delete(mark)
         return
     there = _there(folder.path)
     (there / mark).write_text(content)
     try:
-        yield Place(mark, content, folder=str(there))
+        yield StorageMarker(mark, content, folder=str(there))
     finally:
         (there / mark).unlink(missing_ok=True)
 
 
 def _there(folder: Path) -> Path:
     """The folder, or the nearest one above it that there is."""
-    return next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
 
 
-def _questions(place: Place | None, plan: Plan | None) -> Questions:
+def _questions(marker: StorageMarker | None, plan: Plan | None) -> Questions:
     gpus = plan is None or plan.sweep.resources.gpus_per_rank > 0
     jobs = [arm.config(stage="confirm", seed=0).data for arm in plan.arms] if plan else []
     sources = {source for data in jobs for source in (data.train, data.tune, data.confirm) if source}
-    return Questions(place, str(runs.scratch()), tuple(sorted(sources)), gpus=gpus)
+    return Questions(marker, str(runs.scratch()), tuple(sorted(sources)), gpus=gpus)
 
 
 def _answers(asked: Questions, *, thorough: bool) -> tuple[list[Answer], list[Finding]]:
@@ -142,14 +144,14 @@ def _answers(asked: Questions, *, thorough: bool) -> tuple[list[Answer], list[Fi
 
     with caught(), cluster.session(cpus=0):
         answers = inquiry.ask(nodes.facts, about, limit_s=ANSWER_S)
-        found = []
+        findings = []
         if cluster.open_to_others():
-            told = "whoever reaches the cluster may run any command on it"
+            risk = "whoever reaches the cluster may run any command on it"
             remedy = "start head and workers with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN (infra/README.md)"
-            found.append(Finding("token", access.address() or "", WARNING, told, remedy))
-    cpus, gpus = (sum(getattr(one.node, kind) for one in answers) for kind in ("cpus", "gpus"))
+            findings.append(Finding("token", access.address() or "", WARNING, risk, remedy))
+    cpus, gpus = (sum(getattr(answer.node, kind) for answer in answers) for kind in ("cpus", "gpus"))
     sums = f"{len(answers)} nodes, {cpus:g} CPUs, {gpus:g} GPUs"
-    return answers, [Finding("cluster", access.address() or "", OK, sums), *found]
+    return answers, [Finding("cluster", access.address() or "", OK, sums), *findings]
 
 
 def _no_cluster(error: Exception) -> Finding:
@@ -160,37 +162,37 @@ def _no_cluster(error: Exception) -> Finding:
 
 
 def _unanswered(answers: Sequence[Answer]) -> Iterator[Finding]:
-    for one in answers:
-        if one.error is not None:
+    for answer in answers:
+        if answer.error is not None:
             remedy = "install this package there as here: pip install -c constraints.txt . (infra/README.md)"
-            if "answered" in one.error:
+            if "answered" in answer.error:
                 remedy = "see whether the node lives and has memory left; `ray status` on the head lists it"
-            yield Finding("node", one.name, BLOCKER, one.error, remedy)
-        elif one.value.trouble:
+            yield Finding("node", answer.name, BLOCKER, answer.error, remedy)
+        elif answer.value.trouble:
             remedy = "run it there by hand: python -m jobs.workers.node_info --gpus"
-            yield Finding("node", one.name, BLOCKER, one.value.trouble, remedy)
+            yield Finding("node", answer.name, BLOCKER, answer.value.trouble, remedy)
 
 
-def _versions(answers: Sequence[Answer], told: Mapping[str, Facts]) -> Iterator[Finding]:
+def _versions(answers: Sequence[Answer], facts: Mapping[str, Facts]) -> Iterator[Finding]:
     """All must run one code, and the packages that numbers depend on."""
-    ranks = {name: facts.looked["versions"] for name, facts in told.items() if facts.looked is not None}
+    ranks = {name: of_node.looked["versions"] for name, of_node in facts.items() if of_node.looked is not None}
     here = nodes.code()
-    for name, facts in told.items():
-        if facts.code != here:
+    for name, of_node in facts.items():
+        if of_node.code != here:
             remedy = "install the same commit on every node, or launch with --address, which takes the code along"
             yield Finding(
                 "versions", name, BLOCKER, f"runs other code of this package than the driver ({here})", remedy
             )
     differ = False
-    for package in sorted({package for found in ranks.values() for package in found}):
-        counts = Counter(found[package] for found in ranks.values())
+    for package in sorted({package for versions in ranks.values() for package in versions}):
+        counts = Counter(versions[package] for versions in ranks.values())
         usual = counts.most_common(1)[0][0]
-        for name, found in ranks.items():
-            if found[package] != usual:
+        for name, versions in ranks.items():
+            if versions[package] != usual:
                 differ = True
                 level = BLOCKER if package in EXACT else WARNING
                 remedy = "make the nodes alike: pip install -c constraints.txt ., or one container image for all"
-                yield Finding("versions", name, level, f"{package} {found[package]}, elsewhere {usual}", remedy)
+                yield Finding("versions", name, level, f"{package} {versions[package]}, elsewhere {usual}", remedy)
     if ranks and not differ:
         (first, *_) = ranks.values()
         where = f"{len(ranks)} nodes" if len(answers) > 1 else next(iter(ranks))
@@ -198,63 +200,65 @@ def _versions(answers: Sequence[Answer], told: Mapping[str, Facts]) -> Iterator[
         yield Finding("versions", where, OK, shown)
 
 
-def _gpus(answers: Sequence[Answer], told: Mapping[str, Facts], plan: Plan | None) -> Iterator[Finding]:
-    """Ray hands out what it was told a node has; torch must see as many, and compute on them."""
-    for one in answers:
-        facts = told.get(one.name)
+def _gpus(answers: Sequence[Answer], facts_of: Mapping[str, Facts], plan: Plan | None) -> Iterator[Finding]:
+    """Compare what Ray hands out of a node with what torch sees there, and computes on."""
+    for answer in answers:
+        facts = facts_of.get(answer.name)
         if facts is None or facts.looked is None or facts.looked["gpus"] is None:
             continue
         seen, level = facts.looked["gpus"], BLOCKER if plan is not None else WARNING
         names = ", ".join(f"{count} x {name}" for name, count in Counter(seen["names"]).items())
         if seen["error"]:
             yield Finding(
-                "gpus", one.name, level, seen["error"], "see nvidia-smi there; restart the driver or the node"
+                "gpus", answer.name, level, seen["error"], "see nvidia-smi there; restart the driver or the node"
             )
-        elif len(seen["names"]) < one.node.gpus:
+        elif len(seen["names"]) < answer.node.gpus:
             remedy = "start the node with as many as there are: ray start --num-gpus=N; see nvidia-smi there"
             if seen["cuda"] is None:
                 remedy = "this torch is built for CPUs only: install the CUDA build of the same version there"
-            promised = f"Ray has {one.node.gpus:g} GPUs there, torch sees {names or 'none'}"
-            yield Finding("gpus", one.name, level, promised, remedy)
+            promised = f"Ray has {answer.node.gpus:g} GPUs there, torch sees {names or 'none'}"
+            yield Finding("gpus", answer.name, level, promised, remedy)
         else:
-            yield Finding("gpus", one.name, OK, f"{names} (CUDA {seen['cuda']})")
+            yield Finding("gpus", answer.name, OK, f"{names} (CUDA {seen['cuda']})")
 
 
-def _storage(told: Mapping[str, Facts], folder: RunFolder) -> Iterator[Finding]:
-    bad = {name: facts.storage for name, facts in told.items() if facts.storage}
+def _storage(facts: Mapping[str, Facts], folder: RunFolder) -> Iterator[Finding]:
+    bad = {name: of_node.storage for name, of_node in facts.items() if of_node.storage}
     for name, what in bad.items():
         remedy = "keep the run where every node may write: --into s3://BUCKET/NAME, or a folder that they share"
         if "RemoteError" in what or folder.remote is not None:
             remedy = "set the bucket's keys in the environment of head and workers (infra/README.md)"
         yield Finding("storage", name, BLOCKER, what, remedy)
-    if told and not bad:
-        place = "the bucket" if folder.remote is not None else "the folder of runs"
-        yield Finding("storage", f"{len(told)} of {len(told)}", OK, f"{place} can be written, and files in it replaced")
+    if facts and not bad:
+        where = "the bucket" if folder.remote is not None else "the folder of runs"
+        yield Finding(
+            "storage", f"{len(facts)} of {len(facts)}", OK, f"{where} can be written, and files in it replaced"
+        )
 
 
-def _disk(told: Mapping[str, Facts]) -> Iterator[Finding]:
+def _disk(facts_of: Mapping[str, Facts]) -> Iterator[Finding]:
     low = False
-    for name, facts in told.items():
-        for place, free in facts.free.items():
+    for name, facts in facts_of.items():
+        for folder, free in facts.free.items():
             if free < SMALL:
                 low = True
-                remedy = f"free some space in {place}, or put it elsewhere: ORCHESTRATOR_SCRATCH, TMPDIR, --into"
+                remedy = f"free some space in {folder}, or put it elsewhere: ORCHESTRATOR_SCRATCH, TMPDIR, --into"
                 level = BLOCKER if free < LITTLE else WARNING
                 room = f"{free / 2**30:.1f} GiB" if free >= 2**29 else f"{free / 2**20:.1f} MiB"
-                yield Finding("disk", name, level, f"{room} free in {place}", remedy)
+                yield Finding("disk", name, level, f"{room} free in {folder}", remedy)
         if facts.shared_memory is not None and facts.shared_memory < SHARED_MEMORY:
-            found = f"shared memory of {facts.shared_memory / 2**20:.0f} MiB, where Ray and NCCL keep buffers"
+            shown = f"shared memory of {facts.shared_memory / 2**20:.0f} MiB, where Ray and NCCL keep buffers"
             remedy = "give the container more: docker run --shm-size=4g, or an emptyDir of medium Memory there"
-            yield Finding("disk", name, WARNING, found, remedy)
-    if told and not low:
-        least = min(free for facts in told.values() for free in facts.free.values())
-        yield Finding("disk", f"{len(told)} of {len(told)}", OK, f"{least / 2**30:.0f} GiB free or more")
+            yield Finding("disk", name, WARNING, shown, remedy)
+    if facts_of and not low:
+        least = min(free for facts in facts_of.values() for free in facts.free.values())
+        yield Finding("disk", f"{len(facts_of)} of {len(facts_of)}", OK, f"{least / 2**30:.0f} GiB free or more")
 
 
 def _clocks(answers: Sequence[Answer]) -> Iterator[Finding]:
-    yield from filter(None, (clock(one.name, one.ahead_s) for one in answers if one.error is None))
+    yield from filter(None, (clock(answer.name, answer.ahead_s) for answer in answers if answer.error is None))
     if len(answers) > 1:
-        most = max(abs(one.ahead_s) for one in answers)
+        most = max(abs(answer.ahead_s) for answer in answers)
         if most <= AHEAD_S:
             yield Finding("clock", f"{len(answers)} nodes", OK, f"at most {most:.3f} s apart from the driver's")
 
@@ -263,13 +267,13 @@ def clock(where: str, ahead_s: float) -> Finding | None:
     """What is to be said of a clock that is `ahead_s` ahead of the driver's."""
     if abs(ahead_s) <= AHEAD_S:
         return None
-    told = f"its clock is {abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} the driver's"
+    shown = f"its clock is {abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} the driver's"
     level = BLOCKER if abs(ahead_s) > APART_S else WARNING
-    return Finding("clock", where, level, told, "synchronise clocks: timedatectl set-ntp true, or chronyd")
+    return Finding("clock", where, level, shown, "synchronise clocks: timedatectl set-ntp true, or chronyd")
 
 
-def _sources(told: Mapping[str, Facts]) -> Iterator[Finding]:
-    for name, facts in told.items():
+def _sources(facts_of: Mapping[str, Facts]) -> Iterator[Finding]:
+    for name, facts in facts_of.items():
         for source, why in (facts.looked or {}).get("missing", {}).items():
             remedy = "put it where every node reads it: a shared folder, ORCHESTRATOR_DATA on each, or s3://..."
             yield Finding("data", name, BLOCKER, f"{source}: {why}", remedy)
@@ -277,8 +281,8 @@ def _sources(told: Mapping[str, Facts]) -> Iterator[Finding]:
 
 def _token() -> Iterator[Finding]:
     if not access.keep_private():
-        told = f"others can read {access.made_up()}, which is a link or another user's file"
-        yield Finding("token", "driver", WARNING, told, f"have its owner close it: chmod 600 {access.made_up()}")
+        risk = f"others can read {access.made_up()}, which is a link or another user's file"
+        yield Finding("token", "driver", WARNING, risk, f"have its owner close it: chmod 600 {access.made_up()}")
 
 
 def _ledger(folder: RunFolder | None) -> Iterator[Finding]:
@@ -294,8 +298,8 @@ def _ledger(folder: RunFolder | None) -> Iterator[Finding]:
         yield skewed
     if url.startswith("sqlite") and (access.address() is not None or folder is None or folder.remote is not None):
         remedy = "export ORCHESTRATOR_LEDGER=postgresql://USER@HOST/DATABASE"
-        told = "SQLite in a file, so only this machine can continue the run"
-        yield Finding("ledger", "driver", WARNING, told, remedy)
+        limit = "SQLite in a file, so only this machine can continue the run"
+        yield Finding("ledger", "driver", WARNING, limit, remedy)
     else:
         yield Finding(
             "ledger", "driver", OK, f"{'SQLite' if url.startswith('sqlite') else 'PostgreSQL'} can be written"
@@ -333,7 +337,7 @@ def _data(plan: Plan) -> Iterator[Finding]:
         yield of_error("data", "driver", error)
         return
     for text in warnings:
-        found, _, remedy = text.partition("; ")
-        yield Finding("data", "driver", WARNING, found, remedy or "see jobs.data")
+        what, _, remedy = text.partition("; ")
+        yield Finding("data", "driver", WARNING, what, remedy or "see jobs.data")
     if not warnings:
         yield Finding("data", "driver", OK, "every row that trials read is as it should be")

@@ -1,4 +1,4 @@
-"""What the doctor finds, and how it is told."""
+"""What the doctor finds, as data and as lines for a person."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ class Finding:
 
 
 def of_error(check: str, where: str, error: Exception) -> Finding:
-    """A blocker, from an error of ours: they say what was found, and then what would work."""
-    found, _, remedy = str(error).partition("; ")
-    return Finding(check, where, BLOCKER, found, remedy or "see that it is there, then ask again")
+    """A blocker, from an error of this program: its text says what was found, and then what would work."""
+    what, _, remedy = str(error).partition("; ")
+    return Finding(check, where, BLOCKER, what, remedy or "see that it is there, then ask again")
 
 
 def summary(findings: Sequence[Finding]) -> dict[str, Any]:
     """As plain values: `ready`, how many of each level, and the findings."""
-    counts = {f"{level}s": sum(one.level == level for one in findings) for level in (BLOCKER, WARNING)}
-    return {"ready": counts["blockers"] == 0, **counts, "findings": [asdict(one) for one in findings]}
+    counts = {f"{level}s": sum(finding.level == level for finding in findings) for level in (BLOCKER, WARNING)}
+    return {"ready": counts["blockers"] == 0, **counts, "findings": [asdict(finding) for finding in findings]}
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:
     """For a person: the worst first, each with its remedy below, and a last line that sums up."""
-    told = []
-    wide = max((len(one.check) for one in findings), default=0)
-    for one in sorted(findings, key=lambda one: ORDER.index(one.level)):
-        told.append(f"{one.level:<8} {one.check:<{wide}}  {one.where}: {one.found}")
-        if one.level != OK:
-            told.append(f"{'':<8} {'':<{wide}}  -> {one.remedy}")
+    shown = []
+    wide = max((len(finding.check) for finding in findings), default=0)
+    for finding in sorted(findings, key=lambda finding: ORDER.index(finding.level)):
+        shown.append(f"{finding.level:<8} {finding.check:<{wide}}  {finding.where}: {finding.found}")
+        if finding.level != OK:
+            shown.append(f"{'':<8} {'':<{wide}}  -> {finding.remedy}")
     sums = summary(findings)
     counts = [f"{n} {level}{'s' * (n != 1)}" for level in (BLOCKER, WARNING) if (n := sums[f"{level}s"])]
-    told.append(f"{'ready' if sums['ready'] else 'not ready'}: {', '.join(counts) or 'nothing wrong'}")
-    return told
+    shown.append(f"{'ready' if sums['ready'] else 'not ready'}: {', '.join(counts) or 'nothing wrong'}")
+    return shown

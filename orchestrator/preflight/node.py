@@ -23,10 +23,10 @@ LOOK_S = 90.0
 
 
 @dataclass(frozen=True)
-class Place:
+class StorageMarker:
     """Where files of a run lie, and a file that the driver has put there."""
 
-    mark: str
+    name: str
     content: str
     folder: str | None = None
     uri: str | None = None
@@ -36,7 +36,7 @@ class Place:
 class Questions:
     """What a node is asked."""
 
-    place: Place | None
+    marker: StorageMarker | None
     scratch: str
     sources: Sequence[str] = ()
     """Of data, as the sweep's jobs name them."""
@@ -76,7 +76,7 @@ def facts(asked: Questions) -> Facts:
     return Facts(
         host=socket.gethostname(),
         code=code(),
-        storage=None if asked.place is None else storage(asked.place),
+        storage=None if asked.marker is None else storage(asked.marker),
         free={folder: _free(Path(folder)) for folder in _folders(asked)},
         shared_memory=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,  # noqa: S108
         looked=looked,
@@ -88,29 +88,29 @@ def code() -> str:
     """A hash of the source of this package, as it would be imported here."""
     top = Path(__file__).parents[2]
     digest = hashlib.sha256()
-    for path in sorted(one for name in ("jobs", "orchestrator") for one in (top / name).rglob("*.py")):
+    for path in sorted(path for name in ("jobs", "orchestrator") for path in (top / name).rglob("*.py")):
         digest.update(f"{path.relative_to(top).as_posix()}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def storage(place: Place) -> str | None:
+def storage(marker: StorageMarker) -> str | None:
     """Read what the driver wrote, write a file, replace it, delete it. Returns what went wrong, or None."""
     try:
-        if place.uri is not None:
-            return _bucket(Remote(place.uri), place)
-        return _folder(Path(place.folder or "."), place)
+        if marker.uri is not None:
+            return _bucket(Remote(marker.uri), marker)
+        return _folder(Path(marker.folder or "."), marker)
     except RemoteError as error:
         return str(error)
     except OSError as error:
         return f"{type(error).__name__}: {error}"
 
 
-def _folder(folder: Path, place: Place) -> str | None:
-    seen = folder / place.mark
-    if not seen.exists() or seen.read_text() != place.content:
+def _folder(folder: Path, marker: StorageMarker) -> str | None:
+    seen = folder / marker.name
+    if not seen.exists() or seen.read_text() != marker.content:
         return f"{folder} is not the folder that the driver writes to"
-    final, aside = (folder / f"{place.mark}-{uuid.uuid4().hex[:8]}{end}" for end in ("", ".aside"))
+    final, aside = (folder / f"{marker.name}-{uuid.uuid4().hex[:8]}{end}" for end in ("", ".aside"))
     try:
         for text in ("one", "two"):
             with aside.open("w") as file:
@@ -124,10 +124,10 @@ def _folder(folder: Path, place: Place) -> str | None:
             path.unlink(missing_ok=True)
 
 
-def _bucket(remote: Remote, place: Place) -> str | None:
-    if remote.read(place.mark) != place.content.encode():
+def _bucket(remote: Remote, marker: StorageMarker) -> str | None:
+    if remote.read(marker.name) != marker.content.encode():
         return f"{remote.uri} has not what the driver wrote there"
-    name = f"{place.mark}-{uuid.uuid4().hex[:8]}"
+    name = f"{marker.name}-{uuid.uuid4().hex[:8]}"
     try:
         for text in (b"one", b"two"):
             remote.put(name, text)
@@ -137,8 +137,8 @@ def _bucket(remote: Remote, place: Place) -> str | None:
 
 
 def _folders(asked: Questions) -> list[str]:
-    place = asked.place.folder if asked.place is not None else None
-    return list(dict.fromkeys([place or asked.scratch, tempfile.gettempdir()]))
+    folder = asked.marker.folder if asked.marker is not None else None
+    return list(dict.fromkeys([folder or asked.scratch, tempfile.gettempdir()]))
 
 
 def _free(folder: Path) -> int:

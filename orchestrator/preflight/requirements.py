@@ -141,7 +141,7 @@ def check_cluster(plan: Plan, ranks: int) -> None:
     if can_autoscale(plan):
         return
     if not nodes and every:
-        known = sorted({one for node in every for one in node.accelerators})
+        known = sorted({kind for node in every for kind in node.accelerators})
         raise InfrastructureMissing(
             f"resources.accelerator_type = {resources.accelerator_type!r}, but the cluster has "
             f"{', '.join(known) or 'no GPU whose type Ray knows'}; name one of its types, or leave the key out"
@@ -166,16 +166,16 @@ def await_room(plan: Plan, ranks: int, *, say: Callable[[str], None]) -> None:
     started again has its head before its nodes. Raises InfrastructureMissing where no cluster answers."""
     if access.address() is None:
         return
-    resources, deadline, told = plan.sweep.resources, time.monotonic() + JOIN_S, False
+    resources, deadline, announced = plan.sweep.resources, time.monotonic() + JOIN_S, False
 
     def has_room() -> bool:
         nodes, cpus, gpus = usable(plan, _nodes()), resources.cpus_per_rank, resources.gpus_per_rank
         return can_autoscale(plan) or capacity.fits(nodes, ranks=ranks, cpus=cpus, gpus=gpus)
 
     while not has_room() and time.monotonic() < deadline:
-        if not told:
+        if not announced:
             say(f"the cluster has no room for a trial now; waiting for its nodes, {JOIN_S:.0f} s at most")
-        told = True
+        announced = True
         time.sleep(LOOK_S)
         _nodes.cache_clear()
 

@@ -157,7 +157,7 @@ class _Bucket:
         return 0.0 if info is None else info.mtime_ns / 1e9
 
 
-_Place = _Folder | _Bucket
+_Store = _Folder | _Bucket
 
 
 def refuse_what_is_no_run(folder: RunFolder, sweep_file: Path | None = None) -> None:
@@ -171,7 +171,7 @@ def refuse_what_is_no_run(folder: RunFolder, sweep_file: Path | None = None) -> 
             raise SweepChanged(f"{folder.name} is a file; a run takes a folder, so choose another place with --into")
         if folder.exists:
             raise _begun(folder)
-        _refuse_foreign(folder, _place(folder), sweep_file)
+        _refuse_foreign(folder, _store_of(folder), sweep_file)
     except OSError as error:
         raise InfrastructureMissing(f"{folder.name} cannot be read: {error}; choose another with --into") from error
 
@@ -191,12 +191,12 @@ def create(
     """
     row: dict[str, Any] = {"name": plan.sweep.name, "sweep": sweeps.resolved(plan.sweep) | {"plan": plan.record()}}
     row |= {"rules": plan.rules, "provenance": provenance}
-    place, source = _place(folder), origin()
+    store, source = _store_of(folder), origin()
     try:
         files = {SWEEP: sweep_file.read_bytes(), DIFF: source.diff, CODE: b"" if code is None else code.archive()}
         row["environment"] = environment(source)
-        with place.held():
-            return _Creation(sweep_file, folder, place).carry_out({k: v for k, v in files.items() if v}, row)
+        with store.held():
+            return _Creation(sweep_file, folder, store).carry_out({k: v for k, v in files.items() if v}, row)
     except (OSError, LedgerError, RemoteError) as error:
         raise InfrastructureMissing(f"{folder.name} cannot be made: {error}") from error
 
@@ -204,8 +204,8 @@ def create(
 class _Creation:
     """One creation, step by step, each of which may be the last."""
 
-    def __init__(self, sweep_file: Path, folder: RunFolder, place: _Place) -> None:
-        self._sweep_file, self._folder, self._place = sweep_file, folder, place
+    def __init__(self, sweep_file: Path, folder: RunFolder, store: _Store) -> None:
+        self._sweep_file, self._folder, self._store = sweep_file, folder, store
         self._marker = _Marker(str(uuid.uuid4()), this_process(), time.time(), _database(folder))
         self._ledger: Ledger | None = None
         self._has_row = False
@@ -213,87 +213,87 @@ class _Creation:
 
     def carry_out(self, files: Mapping[str, bytes], row: dict[str, Any]) -> Ledger:
         """Make the run. row: of the ledger. Raises what went wrong, and then all of it is undone as far as possible."""
-        folder, place, marker = self._folder, self._place, self._marker
+        folder, store, marker = self._folder, self._store, self._marker
         if folder.exists:
             raise _begun(folder)
-        left = _marker_of(place)
+        left = _marker_of(store)
         if left is not None:
-            _refuse_the_living(folder, place, left)
+            _refuse_the_living(folder, store, left)
             # First the row, which only the old marker names; then the files, by the new one.
             _discard(folder, left)
-        elif place.names().get(LEDGER):
+        elif store.names().get(LEDGER):
             _discard(folder, None)
         if marker.ledger is not None:
             with contextlib.suppress(LedgerMissing):
-                Ledger.runs(folder.ledger_url())  # a database that does not answer is told before anything is made
+                Ledger.runs(folder.ledger_url())  # a database that does not answer is reported before anything is made
         try:
-            place.put(place.marker, json.dumps(asdict(marker)).encode())
+            store.put(store.marker, json.dumps(asdict(marker)).encode())
             self._clear()
             for file, content in files.items():
-                place.put(file, content)
+                store.put(file, content)
             self._has_row = True
             self._ledger = Ledger.create(folder.ledger_url(), uuid=marker.run, **row)
             self._refuse_overtaken()
             # Last, in one piece: a run exists once this file does.
-            place.put(IDENTITY, json.dumps({"run": marker.run, **row["sweep"]}, indent=1).encode())
+            store.put(IDENTITY, json.dumps({"run": marker.run, **row["sweep"]}, indent=1).encode())
         except BaseException:
             # What cannot be undone now, because a store is gone, the next launch finds by the marker.
             with contextlib.suppress(OSError, LedgerError, RemoteError, RunError):
                 self._undo()
             raise
         with contextlib.suppress(OSError, RemoteError):  # else the first session of the run does it
-            place.delete(place.marker)
+            store.delete(store.marker)
         return self._ledger
 
     def _clear(self) -> None:
-        names, place = self._place.names(), self._place
-        for name in _created(place):
-            if names.get(name) and name != place.marker and not self._is_given(name):
-                place.delete(name)
+        names, store = self._store.names(), self._store
+        for name in _created(store):
+            if names.get(name) and name != store.marker and not self._is_given(name):
+                store.delete(name)
         for name in names:
-            if name.startswith(DOCTOR) and place.written(name) < time.time() - ABANDONED_S:
-                place.delete(name)
+            if name.startswith(DOCTOR) and store.written(name) < time.time() - ABANDONED_S:
+                store.delete(name)
 
     def _undo(self) -> None:
         """Take the run away again, in an order in which every step may be the last one."""
-        place, marker = self._place, self._marker
-        identity = place.read(IDENTITY) if place.names().get(IDENTITY) else None
+        store, marker = self._store, self._marker
+        identity = store.read(IDENTITY) if store.names().get(IDENTITY) else None
         written = identity is not None and json.loads(identity).get("run") == marker.run
         if written:  # this was not confirmed, but it happened
-            place.delete(IDENTITY)
+            store.delete(IDENTITY)
         if self._ledger is not None:
             self._ledger.discard()
         elif self._has_row:
             _discard(self._folder, marker)
-        if _marker_of(place) != marker:  # somebody else is creating it, so the files are not ours
+        if _marker_of(store) != marker:  # somebody else is creating it, so the files are theirs
             return
         if identity is None or written:
             self._clear()
-        place.delete(place.marker)
+        store.delete(store.marker)
 
     def _refuse_overtaken(self) -> None:
         if self._folder.exists:
             raise _begun(self._folder)
-        now = _marker_of(self._place)
+        now = _marker_of(self._store)
         if now != self._marker:
             raise SweepChanged(_being_created(self._folder.name, now))
 
     def _is_given(self, name: str) -> bool:
-        """Whether it is the very file that was given, which is not ours to delete."""
+        """Whether it is the very file that was given, which is a person's."""
         path = self._folder.path / name
         return self._folder.remote is None and path.exists() and path.samefile(self._sweep_file)
 
 
-def _refuse_foreign(folder: RunFolder, place: _Place, sweep_file: Path | None) -> None:
+def _refuse_foreign(folder: RunFolder, store: _Store, sweep_file: Path | None) -> None:
     """Raise SweepChanged unless all that lies there was left by creations that ended before their time."""
-    names = {name: is_file for name, is_file in place.names().items() if not name.startswith(DOCTOR)}
-    marker = _marker_of(place)
-    known = _created(place) if marker is not None else _created_before_markers(place)
+    names = {name: is_file for name, is_file in store.names().items() if not name.startswith(DOCTOR)}
+    marker = _marker_of(store)
+    known = _created(store) if marker is not None else _created_before_markers(store)
     foreign = sorted(name for name, is_file in names.items() if name not in known or not is_file)
     if foreign:
         raise _not_empty(folder, foreign)
     if marker is not None:
-        _refuse_the_living(folder, place, marker)
+        _refuse_the_living(folder, store, marker)
         if marker.ledger is not None and marker.ledger != _database(folder):
             raise SweepChanged(
                 f"a launch that was killed has begun to create {folder.name} in the ledger {marker.ledger}, and "
@@ -310,7 +310,7 @@ def _refuse_foreign(folder: RunFolder, place: _Place, sweep_file: Path | None) -
         raise _not_empty(folder, [SWEEP])
 
 
-def _refuse_the_living(folder: RunFolder, place: _Place, marker: _Marker) -> None:
+def _refuse_the_living(folder: RunFolder, store: _Store, marker: _Marker) -> None:
     """Raise SweepChanged while the creator of a marker lives, or may live where it cannot be looked at."""
     if is_gone(marker.creator) or marker.creator == this_process():
         return
@@ -318,7 +318,7 @@ def _refuse_the_living(folder: RunFolder, place: _Place, marker: _Marker) -> Non
         raise SweepChanged(_being_created(folder.name, marker))
     age_s = abs(time.time() - marker.time)  # clocks of other machines may be ahead
     if age_s < ABANDONED_S:
-        kept = folder.path / place.marker if folder.remote is None else folder.remote.inside(place.marker).uri
+        kept = folder.path / store.marker if folder.remote is None else folder.remote.inside(store.marker).uri
         raise SweepChanged(
             f"{_being_created(folder.name, marker)} If it is gone, which cannot be seen from here, delete "
             f"{shlex.quote(str(kept))}, or wait for {ABANDONED_S - age_s:.0f} s"
@@ -368,7 +368,7 @@ def _discard(folder: RunFolder, marker: _Marker | None) -> None:
         ) from error
 
 
-def _place(folder: RunFolder) -> _Place:
+def _store_of(folder: RunFolder) -> _Store:
     return _Folder(folder.path) if folder.remote is None else _Bucket(folder.remote)
 
 
@@ -377,34 +377,34 @@ def _aside(name: str) -> str:
     return f".{name.removeprefix('.')}" if name == IDENTITY else f".{name.removeprefix('.')}.new"
 
 
-def _created(place: _Place) -> tuple[str, ...]:
+def _created(store: _Store) -> tuple[str, ...]:
     """The names of all that a creation makes, the marker last."""
-    if isinstance(place, _Bucket):
-        return (SWEEP, DIFF, CODE, place.marker)
-    files = (SWEEP, DIFF, CODE, place.marker)
+    if isinstance(store, _Bucket):
+        return (SWEEP, DIFF, CODE, store.marker)
+    files = (SWEEP, DIFF, CODE, store.marker)
     return (*LEDGER_FILES, LOG, *map(_aside, (*files, IDENTITY)), *files)
 
 
-def _created_before_markers(place: _Place) -> tuple[str, ...]:
+def _created_before_markers(store: _Store) -> tuple[str, ...]:
     """The names of what creations made that wrote no marker; and of a marker that was not yet in its place."""
-    return (SWEEP,) if isinstance(place, _Bucket) else (SWEEP, *LEDGER_FILES, _aside(IDENTITY), _aside(place.marker))
+    return (SWEEP,) if isinstance(store, _Bucket) else (SWEEP, *LEDGER_FILES, _aside(IDENTITY), _aside(store.marker))
 
 
-def _marker_of(place: _Place) -> _Marker | None:
+def _marker_of(store: _Store) -> _Marker | None:
     """The marker that lies there. Of one that cannot be read only the time is known."""
-    if not place.names().get(place.marker):
+    if not store.names().get(store.marker):
         return None
-    content = place.read(place.marker)
+    content = store.read(store.marker)
     if content is None:
         return None
     try:
-        found = _Marker(**json.loads(content))
-        known = isinstance(found.creator, str) and isinstance(found.time, (int, float))
+        marker = _Marker(**json.loads(content))
+        known = isinstance(marker.creator, str) and isinstance(marker.time, (int, float))
     except (ValueError, TypeError):
         known = False
     if not known:
-        found = _Marker(None, "somebody", place.written(place.marker))
-    return found
+        marker = _Marker(None, "somebody", store.written(store.marker))
+    return marker
 
 
 def _is_copy(path: Path, sweep_file: Path | None) -> bool:

@@ -69,9 +69,9 @@ class Origin:
 
     def recorded(self) -> dict[str, Any]:
         """What a run's ledger keeps of it."""
-        found = asdict(self)
-        diff = found.pop("diff")
-        return found | ({"diff": f"{DIFF}, sha256 {hashlib.sha256(diff).hexdigest()}"} if diff else {})
+        content = asdict(self)
+        diff = content.pop("diff")
+        return content | ({"diff": f"{DIFF}, sha256 {hashlib.sha256(diff).hexdigest()}"} if diff else {})
 
     def files(self) -> dict[str, bytes]:
         """The files that travel with a job, so that `origin` says the same there."""
@@ -198,7 +198,7 @@ def _changes(root: Path, commit: str) -> bytes | None:
         return b""
     head = [f"What differs from commit {commit}; `git apply {DIFF}` makes these changes again.".encode()]
     plain_ones, sections = sections, [masked_values(section) for section in sections]
-    changed = [_name(one) for one, shown in zip(plain_ones, sections, strict=True) if one != shown]
+    changed = [_name(section) for section, shown in zip(plain_ones, sections, strict=True) if section != shown]
     head += [f"Not as it was, for {MASK} stands for secrets of the environment: ".encode() + name for name in changed]
     text = [section for section in sections if not _is_binary(section)]
     head += [b"Binary, not in here: " + _name(section) for section in sections if _is_binary(section)]

@@ -35,8 +35,8 @@ def export(folder: RunFolder, wanted: str, dest: Path) -> dict[str, Any]:
     options = about if uri is None else [*about, f"--remote={uri}"]
     command = [sys.executable, "-m", "jobs.export", *options, "--", str(folder.trial(trial.id)), str(dest)]
     # A session of its own: Ctrl-C is for us, who say what then happens.
-    with scratch_folder("export") as place:
-        env = os.environ | {"TMPDIR": str(place)} | provenance.held(run.provenance)
+    with scratch_folder("export") as temporary:
+        env = os.environ | {"TMPDIR": str(temporary)} | provenance.held(run.provenance)
         if (directory := provenance.folder_of(run.environment)) is not None:
             env[BASE] = directory  # where the run began: its data may be named by relative paths
         done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True, env=env)
@@ -53,12 +53,12 @@ def choose(run: Run, trials: list[Trial], wanted: str, folder: RunFolder) -> tup
     arms = list(dict.fromkeys(trial.arm for trial in trials))
     if wanted in arms:
         return _best(run, trials, wanted, folder)
-    found = [trial for trial in trials if trial.id.startswith(wanted)] if wanted else []
-    if len(found) == 1:
-        return found[0], f"trial {found[0].id} of arm {found[0].arm}"
-    some = ", ".join(trial.id for trial in (found or trials)[:5]) or "none yet"
+    named = [trial for trial in trials if trial.id.startswith(wanted)] if wanted else []
+    if len(named) == 1:
+        return named[0], f"trial {named[0].id} of arm {named[0].arm}"
+    some = ", ".join(trial.id for trial in (named or trials)[:5]) or "none yet"
     raise RunError(
-        f"{wanted!r} names {len(found)} trials of {folder.name} and no arm; trials there: {some}; "
+        f"{wanted!r} names {len(named)} trials of {folder.name} and no arm; trials there: {some}; "
         f"arms: {', '.join(arms) or 'none yet'}"
     )
 
@@ -83,10 +83,10 @@ def _best(run: Run, trials: list[Trial], arm: str, folder: RunFolder) -> tuple[T
 
 def _failure(code: int, stderr: str, trial: Trial, trials: list[Trial], folder: RunFolder) -> Exception:
     """What a process that did not write the folder said, as the error that the command line ends with."""
-    said = re.search(r"^error: (.*)", stderr, re.M | re.S)
-    if said is None:
+    error = re.search(r"^error: (.*)", stderr, re.M | re.S)
+    if error is None:
         return RuntimeError(f"python -m jobs.export ended with {code}:\n{stderr}")
-    text = said[1].strip()
+    text = error[1].strip()
     if code != 2:
         return InfrastructureMissing(text)
     if trial.state == "done":

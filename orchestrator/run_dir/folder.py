@@ -105,7 +105,8 @@ class RunFolder:
         return None if self.remote is None else self.remote.inside(f"trials/{trial}").uri
 
     def ledger_url(self) -> str:
-        """The database: $ORCHESTRATOR_LEDGER, or ledger.db in this folder. Raises RunError for want of the first."""
+        """The database: $ORCHESTRATOR_LEDGER, or ledger.db in this folder. Raises RunError where a run in a bucket
+        lacks the first."""
         named = os.environ.get("ORCHESTRATOR_LEDGER")
         if not named and self.remote is not None:
             raise RunError(
@@ -115,7 +116,8 @@ class RunFolder:
         return named or sqlite_url(self.path / "ledger.db")
 
     def mlflow_url(self) -> str | None:
-        """$MLFLOW_TRACKING_URI; None for the embedded store beside the folder. Raises RemoteError for want of both."""
+        """$MLFLOW_TRACKING_URI; None for the embedded store beside the folder. Raises RemoteError where a run in a
+        bucket has neither."""
         named = os.environ.get("MLFLOW_TRACKING_URI")
         if not named and self.remote is not None:
             raise RemoteError(
@@ -208,12 +210,12 @@ class RunFolder:
                 return self.identity.read_text("utf-8") if self.identity.exists() else None
             except (OSError, ValueError) as error:
                 raise self._damaged(getattr(error, "strerror", None) or str(error)) from error
-        found = self.remote.read(self.identity.name)
-        if found is None:
+        content = self.remote.read(self.identity.name)
+        if content is None:
             self.remote.refuse_missing_bucket()
             return None
         try:
-            return found.decode()
+            return content.decode()
         except ValueError as error:
             raise self._damaged(str(error)) from error
 
@@ -249,12 +251,12 @@ def as_argument(name: str) -> str:
     return f"{shlex.quote(name)}{address_option()}"
 
 
-def at(place: Path | str) -> RunFolder:
+def at(name: Path | str) -> RunFolder:
     """The run in a folder, or at a URI. Raises BadAddress for one with credentials, and for what is almost a URI."""
-    if not is_uri(str(place)):
-        refuse_almost_uri(str(place))
-        return RunFolder(Path(place))
-    remote = Remote.of(str(place))
+    if not is_uri(str(name)):
+        refuse_almost_uri(str(name))
+        return RunFolder(Path(name))
+    remote = Remote.of(str(name))
     return RunFolder(scratch() / hashlib.sha256(remote.uri.encode()).hexdigest()[:16], remote)
 
 
@@ -273,11 +275,11 @@ def home() -> Path:
     return Path(named)
 
 
-def names(place: Path | Remote) -> list[str]:
+def names(parent: Path | Remote) -> list[str]:
     """Names of the runs in a folder or under a URI."""
-    if isinstance(place, Remote):
-        return place.with_file("sweep.json")
-    return sorted(path.parent.name for path in place.glob("*/sweep.json"))
+    if isinstance(parent, Remote):
+        return parent.with_file("sweep.json")
+    return sorted(path.parent.name for path in parent.glob("*/sweep.json"))
 
 
 def find(run: str) -> RunFolder:
@@ -388,12 +390,12 @@ def logs(folder: RunFolder, trial: str, rank: int | None) -> str:
     known = {path.name for path in folder.trials.glob("*") if path.is_dir()}
     if folder.remote is not None:
         known |= folder.remote.files("trials").keys()
-    found = sorted(name for name in known if name.startswith(trial))
-    if len(found) != 1:
-        some = ", ".join(found[:5]) or ", ".join(sorted(known)[:5]) or "none yet"
-        raise RunError(f"{trial!r} names {len(found)} trials of {folder.name}; trials there: {some}")
-    _fetch_texts(folder, found[0])
-    here = folder.trial(found[0])
+    named = sorted(name for name in known if name.startswith(trial))
+    if len(named) != 1:
+        some = ", ".join(named[:5]) or ", ".join(sorted(known)[:5]) or "none yet"
+        raise RunError(f"{trial!r} names {len(named)} trials of {folder.name}; trials there: {some}")
+    _fetch_texts(folder, named[0])
+    here = folder.trial(named[0])
     path = here / f"log.rank{rank or 0}.txt"
     failures = {
         int(path.stem.removeprefix("failure.attempt")): path
@@ -404,7 +406,7 @@ def logs(folder: RunFolder, trial: str, rank: int | None) -> str:
     if not path.exists() and newest is None:
         ranks = sorted(p.name for p in here.glob("log.rank*.txt"))
         there = ", ".join(ranks) or "none"
-        raise RunError(f"rank {rank or 0} of trial {found[0]} has no log; there are: {there} (no {path})")
+        raise RunError(f"rank {rank or 0} of trial {named[0]} has no log; there are: {there} (no {path})")
     text = path.read_text(errors="replace") if path.exists() else ""
     if newest is not None:
         number = newest.stem.removeprefix("failure.attempt")

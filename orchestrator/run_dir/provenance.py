@@ -74,14 +74,14 @@ def examine(
     """
     whole = [job.model_dump(mode="json") for job in examined_of(plan)]
     distinct = {_looked_at(job): job for job in whole}
-    with scratch.folder("data") as place:
-        paths = [place / f"job{number}.json" for number in range(len(distinct))]
+    with scratch.folder("data") as temporary:
+        paths = [temporary / f"job{number}.json" for number in range(len(distinct))]
         for path, job in zip(paths, distinct.values(), strict=True):
             path.write_text(canonical(job))
         command = [sys.executable, "-m", "jobs.data", *map(str, paths)]
         if known is not None:
-            (place / "known").write_text(json.dumps({"data": known["data"], "weights": known["weights"]}))
-            command += ["--known", str(place / "known")]
+            (temporary / "known").write_text(json.dumps({"data": known["data"], "weights": known["weights"]}))
+            command += ["--known", str(temporary / "known")]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reading:
             try:
                 now = today(code, distributions(plan.sweep, code))
@@ -126,10 +126,10 @@ def _refuse_arms_alike(plan: Plan, readings: Mapping[str, Json]) -> None:
         label, whole = first.setdefault(canonical([job, read]), (arm.label, own))
         if whole != own:
             names = ["pooling"] if job["task"] == "image" else [key.rpartition(".")[2] for key in FORMER]
-            said = " and ".join(f"{name} = {read[name]!r}" for name in names)
+            meaning = " and ".join(f"{name} = {read[name]!r}" for name in names)
             also = "" if job["task"] == "image" else ", or a length not given,"
             raise DataFault(
-                f"arms {label} and {arm.label} are the same: both have {said}, as 'auto'{also} means what the "
+                f"arms {label} and {arm.label} are the same: both have {meaning}, as 'auto'{also} means what the "
                 "encoder's folder says, or else the usual; remove one of them"
             )
 
@@ -141,8 +141,8 @@ def look_at_encoders(plan: Plan) -> list[str]:
     distinct = {canonical(job.model_dump(mode="json", include={"task", "data", "model"})): job for job in jobs_}
     if not distinct:
         return []
-    with scratch.folder("encoders") as place:
-        paths = [place / f"job{number}.json" for number in range(len(distinct))]
+    with scratch.folder("encoders") as temporary:
+        paths = [temporary / f"job{number}.json" for number in range(len(distinct))]
         for path, job in zip(paths, distinct.values(), strict=True):
             path.write_text(job.model_dump_json())
         command = [sys.executable, "-m", "jobs.data", "--encoders", *map(str, paths)]
@@ -350,5 +350,5 @@ def behind(begun: Json | None, trials: Iterable[Trial], attempts: Iterable[Attem
     return sorted(groups.values(), key=order)
 
 
-def _is_same(one: Json, other: Json) -> bool:
-    return all(one.get(key) == other.get(key) for key in ("code", "versions", "user_code"))
+def _is_same(entry: Json, other: Json) -> bool:
+    return all(entry.get(key) == other.get(key) for key in ("code", "versions", "user_code"))

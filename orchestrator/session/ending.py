@@ -75,8 +75,8 @@ def _arms(plan: Plan, ledger: Ledger, trials: list[Trial]) -> list[str]:
     for arm, why in untuned.items():
         leader = plan.searched_with.get(arm)
         if leader in frozen:
-            said = no_job(plan, arm, "confirm", frozen[leader].params)
-            lines.append(f"arm {arm} cannot be confirmed with what {leader} was tuned to: {said}")
+            reason = no_job(plan, arm, "confirm", frozen[leader].params)
+            lines.append(f"arm {arm} cannot be confirmed with what {leader} was tuned to: {reason}")
             continue
         of = f"none of its {plan.suggestions[plan.searched_with.get(arm, arm)]} suggestions trained to its end"
         if why == "diverged":

@@ -52,7 +52,7 @@ class Climb:
         self._decided, self._measured = set(decided), dict[int, float]()
 
     def reach(self, points: Iterable[Mapping[str, Any]]) -> Rung | None:
-        """The first rung at which the trial ends, now that `points` (key, step, value) are told; None: it goes on."""
+        """The first rung at which the trial ends, now that `points` (key, step, value) are known; None: it goes on."""
         tune, metric = self._plan.sweep.tune, self._plan.sweep.metric
         assert tune is not None, "only trials of the tune stage are pruned"
         for point in points:
@@ -70,7 +70,7 @@ class Climb:
                 mode=metric.mode,
                 number=self._trial.number or 0,
                 history=self._history,
-                rungs={one: reached[one] for one in range(1, rung + 1)},
+                rungs={number: reached[number] for number in range(1, rung + 1)},
                 rung_steps=list(range(1, rung_count(self._trial) + 1)),
             ):
                 return Rung(step, reached[rung])
@@ -109,7 +109,9 @@ class Schedule:
         for label in labels:
             if label not in stopped and not self._ending():
                 self._advance(label)
-        trials = self._ledger.trials() if arm is None else [t for one in labels for t in self._ledger.trials(arm=one)]
+        trials = (
+            self._ledger.trials() if arm is None else [t for label in labels for t in self._ledger.trials(arm=label)]
+        )
         return {trial.id: trial for trial in trials}
 
     def due(self, trials: Iterable[Trial]) -> list[str]:
@@ -118,7 +120,7 @@ class Schedule:
         compared with, where a person has queued such a one again."""
         trials = list(trials)
         stopped = stopped_arms(trials)
-        order = {arm.label: place for place, arm in enumerate(self._plan.arms)}
+        order = {arm.label: number for number, arm in enumerate(self._plan.arms)}
         open_: dict[str, int] = {}
         for trial in trials:
             if self.pruned(trial) and (trial.state in ("queued", "running") or awaiting_oom_decision(trial)):
@@ -142,23 +144,23 @@ class Schedule:
         """What decides where a trial is pruned, if it may be."""
         if not self.pruned(trial):
             return None
-        told = self._ledger.points(trial.id, key=self._plan.sweep.metric.name)
-        return Climb(self._plan, trial, self.observed(trial.arm), [point.step for point in told])
+        points = self._ledger.points(trial.id, key=self._plan.sweep.metric.name)
+        return Climb(self._plan, trial, self.observed(trial.arm), [point.step for point in points])
 
     def observed(self, arm: str) -> list[sampling.Observed]:
         """What the arm's suggestions have come to. `state` is None while one of its trials has not ended."""
         by_id = {trial.id: trial for trial in self._ledger.trials(stage="tune", arm=arm)}
-        found = []
+        history = []
         for suggestion in self._ledger.suggestions(arm):
-            one = self._settled.get((arm, suggestion.number))
-            if one is None:
+            settled = self._settled.get((arm, suggestion.number))
+            if settled is None:
                 # A run begun before trials were kept apart may have asked for one of another arm.
                 trials = [by_id.get(trial) or self._ledger.trial(trial) for trial in suggestion.trials]
-                one = self._observe(suggestion, trials)
+                settled = self._observe(suggestion, trials)
                 if {trial.state for trial in trials} <= {"done", "pruned"}:
-                    self._settled[arm, suggestion.number] = one
-            found.append(one)
-        return found
+                    self._settled[arm, suggestion.number] = settled
+            history.append(settled)
+        return history
 
     def _advance(self, arm: str) -> None:
         tune, frozen = self._plan.sweep.tune, self._ledger.frozen()
@@ -173,8 +175,8 @@ class Schedule:
             return
         while len(observed := self.observed(arm)) < self._plan.suggestions[arm]:
             number = len(observed)
-            seen = [one for one in observed if one.number <= number - tune.parallel]
-            if any(one.state is None for one in seen) or self._ending():
+            seen = [earlier for earlier in observed if earlier.number <= number - tune.parallel]
+            if any(earlier.state is None for earlier in seen) or self._ending():
                 return
             params = search.suggest(
                 tune,
@@ -197,14 +199,14 @@ class Schedule:
                 self._ledger.event("no_job", text)
                 if self._tell is not None:
                     self._tell(text)
-        if all(one.state is not None for one in observed):
+        if all(suggestion.state is not None for suggestion in observed):
             self._freeze_best(arm, observed)
 
     def _freeze_best(self, arm: str, observed: Iterable[sampling.Observed]) -> None:
         sign = 1 if self._plan.sweep.metric.mode == "max" else -1
-        usable = [one for one in observed if one.state == "done" and one.value is not None]
+        usable = [tried for tried in observed if tried.state == "done" and tried.value is not None]
         if usable:
-            best = max(usable, key=lambda one: (sign * (one.value or 0.0), -one.number))
+            best = max(usable, key=lambda tried: (sign * (tried.value or 0.0), -tried.number))
             self._freeze(arm, best.params, best.number)
 
     def _freeze(self, arm: str, params: Mapping[str, Any], number: int | None) -> None:
@@ -220,8 +222,8 @@ class Schedule:
         before the plan kept them apart."""
         if not trials or trials[0].apart:
             return trials
-        arms = self._ledger.arms([one.id for one in trials])
-        return [replace(one, apart=arms.get(one.id, one.arm) != one.arm) for one in trials]
+        arms = self._ledger.arms([trial.id for trial in trials])
+        return [replace(trial, apart=arms.get(trial.id, trial.arm) != trial.arm) for trial in trials]
 
     def _observe(self, suggestion: Suggestion, trials: list[Trial]) -> sampling.Observed:
         states = {trial.state for trial in trials}
@@ -266,25 +268,25 @@ def no_job(plan: Plan, arm: str, stage: str, params: Mapping[str, Any]) -> str |
     try:
         plan.arm(arm).config(stage=stage, seed=0, settings=params)
     except ValidationError as error:
-        said = "; ".join(
+        reason = "; ".join(
             f"{fault.key}: {fault.expected}" if fault.key else fault.expected for fault in faults(error, JobConfig)
         )
-        return f"{said} ({', '.join(f'{key} = {value}' for key, value in params.items())})"
+        return f"{reason} ({', '.join(f'{key} = {value}' for key, value in params.items())})"
     return None if stage == "confirm" or plan.tune_seeds else "tune.seeds names none"
 
 
 def passed_over(plan: Plan, ledger: Ledger) -> dict[str, list[str]]:
     """The suggestions of each arm that make no job, and why: those without trials."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for one in ledger.suggestions():
-        if not one.trials:
-            found[one.arm].append(no_job(plan, one.arm, "tune", one.params) or "it made none")
-    return found
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for suggestion in ledger.suggestions():
+        if not suggestion.trials:
+            reasons[suggestion.arm].append(no_job(plan, suggestion.arm, "tune", suggestion.params) or "it made none")
+    return reasons
 
 
 def awaiting_oom_decision(trial: Trial) -> bool:
     """Whether a trial ran out of memory and nobody has decided yet. The search does not hear of it until it has run
-    with less memory or is given up: a setting is no worse for want of memory."""
+    with less memory or is given up: a setting is no worse because memory was short."""
     return trial.state == "failed" and trial.failure == "out_of_memory" and trial.outcome != "infeasible"
 
 
@@ -315,19 +317,19 @@ def stops_the_sweep(trials: Iterable[Trial]) -> str | None:
 def untuned_arms(plan: Plan, ledger: Ledger) -> dict[str, str]:
     """The arms whose suggestions have all ended without one that could be frozen: `diverged` where one did, else
     `failed`."""
-    found: dict[str, str] = {}
+    untuned: dict[str, str] = {}
     frozen, schedule = ledger.frozen(), Schedule(plan, ledger)
     diverged = {trial.arm for trial in ledger.trials(stage="tune") if trial.outcome == "diverged"}
     for arm, count in plan.suggestions.items():
         observed = schedule.observed(arm) if arm not in frozen else []
-        if observed and len(observed) >= count and all(each.state is not None for each in observed):
-            found[arm] = "diverged" if arm in diverged else "failed"
+        if observed and len(observed) >= count and all(suggestion.state is not None for suggestion in observed):
+            untuned[arm] = "diverged" if arm in diverged else "failed"
     for arm, leader in plan.searched_with.items():
-        if leader in found:
-            found[arm] = found[leader]
+        if leader in untuned:
+            untuned[arm] = untuned[leader]
         elif leader in frozen and arm not in frozen and no_job(plan, arm, "confirm", frozen[leader].params):
-            found[arm] = "failed"
-    return found
+            untuned[arm] = "failed"
+    return untuned
 
 
 def _failed_alike(trials: Iterable[Trial]) -> dict[str, dict[str, list[str]]]:

@@ -40,16 +40,16 @@ def credentials(uri: str) -> tuple[str, str, str] | None:
     """Of a URI that holds credentials: it without them, what they are, and where they belong. None of any other."""
     head, mark, query = uri.partition("?")
     scheme, _, rest = head.partition("://")
-    found, shown = _user(scheme.lower().rpartition("+")[2], rest)
+    secrets, shown = _user(scheme.lower().rpartition("+")[2], rest)
     parameters = [part for part in query.split("&") if part]
     secret = [part.partition("=")[0] for part in parameters if _is_secret(*unquote(part).partition("=")[::2])]
-    found += secret
-    if not found:
+    secrets += secret
+    if not secrets:
         return None
     kept = "&".join(part for part in parameters if part.partition("=")[0] not in secret)
     known = next((value for name, value in ENVIRONMENT.items() if scheme.lower().startswith(name)), None)
     remedy = f"export {known}" if known else "let whatever opens it have them from its environment"
-    return f"{scheme}://{shown}{mark if kept else ''}{kept}", ", ".join(found), remedy
+    return f"{scheme}://{shown}{mark if kept else ''}{kept}", ", ".join(secrets), remedy
 
 
 def _user(scheme: str, rest: str) -> tuple[list[str], str]:

@@ -49,14 +49,14 @@ class Harmless:
             yield Segment(text if control else visible(text, keep="\n"), style, control)
 
 
-def counted(count: int, one: str, many: str | None = None) -> str:
+def counted(count: int, singular: str, many: str | None = None) -> str:
     """`1 trial`, `2,000 trials`. many: the plural, where it is not `one` with an s."""
-    return f"{count:,} {by_count(count, one, f'{one}s' if many is None else many)}"
+    return f"{count:,} {by_count(count, singular, f'{singular}s' if many is None else many)}"
 
 
-def by_count(count: float, one: str, many: str) -> str:
+def by_count(count: float, singular: str, many: str) -> str:
     """The word that goes with a count: `has` with 1, `have` with any other."""
-    return one if count == 1 else many
+    return singular if count == 1 else many
 
 
 def first_line(text: str) -> str:

@@ -85,7 +85,7 @@ def ending(error: Exception) -> tuple[str, int] | None:
 
 
 def _ending(error: Exception) -> tuple[str, int] | None:
-    """Errors of ours say their own exit code, as `exit_code`; those of jobs are about what a person gave."""
+    """Errors of this program say their own exit code, as `exit_code`; those of jobs are about what a person gave."""
     from jobs.config import ConfigError
 
     code = Exit.BAD_USAGE if isinstance(error, ConfigError) else getattr(error, "exit_code", None)
@@ -126,16 +126,16 @@ def first_line(error: BaseException) -> str:
 
 def _unexpected(error: Exception) -> str:
     what = f"unexpected {type(error).__name__}: {first_line(error)}; this is a fault of the program"
-    kept = vars(error)  # so that an error that is told twice, to a log and to a terminal, has one file of details
+    kept = vars(error)  # so that an error that is reported twice, to a log and to a terminal, has one file of details
     kept[KEPT] = kept.get(KEPT) or _kept(masked("".join(traceback.format_exception(error))))
     return f"{what}; details: {kept[KEPT] or f'none, as no folder can be written; {TRACEBACK}=1 prints them'}"
 
 
 def _kept(text: str) -> Path | None:
     """A new file with this text, below $TMPDIR, in the usual place, or here."""
-    for place in (os.environ.get("TMPDIR"), None, "."):
+    for folder in (os.environ.get("TMPDIR"), None, "."):
         try:
-            number, name = tempfile.mkstemp(prefix="orchestrator-error-", suffix=".txt", dir=place)
+            number, name = tempfile.mkstemp(prefix="orchestrator-error-", suffix=".txt", dir=folder)
             with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
         except OSError:

@@ -42,8 +42,8 @@ SHORTEST = 8
 """Characters of a secret that is looked for by its value. A shorter one may be part of many words."""
 
 OWN = ("orchestrator", "postgres", "postgresql", "password", "minioadmin", "changeme", "change-me", "localhost")
-"""Words of every text of ours, and those that everybody tries first: no secret even where somebody has made one a
-password. Masked they would spoil addresses, commands and diffs."""
+"""Words of every text of this program, and those that everybody tries first: no secret even where somebody has made
+one a password. Masked they would spoil addresses, commands and diffs."""
 
 # Bounds keep the time of each linear in the text.
 TOKEN = re.compile(r"(https?://)[^/\s'\"?#]{1,4000}@", re.IGNORECASE)
@@ -90,8 +90,8 @@ def masked_values(content: bytes) -> bytes:
 
 def is_secret(name: str, value: str) -> bool:
     """Whether a variable of this name and value holds a secret: it says so, or one stands in the value."""
-    told = name not in FOLDERS and _says_so(name)
-    return told or masked(value) != value or PEM in value or any((*_within(value), *_within_json(value)))
+    is_named_so = name not in FOLDERS and _says_so(name)
+    return is_named_so or masked(value) != value or PEM in value or any((*_within(value), *_within_json(value)))
 
 
 def _says_so(name: str) -> bool:
@@ -126,14 +126,14 @@ def _secrets() -> tuple[str, ...]:
 
 @lru_cache(maxsize=4)
 def _found(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    found: set[str] = set()
+    secrets: set[str] = set()
     for name, value in environment:
         if name not in FOLDERS and _says_so(name) and not _is_path(value):
-            found |= {value, value.strip(), value.strip().partition(" ")[2], *_lines(value)}
+            secrets |= {value, value.strip(), value.strip().partition(" ")[2], *_lines(value)}
         elif PEM in value:
-            found |= {value, *_lines(value)}
-        found |= {*_within(value), *_within_json(value)}
-    forms = {form for each in found if _is_long(each) for form in _forms(each)}
+            secrets |= {value, *_lines(value)}
+        secrets |= {*_within(value), *_within_json(value)}
+    forms = {form for secret in secrets if _is_long(secret) for form in _forms(secret)}
     return tuple(sorted(filter(_is_long, forms), key=len, reverse=True))
 
 
@@ -142,7 +142,7 @@ def _forms(secret: str) -> Iterator[str]:
     encoded = secret.encode(errors="surrogateescape")
     yield from (secret, unquote(secret))
     for escaped in (*(quote(encoded, safe) for safe in ("", "/", " +")), quote_plus(encoded)):
-        yield from (escaped, re.sub(r"%..", lambda one: one[0].lower(), escaped))
+        yield from (escaped, re.sub(r"%..", lambda match: match[0].lower(), escaped))
     yield from (json.dumps(secret, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False))
     # Of a text with quotes of both kinds, that it stands in, Python escapes one.
     yield from (repr(secret)[1:-1], ascii(secret)[1:-1], repr(f"'\"{secret}")[4:-1], ascii(f"'\"{secret}")[4:-1])

@@ -55,12 +55,12 @@ def folder(purpose: str, within: Path | None = None) -> Iterator[Path]:
 
     purpose: one word in small letters. Raises ScratchMissing.
     """
-    place = check() if within is None else within
-    clear(place)
+    parent = check() if within is None else within
+    clear(parent)
     try:
-        made = Path(tempfile.mkdtemp(prefix=_prefix(purpose, hidden=within is not None), dir=place))
+        made = Path(tempfile.mkdtemp(prefix=_prefix(purpose, hidden=within is not None), dir=parent))
     except OSError as error:
-        raise _missing(place, error) if within is None else error from error
+        raise _missing(parent, error) if within is None else error from error
     try:
         yield made
     finally:
@@ -74,14 +74,14 @@ def check() -> Path:
     """
     named = os.environ.get("TMPDIR")
     try:
-        place = Path(named or tempfile.gettempdir()).absolute()
-        if not place.is_dir():
-            raise NotADirectoryError("it is a file" if place.exists() else "there is no such folder")
-        with tempfile.TemporaryFile(dir=place):
+        parent = Path(named or tempfile.gettempdir()).absolute()
+        if not parent.is_dir():
+            raise NotADirectoryError("it is a file" if parent.exists() else "there is no such folder")
+        with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
         raise _missing(Path(named or USUAL[0]), error) from error
-    return place
+    return parent
 
 
 def expect(scratch: Path, home: Path) -> None:
@@ -95,10 +95,10 @@ def remember(scratch: Path, session: Path) -> None:
     (scratch / RAY_SESSION).write_text(str(session.absolute()))
 
 
-def clear(place: Path) -> None:
+def clear(parent: Path) -> None:
     """Delete the temporary folders in `place` whose owners were processes of this user and machine, and have ended."""
     with contextlib.suppress(OSError):
-        for entry in list(os.scandir(place)):
+        for entry in list(os.scandir(parent)):
             if _is_left(entry):
                 left = Path(entry.path)
                 if _clear_ray_session(left):
@@ -186,10 +186,10 @@ def _here() -> str:
     return hashlib.sha256(f"{socket.gethostname()} {machine()}".encode()).hexdigest()[:8]
 
 
-def _missing(place: Path, error: OSError) -> ScratchMissing:
+def _missing(parent: Path, error: OSError) -> ScratchMissing:
     named = "TMPDIR=" if os.environ.get("TMPDIR") else "the folder of temporary files, "
-    usable = next((name for name in USUAL if Path(name) != place and os.access(name, os.W_OK)), "/path/of/a/folder")
+    usable = next((name for name in USUAL if Path(name) != parent and os.access(name, os.W_OK)), "/path/of/a/folder")
     return ScratchMissing(
-        f"{named}{place} cannot be used ({error.strerror or error}); name a folder that can be written: "
+        f"{named}{parent} cannot be used ({error.strerror or error}); name a folder that can be written: "
         f"export TMPDIR={usable}"
     )

@@ -291,20 +291,20 @@ class Caught:
 
 @contextlib.contextmanager
 def caught() -> Iterator[Caught]:
-    """Keep what libraries print by C from the terminal, where there is no driver.log yet; it is told afterwards."""
-    found = Caught()
+    """Keep what libraries print by C from the terminal, where there is no driver.log yet; it is printed afterwards."""
+    printed = Caught()
     try:
         file = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
     except OSError:  # a full disk, of which others tell
-        yield found
+        yield printed
         return
     with file:
         try:
             with _redirected(file.fileno()):
-                yield found
+                yield printed
         finally:
             file.seek(0)
-            found.text = file.read().decode(errors="replace").strip()
+            printed.text = file.read().decode(errors="replace").strip()
 
 
 class Hangups:

@@ -33,8 +33,8 @@ def raisable(error: BaseException) -> Exception:
     a word and with an exit code of their own."""
     if isinstance(error, Exception):
         return error
-    said = ", ".join([f"{type(error).__name__}: {error}".rstrip(": "), *getattr(error, "__notes__", [])])
-    died = ThreadDied(f"a thread of the session ended by {said}")
+    reason = ", ".join([f"{type(error).__name__}: {error}".rstrip(": "), *getattr(error, "__notes__", [])])
+    died = ThreadDied(f"a thread of the session ended by {reason}")
     died.__cause__ = error
     return died
 

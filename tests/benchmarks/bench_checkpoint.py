@@ -35,7 +35,7 @@ def test_a_checkpoint_holds_training_up_for_a_fraction_of_what_writing_it_takes(
         checkpoint.write(tmp_path / "one", taken(), keep=2)
 
     def handed_over() -> None:
-        writer.hand_over(partial(checkpoint.write, tmp_path / "two", taken(), keep=2))
+        writer.submit(partial(checkpoint.write, tmp_path / "two", taken(), keep=2))
 
     def seconds(work: Callable[[], None]) -> float:
         began = time.perf_counter()
@@ -46,7 +46,7 @@ def test_a_checkpoint_holds_training_up_for_a_fraction_of_what_writing_it_takes(
     for _ in range(ROUNDS):
         times["at once"].append(seconds(at_once))
         times["handed over"].append(seconds(handed_over))
-        writer.settle()
+        writer.wait()
     medians = {name: statistics.median(found) for name, found in times.items()}
     ratio = medians["handed over"] / medians["at once"]
     print(f"\ncheckpoint: at once {medians['at once'] * 1e3:.0f} ms, handed over {medians['handed over'] * 1e3:.0f} ms")

@@ -2,9 +2,9 @@
 asked.
 
 `launch` and `resume` are jobs that are followed and can be left; a run has at most one of them at a time. How a run
-stands is told at once while such a job lives (cluster_board.py); the other verbs that read are short jobs that leave
-nothing, and the files that they make are brought here. What a run needs lies in databases and buckets (runs.py), so any
-of these jobs may be lost.
+stands is known at once while such a job lives (session/cluster/board.py); the other verbs that read are short jobs that
+leave nothing, and the files that they make are brought here. What a run needs lies in databases and buckets, so any of
+these jobs may be lost.
 """
 
 from orchestrator.cli.submission.bring import Answered, export, report
@@ -13,14 +13,14 @@ from orchestrator.cli.submission.package import JobSpec, package
 from orchestrator.cli.submission.parcel import HERE
 from orchestrator.cli.submission.server import Job, JobServer, ServerUnavailable
 from orchestrator.cli.submission.verbs import (
-    ask,
-    examine,
     follow_driver,
     launch,
     listed,
     plan,
     posted,
     resume,
+    run_doctor,
+    run_remote,
     standing,
     wait_for_status,
 )
@@ -32,8 +32,6 @@ __all__ = [
     "JobServer",
     "JobSpec",
     "ServerUnavailable",
-    "ask",
-    "examine",
     "export",
     "follow_driver",
     "launch",
@@ -44,6 +42,8 @@ __all__ = [
     "report",
     "resume",
     "run_and_follow",
+    "run_doctor",
+    "run_remote",
     "standing",
     "wait_for_status",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Questions to the head: each is a short job that runs a verb there, is read as it prints, and is then forgotten.
 
 Jobs that nobody reads any more (their laptop was killed or switched off) go with the next question, whoever asks it; a
-job that is no question of ours is never touched. Few run at a time, as each takes some 200 MB on the head.
+job that is no question of this program is never touched. Few run at a time, as each takes some 200 MB on the head.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ AWAY_S = 60.0
 Write = Callable[[str], None]
 
 
-def ask(server: JobServer, order: JobSpec, *, out: Write, err: Write, tell: Write, into: Path | None = None) -> int:
+def run(server: JobServer, order: JobSpec, *, out: Write, err: Write, tell: Write, into: Path | None = None) -> int:
     """Run a verb on the head. What it prints goes to `out` and `err`, the files that it makes into the folder `into`,
     each of them checked. Returns its exit code. Raises RunError, InfrastructureMissing, OSError."""
     try:
@@ -59,12 +59,12 @@ def ask(server: JobServer, order: JobSpec, *, out: Write, err: Write, tell: Writ
 def _question(server: JobServer, order: JobSpec, *, brings: bool, tell: Write) -> Iterator[str]:
     """The job of a question, as long as the context lasts."""
     name = f"{PREFIX}{order.verb}-{uuid.uuid4().hex[:8]}"
-    told = False
+    announced = False
     try:
         while not _submitted(server, order, name, brings=brings):
-            if not told:
+            if not announced:
                 tell(f"{MOST} questions are being answered on {server.url}; this one waits for its turn")
-            told = True
+            announced = True
             time.sleep(5 * LOOK_S)
         yield name
     finally:
@@ -90,7 +90,7 @@ def _submitted(server: JobServer, order: JobSpec, name: str, *, brings: bool) ->
 
 def _living(jobs: list[Job], server: JobServer) -> list[Job]:
     """The questions that are being answered, oldest first. Those that nobody reads any more are ended or forgotten."""
-    found = []
+    living = []
     for job in jobs:
         if not job.id.startswith(PREFIX) or job.verb in DRIVES:
             continue
@@ -101,12 +101,12 @@ def _living(jobs: list[Job], server: JobServer) -> list[Job]:
             elif not job.over and (gone or job.started < server.now - LONGEST_S):
                 server.stop(job.id)
         if not job.over:
-            found.append(job)
-    return found
+            living.append(job)
+    return living
 
 
 def _read(server: JobServer, name: str, reader: Reader) -> None:
-    """Read the answer until it is whole, or its job is over. Raises ServerAway, Broken."""
+    """Read the answer until it is whole, or its job is over. Raises ServerUnavailable, Broken."""
 
     class Whole(Exception):
         """The answer is there, and the log need not end."""
@@ -152,7 +152,7 @@ def _forget(server: JobServer, name: str) -> None:
 
 def _why(reader: Reader) -> str:
     """What stands in the log of a job that came to no answer."""
-    said = "\n".join(line for line in reader.others[-5:] if not line.startswith("Running entrypoint"))
-    if "not found" in said or "No module named" in said:
-        said += "\nthe cluster's ORCHESTRATOR_PYTHON names the Python that has what this package needs"
-    return said or "its job was lost"
+    printed = "\n".join(line for line in reader.others[-5:] if not line.startswith("Running entrypoint"))
+    if "not found" in printed or "No module named" in printed:
+        printed += "\nthe cluster's ORCHESTRATOR_PYTHON names the Python that has what this package needs"
+    return printed or "its job was lost"

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from orchestrator.cli.submission.parcel import HERE
-from orchestrator.cli.submission.verbs import ask
+from orchestrator.cli.submission.verbs import run_remote
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.folder import RunError
 from orchestrator.system import scratch
@@ -33,20 +33,20 @@ class Answered:
     out: str
     """What it printed to standard output."""
 
-    place: Path | None
+    folder: Path | None
     """Folder of the files here; None where there are none."""
 
 
 def export(url: str, run: str, wanted: str, dest: Path, *, err: Write) -> tuple[int, dict[str, Any] | None]:
     """Have an encoder written on the head of the cluster at `url`, and bring it into the new folder `dest`.
 
-    Returns the exit code, and for 0 what was written, as plain JSON. Raises as `ask`, RunError where `dest` is there
-    already, OSError of this machine's disk; then nothing of it is left here.
+    Returns the exit code, and for 0 what was written, as plain JSON. Raises as `run_remote`, RunError where `dest` is
+    there already, OSError of this machine's disk; then nothing of it is left here.
     """
     _refuse_existing(dest)
     out: list[str] = []
     with _aside(dest) as files:
-        code = ask(url, run, ["export", run, wanted, HERE, "--json"], out=out.append, err=err, into=files)
+        code = run_remote(url, run, ["export", run, wanted, HERE, "--json"], out=out.append, err=err, into=files)
         if code:
             return code, None
         dest.parent.mkdir(parents=True, exist_ok=True)
@@ -58,48 +58,48 @@ def export(url: str, run: str, wanted: str, dest: Path, *, err: Write) -> tuple[
 def report(url: str, of: Sequence[str], *, flags: Sequence[str], into: Path | None, err: Write) -> Answered:
     """Have runs compared on the head of the cluster at `url`, and bring the report into the folder `into`, or into
     one that is named after them. One of the same runs is replaced; raises RunError where anything else is there."""
-    place = into or Path(_named_after(of))
-    uris = [runs.at(one).name for one in of]
-    _refuse_foreign(place, uris)
+    target = into or Path(_named_after(of))
+    uris = [runs.at(run).name for run in of]
+    _refuse_foreign(target, uris)
     several = ["--into", HERE] if len(of) > 1 else []
     out: list[str] = []
-    with _aside(place) as files:
+    with _aside(target) as files:
         arguments = ["compare", *of, *several, *flags]
-        code = ask(url, of[0], arguments, out=out.append, err=err, into=files)
+        code = run_remote(url, of[0], arguments, out=out.append, err=err, into=files)
         names = sorted(path.name for path in files.iterdir())
         if not code and not names:
             err("note: the head could not write the report, so none came\n")
         if code or not names:
             return Answered(code, "".join(out), None)
         (files / MARKER).write_text(json.dumps({"runs": uris, "files": names}), "utf-8")
-        _put(files, place, uris)
-    return Answered(code, "".join(out), place)
+        _put(files, target, uris)
+    return Answered(code, "".join(out), target)
 
 
 @contextlib.contextmanager
-def _aside(place: Path) -> Iterator[Path]:
+def _aside(target: Path) -> Iterator[Path]:
     """A folder on the disk of `place` that goes with the context unless it is renamed. Nothing is made on the way to
     `place` yet."""
-    above = next(one for one in place.absolute().parents if one.is_dir())
+    above = next(parent for parent in target.absolute().parents if parent.is_dir())
     with scratch.folder("brought", within=above) as aside:
         files = aside / "files"
         files.mkdir()
         yield files
 
 
-def _put(files: Path, place: Path, uris: Sequence[str]) -> None:
+def _put(files: Path, target: Path, uris: Sequence[str]) -> None:
     """Move the files of a report to their place, each of them whole at any moment. Files of the report before go."""
-    _refuse_foreign(place, uris)
-    if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        files.rename(place)
+    _refuse_foreign(target, uris)
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files.rename(target)
         return
-    old = _marker(place).get("files", [])
+    old = _marker(target).get("files", [])
     new = sorted(files.iterdir())
     for path in new:
-        path.replace(place / path.name)
+        path.replace(target / path.name)
     for name in set(old) - {path.name for path in new}:
-        (place / Path(str(name)).name).unlink(missing_ok=True)
+        (target / Path(str(name)).name).unlink(missing_ok=True)
 
 
 def _refuse_existing(dest: Path) -> None:
@@ -107,26 +107,28 @@ def _refuse_existing(dest: Path) -> None:
         raise RunError(f"{dest} is there already, and nothing is overwritten; name a new folder, such as {dest}-2")
 
 
-def _refuse_foreign(place: Path, uris: Sequence[str]) -> None:
-    if place.is_dir() and (not any(place.iterdir()) or _marker(place).get("runs") == list(uris)):
+def _refuse_foreign(target: Path, uris: Sequence[str]) -> None:
+    if target.is_dir() and (not any(target.iterdir()) or _marker(target).get("runs") == list(uris)):
         return
-    if place.exists() or place.is_symlink():
+    if target.exists() or target.is_symlink():
         raise RunError(
-            f"{place} is there already and holds no report of {' and '.join(uris)}, so nothing is put there; name "
-            f"another folder: --into {place}-2"
+            f"{target} is there already and holds no report of {' and '.join(uris)}, so nothing is put there; name "
+            f"another folder: --into {target}-2"
         )
 
 
-def _marker(place: Path) -> dict[str, Any]:
+def _marker(target: Path) -> dict[str, Any]:
     try:
-        found = json.loads((place / MARKER).read_text("utf-8"))
+        content = json.loads((target / MARKER).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _named_after(of: Sequence[str]) -> str:
     """Of runs' last names, as a folder here."""
-    names = [unquote(runs.at(one).name.partition("?")[0].rpartition("/")[2]) for one in of]
-    name = "".join("-" if one == "/" or not one.isprintable() else one for one in "+".join(names))
+    names = [unquote(runs.at(run).name.partition("?")[0].rpartition("/")[2]) for run in of]
+    name = "".join(
+        "-" if character == "/" or not character.isprintable() else character for character in "+".join(names)
+    )
     return f"{name[:LONGEST].encode()[:LONGEST_BYTES].decode(errors='ignore')}-report"

@@ -42,7 +42,7 @@ def log_marker(job: str) -> str:
 
 
 class _Output:
-    """A job's log in whole lines: without Ray's own, and without what was told before a connection broke."""
+    """A job's log in whole lines: without Ray's own, and without what came before a connection broke."""
 
     def __init__(self, job: str, write: Callable[[str], None]) -> None:
         self._mark, self._write = log_marker(job).rstrip("\n"), write
@@ -139,13 +139,13 @@ def code_of(server: JobServer, ended: Job, tell: Callable[[str], None]) -> int:
 
     Raises InfrastructureMissing for a job that could not be run.
     """
-    found = meaning.of(ended)
-    if ended.exit_code is None and found.code == Exit.MISSING:
+    end = meaning.of(ended)
+    if ended.exit_code is None and end.code == Exit.MISSING:
         raise InfrastructureMissing(f"the cluster could not run job {ended.id}: {ended.message}")
-    if found.code:
+    if end.code:
         code = "" if ended.exit_code is None else f" (exit code {ended.exit_code})"
-        tell(f"job {ended.id}: {found.words}{code}; next: {found.next(ended.run, server.url)}")
-    return found.code or Exit.DONE
+        tell(f"job {ended.id}: {end.words}{code}; next: {end.next(ended.run, server.url)}")
+    return end.code or Exit.DONE
 
 
 def _found_or_submitted(server: JobServer, order: JobSpec, asked: str, tell: Callable[[str], None]) -> Job:
@@ -200,19 +200,19 @@ def followed(server: JobServer, job: Job, write: Callable[[str], None], tell: Ca
         try:
             output.restart()
             server.tail(job.id, output.take)
-            found = server.job(job.id)
+            current = server.job(job.id)
         except ServerUnavailable as error:
             _wait_for(server, str(error), tell)
-            found = server.job(job.id)
-            if found is not None and not found.over:
+            current = server.job(job.id)
+            if current is not None and not current.over:
                 tell("it answers again, and the job goes on")
                 continue
             output.restart()
             with contextlib.suppress(ServerUnavailable):
-                output.take("" if found is None else server.log(job.id))
-        if found is None or found.over:
+                output.take("" if current is None else server.log(job.id))
+        if current is None or current.over:
             output.end()
-            return found
+            return current
         time.sleep(ASK_S)  # its log ended a moment before the job does
 
 

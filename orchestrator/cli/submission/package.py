@@ -108,7 +108,7 @@ def package(order: JobSpec) -> Iterator[dict[str, Any]]:
 def taken_along(sources: Sequence[str]) -> list[Path]:
     """The files here that sources name by a relative path: the cluster has no such folder. Absolute paths, URIs and
     names of data sets mean what they mean there. Raises RunError."""
-    found: dict[Path, int] = {}
+    sizes: dict[Path, int] = {}
     for source in sources:
         name = re.sub(r"\[-?\d*:-?\d*\]$", "", source)
         if "://" in name or expanded(name).is_absolute():
@@ -116,16 +116,16 @@ def taken_along(sources: Sequence[str]) -> list[Path]:
         for path in _named(name):
             if ".." in path.parts:
                 raise RunError(f"{source} lies above this folder, and only what is in it goes along to the cluster")
-            files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
-            found |= {file: file.stat().st_size for file in files}
-    size_mb = sum(found.values()) / 2**20
+            files = [path] if path.is_file() else [inner for inner in path.rglob("*") if inner.is_file()]
+            sizes |= {file: file.stat().st_size for file in files}
+    size_mb = sum(sizes.values()) / 2**20
     if size_mb > LARGEST_MB:
-        largest = max(found, key=lambda file: found[file])
+        largest = max(sizes, key=lambda file: sizes[file])
         raise RunError(
-            f"{len(found)} files of {size_mb:.0f} MB would go along to the cluster ({largest} is the largest), and a "
+            f"{len(sizes)} files of {size_mb:.0f} MB would go along to the cluster ({largest} is the largest), and a "
             f"job takes {LARGEST_MB:.0f} MB; put them where every node reads them, and give that path or an s3:// URI"
         )
-    return sorted(found)
+    return sorted(sizes)
 
 
 def _named(name: str) -> list[Path]:
@@ -145,7 +145,7 @@ def _named(name: str) -> list[Path]:
 def environment(texts: Sequence[str]) -> dict[str, str]:
     """`NAME=VALUE`, or `NAME` for its value here, as variables of a job. Raises RunError for secrets: whoever reads the
     cluster's dashboard reads these."""
-    found = {}
+    variables = {}
     for text in texts:
         name, given, value = text.partition("=")
         if not given:
@@ -159,5 +159,5 @@ def environment(texts: Sequence[str]) -> dict[str, str]:
                 f"--env {name} is a secret, and a job's variables can be read by everybody who sees the cluster; set "
                 "it in the environment of the cluster's head and workers (infra/README.md)"
             )
-        found[name] = value
-    return found
+        variables[name] = value
+    return variables

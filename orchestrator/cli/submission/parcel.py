@@ -51,12 +51,12 @@ def _checksum(text: str) -> str:
 
 def _decoded(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Broken(f"a line of the answer is no JSON ({error})") from error
-    if not isinstance(found, dict) or not found:
+    if not isinstance(content, dict) or not content:
         raise Broken("a line of the answer says nothing")
-    return found
+    return content
 
 
 def _unpacked(piece: str) -> bytes:
@@ -73,11 +73,11 @@ class Writer:
         self._mark, self._log, self._lines = mark(job), log, 0
         self._lock = threading.Lock()
 
-    def line(self, **told: Any) -> None:
+    def line(self, **content: Any) -> None:
         """One line, from any thread. What another writer has left without an end is ended first."""
         with self._lock:
             self._lines += 1
-            text = f"{self._lines} {json.dumps(told)}"
+            text = f"{self._lines} {json.dumps(content)}"
             self._log.write(f"\n{self._mark}{_checksum(text)} {text}\n")
             self._log.flush()
 
@@ -153,17 +153,17 @@ class Reader:
 
     def _take(self, line: str) -> None:
         checksum, _, text = line.partition(" ")
-        number, _, told = text.partition(" ")
+        number, _, content = text.partition(" ")
         if _checksum(text) != checksum or not number.isdecimal():
             raise Broken(f"line {self._taken + 1} of the answer came damaged")
         if int(number) > self._taken + 1:
             raise Broken(f"line {self._taken + 1} of the answer is missing")
         if int(number) == self._taken + 1:  # else it comes again
             self._taken += 1
-            self._line(_decoded(told))
+            self._line(_decoded(content))
 
-    def _line(self, told: dict[str, Any]) -> None:
-        (first, value), *_ = told.items()
+    def _line(self, content: dict[str, Any]) -> None:
+        (first, value), *_ = content.items()
         if (self._name is None) == (first in ("data", "sha256")) and first not in self._print:
             raise Broken(f"a file came in part, {self._name or 'without a name'}")
         if first in self._print:
@@ -173,7 +173,7 @@ class Reader:
         elif first == "data":
             self._append(_unpacked(value))
         elif first == "sha256":
-            if (self._content.hexdigest(), self._size) != (value, told.get("bytes")):
+            if (self._content.hexdigest(), self._size) != (value, content.get("bytes")):
                 raise Broken(f"{self._name} did not arrive as it was sent")
             self._name = None
         elif first == "code":

@@ -61,7 +61,7 @@ class ServerUnavailable(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """A job of ours, as its server tells it."""
+    """A job of this program, as its server describes it."""
 
     id: str
     state: str
@@ -109,7 +109,8 @@ def _is_server(url: str) -> bool:
 
 
 class JobServer:
-    """The job server at an address. Methods raise ServerAway, or InfrastructureMissing where waiting does not help."""
+    """The job server at an address. Methods raise ServerUnavailable, and InfrastructureMissing where waiting is no
+    help."""
 
     def __init__(self, url: str) -> None:
         self._address = url.rstrip("/")
@@ -126,10 +127,10 @@ class JobServer:
             return str(client.get_version())
 
     def jobs(self) -> list[Job]:
-        """Every job of ours that the server remembers, oldest first."""
+        """Every job of this program that the server remembers, oldest first."""
         with self._asking() as client:
-            found = [_job(one) for one in client.list_jobs() if RUN in (one.metadata or {})]
-        return sorted(found, key=lambda job: (job.started, job.id))
+            jobs = [_job(info) for info in client.list_jobs() if RUN in (info.metadata or {})]
+        return sorted(jobs, key=lambda job: (job.started, job.id))
 
     def job(self, name: str) -> Job | None:
         """One job; None if the server knows none of that id, which is so after its head was lost."""
@@ -227,9 +228,9 @@ class JobServer:
         try:
             yield self._client()
         except AuthenticationError as error:
-            found = f"wants a token and {'refuses this one' if self._token else 'none was sent'}"
+            what = f"wants a token and {'refuses this one' if self._token else 'none was sent'}"
             remedy = access.lacking(self.url, sent=self._token is not None)
-            raise InfrastructureMissing(f"the cluster at {self.url} {found}; {remedy}") from error
+            raise InfrastructureMissing(f"the cluster at {self.url} {what}; {remedy}") from error
         except (requests.RequestException, aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             raise ServerUnavailable(_said(error)) from error
         except RuntimeError as error:
@@ -243,7 +244,7 @@ class JobServer:
             from ray.dashboard.modules import dashboard_sdk
             from ray.job_submission import JobSubmissionClient
 
-            for name in [one for one in logging.root.manager.loggerDict if one.startswith("ray.")]:
+            for name in [name for name in logging.root.manager.loggerDict if name.startswith("ray.")]:
                 logging.getLogger(name).setLevel(logging.ERROR)  # they tell of every upload
 
             server = self
@@ -299,23 +300,23 @@ def _refuse_redirect(url: str, target: str) -> None:
     )
 
 
-def _job(told: Any) -> Job:
-    metadata = told.metadata or {}
+def _job(info: Any) -> Job:
+    metadata = info.metadata or {}
     return Job(
-        id=told.submission_id,
-        state=str(told.status.value),
+        id=info.submission_id,
+        state=str(info.status.value),
         run=metadata[RUN],
         verb=metadata.get(VERB, ""),
         sweep=metadata.get(SWEEP),
         order=metadata.get(ORDER),
-        exit_code=told.driver_exit_code,
-        error=told.error_type,
-        message=told.message or "",
-        started=(told.start_time or 0) / 1000,
+        exit_code=info.driver_exit_code,
+        error=info.error_type,
+        message=info.message or "",
+        started=(info.start_time or 0) / 1000,
         asked=metadata.get(REQUEST),
         address=metadata.get(ADDRESS),
         asker=metadata.get(ASKER),
-        ended=(told.end_time or 0) / 1000,
+        ended=(info.end_time or 0) / 1000,
         posted=board.read(metadata.get(board.KEY, "")),
     )
 

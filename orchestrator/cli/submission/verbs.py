@@ -54,7 +54,7 @@ def launch(
     order = JobSpec(
         verb="launch",
         run=run,
-        arguments=[*arguments, *(part for one in overrides for part in ("--set", one))],
+        arguments=[*arguments, *(part for override in overrides for part in ("--set", override))],
         sweep_file=sweep_file,
         sweep=hash_of(sweep),
         sources=sorted({source for arm in plan.arms for source in _sources(arm)}),
@@ -79,7 +79,7 @@ def resume(
     return run_and_follow(_reached(url), order, write=write, tell=tell, detach=detach)
 
 
-def ask(
+def run_remote(
     url: str, run: str | None, arguments: Sequence[str], *, out: Write, err: Write, into: Path | None = None
 ) -> int:
     """Run a verb that ends by itself on the head of the cluster at `url`, where ledger and bucket are in reach.
@@ -90,10 +90,10 @@ def ask(
     """
     named = "" if run is None else _kept_elsewhere(run, "s3://BUCKET/NAME")
     order = JobSpec(verb=arguments[0], run=named, arguments=arguments)
-    return asking.ask(_reached(url), order, out=out, err=err, tell=_line(err), into=into)
+    return asking.run(_reached(url), order, out=out, err=err, tell=_line(err), into=into)
 
 
-def examine(
+def run_doctor(
     url: str,
     sweep_file: Path | None,
     into: str | None,
@@ -104,21 +104,21 @@ def examine(
     out: Write,
     err: Write,
 ) -> int:
-    """Run the doctor on the head of the cluster at `url`, with what `launch` would take along. Returns as `ask` does.
+    """Run the doctor on the head of the cluster at `url`, with what `launch` would take along.
 
-    Raises ConfigError, RunError, BadAddress, InfrastructureMissing.
+    Returns as `run_remote` does. Raises ConfigError, RunError, BadAddress, InfrastructureMissing.
     """
-    place = ["--anywhere"] if into is None else ["--into", _kept_elsewhere(into, "--into s3://BUCKET/NAME")]
-    arguments = ["doctor", *(["sweep.toml"] if sweep_file else []), *place, *flags]
+    where = ["--anywhere"] if into is None else ["--into", _kept_elsewhere(into, "--into s3://BUCKET/NAME")]
+    arguments = ["doctor", *(["sweep.toml"] if sweep_file else []), *where, *flags]
     order = _of_sweep(arguments, sweep_file, overrides, variables, run=into or "")
-    return asking.ask(_reached(url), order, out=out, err=err, tell=_line(err))
+    return asking.run(_reached(url), order, out=out, err=err, tell=_line(err))
 
 
 def plan(url: str, sweep_file: Path, *, overrides: Sequence[str], flags: Sequence[str], out: Write, err: Write) -> int:
     """Plan a sweep on the head of the cluster at `url`: with its nodes, and the earlier runs in its ledger. Returns and
-    raises as `examine` does."""
+    raises as `run_doctor` does."""
     order = _of_sweep(["plan", "sweep.toml", *flags], sweep_file, overrides, ())
-    return asking.ask(_reached(url), order, out=out, err=err, tell=_line(err))
+    return asking.run(_reached(url), order, out=out, err=err, tell=_line(err))
 
 
 def _of_sweep(
@@ -139,7 +139,7 @@ def _of_sweep(
     return JobSpec(
         verb=arguments[0],
         run=run,
-        arguments=[*arguments, *(part for one in overrides for part in ("--set", one))],
+        arguments=[*arguments, *(part for override in overrides for part in ("--set", override))],
         sweep_file=sweep_file,
         sources=sorted(sources),
         code=code,
@@ -149,33 +149,33 @@ def _of_sweep(
 
 def posted(url: str, run: str) -> Posted | None:
     """What the driver of a run has written of it just now, which takes no job; None where nobody drives it on the
-    cluster at `url`, or the driver does not say. Raises as `ask` does."""
+    cluster at `url`, or the driver does not say. Raises as `run_remote` does."""
     return _known(JobServer(url), _kept_elsewhere(run, "s3://BUCKET/NAME"))[1]
 
 
 def standing(url: str, run: str) -> dict[str, Any] | None:
     """The same as the status alone, without its trials where they are too many."""
-    found = posted(url, run)
-    return None if found is None else found.status
+    written = posted(url, run)
+    return None if written is None else written.status
 
 
 def wait_for_status(url: str, run: str, *, tell: Write) -> None:
     """Wait until the job that drives a run, if there is one, says how it stands or ends, or has long had the time to.
-    Raises as `ask` does."""
-    server, name, told = JobServer(url), _kept_elsewhere(run, "s3://BUCKET/NAME"), False
+    Raises as `run_remote` does."""
+    server, name, announced = JobServer(url), _kept_elsewhere(run, "s3://BUCKET/NAME"), False
     deadline: float | None = None
     while True:
-        driving, found = _known(server, name)
-        if driving is None or found is not None:
+        driving, written = _known(server, name)
+        if driving is None or written is not None:
             return
         if driving.state == "RUNNING":
             deadline = deadline or time.monotonic() + FRESH_S
             if time.monotonic() > deadline:
                 tell(f"job {driving.id} does not say how the run stands; its ledger is asked, once")
                 return
-        if not told:
+        if not announced:
             tell(f"job {driving.id} has not said yet how the run stands; waiting for it, Ctrl-C leaves")
-        told = True
+        announced = True
         time.sleep(STATUS_S)
 
 
@@ -198,10 +198,10 @@ def follow_driver(url: str, run: str, *, write: Write, tell: Write) -> int:
     server = _reached(url)
     try:
         jobs = server.jobs()
-        jobs = [one for one in jobs if one.verb in DRIVES]
+        jobs = [known_job for known_job in jobs if known_job.verb in DRIVES]
         job = drives(jobs, run) or next(iter(reversed(of_run(jobs, run))), None)
         if job is None:
-            known = sorted({one.run for one in jobs})
+            known = sorted({known_job.run for known_job in jobs})
             raise RunError(f"no job on {server.url} drives {run}; jobs there are of: {', '.join(known) or 'no run'}")
         ended = followed(server, job, write, tell)
     except ServerUnavailable as error:
@@ -218,17 +218,17 @@ def listed(url: str) -> list[dict[str, Any]]:
     """The jobs that drive or drove runs on the cluster at `url`, oldest first, and what that means for the run. Raises
     InfrastructureMissing."""
     server = _reached(url)
-    found = []
+    rows = []
     try:
         jobs = server.jobs()
     except ServerUnavailable as error:
         raise _no_server(server.url, error) from error
-    for one in jobs:
-        told = meaning.of(one)
-        if one.verb in DRIVES:
-            job = {"job": one.id, "run": one.run, "verb": one.verb, "state": one.state, "exit_code": one.exit_code}
-            found.append(job | {"started": one.started, "meaning": told.words, "next": told.next(one.run, server.url)})
-    return found
+    for job in jobs:
+        meant = meaning.of(job)
+        if job.verb in DRIVES:
+            row = {"job": job.id, "run": job.run, "verb": job.verb, "state": job.state, "exit_code": job.exit_code}
+            rows.append(row | {"started": job.started, "meaning": meant.words, "next": meant.next(job.run, server.url)})
+    return rows
 
 
 def _reached(url: str) -> JobServer:
@@ -252,9 +252,9 @@ def _kept_elsewhere(run: str | None, example: str) -> str:
     """A run that outlives the folder of the job that drives it. Raises RunError; BadAddress for credentials in it."""
     if run is None or not is_uri(run):
         refuse_almost_uri(run or "")
-        found = "" if run is None else f", not in {run}"
+        given = "" if run is None else f", not in {run}"
         raise RunError(
-            f"a job's folder goes with it, so a run on a cluster is kept in a bucket{found}; give its URI: {example}"
+            f"a job's folder goes with it, so a run on a cluster is kept in a bucket{given}; give its URI: {example}"
         )
     return runs.at(run).name
 
@@ -267,6 +267,6 @@ def _line(write: Write) -> Write:
 def _sources(arm: sweeps.Arm) -> list[str]:
     """What an arm's jobs name as data or as an encoder, other than what has no files."""
     job = arm.config(stage="confirm", seed=0)
-    data = [one for one in (job.data.train, job.data.tune, job.data.confirm) if one is not None]
-    data = [one for one in data if one.partition("[")[0] != DIGITS]
+    data = [source for source in (job.data.train, job.data.tune, job.data.confirm) if source is not None]
+    data = [source for source in data if source.partition("[")[0] != DIGITS]
     return data if is_built(job.model.name) else [*data, str(job.model.name)]

@@ -42,12 +42,12 @@ __all__ = [
 
 def from_history(plan: Plan) -> Estimate:
     """From the ledgers within reach; asks no cluster."""
-    told, (at_once, notes) = history(), _at_once(plan)
-    made = estimate(plan, told.known, concurrent=at_once, notes=notes)
-    if not (made.unknown and told.skipped):
+    earlier, (at_once, notes) = history(), _at_once(plan)
+    made = estimate(plan, earlier.known, concurrent=at_once, notes=notes)
+    if not (made.unknown and earlier.skipped):
         return made
-    more = f", and {len(told.skipped) - 1} more" if len(told.skipped) > 1 else ""
-    return replace(made, notes=(*made.notes, f"a ledger could not be read, {told.skipped[0]}{more}"))
+    more = f", and {len(earlier.skipped) - 1} more" if len(earlier.skipped) > 1 else ""
+    return replace(made, notes=(*made.notes, f"a ledger could not be read, {earlier.skipped[0]}{more}"))
 
 
 def from_probes(plan: Plan, *, tell: Callable[[str], None]) -> Estimate:

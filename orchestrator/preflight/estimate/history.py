@@ -58,7 +58,11 @@ def history() -> History:
         by_run: dict[str, list[Finished]] = {}
         for trial in trials:
             by_run.setdefault(trial.run, []).append(trial)
-        known += [one for each in by_run.values() for one in _of_run(each, folder or each[0].sweep, here or {})]
+        known += [
+            known_trial
+            for of_run in by_run.values()
+            for known_trial in _of_run(of_run, folder or of_run[0].sweep, here or {})
+        ]
     return History(tuple(known), tuple(skipped))
 
 
@@ -111,8 +115,10 @@ def _rest_s(trial: Finished) -> float | None:
 
 def _job(trial: Finished) -> JobConfig | None:
     """The job as it was carried out; None where its attempts were not carried out alike."""
-    first, *others = [{key: value for key, value in one.items() if key != "verify"} for one in trial.executions]
-    if any(one != first for one in others):
+    first, *others = [
+        {key: value for key, value in execution.items() if key != "verify"} for execution in trial.executions
+    ]
+    if any(execution != first for execution in others):
         return None
     name = trial.job.get("optimizer", {}).get("name", "adamw")
     job = trial.job | {"seed": 0, "optimizer": {"name": name}}

@@ -87,7 +87,7 @@ class ArmEstimate:
     @property
     def peak_memory_mb(self) -> float | None:
         """Of the rank that takes most."""
-        return max((one.peak_memory_mb for one in self.known if one.peak_memory_mb is not None), default=None)
+        return max((known.peak_memory_mb for known in self.known if known.peak_memory_mb is not None), default=None)
 
     @property
     def source(self) -> str | None:
@@ -133,7 +133,7 @@ class Estimate:
     @property
     def start_s(self) -> float | None:
         """What comes before the first trial, where earlier runs tell."""
-        starts = [one.start_s for one in self._known if one.start_s is not None]
+        starts = [known.start_s for known in self._known if known.start_s is not None]
         return statistics.median(starts) if starts else None
 
     @property
@@ -171,7 +171,7 @@ class Estimate:
     @property
     def _known(self) -> list[Known]:
         """All that was used, each once: arms may share it."""
-        return list({id(one): one for arm in self.arms for one in arm.known}.values())
+        return list({id(known): known for arm in self.arms for known in arm.known}.values())
 
 
 def estimate(plan: Plan, known: Iterable[Known], *, concurrent: int, notes: Sequence[str] = ()) -> Estimate:
@@ -209,13 +209,13 @@ def _says_nothing(job: JobConfig) -> bool:
 
 def source(known: Iterable[Known], remarks: Iterable[str] = ()) -> str | None:
     """`16 trials of runs/quickstart`, and what is to be said against them; None for nothing."""
-    told = list(known)
-    origins = sorted({one.origin for one in told} - {PROBE})
-    trials = sum(one.origin != PROBE for one in told)
+    used = list(known)
+    origins = sorted({known_trial.origin for known_trial in used} - {PROBE})
+    trials = sum(known_trial.origin != PROBE for known_trial in used)
     named = ", ".join(origins) if len(origins) < 4 else f"{len(origins)} runs"
     words = [f"{trials} trial{'s' * (trials > 1)} of {named}"] if trials else []
-    words += [PROBE] if len(told) > trials else []
-    return "; ".join([" and ".join(words), *remarks]) if told else None
+    words += [PROBE] if len(used) > trials else []
+    return "; ".join([" and ".join(words), *remarks]) if used else None
 
 
 @dataclass(frozen=True)
@@ -229,14 +229,14 @@ class _Group:
 
 def _grouped(known: Iterable[Known]) -> list[_Group]:
     costs: dict[tuple[int, float], tuple[str, dict[str, Any]]] = {}  # trials of an arm may share their job
-    found: dict[tuple[str, bool], tuple[dict[str, Any], list[Known]]] = {}
-    for one in known:
-        key = (id(one.job), one.gpus_per_rank)
+    groups: dict[tuple[str, bool], tuple[dict[str, Any], list[Known]]] = {}
+    for trial in known:
+        key = (id(trial.job), trial.gpus_per_rank)
         if key not in costs:
-            costs[key] = (canonical(value := cost(one.job, one.gpus_per_rank)), value)
+            costs[key] = (canonical(value := cost(trial.job, trial.gpus_per_rank)), value)
         text, value = costs[key]
-        found.setdefault((text, one.here), (value, []))[1].append(one)
-    return [_Group(value, here, tuple(each)) for (_, here), (value, each) in found.items()]
+        groups.setdefault((text, trial.here), (value, []))[1].append(trial)
+    return [_Group(value, here, tuple(trials)) for (_, here), (value, trials) in groups.items()]
 
 
 def _arm(plan: Plan, arm: Arm, groups: Sequence[_Group]) -> ArmEstimate:
@@ -250,7 +250,7 @@ def _arm(plan: Plan, arm: Arm, groups: Sequence[_Group]) -> ArmEstimate:
         return ArmEstimate(arm.label, trials, ranks, None, None, (), ())
     took = {stage: _trial_s(job, group.known) for stage, job in jobs.items()}
     turns = {"tune": ceil(suggestions / tune.parallel) if tune else 0, "confirm": 1}
-    if all(one.rest_s is None for one in group.known):
+    if all(known.rest_s is None for known in group.known):
         remarks = (*remarks, "training alone, without loading and evaluations")
     return ArmEstimate(
         arm.label,
@@ -280,7 +280,7 @@ def _nearest(wanted: Mapping[str, Any], groups: Iterable[_Group]) -> tuple[_Grou
         return None, ()
     best = min(close, key=distance)
     keys = differing(best)
-    if all(one["batch.pool"] == one["batch.size"] for one in (wanted, best.cost)):
+    if all(costs["batch.pool"] == costs["batch.size"] for costs in (wanted, best.cost)):
         keys = [key for key in keys if key != "batch.pool"]  # said by the size
     rough = [f"rough: they had {', '.join(f'{key} = {best.cost[key]}' for key in keys)}"] if keys else []
     return best, (*rough, *([] if best.here else ["measured on another machine"]))
@@ -288,9 +288,9 @@ def _nearest(wanted: Mapping[str, Any], groups: Iterable[_Group]) -> tuple[_Grou
 
 def _trial_s(job: JobConfig, known: Sequence[Known]) -> float:
     """Seconds of one trial. Its rest is best told by trials that were judged on the same rows."""
-    told = [one for one in known if one.rest_s is not None]
-    told = [one for one in told if one.job.eval_split == job.eval_split] or told
-    rest = [(one.rest_s or 0.0) / _evaluations(one.job) for one in told]
+    usable = [trial for trial in known if trial.rest_s is not None]
+    usable = [trial for trial in usable if trial.job.eval_split == job.eval_split] or usable
+    rest = [(trial.rest_s or 0.0) / _evaluations(trial.job) for trial in usable]
     # Of two, the lower: the first trial of a run has its ranks to start.
     return _training_s(job, known) + (_evaluations(job) * statistics.median_low(rest) if rest else 0.0)
 
@@ -300,11 +300,11 @@ def _training_s(job: JobConfig, known: Iterable[Known]) -> float:
     budget: float | None = job.budget.seconds
     if budget is not None:
         return budget
-    per_sample = sorted((one.training_s / one.samples, one.samples) for one in known)
-    half, told = sum(samples for _, samples in per_sample) / 2, 0
+    per_sample = sorted((trial.training_s / trial.samples, trial.samples) for trial in known)
+    half, counted = sum(samples for _, samples in per_sample) / 2, 0
     for rate, samples in per_sample:
-        told += samples
-        if told >= half:
+        counted += samples
+        if counted >= half:
             return rate * (job.steps or 0) * job.batch.size
     raise AssertionError("a group holds at least one trial")
 

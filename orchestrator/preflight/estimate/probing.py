@@ -25,18 +25,18 @@ def probes(plan: Plan) -> dict[str, list[JobConfig]]:
     """What has to be probed, by arm: a job for each stage, unless one that costs the same is there already."""
     stages = ["tune", "confirm"] if plan.sweep.tune else ["confirm"]
     seen: set[str] = set()
-    found: dict[str, list[JobConfig]] = {}
+    jobs: dict[str, list[JobConfig]] = {}
     for arm in plan.arms:
         for job in (arm.config(stage=stage, seed=0) for stage in stages):
             key = canonical([cost(job, plan.sweep.resources.gpus_per_rank), job.data.train, job.eval_split])
             if key not in seen:
                 seen.add(key)
-                found.setdefault(arm.label, []).append(job)
-    return found
+                jobs.setdefault(arm.label, []).append(job)
+    return jobs
 
 
 def probe(plan: Plan, *, tell: Callable[[str], None]) -> list[Known]:
-    """Probe what has to be, one arm after the other on the whole machine; `tell` hears of each before it begins.
+    """Probe what has to be, one arm after the other on the whole machine; `tell` gets a line before each begins.
 
     Raises ProbeFailed.
     """
@@ -57,8 +57,8 @@ def _probed(label: str, jobs: list[JobConfig]) -> list[dict[str, Any]]:
         env = os.environ | {"TMPDIR": str(scratch)}  # what it leaves when it is killed goes with ours
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode != 0:
-        said = re.search(r"^error: (.*)", done.stderr, re.M | re.S)
-        why = said[1].strip() if said else f"the probe ended with status {done.returncode}"
+        error = re.search(r"^error: (.*)", done.stderr, re.M | re.S)
+        why = error[1].strip() if error else f"the probe ended with status {done.returncode}"
         raise ProbeFailed(f"arm {label} cannot be probed: {why}")
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -42,7 +42,7 @@ def session(*, cpus: int, gpus: int | None = None, card: Mapping[str, str] | Non
     Raises ConnectionError when the address does not answer or will not have this process, or no cluster starts here.
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    # Ray sets it while other threads of it, and of ours, read variables: see `tracking.store.prepare`.
+    # Ray sets it while its own threads, and this program's, read variables: see `tracking.store.prepare`.
     os.environ.setdefault("PYTHONBREAKPOINT", "ray.util.rpdb.set_trace")
     import ray
 
@@ -132,7 +132,7 @@ def open_to_others() -> bool:
     modes: Any = _raylet  # has no types
     if modes.get_authentication_mode() == modes.AuthenticationMode.TOKEN:
         return False
-    return any(not one["NodeManagerAddress"].startswith("127.") for one in ray.nodes() if one["Alive"])
+    return any(not node["NodeManagerAddress"].startswith("127.") for node in ray.nodes() if node["Alive"])
 
 
 def end_children() -> None:
@@ -171,24 +171,24 @@ def _token(where: str) -> str | None:
             if _lets_in(where):
                 return None
     try:
-        found = access.for_cluster(where)
+        word = access.for_cluster(where)
     except access.TokenUnusable as error:
         raise Refused(str(error)) from error
-    if found is None and (gcs or insists):
+    if word is None and (gcs or insists):
         asked = f"{access.MODE}=token is set" if insists else "it wants a token"
         raise NoToken(f"{asked}, and none is at hand; {access.lacking(where)}")
-    if found is not None and gcs:
-        with cluster_start.token(found):
+    if word is not None and gcs:
+        with cluster_start.token(word):
             if not _lets_in(where):
                 raise NoToken(f"it does not take the token that it was sent; {access.lacking(where, sent=True)}")
-    return found
+    return word
 
 
 def _reach(where: str) -> None:
     """See that somebody listens. Ray itself would ask for minutes. Raises Refused."""
-    if (place := re.fullmatch(r"(?:ray://)?(?:[^/]*@)?(\[[^]]+\]|[^/:@]+):(\d+)", where)) is not None:
+    if (parts := re.fullmatch(r"(?:ray://)?(?:[^/]*@)?(\[[^]]+\]|[^/:@]+):(\d+)", where)) is not None:
         try:
-            socket.create_connection((place[1].strip("[]"), int(place[2])), CONNECT_S).close()
+            socket.create_connection((parts[1].strip("[]"), int(parts[2])), CONNECT_S).close()
         except (OSError, OverflowError, UnicodeError) as error:  # nobody there, no port, no name
             raise Refused(str(error)) from error
 

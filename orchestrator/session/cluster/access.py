@@ -156,8 +156,10 @@ def _is_own(host: str, port: int) -> bool:
             if process.uids().real != os.getuid() or not any(word.endswith(PROGRAMS) for word in words[:3]):
                 continue
             joined = [word.partition("=")[2] for word in words if word.startswith("--gcs-address=")]
-            found = _serves(process, wanted, port) if here else any(_names(one, wanted, port) for one in joined)
-            if found and _shares_network(process.pid):
+            is_served = (
+                _serves(process, wanted, port) if here else any(_names(address, wanted, port) for address in joined)
+            )
+            if is_served and _shares_network(process.pid):
                 return True
     return False
 
@@ -172,9 +174,9 @@ def _shares_network(process: int) -> bool:
 
 def _serves(process: psutil.Process, wanted: set[str], port: int) -> bool:
     """Whether a process takes connections to one of the addresses."""
-    for one in process.net_connections("tcp"):
-        if one.status == psutil.CONN_LISTEN and one.laddr.port == port:
-            ip = one.laddr.ip.removeprefix("::ffff:")
+    for connection in process.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+            ip = connection.laddr.ip.removeprefix("::ffff:")
             if ip in wanted or ipaddress.ip_address(ip).is_unspecified:
                 return True
     return False
@@ -188,16 +190,18 @@ def _names(joined: str, wanted: set[str], port: int) -> bool:
 def _addresses(host: str) -> set[str]:
     """What a name stands for; nothing for one that is unknown."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return set()
-    return {str(one[4][0]).partition("%")[0].removeprefix("::ffff:") for one in found}
+    return {str(answer[4][0]).partition("%")[0].removeprefix("::ffff:") for answer in answers}
 
 
 def _interfaces() -> set[str]:
     """The addresses of this machine."""
-    found = {one.address.partition("%")[0] for all_of in psutil.net_if_addrs().values() for one in all_of}
-    return found | {"127.0.0.1", "::1"}
+    addresses = {
+        interface.address.partition("%")[0] for all_of in psutil.net_if_addrs().values() for interface in all_of
+    }
+    return addresses | {"127.0.0.1", "::1"}
 
 
 def address() -> str | None:

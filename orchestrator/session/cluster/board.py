@@ -33,7 +33,7 @@ KEY = "orchestrator.status"
 """Key of the job's metadata."""
 
 OURS = "orchestrator.run"
-"""Key that every job of ours has in its metadata."""
+"""Key that every job of this program has in its metadata."""
 
 SWEEP = "orchestrator.sweep"
 """And the hash of the run's sweep: from the beginning of a job that launches it; of one that resumes it, once it is
@@ -95,8 +95,8 @@ def packed(status: dict[str, Any], *, at: float) -> str:
 def read(text: str) -> Posted | None:
     """What was packed; None for what another version has written."""
     try:
-        found = json.loads(zlib.decompress(base64.b64decode(text, validate=True)))
-        return Posted(float(found["at"]), dict(found["status"]), bool(found.get("left_out")))
+        content = json.loads(zlib.decompress(base64.b64decode(text, validate=True)))
+        return Posted(float(content["at"]), dict(content["status"]), bool(content.get("left_out")))
     except (binascii.Error, zlib.error, ValueError, LookupError, TypeError):
         return None
 
@@ -104,7 +104,7 @@ def read(text: str) -> Posted | None:
 @contextlib.contextmanager
 def kept(ledger: Ledger) -> Iterator[None]:
     """Keep the status of a run where the job server tells it, as long as the context lasts and where this process is
-    the driver in a job of ours. Takes nothing from a session: what fails here is noted once, in driver.log."""
+    the driver in a job of this program. Takes nothing from a session: what fails here is noted once, in driver.log."""
     name = own_job()
     if name is None:
         yield
@@ -131,7 +131,7 @@ def kept(ledger: Ledger) -> Iterator[None]:
 
 
 def own_job() -> str | None:
-    """The job of ours whose command this process is, by the variable that Ray sets for that process alone."""
+    """The job of this program whose command this process is, by the variable that Ray sets for that process alone."""
     try:
         metadata = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""))["metadata"]
         return str(metadata["job_submission_id"]) if OURS in metadata else None
@@ -156,7 +156,7 @@ def _keep(ledger: Ledger, put: Callable[[str | None], None], over: threading.Eve
 
 
 def _put(put: Callable[[str | None], None], text: str | None, *, failed: bool) -> bool:
-    """Returns whether it has failed, now or before; only the first failure is told."""
+    """Put it. Returns whether that has failed, now or before; only the first failure is noted."""
     try:
         put(text)
     except Exception as error:  # noqa: BLE001 - Ray's errors have no common name; without it a question takes a job
@@ -187,10 +187,10 @@ class _Kept:
     def put(self, text: str | None) -> None:
         """Replace the status, or take it away. The rest of what is known of the job stays; whoever ends the job writes
         there after this process is gone."""
-        told = self._client.internal_kv_get(self._key, namespace=self._namespace, timeout=PUT_S)
-        if told is None:
+        stored = self._client.internal_kv_get(self._key, namespace=self._namespace, timeout=PUT_S)
+        if stored is None:
             return
-        info = json.loads(told)
+        info = json.loads(stored)
         if info["status"] != "RUNNING":
             return
         metadata = (info.get("metadata") or {}) | {SWEEP: self._sweep}

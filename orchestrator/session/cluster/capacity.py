@@ -23,9 +23,9 @@ class Node:
     """Types of its GPUs, as Ray names them."""
 
 
-def alive(told: Sequence[Mapping[str, Any]]) -> list[Node]:
+def alive(nodes: Sequence[Mapping[str, Any]]) -> list[Node]:
     """The living nodes of what `ray.nodes()` tells."""
-    return [node_from(one["Resources"]) for one in told if one["Alive"]]
+    return [node_from(node["Resources"]) for node in nodes if node["Alive"]]
 
 
 def node_of(actor: str) -> str:
@@ -60,14 +60,14 @@ def node_from(resources: Mapping[str, float]) -> Node:
 
 def _places(node: Node, *, cpus: float, gpus: float) -> int:
     """How many ranks a node holds. A share lies on one GPU: two GPUs hold two ranks of 0.6, not three."""
-    found = []
+    counts = []
     if cpus:
-        found.append(int(node.cpus / cpus + 1e-9))
+        counts.append(int(node.cpus / cpus + 1e-9))
     if 0 < gpus < 1:
-        found.append(int(node.gpus) * int(1 / gpus + 1e-9))
+        counts.append(int(node.gpus) * int(1 / gpus + 1e-9))
     elif gpus:
-        found.append(int(node.gpus / gpus + 1e-9))
-    return min(found)
+        counts.append(int(node.gpus / gpus + 1e-9))
+    return min(counts)
 
 
 def _gpus() -> int:

@@ -71,17 +71,17 @@ class _Watch:
         before: frozenset[str] | None = None
         while not self.over.is_set():
             try:
-                told = ray.nodes()
+                nodes = ray.nodes()
             except Exception as error:  # noqa: BLE001 - of many kinds; a head that is busy may answer the next time
                 self._refusal = f": {type(error).__name__}: {error}"[:200]
                 self.over.wait(LOOK_S)
                 continue
-            if any(node["NodeID"] == self._home and not node["Alive"] for node in told):
+            if any(node["NodeID"] == self._home and not node["Alive"] for node in nodes):
                 self._lost.append("the raylet of the driver's node died")
             self._answered_at = time.monotonic()
-            now = frozenset(node["NodeID"] for node in told if node["Alive"])
+            now = frozenset(node["NodeID"] for node in nodes if node["Alive"])
             if now != before:
-                self._seen(alive(told))
+                self._seen(alive(nodes))
             before = now
             self.over.wait(LOOK_S)
 

@@ -42,18 +42,20 @@ def ask(function: Callable[[Any], Any], about: Callable[[Node], Any], *, limit_s
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    told = [one for one in ray.nodes() if one["Alive"]]
+    nodes = [record for record in ray.nodes() if record["Alive"]]
     examined: Any = ray.remote(num_cpus=0, max_restarts=0)(_Examined)
     begun = []
-    for one in told:
-        actor = examined.options(scheduling_strategy=NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)).remote()
-        begun.append((one, actor, actor.call.remote(function, about(node_from(one["Resources"])))))
+    for record in nodes:
+        actor = examined.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(record["NodeID"], soft=False)
+        ).remote()
+        begun.append((record, actor, actor.call.remote(function, about(node_from(record["Resources"])))))
     refs = [ref for *_, ref in begun]
     ray.wait(refs, num_returns=len(refs), timeout=limit_s)
     answers = []
-    for one, actor, ref in begun:
-        name = f"{one['NodeManagerAddress']} ({one['NodeID'][:8]})"
-        node = node_from(one["Resources"])
+    for record, actor, ref in begun:
+        name = f"{record['NodeManagerAddress']} ({record['NodeID'][:8]})"
+        node = node_from(record["Resources"])
         try:
             answers.append(Answer(name, node, ray.get(ref, timeout=0), ahead_s=_ahead(actor)))
         except ray.exceptions.GetTimeoutError:
@@ -71,7 +73,7 @@ def _ahead(actor: Any) -> float:
     tries = []
     for _ in range(5):
         asked = time.time()
-        told = ray.get(actor.clock.remote(), timeout=10)
+        there = ray.get(actor.clock.remote(), timeout=10)
         answered = time.time()
-        tries.append((answered - asked, told - (asked + answered) / 2))
+        tries.append((answered - asked, there - (asked + answered) / 2))
     return float(min(tries)[1])

@@ -64,12 +64,12 @@ class Painter:
 
         messages: Any = autoscaler_pb2  # has no types
         answer = _client().get_cluster_resource_state(timeout_s=ANSWER_S)
-        told = messages.GetClusterResourceStateReply.FromString(answer)
-        state = told.cluster_resource_state
+        reply = messages.GetClusterResourceStateReply.FromString(answer)
+        state = reply.cluster_resource_state
         nodes = [node for node in state.node_states if node.status != messages.NodeStatus.DEAD]
         held = _held(nodes)
         claims = [*_groups(state.pending_gang_resource_requests), *_plain(state.pending_resource_requests)]
-        jobs = {one.job for one in held} | {one.job for one in claims} - {PLAIN}
+        jobs = {claim.job for claim in held} | {claim.job for claim in claims} - {PLAIN}
         if jobs - self.owners.keys():
             self.owners = _owners()
         return Picture(
@@ -83,9 +83,9 @@ class Painter:
 
     def left_out(self) -> dict[str, tuple[float, float]]:
         """Claims that sessions on this cluster ignore, by id: until which unix time, for how many seconds."""
-        told = _client().internal_kv_get(STUCK, namespace=SPACE, timeout=ANSWER_S)
+        stored = _client().internal_kv_get(STUCK, namespace=SPACE, timeout=ANSWER_S)
         try:
-            return {str(one): (float(until), float(s)) for one, (until, s) in json.loads(told or b"{}").items()}
+            return {str(claim): (float(until), float(s)) for claim, (until, s) in json.loads(stored or b"{}").items()}
         except (ValueError, TypeError, AttributeError):  # of another version
             return {}
 
@@ -101,8 +101,8 @@ class Painter:
     def of_plain(self) -> list[Owner]:
         """Jobs of which an actor that lives has resources outside of a placement group, as far as Ray knows."""
         accessor, messages = _tables()
-        actors = [messages.ActorTableData.FromString(one) for one in accessor.get_actor_table(None, "ALIVE")]
-        jobs = {one.job_id.hex() for one in actors if _counted(one.required_resources)}
+        actors = [messages.ActorTableData.FromString(message) for message in accessor.get_actor_table(None, "ALIVE")]
+        jobs = {actor.job_id.hex() for actor in actors if _counted(actor.required_resources)}
         return [self.owner(job) for job in sorted(jobs)]
 
 
@@ -115,8 +115,8 @@ def _client() -> Any:
 
 
 def _program(entrypoint: str) -> str:
-    """Which program a command runs. No arguments and no settings of the environment, which may be secrets: what is told
-    here goes to logs."""
+    """Which program a command runs. No arguments and no settings of the environment, which may be secrets: this
+    goes to logs."""
     words = [word for word in entrypoint.split()[:20] if "=" not in word]
     name, *rest = [word.rpartition("/")[2] for word in words] or [""]
     if name.startswith("python") and rest[:1] == ["-m"]:
@@ -127,27 +127,31 @@ def _program(entrypoint: str) -> str:
 
 
 def _held(nodes: Iterable[Any]) -> list[Held]:
-    found: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for place, node in enumerate(nodes):
+    groups: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for number, node in enumerate(nodes):
         for name, amount in node.total_resources.items():
             match = _GROUP.fullmatch(name)
             if match and not re.fullmatch(r"bundle|.+_group_\d+", match["name"]):
-                found[match["group"]][place][match["name"]] = amount
-    return [Held(group, group[-8:], on) for group, on in sorted(found.items())]
+                groups[match["group"]][number][match["name"]] = amount
+    return [Held(group, group[-8:], on) for group, on in sorted(groups.items())]
 
 
 def _groups(requests: Iterable[Any]) -> list[Claim]:
     claims = []
-    for one in requests:
-        group, _, rest = one.details.partition(":")
-        bundles = tuple(dict(bundle.resources_bundle) for bundle in one.requests)
+    for request in requests:
+        group, _, rest = request.details.partition(":")
+        bundles = tuple(dict(bundle.resources_bundle) for bundle in request.requests)
         claims.append(Claim(group, group[-8:], bundles, rest.partition("|")[0]))
     return claims
 
 
 def _plain(requests: Iterable[Any]) -> list[Claim]:
     """Tasks and actors outside of groups, by shape; one of each: another is a claim once it has got its place."""
-    shapes = [_counted(one.request.resources_bundle) for one in requests if not _in_group(one.request.resources_bundle)]
+    shapes = [
+        _counted(pending.request.resources_bundle)
+        for pending in requests
+        if not _in_group(pending.request.resources_bundle)
+    ]
     return [Claim(f"plain {sorted(shape.items())}", PLAIN, (shape,)) for shape in shapes if shape]
 
 
@@ -161,8 +165,8 @@ def _counted(resources: Mapping[str, float]) -> dict[str, float]:
 
 def _owners() -> dict[str, Owner]:
     accessor, messages = _tables()
-    told = accessor.get_job_table(skip_submission_job_info_field=True, skip_is_running_tasks_field=True)
-    return {owner.job: owner for owner in map(_owner, map(messages.JobTableData.FromString, told))}
+    messages_of_jobs = accessor.get_job_table(skip_submission_job_info_field=True, skip_is_running_tasks_field=True)
+    return {owner.job: owner for owner in map(_owner, map(messages.JobTableData.FromString, messages_of_jobs))}
 
 
 def _tables() -> tuple[Any, Any]:

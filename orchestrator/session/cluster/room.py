@@ -85,7 +85,7 @@ class Room:
         self._wants = self._has = 0
         self._wanting_since: float | None = None
         self._waiting = False
-        """Whether `waits` was told so."""
+        """Whether `waits` knows."""
         self._told_of: float | None = None
         """Since when it has been waiting, if that was said."""
         self._said: dict[bool, tuple[float, str]] = {}
@@ -154,21 +154,21 @@ class Room:
         """Look at the cluster now."""
         try:
             picture = self._painter.picture()
-            told = self._painter.left_out() if any(one.job != picture.me for one in picture.claims) else {}
+            left_out = self._painter.left_out() if any(claim.job != picture.me for claim in picture.claims) else {}
         except Exception:  # noqa: BLE001 - of many kinds; what an old picture means is known, and the head is watched
             return
         now = time.monotonic()
         with self._news:
             self._picture, self._looked = picture, now
-            found = self._leave_out_the_stuck(picture, told, now)
+            ignored = self._leave_out_the_stuck(picture, left_out, now)
             claiming = {claim.job for claim in picture.others(self._ignored())}
             self._gave = {
                 job: share for job, share in self._gave.items() if job in claiming and picture.share_of(job) <= share
             }
             self._news.notify_all()
-        if found:
+        if ignored:
             try:
-                self._painter.leave_out(found)
+                self._painter.leave_out(ignored)
             except Exception:  # noqa: BLE001 - as above; the others find out by themselves
                 return
 
@@ -222,13 +222,15 @@ class Room:
         return time.monotonic() - self._looked < OLD_S
 
     def _leave_out_the_stuck(
-        self, picture: Picture, told: Mapping[str, tuple[float, float]], now: float
+        self, picture: Picture, from_others: Mapping[str, tuple[float, float]], now: float
     ) -> dict[str, tuple[float, float]]:
         """All that are left out from now on, if there is a new one: what the others are to know."""
         waiting, at = {claim.id for claim in picture.claims}, time.time()
-        both = sorted([*self._left_out.items(), *told.items()], key=lambda one: one[1])
-        # What lasts longer than it can was told by a clock that is ahead, or this one has jumped back.
-        self._left_out = {one: (until, s) for one, (until, s) in both if one in waiting and until <= at + LEFT_OUT_S}
+        both = sorted([*self._left_out.items(), *from_others.items()], key=lambda entry: entry[1])
+        # What lasts longer than it can comes from a clock that is ahead, or this one has jumped back.
+        self._left_out = {
+            claim: (until, s) for claim, (until, s) in both if claim in waiting and until <= at + LEFT_OUT_S
+        }
         fits = {claim.id for claim in placeable(picture, self._ignored())}
         self._fits_since = {claim: self._fits_since.get(claim, now) for claim in fits}
         stuck = [claim for claim, since in self._fits_since.items() if now - since > STUCK_S]
@@ -246,12 +248,12 @@ class Room:
 
 def _holders(picture: Picture, painter: Painter) -> list[str]:
     """Who but the looker has what, in words."""
-    jobs = sorted({one.job for one in picture.held} - {picture.me})
-    found = [f"{painter.owner(job)}: {amount(added(one.all for one in picture.of(job)))}" for job in jobs]
+    jobs = sorted({group.job for group in picture.held} - {picture.me})
+    holders = [f"{painter.owner(job)}: {amount(added(group.all for group in picture.of(job)))}" for job in jobs]
     if picture.plain:
         names = " and ".join(map(str, painter.of_plain())) or "tasks"
-        found.append(f"{names}, outside of placement groups: {amount(picture.plain)}")
-    return found
+        holders.append(f"{names}, outside of placement groups: {amount(picture.plain)}")
+    return holders
 
 
 def _words(picture: Picture, slot: Claim, holders: list[str], has: int) -> str:

@@ -72,13 +72,13 @@ class Picture:
     @cached_property
     def plain(self) -> Amounts:
         """What is held outside of placement groups."""
-        free = added([*self.free, *(one.all for one in self.held)])
+        free = added([*self.free, *(group.all for group in self.held)])
         used = {name: amount - free.get(name, 0.0) for name, amount in added(self.total).items()}
         return {name: amount for name, amount in used.items() if amount > ROUNDING}
 
     def of(self, job: str) -> list[Held]:
         """The placement groups of a job."""
-        return [one for one in self.held if one.job == job]
+        return [group for group in self.held if group.job == job]
 
     def share(self, amounts: Amounts) -> float:
         """The largest part of the cluster, over all resources, that these are."""
@@ -87,7 +87,7 @@ class Picture:
 
     def share_of(self, job: str) -> float:
         """The share that a job has."""
-        return self.share(self.plain if job == PLAIN else added(one.all for one in self.of(job)))
+        return self.share(self.plain if job == PLAIN else added(group.all for group in self.of(job)))
 
     def has_nothing(self, job: str) -> bool:
         """Whether a job has no room at all."""
@@ -96,12 +96,13 @@ class Picture:
     def freed(self, groups: Sequence[Held]) -> list[Amounts]:
         """What would be free of each node without these groups."""
         return [
-            added([free, *(one.on[place] for one in groups if place in one.on)]) for place, free in enumerate(self.free)
+            added([free, *(group.on[number] for group in groups if number in group.on)])
+            for number, free in enumerate(self.free)
         ]
 
     def others(self, ignored: Collection[str] = ()) -> list[Claim]:
         """What others wait for and could have, if all sweeps gave back all they hold; not those `ignored`, by id."""
-        most = self.freed([one for one in self.held if one.job in self.sweeps])
+        most = self.freed([group for group in self.held if group.job in self.sweeps])
         return [
             claim
             for claim in self.claims
@@ -149,26 +150,26 @@ def placeable(picture: Picture, ignored: Collection[str] = ()) -> list[Claim]:
 
 def placed(claim: Claim, free: Sequence[Amounts]) -> list[Amounts] | None:
     """What is left of each node once a claim has its place there; None if it finds none."""
-    left = [dict(one) for one in free]
+    left = [dict(node) for node in free]
     if claim.strategy == "STRICT_PACK":
         whole = claim.all
-        return next((_without(left, place, whole) for place, one in enumerate(left) if _holds(one, whole)), None)
+        return next((_without(left, number, whole) for number, node in enumerate(left) if _holds(node, whole)), None)
     open_ = set(range(len(left)))
-    for bundle in sorted(claim.bundles, key=lambda one: -sum(one.values())):
-        place = next((at for at in sorted(open_) if _holds(left[at], bundle)), None)
-        if place is None:
+    for bundle in sorted(claim.bundles, key=lambda bundle: -sum(bundle.values())):
+        number = next((at for at in sorted(open_) if _holds(left[at], bundle)), None)
+        if number is None:
             return None
-        left[place] = dict(_without(left, place, bundle)[place])
+        left[number] = dict(_without(left, number, bundle)[number])
         if claim.strategy == "STRICT_SPREAD":
-            open_.discard(place)
+            open_.discard(number)
     return list(left)
 
 
 def added(amounts: Iterable[Amounts]) -> Amounts:
     """The sum of several amounts."""
     total: dict[str, float] = {}
-    for one in amounts:
-        for name, amount in one.items():
+    for part in amounts:
+        for name, amount in part.items():
             total[name] = total.get(name, 0.0) + amount
     return total
 
@@ -179,9 +180,9 @@ def _helps(picture: Picture, claim: Claim) -> bool:
     if not mine or placed(claim, picture.freed(mine)) is not None:
         return bool(mine)
     given: list[Held] = []
-    for one in picture.held:
-        if one.job in picture.sweeps and one.job != picture.me:
-            given.append(one)
+    for group in picture.held:
+        if group.job in picture.sweeps and group.job != picture.me:
+            given.append(group)
             if placed(claim, picture.freed([*mine, *given])) is not None:
                 return placed(claim, picture.freed(given)) is None
     return False
@@ -197,7 +198,7 @@ def _is_due(picture: Picture, giver: str, claim: Claim) -> bool:
     while kept:
         given.append(kept.pop())
         if placed(claim, picture.freed(given)) is not None:
-            return picture.share(added(one.all for one in kept)) >= theirs - ROUNDING
+            return picture.share(added(group.all for group in kept)) >= theirs - ROUNDING
     return False
 
 
@@ -217,8 +218,8 @@ def _holds(free: Amounts, wanted: Amounts) -> bool:
     return all(free.get(name, 0.0) >= amount - ROUNDING for name, amount in wanted.items())
 
 
-def _without(free: Sequence[Amounts], place: int, taken: Amounts) -> list[Amounts]:
+def _without(free: Sequence[Amounts], number: int, taken: Amounts) -> list[Amounts]:
     return [
-        {name: amount - taken.get(name, 0.0) for name, amount in one.items()} if at == place else one
-        for at, one in enumerate(free)
+        {name: amount - taken.get(name, 0.0) for name, amount in node.items()} if at == number else node
+        for at, node in enumerate(free)
     ]

@@ -57,9 +57,9 @@ class Slots(PlacementGroupResourceManager):  # type: ignore[misc, unused-ignore]
 
     def acquire_resources(self, resource_request: Any) -> Any:
         """Take a slot that is there, if one is."""
-        found = super().acquire_resources(resource_request)
+        acquired = super().acquire_resources(resource_request)
         self._note()
-        return found
+        return acquired
 
     def free_resources(self, acquired_resource: Any) -> None:
         """Let go of a slot."""

@@ -61,7 +61,7 @@ for _ in range(20):
         break
     time.sleep(0.05)
 """
-"""Ends every process of the sessions that it was told, once whoever told it is gone. Ray's own agents need half a
+"""Ends every process of the sessions named on its input, once that input ends. Ray's own agents need half a
 minute to see that their raylet is dead, and what a rank has started may never see it."""
 
 guards: set[int] = set()
@@ -173,8 +173,7 @@ def signals_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def apart(guard: Guard) -> Iterator[None]:
-    """While this lasts, what Ray starts gets a session of its own, is told to the guard, and does not share the
-    driver's input."""
+    """Give what Ray starts, while this lasts, a session of its own that the guard knows, and not the driver's input."""
     from ray._private import services
 
     class Apart(services.ConsolePopen):  # type: ignore[misc, unused-ignore]
@@ -189,7 +188,7 @@ def apart(guard: Guard) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_loopback() -> Iterator[None]:
-    """While this lasts, what Ray starts has the loopback address. `_node_ip_address` would not do: Ray puts in its
+    """Give what Ray starts, while this lasts, the loopback address. `_node_ip_address` would not do: Ray puts in its
     place an address that others reach."""
     from ray._private import ray_constants
 
@@ -208,7 +207,7 @@ def on_loopback() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lean() -> Iterator[None]:
-    """While this lasts, Ray starts a head without what a sweep on a cluster of its own does not need (BESIDE)."""
+    """Have Ray start, while this lasts, a head without what a sweep on a cluster of its own does not need (BESIDE)."""
     from ray._private.node import Node
 
     with contextlib.ExitStack() as stack:
@@ -219,8 +218,8 @@ def lean() -> Iterator[None]:
 
 @contextlib.contextmanager
 def token(word: str | None) -> Iterator[None]:
-    """As long as this lasts Ray has this token and no other; None: it sends none. Ray would look in the home, and keep
-    there what it makes up, for others to read."""
+    """Have Ray use this token and no other, as long as this lasts; None: it sends none. Ray would look in the home, and
+    keep there what it makes up, for others to read."""
 
     def read_again() -> None:
         from ray import _raylet
@@ -241,7 +240,9 @@ def check() -> None:
     """Say in the log if another version of Ray has started its head in the driver's own group after all, or listens
     where others reach it."""
     family = psutil.Process().children(recursive=True)
-    if reached := sorted({f"{one.laddr.ip}:{one.laddr.port}" for one in listeners(family) if not is_loopback(one)}):
+    if reached := sorted(
+        {f"{socket.laddr.ip}:{socket.laddr.port}" for socket in listeners(family) if not is_loopback(socket)}
+    ):
         sys.stderr.write(f"Ray listens where other machines reach it, behind its token: {' '.join(reached)}\n")
     shared = [
         f"{process.name()} (pid {process.pid})"
@@ -257,11 +258,13 @@ def check() -> None:
 
 def listeners(processes: Iterable[psutil.Process]) -> list[Any]:
     """The sockets of processes, as psutil tells them, that wait for connections by TCP."""
-    found = []
+    sockets = []
     for process in processes:
         with contextlib.suppress(psutil.Error, OSError):
-            found += [one for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
-    return found
+            sockets += [
+                connection for connection in process.net_connections("tcp") if connection.status == psutil.CONN_LISTEN
+            ]
+    return sockets
 
 
 def is_loopback(listener: Any) -> bool:

@@ -191,7 +191,7 @@ def test_a_line_that_training_takes_for_no_point_is_none_here_either(trials: Pat
     found = audit(trials / "abc")
     assert (len(found["points"]), found["torn"]) == (3, 0)
     assert found["faults"] == ["points.jsonl is damaged (line 1 is no point)"]
-    assert points_fault(Folder(trials / "abc"), until=8, told=3) == "line 1 is no point"
+    assert points_fault(Folder(trials / "abc"), until=8, expected=3) == "line 1 is no point"
 
 
 def test_points_that_the_newest_sound_checkpoint_has_passed_are_missed(trials: Path) -> None:

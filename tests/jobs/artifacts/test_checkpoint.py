@@ -122,8 +122,8 @@ def test_the_writer_does_one_thing_at_a_time_and_keeps_its_error(tmp_path: Path)
     """Mutant checks: handing over without waiting for the work before, or an error that is told once, fails this."""
     writer, gate, begun = checkpoint.Writer(), threading.Event(), threading.Event()
     order: list[str] = []
-    writer.look()
-    writer.settle()
+    writer.raise_if_failed()
+    writer.wait()
 
     def first() -> None:
         assert gate.wait(60)
@@ -133,12 +133,12 @@ def test_the_writer_does_one_thing_at_a_time_and_keeps_its_error(tmp_path: Path)
         order.append("second")
         raise ZeroDivisionError("mine")
 
-    writer.hand_over(first)
-    writer.look()
+    writer.submit(first)
+    writer.raise_if_failed()
 
     def other() -> None:
         begun.set()
-        writer.hand_over(second)
+        writer.submit(second)
         order.append("handed over")
 
     helper = threading.Thread(target=other)
@@ -147,7 +147,7 @@ def test_the_writer_does_one_thing_at_a_time_and_keeps_its_error(tmp_path: Path)
     assert order == []
     gate.set()
     helper.join()
-    for call in (writer.settle, writer.look, writer.settle, partial(writer.hand_over, first)):
+    for call in (writer.wait, writer.raise_if_failed, writer.wait, partial(writer.submit, first)):
         with pytest.raises(ZeroDivisionError, match="mine"):
             call()
     assert order[0] == "first"

@@ -276,7 +276,7 @@ def test_points_that_a_checkpoint_has_passed_are_all_there(tmp_path: Path) -> No
 
     def fault(*there: str, told: int | None = 6) -> str | None:
         path.write_text("".join(there))
-        return points_fault(Folder(tmp_path), until=2, told=told)
+        return points_fault(Folder(tmp_path), until=2, expected=told)
 
     assert fault(*lines) is None
     assert fault(*lines[:6], lines[6][:9]) is None
@@ -300,7 +300,7 @@ def test_wherever_points_are_cut_it_is_noticed_before_the_last_of_them(
     content = (folder / "points.jsonl").read_bytes()
     (folder / "points.jsonl").write_bytes(content[: int(cut * len(content))])
     whole = cut * len(content) >= len(content) - 1  # all but the end of the last line
-    assert (points_fault(Folder(folder), until=2, told=3) is None) == whole
+    assert (points_fault(Folder(folder), until=2, expected=3) is None) == whole
 
 
 @pytest.mark.parametrize(

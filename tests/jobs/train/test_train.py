@@ -260,7 +260,7 @@ def test_a_job_of_seconds_that_is_killed_keeps_the_seconds_it_used_and_contradic
         told += first.advance(4)
     assert max(point.step for point in told) >= 16, "pruning waits for its rung"
     # Killed here: of `first` nothing is used any more, and its points on disk are ahead of its checkpoints.
-    first.writer.settle()
+    first.writer.wait()
     newest, before = checkpoint.steps(tmp_path / "checkpoints")
     if damaged:
         (tmp_path / "checkpoints" / f"step_{newest:06}" / "model.safetensors").write_bytes(b"")

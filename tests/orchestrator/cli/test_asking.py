@@ -347,7 +347,7 @@ def answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes
             (into / name).write_bytes(content)
         return 0
 
-    monkeypatch.setattr(bring, "ask", ask)
+    monkeypatch.setattr(bring, "run_remote", ask)
     monkeypatch.chdir(tmp_path)
     return files
 
@@ -359,11 +359,11 @@ def brought(into: str | None = None, *, of: str = RUN) -> bring.Answered:
 def test_a_report_is_named_after_its_run_and_replaced_whole(answered: dict[str, bytes]) -> None:
     """A plot that is no longer drawn goes, and what somebody put beside it stays."""
     answered["tuning.png"] = b"old"
-    assert brought().place == Path("a b-report")
+    assert brought().folder == Path("a b-report")
     (Path("a b-report") / "notes.txt").write_text("mine")
     del answered["tuning.png"]
     answered["report.html"] = b"newer"
-    assert brought().place == Path("a b-report")
+    assert brought().folder == Path("a b-report")
     found = {path.name: path.read_bytes() for path in Path("a b-report").iterdir() if path.name != bring.MARKER}
     assert found == {"report.html": b"newer", "results.parquet": b"p", "notes.txt": b"mine"}
     assert [path.name for path in Path().iterdir()] == ["a b-report"]
@@ -376,7 +376,7 @@ def test_a_report_of_a_run_with_a_long_name_has_a_name_that_a_folder_may_have(
     answered: dict[str, bytes], last: str, length: int
 ) -> None:
     """In bytes too. Mutant check: cutting characters alone."""
-    place = brought(of=f"s3://b/{quote(unquote(last))}").place
+    place = brought(of=f"s3://b/{quote(unquote(last))}").folder
     assert place is not None
     assert (place / "report.html").exists()
     assert len(place.name.removesuffix("-report")) == length
@@ -416,7 +416,7 @@ def test_an_interrupted_export_makes_nothing(answered: dict[str, bytes], monkeyp
         (into / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bring, "ask", interrupted)
+    monkeypatch.setattr(bring, "run_remote", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bring.export("http://h", RUN, "x", Path("new/enc"), err=lambda _: None)
     assert list(Path().iterdir()) == []

@@ -273,7 +273,7 @@ def test_a_server_that_goes_away_after_it_has_answered_is_told_in_words(monkeypa
         lambda: verbs.posted("http://head", run),
         lambda: verbs.wait_for_status("http://head", run, tell=said),
         lambda: verbs.follow_driver("http://head", run, write=said, tell=said),
-        lambda: verbs.ask("http://head", run, ["status", run], out=said, err=said),
+        lambda: verbs.run_remote("http://head", run, ["status", run], out=said, err=said),
     ):
         with pytest.raises(InfrastructureMissing, match="http://head"):
             asked()
@@ -637,7 +637,7 @@ def test_a_living_driver_says_how_its_run_stands_and_one_that_was_stopped_has_no
     run, at = (site.folder / "héad's").as_uri(), ("--address", site.url)
     call("launch", "long.toml", "--into", run, "--offline", "--detach", *at, cwd=tmp_path, env=laptop())
     with monkeypatch.context() as patch:
-        patch.setattr(asking, "ask", lambda *_, **__: pytest.fail("no job is needed"))
+        patch.setattr(asking, "run", lambda *_, **__: pytest.fail("no job is needed"))
         wait_for(lambda: ((submission.standing(site.url, run) or {}).get("counts") or {}).get("running"))
         done = CliRunner().invoke(main, ["status", run, "--json", *at])
         assert done.exit_code == 0, done.output
@@ -773,7 +773,7 @@ def test_a_head_that_takes_no_jobs_is_told_with_the_remedy(
             site.head(f"--dashboard-agent-listen-port={other.getsockname()[1]}")
             wait_for(lambda: answers(site.url), what="the job server")
             with pytest.raises(InfrastructureMissing, match="--dashboard-agent-listen-port=0"):
-                submission.ask(
+                submission.run_remote(
                     site.url, "s3://bucket/run", ["status", "s3://bucket/run"], out=lambda _: None, err=lambda _: None
                 )
         finally:

@@ -196,12 +196,12 @@ def test_a_file_system_that_is_full_is_a_blocker_of_launch(tmp_path: Path) -> No
 
 def test_what_a_node_reads_must_be_what_the_driver_wrote(tmp_path: Path) -> None:
     (tmp_path / "mark").write_text("this")
-    assert nodes.storage(nodes.Place("mark", "this", folder=str(tmp_path))) is None
+    assert nodes.storage(nodes.StorageMarker("mark", "this", folder=str(tmp_path))) is None
     assert "not the folder that the driver writes to" in str(
-        nodes.storage(nodes.Place("mark", "that", folder=str(tmp_path)))
+        nodes.storage(nodes.StorageMarker("mark", "that", folder=str(tmp_path)))
     )
     assert [path.name for path in tmp_path.iterdir()] == ["mark"]
-    assert "not the folder" in str(nodes.storage(nodes.Place("mark", "this", folder=str(tmp_path / "none"))))
+    assert "not the folder" in str(nodes.storage(nodes.StorageMarker("mark", "this", folder=str(tmp_path / "none"))))
 
 
 def test_a_bucket_is_written_read_and_left_as_it_was(tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def test_a_creator_who_is_overtaken_takes_its_own_away_and_nothing_else(
         with pytest.raises(SweepChanged, match=words):
             create(home / "sweep.toml", planning.make(sweeps.load(home / "sweep.toml")), folder)
         assert Ledger.runs(url) == []
-        at = creation._place(folder)
+        at = creation._store_of(folder)
         assert at.names().get(at.marker)
         assert (at.names().get("sweep.json") or False) == begun
 

@@ -644,7 +644,7 @@ def test_a_transaction_that_takes_long_keeps_no_caller_of_the_session_waiting(tm
         asking.start()
         while session._outage.lasted_s() < 0.1:  # the transaction waits for the lock
             time.sleep(0.01)
-        asked = [
+        asked: list[Callable[[], object]] = [
             partial(session.prune, dispatch, part),
             partial(session.report, dispatch, part),
             partial(session.waits, "others"),
