@@ -12,7 +12,7 @@ import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -118,10 +118,10 @@ def _continue(context: RunContext, code: UserCode | None = None) -> int:
     return _drive(context, needs, record=examined.record, notes=notes, continues=True, code=code)
 
 
-def execution_overrides(texts: Sequence[str]) -> dict[str, Any]:
-    """`job.execution.micro=32` and the like as execution settings. Raises ConfigError: nothing else may change."""
+def execution_overrides(texts: Sequence[str]) -> dict[str, object]:
+    """Read `job.execution.micro=32` and the like as execution settings. Raises ConfigError: nothing else may change."""
     known = list(Execution.model_fields)
-    settings: dict[str, Any] = {}
+    settings: dict[str, object] = {}
     faults = []
     for text in texts:
         key, _, value = (part.strip() for part in text.partition("="))
@@ -153,7 +153,7 @@ def _drive(
     continues: bool = False,
     code: UserCode | None = None,
 ) -> int:
-    """One session. code: of the user. record: the provenance of what is trained now, None where nothing is left to
+    """Run one session. code: of the user. record: the provenance of what is trained now, None where nothing is left to
     train."""
     from orchestrator import tracking
 
@@ -213,7 +213,8 @@ def _drive(
 
 
 def _shortened(sentences: Sequence[str]) -> list[str]:
-    """At most `MOST_SAID` of them, and how many there are more: each takes a transaction, and a reader's time."""
+    """Keep at most `MOST_SAID` of them, and say how many there are more: each takes a transaction, and a reader's
+    time."""
     more = len(sentences) - MOST_SAID
     return [*sentences[:MOST_SAID], *([f"and {more:,} more files of trials were written again"] if more > 0 else [])]
 
@@ -240,7 +241,7 @@ def _answer(session: Session, projection: tracking.Projection | None, progress: 
     from orchestrator.tracking import publish
 
     ledger, folder = session.context.ledger, session.context.folder
-    answer: dict[str, Any] = {}
+    answer: dict[str, object] = {}
     if not session.storage_full:
         answer = report.write(ledger, folder.report)
         progress.answer(report.table(answer))

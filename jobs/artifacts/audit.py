@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from jobs.artifacts import manifest
 from jobs.artifacts.bucket import Bucket
@@ -24,8 +24,32 @@ from jobs.core.failures import words_of
 from jobs.core.plain import visible_lines
 
 
+class CheckpointRecord(TypedDict):
+    """A checkpoint that has a manifest."""
+
+    name: str
+    step: int
+    fault: str | None
+
+
+class TrialRecord(TypedDict):
+    """What `audit` says of a trial, a line of JSON."""
+
+    trial: str
+    job: object
+    result: object
+    points: list[tuple[str, int, float]]
+    repeated: int
+    torn: int
+    missing: int
+    checkpoints: list[CheckpointRecord]
+    quarantine: list[str]
+    leftovers: list[str]
+    faults: list[str]
+
+
 def main(arguments: list[str]) -> int:
-    """Exit status for these command-line arguments."""
+    """Run with these command-line arguments. Returns the exit status."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         sys.stderr.write(
             "usage: python -m jobs.artifacts.audit TRIALS    where TRIALS is the folder of a run's trials, or a URI\n"
@@ -41,13 +65,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _in_folder(trials: Path) -> Iterator[dict[str, Any]]:
+def _in_folder(trials: Path) -> Iterator[TrialRecord]:
     for folder in sorted(path for path in trials.iterdir() if path.is_dir()):
         yield audit(folder)
 
 
-def _in_bucket(uri: str) -> Iterator[dict[str, Any]]:
-    """Nothing is judged by what may lie on this disk already."""
+def _in_bucket(uri: str) -> Iterator[TrialRecord]:
+    """Audit each trial in a folder of its own, so that nothing is judged by what lies on this disk already."""
     with tempfile.TemporaryDirectory(prefix="audit-") as scratch:
         bucket = Bucket.of(uri, Path(scratch))
         for name in bucket.folders():
@@ -55,7 +79,7 @@ def _in_bucket(uri: str) -> Iterator[dict[str, Any]]:
                 yield audit(folder) | {"trial": name}
 
 
-def audit(folder: Path) -> dict[str, Any]:
+def audit(folder: Path) -> TrialRecord:
     """What one trial's folder holds, as plain JSON.
 
     `job` and `result` are None where there is none; `points` has the first of those that are there twice, `repeated`
@@ -103,7 +127,7 @@ def _attempt(path: Path, faults: list[str]) -> None:
         faults.append(f"{path.name} {what}, so it keeps no earlier attempt from writing")
 
 
-def _json(path: Path, faults: list[str]) -> Any:
+def _json(path: Path, faults: list[str]) -> object:
     if not path.exists():
         return None
     try:
@@ -113,7 +137,7 @@ def _json(path: Path, faults: list[str]) -> Any:
         return None
 
 
-def _points(path: Path, faults: list[str]) -> tuple[list[list[Any]], int, int]:
+def _points(path: Path, faults: list[str]) -> tuple[list[tuple[str, int, float]], int, int]:
     if not path.exists():
         return [], 0, 0
     try:
@@ -126,14 +150,14 @@ def _points(path: Path, faults: list[str]) -> tuple[list[list[Any]], int, int]:
     values: dict[tuple[str, int], float] = {}
     for point in there:
         values.setdefault((point.key, point.step), point.value)
-    return [[key, step, value] for (key, step), value in values.items()], len(there) - len(values), int(torn)
+    return [(key, step, value) for (key, step), value in values.items()], len(there) - len(values), int(torn)
 
 
-def _checkpoint(path: Path) -> tuple[dict[str, Any], int | None]:
+def _checkpoint(path: Path) -> tuple[CheckpointRecord, int | None]:
     """What is known of a checkpoint; and how many points there were up to its step, where it is sound and says so."""
     step, fault, counted = manifest.step_of(path.name), None, None
     try:
-        counted = manifest.check(path, step=step)["extra"].get(POINTS_TOLD)
+        counted = manifest.check(path, step=step).extra.get(POINTS_TOLD)
     except (OSError, ValueError) as error:
         fault = words_of(error)
     return {"name": path.name, "step": step, "fault": fault}, counted

@@ -65,17 +65,17 @@ class Bucket:
         return None if content is None else content.decode()
 
     def write(self, name: str, text: str) -> None:
-        """To the local folder and to the store."""
+        """Write to the local folder and to the store."""
         write_whole(self.scratch / name, text)
         self.publish(name)
 
     def publish(self, *names: str) -> None:
-        """Uploaded side by side, each by one request, so that no reader sees a part of it."""
+        """Upload them side by side, each by one request, so that no reader sees a part of it."""
         there = [name for name in names if (self.scratch / name).exists()]
         side_by_side([partial(self._put, name, (self.scratch / name).read_bytes()) for name in there])
 
     def download(self, name: str) -> None:
-        """Downloaded."""
+        """Download it, or remove the local copy where there is none."""
         text = self.read(name)
         if text is None:
             (self.scratch / name).unlink(missing_ok=True)
@@ -88,8 +88,8 @@ class Bucket:
         return sorted(found, key=manifest.step_of, reverse=True)
 
     def commit(self, aside: Path, name: str, *, permit: Callable[[], None]) -> None:
-        """Uploaded side by side, and then the manifest. Older files of that name are no checkpoint from the first
-        request on."""
+        """Upload the files side by side, and then the manifest. Older files of that name are no checkpoint from the
+        first request on."""
         permit()
         if manifest.NAME in self._folders().get(name, ()):
             self._ask(lambda: self.objects.delete(f"{name}/{manifest.NAME}"))
@@ -101,7 +101,7 @@ class Bucket:
 
     @contextlib.contextmanager
     def fetch(self, name: str) -> Iterator[Path]:
-        """Downloaded to a folder that is gone afterwards."""
+        """Download it to a folder that is gone afterwards."""
         here = temp_path(self.scratch, name)
         needed = sum(info.size or 0 for info in self._ask(lambda: self.objects.infos(name, recursive=True)))
         try:
@@ -113,7 +113,7 @@ class Bucket:
             drop(here)
 
     def quarantine(self, name: str) -> str:
-        """Of a folder the manifest is renamed, to manifest.bad-N.json, and of a file the local copy as well."""
+        """Rename the manifest of a folder to manifest.bad-N.json; or a file, and its local copy as well."""
         if manifest.is_step(name):
             there = self._folders().get(name, set())
             bad = next(other for n in itertools.count(1) if (other := f"manifest.bad-{n}.json") not in there)
@@ -136,12 +136,12 @@ class Bucket:
         return {info.base_name for info in self._ask(self.objects.infos) if info.is_file}
 
     def remove(self, name: str) -> None:
-        """Without its manifest, a prefix that is half deleted is no checkpoint."""
+        """Delete the manifest first: a prefix that is half deleted is no checkpoint then."""
         self._ask(lambda: self.objects.delete(f"{name}/{manifest.NAME}"))
         self._ask(lambda: self.objects.delete_folder(name))
 
     def clean(self) -> None:
-        """Local folders of processes that are dead, and files that no manifest followed."""
+        """Delete local folders of processes that are dead, and files that no manifest followed."""
         clean_folder(self.scratch)
         for name, files in self._folders().items():
             if not any(file.startswith("manifest.") for file in files):

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim.optimizer import StateDict
 
 from jobs.artifacts import manifest
 from jobs.artifacts.storage import Folder, Storage, StorageFull, disk_full_guard, temp_path
@@ -29,6 +30,8 @@ from jobs.core.failures import words_of
 OVERHEAD = 65_536
 OVERHEAD_OF_A_TENSOR = 512
 """Bytes of names, headers and block ends beside the values: about so many, and rather too many."""
+
+T = TypeVar("T")
 
 LIBRARIES = (RuntimeError, pickle.UnpicklingError, SafetensorError)
 """What torch and safetensors raise for a file that is none of theirs."""
@@ -40,8 +43,8 @@ class Checkpoint:
 
     step: int
     model: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    extra: dict[str, Any]
+    optimizer: StateDict
+    extra: manifest.Extra
     """The manifest's own values: seconds trained so far and the like; see `manifest.check`."""
 
     @property
@@ -50,13 +53,13 @@ class Checkpoint:
         return OVERHEAD + sum(tensor.nbytes + OVERHEAD_OF_A_TENSOR for tensor in _tensors([self.model, self.optimizer]))
 
 
-def snapshot(*, step: int, model: dict[str, Tensor], optimizer: dict[str, Any], extra: dict[str, Any]) -> Checkpoint:
+def snapshot(*, step: int, model: dict[str, Tensor], optimizer: StateDict, extra: manifest.Extra) -> Checkpoint:
     """The state as it is now: nothing that training changes later is shared, and everything is on the CPU."""
     return Checkpoint(step, _copied(model), _copied(optimizer), _copied(extra))
 
 
 def write(storage: Path | Storage, taken: Checkpoint, *, keep: int, permit: Callable[[], None] = lambda: None) -> None:
-    """Commit `taken` as step_NNNNNN of `place`, then drop all but the newest `keep`.
+    """Commit `taken` as step_NNNNNN of `storage`, then drop all but the newest `keep`.
 
     `permit` is called just before, and may raise. Raises StorageFull when the disk is full. In both cases the older
     checkpoints are untouched, and nothing half written is left.
@@ -82,8 +85,8 @@ def save(
     *,
     step: int,
     model: dict[str, Tensor],
-    optimizer: dict[str, Any],
-    extra: dict[str, Any],
+    optimizer: StateDict,
+    extra: manifest.Extra,
     keep: int,
 ) -> None:
     """Take a snapshot and commit it, here and now. Raises as `write` does."""
@@ -109,7 +112,7 @@ def newest(storage: Path | Storage) -> tuple[Checkpoint | None, list[str]]:
 
 def weights(
     storage: Path | Storage, *, step: int | None = None
-) -> tuple[int, dict[str, Tensor], dict[str, Any], list[str]]:
+) -> tuple[int, dict[str, Tensor], manifest.Extra, list[str]]:
     """The model at the newest step, or at `step`, whose files match their manifest; the manifest's own values; and what
     was wrong with newer ones.
 
@@ -122,7 +125,7 @@ def weights(
         try:
             with storage.fetch(name) as path:
                 content = manifest.check(path, step=manifest.step_of(name))
-                return content["step"], load_file(path / manifest.MODEL), content["extra"], remarks
+                return content.step, load_file(path / manifest.MODEL), content.extra, remarks
         except (ConnectionError, StorageFull):
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError, *LIBRARIES) as error:
@@ -134,7 +137,7 @@ def weights(
 
 
 def steps(storage: Path | Storage) -> list[int]:
-    """Steps of the checkpoints in `place`, newest first; their files are not looked at."""
+    """Steps of the checkpoints in `storage`, newest first; their files are not looked at."""
     return [manifest.step_of(name) for name in _at(storage).committed()]
 
 
@@ -165,17 +168,18 @@ def _at(storage: Path | Storage) -> Storage:
     return Folder(storage) if isinstance(storage, Path) else storage
 
 
-def _copied(state: Any) -> Any:
+def _copied(state: T) -> T:
+    copy: object = state
     if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: _copied(value) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(_copied(value) for value in state)
-    return state
+        copy = state.detach().to("cpu", copy=True)
+    elif isinstance(state, dict):
+        copy = {key: _copied(value) for key, value in state.items()}
+    elif isinstance(state, list | tuple):
+        copy = type(state)(_copied(value) for value in state)
+    return cast("T", copy)  # of the same type, entry by entry
 
 
-def _tensors(state: Any) -> Iterator[Tensor]:
+def _tensors(state: object) -> Iterator[Tensor]:
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, dict | list | tuple):
@@ -186,8 +190,8 @@ def _tensors(state: Any) -> Iterator[Tensor]:
 def _read(path: Path, step: int) -> Checkpoint:
     content = manifest.check(path, step=step)
     return Checkpoint(
-        step=content["step"],
+        step=content.step,
         model=load_file(path / manifest.MODEL),
         optimizer=torch.load(path / manifest.OPTIMIZER, weights_only=True, map_location="cpu"),
-        extra=content["extra"],
+        extra=content.extra,
     )

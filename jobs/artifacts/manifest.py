@@ -12,9 +12,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 NAME = "manifest.json"
 PREFIX = "step_"
@@ -28,7 +29,38 @@ KEYS = ("step", "sha256", "extra")
 DIGEST = "digest"
 
 
-def write(folder: Path, *, step: int, extra: Mapping[str, Any]) -> None:
+class Extra(TypedDict):
+    """What a manifest holds of the training, beside the files."""
+
+    seconds: float
+    """Trained so far."""
+
+    untrained: dict[str, float]
+    """Metrics of the encoder as it was before the first step."""
+
+    points: NotRequired[int]
+    """How many there are up to the step; not in manifests of older versions."""
+
+    reading: NotRequired[dict[str, object]]
+    """How the encoder takes and pools its inputs."""
+
+    world: NotRequired[int]
+    attempt: NotRequired[Sequence[int] | None]
+    """World size and attempt that have written it, for whoever looks for a fault."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of a manifest whose files match it."""
+
+    step: int
+    sha256: dict[str, str]
+    """By file."""
+
+    extra: Extra
+
+
+def write(folder: Path, *, step: int, extra: Extra) -> None:
     """Commit the files in `folder` as the checkpoint of `step`: fsynced, hashed, and only then named.
 
     extra: `seconds` trained so far, `untrained` metrics, and the number of `points` up to `step`; see `check`.
@@ -42,7 +74,7 @@ def write(folder: Path, *, step: int, extra: Mapping[str, Any]) -> None:
     fsync(folder)
 
 
-def check(folder: Path, *, step: int) -> dict[str, Any]:
+def check(folder: Path, *, step: int) -> Manifest:
     """The manifest of the checkpoint of `step`, which lies in `folder`, if its files match it.
 
     Raises OSError or ValueError where they do not, where it is of another step or not as it was written, and where it
@@ -55,28 +87,29 @@ def check(folder: Path, *, step: int) -> dict[str, Any]:
         raise ValueError(f"{NAME} is nested too deeply") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{NAME} is no JSON: {error}") from error
-    if fault := _fault(content, step):
+    files, extra = content.get("sha256"), content.get("extra")
+    if fault := _fault(content.get("step"), files, extra, step):
         raise ValueError(f"{NAME} {fault}")
-    for name, expected in content["sha256"].items():
+    checked = Manifest(step, cast("dict[str, str]", files), cast("Extra", extra))  # `_fault` has seen to both
+    for name, expected in checked.sha256.items():
         if sha256(folder / name) != expected:
             raise ValueError(f"{name} does not match its sha256")
-    return content
+    return checked
 
 
-def _fault(content: Mapping[str, Any], step: int) -> str | None:
-    """What is wrong with a manifest's content."""
-    files, extra = content.get("sha256"), content.get("extra")
+def _fault(named: object, files: object, extra: object, step: int) -> str | None:
+    """What is wrong with a manifest's content. named: the step in it."""
     missing = [name for name in FILES if isinstance(files, dict) and name not in files]
     if not isinstance(extra, dict):
         return "is damaged: its extra is no object"
-    seconds: Any = extra.get("seconds")
     rules = {
-        "is damaged: its step is no whole number": type(content.get("step")) is int,
-        f"is of step {content.get('step')}": content.get("step") == step,
+        "is damaged: its step is no whole number": type(named) is int,
+        f"is of step {named}": named == step,
         "is damaged: its sha256 is no object": isinstance(files, dict),
         f"is damaged: it names no sha256 of {', '.join(missing)}": not missing,
-        "is damaged: it names a file elsewhere": all(Path(name).name == name for name in files or ()),
-        "is damaged: its seconds is no number": is_number(seconds) and 0 <= seconds < math.inf,
+        "is damaged: it names a file elsewhere": isinstance(files, dict)
+        and all(Path(name).name == name for name in files),
+        "is damaged: its seconds is no number": is_seconds(extra.get("seconds")),
         "is damaged: its untrained is no object of numbers": is_numbers(extra.get("untrained")),
         "is damaged: its points is no whole number": is_count(extra.get("points", 0)),
         "is damaged: its reading is no object": isinstance(extra.get("reading", {}), dict),
@@ -84,28 +117,33 @@ def _fault(content: Mapping[str, Any], step: int) -> str | None:
     return next((what for what, holds in rules.items() if not holds), None)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Whether a value of JSON is a number that a float may be."""
     return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
-def is_numbers(value: Any) -> bool:
+def is_seconds(value: object) -> bool:
+    """Whether a value of JSON is a finite number from 0 on."""
+    return isinstance(value, int | float) and is_number(value) and 0 <= value < math.inf
+
+
+def is_numbers(value: object) -> bool:
     """Whether a value of JSON is an object of numbers."""
     return isinstance(value, dict) and all(map(is_number, value.values()))
 
 
-def is_count(value: Any) -> bool:
+def is_count(value: object) -> bool:
     """Whether a value of JSON is a whole number from 0 on that a database takes."""
     return type(value) is int and 0 <= value < 2**63
 
 
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+def sealed(content: Mapping[str, object]) -> dict[str, object]:
     """A JSON object with the digest of its content, whatever the order of its keys."""
     text = json.dumps({key: value for key, value in content.items() if key != DIGEST}, sort_keys=True)
     return {**content, DIGEST: hashlib.sha256(text.encode()).hexdigest()}
 
 
-def intact(content: Any, name: str, *, known: Collection[str]) -> dict[str, Any]:
+def intact(content: object, name: str, *, known: Collection[str]) -> dict[str, object]:
     """What `sealed` made and the file `name` holds, as it is. Raises ValueError for any other.
 
     known: the keys of versions without digests. An object with only these is believed; one with others may be one whose

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from jobs.artifacts import manifest
 
@@ -40,7 +40,7 @@ class StorageFull(OSError):
     def __str__(self) -> str:
         return str(self.strerror)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), self.told, self.__dict__
 
 
@@ -102,21 +102,21 @@ class Folder:
         return path.read_text() if path.exists() else None
 
     def write(self, name: str, text: str) -> None:
-        """Written aside, fsynced, renamed."""
+        """Write it aside, fsync it, rename it."""
         write_whole(self.scratch / name, text)
 
     def publish(self, *names: str) -> None:
-        """Nothing to do: what is here counts."""
+        """Do nothing: what is here counts."""
 
     def download(self, name: str) -> None:
-        """Nothing to do: what is here counts."""
+        """Do nothing: what is here counts."""
 
     def committed(self) -> list[str]:
         """Folders that hold a manifest."""
         return [path.name for path in manifest.complete(self.scratch)]
 
     def commit(self, aside: Path, name: str, *, permit: Callable[[], None]) -> None:
-        """One rename."""
+        """Rename it, once."""
         permit()
         if os.path.lexists(self.scratch / name) and not _is_folder(self.scratch / name):
             self.quarantine(name)  # a file in its place is somebody else's, and `remove` deletes folders only
@@ -129,7 +129,7 @@ class Folder:
         return contextlib.nullcontext(self.scratch / name)
 
     def quarantine(self, name: str) -> str:
-        """Renamed to NAME.bad-N."""
+        """Rename it to NAME.bad-N."""
         path = self.scratch / name
         bad = next(
             candidate for n in itertools.count(1) if not os.path.lexists(candidate := path.with_name(f"{name}.bad-{n}"))
@@ -138,7 +138,8 @@ class Folder:
         return bad.name
 
     def remove(self, name: str) -> None:
-        """Without its manifest, a folder that is half deleted is no checkpoint. Of a link, only the link is deleted."""
+        """Delete the manifest first: a folder that is half deleted is no checkpoint then. Of a link, only the link
+        goes."""
         path = self.scratch / name
         if path.is_symlink():
             path.unlink()
@@ -149,7 +150,7 @@ class Folder:
         drop(path)
 
     def clean(self) -> None:
-        """Folders set aside by processes that are dead."""
+        """Delete folders set aside by processes that are dead."""
         clean_folder(self.scratch)
 
 

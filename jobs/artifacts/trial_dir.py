@@ -9,13 +9,12 @@ uploaded before it where the trial's files are kept in a bucket (storage.py).
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, SupportsFloat
 
 from jobs.artifacts import manifest
 from jobs.artifacts.storage import Folder, Storage, disk_full_guard, write_whole
@@ -29,7 +28,7 @@ ATTEMPT = "attempt.json"
 POINTS = "points.jsonl"
 RESULT = "result.json"
 
-READING = "reading"
+READING: Final = "reading"
 """Key of a result and of a checkpoint: how the encoder takes and pools its inputs, as its folder said when it began."""
 
 
@@ -194,8 +193,8 @@ def points_in(text: str) -> tuple[list[Point], str | None, bool]:
 def points_fault(storage: Storage, *, until: int, expected: int | None) -> str | None:
     """What is wrong with the points on disk of a trial that has a checkpoint of step `until`; None if all are there.
 
-    told: how many there were up to then; None where an older version did not write that down. They are on disk before
-    the checkpoint is. More may be there: an attempt that was taken over may have added others.
+    expected: how many there were up to then; None where an older version did not write that down. They are on disk
+    before the checkpoint is. More may be there: an attempt that was taken over may have added others.
     """
     path = storage.scratch / POINTS
     try:
@@ -217,7 +216,7 @@ def points_fault(storage: Storage, *, until: int, expected: int | None) -> str |
 
 
 def _point(line: str) -> Point | None:
-    """None for a line that a kill cut short, or two lines that met."""
+    """Read one line; None for one that a kill cut short, or two that met."""
     try:
         point = Point(**json.loads(line))
     except (ValueError, TypeError, RecursionError):
@@ -226,7 +225,7 @@ def _point(line: str) -> Point | None:
     return point if numbers and isinstance(point.key, str) else None
 
 
-def refuse_other_reading(trained: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+def refuse_other_reading(trained: Mapping[str, object] | None, now: Mapping[str, object]) -> None:
     """Raise ValueError where the encoder's folder no longer says how the trial embeds. trained: what is recorded of the
     trial; None where an earlier version has not."""
     for name in sorted((trained or {}).keys() & now.keys()):
@@ -301,12 +300,12 @@ def read_result(
     return result if result["outcome"] == "diverged" or newest == (result["step"], result["seconds"]) else None
 
 
-def write_result(storage: Storage, result: Mapping[str, Any]) -> None:
+def write_result(storage: Storage, result: Mapping[str, object]) -> None:
     """Commit the result."""
     storage.write(RESULT, json.dumps(result, indent=1))
 
 
-RESULT_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+RESULT_KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "state": (lambda value: value == "done", "'done'"),
     "outcome": (lambda value: value in ("ok", "diverged"), "'ok' or 'diverged'"),
     "why": (lambda value: isinstance(value, str), "a text"),
@@ -314,7 +313,7 @@ RESULT_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "metrics": (manifest.is_numbers, "an object of numbers"),
     "untrained": (manifest.is_numbers, "an object of numbers"),
     "samples": (manifest.is_count, "a whole number"),
-    "seconds": (lambda value: manifest.is_number(value) and 0 <= value < math.inf, "a number of seconds"),
+    "seconds": (manifest.is_seconds, "a number of seconds"),
     "samples_per_second": (manifest.is_number, "a number"),
     "peak_memory_mb": (manifest.is_number, "a number"),
     "negatives_per_anchor": (manifest.is_number, "a number"),
@@ -323,7 +322,7 @@ RESULT_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 """What a result has, and of which kind that is."""
 
-POINTS_TOLD = "points"
+POINTS_TOLD: Final = "points"
 """Key of how many points there are, of results and of checkpoints; older versions did not write it down."""
 
 
@@ -356,7 +355,8 @@ def start_over(storage: Storage, checkpoints: Storage) -> str:
 
 
 def _object(text: str, keys: Sequence[str]) -> dict[str, Any]:
-    """Raises ValueError for text that is no JSON object with these keys, whose values are whole numbers."""
+    """Parse an object. Raises ValueError for text that is no JSON object with these keys, whose values are whole
+    numbers."""
     try:
         content = json.loads(text)
     except RecursionError as error:
@@ -390,7 +390,7 @@ def reason(error: Exception) -> str:
     return "a folder lies in its place" if isinstance(error, IsADirectoryError) else words_of(error)
 
 
-def _number(key: str, value: Any) -> float:
+def _number(key: str, value: SupportsFloat | str) -> float:
     try:
         if isinstance(value, str):
             raise TypeError

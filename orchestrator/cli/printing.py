@@ -14,6 +14,7 @@ from orchestrator.system.display import Harmless, cell, table_lines
 
 if TYPE_CHECKING:
     from orchestrator.preflight.estimate import Estimate
+    from orchestrator.run_dir.folder import Status, TrialStatus
     from orchestrator.sweep.plan import Plan
 
 BUDGETS = ("samples", "steps", "seconds")
@@ -128,7 +129,7 @@ TRIAL = ("trial", "stage", "arm", "seed", "state", "step", "metric", "attempts",
 """Columns of the trials of a run."""
 
 
-def print_status(found: dict[str, Any], run: str) -> None:
+def print_status(found: Status, run: str) -> None:
     """Say how a run stands. run: as a command takes it."""
     if len(found["trials"]) <= MOST_ROWS:
         print_whole(_status_table(found, found["trials"], run))
@@ -137,7 +138,7 @@ def print_status(found: dict[str, Any], run: str) -> None:
     echo("\n".join([*map(visible, _status_lines(found, run)), *rows]))
 
 
-def _status_table(found: dict[str, Any], trials: Sequence[dict[str, Any]], run: str) -> Any:
+def _status_table(found: Status, trials: Sequence[TrialStatus], run: str) -> Any:
     from rich.console import Group
     from rich.table import Table
 
@@ -150,7 +151,7 @@ def _status_table(found: dict[str, Any], trials: Sequence[dict[str, Any]], run: 
     return Group(*map(cell, _status_lines(found, run)), table, *([cell(f"and {more:,} more")] if more else []))
 
 
-def _status_lines(found: dict[str, Any], run: str) -> list[str]:
+def _status_lines(found: Status, run: str) -> list[str]:
     counts = "  ".join(f"{state} {count}" for state, count in found["counts"].items() if count)
     if found["driver"]:
         driven = f"driven by {found['driver']['holder'].partition(' [')[0]}"
@@ -161,7 +162,7 @@ def _status_lines(found: dict[str, Any], run: str) -> list[str]:
     return [f"{found['sweep']}: {'; '.join(parts)}", *([found["waits"]] if found["waits"] else [])]
 
 
-def _trial_cells(trial: dict[str, Any]) -> tuple[Any, ...]:
+def _trial_cells(trial: TrialStatus) -> tuple[object, ...]:
     metric = "-" if trial["metric"] is None else f"{trial['metric']:.4f}"
     failure = trial["failure"] or ""
     if failure and trial["message"]:
@@ -170,14 +171,14 @@ def _trial_cells(trial: dict[str, Any]) -> tuple[Any, ...]:
     return (*first, trial["attempts"], failure)
 
 
-def watch_status(look: Callable[[], dict[str, Any] | None], run: str) -> None:
+def watch_status(look: Callable[[], Status | None], run: str) -> None:
     """Show how a run stands while it may change by itself, or until nobody tells any more; of many trials those that
     run or have just changed. run: as a command takes it."""
     import time
 
     from rich.live import Live
 
-    def goes_on(found: dict[str, Any]) -> bool:
+    def goes_on(found: Status) -> bool:
         """Whether it may change by itself: a run that is planned has not got its driver yet; one that is running and
         has none was killed."""
         return found["state"] == "planned" or (found["state"] in ("queued", "running") and found["driver"] is not None)
@@ -194,9 +195,9 @@ def watch_status(look: Callable[[], dict[str, Any] | None], run: str) -> None:
             time.sleep(2)
 
 
-def _watched(found: dict[str, Any], before: dict[str, Any]) -> list[dict[str, Any]]:
+def _watched(found: Status, before: Status) -> list[TrialStatus]:
     """The trials that are shown: all, or of many those that run and those that have changed."""
-    trials: list[dict[str, Any]] = found["trials"]
+    trials: list[TrialStatus] = found["trials"]
     if len(trials) <= MOST_WATCHED:
         return trials
     known = {trial["id"]: trial for trial in before["trials"]}

@@ -85,13 +85,13 @@ def _on_nodes(folder: RunFolder | None, plan: Plan | None, *, thorough: bool) ->
         return [of_error("storage", "driver", error)]
     except InfrastructureMissing as error:
         return [of_error("cluster", access.address() or "here", error)]
-    facts: dict[str, Facts] = {answer.name: answer.value for answer in answers if answer.error is None}
+    facts = {answer.name: answer.value for answer in answers if answer.value is not None}
     return [
         *more,
         *_unanswered(answers),
         *_versions(answers, facts),
         *_gpus(answers, facts, plan),
-        *(_storage(facts, folder) if folder is not None else ()),
+        *(_storage(facts, in_bucket=folder.remote is not None) if folder is not None else ()),
         *_disk(facts),
         *_clocks(answers),
         *_sources(facts),
@@ -132,8 +132,9 @@ def _questions(marker: StorageMarker | None, plan: Plan | None) -> Questions:
     return Questions(marker, str(runs.scratch()), tuple(sorted(sources)), gpus=gpus)
 
 
-def _answers(asked: Questions, *, thorough: bool) -> tuple[list[Answer], list[Finding]]:
-    """Of every node, and what is to be said of the cluster. Raises ConnectionError."""
+def _answers(asked: Questions, *, thorough: bool) -> tuple[list[Answer[Facts]], list[Finding]]:
+    """Ask every node, or this machine. Returns the answers and what the cluster itself calls for. Raises
+    ConnectionError."""
     if access.address() is None:
         here = capacity.here()
         gpus = asked.gpus and here.gpus > 0
@@ -161,20 +162,20 @@ def _no_cluster(error: Exception) -> Finding:
     return Finding("cluster", f"RAY_ADDRESS={access.address()}", BLOCKER, f"does not answer: {error}", remedy)
 
 
-def _unanswered(answers: Sequence[Answer]) -> Iterator[Finding]:
+def _unanswered(answers: Sequence[Answer[Facts]]) -> Iterator[Finding]:
     for answer in answers:
         if answer.error is not None:
             remedy = "install this package there as here: pip install -c constraints.txt . (infra/README.md)"
             if "answered" in answer.error:
                 remedy = "see whether the node lives and has memory left; `ray status` on the head lists it"
             yield Finding("node", answer.name, BLOCKER, answer.error, remedy)
-        elif answer.value.trouble:
+        elif answer.value is not None and answer.value.trouble:
             remedy = "run it there by hand: python -m jobs.workers.node_info --gpus"
             yield Finding("node", answer.name, BLOCKER, answer.value.trouble, remedy)
 
 
-def _versions(answers: Sequence[Answer], facts: Mapping[str, Facts]) -> Iterator[Finding]:
-    """All must run one code, and the packages that numbers depend on."""
+def _versions(answers: Sequence[Answer[Facts]], facts: Mapping[str, Facts]) -> Iterator[Finding]:
+    """Compare the nodes: all must run one code, and the packages that numbers depend on."""
     ranks = {name: of_node.looked["versions"] for name, of_node in facts.items() if of_node.looked is not None}
     here = nodes.code()
     for name, of_node in facts.items():
@@ -200,7 +201,7 @@ def _versions(answers: Sequence[Answer], facts: Mapping[str, Facts]) -> Iterator
         yield Finding("versions", where, OK, shown)
 
 
-def _gpus(answers: Sequence[Answer], facts_of: Mapping[str, Facts], plan: Plan | None) -> Iterator[Finding]:
+def _gpus(answers: Sequence[Answer[Facts]], facts_of: Mapping[str, Facts], plan: Plan | None) -> Iterator[Finding]:
     """Compare what Ray hands out of a node with what torch sees there, and computes on."""
     for answer in answers:
         facts = facts_of.get(answer.name)
@@ -222,15 +223,15 @@ def _gpus(answers: Sequence[Answer], facts_of: Mapping[str, Facts], plan: Plan |
             yield Finding("gpus", answer.name, OK, f"{names} (CUDA {seen['cuda']})")
 
 
-def _storage(facts: Mapping[str, Facts], folder: RunFolder) -> Iterator[Finding]:
+def _storage(facts: Mapping[str, Facts], *, in_bucket: bool) -> Iterator[Finding]:
     bad = {name: of_node.storage for name, of_node in facts.items() if of_node.storage}
     for name, what in bad.items():
         remedy = "keep the run where every node may write: --into s3://BUCKET/NAME, or a folder that they share"
-        if "RemoteError" in what or folder.remote is not None:
+        if "RemoteError" in what or in_bucket:
             remedy = "set the bucket's keys in the environment of head and workers (infra/README.md)"
         yield Finding("storage", name, BLOCKER, what, remedy)
     if facts and not bad:
-        where = "the bucket" if folder.remote is not None else "the folder of runs"
+        where = "the bucket" if in_bucket else "the folder of runs"
         yield Finding(
             "storage", f"{len(facts)} of {len(facts)}", OK, f"{where} can be written, and files in it replaced"
         )
@@ -255,7 +256,7 @@ def _disk(facts_of: Mapping[str, Facts]) -> Iterator[Finding]:
         yield Finding("disk", f"{len(facts_of)} of {len(facts_of)}", OK, f"{least / 2**30:.0f} GiB free or more")
 
 
-def _clocks(answers: Sequence[Answer]) -> Iterator[Finding]:
+def _clocks(answers: Sequence[Answer[Facts]]) -> Iterator[Finding]:
     yield from filter(None, (clock(answer.name, answer.ahead_s) for answer in answers if answer.error is None))
     if len(answers) > 1:
         most = max(abs(answer.ahead_s) for answer in answers)
@@ -274,7 +275,8 @@ def clock(where: str, ahead_s: float) -> Finding | None:
 
 def _sources(facts_of: Mapping[str, Facts]) -> Iterator[Finding]:
     for name, facts in facts_of.items():
-        for source, why in (facts.looked or {}).get("missing", {}).items():
+        missing = {} if facts.looked is None else facts.looked.get("missing", {})
+        for source, why in missing.items():
             remedy = "put it where every node reads it: a shared folder, ORCHESTRATOR_DATA on each, or s3://..."
             yield Finding("data", name, BLOCKER, f"{source}: {why}", remedy)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from orchestrator.system.masking import masked
 
@@ -30,7 +30,7 @@ class Finding:
     remedy: str = ""
 
     def __post_init__(self) -> None:
-        """Any of it may quote an address that this process was given, or an error of a library."""
+        """Mask what quotes an address that this process was given, or an error of a library."""
         for name in ("where", "found", "remedy"):
             object.__setattr__(self, name, masked(getattr(self, name)))
 
@@ -41,14 +41,14 @@ def of_error(check: str, where: str, error: Exception) -> Finding:
     return Finding(check, where, BLOCKER, what, remedy or "see that it is there, then ask again")
 
 
-def summary(findings: Sequence[Finding]) -> dict[str, Any]:
-    """As plain values: `ready`, how many of each level, and the findings."""
+def summary(findings: Sequence[Finding]) -> dict[str, object]:
+    """Sum the findings up as plain values: `ready`, how many of each level, and the findings."""
     counts = {f"{level}s": sum(finding.level == level for finding in findings) for level in (BLOCKER, WARNING)}
     return {"ready": counts["blockers"] == 0, **counts, "findings": [asdict(finding) for finding in findings]}
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:
-    """For a person: the worst first, each with its remedy below, and a last line that sums up."""
+    """Write the findings for a person: the worst first, each with its remedy below, and a last line that sums up."""
     shown = []
     wide = max((len(finding.check) for finding in findings), default=0)
     for finding in sorted(findings, key=lambda finding: ORDER.index(finding.level)):

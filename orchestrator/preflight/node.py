@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from orchestrator.run_dir.bucket import Remote, RemoteError
 
@@ -46,6 +46,25 @@ class Questions:
     """Whether trials may run there."""
 
 
+class GpuInfo(TypedDict):
+    """What torch sees of a node's GPUs."""
+
+    names: list[str]
+    cuda: str | None
+    """The version that torch was built for; None: for CPUs only."""
+
+    error: str | None
+
+
+class NodeInfo(TypedDict):
+    """What `python -m jobs.workers.node_info` prints."""
+
+    versions: dict[str, str]
+    gpus: GpuInfo | None
+    missing: NotRequired[dict[str, str]]
+    """Sources of data that are not there, each with why."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What it answers."""
@@ -63,7 +82,7 @@ class Facts:
     shared_memory: int | None = None
     """Bytes of /dev/shm; None where there is none."""
 
-    looked: dict[str, Any] | None = None
+    looked: NodeInfo | None = None
     """What `python -m jobs.workers.node_info` printed."""
 
     trouble: str = ""
@@ -146,7 +165,7 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def _looked(asked: Questions) -> tuple[dict[str, Any] | None, str]:
+def _looked(asked: Questions) -> tuple[NodeInfo | None, str]:
     command = [sys.executable, "-m", "jobs.workers.node_info", *(["--gpus"] if asked.gpus else []), *asked.sources]
     # A Ray worker that was given no GPU may have all hidden; the code is the one that this process has imported.
     hidden = ("CUDA_VISIBLE_DEVICES", "PYTHONPATH")
@@ -158,5 +177,5 @@ def _looked(asked: Questions) -> tuple[dict[str, Any] | None, str]:
         return None, f"`python -m jobs.workers.node_info` took longer than {LOOK_S:.0f} s"
     if done.returncode != 0:
         return None, (done.stderr.strip().splitlines() or ["it does not say why"])[-1]
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    answer: NodeInfo = json.loads(done.stdout.splitlines()[-1])
     return answer, ""

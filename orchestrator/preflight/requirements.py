@@ -52,9 +52,10 @@ class Requirements:
 
     @classmethod
     def of(cls, context: RunContext, *, say: Callable[[str], None]) -> Requirements:
-        """Of the next session of a run. The cluster is not asked where nothing is left to train: its nodes may be gone.
+        """Ask what the next session of a run needs; not the cluster where nothing is left to train: its nodes may be
+        gone.
 
-        say: told of a wait for nodes that join later. Raises RunError, RemoteError, InfrastructureMissing,
+        say: gets a line about a wait for nodes that join later. Raises RunError, RemoteError, InfrastructureMissing,
         ScratchMissing or ConfigError.
         """
         plan, options = context.plan, context.options
@@ -68,7 +69,7 @@ class Requirements:
 
     @classmethod
     def of_new(cls, plan: Plan, folder: RunFolder, options: Options) -> Requirements:
-        """Of the first session of a run that is not there yet. Raises as `of` does."""
+        """Ask what the first session of a run needs that is not there yet. Raises as `of` does."""
         ranks, uri, grace = max_world_size(plan), _tracking(folder, options), grace_s()
         return cls(ranks, _trials_at_once(plan, ranks), can_autoscale(plan), uri, grace, _notes(folder))
 
@@ -181,8 +182,8 @@ def await_room(plan: Plan, ranks: int, *, say: Callable[[str], None]) -> None:
 
 
 def check_places(folder: RunFolder, options: Options) -> None:
-    """Room for temporary files here; and for a run in a bucket a ledger and an MLflow that other machines reach, which
-    are named and not asked yet. Raises RunError, RemoteError or ScratchMissing."""
+    """See that there is room for temporary files here; and for a run in a bucket a ledger and an MLflow that other
+    machines reach, which are named and not asked yet. Raises RunError, RemoteError or ScratchMissing."""
     scratch.check()
     if folder.remote is not None:
         folder.ledger_url()

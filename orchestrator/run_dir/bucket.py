@@ -138,7 +138,7 @@ class Remote:
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[ObjectStore]:
-        """Its files; whatever the store answers instead of what was asked is put into words."""
+        """Open it, and put into words whatever the store answers instead of what was asked."""
         try:
             yield _opened(self.uri)
         except FileNotFoundError as error:
@@ -191,7 +191,8 @@ def _refuse_secrets(uri: str) -> None:
 
 
 def _refuse_misspelled(uri: str) -> None:
-    """Of a name with `#` a store would take what comes before it; any other such character it cannot read."""
+    """Raise BadAddress for characters that a URI writes in another way: of a name with `#` a store would take what
+    comes before it."""
     head, mark, query = uri.partition("?")
     scheme, colon, rest = head.partition("://")
     right = quote(rest, safe="/%:@!$&'()*+,;=~")

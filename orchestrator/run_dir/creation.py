@@ -17,10 +17,10 @@ import os
 import shlex
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from jobs.config.user_code import UserCode
 from orchestrator import sweep as sweeps
@@ -73,6 +73,7 @@ class _Marker:
 class _Folder:
     """A folder in which a run is made."""
 
+    folder: RunFolder
     path: Path
     marker: str = CREATING
 
@@ -133,6 +134,7 @@ class _Folder:
 class _Bucket:
     """The same in a bucket, which nobody can hold."""
 
+    folder: RunFolder
     remote: Remote
     marker: str = CREATING_REMOTE
 
@@ -170,8 +172,8 @@ def refuse_what_is_no_run(folder: RunFolder, sweep_file: Path | None = None) -> 
         if folder.remote is None and folder.path.exists() and not folder.path.is_dir():
             raise SweepChanged(f"{folder.name} is a file; a run takes a folder, so choose another place with --into")
         if folder.exists:
-            raise _begun(folder)
-        _refuse_foreign(folder, _store_of(folder), sweep_file)
+            raise _begun(folder.name)
+        _refuse_foreign(_store_of(folder), sweep_file)
     except OSError as error:
         raise InfrastructureMissing(f"{folder.name} cannot be read: {error}; choose another with --into") from error
 
@@ -181,7 +183,7 @@ def create(
     plan: Plan,
     folder: RunFolder,
     *,
-    provenance: dict[str, Any] | None = None,
+    provenance: dict[str, object] | None = None,
     code: UserCode | None = None,
 ) -> Ledger:
     """Make a run's files and its ledger, or nothing. What a killed creation has left there goes first.
@@ -189,14 +191,14 @@ def create(
     provenance: digests of the code, the data and the weights that the run begins with. code: of the user.
     Raises InfrastructureMissing, or SweepChanged where somebody else makes the run at the same moment.
     """
-    row: dict[str, Any] = {"name": plan.sweep.name, "sweep": sweeps.resolved(plan.sweep) | {"plan": plan.record()}}
-    row |= {"rules": plan.rules, "provenance": provenance}
     store, source = _store_of(folder), origin()
     try:
         files = {SWEEP: sweep_file.read_bytes(), DIFF: source.diff, CODE: b"" if code is None else code.archive()}
-        row["environment"] = environment(source)
+        stored = sweeps.resolved(plan.sweep) | {"plan": plan.record()}
+        ledger = partial(Ledger.create, name=plan.sweep.name, sweep=stored, rules=plan.rules, provenance=provenance)
+        ledger = partial(ledger, environment=environment(source))
         with store.held():
-            return _Creation(sweep_file, folder, store).carry_out({k: v for k, v in files.items() if v}, row)
+            return _Creation(sweep_file, store).carry_out({k: v for k, v in files.items() if v}, stored, ledger)
     except (OSError, LedgerError, RemoteError) as error:
         raise InfrastructureMissing(f"{folder.name} cannot be made: {error}") from error
 
@@ -204,21 +206,24 @@ def create(
 class _Creation:
     """One creation, step by step, each of which may be the last."""
 
-    def __init__(self, sweep_file: Path, folder: RunFolder, store: _Store) -> None:
-        self._sweep_file, self._folder, self._store = sweep_file, folder, store
-        self._marker = _Marker(str(uuid.uuid4()), this_process(), time.time(), _database(folder))
+    def __init__(self, sweep_file: Path, store: _Store) -> None:
+        self._sweep_file, self._folder, self._store = sweep_file, store.folder, store
+        self._marker = _Marker(str(uuid.uuid4()), this_process(), time.time(), _database(self._folder))
         self._ledger: Ledger | None = None
         self._has_row = False
         """Whether the ledger may have the run."""
 
-    def carry_out(self, files: Mapping[str, bytes], row: dict[str, Any]) -> Ledger:
-        """Make the run. row: of the ledger. Raises what went wrong, and then all of it is undone as far as possible."""
+    def carry_out(
+        self, files: Mapping[str, bytes], stored: Mapping[str, object], ledger: Callable[..., Ledger]
+    ) -> Ledger:
+        """Make the run. stored: its sweep. ledger: makes its row. Raises what went wrong, and then all of it is undone
+        as far as possible."""
         folder, store, marker = self._folder, self._store, self._marker
         if folder.exists:
-            raise _begun(folder)
+            raise _begun(folder.name)
         left = _marker_of(store)
         if left is not None:
-            _refuse_the_living(folder, store, left)
+            _refuse_the_living(store, left)
             # First the row, which only the old marker names; then the files, by the new one.
             _discard(folder, left)
         elif store.names().get(LEDGER):
@@ -232,10 +237,10 @@ class _Creation:
             for file, content in files.items():
                 store.put(file, content)
             self._has_row = True
-            self._ledger = Ledger.create(folder.ledger_url(), uuid=marker.run, **row)
+            self._ledger = ledger(folder.ledger_url(), uuid=marker.run)
             self._refuse_overtaken()
             # Last, in one piece: a run exists once this file does.
-            store.put(IDENTITY, json.dumps({"run": marker.run, **row["sweep"]}, indent=1).encode())
+            store.put(IDENTITY, json.dumps({"run": marker.run, **stored}, indent=1).encode())
         except BaseException:
             # What cannot be undone now, because a store is gone, the next launch finds by the marker.
             with contextlib.suppress(OSError, LedgerError, RemoteError, RunError):
@@ -273,7 +278,7 @@ class _Creation:
 
     def _refuse_overtaken(self) -> None:
         if self._folder.exists:
-            raise _begun(self._folder)
+            raise _begun(self._folder.name)
         now = _marker_of(self._store)
         if now != self._marker:
             raise SweepChanged(_being_created(self._folder.name, now))
@@ -284,16 +289,17 @@ class _Creation:
         return self._folder.remote is None and path.exists() and path.samefile(self._sweep_file)
 
 
-def _refuse_foreign(folder: RunFolder, store: _Store, sweep_file: Path | None) -> None:
+def _refuse_foreign(store: _Store, sweep_file: Path | None) -> None:
     """Raise SweepChanged unless all that lies there was left by creations that ended before their time."""
+    folder = store.folder
     names = {name: is_file for name, is_file in store.names().items() if not name.startswith(DOCTOR)}
     marker = _marker_of(store)
     known = _created(store) if marker is not None else _created_before_markers(store)
     foreign = sorted(name for name, is_file in names.items() if name not in known or not is_file)
     if foreign:
-        raise _not_empty(folder, foreign)
+        raise _not_empty(folder.name, foreign)
     if marker is not None:
-        _refuse_the_living(folder, store, marker)
+        _refuse_the_living(store, marker)
         if marker.ledger is not None and marker.ledger != _database(folder):
             raise SweepChanged(
                 f"a launch that was killed has begun to create {folder.name} in the ledger {marker.ledger}, and "
@@ -304,14 +310,15 @@ def _refuse_foreign(folder: RunFolder, store: _Store, sweep_file: Path | None) -
         return
     if names.get(LEDGER):
         if SWEEP not in names:
-            raise _not_empty(folder, [LEDGER])
+            raise _not_empty(folder.name, [LEDGER])
         _refuse_a_driven_ledger(folder, None if marker is None else marker.run)
     elif marker is None and SWEEP in names and not _is_copy(folder.path / SWEEP, sweep_file):
-        raise _not_empty(folder, [SWEEP])
+        raise _not_empty(folder.name, [SWEEP])
 
 
-def _refuse_the_living(folder: RunFolder, store: _Store, marker: _Marker) -> None:
+def _refuse_the_living(store: _Store, marker: _Marker) -> None:
     """Raise SweepChanged while the creator of a marker lives, or may live where it cannot be looked at."""
+    folder = store.folder
     if is_gone(marker.creator) or marker.creator == this_process():
         return
     if _machine(marker.creator) == _machine(this_process()):
@@ -369,7 +376,7 @@ def _discard(folder: RunFolder, marker: _Marker | None) -> None:
 
 
 def _store_of(folder: RunFolder) -> _Store:
-    return _Folder(folder.path) if folder.remote is None else _Bucket(folder.remote)
+    return _Folder(folder, folder.path) if folder.remote is None else _Bucket(folder, folder.remote)
 
 
 def _aside(name: str) -> str:
@@ -427,8 +434,8 @@ def _machine(holder: str) -> tuple[str, str]:
     return holder.partition(" pid ")[0], holder.rpartition("[")[2].partition(" ")[0]
 
 
-def _begun(folder: RunFolder) -> SweepChanged:
-    return SweepChanged(f"{folder.name} was begun by somebody else just now; the same command continues it")
+def _begun(name: str) -> SweepChanged:
+    return SweepChanged(f"{name} was begun by somebody else just now; the same command continues it")
 
 
 def _being_created(name: str, marker: _Marker | None) -> str:
@@ -437,9 +444,9 @@ def _being_created(name: str, marker: _Marker | None) -> str:
     return f"{name} is being created by {who}{since}; once that is done, the same command continues it."
 
 
-def _not_empty(folder: RunFolder, names: list[str]) -> SweepChanged:
+def _not_empty(name: str, names: list[str]) -> SweepChanged:
     some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return SweepChanged(f"{folder.name} is not empty and holds no run (but {some}); choose another folder with --into")
+    return SweepChanged(f"{name} is not empty and holds no run (but {some}); choose another folder with --into")
 
 
 def _sync(folder: Path) -> None:

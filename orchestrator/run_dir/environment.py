@@ -67,7 +67,7 @@ class Origin:
     diff: bytes = b""
     """These changes, as `git apply` takes them."""
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, object]:
         """What a run's ledger keeps of it."""
         content = asdict(self)
         diff = content.pop("diff")
@@ -113,7 +113,7 @@ def environment(origin: Origin) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
+def machine() -> dict[str, object]:
     """What sets how fast trials run here: processor, cpus, gpus."""
     return {"processor": _processor(), "cpus": os.cpu_count(), "gpus": _gpus()}
 

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from jobs.core.paths import BASE
 from orchestrator.ledger import Run, Trial
@@ -20,7 +19,7 @@ from orchestrator.system.exit_codes import InfrastructureMissing
 from orchestrator.system.scratch import folder as scratch_folder
 
 
-def export(folder: RunFolder, wanted: str, dest: Path) -> dict[str, Any]:
+def export(folder: RunFolder, wanted: str, dest: Path) -> dict[str, object]:
     """Write the encoder of a trial of the run to the new folder `dest`. Returns what was written, as plain JSON.
 
     wanted: a trial's id, which may be shortened, or the label of an arm, whose best confirm trial is taken.
@@ -41,9 +40,9 @@ def export(folder: RunFolder, wanted: str, dest: Path) -> dict[str, Any]:
             env[BASE] = directory  # where the run began: its data may be named by relative paths
         done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True, env=env)
     if done.returncode != 0:
-        raise _failure(done.returncode, done.stderr, trial, trials, folder)
+        raise _failure(done.returncode, done.stderr, trial, trials, f"orchestrator resume {folder.quoted}")
     written = json.loads(done.stdout.splitlines()[-1])
-    of_trial: dict[str, Any] = {"trial": trial.id, "arm": trial.arm, "stage": trial.stage, "seed": trial.seed}
+    of_trial: dict[str, object] = {"trial": trial.id, "arm": trial.arm, "stage": trial.stage, "seed": trial.seed}
     of_trial["metric"] = None if trial.outcome == "diverged" else trial.metric
     return of_trial | {"chosen": why} | {key: value for key, value in written.items() if key != "trial"}
 
@@ -52,7 +51,7 @@ def choose(run: Run, trials: list[Trial], wanted: str, folder: RunFolder) -> tup
     """The trial that a person means, and why this one in words. Raises RunError."""
     arms = list(dict.fromkeys(trial.arm for trial in trials))
     if wanted in arms:
-        return _best(run, trials, wanted, folder)
+        return _best(run, trials, wanted, f"orchestrator resume {folder.quoted}")
     named = [trial for trial in trials if trial.id.startswith(wanted)] if wanted else []
     if len(named) == 1:
         return named[0], f"trial {named[0].id} of arm {named[0].arm}"
@@ -63,8 +62,9 @@ def choose(run: Run, trials: list[Trial], wanted: str, folder: RunFolder) -> tup
     )
 
 
-def _best(run: Run, trials: list[Trial], arm: str, folder: RunFolder) -> tuple[Trial, str]:
-    """The confirm trial of an arm that the sweep's metric likes best; the earliest of equals."""
+def _best(run: Run, trials: list[Trial], arm: str, resume: str) -> tuple[Trial, str]:
+    """The confirm trial of an arm that the sweep's metric likes best; the earliest of equals. resume: the command that
+    continues the run."""
     metric, mode = run.sweep["metric"]["name"], run.sweep["metric"]["mode"]
     own = [trial for trial in trials if trial.arm == arm]
     sound = [t for t in own if t.stage == "confirm" and t.state == "done" and t.outcome == "ok"]
@@ -73,15 +73,14 @@ def _best(run: Run, trials: list[Trial], arm: str, folder: RunFolder) -> tuple[T
         done = [trial.id for trial in own if trial.state == "done"]
         named = f", or name one of its trials that are done: {', '.join(done[:5])}" if done else ""
         raise RunError(
-            f"arm {arm} has no confirm trial that is done and has not diverged; continue the run: orchestrator resume "
-            f"{folder.quoted}{named}"
+            f"arm {arm} has no confirm trial that is done and has not diverged; continue the run: {resume}{named}"
         )
     of = counted(len(scored), "confirm trial")
     best, trial = (max if mode == "max" else min)(scored, key=lambda pair: pair[0])
     return trial, f"trial {trial.id}, the best of arm {arm}'s {of} by {metric} ({best:.4f})"
 
 
-def _failure(code: int, stderr: str, trial: Trial, trials: list[Trial], folder: RunFolder) -> Exception:
+def _failure(code: int, stderr: str, trial: Trial, trials: list[Trial], resume: str) -> Exception:
     """What a process that did not write the folder said, as the error that the command line ends with."""
     error = re.search(r"^error: (.*)", stderr, re.M | re.S)
     if error is None:
@@ -92,5 +91,5 @@ def _failure(code: int, stderr: str, trial: Trial, trials: list[Trial], folder: 
     if trial.state == "done":
         return RunError(text)
     done = [other.id for other in trials if other.state == "done" and other.outcome == "ok"]
-    hint = f"done are {', '.join(done[:5])}" if done else f"continue the run: orchestrator resume {folder.quoted}"
+    hint = f"done are {', '.join(done[:5])}" if done else f"continue the run: {resume}"
     return RunError(f"{text}. The ledger says that trial {trial.id} is {trial.state}; {hint}")

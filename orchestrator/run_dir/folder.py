@@ -17,11 +17,11 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from jobs.config import nearest
 from jobs.config.user_code import CodeError, UserCode, of_archive
-from orchestrator.ledger import TRIAL_STATES, WAITS, Ledger, LedgerError, LedgerMissing, sqlite_url
+from orchestrator.ledger import TRIAL_STATES, WAITS, Ledger, LedgerError, LedgerMissing, TrialState, sqlite_url
 from orchestrator.run_dir.bucket import Remote, RemoteError, is_uri, refuse_almost_uri
 from orchestrator.system.addresses import address_option
 from orchestrator.system.exit_codes import Exit
@@ -40,6 +40,46 @@ class RunError(ValueError):
     """A run that is not there, or not what was expected; the text says what would work."""
 
     exit_code = Exit.BAD_USAGE
+
+
+class DriverStatus(TypedDict):
+    """Who drives a run, since when and until when unless renewed, in unix seconds."""
+
+    holder: str
+    since: float
+    until: float
+
+
+class TrialStatus(TypedDict):
+    """How a trial stands."""
+
+    id: str
+    stage: str
+    arm: str
+    seed: int
+    number: int | None
+    state: str
+    outcome: str | None
+    attempts: int
+    failure: str | None
+    message: str | None
+    mlflow_run_id: str | None
+    metric: float | None
+    step: int | None
+
+
+class Status(TypedDict):
+    """How a run stands, as `status --json` prints it."""
+
+    sweep: str
+    question: str
+    run: str
+    state: str
+    waits: str | None
+    driver: DriverStatus | None
+    planned: dict[str, int]
+    counts: dict[TrialState, int]
+    trials: list[TrialStatus]
 
 
 @dataclass(frozen=True)
@@ -315,7 +355,7 @@ def _find_remote(folder: RunFolder) -> RunFolder:
     )
 
 
-def status(ledger: Ledger) -> dict[str, Any]:
+def status(ledger: Ledger) -> Status:
     """The state of a run as plain JSON. Raises LedgerError."""
     run, trials = ledger.run, ledger.trials()
     states = Counter(trial.state for trial in trials)

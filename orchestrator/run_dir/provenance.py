@@ -293,10 +293,11 @@ def of_attempt(expected: Json, loaded: Json | None = None) -> Json:
     return record | {key: loaded[key] for key in ("code", "versions") if loaded is not None}
 
 
-def folder_of(environment: Mapping[str, Any]) -> str | None:
+def folder_of(environment: Mapping[str, object]) -> str | None:
     """Where a run began, as its environment has it; None where it is of no use here: what a job takes along lies in the
     job's own folder, which goes with it."""
-    return None if environment.get("submitted") else environment.get("directory")
+    directory = environment.get("directory")
+    return directory if isinstance(directory, str) and not environment.get("submitted") else None
 
 
 def held(recorded: Json | None) -> dict[str, str]:

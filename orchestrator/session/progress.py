@@ -7,7 +7,7 @@ import io
 import sys
 import time
 from collections.abc import Sequence
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -79,13 +79,13 @@ class Progress:
             self._terminal.settle(patience_s)
 
     def note(self, text: str) -> None:
-        """One line for the log alone."""
+        """Write one line to the log alone."""
         if self._journal is None:
             self._journal = Journal(self.context.folder.log)
         self._journal.line(text)
 
     def say(self, text: str) -> None:
-        """One line, without the secrets that a library's error may quote. Never fails and never waits."""
+        """Print and log one line, without the secrets that a library's error may quote. Never fails and never waits."""
         text = masked(located(text) if text.startswith(ABOUT) else text)
         if self._journal is not None:
             self._journal.line(text)
@@ -93,7 +93,7 @@ class Progress:
         self._console.print(visible_lines(text), markup=False, emoji=False, soft_wrap=True)
 
     def tell(self, what: str, trial: Trial | None) -> None:
-        """Something happened, to a trial or to the session."""
+        """Say that something happened, to a trial or to the session."""
         if trial is None:
             self.say(what)
             return
@@ -144,5 +144,4 @@ class Progress:
             self._bar = None
 
     def _ended(self) -> int:
-        counts: dict[Any, int] = dict(self._ledger.counts())
-        return sum(counts.get(state, 0) for state in ("done", "pruned", "failed"))
+        return sum(count for state, count in self._ledger.counts().items() if state in ("done", "pruned", "failed"))

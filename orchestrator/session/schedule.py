@@ -11,12 +11,13 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any
+from typing import Literal
 
 from pydantic import ValidationError
 
 from jobs.config import POINTS, JobConfig, canonical, faults
 from orchestrator.ledger import Ledger, Suggestion, Trial
+from orchestrator.session.reports import PointReport
 from orchestrator.sweep import search
 from orchestrator.sweep.model import Planned
 from orchestrator.sweep.plan import Plan
@@ -51,7 +52,7 @@ class Climb:
         self._plan, self._trial, self._history = plan, trial, history
         self._decided, self._measured = set(decided), dict[int, float]()
 
-    def reach(self, points: Iterable[Mapping[str, Any]]) -> Rung | None:
+    def reach(self, points: Iterable[PointReport]) -> Rung | None:
         """The first rung at which the trial ends, now that `points` (key, step, value) are known; None: it goes on."""
         tune, metric = self._plan.sweep.tune, self._plan.sweep.metric
         assert tune is not None, "only trials of the tune stage are pruned"
@@ -209,7 +210,7 @@ class Schedule:
             best = max(usable, key=lambda tried: (sign * (tried.value or 0.0), -tried.number))
             self._freeze(arm, best.params, best.number)
 
-    def _freeze(self, arm: str, params: Mapping[str, Any], number: int | None) -> None:
+    def _freeze(self, arm: str, params: Mapping[str, object], number: int | None) -> None:
         if no_job(self._plan, arm, "confirm", params) is not None:
             return  # another arm was tuned for this one; `untuned_arms` tells
         trials = self._own(self._plan.confirm_trials(arm, params))
@@ -227,11 +228,11 @@ class Schedule:
 
     def _observe(self, suggestion: Suggestion, trials: list[Trial]) -> sampling.Observed:
         states = {trial.state for trial in trials}
-        state: Any = None
+        state: Literal["done", "pruned", "failed", "infeasible"] | None = None
         if not trials:  # it makes no job, and never will
             return sampling.Observed(suggestion.number, suggestion.params, None, "infeasible")
         if not states & {"queued", "running"} and not any(map(awaiting_oom_decision, trials)):
-            state = next((kind for kind in ("failed", "pruned") if kind in states), "done")
+            state = "failed" if "failed" in states else "pruned" if "pruned" in states else "done"
             diverged = any(trial.outcome == "diverged" for trial in trials)
             if diverged or (state == "failed" and any(trial.outcome == "infeasible" for trial in trials)):
                 state = "infeasible"
@@ -262,7 +263,7 @@ def as_trial(planned: Planned) -> Trial:
     )
 
 
-def no_job(plan: Plan, arm: str, stage: str, params: Mapping[str, Any]) -> str | None:
+def no_job(plan: Plan, arm: str, stage: str, params: Mapping[str, object]) -> str | None:
     """Why settings make no job of an arm, None where they do. A plan is checked before a run is begun, but not by an
     earlier version, and not in every combination of many keys."""
     try:
@@ -374,7 +375,7 @@ def rung_count(trial: Trial) -> int:
     return min(job.evaluate.times, POINTS - 1) - 1 if job.steps is None else len(job.recorded_steps) - 1
 
 
-def wrong_metric(name: str, metrics: Mapping[str, Any]) -> str | None:
+def wrong_metric(name: str, metrics: Mapping[str, object]) -> str | None:
     """What is wrong with a trial's metric, or None."""
     if name not in metrics:
         measured = ", ".join(key for key in metrics if "/" not in key)
@@ -385,6 +386,6 @@ def wrong_metric(name: str, metrics: Mapping[str, Any]) -> str | None:
     return None if isfinite(value) else f"the metric {name!r} is {value}; it must be one finite number"
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """sha256 of canonical JSON."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()

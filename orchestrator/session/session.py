@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import cast
 
 from jobs.core.failures import Failure
 from orchestrator.ledger import OUTAGE_S, LedgerUnavailable
+from orchestrator.session.reports import Report
 from orchestrator.session.writer import LOOK_S, Dispatch, Writer
 from orchestrator.system import threads
 
@@ -129,23 +130,24 @@ class Session(Writer):
             )
         return self._stop.is_set()
 
-    def report(self, dispatch: Dispatch, report: dict[str, Any]) -> None:
+    def report(self, dispatch: Dispatch, report: Mapping[str, object]) -> None:
         """Enqueue what a gang reported, and with it that its trial is pruned, where `prune` has said so."""
         rung = self._pruned.pop(dispatch.trial, None)
-        self._enqueue(lambda: self._on_report(dispatch, report, rung))
+        sent = cast("Report", report)  # by ranks of this program, which Tune has added to
+        self._enqueue(lambda: self._on_report(dispatch, sent, rung))
 
     def lost(self, dispatch: Dispatch, failure: Failure) -> None:
         """Enqueue that a slot was lost with its trial."""
         self._enqueue(lambda: self._fail(dispatch, failure))
 
-    def prune(self, dispatch: Dispatch, report: dict[str, Any]) -> bool:
+    def prune(self, dispatch: Dispatch, report: Mapping[str, object]) -> bool:
         """Whether the trial ends at a rung it has reached: a function of the ledger and of its own values. If so, Tune
         stops it, and its end is recorded with this report, which `report` is to bring: Tune asks first."""
         with self._lock:
             climb = self._climbs.get(dispatch.trial)
         if climb is None or report.get("result") is not None or "failure" in report:
             return False
-        rung = climb.reach(report["points"])
+        rung = climb.reach(cast("Report", report)["points"])
         if rung is not None:
             self._pruned[dispatch.trial] = rung
         return rung is not None

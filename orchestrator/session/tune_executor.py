@@ -11,7 +11,7 @@ import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 # Tune reads these when it is imported, and a slot when it is begun, which imports this.
@@ -42,6 +42,11 @@ from orchestrator.session.cluster.slots import Slots
 from orchestrator.session.session import Session
 from orchestrator.session.writer import Dispatch
 
+if TYPE_CHECKING:
+    from ray.actor import ActorClass
+    from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.experiment import Trial
+
 MANAGER = "PlacementGroupResourceManager"
 """What Tune's loop makes for its placement groups. It takes another one, and `Tuner` has no option for it."""
 
@@ -67,17 +72,17 @@ class Shape:
 class TrialActor(tune.Trainable):
     """A slot: drives one gang, which stays warm from trial to trial."""
 
-    def setup(self, config: dict[str, Any]) -> None:
+    def setup(self, config: dict[str, object]) -> None:
         """Keep the config; the gang is built by the first step, where a failure can be reported."""
         self._gang: Gang | None = None
-        self._given: dict[str, Any] | None = None
+        self._given: Dispatch | None = None
         self._begun = False
 
-    def take(self, attempt: dict[str, Any]) -> None:
+    def take(self, attempt: Dispatch) -> None:
         """The attempt to run. It comes by itself, once the slot is there: until then its trial is queued."""
         self._given = attempt
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> dict[str, object]:
         """Train for about a second. Failures of ranks come back as results, so that the slot survives them, unless
         its node is gone: then the slot is too."""
         if self._given is None:  # nothing was due any more
@@ -90,7 +95,7 @@ class TrialActor(tune.Trainable):
                 raise
             return {"done": True, "failure": asdict(error.failure)}
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config: dict[str, object]) -> bool:
         """Be ready for the next trial. Nothing may raise here: Tune would wait for ever."""
         self._let_go()
         self._given, self._begun = None, False
@@ -102,20 +107,20 @@ class TrialActor(tune.Trainable):
         if self._gang is not None:
             self._gang.kill()
 
-    def _turn(self, given: dict[str, Any]) -> dict[str, Any]:
-        shape = self.config["shape"]
+    def _turn(self, given: Dispatch) -> dict[str, object]:
+        shape = Shape(**self.config["shape"])
         if self._gang is None:
             group = ray.util.get_current_placement_group()
             assert group is not None, "Tune runs this actor inside a placement group"
-            self._gang = Gang(group, size=shape["ranks"], cpus=shape["cpus"], gpus=shape["gpus"])
+            self._gang = Gang(group, size=shape.ranks, cpus=shape.cpus, gpus=shape.gpus)
             self._begun = False
         if not self._begun:
             report = self._gang.begin(
-                given["job"],
-                given["folder"],
-                attempt=given["attempt"],
-                remote=given["remote"],
-                expected=given["expected"],
+                given.job,
+                given.folder,
+                attempt=(given.token, given.attempt),
+                remote=given.remote,
+                expected=None if given.expected is None else dict(given.expected),
             )
             self._begun = True
         else:
@@ -142,9 +147,9 @@ class ActorClasses:
     """
 
     def __init__(self) -> None:
-        self._made: dict[type[tune.Trainable], Any] = {}
+        self._made: dict[type[tune.Trainable], ActorClass[tune.Trainable]] = {}
 
-    def get(self, trainable: type[tune.Trainable]) -> Any:
+    def get(self, trainable: type[tune.Trainable]) -> ActorClass[tune.Trainable]:
         """The same one every time, as each is kept in the cluster's store."""
         if trainable not in self._made:
             self._made[trainable] = ray.remote(trainable)
@@ -209,7 +214,7 @@ class _Link:
         """Of the trials for which a slot was there."""
         self.waiting: set[str] = set()
         """Those for which none is there yet."""
-        self.controller: Any = None
+        self.controller: TuneController | None = None
         """Tune's own loop, once a trial has ended."""
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
@@ -220,11 +225,11 @@ class _Search(Searcher):
     """Asks for a slot when an attempt is due. Which one it gets is settled once the slot is there (_Listener). Tune's
     own trial ids mean nothing to us."""
 
-    def __init__(self, link: _Link, shape: dict[str, Any]) -> None:
+    def __init__(self, link: _Link, shape: dict[str, object]) -> None:
         super().__init__(metric="step", mode="max")
         self._link, self._shape = link, shape
 
-    def suggest(self, trial_id: str) -> Any:
+    def suggest(self, trial_id: str) -> Any:  # Ray says dict or None, and takes FINISHED, a text
         """A config, None while nothing is due, or FINISHED."""
         session = self._link.session
         if session.finished():
@@ -234,7 +239,7 @@ class _Search(Searcher):
         self._link.waiting.add(trial_id)
         return {"shape": self._shape}
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: dict[str, object] | None = None, error: bool = False) -> None:
         """The listener has heard it."""
 
     def save(self, checkpoint_path: str) -> None:
@@ -251,21 +256,21 @@ class _Scheduler(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._link = link
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """STOP or CONTINUE."""
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, object]) -> str:
+        """Return STOP or CONTINUE."""
         dispatch = self._link.attempts.get(trial.trial_id)
         prune = dispatch is not None and self._link.session.prune(dispatch, result)
         return str(FIFOScheduler.STOP if prune else FIFOScheduler.CONTINUE)
 
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+    def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, object]) -> None:
         """A trial has ended, and Tune is about to keep its slot warm or to end it."""
         if (slots := self._link.slots) is not None:
             self._link.controller = tune_controller
             tune_controller._reuse_actors = not slots.given_back()  # noqa: SLF001 - Tune has no option for it
 
-    def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """None of those that wait: a warm slot would be given to the one that has waited longest, and the slot that is
-        coming up for that one would be ended. Where trials are short, no second slot would ever come up.
+    def choose_trial_to_run(self, tune_controller: TuneController) -> None:
+        """Choose none of those that wait: a warm slot would be given to the one that has waited longest, and the slot
+        that is coming up for that one would be ended. Where trials are short, no second slot would ever come up.
 
         Warm slots for which nothing is due are given back here too: it may be long until another trial ends.
         """
@@ -282,7 +287,7 @@ class _Stop(tune.Stopper):
     def __init__(self, link: _Link) -> None:
         self._link = link
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
         return False
 
     def stop_all(self) -> bool:
@@ -298,7 +303,7 @@ class _Listener(tune.Callback):
         self._lost_idle = 0
         """Slots that were lost one after the other without an attempt on them."""
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: object) -> None:
         """A slot is there for it: begin the attempt that is due by now, if any is."""
         self._link.waiting.discard(trial.trial_id)
         self._lost_idle = 0
@@ -306,22 +311,18 @@ class _Listener(tune.Callback):
         if dispatch is None:
             return
         self._link.attempts[trial.trial_id] = dispatch
-        trial.temporary_state.ray_actor.take.remote(
-            {
-                "attempt": (dispatch.token, dispatch.attempt),
-                "job": dispatch.job,
-                "folder": dispatch.folder,
-                "remote": dispatch.remote,
-                "expected": dispatch.expected,
-            }
-        )
+        actor = trial.temporary_state.ray_actor
+        assert actor is not None, "Tune says that it has started"
+        actor.take.remote(dispatch)
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, object], **_: object
+    ) -> None:
         """A gang has reported."""
         if (dispatch := self._link.attempts.get(trial.trial_id)) is not None:
             self._link.session.report(dispatch, result)
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: object) -> None:
         """A slot was lost: its actor died, or a bug in it. One on which nothing ran yet, or that never came to be, is
         charged to nobody the first time, and then to what is due: there must be an end to it."""
         self._link.waiting.discard(trial.trial_id)

@@ -17,6 +17,7 @@ from jobs.core.failures import Failure
 from orchestrator.ledger import WAITS, Outage, Point, Trial
 from orchestrator.run_dir import provenance
 from orchestrator.run_dir.context import RunContext
+from orchestrator.session.reports import Report
 from orchestrator.session.schedule import Climb, Rung, Schedule, stopped_arms, stops_the_sweep, wrong_metric
 from orchestrator.sweep import merged
 from orchestrator.system.masking import masked
@@ -46,7 +47,7 @@ class Dispatch:
     remote: str | None = None
     """URI at which the trial's files are kept, if not in `folder`."""
 
-    expected: Mapping[str, Any] | None = None
+    expected: Mapping[str, object] | None = None
     """Digests of what the run is computed with (provenance.expected), which the ranks compare with what they load."""
 
 
@@ -59,7 +60,7 @@ class Writer:
         *,
         concurrent: int,
         tell: Callable[[str, Trial | None], None],
-        expected: Mapping[str, Any] | None = None,
+        expected: Mapping[str, object] | None = None,
     ) -> None:
         self.context = context
         self._plan, self._ledger, self._folder = context.plan, context.ledger, context.folder
@@ -206,7 +207,7 @@ class Writer:
             self._ledger.event(WAITS, why)
             self._waited = why
 
-    def _on_report(self, dispatch: Dispatch, report: dict[str, Any], rung: Rung | None) -> None:
+    def _on_report(self, dispatch: Dispatch, report: Report, rung: Rung | None) -> None:
         if "failure" in report:
             self._fail(dispatch, Failure(**report["failure"]))
             return
@@ -240,9 +241,9 @@ class Writer:
             state="done",
             outcome=result["outcome"],
             metric=value,
-            metrics={} if diverged else result["metrics"],
+            metrics={} if diverged else dict(result["metrics"]),
             step=result["step"],
-            result=result,
+            result=dict(result),
         )
         self._ended(dispatch, f"diverged: {result.get('why', '')}" if diverged else f"{metric} {value:.4f}")
 
@@ -327,12 +328,12 @@ class Writer:
             due = self._schedule.due(self._trials.values())
             self._ready = deque(trial for trial in due if trial not in self._running)
 
-    def _first_of_arm(self, trial: Trial) -> dict[str, Any]:
+    def _first_of_arm(self, trial: Trial) -> dict[str, object]:
         """The first attempt of every arm compares its gradient with one process's before it trains."""
         begun = any(other.attempts for other in self._trials.values() if other.arm == trial.arm)
         return {} if begun or trial.arm in self._verified else {"verify": True}
 
-    def _latest_execution(self, trial: Trial) -> dict[str, Any]:
-        """Settings that an earlier attempt was given stay, until others are asked for."""
+    def _latest_execution(self, trial: Trial) -> dict[str, object]:
+        """Settings of the attempt before, which stay until a person asks for others."""
         attempts = self._ledger.attempts(trial.id) if trial.attempts else []
         return dict(attempts[-1].execution) if attempts else {}

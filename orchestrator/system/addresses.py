@@ -37,7 +37,7 @@ def address_option() -> str:
 
 
 def credentials(uri: str) -> tuple[str, str, str] | None:
-    """Of a URI that holds credentials: it without them, what they are, and where they belong. None of any other."""
+    """Take the credentials out of a URI: it without them, what they are, and where they belong; None if it has none."""
     head, mark, query = uri.partition("?")
     scheme, _, rest = head.partition("://")
     secrets, shown = _user(scheme.lower().rpartition("+")[2], rest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jobs.core.plain import visible, visible_lines
 
@@ -18,14 +18,14 @@ def log_lines(text: str) -> str:
     return visible_lines(text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-def cell(value: Any) -> Text:
+def cell(value: object) -> Text:
     """Data in a table of rich: no markup, no emoji codes."""
     from rich.text import Text
 
     return Text(visible(str(value)))
 
 
-def table_lines(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+def table_lines(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
     """A table of data as lines, for as many rows as rich would take seconds for."""
     from rich.cells import cell_len
 
@@ -50,7 +50,7 @@ class Harmless:
 
 
 def counted(count: int, singular: str, many: str | None = None) -> str:
-    """`1 trial`, `2,000 trials`. many: the plural, where it is not `one` with an s."""
+    """`1 trial`, `2,000 trials`. many: the plural, where it is not `singular` with an s."""
     return f"{count:,} {by_count(count, singular, f'{singular}s' if many is None else many)}"
 
 

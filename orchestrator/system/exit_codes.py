@@ -85,7 +85,8 @@ def ending(error: Exception) -> tuple[str, int] | None:
 
 
 def _ending(error: Exception) -> tuple[str, int] | None:
-    """Errors of this program say their own exit code, as `exit_code`; those of jobs are about what a person gave."""
+    """How the program ends by an error. Errors of this program say their own exit code, as `exit_code`; those of jobs
+    are about what a person gave."""
     from jobs.config import ConfigError
 
     code = Exit.BAD_USAGE if isinstance(error, ConfigError) else getattr(error, "exit_code", None)

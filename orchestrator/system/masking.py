@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
 MASK = "***"
@@ -197,7 +196,7 @@ def _within_json(value: str) -> Iterator[str]:
         yield from _within_document(json.loads(value), "")
 
 
-def _within_document(value: Any, name: str) -> Iterator[str]:
+def _within_document(value: object, name: str) -> Iterator[str]:
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _within_document(inner, key)

@@ -96,7 +96,7 @@ def remember(scratch: Path, session: Path) -> None:
 
 
 def clear(parent: Path) -> None:
-    """Delete the temporary folders in `place` whose owners were processes of this user and machine, and have ended."""
+    """Delete the temporary folders in `parent` whose owners were processes of this user and machine, and have ended."""
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(parent)):
             if _is_left(entry):

@@ -365,8 +365,8 @@ def fill_descriptors() -> None:
 
 
 def survive() -> None:
-    """From here to the end of this process no terminal ends it, holds it up or changes its exit code. To be called by
-    the main thread before there are others."""
+    """Let no terminal, from here to the end of this process, end it, hold it up or change its exit code. To be called
+    by the main thread before there are others."""
     fill_descriptors()
     hangups.survive()
     streams = steady(sys.stdout), steady(sys.stderr)

@@ -28,7 +28,10 @@ def test_a_checkpoint_holds_training_up_for_a_fraction_of_what_writing_it_takes(
 
     def taken() -> checkpoint.Checkpoint:
         return checkpoint.snapshot(
-            step=next(steps), model=model.state_dict(), optimizer=optimizer.state_dict(), extra={}
+            step=next(steps),
+            model=model.state_dict(),
+            optimizer=optimizer.state_dict(),
+            extra={"seconds": 0.0, "untrained": {}},
         )
 
     def at_once() -> None:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from orchestrator.cli.submission.parcel import HERE
@@ -37,7 +36,7 @@ class Answered:
     """Folder of the files here; None where there are none."""
 
 
-def export(url: str, run: str, wanted: str, dest: Path, *, err: Write) -> tuple[int, dict[str, Any] | None]:
+def export(url: str, run: str, wanted: str, dest: Path, *, err: Write) -> tuple[int, dict[str, object] | None]:
     """Have an encoder written on the head of the cluster at `url`, and bring it into the new folder `dest`.
 
     Returns the exit code, and for 0 what was written, as plain JSON. Raises as `run_remote`, RunError where `dest` is
@@ -78,8 +77,8 @@ def report(url: str, of: Sequence[str], *, flags: Sequence[str], into: Path | No
 
 @contextlib.contextmanager
 def _aside(target: Path) -> Iterator[Path]:
-    """A folder on the disk of `place` that goes with the context unless it is renamed. Nothing is made on the way to
-    `place` yet."""
+    """A folder on the disk of `target` that goes with the context unless it is renamed. Nothing is made on the way to
+    `target` yet."""
     above = next(parent for parent in target.absolute().parents if parent.is_dir())
     with scratch.folder("brought", within=above) as aside:
         files = aside / "files"
@@ -94,7 +93,8 @@ def _put(files: Path, target: Path, uris: Sequence[str]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         files.rename(target)
         return
-    old = _marker(target).get("files", [])
+    files_before = _marker(target).get("files")
+    old = files_before if isinstance(files_before, list) else []
     new = sorted(files.iterdir())
     for path in new:
         path.replace(target / path.name)
@@ -117,7 +117,7 @@ def _refuse_foreign(target: Path, uris: Sequence[str]) -> None:
         )
 
 
-def _marker(target: Path) -> dict[str, Any]:
+def _marker(target: Path) -> dict[str, object]:
     try:
         content = json.loads((target / MARKER).read_text("utf-8"))
     except (OSError, ValueError):
@@ -126,7 +126,7 @@ def _marker(target: Path) -> dict[str, Any]:
 
 
 def _named_after(of: Sequence[str]) -> str:
-    """Of runs' last names, as a folder here."""
+    """A name for a folder here, made of the runs' last names."""
     names = [unquote(runs.at(run).name.partition("?")[0].rpartition("/")[2]) for run in of]
     name = "".join(
         "-" if character == "/" or not character.isprintable() else character for character in "+".join(names)

@@ -57,7 +57,7 @@ class _Output:
         self._begun, self._seen = False, 0
 
     def take(self, text: str) -> None:
-        """More of the log."""
+        """Take more of the log."""
         *lines, rest = text.split("\n")
         for line in lines:
             self._line("".join(self._pieces) + line)

@@ -1,4 +1,5 @@
-"""What goes along with a job: our code, the sweep file, and the data files that it names by a relative path."""
+"""What goes along with a job: this program's code, the sweep file, and the data files that it names by a relative
+path."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import has_magic
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from jobs.config import canonical
 from jobs.config.user_code import SUBMITTED, UserCode
@@ -33,9 +34,16 @@ LONGEST = 100
 PACKAGES = ("orchestrator", "jobs")
 
 PYTHON = '"${ORCHESTRATOR_PYTHON:-python}"'
-"""How the head starts us: in the environment that its Ray runs in, unless that says otherwise."""
+"""How the head starts this program: in the environment that its Ray runs in, unless that says otherwise."""
 
 DRIVER, ANSWERS = f"{PYTHON} -m orchestrator.cli", f"{PYTHON} -m orchestrator.cli.answer"
+
+
+class RuntimeEnv(TypedDict):
+    """What Ray needs to run a job."""
+
+    working_dir: str
+    env_vars: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,8 @@ def entrypoint(order: JobSpec, mark: str) -> str:
 
 
 @contextlib.contextmanager
-def package(order: JobSpec) -> Iterator[dict[str, Any]]:
-    """Ray's runtime environment of a job, with a folder of our own as long as the context lasts.
+def package(order: JobSpec) -> Iterator[RuntimeEnv]:
+    """Make Ray's runtime environment of a job, whose folder is there as long as the context lasts.
 
     Raises RunError for files that cannot go along.
     """
@@ -143,8 +151,8 @@ def _named(name: str) -> list[Path]:
 
 
 def environment(texts: Sequence[str]) -> dict[str, str]:
-    """`NAME=VALUE`, or `NAME` for its value here, as variables of a job. Raises RunError for secrets: whoever reads the
-    cluster's dashboard reads these."""
+    """Read `NAME=VALUE`, or `NAME` for its value here, as variables of a job. Raises RunError for secrets: whoever
+    reads the cluster's dashboard reads these."""
     variables = {}
     for text in texts:
         name, given, value = text.partition("=")

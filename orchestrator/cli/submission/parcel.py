@@ -21,7 +21,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 BRINGS = "--brings"
 """Before a verb whose files are sent."""
@@ -49,7 +49,7 @@ def _checksum(text: str) -> str:
     return f"{zlib.crc32(text.encode(errors='surrogatepass')):08x}"
 
 
-def _decoded(text: str) -> dict[str, Any]:
+def _decoded(text: str) -> dict[str, object]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -73,8 +73,8 @@ class Writer:
         self._mark, self._log, self._lines = mark(job), log, 0
         self._lock = threading.Lock()
 
-    def line(self, **content: Any) -> None:
-        """One line, from any thread. What another writer has left without an end is ended first."""
+    def line(self, **content: object) -> None:
+        """Write one line, from any thread. What another writer has left without an end is ended first."""
         with self._lock:
             self._lines += 1
             text = f"{self._lines} {json.dumps(content)}"
@@ -142,7 +142,7 @@ class Reader:
         self._rest = ""
 
     def take(self, text: str) -> bool:
-        """More of the log. Returns whether the answer is whole."""
+        """Take more of the log. Returns whether the answer is whole."""
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             if not line.startswith(self._mark):
@@ -162,11 +162,15 @@ class Reader:
             self._taken += 1
             self._line(_decoded(content))
 
-    def _line(self, content: dict[str, Any]) -> None:
+    def _line(self, content: dict[str, object]) -> None:
         (first, value), *_ = content.items()
         if (self._name is None) == (first in ("data", "sha256")) and first not in self._print:
             raise Broken(f"a file came in part, {self._name or 'without a name'}")
-        if first in self._print:
+        if first == "code" and isinstance(value, int):
+            self.code = value
+        elif not isinstance(value, str):
+            raise Broken(f"a line of the answer says {first} in no text")
+        elif first in self._print:
             self._print[first](value)
         elif first == "file":
             self._begin(value)
@@ -176,8 +180,6 @@ class Reader:
             if (self._content.hexdigest(), self._size) != (value, content.get("bytes")):
                 raise Broken(f"{self._name} did not arrive as it was sent")
             self._name = None
-        elif first == "code":
-            self.code = value
 
     def _begin(self, name: str) -> None:
         parts = Path(name).parts

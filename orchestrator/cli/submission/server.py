@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 from urllib.parse import urlsplit
 
@@ -20,6 +20,10 @@ from orchestrator.session.cluster import access, board
 from orchestrator.session.cluster.board import SWEEP, Posted
 from orchestrator.system.exit_codes import InfrastructureMissing
 from orchestrator.system.masking import masked, without_user
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+    from requests import Response
 
 TIMEOUT_S = (5.0, 60.0)
 """To connect, and to wait for an answer. Ray's client by itself waits for ever."""
@@ -118,7 +122,7 @@ class JobServer:
         """Without the user and the password that it may hold: it is printed, and kept with jobs."""
         self.now = time.time()
         """Unix time of the head when it last answered, to the second: clocks of laptops go wrong."""
-        self._made: Any = None
+        self._made: JobSubmissionClient | None = None
         self._token: str | None = None
 
     def version(self) -> str:
@@ -142,7 +146,9 @@ class JobServer:
                     return None
                 raise
 
-    def submit(self, name: str, command: str, *, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
+    def submit(
+        self, name: str, command: str, *, runtime_env: Mapping[str, object], metadata: Mapping[str, str]
+    ) -> bool:
         """Submit a job. Returns False if there is one of that id."""
         deadline = time.monotonic() + AGENT_S
         with self._asking() as client:
@@ -199,7 +205,7 @@ class JobServer:
                 raise failed[0] from None
             raise
 
-    async def _tail(self, client: Any, name: str, write: Callable[[str], None]) -> None:
+    async def _tail(self, client: JobSubmissionClient, name: str, write: Callable[[str], None]) -> None:
         async def copy() -> None:
             async for text in client.tail_job_logs(name):
                 write(text)
@@ -220,7 +226,7 @@ class JobServer:
             copying.cancel()
 
     @contextlib.contextmanager
-    def _asking(self) -> Iterator[Any]:
+    def _asking(self) -> Iterator[JobSubmissionClient]:
         import aiohttp
         import requests
         from ray.exceptions import AuthenticationError
@@ -239,7 +245,7 @@ class JobServer:
                 raise ServerUnavailable(_said(error)) from error
             raise InfrastructureMissing(f"the job server at {self.url} refused: {_said(error)}") from error
 
-    def _client(self) -> Any:
+    def _client(self) -> JobSubmissionClient:
         if self._made is None:
             from ray.dashboard.modules import dashboard_sdk
             from ray.job_submission import JobSubmissionClient
@@ -252,11 +258,11 @@ class JobServer:
             class Client(JobSubmissionClient):
                 """Ray's, with time limits."""
 
-                def _check_connection_and_version(self, min_version: str = "1.9", *rest: Any, **more: Any) -> None:
+                def _check_connection_and_version(self, min_version: str = "1.9", *rest: str, **more: str) -> None:
                     if min_version == "1.9":  # it would ask twice
                         super()._check_connection_and_version(min_version, *rest, **more)
 
-                def _do_request(self, method: str, endpoint: str, **keywords: Any) -> Any:
+                def _do_request(self, method: str, endpoint: str, **keywords: Any) -> Response:
                     keywords |= {"timeout": TIMEOUT_S, "allow_redirects": False}
                     answer = super()._do_request(method, endpoint, **keywords)
                     if answer.is_redirect:  # what is asked, and the token, are for nobody else
@@ -290,7 +296,7 @@ def _without_secrets(url: str) -> str:
 
 
 def _no_headers(_: Mapping[str, str]) -> dict[str, str]:
-    """In place of what Ray would add: a token of the home, which may be for another cluster."""
+    """Add no header, in place of what Ray would: a token of the home, which may be for another cluster."""
     return {}
 
 
@@ -300,10 +306,10 @@ def _refuse_redirect(url: str, target: str) -> None:
     )
 
 
-def _job(info: Any) -> Job:
+def _job(info: JobDetails) -> Job:
     metadata = info.metadata or {}
     return Job(
-        id=info.submission_id,
+        id=info.submission_id or "",
         state=str(info.status.value),
         run=metadata[RUN],
         verb=metadata.get(VERB, ""),
@@ -322,7 +328,7 @@ def _job(info: Any) -> Job:
 
 
 def _moment(date: str | None) -> float:
-    """Of HTTP's header, as unix time; of this machine's clock where there is none."""
+    """The time in an HTTP header, as unix time; of this machine's clock where there is none."""
     try:
         return parsedate_to_datetime(date or "").timestamp()
     except ValueError:

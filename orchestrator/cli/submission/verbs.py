@@ -6,7 +6,6 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from jobs.core.paths import DIGITS, is_built
 from orchestrator import sweep as sweeps
@@ -153,8 +152,8 @@ def posted(url: str, run: str) -> Posted | None:
     return _known(JobServer(url), _kept_elsewhere(run, "s3://BUCKET/NAME"))[1]
 
 
-def standing(url: str, run: str) -> dict[str, Any] | None:
-    """The same as the status alone, without its trials where they are too many."""
+def standing(url: str, run: str) -> runs.Status | None:
+    """The status in it alone, without its trials where they are too many."""
     written = posted(url, run)
     return None if written is None else written.status
 
@@ -214,7 +213,7 @@ def follow_driver(url: str, run: str, *, write: Write, tell: Write) -> int:
     return code_of(server, ended, tell)
 
 
-def listed(url: str) -> list[dict[str, Any]]:
+def listed(url: str) -> list[dict[str, object]]:
     """The jobs that drive or drove runs on the cluster at `url`, oldest first, and what that means for the run. Raises
     InfrastructureMissing."""
     server = _reached(url)
@@ -260,7 +259,7 @@ def _kept_elsewhere(run: str | None, example: str) -> str:
 
 
 def _line(write: Write) -> Write:
-    """Writes lines."""
+    """A writer of lines."""
     return lambda text: write(f"{text}\n")
 
 

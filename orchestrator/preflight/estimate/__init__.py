@@ -41,7 +41,7 @@ __all__ = [
 
 
 def from_history(plan: Plan) -> Estimate:
-    """From the ledgers within reach; asks no cluster."""
+    """Estimate from the ledgers within reach; no cluster is asked."""
     earlier, (at_once, notes) = history(), _at_once(plan)
     made = estimate(plan, earlier.known, concurrent=at_once, notes=notes)
     if not (made.unknown and earlier.skipped):
@@ -51,7 +51,7 @@ def from_history(plan: Plan) -> Estimate:
 
 
 def from_probes(plan: Plan, *, tell: Callable[[str], None]) -> Estimate:
-    """From short trainings on this machine, which take their time; see `probe`. Raises ProbeFailed."""
+    """Estimate from short trainings on this machine, which take their time; see `probe`. Raises ProbeFailed."""
     at_once, notes = _at_once(plan)
     if address_option():
         notes = [*notes, f"the probes ran on the cluster's head, {socket.gethostname()}; other nodes may be faster"]
@@ -59,8 +59,8 @@ def from_probes(plan: Plan, *, tell: Callable[[str], None]) -> Estimate:
 
 
 def _at_once(plan: Plan) -> tuple[int, list[str]]:
-    """Trials at once, and what is to be said of that. Counted without connecting to a cluster, which takes seconds,
-    except in a job, which takes as long anyway."""
+    """Count the trials that run at once. Returns that, and notes on it. Counted without connecting to a cluster, which
+    takes seconds, except in a job, which takes as long anyway."""
     if address_option():
         at_once = requirements.concurrent(plan, requirements.max_world_size(plan))
         return max(1, at_once), [] if at_once else ["no trial fits into the cluster as it is now"]

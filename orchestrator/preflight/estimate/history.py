@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from jobs.config import JobConfig, canonical
 from orchestrator.ledger import Finished, LedgerError, finished, sqlite_url
@@ -44,7 +43,7 @@ def history() -> History:
     """What the runs under `runs.home()` tell, and those in $ORCHESTRATOR_LEDGER. Raises nothing."""
     known: list[Known] = []
     skipped: list[str] = []
-    here: dict[str, Any] | None = None
+    here: Mapping[str, object] | None = None
     for url, folder in _ledgers():
         if len(known) >= ENOUGH:
             break
@@ -85,7 +84,7 @@ def _touched(folder: Path) -> float:
         return 0.0
 
 
-def _of_run(trials: list[Finished], origin: str, here: Mapping[str, Any]) -> list[Known]:
+def _of_run(trials: list[Finished], origin: str, here: Mapping[str, object]) -> list[Known]:
     environment, rests = trials[0].environment, [rest for trial in trials if (rest := _rest_s(trial)) is not None]
     usual_s = statistics.median_low(rests) if rests else 0.0
     known = []

@@ -81,12 +81,12 @@ class ArmEstimate:
 
     @property
     def trial_seconds(self) -> float | None:
-        """Of one trial, on average over the stages."""
+        """Seconds of one trial, on average over the stages."""
         return None if self.seconds is None else self.seconds / self.trials
 
     @property
     def peak_memory_mb(self) -> float | None:
-        """Of the rank that takes most."""
+        """The peak of the rank that takes most."""
         return max((known.peak_memory_mb for known in self.known if known.peak_memory_mb is not None), default=None)
 
     @property
@@ -105,7 +105,7 @@ class Estimate:
 
     @property
     def unknown(self) -> list[str]:
-        """Labels of the arms that nothing is known of."""
+        """Labels of the arms without a known trial like theirs."""
         return [arm.label for arm in self.arms if arm.seconds is None]
 
     @property
@@ -142,7 +142,7 @@ class Estimate:
         return source(self._known, dict.fromkeys(remark for arm in self.arms for remark in arm.remarks))
 
     def summary(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """The estimate as plain JSON."""
         return {
             "seconds": self.seconds,
             "start_seconds": self.start_s,
@@ -170,7 +170,7 @@ class Estimate:
 
     @property
     def _known(self) -> list[Known]:
-        """All that was used, each once: arms may share it."""
+        """All known trials that were used, once each: arms may share them."""
         return list({id(known): known for arm in self.arms for known in arm.known}.values())
 
 
@@ -181,7 +181,7 @@ def estimate(plan: Plan, known: Iterable[Known], *, concurrent: int, notes: Sequ
     return Estimate(arms, concurrent, (*notes, *_notes(plan, arms)))
 
 
-def cost(job: JobConfig, gpus_per_rank: float) -> dict[str, Any]:
+def cost(job: JobConfig, gpus_per_rank: float) -> dict[str, object]:
     """All that sets what a step of a job costs, by dotted key: equal values, equal costs."""
     flat = flatten(job.model_dump(mode="json"))
     kept = {key: value for key, value in flat.items() if not key.startswith(FREE)}
@@ -222,14 +222,14 @@ def source(known: Iterable[Known], remarks: Iterable[str] = ()) -> str | None:
 class _Group:
     """What is known of one cost on one machine."""
 
-    cost: dict[str, Any]
+    cost: dict[str, object]
     here: bool
     known: tuple[Known, ...]
 
 
 def _grouped(known: Iterable[Known]) -> list[_Group]:
-    costs: dict[tuple[int, float], tuple[str, dict[str, Any]]] = {}  # trials of an arm may share their job
-    groups: dict[tuple[str, bool], tuple[dict[str, Any], list[Known]]] = {}
+    costs: dict[tuple[int, float], tuple[str, dict[str, object]]] = {}  # trials of an arm may share their job
+    groups: dict[tuple[str, bool], tuple[dict[str, object], list[Known]]] = {}
     for trial in known:
         key = (id(trial.job), trial.gpus_per_rank)
         if key not in costs:
@@ -245,7 +245,8 @@ def _arm(plan: Plan, arm: Arm, groups: Sequence[_Group]) -> ArmEstimate:
     counts = {"tune": suggestions * len(plan.tune_seeds), "confirm": len(plan.confirm_seeds)}
     jobs = {stage: arm.config(stage=stage, seed=0) for stage, count in counts.items() if count}
     trials, ranks = sum(counts.values()), jobs["confirm"].execution.ranks
-    group, remarks = _nearest(cost(jobs["confirm"], plan.sweep.resources.gpus_per_rank), groups)
+    wanted = cost(jobs["confirm"], plan.sweep.resources.gpus_per_rank)
+    group, remarks = _nearest(wanted, jobs["confirm"].batch.size, groups)
     if group is None:
         return ArmEstimate(arm.label, trials, ranks, None, None, (), ())
     took = {stage: _trial_s(job, group.known) for stage, job in jobs.items()}
@@ -263,7 +264,9 @@ def _arm(plan: Plan, arm: Arm, groups: Sequence[_Group]) -> ArmEstimate:
     )
 
 
-def _nearest(wanted: Mapping[str, Any], groups: Iterable[_Group]) -> tuple[_Group | None, tuple[str, ...]]:
+def _nearest(
+    wanted: Mapping[str, object], batch_size: int, groups: Iterable[_Group]
+) -> tuple[_Group | None, tuple[str, ...]]:
     """What is known of the cost that is nearest, and what is to be said against it. This machine goes first: another
     one may be fifty times as fast, another batch hardly is."""
 
@@ -271,8 +274,8 @@ def _nearest(wanted: Mapping[str, Any], groups: Iterable[_Group]) -> tuple[_Grou
         keys = sorted(wanted.keys() | group.cost.keys())
         return [key for key in keys if wanted.get(key) != group.cost.get(key)]
 
-    def distance(group: _Group) -> tuple[Any, ...]:
-        ratio = abs(log(wanted["batch.size"] / group.cost["batch.size"]))
+    def distance(group: _Group) -> tuple[bool, int, float, str]:
+        ratio = abs(log(batch_size / group.known[0].job.batch.size))
         return (not group.here, len(differing(group)), ratio, canonical(group.cost))
 
     close = [group for group in groups if set(differing(group)) <= set(NEAR)]

@@ -8,13 +8,26 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict
 
 from jobs.config import JobConfig, canonical
 from orchestrator.preflight.estimate.model import PROBE, Known, cost
 from orchestrator.run_dir.folder import RunError
 from orchestrator.sweep.plan import Plan
 from orchestrator.system.scratch import folder
+
+
+class Took(TypedDict):
+    """What `jobs.workers.profile` prints of a job."""
+
+    start_s: float
+    load_s: float
+    first_step_s: float
+    step_s: float
+    steps: int
+    evaluate_s: float
+    evaluate_final_s: float
+    peak_memory_mb: float
 
 
 class ProbeFailed(RunError):
@@ -48,7 +61,7 @@ def probe(plan: Plan, *, tell: Callable[[str], None]) -> list[Known]:
     return known
 
 
-def _probed(label: str, jobs: list[JobConfig]) -> list[dict[str, Any]]:
+def _probed(label: str, jobs: list[JobConfig]) -> list[Took]:
     with folder("probe") as scratch:
         paths = [scratch / f"job{number}.json" for number in range(len(jobs))]
         for path, job in zip(paths, jobs, strict=True):
@@ -63,7 +76,7 @@ def _probed(label: str, jobs: list[JobConfig]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def _known(job: JobConfig, gpus_per_rank: float, took: dict[str, Any]) -> Known:
+def _known(job: JobConfig, gpus_per_rank: float, took: Took) -> Known:
     evaluations_s = 2 * took["evaluate_final_s"] + (job.evaluate.times - 1) * took["evaluate_s"]
     warming_s = max(0.0, took["first_step_s"] - took["step_s"])
     return Known(

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import FrameType, ModuleType
 
 import psutil
 
@@ -20,6 +20,9 @@ from orchestrator.session.cluster import access
 from orchestrator.session.cluster import start as cluster_start
 from orchestrator.session.cluster.access import address
 from orchestrator.session.cluster.capacity import Node, alive, here
+
+Handler = Callable[[int, FrameType | None], object] | int | None
+"""Of a signal, as `signal` has it."""
 
 CONNECT_S = 10.0
 """How long $RAY_ADDRESS may take to accept a connection."""
@@ -87,7 +90,7 @@ def session(*, cpus: int, gpus: int | None = None, card: Mapping[str, str] | Non
                 guard.close()
 
 
-def _heard_by(handlers: Mapping[signal.Signals, Any]) -> None:
+def _heard_by(handlers: Mapping[signal.Signals, Handler]) -> None:
     """Give signals to these handlers of Python, which only its main thread may."""
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():
@@ -107,7 +110,7 @@ def own_folder() -> Path | None:
         return None
     from ray._private import worker
 
-    node: Any = worker._global_node  # noqa: SLF001 - no public name; None where nothing is connected
+    node = worker._global_node  # noqa: SLF001 - no public name; None where nothing is connected
     return None if node is None else Path(node.get_session_dir_path())
 
 
@@ -129,7 +132,7 @@ def open_to_others() -> bool:
     import ray
     from ray import _raylet
 
-    modes: Any = _raylet  # has no types
+    modes: ModuleType = _raylet  # the compiled part
     if modes.get_authentication_mode() == modes.AuthenticationMode.TOKEN:
         return False
     return any(not node["NodeManagerAddress"].startswith("127.") for node in ray.nodes() if node["Alive"])
@@ -199,7 +202,7 @@ def _lets_in(where: str) -> bool:
     from ray import _raylet
     from ray.exceptions import AuthenticationError, RpcError
 
-    loaded: Any = _raylet  # has no types
+    loaded: ModuleType = _raylet  # the compiled part
     try:
         loaded.GcsClient(address=where)
     except AuthenticationError:
@@ -210,8 +213,8 @@ def _lets_in(where: str) -> bool:
     return True
 
 
-def _connect(start: Callable[[], Any]) -> None:
-    """To $RAY_ADDRESS. Ray raises errors of several kinds for what a person must see to."""
+def _connect(start: Callable[[], object]) -> None:
+    """Connect to $RAY_ADDRESS. Ray raises errors of several kinds for what a person must see to."""
     from ray.exceptions import AuthenticationError
 
     try:

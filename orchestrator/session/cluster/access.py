@@ -121,7 +121,7 @@ def lacking(where: str, *, sent: bool = False) -> str:
 
 @contextlib.contextmanager
 def environment(token: str | None) -> Iterator[None]:
-    """As long as this lasts Ray has this token and no other, in this process and in those that it starts; with None
+    """Give Ray this token and no other as long as this lasts, in this process and in those that it starts; with None
     it sends none."""
     names = (MODE, TOKEN, PATH)
     before = {name: os.environ.pop(name) for name in names if name in os.environ}

@@ -17,10 +17,11 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from types import ModuleType
+from typing import Protocol
 
 from jobs.config import canonical
 from orchestrator.ledger import Ledger, LedgerError
@@ -59,6 +60,16 @@ PUT_S = 5.0
 """How long the cluster may take to keep it."""
 
 
+class KeyValueStore(Protocol):
+    """What of Ray's client of the GCS is used here, which has no types."""
+
+    def internal_kv_get(self, key: bytes, *, namespace: bytes, timeout: float) -> bytes | None:
+        """A value; None where there is none."""
+
+    def internal_kv_put(self, key: bytes, value: bytes, overwrite: bool, *, namespace: bytes, timeout: float) -> int:
+        """Keep a value."""
+
+
 @dataclass(frozen=True)
 class Posted:
     """What a driver has written."""
@@ -66,7 +77,7 @@ class Posted:
     at: float
     """Unix time of the head."""
 
-    status: dict[str, Any]
+    status: runs.Status
     """As `runs.status` tells it; without its trials where `left_out`."""
 
     left_out: bool
@@ -83,7 +94,7 @@ def hash_of(sweep: Sweep) -> str:
     return hashlib.sha256(canonical(asked).encode()).hexdigest()[:16]
 
 
-def packed(status: dict[str, Any], *, at: float) -> str:
+def packed(status: Mapping[str, object], *, at: float) -> str:
     """A status as the text that is kept, of at most LARGEST characters: without its trials where it would be longer."""
     text = _encoded({"at": at, "status": status})
     if len(text) <= LARGEST:
@@ -96,7 +107,8 @@ def read(text: str) -> Posted | None:
     """What was packed; None for what another version has written."""
     try:
         content = json.loads(zlib.decompress(base64.b64decode(text, validate=True)))
-        return Posted(float(content["at"]), dict(content["status"]), bool(content.get("left_out")))
+        status: runs.Status = content["status"]
+        return Posted(float(content["at"]), status, bool(content.get("left_out"))) if isinstance(status, dict) else None
     except (binascii.Error, zlib.error, ValueError, LookupError, TypeError):
         return None
 
@@ -140,7 +152,7 @@ def own_job() -> str | None:
 
 
 def _keep(ledger: Ledger, put: Callable[[str | None], None], over: threading.Event) -> None:
-    before: dict[str, Any] | None = None
+    before: runs.Status | None = None
     written, pause, failed = 0.0, 0.0, False
     while not over.wait(pause):
         began = time.monotonic()
@@ -175,11 +187,12 @@ class _Kept:
     """The metadata of a job, in the store of the cluster's head."""
 
     def __init__(self, job: str, sweep: str) -> None:
+        from ray import _raylet
         from ray._private.ray_constants import KV_NAMESPACE_JOB
-        from ray._raylet import GcsClient  # type: ignore[attr-defined]  # of the compiled part
         from ray.dashboard.modules.job.common import JobInfoStorageClient
 
-        self._client: Any = GcsClient(address=os.environ["RAY_ADDRESS"])
+        compiled: ModuleType = _raylet
+        self._client: KeyValueStore = compiled.GcsClient(address=os.environ["RAY_ADDRESS"])
         self._key = JobInfoStorageClient.JOB_DATA_KEY.format(job_id=job).encode()
         self._namespace = KV_NAMESPACE_JOB
         self._sweep = sweep
@@ -199,6 +212,6 @@ class _Kept:
         self._client.internal_kv_put(self._key, value, True, namespace=self._namespace, timeout=PUT_S)
 
 
-def _encoded(value: dict[str, Any]) -> str:
+def _encoded(value: Mapping[str, object]) -> str:
     content = json.dumps(value, separators=(",", ":")).encode()
     return base64.b64encode(zlib.compress(content, 6)).decode()

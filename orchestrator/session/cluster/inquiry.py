@@ -5,20 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from orchestrator.session.cluster.capacity import Node, node_from
 
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+Asked = TypeVar("Asked")
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Generic[Value]):
     """What a node answered to a question."""
 
     name: str
     """Its address, and the beginning of its id."""
 
     node: Node
-    value: Any = None
+    value: Value | None = None
     error: str | None = None
     """Why there is no value."""
 
@@ -29,33 +35,32 @@ class Answer:
 class _Examined:
     """On one node: calls a function, and tells the time."""
 
-    def call(self, function: Callable[[Any], Any], asked: Any) -> Any:
+    def call(self, function: Callable[[Asked], Value], asked: Asked) -> Value:
         return function(asked)
 
     def clock(self) -> float:
         return time.time()
 
 
-def ask(function: Callable[[Any], Any], about: Callable[[Node], Any], *, limit_s: float) -> list[Answer]:
+def ask(function: Callable[[Asked], Value], about: Callable[[Node], Asked], *, limit_s: float) -> list[Answer[Value]]:
     """Call `function`, which is imported there, on every living node of the connected cluster at once, with what
     `about` says of that node. One that has not answered in `limit_s` seconds gets an error."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [record for record in ray.nodes() if record["Alive"]]
-    examined: Any = ray.remote(num_cpus=0, max_restarts=0)(_Examined)
-    begun = []
+    examined: Any = ray.remote(num_cpus=0, max_restarts=0)(_Examined)  # Ray's types know no methods of actors
+    begun: list[tuple[str, Node, ActorHandle[_Examined], ray.ObjectRef[Value]]] = []
     for record in nodes:
-        actor = examined.options(
+        name, node = f"{record['NodeManagerAddress']} ({record['NodeID'][:8]})", node_from(record["Resources"])
+        actor: ActorHandle[_Examined] = examined.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(record["NodeID"], soft=False)
         ).remote()
-        begun.append((record, actor, actor.call.remote(function, about(node_from(record["Resources"])))))
+        begun.append((name, node, actor, actor.call.remote(function, about(node))))
     refs = [ref for *_, ref in begun]
     ray.wait(refs, num_returns=len(refs), timeout=limit_s)
-    answers = []
-    for record, actor, ref in begun:
-        name = f"{record['NodeManagerAddress']} ({record['NodeID'][:8]})"
-        node = node_from(record["Resources"])
+    answers: list[Answer[Value]] = []
+    for name, node, actor, ref in begun:
         try:
             answers.append(Answer(name, node, ray.get(ref, timeout=0), ahead_s=_ahead(actor)))
         except ray.exceptions.GetTimeoutError:
@@ -66,14 +71,15 @@ def ask(function: Callable[[Any], Any], about: Callable[[Node], Any], *, limit_s
     return answers
 
 
-def _ahead(actor: Any) -> float:
+def _ahead(actor: ActorHandle[_Examined]) -> float:
     """The clock of an actor's node minus this one's, from the quickest of a few questions."""
     import ray
 
-    tries = []
+    tries: list[tuple[float, float]] = []
     for _ in range(5):
         asked = time.time()
-        there = ray.get(actor.clock.remote(), timeout=10)
+        clock: ray.ObjectRef[float] = actor.clock.remote()
+        there = ray.get(clock, timeout=10)
         answered = time.time()
         tries.append((answered - asked, there - (asked + answered) / 2))
-    return float(min(tries)[1])
+    return min(tries)[1]

@@ -10,9 +10,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Protocol
 
 from jobs.core.plain import visible
+from orchestrator.session.cluster.board import KeyValueStore
 from orchestrator.session.cluster.sharing import PLAIN, Claim, Held, Picture
 
 SWEEP, RUN, DRIVER = "orchestrator.sweep", "orchestrator.run", "orchestrator.driver"
@@ -28,6 +30,72 @@ _GROUP = re.compile(r"(?P<name>.+)_group_(?P<group>[0-9a-f]{36})")
 """How Ray names what a placement group has of a node. The last four bytes of a group's id are its job's."""
 
 _UNCOUNTED = re.compile(r"object_store_memory|node:.*|bundle|.*_group_.*")
+
+
+class _Client(KeyValueStore, Protocol):
+    """What of Ray's client of the GCS is used, which has no types."""
+
+    def get_cluster_resource_state(self, *, timeout_s: float) -> bytes:
+        """The message that Ray's autoscaler asks for."""
+
+
+class _Tables(Protocol):
+    """What of Ray's accessor of the GCS is used."""
+
+    def get_actor_table(self, job_id: None, state: str) -> list[bytes]:
+        """Messages of the actors in a state."""
+
+    def get_job_table(self, *, skip_submission_job_info_field: bool, skip_is_running_tasks_field: bool) -> list[bytes]:
+        """Messages of all jobs."""
+
+
+class _NodeState(Protocol):
+    """A node, in Ray's message about the cluster."""
+
+    total_resources: Mapping[str, float]
+
+
+class _Bundle(Protocol):
+    """Resources that are wanted together."""
+
+    resources_bundle: Mapping[str, float]
+
+
+class _GangRequest(Protocol):
+    """A placement group that waits."""
+
+    details: str
+    requests: Iterable[_Bundle]
+
+
+class _Request(Protocol):
+    """A task or an actor that waits."""
+
+    request: _Bundle
+
+
+class _JobConfig(Protocol):
+    """What a driver says of its job."""
+
+    metadata: Mapping[str, str]
+
+
+class _Address(Protocol):
+    """Where a process is."""
+
+    ip_address: str
+
+
+class _JobMessage(Protocol):
+    """A Ray job, in the GCS's table of them."""
+
+    job_id: bytes
+
+    config: _JobConfig
+    driver_pid: int
+    driver_address: _Address
+    driver_ip_address: str
+    entrypoint: str
 
 
 @dataclass(frozen=True)
@@ -62,14 +130,14 @@ class Painter:
         import ray
         from ray.core.generated import autoscaler_pb2
 
-        messages: Any = autoscaler_pb2  # has no types
+        messages: ModuleType = autoscaler_pb2  # whose names are made when it is loaded
         answer = _client().get_cluster_resource_state(timeout_s=ANSWER_S)
         reply = messages.GetClusterResourceStateReply.FromString(answer)
         state = reply.cluster_resource_state
         nodes = [node for node in state.node_states if node.status != messages.NodeStatus.DEAD]
         held = _held(nodes)
         claims = [*_groups(state.pending_gang_resource_requests), *_plain(state.pending_resource_requests)]
-        jobs = {claim.job for claim in held} | {claim.job for claim in claims} - {PLAIN}
+        jobs = {group.job for group in held} | {claim.job for claim in claims} - {PLAIN}
         if jobs - self.owners.keys():
             self.owners = _owners()
         return Picture(
@@ -106,12 +174,13 @@ class Painter:
         return [self.owner(job) for job in sorted(jobs)]
 
 
-def _client() -> Any:
+def _client() -> _Client:
     """What asks the connected cluster's GCS."""
     from ray._private import worker
 
-    connected: Any = worker.global_worker
-    return connected.gcs_client
+    connected: ModuleType = worker
+    client: _Client = connected.global_worker.gcs_client
+    return client
 
 
 def _program(entrypoint: str) -> str:
@@ -126,7 +195,7 @@ def _program(entrypoint: str) -> str:
     return name[:100]
 
 
-def _held(nodes: Iterable[Any]) -> list[Held]:
+def _held(nodes: Iterable[_NodeState]) -> list[Held]:
     groups: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for number, node in enumerate(nodes):
         for name, amount in node.total_resources.items():
@@ -136,7 +205,7 @@ def _held(nodes: Iterable[Any]) -> list[Held]:
     return [Held(group, group[-8:], on) for group, on in sorted(groups.items())]
 
 
-def _groups(requests: Iterable[Any]) -> list[Claim]:
+def _groups(requests: Iterable[_GangRequest]) -> list[Claim]:
     claims = []
     for request in requests:
         group, _, rest = request.details.partition(":")
@@ -145,8 +214,8 @@ def _groups(requests: Iterable[Any]) -> list[Claim]:
     return claims
 
 
-def _plain(requests: Iterable[Any]) -> list[Claim]:
-    """Tasks and actors outside of groups, by shape; one of each: another is a claim once it has got its place."""
+def _plain(requests: Iterable[_Request]) -> list[Claim]:
+    """Tasks and actors outside of groups, by shape, once each: the next is a claim when the first has its place."""
     shapes = [
         _counted(pending.request.resources_bundle)
         for pending in requests
@@ -169,7 +238,7 @@ def _owners() -> dict[str, Owner]:
     return {owner.job: owner for owner in map(_owner, map(messages.JobTableData.FromString, messages_of_jobs))}
 
 
-def _tables() -> tuple[Any, Any]:
+def _tables() -> tuple[_Tables, ModuleType]:
     """What reads the tables of the GCS, and the messages that they hold."""
     from ray._private import state
     from ray.core.generated import gcs_pb2
@@ -177,7 +246,7 @@ def _tables() -> tuple[Any, Any]:
     return state.state._connect_and_get_accessor(), gcs_pb2  # noqa: SLF001 - the public lists leave out what is needed
 
 
-def _owner(job: Any) -> Owner:
+def _owner(job: _JobMessage) -> Owner:
     metadata = job.config.metadata
     where = f"pid {job.driver_pid} at {job.driver_address.ip_address or job.driver_ip_address}"
     return Owner(

@@ -7,11 +7,18 @@ constraints.txt pins.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ray.air.execution.resources.placement_group import PlacementGroupResourceManager
+from ray.air.execution.resources.placement_group import (
+    PlacementGroupAcquiredResources,
+    PlacementGroupResourceManager,
+)
 
 from orchestrator.session.cluster.room import Room
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.air.execution.resources.request import AcquiredResources, ResourceRequest
 
 PAUSE_S = 0.1
 """How long Tune's loop, with nothing else to wait for, waits for its turn at a time."""
@@ -24,17 +31,17 @@ class Slots(PlacementGroupResourceManager):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, update_interval_s: float = 0.1, room: Room | None = None) -> None:
         super().__init__(update_interval_s)  # type: ignore[no-untyped-call, unused-ignore]
-        self._kept: list[Any] = []
+        self._kept: list[ResourceRequest] = []
         """Requests that are not made yet."""
         if room is not None:  # the base class calls this again when it has let go of everything
             self._room = room
 
-    def request_resources(self, resource_request: Any) -> None:
+    def request_resources(self, resource_request: ResourceRequest) -> None:
         """Ask for a slot, now or when it may be asked for."""
         self._kept.append(resource_request)
         self._ask()
 
-    def cancel_resource_request(self, resource_request: Any) -> None:
+    def cancel_resource_request(self, resource_request: ResourceRequest) -> None:
         """Ask for one less."""
         if resource_request in self._kept:
             self._kept.remove(resource_request)
@@ -48,21 +55,22 @@ class Slots(PlacementGroupResourceManager):  # type: ignore[misc, unused-ignore]
         super().update_state()  # type: ignore[no-untyped-call, unused-ignore]
         self._note()
 
-    def get_resource_futures(self) -> list[Any]:
+    def get_resource_futures(self) -> list[ObjectRef[object]]:
         """What Tune waits for. Where that is nothing it would ask again at once, for ever."""
         futures = list(super().get_resource_futures())
         if self._kept and not futures and not self._acquired_pgs:
             self._room.await_news(PAUSE_S)
         return futures
 
-    def acquire_resources(self, resource_request: Any) -> Any:
+    def acquire_resources(self, resource_request: ResourceRequest) -> PlacementGroupAcquiredResources | None:
         """Take a slot that is there, if one is."""
         acquired = super().acquire_resources(resource_request)
         self._note()
         return acquired
 
-    def free_resources(self, acquired_resource: Any) -> None:
+    def free_resources(self, acquired_resource: AcquiredResources) -> None:
         """Let go of a slot."""
+        assert isinstance(acquired_resource, PlacementGroupAcquiredResources), "as `acquire_resources` returns"
         super().free_resources(acquired_resource)
         self._note()
 

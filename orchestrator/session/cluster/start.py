@@ -16,7 +16,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 from unittest import mock
 
 import psutil
@@ -66,6 +67,19 @@ minute to see that their raylet is dead, and what a rank has started may never s
 
 guards: set[int] = set()
 """Processes that are guards of this one. Whoever ends its children spares them: they act when this process is gone."""
+
+
+class Address(Protocol):
+    """The end of a connection, as psutil tells it."""
+
+    ip: str
+    port: int
+
+
+class Socket(Protocol):
+    """A socket, as psutil tells it."""
+
+    laddr: Address
 
 
 class Guard:
@@ -163,7 +177,7 @@ class Start:
 
 @contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
-    """While this lasts, SIGTERM stays the driver's to handle. Ray would have it end the driver, with exit code 15, in
+    """Keep SIGTERM the driver's to handle, while this lasts. Ray would have it end the driver, with exit code 15, in
     the seconds that it takes to start or to connect."""
     from ray._private import utils
 
@@ -224,7 +238,7 @@ def token(word: str | None) -> Iterator[None]:
     def read_again() -> None:
         from ray import _raylet
 
-        loaded: Any = _raylet  # has no types
+        loaded: ModuleType = _raylet  # the compiled part
         loaded.Config.initialize("")
         loaded.AuthenticationTokenLoader.instance().reset_cache()
 
@@ -256,9 +270,9 @@ def check() -> None:
         )
 
 
-def listeners(processes: Iterable[psutil.Process]) -> list[Any]:
+def listeners(processes: Iterable[psutil.Process]) -> list[Socket]:
     """The sockets of processes, as psutil tells them, that wait for connections by TCP."""
-    sockets = []
+    sockets: list[Socket] = []
     for process in processes:
         with contextlib.suppress(psutil.Error, OSError):
             sockets += [
@@ -267,7 +281,7 @@ def listeners(processes: Iterable[psutil.Process]) -> list[Any]:
     return sockets
 
 
-def is_loopback(listener: Any) -> bool:
+def is_loopback(listener: Socket) -> bool:
     """Whether only this machine reaches a socket."""
     return ipaddress.ip_address(listener.laddr.ip.removeprefix("::ffff:").partition("%")[0]).is_loopback
 

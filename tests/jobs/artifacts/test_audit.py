@@ -159,7 +159,7 @@ def test_the_first_of_two_points_counts_and_a_torn_line_is_counted(trials: Path)
     with (trials / "abc" / "points.jsonl").open("a") as file:
         file.write('{"key": "m", "st')
     found = audit(trials / "abc")
-    assert found["points"][0] == ["m", 0, 0.5]
+    assert found["points"][0] == ("m", 0, 0.5)
     assert (len(found["points"]), found["repeated"], found["torn"]) == (3, 1, 1)
 
 

@@ -28,7 +28,7 @@ from jobs.artifacts.storage import Folder, StorageFull, write_whole
 from jobs.artifacts.trial_dir import Fence, Records, TakenOver, start_over, write_result
 from jobs.train import Training
 
-EXTRA: dict[str, Any] = {"seconds": 1.0, "untrained": {}}
+EXTRA: manifest.Extra = {"seconds": 1.0, "untrained": {}}
 
 
 def test_a_file_is_replaced_in_one_piece_and_nothing_is_left_beside_it(tmp_path: Path) -> None:

@@ -502,7 +502,7 @@ def site(own_files: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             tracking.kill()
 
 
-def metrics(stood: dict[str, Any]) -> dict[str, float]:
+def metrics(stood: runs.Status | dict[str, Any]) -> dict[str, float | None]:
     return {trial["id"]: trial["metric"] for trial in stood["trials"]}
 
 
@@ -638,7 +638,7 @@ def test_a_living_driver_says_how_its_run_stands_and_one_that_was_stopped_has_no
     call("launch", "long.toml", "--into", run, "--offline", "--detach", *at, cwd=tmp_path, env=laptop())
     with monkeypatch.context() as patch:
         patch.setattr(asking, "run", lambda *_, **__: pytest.fail("no job is needed"))
-        wait_for(lambda: ((submission.standing(site.url, run) or {}).get("counts") or {}).get("running"))
+        wait_for(lambda: (stands := submission.standing(site.url, run)) and stands["counts"]["running"])
         done = CliRunner().invoke(main, ["status", run, "--json", *at])
         assert done.exit_code == 0, done.output
         assert "driven by" in CliRunner().invoke(main, ["status", run, *at]).output
@@ -650,6 +650,8 @@ def test_a_living_driver_says_how_its_run_stands_and_one_that_was_stopped_has_no
         : len(told["trials"])
     ]
     assert [trial.keys() for trial in told["trials"]] == [known["trials"][0].keys()] * len(told["trials"])
+    assert told["driver"] is not None
+    assert known["driver"] is not None
     assert told["driver"]["holder"] == known["driver"]["holder"]
     server = submission.JobServer(site.url)
     (name,) = [job.id for job in server.jobs() if job.run == run]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -90,7 +89,7 @@ def test_it_is_written_when_something_changes_and_goes_with_the_driver(
     changes: dict[int, RunState] = {4: "running", 8: "done"}
     looked = iter(range(13))
 
-    def status(ledger: Ledger) -> dict[str, Any]:
+    def status(ledger: Ledger) -> runs.Status:
         look = next(looked)
         if look in changes:
             ledger.set_run(state=changes[look])

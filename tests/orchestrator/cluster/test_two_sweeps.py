@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from real import SWEEP, call, crowding, driver, kill, measured, ray_cluster, wait_for
@@ -55,7 +54,7 @@ def running(home: Path, run: str) -> int:
     return sum(one.state == "running" for one in attempts(home, run))
 
 
-def status(home: Path, run: str) -> dict[str, Any]:
+def status(home: Path, run: str) -> runs.Status:
     with contextlib.closing(RunFolder(home / "runs" / run).open()) as ledger:
         return runs.status(ledger)
 
@@ -81,6 +80,7 @@ def test_two_sweeps_that_need_the_whole_cluster_alternate_trial_by_trial(tmp_pat
     other = "b" if found == "a" else "a"
     assert waiting["state"] == "queued"
     assert waiting["counts"]["running"] == 0
+    assert waiting["waits"] is not None
     assert "waits for 2 CPUs for a slot of 2 ranks: of the cluster's 2 CPUs 0 are free; held by" in waiting["waits"]
     assert f"sweep small (runs/{other}, driven by " in waiting["waits"]
     assert f"held by sweep small (runs/{other}" in log(tmp_path, found)

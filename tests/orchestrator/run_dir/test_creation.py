@@ -249,7 +249,7 @@ def test_a_creator_who_is_overtaken_takes_its_own_away_and_nothing_else(
         ledger = real(*arguments, **keywords)
         mark(folder, creator="elsewhere pid 3 [- 0]")
         if begun:
-            (folder.remote or creation._Folder(folder.path)).put("sweep.json", b'{"run": "of somebody else"}')
+            (folder.remote or creation._store_of(folder)).put("sweep.json", b'{"run": "of somebody else"}')
         return ledger
 
     monkeypatch.setattr(Ledger, "create", overtaken)
@@ -526,7 +526,7 @@ def test_what_a_killed_look_at_the_storage_left_is_no_obstacle(
     for folder in (runs.at(bucket(f"{home.name}/run")), old):
         name = ".orchestrator-doctor-0a1b2c3d"
         folder.path.mkdir(parents=True, exist_ok=True)
-        (folder.remote or creation._Folder(folder.path)).put(name, b"x")
+        (folder.remote or creation._store_of(folder)).put(name, b"x")
         if folder is old:
             os.utime(folder.path / name, (1.0, 1.0))
         make(home, folder)

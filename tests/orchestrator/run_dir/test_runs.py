@@ -52,7 +52,9 @@ def test_status_has_the_pinned_keys_and_needs_no_driver(folder: RunFolder) -> No
     keys = {"id", "stage", "arm", "seed", "state", "attempts", "failure", "mlflow_run_id", "metric", "step"}
     assert keys <= set(found["trials"][0])
     ledger.acquire(this_process(), 30)
-    assert status(ledger)["driver"]["holder"] == this_process()
+    driver = status(ledger)["driver"]
+    assert driver is not None
+    assert driver["holder"] == this_process()
     ledger.release()
     ledger.close()
     json.dumps(found)

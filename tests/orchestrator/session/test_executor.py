@@ -121,7 +121,7 @@ def test_tune_passes_no_secret_of_the_driver_s_on_and_no_environment_at_all(monk
         monkeypatch.setenv(name, "planted")
     actors = tune_executor.ActorClasses()
     assert actors.get(tune_executor.TrialActor) is actors.get(tune_executor.TrialActor)
-    assert not actors.get(tune_executor.TrialActor)._default_options.get("runtime_env")
+    assert not vars(actors.get(tune_executor.TrialActor))["_default_options"].get("runtime_env")
 
 
 @pytest.mark.usefixtures("cluster")
