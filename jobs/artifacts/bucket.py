@@ -84,8 +84,8 @@ class Bucket:
 
     def committed(self) -> list[str]:
         """Prefixes under which there is a manifest."""
-        found = [name for name, files in self._folders().items() if manifest.NAME in files]
-        return sorted(found, key=manifest.step_of, reverse=True)
+        names = [name for name, files in self._folders().items() if manifest.NAME in files]
+        return sorted(names, key=manifest.step_of, reverse=True)
 
     def commit(self, aside: Path, name: str, *, permit: Callable[[], None]) -> None:
         """Upload the files side by side, and then the manifest. Older files of that name are no checkpoint from the
