@@ -24,7 +24,7 @@ from orchestrator import verify
 from orchestrator.ledger import Ledger, this_process
 from orchestrator.preflight import doctor, requirements
 from orchestrator.preflight.requirements import Requirements
-from orchestrator.run_dir import creation, provenance
+from orchestrator.run_dir import creation, own_code, provenance
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.context import USUAL, Options, RetryFailed, RunContext
 from orchestrator.run_dir.creation import SweepChanged
@@ -102,7 +102,7 @@ def _continue(context: RunContext, code: UserCode | None = None) -> int:
         if not context.is_left:  # the run's nodes and data may be gone
             return _drive(context, needs, record=None, notes=needs.notes, continues=True)
         doctor.refuse(folder, plan)
-    recorded, kept = ledger.run.provenance, folder.user_code()
+    recorded, kept = ledger.run.provenance, own_code.read(folder)
     code = code or kept
     with provenance.looked_for_in(provenance.folder_of(ledger.run.environment)), importable(code):
         examined = provenance.examine(plan, recorded, meanwhile=_load, code=code)
@@ -184,7 +184,7 @@ def _drive(
             if record is not None:
                 provenance.write_down(ledger, record)
                 if code is not None:
-                    context.folder.put_user_code(code)
+                    own_code.put(context.folder, code)
             elif options.accept_code:
                 provenance.accept_what_ran(ledger)
             if continues:

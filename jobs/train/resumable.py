@@ -30,6 +30,10 @@ FIRST_BATCHES = 1000
 """Of a sampler of the user's own: how many batches stand for the order of its first epoch."""
 
 
+TRANSFORM = "transform"
+"""Key of the gradient transform's state, beside the optimizer's in a checkpoint."""
+
+
 class Resumable:
     """One job on this rank: its parts, and its state on disk."""
 
@@ -133,10 +137,11 @@ class Resumable:
         return news
 
     def _snapshot(self) -> checkpoint.Checkpoint:
+        state = dict(self.transform.state_dict())
         return checkpoint.snapshot(
             step=self.step,
             model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
+            optimizer=self.optimizer.state_dict() | ({TRANSFORM: state} if state else {}),
             extra={
                 "seconds": self.seconds,
                 "untrained": self.untrained,
@@ -144,7 +149,6 @@ class Resumable:
                 trial_dir.READING: self.reading,
                 "world": self.world,
                 "attempt": self.attempt,
-                **({"transform": state} if (state := dict(self.transform.state_dict())) else {}),
             },
         )
 
@@ -204,8 +208,8 @@ class Resumable:
         self.step, self.seconds = found.step, found.extra["seconds"]
         self.untrained = found.extra["untrained"]
         self.model.load_state_dict(found.model)
+        self.transform.load_state_dict(found.optimizer.pop(TRANSFORM, {}))
         self.optimizer.load_state_dict(found.optimizer)
-        self.transform.load_state_dict(found.extra.get("transform", {}))
         self.records.restore(until=self.step)
         self._saved = (0, self.step)
         self.log(f"continues after {self.budget.describe(self.step, self.seconds)}")

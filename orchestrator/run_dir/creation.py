@@ -28,7 +28,8 @@ from orchestrator.ledger import Ledger, LedgerError, LedgerMissing, LedgerUnavai
 from orchestrator.ledger.database import parsed
 from orchestrator.run_dir.bucket import Remote, RemoteError
 from orchestrator.run_dir.environment import DIFF, environment, origin
-from orchestrator.run_dir.folder import CODE, CREATING, CREATING_REMOTE, RunError, RunFolder
+from orchestrator.run_dir.folder import CREATING, CREATING_REMOTE, RunError, RunFolder
+from orchestrator.run_dir.own_code import CODE
 from orchestrator.sweep.plan import Plan
 from orchestrator.system.exit_codes import InfrastructureMissing
 from orchestrator.system.process import is_gone

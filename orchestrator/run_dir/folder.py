@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TypedDict
 
 from jobs.config import nearest
-from jobs.config.user_code import CodeError, UserCode, of_archive
 from orchestrator.ledger import TRIAL_STATES, WAITS, Ledger, LedgerError, LedgerMissing, TrialState, sqlite_url
 from orchestrator.run_dir.bucket import Remote, RemoteError, is_uri, refuse_almost_uri
 from orchestrator.system.addresses import address_option
@@ -28,9 +27,6 @@ from orchestrator.system.exit_codes import Exit
 
 CREATING, CREATING_REMOTE = ".creating", "creating.json"
 """The file beside a run's others, in its folder and in a bucket, while they are being made (creation.py)."""
-
-CODE = "code.zip"
-"""The user's code that the run computes with."""
 
 ASKED = "ORCHESTRATOR_ASKED"
 """Variable of a job that names the request which it meets, or goes on meeting after one that was lost."""
@@ -220,28 +216,6 @@ class RunFolder:
         self.remote.put_files(self.path, here)
         for name in old:
             self.remote.delete(f"{self.report.name}/{name}")
-
-    def user_code(self) -> UserCode | None:
-        """The user's code that the run computes with; None without any. Raises RunError for an archive that is damaged,
-        RemoteError."""
-        path = self.path / CODE
-        content = (path.read_bytes() if path.exists() else None) if self.remote is None else self.remote.read(CODE)
-        try:
-            return None if content is None else of_archive(content)
-        except CodeError as error:
-            raise RunError(f"{self.name}/{CODE}: {error}; bring it back, or launch the sweep again") from error
-
-    def put_user_code(self, code: UserCode) -> None:
-        """Compute with this code from now on. Nothing is written where it is the same."""
-        with contextlib.suppress(RunError):
-            if (kept := self.user_code()) is not None and kept.digest == code.digest:
-                return
-        if self.remote is not None:
-            self.remote.put(CODE, code.archive())
-            return
-        aside = self.path / f".{CODE}.new"
-        aside.write_bytes(code.archive())
-        aside.replace(self.path / CODE)
 
     def _identity(self) -> str | None:
         """The text of sweep.json, where it counts. Raises LedgerError for one that cannot be read."""

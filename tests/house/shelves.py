@@ -59,7 +59,7 @@ SHELVES = {
     "orchestrator/report": "mlflow_note write > parquet render > summary > formatting",
     "orchestrator/report/render": "content > page tables > blocks > plots > figure",
     "orchestrator/report/summary": "multi_run > evidence > arms warnings > budgets compatibility pairs",
-    "orchestrator/run_dir": "export > context creation provenance > folder > bucket environment",
+    "orchestrator/run_dir": "export > context creation provenance > own_code > folder > bucket environment",
     "orchestrator/session": "ending shutdown tune_executor > holding session > writer > cluster progress schedule > "
     "reports",
     "orchestrator/session/cluster": "headwatch slots > inquiry picture room start > access board capacity sharing",

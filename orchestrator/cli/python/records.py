@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def status(folder: RunFolder) -> dict[str, Any]:
     """What `status --json` prints. Raises RunError, LedgerError or RemoteError, as all of these."""
     with contextlib.closing(folder.open()) as ledger:
-        return runs.status(ledger)
+        return dict(runs.status(ledger))
 
 
 def answer(folder: RunFolder) -> dict[str, Any]:

@@ -140,13 +140,13 @@ class Dropped:
                 kept = torch.rand(parameter.shape, generator=draw, dtype=torch.float64) >= self.p
                 parameter.grad.mul_(kept.to(parameter.grad) * (1 + 0.01 * self.calls))
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Tensor]:
         """How often it was called."""
-        return {"calls": self.calls}
+        return {"calls": torch.tensor(self.calls)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on."""
-        self.calls = state["calls"]
+        self.calls = int(state["calls"])
 
 
 class SignDescent(torch.optim.Optimizer):
