@@ -241,17 +241,16 @@ def _answer(session: Session, projection: tracking.Projection | None, progress: 
     from orchestrator.tracking import publish
 
     ledger, folder = session.context.ledger, session.context.folder
-    answer: dict[str, object] = {}
-    if not session.storage_full:
-        answer = report.write(ledger, folder.report)
-        progress.answer(report.table(answer))
+    summary = None if session.storage_full else report.write(ledger, folder.report)
+    if summary is not None:
+        progress.answer(report.table(summary))
     folder.check_in(began)  # before MLflow, which may take long
     if projection is None:
         return True
-    if session.storage_full:
+    if summary is None:
         is_told = projection.stop(timeout_s=publish.TELL_S)
     else:
-        is_told = publish.answer(projection, ledger, folder, answer, say=progress.say, stopping=session.stopping)
+        is_told = publish.answer(projection, ledger, folder, summary, say=progress.say, stopping=session.stopping)
     if not is_told:
         behind = f"MLflow is behind ({projection.last_error})"
         progress.say(f"{behind}; catch up: orchestrator resume {folder.quoted}")

@@ -233,7 +233,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
 
     folder = tmp_path_factory.mktemp("tuned")
     run = tuned(folder / "run")
-    yield Written(run, folder / "report", report.write(run.ledger, folder / "report"))
+    yield Written(run, folder / "report", report.write(run.ledger, folder / "report").to_json())
     run.ledger.close()
 
 

@@ -129,14 +129,14 @@ def compare(run: tuple[str, ...], into: str | None, *, as_json: bool, address: s
         raise click.UsageError(f"--into is for several runs; the report of one lies in it: {folder.report}")
     with contextlib.closing(folder.open()) as ledger:
         try:
-            answer, unwritten = report.write(ledger, folder.report), None
+            summary, unwritten = report.write(ledger, folder.report), None
         except OSError as error:
-            answer, unwritten = report.answer(ledger), _unwritten(error, folder.report)
+            summary, unwritten = report.summarize(ledger), _unwritten(error, folder.report)
     folder.check_in_report()
     if as_json:
-        print_json(answer)
+        print_json(summary.to_json())
     else:
-        print_whole(report.table(answer))
+        print_whole(report.table(summary))
         if not address_option():  # else whoever asked is told where it is there
             _print_places([page for page in folder.report_pages if unwritten is None or is_uri(page)])
 
@@ -162,13 +162,13 @@ def _compare_several(folders: list[RunFolder], into: str | None, as_json: bool) 
         named = report.names([folder.name for folder in folders], ledgers)
         place = Path(into) if into is not None else runs.home() / "compared" / report.folder_name(named)
         try:
-            answer, unwritten = report.write_several(named, place), None
+            summary, unwritten = report.write_several(named, place), None
         except OSError as error:
-            answer, unwritten = report.answer_of_several(named), _unwritten(error, place)
+            summary, unwritten = report.summarize_several(named), _unwritten(error, place)
     if as_json:
-        print_json(answer)
+        print_json(summary.to_json())
     else:
-        print_whole(report.table_of_several(answer))
+        print_whole(report.table_of_several(summary))
         if unwritten is None and not address_option():
             _print_places([str(place / "report.html")])
 

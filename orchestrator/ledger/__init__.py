@@ -5,8 +5,7 @@ state is one transaction; every write of a driver checks the fencing token of it
 first value of a point stands. Imports neither torch nor ray nor mlflow nor optuna.
 """
 
-from orchestrator.ledger.damage import damage_at
-from orchestrator.ledger.database import probe, sqlite_url
+from orchestrator.ledger.database import damage_at, probe, sqlite_url
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.outage import OUTAGE_S, Outage
 from orchestrator.ledger.readonly import Finished, finished

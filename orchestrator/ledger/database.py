@@ -56,6 +56,12 @@ NETWORK = re.compile(
 """File system types, as Linux names them, where several hosts may see one file. WAL shares memory between processes,
 which does not reach across hosts, and the locks of these are not to be trusted."""
 
+COMPLAINTS = 3
+"""How many of SQLite's complaints about a file are listed."""
+
+BUSY_S = 10
+"""How long another process may keep the file meanwhile."""
+
 
 def sqlite_url(path: Path) -> str:
     """The URL of a ledger in a file."""
@@ -245,6 +251,31 @@ def probe(url: str) -> float:
     finally:
         database.close()
     return ahead_s
+
+
+def damage_at(url: str) -> str | None:
+    """What SQLite has against the file of a ledger: a page that is damaged, an index that lacks a row, another format.
+
+    None where there is nothing, or no file, or where that is for a server to say. Changes nothing, needs no lease, and
+    makes no side files beside a file that nobody has open. Reads all of it.
+    """
+    where = parsed(url)
+    path = Path(where.database or "")
+    return damage(path) if where.get_backend_name() == "sqlite" and path.is_file() else None
+
+
+def damage(path: Path) -> str | None:
+    """The same of a file."""
+    mode = "mode=ro" if path.with_name(path.name + "-shm").exists() else "immutable=1"
+    address = f"file:{quote(str(path.absolute()))}?{mode}"
+    try:
+        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=BUSY_S)) as database:
+            complaints = [str(row[0]) for row in database.execute(f"PRAGMA integrity_check({COMPLAINTS})")]
+    except sqlite3.OperationalError:  # busy, or not to be opened: nothing is known of what is in it
+        return None
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return None if complaints == ["ok"] else "; ".join(" ".join(text.split()) for text in complaints)
 
 
 def file_system(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:

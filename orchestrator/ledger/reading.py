@@ -7,7 +7,7 @@ from collections.abc import Collection
 import sqlalchemy as sa
 
 from orchestrator.ledger import schema
-from orchestrator.ledger.damage import damage
+from orchestrator.ledger.database import damage
 from orchestrator.ledger.records import (
     TRIAL_STATES,
     Attempt,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
+from orchestrator.ledger.stored import JsonObject, SweepTable, TrialResult
 from orchestrator.system.exit_codes import Exit
 
 Stage = Literal["tune", "confirm"]
@@ -81,11 +82,11 @@ class Run:
 
     uuid: str
     name: str
-    sweep: dict[str, Any]
-    """The sweep, resolved."""
+    sweep: SweepTable
+    """The sweep, resolved, and its plan."""
     state: RunState
     created: float
-    environment: dict[str, Any]
+    environment: JsonObject
     mlflow_experiment_id: str | None = None
     mlflow_run_id: str | None = None
     rules: int = 1
@@ -118,12 +119,18 @@ class Trial:
     """Failure class of the newest attempt; None once the trial is done or pruned."""
     message: str | None = None
     result: dict[str, Any] | None = None
+    """As it was written; `came_to` reads it."""
     mlflow_run_id: str | None = None
     created: float | None = None
     started: float | None = None
     ended: float | None = None
     revision: int = 0
     """Goes up with every change of state, so that a projection knows what it has shown."""
+
+    @cached_property
+    def came_to(self) -> TrialResult:
+        """The result, as far as there is one."""
+        return TrialResult.of(self.result)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from orchestrator.ledger.records import (
     TrialState,
 )
 from orchestrator.ledger.rows import insert_trials, named, patient
+from orchestrator.ledger.stored import SweepTable
 from orchestrator.system.masking import masked
 
 PENDING: tuple[TrialState, ...] = ("queued", "running", "failed")
@@ -44,7 +45,7 @@ class Writing(Reading):
         self,
         *,
         state: RunState | None = None,
-        sweep: dict[str, Any] | None = None,
+        sweep: SweepTable | None = None,
         environment: dict[str, Any] | None = None,
         mlflow_experiment_id: str | None = None,
         mlflow_run_id: str | None = None,

@@ -8,11 +8,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from jobs.core.plain import beginning
-from orchestrator.report.render import page, tables
-from orchestrator.report.render.blocks import Grid
+from orchestrator.report.render import page
+from orchestrator.report.summary.records import Answer
+from orchestrator.report.tables import content, grids
+from orchestrator.report.tables.blocks import Grid
 
 MOST_ROWS, MOST_NOTES = 12, 5
 """Of a table, and of what a reader should know: beyond, the report has them."""
@@ -27,19 +28,16 @@ LONGEST_LABEL = 100
 """Characters of a label in a metric's name."""
 
 
-def note(answer: dict[str, Any]) -> str:
+def note(answer: Answer) -> str:
     """Markdown of at most some 4,000 characters."""
     written = (_note(answer, rows) for rows in range(MOST_ROWS, 0, -1))
     return next((text for text in written if len(text) <= LONGEST), _note(answer, 0, notes=0))
 
 
-def _note(answer: dict[str, Any], rows: int, *, notes: int = MOST_NOTES) -> str:
-    shown = [_short(tables.comparisons(answer), rows), _short(tables.arms(answer), rows)]
-    question, sentence = (
-        beginning(answer["question"], LONGEST_QUESTION),
-        beginning(answer["sentence"], LONGEST_SENTENCE),
-    )
-    whole = page.markdown(question, [sentence], "", answer["notes"][:notes], shown)
+def _note(answer: Answer, rows: int, *, notes: int = MOST_NOTES) -> str:
+    shown = [_short(grids.comparisons(answer), rows), _short(grids.arms(answer), rows)]
+    question, sentence = beginning(answer.question, LONGEST_QUESTION), beginning(answer.sentence, LONGEST_SENTENCE)
+    whole = page.markdown(content.Page(question, [sentence], "", answer.notes[:notes], shown))
     # The page folds a description after its first lines: no room for a heading.
     head, _, rest = whole.partition("\n")
     rest = "\n".join(_apart(line) for line in rest.rstrip().splitlines())
@@ -47,17 +45,18 @@ def _note(answer: dict[str, Any], rows: int, *, notes: int = MOST_NOTES) -> str:
     return f"*{head.removeprefix('# ')}*\n{rest}\n\n{end}\n"
 
 
-def numbers(answer: dict[str, Any]) -> dict[str, float]:
+def numbers(answer: Answer) -> dict[str, float]:
     """The answer's own numbers as metrics of MLflow, whose names hold fewer characters than labels."""
-    named = _names([arm["label"] for arm in answer["arms"]])
-    found = {f"mean/{named[arm['label']]}": arm["mean"] for arm in answer["arms"]}
-    for one in answer["comparisons"]:
-        if one["n"]:
-            found |= {f"{key}/{named[one['a']]} - {named[one['b']]}": one[key] for key in ("delta", "p_holm")}
+    named = metric_names([arm.label for arm in answer.arms])
+    found = {f"mean/{named[arm.label]}": arm.mean for arm in answer.arms}
+    for result in (one.result for one in answer.comparisons):
+        if result.n:
+            pair = f"{named[result.a]} - {named[result.b]}"
+            found |= {f"delta/{pair}": result.delta, f"p_holm/{pair}": result.p_holm}
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _names(labels: Sequence[str]) -> dict[str, str]:
+def metric_names(labels: Sequence[str]) -> dict[str, str]:
     """Labels as parts of a metric's name: MLflow allows few characters, takes / for a path and 250 in all. What is cut
     off, or alike without the others, is told apart by a hash."""
     plain = {label: re.sub(r"[^\w\- ]", "_", label) for label in labels}

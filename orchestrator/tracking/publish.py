@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from orchestrator import report, tracking
 from orchestrator.ledger import Ledger, LedgerError, Trial
@@ -40,20 +39,20 @@ def answer(
     projection: tracking.Projection,
     ledger: Ledger,
     folder: RunFolder,
-    found: dict[str, Any],
+    summary: report.Summary,
     *,
     say: Callable[[str], None],
     stopping: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Tell MLflow the answer `found` of a run, and wait for it. Returns whether it has been told everything.
+    """Tell MLflow the answer of a run, and wait for it. Returns whether it has been told everything.
 
     stopping: asked between encoders; once true, no other one is exported. The lease must be held, and renewed
     meanwhile.
     """
-    tags = {"verdict": found["sentence"], "question": found["question"]}
-    step, numbers = found["attempts"]["total"], report.numbers(found)
-    projection.log_report(folder.report, report.note(found), metrics=numbers, tags=tags, step=step)
-    due = found["state"] == "done" and os.environ.get(SWITCH) != "none"
+    tags = {"verdict": summary.sentence, "question": summary.question}
+    step, numbers = summary.attempts.total, report.numbers(summary)
+    projection.log_report(folder.report, report.note(summary), metrics=numbers, tags=tags, step=step)
+    due = summary.state == "done" and os.environ.get(SWITCH) != "none"
     with contextlib.ExitStack() as stack:
         if due:
             projection.settled(TELL_S)  # which notes what encoders MLflow has lost

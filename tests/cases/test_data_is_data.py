@@ -32,6 +32,7 @@ from jobs.core.plain import visible
 from jobs.export import card
 from orchestrator import report
 from orchestrator.cli import main
+from orchestrator.report.mlflow_note import metric_names
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.tracking import UI_ENVIRONMENT, Projection, embedded_uri, encoders, ui_command
 
@@ -74,14 +75,14 @@ def ended(folder: Path, labels: list[str], question: str, others: list[str]) -> 
     return run
 
 
-def told(run: Run, answer: dict[str, Any], home: Path) -> None:
+def told(run: Run, answer: report.Summary, home: Path) -> None:
     """Tell MLflow the run, as it was created and as it ended."""
     projection = Projection(run.ledger, embedded_uri(home))
     assert projection.flush(), projection.last_error
     client, ledger = MlflowClient(embedded_uri(home)), run.ledger
     begun = client.get_experiment(str(ledger.run.mlflow_experiment_id)).tags[NOTE]
     assert read_markdown(begun).lines == [("p", one_line(QUESTION))], "before there is a verdict"
-    tags = {"verdict": answer["sentence"], "question": answer["question"]}
+    tags = {"verdict": answer.sentence, "question": answer.question}
     folder, numbers = home / "wild" / "report", report.numbers(answer)
     projection.log_report(folder, report.note(answer), metrics=numbers, tags=tags)
     assert projection.flush(), projection.last_error
@@ -260,7 +261,9 @@ def test_mlflow_has_descriptions_that_are_text_and_tags_that_find_the_arm(home: 
     own = [text for where, text in texts.items() if where not in ("experiment", "parent")]
     assert all(read_markdown(text).tags == ["p", "strong"] for text in own)
     with contextlib.closing(RunFolder(home / "tame").open()) as ledger:
-        assert set(read_markdown(texts["parent"]).tags) <= set(read_markdown(report.note(report.answer(ledger))).tags)
+        assert set(read_markdown(texts["parent"]).tags) <= set(
+            read_markdown(report.note(report.summarize(ledger))).tags
+        )
     assert texts["parent"].rstrip().endswith("`tags.arm = '...'`."), "long labels leave room for the end"
 
 
@@ -282,23 +285,18 @@ def _told(client: MlflowClient) -> dict[str, str]:
 
 def test_numbers_of_arms_are_told_apart_though_mlflows_names_hold_few_characters(home: Path) -> None:
     with contextlib.closing(RunFolder(home / "wild").open()) as ledger:
-        answer = report.answer(ledger)
+        answer = report.summarize(ledger)
     named = report.numbers(answer)
-    assert len([key for key in named if key.startswith("mean/")]) == sum(
-        arm["mean"] is not None for arm in answer["arms"]
-    )
+    assert len([key for key in named if key.startswith("mean/")]) == sum(arm.mean is not None for arm in answer.arms)
     assert len({encoders.name_of(label) for label in ARMS}) > 1
     assert all(harmless(encoders.name_of(label)) for label in ARMS)
 
 
 def test_two_labels_that_differ_in_what_mlflow_does_not_take_have_numbers_of_their_own() -> None:
-    arms = [
-        {"label": label, "mean": mean} for label, mean in (("lr!", 1.0), ("lr?", 2.0), ("lr_", 3.0), ("other", 4.0))
-    ]
-    found = report.numbers({"arms": arms, "comparisons": []})
-    assert sorted(found.values()) == [1.0, 2.0, 3.0, 4.0]
-    assert found["mean/other"] == 4.0
-    assert all(re.fullmatch(r"[\w\-/ .:]+", key) for key in found)
+    named = metric_names(["lr!", "lr?", "lr_", "other"])
+    assert len(set(named.values())) == 4
+    assert named["other"] == "other"
+    assert all(re.fullmatch(r"[\w\-/ .:]+", name) for name in named.values())
 
 
 # An encoder's card

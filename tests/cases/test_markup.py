@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,9 +147,8 @@ def test_what_a_session_says_in_the_end_is_data_too_on_the_terminal_and_in_its_l
             begun.done(trial, 0.9 + trial.seed / 1000)
     context = begun.context(tmp_path / "runs" / "demo", Options(offline=True))
     folder, progress = context.folder, Progress(context)
-    answer = report.answer(begun.ledger)
-    answer["sentence"] += MARKS
-    answer["notes"] = [*answer["notes"], f"a note {MARKS}"]
+    answer = report.summarize(begun.ledger)
+    answer = replace(answer, sentence=answer.sentence + MARKS, notes=[*answer.notes, f"a note {MARKS}"])
     with quiet(progress):
         progress.say(f"trial failed: {MARKS}")
     progress.answer(report.table(answer))

@@ -61,7 +61,7 @@ def test_row_34_a_launch_killed_while_it_creates_is_continued_by_the_same_comman
             killed(*launch, home=home, env=fault(home, moment))
         with contextlib.closing(folder.open()) as ledger:
             assert [run.uuid for run in Ledger.runs(folder.ledger_url())] == [ledger.uuid]
-            assert ledger.run.environment["command"].startswith("orchestrator launch sweep.toml --offline --into ")
+            assert str(ledger.run.environment["command"]).startswith("orchestrator launch sweep.toml --offline --into ")
             assert ledger.run.environment["directory"] == str(home)
 
 

@@ -52,13 +52,15 @@ SHELVES = {
     "orchestrator/cli": "__main__ > answer python > commands reading > places > group > printing schema submission",
     "orchestrator/cli/python": "run > child records written",
     "orchestrator/cli/submission": "bring > verbs > follow > asking meaning > package parcel server",
-    "orchestrator/ledger": "ledger > writing > reading > rows > damage lease readonly > "
-    "database > outage postgres schema > records",
+    "orchestrator/ledger": "ledger > writing > reading > rows > lease readonly > "
+    "database > outage postgres schema > records > stored",
     "orchestrator/preflight": "doctor > checks estimate > findings node requirements",
     "orchestrator/preflight/estimate": "history probing text > model",
-    "orchestrator/report": "mlflow_note write > parquet render > summary > formatting",
-    "orchestrator/report/render": "content > page tables > blocks > plots > figure",
-    "orchestrator/report/summary": "multi_run > evidence > arms warnings > budgets compatibility pairs",
+    "orchestrator/report": "mlflow_note terminal write > parquet render > tables > summary > formatting",
+    "orchestrator/report/render": "page > plots > figure",
+    "orchestrator/report/summary": "multi_run > evidence > arms warnings > "
+    "budgets compatibility pairs sentences > records",
+    "orchestrator/report/tables": "content > grids > blocks",
     "orchestrator/run_dir": "export > context creation provenance > own_code > folder > bucket environment",
     "orchestrator/session": "ending shutdown tune_executor > holding session > writer > cluster progress schedule > "
     "reports",

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,7 @@ from jobs.metrics import evaluate
 from jobs.train import Training
 from orchestrator.cli import main
 from orchestrator.ledger import Ledger, Outcome, Stage, Trial, sqlite_url, this_process
+from orchestrator.ledger.stored import MetricTable
 from orchestrator.run_dir.export import choose
 from orchestrator.run_dir.folder import RunFolder, at
 from orchestrator.sweep import merged
@@ -520,10 +521,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     return folder
 
 
-def chosen(folder: RunFolder, wanted: str, *, mode: str = "max") -> tuple[str, str]:
+def chosen(folder: RunFolder, wanted: str, *, mode: Literal["max", "min"] = "max") -> tuple[str, str]:
     with contextlib.closing(folder.open()) as ledger:
-        sweep = ledger.run.sweep | {"metric": {"name": "knn_accuracy", "mode": mode}}
-        trial, why = choose(replace(ledger.run, sweep=sweep), ledger.trials(), wanted, folder)
+        metric: MetricTable = {"name": "knn_accuracy", "mode": mode}
+        run = replace(ledger.run, sweep={**ledger.run.sweep, "metric": metric})
+        trial, why = choose(run, ledger.trials(), wanted, folder)
     return trial.id, why
 
 

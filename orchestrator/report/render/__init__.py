@@ -1,1 +1,1 @@
-"""An answer as tables, plots and pages."""
+"""An answer in ink: plots, and the pages that a person opens."""

@@ -6,11 +6,13 @@ Everything from a sweep or a ledger is escaped; the page loads nothing and runs 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from jobs.core import plain
-from orchestrator.report.render.blocks import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
+from orchestrator.report.render.plots import Plot
+from orchestrator.report.tables.blocks import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
+from orchestrator.report.tables.content import Page
 
 LONG = 24
 """Characters from which a cell beside numbers is given room, so that these do not squeeze it."""
@@ -45,25 +47,26 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .75rem 1rem; bord
 """
 
 
-def html(question: str, verdicts: Sequence[str], subtitle: str, notes: Sequence[str], content: Sequence[Block]) -> str:
+def html(page: Page, plots: Sequence[Plot] = ()) -> str:
     """The whole page."""
-    warning = _html(Bullets(notes, warning=True)) if notes else ""
-    said = "\n".join(f'<p class="verdict">{_text(verdict)}</p>' for verdict in verdicts)
-    body = "\n".join(_html(block) for block in content)
+    pictures = {plot.name: plot for plot in plots}
+    warning = _html(Bullets(page.notes, warning=True), {}) if page.notes else ""
+    verdicts = "\n".join(f'<p class="verdict">{_text(verdict)}</p>' for verdict in page.verdicts)
+    body = "\n".join(_html(block, pictures) for block in _seen(page.blocks, pictures))
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{_text(question)}</title>
+<title>{_text(page.question)}</title>
 <style>{STYLE}</style>
 </head>
 <body>
 <main>
-<h1>{_text(question)}</h1>
-{said}
-<p class="subtitle">{_text(subtitle)}</p>
+<h1>{_text(page.question)}</h1>
+{verdicts}
+<p class="subtitle">{_text(page.subtitle)}</p>
 {warning}
 {body}
 </main>
@@ -72,21 +75,26 @@ def html(question: str, verdicts: Sequence[str], subtitle: str, notes: Sequence[
 """
 
 
-def markdown(
-    question: str, verdicts: Sequence[str], subtitle: str, notes: Sequence[str], content: Sequence[Block]
-) -> str:
+def markdown(page: Page, plots: Sequence[Plot] = ()) -> str:
     """The same in Markdown; pictures are the PNGs of the same folder."""
+    pictures = {plot.name: plot for plot in plots}
     top = [
-        f"# {plain.markdown(question)}",
-        *(f"**{plain.markdown(verdict)}**" for verdict in verdicts),
-        plain.markdown(subtitle, starts=True),
+        f"# {plain.markdown(page.question)}",
+        *(f"**{plain.markdown(verdict)}**" for verdict in page.verdicts),
+        plain.markdown(page.subtitle, starts=True),
     ]
-    if notes:
-        top.append(_markdown(Bullets(notes)))
-    return "\n\n".join([*top, *(_markdown(block) for block in content)]) + "\n"
+    if page.notes:
+        top.append(_markdown(Bullets(page.notes), {}))
+    body = (_markdown(block, pictures) for block in _seen(page.blocks, pictures))
+    return "\n\n".join([*top, *body]) + "\n"
 
 
-def _html(block: Block) -> str:
+def _seen(blocks: Sequence[Block], pictures: Mapping[str, Plot]) -> list[Block]:
+    """Without the pictures that there are no numbers for."""
+    return [block for block in blocks if not isinstance(block, Picture) or block.name in pictures]
+
+
+def _html(block: Block, pictures: Mapping[str, Plot]) -> str:
     match block:
         case Heading(text):
             return f"<h2>{_text(text)}</h2>"
@@ -99,7 +107,8 @@ def _html(block: Block) -> str:
             return _folded(title, _html_table(headings, rows, words))
         case Code(text, title):
             return _folded(title, f"<pre>{escape(plain.visible_lines(text))}</pre>")
-        case Picture(plot):
+        case Picture(name):
+            plot = pictures[name]
             title = f'<h3 id="{plot.name}">{_text(plot.title)}</h3>'
             return f"<figure>{title}\n{plot.svg}\n<figcaption>{_text(plot.caption)}</figcaption></figure>"
 
@@ -138,7 +147,7 @@ def _breakable(html: str) -> str:
     return re.sub(r"(?<=\w[._])(?=\w)", "<wbr>", html)
 
 
-def _markdown(block: Block) -> str:
+def _markdown(block: Block, pictures: Mapping[str, Plot]) -> str:
     match block:
         case Heading(text):
             return f"## {plain.markdown(text)}"
@@ -156,5 +165,6 @@ def _markdown(block: Block) -> str:
             while fence in text:
                 fence += "`"
             return (f"{plain.markdown(title, starts=True)}\n\n" if title else "") + f"{fence}\n{text}\n{fence}"
-        case Picture(plot):
+        case Picture(name):
+            plot = pictures[name]
             return f"![{plain.markdown(plot.title)}]({plot.name}.png)\n\n{plain.markdown(plot.caption, starts=True)}"

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
 
 from orchestrator import statistics
 from orchestrator.ledger import Ledger, Trial
+from orchestrator.ledger.stored import ArmTable, TrialResult
 from orchestrator.report.summary import budgets
-from orchestrator.report.summary.pairs import listed
-
-Json = dict[str, Any]
+from orchestrator.report.summary.records import ArmSummary, Kind, SeedValue, Spent, SuggestionSummary, TuneSummary
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,17 @@ def confirmed(ledger: Ledger, trials: Sequence[Trial]) -> Confirmed:
 
 def untrained(ledger: Ledger, trial: Trial, metric: str) -> float | None:
     """The metric of a trial's encoder before its first step."""
-    value = ((trial.result or {}).get("untrained") or {}).get(metric)
+    value = trial.came_to.untrained.get(metric)
     if value is None and trial.attempts:
         value = next((point.value for point in ledger.points(trial.id, metric) if point.step == 0), None)
     return value
+
+
+def whole_of(trial: Trial, section: str, key: str) -> int | None:
+    """A whole number of a trial's job as it was planned, by whatever version; None where there is none."""
+    table = trial.job.get(section)
+    number = table.get(key) if isinstance(table, Mapping) else None
+    return number if isinstance(number, int) else None
 
 
 def diverged(trial: Trial) -> bool:
@@ -52,82 +57,92 @@ def diverged(trial: Trial) -> bool:
 
 
 def arm(
-    planned: Json, trials: Sequence[Trial], mine: Mapping[int, float], *, metric: str, budget: Json, tune: Json | None
-) -> Json:
-    """One arm as plain JSON. planned: the arm in the run's plan. mine: seed -> final metric. budget: as declared."""
-    results = [trial.result for trial in trials if trial.result]
+    planned: ArmTable,
+    trials: Sequence[Trial],
+    mine: Mapping[int, float],
+    *,
+    metric: str,
+    budget: Mapping[Kind, float],
+    tune: TuneSummary | None,
+    code: Sequence[str | None],
+) -> ArmSummary:
+    """The numbers of one arm. planned: the arm in the run's plan. mine: seed -> final metric. budget: as declared.
+    code: digests of the code that computed its trials."""
+    results = [trial.came_to for trial in trials]
     ok = [trial for trial in trials if trial.state == "done" and not diverged(trial)]
     ran = [trial for trial in trials if trial.state == "done"]
     lost = sum(diverged(trial) for trial in trials)
-    ranks = {int(trial.job.get("execution", {}).get("ranks", 1)) for trial in trials}
-    return {
-        "label": planned["label"],
-        "settings": planned["settings"],
-        "n": len(mine),
-        "mean": fmean(mine.values()) if mine else None,
-        "ci95": listed(statistics.t_interval(list(mine.values()))),
-        "diverged": lost,
-        "divergence_rate": lost / len(ran) if ran else None,
-        "divergence_ci95": listed(statistics.wilson_interval(lost, len(ran))) if ran else None,
-        "untrained": _mean((result.get("untrained") or {}).get(metric) for result in results),
-        "budget": budget,
-        **_spent(planned, results),
-        "negatives_per_anchor": _only(result.get("negatives_per_anchor") for result in results)
+    return ArmSummary(
+        label=planned["label"],
+        settings=planned["settings"],
+        n=len(mine),
+        mean=fmean(mine.values()) if mine else None,
+        ci95=statistics.t_interval(list(mine.values())),
+        diverged=lost,
+        divergence_rate=lost / len(ran) if ran else None,
+        divergence_ci95=statistics.wilson_interval(lost, len(ran)) if ran else None,
+        untrained=_mean(result.untrained.get(metric) for result in results),
+        budget=budget,
+        spent=_spent(planned, results),
+        negatives_per_anchor=_only(result.negatives_per_anchor for result in results)
         or planned.get("negatives_per_anchor"),
-        "ranks": _only(ranks),
-        "samples_per_second": _mean(result.get("samples_per_second") for result in results),
-        "peak_memory_mb": max(
-            (one["peak_memory_mb"] for one in results if one.get("peak_memory_mb") is not None), default=None
+        ranks=_only(_ranks(trial) for trial in trials),
+        samples_per_second=_mean(result.samples_per_second for result in results),
+        peak_memory_mb=max((peak for one in results if (peak := one.peak_memory_mb) is not None), default=None),
+        rank_seconds=_total(
+            seconds * _ranks(trial) for trial in trials if (seconds := trial.came_to.seconds) is not None
         ),
-        "rank_seconds": _total(
-            result["seconds"] * trial.job.get("execution", {}).get("ranks", 1)
-            for trial in trials
-            if (result := trial.result) and result.get("seconds") is not None
-        ),
-        "metrics": {
+        metrics={
             key: _mean(trial.metrics.get(key) for trial in ok)
             for key in sorted({key for trial in ok for key in trial.metrics})
             if not key.startswith("train/")
         },
-        "values": [_value(trial, mine.get(trial.seed)) for trial in trials],
-        "tune": tune,
-    }
+        values=[_value(trial, mine.get(trial.seed)) for trial in trials],
+        tune=tune,
+        code=code,
+    )
 
 
-def tuned(ledger: Ledger, trials: Sequence[Trial], mode: statistics.Mode) -> dict[str, Json]:
+def tuned(ledger: Ledger, trials: Sequence[Trial], mode: statistics.Mode) -> dict[str, TuneSummary]:
     """arm -> how its tune stage went and what was chosen; without the arms that were not tuned. An arm that another one
     is tuned for has that one's, and `searched_with` names it."""
     by_id, frozen = {trial.id: trial for trial in trials}, ledger.frozen()
-    found: dict[str, Json] = {}
+    found: dict[str, TuneSummary] = {}
     for label in dict.fromkeys(suggestion.arm for suggestion in ledger.suggestions()):
         suggestions = ledger.suggestions(label)
         tried = [[by_id[one] for one in suggestion.trials if one in by_id] for suggestion in suggestions]
         width = max(1, *map(len, tried))  # of a suggestion that makes no job there are no trials
         table = [[_tune_value(trial) for trial in group] or [math.nan] * width for group in tried]
         best, low, high = statistics.best_so_far(table, mode=mode)
-        found[label] = {
-            "suggestions": [
-                {
-                    "number": suggestion.number,
-                    "params": suggestion.params,
-                    "trials": list(suggestion.trials),
-                    "states": [trial.state for trial in group],
-                    "value": _real(fmean(given)),
-                    "best_so_far": _real(best[k]),
-                    "range": [_real(low[k]), _real(high[k])],
-                }
+        chosen = frozen.get(label)
+        found[label] = TuneSummary(
+            suggestions=[
+                SuggestionSummary(
+                    number=suggestion.number,
+                    params=suggestion.params,
+                    trials=suggestion.trials,
+                    states=[trial.state for trial in group],
+                    value=_real(fmean(given)),
+                    best_so_far=_real(best[k]),
+                    range=(_real(low[k]), _real(high[k])),
+                )
                 for k, (suggestion, group, given) in enumerate(zip(suggestions, tried, table, strict=True))
             ],
-            "number": frozen[label].number if label in frozen else None,
-            "params": frozen[label].params if label in frozen else None,
-            "hash": frozen[label].hash if label in frozen else None,
-            "searched_with": None,
-        }
+            number=chosen.number if chosen else None,
+            params=chosen.params if chosen else None,
+            hash=chosen.hash if chosen else None,
+            searched_with=None,
+        )
     for label, leader in ledger.run.sweep["plan"].get("searched_with", {}).items():
         if leader in found:
             own = frozen.get(label)
-            chosen = {"number": own and own.number, "params": own and own.params, "hash": own and own.hash}
-            found[label] = {**found[leader], **chosen, "searched_with": leader}
+            found[label] = replace(
+                found[leader],
+                number=own.number if own else None,
+                params=own.params if own else None,
+                hash=own.hash if own else None,
+                searched_with=leader,
+            )
     return found
 
 
@@ -140,26 +155,31 @@ def _values(confirm: Sequence[Trial]) -> dict[str, dict[int, float]]:
     return found
 
 
-def _value(trial: Trial, metric: float | None) -> Json:
-    result = trial.result or {}
-    costs = {key: result.get(key) for key in ("seconds", "samples_per_second", "peak_memory_mb")}
+def _value(trial: Trial, metric: float | None) -> SeedValue:
+    result = trial.came_to
+    return SeedValue(
+        seed=trial.seed,
+        trial=trial.id,
+        state=trial.state,
+        diverged=diverged(trial),
+        value=metric,
+        seconds=result.seconds,
+        samples_per_second=result.samples_per_second,
+        peak_memory_mb=result.peak_memory_mb,
+    )
+
+
+def _ranks(trial: Trial) -> int:
+    return whole_of(trial, "execution", "ranks") or 1
+
+
+def _spent(planned: ArmTable, results: Sequence[TrialResult]) -> dict[Kind, Spent]:
+    """What training took over the confirm trials."""
     return {
-        "seed": trial.seed,
-        "trial": trial.id,
-        "state": trial.state,
-        "diverged": diverged(trial),
-        "value": metric,
-        **costs,
+        "samples": budgets.spent((result.samples for result in results), planned.get("samples")),
+        "steps": budgets.spent((result.step for result in results), planned.get("steps")),
+        "seconds": budgets.spent((result.seconds for result in results), planned.get("seconds")),
     }
-
-
-def _spent(planned: Json, results: Sequence[Json]) -> Json:
-    """What training took over the confirm trials, and its range; as planned while none has ended."""
-    found: Json = {}
-    for key, name in (("samples", "samples"), ("steps", "step"), ("seconds", "seconds")):
-        mean, ends = budgets.spent(result.get(name) for result in results)
-        found |= {key: planned.get(key) if mean is None else mean, f"{key}_range": ends}
-    return found
 
 
 def _tune_value(trial: Trial) -> float:

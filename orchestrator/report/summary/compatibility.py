@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+
+from pydantic import JsonValue
 
 from jobs.config import JobConfig, canonical
+from orchestrator.ledger.stored import JsonObject, SweepTable
+from orchestrator.report.summary.records import Summary
 from orchestrator.run_dir.folder import RunError
 from orchestrator.sweep import flatten, merged
 
@@ -28,25 +31,23 @@ CODE = ("commit", "dirty", "diff", "version")
 ASKED = ("command", "directory", "submitted")
 """And those that say how it was asked for, which may differ."""
 
-Json = dict[str, Any]
 
-
-def refuse(runs: Mapping[str, Json], jobs: Mapping[str, Sequence[Json]]) -> None:
+def refuse(runs: Mapping[str, Summary], jobs: Mapping[str, Sequence[JsonObject]]) -> None:
     """Raise RunError for runs whose metric is not one and the same measure, naming all that differs.
 
-    runs: name -> answer. jobs: name -> the jobs of its arms, flat.
+    runs: name -> summary. jobs: name -> the jobs of its arms, flat.
     """
     named: dict[str, str] = {}
-    for name, one in runs.items():
-        if one["run"] in named:
-            raise RunError(f"{named[one['run']]} and {name} are the same run; name each run once")
-        named[one["run"]] = name
-    measures: dict[str, dict[str, Any]] = {
-        f"metric.{key}": {name: one[answer] for name, one in runs.items()}
-        for key, answer in (("name", "metric"), ("mode", "mode"))
+    for name, summary in runs.items():
+        if summary.run in named:
+            raise RunError(f"{named[summary.run]} and {name} are the same run; name each run once")
+        named[summary.run] = name
+    measures: dict[str, Mapping[str, JsonValue]] = {
+        "metric.name": {name: summary.metric for name, summary in runs.items()},
+        "metric.mode": {name: summary.mode for name, summary in runs.items()},
     }
     keys = list(JUDGED)
-    if next(iter(runs.values()))["metric"] in ("loss", "train/loss", "train/infonce"):
+    if next(iter(runs.values())).metric in ("loss", "train/loss", "train/infonce"):
         # Its scale is another for every loss, temperature and batch.
         keys += [*_keys(jobs, "loss."), *_keys(jobs, "batch.")]
     measures |= {f"job.{key}": _values(jobs, key) for key in keys}
@@ -58,61 +59,61 @@ def refuse(runs: Mapping[str, Json], jobs: Mapping[str, Sequence[Json]]) -> None
         )
 
 
-def planned_jobs(sweep: Json) -> list[Json]:
+def planned_jobs(sweep: SweepTable) -> list[JsonObject]:
     """The job of every arm of a run as planned, by dotted key, defaults filled in; tuned values are not in it."""
     arms = sweep["plan"]["arms"]
-    whole = [merged(sweep["job"], arm["settings"]) | {"stage": "confirm", "seed": 0} for arm in arms]
+    whole = [merged(sweep.get("job", {}), arm["settings"]) | {"stage": "confirm", "seed": 0} for arm in arms]
     return [flatten(JobConfig.model_validate(job).model_dump(mode="json")) for job in whole]
 
 
-def differences(runs: Mapping[str, Json], jobs: Mapping[str, Sequence[Json]]) -> Iterable[str]:
+def differences(runs: Mapping[str, Summary], jobs: Mapping[str, Sequence[JsonObject]]) -> Iterable[str]:
     """Notes on runs that were not carried out alike: commit, versions, hardware, execution."""
-    recorded = {name: _system(one["environment"]) for name, one in runs.items()}
+    recorded = {name: _system(summary.environment) for name, summary in runs.items()}
     for title, warning in SYSTEM.items():
-        keys = dict.fromkeys(key for one in recorded.values() for key in one[title])
+        keys = dict.fromkeys(key for titles in recorded.values() for key in titles[title])
         yield from _difference(title, warning, {key: _of_run(recorded, title, key) for key in keys})
     execution = {key.removeprefix("execution."): _values(jobs, key) for key in _keys(jobs, "execution.")}
     yield from _difference("execution", "times and memory do not compare", execution)
 
 
-def _difference(title: str, warning: str, facts: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
-    told = [f"{key} is {_by_run(of_run)}" for key, of_run in facts.items() if _differ(of_run)]
-    if told:
-        yield f"The runs differ in {title}, so {warning}: {'; '.join(told)}."
+def _difference(title: str, warning: str, facts: Mapping[str, Mapping[str, JsonValue]]) -> Iterable[str]:
+    differing = [f"{key} is {_by_run(of_run)}" for key, of_run in facts.items() if _differ(of_run)]
+    if differing:
+        yield f"The runs differ in {title}, so {warning}: {'; '.join(differing)}."
 
 
-def _of_run(recorded: Mapping[str, Json], title: str, key: str) -> Json:
-    return {name: one[title].get(key) for name, one in recorded.items()}
+def _of_run(recorded: Mapping[str, Mapping[str, JsonObject]], title: str, key: str) -> JsonObject:
+    return {name: titles[title].get(key) for name, titles in recorded.items()}
 
 
-def _keys(jobs: Mapping[str, Sequence[Json]], prefix: str) -> list[str]:
+def _keys(jobs: Mapping[str, Sequence[JsonObject]], prefix: str) -> list[str]:
     return sorted({key for arms in jobs.values() for arm in arms for key in arm if key.startswith(prefix)})
 
 
-def _system(environment: Json) -> dict[str, Json]:
+def _system(environment: JsonObject) -> dict[str, JsonObject]:
     """What was recorded of a run's environment, by the titles of SYSTEM."""
     titles = {"python": "versions", "packages": "versions"} | dict.fromkeys(CODE, "commit")
-    found: dict[str, Json] = {title: {} for title in SYSTEM}
+    found: dict[str, JsonObject] = {title: {} for title in SYSTEM}
     for key, value in flatten(environment).items():
         if key not in ASKED:
             found[titles.get(key.partition(".")[0], "hardware")][key.removeprefix("packages.")] = value
     return found
 
 
-def _values(jobs: Mapping[str, Sequence[Json]], key: str) -> dict[str, Any]:
+def _values(jobs: Mapping[str, Sequence[JsonObject]], key: str) -> JsonObject:
     """name -> the value of a key in all arms of that run, or the list of its values."""
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for name, arms in jobs.items():
         values = list({canonical(arm.get(key)): arm.get(key) for arm in arms}.values())
         found[name] = values[0] if len(values) == 1 else sorted(values, key=str)
     return found
 
 
-def _differ(of_run: Mapping[str, Any]) -> bool:
+def _differ(of_run: Mapping[str, JsonValue]) -> bool:
     return len({canonical(value) for value in of_run.values()}) > 1
 
 
-def _by_run(of_run: Mapping[str, Any]) -> str:
+def _by_run(of_run: Mapping[str, JsonValue]) -> str:
     """`0.05 in a and b, 0.1 in c`."""
     names: dict[str, list[str]] = {}
     for name, value in of_run.items():

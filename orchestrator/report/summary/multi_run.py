@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from orchestrator import statistics
 from orchestrator.ledger import Ledger
-from orchestrator.report.formatting import across, code
 from orchestrator.report.summary import arms, budgets, compatibility, evidence, pairs
+from orchestrator.report.summary.records import Curve, MultiRunSummary, Summary
+from orchestrator.report.summary.sentences import across, code
 from orchestrator.report.summary.warnings import oddities
 from orchestrator.run_dir.bucket import is_uri
 from orchestrator.sweep.plan import smallest_p
@@ -29,78 +30,88 @@ EXPLORATORY = (
 LONGEST = 100
 """Characters of a folder's name."""
 
-Json = dict[str, Any]
 
-
-def answer(named: Mapping[str, Ledger]) -> Json:
-    """The answer as plain JSON; `runs` holds that of each run. named: short name of a run -> its ledger.
+def summarize(named: Mapping[str, Ledger]) -> MultiRunSummary:
+    """The answer over these runs; `runs` holds that of each. named: short name of a run -> its ledger.
 
     Raises RunError, naming what differs, for runs whose arms cannot be compared, and LedgerError.
     """
-    runs = {name: evidence.answer(ledger) for name, ledger in named.items()}
+    runs = {name: evidence.summarize(ledger) for name, ledger in named.items()}
     jobs = {name: compatibility.planned_jobs(ledger.run.sweep) for name, ledger in named.items()}
     compatibility.refuse(runs, jobs)
-    confirm = {name: arms.confirmed(ledger, ledger.trials("confirm")) for name, ledger in named.items()}
-    trials = {label(name, arm): found for name in runs for arm, found in confirm[name].trials.items()}
-    values = {label(name, arm): found for name in runs for arm, found in confirm[name].values.items()}
-    first, *later = runs
-    baseline = label(first, runs[first]["arms"][0]["label"])
-    planned = {
-        (label(name, arm["label"]), baseline): common(runs[first]["seeds"], runs[name]["seeds"])
-        for name in later
-        for arm in runs[name]["arms"]
-        if not pairs.same_objective(trials[label(name, arm["label"])], trials[baseline])
-    }
+    confirm = _confirmed({name: arms.confirmed(ledger, ledger.trials("confirm")) for name, ledger in named.items()})
+    planned = _contrasts(runs, confirm)
     most = max(map(len, planned.values()), default=0)
-    mode, smallest = runs[first]["mode"], max(one["smallest_difference"] for one in runs.values())
-    divergence = statistics.Divergence(
-        {label(name, arm): lost for name in runs for arm, lost in confirm[name].diverged.items()},
-        [label(name, arm) for name, ledger in named.items() for arm in evidence.unconfirmed(ledger)],
-    )
+    smallest = max(summary.smallest_difference for summary in runs.values())
+    first = next(iter(runs.values()))
+    never = [label(name, arm) for name, ledger in named.items() for arm in evidence.unconfirmed(ledger)]
     compared = statistics.compare(
-        values, list(planned), seeds=planned, mode=mode, smallest_difference=smallest, divergence=divergence
+        confirm.values,
+        list(planned),
+        seeds=planned,
+        mode=first.mode,
+        smallest_difference=smallest,
+        divergence=statistics.Divergence(confirm.diverged, never),
     )
-    found: Json = {
-        "question": " ".join(dict.fromkeys(one["question"] for one in runs.values())),
-        "metric": runs[first]["metric"],
-        "mode": mode,
-        "smallest_difference": smallest,
-        "complete": all(one.complete for one in compared),
-        "sentence": "",
-        "arms": [
-            {**arm, "run": name, "arm": arm["label"], "label": label(name, arm["label"])}
-            for name, one in runs.items()
-            for arm in one["arms"]
-        ],
-        "held_equal": None,
-        "comparisons": [pairs.comparison(one, trials) for one in compared],
-        "execution_only": pairs.execution_only(trials, values, smallest),
-        "seeds": sorted({seed for one in runs.values() for seed in one["seeds"]}),
-        "smallest_p": smallest_p(sum(one.p is not None for one in compared), most),
-        "runs": [{"name": name, **one} for name, one in runs.items()],
-        "notes": [],
-    }
-    found["held_equal"] = budgets.held_equal(found["arms"])
-    found["notes"] = [
+    found = [
+        replace(arm, run=name, arm=arm.label, label=label(name, arm.label))
+        for name, summary in runs.items()
+        for arm in summary.arms
+    ]
+    whole = MultiRunSummary(
+        question=" ".join(dict.fromkeys(summary.question for summary in runs.values())),
+        metric=first.metric,
+        mode=first.mode,
+        smallest_difference=smallest,
+        complete=all(one.complete for one in compared),
+        arms=found,
+        held_equal=budgets.held_equal(found),
+        comparisons=[pairs.comparison(one, confirm.trials) for one in compared],
+        execution_only=pairs.execution_only(confirm.trials, confirm.values, smallest),
+        seeds=sorted({seed for summary in runs.values() for seed in summary.seeds}),
+        smallest_p=smallest_p(sum(one.p is not None for one in compared), most),
+        runs=runs,
+    )
+    notes = [
         EXPLORATORY,
         *_seeds(runs),
-        *_missing(found, planned),
-        *oddities(found, seeds=most),
+        *_missing(compared, planned),
+        *oddities(whole, seeds=most),
         *_smallest(runs),
         *_codes(runs),
         *compatibility.differences(runs, jobs),
     ]
-    found["sentence"] = across(found)
-    return found
+    return replace(whole, notes=notes, sentence=across(whole))
 
 
-def curves(named: Mapping[str, Ledger], found: Json) -> Json:
+def _confirmed(of_runs: Mapping[str, arms.Confirmed]) -> arms.Confirmed:
+    """The confirm stages of several runs as one, by the labels of this answer."""
+    return arms.Confirmed(
+        {label(name, arm): trials for name, run in of_runs.items() for arm, trials in run.trials.items()},
+        {label(name, arm): values for name, run in of_runs.items() for arm, values in run.values.items()},
+        {label(name, arm): lost for name, run in of_runs.items() for arm, lost in run.diverged.items()},
+    )
+
+
+def _contrasts(runs: Mapping[str, Summary], confirm: arms.Confirmed) -> dict[tuple[str, str], list[int]]:
+    """What is compared across runs, and on which seeds: the arms of the later runs with the baseline of the first."""
+    first, *later = runs
+    baseline = label(first, runs[first].arms[0].label)
+    return {
+        (label(name, arm.label), baseline): common(runs[first].seeds, runs[name].seeds)
+        for name in later
+        for arm in runs[name].arms
+        if not pairs.same_objective(confirm.trials[label(name, arm.label)], confirm.trials[baseline])
+    }
+
+
+def curves(named: Mapping[str, Ledger], answer: MultiRunSummary) -> dict[str, Curve]:
     """Those of each run, by the labels of this answer."""
-    drawn: Json = {}
-    for one in found["runs"]:
-        for arm, curve in evidence.curves(named[one["name"]], one).items():
-            drawn[label(one["name"], arm)] = curve
-    return drawn
+    return {
+        label(name, arm): curve
+        for name, summary in answer.runs.items()
+        for arm, curve in evidence.curves(named[name], summary).items()
+    }
 
 
 def names(places: Sequence[str], ledgers: Sequence[Ledger]) -> dict[str, Ledger]:
@@ -134,10 +145,10 @@ def common(a: Sequence[int], b: Sequence[int]) -> list[int]:
     return [seed for seed in a if seed in b]
 
 
-def _seeds(runs: Mapping[str, Json]) -> Iterable[str]:
+def _seeds(runs: Mapping[str, Summary]) -> Iterable[str]:
     first, *later = runs
     for name in later:
-        mine, other = runs[first]["seeds"], runs[name]["seeds"]
+        mine, other = runs[first].seeds, runs[name].seeds
         both = common(mine, other)
         if len(both) == len(mine) == len(other):
             continue
@@ -148,28 +159,29 @@ def _seeds(runs: Mapping[str, Json]) -> Iterable[str]:
         yield said if len(both) >= 2 else f"{said} It takes two or more, so {name} is inconclusive here."
 
 
-def _missing(found: Json, planned: Mapping[tuple[str, str], Sequence[int]]) -> Iterable[str]:
-    for one in found["comparisons"]:
-        have = {each["seed"] for each in one["differences"]}
-        lost = [str(seed) for seed in planned[one["a"], one["b"]] if seed not in have]
+def _missing(
+    compared: Sequence[statistics.Comparison], planned: Mapping[tuple[str, str], Sequence[int]]
+) -> Iterable[str]:
+    for one in compared:
+        lost = [str(seed) for seed in planned[one.a, one.b] if seed not in one.seeds]
         if lost:
-            yield f"{one['a']} against {one['b']} lacks seed {', '.join(lost)}, which both planned: inconclusive."
+            yield f"{one.a} against {one.b} lacks seed {', '.join(lost)}, which both planned: inconclusive."
 
 
-def _codes(runs: Mapping[str, Json]) -> Iterable[str]:
+def _codes(runs: Mapping[str, Summary]) -> Iterable[str]:
     """Whether the runs were computed by different programs. Of one that has several itself, its own notes say so."""
     named: dict[str, list[str]] = {}
-    for name, one in runs.items():
-        for group in one["code"]:
-            named.setdefault(code({**group, "accepted": False}), []).append(name)
-    begun = sum(bool(one["code"]) for one in runs.values())
+    for name, summary in runs.items():
+        for group in summary.code:
+            named.setdefault(code(replace(group, accepted=False)), []).append(name)
+    begun = sum(bool(summary.code) for summary in runs.values())
     if any(len(which) < begun for which in named.values()):
         shown = "; ".join(f"{program} in {' and '.join(which)}" for program, which in named.items())
         yield f"The runs were computed by different programs: {shown}."
 
 
-def _smallest(runs: Mapping[str, Json]) -> Iterable[str]:
-    declared = {name: one["smallest_difference"] for name, one in runs.items()}
+def _smallest(runs: Mapping[str, Summary]) -> Iterable[str]:
+    declared = {name: summary.smallest_difference for name, summary in runs.items()}
     if len(set(declared.values())) > 1:
         shown = ", ".join(f"{value:g} in {name}" for name, value in declared.items())
         yield f"The runs declare different smallest differences that matter ({shown}); here it is the largest."

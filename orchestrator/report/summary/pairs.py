@@ -6,11 +6,14 @@ That a pair is one is checked by hash and never assumed: see `hashes` in a trial
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+
+from pydantic import JsonValue
 
 from jobs.config import canonical
 from orchestrator import statistics
 from orchestrator.ledger import Trial
+from orchestrator.ledger.stored import JsonObject, SweepTable
+from orchestrator.report.summary.records import ComparisonSummary, ExecutionPair
 from orchestrator.sweep import flatten
 
 HASHES = ("data", "order", "init", "encoder")
@@ -18,54 +21,21 @@ HASHES = ("data", "order", "init", "encoder")
 
 ROWS = ("task", "data.train", "data.columns")
 SHAPES = ("data.image_shape", "data.max_tokens")
-SIDES: tuple[Literal["a", "b", "both"], ...] = ("a", "b", "both")
-"""Of a pair, those that may have diverged."""
-
 HEAD = ("model.projection", "model.projection_width")
 NO_WEIGHTS = ("model.pooling", "model.dropout")
 """Job keys: what decides the rows, the shapes of what the encoder takes, the head, and what adds no weights."""
 
-Json = dict[str, Any]
 
-
-def comparison(one: statistics.Comparison, trials: Mapping[str, Sequence[Trial]]) -> Json:
-    """One contrast as plain JSON; `trials`: label of an arm -> its confirm trials."""
-    of_seed = [{trial.seed: trial for trial in trials.get(arm, ())} for arm in (one.a, one.b)]
-    pairs = [(of_seed[0][seed], of_seed[1][seed]) for seed in one.seeds]
-    return {
-        "a": one.a,
-        "b": one.b,
-        "n": one.n,
-        "delta": one.delta,
-        "delta_trained": one.delta_trained,
-        "n_trained": one.n_trained,
-        "ci95": listed(one.ci95),
-        "ci95_bca": listed(one.ci95_bca),
-        "ci90": listed(one.ci90),
-        "p": one.p,
-        "p_holm": one.p_holm,
-        "p_equivalence": one.p_equivalence,
-        "p_equivalence_holm": one.p_equivalence_holm,
-        "verdict": one.verdict,
-        "diverged": {side: one.diverged(side) for side in SIDES},
-        "diverged_arms": list(one.diverged_arms),
-        "same_objective": one.same_objective,
-        "complete": one.complete,
-        "differences": [_difference(pair) for pair in one.pairs],
-        "shared": shared(pairs),
-        "apart": apart(pairs),
-    }
-
-
-def _difference(pair: statistics.Pair) -> Json:
-    """One seed: the measured difference, and None with the side that diverged where there is none."""
-    value = None if pair.diverged else pair.difference
-    return {"seed": pair.seed, "value": value, **({"diverged": pair.diverged} if pair.diverged else {})}
+def comparison(result: statistics.Comparison, trials: Mapping[str, Sequence[Trial]]) -> ComparisonSummary:
+    """One contrast with what its pairs share; `trials`: label of an arm -> its confirm trials."""
+    of_seed = [{trial.seed: trial for trial in trials.get(arm, ())} for arm in (result.a, result.b)]
+    pairs = [(of_seed[0][seed], of_seed[1][seed]) for seed in result.seeds]
+    return ComparisonSummary(result, shared(pairs), apart(pairs))
 
 
 def shared(pairs: Sequence[tuple[Trial, Trial]]) -> dict[str, bool]:
     """hash -> whether both trials of every pair have it; without the hashes that a trial did not record."""
-    both = [tuple((trial.result or {}).get("hashes") or {} for trial in pair) for pair in pairs]
+    both = [(a.came_to.hashes, b.came_to.hashes) for a, b in pairs]
     return {
         what: all(a[what] == b[what] for a, b in both)
         for what in HASHES
@@ -86,11 +56,11 @@ def apart(pairs: Sequence[tuple[Trial, Trial]]) -> dict[str, list[str]]:
 
 def execution_only(
     of_arm: Mapping[str, Sequence[Trial]], values: Mapping[str, Mapping[int, float]], smallest: float
-) -> list[Json]:
+) -> list[ExecutionPair]:
     """Pairs of arms whose jobs differ in nothing but `execution`, and how far apart their metrics are, seed by seed.
 
     Training turns rounding into something larger, so they need not be identical; they agree when no seed differs by
-    more than the smallest difference that matters. `identical`: the jobs differ in nothing at all, as in two runs.
+    more than the smallest difference that matters.
     """
     labels, found = list(of_arm), []
     for i, b in enumerate(labels):
@@ -103,8 +73,7 @@ def execution_only(
             agree = None if largest is None else largest == 0 or largest <= smallest
             same = [{trial.seed: canonical(trial.job) for trial in of_arm[arm]} for arm in (a, b)]
             identical = all(same[0][seed] == same[1][seed] for seed in same[0].keys() & same[1].keys())
-            numbers = {"n": len(have), "largest_difference": largest, "agree": agree}
-            found.append({"a": a, "b": b, "identical": identical, **numbers})
+            found.append(ExecutionPair(a, b, identical, len(have), largest, agree))
     return found
 
 
@@ -115,21 +84,17 @@ def same_objective(a: Sequence[Trial], b: Sequence[Trial]) -> bool:
     return bool(both) and all(left[seed] == right[seed] for seed in both)
 
 
-def one_objective(of_arm: Mapping[str, Sequence[Trial]], sweep: Json, a: str, b: str) -> bool:
+def one_objective(of_arm: Mapping[str, Sequence[Trial]], sweep: SweepTable, a: str, b: str) -> bool:
     """Whether two arms are one method, computed in two ways. Runs of the first rules tuned such arms apart, so there it
     is the jobs as frozen that tell."""
     if of_arm.get(a) and of_arm.get(b):
         return same_objective(of_arm[a], of_arm[b])
     planned = {arm["label"]: arm.get("job") for arm in sweep["plan"]["arms"]}
-    return None not in (planned[a], planned[b]) and _objective(planned[a]) == _objective(planned[b])
+    left, right = planned[a], planned[b]
+    return left is not None and right is not None and _objective(left) == _objective(right)
 
 
-def listed(interval: statistics.Interval | None) -> list[float] | None:
-    """An interval as JSON has it."""
-    return None if interval is None else list(interval)
-
-
-def _decides(job: Json) -> dict[str, Json]:
+def _decides(job: JsonObject) -> dict[str, dict[str, JsonValue]]:
     """hash -> the job keys that it is a function of, beside the seed, and their values."""
     flat = flatten(job)
     rows = {key: flat.get(key) for key in ROWS}
@@ -151,5 +116,5 @@ def _decides(job: Json) -> dict[str, Json]:
     }
 
 
-def _objective(job: Json) -> str:
+def _objective(job: JsonObject) -> str:
     return canonical({key: value for key, value in job.items() if key != "execution"})

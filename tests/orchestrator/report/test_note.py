@@ -8,23 +8,24 @@ from typing import Any
 
 import pytest
 from hostile import read_markdown
-from ledgers import BETTER, TWO, Begin, finished
+from ledgers import BETTER, TWO, Begin, answer_of, finished
 
 from orchestrator import report
 from orchestrator.report import formatting
+from orchestrator.report.summary import sentences
 from orchestrator.tracking import view
 from orchestrator.tracking.metadata import LONGEST_TAG, tags
 
 
 def test_the_verdict_comes_first_and_the_numbers_are_the_answers(begin: Begin) -> None:
-    answer = report.answer(finished(begin(TWO), BETTER).ledger)
-    lines = report.note(answer).splitlines()
+    ledger = finished(begin(TWO), BETTER).ledger
+    answer, lines = answer_of(ledger), report.note(report.summarize(ledger)).splitlines()
     assert lines[0] == "*Is flat better?*"
     assert lines[2] == f"**{answer['sentence']}**"
     (one,) = answer["comparisons"]
     row = next(line for line in lines if line.startswith("| flat - plain"))
     for told in (
-        formatting.VERDICTS[one["verdict"]],
+        sentences.VERDICTS[one["verdict"]],
         formatting.signed(one["delta"]),
         formatting.probability(one["p_holm"]),
     ):
@@ -39,7 +40,7 @@ def test_the_verdict_comes_first_and_the_numbers_are_the_answers(begin: Begin) -
 def test_a_note_on_many_arms_is_short_and_says_where_the_rest_is(begin: Begin) -> None:
     """Mutant check: leaving the rows alone makes it longer than MLflow keeps."""
     arms = "".join(f'[[arm]]\nlabel = "arm number {n}"\n"loss.margin" = {n / 100}\n' for n in range(60))
-    said = report.note(report.answer(begin(arms).ledger))
+    said = report.note(report.summarize(begin(arms).ledger))
     assert "and 47 more, in the report" in said
     assert "and 48 more, in the report" in said
     assert len(said) < LONGEST_TAG
@@ -50,12 +51,12 @@ def test_a_long_question_leaves_room_for_the_verdict(begin: Begin, question: str
     """In the description of the run and of the experiment, and is cut between its characters. Mutant check: cutting
     what is told, which takes the verdict away."""
     run = finished(begin(TWO), BETTER)
-    answer = report.answer(run.ledger) | {"question": question}
+    answer = replace(report.summarize(run.ledger), question=question)
     said = report.note(answer)
     assert len(said) < LONGEST_TAG
-    assert f"**{answer['sentence']}**" in said
+    assert f"**{answer.sentence}**" in said
     assert "| flat - plain" in said
-    begun = replace(run.ledger.run, sweep=run.ledger.run.sweep | {"question": question})
+    begun = replace(run.ledger.run, sweep={**run.ledger.run.sweep, "question": question})
     told = view.question(begun)
     assert len(told) <= 1000
     assert read_markdown(told).text.endswith("\u2026")
@@ -81,13 +82,13 @@ def test_the_numbers_of_the_answer_are_metrics_that_mlflow_takes(begin: Begin, l
 
     arms = TWO.replace('label = "flat"', f"label = {json.dumps(label)}")
     values = {"plain": BETTER["plain"], label: BETTER["flat"]}
-    answer = report.answer(finished(begin(arms), values).ledger)
+    answer = report.summarize(finished(begin(arms), values).ledger)
     numbers = report.numbers(answer)
-    assert numbers["mean/plain"] == answer["arms"][0]["mean"]
-    (one,) = answer["comparisons"]
+    assert numbers["mean/plain"] == answer.arms[0].mean
+    (one,) = answer.comparisons
     assert {key.partition("/")[0]: value for key, value in numbers.items() if key.endswith(" - plain")} == {
-        "delta": one["delta"],
-        "p_holm": one["p_holm"],
+        "delta": one.result.delta,
+        "p_holm": one.result.p_holm,
     }
     assert len(numbers) == 4, "two arms, two numbers of one contrast"
     check: Any = _validate_metric_name
@@ -97,4 +98,4 @@ def test_the_numbers_of_the_answer_are_metrics_that_mlflow_takes(begin: Begin, l
 
 
 def test_nothing_known_has_no_numbers(begin: Begin) -> None:
-    assert report.numbers(report.answer(begin(TWO).ledger)) == {}
+    assert report.numbers(report.summarize(begin(TWO).ledger)) == {}

@@ -20,21 +20,28 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ledgers import BETTER, TUNED, TWO, Begin, Run, Written, finished
+from ledgers import BETTER, TUNED, TWO, Begin, Run, Written, answer_of, finished
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from orchestrator import report
 from orchestrator.ledger import Point, Suggestion, Trial
 from orchestrator.report import formatting
-from orchestrator.report.render import blocks, figure, page, plots, tables
+from orchestrator.report.render import figure, page, plots
 from orchestrator.report.summary.evidence import curves
+from orchestrator.report.tables import blocks, grids
+from orchestrator.report.tables.content import Page as Words
 from orchestrator.run_dir import provenance
 from orchestrator.statistics import t_interval
 
 
+def words(*content: blocks.Block) -> Words:
+    """A page that says this and little else."""
+    return Words("Q", ["V"], "S", [], content)
+
+
 def test_a_finished_run_gives_the_pinned_answer(begin: Begin) -> None:
-    found = report.answer(finished(begin(), BETTER).ledger)
+    found = answer_of(finished(begin(), BETTER).ledger)
     (one,) = found["comparisons"]
     d = np.subtract(BETTER["flat"], BETTER["plain"])
     assert (found["question"], found["metric"], found["complete"]) == ("Is flat better?", "knn_accuracy", True)
@@ -63,23 +70,23 @@ def test_trials_whose_batches_lost_most_negatives_are_noted(begin: Begin) -> Non
     trials = [trial for trial in ledger.trials("confirm") if trial.arm == "flat"][:2]
     for trial in trials:
         ledger.event("batch", "step 3: 40 of the batch's 56 negatives are left out", trial.id)
-    (note,) = report.answer(ledger)["notes"]
+    (note,) = answer_of(ledger)["notes"]
     assert note.startswith("2 confirm trials of flat had a batch of which more than half of the negatives")
 
 
 def test_an_answer_is_plain_json_at_every_moment_of_a_run(begin: Begin) -> None:
     run = begin(tune=TUNED)
-    said = [report.answer(run.ledger)["sentence"]]
+    said = [answer_of(run.ledger)["sentence"]]
     for p in run.plan.tune_trials("plain", 0, {"optimizer.lr": 1e-3}):
         trial = Trial(p.id, "tune", p.arm, p.seed, p.job.model_dump(mode="json"), number=0)
         run.ledger.add_suggestion(Suggestion("plain", 0, {"optimizer.lr": 1e-3}, (trial.id,)), [trial])
         run.done(trial, 0.8)
         break
-    said.append(report.answer(run.ledger)["sentence"])
+    said.append(answer_of(run.ledger)["sentence"])
     for arm in ("plain", "flat"):
         for trial in run.confirm(arm):
             run.done(trial, 0.9)
-            found = report.answer(run.ledger)
+            found = answer_of(run.ledger)
             assert json.loads(json.dumps(found, allow_nan=False)) == found
             said.append(found["sentence"])
     assert said[:8] == ["No verdict yet: no comparison has a pair of finished confirm trials."] * 8
@@ -93,7 +100,7 @@ def test_a_run_in_the_middle_says_what_is_missing_and_decides_nothing(begin: Beg
     for arm in ("plain", "flat"):
         for trial, metric in list(zip(run.confirm(arm), BETTER[arm], strict=True))[: 6 if arm == "plain" else 5]:
             run.done(trial, metric)
-    found = report.answer(run.ledger)
+    found = answer_of(run.ledger)
     (one,) = found["comparisons"]
     assert (one["n"], one["verdict"], found["complete"]) == (5, "inconclusive", False)
     assert found["notes"][0].startswith("1 of 12 confirm trials has no result yet")
@@ -104,7 +111,7 @@ def test_a_seed_lost_to_infrastructure_is_named_and_decides_nothing(begin: Begin
     for arm in ("plain", "flat"):
         for k, (trial, metric) in enumerate(zip(run.confirm(arm), BETTER[arm], strict=True)):
             run.lost(trial) if (arm, k) == ("flat", 2) else run.done(trial, metric)
-    found = report.answer(run.ledger)
+    found = answer_of(run.ledger)
     assert found["comparisons"][0]["verdict"] == "inconclusive"
     assert found["comparisons"][0]["n"] == 5
     (failure,) = found["failures"]
@@ -119,7 +126,7 @@ def ended(begin: Begin, diverged: Mapping[str, Collection[int]], mode: str = "ma
         for trial, metric in zip(run.confirm(arm), BETTER[arm], strict=True):
             run.done(trial, metric, outcome="diverged" if trial.seed in diverged.get(arm, ()) else "ok")
     run.ledger.set_run(state="done")
-    return report.answer(run.ledger)
+    return answer_of(run.ledger)
 
 
 def test_a_diverged_seed_has_no_metric_and_counts_against_its_arm(begin: Begin) -> None:
@@ -167,13 +174,13 @@ def test_a_diverged_trial_of_an_older_ledger_has_no_value_either(begin: Begin) -
             run.ledger.finish_attempt(
                 trial.id, attempt, state="done", outcome=outcome, metric=metric, metrics={"knn_accuracy": metric}
             )
-    found = report.answer(run.ledger)
+    found = answer_of(run.ledger)
     assert (found["arms"][1]["n"], found["arms"][1]["mean"]) == (0, None)
     assert found["comparisons"][0]["verdict"] == "diverges"
 
 
 def test_in_mode_min_the_lower_arm_wins_and_delta_keeps_its_sign(begin: Begin) -> None:
-    found = report.answer(finished(begin(mode="min"), BETTER).ledger)
+    found = answer_of(finished(begin(mode="min"), BETTER).ledger)
     (one,) = found["comparisons"]
     assert one["delta"] > 0
     assert one["verdict"] == "b_better"
@@ -183,12 +190,12 @@ def test_in_mode_min_the_lower_arm_wins_and_delta_keeps_its_sign(begin: Begin) -
 def test_arms_that_differ_in_execution_only_are_checked_against_each_other(begin: Begin) -> None:
     arms = '[[arm]]\nlabel = "whole"\n[[arm]]\nlabel = "chunks"\n"execution.micro" = 32\n' + TWO.split("\n", 2)[2]
     values = {"whole": BETTER["plain"], "chunks": [x + 1e-4 for x in BETTER["plain"]], "flat": BETTER["flat"]}
-    found = report.answer(finished(begin(arms), values).ledger)
+    found = answer_of(finished(begin(arms), values).ledger)
     (pair,) = found["execution_only"]
     assert (pair["a"], pair["b"], pair["n"], pair["agree"]) == ("chunks", "whole", 6, True)
     assert pair["largest_difference"] == pytest.approx(1e-4)
     apart = values | {"chunks": [x + 0.02 for x in BETTER["plain"]]}
-    found = report.answer(finished(begin(arms), apart).ledger)
+    found = answer_of(finished(begin(arms), apart).ledger)
     assert found["execution_only"][0]["agree"] is False
     assert any("differ in execution only and should agree" in note for note in found["notes"])
 
@@ -214,16 +221,16 @@ def test_the_budget_that_arms_declare_is_told_as_held_equal_or_noted(
     for arm, budget in (("plain", plain), ("flat", flat)):
         for trial in run.confirm(arm, budget={"samples": None, "steps": None} | budget):
             run.done(trial, 0.9, step=3 + trial.seed, samples=256 * (3 + trial.seed))
-    found = report.answer(run.ledger)
-    assert found["held_equal"] == held
-    assert [arm["budget"] for arm in found["arms"]] == [plain, flat]
-    noted = [note for note in found["notes"] if note.startswith("The budget is not equal: arms declare ")]
+    found = report.summarize(run.ledger)
+    assert found.held_equal == held
+    assert [arm.budget for arm in found.arms] == [plain, flat]
+    noted = [note for note in found.notes if note.startswith("The budget is not equal: arms declare ")]
     assert len(noted) == (held is None)
-    assert f"Held equal between the arms: {said}" in page.markdown("Q", ["V"], "S", [], list(tables.cost(found)))
+    assert f"Held equal between the arms: {said}" in page.markdown(words(*grids.cost(found)))
 
 
 def test_the_budget_of_arms_that_have_not_begun_is_the_plans(begin: Begin) -> None:
-    found = report.answer(begin(TWO + '"budget.samples" = 2000\n').ledger)
+    found = answer_of(begin(TWO + '"budget.samples" = 2000\n').ledger)
     assert [arm["budget"] for arm in found["arms"]] == [{"samples": 1000}, {"samples": 2000}]
     assert [(arm["samples"], arm["steps"], arm["seconds"]) for arm in found["arms"]] == [
         (768, 3, None),
@@ -238,11 +245,11 @@ def test_what_training_took_is_the_mean_with_its_range(begin: Begin) -> None:
     run = begin()
     for trial in run.confirm("plain"):
         run.done(trial, 0.9, step=100 + trial.seed, samples=256 * (100 + trial.seed), seconds=30.0 + trial.seed / 1000)
-    (plain, flat) = report.answer(run.ledger)["arms"]
+    (plain, flat) = answer_of(run.ledger)["arms"]
     assert (plain["steps"], plain["steps_range"]) == (102.5, [100, 105])
     assert (plain["samples"], plain["samples_range"]) == (256 * 102.5, [25600, 26880])
     assert (flat["steps"], flat["steps_range"]) == (3, None), "as planned"
-    _, grid, _ = tables.cost(report.answer(run.ledger))
+    _, grid, _ = grids.cost(report.summarize(run.ledger))
     assert isinstance(grid, blocks.Grid)
     shown = [dict(zip(grid.headings, row, strict=True)) for row in grid.rows]
     assert [(one["pairs"], one["steps"], one["seconds"]) for one in shown] == [
@@ -257,7 +264,7 @@ def test_data_that_two_arms_do_not_share_are_noted(begin: Begin) -> None:
         run.done(trial, 0.9)
     for trial in run.confirm("flat"):
         run.done(trial, 0.9, hashes={"data": "other"})
-    found = report.answer(run.ledger)
+    found = answer_of(run.ledger)
     assert found["comparisons"][0]["shared"] == {"data": False, "order": True, "init": True, "encoder": True}
     assert found["notes"][-1] == "flat and plain did not see the same data: a difference may be the data's."
 
@@ -300,14 +307,14 @@ def test_a_pair_is_checked_by_hash_and_what_it_need_not_share_is_told_with_the_r
         run.done(trial, 0.9)
     for trial in run.confirm("other"):
         run.done(trial, 0.91, hashes=hashes if trial.seed == 4 else {})
-    found = report.answer(run.ledger)
-    (one,) = found["comparisons"]
-    assert one["shared"] == {what: what not in hashes for what in ("data", "order", "init", "encoder")}
-    assert [note in said for said in found["notes"]] == ([True] if note else [])
-    shown = page.markdown("Q", ["V"], "S", [], list(tables.seeds(found)))
+    found = report.summarize(run.ledger)
+    (one,) = found.comparisons
+    assert one.shared == {what: what not in hashes for what in ("data", "order", "init", "encoder")}
+    assert [note in said for said in found.notes] == ([True] if note else [])
+    shown = page.markdown(words(*grids.seeds(found)))
     for what in hashes:
-        (line,) = [line for line in shown.splitlines() if line.startswith(f"- {tables.IN_COMMON[what]}: ")]
-        excused = what in one["apart"]
+        (line,) = [line for line in shown.splitlines() if line.startswith(f"- {grids.IN_COMMON[what]}: ")]
+        excused = what in one.apart
         assert ("cannot share this, as" in line, "should share this" in line) == (excused, not excused)
         assert reason in line or not excused
 
@@ -318,8 +325,8 @@ def test_a_ledger_from_before_a_hash_was_recorded_is_read_and_says_so(begin: Beg
         for trial in run.confirm(arm):
             run.done(trial, 0.9, hashes={"encoder": ""} if arm == "plain" else {})
     found = report.write(run.ledger, tmp_path / "report")
-    assert found["comparisons"][0]["shared"] == {"data": True, "order": True, "init": True}
-    assert found["notes"] == []
+    assert found.comparisons[0].shared == {"data": True, "order": True, "init": True}
+    assert found.notes == []
     assert "- initial weights of the encoder: not recorded." in (tmp_path / "report" / "report.md").read_text("utf-8")
 
 
@@ -335,13 +342,13 @@ def test_curves_end_at_the_means_of_the_answer(begin: Begin) -> None:
     run.done(flat[1], 0.9, outcome="diverged")
     attempt = run.ledger.start_attempt(flat[2].id, {}, "host")
     run.ledger.record_points(flat[2].id, attempt, [Point(flat[2].id, "knn_accuracy", 0, 0.1, 1e9)])
-    found = report.answer(run.ledger)
+    found = report.summarize(run.ledger)
     drawn = curves(run.ledger, found)
-    assert drawn["plain"]["samples"] == drawn["flat"]["samples"] == [0, 256, 768]
-    assert drawn["plain"]["mean"] == pytest.approx([0.3, 0.6, 0.9])
-    assert drawn["flat"]["mean"] == pytest.approx([0.3, (0.6 + 0.55) / 2, (0.9 + 0.8) / 2])
-    assert [drawn[arm["label"]]["mean"][-1] for arm in found["arms"]] == [arm["mean"] for arm in found["arms"]]
-    assert (drawn["flat"]["low"][-1], drawn["flat"]["high"][-1]) == tuple(found["arms"][1]["ci95"])
+    assert drawn["plain"].samples == drawn["flat"].samples == [0, 256, 768]
+    assert drawn["plain"].mean == pytest.approx([0.3, 0.6, 0.9])
+    assert drawn["flat"].mean == pytest.approx([0.3, (0.6 + 0.55) / 2, (0.9 + 0.8) / 2])
+    assert [drawn[arm.label].mean[-1] for arm in found.arms] == [arm.mean for arm in found.arms]
+    assert (drawn["flat"].low[-1], drawn["flat"].high[-1]) == found.arms[1].ci95
 
 
 def test_an_evaluation_that_is_not_finite_costs_no_report(begin: Begin) -> None:
@@ -351,10 +358,9 @@ def test_an_evaluation_that_is_not_finite_costs_no_report(begin: Begin) -> None:
         for k, (trial, metric) in enumerate(zip(run.confirm(arm), values, strict=True)):
             broken = {0: 0.3, 1: math.nan} if k == 0 else None
             run.done(trial, metric, outcome="diverged" if broken else "ok", curve=broken)
-    found = report.answer(run.ledger)
-    drawn = curves(run.ledger, found)["flat"]
-    assert drawn["mean"][1] == pytest.approx(fmean(0.3 + (m - 0.3) / 2 for m in BETTER["flat"][1:]))
-    assert all(map(math.isfinite, drawn["mean"]))
+    drawn = curves(run.ledger, report.summarize(run.ledger))["flat"]
+    assert drawn.mean[1] == pytest.approx(fmean(0.3 + (m - 0.3) / 2 for m in BETTER["flat"][1:]))
+    assert all(map(math.isfinite, drawn.mean))
 
 
 def test_curves_of_trials_that_stop_by_the_clock_are_joined_evaluation_by_evaluation(begin: Begin) -> None:
@@ -365,11 +371,11 @@ def test_curves_of_trials_that_stop_by_the_clock_are_joined_evaluation_by_evalua
     for trial in run.confirm("plain"):
         middle = next(steps)
         run.done(trial, 0.9, curve={0: 0.3, **{step: 0.6 + k / 10 for k, step in enumerate(middle)}, middle[-1]: 0.9})
-    found = report.answer(run.ledger)
+    found = report.summarize(run.ledger)
     plain = curves(run.ledger, found)["plain"]
-    assert plain["samples"] == pytest.approx([0, 256 * 50, 256 * (4 * 100 + 110 + 91) / 6])
-    assert plain["mean"] == pytest.approx([0.3, 0.6, 0.9])
-    assert plain["mean"][-1] == found["arms"][0]["mean"]
+    assert plain.samples == pytest.approx([0, 256 * 50, 256 * (4 * 100 + 110 + 91) / 6])
+    assert plain.mean == pytest.approx([0.3, 0.6, 0.9])
+    assert plain.mean[-1] == found.arms[0].mean
 
 
 def test_tuning_is_told_per_arm(written: Written) -> None:
@@ -448,15 +454,16 @@ def test_nothing_of_a_sweep_or_a_ledger_can_become_markup(begin: Begin, tmp_path
         blocks.Grid(["one"], [[HOSTILE]]),
         blocks.Code(HOSTILE),
         blocks.Code("text", title=HOSTILE),
-        blocks.Picture(plots.Plot("name", HOSTILE, HOSTILE, b"", "<svg></svg>")),
+        blocks.Picture("name"),
     ],
 )
 def test_every_kind_of_block_shows_hostile_text_as_text(block: blocks.Block) -> None:
-    html = Page(page.html("Q", ["V"], "S", [], [block]))
+    drawn = [plots.Plot("name", HOSTILE, HOSTILE, b"", "<svg></svg>")]
+    html = Page(page.html(words(block), drawn))
     assert HOSTILE in html.words
     assert not {"script", "a"} & set(html.tags)
     if not isinstance(block, blocks.Code):
-        assert "<script" not in page.markdown("Q", ["V"], "S", [], [block])
+        assert "<script" not in page.markdown(words(block), drawn)
 
 
 def test_the_page_is_one_file_that_loads_nothing(written: Written) -> None:
@@ -507,7 +514,7 @@ def test_many_arms_get_a_panel_each(begin: Begin, tmp_path: Path) -> None:
     finished(run, {arm.label: [0.9 + k / 100 for k in range(6)] for arm in run.plan.arms})
     found = report.write(run.ledger, tmp_path / "report")
     html = (tmp_path / "report" / "report.html").read_text("utf-8")
-    assert len(found["comparisons"]) == 6
+    assert len(found.comparisons) == 6
     curves = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)[1]
     assert all(f">{arm.label}</text>" in curves for arm in run.plan.arms)
 
@@ -603,14 +610,14 @@ def test_the_table_fits_eighty_columns_and_ends_with_the_verdict(begin: Begin) -
     for arm, values in zip(run.plan.arms, BETTER.values(), strict=True):
         for trial, metric in zip(run.confirm(arm.label), values, strict=True):
             run.done(trial, metric)
-    found = report.answer(run.ledger)
+    found = report.summarize(run.ledger)
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(report.table(found))
     lines = console.export_text().rstrip().splitlines()
     assert max(map(len, lines)) <= 80
     shown = " ".join(" ".join(lines).split())
     assert shown.count("[red]") == 3, "in both tables and the sentence: a label is no markup"
-    assert shown.endswith(found["sentence"])
+    assert shown.endswith(found.sentence)
 
 
 @pytest.mark.parametrize(
@@ -633,7 +640,7 @@ def test_of_many_comparisons_the_sentence_gives_counts_that_add_up(begin: Begin)
     run = begin(arms)
     values = [BETTER["plain"], BETTER["plain"], BETTER["flat"], BETTER["plain"], [0.5] * 6, [0.9, 0.95] * 3]
     finished(run, {arm.label: v for arm, v in zip(run.plan.arms, values, strict=True)})
-    found = report.answer(run.ledger)
+    found = answer_of(run.ledger)
     numbers = [int(n) for n in re.findall(r"\b\d+\b", found["sentence"])]
     assert numbers[1] == 4 == numbers[0] + sum(numbers[2:])
 
@@ -662,8 +669,8 @@ def test_a_page_names_every_program_behind_its_numbers(begin: Begin, tmp_path: P
     found = report.write(several.ledger, tmp_path / "several")
     note = "These numbers come from several programs: 11 trials by code ab12cd34ef56, torch 2.13.0; "
     note += "1 trial by code ef56ab12cd34 (accepted), torch 2.14.0."
-    assert note in found["notes"]
-    assert [arm["code"] for arm in found["arms"]] == [["ab12cd34ef56"], ["ab12cd34ef56", "ef56ab12cd34"]]
+    assert note in found.notes
+    assert [arm.code for arm in found.arms] == [["ab12cd34ef56"], ["ab12cd34ef56", "ef56ab12cd34"]]
     html = Page((tmp_path / "several" / "report.html").read_text("utf-8"))
     for words in (html.words, (tmp_path / "several" / "report.md").read_text("utf-8")):
         assert note in words
@@ -671,7 +678,7 @@ def test_a_page_names_every_program_behind_its_numbers(begin: Begin, tmp_path: P
     assert (tmp_path / "several" / "report.html").read_text("utf-8").index(note) < html_evidence(tmp_path / "several")
     one = computed(begin(), {"plain": [CODE] * 6, "flat": [CODE] * 6})
     found = report.write(one.ledger, tmp_path / "one")
-    assert found["notes"] == []
+    assert found.notes == []
     assert "12 trials: code ab12cd34ef56, torch 2.13.0" in (tmp_path / "one" / "report.md").read_text("utf-8")
 
 
@@ -690,14 +697,14 @@ def test_a_trial_of_two_programs_stands_behind_both(begin: Begin, monkeypatch: p
         return [*real(*given), {**LATER, "accepted": True, "trials": [first]}]
 
     monkeypatch.setattr(provenance, "behind", behind)
-    assert [arm["code"] for arm in report.answer(run.ledger)["arms"]] == [
+    assert [arm["code"] for arm in answer_of(run.ledger)["arms"]] == [
         [CODE["code"]],
         [CODE["code"], LATER["code"]],
     ]
     queued = begin()
     queued.confirm("plain")
     monkeypatch.undo()
-    assert [arm["code"] for arm in report.answer(queued.ledger)["arms"]] == [[], []]
+    assert [arm["code"] for arm in answer_of(queued.ledger)["arms"]] == [[], []]
 
 
 @pytest.mark.parametrize(
@@ -712,6 +719,6 @@ def test_runs_of_different_programs_are_said_to_be(begin: Begin, second: dict[st
     """Their environments may be the same: another commit is not the only way to other code."""
     runs = {name: computed(begin(), {arm: [by] * 6 for arm in BETTER}) for name, by in (("a", CODE), ("b", second))}
     runs["b"].ledger.set_run(provenance=second or CODE)
-    notes = report.answer_of_several({name: run.ledger for name, run in runs.items()})["notes"]
+    notes = report.summarize_several({name: run.ledger for name, run in runs.items()}).notes
     found = [note for note in notes if "programs" in note]
     assert found == ([f"The runs were computed by different programs: {said}."] if said else [])

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from ledgers import BETTER, TWO, Run, finished, start
+from ledgers import BETTER, TWO, Run, answer_of, finished, start
 from rich.console import Console
 
 from orchestrator import report
@@ -61,7 +61,9 @@ def ran(home: Path) -> Iterator[Ran]:
 
 
 def answered(*runs: Run, names: str = "abc") -> dict[str, Any]:
-    return multi_run.answer({name: run.ledger for name, run in zip(names, runs, strict=False)})
+    summary = multi_run.summarize({name: run.ledger for name, run in zip(names, runs, strict=False)})
+    plain: dict[str, Any] = json.loads(json.dumps(summary.to_json(), allow_nan=False))
+    return plain
 
 
 def level(mean: float, *, n: int = 6, factor: float = 1.0) -> list[float]:
@@ -78,8 +80,7 @@ def test_each_run_keeps_its_verdict_and_all_arms_share_one_table(ran: Ran) -> No
     one = ran("a", BETTER)
     two = ran("b", OTHER, slower, question="Is dcl better?")
     found = answered(one, two)
-    assert found["runs"] == [{"name": "a", **report.answer(one.ledger)}, {"name": "b", **report.answer(two.ledger)}]
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["runs"] == [{"name": "a", **answer_of(one.ledger)}, {"name": "b", **answer_of(two.ledger)}]
     assert found["question"] == "Is flat better? Is dcl better?"
     assert [arm["label"] for arm in found["arms"]] == ["a: plain", "a: flat", "b: plain", "b: dcl"]
     assert [(arm["run"], arm["arm"]) for arm in found["arms"]][-1] == ("b", "dcl")
@@ -117,9 +118,9 @@ def test_runs_that_only_repeat_the_baseline_leave_nothing_to_compare(ran: Ran, t
     one = ran("a", values, arms)
     two = ran("b", values, arms)
     found = report.write_several({"a": one.ledger, "b": two.ledger}, tmp_path / "out")
-    assert (found["comparisons"], found["complete"]) == ([], True)
-    assert found["sentence"].startswith("Across runs there is nothing to compare")
-    assert len(found["execution_only"]) == 6
+    assert (found.comparisons, found.complete) == ([], True)
+    assert found.sentence.startswith("Across runs there is nothing to compare")
+    assert len(found.execution_only) == 6
 
 
 # Seeds
@@ -161,8 +162,8 @@ def test_fewer_than_two_common_seeds_are_inconclusive_and_noted(ran: Ran, tmp_pa
     one = ran("a", BETTER)
     two = ran("b", dcl, DCL, seeds=seeds)
     found = report.write_several({"a": one.ledger, "b": two.ledger}, tmp_path / "out")
-    assert {one["verdict"] for one in found["comparisons"]} == {"inconclusive"}
-    assert found["notes"][1].endswith("It takes two or more, so b is inconclusive here.")
+    assert {one.result.verdict for one in found.comparisons} == {"inconclusive"}
+    assert found.notes[1].endswith("It takes two or more, so b is inconclusive here.")
     assert (tmp_path / "out" / "report.html").exists()
 
 
@@ -314,7 +315,7 @@ def test_the_page_tells_each_plan_s_verdict_first_and_that_the_rest_is_explorato
     two = ran("b", OTHER, DCL, question="Is dcl better?")
     found = report.write_several({"a": one.ledger, "b": two.ledger}, tmp_path / "out")
     html = (tmp_path / "out" / "report.html").read_text("utf-8")
-    said = [*(f"{run['name']}: {run['sentence']}" for run in found["runs"]), found["sentence"], multi_run.EXPLORATORY]
+    said = [*(f"{name}: {run.sentence}" for name, run in found.runs.items()), found.sentence, multi_run.EXPLORATORY]
     parts = [*said, "Each run by its own plan", "All arms", "Across runs</h2>", "What ran", "Run it again", "The data"]
     assert [html.index(part) for part in parts] == sorted(html.index(part) for part in parts)
     assert html.count("orchestrator launch demo.toml") == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,9 +11,12 @@ from hypothesis import strategies as st
 from ledgers import BETTER, Begin, finished
 
 from orchestrator import report
-from orchestrator.report import formatting
-from orchestrator.report.render import blocks, page, tables
+from orchestrator.report.render import page
 from orchestrator.report.summary import budgets
+from orchestrator.report.summary.sentences import tally
+from orchestrator.report.tables import grids
+from orchestrator.report.tables.content import Page
+from orchestrator.statistics import Verdict
 from orchestrator.system.display import by_count, counted, first_line
 
 WRONG = re.compile(
@@ -55,22 +57,21 @@ def test_a_small_run_is_told_in_right_words(begin: Begin, ends: str, seeds: int)
         for k, trial in enumerate(run.confirm(arm)):
             lost = arm == "flat" and (ends == "diverged" or (ends == "one of two" and k == 0))
             run.done(trial, metrics[k], outcome="diverged" if lost else "ok")
-            check(report.answer(run.ledger))
+            check(report.summarize(run.ledger))
 
 
 @given(st.lists(st.sampled_from(["a_better", "b_better", "equivalent", "inconclusive", "diverges"]), min_size=4))
-def test_the_sentence_on_many_comparisons_has_the_right_verbs(verdicts: Sequence[str]) -> None:
+def test_the_sentence_on_many_comparisons_has_the_right_verbs(verdicts: Sequence[Verdict]) -> None:
     """Seen: "and 1 diverge"."""
-    compared = [{"n": 6, "verdict": verdict} for verdict in verdicts]
-    said = formatting.sentence({"comparisons": compared, "complete": True, "metric": "m"})
+    said = tally(verdicts, "m")
     assert not WRONG.search(said)
     assert not re.search(r"\b1 (are|comparisons)\b|\b(?!1\b)\d+ (is|diverges|loses)\b", said.partition(" on m")[2])
     assert next(int(n) for n in re.findall(r"\d+", said)) == verdicts.count("a_better")
 
 
-def check(answer: dict[str, Any]) -> None:
-    rest: list[blocks.Block] = [*tables.trials(answer), *tables.cost(answer), *tables.execution_only(answer)]
-    whole = [*answer["notes"], answer["sentence"], page.markdown("Q", ["V"], "S", [], [*rest, *tables.seeds(answer)])]
+def check(answer: report.Summary) -> None:
+    content = [*grids.trials(answer), *grids.cost(answer), *grids.execution_only(answer), *grids.seeds(answer)]
+    whole = [*answer.notes, answer.sentence, page.markdown(Page("Q", ["V"], "S", [], content))]
     for said in whole:
         assert not WRONG.search(said), said
 
@@ -82,9 +83,9 @@ def test_a_run_that_tests_nothing_is_not_told_that_it_cannot_reach_a_p(begin: Be
     """Seen: "8 seeds and 1 comparisons cannot reach p <= 0.05: the smallest p is 1", of one objective computed in two
     ways."""
     arms = '[[arm]]\nlabel = "whole"\n[[arm]]\nlabel = "chunks"\n"execution.micro" = 32\n'
-    found = report.answer(finished(begin(arms), {"whole": BETTER["plain"], "chunks": BETTER["plain"]}).ledger)
-    assert found["comparisons"][0]["same_objective"]
-    assert found["notes"] == []
+    found = report.summarize(finished(begin(arms), {"whole": BETTER["plain"], "chunks": BETTER["plain"]}).ledger)
+    assert found.comparisons[0].result.same_objective
+    assert found.notes == []
 
 
 def test_what_is_not_tested_is_not_counted_among_what_cannot_be_reached(begin: Begin) -> None:
@@ -92,5 +93,5 @@ def test_what_is_not_tested_is_not_counted_among_what_cannot_be_reached(begin: B
     arms = '[[arm]]\nlabel = "plain"\n[[arm]]\nlabel = "chunks"\n"execution.micro" = 32\n[[arm]]\nlabel = "flat"\n'
     run = begin(arms + '"loss.name" = "flatnce"\n', seeds=5)
     values = {"plain": BETTER["plain"][:5], "chunks": BETTER["plain"][:5], "flat": BETTER["flat"][:5]}
-    (note,) = report.answer(finished(run, values).ledger)["notes"]
+    (note,) = report.summarize(finished(run, values).ledger).notes
     assert note == "5 seeds and 1 comparison cannot reach p <= 0.05: the smallest p is 0.0625."

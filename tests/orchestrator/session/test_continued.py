@@ -243,8 +243,8 @@ def test_a_run_begun_when_trials_were_shared_goes_on_with_the_one_that_is_there(
             (arm, seed) for arm in ("default", "tuned") for seed in plan.confirm_seeds
         ]
         assert {t.id for t in ledger.trials(arm="default")} >= {t.id for t in shared}
-        kept = ledger.run.sweep["plan"] | {"apart": False}
-        ledger.set_run(sweep=ledger.run.sweep | {"plan": kept})
+        sweep = ledger.run.sweep
+        ledger.set_run(sweep={**sweep, "plan": {**sweep["plan"], "apart": False}})
         assert unproven(ledger) == []
 
 

@@ -222,7 +222,7 @@ def test_a_suggestion_that_makes_no_job_is_passed_over_in_words_and_the_search_g
     assert all(64 % frozen.params["model.heads"] == 0 for frozen in found[0][1].values())
     assert ended.state == "done"
     assert sum("make no job and were passed over" in line for line in ended.lines) == len({arm for arm, _ in wrong})
-    assert all(len(arm["suggestions"]) == 8 for arm in tuned.values())
+    assert all(len(arm.suggestions) == 8 for arm in tuned.values())
 
 
 def test_an_arm_whose_settings_make_no_job_fails_as_itself(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_an_arm_whose_settings_make_no_job_fails_as_itself(tmp_path: Path) -> No
             session.start()
             assert play(session) == []
             assert untuned_arms(plan, ledger) == {"infonce": "failed", "flatnce": "failed"}
-            assert len(report_arms.tuned(ledger, ledger.trials(), "max")["infonce"]["suggestions"]) == 3
+            assert len(report_arms.tuned(ledger, ledger.trials(), "max")["infonce"].suggestions) == 3
     ranks = {"compare": {"execution.ranks": [1, 32]}, "job": SWEEP["job"] | {"batch": {"size": 64}}}
     ranks["tune"] = {"trials": 2, "space": {"batch.size": {"low": 8, "high": 16}}}
     with opened(tmp_path / "1", ranks) as (session, ledger, _, plan):

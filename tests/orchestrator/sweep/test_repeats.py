@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledgers import Run, start
+from ledgers import Run, answer_of, start
 
-from orchestrator import report
 from orchestrator.ledger import Suggestion, Trial
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session.schedule import Schedule, untuned_arms
@@ -89,7 +88,7 @@ def test_report_and_run_agree_on_which_arms_diverge(places: Iterator[Path], data
     ends: dict[str, str] = {}
     run = searched(next(places), lambda trial: ends.setdefault(trial.id, data.draw(how)), seeds=seeds)
     fallen = {arm for arm, why in untuned_arms(run.plan, run.ledger).items() if why == "diverged"}
-    found = report.answer(run.ledger)
+    found = answer_of(run.ledger)
     for one in found["comparisons"]:
         assert set(one["diverged_arms"]) == fallen & {one["a"], one["b"]}
         assert (one["verdict"] == "diverges") == bool(one["diverged_arms"])
@@ -100,7 +99,7 @@ def test_an_arm_whose_every_point_diverged_is_said_to_diverge(places: Iterator[P
     """Seen: eight suggestions of three settings are three trials, so it was "inconclusive" and in Holm's family."""
     run = searched(next(places), lambda trial: "diverged" if trial.arm == "flat" else "ok")
     assert repeats(run, "flat") > 0
-    found = report.answer(run.ledger)
+    found = answer_of(run.ledger)
     assert {one["a"]: one["verdict"] for one in found["comparisons"]}["flat"] == "diverges"
     assert "flat diverged at every setting that was tried" in found["sentence"]
 
@@ -109,7 +108,7 @@ def test_an_arm_of_which_one_seed_in_two_diverged_everywhere_is_said_to_diverge(
     """Seen: a suggestion with one seed that trained is infeasible, and was yet taken for one that could be frozen."""
     run = searched(next(places), lambda t: "diverged" if t.arm == "flat" and t.seed == 0 else "ok", seeds=2)
     assert "flat" not in run.ledger.frozen()
-    found = report.answer(run.ledger)
+    found = answer_of(run.ledger)
     assert {one["a"]: one["verdict"] for one in found["comparisons"]}["flat"] == "diverges"
 
 

@@ -13,13 +13,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from browser import shot
 from real import free_port, status
 
 from orchestrator import report
+from orchestrator.report import formatting
 from orchestrator.run_dir.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -57,10 +58,10 @@ def addresses(finished: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def answer(finished: Path) -> dict[str, Any]:
+def answer(finished: Path) -> report.Summary:
     """The ledger's."""
     with contextlib.closing(RunFolder(finished / "runs" / "small").open()) as ledger:
-        return report.answer(ledger)
+        return report.summarize(ledger)
 
 
 @pytest.fixture
@@ -75,43 +76,44 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 def test_a_newcomer_reads_the_answer_within_three_clicks(
-    addresses: dict[str, str], answer: dict[str, Any], page: Page
+    addresses: dict[str, str], answer: report.Summary, page: Page
 ) -> None:
     """From the list of experiments, which is what the command prints first when no run is named, in a browser that
     has not been there before: MLflow then shows pages for language-model applications until one says otherwise."""
     page.goto(addresses["answer"].partition("#")[0] + "#/experiments")
     row = page.get_by_role("row").filter(has=page.get_by_role("link", name="small", exact=True))
-    assert answer["sentence"] in row.inner_text(), "the list of experiments says the verdict already"
+    assert answer.sentence in row.inner_text(), "the list of experiments says the verdict already"
     shot(page, "mlflow-experiments", whole=False)
     page.get_by_text("Model training", exact=True).click()
     page.get_by_role("link", name="small", exact=True).click()
     page.wait_for_url(re.compile(r"/experiments/\d+/"))
     page.locator("a[href*='/runs/']").filter(has_text=re.compile("^small$")).first.click()
-    page.get_by_text(answer["sentence"]).first.wait_for()
+    page.get_by_text(answer.sentence).first.wait_for()
     shot(page, "mlflow-three-clicks", whole=False)
 
 
 def test_the_sweeps_run_shows_verdict_table_nested_runs_and_data(
-    addresses: dict[str, str], answer: dict[str, Any], page: Page
+    addresses: dict[str, str], answer: report.Summary, page: Page
 ) -> None:
     page.goto(addresses["answer"])
-    page.get_by_text(answer["sentence"]).first.wait_for()
+    page.get_by_text(answer.sentence).first.wait_for()
     page.get_by_text("Show more").click()
     # Not any row of that name: a window that is high enough lists the metrics named after the contrast, too.
     row = page.get_by_test_id("note-editor-preview-content").get_by_role("row").filter(has_text="flatnce - infonce")
-    (one,) = answer["comparisons"]
-    for told in (report.formatting.signed(one["delta"]), report.formatting.probability(one["p_holm"]), "inconclusive"):
+    (one,) = answer.comparisons
+    result = one.result
+    for told in (formatting.signed(result.delta), formatting.probability(result.p_holm), "inconclusive"):
         assert told in row.inner_text()
     page.get_by_role("link", name=re.compile("(infonce|flatnce) seed [123]")).first.wait_for()
     page.get_by_text("digits[:300]").first.wait_for()
     shot(page, "mlflow-answer")
 
 
-def test_the_report_is_rendered_as_an_artifact(addresses: dict[str, str], answer: dict[str, Any], page: Page) -> None:
+def test_the_report_is_rendered_as_an_artifact(addresses: dict[str, str], answer: report.Summary, page: Page) -> None:
     page.goto(addresses["report"])
     frame = page.frame_locator("iframe").first
-    assert frame.get_by_role("heading").first.inner_text() == answer["question"]
-    frame.get_by_text(answer["sentence"]).first.wait_for()
+    assert frame.get_by_role("heading").first.inner_text() == answer.question
+    frame.get_by_text(answer.sentence).first.wait_for()
     frame.locator("figure svg").nth(2).wait_for()
     shot(page, "mlflow-report", whole=False)
 

@@ -100,8 +100,9 @@ def test_the_sweeps_run_says_the_verdict_and_every_run_its_data(home: Path) -> N
             assert {("tune", "digits[300:400]"), ("confirm", "digits[400:500]")} < names
             assert run["tags"]["verdict"] in run["tags"]["mlflow.note.content"]
             assert "| flatnce - infonce " in run["tags"]["mlflow.note.content"]
-            answer = json.loads(call("compare", "small", "--json", cwd=home))
-            assert {key: points[0][2] for key, points in run["metrics"].items()} == report.numbers(answer)
+            with contextlib.closing(RunFolder(home / "runs" / "small").open()) as ledger:
+                numbers = report.numbers(report.summarize(ledger))
+            assert {key: points[0][2] for key, points in run["metrics"].items()} == numbers
             assert {len(points) for points in run["metrics"].values()} == {1}, "told twice, and there once"
         else:
             stage = run["tags"]["stage"]
@@ -181,7 +182,7 @@ def test_what_is_the_matter_with_an_encoder_is_said_and_costs_nothing(home: Path
     with contextlib.closing(folder.open()) as ledger:
         ledger.acquire("the test", 30)
         ledger.event(MOVED, "so that all encoders are due")
-        found = report.answer(ledger)
+        found = report.summarize(ledger)
         shutil.rmtree(folder.trials)
         told: Any = projection
         for stopping in (False, True):

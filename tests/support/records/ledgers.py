@@ -179,6 +179,14 @@ def tuned(folder: Path) -> Run:
     return run
 
 
+def answer_of(ledger: Ledger) -> dict[str, Any]:
+    """The answer of a run as `compare --json` prints it."""
+    from orchestrator import report  # matplotlib takes a second to import
+
+    plain: dict[str, Any] = json.loads(json.dumps(report.summarize(ledger).to_json(), allow_nan=False))
+    return plain
+
+
 @dataclass
 class Written:
     """The run of `tuned` and its report."""

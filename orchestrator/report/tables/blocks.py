@@ -1,11 +1,9 @@
-"""The parts that a report is made of, without a format; `page` writes them as HTML and as Markdown."""
+"""The parts that a report is made of, without a format; `render.page` writes them as HTML and as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from orchestrator.report.render.plots import Plot
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,9 @@ class Code:
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot."""
+    """The plot of this name, where there is one: without the numbers for it there is none."""
 
-    plot: Plot
+    name: str
 
 
 Block = Heading | Paragraph | Bullets | Grid | Code | Picture

@@ -1,0 +1,354 @@
+"""The numbers of an answer, each with its type. `to_json` of each is what `compare --json` prints of it, key for key.
+
+Metrics are raw, differences are a - b whichever direction is better, times are seconds, memory is MB, and None stands
+for what does not exist, such as the interval of one value or the metric of a trial that diverged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, fields
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+from pydantic import JsonValue
+
+from orchestrator import statistics
+from orchestrator.ledger import RunState, Stage, TrialState
+from orchestrator.ledger.stored import JsonObject
+from orchestrator.statistics import Interval
+
+SIDES: tuple[Literal["a", "b", "both"], ...] = ("a", "b", "both")
+"""Of a pair, those that may have diverged."""
+
+Kind = Literal["samples", "steps", "seconds"]
+"""What a budget can be in."""
+
+
+@runtime_checkable
+class Record(Protocol):
+    """Numbers that know how they are written as JSON."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[object]]]
+
+    def to_json(self) -> JsonObject:
+        """As JSON."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What training took, over the confirm trials of an arm; as planned, without a range, while none has ended."""
+
+    mean: float | None
+    ends: Interval | None
+    """Lowest and highest."""
+
+
+@dataclass(frozen=True)
+class SeedValue:
+    """One confirm trial: how it ended, and what it cost."""
+
+    seed: int
+    trial: str
+    state: TrialState
+    diverged: bool
+    value: float | None
+    seconds: float | None
+    samples_per_second: float | None
+    peak_memory_mb: float | None
+
+    def to_json(self) -> JsonObject:
+        """As JSON."""
+        return fields_as_json(self)
+
+
+@dataclass(frozen=True)
+class SuggestionSummary:
+    """One suggestion of a search, over its tune seeds."""
+
+    number: int
+    params: JsonObject
+    trials: Sequence[str]
+    states: Sequence[TrialState]
+    value: float | None
+    best_so_far: float | None
+    range: tuple[float | None, float | None]
+    """Lowest and highest over the seeds, of the best setting so far."""
+
+    def to_json(self) -> JsonObject:
+        """As JSON."""
+        return fields_as_json(self)
+
+
+@dataclass(frozen=True)
+class TuneSummary:
+    """How an arm was tuned, and what was chosen."""
+
+    suggestions: Sequence[SuggestionSummary]
+    number: int | None
+    """Of the suggestion that was chosen; None, as the next two, until one is."""
+    params: JsonObject | None
+    hash: str | None
+    searched_with: str | None
+    """The arm whose search this one shares."""
+
+    def to_json(self) -> JsonObject:
+        """As JSON."""
+        return fields_as_json(self)
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """One arm: its metric, what training took, how it was tuned."""
+
+    label: str
+    settings: JsonObject
+    n: int
+    mean: float | None
+    ci95: Interval | None
+    diverged: int
+    divergence_rate: float | None
+    divergence_ci95: Interval | None
+    untrained: float | None
+    budget: Mapping[Kind, float]
+    """As declared."""
+    spent: Mapping[Kind, Spent]
+    negatives_per_anchor: int | None
+    ranks: int | None
+    samples_per_second: float | None
+    peak_memory_mb: float | None
+    rank_seconds: float | None
+    metrics: Mapping[str, float | None]
+    values: Sequence[SeedValue]
+    tune: TuneSummary | None
+    code: Sequence[str | None]
+    """Digests of the code behind these numbers."""
+    run: str | None = None
+    """Among those of several runs: which one, and the next what it calls the arm."""
+    arm: str | None = None
+
+    def to_json(self) -> JsonObject:
+        """As JSON."""
+        made: JsonObject = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "spent":
+                for kind, spent in self.spent.items():
+                    made |= {kind: spent.mean, f"{kind}_range": as_json(spent.ends)}
+            elif field.name not in ("run", "arm") or value is not None:
+                made[field.name] = as_json(value)
+        return made
+
+
+@dataclass(frozen=True)
+class ComparisonSummary:
+    """One contrast: what its differences say, and what its pairs have in common."""
+
+    result: statistics.Comparison
+    shared: Mapping[str, bool]
+    """Hash -> whether both trials of every pair have it; without the hashes that a trial did not record."""
+    apart: Mapping[str, Sequence[str]]
+    """Hash -> the job keys that differ in a pair and may change it."""
+
+    def to_json(self) -> JsonObject:
+        """As JSON."""
+        one = self.result
+        return {
+            "a": one.a,
+            "b": one.b,
+            "n": one.n,
+            "delta": one.delta,
+            "delta_trained": one.delta_trained,
+            "n_trained": one.n_trained,
+            "ci95": as_json(one.ci95),
+            "ci95_bca": as_json(one.ci95_bca),
+            "ci90": as_json(one.ci90),
+            "p": one.p,
+            "p_holm": one.p_holm,
+            "p_equivalence": one.p_equivalence,
+            "p_equivalence_holm": one.p_equivalence_holm,
+            "verdict": one.verdict,
+            "diverged": {side: one.diverged(side) for side in SIDES},
+            "diverged_arms": as_json(one.diverged_arms),
+            "same_objective": one.same_objective,
+            "complete": one.complete,
+            "differences": [_difference(pair) for pair in one.pairs],
+            "shared": as_json(self.shared),
+            "apart": as_json(self.apart),
+        }
+
+
+def _difference(pair: statistics.Pair) -> JsonObject:
+    """One seed: the measured difference, and None with the side that diverged where there is none."""
+    if pair.diverged:
+        return {"seed": pair.seed, "value": None, "diverged": pair.diverged}
+    return {"seed": pair.seed, "value": pair.difference}
+
+
+@dataclass(frozen=True)
+class ExecutionPair:
+    """Two arms whose jobs differ in nothing but `execution`, and how far apart their metrics are."""
+
+    a: str
+    b: str
+    identical: bool
+    """The jobs differ in nothing at all, as in two runs."""
+    n: int
+    largest_difference: float | None
+    agree: bool | None
+
+    def to_json(self) -> JsonObject:
+        """As JSON."""
+        return fields_as_json(self)
+
+
+@dataclass(frozen=True)
+class AttemptCounts:
+    """Executions of trials, and how those that did not finish ended."""
+
+    total: int
+    unfinished: Mapping[str, int]
+
+    def to_json(self) -> JsonObject:
+        """As JSON."""
+        return fields_as_json(self)
+
+
+@dataclass(frozen=True)
+class CodeGroup:
+    """The code and the versions behind the numbers of trials; None where they were not recorded."""
+
+    code: str | None
+    versions: Mapping[str, str] | None
+    accepted: bool
+    """Somebody accepted it later beside the code that the run began with."""
+    trials: Sequence[str]
+
+    def to_json(self) -> JsonObject:
+        """As JSON."""
+        return fields_as_json(self)
+
+
+@dataclass(frozen=True)
+class FailedTrial:
+    """A trial that failed, and why."""
+
+    trial: str
+    stage: Stage
+    arm: str
+    seed: int
+    attempts: int
+    failure: str | None
+    message: str | None
+
+    def to_json(self) -> JsonObject:
+        """As JSON."""
+        return fields_as_json(self)
+
+
+@dataclass(frozen=True)
+class DivergedTrial:
+    """A trial whose training became not finite."""
+
+    trial: str
+    stage: Stage
+    arm: str
+    seed: int
+
+    def to_json(self) -> JsonObject:
+        """As JSON."""
+        return fields_as_json(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The answer of one run, complete or not."""
+
+    question: str
+    metric: str
+    mode: statistics.Mode
+    smallest_difference: float
+    sweep: str
+    run: str
+    state: RunState
+    created: float
+    complete: bool
+    sentence: str = ""
+    """The verdict in words: like `notes`, made of the numbers."""
+    arms: Sequence[ArmSummary]
+    held_equal: Kind | None
+    comparisons: Sequence[ComparisonSummary]
+    execution_only: Sequence[ExecutionPair]
+    seeds: Sequence[int]
+    smallest_p: float
+    trials: Mapping[Stage, Mapping[TrialState, int]]
+    attempts: AttemptCounts
+    code: Sequence[CodeGroup]
+    failures: Sequence[FailedTrial]
+    diverged: Sequence[DivergedTrial]
+    environment: JsonObject
+    notes: Sequence[str] = ()
+    """What is missing or odd."""
+
+    def to_json(self) -> JsonObject:
+        """As JSON."""
+        return fields_as_json(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiRunSummary:
+    """The answer over several runs."""
+
+    question: str
+    metric: str
+    mode: statistics.Mode
+    smallest_difference: float
+    complete: bool
+    sentence: str = ""
+    arms: Sequence[ArmSummary]
+    held_equal: Kind | None
+    comparisons: Sequence[ComparisonSummary]
+    execution_only: Sequence[ExecutionPair]
+    seeds: Sequence[int]
+    smallest_p: float
+    runs: Mapping[str, Summary]
+    """Each run by its own plan, by name."""
+    notes: Sequence[str] = ()
+
+    def to_json(self) -> JsonObject:
+        """As JSON."""
+        runs: list[JsonValue] = [{"name": name, **run.to_json()} for name, run in self.runs.items()]
+        return fields_as_json(self) | {"runs": runs}
+
+
+Answer = Summary | MultiRunSummary
+"""What tables, plots and sentences are made of."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The metric of an arm while it trained, over its confirm trials, evaluation by evaluation."""
+
+    samples: Sequence[float]
+    """Pairs seen."""
+    mean: Sequence[float]
+    low: Sequence[float | None]
+    """Ends of the 95% t interval, None below two seeds."""
+    high: Sequence[float | None]
+
+
+def fields_as_json(record: Record) -> JsonObject:
+    """The fields of a record by name, in their order."""
+    return {field.name: as_json(getattr(record, field.name)) for field in fields(record)}
+
+
+def as_json(value: object) -> JsonValue:
+    """A value of a record as JSON. Raises TypeError for what is none."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Record):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return {str(key): as_json(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence):
+        return [as_json(inner) for inner in value]
+    raise TypeError(f"{value!r} is no JSON")

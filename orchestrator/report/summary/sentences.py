@@ -1,0 +1,133 @@
+"""Verdicts in words: the answer as one plain sentence, and what is said of the code behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.report.formatting import interval, probability, signed, value
+from orchestrator.report.summary.records import SIDES, Answer, ArmSummary, CodeGroup
+from orchestrator.statistics import Comparison, Verdict
+from orchestrator.system.display import by_count, counted
+
+VERDICTS: dict[Verdict, str] = {
+    "a_better": "better",
+    "b_better": "worse",
+    "equivalent": "equivalent",
+    "inconclusive": "inconclusive",
+    "diverges": "diverges",
+}
+"""What a verdict says of the arm against its baseline."""
+
+
+def sentence(answer: Answer) -> str:
+    """The verdict in one plain sentence."""
+    compared = [one.result for one in answer.comparisons]
+    if not any(one.n or one.verdict == "diverges" for one in compared):
+        return "No verdict yet: no comparison has a pair of finished confirm trials."
+    prefix = "" if answer.complete else "Not complete: "
+    if len(compared) == 1:
+        return prefix + _clause(compared[0], answer) + "."
+    if len(compared) <= 3:
+        return prefix + "; ".join(_clause(one, answer, brief=True) for one in compared) + "."
+    return prefix + tally([one.verdict for one in compared], answer.metric)
+
+
+def tally(verdicts: Sequence[Verdict], metric: str) -> str:
+    """How many of many comparisons ended in which way."""
+    better, worse, equal, open_, fallen = (verdicts.count(verdict) for verdict in VERDICTS)
+    beat, lose = by_count(better, "beats its", "beat their"), by_count(worse, "loses", "lose")
+    parts = [
+        f"{better} of {len(verdicts)} arms {beat} baseline on {metric}",
+        f"{worse} {lose} to it",
+        f"{equal} {by_count(equal, 'is', 'are')} equivalent to it",
+        f"{counted(open_, 'comparison')} {by_count(open_, 'is', 'are')} inconclusive",
+        *([f"{fallen} {by_count(fallen, 'diverges', 'diverge')}"] if fallen else []),
+    ]
+    return f"{', '.join(parts[:-1])} and {parts[-1]}."
+
+
+def across(answer: Answer) -> str:
+    """The verdict over several runs in one plain sentence."""
+    if not answer.comparisons:
+        return "Across runs there is nothing to compare: every arm of the later runs is the first run's baseline again."
+    return f"Across runs, exploratory: {sentence(answer)}"
+
+
+def verdict_of(result: Comparison) -> str:
+    """A comparison's verdict on its arm, as tables and plots show it."""
+    same = result.same_objective and result.verdict == "equivalent"
+    return "same objective" if same else VERDICTS[result.verdict]
+
+
+def is_tested(result: Comparison) -> bool:
+    """Whether a p-value stands behind the verdict of a comparison, or would."""
+    return bool(result.n) and result.verdict != "diverges"
+
+
+def lost(result: Comparison) -> int:
+    """In how many pairs of a comparison a side diverged."""
+    return sum(result.diverged(side) for side in SIDES)
+
+
+def code(group: CodeGroup) -> str:
+    """`code 3f2c9ab01234 (accepted), torch 2.13.0, ray 2.60.0`, or `code not recorded`."""
+    if group.code is None:
+        return "code not recorded"
+    versions = ", ".join(f"{name} {version}" for name, version in (group.versions or {}).items())
+    return f"code {group.code}{' (accepted)' if group.accepted else ''}, {versions}"
+
+
+def _clause(one: Comparison, answer: Answer, *, brief: bool = False) -> str:
+    metric = answer.metric
+    if one.verdict == "diverges":
+        return _diverges(one, answer.arms)
+    if one.same_objective:
+        return _same_objective(one, metric)
+    evidence = f"p = {probability(one.p_holm)}" + ("" if brief else f", {counted(one.n, 'seed')}")
+    if lost(one):
+        evidence = f"({evidence}, of which {lost(one)} diverged in {_sides(one)})"
+        by, delta = "", f"{signed(one.delta_trained)} {metric} where both trained"
+    else:
+        evidence = f"(95% interval {interval(one.ci95, sign=True)}, {evidence})"
+        by, delta = f" by {value(abs(one.delta or 0.0))}", f"{signed(one.delta)} {metric}"
+    if one.verdict in ("a_better", "b_better"):
+        winner, loser = (one.a, one.b) if one.verdict == "a_better" else (one.b, one.a)
+        return f"{winner} beats {loser}{by}{'' if by else ' on'} {metric} {evidence}"
+    if one.verdict == "equivalent":
+        limit = value(answer.smallest_difference)
+        within = "" if brief else f" (90% interval {interval(one.ci90, sign=True)}, {counted(one.n, 'seed')})"
+        return f"{one.a} and {one.b} are equivalent: their mean {metric} differs by less than {limit}{within}"
+    return f"{one.a} against {one.b} is inconclusive: {delta} {evidence}"
+
+
+def _diverges(one: Comparison, arms: Sequence[ArmSummary]) -> str:
+    """`lr=1 diverged in 6 of 6 seeds: it is not compared with lr=0.1`."""
+    counts = {arm.label: (arm.diverged, arm.diverged + arm.n) for arm in arms}
+    clauses = []
+    for label in one.diverged_arms:
+        fallen, ended = counts[label]
+        clauses.append(
+            f"{label} diverged in {fallen} of {counted(ended, 'seed')}"
+            if ended
+            else f"{label} diverged at every setting that was tried"
+        )
+    if len(clauses) == 1:
+        other = one.b if one.diverged_arms == (one.a,) else one.a
+        return f"{clauses[0]}: it is not compared with {other}"
+    return f"{clauses[0]} and {clauses[1]}: they are not compared"
+
+
+def _same_objective(one: Comparison, metric: str) -> str:
+    """`big batch and exact accumulation are one objective: a seed differs by at most 0.0031 knn_accuracy`."""
+    apart = [abs(pair.difference) for pair in one.pairs if not pair.diverged]
+    far = f"a seed differs by at most {value(max(apart, default=0.0))} {metric}"
+    if not apart:
+        far = "no seed has ended in both"
+    elif not any(apart):
+        far = f"equal in {metric} in each of {counted(len(apart), 'seed')}"
+    return f"{one.a} and {one.b} are one objective, computed in two ways: {far}"
+
+
+def _sides(one: Comparison) -> str:
+    names = {"a": one.a, "b": one.b, "both": "both"}
+    return ", ".join(f"{names[side]} ({count})" for side in SIDES if (count := one.diverged(side)))

@@ -1,0 +1,165 @@
+"""What a report says, in its order: the question, the verdict, the evidence, what ran, and how to run it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from jobs.core.plain import is_harmless
+from orchestrator.ledger.stored import SweepTable
+from orchestrator.report import formatting as text
+from orchestrator.report.summary.records import Answer, MultiRunSummary, Summary
+from orchestrator.report.tables import grids
+from orchestrator.report.tables.blocks import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
+from orchestrator.sweep import flatten
+from orchestrator.system.display import counted
+
+Columns = Sequence[tuple[str, str, str]]
+"""Name, type and meaning of each column of results.parquet."""
+
+READING = """
+Arms are compared seed by seed: both train from the same seed, and the difference is the arm minus its baseline.
+
+p is the exact sign-flip test: the share of all ways to give the differences signs whose mean is at least as far from
+zero. p (Holm) is adjusted for the number of comparisons.
+
+The verdict is the first of these that holds: diverges, when an arm diverged in at least half of its seeds, or no
+setting of it trained; same objective, when the arms differ only in how they are computed, which is no question;
+equivalent, when the 90% t interval of the mean difference lies inside the
+smallest difference that matters (two one-sided tests, Holm-adjusted, at 0.05); better or worse, when p (Holm) is at
+most 0.05; otherwise inconclusive, which does not mean equal.
+
+A seed that diverged has no metric. In the test its pair counts as the widest of the comparison, against the arm that
+diverged, and such a comparison has no mean difference. A seed that is missing makes its comparisons inconclusive.
+Nothing is dropped.
+"""
+
+READING_ACROSS = """
+Across runs, every arm of the later runs is compared with the first run's baseline, on the seeds that both runs planned.
+Holm's adjustment is over these comparisons. What a run planned is judged by its own plan and not once more.
+"""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report in words, from its title to its last table."""
+
+    question: str
+    verdicts: Sequence[str]
+    subtitle: str
+    """Which run, or runs, this is."""
+    notes: Sequence[str]
+    """What to know before believing the rest."""
+    blocks: Sequence[Block]
+
+
+def page(summary: Summary, sweep: SweepTable, columns: Columns) -> Page:
+    """The report of a run. sweep: as resolved, which can be launched again."""
+    blocks = [
+        Heading("Evidence"),
+        _terms(summary),
+        grids.comparisons(summary),
+        Picture("differences"),
+        grids.arms(summary),
+        Picture("curves"),
+        *_more(summary),
+        *_reading(READING),
+        Heading("What ran"),
+        *grids.trials(summary),
+        Heading("Run it again"),
+        *_again(summary, sweep),
+        *_data(columns),
+    ]
+    return Page(summary.question, [summary.sentence], _which(summary), summary.notes, blocks)
+
+
+def multi_run_page(answer: MultiRunSummary, sweeps: Mapping[str, SweepTable], columns: Columns) -> Page:
+    """The same for several runs: each by its own plan first. sweeps: name of a run -> its resolved sweep."""
+    runs = answer.runs
+    blocks = [
+        Heading("Each run by its own plan"),
+        *(block for name, summary in runs.items() for block in _by_plan(name, summary)),
+        Heading("All arms"),
+        _terms(answer),
+        grids.arms(answer),
+        Picture("curves"),
+        Heading("Across runs"),
+        *([grids.comparisons(answer)] if answer.comparisons else [Paragraph(answer.sentence)]),
+        Picture("differences"),
+        *_more(answer),
+        *_reading(READING + READING_ACROSS),
+        Heading("What ran"),
+        *(block for name, summary in runs.items() for block in (Paragraph(f"{name}:"), *grids.trials(summary))),
+        Heading("Run it again"),
+        *(block for name, summary in runs.items() for block in (Paragraph(f"{name}:"), *_again(summary, sweeps[name]))),
+        *_data(columns),
+    ]
+    verdicts = [*(f"{name}: {summary.sentence}" for name, summary in runs.items()), answer.sentence]
+    subtitle = " ".join(f"{name}: {_which(summary)}" for name, summary in runs.items())
+    return Page(answer.question, verdicts, subtitle, answer.notes, blocks)
+
+
+def _which(summary: Summary) -> str:
+    """One line on which run this is."""
+    started = datetime.fromtimestamp(summary.created, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"Sweep {summary.sweep}, run {summary.run[:8]}, begun {started}, {summary.state}."
+
+
+def _by_plan(name: str, summary: Summary) -> Iterator[Block]:
+    yield Paragraph(f"{name}: {summary.question}")
+    yield grids.comparisons(summary)
+    if summary.notes:
+        yield Bullets(summary.notes, warning=True)
+
+
+def _terms(answer: Answer) -> Paragraph:
+    goal, limit = "higher" if answer.mode == "max" else "lower", answer.smallest_difference
+    matters = f"; differences under {text.value(limit)} do not matter" if limit else ""
+    seeds = ", ".join(map(str, answer.seeds))
+    return Paragraph(f"{answer.metric}: {goal} is better{matters}. Confirm seeds: {seeds}.")
+
+
+def _more(answer: Answer) -> Iterator[Block]:
+    yield Heading("Cost")
+    yield from grids.cost(answer)
+    yield Picture("cost")
+    yield from grids.execution_only(answer)
+    yield from grids.tuning(answer)
+    yield Picture("tuning")
+    yield from grids.seeds(answer)
+
+
+def _reading(parts: str) -> Iterator[Block]:
+    yield Heading("How to read this")
+    yield Bullets([" ".join(part.split()) for part in parts.strip().split("\n\n")])
+
+
+def _again(summary: Summary, sweep: SweepTable) -> Iterator[Block]:
+    environment = dict(summary.environment)
+    command = environment.pop("command", None)
+    if command:
+        yield Code(" ".join(map(str, command)) if isinstance(command, list) else str(command))
+    rows = [(key, _plain(value)) for key, value in flatten(environment).items()]
+    if rows:
+        yield Grid(("recorded", "value"), rows, words=2)
+    yield Code(_json(sweep), title="The sweep, resolved")
+
+
+def _data(columns: Columns) -> Iterator[Block]:
+    yield Heading("The data")
+    yield Paragraph(
+        "results.parquet, beside this page, has every trial as a row, those that failed or diverged included."
+    )
+    yield Grid(("column", "type", "meaning"), columns, words=3, title=f"Its {counted(len(columns), 'column')}")
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _json(value: object) -> str:
+    """JSON to be read and copied: what could not be printed as itself has JSON's own escapes."""
+    printed = json.dumps(value, indent=2, ensure_ascii=False)
+    return "".join(one if is_harmless(one) or one == "\n" else json.dumps(one)[1:-1] for one in printed)

@@ -1,0 +1,227 @@
+"""The tables of a report, each from an answer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from orchestrator.report import formatting
+from orchestrator.report.summary import budgets
+from orchestrator.report.summary.records import (
+    Answer,
+    ArmSummary,
+    ComparisonSummary,
+    ExecutionPair,
+    SeedValue,
+    Summary,
+)
+from orchestrator.report.summary.sentences import code, is_tested, verdict_of
+from orchestrator.report.tables.blocks import Block, Bullets, Grid, Heading, Paragraph
+from orchestrator.system.display import counted, first_line
+
+IN_COMMON = {
+    "data": "rows trained on and judged on",
+    "order": "order of the rows",
+    "init": "initial weights",
+    "encoder": "initial weights of the encoder",
+}
+"""What is compared by hash (pairs.HASHES), in words."""
+
+
+def comparisons(answer: Answer) -> Grid:
+    """Every contrast: its verdict and the numbers behind it."""
+    return Grid(
+        ("arm - baseline", "verdict", "mean", "95% interval", "95% BCa", "p", "p (Holm)", "n"),
+        [
+            (
+                f"{result.a} - {result.b}",
+                verdict_of(result),
+                formatting.signed(result.delta),
+                formatting.interval(result.ci95, sign=True),
+                formatting.interval(result.ci95_bca, sign=True),
+                *(formatting.probability(p if is_tested(result) else None) for p in (result.p, result.p_holm)),
+                formatting.count(result.n),
+            )
+            for result in (one.result for one in answer.comparisons)
+        ],
+        words=2,
+    )
+
+
+def arms(answer: Answer) -> Grid:
+    """Every arm: the metric, how often it diverged, the other metrics."""
+    others = sorted({key for arm in answer.arms for key in arm.metrics} - {answer.metric})
+    return Grid(
+        ("arm", "mean", "95% interval", "untrained", "diverged", *others, "n"),
+        [
+            (
+                arm.label,
+                formatting.value(arm.mean),
+                formatting.interval(arm.ci95),
+                formatting.value(arm.untrained),
+                _diverged(arm),
+                *(formatting.value(arm.metrics.get(key)) for key in others),
+                formatting.count(arm.n),
+            )
+            for arm in answer.arms
+        ],
+    )
+
+
+def cost(answer: Answer) -> Iterator[Block]:
+    """What training took, and what was held equal."""
+    kind = answer.held_equal
+    given = budgets.several(answer.arms)
+    rounded = ", rounded down to whole batches" if kind == "samples" else ""
+    yield Paragraph(f"Held equal between the arms: {f'{given}{rounded}' if kind else f'nothing ({given})'}.")
+    yield Grid(
+        ("arm", *budgets.KINDS.values(), "negatives", "ranks", "pairs/s", "rank-seconds", "peak MB"),
+        [
+            (
+                arm.label,
+                budgets.shown(arm.spent["samples"], budgets.count),
+                budgets.shown(arm.spent["steps"], budgets.count),
+                budgets.shown(arm.spent["seconds"], formatting.quantity),
+                formatting.count(arm.negatives_per_anchor),
+                formatting.count(arm.ranks),
+                formatting.quantity(arm.samples_per_second),
+                formatting.quantity(arm.rank_seconds),
+                formatting.quantity(arm.peak_memory_mb),
+            )
+            for arm in answer.arms
+        ],
+    )
+    yield Paragraph(
+        "Pairs, steps, seconds and pairs/s are means over the confirm trials, with the lowest and highest where these "
+        "differ; rank-seconds (CPU or GPU) are their sum, peak memory is the largest. A trial that diverged counts as "
+        "far as it went. Negatives are those of one anchor."
+    )
+
+
+def execution_only(answer: Answer) -> Iterator[Block]:
+    """Whether arms agree that should, if there are any."""
+    if answer.execution_only:
+        yield Bullets([_same(pair) for pair in answer.execution_only])
+
+
+def tuning(answer: Answer) -> Iterator[Block]:
+    """What tuning chose, if there was any."""
+    if not any(arm.tune for arm in answer.arms):
+        return
+    yield Heading("Tuning")
+    yield Grid(("arm", "chosen", "suggestion", "of"), [_chosen(arm) for arm in answer.arms], words=2)
+
+
+def _chosen(arm: ArmSummary) -> Sequence[str]:
+    if arm.tune is None:
+        return arm.label, formatting.setting(None), formatting.count(None), formatting.count(0)
+    number = None if arm.tune.number is None else arm.tune.number + 1
+    of = formatting.count(len(arm.tune.suggestions))
+    return arm.label, formatting.setting(arm.tune.params), formatting.count(number), of
+
+
+def seeds(answer: Answer) -> Iterator[Block]:
+    """Every confirm trial's metric, and what the two sides of a pair have in common."""
+    of_arm = [{value.seed: value for value in arm.values} for arm in answer.arms]
+    if not any(of_arm):
+        return
+    yield Heading("Seed by seed")
+    labels = [arm.label for arm in answer.arms]
+    yield Grid(
+        ("arm", *(f"seed {seed}" for seed in answer.seeds)),
+        [
+            (label, *(_cell(values.get(seed)) for seed in answer.seeds))
+            for label, values in zip(labels, of_arm, strict=True)
+        ],
+    )
+    paired = [one for one in answer.comparisons if one.result.n]
+    if paired:
+        yield Paragraph("What both sides of every pair have in common, checked by hash:")
+        yield Bullets([f"{IN_COMMON[what]}: {_in_common(what, paired)}." for what in IN_COMMON])
+
+
+def trials(summary: Summary) -> Iterator[Block]:
+    """What ran, and how it ended."""
+    stages = {stage: counts for stage, counts in summary.trials.items() if any(counts.values())}
+    if stages:
+        states = list(next(iter(stages.values())))
+        yield Grid(
+            ("stage", *states), [(stage, *map(formatting.count, counts.values())) for stage, counts in stages.items()]
+        )
+    if summary.code:
+        yield Bullets([f"{counted(len(group.trials), 'trial')}: {code(group)}" for group in summary.code])
+    attempts = summary.attempts
+    ended = ", ".join(f"{n} {kind}" for kind, n in attempts.unfinished.items())
+    yield Paragraph(f"Attempts: {formatting.count(attempts.total)}" + (f", of which {ended}." if ended else "."))
+    if summary.failures:
+        yield Grid(
+            ("failed trial", "stage", "arm", "class", "what was raised", "seed", "attempts"),
+            [
+                (
+                    trial.trial,
+                    trial.stage,
+                    trial.arm,
+                    trial.failure or formatting.NOTHING,
+                    first_line(trial.message or "") or formatting.NOTHING,
+                    str(trial.seed),
+                    formatting.count(trial.attempts),
+                )
+                for trial in summary.failures
+            ],
+            words=5,
+        )
+    if summary.diverged:
+        yield Grid(
+            ("diverged trial", "stage", "arm", "seed"),
+            [(trial.trial, trial.stage, trial.arm, str(trial.seed)) for trial in summary.diverged],
+            words=3,
+        )
+
+
+def _in_common(what: str, paired: Sequence[ComparisonSummary]) -> str:
+    """`the same in 1 of 2 comparisons; deep - plain cannot share them, as model.layers differs`."""
+    known = [one for one in paired if what in one.shared]
+    if not known:
+        return "not recorded"
+    same = [one for one in known if one.shared[what]]
+    words = f"the same in {len(same)} of {counted(len(known), 'comparison')}"
+    reasons: dict[str, list[str]] = {}
+    for one in known:
+        if not one.shared[what]:
+            keys = one.apart.get(what, ())
+            why = " and ".join(keys) + (" differ" if len(keys) > 1 else " differs") if keys else ""
+            reasons.setdefault(why, []).append(f"{one.result.a} - {one.result.b}")
+    for why, which in reasons.items():
+        who = "; ".join(which) if len(which) <= 3 else counted(len(which), "comparison")
+        words += (
+            f"; {who} cannot share this, as the arms differ in {why}"
+            if why
+            else f"; {who} should share this and do not"
+        )
+    if len(known) < len(paired):
+        words += f"; not recorded in {len(paired) - len(known)}"
+    return words
+
+
+def _cell(value: SeedValue | None) -> str:
+    if value is None:
+        return formatting.NOTHING
+    if value.diverged:
+        return "diverged"
+    return value.state if value.value is None else formatting.value(value.value)
+
+
+def _diverged(arm: ArmSummary) -> str:
+    if not arm.divergence_ci95:
+        return formatting.NOTHING
+    low, high = (formatting.percent(end) for end in arm.divergence_ci95)
+    return f"{arm.diverged} ({low} to {high})"
+
+
+def _same(pair: ExecutionPair) -> str:
+    how = "are the same job" if pair.identical else "differ in execution only"
+    arms = f"{pair.a} and {pair.b} {how}"
+    if pair.agree is None:
+        return f"{arms}; no seed has ended in both."
+    verb = "agree" if pair.agree else "do not agree"
+    of = counted(pair.n, "seed")
+    return f"{arms} and {verb}: the largest difference of {of} is {formatting.value(pair.largest_difference)}."

@@ -1,0 +1,50 @@
+"""An answer as a terminal shows it."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.report.formatting import count, interval, probability, quantity, signed, value
+from orchestrator.report.summary.records import Answer, MultiRunSummary
+from orchestrator.report.summary.sentences import is_tested, verdict_of
+
+
+def table(answer: Answer) -> RenderableType:
+    """The arms, the comparisons, the verdict. Fits 80 columns."""
+    arms = Table(box=SIMPLE_HEAD, title=Text(f"{answer.metric} by arm"), title_justify="left", padding=(0, 1))
+    arms.add_column("arm", overflow="fold", min_width=12)
+    for heading in ("n", "mean", "95% interval", "diverged", "pairs/s", "peak MB"):
+        arms.add_column(heading, justify="right", no_wrap=True)
+    for arm in answer.arms:
+        arms.add_row(
+            Text(arm.label),
+            count(arm.n),
+            value(arm.mean),
+            interval(arm.ci95),
+            count(arm.diverged),
+            quantity(arm.samples_per_second),
+            quantity(arm.peak_memory_mb),
+        )
+    comparisons = Table(box=SIMPLE_HEAD, title=Text("paired differences"), title_justify="left", padding=(0, 1))
+    comparisons.add_column("a - b", overflow="fold", min_width=12)
+    for heading in ("mean", "95% interval", "p (Holm)", "verdict on a"):
+        comparisons.add_column(heading, justify="right", no_wrap=True)
+    for result in (one.result for one in answer.comparisons):
+        comparisons.add_row(
+            Text(f"{result.a} - {result.b}"),
+            signed(result.delta),
+            interval(result.ci95, sign=True),
+            probability(result.p_holm if is_tested(result) else None),
+            verdict_of(result),
+        )
+    notes = [Text(f"note: {note}") for note in answer.notes]
+    return Group(arms, comparisons, *notes, Text(answer.sentence, style="bold"))
+
+
+def multi_run_table(answer: MultiRunSummary) -> RenderableType:
+    """The verdict of each run, and below them the tables over all."""
+    planned = [Text.assemble((f"{name}: ", "bold"), run.sentence) for name, run in answer.runs.items()]
+    return Group(*planned, Text(), table(answer))
