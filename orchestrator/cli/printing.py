@@ -13,9 +13,12 @@ from jobs.core.plain import one_line, visible, visible_lines
 from orchestrator.system.display import Harmless, cell, table_lines
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from orchestrator.preflight.estimate import Estimate
     from orchestrator.run_dir.folder import Status, TrialStatus
     from orchestrator.sweep.plan import Plan
+    from orchestrator.verify import Verified
 
 BUDGETS = ("samples", "steps", "seconds")
 """What a job may be given of, in the order of the plan's table."""
@@ -32,12 +35,12 @@ def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
     click.echo(visible_lines(text), err=err, nl=nl)
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Print a value as JSON."""
     click.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
-def print_whole(renderable: Any) -> None:
+def print_whole(renderable: RenderableType) -> None:
     """Print something of rich as wide as it is, also into a pipe."""
     from rich.console import Console
 
@@ -92,26 +95,26 @@ def _rounded(value: float | None) -> float | int | None:
     return None if value is None else round(value, 1) if value < 10 else round(value)
 
 
-def shown_arm(value: Any) -> str:
+def shown_arm(value: object) -> str:
     """A value as a table shows it."""
     if value is None:
         return UNKNOWN
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _level(key: str, value: Any) -> str:
+def _level(key: str, value: object) -> str:
     """The value of an arm: of a job key, None is a value, and of what follows from the job it is unknown."""
     return "none" if value is None and "." in key else shown_arm(value)
 
 
-def print_verified(found: dict[str, Any]) -> None:
+def print_verified(found: Verified) -> None:
     """Print what `verify` has found."""
-    numbers = ("trials", "mlflow_runs", "points", "checkpoints")
-    counted = ", ".join(f"{found[name]:,} {name.replace('mlflow_', 'MLflow ')}" for name in numbers)
+    runs, points = f"{found['mlflow_runs']:,} MLflow runs", f"{found['points']:,} points"
+    counted = f"{found['trials']:,} trials, {runs}, {points}, {found['checkpoints']:,} checkpoints"
     faults = len(found["faults"])
     echo(f"verify: {'ok' if found['ok'] else f'{faults} fault' + 's' * (faults > 1)}, {counted}")
-    for kind in ("fault", "note"):
-        for text in found[f"{kind}s"]:
+    for kind, texts in (("fault", found["faults"]), ("note", found["notes"])):
+        for text in texts:
             echo(f"{kind}: {visible(text)}")
 
 
@@ -138,7 +141,7 @@ def print_status(found: Status, run: str) -> None:
     echo("\n".join([*map(visible, _status_lines(found, run)), *rows]))
 
 
-def _status_table(found: Status, trials: Sequence[TrialStatus], run: str) -> Any:
+def _status_table(found: Status, trials: Sequence[TrialStatus], run: str) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
 

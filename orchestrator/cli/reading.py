@@ -255,7 +255,8 @@ def verify(run: str, *, as_json: bool, address: str | None) -> None:
         found = verifying.verify(folder, requirements.tracking_uri(folder))
     except tracking.TrackingUnavailable as error:
         raise InfrastructureMissing(str(error)) from error
-    found |= {kind: [exit_codes.located(text) for text in found[kind]] for kind in ("faults", "notes")}
+    found["faults"] = [exit_codes.located(text) for text in found["faults"]]
+    found["notes"] = [exit_codes.located(text) for text in found["notes"]]
     if as_json:
         print_json(found)
     else:

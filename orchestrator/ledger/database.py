@@ -18,7 +18,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
@@ -103,7 +102,7 @@ class Database:
         elif dialect == "postgresql":
             # A driver stopped in the middle of a transaction must not hold its rows past the lease.
             waits = dict.fromkeys(("lock_timeout", "idle_in_transaction_session_timeout"), f"{LOCK_TIMEOUT_S}s")
-            self.engine = postgres.engine(self.url, self.address, settings=waits, pool_pre_ping=True)
+            self.engine = postgres.engine(self.url, self.address, settings=waits)
         else:
             raise LedgerError(
                 f"a ledger is kept in sqlite or postgresql, not {dialect}; set ORCHESTRATOR_LEDGER to one"
@@ -168,6 +167,7 @@ class Database:
             assert self.path is not None
             stored = self.engine
             borrowed = stored.raw_connection()
+            assert isinstance(borrowed.driver_connection, sqlite3.Connection)
             self.engine = _in_memory(borrowed.driver_connection)
             borrowed.detach()
             stored.dispose()
@@ -180,7 +180,7 @@ class Database:
         clock = sqlite if self.path else "SELECT extract(epoch FROM clock_timestamp())"
         return float(connection.exec_driver_sql(clock).scalar_one())
 
-    def insert(self, table: sa.Table) -> Any:
+    def insert(self, table: sa.Table) -> sa.Insert:
         """An insert into `table` that leaves a row alone which is there already."""
         if self.path:
             from sqlalchemy.dialects.sqlite import insert as sqlite_insert
@@ -324,7 +324,7 @@ def _reader(path: Path) -> sa.Engine:
     return engine
 
 
-def _in_memory(source: Any) -> sa.Engine:
+def _in_memory(source: sqlite3.Connection) -> sa.Engine:
     """A copy of a database that only this process sees, and that is gone with the engine. Closes `source`."""
     address = f"file:ledger-{uuid.uuid4()}?mode=memory&cache=shared"
     kept = sqlite3.connect(address, uri=True, check_same_thread=False)
@@ -340,7 +340,7 @@ def _in_memory(source: Any) -> sa.Engine:
     return engine
 
 
-def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
+def _prepare_sqlite(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={LOCK_TIMEOUT_S * 1000}"):
         connection.execute(f"PRAGMA {pragma}").close()
 

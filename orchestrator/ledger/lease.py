@@ -7,9 +7,10 @@ where one says too much or too little of a lease it is watched for its holder's 
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -28,6 +29,30 @@ WATCH = 0.4
 
 LOOK_S = 0.2
 """How often a lease is looked at while it is watched."""
+
+Lock = Literal["shared", "alone"]
+"""How a transaction locks the row of a lease: others may read it under a lock of their own, or none may."""
+
+
+class LeaseRow(NamedTuple):
+    """A lease as the database has it. Times are unix seconds by its clock."""
+
+    token: int
+    holder: str | None
+    since: float
+    expires: float
+    """Minus infinity for one that was never taken."""
+    ttl_s: float
+    """For how long each renewal holds it."""
+    stop: int | None
+    """The token of the holder that somebody has asked to stop."""
+
+
+class Driven(NamedTuple):
+    """A run that somebody seems to drive."""
+
+    run: str
+    holder: str
 
 
 @dataclass(frozen=True)
@@ -70,34 +95,34 @@ class Lease:
 
         Where the clock leaves it open whether the holder lives, its row is watched for a while first.
         """
-        watched: tuple[Any, ...] | None = None
+        watched: LeaseRow | None = None
         while True:
             with self._database.write() as connection:
-                row = connection.execute(self._mine().with_for_update()).one()
+                row = self._look(connection, lock="alone")
                 now = self._database.now(connection)
                 doubt_s = _doubt_s(row, now)
-                if doubt_s == 0.0 or watched == _renewal(row):
+                if doubt_s == 0.0 or (watched is not None and not _is_renewal(watched, row)):
                     return self._take(connection, row, now, holder, ttl_s)
                 if doubt_s is None or watched is not None:
                     raise _held(row, now)
-            watched = _renewal(row)
+            watched = row
             self._is_renewed(watched, doubt_s)
 
-    def _take(self, connection: Connection, row: sa.Row[Any], now: float, holder: str, ttl_s: float) -> int:
-        token = int(row.token) + 1
+    def _take(self, connection: Connection, row: LeaseRow, now: float, holder: str, ttl_s: float) -> int:
+        token = row.token + 1
         values = {"token": token, "holder": holder, "since": now, "expires": now + ttl_s, "ttl": ttl_s}
         connection.execute(schema.leases.update().where(schema.leases.c.run == self._run).values(values))
         self._token, self._ttl_s = token, ttl_s
         self.predecessor_seen = _last_sign(row, now)
         return token
 
-    def _is_renewed(self, watched: tuple[Any, ...], limit_s: float) -> bool:
-        """Whether the row changes within `limit_s` seconds of this process's own, steady clock."""
+    def _is_renewed(self, watched: LeaseRow, limit_s: float) -> bool:
+        """Whether the row is renewed within `limit_s` seconds of this process's own, steady clock."""
         deadline = time.monotonic() + limit_s
         while (left_s := deadline - time.monotonic()) > 0:
             time.sleep(min(LOOK_S, left_s))
             with self._database.read() as connection:
-                if _renewal(connection.execute(self._mine()).one()) != watched:
+                if _is_renewal(watched, self._look(connection)):
                     return True
         return False
 
@@ -126,7 +151,7 @@ class Lease:
         the commit. SQLite has one writer at a time and needs no row lock. A transaction that is tried again locks it
         alone: the server may still be at the one before, whose answer was not waited for, and then it waits for that.
         """
-        row = connection.execute(self._mine().with_for_update(read=not RETRIED.get())).one()
+        row = self._look(connection, lock="alone" if RETRIED.get() else "shared")
         if self._token is None:
             raise LeaseLost("this process does not hold the run; acquire the lease before writing")
         if row.token != self._token:
@@ -142,9 +167,9 @@ class Lease:
         row, now = self._row()
         if row.holder is None or row.expires <= now or is_gone(row.holder):
             return None
-        if row.expires - now > _ttl_s(row) and not self._is_renewed(_renewal(row), WATCH * _ttl_s(row)):
+        if row.expires - now > row.ttl_s and not self._is_renewed(row, WATCH * row.ttl_s):
             return None
-        return row.holder, row.since, min(row.expires, now + _ttl_s(row))
+        return row.holder, row.since, min(row.expires, now + row.ttl_s)
 
     def last_holder(self) -> LastHolder | None:
         """Who took it last and has neither given it back nor visibly ended; None when there is no such holder.
@@ -154,8 +179,8 @@ class Lease:
         row, now = self._row()
         if row.holder is None or is_gone(row.holder):
             return None
-        heard = float(row.expires) - _ttl_s(row)
-        return LastHolder(row.holder, int(row.token), row.since, heard, row.expires <= now, WATCH * _ttl_s(row))
+        heard = row.expires - row.ttl_s
+        return LastHolder(row.holder, row.token, row.since, heard, row.expires <= now, WATCH * row.ttl_s)
 
     def ask_to_stop(self) -> None:
         """Ask whoever holds it now to stop. Needs no lease; one who takes it later is not meant."""
@@ -166,18 +191,30 @@ class Lease:
     def asked_to_stop(self) -> bool:
         """Whether somebody has asked this holder to stop."""
         with self._database.read() as connection:
-            return bool(connection.execute(self._mine()).one().stop == self._token)
+            return self._look(connection).stop == self._token
 
-    def _row(self) -> tuple[sa.Row[Any], float]:
+    def _row(self) -> tuple[LeaseRow, float]:
         with self._database.read() as connection:
-            return connection.execute(self._mine()).one(), self._database.now(connection)
+            return self._look(connection), self._database.now(connection)
 
-    def _mine(self) -> sa.Select[Any]:
-        return sa.select(schema.leases).where(schema.leases.c.run == self._run)
+    def _look(self, connection: Connection, *, lock: Lock | None = None) -> LeaseRow:
+        """The lease as it is; its row stays locked until the transaction ends, if that is asked for."""
+        query = sa.select(schema.leases).where(schema.leases.c.run == self._run)
+        if lock is not None:
+            query = query.with_for_update(read=lock == "shared")
+        row = connection.execute(query).one()
+        return LeaseRow(
+            token=int(row.token),
+            holder=row.holder,
+            since=0.0 if row.since is None else row.since,
+            expires=-math.inf if row.expires is None else row.expires,
+            ttl_s=_ttl_s(row.ttl),
+            stop=row.stop,
+        )
 
 
-def busy(connection: Connection, now: float, *, has_ttl: bool) -> sa.Row[Any] | None:
-    """A run that somebody seems to drive, with its `holder`, in tables of any version; else None.
+def busy(connection: Connection, now: float, *, has_ttl: bool) -> Driven | None:
+    """A run that somebody seems to drive, in tables of any version; else None.
 
     has_ttl: whether the tables tell how long a lease holds. A lease that ends later than that is of before the clock
     was set back, and its holder, if it lives, renews it in a moment.
@@ -185,12 +222,12 @@ def busy(connection: Connection, now: float, *, has_ttl: bool) -> sa.Row[Any] | 
     table = schema.leases
     columns = [table.c.run, table.c.holder, table.c.expires, table.c.ttl if has_ttl else sa.null().label("ttl")]
     for row in connection.execute(sa.select(*columns).where(table.c.expires > now)):
-        if row.holder is not None and row.expires - now <= _ttl_s(row) and not is_gone(row.holder):
-            return row
+        if row.holder is not None and row.expires - now <= _ttl_s(row.ttl) and not is_gone(row.holder):
+            return Driven(row.run, row.holder)
     return None
 
 
-def _doubt_s(row: sa.Row[Any], now: float) -> float | None:
+def _doubt_s(row: LeaseRow, now: float) -> float | None:
     """Seconds for which to watch a lease before it is taken: 0 for one that is free, None for one that is held.
 
     A wall clock may have jumped since the lease was renewed. Back: it ends later than any renewal could make it, and
@@ -198,30 +235,31 @@ def _doubt_s(row: sa.Row[Any], now: float) -> float | None:
     """
     if row.holder is None or is_gone(row.holder):
         return 0.0
-    ttl_s, left_s = _ttl_s(row), row.expires - now
-    if left_s > ttl_s:
-        return ttl_s
-    return None if left_s > 0 else max(0.0, WATCH * ttl_s)
+    left_s = row.expires - now
+    if left_s > row.ttl_s:
+        return row.ttl_s
+    return None if left_s > 0 else max(0.0, WATCH * row.ttl_s)
 
 
-def _renewal(row: sa.Row[Any]) -> tuple[Any, ...]:
-    """What every renewal and every change of hands changes."""
-    return row.token, row.holder, row.since, row.expires
+def _is_renewal(before: LeaseRow, after: LeaseRow) -> bool:
+    """Whether a lease was renewed, or has changed hands; that somebody asks its holder to stop is neither."""
+    return before._replace(ttl_s=after.ttl_s, stop=after.stop) != after
 
 
-def _ttl_s(row: sa.Row[Any]) -> float:
-    return UNKNOWN_TTL_S if row.ttl is None else float(row.ttl)
+def _ttl_s(recorded: float | None) -> float:
+    return UNKNOWN_TTL_S if recorded is None else float(recorded)
 
 
-def _last_sign(row: sa.Row[Any], now: float) -> float | None:
+def _last_sign(row: LeaseRow, now: float) -> float | None:
     """When whoever the row names last wrote it; None where that is not known."""
-    if row.expires is None:
+    if row.expires == -math.inf:
         return None
-    return float(min(now, row.expires if row.holder is None else row.expires - _ttl_s(row)))
+    return min(now, row.expires if row.holder is None else row.expires - row.ttl_s)
 
 
-def _held(row: sa.Row[Any], now: float) -> LeaseHeld:
-    left_s = min(row.expires - now, _ttl_s(row))
+def _held(row: LeaseRow, now: float) -> LeaseHeld:
+    assert row.holder is not None
+    left_s = min(row.expires - now, row.ttl_s)
     return LeaseHeld(
         f"{_short(row.holder)} has been driving this run since {_clock(row.since)}; its lease ends in "
         f"{left_s:.0f} s unless it is renewed. Wait for it, or end that process first",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 import uuid as uuids
-from collections.abc import Iterable
-from typing import Any, Self
+from collections.abc import Iterable, Mapping
+from typing import Self
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -31,12 +31,12 @@ class Ledger(Writing, Projecting):
         url: str,
         *,
         name: str,
-        sweep: dict[str, Any],
+        sweep: Mapping[str, object],
         uuid: str | None = None,
-        environment: dict[str, Any] | None = None,
+        environment: Mapping[str, object] | None = None,
         trials: Iterable[Trial] = (),
         rules: int = 1,
-        provenance: dict[str, Any] | None = None,
+        provenance: Mapping[str, object] | None = None,
     ) -> Self:
         """A new run with its trials, in one transaction; other runs of the database are left alone.
 
@@ -52,7 +52,7 @@ class Ledger(Writing, Projecting):
                 row |= {"environment": environment or {}, "rules": rules, "provenance": provenance}
                 connection.execute(schema.runs.insert().values(**row))
                 connection.execute(schema.leases.insert().values(run=uuid, token=0))
-                insert_trials(database, connection, uuid, trials)
+                insert_trials(database, connection, uuid, list(trials))
         except BaseException:
             database.close()
             if made and database.path is not None:

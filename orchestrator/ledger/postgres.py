@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Iterator
-from typing import Any
+from collections.abc import Generator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import sqlalchemy as sa
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from orchestrator.ledger.records import LedgerError
+
+if TYPE_CHECKING:
+    import psycopg
+    from psycopg.abc import PQGen
+    from psycopg.rows import TupleRow
+
+Asked = TypeVar("Asked")
+Heard = TypeVar("Heard")
+Result = TypeVar("Result")
+"""What the steps of psycopg wait for, what comes of it, and what they end with."""
 
 LOCK_TIMEOUT_S = 30
 """How long a transaction waits for another process's. The longest of ours takes well under a second."""
@@ -37,32 +48,49 @@ TCP = {
 
 
 def engine(
-    url: sa.URL, address: str, *, settings: dict[str, Any], answer_s: float | None = None, **options: Any
+    url: sa.URL, address: str, *, settings: Mapping[str, object], answer_s: float = ANSWER_S, pooled: bool = True
 ) -> sa.Engine:
     """An engine whose connections give up what is not answered. Raises LedgerError where psycopg is not installed.
 
-    settings: of the server, for every connection. address: the URL without its password. answer_s: instead of ANSWER_S.
+    settings: of the server, for every connection. address: the URL without its password. answer_s: how long the server
+    may take for a statement. pooled: connections are kept, and each is tried before it is used again.
     """
     try:
-        connection = _connection_class(ANSWER_S if answer_s is None else answer_s)
+        connection = _connection_class(answer_s)
     except ImportError as error:
         raise LedgerError(f"{address} needs psycopg 3: pip install 'psycopg[binary]'") from error
     given = {name: value for name, value in TCP.items() if name not in url.query}
-    said = " ".join(f"-c {name}={value}" for name, value in settings.items())
-    connect = {"options": said, "application_name": "orchestrator"} | given
-    made = sa.create_engine(url, connect_args=connect, **options)
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    connect = {"options": options, "application_name": "orchestrator"} | given
+    if pooled:
+        made = sa.create_engine(url, connect_args=connect, pool_pre_ping=True)
+    else:
+        made = sa.create_engine(url, connect_args=connect, poolclass=sa.NullPool)
 
     @sa.event.listens_for(made, "do_connect")
-    def _(_dialect: Any, _record: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    def _(
+        _dialect: sa.Dialect,
+        _record: ConnectionPoolEntry,
+        arguments: list[str],
+        keywords: dict[str, Any],  # what libpq takes, of several types
+    ) -> psycopg.Connection[TupleRow]:
         return connection.connect(*arguments, **keywords)
 
     return made
 
 
+@runtime_checkable
+class Answering(Protocol):
+    """A connection that gives up what is not answered in time."""
+
+    answer_s: float
+
+
 @contextlib.contextmanager
-def patient(connection: Any, answer_s: float) -> Iterator[None]:
+def patient(connection: sa.Connection, answer_s: float) -> Iterator[None]:
     """Let the server take so long for each statement of a connection of SQLAlchemy's."""
     own = connection.connection.driver_connection
+    assert isinstance(own, Answering), "every engine of a server is made here"
     before, own.answer_s = own.answer_s, answer_s
     try:
         yield
@@ -70,15 +98,17 @@ def patient(connection: Any, answer_s: float) -> Iterator[None]:
         own.answer_s = before
 
 
-def _connection_class(limit_s: float) -> Any:
+def _connection_class(limit_s: float) -> type[psycopg.Connection[TupleRow]]:
     import psycopg
+    from psycopg.rows import TupleRow
 
-    class Connection(psycopg.Connection[Any]):
+    class Connection(psycopg.Connection[TupleRow]):
         """One that gives up what is not answered, and is closed then: what became of it nobody knows."""
 
         answer_s = limit_s
 
-        def wait(self, gen: Any, *arguments: Any, **keywords: Any) -> Any:
+        # How often psycopg looks, and for how long, is its own: its versions take other arguments.
+        def wait(self, gen: PQGen[Result], *arguments: Any, **keywords: Any) -> Result:
             try:
                 return super().wait(_answered(gen, self.answer_s), *arguments, **keywords)
             except TimeoutError as error:
@@ -88,7 +118,7 @@ def _connection_class(limit_s: float) -> Any:
     return Connection
 
 
-def _answered(steps: Generator[Any, Any, Any], limit_s: float) -> Generator[Any, Any, Any]:
+def _answered(steps: Generator[Asked, Heard, Result], limit_s: float) -> Generator[Asked, Heard, Result]:
     """The same steps of psycopg's, unless nothing comes for `limit_s` seconds. It asks ten times a second."""
     deadline = time.monotonic() + limit_s
     try:
@@ -101,4 +131,5 @@ def _answered(steps: Generator[Any, Any, Any], limit_s: float) -> Generator[Any,
                 raise TimeoutError
             wanted = steps.send(ready)
     except StopIteration as end:
-        return end.value
+        result: Result = end.value
+        return result

@@ -105,7 +105,7 @@ class Reading(Rows):
     def counts(self, stage: Stage | None = None) -> dict[TrialState, int]:
         """How many trials are in each state, the empty ones included."""
         table = schema.trials
-        query = self._of(table, table.c.state, sa.func.count()).group_by(table.c.state)
+        query = sa.select(table.c.state, sa.func.count()).where(self._own(table)).group_by(table.c.state)
         if stage is not None:
             query = query.where(table.c.stage == stage)
         with self._database.read() as connection:

@@ -11,14 +11,15 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
+from pydantic import JsonValue
 
 from orchestrator.ledger import postgres, schema
 from orchestrator.ledger.database import parsed
 from orchestrator.ledger.records import LedgerError, LedgerMissing
+from orchestrator.ledger.stored import JsonObject, TrialResult
 
 PATIENCE_S = 2
 """How long a server may take to let us in, and to answer."""
@@ -54,20 +55,20 @@ class Finished:
     created: float
     """When the run was begun (unix seconds), as `started` and `ended` of the trial."""
 
-    environment: dict[str, Any]
-    resources: dict[str, Any]
-    """[resources] of the sweep."""
+    environment: JsonObject
+    gpus_per_rank: float
+    """As [resources] of the sweep has it."""
 
     position: int
     """Place of the trial in its run; the first one finds no rank warm."""
 
-    job: dict[str, Any]
+    job: JsonObject
     """As planned."""
 
-    executions: tuple[dict[str, Any], ...]
+    executions: tuple[JsonObject, ...]
     """What each of its attempts overrode of `job.execution`."""
 
-    result: dict[str, Any]
+    result: TrialResult
     started: float
     ended: float
 
@@ -84,39 +85,48 @@ def finished(url: str) -> list[Finished]:
                 raise LedgerError(f"it has schema version {version}, and this program knows up to {schema.VERSION}")
             rows = connection.exec_driver_sql(TRIALS).all()
             runs = {run.uuid: run for run in connection.exec_driver_sql(RUNS)} if rows else {}
-        return _told(runs, rows)
+        return _trials(runs, rows)
     except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError, ValueError, TypeError, RecursionError) as error:
         raise LedgerError(f"it cannot be read: {type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
 
 
-def _told(runs: Mapping[str, Any], rows: Sequence[Any]) -> list[Finished]:
+Row = sa.Row[*tuple[object, ...]]
+
+
+def _trials(runs: Mapping[str, Row], rows: Sequence[Row]) -> list[Finished]:
     of_runs = {
-        uuid: (uuid, run.name, run.created, _object(run.environment), _object(run.sweep).get("resources", {}))
+        uuid: (uuid, run.name, run.created, _object(run.environment), _gpus_per_rank(_object(run.sweep)))
         for uuid, run in runs.items()
     }
-    attempts: dict[tuple[str, str], list[Any]] = {}
+    attempts: dict[tuple[str, str], list[Row]] = {}
     for row in reversed(rows):
         attempts.setdefault((row.run, row.id), []).append(row)
     return [
         Finished(
-            *of_runs[row.run],
-            row.position,
-            _object(row.job),
-            tuple(_object(one.execution) for one in each),
-            _object(row.result),
-            row.started,
-            row.ended,
+            *of_runs[last.run],
+            last.position,
+            _object(last.job),
+            tuple(_object(row.execution) for row in of_trial),
+            TrialResult.of(_object(last.result)),
+            last.started,
+            last.ended,
         )
-        for each in attempts.values()
-        for row in each[-1:]
+        for of_trial in attempts.values()
+        for last in of_trial[-1:]
     ]
 
 
-def _object(text: str) -> dict[str, Any]:
-    found = json.loads(text)
-    if not isinstance(found, dict):
+def _object(text: str) -> JsonObject:
+    stored: JsonValue = json.loads(text)
+    if not isinstance(stored, dict):
         raise ValueError("a value is damaged: it is no JSON object")  # noqa: TRY004 - it is the content that is wrong
-    return found
+    return stored
+
+
+def _gpus_per_rank(sweep: JsonObject) -> float:
+    resources = sweep.get("resources")
+    share = resources.get("gpus_per_rank") if isinstance(resources, dict) else None
+    return share if isinstance(share, int | float) else 0
 
 
 def _engine(url: str) -> sa.Engine:
@@ -129,7 +139,7 @@ def _engine(url: str) -> sa.Engine:
         "it",
         settings={"default_transaction_read_only": "on"} | limits,
         answer_s=2.0 * PATIENCE_S,
-        poolclass=sa.NullPool,
+        pooled=False,
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Literal
 
+from jobs.config import JobConfig
 from orchestrator.ledger.stored import JsonObject, SweepTable, TrialResult
 from orchestrator.system.exit_codes import Exit
 
@@ -65,7 +66,7 @@ class LeaseHeld(LedgerError):
         self.holder, self.since, self.expires, self.token = holder, since, expires, token
         super().__init__(text)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         made = partial(type(self), holder=self.holder, since=self.since, expires=self.expires, token=self.token)
         return made, self.args, self.__dict__
 
@@ -91,7 +92,7 @@ class Run:
     mlflow_run_id: str | None = None
     rules: int = 1
     """Which rules make ids, sampler seeds and looks from the sweep: those of the version that began the run."""
-    provenance: dict[str, Any] | None = None
+    provenance: JsonObject | None = None
     """Digests of code, data and weights as the run was begun, and code accepted since. None: not recorded."""
 
 
@@ -103,7 +104,7 @@ class Trial:
     stage: Stage
     arm: str
     seed: int
-    job: dict[str, Any]
+    job: JsonObject
     """As planned. What later attempts override is on the attempt."""
     number: int | None = None
     """The suggestion it belongs to, in the tune stage."""
@@ -111,14 +112,14 @@ class Trial:
     outcome: Outcome | None = None
     metric: float | None = None
     """The sweep's metric at the final evaluation."""
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     step: int | None = None
     """The furthest optimizer step the ledger has a point of."""
     attempts: int = 0
     failure: str | None = None
     """Failure class of the newest attempt; None once the trial is done or pruned."""
     message: str | None = None
-    result: dict[str, Any] | None = None
+    result: JsonObject | None = None
     """As it was written; `came_to` reads it."""
     mlflow_run_id: str | None = None
     created: float | None = None
@@ -126,6 +127,11 @@ class Trial:
     ended: float | None = None
     revision: int = 0
     """Goes up with every change of state, so that a projection knows what it has shown."""
+
+    @cached_property
+    def config(self) -> JobConfig:
+        """The job. Raises ValidationError for one that this version does not understand."""
+        return JobConfig.model_validate(self.job)
 
     @cached_property
     def came_to(self) -> TrialResult:
@@ -140,14 +146,14 @@ class Attempt:
     trial: str
     number: int
     state: AttemptState
-    execution: dict[str, Any]
+    execution: JsonObject
     """Overrides of `job.execution`, dotted or nested as the caller gave them."""
     host: str
     failure: str | None = None
     message: str | None = None
     started: float | None = None
     ended: float | None = None
-    provenance: dict[str, Any] | None = None
+    provenance: JsonObject | None = None
     """Digests of code, data and weights that it ran with. None: not recorded."""
 
     @property
@@ -173,7 +179,7 @@ class Suggestion:
 
     arm: str
     number: int
-    params: dict[str, Any]
+    params: JsonObject
     trials: tuple[str, ...]
 
 
@@ -181,7 +187,7 @@ class Suggestion:
 class Frozen:
     """The setting an arm goes into the confirm stage with, and the hash of it."""
 
-    params: dict[str, Any]
+    params: JsonObject
     number: int | None
     hash: str
 

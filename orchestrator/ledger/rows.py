@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -16,33 +16,31 @@ from orchestrator.ledger import schema
 from orchestrator.ledger.database import Database
 from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.outage import Outage
-from orchestrator.ledger.records import LedgerError, LedgerMissing, Point, Trial, TrialState
+from orchestrator.ledger.records import Attempt, Event, LedgerError, LedgerMissing, Point, Suggestion, Trial, TrialState
 
 P = ParamSpec("P")
 T = TypeVar("T")
 S = TypeVar("S", bound="Rows")
 
+Column = sa.ColumnElement[object]
+Row = sa.Row[*tuple[object, ...]]
+Query = sa.Select[*tuple[object, ...]]
+
 
 def patient(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
     """A method that is tried again while the database is away, if a driver has said how it waits.
 
-    Every try has the same arguments: what can be gone through only once is gone through before the first.
+    Every try has the same arguments, so none may be an iterator, which can be gone through only once.
     """
 
     @wraps(method)
     def call(self: S, /, *arguments: P.args, **keywords: P.kwargs) -> T:
-        given: list[Any] = [_kept(value) for value in arguments]
-        named: dict[str, Any] = {name: _kept(value) for name, value in keywords.items()}
         outage = self.outage  # read once: another thread may take it away
         if outage is None:
-            return method(self, *given, **named)
-        return outage.through(lambda: method(self, *given, **named))
+            return method(self, *arguments, **keywords)
+        return outage.through(lambda: method(self, *arguments, **keywords))
 
     return call
-
-
-def _kept(value: Any) -> Any:
-    return list(value) if isinstance(value, Iterator) else value
 
 
 class Rows:
@@ -63,9 +61,13 @@ class Rows:
         with self._database.write() as connection:
             yield connection, self._lease.check(connection)
 
-    def _of(self, table: sa.Table, *columns: Any) -> sa.Select[Any]:
+    def _of(self, table: sa.Table, *columns: Column) -> Query:
+        return sa.select(*(columns or (table,))).where(self._own(table))
+
+    def _own(self, table: sa.Table) -> sa.ColumnElement[bool]:
+        """Which rows are this run's."""
         key = table.c.uuid if table is schema.runs else table.c.run
-        return sa.select(*(columns or (table,))).where(key == self.uuid)
+        return key == self.uuid
 
     def _trials(self, *chosen: sa.ColumnElement[bool]) -> list[Trial]:
         table = schema.trials
@@ -75,7 +77,8 @@ class Rows:
 
     def _points(self, trial_id: str | None, *, key: str | None = None, limit: int | None = None) -> list[Point]:
         table = schema.points
-        query = self._of(table, *named(Point, table))
+        columns = (table.c.trial, table.c.key, table.c.step, table.c.value, table.c.time)
+        query = sa.select(*columns).where(self._own(table))
         if limit is None:
             query = query.order_by(table.c.trial, table.c.key, table.c.step)
         else:
@@ -86,7 +89,7 @@ class Rows:
         with self._database.read() as connection:
             return [Point(*row) for row in connection.execute(query)]
 
-    def _lock(self, connection: Connection, trial_id: str, allowed: Sequence[TrialState], verb: str) -> sa.Row[Any]:
+    def _lock(self, connection: Connection, trial_id: str, allowed: Sequence[TrialState], verb: str) -> Row:
         table = schema.trials
         query = self._of(table, table.c.state, table.c.attempts, table.c.started).where(table.c.id == trial_id)
         row = connection.execute(query).one_or_none()
@@ -108,27 +111,27 @@ class Rows:
         connection.execute(table.update().where(behind).values(step=furthest))
         connection.execute(self._database.insert(schema.points), rows)
 
-    def _latest_attempt(self, connection: Connection, trial_id: str) -> sa.Row[Any] | None:
+    def _latest_attempt(self, connection: Connection, trial_id: str) -> Row | None:
         table = schema.attempts
         query = self._of(table, table.c.number, table.c.state, table.c.token).where(table.c.trial == trial_id)
         return connection.execute(query.order_by(table.c.number.desc()).limit(1)).first()
 
-    def _set_trial(self, connection: Connection, trial_id: str, **values: Any) -> None:
+    def _set_trial(self, connection: Connection, trial_id: str, **values: object) -> None:
         self._update(connection, trial_id, revision=schema.trials.c.revision + 1, **values)
 
-    def _update(self, connection: Connection, trial_id: str, **values: Any) -> None:
+    def _update(self, connection: Connection, trial_id: str, **values: object) -> None:
         table = schema.trials
         statement = table.update().where(table.c.run == self.uuid, table.c.id == trial_id).values(**values)
         if connection.execute(statement).rowcount != 1:
             raise LedgerMissing(f"this run has no trial {trial_id}")
 
-    def _set_attempt(self, connection: Connection, trial_id: str, number: int, **values: Any) -> None:
+    def _set_attempt(self, connection: Connection, trial_id: str, number: int, **values: object) -> None:
         table = schema.attempts
         one = (table.c.run == self.uuid) & (table.c.trial == trial_id) & (table.c.number == number)
         connection.execute(table.update().where(one).values(**values))
 
     def _first_stands(
-        self, connection: Connection, table: sa.Table, keys: tuple[str, ...], row: dict[str, Any]
+        self, connection: Connection, table: sa.Table, keys: tuple[str, ...], row: Mapping[str, object]
     ) -> None:
         connection.execute(self._database.insert(table), {"run": self.uuid, **row})
         query = self._of(table).where(*(table.c[key] == row[key] for key in keys))
@@ -140,17 +143,17 @@ class Rows:
             raise LedgerError(f"{table.name} already has {name}, and it differs ({what}); what is recorded stands")
 
 
-def named(kind: type, table: sa.Table) -> list[sa.Column[Any]]:
+def named(kind: type[Trial | Attempt | Point | Suggestion | Event], table: sa.Table) -> list[Column]:
     """The columns that a value of the ledger is made of, in its order."""
     return [table.c[field.name] for field in fields(kind)]
 
 
-def _values(value: Any) -> dict[str, Any]:
+def _values(value: Trial | Point) -> dict[str, object]:
     """The fields of a flat dataclass, without the deep copy of `asdict`."""
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
-def insert_trials(database: Database, connection: Connection, run: str, trials: Iterable[Trial]) -> None:
+def insert_trials(database: Database, connection: Connection, run: str, trials: Sequence[Trial]) -> None:
     """Add trials of a run after those that there are; one that is there already is left as it is."""
     table, now = schema.trials, time.time()
     last = connection.execute(sa.select(sa.func.max(table.c.position)).where(table.c.run == run)).scalar()

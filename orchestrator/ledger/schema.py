@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Dialect
@@ -47,7 +46,7 @@ class Real(UserDefinedType[float]):
 
     cache_ok = True
 
-    def get_col_spec(self, **_: Any) -> str:
+    def get_col_spec(self, **_: object) -> str:
         """The name of the type, understood by both databases."""
         return "DOUBLE PRECISION"
 
@@ -56,12 +55,12 @@ class Real(UserDefinedType[float]):
         nan = "nan" if dialect.name == "sqlite" else math.nan
         return lambda value: None if value is None else nan if math.isnan(value) else float(value)
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], float | None]:  # noqa: ARG002
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[object], float | None]:  # noqa: ARG002
         """From the database."""
         return lambda value: None if value is None else _number(value)
 
 
-class Json(TypeDecorator[Any]):
+class Json(TypeDecorator[object]):
     """A JSON object, or a value of another `kind`, as text; None is NULL."""
 
     impl = sa.Text
@@ -71,16 +70,16 @@ class Json(TypeDecorator[Any]):
         super().__init__()
         self.kind = kind
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
+    def process_bind_param(self, value: object, dialect: Dialect) -> str | None:  # noqa: ARG002
         """To the database."""
         return None if value is None else json.dumps(value, separators=(",", ":"))
 
-    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002
+    def process_result_value(self, value: str | None, dialect: Dialect) -> object:  # noqa: ARG002
         """From the database."""
         if value is None:
             return None
         try:
-            found = json.loads(value)
+            found: object = json.loads(value)
         except (ValueError, TypeError, RecursionError) as error:
             raise Undecodable(f"{_shown(value)} is no JSON ({error})") from error
         if not isinstance(found, self.kind):
@@ -100,14 +99,16 @@ class Said(TypeDecorator[str]):
         return None if value is None else value.replace("\0", r"\x00").encode("utf-8", "backslashreplace").decode()
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
+    if isinstance(value, float):  # as good as always, and a ledger holds many
+        return value
     try:
-        return float(value)
-    except (ValueError, TypeError) as error:
+        return float(str(value))
+    except ValueError as error:
         raise Undecodable(f"{_shown(value)} is no number") from error
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 

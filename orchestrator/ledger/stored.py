@@ -111,8 +111,9 @@ def _number(value: JsonValue) -> float | None:
 
 
 def _whole(value: JsonValue) -> int | None:
-    number = _number(value)
-    return int(number) if number is not None and float(number).is_integer() else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _table(value: JsonValue) -> Mapping[str, JsonValue]:

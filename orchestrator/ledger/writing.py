@@ -5,11 +5,12 @@ raises LeaseLost unless this process holds the lease.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TypedDict
 
 import sqlalchemy as sa
+from pydantic import JsonValue
 from sqlalchemy.engine import Connection
 
 from orchestrator.ledger import schema
@@ -27,7 +28,7 @@ from orchestrator.ledger.records import (
     TrialState,
 )
 from orchestrator.ledger.rows import insert_trials, named, patient
-from orchestrator.ledger.stored import SweepTable
+from orchestrator.ledger.stored import JsonObject, SweepTable
 from orchestrator.system.masking import masked
 
 PENDING: tuple[TrialState, ...] = ("queued", "running", "failed")
@@ -46,10 +47,10 @@ class Writing(Reading):
         *,
         state: RunState | None = None,
         sweep: SweepTable | None = None,
-        environment: dict[str, Any] | None = None,
+        environment: JsonObject | None = None,
         mlflow_experiment_id: str | None = None,
         mlflow_run_id: str | None = None,
-        provenance: dict[str, Any] | None = None,
+        provenance: JsonObject | None = None,
     ) -> None:
         """Change what is given of the run."""
         given = {
@@ -75,24 +76,30 @@ class Writing(Reading):
                 return
             connection.execute(table.insert().values(**row))
 
-    @patient
     def add_trials(self, trials: Iterable[Trial]) -> None:
         """Plan trials. One that is there already is left as it is."""
+        self._add_trials(list(trials))
+
+    @patient
+    def _add_trials(self, trials: Sequence[Trial]) -> None:
         with self._write() as (connection, _):
             insert_trials(self._database, connection, self.uuid, trials)
 
-    @patient
     def add_suggestion(self, suggestion: Suggestion, trials: Iterable[Trial] = ()) -> None:
         """Record a suggestion with the trials it asks for, those that are new. The same again is fine.
 
         Raises LedgerError when the arm's suggestion of that number was another one.
         """
+        self._add_suggestion(suggestion, list(trials))
+
+    @patient
+    def _add_suggestion(self, suggestion: Suggestion, trials: Sequence[Trial]) -> None:
         with self._write() as (connection, _):
             insert_trials(self._database, connection, self.uuid, trials)
             self._first_stands(connection, schema.suggestions, ("arm", "number"), asdict(suggestion))
 
     @patient
-    def freeze(self, arm: str, params: dict[str, Any], number: int | None, hash: str) -> None:  # noqa: A002
+    def freeze(self, arm: str, params: JsonObject, number: int | None, hash: str) -> None:  # noqa: A002
         """Record the setting an arm is confirmed with. The same again is fine. Raises LedgerError for another one."""
         row = {"arm": arm, "params": params, "number": number, "hash": hash}
         with self._write() as (connection, _):
@@ -100,7 +107,7 @@ class Writing(Reading):
 
     @patient
     def start_attempt(
-        self, trial_id: str, execution: dict[str, Any], host: str, *, provenance: dict[str, Any] | None = None
+        self, trial_id: str, execution: JsonObject, host: str, *, provenance: JsonObject | None = None
     ) -> int:
         """Begin an attempt of a queued trial and return its number, from 1. Raises LedgerError in another state.
 
@@ -120,7 +127,7 @@ class Writing(Reading):
         return number
 
     @patient
-    def set_provenance(self, trial_id: str, number: int, provenance: dict[str, Any]) -> None:
+    def set_provenance(self, trial_id: str, number: int, provenance: JsonObject) -> None:
         """Record the digests of the code, the data and the weights that an attempt runs with."""
         with self._write() as (connection, _):
             self._set_attempt(connection, trial_id, number, provenance=provenance)
@@ -134,9 +141,9 @@ class Writing(Reading):
         state: AttemptState,
         outcome: Outcome | None = None,
         metric: float | None = None,
-        metrics: dict[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
         step: int | None = None,
-        result: dict[str, Any] | None = None,
+        result: Mapping[str, JsonValue] | None = None,
         failure: str | None = None,
         message: str | None = None,
         again: bool = False,
@@ -195,7 +202,7 @@ class Writing(Reading):
                 connection.execute(table.insert().values(run=self.uuid, time=time.time(), **row))
             trial = self._lock(connection, trial_id, PENDING, "queue")
             if trial.state == "running":
-                ending = _interrupted("queued again while it ran")
+                ending = _interrupted("queued again while it ran", time.time())
                 self._set_attempt(connection, trial_id, trial.attempts, **ending)
             self._set_trial(connection, trial_id, state="queued", outcome=None, ended=None)
 
@@ -213,29 +220,37 @@ class Writing(Reading):
         Returns those attempts as they are afterwards, in one transaction; attempts of this holder are left alone. They
         ended when their driver last gave a sign of life: the time that the run stood still is nobody's.
         """
-        table, ending = schema.attempts, _interrupted("the driver ended before the attempt did")
-        closed = []
+        table, closed = schema.attempts, []
         with self._write() as (connection, token):
-            left = self._of(table, *named(Attempt, table)).where(table.c.state == "running", table.c.token < token)
-            found = [Attempt(**row) for row in connection.execute(left.order_by(table.c.trial)).mappings()]
-            for one in found:
-                ending["ended"] = self._last_sign(connection, one)
-                self._set_attempt(connection, one.trial, one.number, **ending)
-                closed.append(replace(one, **ending))
+            query = self._of(table, *named(Attempt, table)).where(table.c.state == "running", table.c.token < token)
+            left = [Attempt(**row) for row in connection.execute(query.order_by(table.c.trial)).mappings()]
+            for attempt in left:
+                ending = _interrupted("the driver ended before the attempt did", self._last_sign(connection, attempt))
+                self._set_attempt(connection, attempt.trial, attempt.number, **ending)
+                closed.append(replace(attempt, **ending))
                 shown = {"failure": ending["failure"], "message": ending["message"]}
-                self._set_trial(connection, one.trial, state="queued", **shown)
+                self._set_trial(connection, attempt.trial, state="queued", **shown)
         return closed
 
     def _last_sign(self, connection: Connection, attempt: Attempt) -> float:
         """When something was last heard of an attempt that was left running, or of its driver."""
         table = schema.points
         own = (table.c.trial == attempt.trial) & (table.c.attempt == attempt.number)
-        newest = connection.execute(self._of(table, sa.func.max(table.c.time)).where(own)).scalar()
+        newest = connection.execute(sa.select(sa.func.max(table.c.time)).where(self._own(table), own)).scalar()
         return max(moment for moment in (attempt.started, newest, self._lease.predecessor_seen) if moment is not None)
 
 
-def _interrupted(why: str) -> dict[str, Any]:
-    return {"state": "interrupted", "failure": "interrupted", "message": why, "ended": time.time()}
+class Ending(TypedDict):
+    """How an attempt ended."""
+
+    state: AttemptState
+    failure: str
+    message: str
+    ended: float
+
+
+def _interrupted(why: str, ended: float) -> Ending:
+    return {"state": "interrupted", "failure": "interrupted", "message": why, "ended": ended}
 
 
 class Projecting(Reading):
@@ -268,7 +283,8 @@ class Projecting(Reading):
     def waiting(self) -> dict[str, int]:
         """How many points MLflow has not been told, by trial; trials without one are not there."""
         table = schema.points
-        query = self._of(table, table.c.trial, sa.func.count()).where(~table.c.projected).group_by(table.c.trial)
+        waiting = self._own(table) & ~table.c.projected
+        query = sa.select(table.c.trial, sa.func.count()).where(waiting).group_by(table.c.trial)
         with self._database.read() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 

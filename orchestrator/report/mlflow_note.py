@@ -48,12 +48,12 @@ def _note(answer: Answer, rows: int, *, notes: int = MOST_NOTES) -> str:
 def numbers(answer: Answer) -> dict[str, float]:
     """The answer's own numbers as metrics of MLflow, whose names hold fewer characters than labels."""
     named = metric_names([arm.label for arm in answer.arms])
-    found = {f"mean/{named[arm.label]}": arm.mean for arm in answer.arms}
-    for result in (one.result for one in answer.comparisons):
+    metrics = {f"mean/{named[arm.label]}": arm.mean for arm in answer.arms}
+    for result in (comparison.result for comparison in answer.comparisons):
         if result.n:
             pair = f"{named[result.a]} - {named[result.b]}"
-            found |= {f"delta/{pair}": result.delta, f"p_holm/{pair}": result.p_holm}
-    return {key: value for key, value in found.items() if value is not None}
+            metrics |= {f"delta/{pair}": result.delta, f"p_holm/{pair}": result.p_holm}
+    return {key: value for key, value in metrics.items() if value is not None}
 
 
 def metric_names(labels: Sequence[str]) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import pyarrow as pa
 
@@ -90,9 +89,8 @@ def _field(name: str, kind: pa.DataType, what: str) -> pa.Field:
     return pa.field(name, kind, metadata={"description": what})
 
 
-def _row(ledger: Ledger, run: str, trial: Trial, metric: str) -> dict[str, Any]:
-    result = trial.result or {}
-    hashes = result.get("hashes") or {}
+def _row(ledger: Ledger, run: str, trial: Trial, metric: str) -> dict[str, object]:
+    result = trial.came_to
     same = ("stage", "arm", "seed", "state", "outcome", "attempts", "failure", "message", "step", "mlflow_run_id")
     costs = ("samples", "seconds", "samples_per_second", "peak_memory_mb", "negatives_per_anchor")
     return {
@@ -102,15 +100,15 @@ def _row(ledger: Ledger, run: str, trial: Trial, metric: str) -> dict[str, Any]:
         "metric": None if diverged(trial) else _number(trial.metric),
         "untrained": untrained(ledger, trial, metric),
         "job": canonical(trial.job),
-        "reading": canonical(result["reading"]) if result.get("reading") else None,
+        "reading": canonical(result.reading) if result.reading else None,
         **{key: getattr(trial, key) for key in same},
-        **{key: result.get(key) for key in costs},
-        **{f"{what}_hash": hashes.get(what) for what in HASHES},
+        **{key: getattr(result, key) for key in costs},
+        **{f"{what}_hash": result.hashes.get(what) for what in HASHES},
         **{key: _time(getattr(trial, key)) for key in ("created", "started", "ended")},
     }
 
 
-def _measured(trial: Trial) -> Mapping[str, Any]:
+def _measured(trial: Trial) -> Mapping[str, float]:
     """The metrics of a trial. Ledgers of the first rules have those of the untrained encoder for what diverged."""
     return {} if diverged(trial) else trial.metrics
 
@@ -124,7 +122,7 @@ def _job_keys(trials: Sequence[Trial]) -> Iterator[tuple[str, pa.Array]]:
             yield key, _typed(values)
 
 
-def _typed(values: Sequence[Any]) -> pa.Array:
+def _typed(values: Sequence[object]) -> pa.Array:
     kinds = {type(value) for value in values if value is not None}
     if kinds == {bool}:
         return pa.array(values, pa.bool_())
@@ -136,7 +134,7 @@ def _typed(values: Sequence[Any]) -> pa.Array:
     return pa.array(plain, pa.string())
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 

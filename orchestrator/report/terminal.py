@@ -32,7 +32,7 @@ def table(answer: Answer) -> RenderableType:
     comparisons.add_column("a - b", overflow="fold", min_width=12)
     for heading in ("mean", "95% interval", "p (Holm)", "verdict on a"):
         comparisons.add_column(heading, justify="right", no_wrap=True)
-    for result in (one.result for one in answer.comparisons):
+    for result in (comparison.result for comparison in answer.comparisons):
         comparisons.add_row(
             Text(f"{result.a} - {result.b}"),
             signed(result.delta),

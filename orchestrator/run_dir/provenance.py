@@ -242,7 +242,7 @@ def write_down(ledger: Ledger, now: Json) -> None:
 
 def accept(ledger: Ledger, now: Json) -> None:
     """Record, under the lease, that numbers of the run may come from this code and these versions."""
-    recorded = ledger.run.provenance
+    recorded: Json | None = ledger.run.provenance
     if recorded is None or is_known(recorded, now):
         return
     entry = {**_computed(now), "time": time.time()}

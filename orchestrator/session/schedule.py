@@ -362,7 +362,7 @@ def rungs(trial: Trial, measured: Mapping[int, float]) -> dict[int, float]:
 
 def rung_steps(trial: Trial, measured: Mapping[int, float]) -> Sequence[int]:
     """The steps of the rungs, ascending; with a budget in seconds, of those that were reached."""
-    job = JobConfig.model_validate(trial.job)
+    job = trial.config
     if job.steps is not None:
         return job.recorded_steps[:-1]
     end = trial.step if trial.state == "done" else None
@@ -371,7 +371,7 @@ def rung_steps(trial: Trial, measured: Mapping[int, float]) -> Sequence[int]:
 
 def rung_count(trial: Trial) -> int:
     """How many rungs there are on the way of a trial."""
-    job = JobConfig.model_validate(trial.job)
+    job = trial.config
     return min(job.evaluate.times, POINTS - 1) - 1 if job.steps is None else len(job.recorded_steps) - 1
 
 

@@ -5,6 +5,7 @@ MLflow is imported inside functions: it takes seconds, which a thread spends whi
 
 from orchestrator.tracking.encoders import LOGGED, MOVED, Encoder, logged
 from orchestrator.tracking.projection import Projection
+from orchestrator.tracking.runs import MlflowRun, runs_of
 from orchestrator.tracking.store import (
     UI_ENVIRONMENT,
     TrackingUnavailable,
@@ -13,7 +14,6 @@ from orchestrator.tracking.store import (
     embedded_uri,
     experiment_address,
     run_address,
-    runs_of,
     ui_command,
 )
 
@@ -22,6 +22,7 @@ __all__ = [
     "MOVED",
     "UI_ENVIRONMENT",
     "Encoder",
+    "MlflowRun",
     "Projection",
     "TrackingUnavailable",
     "check",

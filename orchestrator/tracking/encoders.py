@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jobs.core.plain import visible
 from orchestrator.ledger import Event, Run, Trial
@@ -21,6 +21,7 @@ from orchestrator.system import scratch
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
 MOVED, LOGGED = "tracking_moved", "encoder_logged"
 """Kinds of events: MLflow has to be told everything, or has lost the encoder of one trial; it has that encoder."""
@@ -102,10 +103,10 @@ def name_of(arm: str) -> str:
     return re.sub(r"[/:.%\"']", "-", visible(arm))
 
 
-def models(client: MlflowClient, experiment: str, run: Run) -> list[Any]:
+def models(client: MlflowClient, experiment: str, run: Run) -> list[LoggedModel]:
     """MLflow's models of a run of the ledger, also those that a kill left half."""
     wanted = f"tags.`orchestrator.run` = '{run.uuid}'"
-    page: Any = client.search_logged_models([experiment], wanted)
+    page = client.search_logged_models([experiment], wanted)
     found = [*page]
     while page.token:
         page = client.search_logged_models([experiment], wanted, page_token=page.token)
@@ -113,7 +114,7 @@ def models(client: MlflowClient, experiment: str, run: Run) -> list[Any]:
     return found
 
 
-def _is_whole(model: Any) -> bool:
+def _is_whole(model: LoggedModel) -> bool:
     return str(model.status) == "READY"
 
 

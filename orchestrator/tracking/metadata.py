@@ -10,10 +10,13 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jobs.core.plain import beginning, markdown, visible
 from orchestrator.ledger import Attempt, Point, Run, Trial
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
 
 TRIAL_STATUS = {"queued": "SCHEDULED", "running": "RUNNING", "done": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 RUN_STATUS = {
@@ -54,12 +57,12 @@ def name(trial: Trial) -> str:
 
 def tags(trial: Trial, attempts: Sequence[Attempt], metric: str) -> Iterator[tuple[str, str]]:
     """What a person filters by; and of every attempt that was different, or did not work, what and why."""
-    told: dict[str, Any] = {"attempts": trial.attempts, **marks(trial)}
+    told: dict[str, object] = {"attempts": trial.attempts, **marks(trial)}
     # A tag stays until it is overwritten, so what is over is told as empty.
     told |= {"orchestrator.outcome": trial.outcome, "orchestrator.failure": trial.failure}
     told |= {"orchestrator.message": trial.message, "orchestrator.suggestion": trial.number}
     told["mlflow.note.content"] = description(trial, metric)
-    told |= {f"reading.{key}": value for key, value in ((trial.result or {}).get("reading") or {}).items()}
+    told |= {f"reading.{key}": value for key, value in trial.came_to.reading.items()}
     for attempt in attempts:
         if attempt.failure is not None:
             told[f"attempt.{attempt.number}.failure"] = attempt.failure
@@ -144,26 +147,26 @@ def _equal(ours: float, theirs: float) -> bool:
     return ours == theirs or (ours != ours and theirs != theirs)  # noqa: PLR0124 - NaN
 
 
-def datasets(*trials: Trial) -> list[Any]:
+def datasets(*trials: Trial) -> list[DatasetInput]:
     """The data of trials that have ended, as MLflow's inputs: what they trained on and were judged on, each once."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    found: dict[tuple[str, str], Any] = {}
-    for one in (one for trial in trials for one in (trial.result or {}).get("data", ())):
-        kind = one["source"].partition("://")[0] if "://" in one["source"] else "local"
+    inputs: dict[tuple[str, str], DatasetInput] = {}
+    for rows in (rows for trial in trials for rows in trial.came_to.data):
+        kind = rows.source.partition("://")[0] if "://" in rows.source else "local"
         dataset = Dataset(
-            one["source"],
-            one["digest"],
+            rows.source,
+            rows.digest,
             kind,
-            json.dumps({"uri": one["source"]}),
-            profile=json.dumps({"num_rows": one["rows"]}),
+            json.dumps({"uri": rows.source}),
+            profile=json.dumps({"num_rows": rows.rows}),
         )
-        tag = InputTag("mlflow.data.context", one["context"])
-        found.setdefault((one["source"], one["digest"]), DatasetInput(dataset, [tag]))
-    return list(found.values())
+        tag = InputTag("mlflow.data.context", rows.context)
+        inputs.setdefault((rows.source, rows.digest), DatasetInput(dataset, [tag]))
+    return list(inputs.values())
 
 
-def flat(job: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(job: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     """A job as MLflow's parameters: dotted keys, the same ones for every trial, so that Compare lines them up."""
     for key, value in job.items():
         if isinstance(value, Mapping) and value:

@@ -13,10 +13,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from jobs.core.plain import beginning, markdown
-from orchestrator.ledger import LeaseLost, Ledger, Run, Trial
+from orchestrator.ledger import LeaseLost, Ledger, Run, RunState, Trial, TrialState
 from orchestrator.system import threads
 from orchestrator.tracking import encoders, metadata, view
 from orchestrator.tracking.encoders import LOGGED, Encoder
@@ -25,6 +25,9 @@ from orchestrator.tracking.store import artifact_root, connect, prepare
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
 """What MLflow takes at once."""
@@ -66,7 +69,7 @@ class Projection:
         self._client: MlflowClient | None = None
         self._experiment_id, self._parent = "", ""
         self._adopted: dict[str, str] = {}
-        self._shown: tuple[Any, ...] | None = None
+        self._shown: tuple[RunState, Mapping[TrialState, int]] | None = None
         self._report: Report | None = None
         self._encoders: list[Encoder] = []
         self._turn = threading.Lock()
@@ -253,7 +256,8 @@ class Projection:
         self._ledger.mark_trial_projected(trial)
 
     def _metric(self) -> str:
-        return str(self._ledger.run.sweep.get("metric", {}).get("name", "metric"))
+        metric = self._ledger.run.sweep.get("metric")
+        return metric["name"] if metric else "metric"
 
     def _tell_points(self, client: MlflowClient, trial: Trial) -> None:
         from mlflow.entities import Metric
@@ -307,17 +311,17 @@ class Projection:
             self._report = None
 
 
-def _parts(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def _parts(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for start in range(0, len(values), size):
         yield values[start : start + size]
 
 
-def _refusal(tell: Callable[..., None], *arguments: Any) -> Exception | None:
+def _refusal(tell: Callable[P, None], *arguments: P.args, **keywords: P.kwargs) -> Exception | None:
     """Tell something; what MLflow has against it, if that is about one run and not about MLflow."""
     from mlflow import MlflowException
 
     try:
-        tell(*arguments)
+        tell(*arguments, **keywords)
     except MlflowException as error:
         if error.error_code not in REFUSALS:
             raise

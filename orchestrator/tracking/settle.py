@@ -19,15 +19,17 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.ledger import Ledger, Run, Trial
 from orchestrator.tracking import encoders, metadata, view
 from orchestrator.tracking.encoders import MOVED
-from orchestrator.tracking.store import experiments, histories, is_deleted, search
+from orchestrator.tracking.runs import experiments, histories, is_deleted, search
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
+    from mlflow.entities import Run as TrackedRun
 
 SWEEP, OWNER = "orchestrator.sweep", "orchestrator.run"
 """Tags of an experiment: the sweep it was made for; and, followed by a run's uuid, that this run lies in it."""
@@ -67,7 +69,7 @@ class _Store:
 
     def __init__(self, client: MlflowClient, ledger: Ledger) -> None:
         self._client, self._ledger = client, ledger
-        self._runs: dict[str, Any] = {}
+        self._runs: dict[str, TrackedRun] = {}
         """MLflow's runs of the ledger's run by id: those with its tag, deleted ones too, and those it has recorded."""
         self._look()
 
@@ -117,7 +119,8 @@ class _Store:
 
     def nested(self, experiment: str, parent: str) -> dict[str, str]:
         """One run for each trial that was started, under the parent; returns those the ledger has not recorded."""
-        recorded, of_trial = self._recorded(), defaultdict[str | None, list[Any]](list)
+        recorded = self._recorded()
+        of_trial: dict[str | None, list[TrackedRun]] = defaultdict(list)
         parents = {found.info.run_id for found in self._parents()} | {parent}
         for run_id, found in self._runs.items():
             if run_id not in parents and (run_id in recorded or not is_deleted(found)):
@@ -178,13 +181,13 @@ class _Store:
         parent = self._ledger.run.mlflow_run_id
         return found | ({parent: None} if parent else {})
 
-    def _parents(self) -> list[Any]:
+    def _parents(self) -> list[TrackedRun]:
         """What says that it is the parent run and is not deleted, oldest first."""
         recorded = self._recorded()
         runs = [run for run_id, run in self._runs.items() if recorded.get(run_id) is None and not is_deleted(run)]
         return sorted(filter(_is_parent, runs), key=lambda run: (run.info.start_time, run.info.run_id))
 
-    def _where(self, run: Run, known: Mapping[str, Any]) -> str | None:
+    def _where(self, run: Run, known: Mapping[str, Experiment]) -> str | None:
         """The experiment that is the run's: where its parent lies, else the recorded one, else where most lies."""
         parent = self._runs.get(run.mlflow_run_id or "") or next(iter(self._parents()), None)
         if parent is not None:
@@ -197,7 +200,7 @@ class _Store:
         most = [one for one, _ in holding.most_common(1)]
         return next(iter([*most, *owned]), None)
 
-    def _kept(self, trial: Trial, runs: Sequence[Any], experiment: str) -> Any:
+    def _kept(self, trial: Trial, runs: Sequence[TrackedRun], experiment: str) -> TrackedRun | None:
         """Which of these runs stays the trial's: the recorded one, else the oldest; None for one to be made."""
         usable = [found for found in runs if found.info.experiment_id == experiment and self._sound(trial, found)]
         return min(
@@ -206,7 +209,7 @@ class _Store:
             default=None,
         )
 
-    def _sound(self, trial: Trial, found: Any) -> bool:
+    def _sound(self, trial: Trial, found: TrackedRun) -> bool:
         """Whether telling it more makes a run what the ledger says. A deleted run is restored, if so: who wants it made
         anew deletes it."""
         wanted = dict(metadata.flat(trial.job))
@@ -222,7 +225,7 @@ class _Store:
             return False
         return True
 
-    def _set_tags(self, found: Any, wanted: Mapping[str, str]) -> None:
+    def _set_tags(self, found: TrackedRun, wanted: Mapping[str, str]) -> None:
         for key, value in wanted.items():
             if found.data.tags.get(key) != value:
                 self._client.set_tag(found.info.run_id, key, value)
@@ -257,7 +260,7 @@ def _named(client: MlflowClient, run: Run, root: str | None) -> str:
     raise RuntimeError(f"MLflow has experiments of others named {run.name!r}, with this run's uuid; rename them")
 
 
-def _is_of_others(client: MlflowClient, found: Any, run: Run) -> bool:
+def _is_of_others(client: MlflowClient, found: Experiment, run: Run) -> bool:
     """Whether an experiment is not for this run to take: another run lies in it, or anything at all that is not known
     to be this run's. The first versions did not tag experiments."""
     from mlflow.entities import ViewType
@@ -268,12 +271,12 @@ def _is_of_others(client: MlflowClient, found: Any, run: Run) -> bool:
     return bool(client.search_runs([found.experiment_id], "", ViewType.ALL, 1))
 
 
-def _is_parent(found: Any) -> bool:
+def _is_parent(found: TrackedRun) -> bool:
     tags = found.data.tags
     return "orchestrator.trial" not in tags and tags.get("orchestrator.kind") != "trial"
 
 
-def _shows(found: Any, trial: Trial) -> bool:
+def _shows(found: TrackedRun, trial: Trial) -> bool:
     """Whether a run that was told a trial's state shows it."""
     tags, params = found.data.tags, found.data.params
     wanted = dict(metadata.flat(trial.job)).items()
@@ -281,7 +284,7 @@ def _shows(found: Any, trial: Trial) -> bool:
     return bool(right and wanted <= params.items())
 
 
-def _run(client: MlflowClient, run_id: str) -> Any:
+def _run(client: MlflowClient, run_id: str) -> TrackedRun | None:
     """A run, deleted or not; None when this store does not have it."""
     from mlflow import MlflowException
 

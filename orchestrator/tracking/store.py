@@ -14,20 +14,17 @@ import json
 import logging
 import os
 import shlex
-import shutil
 import sqlite3
 import sys
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from orchestrator.system import scratch
-from orchestrator.system.display import first_line
 from orchestrator.system.masking import masked
 from orchestrator.tracking import view
 
@@ -35,12 +32,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 HTTP_TIMEOUT_S = 10
-
-EXPERIMENTS = 500
-"""How many experiments one request looks for runs in."""
-
-BULK_RUNS, BULK_POINTS = 100, 25_000
-"""What one request for the points of many runs may ask for. A server cuts its answer off at BULK_POINTS in silence."""
 
 UI_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """For the process of `ui_command`: without it, MLflow's server also starts job runners that nothing here uses."""
@@ -57,7 +48,7 @@ class TrackingUnavailable(Exception):
         self.address, self.found, self.remedy = address, masked(found), remedy
         super().__init__(f"MLflow at {address}: {self.found}; {remedy}")
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.address, self.found, self.remedy), self.__dict__
 
 
@@ -72,13 +63,13 @@ def check(uri: str, timeout_s: float = 5.0, *, writes: bool = False) -> None:
     timeout_s bounds each wait for the server. writes: an embedded store must be writable too. Does not import MLflow.
     """
     without = "start it, correct MLFLOW_TRACKING_URI, or launch with --offline and project later"
-    shown = _without_password(uri)
+    shown = without_password(uri)
     if uri.startswith("sqlite:///"):
-        folder = _database(uri).parent
+        folder = database_of(uri).parent
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
-        if not _database(uri).is_absolute():
+        if not database_of(uri).is_absolute():
             raise TrackingUnavailable(shown, "is relative to the current directory", "give an absolute path")
-        _refuse_damaged(_database(uri))
+        refuse_damaged(database_of(uri))
         if writes and not os.access(nearest, os.W_OK):
             raise TrackingUnavailable(shown, f"{nearest} cannot be written", "choose another folder with --into")
         return
@@ -105,43 +96,44 @@ def check(uri: str, timeout_s: float = 5.0, *, writes: bool = False) -> None:
         raise TrackingUnavailable(shown, given, remedy)
 
 
-def _refuse_damaged(path: Path) -> None:
+def refuse_damaged(path: Path) -> None:
     """MLflow itself asks a file that is no database again for a minute and a half, and then ends with a traceback."""
     shown = f"sqlite:///{path}"
     if path.is_dir():
-        raise TrackingUnavailable(shown, "is a folder", _anew(shown))
-    if not path.exists() or (_journal(path) and not _is_writable(path)):
+        raise TrackingUnavailable(shown, "is a folder", remedy_for(shown))
+    if not path.exists() or (journal_of(path) and not is_writable(path)):
         return  # what was cut short is taken back in a copy
     try:
-        with contextlib.closing(_reader(path)) as connection:
+        with contextlib.closing(reader(path)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
     except sqlite3.Error as error:
         if "locked" not in str(error):
-            raise TrackingUnavailable(shown, f"is no database of SQLite ({error})", _anew(shown)) from error
+            raise TrackingUnavailable(shown, f"is no database of SQLite ({error})", remedy_for(shown)) from error
 
 
-def _reader(path: Path) -> sqlite3.Connection:
+def reader(path: Path) -> sqlite3.Connection:
     """A connection to read, also where nothing can be written. Elsewhere SQLite takes back what a killed process was
     writing, which it refuses to one that may only read."""
     mode = "mode=ro" if path.with_name(f"{path.name}-shm").exists() else "immutable=1"
-    return sqlite3.connect(f"file:{quote(str(path))}?{'mode=rw' if _is_writable(path) else mode}", uri=True)
+    return sqlite3.connect(f"file:{quote(str(path))}?{'mode=rw' if is_writable(path) else mode}", uri=True)
 
 
-def _journal(path: Path) -> Path | None:
+def journal_of(path: Path) -> Path | None:
     """What takes back a transaction that was cut short, or that somebody is making."""
     journal = path.with_name(f"{path.name}-journal")
     return journal if journal.is_file() and journal.stat().st_size else None
 
 
-def _is_writable(path: Path) -> bool:
+def is_writable(path: Path) -> bool:
+    """Whether a file can be written, and so can its folder, where SQLite keeps its side files."""
     return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
 
 
-def _anew(uri: str) -> str:
+def remedy_for(uri: str) -> str:
     """What to do about a store that cannot be used."""
     if not uri.startswith("sqlite:///"):
         return "see what its log says, and try again"
-    path = shlex.quote(str(_database(uri)))
+    path = shlex.quote(str(database_of(uri)))
     return f"put back a copy of it; or move it away, and each run's resume tells a new one: mv {path} {path}.bad"
 
 
@@ -204,8 +196,8 @@ def connect(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     with _one_at_a_time(uri):
-        if uri.startswith("sqlite:///") and not _database(uri).exists():
-            _make(_database(uri))
+        if uri.startswith("sqlite:///") and not database_of(uri).exists():
+            _make(database_of(uri))
         return MlflowClient(uri, registry_uri=uri)
 
 
@@ -230,108 +222,14 @@ def _make(path: Path) -> None:
 
 def artifact_root(uri: str) -> str | None:
     """Where the artifacts of an embedded store lie, as a URI; None where a server decides."""
-    return (_database(uri).parent / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
-
-
-def runs_of(uri: str, uuid: str, *, history: bool = True, deleted: bool = False) -> list[dict[str, Any]]:
-    """What MLflow has of the ledger's run `uuid`: its parent run and the nested ones, as plain values, parent first.
-
-    Each has run_id, experiment_id, kind (`sweep` or `trial`), trial (id or None), parent (run id or None), name,
-    status, deleted, start and end (unix ms), params, tags, and metrics: by key every point as (step, unix ms, value),
-    by step; with `history` False, and of deleted runs, the last point only. An embedded store that is not there is not
-    made. Raises TrackingUnavailable.
-
-    deleted: give those too that somebody deleted and MLflow still keeps.
-    """
-    if not uri.startswith("sqlite:///"):
-        return _runs_of(uri, uuid, history=history, deleted=deleted)
-    path = _database(uri)
-    if not path.exists():
-        return []
-    _refuse_damaged(path)
-    if _is_writable(path):
-        return _runs_of(uri, uuid, history=history, deleted=deleted)
-    with scratch.folder("mlflow") as place:  # MLflow opens its store to write, whatever it is asked for
-        copied = place / "mlflow.db"
-        _copy(path, copied)
-        try:
-            return _runs_of(embedded_uri(place), uuid, history=history, deleted=deleted)
-        except TrackingUnavailable as error:  # of the copy, which is gone when somebody reads that
-            said = error.found.replace(str(copied), str(path))
-            raise TrackingUnavailable(uri, said, _anew(uri)) from error
-
-
-def _copy(path: Path, to: Path) -> None:
-    """Copy an embedded store that cannot be written to. Raises TrackingUnavailable."""
-    if (journal := _journal(path)) is not None:
-        shutil.copyfile(path, to)
-        shutil.copyfile(journal, to.with_name(f"{to.name}-journal"))
-        return
-    try:
-        with contextlib.closing(_reader(path)) as source, contextlib.closing(sqlite3.connect(to)) as copy:
-            source.execute("BEGIN")
-            source.execute("SELECT count(*) FROM sqlite_master").fetchall()  # `backup` waits for a lock without end
-            source.backup(copy)
-    except sqlite3.Error as error:
-        shown, remedy = f"sqlite:///{path}", _anew(f"sqlite:///{path}")
-        if "locked" in str(error):
-            remedy = "somebody writes to it: wait for that, and try again"
-        elif "full" in str(error):
-            remedy = f"make room in {to.parent.parent}, or set TMPDIR to a folder with more"
-        raise TrackingUnavailable(shown, f"cannot be copied to be read ({error})", remedy) from error
-
-
-def _runs_of(uri: str, uuid: str, *, history: bool, deleted: bool) -> list[dict[str, Any]]:
-    try:
-        client = connect(uri)
-        runs = list(search(client, uuid, deleted=deleted))
-        curves = histories(client, [run for run in runs if not is_deleted(run)]) if history else {}
-        plain = [_plain(run, curves.get(run.info.run_id)) for run in runs]
-        return sorted(plain, key=lambda run: (run["kind"] != "sweep", run["start"], run["run_id"]))
-    except Exception as error:  # a server says what ails it as an MlflowException, a damaged file in several ways
-        said = first_line(str(error)) or type(error).__name__
-        raise TrackingUnavailable(_without_password(uri), said, _anew(uri)) from error
-
-
-def experiments(client: MlflowClient) -> Iterator[Any]:
-    """Every experiment of the store, deleted ones too."""
-    from mlflow.entities import ViewType
-
-    token: str | None = None
-    while True:
-        page = client.search_experiments(view_type=ViewType.ALL, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def search(client: MlflowClient, uuid: str, *, deleted: bool = False) -> Iterator[Any]:
-    """Every MLflow run tagged with the ledger's run, wherever it lies; deleted ones only if asked for."""
-    from mlflow.entities import ViewType
-
-    view_type = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
-    ids = [experiment.experiment_id for experiment in experiments(client)]
-    for start in range(0, len(ids), EXPERIMENTS):
-        some, token = ids[start : start + EXPERIMENTS], None
-        while True:
-            page = client.search_runs(some, f"tags.`orchestrator.run` = '{uuid}'", view_type, page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                break
-
-
-def is_deleted(run: Any) -> bool:
-    """Whether somebody deleted an MLflow run, which MLflow keeps until its garbage is collected."""
-    return bool(run.info.lifecycle_stage == "deleted")
+    return (database_of(uri).parent / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
 
 
 def ui_command(uri: str, *, port: int = 5000, host: str = "127.0.0.1") -> list[str]:
     """The command that serves an embedded store; start it with UI_ENVIRONMENT. A server at http(s) needs none."""
     root = artifact_root(uri)
     if root is None:
-        raise ValueError(f"{_without_password(uri)} is a server already; open it in a browser")
+        raise ValueError(f"{without_password(uri)} is a server already; open it in a browser")
     where = ["--host", host, "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", uri, "--default-artifact-root", root, "--artifacts-destination", root]
     return [sys.executable, "-m", "mlflow", "server", *stores, *where]
@@ -356,68 +254,13 @@ def experiment_address(server: str, experiment_id: str, *, uuid: str, charts: bo
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{TRAINING}&{shown}"
 
 
-def histories(client: MlflowClient, runs: Sequence[Any]) -> dict[str, dict[str, list[tuple[int, int, float]]]]:
-    """Every point of many runs as (step, unix ms, value), by run and key. Asks once for each key of a hundred runs:
-    to ask for each key of each run takes tens of times as long."""
-    having: dict[str, list[str]] = {}
-    for run in runs:
-        for key in run.data.metrics:
-            having.setdefault(key, []).append(run.info.run_id)
-    found: dict[str, dict[str, list[tuple[int, int, float]]]] = {run.info.run_id: {} for run in runs}
-    for key, ids in having.items():
-        for start in range(0, len(ids), BULK_RUNS):
-            for run_id, step, at_ms, value in _points(client, key, ids[start : start + BULK_RUNS]):
-                found[run_id].setdefault(key, []).append((step, at_ms, value))
-    return found
-
-
-def _points(client: MlflowClient, key: str, ids: Sequence[str]) -> list[tuple[str, int, int, float]]:
-    """Points of one key of at most BULK_RUNS runs as (run id, step, unix ms, value), all of them."""
-    from mlflow.utils.rest_utils import http_request_safe
-
-    store = client._tracking_client.store  # noqa: SLF001 - the client itself has no way to ask for many runs
-    if hasattr(store, "get_metric_history_bulk"):  # a database, which returns as much as is asked for
-        found = store.get_metric_history_bulk(ids, key, max_results=None)
-        return [(one.run_id, one.step, one.timestamp, one.value) for one in found]
-    asked = {"run_id": list(ids), "metric_key": key, "max_results": BULK_POINTS}
-    path = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
-    answer = http_request_safe(store.get_host_creds(), path, "GET", params=asked)  # type: ignore[no-untyped-call]
-    told = answer.json()["metrics"]
-    if len(told) < BULK_POINTS:
-        return [(one["run_id"], one["step"], one["timestamp"], one["value"]) for one in told]
-    if len(ids) > 1:
-        half = len(ids) // 2
-        return _points(client, key, ids[:half]) + _points(client, key, ids[half:])
-    return [(ids[0], one.step, one.timestamp, one.value) for one in client.get_metric_history(ids[0], key)]
-
-
-def _plain(run: Any, curves: Mapping[str, Sequence[tuple[int, int, float]]] | None) -> dict[str, Any]:
-    info, tags = run.info, dict(run.data.tags)
-    if curves is None:
-        last = run.data._metric_objs  # noqa: SLF001 - the public `metrics` has neither steps nor times
-        curves = {one.key: [(one.step, one.timestamp, one.value)] for one in last}
-    return {
-        "run_id": info.run_id,
-        "experiment_id": info.experiment_id,
-        "kind": tags.get("orchestrator.kind"),
-        "trial": tags.get("orchestrator.trial"),
-        "parent": tags.get("mlflow.parentRunId"),
-        "name": info.run_name,
-        "status": info.status,
-        "deleted": is_deleted(run),
-        "start": info.start_time,
-        "end": info.end_time,
-        "params": dict(run.data.params),
-        "tags": tags,
-        "metrics": {key: sorted(points) for key, points in curves.items()},
-    }
-
-
-def _database(uri: str) -> Path:
+def database_of(uri: str) -> Path:
+    """The file of an embedded store."""
     return Path(uri.removeprefix("sqlite:///"))
 
 
-def _without_password(uri: str) -> str:
+def without_password(uri: str) -> str:
+    """The address as it may be shown."""
     scheme, mark, rest = uri.partition("://")
     user, at, host = rest.rpartition("@")
     return f"{scheme}{mark}{user.partition(':')[0]}{at}{host}"
@@ -429,7 +272,7 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
     if not uri.startswith("sqlite:///"):
         yield
         return
-    folder = _database(uri).parent
+    folder = database_of(uri).parent
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -13,7 +13,7 @@ import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TypedDict
 from urllib.parse import urlsplit
 
 import click
@@ -69,7 +69,17 @@ def serve(run: str | None, *, port: int, browse: bool = False) -> int:
     return Exit.DONE
 
 
-def told(run: str | None) -> dict[str, Any]:
+class Pages(TypedDict):
+    """The server of a run, and its pages."""
+
+    server: str | None
+    """None where the store is no server."""
+    store: str
+    pages: dict[str, str]
+    """What -> address."""
+
+
+def told(run: str | None) -> Pages:
     """The server of `run`, or of the default folder of runs, and its pages, without starting one, as plain JSON. A
     store that is no server has none. Raises as `serve` does."""
     folder = find(run) if run is not None else None
@@ -79,7 +89,7 @@ def told(run: str | None) -> dict[str, Any]:
     return {"server": uri if uri.startswith("http") else None, "store": uri, "pages": dict(pages)}
 
 
-def show_elsewhere(found: dict[str, Any], *, browse: bool) -> None:
+def show_elsewhere(found: Pages, *, browse: bool) -> None:
     """Print where to look, of what `told` says on the head of a cluster."""
     server = found["server"]
     if server is None:

@@ -7,7 +7,8 @@ tag. So the page is the same for everybody, and who wants another one makes it w
 from __future__ import annotations
 
 import json
-from typing import Any
+
+from pydantic import JsonValue
 
 from jobs.core.plain import beginning, markdown
 from orchestrator.ledger import Run
@@ -68,6 +69,11 @@ def state(run: Run) -> str:
     return json.dumps(view)
 
 
-def _chart(name: str, kind: str, **settings: Any) -> dict[str, Any]:
-    shared = {"uuid": f"{SECTION}-{name}", "type": kind, "metricSectionId": SECTION, "runsCountToCompare": 100}
+def _chart(name: str, kind: str, **settings: str) -> dict[str, JsonValue]:
+    shared: dict[str, JsonValue] = {
+        "uuid": f"{SECTION}-{name}",
+        "type": kind,
+        "metricSectionId": SECTION,
+        "runsCountToCompare": 100,
+    }
     return shared | {"deleted": False, "isGenerated": False} | settings

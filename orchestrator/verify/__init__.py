@@ -17,16 +17,16 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TypedDict
 
 from orchestrator import tracking
 from orchestrator.ledger import Attempt, LeaseHeld, Ledger, LedgerDamaged, LedgerError, Point, Run, damage_at
 from orchestrator.run_dir.folder import RunError, RunFolder
 from orchestrator.verify import disk_checks, ledger_checks, mlflow_checks, origin_checks
-from orchestrator.verify.facts import Facts, Finding, Place, beside
+from orchestrator.verify.facts import DiskRecord, Facts, Finding, Place, beside
 from orchestrator.verify.mending import mend
 
-__all__ = ["faults_after", "mend", "verify"]
+__all__ = ["Verified", "faults_after", "mend", "verify"]
 
 Check = Callable[[Facts], Iterable[Finding | str]]
 
@@ -44,8 +44,21 @@ SHOWN = 10
 """Faults of one kind that are told one by one."""
 
 
-def verify(folder: RunFolder, uri: str) -> dict[str, Any]:
-    """What `orchestrator verify` prints, as plain JSON; `ok` when there is no fault. uri: MLflow's.
+class Verified(TypedDict):
+    """What `orchestrator verify` prints, as plain JSON."""
+
+    ok: bool
+    """Whether there is no fault."""
+    trials: int
+    mlflow_runs: int
+    points: int
+    checkpoints: int
+    faults: list[str]
+    notes: list[str]
+
+
+def verify(folder: RunFolder, uri: str) -> Verified:
+    """Everything that is wrong with a run, and what is worth telling. uri: MLflow's.
 
     Raises RunError or LedgerError, LeaseHeld while a driver is at work, TrackingUnavailable. A ledger that is there and
     damaged is a fault, however little can be read of it.
@@ -63,8 +76,7 @@ def verify(folder: RunFolder, uri: str) -> dict[str, Any]:
             facts, faults = _facts(folder, ledger, uri)
             _refuse_while_driven(ledger)  # else what was read first is older than what was read last
     if facts is None:
-        counts = dict.fromkeys(("trials", "mlflow_runs", "points", "checkpoints"), 0)
-        return {"ok": False, **counts, "faults": faults, "notes": []}
+        return Verified(ok=False, trials=0, mlflow_runs=0, points=0, checkpoints=0, faults=faults, notes=[])
     faults += _found(FAULTS, facts)
     return {
         "ok": not faults,
@@ -174,7 +186,7 @@ def _read(folder: RunFolder, ledger: Ledger) -> Facts:
     )
 
 
-def _tracked(run: Run, uri: str | None) -> list[dict[str, Any]]:
+def _tracked(run: Run, uri: str | None) -> list[tracking.MlflowRun]:
     """MLflow's runs, deleted ones too. Raises TrackingUnavailable."""
     if uri is None or run.mlflow_run_id is None:
         return []
@@ -182,7 +194,7 @@ def _tracked(run: Run, uri: str | None) -> list[dict[str, Any]]:
     return tracking.runs_of(uri, run.uuid, deleted=True)
 
 
-def _audit(folder: RunFolder) -> dict[str, dict[str, Any]] | None:
+def _audit(folder: RunFolder) -> dict[str, DiskRecord] | None:
     """The folders of trials, read by a process of their own: what a checkpoint is, only jobs know."""
     if folder.remote is None and not folder.trials.is_dir():
         return None
@@ -194,7 +206,7 @@ def _audit(folder: RunFolder) -> dict[str, dict[str, Any]] | None:
     found = {}
     for line in done.stdout.splitlines():
         try:
-            record = json.loads(line)
+            record: DiskRecord = json.loads(line)
             found[str(record["trial"])] = record
         except UNREADABLE as error:
             raise RunError(

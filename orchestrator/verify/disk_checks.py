@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -63,7 +62,7 @@ def _written(facts: Facts) -> str:
     return f"have it written again as the ledger has it: {facts.resume}"
 
 
-def other_job(ours: Any, found: Any) -> str | None:
+def other_job(ours: object, found: object) -> str | None:
     """Why the job of a folder is not the trial's as the ledger has it; None where it is. How it is computed may differ,
     but a job that the ledger's version could run can be read."""
     if found == ours:
@@ -73,14 +72,14 @@ def other_job(ours: Any, found: Any) -> str | None:
     return "no job: its execution cannot be read" if _is_job(ours) and not _is_job(found) else None
 
 
-def _is_job(job: Any) -> bool:
+def _is_job(job: object) -> bool:
     try:
         return JobConfig.model_validate(job) is not None
     except ValidationError:
         return False
 
 
-def _objective(job: Any) -> Any:
+def _objective(job: object) -> object:
     """A job but for how it is computed, with every field that this version knows."""
     rest = {key: value for key, value in job.items() if key != "execution"} if isinstance(job, dict) else job
     try:
@@ -171,7 +170,7 @@ def may_change(attempts: Sequence[Attempt], key: str) -> bool:
 def _checkpoints(facts: Facts) -> Iterator[Finding]:
     for trial, record in facts.folders:
         where = facts.within(f"trials/{trial.id}/checkpoints")
-        needed = trial.result["step"] if trial.result is not None and trial.outcome == "ok" else None
+        needed = trial.came_to.step if trial.outcome == "ok" else None
         for checkpoint in record["checkpoints"]:
             if checkpoint["fault"] is not None:
                 yield Finding(

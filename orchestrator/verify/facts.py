@@ -7,16 +7,43 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TypedDict
+
+from pydantic import JsonValue
 
 from orchestrator.ledger import Attempt, Frozen, Point, Run, Suggestion, Trial
 from orchestrator.run_dir.folder import as_argument
 from orchestrator.system.display import counted
+from orchestrator.tracking import MlflowRun
 
-__all__ = ["Facts", "Finding", "Place", "beside", "counted", "other_keys", "same"]
+__all__ = ["DiskRecord", "Facts", "Finding", "Place", "beside", "counted", "other_keys", "same"]
 
 Place = tuple[str, int]
 """Key and step of a point."""
+
+
+class DiskCheckpoint(TypedDict):
+    """A checkpoint in a trial's folder, and what is wrong with it."""
+
+    name: str
+    step: int
+    fault: str | None
+
+
+class DiskRecord(TypedDict):
+    """What a trial's folder holds, as `python -m jobs.artifacts.audit` says."""
+
+    trial: str
+    job: JsonValue
+    result: JsonValue
+    points: list[tuple[str, int, float]]
+    repeated: int
+    torn: int
+    missing: int
+    checkpoints: list[DiskCheckpoint]
+    quarantine: list[str]
+    leftovers: list[str]
+    faults: list[str]
 
 
 @dataclass(frozen=True)
@@ -47,11 +74,11 @@ class Facts:
     """Trials whose state MLflow has not been told."""
     waiting: Mapping[str, set[Place]]
     """Points that MLflow has not been told, by trial."""
-    tracked: list[dict[str, Any]]
+    tracked: list[MlflowRun]
     """MLflow's runs, as `tracking.runs_of` gives them, but for those that somebody deleted there."""
     deleted: set[str]
     """Ids of those."""
-    disk: dict[str, dict[str, Any]] | None
+    disk: dict[str, DiskRecord] | None
     """What `python -m jobs.artifacts.audit` says, by trial; None when the trials do not lie on this disk."""
 
     def within(self, name: str) -> str:
@@ -85,21 +112,21 @@ class Facts:
         return [trial for trial in self.trials.values() if trial.attempts]
 
     @cached_property
-    def nested(self) -> dict[str, list[dict[str, Any]]]:
+    def nested(self) -> dict[str, list[MlflowRun]]:
         """MLflow's nested runs by trial."""
-        found = defaultdict(list)
+        of_trial = defaultdict(list)
         for run in self.tracked:
             if run["kind"] != "sweep":
-                found[str(run["trial"])].append(run)
-        return dict(found)
+                of_trial[str(run["trial"])].append(run)
+        return dict(of_trial)
 
     @cached_property
-    def pairs(self) -> list[tuple[Trial, dict[str, Any]]]:
+    def pairs(self) -> list[tuple[Trial, MlflowRun]]:
         """Trials that have been attempted with their MLflow run, where there is exactly one."""
         return [(trial, runs[0]) for trial in self.started if len(runs := self.nested.get(trial.id, [])) == 1]
 
     @cached_property
-    def folders(self) -> list[tuple[Trial, dict[str, Any]]]:
+    def folders(self) -> list[tuple[Trial, DiskRecord]]:
         """Trials with what their folder holds, where there is one."""
         return [(trial, self.disk[trial.id]) for trial in self.trials.values() if self.disk and trial.id in self.disk]
 
@@ -110,12 +137,12 @@ def beside(folder: str) -> str:
     return f"orchestrator launch SWEEP --into {as_argument(f'{head}-2{mark}{query}')}"
 
 
-def same(one: Any, other: Any) -> bool:
+def same(one: object, other: object) -> bool:
     """Equal, where NaN equals NaN."""
     return bool(one == other) or (isinstance(one, float) and isinstance(other, float) and one != one and other != other)  # noqa: PLR0124
 
 
-def other_keys(one: Any, other: Any) -> list[str]:
+def other_keys(one: object, other: object) -> list[str]:
     """Keys of two JSON objects whose values differ, NaN equal to NaN."""
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return [] if one == other else ["(everything)"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
 
 from jobs.config import trial_id
 from orchestrator.ledger import Suggestion, Trial
@@ -91,9 +90,9 @@ def _metrics(facts: Facts) -> Iterator[Finding]:
     key = facts.metric
     for trial in facts.trials.values():
         curve = [point for (name, _), point in facts.points.get(trial.id, {}).items() if name == key]
-        told: dict[str, Any] = {}
+        told: dict[str, float | None] = {}
         if trial.state == "done" and trial.result is not None:
-            told = {"its result": trial.result["metrics"].get(key), "its metrics": trial.metrics.get(key)}
+            told = {"its result": trial.came_to.metrics.get(key), "its metrics": trial.metrics.get(key)}
             # What diverged has no metric; runs of before have that of the untrained encoder: the first, not the last.
             last = min if trial.outcome == "diverged" else max
             if not (trial.outcome == "diverged" and trial.metric is None):

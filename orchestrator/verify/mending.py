@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from jobs.artifacts.bucket import at
 from jobs.artifacts.storage import Folder, write_whole
@@ -188,7 +189,7 @@ def _changed(value: float, ours: Point | None, attempts: Sequence[Attempt]) -> b
     return ours is not None and not same(value, ours.value) and not may_change(attempts, ours.key)
 
 
-def _line(point: Point) -> dict[str, Any]:
+def _line(point: Point) -> dict[str, str | int | float]:
     return {"key": point.key, "step": point.step, "value": point.value, "time": point.time}
 
 
@@ -209,7 +210,7 @@ def _attempt(file: _File, trial: Trial, fence: tuple[int, int] | None) -> str | 
     return _written(damage)
 
 
-def _json(file: _File) -> tuple[Any, str | None]:
+def _json(file: _File) -> tuple[JsonValue, str | None]:
     """What a file holds, None if it is not there; and what is wrong with it."""
     try:
         text = file.read()

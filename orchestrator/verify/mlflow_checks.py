@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from orchestrator.ledger import Trial
-from orchestrator.tracking import metadata
+from orchestrator.tracking import MlflowRun, metadata
 from orchestrator.verify.facts import Facts, Finding, counted
 
 
@@ -110,7 +109,7 @@ def _status(facts: Facts) -> Iterator[Finding]:
             )
 
 
-def _told_before(facts: Facts, trial: Trial, run: Mapping[str, Any]) -> bool:
+def _told_before(facts: Facts, trial: Trial, run: MlflowRun) -> bool:
     """Whether MLflow has what diverged as the version told it that began runs of the first rules: as a training that
     has come to its end, and no tag that says to what."""
     diverged = facts.run.rules < 2 and (trial.state, trial.outcome) == ("done", "diverged")
@@ -146,7 +145,7 @@ def _tags(facts: Facts) -> Iterator[Finding]:
 
 
 def _differing(
-    facts: Facts, trial: Trial, what: str, wanted: Mapping[str, Any], found: Mapping[str, Any]
+    facts: Facts, trial: Trial, what: str, wanted: Mapping[str, str], found: Mapping[str, str | None]
 ) -> Iterator[Finding]:
     keys = [key for key in [*wanted, *(set(found) - set(wanted))] if wanted.get(key) != found.get(key)]
     if keys:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from pydantic import JsonValue
 
 from jobs.core.provenance import other_versions
 from orchestrator.ledger import Attempt
 from orchestrator.run_dir.provenance import behind
 from orchestrator.verify.facts import Facts, Finding, counted
+
+Recorded = Mapping[str, JsonValue]
+"""What a run or an attempt has recorded of what it ran with."""
 
 SHOWN = 8
 """Digits of a digest that are shown of code."""
@@ -30,10 +34,10 @@ class Code:
 def _data(facts: Facts) -> Iterator[Finding]:
     begun = facts.run.provenance or {}
     for trial, attempt in _recorded(facts):
-        ran = attempt.provenance or {}
         for kind in ("data", "weights"):
-            for what, digest in (ran.get(kind) or {}).items():
-                wanted = _digests((begun.get(kind) or {}).get(what))
+            recorded = _table(begun, kind)
+            for what, digest in _table(attempt.provenance or {}, kind).items():
+                wanted = _digests(recorded.get(what))
                 if digest is not None and wanted and digest not in wanted:
                     yield Finding(
                         f"trial {trial}: attempt {attempt.number} ran with other {kind} than the run was begun with: "
@@ -84,31 +88,42 @@ def _recorded(facts: Facts) -> Iterator[tuple[str, Attempt]]:
                 yield trial, attempt
 
 
-def _first(begun: Mapping[str, Any]) -> Code | None:
-    return Code(begun["code"], ()) if begun.get("code") else None
+def _first(begun: Recorded) -> Code | None:
+    digest = begun.get("code")
+    return Code(str(digest), ()) if digest else None
 
 
-def _accepted(begun: Mapping[str, Any]) -> set[Code | None]:
-    return {_made(entry, begun) for entry in begun.get("accepted") or ()}
+def _accepted(begun: Recorded) -> set[Code | None]:
+    entries = begun.get("accepted")
+    return {_made(entry, begun) for entry in (entries if isinstance(entries, list) else ()) if isinstance(entry, dict)}
 
 
-def _code_of(attempt: Attempt, begun: Mapping[str, Any]) -> Code | None:
+def _code_of(attempt: Attempt, begun: Recorded) -> Code | None:
     """None where the attempt or the run has none recorded."""
     ran = attempt.provenance or {}
     return _made(ran, begun) if ran.get("code") and begun.get("code") else None
 
 
-def _made(ran: Mapping[str, Any], begun: Mapping[str, Any]) -> Code:
-    first = begun.get("versions") or {}
-    versions = ran.get("versions") or {}
-    return Code(ran["code"], tuple((key, versions.get(key, "none")) for key in other_versions(first, versions)))
+def _made(ran: Recorded, begun: Recorded) -> Code:
+    first, versions = _texts(begun, "versions"), _texts(ran, "versions")
+    other = tuple((package, versions.get(package, "none")) for package in other_versions(first, versions))
+    return Code(str(ran["code"]), other)
 
 
-def _digests(value: Any) -> set[str]:
+def _table(recorded: Recorded, key: str) -> Recorded:
+    table = recorded.get(key)
+    return table if isinstance(table, dict) else {}
+
+
+def _texts(recorded: Recorded, key: str) -> dict[str, str]:
+    return {name: text for name, text in _table(recorded, key).items() if isinstance(text, str)}
+
+
+def _digests(value: JsonValue) -> set[str]:
     """What is recorded of a source: its digest, or those of several."""
     if isinstance(value, str):
         return {value}
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         own = value.get("digest")
         return {own} if isinstance(own, str) else set().union(*map(_digests, value.values()))
     return set()

@@ -11,11 +11,12 @@ from pathlib import Path
 from real import Server
 
 from orchestrator.ledger import Ledger, Point, Trial, sqlite_url
+from orchestrator.ledger.stored import JsonObject
 from orchestrator.tracking import Projection, runs_of
 from orchestrator.tracking.store import connect
 
 TRIALS, STEPS, KEYS = 200, 100, ("knn_accuracy", "train/loss", "train/infonce", "train/temperature", "system/memory")
-JOB = {"task": "image", "loss": {"name": "infonce", "temperature": 0.1}, "optimizer": {"lr": 1e-3}}
+JOB: JsonObject = {"task": "image", "loss": {"name": "infonce", "temperature": 0.1}, "optimizer": {"lr": 1e-3}}
 
 
 def test_two_hundred_trials_of_five_hundred_points(tmp_path: Path) -> None:

@@ -151,10 +151,10 @@ def whole(home: Path, uri: str) -> None:
         begun = [trial.id for trial in ledger.trials() if trial.attempts]
         told = {trial: sorted((p.key, p.step) for p in ledger.points(trial)) for trial in begun}
         nested = [run for run in tracking.runs_of(uri, ledger.uuid) if run["kind"] == "trial"]
-    assert sorted(run["trial"] for run in nested) == sorted(begun)
+    assert sorted(str(run["trial"]) for run in nested) == sorted(begun)
     for run in nested:
         in_mlflow = sorted((key, step) for key, points in run["metrics"].items() for step, _, _ in points)
-        assert in_mlflow == told[run["trial"]], f"trial {run['trial']}"
+        assert in_mlflow == told[str(run["trial"])], f"trial {run['trial']}"
 
 
 # --- row 9

@@ -207,7 +207,7 @@ def test_row_1_a_killed_rank_costs_one_attempt_that_goes_on_from_the_newest_chec
     uri = tracking.embedded_uri(tmp_path)
     assert tracking.Projection(run.ledger, uri).flush()
     nested = [one for one in tracking.runs_of(uri, run.ledger.uuid) if one["kind"] == "trial"]
-    assert sorted(one["trial"] for one in nested) == sorted(trial.id for trial in run.ledger.trials())
+    assert sorted(str(one["trial"]) for one in nested) == sorted(trial.id for trial in run.ledger.trials())
     told = [
         (one["trial"], key, step) for one in nested for key, points in one["metrics"].items() for step, _, _ in points
     ]
@@ -365,11 +365,11 @@ def test_row_18_a_nan_on_one_rank_stops_all_of_them_at_that_step(fault: Fault, t
     run = Run(tmp_path / "run")
     run.go()
     assert (run.first.state, run.first.outcome, run.first.attempts) == ("done", "diverged", 1), run.first.message
-    result = run.first.result or {}
-    assert result["step"] == 5
-    assert result["metrics"] == {}
+    result = run.first.came_to
+    assert result.step == 5
+    assert result.metrics == {}
     assert run.first.metric is None
-    assert result["untrained"]["knn_accuracy"] > 0
+    assert result.untrained["knn_accuracy"] > 0
     assert {trial.state for trial in run.ledger.trials()} == {"done"}
 
 

@@ -90,24 +90,23 @@ def _of_run(trials: list[Finished], origin: str, here: Mapping[str, object]) -> 
     known = []
     for trial in trials:
         try:
-            job, result = _job(trial), trial.result
-            seconds, samples, peak = float(result["seconds"]), int(result["samples"]), result.get("peak_memory_mb")
-        except (KeyError, TypeError, ValueError):  # written by another version
+            job = _job(trial)
+        except (TypeError, ValueError):  # written by another version
             continue
-        if job is None or seconds <= 0 or samples <= 0:
+        seconds, samples, peak = trial.result.seconds, trial.result.samples, trial.result.peak_memory_mb
+        if job is None or seconds is None or samples is None or seconds <= 0 or samples <= 0:
             continue
         rest = _rest_s(trial)
         first = trial.position == 0 and rest is not None
         start = trial.started - trial.created + max(0.0, (rest or 0.0) - usual_s) if first else None
         same = all(environment.get(key) == here.get(key) for key in MACHINE)
-        gpus = trial.resources.get("gpus_per_rank", 0)
-        known.append(Known(job, gpus, seconds, samples, rest, peak, origin, same, start))
+        known.append(Known(job, trial.gpus_per_rank, seconds, samples, rest, peak, origin, same, start))
     return known
 
 
 def _rest_s(trial: Finished) -> float | None:
-    seconds = trial.result.get("seconds")
-    if len(trial.executions) != 1 or not isinstance(seconds, int | float):
+    seconds = trial.result.seconds
+    if len(trial.executions) != 1 or seconds is None:
         return None
     return max(0.0, trial.ended - trial.started - seconds)
 
@@ -119,7 +118,8 @@ def _job(trial: Finished) -> JobConfig | None:
     ]
     if any(execution != first for execution in others):
         return None
-    name = trial.job.get("optimizer", {}).get("name", "adamw")
+    optimizer = trial.job.get("optimizer")
+    name = optimizer.get("name", "adamw") if isinstance(optimizer, dict) else "adamw"
     job = trial.job | {"seed": 0, "optimizer": {"name": name}}
     return _parsed(
         canonical(merged(job, {f"execution.{key}": value for key, value in first.items()}) if first else job)

@@ -70,7 +70,7 @@ def draw(answer: Answer, curves: Mapping[str, Curve]) -> list[Plot]:
 
 
 def _draw_differences(answer: Answer) -> Plot | None:
-    shown = [one.result for one in answer.comparisons if one.result.n_trained]
+    shown = [comparison.result for comparison in answer.comparisons if comparison.result.n_trained]
     if not shown:
         return None
     caption = "Each dot is one seed: the arm minus its baseline. Below the dots, their mean and its 95% t interval."
@@ -118,19 +118,21 @@ def _differences(answer: Answer, shown: Sequence[Comparison]) -> Figure:
     axes.axvspan(-limit, limit, color=MUTED, alpha=0.13, linewidth=0)
     axes.axvline(0, color=MUTED, linewidth=0.8)
     across = axes.get_yaxis_transform()
-    for row, one in enumerate(shown):
-        colour, marker = look(order.index(one.a))
-        values = _measured(one)
+    for row, result in enumerate(shown):
+        colour, marker = look(order.index(result.a))
+        values = _measured(result)
         heights = [row + 0.02 + 0.22 * (k / max(len(values) - 1, 1) - 0.5) for k in range(len(values))]
         axes.plot(values, heights, marker, color=colour, markersize=5, alpha=0.75, markeredgewidth=0)
-        if one.ci95:
-            axes.plot(one.ci95, [row + 0.28] * 2, color=INK, linewidth=1.4, solid_capstyle="butt")
-        if one.delta is not None:
-            axes.plot([one.delta], [row + 0.28], "D", color=INK, markersize=4.5)
-        verdict = verdict_of(one) + (f", {lost(one)} of {counted(one.n, 'pair')} diverged" if lost(one) else "")
-        if one.p_holm is not None and is_tested(one):
-            verdict += f", p = {formatting.probability(one.p_holm)}"
-        named = shorten(f"{one.a} - {one.b}", 62 - len(verdict))
+        if result.ci95:
+            axes.plot(result.ci95, [row + 0.28] * 2, color=INK, linewidth=1.4, solid_capstyle="butt")
+        if result.delta is not None:
+            axes.plot([result.delta], [row + 0.28], "D", color=INK, markersize=4.5)
+        verdict = verdict_of(result) + (
+            f", {lost(result)} of {counted(result.n, 'pair')} diverged" if lost(result) else ""
+        )
+        if result.p_holm is not None and is_tested(result):
+            verdict += f", p = {formatting.probability(result.p_holm)}"
+        named = shorten(f"{result.a} - {result.b}", 62 - len(verdict))
         box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}  # lines end where words are
         axes.text(0, row - 0.27, named, transform=across, va="center", bbox=box)
         axes.text(1, row - 0.27, verdict, transform=across, va="center", ha="right", color=MUTED, bbox=box)
@@ -139,7 +141,7 @@ def _differences(answer: Answer, shown: Sequence[Comparison]) -> Figure:
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     axes.xaxis.set_major_locator(round_ticks(5))
-    ends = [x for one in shown for x in (*(one.ci95 or ()), *_measured(one))]
+    ends = [x for result in shown for x in (*(result.ci95 or ()), *_measured(result))]
     low, high = min(0.0, -limit, *ends), max(0.0, limit, *ends)
     margin = 0.06 * (high - low) or 1.0
     axes.set_xlim(low - margin, high + margin)
@@ -148,9 +150,9 @@ def _differences(answer: Answer, shown: Sequence[Comparison]) -> Figure:
     return figure
 
 
-def _measured(one: Comparison) -> list[float]:
+def _measured(result: Comparison) -> list[float]:
     """The differences of the seeds in which both sides trained."""
-    return [pair.difference for pair in one.pairs if not pair.diverged]
+    return [pair.difference for pair in result.pairs if not pair.diverged]
 
 
 def _curves(answer: Answer, curves: Mapping[str, Curve]) -> Figure:
@@ -179,7 +181,7 @@ def _cost(answer: Answer, shown: Sequence[ArmSummary]) -> Figure:
         costs: list[float] = []
         for arm in shown:
             colour, marker = look(order.index(arm.label))
-            pairs = [(one.seconds if key == "seconds" else one.peak_memory_mb, one.value) for one in arm.values]
+            pairs = [(value.seconds if key == "seconds" else value.peak_memory_mb, value.value) for value in arm.values]
             dots = [(cost, value) for cost, value in pairs if cost is not None and value is not None]
             if not dots:
                 continue
@@ -269,8 +271,9 @@ class Tried(NamedTuple):
 def _tried(arm: ArmSummary) -> list[Tried]:
     """The arm's suggestions, from the first one on that has a value."""
     tried = []
-    for one in arm.tune.suggestions if arm.tune else ():
-        best, (low, high) = one.best_so_far, one.range
+    for suggestion in arm.tune.suggestions if arm.tune else ():
+        best, (low, high) = suggestion.best_so_far, suggestion.range
         if best is not None and low is not None and high is not None:
-            tried.append(Tried(one.number, math.nan if one.value is None else one.value, best, low, high))
+            value = math.nan if suggestion.value is None else suggestion.value
+            tried.append(Tried(suggestion.number, value, best, low, high))
     return tried

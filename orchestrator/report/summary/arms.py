@@ -88,7 +88,7 @@ def arm(
         or planned.get("negatives_per_anchor"),
         ranks=_only(_ranks(trial) for trial in trials),
         samples_per_second=_mean(result.samples_per_second for result in results),
-        peak_memory_mb=max((peak for one in results if (peak := one.peak_memory_mb) is not None), default=None),
+        peak_memory_mb=max((peak for result in results if (peak := result.peak_memory_mb) is not None), default=None),
         rank_seconds=_total(
             seconds * _ranks(trial) for trial in trials if (seconds := trial.came_to.seconds) is not None
         ),
@@ -107,15 +107,15 @@ def tuned(ledger: Ledger, trials: Sequence[Trial], mode: statistics.Mode) -> dic
     """arm -> how its tune stage went and what was chosen; without the arms that were not tuned. An arm that another one
     is tuned for has that one's, and `searched_with` names it."""
     by_id, frozen = {trial.id: trial for trial in trials}, ledger.frozen()
-    found: dict[str, TuneSummary] = {}
+    summaries: dict[str, TuneSummary] = {}
     for label in dict.fromkeys(suggestion.arm for suggestion in ledger.suggestions()):
         suggestions = ledger.suggestions(label)
-        tried = [[by_id[one] for one in suggestion.trials if one in by_id] for suggestion in suggestions]
+        tried = [[by_id[trial] for trial in suggestion.trials if trial in by_id] for suggestion in suggestions]
         width = max(1, *map(len, tried))  # of a suggestion that makes no job there are no trials
         table = [[_tune_value(trial) for trial in group] or [math.nan] * width for group in tried]
         best, low, high = statistics.best_so_far(table, mode=mode)
         chosen = frozen.get(label)
-        found[label] = TuneSummary(
+        summaries[label] = TuneSummary(
             suggestions=[
                 SuggestionSummary(
                     number=suggestion.number,
@@ -134,25 +134,25 @@ def tuned(ledger: Ledger, trials: Sequence[Trial], mode: statistics.Mode) -> dic
             searched_with=None,
         )
     for label, leader in ledger.run.sweep["plan"].get("searched_with", {}).items():
-        if leader in found:
+        if leader in summaries:
             own = frozen.get(label)
-            found[label] = replace(
-                found[leader],
+            summaries[label] = replace(
+                summaries[leader],
                 number=own.number if own else None,
                 params=own.params if own else None,
                 hash=own.hash if own else None,
                 searched_with=leader,
             )
-    return found
+    return summaries
 
 
 def _values(confirm: Sequence[Trial]) -> dict[str, dict[int, float]]:
-    found: dict[str, dict[int, float]] = {}
+    values: dict[str, dict[int, float]] = {}
     for trial in confirm:
         trained = trial.state == "done" and not diverged(trial)
         if trained and trial.metric is not None and math.isfinite(trial.metric):
-            found.setdefault(trial.arm, {})[trial.seed] = trial.metric
-    return found
+            values.setdefault(trial.arm, {})[trial.seed] = trial.metric
+    return values
 
 
 def _value(trial: Trial, metric: float | None) -> SeedValue:
@@ -202,5 +202,5 @@ def _total(given: Iterable[float]) -> float | None:
 
 def _only(given: Iterable[int | None]) -> int | None:
     """The value that all share; None when there is none or they differ."""
-    found = {value for value in given if value is not None}
-    return found.pop() if len(found) == 1 else None
+    values = {value for value in given if value is not None}
+    return values.pop() if len(values) == 1 else None

@@ -33,8 +33,8 @@ def declared(job: JsonObject, planned: ArmTable, trials: Sequence[Trial]) -> dic
     """The budget of an arm as its jobs have it, such as {"samples": 1000}; of its plan while it has no trials. job: of
     the sweep, which the arm's settings go into."""
     jobs = (*(trial.job for trial in trials), merged(job, planned["settings"]))
-    found = next((budget for one in jobs if isinstance(budget := one.get("budget"), Mapping) and budget), {})
-    return {kind: amount for kind in KINDS if (amount := found.get(kind)) is not None}
+    table = next((budget for whole in jobs if isinstance(budget := whole.get("budget"), Mapping) and budget), {})
+    return {kind: amount for kind in KINDS if (amount := table.get(kind)) is not None}
 
 
 def held_equal(arms: Sequence[Budgeted]) -> Kind | None:
@@ -59,8 +59,8 @@ def words(budget: Mapping[Kind, float]) -> str:
 
 def several(arms: Iterable[Budgeted]) -> str:
     """`1,000 pairs, 2,000 pairs, 30 seconds`: each budget of these arms once; of many, how many there are."""
-    found = list(dict.fromkeys(words(arm.budget) for arm in arms))
-    return ", ".join(found) if len(found) <= 4 else f"{found[0]} and {counted(len(found) - 1, 'other')}"
+    different = list(dict.fromkeys(words(arm.budget) for arm in arms))
+    return ", ".join(different) if len(different) <= 4 else f"{different[0]} and {counted(len(different) - 1, 'other')}"
 
 
 def spent(amounts: Iterable[float | None], planned: float | None) -> Spent:

@@ -42,7 +42,7 @@ def summarize(ledger: Ledger) -> Summary:
     mode, smallest = metric.get("mode", "max"), float(metric.get("smallest_difference", 0.0))
     compared = _compared(run, confirm, mode, smallest, unconfirmed(ledger))
     code = [_code_group(group) for group in provenance.behind(run.provenance, trials, ledger.attempts())]
-    found = _arms(ledger, trials, confirm, mode, code)
+    summaries = _arms(ledger, trials, confirm, mode, code)
     seeds = [int(seed) for seed in plan["confirm_seeds"]]
     summary = Summary(
         question=run.sweep["question"],
@@ -53,13 +53,13 @@ def summarize(ledger: Ledger) -> Summary:
         run=run.uuid,
         state=run.state,
         created=run.created,
-        complete=all(one.complete for one in compared),
-        arms=found,
-        held_equal=budgets.held_equal(found),
-        comparisons=[pairs.comparison(one, confirm.trials) for one in compared],
+        complete=all(result.complete for result in compared),
+        arms=summaries,
+        held_equal=budgets.held_equal(summaries),
+        comparisons=[pairs.comparison(result, confirm.trials) for result in compared],
         execution_only=pairs.execution_only(confirm.trials, confirm.values, smallest),
         seeds=seeds,
-        smallest_p=planning.smallest_p(sum(one.p is not None for one in compared), len(seeds)),
+        smallest_p=planning.smallest_p(sum(result.p is not None for result in compared), len(seeds)),
         trials={stage: _counts(trials, stage) for stage in STAGES},
         attempts=_attempts(ledger),
         code=code,
@@ -97,12 +97,12 @@ def _arms(
 ) -> list[ArmSummary]:
     """The arms in the order of the plan."""
     sweep, tuned = ledger.run.sweep, arms.tuned(ledger, trials, mode)
-    found = []
+    summaries = []
     for planned in sweep["plan"]["arms"]:
         label = planned["label"]
         own = confirm.trials[label]
         ids = {trial.id for trial in own}
-        found.append(
+        summaries.append(
             arms.arm(
                 planned,
                 own,
@@ -113,7 +113,7 @@ def _arms(
                 code=list(dict.fromkeys(group.code for group in code if not ids.isdisjoint(group.trials))),
             )
         )
-    return found
+    return summaries
 
 
 def _code_group(group: Mapping[str, Any]) -> CodeGroup:
@@ -153,7 +153,7 @@ def curves(ledger: Ledger, summary: Summary) -> dict[str, Curve]:
     drawn: dict[str, Curve] = {}
     sizes = {trial.id: arms.whole_of(trial, "batch", "size") for trial in ledger.trials("confirm")}
     for arm in summary.arms:
-        kept = [one.trial for one in arm.values if one.value is not None]
+        kept = [value.trial for value in arm.values if value.value is not None]
         paths = [[(point.step, point.value) for point in ledger.points(trial, summary.metric)] for trial in kept]
         count = min(map(len, paths), default=0)
         at = [*range(count - 1), -1] if count else []

@@ -53,7 +53,7 @@ def summarize(named: Mapping[str, Ledger]) -> MultiRunSummary:
         smallest_difference=smallest,
         divergence=statistics.Divergence(confirm.diverged, never),
     )
-    found = [
+    arm_summaries = [
         replace(arm, run=name, arm=arm.label, label=label(name, arm.label))
         for name, summary in runs.items()
         for arm in summary.arms
@@ -63,13 +63,13 @@ def summarize(named: Mapping[str, Ledger]) -> MultiRunSummary:
         metric=first.metric,
         mode=first.mode,
         smallest_difference=smallest,
-        complete=all(one.complete for one in compared),
-        arms=found,
-        held_equal=budgets.held_equal(found),
-        comparisons=[pairs.comparison(one, confirm.trials) for one in compared],
+        complete=all(result.complete for result in compared),
+        arms=arm_summaries,
+        held_equal=budgets.held_equal(arm_summaries),
+        comparisons=[pairs.comparison(result, confirm.trials) for result in compared],
         execution_only=pairs.execution_only(confirm.trials, confirm.values, smallest),
         seeds=sorted({seed for summary in runs.values() for seed in summary.seeds}),
-        smallest_p=smallest_p(sum(one.p is not None for one in compared), most),
+        smallest_p=smallest_p(sum(result.p is not None for result in compared), most),
         runs=runs,
     )
     notes = [
@@ -162,10 +162,10 @@ def _seeds(runs: Mapping[str, Summary]) -> Iterable[str]:
 def _missing(
     compared: Sequence[statistics.Comparison], planned: Mapping[tuple[str, str], Sequence[int]]
 ) -> Iterable[str]:
-    for one in compared:
-        lost = [str(seed) for seed in planned[one.a, one.b] if seed not in one.seeds]
+    for result in compared:
+        lost = [str(seed) for seed in planned[result.a, result.b] if seed not in result.seeds]
         if lost:
-            yield f"{one.a} against {one.b} lacks seed {', '.join(lost)}, which both planned: inconclusive."
+            yield f"{result.a} against {result.b} lacks seed {', '.join(lost)}, which both planned: inconclusive."
 
 
 def _codes(runs: Mapping[str, Summary]) -> Iterable[str]:

@@ -62,7 +62,7 @@ def execution_only(
     Training turns rounding into something larger, so they need not be identical; they agree when no seed differs by
     more than the smallest difference that matters.
     """
-    labels, found = list(of_arm), []
+    labels, alike = list(of_arm), []
     for i, b in enumerate(labels):
         for a in labels[i + 1 :]:
             if not same_objective(of_arm[a], of_arm[b]):
@@ -73,8 +73,8 @@ def execution_only(
             agree = None if largest is None else largest == 0 or largest <= smallest
             same = [{trial.seed: canonical(trial.job) for trial in of_arm[arm]} for arm in (a, b)]
             identical = all(same[0][seed] == same[1][seed] for seed in same[0].keys() & same[1].keys())
-            found.append(ExecutionPair(a, b, identical, len(have), largest, agree))
-    return found
+            alike.append(ExecutionPair(a, b, identical, len(have), largest, agree))
+    return alike
 
 
 def same_objective(a: Sequence[Trial], b: Sequence[Trial]) -> bool:

@@ -21,15 +21,15 @@ VERDICTS: dict[Verdict, str] = {
 
 def sentence(answer: Answer) -> str:
     """The verdict in one plain sentence."""
-    compared = [one.result for one in answer.comparisons]
-    if not any(one.n or one.verdict == "diverges" for one in compared):
+    compared = [comparison.result for comparison in answer.comparisons]
+    if not any(result.n or result.verdict == "diverges" for result in compared):
         return "No verdict yet: no comparison has a pair of finished confirm trials."
     prefix = "" if answer.complete else "Not complete: "
     if len(compared) == 1:
         return prefix + _clause(compared[0], answer) + "."
     if len(compared) <= 3:
-        return prefix + "; ".join(_clause(one, answer, brief=True) for one in compared) + "."
-    return prefix + tally([one.verdict for one in compared], answer.metric)
+        return prefix + "; ".join(_clause(result, answer, brief=True) for result in compared) + "."
+    return prefix + tally([result.verdict for result in compared], answer.metric)
 
 
 def tally(verdicts: Sequence[Verdict], metric: str) -> str:
@@ -77,34 +77,34 @@ def code(group: CodeGroup) -> str:
     return f"code {group.code}{' (accepted)' if group.accepted else ''}, {versions}"
 
 
-def _clause(one: Comparison, answer: Answer, *, brief: bool = False) -> str:
+def _clause(result: Comparison, answer: Answer, *, brief: bool = False) -> str:
     metric = answer.metric
-    if one.verdict == "diverges":
-        return _diverges(one, answer.arms)
-    if one.same_objective:
-        return _same_objective(one, metric)
-    evidence = f"p = {probability(one.p_holm)}" + ("" if brief else f", {counted(one.n, 'seed')}")
-    if lost(one):
-        evidence = f"({evidence}, of which {lost(one)} diverged in {_sides(one)})"
-        by, delta = "", f"{signed(one.delta_trained)} {metric} where both trained"
+    if result.verdict == "diverges":
+        return _diverges(result, answer.arms)
+    if result.same_objective:
+        return _same_objective(result, metric)
+    evidence = f"p = {probability(result.p_holm)}" + ("" if brief else f", {counted(result.n, 'seed')}")
+    if lost(result):
+        evidence = f"({evidence}, of which {lost(result)} diverged in {_sides(result)})"
+        by, delta = "", f"{signed(result.delta_trained)} {metric} where both trained"
     else:
-        evidence = f"(95% interval {interval(one.ci95, sign=True)}, {evidence})"
-        by, delta = f" by {value(abs(one.delta or 0.0))}", f"{signed(one.delta)} {metric}"
-    if one.verdict in ("a_better", "b_better"):
-        winner, loser = (one.a, one.b) if one.verdict == "a_better" else (one.b, one.a)
+        evidence = f"(95% interval {interval(result.ci95, sign=True)}, {evidence})"
+        by, delta = f" by {value(abs(result.delta or 0.0))}", f"{signed(result.delta)} {metric}"
+    if result.verdict in ("a_better", "b_better"):
+        winner, loser = (result.a, result.b) if result.verdict == "a_better" else (result.b, result.a)
         return f"{winner} beats {loser}{by}{'' if by else ' on'} {metric} {evidence}"
-    if one.verdict == "equivalent":
+    if result.verdict == "equivalent":
         limit = value(answer.smallest_difference)
-        within = "" if brief else f" (90% interval {interval(one.ci90, sign=True)}, {counted(one.n, 'seed')})"
-        return f"{one.a} and {one.b} are equivalent: their mean {metric} differs by less than {limit}{within}"
-    return f"{one.a} against {one.b} is inconclusive: {delta} {evidence}"
+        within = "" if brief else f" (90% interval {interval(result.ci90, sign=True)}, {counted(result.n, 'seed')})"
+        return f"{result.a} and {result.b} are equivalent: their mean {metric} differs by less than {limit}{within}"
+    return f"{result.a} against {result.b} is inconclusive: {delta} {evidence}"
 
 
-def _diverges(one: Comparison, arms: Sequence[ArmSummary]) -> str:
+def _diverges(result: Comparison, arms: Sequence[ArmSummary]) -> str:
     """`lr=1 diverged in 6 of 6 seeds: it is not compared with lr=0.1`."""
     counts = {arm.label: (arm.diverged, arm.diverged + arm.n) for arm in arms}
     clauses = []
-    for label in one.diverged_arms:
+    for label in result.diverged_arms:
         fallen, ended = counts[label]
         clauses.append(
             f"{label} diverged in {fallen} of {counted(ended, 'seed')}"
@@ -112,22 +112,22 @@ def _diverges(one: Comparison, arms: Sequence[ArmSummary]) -> str:
             else f"{label} diverged at every setting that was tried"
         )
     if len(clauses) == 1:
-        other = one.b if one.diverged_arms == (one.a,) else one.a
+        other = result.b if result.diverged_arms == (result.a,) else result.a
         return f"{clauses[0]}: it is not compared with {other}"
     return f"{clauses[0]} and {clauses[1]}: they are not compared"
 
 
-def _same_objective(one: Comparison, metric: str) -> str:
+def _same_objective(result: Comparison, metric: str) -> str:
     """`big batch and exact accumulation are one objective: a seed differs by at most 0.0031 knn_accuracy`."""
-    apart = [abs(pair.difference) for pair in one.pairs if not pair.diverged]
+    apart = [abs(pair.difference) for pair in result.pairs if not pair.diverged]
     far = f"a seed differs by at most {value(max(apart, default=0.0))} {metric}"
     if not apart:
         far = "no seed has ended in both"
     elif not any(apart):
         far = f"equal in {metric} in each of {counted(len(apart), 'seed')}"
-    return f"{one.a} and {one.b} are one objective, computed in two ways: {far}"
+    return f"{result.a} and {result.b} are one objective, computed in two ways: {far}"
 
 
-def _sides(one: Comparison) -> str:
-    names = {"a": one.a, "b": one.b, "both": "both"}
-    return ", ".join(f"{names[side]} ({count})" for side in SIDES if (count := one.diverged(side)))
+def _sides(result: Comparison) -> str:
+    names = {"a": result.a, "b": result.b, "both": "both"}
+    return ", ".join(f"{names[side]} ({count})" for side in SIDES if (count := result.diverged(side)))

@@ -31,7 +31,7 @@ def oddities(answer: Answer, *, seeds: int) -> Iterable[str]:
             f"{diverged} of {counted(ended, 'confirm trial')} diverged and {by_count(diverged, 'has', 'have')} no "
             "metric; a pair with one of them counts as the widest of its comparison, against the arm that diverged."
         )
-    tested = sum(one.result.p is not None for one in answer.comparisons)
+    tested = sum(comparison.result.p is not None for comparison in answer.comparisons)
     if tested and answer.smallest_p > statistics.ALPHA:
         yield (
             f"{counted(seeds, 'seed')} and {counted(tested, 'comparison')} cannot reach p <= 0.05: the "
@@ -39,8 +39,8 @@ def oddities(answer: Answer, *, seeds: int) -> Iterable[str]:
         )
     if answer.held_equal is None:
         yield f"The budget is not equal: arms declare {budgets.several(answer.arms)}."
-    for one in answer.comparisons:
-        yield from _pairing(one)
+    for comparison in answer.comparisons:
+        yield from _pairing(comparison)
     for pair in answer.execution_only:
         if pair.agree is False:
             how = "are the same job" if pair.identical else "differ in execution only"
@@ -67,7 +67,7 @@ def _thinned(trials: Sequence[Trial]) -> Iterable[str]:
 def _missing(summary: Summary, lost: Sequence[Trial]) -> Iterable[str]:
     planned = len(summary.arms) * len(summary.seeds)
     have = sum(arm.n + arm.diverged for arm in summary.arms)
-    fallen = {label for one in summary.comparisons for label in one.result.diverged_arms}
+    fallen = {label for comparison in summary.comparisons for label in comparison.result.diverged_arms}
     never = [arm for arm in summary.arms if arm.label in fallen and not arm.values]
     planned -= len(summary.seeds) * len(never)
     if waiting := planned - have - len(lost):
@@ -83,11 +83,11 @@ def _missing(summary: Summary, lost: Sequence[Trial]) -> Iterable[str]:
         )
 
 
-def _pairing(one: ComparisonSummary) -> Iterable[str]:
+def _pairing(comparison: ComparisonSummary) -> Iterable[str]:
     """What the two sides of a pair should share by their jobs, and do not."""
-    a, b = one.result.a, one.result.b
-    unlike = {what for what, same in one.shared.items() if not same}
-    wrong = unlike - one.apart.keys()
+    a, b = comparison.result.a, comparison.result.b
+    unlike = {what for what, same in comparison.shared.items() if not same}
+    wrong = unlike - comparison.apart.keys()
     if "data" in unlike:
         yield f"{a} and {b} did not see the same data: a difference may be the data's."
     if "order" in wrong:

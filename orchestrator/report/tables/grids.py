@@ -41,7 +41,7 @@ def comparisons(answer: Answer) -> Grid:
                 *(formatting.probability(p if is_tested(result) else None) for p in (result.p, result.p_holm)),
                 formatting.count(result.n),
             )
-            for result in (one.result for one in answer.comparisons)
+            for result in (comparison.result for comparison in answer.comparisons)
         ],
         words=2,
     )
@@ -133,7 +133,7 @@ def seeds(answer: Answer) -> Iterator[Block]:
             for label, values in zip(labels, of_arm, strict=True)
         ],
     )
-    paired = [one for one in answer.comparisons if one.result.n]
+    paired = [comparison for comparison in answer.comparisons if comparison.result.n]
     if paired:
         yield Paragraph("What both sides of every pair have in common, checked by hash:")
         yield Bullets([f"{IN_COMMON[what]}: {_in_common(what, paired)}." for what in IN_COMMON])
@@ -179,17 +179,17 @@ def trials(summary: Summary) -> Iterator[Block]:
 
 def _in_common(what: str, paired: Sequence[ComparisonSummary]) -> str:
     """`the same in 1 of 2 comparisons; deep - plain cannot share them, as model.layers differs`."""
-    known = [one for one in paired if what in one.shared]
+    known = [comparison for comparison in paired if what in comparison.shared]
     if not known:
         return "not recorded"
-    same = [one for one in known if one.shared[what]]
+    same = [comparison for comparison in known if comparison.shared[what]]
     words = f"the same in {len(same)} of {counted(len(known), 'comparison')}"
     reasons: dict[str, list[str]] = {}
-    for one in known:
-        if not one.shared[what]:
-            keys = one.apart.get(what, ())
+    for comparison in known:
+        if not comparison.shared[what]:
+            keys = comparison.apart.get(what, ())
             why = " and ".join(keys) + (" differ" if len(keys) > 1 else " differs") if keys else ""
-            reasons.setdefault(why, []).append(f"{one.result.a} - {one.result.b}")
+            reasons.setdefault(why, []).append(f"{comparison.result.a} - {comparison.result.b}")
     for why, which in reasons.items():
         who = "; ".join(which) if len(which) <= 3 else counted(len(which), "comparison")
         words += (

@@ -360,7 +360,7 @@ space = { "model.dropout" = { choices = ["none", 0.1] }, "data.image_shape" = { 
     trials = Schedule(run.plan, run.ledger).advance()
     suggested = [one.params for one in run.ledger.suggestions()]
     assert suggested
-    assert {one.job["optimizer"]["clip"] for one in trials.values()} == {None, 1.0}
+    assert {one.config.optimizer.clip for one in trials.values()} == {None, 1.0}
     run.ledger.close()
     planned = CliRunner().invoke(main, ["plan", str(tmp_path / "runs" / "demo" / "sweep.toml")]).output
     lines = [line.split() for line in planned.splitlines()]

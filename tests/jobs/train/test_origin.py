@@ -249,7 +249,7 @@ def test_weights_and_rows_that_change_or_vanish_end_every_session_with_2(tmp_pat
     found = json.loads(call("verify", "small", "--json", cwd=home))
     assert (found["ok"], found["notes"]) == (True, []), found
     with contextlib.closing(RunFolder(home / "runs" / "small").open()) as ledger:
-        run = ledger.run.provenance or {}
+        run: Any = ledger.run.provenance
         attempts = [attempt for attempt in ledger.attempts() if attempt.state == "done"]
         wanted = {use: entry["digest"] for use, entry in run["data"].items()}
         for attempt in attempts:

@@ -265,7 +265,7 @@ def test_trials_of_several_sizes_wait_for_one_another_and_measure_what_they_do_e
     call("launch", "sweep.toml", "--offline", "--into", "runs/here", cwd=tmp_path)
     assert measured(tmp_path, "there") == measured(tmp_path, "here")
     with contextlib.closing(RunFolder(tmp_path / "runs" / "there").open()) as ledger:
-        assert {trial.job["execution"]["ranks"] for trial in ledger.trials(state="done")} == {1, 2}
+        assert {trial.config.execution.ranks for trial in ledger.trials(state="done")} == {1, 2}
 
 
 # Nodes that come and go

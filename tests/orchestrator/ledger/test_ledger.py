@@ -43,6 +43,7 @@ from orchestrator.ledger import (
 )
 from orchestrator.ledger import database as database_module
 from orchestrator.ledger.database import NETWORK, file_system
+from orchestrator.ledger.stored import JsonObject
 from orchestrator.run_dir.context import RetryFailed
 from orchestrator.run_dir.folder import ASKED
 
@@ -104,7 +105,8 @@ def test_a_run_is_read_back_as_it_was_planned(url: str, opened: Callable[[Ledger
 
 def test_a_run_that_cannot_be_created_leaves_nothing(url: str) -> None:
     """Mutant check: committing the run before its trials fails this."""
-    impossible = [*planned(2), Trial(id="t9", stage="tune", arm="x", seed=1, job={"not": {"json"}})]
+    no_json: Any = {"json"}
+    impossible = [*planned(2), Trial(id="t9", stage="tune", arm="x", seed=1, job={"not": no_json})]
     with pytest.raises(sa.exc.StatementError):
         Ledger.create(url, name="x", sweep={}, trials=impossible)
     with pytest.raises(LedgerMissing, match="there is no ledger"):
@@ -164,8 +166,8 @@ def test_every_float_survives(ledger: Ledger, value: float) -> None:
     ledger.record_points(trial.id, number, [point(trial.id, value=value)])
     ledger.finish_attempt(trial.id, number, state="done", metric=value, metrics={"m": value}, result={"r": [value]})
     read = ledger.trial(trial.id)
-    assert read.result is not None
-    for found in (ledger.points(trial.id)[0].value, read.metric, read.metrics["m"], read.result["r"][0]):
+    result: Any = read.result
+    for found in (ledger.points(trial.id)[0].value, read.metric, read.metrics["m"], result["r"][0]):
         assert same(found, value)
 
 
@@ -918,7 +920,7 @@ def test_a_database_that_does_not_answer_is_named_without_its_password(tmp_path:
 def test_a_thousand_trials_are_read_at_once(url: str, opened: Callable[[Ledger], Ledger]) -> None:
     """Reopening and reading 1,000 trials of 100 points takes 0.1 s; the bound is ten times that, of this process's CPU
     time, so that a busy machine is no fault."""
-    job = {"section": {f"key {i}": i for i in range(60)}}
+    job: JsonObject = {"section": {f"key {i}": i for i in range(60)}}
     trials = [Trial(id=f"{i:012x}", stage="tune", arm=f"arm {i % 4}", seed=i, job=job) for i in range(1000)]
     ledger = opened(Ledger.create(url, name="x", sweep={}, trials=trials))
     ledger.acquire("me", 60)

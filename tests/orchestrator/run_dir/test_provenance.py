@@ -34,6 +34,7 @@ from jobs.data import digests, resolve
 from jobs.data.validate import stamps
 from jobs.models.pretrained.folder import digest
 from orchestrator.ledger import Attempt
+from orchestrator.ledger.stored import JsonObject
 from orchestrator.run_dir.provenance import (
     DataFault,
     OtherCode,
@@ -345,7 +346,7 @@ def test_what_is_gone_is_refused(kind: str) -> None:
 
 
 def made(trial: str, number: int, code: str | None, torch: str = "2.13.0") -> Attempt:
-    ran = None if code is None else {"code": code, "versions": {"torch": torch}}
+    ran: JsonObject | None = None if code is None else {"code": code, "versions": {"torch": torch}}
     return Attempt(trial, number, "done", {}, "host", provenance=ran)
 
 
@@ -410,7 +411,8 @@ def test_code_that_a_finished_run_ran_can_still_be_accepted(tmp_path: Path) -> N
         ledger.start_attempt(trial, {}, "host", provenance={key: now[key] for key in ("code", "versions")})
         accept_what_ran(ledger)
         accept_what_ran(ledger)
-        assert [entry["code"] for entry in (ledger.run.provenance or {})["accepted"]] == [now["code"]]
+        recorded: Any = ledger.run.provenance
+        assert [entry["code"] for entry in recorded["accepted"]] == [now["code"]]
 
 
 def test_what_was_accepted_is_named(tmp_path: Path) -> None:

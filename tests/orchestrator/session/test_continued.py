@@ -16,6 +16,7 @@ from test_session import SWEEP, done, opened, play, points_of
 
 from jobs.core.failures import Failure
 from orchestrator.ledger import Ledger, Suggestion
+from orchestrator.ledger.stored import JsonObject
 from orchestrator.session.schedule import Schedule, as_trial
 from orchestrator.session.session import Session
 from orchestrator.session.writer import Dispatch
@@ -226,7 +227,8 @@ def test_a_run_begun_when_trials_were_shared_goes_on_with_the_one_that_is_there(
         session._schedule = Schedule(before, ledger)
         shared = before.tune_trials("default", 0, {})
         assert [t.id for t in shared] == [t.id for t in before.tune_trials("tuned", 0, {"optimizer.lr": 1e-3})]
-        for arm, params in (("default", {}), ("tuned", {"optimizer.lr": 1e-3})):
+        settings: dict[str, JsonObject] = {"default": {}, "tuned": {"optimizer.lr": 1e-3}}
+        for arm, params in settings.items():
             one = Suggestion(arm, 0, params, tuple(t.id for t in shared))
             ledger.add_suggestion(one, map(as_trial, shared))
         session.start()

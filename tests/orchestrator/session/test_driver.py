@@ -48,7 +48,7 @@ def test_every_point_is_in_mlflow_once(finished: Path) -> None:
         assert (run["tags"]["arm"], run["tags"]["stage"]) in {
             (trial["arm"], trial["stage"]) for trial in stood["trials"] if trial["id"] == run["trial"]
         }
-        lines = (finished / "runs" / "small" / "trials" / run["trial"] / "points.jsonl").read_text().splitlines()
+        lines = (finished / "runs" / "small" / "trials" / str(run["trial"]) / "points.jsonl").read_text().splitlines()
         on_disk = sorted((p["key"], p["step"], p["value"]) for p in map(json.loads, lines))
         in_mlflow = sorted((key, step, value) for key, points in run["metrics"].items() for step, _, value in points)
         assert in_mlflow == on_disk

@@ -147,7 +147,7 @@ def test_tune_then_freeze_then_confirm_and_the_best_setting_wins(tmp_path: Path)
             best = max(tuned, key=lambda t: t.metric or 0)
             assert frozen.number == best.number
             confirmed = [t for t in trials if t.arm == arm and t.stage == "confirm"]
-            assert {t.job["optimizer"]["lr"] for t in confirmed} == {best.job["optimizer"]["lr"]}
+            assert {t.config.optimizer.lr for t in confirmed} == {best.config.optimizer.lr}
             assert [t.seed for t in confirmed] == [1, 2, 3]
             assert {t.job["stage"] for t in confirmed} == {"confirm"}
 
@@ -219,7 +219,7 @@ def test_a_suggestion_that_makes_no_job_is_passed_over_in_words_and_the_search_g
     assert len(events) == len(wrong)
     assert "must divide model.width = 64" in events[0]
     assert set(events) >= {text for text in said if "passed over" in text}
-    assert all(64 % frozen.params["model.heads"] == 0 for frozen in found[0][1].values())
+    assert all(64 % int(str(frozen.params["model.heads"])) == 0 for frozen in found[0][1].values())
     assert ended.state == "done"
     assert sum("make no job and were passed over" in line for line in ended.lines) == len({arm for arm, _ in wrong})
     assert all(len(arm.suggestions) == 8 for arm in tuned.values())
@@ -453,7 +453,7 @@ def test_the_search_waits_for_a_trial_that_ran_out_of_memory_and_then_goes_as_if
         play(session, answer)
         assert points_of(ledger) == calm
         assert [a.execution.get("micro") for a in ledger.attempts(failed.id)] == [None, 32]
-        assert ledger.trial(failed.id).job["execution"]["micro"] is None, "the plan stays"
+        assert ledger.trial(failed.id).config.execution.micro is None, "the plan stays"
 
 
 def test_a_trial_that_is_given_up_is_infeasible_and_its_arm_goes_on(tmp_path: Path) -> None:
@@ -564,7 +564,7 @@ def test_execution_settings_of_a_resume_reach_the_attempt_and_stay(tmp_path: Pat
         first = session.next()
         assert first is not None
         assert first.job["execution"]["micro"] == 4
-        assert ledger.trial(first.trial).job["execution"]["micro"] is None
+        assert ledger.trial(first.trial).config.execution.micro is None
     with opened(tmp_path, {}, concurrent=1) as (session, ledger, _, _plan):
         session.start()
         again = session.next()

@@ -23,7 +23,8 @@ from real import Server
 
 from orchestrator.ledger import LeaseLost, Ledger, sqlite_url
 from orchestrator.tracking import LOGGED, MOVED, Encoder, Projection, embedded_uri, logged, runs_of
-from orchestrator.tracking.store import connect, experiments
+from orchestrator.tracking.runs import experiments
+from orchestrator.tracking.store import connect
 
 METRIC = {"name": "knn_accuracy", "mode": "max"}
 
@@ -261,7 +262,7 @@ def in_order(case: Case) -> None:
         (f"trial{number}" for number in range(4)), "FINISHED"
     )
     for run in nested:
-        assert run["tags"]["arm"] == case.ledger.trial(run["trial"]).arm
+        assert run["tags"]["arm"] == case.ledger.trial(str(run["trial"])).arm
         assert "mine" not in run["params"]
         assert run["params"]["loss.name"] == "infonce"
     parent = case.client.get_run(case.parent)
@@ -413,9 +414,9 @@ def test_two_that_begin_at_the_same_moment_get_one_each(
 
 def test_more_runs_and_experiments_than_a_page_holds_are_all_found(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant check: the first page only."""
-    from orchestrator.tracking import store
+    from orchestrator.tracking import runs
 
-    monkeypatch.setattr(store, "EXPERIMENTS", 2)
+    monkeypatch.setattr(runs, "EXPERIMENTS", 2)
     for number in range(5):
         case.client.create_experiment(f"another {number}")
     case.client.delete_run(case.run_of("trial0"))

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from projected import agree, curve, finish, flushed, fresh, planned, train
+from pydantic import JsonValue
 from real import Server
 
 from orchestrator.ledger import LeaseLost, Ledger, Point, sqlite_url
@@ -36,6 +37,7 @@ from orchestrator.tracking import (
     runs_of,
     ui_command,
 )
+from orchestrator.tracking import runs as reading
 from orchestrator.tracking import store as stores
 from orchestrator.tracking.encoders import save
 from orchestrator.tracking.store import connect
@@ -230,7 +232,7 @@ def test_the_verdict_stays_on_the_experiment_when_mlflow_is_met_again(ledger: Le
     assert tags["mlflow.experimentKind"] == "custom_model_development"
 
 
-DATA = [
+DATA: list[JsonValue] = [
     {"context": "training", "source": "digits[:1000]", "rows": 1000, "digest": "a" * 32},
     {"context": "confirm", "source": "s3://bucket/held-out.parquet", "rows": 400, "digest": "b" * 32},
 ]
@@ -376,8 +378,8 @@ def test_the_histories_of_many_runs_are_those_of_each(
     odd = [Point("trial0", "odd", step, value, 1e9) for step, value in enumerate([math.nan, math.inf, 1e-300, -0.1])]
     ledger.record_points("trial0", 1, odd)
     flushed(ledger, uri)
-    monkeypatch.setattr(stores, "BULK_RUNS", runs)
-    monkeypatch.setattr(stores, "BULK_POINTS", points)
+    monkeypatch.setattr(reading, "BULK_RUNS", runs)
+    monkeypatch.setattr(reading, "BULK_POINTS", points)
     client = connect(uri)
     found = runs_of(uri, ledger.uuid)
     assert len(found) == 5

@@ -25,7 +25,7 @@ from orchestrator.cli import main
 from orchestrator.ledger import this_process
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.tracking.store import connect
-from orchestrator.verify import SHOWN, faults_after, mend, verify
+from orchestrator.verify import SHOWN, Verified, faults_after, mend, verify
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Copy:
         """SQL on MLflow's store; :run is the trial's and :parent the sweep's."""
         self._do(self.folder.path.parent / "mlflow.db", statement, values)
 
-    def verify(self) -> dict[str, Any]:
+    def verify(self) -> Verified:
         return verify(self.folder, self.uri)
 
     def _do(self, path: Path, statement: str, values: dict[str, Any]) -> None:
@@ -635,7 +635,7 @@ def test_a_server_that_is_away_is_no_damage(copy: Copy, monkeypatch: pytest.Monk
 # What the attempts ran with
 
 
-def ran(copy: Copy, attempt: dict[str, Any] | None, run: dict[str, Any] | None = None) -> dict[str, Any]:
+def ran(copy: Copy, attempt: dict[str, Any] | None, run: dict[str, Any] | None = None) -> Verified:
     """What `verify` says where three confirm trials ran with something else."""
     if run is not None:
         copy.ledger("UPDATE runs SET provenance = :run", run=json.dumps(run))

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mounts import read_only
@@ -21,7 +20,7 @@ from orchestrator.ledger import this_process
 from orchestrator.run_dir.folder import RunError, RunFolder
 from orchestrator.tracking import Projection
 from orchestrator.tracking.store import connect
-from orchestrator.verify import verify
+from orchestrator.verify import Verified, verify
 
 BEGUN = Path(__file__).parents[2] / "begun" / "diverged"
 
@@ -60,7 +59,7 @@ def tell(folder: RunFolder, uri: str) -> None:
         ledger.release()
 
 
-def checked(folder: RunFolder) -> dict[str, Any]:
+def checked(folder: RunFolder) -> Verified:
     return verify(folder, tracking.embedded_uri(folder.path.parent))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator import sweep
 from orchestrator.ledger import Ledger, Point, Suggestion, Trial, sqlite_url
+from orchestrator.ledger.stored import JsonObject
 from orchestrator.run_dir.context import USUAL, Options, RunContext
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.sweep import plan as planning
@@ -64,16 +65,16 @@ class Run:
         **costs: float,
     ) -> None:
         attempt = self.ledger.start_attempt(trial.id, {}, "host")
-        ok, size = outcome == "ok", trial.job["batch"]["size"]
+        ok, size = outcome == "ok", trial.config.batch.size
         curve = curve or ({0: 0.3, 1: 0.3 + (metric - 0.3) / 2, 3: metric} if ok else {0: 0.3, 1: 0.35})
         self.ledger.record_points(
             trial.id, attempt, [Point(trial.id, "knn_accuracy", *at, 1e9) for at in curve.items()]
         )
-        metrics = {"knn_accuracy": metric, "alignment": 0.5 + trial.seed / 50} if ok else {}
+        metrics: dict[str, float] = {"knn_accuracy": metric, "alignment": 0.5 + trial.seed / 50} if ok else {}
         step = max(curve) if ok else 3
-        result = {
+        result: JsonObject = {
             "outcome": outcome,
-            "metrics": metrics,
+            "metrics": {**metrics},
             "untrained": {"knn_accuracy": 0.3},
             "step": step,
             "samples": step * size,

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from orchestrator.ledger import Ledger, Point, Trial
-from orchestrator.tracking import Projection, embedded_uri, runs_of
+from orchestrator.ledger.stored import JsonObject
+from orchestrator.tracking import MlflowRun, Projection, embedded_uri, runs_of
 
-JOB = {"task": "image", "loss": {"name": "infonce", "temperature": 0.1}, "model": {"name": None}, "long": "x" * 7000}
+JOB: JsonObject = {
+    "task": "image",
+    "loss": {"name": "infonce", "temperature": 0.1},
+    "model": {"name": None},
+    "long": "x" * 7000,
+}
 
 
 def fresh(folder: Path, tables: Path) -> str:
@@ -44,7 +49,7 @@ def finish(ledger: Ledger, trial: str, number: int = 1) -> None:
     ledger.finish_attempt(trial, number, state="done", outcome="ok", metric=2.25, metrics=metrics, step=2)
 
 
-def agree(ledger: Ledger, uri: str) -> list[dict[str, Any]]:
+def agree(ledger: Ledger, uri: str) -> list[MlflowRun]:
     """MLflow has one run for each started trial, and every point of the ledger once. Returns the nested runs."""
     runs = runs_of(uri, ledger.uuid)
     parents = [run for run in runs if run["kind"] == "sweep"]
@@ -52,9 +57,9 @@ def agree(ledger: Ledger, uri: str) -> list[dict[str, Any]]:
     assert {run["experiment_id"] for run in runs} == {ledger.run.mlflow_experiment_id}
     assert [run["run_id"] for run in parents] == [ledger.run.mlflow_run_id]
     started = {trial.id: trial for trial in ledger.trials() if trial.attempts}
-    assert sorted(run["trial"] for run in nested) == sorted(started)
+    assert sorted(str(run["trial"]) for run in nested) == sorted(started)
     for run in nested:
-        trial = started[run["trial"]]
+        trial = started[str(run["trial"])]
         assert run["run_id"] == trial.mlflow_run_id
         assert run["parent"] == parents[0]["run_id"]
         extra = {"peak_memory_mb"} if trial.state == "done" else set()
