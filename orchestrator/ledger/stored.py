@@ -47,6 +47,13 @@ class PlanTable(TypedDict, total=False):
     apart: bool
 
 
+class CodeTable(TypedDict, total=False):
+    """[code] of a sweep."""
+
+    paths: list[str]
+    digest: str | None
+
+
 class SweepTable(TypedDict, total=False):
     """A sweep, resolved, and the plan that was made of it."""
 
@@ -55,6 +62,7 @@ class SweepTable(TypedDict, total=False):
     plan: Required[PlanTable]
     job: JsonObject
     resources: JsonObject
+    code: CodeTable | None
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def _arms(
 
 def _code_group(group: Mapping[str, Any]) -> CodeGroup:
     """Code behind numbers, as provenance.behind gives it."""
-    return CodeGroup(group["code"], group["versions"], group["accepted"], group["trials"])
+    return CodeGroup(group["code"], group["versions"], group.get("user_code"), group["accepted"], group["trials"])
 
 
 def _lost(trials: Sequence[Trial], confirm: arms.Confirmed) -> Iterable[Trial]:

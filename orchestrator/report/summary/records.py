@@ -219,13 +219,15 @@ class CodeGroup:
 
     code: str | None
     versions: Mapping[str, str] | None
+    user_code: str | None
+    """Digest of the user's own; None without any."""
     accepted: bool
     """Somebody accepted it later beside the code that the run began with."""
     trials: Sequence[str]
 
     def to_json(self) -> JsonObject:
-        """As JSON."""
-        return fields_as_json(self)
+        """As JSON, in which there is no user's code where the user has none."""
+        return {key: value for key, value in fields_as_json(self).items() if key != "user_code" or value is not None}
 
 
 @dataclass(frozen=True)

@@ -67,3 +67,19 @@ def test_whole_numbers_of_the_ledger_stay_whole(tmp_path: Path, begin: Begin) ->
     assert json.dumps(plain["tune"]["suggestions"][0]["params"]) == '{"optimizer.lr": 0.001}'
     queued = answer_of(begin(tune=TUNED).ledger)["arms"][0]
     assert json.dumps([queued[key] for key in ("samples", "samples_range", "seconds")]) == "[768, null, null]"
+
+
+def test_the_users_code_is_told_where_there_is_any(begin: Begin) -> None:
+    """In its place between what else a number comes from. Mutant check: a group without it."""
+    run = finished(begin(), BETTER)
+    computed: dict[str, Any] = {"code": "ab12", "versions": {"torch": "2.13.0"}}
+    own = computed | {"user_code": "cd34"}
+    for trial, recorded in zip(run.ledger.trials("confirm"), [computed, own], strict=False):
+        run.ledger.set_provenance(trial.id, 1, {**recorded, "data": {}, "weights": {}})
+    run.ledger.set_run(provenance=own)
+    groups = answer_of(run.ledger)["code"]
+    keys = {group.get("user_code"): list(group) for group in groups if group["code"]}
+    assert keys == {
+        "cd34": ["code", "versions", "user_code", "accepted", "trials"],
+        None: ["code", "versions", "accepted", "trials"],
+    }

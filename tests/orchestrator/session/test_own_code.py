@@ -139,7 +139,7 @@ def test_a_run_with_own_code_is_killed_continued_and_refuses_other_code(tmp_path
     try:
         recorded = ledger.run.provenance
         assert recorded is not None
-        assert recorded["user_code"] == ledger.run.sweep["code"]["digest"]
+        assert recorded["user_code"] == (ledger.run.sweep["code"] or {})["digest"]
         assert {(attempt.provenance or {})["user_code"] for attempt in ledger.attempts()} == {recorded["user_code"]}
     finally:
         ledger.close()
