@@ -26,7 +26,7 @@ def answer(folder: RunFolder) -> dict[str, Any]:
     from orchestrator import report
 
     with contextlib.closing(folder.open()) as ledger:
-        made: dict[str, Any] = json.loads(json.dumps(report.answer(ledger), allow_nan=False))
+        made: dict[str, Any] = json.loads(json.dumps(report.summarize(ledger).to_json(), allow_nan=False))
     return made
 
 
