@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from typing import TypedDict
 
 import sqlalchemy as sa
-from pydantic import JsonValue
 from sqlalchemy.engine import Connection
 
 from orchestrator.ledger import schema
@@ -99,7 +98,7 @@ class Writing(Reading):
             self._first_stands(connection, schema.suggestions, ("arm", "number"), asdict(suggestion))
 
     @patient
-    def freeze(self, arm: str, params: JsonObject, number: int | None, hash: str) -> None:  # noqa: A002
+    def freeze(self, arm: str, params: Mapping[str, object], number: int | None, hash: str) -> None:  # noqa: A002
         """Record the setting an arm is confirmed with. The same again is fine. Raises LedgerError for another one."""
         row = {"arm": arm, "params": params, "number": number, "hash": hash}
         with self._write() as (connection, _):
@@ -107,7 +106,7 @@ class Writing(Reading):
 
     @patient
     def start_attempt(
-        self, trial_id: str, execution: JsonObject, host: str, *, provenance: JsonObject | None = None
+        self, trial_id: str, execution: Mapping[str, object], host: str, *, provenance: JsonObject | None = None
     ) -> int:
         """Begin an attempt of a queued trial and return its number, from 1. Raises LedgerError in another state.
 
@@ -143,7 +142,7 @@ class Writing(Reading):
         metric: float | None = None,
         metrics: Mapping[str, float] | None = None,
         step: int | None = None,
-        result: Mapping[str, JsonValue] | None = None,
+        result: Mapping[str, object] | None = None,
         failure: str | None = None,
         message: str | None = None,
         again: bool = False,

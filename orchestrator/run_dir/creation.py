@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from jobs.artifacts import manifest
 from jobs.config.user_code import UserCode
 from orchestrator import sweep as sweeps
 from orchestrator.ledger import Ledger, LedgerError, LedgerMissing, LedgerUnavailable, sqlite_url, this_process
@@ -120,7 +121,7 @@ class _Folder:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(self.path / name)
-        _sync(self.path)
+        manifest.fsync(self.path)
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""
@@ -448,11 +449,3 @@ def _being_created(name: str, marker: _Marker | None) -> str:
 def _not_empty(name: str, names: list[str]) -> SweepChanged:
     some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return SweepChanged(f"{name} is not empty and holds no run (but {some}); choose another folder with --into")
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
