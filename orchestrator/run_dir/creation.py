@@ -40,7 +40,6 @@ ABANDONED_S = 600.0
 
 SWEEP, IDENTITY, LOG, LEDGER = "sweep.toml", "sweep.json", "driver.log", "ledger.db"
 LEDGER_FILES = (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm", f"{LEDGER}-journal")
-
 DOCTOR = ".orchestrator-doctor-"
 """What a check of the storage, by us or by somebody else, keeps there for seconds, and leaves if it is killed."""
 
@@ -190,8 +189,8 @@ def create(
 ) -> Ledger:
     """Make a run's files and its ledger, or nothing. What a killed creation has left there goes first.
 
-    provenance: digests of the code, the data and the weights that the run begins with. code: of the user.
-    Raises InfrastructureMissing, or SweepChanged where somebody else makes the run at the same moment.
+    provenance: digests that the run begins with. code: of the user. Raises InfrastructureMissing, or SweepChanged where
+    somebody else makes the run at the same moment.
     """
     store, source = _store_of(folder), origin()
     try:
