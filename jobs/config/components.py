@@ -12,11 +12,11 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 from pydantic_core import PydanticCustomError
 
 from jobs.config import user_code
@@ -232,3 +232,21 @@ def _hints(component: object) -> dict[str, Any]:
         return get_type_hints(target)
     except Exception:  # noqa: BLE001
         return {}  # names that exist for type checkers alone; such a value is checked by the component
+
+
+LossName = Annotated[str, AfterValidator(partial(checked_name, "loss")), WithJsonSchema(name_schema("loss"))]
+OptimizerName = Annotated[
+    str, AfterValidator(partial(checked_name, "optimizer")), WithJsonSchema(name_schema("optimizer"))
+]
+ScheduleName = Annotated[
+    str, AfterValidator(partial(checked_name, "schedule")), WithJsonSchema(name_schema("schedule"))
+]
+SamplerName = Annotated[str, AfterValidator(partial(checked_name, "sampler")), WithJsonSchema(name_schema("sampler"))]
+AugmentationName = Annotated[
+    str, AfterValidator(partial(checked_name, "augmentation")), WithJsonSchema(name_schema("augmentation"))
+]
+TransformName = Annotated[
+    str, AfterValidator(partial(checked_name, "transform")), WithJsonSchema(name_schema("transform"))
+]
+MetricPath = Annotated[str, AfterValidator(partial(checked_name, "metric")), WithJsonSchema(name_schema("metric"))]
+"""Names of components: a built-in, or an import path."""

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     JsonValue,
     SerializerFunctionWrapHandler,
-    WithJsonSchema,
     model_serializer,
     model_validator,
 )
 
-from jobs.config.components import checked_name, metric_name, name_schema
+from jobs.config.components import (
+    AugmentationName,
+    LossName,
+    MetricPath,
+    OptimizerName,
+    SamplerName,
+    ScheduleName,
+    TransformName,
+    metric_name,
+)
 
 OF_TOKENS = ("max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 """Poolings that sentences alone have."""
@@ -25,23 +31,6 @@ OF_TOKENS = ("max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 
 Options = dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], JsonValue]
 """Arguments of a component, which checks them itself."""
-
-LossName = Annotated[str, AfterValidator(partial(checked_name, "loss")), WithJsonSchema(name_schema("loss"))]
-OptimizerName = Annotated[
-    str, AfterValidator(partial(checked_name, "optimizer")), WithJsonSchema(name_schema("optimizer"))
-]
-ScheduleName = Annotated[
-    str, AfterValidator(partial(checked_name, "schedule")), WithJsonSchema(name_schema("schedule"))
-]
-SamplerName = Annotated[str, AfterValidator(partial(checked_name, "sampler")), WithJsonSchema(name_schema("sampler"))]
-AugmentationName = Annotated[
-    str, AfterValidator(partial(checked_name, "augmentation")), WithJsonSchema(name_schema("augmentation"))
-]
-TransformName = Annotated[
-    str, AfterValidator(partial(checked_name, "transform")), WithJsonSchema(name_schema("transform"))
-]
-MetricPath = Annotated[str, AfterValidator(partial(checked_name, "metric")), WithJsonSchema(name_schema("metric"))]
-"""Names of components: a built-in, or an import path."""
 
 UNBOUNDED = ("dcl", "flatnce")
 """Losses without a minimum in 1 / temperature on separable batches, so that a learned one runs to its clamp."""
