@@ -52,6 +52,9 @@ class Kind:
     default: str = ""
     """The built-in that a job has unless it names another one."""
 
+    names: tuple[str, ...] = ()
+    """The built-ins of a kind that has no folder."""
+
 
 LOSS = Kind(
     "loss", "loss.name", "loss.options", "losses/builtin", "mylab.losses:focal_nce",
@@ -88,7 +91,20 @@ METRIC = Kind(
     ("references", "reference_labels", "queries", "query_labels", "left", "right", "scores", "settings"),
 )  # fmt: skip
 
-KINDS = {kind.name: kind for kind in (LOSS, ENCODER, AUGMENTATION, SAMPLER, OPTIMIZER, SCHEDULE, TRANSFORM, METRIC)}
+TASK = Kind(
+    "task",
+    "task",
+    "options",
+    "",
+    "mylab.train:main",
+    ("config", "context"),
+    default="image",
+    names=("image", "sentence"),
+)
+
+KINDS = {
+    kind.name: kind for kind in (TASK, LOSS, ENCODER, AUGMENTATION, SAMPLER, OPTIMIZER, SCHEDULE, TRANSFORM, METRIC)
+}
 
 
 class ComponentError(ValueError):
@@ -98,6 +114,8 @@ class ComponentError(ValueError):
 @cache
 def builtin_names(kind: str) -> tuple[str, ...]:
     """The built-ins of a kind, by the files of its folder, the default first."""
+    if KINDS[kind].names:
+        return KINDS[kind].names
     files = (PACKAGE / KINDS[kind].folder).glob("*.py")
     names = sorted(path.stem for path in files if not path.stem.startswith("_"))
     return tuple(sorted(names, key=lambda name: name != KINDS[kind].default))
@@ -234,6 +252,7 @@ def _hints(component: object) -> dict[str, Any]:
         return {}  # names that exist for type checkers alone; such a value is checked by the component
 
 
+TaskName = Annotated[str, AfterValidator(partial(checked_name, "task")), WithJsonSchema(name_schema("task"))]
 LossName = Annotated[str, AfterValidator(partial(checked_name, "loss")), WithJsonSchema(name_schema("loss"))]
 OptimizerName = Annotated[
     str, AfterValidator(partial(checked_name, "optimizer")), WithJsonSchema(name_schema("optimizer"))

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from jobs.config.components import is_import_path
+from jobs.config.components import TaskName, is_import_path
 from jobs.config.identity import canonical, counted_from, hashed
 from jobs.config.sections import (
     OF_TOKENS,
@@ -27,6 +27,7 @@ from jobs.config.sections import (
     Loss,
     Model,
     Optimizer,
+    Options,
     Section,
 )
 from jobs.config.validation import ConfigError, Fault, faults, field_names, nearest
@@ -69,7 +70,12 @@ DIVIDES = {"batch.pool": "batch.size", "model.heads": "model.width"}
 class JobConfig(Section):
     """One training job, complete."""
 
-    task: Literal["image", "sentence"]
+    task: TaskName
+    """`image` or `sentence`; or the import path of a training loop of your own, such as `mylab.train:main`."""
+
+    options: Options = {}
+    """Arguments for a training loop of your own, which reads them as `config.options`."""
+
     """What is encoded."""
 
     stage: Literal["tune", "confirm"] = "confirm"
@@ -127,6 +133,11 @@ class JobConfig(Section):
         return self
 
     @property
+    def is_function(self) -> bool:
+        """Whether the task is a training loop of the user's own."""
+        return is_import_path(self.task)
+
+    @property
     def steps(self) -> int | None:
         """Optimizer steps that the budget pays for; None where it is in seconds."""
         return self.budget.steps if self.budget.samples is None else self.budget.samples // self.batch.size
@@ -149,7 +160,9 @@ class JobConfig(Section):
 
     @property
     def negatives_per_anchor(self) -> int:
-        """In-batch negatives of one anchor; hard negatives of the data come on top."""
+        """In-batch negatives of one anchor; hard negatives of the data come on top. 0 of a loop of the user's own."""
+        if self.is_function:
+            return 0
         return (self.pool - 1) * (2 if self.loss.same_side else 1)
 
     @property

@@ -26,12 +26,15 @@ from jobs.data.images.links import Links, links_of, looked_at_once
 from jobs.data.resolve import HUB, locate
 from jobs.data.sentences import beside, cells, scored, sentence_rows, tokenizer_for
 from jobs.data.sentences.duplicates import repeats
-from jobs.data.sources import Rows
+from jobs.data.sources import Names, Rows, read
 
 
 @looked_at_once()
 def check(job: JobConfig) -> list[str]:
     """Read all that `job` would read. Returns warnings. Raises DataError at the first fault."""
+    if job.is_function:  # which reads its rows as it likes
+        digests(job)
+        return []
     train = train_rows(job)
     if len(train) < max(job.batch.size, 2):
         raise train.fault(
@@ -181,10 +184,18 @@ def stamps(source: str) -> list[list[Any]] | None:
 
 def train_rows(job: JobConfig) -> Rows:
     """The rows that `job` trains on."""
+    if job.is_function:
+        return read(job.data.train, _every_column)
     return image_rows(job, job.data.train) if job.task == "image" else sentence_rows(job)
 
 
+def _every_column(file: str, names: Names, wanted: tuple[str, ...] | None) -> tuple[str, ...]:  # noqa: ARG001
+    return names
+
+
 def _judged_rows(job: JobConfig, source: str) -> Rows:
+    if job.is_function:
+        return read(source, _every_column)
     return image_rows(job, source) if job.task == "image" else scored.judged_rows(source, job.data.judged_columns)
 
 

@@ -60,6 +60,11 @@ def export(
     name = source.resolve().name
     place = bucket.at(source, remote)
     job = _job(place, source, remote)
+    if job.is_function:
+        raise ValueError(
+            f"task = '{job.task}' is a training loop of your own, and so is its encoder; what it has kept is in "
+            f"{place.scratch / 'own'}"
+        )
     if is_import_path(job.model.name or ""):
         raise ValueError(
             f"model.name = '{job.model.name}' is code of your own, which whoever loads a folder would not have; load "

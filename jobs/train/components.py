@@ -47,7 +47,8 @@ def examined(kind: str, name: str, options: Mapping[str, Any], job: Mapping[str,
     if foreign:
         return _answer([(of.key, repr(name), foreign)])
     try:
-        components.options(kind, component, options)
+        if kind != "task":  # which reads them itself
+            components.options(kind, component, options)
     except ValidationError as error:
         model = components.options_model(kind, component)
         table = f"{of.options}.{components.metric_name(name)}" if kind == "metric" else of.options
@@ -253,7 +254,17 @@ def _tried_metric(job: JobConfig) -> Iterator[Fault]:
     yield from ()
 
 
+def _tried_task(job: JobConfig) -> Iterator[Fault]:
+    import inspect
+
+    function = components.load("task", job.task)
+    names = list(inspect.signature(function).parameters)[:2] if callable(function) else []
+    if len(names) < 2:
+        yield "task", repr(job.task), "is no function of two arguments; write def main(config, context)"
+
+
 _TRIED = {
+    "task": _tried_task,
     "loss": _tried_loss,
     "encoder": _tried_encoder,
     "augmentation": _tried_augmentation,

@@ -152,6 +152,7 @@ class Rank:
         from jobs.config import JobConfig
         from jobs.core.device import TrialMemory, device_of
         from jobs.train import Training
+        from jobs.train.function import FunctionTraining
 
         if not self._has_imported:  # which stays, and need not be gone through after every trial
             gc.collect()
@@ -163,7 +164,7 @@ class Rank:
             os.environ[BASE] = directory
         group = dist.group.WORLD if self._world > 1 else None
         self._trial_memory = TrialMemory(device_of(config.execution))
-        self._training = Training(
+        self._training = (FunctionTraining if config.is_function else Training)(
             config,
             Path(folder),
             group=group,

@@ -99,11 +99,12 @@ class TrialResult:
     def of(cls, stored: Mapping[str, JsonValue] | None) -> TrialResult:
         """The result that a ledger or a result.json holds. A value that is not what belongs there counts as none."""
         kept = stored or {}
+        counts = kept.get("samples") != 0  # a training loop of the user's own has none that is known
         return cls(
             step=_whole(kept.get("step")),
-            samples=_whole(kept.get("samples")),
+            samples=_whole(kept.get("samples")) if counts else None,
             seconds=_number(kept.get("seconds")),
-            samples_per_second=_number(kept.get("samples_per_second")),
+            samples_per_second=_number(kept.get("samples_per_second")) if counts else None,
             peak_memory_mb=_number(kept.get("peak_memory_mb")),
             negatives_per_anchor=_whole(kept.get("negatives_per_anchor")),
             metrics=_numbers(kept.get("metrics")),

@@ -88,12 +88,16 @@ def asked_of(job: JobConfig) -> Iterator[str]:
 
 def named(job: Mapping[str, Any], kind: Kind) -> Iterator[tuple[str, dict[str, Any]]]:
     """The names of a kind that a job has as plain JSON, each with its options: one, or of metrics several."""
-    (section, key), (_, table) = kind.key.split("."), kind.options.split(".")
-    value, options = job[section][key], job[section][table]
+    value, options = (_at(job, key) for key in (kind.key, kind.options))
     if isinstance(value, list):
         yield from ((name, options.get(metric_name(name), {})) for name in value)
     elif value is not None:
         yield value, options
+
+
+def _at(job: Mapping[str, Any], key: str) -> Any:
+    section, _, name = key.rpartition(".")
+    return job[section][name] if section else job[name]
 
 
 class _Held:

@@ -343,6 +343,9 @@ def _confirm_seeds(sweep: Sweep, tuned: Sequence[int], contrasts: int) -> tuple[
 def _costs(job: JobConfig) -> dict[str, Any]:
     """What a trial is given. Of samples, steps and seconds, None for what only training will tell."""
     known = job.steps is not None
+    if job.is_function:  # what a step is, only it knows
+        declared = {"samples": job.budget.samples, "steps": job.budget.steps, "negatives_per_anchor": 0}
+        return declared | ({} if job.budget.seconds is None else {"seconds": job.budget.seconds})
     return {
         "samples": job.steps * job.batch.size if job.steps is not None else None,
         "steps": job.steps,
@@ -379,9 +382,16 @@ def _warnings(
         sizes = ", ".join(f"{label} {count}" for label, count in suggestions.items())
         found.append(f"grids differ in size, and so does what is tried in each arm: {sizes}")
     found += _sampled(sweep, arms, suggestions)
+    if jobs[0].is_function:
+        found.append(own_loop(jobs[0].task))
     if any(job.data.tune == job.data.confirm for job in jobs) and sweep.tune:
         found.append("data.tune and data.confirm are the same rows: the verdict favours what was tuned on them")
     return found
+
+
+def own_loop(task: str) -> str:
+    """What a reader should know of numbers that a training loop of the user's own has reported."""
+    return f"task = {task!r} is a training loop of your own: whether its numbers depend on ranks is its own business"
 
 
 def _sampled(sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int]) -> Iterable[str]:
@@ -404,6 +414,10 @@ def _sampled(sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int]) 
 def _unequal(jobs: Sequence[JobConfig]) -> Iterable[str]:
     """What to say of budgets. Equal in one of samples, steps and seconds is equal."""
     declared = {job.budget for job in jobs}
+    if jobs[0].is_function:
+        if len(declared) > 1:
+            yield "arms declare different budgets"
+        return
     if any(job.steps is None for job in jobs):
         if len(declared) > 1:
             kinds = {f"{job.budget.seconds:g} s" if job.steps is None else f"{job.steps:,} steps" for job in jobs}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from jobs.config.components import is_import_path
 from orchestrator import report, tracking
 from orchestrator.ledger import Ledger, LedgerError, Trial
 from orchestrator.run_dir import export
@@ -100,6 +101,8 @@ def _exported(
 def _wanted(ledger: Ledger, folder: RunFolder) -> Iterator[Trial]:
     run, trials = ledger.run, ledger.trials()
     logged = tracking.logged(ledger.events())
+    if is_import_path(str(run.sweep["job"].get("task"))):
+        return  # a training loop of the user's own has its encoder to itself
     for arm in dict.fromkeys(trial.arm for trial in trials if trial.stage == "confirm"):
         with contextlib.suppress(RunError):  # none of its confirm trials ended well: there is no encoder to log
             trial, _ = export.choose(run, trials, arm, folder)

@@ -44,7 +44,7 @@ SHELVES = {
     "jobs/optim/builtin": TABLE,
     "jobs/optim/schedules": TABLE,
     "jobs/optim/transforms": TABLE,
-    "jobs/train": "__main__ components > loop > resumable > gradient_check microbatches > "
+    "jobs/train": "__main__ components > function loop > resumable > gradient_check microbatches > "
     "budget continuing origin step",
     "jobs/workers": "group > heartbeat profile > memory network node_info",
     "orchestrator": "cli > driver > preflight verify > tracking > report > session > run_dir > ledger sweep > "

@@ -194,7 +194,7 @@ def test_the_components_on_the_page_are_what_it_says(tmp_path: Path, monkeypatch
     """The page's files are written down, its sweep is planned with them, and every other component is tried."""
     page = (ROOT / "docs" / "components.md").read_text("utf-8")
     blocks = re.findall(r"^```python\n# (\S+)\n(.*?)^```", page, re.M | re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for name, text in blocks:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -215,6 +215,13 @@ evaluate = { metrics = ["mylab.parts:nearest_share"], metric_options = { nearest
         path.write_text(whole)
         made = planning.make(sweeps.load(path))
         assert len(made.arms) == (5 if number else 3)
+    loop = re.sub(r'model = .*|batch = .*|"loss.*', "", sweep).replace('task = "image"', 'task = "mylab.train:main"')
+    loop = loop.replace("samples = 3_200", "steps = 20").replace('"knn_accuracy"', '"accuracy", mode = "max"')
+    loop = loop.replace("[compare]", '[compare]\n"options.lr" = [0.1, 0.2]').replace(
+        "ranks = 2, verify = true", "ranks = 1"
+    )
+    (tmp_path / "loop.toml").write_text(loop.partition("[tune]")[0])
+    assert len(planning.make(sweeps.load(tmp_path / "loop.toml")).arms) == 2
     path.write_text(text.replace("k = 3", "n = 3"))
     with pytest.raises(ConfigError, match=r"metric_options.*n = 3: unknown key"):
         sweeps.load(path)

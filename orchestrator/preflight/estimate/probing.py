@@ -55,6 +55,11 @@ def probe(plan: Plan, *, tell: Callable[[str], None]) -> list[Known]:
     """
     wanted, known = probes(plan), []
     for number, (label, jobs) in enumerate(wanted.items(), 1):
+        if jobs[0].is_function:
+            raise ProbeFailed(
+                f"arm {label} cannot be probed: task = '{jobs[0].task}' is a training loop of your own; plan without "
+                "--probe tells the time of earlier runs"
+            )
         tell(f"probing arm {label} ({number} of {len(wanted)})")
         for job, took in zip(jobs, _probed(label, jobs), strict=True):
             known.append(_known(job, plan.sweep.resources.gpus_per_rank, took))

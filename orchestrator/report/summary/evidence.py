@@ -10,6 +10,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
+from jobs.config.components import is_import_path
 from orchestrator import statistics
 from orchestrator.ledger import TRIAL_STATES, Ledger, Run, Stage, Trial, TrialState
 from orchestrator.report.summary import arms, budgets, pairs
@@ -68,6 +69,8 @@ def summarize(ledger: Ledger) -> Summary:
         environment=run.environment,
     )
     warnings = notes(summary, list(_lost(trials, confirm)), thinned=_thinned(ledger, trials))
+    if is_import_path(task := str(run.sweep.get("job", {}).get("task"))):
+        warnings.append(f"{planning.own_loop(task)}.")
     return replace(summary, notes=warnings, sentence=sentence(summary))
 
 

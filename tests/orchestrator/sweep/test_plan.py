@@ -29,7 +29,7 @@ from orchestrator.sweep.plan import (
 from orchestrator.sweep.space import conditions
 
 ROOT = Path(__file__).parents[3]
-DEFAULTS = "ae3c69bde040de45"
+DEFAULTS = "4430e0a551ee1811"
 
 SWEEP: dict[str, Any] = {
     "name": "small",

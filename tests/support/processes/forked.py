@@ -20,6 +20,7 @@ from typing import IO
 
 FORKING = """
 import atexit, gc, json, os, socket, sys, tempfile
+before = dict(os.environ)
 import matplotlib.pyplot, mlflow, pyarrow.parquet
 from mlflow.store.model_registry import sqlalchemy_store
 from mlflow.store.tracking import sqlalchemy_store
@@ -30,13 +31,14 @@ from orchestrator.session import tune_executor
 from orchestrator.tracking import publish
 gc.collect()
 gc.freeze()
+imported = {name: value for name, value in os.environ.items() if before.get(name) != value}  # as the imports set them
 
 def command(order, output, errors):
     if order["session"]:
         os.setsid()
     os.chdir(order["cwd"])
     os.environ.clear()
-    os.environ.update(order["env"])
+    os.environ.update(order["env"] | imported)
     tempfile.tempdir = None
     sys.argv = [cli.__file__, *order["arguments"]]
     for number, stream in enumerate((os.open(os.devnull, os.O_RDONLY), output, errors)):

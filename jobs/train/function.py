@@ -1,0 +1,283 @@
+"""A training loop of the user's own, as a trial: `task = "mylab.train:main"`.
+
+`main(config, context)` runs on every rank, in a thread of its own, where torch.distributed's default group is there for
+W > 1. What it reports is a trial's points; the last value of the sweep's metric is the trial's. It gets scheduling,
+search, retries, resumption, tracking and the verdict. Whether its result depends on ranks, and what a kill costs, are
+its own business: it keeps what it needs in `context.checkpoint_dir`, and begins there again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+
+from jobs import data
+from jobs.artifacts import bucket, checkpoint, manifest, trial_dir
+from jobs.artifacts.storage import Storage
+from jobs.config import JobConfig, components
+from jobs.core.collectives import agree, rank_of, world_of
+from jobs.core.device import TrialMemory, device_of
+from jobs.train import continuing, origin
+
+TURN_S = 1.0
+"""How long one call of `advance` watches the function, so that stopping never waits long."""
+
+RETURN_S = 20.0
+"""How long a function may take to return once `context.should_stop` holds; then its process is given up."""
+
+OWN = "own"
+"""Folder of the function's own checkpoints, within the trial's."""
+
+KEPT = "own.json"
+"""The names of its files."""
+
+FURTHEST = 2**62
+"""A step that no function comes to."""
+
+BEGUN = "system/ranks"
+"""Key of the point that every trial has at step 0."""
+
+
+class Stop:
+    """Whether the function should return: true or false, with or without brackets."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        """Ask it to."""
+        self._event.set()
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+    def __call__(self) -> bool:
+        """The same."""
+        return self._event.is_set()
+
+
+class Context:
+    """What a function is given beside its job."""
+
+    def __init__(self, training: FunctionTraining, checkpoint_dir: Path) -> None:
+        self._training = training
+        self.rank, self.world = training.rank, training.world
+        self.seed, self.stage = training.job.seed, training.job.stage
+        self.data: str = str(training.job.eval_split)
+        """The source of the rows that this stage is judged on; `config.data.train` is what is trained on, and
+        `jobs.data.open_table` reads either."""
+        self.checkpoint_dir = checkpoint_dir
+        """A folder that the trial keeps between attempts. Write a file aside and rename it: a kill may come at any
+        moment."""
+        self.should_stop = Stop()
+        """Whether to write a checkpoint and return: the sweep is being stopped. It is continued later."""
+
+    def report(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record values of a step. The first value of a key and step stands, so what is done again after a kill may be
+        reported again. Those of rank 0 count. Raises ValueError for what is no number, TypeError for no whole step."""
+        self._training.take(metrics, step)
+
+    def rows(self, name: str, ids: Sequence[Any], values: Sequence[float]) -> None:
+        """Keep a metric's value of every judged row, from rank 0, as rows.NAME.json in the trial's folder."""
+        self._training.keep_rows(name, ids, values)
+
+
+class FunctionTraining:
+    """One job whose task is a function, on this rank: what `Training` is to the others."""
+
+    def __init__(
+        self,
+        job: JobConfig,
+        folder: Path,
+        *,
+        group: dist.ProcessGroup | None = None,
+        log: Callable[[str], None] = print,
+        attempt: tuple[int, int] | None = None,
+        remote: str | None = None,
+        phase: Callable[[str], None] = lambda _: None,
+        expected: Mapping[str, Any] | None = None,
+        trial_memory: TrialMemory | None = None,
+    ) -> None:
+        self.job, self.folder, self.log, self.phase = job, folder, log, phase
+        self.phase("loading")
+        self.rank, self.world = rank_of(group), world_of(group)
+        # The function has the default group to itself: collectives of two threads may not meet in one.
+        self._group = None if group is None else dist.new_group(backend="gloo")
+        self.place: Storage = bucket.at(folder, remote)
+        self.trial_memory = trial_memory or TrialMemory(device_of(job.execution))
+        self.step, self.seconds = 0, 0.0
+        self.result: dict[str, Any] | None = None
+        self.remarks: list[str] = []
+        self.notes: list[str] = []
+        self.provenance: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._news = threading.Event()
+        self._error: BaseException | None = None
+        self._fence = trial_dir.Fence(self.place, attempt)
+        self._records = trial_dir.Records(folder, writes=self.rank == 0, permit=self._fence.check_local)
+        if self.rank == 0:
+            continuing.open_folder(self.place, self._fence, job, named=attempt is not None, remark=self._remark)
+        origin.begin(expected or {})
+        self.provenance = origin.look(job, expected or {}).digests if expected else {}
+        own = self.folder / OWN
+        own.mkdir(parents=True, exist_ok=True)
+        self._kept: dict[str, tuple[int, int]] = {}
+        self._resume()
+        torch.set_num_threads(job.execution.threads)
+        self._told = 0
+        found = cast("Callable[[JobConfig, Context], object]", components.load("task", job.task))
+        self.context = Context(self, own)
+        self._thread = threading.Thread(target=self._run, args=(found,), name="main of the task", daemon=True)
+        self._began_s = time.perf_counter()
+        if self.result is None:
+            self._thread.start()
+
+    @property
+    def points(self) -> list[trial_dir.Point]:
+        """Every point so far."""
+        with self._lock:
+            return list(self._records.points)
+
+    def take(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record what the function reports."""
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise TypeError(f"report(metrics, step): step = {step!r}; give a whole number, 0 or more")
+        with self._lock:
+            self._records.add({str(key): float(value) for key, value in metrics.items()}, step=step)
+            self.step = max(self.step, step)
+        self._news.set()
+
+    def keep_rows(self, name: str, ids: Sequence[Any], values: Sequence[float]) -> None:
+        """Write a metric's value of every row."""
+        if len(ids) != len(values):
+            raise ValueError(f"rows({name!r}): {len(ids)} ids and {len(values)} values; give one value for each row")
+        if self.rank == 0:
+            rows = {"metric": name, "ids": [str(i) for i in ids], "values": [float(value) for value in values]}
+            self.place.write(f"rows.{name}.json", json.dumps(rows))
+
+    def advance(self, steps: int) -> list[trial_dir.Point]:  # noqa: ARG002 - a function has steps of its own
+        """Watch the function for a second, or until it has ended on every rank. Returns new points."""
+        self.phase(f"step {self.step + 1}")
+        deadline = time.monotonic() + TURN_S
+        while self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+            self._thread.join(min(left, 0.05))
+        if self._error is not None:
+            raise self._error
+        self.seconds = time.perf_counter() - self._began_s
+        with self._lock:
+            self._records.flush()
+        self._keep()
+        running = agree([int(self._thread.is_alive())], self._group, what="the function's end")
+        if self.result is None and not any(alive for (alive,) in running) and not self.context.should_stop:
+            self._end()
+        return self._new()
+
+    def save(self) -> None:
+        """Ask the function to return, and wait for it. Raises RuntimeError where it does not."""
+        self.context.should_stop.set()
+        self._thread.join(RETURN_S)
+        if self._thread.is_alive():
+            raise RuntimeError(
+                f"{self.job.task} did not return within {RETURN_S:.0f} s of context.should_stop; look at it in the loop"
+            )
+        with self._lock:
+            self._records.flush()
+        self._keep()
+
+    def settle(self) -> None:
+        """Everything is written when it is reported."""
+
+    def _run(self, function: Callable[[JobConfig, Context], object]) -> None:
+        try:
+            function(self.job, self.context)
+        except Exception as error:  # noqa: BLE001 - it is raised by `advance`
+            self._error = error
+        except BaseException as error:  # noqa: BLE001 - which would end the rank in silence
+            self._error = RuntimeError(f"{self.job.task} ended by {type(error).__name__}: {error}; return instead")
+
+    def _new(self) -> list[trial_dir.Point]:
+        points = self.points
+        news, self._told = points[self._told :], len(points)
+        return news
+
+    def _resume(self) -> None:
+        """Read back the points of earlier attempts, and the function's own files, or the result."""
+        found, result = continuing.find(self.place, remark=self._remark) if self.rank == 0 else (None, None)
+        held: list[Any] = [result if found is not None or (result or {}).get("outcome") == "diverged" else None]
+        if self._group is not None:
+            dist.broadcast_object_list(held, group=self._group, group_src=0)
+        (self.result,) = held
+        if self.rank == 0:
+            self._records.restore(until=FURTHEST)
+        if self.result is not None:
+            self.step, self.seconds = self.result["step"], self.result["seconds"]
+            return
+        if self.rank != 0:
+            return
+        for name in json.loads(self.place.read(KEPT) or "[]"):
+            self.place.inside(OWN).download(name)
+        self._records.add({BEGUN: float(self.world)}, step=0)
+        self.step = max((point.step for point in self._records.points), default=0)
+
+    def _keep(self) -> None:
+        """Bring the function's files to where the trial is kept."""
+        if self.rank != 0:
+            return
+        own = self.place.inside(OWN)
+        there = {path.name: path for path in sorted((self.folder / OWN).iterdir()) if path.is_file()}
+        stamps = {name: (path.stat().st_size, path.stat().st_mtime_ns) for name, path in there.items()}
+        changed = [name for name, stamp in stamps.items() if self._kept.get(name) != stamp]
+        if changed:
+            own.publish(*changed)
+            self.place.write(KEPT, json.dumps(sorted(there)))
+        self._kept = stamps
+
+    def _end(self) -> None:
+        """Commit the result."""
+        latest = self._records.latest()
+        metrics = {key: value for key, value in latest.items() if key != BEGUN}
+        diverged = sorted(key for key, value in metrics.items() if not math.isfinite(value))
+        peak = max(memory for (memory,) in agree([self.trial_memory.needed()], self._group, what="peak memory"))
+        result: dict[str, Any] = {
+            "state": "done",
+            "outcome": "diverged" if diverged else "ok",
+            "why": f"{diverged[0]} is not finite" if diverged else "done",
+            "step": self.step,
+            "metrics": {} if diverged else metrics,
+            "untrained": {},
+            trial_dir.POINTS_TOLD: len(self._records.points),
+            "samples": 0,
+            "seconds": self.seconds,
+            "samples_per_second": 0.0,
+            "peak_memory_mb": peak / 2**20,
+            "negatives_per_anchor": 0,
+            "hashes": {"data": data.fingerprint(self.job)},
+            "data": data.dataset_info(self.job),
+        }
+        result = manifest.sealed(result)
+        self.log(f"{result['outcome']} at step {self.step}: {result['why']}")
+        if self.rank == 0:
+            taken = checkpoint.snapshot(
+                step=self.step,
+                model={},
+                optimizer={},
+                extra={
+                    "seconds": self.seconds, "untrained": {}, trial_dir.POINTS_TOLD: len(self._records.points),
+                    "world": self.world, "attempt": None,
+                },
+            )  # fmt: skip
+            keep = self.job.execution.keep_checkpoints
+            continuing.commit(self.place, self._fence, taken=None if diverged else taken, result=result, keep=keep)
+        self.result = result
+
+    def _remark(self, sentence: str) -> None:
+        self.remarks.append(sentence)
+        self.log(sentence)

@@ -1,0 +1,132 @@
+"""A training loop of the user's own: its points, its files, its end, on one rank and on several."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from jobs.config import JobConfig
+from jobs.train.components import examined
+from jobs.train.function import FunctionTraining
+
+
+def job(name: str = "main", **sections: Any) -> JobConfig:
+    return JobConfig.model_validate(
+        {
+            "task": f"ownloop:{name}",
+            "options": {"lr": 0.5},
+            "budget": {"steps": 12},
+            "data": {"train": "digits[:300]", "confirm": "digits[300:400]"},
+        }
+        | sections
+    )
+
+
+def begun(config: JobConfig, folder: Path, **given: Any) -> FunctionTraining:
+    return FunctionTraining(config, folder, log=lambda _: None, **given)
+
+
+def ended(training: FunctionTraining) -> dict[str, Any]:
+    while training.result is None:
+        training.advance(1)
+    return training.result
+
+
+def test_its_last_reports_are_the_trials_metrics(tmp_path: Path) -> None:
+    training = begun(job(), tmp_path)
+    result = ended(training)
+    curve = [point.value for point in training.points if point.key == "accuracy"]
+    assert len(curve) == 12
+    assert result["metrics"] == {"accuracy": curve[-1]}
+    assert (result["outcome"], result["step"]) == ("ok", 12)
+    rows = json.loads((tmp_path / "rows.accuracy.json").read_text())
+    assert sum(rows["values"]) / 100 == pytest.approx(curve[-1])
+    again = begun(job(), tmp_path)  # it has ended: nothing runs
+    assert again.result is not None
+    assert again.points == training.points
+
+
+def test_a_stop_keeps_its_files_and_the_next_attempt_goes_on_to_the_same(tmp_path: Path) -> None:
+    """The points of what is done twice are those of the first time. Mutant check: a folder of its own for each attempt
+    fails."""
+    whole = ended(begun(job(), tmp_path / "whole"))
+    stopped = begun(job("main", budget={"steps": 12}), tmp_path / "parts")
+    while not any(point.step >= 3 for point in stopped.points):
+        stopped.advance(1)
+    stopped.save()
+    if stopped.result is None:
+        continued = begun(job(), tmp_path / "parts")
+        result = ended(continued)
+        steps = [point.step for point in continued.points if point.key == "accuracy"]
+        assert steps == sorted(set(steps))
+        assert result["metrics"] == whole["metrics"]
+
+
+def test_should_stop_is_a_value_and_a_call(tmp_path: Path) -> None:
+    training = begun(job("waits"), tmp_path)
+    training.advance(1)
+    training.save()
+    assert training.result is None
+    assert training.context.should_stop
+    assert training.context.should_stop()
+    before = len(training.points)
+    training.advance(1)
+    assert len(training.points) == before
+
+
+def on_ranks(folder: Path, rank: int) -> Any:
+    training = begun(job(execution={"ranks": dist.get_world_size()}), folder, group=dist.group.WORLD)
+    result = ended(training)
+    return result["metrics"], len(training.points)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_every_rank_runs_it_and_the_group_is_its_own(spawn_ranks: Any, tmp_path: Path, world: int) -> None:
+    """The function sums gradients over ranks while the ranks agree on its end."""
+    results = spawn_ranks(world, partial(on_ranks, tmp_path))
+    assert len({json.dumps(metrics) for metrics, _ in results}) == 1
+    assert results[0][1] == 13  # and the one of step 0
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [("fails", LookupError, "as it does"), ("leaves", RuntimeError, "ended by SystemExit: 3")],
+)
+def test_what_it_raises_is_raised(tmp_path: Path, name: str, error: type[Exception], words: str) -> None:
+    training = begun(job(name), tmp_path)
+    with pytest.raises(error, match=words):
+        ended(training)
+
+
+def test_what_is_not_finite_has_diverged(tmp_path: Path) -> None:
+    result = ended(begun(job("diverges"), tmp_path))
+    assert result["outcome"] == "diverged"
+    assert result["metrics"] == {}
+    assert begun(job("diverges"), tmp_path).result is not None
+
+
+@pytest.mark.parametrize(("step", "value"), [(-1, 0.5), (1.5, 0.5), (True, 0.5), (1, "text"), (1, None)])
+def test_a_report_that_is_none_is_refused(tmp_path: Path, step: Any, value: Any) -> None:
+    training = begun(job("waits"), tmp_path)
+    with pytest.raises((TypeError, ValueError)):
+        training.context.report({"accuracy": value}, step)
+    training.save()
+
+
+def test_its_signature_is_looked_at_first() -> None:
+    whole = job().model_dump(mode="json") | {"task": "ownloop:takes_one"}
+    found = examined("task", "ownloop:takes_one", {}, whole)["faults"]
+    assert any("def main(config, context)" in fault[2] or "neither in [code]" in fault[2] for fault in found)
+
+
+def test_tensors_and_numpy_are_numbers(tmp_path: Path) -> None:
+    training = begun(job("waits"), tmp_path)
+    training.context.report({"loss": torch.tensor(0.25)}, 5000)  # type: ignore[dict-item]
+    training.save()
+    assert training.points[-1].value == 0.25 or any(point.value == 0.25 for point in training.points)

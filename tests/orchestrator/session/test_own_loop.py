@@ -1,0 +1,99 @@
+"""A training loop of the user's own under our scheduler: tuned, confirmed, killed and resumed, and one of a library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ownloop
+import pytest
+from real import call, driver, kill, wait_for
+
+from jobs.config import ConfigError
+from orchestrator import sweep as sweeps
+from orchestrator.ledger import Ledger, sqlite_url
+
+SWEEP = """
+name = "loop"
+question = "Does the budget matter?"
+metric = { name = "accuracy", mode = "max", smallest_difference = 0.01 }
+[code]
+paths = ["ownloop.py"]
+[job]
+task = "ownloop:main"
+data = { train = "digits[:600]", tune = "digits[600:800]", confirm = "digits[800:1000]" }
+budget = { steps = 40 }
+options = { lr = 0.1 }
+execution = { ranks = 2 }
+[compare]
+"budget.steps" = [20, 40]
+[tune]
+trials = 2
+[tune.space]
+"options.lr" = { low = 0.01, high = 2.0, log = true }
+[confirm]
+seeds = 2
+"""
+
+
+def written(folder: Path, text: str = SWEEP) -> Path:
+    (folder / "ownloop.py").write_text(Path(ownloop.__file__).read_text())
+    (folder / "loop.toml").write_text(text)
+    return folder / "loop.toml"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (', mode = "max"', "", "metric.mode: is missing"),
+        ("trials = 2", 'trials = 2\nprune = "halving"', "prune = 'none'"),
+        ("ownloop:main", "ownloop:takes_one", "write def main(config, context)"),
+        ("ownloop:main", "ownloop:mainn", "did you mean 'ownloop:main'"),
+    ],
+)
+def test_what_a_loop_needs_is_said_before_anything_runs(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in SWEEP
+    with pytest.raises(ConfigError) as error:
+        sweeps.load(written(tmp_path, SWEEP.replace(old, new)))
+    assert said in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_loop_is_tuned_confirmed_killed_and_resumed_to_the_same_numbers(tmp_path: Path) -> None:
+    """Its driver is killed in the middle. Mutant check: a checkpoint_dir that is new for each attempt fails."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        written(tmp_path / name)
+    call("launch", "loop.toml", "--offline", cwd=tmp_path / "whole")
+    ledger_file = tmp_path / "killed" / "runs" / "loop" / "ledger.db"
+    with driver("launch", "loop.toml", cwd=tmp_path / "killed") as process:
+
+        def is_under_way() -> bool:
+            if not (tmp_path / "killed" / "runs" / "loop" / "sweep.json").exists():
+                return False
+            ledger = Ledger.open(sqlite_url(ledger_file))
+            try:
+                return any(trial.state == "done" for trial in ledger.trials())
+            finally:
+                ledger.close()
+
+        wait_for(is_under_way, what="the first trial")
+        kill(process)
+    call("resume", "runs/loop", cwd=tmp_path / "killed")
+    assert "verify: ok" in call("verify", "runs/loop", cwd=tmp_path / "killed")
+    answers = [json.loads(call("compare", "runs/loop", "--json", cwd=tmp_path / name)) for name in ("whole", "killed")]
+    values = [[arm["values"] for arm in answer["arms"]] for answer in answers]
+    numbers = [[[row["value"] for row in arm] for arm in arms] for arms in values]
+    assert numbers[0] == numbers[1]
+    assert all(0.3 < number <= 1 for arm in numbers[0] for number in arm)
+    assert any("a training loop of your own" in note for note in answers[1]["notes"])
+
+
+@pytest.mark.slow
+def test_a_loop_that_raises_fails_its_trials_and_says_where(tmp_path: Path) -> None:
+    text = SWEEP.replace("ownloop:main", "ownloop:fails").partition("[tune]")[0] + "[confirm]\nseeds = 2\n"
+    written(tmp_path, text)
+    errors = call("launch", "loop.toml", "--offline", cwd=tmp_path, code=1)
+    assert "as it does" in errors + (tmp_path / "runs" / "loop" / "driver.log").read_text()
+    status = json.loads(call("status", "runs/loop", "--json", cwd=tmp_path))
+    assert {trial["failure"] for trial in status["trials"] if trial["state"] == "failed"} == {"user_error"}
