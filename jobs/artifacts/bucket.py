@@ -135,6 +135,10 @@ class Bucket:
         """The files directly in it."""
         return {info.base_name for info in self._ask(self.objects.infos) if info.is_file}
 
+    def forget(self, name: str) -> None:
+        """Delete one file of the bucket, if it is there."""
+        self._ask(lambda: self.objects.delete(name))
+
     def remove(self, name: str) -> None:
         """Delete the manifest first: a prefix that is half deleted is no checkpoint then."""
         self._ask(lambda: self.objects.delete(f"{name}/{manifest.NAME}"))

@@ -79,6 +79,9 @@ class Storage(Protocol):
         """Take a damaged file away, or a damaged folder out of the committed ones, and keep it for a person. Returns
         what it is now called. Raises FileNotFoundError where there is none."""
 
+    def forget(self, name: str) -> None:
+        """Delete the kept copy of a local file that is gone."""
+
     def remove(self, name: str) -> None:
         """Delete a folder, its manifest first."""
 
@@ -136,6 +139,9 @@ class Folder:
         )
         path.rename(bad)
         return bad.name
+
+    def forget(self, name: str) -> None:
+        """There is no other copy."""
 
     def remove(self, name: str) -> None:
         """Delete the manifest first: a folder that is half deleted is no checkpoint then. Of a link, only the link

@@ -8,11 +8,12 @@ its own business: it keeps what it needs in `context.checkpoint_dir`, and begins
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -223,6 +224,7 @@ class FunctionTraining:
         if self.rank != 0:
             return
         for name in json.loads(self.place.read(KEPT) or "[]"):
+            (self.folder / OWN / name).parent.mkdir(parents=True, exist_ok=True)
             self.place.inside(OWN).download(name)
         self._records.add({BEGUN: float(self.world)}, step=0)
         self.step = max((point.step for point in self._records.points), default=0)
@@ -231,13 +233,14 @@ class FunctionTraining:
         """Bring the function's files to where the trial is kept."""
         if self.rank != 0:
             return
-        own = self.place.inside(OWN)
-        there = {path.name: path for path in sorted((self.folder / OWN).iterdir()) if path.is_file()}
-        stamps = {name: (path.stat().st_size, path.stat().st_mtime_ns) for name, path in there.items()}
+        own, stamps = self.place.inside(OWN), dict(_stamps(self.folder / OWN))
         changed = [name for name, stamp in stamps.items() if self._kept.get(name) != stamp]
-        if changed:
+        gone = self._kept.keys() - stamps.keys()
+        if changed or gone:
             own.publish(*changed)
-            self.place.write(KEPT, json.dumps(sorted(there)))
+            self.place.write(KEPT, json.dumps(sorted(stamps)))
+        for name in gone:
+            own.forget(name)
         self._kept = stamps
 
     def _end(self) -> None:
@@ -281,3 +284,12 @@ class FunctionTraining:
     def _remark(self, sentence: str) -> None:
         self.remarks.append(sentence)
         self.log(sentence)
+
+
+def _stamps(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Name, size and time of every file below a folder; what goes while it is looked at is not among them."""
+    for path in sorted(folder.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                info = path.stat()
+                yield path.relative_to(folder).as_posix(), (info.st_size, info.st_mtime_ns)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import ownloop
 import pytest
+import sentencelab
 from real import call, driver, kill, wait_for
 
 from jobs.config import ConfigError
@@ -97,3 +99,51 @@ def test_a_loop_that_raises_fails_its_trials_and_says_where(tmp_path: Path) -> N
     assert "as it does" in errors + (tmp_path / "runs" / "loop" / "driver.log").read_text()
     status = json.loads(call("status", "runs/loop", "--json", cwd=tmp_path))
     assert {trial["failure"] for trial in status["trials"] if trial["state"] == "failed"} == {"user_error"}
+
+
+LIBRARY = """
+name = "trainer"
+question = "Which learning rate for the trainer of a library?"
+metric = { name = "spearman", mode = "max", smallest_difference = 0.01 }
+[code]
+paths = ["sentencelab.py"]
+[job]
+task = "sentencelab:main"
+data = { train = "train.tsv", tune = "judged.tsv[:20]", confirm = "judged.tsv[20:]" }
+budget = { steps = 16 }
+options = { lr = 0.001 }
+[compare]
+"budget.steps" = [8, 16]
+[tune]
+trials = 2
+[tune.space]
+"options.lr" = { low = 1e-4, high = 1e-2, log = true }
+[confirm]
+seeds = 2
+"""
+
+WORDS = ("red", "green", "blue", "big", "small", "old", "new", "cat", "dog", "tree", "car", "house")
+
+
+@pytest.mark.slow
+def test_a_trainer_of_sentence_transformers_is_a_task(tmp_path: Path) -> None:
+    """Tuned, confirmed, its driver killed, resumed from the trainer's own checkpoints, proven."""
+    pytest.importorskip("datasets", reason="pip install -e '.[trainer]'")
+    pytest.importorskip("accelerate", reason="pip install -e '.[trainer]'")
+    draw = random.Random(0)
+    drawn = [draw.sample(WORDS, 3) for _ in range(64)]
+    pairs = [f"the {a} {b} by a {c}\t{b} that is {a} near {c}" for a, b, c in drawn]
+    judged = [f"the {a} {b}\tthe {a} {(b, c)[n % 2]}\t{5 - 4 * (n % 2)}" for n, (a, b, c) in enumerate(drawn[:40])]
+    (tmp_path / "train.tsv").write_text("\n".join(["anchor\tpositive", *pairs]) + "\n")
+    (tmp_path / "judged.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *judged]) + "\n")
+    (tmp_path / "sentencelab.py").write_text(Path(sentencelab.__file__).read_text())
+    (tmp_path / "trainer.toml").write_text(LIBRARY)
+    env = {"HF_HUB_OFFLINE": "1"}
+    with driver("launch", "trainer.toml", cwd=tmp_path, env=env) as process:
+        run = tmp_path / "runs" / "trainer"
+        wait_for(lambda: any(run.glob("trials/*/own/checkpoint-*")), what="a checkpoint of the trainer")
+        kill(process)
+    call("resume", "runs/trainer", cwd=tmp_path, env=env)
+    assert "verify: ok, 8 trials" in call("verify", "runs/trainer", cwd=tmp_path)
+    answer = json.loads(call("compare", "runs/trainer", "--json", cwd=tmp_path))
+    assert all(-1 <= row["value"] <= 1 for arm in answer["arms"] for row in arm["values"])
