@@ -28,7 +28,7 @@ from orchestrator.run_dir import creation, own_code, provenance
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.context import USUAL, Options, RetryFailed, RunContext
 from orchestrator.run_dir.creation import SweepChanged
-from orchestrator.run_dir.folder import RunFolder
+from orchestrator.run_dir.folder import RunError, RunFolder
 from orchestrator.session import cluster, ending, holding
 from orchestrator.session.cluster import access, board, capacity, headwatch, picture
 from orchestrator.session.cluster.room import Room
@@ -104,6 +104,11 @@ def _continue(context: RunContext, code: UserCode | None = None) -> int:
         doctor.refuse(folder, plan)
     recorded, kept = ledger.run.provenance, own_code.read(folder)
     code = code or kept
+    if code is None and plan.sweep.code is not None:
+        raise RunError(
+            f"{folder.name}/{own_code.CODE} is gone, with which the run computes; bring it back, or launch the sweep "
+            f"again: orchestrator launch SWEEP --into {folder.quoted}"
+        )
     with provenance.looked_for_in(provenance.folder_of(ledger.run.environment)), importable(code):
         examined = provenance.examine(plan, recorded, meanwhile=_load, code=code)
     notes = [*needs.notes, *examined.notes]

@@ -21,6 +21,7 @@ from typing import TypedDict
 
 from orchestrator import tracking
 from orchestrator.ledger import Attempt, LeaseHeld, Ledger, LedgerDamaged, LedgerError, Point, Run, damage_at
+from orchestrator.run_dir import own_code
 from orchestrator.run_dir.folder import RunError, RunFolder
 from orchestrator.verify import disk_checks, ledger_checks, mlflow_checks, origin_checks
 from orchestrator.verify.facts import DiskRecord, Facts, Finding, Place, beside
@@ -182,8 +183,17 @@ def _read(folder: RunFolder, ledger: Ledger) -> Facts:
         waiting=waiting,
         tracked=[],
         deleted=set(),
+        user_code=_user_code(folder),
         disk=None,
     )
+
+
+def _user_code(folder: RunFolder) -> str | None:
+    try:
+        code = own_code.read(folder)
+    except RunError:
+        return None
+    return None if code is None else code.digest
 
 
 def _tracked(run: Run, uri: str | None) -> list[tracking.MlflowRun]:

@@ -78,6 +78,8 @@ class Facts:
     """MLflow's runs, as `tracking.runs_of` gives them, but for those that somebody deleted there."""
     deleted: set[str]
     """Ids of those."""
+    user_code: str | None
+    """Digest of the user's code as it lies in the run; None where there is none, or none that can be read."""
     disk: dict[str, DiskRecord] | None
     """What `python -m jobs.artifacts.audit` says, by trial; None when the trials do not lie on this disk."""
 

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from jobs.core.provenance import other_versions
 from orchestrator.ledger import Attempt
+from orchestrator.run_dir import own_code
 from orchestrator.run_dir.provenance import behind
 from orchestrator.verify.facts import Facts, Finding, counted
 
@@ -25,10 +26,13 @@ class Code:
 
     digest: str
     versions: tuple[tuple[str, str], ...]
+    own: str = ""
+    """Digest of the user's code; empty without any."""
 
     def __str__(self) -> str:
         packages = ", ".join(f"{package} {version}" for package, version in self.versions)
-        return f"code {self.digest[:SHOWN]}{f' with {packages}' if packages else ''}"
+        own = f" and your code {self.own[:SHOWN]}" if self.own else ""
+        return f"code {self.digest[:SHOWN]}{own}{f' with {packages}' if packages else ''}"
 
 
 def _data(facts: Facts) -> Iterator[Finding]:
@@ -56,6 +60,19 @@ def _code(facts: Facts) -> Iterator[Finding]:
                 "not accepted",
                 f"with that code at hand accept it: {facts.resume} --accept-code; or begin anew: {facts.again}",
             )
+
+
+def _kept(facts: Facts) -> Iterator[Finding]:
+    """The user's code lies in the run as one of those that it may compute with."""
+    begun = facts.run.provenance or {}
+    known = {code.own for code in (_first(begun), *_accepted(begun)) if code is not None and code.own}
+    if known and facts.user_code not in known:
+        there = "is gone or cannot be read" if facts.user_code is None else f"is {facts.user_code[:SHOWN]}"
+        yield Finding(
+            f"the user's code in {facts.within(own_code.CODE)} {there}, and the run computes with "
+            f"{', '.join(sorted(digest[:SHOWN] for digest in known))}",
+            "put back the code of then, and launch the sweep again in the same folder",
+        )
 
 
 def _codes(facts: Facts) -> Iterator[str]:
@@ -90,7 +107,7 @@ def _recorded(facts: Facts) -> Iterator[tuple[str, Attempt]]:
 
 def _first(begun: Recorded) -> Code | None:
     digest = begun.get("code")
-    return Code(str(digest), ()) if digest else None
+    return Code(str(digest), (), str(begun.get("user_code") or "")) if digest else None
 
 
 def _accepted(begun: Recorded) -> set[Code | None]:
@@ -107,7 +124,7 @@ def _code_of(attempt: Attempt, begun: Recorded) -> Code | None:
 def _made(ran: Recorded, begun: Recorded) -> Code:
     first, versions = _texts(begun, "versions"), _texts(ran, "versions")
     other = tuple((package, versions.get(package, "none")) for package in other_versions(first, versions))
-    return Code(str(ran["code"]), other)
+    return Code(str(ran["code"]), other, str(ran.get("user_code") or ""))
 
 
 def _table(recorded: Recorded, key: str) -> Recorded:
@@ -129,5 +146,5 @@ def _digests(value: JsonValue) -> set[str]:
     return set()
 
 
-CHECKS = (_data, _code)
+CHECKS = (_data, _code, _kept)
 NOTES = (_codes, _unrecorded)

@@ -74,7 +74,8 @@ def code(group: CodeGroup) -> str:
     if group.code is None:
         return "code not recorded"
     versions = ", ".join(f"{name} {version}" for name, version in (group.versions or {}).items())
-    return f"code {group.code}{' (accepted)' if group.accepted else ''}, {versions}"
+    own = f", your code {group.user_code[:12]}" if group.user_code else ""
+    return f"code {group.code}{own}{' (accepted)' if group.accepted else ''}, {versions}"
 
 
 def _clause(result: Comparison, answer: Answer, *, brief: bool = False) -> str:

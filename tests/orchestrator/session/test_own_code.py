@@ -161,3 +161,22 @@ def test_other_code_of_a_run_under_way_is_refused_until_it_is_accepted(tmp_path:
         assert b"gamma + 1" in archive.read("ownlab/losses.py")
     shown = json.loads(call("compare", "runs/small", "--json", cwd=tmp_path))
     assert any(group.get("user_code") for group in shown["code"])
+    run = tmp_path / "runs" / "small"
+    known = call("verify", "runs/small", cwd=tmp_path, code=1, stdout=True)  # it was not told to MLflow
+    assert "the user's code" not in known
+    (run / "code.zip").rename(run / "elsewhere.zip")
+    assert "the user's code in runs/small/code.zip is gone" in call(
+        "verify", "runs/small", cwd=tmp_path, code=1, stdout=True
+    )
+
+
+@pytest.mark.slow
+def test_a_run_whose_code_is_gone_says_what_to_do(tmp_path: Path) -> None:
+    written(tmp_path)
+    with driver("launch", "small.toml", "--offline", cwd=tmp_path) as process:
+        wait_for((tmp_path / "runs" / "small" / "sweep.json").exists, what="the run")
+        kill(process)
+    (tmp_path / "runs" / "small" / "code.zip").unlink()
+    errors = call("resume", "runs/small", "--offline", cwd=tmp_path, code=2)
+    assert "code.zip is gone" in errors
+    assert "orchestrator launch SWEEP --into runs/small" in errors
