@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from jobs.config import JobConfig, Section, canonical, trial_id
+from jobs.config.components import is_import_path
 from jobs.config.identity import default_values, first_version
 from orchestrator.sweep.values import Level, Levels, alternatives, flatten, identity, merged, shown
 
@@ -385,7 +386,8 @@ def _labels(settings: list[dict[str, Any]]) -> list[str]:
     def text(key: str, value: Any, short: bool) -> str:
         name = key.rpartition(".")[2] if short else key
         if isinstance(value, str) and value:
-            return value if short else f"{name}={value}"
+            plain = value.rpartition(":")[2] if is_import_path(value) else value
+            return plain if short else f"{name}={value}"
         return f"{name}={shown(value)}"
 
     def label(chosen: dict[str, Any], short: bool) -> str:

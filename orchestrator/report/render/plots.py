@@ -168,7 +168,8 @@ def _curves(answer: Answer, curves: Mapping[str, Curve]) -> Figure:
             axes.fill_between(samples, low, high, color=colour, alpha=0.16, linewidth=0)
         return samples[-1], mean[-1]
 
-    return _by_arm(answer, line, xlabel="pairs seen")
+    units = {curve.unit for curve in curves.values()}
+    return _by_arm(answer, line, xlabel=" or ".join(sorted(units)) or "pairs seen")
 
 
 def _cost(answer: Answer, shown: Sequence[ArmSummary]) -> Figure:

@@ -154,6 +154,7 @@ def curves(ledger: Ledger, summary: Summary) -> dict[str, Curve]:
     in seconds these come after equal shares of it, and the pairs are the mean of those seen by then.
     """
     drawn: dict[str, Curve] = {}
+    is_own = is_import_path(str(ledger.run.sweep.get("job", {}).get("task")))
     sizes = {trial.id: arms.whole_of(trial, "batch", "size") for trial in ledger.trials("confirm")}
     for arm in summary.arms:
         kept = [value.trial for value in arm.values if value.value is not None]
@@ -162,12 +163,13 @@ def curves(ledger: Ledger, summary: Summary) -> dict[str, Curve]:
         at = [*range(count - 1), -1] if count else []
         columns = [[path[k][1] for path in paths] for k in at]
         bands = [statistics.t_interval(column) for column in columns]
-        size = sizes[kept[0]] or 0 if kept else 0
+        size = 1 if is_own else sizes[kept[0]] or 0 if kept else 0
         drawn[arm.label] = Curve(
             samples=[size * fmean(path[k][0] for path in paths) for k in at],
             mean=[fmean(column) for column in columns],
             low=[band and band[0] for band in bands],
             high=[band and band[1] for band in bands],
+            unit="step" if is_own else "pairs seen",
         )
     return drawn
 

@@ -336,6 +336,8 @@ class Curve:
     low: Sequence[float | None]
     """Ends of the 95% t interval, None below two seeds."""
     high: Sequence[float | None]
+    unit: str = "pairs seen"
+    """Of `samples`: `step` in a training loop of the user's own, of which no pairs are known."""
 
 
 def fields_as_json(record: Record) -> JsonObject:

@@ -15,7 +15,7 @@ from jobs.config import JobConfig, canonical, trial_id
 from jobs.config.identity import FOLLOWED, FORMER, counted_from, default_values
 from orchestrator.ledger import Ledger, sqlite_url
 from orchestrator.sweep import Sweep, flatten, load, resolved
-from orchestrator.sweep.model import Planned
+from orchestrator.sweep.model import Planned, cross
 from orchestrator.sweep.plan import (
     Plan,
     changed_keys,
@@ -333,3 +333,11 @@ def test_no_two_arms_have_a_trial_in_common_whatever_they_are_tuned_to(shared: d
     assert len({replace(trial, apart=False).id for trial in trials}) < len(trials), "else this shows nothing"
     first = plan.arms[0].label
     assert not any(trial.apart for trial in trials if trial.arm == first), "the first one has the ids of its jobs"
+
+
+def test_an_arm_of_code_of_ones_own_is_called_by_its_name_unless_two_are_called_so() -> None:
+    def labels(*names: str) -> list[str]:
+        return [arm.label for arm in cross({}, {"loss.name": list(names)}, [])]
+
+    assert labels("infonce", "mylab.losses:focal") == ["infonce", "focal"]
+    assert labels("focal", "a:focal") == ["loss.name=focal", "loss.name=a:focal"]
