@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import pkgutil
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -158,6 +160,10 @@ def load(kind: str, name: str) -> object:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            if beside := _modules_beside(error.name):
+                close = difflib.get_close_matches(error.name, beside, n=1)
+                hint = f"did you mean '{close[0]}:{attribute}'?" if close else f"there are {', '.join(beside[:8])}"
+                raise ComponentError(f"{name!r}: there is no module {error.name}; {hint}") from error
             raise ComponentError(
                 f"{name!r}: there is no module {error.name}; name its folder in the sweep, [code] paths = "
                 f'["{error.name.partition(".")[0]}/"], or install it'
@@ -170,6 +176,13 @@ def load(kind: str, name: str) -> object:
         hint = f"; did you mean '{module}:{close[0]}'?" if close else f"; it has {_public(found)}"
         raise ComponentError(f"{name!r}: {module} has no {attribute}{hint}")
     return getattr(found, attribute)
+
+
+def _modules_beside(name: str) -> list[str]:
+    """The modules of the package that a module which is not there should be in."""
+    package = name.rpartition(".")[0]
+    folders = getattr(sys.modules.get(package), "__path__", [])
+    return [f"{package}.{module.name}" for module in pkgutil.iter_modules(folders)]
 
 
 def _public(module: object) -> str:

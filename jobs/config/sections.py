@@ -362,7 +362,7 @@ class Evaluate(Section):
         ],
         Field(strict=False),
     ] = ()
-    """Further metrics, by import path, each known by the name after its colon."""
+    """Further metrics, by import path, each known by the name after its colon. Built-in ones are measured anyway."""
 
     metric_options: dict[str, Options] = {}
     """Arguments of metrics that have some, by the metric's name."""
@@ -371,7 +371,7 @@ class Evaluate(Section):
     def _named_apart(self) -> Evaluate:
         names = [metric_name(path) for path in self.metrics]
         for path, name in zip(self.metrics, names, strict=True):
-            if name in MEASURED or names.count(name) > 1:
+            if (name in MEASURED and name != path) or names.count(name) > 1:
                 raise ValueError(
                     f"metrics: '{path}' is called {name}, as another one is; give the function another name"
                 )

@@ -126,7 +126,12 @@ def softmax_loss(
 def _where_defined(function: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
     """The function of the rows that have negatives, and 0 for all others."""
     some = v != -torch.inf
-    return torch.zeros_like(v).masked_scatter(some, function(v[some]).to(v.dtype))
+    rows = v[some]
+    values = function(rows)
+    if not isinstance(values, Tensor) or values.shape != rows.shape:
+        found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"a function of rows gave {found} for v {list(rows.shape)}; it gives one value for each row")
+    return torch.zeros_like(v).masked_scatter(some, values.to(v.dtype))
 
 
 def _derivative(function: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:

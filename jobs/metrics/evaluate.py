@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from jobs.config import JobConfig, components
 from jobs.config.components import metric_name
+from jobs.config.sections import MEASURED
 from jobs.core.collectives import gather_rows, rank_of, world_of
 from jobs.data import ImageEvaluation, Images, SentenceEvaluation
 from jobs.data.sentences.tokens import tokenised
@@ -95,14 +96,18 @@ def further_metrics(job: JobConfig, known: Mapping[str, float], **embedded: Any)
     if diverged(known):
         return {}
     found: dict[str, float] = {}
+    rows = len(embedded["queries"] if "queries" in embedded else embedded["left"])
     for path in job.evaluate.metrics:
         name = metric_name(path)
+        if path in MEASURED:
+            continue
         measure = components.called("metric", path, job.evaluate.metric_options.get(name, {}))
         outcome = measure(settings=job.evaluate, **embedded)
         values = np.asarray(outcome.detach().cpu() if isinstance(outcome, Tensor) else outcome, dtype=np.float64)
-        if values.ndim > 1 or not values.size:
+        if values.ndim and values.shape != (rows,):
             raise ValueError(
-                f"evaluate.metrics: {path} gave {list(values.shape)}; a metric gives one number, or one for each row"
+                f"evaluate.metrics: {path} gave {list(values.shape)} for {rows} rows; a metric gives one number, or "
+                "one for each row"
             )
         found |= _defined(**{name: float(values.mean())})
     return found

@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     from jobs.data import check
     from jobs.train import Training
+    from jobs.train.function import FunctionTraining
 
     rank = int(os.environ.get("RANK", "0"))
     stop = _Stop()
@@ -66,11 +67,16 @@ def main(arguments: list[str] | None = None) -> None:
                 f"goes on as it began, with model.pooling = '{job.model.pooling}' and data.max_tokens = "
                 f"{job.data.max_tokens}, the defaults of then"
             )
-        training = Training(job, options.into, group=group, log=log, remote=options.remote)
+        training = (FunctionTraining if job.is_function else Training)(
+            job, options.into, group=group, log=log, remote=options.remote
+        )
     with _in_words(rank, opening=False):
         while training.result is None:
             training.advance(STEPS_BETWEEN_SIGNALS)
-            if any(told for (told,) in agree([int(stop.told)], group, what="signals")) and training.result is None:
+            if (
+                any(told for (told,) in agree([int(stop.told)], training.control, what="signals"))
+                and training.result is None
+            ):
                 training.save()
                 training.settle()
                 sys.exit(INTERRUPTED)

@@ -47,14 +47,14 @@ def examined(kind: str, name: str, options: Mapping[str, Any], job: Mapping[str,
     if foreign:
         return _answer([(of.key, repr(name), foreign)])
     try:
-        if kind != "task":  # which reads them itself
+        if kind != "task" or hasattr(component, "Options"):  # a loop reads them itself unless it says how
             components.options(kind, component, options)
     except ValidationError as error:
         model = components.options_model(kind, component)
         table = f"{of.options}.{components.metric_name(name)}" if kind == "metric" else of.options
         return _answer(
             [
-                (f"{table}.{fault.key}", fault.found, fault.expected + _known_options(fault.expected, model))
+                (f"{table}.{fault.key}", fault.found, fault.expected + _known_options(kind, fault.expected, model))
                 for fault in faults(error, model)
             ],
             distribution,
@@ -62,7 +62,7 @@ def examined(kind: str, name: str, options: Mapping[str, Any], job: Mapping[str,
     try:
         tried = list(_TRIED[kind](JobConfig.model_validate(job)))
     except Exception as error:  # noqa: BLE001 - whatever a user's code may raise
-        tried = [(of.key, repr(name), f"fails on {FEW} random pairs: {type(error).__name__}: {error}{_where(error)}")]
+        tried = [(of.key, repr(name), f"fails when it is tried: {type(error).__name__}: {error}{_where(error)}")]
     return _answer(tried, distribution)
 
 
@@ -70,11 +70,15 @@ def _answer(wrong: list[Fault], distribution: tuple[str, str] | None = None) -> 
     return {"faults": wrong, "distribution": distribution}
 
 
-def _known_options(expected: str, model: type[BaseModel]) -> str:
+def _known_options(kind: str, expected: str, model: type[BaseModel]) -> str:
+    if expected == "is missing":
+        called = ", ".join(components.KINDS[kind].provided)
+        return f"; a {kind} is called by name with {called}, and every other parameter is an option"
     if not expected.startswith("unknown key"):
         return ""
     names = ", ".join(model.model_fields)
-    return f"; its options: {names}" if names else "; it has no options"
+    apart = "; an option that one arm alone has is tuned with `when`"
+    return f"; its options: {names}" if names else f"; it has no options{apart}"
 
 
 def _where(error: BaseException) -> str:
@@ -134,6 +138,8 @@ def _tried_loss(job: JobConfig) -> Iterator[Fault]:
     facts = BatchFacts(torch.arange(FEW), 1, job.seed)
     value, _ = loss(inputs, facts, None)
     value.backward()
+    if not torch.isfinite(value):
+        yield "loss.name", repr(job.loss.name), f"gives {float(value.detach())} for random rows"
     if queries.grad is None and keys.grad is None:
         yield "loss.name", repr(job.loss.name), "has no gradient in queries and keys; compute its value from them"
 

@@ -111,7 +111,7 @@ class FunctionTraining:
         self.phase("loading")
         self.rank, self.world = rank_of(group), world_of(group)
         # The function has the default group to itself: collectives of two threads may not meet in one.
-        self._group = None if group is None else dist.new_group(backend="gloo")
+        self.control = None if group is None else dist.new_group(backend="gloo")
         self.place: Storage = bucket.at(folder, remote)
         self.trial_memory = trial_memory or TrialMemory(device_of(job.execution))
         self.step, self.seconds = 0, 0.0
@@ -176,7 +176,7 @@ class FunctionTraining:
         with self._lock:
             self._records.flush()
         self._keep()
-        running = agree([int(self._thread.is_alive())], self._group, what="the function's end")
+        running = agree([int(self._thread.is_alive())], self.control, what="the function's end")
         if self.result is None and not any(alive for (alive,) in running) and not self.context.should_stop:
             self._end()
         return self._new()
@@ -192,6 +192,7 @@ class FunctionTraining:
         with self._lock:
             self._records.flush()
         self._keep()
+        self._leave()
 
     def settle(self) -> None:
         """Everything is written when it is reported."""
@@ -204,6 +205,12 @@ class FunctionTraining:
         except BaseException as error:  # noqa: BLE001 - which would end the rank in silence
             self._error = RuntimeError(f"{self.job.task} ended by {type(error).__name__}: {error}; return instead")
 
+    def _leave(self) -> None:
+        """Give up the ranks' own group: one that outlives the default group ends the process with an abort."""
+        if self.control is not None:
+            dist.destroy_process_group(self.control)
+            self.control = None
+
     def _new(self) -> list[trial_dir.Point]:
         points = self.points
         news, self._told = points[self._told :], len(points)
@@ -213,8 +220,8 @@ class FunctionTraining:
         """Read back the points of earlier attempts, and the function's own files, or the result."""
         found, result = continuing.find(self.place, remark=self._remark) if self.rank == 0 else (None, None)
         held: list[Any] = [result if found is not None or (result or {}).get("outcome") == "diverged" else None]
-        if self._group is not None:
-            dist.broadcast_object_list(held, group=self._group, group_src=0)
+        if self.control is not None:
+            dist.broadcast_object_list(held, group=self.control, group_src=0)
         (self.result,) = held
         if self.rank == 0:
             self._records.restore(until=FURTHEST)
@@ -248,7 +255,7 @@ class FunctionTraining:
         latest = self._records.latest()
         metrics = {key: value for key, value in latest.items() if key != BEGUN}
         diverged = sorted(key for key, value in metrics.items() if not math.isfinite(value))
-        peak = max(memory for (memory,) in agree([self.trial_memory.needed()], self._group, what="peak memory"))
+        peak = max(memory for (memory,) in agree([self.trial_memory.needed()], self.control, what="peak memory"))
         result: dict[str, Any] = {
             "state": "done",
             "outcome": "diverged" if diverged else "ok",
@@ -279,7 +286,9 @@ class FunctionTraining:
             )  # fmt: skip
             keep = self.job.execution.keep_checkpoints
             continuing.commit(self.place, self._fence, taken=None if diverged else taken, result=result, keep=keep)
+        agree([self.step], self.control, what="the result")  # no rank leaves before it is committed
         self.result = result
+        self._leave()
 
     def _remark(self, sentence: str) -> None:
         self.remarks.append(sentence)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jobs.config import JobConfig, Loss
+from jobs.config.components import is_import_path
 from jobs.core.collectives import agree, rank_of
 from jobs.data import Ids
 from jobs.losses import BatchFacts, JobLoss, LossInputs
@@ -113,11 +114,21 @@ def verify(
             + (f", and so do {len(wrong) - 1} other tensors" if len(wrong) > 1 else "")
             + f". Nothing was trained. Seen on rank {rank_of(context.group)}, with {_execution(job)}. "
             "Try execution.ranks = 1, no micro and no compile one by one to find the cause; execution.verify = false "
-            "trains in spite of it"
+            "trains in spite of it" + _about_own(job)
         )
     if told:
         raise GradientMismatch(f"rank {told[0]} found that the gradient is not one process's; see its own message")
     return f"it differs most in {worst}, by {errors[worst]:.1g} of {allowed.relative:.1g} allowed"
+
+
+def _about_own(job: JobConfig) -> str:
+    """What to look for first where the loss is the user's own."""
+    if not is_import_path(job.loss.name):
+        return ""
+    return (
+        f". {job.loss.name} is your own: a random number that is not torch's, or a state that is no buffer, makes it "
+        "another function each time it is called"
+    )
 
 
 def compare(

@@ -51,6 +51,8 @@ class Resumable:
         trial_memory: TrialMemory | None = None,
     ) -> None:
         self.job, self.folder, self.group, self.log, self.phase = job, folder, group, log, phase
+        self.control = group
+        """The group in which ranks may agree on what is no part of the training."""
         self.phase("loading")
         models.import_code(job)
         self.rank, self.world = rank_of(group), world_of(group)

@@ -48,15 +48,15 @@ TCP = {
 
 
 def engine(
-    url: sa.URL, address: str, *, settings: Mapping[str, object], answer_s: float = ANSWER_S, pooled: bool = True
+    url: sa.URL, address: str, *, settings: Mapping[str, object], answer_s: float | None = None, pooled: bool = True
 ) -> sa.Engine:
     """An engine whose connections give up what is not answered. Raises LedgerError where psycopg is not installed.
 
-    settings: of the server, for every connection. address: the URL without its password. answer_s: how long the server
-    may take for a statement. pooled: connections are kept, and each is tried before it is used again.
+    settings: of the server, for every connection. address: the URL without its password. answer_s: instead of ANSWER_S,
+    how long the server may take for a statement. pooled: connections are kept, and each is tried before it is used.
     """
     try:
-        connection = _connection_class(answer_s)
+        connection = _connection_class(ANSWER_S if answer_s is None else answer_s)
     except ImportError as error:
         raise LedgerError(f"{address} needs psycopg 3: pip install 'psycopg[binary]'") from error
     given = {name: value for name, value in TCP.items() if name not in url.query}

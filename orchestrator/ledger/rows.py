@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -30,17 +30,23 @@ Query = sa.Select[*tuple[object, ...]]
 def patient(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
     """A method that is tried again while the database is away, if a driver has said how it waits.
 
-    Every try has the same arguments, so none may be an iterator, which can be gone through only once.
+    Every try has the same arguments: what can be gone through only once is gone through before the first.
     """
 
     @wraps(method)
     def call(self: S, /, *arguments: P.args, **keywords: P.kwargs) -> T:
+        given: list[Any] = [_kept(value) for value in arguments]
+        named: dict[str, Any] = {name: _kept(value) for name, value in keywords.items()}
         outage = self.outage  # read once: another thread may take it away
         if outage is None:
-            return method(self, *arguments, **keywords)
-        return outage.through(lambda: method(self, *arguments, **keywords))
+            return method(self, *given, **named)
+        return outage.through(lambda: method(self, *given, **named))
 
     return call
+
+
+def _kept(value: object) -> object:
+    return list(value) if isinstance(value, Iterator) else value
 
 
 class Rows:
@@ -153,7 +159,7 @@ def _values(value: Trial | Point) -> dict[str, object]:
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
-def insert_trials(database: Database, connection: Connection, run: str, trials: Sequence[Trial]) -> None:
+def insert_trials(database: Database, connection: Connection, run: str, trials: Iterable[Trial]) -> None:
     """Add trials of a run after those that there are; one that is there already is left as it is."""
     table, now = schema.trials, time.time()
     last = connection.execute(sa.select(sa.func.max(table.c.position)).where(table.c.run == run)).scalar()

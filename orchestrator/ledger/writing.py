@@ -75,24 +75,18 @@ class Writing(Reading):
                 return
             connection.execute(table.insert().values(**row))
 
+    @patient
     def add_trials(self, trials: Iterable[Trial]) -> None:
         """Plan trials. One that is there already is left as it is."""
-        self._add_trials(list(trials))
-
-    @patient
-    def _add_trials(self, trials: Sequence[Trial]) -> None:
         with self._write() as (connection, _):
             insert_trials(self._database, connection, self.uuid, trials)
 
+    @patient
     def add_suggestion(self, suggestion: Suggestion, trials: Iterable[Trial] = ()) -> None:
         """Record a suggestion with the trials it asks for, those that are new. The same again is fine.
 
         Raises LedgerError when the arm's suggestion of that number was another one.
         """
-        self._add_suggestion(suggestion, list(trials))
-
-    @patient
-    def _add_suggestion(self, suggestion: Suggestion, trials: Sequence[Trial]) -> None:
         with self._write() as (connection, _):
             insert_trials(self._database, connection, self.uuid, trials)
             self._first_stands(connection, schema.suggestions, ("arm", "number"), asdict(suggestion))

@@ -25,7 +25,11 @@ def of(session: Session) -> Ending:
     """What a session came to that has not broken."""
     plan, ledger, run = session.context.plan, session.context.ledger, session.context.folder.quoted
     trials = ledger.trials()
-    lines = [*_waiting(trials, run), *_arms(plan, ledger, trials), *_failed(trials, run)]
+    lines = [
+        *_waiting(trials, run),
+        *_arms(plan, ledger, trials),
+        *_failed(trials, run, own=plan.sweep.code is not None),
+    ]
     if session.stopped_by is not None:
         code = Exit.INTERRUPTED if session.interrupted else Exit.MISSING if session.storage_full else Exit.SOME_FAILED
         if session.other_origin is not None and not session.interrupted:
@@ -51,7 +55,8 @@ def _passed_over(plan: Plan, ledger: Ledger) -> list[str]:
     ]
 
 
-def _failed(trials: list[Trial], run: str) -> list[str]:
+def _failed(trials: list[Trial], run: str, *, own: bool) -> list[str]:
+    """What to do about failed trials. own: whether the run has code of the user's."""
     count = sum(trial.state == "failed" for trial in trials)
     if not count:
         return []
@@ -60,9 +65,11 @@ def _failed(trials: list[Trial], run: str) -> list[str]:
     if given_up:
         them = "it" if count == 1 else "them"
         return [f"{what}, and somebody gave {them} up; see: orchestrator status {run}"]
+    mended = f"with code that you mended: orchestrator launch SWEEP --into {run} --accept-code, and then that"
     return [
         f"{what}; see:       orchestrator status {run}",
         f"try again:              orchestrator resume {run} --failed",
+        *([mended] if own else []),
     ]
 
 

@@ -42,7 +42,13 @@ QUICK = [
 LIGHT = (
     "jobs.config",
     *("jobs.core.failures", "jobs.core.paths", "jobs.core.plain", "jobs.core.provenance"),
-    *("jobs.artifacts.bucket", "jobs.artifacts.objects", "jobs.artifacts.storage", "jobs.artifacts.trial_dir"),
+    *(
+        "jobs.artifacts.bucket",
+        "jobs.artifacts.manifest",
+        "jobs.artifacts.objects",
+        "jobs.artifacts.storage",
+        "jobs.artifacts.trial_dir",
+    ),
 )
 """Modules of jobs that the orchestrator may import."""
 

@@ -46,8 +46,8 @@ class DriverError(RuntimeError):
         self.exit_code = exit_code
         """As `Exit` has it, unless a signal ended the driver: then the number of that, negative."""
 
-    def __reduce__(self) -> tuple[type[DriverError], tuple[str, int]]:
-        return type(self), (str(self), self.exit_code)
+    def __reduce__(self) -> tuple[type[DriverError], tuple[str, int], dict[str, object]]:
+        return type(self), (str(self), self.exit_code), self.__dict__
 
 
 class Child:

@@ -8,8 +8,10 @@ NAMED = 3
 """Arms that are named; of more, the first ones."""
 
 
-def time_line(estimate: Estimate, command: str) -> str:
-    """One line: how long, and how that is known; or that it is not, and `command`, which measures it."""
+def time_line(estimate: Estimate, command: str | None) -> str:
+    """One line: how long, and how that is known; or that it is not, and `command`, which measures it, if any does."""
+    if estimate.seconds is None and command is None:
+        return f"unknown; nothing like {_unknown(estimate)} has run here"
     if estimate.seconds is None:
         return f"unknown; nothing like {_unknown(estimate)} has run here: {command} measures it"
     at_once = "one at a time" if estimate.concurrent == 1 else f"{estimate.concurrent} at once"

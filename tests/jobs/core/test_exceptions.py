@@ -21,6 +21,7 @@ from jobs.data import DataError
 from jobs.models.pretrained.folder import EncoderError
 from jobs.models.pretrained.modules import FolderError
 from jobs.workers.group import GangError
+from orchestrator.cli.python.child import DriverError
 from orchestrator.ledger import LeaseHeld
 from orchestrator.tracking import TrackingUnavailable
 
@@ -29,6 +30,7 @@ MADE: dict[str, Callable[[type[Any]], BaseException]] = {
         "a.toml", "sweep", [Fault("job.task", "'x'", "must be image"), Fault("", "", "y")]
     ),
     "DataError": lambda _: DataError("is null", file="s3://key:secret@bucket/a.csv", column="text", row=7),
+    "DriverError": lambda _: DriverError("the driver ended with 4", 4),
     "EncoderError": lambda _: EncoderError("m cannot be looked at (r). Give another", "r"),
     "FolderError": lambda _: FolderError("modules.json is no JSON"),
     "GangError": lambda _: GangError(Failure("hung", 1, "rank 1: TimeoutError: x", "trace")),
@@ -43,6 +45,8 @@ MADE: dict[str, Callable[[type[Any]], BaseException]] = {
             "BadAddress",
             "BadOverride",
             "Broken",
+            "CodeError",
+            "ComponentError",
             "DataFault",
             "Differs",
             "GradientMismatch",

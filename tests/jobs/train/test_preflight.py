@@ -20,7 +20,7 @@ from jobs import data
 from jobs.config import JobConfig, Loss
 from jobs.core.collectives import gather_rows, sum_gradients
 from jobs.data import Ids
-from jobs.losses import contrastive_loss
+from jobs.losses import LossInputs, contrastive_loss
 from jobs.models import dropout_keys
 from jobs.train import Training, gradient_check, step
 from jobs.train.gradient_check import GradientMismatch, Tolerance, compare, dense_loss, tolerance
@@ -163,8 +163,9 @@ def averaged(parameters: Any, group: Any) -> None:
         parameter.grad /= dist.get_world_size(group)
 
 
-def local_loss(queries: Tensor, keys: Tensor, **ignored: Any) -> Any:
+def local_loss(inputs: LossInputs, *rest: Any, **ignored: Any) -> Any:
     """Own queries against everybody's keys, which come without their gradient: OpenCLIP's local loss, gathered so."""
+    queries, keys = inputs.queries, inputs.keys
     rank, world = dist.get_rank(), dist.get_world_size()
     counts = [len(step.share(16, rank=r, world=world)) for r in range(world)]
     whole = gather_rows(keys, counts, dist.group.WORLD).detach().clone()

@@ -468,11 +468,11 @@ def test_a_run_goes_on_with_the_code_the_data_and_the_weights_that_it_began_with
     other = tmp_path / "other"
     for package in ("jobs", "orchestrator"):
         shutil.copytree(ROOT / package, other / package, ignore=shutil.ignore_patterns("__pycache__"))
-    evaluate = other / "jobs" / "metrics" / "evaluate.py"
+    evaluate = other / "jobs" / "metrics" / "builtin" / "knn_accuracy.py"
     evaluate.write_text(evaluate.read_text().replace("KNN_TEMPERATURE = 0.07", "KNN_TEMPERATURE = 0.7"))
     there = {"PYTHONPATH": str(other)}
     said = call("resume", "small", "--offline", cwd=home, code=2, env=there)
-    assert "jobs/metrics/evaluate.py differ" in said
+    assert "jobs/metrics/builtin/knn_accuracy.py differ" in said
     assert status(home)["counts"]["done"] == before
 
     original = (home / "rows.parquet").read_bytes()
