@@ -28,7 +28,7 @@ from jobs.core.collectives import agree, rank_of, world_of
 from jobs.core.device import TrialMemory, device_of
 from jobs.train import continuing, origin
 
-TURN_S = 1.0
+WATCH_S = 1.0
 """How long one call of `advance` watches the function, so that stopping never waits long."""
 
 RETURN_S = 20.0
@@ -167,7 +167,7 @@ class FunctionTraining:
     def advance(self, steps: int) -> list[trial_dir.Point]:  # noqa: ARG002 - a function has steps of its own
         """Watch the function for a second, or until it has ended on every rank. Returns new points."""
         self.phase(f"step {self.step + 1}")
-        deadline = time.monotonic() + TURN_S
+        deadline = time.monotonic() + WATCH_S
         while self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
             self._thread.join(min(left, 0.05))
         if self._error is not None:

@@ -275,7 +275,7 @@ def test_code_that_is_edited_while_a_sweep_runs_is_not_mixed_into_it(tmp_path: P
         points = tmp_path / "runs" / "small" / "trials"
         wait_for(lambda: list(points.glob("*/points.jsonl")))
         (rank,) = named(RANK, process.pid)
-        evaluate = other / "jobs" / "metrics" / "evaluate.py"
+        evaluate = other / "jobs" / "metrics" / "builtin" / "knn_accuracy.py"
         evaluate.write_text(evaluate.read_text().replace("KNN_TEMPERATURE = 0.07", "KNN_TEMPERATURE = 0.7"))
         os.kill(rank.pid, signal.SIGKILL)
         said = process.communicate(timeout=120)[0]

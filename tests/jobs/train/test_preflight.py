@@ -20,7 +20,7 @@ from jobs import data
 from jobs.config import JobConfig, Loss
 from jobs.core.collectives import gather_rows, sum_gradients
 from jobs.data import Ids
-from jobs.losses import LossInputs, contrastive_loss
+from jobs.losses import JobLoss, LossInputs, contrastive_loss
 from jobs.models import dropout_keys
 from jobs.train import Training, gradient_check, step
 from jobs.train.gradient_check import GradientMismatch, Tolerance, compare, dense_loss, tolerance
@@ -163,17 +163,19 @@ def averaged(parameters: Any, group: Any) -> None:
         parameter.grad /= dist.get_world_size(group)
 
 
-def local_loss(inputs: LossInputs, *rest: Any, **ignored: Any) -> Any:
+class LocalLoss(JobLoss):
     """Own queries against everybody's keys, which come without their gradient: OpenCLIP's local loss, gathered so."""
-    queries, keys = inputs.queries, inputs.keys
-    rank, world = dist.get_rank(), dist.get_world_size()
-    counts = [len(step.share(16, rank=r, world=world)) for r in range(world)]
-    whole = gather_rows(keys, counts, dist.group.WORLD).detach().clone()
-    first = sum(counts[:rank])
-    whole[first : first + len(keys)] = keys
-    value = F.cross_entropy(queries @ whole.T / 0.1, torch.arange(first, first + len(keys)), reduction="sum") / 16
-    _, diagnostics = contrastive_loss(queries.detach(), keys.detach(), group=dist.group.WORLD)
-    return value, diagnostics
+
+    def __call__(self, inputs: LossInputs, *_: Any, **__: Any) -> Any:
+        queries, keys = inputs.queries, inputs.keys
+        rank, world = dist.get_rank(), dist.get_world_size()
+        counts = [len(step.share(16, rank=r, world=world)) for r in range(world)]
+        whole = gather_rows(keys, counts, dist.group.WORLD).detach().clone()
+        first = sum(counts[:rank])
+        whole[first : first + len(keys)] = keys
+        value = F.cross_entropy(queries @ whole.T / 0.1, torch.arange(first, first + len(keys)), reduction="sum") / 16
+        diagnostics = contrastive_loss(queries.detach(), keys.detach(), group=dist.group.WORLD)[1]
+        return value, diagnostics
 
 
 def stale_dropout() -> Callable[..., Any]:
@@ -199,7 +201,7 @@ def refused(folder: Path, rank: int) -> dict[str, tuple[str, bool]]:
             if name == "averaged":
                 patch.setattr(step, "sum_gradients", averaged)
             if name == "local":
-                patch.setattr(training, "loss", local_loss)
+                patch.setattr(training, "loss", LocalLoss(training.job))
             if name == "one rank" and rank == 1:
                 patch.setattr(gradient_check, "compare", lambda *_: {"encoder.stem.weight": 0.5})
             try:
