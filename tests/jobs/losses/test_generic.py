@@ -134,6 +134,8 @@ def test_the_step_has_the_gradient_of_the_function_called_by_hand(name: str) -> 
 
     def function(queries: Tensor, keys: Tensor, negatives: Tensor | None, model: Any) -> Tensor:
         rows = torch.arange(100, 100 + PAIRS)
+        is_unit = torch.allclose(queries.norm(dim=1), torch.ones(PAIRS, dtype=queries.dtype))
+        assert is_unit == (name != "vicreg")
         if name == "vicreg":
             return mylab.vicreg(queries, keys, covariance=3.0)
         if name == "Centred":
