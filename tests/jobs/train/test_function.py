@@ -59,17 +59,20 @@ def test_its_last_reports_are_the_trials_metrics(tmp_path: Path) -> None:
 def test_a_stop_keeps_its_files_and_the_next_attempt_goes_on_to_the_same(tmp_path: Path) -> None:
     """The points of what is done twice are those of the first time. Mutant check: a folder of its own for each attempt
     fails."""
-    whole = ended(begun(job(), tmp_path / "whole"))
-    stopped = begun(job("main", budget={"steps": 12}), tmp_path / "parts")
+    slow = job(budget={"steps": 60}, options={"lr": 0.5, "pause_s": 0.05})
+    whole = ended(begun(slow, tmp_path / "whole"))
+    stopped = begun(slow, tmp_path / "parts")
     while not any(point.step >= 3 for point in stopped.points):
         stopped.advance(1)
     stopped.save()
-    if stopped.result is None:
-        continued = begun(job(), tmp_path / "parts")
-        result = ended(continued)
-        steps = [point.step for point in continued.points if point.key == "accuracy"]
-        assert steps == sorted(set(steps))
-        assert result["metrics"] == whole["metrics"]
+    assert stopped.result is None, "it ended before it was stopped, so this test would be vacuous"
+    reached = stopped.step
+    continued = begun(slow, tmp_path / "parts")
+    result = ended(continued)
+    steps = [point.step for point in continued.points if point.key == "accuracy"]
+    assert steps == list(range(1, 61))
+    assert result["metrics"] == whole["metrics"]
+    assert continued.seconds < whole["seconds"] * (1 - reached / 120), "it began again"
 
 
 def test_should_stop_is_a_value_and_a_call(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ def main(config: Any, context: Any) -> None:
             for parameter in model.parameters():
                 dist.all_reduce(parameter.grad)
         optimizer.step()
+        time.sleep(config.options.get("pause_s", 0))
         accuracy = (model(judged).argmax(1) == wanted).double()
         context.report({"accuracy": float(accuracy.mean())}, step)
         if step % 5 == 0 or context.should_stop:
@@ -70,8 +72,6 @@ def diverges(config: Any, context: Any) -> None:
 
 def waits(config: Any, context: Any) -> None:
     """Until it is to stop."""
-    import time
-
     step = 0
     while not context.should_stop():
         step += 1
