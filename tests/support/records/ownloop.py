@@ -43,7 +43,7 @@ def main(config: Any, context: Any) -> None:
         optimizer.step()
         time.sleep(config.options.get("pause_s", 0))
         accuracy = (model(judged).argmax(1) == wanted).double()
-        context.report({"accuracy": float(accuracy.mean())}, step)
+        context.report({"accuracy": float(accuracy.mean()), "begun_after": begun}, step)
         if step % 5 == 0 or context.should_stop:
             if context.rank == 0:
                 aside = saved.with_suffix(f".{os.getpid()}")
