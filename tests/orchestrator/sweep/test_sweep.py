@@ -98,7 +98,7 @@ def test_faults_of_every_part_of_the_file_are_named_at_once(write: Any) -> None:
     )
     found = complaint(write(text))
     for words in (
-        "job.task = 'images': must be 'image' or 'sentence'; did you mean 'image'?",
+        "job.task = 'images': must be 'image', 'sentence' or an import path such as 'mylab.train:main'; did you mean",
         "job.seed = 3: is set by the plan",
         "tune.trails = 3: unknown key; did you mean 'tune.trials'?",
         "compare: batch.sise: is no key of a job; did you mean 'batch.size'?",
