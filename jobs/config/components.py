@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, get_origin, get_type_hints
 
@@ -211,10 +212,16 @@ def options(kind: str, component: object, given: Mapping[str, Any]) -> dict[str,
 def called(kind: str, name: str, given: Mapping[str, Any]) -> Callable[..., Any]:
     """A function that is named, with its options; it takes what it asks for of what it is called with. Raises as `load`
     and `options` do."""
+    return _called(kind, name, json.dumps(dict(given), sort_keys=True))
+
+
+@lru_cache(maxsize=64)
+def _called(kind: str, name: str, given: str) -> Callable[..., Any]:
+    """Looked up once for all steps: to check options takes a millisecond."""
     function = load(kind, name)
     if not callable(function):
         raise ComponentError(f"{name!r} is a {type(function).__name__}; name a function")
-    own = options(kind, function, given)
+    own = options(kind, function, json.loads(given))
     parameters = inspect.signature(function).parameters.values()
     takes_all = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
     asked = {parameter.name for parameter in parameters}

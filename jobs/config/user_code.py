@@ -94,8 +94,8 @@ def collect(paths: Sequence[str], base: Path) -> UserCode:
     left_out: list[str] = []
     names: dict[str, str] = {}
     for given in paths:
-        path = base / given
-        name = Path(os.path.normpath(path)).name
+        path = Path(os.path.abspath(base / given))  # noqa: PTH100 - git is asked from elsewhere, and links stay
+        name = path.name
         if (base / SUBMITTED / name).exists():
             path = base / SUBMITTED / name
         if name in names:

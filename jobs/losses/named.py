@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
@@ -30,8 +30,8 @@ class JobLoss:
         self.spec = LossSpec.of(job)
         self.seed = job.seed
         found = components.load("loss", self.spec.name)
-        self.spec = replace(self.spec, options=components.options("loss", found, self.spec.options))
-        self.row_loss = as_row_loss(found, self.spec)
+        self._options = components.options("loss", found, self.spec.options)
+        self.row_loss = as_row_loss(found, self._options)
         self.normalised = generic.is_normalised(found)
         self.module: nn.Module | None = None
         self._asked: frozenset[str] = frozenset()
@@ -43,7 +43,7 @@ class JobLoss:
                     "an nn.Module class, or a function of rows under @softmax_loss"
                 )
             self._asked = generic.asked_for(cast("Callable[..., Tensor]", found))
-            self.module = generic.built(found, self.spec.options, seed=job.seed)
+            self.module = generic.built(found, self._options, seed=job.seed)
             self._function = self.module or cast("Callable[..., Tensor]", found)
 
     def __call__(
@@ -59,27 +59,30 @@ class JobLoss:
         same_as: another name that is computed in place of this loss's. Raises ValueError on every rank.
         """
         if self._function is not None:
-            options = {} if self.module is not None else self.spec.options
+            options = {} if self.module is not None else self._options
             return generic.batch_loss(
                 self._function, self.spec, inputs, facts, group, asked=self._asked, options=options
             )
-        spec = self.spec if same_as is None else replace(self.spec, name=same_as)
+        if same_as is None:
+            return tiled_loss(self.spec, self.row_loss, inputs, group)
+        spec = replace(self.spec, name=same_as)
         loss, fault = row_loss_of(spec)
         return tiled_loss(spec, loss, inputs, group, fault=fault)
 
 
-def as_row_loss(found: object, spec: LossSpec) -> RowLoss | None:
+def as_row_loss(found: object, options: Mapping[str, Any]) -> RowLoss | None:
     """The object that a name is of as a loss of anchors; None where it is a function of the whole batch."""
     if isinstance(found, SoftmaxLoss):
-        return found.row_loss(**spec.options)
+        return found.row_loss(**options)
     return found if isinstance(found, RowLoss) else None
 
 
 def row_loss_of(spec: LossSpec) -> tuple[RowLoss | None, str]:
     """The loss of anchors that a spec names; or None, and what is wrong."""
     try:
-        loss = as_row_loss(components.load("loss", spec.name), spec)
-    except components.ComponentError as error:
+        found = components.load("loss", spec.name)
+        loss = as_row_loss(found, components.options("loss", found, spec.options))
+    except ValueError as error:  # of the name, or pydantic's of an option
         return None, str(error)
     if loss is None:
         return None, f"{spec.name!r} is a function of the whole batch, not a loss of anchors; name it in a job"

@@ -109,9 +109,8 @@ def _left(settings: Optimizer, passed: float) -> float:
 
 def schedule(settings: Optimizer) -> Callable[[float], float]:
     """The job's schedule. Raises ComponentError, and pydantic's ValidationError for options that it does not have."""
-    found = cast("Callable[..., float]", components.load("schedule", settings.schedule))
-    options = components.options("schedule", found, settings.schedule_options) if settings.schedule_options else {}
-    return lambda passed: found(passed, **options)
+    share = components.called("schedule", settings.schedule, settings.schedule_options)
+    return lambda passed: share(passed=passed)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

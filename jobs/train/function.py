@@ -120,7 +120,6 @@ class FunctionTraining:
         self.notes: list[str] = []
         self.provenance: dict[str, Any] = {}
         self._lock = threading.Lock()
-        self._news = threading.Event()
         self._error: BaseException | None = None
         self._fence = trial_dir.Fence(self.place, attempt)
         self._records = trial_dir.Records(folder, writes=self.rank == 0, permit=self._fence.check_local)
@@ -154,10 +153,11 @@ class FunctionTraining:
         with self._lock:
             self._records.add({str(key): float(value) for key, value in metrics.items()}, step=step)
             self.step = max(self.step, step)
-        self._news.set()
 
     def keep_rows(self, name: str, ids: Sequence[Any], values: Sequence[float]) -> None:
         """Write a metric's value of every row."""
+        if not name or any(character in name for character in "/\\\0"):
+            raise ValueError(f"rows({name!r}): the name is part of a file's; give a word, such as 'accuracy'")
         if len(ids) != len(values):
             raise ValueError(f"rows({name!r}): {len(ids)} ids and {len(values)} values; give one value for each row")
         if self.rank == 0:
@@ -170,13 +170,15 @@ class FunctionTraining:
         deadline = time.monotonic() + WATCH_S
         while self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
             self._thread.join(min(left, 0.05))
+        # Asked first: what it has reported and raised by its end is all there afterwards.
+        is_alive = self._thread.is_alive()
         if self._error is not None:
             raise self._error
         self.seconds = time.perf_counter() - self._began_s
         with self._lock:
             self._records.flush()
         self._keep()
-        running = agree([int(self._thread.is_alive())], self.control, what="the function's end")
+        running = agree([int(is_alive)], self.control, what="the function's end")
         if self.result is None and not any(alive for (alive,) in running) and not self.context.should_stop:
             self._end()
         return self._new()
@@ -230,11 +232,20 @@ class FunctionTraining:
             return
         if self.rank != 0:
             return
-        for name in json.loads(self.place.read(KEPT) or "[]"):
+        for name in self._kept_names():
             (self.folder / OWN / name).parent.mkdir(parents=True, exist_ok=True)
             self.place.inside(OWN).download(name)
         self._records.add({BEGUN: float(self.world)}, step=0)
         self.step = max((point.step for point in self._records.points), default=0)
+
+    def _kept_names(self) -> list[str]:
+        """The function's files as they were kept last; none where the list of them is damaged."""
+        try:
+            names = json.loads(self.place.read(KEPT) or "[]")
+        except (ValueError, IsADirectoryError) as error:
+            self._remark(f"{KEPT} is damaged ({error}): the loop's own files are those that lie here")
+            return []
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
     def _keep(self) -> None:
         """Bring the function's files to where the trial is kept."""

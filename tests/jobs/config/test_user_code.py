@@ -38,6 +38,17 @@ def test_a_package_goes_along_without_what_is_hidden_ignored_or_large(tmp_path: 
     assert code.left_out == ("lab/weights.bin (11 MB)",)
 
 
+def test_what_git_ignores_stays_when_the_sweep_is_named_from_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: git was asked from within the package about paths that began outside it, and a secret went along."""
+    package(tmp_path, {"lab/__init__.py": "", "lab/secret.py": "KEY = 1", ".gitignore": "lab/secret.py\n"})
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    monkeypatch.chdir(tmp_path)
+    for base in (Path(), Path(), Path("lab/..")):
+        assert sorted(collect(["lab/"], base).files) == ["lab/__init__.py"]
+
+
 def test_paths_are_collected_by_their_last_name_wherever_they_lie(tmp_path: Path) -> None:
     package(tmp_path, {"libs/deep/lab/__init__.py": "", "one.py": "", "sweeps/here.toml": ""})
     code = collect(["../libs/deep/lab", "../one.py"], tmp_path / "sweeps")

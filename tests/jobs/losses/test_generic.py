@@ -119,6 +119,7 @@ CASES: dict[str, dict[str, Any]] = {
     "vicreg": {"learned": False, "loss": {"options": {"covariance": 3.0}}},
     "Centred": {"loss": {"options": {"momentum": 0.5}}},
     "everything": {},
+    "nested": {"learned": False, "loss": {"options": {"inner": {"scale": 3.0}}}},
     "banded": {"learned": False, "loss": {"options": {"low": 0.4, "high": 0.5}}},
 }
 
@@ -141,6 +142,8 @@ def test_the_step_has_the_gradient_of_the_function_called_by_hand(name: str) -> 
         if name == "Centred":
             assert model.loss_module.momentum == 0.5
             return model.loss_module(queries, keys, model.temperature(), rows, 1)  # type: ignore[no-any-return]
+        if name == "nested":
+            return mylab.nested(queries, keys, weights=(1.0, 0.5), inner=mylab.Inner(scale=3.0))
         if name == "banded":
             return mylab.banded(queries, keys, low=0.4, high=0.5)
         return mylab.everything(queries, keys, None, None, None, None, rows, model.temperature(), 1, noise=0.0)

@@ -111,6 +111,38 @@ def test_what_it_raises_is_raised(tmp_path: Path, name: str, error: type[Excepti
         ended(training)
 
 
+def test_what_it_raises_while_it_is_asked_whether_it_lives_is_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: an error that came between two looks was committed as a result. Its last reports are on disk by then."""
+    training = begun(job("fails_late"), tmp_path)
+    keep = training._keep
+
+    def until_it_ends() -> None:
+        training._thread.join()
+        keep()
+
+    monkeypatch.setattr(training, "_keep", until_it_ends)
+    with pytest.raises(LookupError, match="late"):
+        ended(training)
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("name", ["", "../../escaped", "a/b", "a\\b"])
+def test_rows_have_a_name_that_is_a_word(tmp_path: Path, name: str) -> None:
+    training = begun(job("waits"), tmp_path / "trial")
+    with pytest.raises(ValueError, match="give a word"):
+        training.context.rows(name, [1], [0.5])
+    training.save()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["trial"]
+
+
+@pytest.mark.parametrize("text", ["", "[", "{}", "[1, null]"])
+def test_a_damaged_list_of_its_files_is_told_and_no_end(tmp_path: Path, text: str) -> None:
+    (tmp_path / "own.json").write_text(text)
+    assert ended(begun(job(), tmp_path))["outcome"] == "ok"
+
+
 def test_what_is_not_finite_has_diverged(tmp_path: Path) -> None:
     result = ended(begun(job("diverges"), tmp_path))
     assert result["outcome"] == "diverged"

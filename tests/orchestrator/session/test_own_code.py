@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
-from real import SWEEP, call, driver, kill, proven, wait_for
+from real import SWEEP, call, driver, has_ended_one, kill, proven, wait_for
 
 from jobs.config import ConfigError
 from orchestrator import sweep as sweeps
@@ -113,18 +114,7 @@ def test_a_run_with_own_code_is_killed_continued_and_refuses_other_code(tmp_path
     ends with exit 2 until it is accepted, and then stands in the report."""
     written(tmp_path)
     with driver("launch", "small.toml", cwd=tmp_path) as process:
-        ledger_file = tmp_path / "runs" / "small" / "ledger.db"
-
-        def under_way() -> bool:
-            if not (tmp_path / "runs" / "small" / "sweep.json").exists():
-                return False
-            ledger = Ledger.open(sqlite_url(ledger_file))
-            try:
-                return any(trial.state == "done" for trial in ledger.trials())
-            finally:
-                ledger.close()
-
-        wait_for(under_way, what="the first trial")
+        wait_for(partial(has_ended_one, tmp_path / "runs" / "small"), what="the first trial")
         kill(process)
     with zipfile.ZipFile(tmp_path / "runs" / "small" / "code.zip") as archive:
         assert sorted(archive.namelist()) == ["ownlab/__init__.py", "ownlab/losses.py"]
@@ -135,7 +125,7 @@ def test_a_run_with_own_code_is_killed_continued_and_refuses_other_code(tmp_path
 
     written(tmp_path, LOSSES.replace("** gamma", "** (gamma + 1)"))
     call("launch", "small.toml", cwd=tmp_path)  # it is done: nothing is left to train
-    ledger = Ledger.open(sqlite_url(ledger_file))
+    ledger = Ledger.open(sqlite_url(tmp_path / "runs" / "small" / "ledger.db"))
     try:
         recorded = ledger.run.provenance
         assert recorded is not None

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import ownloop
 import pytest
 import sentencelab
-from real import call, driver, kill, wait_for
+from real import call, driver, has_ended_one, kill, wait_for
 
 from jobs.config import ConfigError
 from orchestrator import sweep as sweeps
-from orchestrator.ledger import Ledger, sqlite_url
 
 SWEEP = """
 name = "loop"
@@ -67,19 +67,8 @@ def test_a_loop_is_tuned_confirmed_killed_and_resumed_to_the_same_numbers(tmp_pa
         (tmp_path / name).mkdir()
         written(tmp_path / name)
     call("launch", "loop.toml", "--offline", cwd=tmp_path / "whole")
-    ledger_file = tmp_path / "killed" / "runs" / "loop" / "ledger.db"
     with driver("launch", "loop.toml", cwd=tmp_path / "killed") as process:
-
-        def is_under_way() -> bool:
-            if not (tmp_path / "killed" / "runs" / "loop" / "sweep.json").exists():
-                return False
-            ledger = Ledger.open(sqlite_url(ledger_file))
-            try:
-                return any(trial.state == "done" for trial in ledger.trials())
-            finally:
-                ledger.close()
-
-        wait_for(is_under_way, what="the first trial")
+        wait_for(partial(has_ended_one, tmp_path / "killed" / "runs" / "loop"), what="the first trial")
         kill(process)
     call("resume", "runs/loop", cwd=tmp_path / "killed")
     assert "verify: ok" in call("verify", "runs/loop", cwd=tmp_path / "killed")

@@ -23,6 +23,7 @@ import psutil
 import pyarrow.parquet as pq
 from forked import Forking, forking
 
+from orchestrator.ledger import Ledger, sqlite_url
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.tracking import UI_ENVIRONMENT, TrackingUnavailable, check, embedded_uri, ui_command
 
@@ -145,6 +146,14 @@ def status(cwd: Path, run: str = "small", env: Mapping[str, str] | None = None) 
     """What `status --json` says."""
     found: dict[str, Any] = json.loads(call("status", run, "--json", cwd=cwd, env=env))
     return found
+
+
+def has_ended_one(run: Path) -> bool:
+    """Whether a run is there, and one of its trials is done."""
+    if not (run / "sweep.json").exists():
+        return False
+    with contextlib.closing(Ledger.open(sqlite_url(run / "ledger.db"))) as ledger:
+        return any(trial.state == "done" for trial in ledger.trials())
 
 
 def measured(home: Path, run: str = "small") -> dict[str, float]:

@@ -102,6 +102,27 @@ def banded(queries: Tensor, keys: Tensor, **options: Any) -> Tensor:
 banded.Options = Bounds  # type: ignore[attr-defined]
 
 
+class Inner(BaseModel):
+    """Within options."""
+
+    scale: float = 2.0
+
+
+class Nested(BaseModel):
+    """Options that are no plain JSON once they are read."""
+
+    weights: tuple[float, float] = (1.0, 0.5)
+    inner: Inner = Inner()
+
+
+def nested(queries: Tensor, keys: Tensor, *, weights: tuple[float, float], inner: Inner) -> Tensor:
+    """Uses a tuple and a model."""
+    return inner.scale * (weights[0] * (queries - keys).square().mean() - weights[1] * (queries @ keys.T).var())
+
+
+nested.Options = Nested  # type: ignore[attr-defined]
+
+
 def scored(queries: Tensor, keys: Tensor, scores: Tensor) -> Tensor:
     """Needs what images do not have."""
     return F.mse_loss((queries * keys).sum(1), scores)

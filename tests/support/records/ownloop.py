@@ -60,6 +60,14 @@ def fails(config: Any, context: Any) -> None:
     raise LookupError("as it does")
 
 
+def fails_late(config: Any, context: Any) -> None:
+    """Reports for a second and a half, and then raises."""
+    for step in range(1, 31):
+        time.sleep(0.05)
+        context.report({"accuracy": step / 100}, step)
+    raise LookupError("late")
+
+
 def leaves(config: Any, context: Any) -> None:
     """Ends the process, as it thinks."""
     raise SystemExit(3)
