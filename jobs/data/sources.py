@@ -266,7 +266,7 @@ def _hub(name: str) -> pa.Table:
     repository, *rest = name.split(":")
     config, split = (None, *rest, "train")[:2] if len(rest) < 2 else rest
     try:
-        import datasets  # type: ignore[import-not-found, unused-ignore]
+        import datasets  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as error:
         raise DataError(
             f"is no file{looked_in(name) or ' here'}, and reading it from the Hub needs a package: "
