@@ -296,7 +296,12 @@ def test_what_a_stalled_terminal_has_no_room_for_is_left_out_and_said(pipe: tupl
 def test_a_signal_handler_may_write_while_the_main_thread_does(pipe: tuple[int, Terminal]) -> None:
     """Mutant check: a lock that its own thread waits for hangs here."""
     receiver, terminal = pipe
-    reader = threading.Thread(target=lambda: [None for _ in iter(lambda: os.read(receiver, 65536), b"")], daemon=True)
+
+    def read() -> None:
+        while not os.read(receiver, 65536).endswith(b"end\n"):
+            pass
+
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
     heard: list[int] = []
 
@@ -314,7 +319,10 @@ def test_a_signal_handler_may_write_while_the_main_thread_does(pipe: tuple[int, 
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    terminal.write("end\n")
     assert terminal.settle()
+    reader.join(30)
+    assert not reader.is_alive(), "it would read from a descriptor that another test opens"
     assert len(heard) > 20
 
 
