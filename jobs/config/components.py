@@ -13,6 +13,7 @@ import json
 import pkgutil
 import re
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
@@ -25,6 +26,8 @@ from pydantic_core import PydanticCustomError
 from jobs.config import user_code
 
 PACKAGE = Path(__file__).parents[1]
+
+STANDARD = Path(sysconfig.get_paths()["stdlib"])
 
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
@@ -56,7 +59,7 @@ class Kind:
     """The built-in that a job has unless it names another one."""
 
     names: tuple[str, ...] = ()
-    """The built-ins of a kind that has no folder."""
+    """What may be named beside the built-ins: something else decides then."""
 
 
 LOSS = Kind(
@@ -87,7 +90,7 @@ SAMPLER = Kind(
 )  # fmt: skip
 ENCODER = Kind(
     "encoder", "model.name", "model.options", "models/encoders", "mylab.models:MyEncoder",
-    ("job", "image_shape", "vocabulary"), builds=True, default="vit",
+    ("job", "image_shape", "vocabulary", "inputs"), builds=True, default="vit",
 )  # fmt: skip
 METRIC = Kind(
     "metric", "evaluate.metrics", "evaluate.metric_options", "metrics/builtin", "mylab.metrics:recall",
@@ -95,18 +98,17 @@ METRIC = Kind(
 )  # fmt: skip
 
 TASK = Kind(
-    "task",
-    "task",
-    "options",
-    "",
-    "mylab.train:main",
-    ("config", "context"),
-    default="image",
-    names=("image", "sentence"),
-)
+    "task", "task", "options", "tasks", "mylab.train:main",
+    ("config", "context", "job", "tokenizer"), builds=True, default="image",
+)  # fmt: skip
+POOLING = Kind(
+    "pooling", "model.pooling", "model.pooling_options", "models/poolings", "mylab.models:attention",
+    ("states", "mask", "first", "width"), builds=True, default="auto", names=("auto",),
+)  # fmt: skip
 
 KINDS = {
-    kind.name: kind for kind in (TASK, LOSS, ENCODER, AUGMENTATION, SAMPLER, OPTIMIZER, SCHEDULE, TRANSFORM, METRIC)
+    kind.name: kind
+    for kind in (TASK, LOSS, ENCODER, POOLING, AUGMENTATION, SAMPLER, OPTIMIZER, SCHEDULE, TRANSFORM, METRIC)
 }
 
 
@@ -117,10 +119,8 @@ class ComponentError(ValueError):
 @cache
 def builtin_names(kind: str) -> tuple[str, ...]:
     """The built-ins of a kind, by the files of its folder, the default first."""
-    if KINDS[kind].names:
-        return KINDS[kind].names
     files = (PACKAGE / KINDS[kind].folder).glob("*.py")
-    names = sorted(path.stem for path in files if not path.stem.startswith("_"))
+    names = sorted([*KINDS[kind].names, *(path.stem for path in files if not path.stem.startswith("_"))])
     return tuple(sorted(names, key=lambda name: name != KINDS[kind].default))
 
 
@@ -189,6 +189,28 @@ def _modules_beside(name: str) -> list[str]:
 def _public(module: object) -> str:
     names = [name for name in vars(module) if not name.startswith("_")]
     return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") or "nothing"
+
+
+def is_class(name: str) -> bool:
+    """Whether an import path is of a class, as its name says: `mylab.tasks:Tabular`, where a function is `main`."""
+    return is_import_path(name) and name.rpartition(":")[2].lstrip("_")[:1].isupper()
+
+
+def asks_for(component: object, argument: str) -> bool:
+    """Whether a function, or the constructor of a class, has an argument of this name."""
+    return callable(component) and argument in inspect.signature(component).parameters
+
+
+def line_of(error: BaseException) -> str:
+    """The line of the user's code at which an error was raised, the innermost, in brackets; empty for none of it."""
+    lines, trace = [""], error.__traceback__
+    while trace is not None:
+        path = Path(trace.tb_frame.f_code.co_filename)
+        is_own = not any(map(path.is_relative_to, (PACKAGE, STANDARD))) and "site-packages" not in path.parts
+        if is_own and path.suffix == ".py":
+            lines.append(f" ({path.name}, line {trace.tb_lineno})")
+        trace = trace.tb_next
+    return lines[-1]
 
 
 def metric_name(path: str) -> str:
@@ -280,6 +302,7 @@ OptimizerName = Annotated[
 ScheduleName = Annotated[
     str, AfterValidator(partial(checked_name, "schedule")), WithJsonSchema(name_schema("schedule"))
 ]
+PoolingName = Annotated[str, AfterValidator(partial(checked_name, "pooling")), WithJsonSchema(name_schema("pooling"))]
 SamplerName = Annotated[str, AfterValidator(partial(checked_name, "sampler")), WithJsonSchema(name_schema("sampler"))]
 AugmentationName = Annotated[
     str, AfterValidator(partial(checked_name, "augmentation")), WithJsonSchema(name_schema("augmentation"))

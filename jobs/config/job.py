@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from jobs.config.components import TaskName, is_import_path
+from jobs.config.components import TaskName, builtin_names, is_class, is_import_path
 from jobs.config.identity import canonical, counted_from, hashed
 from jobs.config.sections import (
     OF_TOKENS,
@@ -71,12 +71,11 @@ class JobConfig(Section):
     """One training job, complete."""
 
     task: TaskName
-    """`image` or `sentence`; or the import path of a training loop of your own, such as `mylab.train:main`."""
+    """`image` or `sentence`; or an import path of your own: a class of rows, views and metrics, such as
+    `mylab.tasks:Tabular`, or a whole training loop, such as `mylab.train:main`."""
 
     options: Options = {}
-    """Arguments for a training loop of your own, which reads them as `config.options`."""
-
-    """What is encoded."""
+    """Arguments of a task of your own; a training loop reads them as `config.options`."""
 
     stage: Literal["tune", "confirm"] = "confirm"
     """Which rows judge it: data.tune or data.confirm."""
@@ -113,29 +112,56 @@ class JobConfig(Section):
         has_heads = self.model.name != "resnet" and not is_import_path(self.model.name or "")
         if has_heads and self.model.width % self.model.heads:
             raise ValueError(f"model.heads = {self.model.heads} must divide model.width = {self.model.width}")
-        if self.task == "image":
+        if self.is_own_task:
+            self._refuse_what_own_tasks_lack()
+        if self.task != "sentence" and not self.is_function:
             if self.data.judged_columns is not None:
                 raise ValueError(
                     f"data.judged_columns = {list(self.data.judged_columns)} names sentences and their score, which "
-                    "task = 'image' has none of; remove it, and name the image and the label in data.columns"
+                    f"task = '{self.task}' has none of; remove it"
+                    + (", and name the image and the label in data.columns" if self.task == "image" else "")
                 )
             for key, value in (
                 ("loss.mlm_weight", self.loss.mlm_weight),
                 ("execution.micro_tokens", self.execution.micro_tokens),
             ):
                 if value:
-                    raise ValueError(f"{key} = {value} needs tokens, which task = 'image' has none of; remove it")
+                    raise ValueError(f"{key} = {value} needs tokens, which task = '{self.task}' has none of; remove it")
             if self.model.pooling in OF_TOKENS:
                 raise ValueError(
-                    f"model.pooling = '{self.model.pooling}' is of tokens, which task = 'image' has none of; "
-                    "use 'mean', 'cls' or 'first_last'"
+                    f"model.pooling = '{self.model.pooling}' is of tokens, which task = '{self.task}' has none "
+                    "of; use 'mean', 'cls' or 'first_last'"
                 )
         return self
+
+    def _refuse_what_own_tasks_lack(self) -> None:
+        """Raise ValueError for what a task of the user's own would not heed."""
+        name = self.model.name
+        if name is None or not (is_import_path(name) or name in builtin_names("encoder")):
+            raise ValueError(
+                f"model.name = {name!r} is no encoder for rows of task = '{self.task}'; give the import path of one, "
+                "such as 'mylab.models:MyEncoder', or 'vit' or 'resnet' where its views are pixel_values"
+            )
+        if self.data.columns is not None:
+            raise ValueError(
+                f"data.columns = {list(self.data.columns)} are for images and sentences; let rows() of {self.task} "
+                "choose its columns"
+            )
+        if self.evaluate.metrics:
+            raise ValueError(
+                f"evaluate.metrics = {list(self.evaluate.metrics)} are for images and sentences; let evaluate() of "
+                f"{self.task} give them"
+            )
 
     @property
     def is_function(self) -> bool:
         """Whether the task is a training loop of the user's own."""
-        return is_import_path(self.task)
+        return is_import_path(self.task) and not is_class(self.task)
+
+    @property
+    def is_own_task(self) -> bool:
+        """Whether the task is a class of rows, views and metrics: neither a loop, nor one that a job has keys for."""
+        return self.task not in ("image", "sentence") and not self.is_function
 
     @property
     def steps(self) -> int | None:

@@ -19,6 +19,7 @@ from jobs.config.components import (
     LossName,
     MetricPath,
     OptimizerName,
+    PoolingName,
     SamplerName,
     ScheduleName,
     TransformName,
@@ -172,14 +173,16 @@ class Model(Section):
     norm: Literal["group", "batch"] = "group"
     """Normalisation of the resnet."""
 
-    pooling: Literal[
-        "auto", "cls", "mean", "first_last", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"
-    ] = "auto"
+    pooling: PoolingName = "auto"
     """How token states become one vector: the first token's, the mean over tokens of the last layer, or of the first
     and the last layer. Of sentences also the largest value of each column, the last token's, the mean weighted by
     position, or the sum divided by the root of the count, under the names of sentence-transformers. `auto`: as a folder
     of sentence-transformers says, its prompt, lower-casing and normalisation included; `mean` where none does. Any
-    other value takes the place of all that."""
+    other value takes the place of all that. An import path is a pooling of your own, such as
+    `mylab.models:attention`."""
+
+    pooling_options: Options = {}
+    """Arguments of a pooling by import path, by name."""
 
     projection: Literal["none", "linear", "mlp"] = "mlp"
     """Head between the encoder and the loss. Evaluation looks at the encoder unless `evaluate.head` is set."""

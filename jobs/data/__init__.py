@@ -10,17 +10,19 @@ from typing import Any
 from jobs.config import JobConfig
 from jobs.data.batches import Ids, Inputs, Views, batch_rows
 from jobs.data.formats import DataError
-from jobs.data.images import ImageEvaluation, ImageExamples, image_evaluation, image_examples
+from jobs.data.images import ImageEvaluation, ImageExamples
 from jobs.data.images.links import looked_at_once
 from jobs.data.images.pixels import Images
-from jobs.data.sentences import SentenceExamples, sentence_examples, tokenizer_for
+from jobs.data.sentences import SentenceExamples, tokenizer_for
 from jobs.data.sentences.duplicates import note_on_batch
-from jobs.data.sentences.scored import SentenceEvaluation, sentence_evaluation
+from jobs.data.sentences.scored import SentenceEvaluation
 from jobs.data.sources import open_table
+from jobs.data.tasks import Examples, Task, task_of
 from jobs.data.validate import check, dataset_info, digests, fingerprint
 
 __all__ = [
     "DataError",
+    "Examples",
     "Ids",
     "ImageEvaluation",
     "ImageExamples",
@@ -28,6 +30,7 @@ __all__ = [
     "Inputs",
     "SentenceEvaluation",
     "SentenceExamples",
+    "Task",
     "Views",
     "batch_rows",
     "check",
@@ -38,19 +41,17 @@ __all__ = [
     "looked_at_once",
     "note_on_batch",
     "open_table",
+    "task_of",
     "tokenizer_for",
     "train_examples",
 ]
 
 
-def train_examples(job: JobConfig, tokenizer: Any = None) -> ImageExamples | SentenceExamples:
+def train_examples(job: JobConfig, tokenizer: Any = None) -> Examples:
     """What `job` trains on. tokenizer: of a sentence job; None: tokenizer_for(job). Raises DataError."""
-    return image_examples(job) if job.task == "image" else sentence_examples(job, tokenizer)
+    return task_of(job, tokenizer).examples()
 
 
-def evaluation_data(job: JobConfig) -> ImageEvaluation | SentenceEvaluation:
-    """What the stage of `job` is judged on. Raises DataError."""
-    assert job.eval_split is not None, "JobConfig refuses a job without it"
-    if job.task == "image":
-        return image_evaluation(job, job.eval_split)
-    return sentence_evaluation(job.eval_split, job.data.judged_columns)
+def evaluation_data(job: JobConfig) -> Any:
+    """What the stage of `job` is judged on, as its task reads it. Raises DataError."""
+    return task_of(job).judged()

@@ -20,13 +20,13 @@ from jobs import models
 from jobs.config import JobConfig
 from jobs.core.paths import DIGITS, is_built, is_folder_here
 from jobs.data.faults import DataError, shown
-from jobs.data.images import ImageEvaluation, image_evaluation, image_examples, image_rows
+from jobs.data.images import image_rows
 from jobs.data.images.arrays import is_list
 from jobs.data.images.links import Links, links_of, looked_at_once
 from jobs.data.resolve import HUB, locate
-from jobs.data.sentences import beside, cells, scored, sentence_rows, tokenizer_for
-from jobs.data.sentences.duplicates import repeats
+from jobs.data.sentences import scored, sentence_rows, tokenizer_for
 from jobs.data.sources import Names, Rows, read
+from jobs.data.tasks import task_of
 
 
 @looked_at_once()
@@ -49,24 +49,7 @@ def check(job: JobConfig) -> list[str]:
     for stage, rows in judged.items():
         if len(rows) < 2:
             raise rows.fault(f"has 1 row; data.{stage} needs at least two to judge an encoder on")
-    warnings: list[str] = []
-    if job.task == "image":
-        warnings += image_examples(job).images.check()
-        for stage, source in sources.items():
-            warnings += _label_warnings(job, stage, image_evaluation(job, source))
-    else:
-        if job.data.columns is None:
-            beside.doubts(train)
-            cells.refuse(train, train.table.column_names, "data.columns")
-        warnings += cells.notes(train, train.table.column_names)
-        for source, rows in zip(sources.values(), judged.values(), strict=True):
-            if job.data.judged_columns is None:
-                scored.doubts(rows)
-            scored.sentence_evaluation(source, job.data.judged_columns)
-            if job.data.judged_columns is None:
-                cells.refuse(rows, rows.table.column_names[:2], "data.judged_columns")
-            warnings += cells.notes(rows, rows.table.column_names[:2])
-        warnings += repeats(job, train)
+    warnings = [*task_of(job).check()]
     warnings += check_model(job)
     if has_single_sentences(job):
         models.check_views(job)
@@ -78,7 +61,7 @@ def check_model(job: JobConfig) -> list[str]:
     if is_built(job.model.name):
         return []
     notes = models.check_encoder(job, None)  # without one, there is no tokenizer either
-    return notes if job.task == "image" else models.check_encoder(job, tokenizer_for(job))
+    return models.check_encoder(job, tokenizer_for(job)) if job.task == "sentence" else notes
 
 
 def check_encoder_here(job: JobConfig) -> list[str]:
@@ -184,9 +167,7 @@ def stamps(source: str) -> list[list[Any]] | None:
 
 def train_rows(job: JobConfig) -> Rows:
     """The rows that `job` trains on."""
-    if job.is_function:
-        return read(job.data.train, _every_column)
-    return image_rows(job, job.data.train) if job.task == "image" else sentence_rows(job)
+    return sentence_rows(job) if job.task == "sentence" else _rows(job, job.data.train)
 
 
 def _every_column(file: str, names: Names, wanted: tuple[str, ...] | None) -> tuple[str, ...]:  # noqa: ARG001
@@ -194,22 +175,14 @@ def _every_column(file: str, names: Names, wanted: tuple[str, ...] | None) -> tu
 
 
 def _judged_rows(job: JobConfig, source: str) -> Rows:
-    if job.is_function:
-        return read(source, _every_column)
-    return image_rows(job, source) if job.task == "image" else scored.judged_rows(source, job.data.judged_columns)
+    if job.task == "sentence":
+        return scored.judged_rows(source, job.data.judged_columns)
+    return _rows(job, source)
 
 
-def _label_warnings(job: JobConfig, stage: str, data: ImageEvaluation) -> Iterator[str]:
-    yield from data.query_pixels.check()
-    known = len(data.reference_labels)
-    if known < job.evaluate.neighbours:
-        yield f"evaluate.neighbours = {job.evaluate.neighbours}, but data.train has {_count(known)} with labels in all"
-    strange = int((~np.isin(data.query_labels, data.reference_labels)).sum())
-    if strange:
-        yield (
-            f"{_count(strange)} of data.{stage} have labels that the first evaluate.references = "
-            f"{job.evaluate.references} labelled rows of data.train lack, so they count as wrong in every arm"
-        )
+def _rows(job: JobConfig, source: str) -> Rows:
+    """Rows of images, or whole ones of a task that only the user knows."""
+    return image_rows(job, source) if job.task == "image" else read(source, _every_column)
 
 
 def _overlaps(train: Rows, judged: dict[str, Rows]) -> Iterator[str]:

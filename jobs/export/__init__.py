@@ -65,9 +65,10 @@ def export(
             f"task = '{job.task}' is a training loop of your own, and so is its encoder; what it has kept is in "
             f"{place.scratch / 'own'}"
         )
-    if is_import_path(job.model.name or ""):
+    own = {"task": job.task, "model.name": job.model.name, "model.pooling": job.model.pooling}
+    if codes := [f"{key} = '{name}'" for key, name in own.items() if is_import_path(name or "")]:
         raise ValueError(
-            f"model.name = '{job.model.name}' is code of your own, which whoever loads a folder would not have; load "
+            f"{codes[0]} is code of your own, which whoever loads a folder would not have; load "
             f"the weights with your class: {place.scratch / 'checkpoints'}, whose names begin with 'encoder.'"
         )
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,12 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from jobs.config import JobConfig, components
 from jobs.config.components import metric_name
 from jobs.config.sections import MEASURED
 from jobs.core.collectives import gather_rows, rank_of, world_of
-from jobs.data import ImageEvaluation, Images, SentenceEvaluation
-from jobs.data.sentences.tokens import tokenised
+from jobs.data.tasks import Task, task_of
 from jobs.metrics.builtin.alignment import alignment as alignment_of
 from jobs.metrics.builtin.knn_accuracy import knn_classify
 from jobs.metrics.builtin.probe_accuracy import probe_accuracy
@@ -39,53 +37,69 @@ from jobs.models import ContrastiveModel, Reading
 COSINE_DIGITS = 12
 """Decimals of a cosine by which pairs are ranked: fp64 has 16, and the sum over the features takes some."""
 
-DECISIVE = ("knn_accuracy", "spearman")
-"""What a trial is judged on first: defined for all finite embeddings."""
+
+@dataclass(frozen=True)
+class Encoder:
+    """What a task encodes its rows with: batch i is always rows i * size and following, and rank i % W encodes it."""
+
+    model: ContrastiveModel
+    size: int
+    """Rows encoded at once."""
+
+    head: bool = False
+    """Whether embeddings are the head's output in place of the encoder's."""
+
+    group: dist.ProcessGroup | None = None
+    device: torch.device | str = "cpu"
+
+    @property
+    def reading(self) -> Reading:
+        """How the encoder takes sentences."""
+        return self.model.reading
+
+    def __call__(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Encode rows [n, ...]: [n, D] on the CPU, on every rank."""
+        named = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": inputs}
+        rows = len(next(iter(named.values())))
+        return self.lazily(rows, lambda start, stop: {name: values[start:stop] for name, values in named.items()})
+
+    def lazily(self, rows: int, inputs: Callable[[int, int], Mapping[str, Tensor]]) -> Tensor:
+        """Encode likewise what `inputs(start, stop)` gives for those rows when they are encoded."""
+        model, device = self.model, self.device
+        rank, world = rank_of(self.group), world_of(self.group)
+        spans = [(start, min(start + self.size, rows)) for start in range(0, rows, self.size)]
+        width = model.out_width if self.head else model.width
+        dtype = torch.float64 if model.precision == "fp64" else torch.float32
+        own = [torch.empty(0, width, dtype=dtype, device=device)]
+        for start, stop in spans[rank::world]:
+            hidden = model.encode({name: values.to(device) for name, values in inputs(start, stop).items()})
+            own.append((model.project(hidden) if self.head else hidden).to(dtype))
+        counts = [sum(stop - start for start, stop in spans[other::world]) for other in range(world)]
+        gathered = gather_rows(torch.cat(own), counts, self.group).cpu()
+        order = [torch.arange(start, stop) for other in range(world) for start, stop in spans[other::world]]
+        return torch.empty_like(gathered).index_copy_(0, torch.cat(order), gathered)
 
 
 def evaluate(
     model: ContrastiveModel,
-    data: ImageEvaluation | SentenceEvaluation,
+    judged: object,
     *,
     job: JobConfig,
     tokenizer: Any = None,
+    task: Task | None = None,
     group: dist.ProcessGroup | None = None,
     device: torch.device | str = "cpu",
     final: bool = False,
 ) -> dict[str, float]:
     """Metrics of the model, the same on every rank. The model's mode is left as it was.
 
-    Images: knn_accuracy, alignment, uniformity, and probe_accuracy where `final` and job.evaluate.probe say so.
-    Sentences: spearman, alignment, uniformity. Judged is the encoder's output, or the head's with job.evaluate.head.
-    All are nan if an embedding is not finite: then, and only then, the model has `diverged`. A metric that is not
-    defined for these rows is left out.
+    judged, task: of the job; without a task, it is made for this. Judged is the encoder's output, or the head's with
+    job.evaluate.head. All metrics are nan if an embedding is not finite: then, and only then, the model has
+    `diverged`. A metric that is not defined for these rows is left out.
     """
-
-    def features(rows: int, inputs: Callable[[int, int], Mapping[str, Tensor]]) -> Tensor:
-        return _encode(model, rows, inputs, size=job.evaluate.batch, head=job.evaluate.head, group=group, device=device)
-
+    encode = Encoder(model, job.evaluate.batch, job.evaluate.head, group, device)
     with _evaluation_mode(model), threadpool_limits(limits=job.execution.threads):
-        if isinstance(data, ImageEvaluation):
-            references = features(len(data.reference_pixels), partial(_pixels, data.reference_pixels))
-            queries = features(len(data.query_pixels), partial(_pixels, data.query_pixels))
-            metrics = image_metrics(
-                references,
-                data.reference_labels,
-                queries,
-                data.query_labels,
-                neighbours=job.evaluate.neighbours,
-                probe=final and job.evaluate.probe,
-            )
-            labels = (np.asarray(data.reference_labels), np.asarray(data.query_labels))
-            return metrics | further_metrics(
-                job, metrics, references=references, reference_labels=labels[0], queries=queries, query_labels=labels[1]
-            )
-        sentences = _encode_sentences([*data.left, *data.right], tokenizer, model.reading, features)
-        left, right = sentences[: len(data.left)], sentences[len(data.left) :]
-        metrics = sentence_metrics(left, right, data.score)
-        return metrics | further_metrics(
-            job, metrics, left=left, right=right, scores=np.asarray(data.score, dtype=np.float64)
-        )
+        return (task or task_of(job, tokenizer)).evaluate(encode, judged, final=final)
 
 
 def further_metrics(job: JobConfig, known: Mapping[str, float], **embedded: Any) -> dict[str, float]:
@@ -116,7 +130,7 @@ def further_metrics(job: JobConfig, known: Mapping[str, float], **embedded: Any)
 def diverged(metrics: Mapping[str, float]) -> bool:
     """Whether these metrics are those of a model whose embeddings are not finite. What else is not defined was left
     out, so that it never decides."""
-    return any(math.isnan(metrics[name]) for name in DECISIVE if name in metrics)
+    return any(map(math.isnan, metrics.values()))
 
 
 def image_metrics(
@@ -172,53 +186,6 @@ def sentence_metrics(left: Tensor, right: Tensor, score: ArrayLike) -> dict[str,
 def _defined(**metrics: float | None) -> dict[str, float]:
     """Those that are a number."""
     return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
-
-
-def _pixels(pixels: Images, start: int, stop: int) -> Mapping[str, Tensor]:
-    return {"pixel_values": pixels[start:stop]}
-
-
-def _encode_sentences(texts: list[str], tokenizer: Any, read: Reading, features: Callable[..., Tensor]) -> Tensor:
-    """Embeddings of the texts, in order. Batches hold texts of similar length, so that little of them is padding."""
-    tokens = tokenised(tokenizer, texts, max_tokens=read.max_tokens, prompt=read.prompt)
-    order = np.argsort([len(ids) for ids in tokens], kind="stable")
-
-    def inputs(start: int, stop: int) -> Mapping[str, Tensor]:
-        chosen = [torch.tensor(tokens[row]) for row in order[start:stop]]
-        return {
-            "input_ids": pad_sequence(chosen, batch_first=True, padding_value=tokenizer.pad_token_id),
-            "attention_mask": pad_sequence([torch.ones_like(ids) for ids in chosen], batch_first=True),
-        }
-
-    encoded = features(len(texts), inputs)
-    return torch.empty_like(encoded).index_copy_(0, torch.from_numpy(order), encoded)
-
-
-def _encode(
-    model: ContrastiveModel,
-    rows: int,
-    inputs: Callable[[int, int], Mapping[str, Tensor]],
-    *,
-    size: int,
-    head: bool,
-    group: dist.ProcessGroup | None,
-    device: torch.device | str,
-) -> Tensor:
-    """Embeddings [rows, D] on the CPU, on every rank. inputs(start, stop) gives those rows' encoder inputs.
-
-    Batch i is always rows i * size and following, and rank i % W encodes it.
-    """
-    rank, world = rank_of(group), world_of(group)
-    spans = [(start, min(start + size, rows)) for start in range(0, rows, size)]
-    width = model.out_width if head else model.width
-    own = [torch.empty(0, width, dtype=torch.float64 if model.precision == "fp64" else torch.float32, device=device)]
-    for start, stop in spans[rank::world]:
-        hidden = model.encode({name: values.to(device) for name, values in inputs(start, stop).items()})
-        own.append((model.project(hidden) if head else hidden).to(own[0].dtype))
-    counts = [sum(stop - start for start, stop in spans[other::world]) for other in range(world)]
-    gathered = gather_rows(torch.cat(own), counts, group).cpu()
-    places = [torch.arange(start, stop) for other in range(world) for start, stop in spans[other::world]]
-    return torch.empty_like(gathered).index_copy_(0, torch.cat(places), gathered)
 
 
 @contextmanager

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jobs.config import JobConfig
+from jobs.config import JobConfig, components
 from jobs.config.components import is_import_path
 from jobs.core import randomness
 from jobs.core.paths import is_built
@@ -26,7 +27,6 @@ from jobs.models import dropout
 from jobs.models.encoders import initialise, make_encoder
 from jobs.models.errors import ModelError
 from jobs.models.mlm import MaskedLanguageHead
-from jobs.models.pooling import pool
 from jobs.models.reading import Reading, reading
 
 Inputs = Mapping[str, Tensor]
@@ -53,6 +53,7 @@ class ContrastiveModel(nn.Module):
         self.head = _head(job, self.width)
         self.out_width = self.width if job.model.projection == "none" else job.model.projection_width
         self.pooling = self.reading.pooling
+        self.pool, self._wants_first = pooling_of(job, self.pooling, self.width)
         self.precision = job.model.precision
         self.mlm = _masked_language_head(job, encoder, self.width) if job.loss.mlm_weight else None
         self.unreplayable: str | None = None
@@ -130,28 +131,57 @@ class ContrastiveModel(nn.Module):
             yield
 
     def _pool(self, inputs: Inputs) -> Tensor:
-        if "pixel_values" in inputs:
+        if inputs.keys() == {"pixel_values"}:
             return self._pool_image(inputs["pixel_values"])
-        output = self.encoder(**inputs, output_hidden_states=self.pooling == "first_last")
-        last: Tensor = output.last_hidden_state
-        if self.pooling == "first_last":
-            last = (output.hidden_states[1] + last) / 2
-        with torch.autocast(last.device.type, enabled=False):  # a sum of many is not kept in bf16
-            whole = last if last.dtype == torch.float64 else last.float()
-            return pool(self.pooling, whole, inputs["attention_mask"], skipped=self.skipped)
+        dtype = next(self.encoder.parameters()).dtype
+        given = {name: values.to(dtype) if values.is_floating_point() else values for name, values in inputs.items()}
+        output = self._encoded(**given)
+        last: Tensor = output if isinstance(output, Tensor) else output.last_hidden_state
+        if last.ndim == 2:
+            return last
+        if last.ndim == 4:
+            return self._pool_map(last)
+        mask = inputs.get("attention_mask")
+        return self._pool_states(
+            output, last, last.new_ones(last.shape[:2], dtype=torch.int64) if mask is None else mask
+        )
 
     def _pool_image(self, pixels: Tensor) -> Tensor:
-        pixels = pixels.to(next(self.encoder.parameters()).dtype)
-        first_last = self.pooling == "first_last"
-        output = self.encoder(pixels, output_hidden_states=True) if first_last else self.encoder(pixels)
+        output = self._encoded(pixels.to(next(self.encoder.parameters()).dtype))
         last: Tensor = output if isinstance(output, Tensor) else output.last_hidden_state
+        if last.ndim == 2:
+            return last
         if last.ndim == 4:
-            return last.mean((2, 3))
+            return self._pool_map(last)
+        if is_import_path(self.pooling):
+            mask = _all(last)
+            mask[:, : self.prefix_tokens] = 0
+            return self._pool_states(output, last, mask)
         if self.pooling == "cls":
             return last[:, 0]
-        if first_last:
+        if self.pooling == "first_last":
             last = (output.hidden_states[1] + last) / 2
         return last[:, self.prefix_tokens :].mean(1)
+
+    def _encoded(self, *inputs: Tensor, **named: Tensor) -> Any:
+        states = {"output_hidden_states": True} if self._wants_first else {}
+        return self.encoder(*inputs, **named, **states)
+
+    def _pool_map(self, last: Tensor) -> Tensor:
+        """A feature map's mean, or what a pooling of the user's own makes of its places."""
+        if not is_import_path(self.pooling):
+            return last.mean((2, 3))
+        states = last.flatten(2).transpose(1, 2)
+        return self._pool_states(None, states, _all(states))
+
+    def _pool_states(self, output: Any, states: Tensor, mask: Tensor) -> Tensor:
+        if self.skipped:
+            mask = mask * (torch.arange(mask.shape[1], device=mask.device) >= self.skipped)
+        given = {"first": output.hidden_states[1]} if self._wants_first and output is not None else {}
+        with torch.autocast(states.device.type, enabled=False):  # a sum of many is not kept in bf16
+            whole = states if states.dtype == torch.float64 else states.float()
+            pooled: Tensor = self.pool(states=whole, mask=mask, **given)
+        return pooled
 
 
 def build(
@@ -159,25 +189,33 @@ def build(
     *,
     tokenizer: Any = None,
     image_shape: tuple[int, int, int] | None = None,
+    inputs: Inputs | None = None,
     device: torch.device | str = "cpu",
 ) -> ContrastiveModel:
     """The job's model in training mode, on the device. Its first weights are a function of job.seed alone.
 
     tokenizer: for `bert`, whose vocabulary it sets. image_shape: channels, height, width, for `vit` and `resnet`.
-    Raises ModelError where the job asks for what cannot be made.
+    inputs: two rows as the encoder will take them; they say the shape of images, if they have pixel_values. Raises
+    ModelError where the job asks for what cannot be made.
     """
+    if inputs is not None and image_shape is None and "pixel_values" in inputs:
+        channels, height, width = inputs["pixel_values"].shape[1:]
+        image_shape = (channels, height, width)
     seed = randomness.init_seed(job.seed)
     # Constructors draw from the global generator before `initialise` overwrites what they drew.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        encoder = make_encoder(job, vocabulary=None if tokenizer is None else len(tokenizer), image_shape=image_shape)
+        vocabulary = None if tokenizer is None else len(tokenizer)
+        encoder = make_encoder(job, vocabulary=vocabulary, image_shape=image_shape, inputs=inputs)
         model = ContrastiveModel(job, encoder, skipped=_prompt_tokens(tokenizer, reading(job)))
     initialise(model.head, seed, "head")
     if model.mlm is not None:
         initialise(model.mlm, seed, "mlm")
     dropout.replace_dropout(encoder)
+    if isinstance(model.pool, nn.Module):
+        dropout.replace_dropout(model.pool)
     if not is_built(job.model.name) or is_import_path(job.model.name or ""):
-        model.unreplayable = dropout.why_unreplayable(encoder, _example(job, image_shape))
+        model.unreplayable = dropout.why_unreplayable(encoder, dict(inputs or _example(job, image_shape)))
         if model.unreplayable is not None:
             dropout.restore_dropout(encoder)
     if job.model.precision == "fp64":
@@ -230,7 +268,7 @@ def initial_hash(model: nn.Module) -> str:
 
 
 def _example(job: JobConfig, image_shape: tuple[int, int, int] | None) -> dict[str, Tensor]:
-    """Two rows that any encoder of the task takes."""
+    """Two rows that any encoder of a built-in task takes."""
     if job.task == "sentence":
         ids = torch.ones(2, 4, dtype=torch.int64)
         return {"input_ids": ids, "attention_mask": ids}
@@ -245,6 +283,39 @@ def _prompt_tokens(tokenizer: Any, read: Reading) -> int:
         raise ModelError("this encoder's prompt is not pooled, so its tokens are counted; pass tokenizer_for(job)")
     ids = tokenizer(read.prompt, truncation=True, max_length=read.max_tokens)["input_ids"]
     return len(ids) - (ids[-1] in tokenizer.all_special_ids)
+
+
+def _all(states: Tensor) -> Tensor:
+    """A mask of states [n, L, width] of which all count, [n, L]."""
+    return states.new_ones(states.shape[:2], dtype=torch.int64)
+
+
+def pooling_of(job: JobConfig, name: str, width: int) -> tuple[Callable[..., Tensor], bool]:
+    """What pools states, and whether it asks for those of the first layer too."""
+    component = components.load("pooling", name)
+    if not isinstance(component, type):
+        function = components.called("pooling", name, job.model.pooling_options)
+        return function, components.asks_for(component, "first")
+    options = components.options("pooling", component, job.model.pooling_options)
+    module = component(**options, **({"width": width} if components.asks_for(component, "width") else {}))
+    if not isinstance(module, nn.Module):
+        raise ModelError(
+            f"model.pooling = '{name}' is no class of nn.Module; give one, or a function of states and mask"
+        )
+    return _Pooling(module), components.asks_for(module.forward, "first")
+
+
+class _Pooling(nn.Module):
+    """A module that pools, called with what it asks for."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self._asked = tuple(inspect.signature(module.forward).parameters)
+
+    def forward(self, **given: Tensor) -> Tensor:
+        pooled: Tensor = self.module(**{name: given[name] for name in self._asked if name in given})
+        return pooled
 
 
 def _head(job: JobConfig, width: int) -> nn.Module:

@@ -47,7 +47,8 @@ def examined(kind: str, name: str, options: Mapping[str, Any], job: Mapping[str,
     if foreign:
         return _answer([(of.key, repr(name), foreign)])
     try:
-        if kind != "task" or hasattr(component, "Options"):  # a loop reads them itself unless it says how
+        is_loop = kind == "task" and not isinstance(component, type)
+        if not is_loop or hasattr(component, "Options"):  # a loop reads them itself unless it says how
             components.options(kind, component, options)
     except ValidationError as error:
         model = components.options_model(kind, component)
@@ -62,7 +63,9 @@ def examined(kind: str, name: str, options: Mapping[str, Any], job: Mapping[str,
     try:
         tried = list(_TRIED[kind](JobConfig.model_validate(job)))
     except Exception as error:  # noqa: BLE001 - whatever a user's code may raise
-        tried = [(of.key, repr(name), f"fails when it is tried: {type(error).__name__}: {error}{_where(error)}")]
+        tried = [
+            (of.key, repr(name), f"fails when it is tried: {type(error).__name__}: {error}{components.line_of(error)}")
+        ]
     return _answer(tried, distribution)
 
 
@@ -79,18 +82,6 @@ def _known_options(kind: str, expected: str, model: type[BaseModel]) -> str:
     names = ", ".join(model.model_fields)
     apart = "; an option that one arm alone has is tuned with `when`"
     return f"; its options: {names}" if names else f"; it has no options{apart}"
-
-
-def _where(error: BaseException) -> str:
-    """The place in the user's code at which it was raised, the innermost."""
-    here, places = Path(__file__).parents[1], []
-    trace = error.__traceback__
-    while trace is not None:
-        path = Path(trace.tb_frame.f_code.co_filename)
-        if not path.is_relative_to(here) and "site-packages" not in path.parts:
-            places.append(f" ({path.name}, line {trace.tb_lineno})")
-        trace = trace.tb_next
-    return places[-1] if places else ""
 
 
 def _distribution(name: str) -> tuple[tuple[str, str] | None, str]:
@@ -236,6 +227,8 @@ def _tried_encoder(job: JobConfig) -> Iterator[Fault]:
         def __len__(self) -> int:
             return 50
 
+    if job.is_own_task:  # what it takes, only its rows say, which `python -m jobs.data` reads
+        return
     model = build(job, tokenizer=Tokens() if job.task == "sentence" else None, image_shape=(3, 32, 32))
     ids = torch.ones(2, 4, dtype=torch.int64)
     images = {"pixel_values": torch.zeros(2, 3, 32, 32)}
@@ -260,20 +253,67 @@ def _tried_metric(job: JobConfig) -> Iterator[Fault]:
     yield from ()
 
 
+def _tried_pooling(job: JobConfig) -> Iterator[Fault]:
+    """Each row's vector must not depend on the others, nor on what is padding."""
+    import torch
+
+    from jobs.models.model import pooling_of
+
+    width, key, name = 8, "model.pooling", repr(job.model.pooling)
+    pool, wants_first = pooling_of(job, job.model.pooling, width)
+    draw = torch.Generator().manual_seed(0)
+    states, first = (torch.randn(FEW, 5, width, generator=draw) for _ in range(2))
+    mask = (torch.arange(5) < torch.tensor([5, 4, 3, 2, 1, 5])[:, None]).long()
+
+    def pooled(states: torch.Tensor, rows: slice) -> torch.Tensor:
+        given = {"first": first[rows]} if wants_first else {}
+        with torch.no_grad():
+            return pool(states=states[rows], mask=mask[rows], **given)
+
+    whole = pooled(states, slice(None))
+    if not isinstance(whole, torch.Tensor) or whole.shape != (FEW, width):
+        shape = list(whole.shape) if isinstance(whole, torch.Tensor) else type(whole).__name__
+        yield key, name, f"gave {shape} for states [{FEW}, 5, {width}]; it gives [{FEW}, {width}], a vector of each row"
+    elif not all(torch.allclose(whole[row], pooled(states, slice(row, row + 1))[0], atol=1e-5) for row in range(FEW)):
+        yield key, name, "gives a row another vector beside other rows; a vector is of one row's states"
+    elif not torch.allclose(whole, pooled(torch.where(mask[..., None] == 0, 9.0, states), slice(None)), atol=1e-5):
+        yield key, name, "depends on states where mask is 0, which are padding"
+
+
 def _tried_task(job: JobConfig) -> Iterator[Fault]:
+    """Of a class only its methods are looked at: what they do with rows, `python -m jobs.data` sees."""
     import inspect
 
-    function = components.load("task", job.task)
-    names = list(inspect.signature(function).parameters)[:2] if callable(function) else []
-    if len(names) < 2:
-        yield "task", repr(job.task), "is no function of two arguments; write def main(config, context)"
+    component, key, name = components.load("task", job.task), "task", repr(job.task)
+    if job.is_function:
+        names = list(inspect.signature(component).parameters)[:2] if callable(component) else []
+        if len(names) < 2 or isinstance(component, type):
+            yield key, name, "is no function of two arguments; write def main(config, context)"
+        return
+    if not isinstance(component, type):
+        expected = f"is no class, as its name says; write class {job.task.rpartition(':')[2]}, or begin it small"
+        yield key, name, expected
+        return
+    for method, arguments in TASK_METHODS.items() if job.is_own_task else ():
+        found = getattr(component, method, None)
+        asked = list(inspect.signature(found).parameters)[1:] if callable(found) else None
+        if asked is None or not {*arguments} <= {*asked}:
+            yield key, name, f"has no method {method}({', '.join(arguments)}); write one"
 
+
+TASK_METHODS = {
+    "rows": ("source",),
+    "views": ("rows", "seed", "step", "pairs", "view"),
+    "evaluate": ("encode", "rows"),
+}
+"""What a task that is a class has, each with its arguments."""
 
 _TRIED = {
     "task": _tried_task,
     "loss": _tried_loss,
     "encoder": _tried_encoder,
     "augmentation": _tried_augmentation,
+    "pooling": _tried_pooling,
     "sampler": _tried_sampler,
     "optimizer": _tried_optimizer,
     "schedule": _tried_schedule,

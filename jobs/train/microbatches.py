@@ -17,9 +17,7 @@ class Batches:
     It reads the data of the rank's own pairs, and of no others; only `chunk` reads what it is asked for.
     """
 
-    def __init__(
-        self, examples: data.ImageExamples | data.SentenceExamples, job: JobConfig, *, rank: int, world: int
-    ) -> None:
+    def __init__(self, examples: data.Examples, job: JobConfig, *, rank: int, world: int) -> None:
         self._examples, self._job, self._rank, self._world = examples, job, rank, world
 
     def rows(self, step: int) -> NDArray[np.int64]:
@@ -33,7 +31,7 @@ class Batches:
         budget = self._job.execution.micro_tokens
         if budget is None:
             return consecutive(mine, self._job.execution.micro)
-        assert isinstance(self._examples, data.SentenceExamples), "JobConfig refuses micro_tokens for images"
+        assert isinstance(self._examples, data.SentenceExamples), "JobConfig refuses micro_tokens of others"
         lengths = self._examples.lengths(rows[mine.start : mine.stop]).tolist()
         return within_tokens(mine, lengths, sentences=2 + self._examples.hard_negatives, budget=budget)
 

@@ -167,12 +167,12 @@ class Resumable:
         origin.begin(self.expected)
         with data.looked_at_once():
             before = origin.look(job, self.expected) if self.expected else None
-            self.tokenizer = data.tokenizer_for(job) if job.task == "sentence" else None
-            self.examples = data.train_examples(job, self.tokenizer)
+            self.task = data.task_of(job)
+            self.tokenizer = self.task.tokenizer
+            self.examples = self.task.examples()
             self.batches = Batches(self.examples, job, rank=self.rank, world=self.world)
-            self.evaluation = data.evaluation_data(job)
-            shape = self.examples.image_shape if isinstance(self.examples, data.ImageExamples) else None
-            self.model = models.build(job, tokenizer=self.tokenizer, image_shape=shape, device=self.device)
+            self.evaluation = self.task.judged()
+            self.model = models.build(job, tokenizer=self.tokenizer, inputs=self.task.inputs(), device=self.device)
             loaded = origin.look(job, self.expected)
         if before is not None:
             origin.refuse_change(before, loaded)
@@ -242,7 +242,7 @@ class Resumable:
             self.model,
             self.evaluation,
             job=self.job,
-            tokenizer=self.tokenizer,
+            task=self.task,
             group=self.group,
             device=self.device,
             final=final,

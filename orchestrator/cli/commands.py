@@ -228,15 +228,19 @@ def doctor(
             )
         )
     only_with_address(detach=False, variables=variables)
+    from jobs.config.user_code import importable
     from orchestrator import sweep as sweeps
     from orchestrator.preflight import doctor as doctors
     from orchestrator.run_dir import folder as runs
     from orchestrator.sweep import plan as planning
 
-    made = None if sweep is None else planning.make(sweeps.load(sweep, overrides))
+    loaded = None if sweep is None else sweeps.load(sweep, overrides)
+    made = None if loaded is None else planning.make(loaded)
+    code = None if sweep is None or loaded is None else sweeps.code_of(loaded, sweep.parent)
     place = into or (runs.home() / made.sweep.name if made else runs.home())
     folder = None if anywhere else runs.at(place)  # a job's own folder is no place for a run
-    found = doctors.examine(folder, plan=made, offline=offline)
+    with importable(code):
+        found = doctors.examine(folder, plan=made, offline=offline)
     if as_json:
         print_json(doctors.summary(found))
     else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.config.components import is_import_path
+from jobs.config.components import is_class, is_import_path
 from jobs.core.plain import one_line, visible, visible_lines
 from orchestrator.system.display import Harmless, cell, table_lines
 
@@ -85,7 +85,8 @@ def print_plan(made: Plan, estimate: Estimate, probe: str) -> None:
             echo(f"one objective: {a} and {b} differ in execution alone{tuned}, and are not tested")
     echo(f"trials:    {made.trials['tune']} tune, {made.trials['confirm']} confirm")
     echo(f"seeds:     tune {list(made.tune_seeds)}, confirm {list(made.confirm_seeds)}")
-    is_own_loop = is_import_path(str(made.sweep.job.get("task")))  # which no probe can run
+    task = str(made.sweep.job.get("task"))
+    is_own_loop = is_import_path(task) and not is_class(task)  # which no probe can run
     echo(f"time:      {time_line(estimate, None if is_own_loop else probe)}")
     echo(f"smallest p reachable: {made.smallest_p:.4g}")
     for warning in (*made.warnings, *estimate.notes):

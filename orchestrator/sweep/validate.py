@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.config import Fault, JobConfig, canonical, faults, field_names, nearest
-from jobs.config.components import is_import_path, is_option, metric_name
+from jobs.config.components import builtin_names, is_class, is_import_path, is_option, metric_name
 from orchestrator.sweep.labels import label_faults
 from orchestrator.sweep.limits import (
     LARGEST_SEED,
@@ -43,7 +43,7 @@ def job_faults(raw: dict[str, Any]) -> list[Fault]:
     job, compare, named = raw.get("job"), raw.get("compare", {}), raw.get("arm", [])
     if not isinstance(job, dict):
         return []
-    found: list[Fault] = list(_function_faults(raw))
+    found: list[Fault] = list(_own_task_faults(raw))
     for key in ("stage", "seed"):
         if key in job:
             found.append(Fault(f"job.{key}", repr(job[key]), "is set by the plan; remove it"))
@@ -208,8 +208,8 @@ def _resource_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
 def _metric_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
     name, task = sweep.metric.name, arms[0].config(stage="confirm", seed=0).task
     jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
-    if jobs[0].is_function:
-        return  # what it reports, only it knows
+    if task not in METRICS:
+        return  # what it measures, only it knows
     own = [metric_name(path) for path in jobs[0].evaluate.metrics]
     known: tuple[str, ...] = (*METRICS[task], *own)
     if name in TRAINING_METRICS or name == "loss":
@@ -238,15 +238,15 @@ def _metric_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
         yield Fault("metric.name", repr(name), "needs job.evaluate.probe = true")
 
 
-def _function_faults(raw: dict[str, Any]) -> Iterable[Fault]:
-    """What a training loop of the user's own needs that the others do not."""
+def _own_task_faults(raw: dict[str, Any]) -> Iterable[Fault]:
+    """What a task of the user's own needs that the others do not."""
     tables = {key: value for key, value in raw.items() if isinstance(value, dict)}
     task, metric = str(tables.get("job", {}).get("task")), tables.get("metric", {})
-    if not is_import_path(task):
+    if task in METRICS or not (is_import_path(task) or task in builtin_names("task")):
         return
     if "mode" not in metric:
         yield Fault("metric.mode", "", f"is missing: which way {metric.get('name')!r} is better, only {task} knows")
-    if (prune := tables.get("tune", {}).get("prune", "none")) != "none":
+    if is_import_path(task) and not is_class(task) and (prune := tables.get("tune", {}).get("prune", "none")) != "none":
         expected = f"compares trials at steps that {task} does not promise to report; set prune = 'none'"
         yield Fault("tune.prune", repr(prune), expected)
 

@@ -102,7 +102,7 @@ def _wanted(ledger: Ledger, folder: RunFolder) -> Iterator[Trial]:
     run, trials = ledger.run, ledger.trials()
     logged = tracking.logged(ledger.events())
     if is_import_path(str(run.sweep["job"].get("task"))):
-        return  # a training loop of the user's own has its encoder to itself
+        return  # the encoder of a task of the user's own is code that whoever loads it would not have
     for arm in dict.fromkeys(trial.arm for trial in trials if trial.stage == "confirm"):
         with contextlib.suppress(RunError):  # none of its confirm trials ended well: there is no encoder to log
             trial, _ = export.choose(run, trials, arm, folder)

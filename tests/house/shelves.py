@@ -20,12 +20,12 @@ TABLE = "*"
 use one another."""
 
 SHELVES = {
-    "jobs": "workers > train > export metrics > data > artifacts losses models > core optim > config",
+    "jobs": "workers > train > export > tasks > metrics > data > artifacts losses models > core optim > config",
     "jobs/artifacts": "audit > bucket checkpoint trial_dir > objects storage > manifest",
     "jobs/config": "job > identity > sections > components validation > user_code",
     "jobs/core": "failures > collectives device paths plain provenance randomness usage",
-    "jobs/data": "__main__ > validate > images sentences > sources > resolve > formats > batches faults remedies > "
-    "samplers",
+    "jobs/data": "__main__ > validate > images sentences tasks > sources > resolve > formats > "
+    "batches faults remedies > samplers",
     "jobs/data/formats": "objects tables > arrow decoded lines quick",
     "jobs/data/images": "pixels > encoded > links > arrays > augmentations decoding finding layout mistaken survey",
     "jobs/data/images/augmentations": TABLE,
@@ -37,13 +37,15 @@ SHELVES = {
     "jobs/metrics": "evaluate > builtin",
     "jobs/metrics/builtin": TABLE,
     "jobs/models": "model > encoders fitness > reading > transformer > modeling_resnet pretrained > dropout errors mlm "
-    "pooling resnet",
+    "poolings resnet",
     "jobs/models/encoders": TABLE,
+    "jobs/models/poolings": TABLE,
     "jobs/models/pretrained": "weights > anatomy > folder > modules",
     "jobs/optim": "builtin schedules transforms > eager",
     "jobs/optim/builtin": TABLE,
     "jobs/optim/schedules": TABLE,
     "jobs/optim/transforms": TABLE,
+    "jobs/tasks": TABLE,
     "jobs/train": "__main__ components > function loop > resumable > gradient_check microbatches > "
     "budget continuing origin step",
     "jobs/workers": "group > heartbeat profile > memory network node_info",

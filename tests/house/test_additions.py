@@ -21,6 +21,7 @@ USED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "optimizer": ("optimizer", "lion", {"optimizer": {"name": "{}", "options": {"slow": 0.98}}}),
     "augmentation": ("augmentation", "solarise", {"augment": {"name": "{}", "options": {"above": 0.6}}}),
     "metric": ("metric", "nearest_share", {"evaluate": {"metrics": ["{}"]}}),
+    "task": ("task", "tabular", {"task": "{}", "options": {"noise": 0.2}, "model": {"name": "mylab:MLP"}}),
     "encoder": ("encoder", "mlp", {"model": {"name": "{}", "options": {"width": 8}}}),
 }
 """Patch -> kind, name, and a job's sections that use it."""
@@ -45,11 +46,11 @@ def test_an_addition_touches_one_file_and_is_one(patch: Path, tmp_path: Path) ->
     shutil.copytree(ROOT / "jobs", tmp_path / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     subprocess.run(["git", "apply", str(patch)], cwd=tmp_path, check=True)
-    named = short if where == "built_in" else f"mylab.{short}:{short}"
+    named = short if where == "built_in" else f"mylab.{short}:{short.title() if kind == 'task' else short}"
     if where == "outside":
         (tmp_path / "mylab" / "__init__.py").touch()
     used = json.loads(json.dumps(sections).replace('"{}"', json.dumps(named)))
-    options = next(iter(used.values())).get("options", {})
+    options = used["options"] if kind == "task" else next(iter(used.values())).get("options", {})
     asked = {"asked": [{"kind": kind, "name": named, "options": options, "job": JOB | used}]}
     env = os.environ | {"ORCHESTRATOR_CODE": str(tmp_path), "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
@@ -57,4 +58,11 @@ def test_an_addition_touches_one_file_and_is_one(patch: Path, tmp_path: Path) ->
         input=json.dumps(asked), capture_output=True, text=True, env=env, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    if kind == "task":  # its rows are tried with those of the data
+        (tmp_path / "job.json").write_text(json.dumps(JOB | used))
+        checked = subprocess.run(
+            [sys.executable, "-m", "jobs.data", "job.json"], capture_output=True, text=True, env=env, cwd=tmp_path,
+            check=False,
+        )  # fmt: skip
+        assert checked.returncode == 0, checked.stderr
     assert json.loads(done.stdout) == {"faults": [], "distribution": None}

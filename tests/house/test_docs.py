@@ -194,12 +194,14 @@ def test_the_components_on_the_page_are_what_it_says(tmp_path: Path, monkeypatch
     """The page's files are written down, its sweep is planned with them, and every other component is tried."""
     page = (ROOT / "docs" / "components.md").read_text("utf-8")
     blocks = re.findall(r"^```python\n# (\S+)\n(.*?)^```", page, re.M | re.S)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for name, text in blocks:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "mylab" / "__init__.py").write_text("")
-    (sweep,) = re.findall(r"^```toml\n(.*?)^```", page, re.M | re.S)
+    sweep, of_a_task = re.findall(r"^```toml\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "task.toml").write_text(of_a_task)
+    assert len(planning.make(sweeps.load(tmp_path / "task.toml")).arms) == 2
     parts = """
 augment = { name = "mylab.parts:solarised", options = { above = 0.6 } }
 optimizer = { schedule = "mylab.parts:staircase", transform = "mylab.parts:GradientNoise" }

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +31,7 @@ from jobs import data
 from jobs import export as exporting
 from jobs.config import JobConfig
 from jobs.metrics import evaluate
+from jobs.tasks.sentence import SentenceTask
 from jobs.train import Training
 from orchestrator.cli import main
 from orchestrator.ledger import Ledger, Outcome, Stage, Trial, sqlite_url, this_process
@@ -218,13 +218,14 @@ def trained(job: JobConfig, folder: Path, **options: Any) -> Training:
 
 def ours(training: Training, inputs: Any, *, head: bool) -> NDArray[np.float32]:
     """The embeddings as evaluation takes them. inputs: sentences; of images those that it is judged on."""
-    features = partial(evaluate._encode, training.model, size=256, head=head, group=None, device="cpu")
+    encode = evaluate.Encoder(training.model, 256, head)
     with evaluate._evaluation_mode(training.model):
         if isinstance(inputs, list):
-            found = evaluate._encode_sentences(inputs, training.tokenizer, training.model.reading, features)
+            found = SentenceTask(training.job, training.tokenizer).encoded(inputs, encode)
         else:
             assert isinstance(training.evaluation, data.ImageEvaluation)
-            found = features(len(inputs), partial(evaluate._pixels, training.evaluation.query_pixels))
+            pixels = training.evaluation.query_pixels
+            found = encode.lazily(len(inputs), lambda start, stop: {"pixel_values": pixels[start:stop]})
     return np.asarray(found.float().numpy())
 
 

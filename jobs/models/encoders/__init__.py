@@ -1,9 +1,10 @@
 """The built-in encoders, which are trained from nothing, beside what transformers' AutoModel loads.
 
 Each module holds a function of its name; one of the user's own is a class or a function likewise: of job, image_shape
-(channels, height, width) or vocabulary (number of token ids) what it asks for, and its options, -> nn.Module. It is
-called as transformers' are: pixel_values [n, C, H, W], or input_ids and attention_mask [n, L]; gives a feature map
-[n, width, h, w] or an object with `last_hidden_state` [n, L, width]; and has `width`, or a `config` with `hidden_size`.
+(channels, height, width), vocabulary (number of token ids) or inputs (two rows as it will take them) what it asks for,
+and its options, -> nn.Module. It is called as transformers' are: pixel_values [n, C, H, W], or input_ids and
+attention_mask [n, L], or what else a task's views have by name; gives embeddings [n, width], a feature map [n, width,
+h, w] or an object with `last_hidden_state` [n, L, width]; and has `width`, or a `config` with `hidden_size`.
 Its first weights are drawn with the generator seeded by the job's seed.
 
 transformers takes seconds to import, so only what needs it does: a ResNet starts without.
@@ -12,12 +13,12 @@ transformers takes seconds to import, so only what needs it does: a ResNet start
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 from zlib import crc32
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from jobs.config import JobConfig, components
 from jobs.core import randomness
@@ -34,24 +35,31 @@ small ViT that trains for some hundred steps does not learn it: its kNN accuracy
 reaching 0.85."""
 
 
-def make_encoder(job: JobConfig, *, vocabulary: int | None, image_shape: tuple[int, int, int] | None) -> nn.Module:
+def make_encoder(
+    job: JobConfig,
+    *,
+    vocabulary: int | None,
+    image_shape: tuple[int, int, int] | None,
+    inputs: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
     """The job's encoder, initialised, on the CPU, with ordinary dropout.
 
-    vocabulary: number of token ids, of sentences. image_shape: channels, height, width, of images.
+    vocabulary: number of token ids, of sentences. image_shape: channels, height, width, of images. inputs: two rows as
+    it will take them.
     """
     name = job.model.name or {"image": "vit", "sentence": "bert"}[job.task]
     if name not in BUILT and not components.is_import_path(name):
         from jobs.models import transformer
 
         return transformer.load(name, job)
-    if name in BUILT and (other := _of_other_task(name, job)):
+    if name in BUILT and (other := _of_other_task(name, job, has_images=image_shape is not None)):
         raise ModelError(f"model.name = '{name}' cannot encode task = '{job.task}'; use model.name = {other}")
     if job.task == "sentence" and vocabulary is None:
         raise ModelError(f"model.name = '{name}' needs a tokenizer; pass tokenizer_for(job)")
     if job.task == "image" and image_shape is None:
         raise ModelError(f"model.name = '{name}' needs image_shape: channels, height and width of the images")
     build = components.called("encoder", name, job.model.options)
-    encoder = build(job=job, vocabulary=vocabulary, image_shape=image_shape)
+    encoder = build(job=job, vocabulary=vocabulary, image_shape=image_shape, inputs=inputs)
     if not isinstance(encoder, nn.Module):
         raise ModelError(
             f"model.name = '{name}' gives a {type(encoder).__name__}; give a class of nn.Module, or a function that "
@@ -63,9 +71,11 @@ def make_encoder(job: JobConfig, *, vocabulary: int | None, image_shape: tuple[i
     return encoder
 
 
-def _of_other_task(name: str, job: JobConfig) -> str:
-    """The built-ins of the job's task, where this one is of another: by what they ask for."""
-    needed = {"image": "image_shape", "sentence": "vocabulary"}[job.task]
+def _of_other_task(name: str, job: JobConfig, *, has_images: bool) -> str:
+    """The encoders of the job's task, where this built-in one is of another: by what they ask for."""
+    if job.task not in ("image", "sentence") and not has_images:
+        return repr(components.ENCODER.example)
+    needed = "vocabulary" if job.task == "sentence" else "image_shape"
     works = [own for own in BUILT if needed in inspect.signature(_loaded(own)).parameters]
     return "" if name in works else " or ".join(map(repr, works))
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from jobs.config.components import is_import_path
+from jobs.config.components import is_class, is_import_path
 from orchestrator import statistics
 from orchestrator.ledger import TRIAL_STATES, Ledger, Run, Stage, Trial, TrialState
 from orchestrator.report.summary import arms, budgets, pairs
@@ -69,7 +69,7 @@ def summarize(ledger: Ledger) -> Summary:
         environment=run.environment,
     )
     warnings = notes(summary, list(_lost(trials, confirm)), thinned=_thinned(ledger, trials))
-    if is_import_path(task := str(run.sweep.get("job", {}).get("task"))):
+    if is_import_path(task := str(run.sweep.get("job", {}).get("task"))) and not is_class(task):
         warnings.append(f"{planning.own_loop(task)}.")
     return replace(summary, notes=warnings, sentence=sentence(summary))
 
@@ -154,7 +154,8 @@ def curves(ledger: Ledger, summary: Summary) -> dict[str, Curve]:
     in seconds these come after equal shares of it, and the pairs are the mean of those seen by then.
     """
     drawn: dict[str, Curve] = {}
-    is_own = is_import_path(str(ledger.run.sweep.get("job", {}).get("task")))
+    task = str(ledger.run.sweep.get("job", {}).get("task"))
+    is_own = is_import_path(task) and not is_class(task)
     sizes = {trial.id: arms.whole_of(trial, "batch", "size") for trial in ledger.trials("confirm")}
     for arm in summary.arms:
         kept = [value.trial for value in arm.values if value.value is not None]

@@ -367,9 +367,9 @@ def test_an_image_that_changes_while_a_job_trains_is_named(folder: Path, harm: C
     """Nobody trains on it unnoticed. Mutant check: reading whatever is there fails this."""
     examples = data.train_examples(job(csv(folder, NAMES)))
     harm(folder / NAMES[3])
-    examples.pair_ids(np.array([0, 1]))
+    examples.ids(np.array([0, 1]))
     with pytest.raises(DataError, match=r"row 3 \(the first is 0\): names pics/3.png, which (is gone|has changed)"):
-        examples.pair_ids(np.array([2, 3]))
+        examples.ids(np.array([2, 3]))
 
 
 def rewrite(file: Path) -> None:

@@ -7,7 +7,6 @@ import io
 import json
 import pickle
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from jobs.models import ModelError, transformer
 from jobs.models.pretrained.folder import digest
 from jobs.models.pretrained.modules import ENDLESS
 from jobs.models.reading import reading
+from jobs.tasks.sentence import SentenceTask
 from jobs.train import Training
 from orchestrator.cli import main
 from orchestrator.run_dir.provenance import DataFault, examine
@@ -255,9 +255,9 @@ def test_what_is_judged_and_exported_is_what_sentence_transformers_encodes(
 
 
 def encoded(training: Training) -> Any:
-    features = partial(evaluate._encode, training.model, size=8, head=False, group=None, device="cpu")
+    encode = evaluate.Encoder(training.model, 8)
     with evaluate._evaluation_mode(training.model):
-        return evaluate._encode_sentences(SHOUTED, training.tokenizer, training.model.reading, features).numpy()
+        return SentenceTask(training.job, training.tokenizer).encoded(SHOUTED, encode).numpy()
 
 
 @pytest.mark.parametrize("steps", [1, 9])

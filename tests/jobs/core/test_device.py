@@ -325,7 +325,7 @@ def test_a_model_that_refers_to_itself_is_gone_before_the_next_is_built(
         rank.end()
 
 
-@pytest.mark.parametrize("where", ["jobs.data.train_examples", "jobs.models.build", "jobs.metrics.evaluate.evaluate"])
+@pytest.mark.parametrize("where", ["jobs.data.task_of", "jobs.models.build", "jobs.metrics.evaluate.evaluate"])
 def test_a_rank_that_gets_no_memory_while_it_loads_is_told_with_its_peak(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

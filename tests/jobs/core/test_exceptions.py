@@ -68,7 +68,7 @@ MADE: dict[str, Callable[[type[Any]], BaseException]] = {
             "RunError",
         ),
         *("Refused", "ScratchMissing", "ServerUnavailable", "SweepChanged", "TakenOver", "ThreadDied"),
-        *("TokenUnusable", "Undecodable", "_Undo"),
+        *("TokenUnusable", "Undecodable", "_NotFiniteError", "_Undo"),
     ],
     lambda kind: kind("what was found; what works"),
 )

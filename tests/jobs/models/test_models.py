@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from jobs.config import JobConfig
 from jobs.models import ContrastiveModel, ModelError, build, dropout_keys, initial_hash
 from jobs.models.dropout import KeyedDropout
-from jobs.models.pooling import pool
 
 SHAPE = (1, 8, 8)
 WORDS = 50
@@ -178,7 +178,7 @@ def test_states_of_bf16_are_pooled_in_fp32(how: str) -> None:
     model, inputs = text_model(pooling=how, precision="bf16").eval(), sentences()
     with torch.autocast("cpu", torch.bfloat16):
         states = model.encoder(**inputs).last_hidden_state
-    pooled = pool(how, states.float(), inputs["attention_mask"])
+    pooled = model.pool(states=states.float(), mask=inputs["attention_mask"])
     assert torch.equal(model.encode(inputs), pooled)
     assert pooled.dtype == torch.float32
 
@@ -251,6 +251,20 @@ def test_dropout_replays_bit_for_bit(p: float) -> None:
         second = model.embed(sentences())
     assert torch.equal(first, second)
     assert not torch.allclose(first, model.eval().embed(sentences()), atol=1e-3), "nothing was dropped"
+
+
+def test_keys_of_another_thread_are_its_own() -> None:
+    """While another thread encodes its rows. Mutant check: one stack for all threads mixes them."""
+    model = text_model(dropout=0.3)
+
+    def embedded(step: int) -> Tensor:
+        with dropout_keys(seed=0, step=step, rows=torch.arange(6)), torch.no_grad():
+            return model.embed(sentences())
+
+    alone = [embedded(step) for step in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(embedded, list(range(8)) * 4))
+    assert all(torch.equal(x, alone[number % 8]) for number, x in enumerate(together))
 
 
 @settings(deadline=None, max_examples=10)

@@ -29,7 +29,7 @@ from orchestrator.sweep.plan import (
 from orchestrator.sweep.space import conditions
 
 ROOT = Path(__file__).parents[3]
-DEFAULTS = "4430e0a551ee1811"
+DEFAULTS = "a5bdd194108512e4"
 
 SWEEP: dict[str, Any] = {
     "name": "small",

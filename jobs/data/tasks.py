@@ -1,0 +1,348 @@
+"""What a task is: rows, views of them that an encoder takes, and what judges it.
+
+The built-in tasks are the files of jobs/tasks; one of the user's own is a class with the methods of `Parts`, which
+`OwnTask` makes into what a job needs.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+
+from jobs.config import JobConfig, components
+from jobs.data.batches import Ids, Inputs, Views
+from jobs.data.faults import DataError
+from jobs.data.resolve import Located, locate
+from jobs.models.reading import Reading, reading
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FEW = 6
+"""Rows that a task of the user's own is tried on."""
+
+NOT_FINITE = "embeddings"
+"""Key of the nan that says that a model has diverged before its task has given a metric a name."""
+
+
+class Encode(Protocol):
+    """Embeddings of rows, the same on every rank and for every number of ranks."""
+
+    @property
+    def reading(self) -> Reading:
+        """How the encoder takes sentences."""
+
+    def __call__(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Encode rows [n, ...], as views are: [n, D] on the CPU."""
+
+    def lazily(self, rows: int, inputs: Callable[[int, int], Mapping[str, Tensor]]) -> Tensor:
+        """Encode likewise what `inputs(start, stop)` gives when it is needed."""
+
+
+class Parts(Protocol):
+    """A task of the user's own. A class is built with its options, and with `job` if it asks for it."""
+
+    def rows(self, source: str) -> Any:
+        """Read a source: an Arrow table, an array, a tensor, a list of rows, a tuple or mapping of columns, or any
+        object with a length that is indexed by an array of numbers."""
+
+    def views(self, rows: Any, seed: int, step: int, pairs: Tensor, view: int) -> Tensor | Mapping[str, Tensor]:
+        """Make what an encoder takes of rows: view 0 are the queries, [c, ...], and view 1 their keys; of a class with
+        `hard_negatives = H` view 2 are those, [c * H, ...], all of pair 0 first. What is random is a function of seed,
+        step, pairs (int64 [c], places in the batch) and view."""
+
+    def evaluate(self, encode: Encode, rows: Any) -> Mapping[str, float | ArrayLike]:
+        """Judge an encoder on rows: a number, or one for each row, by the name of the metric. It takes by name also
+        `references`, the rows of data.train."""
+
+
+class Examples(Protocol):
+    """What a job trains on."""
+
+    @property
+    def hard_negatives(self) -> int:
+        """Hard negatives of each pair."""
+
+    def __len__(self) -> int: ...
+
+    def views(self, rows: NDArray[np.int64], *, seed: int, step: int, pairs: NDArray[np.int64]) -> Views:
+        """Both sides of these data rows, the pairs numbered `pairs` of batch `step`."""
+
+    def ids(self, rows: NDArray[np.int64]) -> Ids:
+        """What these rows say."""
+
+
+class Task(Protocol):
+    """What the trainer asks of the task of a job."""
+
+    tokenizer: Any
+    """Of sentences; None for what has no tokens."""
+
+    def examples(self) -> Examples:
+        """Read what the job trains on. Raises DataError."""
+
+    def judged(self) -> Any:
+        """Read what its stage is judged on. Raises DataError."""
+
+    def inputs(self) -> Inputs:
+        """Make two rows that any encoder of the task takes."""
+
+    def evaluate(self, encode: Encode, judged: Any, *, final: bool) -> dict[str, float]:
+        """Judge an encoder on `judged()`. final: at the end of the job. A nan says that it has diverged."""
+
+    def check(self) -> Iterator[str]:
+        """Warn of what is odd about all that the job reads. Raises DataError at the first fault."""
+
+
+def task_of(job: JobConfig, tokenizer: Any = None) -> Task:
+    """The task of a job. tokenizer: of sentences; None: the job's. Raises ComponentError for what is none."""
+    component: Any = components.load("task", job.task)
+    if hasattr(component, "views"):
+        return OwnTask(job, component)
+    built: Task = component(job, tokenizer)
+    return built
+
+
+class OwnTask:
+    """A task of the user's own, as a job uses it."""
+
+    tokenizer = None
+
+    def __init__(self, job: JobConfig, component: Any) -> None:
+        self._job = job
+        options = components.options("task", component, job.options)
+        asks = components.asks_for(component, "job")
+        self._parts: Parts = component(**options, **({"job": job} if asks else {}))
+        self._key = (component, job.model_dump_json() if asks else json.dumps(job.options, sort_keys=True))
+        self._names: tuple[str, ...] = (NOT_FINITE,)
+
+    def examples(self) -> OwnExamples:
+        """Read what the job trains on."""
+        return OwnExamples(self._job, self._parts, self._rows(self._job.data.train))
+
+    def judged(self) -> Any:
+        """Read what its stage is judged on."""
+        return self._rows(str(self._job.eval_split))
+
+    def inputs(self) -> Inputs:
+        """Take the queries of the first two rows."""
+        rows = np.arange(2)
+        return self.examples().views(rows, seed=self._job.seed, step=1, pairs=rows).queries
+
+    def evaluate(self, encode: Encode, judged: Any, *, final: bool) -> dict[str, float]:  # noqa: ARG002
+        """Ask the class. torch's random numbers within it are the same whenever it is asked."""
+        import torch
+
+        def finite(inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+            embedded = encode(inputs)
+            if not torch.isfinite(embedded).all():
+                raise _NotFiniteError
+            return embedded
+
+        given = {"encode": finite, "rows": judged}
+        if components.asks_for(self._parts.evaluate, "references"):
+            given["references"] = self._rows(self._job.data.train)
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(self._job.seed)
+                outcomes = self._parts.evaluate(**given)
+        except _NotFiniteError:
+            return dict.fromkeys(self._names, float("nan"))
+        metrics = means(outcomes, count(judged), task=self._job.task)
+        self._names = tuple(metrics)
+        return metrics
+
+    def check(self) -> Iterator[str]:
+        """Try the class on a few rows, and on embeddings that are random."""
+        job, name = self._job, self._job.task
+        try:
+            rows = self._rows(job.data.train)
+            if count(rows) < job.batch.size:
+                raise DataError(
+                    f"{name} makes {count(rows)} rows of it, fewer than batch.size = {job.batch.size}; give more, or "
+                    "set a smaller batch.size",
+                    file=job.data.train,
+                )
+            _refuse_views_of_other_rows(OwnExamples(job, self._parts, rows), job)
+            for source in filter(None, dict.fromkeys((job.data.tune, job.data.confirm))):
+                judged = self._rows(source)
+                if count(judged) < 2:
+                    raise DataError(f"{name} makes {count(judged)} rows of it; two are judged at least", file=source)
+                self.evaluate(_Random(job), judged, final=True)
+        except DataError:
+            raise
+        except Exception as error:  # whatever a user's code may raise
+            raise DataError(
+                f"fails when it is tried: {type(error).__name__}: {error}{components.line_of(error)}", file=name
+            ) from error
+        yield from ()
+
+    def _rows(self, source: str) -> Any:
+        return _kept_rows(*self._key, locate(source), _Held(self._parts))
+
+
+class OwnExamples:
+    """Rows of a task of the user's own, to train on."""
+
+    def __init__(self, job: JobConfig, parts: Parts, rows: Any) -> None:
+        self._task, self._parts, self.rows = job.task, parts, rows
+        self.hard_negatives = int(getattr(parts, "hard_negatives", 0))
+
+    def __len__(self) -> int:
+        return count(self.rows)
+
+    def views(self, rows: NDArray[np.int64], *, seed: int, step: int, pairs: NDArray[np.int64]) -> Views:
+        """Both sides of these rows, and their hard negatives if there are any."""
+        import torch
+
+        given = {"rows": taken(self.rows, rows), "seed": seed, "step": step}
+        numbers = torch.from_numpy(np.asarray(pairs, np.int64))
+
+        def side(view: int, size: int) -> Inputs:
+            return _as_inputs(self._parts.views(**given, pairs=numbers, view=view), size, self._task)
+
+        queries, keys = (side(view, len(rows)) for view in (0, 1))
+        return Views(queries, keys, side(2, len(rows) * self.hard_negatives) if self.hard_negatives else None)
+
+    def ids(self, rows: NDArray[np.int64]) -> Ids:
+        """What the class's `ids(rows)` says, int64 [c], equal for what is the same; without it, each row is its own."""
+        import torch
+
+        ids = getattr(self._parts, "ids", None)
+        said = rows if ids is None else np.asarray(ids(taken(self.rows, rows)))
+        if said.shape != (len(rows),) or said.dtype.kind not in "iu":
+            raise ValueError(f"{self._task}: ids gave {said.dtype} {list(said.shape)}; it gives int64 [{len(rows)}]")
+        return Ids(torch.from_numpy(said.astype(np.int64)))
+
+
+def count(rows: Any) -> int:
+    """How many rows there are in what a task reads."""
+    if isinstance(rows, pa.Table):
+        return int(rows.num_rows)
+    columns = rows.values() if isinstance(rows, Mapping) else rows if isinstance(rows, tuple) else None
+    if columns is None:
+        return len(rows)
+    lengths = {len(column) for column in columns}
+    if len(lengths) != 1:
+        raise ValueError(f"rows gives columns of {sorted(lengths)} rows; all have the same number")
+    return lengths.pop()
+
+
+def taken(rows: Any, at: NDArray[np.int64]) -> Any:
+    """Some of the rows, in this order, in the form in which all are."""
+    if isinstance(rows, Mapping):
+        return {name: taken(column, at) for name, column in rows.items()}
+    if isinstance(rows, tuple):
+        return tuple(taken(column, at) for column in rows)
+    if isinstance(rows, list):
+        return [rows[row] for row in at]
+    if isinstance(rows, pa.Table | pa.ChunkedArray | pa.Array):
+        return rows.take(pa.array(at))
+    return rows[at]
+
+
+def means(outcomes: Mapping[str, float | ArrayLike], rows: int, *, task: str) -> dict[str, float]:
+    """Each metric's mean over the rows, or its one number; what is not finite is left out, as it is not defined.
+    Raises ValueError for what is neither a number nor one for each row."""
+    if not isinstance(outcomes, Mapping) or not outcomes:
+        raise ValueError(f"{task}: evaluate gave {outcomes!r}; it gives numbers by name, such as {{'accuracy': 0.9}}")
+    metrics = {}
+    for name, outcome in outcomes.items():
+        given: Any = outcome
+        values = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given, dtype=np.float64)
+        if values.ndim and values.shape != (rows,):
+            raise ValueError(
+                f"{task}: evaluate gave {list(values.shape)} values of {name} for {rows} rows; a metric is one number, "
+                "or one for each row"
+            )
+        if np.isfinite(mean := float(values.mean())):
+            metrics[str(name)] = mean
+    return metrics
+
+
+def _as_inputs(given: Any, size: int, task: str) -> Inputs:
+    """Views as an encoder takes them: a tensor alone is its `inputs`."""
+    import torch
+
+    named = dict(given) if isinstance(given, Mapping) else {"inputs": given}
+    for name, values in named.items():
+        if not isinstance(values, torch.Tensor) or values.ndim == 0 or len(values) != size:
+            shape = list(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+            raise ValueError(
+                f"{task}: views gave {shape} as {name!r} for {size} rows; it gives a tensor, or several by name, whose "
+                "first dimension is that of the rows"
+            )
+    # Double precision, as numpy has it, is that of the model's alone.
+    return {name: x.float() if x.is_floating_point() else x for name, x in named.items()}
+
+
+def _refuse_views_of_other_rows(examples: OwnExamples, job: JobConfig) -> None:
+    """Raise DataError where a row's views are other ones the second time, or beside other rows: ranks and micro-batches
+    see other neighbours."""
+    import torch
+
+    rows = np.arange(min(FEW, len(examples)))
+
+    def seen(chosen: NDArray[np.int64]) -> list[Tensor]:
+        views = examples.views(rows[chosen], seed=job.seed, step=1, pairs=chosen)
+        negatives = {} if views.negatives is None else views.negatives
+        return [*views.queries.values(), *views.keys.values(), *negatives.values()]
+
+    whole, again, first = seen(rows), seen(rows), seen(rows[:1])
+    examples.ids(rows)
+    if not all(map(torch.equal, whole, again)):
+        raise DataError(
+            "views gave other ones the second time; draw random numbers from seed, step, pairs and view alone",
+            file=job.task,
+        )
+    # Beside longer rows one may be padded further.
+    if any(not torch.equal(some[(*map(slice, x.shape),)], x) for some, x in zip(whole, first, strict=True)):
+        raise DataError(
+            "views gives a row another view beside other rows; a view is of one row and its pair's number",
+            file=job.task,
+        )
+
+
+class _NotFiniteError(Exception):
+    """An embedding is not finite."""
+
+
+class _Random:
+    """Embeddings that depend on nothing, for a try."""
+
+    def __init__(self, job: JobConfig) -> None:
+        self.reading = reading(job)
+
+    def __call__(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+        import torch
+
+        rows = len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs)
+        return torch.randn(rows, 8, generator=torch.Generator().manual_seed(rows))
+
+    def lazily(self, rows: int, inputs: Callable[[int, int], Mapping[str, Tensor]]) -> Tensor:
+        return self(inputs(0, rows))
+
+
+class _Held:
+    """An object that a cache does not look at."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@functools.lru_cache(maxsize=4)
+def _kept_rows(component: object, options: str, located: Located, held: _Held) -> Any:  # noqa: ARG001
+    """Rows of unchanged files, read once for all trials of a process."""
+    return held.parts.rows(located.source)
