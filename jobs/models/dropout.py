@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +34,8 @@ class _Keys:
     """Dropouts applied so far to these rows."""
 
 
-_stack: list[_Keys] = []
-"""Keys of the `dropout_keys` in force, the innermost last."""
+_keys: ContextVar[_Keys | None] = ContextVar("dropout_keys", default=None)
+"""Of the innermost `dropout_keys` in force, in each thread its own."""
 
 
 @contextmanager
@@ -44,17 +45,17 @@ def dropout_keys(*, seed: int, step: int, rows: Tensor) -> Iterator[None]:
     rows: int64 [n], one for each row of the input: global index of the pair in the batch * views + view. Each call of
     `ContrastiveModel.encode` inside counts layer calls anew, so encoding the same rows again repeats the masks.
     """
-    _stack.append(_Keys(randomness.mix(randomness.DROPOUT, seed, step, rows)))
+    before = _keys.set(_Keys(randomness.mix(randomness.DROPOUT, seed, step, rows)))
     try:
         yield
     finally:
-        _stack.pop()
+        _keys.reset(before)
 
 
 def restart() -> None:
     """Begin a forward pass: the next dropout is layer call 0."""
-    if _stack:
-        _stack[-1].calls = 0
+    if (keys := _keys.get()) is not None:
+        keys.calls = 0
 
 
 def chunk_seed() -> int:
@@ -175,9 +176,9 @@ def _scaled(x: Tensor, kept: Tensor, scale: float) -> Tensor:
 
 
 def _current() -> _Keys:
-    if not _stack:
+    if (keys := _keys.get()) is None:
         raise RuntimeError(
             "this encoder has dropout and is in training mode, so its masks need keys; encode inside "
             "`with dropout_keys(seed=..., step=..., rows=...)`, or call model.eval() first"
         )
-    return _stack[-1]
+    return keys
