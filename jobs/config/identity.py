@@ -10,10 +10,10 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from functools import cache
-from typing import Any
 
 from pydantic import BaseModel
 
+from jobs.config.json_values import Json, JsonObject
 from jobs.config.validation import section_of
 
 SCHEMA = 2
@@ -36,16 +36,16 @@ _FIRST = """
 FIRST_FIELDS = frozenset(_FIRST.split())
 """Job keys of the version that hashed whole jobs."""
 
-FORMER = {"model.pooling": "mean", "data.max_tokens": 32}
+FORMER: dict[str, Json] = {"model.pooling": "mean", "data.max_tokens": 32}
 """Defaults of earlier versions, where they are others today. Runs that did not write theirs down had these; and ids
 count from them, so that a job by today's default shares no id with one by the former."""
 
 
-FOLLOWED = {"model.pooling": "auto", "data.max_tokens": None}
+FOLLOWED: dict[str, Json] = {"model.pooling": "auto", "data.max_tokens": None}
 """The defaults that have taken the place of the former ones."""
 
 
-def hashed(job: Mapping[str, Any], *, rules: int, defaults: Mapping[str, Any], code: str | None = None) -> str:
+def hashed(job: JsonObject, *, rules: int, defaults: JsonObject, code: str | None = None) -> str:
     """Twelve hex digits of sha256 for a job as plain JSON, stage and seed included.
 
     rules: those of the run. defaults: by dotted key; what equals them is left out. code: digest of the user's code.
@@ -57,11 +57,11 @@ def hashed(job: Mapping[str, Any], *, rules: int, defaults: Mapping[str, Any], c
     return _digest({"schema": SCHEMA, "job": counted} | ({} if code is None else {"code": code}))
 
 
-def first_version(job: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def first_version(job: JsonObject, defaults: JsonObject) -> dict[str, Json]:
     """A job as the first version wrote it: without later fields, unless they are set."""
 
-    def kept(table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        left: dict[str, Any] = {}
+    def kept(table: JsonObject, prefix: str) -> dict[str, Json]:
+        left: dict[str, Json] = {}
         for name, value in table.items():
             key = prefix + name
             if isinstance(value, Mapping):
@@ -76,26 +76,26 @@ def first_version(job: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
 
 
 @cache
-def default_values(model: type[BaseModel]) -> dict[str, Any]:
+def default_values(model: type[BaseModel]) -> dict[str, Json]:
     """The default of every key of a config that has one, sections included, by dotted key, as JSON."""
-    found: dict[str, Any] = {}
+    defaults: dict[str, Json] = {}
     for name, field in model.model_fields.items():
         section = section_of(field.annotation)
         if section is not None:
-            found |= {f"{name}.{key}": value for key, value in default_values(section).items()}
+            defaults |= {f"{name}.{key}": value for key, value in default_values(section).items()}
         elif not field.is_required():
-            found[name] = json.loads(canonical(field.get_default(call_default_factory=True)))
-    return found
+            defaults[name] = json.loads(canonical(field.get_default(call_default_factory=True)))
+    return defaults
 
 
-def counted_from(model: type[BaseModel]) -> dict[str, Any]:
+def counted_from(model: type[BaseModel]) -> dict[str, Json]:
     """The values that an id leaves out: of every key its default, or the first one that it had."""
     return default_values(model) | FORMER
 
 
-def with_former(job: Mapping[str, Any]) -> dict[str, Any]:
+def with_former(job: JsonObject) -> dict[str, Json]:
     """A job as given to an earlier version, with the defaults of then where they are others today."""
-    whole = {name: dict(value) if isinstance(value, Mapping) else value for name, value in job.items()}
+    whole = _copied(job)
     for key, value in FORMER.items():
         section, name = key.split(".")
         if isinstance(table := whole.setdefault(section, {}), dict):
@@ -103,25 +103,33 @@ def with_former(job: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def as_begun(job: Mapping[str, Any], there: Mapping[str, Any], *, written: Collection[str] = ()) -> dict[str, Any]:
+def as_begun(job: JsonObject, there: JsonObject, *, written: Collection[str] = ()) -> dict[str, Json]:
     """A job as it is today, with what another one, begun by an earlier version, had by the defaults of then. written:
     keys that the job's file gives, which stay."""
-    whole = {name: dict(value) if isinstance(value, Mapping) else value for name, value in job.items()}
+    whole = _copied(job)
     for key, value in FORMER.items():
         section, name = key.split(".")
-        if key not in written and whole[section][name] == FOLLOWED[key] and there[section][name] == value:
-            whole[section][name] = value
+        table, begun = whole[section], there[section]
+        assert isinstance(table, dict)
+        assert isinstance(begun, Mapping)
+        if key not in written and table[name] == FOLLOWED[key] and begun[name] == value:
+            table[name] = value
     return whole
 
 
-def canonical(value: Any) -> str:
+def _copied(job: JsonObject) -> dict[str, Json]:
+    """A job whose sections may be changed."""
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in job.items()}
+
+
+def canonical(value: object) -> str:
     """JSON with sorted keys and no white space, so that equal values have equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def flat_values(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_values(table: JsonObject, prefix: str = "") -> dict[str, Json]:
     """Nested tables as dotted keys; an empty table is a value."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, Json] = {}
     for key, value in table.items():
         if isinstance(value, Mapping) and value:
             flat |= flat_values(value, f"{prefix}{key}.")
@@ -130,9 +138,9 @@ def flat_values(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _is_default(key: str, flat: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+def _is_default(key: str, flat: JsonObject, defaults: JsonObject) -> bool:
     return key in defaults and canonical(flat[key]) == canonical(defaults[key])
 
 
-def _digest(value: Any) -> str:
+def _digest(value: object) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:12]

@@ -107,9 +107,9 @@ def collect(paths: Sequence[str], base: Path) -> UserCode:
             raise CodeError(f"there is no {path}: paths start from the folder of the sweep file{hint}")
         if not (path.is_dir() or path.suffix == ".py"):
             raise CodeError(f"{given!r} is neither a folder nor a Python file; give the folder of a package")
-        found = sorted(_files(path))
-        ignored = _ignored(path if path.is_dir() else path.parent, found)
-        for file in found:
+        candidates = sorted(_files(path))
+        ignored = _ignored(path if path.is_dir() else path.parent, candidates)
+        for file in candidates:
             inner = f"{name}/{file.relative_to(path).as_posix()}" if path.is_dir() else name
             if file in ignored:
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from typing import get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -30,7 +30,7 @@ class ConfigError(ValueError):
         self.what = what
         super().__init__("\n".join([f"{path} is not a valid {what}:", *(f"  {fault}" for fault in faults)]))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, str, list[Fault]], dict[str, object]]:
         return type(self), (self.path, self.what, self.faults), self.__dict__
 
 
@@ -63,10 +63,10 @@ def field_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from field_names(inner, f"{prefix}{name}.")
 
 
-def section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: object) -> type[BaseModel] | None:
     """The section class in an annotation such as `Tune | None`, or None."""
     if get_origin(annotation) is not None:
-        return next((found for part in get_args(annotation) if (found := section_of(part))), None)
+        return next((section for part in get_args(annotation) if (section := section_of(part))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
@@ -84,6 +84,6 @@ def _is_branch(part: str) -> bool:
     return part in {"float", "int", "str", "bool"} or part.startswith(("literal[", "list[", "function-"))
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
