@@ -15,7 +15,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import Final, NotRequired, TypedDict, cast
 
 NAME = "manifest.json"
 PREFIX = "step_"
@@ -26,7 +26,7 @@ MODEL, OPTIMIZER = FILES = ("model.safetensors", "optimizer.pt")
 KEYS = ("step", "sha256", "extra")
 """All that a manifest of a version without digests holds."""
 
-DIGEST = "digest"
+DIGEST: Final = "digest"
 
 
 class Extra(TypedDict):
@@ -138,9 +138,14 @@ def is_count(value: object) -> bool:
 
 
 def sealed(content: Mapping[str, object]) -> dict[str, object]:
-    """A JSON object with the digest of its content, whatever the order of its keys."""
+    """A JSON object with the digest of its content."""
+    return {**content, DIGEST: digest_of(content)}
+
+
+def digest_of(content: Mapping[str, object]) -> str:
+    """The digest of a JSON object, whatever the order of its keys. One that it has does not count."""
     text = json.dumps({key: value for key, value in content.items() if key != DIGEST}, sort_keys=True)
-    return {**content, DIGEST: hashlib.sha256(text.encode()).hexdigest()}
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def intact(content: object, name: str, *, known: Collection[str]) -> dict[str, object]:

@@ -32,7 +32,7 @@ class StorageFull(OSError):
     """A file system has no space for what must be written. Older files are as they were."""
 
     def __init__(self, what: str, needed: int, free: int, folder: str) -> None:
-        self.told = (what, needed, free, folder)
+        self.facts = (what, needed, free, folder)
         hint = "" if free < needed else "; the limit may be a quota or the number of files"
         text = f"{what} needs {needed:,} bytes in {folder}, {free:,} are free{hint}"
         super().__init__(errno.ENOSPC, text, folder)
@@ -41,7 +41,7 @@ class StorageFull(OSError):
         return str(self.strerror)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), self.told, self.__dict__
+        return type(self), self.facts, self.__dict__
 
 
 class Storage(Protocol):

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, SupportsFloat
+from typing import TYPE_CHECKING, Final, Literal, NotRequired, SupportsFloat, TypedDict, cast
 
 from jobs.artifacts import manifest
 from jobs.artifacts.storage import Folder, Storage, disk_full_guard, write_whole
@@ -22,6 +22,7 @@ from jobs.core.failures import words_of
 
 if TYPE_CHECKING:
     from jobs.config import JobConfig
+    from jobs.config.json_values import Json
 
 JOB = "job.json"
 ATTEMPT = "attempt.json"
@@ -94,10 +95,10 @@ class Fence:
 def read_attempt(text: str) -> tuple[int, int] | None:
     """Fencing token and number of the attempt that attempt.json names; None where it names none."""
     try:
-        holder = _object(text, ("token", "attempt"))
+        token, number = _numbers(_object(text), ("token", "attempt"))
     except ValueError:
         return None
-    return holder["token"], holder["attempt"]
+    return token, number
 
 
 @dataclass(frozen=True)
@@ -241,8 +242,8 @@ def open_folder(
 ) -> None:
     """Make a place the trial of `job`. It belongs to one objective; how that is computed may change.
 
-    named: the place is named after its job, as in a run, so a damaged job.json is set aside, told to `remark`, and
-    written again. Raises ValueError where it holds another job, or may do so.
+    named: the place is named after its job, as in a run, so a damaged job.json is set aside, `remark` is called with
+    that, and it is written again. Raises ValueError where it holds another job, or may do so.
     """
     try:
         there = read_job(storage)
@@ -272,7 +273,7 @@ def read_job(storage: Storage) -> JobConfig | None:
     from jobs.config import JobConfig
     from jobs.config.validation import faults
 
-    content = _object(text, ())
+    content = _object(text)
     try:
         return JobConfig.model_validate(content)
     except ValidationError as error:
@@ -282,12 +283,12 @@ def read_job(storage: Storage) -> JobConfig | None:
 
 def read_result(
     storage: Storage, *, newest: tuple[int, float] | None, remark: Callable[[str], None] = lambda _: None
-) -> dict[str, Any] | None:
+) -> Result | None:
     """The result on disk, if the checkpoint that belongs to it is sound. A diverged trial has none.
 
     newest: step and seconds of the newest sound checkpoint. With a budget in seconds, an attempt that was cut short
     before its last checkpoint leaves the result of a training that nothing else is left of.
-    remark: told of a result that is damaged; it then counts as none.
+    remark: called with what is wrong with a damaged result, which then counts as none.
     """
     try:
         text = storage.read(RESULT)
@@ -303,6 +304,34 @@ def read_result(
 def write_result(storage: Storage, result: Mapping[str, object]) -> None:
     """Commit the result."""
     storage.write(RESULT, json.dumps(result, indent=1))
+
+
+class Result(TypedDict):
+    """How a training ended, as result.json has it."""
+
+    state: Literal["done"]
+    outcome: Literal["ok", "diverged"]
+    why: str
+    step: int
+    metrics: dict[str, float]
+    untrained: dict[str, float]
+    points: NotRequired[int]
+    """How many there are; not in results of older versions."""
+
+    samples: int
+    seconds: float
+    samples_per_second: float
+    peak_memory_mb: float
+    negatives_per_anchor: float
+    hashes: dict[str, str]
+    data: Json
+    """What it was trained on and judged on."""
+
+    reading: NotRequired[dict[str, object]]
+    """How the encoder takes and pools its inputs; not of a function."""
+
+    digest: NotRequired[str]
+    """Of all else; not in results of older versions."""
 
 
 RESULT_KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
@@ -326,9 +355,9 @@ POINTS_TOLD: Final = "points"
 """Key of how many points there are, of results and of checkpoints; older versions did not write it down."""
 
 
-def result_of(text: str) -> dict[str, Any]:
+def result_of(text: str) -> Result:
     """The result in the text of result.json. Raises ValueError for what is none, or is not as it was written."""
-    result = manifest.intact(_object(text, ()), "it", known=(*RESULT_KINDS, POINTS_TOLD))
+    result = manifest.intact(_object(text), "it", known=(*RESULT_KINDS, POINTS_TOLD))
     if missing := [key for key in RESULT_KINDS if key not in result]:
         raise ValueError(f"it has no {', '.join(missing)}")
     for key, (fits, what) in RESULT_KINDS.items():
@@ -336,7 +365,7 @@ def result_of(text: str) -> dict[str, Any]:
             raise ValueError(f"its {key} is not {what}")
     if not manifest.is_count(result.get(POINTS_TOLD, 0)):
         raise ValueError(f"its {POINTS_TOLD} is not a whole number")
-    return result
+    return cast("Result", result)  # RESULT_KINDS has seen to it
 
 
 def newest_step(storage: Storage) -> int:
@@ -354,21 +383,28 @@ def start_over(storage: Storage, checkpoints: Storage) -> str:
     return f"what it had left is kept as {', '.join(kept)}" if kept else "it had left nothing else"
 
 
-def _object(text: str, keys: Sequence[str]) -> dict[str, Any]:
-    """Parse an object. Raises ValueError for text that is no JSON object with these keys, whose values are whole
-    numbers."""
+def _object(text: str) -> dict[str, object]:
+    """Parse an object. Raises ValueError for text that is no JSON object."""
     try:
         content = json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(content, dict):
         raise ValueError("it is no JSON object")  # noqa: TRY004 - it is the file's content that is wrong
+    return content
+
+
+def _numbers(content: Mapping[str, object], keys: Sequence[str]) -> list[int]:
+    """The values of these keys. Raises ValueError for one that is missing, or is no whole number."""
     if missing := [key for key in keys if key not in content]:
         raise ValueError(f"it has no {', '.join(missing)}")
+    numbers: list[int] = []
     for key in keys:
-        if type(content[key]) is not int:
+        value = content[key]
+        if type(value) is not int:
             raise ValueError(f"its {key} is no whole number")
-    return content
+        numbers.append(value)
+    return numbers
 
 
 def quarantine(storage: Storage, name: str) -> str:

@@ -42,8 +42,8 @@ def agree(header: Sequence[int], group: Group, *, what: str) -> list[list[int]]:
     assert len(mine) <= HEADER - PLACE - 1, f"a header holds at most {HEADER - PLACE - 1} values, not {len(mine)}"
     if world_of(group) == 1:
         return [mine]
-    place = what.encode()[: 8 * PLACE].ljust(8 * PLACE)
-    words = [int.from_bytes(place[8 * k : 8 * k + 8], "big", signed=True) for k in range(PLACE)]
+    named = what.encode()[: 8 * PLACE].ljust(8 * PLACE)
+    words = [int.from_bytes(named[8 * k : 8 * k + 8], "big", signed=True) for k in range(PLACE)]
     sent = torch.tensor([*words, len(mine), *mine], dtype=torch.int64)
     sent = nn.functional.pad(sent, (0, HEADER - len(sent))).to(_device(group))
     received = sent.new_empty(world_of(group) * HEADER)
@@ -52,7 +52,7 @@ def agree(header: Sequence[int], group: Group, *, what: str) -> list[list[int]]:
     places = [b"".join(word.to_bytes(8, "big", signed=True) for word in line[:PLACE]) for line in headers]
     if len(set(places)) > 1:
         seen = ", ".join(
-            f"rank {rank} at {place.decode(errors='replace').strip()!r}" for rank, place in enumerate(places)
+            f"rank {rank} at {name.decode(errors='replace').strip()!r}" for rank, name in enumerate(places)
         )
         raise RuntimeError(f"ranks are at different places of the program: {seen}; every rank must make the same calls")
     return [line[PLACE + 1 : PLACE + 1 + line[PLACE]] for line in headers]

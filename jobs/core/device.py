@@ -109,10 +109,10 @@ class TrialMemory:
     def _may_need_more(self, size: Callable[[], int], *, early: bool) -> bool:
         if not self._measures:
             return False
-        found = size()
-        more = early or found > self._largest
+        allocated = size()
+        more = early or allocated > self._largest
         if more:
-            self._largest = found
+            self._largest = allocated
         return more
 
 
@@ -218,12 +218,12 @@ def _asked_of_glibc(environment: Mapping[str, str]) -> dict[int, int]:
     """The usual options, by number, as far as the environment has no others: MALLOC_MMAP_MAX_=0, or the same in
     GLIBC_TUNABLES, which counts more."""
     tunables = dict(part.split("=", 1) for part in environment.get("GLIBC_TUNABLES", "").split(":") if "=" in part)
-    found = dict(USUAL)
+    options = dict(USUAL)
     for option, name in NAMES.items():
         for text in (environment.get(f"MALLOC_{name.upper()}_"), tunables.get(f"glibc.malloc.{name}")):
             with contextlib.suppress(TypeError, ValueError):
-                found[option] = min(int(text, 0), 2**31 - 1)  # type: ignore[arg-type]
-    return found
+                options[option] = min(int(text, 0), 2**31 - 1)  # type: ignore[arg-type]
+    return options
 
 
 def _has_own_pages(block: int) -> bool:

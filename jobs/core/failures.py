@@ -11,7 +11,6 @@ import socket
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from jobs.core.provenance import OTHER_ORIGIN
 
@@ -47,7 +46,7 @@ class GangError(Exception):
         self.failure = failure
         super().__init__(failure.message)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[GangError], tuple[Failure], dict[str, object]]:
         return type(self), (self.failure,), self.__dict__
 
 
@@ -59,7 +58,7 @@ class UnpicklableError(Exception):
         self.name, self.kind = name, kind
         super().__init__(text)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[UnpicklableError], tuple[str, str, str], dict[str, object]]:
         return type(self), (self.name, str(self), self.kind), self.__dict__
 
 

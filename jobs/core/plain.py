@@ -42,21 +42,21 @@ def visible(text: str, *, keep: str = "") -> str:
         return text
     return "".join(
         character
-        if character in keep or (is_harmless(character) and _belongs(text, place))
+        if character in keep or (is_harmless(character) and _belongs(text, index))
         else character.encode("unicode_escape", "surrogatepass").decode()
-        for place, character in enumerate(text)
+        for index, character in enumerate(text)
     )
 
 
-def _belongs(text: str, place: int) -> bool:
+def _belongs(text: str, index: int) -> bool:
     """Whether the character there is seen by what it does to its neighbours, if it is none that is seen by itself."""
-    if not DEPENDENT.match(text, place):
+    if not DEPENDENT.match(text, index):
         return True
-    before, after = text[place - 1 : place], text[place + 1 : place + 2]
-    if text[place] in JOINERS:
-        joined = _is_joined(before) or (before == "\ufe0f" and _belongs(text, place - 1))
+    before, after = text[index - 1 : index], text[index + 1 : index + 2]
+    if text[index] in JOINERS:
+        joined = _is_joined(before) or (before == "\ufe0f" and _belongs(text, index - 1))
         return (joined and _is_joined(after)) or unicodedata.combining(before or " ") == VIRAMA
-    if text[place] in "\ufe0e\ufe0f":
+    if text[index] in "\ufe0e\ufe0f":
         key = after == "\u20e3" and before in tuple("#*0123456789")
         return key or (_is_joined(before, least=0x80) and unicodedata.category(before)[0] in "SP")
     return _is_joined(before) and unicodedata.category(before) == "Lo"
@@ -93,16 +93,16 @@ def markdown(text: str, *, starts: bool = False) -> str:
     Of white space one space is left. starts: the text begins a paragraph or an item, where a number, a dash or a
     bracket may mean more.
     """
-    said = one_line(text)
-    said = re.sub(r"[\\`*|~]", r"\\\g<0>", said)
-    said = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", said)  # within a word it means nothing
-    said = re.sub(r"&(?=#?\w+;)", "&amp;", said).replace("<", "&lt;").replace("$", "&#36;")
-    said = said.replace("](", "]\\(").replace("...", r"\.\.\.")
-    said = said.replace("@", "@<!-- -->")  # GitHub looks for addresses once entities are characters again
-    said = re.sub(r":(?=//|[\w+-]+:)", "&#58;", said)  # a link, or the name of a picture
-    said = re.sub(r"(?:(?<=^)|(?<= ))#", "&#35;", said)
-    said = re.sub(r"(?<![^\W_])(www)\.", r"\1\\.", said, flags=re.IGNORECASE)
+    escaped = one_line(text)
+    escaped = re.sub(r"[\\`*|~]", r"\\\g<0>", escaped)
+    escaped = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)  # within a word it means nothing
+    escaped = re.sub(r"&(?=#?\w+;)", "&amp;", escaped).replace("<", "&lt;").replace("$", "&#36;")
+    escaped = escaped.replace("](", "]\\(").replace("...", r"\.\.\.")
+    escaped = escaped.replace("@", "@<!-- -->")  # GitHub looks for addresses once entities are characters again
+    escaped = re.sub(r":(?=//|[\w+-]+:)", "&#58;", escaped)  # a link, or the name of a picture
+    escaped = re.sub(r"(?:(?<=^)|(?<= ))#", "&#35;", escaped)
+    escaped = re.sub(r"(?<![^\W_])(www)\.", r"\1\\.", escaped, flags=re.IGNORECASE)
     if starts:
-        said = re.sub(r"^([-+>=\[])", r"\\\1", said)
-        said = re.sub(r"^(\d+)([.)])", r"\1\\\2", said)
-    return said
+        escaped = re.sub(r"^([-+>=\[])", r"\\\1", escaped)
+        escaped = re.sub(r"^(\d+)([.)])", r"\1\\\2", escaped)
+    return escaped

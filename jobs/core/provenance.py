@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 COMPUTING_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow", "pillow", "ray")
 """Packages whose version may change a result, or how it is rounded."""
@@ -25,6 +25,9 @@ RECORDED_LATER = ("pillow",)
 
 OTHER_ORIGIN = "other_origin"
 """How the failure of a rank is called whose code, versions, data or weights are not those of its session."""
+
+Stamp: TypeAlias = tuple[str, int, int]
+"""Path of a file, its size, and when it last changed in any way, in nanoseconds."""
 
 HELD = "ORCHESTRATOR_HELD"
 """Variable that says what encoders' names meant where a run began: JSON, name -> `revision` and `names` of files."""
@@ -103,10 +106,10 @@ def _comments(source: str) -> Iterator[tuple[int, str, str]]:
                 yield token.start[0], token.line[: token.start[1]], token.string
         return
     row, counted = 1, 0
-    for found in STRING_OR_COMMENT.finditer(source):  # ten times as fast as `tokenize`, which is Python there
-        if found[0].startswith("#"):
-            row, counted = row + source.count("\n", counted, found.start()), found.start()
-            yield row, source[source.rfind("\n", 0, counted) + 1 : counted], found[0]
+    for match in STRING_OR_COMMENT.finditer(source):  # ten times as fast as `tokenize`, which is Python there
+        if match[0].startswith("#"):
+            row, counted = row + source.count("\n", counted, match.start()), match.start()
+            yield row, source[source.rfind("\n", 0, counted) + 1 : counted], match[0]
 
 
 def versions(also: Iterable[str] = ()) -> dict[str, str]:
@@ -131,11 +134,11 @@ def other_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[st
     return [name for name in names if name in before or name not in RECORDED_LATER]
 
 
-def stamp(path: Path) -> list[Any]:
-    """What tells a later look whether a file is still the same: path, size, and when it last changed in any way. That
-    time cannot be set back, as the one of its content can."""
+def stamp(path: Path) -> Stamp:
+    """What tells a later look whether a file is still the same. Its time of change cannot be set back, as the one of
+    its content can."""
     info = path.stat()
-    return [str(path.resolve()), info.st_size, info.st_ctime_ns]
+    return str(path.resolve()), info.st_size, info.st_ctime_ns
 
 
 def differing_files(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:

@@ -51,15 +51,15 @@ def points(looks: Sequence[Sequence[int]]) -> dict[str, float]:
     cpu, memory, gpu, gpu_memory = (
         [value for value in column if value != UNKNOWN] for column in zip(*looks, strict=True)
     )
-    found = {
+    usage = {
         "cpu_utilization_percentage": sum(cpu) / 100 / len(cpu),
         "memory_usage_megabytes": sum(memory) / 2**20,
     }
     if gpu:
-        found["gpu_utilization_percentage"] = sum(gpu) / len(gpu)
+        usage["gpu_utilization_percentage"] = sum(gpu) / len(gpu)
     if gpu_memory:
-        found["gpu_memory_usage_megabytes"] = sum(gpu_memory) / 2**20
-    return {PREFIX + key: float(value) for key, value in found.items()}
+        usage["gpu_memory_usage_megabytes"] = sum(gpu_memory) / 2**20
+    return {PREFIX + key: float(value) for key, value in usage.items()}
 
 
 def _resident_bytes() -> int:

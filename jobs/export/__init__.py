@@ -80,7 +80,9 @@ def export(
         ) from error
     tokenizer, image_shape, unsure = _inputs(place, job, source, remote)
     model = models.build(job, tokenizer=tokenizer, image_shape=image_shape).eval()
-    trained = extra.get(trial_dir.READING) or (_result(place, source, remote) or {}).get(trial_dir.READING)
+    trained = extra.get(trial_dir.READING)
+    if not trained and (result := _result(place, source, remote)) is not None:
+        trained = result.get(trial_dir.READING)
     trial_dir.refuse_other_reading(trained, model.reading.record)
     if trained is None and job.task == "sentence" and not is_built(job.model.name):
         unsure.append(
@@ -140,7 +142,7 @@ def _points(place: storage.Storage, source: Path, remote: str | None, *, until: 
         raise ValueError(_damaged(trial_dir.POINTS, source, remote, error)) from error
 
 
-def _result(place: storage.Storage, source: Path, remote: str | None) -> dict[str, Any] | None:
+def _result(place: storage.Storage, source: Path, remote: str | None) -> trial_dir.Result | None:
     """What its training ended with."""
     try:
         text = place.read(trial_dir.RESULT)

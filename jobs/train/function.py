@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ from jobs import data
 from jobs.artifacts import bucket, checkpoint, manifest, trial_dir
 from jobs.artifacts.storage import Storage
 from jobs.config import JobConfig, components
+from jobs.config.json_values import Json
 from jobs.core.collectives import agree, rank_of, world_of
 from jobs.core.device import TrialMemory, device_of
 from jobs.train import continuing, origin
@@ -86,7 +87,7 @@ class Context:
         reported again. Those of rank 0 count. Raises ValueError for what is no number, TypeError for no whole step."""
         self._training.take(metrics, step)
 
-    def rows(self, name: str, ids: Sequence[Any], values: Sequence[float]) -> None:
+    def rows(self, name: str, ids: Sequence[object], values: Sequence[float]) -> None:
         """Keep a metric's value of every judged row, from rank 0, as rows.NAME.json in the trial's folder."""
         self._training.keep_rows(name, ids, values)
 
@@ -104,7 +105,7 @@ class FunctionTraining:
         attempt: tuple[int, int] | None = None,
         remote: str | None = None,
         phase: Callable[[str], None] = lambda _: None,
-        expected: Mapping[str, Any] | None = None,
+        expected: origin.Expected | None = None,
         trial_memory: TrialMemory | None = None,
     ) -> None:
         self.job, self.folder, self.log, self.phase = job, folder, log, phase
@@ -115,10 +116,10 @@ class FunctionTraining:
         self.place: Storage = bucket.at(folder, remote)
         self.trial_memory = trial_memory or TrialMemory(device_of(job.execution))
         self.step, self.seconds = 0, 0.0
-        self.result: dict[str, Any] | None = None
+        self.result: trial_dir.Result | None = None
         self.remarks: list[str] = []
         self.notes: list[str] = []
-        self.provenance: dict[str, Any] = {}
+        self.provenance: dict[str, Json] = {}
         self._lock = threading.Lock()
         self._error: BaseException | None = None
         self._fence = trial_dir.Fence(self.place, attempt)
@@ -132,10 +133,10 @@ class FunctionTraining:
         self._kept: dict[str, tuple[int, int]] = {}
         self._resume()
         torch.set_num_threads(job.execution.threads)
-        self._told = 0
-        found = cast("Callable[[JobConfig, Context], object]", components.load("task", job.task))
+        self._returned = 0
+        function = cast("Callable[[JobConfig, Context], object]", components.load("task", job.task))
         self.context = Context(self, own)
-        self._thread = threading.Thread(target=self._run, args=(found,), name="main of the task", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(function,), name="main of the task", daemon=True)
         self._began_s = time.perf_counter()
         if self.result is None:
             self._thread.start()
@@ -154,7 +155,7 @@ class FunctionTraining:
             self._records.add({str(key): float(value) for key, value in metrics.items()}, step=step)
             self.step = max(self.step, step)
 
-    def keep_rows(self, name: str, ids: Sequence[Any], values: Sequence[float]) -> None:
+    def keep_rows(self, name: str, ids: Sequence[object], values: Sequence[float]) -> None:
         """Write a metric's value of every row."""
         if not name or any(character in name for character in "/\\\0"):
             raise ValueError(f"rows({name!r}): the name is part of a file's; give a word, such as 'accuracy'")
@@ -215,13 +216,14 @@ class FunctionTraining:
 
     def _new(self) -> list[trial_dir.Point]:
         points = self.points
-        news, self._told = points[self._told :], len(points)
+        news, self._returned = points[self._returned :], len(points)
         return news
 
     def _resume(self) -> None:
         """Read back the points of earlier attempts, and the function's own files, or the result."""
-        found, result = continuing.find(self.place, remark=self._remark) if self.rank == 0 else (None, None)
-        held: list[Any] = [result if found is not None or (result or {}).get("outcome") == "diverged" else None]
+        newest, result = continuing.find(self.place, remark=self._remark) if self.rank == 0 else (None, None)
+        stands = result is not None and (newest is not None or result["outcome"] == "diverged")
+        held: list[trial_dir.Result | None] = [result if stands else None]
         if self.control is not None:
             dist.broadcast_object_list(held, group=self.control, group_src=0)
         (self.result,) = held
@@ -267,7 +269,7 @@ class FunctionTraining:
         metrics = {key: value for key, value in latest.items() if key != BEGUN}
         diverged = sorted(key for key, value in metrics.items() if not math.isfinite(value))
         peak = max(memory for (memory,) in agree([self.trial_memory.needed()], self.control, what="peak memory"))
-        result: dict[str, Any] = {
+        result: trial_dir.Result = {
             "state": "done",
             "outcome": "diverged" if diverged else "ok",
             "why": f"{diverged[0]} is not finite" if diverged else "done",
@@ -283,7 +285,7 @@ class FunctionTraining:
             "hashes": {"data": data.fingerprint(self.job)},
             "data": data.dataset_info(self.job),
         }
-        result = manifest.sealed(result)
+        result[manifest.DIGEST] = manifest.digest_of(result)
         self.log(f"{result['outcome']} at step {self.step}: {result['why']}")
         if self.rank == 0:
             taken = checkpoint.snapshot(

@@ -11,14 +11,19 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from jobs import data
 from jobs.config import JobConfig, user_code
+from jobs.config.json_values import Json, JsonObject
 from jobs.core import provenance
 from jobs.models.pretrained import folder as pretrained
 
 PACKAGE = Path(__file__).parents[1]
+
+Expected: TypeAlias = Mapping[str, Json | bytes]
+"""What a session computes with, as `orchestrator.run_dir.provenance` has it, and the archive of the user's code. Empty
+for a job alone."""
 
 
 class OtherOrigin(ValueError):
@@ -29,53 +34,52 @@ class OtherOrigin(ValueError):
 class Origin:
     """What a rank computes with."""
 
-    digests: dict[str, Any]
+    digests: dict[str, Json]
     """`code`, `versions`, `data` by use and source, and `weights` by the encoder's name."""
 
-    stamps: dict[str, Any]
+    stamps: dict[str, Json]
     """Of the files of data and weights, which tell whether they have changed since."""
 
 
-def begin(expected: Mapping[str, Any]) -> None:
-    """Have encoders mean what they meant where the run began. expected: as `orchestrator.run_dir.provenance` has it;
-    empty for a job alone."""
-    pretrained.hold(expected.get("weights") or {})
-    if (archive := expected.get("archive")) is not None:
+def begin(expected: Expected) -> None:
+    """Have encoders mean what they meant where the run began."""
+    pretrained.hold(_entries(expected, "weights"))
+    if isinstance(archive := expected.get("archive"), bytes):
         try:
-            user_code.activate(archive, expected["user_code"])
+            user_code.activate(archive, str(expected["user_code"]))
         except user_code.CodeError as error:
             raise OtherOrigin(f"{error}{_here()}") from error
 
 
-def look(job: JobConfig, expected: Mapping[str, Any]) -> Origin:
+def look(job: JobConfig, expected: Expected) -> Origin:
     """What this process computes `job` with. Raises OtherOrigin where that is not as expected; DataError and
     EncoderError for what cannot be read, where nothing is expected of it."""
     _refuse_other_code(expected)
-    wanted_rows, wanted_weights = expected.get("data") or {}, expected.get("weights") or {}
+    wanted_rows, wanted_weights = _entries(expected, "data"), _entries(expected, "weights")
     name = job.model.name
     try:
         rows = data.digests(job, wanted_rows, stage_only=True)
-        weights = pretrained.digest(name, wanted_weights.get(name), tokenizer=job.task == "sentence")
+        weights = pretrained.digest(name, wanted_weights.get(name or ""), tokenizer=job.task == "sentence")
     except (data.DataError, pretrained.EncoderError) as error:
         if expected:  # the session has read them when it began
             raise OtherOrigin(f"{error}; it was there when this session began, so put it back{_here()}") from error
         raise
-    found = {} if weights is None else {str(name): weights}
-    for label, wanted, entries in (("", wanted_rows, rows), ("model.name = ", wanted_weights, found)):
+    encoders = {} if weights is None else {str(name): weights}
+    for label, wanted, entries in (("", wanted_rows, rows), ("model.name = ", wanted_weights, encoders)):
         for what, entry in entries.items() if expected else ():
             if what not in wanted:
                 raise OtherOrigin(f"{label}{what} is nothing that this session has looked at when it began{_here()}")
             if wanted[what]["digest"] != entry["digest"]:
-                words = provenance.changed(f"{label}{what}", wanted[what]["digest"], entry["digest"])
+                words = provenance.changed(f"{label}{what}", str(wanted[what]["digest"]), str(entry["digest"]))
                 raise OtherOrigin(f"{words}{_here()}")
     return Origin(
         {
             "code": provenance.code_digest(),
-            "versions": provenance.versions(expected.get("versions") or ()),
+            "versions": provenance.versions(_versions(expected)),
             "data": {use: entry["digest"] for use, entry in rows.items()},
-            "weights": {name: entry["digest"] for name, entry in found.items()},
+            "weights": {name: entry["digest"] for name, entry in encoders.items()},
         },
-        {what: entry["files"] for what, entry in {**rows, **found}.items()},
+        {what: entry["files"] for what, entry in {**rows, **encoders}.items()},
     )
 
 
@@ -88,14 +92,27 @@ def refuse_change(before: Origin, after: Origin) -> None:
             )
 
 
-def _refuse_other_code(expected: Mapping[str, Any]) -> None:
+def _entries(expected: Expected, kind: str) -> dict[str, JsonObject]:
+    """What is expected of `data` or of `weights`, by name."""
+    entries = expected.get(kind)
+    named = entries.items() if isinstance(entries, Mapping) else ()
+    return {name: entry for name, entry in named if isinstance(entry, Mapping)}
+
+
+def _versions(expected: Expected) -> dict[str, str]:
+    versions = expected.get("versions")
+    return {name: str(version) for name, version in versions.items()} if isinstance(versions, Mapping) else {}
+
+
+def _refuse_other_code(expected: Expected) -> None:
     lines = []
     code = provenance.code_digest()
-    if expected.get("code", code) != code:
-        lines.append(f"jobs/ is code {code}, not {expected['code']}")
+    wanted_code = str(expected.get("code", code))
+    if wanted_code != code:
+        lines.append(f"jobs/ is code {code}, not {wanted_code}")
     elif "code" in expected and (edited := provenance.listed(sorted(_edited()))):
         lines.append(f"{edited} changed after this process had started")
-    wanted = expected.get("versions") or {}
+    wanted = _versions(expected)
     versions = provenance.versions(wanted)
     for name in provenance.other_versions(wanted, versions) if wanted else ():
         if name in wanted:

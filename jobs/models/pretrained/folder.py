@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
+from jobs.config.json_values import Json, JsonObject
 from jobs.core.paths import BUILT_IN, directory, is_built, looked_in
 from jobs.core.provenance import HELD, combined, file_digest, stamp
 from jobs.models.pretrained.modules import (
@@ -67,30 +67,30 @@ class EncoderError(ValueError):
         self.reason = text if reason is None else reason
         super().__init__(text)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[EncoderError], tuple[str, str], dict[str, object]]:
         return type(self), (str(self), self.reason), self.__dict__
 
 
-_held: dict[str, Mapping[str, Any]] = {}
-"""Name -> what `digest` has said of it where the run began."""
+_held: dict[str, JsonObject] = {}
+"""Name -> what `digest` gave for it where the run began."""
 
 
-def hold(weights: Mapping[str, Mapping[str, Any]]) -> None:
+def hold(weights: Mapping[str, JsonObject]) -> None:
     """Have names of encoders mean, in this process and from now on, what they meant where a run began: a folder stays
     a folder, and a repository the revision of then. weights: name -> answer of `digest`. Nothing else is held."""
     _held.clear()
     _held.update({name: known for name, known in weights.items() if is_comparable(known)})
 
 
-def _meant(name: str) -> Mapping[str, Any] | None:
+def _meant(name: str) -> JsonObject | None:
     """What is held of a name, by this process or by the one that has started it."""
     if name in _held:
         return _held[name]
-    told: dict[str, Mapping[str, Any]] = json.loads(os.environ.get(HELD) or "{}")
-    return told.get(name)
+    handed_down: dict[str, JsonObject] = json.loads(os.environ.get(HELD) or "{}")
+    return handed_down.get(name)
 
 
-def is_comparable(known: Mapping[str, Any]) -> bool:
+def is_comparable(known: JsonObject) -> bool:
     """Whether an answer is of this version's `digest`; those before counted other files."""
     return "names" in known
 
@@ -130,14 +130,14 @@ def unknown_settings(name: str) -> str | None:
 
 
 def _is_unknown(name: str, file: str, revision: str) -> bool:
-    """Whether a cache neither has a file nor was told that there is none."""
+    """Whether a cache neither has a file nor knows that there is none."""
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, file, revision=revision)
-    return not isinstance(found, str) and found is not _CACHED_NO_EXIST
+    cached = try_to_load_from_cache(name, file, revision=revision)
+    return not isinstance(cached, str) and cached is not _CACHED_NO_EXIST
 
 
-def digest(name: str | None, known: Mapping[str, Any] | None = None, *, tokenizer: bool) -> dict[str, Any] | None:
+def digest(name: str | None, known: JsonObject | None = None, *, tokenizer: bool) -> dict[str, Json] | None:
     """Digest of the files that a pretrained encoder is loaded from, fetched if they must be.
 
     name: `model.name` of a job. known: an earlier answer, whose digest stands while its files have their size and time,
@@ -156,21 +156,26 @@ def digest(name: str | None, known: Mapping[str, Any] | None = None, *, tokenize
         paths = _loaded(folder, tokenizer=tokenizer, settings=with_settings)
         stamps = [stamp(path) for path in paths]
         names = [path.relative_to(folder).as_posix() for path in paths]
-        if known is not None and (known["files"], known["names"]) == (stamps, names):
+        files: list[list[str | int]] = [list(of) for of in stamps]
+        if known is not None and (known["files"], known["names"]) == (files, names):
             total = known["digest"]
         else:
             total = combined({file: file_digest(*of) for file, of in zip(names, stamps, strict=True)})
     except (OSError, FolderError) as error:
         raise _error(name, error) from error
-    answer = {"digest": total, "revision": revision, "names": names, "files": stamps}
-    return answer | ({"settings": True} if with_settings else {})
+    answer: dict[str, Json] = {"digest": total, "revision": revision, "names": names, "files": files}
+    if with_settings:
+        answer["settings"] = True
+    return answer
 
 
-def _find(name: str, known: Mapping[str, Any] | None) -> tuple[Path, str | None]:
+def _find(name: str, known: JsonObject | None) -> tuple[Path, str | None]:
     """An encoder's folder, and its revision if it is one of the Hub."""
     try:
-        if known is not None and known["revision"] is not None:
-            return _snapshot(name, known["revision"], tuple(known["names"]))
+        if known is not None and isinstance(revision := known["revision"], str):
+            names = known["names"]
+            assert isinstance(names, Sequence)
+            return _snapshot(name, revision, tuple(map(str, names)))
         if (folder := directory(name)) is not None:
             return folder, None
         if known is not None:
@@ -241,10 +246,10 @@ def _loaded(root: Path, *, tokenizer: bool, settings: bool) -> list[Path]:
     folder = root / encoder_path(root)
     if (missing := why_no_config(folder)) is not None:
         raise FileNotFoundError(missing)
-    found = {folder / CONFIG, *weight_files(folder)}
+    loaded = {folder / CONFIG, *weight_files(folder)}
     if tokenizer:
-        found |= set(tokenizer_files(folder))
-    return sorted(found | set(settings_files(root) if settings else ()))
+        loaded |= set(tokenizer_files(folder))
+    return sorted(loaded | set(settings_files(root) if settings else ()))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -272,8 +277,10 @@ def why_no_config(folder: Path) -> str | None:
 def _others(folder: Path) -> str:
     """What to say of weights that torch cannot train."""
     kinds = (".onnx", ".gguf", ".h5", ".msgpack", ".tflite", ".mlmodel", ".ot")
-    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in kinds)
-    return f"; {found[0]} is in a format that cannot be trained, so save the model by save_pretrained" if found else ""
+    others = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in kinds)
+    return (
+        f"; {others[0]} is in a format that cannot be trained, so save the model by save_pretrained" if others else ""
+    )
 
 
 def _named_by(folder: Path) -> str | None:

@@ -803,6 +803,7 @@ def test_settings_are_digested_and_those_of_earlier_versions_do_not_seem_changed
         "sentence_bert_config.json",
         "config_sentence_transformers.json",
     ):
+        assert isinstance(first["names"], list)
         assert name in first["names"]
         held = (folder / name).read_text()
         (folder / name).write_text(held + " ")

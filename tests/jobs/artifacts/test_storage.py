@@ -80,7 +80,7 @@ def test_a_full_disk_keeps_the_older_checkpoint_and_says_what_is_needed(disk: Pa
     state: dict[str, Any] = {"model": {"w": torch.ones(model)}, "optimizer": {"state": {0: torch.ones(optimizer)}}}
     with pytest.raises(StorageFull) as caught:
         checkpoint.save(disk / "c", step=500, extra=EXTRA, keep=2, **state)
-    what, needed, free, folder = caught.value.told
+    what, needed, free, folder = caught.value.facts
     assert str(caught.value) == f"checkpoint of step 500 needs {needed:,} bytes in {disk / 'c'}, {free:,} are free"
     assert 4 * (model + optimizer) < needed < 4 * (model + optimizer) + 100_000
     assert free == shutil.disk_usage(disk).free

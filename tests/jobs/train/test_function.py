@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from jobs.artifacts.trial_dir import Result
 from jobs.config import JobConfig
 from jobs.train.components import examined
 from jobs.train.function import FunctionTraining
@@ -36,7 +37,7 @@ def begun(config: JobConfig, folder: Path, **given: Any) -> FunctionTraining:
     return FunctionTraining(config, folder, log=lambda _: None, **given)
 
 
-def ended(training: FunctionTraining) -> dict[str, Any]:
+def ended(training: FunctionTraining) -> Result:
     while training.result is None:
         training.advance(1)
     return training.result
