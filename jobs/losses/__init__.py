@@ -6,11 +6,11 @@ is evaluated on what was gathered (generic.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
+from jobs.config.json_values import JsonObject
 from jobs.core.collectives import Group
 from jobs.losses.generic import BatchFacts
 from jobs.losses.named import JobLoss, row_loss_of
@@ -50,7 +50,7 @@ def contrastive_loss(
     tile: int | None = None,
     pool: int | None = None,
     exchange: Literal["gather", "ring"] = "gather",
-    options: Mapping[str, Any] | None = None,
+    options: JsonObject | None = None,
 ) -> tuple[Tensor, Diagnostics]:
     """The mean in-batch contrastive loss over all B pairs of all ranks, and diagnostics.
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol
 from zlib import crc32
 
 import torch
@@ -66,7 +66,7 @@ def is_normalised(function: object) -> bool:
     return bool(getattr(function, "normalised", True))
 
 
-def built(function: object, options: Mapping[str, Any], *, seed: int) -> nn.Module | None:
+def built(function: object, options: Mapping[str, object], *, seed: int) -> nn.Module | None:
     """The module of a loss that is a class, its first parameters a function of the seed; None of a plain function."""
     if not (isinstance(function, type) and issubclass(function, nn.Module)):
         return None
@@ -83,7 +83,7 @@ def batch_loss(
     group: Group,
     *,
     asked: frozenset[str],
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
 ) -> tuple[Tensor, Diagnostics]:
     """The value of a function over all pairs of all ranks, the mean over groups of negatives, and diagnostics.
 
@@ -142,16 +142,22 @@ def _gathered(inputs: LossInputs, facts: BatchFacts, counts: list[int], group: G
     }
 
 
+class _Context(Protocol):
+    """What the backward pass of `_OnRank` is handed by its forward pass."""
+
+    counts: bool
+
+
 class _OnRank(torch.autograd.Function):
     """The identity, whose gradient counts on one rank."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, counts: bool) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, counts: bool) -> Tensor:
         ctx.counts = counts
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, None]:
         return grad if ctx.counts else torch.zeros_like(grad), None
 
 
@@ -169,8 +175,8 @@ def _count_once(module: nn.Module, *, counts: bool) -> None:
 
 def _refuse_what_is_no_number(value: object, name: str) -> None:
     if not isinstance(value, Tensor) or value.ndim != 0 or not value.is_floating_point():
-        found = tensor_words(value) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise ValueError(f"{name} returned {found}; a loss returns one number as a 0-d tensor, such as x.mean()")
+        words = tensor_words(value) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ValueError(f"{name} returned {words}; a loss returns one number as a 0-d tensor, such as x.mean()")
     if torch.is_grad_enabled() and not value.requires_grad:
         raise ValueError(
             f"{name} returned a number without a gradient; compute it from queries and keys by torch alone"

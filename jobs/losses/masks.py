@@ -60,12 +60,12 @@ class Repeats:
 
     def equal(self, i: slice | Tensor, j: slice | Tensor) -> Tensor:
         """Where some id of an anchor is some id of a candidate: bool [rows i, columns j]."""
-        found: Tensor | None = None
+        equal: Tensor | None = None
         for mine, theirs in itertools.product(self.left[:, i], self.right[:, j]):
             same = mine[:, None] == theirs[None, :]
-            found = same if found is None else found.logical_or_(same)
-        assert found is not None, "a block without ids has no Repeats"
-        return found
+            equal = same if equal is None else equal.logical_or_(same)
+        assert equal is not None, "a block without ids has no Repeats"
+        return equal
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def repeats_in(call: LossCall, block: Block) -> Repeats | None:
     if left.shape[1] * right.shape[1] <= FEW:
         return Repeats(left, right, None, None)
     if block.candidates is block.anchors and block.candidate != HARD:
-        _, place, count = torch.unique(left, return_inverse=True, return_counts=True)
-        repeated = _Sorted.where((count[place] > 1).any(0))
+        _, inverse, count = torch.unique(left, return_inverse=True, return_counts=True)
+        repeated = _Sorted.where((count[inverse] > 1).any(0))
         return Repeats(left, right, repeated, repeated)
     rows, columns = (_Sorted.where(torch.isin(a, b).any(0)) for a, b in ((left, right), (right, left)))
     return Repeats(left, right, rows, columns)
@@ -128,22 +128,23 @@ def exclude(
 
 @dataclass(frozen=True)
 class _PairRange:
-    """The global pairs that rows or columns of a tile belong to: `count` entries, `each` of them to a pair."""
+    """The global pairs that rows or columns of a tile belong to: `count` entries, `per_pair` of them to a pair."""
 
     first: int
     last: int
     offset: int
     count: int
-    each: int
+    per_pair: int
 
     def index(self, like: Tensor) -> Tensor:
         """Global pair of every entry, int64 [count]."""
-        return self.first + torch.arange(self.offset, self.offset + self.count, device=like.device) // self.each
+        return self.first + torch.arange(self.offset, self.offset + self.count, device=like.device) // self.per_pair
 
 
-def _pair_range(rows: Rows, part: slice, each: int) -> _PairRange:
-    first, offset = divmod(part.start, each)
-    return _PairRange(rows.start + first, rows.start + (part.stop - 1) // each, offset, part.stop - part.start, each)
+def _pair_range(rows: Rows, part: slice, per_pair: int) -> _PairRange:
+    first, offset = divmod(part.start, per_pair)
+    last = (part.stop - 1) // per_pair
+    return _PairRange(rows.start + first, rows.start + last, offset, part.stop - part.start, per_pair)
 
 
 def _other_pools(call: LossCall, rows: _PairRange, owners: _PairRange, logits: Tensor) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
@@ -29,22 +29,22 @@ class JobLoss:
     def __init__(self, job: JobConfig) -> None:
         self.spec = LossSpec.of(job)
         self.seed = job.seed
-        found = components.load("loss", self.spec.name)
-        self._options = components.options("loss", found, self.spec.options)
-        self.row_loss = as_row_loss(found, self._options)
-        self.normalised = generic.is_normalised(found)
+        component = components.load("loss", self.spec.name)
+        self._options = components.options("loss", component, self.spec.options)
+        self.row_loss = as_row_loss(component, self._options)
+        self.normalised = generic.is_normalised(component)
         self.module: nn.Module | None = None
         self._asked: frozenset[str] = frozenset()
         self._function: Callable[..., Tensor] | None = None
         if self.row_loss is None:
-            if not callable(found):
+            if not callable(component):
                 raise ValueError(
-                    f"loss.name = {self.spec.name!r} is a {type(found).__name__}; name a function of queries and keys, "
-                    "an nn.Module class, or a function of rows under @softmax_loss"
+                    f"loss.name = {self.spec.name!r} is a {type(component).__name__}; name a function of queries and "
+                    "keys, an nn.Module class, or a function of rows under @softmax_loss"
                 )
-            self._asked = generic.asked_for(cast("Callable[..., Tensor]", found))
-            self.module = generic.built(found, self._options, seed=job.seed)
-            self._function = self.module or cast("Callable[..., Tensor]", found)
+            self._asked = generic.asked_for(cast("Callable[..., Tensor]", component))
+            self.module = generic.built(component, self._options, seed=job.seed)
+            self._function = self.module or cast("Callable[..., Tensor]", component)
 
     def __call__(
         self,
@@ -70,18 +70,18 @@ class JobLoss:
         return tiled_loss(spec, loss, inputs, group, fault=fault)
 
 
-def as_row_loss(found: object, options: Mapping[str, Any]) -> RowLoss | None:
+def as_row_loss(component: object, options: Mapping[str, object]) -> RowLoss | None:
     """The object that a name is of as a loss of anchors; None where it is a function of the whole batch."""
-    if isinstance(found, SoftmaxLoss):
-        return found.row_loss(**options)
-    return found if isinstance(found, RowLoss) else None
+    if isinstance(component, SoftmaxLoss):
+        return component.row_loss(**options)
+    return component if isinstance(component, RowLoss) else None
 
 
 def row_loss_of(spec: LossSpec) -> tuple[RowLoss | None, str]:
     """The loss of anchors that a spec names; or None, and what is wrong."""
     try:
-        found = components.load("loss", spec.name)
-        loss = as_row_loss(found, components.options("loss", found, spec.options))
+        component = components.load("loss", spec.name)
+        loss = as_row_loss(component, components.options("loss", component, spec.options))
     except ValueError as error:  # of the name, or pydantic's of an option
         return None, str(error)
     if loss is None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from jobs.config import JobConfig
+    from jobs.config.json_values import JsonObject
 
 QUERIES, KEYS, HARD = 0, 1, 2
 """Sides of a pair. Rows of HARD are flattened, pair-major: [b H, D]."""
@@ -90,11 +91,11 @@ class SoftmaxLoss:
         functools.update_wrapper(self, value)
         self._value, self._weight = value, weight
 
-    def __call__(self, v: Tensor, **options: Any) -> Tensor:
+    def __call__(self, v: Tensor, **options: object) -> Tensor:
         """The value of rows, as the function says."""
         return self._value(v, **options)
 
-    def row_loss(self, **options: Any) -> RowLoss:
+    def row_loss(self, **options: object) -> RowLoss:
         """The loss with these options."""
         value = partial(self._value, **options)
         weight = partial(self._weight, **options) if self._weight is not None else partial(_derivative, value)
@@ -129,8 +130,8 @@ def _where_defined(function: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
     rows = v[some]
     values = function(rows)
     if not isinstance(values, Tensor) or values.shape != rows.shape:
-        found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"a function of rows gave {found} for v {list(rows.shape)}; it gives one value for each row")
+        given = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"a function of rows gave {given} for v {list(rows.shape)}; it gives one value for each row")
     return torch.zeros_like(v).masked_scatter(some, values.to(v.dtype))
 
 
@@ -148,7 +149,7 @@ class LossSpec:
     name: str = "infonce"
     """A built-in, or an import path."""
 
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: JsonObject = field(default_factory=dict)
     symmetric: bool = False
     same_side: bool = False
     hard_negative_weight: float = 1.0

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ def tiled_loss(
         value, diagnostics = _summary(call, Table.read(table))
     held = _Held(call, group, value)
     saved = (own.ids, received, table, sums.d_temperature, sums.d_bias)
-    result = _Loss.apply(queries, keys, hard, *learned, *saved, held)  # type: ignore[no-untyped-call]
+    result = _Loss.apply(held, queries, keys, hard, *learned, *saved)  # type: ignore[no-untyped-call]
     return result, diagnostics
 
 
@@ -83,24 +83,47 @@ class _Held:
     value: Tensor
 
 
+_Saved: TypeAlias = tuple[
+    Tensor,  # queries
+    Tensor,  # keys
+    Tensor | None,  # hard negatives
+    Tensor | None,  # temperature
+    Tensor | None,  # bias
+    Tensor | None,  # ids
+    Tensor | None,  # received
+    Tensor,  # table
+    Tensor,  # d_temperature
+    Tensor,  # d_bias
+]
+
+
+class _Context(Protocol):
+    """What the backward pass is handed by the forward pass."""
+
+    held: _Held
+    needs_input_grad: tuple[bool, ...]
+
+    @property
+    def saved_tensors(self) -> _Saved: ...
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+
 class _Loss(torch.autograd.Function):
     """Hangs the streamed backward pass on the value."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        *tensors, held = args
+    def forward(ctx: _Context, held: _Held, *tensors: Tensor | None) -> Tensor:
         ctx.save_for_backward(*tensors)
         ctx.held = held
-        value: Tensor = held.value
-        return value.clone()
+        return held.value.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, hard, temperature, bias, ids, received, table, d_temperature, d_bias = ctx.saved_tensors
-        call: LossCall = ctx.held.call
-        group: Group = ctx.held.group
-        needs = ctx.needs_input_grad
+        call, group = ctx.held.call, ctx.held.group
+        needs = ctx.needs_input_grad[1:]  # without `held`
         with _full_precision(grad_output):
             own = _own(call, queries, keys, hard, ids)
             sums = Table.read(table)
@@ -128,13 +151,13 @@ class _Loss(torch.autograd.Function):
             ]
         given = (queries, keys, hard, temperature, bias)
         cast = [
-            x.to(like.dtype).view_as(like) if x is not None and need else None
+            x.to(like.dtype).view_as(like) if x is not None and like is not None and need else None
             for x, like, need in zip([*grads, *shares], given, needs, strict=False)
         ]
-        return (*cast, *[None] * 6)
+        return (None, *cast, *[None] * 5)
 
 
-def _full_precision(like: Tensor) -> AbstractContextManager[Any]:
+def _full_precision(like: Tensor) -> AbstractContextManager[object]:
     """Autocast off, where it is on: similarities in half precision are off by whole logits."""
     device = like.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

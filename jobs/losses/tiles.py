@@ -61,7 +61,7 @@ def tiles(call: LossCall, block: Block) -> Iterator[Tile]:
     """Every tile of a block; those wholly outside the rows' pools are left out."""
     anchors, candidates = block.anchors, block.candidates
     left, right = anchors.sides[block.anchor], candidates.sides[block.candidate]
-    each = call.hard if block.candidate == HARD else 1
+    per_pair = call.hard if block.candidate == HARD else 1
     rows, columns = _tile_shape(call, len(left), len(right))
     for start in range(0, len(left), rows):
         i = slice(start, min(start + rows, len(left)))
@@ -71,8 +71,8 @@ def tiles(call: LossCall, block: Block) -> Iterator[Tile]:
             first, last = (anchors.start + i.start) // call.pool, (anchors.start + i.stop - 1) // call.pool
             low = max(low, first * call.pool - candidates.start)
             high = min(high, (last + 1) * call.pool - candidates.start)
-        for begin in range(low * each, high * each, columns):
-            j = slice(begin, min(begin + columns, high * each))
+        for begin in range(low * per_pair, high * per_pair, columns):
+            j = slice(begin, min(begin + columns, high * per_pair))
             yield Tile(i, j, x, right[j].to(call.dtype))
 
 

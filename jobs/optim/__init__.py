@@ -13,30 +13,30 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import nn
 
 from jobs.config import Optimizer, components
-from jobs.optim.eager import eager
+from jobs.optim.eager import Groups, eager
 
 
 def build(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """The job's optimizer. Matrices decay; biases, norms and parameters of the loss do not."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     decaying = {name for name, p in trained.items() if p.ndim > 1 and not name.startswith("loss_module.")}
-    groups = [
+    groups: Groups = [
         {"params": [trained[name] for name in trained if name in decaying], "weight_decay": settings.weight_decay},
         {"params": [trained[name] for name in trained if name not in decaying], "weight_decay": 0.0},
     ]
-    found = cast("Callable[..., torch.optim.Optimizer]", components.load("optimizer", settings.name))
-    options = components.options("optimizer", found, settings.options)
-    asked = inspect.signature(found).parameters
+    make = cast("Callable[..., torch.optim.Optimizer]", components.load("optimizer", settings.name))
+    options = components.options("optimizer", make, settings.options)
+    asked = inspect.signature(make).parameters
     given = {"params": groups, "lr": settings.lr, "settings": settings}
-    if isinstance(found, type) and issubclass(found, torch.optim.Optimizer) and found.__module__.startswith("torch."):
-        found = eager(found)
-    made = found(**{key: value for key, value in given.items() if key in asked}, **options)
+    if isinstance(make, type) and issubclass(make, torch.optim.Optimizer) and make.__module__.startswith("torch."):
+        make = eager(make)
+    made = make(**{key: value for key, value in given.items() if key in asked}, **options)
     if not isinstance(made, torch.optim.Optimizer):
         raise components.ComponentError(
             f"optimizer.name = {settings.name!r} gives a {type(made).__name__}; give a class of torch.optim, or a "
@@ -48,7 +48,7 @@ def build(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
 class Transform(Protocol):
     """What is done to a gradient before the optimizer."""
 
-    def __call__(self, **given: Any) -> None:
+    def __call__(self, **given: object) -> None:
         """Change the gradients in place."""
 
 
@@ -61,9 +61,9 @@ class GradientTransform:
         self._transform: Transform | None = None
         self._asked: frozenset[str] = frozenset()
         if settings.transform is not None:
-            found = components.load("transform", settings.transform)
-            options = components.options("transform", found, settings.transform_options)
-            self._transform = cast("Transform", cast("Callable[..., object]", found)(**options))
+            component = components.load("transform", settings.transform)
+            options = components.options("transform", component, settings.transform_options)
+            self._transform = cast("Transform", cast("Callable[..., object]", component)(**options))
             self._asked = frozenset(inspect.signature(self._transform).parameters)
 
     def __call__(self, step: int) -> None:
@@ -72,14 +72,14 @@ class GradientTransform:
             given = {"parameters": self._named, "step": step, "seed": self._seed}
             self._transform(**{key: value for key, value in given.items() if key in self._asked})
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> Mapping[str, object]:
         """Empty for one without a state."""
-        own: Callable[[], Mapping[str, Any]] | None = getattr(self._transform, "state_dict", None)
+        own: Callable[[], Mapping[str, object]] | None = getattr(self._transform, "state_dict", None)
         return {} if own is None else dict(own())
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Go on from a checkpoint."""
-        own: Callable[[Mapping[str, Any]], object] | None = getattr(self._transform, "load_state_dict", None)
+        own: Callable[[Mapping[str, object]], object] | None = getattr(self._transform, "load_state_dict", None)
         if state and own is not None:
             own(state)
 

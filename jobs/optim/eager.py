@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
+from torch import nn
 
-Groups = list[dict[str, Any]]
+Groups = list[dict[str, list[nn.Parameter] | float]]
 """Parameter groups: `params` and `weight_decay`."""
 
 Made = TypeVar("Made", bound=torch.optim.Optimizer)
