@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 
 class DataError(ValueError):
@@ -16,15 +15,15 @@ class DataError(ValueError):
         self, found: str, *, file: str, column: str | None = None, row: int | None = None, line: int | None = None
     ) -> None:
         self.found, self.file, self.column, self.row, self.line = shown(found), file, column, row, line
-        place = [file]
+        location = [file]
         if column is not None:
-            place.append(f"column '{brief(column)}'")
+            location.append(f"column '{brief(column)}'")
         if row is not None:
-            place.append(f"row {row} (the first is 0)")
+            location.append(f"row {row} (the first is 0)")
         where = "" if line is None else f" (line {line} of the file)"
-        super().__init__(shown(f"{', '.join(place)}: {found}{where}"))
+        super().__init__(shown(f"{', '.join(location)}: {found}{where}"))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Callable[[str], DataError], tuple[str], dict[str, object]]:
         made = functools.partial(type(self), file=self.file, column=self.column, row=self.row, line=self.line)
         return made, (self.found,), self.__dict__
 

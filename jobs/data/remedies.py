@@ -75,7 +75,7 @@ def of_file(name: str) -> str | None:
 
 
 def of_folder(folder: Path) -> str | None:
-    """What is said of a local folder without tables; None where no image and no archive lies in it."""
+    """What to say of a local folder without tables; None where no image and no archive lies in it."""
     return of_inside(str(folder), list(_inside(folder)), is_here=True)
 
 
@@ -85,8 +85,8 @@ def of_inside(folder: str, inside: Sequence[str], *, is_here: bool) -> str | Non
     if pictures:
         return _of_pictures(folder, pictures, is_here=is_here)
     for kind, suffixes in (("HEIC images", APPLES), ("archives", ARCHIVES)):
-        if found := sorted(name for name in inside if name.lower().endswith(suffixes) and not is_hidden(name)):
-            return f"is a folder of {kind} ({len(found):,}, the first is {found[0]}): it {of_file(found[0])}"
+        if names := sorted(name for name in inside if name.lower().endswith(suffixes) and not is_hidden(name)):
+            return f"is a folder of {kind} ({len(names):,}, the first is {names[0]}): it {of_file(names[0])}"
     return None
 
 
@@ -99,7 +99,7 @@ def _of_pictures(folder: str, pictures: Sequence[str], *, is_here: bool) -> str:
         return f"{words}, or a Parquet file with the columns image (the bytes of each) and label"
     shared = posixpath.commonpath([posixpath.dirname(name) for name in pictures])
     tops = {name[len(shared) :].lstrip("/").partition("/")[0] for name in pictures}
-    splits = sorted((each for each in tops if each.lower() in SPLITS), key=lambda each: SPLITS.index(each.lower()))
+    splits = sorted((name for name in tops if name.lower() in SPLITS), key=lambda name: SPLITS.index(name.lower()))
     part = splits[0] if len(splits) > 1 else ""
     top = posixpath.join(folder, shared, part) if part else folder
     code = _MAKE.format(
@@ -122,11 +122,11 @@ def is_hidden(name: str) -> bool:
 def _inside(folder: Path) -> Iterator[str]:
     """The files in a folder at any depth, also behind links to folders, by their paths in it."""
     seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:
+    for path, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(path)) in seen:
             folders.clear()
             continue
         seen.add(real)
         for name in names:
-            if (Path(place) / name).is_file():
-                yield (Path(place) / name).relative_to(folder).as_posix()
+            if (Path(path) / name).is_file():
+                yield (Path(path) / name).relative_to(folder).as_posix()

@@ -16,12 +16,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from jobs.core.paths import DIGITS, expanded, folders, looked_in
 from jobs.data.formats import SUFFIXES, DataError, short, shown
 from jobs.data.remedies import is_hidden, of_file, of_folder, of_inside
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
 
 ROOT = "ORCHESTRATOR_DATA"
 HUB = "hub"
@@ -67,24 +70,24 @@ def _files(name: str) -> tuple[File, ...]:
     if name == DIGITS:
         return (File(DIGITS),)
     if "://" in name:
-        found = _remote(name)
-        if not found:
+        files = _remote(name)
+        if not files:
             raise DataError(f"there is no such file; data files end in {', '.join(SUFFIXES)}", file=name)
-        return found
+        return files
     path = expanded(name)
-    found, refusals = _local_anywhere(path)
+    files, refusals = _local_anywhere(path)
     root = os.environ.get(ROOT, "")
-    if not found and root and not path.is_absolute():
+    if not files and root and not path.is_absolute():
         try:
-            found = _remote_named(root, name) if "://" in root else _local_named(expanded(root), name)
+            files = _remote_named(root, name) if "://" in root else _local_named(expanded(root), name)
         except DataError as error:
-            refusals.append(error)  # what was said of the folders before it comes first
+            refusals.append(error)  # what is wrong with the folders before it comes first
     hub = re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}", name) and not name.endswith(SUFFIXES)
-    if not found and hub and not refusals:
-        found = (File(name, uri=HUB),)
-    if not found:
+    if not files and hub and not refusals:
+        files = (File(name, uri=HUB),)
+    if not files:
         raise refusals[0] if refusals else DataError(_not_found(name, root), file=name)
-    return found
+    return files
 
 
 def _local_anywhere(path: Path) -> tuple[tuple[File, ...], list[DataError]]:
@@ -108,7 +111,7 @@ def _not_found(name: str, root: str) -> str:
     here = f"a file{where}" if where else "a file here"
     if "://" in root:
         return f"is neither {here} nor a name under ${ROOT} = {shown(root)}"
-    known = sorted({_without_suffix(each.name) for each in expanded(root).glob("*") if _is_data(each.name)})
+    known = sorted({_without_suffix(path.name) for path in expanded(root).glob("*") if _is_data(path.name)})
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known[:12]) or 'no data files'}"
     return f"is neither {here} nor a name under ${ROOT} = {shown(root)}; {hint}"
@@ -120,26 +123,26 @@ def _local(path: Path, top: Path = Path()) -> tuple[File, ...]:
     full = top / path
     try:
         if full.is_file():
-            found = [full]
+            paths = [full]
         elif full.is_dir():
             inside = [file.relative_to(full).as_posix() for file in full.rglob("*") if file.is_file()]
-            found = [full / name for name in _tables(str(full), inside)]
-            if not found:
+            paths = [full / name for name in _tables(str(full), inside)]
+            if not paths:
                 plain = f"is a folder without data files; they end in {', '.join(SUFFIXES)}"
                 raise DataError(of_folder(full) or plain, file=str(full))
         elif WILD.search(str(path)):
             start = Path(path.anchor) if path.is_absolute() else top
             fitting = list(start.glob(str(path.relative_to(path.anchor))))
-            found = [file for file in fitting if _is_data(file.name) and file.is_file()]
-            if not found and (shown_ := [file for file in fitting if not is_hidden(file.name)]):
+            paths = [file for file in fitting if _is_data(file.name) and file.is_file()]
+            if not paths and (shown_ := [file for file in fitting if not is_hidden(file.name)]):
                 folder = _above_wild(full)
                 words = of_file(str(min(shown_))) or (of_folder(folder) if any(map(Path.is_dir, shown_)) else None)
                 if words:
                     raise DataError(words, file=str(folder if min(shown_).is_dir() else min(shown_)))
         else:
-            found = []
+            paths = []
         # Of the times of a file this is the one that nobody sets back.
-        return tuple(File(str(file), file.stat().st_size, file.stat().st_ctime_ns) for file in sorted(found))
+        return tuple(File(str(path), path.stat().st_size, path.stat().st_ctime_ns) for path in sorted(paths))
     except DataError:
         raise
     except (OSError, ValueError, NotImplementedError) as error:  # no right to look, a name too long, no such pattern
@@ -147,12 +150,12 @@ def _local(path: Path, top: Path = Path()) -> tuple[File, ...]:
 
 
 def pictures_beside(source: str, file: str) -> str | None:
-    """What is said of the folder of a source in which images lie beside a file that was taken for a table of them; None
+    """What to say of the folder of a source in which images lie beside a file that was taken for a table of them; None
     where there is no such folder."""
-    name, place = (connected(each)[1] if each.startswith("file:") else each for each in (_unsliced(source), file))
+    name, table = (connected(uri)[1] if uri.startswith("file:") else uri for uri in (_unsliced(source), file))
     tops = [*folders(), expanded(os.environ.get(ROOT) or ".")]
     for folder in () if "://" in name else (_above_wild(top / expanded(name)) for top in tops):
-        is_beside = folder.is_dir() and _is_data(Path(place).name) and Path(place).is_relative_to(folder)
+        is_beside = folder.is_dir() and _is_data(Path(table).name) and Path(table).is_relative_to(folder)
         if is_beside and (words := of_folder(folder)):
             return f"{folder} {words}"
     return None
@@ -176,41 +179,41 @@ def _tables(folder: str, inside: Sequence[str]) -> list[str]:
             file=folder,
         )
     saved = {posixpath.dirname(name) for name in names if name.endswith(".arrow")}
-    notes = {posixpath.join(place, note) for place in saved for note in ("state.json", "dataset_info.json")}
+    notes = {posixpath.join(parent, note) for parent in saved for note in ("state.json", "dataset_info.json")}
     return [name for name in inside if _is_data(name) and name not in notes]
 
 
 def _local_named(root: Path, name: str) -> tuple[File, ...]:
-    found = _local(Path(name), root)
-    if found or WILD.search(name):
-        return found
+    files = _local(Path(name), root)
+    if files or WILD.search(name):
+        return files
     return _only([_local(Path(f"{name}{suffix}"), root) for suffix in SUFFIXES], name)
 
 
 def _remote_named(root: str, name: str) -> tuple[File, ...]:
     address, query = address_and_query(root)
     top = address.rstrip("/")
-    place, plain = f"{top}/{name.replace('%', '%25')}", shown(f"{top}/{name}")
-    found = _remote(place + query)
-    if found:
-        return found
-    return _only([(each,) for each in _remote(f"{place}.*{query}") if _without_suffix(each.path) == plain], name)
+    uri, plain = f"{top}/{name.replace('%', '%25')}", shown(f"{top}/{name}")
+    files = _remote(uri + query)
+    if files:
+        return files
+    return _only([(file,) for file in _remote(f"{uri}.*{query}") if _without_suffix(file.path) == plain], name)
 
 
 def _only(candidates: list[tuple[File, ...]], name: str) -> tuple[File, ...]:
-    found = [each for each in candidates if each]
-    if len(found) > 1:
-        raise DataError(f"could be {' or '.join(files[0].path for files in found)}; name one", file=name)
-    return found[0] if found else ()
+    there = [files for files in candidates if files]
+    if len(there) > 1:
+        raise DataError(f"could be {' or '.join(files[0].path for files in there)}; name one", file=name)
+    return there[0] if there else ()
 
 
 def _remote(uri: str) -> tuple[File, ...]:
     """The same for a URI, by pyarrow.fs. A query, such as S3's endpoint_override, goes with every file."""
     address, query = address_and_query(uri)
     wild = WILD.search(address)
-    found = _below(address, None, query)
-    if found or not wild:
-        return found
+    files = _below(address, None, query)
+    if files or not wild:
+        return files
     base = address[: address.rindex("/", 0, wild.start())]
     return _below(base, unquote(address[len(base) + 1 :]), query)
 
@@ -221,12 +224,12 @@ def _below(base: str, pattern: str | None, query: str) -> tuple[File, ...]:
 
     try:
         filesystem, inside = connected(base + query)
-        found = [filesystem.get_file_info(inside)]
-        if found[0].type == fs.FileType.Directory:
-            found = filesystem.get_file_info(fs.FileSelector(inside, recursive=pattern is None or "/" in pattern))
+        infos = [filesystem.get_file_info(inside)]
+        if infos[0].type == fs.FileType.Directory:
+            infos = filesystem.get_file_info(fs.FileSelector(inside, recursive=pattern is None or "/" in pattern))
     except Exception as error:  # behind hf:// and its like are packages that raise what they like
         raise DataError(f"cannot be reached: {short(error)}{_schemes(error)}", file=base + query) from error
-    within = {str(each.path)[len(inside) :].lstrip("/"): each for each in found if each.type == fs.FileType.File}
+    within = {str(info.path)[len(inside) :].lstrip("/"): info for info in infos if info.type == fs.FileType.File}
     if pattern is not None:
         chosen = [name for name in within if _fits(name, pattern)]
     else:
@@ -237,12 +240,12 @@ def _below(base: str, pattern: str | None, query: str) -> tuple[File, ...]:
             raise DataError(words, file=base + query)
     files = []
     for name in sorted(chosen):
-        place, exact = (f"{base}/{each}" if name else base for each in (name, quote(name)))
-        files.append(File(shown(place), within[name].size or 0, within[name].mtime_ns or None, exact + query))
+        address, exact = (f"{base}/{part}" if name else base for part in (name, quote(name)))
+        files.append(File(shown(address), within[name].size or 0, within[name].mtime_ns or None, exact + query))
     return tuple(files)
 
 
-def connected(uri: str) -> tuple[Any, str]:
+def connected(uri: str) -> tuple[FileSystem, str]:
     """The file system of a URI, and the path there. What no URI may hold (spaces, umlauts, `#`, a `%` before no two
     digits) stands for itself."""
     from pyarrow import fs

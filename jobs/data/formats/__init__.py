@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -14,6 +14,9 @@ from jobs.data.faults import DataError, short, shown
 from jobs.data.formats import objects, tables
 from jobs.data.formats.lines import blocks, opened
 from jobs.data.remedies import of_file
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
 
 __all__ = ["SUFFIXES", "DataError", "Reader", "reader", "short", "shown"]
 
@@ -56,26 +59,26 @@ class Reader:
     """The line, from 1, in which a row begins; None for a format without lines."""
 
 
-def reader(file: str, *, inside: str | None = None, filesystem: Any = None) -> Reader:
+def reader(file: str, *, inside: str | None = None, filesystem: FileSystem | None = None) -> Reader:
     """Open one file by the format that its name ends in.
 
     file: the name for people. inside, filesystem: where it lies, if not on a local disk.
     """
     name = file.lower()
-    place = inside or file
+    path = inside or file
     with _faults(file):
         if name.endswith((".parquet", ".pq")):
-            return _parquet(file, place, filesystem)
+            return _parquet(file, path, filesystem)
         if name.endswith((".arrow", ".feather", ".ipc")):
-            return _arrow(file, place, filesystem)
+            return _arrow(file, path, filesystem)
         if name.endswith(SUFFIXES):
-            return _text(file, place, filesystem)
+            return _text(file, path, filesystem)
     known = f"the name must end in {', '.join(SUFFIXES)}"
     raise DataError(_packed(name) or of_file(file) or f"is of no known format; {known}", file=file)
 
 
 def _packed(name: str) -> str | None:
-    """What is said of a packed file that has rows within, by its name in small letters; None for any other."""
+    """What to say of a packed file that has rows within, by its name in small letters; None for any other."""
     known = f"the name must end in {', '.join(SUFFIXES)}"
     if name.endswith((".xlsx", ".xls", ".ods")):
         return f"is a spreadsheet; save the table as CSV in UTF-8: {known}"
@@ -87,7 +90,7 @@ def _packed(name: str) -> str | None:
 
 @contextlib.contextmanager
 def _faults(file: str) -> Iterator[None]:
-    """Turns what pyarrow raises on a damaged file into a DataError that names it."""
+    """Turn what pyarrow raises on a damaged file into a DataError that names it."""
     try:
         yield
     except DataError:
@@ -98,10 +101,10 @@ def _faults(file: str) -> Iterator[None]:
         ) from error
 
 
-def _parquet(file: str, place: str, filesystem: Any) -> Reader:
+def _parquet(file: str, path: str, filesystem: FileSystem | None) -> Reader:
     import pyarrow.parquet as pq
 
-    opened = pq.ParquetFile(place, filesystem=filesystem, memory_map=filesystem is None)
+    opened = pq.ParquetFile(path, filesystem=filesystem, memory_map=filesystem is None)
     groups = [opened.metadata.row_group(i).num_rows for i in range(opened.num_row_groups)]
 
     def fetch(names: list[str], low: int, high: int) -> pa.Table:
@@ -125,11 +128,11 @@ def nested(schema: pa.Schema) -> list[str]:
     return [field.name for field in schema if pa.types.is_nested(field.type)]
 
 
-def _arrow(file: str, place: str, filesystem: Any) -> Reader:
+def _arrow(file: str, path: str, filesystem: FileSystem | None) -> Reader:
     """An Arrow file (Feather version 2 is one) or an Arrow stream, mapped if it is local."""
     from pyarrow import ipc
 
-    source = filesystem.open_input_file(place) if filesystem is not None else pa.memory_map(place)
+    source = filesystem.open_input_file(path) if filesystem is not None else pa.memory_map(path)
     magic = source.read(6)
     source.seek(0)
     if magic.startswith(b"FEA1"):
@@ -138,19 +141,19 @@ def _arrow(file: str, place: str, filesystem: Any) -> Reader:
     return Reader(table.column_names, table.num_rows, functools.partial(_part, table), nested(table.schema))
 
 
-def _text(file: str, place: str, filesystem: Any) -> Reader:
+def _text(file: str, path: str, filesystem: FileSystem | None) -> Reader:
     """A file of lines: of objects, of cells, or of sentences."""
     name = file.lower().removesuffix(".gz")
     if not name.endswith((".csv", ".tsv", ".txt")):
-        found = objects.survey(functools.partial(opened, file, place, filesystem), file)
+        surveyed = objects.survey(functools.partial(opened, file, path, filesystem), file)
 
         def fetch(names: list[str], low: int, high: int) -> pa.Table:
             with _faults(file):
-                return found.columns(names, low, high)
+                return surveyed.columns(names, low, high)
 
-        return Reader(found.names, found.rows, fetch, found.lists, found.lines)
+        return Reader(surveyed.names, surveyed.rows, fetch, surveyed.lists, surveyed.lines)
     kind = {".csv": tables.commas, ".tsv": tables.tabs, ".txt": tables.sentences}[name[-4:]]
-    with blocks(file, place, filesystem) as text:
+    with blocks(file, path, filesystem) as text:
         table, lines = kind(text, file)
     return Reader(table.column_names, table.num_rows, functools.partial(_part, table), line=lines)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from types import ModuleType
 
 import pyarrow as pa
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 class _NoPandas:
     """Finds no pandas."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> None:  # noqa: ARG002
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:  # noqa: ARG002
         """Raise ImportError for pandas; what else there is, others find."""
         if name == "pandas":
             raise ImportError(name)

@@ -10,8 +10,8 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
 
+from jobs.config.json_values import Json
 from jobs.data.faults import DataError, short
 
 ONE_A_LINE = 'write one object a line, such as {"text": "..."}'
@@ -27,46 +27,46 @@ _BETWEEN = {False: re.compile(r"[^ \t\r\n]|\Z"), True: re.compile(r"[^ \t\r\n,]|
 """What begins after white space, and after commas as well, as they stand between the members of a list."""
 
 
-class Twice(dict[str, Any]):
+class Twice(dict[str, Json]):
     """An object that gives some of its keys twice."""
 
     twice: frozenset[str] = frozenset()
 
 
-def objects(text: Iterable[str], file: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def objects(text: Iterable[str], file: str) -> Iterator[tuple[int, dict[str, Json]]]:
     """Each object, and the line in which it begins. As long as there is one a line, many are decoded at once."""
     source, line, is_list = iter(text), 1, None
     while batch := _batch(source):
-        found = _at_once(batch)
-        if found is None:
+        values = _at_once(batch)
+        if values is None:
             for at, value in _decoded(itertools.chain(batch, source), file, line, is_list=is_list):
                 if not isinstance(value, dict):
                     raise DataError(f"line {at} holds {kind_of(value)} and no object; {ONE_A_LINE}", file=file)
                 yield at, value
             return
-        yield from zip((line + at for at, one in enumerate(batch) if one.strip(_SPACE)), found, strict=True)
+        yield from zip((line + at for at, held in enumerate(batch) if held.strip(_SPACE)), values, strict=True)
         line += len(batch)
-        is_list = False if found else is_list
+        is_list = False if values else is_list
 
 
 def _batch(source: Iterator[str]) -> list[str]:
     """The next lines, so many that they are worth it."""
     lines, size = [], 0
-    for one in source:
-        lines.append(one)
-        size += len(one)
+    for line in source:
+        lines.append(line)
+        size += len(line)
         if size >= BATCH:
             break
     return lines
 
 
-def _at_once(lines: list[str]) -> list[dict[str, Any]] | None:
+def _at_once(lines: list[str]) -> list[dict[str, Json]] | None:
     """The objects of lines that hold one each or nothing but space; None where others stand there.
 
     They are decoded as one list. A text that stands nowhere in them parts them, so that no line can close what another
     opens, and none can hold two.
     """
-    held = [one for one in lines if one.strip(_SPACE)]
+    held = [line for line in lines if line.strip(_SPACE)]
     if not held:
         return []
     joined = f",{_PART},".join(held)
@@ -81,7 +81,7 @@ def _at_once(lines: list[str]) -> list[dict[str, Any]] | None:
     return values[::2] if is_one_each and all(isinstance(value, dict) for value in values[::2]) else None
 
 
-def _decoded(text: Iterable[str], file: str, line: int, *, is_list: bool | None) -> Iterator[tuple[int, Any]]:
+def _decoded(text: Iterable[str], file: str, line: int, *, is_list: bool | None) -> Iterator[tuple[int, Json]]:
     """Each value, or each member of the list that is the whole file; and the line in which it begins.
 
     line: that of the first line. is_list: whether it is within the list; None where that is not known yet.
@@ -118,11 +118,11 @@ def _decoded(text: Iterable[str], file: str, line: int, *, is_list: bool | None)
 
 
 def _begin(pending: str, at: int, is_list: bool | None) -> int:
-    found = _BETWEEN[bool(is_list)].search(pending, at)
-    return len(pending) if found is None else found.start()
+    match = _BETWEEN[bool(is_list)].search(pending, at)
+    return len(pending) if match is None else match.start()
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     made = dict(pairs)
     if len(made) == len(pairs):
         return made
@@ -148,7 +148,7 @@ def _no_json(error: Exception, pending: str, at: int, line: int, file: str, *, i
     return DataError(f"line {line} cannot be read ({reason}); {ONE_A_LINE}", file=file)
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: object) -> str:
     """What a value of JSON is, in words."""
     if isinstance(value, bool):
         return "true or false"

@@ -12,11 +12,14 @@ import io
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
 from jobs.data.faults import DataError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
 
 SAMPLE = 1 << 16
 """Bytes at the begin of a file by which its encoding and its line ends are known."""
@@ -70,12 +73,12 @@ class Lines:
 
 
 @contextlib.contextmanager
-def opened(file: str, place: str, filesystem: Any) -> Iterator[Iterable[str]]:
+def opened(file: str, path: str, filesystem: FileSystem | None) -> Iterator[Iterable[str]]:
     """The lines of a file, each with its end. Raises DataError for what is no text, or text in another encoding.
 
     Lines end at newlines only; but a file without any newline, as old Macs wrote, is split at "\\r".
     """
-    with _stream(file, place, filesystem) as (stream, end):
+    with _stream(file, path, filesystem) as (stream, end):
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=end)
         try:
             yield text
@@ -84,9 +87,9 @@ def opened(file: str, place: str, filesystem: Any) -> Iterator[Iterable[str]]:
 
 
 @contextlib.contextmanager
-def blocks(file: str, place: str, filesystem: Any) -> Iterator[Blocks]:
+def blocks(file: str, path: str, filesystem: FileSystem | None) -> Iterator[Blocks]:
     """The same file in blocks of bytes."""
-    with _stream(file, place, filesystem) as (stream, end):
+    with _stream(file, path, filesystem) as (stream, end):
         yield Blocks(_whole_lines(stream, end.encode()), end)
 
 
@@ -102,7 +105,7 @@ class Blocks:
         return self.blocks
 
 
-def _whole_lines(stream: Any, end: bytes) -> Iterator[bytes]:
+def _whole_lines(stream: IO[bytes], end: bytes) -> Iterator[bytes]:
     pending: list[bytes] = []
     is_first = True
     while got := stream.read(BLOCK):
@@ -122,22 +125,22 @@ def _whole_lines(stream: Any, end: bytes) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _stream(file: str, place: str, filesystem: Any) -> Iterator[tuple[Any, Newline]]:
+def _stream(file: str, path: str, filesystem: FileSystem | None) -> Iterator[tuple[IO[bytes], Newline]]:
     """The bytes of a file, unpacked, and where its lines end."""
     from pyarrow import fs
 
     system = filesystem or fs.LocalFileSystem()
     packing = "gzip" if file.lower().endswith(".gz") else None
-    with system.open_input_stream(place, compression=None) as stream:
+    with system.open_input_stream(path, compression=None) as stream:
         _refuse_gzip(file, stream.read(2), packing)
-    with system.open_input_stream(place, compression=packing) as stream:
+    with system.open_input_stream(path, compression=packing) as stream:
         sample = stream.read(SAMPLE)
     _refuse_no_text(file, sample.removeprefix(codecs.BOM_UTF8).lstrip(), packing)
     _refuse_wide(file, sample)
     # The last line may end in a newline all the same, as an editor or `echo` put one there.
     lines = sample.rstrip(b"\r\n") if len(sample) < SAMPLE else sample
     is_old = b"\r" in lines and b"\n" not in lines
-    with system.open_input_stream(place, compression=packing) as stream:
+    with system.open_input_stream(path, compression=packing) as stream:
         yield stream, "\r" if is_old else "\n"
 
 

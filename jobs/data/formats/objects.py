@@ -9,10 +9,11 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeGuard
 
 import pyarrow as pa
 
+from jobs.config.json_values import Json, JsonObject
 from jobs.data.faults import DataError, brief, listed, short
 from jobs.data.formats.decoded import NUMBER, ONE_A_LINE, Twice, kind_of, objects
 from jobs.data.formats.lines import NOT_UTF8, Lines, is_escaped
@@ -44,7 +45,7 @@ class Objects:
         chunks: list[list[pa.Array]] = [[] for _ in names]
         first = low
         with self.open_lines() as text:
-            rows = itertools.islice((one for _, one in objects(text, self.file)), low, high)
+            rows = itertools.islice((held for _, held in objects(text, self.file)), low, high)
             while batch := list(itertools.islice(rows, BATCH)):
                 for name, column in zip(names, chunks, strict=True):
                     column.append(self._array(name, batch, first))
@@ -54,22 +55,22 @@ class Objects:
         joined = [self._joined(name, column, low) for name, column in zip(names, chunks, strict=True)]
         return pa.Table.from_arrays(joined, names=list(names))
 
-    def _fault(self, found: str, name: str, row: int) -> DataError:
-        return DataError(found, file=self.file, column=name, row=row, line=self.lines(row))
+    def _fault(self, words: str, name: str, row: int) -> DataError:
+        return DataError(words, file=self.file, column=name, row=row, line=self.lines(row))
 
-    def _array(self, name: str, batch: list[dict[str, Any]], first: int) -> pa.Array:
+    def _array(self, name: str, batch: list[dict[str, Json]], first: int) -> pa.Array:
         """One column of a batch whose first row is `first`."""
-        for row, one in enumerate(batch, first):
-            if isinstance(one, Twice) and name in one.twice:
+        for row, held in enumerate(batch, first):
+            if isinstance(held, Twice) and name in held.twice:
                 raise self._fault("is given twice; give it once", name, row)
-        values = [one.get(name) for one in batch]
+        values = [held.get(name) for held in batch]
         try:
             made = pa.array(values)
         except (TypeError, ValueError, OverflowError) as error:
-            found = _odd_one(values, first)
-            if found is None and all(value is None or kind_of(value) == NUMBER for value in values):
-                return pa.array([value if value is None else _float(value) for value in values])
-            row, words = found or (first, f"is no column of one type ({short(error)})")
+            odd = _odd_one(values, first)
+            if odd is None and all(value is None or _is_number(value) for value in values):
+                return pa.array([_float(value) if _is_number(value) else None for value in values])
+            row, words = odd or (first, f"is no column of one type ({short(error)})")
             raise self._fault(words, name, row) from error
         odd = _odd_one(values, first) if pa.types.is_floating(made.type) and _has_truth(values) else None
         if odd is not None:  # pyarrow makes 1.0 and 0.0 of true and false among fractions
@@ -82,7 +83,7 @@ class Objects:
         for chunk in chunks:
             row, held = _first(chunk, first)
             try:
-                schemas = [pa.schema([(name, each)]) for each in (kind, chunk.type)]
+                schemas = [pa.schema([(name, of)]) for of in (kind, chunk.type)]
                 kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
             except pa.ArrowException as error:
                 words = f"is no column of one type ({short(error)})" if held == known[1] else _differs(held, *known)
@@ -97,12 +98,12 @@ def survey(open_lines: Open, file: str) -> Objects:
     """Read a file for its keys. Raises DataError where it is no file of objects."""
     names: dict[str, bool] = {}
     lines, rows = Lines(), 0
-    one: dict[str, Any] = {}
+    held: JsonObject = {}
     with open_lines() as text:
-        for line, one in objects(text, file):
+        for line, held in objects(text, file):
             lines.note(rows, line)
             rows += 1
-            for name, value in one.items():
+            for name, value in held.items():
                 if isinstance(value, list | dict):
                     names[name] = True
                 elif name not in names:
@@ -111,11 +112,11 @@ def survey(open_lines: Open, file: str) -> Objects:
     if bad is not None:
         raise DataError(NOT_UTF8, file=file, column=bad)
     if rows == 1:
-        _refuse_columns(one, file)
+        _refuse_columns(held, file)
     return Objects(file, open_lines, list(names), [name for name in names if names[name]], rows, lines)
 
 
-def _refuse_columns(only: dict[str, Any], file: str) -> None:
+def _refuse_columns(only: JsonObject, file: str) -> None:
     """Raise DataError for a file whose single object holds all rows."""
     parts = [value for value in only.values() if isinstance(value, list | dict)]
     rows = [name for name, value in only.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
@@ -131,7 +132,7 @@ def _refuse_columns(only: dict[str, Any], file: str) -> None:
         )
 
 
-def _odd_one(values: list[Any], first: int) -> tuple[int, str] | None:
+def _odd_one(values: Sequence[Json], first: int) -> tuple[int, str] | None:
     """The first row whose value is of another kind than those before, or no text that can be encoded; and the words."""
     known: tuple[int, str] | None = None
     for row, value in enumerate(values, first):
@@ -145,7 +146,7 @@ def _odd_one(values: list[Any], first: int) -> tuple[int, str] | None:
     return None
 
 
-def _has_truth(values: list[Any]) -> bool:
+def _has_truth(values: Sequence[Json]) -> bool:
     return any(isinstance(value, bool) for value in values)
 
 
@@ -155,8 +156,12 @@ def _differs(kind: str, row: int, known: str) -> str:
 
 def _first(chunk: pa.Array, first: int) -> tuple[int, str]:
     """The first row that has a value, and its kind."""
-    place = next((place for place, value in enumerate(chunk) if value.is_valid), 0)
-    return first + place, kind_of(chunk[place].as_py())
+    index = next((index for index, value in enumerate(chunk) if value.is_valid), 0)
+    return first + index, kind_of(chunk[index].as_py())
+
+
+def _is_number(value: Json) -> TypeGuard[float]:
+    return kind_of(value) == NUMBER
 
 
 def _float(value: float) -> float:

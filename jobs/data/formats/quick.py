@@ -27,7 +27,7 @@ def columns_of(block: bytes, count: int, sign: str) -> list[pa.ChunkedArray] | N
         return None
     from pyarrow import csv
 
-    names = [f"{place}" for place in range(count)]
+    names = [f"{number}" for number in range(count)]
     try:
         table = csv.read_csv(
             pa.BufferReader(block),
@@ -48,7 +48,7 @@ def columns_of(block: bytes, count: int, sign: str) -> list[pa.ChunkedArray] | N
 
 
 def _is_plain(block: bytes) -> bool:
-    """Whether lines are told by newlines alone, and none is empty."""
+    """Whether lines end at newlines alone, and none is empty."""
     if len(block) > LARGEST or block.startswith((codecs.BOM_UTF8, b"\n", b"\r")):
         return False
     if b"\n\n" in block or b"\n\r" in block:

@@ -11,7 +11,6 @@ import csv
 import io
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import pyarrow as pa
 
@@ -56,7 +55,7 @@ def commas(blocks: Blocks, file: str) -> tuple[pa.Table, Lines]:
 
 def delimiter_hint(header: str, sign: str, *, any_other: bool = False) -> str:
     """What to do where a header line has another delimiter more often than `sign`, or at all; else nothing."""
-    counts = {each: header.count(each) for each in SIGNS if each != sign}
+    counts = {other: header.count(other) for other in SIGNS if other != sign}
     other = max(counts, key=counts.__getitem__)
     if counts[other] <= (0 if any_other else header.count(sign)):
         return ""
@@ -90,7 +89,7 @@ class _Columns:
         self.names, self.rows, self.lines = list(names), 0, Lines()
         self.chunks: list[list[pa.Array]] = [[] for _ in names]
 
-    def add(self, columns: Sequence[Any], line: int) -> None:
+    def add(self, columns: Sequence[pa.Array | pa.ChunkedArray], line: int) -> None:
         """Add rows that have a line each; the first is in line `line`."""
         self.lines.note(self.rows, line)
         self.rows += len(columns[0])
@@ -102,8 +101,8 @@ class _Columns:
         for line, _ in rows:
             self.lines.note(self.rows, line)
             self.rows += 1
-        for place, chunks in enumerate(self.chunks):
-            chunks.append(_strings([cells[place] for _, cells in rows]))
+        for number, chunks in enumerate(self.chunks):
+            chunks.append(_strings([cells[number] for _, cells in rows]))
 
     def table(self) -> tuple[pa.Table, Lines]:
         """Columns of strings, or of bytes where some are not UTF-8."""
@@ -172,11 +171,11 @@ def _quoted(block: bytes, blocks: Blocks, line: int, file: str, header: str) -> 
             cells = next(reader)
         except csv.Error as error:
             is_open = "end of data" in str(error)
-            found = "a quote opens in this row and none closes it" if is_open else f"{error}"
+            words = "a quote opens in this row and none closes it" if is_open else f"{error}"
             doubled = 'a cell with quotes in it stands in quotes, and they are written twice: "she said ""no"""'
             remedy = delimiter_hint(header, ",") or doubled
             bad = first if is_open else line + reader.line_num - 1
-            return rows, line, DataError(f"line {bad}: {found}; {remedy}", file=file)
+            return rows, line, DataError(f"line {bad}: {words}; {remedy}", file=file)
         if cells:
             rows.append((first, cells))
     return rows, line + reader.line_num, None

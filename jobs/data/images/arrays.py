@@ -6,7 +6,7 @@ What a row's numbers are is said by `layout`; bytes that are no pixels are refus
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,9 @@ from jobs.data.images.mistaken import other_than_pixels
 from jobs.data.images.survey import evenly
 from jobs.data.remedies import of_bytes, of_text
 from jobs.data.sources import Rows
+
+Pixels: TypeAlias = NDArray[np.uint8 | np.float32]
+"""0 to 255, or fractions."""
 
 _BLOCK = 1024
 _FEW = 100
@@ -47,7 +50,7 @@ class Arrays:
             self._refuse_other_types()
         self.hwc, self._is_planar = layout(rows, column, shape, image_shape)
 
-    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+    def take(self, rows: NDArray[np.int64]) -> Pixels:
         """[c, H, W, C]: uint8, or float32 in [0, 1]."""
         taken = self._flat(rows)
         h, w, c = self.hwc
@@ -87,7 +90,7 @@ class Arrays:
         content = self._rows.table[self._column][0].as_py()
         if isinstance(content, bytes) and math.isqrt(len(content)) ** 2 != len(content) and (text := of_text(content)):
             raise self._rows.fault(f"holds {text}", column=self._column, row=0)
-        what = other_than_pixels(block) if block.dtype == np.uint8 else None
+        what = other_than_pixels(block.astype(np.uint8, copy=False)) if block.dtype == np.uint8 else None
         if what is not None:
             side = math.isqrt(block.shape[1])
             works = f", or, if they are grey pixels, set data.image_shape = [{side}, {side}]"
@@ -98,15 +101,14 @@ class Arrays:
                 row=0,
             )
 
-    def _flat(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+    def _flat(self, rows: NDArray[np.int64]) -> Pixels:
         if len(self._parts) == 1:
-            only: NDArray[Any] = self._parts[0][rows]
-            return only
-        out = np.empty((len(rows), self._parts[0].shape[1]), self._parts[0].dtype)
-        places = np.searchsorted(self._starts, rows, side="right") - 1
-        for place in np.unique(places):
-            here = places == place
-            out[here] = self._parts[place][rows[here] - self._starts[place]]
+            return self._parts[0][rows]
+        out: Pixels = np.empty((len(rows), self._parts[0].shape[1]), self._parts[0].dtype)
+        parts = np.searchsorted(self._starts, rows, side="right") - 1
+        for part in np.unique(parts):
+            here = parts == part
+            out[here] = self._parts[part][rows[here] - self._starts[part]]
         return out
 
 
@@ -133,7 +135,7 @@ def _refuse_what_is_no_pixels(rows: Rows, column: str) -> None:
         raise rows.fault(f"holds {what}", column=column, row=0)
 
 
-def _numbers(rows: Rows, column: str, chunk: pa.Array, at: int) -> tuple[NDArray[Any], tuple[int, ...]]:
+def _numbers(rows: Rows, column: str, chunk: pa.Array, at: int) -> tuple[Pixels, tuple[int, ...]]:
     """[rows of the chunk, numbers of a row], uint8 or float32 in [0, 1], and the shape of a row. Bytes are no copy."""
     if isinstance(chunk.type, pa.BaseExtensionType) and not isinstance(chunk.type, pa.FixedShapeTensorType):
         chunk = chunk.storage
@@ -166,18 +168,18 @@ def _unnested(rows: Rows, column: str, chunk: pa.Array, at: int) -> tuple[pa.Arr
     values = chunk
     shape: list[int] = []
     while is_list(values.type):
-        each = math.prod(shape)
+        per_row = math.prod(shape)
         if values.null_count:
-            row = at + pc.index(values.is_null(), value=True).as_py() // max(each, 1)
+            row = at + pc.index(values.is_null(), value=True).as_py() // max(per_row, 1)
             raise rows.fault("holds a list that is null; remove the row", column=column, row=row)
         lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
         odd = np.flatnonzero(lengths != lengths[:1])
         if len(odd):
-            row, found, usual = at + int(odd[0]) // each, int(lengths[odd[0]]), int(lengths[0])
+            row, length, usual = at + int(odd[0]) // per_row, int(lengths[odd[0]]), int(lengths[0])
             if not shape and not is_list(values.type.value_type):
-                raise _odd_size(rows, column, row, (found,), (usual,))
+                raise _odd_size(rows, column, row, (length,), (usual,))
             raise rows.fault(
-                f"holds a list of {found} where the lists before it are of {usual}; all images must be of one size, "
+                f"holds a list of {length} where the lists before it are of {usual}; all images must be of one size, "
                 "and the lists of an image as long as one another",
                 column=column,
                 row=row,
@@ -187,7 +189,7 @@ def _unnested(rows: Rows, column: str, chunk: pa.Array, at: int) -> tuple[pa.Arr
     return values, tuple(shape)
 
 
-def _in_range(rows: Rows, column: str, values: pa.Array, at: int, shape: tuple[int, ...]) -> NDArray[Any]:
+def _in_range(rows: Rows, column: str, values: pa.Array, at: int, shape: tuple[int, ...]) -> Pixels:
     """[rows, numbers of a row] of values that lie one after another; truth is 0 or 255. shape: [rows, ...]."""
     kind = values.type
     whole = pa.types.is_integer(kind)
@@ -200,18 +202,20 @@ def _in_range(rows: Rows, column: str, values: pa.Array, at: int, shape: tuple[i
     top = 1 if pa.types.is_floating(kind) else 255
     if pa.types.is_boolean(kind):
         values = pc.multiply(values.cast(pa.uint8()), pa.scalar(255, pa.uint8()))
-    numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False).reshape(shape[0], math.prod(shape[1:]))
+    numbers: NDArray[np.integer | np.floating] = values.to_numpy(zero_copy_only=False).reshape(
+        shape[0], math.prod(shape[1:])
+    )
     good = ((numbers >= 0) & (numbers <= top)).all(1)
     if not good.all():
         how = _how(numbers) if top == 1 else "scale 16 bits to 8, and others to fractions"
         raise rows.fault(
             f"holds a number outside 0 to {top}, or none; {how}", column=column, row=at + int(np.argmin(good))
         )
-    numbers = numbers.astype(np.uint8 if top == 255 else np.float32, copy=False)
-    return _permuted(rows.table.schema.field(column).type, numbers, shape)
+    pixels: Pixels = numbers.astype(np.uint8 if top == 255 else np.float32, copy=False)
+    return _permuted(rows.table.schema.field(column).type, pixels, shape)
 
 
-def _how(numbers: NDArray[Any]) -> str:
+def _how(numbers: NDArray[np.integer | np.floating]) -> str:
     """How numbers become fractions, by the highest and the lowest of them."""
     finite = numbers[np.isfinite(numbers)]
     low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
@@ -222,7 +226,7 @@ def _how(numbers: NDArray[Any]) -> str:
     return "divide by 255, or give whole numbers"
 
 
-def _permuted(kind: pa.DataType, numbers: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+def _permuted(kind: pa.DataType, numbers: Pixels, shape: tuple[int, ...]) -> Pixels:
     """The numbers of tensors in the order of their axes, which may lie in another."""
     if isinstance(kind, pa.FixedShapeTensorType) and kind.permutation is not None:
         axes = (0, *(axis + 1 for axis in kind.permutation))
@@ -236,15 +240,15 @@ def _logical(kind: pa.DataType, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _odd_size(rows: Rows, column: str, row: int, found: tuple[int, ...], usual: tuple[int, ...]) -> DataError:
+def _odd_size(rows: Rows, column: str, row: int, shape: tuple[int, ...], usual: tuple[int, ...]) -> DataError:
     if is_bytes(rows.table.schema.field(column).type):
         for at in (row, 0):
             content = rows.table[column][at].as_py() or b""
             if what := of_bytes(content) or of_text(content):
                 return rows.fault(f"holds {what}", column=column, row=at)
-    shapes = "" if len(usual) == len(found) == 1 else f" ({times(found)}, not {times(usual)})"
+    shapes = "" if len(usual) == len(shape) == 1 else f" ({times(shape)}, not {times(usual)})"
     return rows.fault(
-        f"holds {math.prod(found)} numbers where the rows before it hold {math.prod(usual)}{shapes}; all images must "
+        f"holds {math.prod(shape)} numbers where the rows before it hold {math.prod(usual)}{shapes}; all images must "
         "be of one size, or encoded as PNG, JPEG or the like",
         column=column,
         row=row,

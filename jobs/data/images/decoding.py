@@ -11,13 +11,16 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.data.formats import short
 from jobs.data.remedies import NEVER, of_bytes
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how the camera was held."""
@@ -51,7 +54,7 @@ def is_coloured(content: bytes) -> bool:
         return image.mode not in _GREY and not image.mode.startswith(("I;", "F;"))
 
 
-def decoded(content: bytes, channels: int) -> Any:
+def decoded(content: bytes, channels: int) -> Picture:
     """A PIL image of mode L or RGB, by its channels. Raises Undecodable."""
     with _words(content):
         image = _opened(content)
@@ -68,7 +71,7 @@ def decoded(content: bytes, channels: int) -> Any:
         return image if image.mode == mode else image.convert(mode)
 
 
-def resized(image: Any, height: int, width: int) -> NDArray[np.uint8]:
+def resized(image: Picture, height: int, width: int) -> NDArray[np.uint8]:
     """uint8 [H, W, C] of a PIL image of mode L or RGB."""
     if image.size != (width, height):
         from PIL import Image
@@ -84,7 +87,7 @@ def peculiarities(content: bytes) -> Iterator[str]:
         depth = content[24] if image.format == "PNG" else max(getattr(image, "tag_v2", {}).get(258, (8,)))
         if depth > 8:
             yield "have 16 bits a channel, of which the upper 8 are read"
-        if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        if image.has_transparency_data and _is_transparent(image.convert("RGBA")):
             yield "are transparent in places, where they are laid on white"
     if image.format == "MPO":  # a photograph beside which a camera keeps others
         return
@@ -98,7 +101,7 @@ def peculiarities(content: bytes) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _words(content: bytes) -> Iterator[None]:
-    """Turns whatever a decoder of PIL raises on damaged bytes into Undecodable: each has exceptions of its own."""
+    """Turn whatever a decoder of PIL raises on damaged bytes into Undecodable: each has exceptions of its own."""
     from PIL import Image
 
     try:
@@ -123,7 +126,7 @@ def _reason(content: bytes, error: Exception) -> str:
     return f"it begins with {(start.decode() if start.isascii() else start)!r}{f': {what}' if what else ''}"
 
 
-def _opened(content: bytes) -> Any:
+def _opened(content: bytes) -> Picture:
     """A PIL image of which only the header was read."""
     from PIL import Image, ImageFile
 
@@ -150,14 +153,14 @@ def _refuse_other_pixels(png: bytes) -> None:
         at = end + 4
 
 
-def _upright(image: Any) -> Any:
+def _upright(image: Picture) -> Picture:
     """The image as its EXIF orientation says; of TIFF, PIL has seen to that."""
     from PIL import Image
 
     if not _ABOUT_TURNS & image.info.keys():
         return image
     try:
-        said = image.getexif().get(ORIENTATION)
+        orientation = image.getexif().get(ORIENTATION)
     except _MALFORMED:
         return image  # notes that cannot be read turn nothing, in any program that shows images
     turn = Image.Transpose
@@ -170,16 +173,22 @@ def _upright(image: Any) -> Any:
         7: turn.TRANSVERSE,
         8: turn.ROTATE_90,
     }
-    return image.transpose(turns[said]) if isinstance(said, int) and said in turns else image
+    return image.transpose(turns[orientation]) if isinstance(orientation, int) and orientation in turns else image
 
 
-def _on_white(image: Any) -> Any:
+def _on_white(image: Picture) -> Picture:
     """The image without transparency: as it is where it has none."""
     from PIL import Image
 
     if not image.has_transparency_data:
         return image
     layers = image.convert("RGBA")
-    if layers.getchannel("A").getextrema()[0] < 255:
+    if _is_transparent(layers):
         layers = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
     return layers.convert("RGB")
+
+
+def _is_transparent(layers: Picture) -> bool:
+    """Whether an image of mode RGBA is transparent anywhere."""
+    least, _ = layers.getchannel("A").getextrema()
+    return isinstance(least, int | float) and least < 255

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Hashable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,9 @@ from jobs.data.images.links import Links
 from jobs.data.images.survey import evenly, survey
 from jobs.data.sources import Rows
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
 SIGNATURES = (
     *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*"),
     *(b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51", b"qoif", b"P5\n", b"P6\n"),
@@ -33,10 +36,10 @@ FEW = 100
 KEPT_BYTES = 2**31
 """Decoded pixels of encoded images that a process keeps; a larger column is decoded at every visit."""
 
-_surveyed: dict[tuple[Any, ...], list[str]] = {}
-"""What was said of columns that are sound: many arms of a plan share their data."""
+_surveyed: dict[tuple[Hashable, ...], list[str]] = {}
+"""The remarks on columns that are sound: many arms of a plan share their data."""
 
-_coloured: dict[tuple[Any, ...], int | None] = {}
+_coloured: dict[tuple[Hashable, ...], int | None] = {}
 """The first coloured image of columns: rows to train on are judged on as well."""
 
 
@@ -90,13 +93,13 @@ class Encoded:
 
     def _remarks(self) -> Iterator[str]:
         n = len(self._rows)
-        seen, said = survey(n, self._look)
+        seen, counts = survey(n, self._look)
         if seen < n:
             yield (
                 f"{self._rows.source}: {seen:,} of {n:,} images were decoded, evenly spaced; one of the others that "
                 "cannot be would fail the trial that first reads it"
             )
-        for what, times in sorted(said.items()):
+        for what, times in sorted(counts.items()):
             yield f"{self._rows.source}: {times:,} of {seen:,} images {what}"
 
     def _look(self, row: int) -> list[str]:
@@ -140,7 +143,7 @@ class Encoded:
     def _pixels(self, row: int) -> NDArray[np.uint8]:
         return resized(self._sized(row, self._content(row)), *self.hwc[:2])
 
-    def _sized(self, row: int, content: bytes) -> Any:
+    def _sized(self, row: int, content: bytes) -> Picture:
         """A PIL image of L or RGB. Raises DataError if it is none, or of another size where none is asked for."""
         h, w, c = self.hwc
         image = self._decoded(row, content, c)
@@ -153,7 +156,7 @@ class Encoded:
             )
         return image
 
-    def _decoded(self, row: int, content: bytes, channels: int) -> Any:
+    def _decoded(self, row: int, content: bytes, channels: int) -> Picture:
         try:
             return decoded(content, channels)
         except Undecodable as error:

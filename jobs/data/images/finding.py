@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -21,6 +21,9 @@ from jobs.core.paths import expanded, folders
 from jobs.data.formats import DataError, short, shown
 from jobs.data.resolve import HUB, File, address_and_query, connected
 from jobs.data.sources import Rows
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
 
 LONGEST = 1024
 """Characters of a path, at most."""
@@ -40,7 +43,7 @@ class Linked:
     changed: int | None
     """Nanoseconds; None where the file system does not say."""
 
-    filesystem: Any = field(default=None, repr=False)
+    filesystem: FileSystem | None = field(default=None, repr=False)
     """Of pyarrow.fs; None: a local disk."""
 
     inside: str = ""
@@ -52,7 +55,7 @@ class Finder:
 
     def __init__(self, rows: Rows, column: str) -> None:
         self._rows, self._column = rows, column
-        self._connected: dict[str, tuple[Any, str]] = {}
+        self._connected: dict[str, tuple[FileSystem, str]] = {}
         """By URI of a folder or a table: the file system, and the path there."""
         self._listed: dict[tuple[int, str], dict[str, tuple[int, int | None]]] = {}
         """By file system (its id) and folder."""
@@ -78,7 +81,7 @@ class Finder:
         address, query = address_and_query(uri)
         folder, _, last = address.rpartition("/")
         filesystem, inside = self._reached(row, uri, f"{folder}/{query}")
-        candidates = [f"{inside.rstrip('/')}/{each}" for each in dict.fromkeys((unquote(last), last))]
+        candidates = [f"{inside.rstrip('/')}/{file}" for file in dict.fromkeys((unquote(last), last))]
         if _is_local(filesystem):
             return self._near(row, uri, candidates)
         return self._far(row, uri, filesystem, dict.fromkeys(candidates, uri))
@@ -91,8 +94,8 @@ class Finder:
         if _is_local(filesystem):
             return self._near(row, name, [path, *(f"{top}/{name}" for top in tops)])
         address, query = address_and_query(table)
-        place = f"{address.rpartition('/')[0]}/{name}{query}"
-        return self._far(row, name, filesystem, {path: place})
+        uri = f"{address.rpartition('/')[0]}/{name}{query}"
+        return self._far(row, name, filesystem, {path: uri})
 
     def _near(self, row: int, name: str, candidates: list[str]) -> Linked:
         for path in candidates:
@@ -108,15 +111,15 @@ class Finder:
             return Linked(name, path, info.st_size, info.st_ctime_ns)
         raise self._fault(row, _absent(name, candidates, "there is no such file"))
 
-    def _far(self, row: int, name: str, filesystem: Any, places: dict[str, str]) -> Linked:
-        """The first of these paths on a file system that there is. places: path -> URI."""
-        for path, place in places.items():
+    def _far(self, row: int, name: str, filesystem: FileSystem, uris: dict[str, str]) -> Linked:
+        """The first of these paths on a file system that there is. uris: path -> URI."""
+        for path, uri in uris.items():
             folder, last = posixpath.split(path)
-            if found := self._listing(row, name, filesystem, folder).get(last):
-                return Linked(name, place, *found, filesystem, path)
-        raise self._fault(row, _absent(name, [shown(next(iter(places.values())))], "there is no such file"))
+            if size_and_time := self._listing(row, name, filesystem, folder).get(last):
+                return Linked(name, uri, *size_and_time, filesystem, path)
+        raise self._fault(row, _absent(name, [shown(next(iter(uris.values())))], "there is no such file"))
 
-    def _listing(self, row: int, name: str, filesystem: Any, folder: str) -> dict[str, tuple[int, int | None]]:
+    def _listing(self, row: int, name: str, filesystem: FileSystem, folder: str) -> dict[str, tuple[int, int | None]]:
         """Size and time of change of each file in a folder."""
         from pyarrow import fs
 
@@ -131,7 +134,7 @@ class Finder:
             }
         return self._listed[key]
 
-    def _reached(self, row: int, name: str, uri: str) -> tuple[Any, str]:
+    def _reached(self, row: int, name: str, uri: str) -> tuple[FileSystem, str]:
         if uri not in self._connected:
             with self._words(row, name):
                 self._connected[uri] = connected(uri)
@@ -139,22 +142,22 @@ class Finder:
 
     @contextlib.contextmanager
     def _words(self, row: int, name: str) -> Iterator[None]:
-        """Turns what pyarrow.fs raises into a DataError."""
+        """Turn what pyarrow.fs raises into a DataError."""
         try:
             yield
         except (OSError, ValueError, ImportError, pa.ArrowException) as error:
             raise self._fault(row, _absent(name, [], short(error))) from error
 
-    def _fault(self, row: int, found: str) -> DataError:
-        return self._rows.fault(found, column=self._column, row=row)
+    def _fault(self, row: int, words: str) -> DataError:
+        return self._rows.fault(words, column=self._column, row=row)
 
 
-def _is_local(filesystem: Any) -> bool:
+def _is_local(filesystem: FileSystem) -> bool:
     return bool(filesystem.type_name == "local")
 
 
 def _absent(name: str, candidates: list[str], why: str) -> str:
-    """What is said of a name that stands for no file."""
+    """What to say of a name that stands for no file."""
     if re.fullmatch(r"[\s\[]*\d[\d.]*[\s,\[\]]+\d[\d.,\s\[\]]*", name):
         return f"holds numbers in a text ({_cut(name)}); give lists of numbers, or the bytes of uint8 pixels"
     if name.startswith("data:") or len(name) > LONGEST:

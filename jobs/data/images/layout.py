@@ -153,12 +153,12 @@ def _flat_remedy(size: int, image_shape: tuple[int, ...] | None) -> str:
             [side, side, COLOURED] if 0 < size == COLOURED * side * side else "the [height, width, channels] of a row"
         )
         return f"set data.image_shape = {works}; {lists}"
-    each, rest = divmod(size, math.prod(image_shape))
-    if rest == 0 and each == COLOURED and image_shape[2:] in ((), (GREY,)):
+    per_pixel, rest = divmod(size, math.prod(image_shape))
+    if rest == 0 and per_pixel == COLOURED and image_shape[2:] in ((), (GREY,)):
         return f"set data.image_shape = {[*image_shape[:2], COLOURED]}; {lists}"
-    if rest == 0 and each in (2, 4, 8):
+    if rest == 0 and per_pixel in (2, 4, 8):
         return (
-            f"that is {each} bytes for each, as of float32, int64 or the like, or of four channels; give bytes of "
+            f"that is {per_pixel} bytes for each, as of float32, int64 or the like, or of four channels; give bytes of "
             "uint8, or lists of the numbers"
         )
     return f"set data.image_shape = the [height, width, channels] of a row; {lists}"

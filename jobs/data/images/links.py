@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,7 +31,7 @@ HEAD = 1 << 16
 """Bytes at the begin of a file in which most formats say size and colours."""
 
 MARK = "images by path"
-"""First part of what `Links.entry` says."""
+"""First part of `Links.entry`."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,10 @@ class Links:
     """Of what each file held when all were read, if they were in this process."""
 
     is_as_before: list[Callable[[Links], bool]] = field(default_factory=list, compare=False, repr=False)
-    """Whether a later look finds what these files held; empty where nobody has told."""
+    """Whether a later look finds what these files held; empty where nobody has given any."""
 
     @property
-    def entry(self) -> list[Any] | None:
+    def entry(self) -> list[str | int] | None:
         """MARK, bytes in all, and the stamp: what tells a later look that no file has changed. None where a file
         system does not say so."""
         files = [file for file in self.files if file is not None]
@@ -118,8 +117,8 @@ class Links:
                     self.hashes.update(again.hashes)
         return self.hashes.get(row) == _hash(content)
 
-    def _fault(self, row: int, found: str) -> DataError:
-        return self.rows.fault(found, column=self.column, row=row)
+    def _fault(self, row: int, words: str) -> DataError:
+        return self.rows.fault(words, column=self.column, row=row)
 
 
 @contextlib.contextmanager
@@ -211,6 +210,7 @@ def _local(linked: Linked, most: int) -> tuple[bytes, int, int | None]:
 
 
 def _remote(linked: Linked, most: int) -> tuple[bytes, int, int | None]:
+    assert linked.filesystem is not None, "a file on a local disk is read by `_local`"
     with linked.filesystem.open_input_file(linked.inside) as file:
         content = file.read(None if most < 0 else most)
     info = linked.filesystem.get_file_info(linked.inside)

@@ -46,8 +46,8 @@ def other_than_pixels(block: NDArray[np.uint8]) -> str | None:
     for name, words in _FLOATS.items():
         if _are_floats(block, name):
             return words
-    found = (*(_by_places(block, width) for width in (8, 4, 2)), _by_likeness(block))
-    return next(filter(None, found), None) or next(
+    guesses = (*(_by_places(block, width) for width in (8, 4, 2)), _by_likeness(block))
+    return next(filter(None, guesses), None) or next(
         (words for name, words in _HALVES.items() if _are_floats(block, name)), None
     )
 
@@ -84,9 +84,9 @@ def _by_places(block: NDArray[np.uint8], width: int) -> str | None:
     parts = block.reshape(len(block), -1, width)
     firsts, columns = parts[0, 0], _columns(block, width)
     odd = (parts != firsts).any(0)
-    live = [len(np.unique(columns[odd[:, place]])) for place in range(width)]
-    dead = [place for place in range(width) if live[place] == 0]
-    spread = all(live[place] >= _least(columns) for place in range(width) if place not in dead)
+    live = [len(np.unique(columns[odd[:, byte]])) for byte in range(width)]
+    dead = [byte for byte in range(width) if live[byte] == 0]
+    spread = all(live[byte] >= _least(columns) for byte in range(width) if byte not in dead)
     if dead and len(dead) < width and spread:
         if not firsts[dead].any() and dead in (list(range(dead[0], width)), list(range(len(dead)))):
             channels = ", or four channels of which the last is empty" if dead == [3] else ""

@@ -29,7 +29,7 @@ def survey(n: int, look: Callable[[int], Iterable[str]]) -> tuple[int, Counter[s
     faults: dict[int, DataError] = {}
 
     def some(rows: list[int]) -> tuple[int, Counter[str]]:
-        seen, said = 0, Counter[str]()
+        seen, remarks = 0, Counter[str]()
         for row in rows:
             if time.monotonic() > until and seen:
                 break
@@ -37,25 +37,25 @@ def survey(n: int, look: Callable[[int], Iterable[str]]) -> tuple[int, Counter[s
                 if row > min(faults, default=n):  # an earlier row is at fault already
                     continue
             try:
-                said.update(look(row))
+                remarks.update(look(row))
             except DataError as error:
                 with lock:
                     faults[row] = error
             seen += 1
-        return seen, said
+        return seen, remarks
 
     with ThreadPoolExecutor(threads) as pool:
         parts = list(pool.map(some, [order[first::threads] for first in range(threads)]))
     if faults:
         raise faults[min(faults)]
-    return sum(seen for seen, _ in parts), sum((said for _, said in parts), Counter())
+    return sum(seen for seen, _ in parts), sum((remarks for _, remarks in parts), Counter())
 
 
 def evenly(n: int, most: int) -> Iterator[int]:
     """At most `most` of the rows 0 ... n-1, 0 first, in such an order that those up to any moment lie evenly."""
     taken = min(n, most)
     bits = max(taken - 1, 1).bit_length()
-    for place in range(2**bits):
-        mirrored = int(f"{place:0{bits}b}"[::-1], 2)
+    for number in range(2**bits):
+        mirrored = int(f"{number:0{bits}b}"[::-1], 2)
         if mirrored < taken:
             yield mirrored * n // taken

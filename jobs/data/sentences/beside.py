@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any
 
 from jobs.data.faults import DataError, listed
 from jobs.data.formats import SUFFIXES
@@ -122,7 +122,7 @@ def _judging(rows: Rows, at: int, names: Names) -> list[str]:
     return [name for name, column in values.items() if _judges(column)]
 
 
-def _judges(column: list[Any]) -> bool:
+def _judges(column: Sequence[object]) -> bool:
     """Whether values are numbers, true or false, or few words; but numbers in their order are those of the rows."""
     values = [f"{value}".strip() for value in column if value is not None and not isinstance(value, bytes)]
     values = [value for value in values if value]
@@ -142,20 +142,20 @@ def _refuse_mixture(rows: Rows) -> None:
     for file, _, _ in rows.spans:
         ending = next((suffix for suffix in SUFFIXES[::-1] if file.lower().endswith(suffix)), "")
         stem = file[: len(file) - len(ending)]
-        found = stems.setdefault(stem, file)
+        first = stems.setdefault(stem, file)
         endings.setdefault(ending.removesuffix(".gz"), file)
-        if found != file:
-            raise _mixed(rows, file, f"lies beside {found}, and seems to hold the same rows")
+        if first != file:
+            raise _mixed(rows, file, f"lies beside {first}, and seems to hold the same rows")
     if ".txt" in endings and len(endings) > 1:
         other = next(file for ending, file in endings.items() if ending != ".txt")
         raise _mixed(rows, endings[".txt"], f"lies beside {other}, and each of its lines would be a row")
 
 
-def _mixed(rows: Rows, file: str, found: str) -> DataError:
-    other = next(each for each, _, _ in rows.spans if each != file)
+def _mixed(rows: Rows, file: str, words: str) -> DataError:
+    other = next(path for path, _, _ in rows.spans if path != file)
     glob = f"{PurePosixPath(other).parent}/*{PurePosixPath(other).suffix}".replace(":/", "://", 1)
     return DataError(
-        f"{found}; name files of one kind, such as {glob}, or set data.columns = {rows.table.column_names} if all are "
+        f"{words}; name files of one kind, such as {glob}, or set data.columns = {rows.table.column_names} if all are "
         "meant",
         file=file,
     )

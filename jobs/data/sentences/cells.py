@@ -6,7 +6,6 @@ Where most cells of a column are so, and nobody has named the column, a run is n
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -71,16 +70,16 @@ def notes(rows: Rows, names: Sequence[str]) -> Iterator[str]:
             for expression, words in NOTED[""] + NOTED.get(sign or "", ()):
                 yield from _note(file, name, pc.match_substring_regex(table[name], expression), words)
         if sign == "\t" and table.num_columns == 1:
-            opens, closes = (pc.match_substring_regex(table[0], one).combine_chunks() for one in (OPENS, CLOSES))
+            opens, closes = (pc.match_substring_regex(table[0], quote).combine_chunks() for quote in (OPENS, CLOSES))
             yield from _note(file, names[0], pc.and_(opens[:-1], closes[1:]), OPEN)
 
 
-def _note(file: str, name: str, found: Any, words: str) -> Iterator[str]:
-    count = pc.sum(found).as_py()
+def _note(file: str, name: str, matches: pa.Array | pa.ChunkedArray, words: str) -> Iterator[str]:
+    count = pc.sum(matches).as_py()
     if count:
         cells, number = f"{count} cell{'' if count == 1 else 's'}", 0 if count == 1 else 1
         verb = words.format(**{verb: forms[number] for verb, forms in VERBS.items()})
-        yield f"{file}: {cells} of column '{brief(name)}', the first in row {pc.index(found, value=True)}, {verb}"
+        yield f"{file}: {cells} of column '{brief(name)}', the first in row {pc.index(matches, value=True)}, {verb}"
 
 
 def _mostly(rows: Rows, names: Sequence[str]) -> Iterator[tuple[DataError, str]]:
@@ -95,8 +94,8 @@ def _mostly(rows: Rows, names: Sequence[str]) -> Iterator[tuple[DataError, str]]
             if sign == ",":
                 checks.append((SPACED, "stands in quotes after a space", "; write no space between comma and quote"))
             for expression, words, remedy in checks:
-                found = pc.match_substring_regex(column, expression)
-                count, row = pc.sum(found).as_py() or 0, pc.index(found, value=True).as_py()
+                matches = pc.match_substring_regex(column, expression)
+                count, row = pc.sum(matches).as_py() or 0, pc.index(matches, value=True).as_py()
                 if count >= max(2, MOST * len(column)):
                     where = f"{words} in {count} of {len(column)} rows ('{brief(column[row].as_py())}')"
                     yield rows.fault(where, column=name, row=first + row), remedy
@@ -138,10 +137,10 @@ def _rows_of_cells(column: pa.ChunkedArray, *, is_plain: bool) -> str | None:
     seem = f"which seem to be rows of cells and no sentences, such as '{brief(column[0].as_py())}'"
     headed = "let the name of the file end in {}, and write the names of the columns as its first line"
     for sign, share in SIGNS.items():
-        found = pc.sum(pc.greater(pc.count_substring(column, sign), 0)).as_py() or 0
-        if (is_plain or sign == "\t") and found >= share * rows:
+        signed = pc.sum(pc.greater(pc.count_substring(column, sign), 0)).as_py() or 0
+        if (is_plain or sign == "\t") and signed >= share * rows:
             suffix, by = (".csv", "commas") if "," in sign else (".tsv", "tabs")
-            return f"has {sign!r} in {found} of {rows} rows, {seem}; separate them by {by}, {headed.format(suffix)}"
+            return f"has {sign!r} in {signed} of {rows} rows, {seem}; separate them by {by}, {headed.format(suffix)}"
     numbered = max(count(expression) for expression in NUMBERED)
     if is_plain and numbered >= 0.95 * rows:
         return f"has commas and numbers in {numbered} of {rows} rows, {seem}; {headed.format('.csv')}"

@@ -66,10 +66,10 @@ def hints(file: str, names: Sequence[str]) -> str:
         return ""
     header = sign.join(names)
     is_data = any(_is_data(cell) for cell in re.split(r"[,;|\t]", header)) or len(set(names)) < len(names)
-    found = [delimiter_hint(header, sign, any_other=is_data), quotes_hint(names, sign)]
+    hints = [delimiter_hint(header, sign, any_other=is_data), quotes_hint(names, sign)]
     if is_data:
-        found.append("line 1 is taken for the names of columns: if the file has no header, add one above it")
-    return "".join(f"; {hint}" for hint in found if hint)
+        hints.append("line 1 is taken for the names of columns: if the file has no header, add one above it")
+    return "".join(f"; {hint}" for hint in hints if hint)
 
 
 def likely_texts(names: Names) -> list[str]:
@@ -103,7 +103,7 @@ def _remedy(file: str, names: Names) -> str:
 
 
 def scored(file: str, score: str, pair: tuple[str, str]) -> DataError:
-    """What is said where a column beside a pair scores it."""
+    """The error where a column beside a pair scores it."""
     return DataError(
         f"scores the pairs, and pairs of low score are no positives; set data.columns = ['{pair[0]}'] "
         f"to train on single sentences, or data.columns = {list(pair)} if all pairs are positives",

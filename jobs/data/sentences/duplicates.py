@@ -10,7 +10,6 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +24,10 @@ LOOKED_AT = 100_000
 """Rows compared with each other, evenly spaced: hashing them is what takes the time."""
 
 WORTH_SAYING = 0.05
-"""Share of a batch's negatives from which on a data set's repeats are told."""
+"""Share of a batch's negatives from which on a data set's repeats are noted."""
 
 RARE = 1e-3
-"""Batches of a trial, on average, of which nothing would be left: from here on they are told before it begins."""
+"""Batches of a trial, on average, of which nothing would be left: from here on they are noted before it begins."""
 
 MANY = 1000
 """Texts, the commonest, by which that is reckoned."""
@@ -88,40 +87,40 @@ def repeats(job: JobConfig, rows: Rows) -> Iterator[str]:
     Raises DataError where they take all of them."""
     if not job.loss.mask_duplicates:
         return
-    found = _repeated(rows)
-    share = found.share(job.pool)
-    if found.all_alike and found.looked_at == len(rows):
+    repeated = _repeated(rows)
+    share = repeated.share(job.pool)
+    if repeated.all_alike and repeated.looked_at == len(rows):
         raise rows.fault(
-            f"has nothing to tell apart: every two of its {len(rows)} rows share a text{found.commonest()}, and texts "
-            "are not negatives of themselves (loss.mask_duplicates), so no pair would be told from another; give rows "
-            "with other texts as well"
+            f"has nothing to tell apart: every two of its {len(rows)} rows share a text{repeated.commonest()}, and "
+            "texts are not negatives of themselves (loss.mask_duplicates), so no pair would be told from another; give "
+            "rows with other texts as well"
         )
-    yield from _doomed(job, rows, found)
-    if found.hard and found.own:
-        own = round(found.own * found.looked_at * found.hard)
+    yield from _doomed(job, rows, repeated)
+    if repeated.hard and repeated.own:
+        own = round(repeated.own * repeated.looked_at * repeated.hard)
         yield (
-            f"{own} of {found.looked_at * found.hard} hard negatives in data.train are the anchor or the positive of "
-            "their own row, and are left out; see loss.mask_duplicates"
+            f"{own} of {repeated.looked_at * repeated.hard} hard negatives in data.train are the anchor or the "
+            "positive of their own row, and are left out; see loss.mask_duplicates"
         )
     if share >= WORTH_SAYING:
         yield (
             f"about {share:.0%} of the negatives in a batch of data.train are left out, because their rows and the "
-            f"anchor's share a text{found.commonest()}; see loss.mask_duplicates"
+            f"anchor's share a text{repeated.commonest()}; see loss.mask_duplicates"
         )
 
 
-def _doomed(job: JobConfig, rows: Rows, found: _Repeated) -> Iterator[str]:
+def _doomed(job: JobConfig, rows: Rows, repeated: _Repeated) -> Iterator[str]:
     """A warning where some batch may be one of rows that all share a text, which ends its trial. Raises DataError where
     most trials would meet one."""
     steps = job.budget.steps or (-(-job.budget.samples // job.batch.size) if job.budget.samples else None)
-    chance = found.chance_of_a_batch(job.batch.size, job.pool)
+    chance = repeated.chance_of_a_batch(job.batch.size, job.pool)
     expected = chance * (steps or 1000)
     if expected < RARE:
         return
     what = (
         f"about 1 batch in {max(round(1 / chance), 1):,} of data.train holds nothing but rows that share a text"
-        f"{found.commonest()}, so that none of its negatives is left (loss.mask_duplicates), and the trial ends there "
-        "as an error"
+        f"{repeated.commonest()}, so that none of its negatives is left (loss.mask_duplicates), and the trial ends "
+        "there as an error"
     )
     remedy = (
         f"set batch.size above {job.batch.size}, leave out rows that share a text, or set loss.mask_duplicates = false "
@@ -185,9 +184,9 @@ def _repeated(rows: Rows) -> _Repeated:
     taken = min(len(rows), LOOKED_AT)
     at = np.arange(taken, dtype=np.int64) * len(rows) // taken
     ids, n = text_ids(rows, at), len(at)
-    said = np.stack([each.numpy() for each in (ids.pair_ids, ids.key_ids) if each is not None], axis=1)
-    known, coded = np.unique(said, return_inverse=True)
-    coded = np.sort(coded.reshape(said.shape), axis=1)
+    texts = np.stack([column.numpy() for column in (ids.pair_ids, ids.key_ids) if column is not None], axis=1)
+    known, coded = np.unique(texts, return_inverse=True)
+    coded = np.sort(coded.reshape(texts.shape), axis=1)
     once = np.ones(coded.shape, bool)
     once[:, 1:] = coded[:, 1:] > coded[:, :-1]
     counts = np.bincount(coded[once], minlength=len(known))
@@ -197,18 +196,18 @@ def _repeated(rows: Rows) -> _Repeated:
     hard = 0 if ids.negative_ids is None else ids.negative_ids.shape[1]
     if ids.negative_ids is not None:
         negatives = ids.negative_ids.numpy()
-        place = np.searchsorted(known, negatives).clip(max=len(known) - 1)
-        meetings = np.where(known[place] == negatives, counts[place], 0).sum()
-        mine = (negatives[:, :, None] == said[:, None, :]).any(2).sum()
+        index = np.searchsorted(known, negatives).clip(max=len(known) - 1)
+        meetings = np.where(known[index] == negatives, counts[index], 0).sum()
+        mine = (negatives[:, :, None] == texts[:, None, :]).any(2).sum()
         own, others = float(mine / negatives.size), float((meetings - mine) / (negatives.size * (n - 1)))
     most = int(np.argmax(counts))
-    row, column = np.argwhere(said == known[most])[0]
+    row, column = np.argwhere(texts == known[most])[0]
     (text,) = texts_of(rows.table.columns[column], [at[row]])
     pairs = (_two(counts) - _two(both)) / _two(np.array([n]))
     return _Repeated(n, pairs, own, others, hard, text, int(counts[most]), _common(counts), _common(both))
 
 
-def _common(counts: NDArray[np.integer[Any]]) -> tuple[int, ...]:
+def _common(counts: NDArray[np.integer]) -> tuple[int, ...]:
     """The sizes that decide how likely a whole batch is alike: others are too small to matter."""
     return tuple(sorted(counts[counts > 1].tolist(), reverse=True)[:MANY])
 
@@ -218,6 +217,6 @@ def _log_draws(n: int, taken: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(n - taken + 1)
 
 
-def _two(counts: NDArray[np.integer[Any]]) -> float:
+def _two(counts: NDArray[np.integer]) -> float:
     """Pairs of different members, in groups of these sizes."""
     return float((counts * (counts - 1.0) / 2).sum())

@@ -40,11 +40,11 @@ def as_text(rows: Rows, names: tuple[str, ...]) -> Rows:
 
 
 def _blank(rows: Rows, name: str, row: int, *, is_null: bool) -> DataError:
-    found = "is null or missing" if is_null else "is empty"
+    words = "is null or missing" if is_null else "is empty"
     remedy = "remove the row or write its sentence"
     if NEGATIVE_NAME.fullmatch(name):
         remedy += "; all rows have equally many hard negatives: repeat one, or leave this column out of data.columns"
-    return rows.fault(f"{found}; {remedy}", column=name, row=row)
+    return rows.fault(f"{words}; {remedy}", column=name, row=row)
 
 
 def _utf8(rows: Rows, name: str, chunk: pa.Array, at: int) -> pa.Array:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 
 from jobs.data.batches import Inputs
 from jobs.data.sources import Rows
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.models import WordPiece
+
+Tokens: TypeAlias = NDArray[np.uint16 | np.uint32]
+"""Ids of tokens, [c, width], 0 beyond a row's end."""
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY_ROWS = 100_000
@@ -22,8 +29,24 @@ _WIDTH = 64
 """Tokens that there is room for at first."""
 
 
+class Tokenizer(Protocol):
+    """What is used of a tokenizer of transformers."""
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """Id of what a sentence is padded with."""
+
+    def __call__(self, text: list[str], *, truncation: bool, max_length: int) -> Mapping[str, list[list[int]]]:
+        """`input_ids` of each text."""
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token -> id."""
+
+    def __len__(self) -> int: ...
+
+
 @functools.lru_cache(maxsize=4)
-def trained_tokenizer(rows: Rows, size: int) -> Any:
+def trained_tokenizer(rows: Rows, size: int) -> Tokenizer:
     """A fast tokenizer (transformers) of lower-cased WordPieces from the text columns of `rows`.
 
     The same rows give the same vocabulary in every process. The trainer of `tokenizers` alone does not: it numbers the
@@ -36,8 +59,8 @@ def trained_tokenizer(rows: Rows, size: int) -> Any:
     step = -(-len(rows) // VOCABULARY_ROWS)
     texts = [text for column in rows.table.columns for text in texts_of(column, range(0, len(rows), step))]
     words = sorted({word for text in texts for word in text.split(" ")})
-    found = _trained([" ".join(words[i : i + 50]) for i in range(0, len(words), 50)], 1, list(SPECIAL))
-    inner = sorted(piece for piece in found if piece.startswith("##") and len(piece) == 3)
+    single = _trained([" ".join(words[i : i + 50]) for i in range(0, len(words), 50)], 1, list(SPECIAL))
+    inner = sorted(piece for piece in single if piece.startswith("##") and len(piece) == 3)
     pieces = _trained(texts, size, [*SPECIAL, *inner])
 
     inside = _empty(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token=SPECIAL[1]))
@@ -46,15 +69,15 @@ def trained_tokenizer(rows: Rows, size: int) -> Any:
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", first), ("[SEP]", last)]
     )
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    make: Any = PreTrainedTokenizerFast
+    make = cast("Callable[..., Tokenizer]", PreTrainedTokenizerFast)  # whose constructor has no types
     return make(tokenizer_object=inside, model_input_names=["input_ids", "attention_mask"], **names)
 
 
-def lower_casing(tokenizer: Any) -> Any:
+def lower_casing(tokenizer: Tokenizer) -> Tokenizer:
     """A fast tokenizer that lower-cases a text before whatever else it does to it. Raises ValueError for a slow one."""
     from tokenizers import normalizers
 
-    inside = getattr(tokenizer, "backend_tokenizer", None)
+    inside: Backend | None = getattr(tokenizer, "backend_tokenizer", None)
     if inside is None:
         raise ValueError("its folder asks for lower case, which its slow tokenizer cannot add; save it as a fast one")
     then = [] if inside.normalizer is None else [inside.normalizer]
@@ -75,11 +98,11 @@ def _trained(texts: list[str], size: int, special: list[str]) -> list[str]:
     trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
     batches: Iterator[list[str]] = (texts[i : i + _BATCH] for i in range(0, len(texts), _BATCH))
     tokenizer.train_from_iterator(batches, trainer)
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    vocabulary = tokenizer.get_vocab()
     return sorted(vocabulary, key=vocabulary.__getitem__)
 
 
-def _empty(model: Any) -> Any:
+def _empty(model: WordPiece) -> Backend:
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 
     tokenizer = Tokenizer(model)
@@ -89,27 +112,25 @@ def _empty(model: Any) -> Any:
     return tokenizer
 
 
-def tokenised(tokenizer: Any, texts: Iterable[str], *, max_tokens: int, prompt: str = "") -> list[list[int]]:
+def tokenised(tokenizer: Tokenizer, texts: Iterable[str], *, max_tokens: int, prompt: str = "") -> list[list[int]]:
     """Token ids of each text behind the prompt, at most `max_tokens` of them, special ones included."""
-    ids: list[list[int]] = tokenizer([prompt + text for text in texts], truncation=True, max_length=max_tokens)[
-        "input_ids"
-    ]
-    return ids
+    encoded = tokenizer([prompt + text for text in texts], truncation=True, max_length=max_tokens)
+    return encoded["input_ids"]
 
 
 class TokenColumn:
     """Token ids of a text column. A row is tokenised when first asked for, by the rank that needs it, and kept."""
 
-    def __init__(self, column: pa.ChunkedArray, tokenizer: Any, max_tokens: int, prompt: str = "") -> None:
+    def __init__(self, column: pa.ChunkedArray, tokenizer: Tokenizer, max_tokens: int, prompt: str = "") -> None:
         self._column, self._tokenizer, self._max_tokens, self._prompt = column, tokenizer, max_tokens, prompt
         # An added token may have an id far above their number.
         highest = max(tokenizer.get_vocab().values(), default=0)
         kind = np.uint16 if max(highest, len(tokenizer) - 1) < 2**16 else np.uint32
         # Memory that nobody writes to is not taken, so a rank pays for the rows it visits.
-        self._ids = np.zeros((len(column), min(max_tokens, _WIDTH)), kind)
+        self._ids: Tokens = np.zeros((len(column), min(max_tokens, _WIDTH)), kind)
         self._lengths = np.zeros(len(column), np.uint32)
 
-    def __getitem__(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    def __getitem__(self, rows: NDArray[np.int64]) -> tuple[Tokens, NDArray[np.int64]]:
         """Ids [c, at least the longest], 0 beyond a row's end, and lengths [c]."""
         missing = np.unique(rows[self._lengths[rows] == 0])
         if len(missing):
@@ -130,7 +151,7 @@ class TokenColumn:
         self._ids[rows, : held.shape[1]] = held[rows]
 
 
-def padded(ids: NDArray[Any], lengths: NDArray[np.int64], pad: int) -> Inputs:
+def padded(ids: Tokens, lengths: NDArray[np.int64], pad: int) -> Inputs:
     """input_ids and attention_mask, int64 [c, longest]."""
     import torch
 
@@ -140,7 +161,7 @@ def padded(ids: NDArray[Any], lengths: NDArray[np.int64], pad: int) -> Inputs:
     return {"input_ids": torch.from_numpy(filled), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
 
 
-def stacked(parts: list[tuple[NDArray[Any], NDArray[np.int64]]], pad: int) -> Inputs:
+def stacked(parts: list[tuple[Tokens, NDArray[np.int64]]], pad: int) -> Inputs:
     """Columns of tokens side by side, [c * len(parts), longest]: all of row 0 first."""
     width = max(ids.shape[1] for ids, _ in parts)
     ids = np.stack([np.pad(ids, ((0, 0), (0, width - ids.shape[1]))) for ids, _ in parts], axis=1)
