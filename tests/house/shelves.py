@@ -53,7 +53,7 @@ SHELVES = {
     "statistics system",
     "orchestrator/cli": "__main__ > answer python > commands reading > places > group > printing schema submission",
     "orchestrator/cli/python": "run > child records written",
-    "orchestrator/cli/submission": "bring > verbs > follow > asking meaning > package parcel server",
+    "orchestrator/cli/submission": "bring > verbs > follow > asking meaning > package parcel server > rest",
     "orchestrator/ledger": "ledger > writing > reading > rows > lease readonly > "
     "database > outage postgres schema > records > stored",
     "orchestrator/preflight": "doctor > checks estimate > findings node requirements",

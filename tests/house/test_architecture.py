@@ -57,7 +57,6 @@ OWNERS = {
         "jobs/workers/group.py",
         "orchestrator/session/tune_executor.py",
         "orchestrator/session/cluster",
-        "orchestrator/cli/submission",
     ),
     "ray.tune": ("orchestrator/session/tune_executor.py",),
     "ray.train": (),

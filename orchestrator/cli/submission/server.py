@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
-from unittest import mock
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from orchestrator.cli.submission.rest import Redirected, RequestRefused, RestClient, TokenRefused, Unreachable
 from orchestrator.run_dir.folder import RunError
 from orchestrator.session.cluster import access, board
 from orchestrator.session.cluster.board import SWEEP, Posted
 from orchestrator.system.exit_codes import InfrastructureMissing
 from orchestrator.system.masking import masked, without_user
-
-if TYPE_CHECKING:
-    from ray.job_submission import JobDetails, JobSubmissionClient
-    from requests import Response
-
-TIMEOUT_S = (5.0, 60.0)
-"""To connect, and to wait for an answer. Ray's client by itself waits for ever."""
 
 LOOK_S = 5.0
 """How often the server is asked about a job whose log is followed: a head that lost its power closes no connection."""
@@ -39,9 +32,6 @@ AGENT_S = 60.0
 
 NO_AGENT = "No available agent"
 """Ray's words for a head without one, after it has waited for ten seconds."""
-
-ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-"""What Ray's client would believe rather than its argument."""
 
 DRIVES = ("launch", "resume")
 """Verbs of the jobs that drive a run."""
@@ -57,6 +47,36 @@ REQUEST = "orchestrator.request"
 
 ADDRESS, ASKER = "orchestrator.address", "orchestrator.asker"
 """And the URL by which whoever submitted it reaches the server; and of a question the process that waits for it."""
+
+
+class Details(BaseModel):
+    """What the server says of a job, as far as it is read here."""
+
+    status: str
+    submission_id: str | None = None
+    metadata: dict[str, str] | None = None
+    driver_exit_code: int | None = None
+    error_type: str | None = None
+    message: str | None = None
+    start_time: int | None = None
+    """Unix time in milliseconds, as of the end."""
+
+    end_time: int | None = None
+
+
+DETAILS, LISTED = TypeAdapter(Details), TypeAdapter(list[Details])
+
+
+class Version(BaseModel):
+    """What the server says of itself."""
+
+    version: str
+
+
+class Log(BaseModel):
+    """What a job has printed."""
+
+    logs: str
 
 
 class ServerUnavailable(Exception):
@@ -122,42 +142,51 @@ class JobServer:
         """Without the user and the password that it may hold: it is printed, and kept with jobs."""
         self.now = time.time()
         """Unix time of the head when it last answered, to the second: clocks of laptops go wrong."""
-        self._made: JobSubmissionClient | None = None
+        self._made: RestClient | None = None
         self._token: str | None = None
 
     def version(self) -> str:
-        """Ray's version on the cluster."""
+        """The version of the API of jobs."""
         with self._asking() as client:
-            return str(client.get_version())
+            return Version.model_validate(client.get("/api/version")).version
 
     def jobs(self) -> list[Job]:
         """Every job of this program that the server remembers, oldest first."""
         with self._asking() as client:
-            jobs = [_job(info) for info in client.list_jobs() if RUN in (info.metadata or {})]
-        return sorted(jobs, key=lambda job: (job.started, job.id))
+            jobs = LISTED.validate_python(client.get("/api/jobs/"))
+        return sorted(
+            (_job(info) for info in jobs if RUN in (info.metadata or {})), key=lambda job: (job.started, job.id)
+        )
 
     def job(self, name: str) -> Job | None:
         """One job; None if the server knows none of that id, which is so after its head was lost."""
         with self._asking() as client:
             try:
-                return _job(client.get_job_info(name))
-            except RuntimeError as error:
-                if "status code 404" in str(error):
+                return _job(DETAILS.validate_python(client.get(f"/api/jobs/{name}")))
+            except RequestRefused as error:
+                if error.status == 404:
                     return None
                 raise
 
     def submit(
         self, name: str, command: str, *, runtime_env: Mapping[str, object], metadata: Mapping[str, str]
     ) -> bool:
-        """Submit a job. Returns False if there is one of that id."""
+        """Submit a job, with the folder that `runtime_env` names. Returns False if there is one of that id."""
         deadline = time.monotonic() + AGENT_S
         with self._asking() as client:
             while True:
+                uploaded = {"working_dir": client.upload(Path(str(runtime_env["working_dir"])))}
                 try:
-                    client.submit_job(
-                        submission_id=name, entrypoint=command, runtime_env=dict(runtime_env), metadata=dict(metadata)
+                    client.post(
+                        "/api/jobs/",
+                        {
+                            "entrypoint": command,
+                            "submission_id": name,
+                            "runtime_env": {**runtime_env, **uploaded},
+                            "metadata": dict(metadata),
+                        },
                     )
-                except RuntimeError as error:
+                except RequestRefused as error:
                     if "already exists" in str(error):
                         return False
                     if NO_AGENT not in str(error):
@@ -174,17 +203,17 @@ class JobServer:
     def stop(self, name: str) -> None:
         """Have a job ended: SIGTERM, and three seconds later kill -9."""
         with self._asking() as client:
-            client.stop_job(name)
+            client.post(f"/api/jobs/{name}/stop")
 
     def delete(self, name: str) -> None:
         """Forget a job that is over."""
         with self._asking() as client:
-            client.delete_job(name)
+            client.delete(f"/api/jobs/{name}")
 
     def log(self, name: str) -> str:
         """What a job has printed."""
         with self._asking() as client:
-            return str(client.get_job_logs(name))
+            return Log.model_validate(client.get(f"/api/jobs/{name}/logs")).logs
 
     def tail(self, name: str, write: Callable[[str], None]) -> None:
         """Pass on what a job prints, from its first line, until it is over. Raises what `write` raises as it is."""
@@ -205,9 +234,9 @@ class JobServer:
                 raise failed[0] from None
             raise
 
-    async def _tail(self, client: JobSubmissionClient, name: str, write: Callable[[str], None]) -> None:
+    async def _tail(self, client: RestClient, name: str, write: Callable[[str], None]) -> None:
         async def copy() -> None:
-            async for text in client.tail_job_logs(name):
+            async for text in client.tail(f"/api/jobs/{name}/logs/tail"):
                 write(text)
 
         copying, answered = asyncio.create_task(copy()), time.monotonic()
@@ -226,59 +255,38 @@ class JobServer:
             copying.cancel()
 
     @contextlib.contextmanager
-    def _asking(self) -> Iterator[JobSubmissionClient]:
+    def _asking(self) -> Iterator[RestClient]:
         import aiohttp
-        import requests
-        from ray.exceptions import AuthenticationError
 
         try:
             yield self._client()
-        except AuthenticationError as error:
+        except TokenRefused as error:
             what = f"wants a token and {'refuses this one' if self._token else 'none was sent'}"
             remedy = access.lacking(self.url, sent=self._token is not None)
             raise InfrastructureMissing(f"the cluster at {self.url} {what}; {remedy}") from error
-        except (requests.RequestException, aiohttp.ClientError, ConnectionError, TimeoutError) as error:
-            raise ServerUnavailable(_said(error)) from error
-        except RuntimeError as error:
-            text = str(error)
-            if "WebSocket" in text or "status code 5" in text:
+        except Redirected as error:
+            raise InfrastructureMissing(
+                f"{self.url} sends its visitors to {error}; give --address the URL of the job server itself"
+            ) from error
+        except RequestRefused as error:
+            if error.status >= 500:
                 raise ServerUnavailable(_said(error)) from error
             raise InfrastructureMissing(f"the job server at {self.url} refused: {_said(error)}") from error
+        except (Unreachable, ValidationError, aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+            raise ServerUnavailable(_said(error)) from error
 
-    def _client(self) -> JobSubmissionClient:
+    def _client(self) -> RestClient:
         if self._made is None:
-            from ray.dashboard.modules import dashboard_sdk
-            from ray.job_submission import JobSubmissionClient
-
-            for name in [name for name in logging.root.manager.loggerDict if name.startswith("ray.")]:
-                logging.getLogger(name).setLevel(logging.ERROR)  # they tell of every upload
-
-            server = self
-
-            class Client(JobSubmissionClient):
-                """Ray's, with time limits."""
-
-                def _check_connection_and_version(self, min_version: str = "1.9", *rest: str, **more: str) -> None:
-                    if min_version == "1.9":  # it would ask twice
-                        super()._check_connection_and_version(min_version, *rest, **more)
-
-                def _do_request(self, method: str, endpoint: str, **keywords: Any) -> Response:
-                    keywords |= {"timeout": TIMEOUT_S, "allow_redirects": False}
-                    answer = super()._do_request(method, endpoint, **keywords)
-                    if answer.is_redirect:  # what is asked, and the token, are for nobody else
-                        _refuse_redirect(server.url, answer.headers["location"])
-                    server.now = _moment(answer.headers.get("Date"))
-                    return answer
-
             access.keep_private()
             try:
                 self._token = access.for_server(self.url)
             except access.TokenUnusable as error:
                 raise RunError(str(error)) from error
-            headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
-            with _without(ADDRESSES), mock.patch.object(dashboard_sdk, "get_auth_headers_if_auth_enabled", _no_headers):
-                self._made = Client(self._address, headers=headers)
+            self._made = RestClient(self._address, self._token, self._heard)
         return self._made
+
+    def _heard(self, date: str | None) -> None:
+        self.now = _moment(date)
 
 
 def _without_secrets(url: str) -> str:
@@ -295,22 +303,11 @@ def _without_secrets(url: str) -> str:
     return shown
 
 
-def _no_headers(_: Mapping[str, str]) -> dict[str, str]:
-    """Add no header, in place of what Ray would: a token of the home, which may be for another cluster."""
-    return {}
-
-
-def _refuse_redirect(url: str, target: str) -> None:
-    raise InfrastructureMissing(
-        f"{url} sends its visitors to {target}; give --address the URL of the job server itself"
-    )
-
-
-def _job(info: JobDetails) -> Job:
+def _job(info: Details) -> Job:
     metadata = info.metadata or {}
     return Job(
         id=info.submission_id or "",
-        state=str(info.status.value),
+        state=info.status,
         run=metadata[RUN],
         verb=metadata.get(VERB, ""),
         sweep=metadata.get(SWEEP),
@@ -338,12 +335,3 @@ def _moment(date: str | None) -> float:
 def _said(error: Exception) -> str:
     """The first line of an error; those of HTTP clients nest several."""
     return masked((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
-
-
-@contextlib.contextmanager
-def _without(names: tuple[str, ...]) -> Iterator[None]:
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(kept)
