@@ -22,6 +22,7 @@ from jobs.config.user_code import UserCode, importable
 from orchestrator import sweep as sweeps
 from orchestrator import verify
 from orchestrator.ledger import Ledger, this_process
+from orchestrator.ledger.stored import JsonObject
 from orchestrator.preflight import doctor, requirements
 from orchestrator.preflight.requirements import Requirements
 from orchestrator.run_dir import creation, own_code, provenance
@@ -123,10 +124,10 @@ def _continue(context: RunContext, code: UserCode | None = None) -> int:
     return _drive(context, needs, record=examined.record, notes=notes, continues=True, code=code)
 
 
-def execution_overrides(texts: Sequence[str]) -> dict[str, object]:
+def execution_overrides(texts: Sequence[str]) -> JsonObject:
     """Read `job.execution.micro=32` and the like as execution settings. Raises ConfigError: nothing else may change."""
     known = list(Execution.model_fields)
-    settings: dict[str, object] = {}
+    settings: JsonObject = {}
     faults = []
     for text in texts:
         key, _, value = (part.strip() for part in text.partition("="))

@@ -3,12 +3,12 @@ the session."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.ledger import Ledger
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.sweep.plan import Plan
+from orchestrator.sweep.values import Settings
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Options:
     retry: RetryFailed | None = None
     """What becomes of the trials that have failed; None: they stay failed."""
 
-    execution: Mapping[str, object] = field(default_factory=dict)
+    execution: Settings = field(default_factory=dict)
     """Settings of `job.execution` that new attempts get."""
 
 

@@ -23,6 +23,7 @@ from orchestrator.sweep.model import Planned
 from orchestrator.sweep.plan import Plan
 from orchestrator.sweep.search import sampling
 from orchestrator.sweep.space import conditions
+from orchestrator.sweep.values import Settings
 
 SAME_FAILURES = 3
 """Different trials that fail with the same words before their arm is stopped: a bug or an impossible setting, not bad
@@ -210,7 +211,7 @@ class Schedule:
             best = max(usable, key=lambda tried: (sign * (tried.value or 0.0), -tried.number))
             self._freeze(arm, best.params, best.number)
 
-    def _freeze(self, arm: str, params: Mapping[str, object], number: int | None) -> None:
+    def _freeze(self, arm: str, params: Settings, number: int | None) -> None:
         if no_job(self._plan, arm, "confirm", params) is not None:
             return  # another arm was tuned for this one; `untuned_arms` tells
         trials = self._own(self._plan.confirm_trials(arm, params))
@@ -263,7 +264,7 @@ def as_trial(planned: Planned) -> Trial:
     )
 
 
-def no_job(plan: Plan, arm: str, stage: str, params: Mapping[str, object]) -> str | None:
+def no_job(plan: Plan, arm: str, stage: str, params: Settings) -> str | None:
     """Why settings make no job of an arm, None where they do. A plan is checked before a run is begun, but not by an
     earlier version, and not in every combination of many keys."""
     try:

@@ -15,6 +15,7 @@ from typing import Any
 from jobs.config import EXECUTION_METRICS
 from jobs.core.failures import Failure
 from orchestrator.ledger import WAITS, Outage, Point, Trial
+from orchestrator.ledger.stored import JsonObject
 from orchestrator.run_dir import provenance
 from orchestrator.run_dir.context import RunContext
 from orchestrator.session.reports import Report
@@ -328,12 +329,12 @@ class Writer:
             due = self._schedule.due(self._trials.values())
             self._ready = deque(trial for trial in due if trial not in self._running)
 
-    def _first_of_arm(self, trial: Trial) -> dict[str, object]:
+    def _first_of_arm(self, trial: Trial) -> JsonObject:
         """The first attempt of every arm compares its gradient with one process's before it trains."""
         begun = any(other.attempts for other in self._trials.values() if other.arm == trial.arm)
         return {} if begun or trial.arm in self._verified else {"verify": True}
 
-    def _latest_execution(self, trial: Trial) -> dict[str, object]:
+    def _latest_execution(self, trial: Trial) -> JsonObject:
         """Settings of the attempt before, which stay until a person asks for others."""
         attempts = self._ledger.attempts(trial.id) if trial.attempts else []
         return dict(attempts[-1].execution) if attempts else {}

@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from jobs.config import Fault, JobConfig, canonical
 from jobs.config.components import KINDS, Kind, is_import_path, is_option, metric_name
@@ -28,6 +28,16 @@ MOST_TRIED = 256
 """Settings of an arm's components that are tried, spread evenly over all that a search may come to."""
 
 TRIAL_S = 600
+
+
+class _Answer(TypedDict):
+    """What `jobs.train.components` prints of a component that it was asked about."""
+
+    faults: list[tuple[str, str, str]]
+    """Key, what was found, what is expected."""
+
+    distribution: tuple[str, str] | None
+    """Name and version of installed code."""
 
 
 def code_of(sweep: Sweep, base: Path) -> UserCode | None:
@@ -53,7 +63,7 @@ def distributions(sweep: Sweep, code: UserCode | None) -> dict[str, str]:
     return {name: version for answer in answers for name, version in [answer["distribution"] or (None, "")] if name}
 
 
-def _answers(sweep: Sweep, code: UserCode | None) -> Iterator[tuple[Arm, list[dict[str, Any]]]]:
+def _answers(sweep: Sweep, code: UserCode | None) -> Iterator[tuple[Arm, list[_Answer]]]:
     asked = {arm.label: list(_asked(sweep, arm)) for arm in arms_of(sweep)}
     distinct = list(dict.fromkeys(text for texts in asked.values() for text in texts))
     if not distinct:
@@ -69,7 +79,7 @@ def _asked(sweep: Sweep, arm: Arm) -> Iterator[str]:
     deciding = [key for key in space if is_option(key) or any(key == kind.key for kind in KINDS.values())]
     keys = {key: space[key] for chosen in deciding for key in (chosen, *conditions.above(space, chosen))}
     ends = {key: own.ends for key, own in keys.items()}
-    combinations: list[Mapping[str, Any]] = [{}]
+    combinations: list[dict[str, JsonValue]] = [{}]
     if keys:
         combinations = list(conditions.some_combinations(keys, arm.values, ends, most=MOST_TRIED))
     for settings in combinations:
@@ -86,18 +96,22 @@ def asked_of(job: JobConfig) -> Iterator[str]:
                 yield canonical({"kind": kind.name, "name": name, "options": options, "job": whole})
 
 
-def named(job: Mapping[str, Any], kind: Kind) -> Iterator[tuple[str, dict[str, Any]]]:
+def named(job: Mapping[str, JsonValue], kind: Kind) -> Iterator[tuple[str, JsonValue]]:
     """The names of a kind that a job has as plain JSON, each with its options: one, or of metrics several."""
     value, options = (_at(job, key) for key in (kind.key, kind.options))
-    if isinstance(value, list):
-        yield from ((name, options.get(metric_name(name), {})) for name in value)
-    elif value is not None:
+    if isinstance(value, list) and isinstance(options, dict):
+        yield from ((name, options.get(metric_name(name), {})) for name in value if isinstance(name, str))
+    elif isinstance(value, str):
         yield value, options
 
 
-def _at(job: Mapping[str, Any], key: str) -> Any:
+def _at(job: Mapping[str, JsonValue], key: str) -> JsonValue:
     section, _, name = key.rpartition(".")
-    return job[section][name] if section else job[name]
+    if not section:
+        return job[name]
+    table = job[section]
+    assert isinstance(table, dict), f"{section} is a section of every job"
+    return table[name]
 
 
 class _Held:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import Any
+
+from pydantic import JsonValue
 
 from jobs.config import Fault
 from orchestrator.sweep.model import Arm
@@ -16,7 +17,7 @@ FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uf
 """Characters without a picture that are no formats and no blanks by their category."""
 
 
-def label_faults(named: Iterable[Mapping[str, Any]], arms: Iterable[Arm]) -> Iterable[Fault]:
+def label_faults(named: Iterable[Mapping[str, JsonValue]], arms: Iterable[Arm]) -> Iterable[Fault]:
     """Labels that no line of a table or a log can show, or that nobody can tell apart. named: the [[arm]] tables."""
     for place, table in enumerate(named):
         label = table.get("label", "")

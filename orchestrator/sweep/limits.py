@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+
+from pydantic import JsonValue
 
 from jobs.config import Fault
 from orchestrator.sweep.model import Arm, Space, Sweep
@@ -44,7 +45,7 @@ ADDRESS = re.compile(r"[a-zA-Z0-9+.-]{1,40}://[^\s'\"<>]+")
 LARGEST_SEED = 2**31 - 1
 
 
-def crowd_faults(raw: Mapping[str, Any]) -> Iterable[Fault]:
+def crowd_faults(raw: Mapping[str, JsonValue]) -> Iterable[Fault]:
     """More arms than can be looked at; told before any is made. raw: the file's tables, with dotted keys."""
     compare, named = raw.get("compare"), raw.get("arm")
     remedy = "compare fewer levels, or tune a key in [tune.space]"
@@ -56,7 +57,7 @@ def crowd_faults(raw: Mapping[str, Any]) -> Iterable[Fault]:
         yield Fault("arm", "", f"names {len(named):,} arms; at most {MOST_ARMS:,}: {remedy}")
 
 
-def secret_faults(raw: Mapping[str, Any]) -> Iterable[Fault]:
+def secret_faults(raw: Mapping[str, object]) -> Iterable[Fault]:
     """Addresses with credentials in them: a sweep is stored with its run, in the ledger, MLflow and the report.
 
     raw: the file's tables.
@@ -69,7 +70,7 @@ def secret_faults(raw: Mapping[str, Any]) -> Iterable[Fault]:
                 yield Fault(key, repr(shown_as), expected)
 
 
-def _texts(value: Any, key: str) -> Iterable[tuple[str, str]]:
+def _texts(value: object, key: str) -> Iterable[tuple[str, str]]:
     """Every text of nested tables and lists, by its dotted key."""
     if isinstance(value, str):
         yield key, value
@@ -120,7 +121,7 @@ def repeated_faults(sweep: Sweep) -> Iterable[Fault]:
 def number_faults(sweep: Sweep, arms: Iterable[Arm]) -> Iterable[Fault]:
     """Numbers that a computation in fp32, or a database, cannot hold."""
     seen = set()
-    given: list[tuple[str, str, Any]] = [(f"job.{key}", key, value) for key, value in flatten(sweep.job).items()]
+    given: list[tuple[str, str, JsonValue]] = [(f"job.{key}", key, value) for key, value in flatten(sweep.job).items()]
     given += [(f"job.{key}", key, value) for arm in arms for key, value in arm.settings.items()]
     if sweep.tune:
         given += [(f"tune.space.{key}", key, value) for key, space in sweep.tune.space.items() for value in space.ends]
@@ -149,7 +150,7 @@ def _step_faults(spaces: Mapping[str, Space]) -> Iterable[Fault]:
                 yield Fault(f"tune.space.{key}.step", repr(space.step), expected)
 
 
-def _bound(key: str, number: Any) -> str:
+def _bound(key: str, number: JsonValue) -> str:
     """What a number should be; empty if it is well."""
     if isinstance(number, bool) or not isinstance(number, int | float):
         return ""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from jobs.config import ConfigError, Fault, faults, nearest
 from jobs.config.user_code import CodeError
@@ -22,6 +21,9 @@ from orchestrator.sweep.values import NONE, all_with_none, flatten, job_with_non
 
 LONG_NUMBER = re.compile(rb"[0-9](_?[0-9]){4299}")
 """Digits of which Python makes no number."""
+
+_Change = Callable[[str, JsonValue], JsonValue]
+"""Of a key and its value: the value that takes its place."""
 
 LARGEST_FILE = 1_000_000
 """Bytes. A sweep is written by hand; anything larger is not one."""
@@ -39,7 +41,7 @@ def loads(text: str, overrides: Iterable[str] = (), *, name: str = "the sweep") 
     )
 
 
-def _checked(table: dict[str, Any], where: str, folder: Path, overrides: Iterable[str]) -> Sweep:
+def _checked(table: dict[str, JsonValue], where: str, folder: Path, overrides: Iterable[str]) -> Sweep:
     """The sweep that the tables of a file make, and of what it extends. folder: where its paths start from."""
     raw = _normal(table)
     found: list[Fault] = []
@@ -77,7 +79,7 @@ def _checked(table: dict[str, Any], where: str, folder: Path, overrides: Iterabl
     return sweep
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, JsonValue]:
     def fail(what: str) -> ConfigError:
         return ConfigError(str(path), "sweep", [Fault("", "", what)])
 
@@ -98,7 +100,7 @@ def _read(path: Path) -> dict[str, Any]:
     return _parsed(content, str(path))
 
 
-def _parsed(content: bytes, name: str) -> dict[str, Any]:
+def _parsed(content: bytes, name: str) -> dict[str, JsonValue]:
     """The tables of a file of this content."""
 
     def fail(what: str) -> ConfigError:
@@ -128,7 +130,7 @@ def _decoded(content: bytes) -> str:
     return content.decode("utf-8-sig")  # Windows editors begin files with a mark
 
 
-def _with_base(table: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
+def _with_base(table: dict[str, JsonValue], name: str, folder: Path) -> dict[str, JsonValue]:
     """The tables of a file, and of what it extends, which lies in `folder`."""
     base = table.pop("extends", None)
     if base is None:
@@ -145,9 +147,9 @@ def _with_base(table: dict[str, Any], name: str, folder: Path) -> dict[str, Any]
     except ConfigError as error:
         named = Fault("extends", repr(base), f"is named in {name}")
         raise ConfigError(error.path, "sweep", [*error.faults, named]) from error
-    if isinstance(paths := _table(under, "code").get("paths"), list):  # they start from the file that names them
-        inner = Path(base).parent
-        under["code"] = under["code"] | {"paths": [str(inner / p) if isinstance(p, str) else p for p in paths]}
+    code, inner = _table(under, "code"), Path(base).parent
+    if isinstance(paths := code.get("paths"), list):  # they start from the file that names them
+        under["code"] = code | {"paths": [str(inner / p) if isinstance(p, str) else p for p in paths]}
     if "extends" in under:
         raise ConfigError(
             name, "sweep", [Fault("extends", repr(base), "extends another sweep itself; one level is the limit")]
@@ -157,12 +159,12 @@ def _with_base(table: dict[str, Any], name: str, folder: Path) -> dict[str, Any]
     return _overlaid(_normal(under), _normal(table))
 
 
-def _table(raw: dict[str, Any], key: str) -> dict[str, Any]:
+def _table(raw: dict[str, JsonValue], key: str) -> dict[str, JsonValue]:
     inner = raw.get(key)
     return inner if isinstance(inner, dict) else {}
 
 
-def _overlaid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _overlaid(under: dict[str, JsonValue], over: dict[str, JsonValue]) -> dict[str, JsonValue]:
     both = dict(under)
     for key, value in over.items():
         old = both.get(key)
@@ -170,42 +172,45 @@ def _overlaid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
-def _normal(raw: dict[str, Any]) -> dict[str, Any]:
+def _normal(raw: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """Factors, arms and spaces with dotted keys, however they were nested in the file."""
     table = dict(raw)
-    if isinstance(table.get("compare"), dict):
-        table["compare"] = flatten(table["compare"])
-    if isinstance(table.get("exclude"), list):
-        table["exclude"] = [flatten(one) if isinstance(one, dict) else one for one in table["exclude"]]
-    if isinstance(table.get("arm"), list):
-        table["arm"] = [flatten(arm) if isinstance(arm, dict) else arm for arm in table["arm"]]
-    tune = table.get("tune")
-    if isinstance(tune, dict):
+    if isinstance(compare := table.get("compare"), dict):
+        table["compare"] = flatten(compare)
+    for name in ("exclude", "arm"):
+        if isinstance(listed := table.get(name), list):
+            table[name] = _flat(listed)
+    if isinstance(tune := table.get("tune"), dict):
         tune = table["tune"] = dict(tune)
-        if isinstance(tune.get("defaults"), list):
-            tune["defaults"] = [flatten(d) if isinstance(d, dict) else d for d in tune["defaults"]]
-        if isinstance(tune.get("space"), dict):
-            tune["space"] = {key: _with_flat_when(space) for key, space in spaces_in(tune["space"])}
+        if isinstance(defaults := tune.get("defaults"), list):
+            tune["defaults"] = _flat(defaults)
+        if isinstance(spaces := tune.get("space"), dict):
+            tune["space"] = {key: _with_flat_when(space) for key, space in spaces_in(spaces)}
     return table
 
 
-def _with_flat_when(space: Any) -> Any:
-    when = space.get("when") if isinstance(space, dict) else None
-    return space | {"when": flatten(when)} if isinstance(when, dict) else space
+def _flat(tables: list[JsonValue]) -> list[JsonValue]:
+    return [flatten(table) if isinstance(table, dict) else table for table in tables]
 
 
-def _with_none(raw: dict[str, Any]) -> dict[str, Any]:
+def _with_flat_when(space: JsonValue) -> JsonValue:
+    if isinstance(space, dict) and isinstance(when := space.get("when"), dict):
+        return space | {"when": flatten(when)}
+    return space
+
+
+def _with_none(raw: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """The tables with None where the text "none" stands for it; whatever is no table is left for others to refuse."""
 
-    def tables(value: Any, change: Any) -> Any:
+    def tables(value: JsonValue, change: _Change) -> JsonValue:
         if isinstance(value, list):
             return [tables(item, change) for item in value]
         return {key: change(key, inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
-    def levels(key: str, value: Any) -> Any:
+    def levels(key: str, value: JsonValue) -> JsonValue:
         return [with_none(key, level) for level in value] if isinstance(value, list) else value
 
-    def space(key: str, value: Any) -> Any:
+    def space(key: str, value: JsonValue) -> JsonValue:
         if not isinstance(value, dict):
             return value
         changed = dict(value)
@@ -216,9 +221,9 @@ def _with_none(raw: dict[str, Any]) -> dict[str, Any]:
         return changed
 
     table = dict(raw)
-    if isinstance(table.get("job"), dict):
-        table["job"] = job_with_none(table["job"])
-    changes = {"compare": levels, "exclude": all_with_none, "arm": with_none}
+    if isinstance(job := table.get("job"), dict):
+        table["job"] = job_with_none(job)
+    changes: dict[str, _Change] = {"compare": levels, "exclude": all_with_none, "arm": with_none}
     table |= {name: tables(table[name], change) for name, change in changes.items() if name in table}
     resources = table.get("resources")
     if isinstance(resources, dict) and str(resources.get("concurrent")).lower() in NONE:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from jobs.config import JobConfig, Section, canonical, trial_id
 from jobs.config.components import is_import_path
 from jobs.config.identity import default_values, first_version
-from orchestrator.sweep.values import Level, Levels, alternatives, flatten, identity, merged, shown
+from orchestrator.sweep.values import AsGiven, Level, Levels, Settings, alternatives, flatten, identity, merged, shown
 
 LOWER_IS_BETTER = ("uniformity", "alignment", "loss", "train/loss", "train/infonce")
 """Metrics of which less is better. Of every other one, more is."""
@@ -56,7 +56,7 @@ class Metric(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _mode_follows_the_metric(cls, given: Any) -> Any:
+    def _mode_follows_the_metric(cls, given: object) -> object:
         if isinstance(given, Mapping) and isinstance(given.get("name"), str) and "mode" not in given:
             return {**given, "mode": usual_mode(given["name"])}
         return given
@@ -90,7 +90,7 @@ class Space(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _in_other_words(cls, given: Any) -> Any:
+    def _in_other_words(cls, given: object) -> object:
         if isinstance(given, list):
             raise ValueError(f"is a list; write {{ choices = [{', '.join(map(repr, given[:3]))}] }}, or low and high")  # noqa: TRY004 - pydantic collects ValueErrors
         words = {key: OTHER_WORDS[key] for key in given if key in OTHER_WORDS} if isinstance(given, Mapping) else {}
@@ -113,7 +113,7 @@ class Space(Section):
         return self
 
     @property
-    def conditions(self) -> dict[str, list[Any]]:
+    def conditions(self) -> dict[str, list[JsonValue]]:
         """`when`, one value as a list of one."""
         return {key: alternatives(key, value) for key, value in (self.when or {}).items()}
 
@@ -128,12 +128,12 @@ class Space(Section):
         return isinstance(self.low, int) and isinstance(self.high, int) and not isinstance(self.step, float)
 
     @property
-    def ends(self) -> list[Any]:
+    def ends(self) -> list[JsonValue]:
         """The choices, or the two ends as they are given."""
         return list(self.choices) if self.choices is not None else [v for v in (self.low, self.high) if v is not None]
 
     @property
-    def samples(self) -> list[Any]:
+    def samples(self) -> list[JsonValue]:
         """The values that stand for all others when a job is checked, as a sampler gives them: every choice; the ends;
         of whole numbers and steps the first ones and the last."""
         if self.choices is not None or self.low is None or self.high is None:
@@ -170,7 +170,7 @@ class Tune(Section):
     seed: int = Field(0, ge=0)
     """Of the sampler."""
 
-    defaults: list[dict[str, Any]] = []
+    defaults: list[dict[str, AsGiven]] = []
     """Settings tried first in each arm; what is missing is filled from the arm."""
 
     space: dict[str, Space]
@@ -276,7 +276,7 @@ class Sweep(Section):
     """What the sweep answers, in a sentence; it heads the report."""
 
     metric: Metric
-    job: dict[str, Any]
+    job: dict[str, AsGiven]
     """What all arms have in common; keys that are left out keep their defaults."""
 
     compare: dict[str, Annotated[list[Level], Field(min_length=1)]] = {}
@@ -285,7 +285,7 @@ class Sweep(Section):
     exclude: list[dict[str, Levels]] = []
     """Combinations of the compared factors that are left out: each names levels of some factors."""
 
-    arm: list[dict[str, Any]] = []
+    arm: list[dict[str, AsGiven]] = []
     """Named arms: a label and job keys. The first is the baseline."""
 
     tune: Tune | None = None
@@ -312,18 +312,18 @@ class Arm:
     """One combination of the compared factors."""
 
     label: str
-    settings: dict[str, Any]
+    settings: dict[str, JsonValue]
     """Dotted job keys that make this arm what it is."""
 
-    job: dict[str, Any]
+    job: dict[str, JsonValue]
     """The whole job as given, settings included; neither stage nor seed."""
 
     @cached_property
-    def values(self) -> Mapping[str, Any]:
+    def values(self) -> Settings:
         """Every value of the arm's job by dotted key, defaults filled in; and its label, as `arm`."""
         return flatten(self.config(stage="confirm", seed=0).model_dump(mode="json")) | {"arm": self.label}
 
-    def config(self, *, stage: str, seed: int, settings: Mapping[str, Any] | None = None) -> JobConfig:
+    def config(self, *, stage: str, seed: int, settings: Settings | None = None) -> JobConfig:
         """The job of one trial of this arm. Raises pydantic's ValidationError."""
         return JobConfig.model_validate(merged(self.job, settings or {}) | {"stage": stage, "seed": seed})
 
@@ -333,17 +333,17 @@ def arms_of(sweep: Sweep) -> list[Arm]:
     return cross(sweep.job, sweep.compare, sweep.arm, sweep.exclude)
 
 
-def resolved(sweep: Sweep) -> dict[str, Any]:
+def resolved(sweep: Sweep) -> dict[str, JsonValue]:
     """The sweep as plain JSON, defaults filled in. Keys keep their order: the first factor decides the contrasts."""
-    value: dict[str, Any] = json.loads(json.dumps(sweep.model_dump(mode="json"), allow_nan=False))
+    value: dict[str, JsonValue] = json.loads(json.dumps(sweep.model_dump(mode="json"), allow_nan=False))
     return value
 
 
 def cross(
-    job: dict[str, Any],
-    compare: Mapping[str, list[Any]],
-    named: list[dict[str, Any]],
-    exclude: Sequence[Mapping[str, Any]] = (),
+    job: dict[str, JsonValue],
+    compare: Mapping[str, Sequence[JsonValue]],
+    named: Sequence[Settings],
+    exclude: Sequence[Settings] = (),
 ) -> list[Arm]:
     """The arms of crossed factors but for those excluded, or of named tables, whether or not they are valid jobs."""
     if named:
@@ -357,7 +357,7 @@ def cross(
     return [Arm(label, chosen, merged(job, chosen)) for label, chosen in zip(labels, settings, strict=True)]
 
 
-def _excluded(factors: Collection[str], exclude: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], bool]:
+def _excluded(factors: Collection[str], exclude: Sequence[Settings]) -> Callable[[Settings], bool]:
     """Whether some exclusion leaves out the arm of given settings: every key has one of the levels that it names.
 
     Bit n of a number is exclusion n, so that the cost of thousands of them is that of a few.
@@ -371,7 +371,7 @@ def _excluded(factors: Collection[str], exclude: Sequence[Mapping[str, Any]]) ->
             for level in set(map(identity, alternatives(key, levels))):
                 named[key][level] = named[key].get(level, silent[key]) | 1 << place
 
-    def excluded(settings: Mapping[str, Any]) -> bool:
+    def excluded(settings: Settings) -> bool:
         left = -1 if usable else 0
         for key, level in settings.items():
             left &= named[key].get(identity(level), silent[key])
@@ -380,17 +380,17 @@ def _excluded(factors: Collection[str], exclude: Sequence[Mapping[str, Any]]) ->
     return excluded
 
 
-def _labels(settings: list[dict[str, Any]]) -> list[str]:
+def _labels(settings: Sequence[Settings]) -> list[str]:
     """`flatnce, size=16`: words by themselves, numbers behind the last part of their key."""
 
-    def text(key: str, value: Any, short: bool) -> str:
+    def text(key: str, value: JsonValue, short: bool) -> str:
         name = key.rpartition(".")[2] if short else key
         if isinstance(value, str) and value:
             plain = value.rpartition(":")[2] if is_import_path(value) else value
             return plain if short else f"{name}={value}"
         return f"{name}={shown(value)}"
 
-    def label(chosen: dict[str, Any], short: bool) -> str:
+    def label(chosen: Settings, short: bool) -> str:
         return ", ".join(text(key, value, short) for key, value in chosen.items()) or "the job"
 
     brief = [label(chosen, True) for chosen in settings]
@@ -411,7 +411,7 @@ class Planned:
     rules: int
     """Of the run."""
 
-    defaults: Mapping[str, Any]
+    defaults: Settings
     """Of job keys, as they were when the run was planned."""
 
     apart: bool = False
@@ -421,9 +421,9 @@ class Planned:
     """Digest of the user's code that the run was planned with."""
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, JsonValue]:
         """The job as the ledger keeps it: all of it, as plain JSON."""
-        whole: dict[str, Any] = self.job.model_dump(mode="json")
+        whole: dict[str, JsonValue] = self.job.model_dump(mode="json")
         return whole if self.rules > 1 else first_version(whole, default_values(JobConfig))
 
     @property

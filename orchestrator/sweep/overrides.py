@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from typing import Any
+
+from pydantic import JsonValue
 
 from jobs.config import Fault, nearest
 from orchestrator.sweep.model import OTHER_WORDS, Space
@@ -20,7 +21,7 @@ PART = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|\[\s*(\d+)\s*\]|([^.="
 EXAMPLE = "for example --set job.loss.temperature=0.07"
 
 
-def override_faults(raw: dict[str, Any], text: str) -> list[Fault]:
+def override_faults(raw: dict[str, JsonValue], text: str) -> list[Fault]:
     """Put one override into the tables of a file, whose arms, factors and spaces have dotted keys. Returns what is
     wrong with it."""
     try:
@@ -78,7 +79,7 @@ def _unquoted(text: str) -> str:
         raise BadOverride(f"its quoted key is no text: {error}") from error
 
 
-def _labelled(raw: dict[str, Any], text: str) -> tuple[list[str | int], str] | None:
+def _labelled(raw: dict[str, JsonValue], text: str) -> tuple[list[str | int], str] | None:
     """The same where an arm is named by its label without quotes, whatever the label holds; None where it is not."""
     arms = raw.get("arm")
     labels = [str(arm.get("label")) for arm in arms if isinstance(arm, dict)] if isinstance(arms, list) else []
@@ -89,17 +90,18 @@ def _labelled(raw: dict[str, Any], text: str) -> tuple[list[str | int], str] | N
     return None
 
 
-def _parsed(value: str) -> Any:
+def _parsed(value: str) -> JsonValue:
     try:
         table = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
         return value  # a bare word is a text
     if len(table) > 1:
         raise BadOverride(f"has several lines of which each sets something; give each a --set of its own, {EXAMPLE}")
-    return table["value"]
+    parsed: JsonValue = table["value"]
+    return parsed
 
 
-def _path(raw: dict[str, Any], parts: list[str | int]) -> list[str | int]:
+def _path(raw: dict[str, JsonValue], parts: list[str | int]) -> list[str | int]:
     """Where in the tables the value belongs: job keys are one part wherever they are dotted in the tables."""
     path = parts
     match parts:
@@ -134,7 +136,7 @@ def _dotted(parts: list[str | int]) -> str:
     return ".".join(map(str, parts))
 
 
-def _index(table: Any, name: str, index: str | int) -> int:
+def _index(table: JsonValue, name: str, index: str | int) -> int:
     """A place in a list of tables that has it."""
     tables = table.get(name) if isinstance(table, dict) else None
     count = len(tables) if isinstance(tables, list) else 0
@@ -144,7 +146,7 @@ def _index(table: Any, name: str, index: str | int) -> int:
     raise BadOverride(f"{name}[{index}] is not there; {name} has {known}")
 
 
-def _arm(raw: dict[str, Any], named: str | int) -> int:
+def _arm(raw: dict[str, JsonValue], named: str | int) -> int:
     """The place of an arm, by its label or else by its place."""
     arms = raw.get("arm")
     if not isinstance(arms, list) or not arms:
@@ -158,8 +160,8 @@ def _arm(raw: dict[str, Any], named: str | int) -> int:
     raise BadOverride(f"no arm has the label or number {named!r}{nearest(str(named), labels)}; arms: {listed}")
 
 
-def _put(raw: dict[str, Any], path: list[str | int], value: Any) -> None:
-    table: Any = raw
+def _put(raw: dict[str, JsonValue], path: list[str | int], value: JsonValue) -> None:
+    table: JsonValue = raw
     for part in path[:-1]:
         if isinstance(table, dict):
             table = table.setdefault(str(part), {})

@@ -12,9 +12,9 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypedDict
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from jobs.config import JobConfig, canonical
 from jobs.config.identity import FORMER, counted_from, with_former
@@ -22,12 +22,27 @@ from orchestrator.sweep import Arm, Sweep, arms_of, flatten, merged, search
 from orchestrator.sweep.model import Planned
 from orchestrator.sweep.space import conditions
 from orchestrator.sweep.space.grid import Grid
+from orchestrator.sweep.values import Settings
 
 SIGNIFICANT = 0.05
 
 RULES = 2
 """What a new run is planned by. 1: ids hash the whole job, samplers are seeded by the arm's label. 2: ids hash what
 differs from the defaults, samplers know no labels, and arms of one objective are tuned once."""
+
+
+class Summary(TypedDict):
+    """A plan as `plan --json` prints it."""
+
+    arms: list[dict[str, JsonValue]]
+    contrasts: list[list[str]]
+    trials: dict[str, int]
+    tune_seeds: list[int]
+    confirm_seeds: list[int]
+    smallest_p: float
+    differs: dict[str, list[JsonValue]]
+    searched_with: dict[str, str]
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,7 @@ class Plan:
     searched_with: Mapping[str, str] = field(default_factory=dict)
     """Arm -> the arm that is tuned for both, because the two differ in nothing but `execution`."""
 
-    defaults: Mapping[str, Any] = field(default_factory=lambda: counted_from(JobConfig))
+    defaults: Settings = field(default_factory=lambda: counted_from(JobConfig))
     """Of job keys: the values that ids leave out, as they were when the run was planned."""
 
     apart: bool = True
@@ -91,15 +106,15 @@ class Plan:
         limits = {"resources": sweep.resources, "retry": sweep.retry}
         return replace(self, sweep=self.sweep.model_copy(update=limits))
 
-    def tune_trials(self, label: str, number: int, settings: Mapping[str, Any]) -> list[Planned]:
+    def tune_trials(self, label: str, number: int, settings: Settings) -> list[Planned]:
         """The trials of one suggestion, one for each tune seed."""
         return self._planned(label, "tune", settings, number)
 
-    def confirm_trials(self, label: str, settings: Mapping[str, Any]) -> list[Planned]:
+    def confirm_trials(self, label: str, settings: Settings) -> list[Planned]:
         """The trials of an arm's frozen settings, one for each confirm seed."""
         return self._planned(label, "confirm", settings, None)
 
-    def _planned(self, label: str, stage: str, settings: Mapping[str, Any], number: int | None) -> list[Planned]:
+    def _planned(self, label: str, stage: str, settings: Settings, number: int | None) -> list[Planned]:
         arm, seeds = self.arm(label), self.tune_seeds if stage == "tune" else self.confirm_seeds
         jobs = [arm.config(stage=stage, seed=seed, settings=settings) for seed in seeds]
         apart = self.apart and any(self._reaches(other, jobs[0]) for other in self._before(label))
@@ -124,17 +139,18 @@ class Plan:
         except ValidationError:
             return False
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, JsonValue]:
         """Plain JSON from which `stored` makes this plan again: what the ledger keeps."""
-        whole = self.summary()
-        for table, arm in zip(whole["arms"], self.arms, strict=True):
-            job = arm.config(stage="confirm", seed=0).model_dump(mode="json", exclude={"stage", "seed"})
-            table["job"] = job
-        whole |= {"suggestions": dict(self.suggestions), "defaults": dict(self.defaults), "apart": self.apart}
-        plain: dict[str, Any] = json.loads(json.dumps(whole, allow_nan=False))
+        summary = self.summary()
+        configs = [arm.config(stage="confirm", seed=0) for arm in self.arms]
+        jobs = [config.model_dump(mode="json", exclude={"stage", "seed"}) for config in configs]
+        arms = [table | {"job": job} for table, job in zip(summary["arms"], jobs, strict=True)]
+        more = {"suggestions": dict(self.suggestions), "defaults": dict(self.defaults), "apart": self.apart}
+        whole = {**summary, "arms": arms, **more}
+        plain: dict[str, JsonValue] = json.loads(json.dumps(whole, allow_nan=False))
         return plain
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Summary:
         """Plain JSON: what `plan --json` prints."""
         return {
             "arms": [
@@ -235,14 +251,14 @@ def examined_of(plan: Plan) -> list[JobConfig]:
     ]
 
 
-def _ends(plan: Plan, arm: Arm) -> list[dict[str, Any]]:
+def _ends(plan: Plan, arm: Arm) -> list[dict[str, JsonValue]]:
     """Settings of an arm that stand for all, in the keys that decide what is read."""
     space = plan.sweep.tune.space if plan.sweep.tune else {}
     deciding = [
         key for key in space if key.startswith("data.") or key in ("model.name", "model.pooling", "model.dropout")
     ]
-    keys = {key: space[key] for one in deciding for key in (one, *conditions.above(space, one))}
-    ends = {key: one.ends for key, one in keys.items()}
+    keys = {key: space[key] for chosen in deciding for key in (chosen, *conditions.above(space, chosen))}
+    ends = {key: own.ends for key, own in keys.items()}
     names = ends.get("model.name", [None])
     most = max(16 // len(names), 6)  # for each encoder, so that none is left out
     found = []
@@ -260,7 +276,7 @@ def objective(arm: Arm) -> str:
     return canonical(arm.config(stage="confirm", seed=0).model_dump(mode="json", exclude={"execution"}))
 
 
-def differing(arms: Sequence[Arm]) -> dict[str, list[Any]]:
+def differing(arms: Sequence[Arm]) -> dict[str, list[JsonValue]]:
     """Job keys, resolved, that are not the same in every arm, with the value of each arm; derived ones included."""
     jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
     flat = [flatten(job.model_dump(mode="json")) | _costs(job) for job in jobs]
@@ -268,7 +284,7 @@ def differing(arms: Sequence[Arm]) -> dict[str, list[Any]]:
     return {key: [one.get(key) for one in flat] for key in keys if len({canonical(one.get(key)) for one in flat}) > 1}
 
 
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+def changed_keys(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) -> list[tuple[str, object, object]]:
     """(key, old, new) of every key in which two resolved sweeps differ, except those that may change within a run."""
     before, after = flatten(old), flatten(new)
     free = (
@@ -283,7 +299,7 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[s
     ]
 
 
-def is_as_begun(begun: Plan, key: str, value: Any) -> bool:
+def is_as_begun(begun: Plan, key: str, value: object) -> bool:
     """Whether a run has always had this value of a key of its sweep, by a default of then that is another one today."""
     name = key.removeprefix("job.")
     return name in FORMER and value == FORMER[name] and all(arm.values.get(name) == value for arm in begun.arms)
@@ -340,12 +356,12 @@ def _confirm_seeds(sweep: Sweep, tuned: Sequence[int], contrasts: int) -> tuple[
     return tuple(range(first, first + count))
 
 
-def _costs(job: JobConfig) -> dict[str, Any]:
+def _costs(job: JobConfig) -> dict[str, JsonValue]:
     """What a trial is given. Of samples, steps and seconds, None for what only training will tell."""
     known = job.steps is not None
     if job.is_function:  # what a step is, only it knows
-        declared = {"samples": job.budget.samples, "steps": job.budget.steps, "negatives_per_anchor": 0}
-        return declared | ({} if job.budget.seconds is None else {"seconds": job.budget.seconds})
+        seconds = {} if job.budget.seconds is None else {"seconds": job.budget.seconds}
+        return {"samples": job.budget.samples, "steps": job.budget.steps, "negatives_per_anchor": 0, **seconds}
     return {
         "samples": job.steps * job.batch.size if job.steps is not None else None,
         "steps": job.steps,

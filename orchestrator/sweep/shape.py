@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+
+from pydantic import JsonValue
 
 from jobs.config import Fault
 from orchestrator.sweep.model import Space
@@ -16,9 +17,9 @@ MOST_BITS = 10_000
 """Of a whole number. Python writes none of more than 4,300 digits."""
 
 
-def shape_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
+def shape_faults(raw: Mapping[str, object]) -> Iterator[Fault]:
     """What nothing can be made of: tables that are too deep, and numbers that cannot be written."""
-    waiting: list[tuple[Any, tuple[str, ...], int]] = [(raw, (), 0)]
+    waiting: list[tuple[object, tuple[str, ...], int]] = [(raw, (), 0)]
     while waiting:
         value, keys, depth = waiting.pop()
         if depth > DEEPEST:
@@ -33,7 +34,7 @@ def shape_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
             return
 
 
-def twice_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
+def twice_faults(raw: Mapping[str, JsonValue]) -> Iterator[Fault]:
     """Keys that are there in two spellings, such as "batch.size" and batch.size, of which one would be lost."""
     tune = raw.get("tune")
     tune = tune if isinstance(tune, Mapping) else {}
@@ -52,18 +53,18 @@ def twice_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
             yield from _repeated(where, _leaves(one))
 
 
-def spaces_in(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def spaces_in(table: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
     """The tuned keys and their spaces, however they are nested."""
     known = set(Space.model_fields)
     for key, value in table.items():
-        nested = isinstance(value, dict) and value and all(isinstance(inner, dict) for inner in value.values())
-        if nested and not known & set(value):
-            yield from spaces_in(value, f"{prefix}{key}.")
+        inner = value if isinstance(value, dict) else {}
+        if inner and all(isinstance(below, dict) for below in inner.values()) and not known & set(inner):
+            yield from spaces_in(inner, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
 
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _leaves(table: Mapping[str, JsonValue], prefix: str = "") -> Iterator[str]:
     """The dotted keys of nested tables, as `flatten` makes them."""
     for key, value in table.items():
         if isinstance(value, Mapping):

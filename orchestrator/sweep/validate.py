@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from jobs.config import Fault, JobConfig, canonical, faults, field_names, nearest
 from jobs.config.components import builtin_names, is_class, is_import_path, is_option, metric_name
@@ -38,7 +37,7 @@ FIXED = {"stage": "the plan sets it", "seed": "seeds belong to [confirm]", "task
 """Job keys that arms do not set, and why."""
 
 
-def job_faults(raw: dict[str, Any]) -> list[Fault]:
+def job_faults(raw: dict[str, JsonValue]) -> list[Fault]:
     """Faults of every arm as a job, found even when another part of the file is wrong."""
     job, compare, named = raw.get("job"), raw.get("compare", {}), raw.get("arm", [])
     if not isinstance(job, dict):
@@ -48,11 +47,8 @@ def job_faults(raw: dict[str, Any]) -> list[Fault]:
         if key in job:
             found.append(Fault(f"job.{key}", repr(job[key]), "is set by the plan; remove it"))
     job = {key: value for key, value in job.items() if key not in ("stage", "seed")}
-    crossed = isinstance(compare, dict) and all(isinstance(v, list) and v for v in compare.values())
-    tables = isinstance(named, list) and all(isinstance(arm, dict) for arm in named)
-    listed = raw.get("exclude")
-    without = [one for one in listed if isinstance(one, dict)] if crossed and isinstance(listed, list) else []
-    usable = cross(job, compare if crossed else {}, named if tables else [], without)
+    factors = _factors(compare)
+    usable = cross(job, factors, _tables(named, alone=True), _tables(raw.get("exclude")))
     if len(usable) > MOST_ARMS:  # told as that
         usable = []
     known = list(field_names(JobConfig))
@@ -62,7 +58,7 @@ def job_faults(raw: dict[str, Any]) -> list[Fault]:
                 found.append(Fault(f"{place}: {key}", "", FIXED[key]))
             elif key not in known and not is_option(key):
                 found.append(Fault(f"{place}: {key}", "", f"is no key of a job{nearest(key, known)}"))
-    found += _flat_lists(compare if crossed else {})
+    found += _flat_lists(factors)
     stages = ["tune", "confirm"] if raw.get("tune") is not None else ["confirm"]
     unknown = {fault.key.rpartition(": ")[2] for fault in found}
     for arm, stage in itertools.product(usable, stages):
@@ -77,7 +73,21 @@ def job_faults(raw: dict[str, Any]) -> list[Fault]:
     return found
 
 
-def _flat_lists(compare: dict[str, Any]) -> Iterable[Fault]:
+def _factors(compare: JsonValue) -> dict[str, list[JsonValue]]:
+    """The factors and their levels; none where something in [compare] is no list of levels."""
+    tables = compare if isinstance(compare, dict) else {}
+    factors = {key: levels for key, levels in tables.items() if isinstance(levels, list) and levels}
+    return factors if len(factors) == len(tables) else {}
+
+
+def _tables(listed: JsonValue, *, alone: bool = False) -> list[dict[str, JsonValue]]:
+    """The tables of a list. alone: none where something else is in it."""
+    items = listed if isinstance(listed, list) else []
+    tables = [item for item in items if isinstance(item, dict)]
+    return [] if alone and len(tables) < len(items) else tables
+
+
+def _flat_lists(compare: Mapping[str, list[JsonValue]]) -> Iterable[Fault]:
     """Levels of a key that is a list itself, given as one list."""
     for key, levels in compare.items():
         if key in list_keys() and not any(level is None or isinstance(level, list) for level in levels):
@@ -238,7 +248,7 @@ def _metric_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
         yield Fault("metric.name", repr(name), "needs job.evaluate.probe = true")
 
 
-def _own_task_faults(raw: dict[str, Any]) -> Iterable[Fault]:
+def _own_task_faults(raw: dict[str, JsonValue]) -> Iterable[Fault]:
     """What a task of the user's own needs that the others do not."""
     tables = {key: value for key, value in raw.items() if isinstance(value, dict)}
     task, metric = str(tables.get("job", {}).get("task")), tables.get("metric", {})
@@ -251,5 +261,5 @@ def _own_task_faults(raw: dict[str, Any]) -> Iterable[Fault]:
         yield Fault("tune.prune", repr(prune), expected)
 
 
-def _found(level: Any) -> str:
+def _found(level: JsonValue) -> str:
     return "none" if level is None else repr(level)

@@ -11,31 +11,35 @@ import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cache
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel
+from pydantic import AfterValidator, BaseModel, GetPydanticSchema, JsonValue
+from pydantic_core import core_schema
 
 from jobs.config import JobConfig
 from jobs.config.validation import section_of
+
+Settings = Mapping[str, JsonValue]
+"""Dotted job keys, and a value of each. (TOML has dates too: no key has such a value, and each of them is refused.)"""
 
 NONE = ("none", "null")
 """Texts that stand for None, in upper or lower case."""
 
 
-def _level(value: Any) -> Any:
+def _level(value: JsonValue) -> JsonValue:
     """A value of one key. Raises ValueError."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return _plain(value)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: JsonValue) -> JsonValue:
     if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     raise ValueError(f"{value!r} must be a text, a number, true, false, 'none', or a list of these")
 
 
-def _levels(value: Any) -> Any:
+def _levels(value: JsonValue) -> JsonValue:
     """One value, or a list of values that are allowed. Raises ValueError."""
     if not isinstance(value, list):
         return _level(value)
@@ -44,14 +48,17 @@ def _levels(value: Any) -> Any:
     return [_level(item) for item in value]
 
 
-Level = Annotated[Any, AfterValidator(_level)]
+AsGiven = Annotated[JsonValue, GetPydanticSchema(lambda _type, _handler: core_schema.any_schema())]
+"""A value that pydantic passes on unread: what it may be depends on the key, which the job's own model checks."""
+
+Level = Annotated[AsGiven, AfterValidator(_level)]
 """A value of a job key."""
 
-Levels = Annotated[Any, AfterValidator(_levels)]
+Levels = Annotated[AsGiven, AfterValidator(_levels)]
 """A value, or several of which one is meant; `alternatives` tells them apart."""
 
 
-def alternatives(key: str, value: Any) -> list[Any]:
+def alternatives(key: str, value: JsonValue) -> list[JsonValue]:
     """The values that `key = value` allows: all of a list, but for a key that is a list a plain list is one value."""
     if not isinstance(value, list):
         return [value]
@@ -60,7 +67,7 @@ def alternatives(key: str, value: Any) -> list[Any]:
     return value
 
 
-def identity(value: Any) -> Hashable:
+def identity(value: JsonValue) -> Hashable:
     """Equal for values that make the same job: 1 and 1.0 are, 1 and true are not."""
     if isinstance(value, list | tuple):
         return tuple(map(identity, value))
@@ -69,7 +76,7 @@ def identity(value: Any) -> Hashable:
     return (isinstance(value, bool), value)
 
 
-def repeated(values: Sequence[Any]) -> Any:
+def repeated(values: Sequence[JsonValue]) -> list[JsonValue]:
     """A list of the first value that is there twice; an empty one if none is."""
     seen: set[Hashable] = set()
     for value in values:
@@ -79,19 +86,19 @@ def repeated(values: Sequence[Any]) -> Any:
     return []
 
 
-def shown(value: Any) -> str:
+def shown(value: JsonValue | Sequence[JsonValue]) -> str:
     """A value as the sweep file has it."""
     return "none" if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def with_none(key: str, value: Any) -> Any:
+def with_none(key: str, value: JsonValue) -> JsonValue:
     """A value of a job key, None where the text "none" stands for it."""
     if isinstance(value, str) and value.lower() in NONE and key in none_keys():
         return None
     return value
 
 
-def all_with_none(key: str, values: Any) -> Any:
+def all_with_none(key: str, values: JsonValue) -> JsonValue:
     """The same of several values, or of one."""
     if not isinstance(values, list):
         return with_none(key, values)
@@ -116,9 +123,9 @@ def list_keys() -> frozenset[str]:
     return frozenset(key for key, kinds in _kinds(JobConfig).items() if tuple in kinds)
 
 
-def _kinds(model: type[BaseModel], prefix: str = "") -> dict[str, set[Any]]:
+def _kinds(model: type[BaseModel], prefix: str = "") -> dict[str, set[object]]:
     """What each key may be: types, and the texts of literals."""
-    kinds: dict[str, set[Any]] = {}
+    kinds: dict[str, set[object]] = {}
     for name, field in model.model_fields.items():
         section = section_of(field.annotation)
         if section is None:
@@ -128,7 +135,7 @@ def _kinds(model: type[BaseModel], prefix: str = "") -> dict[str, set[Any]]:
     return kinds
 
 
-def _branches(annotation: Any) -> Iterator[Any]:
+def _branches(annotation: object) -> Iterator[object]:
     origin = get_origin(annotation)
     if origin is Literal:
         yield from get_args(annotation)
@@ -143,7 +150,7 @@ def _branches(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
-def job_with_none(job: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def job_with_none(job: Mapping[str, JsonValue], prefix: str = "") -> dict[str, JsonValue]:
     """A nested job table with None where the text "none" stands for it."""
     return {
         name: job_with_none(value, f"{prefix}{name}.")
@@ -153,9 +160,9 @@ def job_with_none(job: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     }
 
 
-def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(table: Mapping[str, JsonValue], prefix: str = "") -> dict[str, JsonValue]:
     """Nested tables as dotted keys."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, JsonValue] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
@@ -164,9 +171,9 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def merged(job: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def merged(job: Mapping[str, object], settings: Settings) -> dict[str, JsonValue]:
     """`job` with dotted `settings` put in. Neither is changed."""
-    result: dict[str, Any] = json.loads(json.dumps(job, default=str))  # TOML dates are nobody's job
+    result: dict[str, JsonValue] = json.loads(json.dumps(job, default=str))  # TOML dates are nobody's job
     for key, value in settings.items():
         *sections, leaf = key.split(".")
         table = result

@@ -27,7 +27,10 @@ def test_a_suggestion_after_100_observations(sampler: str) -> None:
     for number in range(100):
         section = Tune.model_validate({"trials": 120, "sampler": "random", "space": SPACE})
         params = suggest(section, mode="max", sweep_seed=0, arm="a", number=number, history=[])
-        value = -((math.log10(params["optimizer.lr"]) + 2.7) ** 2) - params["optimizer.warmup"]
+        lr, warmup = params["optimizer.lr"], params["optimizer.warmup"]
+        assert isinstance(lr, float)
+        assert isinstance(warmup, float)
+        value = -((math.log10(lr) + 2.7) ** 2) - warmup
         history.append(Observed(number, params, value, "done"))
     section = Tune.model_validate({"trials": 120, "sampler": sampler, "space": SPACE})
     times = []

@@ -503,9 +503,10 @@ def test_a_job_runs_a_sweep_that_its_workers_can_run(overlay: str) -> None:
     assert (sweep.resources.gpus_per_rank > 0) is (gpus > 0)
     assert sweep.resources.autoscale, "there is no worker when it begins"
     for arm in arms_of(sweep):
-        ranks = arm.values["execution.ranks"]
-        most = group["maxReplicas"]
-        assert most * (gpus // sweep.resources.gpus_per_rank if gpus else cpus) >= ranks * sweep.resources.concurrent
+        ranks = arm.config(stage="confirm", seed=0).execution.ranks
+        most, concurrent = group["maxReplicas"], sweep.resources.concurrent
+        assert concurrent is not None
+        assert most * (gpus // sweep.resources.gpus_per_rank if gpus else cpus) >= ranks * concurrent
 
 
 @pytest.mark.parametrize("overlay", JOBS)

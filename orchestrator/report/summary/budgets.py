@@ -34,7 +34,7 @@ def declared(job: JsonObject, planned: ArmTable, trials: Sequence[Trial]) -> dic
     the sweep, which the arm's settings go into."""
     jobs = (*(trial.job for trial in trials), merged(job, planned["settings"]))
     table = next((budget for whole in jobs if isinstance(budget := whole.get("budget"), Mapping) and budget), {})
-    return {kind: amount for kind in KINDS if (amount := table.get(kind)) is not None}
+    return {kind: amount for kind in KINDS if isinstance(amount := table.get(kind), int | float)}
 
 
 def held_equal(arms: Sequence[Budgeted]) -> Kind | None:

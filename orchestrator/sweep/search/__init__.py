@@ -21,7 +21,9 @@ import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import JsonValue
 
 from jobs.config import canonical
 from orchestrator.sweep.search.sampling import (
@@ -43,6 +45,7 @@ from orchestrator.sweep.search.sampling import (
 )
 from orchestrator.sweep.space import conditions
 from orchestrator.sweep.space.grid import Grid
+from orchestrator.sweep.values import Settings
 
 if TYPE_CHECKING:
     from orchestrator.sweep import Space, Tune
@@ -56,10 +59,10 @@ def suggest(
     arm: str,
     number: int,
     history: Sequence[Observed],
-    base: Mapping[str, Any] | None = None,
+    base: Settings | None = None,
     everywhere: Collection[str] | None = None,
     rules: int = 2,
-) -> dict[str, Any]:
+) -> dict[str, JsonValue]:
     """The settings of suggestion `number` (from 0) of an arm: values for the keys of `tune.space`.
 
     The defaults come first, what they lack filled from `base`, the arm's own values by dotted key. A grid follows with
@@ -126,7 +129,7 @@ def should_prune(
     return climb(study, current)[1]
 
 
-def suggestions(tune: Tune, base: Mapping[str, Any] | None = None, *, rules: int = 2) -> int:
+def suggestions(tune: Tune, base: Settings | None = None, *, rules: int = 2) -> int:
     """How many suggestions an arm gets: its budget, or fewer when a grid ends before. rules: of the run."""
     if tune.sampler != "grid":
         return tune.trials
@@ -135,7 +138,7 @@ def suggestions(tune: Tune, base: Mapping[str, Any] | None = None, *, rules: int
     return min(tune.trials, len(tried) + grid.size - len(_taken(grid, tried, rules)))
 
 
-def defaults(tune: Tune, base: Mapping[str, Any]) -> list[dict[str, Any]]:
+def defaults(tune: Tune, base: Settings) -> list[dict[str, JsonValue]]:
     """The settings tried first. What a default lacks is filled from `base`; what `base` lacks, or has as None where
     that is no choice, is left out, and so to the job. So is a key whose condition does not hold."""
     found = []
@@ -150,9 +153,9 @@ def defaults(tune: Tune, base: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def drawn(spaces: Mapping[str, Space], base: Mapping[str, Any], *, seed: int, number: int) -> dict[str, Any]:
+def drawn(spaces: Mapping[str, Space], base: Settings, *, seed: int, number: int) -> dict[str, JsonValue]:
     """Values drawn at random for the keys that are tuned, each a function of (seed, number, key) alone."""
-    values, params = dict(base), dict[str, Any]()
+    values, params = dict(base), dict[str, JsonValue]()
     for key, space in spaces.items():
         if conditions.holds(space, values):
             digest = hashlib.sha256(canonical([seed, number, key]).encode()).digest()
@@ -161,7 +164,7 @@ def drawn(spaces: Mapping[str, Space], base: Mapping[str, Any], *, seed: int, nu
     return params
 
 
-def _at(space: Space, share: float) -> Any:
+def _at(space: Space, share: float) -> JsonValue:
     """The value at a share in [0, 1) of a range, uniform on its own scale, or of its choices."""
     if space.choices is not None:
         return space.choices[int(share * len(space.choices))]
@@ -189,15 +192,15 @@ def _starts_up(tune: Tune, seen: Sequence[Observed]) -> bool:
 
 def _of_grid(
     tune: Tune,
-    base: Mapping[str, Any],
+    base: Settings,
     number: int,
     *,
     sweep_seed: int,
     arm: str,
-    tried: Sequence[Mapping[str, Any]],
+    tried: Sequence[Settings],
     everywhere: Collection[str] | None,
     rules: int,
-) -> dict[str, Any]:
+) -> dict[str, JsonValue]:
     """Suggestion `number` of a grid, which comes after the defaults that were tried."""
     grid = Grid(tune.space, base, everywhere)
     taken = _taken(grid, tried, rules)
@@ -212,7 +215,7 @@ def _of_grid(
     return next(itertools.islice(others, number - len(tried), None))
 
 
-def _taken(grid: Grid, tried: Sequence[Mapping[str, Any]], rules: int) -> set[str]:
+def _taken(grid: Grid, tried: Sequence[Settings], rules: int) -> set[str]:
     """The points of a grid that the defaults are, as text. Rules 1 took 0 and 0.0 for two points."""
     own = [(point, grid.own(point)) for point in tried]
     return {
@@ -222,7 +225,7 @@ def _taken(grid: Grid, tried: Sequence[Mapping[str, Any]], rules: int) -> set[st
     }
 
 
-def _by_hash(tune: Tune, base: Mapping[str, Any], sweep_seed: int) -> Iterator[dict[str, Any]]:
+def _by_hash(tune: Tune, base: Settings, sweep_seed: int) -> Iterator[dict[str, JsonValue]]:
     """The points of a grid in the order of rules 1, which lists all of them."""
     points = conditions.combinations(tune.space, base, {key: one.choices or [] for key, one in tune.space.items()})
     by_text = {canonical(point): point for point in points}
@@ -243,7 +246,7 @@ def _visible(tune: Tune, *, number: int, history: Sequence[Observed]) -> list[Ob
     return [seen[n] for n in sorted(seen)]
 
 
-def _sampler_seed(of: Sequence[Any], number: int) -> int:
+def _sampler_seed(of: Sequence[int | str], number: int) -> int:
     """32 bits. One-to-one in `number` (the factor is odd): a hash of it would sometimes give two numbers one seed,
     and a sampler with the same seed and little history repeats itself."""
     start = int.from_bytes(hashlib.sha256(canonical(list(of)).encode()).digest()[:4], "big")

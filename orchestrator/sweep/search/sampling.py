@@ -8,15 +8,17 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import JsonValue
 
 from jobs.config import canonical
 from orchestrator.sweep.space import conditions
-from orchestrator.sweep.values import identity
+from orchestrator.sweep.values import Settings, identity
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
-    from optuna.distributions import BaseDistribution
+    from optuna.distributions import BaseDistribution, CategoricalChoiceType
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial, TrialState
@@ -44,7 +46,7 @@ class Observed:
     number: int
     """Counts the arm's suggestions from 0."""
 
-    params: Mapping[str, Any]
+    params: Settings
     """What was suggested: dotted job keys."""
 
     value: float | None
@@ -93,21 +95,26 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def walk(trial: Trial, spaces: Mapping[str, Space], base: Mapping[str, Any]) -> dict[str, Any]:
+def walk(trial: Trial, spaces: Mapping[str, Space], base: Settings) -> dict[str, JsonValue]:
     """Ask for one key after the other, as what is suggested for one decides whether another is tuned."""
-    values, params = dict(base), dict[str, Any]()
+    values, params = dict(base), dict[str, JsonValue]()
     for key, one in spaces.items():
         if conditions.holds(one, values):
             values[key] = params[key] = _ask(trial, key, one)
     return params
 
 
-def _ask(trial: Trial, key: str, space: Space) -> Any:
+def _ask(trial: Trial, key: str, space: Space) -> JsonValue:
+    from optuna.distributions import FloatDistribution, IntDistribution
+
     if space.choices is not None:
         return decoded_value(space, trial.suggest_categorical(key, _coded_choices(space)))
-    distribution: Any = distribution_of(space)
-    ask: Any = trial.suggest_int if space.integer else trial.suggest_float
-    return ask(key, distribution.low, distribution.high, log=distribution.log, step=distribution.step)
+    distribution = distribution_of(space)
+    if isinstance(distribution, IntDistribution):
+        low, high, step = distribution.low, distribution.high, distribution.step
+        return trial.suggest_int(key, low, high, log=distribution.log, step=step)
+    assert isinstance(distribution, FloatDistribution)
+    return trial.suggest_float(key, distribution.low, distribution.high, log=distribution.log, step=distribution.step)
 
 
 def sampler_of(tune: Tune, *, seed: int, fixed: bool) -> BaseSampler:
@@ -171,14 +178,14 @@ def ends_of(space: Space) -> tuple[float, float]:
     return space.low, space.high
 
 
-def holds_settings(spaces: Mapping[str, Space], base: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
+def holds_settings(spaces: Mapping[str, Space], base: Settings, params: Settings) -> bool:
     """Whether every key that is tuned under these settings has a value within its space."""
     return all(
         key in params and holds_value(spaces[key], params[key]) for key in conditions.active(spaces, base, params)
     )
 
 
-def holds_value(space: Space, value: Any) -> bool:
+def holds_value(space: Space, value: JsonValue) -> bool:
     """Whether a value lies within the space of its key."""
     if space.choices is not None:
         return conditions.among(value, space.choices)
@@ -199,19 +206,24 @@ def state_of(one: Observed) -> TrialState:
     return TrialState.COMPLETE if one.state == "done" and one.value is not None else TrialState.FAIL
 
 
-def _coded_choices(space: Space) -> list[Any]:
+def _coded_choices(space: Space) -> list[CategoricalChoiceType]:
     """Choices as Optuna takes them: it knows None, texts and numbers, and no lists."""
     choices = space.choices or []
-    return [canonical(choice) for choice in choices] if _is_coded(space) else choices
+    return [canonical(choice) for choice in choices] if _is_coded(space) else [_scalar(choice) for choice in choices]
 
 
-def _coded(space: Space, value: Any) -> Any:
+def _coded(space: Space, value: JsonValue) -> CategoricalChoiceType:
     if not _is_coded(space):
-        return value
+        return _scalar(value)
     return canonical(next(choice for choice in space.choices or [] if identity(choice) == identity(value)))
 
 
-def decoded_value(space: Space, value: Any) -> Any:
+def _scalar(value: JsonValue) -> CategoricalChoiceType:
+    assert not isinstance(value, list | dict), "a space with a list among its choices is coded"
+    return value
+
+
+def decoded_value(space: Space, value: JsonValue) -> JsonValue:
     """Return the value that Optuna's stands for."""
     if not _is_coded(space):
         return value

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from typing import Any
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from jobs.config import Fault, JobConfig, faults, field_names, nearest
 from jobs.config.components import is_option
@@ -105,7 +104,7 @@ def _condition_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
         yield Fault("tune.space", "", str(error))
 
 
-def _default_faults(where: str, default: dict[str, Any], tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
+def _default_faults(where: str, default: dict[str, JsonValue], tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
     for key, value in default.items():
         if key not in tune.space:
             yield Fault(f"{where}.{key}", repr(value), f"is not in tune.space{nearest(key, list(tune.space))}")
@@ -120,7 +119,7 @@ def _default_faults(where: str, default: dict[str, Any], tune: Tune, arms: list[
         yield from _job_faults(where, arm, settings)
 
 
-def _inside(space: Space, value: Any) -> bool:
+def _inside(space: Space, value: JsonValue) -> bool:
     if space.choices is not None:
         return conditions.among(value, space.choices)
     if isinstance(value, bool) or not isinstance(value, int | float) or space.low is None or space.high is None:
@@ -162,7 +161,7 @@ def _value_faults(where: str, key: str, tune: Tune, arms: list[Arm]) -> Iterable
             yield from (Fault(where, said, fault.expected + remedy) for fault in found)
 
 
-def _ends(space: Space) -> list[Any]:
+def _ends(space: Space) -> list[JsonValue]:
     """The choices, or the two ends of a range as a sampler gives them."""
     samples = space.samples
     return samples if space.choices is not None else [samples[0], *samples[-1:][: len(samples) - 1]]
@@ -178,7 +177,7 @@ def _in_whole_numbers(space: Space) -> str:
     return f"; {shown(next(one for one in given if isinstance(one, float)))} makes decimals: write {{ {whole} }}"
 
 
-def _job_faults(where: str, arm: Arm, settings: dict[str, Any]) -> Iterable[Fault]:
+def _job_faults(where: str, arm: Arm, settings: dict[str, JsonValue]) -> Iterable[Fault]:
     try:
         arm.config(stage="tune", seed=0, settings=settings)
     except ValidationError as error:

@@ -13,10 +13,11 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
+
+from pydantic import JsonValue
 
 from orchestrator.sweep.model import Space
-from orchestrator.sweep.values import identity
+from orchestrator.sweep.values import Settings, identity
 
 Spaces = Mapping[str, Space]
 
@@ -36,12 +37,12 @@ def order(spaces: Spaces) -> list[str]:
     return found
 
 
-def holds(space: Space, values: Mapping[str, Any]) -> bool:
+def holds(space: Space, values: Settings) -> bool:
     """Whether the key of `space` is tuned where the others have these values."""
     return all(identity(values.get(key)) in allowed for key, allowed in space.permitted.items())
 
 
-def active(spaces: Spaces, values: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
+def active(spaces: Spaces, values: Settings, params: Settings) -> list[str]:
     """The keys that are tuned in an arm of `values` once `params` are suggested, in order."""
     seen, found = dict(values), []
     for key in order(spaces):
@@ -52,9 +53,9 @@ def active(spaces: Spaces, values: Mapping[str, Any], params: Mapping[str, Any])
     return found
 
 
-def within(spaces: Spaces, values: Mapping[str, Any]) -> dict[str, Space]:
+def within(spaces: Spaces, values: Settings) -> dict[str, Space]:
     """The keys that can be tuned in an arm of `values`, in order: whatever is suggested for others decides the rest."""
-    possible: dict[str, list[Any]] = {}
+    possible: dict[str, list[JsonValue]] = {}
     found: dict[str, Space] = {}
     for key in order(spaces):
         space = spaces[key]
@@ -70,7 +71,9 @@ def is_fixed(spaces: Spaces) -> bool:
     return not any(space.conditions.keys() & spaces.keys() for space in spaces.values())
 
 
-def combinations(spaces: Spaces, values: Mapping[str, Any], ends: Mapping[str, Sequence[Any]]) -> Iterator[Any]:
+def combinations(
+    spaces: Spaces, values: Settings, ends: Mapping[str, Sequence[JsonValue]]
+) -> Iterator[dict[str, JsonValue]]:
     """Every combination of `ends`, the values of each key that stand for all, that an arm of `values` can be given: as
     settings. One that comes twice is given twice."""
     keys = list(within(spaces, values))
@@ -92,8 +95,8 @@ def above(spaces: Spaces, key: str) -> list[str]:
 
 
 def some_combinations(
-    spaces: Spaces, values: Mapping[str, Any], ends: Mapping[str, Sequence[Any]], *, most: int
-) -> Iterator[dict[str, Any]]:
+    spaces: Spaces, values: Settings, ends: Mapping[str, Sequence[JsonValue]], *, most: int
+) -> Iterator[dict[str, JsonValue]]:
     """At most `most` of `combinations`, spread evenly over all of them."""
     keys = list(within(spaces, values))
     whole = math.prod(len(ends[key]) for key in keys)
@@ -106,7 +109,7 @@ def some_combinations(
         yield {key: point[key] for key in tuned}
 
 
-def among(value: Any, allowed: Sequence[Any]) -> bool:
+def among(value: JsonValue, allowed: Sequence[JsonValue]) -> bool:
     """Whether a value is one of these. 1 and true are not the same."""
     wanted = identity(value)
     return any(identity(choice) == wanted for choice in allowed)

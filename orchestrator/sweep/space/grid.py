@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+
+from pydantic import JsonValue
 
 from jobs.config import canonical
 from orchestrator.sweep.model import Space
 from orchestrator.sweep.space import conditions
-from orchestrator.sweep.values import identity
+from orchestrator.sweep.values import Settings, identity
 
 MOST_COUNTS = 100_000
 """Counts that are remembered; beyond, conditions are too entangled to be counted in a second."""
@@ -35,21 +36,21 @@ class Keys:
             for parent in spaces[key].conditions:
                 if parent in self._children:
                     self._children[parent].append(key)
-        self.branches: dict[str, dict[frozenset[str], list[Any]]] = {}
+        self.branches: dict[str, dict[frozenset[str], list[JsonValue]]] = {}
         """For each key: its choices by the keys that they rule out."""
         for key in self.order:
-            branches: dict[frozenset[str], list[Any]] = {}
+            branches: dict[frozenset[str], list[JsonValue]] = {}
             for choice in _distinct(spaces[key].choices or []):
                 branches.setdefault(self.ruled_out(key, choice), []).append(choice)
             self.branches[key] = branches
 
-    def ruled_out(self, parent: str, value: Any) -> frozenset[str]:
+    def ruled_out(self, parent: str, value: JsonValue) -> frozenset[str]:
         """The keys that are not tuned where `parent` has this value."""
         return frozenset(
             child for child in self._children[parent] if identity(value) not in self.spaces[child].permitted[parent]
         )
 
-    def ruled_out_by_others(self, values: Mapping[str, Any]) -> frozenset[str]:
+    def ruled_out_by_others(self, values: Settings) -> frozenset[str]:
         """The keys that are not tuned in an arm of `values`, whatever these keys are."""
         return frozenset(
             key
@@ -62,7 +63,7 @@ class Keys:
 class Tree:
     """Every combination of the choices of some keys in an arm of `values`, as settings, each once."""
 
-    def __init__(self, keys: Keys, values: Mapping[str, Any]) -> None:
+    def __init__(self, keys: Keys, values: Settings) -> None:
         """Raises ValueError where conditions are too entangled to count what they leave."""
         self._keys, self._branches = keys.order, keys.branches
         self._out = keys.ruled_out_by_others(values)
@@ -71,9 +72,9 @@ class Tree:
         self._counts: dict[tuple[int, frozenset[str]], int] = {}
         self.size = self._count(0, self._out)
 
-    def at(self, number: int) -> dict[str, Any]:
+    def at(self, number: int) -> dict[str, JsonValue]:
         """Combination `number`, from 0 to `size` - 1."""
-        point: dict[str, Any] = {}
+        point: dict[str, JsonValue] = {}
         out = self._out
         for depth, key in enumerate(self._keys):
             if key in out:
@@ -88,9 +89,9 @@ class Tree:
                 number -= below * len(choices)
         return point
 
-    def own(self, point: Mapping[str, Any]) -> dict[str, Any] | None:
+    def own(self, point: Settings) -> dict[str, JsonValue] | None:
         """The combination that equals `point`, in the words of the choices; None if there is none."""
-        found: dict[str, Any] = {}
+        found: dict[str, JsonValue] = {}
         out = self._out
         for key in self._keys:
             if key in out:
@@ -132,7 +133,7 @@ class Grid:
     """
 
     def __init__(
-        self, spaces: Mapping[str, Space], values: Mapping[str, Any], everywhere: Collection[str] | None = None
+        self, spaces: Mapping[str, Space], values: Settings, everywhere: Collection[str] | None = None
     ) -> None:
         """Raises ValueError as `Tree` does."""
         self._spaces, self._values = conditions.within(spaces, values), values
@@ -147,11 +148,11 @@ class Grid:
         """How many points there are."""
         return self._whole.size
 
-    def own(self, point: Mapping[str, Any]) -> dict[str, Any] | None:
+    def own(self, point: Settings) -> dict[str, JsonValue] | None:
         """The point that equals these settings; None if they are none of the grid."""
         return self._whole.own(point)
 
-    def points(self, seed: int) -> Iterator[dict[str, Any]]:
+    def points(self, seed: int) -> Iterator[dict[str, JsonValue]]:
         """Every point once, in the order of this seed. The cost is that of the points that are taken."""
         alive: list[int] = []
         for number in range(self._shared.size):
@@ -170,7 +171,7 @@ class Grid:
                 yield point
             alive = longer
 
-    def _point(self, seed: int, number: int, turn: int) -> tuple[dict[str, Any], int]:
+    def _point(self, seed: int, number: int, turn: int) -> tuple[dict[str, JsonValue], int]:
         """Combination `number` of the shared keys, with the rest's of this turn; and how many of the rest there are."""
         shared = self._shared.at(permuted(number, self._shared.size, canonical([seed, "shared"])))
         if self._rest is None:
@@ -179,7 +180,7 @@ class Grid:
         point = rest.at(permuted(turn, rest.size, canonical([seed, dict(sorted(shared.items()))])))
         return self._ordered(shared | point), rest.size
 
-    def _ordered(self, point: Mapping[str, Any]) -> dict[str, Any]:
+    def _ordered(self, point: Settings) -> dict[str, JsonValue]:
         return {key: point[key] for key in self._spaces if key in point}
 
 
@@ -208,7 +209,7 @@ def _shared(spaces: Mapping[str, Space], everywhere: Collection[str] | None) -> 
     return [key for key in spaces if key in common and spaces[key].conditions.keys() & spaces.keys() <= always - {key}]
 
 
-def _distinct(choices: Sequence[Any]) -> list[Any]:
+def _distinct(choices: Sequence[JsonValue]) -> list[JsonValue]:
     """Choices without those that are there twice as text."""
     if len(set(map(identity, choices))) == len(choices):
         return list(choices)

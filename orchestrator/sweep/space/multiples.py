@@ -9,14 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from jobs.config import DIVIDES, Fault, JobConfig, faults
 from orchestrator.sweep.model import Arm, Space, Tune
 from orchestrator.sweep.space import conditions
-from orchestrator.sweep.values import shown
+from orchestrator.sweep.values import Settings, shown
 
 MOST_BESIDE = 20_000
 """Combinations, over all arms, of the keys that decide whether two others meet."""
@@ -40,7 +39,7 @@ def multiple_faults(tune: Tune, arms: list[Arm]) -> Iterator[Fault]:
                     return
 
 
-def _beside(spaces: Mapping[str, Space], part: str, whole: str) -> Iterator[dict[str, Any]]:
+def _beside(spaces: Mapping[str, Space], part: str, whole: str) -> Iterator[dict[str, JsonValue]]:
     """What the keys may be that decide which of these two are tuned, and whether the encoder has the rule."""
     first = [key for key in (part, whole, "model.name") if key in spaces]
     above = dict.fromkeys(one for key in first for one in conditions.above(spaces, key))
@@ -49,7 +48,7 @@ def _beside(spaces: Mapping[str, Space], part: str, whole: str) -> Iterator[dict
         yield dict(zip(keys, point, strict=True))
 
 
-def _fault(spaces: Mapping[str, Space], arm: Arm, part: str, whole: str, beside: Mapping[str, Any]) -> Fault | None:
+def _fault(spaces: Mapping[str, Space], arm: Arm, part: str, whole: str, beside: Settings) -> Fault | None:
     keys = dict.fromkeys((*beside, part, whole))
     tuned = conditions.active({key: spaces[key] for key in keys if key in spaces}, arm.values, beside)
 

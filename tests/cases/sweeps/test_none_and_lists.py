@@ -174,7 +174,7 @@ def test_what_the_samplers_learn_of_lists_matters() -> None:
     for sampler in ("tpe", "gp"):
         tune = Tune.model_validate({"trials": 40, "sampler": sampler, "space": space})
         history = [Observed(n, {"b": [0.1 * (n % 8), 0.5]}, -abs(n % 8 - 5), "done") for n in range(24)]
-        asked = [
+        asked: list[Any] = [
             suggest(tune, mode="max", sweep_seed=seed, arm="x", number=24, history=history)["b"] for seed in range(12)
         ]
         assert sum(abs(value[0] - 0.5) < 0.15 for value in asked) >= 6

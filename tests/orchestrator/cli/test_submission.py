@@ -87,7 +87,7 @@ def test_a_folder_that_is_called_as_something_without_files_stays(tmp_path: Path
         ("resnet", "vit", {"resnet"}),
         ("digits/x.csv", "digits", {"digits/x.csv", "digits"}),
     ):
-        job = arm.job | {"data": arm.job["data"] | {"train": data}, "model": arm.job["model"] | {"name": model}}
+        job = sweeps.merged(arm.job, {"data.train": data, "model.name": model})
         found = set(verbs._sources(replace(arm, job=job)))
         assert kept <= found
         assert not found & names - kept

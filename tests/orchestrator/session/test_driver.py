@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from real import SWEEP, TRIALS, call, measured, status
@@ -75,7 +76,7 @@ def test_a_run_of_an_older_version_is_continued_by_the_same_command(tmp_path: Pa
     (tmp_path / "sweep.toml").write_text(SWEEP)
     folder = RunFolder(tmp_path / "runs" / "small")
     plan = planning.make(sweeps.load(tmp_path / "sweep.toml"))
-    stored = sweeps.resolved(plan.sweep) | {"plan": plan.summary()}
+    stored: dict[str, Any] = sweeps.resolved(plan.sweep) | {"plan": plan.summary()}
     del stored["exclude"], stored["resources"], stored["tune"]["space"]["optimizer.lr"]["when"]
     begun = planning.stored(stored, 1)
     _refuse_changes(folder, begun, plan)

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import JsonValue
 
 from jobs.config import JobConfig, canonical, trial_id
 from jobs.config.identity import FOLLOWED, FORMER, counted_from, default_values
 from orchestrator.ledger import Ledger, sqlite_url
-from orchestrator.sweep import Sweep, flatten, load, resolved
+from orchestrator.sweep import Sweep, flatten, load, merged, resolved
 from orchestrator.sweep.model import Planned, cross
 from orchestrator.sweep.plan import (
     Plan,
@@ -136,9 +137,14 @@ def test_the_summary_says_what_differs_between_arms() -> None:
 
 
 def test_changed_keys_are_listed_except_those_that_may_change() -> None:
-    old = {"job": {"loss": {"margin": 0.1}}, "retry": {"hung": 1}, "resources": {"concurrent": 1, "cpus_per_rank": 1}}
-    new = {"job": {"loss": {"margin": 0.2}}, "retry": {"hung": 2}, "resources": {"concurrent": 2, "cpus_per_rank": 2}}
-    assert changed_keys(old, new) == [("job.loss.margin", 0.1, 0.2), ("resources.cpus_per_rank", 1, 2)]
+    def sweep(margin: float, count: int) -> dict[str, JsonValue]:
+        resources: dict[str, JsonValue] = {"concurrent": count, "cpus_per_rank": count}
+        return {"job": {"loss": {"margin": margin}}, "retry": {"hung": count}, "resources": resources}
+
+    assert changed_keys(sweep(0.1, 1), sweep(0.2, 2)) == [
+        ("job.loss.margin", 0.1, 0.2),
+        ("resources.cpus_per_rank", 1, 2),
+    ]
 
 
 def test_a_thousand_trials_are_planned_within_five_seconds(tmp_path: Path) -> None:
@@ -206,15 +212,15 @@ def test_a_default_that_changes_later_changes_no_run_that_is_there(tmp_path: Pat
     """What was planned has its defaults written out, and its ids are made with the defaults of then."""
     made = make(load(ROOT / "sweeps" / "quickstart.toml"))
     ids = trials_of(made)
-    kept = resolved(made.sweep) | {"plan": made.record()}
+    kept: dict[str, Any] = resolved(made.sweep) | {"plan": made.record()}
     kept["plan"]["defaults"]["optimizer.weight_decay"] = 0.5  # as if it had been another one when this was planned
     other = stored(kept, 2)
     assert {trial[0] for trial in trials_of(other)}.isdisjoint(trial[0] for trial in ids)
     later = {**kept["plan"]["defaults"], "loss.a_later_field": 3}
     job = made.confirm_trials(made.arms[0].label, {})[0].record
-    grown = job | {"loss": job["loss"] | {"a_later_field": 3}}
+    grown = merged(job, {"loss.a_later_field": 3})
     assert trial_id(grown, defaults=later) == trial_id(job, defaults=later), "a new field renames nothing"
-    assert trial_id(grown | {"loss": grown["loss"] | {"a_later_field": 4}}, defaults=later) != trial_id(job)
+    assert trial_id(merged(grown, {"loss.a_later_field": 4}), defaults=later) != trial_id(job)
 
 
 @pytest.mark.parametrize("run", ["crossed", "diverged"])
@@ -243,7 +249,7 @@ def test_the_defaults_of_jobs_are_those_that_ids_were_made_with() -> None:
 def test_a_former_default_and_the_one_that_followed_it_share_no_id() -> None:
     today = default_values(JobConfig)
     assert {key: today[key] for key in FORMER} == FOLLOWED
-    made = make(Sweep.model_validate(SWEEP)).confirm_trials("dcl, size=16", {})[0].record
+    made: dict[str, Any] = make(Sweep.model_validate(SWEEP)).confirm_trials("dcl, size=16", {})[0].record
     ids = {trial_id(made)}
     for key, value in FORMER.items():
         section, name = key.split(".")
@@ -255,7 +261,7 @@ def test_a_run_that_was_planned_with_former_defaults_has_the_jobs_and_ids_of_the
     """As the version before wrote it: jobs written out, defaults of then. Mutant check: today's defaults in the place
     of those that were stored."""
     made = make(load(ROOT / "sweeps" / "quickstart.toml"))
-    kept = resolved(made.sweep) | {"plan": made.record()}
+    kept: dict[str, Any] = resolved(made.sweep) | {"plan": made.record()}
     for arm in kept["plan"]["arms"]:
         arm["job"]["model"]["pooling"], arm["job"]["data"]["max_tokens"] = "mean", 32
     trials = [stored(kept, 2).confirm_trials(arm.label, {"optimizer.lr": 0.0123})[0] for arm in made.arms]

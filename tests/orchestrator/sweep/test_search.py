@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import JsonValue
 
 from jobs.config import canonical
 from orchestrator.sweep import Tune
@@ -194,7 +195,8 @@ def test_a_suggestion_that_is_asked_too_early_is_refused(gone: str) -> None:
 @given(st.integers(0, 2**31), st.text(max_size=20), st.integers(0, 10**6), st.integers(0, 10**6))
 @settings(deadline=None, max_examples=200)
 def test_two_numbers_never_share_a_sampler_seed(sweep_seed: int, arm: str, one: int, other: int) -> None:
-    for of in ([sweep_seed], [sweep_seed, arm]):
+    seeds: tuple[list[int | str], ...] = ([sweep_seed], [sweep_seed, arm])
+    for of in seeds:
         assert (_sampler_seed(of, one) == _sampler_seed(of, other)) == (one == other)
 
 
@@ -284,7 +286,9 @@ def test_values_lie_in_the_space_and_are_what_json_gives_back(sampler: str) -> N
         assert values["loss.temperature"] in (0.05, 0.1, 0.2)
         assert type(values["model.layers"]) is int
         assert 1 <= values["model.layers"] <= 6
-        assert min(abs(values["optimizer.warmup"] - k / 10) for k in range(4)) < 1e-12
+        warmup = values["optimizer.warmup"]
+        assert isinstance(warmup, float)
+        assert min(abs(warmup - k / 10) for k in range(4)) < 1e-12
 
 
 @given(
@@ -608,7 +612,7 @@ CONDITIONAL: dict[str, Any] = {
     "optimizer.warmup": {"choices": [0.0, 0.1], "when": {"optimizer.schedule": "cosine", "arm": "infonce"}},
     "loss.bias": {"low": -10.0, "high": 0.0, "when": {"loss.name": "siglip"}},
 }
-OWN = {"loss.name": "infonce", "optimizer.schedule": "linear", "optimizer.name": "adamw"}
+OWN: dict[str, JsonValue] = {"loss.name": "infonce", "optimizer.schedule": "linear", "optimizer.name": "adamw"}
 
 
 def allowed(params: Mapping[str, Any], arm: str) -> bool:

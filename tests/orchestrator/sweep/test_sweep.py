@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import JsonValue
 
 from jobs.config import ConfigError
 from orchestrator.cli import main
@@ -366,7 +367,8 @@ def test_exactly_the_ranges_are_refused_that_hold_a_wrong_pair(
     if pools is not None:
         spaces["batch.pool"] = Space(low=pools[0], high=sum(pools))
         parts = list(range(pools[0], sum(pools) + 1))
-    job = {"task": "image", "budget": {"samples": 1000}, "data": {"train": "digits", "tune": "a", "confirm": "b"}}
+    data: dict[str, JsonValue] = {"train": "digits", "tune": "a", "confirm": "b"}
+    job: dict[str, JsonValue] = {"task": "image", "budget": {"samples": 1000}, "data": data}
     arm = Arm("a", {}, job | {"batch": {"size": part, "pool": part}})
     wrong = any(size % pool for size in range(low, low + span + 1, step) for pool in parts)
     faults = list(multiple_faults(Tune(space=spaces), [arm]))
@@ -528,7 +530,7 @@ def test_a_folder_and_a_missing_file_are_named(tmp_path: Path, write: Any) -> No
 def test_set_overrides_any_key_and_names_what_is_wrong(write: Any) -> None:
     path = write(GOOD)
     sweep = load(path, ["job.loss.temperature=0.07", "compare.batch.size=[8, 32]", "tune.space.optimizer.lr.low=1e-5"])
-    assert sweep.job["loss"]["temperature"] == 0.07
+    assert flatten(sweep.job)["loss.temperature"] == 0.07
     assert sweep.compare["batch.size"] == [8, 32]
     assert sweep.tune is not None
     assert sweep.tune.space["optimizer.lr"].low == 1e-5
@@ -612,7 +614,7 @@ def test_a_sweep_may_say_its_budget_otherwise_than_the_one_it_extends(write: Any
 
 
 def test_merging_settings_leaves_the_job_alone_and_replaces_a_budget() -> None:
-    job = {"budget": {"samples": 10}, "loss": {"name": "dcl"}}
+    job: dict[str, JsonValue] = {"budget": {"samples": 10}, "loss": {"name": "dcl"}}
     changed = merged(job, {"budget.steps": 3, "loss.margin": 0.1, "model.width": 8})
     assert flatten(changed) == {"budget.steps": 3, "loss.name": "dcl", "loss.margin": 0.1, "model.width": 8}
     assert job == {"budget": {"samples": 10}, "loss": {"name": "dcl"}}
