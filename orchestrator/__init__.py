@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from orchestrator.cli.python import DriverError as DriverError
@@ -16,12 +16,13 @@ __version__ = "0.1.0"
 __all__ = ["DriverError", "Run", "Sweep", "launch", "open_run"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """What notebooks use, imported when it is asked for: every module of ours imports this one first."""
     if name in __all__:
         from orchestrator.cli import python
 
-        return getattr(python, name)
+        used: object = getattr(python, name)
+        return used
     raise AttributeError(f"module 'orchestrator' has no attribute {name!r}")
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from jobs.config import JobConfig
 from orchestrator.sweep import Space, Sweep
 from orchestrator.sweep.limits import LONGEST_NAME
@@ -20,6 +22,10 @@ from orchestrator.sweep.validate import FIXED, METRICS
 from orchestrator.sweep.values import NONE, none_keys
 
 Schema = dict[str, Any]
+"""A JSON Schema, or a part of one, as pydantic makes it."""
+
+Tree = dict[str, "str | Tree"]
+"""Name of a key -> its dotted name; of a section -> the same of what is in it."""
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -34,7 +40,7 @@ COMPLETE = "complete"
 
 def sweep_schema() -> Schema:
     """The whole schema, as JSON."""
-    sweep, job = (_as_toml(model.model_json_schema()) for model in (Sweep, JobConfig))
+    sweep, job = (_as_toml(model) for model in (Sweep, JobConfig))
     known = job.pop("$defs") | sweep.pop("$defs")
     required = {"sweep": sweep.pop("required"), "job": [name for name in job.pop("required") if name in FIXED]}
     required |= {name: table.pop("required", []) for name, table in known.items()}
@@ -102,9 +108,9 @@ class _Leaves:
         tree = {name: below for name, below in self._tree.items() if name not in closed}
         return {"type": "object", "additionalProperties": False} | self._nested(tree, form)
 
-    def _collected(self, table: Schema, known: Mapping[str, Schema], prefix: str) -> dict[str, Any]:
+    def _collected(self, table: Schema, known: Mapping[str, Schema], prefix: str) -> Tree:
         """Name -> the same of a section, or the dotted key."""
-        tree: dict[str, Any] = {}
+        tree: Tree = {}
         for name, field in table["properties"].items():
             key = prefix + name
             section = known.get(field.get("$ref", "").rpartition("/")[2], {})
@@ -116,7 +122,7 @@ class _Leaves:
                 tree[name] = key
         return tree
 
-    def _nested(self, tree: Mapping[str, Any], form: Form) -> Schema:
+    def _nested(self, tree: Tree, form: Form) -> Schema:
         """The keys of a tree, as `properties` and, of those that are tables of any keys, as `patternProperties`."""
         properties: dict[str, Schema] = {}
         patterns: dict[str, Schema] = {}
@@ -196,17 +202,20 @@ def _complete_space() -> Schema:
     }
 
 
-def _as_toml(node: Any) -> Any:
-    """A schema of pydantic's without titles, null and the defaults of whole sections, with descriptions in one line;
-    a reference has the description of what it refers to."""
-    known = node.get("$defs", {})
+def _as_toml(model: type[BaseModel]) -> Schema:
+    """The schema of a model without titles, null and the defaults of whole sections, with descriptions in one line; a
+    reference has the description of what it refers to."""
+    whole = model.model_json_schema()
+    known = whole.get("$defs", {})
 
-    def changed(value: Any) -> Any:
+    def changed(value: object) -> object:
         if isinstance(value, list):
             return [changed(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        kept = {key: changed(inner) for key, inner in value.items() if not (key == "title" and isinstance(inner, str))}
+        return changed_table(value) if isinstance(value, dict) else value
+
+    def changed_table(table: Schema) -> Schema:
+        untitled = {key: value for key, value in table.items() if not (key == "title" and isinstance(value, str))}
+        kept: Schema = {key: changed(value) for key, value in untitled.items()}
         if kept.get("default", 0) in (None, [], {}):
             del kept["default"]
         if "anyOf" in kept:
@@ -220,7 +229,7 @@ def _as_toml(node: Any) -> Any:
             kept.setdefault("description", " ".join(above.get("description", "").split()))
         return kept
 
-    return changed(node)
+    return changed_table(whole)
 
 
 def _without_null(branches: list[Schema]) -> Iterator[Schema]:

@@ -5,28 +5,29 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from orchestrator.ledger.stored import JsonObject
 from orchestrator.run_dir import folder as runs
-from orchestrator.run_dir.folder import RunFolder
+from orchestrator.run_dir.folder import RunFolder, Status
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
 
-def status(folder: RunFolder) -> dict[str, Any]:
+def status(folder: RunFolder) -> Status:
     """What `status --json` prints. Raises RunError, LedgerError or RemoteError, as all of these."""
     with contextlib.closing(folder.open()) as ledger:
-        return dict(runs.status(ledger))
+        return runs.status(ledger)
 
 
-def answer(folder: RunFolder) -> dict[str, Any]:
+def answer(folder: RunFolder) -> JsonObject:
     """What `compare --json` prints. Writes nothing."""
     from orchestrator import report
 
     with contextlib.closing(folder.open()) as ledger:
-        made: dict[str, Any] = json.loads(json.dumps(report.summarize(ledger).to_json(), allow_nan=False))
+        made: JsonObject = json.loads(json.dumps(report.summarize(ledger).to_json(), allow_nan=False))
     return made
 
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import click
 
@@ -21,9 +21,10 @@ from orchestrator.cli.python import records
 from orchestrator.cli.python.child import Child, named
 from orchestrator.cli.python.written import NAME, override, written
 from orchestrator.ledger import LedgerError
+from orchestrator.ledger.stored import JsonObject
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.bucket import RemoteError
-from orchestrator.run_dir.folder import RunError, RunFolder
+from orchestrator.run_dir.folder import RunError, RunFolder, Status
 from orchestrator.system import scratch
 from orchestrator.system.exit_codes import Exit
 
@@ -33,8 +34,11 @@ if TYPE_CHECKING:
 ASK_S = 1.0
 """How often the ledger is asked whether a driver of somebody else's has ended."""
 
-Changes = Iterable[str] | Mapping[str, Any]
+Changes = Iterable[str] | Mapping[str, object]
 """`--set` of the command line: texts `key=value`, or keys and values of Python."""
+
+Row = dict[str, str | int | float | bool | None]
+"""One trial, by the columns of results.parquet."""
 
 
 class Run:
@@ -54,11 +58,11 @@ class Run:
         """Its folder; of a run in a bucket, the working copy on this machine."""
         return self._folder.path
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """How it stands: what `orchestrator status --json` prints. Raises RunError, LedgerError."""
         return records.status(self._begun())
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self) -> JsonObject:
         """The verdict, at any moment of the run: what `orchestrator compare --json` prints."""
         return records.answer(self._begun())
 
@@ -66,14 +70,14 @@ class Run:
     def trials(self, as_: Literal["frame"] = ...) -> pd.DataFrame: ...
 
     @overload
-    def trials(self, as_: Literal["rows"]) -> list[dict[str, Any]]: ...
+    def trials(self, as_: Literal["rows"]) -> list[Row]: ...
 
-    def trials(self, as_: Literal["frame", "rows"] = "frame") -> pd.DataFrame | list[dict[str, Any]]:
+    def trials(self, as_: Literal["frame", "rows"] = "frame") -> pd.DataFrame | list[Row]:
         """Every trial as a row, with the columns of results.parquet: a DataFrame, or dicts, which need no pandas."""
         if as_ not in ("frame", "rows"):
             raise ValueError(f"as_ = {as_!r} must be 'frame' or 'rows'")
         table = records.trials(self._begun())
-        rows: list[dict[str, Any]] = table.to_pylist() if as_ == "rows" else []
+        rows: list[Row] = table.to_pylist() if as_ == "rows" else []
         return rows if as_ == "rows" else records.frame(table)
 
     def report(self) -> Path:
@@ -122,7 +126,7 @@ class Run:
         failed: bool = False,
         give_up: bool = False,
         kind: str | None = None,
-        execution: Mapping[str, Any] | None = None,
+        execution: Mapping[str, object] | None = None,
         offline: bool = False,
         accept_code: bool = False,
         wait: bool = True,
@@ -202,7 +206,7 @@ def _tell_end(child: Child, name: str, *, stacklevel: int) -> None:
 
 
 def launch(
-    sweep: sweeps.Sweep | Mapping[str, Any] | str | os.PathLike[str],
+    sweep: sweeps.Sweep | Mapping[str, object] | str | os.PathLike[str],
     into: str | os.PathLike[str] | None = None,
     *,
     overrides: Changes = (),

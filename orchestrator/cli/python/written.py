@@ -11,9 +11,8 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from jobs.config import ConfigError, Fault
 from orchestrator import sweep as sweeps
@@ -35,7 +34,7 @@ class Sweep(sweeps.Sweep):
     Raises ConfigError with everything that is wrong, as the command line does.
     """
 
-    def __init__(self, **tables: Any) -> None:
+    def __init__(self, **tables: object) -> None:
         checked = sweeps.loads(written(tables), name=NAME)
         super().__init__(**checked.model_dump(exclude_unset=True))
 
@@ -61,7 +60,7 @@ class Sweep(sweeps.Sweep):
         return cls.model_construct(_fields_set=set(checked.model_fields_set), **dict(checked))
 
 
-def _with_whole_paths(tables: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_whole_paths(tables: Mapping[str, object]) -> Mapping[str, object]:
     """The tables with the paths of [code] as they are from here, and without what follows from them."""
     code = tables.get("code")
     if not isinstance(code, Mapping) or not isinstance(code.get("paths"), list | tuple):
@@ -70,7 +69,7 @@ def _with_whole_paths(tables: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**tables, "code": {key: value for key, value in code.items() if key != "digest"} | {"paths": paths}}
 
 
-def written(tables: Mapping[str, Any]) -> str:
+def written(tables: Mapping[str, object]) -> str:
     """The text of a sweep file with these tables. None is "none" where the file has that, and is left out elsewhere.
 
     Raises ConfigError for what no file can hold.
@@ -85,13 +84,14 @@ def written(tables: Mapping[str, Any]) -> str:
             below += _section(_key(key), value)
         elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             for item in value:
+                assert isinstance(item, dict)
                 below += ["", f"[[{_key(key)}]]", *(f"{_key(name)} = {_inline(inner)}" for name, inner in item.items())]
         else:
             lines.append(f"{_key(key)} = {_inline(value)}")
     return "\n".join([*lines, *below]) + "\n"
 
 
-def override(key: str, value: Any) -> str:
+def override(key: str, value: object) -> str:
     """`--set` of a key and a value of Python. Raises ConfigError."""
     faults: list[Fault] = []
     plain = _Plain(faults).value(value, key)
@@ -107,9 +107,9 @@ class _Plain:
         """faults: gets what has no form in TOML."""
         self._faults = faults
 
-    def table(self, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def table(self, given: Mapping[str, object], where: str) -> dict[str, JsonValue]:
         """A table at a dotted place of the file."""
-        made: dict[str, Any] = {}
+        made: dict[str, JsonValue] = {}
         for key, value in given.items():
             if not isinstance(key, str):
                 self._refuse(f"{where}{key}", key, "a key is a text")
@@ -119,7 +119,7 @@ class _Plain:
                 made[key] = plain
         return made
 
-    def value(self, given: Any, where: str, *, in_list: bool = False) -> Any:
+    def value(self, given: object, where: str, *, in_list: bool = False) -> JsonValue:
         """One value; None where it is to be left out."""
         if hasattr(given, "tolist"):  # numpy's and pandas'
             given = given.tolist()
@@ -133,7 +133,7 @@ class _Plain:
             return [self.value(item, where, in_list=True) for item in given]
         return self._scalar(given, where)
 
-    def _scalar(self, given: Any, where: str) -> Any:
+    def _scalar(self, given: object, where: str) -> JsonValue:
         if isinstance(given, bool | int | float):
             return given
         text = os.fspath(given) if isinstance(given, os.PathLike) else given
@@ -155,12 +155,12 @@ class _Plain:
         self._refuse(where, None, "has no form in a sweep file; name the value that it stands for, such as 'vit'")
         return None
 
-    def _refuse(self, where: str, given: Any, expected: str) -> None:
+    def _refuse(self, where: str, given: object, expected: str) -> None:
         text = repr(given)
         self._faults.append(Fault(where, text if len(text) <= 60 else f"{text[:57]}...", expected))
 
 
-def _section(name: str, table: Mapping[str, Any]) -> list[str]:
+def _section(name: str, table: Mapping[str, JsonValue]) -> list[str]:
     """A table and, below it, its own tables, in which further ones stand inline."""
     below = {key: value for key, value in table.items() if isinstance(value, dict) and "." not in name}
     lines = [f"{_key(key)} = {_inline(value)}" for key, value in table.items() if key not in below]
@@ -170,7 +170,7 @@ def _section(name: str, table: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _inline(value: Any) -> str:
+def _inline(value: JsonValue) -> str:
     if isinstance(value, dict):
         pairs = ", ".join(f"{_key(key)} = {_inline(inner)}" for key, inner in value.items())
         return f"{{ {pairs} }}" if pairs else "{}"

@@ -17,7 +17,7 @@ from jobs.config import ConfigError
 from orchestrator import Sweep
 from orchestrator import sweep as sweeps
 from orchestrator.cli.python.written import NAME, override, written
-from orchestrator.sweep import Metric, Space, Tune
+from orchestrator.sweep import Metric, Space, Tune, flatten
 
 SWEEPS = sorted((Path(__file__).parents[3] / "sweeps").glob("*.toml"))
 
@@ -78,7 +78,7 @@ def test_a_sweep_is_built_of_what_python_has() -> None:
     )
     assert made.compare == {"batch.size": [16, 32], "batch.pool": [None, 16]}
     assert made.exclude[0] == {"batch.size": 16, "batch.pool": None}
-    assert made.job["data"]["train"] == "digits"
+    assert flatten(made.job)["data.train"] == "digits"
     assert made.tune is not None
     assert (made.tune.space["optimizer.lr"].log, made.confirm.seeds) == (True, [3, 4, 5])
     assert (
