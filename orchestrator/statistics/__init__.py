@@ -148,31 +148,35 @@ def compare(
     Raises ValueError for a metric that is not finite.
     """
     planned = seeds if isinstance(seeds, Mapping) else dict.fromkeys(contrasts, seeds)
-    paired = {one: _paired(values, divergence, one, planned[one], mode) for one in contrasts}
-    family = [one for one in contrasts if one not in same_objective and not set(one) & set(divergence.unconfirmed)]
-    tested = {one: sign_flip_p([pair.difference for pair in paired[one]]) for one in family}
-    equal = {one: _equivalence(paired[one], smallest_difference) for one in family}
+    paired = {contrast: _paired(values, divergence, contrast, planned[contrast], mode) for contrast in contrasts}
+    family = [
+        contrast
+        for contrast in contrasts
+        if contrast not in same_objective and not set(contrast) & set(divergence.unconfirmed)
+    ]
+    tested = {contrast: sign_flip_p([pair.difference for pair in paired[contrast]]) for contrast in family}
+    equal = {contrast: _equivalence(paired[contrast], smallest_difference) for contrast in family}
     adjusted = dict(zip(family, holm(list(tested.values())), strict=True))
     equal_adjusted = dict(zip(family, holm(list(equal.values())), strict=True))
     comparisons = []
-    for one in contrasts:
-        pairs = paired[one]
+    for contrast in contrasts:
+        pairs = paired[contrast]
         trained = [pair.difference for pair in pairs if not pair.diverged]
         whole = len(trained) == len(pairs)
-        fallen = tuple(arm for arm in one if _has_diverged(arm, planned[one], values, divergence))
-        complete = len(pairs) == len(planned[one]) > 0 or bool(set(one) & set(divergence.unconfirmed))
+        fallen = tuple(arm for arm in contrast if _has_diverged(arm, planned[contrast], values, divergence))
+        complete = len(pairs) == len(planned[contrast]) > 0 or bool(set(contrast) & set(divergence.unconfirmed))
         delta = float(np.mean(trained)) if trained else None
         verdict: Verdict = "inconclusive"
         if fallen:
             verdict = "diverges"
-        elif (complete and one in same_objective) or (complete and one in family and equal_adjusted[one] <= ALPHA):
+        elif complete and (contrast in same_objective or (contrast in family and equal_adjusted[contrast] <= ALPHA)):
             verdict = "equivalent"
-        elif complete and one in family and adjusted[one] <= ALPHA:
+        elif complete and contrast in family and adjusted[contrast] <= ALPHA:
             verdict = "a_better" if (sum(p.difference for p in pairs) > 0) == (mode == "max") else "b_better"
         comparisons.append(
             Comparison(
-                a=one[0],
-                b=one[1],
+                a=contrast[0],
+                b=contrast[1],
                 pairs=tuple(pairs),
                 delta=delta if whole else None,
                 delta_trained=delta,
@@ -180,13 +184,13 @@ def compare(
                 ci95=t_interval(trained),
                 ci95_bca=bca_interval(trained, resamples=resamples),
                 ci90=t_interval(trained, level=0.90) if whole else None,
-                p=tested.get(one),
-                p_holm=adjusted.get(one),
-                p_equivalence=equal.get(one),
-                p_equivalence_holm=equal_adjusted.get(one),
+                p=tested.get(contrast),
+                p_holm=adjusted.get(contrast),
+                p_equivalence=equal.get(contrast),
+                p_equivalence_holm=equal_adjusted.get(contrast),
                 complete=complete,
                 diverged_arms=fallen,
-                same_objective=one in same_objective,
+                same_objective=contrast in same_objective,
                 verdict=verdict,
             )
         )
@@ -328,10 +332,10 @@ def _paired(
     a, b = contrast
     left, right = values.get(a, {}), values.get(b, {})
     lost = {side: set(divergence.seeds.get(arm, ())) for side, arm in (("a", a), ("b", b))}
-    for arm, found in ((a, left), (b, right)):
+    for arm, own in ((a, left), (b, right)):
         for seed in seeds:
-            if seed in found and not np.isfinite(found[seed]):
-                raise ValueError(f"arm {arm!r}, seed {seed}: the metric is {found[seed]}; it must be a finite number")
+            if seed in own and not np.isfinite(own[seed]):
+                raise ValueError(f"arm {arm!r}, seed {seed}: the metric is {own[seed]}; it must be a finite number")
     both = [seed for seed in seeds if seed in left and seed in right and seed not in lost["a"] | lost["b"]]
     measured = {seed: float(left[seed] - right[seed]) for seed in both}
     widest = max(map(abs, measured.values()), default=0.0) or 1.0

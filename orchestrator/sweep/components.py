@@ -47,13 +47,13 @@ def code_of(sweep: Sweep, base: Path) -> UserCode | None:
 
 def component_faults(sweep: Sweep, code: UserCode | None) -> list[Fault]:
     """What is wrong with the sweep's components: names, options, and what they do with a few random rows."""
-    found: list[Fault] = []
+    faults: list[Fault] = []
     for arm, answers in _answers(sweep, code):
         for answer in answers:
             for key, seen, expected in answer["faults"]:
                 suffix = f" (arm {arm.label!r})" if arm.settings else ""
-                found.append(Fault(f"job.{key}", seen, f"{expected}{suffix}"))
-    distinct = {(fault.key, fault.found, fault.expected.partition(" (arm ")[0]): fault for fault in reversed(found)}
+                faults.append(Fault(f"job.{key}", seen, f"{expected}{suffix}"))
+    distinct = {(fault.key, fault.found, fault.expected.partition(" (arm ")[0]): fault for fault in reversed(faults)}
     return list(reversed(distinct.values()))
 
 

@@ -19,11 +19,11 @@ FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uf
 
 def label_faults(named: Iterable[Mapping[str, JsonValue]], arms: Iterable[Arm]) -> Iterable[Fault]:
     """Labels that no line of a table or a log can show, or that nobody can tell apart. named: the [[arm]] tables."""
-    for place, table in enumerate(named):
+    for index, table in enumerate(named):
         label = table.get("label", "")
         if isinstance(label, bool) or not isinstance(label, str | int):
             expected = f"a label is a text; write label = {shown(str(label))}, or another one"
-            yield Fault(f"arm[{place}].label", str(label)[:60], expected)
+            yield Fault(f"arm[{index}].label", str(label)[:60], expected)
     arms = list(arms)
     yield from _alike_faults(arms)
     for arm in arms:
@@ -58,7 +58,11 @@ def _alike_faults(arms: Iterable[Arm]) -> Iterable[Fault]:
 
 def _picture(label: str) -> str:
     """What is seen of a label: one form of each character, one kind of blank, and nothing that has no picture."""
-    kept = (one for one in label if unicodedata.category(one) != "Cf" and one not in FILLERS and not _selects(one))
+    kept = (
+        character
+        for character in label
+        if unicodedata.category(character) != "Cf" and character not in FILLERS and not _selects(character)
+    )
     return " ".join(unicodedata.normalize("NFKC", "".join(kept)).split())
 
 

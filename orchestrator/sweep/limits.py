@@ -46,7 +46,7 @@ LARGEST_SEED = 2**31 - 1
 
 
 def crowd_faults(raw: Mapping[str, JsonValue]) -> Iterable[Fault]:
-    """More arms than can be looked at; told before any is made. raw: the file's tables, with dotted keys."""
+    """More arms than can be looked at, before any is made. raw: the file's tables, with dotted keys."""
     compare, named = raw.get("compare"), raw.get("arm")
     remedy = "compare fewer levels, or tune a key in [tune.space]"
     if isinstance(compare, Mapping):
@@ -95,8 +95,8 @@ def count_faults(sweep: Sweep) -> Iterable[Fault]:
     for key, seeds in (("tune.seeds", tune.seeds if tune else 1), ("confirm.seeds", confirm.seeds)):
         count = len(seeds) if isinstance(seeds, list) else seeds
         if isinstance(count, int) and count > MOST_SEEDS:
-            each = "a suggestion" if key == "tune.seeds" else "an arm"
-            yield Fault(key, f"{count:,} seeds", f"at most {MOST_SEEDS:,}: each is a trial of {each}; 20 are many")
+            unit = "a suggestion" if key == "tune.seeds" else "an arm"
+            yield Fault(key, f"{count:,} seeds", f"at most {MOST_SEEDS:,}: each is a trial of {unit}; 20 are many")
     if tune is None:
         return
     if tune.trials > MOST_TRIALS:

@@ -44,38 +44,38 @@ def loads(text: str, overrides: Iterable[str] = (), *, name: str = "the sweep") 
 def _checked(table: dict[str, JsonValue], where: str, folder: Path, overrides: Iterable[str]) -> Sweep:
     """The sweep that the tables of a file make, and of what it extends. folder: where its paths start from."""
     raw = _normal(table)
-    found: list[Fault] = []
+    all_faults: list[Fault] = []
     refused: list[str] = []
     for text in overrides:
         if wrong := override_faults(raw, text):
-            found += wrong
+            all_faults += wrong
             refused.append(text)
     if shapeless := list(shape_faults(raw)):
         raise ConfigError(where, "sweep", shapeless)
     raw = _with_none(_normal(raw))
     if "digest" in _table(raw, "code"):
-        found.append(Fault("code.digest", "", "follows from the files; remove it"))
+        all_faults.append(Fault("code.digest", "", "follows from the files; remove it"))
     # Alone, since the other faults would quote them.
     if secret := [*secret_faults(raw), *secret_faults({"--set": refused})]:
         raise ConfigError(where, "sweep", secret)
     try:
         sweep = Sweep.model_validate(raw)
     except ValidationError as error:
-        found += faults(error, Sweep)
+        all_faults += faults(error, Sweep)
         sweep = None
-    found += list(crowd_faults(raw)) or job_faults(raw)
-    if sweep is not None and not found:
-        found += contradictions(sweep)
-    if sweep is not None and not found:
+    all_faults += list(crowd_faults(raw)) or job_faults(raw)
+    if sweep is not None and not all_faults:
+        all_faults += contradictions(sweep)
+    if sweep is not None and not all_faults:
         try:
             code = code_of(sweep, folder)
-            found += component_faults(sweep, code)
+            all_faults += component_faults(sweep, code)
         except CodeError as error:
-            found.append(Fault("code.paths" if sweep.code else "job", "", str(error)))
+            all_faults.append(Fault("code.paths" if sweep.code else "job", "", str(error)))
         else:
             sweep = sweep.with_code(None if code is None else code.digest)
-    if sweep is None or found:
-        raise ConfigError(where, "sweep", list(dict.fromkeys(found)))
+    if sweep is None or all_faults:
+        raise ConfigError(where, "sweep", list(dict.fromkeys(all_faults)))
     return sweep
 
 

@@ -145,8 +145,8 @@ class Space(Section):
             return [float(self.low), float(self.high)]
         first, step = Decimal(str(self.low)), Decimal(str(self.step))
         last = int((Decimal(str(self.high)) - first) // step)
-        places = dict.fromkeys([*range(min(last + 1, MOST_SAMPLES)), last])
-        return [float(first + step * place) for place in places]
+        multiples = dict.fromkeys([*range(min(last + 1, MOST_SAMPLES)), last])
+        return [float(first + step * multiple) for multiple in multiples]
 
 
 class Tune(Section):
@@ -362,14 +362,16 @@ def _excluded(factors: Collection[str], exclude: Sequence[Settings]) -> Callable
 
     Bit n of a number is exclusion n, so that the cost of thousands of them is that of a few.
     """
-    usable = [one for one in exclude if one and one.keys() <= set(factors)]
-    silent = {key: sum(1 << place for place, one in enumerate(usable) if key not in one) for key in factors}
+    usable = [exclusion for exclusion in exclude if exclusion and exclusion.keys() <= set(factors)]
+    silent = {
+        key: sum(1 << number for number, exclusion in enumerate(usable) if key not in exclusion) for key in factors
+    }
     """Exclusions that do not name a factor, and so take any level of it."""
     named: dict[str, dict[Hashable, int]] = {key: {} for key in factors}
-    for place, one in enumerate(usable):
-        for key, levels in one.items():
+    for number, exclusion in enumerate(usable):
+        for key, levels in exclusion.items():
             for level in set(map(identity, alternatives(key, levels))):
-                named[key][level] = named[key].get(level, silent[key]) | 1 << place
+                named[key][level] = named[key].get(level, silent[key]) | 1 << number
 
     def excluded(settings: Settings) -> bool:
         left = -1 if usable else 0

@@ -261,14 +261,14 @@ def _ends(plan: Plan, arm: Arm) -> list[dict[str, JsonValue]]:
     ends = {key: own.ends for key, own in keys.items()}
     names = ends.get("model.name", [None])
     most = max(16 // len(names), 6)  # for each encoder, so that none is left out
-    found = []
+    combinations = []
     for settings in itertools.chain.from_iterable(
         conditions.some_combinations(keys, arm.values, ends | {"model.name": [name]}, most=most) for name in names
     ):
         with contextlib.suppress(ValidationError):  # it may be a job with other settings of what else is tuned
             arm.config(stage="confirm", seed=0, settings=settings)
-            found.append(settings)
-    return found or [{}]
+            combinations.append(settings)
+    return combinations or [{}]
 
 
 def objective(arm: Arm) -> str:
@@ -279,9 +279,9 @@ def objective(arm: Arm) -> str:
 def differing(arms: Sequence[Arm]) -> dict[str, list[JsonValue]]:
     """Job keys, resolved, that are not the same in every arm, with the value of each arm; derived ones included."""
     jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
-    flat = [flatten(job.model_dump(mode="json")) | _costs(job) for job in jobs]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    return {key: [one.get(key) for one in flat] for key in keys if len({canonical(one.get(key)) for one in flat}) > 1}
+    rows = [flatten(job.model_dump(mode="json")) | _costs(job) for job in jobs]
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: [row.get(key) for row in rows] for key in keys if len({canonical(row.get(key)) for row in rows}) > 1}
 
 
 def changed_keys(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) -> list[tuple[str, object, object]]:
@@ -373,36 +373,36 @@ def _costs(job: JobConfig) -> dict[str, JsonValue]:
 def _warnings(
     sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int], contrasts: int, seeds: int
 ) -> list[str]:
-    found = []
+    warnings = []
     reachable = smallest_p(contrasts, seeds)
     if contrasts and reachable >= SIGNIFICANT:
-        found.append(
+        warnings.append(
             f"{seeds} confirm seeds and {contrasts} contrasts cannot reach p < 0.05 (smallest: {reachable:.3g}); "
             f"use confirm.seeds = {enough_seeds(contrasts)}, or 'enough'"
         )
     if sweep.metric.smallest_difference == 0:
-        found.append(
+        warnings.append(
             "metric.smallest_difference is 0, so 'equivalent' can never be the verdict; "
             "give the smallest difference worth having"
         )
     if sweep.tune and not sweep.tune.defaults:
-        found.append("tune.defaults is empty: give the published setting, so that every arm tries it first")
+        warnings.append("tune.defaults is empty: give the published setting, so that every arm tries it first")
     jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
     if sweep.tune is None and any(job.loss.name != jobs[0].loss.name for job in jobs):
-        found.append(
+        warnings.append(
             "losses are compared without a tune stage: their gradients differ in scale, "
             "so one learning rate favours one of them; add [tune]"
         )
-    found += _unequal(jobs)
+    warnings += _unequal(jobs)
     if len(set(suggestions.values())) > 1:
         sizes = ", ".join(f"{label} {count}" for label, count in suggestions.items())
-        found.append(f"grids differ in size, and so does what is tried in each arm: {sizes}")
-    found += _sampled(sweep, arms, suggestions)
+        warnings.append(f"grids differ in size, and so does what is tried in each arm: {sizes}")
+    warnings += _sampled(sweep, arms, suggestions)
     if jobs[0].is_function:
-        found.append(own_loop(jobs[0].task))
+        warnings.append(own_loop(jobs[0].task))
     if any(job.data.tune == job.data.confirm for job in jobs) and sweep.tune:
-        found.append("data.tune and data.confirm are the same rows: the verdict favours what was tuned on them")
-    return found
+        warnings.append("data.tune and data.confirm are the same rows: the verdict favours what was tuned on them")
+    return warnings
 
 
 def own_loop(task: str) -> str:

@@ -41,16 +41,16 @@ def twice_faults(raw: Mapping[str, JsonValue]) -> Iterator[Fault]:
     flat = {"compare": raw.get("compare")}
     for name, table in (("exclude", raw), ("arm", raw), ("tune.defaults", tune)):
         listed = table.get(name.removeprefix("tune."))
-        flat |= {f"{name}[{place}]": one for place, one in enumerate(listed if isinstance(listed, list) else ())}
+        flat |= {f"{name}[{index}]": item for index, item in enumerate(listed if isinstance(listed, list) else ())}
     if isinstance(spaces := tune.get("space"), Mapping):
-        found = list(spaces_in(spaces))
-        yield from _repeated("tune.space", (key for key, _ in found))
-        for key, space in found:
+        tuned = list(spaces_in(spaces))
+        yield from _repeated("tune.space", (key for key, _ in tuned))
+        for key, space in tuned:
             if isinstance(space, Mapping):
                 flat[f"tune.space.{key}.when"] = space.get("when")
-    for where, one in flat.items():
-        if isinstance(one, Mapping):
-            yield from _repeated(where, _leaves(one))
+    for where, item in flat.items():
+        if isinstance(item, Mapping):
+            yield from _repeated(where, _leaves(item))
 
 
 def spaces_in(table: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, JsonValue]]:

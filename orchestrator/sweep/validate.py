@@ -42,25 +42,25 @@ def job_faults(raw: dict[str, JsonValue]) -> list[Fault]:
     job, compare, named = raw.get("job"), raw.get("compare", {}), raw.get("arm", [])
     if not isinstance(job, dict):
         return []
-    found: list[Fault] = list(_own_task_faults(raw))
+    all_faults: list[Fault] = list(_own_task_faults(raw))
     for key in ("stage", "seed"):
         if key in job:
-            found.append(Fault(f"job.{key}", repr(job[key]), "is set by the plan; remove it"))
+            all_faults.append(Fault(f"job.{key}", repr(job[key]), "is set by the plan; remove it"))
     job = {key: value for key, value in job.items() if key not in ("stage", "seed")}
     factors = _factors(compare)
     usable = cross(job, factors, _tables(named, alone=True), _tables(raw.get("exclude")))
-    if len(usable) > MOST_ARMS:  # told as that
+    if len(usable) > MOST_ARMS:  # which crowd_faults and contradictions say
         usable = []
     known = list(field_names(JobConfig))
-    for place, settings in (("compare", compare), *((f"arm {a.label!r}", a.settings) for a in usable if named)):
+    for table, settings in (("compare", compare), *((f"arm {a.label!r}", a.settings) for a in usable if named)):
         for key in settings if isinstance(settings, dict) else ():
             if key in FIXED:
-                found.append(Fault(f"{place}: {key}", "", FIXED[key]))
+                all_faults.append(Fault(f"{table}: {key}", "", FIXED[key]))
             elif key not in known and not is_option(key):
-                found.append(Fault(f"{place}: {key}", "", f"is no key of a job{nearest(key, known)}"))
-    found += _flat_lists(factors)
+                all_faults.append(Fault(f"{table}: {key}", "", f"is no key of a job{nearest(key, known)}"))
+    all_faults += _flat_lists(factors)
     stages = ["tune", "confirm"] if raw.get("tune") is not None else ["confirm"]
-    unknown = {fault.key.rpartition(": ")[2] for fault in found}
+    unknown = {fault.key.rpartition(": ")[2] for fault in all_faults}
     for arm, stage in itertools.product(usable, stages):
         whole = {k: v for k, v in arm.settings.items() if k not in unknown}
         try:
@@ -69,8 +69,8 @@ def job_faults(raw: dict[str, JsonValue]) -> list[Fault]:
             for fault in faults(error, JobConfig, "job."):
                 of_arm = fault.key.removeprefix("job.") in arm.settings or fault.key == "job"
                 suffix = f" (arm {arm.label!r})" if of_arm and arm.settings else ""
-                found.append(Fault(fault.key, fault.found, fault.expected + suffix))
-    return found
+                all_faults.append(Fault(fault.key, fault.found, fault.expected + suffix))
+    return all_faults
 
 
 def _factors(compare: JsonValue) -> dict[str, list[JsonValue]]:
@@ -121,11 +121,11 @@ def contradictions(sweep: Sweep) -> list[Fault]:
 def _exclude_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
     """An exclusion must leave something out, and no arm may be left without the baseline it is compared with."""
     levels_of = {key: set(map(identity, levels)) for key, levels in sweep.compare.items()}
-    for index, one in enumerate(sweep.exclude):
+    for index, exclusion in enumerate(sweep.exclude):
         where, known = f"exclude[{index}]", list(sweep.compare)
-        if not one:
+        if not exclusion:
             yield Fault(where, "{}", "is empty; name the levels that are left out, such as { 'batch.size' = 16 }")
-        for key, levels in one.items():
+        for key, levels in exclusion.items():
             if key not in sweep.compare:
                 what = f"is no factor of [compare]{nearest(key, known)}"
                 yield Fault(f"{where}.{key}", "", what if known else "needs factors, crossed in [compare]")

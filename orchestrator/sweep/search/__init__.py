@@ -86,14 +86,14 @@ def suggest(
     # A default that was filled from the arm may lie outside the space: it is tried and can win, but the sampler cannot
     # be told.
     visible = [] if tune.sampler == "random" else _visible(tune, number=number, history=history)
-    seen = [one for one in visible if holds_settings(spaces, base, one.params)]
+    seen = [observed for observed in visible if holds_settings(spaces, base, observed.params)]
     if rules > 1 and (tune.sampler == "random" or _starts_up(tune, seen)):
         return drawn(spaces, base, seed=sweep_seed, number=number)
     fixed = conditions.is_fixed(spaces)
     seed = _sampler_seed([sweep_seed] if rules > 1 else [sweep_seed, arm], number)
     study = study_of(mode, sampler=sampler_of(tune, seed=seed, fixed=fixed))
-    space = {key: distribution_of(one) for key, one in sorted(spaces.items())}
-    study.add_trials([frozen_trial(one, space, spaces) for one in seen])
+    space = {key: distribution_of(own) for key, own in sorted(spaces.items())}
+    study.add_trials([frozen_trial(observed, space, spaces) for observed in seen])
     with one_thread() if tune.sampler == "gp" else contextlib.nullcontext():
         if not fixed:
             return walk(study.ask(), spaces, base)
@@ -122,10 +122,10 @@ def should_prune(
         return False
     current = Observed(number, {}, None, "done", {step: rungs[step] for step in reached})
     study = study_of(mode, pruner=pruner_of(tune))
-    for one in _visible(tune, number=number, history=history):
-        trial, _ = climb(study, one)
-        state = state_of(one)
-        study.tell(trial, one.value if state.name == "COMPLETE" else None, state=state)
+    for observed in _visible(tune, number=number, history=history):
+        trial, _ = climb(study, observed)
+        state = state_of(observed)
+        study.tell(trial, observed.value if state.name == "COMPLETE" else None, state=state)
     return climb(study, current)[1]
 
 
@@ -141,7 +141,7 @@ def suggestions(tune: Tune, base: Settings | None = None, *, rules: int = 2) -> 
 def defaults(tune: Tune, base: Settings) -> list[dict[str, JsonValue]]:
     """The settings tried first. What a default lacks is filled from `base`; what `base` lacks, or has as None where
     that is no choice, is left out, and so to the job. So is a key whose condition does not hold."""
-    found = []
+    settings = []
     for given in tune.defaults:
         whole = {}
         for key in sorted(tune.space):
@@ -149,8 +149,8 @@ def defaults(tune: Tune, base: Settings) -> list[dict[str, JsonValue]]:
             if value is not None or key in given or (key in base and holds_value(tune.space[key], None)):
                 whole[key] = value
         tuned = set(conditions.active(tune.space, base, whole))
-        found.append({key: value for key, value in whole.items() if key in tuned})
-    return found
+        settings.append({key: value for key, value in whole.items() if key in tuned})
+    return settings
 
 
 def drawn(spaces: Mapping[str, Space], base: Settings, *, seed: int, number: int) -> dict[str, JsonValue]:
@@ -187,7 +187,8 @@ def _at(space: Space, share: float) -> JsonValue:
 def _starts_up(tune: Tune, seen: Sequence[Observed]) -> bool:
     """Whether the sampler would still draw at random: it counts what it can model."""
     counted = ("done",) if tune.sampler == "gp" else ("done", "pruned", "infeasible")
-    return sum(one.state in counted and (one.value is not None or one.state != "done") for one in seen) < STARTUP
+    ended = [observed for observed in seen if observed.state in counted]
+    return sum(observed.value is not None or observed.state != "done" for observed in ended) < STARTUP
 
 
 def _of_grid(
@@ -227,7 +228,7 @@ def _taken(grid: Grid, tried: Sequence[Settings], rules: int) -> set[str]:
 
 def _by_hash(tune: Tune, base: Settings, sweep_seed: int) -> Iterator[dict[str, JsonValue]]:
     """The points of a grid in the order of rules 1, which lists all of them."""
-    points = conditions.combinations(tune.space, base, {key: one.choices or [] for key, one in tune.space.items()})
+    points = conditions.combinations(tune.space, base, {key: space.choices or [] for key, space in tune.space.items()})
     by_text = {canonical(point): point for point in points}
     for text in sorted(by_text, key=lambda text: hashlib.sha256(f"{sweep_seed} {text}".encode()).digest()):
         yield by_text[text]
@@ -236,7 +237,7 @@ def _by_hash(tune: Tune, base: Settings, sweep_seed: int) -> Iterator[dict[str, 
 def _visible(tune: Tune, *, number: int, history: Sequence[Observed]) -> list[Observed]:
     """The observations that suggestion `number` may know of, in order. All of them, or ValueError."""
     last = number - tune.parallel
-    seen = {one.number: one for one in history if one.number <= last}
+    seen = {observed.number: observed for observed in history if observed.number <= last}
     missing = [str(n) for n in range(last + 1) if n not in seen or seen[n].state is None]
     if missing:
         raise ValueError(

@@ -98,9 +98,9 @@ def one_thread() -> Iterator[None]:
 def walk(trial: Trial, spaces: Mapping[str, Space], base: Settings) -> dict[str, JsonValue]:
     """Ask for one key after the other, as what is suggested for one decides whether another is tuned."""
     values, params = dict(base), dict[str, JsonValue]()
-    for key, one in spaces.items():
-        if conditions.holds(one, values):
-            values[key] = params[key] = _ask(trial, key, one)
+    for key, space in spaces.items():
+        if conditions.holds(space, values):
+            values[key] = params[key] = _ask(trial, key, space)
     return params
 
 
@@ -197,13 +197,13 @@ def holds_value(space: Space, value: JsonValue) -> bool:
     return low <= value <= high and on_lattice
 
 
-def state_of(one: Observed) -> TrialState:
+def state_of(observed: Observed) -> TrialState:
     """Return how a trial ended, in Optuna's terms."""
     from optuna.trial import TrialState
 
-    if one.state == "pruned":
+    if observed.state == "pruned":
         return TrialState.PRUNED
-    return TrialState.COMPLETE if one.state == "done" and one.value is not None else TrialState.FAIL
+    return TrialState.COMPLETE if observed.state == "done" and observed.value is not None else TrialState.FAIL
 
 
 def _coded_choices(space: Space) -> list[CategoricalChoiceType]:
@@ -234,34 +234,34 @@ def _is_coded(space: Space) -> bool:
     return any(isinstance(choice, list) for choice in space.choices or [])
 
 
-def frozen_trial(one: Observed, space: Mapping[str, BaseDistribution], spaces: Mapping[str, Space]) -> FrozenTrial:
+def frozen_trial(observed: Observed, space: Mapping[str, BaseDistribution], spaces: Mapping[str, Space]) -> FrozenTrial:
     """Make the trial that Optuna learns from."""
     from optuna.trial import TrialState, create_trial
 
-    state, infeasible = state_of(one), one.state == "infeasible"
+    state, infeasible = state_of(observed), observed.state == "infeasible"
     return create_trial(
         # Samplers pass over what failed; what is infeasible is to steer them away.
         state=TrialState.PRUNED if infeasible else state,
         constraints={"feasible": 1.0} if infeasible else None,
-        value=one.value if state is TrialState.COMPLETE else None,
-        params={key: _coded(spaces[key], one.params[key]) for key in space if key in one.params},
-        distributions={key: distribution for key, distribution in space.items() if key in one.params},
-        intermediate_values=dict(_reports(one)),
+        value=observed.value if state is TrialState.COMPLETE else None,
+        params={key: _coded(spaces[key], observed.params[key]) for key in space if key in observed.params},
+        distributions={key: distribution for key, distribution in space.items() if key in observed.params},
+        intermediate_values=dict(_reports(observed)),
     )
 
 
-def climb(study: Study, one: Observed) -> tuple[Trial, bool]:
+def climb(study: Study, observed: Observed) -> tuple[Trial, bool]:
     """Report the rungs one by one to a new trial of `study`, asking the pruner at each, as halving keeps in the trial
     which rungs it has passed. Returns the trial and what the pruner said at the last."""
     trial, stop = study.ask(), False
-    for step, value in _reports(one):
+    for step, value in _reports(observed):
         trial.report(value, step)
         stop = trial.should_prune()
     return trial, stop
 
 
-def _reports(one: Observed) -> Iterator[tuple[int, float]]:
+def _reports(observed: Observed) -> Iterator[tuple[int, float]]:
     """(step for Optuna, objective) of each rung. Its halving puts rung k at step HALVING ** k, which makes each of
     our rungs one of its own, however far apart they are."""
-    for index, step in enumerate(sorted(one.rungs)):
-        yield HALVING**index, one.rungs[step]
+    for index, step in enumerate(sorted(observed.rungs)):
+        yield HALVING**index, observed.rungs[step]

@@ -59,7 +59,7 @@ def space_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
         elif not inside:
             fault = [Fault(f"{where}.when", shown(space.when), "holds in no arm; correct it, or remove the key")]
         else:
-            fault = [one for one in apart if one.key == where] or list(_value_faults(where, key, tune, inside))
+            fault = [clash for clash in apart if clash.key == where] or list(_value_faults(where, key, tune, inside))
         sound = sound and not fault
         yield from fault
     for index, default in enumerate(tune.defaults):
@@ -96,7 +96,7 @@ def _condition_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
                 possible = set(map(identity, [*own, *((tuned.choices or []) if tuned else [])]))
                 for value in allowed:
                     if identity(value) not in possible:
-                        expected = f"is never the value of {parent}{nearest(str(value), [str(one) for one in own])}"
+                        expected = f"is never the value of {parent}{nearest(str(value), [str(other) for other in own])}"
                         yield Fault(where, "none" if value is None else repr(value), expected)
     try:
         conditions.order(tune.space)
@@ -130,12 +130,12 @@ def _inside(space: Space, value: JsonValue) -> bool:
 def _combination_faults(tune: Tune, arms: list[Arm]) -> Iterable[Fault]:
     """What no single value shows: a job that some values make impossible together would end the sweep half-way."""
     ends = {key: _ends(space) for key, space in tune.space.items()}
-    each = max(1, MOST_COMBINATIONS // len(arms))
+    most = max(1, MOST_COMBINATIONS // len(arms))
     for arm in arms:
-        for settings in conditions.some_combinations(tune.space, arm.values, ends, most=each):
-            if found := list(_job_faults("tune.space", arm, settings)):
+        for settings in conditions.some_combinations(tune.space, arm.values, ends, most=most):
+            if impossible := list(_job_faults("tune.space", arm, settings)):
                 remedy = "; tune one of them with `when`, so that they do not meet"
-                yield from (Fault(one.key, one.found, one.expected + remedy) for one in found)
+                yield from (Fault(fault.key, fault.found, fault.expected + remedy) for fault in impossible)
                 return
 
 
@@ -145,20 +145,23 @@ def _value_faults(where: str, key: str, tune: Tune, arms: list[Arm]) -> Iterable
     ends = _ends(tune.space[key])
     most = max(1, MOST_CHECKED // len(ends))
     for arm in arms[:most]:
-        values = {one: [*_ends(tune.space[one]), *([arm.values[one]] if one in arm.values else [])] for one in above}
+        values = {
+            parent: [*_ends(tune.space[parent]), *([arm.values[parent]] if parent in arm.values else [])]
+            for parent in above
+        }
         for value in ends:
-            found: list[Fault] = []
+            value_faults: list[Fault] = []
             for beside in itertools.islice(itertools.product(*values.values()), MOST_CHECKED // len(ends) + 1):
                 given = dict(zip(above, beside, strict=True)) | {key: value}
-                tuned = conditions.active({one: tune.space[one] for one in (*above, key)}, arm.values, given)
+                tuned = conditions.active({name: tune.space[name] for name in (*above, key)}, arm.values, given)
                 if key not in tuned:
                     continue
-                found = list(_job_faults(where, arm, {one: given[one] for one in tuned}))
-                if not found:
+                value_faults = list(_job_faults(where, arm, {name: given[name] for name in tuned}))
+                if not value_faults:
                     break
-            remedy = _in_whole_numbers(tune.space[key]) if found else ""
-            said = "none" if value is None else repr(value)
-            yield from (Fault(where, said, fault.expected + remedy) for fault in found)
+            remedy = _in_whole_numbers(tune.space[key]) if value_faults else ""
+            value_text = "none" if value is None else repr(value)
+            yield from (Fault(where, value_text, fault.expected + remedy) for fault in value_faults)
 
 
 def _ends(space: Space) -> list[JsonValue]:
@@ -169,12 +172,17 @@ def _ends(space: Space) -> list[JsonValue]:
 
 def _in_whole_numbers(space: Space) -> str:
     """What to write of a range whose ends alone, or whose step alone, are whole numbers, and so are not its values."""
-    given = [one for one in (space.low, space.high, space.step) if one is not None]
-    if space.integer or not any(isinstance(one, int) for one in given) or any(one != int(one) for one in given):
+    given = [number for number in (space.low, space.high, space.step) if number is not None]
+    if (
+        space.integer
+        or not any(isinstance(number, int) for number in given)
+        or any(number != int(number) for number in given)
+    ):
         return ""
     names = zip(("low", "high", "step"), (space.low, space.high, space.step), strict=True)
-    whole = ", ".join(f"{name} = {int(one)}" for name, one in names if one is not None)
-    return f"; {shown(next(one for one in given if isinstance(one, float)))} makes decimals: write {{ {whole} }}"
+    whole = ", ".join(f"{name} = {int(number)}" for name, number in names if number is not None)
+    decimal = next(number for number in given if isinstance(number, float))
+    return f"; {shown(decimal)} makes decimals: write {{ {whole} }}"
 
 
 def _job_faults(where: str, arm: Arm, settings: dict[str, JsonValue]) -> Iterable[Fault]:

@@ -29,12 +29,12 @@ def order(spaces: Spaces) -> list[str]:
         graph.prepare()
     except CycleError as error:
         raise ValueError(f"conditions go in a circle: {' -> '.join(error.args[1])}") from error
-    found: list[str] = []
+    ordered: list[str] = []
     while graph.is_active():
         ready = sorted(graph.get_ready())
-        found += ready
+        ordered += ready
         graph.done(*ready)
-    return found
+    return ordered
 
 
 def holds(space: Space, values: Settings) -> bool:
@@ -44,26 +44,26 @@ def holds(space: Space, values: Settings) -> bool:
 
 def active(spaces: Spaces, values: Settings, params: Settings) -> list[str]:
     """The keys that are tuned in an arm of `values` once `params` are suggested, in order."""
-    seen, found = dict(values), []
+    seen, tuned = dict(values), []
     for key in order(spaces):
         if holds(spaces[key], seen):
-            found.append(key)
+            tuned.append(key)
             if key in params:
                 seen[key] = params[key]
-    return found
+    return tuned
 
 
 def within(spaces: Spaces, values: Settings) -> dict[str, Space]:
     """The keys that can be tuned in an arm of `values`, in order: whatever is suggested for others decides the rest."""
     possible: dict[str, list[JsonValue]] = {}
-    found: dict[str, Space] = {}
+    tunable: dict[str, Space] = {}
     for key in order(spaces):
         space = spaces[key]
         seen = {parent: possible.get(parent, [values.get(parent)]) for parent in space.conditions}
         if all(any(identity(value) in space.permitted[parent] for value in seen[parent]) for parent in seen):
-            found[key] = space
+            tunable[key] = space
             possible[key] = [*(space.choices or []), *([values[key]] if key in values else [])]
-    return found
+    return tunable
 
 
 def is_fixed(spaces: Spaces) -> bool:
@@ -85,13 +85,13 @@ def combinations(
 
 def above(spaces: Spaces, key: str) -> list[str]:
     """The tuned keys that decide whether `key` is: those that its condition looks at, those that theirs do, ..."""
-    found: dict[str, None] = {}
+    parents: dict[str, None] = {}
     waiting = [key]
     while waiting:
-        for parent in spaces[waiting.pop()].conditions.keys() & spaces.keys() - found.keys():
-            found[parent] = None
+        for parent in spaces[waiting.pop()].conditions.keys() & spaces.keys() - parents.keys():
+            parents[parent] = None
             waiting.append(parent)
-    return sorted(found)
+    return sorted(parents)
 
 
 def some_combinations(
@@ -101,9 +101,9 @@ def some_combinations(
     keys = list(within(spaces, values))
     whole = math.prod(len(ends[key]) for key in keys)
     for number in range(min(most, whole)):
-        place, point = number * whole // min(most, whole), {}
+        rest, point = number * whole // min(most, whole), {}
         for key in reversed(keys):
-            place, index = divmod(place, len(ends[key]))
+            rest, index = divmod(rest, len(ends[key]))
             point[key] = ends[key][index]
         tuned = active({key: spaces[key] for key in keys}, values, point)
         yield {key: point[key] for key in tuned}

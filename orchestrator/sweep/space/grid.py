@@ -91,7 +91,7 @@ class Tree:
 
     def own(self, point: Settings) -> dict[str, JsonValue] | None:
         """The combination that equals `point`, in the words of the choices; None if there is none."""
-        found: dict[str, JsonValue] = {}
+        chosen: dict[str, JsonValue] = {}
         out = self._out
         for key in self._keys:
             if key in out:
@@ -100,9 +100,9 @@ class Tree:
             wanted = identity(point[key]) if key in point else None
             for rules_out, choices in self._branches[key].items():
                 if same := [choice for choice in choices if identity(choice) == wanted]:
-                    found[key], out = same[0], out | rules_out
+                    chosen[key], out = same[0], out | rules_out
                     break
-        return found if found.keys() == point.keys() else None
+        return chosen if chosen.keys() == point.keys() else None
 
     def _count(self, depth: int, out: frozenset[str]) -> int:
         """Combinations of the keys from `depth` on, without those that are ruled out."""
@@ -203,7 +203,7 @@ def permuted(number: int, size: int, key: str) -> int:
 
 def _shared(spaces: Mapping[str, Space], everywhere: Collection[str] | None) -> list[str]:
     """The keys of `everywhere` whose combinations are the same in every arm: their conditions look at no tuned key, or
-    at such as are tuned in every arm, always."""
+    at keys that are always tuned, in every arm."""
     common = set(spaces if everywhere is None else everywhere)
     always = {key for key in common & spaces.keys() if not spaces[key].conditions.keys() & spaces.keys()}
     return [key for key in spaces if key in common and spaces[key].conditions.keys() & spaces.keys() <= always - {key}]

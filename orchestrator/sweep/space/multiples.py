@@ -42,7 +42,7 @@ def multiple_faults(tune: Tune, arms: list[Arm]) -> Iterator[Fault]:
 def _beside(spaces: Mapping[str, Space], part: str, whole: str) -> Iterator[dict[str, JsonValue]]:
     """What the keys may be that decide which of these two are tuned, and whether the encoder has the rule."""
     first = [key for key in (part, whole, "model.name") if key in spaces]
-    above = dict.fromkeys(one for key in first for one in conditions.above(spaces, key))
+    above = dict.fromkeys(parent for key in first for parent in conditions.above(spaces, key))
     keys = [*above, *({"model.name"} & spaces.keys() - above.keys())]
     for point in itertools.product(*(spaces[key].samples for key in keys)):
         yield dict(zip(keys, point, strict=True))
@@ -53,8 +53,10 @@ def _fault(spaces: Mapping[str, Space], arm: Arm, part: str, whole: str, beside:
     tuned = conditions.active({key: spaces[key] for key in keys if key in spaces}, arm.values, beside)
 
     def values(key: str) -> list[int]:
-        found = [arm.values.get(key)] if key not in tuned else [beside[key]] if key in beside else spaces[key].samples
-        return [one for one in found if isinstance(one, int) and one > 0]
+        possible = (
+            [arm.values.get(key)] if key not in tuned else [beside[key]] if key in beside else spaces[key].samples
+        )
+        return [value for value in possible if isinstance(value, int) and value > 0]
 
     parts, wholes = values(part), values(whole)
     pair = _first_apart(parts, wholes)
@@ -65,22 +67,22 @@ def _fault(spaces: Mapping[str, Space], arm: Arm, part: str, whole: str, beside:
     try:
         arm.config(stage="tune", seed=0, settings=settings)
     except ValidationError as error:
-        said = "; ".join(fault.expected for fault in faults(error, JobConfig))
+        reason = "; ".join(fault.expected for fault in faults(error, JobConfig))
     else:  # an encoder without the rule
         return None
     ranges = {key: spaces[key] for key in (whole, part) if key in tuned and spaces[key].choices is None}
     key, remedy = next(iter(ranges), whole), APART
     if ranges:
         remedy = f"tune it with choices or step = {_remedy(part, whole, parts, wholes, ranges)}"
-    pairs = ", ".join(f"{one} = {shown(value)}" for one, value in settings.items())
-    return Fault(f"tune.space.{key}", pairs, f"{said} (arm {arm.label!r}); {remedy}")
+    pairs = ", ".join(f"{name} = {shown(value)}" for name, value in settings.items())
+    return Fault(f"tune.space.{key}", pairs, f"{reason} (arm {arm.label!r}); {remedy}")
 
 
 def _first_apart(parts: Sequence[int], wholes: Sequence[int]) -> tuple[int, int] | None:
     """A part and a whole that it does not divide; None where every part divides every whole."""
     common = math.gcd(*wholes)
-    part = next((one for one in parts if common % one), None)
-    return None if part is None else (part, next(one for one in wholes if one % part))
+    part = next((number for number in parts if common % number), None)
+    return None if part is None else (part, next(number for number in wholes if number % part))
 
 
 def _remedy(part: str, whole: str, parts: list[int], wholes: list[int], ranges: Mapping[str, Space]) -> str:
@@ -95,7 +97,7 @@ def _remedy(part: str, whole: str, parts: list[int], wholes: list[int], ranges: 
             beside = f' beside "{part}" = {{ choices = {few} }}' if few != parts else ""
             return f'{step}, for example "{whole}" = {{ choices = {fitting} }}{beside}'
     common = math.gcd(*wholes)
-    if part in ranges and (fitting := [one for one in parts if common % one == 0][:MOST_SHOWN]):
+    if part in ranges and (fitting := [number for number in parts if common % number == 0][:MOST_SHOWN]):
         return f'..., for example "{part}" = {{ choices = {fitting} }}'
     return f"..., or {APART}"
 
