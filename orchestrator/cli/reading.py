@@ -120,7 +120,7 @@ def compare(run: tuple[str, ...], into: str | None, *, as_json: bool, address: s
     from orchestrator.run_dir import folder as runs
     from orchestrator.run_dir.bucket import is_uri
 
-    folders = [runs.find(one) for one in run]
+    folders = [runs.find(name) for name in run]
     if len(folders) > 1:
         _compare_several(folders, into, as_json)
         return
@@ -141,13 +141,13 @@ def compare(run: tuple[str, ...], into: str | None, *, as_json: bool, address: s
             _print_places([page for page in folder.report_pages if unwritten is None or is_uri(page)])
 
 
-def _unwritten(error: OSError, place: Path) -> str:
+def _unwritten(error: OSError, folder: Path) -> str:
     """Say that the report cannot be written where nothing can; any other error is raised again."""
     from orchestrator.system import exit_codes
 
     if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
         raise error
-    text = f"note: the report could not be written to {place}: {exit_codes.of_system(error)}"
+    text = f"note: the report could not be written to {folder}: {exit_codes.of_system(error)}"
     echo(text, err=True)
     return text
 
@@ -160,22 +160,22 @@ def _compare_several(folders: list[RunFolder], into: str | None, as_json: bool) 
     with contextlib.ExitStack() as stack:
         ledgers = [stack.enter_context(contextlib.closing(folder.open())) for folder in folders]
         named = report.names([folder.name for folder in folders], ledgers)
-        place = Path(into) if into is not None else runs.home() / "compared" / report.folder_name(named)
+        target = Path(into) if into is not None else runs.home() / "compared" / report.folder_name(named)
         try:
-            summary, unwritten = report.write_several(named, place), None
+            summary, unwritten = report.write_several(named, target), None
         except OSError as error:
-            summary, unwritten = report.summarize_several(named), _unwritten(error, place)
+            summary, unwritten = report.summarize_several(named), _unwritten(error, target)
     if as_json:
         print_json(summary.to_json())
     else:
         print_whole(report.table_of_several(summary))
         if unwritten is None and not address_option():
-            _print_places([str(place / "report.html")])
+            _print_places([str(target / "report.html")])
 
 
-def _print_places(places: Sequence[str]) -> None:
-    for number, place in enumerate(places):
-        echo(f"{'' if number else 'report:':7} {place}")
+def _print_places(paths: Sequence[str]) -> None:
+    for number, path in enumerate(paths):
+        echo(f"{'' if number else 'report:':7} {path}")
 
 
 def _compare_there(address: str, run: tuple[str, ...], into: str | None, *, as_json: bool) -> NoReturn:
@@ -252,16 +252,16 @@ def verify(run: str, *, as_json: bool, address: str | None) -> None:
 
     folder = runs.find(run)
     try:
-        found = verifying.verify(folder, requirements.tracking_uri(folder))
+        verified = verifying.verify(folder, requirements.tracking_uri(folder))
     except tracking.TrackingUnavailable as error:
         raise InfrastructureMissing(str(error)) from error
-    found["faults"] = [exit_codes.located(text) for text in found["faults"]]
-    found["notes"] = [exit_codes.located(text) for text in found["notes"]]
+    verified["faults"] = [exit_codes.located(text) for text in verified["faults"]]
+    verified["notes"] = [exit_codes.located(text) for text in verified["notes"]]
     if as_json:
-        print_json(found)
+        print_json(verified)
     else:
-        print_verified(found)
-    sys.exit(Exit.DONE if found["ok"] else Exit.SOME_FAILED)
+        print_verified(verified)
+    sys.exit(Exit.DONE if verified["ok"] else Exit.SOME_FAILED)
 
 
 @main.command()
@@ -289,13 +289,13 @@ def ui(run: str | None, port: int, *, browse: bool, as_json: bool, address: str 
         arguments = ["ui", *([] if run is None else [run]), "--json"]
         if code := submission.run_remote(address, run, arguments, out=out.append, err=ERR):
             sys.exit(code)
-        found = json.loads("".join(out))
+        pages = json.loads("".join(out))
         if as_json:
-            print_json(found)
+            print_json(pages)
         else:
-            server.show_elsewhere(found, browse=browse)
+            server.show_elsewhere(pages, browse=browse)
     elif as_json:
-        print_json(server.told(run))
+        print_json(server.describe(run))
     else:
         sys.exit(server.serve(run, port=port, browse=browse))
 

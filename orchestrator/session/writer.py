@@ -103,7 +103,7 @@ class Writer:
         self._waited: str | None = None
         """What it was last noted to wait for. What is noted is masked, and not to be compared with this."""
         self._pruned: dict[str, Rung] = {}
-        """Trials that Tune's loop has been told to end, until it brings their report. Its own."""
+        """Trials that Tune's loop was asked to end, until it brings their report. Its own."""
         self._stop = threading.Event()
         self._closing = False
         self.stopped_by: str | None = None

@@ -62,8 +62,8 @@ def tell(client: MlflowClient, experiment: str, run: Run, encoder: Encoder, para
             model_type="encoder",
         )
         kept = made.model_id
-        with scratch.folder("model") as place:
-            folder = place / "model"
+        with scratch.folder("model") as temporary:
+            folder = temporary / "model"
             save(encoder.folder, folder, model_id=kept)
             client.log_model_artifacts(kept, str(folder))
         client.finalize_logged_model(kept, "READY")
@@ -72,14 +72,14 @@ def tell(client: MlflowClient, experiment: str, run: Run, encoder: Encoder, para
 
 
 def logged(events: Iterable[Event]) -> set[str]:
-    """The trials whose encoders MLflow has been told of, by the events of the ledger."""
-    found: set[str] = set()
+    """The trials whose encoders MLflow has, by the events of the ledger."""
+    trials: set[str] = set()
     for event in events:
         if event.kind == MOVED:
-            found = found - {event.trial} if event.trial else set()
+            trials = trials - {event.trial} if event.trial else set()
         elif event.kind == LOGGED and event.trial:
-            found.add(event.trial)
-    return found
+            trials.add(event.trial)
+    return trials
 
 
 def save(encoder: Path, folder: Path, *, model_id: str | None = None) -> None:
@@ -107,11 +107,11 @@ def models(client: MlflowClient, experiment: str, run: Run) -> list[LoggedModel]
     """MLflow's models of a run of the ledger, also those that a kill left half."""
     wanted = f"tags.`orchestrator.run` = '{run.uuid}'"
     page = client.search_logged_models([experiment], wanted)
-    found = [*page]
+    listed = [*page]
     while page.token:
         page = client.search_logged_models([experiment], wanted, page_token=page.token)
-        found += page
-    return found
+        listed += page
+    return listed
 
 
 def _is_whole(model: LoggedModel) -> bool:
@@ -123,7 +123,7 @@ def _link(client: MlflowClient, run_id: str, model_id: str, step: int) -> None:
     from mlflow.entities import LoggedModelOutput
 
     outputs = client.get_run(run_id).outputs
-    if model_id not in [one.model_id for one in (outputs.model_outputs if outputs else [])]:
+    if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
 
 

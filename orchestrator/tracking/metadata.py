@@ -32,7 +32,7 @@ LONGEST_PARAM, LONGEST_TAG = 6000, 5000
 
 
 def identity(run: Run, kind: str) -> dict[str, str]:
-    """Tags by which a run of MLflow is known as ours."""
+    """Tags by which a run of MLflow is known as one of the ledger's."""
     return {"orchestrator.sweep": run.name, "orchestrator.run": run.uuid, "orchestrator.kind": kind}
 
 
@@ -57,17 +57,17 @@ def name(trial: Trial) -> str:
 
 def tags(trial: Trial, attempts: Sequence[Attempt], metric: str) -> Iterator[tuple[str, str]]:
     """What a person filters by; and of every attempt that was different, or did not work, what and why."""
-    told: dict[str, object] = {"attempts": trial.attempts, **marks(trial)}
-    # A tag stays until it is overwritten, so what is over is told as empty.
-    told |= {"orchestrator.outcome": trial.outcome, "orchestrator.failure": trial.failure}
-    told |= {"orchestrator.message": trial.message, "orchestrator.suggestion": trial.number}
-    told["mlflow.note.content"] = description(trial, metric)
-    told |= {f"reading.{key}": value for key, value in trial.came_to.reading.items()}
+    values: dict[str, object] = {"attempts": trial.attempts, **marks(trial)}
+    # A tag stays until it is overwritten, so what is over is written as empty.
+    values |= {"orchestrator.outcome": trial.outcome, "orchestrator.failure": trial.failure}
+    values |= {"orchestrator.message": trial.message, "orchestrator.suggestion": trial.number}
+    values["mlflow.note.content"] = description(trial, metric)
+    values |= {f"reading.{key}": value for key, value in trial.came_to.reading.items()}
     for attempt in attempts:
         if attempt.failure is not None:
-            told[f"attempt.{attempt.number}.failure"] = attempt.failure
-        told |= {f"attempt.{attempt.number}.{key}": value for key, value in flat(attempt.execution, "execution.")}
-    for key, value in told.items():
+            values[f"attempt.{attempt.number}.failure"] = attempt.failure
+        values |= {f"attempt.{attempt.number}.{key}": value for key, value in flat(attempt.execution, "execution.")}
+    for key, value in values.items():
         yield key, "" if value is None else short(str(value))
 
 
@@ -126,13 +126,13 @@ def compare(trial: Trial, points: Iterable[Point], metrics: Mapping[str, Sequenc
     for key, curve in metrics.items():
         for step, time_ms, value in curve:
             there[key, step].append((value, time_ms))
-    once = [place for place, values in there.items() if len(values) == 1 and place in wanted]
+    once = [at for at, values in there.items() if len(values) == 1 and at in wanted]
     return Curves(
-        lacking=[place for place in wanted if place not in there],
-        twice=[place for place, values in there.items() if len(values) > 1],
-        strange=[place for place in there if place not in wanted],
-        other_value=[place for place in once if not _equal(stored(wanted[place][0]), there[place][0][0])],
-        other_time=[place for place in once if wanted[place][1] != there[place][0][1]],
+        lacking=[at for at in wanted if at not in there],
+        twice=[at for at, values in there.items() if len(values) > 1],
+        strange=[at for at in there if at not in wanted],
+        other_value=[at for at in once if not _equal(stored(wanted[at][0]), there[at][0][0])],
+        other_time=[at for at in once if wanted[at][1] != there[at][0][1]],
         wanted=wanted,
         there=there,
     )

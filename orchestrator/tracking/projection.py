@@ -2,8 +2,8 @@
 
 One parent run for the run, one nested run for every trial that was started. A nested run is looked for by its tags
 before it is made, and recorded in the ledger afterwards, so a kill in between makes no second one. Points go with the
-timestamps they have in the ledger, so telling MLflow twice adds nothing. Whatever became of all that in MLflow since it
-was told is put in order first (settle.py). Nothing that goes wrong here reaches the sweep: it is kept in `last_error`,
+timestamps they have in the ledger, so copying them twice adds nothing. Whatever became of all that in MLflow since
+then is put in order first (settle.py). Nothing that goes wrong here reaches the sweep: it is kept in `last_error`,
 and tried again.
 """
 
@@ -57,7 +57,7 @@ class Report:
 class Projection:
     """The projection of one ledger. `start` it, `stop` it; between the two, only look at `healthy` and `last_error`.
 
-    The ledger's lease must be held: what MLflow has been told is written there. `say` gets a line should the thread
+    The ledger's lease must be held: what MLflow has is noted there. `say` gets a line should the thread
     that copies die, which nothing of MLflow's or the ledger's makes it do.
     """
 
@@ -95,7 +95,7 @@ class Projection:
         return self._settled
 
     def stop(self, timeout_s: float) -> bool:
-        """Copy what is left, for at most `timeout_s` seconds. True when MLflow has been told everything.
+        """Copy what is left, for at most `timeout_s` seconds. True when MLflow has everything.
 
         May be called again, for example after `log_report`.
         """
@@ -123,9 +123,9 @@ class Projection:
         self._report = Report(folder, note, dict(metrics or {}), dict(tags or {}), step)
         self._wake.set()
 
-    def log_encoders(self, found: Sequence[Encoder]) -> None:
+    def log_encoders(self, exported: Sequence[Encoder]) -> None:
         """Log encoders as models, one an arm. Their folders must stay until that is done, as for `log_report`."""
-        self._encoders = list(found)
+        self._encoders = list(exported)
         self._wake.set()
 
     def flush(self) -> bool:
@@ -206,8 +206,8 @@ class Projection:
     def _connect(self) -> MlflowClient:
         """A client, once the experiment, the parent run and what there is of nested runs are in order."""
         client = connect(self._uri)
-        found = settle(client, self._ledger, artifact_root(self._uri))
-        self._experiment_id, self._parent, self._adopted = found.experiment, found.parent, dict(found.adopted)
+        settled = settle(client, self._ledger, artifact_root(self._uri))
+        self._experiment_id, self._parent, self._adopted = settled.experiment, settled.parent, dict(settled.adopted)
         self._shown, self._settled = None, True
         self._tried.set()
         return client
@@ -297,8 +297,8 @@ class Projection:
         tags = {view.NOTE: report.note, **report.tags}
         client.log_batch(self._parent, tags=[RunTag(key, metadata.short(value)) for key, value in tags.items()])
         if verdict := report.tags.get("verdict"):
-            said = f"{view.question(run)} {markdown(beginning(verdict, LONGEST_VERDICT))}".strip()
-            client.set_experiment_tag(self._experiment_id, view.NOTE, metadata.short(said))
+            description = f"{view.question(run)} {markdown(beginning(verdict, LONGEST_VERDICT))}".strip()
+            client.set_experiment_tag(self._experiment_id, view.NOTE, metadata.short(description))
         client.log_artifacts(self._parent, str(report.folder), "report")
         client.log_dict(self._parent, {"sweep": run.sweep, "environment": run.environment}, "sweep.json")
         if data := metadata.datasets(*self._ledger.trials(state="done")):

@@ -1,4 +1,4 @@
-"""What MLflow is told once there is an answer: the report, the verdict in a few lines, and every arm's best encoder.
+"""Copies an answer into MLflow once there is one: the report, the verdict in a few lines, and every arm's best encoder.
 
 Nothing here may cost the run its answer: what cannot be told is said, and the next `resume` tries again.
 """
@@ -33,7 +33,7 @@ ABSENT = (InfrastructureMissing, LedgerError, RemoteError, OSError)
 """What may be the matter with where things are kept."""
 
 SWITCH = "ORCHESTRATOR_ENCODERS"
-"""Environment variable: `none` logs no encoders, for want of time or of room where MLflow keeps its artifacts."""
+"""Environment variable: `none` logs no encoders, where time is short, or room where MLflow keeps its artifacts."""
 
 
 def answer(
@@ -45,7 +45,7 @@ def answer(
     say: Callable[[str], None],
     stopping: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Tell MLflow the answer of a run, and wait for it. Returns whether it has been told everything.
+    """Copy the answer of a run into MLflow, and wait for it. Returns whether MLflow has everything.
 
     stopping: asked between encoders; once true, no other one is exported. The lease must be held, and renewed
     meanwhile.
@@ -60,15 +60,15 @@ def answer(
         try:
             encoders = []
             if due:
-                place = stack.enter_context(scratch.folder("encoders"))
-                encoders = _exported(ledger, folder, place, say, stopping)
+                temporary = stack.enter_context(scratch.folder("encoders"))
+                encoders = _exported(ledger, folder, temporary, say, stopping)
         except ABSENT as error:
             say(f"note: encoders are not logged in MLflow: {error}")
             encoders = []
         projection.log_encoders(encoders)
-        told = projection.stop(timeout_s=TELL_S + ENCODER_S * len(encoders))
+        is_complete = projection.stop(timeout_s=TELL_S + ENCODER_S * len(encoders))
         projection.log_encoders([])  # their folders go now
-        return told
+        return is_complete
 
 
 def _exported(
@@ -81,21 +81,21 @@ def _exported(
     say(f"exporting the best encoder of {len(wanted)} arm{'s' if len(wanted) > 1 else ''} for MLflow")
 
     def write(number: int, trial: Trial) -> tracking.Encoder | str:
-        place = made / str(number)
+        path = made / str(number)
         if stopping():
             return f"the encoder of {trial.arm} is not logged in MLflow: the session was stopped"
         try:
-            export.export(folder, trial.id, place)
+            export.export(folder, trial.id, path)
         except (RunError, RuntimeError, *ABSENT) as error:
             return f"the encoder of {trial.arm} is not logged in MLflow: {error}"
-        return tracking.Encoder(trial, place)
+        return tracking.Encoder(trial, path)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         written: Sequence[tracking.Encoder | str] = list(pool.map(write, range(len(wanted)), wanted))
-    for one in written:
-        if isinstance(one, str):
-            say(f"note: {one}")
-    return [one for one in written if not isinstance(one, str)]
+    for encoder in written:
+        if isinstance(encoder, str):
+            say(f"note: {encoder}")
+    return [encoder for encoder in written if not isinstance(encoder, str)]
 
 
 def _wanted(ledger: Ledger, folder: RunFolder) -> Iterator[Trial]:

@@ -77,14 +77,14 @@ def runs_of(uri: str, uuid: str, *, history: bool = True, deleted: bool = False)
     refuse_damaged(path)
     if is_writable(path):
         return _runs_of(uri, uuid, history=history, deleted=deleted)
-    with scratch.folder("mlflow") as place:  # MLflow opens its store to write, whatever it is asked for
-        copied = place / "mlflow.db"
+    with scratch.folder("mlflow") as temporary:  # MLflow opens its store to write, whatever it is asked for
+        copied = temporary / "mlflow.db"
         _copy(path, copied)
         try:
-            return _runs_of(embedded_uri(place), uuid, history=history, deleted=deleted)
+            return _runs_of(embedded_uri(temporary), uuid, history=history, deleted=deleted)
         except TrackingUnavailable as error:  # of the copy, which is gone when somebody reads that
-            said = error.found.replace(str(copied), str(path))
-            raise TrackingUnavailable(uri, said, remedy_for(uri)) from error
+            reason = error.reason.replace(str(copied), str(path))
+            raise TrackingUnavailable(uri, reason, remedy_for(uri)) from error
 
 
 def _copy(path: Path, to: Path) -> None:
@@ -115,8 +115,8 @@ def _runs_of(uri: str, uuid: str, *, history: bool, deleted: bool) -> list[Mlflo
         plain = [_plain(run, curves.get(run.info.run_id)) for run in runs]
         return sorted(plain, key=lambda run: (run["kind"] != "sweep", run["start"], run["run_id"]))
     except Exception as error:  # a server says what ails it as an MlflowException, a damaged file in several ways
-        said = first_line(str(error)) or type(error).__name__
-        raise TrackingUnavailable(without_password(uri), said, remedy_for(uri)) from error
+        reason = first_line(str(error)) or type(error).__name__
+        raise TrackingUnavailable(without_password(uri), reason, remedy_for(uri)) from error
 
 
 def experiments(client: MlflowClient) -> Iterator[Experiment]:
@@ -160,12 +160,12 @@ def histories(client: MlflowClient, runs: Sequence[TrackedRun]) -> dict[str, dic
     for run in runs:
         for key in run.data.metrics:
             having.setdefault(key, []).append(run.info.run_id)
-    found: dict[str, dict[str, Curve]] = {run.info.run_id: {} for run in runs}
+    curves: dict[str, dict[str, Curve]] = {run.info.run_id: {} for run in runs}
     for key, ids in having.items():
         for start in range(0, len(ids), BULK_RUNS):
             for run_id, step, at_ms, value in _points(client, key, ids[start : start + BULK_RUNS]):
-                found[run_id].setdefault(key, []).append((step, at_ms, value))
-    return found
+                curves[run_id].setdefault(key, []).append((step, at_ms, value))
+    return curves
 
 
 def _points(client: MlflowClient, key: str, ids: Sequence[str]) -> list[tuple[str, int, int, float]]:
@@ -174,25 +174,25 @@ def _points(client: MlflowClient, key: str, ids: Sequence[str]) -> list[tuple[st
 
     store = client._tracking_client.store  # noqa: SLF001 - the client itself has no way to ask for many runs
     if hasattr(store, "get_metric_history_bulk"):  # a database, which returns as much as is asked for
-        found = store.get_metric_history_bulk(ids, key, max_results=None)
-        return [(one.run_id, one.step, one.timestamp, one.value) for one in found]
+        metrics = store.get_metric_history_bulk(ids, key, max_results=None)
+        return [(point.run_id, point.step, point.timestamp, point.value) for point in metrics]
     asked = {"run_id": list(ids), "metric_key": key, "max_results": BULK_POINTS}
     path = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
     answer = http_request_safe(store.get_host_creds(), path, "GET", params=asked)  # type: ignore[no-untyped-call]
-    told = answer.json()["metrics"]
-    if len(told) < BULK_POINTS:
-        return [(one["run_id"], one["step"], one["timestamp"], one["value"]) for one in told]
+    rows = answer.json()["metrics"]
+    if len(rows) < BULK_POINTS:
+        return [(row["run_id"], row["step"], row["timestamp"], row["value"]) for row in rows]
     if len(ids) > 1:
         half = len(ids) // 2
         return _points(client, key, ids[:half]) + _points(client, key, ids[half:])
-    return [(ids[0], one.step, one.timestamp, one.value) for one in client.get_metric_history(ids[0], key)]
+    return [(ids[0], point.step, point.timestamp, point.value) for point in client.get_metric_history(ids[0], key)]
 
 
 def _plain(run: TrackedRun, curves: Mapping[str, Curve] | None) -> MlflowRun:
     info, tags = run.info, dict(run.data.tags)
     if curves is None:
         last = run.data._metric_objs  # noqa: SLF001 - the public `metrics` has neither steps nor times
-        curves = {one.key: [(one.step, one.timestamp, one.value)] for one in last}
+        curves = {point.key: [(point.step, point.timestamp, point.value)] for point in last}
     return {
         "run_id": info.run_id,
         "experiment_id": info.experiment_id,

@@ -1,4 +1,4 @@
-"""Finds what MLflow has of a run of the ledger, and puts it in order before anything is told.
+"""Finds what MLflow has of a run of the ledger, and puts it in order before anything is copied.
 
 After the first time nothing goes by name. The ledger has recorded the ids of the experiment, of the parent run and of
 the nested ones; each of these carries tags that say whose it is. So whatever a person does in MLflow's pages, or a
@@ -80,7 +80,7 @@ class _Store:
     def experiment(self, root: str | None) -> str:
         """The experiment in which the run lies, or is to lie from now on."""
         run, client = self._ledger.run, self._client
-        known = {one.experiment_id: one for one in experiments(client)}
+        known = {experiment.experiment_id: experiment for experiment in experiments(client)}
         chosen = self._where(run, known)
         if chosen is None:
             chosen = _named(client, run, root)
@@ -99,32 +99,32 @@ class _Store:
     def parent(self, experiment: str) -> str:
         """The parent run, restored or made at need; there is no other one afterwards."""
         run, client = self._ledger.run, self._client
-        found = self._runs.get(run.mlflow_run_id or "")
-        others = [one for one in self._parents() if one is not found]
-        if found is None:
-            found = next((one for one in others if one.info.experiment_id == experiment), None)
-        if found is not None and is_deleted(found):
-            client.restore_run(found.info.run_id)
+        kept = self._runs.get(run.mlflow_run_id or "")
+        others = [other for other in self._parents() if other is not kept]
+        if kept is None:
+            kept = next((other for other in others if other.info.experiment_id == experiment), None)
+        if kept is not None and is_deleted(kept):
+            client.restore_run(kept.info.run_id)
         tags = metadata.identity(run, "sweep")
-        if found is None:
+        if kept is None:
             start = int(run.created * 1000)
             note = {view.NOTE: view.question(run)}
-            found = client.create_run(experiment, start, {**tags, **note}, run_name=run.name)
+            kept = client.create_run(experiment, start, {**tags, **note}, run_name=run.name)
         else:
-            self._set_tags(found, tags)
+            self._set_tags(kept, tags)
         for other in others:
-            if other is not found:
+            if other is not kept:
                 client.delete_run(other.info.run_id)
-        return str(found.info.run_id)
+        return str(kept.info.run_id)
 
     def nested(self, experiment: str, parent: str) -> dict[str, str]:
         """One run for each trial that was started, under the parent; returns those the ledger has not recorded."""
         recorded = self._recorded()
         of_trial: dict[str | None, list[TrackedRun]] = defaultdict(list)
-        parents = {found.info.run_id for found in self._parents()} | {parent}
-        for run_id, found in self._runs.items():
-            if run_id not in parents and (run_id in recorded or not is_deleted(found)):
-                of_trial[recorded.get(run_id) or found.data.tags.get("orchestrator.trial")].append(found)
+        parents = {run.info.run_id for run in self._parents()} | {parent}
+        for run_id, run in self._runs.items():
+            if run_id not in parents and (run_id in recorded or not is_deleted(run)):
+                of_trial[recorded.get(run_id) or run.data.tags.get("orchestrator.trial")].append(run)
         behind = {trial.id for trial in self._ledger.unprojected_trials()}
         adopted: dict[str, str] = {}
         for trial in self._ledger.trials():
@@ -154,8 +154,8 @@ class _Store:
         logged = encoders.logged(self._ledger.events())
         if not logged:
             return
-        found = encoders.models(self._client, experiment, self._ledger.run)
-        there = {(model.tags.get("orchestrator.trial"), model.source_run_id) for model in found}
+        models = encoders.models(self._client, experiment, self._ledger.run)
+        there = {(model.tags.get("orchestrator.trial"), model.source_run_id) for model in models}
         for trial in self._ledger.trials():
             if trial.id in logged and (trial.id, adopted.get(trial.id, trial.mlflow_run_id)) not in there:
                 self._ledger.event(
@@ -164,22 +164,22 @@ class _Store:
 
     def _look(self) -> None:
         client, recorded = self._client, self._recorded()
-        self._runs = {found.info.run_id: found for found in search(client, self._ledger.uuid, deleted=True)}
+        self._runs = {run.info.run_id: run for run in search(client, self._ledger.uuid, deleted=True)}
         missing = recorded.keys() - self._runs.keys()
         parent = self._ledger.run.mlflow_run_id
         if parent in missing and not recorded.keys() & self._runs.keys() and _run(client, parent) is None:
             return  # another store: to ask for each of a thousand trials would take long
         for run_id in missing:  # somebody may have taken its tags away
-            if (found := _run(client, run_id)) is not None:
-                self._runs[run_id] = found
+            if (run := _run(client, run_id)) is not None:
+                self._runs[run_id] = run
 
     def _recorded(self) -> dict[str, str | None]:
         """Trials by the ids of MLflow's runs that the ledger has recorded; None: the parent."""
-        found: dict[str, str | None] = {
+        trials: dict[str, str | None] = {
             trial.mlflow_run_id: trial.id for trial in self._ledger.trials() if trial.mlflow_run_id
         }
         parent = self._ledger.run.mlflow_run_id
-        return found | ({parent: None} if parent else {})
+        return trials | ({parent: None} if parent else {})
 
     def _parents(self) -> list[TrackedRun]:
         """What says that it is the parent run and is not deleted, oldest first."""
@@ -192,43 +192,45 @@ class _Store:
         parent = self._runs.get(run.mlflow_run_id or "") or next(iter(self._parents()), None)
         if parent is not None:
             return str(parent.info.experiment_id)
-        owned = [one for one, found in known.items() if f"{OWNER}.{run.uuid}" in found.tags]
-        holding = Counter(found.info.experiment_id for found in self._runs.values())
+        owned = [
+            experiment_id for experiment_id, experiment in known.items() if f"{OWNER}.{run.uuid}" in experiment.tags
+        ]
+        holding = Counter(tracked.info.experiment_id for tracked in self._runs.values())
         # An id alone says nothing: a server that was begun anew gives the same ones to others.
         if run.mlflow_experiment_id in {*owned, *holding}:
             return run.mlflow_experiment_id
-        most = [one for one, _ in holding.most_common(1)]
+        most = [experiment_id for experiment_id, _ in holding.most_common(1)]
         return next(iter([*most, *owned]), None)
 
     def _kept(self, trial: Trial, runs: Sequence[TrackedRun], experiment: str) -> TrackedRun | None:
         """Which of these runs stays the trial's: the recorded one, else the oldest; None for one to be made."""
-        usable = [found for found in runs if found.info.experiment_id == experiment and self._sound(trial, found)]
+        usable = [run for run in runs if run.info.experiment_id == experiment and self._sound(trial, run)]
         return min(
             usable,
-            key=lambda one: (one.info.run_id != trial.mlflow_run_id, one.info.start_time, one.info.run_id),
+            key=lambda run: (run.info.run_id != trial.mlflow_run_id, run.info.start_time, run.info.run_id),
             default=None,
         )
 
-    def _sound(self, trial: Trial, found: TrackedRun) -> bool:
+    def _sound(self, trial: Trial, run: TrackedRun) -> bool:
         """Whether telling it more makes a run what the ledger says. A deleted run is restored, if so: who wants it made
         anew deletes it."""
         wanted = dict(metadata.flat(trial.job))
-        if any(wanted.get(key) != value for key, value in found.data.params.items()):
+        if any(wanted.get(key) != value for key, value in run.data.params.items()):
             return False
-        if not is_deleted(found):
+        if not is_deleted(run):
             return True
-        run_id = found.info.run_id
+        run_id = run.info.run_id
         self._client.restore_run(run_id)
-        curves = histories(self._client, [found])[run_id]
+        curves = histories(self._client, [run])[run_id]
         if metadata.compare(trial, self._ledger.points(trial.id), curves).contradicts:
             self._client.delete_run(run_id)
             return False
         return True
 
-    def _set_tags(self, found: TrackedRun, wanted: Mapping[str, str]) -> None:
+    def _set_tags(self, run: TrackedRun, wanted: Mapping[str, str]) -> None:
         for key, value in wanted.items():
-            if found.data.tags.get(key) != value:
-                self._client.set_tag(found.info.run_id, key, value)
+            if run.data.tags.get(key) != value:
+                self._client.set_tag(run.info.run_id, key, value)
 
 
 def _named(client: MlflowClient, run: Run, root: str | None) -> str:
@@ -240,8 +242,8 @@ def _named(client: MlflowClient, run: Run, root: str | None) -> str:
 
     mine = f"{OWNER}.{run.uuid}"
     for name in (run.name, f"{run.name} {run.uuid[:8]}", f"{run.name} {run.uuid}"):
-        found = client.get_experiment_by_name(name)
-        if found is None:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
             try:  # with its owner, so that one who is killed now finds it again
                 tags = {SWEEP: run.name, mine: run.name}
                 return client.create_experiment(name, f"{root}/{name}" if root else None, tags)
@@ -249,38 +251,38 @@ def _named(client: MlflowClient, run: Run, root: str | None) -> str:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
                 continue  # somebody else was quicker
-        if _is_of_others(client, found, run):
+        if _is_of_others(client, experiment, run):
             continue
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        client.set_experiment_tag(found.experiment_id, mine, run.name)
-        if not _is_of_others(client, client.get_experiment(found.experiment_id), run):
-            return str(found.experiment_id)
-        client.delete_experiment_tag(found.experiment_id, mine)
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment.experiment_id)
+        client.set_experiment_tag(experiment.experiment_id, mine, run.name)
+        if not _is_of_others(client, client.get_experiment(experiment.experiment_id), run):
+            return str(experiment.experiment_id)
+        client.delete_experiment_tag(experiment.experiment_id, mine)
     raise RuntimeError(f"MLflow has experiments of others named {run.name!r}, with this run's uuid; rename them")
 
 
-def _is_of_others(client: MlflowClient, found: Experiment, run: Run) -> bool:
+def _is_of_others(client: MlflowClient, experiment: Experiment, run: Run) -> bool:
     """Whether an experiment is not for this run to take: another run lies in it, or anything at all that is not known
     to be this run's. The first versions did not tag experiments."""
     from mlflow.entities import ViewType
 
-    owners = {key for key in found.tags if key.startswith(f"{OWNER}.")}
+    owners = {key for key in experiment.tags if key.startswith(f"{OWNER}.")}
     if owners:
         return owners != {f"{OWNER}.{run.uuid}"}
-    return bool(client.search_runs([found.experiment_id], "", ViewType.ALL, 1))
+    return bool(client.search_runs([experiment.experiment_id], "", ViewType.ALL, 1))
 
 
-def _is_parent(found: TrackedRun) -> bool:
-    tags = found.data.tags
+def _is_parent(run: TrackedRun) -> bool:
+    tags = run.data.tags
     return "orchestrator.trial" not in tags and tags.get("orchestrator.kind") != "trial"
 
 
-def _shows(found: TrackedRun, trial: Trial) -> bool:
-    """Whether a run that was told a trial's state shows it."""
-    tags, params = found.data.tags, found.data.params
+def _shows(run: TrackedRun, trial: Trial) -> bool:
+    """Whether a run shows the state that was copied into it."""
+    tags, params = run.data.tags, run.data.params
     wanted = dict(metadata.flat(trial.job)).items()
-    right = found.info.status == metadata.status_of(trial) and metadata.marks(trial).items() <= tags.items()
+    right = run.info.status == metadata.status_of(trial) and metadata.marks(trial).items() <= tags.items()
     return bool(right and wanted <= params.items())
 
 

@@ -44,12 +44,12 @@ TRAINING = "workflowType=machine_learning"
 class TrackingUnavailable(Exception):
     """MLflow is not there, or cannot be used at this address. The text says what would help."""
 
-    def __init__(self, address: str, found: str, remedy: str) -> None:
-        self.address, self.found, self.remedy = address, masked(found), remedy
-        super().__init__(f"MLflow at {address}: {self.found}; {remedy}")
+    def __init__(self, address: str, reason: str, remedy: str) -> None:
+        self.address, self.reason, self.remedy = address, masked(reason), remedy
+        super().__init__(f"MLflow at {address}: {self.reason}; {remedy}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.address, self.found, self.remedy), self.__dict__
+        return type(self), (self.address, self.reason, self.remedy), self.__dict__
 
 
 def embedded_uri(runs: Path) -> str:
@@ -80,12 +80,12 @@ def check(uri: str, timeout_s: float = 5.0, *, writes: bool = False) -> None:
     scheme, _, rest = uri.rstrip("/").partition("://")
     try:
         with urllib.request.urlopen(f"{scheme}://{rest.rpartition('@')[2]}/health", timeout=timeout_s) as answer:  # noqa: S310
-            found = answer.read(100).strip()
+            body = answer.read(100).strip()
     except urllib.error.HTTPError as error:
         raise TrackingUnavailable(shown, f"answered {error.code} {error.reason} to /health", without) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise TrackingUnavailable(shown, str(getattr(error, "reason", error)), without) from error
-    if found != b"OK":
+    if body != b"OK":
         raise TrackingUnavailable(shown, "something else than MLflow answers there", without)
     if (code := _refused(uri, timeout_s)) is not None:
         user = os.environ.get("MLFLOW_TRACKING_USERNAME")

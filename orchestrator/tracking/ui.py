@@ -79,7 +79,7 @@ class Pages(TypedDict):
     """What -> address."""
 
 
-def told(run: str | None) -> Pages:
+def describe(run: str | None) -> Pages:
     """The server of `run`, or of the default folder of runs, and its pages, without starting one, as plain JSON. A
     store that is no server has none. Raises as `serve` does."""
     folder = find(run) if run is not None else None
@@ -89,15 +89,15 @@ def told(run: str | None) -> Pages:
     return {"server": uri if uri.startswith("http") else None, "store": uri, "pages": dict(pages)}
 
 
-def show_elsewhere(found: Pages, *, browse: bool) -> None:
-    """Print where to look, of what `told` says on the head of a cluster."""
-    server = found["server"]
+def show_elsewhere(answer: Pages, *, browse: bool) -> None:
+    """Print where to look, of what `describe` says on the head of a cluster."""
+    server = answer["server"]
     if server is None:
         raise InfrastructureMissing(
-            f"MLflow's store, as the cluster's head names it, is {found['store']}, which has no pages; begin its "
+            f"MLflow's store, as the cluster's head names it, is {answer['store']}, which has no pages; begin its "
             "server on the head: orchestrator ui, without --address"
         )
-    pages = list(found["pages"].items())
+    pages = list(answer["pages"].items())
     _print_pages(pages, browse=browse)
     if not pages:
         _echo(f"MLflow has not been told of this run yet; it is at {server}")
@@ -108,22 +108,23 @@ def show_elsewhere(found: Pages, *, browse: bool) -> None:
 
 
 def addresses(server: str, ledger: Ledger) -> list[tuple[str, str]]:
-    """(what, address) of the pages that answer a run's question, as far as MLflow has been told of it."""
+    """(what, address) of the pages that answer a run's question, as far as MLflow has it."""
     run = ledger.run
     if run.mlflow_experiment_id is None:
         return []
     experiment = run.mlflow_experiment_id
-    found = []
+    listed = []
     if run.mlflow_run_id is not None:
-        found.append(("answer", tracking.run_address(server, experiment, run.mlflow_run_id)))
+        listed.append(("answer", tracking.run_address(server, experiment, run.mlflow_run_id)))
         report = tracking.run_address(server, experiment, run.mlflow_run_id, artifact="report/report.html")
-        found.append(("report", report))
-    trials = sorted(ledger.trials(stage="confirm"), key=lambda one: one.seed)  # so that the first ones are of all arms
+        listed.append(("report", report))
+    # By seed, so that the first ones are of all arms.
+    trials = sorted(ledger.trials(stage="confirm"), key=lambda trial: trial.seed)
     confirmed = [trial.mlflow_run_id for trial in trials if trial.mlflow_run_id is not None]
     if confirmed:
-        found.append(("charts", tracking.experiment_address(server, experiment, uuid=run.uuid)))
-        found.append(("compare", tracking.compare_address(server, experiment, confirmed[:MOST_COMPARED])))
-    return found
+        listed.append(("charts", tracking.experiment_address(server, experiment, uuid=run.uuid)))
+        listed.append(("compare", tracking.compare_address(server, experiment, confirmed[:MOST_COMPARED])))
+    return listed
 
 
 def _echo(text: str, *, err: bool = False) -> None:
@@ -148,16 +149,16 @@ def _pages(server: str, folder: RunFolder | None) -> list[tuple[str, str]]:
         return addresses(server, ledger)
 
 
-def _print_pages(found: Sequence[tuple[str, str]], *, browse: bool) -> None:
-    width = max((len(what) for what, _ in found), default=0) + 1
-    for what, address in found:
+def _print_pages(pages: Sequence[tuple[str, str]], *, browse: bool) -> None:
+    width = max((len(what) for what, _ in pages), default=0) + 1
+    for what, address in pages:
         _echo(f"{what + ':':{width}} {address}")
-    if browse and found:
-        webbrowser.open(found[0][1])
+    if browse and pages:
+        webbrowser.open(pages[0][1])
 
 
 def _answers(server: str) -> Iterator[tuple[str, str]]:
-    """The page of every run in the default folder that MLflow has been told of."""
+    """The page of every run in the default folder that MLflow has."""
     for name in names(home()):
         with contextlib.suppress(LedgerError), contextlib.closing(RunFolder(home() / name).open()) as ledger:
             yield from ((name, address) for what, address in addresses(server, ledger) if what == "answer")

@@ -35,8 +35,8 @@ def key(uuid: str) -> str:
 
 def tags(run: Run) -> dict[str, str]:
     """Tags of the experiment: its kind, its description, and the view of this run, if it has a metric."""
-    told = {KIND[0]: KIND[1], NOTE: question(run)}
-    return told | ({TAG + key(run.uuid): state(run)} if "metric" in run.sweep else {})
+    values = {KIND[0]: KIND[1], NOTE: question(run)}
+    return values | ({TAG + key(run.uuid): state(run)} if "metric" in run.sweep else {})
 
 
 def question(run: Run) -> str:

@@ -42,7 +42,7 @@ SOURCES = {"in_mlflow": "the ledger or MLflow has", "on_disk": "the ledger has o
 """What a check compares, by its module, where that is not the ledger alone."""
 
 SHOWN = 10
-"""Faults of one kind that are told one by one."""
+"""Faults of one kind that are listed one by one."""
 
 
 class Verified(TypedDict):
@@ -213,17 +213,17 @@ def _audit(folder: RunFolder) -> dict[str, DiskRecord] | None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RunError(f"{trials} cannot be read: {done.stderr.strip().removeprefix('error: ')}")
-    found = {}
+    records = {}
     for line in done.stdout.splitlines():
         try:
             record: DiskRecord = json.loads(line)
-            found[str(record["trial"])] = record
+            records[str(record["trial"])] = record
         except UNREADABLE as error:
             raise RunError(
                 f"{trials} cannot be read, as the process that looks at it says {line[:60]!r} where JSON belongs; see "
                 f"what prints that: {shlex.join(command)}"
             ) from error
-    return found
+    return records
 
 
 def _refuse_while_driven(ledger: Ledger) -> None:
@@ -239,7 +239,7 @@ def _refuse_while_driven(ledger: Ledger) -> None:
     raise LeaseHeld(text, holder=holder, since=since, expires=expires, token=0)
 
 
-def _some(found: Iterable[str]) -> list[str]:
-    texts = list(found)
+def _some(listed: Iterable[str]) -> list[str]:
+    texts = list(listed)
     more = len(texts) - SHOWN
     return texts if more <= 0 else [*texts[:SHOWN], f"... and {more:,} more like this one: {texts[SHOWN]}"]

@@ -62,14 +62,14 @@ def _written(facts: Facts) -> str:
     return f"have it written again as the ledger has it: {facts.resume}"
 
 
-def other_job(ours: object, found: object) -> str | None:
+def other_job(ours: object, theirs: object) -> str | None:
     """Why the job of a folder is not the trial's as the ledger has it; None where it is. How it is computed may differ,
     but a job that the ledger's version could run can be read."""
-    if found == ours:
+    if theirs == ours:
         return None
-    if keys := other_keys(_objective(ours), _objective(found)):
+    if keys := other_keys(_objective(ours), _objective(theirs)):
         return f"not the job that the ledger has; {', '.join(keys)} differ"
-    return "no job: its execution cannot be read" if _is_job(ours) and not _is_job(found) else None
+    return "no job: its execution cannot be read" if _is_job(ours) and not _is_job(theirs) else None
 
 
 def _is_job(job: object) -> bool:
@@ -104,22 +104,22 @@ def _results(facts: Facts) -> Iterator[Finding]:
 def _points_on_disk(facts: Facts) -> Iterator[Finding]:
     """Of what is finished: the disk of a pruned trial may be ahead, that of any other may be behind as well."""
     for trial, ours, theirs in _both(facts):
-        found = {
-            "lacks": [place for place in ours if place not in theirs],
+        differing = {
+            "lacks": [at for at in ours if at not in theirs],
             "has with another value": [p for p in _changed(ours, theirs) if not _may_change(facts, trial, p[0])],
         }
         if trial.state == "done":
-            found[UNKNOWN] = [place for place in theirs if place not in ours]
-        for what, places in found.items():
+            differing[UNKNOWN] = [at for at in theirs if at not in ours]
+        for what, places in differing.items():
             if places:
-                key, step = place = places[0]
-                mine = ours[place].value if place in ours else "nothing"
+                key, step = at = places[0]
+                mine = ours[at].value if at in ours else "nothing"
                 remedy = (
                     "take these lines out of the file, if the ledger is right" if what == UNKNOWN else _written(facts)
                 )
                 yield Finding(
                     f"trial {trial.id}: its points.jsonl {what} {counted(len(places), 'point')}; {key} at step {step}: "
-                    f"the ledger says {mine}, the file {theirs.get(place, 'nothing')}",
+                    f"the ledger says {mine}, the file {theirs.get(at, 'nothing')}",
                     remedy,
                 )
 
@@ -131,8 +131,8 @@ def _holes(facts: Facts) -> Iterator[Finding]:
         ours = facts.points.get(trial.id, {}).keys()
         there = {(key, step) for key, step, _ in record["points"]}
         ended = trial.state in ("done", "pruned")
-        told = not ours <= there if ended else any(fault.startswith("points.jsonl") for fault in record["faults"])
-        if record["missing"] and not told:
+        known = not ours <= there if ended else any(fault.startswith("points.jsonl") for fault in record["faults"])
+        if record["missing"] and not known:
             yield Finding(
                 f"trial {trial.id}: its points.jsonl lacks {counted(record['missing'], 'point')} that its newest "
                 f"checkpoint has passed{', and so does the ledger' if ended else ''}",
@@ -153,7 +153,7 @@ def _both(facts: Facts) -> Iterator[tuple[Trial, dict[Place, Point], dict[Place,
 
 
 def _changed(ours: Mapping[Place, Point], theirs: Mapping[Place, float]) -> list[Place]:
-    return [place for place in ours if place in theirs and not same(ours[place].value, theirs[place])]
+    return [at for at in ours if at in theirs and not same(ours[at].value, theirs[at])]
 
 
 def _may_change(facts: Facts, trial: Trial, key: str) -> bool:
@@ -163,8 +163,10 @@ def _may_change(facts: Facts, trial: Trial, key: str) -> bool:
 def may_change(attempts: Sequence[Attempt], key: str) -> bool:
     """Whether a point may have another value when a later attempt measures it again: the ledger keeps the first, the
     disk the last. They are equal, bit for bit, for the same execution on the same host, but for times and memory."""
-    how = [(one.host, {k: value for k, value in one.execution.items() if k != "verify"}) for one in attempts]
-    return len(attempts) > 1 and (key.startswith(EXECUTION_METRICS) or any(one != how[0] for one in how))
+    how = [
+        (attempt.host, {k: value for k, value in attempt.execution.items() if k != "verify"}) for attempt in attempts
+    ]
+    return len(attempts) > 1 and (key.startswith(EXECUTION_METRICS) or any(other != how[0] for other in how))
 
 
 def _checkpoints(facts: Facts) -> Iterator[Finding]:
@@ -232,7 +234,7 @@ def _remains(facts: Facts) -> Iterator[str]:
 
 def _measured_again(facts: Facts) -> Iterator[str]:
     for trial, ours, theirs in _both(facts):
-        if again := [place for place in _changed(ours, theirs) if _may_change(facts, trial, place[0])]:
+        if again := [at for at in _changed(ours, theirs) if _may_change(facts, trial, at[0])]:
             yield (
                 f"trial {trial.id}: {counted(len(again), 'point')} measured again by another attempt, with another "
                 f"value; the ledger keeps the first: {again[0][0]} at step {again[0][1]}"

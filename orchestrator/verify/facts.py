@@ -71,9 +71,9 @@ class Facts:
     suggestions: list[Suggestion]
     frozen: dict[str, Frozen]
     untold: set[str]
-    """Trials whose state MLflow has not been told."""
+    """Trials whose state MLflow does not have."""
     waiting: Mapping[str, set[Place]]
-    """Points that MLflow has not been told, by trial."""
+    """Points that MLflow does not have, by trial."""
     tracked: list[MlflowRun]
     """MLflow's runs, as `tracking.runs_of` gives them, but for those that somebody deleted there."""
     deleted: set[str]
@@ -139,14 +139,14 @@ def beside(folder: str) -> str:
     return f"orchestrator launch SWEEP --into {as_argument(f'{head}-2{mark}{query}')}"
 
 
-def same(one: object, other: object) -> bool:
+def same(a: object, b: object) -> bool:
     """Equal, where NaN equals NaN."""
-    return bool(one == other) or (isinstance(one, float) and isinstance(other, float) and one != one and other != other)  # noqa: PLR0124
+    return bool(a == b) or (isinstance(a, float) and isinstance(b, float) and a != a and b != b)  # noqa: PLR0124
 
 
-def other_keys(one: object, other: object) -> list[str]:
+def other_keys(ours: object, theirs: object) -> list[str]:
     """Keys of two JSON objects whose values differ, NaN equal to NaN."""
-    if not (isinstance(one, dict) and isinstance(other, dict)):
-        return [] if one == other else ["(everything)"]
-    texts = [{key: json.dumps(value, sort_keys=True) for key, value in side.items()} for side in (one, other)]
-    return sorted(key for key in one.keys() | other.keys() if texts[0].get(key) != texts[1].get(key))
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return [] if ours == theirs else ["(everything)"]
+    texts = [{key: json.dumps(value, sort_keys=True) for key, value in side.items()} for side in (ours, theirs)]
+    return sorted(key for key in ours.keys() | theirs.keys() if texts[0].get(key) != texts[1].get(key))

@@ -90,16 +90,16 @@ def _metrics(facts: Facts) -> Iterator[Finding]:
     key = facts.metric
     for trial in facts.trials.values():
         curve = [point for (name, _), point in facts.points.get(trial.id, {}).items() if name == key]
-        told: dict[str, float | None] = {}
+        recorded: dict[str, float | None] = {}
         if trial.state == "done" and trial.result is not None:
-            told = {"its result": trial.came_to.metrics.get(key), "its metrics": trial.metrics.get(key)}
+            recorded = {"its result": trial.came_to.metrics.get(key), "its metrics": trial.metrics.get(key)}
             # What diverged has no metric; runs of before have that of the untrained encoder: the first, not the last.
             last = min if trial.outcome == "diverged" else max
             if not (trial.outcome == "diverged" and trial.metric is None):
-                told["its curve"] = last(curve, key=lambda point: point.step).value if curve else None
+                recorded["its curve"] = last(curve, key=lambda point: point.step).value if curve else None
         elif trial.state == "pruned" and trial.metric not in [point.value for point in curve]:
-            told = {"its curve": None}
-        for where, value in told.items():
+            recorded = {"its curve": None}
+        for where, value in recorded.items():
             if not same(value, trial.metric):
                 yield Finding(
                     f"trial {trial.id}: the ledger says {key} = {trial.metric}, {where} says {value}", facts.restore
@@ -122,12 +122,14 @@ def _suggested(facts: Facts) -> Iterator[Finding]:
     """A trial belongs to the first suggestion that asks for it; a search may come upon the same setting again."""
     apart = facts.run.sweep.get("plan", {}).get("apart", False)  # before, a trial could serve two arms
     asking: dict[str, list[Suggestion]] = defaultdict(list)
-    for one in facts.suggestions:
-        for wanted in one.trials:
-            asking[wanted].append(one)
+    for suggestion in facts.suggestions:
+        for wanted in suggestion.trials:
+            asking[wanted].append(suggestion)
     for wanted, suggestions in asking.items():
         trial = facts.trials.get(wanted)
-        first = next((one for one in suggestions if trial and one.arm == trial.arm), suggestions[0])
+        first = next(
+            (suggestion for suggestion in suggestions if trial and suggestion.arm == trial.arm), suggestions[0]
+        )
         what = f"suggestion {first.number} of arm {first.arm}"
         if trial is None:
             yield Finding(f"{what}: asks for trial {wanted}, which the ledger does not have", facts.restore)

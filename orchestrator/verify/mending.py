@@ -1,8 +1,8 @@
 """Writes again what a trial's folder lacks and the ledger knows: job.json, result.json, points.jsonl, attempt.json.
 
-The ledger is the truth of whatever it has been told, so a file that is gone, empty or damaged is written as the ledger
-has it. What only the folder has, stays: points that the ledger was not told, and checkpoints, which nothing can make
-again. A folder in place of a file is renamed and kept.
+The ledger is the truth of whatever was written into it, so a file that is gone, empty or damaged is written as the
+ledger has it. What only the folder has, stays: points that the ledger does not have, and checkpoints, which nothing can
+make again. A folder in place of a file is renamed and kept.
 """
 
 from __future__ import annotations
@@ -103,11 +103,11 @@ class _File:
         if self.folder.remote is None:
             Folder(self.path.parent).quarantine(self.name)
             return
-        remote, place = self.folder.remote, f"trials/{self.trial}"
-        there = remote.files(place)
+        remote, prefix = self.folder.remote, f"trials/{self.trial}"
+        there = remote.files(prefix)
         free = next(name for number in itertools.count(1) if (name := f"{self.name}.bad-{number}") not in there)
-        remote.put(f"{place}/{free}", remote.read(f"{place}/{self.name}") or b"")
-        remote.delete(f"{place}/{self.name}")
+        remote.put(f"{prefix}/{free}", remote.read(f"{prefix}/{self.name}") or b"")
+        remote.delete(f"{prefix}/{self.name}")
 
     def newest_checkpoint(self) -> int:
         """Step of the trial's newest checkpoint, whatever its files hold; -1 where there is none."""
@@ -134,22 +134,22 @@ def _mend(
 
 def _job(file: _File, trial: Trial) -> str | None:
     """A trial that failed before it was loaded has none."""
-    found, damage = _json(file)
-    if found is None and damage is None and trial.state not in ENDED:
+    stored, damage = _json(file)
+    if stored is None and damage is None and trial.state not in ENDED:
         return None
-    if damage is None and other_job(trial.job, found) is None:
+    if damage is None and other_job(trial.job, stored) is None:
         return None
     file.write(json.dumps(trial.job, indent=1))
-    return _written("was missing" if found is None and damage is None else damage or "was of another job")
+    return _written("was missing" if stored is None and damage is None else damage or "was of another job")
 
 
 def _result(file: _File, trial: Trial) -> str | None:
-    found, damage = _json(file)
+    stored, damage = _json(file)
     if trial.state == "done" and trial.result is not None:
-        if damage is None and found is not None and not other_keys(trial.result, found):
+        if damage is None and stored is not None and not other_keys(trial.result, stored):
             return None
         file.write(json.dumps(trial.result, indent=1))
-        return _written("was missing" if found is None and damage is None else damage or "was another one")
+        return _written("was missing" if stored is None and damage is None else damage or "was another one")
     if damage is None:
         return None
     file.quarantine()
@@ -168,17 +168,17 @@ def _points(file: _File, trial: Trial, attempts: Sequence[Attempt], ledger: Ledg
     theirs = standing(there)
     goes_on = trial.state not in ENDED and damage is None and (theirs or not trial.step)
     ours = {(point.key, point.step): point for point in ledger.points(trial.id)}
-    lacking = [place for place in ours if place not in theirs]
+    lacking = [at for at in ours if at not in theirs]
     if goes_on:
         passed = file.newest_checkpoint() if lacking else 0
-        lacking = [place for place in lacking if place[1] <= passed]
-    changed = [place for place, point in theirs.items() if _changed(point.value, ours.get(place), attempts)]
+        lacking = [at for at in lacking if at[1] <= passed]
+    changed = [at for at, point in theirs.items() if _changed(point.value, ours.get(at), attempts)]
     if goes_on and not lacking:
         return None
     if not (damage or lacking or changed):
         return None
-    merged = {place: asdict(point) for place, point in theirs.items()}
-    merged |= {place: _line(point) for place, point in ours.items() if place in {*lacking, *changed}}
+    merged = {at: asdict(point) for at, point in theirs.items()}
+    merged |= {at: _line(point) for at, point in ours.items() if at in {*lacking, *changed}}
     lines = sorted(merged.values(), key=lambda line: int(line["step"]))
     file.write("".join(json.dumps(line) + "\n" for line in lines))
     other = [f"{counted(len(changed), 'point')} had another value"] if changed else []

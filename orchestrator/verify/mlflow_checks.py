@@ -23,8 +23,8 @@ def _parent(facts: Facts) -> Iterator[Finding]:
     recorded = facts.run.mlflow_run_id
     if recorded is None:
         return
-    found = [run for run in facts.tracked if run["kind"] == "sweep"]
-    ids = [run["run_id"] for run in found]
+    parents = [run for run in facts.tracked if run["kind"] == "sweep"]
+    ids = [run["run_id"] for run in parents]
     if not facts.tracked and not facts.deleted:
         yield Finding(
             f"MLflow has nothing of this run, the ledger recorded its parent run as {recorded}",
@@ -37,10 +37,10 @@ def _parent(facts: Facts) -> Iterator[Finding]:
             f"the ledger says that MLflow's parent run is {recorded}, MLflow has {', '.join(ids) or 'none'}",
             f"to delete all but the recorded one: {facts.resume}" if recorded in ids else f"make it: {facts.resume}",
         )
-    elif found[0]["status"] != metadata.RUN_STATUS[facts.run.state]:
+    elif parents[0]["status"] != metadata.RUN_STATUS[facts.run.state]:
         yield Finding(
             f"the ledger says that the run is {facts.run.state}, MLflow's parent run {recorded} is "
-            f"{found[0]['status']} and not {metadata.RUN_STATUS[facts.run.state]}",
+            f"{parents[0]['status']} and not {metadata.RUN_STATUS[facts.run.state]}",
             f"tell it: {facts.resume}",
         )
 
@@ -145,12 +145,12 @@ def _tags(facts: Facts) -> Iterator[Finding]:
 
 
 def _differing(
-    facts: Facts, trial: Trial, what: str, wanted: Mapping[str, str], found: Mapping[str, str | None]
+    facts: Facts, trial: Trial, what: str, wanted: Mapping[str, str], tracked: Mapping[str, str | None]
 ) -> Iterator[Finding]:
-    keys = [key for key in [*wanted, *(set(found) - set(wanted))] if wanted.get(key) != found.get(key)]
+    keys = [key for key in [*wanted, *(set(tracked) - set(wanted))] if wanted.get(key) != tracked.get(key)]
     if keys:
         more = f", and {len(keys) - 1} more" if len(keys) > 1 else ""
-        ours, theirs = (repr("nothing" if side.get(keys[0]) is None else side[keys[0]]) for side in (wanted, found))
+        ours, theirs = (repr("nothing" if side.get(keys[0]) is None else side[keys[0]]) for side in (wanted, tracked))
         yield Finding(
             f"trial {trial.id}: {what} {keys[0]}: the ledger says {ours}, MLflow says {theirs}{more}",
             f"tell it: {facts.resume}",
@@ -165,7 +165,7 @@ def _curves(facts: Facts) -> Iterator[Finding]:
             curves.wanted.keys() - points if trial.id in facts.untold else set()
         )
         differing = {
-            "lacks": [place for place in curves.lacking if place not in late],
+            "lacks": [at for at in curves.lacking if at not in late],
             "has twice": curves.twice,
             "has, and the ledger not,": curves.strange,
             "has with another value": curves.other_value,
@@ -173,9 +173,9 @@ def _curves(facts: Facts) -> Iterator[Finding]:
         }
         for what, places in differing.items():
             if places:
-                key, step = place = places[0]
-                theirs = ", ".join(f"{value} at {at_ms} ms" for value, at_ms in curves.there.get(place, ()))
-                ours = "{} at {} ms".format(*curves.wanted[place]) if place in curves.wanted else "nothing"
+                key, step = at = places[0]
+                theirs = ", ".join(f"{value} at {at_ms} ms" for value, at_ms in curves.there.get(at, ()))
+                ours = "{} at {} ms".format(*curves.wanted[at]) if at in curves.wanted else "nothing"
                 yield Finding(
                     f"trial {trial.id}: MLflow's run {run['run_id']} {what} {counted(len(places), 'point')}; "
                     f"{key} at step {step}: the ledger says {ours}, MLflow {theirs or 'nothing'}",
