@@ -1,7 +1,7 @@
 """Connections to the ledger's database: SQLite in a file, or PostgreSQL by URL.
 
 SQLite runs in WAL mode, so that reading never waits for the writer, and with synchronous=FULL: with NORMAL a power
-cut can take back commits that MLflow has already been told of, and the points told again after it would carry other
+cut can take back commits that MLflow has already a copy of, and the points copied again after it would carry other
 timestamps and appear twice. FULL costs one fsync per transaction, and the ledger writes in batches.
 """
 
@@ -71,15 +71,15 @@ def parsed(url: str) -> sa.URL:
     """The URL with the driver that we use. Raises LedgerError for what is none. The text itself is not shown: it may
     hold a password."""
     try:
-        found = sa.make_url(re.sub(r"^postgres(ql)?(?=://)", "postgresql+psycopg", url))
+        location = sa.make_url(re.sub(r"^postgres(ql)?(?=://)", "postgresql+psycopg", url))
     except (sa.exc.ArgumentError, ValueError) as error:  # ValueError: of a port
         raise LedgerError(
             "not a database URL; give sqlite:////folder/ledger.db or postgresql://USER:PASSWORD@HOST:PORT/DATABASE, "
             f"{ENCODED}"
         ) from error
-    if "@" in (found.host or "") or ("@" in (found.database or "") and found.get_backend_name() != "sqlite"):
+    if "@" in (location.host or "") or ("@" in (location.database or "") and location.get_backend_name() != "sqlite"):
         raise LedgerError(f"the database URL cannot be read, for its password holds an @; write {ENCODED}")
-    return found
+    return location
 
 
 class Database:
@@ -208,10 +208,10 @@ class Database:
                 remedy = "another process has held it for long; see whether a driver is stopped or stuck"
             else:
                 remedy = "see that it can be reached and written, then run the same command again"
-            found = f"ledger {self.address}: {reason}"
+            text = f"ledger {self.address}: {reason}"
             if self._passes(error, reason):
-                raise LedgerAway(found, remedy) from error
-            raise LedgerUnavailable(f"{found}; {remedy}") from error
+                raise LedgerAway(text, remedy) from error
+            raise LedgerUnavailable(f"{text}; {remedy}") from error
         except sa.exc.InvalidRequestError as error:
             if not isinstance(error, sa.exc.NoResultFound | sa.exc.MultipleResultsFound):
                 raise

@@ -69,13 +69,13 @@ class Ledger(Writing, Projecting):
         """
         database = Database(url)
         try:
-            found = {run.uuid: run for run in _runs(database)}
-            if uuid is not None and uuid not in found:
-                raise LedgerMissing(f"{database.address} has no run {uuid}; it has {', '.join(found) or 'none'}")
-            if uuid is None and len(found) > 1:
-                listed = "".join(f"\n  {run.uuid}  {run.name}  {run.state}" for run in found.values())
-                raise LedgerError(f"{database.address} holds {len(found)} runs; say which by its uuid:{listed}")
-            return cls(database, uuid or next(iter(found)))
+            runs = {run.uuid: run for run in _runs(database)}
+            if uuid is not None and uuid not in runs:
+                raise LedgerMissing(f"{database.address} has no run {uuid}; it has {', '.join(runs) or 'none'}")
+            if uuid is None and len(runs) > 1:
+                listed = "".join(f"\n  {run.uuid}  {run.name}  {run.state}" for run in runs.values())
+                raise LedgerError(f"{database.address} holds {len(runs)} runs; say which by its uuid:{listed}")
+            return cls(database, uuid or next(iter(runs)))
         except BaseException:
             database.close()
             raise
@@ -152,7 +152,7 @@ class Ledger(Writing, Projecting):
 
 def _runs(database: Database) -> list[Run]:
     with database.read() as connection:
-        version = schema.found(connection)
+        version = schema.stored_version(connection)
     if version is None:
         raise LedgerMissing(f"there is no ledger at {database.address}; `orchestrator launch` makes one")
     if version != schema.VERSION:
@@ -167,7 +167,7 @@ def _bring_forward(database: Database, connection: Connection, *, create: bool =
     """Make the tables, or migrate them unless a driver is at work on them."""
     if not database.path:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(0x0CE57)))  # one process at a time makes tables
-    version = schema.found(connection)
+    version = schema.stored_version(connection)
     if version is None and create:
         schema.create(connection)
     elif version is not None and version != schema.VERSION:

@@ -100,7 +100,7 @@ class Outage:
             left_s = self._longest_s - (now - self._calls[key])
         if first and left_s > 0:
             again = f"it is asked again for {left_s:.0f} s"
-            self._say(f"{error.found}; training goes on and nothing is begun; {again}")
+            self._say(f"{error.reason}; training goes on and nothing is begun; {again}")
         return left_s > 0
 
     def _is_answered(self) -> None:

@@ -2,7 +2,7 @@
 
 A host that is gone sends nothing, not even that it is gone: the kernel would wait for a quarter of an hour for what it
 sent, and for two hours where it only listens. A proxy, or a server that is paused, acknowledges everything and never
-answers. So the kernel is told to look after seconds, and a statement without any answer is given up here.
+answers. So the kernel has to look after seconds, and a statement without any answer is given up here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 """What the steps of psycopg wait for, what comes of it, and what they end with."""
 
 LOCK_TIMEOUT_S = 30
-"""How long a transaction waits for another process's. The longest of ours takes well under a second."""
+"""How long a transaction waits for another process's. The longest here takes well under a second."""
 
 SILENCE_S = 30
 """After how many seconds without a sign of its host a connection counts as lost."""
@@ -44,7 +44,7 @@ TCP = {
     "keepalives_count": 4,
     "tcp_user_timeout": SILENCE_S * 1000,
 }
-"""What libpq is told, unless the URL says otherwise; s, but the last one ms."""
+"""Options of libpq, unless the URL says otherwise; seconds, but the last one ms."""
 
 
 def engine(

@@ -46,10 +46,10 @@ class Reading(Rows):
     @patient
     def trial(self, trial_id: str) -> Trial:
         """One trial. Raises LedgerMissing."""
-        found = self._trials(schema.trials.c.id == trial_id)
-        if not found:
+        matching = self._trials(schema.trials.c.id == trial_id)
+        if not matching:
             raise LedgerMissing(f"this run has no trial {trial_id}; `orchestrator status` lists them")
-        return found[0]
+        return matching[0]
 
     @patient
     def arms(self, ids: Collection[str]) -> dict[str, str]:
@@ -109,8 +109,8 @@ class Reading(Rows):
         if stage is not None:
             query = query.where(table.c.stage == stage)
         with self._database.read() as connection:
-            found = {row[0]: row[1] for row in connection.execute(query)}
-        return {state: found.get(state, 0) for state in TRIAL_STATES}
+            by_state = {row[0]: row[1] for row in connection.execute(query)}
+        return {state: by_state.get(state, 0) for state in TRIAL_STATES}
 
     @patient
     def fences(self) -> dict[str, tuple[int, int]]:

@@ -37,7 +37,7 @@ FROM trials t JOIN attempts a ON a.run = t.run AND a.trial = t.id
 WHERE t.state = 'done' AND t.outcome = 'ok' AND t.result IS NOT NULL AND t.started IS NOT NULL AND t.ended IS NOT NULL
 ORDER BY t.ended DESC, t.run, t.id, a.number DESC
 LIMIT {NEWEST}
-"""  # noqa: S608 - a number of ours
+"""  # noqa: S608 - a constant of this module
 """A row for each attempt of each such trial, the latest first. Asks only for what every version of the ledger has, and
 as text: to have SQLAlchemy make it anew for each of many files would take longer than to run it."""
 

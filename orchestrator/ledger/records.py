@@ -40,10 +40,10 @@ class LedgerUnavailable(LedgerError):
 class LedgerAway(LedgerUnavailable):
     """The database does not answer for a reason that passes: it restarts, fails over, or another process has it."""
 
-    def __init__(self, found: str, remedy: str = "") -> None:
-        self.found = found
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        self.reason = reason
         """What is wrong, without what a person may do about it."""
-        super().__init__(found, remedy)
+        super().__init__(reason, remedy)
 
     def __str__(self) -> str:
         return "; ".join(filter(None, self.args))

@@ -133,8 +133,8 @@ class Rows:
 
     def _set_attempt(self, connection: Connection, trial_id: str, number: int, **values: object) -> None:
         table = schema.attempts
-        one = (table.c.run == self.uuid) & (table.c.trial == trial_id) & (table.c.number == number)
-        connection.execute(table.update().where(one).values(**values))
+        this_attempt = (table.c.run == self.uuid) & (table.c.trial == trial_id) & (table.c.number == number)
+        connection.execute(table.update().where(this_attempt).values(**values))
 
     def _first_stands(
         self, connection: Connection, table: sa.Table, keys: tuple[str, ...], row: Mapping[str, object]

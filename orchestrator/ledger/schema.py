@@ -79,12 +79,12 @@ class Json(TypeDecorator[object]):
         if value is None:
             return None
         try:
-            found: object = json.loads(value)
+            decoded: object = json.loads(value)
         except (ValueError, TypeError, RecursionError) as error:
             raise Undecodable(f"{_shown(value)} is no JSON ({error})") from error
-        if not isinstance(found, self.kind):
+        if not isinstance(decoded, self.kind):
             raise Undecodable(f"{_shown(value)} is no JSON {'array' if self.kind is list else 'object'}")
-        return found
+        return decoded
 
 
 class Said(TypeDecorator[str]):
@@ -223,7 +223,7 @@ points_waiting = sa.Index(
     sqlite_where=~points.c.projected,
     postgresql_where=~points.c.projected,
 )
-"""Points that MLflow has not been told. Empty most of the time, so that asking costs nothing."""
+"""Points that MLflow does not have yet. Empty most of the time, so that asking costs nothing."""
 
 suggestions = sa.Table(
     "suggestions",
@@ -257,7 +257,7 @@ events = sa.Table(
 )
 
 
-def found(connection: Connection) -> int | None:
+def stored_version(connection: Connection) -> int | None:
     """The version of the ledger in this database, or None where there is no ledger."""
     if not sa.inspect(connection).has_table(version.name):
         return None

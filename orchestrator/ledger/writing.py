@@ -1,4 +1,4 @@
-"""What is written of a run, and what MLflow has been told of it. Every method that writes is one transaction, and
+"""Writes what is known of a run, and what MLflow has of it. Every method that writes is one transaction, and
 raises LeaseLost unless this process holds the lease.
 """
 
@@ -247,17 +247,17 @@ def _interrupted(why: str, ended: float) -> Ending:
 
 
 class Projecting(Reading):
-    """The projection's side of a ledger: what MLflow has been told."""
+    """The projection's side of a ledger: what MLflow has."""
 
     @patient
     def unprojected_trials(self) -> list[Trial]:
-        """Trials that were started and whose state MLflow has not been told, in the order they were planned."""
+        """Trials that were started and whose state MLflow does not have, in the order they were planned."""
         table = schema.trials
         return self._trials(table.c.revision > table.c.projected, table.c.attempts > 0)
 
     @patient
     def mark_trial_projected(self, trial: Trial) -> None:
-        """MLflow has been told the trial's state as of `trial.revision`."""
+        """Note that MLflow has the trial's state as of `trial.revision`."""
         with self._write() as (connection, _):
             self._update(connection, trial.id, projected=trial.revision)
 
@@ -269,12 +269,12 @@ class Projecting(Reading):
 
     @patient
     def unprojected_points(self, limit: int = 1000, trial_id: str | None = None) -> list[Point]:
-        """At most `limit` points that MLflow has not been told, by trial and step."""
+        """At most `limit` points that MLflow does not have, by trial and step."""
         return self._points(trial_id, limit=limit)
 
     @patient
     def waiting(self) -> dict[str, int]:
-        """How many points MLflow has not been told, by trial; trials without one are not there."""
+        """How many points MLflow does not have, by trial; trials without one are not there."""
         table = schema.points
         waiting = self._own(table) & ~table.c.projected
         query = sa.select(table.c.trial, sa.func.count()).where(waiting).group_by(table.c.trial)
@@ -283,19 +283,19 @@ class Projecting(Reading):
 
     @patient
     def mark_projected(self, points: Sequence[Point]) -> None:
-        """MLflow has been told these points."""
+        """Note that MLflow has these points."""
         if not points:
             return
         table = schema.points
-        one = [table.c[name] == sa.bindparam(f"a_{name}") for name in ("trial", "key", "step")]
-        statement = table.update().where(table.c.run == self.uuid, *one).values(projected=True)
+        same_point = [table.c[name] == sa.bindparam(f"a_{name}") for name in ("trial", "key", "step")]
+        statement = table.update().where(table.c.run == self.uuid, *same_point).values(projected=True)
         rows = [{"a_trial": point.trial, "a_key": point.key, "a_step": point.step} for point in points]
         with self._write() as (connection, _):
             connection.execute(statement, rows)
 
     @patient
     def unproject(self, trial_id: str | None = None) -> None:
-        """Forget what MLflow has been told of one trial, or of the whole run, because it is not there any more."""
+        """Forget that MLflow has one trial, or the whole run, because it is not there any more."""
         trials, points, runs = schema.trials, schema.points, schema.runs
         of_trials, of_points = [trials.c.run == self.uuid], [points.c.run == self.uuid]
         if trial_id is not None:
