@@ -40,12 +40,12 @@ Verbs = Callable[..., object]
 def answer(job: str, verbs: Verbs, arguments: Sequence[str], *, brings: bool) -> int:
     """Run a verb, and tell what it printed, the files that it made and its exit code. Returns the files' bytes."""
     sent, writer, began = 0, Writer(job, sys.stdout), time.time()
-    with scratch.folder("answer") as place:
-        made = place / "files"
-        code = _run(verbs, [str(made) if one == HERE else one for one in arguments], writer)
+    with scratch.folder("answer") as temporary:
+        made = temporary / "files"
+        code = _run(verbs, [str(made) if argument == HERE else argument for argument in arguments], writer)
         if brings and code == Exit.DONE:
-            found = made if HERE in arguments else runs.find(arguments[1]).report
-            code, sent = _send(found, writer, since=began - CLOCK_S)
+            report_folder = made if HERE in arguments else runs.find(arguments[1]).report
+            code, sent = _send(report_folder, writer, since=began - CLOCK_S)
     writer.line(code=code)
     return sent
 
@@ -62,14 +62,14 @@ def _run(verbs: Verbs, arguments: Sequence[str], writer: Writer) -> int:
 
 def _send(folder: Path, writer: Writer, *, since: float) -> tuple[int, int]:
     """Send what the verb has made; a report of before, which could not be replaced, is none of its."""
-    found = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
-    files = sorted(path for path in found if path.stat().st_mtime >= since)
+    paths = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    files = sorted(path for path in paths if path.stat().st_mtime >= since)
     size_mb = sum(path.stat().st_size for path in files) / 2**20
     if size_mb > LARGEST_MB:
-        said = (
+        note = (
             f"error: {size_mb:,.0f} MB of files are more than the {LARGEST_MB:,.0f} MB that come through a job server"
         )
-        writer.line(err=f"{said}; run the same command on the cluster's head, without --address\n")
+        writer.line(err=f"{note}; run the same command on the cluster's head, without --address\n")
         return Exit.MISSING, 0
     return Exit.DONE, sum(writer.file(path, path.relative_to(folder).as_posix()) for path in files)
 

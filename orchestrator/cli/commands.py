@@ -63,7 +63,7 @@ def plan(
     if as_json:
         print_json(made.summary() | {"estimate": estimate.summary()})
     else:
-        sets = (part for one in overrides for part in ("--set", one))
+        sets = (part for change in overrides for part in ("--set", change))
         again = shlex.join(["orchestrator", "plan", shown_as or str(sweep), *sets, "--probe"])
         print_plan(made, estimate, masked(f"{again}{address_option()}"))
 
@@ -116,12 +116,12 @@ def launch(
 
     if into is not None:
         refuse_what_is_no_place(into)
-    place = into or home() / sweeps.load(sweep, overrides).name
+    target = into or home() / sweeps.load(sweep, overrides).name
     from orchestrator import driver
     from orchestrator.run_dir.context import Options
 
     options = Options(offline=offline, accept_code=accept_code)
-    sys.exit(driver.launch(sweep, place, overrides=overrides, options=options))
+    sys.exit(driver.launch(sweep, target, overrides=overrides, options=options))
 
 
 @main.command()
@@ -171,7 +171,7 @@ def resume(
         given = [("--failed", failed), ("--give-up", give_up), ("--offline", offline)]
         given += [("--accept-code", accept_code)]
         arguments = [flag for flag, on in given if on] + (["--class", kind] if kind else [])
-        arguments += [part for one in overrides for part in ("--set", one)]
+        arguments += [part for change in overrides for part in ("--set", change)]
         with leaving(run, address):
             code = submission.resume(
                 address, run, arguments, variables=variables, detach=detach,
@@ -237,15 +237,15 @@ def doctor(
     loaded = None if sweep is None else sweeps.load(sweep, overrides)
     made = None if loaded is None else planning.make(loaded)
     code = None if sweep is None or loaded is None else sweeps.code_of(loaded, sweep.parent)
-    place = into or (runs.home() / made.sweep.name if made else runs.home())
-    folder = None if anywhere else runs.at(place)  # a job's own folder is no place for a run
+    target = into or (runs.home() / made.sweep.name if made else runs.home())
+    folder = None if anywhere else runs.at(target)  # a job's own folder is no place for a run
     with importable(code):
-        found = doctors.examine(folder, plan=made, offline=offline)
+        findings = doctors.examine(folder, plan=made, offline=offline)
     if as_json:
-        print_json(doctors.summary(found))
+        print_json(doctors.summary(findings))
     else:
-        echo("\n".join(map(visible, doctors.lines(found))))
-    sys.exit(Exit.DONE if doctors.summary(found)["ready"] else Exit.MISSING)
+        echo("\n".join(map(visible, doctors.lines(findings))))
+    sys.exit(Exit.DONE if doctors.summary(findings)["ready"] else Exit.MISSING)
 
 
 @main.command()
@@ -279,6 +279,6 @@ def stop(run: str, wait_s: float, address: str | None) -> None:
 
     folder = runs.find(run)
     with contextlib.closing(folder.open()) as ledger:
-        said, gone = runs.stop(ledger, folder, wait_s=wait_s)
-    echo(said, err=not gone)
+        text, gone = runs.stop(ledger, folder, wait_s=wait_s)
+    echo(text, err=not gone)
     sys.exit(Exit.DONE if gone else Exit.HELD)

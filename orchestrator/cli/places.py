@@ -1,4 +1,4 @@
-"""Where a run may be begun, and what is no place for one; and what a person is told who leaves a job."""
+"""Where a run may be begun, and what is no place for one; and the words for a person who leaves a job."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def leaving(run: str | None, address: str) -> Iterator[None]:
         sys.exit(Exit.INTERRUPTED)
 
 
-def refuse_uri_for_a_folder(what: str, place: str | None) -> None:
+def refuse_uri_for_a_folder(what: str, folder: str | None) -> None:
     """Raise UsageError for a URI, or what is almost one, where a folder of this machine is meant."""
     from orchestrator.run_dir.bucket import almost_uri, is_uri
 
-    if place is not None and (is_uri(place) or almost_uri(place) is not None):
-        raise click.UsageError(f"{what} takes a folder, not {place}")
+    if folder is not None and (is_uri(folder) or almost_uri(folder) is not None):
+        raise click.UsageError(f"{what} takes a folder, not {folder}")
 
 
 def refuse_what_is_no_place(into: str) -> None:

@@ -70,8 +70,8 @@ def print_plan(made: Plan, estimate: Estimate, probe: str) -> None:
     table.add_column("arm", overflow="fold")
     for name, _ in columns:
         table.add_column(cell(name), justify="right", overflow="fold")
-    for place, arm in enumerate(made.arms):
-        table.add_row(cell(arm.label), *(cell(values[place]) for _, values in columns))
+    for index, arm in enumerate(made.arms):
+        table.add_row(cell(arm.label), *(cell(values[index]) for _, values in columns))
     print_whole(table)
     first = summary["arms"][0]
     same = [key for key in (*BUDGETS, "negatives_per_anchor") if key not in differs and first.get(key) is not None]
@@ -110,13 +110,13 @@ def _level(key: str, value: object) -> str:
     return "none" if value is None and "." in key else shown_arm(value)
 
 
-def print_verified(found: Verified) -> None:
+def print_verified(verified: Verified) -> None:
     """Print what `verify` has found."""
-    runs, points = f"{found['mlflow_runs']:,} MLflow runs", f"{found['points']:,} points"
-    counted = f"{found['trials']:,} trials, {runs}, {points}, {found['checkpoints']:,} checkpoints"
-    faults = len(found["faults"])
-    echo(f"verify: {'ok' if found['ok'] else f'{faults} fault' + 's' * (faults > 1)}, {counted}")
-    for kind, texts in (("fault", found["faults"]), ("note", found["notes"])):
+    runs, points = f"{verified['mlflow_runs']:,} MLflow runs", f"{verified['points']:,} points"
+    counted = f"{verified['trials']:,} trials, {runs}, {points}, {verified['checkpoints']:,} checkpoints"
+    faults = len(verified["faults"])
+    echo(f"verify: {'ok' if verified['ok'] else f'{faults} fault' + 's' * (faults > 1)}, {counted}")
+    for kind, texts in (("fault", verified["faults"]), ("note", verified["notes"])):
         for text in texts:
             echo(f"{kind}: {visible(text)}")
 
@@ -135,16 +135,16 @@ TRIAL = ("trial", "stage", "arm", "seed", "state", "step", "metric", "attempts",
 """Columns of the trials of a run."""
 
 
-def print_status(found: Status, run: str) -> None:
+def print_status(status: Status, run: str) -> None:
     """Say how a run stands. run: as a command takes it."""
-    if len(found["trials"]) <= MOST_ROWS:
-        print_whole(_status_table(found, found["trials"], run))
+    if len(status["trials"]) <= MOST_ROWS:
+        print_whole(_status_table(status, status["trials"], run))
         return
-    rows = table_lines(TRIAL, map(_trial_cells, found["trials"]))
-    echo("\n".join([*map(visible, _status_lines(found, run)), *rows]))
+    rows = table_lines(TRIAL, map(_trial_cells, status["trials"]))
+    echo("\n".join([*map(visible, _status_lines(status, run)), *rows]))
 
 
-def _status_table(found: Status, trials: Sequence[TrialStatus], run: str) -> RenderableType:
+def _status_table(status: Status, trials: Sequence[TrialStatus], run: str) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
 
@@ -153,19 +153,19 @@ def _status_table(found: Status, trials: Sequence[TrialStatus], run: str) -> Ren
         table.add_column(name, overflow="fold")
     for trial in trials:
         table.add_row(*map(cell, _trial_cells(trial)))
-    more = len(found["trials"]) - len(trials)
-    return Group(*map(cell, _status_lines(found, run)), table, *([cell(f"and {more:,} more")] if more else []))
+    more = len(status["trials"]) - len(trials)
+    return Group(*map(cell, _status_lines(status, run)), table, *([cell(f"and {more:,} more")] if more else []))
 
 
-def _status_lines(found: Status, run: str) -> list[str]:
-    counts = "  ".join(f"{state} {count}" for state, count in found["counts"].items() if count)
-    if found["driver"]:
-        driven = f"driven by {found['driver']['holder'].partition(' [')[0]}"
+def _status_lines(status: Status, run: str) -> list[str]:
+    counts = "  ".join(f"{state} {count}" for state, count in status["counts"].items() if count)
+    if status["driver"]:
+        driven = f"driven by {status['driver']['holder'].partition(' [')[0]}"
     else:
-        over = found["state"] == "done"
+        over = status["state"] == "done"
         driven = f"driven by nobody{'' if over else f'; continue it: orchestrator resume {run}'}"
-    parts = [part for part in (found["state"], counts, driven) if part]
-    return [f"{found['sweep']}: {'; '.join(parts)}", *([found["waits"]] if found["waits"] else [])]
+    parts = [part for part in (status["state"], counts, driven) if part]
+    return [f"{status['sweep']}: {'; '.join(parts)}", *([status["waits"]] if status["waits"] else [])]
 
 
 def _trial_cells(trial: TrialStatus) -> tuple[object, ...]:
@@ -184,26 +184,27 @@ def watch_status(look: Callable[[], Status | None], run: str) -> None:
 
     from rich.live import Live
 
-    def goes_on(found: Status) -> bool:
+    def goes_on(status: Status) -> bool:
         """Whether it may change by itself: a run that is planned has not got its driver yet; one that is running and
         has none was killed."""
-        return found["state"] == "planned" or (found["state"] in ("queued", "running") and found["driver"] is not None)
+        is_driven = status["state"] in ("queued", "running") and status["driver"] is not None
+        return status["state"] == "planned" or is_driven
 
-    found = look()
-    if found is None:
+    status = look()
+    if status is None:
         return
-    with Live(Harmless(_status_table(found, _watched(found, found), run)), refresh_per_second=1) as live:
+    with Live(Harmless(_status_table(status, _watched(status, status), run)), refresh_per_second=1) as live:
         while (latest := look()) is not None:
-            live.update(Harmless(_status_table(latest, _watched(latest, found), run)))
-            found = latest
-            if not goes_on(found):
+            live.update(Harmless(_status_table(latest, _watched(latest, status), run)))
+            status = latest
+            if not goes_on(status):
                 return
             time.sleep(2)
 
 
-def _watched(found: Status, before: Status) -> list[TrialStatus]:
+def _watched(status: Status, before: Status) -> list[TrialStatus]:
     """The trials that are shown: all, or of many those that run and those that have changed."""
-    trials: list[TrialStatus] = found["trials"]
+    trials: list[TrialStatus] = status["trials"]
     if len(trials) <= MOST_WATCHED:
         return trials
     known = {trial["id"]: trial for trial in before["trials"]}

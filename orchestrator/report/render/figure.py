@@ -133,7 +133,7 @@ def spread(wanted: Sequence[float], sizes: Sequence[float], room: float) -> list
 
 
 def shorten(label: str, longest: int) -> str:
-    """At most that many characters, and all of them such as are seen."""
+    """At most that many characters, all of them visible."""
     label = visible(label)
     return label if len(label) <= longest else label[: longest - 1] + "…"
 

@@ -93,20 +93,20 @@ def _keys(jobs: Mapping[str, Sequence[JsonObject]], prefix: str) -> list[str]:
 def _system(environment: JsonObject) -> dict[str, JsonObject]:
     """What was recorded of a run's environment, by the titles of SYSTEM."""
     titles = {"python": "versions", "packages": "versions"} | dict.fromkeys(CODE, "commit")
-    found: dict[str, JsonObject] = {title: {} for title in SYSTEM}
+    by_title: dict[str, JsonObject] = {title: {} for title in SYSTEM}
     for key, value in flatten(environment).items():
         if key not in ASKED:
-            found[titles.get(key.partition(".")[0], "hardware")][key.removeprefix("packages.")] = value
-    return found
+            by_title[titles.get(key.partition(".")[0], "hardware")][key.removeprefix("packages.")] = value
+    return by_title
 
 
 def _values(jobs: Mapping[str, Sequence[JsonObject]], key: str) -> JsonObject:
     """name -> the value of a key in all arms of that run, or the list of its values."""
-    found: JsonObject = {}
+    by_name: JsonObject = {}
     for name, arms in jobs.items():
         values = list({canonical(arm.get(key)): arm.get(key) for arm in arms}.values())
-        found[name] = values[0] if len(values) == 1 else sorted(values, key=str)
-    return found
+        by_name[name] = values[0] if len(values) == 1 else sorted(values, key=str)
+    return by_name
 
 
 def _differ(of_run: Mapping[str, JsonValue]) -> bool:

@@ -1,7 +1,7 @@
 """The answer over several runs: what each of them says by its own plan, and one table of all their arms.
 
 Every arm of the later runs is set against the baseline of the first, seed by seed. What a run planned is judged in that
-run and not once more here, and an arm that is that baseline again is no question: whether the two agree is told in its
+run and not once more here, and an arm that is that baseline again is no question: whether the two agree is said in its
 place. So no contrast is tested twice. All are adjusted together by Holm, and all are exploratory: that these runs are
 put side by side was decided when their results could be seen.
 """
@@ -117,15 +117,15 @@ def curves(named: Mapping[str, Ledger], answer: MultiRunSummary) -> dict[str, Cu
 def names(places: Sequence[str], ledgers: Sequence[Ledger]) -> dict[str, Ledger]:
     """A short name for each run, all different: the last part of its folder or URI, and of its uuid where needed."""
     last = [
-        place.partition("?")[0].rstrip("/").rpartition("/")[2] if is_uri(place) else Path(place).resolve().name
-        for place in places
+        address.partition("?")[0].rstrip("/").rpartition("/")[2] if is_uri(address) else Path(address).resolve().name
+        for address in places
     ]
     shown = [
         name if last.count(name) == 1 else f"{name}-{ledger.uuid[:6]}"
         for name, ledger in zip(last, ledgers, strict=True)
     ]
     if len(set(shown)) < len(shown):  # a run that is named twice, which `answer` refuses
-        shown = [f"{name} ({place})" for place, name in enumerate(shown, 1)]
+        shown = [f"{name} ({number})" for number, name in enumerate(shown, 1)]
     return dict(zip(shown, ledgers, strict=True))
 
 
@@ -154,9 +154,9 @@ def _seeds(runs: Mapping[str, Summary]) -> Iterable[str]:
             continue
         dropped = sorted(set(mine) ^ set(other))
         shown = ", ".join(map(str, both)) or "none"
-        said = f"{first} and {name} planned different confirm seeds: compared on those that both have ({shown}), "
-        said += f"without {', '.join(map(str, dropped))}."
-        yield said if len(both) >= 2 else f"{said} It takes two or more, so {name} is inconclusive here."
+        text = f"{first} and {name} planned different confirm seeds: compared on those that both have ({shown}), "
+        text += f"without {', '.join(map(str, dropped))}."
+        yield text if len(both) >= 2 else f"{text} It takes two or more, so {name} is inconclusive here."
 
 
 def _missing(

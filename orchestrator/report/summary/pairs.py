@@ -51,7 +51,7 @@ def apart(pairs: Sequence[tuple[Trial, Trial]]) -> dict[str, list[str]]:
         for what in HASHES:
             either = left[what].keys() | right[what].keys()
             keys[what] |= {key for key in either if left[what].get(key) != right[what].get(key)}
-    return {what: sorted(found) for what, found in keys.items() if found}
+    return {what: sorted(values) for what, values in keys.items() if values}
 
 
 def execution_only(

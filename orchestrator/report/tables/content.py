@@ -162,4 +162,7 @@ def _plain(value: object) -> str:
 def _json(value: object) -> str:
     """JSON to be read and copied: what could not be printed as itself has JSON's own escapes."""
     printed = json.dumps(value, indent=2, ensure_ascii=False)
-    return "".join(one if is_harmless(one) or one == "\n" else json.dumps(one)[1:-1] for one in printed)
+    return "".join(
+        character if is_harmless(character) or character == "\n" else json.dumps(character)[1:-1]
+        for character in printed
+    )
