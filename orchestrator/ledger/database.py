@@ -265,7 +265,7 @@ def damage_at(url: str) -> str | None:
 
 
 def damage(path: Path) -> str | None:
-    """The same of a file."""
+    """What SQLite has against a ledger's file."""
     mode = "mode=ro" if path.with_name(path.name + "-shm").exists() else "immutable=1"
     address = f"file:{quote(str(path.absolute()))}?{mode}"
     try:

@@ -38,7 +38,7 @@ class Ledger(Writing, Projecting):
         rules: int = 1,
         provenance: Mapping[str, object] | None = None,
     ) -> Self:
-        """A new run with its trials, in one transaction; other runs of the database are left alone.
+        """Create a run with its trials, in one transaction; other runs of the database are left alone.
 
         url: `sqlite:////folder/ledger.db` or `postgresql://...`. uuid: its own, if it was chosen before. Raises
         LedgerError, and then nothing was made.
@@ -63,7 +63,7 @@ class Ledger(Writing, Projecting):
 
     @classmethod
     def open(cls, url: str, uuid: str | None = None) -> Self:
-        """The run `uuid`, or the only one there is; an older schema is brought forward first.
+        """Open the run `uuid`, or the only one there is; an older schema is brought forward first.
 
         Raises LedgerMissing when there is none, LedgerError when there are several, or a newer schema.
         """

@@ -28,7 +28,7 @@ Query = sa.Select[*tuple[object, ...]]
 
 
 def patient(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
-    """A method that is tried again while the database is away, if a driver has said how it waits.
+    """Have a method tried again while the database is away, if a driver has said how it waits.
 
     Every try has the same arguments: what can be gone through only once is gone through before the first.
     """
@@ -71,7 +71,7 @@ class Rows:
         return sa.select(*(columns or (table,))).where(self._own(table))
 
     def _own(self, table: sa.Table) -> sa.ColumnElement[bool]:
-        """Which rows are this run's."""
+        """The condition for rows of this run."""
         key = table.c.uuid if table is schema.runs else table.c.run
         return key == self.uuid
 

@@ -201,7 +201,7 @@ class Writing(Reading):
 
     @patient
     def give_up(self, trial_id: str) -> None:
-        """A failed trial is not tried again: its setting counts as infeasible. Raises LedgerError for another state."""
+        """Give up a failed trial: its setting counts as infeasible. Raises LedgerError for one in another state."""
         with self._write() as (connection, _):
             self._lock(connection, trial_id, ("failed",), "give up")
             self._set_trial(connection, trial_id, outcome="infeasible")

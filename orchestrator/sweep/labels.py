@@ -57,7 +57,7 @@ def _alike_faults(arms: Iterable[Arm]) -> Iterable[Fault]:
 
 
 def _picture(label: str) -> str:
-    """What is seen of a label: one form of each character, one kind of blank, and nothing that has no picture."""
+    """The visible part of a label: one form of each character, one kind of blank, and nothing that has no picture."""
     kept = (
         character
         for character in label

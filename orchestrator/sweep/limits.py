@@ -151,7 +151,7 @@ def _step_faults(spaces: Mapping[str, Space]) -> Iterable[Fault]:
 
 
 def _bound(key: str, number: JsonValue) -> str:
-    """What a number should be; empty if it is well."""
+    """What a number should be; an empty text for one within its bounds."""
     if isinstance(number, bool) or not isinstance(number, int | float):
         return ""
     size = abs(number)

@@ -35,7 +35,7 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Sweep:
 
 
 def loads(text: str, overrides: Iterable[str] = (), *, name: str = "the sweep") -> Sweep:
-    """The same of the text of a file, which an error calls by `name`. What it extends is named as seen from here."""
+    """Read and check a sweep from text, which an error calls by `name`. What it extends is named as seen from here."""
     return _checked(
         _with_base(_parsed(text.encode("utf-8", "surrogatepass"), name), name, Path()), name, Path(), overrides
     )
@@ -122,7 +122,7 @@ def _parsed(content: bytes, name: str) -> dict[str, JsonValue]:
 
 
 def _decoded(content: bytes) -> str:
-    """Raises ValueError."""
+    """The text of a file. Raises ValueError."""
     if content[1:2] == b"\0" or content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("is not UTF-8 text but UTF-16; save it as UTF-8")
     if LONG_NUMBER.search(content):
@@ -200,7 +200,7 @@ def _with_flat_when(space: JsonValue) -> JsonValue:
 
 
 def _with_none(raw: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """The tables with None where the text "none" stands for it; whatever is no table is left for others to refuse."""
+    """The tables with None where the text "none" stands for it. What is no table stays, to be refused by the models."""
 
     def tables(value: JsonValue, change: _Change) -> JsonValue:
         if isinstance(value, list):

@@ -80,7 +80,7 @@ def _unquoted(text: str) -> str:
 
 
 def _labelled(raw: dict[str, JsonValue], text: str) -> tuple[list[str | int], str] | None:
-    """The same where an arm is named by its label without quotes, whatever the label holds; None where it is not."""
+    """The parts and the value where an arm is named by its label without quotes, whatever that holds; else None."""
     arms = raw.get("arm")
     labels = [str(arm.get("label")) for arm in arms if isinstance(arm, dict)] if isinstance(arms, list) else []
     for label in sorted(labels, key=len, reverse=True):
@@ -137,7 +137,7 @@ def _dotted(parts: list[str | int]) -> str:
 
 
 def _index(table: JsonValue, name: str, index: str | int) -> int:
-    """A place in a list of tables that has it."""
+    """An index into a list of tables. Raises BadOverride for one that the list does not have."""
     tables = table.get(name) if isinstance(table, dict) else None
     count = len(tables) if isinstance(tables, list) else 0
     if str(index).isdecimal() and int(index) < count:
@@ -147,7 +147,7 @@ def _index(table: JsonValue, name: str, index: str | int) -> int:
 
 
 def _arm(raw: dict[str, JsonValue], named: str | int) -> int:
-    """The place of an arm, by its label or else by its place."""
+    """The index of an arm, given its label or that index. Raises BadOverride."""
     arms = raw.get("arm")
     if not isinstance(arms, list) or not arms:
         raise BadOverride("there is no [[arm]] in the file; of arms that [compare] crosses set compare.KEY=[...]")

@@ -406,12 +406,12 @@ def _warnings(
 
 
 def own_loop(task: str) -> str:
-    """What a reader should know of numbers that a training loop of the user's own has reported."""
+    """The warning about numbers that a training loop of the user's own has reported."""
     return f"task = {task!r} is a training loop of your own: whether its numbers depend on ranks is its own business"
 
 
 def _sampled(sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int]) -> Iterable[str]:
-    """What to say of grids of which a part is tried."""
+    """The warning about grids of which only a part is tried."""
     tune = sweep.tune
     if tune is None or tune.sampler != "grid":
         return
@@ -428,7 +428,7 @@ def _sampled(sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int]) 
 
 
 def _unequal(jobs: Sequence[JobConfig]) -> Iterable[str]:
-    """What to say of budgets. Equal in one of samples, steps and seconds is equal."""
+    """The warning about unequal budgets. Equal in one of samples, steps and seconds is equal."""
     declared = {job.budget for job in jobs}
     if jobs[0].is_function:
         if len(declared) > 1:

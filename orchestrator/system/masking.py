@@ -81,7 +81,7 @@ def masked(text: str) -> str:
 
 
 def masked_values(content: bytes) -> bytes:
-    """The same of the content of a file, by value only: what looks like a secret there may be an example."""
+    """The content of a file, masked by value only: what looks like a secret there may be an example."""
     for secret in _secrets():
         content = content.replace(secret.encode(errors="surrogateescape"), MASK.encode())
     return content

@@ -128,5 +128,5 @@ def _link(client: MlflowClient, run_id: str, model_id: str, step: int) -> None:
 
 
 def _public(version: str) -> str:
-    """Without a local label such as +cpu, which no index has."""
+    """A version without a local label such as +cpu, which no index has."""
     return version.partition("+")[0]

@@ -56,7 +56,7 @@ def name(trial: Trial) -> str:
 
 
 def tags(trial: Trial, attempts: Sequence[Attempt], metric: str) -> Iterator[tuple[str, str]]:
-    """What a person filters by; and of every attempt that was different, or did not work, what and why."""
+    """Tags that a person filters by; and of every attempt that was different, or did not work, what and why."""
     values: dict[str, object] = {"attempts": trial.attempts, **marks(trial)}
     # A tag stays until it is overwritten, so what is over is written as empty.
     values |= {"orchestrator.outcome": trial.outcome, "orchestrator.failure": trial.failure}
@@ -92,7 +92,7 @@ def finals(trial: Trial, plotted: Iterable[str]) -> Iterator[tuple[str, float]]:
                 yield key, float(value)
 
 
-Place = tuple[str, int]
+PointKey = tuple[str, int]
 """Key and step of a point."""
 
 
@@ -100,15 +100,15 @@ Place = tuple[str, int]
 class Curves:
     """How the points of a trial's run in MLflow differ from those it shall have."""
 
-    lacking: list[Place]
-    twice: list[Place]
-    strange: list[Place]
+    lacking: list[PointKey]
+    twice: list[PointKey]
+    strange: list[PointKey]
     """Of which the ledger knows nothing."""
-    other_value: list[Place]
-    other_time: list[Place]
-    wanted: dict[Place, tuple[float, int]]
+    other_value: list[PointKey]
+    other_time: list[PointKey]
+    wanted: dict[PointKey, tuple[float, int]]
     """Value and unix ms of every point that there shall be."""
-    there: Mapping[Place, list[tuple[float, int]]]
+    there: Mapping[PointKey, list[tuple[float, int]]]
 
     @property
     def contradicts(self) -> bool:
@@ -122,7 +122,7 @@ def compare(trial: Trial, points: Iterable[Point], metrics: Mapping[str, Sequenc
     at_ms = int((trial.ended or 0) * 1000)
     last = {(key, trial.step or 0): (value, at_ms) for key, value in finals(trial, {key for key, _ in wanted})}
     wanted |= last
-    there: dict[Place, list[tuple[float, int]]] = defaultdict(list)
+    there: dict[PointKey, list[tuple[float, int]]] = defaultdict(list)
     for key, curve in metrics.items():
         for step, time_ms, value in curve:
             there[key, step].append((value, time_ms))

@@ -101,11 +101,11 @@ class Projection:
         """
         self._stopping.set()
         self._wake.set()
-        if self._thread is None or not (self._thread.is_alive() or self._told_all()):
+        if self._thread is None or not (self._thread.is_alive() or self._has_all()):
             self.start()
         assert self._thread is not None
         self._thread.join(timeout_s)
-        return not self._thread.is_alive() and self._told_all()
+        return not self._thread.is_alive() and self._has_all()
 
     def log_report(
         self,
@@ -153,7 +153,7 @@ class Projection:
             self._flushed = problem is None
             return self._flushed
 
-    def _told_all(self) -> bool:
+    def _has_all(self) -> bool:
         return self._flushed and self._report is None and not self._encoders
 
     def _loop(self) -> None:

@@ -24,7 +24,7 @@ from orchestrator.ledger import Attempt, LeaseHeld, Ledger, LedgerDamaged, Ledge
 from orchestrator.run_dir import own_code
 from orchestrator.run_dir.folder import RunError, RunFolder
 from orchestrator.verify import disk_checks, ledger_checks, mlflow_checks, origin_checks
-from orchestrator.verify.facts import DiskRecord, Facts, Finding, Place, beside
+from orchestrator.verify.facts import DiskRecord, Facts, Finding, PointKey, beside
 from orchestrator.verify.mending import mend
 
 __all__ = ["Verified", "faults_after", "mend", "verify"]
@@ -72,7 +72,7 @@ def verify(folder: RunFolder, uri: str) -> Verified:
         except (LeaseHeld, RunError):
             raise
         except (LedgerError, *UNREADABLE) as error:
-            faults = [_told_as_damage(folder, error, damage_at(folder.ledger_url()))]
+            faults = [_damage_behind(folder, error, damage_at(folder.ledger_url()))]
         else:
             facts, faults = _facts(folder, ledger, uri)
             _refuse_while_driven(ledger)  # else what was read first is older than what was read last
@@ -109,7 +109,7 @@ def _facts(folder: RunFolder, ledger: Ledger, uri: str | None) -> tuple[Facts | 
     try:
         facts = _read(folder, ledger)
     except (LedgerError, *UNREADABLE) as error:
-        return None, [_told_as_damage(folder, error, damage)]
+        return None, [_damage_behind(folder, error, damage)]
     tracked = _tracked(facts.run, uri)
     facts = replace(
         facts,
@@ -120,12 +120,12 @@ def _facts(folder: RunFolder, ledger: Ledger, uri: str | None) -> tuple[Facts | 
     return facts, [] if damage is None else [str(_damaged(folder, damage))]
 
 
-def _told_as_damage(folder: RunFolder, error: Exception, damage: str | None) -> str:
+def _damage_behind(folder: RunFolder, error: Exception, damage: str | None) -> str:
     """The fault behind an error that reading the ledger raised; raises one that is about something else, such as a
     server that is away. damage: what SQLite has against the file."""
     if isinstance(error, LeaseHeld) or (damage is None and not _undecodable(error)):
         raise error
-    return str(_damaged(folder, damage or _said(error)))
+    return str(_damaged(folder, damage or _decoding_error(error)))
 
 
 def _damaged(folder: RunFolder, damage: str) -> Finding:
@@ -142,7 +142,7 @@ def _undecodable(error: Exception) -> bool:
     return isinstance(error, LedgerDamaged) or not isinstance(error, LedgerError) or "decode" in str(error)
 
 
-def _said(error: Exception) -> str:
+def _decoding_error(error: Exception) -> str:
     """What was read there, in words."""
     return str(error.__cause__) if isinstance(error, LedgerDamaged) else f"{type(error).__name__}: {error}"
 
@@ -164,10 +164,10 @@ def _read(folder: RunFolder, ledger: Ledger) -> Facts:
     attempts: dict[str, list[Attempt]] = defaultdict(list)
     for attempt in ledger.attempts():
         attempts[attempt.trial].append(attempt)
-    points: dict[str, dict[Place, Point]] = defaultdict(dict)
+    points: dict[str, dict[PointKey, Point]] = defaultdict(dict)
     for point in ledger.points():
         points[point.trial][point.key, point.step] = point
-    waiting: dict[str, set[Place]] = defaultdict(set)
+    waiting: dict[str, set[PointKey]] = defaultdict(set)
     for trial in ledger.waiting():
         waiting[trial] = {(p.key, p.step) for p in ledger.unprojected_points(len(points[trial]), trial)}
     ledger.events()  # nothing is made of them here, but a driver must be able to read them
@@ -179,7 +179,7 @@ def _read(folder: RunFolder, ledger: Ledger) -> Facts:
         points=points,
         suggestions=ledger.suggestions(),
         frozen=ledger.frozen(),
-        untold={trial.id for trial in ledger.unprojected_trials()},
+        unprojected={trial.id for trial in ledger.unprojected_trials()},
         waiting=waiting,
         tracked=[],
         deleted=set(),

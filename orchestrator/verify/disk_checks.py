@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from jobs.config import EXECUTION_METRICS, JobConfig
 from orchestrator.ledger import Attempt, Point, Trial
-from orchestrator.verify.facts import Facts, Finding, Place, counted, other_keys, same
+from orchestrator.verify.facts import Facts, Finding, PointKey, counted, other_keys, same
 
 UNKNOWN = "has, and the ledger not,"
 
@@ -145,14 +145,14 @@ def _again(facts: Facts, trial: Trial) -> str:
     return f"they are written, or measured, again when the trial goes on: {facts.resume}{flag}"
 
 
-def _both(facts: Facts) -> Iterator[tuple[Trial, dict[Place, Point], dict[Place, float]]]:
+def _both(facts: Facts) -> Iterator[tuple[Trial, dict[PointKey, Point], dict[PointKey, float]]]:
     """Points of the ledger and points on disk of every trial that is done or pruned."""
     for trial, record in facts.folders:
         if trial.state in ("done", "pruned"):
             yield trial, facts.points.get(trial.id, {}), {(key, step): value for key, step, value in record["points"]}
 
 
-def _changed(ours: Mapping[Place, Point], theirs: Mapping[Place, float]) -> list[Place]:
+def _changed(ours: Mapping[PointKey, Point], theirs: Mapping[PointKey, float]) -> list[PointKey]:
     return [at for at in ours if at in theirs and not same(ours[at].value, theirs[at])]
 
 

@@ -16,9 +16,9 @@ from orchestrator.run_dir.folder import as_argument
 from orchestrator.system.display import counted
 from orchestrator.tracking import MlflowRun
 
-__all__ = ["DiskRecord", "Facts", "Finding", "Place", "beside", "counted", "other_keys", "same"]
+__all__ = ["DiskRecord", "Facts", "Finding", "PointKey", "beside", "counted", "other_keys", "same"]
 
-Place = tuple[str, int]
+PointKey = tuple[str, int]
 """Key and step of a point."""
 
 
@@ -67,12 +67,12 @@ class Facts:
     run: Run
     trials: dict[str, Trial]
     attempts: Mapping[str, list[Attempt]]
-    points: Mapping[str, dict[Place, Point]]
+    points: Mapping[str, dict[PointKey, Point]]
     suggestions: list[Suggestion]
     frozen: dict[str, Frozen]
-    untold: set[str]
+    unprojected: set[str]
     """Trials whose state MLflow does not have."""
-    waiting: Mapping[str, set[Place]]
+    waiting: Mapping[str, set[PointKey]]
     """Points that MLflow does not have, by trial."""
     tracked: list[MlflowRun]
     """MLflow's runs, as `tracking.runs_of` gives them, but for those that somebody deleted there."""

@@ -81,7 +81,7 @@ class _File:
         return self.folder.trial(self.trial) / self.name
 
     def read(self) -> str | None:
-        """Its text; None if there is none. Raises ValueError for what is no text, OSError or RemoteError."""
+        """Return its text; None if there is none. Raises ValueError for what is no text, OSError or RemoteError."""
         if self.folder.remote is None:
             if self.path.is_dir():
                 raise ValueError(f"{self.path} is a folder")

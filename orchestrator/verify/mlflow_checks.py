@@ -11,9 +11,9 @@ from orchestrator.verify.facts import Facts, Finding, counted
 
 def _untold(facts: Facts) -> Iterator[Finding]:
     points = sum(map(len, facts.waiting.values()))
-    if facts.untold or points or facts.run.mlflow_run_id is None:
+    if facts.unprojected or points or facts.run.mlflow_run_id is None:
         yield Finding(
-            f"MLflow has not been told the state of {counted(len(facts.untold), 'trial')} and "
+            f"MLflow has not been told the state of {counted(len(facts.unprojected), 'trial')} and "
             f"{counted(points, 'point')}",
             f"tell it: {facts.resume}",
         )
@@ -75,7 +75,7 @@ def _nested(facts: Facts) -> Iterator[Finding]:
         ids = [run["run_id"] for run in facts.nested.get(trial.id, [])]
         if len(ids) == 1 and trial.mlflow_run_id in (None, ids[0]):
             continue
-        if not ids and trial.mlflow_run_id is None and trial.id in facts.untold:
+        if not ids and trial.mlflow_run_id is None and trial.id in facts.unprojected:
             continue  # counted by _untold
         if trial.mlflow_run_id in facts.deleted:
             yield Finding(f"trial {trial.id}: its MLflow run {trial.mlflow_run_id} was deleted there", _restored(facts))
@@ -95,7 +95,7 @@ def _restored(facts: Facts) -> str:
 def _status(facts: Facts) -> Iterator[Finding]:
     for trial, run in facts.pairs:
         wanted = metadata.status_of(trial)
-        if run["status"] != wanted and trial.id not in facts.untold and not _told_before(facts, trial, run):
+        if run["status"] != wanted and trial.id not in facts.unprojected and not _is_of_first_rules(facts, trial, run):
             yield Finding(
                 f"trial {trial.id}: the ledger says {_state(trial)}, MLflow's run {run['run_id']} is {run['status']} "
                 f"and not {wanted}",
@@ -109,7 +109,7 @@ def _status(facts: Facts) -> Iterator[Finding]:
             )
 
 
-def _told_before(facts: Facts, trial: Trial, run: MlflowRun) -> bool:
+def _is_of_first_rules(facts: Facts, trial: Trial, run: MlflowRun) -> bool:
     """Whether MLflow has what diverged as the version told it that began runs of the first rules: as a training that
     has come to its end, and no tag that says to what."""
     diverged = facts.run.rules < 2 and (trial.state, trial.outcome) == ("done", "diverged")
@@ -117,7 +117,7 @@ def _told_before(facts: Facts, trial: Trial, run: MlflowRun) -> bool:
 
 
 def _shown_as_before(facts: Facts) -> Iterator[str]:
-    count = sum(_told_before(facts, trial, run) for trial, run in facts.pairs)
+    count = sum(_is_of_first_rules(facts, trial, run) for trial, run in facts.pairs)
     if count:
         yield (
             f"MLflow shows {counted(count, 'diverged trial')} as FINISHED, as an earlier version told it; to have "
@@ -131,15 +131,15 @@ def _state(trial: Trial) -> str:
 
 def _params(facts: Facts) -> Iterator[Finding]:
     for trial, run in facts.pairs:
-        if trial.id not in facts.untold:
+        if trial.id not in facts.unprojected:
             yield from _differing(facts, trial, "parameter", dict(metadata.flat(trial.job)), run["params"])
 
 
 def _tags(facts: Facts) -> Iterator[Finding]:
     for trial, run in facts.pairs:
-        if trial.id not in facts.untold:
+        if trial.id not in facts.unprojected:
             wanted = metadata.marks(trial)
-            if _told_before(facts, trial, run):
+            if _is_of_first_rules(facts, trial, run):
                 wanted.pop("outcome")
             yield from _differing(facts, trial, "tag", wanted, {key: run["tags"].get(key) for key in wanted})
 
@@ -162,7 +162,7 @@ def _curves(facts: Facts) -> Iterator[Finding]:
         points = facts.points.get(trial.id, {})
         curves = metadata.compare(trial, points.values(), run["metrics"])
         late = facts.waiting.get(trial.id, set()) | (
-            curves.wanted.keys() - points if trial.id in facts.untold else set()
+            curves.wanted.keys() - points if trial.id in facts.unprojected else set()
         )
         differing = {
             "lacks": [at for at in curves.lacking if at not in late],

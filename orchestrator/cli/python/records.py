@@ -40,7 +40,7 @@ def trials(folder: RunFolder) -> pa.Table:
 
 
 def frame(table: pa.Table) -> pd.DataFrame:
-    """The same as a DataFrame, whole numbers as such though some are missing. Raises ModuleNotFoundError."""
+    """The table as a DataFrame, whole numbers as such though some are missing. Raises ModuleNotFoundError."""
     import pyarrow as pa
 
     try:

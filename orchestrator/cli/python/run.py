@@ -262,7 +262,7 @@ def open_run(run: str | os.PathLike[str]) -> Run:
 
 
 def _absolute(folder: RunFolder) -> RunFolder:
-    """The same, though the current folder may be another one later."""
+    """The folder by its absolute path, since the current folder may be another one later."""
     return folder if folder.remote is not None else replace(folder, path=folder.path.absolute())
 
 

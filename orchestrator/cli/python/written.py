@@ -45,7 +45,7 @@ class Sweep(sweeps.Sweep):
 
     @classmethod
     def loads(cls, text: str, overrides: Iterable[str] = ()) -> Sweep:
-        """The same of the text of one."""
+        """Read the text of a sweep file, as `load` does."""
         return cls._of(sweeps.loads(text, overrides, name=NAME))
 
     def to_toml(self) -> str:

@@ -270,10 +270,10 @@ class JobServer:
             ) from error
         except RequestRefused as error:
             if error.status >= 500:
-                raise ServerUnavailable(_said(error)) from error
-            raise InfrastructureMissing(f"the job server at {self.url} refused: {_said(error)}") from error
+                raise ServerUnavailable(_reason(error)) from error
+            raise InfrastructureMissing(f"the job server at {self.url} refused: {_reason(error)}") from error
         except (Unreachable, ValidationError, aiohttp.ClientError, ConnectionError, TimeoutError) as error:
-            raise ServerUnavailable(_said(error)) from error
+            raise ServerUnavailable(_reason(error)) from error
 
     def _client(self) -> RestClient:
         if self._made is None:
@@ -332,6 +332,6 @@ def _moment(date: str | None) -> float:
         return time.time()
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """The first line of an error; those of HTTP clients nest several."""
     return masked((str(error).strip() or type(error).__name__).splitlines()[0])[:300]

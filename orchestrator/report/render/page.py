@@ -76,7 +76,7 @@ def html(page: Page, plots: Sequence[Plot] = ()) -> str:
 
 
 def markdown(page: Page, plots: Sequence[Plot] = ()) -> str:
-    """The same in Markdown; pictures are the PNGs of the same folder."""
+    """The whole page in Markdown; pictures are the PNGs of the same folder."""
     pictures = {plot.name: plot for plot in plots}
     top = [
         f"# {plain.markdown(page.question)}",
@@ -90,7 +90,7 @@ def markdown(page: Page, plots: Sequence[Plot] = ()) -> str:
 
 
 def _seen(blocks: Sequence[Block], pictures: Mapping[str, Plot]) -> list[Block]:
-    """Without the pictures that there are no numbers for."""
+    """The blocks without the pictures that there are no numbers for."""
     return [block for block in blocks if not isinstance(block, Picture) or block.name in pictures]
 
 

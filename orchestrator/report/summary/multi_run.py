@@ -106,7 +106,7 @@ def _contrasts(runs: Mapping[str, Summary], confirm: arms.Confirmed) -> dict[tup
 
 
 def curves(named: Mapping[str, Ledger], answer: MultiRunSummary) -> dict[str, Curve]:
-    """Those of each run, by the labels of this answer."""
+    """The curves of each run, by the labels of this answer."""
     return {
         label(name, arm): curve
         for name, summary in answer.runs.items()
@@ -130,7 +130,7 @@ def names(places: Sequence[str], ledgers: Sequence[Ledger]) -> dict[str, Ledger]
 
 
 def folder_name(named: Iterable[str]) -> str:
-    """`a+b`: where the report of these runs lies, unless told otherwise."""
+    """`a+b`: the folder of the report of these runs, unless another one is given."""
     whole = "+".join(named)
     return whole if len(whole) <= LONGEST else f"{whole[:LONGEST]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 

@@ -205,6 +205,6 @@ def _interfaces() -> set[str]:
 
 
 def address() -> str | None:
-    """The cluster to use, or None for one of our own, which `local` asks for too."""
+    """The cluster to use, or None for one of this process's own, which `local` asks for too."""
     named = os.environ.get("RAY_ADDRESS", "").strip()
     return named if named.lower() not in ("", "local") else None

@@ -30,7 +30,7 @@ def alive(nodes: Sequence[Mapping[str, Any]]) -> list[Node]:
 
 def node_of(actor: str) -> str:
     """The id of the node on which an actor of the connected cluster is or was, by the actor's id; empty if unknown."""
-    from ray._private import state  # Ray's public way asks the dashboard, which a cluster of our own has not
+    from ray._private import state  # Ray's public way asks the dashboard, which a driver's own cluster has not
 
     known = state.actors(actor) if actor else {}
     return str(known.get("Address", {}).get("NodeID", ""))

@@ -88,7 +88,7 @@ class Room:
         """Whether `waits` knows."""
         self._told_of: float | None = None
         """Since when it has been waiting, if that was said."""
-        self._said: dict[bool, tuple[float, str]] = {}
+        self._spoken: dict[bool, tuple[float, str]] = {}
         """When it was last said what is waited for, and who held it; with a slot, and without any."""
         self._over = False
         self._thread: threading.Thread | None = None
@@ -187,11 +187,11 @@ class Room:
             self._tell_waiting(text)
         if not holders and time.monotonic() - since < STUCK_S:
             return  # it is about to be placed
-        at, before = self._said.get(has > 0, (-AGAIN_S, ""))
+        at, before = self._spoken.get(has > 0, (-AGAIN_S, ""))
         passed = time.monotonic() - at
         who = "; ".join(holders)
         if passed >= AGAIN_S or (who != before and passed >= (AGAIN_S if has else CHANGED_S)):
-            self._said[has > 0] = (time.monotonic(), who)
+            self._spoken[has > 0] = (time.monotonic(), who)
             self._told_of = self._told_of if has else since
             self._say(text)
 

@@ -248,7 +248,7 @@ def _visible(tune: Tune, *, number: int, history: Sequence[Observed]) -> list[Ob
 
 
 def _sampler_seed(of: Sequence[int | str], number: int) -> int:
-    """32 bits. One-to-one in `number` (the factor is odd): a hash of it would sometimes give two numbers one seed,
-    and a sampler with the same seed and little history repeats itself."""
+    """A seed of 32 bits. One-to-one in `number` (the factor is odd): a hash of it would sometimes give two numbers one
+    seed, and a sampler with the same seed and little history repeats itself."""
     start = int.from_bytes(hashlib.sha256(canonical(list(of)).encode()).digest()[:4], "big")
     return (start + 0x9E3779B1 * number) % 2**32

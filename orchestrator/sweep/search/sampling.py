@@ -118,7 +118,8 @@ def _ask(trial: Trial, key: str, space: Space) -> JsonValue:
 
 
 def sampler_of(tune: Tune, *, seed: int, fixed: bool) -> BaseSampler:
-    """`fixed`: every key is in every trial. Else tpe models together those that are tuned together."""
+    """Make the sampler that a sweep asks for. fixed: every key is in every trial; else tpe models together those that
+    are tuned together."""
     import optuna
 
     if tune.sampler == "random":
@@ -156,7 +157,7 @@ def pruner_of(tune: Tune) -> BasePruner:
 
 
 def distribution_of(space: Space) -> BaseDistribution:
-    """Say in Optuna's terms from where a key is drawn."""
+    """Return the distribution of a key, in Optuna's terms."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if space.choices is not None:

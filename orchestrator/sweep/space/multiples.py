@@ -40,7 +40,7 @@ def multiple_faults(tune: Tune, arms: list[Arm]) -> Iterator[Fault]:
 
 
 def _beside(spaces: Mapping[str, Space], part: str, whole: str) -> Iterator[dict[str, JsonValue]]:
-    """What the keys may be that decide which of these two are tuned, and whether the encoder has the rule."""
+    """Values of the keys that decide which of these two are tuned, and whether the encoder has the rule."""
     first = [key for key in (part, whole, "model.name") if key in spaces]
     above = dict.fromkeys(parent for key in first for parent in conditions.above(spaces, key))
     keys = [*above, *({"model.name"} & spaces.keys() - above.keys())]
