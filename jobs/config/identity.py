@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Mapping
 from functools import cache
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from jobs.config.json_values import Json, JsonObject
 from jobs.config.validation import section_of
@@ -36,16 +36,16 @@ _FIRST = """
 FIRST_FIELDS = frozenset(_FIRST.split())
 """Job keys of the version that hashed whole jobs."""
 
-FORMER: dict[str, Json] = {"model.pooling": "mean", "data.max_tokens": 32}
+FORMER: dict[str, JsonValue] = {"model.pooling": "mean", "data.max_tokens": 32}
 """Defaults of earlier versions, where they are others today. Runs that did not write theirs down had these; and ids
 count from them, so that a job by today's default shares no id with one by the former."""
 
 
-FOLLOWED: dict[str, Json] = {"model.pooling": "auto", "data.max_tokens": None}
+FOLLOWED: dict[str, JsonValue] = {"model.pooling": "auto", "data.max_tokens": None}
 """The defaults that have taken the place of the former ones."""
 
 
-def hashed(job: JsonObject, *, rules: int, defaults: JsonObject, code: str | None = None) -> str:
+def hashed(job: Mapping[str, JsonValue], *, rules: int, defaults: JsonObject, code: str | None = None) -> str:
     """Twelve hex digits of sha256 for a job as plain JSON, stage and seed included.
 
     rules: those of the run. defaults: by dotted key; what equals them is left out. code: digest of the user's code.
@@ -57,14 +57,14 @@ def hashed(job: JsonObject, *, rules: int, defaults: JsonObject, code: str | Non
     return _digest({"schema": SCHEMA, "job": counted} | ({} if code is None else {"code": code}))
 
 
-def first_version(job: JsonObject, defaults: JsonObject) -> dict[str, Json]:
+def first_version(job: Mapping[str, JsonValue], defaults: JsonObject) -> dict[str, JsonValue]:
     """A job as the first version wrote it: without later fields, unless they are set."""
 
-    def kept(table: JsonObject, prefix: str) -> dict[str, Json]:
-        left: dict[str, Json] = {}
+    def kept(table: Mapping[str, JsonValue], prefix: str) -> dict[str, JsonValue]:
+        left: dict[str, JsonValue] = {}
         for name, value in table.items():
             key = prefix + name
-            if isinstance(value, Mapping):
+            if isinstance(value, dict):
                 inner = kept(value, f"{key}.")
                 if inner or any(field.startswith(f"{key}.") for field in FIRST_FIELDS):  # else a later section
                     left[name] = inner
@@ -76,9 +76,9 @@ def first_version(job: JsonObject, defaults: JsonObject) -> dict[str, Json]:
 
 
 @cache
-def default_values(model: type[BaseModel]) -> dict[str, Json]:
+def default_values(model: type[BaseModel]) -> dict[str, JsonValue]:
     """The default of every key of a config that has one, sections included, by dotted key, as JSON."""
-    defaults: dict[str, Json] = {}
+    defaults: dict[str, JsonValue] = {}
     for name, field in model.model_fields.items():
         section = section_of(field.annotation)
         if section is not None:
@@ -88,7 +88,7 @@ def default_values(model: type[BaseModel]) -> dict[str, Json]:
     return defaults
 
 
-def counted_from(model: type[BaseModel]) -> dict[str, Json]:
+def counted_from(model: type[BaseModel]) -> dict[str, JsonValue]:
     """The values that an id leaves out: of every key its default, or the first one that it had."""
     return default_values(model) | FORMER
 

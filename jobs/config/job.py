@@ -10,9 +10,9 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from jobs.config.components import TaskName, builtin_names, is_class, is_import_path
 from jobs.config.identity import canonical, counted_from, hashed
@@ -223,7 +223,11 @@ class JobConfig(Section):
 
 
 def trial_id(
-    job: Mapping[str, Any], *, rules: int = 2, defaults: Mapping[str, Any] | None = None, code: str | None = None
+    job: Mapping[str, JsonValue],
+    *,
+    rules: int = 2,
+    defaults: Mapping[str, JsonValue] | None = None,
+    code: str | None = None,
 ) -> str:
     """The id of a job as plain JSON, as the rules of its run make it (jobs/config/identity.py).
 

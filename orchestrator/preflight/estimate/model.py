@@ -184,7 +184,7 @@ def estimate(plan: Plan, known: Iterable[Known], *, concurrent: int, notes: Sequ
 def cost(job: JobConfig, gpus_per_rank: float) -> dict[str, object]:
     """All that sets what a step of a job costs, by dotted key: equal values, equal costs."""
     flat = flatten(job.model_dump(mode="json"))
-    kept = {key: value for key, value in flat.items() if not key.startswith(FREE)}
+    kept: dict[str, object] = {key: value for key, value in flat.items() if not key.startswith(FREE)}
     return kept | {
         "batch.pool": job.pool,
         "loss.mlm": job.loss.mlm_weight > 0,
