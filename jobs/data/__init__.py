@@ -5,8 +5,6 @@ python -m jobs.data job.json        check a job's data before any trial starts
 
 from __future__ import annotations
 
-from typing import Any
-
 from jobs.config import JobConfig
 from jobs.data.batches import Ids, Inputs, Views, batch_rows
 from jobs.data.formats import DataError
@@ -16,6 +14,7 @@ from jobs.data.images.pixels import Images
 from jobs.data.sentences import SentenceExamples, tokenizer_for
 from jobs.data.sentences.duplicates import note_on_batch
 from jobs.data.sentences.scored import SentenceEvaluation
+from jobs.data.sentences.tokens import Tokenizer
 from jobs.data.sources import open_table
 from jobs.data.tasks import Examples, Task, task_of
 from jobs.data.validate import check, dataset_info, digests, fingerprint
@@ -31,6 +30,7 @@ __all__ = [
     "SentenceEvaluation",
     "SentenceExamples",
     "Task",
+    "Tokenizer",
     "Views",
     "batch_rows",
     "check",
@@ -47,11 +47,11 @@ __all__ = [
 ]
 
 
-def train_examples(job: JobConfig, tokenizer: Any = None) -> Examples:
+def train_examples(job: JobConfig, tokenizer: Tokenizer | None = None) -> Examples:
     """What `job` trains on. tokenizer: of a sentence job; None: tokenizer_for(job). Raises DataError."""
     return task_of(job, tokenizer).examples()
 
 
-def evaluation_data(job: JobConfig) -> Any:
+def evaluation_data(job: JobConfig) -> object:
     """What the stage of `job` is judged on, as its task reads it. Raises DataError."""
     return task_of(job).judged()

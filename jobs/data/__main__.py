@@ -21,10 +21,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jobs.config import ConfigError, JobConfig, load_job
+from jobs.config.json_values import Json, JsonObject
 from jobs.core.plain import visible_lines
 from jobs.data.formats import DataError
 from jobs.data.images.links import looked_at_once
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
         try:
             job = load_job(path)
             if options.encoders:
-                answer: dict[str, Any] = {"warnings": check_encoder_here(job)}
+                answer: dict[str, Json] = {"warnings": check_encoder_here(job)}
             else:
                 answer = _checked(job) if known is None else _compared(job, known)
         except (ConfigError, DataError, EncoderError, ModelError, ConnectionError) as error:
@@ -67,19 +68,19 @@ def main(arguments: list[str]) -> int:
 
 
 @looked_at_once()
-def _checked(job: JobConfig) -> dict[str, Any]:
+def _checked(job: JobConfig) -> dict[str, Json]:
     warnings = check(job)
-    rows = {"rows": len(train_rows(job)), "fingerprint": fingerprint(job), "warnings": warnings}
+    rows: dict[str, Json] = {"rows": len(train_rows(job)), "fingerprint": fingerprint(job), "warnings": warnings}
     rows["reading"] = reading(job).record
     return rows | {"data": digests(job), "weights": _weights(job)}
 
 
-def _compared(job: JobConfig, known: dict[str, Any]) -> dict[str, Any]:
-    weights = (known.get("weights") or {}).get(job.model.name)
+def _compared(job: JobConfig, known: Mapping[str, Mapping[str, JsonObject]]) -> dict[str, Json]:
+    weights = (known.get("weights") or {}).get(str(job.model.name))
     return {"warnings": [], "data": digests(job, known["data"]), "weights": _weights(job, weights)}
 
 
-def _weights(job: JobConfig, known: dict[str, Any] | None = None) -> dict[str, Any] | None:
+def _weights(job: JobConfig, known: JsonObject | None = None) -> dict[str, Json] | None:
     return pretrained.digest(job.model.name, known, tokenizer=job.task == "sentence")
 
 

@@ -143,7 +143,7 @@ def _read(located: Located, choose: Choose, wanted: tuple[str, ...] | None) -> R
     return Rows(located.source, joined, tuple(spans), tuple(files), tuple(lines), tuple(every))
 
 
-def begin_of(rows: Rows, at: int, names: Sequence[str], most: int) -> dict[str, list[Any]]:
+def begin_of(rows: Rows, at: int, names: Sequence[str], most: int) -> dict[str, list[object]]:
     """The first values of columns that need not be among those of `rows`, in the file of span `at`: `most` at most.
     Without those that cannot be read."""
     opened, (_, low, taken) = _open(rows.files[at]), rows.spans[at]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from jobs.config import JobConfig, components
 from jobs.data.batches import Ids, Inputs, Views
 from jobs.data.faults import DataError
 from jobs.data.resolve import Located, locate
+from jobs.data.sentences.tokens import Tokenizer
 from jobs.models.reading import Reading, reading
 
 if TYPE_CHECKING:
@@ -48,16 +49,16 @@ class Encode(Protocol):
 class Parts(Protocol):
     """A task of the user's own. A class is built with its options, and with `job` if it asks for it."""
 
-    def rows(self, source: str) -> Any:
+    def rows(self, source: str) -> object:
         """Read a source: an Arrow table, an array, a tensor, a list of rows, a tuple or mapping of columns, or any
         object with a length that is indexed by an array of numbers."""
 
-    def views(self, rows: Any, seed: int, step: int, pairs: Tensor, view: int) -> Tensor | Mapping[str, Tensor]:
+    def views(self, rows: object, seed: int, step: int, pairs: Tensor, view: int) -> Tensor | Mapping[str, Tensor]:
         """Make what an encoder takes of rows: view 0 are the queries, [c, ...], and view 1 their keys; of a class with
         `hard_negatives = H` view 2 are those, [c * H, ...], all of pair 0 first. What is random is a function of seed,
         step, pairs (int64 [c], places in the batch) and view."""
 
-    def evaluate(self, encode: Encode, rows: Any) -> Mapping[str, float | ArrayLike]:
+    def evaluate(self, encode: Encode, rows: object) -> Mapping[str, float | ArrayLike]:
         """Judge an encoder on rows: a number, or one for each row, by the name of the metric. It takes by name also
         `references`, the rows of data.train."""
 
@@ -81,32 +82,32 @@ class Examples(Protocol):
 class Task(Protocol):
     """What the trainer asks of the task of a job."""
 
-    tokenizer: Any
-    """Of sentences; None for what has no tokens."""
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Of sentences; None for what has no tokens."""
 
     def examples(self) -> Examples:
         """Read what the job trains on. Raises DataError."""
 
-    def judged(self) -> Any:
+    def judged(self) -> object:
         """Read what its stage is judged on. Raises DataError."""
 
     def inputs(self) -> Inputs:
         """Make two rows that any encoder of the task takes."""
 
-    def evaluate(self, encode: Encode, judged: Any, *, final: bool) -> dict[str, float]:
+    def evaluate(self, encode: Encode, judged: object, *, final: bool) -> dict[str, float]:
         """Judge an encoder on `judged()`. final: at the end of the job. A nan says that it has diverged."""
 
     def check(self) -> Iterator[str]:
         """Warn of what is odd about all that the job reads. Raises DataError at the first fault."""
 
 
-def task_of(job: JobConfig, tokenizer: Any = None) -> Task:
+def task_of(job: JobConfig, tokenizer: Tokenizer | None = None) -> Task:
     """The task of a job. tokenizer: of sentences; None: the job's. Raises ComponentError for what is none."""
-    component: Any = components.load("task", job.task)
+    component = components.load("task", job.task)
     if hasattr(component, "views"):
-        return OwnTask(job, component)
-    built: Task = component(job, tokenizer)
-    return built
+        return OwnTask(job, cast("Callable[..., Parts]", component))
+    return cast("Callable[[JobConfig, Tokenizer | None], Task]", component)(job, tokenizer)
 
 
 class OwnTask:
@@ -114,7 +115,7 @@ class OwnTask:
 
     tokenizer = None
 
-    def __init__(self, job: JobConfig, component: Any) -> None:
+    def __init__(self, job: JobConfig, component: Callable[..., Parts]) -> None:
         self._job = job
         options = components.options("task", component, job.options)
         asks = components.asks_for(component, "job")
@@ -126,7 +127,7 @@ class OwnTask:
         """Read what the job trains on."""
         return OwnExamples(self._job, self._parts, self._rows(self._job.data.train))
 
-    def judged(self) -> Any:
+    def judged(self) -> object:
         """Read what its stage is judged on."""
         return self._rows(str(self._job.eval_split))
 
@@ -135,23 +136,17 @@ class OwnTask:
         rows = np.arange(2)
         return self.examples().views(rows, seed=self._job.seed, step=1, pairs=rows).queries
 
-    def evaluate(self, encode: Encode, judged: Any, *, final: bool) -> dict[str, float]:  # noqa: ARG002
+    def evaluate(self, encode: Encode, judged: object, *, final: bool) -> dict[str, float]:  # noqa: ARG002
         """Ask the class. torch's random numbers within it are the same whenever it is asked."""
         import torch
 
-        def finite(inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
-            embedded = encode(inputs)
-            if not torch.isfinite(embedded).all():
-                raise _NotFiniteError
-            return embedded
-
-        given = {"encode": finite, "rows": judged}
+        references = {}
         if components.asks_for(self._parts.evaluate, "references"):
-            given["references"] = self._rows(self._job.data.train)
+            references["references"] = self._rows(self._job.data.train)
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(self._job.seed)
-                outcomes = self._parts.evaluate(**given)
+                outcomes = self._parts.evaluate(encode=_Finite(encode), rows=judged, **references)
         except _NotFiniteError:
             return dict.fromkeys(self._names, float("nan"))
         metrics = means(outcomes, count(judged), task=self._job.task)
@@ -183,14 +178,14 @@ class OwnTask:
             ) from error
         yield from ()
 
-    def _rows(self, source: str) -> Any:
+    def _rows(self, source: str) -> object:
         return _kept_rows(*self._key, locate(source), _Held(self._parts))
 
 
 class OwnExamples:
     """Rows of a task of the user's own, to train on."""
 
-    def __init__(self, job: JobConfig, parts: Parts, rows: Any) -> None:
+    def __init__(self, job: JobConfig, parts: Parts, rows: object) -> None:
         self._task, self._parts, self.rows = job.task, parts, rows
         self.hard_negatives = int(getattr(parts, "hard_negatives", 0))
 
@@ -201,11 +196,12 @@ class OwnExamples:
         """Both sides of these rows, and their hard negatives if there are any."""
         import torch
 
-        given = {"rows": taken(self.rows, rows), "seed": seed, "step": step}
+        chosen = taken(self.rows, rows)
         numbers = torch.from_numpy(np.asarray(pairs, np.int64))
 
         def side(view: int, size: int) -> Inputs:
-            return _as_inputs(self._parts.views(**given, pairs=numbers, view=view), size, self._task)
+            views = self._parts.views(rows=chosen, seed=seed, step=step, pairs=numbers, view=view)
+            return _as_inputs(views, size, self._task)
 
         queries, keys = (side(view, len(rows)) for view in (0, 1))
         return Views(queries, keys, side(2, len(rows) * self.hard_negatives) if self.hard_negatives else None)
@@ -221,20 +217,20 @@ class OwnExamples:
         return Ids(torch.from_numpy(said.astype(np.int64)))
 
 
-def count(rows: Any) -> int:
+def count(rows: object) -> int:
     """How many rows there are in what a task reads."""
     if isinstance(rows, pa.Table):
         return int(rows.num_rows)
     columns = rows.values() if isinstance(rows, Mapping) else rows if isinstance(rows, tuple) else None
     if columns is None:
-        return len(rows)
+        return len(cast("_Indexed", rows))
     lengths = {len(column) for column in columns}
     if len(lengths) != 1:
         raise ValueError(f"rows gives columns of {sorted(lengths)} rows; all have the same number")
     return lengths.pop()
 
 
-def taken(rows: Any, at: NDArray[np.int64]) -> Any:
+def taken(rows: object, at: NDArray[np.int64]) -> object:
     """Some of the rows, in this order, in the form in which all are."""
     if isinstance(rows, Mapping):
         return {name: taken(column, at) for name, column in rows.items()}
@@ -244,7 +240,13 @@ def taken(rows: Any, at: NDArray[np.int64]) -> Any:
         return [rows[row] for row in at]
     if isinstance(rows, pa.Table | pa.ChunkedArray | pa.Array):
         return rows.take(pa.array(at))
-    return rows[at]
+    return cast("_Indexed", rows)[at]
+
+
+class _Indexed(Protocol):
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, at: NDArray[np.int64]) -> object: ...
 
 
 def means(outcomes: Mapping[str, float | ArrayLike], rows: int, *, task: str) -> dict[str, float]:
@@ -254,8 +256,7 @@ def means(outcomes: Mapping[str, float | ArrayLike], rows: int, *, task: str) ->
         raise ValueError(f"{task}: evaluate gave {outcomes!r}; it gives numbers by name, such as {{'accuracy': 0.9}}")
     metrics = {}
     for name, outcome in outcomes.items():
-        given: Any = outcome
-        values = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given, dtype=np.float64)
+        values = np.asarray(outcome.detach().cpu() if isinstance(outcome, Tensor) else outcome, dtype=np.float64)
         if values.ndim and values.shape != (rows,):
             raise ValueError(
                 f"{task}: evaluate gave {list(values.shape)} values of {name} for {rows} rows; a metric is one number, "
@@ -266,7 +267,7 @@ def means(outcomes: Mapping[str, float | ArrayLike], rows: int, *, task: str) ->
     return metrics
 
 
-def _as_inputs(given: Any, size: int, task: str) -> Inputs:
+def _as_inputs(given: Tensor | Mapping[str, Tensor], size: int, task: str) -> Inputs:
     """Views as an encoder takes them: a tensor alone is its `inputs`."""
     import torch
 
@@ -313,6 +314,27 @@ class _NotFiniteError(Exception):
     """An embedding is not finite."""
 
 
+class _Finite:
+    """Embeddings that are finite. Raises _NotFiniteError for others."""
+
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
+        self.reading = encode.reading
+
+    def __call__(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+        return self._checked(self._encode(inputs))
+
+    def lazily(self, rows: int, inputs: Callable[[int, int], Mapping[str, Tensor]]) -> Tensor:
+        return self._checked(self._encode.lazily(rows, inputs))
+
+    def _checked(self, embedded: Tensor) -> Tensor:
+        import torch
+
+        if not torch.isfinite(embedded).all():
+            raise _NotFiniteError
+        return embedded
+
+
 class _Random:
     """Embeddings that depend on nothing, for a try."""
 
@@ -343,6 +365,6 @@ class _Held:
 
 
 @functools.lru_cache(maxsize=4)
-def _kept_rows(component: object, options: str, located: Located, held: _Held) -> Any:  # noqa: ARG001
+def _kept_rows(component: object, options: str, located: Located, held: _Held) -> object:  # noqa: ARG001
     """Rows of unchanged files, read once for all trials of a process."""
     return held.parts.rows(located.source)

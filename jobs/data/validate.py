@@ -9,8 +9,8 @@ import itertools
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from jobs import models
 from jobs.config import JobConfig
+from jobs.config.json_values import Json, JsonObject
 from jobs.core.paths import DIGITS, is_built, is_folder_here
 from jobs.data.faults import DataError, shown
 from jobs.data.images import image_rows
@@ -27,6 +28,9 @@ from jobs.data.resolve import HUB, locate
 from jobs.data.sentences import scored, sentence_rows, tokenizer_for
 from jobs.data.sources import Names, Rows, read
 from jobs.data.tasks import task_of
+
+Hashes: TypeAlias = defaultdict[str, "hashlib.blake2b"]
+"""Of the parts of a table, by their place."""
 
 
 @looked_at_once()
@@ -92,7 +96,7 @@ def fingerprint(job: JobConfig) -> str:
 
 
 @looked_at_once()
-def dataset_info(job: JobConfig) -> list[dict[str, Any]]:
+def dataset_info(job: JobConfig) -> list[dict[str, Json]]:
     """What `job` trains on and is judged on, each as `context` (`training`, `tune` or `confirm`), `source`, `rows` and
     `digest`, 32 hex digits that are equal for equal rows."""
     assert job.eval_split is not None, "JobConfig refuses a job without it"
@@ -108,8 +112,8 @@ def dataset_info(job: JobConfig) -> list[dict[str, Any]]:
 
 @looked_at_once()
 def digests(
-    job: JobConfig, known: Mapping[str, Mapping[str, Any]] | None = None, *, stage_only: bool = False
-) -> dict[str, dict[str, Any]]:
+    job: JobConfig, known: Mapping[str, JsonObject] | None = None, *, stage_only: bool = False
+) -> dict[str, dict[str, Json]]:
     """What rows `job` uses, as `data.train = SOURCE` and so on -> `source`, `rows`, `digest` (32 hex digits, equal for
     equal rows in any format) and `files`, which tells whether they are unchanged.
 
@@ -119,7 +123,7 @@ def digests(
     uses = {"train": job.data.train, "tune": job.data.tune, "confirm": job.data.confirm}
     if stage_only:
         uses = {use: source for use, source in uses.items() if use in ("train", job.stage)}
-    answer: dict[str, dict[str, Any]] = {}
+    answer: dict[str, dict[str, Json]] = {}
     for use, source in uses.items():
         if source is None:
             continue
@@ -143,7 +147,7 @@ def digests(
         else:
             answer[key] = {"source": source, "rows": len(rows), "digest": _digest(job, rows)[:32], "files": files}
         if links is not None and not links.is_as_before:
-            links.is_as_before.append(functools.partial(_has_digest, rows, answer[key]["digest"]))
+            links.is_as_before.append(functools.partial(_has_digest, rows, str(answer[key]["digest"])))
     return answer
 
 
@@ -152,7 +156,7 @@ def _has_digest(rows: Rows, digest: str, links: Links) -> bool:
     return _hash.__wrapped__(rows, links)[:32] == digest
 
 
-def stamps(source: str) -> list[list[Any]] | None:
+def stamps(source: str) -> Sequence[Sequence[str | int | None]] | None:
     """Path, size and time of change of each file of a source; None where there are no files to ask, or where one of
     them does not say when it changed."""
     files = locate(source).files
@@ -220,7 +224,7 @@ def _digest(job: JobConfig, rows: Rows) -> str:
 def _hash(rows: Rows, links: Links | None) -> str:
     """Hash of the values of a table, column after column, however they are chunked and named. Images that rows name by
     their paths count as if they lay in the rows."""
-    hashes: dict[str, Any] = defaultdict(lambda: hashlib.blake2b(digest_size=16))
+    hashes: Hashes = defaultdict(lambda: hashlib.blake2b(digest_size=16))
     for place, column in enumerate(rows.table.columns):
         if place == 0 and links is not None:
             for content in links.contents():
@@ -231,7 +235,7 @@ def _hash(rows: Rows, links: Links | None) -> str:
     return hashlib.blake2b("".join(f"{key}:{hashes[key].hexdigest()}" for key in sorted(hashes)).encode()).hexdigest()
 
 
-def _add(array: pa.Array, hashes: dict[str, Any], key: str) -> None:
+def _add(array: pa.Array, hashes: Hashes, key: str) -> None:
     """Values, lengths and nulls of an array go to hashes of their own, so that where chunks end makes no difference."""
     kind = array.type
     if pa.types.is_dictionary(kind):
@@ -248,7 +252,7 @@ def _add(array: pa.Array, hashes: dict[str, Any], key: str) -> None:
     elif _is_bytes(kind):
         wide = array.cast(pa.large_binary())
         offsets = np.frombuffer(wide.buffers()[1], np.int64)[wide.offset : wide.offset + len(wide) + 1]
-        hashes[f"{key} size"].update(np.diff(offsets))
+        hashes[f"{key} size"].update(np.diff(offsets).tobytes())
         hashes[key].update(wide.buffers()[2][int(offsets[0]) : int(offsets[-1])] if wide.buffers()[2] else b"")
     elif is_list(kind):
         hashes[f"{key} size"].update(pc.fill_null(pc.list_value_length(array), 0).to_numpy().astype(np.int64))

@@ -12,13 +12,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from jobs.config import JobConfig, components
 from jobs.config.components import metric_name
 from jobs.config.sections import MEASURED
 from jobs.core.collectives import gather_rows, rank_of, world_of
+from jobs.data.sentences.tokens import Tokenizer
 from jobs.data.tasks import Task, task_of
 from jobs.metrics.builtin.alignment import alignment as alignment_of
 from jobs.metrics.builtin.knn_accuracy import knn_classify
@@ -85,7 +85,7 @@ def evaluate(
     judged: object,
     *,
     job: JobConfig,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     task: Task | None = None,
     group: dist.ProcessGroup | None = None,
     device: torch.device | str = "cpu",
@@ -102,7 +102,9 @@ def evaluate(
         return (task or task_of(job, tokenizer)).evaluate(encode, judged, final=final)
 
 
-def further_metrics(job: JobConfig, known: Mapping[str, float], **embedded: Any) -> dict[str, float]:
+def further_metrics(
+    job: JobConfig, known: Mapping[str, float], **embedded: Tensor | NDArray[np.generic]
+) -> dict[str, float]:
     """The metrics of the user's own, by the name after the colon; none where the embeddings are not finite.
 
     Raises ValueError for a metric that gives neither a number nor a number for each row.

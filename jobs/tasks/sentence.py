@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from jobs.data.sentences import (
 )
 from jobs.data.sentences.duplicates import repeats
 from jobs.data.sentences.scored import SentenceEvaluation, sentence_evaluation
-from jobs.data.sentences.tokens import tokenised
+from jobs.data.sentences.tokens import Tokenizer, tokenised
 from jobs.data.tasks import Encode
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 class SentenceTask:
     """Rows of texts. tokenizer: None for the job's."""
 
-    def __init__(self, job: JobConfig, tokenizer: Any = None) -> None:
+    def __init__(self, job: JobConfig, tokenizer: Tokenizer | None = None) -> None:
         self._job, self._given = job, tokenizer
 
     @functools.cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer of the job's encoder."""
         return tokenizer_for(self._job) if self._given is None else self._given
 

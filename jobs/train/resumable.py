@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from jobs import data, models, optim
 from jobs.artifacts import bucket, checkpoint, manifest, trial_dir
 from jobs.config import JobConfig
+from jobs.config.json_values import Json
 from jobs.core import usage
 from jobs.core.collectives import agree, rank_of, world_of
 from jobs.core.device import TrialMemory, device_of
@@ -47,7 +48,7 @@ class Resumable:
         attempt: tuple[int, int] | None = None,
         remote: str | None = None,
         phase: Callable[[str], None] = lambda _: None,
-        expected: Mapping[str, Any] | None = None,
+        expected: origin.Expected | None = None,
         trial_memory: TrialMemory | None = None,
     ) -> None:
         self.job, self.folder, self.group, self.log, self.phase = job, folder, group, log, phase
@@ -61,13 +62,13 @@ class Resumable:
         self.trial_memory = trial_memory or TrialMemory(self.device)
         self.budget = BudgetMeter(job)
         self.expected = expected or {}
-        self.provenance: dict[str, Any] = {}
+        self.provenance: dict[str, Json] = {}
         """Digests of what this rank computes with: code, versions, data, weights."""
         self.step = 0
         self.seconds = 0.0
         """Of training, the same on every rank where they are the budget."""
         self.untrained: dict[str, float] = {}
-        self.result: dict[str, Any] | None = None
+        self.result: trial_dir.Result | None = None
         self.remarks: list[str] = []
         """Rank 0: what was wrong with the trial's files when it was opened, and what became of them."""
         self.notes: list[str] = []
@@ -93,7 +94,7 @@ class Resumable:
         return self.records.points
 
     @property
-    def reading(self) -> dict[str, Any]:
+    def reading(self) -> dict[str, object]:
         """How the encoder takes and pools its inputs, as plain JSON."""
         return self.model.reading.record if self.job.task == "sentence" else {"pooling": self.model.pooling}
 
@@ -154,7 +155,7 @@ class Resumable:
             },
         )
 
-    def _hand_over(self, taken: checkpoint.Checkpoint | None, result: dict[str, Any] | None = None) -> None:
+    def _hand_over(self, taken: checkpoint.Checkpoint | None, result: Mapping[str, object] | None = None) -> None:
         keep = self.job.execution.keep_checkpoints
         self._saved = (self._saved[1], self.step)
         self.writer.submit(partial(continuing.commit, self.place, self.fence, taken=taken, result=result, keep=keep))
@@ -248,7 +249,7 @@ class Resumable:
             final=final,
         )
 
-    def _end(self, outcome: str, why: str) -> None:
+    def _end(self, outcome: Literal["ok", "diverged"], why: str) -> None:
         """Commit the result, then the last checkpoint, then set it. A job that diverged has no metrics."""
         samples = self.step * self.job.batch.size
         peaks = agree([self.trial_memory.needed()], self.group, what="peak memory")
@@ -265,7 +266,7 @@ class Resumable:
                 key: last for key, last in measured.items() if not key.startswith(usage.PREFIX) and key not in costs
             }
             self._record(costs)
-        result = {
+        result: trial_dir.Result = {
             "state": "done",
             "outcome": outcome,
             "why": why,
@@ -275,13 +276,14 @@ class Resumable:
             trial_dir.POINTS_TOLD: len(self.points),
             "samples": samples,
             "seconds": self.seconds,
-            **costs,
+            "samples_per_second": costs["samples_per_second"],
+            "peak_memory_mb": costs["peak_memory_mb"],
             "negatives_per_anchor": self.job.negatives_per_anchor + self._hard_negatives(),
             "hashes": self._hashes(),
             "data": data.dataset_info(self.job),
             trial_dir.READING: self.reading,
         }
-        result = manifest.sealed(result)
+        result[manifest.DIGEST] = manifest.digest_of(result)
         self.log(f"{outcome} at step {self.step}: {why}")
         self.phase("checkpoint")
         self.writer.wait()

@@ -24,7 +24,7 @@ SHELVES = {
     "jobs/artifacts": "audit > bucket checkpoint trial_dir > objects storage > manifest",
     "jobs/config": "job > identity > sections > components validation > json_values user_code",
     "jobs/core": "failures > collectives device paths plain provenance randomness usage",
-    "jobs/data": "__main__ > validate > images sentences tasks > sources > resolve > formats > "
+    "jobs/data": "__main__ > validate > tasks > images sentences > sources > resolve > formats > "
     "batches faults remedies > samplers",
     "jobs/data/formats": "objects tables > arrow decoded lines quick",
     "jobs/data/images": "pixels > encoded > links > arrays > augmentations decoding finding layout mistaken survey",

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -238,5 +238,5 @@ def _codes(*labels: pa.ChunkedArray) -> list[NDArray[np.int64]]:
     return list(np.split(codes, np.cumsum([len(each) for each in values])[:-1]))
 
 
-def _as_text(label: Any) -> str:
+def _as_text(label: object) -> str:
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)

@@ -9,20 +9,20 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.config import JobConfig
 from jobs.core.paths import is_built, looked_in
-from jobs.core.provenance import stamp
+from jobs.core.provenance import Stamp, stamp
 from jobs.data.batches import Ids, Views
 from jobs.data.faults import DataError, short
 from jobs.data.sentences.columns import train_columns
 from jobs.data.sentences.duplicates import text_ids
 from jobs.data.sentences.texts import as_text
-from jobs.data.sentences.tokens import TokenColumn, lower_casing, padded, stacked, trained_tokenizer
+from jobs.data.sentences.tokens import TokenColumn, Tokenizer, lower_casing, padded, stacked, trained_tokenizer
 from jobs.data.sources import Rows, read
 from jobs.models.errors import ModelError
 from jobs.models.pretrained.folder import EncoderError, folder_of, tokenizer_files
@@ -30,6 +30,7 @@ from jobs.models.reading import reading
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class SentenceExamples:
     """Sentences to train on."""
 
     rows: Rows
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     columns: tuple[TokenColumn, ...]
     """The anchor; then the positive, if pairs are given; then the hard negatives."""
 
@@ -51,7 +52,7 @@ class SentenceExamples:
 
     def views(self, rows: NDArray[np.int64], *, seed: int, step: int, pairs: NDArray[np.int64]) -> Views:  # noqa: ARG002
         """Tokens of these data rows, padded to the longest of each side. Nothing is random: dropout is the view."""
-        rows, pad = np.asarray(rows, np.int64), int(self.tokenizer.pad_token_id)
+        rows, pad = np.asarray(rows, np.int64), self.tokenizer.pad_token_id
         queries = padded(*self.columns[0][rows], pad)
         keys = padded(*self.columns[1][rows], pad) if len(self.columns) > 1 else queries
         negatives = stacked([column[rows] for column in self.columns[2:]], pad) if self.hard_negatives else None
@@ -77,14 +78,14 @@ def sentence_rows(job: JobConfig) -> Rows:
     return as_text(rows, tuple(rows.table.column_names))
 
 
-def tokenizer_for(job: JobConfig) -> Any:
+def tokenizer_for(job: JobConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of job.model: WordPieces trained on data.train for `bert`, else the model's own."""
     if is_built(job.model.name):
-        return trained_tokenizer(sentence_rows(job), job.model.vocabulary)
+        return cast("PreTrainedTokenizerBase", trained_tokenizer(sentence_rows(job), job.model.vocabulary))
     name = str(job.model.name)
     try:
         lower, folder = reading(job).lower, folder_of(name)
-        return _pretrained(folder, tuple(tuple(stamp(path)) for path in tokenizer_files(folder)), lower)
+        return _pretrained(folder, tuple(stamp(path) for path in tokenizer_files(folder)), lower)
     except ModelError:  # it says what to write
         raise
     except Exception as error:  # its files may hold anything, and its class may raise anything
@@ -98,7 +99,7 @@ def tokenizer_for(job: JobConfig) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def _pretrained(folder: Path, _stamps: tuple[tuple[Any, ...], ...], lower: bool) -> Any:
+def _pretrained(folder: Path, _stamps: tuple[Stamp, ...], lower: bool) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder while its files are these, in one object, so that what is derived from it is kept."""
     from transformers import AutoTokenizer
 
@@ -111,10 +112,10 @@ def _pretrained(folder: Path, _stamps: tuple[tuple[Any, ...], ...], lower: bool)
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
         # transformers makes one without words where the files of one are missing.
         raise ValueError("it has no word beside its special tokens, as its files are missing or empty")
-    return lower_casing(tokenizer) if lower else tokenizer
+    return cast("PreTrainedTokenizerBase", lower_casing(tokenizer) if lower else tokenizer)
 
 
-def sentence_examples(job: JobConfig, tokenizer: Any = None) -> SentenceExamples:
+def sentence_examples(job: JobConfig, tokenizer: Tokenizer | None = None) -> SentenceExamples:
     """The sentences that `job` trains on."""
     read = reading(job)
     return _examples(
@@ -123,6 +124,6 @@ def sentence_examples(job: JobConfig, tokenizer: Any = None) -> SentenceExamples
 
 
 @functools.lru_cache(maxsize=4)
-def _examples(rows: Rows, tokenizer: Any, max_tokens: int, prompt: str) -> SentenceExamples:
+def _examples(rows: Rows, tokenizer: Tokenizer, max_tokens: int, prompt: str) -> SentenceExamples:
     columns = tuple(TokenColumn(column, tokenizer, max_tokens, prompt) for column in rows.table.columns)
-    return SentenceExamples(rows, tokenizer, columns)
+    return SentenceExamples(rows, cast("PreTrainedTokenizerBase", tokenizer), columns)

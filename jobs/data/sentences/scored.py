@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -162,7 +162,7 @@ def _with_numbers(rows: Rows) -> Rows:
     return dataclasses.replace(rows, table=rows.table.set_column(2, rows.table.column_names[2], numbers))
 
 
-def _numbers(rows: Rows, values: list[Any]) -> pa.Array:
+def _numbers(rows: Rows, values: Sequence[str | bytes | None]) -> pa.Array:
     """Numbers written as text: whole ones where all are whole. Raises DataError at the first that is none."""
     texts = [_stripped(value) for value in values]
     if all(text.lower() in TRUTH for text in texts):
@@ -176,7 +176,7 @@ def _numbers(rows: Rows, values: list[Any]) -> pa.Array:
     return pa.array(numbers if is_whole else [float(text) for text in texts], pa.int64() if is_whole else pa.float64())
 
 
-def _stripped(value: Any) -> str:
+def _stripped(value: str | bytes | None) -> str:
     text = value.decode(errors="replace") if isinstance(value, bytes) else value or ""
     return str(text).strip()
 

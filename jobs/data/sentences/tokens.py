@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
     """What is used of a tokenizer of transformers."""
 
     @property
-    def pad_token_id(self) -> int | None:
+    def pad_token_id(self) -> int:
         """Id of what a sentence is padded with."""
 
     def __call__(self, text: list[str], *, truncation: bool, max_length: int) -> Mapping[str, list[list[int]]]:
@@ -43,6 +43,8 @@ class Tokenizer(Protocol):
         """Token -> id."""
 
     def __len__(self) -> int: ...
+
+    def __hash__(self) -> int: ...
 
 
 @functools.lru_cache(maxsize=4)

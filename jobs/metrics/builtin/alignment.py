@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 
-def alignment(unit: Tensor, labels: NDArray[Any]) -> float | None:
+def alignment(unit: Tensor, labels: NDArray[np.generic]) -> float | None:
     """Mean |x - y|^2 over pairs of distinct rows with the same label, from the sums of each label's rows."""
     _, coded = np.unique(labels, return_inverse=True)
     code = torch.from_numpy(coded)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,9 +18,9 @@ ROWS_AT_ONCE = 1024
 
 def knn_accuracy(
     references: Tensor,
-    reference_labels: NDArray[Any],
+    reference_labels: NDArray[np.generic],
     queries: Tensor,
-    query_labels: NDArray[Any],
+    query_labels: NDArray[np.generic],
     settings: Evaluate,
 ) -> NDArray[np.bool_]:
     """Whether each query is classified as labelled, [Q]. Embeddings [R, D] and [Q, D], of any length."""
@@ -32,7 +30,9 @@ def knn_accuracy(
     return np.asarray(guessed == query_labels)
 
 
-def knn_classify(references: Tensor, labels: NDArray[Any], queries: Tensor, *, neighbours: int) -> NDArray[Any]:
+def knn_classify(
+    references: Tensor, labels: NDArray[np.generic], queries: Tensor, *, neighbours: int
+) -> NDArray[np.generic]:
     """Label [Q] of each query, by the votes of its nearest references, each of weight exp(cosine similarity / 0.07).
 
     The weighted kNN of Wu et al. 2018, usual for self-supervised encoders. references [R, D] and queries [Q, D]: unit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ PROBE_ITERATIONS = 300
 
 
 def probe_accuracy(
-    references: Tensor, reference_labels: NDArray[Any], queries: Tensor, query_labels: NDArray[Any]
+    references: Tensor, reference_labels: NDArray[np.generic], queries: Tensor, query_labels: NDArray[np.generic]
 ) -> float:
     """Accuracy on the queries of a logistic regression (L2, C = 1) fitted to the standardised references."""
     from sklearn.exceptions import ConvergenceWarning

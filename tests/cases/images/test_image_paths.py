@@ -328,7 +328,7 @@ def test_images_count_as_what_their_files_hold(folder: Path) -> None:
 
 def looked(chosen: JobConfig, known: Any = None) -> tuple[str, Any]:
     """Digest and stamps of the rows that a job trains on."""
-    entry = data.digests(chosen, known)[f"data.train = {chosen.data.train}"]
+    entry: Any = data.digests(chosen, known)[f"data.train = {chosen.data.train}"]
     return entry["digest"], entry["files"]
 
 
@@ -409,7 +409,7 @@ def test_a_training_looks_at_each_image_once(folder: Path, monkeypatch: pytest.M
     find = finding.Finder.find
     monkeypatch.setattr(finding.Finder, "find", lambda self, row, name: (seen.update([row]), find(self, row, name))[1])
     chosen = job(csv(folder, NAMES), shape=[8, 8])
-    record = {"code": provenance.code_digest(), "versions": provenance.versions(), "data": data.digests(chosen)}
+    record: Any = {"code": provenance.code_digest(), "versions": provenance.versions(), "data": data.digests(chosen)}
     seen.clear()
     Training(chosen, folder / "trial", expected=record).settle()
     assert seen == dict.fromkeys(range(4), 1)

@@ -671,7 +671,7 @@ VOCABULARY = """
 import json, pathlib, sys
 from jobs import config, data
 vocabulary = data.tokenizer_for(config.load_job(pathlib.Path(sys.argv[1]))).get_vocab()
-print(json.dumps(sorted(vocabulary, key=vocabulary.get)))
+print(json.dumps(sorted(vocabulary, key=vocabulary.__getitem__)))
 """
 
 
@@ -687,7 +687,7 @@ def test_the_vocabulary_is_the_same_in_every_process(tmp_path: Path, scored: Pat
     command = [sys.executable, "-c", VOCABULARY, str(path)]
     other = subprocess.run(command, cwd=ROOT, env=here, stdout=subprocess.PIPE, text=True, check=True).stdout
     vocabulary = data.tokenizer_for(load_job(path)).get_vocab()
-    assert json.loads(other) == sorted(vocabulary, key=vocabulary.get)
+    assert json.loads(other) == sorted(vocabulary, key=vocabulary.__getitem__)
     assert len(vocabulary) == 200
 
 

@@ -97,7 +97,8 @@ def test_a_rank_refuses_what_its_session_does_not_expect(job: JobConfig, tmp_pat
     folder. Mutant checks: comparing what is found alone lets what is gone through; a ValueError fails trial after
     trial."""
     expected = expects(job)
-    assert load(job, tmp_path / "before", expected).provenance["weights"].keys() == {job.model.name}
+    weights: Any = load(job, tmp_path / "before", expected).provenance["weights"]
+    assert weights.keys() == {job.model.name}
     rewrite(job, what)
     with pytest.raises(OtherOrigin, match=CHANGES[what]) as refusal:
         load(job, tmp_path / "trial", expected)

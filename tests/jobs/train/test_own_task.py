@@ -186,7 +186,7 @@ def test_rows_may_have_any_form(form: str) -> None:
         "table": table,
     }
     rows = forms[form]
-    chosen = taken(rows, np.array([3, 1]))
+    chosen: Any = taken(rows, np.array([3, 1]))
     assert (count(rows), count(chosen)) == (10, 2)
     first: Any = chosen[0] if form == "tuple" else chosen["label"] if form in ("mapping", "table") else chosen
     assert [int(str(x)) if form == "table" else int(x) for x in first] == [labels[3], labels[1]]
