@@ -13,9 +13,11 @@ import os
 import ssl
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
+from urllib.request import proxy_bypass
 
 from orchestrator.run_dir.folder import RunError
 from orchestrator.system.masking import without_user
@@ -166,12 +168,19 @@ class RestClient:
 
         if self._made is None:
             connect_s, wait_s = TIMEOUT_S
-            self._made = httpx2.Client(
+            make = partial(
+                httpx2.Client,
                 headers=self._headers,
                 timeout=httpx2.Timeout(wait_s, connect=connect_s),
                 limits=httpx2.Limits(max_keepalive_connections=0),  # the server may have closed one meanwhile
                 verify=_certificates(self._address),
             )
+            try:
+                self._made = make()
+            except (ImportError, ValueError) as error:  # of a proxy in the environment, of a kind that it cannot use
+                if not proxy_bypass(urlsplit(self._address).hostname or ""):
+                    raise Unreachable(str(error)) from error
+                self._made = make(trust_env=False)
         return self._made
 
 

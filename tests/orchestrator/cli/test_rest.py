@@ -87,7 +87,11 @@ def head(answers: dict[str, Any] | None = None) -> Iterator[Head]:
 @pytest.fixture(autouse=True)
 def token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", *(f"{scheme}_proxy" for scheme in ("http", "https", "all"))):
+    for name in (
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN_PATH",
+        *(f"{scheme}_proxy" for scheme in ("http", "https", "all", "no")),
+    ):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
 
@@ -243,6 +247,17 @@ def test_a_server_that_is_gone_or_silent_is_unavailable(monkeypatch: pytest.Monk
     with pytest.raises(ServerUnavailable) as raised:
         JobServer(serving.url.replace("http://", "http://me:w0rd@")).jobs()
     assert str(raised.value) == f"Failed to connect to Ray at address: {serving.url}."
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "nonsense://127.0.0.1:1", "http://127.0.0.1:1", "http://["])
+def test_a_proxy_that_cannot_be_used_is_said(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is of no account where it is not for this server. Mutant check: the import error of what SOCKS needs."""
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with head({"GET /api/jobs/": []}) as serving:
+        with pytest.raises(ServerUnavailable):
+            JobServer(serving.url).jobs()
+        monkeypatch.setenv("NO_PROXY", "other.example,127.0.0.1")
+        assert JobServer(serving.url).jobs() == []
 
 
 @pytest.mark.parametrize("user", ["me:w%C3%B6rd%21", ":", "me:"])
