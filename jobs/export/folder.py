@@ -5,6 +5,9 @@
     embedding.json  embed.py  image_module.py  modeling_resnet.py  resnet.py  what both lack
 
 Weights are safetensors. The code is copied from this package as it is, so that a folder needs nothing of ours.
+
+Those of sentence-transformers are written here and not by its own `save()`: it need not be installed, and what its
+version 6 saves names modules that version 5 has not, and leaves out how the encoder and its text are to be loaded.
 """
 
 from __future__ import annotations

@@ -393,6 +393,53 @@ def test_a_folder_that_holds_anything_is_never_overwritten_and_an_empty_one_is_t
     assert files(tmp_path / "empty") == files(tmp_path / "not" / "there")
 
 
+SAVED = """
+import sys
+from sentence_transformers import SentenceTransformer
+encoder = SentenceTransformer(sys.argv[1], device="cpu", local_files_only=True)
+encoder.save(sys.argv[2], create_model_card=False)
+again = SentenceTransformer(sys.argv[2], device="cpu", local_files_only=True)
+texts = ["A man plays a guitar.", "no"]
+assert (encoder.encode(texts) == again.encode(texts)).all()
+print(*(sum("pooler" in name for name, _ in one[0].named_parameters()) for one in (encoder, again)))
+"""
+
+UNKNOWN = """
+import sys
+sys.modules["sentence_transformers"] = None
+from jobs.export.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def run_python(text: str, *arguments: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", text, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=240,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_folder_is_written_without_sentence_transformers_and_loads_in_more_of_its_versions_than_what_it_saves(
+    trial: Path, tmp_path: Path
+) -> None:
+    """Why jobs/export/folder.py writes these files by hand. What `save()` of version 6 writes names modules that
+    version 5 has not, and says neither which of transformers' options the encoder is loaded with, so that it gets a
+    pooler of random weights, nor that text is lower case. Where this fails, `save()` may do by now."""
+    run_python(UNKNOWN, trial, tmp_path / "one")
+    assert run_python(SAVED, tmp_path / "one", tmp_path / "saved").split() == ["0", "2"]
+    kinds, settings = {}, {}
+    for name in ("one", "saved"):
+        listed = json.loads((tmp_path / name / "modules.json").read_text())
+        kinds[name] = {module["type"].rpartition(".")[0] for module in listed}
+        settings[name] = json.loads((tmp_path / name / "sentence_bert_config.json").read_text())
+    assert kinds["one"] == {"sentence_transformers.models"}
+    assert not any(kind.startswith("sentence_transformers.models") for kind in kinds["saved"])
+    assert {"max_seq_length", "do_lower_case", "model_args"} == settings["one"].keys()
+    assert not settings["one"].keys() & settings["saved"].keys()
+
+
 def test_a_damaged_checkpoint_is_told_of_and_left_alone_and_the_one_before_is_taken(tmp_path: Path) -> None:
     """Mutant check: `checkpoint.newest`, which sets aside what is damaged, fails this."""
     job = job_of("bert-mean", tmp_path / "of")
