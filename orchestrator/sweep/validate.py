@@ -133,7 +133,7 @@ def _exclude_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
             for level in alternatives(key, levels):
                 if identity(level) not in levels_of[key]:
                     named = ", ".join(map(shown, sweep.compare[key]))
-                    yield Fault(f"{where}.{key}", _found(level), f"is no level of {key}, which has [{named}]")
+                    yield Fault(f"{where}.{key}", _level_text(level), f"is no level of {key}, which has [{named}]")
     if not sweep.exclude or not sweep.compare:
         return
     first, levels = next(iter(sweep.compare.items()))
@@ -261,5 +261,5 @@ def _own_task_faults(raw: dict[str, JsonValue]) -> Iterable[Fault]:
         yield Fault("tune.prune", repr(prune), expected)
 
 
-def _found(level: JsonValue) -> str:
+def _level_text(level: JsonValue) -> str:
     return "none" if level is None else repr(level)

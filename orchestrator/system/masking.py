@@ -117,14 +117,14 @@ def _secrets() -> tuple[str, ...]:
     """Those of the environment as it is now, the longest first."""
     for _ in range(3):
         try:
-            return _found(tuple(os.environ.items()))
+            return _secrets_in(tuple(os.environ.items()))
         except RuntimeError:  # another thread has changed it meanwhile
             continue
     return ()
 
 
 @lru_cache(maxsize=4)
-def _found(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+def _secrets_in(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     secrets: set[str] = set()
     for name, value in environment:
         if name not in FOLDERS and _says_so(name) and not _is_path(value):

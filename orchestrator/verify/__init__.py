@@ -78,7 +78,7 @@ def verify(folder: RunFolder, uri: str) -> Verified:
             _refuse_while_driven(ledger)  # else what was read first is older than what was read last
     if facts is None:
         return Verified(ok=False, trials=0, mlflow_runs=0, points=0, checkpoints=0, faults=faults, notes=[])
-    faults += _found(FAULTS, facts)
+    faults += _findings(FAULTS, facts)
     return {
         "ok": not faults,
         "trials": len(facts.trials),
@@ -86,7 +86,7 @@ def verify(folder: RunFolder, uri: str) -> Verified:
         "points": sum(map(len, facts.points.values())),
         "checkpoints": sum(len(record["checkpoints"]) for record in (facts.disk or {}).values()),
         "faults": faults,
-        "notes": _found(NOTES, facts),
+        "notes": _findings(NOTES, facts),
     }
 
 
@@ -100,7 +100,7 @@ def faults_after(folder: RunFolder, ledger: Ledger, uri: str | None) -> list[str
         facts, faults = _facts(folder, ledger, uri)
     except tracking.TrackingUnavailable:
         facts, faults = _facts(folder, ledger, uri := None)
-    return faults if facts is None else faults + _found(FAULTS if uri else WITHOUT_MLFLOW, facts)
+    return faults if facts is None else faults + _findings(FAULTS if uri else WITHOUT_MLFLOW, facts)
 
 
 def _facts(folder: RunFolder, ledger: Ledger, uri: str | None) -> tuple[Facts | None, list[str]]:
@@ -147,7 +147,7 @@ def _decoding_error(error: Exception) -> str:
     return str(error.__cause__) if isinstance(error, LedgerDamaged) else f"{type(error).__name__}: {error}"
 
 
-def _found(checks: Sequence[Check], facts: Facts) -> list[str]:
+def _findings(checks: Sequence[Check], facts: Facts) -> list[str]:
     texts: list[str] = []
     for check in checks:
         try:

@@ -48,7 +48,7 @@ class _Output:
         self._mark, self._write = log_marker(job).rstrip("\n"), write
         # Ray writes this line before ours and flushes it after them.
         self._rays = f"Running entrypoint for job {job}: "
-        self._told = 0
+        self._passed_on = 0
         self.restart()
 
     def restart(self) -> None:
@@ -75,8 +75,8 @@ class _Output:
             self._begun = line.endswith(self._mark)
         elif not line.startswith(self._rays):
             self._seen += 1
-            if self._seen > self._told:
-                self._told = self._seen
+            if self._seen > self._passed_on:
+                self._passed_on = self._seen
                 self._write(f"{line}\n")
 
 

@@ -55,7 +55,7 @@ def session(*, cpus: int, gpus: int | None = None, card: Mapping[str, str] | Non
     if card is not None:
         init = partial(init, job_config=ray.job_config.JobConfig(metadata=dict(card)))
     with contextlib.ExitStack() as stack:
-        where = _found() if address() is not None else None
+        where = _gcs_address() if address() is not None else None
         stack.enter_context(cluster_start.token(access.new() if where is None else _token(where)))
         guard = cluster_start.Guard() if where is None else None
         own = {"num_cpus": cpus, "num_gpus": gpus, "_system_config": cluster_start.CONFIG}
@@ -150,7 +150,7 @@ def end_children() -> None:
                 process.kill()
 
 
-def _found() -> str:
+def _gcs_address() -> str:
     """Where the GCS of $RAY_ADDRESS is, as host:port, or a client server at ray://host:port. Raises Refused."""
     named = address() or ""
     if named.startswith("ray://"):
