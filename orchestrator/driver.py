@@ -22,7 +22,7 @@ from jobs.config.user_code import UserCode, importable
 from orchestrator import sweep as sweeps
 from orchestrator import verify
 from orchestrator.ledger import Ledger, this_process
-from orchestrator.ledger.stored import JsonObject
+from orchestrator.ledger.stored import JsonObject, ProvenanceRecord
 from orchestrator.preflight import doctor, requirements
 from orchestrator.preflight.requirements import Requirements
 from orchestrator.run_dir import creation, own_code, provenance
@@ -154,7 +154,7 @@ def _drive(
     context: RunContext,
     needs: Requirements,
     *,
-    record: provenance.Json | None,
+    record: ProvenanceRecord | None,
     notes: Sequence[str] = (),
     continues: bool = False,
     code: UserCode | None = None,

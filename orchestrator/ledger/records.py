@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from typing import Literal
 
 from jobs.config import JobConfig
-from orchestrator.ledger.stored import JsonObject, SweepTable, TrialResult
+from orchestrator.ledger.stored import AttemptRecord, JsonObject, ProvenanceRecord, SweepTable, TrialResult
 from orchestrator.system.exit_codes import Exit
 
 Stage = Literal["tune", "confirm"]
@@ -92,7 +92,7 @@ class Run:
     mlflow_run_id: str | None = None
     rules: int = 1
     """Which rules make ids, sampler seeds and looks from the sweep: those of the version that began the run."""
-    provenance: JsonObject | None = None
+    provenance: ProvenanceRecord | None = None
     """Digests of code, data and weights as the run was begun, and code accepted since. None: not recorded."""
 
 
@@ -153,7 +153,7 @@ class Attempt:
     message: str | None = None
     started: float | None = None
     ended: float | None = None
-    provenance: JsonObject | None = None
+    provenance: AttemptRecord | None = None
     """Digests of code, data and weights that it ran with. None: not recorded."""
 
     @property

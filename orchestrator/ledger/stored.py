@@ -65,6 +65,46 @@ class SweepTable(TypedDict, total=False):
     code: CodeTable | None
 
 
+class SourceRecord(TypedDict, total=False):
+    """Rows, or an encoder, as a run has recorded them. What more it holds tells whether their files are still those."""
+
+    digest: str
+    names: list[str]
+    """Files of an encoder that count."""
+    revision: str | None
+
+
+class CodeRecord(TypedDict, total=False):
+    """What computes: a digest of this program's jobs, versions of packages, and a digest of the user's code, if any."""
+
+    code: str | None
+    versions: dict[str, str] | None
+    user_code: str
+    time: float
+    """When it was accepted, of code that was."""
+
+
+class ProvenanceRecord(CodeRecord, total=False):
+    """What a run was begun with, and what was accepted since."""
+
+    files: dict[str, str]
+    """Digests of the code, by file."""
+    user_files: dict[str, str]
+    data: dict[str, SourceRecord]
+    weights: dict[str, SourceRecord]
+    accepted: list[CodeRecord]
+    late: bool
+    """Whether it was recorded after the first attempts."""
+
+
+class AttemptRecord(CodeRecord, total=False):
+    """What an attempt ran with."""
+
+    data: JsonObject
+    """Digests by source."""
+    weights: JsonObject
+
+
 @dataclass(frozen=True)
 class Rows:
     """Rows that a trial trained on or was judged on."""

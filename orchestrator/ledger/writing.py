@@ -27,7 +27,7 @@ from orchestrator.ledger.records import (
     TrialState,
 )
 from orchestrator.ledger.rows import insert_trials, named, patient
-from orchestrator.ledger.stored import JsonObject, SweepTable
+from orchestrator.ledger.stored import AttemptRecord, JsonObject, ProvenanceRecord, SweepTable
 from orchestrator.system.masking import masked
 
 PENDING: tuple[TrialState, ...] = ("queued", "running", "failed")
@@ -49,7 +49,7 @@ class Writing(Reading):
         environment: JsonObject | None = None,
         mlflow_experiment_id: str | None = None,
         mlflow_run_id: str | None = None,
-        provenance: JsonObject | None = None,
+        provenance: ProvenanceRecord | None = None,
     ) -> None:
         """Change what is given of the run."""
         given = {
@@ -100,7 +100,7 @@ class Writing(Reading):
 
     @patient
     def start_attempt(
-        self, trial_id: str, execution: Mapping[str, object], host: str, *, provenance: JsonObject | None = None
+        self, trial_id: str, execution: Mapping[str, object], host: str, *, provenance: AttemptRecord | None = None
     ) -> int:
         """Begin an attempt of a queued trial and return its number, from 1. Raises LedgerError in another state.
 
@@ -120,7 +120,7 @@ class Writing(Reading):
         return number
 
     @patient
-    def set_provenance(self, trial_id: str, number: int, provenance: JsonObject) -> None:
+    def set_provenance(self, trial_id: str, number: int, provenance: AttemptRecord) -> None:
         """Record the digests of the code, the data and the weights that an attempt runs with."""
         with self._write() as (connection, _):
             self._set_attempt(connection, trial_id, number, provenance=provenance)

@@ -184,7 +184,7 @@ def create(
     plan: Plan,
     folder: RunFolder,
     *,
-    provenance: dict[str, object] | None = None,
+    provenance: Mapping[str, object] | None = None,
     code: UserCode | None = None,
 ) -> Ledger:
     """Make a run's files and its ledger, or nothing. What a killed creation has left there goes first.

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import jobs
 from jobs.config import canonical
@@ -25,6 +25,7 @@ from jobs.config.user_code import UserCode
 from jobs.core import provenance as computing
 from jobs.core.paths import BASE, is_folder_here
 from orchestrator.ledger import Attempt, Ledger, Trial
+from orchestrator.ledger.stored import AttemptRecord, CodeRecord, JsonObject, ProvenanceRecord, SourceRecord
 from orchestrator.run_dir.folder import RunError
 from orchestrator.sweep.components import distributions
 from orchestrator.sweep.plan import Plan, examined_of
@@ -34,10 +35,32 @@ PACKAGE = Path(jobs.__file__).parent
 
 OTHER_ORIGIN = computing.OTHER_ORIGIN
 
-NAMED = {"data": "", "weights": "model.name = "}
-"""What stands before an entry's name, for a person."""
 
-Json = dict[str, Any]
+class Expected(CodeRecord, total=False):
+    """What every rank compares with what it loads."""
+
+    data: dict[str, SourceRecord]
+    weights: dict[str, SourceRecord]
+    directory: str | None
+    """Where the run began: relative paths are looked for there first."""
+    archive: bytes
+    """The user's code."""
+
+
+class Group(CodeRecord):
+    """Code behind the numbers of trials."""
+
+    accepted: bool
+    trials: list[str]
+
+
+class _Answer(TypedDict):
+    """What `python -m jobs.data` prints of a job."""
+
+    warnings: list[str]
+    data: dict[str, SourceRecord]
+    weights: SourceRecord | None
+    reading: NotRequired[JsonObject]
 
 
 class DataFault(RunError):
@@ -55,13 +78,13 @@ class Examined:
     notes: list[str]
     """What a person should know of the data."""
 
-    record: Json
+    record: ProvenanceRecord
     """`code`, `files`, `versions`, `data` and `weights`, as a run keeps them."""
 
 
 def examine(
     plan: Plan,
-    known: Json | None = None,
+    known: ProvenanceRecord | None = None,
     *,
     meanwhile: Callable[[], object] = lambda: None,
     code: UserCode | None = None,
@@ -92,9 +115,9 @@ def examine(
                 raise
     if reading.returncode != 0:
         raise DataFault(refused.strip().removeprefix("error: "))
-    answers = [json.loads(line) for line in answered.splitlines()]
-    data: Json = {}
-    weights: Json = {}
+    answers: list[_Answer] = [json.loads(line) for line in answered.splitlines()]
+    data: dict[str, SourceRecord] = {}
+    weights: dict[str, SourceRecord] = {}
     for answer, job in zip(answers, distinct.values(), strict=True):
         data |= answer["data"]
         if answer["weights"] is not None:
@@ -105,13 +128,13 @@ def examine(
     return Examined(notes, {**now, "data": data, "weights": weights})
 
 
-def _looked_at(job: Json) -> str:
+def _looked_at(job: Mapping[str, Any]) -> str:
     """What of a job decides what a look at it says."""
     sections = {key: job[key] for key in ("task", "data", "batch", "evaluate", "model")}
     return canonical(sections | {"mask_duplicates": job["loss"]["mask_duplicates"]})
 
 
-def _refuse_arms_alike(plan: Plan, readings: Mapping[str, Json]) -> None:
+def _refuse_arms_alike(plan: Plan, readings: Mapping[str, JsonObject]) -> None:
     """Raise DataFault where what two arms compare is the same once their encoder's folder has its say. readings: by
     `_looked_at`; of an arm that is always tuned in what decides its reading there may be none."""
     first: dict[str, tuple[str, str]] = {}
@@ -152,24 +175,26 @@ def look_at_encoders(plan: Plan) -> list[str]:
     return list(dict.fromkeys(note for line in done.stdout.splitlines() for note in json.loads(line)["warnings"]))
 
 
-def today(code: UserCode | None = None, also: Iterable[str] = ()) -> Json:
+def today(code: UserCode | None = None, also: Iterable[str] = ()) -> ProvenanceRecord:
     """The code and the versions that would compute now. code: of the user. also: distributions of its components."""
-    own = {} if code is None else {"user_code": code.digest, "user_files": code.digests}
-    return {
+    now: ProvenanceRecord = {
         "code": computing.code_digest(PACKAGE),
         "files": dict(computing.code_files(PACKAGE)),
         "versions": computing.versions(also),
-        **own,
     }
+    if code is not None:
+        now |= {"user_code": code.digest, "user_files": dict(code.digests)}
+    return now
 
 
-def refuse_other_data(recorded: Json, now: Json) -> None:
+def refuse_other_data(recorded: ProvenanceRecord, now: ProvenanceRecord) -> None:
     """Raise DataFault where rows or weights are not those that the run began with, naming them and both digests, or
     are not there any more."""
     different = []
-    for kind, label in NAMED.items():
-        for what, entry in (recorded[kind] if kind == "data" else _comparable(recorded)).items():
-            there = now[kind].get(what)
+    kinds = (("", recorded["data"], now["data"]), ("model.name = ", _comparable(recorded), now["weights"]))
+    for label, entries, entries_now in kinds:  # label: what stands before an entry's name, for a person
+        for what, entry in entries.items():
+            there = entries_now.get(what)
             if there is None:
                 different.append(computing.gone(f"{label}{what}"))
             elif there["digest"] != entry["digest"]:
@@ -178,12 +203,12 @@ def refuse_other_data(recorded: Json, now: Json) -> None:
         raise DataFault("\n".join(different))
 
 
-def _comparable(recorded: Json) -> Json:
+def _comparable(recorded: ProvenanceRecord) -> dict[str, SourceRecord]:
     """The weights that were recorded with the names of the files that count; before, others counted as well."""
     return {what: entry for what, entry in recorded["weights"].items() if "names" in entry}
 
 
-def refuse_other_code(recorded: Json, now: Json, *, resume: str) -> None:
+def refuse_other_code(recorded: ProvenanceRecord, now: ProvenanceRecord, *, resume: str) -> None:
     """Raise OtherCode unless this code and these versions began the run, or were accepted since. resume: the command
     that continues the run."""
     if is_known(recorded, now):
@@ -196,8 +221,8 @@ def refuse_other_code(recorded: Json, now: Json, *, resume: str) -> None:
     if before != after:
         names = computing.differing_files(recorded.get("user_files", {}), now.get("user_files", {}))
         lines.append(f"  your code {before[:12]} -> {after[:12]}: {computing.listed(names)} differ")
-    for name in computing.other_versions(recorded["versions"], now["versions"]):
-        before, after = (side["versions"].get(name, "none") for side in (recorded, now))
+    for name in computing.other_versions(_versions(recorded), _versions(now)):
+        before, after = (_versions(side).get(name, "none") for side in (recorded, now))
         lines.append(f"  {name} {before} -> {after}")
     raise OtherCode(
         "this run was begun with other code, so its numbers would come from two programs:\n"
@@ -207,23 +232,23 @@ def refuse_other_code(recorded: Json, now: Json, *, resume: str) -> None:
     )
 
 
-def is_known(recorded: Json, now: Json) -> bool:
+def is_known(recorded: ProvenanceRecord, now: CodeRecord) -> bool:
     """Whether numbers of the run come, or may come, from this code and these versions."""
     return any(
         entry["code"] == now["code"]
         and entry.get("user_code") == now.get("user_code")
-        and not computing.other_versions(entry["versions"], now["versions"])
+        and not computing.other_versions(_versions(entry), _versions(now))
         for entry in all_code(recorded)
     )
 
 
-def all_code(recorded: Json) -> Iterator[Json]:
+def all_code(recorded: ProvenanceRecord) -> Iterator[CodeRecord]:
     """The code that the run began with, and what was accepted since, each with `code` and `versions`."""
     yield recorded
     yield from recorded.get("accepted", ())
 
 
-def write_down(ledger: Ledger, now: Json) -> None:
+def write_down(ledger: Ledger, now: ProvenanceRecord) -> None:
     """Record, under the lease, what the run computes with from now on: all of it where nothing was recorded, and code
     that has just been accepted."""
     recorded = ledger.run.provenance
@@ -234,26 +259,32 @@ def write_down(ledger: Ledger, now: Json) -> None:
     kept = _comparable(recorded)
     for what in now["weights"].keys() - kept.keys():  # of a run that was begun before they were, or as they are now
         ledger.event("weights_recorded", f"the files of model.name = {what} are recorded from now on")
-    update: Json = {**recorded, "weights": {**now["weights"], **kept}}
+    update: ProvenanceRecord = {**recorded, "weights": {**now["weights"], **kept}}
     if update != recorded:
         ledger.set_run(provenance=update)
     accept(ledger, now)
 
 
-def accept(ledger: Ledger, now: Json) -> None:
+def accept(ledger: Ledger, now: ProvenanceRecord) -> None:
     """Record, under the lease, that numbers of the run may come from this code and these versions."""
-    recorded: Json | None = ledger.run.provenance
+    recorded = ledger.run.provenance
     if recorded is None or is_known(recorded, now):
         return
-    entry = {**_computed(now), "time": time.time()}
+    entry: CodeRecord = {**_computed(now), "time": time.time()}
     ledger.set_run(provenance={**recorded, "accepted": [*recorded.get("accepted", ()), entry]})
     ledger.event("code_accepted", _accepted_words(recorded, now))
 
 
-def _computed(record: Json) -> Json:
+def _computed(record: CodeRecord) -> CodeRecord:
     """`code` and `versions`, and `user_code` where there is any."""
-    own = {"user_code": record["user_code"]} if record.get("user_code") else {}
-    return {"code": record.get("code"), "versions": record.get("versions"), **own}
+    computed: CodeRecord = {"code": record.get("code"), "versions": record.get("versions")}
+    if own := record.get("user_code"):
+        computed["user_code"] = own
+    return computed
+
+
+def _versions(record: CodeRecord) -> dict[str, str]:
+    return record.get("versions") or {}
 
 
 def accept_what_ran(ledger: Ledger) -> None:
@@ -264,10 +295,10 @@ def accept_what_ran(ledger: Ledger) -> None:
         accept(ledger, now)
 
 
-def _accepted_words(recorded: Json, now: Json) -> str:
+def _accepted_words(recorded: ProvenanceRecord, now: ProvenanceRecord) -> str:
     other = [
-        f"{name} {now['versions'].get(name, 'none')} was accepted beside {recorded['versions'].get(name, 'none')}"
-        for name in computing.other_versions(recorded["versions"], now["versions"])
+        f"{name} {_versions(now).get(name, 'none')} was accepted beside {_versions(recorded).get(name, 'none')}"
+        for name in computing.other_versions(_versions(recorded), _versions(now))
     ]
     if recorded["code"] != now["code"]:
         other.insert(0, f"code {now['code']} was accepted beside {recorded['code']}")
@@ -277,20 +308,32 @@ def _accepted_words(recorded: Json, now: Json) -> str:
     return "; ".join(other)
 
 
-def expected(record: Json, directory: str | None, code: UserCode | None = None) -> Json:
+def expected(record: ProvenanceRecord, directory: str | None, code: UserCode | None = None) -> Expected:
     """What every rank compares with what it loads, the folder in which it looks for it, and the user's code."""
-    kept = ("code", "versions", "data", "weights")
-    own = {} if code is None else {"user_code": code.digest, "archive": code.archive()}
-    return {key: record[key] for key in kept} | {"directory": directory, **own}
+    kept: Expected = {
+        "code": record["code"],
+        "versions": record["versions"],
+        "data": record["data"],
+        "weights": record["weights"],
+        "directory": directory,
+    }
+    if code is not None:
+        kept |= {"user_code": code.digest, "archive": code.archive()}
+    return kept
 
 
-def of_attempt(expected: Json, loaded: Json | None = None) -> Json:
+def of_attempt(expected: Expected, loaded: AttemptRecord | None = None) -> AttemptRecord:
     """The digests of an attempt: those of its session, but for what its ranks have said that they loaded."""
-    record: Json = _computed(expected)
-    for kind in ("data", "weights"):
-        record[kind] = {what: entry["digest"] for what, entry in expected[kind].items()}
-        record[kind] |= (loaded or {}).get(kind, {})
-    return record | {key: loaded[key] for key in ("code", "versions") if loaded is not None}
+    record: AttemptRecord = {
+        **_computed(expected),
+        "data": {what: entry["digest"] for what, entry in expected["data"].items()},
+        "weights": {what: entry["digest"] for what, entry in expected["weights"].items()},
+    }
+    if loaded is not None:
+        record["data"] |= loaded.get("data", {})
+        record["weights"] |= loaded.get("weights", {})
+        record["code"], record["versions"] = loaded["code"], loaded["versions"]
+    return record
 
 
 def folder_of(environment: Mapping[str, object]) -> str | None:
@@ -300,10 +343,10 @@ def folder_of(environment: Mapping[str, object]) -> str | None:
     return directory if isinstance(directory, str) and not environment.get("submitted") else None
 
 
-def held(recorded: Json | None) -> dict[str, str]:
+def held(recorded: ProvenanceRecord | None) -> dict[str, str]:
     """Environment in which the encoders' names mean what they meant where the run began."""
     weights = {} if recorded is None else _comparable(recorded)
-    kept = {name: {key: entry[key] for key in ("revision", "names")} for name, entry in weights.items()}
+    kept = {name: {"revision": entry["revision"], "names": entry["names"]} for name, entry in weights.items()}
     return {computing.HELD: canonical(kept)} if kept else {}
 
 
@@ -321,22 +364,21 @@ def looked_for_in(directory: str | None) -> Iterator[None]:
             os.environ[BASE] = before
 
 
-def behind(begun: Json | None, trials: Iterable[Trial], attempts: Iterable[Attempt]) -> list[Json]:
+def behind(begun: ProvenanceRecord | None, trials: Iterable[Trial], attempts: Iterable[Attempt]) -> list[Group]:
     """The code behind the numbers of trials, the code that the run began with first: each with `code` and `versions`
     (None where they were not recorded), the ids of its `trials`, and whether it was `accepted` later.
 
     A trial stands behind every code that one of its attempts ran: the last goes on from where another stopped.
     begun: `provenance` of the run.
     """
-    known = begun or {}
+    known: ProvenanceRecord = begun or {}
     ran: dict[str, list[Attempt]] = {}
     for attempt in attempts:
         ran.setdefault(attempt.trial, []).append(attempt)
-    groups: dict[str, Json] = {}
+    groups: dict[str, Group] = {}
     for trial in trials:
         for attempt in ran.get(trial.id, ()):
-            recorded = attempt.provenance or {}
-            code = _computed(recorded)
+            code = _computed(attempt.provenance or {})
             group = groups.setdefault(canonical(code), {**code, "accepted": False, "trials": []})
             if trial.id not in group["trials"]:
                 group["trials"].append(trial.id)
@@ -345,11 +387,11 @@ def behind(begun: Json | None, trials: Iterable[Trial], attempts: Iterable[Attem
             _is_same(entry, group) for entry in known.get("accepted") or ()
         )
 
-    def order(group: Json) -> tuple[bool, bool]:
+    def order(group: Group) -> tuple[bool, bool]:
         return group["accepted"], group["code"] is not None and not _is_same(known, group)
 
     return sorted(groups.values(), key=order)
 
 
-def _is_same(entry: Json, other: Json) -> bool:
+def _is_same(entry: CodeRecord, other: CodeRecord) -> bool:
     return all(entry.get(key) == other.get(key) for key in ("code", "versions", "user_code"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NotRequired, TypedDict
 
+from orchestrator.ledger.stored import AttemptRecord
+
 
 class PointReport(TypedDict):
     """One value of one curve."""
@@ -47,5 +49,5 @@ class Report(TypedDict):
     notes: NotRequired[list[str]]
     """About batches."""
 
-    provenance: NotRequired[dict[str, object]]
+    provenance: NotRequired[AttemptRecord]
     """Digests of what the ranks have loaded."""

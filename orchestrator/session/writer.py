@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,7 +48,7 @@ class Dispatch:
     remote: str | None = None
     """URI at which the trial's files are kept, if not in `folder`."""
 
-    expected: Mapping[str, object] | None = None
+    expected: provenance.Expected | None = None
     """Digests of what the run is computed with (provenance.expected), which the ranks compare with what they load."""
 
 
@@ -61,7 +61,7 @@ class Writer:
         *,
         concurrent: int,
         tell: Callable[[str, Trial | None], None],
-        expected: Mapping[str, object] | None = None,
+        expected: provenance.Expected | None = None,
     ) -> None:
         self.context = context
         self._plan, self._ledger, self._folder = context.plan, context.ledger, context.folder
@@ -182,7 +182,7 @@ class Writer:
                 return
             trial = self._trials[self._ready.popleft()]
         execution = self._execution or self._latest_execution(trial) or self._first_of_arm(trial)
-        record = None if self._expected is None else provenance.of_attempt(dict(self._expected))
+        record = None if self._expected is None else provenance.of_attempt(self._expected)
         attempt = self._ledger.start_attempt(trial.id, execution, socket.gethostname(), provenance=record)
         settings = {f"execution.{key}": value for key, value in execution.items()}
         dispatch = Dispatch(
@@ -221,7 +221,7 @@ class Writer:
                 self._noted.add(arm)
                 self._tell(f"trial {dispatch.trial} of {arm}: {note}", None)
         if self._expected is not None and (loaded := report.get("provenance")) is not None:
-            record = provenance.of_attempt(dict(self._expected), loaded)
+            record = provenance.of_attempt(self._expected, loaded)
             self._ledger.set_provenance(dispatch.trial, dispatch.attempt, record)
         points = [Point(dispatch.trial, p["key"], p["step"], p["value"], p["time"]) for p in report["points"]]
         if rung is not None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from pydantic import JsonValue
-
 from jobs.core.provenance import other_versions
 from orchestrator.ledger import Attempt
+from orchestrator.ledger.stored import ProvenanceRecord
 from orchestrator.run_dir import own_code
 from orchestrator.run_dir.provenance import behind
 from orchestrator.verify.facts import Facts, Finding, counted
 
-Recorded = Mapping[str, JsonValue]
+Recorded = Mapping[str, object]
 """What a run or an attempt has recorded of what it ran with."""
 
 SHOWN = 8
@@ -76,7 +75,7 @@ def _kept(facts: Facts) -> Iterator[Finding]:
 
 
 def _codes(facts: Facts) -> Iterator[str]:
-    begun = facts.run.provenance or {}
+    begun: ProvenanceRecord = facts.run.provenance or {}
     first = _first(begun)
     attempts = (attempt for of_trial in facts.attempts.values() for attempt in of_trial)
     groups = [group for group in behind(begun, facts.trials.values(), attempts) if group["code"] and first is not None]
@@ -136,7 +135,7 @@ def _texts(recorded: Recorded, key: str) -> dict[str, str]:
     return {name: text for name, text in _table(recorded, key).items() if isinstance(text, str)}
 
 
-def _digests(value: JsonValue) -> set[str]:
+def _digests(value: object) -> set[str]:
     """What is recorded of a source: its digest, or those of several."""
     if isinstance(value, str):
         return {value}

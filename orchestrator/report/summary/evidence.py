@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Any
 
 from jobs.config.components import is_class, is_import_path
 from orchestrator import statistics
@@ -119,7 +118,7 @@ def _arms(
     return summaries
 
 
-def _code_group(group: Mapping[str, Any]) -> CodeGroup:
+def _code_group(group: provenance.Group) -> CodeGroup:
     """Code behind numbers, as provenance.behind gives it."""
     return CodeGroup(group["code"], group["versions"], group.get("user_code"), group["accepted"], group["trials"])
 

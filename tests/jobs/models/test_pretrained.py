@@ -107,7 +107,8 @@ def test_a_run_goes_on_with_the_revision_that_it_began_with(
     assert torch.equal(first_weight("lab/enc"), began)
     assert data.tokenizer_for(sentence_job("lab/enc")).name_or_path.endswith(revision(1))
     pretrained.hold({})
-    for key, value in held({"weights": {"lab/enc": first}}).items():
+    recorded: Any = {"weights": {"lab/enc": first}}
+    for key, value in held(recorded).items():
         monkeypatch.setenv(key, value)
     assert torch.equal(first_weight("lab/enc"), began), "nor does an export in a process of its own take another"
     shutil.rmtree(cache / "models--lab--enc" / "snapshots" / revision(1))

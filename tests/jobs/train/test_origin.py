@@ -45,8 +45,8 @@ def job(tmp_path: Path) -> JobConfig:
 def expects(job: JobConfig) -> dict[str, Any]:
     """What a session expects that begins now."""
     weights = pretrained.digest(job.model.name, tokenizer=True)
-    record = {"code": provenance.code_digest(), "versions": provenance.versions(), "data": data.digests(job)}
-    return session_expects({**record, "weights": {str(job.model.name): weights}, "files": {}}, None)
+    record: Any = {"code": provenance.code_digest(), "versions": provenance.versions(), "data": data.digests(job)}
+    return dict(session_expects(record | {"weights": {str(job.model.name): weights}, "files": {}}, None))
 
 
 def load(job: JobConfig, folder: Path, expected: dict[str, Any]) -> Training:

@@ -72,10 +72,10 @@ def test_whole_numbers_of_the_ledger_stay_whole(tmp_path: Path, begin: Begin) ->
 def test_the_users_code_is_told_where_there_is_any(begin: Begin) -> None:
     """In its place between what else a number comes from. Mutant check: a group without it."""
     run = finished(begin(), BETTER)
-    computed: dict[str, Any] = {"code": "ab12", "versions": {"torch": "2.13.0"}}
+    computed: Any = {"code": "ab12", "versions": {"torch": "2.13.0"}}
     own = computed | {"user_code": "cd34"}
     for trial, recorded in zip(run.ledger.trials("confirm"), [computed, own], strict=False):
-        run.ledger.set_provenance(trial.id, 1, {**recorded, "data": {}, "weights": {}})
+        run.ledger.set_provenance(trial.id, 1, recorded | {"data": {}, "weights": {}})
     run.ledger.set_run(provenance=own)
     groups = answer_of(run.ledger)["code"]
     keys = {group.get("user_code"): list(group) for group in groups if group["code"]}

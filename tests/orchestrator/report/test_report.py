@@ -647,8 +647,8 @@ def test_of_many_comparisons_the_sentence_gives_counts_that_add_up(begin: Begin)
 
 # The programs behind the numbers.
 
-CODE: dict[str, Any] = {"code": "ab12cd34ef56", "versions": {"torch": "2.13.0"}}
-LATER: dict[str, Any] = {"code": "ef56ab12cd34", "versions": {"torch": "2.14.0"}}
+CODE: Any = {"code": "ab12cd34ef56", "versions": {"torch": "2.13.0"}}
+LATER: Any = {"code": "ef56ab12cd34", "versions": {"torch": "2.14.0"}}
 
 
 def computed(run: Run, by: Mapping[str, Sequence[Any]]) -> Run:
@@ -658,8 +658,8 @@ def computed(run: Run, by: Mapping[str, Sequence[Any]]) -> Run:
         trials = run.ledger.trials("confirm", arm)
         for trial, program in zip(trials, programs, strict=True):
             if program is not None:
-                run.ledger.set_provenance(trial.id, 1, {**program, "data": {}, "weights": {}})
-    run.ledger.set_run(provenance={**CODE, "accepted": [LATER]})
+                run.ledger.set_provenance(trial.id, 1, program | {"data": {}, "weights": {}})
+    run.ledger.set_run(provenance=CODE | {"accepted": [LATER]})
     return run
 
 
@@ -693,8 +693,8 @@ def test_a_trial_of_two_programs_stands_behind_both(begin: Begin, monkeypatch: p
     first = run.ledger.trials("confirm", "flat")[0].id
     real = provenance.behind
 
-    def behind(*given: Any) -> list[dict[str, Any]]:
-        return [*real(*given), {**LATER, "accepted": True, "trials": [first]}]
+    def behind(*given: Any) -> list[provenance.Group]:
+        return [*real(*given), LATER | {"accepted": True, "trials": [first]}]
 
     monkeypatch.setattr(provenance, "behind", behind)
     assert [arm["code"] for arm in answer_of(run.ledger)["arms"]] == [
@@ -715,7 +715,7 @@ def test_a_trial_of_two_programs_stands_behind_both(begin: Begin, monkeypatch: p
         (CODE, ""),
     ],
 )
-def test_runs_of_different_programs_are_said_to_be(begin: Begin, second: dict[str, Any] | None, said: str) -> None:
+def test_runs_of_different_programs_are_said_to_be(begin: Begin, second: Any, said: str) -> None:
     """Their environments may be the same: another commit is not the only way to other code."""
     runs = {name: computed(begin(), {arm: [by] * 6 for arm in BETTER}) for name, by in (("a", CODE), ("b", second))}
     runs["b"].ledger.set_run(provenance=second or CODE)

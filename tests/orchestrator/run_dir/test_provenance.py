@@ -34,9 +34,10 @@ from jobs.data import digests, resolve
 from jobs.data.validate import stamps
 from jobs.models.pretrained.folder import digest
 from orchestrator.ledger import Attempt
-from orchestrator.ledger.stored import JsonObject
+from orchestrator.ledger.stored import AttemptRecord, CodeRecord
 from orchestrator.run_dir.provenance import (
     DataFault,
+    Group,
     OtherCode,
     accept_what_ran,
     behind,
@@ -280,7 +281,7 @@ def test_weights_and_tokenizer_of_an_encoder_count_and_its_readme_does_not(tmp_p
     assert digest(None, tokenizer=True) is None
 
 
-RECORD: dict[str, Any] = {
+RECORD: Any = {
     "code": "aaa",
     "files": {"train/loop.py": "1", "train/step.py": "2"},
     "versions": {"torch": "2.13.0"},
@@ -346,7 +347,7 @@ def test_what_is_gone_is_refused(kind: str) -> None:
 
 
 def made(trial: str, number: int, code: str | None, torch: str = "2.13.0") -> Attempt:
-    ran: JsonObject | None = None if code is None else {"code": code, "versions": {"torch": torch}}
+    ran: AttemptRecord | None = None if code is None else {"code": code, "versions": {"torch": torch}}
     return Attempt(trial, number, "done", {}, "host", provenance=ran)
 
 
@@ -355,10 +356,10 @@ class Named:
     id: str
 
 
-def groups(attempts: Iterable[Attempt], accepted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def groups(attempts: Iterable[Attempt], accepted: list[CodeRecord]) -> list[Group]:
     every = list(attempts)
     trials: Any = [Named(name) for name in dict.fromkeys(attempt.trial for attempt in every)]
-    return behind({**RECORD, "accepted": accepted}, trials, every)
+    return behind(RECORD | {"accepted": accepted}, trials, every)
 
 
 def test_a_trial_stands_behind_every_code_that_its_attempts_ran() -> None:
@@ -377,7 +378,7 @@ CODES = st.sampled_from([None, "aaa", "bbb", "ccc"])
 
 @given(st.lists(st.tuples(st.sampled_from("tuv"), CODES, st.sampled_from(["2.13.0", "2.14.0"])), max_size=8))
 def test_report_and_verify_count_the_same(ran: list[tuple[str, str | None, str]]) -> None:
-    accepted = [{"code": "bbb", "versions": {"torch": "2.13.0"}}]
+    accepted: list[CodeRecord] = [{"code": "bbb", "versions": {"torch": "2.13.0"}}]
     attempts: dict[str, list[Attempt]] = {}
     for trial, code, torch in ran:
         of_trial = attempts.setdefault(trial, [])
@@ -404,11 +405,11 @@ def test_code_that_a_finished_run_ran_can_still_be_accepted(tmp_path: Path) -> N
     with opened(tmp_path, {"tune": None}) as (session, ledger, _, _):
         session.start()
         trial = ledger.trials()[0].id
-        ledger.set_run(provenance={**RECORD, "code": "0" * 12})
+        ledger.set_run(provenance=RECORD | {"code": "0" * 12})
         accept_what_ran(ledger)
         assert "accepted" not in (ledger.run.provenance or {})
         now = today()
-        ledger.start_attempt(trial, {}, "host", provenance={key: now[key] for key in ("code", "versions")})
+        ledger.start_attempt(trial, {}, "host", provenance={"code": now["code"], "versions": now["versions"]})
         accept_what_ran(ledger)
         accept_what_ran(ledger)
         recorded: Any = ledger.run.provenance
