@@ -2,8 +2,8 @@
 
 python -m jobs.export runs/one encoders/one
 
-The folder needs nothing of ours. It is written aside, its embeddings are compared with the trial's own, and only then
-is it renamed, so that it is there and right, or not there. Nothing of the trial is changed.
+The folder needs nothing of this package. It is written aside, its embeddings are compared with the trial's own, and
+only then is it renamed, so that it is there and right, or not there. Nothing of the trial is changed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import contextlib
 import importlib.util
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -29,9 +29,15 @@ from jobs.data.images.pixels import standardised
 from jobs.data.sentences.tokens import tokenised
 from jobs.export import card, folder
 from jobs.export.card import About
+from jobs.export.embed import Settings
 from jobs.models import ContrastiveModel
 
-__all__ = ["About", "Differs", "export"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["About", "Differs", "Exported", "export"]
+
+T = TypeVar("T")
 
 TOLERANCE = 1e-6
 """Largest difference to the trial's own embeddings, of those whose largest value is up to 1: rounding of fp32, whose
@@ -47,10 +53,33 @@ class Differs(RuntimeError):
     """What was written does not give the embeddings that the trial has. Nothing is left of it."""
 
 
+class Exported(TypedDict):
+    """What `export` has written."""
+
+    trial: str
+    step: int
+    path: str
+    task: str
+    width: int
+    """Columns of an embedding."""
+
+    head: bool
+    """Whether embeddings are those after the projection head."""
+
+    trust_remote_code: bool
+    """Whether it needs code of the folder."""
+
+    difference: float
+    """To the trial's own embeddings, at most."""
+
+    metrics: dict[str, float]
+    remarks: list[str]
+
+
 def export(
     source: Path, dest: Path, *, remote: str | None = None, step: int | None = None, about: About | None = None
-) -> dict[str, Any]:
-    """Write the encoder of the trial in `source` to the new folder `dest`. Returns what was written, as plain JSON.
+) -> Exported:
+    """Write the encoder of the trial in `source` to the new folder `dest`. Returns what was written.
 
     remote: URI of pyarrow.fs at which the trial's files are kept; `source` then is a folder to work in. step: of the
     checkpoint; None: the newest that is sound. Raises ValueError for what a person can mend: no checkpoint, `dest` is
@@ -58,30 +87,30 @@ def export(
     """
     refuse_existing(dest)
     name = source.resolve().name
-    place = bucket.at(source, remote)
-    job = _job(place, source, remote)
+    trial = bucket.at(source, remote)
+    job = _job(trial, source, remote)
     if job.is_function:
         raise ValueError(
             f"task = '{job.task}' is a training loop of your own, and so is its encoder; what it has kept is in "
-            f"{place.scratch / 'own'}"
+            f"{trial.scratch / 'own'}"
         )
     own = {"task": job.task, "model.name": job.model.name, "model.pooling": job.model.pooling}
     if codes := [f"{key} = '{name}'" for key, name in own.items() if is_import_path(name or "")]:
         raise ValueError(
             f"{codes[0]} is code of your own, which whoever loads a folder would not have; load "
-            f"the weights with your class: {place.scratch / 'checkpoints'}, whose names begin with 'encoder.'"
+            f"the weights with your class: {trial.scratch / 'checkpoints'}, whose names begin with 'encoder.'"
         )
     try:
-        found, weights, extra, remarks = checkpoint.weights(place.inside("checkpoints"), step=step)
+        newest, weights, extra, remarks = checkpoint.weights(trial.inside("checkpoints"), step=step)
     except ValueError as error:
         raise ValueError(
             f"trial {name} has {error}; one is made every execution.checkpoint_every = "
             f"{job.execution.checkpoint_every} steps, when it is stopped and at its end: train it, then export"
         ) from error
-    tokenizer, image_shape, unsure = _inputs(place, job, source, remote)
+    tokenizer, image_shape, unsure = _inputs(trial, job, source, remote)
     model = models.build(job, tokenizer=tokenizer, image_shape=image_shape).eval()
     trained = extra.get(trial_dir.READING)
-    if not trained and (result := _result(place, source, remote)) is not None:
+    if not trained and (result := _result(trial, source, remote)) is not None:
         trained = result.get(trial_dir.READING)
     trial_dir.refuse_other_reading(trained, model.reading.record)
     if trained is None and job.task == "sentence" and not is_built(job.model.name):
@@ -90,39 +119,39 @@ def export(
             "it is exported as its folder says today"
         )
     _fill(model, weights, name)
-    points = _points(place, source, remote, until=found)
+    points = _points(trial, source, remote, until=newest)
 
-    def write(into: Path) -> dict[str, Any]:
+    def write(into: Path) -> tuple[Settings, float]:
         settings = folder.write(into, model, job, tokenizer=tokenizer, image_shape=image_shape)
-        page = card.text(about or About(), job, trial=name, step=found, points=points, settings=settings)
+        page = card.text(about or About(), job, trial=name, step=newest, points=points, settings=settings)
         (into / "README.md").write_text(page, "utf-8")
-        return settings | {"difference": _difference(into, model, job, tokenizer, image_shape)}
+        return settings, _difference(into, model, job, tokenizer, image_shape)
 
-    settings = _whole(dest, write, needed=sum(values.nbytes for values in weights.values()))
+    settings, difference = _whole(dest, write, needed=sum(values.nbytes for values in weights.values()))
     return {
         "trial": name,
-        "step": found,
+        "step": newest,
         "path": str(dest),
         "task": job.task,
         "width": settings["width"],
         "head": bool(settings["head"]),
         "trust_remote_code": job.task == "image",
-        "difference": settings["difference"],
+        "difference": difference,
         "metrics": {key: point.value for key, point in card.judged(points).items()},
         "remarks": [*remarks, *unsure],
     }
 
 
 def refuse_existing(dest: Path) -> None:
-    """Raises ValueError unless `dest` is not there, or is an empty folder."""
+    """Raise ValueError unless `dest` is not there, or is an empty folder."""
     if dest.is_symlink() or (dest.exists() and not (dest.is_dir() and not any(dest.iterdir()))):
         raise ValueError(f"{dest} is there already, and nothing is overwritten; name a new folder, such as {dest}-2")
 
 
-def _job(place: storage.Storage, source: Path, remote: str | None) -> JobConfig:
+def _job(trial: storage.Storage, source: Path, remote: str | None) -> JobConfig:
     """The trial's job, computed on one CPU: how it was computed says nothing of the encoder."""
     try:
-        job = trial_dir.read_job(place)
+        job = trial_dir.read_job(trial)
     except (IsADirectoryError, ValueError, RecursionError) as error:
         raise ValueError(_damaged("job.json", source, remote, error)) from error
     if job is None:
@@ -134,18 +163,18 @@ def _job(place: storage.Storage, source: Path, remote: str | None) -> JobConfig:
     return job.model_copy(update={"execution": execution})
 
 
-def _points(place: storage.Storage, source: Path, remote: str | None, *, until: int) -> list[trial_dir.Point]:
+def _points(trial: storage.Storage, source: Path, remote: str | None, *, until: int) -> list[trial_dir.Point]:
     """What was measured until then."""
     try:
-        return trial_dir.points_of(place.read(trial_dir.POINTS) or "", until=until)
+        return trial_dir.points_of(trial.read(trial_dir.POINTS) or "", until=until)
     except (IsADirectoryError, ValueError) as error:
         raise ValueError(_damaged(trial_dir.POINTS, source, remote, error)) from error
 
 
-def _result(place: storage.Storage, source: Path, remote: str | None) -> trial_dir.Result | None:
+def _result(trial: storage.Storage, source: Path, remote: str | None) -> trial_dir.Result | None:
     """What its training ended with."""
     try:
-        text = place.read(trial_dir.RESULT)
+        text = trial.read(trial_dir.RESULT)
         return None if text is None else trial_dir.result_of(text)
     except (IsADirectoryError, ValueError) as error:
         raise ValueError(_damaged(trial_dir.RESULT, source, remote, error)) from error
@@ -160,8 +189,8 @@ def _damaged(name: str, source: Path, remote: str | None, error: Exception) -> s
 
 
 def _inputs(
-    place: storage.Storage, job: JobConfig, source: Path, remote: str | None
-) -> tuple[Any, tuple[int, int, int] | None, list[str]]:
+    trial: storage.Storage, job: JobConfig, source: Path, remote: str | None
+) -> tuple[PreTrainedTokenizerBase | None, tuple[int, int, int] | None, list[str]]:
     """The tokenizer, or the shape of the images: what a job's data decide about its encoder. And what is not sure."""
     if job.task == "image":
         examples = data.train_examples(job)
@@ -169,7 +198,7 @@ def _inputs(
         return None, examples.image_shape, []
     unsure = []
     if is_built(job.model.name):
-        result = _result(place, source, remote)
+        result = _result(trial, source, remote)
         if result is None:
             unsure.append(
                 f"the trial has not ended, so nothing says whether data.train = '{job.data.train}', which its "
@@ -197,16 +226,21 @@ def _fill(model: ContrastiveModel, weights: dict[str, Tensor], name: str) -> Non
 
 @torch.no_grad()
 def _difference(
-    written: Path, model: ContrastiveModel, job: JobConfig, tokenizer: Any, image_shape: tuple[int, int, int] | None
+    written: Path,
+    model: ContrastiveModel,
+    job: JobConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    image_shape: tuple[int, int, int] | None,
 ) -> float:
     """How far the embeddings of `written` are from the model's, at most. Raises Differs if that is too far."""
     inputs: dict[str, Tensor]
+    given: list[str] | np.ndarray
     if image_shape is None:
+        assert tokenizer is not None
         read = model.reading
         longest = min(read.max_tokens, LONG)
-        texts = [" ".join([text] * repeats) for repeats in (1, 2, longest) for text in SENTENCES]
-        given: Any = texts
-        tokens = tokenised(tokenizer, texts, max_tokens=read.max_tokens, prompt=read.prompt)
+        given = [" ".join([text] * repeats) for repeats in (1, 2, longest) for text in SENTENCES]
+        tokens = tokenised(tokenizer, given, max_tokens=read.max_tokens, prompt=read.prompt)
         rows = [torch.tensor(ids) for ids in tokens]
         pad = torch.nn.utils.rnn.pad_sequence
         inputs = {
@@ -223,8 +257,8 @@ def _difference(
     hidden = model.encode(inputs)
     expected = (model.project(hidden) if job.evaluate.head else hidden).float().numpy()
     with _no_bytecode():
-        found = _embed_of(written)(given)
-    difference = float(np.abs(found - expected).max())
+        embedded = _embed_of(written)(given)
+    difference = float(np.abs(embedded - expected).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise Differs(f"the exported encoder differs from the trial's by {difference:.2g}; please report this")
     return difference
@@ -240,18 +274,19 @@ def _no_bytecode() -> Iterator[None]:
         sys.dont_write_bytecode = before
 
 
-def _embed_of(written: Path) -> Any:
+def _embed_of(written: Path) -> Callable[[list[str] | np.ndarray], np.ndarray]:
     """What `load` of the folder's own embed.py gives."""
     spec = importlib.util.spec_from_file_location("exported_embed", written / "embed.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.load(written, device="cpu")  # as the model that it is compared with
+    load: Callable[..., Callable[[list[str] | np.ndarray], np.ndarray]] = module.load
+    return load(written, device="cpu")  # as the model that it is compared with
 
 
-def _whole(dest: Path, write: Any, *, needed: int) -> dict[str, Any]:
-    """Make the folder `dest` in one piece: written aside, fsynced, renamed."""
+def _whole(dest: Path, write: Callable[[Path], T], *, needed: int) -> T:
+    """Make the folder `dest` in one piece: written aside, fsynced, renamed. Returns what `write` does."""
     parent, name = dest.absolute().parent, dest.absolute().name
     storage.clean_asides(parent, name)
     aside = storage.temp_path(parent, name)
@@ -261,11 +296,11 @@ def _whole(dest: Path, write: Any, *, needed: int) -> dict[str, Any]:
 
     with storage.disk_full_guard(f"export to {dest}", needed=needed, folder=parent, undo=undo):
         aside.mkdir(parents=True)
-        settings: dict[str, Any] = write(aside)
+        written = write(aside)
         for path in sorted(aside.rglob("*"), reverse=True):
             manifest.fsync(path)
         manifest.fsync(aside)
         refuse_existing(dest)
         aside.rename(dest)  # over an empty folder, and never over one that is not
         manifest.fsync(parent)
-    return settings
+    return written

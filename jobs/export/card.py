@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from jobs.artifacts.trial_dir import Point
 from jobs.config import EXECUTION_METRICS, JobConfig
 from jobs.core.plain import markdown
+from jobs.export.embed import Settings
 from jobs.models.pretrained.folder import BUILT
 
 POOLED = {
@@ -38,14 +38,12 @@ class About:
     arm: str | None = None
 
 
-def text(
-    about: About, job: JobConfig, *, trial: str, step: int, points: list[Point], settings: Mapping[str, Any]
-) -> str:
+def text(about: About, job: JobConfig, *, trial: str, step: int, points: list[Point], settings: Settings) -> str:
     """The page. points: the trial's, up to `step`; settings: what embedding.json says.
 
     It names no path of this machine, and no licence of the weights.
     """
-    about = About(**{key: None if said is None else _without_folders(said, job) for key, said in asdict(about).items()})
+    about = About(**{key: None if name is None else _without_folders(name, job) for key, name in asdict(about).items()})
     task = "sentence-similarity" if job.task == "sentence" else "image-feature-extraction"
     code = _sentence_code(settings) if job.task == "sentence" else _image_code(settings)
     given = "texts" if job.task == "sentence" else "images"
@@ -70,7 +68,7 @@ def judged(points: list[Point]) -> dict[str, Point]:
     return {point.key: point for point in points if not point.key.startswith(("train/", *EXECUTION_METRICS))}
 
 
-def _facts(about: About, job: JobConfig, trial: str, step: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(about: About, job: JobConfig, trial: str, step: int, settings: Settings) -> dict[str, str]:
     name = job.model.name or {"image": "vit", "sentence": "bert"}[job.task]
     rows = {
         "run": about.run,
@@ -85,35 +83,36 @@ def _facts(about: About, job: JobConfig, trial: str, step: int, settings: Mappin
     return {key: value for key, value in rows.items() if value}
 
 
-def _how(settings: Mapping[str, Any]) -> str:
+def _how(settings: Settings) -> str:
     return POOLED[settings["pooling"]] + (", normalised" if settings["normalise"] else "")
 
 
-def _without_folders(said: str, job: JobConfig) -> str:
-    """Of files on this disk the name alone: an arm may be called after its encoder or its data."""
+def _without_folders(name: str, job: JobConfig) -> str:
+    """A name with the last part alone of files on this disk: an arm may be called after its encoder or its data."""
     for source in (job.model.name, job.data.train, job.data.tune, job.data.confirm):
         if source is not None and Path(source).is_absolute():
-            said = said.replace(source, Path(source).name)
-    return said
+            name = name.replace(source, Path(source).name)
+    return name
 
 
 def _metrics(job: JobConfig, points: list[Point]) -> str:
-    found = judged(points)
-    if not found:
+    newest = judged(points)
+    if not newest:
         return "It has not been judged yet."
-    values = {key: f"{point.value:.4f}, at step {point.step:,}" for key, point in found.items()}
+    values = {key: f"{point.value:.4f}, at step {point.step:,}" for key, point in newest.items()}
     return _table({f"judged on data.{job.stage}": "value"} | values)
 
 
-def _table(rows: Mapping[str, Any]) -> str:
-    lines = [f"| {markdown(key)} | {markdown(str(value))} |" for key, value in rows.items()]
+def _table(rows: Mapping[str, str]) -> str:
+    lines = [f"| {markdown(key)} | {markdown(value)} |" for key, value in rows.items()]
     return "\n".join([lines[0], "| --- | --- |", *lines[1:]])
 
 
-def _given(settings: Mapping[str, Any]) -> str:
+def _given(settings: Settings) -> str:
     if settings["task"] == "sentence":
         prompted = ", the prompt included," if settings["prompt"] else ""
         return f"`texts` is a list of sentences; what is beyond {settings['max_tokens']} tokens{prompted} is cut."
+    assert settings["image_shape"] is not None
     channels, height, width = settings["image_shape"]
     return (
         f"`images` is a numpy array, uint8 [n, {height}, {width}, {channels}]. Pixels from 0 to 255 are scaled to "
@@ -121,7 +120,7 @@ def _given(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _sentence_code(settings: Mapping[str, Any]) -> list[list[str]]:
+def _sentence_code(settings: Settings) -> list[list[str]]:
     options = "".join(f", {key}={value}" for key, value in settings["load"].items())
     states = ", output_hidden_states=True" if settings["pooling"] == "first_last" else ""
     prompted = "texts" if not settings["prompt"] else f"[{settings['prompt']!r} + text for text in texts]"
@@ -148,7 +147,7 @@ def _sentence_code(settings: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def _pooled(settings: Mapping[str, Any]) -> list[str]:
+def _pooled(settings: Settings) -> list[str]:
     """Lines that make embeddings of what AutoModel gives."""
     how, skipped = settings["pooling"], settings["skipped"]
     if how == "cls":
@@ -169,7 +168,7 @@ def _pooled(settings: Mapping[str, Any]) -> list[str]:
     return [*lines, f"embeddings = (states * mask).sum(1) / mask.sum(1){root}"]
 
 
-def _image_code(settings: Mapping[str, Any]) -> list[list[str]]:
+def _image_code(settings: Settings) -> list[list[str]]:
     options = "".join(f", {key}={value}" for key, value in settings["load"].items())
     scaled = "(torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5"
     patches = f"[:, {settings['prefix_tokens']}:].mean(1)"
@@ -197,17 +196,19 @@ def _image_code(settings: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def _remarks(settings: Mapping[str, Any]) -> str:
+def _remarks(settings: Settings) -> str:
     normal = "normalised" if settings["normalise"] and not settings["head"] else "not normalised"
-    said = [f"Embeddings are {normal}; the encoder was trained for cosine similarity."]
+    remarks = [f"Embeddings are {normal}; the encoder was trained for cosine similarity."]
     if settings["head"]:
-        said.append("AutoModel gives what goes into the projection head; the others apply it, as the trial was judged.")
+        remarks.append(
+            "AutoModel gives what goes into the projection head; the others apply it, as the trial was judged."
+        )
     if settings["task"] == "image":
-        said.append(
+        remarks.append(
             "On a GPU, `torch.backends.cudnn.allow_tf32 = False` keeps fp32 convolutions from rounding to 10 bits."
         )
     if settings["precision"] == "bf16":
-        said.append(
+        remarks.append(
             "It was judged under `torch.autocast(device, torch.bfloat16)`, as embed.py computes; put the others inside."
         )
-    return " ".join(said)
+    return " ".join(remarks)

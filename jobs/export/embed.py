@@ -16,20 +16,68 @@ import json
 import sys
 import types
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypedDict
 
 import numpy as np
 import torch
 from safetensors.torch import load_file  # comes with transformers
 from tokenizers import normalizers  # does too
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 BATCH = 256
 """Rows encoded at once."""
+
+
+class Settings(TypedDict):
+    """What embedding.json says."""
+
+    task: str
+    pooling: str
+    normalise: bool
+    prompt: str
+    """Put before each sentence."""
+
+    lower: bool
+    skipped: int
+    """Tokens at the begin of a sentence that are not pooled."""
+
+    precision: str
+    hidden: int
+    """Columns of what is pooled."""
+
+    head: list[str]
+    """Folders of its linear maps."""
+
+    width: int
+    """Columns of an embedding."""
+
+    load: dict[str, bool]
+    """Options of AutoModel."""
+
+    code: str | None
+    """File and class of a network that transformers does not know."""
+
+    max_tokens: int | None
+    image_shape: Sequence[int] | None
+    """Channels, height, width."""
+
+    prefix_tokens: int
+    """Tokens of an image before those of its places."""
+
+
+class Tokenizer(Protocol):
+    """What is used of the tokenizer."""
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id of what a sentence is padded with."""
+
+    def __call__(self, text: list[str], *, truncation: bool, max_length: int | None) -> Mapping[str, list[list[int]]]:
+        """Ids of the tokens of each text, as `input_ids`."""
 
 
 def load(folder: str | Path, device: str | None = None) -> Callable[[list[str] | np.ndarray], np.ndarray]:
@@ -53,7 +101,7 @@ class Encoder(nn.Module):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
-        self.settings = json.loads((Path(folder) / "embedding.json").read_text("utf-8"))
+        self.settings: Settings = json.loads((Path(folder) / "embedding.json").read_text("utf-8"))
         self.model = _model(Path(folder), self.settings)
         self.head = nn.Sequential(*_head(Path(folder), self.settings["head"]))
         self.eval()
@@ -75,7 +123,7 @@ class Encoder(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def _autocast(self) -> AbstractContextManager[object]:
         bf16 = self.settings["precision"] == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
@@ -118,7 +166,7 @@ class Encoder(nn.Module):
         return output.last_hidden_state, output.hidden_states[1]
 
 
-def pixel_values(images: np.ndarray, image_shape: tuple[int, int, int] | list[int]) -> Tensor:
+def pixel_values(images: np.ndarray, image_shape: Sequence[int]) -> Tensor:
     """What an encoder of images takes, float32 [n, C, H, W] in [-1, 1]. images: uint8 [n, H, W] or [n, H, W, C]."""
     channels, height, width = image_shape
     if images.dtype != np.uint8:
@@ -135,16 +183,20 @@ def pixel_values(images: np.ndarray, image_shape: tuple[int, int, int] | list[in
     return (unit - 0.5) / 0.5
 
 
-def _of_pixels(encoder: Encoder, images: Any) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+def _of_pixels(encoder: Encoder, images: list[str] | np.ndarray) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """Rows and inputs of each batch."""
     if not isinstance(images, np.ndarray):
         raise TypeError(f"images are a {type(images).__name__}; give a numpy array uint8 [n, H, W] or [n, H, W, C]")
+    image_shape = encoder.settings["image_shape"]
+    assert image_shape is not None
     for start in range(0, len(images), BATCH):
         rows = slice(start, start + BATCH)
-        yield rows, {"pixel_values": pixel_values(images[rows], encoder.settings["image_shape"])}
+        yield rows, {"pixel_values": pixel_values(images[rows], image_shape)}
 
 
-def _of_tokens(encoder: Encoder, tokenizer: Any, texts: Any) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+def _of_tokens(
+    encoder: Encoder, tokenizer: Tokenizer, texts: list[str] | np.ndarray
+) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
     """Rows and inputs of each batch, of sentences that are about equally long."""
     if isinstance(texts, str):
         raise TypeError("this is one sentence; give a list of them")
@@ -167,7 +219,7 @@ def _of_tokens(encoder: Encoder, tokenizer: Any, texts: Any) -> Iterator[tuple[A
 
 
 @torch.inference_mode()
-def _embedded(encoder: Encoder, n: int, batches: Iterable[tuple[Any, dict[str, Tensor]]]) -> np.ndarray:
+def _embedded(encoder: Encoder, n: int, batches: Iterable[tuple[slice | np.ndarray, dict[str, Tensor]]]) -> np.ndarray:
     out = np.empty((n, encoder.settings["width"]), np.float32)
     with _whole_fp32(encoder.device):
         for rows, inputs in batches:
@@ -178,23 +230,23 @@ def _embedded(encoder: Encoder, n: int, batches: Iterable[tuple[Any, dict[str, T
 
 @contextmanager
 def _whole_fp32(device: torch.device) -> Iterator[None]:
-    """Unless told otherwise, cuDNN rounds what fp32 convolutions take to 10 bits."""
+    """Have cuDNN round nothing: by default it rounds what fp32 convolutions take to 10 bits."""
     if device.type != "cuda":
         yield
         return
     # torch has had two names for this; to use the old one where somebody used the new one is an error.
-    place: Any = getattr(torch.backends.cudnn, "conv", None)
-    name, wanted = ("fp32_precision", "ieee") if hasattr(place, "fp32_precision") else ("allow_tf32", False)
-    place = place if name == "fp32_precision" else torch.backends.cudnn
-    before = getattr(place, name)
-    setattr(place, name, wanted)
+    owner: object = getattr(torch.backends.cudnn, "conv", None)
+    name, wanted = ("fp32_precision", "ieee") if hasattr(owner, "fp32_precision") else ("allow_tf32", False)
+    owner = owner if name == "fp32_precision" else torch.backends.cudnn
+    before = getattr(owner, name)
+    setattr(owner, name, wanted)
     try:
         yield
     finally:
-        setattr(place, name, before)
+        setattr(owner, name, before)
 
 
-def _tokenizer(folder: str | Path, settings: Mapping[str, Any]) -> Any:
+def _tokenizer(folder: str | Path, settings: Settings) -> Tokenizer:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if settings["lower"]:  # a class of its own may have forgotten it
         inside = tokenizer.backend_tokenizer
@@ -203,15 +255,17 @@ def _tokenizer(folder: str | Path, settings: Mapping[str, Any]) -> Any:
     return tokenizer
 
 
-def _model(folder: Path, settings: Mapping[str, Any]) -> Any:
+def _model(folder: Path, settings: Settings) -> PreTrainedModel:
     if settings["code"] is None:
-        return AutoModel.from_pretrained(folder, **settings["load"])
+        model: PreTrainedModel = AutoModel.from_pretrained(folder, **settings["load"])
+        return model
     # Imported where it lies: AutoModel would copy it to a cache in the home folder, which may not be writable.
     package = types.ModuleType(f"encoder_{uuid.uuid4().hex}")
     package.__path__ = [str(folder)]
     sys.modules[package.__name__] = package
     file, _, name = settings["code"].partition(".")
-    return getattr(importlib.import_module(f"{package.__name__}.{file}"), name).from_pretrained(folder)
+    kind: type[PreTrainedModel] = getattr(importlib.import_module(f"{package.__name__}.{file}"), name)
+    return kind.from_pretrained(folder)
 
 
 def _head(folder: Path, names: Iterable[str]) -> Iterator[nn.Module]:

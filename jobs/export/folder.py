@@ -4,7 +4,7 @@
     modules.json  sentence_bert_config.json  1_Pooling/  2_Dense/             sentence-transformers
     embedding.json  embed.py  image_module.py  modeling_resnet.py  resnet.py  what both lack
 
-Weights are safetensors. The code is copied from this package as it is, so that a folder needs nothing of ours.
+Weights are safetensors. The code is copied from this package as it is, so that a folder needs nothing of this package.
 
 Those of sentence-transformers are written here and not by its own `save()`: it need not be installed, and what its
 version 6 saves names modules that version 5 has not, and leaves out how the encoder and its text are to be loaded.
@@ -17,32 +17,43 @@ import inspect
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers import PreTrainedModel
 
 import jobs.models
 from jobs.config import JobConfig
+from jobs.config.json_values import Json
 from jobs.data.images.pixels import MEAN, STD
+from jobs.export.embed import Settings
 from jobs.models import ContrastiveModel, ModelError, Reading
 from jobs.models.pretrained.modules import FLAGS
 from jobs.models.resnet import ResNet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SENTENCE_TRANSFORMERS = "sentence_transformers.models."
 """Under this name versions 5 and 6 both find their modules."""
 
 CODE = "modeling_resnet"
-"""The file that transformers finds a network of ours in."""
+"""The file that transformers finds the residual network in."""
 
 HERE, MODELS = Path(__file__).parent, Path(jobs.models.__file__).parent
 
 
 def write(
-    into: Path, model: ContrastiveModel, job: JobConfig, *, tokenizer: Any, image_shape: tuple[int, int, int] | None
-) -> dict[str, Any]:
-    """Everything but the README. Returns what embedding.json says.
+    into: Path,
+    model: ContrastiveModel,
+    job: JobConfig,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None,
+    image_shape: tuple[int, int, int] | None,
+) -> Settings:
+    """Write everything but the README. Returns what embedding.json says.
 
     tokenizer: of a sentence encoder. image_shape: channels, height, width of an image encoder's images. Raises
     ModelError for a pooling that sentence-transformers has no counterpart for.
@@ -50,8 +61,10 @@ def write(
     if isinstance(model.encoder, ResNet):
         load = _write_resnet(into, model.encoder, job)
     else:
+        assert isinstance(model.encoder, PreTrainedModel)
         load = _write_encoder(into, model.encoder)
     if job.task == "sentence":
+        assert tokenizer is not None
         _write_tokenizer(into, tokenizer, model.reading.max_tokens)
         modules = _write_sentence_modules(into, model, load)
     else:
@@ -61,7 +74,7 @@ def write(
         modules = [("image_module.ImageEncoder", "")]
     head = _write_head(into, model.head, after=len(modules)) if job.evaluate.head else []
     _write_modules(into, [*modules, *((SENTENCE_TRANSFORMERS + "Dense", name) for name in head)], model.reading)
-    settings = {
+    settings: Settings = {
         "task": job.task,
         "pooling": "map" if image_shape and _is_map(model, image_shape) else model.pooling,
         "normalise": model.reading.normalise,
@@ -87,20 +100,20 @@ def write(
 def _is_map(model: ContrastiveModel, image_shape: tuple[int, int, int]) -> bool:
     """Whether the encoder gives a feature map, whatever pooling the job names."""
     pixels = torch.zeros(1, *image_shape, dtype=next(model.encoder.parameters()).dtype)
-    output: Any = model.encoder(pixels)
+    output = model.encoder(pixels)
     return bool(getattr(output, "last_hidden_state", output).ndim == 4)
 
 
-def _write_encoder(into: Path, encoder: Any) -> dict[str, Any]:
-    """config.json and model.safetensors. Returns the options that AutoModel needs to load them."""
+def _write_encoder(into: Path, encoder: PreTrainedModel) -> dict[str, bool]:
+    """Write config.json and model.safetensors. Returns the options that AutoModel needs to load them."""
     encoder.save_pretrained(into)
     # Else AutoModel would make a pooler of random weights, and say so.
     takes_pooler = "add_pooling_layer" in inspect.signature(type(encoder).__init__).parameters
     return {"add_pooling_layer": False} if takes_pooler else {}
 
 
-def _write_resnet(into: Path, encoder: ResNet, job: JobConfig) -> dict[str, Any]:
-    """The same of a network that transformers does not know, with its code."""
+def _write_resnet(into: Path, encoder: ResNet, job: JobConfig) -> dict[str, bool]:
+    """Write the same of a network that transformers does not know, with its code."""
     from jobs.models.modeling_resnet import ResNetEncoder, ResNetEncoderConfig
 
     config = ResNetEncoderConfig(
@@ -111,8 +124,8 @@ def _write_resnet(into: Path, encoder: ResNet, job: JobConfig) -> dict[str, Any]
         dropout=job.model.dropout or 0.0,
     )
     config.auto_map = {"AutoConfig": f"{CODE}.ResNetEncoderConfig", "AutoModel": f"{CODE}.ResNetEncoder"}
-    wrapped: Any = ResNetEncoder(config)
-    wrapped.to(encoder.stem.weight.dtype)
+    wrapped = ResNetEncoder(config)
+    wrapped.network.to(encoder.stem.weight.dtype)
     wrapped.network.load_state_dict(encoder.state_dict())
     wrapped.save_pretrained(into)
     for name in (f"{CODE}.py", "resnet.py"):
@@ -120,24 +133,26 @@ def _write_resnet(into: Path, encoder: ResNet, job: JobConfig) -> dict[str, Any]
     return {"trust_remote_code": True}
 
 
-def _write_tokenizer(into: Path, tokenizer: Any, max_tokens: int) -> None:
-    """As training used it: cut at max_tokens, padded on the right, no token types."""
-    ours = copy.deepcopy(tokenizer)
-    ours.model_max_length, ours.padding_side = max_tokens, "right"
-    ours.model_input_names = ["input_ids", "attention_mask"]
-    ours.init_kwargs.pop("name_or_path", None)
+def _write_tokenizer(into: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+    """Write the tokenizer as training used it: cut at max_tokens, padded on the right, no token types."""
+    copied = copy.deepcopy(tokenizer)
+    copied.model_max_length, copied.padding_side = max_tokens, "right"
+    copied.model_input_names = ["input_ids", "attention_mask"]
+    copied.init_kwargs.pop("name_or_path", None)
     # A fast tokenizer remembers how it was last called, or how it came; each call says it anew.
-    if (inside := getattr(ours, "backend_tokenizer", None)) is not None:
+    if (inside := getattr(copied, "backend_tokenizer", None)) is not None:
         inside.no_truncation()
         inside.no_padding()
-    ours.save_pretrained(into)
+    copied.save_pretrained(into)
 
 
-def _write_sentence_modules(into: Path, model: ContrastiveModel, load: dict[str, Any]) -> list[tuple[str, str]]:
-    """Types and folders of sentence-transformers' modules before the head. Lower case is asked for: a tokenizer that
-    transformers makes anew forgets what was added to it."""
+def _write_sentence_modules(into: Path, model: ContrastiveModel, load: dict[str, bool]) -> list[tuple[str, str]]:
+    """Write sentence-transformers' modules before the head. Returns their types and folders.
+
+    Lower case is asked for: a tokenizer that transformers makes anew forgets what was added to it.
+    """
     modules, read = [(SENTENCE_TRANSFORMERS + "Transformer", "")], model.reading
-    options: dict[str, Any] = {"max_seq_length": read.max_tokens, "do_lower_case": read.lower, "model_args": load}
+    options: dict[str, Json] = {"max_seq_length": read.max_tokens, "do_lower_case": read.lower, "model_args": load}
     if model.pooling == "first_last":
         modules.append((SENTENCE_TRANSFORMERS + "WeightedLayerPooling", "1_WeightedLayerPooling"))
         options["config_args"] = {"output_hidden_states": True}
@@ -145,7 +160,7 @@ def _write_sentence_modules(into: Path, model: ContrastiveModel, load: dict[str,
     _write_json(into / "sentence_bert_config.json", options)
     modules.append((SENTENCE_TRANSFORMERS + "Pooling", f"{len(modules)}_Pooling"))
     of = "mean" if model.pooling == "first_last" else model.pooling
-    modes: dict[str, Any] = {flag: mode == of for flag, mode in FLAGS.items()}
+    modes: dict[str, Json] = {flag: mode == of for flag, mode in FLAGS.items()}
     modes |= {"word_embedding_dimension": model.width, "include_prompt": read.include_prompt}
     _write_json(into / modules[-1][1] / "config.json", modes)
     if read.normalise:
@@ -156,8 +171,8 @@ def _write_sentence_modules(into: Path, model: ContrastiveModel, load: dict[str,
 
 @torch.no_grad()
 def _write_first_last(folder: Path, model: ContrastiveModel) -> None:
-    """The mean of the first and the last layer as weights of all layers."""
-    encoder: Any = model.encoder
+    """Write the mean of the first and the last layer as weights of all layers."""
+    encoder = model.encoder
     ids = torch.ones(1, 4, dtype=torch.int64, device=next(encoder.parameters()).device)
     output = encoder(input_ids=ids, attention_mask=ids, output_hidden_states=True)
     if not torch.equal(output.hidden_states[-1], output.last_hidden_state):
@@ -174,7 +189,7 @@ def _write_first_last(folder: Path, model: ContrastiveModel) -> None:
     save_file({"layer_weights": weights}, folder / "model.safetensors")
 
 
-def _preprocessor(image_shape: tuple[int, int, int]) -> dict[str, Any]:
+def _preprocessor(image_shape: tuple[int, int, int]) -> dict[str, Json]:
     """How pixels are scaled, for transformers' AutoImageProcessor."""
     channels, height, width = image_shape
     return {
@@ -190,7 +205,8 @@ def _preprocessor(image_shape: tuple[int, int, int]) -> dict[str, Any]:
 
 
 def _write_head(into: Path, head: nn.Module, *, after: int) -> list[str]:
-    """The head's linear maps, each with what follows it, as modules `after` and following. Returns their folders."""
+    """Write the head's linear maps, each with what follows it, as modules `after` and following. Returns their
+    folders."""
     parts = [head] if isinstance(head, nn.Linear) else list(head.children())
     names: list[str] = []
     for part, following in zip(parts, [*parts[1:], nn.Identity()], strict=False):  # no head has no parts
@@ -219,6 +235,6 @@ def _write_modules(into: Path, modules: list[tuple[str, str]], read: Reading) ->
     _write_json(into / "config_sentence_transformers.json", general | {"similarity_fn_name": "cosine"})
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: object) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

@@ -8,13 +8,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sentence_transformers.base.modules import InputModule
 from torch import nn
 
 from .embed import Encoder, pixel_values
+
+if TYPE_CHECKING:
+    from sentence_transformers.base.modality_types import Modality
 
 
 class ImageEncoder(InputModule):
@@ -27,18 +30,19 @@ class ImageEncoder(InputModule):
         self.encoder.head = nn.Sequential()
 
     @property
-    def modalities(self) -> list[Any]:
+    def modalities(self) -> list[Modality]:
         """What it encodes."""
         return ["image"]
 
-    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:  # noqa: ARG002
+    def preprocess(self, inputs: Sequence[object], prompt: str | None = None, **kwargs: object) -> dict[str, Any]:  # noqa: ARG002
         """pixel_values of PIL images, or of {"image": array or PIL image}."""
         shape = self.encoder.settings["image_shape"]
-        images = np.stack([_array(each, shape[0]) for each in inputs])
+        assert shape is not None
+        images = np.stack([_array(image, shape[0]) for image in inputs])
         return {"pixel_values": pixel_values(images, shape), "modality": "image"}
 
-    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:  # noqa: ARG002
-        """Adds sentence_embedding, the name that sentence-transformers has for any embedding."""
+    def forward(self, features: dict[str, Any], **kwargs: object) -> dict[str, Any]:  # noqa: ARG002
+        """Add sentence_embedding, the name that sentence-transformers has for any embedding."""
         features["sentence_embedding"] = self.encoder.pooled(features)
         return features
 
@@ -46,8 +50,8 @@ class ImageEncoder(InputModule):
         """Columns of what is pooled."""
         return int(self.encoder.settings["hidden"])
 
-    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """The encoder as it is now; sentence-transformers itself copies this file and embed.py."""
+    def save(self, output_path: str, *args: object, **kwargs: object) -> None:  # noqa: ARG002
+        """Save the encoder as it is now; sentence-transformers itself copies this file and embed.py."""
         self.encoder.model.save_pretrained(output_path)
         for name in ("embedding.json", "preprocessor_config.json", "modeling_resnet.py", "resnet.py"):
             if (self.folder / name).exists():
@@ -66,7 +70,7 @@ class ImageEncoder(InputModule):
         return cls(folder)
 
 
-def _array(image: Any, channels: int) -> np.ndarray:
+def _array(image: object, channels: int) -> np.ndarray:
     """uint8 [H, W] or [H, W, C] of an array, a PIL image, or a dictionary of either."""
     inside = image["image"] if isinstance(image, dict) else image
     return np.asarray(inside.convert("L" if channels == 1 else "RGB") if hasattr(inside, "convert") else inside)

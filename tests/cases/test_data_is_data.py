@@ -30,6 +30,7 @@ from real import free_port, wait_for
 from jobs.config import JobConfig
 from jobs.core.plain import visible
 from jobs.export import card
+from jobs.export.embed import Settings
 from orchestrator import report
 from orchestrator.cli import main
 from orchestrator.report.mlflow_note import metric_names
@@ -306,9 +307,9 @@ def test_two_labels_that_differ_in_what_mlflow_does_not_take_have_numbers_of_the
 def test_the_card_of_an_encoder_shows_run_arm_and_question_as_they_are(text: str) -> None:
     job = JobConfig.model_validate({"task": "image", "budget": {"samples": 1000},
                                     "data": {"train": "digits", "tune": "digits", "confirm": "digits"}})  # fmt: skip
-    settings: dict[str, Any] = {"task": "image", "width": 8, "pooling": "map", "head": False, "image_shape": [1, 8, 8],
-                                "load": {}, "precision": "fp32", "prefix_tokens": 0, "prompt": "",
-                                "normalise": False, "skipped": 0}  # fmt: skip
+    settings: Settings = {"task": "image", "width": 8, "hidden": 8, "pooling": "map", "head": [], "code": None,
+                          "image_shape": [1, 8, 8], "load": {}, "precision": "fp32", "prefix_tokens": 0, "prompt": "",
+                          "normalise": False, "lower": False, "skipped": 0, "max_tokens": None}  # fmt: skip
 
     def page(said: str) -> Seen:
         about = card.About(question=said, run=said, arm=said)

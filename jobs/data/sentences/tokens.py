@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
     from tokenizers.models import WordPiece
 
+    from jobs.models.pretrained.tokenizer import Tokenizer
+
 Tokens: TypeAlias = NDArray[np.uint16 | np.uint32]
 """Ids of tokens, [c, width], 0 beyond a row's end."""
 
@@ -27,24 +29,6 @@ VOCABULARY_ROWS = 100_000
 _BATCH = 1000
 _WIDTH = 64
 """Tokens that there is room for at first."""
-
-
-class Tokenizer(Protocol):
-    """What is used of a tokenizer of transformers."""
-
-    @property
-    def pad_token_id(self) -> int:
-        """Id of what a sentence is padded with."""
-
-    def __call__(self, text: list[str], *, truncation: bool, max_length: int) -> Mapping[str, list[list[int]]]:
-        """`input_ids` of each text."""
-
-    def get_vocab(self) -> dict[str, int]:
-        """Token -> id."""
-
-    def __len__(self) -> int: ...
-
-    def __hash__(self) -> int: ...
 
 
 @functools.lru_cache(maxsize=4)
