@@ -10,15 +10,14 @@ import functools
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from jobs.core.failures import words_of
-from jobs.core.provenance import stamp
+from jobs.core.provenance import Stamp, stamp
 from jobs.models.errors import ModelError
 from jobs.models.pretrained.folder import ADAPTER, CONFIG
 
@@ -56,7 +55,7 @@ def anatomy(folder: Path, *, dropout: float | None) -> Anatomy:
     """What the encoder in a folder is. dropout: of the job, None for the encoder's own. Raises ModelError for what
     cannot be trained, without the name of the encoder."""
     try:
-        return _anatomy(folder, dropout, tuple(stamp(folder / CONFIG)))
+        return _anatomy(folder, dropout, stamp(folder / CONFIG))
     except ModelError:
         raise
     except Exception as error:  # a configuration may hold anything, and its class may ask anything of it
@@ -64,14 +63,14 @@ def anatomy(folder: Path, *, dropout: float | None) -> Anatomy:
 
 
 @functools.lru_cache(maxsize=16)
-def _anatomy(folder: Path, dropout: float | None, _stamp: tuple[Any, ...]) -> Anatomy:
+def _anatomy(folder: Path, dropout: float | None, _stamp: Stamp) -> Anatomy:
     config = read_config(folder)
     settable = tuple(dropouts(config))
     if dropout is not None:
         set_dropout(config, dropout)
     kind = _network(config)
     with torch.device("meta"):
-        network: Any = kind(config)
+        network = kind(config)
     return Anatomy(
         kind=kind.__name__,
         main_input=str(network.main_input_name),
@@ -101,8 +100,8 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
 def dropouts(config: PreTrainedConfig) -> list[str]:
     """The names of a configuration's dropouts."""
-    found = config.to_dict().items()
-    return [key for key, value in found if type(value) in (int, float) and key.endswith(DROPOUTS)]
+    settings = config.to_dict().items()
+    return [key for key, value in settings if type(value) in (int, float) and key.endswith(DROPOUTS)]
 
 
 def set_dropout(config: PreTrainedConfig, p: float) -> None:
@@ -114,16 +113,17 @@ def set_dropout(config: PreTrainedConfig, p: float) -> None:
         setattr(config, name, p)
 
 
-def _network(config: PreTrainedConfig) -> Any:
+def _network(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class that AutoModel takes. Raises ModelError where it is no encoder of one kind of input."""
     try:
-        found = MODEL_MAPPING[type(config)]
+        mapped = MODEL_MAPPING[type(config)]
     except KeyError as error:
         raise ModelError(
             f"its kind {config.model_type!r} is none that AutoModel of transformers loads as an encoder; "
             "give one that it does, such as BERT, RoBERTa or ModernBERT"
         ) from error
-    kind: Any = found[0] if isinstance(found, tuple | list) else found
+    kind: type[PreTrainedModel] | None = mapped[0] if isinstance(mapped, tuple | list) else mapped
+    assert kind is not None, "a configuration of the mapping has a network"
     takes = inspect.signature(kind.forward).parameters
     if {"decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask"} & takes.keys():
         raise ModelError(
@@ -170,7 +170,7 @@ def _usual(config: PreTrainedConfig) -> int | None:
     return named if isinstance(named, int) and named > 0 else None
 
 
-def _ids(network: Any) -> int | None:
+def _ids(network: PreTrainedModel) -> int | None:
     try:
         table = network.get_input_embeddings()
     except (NotImplementedError, AttributeError):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from jobs.config.json_values import Json, JsonObject
+
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
 LENGTHS = tuple(
@@ -47,7 +49,7 @@ HARMLESS = {
 NUMBER, YES_OR_NO = (int, float), (bool, int)
 _OBJECTS = ("prompts", "modality_config", "processing_kwargs", "model_args", "config_args", "tokenizer_args", *HARMLESS)
 _TEXTS = ("default_prompt_name", "model_type", "similarity_fn_name", "transformer_task", "tokenizer_name_or_path")
-KINDS: dict[str, Any] = {
+KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(_OBJECTS, dict),
     **dict.fromkeys(_TEXTS, str),
     **dict.fromkeys(("max_seq_length", "model_max_length", "dropout", "truncate_dim"), NUMBER),
@@ -56,10 +58,15 @@ KINDS: dict[str, Any] = {
 }
 """What the settings that are read must be, where they are anything."""
 
-WORDS = {dict: "an object", str: "text", NUMBER: "a number", YES_OR_NO: "true or false"}
+WORDS: dict[type | tuple[type, ...], str] = {
+    dict: "an object",
+    str: "text",
+    NUMBER: "a number",
+    YES_OR_NO: "true or false",
+}
 
 BUILT_IN = ("query", "document")
-"""Names of prompts that sentence-transformers knows without being told, as empty ones."""
+"""Names of prompts that sentence-transformers knows by itself, as empty ones."""
 
 
 class FolderError(ValueError):
@@ -115,11 +122,10 @@ def modules_of(root: Path) -> tuple[Module, ...] | None:
     """The modules of a folder, None where it is none of sentence-transformers. Raises FolderError."""
     if not (root / MODULES).exists():
         return None
-    listed = _json(root / MODULES, list)
-    found = tuple(_module(root, one) for one in listed)
-    if not found:
+    modules = tuple(_module(root, entry) for entry in _list(root / MODULES))
+    if not modules:
         raise FolderError(f"{root / MODULES} names no module; put back what sentence-transformers has saved")
-    return found
+    return modules
 
 
 def readable_modules(root: Path) -> tuple[Module, ...] | None:
@@ -153,7 +159,9 @@ def settings_files(root: Path) -> list[Path]:
     if modules is None:
         return [root / MODULES] if (root / MODULES).is_file() else []
     named = [root / MODULES, root / PROMPTS, *(root / modules[0].path / name for name in LENGTHS)]
-    return [path for path in (*named, *(root / one.path / "config.json" for one in modules[1:])) if path.is_file()]
+    return [
+        path for path in (*named, *(root / module.path / "config.json" for module in modules[1:])) if path.is_file()
+    ]
 
 
 def says(root: Path) -> Says | None:
@@ -166,7 +174,11 @@ def says(root: Path) -> Says | None:
     pooled = _settings(root / modules[1].path / "config.json") if _pools(modules) else {}
     modes = _modes(pooled, root / modules[1].path / "config.json") if _pools(modules) else ()
     prompts = _prompts(root / PROMPTS, general)
-    default = general.get("default_prompt_name")
+    default = _text(general, "default_prompt_name")
+    processor = _object(options, "processor_kwargs")
+    is_newer = "model_max_length" in processor
+    length = _number(processor, "model_max_length") if is_newer else _number(options, "max_seq_length")
+    tokenizer = _settings(root / encoder_path(root) / "tokenizer_config.json")
     if default is not None and default not in (*prompts, *BUILT_IN):
         raise FolderError(
             f"{root / PROMPTS} has default_prompt_name = {default!r}, and prompts only {', '.join(prompts) or 'none'}; "
@@ -175,22 +187,20 @@ def says(root: Path) -> Says | None:
     return Says(
         pooling=modes[0] if modes else "mean",
         include_prompt=bool(pooled.get("include_prompt", True)),
-        normalise=any(one.kind == "Normalize" for one in modules),
+        normalise=any(module.kind == "Normalize" for module in modules),
         prompt="" if default is None else prompts.get(default, ""),
         prompts=prompts,
         default_prompt=default,
         lower=bool(options.get("do_lower_case")),
-        length=_length(options["processor_kwargs"].get("model_max_length", options.get("max_seq_length"))),
-        tokenizer_length=_length(
-            _settings(root / encoder_path(root) / "tokenizer_config.json").get("model_max_length")
-        ),
-        similarity=general.get("similarity_fn_name"),
+        length=_length(length),
+        tokenizer_length=_length(_number(tokenizer, "model_max_length")),
+        similarity=_text(general, "similarity_fn_name"),
         refusals=tuple(_refusals(root, modules, modes, options, general)),
     )
 
 
 def _refusals(
-    root: Path, modules: tuple[Module, ...], modes: tuple[str, ...], options: dict[str, Any], general: dict[str, Any]
+    root: Path, modules: tuple[Module, ...], modes: tuple[str, ...], options: JsonObject, general: JsonObject
 ) -> Iterator[str]:
     """What a folder has that training does not compute, each as words that follow 'it has'."""
     if modules[0].kind != ENCODER:
@@ -200,12 +210,15 @@ def _refusals(
         yield f"{second} where its Pooling should be"
     if len(modes) > 1:
         yield f"{len(modes)} poolings side by side ({', '.join(modes)})"
-    for one in modules[2 if _pools(modules) else 1 :]:
-        settings = _settings(root / one.path / "config.json")
-        if one.kind == "Normalize" and settings.get("module_input_name", "sentence_embedding") == "sentence_embedding":
+    for module in modules[2 if _pools(modules) else 1 :]:
+        settings = _settings(root / module.path / "config.json")
+        if (
+            module.kind == "Normalize"
+            and settings.get("module_input_name", "sentence_embedding") == "sentence_embedding"
+        ):
             continue
-        if not (one.kind == "Dropout" and settings.get("dropout") == 0):
-            yield f"a module {one.kind}{f' ({one.path})' if one.path else ''}"
+        if not (module.kind == "Dropout" and settings.get("dropout") == 0):
+            yield f"a module {module.kind}{f' ({module.path})' if module.path else ''}"
     kind = general.get("model_type") or "SentenceTransformer"
     if kind != "SentenceTransformer":
         yield f"the type {kind}"
@@ -214,20 +227,19 @@ def _refusals(
     yield from _unusual(options)
 
 
-def _unusual(options: dict[str, Any]) -> Iterator[str]:
+def _unusual(options: JsonObject) -> Iterator[str]:
     """What is unusual about how the first module is called."""
     task = options.get("transformer_task", "feature-extraction")
     if task != "feature-extraction":
         yield f"a Transformer for {task}"
     for name, known in HARMLESS.items():
-        if strange := sorted(options[name].keys() - known):
+        if strange := sorted(_object(options, name).keys() - known):
             yield f"{name} {', '.join(strange)} of its Transformer"
     if options.get("tokenizer_name_or_path"):
         yield f"a tokenizer elsewhere, {options['tokenizer_name_or_path']}"
-    modality = options.get("modality_config") or {}
-    text = modality.get("text") or {"method": "forward", "method_output_name": "last_hidden_state"}
-    if not isinstance(text, dict):
-        text = {"method": json.dumps(text)[:60]}
+    modality = _object(options, "modality_config")
+    given = modality.get("text") or {"method": "forward", "method_output_name": "last_hidden_state"}
+    text: JsonObject = given if isinstance(given, dict) else {"method": json.dumps(given)[:60]}
     if "message" in modality:
         yield "sentences that are put into a chat template"
     elif "text" in modality and (text.get("method"), _first(text.get("method_output_name"))) != (
@@ -235,11 +247,11 @@ def _unusual(options: dict[str, Any]) -> Iterator[str]:
         "last_hidden_state",
     ):
         yield f"{text.get('method')} and {text.get('method_output_name')} in place of the encoder's last layer"
-    if options.get("processing_kwargs"):
-        yield f"processing_kwargs {', '.join(options['processing_kwargs'])} of its Transformer"
+    if processing := _object(options, "processing_kwargs"):
+        yield f"processing_kwargs {', '.join(processing)} of its Transformer"
 
 
-def _first(name: Any) -> Any:
+def _first(name: Json) -> Json:
     return name[0] if isinstance(name, list) and len(name) == 1 else name
 
 
@@ -247,68 +259,89 @@ def _pools(modules: tuple[Module, ...]) -> bool:
     return len(modules) > 1 and modules[1].kind == "Pooling"
 
 
-def _modes(config: dict[str, Any], path: Path) -> tuple[str, ...]:
+def _modes(config: JsonObject, path: Path) -> tuple[str, ...]:
     """Every pooling that a configuration asks for."""
     if not config:
         raise FolderError(f"{path} is missing, which says how token states are pooled; put back what was saved there")
     given = config.get("pooling_mode")
     if given is None:
-        found = [mode for flag, mode in FLAGS.items() if config.get(flag)]
+        modes: list[Json] = [mode for flag, mode in FLAGS.items() if config.get(flag)]
     else:
-        found = [given] if isinstance(given, str) else list(given)
-    unknown = [mode for mode in found if mode not in FLAGS.values()]
+        modes = given if isinstance(given, list) else [given]
+    unknown = [mode for mode in modes if mode not in FLAGS.values()]
     if unknown:
         raise FolderError(f"{path} has the pooling {unknown[0]!r}; known are {', '.join(FLAGS.values())}")
-    return tuple(found) or ("mean",)
+    return tuple(map(str, modes)) or ("mean",)
 
 
 def _length(given: float | None) -> int | None:
     return int(max(given, 0)) if given is not None and given < ENDLESS else None
 
 
-def _prompts(path: Path, general: dict[str, Any]) -> dict[str, str]:
-    given = general.get("prompts") or {}
-    for name, text in given.items():
+def _prompts(path: Path, general: JsonObject) -> dict[str, str]:
+    prompts: dict[str, str] = {}
+    for name, text in _object(general, "prompts").items():
         if not isinstance(text, str | None):
             raise FolderError(f"{path} has the prompt {name!r} = {json.dumps(text)[:60]}; it must be text")
-    return {name: text or "" for name, text in given.items()}
+        prompts[name] = text or ""
+    return prompts
 
 
-def _options(folder: Path) -> dict[str, Any]:
+def _text(settings: JsonObject, key: str) -> str | None:
+    """A setting that is text, as `_known` has seen, or not there."""
+    value = settings.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _number(settings: JsonObject, key: str) -> float | None:
+    """The same of a number."""
+    value = settings.get(key)
+    return value if isinstance(value, int | float) else None
+
+
+def _object(settings: JsonObject, key: str) -> JsonObject:
+    """The same of an object, empty where it is not there."""
+    value = settings.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _options(folder: Path) -> dict[str, Json]:
     """Settings of the first module, whose options go by their newer names."""
     path, options = next(
-        ((folder / name, found) for name in LENGTHS if (found := _settings(folder / name))), (folder / LENGTHS[0], {})
+        ((folder / name, settings) for name in LENGTHS if (settings := _settings(folder / name))),
+        (folder / LENGTHS[0], dict[str, Json]()),
     )
     older = {"model_kwargs": "model_args", "config_kwargs": "config_args", "processor_kwargs": "tokenizer_args"}
     for name, before in older.items():
-        options[name] = _known(path, options.get(name) or options.pop(before, None) or {})
+        given = options.get(name) or options.pop(before, None)
+        options[name] = _known(path, given if isinstance(given, dict) else {})
     return options
 
 
-def _module(root: Path, one: Any) -> Module:
-    if not isinstance(one, dict) or not isinstance(one.get("type"), str) or not isinstance(one.get("path"), str):
-        raise FolderError(f"{root / MODULES} has a module without type or path: {json.dumps(one)[:100]}; correct it")
-    path = PurePosixPath(one["path"])
-    if path.is_absolute() or ".." in path.parts or "\\" in one["path"]:
-        raise FolderError(f"{root / MODULES} has the path {one['path']!r}, which leaves the folder; correct it")
-    kind = one["type"]
+def _module(root: Path, entry: Json) -> Module:
+    kind, within = (entry.get("type"), entry.get("path")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(kind, str) or not isinstance(within, str):
+        raise FolderError(f"{root / MODULES} has a module without type or path: {json.dumps(entry)[:100]}; correct it")
+    path = PurePosixPath(within)
+    if path.is_absolute() or ".." in path.parts or "\\" in within:
+        raise FolderError(f"{root / MODULES} has the path {within!r}, which leaves the folder; correct it")
     own = kind.startswith("sentence_transformers.")
     return Module(kind.rpartition(".")[2] if own else kind, "" if str(path) == "." else str(path))
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _settings(path: Path) -> dict[str, Json]:
     """A file of settings; empty where there is none. Raises FolderError for a setting that is read and is of another
     kind than it must be."""
-    return _known(path, _json(path, dict)) if path.exists() else {}
+    return _known(path, _dict(path)) if path.exists() else {}
 
 
-def _known(path: Path, found: dict[str, Any]) -> dict[str, Any]:
-    for key in sorted(found.keys() & KINDS.keys()):
-        kind, value = KINDS[key], found[key]
+def _known(path: Path, settings: dict[str, Json]) -> dict[str, Json]:
+    for key in sorted(settings.keys() & KINDS.keys()):
+        kind, value = KINDS[key], settings[key]
         if value is not None and (not isinstance(value, kind) or (type(value) is bool and kind is not YES_OR_NO)):
             wanted = WORDS.get(kind, "text, or a list of it")
             raise FolderError(f"{path} has {key} = {json.dumps(value)[:60]}; it must be {wanted}")
-    return found
+    return settings
 
 
 def settings_of(path: Path) -> dict[str, Any]:
@@ -318,12 +351,23 @@ def settings_of(path: Path) -> dict[str, Any]:
     return _settings(path)
 
 
-def _json(path: Path, kind: type[Any]) -> Any:
+def _list(path: Path) -> list[Json]:
+    value = _json(path)
+    if not isinstance(value, list):
+        raise FolderError(f"{path} is no list of modules; it must be a list of modules")
+    return value
+
+
+def _dict(path: Path) -> dict[str, Json]:
+    value = _json(path)
+    if not isinstance(value, dict):
+        raise FolderError(f"{path} is no object; it must be an object")
+    return value
+
+
+def _json(path: Path) -> Json:
     try:
-        found = json.loads(path.read_text("utf-8-sig"))
+        value: Json = json.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError, IsADirectoryError) as error:
         raise FolderError(f"{path} is no JSON ({error}); put back what sentence-transformers has saved") from error
-    if not isinstance(found, kind):
-        wanted = "a list of modules" if kind is list else "an object"
-        raise FolderError(f"{path} is no {wanted.removeprefix('a ').removeprefix('an ')}; it must be {wanted}")
-    return found
+    return value

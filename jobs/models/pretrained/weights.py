@@ -10,19 +10,19 @@ import functools
 import pickle
 import warnings
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from jobs.core.failures import words_of
-from jobs.core.provenance import stamp
+from jobs.core.provenance import Stamp, stamp
 from jobs.models.errors import ModelError
 from jobs.models.pretrained import folder as pretrained
 from jobs.models.pretrained.anatomy import read_config
@@ -37,22 +37,31 @@ UNUSED = {"pooler", "mask_token"}
 """Parts of networks that no embedding is made of, so that nothing is lost where they are made anew."""
 
 
+class Loading(TypedDict):
+    """Of what transformers says of loading weights, what is used."""
+
+    missing_keys: Collection[str]
+    unexpected_keys: Collection[str]
+    mismatched_keys: Collection[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    """Name, shape in the file, and shape in the network."""
+
+
 def examine(folder: Path) -> list[str]:
     """Notes on the weights in a folder. Raises ModelError for those that do not fit its configuration, and OSError for
     those that are not there, without the name of the encoder."""
     files = pretrained.weight_files(folder)
     of = (pretrained.CONFIG, *(path.relative_to(folder).as_posix() for path in files))
-    return list(_examined(folder, tuple(files), tuple(tuple(stamp(folder / name)) for name in of)))
+    return list(_examined(folder, tuple(files), tuple(stamp(folder / name) for name in of)))
 
 
 @functools.lru_cache(maxsize=16)
-def _examined(folder: Path, files: tuple[Path, ...], _stamps: tuple[tuple[Any, ...], ...]) -> tuple[str, ...]:
+def _examined(folder: Path, files: tuple[Path, ...], _stamps: tuple[Stamp, ...]) -> tuple[str, ...]:
     config = read_config(folder)
     # One number stands for each weight, in its shape: what is never looked at takes no memory.
     known = {key: torch.zeros(()).expand(shape) for path in files for key, shape in _shapes(path)}
-    kind: Any = type(_network(config))
+    load = cast("Callable[..., tuple[PreTrainedModel, Loading]]", type(_network(config)).from_pretrained)
     with _quiet(), torch.random.fork_rng(devices=[]):
-        _, told = kind.from_pretrained(
+        _, loading = load(
             None,
             config=config,
             state_dict=known,
@@ -60,18 +69,18 @@ def _examined(folder: Path, files: tuple[Path, ...], _stamps: tuple[tuple[Any, .
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    network = refuse_unfit(folder, told)
-    return tuple(_notes(network, config, told["unexpected_keys"]))
+    network = refuse_unfit(folder, loading)
+    return tuple(_notes(network, config, loading["unexpected_keys"]))
 
 
-def refuse_unfit(folder: Path, told: Mapping[str, Any]) -> nn.Module:
-    """Raise ModelError where weights were not found, or have another shape. told: what transformers says of loading
+def refuse_unfit(folder: Path, loading: Loading) -> nn.Module:
+    """Raise ModelError where weights were not found, or have another shape. loading: what transformers says of loading
     them, as `output_loading_info`. Returns the network, without memory for its weights."""
     config = read_config(folder)
     network = _network(config)
     # What takes no gradient is no weight: it is computed, as positions of sines are.
     trained = {name for name, values in network.named_parameters() if values.requires_grad and not _is_unused(name)}
-    shapes = {key: (tuple(there), tuple(wanted)) for key, there, wanted in told["mismatched_keys"] if key in trained}
+    shapes = {key: (tuple(there), tuple(wanted)) for key, there, wanted in loading["mismatched_keys"] if key in trained}
     kind, file = type(network).__name__, pretrained.weight_files(folder)[0].name
     if shapes:
         key, (there, wanted) = min(shapes.items())
@@ -80,20 +89,19 @@ def refuse_unfit(folder: Path, told: Mapping[str, Any]) -> nn.Module:
             f"{_shape(there)} in {file}, and {_shape(wanted)} in its {kind}; give the config.json that these weights "
             "were saved with"
         )
-    missing = sorted(trained & set(told["missing_keys"]))
+    missing = sorted(trained & set(loading["missing_keys"]))
     if missing:
         raise ModelError(
             f"{len(missing)} of the {len(trained)} weights of its {kind} are not in {file}, and would be random: "
-            f"{_some(missing)}; {_why(missing, told['unexpected_keys'])}{_own_code(config, kind)}"
+            f"{_some(missing)}; {_why(missing, loading['unexpected_keys'])}{_own_code(config, kind)}"
         )
     return network
 
 
-def _network(config: Any) -> nn.Module:
+def _network(config: PreTrainedConfig) -> PreTrainedModel:
     """The network that AutoModel makes, without memory for its weights."""
-    make: Any = AutoModel
     with torch.device("meta"):
-        network: nn.Module = make.from_config(config, trust_remote_code=False)
+        network: PreTrainedModel = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     return network
 
 
@@ -135,7 +143,7 @@ def _why(missing: Collection[str], there: Collection[str]) -> str:
     return f"{instead}give a folder as save_pretrained() has written it, config.json and weights of one encoder"
 
 
-def _notes(network: nn.Module, config: Any, unexpected: Collection[str]) -> Iterator[str]:
+def _notes(network: nn.Module, config: PreTrainedConfig, unexpected: Collection[str]) -> Iterator[str]:
     prefix, parts = f"{getattr(network, 'base_model_prefix', '')}.", {name for name, _ in network.named_children()}
     surplus = sorted(
         key for key in unexpected if key.removeprefix(prefix).partition(".")[0] in parts and not _is_unused(key)
@@ -150,7 +158,7 @@ def _notes(network: nn.Module, config: Any, unexpected: Collection[str]) -> Iter
         yield own.removeprefix("; ")
 
 
-def _own_code(config: Any, kind: str) -> str:
+def _own_code(config: PreTrainedConfig, kind: str) -> str:
     """What to say where a configuration names code of its own."""
     own = (getattr(config, "auto_map", None) or {}).get("AutoModel")
     if own is None:
