@@ -12,9 +12,9 @@ import gc
 import os
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError
@@ -57,7 +57,43 @@ RECOUNT_S = 10.0
 
 JOIN_TIMEOUT_S = 60.0
 
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import TCPStore
+
+    from jobs.artifacts.trial_dir import Point, Result
+    from jobs.config.json_values import Json, JsonObject
+    from jobs.core.device import TrialMemory
+    from jobs.train import Training
+    from jobs.train.function import FunctionTraining
+    from jobs.train.origin import Expected
+
 __all__ = ["Failure", "Gang", "GangError", "Rank", "first_line", "kind_of", "node_is_lost"]
+
+
+class PointRecord(TypedDict):
+    """A `trial_dir.Point` as it leaves a rank."""
+
+    key: str
+    step: int
+    value: float
+    time: float
+
+
+class Report(TypedDict):
+    """What a rank says after a call."""
+
+    points: list[PointRecord]
+    """New ones, of rank 0."""
+
+    step: int
+    result: Result | dict[str, Any] | None
+    notes: list[str]
+    reading: NotRequired[tuple[float, Reading]]
+    """Of `Rank.reading`; not what a gang hands on."""
+
+    remarks: NotRequired[list[str]]
+    provenance: NotRequired[dict[str, Json]]
+    """What was wrong with the trial's files, and digests of what it computes with: of a job that has just begun."""
 
 
 class Rank:
@@ -69,10 +105,10 @@ class Rank:
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self.work = heartbeat.PhaseMonitor()
-        self._store: Any = None
+        self._store: TCPStore | None = None
         self._world = 1
-        self._training: Any = None
-        self._trial_memory: Any = None
+        self._training: Training | FunctionTraining | None = None
+        self._trial_memory: TrialMemory | None = None
         self._has_imported = False
         self._streams = [os.dup(1), os.dup(2)]
 
@@ -84,7 +120,7 @@ class Rank:
         host = ray.util.get_node_ip_address()
         wait = datetime.timedelta(seconds=JOIN_TIMEOUT_S)
         own = listener(host)  # else it would listen on every interface, and asks nobody for a token
-        self._store = dist.TCPStore(  # type: ignore[attr-defined]
+        self._store = store = dist.TCPStore(  # type: ignore[attr-defined]
             host,
             own.getsockname()[1],
             is_master=True,
@@ -93,7 +129,7 @@ class Rank:
             master_listen_fd=own.fileno(),
         )
         own.detach()  # the store closes it
-        return host, self._store.port
+        return host, int(store.port)
 
     def join(self, world: int, store: tuple[str, int], limit_s: float, device: str, apart: bool) -> None:
         """Form a process group of `world` ranks, which meet at `store` (host and port), for jobs on `device` (as
@@ -137,12 +173,12 @@ class Rank:
     @heartbeat.working(heartbeat.LOADING)
     def begin(
         self,
-        job: dict[str, Any],
+        job: JsonObject,
         folder: str,
         attempt: tuple[int, int] | None,
         remote: str | None,
-        expected: dict[str, Any] | None,
-    ) -> dict[str, Any]:
+        expected: Expected | None,
+    ) -> Report:
         """Load a job, or continue it from its folder. Returns a report of every point so far."""
         import torch.distributed as dist
 
@@ -160,11 +196,11 @@ class Rank:
             self._has_imported = True
         self._let_go()
         config = JobConfig.model_validate(job)
-        if (directory := (expected or {}).get("directory")) is not None:
+        if isinstance(directory := (expected or {}).get("directory"), str):
             os.environ[BASE] = directory
         group = dist.group.WORLD if self._world > 1 else None
         self._trial_memory = TrialMemory(device_of(config.execution))
-        self._training = (FunctionTraining if config.is_function else Training)(
+        training = (FunctionTraining if config.is_function else Training)(
             config,
             Path(folder),
             group=group,
@@ -175,12 +211,15 @@ class Rank:
             expected=expected,
             trial_memory=self._trial_memory,
         )
-        news = {"remarks": self._training.remarks, "provenance": self._training.provenance}
-        return self._report(self._training.points) | news
+        self._training = training
+        report = self._report(training.points)
+        report["remarks"], report["provenance"] = training.remarks, training.provenance
+        return report
 
     @heartbeat.working("step")
-    def advance(self, steps: int) -> dict[str, Any]:
+    def advance(self, steps: int) -> Report:
         """Train for at most `steps` steps. Returns a report of the new points."""
+        assert self._training is not None
         return self._report(self._training.advance(steps))
 
     @heartbeat.working("checkpoint")
@@ -213,12 +252,21 @@ class Rank:
     def _let_go(self) -> None:
         self._training = self._trial_memory = None
 
-    def _report(self, points: list[Any]) -> dict[str, Any]:
-        told = [asdict(point) for point in points] if self.rank == 0 else []
+    def _report(self, points: Sequence[Point]) -> Report:
+        new: list[PointRecord] = [
+            {"key": point.key, "step": point.step, "value": point.value, "time": point.time}
+            for point in (points if self.rank == 0 else ())
+        ]
         training = self._training
+        assert training is not None
         notes, training.notes = training.notes, []
-        report = {"points": told, "step": training.step, "result": training.result, "notes": notes}
-        return report | {"reading": self.reading()}
+        return {
+            "points": new,
+            "step": training.step,
+            "result": training.result,
+            "notes": notes,
+            "reading": self.reading(),
+        }
 
     def _log(self, line: str) -> None:
         if self.rank == 0:
@@ -229,7 +277,7 @@ class Gang:
     """The ranks of one placement group, seen from the process that drives them. Any call may raise GangError."""
 
     def __init__(self, group: PlacementGroup, *, size: int, cpus: float, gpus: float) -> None:
-        self._ranks: list[Any] = [
+        self._ranks: list[Any] = [  # Ray types no method of an actor's handle
             ray.remote(concurrency_groups={"watch": 1})(Rank)  # type: ignore[call-overload]
             .options(
                 num_cpus=cpus,
@@ -247,7 +295,7 @@ class Gang:
         self._deadline_s = LOADING_S
         self._heartbeats: dict[int, heartbeat.Heartbeat] = {}
         self._readings: dict[int, tuple[float, Reading]] = {}
-        """Newest of each rank: what `Rank.reading` said."""
+        """Newest of each rank, by `Rank.reading`."""
         self._pace = 1.0
         """Steps a second."""
         self._step = 0
@@ -255,27 +303,30 @@ class Gang:
 
     def begin(
         self,
-        job: dict[str, Any],
+        job: JsonObject,
         folder: str,
         *,
         attempt: tuple[int, int] | None = None,
         remote: str | None = None,
-        expected: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
+        expected: Mapping[str, object] | None = None,
+    ) -> Report:
         """Load a job on as many ranks as it asks for. Returns the report of rank 0.
 
         attempt: fencing token and number, which keep an older attempt out of the folder; remote: see `Training`, as for
         expected, whose `directory` is the folder where the run began: there relative paths are looked for first.
         """
-        world = job["execution"]["ranks"]
+        from jobs.config import Execution
+
+        execution = Execution.model_validate(job["execution"])
+        world = execution.ranks
         if world > len(self._ranks):
             raise ValueError(f"the job wants {world} ranks, the gang has {len(self._ranks)}")
         self._pace = 8 / STEP_BUDGET_S
-        self._deadline_s = job["execution"]["deadline_s"]
+        self._deadline_s = execution.deadline_s
         self._heartbeats.clear()
         self._readings.clear()
         self._note(self._call(world, "reading"))  # before anything that may take much
-        wanted = (world, self._deadline_s + SETTLE_S, job["execution"]["device"])
+        wanted = (world, self._deadline_s + SETTLE_S, execution.device)
         if wanted != self._joined:
             for spare in self._ranks[world:]:  # of whose end the next trial that needs them will hear
                 spare.leave.remote()
@@ -288,8 +339,8 @@ class Gang:
         self._call(world, "open_log", folder)
         return self._report("begin", job, folder, attempt, remote, expected)
 
-    def advance(self) -> dict[str, Any]:
-        """Train for about TURN_S. Returns the report of rank 0."""
+    def advance(self) -> Report:
+        """Train for about STEP_BUDGET_S. Returns the report of rank 0."""
         before, began = self._step, time.monotonic()
         report = self._report("advance", max(1, round(self._pace * STEP_BUDGET_S)))
         # An evaluation ends the turn, so fewer steps may be done than were asked for.
@@ -311,21 +362,20 @@ class Gang:
             if number != but:
                 ray.kill(rank)
 
-    def _report(self, method: str, *arguments: Any) -> dict[str, Any]:
+    def _report(self, method: str, *arguments: object) -> Report:
         """Rank 0's report of `method`."""
-        reports = self._call(self._world, method, *arguments)
+        reports: list[Report] = self._call(self._world, method, *arguments)
         self._note([report.pop("reading") for report in reports])
-        report: dict[str, Any] = reports[0]
-        self._step = report["step"]
-        return report
+        self._step = reports[0]["step"]
+        return reports[0]
 
     def _note(self, readings: list[tuple[float, Reading]]) -> None:
         self._readings |= dict(enumerate(readings))
 
-    def _call(self, world: int, method: str, *arguments: Any) -> list[Any]:
+    def _call(self, world: int, method: str, *arguments: object) -> list[Any]:
         """Call `method` on the first `world` ranks and wait for all of them, for the first that fails, or for one that
         hangs."""
-        refs = [getattr(rank, method).remote(*arguments) for rank in self._ranks[:world]]
+        refs: list[ray.ObjectRef[object]] = [getattr(rank, method).remote(*arguments) for rank in self._ranks[:world]]
         answered = dict.fromkeys(range(world), time.monotonic())
         every = min(HEARTBEAT_S, self._deadline_s / 2)
         look_at = time.monotonic() + every
@@ -355,9 +405,9 @@ class Gang:
                 self._readings[refs[ref]] = (pulse.peak_mb, pulse.cgroup or Reading())
                 answered[refs[ref]] = time.monotonic()
         silent_s = {rank: time.monotonic() - since for rank, since in answered.items()}
-        found = heartbeat.find_hung_rank(self._heartbeats, silent_s, deadline_s=self._deadline_s, loading_s=LOADING_S)
-        if found is not None:
-            rank, what = found
+        hung = heartbeat.find_hung_rank(self._heartbeats, silent_s, deadline_s=self._deadline_s, loading_s=LOADING_S)
+        if hung is not None:
+            rank, what = hung
             self.kill()
             message = f"rank {rank} hangs: {what}; job.execution.deadline_s = {self._deadline_s:g} allows no more"
             raise GangError(Failure("hung", rank, message, f"{message}\n\n{heartbeat.stacks(self._heartbeats)}"))
@@ -431,7 +481,7 @@ def _recount(node: str, before: Reading) -> dict[str, int] | None:
     if node == ray.get_runtime_context().get_node_id():
         return memory.recount(before)
     there = NodeAffinitySchedulingStrategy(node, soft=False)
-    recount: Any = ray.remote(num_cpus=0, max_retries=0)(memory.recount)
+    recount = ray.remote(num_cpus=0, max_retries=0)(memory.recount)
     answer = recount.options(scheduling_strategy=there).remote(before)
     ready, late = ray.wait([answer], timeout=RECOUNT_S)
     for ref in late:
@@ -439,7 +489,7 @@ def _recount(node: str, before: Reading) -> dict[str, int] | None:
     return ray.get(ready[0]) if ready and _error_of(ready[0]) is None else None
 
 
-def _error_of(ref: Any) -> Exception | None:
+def _error_of(ref: ray.ObjectRef[object]) -> Exception | None:
     try:
         ray.get(ref, timeout=0)
     except Exception as error:  # noqa: BLE001 - whatever the rank raised is the answer

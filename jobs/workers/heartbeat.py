@@ -138,5 +138,8 @@ def find_hung_rank(
 
 def stacks(pulses: Mapping[int, Heartbeat]) -> str:
     """Where every rank stood, for a person."""
-    shown = [f"rank {rank}, {one.phase} for {one.seconds:.0f} s:\n{one.stack}" for rank, one in sorted(pulses.items())]
+    shown = [
+        f"rank {rank}, {pulse.phase} for {pulse.seconds:.0f} s:\n{pulse.stack}"
+        for rank, pulse in sorted(pulses.items())
+    ]
     return "\n".join(shown)

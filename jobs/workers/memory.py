@@ -150,14 +150,14 @@ def _below(path: str, inside: str) -> tuple[str, ...]:
 
 def _fullest(chain: list[Path]) -> tuple[int | None, int | None, int | None]:
     """Bytes in use, peak and limit of the cgroup with the tightest limit."""
-    found: list[tuple[int, Path]] = []
+    limited: list[tuple[int, Path]] = []
     for folder in chain:
         limits = [_number(folder / "memory.max"), _number(folder / "memory.limit_in_bytes")]
         limits.append(_stat(folder, "hierarchical_memory_limit"))  # v1: also of those that cannot be seen from here
-        found.extend((limit, folder) for limit in limits if limit is not None and limit < UNLIMITED)
-    if not found:
+        limited.extend((limit, folder) for limit in limits if limit is not None and limit < UNLIMITED)
+    if not limited:
         return None, None, None
-    limit, folder = min(found, key=lambda pair: pair[0])
+    limit, folder = min(limited, key=lambda pair: pair[0])
     held = _number(folder / "memory.current", folder / "memory.usage_in_bytes")
     droppable = _stat(folder, "total_inactive_file") or _stat(folder, "inactive_file") or 0
     used = None if held is None else max(0, held - droppable)

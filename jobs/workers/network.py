@@ -18,8 +18,8 @@ def use_the_nodes_network(address: str) -> None:
     """
     import psutil
 
-    for name, found in psutil.net_if_addrs().items():
-        if any(one.address.partition("%")[0] == address for one in found):
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(known.address.partition("%")[0] == address for known in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
             os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # by itself it is the beginning of a name
             return

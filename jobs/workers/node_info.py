@@ -10,21 +10,32 @@ import platform
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
+from typing import TypedDict
 
 PACKAGES = ("torch", "ray", "numpy", "pyarrow", "transformers", "tokenizers", "safetensors", "scikit-learn", "pydantic")
 """What a trial's numbers may depend on."""
 
 
+class Gpus(TypedDict):
+    """The GPUs that torch sees."""
+
+    names: list[str]
+    cuda: str | None
+    """The version that torch was built for; None: for CPUs only."""
+
+    error: str | None
+    """The first error of a product of matrices on each."""
+
+
 def versions() -> dict[str, str]:
     """Of Python and of packages; `missing` for one that is not installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
+            installed[name] = "missing"
+    return installed
 
 
 def missing(sources: Sequence[str]) -> dict[str, str]:
@@ -32,18 +43,17 @@ def missing(sources: Sequence[str]) -> dict[str, str]:
     from jobs.data.formats import DataError
     from jobs.data.resolve import locate
 
-    found = {}
+    reasons = {}
     for source in sources:
         try:
             locate(source)
         except DataError as error:
-            found[source] = str(error)
-    return found
+            reasons[source] = str(error)
+    return reasons
 
 
-def gpus() -> dict[str, Any]:
-    """The GPUs that torch sees: `names`, the CUDA version torch was built for (None: for CPUs only), and the first
-    error of a product of matrices on each."""
+def gpus() -> Gpus:
+    """The GPUs that torch sees, each tried."""
     import torch
 
     names, error = [], None
@@ -60,9 +70,9 @@ def gpus() -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status for these command-line arguments."""
-    sources = [one for one in arguments if one != "--gpus"]
-    found = {"versions": versions(), "missing": missing(sources), "gpus": gpus() if "--gpus" in arguments else None}
-    sys.stdout.write(json.dumps(found) + "\n")
+    sources = [argument for argument in arguments if argument != "--gpus"]
+    node = {"versions": versions(), "missing": missing(sources), "gpus": gpus() if "--gpus" in arguments else None}
+    sys.stdout.write(json.dumps(node) + "\n")
     return 0
 
 

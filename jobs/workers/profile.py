@@ -29,7 +29,7 @@ import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, NotRequired, TypeAlias, TypedDict
 
 from jobs.config import ConfigError, JobConfig, load_job
 from jobs.core.failures import PEERS, first_line, kind_of
@@ -57,6 +57,31 @@ ERROR_GRACE_S = 2.0
 BAD_JOB, FAILED = 2, 1
 
 
+class Measures(TypedDict):
+    """What one job takes, as the module's text has it."""
+
+    load_s: float
+    evaluate_s: float
+    evaluate_final_s: float
+    first_step_s: float
+    step_s: float
+    steps: int
+    samples_per_second: float
+    peak_memory_mb: float
+    ready: NotRequired[float]
+    """Unix seconds at which it could first have been trained. Not printed."""
+
+    start_s: NotRequired[float | None]
+
+
+Answer: TypeAlias = (
+    tuple[Literal["result"], list[Measures]]
+    | tuple[Literal["error"], tuple[str, int, bool]]
+    | tuple[Literal["gone"], int | None]
+)
+"""What became of a rank: its measures; text, status, and whether it is for want of memory; or its exit code."""
+
+
 class _RankFailed(Exception):
     """Why a job cannot be probed, in the words of the rank that caused it, and the exit status."""
 
@@ -64,7 +89,7 @@ class _RankFailed(Exception):
         self.status = status
         super().__init__(text)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[_RankFailed], tuple[str, int], dict[str, object]]:
         return type(self), (str(self), self.status), self.__dict__
 
 
@@ -82,7 +107,7 @@ def main(arguments: list[str]) -> int:
         if len({job.execution.ranks for job in jobs}) > 1:
             raise _RankFailed("the jobs differ in execution.ranks; probe them one by one", BAD_JOB)
         with tempfile.TemporaryDirectory(prefix="probe-") as scratch:
-            found = _on_ranks(jobs, Path(scratch))
+            measures = _on_ranks(jobs, Path(scratch))
     except ConfigError as error:
         sys.stderr.write(visible_lines(f"error: {error}\n"))
         return BAD_JOB
@@ -91,11 +116,11 @@ def main(arguments: list[str]) -> int:
         return error.status
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    sys.stdout.writelines(json.dumps(one) + "\n" for one in found)
+    sys.stdout.writelines(json.dumps(of_job) + "\n" for of_job in measures)
     return 0
 
 
-def _on_ranks(jobs: Sequence[JobConfig], scratch: Path) -> list[dict[str, Any]]:
+def _on_ranks(jobs: Sequence[JobConfig], scratch: Path) -> list[Measures]:
     """What rank 0 has measured of each job. Raises _RankFailed; no rank outlives the call."""
     context = multiprocessing.get_context("spawn")
     world, began = jobs[0].execution.ranks, time.time()
@@ -108,55 +133,58 @@ def _on_ranks(jobs: Sequence[JobConfig], scratch: Path) -> list[dict[str, Any]]:
             sender.close()
             pipes.append(receiver)
             ranks.append(process)
-        told = _heard(dict(enumerate(pipes)), time_left_s=None)
-        if len(told) == world and all(kind == "result" for kind, _ in told.values()):
-            results: list[dict[str, Any]] = told[0][1]
-            return results
-        late = {rank: pipe for rank, pipe in enumerate(pipes) if rank not in told}
-        told |= _heard(late, time_left_s=ERROR_GRACE_S)
-        for rank, (kind, _) in list(told.items()):
+        answers = _heard(dict(enumerate(pipes)), time_left_s=None)
+        if len(answers) == world and all(kind == "result" for kind, _ in answers.values()):
+            of_rank_0 = answers[0]
+            assert of_rank_0[0] == "result"
+            return of_rank_0[1]
+        late = {rank: pipe for rank, pipe in enumerate(pipes) if rank not in answers}
+        answers |= _heard(late, time_left_s=ERROR_GRACE_S)
+        for rank, (kind, _) in list(answers.items()):
             if kind == "gone":
                 ranks[rank].join()
-                told[rank] = ("gone", ranks[rank].exitcode)
-        raise _cause(told, jobs[0])
+                answers[rank] = ("gone", ranks[rank].exitcode)
+        raise _cause(answers, jobs[0])
     finally:
         for process in ranks:
             process.kill()
             process.join()
 
 
-def _heard(pipes: Mapping[int, Connection], *, time_left_s: float | None) -> dict[int, tuple[str, Any]]:
-    """What ranks say, until all have, or one of them tells of an error; or for so long, whatever they tell."""
-    told: dict[int, tuple[str, Any]] = {}
+def _heard(pipes: Mapping[int, Connection], *, time_left_s: float | None) -> dict[int, Answer]:
+    """What ranks answer, until all have, or one of them by an error; or for so long, whatever they answer."""
+    answers: dict[int, Answer] = {}
     until = None if time_left_s is None else time.monotonic() + time_left_s
-    while len(told) < len(pipes) and (until is not None or all(kind == "result" for kind, _ in told.values())):
-        open_ = {pipe: rank for rank, pipe in pipes.items() if rank not in told}
+    while len(answers) < len(pipes) and (until is not None or all(kind == "result" for kind, _ in answers.values())):
+        open_ = {pipe: rank for rank, pipe in pipes.items() if rank not in answers}
         ready = wait(list(open_), None if until is None else max(0.0, until - time.monotonic()))
         if not ready:
             break
         for pipe in ready:
             assert isinstance(pipe, Connection)
             try:
-                told[open_[pipe]] = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from our own child
+                answers[open_[pipe]] = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from our own child
             except EOFError:
-                told[open_[pipe]] = ("gone", None)
-    return told
+                answers[open_[pipe]] = ("gone", None)
+    return answers
 
 
-def _cause(told: Mapping[int, tuple[str, Any]], job: JobConfig) -> _RankFailed:
-    """Of what the ranks tell, the error that caused the others: a death, else one that is not about the network."""
+def _cause(answers: Mapping[int, Answer], job: JobConfig) -> _RankFailed:
+    """Of what the ranks answer, the error that caused the others: a death, else one that is not about the network."""
 
-    def order(item: tuple[int, tuple[str, Any]]) -> tuple[bool, bool, int]:
-        rank, (kind, what) = item
-        return (kind != "gone", kind == "error" and any(word in what[0] for word in PEERS), rank)
+    def order(item: tuple[int, Answer]) -> tuple[bool, bool, int]:
+        rank, answer = item
+        return (answer[0] != "gone", answer[0] == "error" and any(word in answer[1][0] for word in PEERS), rank)
 
-    failed = {rank: each for rank, each in told.items() if each[0] != "result"}
-    rank, (kind, what) = min(failed.items(), key=order)
-    if kind == "error":
-        text, status, memory = what
+    failed = {rank: answer for rank, answer in answers.items() if answer[0] != "result"}
+    rank, answer = min(failed.items(), key=order)
+    if answer[0] == "error":
+        text, status, memory = answer[1]
         return _RankFailed(f"rank {rank}: {text}{_less_memory(job) if memory else ''}", status)
-    killed = what == -signal.SIGKILL
-    how = f"signal {-what}" if what < 0 else f"exit status {what}"
+    code = answer[1]
+    assert isinstance(code, int), "a rank that is gone has been waited for"
+    killed = code == -signal.SIGKILL
+    how = f"signal {-code}" if code < 0 else f"exit status {code}"
     why = f", most likely for want of memory{_less_memory(job)}" if killed else ""
     return _RankFailed(f"rank {rank} ended with {how}{why}", FAILED)
 
@@ -173,7 +201,7 @@ def _rank(rank: int, jobs: Sequence[JobConfig], scratch: str, began: float, send
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that watches ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ |= {"LOCAL_RANK": str(rank), "TMPDIR": scratch}  # torch leaves folders there
-    answer: tuple[str, Any]
+    answer: Answer
     try:
         answer = ("result", _measured(rank, jobs, Path(scratch), began))
     except Exception as error:  # noqa: BLE001 - whatever it is, a person must see it
@@ -191,7 +219,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _measured(rank: int, jobs: Sequence[JobConfig], scratch: Path, began: float) -> list[dict[str, Any]]:
+def _measured(rank: int, jobs: Sequence[JobConfig], scratch: Path, began: float) -> list[Measures]:
     import torch.distributed as dist
 
     from jobs.core.device import device_of
@@ -204,18 +232,19 @@ def _measured(rank: int, jobs: Sequence[JobConfig], scratch: Path, began: float)
         use_the_nodes_network("127.0.0.1")  # they are all here, and ask nobody who connects
         dist.init_process_group(backend, init_method=store, rank=rank, world_size=world, timeout=limit)
         group = dist.group.WORLD
-    found = [measure(job, scratch / str(number), group) for number, job in enumerate(jobs)]
-    ready_s = found[0].pop("ready") - began
-    for one in found[1:]:
-        one.pop("ready")
-        one["start_s"] = None
-    found[0]["start_s"] = max(0.0, ready_s - found[0]["load_s"] - found[0]["evaluate_final_s"])
+    measures = [measure(job, scratch / str(number), group) for number, job in enumerate(jobs)]
+    first, *others = measures
+    ready_s = first.pop("ready") - began
+    for other in others:
+        other.pop("ready")
+        other["start_s"] = None
+    first["start_s"] = max(0.0, ready_s - first["load_s"] - first["evaluate_final_s"])
     if group is not None:
         dist.destroy_process_group()
-    return found
+    return measures
 
 
-def measure(job: JobConfig, folder: Path, group: dist.ProcessGroup | None) -> dict[str, Any]:
+def measure(job: JobConfig, folder: Path, group: dist.ProcessGroup | None) -> Measures:
     """What one job takes, on every rank of `group`; `ready`: unix seconds at which it could first have been trained.
 
     Raises what Training does, and ValueError for a job that diverges at once.
@@ -225,7 +254,7 @@ def measure(job: JobConfig, folder: Path, group: dist.ProcessGroup | None) -> di
 
     def most(seconds: float) -> float:
         """Of all ranks, so that they decide alike."""
-        return max(told for (told,) in agree([int(seconds * 1e6)], group, what="probe")) / 1e6
+        return max(taken for (taken,) in agree([int(seconds * 1e6)], group, what="probe")) / 1e6
 
     job = _endless(job)
     training, took = _begin(job, folder / "cold", group)
@@ -249,7 +278,7 @@ def measure(job: JobConfig, folder: Path, group: dist.ProcessGroup | None) -> di
         seconds += _step(training)
         steps += 1
     step_s = most(seconds) / steps
-    peak = max(told for (told,) in agree([training.trial_memory.needed()], group, what="peak memory"))
+    peak = max(needed for (needed,) in agree([training.trial_memory.needed()], group, what="peak memory"))
     return {
         "load_s": most(took["loading"]),
         "evaluate_s": most(evaluate_s),

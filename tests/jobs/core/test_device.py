@@ -306,8 +306,9 @@ def test_a_model_that_refers_to_itself_is_gone_before_the_next_is_built(
     rank = Rank(0)
     job = JobConfig.model_validate(JOB | {"batch": {"size": 16}}).model_dump(mode="json")
     rank.begin(job, str(tmp_path / "first"), None, None, None)
+    assert isinstance(rank._training, Training)
     model = rank._training.model
-    model.itself = [model]
+    vars(model)["itself"] = [model]
     gone = weakref.ref(model)
     del model
     rank.end()

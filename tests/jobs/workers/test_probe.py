@@ -167,7 +167,7 @@ def test_a_rank_that_the_system_ends_is_named_and_no_other_is_left(tmp_path: Pat
     assert left(tmp_path / "scratch") == []
 
 
-PEER = ("error", ("RuntimeError: [gloo] Connection closed by peer [127.0.0.1]:9", 1, False))
+PEER: profile.Answer = ("error", ("RuntimeError: [gloo] Connection closed by peer [127.0.0.1]:9", 1, False))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ PEER = ("error", ("RuntimeError: [gloo] Connection closed by peer [127.0.0.1]:9"
         (("error", ("OutOfMemoryError: 2 GB", 1, True)), "execution.micro = 8", 1),
     ],
 )
-def test_what_the_others_say_of_the_network_is_an_echo(cause: tuple[str, Any], words: str, status: int) -> None:
+def test_what_the_others_say_of_the_network_is_an_echo(cause: profile.Answer, words: str, status: int) -> None:
     """Mutant check: taking the first rank's word for it fails this."""
     found = profile._cause(
         {0: PEER, 1: cause, 2: ("result", [])}, JobConfig.model_validate(tomllib.loads(JOB.replace("RANKS", "2")))
