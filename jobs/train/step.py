@@ -2,20 +2,21 @@
 
 The loss is the mean over all B pairs of the global batch. Each rank back-propagates the sum of its own rows' losses
 divided by B; gradients are summed over ranks, in one all-reduce per step, after which clipping and the optimizer run.
-So the update equals that of one process on the concatenated batch, for any number of ranks and any chunking.
+So the update equals that of one process on the concatenated batch, for any number of ranks and any micro-batches.
 
-Exact accumulation, when a rank's share does not fit into memory at once (Gao et al. 2021, "Scaling deep contrastive
+Exact accumulation, when a rank's pairs do not fit into memory at once (Gao et al. 2021, "Scaling deep contrastive
 learning batch size under memory limited setup"):
 
-1. encode every chunk, with a graph only for the first few (`keep_graphs`, or as many as `graph_memory_mb` holds);
+1. encode every micro-batch, with a graph only for the first few (`keep_graphs`, or as many as `graph_memory_mb` holds);
 2. evaluate the loss once on all embeddings of all ranks: this gives the gradient to each embedding and to the loss's
    own parameters;
-3. push each chunk's slice of that gradient through its graph, encoding the chunk again where none was kept. Dropout
-   is a function of (seed, step, pair, view), so the second encoding is the first one bit for bit;
-4. where there is an auxiliary masked-language-model loss, encode each chunk with its masks and back-propagate the sum
-   of its tokens' losses, divided by the masked tokens of the global batch, which the ranks agree on beforehand.
+3. push each micro-batch's slice of that gradient through its graph, encoding it again where none was kept. Dropout is
+   a function of (seed, step, pair, view), so the second encoding is the first one bit for bit;
+4. where there is an auxiliary masked-language-model loss, encode each micro-batch with its masks and back-propagate the
+   sum of its tokens' losses, divided by the masked tokens of the global batch, which the ranks agree on beforehand.
 
-Chunks are pushed through in their order, whether their graph was kept or not, so keeping graphs changes not one bit.
+Micro-batches are pushed through in their order, whether their graph was kept or not, so keeping graphs changes not one
+bit.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class StepContext:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Pairs of this rank that are encoded together."""
+    """A micro-batch: pairs of this rank that are encoded together."""
 
     views: Views
     pairs: Tensor
@@ -86,34 +87,34 @@ class StepResult:
 
 
 def share(size: int, *, rank: int, world: int) -> range:
-    """The consecutive pairs of a global batch of `size` that belong to `rank`; shares differ by one pair at most."""
+    """The consecutive pairs of a global batch of `size` that belong to `rank`; ranks differ by one pair at most."""
     return range(size * rank // world, size * (rank + 1) // world)
 
 
 def consecutive(pairs: range, size: int | None) -> list[range]:
-    """`pairs` cut into runs of `size`, the last may be short; None: one run."""
+    """`pairs` in micro-batches of `size`, the last may be short; None: one micro-batch."""
     size = size or max(len(pairs), 1)
     return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
 
 def within_tokens(pairs: range, lengths: Sequence[int], *, sentences: int, budget: int) -> list[range]:
-    """`pairs` cut into runs that are at most `budget` padded tokens, or one pair.
+    """`pairs` in micro-batches of at most `budget` padded tokens, or of one pair.
 
     lengths: tokens of each pair's longest sentence. sentences: of each pair, all of which are padded to the longest of
-    the run. Runs are filled from the first pair on, greedily.
+    the micro-batch. Micro-batches are filled from the first pair on, greedily.
     """
-    cuts, longest = [0], 0
-    for place, length in enumerate(lengths):
+    starts, longest = [0], 0
+    for index, length in enumerate(lengths):
         longest = max(longest, length)
-        if place > cuts[-1] and (place + 1 - cuts[-1]) * sentences * longest > budget:
-            cuts.append(place)
+        if index > starts[-1] and (index + 1 - starts[-1]) * sentences * longest > budget:
+            starts.append(index)
             longest = length
-    return [pairs[low:high] for low, high in itertools.pairwise([*cuts, len(pairs)]) if low < high]
+    return [pairs[low:high] for low, high in itertools.pairwise([*starts, len(pairs)]) if low < high]
 
 
 def exact_gradients(
     model: ContrastiveModel,
-    chunks: Sequence[Chunk],
+    micro_batches: Sequence[Chunk],
     context: StepContext,
     *,
     loss: LossFunction,
@@ -124,26 +125,26 @@ def exact_gradients(
 ) -> StepResult:
     """Fill the `grad` of every parameter with the gradient of the global mean loss, summed over ranks and clipped.
 
-    chunks: this rank's share, in order; a single chunk keeps its graph whatever `keep_graphs` says.
+    micro_batches: of this rank, in order; a single one keeps its graph whatever `keep_graphs` says.
     graph_memory_mb: in place of keep_graphs, what the kept graphs may hold. masking: of the auxiliary loss, if any.
     clip: largest norm of the gradient. Returns loss, norm and diagnostics of the global batch.
     """
     for parameter in model.parameters():
         parameter.grad = None
     encode = partial(_encode, model, context=context)
-    encoded = _encode_all(model, chunks, encode, keep_graphs=keep_graphs, memory_mb=graph_memory_mb)
-    leaves = [[part.detach().requires_grad_() for part in parts] for parts in encoded]
+    encoded = _encode_all(model, micro_batches, encode, keep_graphs=keep_graphs, memory_mb=graph_memory_mb)
+    leaves = [[side.detach().requires_grad_() for side in sides] for sides in encoded]
     value, diagnostics = loss(*_whole(leaves))
     value.backward()
-    for index, chunk in enumerate(chunks):
-        parts = encoded[index]
-        if not parts[0].requires_grad:
-            parts = encode(chunk)
-        torch.autograd.backward(parts, [_gradient(leaf) for leaf in leaves[index]])
-        encoded[index] = []  # frees this chunk's graph before the next is built
+    for index, micro_batch in enumerate(micro_batches):
+        sides = encoded[index]
+        if not sides[0].requires_grad:
+            sides = encode(micro_batch)
+        torch.autograd.backward(sides, [_gradient(leaf) for leaf in leaves[index]])
+        encoded[index] = []  # frees this micro-batch's graph before the next is built
     mlm = None
     if masking is not None:
-        mlm = _masked_language_gradients(model, chunks, masking, context)
+        mlm = _masked_language_gradients(model, micro_batches, masking, context)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     sum_gradients(trained, context.group)
     norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
@@ -155,7 +156,7 @@ def exact_gradients(
 
 @dataclass(frozen=True)
 class _Rows:
-    """A chunk as the encoder takes it: all views below one another."""
+    """A micro-batch as the encoder takes it: all views below one another."""
 
     inputs: Inputs
     numbers: Tensor
@@ -166,11 +167,11 @@ class _Rows:
     """Hard negatives of each pair."""
 
     @staticmethod
-    def of(chunk: Chunk, device: torch.device | str) -> _Rows:
-        views, count = chunk.views, len(chunk.pairs)
+    def of(micro_batch: Chunk, device: torch.device | str) -> _Rows:
+        views, count = micro_batch.views, len(micro_batch.pairs)
         parts = [views.queries, views.keys] + ([views.negatives] if views.negatives is not None else [])
         hard = _length(parts[2]) // max(count, 1) if len(parts) == 3 else 0
-        first = chunk.pairs * (2 + hard)
+        first = micro_batch.pairs * (2 + hard)
         numbers = [first, first + 1]
         if hard:
             numbers.append((first[:, None] + 2 + torch.arange(hard)).reshape(-1))
@@ -178,47 +179,47 @@ class _Rows:
         return _Rows(inputs, torch.cat(numbers).to(device), count, hard)
 
 
-def _encode(model: ContrastiveModel, chunk: Chunk, *, context: StepContext) -> list[Tensor]:
-    """Embeddings of a chunk: queries [c, D], keys [c, D] and, where there are any, hard negatives [c, H, D]."""
-    rows = _Rows.of(chunk, context.device)
+def _encode(model: ContrastiveModel, micro_batch: Chunk, *, context: StepContext) -> list[Tensor]:
+    """Embeddings of a micro-batch: queries [c, D], keys [c, D] and, where there are any, hard negatives [c, H, D]."""
+    rows = _Rows.of(micro_batch, context.device)
     with dropout_keys(seed=context.seed, step=context.step, rows=rows.numbers):
         embedded = model.embed(rows.inputs)
     c, hard = rows.pairs, rows.hard
     queries, keys, *negatives = embedded.split([c, c] + ([c * hard] if hard else []))
-    return [queries, keys, *(part.unflatten(0, (c, hard)) for part in negatives)]
+    return [queries, keys, *(side.unflatten(0, (c, hard)) for side in negatives)]
 
 
 def _encode_all(
     model: ContrastiveModel,
-    chunks: Sequence[Chunk],
+    micro_batches: Sequence[Chunk],
     encode: Callable[[Chunk], list[Tensor]],
     *,
     keep_graphs: int,
     memory_mb: int | None,
 ) -> list[list[Tensor]]:
-    """Embeddings of every chunk, with a graph for the first ones, as many as asked for or as fit.
+    """Embeddings of every micro-batch, with a graph for the first ones, as many as asked for or as fit.
 
-    What a graph holds is counted as it is built, and is taken to be no more for the next chunk than the largest so far;
-    one that turns out not to fit is dropped again. Counting tensors, and not asking the allocator, makes the choice the
-    same on every device and in every attempt.
+    What a graph holds is counted as it is built, and is taken to be no more for the next micro-batch than the largest
+    so far; one that turns out not to fit is dropped again. Counting tensors, and not asking the allocator, makes the
+    choice the same on every device and in every attempt.
     """
-    if len(chunks) <= 1:
+    if len(micro_batches) <= 1:
         keep_graphs, memory_mb = 1, None
     budget = None if memory_mb is None else memory_mb * 2**20
     encoded: list[list[Tensor]] = []
     kept = held = largest = 0
-    for index, chunk in enumerate(chunks):
+    for index, micro_batch in enumerate(micro_batches):
         graphed = index < keep_graphs if budget is None else kept == index and held + largest <= budget
         saved = _SavedBytes(model) if graphed and budget else None
         with torch.set_grad_enabled(graphed), saved or nullcontext():
-            parts = encode(chunk)
+            sides = encode(micro_batch)
         if saved is not None and budget is not None:
             largest = max(largest, saved.count)
             if held + saved.count <= budget:
                 kept, held = kept + 1, held + saved.count
             else:
-                parts = [part.detach() for part in parts]
-        encoded.append(parts)
+                sides = [side.detach() for side in sides]
+        encoded.append(sides)
     return encoded
 
 
@@ -247,24 +248,24 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
 def _masked_language_gradients(
     model: ContrastiveModel,
-    chunks: Sequence[Chunk],
+    micro_batches: Sequence[Chunk],
     masking: Masking,
     context: StepContext,
 ) -> float | None:
-    """Add this rank's share of the auxiliary loss's gradient. Returns the mean over all masked tokens, or None.
+    """Add this rank's part of the auxiliary loss's gradient. Returns the mean over all masked tokens, or None.
 
     Its dropout must not be that of the contrastive views: rows are numbered -1, -2, ...
     """
-    rows = [_Rows.of(chunk, context.device) for chunk in chunks]
-    masks = [masked(row.inputs, row.numbers, masking, seed=context.seed, step=context.step) for row in rows]
+    all_rows = [_Rows.of(micro_batch, context.device) for micro_batch in micro_batches]
+    masks = [masked(rows.inputs, rows.numbers, masking, seed=context.seed, step=context.step) for rows in all_rows]
     counts = agree([sum(len(mask.labels) for mask in masks)], context.group, what="masked tokens")
     total = sum(count for (count,) in counts)
     if total == 0:
         return None
     value = torch.zeros((), dtype=torch.float64, device=context.device)
-    for chunk, mask in zip(rows, masks, strict=True):
+    for rows, mask in zip(all_rows, masks, strict=True):
         if len(mask.labels):
-            with dropout_keys(seed=context.seed, step=context.step, rows=-1 - chunk.numbers):
+            with dropout_keys(seed=context.seed, step=context.step, rows=-1 - rows.numbers):
                 logits = model.masked_logits(mask.inputs, mask.chosen)
             summed = F.cross_entropy(logits, mask.labels, reduction="sum")
             (summed * (masking.weight / total)).backward()
@@ -289,8 +290,8 @@ def _length(inputs: Inputs) -> int:
 
 
 def _whole(leaves: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Queries, keys and hard negatives of all chunks."""
-    whole = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*leaves, strict=True)]
+    """Queries, keys and hard negatives of all micro-batches."""
+    whole = [torch.cat(sides) if len(sides) > 1 else sides[0] for sides in zip(*leaves, strict=True)]
     return whole[0], whole[1], whole[2] if len(whole) > 2 else None
 
 

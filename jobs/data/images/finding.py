@@ -36,7 +36,7 @@ class Linked:
     name: str
     """As the row has it."""
 
-    place: str
+    location: str
     """A path on a local disk, or a URI."""
 
     size: int

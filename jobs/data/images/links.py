@@ -62,7 +62,7 @@ class Links:
     def named(self, row: int) -> str:
         """The file that a row names; empty where it holds the image itself."""
         file = self.files[row]
-        return "" if file is None else shown(file.place)
+        return "" if file is None else shown(file.location)
 
     def read(self, row: int) -> bytes:
         """What the file of a row holds. Raises DataError where it is gone or holds something else than at first;
@@ -98,7 +98,7 @@ class Links:
             raise self._fault(row, f"names {shown(file.name)}, which is gone; put it back") from error
         except (OSError, ValueError, pa.ArrowException) as error:
             if isinstance(error, OSError) and file.filesystem is not None:
-                raise ConnectionError(f"{shown(file.place)} cannot be read: {short(error)}") from error
+                raise ConnectionError(f"{shown(file.location)} cannot be read: {short(error)}") from error
             raise self._fault(row, f"names {shown(file.name)}, which cannot be read: {short(error)}") from error
         return content, (size, changed) == (file.size, file.changed)
 
@@ -158,7 +158,7 @@ def _looked_at(rows: Rows, column: str) -> Links | None:
     files = tuple(finder.find(row, name) if name is not None else None for row, name in enumerate(names.to_pylist()))
     stamp = hashlib.blake2b(digest_size=16)
     for file in files:
-        stamp.update(repr(file and (file.place, file.size, file.changed)).encode(errors="backslashreplace"))
+        stamp.update(repr(file and (file.location, file.size, file.changed)).encode(errors="backslashreplace"))
     return Links(stamp.hexdigest(), rows, column, files)
 
 
@@ -203,7 +203,7 @@ def _hash(content: bytes) -> bytes:
 
 def _local(linked: Linked, most: int) -> tuple[bytes, int, int | None]:
     """What a file holds, its size and time of change, asked for once it was read."""
-    with Path(linked.place).open("rb", buffering=0) as file:
+    with Path(linked.location).open("rb", buffering=0) as file:
         content = file.readall() if most < 0 else file.read(most)
         info = os.fstat(file.fileno())
         return content, info.st_size, info.st_ctime_ns

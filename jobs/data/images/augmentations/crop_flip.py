@@ -50,10 +50,10 @@ def crop_flip(images: Tensor, settings: Augment, *, seed: int, step: int, pairs:
     return unit
 
 
-def _window(place: Tensor, share: Tensor, size: int) -> Tensor:
+def _window(position: Tensor, share: Tensor, size: int) -> Tensor:
     """Where the pixels of a crop lie, [c, size], in coordinates from -1 to 1 (edge to edge of the image).
 
-    share [c]: of the side that the crop keeps. place [c] in [0, 1): 0 is the first, 1 the last place it fits in.
+    share [c]: of the side that the crop keeps. position [c] in [0, 1): 0 is the first, 1 the last that it fits in.
     """
-    centres = (torch.arange(size, device=place.device) + 0.5) / size
-    return 2 * ((place * (1 - share))[:, None] + share[:, None] * centres) - 1
+    centres = (torch.arange(size, device=position.device) + 0.5) / size
+    return 2 * ((position * (1 - share))[:, None] + share[:, None] * centres) - 1
