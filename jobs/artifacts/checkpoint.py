@@ -96,7 +96,7 @@ def save(
 def newest(storage: Path | Storage) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is as it was saved, and a sentence for each that was set aside before it.
 
-    Raises ConnectionError or StorageFull where files could not be read: that tells nothing about them.
+    Raises ConnectionError or StorageFull where files could not be read: that says nothing about them.
     """
     storage, remarks = _at(storage), list[str]()
     for name in storage.committed():

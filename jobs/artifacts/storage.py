@@ -161,7 +161,7 @@ class Folder:
 
 
 def temp_path(folder: Path, name: str) -> Path:
-    """A path in `folder` at which to make what will be called `name`. It tells whose it is, and is used once."""
+    """A path in `folder` at which to make what will be called `name`. Its name says whose it is, and is used once."""
     return folder / f".{name}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
 
 
@@ -187,7 +187,7 @@ def write_whole(path: Path, text: str) -> None:
 def disk_full_guard(what: str, *, needed: int, folder: Path, undo: Callable[[], object]) -> Iterator[None]:
     """Write `what` inside. Whatever fails is undone, and raised as StorageFull if the disk was full.
 
-    needed: bytes, of which the message tells. The bytes free are those after undoing.
+    needed: bytes, which the message names. The bytes free are those after undoing.
     """
     try:
         yield

@@ -65,7 +65,7 @@ class UnpicklableError(Exception):
 def picklable(error: Exception) -> Exception:
     """The exception, or what stands for it where another process would get an error about pickling in its place."""
     try:
-        copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes of a moment ago
+        copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - bytes of a moment ago
     except Exception:  # noqa: BLE001 - whatever its class does when it is copied, the reason must arrive
         copy = None
     if type(copy) is type(error) and str(copy) == str(error):

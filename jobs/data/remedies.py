@@ -56,7 +56,7 @@ def of_text(content: bytes) -> str | None:
 
 
 def of_file(name: str) -> str | None:
-    """What is said of a file that is an image or an archive; None for any other."""
+    """What to say of a file that is an image or an archive; None for any other."""
     if name.lower().endswith(APPLES):
         return (
             "is a HEIC image, which is not read; convert it to JPEG, and write a table of the paths and labels of such"

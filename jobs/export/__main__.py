@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _be_quiet() -> None:
-    """What transformers tells of loading and saving would hide what is told here."""
+    """Have transformers print nothing of loading and saving, which would hide what is printed here."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]

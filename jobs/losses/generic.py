@@ -184,7 +184,7 @@ def _refuse_what_is_no_number(value: object, name: str) -> None:
 
 
 def _diagnostics(spec: LossSpec, inputs: LossInputs, group: Group) -> Diagnostics:
-    """Those of the same embeddings under InfoNCE, so that losses can be told apart by the same numbers."""
+    """Those of the same embeddings under InfoNCE, so that losses are compared by the same numbers."""
     with torch.no_grad():
         units = (inputs.queries, inputs.keys, inputs.hard_negatives)
         queries, keys, hard = (None if x is None else F.normalize(x.detach(), dim=-1) for x in units)

@@ -57,7 +57,7 @@ def commit(
     result: Mapping[str, object] | None,
     keep: int,
 ) -> None:
-    """Write whatever tells of a checkpoint, and then the checkpoint, of which the newest `keep` stay. Raises
+    """Write whatever leads up to a checkpoint, and then the checkpoint, of which the newest `keep` stay. Raises
     trial.TakenOver, storage.StorageFull and ConnectionError."""
     fence.hold()
     storage.publish(trial_dir.POINTS, "log.rank0.txt")

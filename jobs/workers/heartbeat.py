@@ -84,7 +84,7 @@ def working(
     phase: str,
 ) -> Callable[[Callable[Concatenate[W, P], T]], Callable[Concatenate[W, P], T]]:
     """A method that works in `phase`: others can see it do so, and an exception of it is in the worker's log too. One
-    for want of memory says how much there was."""
+    for lack of memory says how much there was."""
 
     def decorate(method: Callable[Concatenate[W, P], T]) -> Callable[Concatenate[W, P], T]:
         @wraps(method)

@@ -1,7 +1,7 @@
-"""What Linux says of memory where a process runs: whom it has ended for want of it, and how near the limit is.
+"""What Linux says of memory where a process runs: whom it has ended for lack of it, and how near the limit is.
 
-A process that was ended for its memory looks like one that somebody killed; what tells them apart are counters, before
-and after. The counter of the process's own control group (cgroup) decides wherever there is one, as the machine's also
+A process that was ended for its memory looks like one that somebody killed; counters, before and after, show which it
+was. The counter of the process's own control group (cgroup) decides wherever there is one, as the machine's also
 counts what befell others. Files only, of the machine that this runs on; on other systems nothing is known.
 """
 
@@ -26,7 +26,7 @@ class Reading:
     """The memory of a process's cgroup at one moment. What is None or missing is not known."""
 
     counts: Mapping[str, int] = field(default_factory=dict)
-    """By file: how many processes were ended for want of memory."""
+    """By file: how many processes were ended for lack of memory."""
 
     own: str | None = None
     """The file that counts those of the process's own cgroup, or of the nearest around it that counts."""
@@ -84,7 +84,7 @@ def recount(before: Reading) -> dict[str, int]:
 
 
 def verdict(before: Reading, now: Mapping[str, int] | None) -> str | None:
-    """Whether a process that has vanished was ended for want of memory, from its newest reading and what `recount` says
+    """Whether a process that has vanished was ended for lack of memory, from its newest reading and what `recount` says
     now (None: its machine did not answer). Returns None if it was not, else what is known of its limit."""
 
     def risen(path: str | None) -> int:

@@ -6,9 +6,9 @@ one line of JSON for each:
     load_s  evaluate_s  evaluate_final_s (with the linear probe)  first_step_s  step_s  samples_per_second
     peak_memory_mb (of the rank that takes most)  start_s (until the ranks were warm; null for all jobs but the first)
 
-All are of warm ranks, as a sweep has them after its first trial, but for start_s. The first step is told apart, for it
+All are of warm ranks, as a sweep has them after its first trial, but for start_s. The first step is given apart, for it
 may compile. Ends with 0; with 2 when a job or its data are wrong, with 1 when it cannot be trained here, and then says
-why. This process only watches and imports no torch, so that what ends a rank for want of memory leaves somebody to say
+why. This process only watches and imports no torch, so that what ends a rank for lack of memory leaves somebody to say
 so.
 """
 
@@ -79,7 +79,7 @@ Answer: TypeAlias = (
     | tuple[Literal["error"], tuple[str, int, bool]]
     | tuple[Literal["gone"], int | None]
 )
-"""What became of a rank: its measures; text, status, and whether it is for want of memory; or its exit code."""
+"""What became of a rank: its measures; text, status, and whether it is for lack of memory; or its exit code."""
 
 
 class _RankFailed(Exception):
@@ -197,7 +197,7 @@ def _less_memory(job: JobConfig) -> str:
 
 
 def _rank(rank: int, jobs: Sequence[JobConfig], scratch: str, began: float, sender: Connection) -> None:
-    """One rank: measure all jobs, send back ("result", what) or ("error", (text, status, for want of memory))."""
+    """One rank: measure all jobs, send back ("result", what) or ("error", (text, status, for lack of memory))."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that watches ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ |= {"LOCAL_RANK": str(rank), "TMPDIR": scratch}  # torch leaves folders there

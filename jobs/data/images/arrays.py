@@ -1,6 +1,6 @@
 """Images as numbers: raw bytes where they lie, lists, nested lists, tensors.
 
-What a row's numbers are is said by `layout`; bytes that are no pixels are refused.
+`layout` says what a row's numbers are; bytes that are no pixels are refused.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from jobs.data.sources import Rows
 
 GREY, COLOURED = 1, 3
-"""Channels of an image of which nothing else is said."""
+"""Channels of an image where nothing says otherwise."""
 
 _SMALLEST = 4
 """Pixels of a picture that may have been flattened."""
@@ -132,7 +132,7 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _flat_shape(rows: Rows, column: str, size: int, image_shape: tuple[int, ...] | None) -> tuple[int, int, int]:
-    """(H, W, C) of rows of `size` numbers: as told, or square and grey."""
+    """(H, W, C) of rows of `size` numbers: as `image_shape` has them, or square and grey."""
     side = math.isqrt(size)
     if image_shape:
         shape = height_width_channels(image_shape)

@@ -38,7 +38,7 @@ ASIDE = re.compile(
     r"s?([-_ ]?\d)?",
     re.I,
 )
-"""Names of what is said about rows and judges none of them."""
+"""Names of what describes rows and judges none of them."""
 
 NUMERIC = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?\s*", re.I | re.ASCII)
 LOOKED_AT = 1000

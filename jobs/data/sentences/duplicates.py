@@ -1,6 +1,6 @@
 """What texts that come again leave of a batch: pairs that share one are not negatives of each other.
 
-The rule is that of `contrastive_loss`. What it takes of a batch on average is said of a data set before anything is
+The rule is that of `contrastive_loss`. What it takes of a batch on average is noted of a data set before anything is
 trained; what it took of a batch, when that was a good part.
 """
 

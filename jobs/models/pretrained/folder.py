@@ -122,7 +122,7 @@ def unknown_settings(name: str) -> str | None:
         return MODULES if _is_unknown(name, MODULES, revision) else None
     try:
         within = encoder_path(root)
-    except FolderError:  # which is said of it instead
+    except FolderError:  # which is reported in place of this
         return None
     lengths = [f"{within}/{file}" if within else file for file in LENGTHS]
     wanted = [PROMPTS, *([] if any((root / file).is_file() for file in lengths) else lengths)]

@@ -108,7 +108,7 @@ class Says:
     """Whether sentences are lower-cased before the tokenizer does what it does."""
 
     length: int | None = None
-    """Longest sentence, in tokens, as the first module has it; None where nothing is said."""
+    """Longest sentence, in tokens, as the first module has it; None where it says nothing."""
 
     tokenizer_length: int | None = None
     """The same as its tokenizer has it."""

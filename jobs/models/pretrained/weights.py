@@ -182,7 +182,7 @@ def _shape(sizes: tuple[int, ...]) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Have transformers print nothing: what it would say is said here in other words."""
+    """Have transformers print nothing: what it would print is put into other words here."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
