@@ -10,23 +10,23 @@ from __future__ import annotations
 import datetime
 import gc
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from jobs.artifacts.storage import Folder
 from jobs.core.failures import Failure, GangError, first_line, is_about_peers, kind_of, peak, root_cause
 from jobs.core.paths import BASE
 from jobs.workers import heartbeat, memory
 from jobs.workers.memory import Reading
 from jobs.workers.network import is_loopback, listener, listens, use_the_nodes_network
+from jobs.workers.report import Report, report_of
+from jobs.workers.streams import Streams
 
 POLL_S = 0.5
 """How often a waiting gang looks for a rank that died."""
@@ -53,47 +53,21 @@ LEAVING_S = 1.0
 """How long a rank may be gone before its node is: a node that is ended ends its processes in any order."""
 
 RECOUNT_S = 10.0
-"""How long another node may take to say whom it has ended for want of memory."""
+"""How long another node may take to say whom it has ended for lack of memory."""
 
 JOIN_TIMEOUT_S = 60.0
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import TCPStore
 
-    from jobs.artifacts.trial_dir import Point, Result
-    from jobs.config.json_values import Json, JsonObject
+    from jobs.artifacts.trial_dir import Point
+    from jobs.config.json_values import JsonObject
     from jobs.core.device import TrialMemory
     from jobs.train import Training
     from jobs.train.function import FunctionTraining
     from jobs.train.origin import Expected
 
 __all__ = ["Failure", "Gang", "GangError", "Rank", "first_line", "kind_of", "node_is_lost"]
-
-
-class PointRecord(TypedDict):
-    """A `trial_dir.Point` as it leaves a rank."""
-
-    key: str
-    step: int
-    value: float
-    time: float
-
-
-class Report(TypedDict):
-    """What a rank says after a call."""
-
-    points: list[PointRecord]
-    """New ones, of rank 0."""
-
-    step: int
-    result: Result | dict[str, Any] | None
-    notes: list[str]
-    reading: NotRequired[tuple[float, Reading]]
-    """Of `Rank.reading`; not what a gang hands on."""
-
-    remarks: NotRequired[list[str]]
-    provenance: NotRequired[dict[str, Json]]
-    """What was wrong with the trial's files, and digests of what it computes with: of a job that has just begun."""
 
 
 class Rank:
@@ -110,7 +84,7 @@ class Rank:
         self._training: Training | FunctionTraining | None = None
         self._trial_memory: TrialMemory | None = None
         self._has_imported = False
-        self._streams = [os.dup(1), os.dup(2)]
+        self._streams = Streams()
 
     def open_store(self) -> tuple[str, int]:
         """Rank 0 opens the store at which the ranks meet; a free port, so that gangs on one host never clash."""
@@ -158,17 +132,7 @@ class Rank:
 
     def open_log(self, folder: str) -> None:
         """Everything the rank prints from now on, C++ included, belongs to the trial in `folder`."""
-        path = Path(folder) / f"log.rank{self.rank}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = Folder(path.parent).quarantine(path.name) if path.is_dir() else None
-        sys.stdout.flush()
-        sys.stderr.flush()
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        for number in (1, 2):
-            os.dup2(file, number)
-        os.close(file)
-        if kept is not None:
-            print(f"{path.name} was a folder; set aside as {kept}", flush=True)
+        self._streams.append_to(Path(folder) / f"log.rank{self.rank}.txt")
 
     @heartbeat.working(heartbeat.LOADING)
     def begin(
@@ -232,8 +196,7 @@ class Rank:
     def end(self) -> None:
         """Let go of the job; its log is closed, what it loaded stays."""
         self._let_go()
-        for number, stream in enumerate(self._streams, 1):
-            os.dup2(stream, number)
+        self._streams.restore()
 
     @ray.method(concurrency_group="watch")
     def beat(self) -> heartbeat.Heartbeat:
@@ -253,20 +216,10 @@ class Rank:
         self._training = self._trial_memory = None
 
     def _report(self, points: Sequence[Point]) -> Report:
-        new: list[PointRecord] = [
-            {"key": point.key, "step": point.step, "value": point.value, "time": point.time}
-            for point in (points if self.rank == 0 else ())
-        ]
-        training = self._training
-        assert training is not None
-        notes, training.notes = training.notes, []
-        return {
-            "points": new,
-            "step": training.step,
-            "result": training.result,
-            "notes": notes,
-            "reading": self.reading(),
-        }
+        assert self._training is not None
+        report = report_of(self._training, points if self.rank == 0 else ())
+        report["reading"] = self.reading()
+        return report
 
     def _log(self, line: str) -> None:
         if self.rank == 0:

@@ -48,7 +48,7 @@ SHELVES = {
     "jobs/tasks": TABLE,
     "jobs/train": "__main__ components > function loop > resumable > gradient_check microbatches > "
     "budget continuing origin step",
-    "jobs/workers": "group > heartbeat profile > memory network node_info",
+    "jobs/workers": "group > heartbeat profile report > memory network node_info streams",
     "orchestrator": "cli > driver > preflight verify > tracking > report > session > run_dir > ledger sweep > "
     "statistics system",
     "orchestrator/cli": "__main__ > answer python > commands reading > places > group > printing schema submission",
