@@ -14,10 +14,10 @@ from jobs.data.images.pixels import Images
 from jobs.data.sentences import SentenceExamples, tokenizer_for
 from jobs.data.sentences.duplicates import note_on_batch
 from jobs.data.sentences.scored import SentenceEvaluation
-from jobs.data.sentences.tokens import Tokenizer
 from jobs.data.sources import open_table
 from jobs.data.tasks import Examples, Task, task_of
 from jobs.data.validate import check, dataset_info, digests, fingerprint
+from jobs.models.pretrained.tokenizer import Tokenizer
 
 __all__ = [
     "DataError",

@@ -19,7 +19,7 @@ from jobs.config import JobConfig, components
 from jobs.data.batches import Ids, Inputs, Views
 from jobs.data.faults import DataError
 from jobs.data.resolve import Located, locate
-from jobs.data.sentences.tokens import Tokenizer
+from jobs.models.pretrained.tokenizer import Tokenizer
 from jobs.models.reading import Reading, reading
 
 if TYPE_CHECKING:

@@ -25,7 +25,6 @@ from jobs.config import JobConfig, components
 from jobs.config.components import metric_name
 from jobs.config.sections import MEASURED
 from jobs.core.collectives import gather_rows, rank_of, world_of
-from jobs.data.sentences.tokens import Tokenizer
 from jobs.data.tasks import Task, task_of
 from jobs.metrics.builtin.alignment import alignment as alignment_of
 from jobs.metrics.builtin.knn_accuracy import knn_classify
@@ -33,6 +32,7 @@ from jobs.metrics.builtin.probe_accuracy import probe_accuracy
 from jobs.metrics.builtin.spearman import spearman
 from jobs.metrics.builtin.uniformity import uniformity
 from jobs.models import ContrastiveModel, Reading
+from jobs.models.pretrained.tokenizer import Tokenizer
 
 COSINE_DIGITS = 12
 """Decimals of a cosine by which pairs are ranked: fp64 has 16, and the sum over the features takes some."""

@@ -21,8 +21,9 @@ from jobs.data.sentences import (
 )
 from jobs.data.sentences.duplicates import repeats
 from jobs.data.sentences.scored import SentenceEvaluation, sentence_evaluation
-from jobs.data.sentences.tokens import Tokenizer, tokenised
+from jobs.data.sentences.tokens import tokenised
 from jobs.data.tasks import Encode
+from jobs.models.pretrained.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor

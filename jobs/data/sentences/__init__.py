@@ -22,10 +22,11 @@ from jobs.data.faults import DataError, short
 from jobs.data.sentences.columns import train_columns
 from jobs.data.sentences.duplicates import text_ids
 from jobs.data.sentences.texts import as_text
-from jobs.data.sentences.tokens import TokenColumn, Tokenizer, lower_casing, padded, stacked, trained_tokenizer
+from jobs.data.sentences.tokens import TokenColumn, lower_casing, padded, stacked, trained_tokenizer
 from jobs.data.sources import Rows, read
 from jobs.models.errors import ModelError
 from jobs.models.pretrained.folder import EncoderError, folder_of, tokenizer_files
+from jobs.models.pretrained.tokenizer import Tokenizer
 from jobs.models.reading import reading
 
 if TYPE_CHECKING:
