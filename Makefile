@@ -7,7 +7,7 @@ BIN := .venv/bin
 EXTRAS := test,postgres,s3
 
 # No ranks, no Ray, no servers: seconds each.
-FAST := config faults sweep plan estimate session schedule environment search optim checkpoint trial device randomness analysis runs cli schema written progress docs architecture packaging private
+FAST := config issues sweep plan estimate session schedule environment search optim checkpoint trial device randomness analysis runs cli schema written progress docs architecture packaging private
 
 export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

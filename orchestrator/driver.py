@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from jobs.config import ConfigError, Execution, Fault, canonical, nearest
-from jobs.config import faults as config_faults
+from jobs.config import ConfigError, ConfigIssue, Execution, canonical, nearest
+from jobs.config import issues as config_issues
 from jobs.config.user_code import UserCode, importable
 from orchestrator import sweep as sweeps
 from orchestrator import verify
@@ -128,13 +128,13 @@ def execution_overrides(texts: Sequence[str]) -> JsonObject:
     """Read `job.execution.micro=32` and the like as execution settings. Raises ConfigError: nothing else may change."""
     known = list(Execution.model_fields)
     settings: JsonObject = {}
-    faults = []
+    issues = []
     for text in texts:
         key, _, value = (part.strip() for part in text.partition("="))
         name = key.removeprefix("job.execution.")
         if name == key or name not in known:
             hint = nearest(key, [f"job.execution.{field}" for field in known])
-            faults.append(Fault(key, value, f"only job.execution may change between attempts{hint}"))
+            issues.append(ConfigIssue(key, value, f"only job.execution may change between attempts{hint}"))
             continue
         try:
             settings[name] = tomllib.loads(f"value = {value}")["value"]
@@ -144,9 +144,9 @@ def execution_overrides(texts: Sequence[str]) -> JsonObject:
     try:
         Execution.model_validate(settings)
     except ValidationError as error:
-        faults += list(config_faults(error, Execution, "job.execution."))
-    if faults:
-        raise ConfigError("--set", "change", faults)
+        issues += list(config_issues(error, Execution, "job.execution."))
+    if issues:
+        raise ConfigError("--set", "change", issues)
     return settings
 
 

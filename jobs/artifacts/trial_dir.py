@@ -271,13 +271,13 @@ def read_job(storage: Storage) -> JobConfig | None:
     from pydantic import ValidationError
 
     from jobs.config import JobConfig
-    from jobs.config.validation import faults
+    from jobs.config.validation import issues
 
     content = _object(text)
     try:
         return JobConfig.model_validate(content)
     except ValidationError as error:
-        first, *others = faults(error, JobConfig)
+        first, *others = issues(error, JobConfig)
         raise ValueError(f"{first}{f'; and {len(others)} more' if others else ''}") from error
 
 

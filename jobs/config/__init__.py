@@ -6,11 +6,11 @@ from jobs.config.job import DIVIDES as DIVIDES
 from jobs.config.job import EXECUTION_METRICS as EXECUTION_METRICS
 from jobs.config.job import POINTS as POINTS
 from jobs.config.job import ConfigError as ConfigError
-from jobs.config.job import Fault as Fault
+from jobs.config.job import ConfigIssue as ConfigIssue
 from jobs.config.job import JobConfig as JobConfig
 from jobs.config.job import canonical as canonical
-from jobs.config.job import faults as faults
 from jobs.config.job import field_names as field_names
+from jobs.config.job import issues as issues
 from jobs.config.job import load_job as load_job
 from jobs.config.job import nearest as nearest
 from jobs.config.job import trial_id as trial_id

@@ -30,7 +30,7 @@ from jobs.config.sections import (
     Options,
     Section,
 )
-from jobs.config.validation import ConfigError, Fault, faults, field_names, nearest
+from jobs.config.validation import ConfigError, ConfigIssue, field_names, issues, nearest
 
 __all__ = [
     "DIVIDES",
@@ -39,18 +39,18 @@ __all__ = [
     "Batch",
     "Budget",
     "ConfigError",
+    "ConfigIssue",
     "Data",
     "Evaluate",
     "Execution",
-    "Fault",
     "JobConfig",
     "Loss",
     "Model",
     "Optimizer",
     "Section",
     "canonical",
-    "faults",
     "field_names",
+    "issues",
     "load_job",
     "nearest",
     "trial_id",
@@ -238,15 +238,15 @@ def trial_id(
 
 
 def load_job(path: Path) -> JobConfig:
-    """Read one job from TOML, or from a trial's job.json. Raises ConfigError with every fault."""
+    """Read one job from TOML, or from a trial's job.json. Raises ConfigError with every issue."""
     try:
         text = path.read_text("utf-8")
         raw = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(str(path), "job", [Fault("", "", f"{error}; a job is a TOML file in UTF-8")]) from error
+        raise ConfigError(str(path), "job", [ConfigIssue("", "", f"{error}; a job is a TOML file in UTF-8")]) from error
     if not isinstance(raw, dict):
-        raise ConfigError(str(path), "job", [Fault("", "", "a job is a table of sections")])
+        raise ConfigError(str(path), "job", [ConfigIssue("", "", "a job is a table of sections")])
     try:
         return JobConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(str(path), "job", list(faults(error, JobConfig))) from error
+        raise ConfigError(str(path), "job", list(issues(error, JobConfig))) from error

@@ -1,4 +1,4 @@
-"""What is wrong with a file, in words: each fault with its key, what was found, what is expected, the nearest match."""
+"""What is wrong with a file, in words: each issue with its key, what was found, what is expected, the nearest match."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 
 @dataclass(frozen=True)
-class Fault:
+class ConfigIssue:
     """One thing wrong with a file: the dotted key, what was found there, and what is expected."""
 
     key: str
@@ -23,35 +23,37 @@ class Fault:
 
 
 class ConfigError(ValueError):
-    """A file is not what it should be. Holds every fault, not the first."""
+    """A file is not what it should be. Holds every issue, not the first."""
 
-    def __init__(self, path: str, what: str, faults: list[Fault]) -> None:
-        self.path, self.faults = path, faults
+    def __init__(self, path: str, what: str, issues: list[ConfigIssue]) -> None:
+        self.path, self.issues = path, issues
         self.what = what
-        super().__init__("\n".join([f"{path} is not a valid {what}:", *(f"  {fault}" for fault in faults)]))
+        super().__init__("\n".join([f"{path} is not a valid {what}:", *(f"  {issue}" for issue in issues)]))
 
-    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, str, list[Fault]], dict[str, object]]:
-        return type(self), (self.path, self.what, self.faults), self.__dict__
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, str, list[ConfigIssue]], dict[str, object]]:
+        return type(self), (self.path, self.what, self.issues), self.__dict__
 
 
-def faults(error: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterator[Fault]:
+def issues(error: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterator[ConfigIssue]:
     """pydantic's errors in our words: dotted key, value found, what is expected, and the nearest match."""
     for item in error.errors():
         parts = [str(part) for part in item["loc"]]
         keys = [part for part in parts if not _is_branch(part)]
         key = (prefix + ".".join(keys)).rstrip(".")
         if item["type"] == "extra_forbidden":
-            yield Fault(key, _short(item["input"]), "unknown key" + nearest(key, list(field_names(model, prefix))))
+            yield ConfigIssue(
+                key, _short(item["input"]), "unknown key" + nearest(key, list(field_names(model, prefix)))
+            )
         elif item["type"] == "missing":
-            yield Fault(key, "", "is missing")
+            yield ConfigIssue(key, "", "is missing")
         elif item["type"] == "value_error":
-            yield Fault(key, "", str(item["ctx"]["error"]))
+            yield ConfigIssue(key, "", str(item["ctx"]["error"]))
         elif item["type"] == "literal_error":
             expected = str(item["ctx"]["expected"])
             choices = [choice.strip("' ") for choice in expected.replace(" or ", ",").split(",")]
-            yield Fault(key, _short(item["input"]), f"must be {expected}{nearest(str(item['input']), choices)}")
+            yield ConfigIssue(key, _short(item["input"]), f"must be {expected}{nearest(str(item['input']), choices)}")
         else:
-            yield Fault(key, _short(item["input"]), item["msg"].replace("Input should", "should"))
+            yield ConfigIssue(key, _short(item["input"]), item["msg"].replace("Input should", "should"))
 
 
 def field_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

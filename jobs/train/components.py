@@ -19,12 +19,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from jobs.config import JobConfig, components, user_code
-from jobs.config.validation import faults
+from jobs.config.validation import issues
 
 FEW = 6
 """Pairs that a component is tried on."""
 
-Fault = tuple[str, str, str]
+Issue = tuple[str, str, str]
 
 
 def main() -> None:
@@ -55,8 +55,8 @@ def examined(kind: str, name: str, options: Mapping[str, Any], job: Mapping[str,
         table = f"{of.options}.{components.metric_name(name)}" if kind == "metric" else of.options
         return _answer(
             [
-                (f"{table}.{fault.key}", fault.found, fault.expected + _known_options(kind, fault.expected, model))
-                for fault in faults(error, model)
+                (f"{table}.{issue.key}", issue.found, issue.expected + _known_options(kind, issue.expected, model))
+                for issue in issues(error, model)
             ],
             distribution,
         )
@@ -69,7 +69,7 @@ def examined(kind: str, name: str, options: Mapping[str, Any], job: Mapping[str,
     return _answer(tried, distribution)
 
 
-def _answer(wrong: list[Fault], distribution: tuple[str, str] | None = None) -> dict[str, Any]:
+def _answer(wrong: list[Issue], distribution: tuple[str, str] | None = None) -> dict[str, Any]:
     return {"faults": wrong, "distribution": distribution}
 
 
@@ -104,7 +104,7 @@ def _distribution(name: str) -> tuple[tuple[str, str] | None, str]:
     )
 
 
-def _tried_loss(job: JobConfig) -> Iterator[Fault]:
+def _tried_loss(job: JobConfig) -> Iterator[Issue]:
     import torch
     import torch.nn.functional as F
 
@@ -135,7 +135,7 @@ def _tried_loss(job: JobConfig) -> Iterator[Fault]:
         yield "loss.name", repr(job.loss.name), "has no gradient in queries and keys; compute its value from them"
 
 
-def _meaningless(job: JobConfig) -> Iterator[Fault]:
+def _meaningless(job: JobConfig) -> Iterator[Issue]:
     """Keys of losses of anchors that a function of the whole batch would not heed."""
     plain = type(job.loss)()
     for key in ("symmetric", "same_side", "hard_negative_weight", "margin", "bias"):
@@ -147,7 +147,7 @@ def _meaningless(job: JobConfig) -> Iterator[Fault]:
             yield f"loss.{key}", repr(value), expected
 
 
-def _tried_optimizer(job: JobConfig) -> Iterator[Fault]:
+def _tried_optimizer(job: JobConfig) -> Iterator[Issue]:
     import torch
     from torch import nn
 
@@ -167,7 +167,7 @@ def _tried_optimizer(job: JobConfig) -> Iterator[Fault]:
         yield "optimizer.name", repr(job.optimizer.name), "leaves every weight as it was after two steps"
 
 
-def _tried_schedule(job: JobConfig) -> Iterator[Fault]:
+def _tried_schedule(job: JobConfig) -> Iterator[Issue]:
     from jobs import optim
 
     share = optim.schedule(job.optimizer)
@@ -179,7 +179,7 @@ def _tried_schedule(job: JobConfig) -> Iterator[Fault]:
             return
 
 
-def _tried_augmentation(job: JobConfig) -> Iterator[Fault]:
+def _tried_augmentation(job: JobConfig) -> Iterator[Issue]:
     """Each image's view must not depend on the others: ranks and micro-batches see other neighbours."""
     import torch
 
@@ -202,7 +202,7 @@ def _tried_augmentation(job: JobConfig) -> Iterator[Fault]:
         yield key, name, "gives an image another view beside other images; a view is of one image and its pair's number"
 
 
-def _tried_sampler(job: JobConfig) -> Iterator[Fault]:
+def _tried_sampler(job: JobConfig) -> Iterator[Issue]:
     from jobs.data import batch_rows
 
     first, again = (
@@ -216,7 +216,7 @@ def _tried_sampler(job: JobConfig) -> Iterator[Fault]:
         )
 
 
-def _tried_encoder(job: JobConfig) -> Iterator[Fault]:
+def _tried_encoder(job: JobConfig) -> Iterator[Issue]:
     import torch
 
     from jobs.models import build
@@ -237,7 +237,7 @@ def _tried_encoder(job: JobConfig) -> Iterator[Fault]:
         yield "model.name", repr(job.model.name), f"gives {list(embedded.shape)} for two rows, or what is not finite"
 
 
-def _tried_metric(job: JobConfig) -> Iterator[Fault]:
+def _tried_metric(job: JobConfig) -> Iterator[Issue]:
     import numpy as np
     import torch
 
@@ -253,7 +253,7 @@ def _tried_metric(job: JobConfig) -> Iterator[Fault]:
     yield from ()
 
 
-def _tried_pooling(job: JobConfig) -> Iterator[Fault]:
+def _tried_pooling(job: JobConfig) -> Iterator[Issue]:
     """Each row's vector must not depend on the others, nor on what is padding."""
     import torch
 
@@ -280,7 +280,7 @@ def _tried_pooling(job: JobConfig) -> Iterator[Fault]:
         yield key, name, "depends on states where mask is 0, which are padding"
 
 
-def _tried_task(job: JobConfig) -> Iterator[Fault]:
+def _tried_task(job: JobConfig) -> Iterator[Issue]:
     """Of a class only its methods are looked at: what they do with rows, `python -m jobs.data` sees."""
     import inspect
 

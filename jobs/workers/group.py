@@ -58,7 +58,7 @@ RECOUNT_S = 10.0
 JOIN_TIMEOUT_S = 60.0
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import TCPStore
+    from torch.distributed import TCPStore
 
     from jobs.artifacts.trial_dir import Point
     from jobs.config.json_values import JsonObject

@@ -325,8 +325,8 @@ def _room(plan: Plan) -> Finding:
         requirements.check_cluster(plan, ranks)
         at_once = requirements.concurrent(plan, ranks)
     except ConfigError as error:
-        (fault, *_) = error.faults
-        return Finding("room", "cluster", BLOCKER, f"{fault.key} = {fault.found} does not fit", fault.expected)
+        (issue, *_) = error.issues
+        return Finding("room", "cluster", BLOCKER, f"{issue.key} = {issue.found} does not fit", issue.expected)
     except InfrastructureMissing as error:
         return of_error("room", "cluster", error)
     return Finding("room", "cluster", OK, f"{at_once} trial{'s' * (at_once != 1)} of {ranks} ranks at once")

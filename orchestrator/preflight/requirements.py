@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import isfinite, nan
 
-from jobs.config import ConfigError, Fault
+from jobs.config import ConfigError, ConfigIssue
 from orchestrator.run_dir.context import Options, RunContext
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session import cluster
@@ -138,7 +138,7 @@ def check_cluster(plan: Plan, ranks: int) -> None:
     nodes = usable(plan, every)
     if ranks > 1 and 0 < resources.gpus_per_rank < 1:
         expected = f"resources.gpus_per_rank = {resources.gpus_per_rank:g} is a share of a GPU, which allows one rank"
-        raise ConfigError(plan.sweep.name, "sweep", [Fault("job.execution.ranks", str(ranks), expected)])
+        raise ConfigError(plan.sweep.name, "sweep", [ConfigIssue("job.execution.ranks", str(ranks), expected)])
     if can_autoscale(plan):
         return
     if not nodes and every:
@@ -158,8 +158,8 @@ def check_cluster(plan: Plan, ranks: int) -> None:
             f"with resources.cpus_per_rank = {resources.cpus_per_rank} that takes {needed} CPUs, and there are "
             f"{cpus:g}; use fewer, for example --set job.execution.ranks={max(1, int(cpus // resources.cpus_per_rank))}"
         )
-        fault = Fault("job.execution.ranks", str(ranks), expected)
-        raise ConfigError(plan.sweep.name, "sweep for this cluster", [fault])
+        issue = ConfigIssue("job.execution.ranks", str(ranks), expected)
+        raise ConfigError(plan.sweep.name, "sweep for this cluster", [issue])
 
 
 def await_room(plan: Plan, ranks: int, *, say: Callable[[str], None]) -> None:

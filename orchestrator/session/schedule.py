@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from jobs.config import POINTS, JobConfig, canonical, faults
+from jobs.config import POINTS, JobConfig, canonical, issues
 from orchestrator.ledger import Ledger, Suggestion, Trial
 from orchestrator.session.reports import PointReport
 from orchestrator.sweep import search
@@ -271,7 +271,7 @@ def no_job(plan: Plan, arm: str, stage: str, params: Settings) -> str | None:
         plan.arm(arm).config(stage=stage, seed=0, settings=params)
     except ValidationError as error:
         reason = "; ".join(
-            f"{fault.key}: {fault.expected}" if fault.key else fault.expected for fault in faults(error, JobConfig)
+            f"{issue.key}: {issue.expected}" if issue.key else issue.expected for issue in issues(error, JobConfig)
         )
         return f"{reason} ({', '.join(f'{key} = {value}' for key, value in params.items())})"
     return None if stage == "confirm" or plan.tune_seeds else "tune.seeds names none"

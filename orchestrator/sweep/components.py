@@ -18,7 +18,7 @@ from typing import TypedDict
 
 from pydantic import JsonValue, ValidationError
 
-from jobs.config import Fault, JobConfig, canonical
+from jobs.config import ConfigIssue, JobConfig, canonical
 from jobs.config.components import KINDS, Kind, is_import_path, is_option, metric_name
 from jobs.config.user_code import HERE, CodeError, UserCode, collect
 from orchestrator.sweep.model import Arm, Sweep, arms_of
@@ -45,15 +45,15 @@ def code_of(sweep: Sweep, base: Path) -> UserCode | None:
     return None if sweep.code is None else collect(sweep.code.paths, base)
 
 
-def component_faults(sweep: Sweep, code: UserCode | None) -> list[Fault]:
+def component_issues(sweep: Sweep, code: UserCode | None) -> list[ConfigIssue]:
     """What is wrong with the sweep's components: names, options, and what they do with a few random rows."""
-    faults: list[Fault] = []
+    issues: list[ConfigIssue] = []
     for arm, answers in _answers(sweep, code):
         for answer in answers:
             for key, seen, expected in answer["faults"]:
                 suffix = f" (arm {arm.label!r})" if arm.settings else ""
-                faults.append(Fault(f"job.{key}", seen, f"{expected}{suffix}"))
-    distinct = {(fault.key, fault.found, fault.expected.partition(" (arm ")[0]): fault for fault in reversed(faults)}
+                issues.append(ConfigIssue(f"job.{key}", seen, f"{expected}{suffix}"))
+    distinct = {(issue.key, issue.found, issue.expected.partition(" (arm ")[0]): issue for issue in reversed(issues)}
     return list(reversed(distinct.values()))
 
 

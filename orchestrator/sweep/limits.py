@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import JsonValue
 
-from jobs.config import Fault
+from jobs.config import ConfigIssue
 from orchestrator.sweep.model import Arm, Space, Sweep
 from orchestrator.sweep.values import flatten, repeated, shown
 from orchestrator.system.addresses import credentials
@@ -45,19 +45,19 @@ ADDRESS = re.compile(r"[a-zA-Z0-9+.-]{1,40}://[^\s'\"<>]+")
 LARGEST_SEED = 2**31 - 1
 
 
-def crowd_faults(raw: Mapping[str, JsonValue]) -> Iterable[Fault]:
+def crowd_issues(raw: Mapping[str, JsonValue]) -> Iterable[ConfigIssue]:
     """More arms than can be looked at, before any is made. raw: the file's tables, with dotted keys."""
     compare, named = raw.get("compare"), raw.get("arm")
     remedy = "compare fewer levels, or tune a key in [tune.space]"
     if isinstance(compare, Mapping):
         count = math.prod(len(levels) for levels in compare.values() if isinstance(levels, list))
         if count > (MOST_CROSSED if raw.get("exclude") else MOST_ARMS):
-            yield Fault("compare", "", f"crosses to {count:,} arms; at most {MOST_ARMS:,}: {remedy}")
+            yield ConfigIssue("compare", "", f"crosses to {count:,} arms; at most {MOST_ARMS:,}: {remedy}")
     if isinstance(named, list) and len(named) > MOST_ARMS:
-        yield Fault("arm", "", f"names {len(named):,} arms; at most {MOST_ARMS:,}: {remedy}")
+        yield ConfigIssue("arm", "", f"names {len(named):,} arms; at most {MOST_ARMS:,}: {remedy}")
 
 
-def secret_faults(raw: Mapping[str, object]) -> Iterable[Fault]:
+def secret_issues(raw: Mapping[str, object]) -> Iterable[ConfigIssue]:
     """Addresses with credentials in them: a sweep is stored with its run, in the ledger, MLflow and the report.
 
     raw: the file's tables.
@@ -67,7 +67,7 @@ def secret_faults(raw: Mapping[str, object]) -> Iterable[Fault]:
             if (known := credentials(address)) is not None:
                 shown_as, what, remedy = known
                 expected = f"was given with {what}, and a sweep is stored and shown; leave that out, and: {remedy}"
-                yield Fault(key, repr(shown_as), expected)
+                yield ConfigIssue(key, repr(shown_as), expected)
 
 
 def _texts(value: object, key: str) -> Iterable[tuple[str, str]]:
@@ -82,43 +82,45 @@ def _texts(value: object, key: str) -> Iterable[tuple[str, str]]:
             yield from _texts(inner, key)
 
 
-def count_faults(sweep: Sweep) -> Iterable[Fault]:
+def count_issues(sweep: Sweep) -> Iterable[ConfigIssue]:
     """Names that make no folder, and counts beyond their bounds."""
     name, tune, confirm = sweep.name, sweep.tune, sweep.confirm
     if len(name) > LONGEST_NAME:
         expected = f"has {len(name):,} characters and is the name of a folder; at most {LONGEST_NAME}"
-        yield Fault("name", repr(name[:40] + "..."), expected)
+        yield ConfigIssue("name", repr(name[:40] + "..."), expected)
     if name.lower() in TAKEN:
         other = f"{name.replace('.', '-')}-sweep"
         expected = f"lies in the folder of runs for MLflow or reports; give another name, such as '{other}'"
-        yield Fault("name", repr(name), expected)
+        yield ConfigIssue("name", repr(name), expected)
     for key, seeds in (("tune.seeds", tune.seeds if tune else 1), ("confirm.seeds", confirm.seeds)):
         count = len(seeds) if isinstance(seeds, list) else seeds
         if isinstance(count, int) and count > MOST_SEEDS:
             unit = "a suggestion" if key == "tune.seeds" else "an arm"
-            yield Fault(key, f"{count:,} seeds", f"at most {MOST_SEEDS:,}: each is a trial of {unit}; 20 are many")
+            yield ConfigIssue(
+                key, f"{count:,} seeds", f"at most {MOST_SEEDS:,}: each is a trial of {unit}; 20 are many"
+            )
     if tune is None:
         return
     if tune.trials > MOST_TRIALS:
-        yield Fault("tune.trials", f"{tune.trials:,}", f"at most {MOST_TRIALS:,} for an arm")
+        yield ConfigIssue("tune.trials", f"{tune.trials:,}", f"at most {MOST_TRIALS:,} for an arm")
     for key, space in tune.space.items():
         if len(space.choices or []) > MOST_CHOICES:
             expected = f"at most {MOST_CHOICES:,}; a range has no bound: {{ low = ..., high = ... }}"
-            yield Fault(f"tune.space.{key}.choices", f"{len(space.choices or []):,} choices", expected)
+            yield ConfigIssue(f"tune.space.{key}.choices", f"{len(space.choices or []):,} choices", expected)
 
 
-def repeated_faults(sweep: Sweep) -> Iterable[Fault]:
+def repeated_issues(sweep: Sweep) -> Iterable[ConfigIssue]:
     """Levels and choices that are there twice."""
     for key, levels in sweep.compare.items():
         for level in repeated(levels):
             expected = "is a level twice (0 and 0.0 are one); remove one of the two"
-            yield Fault(f"compare.{key}", shown(level), expected)
+            yield ConfigIssue(f"compare.{key}", shown(level), expected)
     for key, space in (sweep.tune.space if sweep.tune else {}).items():
         for choice in repeated(space.choices or []):
-            yield Fault(f"tune.space.{key}.choices", shown(choice), "is a choice twice; remove one of the two")
+            yield ConfigIssue(f"tune.space.{key}.choices", shown(choice), "is a choice twice; remove one of the two")
 
 
-def number_faults(sweep: Sweep, arms: Iterable[Arm]) -> Iterable[Fault]:
+def number_issues(sweep: Sweep, arms: Iterable[Arm]) -> Iterable[ConfigIssue]:
     """Numbers that a computation in fp32, or a database, cannot hold."""
     seen = set()
     given: list[tuple[str, str, JsonValue]] = [(f"job.{key}", key, value) for key, value in flatten(sweep.job).items()]
@@ -135,19 +137,19 @@ def number_faults(sweep: Sweep, arms: Iterable[Arm]) -> Iterable[Fault]:
             expected = _bound(key, number)
             if expected and (where, number) not in seen:
                 seen.add((where, number))
-                yield Fault(where, repr(number), expected)
+                yield ConfigIssue(where, repr(number), expected)
     if sweep.tune and not seen:
-        yield from _step_faults(sweep.tune.space)
+        yield from _step_issues(sweep.tune.space)
 
 
-def _step_faults(spaces: Mapping[str, Space]) -> Iterable[Fault]:
+def _step_issues(spaces: Mapping[str, Space]) -> Iterable[ConfigIssue]:
     """Steps of which a range holds more than can be counted."""
     for key, space in spaces.items():
         if space.step is not None and space.low is not None and space.high is not None:
             span = space.high - space.low
             if span > LARGEST_INTEGER * space.step:
                 expected = f"is so small that the range holds more than {LARGEST_INTEGER:,} values; leave it out"
-                yield Fault(f"tune.space.{key}.step", repr(space.step), expected)
+                yield ConfigIssue(f"tune.space.{key}.step", repr(space.step), expected)
 
 
 def _bound(key: str, number: JsonValue) -> str:

@@ -1,4 +1,4 @@
-"""From a file to a checked sweep: TOML, one level of `extends`, `--set`, and every fault named at once."""
+"""From a file to a checked sweep: TOML, one level of `extends`, `--set`, and every issue named at once."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
 
-from jobs.config import ConfigError, Fault, faults, nearest
+from jobs.config import ConfigError, ConfigIssue, issues, nearest
 from jobs.config.user_code import CodeError
-from orchestrator.sweep.components import code_of, component_faults
-from orchestrator.sweep.limits import crowd_faults, secret_faults
+from orchestrator.sweep.components import code_of, component_issues
+from orchestrator.sweep.limits import crowd_issues, secret_issues
 from orchestrator.sweep.model import Sweep
-from orchestrator.sweep.overrides import override_faults
-from orchestrator.sweep.shape import DEEPEST, shape_faults, spaces_in, twice_faults
-from orchestrator.sweep.validate import contradictions, job_faults
+from orchestrator.sweep.overrides import override_issues
+from orchestrator.sweep.shape import DEEPEST, shape_issues, spaces_in, twice_issues
+from orchestrator.sweep.validate import contradictions, job_issues
 from orchestrator.sweep.values import NONE, all_with_none, flatten, job_with_none, with_none
 
 LONG_NUMBER = re.compile(rb"[0-9](_?[0-9]){4299}")
@@ -30,7 +30,7 @@ LARGEST_FILE = 1_000_000
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> Sweep:
-    """Read and check a sweep. `overrides` are `key=value` texts. Raises ConfigError with every fault found."""
+    """Read and check a sweep. `overrides` are `key=value` texts. Raises ConfigError with every issue found."""
     return _checked(_with_base(_read(path), str(path), path.parent), str(path), path.parent, overrides)
 
 
@@ -44,44 +44,44 @@ def loads(text: str, overrides: Iterable[str] = (), *, name: str = "the sweep") 
 def _checked(table: dict[str, JsonValue], where: str, folder: Path, overrides: Iterable[str]) -> Sweep:
     """The sweep that the tables of a file make, and of what it extends. folder: where its paths start from."""
     raw = _normal(table)
-    all_faults: list[Fault] = []
+    all_issues: list[ConfigIssue] = []
     refused: list[str] = []
     for text in overrides:
-        if wrong := override_faults(raw, text):
-            all_faults += wrong
+        if wrong := override_issues(raw, text):
+            all_issues += wrong
             refused.append(text)
-    if shapeless := list(shape_faults(raw)):
+    if shapeless := list(shape_issues(raw)):
         raise ConfigError(where, "sweep", shapeless)
     raw = _with_none(_normal(raw))
     if "digest" in _table(raw, "code"):
-        all_faults.append(Fault("code.digest", "", "follows from the files; remove it"))
-    # Alone, since the other faults would quote them.
-    if secret := [*secret_faults(raw), *secret_faults({"--set": refused})]:
+        all_issues.append(ConfigIssue("code.digest", "", "follows from the files; remove it"))
+    # Alone, since the other issues would quote them.
+    if secret := [*secret_issues(raw), *secret_issues({"--set": refused})]:
         raise ConfigError(where, "sweep", secret)
     try:
         sweep = Sweep.model_validate(raw)
     except ValidationError as error:
-        all_faults += faults(error, Sweep)
+        all_issues += issues(error, Sweep)
         sweep = None
-    all_faults += list(crowd_faults(raw)) or job_faults(raw)
-    if sweep is not None and not all_faults:
-        all_faults += contradictions(sweep)
-    if sweep is not None and not all_faults:
+    all_issues += list(crowd_issues(raw)) or job_issues(raw)
+    if sweep is not None and not all_issues:
+        all_issues += contradictions(sweep)
+    if sweep is not None and not all_issues:
         try:
             code = code_of(sweep, folder)
-            all_faults += component_faults(sweep, code)
+            all_issues += component_issues(sweep, code)
         except CodeError as error:
-            all_faults.append(Fault("code.paths" if sweep.code else "job", "", str(error)))
+            all_issues.append(ConfigIssue("code.paths" if sweep.code else "job", "", str(error)))
         else:
             sweep = sweep.with_code(None if code is None else code.digest)
-    if sweep is None or all_faults:
-        raise ConfigError(where, "sweep", list(dict.fromkeys(all_faults)))
+    if sweep is None or all_issues:
+        raise ConfigError(where, "sweep", list(dict.fromkeys(all_issues)))
     return sweep
 
 
 def _read(path: Path) -> dict[str, JsonValue]:
     def fail(what: str) -> ConfigError:
-        return ConfigError(str(path), "sweep", [Fault("", "", what)])
+        return ConfigError(str(path), "sweep", [ConfigIssue("", "", what)])
 
     try:
         if path.is_dir():
@@ -104,7 +104,7 @@ def _parsed(content: bytes, name: str) -> dict[str, JsonValue]:
     """The tables of a file of this content."""
 
     def fail(what: str) -> ConfigError:
-        return ConfigError(name, "sweep", [Fault("", "", what)])
+        return ConfigError(name, "sweep", [ConfigIssue("", "", what)])
 
     try:
         table = tomllib.loads(_decoded(content))
@@ -116,7 +116,7 @@ def _parsed(content: bytes, name: str) -> dict[str, JsonValue]:
         raise fail(f"{error}; a sweep is a TOML file, such as sweeps/quickstart.toml") from error
     if not table:
         raise fail("is empty; start from sweeps/quickstart.toml")
-    if wrong := [*shape_faults(table), *twice_faults(table)]:
+    if wrong := [*shape_issues(table), *twice_issues(table)]:
         raise ConfigError(name, "sweep", wrong)
     return table
 
@@ -136,23 +136,23 @@ def _with_base(table: dict[str, JsonValue], name: str, folder: Path) -> dict[str
     if base is None:
         return table
     if not isinstance(base, str):
-        raise ConfigError(name, "sweep", [Fault("extends", repr(base), "must be the path of another sweep")])
-    if secret := list(secret_faults({"extends": base})):
+        raise ConfigError(name, "sweep", [ConfigIssue("extends", repr(base), "must be the path of another sweep")])
+    if secret := list(secret_issues({"extends": base})):
         raise ConfigError(name, "sweep", secret)
     if "://" in base:
         expected = "must be the path of a sweep beside this; fetch that file first, and name it"
-        raise ConfigError(name, "sweep", [Fault("extends", repr(base), expected)])
+        raise ConfigError(name, "sweep", [ConfigIssue("extends", repr(base), expected)])
     try:
         under = _read(folder / base)
     except ConfigError as error:
-        named = Fault("extends", repr(base), f"is named in {name}")
-        raise ConfigError(error.path, "sweep", [*error.faults, named]) from error
+        named = ConfigIssue("extends", repr(base), f"is named in {name}")
+        raise ConfigError(error.path, "sweep", [*error.issues, named]) from error
     code, inner = _table(under, "code"), Path(base).parent
     if isinstance(paths := code.get("paths"), list):  # they start from the file that names them
         under["code"] = code | {"paths": [str(inner / p) if isinstance(p, str) else p for p in paths]}
     if "extends" in under:
         raise ConfigError(
-            name, "sweep", [Fault("extends", repr(base), "extends another sweep itself; one level is the limit")]
+            name, "sweep", [ConfigIssue("extends", repr(base), "extends another sweep itself; one level is the limit")]
         )
     if "budget" in _table(table, "job"):
         _table(under, "job").pop("budget", None)  # one way of saying it takes the place of another

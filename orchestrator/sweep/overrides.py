@@ -12,7 +12,7 @@ import tomllib
 
 from pydantic import JsonValue
 
-from jobs.config import Fault, nearest
+from jobs.config import ConfigIssue, nearest
 from orchestrator.sweep.model import OTHER_WORDS, Space
 
 PART = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|\[\s*(\d+)\s*\]|([^.="'\[\]]+))""")
@@ -21,7 +21,7 @@ PART = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|\[\s*(\d+)\s*\]|([^.="
 EXAMPLE = "for example --set job.loss.temperature=0.07"
 
 
-def override_faults(raw: dict[str, JsonValue], text: str) -> list[Fault]:
+def override_issues(raw: dict[str, JsonValue], text: str) -> list[ConfigIssue]:
     """Put one override into the tables of a file, whose arms, factors and spaces have dotted keys. Returns what is
     wrong with it."""
     try:
@@ -29,9 +29,9 @@ def override_faults(raw: dict[str, JsonValue], text: str) -> list[Fault]:
         path = _path(raw, parts)
         _put(raw, path, _parsed(value))
     except BadOverride as error:
-        return [Fault("--set", shortened(text), str(error))]
+        return [ConfigIssue("--set", shortened(text), str(error))]
     except (ValueError, RecursionError):  # an index or a number of thousands of digits, lists within lists
-        return [Fault("--set", shortened(text), f"is too long or too deep to be read, {EXAMPLE}")]
+        return [ConfigIssue("--set", shortened(text), f"is too long or too deep to be read, {EXAMPLE}")]
     return []
 
 

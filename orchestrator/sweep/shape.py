@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from pydantic import JsonValue
 
-from jobs.config import Fault
+from jobs.config import ConfigIssue
 from orchestrator.sweep.model import Space
 
 DEEPEST = 20
@@ -17,24 +17,24 @@ MOST_BITS = 10_000
 """Of a whole number. Python writes none of more than 4,300 digits."""
 
 
-def shape_faults(raw: Mapping[str, object]) -> Iterator[Fault]:
+def shape_issues(raw: Mapping[str, object]) -> Iterator[ConfigIssue]:
     """What nothing can be made of: tables that are too deep, and numbers that cannot be written."""
     waiting: list[tuple[object, tuple[str, ...], int]] = [(raw, (), 0)]
     while waiting:
         value, keys, depth = waiting.pop()
         if depth > DEEPEST:
-            yield Fault(".".join(keys[:3]), "", f"has lists or tables within one another, deeper than {DEEPEST}")
+            yield ConfigIssue(".".join(keys[:3]), "", f"has lists or tables within one another, deeper than {DEEPEST}")
             return
         if isinstance(value, Mapping):
             waiting += [(inner, (*keys, str(name)[:60]), depth + 1) for name, inner in value.items()]
         elif isinstance(value, list):
             waiting += [(inner, keys, depth + 1) for inner in value]
         elif isinstance(value, int) and value.bit_length() > MOST_BITS:
-            yield Fault(".".join(keys), "", f"is a whole number of {value.bit_length():,} bits; none is so large")
+            yield ConfigIssue(".".join(keys), "", f"is a whole number of {value.bit_length():,} bits; none is so large")
             return
 
 
-def twice_faults(raw: Mapping[str, JsonValue]) -> Iterator[Fault]:
+def twice_issues(raw: Mapping[str, JsonValue]) -> Iterator[ConfigIssue]:
     """Keys that are there in two spellings, such as "batch.size" and batch.size, of which one would be lost."""
     tune = raw.get("tune")
     tune = tune if isinstance(tune, Mapping) else {}
@@ -73,8 +73,8 @@ def _leaves(table: Mapping[str, JsonValue], prefix: str = "") -> Iterator[str]:
             yield prefix + key
 
 
-def _repeated(where: str, keys: Iterable[str]) -> Iterator[Fault]:
+def _repeated(where: str, keys: Iterable[str]) -> Iterator[ConfigIssue]:
     for key, count in Counter(keys).items():
         if count > 1:
             expected = 'is there in two spellings, as "a.b" and as a.b or [a] b; keep one of them'
-            yield Fault(f"{where}.{key}", "", expected)
+            yield ConfigIssue(f"{where}.{key}", "", expected)

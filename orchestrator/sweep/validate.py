@@ -8,21 +8,21 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import JsonValue, ValidationError
 
-from jobs.config import Fault, JobConfig, canonical, faults, field_names, nearest
+from jobs.config import ConfigIssue, JobConfig, canonical, field_names, issues, nearest
 from jobs.config.components import builtin_names, is_class, is_import_path, is_option, metric_name
-from orchestrator.sweep.labels import label_faults
+from orchestrator.sweep.labels import label_issues
 from orchestrator.sweep.limits import (
     LARGEST_SEED,
     LONGEST_NAME,
     MOST_ARMS,
     MOST_OF_A_NODE,
     MOST_SEEDS,
-    count_faults,
-    number_faults,
-    repeated_faults,
+    count_issues,
+    number_issues,
+    repeated_issues,
 )
 from orchestrator.sweep.model import Arm, Sweep, arms_of, cross, usual_mode
-from orchestrator.sweep.space import space_faults
+from orchestrator.sweep.space import space_issues
 from orchestrator.sweep.values import alternatives, identity, list_keys, merged, shown
 
 METRICS = {
@@ -37,15 +37,15 @@ FIXED = {"stage": "the plan sets it", "seed": "seeds belong to [confirm]", "task
 """Job keys that arms do not set, and why."""
 
 
-def job_faults(raw: dict[str, JsonValue]) -> list[Fault]:
+def job_issues(raw: dict[str, JsonValue]) -> list[ConfigIssue]:
     """Faults of every arm as a job, found even when another part of the file is wrong."""
     job, compare, named = raw.get("job"), raw.get("compare", {}), raw.get("arm", [])
     if not isinstance(job, dict):
         return []
-    all_faults: list[Fault] = list(_own_task_faults(raw))
+    all_issues: list[ConfigIssue] = list(_own_task_issues(raw))
     for key in ("stage", "seed"):
         if key in job:
-            all_faults.append(Fault(f"job.{key}", repr(job[key]), "is set by the plan; remove it"))
+            all_issues.append(ConfigIssue(f"job.{key}", repr(job[key]), "is set by the plan; remove it"))
     job = {key: value for key, value in job.items() if key not in ("stage", "seed")}
     factors = _factors(compare)
     usable = cross(job, factors, _tables(named, alone=True), _tables(raw.get("exclude")))
@@ -55,22 +55,22 @@ def job_faults(raw: dict[str, JsonValue]) -> list[Fault]:
     for table, settings in (("compare", compare), *((f"arm {a.label!r}", a.settings) for a in usable if named)):
         for key in settings if isinstance(settings, dict) else ():
             if key in FIXED:
-                all_faults.append(Fault(f"{table}: {key}", "", FIXED[key]))
+                all_issues.append(ConfigIssue(f"{table}: {key}", "", FIXED[key]))
             elif key not in known and not is_option(key):
-                all_faults.append(Fault(f"{table}: {key}", "", f"is no key of a job{nearest(key, known)}"))
-    all_faults += _flat_lists(factors)
+                all_issues.append(ConfigIssue(f"{table}: {key}", "", f"is no key of a job{nearest(key, known)}"))
+    all_issues += _flat_lists(factors)
     stages = ["tune", "confirm"] if raw.get("tune") is not None else ["confirm"]
-    unknown = {fault.key.rpartition(": ")[2] for fault in all_faults}
+    unknown = {issue.key.rpartition(": ")[2] for issue in all_issues}
     for arm, stage in itertools.product(usable, stages):
         whole = {k: v for k, v in arm.settings.items() if k not in unknown}
         try:
             Arm(arm.label, whole, merged(job, whole)).config(stage=stage, seed=0)
         except ValidationError as error:
-            for fault in faults(error, JobConfig, "job."):
-                of_arm = fault.key.removeprefix("job.") in arm.settings or fault.key == "job"
+            for issue in issues(error, JobConfig, "job."):
+                of_arm = issue.key.removeprefix("job.") in arm.settings or issue.key == "job"
                 suffix = f" (arm {arm.label!r})" if of_arm and arm.settings else ""
-                all_faults.append(Fault(fault.key, fault.found, fault.expected + suffix))
-    return all_faults
+                all_issues.append(ConfigIssue(issue.key, issue.found, issue.expected + suffix))
+    return all_issues
 
 
 def _factors(compare: JsonValue) -> dict[str, list[JsonValue]]:
@@ -87,53 +87,57 @@ def _tables(listed: JsonValue, *, alone: bool = False) -> list[dict[str, JsonVal
     return [] if alone and len(tables) < len(items) else tables
 
 
-def _flat_lists(compare: Mapping[str, list[JsonValue]]) -> Iterable[Fault]:
+def _flat_lists(compare: Mapping[str, list[JsonValue]]) -> Iterable[ConfigIssue]:
     """Levels of a key that is a list itself, given as one list."""
     for key, levels in compare.items():
         if key in list_keys() and not any(level is None or isinstance(level, list) for level in levels):
             expected = f"each level of {key} is a list itself: [{shown(levels)}, ...]"
-            yield Fault(f"compare.{key}", shown(levels), expected)
+            yield ConfigIssue(f"compare.{key}", shown(levels), expected)
 
 
-def contradictions(sweep: Sweep) -> list[Fault]:
+def contradictions(sweep: Sweep) -> list[ConfigIssue]:
     """What is wrong although every part is well formed."""
-    if beyond := list(count_faults(sweep)):
+    if beyond := list(count_issues(sweep)):
         return beyond
     arms = arms_of(sweep)
     if len(arms) > MOST_ARMS:
-        return [Fault("compare", "", f"makes {len(arms):,} arms; at most {MOST_ARMS:,}: exclude more, or tune a key")]
-    if beyond := [*label_faults(sweep.arm, arms), *number_faults(sweep, arms)]:
+        return [
+            ConfigIssue("compare", "", f"makes {len(arms):,} arms; at most {MOST_ARMS:,}: exclude more, or tune a key")
+        ]
+    if beyond := [*label_issues(sweep.arm, arms), *number_issues(sweep, arms)]:
         return beyond
-    if excluded := list(_exclude_faults(sweep, arms)):
+    if excluded := list(_exclude_issues(sweep, arms)):
         return excluded
     if len(arms) < 2:
-        return list(_arm_faults(sweep, arms))
+        return list(_arm_issues(sweep, arms))
     return [
-        *repeated_faults(sweep),
-        *_arm_faults(sweep, arms),
-        *_seed_faults(sweep),
-        *_metric_faults(sweep, arms),
-        *_resource_faults(sweep, arms),
-        *(space_faults(sweep.tune, arms) if sweep.tune else ()),
+        *repeated_issues(sweep),
+        *_arm_issues(sweep, arms),
+        *_seed_issues(sweep),
+        *_metric_issues(sweep, arms),
+        *_resource_issues(sweep, arms),
+        *(space_issues(sweep.tune, arms) if sweep.tune else ()),
     ]
 
 
-def _exclude_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
+def _exclude_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
     """An exclusion must leave something out, and no arm may be left without the baseline it is compared with."""
     levels_of = {key: set(map(identity, levels)) for key, levels in sweep.compare.items()}
     for index, exclusion in enumerate(sweep.exclude):
         where, known = f"exclude[{index}]", list(sweep.compare)
         if not exclusion:
-            yield Fault(where, "{}", "is empty; name the levels that are left out, such as { 'batch.size' = 16 }")
+            yield ConfigIssue(where, "{}", "is empty; name the levels that are left out, such as { 'batch.size' = 16 }")
         for key, levels in exclusion.items():
             if key not in sweep.compare:
                 what = f"is no factor of [compare]{nearest(key, known)}"
-                yield Fault(f"{where}.{key}", "", what if known else "needs factors, crossed in [compare]")
+                yield ConfigIssue(f"{where}.{key}", "", what if known else "needs factors, crossed in [compare]")
                 continue
             for level in alternatives(key, levels):
                 if identity(level) not in levels_of[key]:
                     named = ", ".join(map(shown, sweep.compare[key]))
-                    yield Fault(f"{where}.{key}", _level_text(level), f"is no level of {key}, which has [{named}]")
+                    yield ConfigIssue(
+                        f"{where}.{key}", _level_text(level), f"is no level of {key}, which has [{named}]"
+                    )
     if not sweep.exclude or not sweep.compare:
         return
     first, levels = next(iter(sweep.compare.items()))
@@ -145,77 +149,79 @@ def _exclude_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
                 f"has no baseline: {first} = {shown(levels[0])} is excluded beside it; exclude both, put another "
                 f"level of {first} first, or name arms with [[arm]]"
             )
-            yield Fault("exclude", repr(arm.label), expected)
+            yield ConfigIssue("exclude", repr(arm.label), expected)
 
 
-def _arm_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
+def _arm_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
     if len(arms) < 2:
-        yield Fault("compare", "", "a comparison needs two arms or more; give [compare] factors or two [[arm]] tables")
+        yield ConfigIssue(
+            "compare", "", "a comparison needs two arms or more; give [compare] factors or two [[arm]] tables"
+        )
     elif (first := next(iter(sweep.compare), None)) and len({canonical(arm.settings[first]) for arm in arms}) < 2:
         expected = (
             f"is the first factor, whose levels are compared, and all arms have {shown(arms[0].settings[first])}; "
             "put a factor first of which two levels or more are left"
         )
-        yield Fault(f"compare.{first}", "", expected)
+        yield ConfigIssue(f"compare.{first}", "", expected)
     labels = [arm.label for arm in arms]
     for arm in arms:
         if not arm.label.strip():
-            yield Fault("arm", json.dumps(arm.settings), "every [[arm]] needs a label")
+            yield ConfigIssue("arm", json.dumps(arm.settings), "every [[arm]] needs a label")
         elif labels.count(arm.label) > 1:
-            yield Fault("arm", repr(arm.label), "this label is given twice")
+            yield ConfigIssue("arm", repr(arm.label), "this label is given twice")
     seen: dict[str, str] = {}
     for arm in arms:
         same = seen.setdefault(arm.config(stage="confirm", seed=0).id, arm.label)
         if same != arm.label:
-            yield Fault("compare", repr(arm.label), f"is the same trial as arm {same!r}; remove one of the two")
+            yield ConfigIssue("compare", repr(arm.label), f"is the same trial as arm {same!r}; remove one of the two")
 
 
-def _seed_faults(sweep: Sweep) -> Iterable[Fault]:
+def _seed_issues(sweep: Sweep) -> Iterable[ConfigIssue]:
     tuned = set(sweep.tune.seed_list) if sweep.tune else set()
     given = {"tune.seeds": sweep.tune.seed_list if sweep.tune else [], "confirm.seeds": sweep.confirm.seeds}
     for key, seeds in given.items():
         if isinstance(seeds, list):
             if sweep.tune and key == "tune.seeds" and not seeds:
-                yield Fault(
+                yield ConfigIssue(
                     key, "[]", "names no seed, so that nothing would be tuned; give one, such as [0], or a count"
                 )
             if len(set(seeds)) < len(seeds):
-                yield Fault(key, repr(seeds), "names a seed twice")
+                yield ConfigIssue(key, repr(seeds), "names a seed twice")
             if any(not 0 <= seed <= LARGEST_SEED for seed in seeds):
-                yield Fault(key, repr(seeds), f"seeds are whole numbers from 0 to {LARGEST_SEED}")
+                yield ConfigIssue(key, repr(seeds), f"seeds are whole numbers from 0 to {LARGEST_SEED}")
     seeds = sweep.confirm.seeds
     if not isinstance(seeds, list) and tuned and max(tuned) > LARGEST_SEED - MOST_SEEDS:
         expected = f"leaves no room for confirm seeds, which follow it up to {LARGEST_SEED}; give smaller ones"
-        yield Fault("tune.seeds", repr(max(tuned)), expected)
+        yield ConfigIssue("tune.seeds", repr(max(tuned)), expected)
     if isinstance(seeds, list) and (both := sorted(tuned & set(seeds))):
         free = max([*tuned, *seeds]) + 1
-        yield Fault(
+        yield ConfigIssue(
             "confirm.seeds", repr(seeds), f"seeds {both} are tuned on too; confirm on fresh ones, such as {free}"
         )
     if isinstance(seeds, list | int) and (len(seeds) if isinstance(seeds, list) else seeds) < 2:
-        yield Fault("confirm.seeds", repr(seeds), "an interval needs two seeds or more; 'enough' chooses")
+        yield ConfigIssue("confirm.seeds", repr(seeds), "an interval needs two seeds or more; 'enough' chooses")
 
 
-def _resource_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
+def _resource_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
     """NCCL refuses two ranks on one GPU, and a rank uses a GPU or a part of it."""
     gpus, key = sweep.resources.gpus_per_rank, "resources.gpus_per_rank"
     for name, count in (("resources.cpus_per_rank", sweep.resources.cpus_per_rank), (key, gpus)):
         if count > MOST_OF_A_NODE:
-            yield Fault(name, f"{count:.3g}", f"no machine has so many; give at most {MOST_OF_A_NODE:,}")
+            yield ConfigIssue(name, f"{count:.3g}", f"no machine has so many; give at most {MOST_OF_A_NODE:,}")
     kind = sweep.resources.accelerator_type
     if kind is not None and (not kind.strip() or not kind.isprintable() or len(kind) > LONGEST_NAME):
         expected = 'is no type of GPU as Ray names it, such as "A100"; leave it out for any GPU'
-        yield Fault("resources.accelerator_type", ascii(kind[:LONGEST_NAME]), expected)
+        yield ConfigIssue("resources.accelerator_type", ascii(kind[:LONGEST_NAME]), expected)
     if gpus > 1 and gpus != int(gpus):
-        yield Fault(key, f"{gpus:g}", f"is no whole number of GPUs and no share of one; give {int(gpus)}, or 0.5")
+        yield ConfigIssue(key, f"{gpus:g}", f"is no whole number of GPUs and no share of one; give {int(gpus)}, or 0.5")
     elif 0 < gpus < 1:
         ranks = max(arm.config(stage="confirm", seed=0).execution.ranks for arm in arms)
         if ranks > 1:
             expected = f"several ranks cannot share a GPU, and there are {ranks}; give 1, or job.execution.ranks = 1"
-            yield Fault(key, f"{gpus:g}", expected)
+            yield ConfigIssue(key, f"{gpus:g}", expected)
 
 
-def _metric_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
+def _metric_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
     name, task = sweep.metric.name, arms[0].config(stage="confirm", seed=0).task
     jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
     if task not in METRICS:
@@ -226,7 +232,7 @@ def _metric_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
         varied = set(sweep.compare) | {key for arm in sweep.arm for key in arm if key != "label"}
         varied |= set(sweep.tune.space) if sweep.tune else set()
         if blame := sorted(key for key in varied if key.startswith(("loss.", "batch."))):
-            yield Fault(
+            yield ConfigIssue(
                 "metric.name",
                 repr(name),
                 f"a training loss cannot be compared while {', '.join(blame)} varies: its scale depends on them; "
@@ -236,29 +242,31 @@ def _metric_faults(sweep: Sweep, arms: list[Arm]) -> Iterable[Fault]:
         known = (*known, *TRAINING_METRICS)
     if name not in known:
         expected = f"is not measured in task {task!r}, which knows {', '.join(known)}"
-        yield Fault("metric.name", repr(name), expected + nearest(name, list(known)))
+        yield ConfigIssue("metric.name", repr(name), expected + nearest(name, list(known)))
     if sweep.metric.mode != usual_mode(name) and not sweep.metric.mode_is_meant:
         way = "lower" if usual_mode(name) == "min" else "higher"
-        yield Fault(
+        yield ConfigIssue(
             "metric.mode",
             repr(sweep.metric.mode),
             f"{name} is better {way}; leave mode out, or say that this is no mistake: mode_is_meant = true",
         )
     if name == "probe_accuracy" and not all(a.config(stage="confirm", seed=0).evaluate.probe for a in arms):
-        yield Fault("metric.name", repr(name), "needs job.evaluate.probe = true")
+        yield ConfigIssue("metric.name", repr(name), "needs job.evaluate.probe = true")
 
 
-def _own_task_faults(raw: dict[str, JsonValue]) -> Iterable[Fault]:
+def _own_task_issues(raw: dict[str, JsonValue]) -> Iterable[ConfigIssue]:
     """What a task of the user's own needs that the others do not."""
     tables = {key: value for key, value in raw.items() if isinstance(value, dict)}
     task, metric = str(tables.get("job", {}).get("task")), tables.get("metric", {})
     if task in METRICS or not (is_import_path(task) or task in builtin_names("task")):
         return
     if "mode" not in metric:
-        yield Fault("metric.mode", "", f"is missing: which way {metric.get('name')!r} is better, only {task} knows")
+        yield ConfigIssue(
+            "metric.mode", "", f"is missing: which way {metric.get('name')!r} is better, only {task} knows"
+        )
     if is_import_path(task) and not is_class(task) and (prune := tables.get("tune", {}).get("prune", "none")) != "none":
         expected = f"compares trials at steps that {task} does not promise to report; set prune = 'none'"
-        yield Fault("tune.prune", repr(prune), expected)
+        yield ConfigIssue("tune.prune", repr(prune), expected)
 
 
 def _level_text(level: JsonValue) -> str:

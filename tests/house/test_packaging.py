@@ -206,10 +206,10 @@ def test_shares_of_the_soak_begin_elsewhere_for_another_commit_and_ten_have_each
 
 def test_a_share_of_the_soak_ends_in_time_and_its_failures_count(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
-        "import time\ndef test_a(): time.sleep(1)\ndef test_b(): pass\ndef test_c(): assert False\n"
+        "import time\ndef test_a(): time.sleep(5)\ndef test_b(): pass\ndef test_c(): assert False\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "share", "-p", "no:cacheprovider", str(tmp_path)]
-    for minutes, code, words in (("0.01", 0, "1 passed, 2 skipped"), ("1", 1, "1 failed, 2 passed")):
+    for minutes, code, words in (("0.08", 0, "1 passed, 2 skipped"), ("1", 1, "1 failed, 2 passed")):
         environment = os.environ | {"PYTHONPATH": HELPERS, share.MINUTES: minutes}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert (done.returncode, words in done.stdout) == (code, True), done.stdout

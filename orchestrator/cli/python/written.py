@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, JsonValue
 
-from jobs.config import ConfigError, Fault
+from jobs.config import ConfigError, ConfigIssue
 from orchestrator import sweep as sweeps
 from orchestrator.sweep.values import NONE, none_keys
 
@@ -74,10 +74,10 @@ def written(tables: Mapping[str, object]) -> str:
 
     Raises ConfigError for what no file can hold.
     """
-    faults: list[Fault] = []
-    plain = _Plain(faults).table(_with_whole_paths(tables), "")
-    if faults:
-        raise ConfigError(NAME, "sweep", faults)
+    issues: list[ConfigIssue] = []
+    plain = _Plain(issues).table(_with_whole_paths(tables), "")
+    if issues:
+        raise ConfigError(NAME, "sweep", issues)
     lines, below = [], []
     for key, value in plain.items():
         if isinstance(value, dict):
@@ -93,19 +93,19 @@ def written(tables: Mapping[str, object]) -> str:
 
 def override(key: str, value: object) -> str:
     """`--set` of a key and a value of Python. Raises ConfigError."""
-    faults: list[Fault] = []
-    plain = _Plain(faults).value(value, key)
-    if faults:
-        raise ConfigError("overrides", "change", faults)
+    issues: list[ConfigIssue] = []
+    plain = _Plain(issues).value(value, key)
+    if issues:
+        raise ConfigError("overrides", "change", issues)
     return f"{key}={_inline(NONE[0] if plain is None else plain)}"
 
 
 class _Plain:
     """Values of Python as those that TOML has."""
 
-    def __init__(self, faults: list[Fault]) -> None:
+    def __init__(self, issues: list[ConfigIssue]) -> None:
         """faults: gets what has no form in TOML."""
-        self._faults = faults
+        self._issues = issues
 
     def table(self, given: Mapping[str, object], where: str) -> dict[str, JsonValue]:
         """A table at a dotted place of the file."""
@@ -157,7 +157,7 @@ class _Plain:
 
     def _refuse(self, where: str, given: object, expected: str) -> None:
         text = repr(given)
-        self._faults.append(Fault(where, text if len(text) <= 60 else f"{text[:57]}...", expected))
+        self._issues.append(ConfigIssue(where, text if len(text) <= 60 else f"{text[:57]}...", expected))
 
 
 def _section(name: str, table: Mapping[str, JsonValue]) -> list[str]:

@@ -44,8 +44,11 @@ class RequestRefused(Exception):
     """The server answered, and not with what was asked for."""
 
     def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
+        super().__init__(status, text)  # what it is made of again where it is pickled
+        self.status, self.text = status, text
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class TokenRefused(Exception):

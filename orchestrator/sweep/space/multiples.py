@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import JsonValue, ValidationError
 
-from jobs.config import DIVIDES, Fault, JobConfig, faults
+from jobs.config import DIVIDES, ConfigIssue, JobConfig, issues
 from orchestrator.sweep.model import Arm, Space, Tune
 from orchestrator.sweep.space import conditions
 from orchestrator.sweep.values import Settings, shown
@@ -25,7 +25,7 @@ MOST_SHOWN = 8
 APART = "tune one of them with `when`, so that they do not meet"
 
 
-def multiple_faults(tune: Tune, arms: list[Arm]) -> Iterator[Fault]:
+def multiple_issues(tune: Tune, arms: list[Arm]) -> Iterator[ConfigIssue]:
     """The first two values that a search may come to in an arm and of which one should divide the other."""
     most = MOST_BESIDE // len(arms) + 1
     for arm in arms:
@@ -34,8 +34,8 @@ def multiple_faults(tune: Tune, arms: list[Arm]) -> Iterator[Fault]:
             if part not in inside and whole not in inside:
                 continue
             for beside in itertools.islice(_beside(inside, part, whole), most):
-                if fault := _fault(inside, arm, part, whole, beside):
-                    yield fault
+                if issue := _fault(inside, arm, part, whole, beside):
+                    yield issue
                     return
 
 
@@ -48,7 +48,7 @@ def _beside(spaces: Mapping[str, Space], part: str, whole: str) -> Iterator[dict
         yield dict(zip(keys, point, strict=True))
 
 
-def _fault(spaces: Mapping[str, Space], arm: Arm, part: str, whole: str, beside: Settings) -> Fault | None:
+def _fault(spaces: Mapping[str, Space], arm: Arm, part: str, whole: str, beside: Settings) -> ConfigIssue | None:
     keys = dict.fromkeys((*beside, part, whole))
     tuned = conditions.active({key: spaces[key] for key in keys if key in spaces}, arm.values, beside)
 
@@ -67,7 +67,7 @@ def _fault(spaces: Mapping[str, Space], arm: Arm, part: str, whole: str, beside:
     try:
         arm.config(stage="tune", seed=0, settings=settings)
     except ValidationError as error:
-        reason = "; ".join(fault.expected for fault in faults(error, JobConfig))
+        reason = "; ".join(issue.expected for issue in issues(error, JobConfig))
     else:  # an encoder without the rule
         return None
     ranges = {key: spaces[key] for key in (whole, part) if key in tuned and spaces[key].choices is None}
@@ -75,7 +75,7 @@ def _fault(spaces: Mapping[str, Space], arm: Arm, part: str, whole: str, beside:
     if ranges:
         remedy = f"tune it with choices or step = {_remedy(part, whole, parts, wholes, ranges)}"
     pairs = ", ".join(f"{name} = {shown(value)}" for name, value in settings.items())
-    return Fault(f"tune.space.{key}", pairs, f"{reason} (arm {arm.label!r}); {remedy}")
+    return ConfigIssue(f"tune.space.{key}", pairs, f"{reason} (arm {arm.label!r}); {remedy}")
 
 
 def _first_apart(parts: Sequence[int], wholes: Sequence[int]) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from jobs.config import JobConfig, components, trial_id
-from jobs.config.validation import faults
+from jobs.config.validation import issues
 from jobs.losses import JobLoss
 
 JOB: dict[str, Any] = {"task": "image", "budget": {"steps": 1}, "data": {"train": "digits", "confirm": "digits"}}
@@ -24,7 +24,7 @@ def job(**loss: Any) -> JobConfig:
 
 
 def words(error: ValidationError) -> str:
-    return "; ".join(map(str, faults(error, JobConfig)))
+    return "; ".join(map(str, issues(error, JobConfig)))
 
 
 @pytest.mark.parametrize("kind", components.KINDS)
@@ -118,7 +118,7 @@ def test_options_that_a_component_does_not_have_are_refused(component: str, give
     found = getattr(mylab, component)
     with pytest.raises(ValidationError) as error:
         components.options("loss", found, given)
-    assert said in "; ".join(map(str, faults(error.value, components.options_model("loss", found))))
+    assert said in "; ".join(map(str, issues(error.value, components.options_model("loss", found))))
 
 
 def test_a_required_option_is_missed_before_anything_runs() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from jobs.config import ConfigError, JobConfig, canonical, faults, load_job
+from jobs.config import ConfigError, JobConfig, canonical, issues, load_job
 
 MINIMAL: dict[str, Any] = {
     "task": "image",
@@ -26,7 +26,7 @@ def job(**sections: Any) -> JobConfig:
 def complaints(**sections: Any) -> list[str]:
     with pytest.raises(ValidationError) as caught:
         job(**sections)
-    return [str(fault) for fault in faults(caught.value, JobConfig)]
+    return [str(issue) for issue in issues(caught.value, JobConfig)]
 
 
 def test_every_fault_is_named_at_once_with_key_value_expectation_and_nearest_match() -> None:

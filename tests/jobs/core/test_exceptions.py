@@ -15,7 +15,7 @@ from ray import cloudpickle
 import jobs
 import orchestrator
 from jobs.artifacts.storage import StorageFull
-from jobs.config import ConfigError, Fault
+from jobs.config import ConfigError, ConfigIssue
 from jobs.core.failures import Failure, UnpicklableError, first_line, kind_of, picklable, root_cause
 from jobs.data import DataError
 from jobs.models.pretrained.folder import EncoderError
@@ -27,7 +27,7 @@ from orchestrator.tracking import TrackingUnavailable
 
 MADE: dict[str, Callable[[type[Any]], BaseException]] = {
     "ConfigError": lambda _: ConfigError(
-        "a.toml", "sweep", [Fault("job.task", "'x'", "must be image"), Fault("", "", "y")]
+        "a.toml", "sweep", [ConfigIssue("job.task", "'x'", "must be image"), ConfigIssue("", "", "y")]
     ),
     "DataError": lambda _: DataError("is null", file="s3://key:secret@bucket/a.csv", column="text", row=7),
     "DriverError": lambda _: DriverError("the driver ended with 4", 4),
@@ -35,6 +35,7 @@ MADE: dict[str, Callable[[type[Any]], BaseException]] = {
     "FolderError": lambda _: FolderError("modules.json is no JSON"),
     "GangError": lambda _: GangError(Failure("hung", 1, "rank 1: TimeoutError: x", "trace")),
     "LeaseHeld": lambda _: LeaseHeld("held", holder="host [1]", since=1.5, expires=31.5, token=4),
+    "RequestRefused": lambda kind: kind(404, "Request failed with status code 404: no such job"),
     "StorageFull": lambda _: StorageFull("a checkpoint", 1000, 10, "/disk"),
     "TrackingUnavailable": lambda _: TrackingUnavailable("http://host:5000", "nobody listens", "start it"),
     "UnpicklableError": lambda _: UnpicklableError("TheirError", "their text", "user_error"),
@@ -67,8 +68,17 @@ MADE: dict[str, Callable[[type[Any]], BaseException]] = {
             "RemoteError",
             "RunError",
         ),
-        *("Refused", "ScratchMissing", "ServerUnavailable", "SweepChanged", "TakenOver", "ThreadDied"),
-        *("TokenUnusable", "Undecodable", "_NotFiniteError", "_Undo"),
+        *(
+            "Redirected",
+            "Refused",
+            "ScratchMissing",
+            "ServerUnavailable",
+            "SweepChanged",
+            "TakenOver",
+            "ThreadDied",
+            "TokenRefused",
+        ),
+        *("TokenUnusable", "Undecodable", "Unreachable", "_NotFiniteError", "_Undo"),
     ],
     lambda kind: kind("what was found; what works"),
 )

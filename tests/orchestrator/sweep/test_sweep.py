@@ -16,7 +16,7 @@ from orchestrator.sweep import Arm, Space, Sweep, Tune, arms_of, flatten, load, 
 from orchestrator.sweep.model import LOWER_IS_BETTER
 from orchestrator.sweep.plan import make, stored
 from orchestrator.sweep.space.conditions import some_combinations, within
-from orchestrator.sweep.space.multiples import multiple_faults
+from orchestrator.sweep.space.multiples import multiple_issues
 from orchestrator.sweep.validate import METRICS, TRAINING_METRICS
 
 SWEEPS = sorted((Path(__file__).parents[3] / "sweeps").glob("*.toml"))
@@ -371,7 +371,7 @@ def test_exactly_the_ranges_are_refused_that_hold_a_wrong_pair(
     job: dict[str, JsonValue] = {"task": "image", "budget": {"samples": 1000}, "data": data}
     arm = Arm("a", {}, job | {"batch": {"size": part, "pool": part}})
     wrong = any(size % pool for size in range(low, low + span + 1, step) for pool in parts)
-    faults = list(multiple_faults(Tune(space=spaces), [arm]))
+    faults = list(multiple_issues(Tune(space=spaces), [arm]))
     assert bool(faults) == wrong, faults
 
 

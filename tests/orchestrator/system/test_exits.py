@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import ConfigError, Fault
+from jobs.config import ConfigError, ConfigIssue
 from orchestrator.cli import group
 from orchestrator.ledger import LeaseHeld, LedgerError
 from orchestrator.run_dir import folder as runs
@@ -18,7 +18,7 @@ from orchestrator.system.exit_codes import InfrastructureMissing
 from orchestrator.system.scratch import ScratchMissing
 
 ENDINGS: list[tuple[Exception, int]] = [
-    (ConfigError("a.toml", "sweep", [Fault("key", "", "found")]), 2),
+    (ConfigError("a.toml", "sweep", [ConfigIssue("key", "", "found")]), 2),
     (RunError("words"), 2),
     (BadAddress("words"), 2),
     (LeaseHeld("words", holder="h", since=0, expires=1, token=1), 3),

@@ -3,7 +3,7 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from jobs.config.validation import ConfigError, Fault, faults, field_names, nearest, section_of
+from jobs.config.validation import ConfigError, ConfigIssue, field_names, issues, nearest, section_of
 
 
 class Inner(BaseModel):
@@ -21,7 +21,7 @@ class Outer(BaseModel):
 def complaints(value: object, prefix: str = "") -> list[str]:
     with pytest.raises(ValidationError) as caught:
         Outer.model_validate(value)
-    return [str(fault) for fault in faults(caught.value, Outer, prefix)]
+    return [str(issue) for issue in issues(caught.value, Outer, prefix)]
 
 
 def test_a_fault_names_key_value_expectation_and_the_nearest_match() -> None:
@@ -44,5 +44,5 @@ def test_nearest_looks_at_the_last_part_of_dotted_keys() -> None:
 
 
 def test_an_error_about_a_file_holds_every_fault() -> None:
-    error = ConfigError("a.toml", "sweep", [Fault("x", "1", "too small"), Fault("", "", "is empty")])
+    error = ConfigError("a.toml", "sweep", [ConfigIssue("x", "1", "too small"), ConfigIssue("", "", "is empty")])
     assert str(error) == "a.toml is not a valid sweep:\n  x = 1: too small\n  (whole file): is empty"
