@@ -58,7 +58,7 @@ RECOUNT_S = 10.0
 JOIN_TIMEOUT_S = 60.0
 
 if TYPE_CHECKING:
-    from torch.distributed import TCPStore
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
     from jobs.artifacts.trial_dir import Point
     from jobs.config.json_values import JsonObject
@@ -79,7 +79,7 @@ class Rank:
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self.work = heartbeat.PhaseMonitor()
-        self._store: TCPStore | None = None
+        self._store: Store | None = None
         self._world = 1
         self._training: Training | FunctionTraining | None = None
         self._trial_memory: TrialMemory | None = None
