@@ -19,14 +19,17 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import numpy as np
 import torch
 from safetensors.torch import load_file  # comes with transformers
 from tokenizers import normalizers  # does too
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BATCH = 256
 """Rows encoded at once."""

@@ -17,12 +17,11 @@ import inspect
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import PreTrainedModel
 
 import jobs.models
 from jobs.config import JobConfig
@@ -34,7 +33,7 @@ from jobs.models.pretrained.modules import FLAGS
 from jobs.models.resnet import ResNet
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SENTENCE_TRANSFORMERS = "sentence_transformers.models."
 """Under this name versions 5 and 6 both find their modules."""
@@ -61,8 +60,7 @@ def write(
     if isinstance(model.encoder, ResNet):
         load = _write_resnet(into, model.encoder, job)
     else:
-        assert isinstance(model.encoder, PreTrainedModel)
-        load = _write_encoder(into, model.encoder)
+        load = _write_encoder(into, cast("PreTrainedModel", model.encoder))  # all others are of transformers
     if job.task == "sentence":
         assert tokenizer is not None
         _write_tokenizer(into, tokenizer, model.reading.max_tokens)

@@ -10,16 +10,20 @@ import functools
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from jobs.core.failures import words_of
 from jobs.core.provenance import Stamp, stamp
 from jobs.models.errors import ModelError
 from jobs.models.pretrained.folder import ADAPTER, CONFIG
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DROPOUTS = ("dropout", "dropout_prob", "dropout_rate", "pdrop")
 """How the names of a configuration's dropouts end."""

@@ -13,12 +13,12 @@ import zipfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel
 from transformers.utils import logging
 
 from jobs.core.failures import words_of
@@ -26,6 +26,9 @@ from jobs.core.provenance import Stamp, stamp
 from jobs.models.errors import ModelError
 from jobs.models.pretrained import folder as pretrained
 from jobs.models.pretrained.anatomy import read_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
 """What transformers, torch and safetensors raise for files of weights that are none."""
