@@ -344,7 +344,7 @@ def _shared(session: Session, needs: Requirements, slot: Claim, progress: Progre
 def _refuse_changes(folder: RunFolder, begun: Plan, plan: Plan) -> None:
     """Raise SweepChanged where the file no longer says what the run was begun with. begun: the plan of the run."""
     # Both resolved by today's program: an older version did not know every key that has a default today.
-    changed = planning.changed_keys(sweeps.resolved(begun.sweep), sweeps.resolved(plan.sweep))
+    changed = planning.changed_keys(*(sweeps.renamed(sweeps.resolved(each)) for each in (begun.sweep, plan.sweep)))
     changed = [change for change in changed if not planning.is_as_begun(begun, change[0], change[2])]
     if not changed and (order := planning.changed_order(begun, plan)) is not None:
         changed = [("compare", *order)]

@@ -63,7 +63,7 @@ POINTS = 1000
 """Most points of one key and trial that are recorded, and so what ledger and MLflow are told."""
 
 
-DIVIDES = {"batch.pool": "batch.size", "model.heads": "model.width"}
+DIVIDES = {"batch.negatives_group": "batch.size", "batch.pool": "batch.size", "model.heads": "model.width"}
 """Keys of whole numbers that must divide another one: between two values that do may lie some that do not."""
 
 
@@ -180,16 +180,16 @@ class JobConfig(Section):
         return self.data.tune if self.stage == "tune" else self.data.confirm
 
     @property
-    def pool(self) -> int:
+    def negatives_group(self) -> int:
         """Pairs that share negatives."""
-        return self.batch.pool or self.batch.size
+        return self.batch.negatives_group or self.batch.pool or self.batch.size
 
     @property
     def negatives_per_anchor(self) -> int:
         """In-batch negatives of one anchor; hard negatives of the data come on top. 0 of a loop of the user's own."""
         if self.is_function:
             return 0
-        return (self.pool - 1) * (2 if self.loss.same_side else 1)
+        return (self.negatives_group - 1) * (2 if self.loss.same_side else 1)
 
     @property
     def evaluation_steps(self) -> list[int]:

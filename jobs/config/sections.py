@@ -276,16 +276,25 @@ class Batch(Section):
     size: int = Field(256, gt=1)
     """Pairs per optimizer step, over all ranks."""
 
-    pool: int | None = Field(None, gt=1)
-    """Consecutive pairs of the batch that share negatives. None: all of them. Smaller pools are what is often called
+    negatives_group: int | None = Field(None, gt=1)
+    """Consecutive pairs of the batch that share negatives. None: all of them. Smaller groups are what is often called
     gradient accumulation: another objective, not an approximation."""
 
+    pool: int | None = Field(None, gt=1, json_schema_extra={"deprecated": True})
+    """What `negatives_group` was called, and is in runs begun before."""
+
     @model_validator(mode="after")
-    def _whole_pools(self) -> Batch:
-        if self.pool is not None and self.size % self.pool:
-            fitting = next((one for one in range(min(self.pool, 10_000), 1, -1) if self.size % one == 0), None)
-            remedy = f"for example pool = {fitting}" if fitting else "or leave pool out"
-            raise ValueError(f"pool = {self.pool} must divide size = {self.size}, {remedy}")
+    def _whole_groups(self) -> Batch:
+        if self.negatives_group is not None and self.pool is not None:
+            raise ValueError(
+                f"negatives_group = {self.negatives_group} and pool = {self.pool} are the same under two names; remove "
+                "pool"
+            )
+        for name, group in (("negatives_group", self.negatives_group), ("pool", self.pool)):
+            if group is not None and self.size % group:
+                fitting = next((size for size in range(min(group, 10_000), 1, -1) if self.size % size == 0), None)
+                remedy = f"for example {name} = {fitting}" if fitting else f"or leave {name} out"
+                raise ValueError(f"{name} = {group} must divide size = {self.size}, {remedy}")
         return self
 
 

@@ -169,7 +169,7 @@ class LossSpec:
         known = {field.name for field in fields(LossSpec)}
         given = {key: value for key, value in job.loss if key in known}
         execution = {key: value for key, value in job.execution if key in known}
-        return LossSpec(**given, **execution, pool=job.batch.pool)
+        return LossSpec(**given, **execution, pool=job.batch.negatives_group or job.batch.pool)
 
 
 @dataclass(frozen=True)

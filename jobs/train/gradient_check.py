@@ -256,7 +256,7 @@ def _one_process(
     negatives = embedded[2 * n :].unflatten(0, (n, hard)) if hard else None
     if loss.row_loss is not None:
         value = dense_loss(
-            job.loss, queries, keys, negatives, ids=local, pool=job.pool, temperature=temperature,
+            job.loss, queries, keys, negatives, ids=local, pool=job.negatives_group, temperature=temperature,
             reference=loss.row_loss.reference,
         )  # fmt: skip
     else:

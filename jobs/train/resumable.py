@@ -296,7 +296,7 @@ class Resumable:
         self.result = result
 
     def _hard_negatives(self) -> int:
-        return self.examples.hard_negatives * self.job.pool
+        return self.examples.hard_negatives * self.job.negatives_group
 
     def _hashes(self) -> dict[str, str]:
         """What paired trials must have in common: the rows, the order of the first epoch, the first weights, and of

@@ -4,7 +4,7 @@ Imports no torch, ray, optuna or mlflow: `orchestrator --help` and `plan` must b
 """
 
 from orchestrator.sweep.components import code_of
-from orchestrator.sweep.load import load, loads
+from orchestrator.sweep.load import load, loads, renamed
 from orchestrator.sweep.model import Arm, Confirm, Metric, Resources, Retry, Space, Sweep, Tune, arms_of, resolved
 from orchestrator.sweep.values import flatten, merged
 
@@ -23,5 +23,6 @@ __all__ = [
     "load",
     "loads",
     "merged",
+    "renamed",
     "resolved",
 ]

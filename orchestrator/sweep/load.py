@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
@@ -17,7 +17,7 @@ from orchestrator.sweep.model import Sweep
 from orchestrator.sweep.overrides import override_issues
 from orchestrator.sweep.shape import DEEPEST, shape_issues, spaces_in, twice_issues
 from orchestrator.sweep.validate import contradictions, job_issues
-from orchestrator.sweep.values import NONE, all_with_none, flatten, job_with_none, with_none
+from orchestrator.sweep.values import NONE, RENAMED, all_with_none, flatten, job_with_none, with_none
 
 LONG_NUMBER = re.compile(rb"[0-9](_?[0-9]){4299}")
 """Digits of which Python makes no number."""
@@ -52,7 +52,7 @@ def _checked(table: dict[str, JsonValue], where: str, folder: Path, overrides: I
             refused.append(text)
     if shapeless := list(shape_issues(raw)):
         raise ConfigError(where, "sweep", shapeless)
-    raw = _with_none(_normal(raw))
+    raw, former = _renamed(_with_none(_normal(raw)))
     if "digest" in _table(raw, "code"):
         all_issues.append(ConfigIssue("code.digest", "", "follows from the files; remove it"))
     # Alone, since the other issues would quote them.
@@ -73,7 +73,7 @@ def _checked(table: dict[str, JsonValue], where: str, folder: Path, overrides: I
         except CodeError as error:
             all_issues.append(ConfigIssue("code.paths" if sweep.code else "job", "", str(error)))
         else:
-            sweep = sweep.with_code(None if code is None else code.digest)
+            sweep = sweep.with_code(None if code is None else code.digest).with_notes(former)
     if sweep is None or all_issues:
         raise ConfigError(where, "sweep", list(dict.fromkeys(all_issues)))
     return sweep
@@ -197,6 +197,43 @@ def _with_flat_when(space: JsonValue) -> JsonValue:
     if isinstance(space, dict) and isinstance(when := space.get("when"), dict):
         return space | {"when": flatten(when)}
     return space
+
+
+def renamed(sweep: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """The tables of a sweep, of an earlier version perhaps, by the names that keys have today."""
+    return _renamed(_normal(dict(sweep)))[0]
+
+
+def _renamed(raw: dict[str, JsonValue]) -> tuple[dict[str, JsonValue], list[str]]:
+    """The tables with the names that keys have today, and a sentence for each that had a former one."""
+    seen: dict[str, str] = {}
+
+    def keys(value: JsonValue) -> JsonValue:
+        """Dotted keys, of factors, arms, settings and conditions."""
+        if isinstance(value, list):
+            return [keys(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        for key in value.keys() & RENAMED.keys():
+            seen[key] = RENAMED[key]
+        return {RENAMED.get(key, key): keys(inner) for key, inner in value.items()}
+
+    table = dict(raw)
+    for name in ("compare", "exclude", "arm"):
+        if name in table:
+            table[name] = keys(table[name])
+    if isinstance(tune := table.get("tune"), dict):
+        table["tune"] = tune | {name: keys(tune[name]) for name in ("defaults", "space") if name in tune}
+    if isinstance(job := table.get("job"), dict):
+        for former, today in RENAMED.items():
+            section, _, name = former.rpartition(".")
+            inner, new_name = job.get(section), today.rpartition(".")[2]
+            if isinstance(inner, dict) and inner.get(name) is not None and inner.get(new_name) is None:
+                seen[former] = today
+                named = {new_name if key == name else key: value for key, value in inner.items() if key != new_name}
+                job = {**job, section: named}
+        table["job"] = job
+    return table, [f"{former} is called {today} now, and is read as that" for former, today in seen.items()]
 
 
 def _with_none(raw: dict[str, JsonValue]) -> dict[str, JsonValue]:

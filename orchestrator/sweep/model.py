@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, PrivateAttr, model_validator
 
 from jobs.config import JobConfig, Section, canonical, trial_id
 from jobs.config.components import is_import_path
@@ -293,6 +293,19 @@ class Sweep(Section):
     code: Code | None = None
     resources: Resources = Resources()
     retry: Retry = Retry()
+
+    _notes: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how its file was read."""
+        return self._notes
+
+    def with_notes(self, notes: Iterable[str]) -> Sweep:
+        """The same sweep with notes on its file."""
+        noted = self.model_copy()
+        noted._notes = tuple(notes)  # noqa: SLF001 - of this class
+        return noted
 
     def with_code(self, digest: str | None) -> Sweep:
         """The same sweep with the digest of its code."""

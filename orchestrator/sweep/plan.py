@@ -22,7 +22,7 @@ from orchestrator.sweep import Arm, Sweep, arms_of, flatten, merged, search
 from orchestrator.sweep.model import Planned
 from orchestrator.sweep.space import conditions
 from orchestrator.sweep.space.grid import Grid
-from orchestrator.sweep.values import Settings
+from orchestrator.sweep.values import RENAMED, Settings
 
 SIGNIFICANT = 0.05
 
@@ -326,11 +326,16 @@ def _searched_with(sweep: Sweep, arms: Sequence[Arm]) -> dict[str, str]:
 
 def changed_order(old: Plan, new: Plan) -> tuple[list[str], list[str]] | None:
     """The factors of both plans where these come in another order, which makes other contrasts; None where not."""
-    contrasts = [[(p.arm(a).settings, p.arm(b).settings) for a, b in p.contrasts] for p in (old, new)]
-    arms = [[arm.settings for arm in p.arms] for p in (old, new)]
+    contrasts = [[(_today(p.arm(a)), _today(p.arm(b))) for a, b in p.contrasts] for p in (old, new)]
+    arms = [[_today(arm) for arm in p.arms] for p in (old, new)]
     if contrasts[0] == contrasts[1] and arms[0] == arms[1]:
         return None
     return list(old.sweep.compare), list(new.sweep.compare)
+
+
+def _today(arm: Arm) -> Settings:
+    """What an arm sets, by the names of today."""
+    return {RENAMED.get(key, key): value for key, value in arm.settings.items()}
 
 
 def _contrasts(sweep: Sweep, arms: Sequence[Arm]) -> list[tuple[str, str]]:
@@ -373,7 +378,7 @@ def _costs(job: JobConfig) -> dict[str, JsonValue]:
 def _warnings(
     sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int], contrasts: int, seeds: int
 ) -> list[str]:
-    warnings = []
+    warnings = [*sweep.notes]
     reachable = smallest_p(contrasts, seeds)
     if contrasts and reachable >= SIGNIFICANT:
         warnings.append(

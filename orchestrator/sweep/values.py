@@ -22,6 +22,9 @@ from jobs.config.validation import section_of
 Settings = Mapping[str, JsonValue]
 """Dotted job keys, and a value of each. (TOML has dates too: no key has such a value, and each of them is refused.)"""
 
+RENAMED = {"batch.pool": "batch.negatives_group"}
+"""Job keys by the names that they had, which files and runs begun before still use."""
+
 NONE = ("none", "null")
 """Texts that stand for None, in upper or lower case."""
 

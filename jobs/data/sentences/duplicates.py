@@ -48,7 +48,7 @@ def text_ids(rows: Rows, at: NDArray[np.int64]) -> Ids:
 def negatives_in_a_batch(job: JobConfig, *, hard: int) -> int:
     """Candidates of all queries of a global batch: other pairs' keys of their pools, and these pools' hard negatives,
     `hard` of each pair."""
-    return job.batch.size * (job.pool - 1 + job.pool * hard)
+    return job.batch.size * (job.negatives_group - 1 + job.negatives_group * hard)
 
 
 def note_on_batch(job: JobConfig, rows: NDArray[np.int64], *, step: int, masked: int, hard: int) -> str | None:
@@ -88,7 +88,7 @@ def repeats(job: JobConfig, rows: Rows) -> Iterator[str]:
     if not job.loss.mask_duplicates:
         return
     repeated = _repeated(rows)
-    share = repeated.share(job.pool)
+    share = repeated.share(job.negatives_group)
     if repeated.all_alike and repeated.looked_at == len(rows):
         raise rows.fault(
             f"has nothing to tell apart: every two of its {len(rows)} rows share a text{repeated.commonest()}, and "
@@ -113,7 +113,7 @@ def _doomed(job: JobConfig, rows: Rows, repeated: _Repeated) -> Iterator[str]:
     """A warning where some batch may be one of rows that all share a text, which ends its trial. Raises DataError where
     most trials would meet one."""
     steps = job.budget.steps or (-(-job.budget.samples // job.batch.size) if job.budget.samples else None)
-    chance = repeated.chance_of_a_batch(job.batch.size, job.pool)
+    chance = repeated.chance_of_a_batch(job.batch.size, job.negatives_group)
     expected = chance * (steps or 1000)
     if expected < RARE:
         return

@@ -5,7 +5,7 @@
     sweep   = its trials / trials at once, and never less than the longest arm, whose suggestions are made in turn
 
 What is known of a job holds for every job whose steps cost the same. Where there is none, what is known of one that
-differs in batch, pool or loss has to do, and is called rough.
+differs in batch, negatives group or loss has to do, and is called rough.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FREE = (
 )
 """Keys of a job, or beginnings of keys, that do not set what a step costs."""
 
-NEAR = ("batch.size", "batch.pool", "loss.name")
+NEAR = ("batch.size", "batch.negatives_group", "loss.name")
 """Keys in which a job may differ from one that nothing is known of and still say roughly what it costs."""
 
 
@@ -186,7 +186,8 @@ def cost(job: JobConfig, gpus_per_rank: float) -> dict[str, object]:
     flat = flatten(job.model_dump(mode="json"))
     kept: dict[str, object] = {key: value for key, value in flat.items() if not key.startswith(FREE)}
     return kept | {
-        "batch.pool": job.pool,
+        "batch.negatives_group": job.negatives_group,
+        "batch.pool": None,
         "loss.mlm": job.loss.mlm_weight > 0,
         "optimizer.name": job.optimizer.name,
         "data.train": re.sub(r"\[[^\[\]]*\]$", "", job.data.train),
@@ -283,8 +284,8 @@ def _nearest(
         return None, ()
     best = min(close, key=distance)
     keys = differing(best)
-    if all(costs["batch.pool"] == costs["batch.size"] for costs in (wanted, best.cost)):
-        keys = [key for key in keys if key != "batch.pool"]  # said by the size
+    if all(costs["batch.negatives_group"] == costs["batch.size"] for costs in (wanted, best.cost)):
+        keys = [key for key in keys if key != "batch.negatives_group"]  # said by the size
     rough = [f"rough: they had {', '.join(f'{key} = {best.cost[key]}' for key in keys)}"] if keys else []
     return best, (*rough, *([] if best.here else ["measured on another machine"]))
 

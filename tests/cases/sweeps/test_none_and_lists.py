@@ -69,7 +69,7 @@ def complaint(path: Path, *overrides: str) -> str:
     ("key", "levels", "labels", "values"),
     [
         ("optimizer.clip", '["none", 1.0]', ["clip=none", "clip=1.0"], [None, 1.0]),
-        ("batch.pool", '[128, "none"]', ["pool=128", "pool=none"], [128, None]),
+        ("batch.negatives_group", '[128, "none"]', ["negatives_group=128", "negatives_group=none"], [128, None]),
         ("model.dropout", '["None", 0, 0.1]', ["dropout=none", "dropout=0", "dropout=0.1"], [None, 0.0, 0.1]),
         ("optimizer.betas", "[[0.9, 0.999], [0.9, 0.95]]", ["betas=[0.9, 0.999]", "betas=[0.9, 0.95]"], None),
         ("data.image_shape", '["none", [8, 8]]', ["image_shape=none", "image_shape=[8, 8]"], [None, [8, 8]]),
@@ -303,7 +303,7 @@ label = "no clip [x]"
         ("arm.'no clip [x]'.optimizer.clip=none", 2, "optimizer.clip", None),
         ("arm.no clip [x].optimizer.betas=[0.9, 0.95]", 2, "optimizer.betas", [0.9, 0.95]),
         ("arm[1].optimizer.clip=1.5", 1, "optimizer.clip", 1.5),
-        ("arm.1.batch.pool=16", 1, "batch.pool", 16),
+        ("arm.1.batch.negatives_group=16", 1, "batch.negatives_group", 16),
     ],
 )
 def test_a_key_of_a_named_arm_can_be_set(

@@ -100,7 +100,8 @@ FORMS = {
     "dotted keys": LOSSES,
     "tables": SMALL
     + '[compare.loss]\nname = ["infonce", "dcl"]\n[tune.space.optimizer]\nlr = { low = 1e-4, high = 1e-2 }\n',
-    "none for no value": SMALL + '[compare]\n"optimizer.clip" = ["none", 1.0]\n"batch.pool" = ["None", 16]\n',
+    "none for no value": SMALL
+    + '[compare]\n"optimizer.clip" = ["none", 1.0]\n"batch.negatives_group" = ["None", 16]\n',
     "none in a section": LOSSES.replace("[compare]", '[job.optimizer]\nclip = "NULL"\n[compare]'),
     "none for a number of trials": LOSSES + '[resources]\nconcurrent = "none"\n',
     "whole numbers for decimals": SMALL + '[compare]\n"loss.temperature" = [1, 2]\n"optimizer.clip" = [1, 2]\n',
@@ -114,7 +115,7 @@ FORMS = {
     + """[tune.space]
 "optimizer.name" = { choices = ["adamw", "sgd"] }
 "optimizer.momentum" = { low = 0.5, high = 0.99, when = { optimizer.name = "sgd" } }
-"optimizer.warmup" = { low = 0.0, high = 0.1, when = { arm = ["dcl"], "batch.pool" = "none" } }
+"optimizer.warmup" = { low = 0.0, high = 0.1, when = { arm = ["dcl"], "batch.negatives_group" = "none" } }
 """,
     "choices of none": LOSSES + '[tune.space]\n"model.dropout" = { choices = ["none", 0.1] }\n',
     "a range with a step": LOSSES + '[tune.space]\n"batch.size" = { low = 16, high = 64, step = 16 }\n',
@@ -222,7 +223,7 @@ def test_every_field_of_the_models_is_in_it_with_its_default_and_bounds() -> Non
     assert set(sweeps.Sweep.model_fields) | {"extends"} == set(SCHEMA["properties"])
     rate = SCHEMA["$defs"]["job.optimizer.lr"]
     assert (rate["type"], rate["default"], rate["exclusiveMinimum"]) == ("number", 1e-3, 0)
-    assert SCHEMA["$defs"]["job.batch.pool"]["default"] == "none"
+    assert SCHEMA["$defs"]["job.batch.negatives_group"]["default"] == "none"
     assert SCHEMA["$defs"]["Tune"]["properties"]["trials"]["default"] == 8
     assert '"null"' not in json.dumps([value for key, value in SCHEMA.items() if key != "$defs"])
 

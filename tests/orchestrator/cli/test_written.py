@@ -70,14 +70,14 @@ def test_a_sweep_is_built_of_what_python_has() -> None:
     made = sweep(
         metric=Metric(name="knn_accuracy", smallest_difference=0.01),
         job={**TABLES["job"], "data": {"train": Path("digits"), "tune": "digits", "confirm": "digits"}},
-        compare={"batch": {"size": (np.int64(16), 32), "pool": [None, 16]}},
-        exclude=({"batch.size": 16, "batch.pool": None}, {"batch.size": 32, "batch.pool": None}),
+        compare={"batch": {"size": (np.int64(16), 32), "negatives_group": [None, 16]}},
+        exclude=({"batch.size": 16, "batch.negatives_group": None}, {"batch.size": 32, "batch.negatives_group": None}),
         tune=Tune(space={"optimizer.lr": Space(low=1e-4, high=1e-2, log=True)}, seeds=1),
         confirm={"seeds": range(3, 6)},
         resources={"concurrent": None},
     )
-    assert made.compare == {"batch.size": [16, 32], "batch.pool": [None, 16]}
-    assert made.exclude[0] == {"batch.size": 16, "batch.pool": None}
+    assert made.compare == {"batch.size": [16, 32], "batch.negatives_group": [None, 16]}
+    assert made.exclude[0] == {"batch.size": 16, "batch.negatives_group": None}
     assert flatten(made.job)["data.train"] == "digits"
     assert made.tune is not None
     assert (made.tune.space["optimizer.lr"].log, made.confirm.seeds) == (True, [3, 4, 5])

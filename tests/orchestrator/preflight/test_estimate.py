@@ -400,7 +400,7 @@ def test_another_batch_will_do_and_is_called_rough() -> None:
     assert found.arms[0].known == (told[1],)
     assert found.source == "1 trial of runs/demo; rough: they had batch.size = 64"
     pooled = estimate(plan_of(compare={}, arm=[{"label": "pooled", "batch.pool": 8}]), told[1:2], concurrent=1)
-    assert str(pooled.source).endswith("rough: they had batch.pool = 64, batch.size = 64")
+    assert str(pooled.source).endswith("rough: they had batch.negatives_group = 64, batch.size = 64")
     loss = estimate(plan_of(), [known()], concurrent=1)
     assert (loss.arms[0].remarks, loss.arms[1].remarks) == ((), ("rough: they had loss.name = infonce",))
 

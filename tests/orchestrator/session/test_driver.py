@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,23 @@ def test_a_run_of_an_older_version_is_continued_by_the_same_command(tmp_path: Pa
     _refuse_changes(folder, begun, plan)
     other = planning.make(sweeps.load(tmp_path / "sweep.toml", ["resources.cpus_per_rank=2"]))
     with pytest.raises(SweepChanged, match=r"resources.cpus_per_rank: 1 -> 2"):
+        _refuse_changes(folder, begun, other)
+
+
+def test_a_run_begun_with_a_key_s_former_name_is_continued_by_the_same_file(tmp_path: Path) -> None:
+    """It keeps the name, and so its ids. Mutant checks: names compared as they are, in the job or in the arms."""
+    text = SWEEP.replace('"loss.name" = ["infonce", "flatnce"]', '"batch.pool" = [16, 8]')
+    (tmp_path / "sweep.toml").write_text(text)
+    plan = planning.make(sweeps.load(tmp_path / "sweep.toml"))
+    before = planning.make(sweeps.Sweep.model_validate(tomllib.loads(text)))
+    assert [arm.label for arm in before.arms] == ["pool=16", "pool=8"]
+    begun = planning.stored(sweeps.resolved(before.sweep) | {"plan": before.record()}, 2)
+    folder = RunFolder(tmp_path / "runs" / "small")
+    _refuse_changes(folder, begun, plan)
+    trials = begun.confirm_trials("pool=8", {})
+    assert {trial.id for trial in trials} == {trial.id for trial in before.confirm_trials("pool=8", {})}
+    other = planning.make(sweeps.load(tmp_path / "sweep.toml", ["job.loss.margin=0.1"]))
+    with pytest.raises(SweepChanged, match="margin"):
         _refuse_changes(folder, begun, other)
 
 

@@ -229,7 +229,11 @@ def test_an_arm_whose_settings_make_no_job_fails_as_itself(tmp_path: Path) -> No
     """None of its suggestions is one; or there is no seed; or it is searched with an arm of one rank and has more
     ranks than pairs."""
     for name, seeds in (("0", 2), ("2", [])):
-        tune: dict[str, Any] = {"trials": 3, "seeds": seeds, "space": {"batch.pool": {"low": 17, "high": 30}}}
+        tune: dict[str, Any] = {
+            "trials": 3,
+            "seeds": seeds,
+            "space": {"batch.negatives_group": {"low": 17, "high": 30}},
+        }
         with opened(tmp_path / name, {"tune": tune}) as (session, ledger, _, plan):
             session.start()
             assert play(session) == []

@@ -30,7 +30,7 @@ from orchestrator.sweep.plan import (
 from orchestrator.sweep.space import conditions
 
 ROOT = Path(__file__).parents[3]
-DEFAULTS = "a5bdd194108512e4"
+DEFAULTS = "f7b38212ab560c6f"
 
 SWEEP: dict[str, Any] = {
     "name": "small",

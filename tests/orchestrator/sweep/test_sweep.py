@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from jobs.config import ConfigError
+from jobs.config import ConfigError, JobConfig
 from orchestrator.cli import main
 from orchestrator.sweep import Arm, Space, Sweep, Tune, arms_of, flatten, load, merged, resolved
 from orchestrator.sweep.model import LOWER_IS_BETTER
@@ -81,12 +81,13 @@ def test_dotted_keys_need_no_quotes(write: Any) -> None:
 
 def test_named_arms_keep_their_order_and_labels(write: Any) -> None:
     text = GOOD[: GOOD.index("[compare]")] + (
-        '[[arm]]\nlabel = "big"\n"batch.size" = 128\n[[arm]]\nlabel = "pools"\nbatch.size = 128\nbatch.pool = 32\n'
+        '[[arm]]\nlabel = "big"\n"batch.size" = 128\n[[arm]]\nlabel = "pools"\nbatch.size = 128\n'
+        "batch.negatives_group = 32\n"
     )
     arms = arms_of(load(write(text)))
     assert [(arm.label, arm.settings) for arm in arms] == [
         ("big", {"batch.size": 128}),
-        ("pools", {"batch.size": 128, "batch.pool": 32}),
+        ("pools", {"batch.size": 128, "batch.negatives_group": 32}),
     ]
 
 
@@ -247,10 +248,11 @@ def test_values_that_are_no_job_together_are_refused_before_anything_runs(write:
     """Each by itself is fine. Mutant check: checking one key at a time, as before, fails this."""
     pools = GOOD.replace('"batch.size" = [16, 64]', "").replace(
         '"optimizer.lr" = { low',
-        '"batch.size" = { choices = [32, 48] }\n"batch.pool" = { choices = [WHICH] }\n"optimizer.lr" = { low',
+        '"batch.size" = { choices = [32, 48] }\n"batch.negatives_group" = { choices = [WHICH] }\n'
+        '"optimizer.lr" = { low',
     )
     found = complaint(write(pools.replace("WHICH", "8, 32")))
-    assert "pool = 32 must divide size = 48" in found
+    assert "negatives_group = 32 must divide size = 48" in found
     assert "with `when`, so that they do not meet" in found
     load(write(pools.replace("WHICH", "8, 16")))
 
@@ -267,42 +269,50 @@ def test_a_condition_of_a_condition_is_met_when_a_value_is_checked(write: Any) -
 
 
 NAMES = '"model.name" = { choices = ["resnet", "vit"] }\n'
-SIZE, POOL = '"batch.size" = {{ {} }}', '"batch.pool" = {{ {} }}'
+SIZE, GROUP = '"batch.size" = {{ {} }}', '"batch.negatives_group" = {{ {} }}'
 
 
 @pytest.mark.parametrize(
     ("space", "job", "words"),
     [
-        (SIZE.format("low = 12, high = 96"), "batch = { size = 96, pool = 12 }", "step = 12, for example"),
+        (SIZE.format("low = 12, high = 96"), "batch = { size = 96, negatives_group = 12 }", "step = 12, for example"),
         (
             SIZE.format("low = 24, high = 96, step = 6"),
-            "batch = { size = 96, pool = 12 }",
-            "batch.size = 30: pool = 12",
+            "batch = { size = 96, negatives_group = 12 }",
+            "batch.size = 30: negatives_group = 12",
         ),
         (
             SIZE.format("low = 12, high = 768, log = true"),
-            "batch = { size = 96, pool = 12 }",
-            "batch.size = 13: pool = 12",
+            "batch = { size = 96, negatives_group = 12 }",
+            "batch.size = 13: negatives_group = 12",
         ),
         (
             SIZE.format("low = 20, high = 96"),
-            "batch = { size = 96, pool = 12 }",
+            "batch = { size = 96, negatives_group = 12 }",
             "{ choices = [24, 36, 48, 60, 72, 84, 96] }",
         ),
         (SIZE.format("low = 12, high = 96, step = 12.0"), "", "12.0 makes decimals: write { low = 12, high = 96, step"),
         (SIZE.format("low = 12, high = 96.0"), "", "96.0 makes decimals: write { low = 12, high = 96 }"),
-        (POOL.format("low = 2, high = 6"), "batch = { size = 12 }", '"batch.pool" = { choices = [2, 3, 4, 6] }'),
-        (SIZE.format("low = 16, high = 64") + "\n" + POOL.format("low = 4, high = 16"), "", 'beside "batch.pool" ='),
-        (SIZE.format("low = 48, high = 96, step = 24") + "\n" + POOL.format("choices = [24, 48]"), "", "step = 48"),
+        (
+            GROUP.format("low = 2, high = 6"),
+            "batch = { size = 12 }",
+            '"batch.negatives_group" = { choices = [2, 3, 4, 6] }',
+        ),
+        (
+            SIZE.format("low = 16, high = 64") + "\n" + GROUP.format("low = 4, high = 16"),
+            "",
+            'beside "batch.negatives_group" =',
+        ),
+        (SIZE.format("low = 48, high = 96, step = 24") + "\n" + GROUP.format("choices = [24, 48]"), "", "step = 48"),
         ('"model.heads" = { low = 1, high = 9007199254740992 }', "", "{ choices = [1, 2, 4, 8, 16, 32, 64] }"),
         ('"model.width" = { low = 8, high = 9007199254740992 }', "", "step = 4, for example"),
         (NAMES + '"model.width" = { low = 8, high = 32 }', "", '"vit", model'),
         (
-            POOL.format('low = 12, high = 24, step = 12, when = { "batch.size" = [36, 48] }')
+            GROUP.format('low = 12, high = 24, step = 12, when = { "batch.size" = [36, 48] }')
             + "\n"
             + SIZE.format("choices = [20, 36, 48]"),
             "",
-            "batch.size = 36, batch.pool = 24: pool = 24 must divide size = 36",
+            "batch.size = 36, batch.negatives_group = 24: negatives_group = 24 must divide size = 36",
         ),
         ('"optimizer.lr" = { low = 0.001, high = 1.0, step = 1e-29 }', "", "is so small that the range holds more"),
     ],
@@ -327,17 +337,17 @@ RANGED = (
 @pytest.mark.parametrize(
     ("space", "job"),
     [
-        (SIZE.format("low = 12, high = 96, step = 12"), "batch = { size = 96, pool = 12 }"),
-        (SIZE.format("low = 12, high = 100, step = 12"), "batch = { size = 96, pool = 12 }"),
-        (SIZE.format("low = 16, high = 996, step = 4"), "batch = { pool = 4 }"),
-        (POOL.format("low = 2, high = 4"), "batch = { size = 12 }"),
-        (SIZE.format("low = 16, high = 64, step = 16") + "\n" + POOL.format("low = 8, high = 16, step = 8"), ""),
-        (POOL.format('choices = ["none", 8]') + "\n" + SIZE.format("low = 8, high = 64, step = 8"), ""),
+        (SIZE.format("low = 12, high = 96, step = 12"), "batch = { size = 96, negatives_group = 12 }"),
+        (SIZE.format("low = 12, high = 100, step = 12"), "batch = { size = 96, negatives_group = 12 }"),
+        (SIZE.format("low = 16, high = 996, step = 4"), "batch = { negatives_group = 4 }"),
+        (GROUP.format("low = 2, high = 4"), "batch = { size = 12 }"),
+        (SIZE.format("low = 16, high = 64, step = 16") + "\n" + GROUP.format("low = 8, high = 16, step = 8"), ""),
+        (GROUP.format('choices = ["none", 8]') + "\n" + SIZE.format("low = 8, high = 64, step = 8"), ""),
         ('"model.width" = { low = 8, high = 64 }', 'model = { name = "resnet" }'),
         ('"model.heads" = { low = 1, high = 4 }', "model = { width = 12 }"),
         (NAMES + '"model.width" = { low = 8, high = 32, when = { "model.name" = "resnet" } }', ""),
         (
-            POOL.format('low = 16, high = 32, step = 16, when = { "batch.size" = [32, 64] }')
+            GROUP.format('low = 16, high = 32, step = 16, when = { "batch.size" = [32, 64] }')
             + "\n"
             + SIZE.format("choices = [16, 32, 64]"),
             "",
@@ -365,7 +375,7 @@ def test_exactly_the_ranges_are_refused_that_hold_a_wrong_pair(
     spaces = {"batch.size": Space(low=low, high=low + span, step=step)}
     parts = [part]
     if pools is not None:
-        spaces["batch.pool"] = Space(low=pools[0], high=sum(pools))
+        spaces["batch.negatives_group"] = Space(low=pools[0], high=sum(pools))
         parts = list(range(pools[0], sum(pools) + 1))
     data: dict[str, JsonValue] = {"train": "digits", "tune": "a", "confirm": "b"}
     job: dict[str, JsonValue] = {"task": "image", "budget": {"samples": 1000}, "data": data}
@@ -490,7 +500,7 @@ def test_a_section_that_is_no_table_is_one_fault(write: Any) -> None:
 
 def test_arms_that_are_the_same_trial_are_refused(write: Any) -> None:
     text = GOOD.replace("[16, 64]", "[256]").replace(
-        '"loss.name" = ["infonce", "flatnce"]', '"batch.pool" = [128, 64]\n"loss.margin" = [0, 0.0]'
+        '"loss.name" = ["infonce", "flatnce"]', '"batch.negatives_group" = [128, 64]\n"loss.margin" = [0, 0.0]'
     )
     assert "is the same trial as arm" in complaint(write(text))
 
@@ -710,3 +720,42 @@ def test_a_sweep_extends_a_file_here(write: Any) -> None:
     found = complaint(write('extends = "s3://AKIAHUSH:hush@bucket/x.toml"\n'))
     assert "was given with a user or a password" in found
     assert "hush" not in found.lower()
+
+
+# Keys by their former names
+
+FORMER = {
+    "in the job": ("[compare]", "[job.batch]\nsize = 64\npool = 16\n[compare]"),
+    "as a factor": ('"batch.size" = [16, 64]', '"batch.pool" = [16, 64]'),
+    "in a space": ("[tune.space]", '[tune.space]\n"batch.pool" = { choices = [8, 16] }'),
+}
+
+
+@pytest.mark.parametrize("where", FORMER)
+def test_a_key_by_its_former_name_is_read_with_a_note(where: str, write: Any) -> None:
+    """As the one that it is called today. Mutant check: a place that is left out is refused, or keeps the name."""
+    old, new = FORMER[where]
+    text = GOOD.replace(old, new, 1)
+    assert text != GOOD
+    sweep, today = load(write(text)), load(write(text.replace("pool", "negatives_group")))
+    assert resolved(sweep) == resolved(today)
+    assert "pool" not in str(resolved(sweep)).replace("pooling", "")
+    assert sweep.notes == ("batch.pool is called batch.negatives_group now, and is read as that",)
+    assert today.notes == ()
+    assert sweep.notes[0] in make(sweep).warnings
+
+
+def test_both_names_of_a_key_are_one_too_many(write: Any) -> None:
+    text = GOOD.replace("[compare]", "[job.batch]\nsize = 64\npool = 16\nnegatives_group = 16\n[compare]", 1)
+    assert "the same under two names; remove pool" in complaint(write(text))
+
+
+def test_a_job_by_the_former_name_is_what_it_was() -> None:
+    """Of a run begun before, whose ids do not change."""
+    job = {"task": "image", "budget": {"steps": 1}, "data": {"train": "digits", "confirm": "digits"}}
+    before, today = (
+        JobConfig.model_validate(job | {"batch": {"size": 32, name: 8}}) for name in ("pool", "negatives_group")
+    )
+    assert before.negatives_group == today.negatives_group == 8
+    assert before.negatives_per_anchor == today.negatives_per_anchor == 7
+    assert before.id != today.id
