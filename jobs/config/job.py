@@ -104,9 +104,9 @@ class JobConfig(Section):
             )
         if self.eval_split is None:
             raise ValueError(f"data.{self.stage} is missing: the {self.stage} stage is judged on those rows")
-        if self.model.norm == "batch" and (ranks > 1 or self.is_chunked):
+        if self.model.norm == "batch" and (ranks > 1 or self.has_micro_batches):
             raise ValueError(
-                "model.norm = 'batch' takes its statistics per rank and per chunk, so execution.ranks and "
+                "model.norm = 'batch' takes its statistics per rank and per micro-batch, so execution.ranks and "
                 "execution.micro would change the result; use model.norm = 'group', or ranks = 1 and no micro"
             )
         has_heads = self.model.name != "resnet" and not is_import_path(self.model.name or "")
@@ -169,7 +169,7 @@ class JobConfig(Section):
         return self.budget.steps if self.budget.samples is None else self.budget.samples // self.batch.size
 
     @property
-    def is_chunked(self) -> bool:
+    def has_micro_batches(self) -> bool:
         """Whether a rank may encode its share of the batch in more than one piece."""
         share = -(-self.batch.size // self.execution.ranks)
         return self.execution.micro_tokens is not None or (self.execution.micro or share) < share

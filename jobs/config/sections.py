@@ -287,8 +287,7 @@ class Batch(Section):
     def _whole_groups(self) -> Batch:
         if self.negatives_group is not None and self.pool is not None:
             raise ValueError(
-                f"negatives_group = {self.negatives_group} and pool = {self.pool} are the same under two names; remove "
-                "pool"
+                f"negatives_group = {self.negatives_group}, pool = {self.pool}: the same under two names; remove pool"
             )
         for name, group in (("negatives_group", self.negatives_group), ("pool", self.pool)):
             if group is not None and self.size % group:
@@ -367,13 +366,7 @@ class Evaluate(Section):
     batch: int = Field(256, gt=0)
     """Rows encoded at once."""
 
-    metrics: Annotated[
-        tuple[
-            MetricPath,
-            ...,
-        ],
-        Field(strict=False),
-    ] = ()
+    metrics: Annotated[tuple[MetricPath, ...], Field(strict=False)] = ()
     """Further metrics, by import path, each known by the name after its colon. Built-in ones are measured anyway."""
 
     metric_options: dict[str, Options] = {}
@@ -403,14 +396,15 @@ class Execution(Section):
 
     micro_tokens: int | None = Field(None, gt=0)
     """Padded tokens encoded at once on a rank, all views and hard negatives of its pairs counted. Consecutive pairs
-    fill a chunk up to it, and a chunk holds at least one pair. Sentences only, in place of `micro`."""
+    fill a micro-batch up to it, and a micro-batch holds at least one pair. Sentences only, in place of `micro`."""
 
     keep_graphs: int = Field(0, ge=0)
     """Chunks that keep their graph and are not encoded twice, when `micro` or `micro_tokens` splits the share."""
 
     graph_memory_mb: int | None = Field(None, gt=0)
-    """Memory for kept graphs on a rank, in place of `keep_graphs`: the first chunks of a step keep theirs as long as
-    all that autograd saves for them fits. Beside it a rank needs the memory of one chunk, as it does without."""
+    """Memory for kept graphs on a rank, in place of `keep_graphs`: the first micro-batches of a step keep theirs as
+    long as all that autograd saves for them fits. Beside it a rank needs the memory of one micro-batch, as it does
+    without."""
 
     tile: int | None = Field(None, gt=0)
     """Rows and columns of logits held at once. None: chosen."""
@@ -445,7 +439,8 @@ class Execution(Section):
     def _one_way_to_say_it(self) -> Execution:
         if self.micro is not None and self.micro_tokens is not None:
             raise ValueError(
-                f"micro = {self.micro} and micro_tokens = {self.micro_tokens} both say how large a chunk is; remove one"
+                f"micro = {self.micro} and micro_tokens = {self.micro_tokens} both say how large a micro-batch is; "
+                "remove one"
             )
         if self.keep_graphs and self.graph_memory_mb is not None:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Dropout whose mask is a function of the pair, so that a forward pass can be repeated bit for bit.
 
 Whether an activation is kept is a hash of (seed, step, row, layer call, position, channel), where row numbers the pair
-and its view. So encoding a chunk again, in another chunk, on another rank or with other padding drops the same
+and its view. So encoding a row again, in another micro-batch, on another rank or with other padding drops the same
 activations (DESIGN: randomness is a function, not a state). `replace_dropout` puts this in place of every nn.Dropout of
 an encoder and of the dropout inside transformers' attention; `dropout_keys` says which rows are being encoded.
 """
@@ -58,7 +58,7 @@ def restart() -> None:
         keys.calls = 0
 
 
-def chunk_seed() -> int:
+def seed_of_rows() -> int:
     """Seed of the current rows together, for encoders whose dropout cannot be replaced."""
     return int(_current().rows[0])
 

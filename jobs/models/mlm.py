@@ -2,7 +2,7 @@
 
 Some tokens of every sentence of the batch are masked, the encoder sees the sentences once more, and a small head
 guesses what stood there. Which tokens are masked is a function of (seed, step, sentence, position), so it depends
-neither on ranks, nor on chunks, nor on padding. `jobs/train/step.py` adds the loss to the contrastive one.
+neither on ranks, nor on micro-batches, nor on padding. `jobs/train/step.py` adds the loss to the contrastive one.
 """
 
 from __future__ import annotations

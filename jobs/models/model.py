@@ -39,7 +39,7 @@ class ContrastiveModel(nn.Module):
     width: columns of `encode`. out_width: columns of `project` and `embed`. log_temperature: parameter of a learned
     temperature, else None. mlm: head of the auxiliary masked-language-model loss, else None. prefix_tokens: how many
     states an image encoder gives before those of the patches. unreplayable: why the encoder's dropout could not be
-    replaced by keyed dropout, else None; then masks are seeded by chunk, and depend on how the batch is cut. reading:
+    replaced by keyed dropout, else None; masks are then seeded by micro-batch, and depend on its rows. reading:
     how sentences are taken and pooled. skipped: tokens at the beginning of each row that are not pooled. loss_module:
     of a loss with parameters or state, trained and saved with the rest; else None.
     """
@@ -78,7 +78,7 @@ class ContrastiveModel(nn.Module):
     def encode(self, inputs: Inputs) -> Tensor:
         """The encoder's pooled output [n, width]."""
         dropout.restart()
-        with self._autocast(), self._chunk_random():
+        with self._autocast(), self._seeded_by_rows():
             pooled = self._pool(inputs)
             return F.normalize(pooled, dim=-1) if self.reading.normalise else pooled
 
@@ -99,7 +99,7 @@ class ContrastiveModel(nn.Module):
         assert self.mlm is not None, "loss.mlm_weight = 0 builds no head"
         encoder: Any = self.encoder
         dropout.restart()
-        with self._autocast(), self._chunk_random():
+        with self._autocast(), self._seeded_by_rows():
             hidden = encoder(**inputs, output_hidden_states=False).last_hidden_state[chosen]
         table = encoder.get_input_embeddings().weight
         logits: Tensor = self.mlm(hidden.to(table.dtype), table)
@@ -121,13 +121,13 @@ class ContrastiveModel(nn.Module):
         return torch.autocast(next(self.parameters()).device.type, torch.bfloat16)
 
     @contextmanager
-    def _chunk_random(self) -> Iterator[None]:
-        """Where dropout cannot be keyed, seed torch's generators by the chunk, and put them back afterwards."""
+    def _seeded_by_rows(self) -> Iterator[None]:
+        """Where dropout cannot be keyed, seed torch's generators by the micro-batch, and put them back afterwards."""
         if self.unreplayable is None or not self.training:
             yield
             return
         with torch.random.fork_rng():
-            torch.manual_seed(dropout.chunk_seed())
+            torch.manual_seed(dropout.seed_of_rows())
             yield
 
     def _pool(self, inputs: Inputs) -> Tensor:
@@ -237,14 +237,14 @@ def import_code(job: JobConfig) -> None:
 
 
 def refuse_what_parts_of_a_batch_change(model: ContrastiveModel, job: JobConfig, *, world: int) -> None:
-    """Raise ValueError where `world` ranks, or chunks, encode parts of a batch, and the encoder gives a part something
-    else than it gives the whole."""
-    if world == 1 and not job.is_chunked:
+    """Raise ValueError where `world` ranks, or micro-batches, encode parts of a batch, and the encoder gives rows of a
+    part something else than it gives them in the whole."""
+    if world == 1 and not job.has_micro_batches:
         return
     remedy = "or execution.ranks = 1 without micro and micro_tokens"
     if model.unreplayable:
         raise ValueError(
-            f"this encoder's dropout cannot be replayed ({model.unreplayable}), so ranks and chunks would "
+            f"this encoder's dropout cannot be replayed ({model.unreplayable}), so ranks and micro-batches would "
             f"change the result; set model.dropout = 0, {remedy}"
         )
     kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
@@ -252,8 +252,8 @@ def refuse_what_parts_of_a_batch_change(model: ContrastiveModel, job: JobConfig,
     if norms:
         raise ValueError(
             f"this encoder has batch norm ({norms[0]}, {len(norms)} in all), which takes its statistics per rank "
-            "and per chunk, so ranks and chunks would change the result; use an encoder with layer or group norm, "
-            + remedy
+            "and per micro-batch, so ranks and micro-batches would change the result; use an encoder with layer or "
+            f"group norm, {remedy}"
         )
 
 

@@ -1,9 +1,9 @@
 """Is this trial's gradient the one that it claims to be? Asked once, on a few pairs, before anything is trained.
 
-The real step (ranks, exchange, chunks, kept graphs, tiles, precision, compiler) computes the gradient of the first
-pairs of the batch; then every rank computes it again by plain autograd on all of these pairs at once, with the losses
-written out as whole matrices. The two must agree tensor by tensor. Nothing is left changed: no parameter, gradient,
-buffer, random state or optimizer state.
+The real step (ranks, exchange, micro-batches, kept graphs, tiles, precision, compiler) computes the gradient of the
+first pairs of the batch; then every rank computes it again by plain autograd on all of these pairs at once, with the
+losses written out as whole matrices. The two must agree tensor by tensor. Nothing is left changed: no parameter,
+gradient, buffer, random state or optimizer state.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jobs.data import Ids
 from jobs.losses import BatchFacts, JobLoss, LossInputs
 from jobs.models import ContrastiveModel, dropout_keys
 from jobs.models.mlm import Masking, masked
-from jobs.train.step import Chunk, StepContext
+from jobs.train.step import MicroBatch, StepContext
 
 PAIRS = 32
 """Pairs compared, where memory for that many at once can be taken for granted."""
@@ -63,13 +63,13 @@ def tolerance(job: JobConfig, temperature: float) -> Tolerance:
 
 
 def pairs(job: JobConfig, *, world: int, largest: int) -> int:
-    """Pairs to compare: at least one a rank, and no more than fit where the largest chunk of the step fits."""
-    few = max(2 * world, largest) if job.is_chunked else PAIRS
+    """Pairs to compare: at least one a rank, and no more than fit where the largest micro-batch of the step fits."""
+    few = max(2 * world, largest) if job.has_micro_batches else PAIRS
     return min(job.batch.size, max(world, min(PAIRS, few)))
 
 
-def chunk(share: int) -> int:
-    """Pairs of a chunk, so that a rank's share is cut in three where it can be."""
+def micro_batch_size(share: int) -> int:
+    """Pairs of a micro-batch, so that a rank's share is cut in three where it can be."""
     return -(-share // 3)
 
 
@@ -85,7 +85,7 @@ def verify(
     *,
     real: Callable[[], object],
     loss: JobLoss,
-    whole: Chunk,
+    whole: MicroBatch,
     ids: Ids | None,
     rows: NDArray[np.int64],
     masking: Masking | None,
@@ -105,7 +105,7 @@ def verify(
     allowed = tolerance(job, float(torch.as_tensor(model.temperature()).detach()))
     errors = compare(found, expected, allowed)
     wrong = {name: error for name, error in errors.items() if not error <= allowed.relative}
-    told = [rank for rank, (count,) in enumerate(agree([len(wrong)], context.group, what="preflight")) if count]
+    told = [rank for rank, (count,) in enumerate(agree([len(wrong)], context.group, what="gradient check")) if count]
     worst = max(errors, key=lambda name: _sortable(errors[name]))
     if wrong:
         raise GradientMismatch(
@@ -230,7 +230,7 @@ def _one_process(
     model: ContrastiveModel,
     job: JobConfig,
     loss: JobLoss,
-    whole: Chunk,
+    whole: MicroBatch,
     *,
     ids: Ids | None,
     rows: NDArray[np.int64],

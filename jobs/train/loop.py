@@ -37,7 +37,7 @@ class Training(Resumable):
 
     attempt: fencing token and number of this attempt at the trial; see trial.Fence.
     remote: a URI of pyarrow.fs at which the trial's files are kept; `folder` then is only where they are made.
-    phase: told on every rank what begins: "loading", "evaluation", "preflight", "step 7", "checkpoint".
+    phase: told on every rank what begins: "loading", "evaluation", "gradient check", "step 7", "checkpoint".
     expected: digests of the code, the data and the weights that the trial belongs to, as `provenance` has them.
     trial_memory: made for this trial by a caller who looks at it also while the trial is loaded.
 
@@ -80,7 +80,7 @@ class Training(Resumable):
 
     def _optimize(self, step: int) -> StepResult:
         job, rows = self.job, self.batches.rows(step)
-        result = self._gradients(step, rows, self.batches.cut(rows), clip=job.optimizer.clip)
+        result = self._gradients(step, rows, self.batches.spans(rows), clip=job.optimizer.clip)
         self._look_at_duplicates(step, rows, int(result.diagnostics.duplicates_masked))
         if result.finite:
             self.transform(step)
@@ -101,18 +101,18 @@ class Training(Resumable):
         self,
         step: int,
         rows: NDArray[np.int64],
-        cuts: list[range],
+        spans: list[range],
         *,
         clip: float | None = None,
         masks: bool = True,
         same_as: str | None = None,
     ) -> StepResult:
-        """Gradients of a global batch of data rows, cut into `cuts` on this rank.
+        """Gradients of a global batch of data rows, cut into `spans` on this rank.
 
         masks: whether equal ids are looked at, where the job asks for it. same_as: another loss, computed in its place.
         """
         job = self.job
-        own = rows[cuts[0].start : cuts[-1].stop]
+        own = rows[spans[0].start : spans[-1].stop]
         ids = self.examples.ids(own).to(self.device).given() if job.loss.mask_duplicates and masks else {}
         facts = BatchFacts(torch.from_numpy(own), step, job.seed)
 
@@ -122,7 +122,7 @@ class Training(Resumable):
 
         return exact_gradients(
             self.model,
-            [self.batches.chunk(step, rows, pairs) for pairs in cuts],
+            [self.batches.micro_batch(step, rows, pairs) for pairs in spans],
             self._context(step),
             loss=value,
             keep_graphs=job.execution.keep_graphs,
@@ -138,14 +138,14 @@ class Training(Resumable):
         return tensor_bytes(self.model, self.optimizer)
 
     def _verify(self, step: int) -> None:
-        """Compare the gradient of a few pairs with one process's; raises preflight.GradientMismatch on every rank."""
-        self.phase("preflight")
+        """Compare the gradient of a few pairs with one process's; raises GradientMismatch on every rank."""
+        self.phase("gradient check")
         rows = self.batches.rows(step)
-        largest = max(agree([max(map(len, self.batches.cut(rows)))], self.group, what="largest chunk"))[0]
+        largest = max(agree([max(map(len, self.batches.spans(rows)))], self.group, what="largest micro-batch"))[0]
         rows = rows[: gradient_check.pairs(self.job, world=self.world, largest=largest)]
         mine = share(len(rows), rank=self.rank, world=self.world)
-        cuts = consecutive(mine, gradient_check.chunk(len(mine)) if self.job.is_chunked else None)
-        whole = self.batches.chunk(step, rows, range(len(rows)))
+        spans = consecutive(mine, gradient_check.micro_batch_size(len(mine)) if self.job.has_micro_batches else None)
+        whole = self.batches.micro_batch(step, rows, range(len(rows)))
         ids = self.examples.ids(rows) if self.job.loss.mask_duplicates else None
         if ids is not None and ids.all_alike():  # nothing would be left of these few, and 0 is equal to 0
             ids = None
@@ -153,7 +153,7 @@ class Training(Resumable):
             self.model,
             self.job,
             real=lambda: self._gradients(
-                step, rows, cuts, same_as=gradient_check.checked_loss(self.job), masks=ids is not None
+                step, rows, spans, same_as=gradient_check.checked_loss(self.job), masks=ids is not None
             ),
             loss=self.loss,
             whole=whole,
@@ -163,4 +163,4 @@ class Training(Resumable):
             context=self._context(step),
         )
         self._verified = True
-        self.log(f"preflight on {len(rows)} pairs: the gradient is one process's; {worst}")
+        self.log(f"gradient check on {len(rows)} pairs: the gradient is one process's; {worst}")

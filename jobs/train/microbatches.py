@@ -1,4 +1,4 @@
-"""A rank's share of every global batch, cut into chunks that are encoded together."""
+"""A rank's share of every global batch, cut into micro-batches that are encoded together."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 from jobs import data
 from jobs.config import JobConfig
-from jobs.train.step import Chunk, consecutive, share, within_tokens
+from jobs.train.step import MicroBatch, consecutive, share, within_tokens
 
 
 class Batches:
     """The global batches of one job, as rank `rank` of `world` computes with them.
 
-    It reads the data of the rank's own pairs, and of no others; only `chunk` reads what it is asked for.
+    It reads the data of the rank's own pairs, and of no others; only `micro_batch` reads what it is asked for.
     """
 
     def __init__(self, examples: data.Examples, job: JobConfig, *, rank: int, world: int) -> None:
@@ -25,8 +25,8 @@ class Batches:
         job = self._job
         return data.batch_rows(len(self._examples), size=job.batch.size, seed=job.seed, step=step, job=job)
 
-    def cut(self, rows: NDArray[np.int64]) -> list[range]:
-        """This rank's pairs of the batch, chunk by chunk, as places in it."""
+    def spans(self, rows: NDArray[np.int64]) -> list[range]:
+        """This rank's pairs of the batch, micro-batch by micro-batch, as places in it."""
         mine = share(len(rows), rank=self._rank, world=self._world)
         budget = self._job.execution.micro_tokens
         if budget is None:
@@ -35,18 +35,19 @@ class Batches:
         lengths = self._examples.lengths(rows[mine.start : mine.stop]).tolist()
         return within_tokens(mine, lengths, sentences=2 + self._examples.hard_negatives, budget=budget)
 
-    def chunk(self, step: int, rows: NDArray[np.int64], pairs: range) -> Chunk:
+    def micro_batch(self, step: int, rows: NDArray[np.int64], pairs: range) -> MicroBatch:
         """The views of some pairs of the batch, by their places in it."""
         places = np.arange(pairs.start, pairs.stop)
         views = self._examples.views(rows[places], seed=self._job.seed, step=step, pairs=places)
-        return Chunk(views, torch.from_numpy(places))
+        return MicroBatch(views, torch.from_numpy(places))
 
     def largest(self, step: int) -> int:
-        """Of the step's chunk that is largest on this rank: pairs, or the tokens of its sentences when padded."""
+        """Of the step's micro-batch that is largest on this rank: pairs, or the tokens of its sentences when padded."""
         rows = self.rows(step)
-        cuts = self.cut(rows)
+        spans = self.spans(rows)
         if isinstance(self._examples, data.SentenceExamples):
-            first = cuts[0].start
-            lengths = self._examples.lengths(rows[first : cuts[-1].stop])
-            return max(len(cut) * int(lengths[cut.start - first : cut.stop - first].max(initial=0)) for cut in cuts)
-        return max(map(len, cuts))
+            first = spans[0].start
+            lengths = self._examples.lengths(rows[first : spans[-1].stop])
+            longest = [int(lengths[span.start - first : span.stop - first].max(initial=0)) for span in spans]
+            return max(len(span) * tokens for span, tokens in zip(spans, longest, strict=True))
+        return max(map(len, spans))

@@ -57,7 +57,7 @@ class StepContext:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class MicroBatch:
     """A micro-batch: pairs of this rank that are encoded together."""
 
     views: Views
@@ -114,7 +114,7 @@ def within_tokens(pairs: range, lengths: Sequence[int], *, sentences: int, budge
 
 def exact_gradients(
     model: ContrastiveModel,
-    micro_batches: Sequence[Chunk],
+    micro_batches: Sequence[MicroBatch],
     context: StepContext,
     *,
     loss: LossFunction,
@@ -167,7 +167,7 @@ class _Rows:
     """Hard negatives of each pair."""
 
     @staticmethod
-    def of(micro_batch: Chunk, device: torch.device | str) -> _Rows:
+    def of(micro_batch: MicroBatch, device: torch.device | str) -> _Rows:
         views, count = micro_batch.views, len(micro_batch.pairs)
         parts = [views.queries, views.keys] + ([views.negatives] if views.negatives is not None else [])
         hard = _length(parts[2]) // max(count, 1) if len(parts) == 3 else 0
@@ -179,7 +179,7 @@ class _Rows:
         return _Rows(inputs, torch.cat(numbers).to(device), count, hard)
 
 
-def _encode(model: ContrastiveModel, micro_batch: Chunk, *, context: StepContext) -> list[Tensor]:
+def _encode(model: ContrastiveModel, micro_batch: MicroBatch, *, context: StepContext) -> list[Tensor]:
     """Embeddings of a micro-batch: queries [c, D], keys [c, D] and, where there are any, hard negatives [c, H, D]."""
     rows = _Rows.of(micro_batch, context.device)
     with dropout_keys(seed=context.seed, step=context.step, rows=rows.numbers):
@@ -191,8 +191,8 @@ def _encode(model: ContrastiveModel, micro_batch: Chunk, *, context: StepContext
 
 def _encode_all(
     model: ContrastiveModel,
-    micro_batches: Sequence[Chunk],
-    encode: Callable[[Chunk], list[Tensor]],
+    micro_batches: Sequence[MicroBatch],
+    encode: Callable[[MicroBatch], list[Tensor]],
     *,
     keep_graphs: int,
     memory_mb: int | None,
@@ -248,7 +248,7 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
 def _masked_language_gradients(
     model: ContrastiveModel,
-    micro_batches: Sequence[Chunk],
+    micro_batches: Sequence[MicroBatch],
     masking: Masking,
     context: StepContext,
 ) -> float | None:

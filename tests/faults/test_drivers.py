@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -201,23 +202,42 @@ def test_row_15_a_driver_stopped_past_its_lease_is_replaced_and_its_writes_are_r
     with driver("launch", "sweep.toml", "--offline", cwd=home) as stale:
         wait_for(lambda: ended(folder) >= 1)
         family = [psutil.Process(stale.pid), *children(stale)]
-        for one in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.suspend()
+        for _ in range(50):
+            each(family, psutil.Process.suspend)
+            if not is_locked(folder.path / "ledger.db"):
+                break
+            each(family, psutil.Process.resume)  # within a transaction, which keeps everybody out while it stands
+            time.sleep(0.05)
         said = call("resume", "small", "--offline", cwd=home, code=3)
         assert f"pid {stale.pid}" in said
         wait_for(lambda: status(home)["driver"] is None, seconds=60, what="the end of the lease")
         call("launch", "sweep.toml", "--offline", cwd=home)
         before = status(home)
         assert before["state"] == "done"
-        for one in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.resume()
+        each(family, psutil.Process.resume)
         told, _ = stale.communicate(timeout=90)
         assert stale.returncode == 3, told
         assert "took it over" in told
     assert status(home) == before
     assert measured(home) == undisturbed
+
+
+def each(family: list[psutil.Process], signalled: Callable[[psutil.Process], None]) -> None:
+    """Signal all that are still there."""
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            signalled(process)
+
+
+def is_locked(ledger: Path) -> bool:
+    """Whether somebody is writing."""
+    with contextlib.closing(sqlite3.connect(ledger, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        connection.execute("ROLLBACK")
+    return False
 
 
 @pytest.mark.soak

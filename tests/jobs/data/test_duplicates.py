@@ -312,7 +312,7 @@ def test_equal_images_leave_nothing_either(tmp_path: Path) -> None:
 
 
 def test_positives_alike_are_no_longer_pushed_from_themselves(tmp_path: Path) -> None:
-    """Rows about two passages, and hard negatives that are their own positives, with the preflight's second opinion."""
+    """Rows about two passages, and hard negatives that are their own positives, with a gradient check."""
     rows = [{"anchor": sentence(k), "positive": f"passage {k % 2}", "negative": f"passage {k % 2 if k < 4 else 2}"}
             for k in range(8)]  # fmt: skip
     training = run(job(tmp_path, rows, execution={"verify": True, "micro": 3}), tmp_path / "trial")

@@ -18,7 +18,7 @@ from jobs.config import JobConfig
 from jobs.data import Ids, Views
 from jobs.losses import BatchFacts, JobLoss, LossInputs, contrastive_loss
 from jobs.models import build
-from jobs.train.step import Chunk, StepContext, _encode, consecutive, exact_gradients, share
+from jobs.train.step import MicroBatch, StepContext, _encode, consecutive, exact_gradients, share
 
 PAIRS, HARD, WIDTH = 12, 2, 8
 
@@ -56,14 +56,14 @@ def tokens(rows: int, longest: int, seed: int) -> dict[str, Tensor]:
     return {"input_ids": torch.randint(1, 50, (rows, longest), generator=draw) * mask, "attention_mask": mask}
 
 
-def chunks_of(cuts: list[range], *, hard: bool) -> list[Chunk]:
+def chunks_of(cuts: list[range], *, hard: bool) -> list[MicroBatch]:
     queries, keys, negatives = tokens(PAIRS, 7, 1), tokens(PAIRS, 9, 2), tokens(PAIRS * HARD, 6, 3)
     chunks = []
     for pairs in cuts:
         index = torch.arange(pairs.start, pairs.stop)
         inner = (index[:, None] * HARD + torch.arange(HARD)).reshape(-1)
         chosen = [{k: v[i] for k, v in t.items()} for t, i in ((queries, index), (keys, index), (negatives, inner))]
-        chunks.append(Chunk(Views(chosen[0], chosen[1], chosen[2] if hard else None), index))
+        chunks.append(MicroBatch(Views(chosen[0], chosen[1], chosen[2] if hard else None), index))
     return chunks
 
 

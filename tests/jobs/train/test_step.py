@@ -14,7 +14,7 @@ from jobs.data import Views
 from jobs.losses import contrastive_loss
 from jobs.models import ContrastiveModel, build
 from jobs.models.mlm import Masking
-from jobs.train.step import Chunk, StepContext, _SavedBytes, consecutive, exact_gradients, share, within_tokens
+from jobs.train.step import MicroBatch, StepContext, _SavedBytes, consecutive, exact_gradients, share, within_tokens
 
 PAIRS, HARD = 12, 2
 
@@ -57,14 +57,14 @@ def tokens(rows: int, longest: int, seed: int) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.randint(1, 50, (rows, longest), generator=draw) * mask, "attention_mask": mask}
 
 
-def chunks_of(cuts: list[range], hard: bool) -> list[Chunk]:
+def chunks_of(cuts: list[range], hard: bool) -> list[MicroBatch]:
     queries, keys, negatives = tokens(PAIRS, 7, 1), tokens(PAIRS, 9, 2), tokens(PAIRS * HARD, 6, 3)
     found = []
     for pairs in cuts:
         index = torch.arange(pairs.start, pairs.stop)
         inner = (index[:, None] * HARD + torch.arange(HARD)).reshape(-1)
         pick = [{k: v[i] for k, v in t.items()} for t, i in ((queries, index), (keys, index), (negatives, inner))]
-        found.append(Chunk(Views(pick[0], pick[1], pick[2] if hard else None), index))
+        found.append(MicroBatch(Views(pick[0], pick[1], pick[2] if hard else None), index))
     return found
 
 
@@ -285,7 +285,7 @@ def test_shares_are_consecutive_and_differ_by_one_pair_at_most(size: int, world:
 @pytest.mark.parametrize(
     ("execution", "words"),
     [
-        ({"micro": 4, "micro_tokens": 64}, "both say how large a chunk is"),
+        ({"micro": 4, "micro_tokens": 64}, "both say how large a micro-batch is"),
         ({"keep_graphs": 1, "graph_memory_mb": 64}, "both say how many graphs are kept"),
     ],
 )

@@ -469,7 +469,7 @@ def phases_of(folder: Path, rank: int) -> tuple[list[str], list[str]]:
 def test_every_rank_tells_what_it_begins_and_its_log_is_kept(tmp_path: Path, spawn_ranks: Any) -> None:
     """Mutant check: publishing rank 0's log only fails this."""
     ranks = spawn_ranks(2, partial(phases_of, tmp_path / "near"))
-    expected = ["loading", "evaluation", "preflight", "step 1", "evaluation", "step 2", "evaluation", "checkpoint"]
+    expected = ["loading", "evaluation", "gradient check", "step 1", "evaluation", "step 2", "evaluation", "checkpoint"]
     expected += ["step 3", "evaluation", "checkpoint"]
     for phases, remarks in ranks:
         assert [phase for phase, before in zip(phases, [None, *phases], strict=False) if phase != before] == expected
@@ -700,7 +700,7 @@ def gradient_of(config: JobConfig, folder: Path) -> torch.Tensor:
     """The first step's whole gradient, float64."""
     training = Training(config, folder, log=lambda _: None)
     rows = training.batches.rows(1)
-    training._gradients(1, rows, training.batches.cut(rows))
+    training._gradients(1, rows, training.batches.spans(rows))
     return torch.cat([p.grad.double().flatten() for p in training.model.parameters() if p.grad is not None])
 
 

@@ -111,7 +111,7 @@ def test_a_probe_is_as_fast_as_the_training_and_leaves_nothing(tmp_path: Path, r
     assert found["samples_per_second"] == pytest.approx(32 / found["step_s"])
     assert 2 <= found["steps"] <= 20
     assert 0 < found["evaluate_s"] < found["evaluate_final_s"]
-    assert 0 < found["load_s"] < found["start_s"]
+    assert 0 < found["load_s"] < 3 * found["start_s"]
 
 
 def test_further_jobs_find_the_ranks_warm(tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ def test_ranks_compute_with_every_pair_once_and_read_the_rows_of_their_own_pairs
         fresh = dataclasses.replace(examples, columns=tuple(columns))
         batches = Batches(fresh, job, rank=rank, world=ranks)
         rows = batches.rows(step)
-        cuts, largest = batches.cut(rows), batches.largest(step)
-        chunks = [batches.chunk(step, rows, pairs) for pairs in cuts]
+        cuts, largest = batches.spans(rows), batches.largest(step)
+        chunks = [batches.micro_batch(step, rows, pairs) for pairs in cuts]
         own = sorted({int(rows[place]) for pairs in cuts for place in pairs})
         assert [np.flatnonzero(column._lengths).tolist() for column in columns] == [own] * 3
         longest = [max(int(one["input_ids"].shape[1]) for one in sides(chunk.views)) for chunk in chunks]

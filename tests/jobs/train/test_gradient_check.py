@@ -1,4 +1,4 @@
-"""The preflight: silent where the step is exact, loud where it is not, and without a trace in training."""
+"""The gradient check: silent where the step is exact, loud where it is not, and without a trace in training."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def verified(settings: list[dict[str, Any]], folder: Path, rank: int) -> list[st
     for number, one in enumerate(settings):
         config = job(**EXACT | one | {"execution__ranks": dist.get_world_size()})
         Training(config, folder / str(number), group=dist.group.WORLD, log=said.append).advance(1)
-    return [line for line in said if "preflight" in line]
+    return [line for line in said if "gradient check" in line]
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -119,7 +119,7 @@ def test_it_covers_sentences_hard_negatives_token_budgets_and_the_auxiliary_loss
     config = sentence_job(tmp_path, hard=True, **settings)
     said: list[str] = []
     Training(config, tmp_path / "trial", log=said.append).advance(1)
-    assert any("preflight" in line for line in said)
+    assert any("gradient check" in line for line in said)
 
 
 def test_pairs_that_all_share_a_text_are_compared_all_the_same(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_pairs_that_all_share_a_text_are_compared_all_the_same(tmp_path: Path) -
             break
     said: list[str] = []
     Training(config.model_copy(update={"seed": seed}), tmp_path / "trial", log=said.append).advance(1)
-    (line,) = [line for line in said if line.startswith("preflight")]
+    (line,) = [line for line in said if line.startswith("gradient check")]
     assert "by 0 of" not in line
 
 
