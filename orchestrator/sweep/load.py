@@ -73,7 +73,7 @@ def _checked(table: dict[str, JsonValue], where: str, folder: Path, overrides: I
         except CodeError as error:
             all_issues.append(ConfigIssue("code.paths" if sweep.code else "job", "", str(error)))
         else:
-            sweep = sweep.with_code(None if code is None else code.digest).with_notes(former)
+            sweep = sweep.with_code(None if code is None else code.digest, former)
     if sweep is None or all_issues:
         raise ConfigError(where, "sweep", list(dict.fromkeys(all_issues)))
     return sweep

@@ -301,17 +301,12 @@ class Sweep(Section):
         """What a person should know of how its file was read."""
         return self._notes
 
-    def with_notes(self, notes: Iterable[str]) -> Sweep:
-        """The same sweep with notes on its file."""
-        noted = self.model_copy()
-        noted._notes = tuple(notes)  # noqa: SLF001 - of this class
-        return noted
-
-    def with_code(self, digest: str | None) -> Sweep:
-        """The same sweep with the digest of its code."""
-        if self.code is None or digest is None:
-            return self
-        return self.model_copy(update={"code": self.code.model_copy(update={"digest": digest})})
+    def with_code(self, digest: str | None, notes: Iterable[str] = ()) -> Sweep:
+        """The same sweep with the digest of its code, and notes on its file."""
+        code = None if digest is None or self.code is None else self.code.model_copy(update={"digest": digest})
+        sweep = self.model_copy(update={} if code is None else {"code": code})
+        sweep._notes = tuple(notes)  # noqa: SLF001 - of this class
+        return sweep
 
     @model_validator(mode="after")
     def _one_way_of_comparing(self) -> Sweep:

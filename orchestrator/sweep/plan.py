@@ -22,7 +22,7 @@ from orchestrator.sweep import Arm, Sweep, arms_of, flatten, merged, search
 from orchestrator.sweep.model import Planned
 from orchestrator.sweep.space import conditions
 from orchestrator.sweep.space.grid import Grid
-from orchestrator.sweep.values import RENAMED, Settings
+from orchestrator.sweep.values import Settings, by_todays_names
 
 SIGNIFICANT = 0.05
 
@@ -326,16 +326,11 @@ def _searched_with(sweep: Sweep, arms: Sequence[Arm]) -> dict[str, str]:
 
 def changed_order(old: Plan, new: Plan) -> tuple[list[str], list[str]] | None:
     """The factors of both plans where these come in another order, which makes other contrasts; None where not."""
-    contrasts = [[(_today(p.arm(a)), _today(p.arm(b))) for a, b in p.contrasts] for p in (old, new)]
-    arms = [[_today(arm) for arm in p.arms] for p in (old, new)]
+    contrasts = [[[by_todays_names(p.arm(arm).settings) for arm in pair] for pair in p.contrasts] for p in (old, new)]
+    arms = [[by_todays_names(arm.settings) for arm in p.arms] for p in (old, new)]
     if contrasts[0] == contrasts[1] and arms[0] == arms[1]:
         return None
     return list(old.sweep.compare), list(new.sweep.compare)
-
-
-def _today(arm: Arm) -> Settings:
-    """What an arm sets, by the names of today."""
-    return {RENAMED.get(key, key): value for key, value in arm.settings.items()}
 
 
 def _contrasts(sweep: Sweep, arms: Sequence[Arm]) -> list[tuple[str, str]]:

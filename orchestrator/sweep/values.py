@@ -25,6 +25,12 @@ Settings = Mapping[str, JsonValue]
 RENAMED = {"batch.pool": "batch.negatives_group"}
 """Job keys by the names that they had, which files and runs begun before still use."""
 
+
+def by_todays_names(settings: Settings) -> Settings:
+    """The settings by the names that their keys have today."""
+    return {RENAMED.get(key, key): value for key, value in settings.items()}
+
+
 NONE = ("none", "null")
 """Texts that stand for None, in upper or lower case."""
 
