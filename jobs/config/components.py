@@ -158,7 +158,7 @@ def load(kind: str, name: str) -> object:
         )
     user_code.activate_here()
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
             if beside := _modules_beside(error.name):
@@ -172,11 +172,11 @@ def load(kind: str, name: str) -> object:
         raise ComponentError(f"{name!r}: {module} cannot be imported: {error}") from error
     except Exception as error:
         raise ComponentError(f"{name!r}: {module} cannot be imported: {type(error).__name__}: {error}") from error
-    if not hasattr(found, attribute):
-        close = difflib.get_close_matches(attribute, dir(found), n=1)
-        hint = f"; did you mean '{module}:{close[0]}'?" if close else f"; it has {_public(found)}"
+    if not hasattr(imported, attribute):
+        close = difflib.get_close_matches(attribute, dir(imported), n=1)
+        hint = f"; did you mean '{module}:{close[0]}'?" if close else f"; it has {_public(imported)}"
         raise ComponentError(f"{name!r}: {module} has no {attribute}{hint}")
-    return getattr(found, attribute)
+    return getattr(imported, attribute)
 
 
 def _modules_beside(name: str) -> list[str]:

@@ -213,7 +213,7 @@ class JobConfig(Section):
     def recorded_steps(self) -> list[int]:
         """Those of `evaluation_steps` whose evaluations are recorded."""
         due, kept = min(self.evaluate.times, self.steps or 0), POINTS - 1
-        numbers = range(1, due + 1) if due <= kept else (-(-due * place // kept) for place in range(1, kept + 1))
+        numbers = range(1, due + 1) if due <= kept else (-(-due * number // kept) for number in range(1, kept + 1))
         return [self._evaluation_step(number) for number in numbers]
 
     @property

@@ -63,16 +63,16 @@ class Budget(Section):
     @model_serializer(mode="wrap")
     def _as_ever(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without `seconds` where it is not given: it came later, and the id of a job must stay what it was."""
-        told: dict[str, Any] = dump(self)
-        return told if self.seconds is not None else {key: told[key] for key in told if key != "seconds"}
+        dumped: dict[str, Any] = dump(self)
+        return dumped if self.seconds is not None else {key: dumped[key] for key in dumped if key != "seconds"}
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Budget:
         given = [name for name in ("samples", "steps", "seconds") if getattr(self, name) is not None]
         if len(given) != 1:
-            found = f", found {' and '.join(given)}" if given else ""
+            which = f", found {' and '.join(given)}" if given else ""
             raise ValueError(
-                f"give exactly one of samples, steps and seconds{found}; for example budget = {{ samples = 100_000 }}"
+                f"give exactly one of samples, steps and seconds{which}; for example budget = {{ samples = 100_000 }}"
             )
         return self
 

@@ -120,25 +120,25 @@ def read(source: str, choose: Choose, wanted: tuple[str, ...] | None = None) -> 
 def _read(located: Located, choose: Choose, wanted: tuple[str, ...] | None) -> Rows:
     leave_pandas_out()
     readers = [_open(file) for file in located.files]
-    shown_by = next((at for at, each in enumerate(readers) if each.names), 0)  # an empty file may have no names
+    shown_by = next((at for at, opened in enumerate(readers) if opened.names), 0)  # an empty file may have no names
     names = choose(located.files[shown_by].path, Names.of(readers[shown_by]), wanted)
-    total = sum(each.rows for each in readers)
+    total = sum(opened.rows for opened in readers)
     if total == 0:
         raise DataError("has no rows; give a file with at least two", file=located.source)
     start, stop, _ = slice(located.start, located.stop).indices(total)
     if start >= stop:
         raise DataError(f"the slice leaves nothing of {total} rows; give one within [0:{total}]", file=located.source)
     tables, spans, files, lines, every, first = [], [], [], [], [], 0
-    for file, each in zip(located.files, readers, strict=True):
-        low, high = max(start - first, 0), min(stop - first, each.rows)
-        first += each.rows
+    for file, opened in zip(located.files, readers, strict=True):
+        low, high = max(start - first, 0), min(stop - first, opened.rows)
+        first += opened.rows
         if low < high:
-            exactly(file.path, each.names, names)
-            tables.append(_plain(each.fetch(list(names), low, high)))
+            exactly(file.path, opened.names, names)
+            tables.append(_plain(opened.fetch(list(names), low, high)))
             spans.append((file.path, low, high - low))
             files.append(file)
-            lines.append(each.line)
-            every.append(Names.of(each))
+            lines.append(opened.line)
+            every.append(Names.of(opened))
     joined = _joined(tables, [name for name, _, _ in spans])
     return Rows(located.source, joined, tuple(spans), tuple(files), tuple(lines), tuple(every))
 
@@ -156,10 +156,10 @@ def begin_of(rows: Rows, at: int, names: Sequence[str], most: int) -> dict[str, 
 
 def _plain(table: pa.Table) -> pa.Table:
     """Dictionaries (categories of pandas) and views (as polars writes them) become what they stand for."""
-    for place, one in enumerate(table.schema):
-        kind = _plain_type(one.type)
-        if kind != one.type:
-            table = table.set_column(place, one.name, _without_list_views(table[place]).cast(kind))
+    for column, field in enumerate(table.schema):
+        kind = _plain_type(field.type)
+        if kind != field.type:
+            table = table.set_column(column, field.name, _without_list_views(table[column]).cast(kind))
     return table
 
 
@@ -172,7 +172,7 @@ def _lists(array: pa.Array) -> pa.Array:
     kind, types = array.type, pa.types
     if types.is_struct(kind):
         parts = [_lists(part) for part in array.flatten()]
-        fields = [kind.field(place).with_type(part.type) for place, part in enumerate(parts)]
+        fields = [kind.field(index).with_type(part.type) for index, part in enumerate(parts)]
         return pa.StructArray.from_arrays(parts, fields=fields, mask=array.is_null())
     if not any(
         test(kind) for test in (types.is_list, types.is_large_list, types.is_list_view, types.is_large_list_view)
@@ -189,7 +189,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     if types.is_dictionary(kind):
         return _plain_type(kind.value_type)
     if types.is_struct(kind):
-        fields = [kind.field(place) for place in range(kind.num_fields)]
+        fields = [kind.field(index) for index in range(kind.num_fields)]
         return pa.struct([field.with_type(_plain_type(field.type)) for field in fields])
     if types.is_fixed_size_list(kind):
         return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)), kind.list_size)
@@ -221,16 +221,16 @@ def _joined(tables: list[pa.Table], files: list[str]) -> pa.Table:
 
 def _like_numbers(tables: list[pa.Table]) -> list[pa.Table]:
     """Columns of text that hold numbers where the same column of another file is one of numbers: CSV beside Parquet."""
-    wanted = {one.name for table in tables for one in table.schema if pa.types.is_primitive(one.type)}
+    wanted = {field.name for table in tables for field in table.schema if pa.types.is_primitive(field.type)}
     for index, table in enumerate(tables):
-        for place, one in enumerate(table.schema):
-            if one.name in wanted and pa.types.is_string(one.type):
-                if pc.any(pc.match_substring(table[place], "x", ignore_case=True)).as_py():
+        for column, field in enumerate(table.schema):
+            if field.name in wanted and pa.types.is_string(field.type):
+                if pc.any(pc.match_substring(table[column], "x", ignore_case=True)).as_py():
                     continue  # pyarrow would make a number of 0x10
                 for kind in (pa.int64(), pa.float64()):
                     with contextlib.suppress(pa.ArrowInvalid):
-                        numbers = pc.utf8_trim_whitespace(table[place]).cast(kind)
-                        tables[index] = tables[index].set_column(place, one.name, numbers)
+                        numbers = pc.utf8_trim_whitespace(table[column]).cast(kind)
+                        tables[index] = tables[index].set_column(column, field.name, numbers)
                         break
     return tables
 

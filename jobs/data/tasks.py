@@ -211,10 +211,10 @@ class OwnExamples:
         import torch
 
         ids = getattr(self._parts, "ids", None)
-        said = rows if ids is None else np.asarray(ids(taken(self.rows, rows)))
-        if said.shape != (len(rows),) or said.dtype.kind not in "iu":
-            raise ValueError(f"{self._task}: ids gave {said.dtype} {list(said.shape)}; it gives int64 [{len(rows)}]")
-        return Ids(torch.from_numpy(said.astype(np.int64)))
+        own = rows if ids is None else np.asarray(ids(taken(self.rows, rows)))
+        if own.shape != (len(rows),) or own.dtype.kind not in "iu":
+            raise ValueError(f"{self._task}: ids gave {own.dtype} {list(own.shape)}; it gives int64 [{len(rows)}]")
+        return Ids(torch.from_numpy(own.astype(np.int64)))
 
 
 def count(rows: object) -> int:

@@ -225,13 +225,13 @@ def _hash(rows: Rows, links: Links | None) -> str:
     """Hash of the values of a table, column after column, however they are chunked and named. Images that rows name by
     their paths count as if they lay in the rows."""
     hashes: Hashes = defaultdict(lambda: hashlib.blake2b(digest_size=16))
-    for place, column in enumerate(rows.table.columns):
-        if place == 0 and links is not None:
+    for index, column in enumerate(rows.table.columns):
+        if index == 0 and links is not None:
             for content in links.contents():
-                _add(pa.array([content], pa.large_binary()), hashes, f"{place}")
+                _add(pa.array([content], pa.large_binary()), hashes, f"{index}")
             continue
         for chunk in column.chunks:
-            _add(chunk, hashes, f"{place}")
+            _add(chunk, hashes, f"{index}")
     return hashlib.blake2b("".join(f"{key}:{hashes[key].hexdigest()}" for key in sorted(hashes)).encode()).hexdigest()
 
 

@@ -19,14 +19,14 @@ def check_encoder(job: JobConfig, tokenizer: Any) -> list[str]:
     from jobs.models import transformer
 
     read = reading(job)
-    _, found = transformer.examined(name, job)
+    _, anatomy = transformer.examined(name, job)
     if job.task == "sentence" and tokenizer is not None:
-        if found.positions is not None and read.max_tokens > found.positions:
+        if anatomy.positions is not None and read.max_tokens > anatomy.positions:
             raise ModelError(
-                f"data.max_tokens = {read.max_tokens}, but model.name = '{name}' takes {found.positions} tokens at most"
-                f"; set data.max_tokens = {found.positions}, or less"
+                f"data.max_tokens = {read.max_tokens}, but model.name = '{name}' takes {anatomy.positions} tokens at "
+                f"most; set data.max_tokens = {anatomy.positions}, or less"
             )
-        _check_ids(name, tokenizer, found.ids)
+        _check_ids(name, tokenizer, anatomy.ids)
         _check_prompt(name, tokenizer, read)
     return [*read.notes, *transformer.check_weights(name, job)]
 
@@ -38,14 +38,14 @@ def check_views(job: JobConfig) -> None:
         return
     from jobs.models import transformer
 
-    _, found = transformer.examined(name, job)
-    if found.drops:
+    _, anatomy = transformer.examined(name, job)
+    if anatomy.drops:
         return
-    is_open = found.settable and job.model.dropout is None
-    works = f"set model.dropout = 0.1 ({', '.join(found.settable)} of its configuration), " if is_open else ""
+    is_open = anatomy.settable and job.model.dropout is None
+    works = f"set model.dropout = 0.1 ({', '.join(anatomy.settable)} of its configuration), " if is_open else ""
     raise ModelError(
         f"data.train holds single sentences, whose two views differ by dropout alone, and model.name = '{name}' "
-        f"({found.kind}) has none: there is nothing to learn; {works}give pairs (columns anchor and positive), or "
+        f"({anatomy.kind}) has none: there is nothing to learn; {works}give pairs (columns anchor and positive), or "
         "write model.dropout = 0 if that is meant"
     )
 

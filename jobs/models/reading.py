@@ -121,9 +121,9 @@ def _length(name: str, job: JobConfig, own: Says) -> int:
 
     if job.task == "image":
         return MAX_TOKENS
-    found = transformer.examined(name, job)[1]
-    said = [own.length] if own.length is not None else [own.tokenizer_length, found.usual]
-    length = min([one for one in (*said, found.positions) if one is not None], default=ENDLESS)
+    anatomy = transformer.examined(name, job)[1]
+    limits = [own.length] if own.length is not None else [own.tokenizer_length, anatomy.usual]
+    length = min([limit for limit in (*limits, anatomy.positions) if limit is not None], default=ENDLESS)
     if length < FEWEST:
         raise ModelError(
             f"model.name = '{name}' says that its longest sentence has {length} tokens, special ones included, which "
@@ -134,20 +134,20 @@ def _length(name: str, job: JobConfig, own: Says) -> int:
 
 def _notes(name: str, job: JobConfig, own: Says, length: int) -> Iterator[str]:
     """What is taken from a folder of sentence-transformers, and what is not."""
-    said = [f"pooling {own.pooling}", *(["normalised"] if own.normalise else [])]
-    said += [f"prompt {own.prompt!r}"] if own.prompt else []
-    said += ["prompt not pooled"] if own.prompt and not own.include_prompt else []
-    said += ["lower-cased"] if own.lower else []
+    parts = [f"pooling {own.pooling}", *(["normalised"] if own.normalise else [])]
+    parts += [f"prompt {own.prompt!r}"] if own.prompt else []
+    parts += ["prompt not pooled"] if own.prompt and not own.include_prompt else []
+    parts += ["lower-cased"] if own.lower else []
     if job.model.pooling == "auto":
         limit = f"at most {length} tokens" if length < ENDLESS else "any length"
         shown = f", sentences of {limit}" if job.data.max_tokens is None else ""
-        yield f"model.name = '{name}' is read as its folder says: {', '.join(said)}{shown}"
+        yield f"model.name = '{name}' is read as its folder says: {', '.join(parts)}{shown}"
     else:
-        said += [f"also {' and '.join(own.refusals)}"] if own.refusals else []
-        if said != [f"pooling {job.model.pooling}"]:
+        parts += [f"also {' and '.join(own.refusals)}"] if own.refusals else []
+        if parts != [f"pooling {job.model.pooling}"]:
             yield (
                 f"model.pooling = '{job.model.pooling}' takes the place of what the folder of model.name = '{name}' "
-                f"says: {', '.join(said)}; leave it out, or write 'auto', for that"
+                f"says: {', '.join(parts)}; leave it out, or write 'auto', for that"
             )
     said_length = own.tokenizer_length if own.length is None else own.length
     if job.data.max_tokens is not None and said_length is not None and said_length != job.data.max_tokens:
@@ -174,7 +174,7 @@ def _of_image(root: Path) -> Says | None:
         pooling = settings_of(root / "embedding.json").get("pooling")
         if pooling not in ("map", "mean", "cls", "first_last"):
             raise FolderError(f"{root / 'embedding.json'} has the pooling {pooling!r}; put back what was exported")
-        others = [one.kind for one in modules[1:]]
+        others = [module.kind for module in modules[1:]]
         refusals = (f"modules {', '.join(others)} behind its encoder",) if others else ()
         return Says(pooling="mean" if pooling == "map" else pooling, refusals=refusals)
     own = says(root)

@@ -82,14 +82,14 @@ def _largest_divisor(height: int, width: int, *, at_most: int) -> int:
 
 def load(name: str, job: JobConfig) -> nn.Module:
     """A pretrained encoder from a local folder or the Hub, in fp32, without its pooler. No code of a folder is run."""
-    folder, found = examined(name, job)
+    folder, anatomy_of = examined(name, job)
     check_weights(name, job)
     try:
         config = read_config(folder)
         if job.model.dropout is not None:
             set_dropout(config, job.model.dropout)
         encoder: PreTrainedModel
-        encoder, told = AutoModel.from_pretrained(
+        encoder, loading = AutoModel.from_pretrained(
             folder,
             config=config,
             local_files_only=True,
@@ -98,13 +98,13 @@ def load(name: str, job: JobConfig) -> nn.Module:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-        weights.refuse_unfit(folder, told)
+        weights.refuse_unfit(folder, loading)
     except ModelError as error:
         raise _untrainable(name, error) from error
     except weights.UNREADABLE as error:
         raise _not_loadable(name, words_of(error)) from error
     wanted = {"image": "pixel_values", "sentence": "input_ids"}[job.task]
-    assert found.main_input == encoder.main_input_name == wanted, "examined is what is loaded"
+    assert anatomy_of.main_input == encoder.main_input_name == wanted, "examined is what is loaded"
     # A pooler's weights would get no gradient, and pooling is ours to choose.
     if "add_pooling_layer" in inspect.signature(type(encoder).__init__).parameters:
         encoder.pooler = cast("Any", None)
@@ -121,16 +121,16 @@ def examined(name: str, job: JobConfig) -> tuple[Path, Anatomy]:
     if (missing := pretrained.why_no_config(folder)) is not None:
         raise _not_loadable(name, missing)
     try:
-        found = anatomy(folder, dropout=job.model.dropout)
+        own = anatomy(folder, dropout=job.model.dropout)
     except ModelError as error:
         raise _untrainable(name, error) from error
     wanted = {"image": "pixel_values", "sentence": "input_ids"}[job.task]
-    if found.main_input != wanted:
+    if own.main_input != wanted:
         raise ModelError(
-            f"model.name = '{name}' encodes {found.main_input}, but task = '{job.task}' gives {wanted}; "
+            f"model.name = '{name}' encodes {own.main_input}, but task = '{job.task}' gives {wanted}; "
             f"use an encoder of {job.task}s"
         )
-    return folder, found
+    return folder, own
 
 
 def check_weights(name: str, job: JobConfig) -> list[str]:

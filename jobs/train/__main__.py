@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
         while training.result is None:
             training.advance(STEPS_BETWEEN_SIGNALS)
             if (
-                any(told for (told,) in agree([int(stop.told)], training.control, what="signals"))
+                any(asked for (asked,) in agree([int(stop.asked)], training.control, what="signals"))
                 and training.result is None
             ):
                 training.save()
@@ -162,12 +162,12 @@ class _Stop:
     """Remembers a SIGTERM or SIGINT; the loop looks between steps."""
 
     def __init__(self) -> None:
-        self.told = False
+        self.asked = False
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, self._tell)
 
     def _tell(self, _number: int, _frame: FrameType | None) -> None:
-        self.told = True
+        self.asked = True
 
 
 if __name__ == "__main__":

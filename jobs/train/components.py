@@ -244,11 +244,11 @@ def _tried_metric(job: JobConfig) -> Iterator[Issue]:
     from jobs.metrics.evaluate import further_metrics
 
     draw = torch.Generator().manual_seed(0)
-    one, other = (torch.randn(2 * FEW, 16, generator=draw) for _ in range(2))
+    left, right = (torch.randn(2 * FEW, 16, generator=draw) for _ in range(2))
     labels = np.arange(2 * FEW) % 2
-    embedded: dict[str, Any] = {"left": one, "right": other, "scores": np.linspace(0, 5, 2 * FEW)}
+    embedded: dict[str, Any] = {"left": left, "right": right, "scores": np.linspace(0, 5, 2 * FEW)}
     if job.task == "image":
-        embedded = {"references": one, "reference_labels": labels, "queries": other, "query_labels": labels}
+        embedded = {"references": left, "reference_labels": labels, "queries": right, "query_labels": labels}
     further_metrics(job, {}, **embedded)
     yield from ()
 
@@ -295,8 +295,8 @@ def _tried_task(job: JobConfig) -> Iterator[Issue]:
         yield key, name, expected
         return
     for method, arguments in TASK_METHODS.items() if job.is_own_task else ():
-        found = getattr(component, method, None)
-        asked = list(inspect.signature(found).parameters)[1:] if callable(found) else None
+        own = getattr(component, method, None)
+        asked = list(inspect.signature(own).parameters)[1:] if callable(own) else None
         if asked is None or not {*arguments} <= {*asked}:
             yield key, name, f"has no method {method}({', '.join(arguments)}); write one"
 

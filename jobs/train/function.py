@@ -113,7 +113,7 @@ class FunctionTraining:
         self.rank, self.world = rank_of(group), world_of(group)
         # The function has the default group to itself: collectives of two threads may not meet in one.
         self.control = None if group is None else dist.new_group(backend="gloo")
-        self.place: Storage = bucket.at(folder, remote)
+        self.storage: Storage = bucket.at(folder, remote)
         self.trial_memory = trial_memory or TrialMemory(device_of(job.execution))
         self.step, self.seconds = 0, 0.0
         self.result: trial_dir.Result | None = None
@@ -122,10 +122,10 @@ class FunctionTraining:
         self.provenance: dict[str, Json] = {}
         self._lock = threading.Lock()
         self._error: BaseException | None = None
-        self._fence = trial_dir.Fence(self.place, attempt)
+        self._fence = trial_dir.Fence(self.storage, attempt)
         self._records = trial_dir.Records(folder, writes=self.rank == 0, permit=self._fence.check_local)
         if self.rank == 0:
-            continuing.open_folder(self.place, self._fence, job, named=attempt is not None, remark=self._remark)
+            continuing.open_folder(self.storage, self._fence, job, named=attempt is not None, remark=self._remark)
         origin.begin(expected or {})
         self.provenance = origin.look(job, expected or {}).digests if expected else {}
         own = self.folder / OWN
@@ -163,7 +163,7 @@ class FunctionTraining:
             raise ValueError(f"rows({name!r}): {len(ids)} ids and {len(values)} values; give one value for each row")
         if self.rank == 0:
             rows = {"metric": name, "ids": [str(i) for i in ids], "values": [float(value) for value in values]}
-            self.place.write(f"rows.{name}.json", json.dumps(rows))
+            self.storage.write(f"rows.{name}.json", json.dumps(rows))
 
     def advance(self, steps: int) -> list[trial_dir.Point]:  # noqa: ARG002 - a function has steps of its own
         """Watch the function for a second, or until it has ended on every rank. Returns new points."""
@@ -221,7 +221,7 @@ class FunctionTraining:
 
     def _resume(self) -> None:
         """Read back the points of earlier attempts, and the function's own files, or the result."""
-        newest, result = continuing.find(self.place, remark=self._remark) if self.rank == 0 else (None, None)
+        newest, result = continuing.find(self.storage, remark=self._remark) if self.rank == 0 else (None, None)
         stands = result is not None and (newest is not None or result["outcome"] == "diverged")
         held: list[trial_dir.Result | None] = [result if stands else None]
         if self.control is not None:
@@ -236,14 +236,14 @@ class FunctionTraining:
             return
         for name in self._kept_names():
             (self.folder / OWN / name).parent.mkdir(parents=True, exist_ok=True)
-            self.place.inside(OWN).download(name)
+            self.storage.inside(OWN).download(name)
         self._records.add({BEGUN: float(self.world)}, step=0)
         self.step = max((point.step for point in self._records.points), default=0)
 
     def _kept_names(self) -> list[str]:
         """The function's files as they were kept last; none where the list of them is damaged."""
         try:
-            names = json.loads(self.place.read(KEPT) or "[]")
+            names = json.loads(self.storage.read(KEPT) or "[]")
         except (ValueError, IsADirectoryError) as error:
             self._remark(f"{KEPT} is damaged ({error}): the loop's own files are those that lie here")
             return []
@@ -253,12 +253,12 @@ class FunctionTraining:
         """Bring the function's files to where the trial is kept."""
         if self.rank != 0:
             return
-        own, stamps = self.place.inside(OWN), dict(_stamps(self.folder / OWN))
+        own, stamps = self.storage.inside(OWN), dict(_stamps(self.folder / OWN))
         changed = [name for name, stamp in stamps.items() if self._kept.get(name) != stamp]
         gone = self._kept.keys() - stamps.keys()
         if changed or gone:
             own.publish(*changed)
-            self.place.write(KEPT, json.dumps(sorted(stamps)))
+            self.storage.write(KEPT, json.dumps(sorted(stamps)))
         for name in gone:
             own.forget(name)
         self._kept = stamps
@@ -298,7 +298,7 @@ class FunctionTraining:
                 },
             )  # fmt: skip
             keep = self.job.execution.keep_checkpoints
-            continuing.commit(self.place, self._fence, taken=None if diverged else taken, result=result, keep=keep)
+            continuing.commit(self.storage, self._fence, taken=None if diverged else taken, result=result, keep=keep)
         agree([self.step], self.control, what="the result")  # no rank leaves before it is committed
         self.result = result
         self._leave()

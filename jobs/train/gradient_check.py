@@ -98,14 +98,14 @@ def verify(
     """
     with _untouched(model), torch.random.fork_rng():
         real()
-        found = _taken(model)
+        computed = _taken(model)
     with _untouched(model), torch.random.fork_rng():
         _one_process(model, job, loss, whole, ids=ids, rows=rows, masking=masking, context=context)
         expected = _taken(model)
     allowed = tolerance(job, float(torch.as_tensor(model.temperature()).detach()))
-    errors = compare(found, expected, allowed)
+    errors = compare(computed, expected, allowed)
     wrong = {name: error for name, error in errors.items() if not error <= allowed.relative}
-    told = [rank for rank, (count,) in enumerate(agree([len(wrong)], context.group, what="gradient check")) if count]
+    ranks = [rank for rank, (count,) in enumerate(agree([len(wrong)], context.group, what="gradient check")) if count]
     worst = max(errors, key=lambda name: _sortable(errors[name]))
     if wrong:
         raise GradientMismatch(
@@ -116,8 +116,8 @@ def verify(
             "Try execution.ranks = 1, no micro and no compile one by one to find the cause; execution.verify = false "
             "trains in spite of it" + _about_own(job)
         )
-    if told:
-        raise GradientMismatch(f"rank {told[0]} found that the gradient is not one process's; see its own message")
+    if ranks:
+        raise GradientMismatch(f"rank {ranks[0]} found that the gradient is not one process's; see its own message")
     return f"it differs most in {worst}, by {errors[worst]:.1g} of {allowed.relative:.1g} allowed"
 
 
@@ -132,14 +132,14 @@ def _about_own(job: JobConfig) -> str:
 
 
 def compare(
-    found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], allowed: Tolerance
+    computed: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], allowed: Tolerance
 ) -> dict[str, float]:
     """Each tensor's difference, relative to its norm or to the floor. No gradient is a gradient of zero."""
     norms = {name: 0.0 if x is None else float(x.double().norm()) for name, x in expected.items()}
     floor = allowed.floor * sum(norm**2 for norm in norms.values()) ** 0.5
     errors = {}
     for name, exact in expected.items():
-        seen = found[name]
+        seen = computed[name]
         if seen is None or exact is None:
             difference = norms[name] if seen is None else float(seen.double().norm())
         else:
@@ -171,7 +171,7 @@ def dense_loss(
     if loss.name == "infonce_matched":
         leaves = [side.detach().requires_grad_() for side in sides]
         slopes = (torch.autograd.grad(mean(leaves, name=name), leaves) for name in ("dcl", "infonce"))
-        flat, own = (torch.cat([slope.flatten() for slope in each]).norm() for each in slopes)
+        flat, own = (torch.cat([slope.flatten() for slope in gradients]).norm() for gradients in slopes)
         return mean(sides, name="infonce") * (flat / own if own > 0 else 1.0)
     return mean(sides, name={"flatnce": "dcl", "infonce_ce": "infonce"}.get(loss.name, loss.name))
 
@@ -189,15 +189,15 @@ def _mean(
     """Mean over pairs of one direction, or of both halves where symmetric. sides: queries, keys and hard negatives."""
     queries, keys, hard = sides[0], sides[1], sides[2] if len(sides) == 3 else None
     n = len(queries)
-    place = torch.arange(n, device=queries.device)
-    mates = place[:, None] // pool == place // pool
-    negative = mates & (place[:, None] != place)
+    index = torch.arange(n, device=queries.device)
+    mates = index[:, None] // pool == index // pool
+    negative = mates & (index[:, None] != index)
     strange = None
     if ids is not None:
-        said = [each for each in (ids.pair_ids, ids.key_ids) if each is not None]
-        negative &= torch.stack([one[:, None] != other for one in said for other in said]).all(0)
+        pair_ids = [side_ids for side_ids in (ids.pair_ids, ids.key_ids) if side_ids is not None]
+        negative &= torch.stack([mine[:, None] != theirs for mine in pair_ids for theirs in pair_ids]).all(0)
         if ids.negative_ids is not None:
-            strange = torch.stack([one[:, None] != ids.negative_ids.flatten() for one in said]).all(0)
+            strange = torch.stack([mine[:, None] != ids.negative_ids.flatten() for mine in pair_ids]).all(0)
 
     def direction(anchors: Tensor, others: Tensor, hard: Tensor | None) -> Tensor:
         """Sum over the anchors."""

@@ -57,7 +57,7 @@ class Resumable:
         self.phase("loading")
         models.import_code(job)
         self.rank, self.world = rank_of(group), world_of(group)
-        self.attempt, self.place = attempt, bucket.at(folder, remote)
+        self.attempt, self.storage = attempt, bucket.at(folder, remote)
         self.device = device_of(job.execution)
         self.trial_memory = trial_memory or TrialMemory(self.device)
         self.budget = BudgetMeter(job)
@@ -74,7 +74,7 @@ class Resumable:
         self.notes: list[str] = []
         """Rank 0: what is odd about the batches that it has trained on. The caller may take them away."""
         self._noted = False
-        self.fence = trial_dir.Fence(self.place, attempt)
+        self.fence = trial_dir.Fence(self.storage, attempt)
         self.records = trial_dir.Records(folder, writes=self.rank == 0, permit=self.fence.check_local)
         self.writer = checkpoint.Writer()
         self._saved = (0, 0)
@@ -158,13 +158,13 @@ class Resumable:
     def _hand_over(self, taken: checkpoint.Checkpoint | None, result: Mapping[str, object] | None = None) -> None:
         keep = self.job.execution.keep_checkpoints
         self._saved = (self._saved[1], self.step)
-        self.writer.submit(partial(continuing.commit, self.place, self.fence, taken=taken, result=result, keep=keep))
+        self.writer.submit(partial(continuing.commit, self.storage, self.fence, taken=taken, result=result, keep=keep))
 
     def _prepare(self) -> None:
         job = self.job
         torch.set_num_threads(job.execution.threads)
         if self.rank == 0:
-            continuing.open_folder(self.place, self.fence, job, named=self.attempt is not None, remark=self._remark)
+            continuing.open_folder(self.storage, self.fence, job, named=self.attempt is not None, remark=self._remark)
         origin.begin(self.expected)
         with data.looked_at_once():
             before = origin.look(job, self.expected) if self.expected else None
@@ -193,26 +193,26 @@ class Resumable:
 
     def _resume(self) -> None:
         """Continue after the newest sound checkpoint, or begin with an evaluation of the untrained model."""
-        found, ended = continuing.find(self.place, remark=self._remark) if self.rank == 0 else (None, None)
-        held: list[Any] = [found, ended]
+        newest, ended = continuing.find(self.storage, remark=self._remark) if self.rank == 0 else (None, None)
+        held: list[Any] = [newest, ended]
         if self.group is not None:
             dist.broadcast_object_list(held, group=self.group, group_src=0)
-        found, self.result = held
+        newest, self.result = held
         if self.result is not None:
             self.step, self.seconds = self.result["step"], self.result["seconds"]
             self.records.restore(until=self.step)
             return
-        if found is None:
+        if newest is None:
             self.records.restore(until=-1)
             self.untrained = self._measure(final=True)
             self._record(self.untrained)
             return
-        trial_dir.refuse_other_reading(found.extra.get(trial_dir.READING), self.reading)
-        self.step, self.seconds = found.step, found.extra["seconds"]
-        self.untrained = found.extra["untrained"]
-        self.model.load_state_dict(found.model)
-        self.transform.load_state_dict(found.optimizer.pop(TRANSFORM, {}))
-        self.optimizer.load_state_dict(found.optimizer)
+        trial_dir.refuse_other_reading(newest.extra.get(trial_dir.READING), self.reading)
+        self.step, self.seconds = newest.step, newest.extra["seconds"]
+        self.untrained = newest.extra["untrained"]
+        self.model.load_state_dict(newest.model)
+        self.transform.load_state_dict(newest.optimizer.pop(TRANSFORM, {}))
+        self.optimizer.load_state_dict(newest.optimizer)
         self.records.restore(until=self.step)
         self._saved = (0, self.step)
         self.log(f"continues after {self.budget.describe(self.step, self.seconds)}")
@@ -291,7 +291,7 @@ class Resumable:
         if self.rank == 0:
             self._hand_over(self._snapshot() if outcome == "ok" else None, result)
         else:
-            self.writer.submit(partial(self.place.publish, f"log.rank{self.rank}.txt"))
+            self.writer.submit(partial(self.storage.publish, f"log.rank{self.rank}.txt"))
         self.settle()
         self.result = result
 

@@ -115,11 +115,11 @@ def _is_number(value: pa.Scalar) -> bool:
 def _meant(names: Sequence[str], *, both: bool = False) -> str:
     """The names of the image column and the label column, as data.columns has them, where they are usual ones but for
     capitals and spaces; empty without the first, or without either of both."""
-    found = []
+    columns = []
     for usual in (IMAGE_NAMES, LABEL_NAMES):
-        found += [name for name in names if name.strip().lower() in usual][:1]
-    is_there = bool(found) and found[0].strip().lower() in IMAGE_NAMES
-    return str(found) if is_there and len(found) > both else ""
+        columns += [name for name in names if name.strip().lower() in usual][:1]
+    is_there = bool(columns) and columns[0].strip().lower() in IMAGE_NAMES
+    return str(columns) if is_there and len(columns) > both else ""
 
 
 def judged_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -230,12 +230,12 @@ def _labels(rows: Rows) -> pa.ChunkedArray:
 def _codes(*labels: pa.ChunkedArray) -> list[NDArray[np.int64]]:
     """Labels as int64, equal where labels are equal: integers as they are, anything else by its place in order. Where
     some are texts all are, so that 1 and 1.0 are '1'."""
-    if all(pa.types.is_integer(each.type) for each in labels):
-        return [each.to_numpy().astype(np.int64) for each in labels]
-    numeric = all(pa.types.is_integer(each.type) or pa.types.is_floating(each.type) for each in labels)
-    values = [np.array([value if numeric else _as_text(value) for value in each.to_pylist()]) for each in labels]
+    if all(pa.types.is_integer(column.type) for column in labels):
+        return [column.to_numpy().astype(np.int64) for column in labels]
+    numeric = all(pa.types.is_integer(column.type) or pa.types.is_floating(column.type) for column in labels)
+    values = [np.array([value if numeric else _as_text(value) for value in column.to_pylist()]) for column in labels]
     codes = np.unique(np.concatenate(values), return_inverse=True)[1].astype(np.int64)
-    return list(np.split(codes, np.cumsum([len(each) for each in values])[:-1]))
+    return list(np.split(codes, np.cumsum([len(column) for column in values])[:-1]))
 
 
 def _as_text(label: object) -> str:

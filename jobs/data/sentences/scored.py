@@ -102,7 +102,7 @@ def _evaluation(rows: Rows) -> SentenceEvaluation:
         raise rows.fault("holds no number; remove the row", column=name, row=int(np.argmin(np.isfinite(numbers))))
     if len(np.unique(numbers)) < 2:
         raise rows.fault("holds one score only; a rank correlation needs at least two different ones", column=name)
-    left, right = (rows.table[each].to_pylist() for each in (first, second))
+    left, right = (rows.table[name].to_pylist() for name in (first, second))
     return SentenceEvaluation(left, right, numbers)
 
 
@@ -130,12 +130,12 @@ def _candidates(names: Names) -> tuple[list[tuple[str, ...]], list[str]]:
 
 
 def _ambiguous(file: str, pairs: list[tuple[str, ...]], scores: list[str]) -> DataError:
-    found = [" and ".join(scores)] if len(scores) > 1 else []
-    found += [" and ".join("/".join(pair) for pair in pairs)] if len(pairs) > 1 else []
-    one = [*pairs[0], *scores[:1]]
+    reasons = [" and ".join(scores)] if len(scores) > 1 else []
+    reasons += [" and ".join("/".join(pair) for pair in pairs)] if len(pairs) > 1 else []
+    example = [*pairs[0], *scores[:1]]
     return DataError(
-        f"has {' as well as '.join(found)}, and nothing says which are meant; set data.judged_columns, for example "
-        f"data.judged_columns = {one}",
+        f"has {' as well as '.join(reasons)}, and nothing says which are meant; set data.judged_columns, for example "
+        f"data.judged_columns = {example}",
         file=file,
     )
 

@@ -93,9 +93,9 @@ def initialise(module: nn.Module, seed: int, prefix: str, spread: float = TOKEN_
     from a normal of standard deviation `spread`. Biases are 0, and norms keep their 1 and 0.
     """
     generator = torch.Generator()
-    for place, part in module.named_modules():
+    for path, part in module.named_modules():
         for name, parameter in part.named_parameters(recurse=False):
-            generator.manual_seed(int(randomness.mix(seed, crc32(f"{prefix}.{place}.{name}".encode()))))
+            generator.manual_seed(int(randomness.mix(seed, crc32(f"{prefix}.{path}.{name}".encode()))))
             if isinstance(part, nn.Linear | nn.Conv2d) and parameter.ndim == 1:
                 nn.init.zeros_(parameter)
             elif isinstance(part, nn.Conv2d) and isinstance(module, ResNet):
