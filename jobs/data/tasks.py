@@ -6,8 +6,6 @@ The built-in tasks are the files of jobs/tasks; one of the user's own is a class
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -18,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from jobs.config import JobConfig, components
 from jobs.data.batches import Ids, Inputs, Views
 from jobs.data.faults import DataError
-from jobs.data.resolve import Located, locate
 from jobs.models.pretrained.tokenizer import Tokenizer
 from jobs.models.reading import Reading, reading
 
@@ -120,7 +117,7 @@ class OwnTask:
         options = components.options("task", component, job.options)
         asks = components.asks_for(component, "job")
         self._parts: Parts = component(**options, **({"job": job} if asks else {}))
-        self._key = (component, job.model_dump_json() if asks else json.dumps(job.options, sort_keys=True))
+        self._read: dict[str, object] = {}
         self._names: tuple[str, ...] = (NOT_FINITE,)
 
     def examples(self) -> OwnExamples:
@@ -150,7 +147,7 @@ class OwnTask:
         except _NotFiniteError:
             return dict.fromkeys(self._names, float("nan"))
         metrics = means(outcomes, count(judged), task=self._job.task)
-        self._names = tuple(metrics)
+        self._names = tuple(metrics) or (NOT_FINITE,)
         return metrics
 
     def check(self) -> Iterator[str]:
@@ -165,6 +162,7 @@ class OwnTask:
                     file=job.data.train,
                 )
             _refuse_views_of_other_rows(OwnExamples(job, self._parts, rows), job)
+            self._try_encoder()
             for source in filter(None, dict.fromkeys((job.data.tune, job.data.confirm))):
                 judged = self._rows(source)
                 if count(judged) < 2:
@@ -178,8 +176,24 @@ class OwnTask:
             ) from error
         yield from ()
 
+    def _try_encoder(self) -> None:
+        """Encode two rows by the job's encoder, as it begins."""
+        import torch
+
+        from jobs import models
+
+        inputs = self.inputs()
+        model = models.build(self._job, inputs=inputs).eval()
+        with torch.no_grad():
+            embedded = model.embed(inputs)
+        if embedded.ndim != 2 or len(embedded) != 2:
+            raise DataError(f"gives {list(embedded.shape)} for two rows", file=f"model.name = '{self._job.model.name}'")
+
     def _rows(self, source: str) -> object:
-        return _kept_rows(*self._key, locate(source), _Held(self._parts))
+        """Read once for all that this task is asked for."""
+        if source not in self._read:
+            self._read[source] = self._parts.rows(source)
+        return self._read[source]
 
 
 class OwnExamples:
@@ -254,9 +268,12 @@ def means(outcomes: Mapping[str, float | ArrayLike], rows: int, *, task: str) ->
     Raises ValueError for what is neither a number nor one for each row."""
     if not isinstance(outcomes, Mapping) or not outcomes:
         raise ValueError(f"{task}: evaluate gave {outcomes!r}; it gives numbers by name, such as {{'accuracy': 0.9}}")
+    import torch
+
     metrics = {}
     for name, outcome in outcomes.items():
-        values = np.asarray(outcome.detach().cpu() if isinstance(outcome, Tensor) else outcome, dtype=np.float64)
+        given = outcome.detach().cpu() if isinstance(outcome, torch.Tensor) else outcome
+        values = np.asarray(given, dtype=np.float64)
         if values.ndim and values.shape != (rows,):
             raise ValueError(
                 f"{task}: evaluate gave {list(values.shape)} values of {name} for {rows} rows; a metric is one number, "
@@ -289,25 +306,27 @@ def _refuse_views_of_other_rows(examples: OwnExamples, job: JobConfig) -> None:
     import torch
 
     rows = np.arange(min(FEW, len(examples)))
+    pairs = rows[::-1] + 3  # no row is the pair of its own number
 
     def seen(chosen: NDArray[np.int64]) -> list[Tensor]:
-        views = examples.views(rows[chosen], seed=job.seed, step=1, pairs=chosen)
-        negatives = {} if views.negatives is None else views.negatives
-        return [*views.queries.values(), *views.keys.values(), *negatives.values()]
+        views = examples.views(rows[chosen], seed=job.seed, step=1, pairs=pairs[chosen])
+        return [*views.queries.values(), *views.keys.values()]
 
-    whole, again, first = seen(rows), seen(rows), seen(rows[:1])
+    whole, again = seen(rows), seen(rows)
     examples.ids(rows)
     if not all(map(torch.equal, whole, again)):
         raise DataError(
             "views gave other ones the second time; draw random numbers from seed, step, pairs and view alone",
             file=job.task,
         )
-    # Beside longer rows one may be padded further.
-    if any(not torch.equal(some[(*map(slice, x.shape),)], x) for some, x in zip(whole, first, strict=True)):
-        raise DataError(
-            "views gives a row another view beside other rows; a view is of one row and its pair's number",
-            file=job.task,
-        )
+    for row in rows:
+        for together, alone in zip(whole, seen(rows[row : row + 1]), strict=True):
+            shared = together[row : row + 1][(slice(None), *map(slice, alone.shape[1:]))]  # it may be padded further
+            if not torch.equal(shared, alone):
+                raise DataError(
+                    "views gives a row another view beside other rows; a view is of one row and its pair's number",
+                    file=job.task,
+                )
 
 
 class _NotFiniteError(Exception):
@@ -349,22 +368,3 @@ class _Random:
 
     def lazily(self, rows: int, inputs: Callable[[int, int], Mapping[str, Tensor]]) -> Tensor:
         return self(inputs(0, rows))
-
-
-class _Held:
-    """An object that a cache does not look at."""
-
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@functools.lru_cache(maxsize=4)
-def _kept_rows(component: object, options: str, located: Located, held: _Held) -> object:  # noqa: ARG001
-    """Rows of unchanged files, read once for all trials of a process."""
-    return held.parts.rows(located.source)

@@ -26,7 +26,7 @@ from jobs.data.images.arrays import is_list
 from jobs.data.images.links import Links, links_of, looked_at_once
 from jobs.data.resolve import HUB, locate
 from jobs.data.sentences import scored, sentence_rows, tokenizer_for
-from jobs.data.sources import Names, Rows, read
+from jobs.data.sources import Rows, exactly, read
 from jobs.data.tasks import task_of
 
 Hashes: TypeAlias = defaultdict[str, "hashlib.blake2b"]
@@ -40,7 +40,7 @@ def check(job: JobConfig) -> list[str]:
         digests(job)
         return []
     train = train_rows(job)
-    if len(train) < max(job.batch.size, 2):
+    if not job.is_own_task and len(train) < max(job.batch.size, 2):
         raise train.fault(
             f"has {_count(len(train))}, fewer than batch.size = {job.batch.size}; give more rows, or "
             f"set batch.size to at most {len(train)}"
@@ -51,7 +51,7 @@ def check(job: JobConfig) -> list[str]:
     sources = {stage: source for stage, source in (("tune", job.data.tune), ("confirm", job.data.confirm)) if source}
     judged = {stage: _judged_rows(job, source) for stage, source in sources.items()}
     for stage, rows in judged.items():
-        if len(rows) < 2:
+        if not job.is_own_task and len(rows) < 2:
             raise rows.fault(f"has 1 row; data.{stage} needs at least two to judge an encoder on")
     warnings = [*task_of(job).check()]
     warnings += check_model(job)
@@ -174,10 +174,6 @@ def train_rows(job: JobConfig) -> Rows:
     return sentence_rows(job) if job.task == "sentence" else _rows(job, job.data.train)
 
 
-def _every_column(file: str, names: Names, wanted: tuple[str, ...] | None) -> tuple[str, ...]:  # noqa: ARG001
-    return names
-
-
 def _judged_rows(job: JobConfig, source: str) -> Rows:
     if job.task == "sentence":
         return scored.judged_rows(source, job.data.judged_columns)
@@ -186,7 +182,7 @@ def _judged_rows(job: JobConfig, source: str) -> Rows:
 
 def _rows(job: JobConfig, source: str) -> Rows:
     """Rows of images, or whole ones of a task that only the user knows."""
-    return image_rows(job, source) if job.task == "image" else read(source, _every_column)
+    return image_rows(job, source) if job.task == "image" else read(source, exactly)
 
 
 def _overlaps(train: Rows, judged: dict[str, Rows]) -> Iterator[str]:

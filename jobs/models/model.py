@@ -133,9 +133,12 @@ class ContrastiveModel(nn.Module):
     def _pool(self, inputs: Inputs) -> Tensor:
         if inputs.keys() == {"pixel_values"}:
             return self._pool_image(inputs["pixel_values"])
-        dtype = next(self.encoder.parameters()).dtype
-        given = {name: values.to(dtype) if values.is_floating_point() else values for name, values in inputs.items()}
-        output = self._encoded(**given)
+        given = dict(inputs)
+        for name in [name for name, values in inputs.items() if values.is_floating_point()]:
+            given[name] = inputs[name].to(next(self.encoder.parameters()).dtype)
+        # Whatever its configuration says, a language model is asked for no states that nobody pools.
+        tokens = {"output_hidden_states": self._wants_first} if "attention_mask" in inputs else {}
+        output = self.encoder(**given, **tokens) if tokens else self._encoded(**given)
         last: Tensor = output if isinstance(output, Tensor) else output.last_hidden_state
         if last.ndim == 2:
             return last
@@ -179,7 +182,8 @@ class ContrastiveModel(nn.Module):
             mask = mask * (torch.arange(mask.shape[1], device=mask.device) >= self.skipped)
         given = {"first": output.hidden_states[1]} if self._wants_first and output is not None else {}
         with torch.autocast(states.device.type, enabled=False):  # a sum of many is not kept in bf16
-            whole = states if states.dtype == torch.float64 else states.float()
+            is_kept = states.dtype == torch.float64 or self.pooling == "first_last"  # which adds layers as they are
+            whole = states if is_kept else states.float()
             pooled: Tensor = self.pool(states=whole, mask=mask, **given)
         return pooled
 
@@ -214,6 +218,8 @@ def build(
     dropout.replace_dropout(encoder)
     if isinstance(model.pool, nn.Module):
         dropout.replace_dropout(model.pool)
+    if is_import_path(model.pooling):
+        _refuse_unkeyed(model)
     if not is_built(job.model.name) or is_import_path(job.model.name or ""):
         model.unreplayable = dropout.why_unreplayable(encoder, dict(inputs or _example(job, image_shape)))
         if model.unreplayable is not None:
@@ -283,6 +289,20 @@ def _prompt_tokens(tokenizer: Any, read: Reading) -> int:
         raise ModelError("this encoder's prompt is not pooled, so its tokens are counted; pass tokenizer_for(job)")
     ids = tokenizer(read.prompt, truncation=True, max_length=read.max_tokens)["input_ids"]
     return len(ids) - (ids[-1] in tokenizer.all_special_ids)
+
+
+def _refuse_unkeyed(model: ContrastiveModel) -> None:
+    """Raise ModelError for a pooling of the user's own whose vectors could not be made again."""
+    states, rows = torch.ones(2, 4, model.width), torch.arange(2)
+    given = {"first": states} if model._wants_first else {}  # noqa: SLF001
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), dropout.dropout_keys(seed=0, step=0, rows=rows):
+        before = torch.get_rng_state()
+        model.pool(states=states, mask=_all(states), **given)
+        if not torch.equal(before, torch.get_rng_state()):
+            raise ModelError(
+                f"model.pooling = '{model.pooling}' draws random numbers elsewhere than in nn.Dropout, so no vector "
+                "could be made again; use a class of nn.Module with nn.Dropout"
+            )
 
 
 def _all(states: Tensor) -> Tensor:

@@ -259,8 +259,10 @@ def _tried_pooling(job: JobConfig) -> Iterator[Issue]:
 
     from jobs.models.model import pooling_of
 
-    width, key, name = 8, "model.pooling", repr(job.model.pooling)
+    width, key, name = 768, "model.pooling", repr(job.model.pooling)
     pool, wants_first = pooling_of(job, job.model.pooling, width)
+    if isinstance(pool, torch.nn.Module):
+        pool.eval()  # dropout is replaced where it is trained
     draw = torch.Generator().manual_seed(0)
     states, first = (torch.randn(FEW, 5, width, generator=draw) for _ in range(2))
     mask = (torch.arange(5) < torch.tensor([5, 4, 3, 2, 1, 5])[:, None]).long()
@@ -296,7 +298,7 @@ def _tried_task(job: JobConfig) -> Iterator[Issue]:
         return
     for method, arguments in TASK_METHODS.items() if job.is_own_task else ():
         own = getattr(component, method, None)
-        asked = list(inspect.signature(own).parameters)[1:] if callable(own) else None
+        asked = list(inspect.signature(own).parameters) if callable(own) else None
         if asked is None or not {*arguments} <= {*asked}:
             yield key, name, f"has no method {method}({', '.join(arguments)}); write one"
 

@@ -274,7 +274,7 @@ def _one_process(
 
 def _stacked(parts: list[Tensor]) -> Tensor:
     """Below one another; tokens padded by 0 to the longest, which their mask leaves out."""
-    if parts[0].ndim > 2:
+    if parts[0].ndim != 2:
         return torch.cat(parts)
     longest = max(part.shape[1] for part in parts)
     return torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in parts])

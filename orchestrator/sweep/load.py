@@ -31,17 +31,19 @@ LARGEST_FILE = 1_000_000
 
 def load(path: Path, overrides: Iterable[str] = ()) -> Sweep:
     """Read and check a sweep. `overrides` are `key=value` texts. Raises ConfigError with every issue found."""
-    return _checked(_with_base(_read(path), str(path), path.parent), str(path), path.parent, overrides)
+    table, former = _with_base(_read(path), str(path), path.parent)
+    return _checked(table, str(path), path.parent, overrides, former)
 
 
 def loads(text: str, overrides: Iterable[str] = (), *, name: str = "the sweep") -> Sweep:
     """Read and check a sweep from text, which an error calls by `name`. What it extends is named as seen from here."""
-    return _checked(
-        _with_base(_parsed(text.encode("utf-8", "surrogatepass"), name), name, Path()), name, Path(), overrides
-    )
+    table, former = _with_base(_parsed(text.encode("utf-8", "surrogatepass"), name), name, Path())
+    return _checked(table, name, Path(), overrides, former)
 
 
-def _checked(table: dict[str, JsonValue], where: str, folder: Path, overrides: Iterable[str]) -> Sweep:
+def _checked(
+    table: dict[str, JsonValue], where: str, folder: Path, overrides: Iterable[str], notes: Iterable[str]
+) -> Sweep:
     """The sweep that the tables of a file make, and of what it extends. folder: where its paths start from."""
     raw = _normal(table)
     all_issues: list[ConfigIssue] = []
@@ -52,7 +54,7 @@ def _checked(table: dict[str, JsonValue], where: str, folder: Path, overrides: I
             refused.append(text)
     if shapeless := list(shape_issues(raw)):
         raise ConfigError(where, "sweep", shapeless)
-    raw, former = _renamed(_with_none(_normal(raw)))
+    raw = _with_none(_normal(raw))
     if "digest" in _table(raw, "code"):
         all_issues.append(ConfigIssue("code.digest", "", "follows from the files; remove it"))
     # Alone, since the other issues would quote them.
@@ -73,7 +75,7 @@ def _checked(table: dict[str, JsonValue], where: str, folder: Path, overrides: I
         except CodeError as error:
             all_issues.append(ConfigIssue("code.paths" if sweep.code else "job", "", str(error)))
         else:
-            sweep = sweep.with_code(None if code is None else code.digest, former)
+            sweep = sweep.with_code(None if code is None else code.digest, notes)
     if sweep is None or all_issues:
         raise ConfigError(where, "sweep", list(dict.fromkeys(all_issues)))
     return sweep
@@ -130,11 +132,11 @@ def _decoded(content: bytes) -> str:
     return content.decode("utf-8-sig")  # Windows editors begin files with a mark
 
 
-def _with_base(table: dict[str, JsonValue], name: str, folder: Path) -> dict[str, JsonValue]:
-    """The tables of a file, and of what it extends, which lies in `folder`."""
+def _with_base(table: dict[str, JsonValue], name: str, folder: Path) -> tuple[dict[str, JsonValue], list[str]]:
+    """The tables of a file, and of what it extends, which lies in `folder`; and notes on both."""
     base = table.pop("extends", None)
     if base is None:
-        return table
+        return _renamed(_normal(table), name)
     if not isinstance(base, str):
         raise ConfigError(name, "sweep", [ConfigIssue("extends", repr(base), "must be the path of another sweep")])
     if secret := list(secret_issues({"extends": base})):
@@ -156,7 +158,8 @@ def _with_base(table: dict[str, JsonValue], name: str, folder: Path) -> dict[str
         )
     if "budget" in _table(table, "job"):
         _table(under, "job").pop("budget", None)  # one way of saying it takes the place of another
-    return _overlaid(_normal(under), _normal(table))
+    (below, former), (above, own) = _renamed(_normal(under), str(folder / base)), _renamed(_normal(table), name)
+    return _overlaid(below, above), [*dict.fromkeys([*former, *own])]
 
 
 def _table(raw: dict[str, JsonValue], key: str) -> dict[str, JsonValue]:
@@ -201,11 +204,12 @@ def _with_flat_when(space: JsonValue) -> JsonValue:
 
 def renamed(sweep: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """The tables of a sweep, of an earlier version perhaps, by the names that keys have today."""
-    return _renamed(_normal(dict(sweep)))[0]
+    return _renamed(_normal(dict(sweep)), "the sweep")[0]
 
 
-def _renamed(raw: dict[str, JsonValue]) -> tuple[dict[str, JsonValue], list[str]]:
-    """The tables with the names that keys have today, and a sentence for each that had a former one."""
+def _renamed(raw: dict[str, JsonValue], where: str) -> tuple[dict[str, JsonValue], list[str]]:
+    """The tables with the names that keys have today, and a sentence for each that had a former one. Raises ConfigError
+    where a table has both."""
     seen: dict[str, str] = {}
 
     def keys(value: JsonValue) -> JsonValue:
@@ -215,6 +219,9 @@ def _renamed(raw: dict[str, JsonValue]) -> tuple[dict[str, JsonValue], list[str]
         if not isinstance(value, dict):
             return value
         for key in value.keys() & RENAMED.keys():
+            if RENAMED[key] in value:
+                issue = ConfigIssue(key, "", f"is {RENAMED[key]} by its former name, which is there too; remove one")
+                raise ConfigError(where, "sweep", [issue])
             seen[key] = RENAMED[key]
         return {RENAMED.get(key, key): keys(inner) for key, inner in value.items()}
 
@@ -225,15 +232,17 @@ def _renamed(raw: dict[str, JsonValue]) -> tuple[dict[str, JsonValue], list[str]
     if isinstance(tune := table.get("tune"), dict):
         table["tune"] = tune | {name: keys(tune[name]) for name in ("defaults", "space") if name in tune}
     if isinstance(job := table.get("job"), dict):
-        for former, today in RENAMED.items():
-            section, _, name = former.rpartition(".")
-            inner, new_name = job.get(section), today.rpartition(".")[2]
-            if isinstance(inner, dict) and inner.get(name) is not None and inner.get(new_name) is None:
-                seen[former] = today
-                named = {new_name if key == name else key: value for key, value in inner.items() if key != new_name}
-                job = {**job, section: named}
-        table["job"] = job
+        table["job"] = job | {name: _section(name, inner, keys) for name, inner in job.items()}
     return table, [f"{former} is called {today} now, and is read as that" for former, today in seen.items()]
+
+
+def _section(name: str, inner: JsonValue, renamed_keys: Callable[[JsonValue], JsonValue]) -> JsonValue:
+    """A section of a job, whose keys are renamed as dotted ones are."""
+    if not isinstance(inner, dict):
+        return inner
+    dotted = renamed_keys({f"{name}.{key}": inner[key] for key in inner})
+    assert isinstance(dotted, dict)
+    return {key.removeprefix(f"{name}."): value for key, value in dotted.items()}
 
 
 def _with_none(raw: dict[str, JsonValue]) -> dict[str, JsonValue]:

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 
 from jobs.config import ConfigIssue, nearest
 from orchestrator.sweep.model import OTHER_WORDS, Space
+from orchestrator.sweep.values import RENAMED
 
 PART = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|\[\s*(\d+)\s*\]|([^.="'\[\]]+))""")
 """One part of a key: in quotes of either kind, an index in brackets, or bare."""
@@ -26,6 +27,7 @@ def override_issues(raw: dict[str, JsonValue], text: str) -> list[ConfigIssue]:
     wrong with it."""
     try:
         parts, value = _labelled(raw, text) or _split(text)
+        parts = _by_todays_names(parts)
         path = _path(raw, parts)
         _put(raw, path, _parsed(value))
     except BadOverride as error:
@@ -33,6 +35,16 @@ def override_issues(raw: dict[str, JsonValue], text: str) -> list[ConfigIssue]:
     except (ValueError, RecursionError):  # an index or a number of thousands of digits, lists within lists
         return [ConfigIssue("--set", shortened(text), f"is too long or too deep to be read, {EXAMPLE}")]
     return []
+
+
+def _by_todays_names(parts: list[str | int]) -> list[str | int]:
+    """The parts of a key by the name that it has today, however it is divided."""
+    for former, today in RENAMED.items():
+        parts = [today if part == former else part for part in parts]
+        for at in range(len(parts) - 1):
+            if parts[at : at + 2] == former.split("."):
+                parts = [*parts[:at], *today.split("."), *parts[at + 2 :]]
+    return parts
 
 
 def shortened(text: str) -> str:

@@ -49,7 +49,7 @@ def job_issues(raw: dict[str, JsonValue]) -> list[ConfigIssue]:
     job = {key: value for key, value in job.items() if key not in ("stage", "seed")}
     factors = _factors(compare)
     usable = cross(job, factors, _tables(named, alone=True), _tables(raw.get("exclude")))
-    if len(usable) > MOST_ARMS:  # which crowd_faults and contradictions say
+    if len(usable) > MOST_ARMS:  # which crowd_issues and contradictions say
         usable = []
     known = list(field_names(JobConfig))
     for table, settings in (("compare", compare), *((f"arm {a.label!r}", a.settings) for a in usable if named)):
@@ -224,10 +224,10 @@ def _resource_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
 def _metric_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
     name, task = sweep.metric.name, arms[0].config(stage="confirm", seed=0).task
     jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
-    if task not in METRICS:
-        return  # what it measures, only it knows
+    if jobs[0].is_function:
+        return  # what it reports, only it knows
     own = [metric_name(path) for path in jobs[0].evaluate.metrics]
-    known: tuple[str, ...] = (*METRICS[task], *own)
+    known: tuple[str, ...] = (*METRICS.get(task, ()), *own)
     if name in TRAINING_METRICS or name == "loss":
         varied = set(sweep.compare) | {key for arm in sweep.arm for key in arm if key != "label"}
         varied |= set(sweep.tune.space) if sweep.tune else set()
@@ -236,10 +236,12 @@ def _metric_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
                 "metric.name",
                 repr(name),
                 f"a training loss cannot be compared while {', '.join(blame)} varies: its scale depends on them; "
-                f"use {known[0]!r}",
+                + (f"use {known[0]!r}" if known else f"use one that {task} measures"),
             )
             return
         known = (*known, *TRAINING_METRICS)
+    if task not in METRICS:
+        return  # what it measures, only it knows
     if name not in known:
         expected = f"is not measured in task {task!r}, which knows {', '.join(known)}"
         yield ConfigIssue("metric.name", repr(name), expected + nearest(name, list(known)))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from jobs.models.poolings.mean import mean
 
 
 def first_last(states: Tensor, mask: Tensor, first: Tensor) -> Tensor:
-    """Average the states that count, of both layers, whose sum is made in the encoder's precision."""
-    both = (first + states.to(first.dtype)) / 2
-    return mean(both.to(states.dtype), mask)
+    """Average the states that count, of both layers as the encoder gives them."""
+    both = (first + states) / 2
+    return mean(both if both.dtype == torch.float64 else both.float(), mask)

@@ -104,7 +104,7 @@ class _Plain:
     """Values of Python as those that TOML has."""
 
     def __init__(self, issues: list[ConfigIssue]) -> None:
-        """faults: gets what has no form in TOML."""
+        """issues: gets what has no form in TOML."""
         self._issues = issues
 
     def table(self, given: Mapping[str, object], where: str) -> dict[str, JsonValue]:

@@ -180,6 +180,11 @@ class RestClient:
             )
             try:
                 self._made = make()
+            except OSError as error:  # httpx2 reads them whatever the address
+                named = [name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)]
+                raise RunError(
+                    f"{' and '.join(named) or 'certificates'} cannot be read ({error}); name what is there, or unset it"
+                ) from error
             except (ImportError, ValueError) as error:  # of a proxy in the environment, of a kind that it cannot use
                 if not proxy_bypass(urlsplit(self._address).hostname or ""):
                     raise Unreachable(str(error)) from error

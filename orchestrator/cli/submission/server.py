@@ -132,6 +132,10 @@ def _is_server(url: str) -> bool:
         return False
 
 
+BUSY = (408, 425, 429)
+"""Statuses of a server that may answer the same question later."""
+
+
 class JobServer:
     """The job server at an address. Methods raise ServerUnavailable, and InfrastructureMissing where waiting is no
     help."""
@@ -269,7 +273,7 @@ class JobServer:
                 f"{self.url} sends its visitors to {error}; give --address the URL of the job server itself"
             ) from error
         except RequestRefused as error:
-            if error.status >= 500:
+            if error.status >= 500 or error.status in BUSY:
                 raise ServerUnavailable(_reason(error)) from error
             raise InfrastructureMissing(f"the job server at {self.url} refused: {_reason(error)}") from error
         except (Unreachable, ValidationError, aiohttp.ClientError, ConnectionError, TimeoutError) as error:

@@ -17,6 +17,7 @@ from jobs import data
 from jobs.config import JobConfig
 from jobs.data import DataError
 from jobs.data.tasks import count, taken
+from jobs.models import ModelError, build
 from jobs.train import Training
 from jobs.train.components import examined
 
@@ -126,6 +127,7 @@ def test_duplicates_are_those_of_its_ids() -> None:
     ("name", "words"),
     [
         ("Neighbours", "another view beside other rows"),
+        ("Placed", "another view beside other rows"),
         ("Unkeyed", "other ones the second time"),
         ("Counted", r"evaluate gave \[2\] values of nearest for 100 rows"),
         ("Raises", r"fails when it is tried: KeyError.*\(tasklab.py, line \d+\)"),
@@ -134,6 +136,34 @@ def test_duplicates_are_those_of_its_ids() -> None:
 def test_what_is_wrong_with_its_rows_is_found_before_any_trial(name: str, words: str) -> None:
     with pytest.raises(DataError, match=words):
         data.check(job(name))
+
+
+def test_an_encoder_that_does_not_fit_its_views_is_found_before_any_trial() -> None:
+    with pytest.raises(
+        DataError, match=r"fails when it is tried: RuntimeError: mat1 and mat2.*\(tasklab.py, line \d+\)"
+    ):
+        data.check(job(model={"name": "tasklab:Broken"}))
+
+
+def test_views_may_be_numbers(tmp_path: Path) -> None:
+    """Also in the gradient check."""
+    config = job("Numbered", model={"name": "tasklab:Table", "options": {}}, execution={"micro": 5})
+    assert data.check(config) == []
+    assert trained(config, tmp_path).result is not None
+
+
+def test_what_rows_keeps_is_there_in_the_next_trial_too(tmp_path: Path) -> None:
+    """Of a warm process. Mutant check: rows kept without the object that has read them fail."""
+    results = [trained(job("Stateful", seed=1), tmp_path / name).result for name in ("first", "second")]
+    assert results[0] is not None
+    assert results[1] is not None
+    assert results[0]["metrics"] == results[1]["metrics"]
+
+
+def test_a_pooling_that_draws_by_itself_is_refused() -> None:
+    image = job(task="image", model={"name": "vit", "width": 16, "heads": 2, "options": {}, "pooling": "tasklab:leaky"})
+    with pytest.raises(ModelError, match=r"draws random numbers elsewhere than in nn\.Dropout"):
+        build(image, image_shape=(1, 8, 8))
 
 
 def test_what_is_right_passes_and_a_batch_of_more_rows_does_not() -> None:
@@ -200,7 +230,7 @@ def test_columns_of_other_lengths_are_no_rows() -> None:
 # Poolings
 
 
-@pytest.mark.parametrize("name", ["strongest", "Attention"])
+@pytest.mark.parametrize("name", ["strongest", "Attention", "Dropping"])
 def test_a_pooling_of_ones_own_trains_to_the_same_in_micro_batches(name: str, tmp_path: Path) -> None:
     """On images, whose class token it does not see. Mutant check: parameters that are not trained fail."""
     sections: dict[str, Any] = {

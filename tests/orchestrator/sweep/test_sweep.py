@@ -745,9 +745,43 @@ def test_a_key_by_its_former_name_is_read_with_a_note(where: str, write: Any) ->
     assert sweep.notes[0] in make(sweep).warnings
 
 
-def test_both_names_of_a_key_are_one_too_many(write: Any) -> None:
-    text = GOOD.replace("[compare]", "[job.batch]\nsize = 64\npool = 16\nnegatives_group = 16\n[compare]", 1)
-    assert "the same under two names; remove pool" in complaint(write(text))
+BOTH = {
+    "in the job": ("[compare]", "[job.batch]\nsize = 64\npool = 16\nnegatives_group = 16\n[compare]"),
+    "as factors": ('"batch.size" = [16, 64]', '"batch.pool" = [16, 64]\n"batch.negatives_group" = [8, 16]'),
+    "in an arm": ("[compare]", '[[exclude]]\n"batch.pool" = 16\n"batch.negatives_group" = 16\n[compare]'),
+}
+
+
+@pytest.mark.parametrize("where", BOTH)
+def test_both_names_of_a_key_are_one_too_many(where: str, write: Any) -> None:
+    """Mutant check: the later one would win unsaid."""
+    text = GOOD.replace(*BOTH[where], 1)
+    assert "batch.negatives_group by its former name, which is there too; remove one" in complaint(write(text))
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "override", "group"),
+    [
+        ("pool = 16", "", "job.batch.negatives_group=8", 8),
+        ("pool = 16", "", 'job."batch.negatives_group"=none', None),
+        ("negatives_group = 16", "", "job.batch.pool=8", 8),
+        ("pool = 16", "negatives_group = 8", "", 8),
+        ("negatives_group = 16", "pool = 8", "", 8),
+        ("pool = 16", "pool = 8", "job.batch.pool=none", None),
+    ],
+)
+def test_layers_overlay_one_another_by_either_name(
+    below: str, above: str, override: str, group: int | None, tmp_path: Path
+) -> None:
+    """A file, what it extends, and --set. Mutant check: renaming what is overlaid refuses these, or ignores one."""
+    (tmp_path / "base.toml").write_text(GOOD.replace("[compare]", f"[job.batch]\nsize = 64\n{below}\n[compare]", 1))
+    (tmp_path / "mine.toml").write_text(f'extends = "base.toml"\n[job.batch]\n{above}\n')
+    if override.startswith('job."'):
+        override = "job.batch.negatives_group=none"
+    sweep = load(tmp_path / "mine.toml", [override] if override else [])
+    batch: Any = sweep.job["batch"]
+    assert batch.get("negatives_group") == group
+    assert "pool" not in batch
 
 
 def test_a_job_by_the_former_name_is_what_it_was() -> None:

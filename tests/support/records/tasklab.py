@@ -102,6 +102,42 @@ class Unkeyed(Tabular):
         return torch.from_numpy(rows[0]) + torch.rand(len(rows[0]), 64)
 
 
+class Placed(Tabular):
+    """Wrong: its noise is by the place among the rows that happen to be there, so the first row's is right."""
+
+    def views(self, rows: Any, seed: int, step: int, pairs: Tensor, view: int) -> Tensor:
+        """The same numbers for whatever comes first."""
+        noise = np.random.default_rng((seed, step, view)).standard_normal((len(rows[0]), 64))
+        return torch.from_numpy(rows[0] + noise)
+
+
+class Numbered(Tabular):
+    """Views that are numbers of an embedding's rows, [c]."""
+
+    def views(self, rows: Any, seed: int, step: int, pairs: Tensor, view: int) -> Tensor:
+        """The brightest of each row's pixels, or the one after it."""
+        return torch.from_numpy(rows[0].argmax(1)) + view
+
+    def evaluate(self, encode: Any, rows: Any) -> dict[str, float]:  # type: ignore[override]
+        """How far apart the two views are."""
+        left, right = (encode(self.views(rows, 0, 0, torch.arange(0), view)) for view in (0, 1))
+        return {"closeness": float(F.cosine_similarity(left, right).mean())}
+
+
+class Stateful(Tabular):
+    """Keeps what `rows` has read."""
+
+    def rows(self, source: str) -> Any:
+        """And the largest value."""
+        rows = super().rows(source)
+        self.largest = float(rows[0].max())
+        return rows
+
+    def views(self, rows: Any, seed: int, step: int, pairs: Tensor, view: int) -> Any:
+        """In shares of it."""
+        return super().views((rows[0] / self.largest, rows[1]), seed, step, pairs, view)
+
+
 class Counted(Tabular):
     """Wrong: as many values as it likes."""
 
@@ -147,6 +183,47 @@ class MLP(nn.Module):
         """Embeddings [n, width]."""
         embedded: Tensor = self.layers(inputs)
         return embedded * float(os.environ.get("TASKLAB_SCALE", "1"))
+
+
+class Table(nn.Module):
+    """An embedding of numbers."""
+
+    width = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(65, 8)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Its rows."""
+        embedded: Tensor = self.table(inputs)
+        return embedded
+
+
+class Broken(MLP):
+    """Wrong: a layer that does not fit."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Fails."""
+        return super().forward(inputs[:, :3])
+
+
+def leaky(states: Tensor, mask: Tensor) -> Tensor:
+    """Wrong: dropout that nobody can key."""
+    return F.dropout(states, 0.5)[:, 0]
+
+
+class Dropping(nn.Module):
+    """A pooling with dropout, as it should be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """The first state, some of it."""
+        dropped: Tensor = self.dropout(states[:, 0])
+        return dropped
 
 
 def strongest(states: Tensor, mask: Tensor, *, power: float = 2.0) -> Tensor:
