@@ -11,6 +11,7 @@ from orchestrator.ledger.stored import JsonObject, SweepTable
 from orchestrator.report.summary.records import Summary
 from orchestrator.run_dir.folder import RunError
 from orchestrator.sweep import flatten, merged
+from orchestrator.sweep.values import RENAMED
 
 JUDGED = (
     *("task", "data.confirm", "data.judged_columns"),
@@ -63,7 +64,15 @@ def planned_jobs(sweep: SweepTable) -> list[JsonObject]:
     """The job of every arm of a run as planned, by dotted key, defaults filled in; tuned values are not in it."""
     arms = sweep["plan"]["arms"]
     whole = [merged(sweep.get("job", {}), arm["settings"]) | {"stage": "confirm", "seed": 0} for arm in arms]
-    return [flatten(JobConfig.model_validate(job).model_dump(mode="json")) for job in whole]
+    return [_by_todays_names(flatten(JobConfig.model_validate(job).model_dump(mode="json"))) for job in whole]
+
+
+def _by_todays_names(job: dict[str, JsonValue]) -> JsonObject:
+    """A flat job whose values stand at the names that their keys have today."""
+    for former, today in RENAMED.items():
+        value = job.pop(former, None)
+        job[today] = job.get(today) if value is None else value
+    return job
 
 
 def differences(runs: Mapping[str, Summary], jobs: Mapping[str, Sequence[JsonObject]]) -> Iterable[str]:

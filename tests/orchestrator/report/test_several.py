@@ -22,6 +22,7 @@ from orchestrator import report
 from orchestrator.cli import main
 from orchestrator.ledger import Ledger, sqlite_url
 from orchestrator.report.summary import multi_run
+from orchestrator.report.summary.compatibility import planned_jobs
 from orchestrator.run_dir.folder import RunError
 from orchestrator.statistics import holm, sign_flip_p
 
@@ -384,3 +385,15 @@ def test_runs_in_buckets_are_compared_on_this_machine(
     assert [run["name"] for run in json.loads(done.stdout)["runs"]] == ["a", "b"]
     assert (home / "compared" / "a+b" / "report.html").exists()
     assert not (bucket / "a" / "report").exists()
+
+
+def test_a_value_by_a_key_s_former_name_is_the_same_value() -> None:
+    """Of a run begun before it had the name of today. Mutant check: runs of two versions would differ in both keys."""
+    job = {"task": "image", "budget": {"steps": 1}, "data": {"train": "digits", "confirm": "digits"}}
+    sweeps: list[Any] = [
+        {"job": job | {"batch": {"size": 64}}, "plan": {"arms": [{"settings": {f"batch.{key}": 8}}, {"settings": {}}]}}
+        for key in ("pool", "negatives_group")
+    ]
+    before, today = map(planned_jobs, sweeps)
+    assert before == today
+    assert [job["batch.negatives_group"] for job in today] == [8, None]
