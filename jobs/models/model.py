@@ -53,7 +53,7 @@ class ContrastiveModel(nn.Module):
         self.head = _head(job, self.width)
         self.out_width = self.width if job.model.projection == "none" else job.model.projection_width
         self.pooling = self.reading.pooling
-        self.pool, self._wants_first = pooling_of(job, self.pooling, self.width)
+        self.pool, self.wants_first = pooling_of(job, self.pooling, self.width)
         self.precision = job.model.precision
         self.mlm = _masked_language_head(job, encoder, self.width) if job.loss.mlm_weight else None
         self.unreplayable: str | None = None
@@ -137,7 +137,7 @@ class ContrastiveModel(nn.Module):
         for name in [name for name, values in inputs.items() if values.is_floating_point()]:
             given[name] = inputs[name].to(next(self.encoder.parameters()).dtype)
         # Whatever its configuration says, a language model is asked for no states that nobody pools.
-        tokens = {"output_hidden_states": self._wants_first} if "attention_mask" in inputs else {}
+        tokens = {"output_hidden_states": self.wants_first} if "attention_mask" in inputs else {}
         output = self.encoder(**given, **tokens) if tokens else self._encoded(**given)
         last: Tensor = output if isinstance(output, Tensor) else output.last_hidden_state
         if last.ndim == 2:
@@ -167,7 +167,7 @@ class ContrastiveModel(nn.Module):
         return last[:, self.prefix_tokens :].mean(1)
 
     def _encoded(self, *inputs: Tensor, **named: Tensor) -> Any:
-        states = {"output_hidden_states": True} if self._wants_first else {}
+        states = {"output_hidden_states": True} if self.wants_first else {}
         return self.encoder(*inputs, **named, **states)
 
     def _pool_map(self, last: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ class ContrastiveModel(nn.Module):
     def _pool_states(self, output: Any, states: Tensor, mask: Tensor) -> Tensor:
         if self.skipped:
             mask = mask * (torch.arange(mask.shape[1], device=mask.device) >= self.skipped)
-        given = {"first": output.hidden_states[1]} if self._wants_first and output is not None else {}
+        given = {"first": output.hidden_states[1]} if self.wants_first and output is not None else {}
         with torch.autocast(states.device.type, enabled=False):  # a sum of many is not kept in bf16
             is_kept = states.dtype == torch.float64 or self.pooling == "first_last"  # which adds layers as they are
             whole = states if is_kept else states.float()
@@ -294,7 +294,7 @@ def _prompt_tokens(tokenizer: Any, read: Reading) -> int:
 def _refuse_unkeyed(model: ContrastiveModel) -> None:
     """Raise ModelError for a pooling of the user's own whose vectors could not be made again."""
     states, rows = torch.ones(2, 4, model.width), torch.arange(2)
-    given = {"first": states} if model._wants_first else {}  # noqa: SLF001
+    given = {"first": states} if model.wants_first else {}
     with torch.random.fork_rng(devices=[]), torch.no_grad(), dropout.dropout_keys(seed=0, step=0, rows=rows):
         before = torch.get_rng_state()
         model.pool(states=states, mask=_all(states), **given)

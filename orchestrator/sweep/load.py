@@ -75,7 +75,7 @@ def _checked(
         except CodeError as error:
             all_issues.append(ConfigIssue("code.paths" if sweep.code else "job", "", str(error)))
         else:
-            sweep = sweep.with_code(None if code is None else code.digest, notes)
+            sweep = sweep.as_read(None if code is None else code.digest, notes)
     if sweep is None or all_issues:
         raise ConfigError(where, "sweep", list(dict.fromkeys(all_issues)))
     return sweep

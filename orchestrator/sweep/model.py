@@ -301,12 +301,14 @@ class Sweep(Section):
         """What a person should know of how its file was read."""
         return self._notes
 
-    def with_code(self, digest: str | None, notes: Iterable[str] = ()) -> Sweep:
-        """The same sweep with the digest of its code, and notes on its file."""
-        code = None if digest is None or self.code is None else self.code.model_copy(update={"digest": digest})
-        sweep = self.model_copy(update={} if code is None else {"code": code})
-        sweep._notes = tuple(notes)  # noqa: SLF001 - of this class
-        return sweep
+    def as_read(self, digest: str | None, notes: Iterable[str]) -> Sweep:
+        """The sweep of a file, with the digest of its code, and with notes on how it was read, which it keeps."""
+        if self.code is not None and digest is not None:
+            return self.model_copy(update={"code": self.code.model_copy(update={"digest": digest})}).as_read(
+                None, notes
+            )
+        self._notes = tuple(notes)
+        return self
 
     @model_validator(mode="after")
     def _one_way_of_comparing(self) -> Sweep:
