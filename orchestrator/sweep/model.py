@@ -303,12 +303,9 @@ class Sweep(Section):
 
     def as_read(self, digest: str | None, notes: Iterable[str]) -> Sweep:
         """The sweep of a file, with the digest of its code, and with notes on how it was read, which it keeps."""
-        if self.code is not None and digest is not None:
-            return self.model_copy(update={"code": self.code.model_copy(update={"digest": digest})}).as_read(
-                None, notes
-            )
         self._notes = tuple(notes)
-        return self
+        code = self.code if digest is None or self.code is None else self.code.model_copy(update={"digest": digest})
+        return self.model_copy(update={"code": code} if self.code else {})
 
     @model_validator(mode="after")
     def _one_way_of_comparing(self) -> Sweep:
