@@ -157,6 +157,9 @@ class Raises(Tabular):
 class Blind:
     """Wrong: no evaluate."""
 
+    def __init__(self, *, noise: float = 0.1) -> None:
+        self.noise = noise
+
     def rows(self, source: str) -> Any:
         """Whatever."""
         return open_table(source)
