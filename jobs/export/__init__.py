@@ -109,8 +109,8 @@ def export(
         ) from error
     tokenizer, image_shape, unsure = _inputs(trial, job, source, remote)
     model = models.build(job, tokenizer=tokenizer, image_shape=image_shape).eval()
-    trained = extra.get(trial_dir.READING)
-    if not trained and (result := _result(trial, source, remote)) is not None:
+    trained = extra.get(trial_dir.READING) or None
+    if trained is None and (result := _result(trial, source, remote)) is not None:
         trained = result.get(trial_dir.READING)
     trial_dir.refuse_other_reading(trained, model.reading.record)
     if trained is None and job.task == "sentence" and not is_built(job.model.name):

@@ -21,7 +21,7 @@ USED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "optimizer": ("optimizer", "lion", {"optimizer": {"name": "{}", "options": {"slow": 0.98}}}),
     "augmentation": ("augmentation", "solarise", {"augment": {"name": "{}", "options": {"above": 0.6}}}),
     "metric": ("metric", "nearest_share", {"evaluate": {"metrics": ["{}"]}}),
-    "task": ("task", "tabular", {"task": "{}", "options": {"noise": 0.2}, "model": {"name": "mylab:MLP"}}),
+    "task": ("task", "tabular", {"task": "{}", "options": {"noise": 0.2}, "model": {"name": "tasklab:MLP"}}),
     "encoder": ("encoder", "mlp", {"model": {"name": "{}", "options": {"width": 8}}}),
 }
 """Patch -> kind, name, and a job's sections that use it."""
@@ -59,6 +59,7 @@ def test_an_addition_touches_one_file_and_is_one(patch: Path, tmp_path: Path) ->
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     if kind == "task":  # its rows are tried with those of the data
+        shutil.copy(ROOT / "tests" / "support" / "records" / "tasklab.py", tmp_path)  # an encoder for it
         (tmp_path / "job.json").write_text(json.dumps(JOB | used))
         checked = subprocess.run(
             [sys.executable, "-m", "jobs.data", "job.json"], capture_output=True, text=True, env=env, cwd=tmp_path,

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 from jobs.config import JobConfig
 from jobs.workers import profile
+from jobs.workers.profile import AGAIN_S
 from orchestrator.cli import main
 
 ROOT = Path(__file__).parents[3]
@@ -111,7 +112,7 @@ def test_a_probe_is_as_fast_as_the_training_and_leaves_nothing(tmp_path: Path, r
     assert found["samples_per_second"] == pytest.approx(32 / found["step_s"])
     assert 2 <= found["steps"] <= 20
     assert 0 < found["evaluate_s"] < found["evaluate_final_s"]
-    assert 0 < found["load_s"] < 3 * found["start_s"]
+    assert 0 < found["load_s"] < max(3 * found["start_s"], AGAIN_S)  # where that was long, it is the first time
 
 
 def test_further_jobs_find_the_ranks_warm(tmp_path: Path) -> None:
