@@ -46,6 +46,11 @@ def brief(text: str, length: int = 60) -> str:
     return line if len(line) <= length else f"{line[:length]}..."
 
 
+def counted(rows: int) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{rows} row{'' if rows == 1 else 's'}"
+
+
 def listed(names: Sequence[str], most: int = 20) -> str:
     """Names of columns, the first `most` of them; those with blanks at an end, or without a sign, in quotes."""
     shown_names = [brief(name) if name and name == name.strip() else f"'{brief(name)}'" for name in names[:most]]

@@ -146,7 +146,12 @@ class OwnTask:
                 outcomes = self._parts.evaluate(encode=_Finite(encode), rows=judged, **references)
         except _NotFiniteError:
             return dict.fromkeys(self._names, float("nan"))
-        metrics = means(outcomes, count(judged), task=self._job.task)
+        name = self._job.task
+        if not isinstance(outcomes, Mapping) or not outcomes:
+            raise ValueError(f"{name}: evaluate gave {outcomes!r}; it gives numbers by name, as {{'accuracy': 0.9}}")
+        rows = count(judged)
+        means = {str(key): mean_of(value, rows, source=f"{name}: {key} of evaluate") for key, value in outcomes.items()}
+        metrics = {key: mean for key, mean in means.items() if np.isfinite(mean)}  # what is not is not defined
         self._names = tuple(metrics) or (NOT_FINITE,)
         return metrics
 
@@ -263,25 +268,18 @@ class _Indexed(Protocol):
     def __getitem__(self, at: NDArray[np.int64]) -> object: ...
 
 
-def means(outcomes: Mapping[str, float | ArrayLike], rows: int, *, task: str) -> dict[str, float]:
-    """Each metric's mean over the rows, or its one number; what is not finite is left out, as it is not defined.
-    Raises ValueError for what is neither a number nor one for each row."""
-    if not isinstance(outcomes, Mapping) or not outcomes:
-        raise ValueError(f"{task}: evaluate gave {outcomes!r}; it gives numbers by name, such as {{'accuracy': 0.9}}")
+def mean_of(outcome: float | ArrayLike, rows: int, *, source: str) -> float:
+    """A metric's mean over the rows, or its one number. Raises ValueError, which begins with `source`, for what is
+    neither a number nor one for each row."""
     import torch
 
-    metrics = {}
-    for name, outcome in outcomes.items():
-        given = outcome.detach().cpu() if isinstance(outcome, torch.Tensor) else outcome
-        values = np.asarray(given, dtype=np.float64)
-        if values.ndim and values.shape != (rows,):
-            raise ValueError(
-                f"{task}: evaluate gave {list(values.shape)} values of {name} for {rows} rows; a metric is one number, "
-                "or one for each row"
-            )
-        if np.isfinite(mean := float(values.mean())):
-            metrics[str(name)] = mean
-    return metrics
+    given = outcome.detach().cpu() if isinstance(outcome, torch.Tensor) else outcome
+    values = np.asarray(given, dtype=np.float64)
+    if values.ndim and values.shape != (rows,):
+        raise ValueError(
+            f"{source} gave {list(values.shape)} for {rows} rows; a metric gives one number, or one for each row"
+        )
+    return float(values.mean())
 
 
 def _as_inputs(given: Tensor | Mapping[str, Tensor], size: int, task: str) -> Inputs:

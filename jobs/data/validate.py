@@ -20,7 +20,7 @@ from jobs import models
 from jobs.config import JobConfig
 from jobs.config.json_values import Json, JsonObject
 from jobs.core.paths import DIGITS, is_built, is_folder_here
-from jobs.data.faults import DataError, shown
+from jobs.data.faults import DataError, counted, shown
 from jobs.data.images import image_rows
 from jobs.data.images.arrays import is_list
 from jobs.data.images.links import Links, links_of, looked_at_once
@@ -42,7 +42,7 @@ def check(job: JobConfig) -> list[str]:
     train = train_rows(job)
     if not job.is_own_task and len(train) < max(job.batch.size, 2):
         raise train.fault(
-            f"has {_count(len(train))}, fewer than batch.size = {job.batch.size}; give more rows, or "
+            f"has {counted(len(train))}, fewer than batch.size = {job.batch.size}; give more rows, or "
             f"set batch.size to at most {len(train)}"
             if len(train) > 1
             else "has 1 row; contrastive training needs at least two, and one batch: "
@@ -201,11 +201,7 @@ def _overlaps(train: Rows, judged: dict[str, Rows]) -> Iterator[str]:
                 else "the encoder is judged on rows it trained on"
             )
             both = shown(f"data.{a} = {first.source} and data.{b} = {second.source}")
-            yield f"{both} share {_count(shared)}: {why}; use slices such as [:1000] and [1000:]"
-
-
-def _count(rows: int) -> str:
-    return f"{rows} row{'' if rows == 1 else 's'}"
+            yield f"{both} share {counted(shared)}: {why}; use slices such as [:1000] and [1000:]"
 
 
 def _links(job: JobConfig, rows: Rows) -> Links | None:

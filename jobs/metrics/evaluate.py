@@ -25,7 +25,7 @@ from jobs.config import JobConfig, components
 from jobs.config.components import metric_name
 from jobs.config.sections import MEASURED
 from jobs.core.collectives import gather_rows, rank_of, world_of
-from jobs.data.tasks import Task, task_of
+from jobs.data.tasks import Task, mean_of, task_of
 from jobs.metrics.builtin.alignment import alignment as alignment_of
 from jobs.metrics.builtin.knn_accuracy import knn_classify
 from jobs.metrics.builtin.probe_accuracy import probe_accuracy
@@ -111,7 +111,7 @@ def further_metrics(
     """
     if diverged(known):
         return {}
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     rows = len(embedded["queries"] if "queries" in embedded else embedded["left"])
     for path in job.evaluate.metrics:
         name = metric_name(path)
@@ -119,14 +119,8 @@ def further_metrics(
             continue
         measure = components.called("metric", path, job.evaluate.metric_options.get(name, {}))
         outcome = measure(settings=job.evaluate, **embedded)
-        values = np.asarray(outcome.detach().cpu() if isinstance(outcome, Tensor) else outcome, dtype=np.float64)
-        if values.ndim and values.shape != (rows,):
-            raise ValueError(
-                f"evaluate.metrics: {path} gave {list(values.shape)} for {rows} rows; a metric gives one number, or "
-                "one for each row"
-            )
-        found |= _defined(**{name: float(values.mean())})
-    return found
+        metrics |= _defined(**{name: mean_of(outcome, rows, source=f"evaluate.metrics: {path}")})
+    return metrics
 
 
 def diverged(metrics: Mapping[str, float]) -> bool:

@@ -137,20 +137,17 @@ class ContrastiveModel(nn.Module):
         for name in [name for name, values in inputs.items() if values.is_floating_point()]:
             given[name] = inputs[name].to(next(self.encoder.parameters()).dtype)
         # Whatever its configuration says, a language model is asked for no states that nobody pools.
-        tokens = {"output_hidden_states": self.wants_first} if "attention_mask" in inputs else {}
-        output = self.encoder(**given, **tokens) if tokens else self._encoded(**given)
+        output = self.encoder(**given, **self._states_asked(always="attention_mask" in inputs))
         last: Tensor = output if isinstance(output, Tensor) else output.last_hidden_state
         if last.ndim == 2:
             return last
         if last.ndim == 4:
             return self._pool_map(last)
         mask = inputs.get("attention_mask")
-        return self._pool_states(
-            output, last, last.new_ones(last.shape[:2], dtype=torch.int64) if mask is None else mask
-        )
+        return self._pool_states(output, last, _all(last) if mask is None else mask)
 
     def _pool_image(self, pixels: Tensor) -> Tensor:
-        output = self._encoded(pixels.to(next(self.encoder.parameters()).dtype))
+        output = self.encoder(pixels.to(next(self.encoder.parameters()).dtype), **self._states_asked())
         last: Tensor = output if isinstance(output, Tensor) else output.last_hidden_state
         if last.ndim == 2:
             return last
@@ -166,9 +163,9 @@ class ContrastiveModel(nn.Module):
             last = (output.hidden_states[1] + last) / 2
         return last[:, self.prefix_tokens :].mean(1)
 
-    def _encoded(self, *inputs: Tensor, **named: Tensor) -> Any:
-        states = {"output_hidden_states": True} if self.wants_first else {}
-        return self.encoder(*inputs, **named, **states)
+    def _states_asked(self, *, always: bool = False) -> dict[str, bool]:
+        """What an encoder is told of the states of its layers, of which an own one may know nothing."""
+        return {"output_hidden_states": self.wants_first} if always or self.wants_first else {}
 
     def _pool_map(self, last: Tensor) -> Tensor:
         """A feature map's mean, or what a pooling of the user's own makes of its places."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from jobs.config import JobConfig
 from jobs.data.batches import Inputs
+from jobs.data.faults import counted
 from jobs.data.images import ImageEvaluation, ImageExamples, image_evaluation, image_examples
 from jobs.data.images.pixels import Images
 from jobs.data.tasks import Encode
@@ -77,23 +78,18 @@ class ImageTask:
         yield from judged.query_pixels.check()
         evaluate, labelled = self._job.evaluate, len(judged.reference_labels)
         if labelled < evaluate.neighbours:
-            yield (
-                f"evaluate.neighbours = {evaluate.neighbours}, but data.train has {_count(labelled)} with labels in all"
-            )
+            has = counted(labelled)
+            yield f"evaluate.neighbours = {evaluate.neighbours}, but data.train has {has} with labels in all"
         strange = int((~np.isin(judged.query_labels, judged.reference_labels)).sum())
         if strange:
             yield (
-                f"{_count(strange)} of data.{stage} have labels that the first evaluate.references = "
+                f"{counted(strange)} of data.{stage} have labels that the first evaluate.references = "
                 f"{evaluate.references} labelled rows of data.train lack, so they count as wrong in every arm"
             )
 
 
 def _pixels(images: Images, start: int, stop: int) -> Mapping[str, Tensor]:
     return {"pixel_values": images[start:stop]}
-
-
-def _count(rows: int) -> str:
-    return f"{rows} row{'' if rows == 1 else 's'}"
 
 
 image = ImageTask

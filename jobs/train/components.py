@@ -286,6 +286,8 @@ def _tried_task(job: JobConfig) -> Iterator[Issue]:
     """Of a class only its methods are looked at: what they do with rows, `python -m jobs.data` sees."""
     import inspect
 
+    from jobs.data.tasks import Parts
+
     component, key, name = components.load("task", job.task), "task", repr(job.task)
     if job.is_function:
         names = list(inspect.signature(component).parameters)[:2] if callable(component) else []
@@ -296,19 +298,13 @@ def _tried_task(job: JobConfig) -> Iterator[Issue]:
         expected = f"is no class, as its name says; write class {job.task.rpartition(':')[2]}, or begin it small"
         yield key, name, expected
         return
-    for method, arguments in TASK_METHODS.items() if job.is_own_task else ():
+    for method in ("rows", "views", "evaluate") if job.is_own_task else ():
+        _, *arguments = inspect.signature(getattr(Parts, method)).parameters  # without self
         own = getattr(component, method, None)
         asked = list(inspect.signature(own).parameters) if callable(own) else None
         if asked is None or not {*arguments} <= {*asked}:
             yield key, name, f"has no method {method}({', '.join(arguments)}); write one"
 
-
-TASK_METHODS = {
-    "rows": ("source",),
-    "views": ("rows", "seed", "step", "pairs", "view"),
-    "evaluate": ("encode", "rows"),
-}
-"""What a task that is a class has, each with its arguments."""
 
 _TRIED = {
     "task": _tried_task,

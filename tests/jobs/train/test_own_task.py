@@ -129,7 +129,7 @@ def test_duplicates_are_those_of_its_ids() -> None:
         ("Neighbours", "another view beside other rows"),
         ("Placed", "another view beside other rows"),
         ("Unkeyed", "other ones the second time"),
-        ("Counted", r"evaluate gave \[2\] values of nearest for 100 rows"),
+        ("Counted", r"tasklab:Counted: nearest of evaluate gave \[2\] for 100 rows"),
         ("Raises", r"fails when it is tried: KeyError.*\(tasklab.py, line \d+\)"),
     ],
 )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from functools import partial
 from pathlib import Path
 
 import ownloop
 import pytest
 import sentencelab
-from real import call, driver, has_ended_one, kill, wait_for
+from real import call, driver, kill, killed_and_whole, numbers, wait_for
 
 from jobs.config import ConfigError
 from orchestrator import sweep as sweeps
@@ -63,21 +62,11 @@ def test_what_a_loop_needs_is_said_before_anything_runs(tmp_path: Path, old: str
 @pytest.mark.slow
 def test_a_loop_is_tuned_confirmed_killed_and_resumed_to_the_same_numbers(tmp_path: Path) -> None:
     """Its driver is killed in the middle. Mutant check: a checkpoint_dir that is new for each attempt fails."""
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-        written(tmp_path / name)
-    call("launch", "loop.toml", "--offline", cwd=tmp_path / "whole")
-    with driver("launch", "loop.toml", cwd=tmp_path / "killed") as process:
-        wait_for(partial(has_ended_one, tmp_path / "killed" / "runs" / "loop"), what="the first trial")
-        kill(process)
-    call("resume", "runs/loop", cwd=tmp_path / "killed")
-    assert "verify: ok" in call("verify", "runs/loop", cwd=tmp_path / "killed")
-    answers = [json.loads(call("compare", "runs/loop", "--json", cwd=tmp_path / name)) for name in ("whole", "killed")]
-    values = [[arm["values"] for arm in answer["arms"]] for answer in answers]
-    numbers = [[[row["value"] for row in arm] for arm in arms] for arms in values]
-    assert numbers[0] == numbers[1]
-    assert all(0.3 < number <= 1 for arm in numbers[0] for number in arm)
-    assert any("a training loop of your own" in note for note in answers[1]["notes"])
+    answers = killed_and_whole(tmp_path, written)
+    killed, whole = map(numbers, answers)
+    assert killed == whole
+    assert all(0.3 < number <= 1 for arm in whole for number in arm)
+    assert any("a training loop of your own" in note for note in answers[0]["notes"])
 
 
 @pytest.mark.slow

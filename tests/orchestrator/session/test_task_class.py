@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from functools import partial
 from pathlib import Path
 
 import pytest
 import tasklab
-from real import call, driver, has_ended_one, kill, wait_for
+from real import call, killed_and_whole, numbers
 
 from jobs.config import ConfigError
 from orchestrator import sweep as sweeps
@@ -71,20 +69,14 @@ def test_its_plan_is_one_of_pairs_and_may_prune(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_task_is_tuned_confirmed_killed_and_resumed_to_the_same_numbers(tmp_path: Path) -> None:
-    """And what is wrong with its rows ends the launch with 2, before anything is made."""
-    for name in ("whole", "killed", "wrong"):
-        (tmp_path / name).mkdir()
-        written(tmp_path / name, SWEEP.replace("Tabular", "Unkeyed") if name == "wrong" else SWEEP)
-    text = call("launch", "task.toml", "--offline", cwd=tmp_path / "wrong", code=2)
+    killed, whole = map(numbers, killed_and_whole(tmp_path, written))
+    assert killed == whole
+    assert all(0.2 < number <= 1 for arm in whole for number in arm)
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_its_rows_ends_the_launch_before_anything_is_made(tmp_path: Path) -> None:
+    written(tmp_path, SWEEP.replace("Tabular", "Unkeyed"))
+    text = call("launch", "task.toml", "--offline", cwd=tmp_path, code=2)
     assert "draw random numbers from seed, step, pairs and view alone" in text
-    assert not (tmp_path / "wrong" / "runs" / "task").exists()
-    call("launch", "task.toml", "--offline", cwd=tmp_path / "whole")
-    with driver("launch", "task.toml", cwd=tmp_path / "killed") as process:
-        wait_for(partial(has_ended_one, tmp_path / "killed" / "runs" / "task"), what="the first trial")
-        kill(process)
-    call("resume", "runs/task", cwd=tmp_path / "killed")
-    assert "verify: ok" in call("verify", "runs/task", cwd=tmp_path / "killed")
-    answers = [json.loads(call("compare", "runs/task", "--json", cwd=tmp_path / name)) for name in ("whole", "killed")]
-    numbers = [[[row["value"] for row in arm["values"]] for arm in answer["arms"]] for answer in answers]
-    assert numbers[0] == numbers[1]
-    assert all(0.2 < number <= 1 for arm in numbers[0] for number in arm)
+    assert not (tmp_path / "runs" / "task").exists()

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -360,3 +360,24 @@ def free_port() -> int:
 def crowding() -> float:
     """How many processes want each processor, at least one: by this much a deadline in wall time is stretched."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def killed_and_whole(folder: Path, write: Callable[[Path], Path]) -> list[dict[str, Any]]:
+    """The answers of a sweep whose driver was killed after the first trial and which was resumed, and of the same one
+    undisturbed. write: puts the sweep, and what it needs, into a folder, and returns its file, which has its name."""
+    for name in ("whole", "killed"):
+        (folder / name).mkdir()
+        sweep = write(folder / name)
+    run = f"runs/{sweep.stem}"
+    call("launch", sweep.name, "--offline", cwd=folder / "whole")
+    with driver("launch", sweep.name, cwd=folder / "killed") as process:
+        wait_for(partial(has_ended_one, folder / "killed" / run), what="the first trial")
+        kill(process)
+    call("resume", run, cwd=folder / "killed")
+    assert "verify: ok" in call("verify", run, cwd=folder / "killed")
+    return [json.loads(call("compare", run, "--json", cwd=folder / name)) for name in ("killed", "whole")]
+
+
+def numbers(answer: dict[str, Any]) -> list[list[float]]:
+    """The metric of every confirm trial, arm by arm."""
+    return [[row["value"] for row in arm["values"]] for arm in answer["arms"]]
