@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -100,12 +101,14 @@ class Guard:
             sys.stderr.write(f"no guard, so parts of Ray may outlive a killed driver by half a minute: {error}\n")
             self._process = None
 
-    def add(self, session: int) -> None:
-        """Have this session ended with the driver."""
+    def join(self) -> None:
+        """Have the calling process's session ended with the driver. The process is one that the driver has forked, and
+        says so before it becomes another program: the driver may be killed before it could."""
         if self._process is not None and self._process.stdin is not None:
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # somebody may have killed the guard
             with contextlib.suppress(OSError):
-                self._process.stdin.write(f"{session}\n")
-                self._process.stdin.flush()
+                os.write(self._process.stdin.fileno(), f"{os.getsid(0)}\n".encode())
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
     def close(self) -> None:
         """End what is left of the sessions now."""
@@ -190,11 +193,25 @@ def apart(guard: Guard) -> Iterator[None]:
     """Give what Ray starts, while this lasts, a session of its own that the guard knows, and not the driver's input."""
     from ray._private import services
 
+    driver = os.getpid()
+
+    def prepared(prepare: Callable[[], object] | None) -> Callable[[], None]:
+        """What the child does before it becomes another program: Ray's own, and what Ray leaves out."""
+
+        def prepare_child() -> None:
+            guard.join()
+            if prepare is not None:
+                prepare()
+            if os.getppid() != driver:  # it was killed before Ray asked Linux to end this with it
+                os._exit(1)
+
+        return prepare_child
+
     class Apart(services.ConsolePopen):  # type: ignore[misc, unused-ignore]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             stdin = subprocess.DEVNULL if kwargs.get("stdin") is None else kwargs["stdin"]
-            super().__init__(*args, **(kwargs | {"stdin": stdin, "start_new_session": True}))
-            guard.add(self.pid)
+            own = {"stdin": stdin, "start_new_session": True, "preexec_fn": prepared(kwargs.get("preexec_fn"))}
+            super().__init__(*args, **(kwargs | own))
 
     with mock.patch.object(services, "ConsolePopen", Apart):
         yield

@@ -27,8 +27,7 @@ import subprocess, sys, time
 inner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"], process_group=0)
 print(inner.pid, flush=True)
 time.sleep(99)
-'''], start_new_session=True, stdout=subprocess.PIPE)
-guard.add(started.pid)
+'''], start_new_session=True, stdout=subprocess.PIPE, preexec_fn=guard.join)
 print(started.pid, started.stdout.readline().decode(), guard._process.pid, flush=True)
 way = sys.stdin.readline()
 if way == "close\\n":
@@ -83,6 +82,66 @@ def test_a_guard_ends_what_was_started_in_sessions_of_its_own(way: str) -> None:
     process.stdin.close()
     process.stdout.close()
     wait_for(lambda: not any(lives(one) for one in family), seconds=10)
+
+
+BEGUN = """
+import os, signal, sys, time
+from ray._private import services, utils
+from orchestrator.session.cluster.start import Guard, apart
+
+where = sys.argv[1]
+
+def attach():  # as Ray does, on a busy machine
+    os.write(1, f"{os.getpid()}\\n".encode())
+    if where == "before":
+        time.sleep(1.0)
+    else:
+        os.kill(os.getppid(), signal.SIGSTOP)
+    utils.set_kill_on_parent_death_linux()
+
+program = '''
+import subprocess, sys, time
+agent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])
+print(agent.pid, flush=True)
+time.sleep(99)
+'''
+with apart(Guard()):
+    services.ConsolePopen([sys.executable, "-c", program], preexec_fn=attach)
+    time.sleep(99)
+"""
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_what_a_driver_starts_in_the_moment_in_which_it_is_killed_ends_too(where: str) -> None:
+    """Before Linux is told to end it with its parent; and before the driver could name it to the guard, its own child.
+    Mutant checks: without a look at who the parent is, a gcs_server stays for ever; naming it after it has begun."""
+    command = [sys.executable, "-c", BEGUN, where]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as process:
+        assert process.stdout is not None
+        family = [psutil.Process(int(process.stdout.readline()))]
+        if where == "after":
+            family.append(psutil.Process(int(process.stdout.readline())))
+        process.kill()
+        process.wait()
+        wait_for(lambda: not any(lives(child) for child in family), seconds=10)
+
+
+def test_what_is_started_apart_is_started_though_its_guard_was_killed() -> None:
+    """Mutant check: its name is written to a pipe that nobody reads, and the signal of that ends it."""
+    from ray._private import services
+
+    before = set(start.guards)
+    guard = start.Guard()
+    try:
+        (pid,) = start.guards - before
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not lives(psutil.Process(pid)), seconds=10)
+        with start.apart(guard):
+            process = services.ConsolePopen([sys.executable, "-c", "print(1)"], stdout=subprocess.PIPE)
+        assert process.communicate(timeout=60)[0] == b"1\n"
+        assert process.returncode == 0
+    finally:
+        guard.close()
 
 
 def lives(process: psutil.Process) -> bool:
