@@ -16,14 +16,14 @@ import sys
 import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, get_origin, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 from pydantic_core import PydanticCustomError
 
-from jobs.config import user_code
+from jobs.config import protocols, user_code
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -49,8 +49,11 @@ class Kind:
     example: str
     """An import path."""
 
-    provided: tuple[str, ...]
-    """Arguments that a component is called with if its signature has them. All others are options."""
+    protocols: tuple[type, ...]
+    """What a component may be."""
+
+    beside: tuple[str, ...] = ()
+    """Names of arguments that are no options either."""
 
     builds: bool = False
     """Whether a class is built with what is provided, and not only with its options."""
@@ -61,49 +64,50 @@ class Kind:
     names: tuple[str, ...] = ()
     """What may be named beside the built-ins: something else decides then."""
 
+    @cached_property
+    def provided(self) -> tuple[str, ...]:
+        """Arguments that a component is called with if its signature has them. All others are options."""
+        return (*protocols.arguments(*self.protocols), *self.beside)
 
+
+TASK = Kind(
+    "task", "task", "options", "tasks", "mylab.train:main", (protocols.Loop,),
+    beside=("job", "tokenizer"), builds=True, default="image",
+)  # fmt: skip
 LOSS = Kind(
     "loss", "loss.name", "loss.options", "losses/builtin", "mylab.losses:focal_nce",
-    ("v", "queries", "keys", "negatives", "ids", "key_ids", "negative_ids", "scores", "rows", "temperature", "step"),
-    default="infonce",
-)  # fmt: skip
-
-OPTIMIZER = Kind(
-    "optimizer", "optimizer.name", "optimizer.options", "optim/builtin", "torch.optim:RAdam",
-    ("params", "lr", "settings", "weight_decay"), builds=True, default="adamw",
-)  # fmt: skip
-SCHEDULE = Kind(
-    "schedule", "optimizer.schedule", "optimizer.schedule_options", "optim/schedules", "mylab.optim:staircase",
-    ("passed",), default="cosine",
-)  # fmt: skip
-TRANSFORM = Kind(
-    "transform", "optimizer.transform", "optimizer.transform_options", "optim/transforms", "mylab.optim:ChildTuning",
-    ("parameters", "step", "seed"),
-)  # fmt: skip
-AUGMENTATION = Kind(
-    "augmentation", "augment.name", "augment.options", "data/images/augmentations", "mylab.views:colour_jitter",
-    ("images", "settings", "seed", "step", "pairs", "view"),
-)  # fmt: skip
-SAMPLER = Kind(
-    "sampler", "data.sampler", "data.sampler_options", "data/samplers", "mylab.data:by_length",
-    ("rows", "size", "seed", "step"),
+    (protocols.RowLoss, protocols.Loss), default="infonce",
 )  # fmt: skip
 ENCODER = Kind(
     "encoder", "model.name", "model.options", "models/encoders", "mylab.models:MyEncoder",
-    ("job", "image_shape", "vocabulary", "inputs"), builds=True, default="vit",
-)  # fmt: skip
-METRIC = Kind(
-    "metric", "evaluate.metrics", "evaluate.metric_options", "metrics/builtin", "mylab.metrics:recall",
-    ("references", "reference_labels", "queries", "query_labels", "left", "right", "scores", "settings"),
-)  # fmt: skip
-
-TASK = Kind(
-    "task", "task", "options", "tasks", "mylab.train:main",
-    ("config", "context", "job", "tokenizer"), builds=True, default="image",
+    (protocols.Encoder,), builds=True, default="vit",
 )  # fmt: skip
 POOLING = Kind(
     "pooling", "model.pooling", "model.pooling_options", "models/poolings", "mylab.models:attention",
-    ("states", "mask", "first", "width"), builds=True, default="auto", names=("auto",),
+    (protocols.Pooling,), builds=True, default="auto", names=("auto",),
+)  # fmt: skip
+AUGMENTATION = Kind(
+    "augmentation", "augment.name", "augment.options", "data/images/augmentations", "mylab.views:colour_jitter",
+    (protocols.Augmentation,),
+)  # fmt: skip
+SAMPLER = Kind(
+    "sampler", "data.sampler", "data.sampler_options", "data/samplers", "mylab.data:by_length", (protocols.Sampler,),
+)  # fmt: skip
+OPTIMIZER = Kind(
+    "optimizer", "optimizer.name", "optimizer.options", "optim/builtin", "torch.optim:RAdam",
+    (protocols.MakeOptimizer,), beside=("weight_decay",), builds=True, default="adamw",
+)  # fmt: skip
+SCHEDULE = Kind(
+    "schedule", "optimizer.schedule", "optimizer.schedule_options", "optim/schedules", "mylab.optim:staircase",
+    (protocols.Schedule,), default="cosine",
+)  # fmt: skip
+TRANSFORM = Kind(
+    "transform", "optimizer.transform", "optimizer.transform_options", "optim/transforms", "mylab.optim:ChildTuning",
+    (protocols.Transform,),
+)  # fmt: skip
+METRIC = Kind(
+    "metric", "evaluate.metrics", "evaluate.metric_options", "metrics/builtin", "mylab.metrics:recall",
+    (protocols.ImageMetric, protocols.SentenceMetric),
 )  # fmt: skip
 
 KINDS = {

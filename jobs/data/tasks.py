@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from jobs.config import JobConfig, components
+from jobs.config import JobConfig, components, protocols
+from jobs.config.protocols import Parts
 from jobs.data.batches import Ids, Inputs, Views
 from jobs.data.faults import DataError
 from jobs.models.pretrained.tokenizer import Tokenizer
@@ -29,35 +30,15 @@ NOT_FINITE = "embeddings"
 """Key of the nan that says that a model has diverged before its task has given a metric a name."""
 
 
-class Encode(Protocol):
+class Encode(protocols.Encode, Protocol):
     """Embeddings of rows, the same on every rank and for every number of ranks."""
 
     @property
     def reading(self) -> Reading:
         """How the encoder takes sentences."""
 
-    def __call__(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """Encode rows [n, ...], as views are: [n, D] on the CPU."""
-
     def lazily(self, rows: int, inputs: Callable[[int, int], Mapping[str, Tensor]]) -> Tensor:
         """Encode likewise what `inputs(start, stop)` gives when it is needed."""
-
-
-class Parts(Protocol):
-    """A task of the user's own. A class is built with its options, and with `job` if it asks for it."""
-
-    def rows(self, source: str) -> object:
-        """Read a source: an Arrow table, an array, a tensor, a list of rows, a tuple or mapping of columns, or any
-        object with a length that is indexed by an array of numbers."""
-
-    def views(self, rows: object, seed: int, step: int, pairs: Tensor, view: int) -> Tensor | Mapping[str, Tensor]:
-        """Make what an encoder takes of rows: view 0 are the queries, [c, ...], and view 1 their keys; of a class with
-        `hard_negatives = H` view 2 are those, [c * H, ...], all of pair 0 first. What is random is a function of seed,
-        step, pairs (int64 [c], places in the batch) and view."""
-
-    def evaluate(self, encode: Encode, rows: object) -> Mapping[str, float | ArrayLike]:
-        """Judge an encoder on rows: a number, or one for each row, by the name of the metric. It takes by name also
-        `references`, the rows of data.train."""
 
 
 class Examples(Protocol):

@@ -1,11 +1,5 @@
 """Optimizers, learning-rate schedules and gradient transforms. The rate is a function of the step, so a checkpoint
-holds no scheduler.
-
-    optimizer            (params, lr, **options) -> torch.optim.Optimizer, such as any class of torch.optim
-    schedule             (passed, **options) -> share of the peak rate; passed from 0 to 1 after the warm-up
-    gradient transform   a class built with its options, called with what it asks for of `parameters` (by name), `step`
-                         and `seed`: changes their `grad` in place, after the sum over ranks and the clipping, on every
-                         rank alike. With `state_dict` and `load_state_dict` its state is checkpointed.
+holds no scheduler. What each of them is called with stands in jobs/config/protocols.py.
 """
 
 from __future__ import annotations
@@ -13,7 +7,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -45,25 +39,18 @@ def build(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     return made
 
 
-class Transform(Protocol):
-    """What is done to a gradient before the optimizer."""
-
-    def __call__(self, **given: object) -> None:
-        """Change the gradients in place."""
-
-
 class GradientTransform:
     """The job's gradient transform: none, or a component."""
 
     def __init__(self, model: nn.Module, settings: Optimizer, *, seed: int) -> None:
         self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._seed = seed
-        self._transform: Transform | None = None
+        self._transform: Callable[..., object] | None = None
         self._asked: frozenset[str] = frozenset()
         if settings.transform is not None:
             component = components.load("transform", settings.transform)
             options = components.options("transform", component, settings.transform_options)
-            self._transform = cast("Transform", cast("Callable[..., object]", component)(**options))
+            self._transform = cast("Callable[..., Callable[..., object]]", component)(**options)
             self._asked = frozenset(inspect.signature(self._transform).parameters)
 
     def __call__(self, step: int) -> None:

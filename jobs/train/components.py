@@ -286,7 +286,7 @@ def _tried_task(job: JobConfig) -> Iterator[Issue]:
     """Of a class only its methods are looked at: what they do with rows, `python -m jobs.data` sees."""
     import inspect
 
-    from jobs.data.tasks import Parts
+    from jobs.config.protocols import Parts
 
     component, key, name = components.load("task", job.task), "task", repr(job.task)
     if job.is_function:

@@ -22,7 +22,7 @@ use one another."""
 SHELVES = {
     "jobs": "workers > train > export > tasks > metrics > data > artifacts losses models > core optim > config",
     "jobs/artifacts": "audit > bucket checkpoint trial_dir > objects storage > manifest",
-    "jobs/config": "job > identity > sections > components validation > json_values user_code",
+    "jobs/config": "job > identity > sections > components validation > json_values protocols user_code",
     "jobs/core": "failures > collectives device paths plain provenance randomness usage",
     "jobs/data": "__main__ > validate > tasks > images sentences > sources > resolve > formats > "
     "batches faults remedies > samplers",

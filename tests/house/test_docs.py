@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from jobs.config import ConfigError
+from jobs.config import ConfigError, components
 from orchestrator import sweep as sweeps
 from orchestrator.cli import main
 from orchestrator.sweep import plan as planning
@@ -227,3 +227,16 @@ evaluate = { metrics = ["mylab.parts:nearest_share"], metric_options = { nearest
     path.write_text(text.replace("k = 3", "n = 3"))
     with pytest.raises(ConfigError, match=r"metric_options.*n = 3: unknown key"):
         sweeps.load(path)
+
+
+def test_the_table_of_kinds_names_what_each_is_called_with() -> None:
+    """Mutant check: an argument that a protocol has and the page does not."""
+    page = (ROOT / "docs" / "components.md").read_text("utf-8")
+    rows = {cells[0]: cells[2] for cells in re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \| [^|]+ \|$", page, re.M)}
+    for name, kind in components.KINDS.items():
+        if name not in ("loss", "task"):
+            cell = rows["gradient transform" if name == "transform" else name]
+            assert {*re.findall(r"`(\w+)`", cell)} == {*kind.provided} - {*kind.beside}, name
+    losses = page.partition("| argument | is |")[2].partition("\n\n")[0]
+    cells = " ".join(line.split("|")[1] for line in losses.splitlines() if "|" in line)
+    assert {*re.findall(r"`(\w+)`", cells)} == {*components.LOSS.provided} - {"v"}

@@ -1,0 +1,171 @@
+"""What each kind of component is called with, and what it gives: a Protocol a kind.
+
+A component takes by name what its signature has of the arguments here; all other arguments are its options. Their names
+alone are read, by jobs/config/components.py, so nothing here imports torch when it runs. `job` and `config` are the
+job's jobs.config.JobConfig, `settings` its section of the component's kind.
+
+B rows of the global batch, c of a part of it (a micro-batch, or a few rows that are tried), n of any number of rows;
+D width of embeddings, H hard negatives of a row, L tokens, R references, Q queries.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import ArrayLike, NDArray
+    from torch import Tensor, nn
+
+
+class RowLoss(Protocol):
+    """A loss of each anchor, declared by `jobs.losses.softmax_loss`, which gives it tiles, masks and hard negatives."""
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Give the loss of each anchor, [n]. v [n]: logsumexp over its negatives minus the logit of its positive."""
+
+
+class Loss(Protocol):
+    """A loss of the global batch: a function, or a class of nn.Module that is built with its options."""
+
+    def __call__(
+        self,
+        *,
+        queries: Tensor,
+        keys: Tensor,
+        negatives: Tensor | None,
+        ids: Tensor | None,
+        key_ids: Tensor | None,
+        negative_ids: Tensor | None,
+        scores: Tensor | None,
+        rows: Tensor,
+        temperature: float | Tensor,
+        step: int,
+    ) -> Tensor:
+        """Give a scalar. queries, keys [B, D]; negatives [B, H, D]; ids, key_ids, rows int64 [B]; negative_ids int64
+        [B, H]; scores [B] of labelled pairs; step from 1."""
+
+
+class Encoder(Protocol):
+    """A class of nn.Module, or a function that returns one."""
+
+    def __call__(
+        self,
+        *,
+        job: object,
+        image_shape: tuple[int, int, int] | None,
+        vocabulary: int | None,
+        inputs: Mapping[str, Tensor] | None,
+    ) -> nn.Module:
+        """Build a module with `width`, or a `config` with `hidden_size`, which is called as transformers' are and gives
+        [n, width], [n, width, h, w] or an object with `last_hidden_state` [n, L, width]. image_shape: channels, height,
+        width. vocabulary: number of token ids. inputs: two rows as it will take them, by name."""
+
+
+class Pooling(Protocol):
+    """A function of states, or a class of nn.Module that is built with `width` and called with the rest."""
+
+    def __call__(self, *, states: Tensor, mask: Tensor, first: Tensor, width: int) -> Tensor:
+        """Give [n, width]. states [n, L, width] of the last layer, first of the first one; mask [n, L], 1 where a state
+        counts."""
+
+
+class Augmentation(Protocol):
+    """Random views of images, a function of (seed, step, pair, view) alone."""
+
+    def __call__(self, *, images: Tensor, settings: object, seed: int, step: int, pairs: Tensor, view: int) -> Tensor:
+        """Give float32 of the shape of `images` [c, C, H, W], in [0, 1]. pairs int64 [c]: places in the global batch;
+        view: 0 or 1. No image's view may depend on another image."""
+
+
+class Sampler(Protocol):
+    """The rows of each global batch, a function of the step alone."""
+
+    def __call__(self, *, rows: int, size: int, seed: int, step: int) -> NDArray[np.int64]:
+        """Give int64 [size], numbers below `rows`. step from 1."""
+
+
+class MakeOptimizer(Protocol):
+    """An optimizer, such as any class of torch.optim."""
+
+    def __call__(self, *, params: Iterable[Mapping[str, object]], lr: float, settings: object) -> torch.optim.Optimizer:
+        """Build it. params: groups with `params` and `weight_decay`."""
+
+
+class Schedule(Protocol):
+    """A learning-rate schedule."""
+
+    def __call__(self, passed: float) -> float:
+        """Give the share of the peak rate. passed: from 0 to 1 after the warm-up."""
+
+
+class Transform(Protocol):
+    """A gradient transform: a class that is built with its options. With `state_dict` and `load_state_dict` its state
+    is checkpointed."""
+
+    def __call__(self, *, parameters: Mapping[str, nn.Parameter], step: int, seed: int) -> None:
+        """Change `grad` in place, after the sum over ranks and the clipping, on every rank alike."""
+
+
+class ImageMetric(Protocol):
+    """A metric of embeddings with labels."""
+
+    def __call__(
+        self,
+        *,
+        references: Tensor,
+        reference_labels: NDArray[np.generic],
+        queries: Tensor,
+        query_labels: NDArray[np.generic],
+        settings: object,
+    ) -> float | ArrayLike:
+        """Give a number, or one for each query. references [R, D] with labels [R], queries [Q, D] with labels [Q]."""
+
+
+class SentenceMetric(Protocol):
+    """A metric of pairs of embeddings with scores."""
+
+    def __call__(
+        self, *, left: Tensor, right: Tensor, scores: NDArray[np.generic], settings: object
+    ) -> float | ArrayLike:
+        """Give a number, or one for each pair. left, right [n, D]; scores [n]."""
+
+
+class Encode(Protocol):
+    """What judges ask for embeddings: the same on every rank and for every number of ranks."""
+
+    def __call__(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Encode rows [n, ...], as views are: [n, D] on the CPU."""
+
+
+class Parts(Protocol):
+    """A task by its parts: a class that is built with its options, and with `job` if it asks for it."""
+
+    def rows(self, source: str) -> object:
+        """Read a source: an Arrow table, an array, a tensor, a list of rows, a tuple or mapping of columns, or any
+        object with a length that is indexed by an array of numbers."""
+
+    def views(self, rows: object, seed: int, step: int, pairs: Tensor, view: int) -> Tensor | Mapping[str, Tensor]:
+        """Make what an encoder takes of rows: view 0 are the queries, [c, ...], and view 1 their keys; of a class with
+        `hard_negatives = H` view 2 are those, [c * H, ...], all of pair 0 first. What is random is a function of seed,
+        step, pairs (int64 [c], places in the batch) and view."""
+
+    def evaluate(self, encode: Encode, rows: object) -> Mapping[str, float | ArrayLike]:
+        """Judge an encoder on rows: a number, or one for each row, by the name of the metric. It takes by name also
+        `references`, the rows of data.train."""
+
+
+class Loop(Protocol):
+    """A training loop of the user's own, which runs on every rank. context: jobs.train.function.Context."""
+
+    def __call__(self, config: object, context: object) -> None:
+        """Train, and report metrics."""
+
+
+def arguments(*protocols: type) -> tuple[str, ...]:
+    """Name what components of these kinds are called with."""
+    signatures = (inspect.signature(protocol.__call__) for protocol in protocols)
+    return tuple(dict.fromkeys(name for signature in signatures for name in list(signature.parameters)[1:]))
