@@ -14,7 +14,7 @@
 #SBATCH --exclusive
 #SBATCH --time=04:00:00
 #SBATCH --output=orchestrator-%j.log
-# Ninety seconds before its time is over, or when it is pre-empted, the script is told, trials write checkpoints, and the
+# Ninety seconds before its time is over, or when it is pre-empted, the script gets a signal, trials write checkpoints, and the
 # job goes back into the queue, where it continues the run.
 #SBATCH --signal=B:TERM@90
 #SBATCH --requeue

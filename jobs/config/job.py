@@ -60,7 +60,7 @@ EXECUTION_METRICS = ("samples_per_second", "peak_memory_mb", "system/")
 """How the keys of points begin that say how a job was computed. They differ whenever it is done again."""
 
 POINTS = 1000
-"""Most points of one key and trial that are recorded, and so what ledger and MLflow are told."""
+"""Most points of one key and trial that are recorded, and so what ledger and MLflow hold."""
 
 
 DIVIDES = {"batch.negatives_group": "batch.size", "batch.pool": "batch.size", "model.heads": "model.width"}

@@ -64,12 +64,10 @@ def gather_rows(x: Tensor, counts: Sequence[int], group: Group) -> Tensor:
     counts: rows of each rank, as agreed; they may differ and be 0. Shorter ranks pad to the longest, because gloo
     hands out wrong shapes without a word when they do not.
     """
-    if world_of(group) == 1:
-        return x
-    most = max(counts)
-    if most == 0:
-        return x
     sent = x.detach()
+    most = max(counts)
+    if world_of(group) == 1 or most == 0:
+        return sent
     if len(x) < most:
         sent = torch.cat([sent, sent.new_zeros(most - len(x), *x.shape[1:])])
     received = sent.new_empty(len(counts) * most, *x.shape[1:])

@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import reprlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import SupportsFloat, cast
 
 import torch
 import torch.distributed as dist
@@ -152,7 +153,7 @@ class FunctionTraining:
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise TypeError(f"report(metrics, step): step = {step!r}; give a whole number, 0 or more")
         with self._lock:
-            self._records.add({str(key): float(value) for key, value in metrics.items()}, step=step)
+            self._records.add({str(key): _number(key, value) for key, value in metrics.items()}, step=step)
             self.step = max(self.step, step)
 
     def keep_rows(self, name: str, ids: Sequence[object], values: Sequence[float]) -> None:
@@ -306,6 +307,16 @@ class FunctionTraining:
     def _remark(self, sentence: str) -> None:
         self.remarks.append(sentence)
         self.log(sentence)
+
+
+def _number(key: object, value: object) -> float:
+    """Convert a reported value. Raises ValueError for a text, None, a list, or a tensor of several numbers."""
+    try:
+        if not isinstance(value, str | bytes):
+            return float(cast("SupportsFloat", value))
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise ValueError(f"report(metrics, step): {key} = {reprlib.repr(value)}; give a number, such as float(loss)")
 
 
 def _stamps(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:

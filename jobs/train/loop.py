@@ -35,14 +35,14 @@ class Training(Resumable):
     `advance` trains; `points` are those since the trial's beginning, `result` is set once the job has ended and
     everything is on disk. An error of the background writer is raised by the next call, and by every later one.
 
-    attempt: fencing token and number of this attempt at the trial; see trial.Fence.
+    attempt: fencing token and number of this attempt at the trial; see trial_dir.Fence.
     remote: a URI of pyarrow.fs at which the trial's files are kept; `folder` then is only where they are made.
     phase: told on every rank what begins: "loading", "evaluation", "gradient check", "step 7", "checkpoint".
     expected: digests of the code, the data and the weights that the trial belongs to, as `provenance` has them.
     trial_memory: made for this trial by a caller who looks at it also while the trial is loaded.
 
     Raises ValueError for a job that cannot be run as asked or a folder of another job; origin.OtherOrigin for what is
-    not as expected; trial.TakenOver, storage.StorageFull, and ConnectionError where `remote` cannot be reached.
+    not as expected; trial_dir.TakenOver, storage.StorageFull, and ConnectionError where `remote` cannot be reached.
     """
 
     def advance(self, steps: int) -> list[trial_dir.Point]:

@@ -391,7 +391,7 @@ class Gang:
         _, before = self._readings.get(rank, (0.0, Reading()))
         limit = memory.verdict(before, _recount(node, before))
         if limit is not None:
-            message = f"rank {rank} was ended by the system for want of memory{reached}"
+            message = f"rank {rank} was killed by the system because memory ran out{reached}"
             message += f"; {limit}" if limit else ""
             return Failure("out_of_memory", rank, message, failure.trace)
         if self._loses_its_node(rank, node, unavailable=isinstance(errors.get(rank), ActorUnavailableError)):

@@ -185,7 +185,7 @@ def _cause(answers: Mapping[int, Answer], job: JobConfig) -> _RankFailed:
     assert isinstance(code, int), "a rank that is gone has been waited for"
     killed = code == -signal.SIGKILL
     how = f"signal {-code}" if code < 0 else f"exit status {code}"
-    why = f", most likely for want of memory{_less_memory(job)}" if killed else ""
+    why = f", most likely because memory ran out{_less_memory(job)}" if killed else ""
     return _RankFailed(f"rank {rank} ended with {how}{why}", FAILED)
 
 

@@ -174,7 +174,7 @@ class Projection:
     def _died(self, error: BaseException) -> None:
         self.last_error = error
         self._tried.set()
-        self._say(f"note: MLflow is told no more until the session ends, by {type(error).__name__}: {error}")
+        self._say(f"note: nothing more is written to MLflow until the session ends: {type(error).__name__}: {error}")
 
     def _note_change(self, problem: BaseException | None) -> None:
         """Note in the ledger when MLflow goes away and when it is back."""

@@ -53,7 +53,7 @@ def settle(client: MlflowClient, ledger: Ledger, root: str | None) -> Settled:
     ledger.check()  # what follows deletes: not for a driver that another one has replaced
     there = _Store(client, ledger)
     if ledger.run.mlflow_run_id and not there.has_recorded():
-        ledger.event(MOVED, "this MLflow store does not have the run; it is told everything")
+        ledger.event(MOVED, "this MLflow store does not have the run; everything is written to it again")
         ledger.unproject()
     experiment = there.experiment(root)
     parent = there.parent(experiment)

@@ -336,7 +336,7 @@ def test_row_16_a_rank_that_linux_ends_at_the_limit_of_its_cgroup_is_out_of_memo
     (attempt,) = run.attempts()
     assert attempt.failure == "out_of_memory", attempt.message
     assert re.fullmatch(
-        r"rank 1 was ended by the system for want of memory; peak memory of the trial [1-9][\d,]* MB; "
+        r"rank 1 was killed by the system because memory ran out; peak memory of the trial [1-9][\d,]* MB; "
         r"limit of its cgroup 300 MB",
         attempt.message or "",
     )

@@ -188,8 +188,7 @@ def _in_common(what: str, paired: Sequence[ComparisonSummary]) -> str:
     for comparison in known:
         if not comparison.shared[what]:
             keys = comparison.apart.get(what, ())
-            why = " and ".join(keys) + (" differ" if len(keys) > 1 else " differs") if keys else ""
-            reasons.setdefault(why, []).append(f"{comparison.result.a} - {comparison.result.b}")
+            reasons.setdefault(" and ".join(keys), []).append(f"{comparison.result.a} - {comparison.result.b}")
     for why, which in reasons.items():
         who = "; ".join(which) if len(which) <= 3 else counted(len(which), "comparison")
         words += (

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ownloop
 import pytest
 import torch
@@ -151,12 +152,23 @@ def test_what_is_not_finite_has_diverged(tmp_path: Path) -> None:
     assert begun(job("diverges"), tmp_path).result is not None
 
 
-@pytest.mark.parametrize(("step", "value"), [(-1, 0.5), (1.5, 0.5), (True, 0.5), (1, "text"), (1, None)])
-def test_a_report_that_is_none_is_refused(tmp_path: Path, step: Any, value: Any) -> None:
+@pytest.mark.parametrize("step", [-1, 1.5, True])
+def test_a_step_that_is_none_is_refused(tmp_path: Path, step: Any) -> None:
     training = begun(job("waits"), tmp_path)
-    with pytest.raises((TypeError, ValueError)):
-        training.context.report({"accuracy": value}, step)
+    with pytest.raises(TypeError, match=r"step = .*give a whole number"):
+        training.context.report({"accuracy": 0.5}, step)
     training.save()
+
+
+@pytest.mark.parametrize("value", ["text", "0.5", b"1", None, [0.5], {}, torch.zeros(2), np.zeros(3), "x" * 10_000])
+def test_a_value_that_is_no_number_is_refused(tmp_path: Path, value: Any) -> None:
+    """And nothing is recorded. Mutant check: float alone takes "0.5", and ends a list by TypeError."""
+    training = begun(job("waits"), tmp_path)
+    with pytest.raises(ValueError, match=r"accuracy = .*; give a number, such as") as refusal:
+        training.context.report({"loss": 1.0, "accuracy": value}, 5000)
+    assert len(str(refusal.value)) < 200
+    training.save()
+    assert all(point.step < 5000 for point in training.points)
 
 
 def test_its_signature_is_looked_at_first() -> None:

@@ -199,7 +199,7 @@ def test_a_rank_that_linux_ends_for_want_of_memory_is_out_of_memory(gang: Gang, 
     """Mutant check: with the counters of the gang's own cgroup in place of the rank's it is `worker_lost`."""
     message = ended_while_eating(gang, tmp_path)
     assert re.fullmatch(
-        r"rank 1 was ended by the system for want of memory; peak memory of the trial [1-9][\d,]* MB; "
+        r"rank 1 was killed by the system because memory ran out; peak memory of the trial [1-9][\d,]* MB; "
         r"limit of its cgroup 200 MB",
         message,
     )

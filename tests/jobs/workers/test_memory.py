@@ -1,4 +1,4 @@
-"""Who was ended for want of memory: on written-out trees of every kind of cgroup, and by the real kernel."""
+"""Who was killed because memory ran out: on written-out trees of every kind of cgroup, and by the real kernel."""
 
 from __future__ import annotations
 

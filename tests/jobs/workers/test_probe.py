@@ -163,7 +163,7 @@ def test_a_rank_that_the_system_ends_is_named_and_no_other_is_left(tmp_path: Pat
     finally:
         process.kill()
     assert (process.returncode, out) == (1, ""), error
-    assert "rank 1 ended with signal 9, most likely for want of memory; encode fewer pairs at once" in error
+    assert "rank 1 ended with signal 9, most likely because memory ran out; encode fewer pairs at once" in error
     assert not any(rank.is_running() for rank in ranks)
     assert left(tmp_path / "scratch") == []
 
@@ -174,7 +174,7 @@ PEER: profile.Answer = ("error", ("RuntimeError: [gloo] Connection closed by pee
 @pytest.mark.parametrize(
     ("cause", "words", "status"),
     [
-        (("gone", -9), "rank 1 ended with signal 9, most likely for want of memory", 1),
+        (("gone", -9), "rank 1 ended with signal 9, most likely because memory ran out", 1),
         (("gone", 3), "rank 1 ended with exit status 3", 1),
         (("error", ("no column 'imgae'", 2, False)), "rank 1: no column 'imgae'", 2),
         (("error", ("OutOfMemoryError: 2 GB", 1, True)), "execution.micro = 8", 1),

@@ -787,7 +787,7 @@ def test_the_death_of_the_projection_is_said_at_once_and_the_end_of_the_session_
         projection.start()
         assert told.wait(10)
     (line,) = said
-    assert line.startswith("note: MLflow is told no more until the session ends")
+    assert line.startswith("note: nothing more is written to MLflow until the session ends")
     assert type(error).__name__ in line
     assert not projection.healthy
     assert projection.stop(60), projection.last_error
