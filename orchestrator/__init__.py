@@ -17,7 +17,7 @@ __all__ = ["DriverError", "Run", "Sweep", "launch", "open_run"]
 
 
 def __getattr__(name: str) -> object:
-    """What notebooks use, imported when it is asked for: every module of this package imports this one first."""
+    """Import what notebooks use when it is asked for: every module of this package imports this one first."""
     if name in __all__:
         from orchestrator.cli import python
 

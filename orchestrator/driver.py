@@ -242,7 +242,7 @@ def _raise_what_broke(session: Session) -> None:
 
 
 def _answer(session: Session, projection: tracking.Projection | None, progress: Progress, *, began: float) -> bool:
-    """Write the report, show the verdict, and tell MLflow. Returns whether MLflow has everything, or is not told."""
+    """Write the report, show the verdict, and tell MLflow. Returns whether MLflow has everything, or is left out."""
     from orchestrator import report
     from orchestrator.tracking import publish
 
@@ -264,7 +264,7 @@ def _answer(session: Session, projection: tracking.Projection | None, progress: 
 
 
 def _prove(context: RunContext, uri: str | None) -> tuple[Exit, list[str]]:
-    """Whether a run that was continued is sound: the exit code, and what `verify` calls broken."""
+    """Judge whether a run that was continued is sound: return the exit code, and what `verify` calls broken."""
     faults = verify.faults_after(context.folder, context.ledger, uri)
     if not faults:
         return Exit.DONE, []
@@ -329,7 +329,7 @@ def _execute(session: Session, needs: Requirements, *, leave: Leaving, progress:
 
 @contextlib.contextmanager
 def _shared(session: Session, needs: Requirements, slot: Claim, progress: Progress) -> Iterator[Room | None]:
-    """What is known of those with whom the cluster is shared, as long as the context lasts; None where it is the
+    """Provide what is known of those who share the cluster while the context lasts; None where the cluster is the
     session's own."""
     if access.address() is None:
         yield None

@@ -80,12 +80,12 @@ def _in_bucket(uri: str) -> Iterator[TrialRecord]:
 
 
 def audit(folder: Path) -> TrialRecord:
-    """What one trial's folder holds, as plain JSON.
+    """Describe what one trial's folder holds, as plain JSON.
 
     `job` and `result` are None where there is none; `points` has the first of those that are there twice, `repeated`
     counts the others and `torn` is 1 where a kill cut the last line short; `missing` counts those that the newest sound
     checkpoint has passed and that are not there. The `fault` of a sound checkpoint is None; those that were set aside
-    and those that were never committed are only named. `faults` says which files cannot be read.
+    and those that were never committed are only named. `faults` says which files cannot be read or are damaged.
     """
     faults: list[str] = []
     _attempt(folder / ATTEMPT, faults)
@@ -114,7 +114,7 @@ def audit(folder: Path) -> TrialRecord:
 
 
 def _attempt(path: Path, faults: list[str]) -> None:
-    """A training of which there is only one has no such file."""
+    """Add to `faults` what is wrong with attempt.json. A training that has no other attempts has no such file."""
     if not path.exists():
         return
     try:
@@ -154,7 +154,8 @@ def _points(path: Path, faults: list[str]) -> tuple[list[tuple[str, int, float]]
 
 
 def _checkpoint(path: Path) -> tuple[CheckpointRecord, int | None]:
-    """What is known of a checkpoint; and how many points there were up to its step, where it is sound and says so."""
+    """Check a checkpoint. Returns its record, and how many points there were up to its step, where it is sound and says
+    so."""
     step, fault, counted = manifest.step_of(path.name), None, None
     try:
         counted = manifest.check(path, step=step).extra.get(POINTS_TOLD)

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def at(folder: Path, remote: str | None = None) -> Storage:
-    """The folder, or what `remote` names: a URI as pyarrow.fs takes it, whose local copies then lie in `folder`.
+    """Return the storage in `folder`, or at `remote`: a URI as pyarrow.fs takes it, with the local copies in `folder`.
 
     Credentials come from the environment. Raises ValueError for a URI that pyarrow does not know.
     """
@@ -48,19 +48,19 @@ class Bucket:
 
     @classmethod
     def of(cls, uri: str, scratch: Path) -> Bucket:
-        """What `uri` names; nothing is asked of the store yet."""
+        """Open what `uri` names; nothing is asked of the store yet."""
         return cls(ObjectStore.of(uri, request_s=SILENT_S), scratch)
 
     def inside(self, name: str) -> Bucket:
-        """A prefix in it."""
+        """Return the bucket below the prefix `name` in it."""
         return Bucket(self.objects.inside(name), self.scratch / name)
 
     def folders(self) -> list[str]:
-        """Names of the prefixes directly in it."""
+        """List the names of the prefixes directly in it."""
         return sorted(info.base_name for info in self._ask(self.objects.infos) if not info.is_file)
 
     def read(self, name: str) -> str | None:
-        """A file's text, from the store."""
+        """Read a file's text from the store."""
         content = self._ask(lambda: self.objects.read(name))
         return None if content is None else content.decode()
 
@@ -83,7 +83,7 @@ class Bucket:
             write_whole(self.scratch / name, text)
 
     def committed(self) -> list[str]:
-        """Prefixes under which there is a manifest."""
+        """List the prefixes that hold a manifest."""
         names = [name for name, files in self._folders().items() if manifest.NAME in files]
         return sorted(names, key=manifest.step_of, reverse=True)
 
@@ -132,7 +132,7 @@ class Bucket:
         return bad
 
     def _names(self) -> set[str]:
-        """The files directly in it."""
+        """Return the names of the files directly in it."""
         return {info.base_name for info in self._ask(self.objects.infos) if info.is_file}
 
     def forget(self, name: str) -> None:
@@ -152,7 +152,7 @@ class Bucket:
                 self.remove(name)
 
     def _folders(self) -> dict[str, set[str]]:
-        """The files of every folder of a step; a folder within one is none of them."""
+        """Map the name of every step's folder to its files; a folder within it does not count as a file."""
         folders: dict[str, set[str]] = {}
         for info in self._ask(lambda: self.objects.infos(recursive=True)):
             name, _, file = info.path[len(self.objects.prefix) + 1 :].partition("/")

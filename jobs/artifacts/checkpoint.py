@@ -54,7 +54,7 @@ class Checkpoint:
 
 
 def snapshot(*, step: int, model: dict[str, Tensor], optimizer: StateDict, extra: manifest.Extra) -> Checkpoint:
-    """The state as it is now: nothing that training changes later is shared, and everything is on the CPU."""
+    """Copy the state as it is now to the CPU, so that nothing that training changes later is shared."""
     return Checkpoint(step, _copied(model), _copied(optimizer), _copied(extra))
 
 
@@ -94,7 +94,7 @@ def save(
 
 
 def newest(storage: Path | Storage) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is as it was saved, and a sentence for each that was set aside before it.
+    """Return the newest checkpoint that is as it was saved, and a sentence for each that was set aside before it.
 
     Raises ConnectionError or StorageFull where files could not be read: that says nothing about them.
     """
@@ -113,10 +113,10 @@ def newest(storage: Path | Storage) -> tuple[Checkpoint | None, list[str]]:
 def weights(
     storage: Path | Storage, *, step: int | None = None
 ) -> tuple[int, dict[str, Tensor], manifest.Extra, list[str]]:
-    """The model at the newest step, or at `step`, whose files match their manifest; the manifest's own values; and what
-    was wrong with newer ones.
+    """Read the model of the newest checkpoint, or of the one at `step`, that matches its manifest. Returns the step,
+    the model, the manifest's own values, and what was wrong with newer checkpoints.
 
-    Changes nothing, also where a training is at work. Raises ValueError if there is none; ConnectionError or
+    Changes nothing, even while a training is at work. Raises ValueError if there is none; ConnectionError or
     StorageFull as `newest` does.
     """
     storage, remarks = _at(storage), list[str]()
@@ -137,7 +137,7 @@ def weights(
 
 
 def steps(storage: Path | Storage) -> list[int]:
-    """Steps of the checkpoints in `storage`, newest first; their files are not looked at."""
+    """List the steps of the checkpoints in `storage`, newest first; their files are not looked at."""
     return [manifest.step_of(name) for name in _at(storage).committed()]
 
 
@@ -154,7 +154,7 @@ class Writer:
         self._work = self._thread.submit(work)
 
     def raise_if_failed(self) -> None:
-        """Raise the error of the submitted work, if it has ended with one; again at every call."""
+        """Raise the error of the submitted work, if it has failed; again at every call."""
         if self._work is not None and self._work.done():
             self._work.result()
 

@@ -75,10 +75,10 @@ def write(folder: Path, *, step: int, extra: Extra) -> None:
 
 
 def check(folder: Path, *, step: int) -> Manifest:
-    """The manifest of the checkpoint of `step`, which lies in `folder`, if its files match it.
+    """Read the manifest of the checkpoint of `step` in `folder`, and check that its files match it.
 
     Raises OSError or ValueError where they do not, where it is of another step or not as it was written, and where it
-    lacks what training cannot go on without: `seconds` and `untrained`. `points` is not in those of older versions.
+    lacks what training cannot go on without: `seconds` and `untrained`. Manifests of older versions have no `points`.
     """
     try:
         text = (folder / NAME).read_text("utf-8")
@@ -98,7 +98,7 @@ def check(folder: Path, *, step: int) -> Manifest:
 
 
 def _fault(named: object, files: object, extra: object, step: int) -> str | None:
-    """What is wrong with a manifest's content. named: the step in it."""
+    """Return what is wrong with a manifest's content, or None. named: the step in it."""
     missing = [name for name in FILES if isinstance(files, dict) and name not in files]
     if not isinstance(extra, dict):
         return "is damaged: its extra is no object"
@@ -118,41 +118,41 @@ def _fault(named: object, files: object, extra: object, step: int) -> str | None
 
 
 def is_number(value: object) -> bool:
-    """Whether a value of JSON is a number that a float may be."""
+    """Return whether a JSON value is a number to read as a float: a float, or an integer below 2**63 in magnitude."""
     return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
 def is_seconds(value: object) -> bool:
-    """Whether a value of JSON is a finite number from 0 on."""
+    """Return whether a JSON value is a finite number, 0 or more."""
     return isinstance(value, int | float) and is_number(value) and 0 <= value < math.inf
 
 
 def is_numbers(value: object) -> bool:
-    """Whether a value of JSON is an object of numbers."""
+    """Return whether a JSON value is an object of numbers."""
     return isinstance(value, dict) and all(map(is_number, value.values()))
 
 
 def is_count(value: object) -> bool:
-    """Whether a value of JSON is a whole number from 0 on that a database takes."""
+    """Return whether a JSON value is a whole number, 0 or more, that a database can store."""
     return type(value) is int and 0 <= value < 2**63
 
 
 def sealed(content: Mapping[str, object]) -> dict[str, object]:
-    """A JSON object with the digest of its content."""
+    """Return a copy of a JSON object with the digest of its content."""
     return {**content, DIGEST: digest_of(content)}
 
 
 def digest_of(content: Mapping[str, object]) -> str:
-    """The digest of a JSON object, whatever the order of its keys. One that it has does not count."""
+    """Compute the digest of a JSON object, whatever the order of its keys, without the digest that it may hold."""
     text = json.dumps({key: value for key, value in content.items() if key != DIGEST}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def intact(content: object, name: str, *, known: Collection[str]) -> dict[str, object]:
-    """What `sealed` made and the file `name` holds, as it is. Raises ValueError for any other.
+    """Return the content of the file `name`, if it is as `sealed` made it. Raises ValueError for any other.
 
-    known: the keys of versions without digests. An object with only these is believed; one with others may be one whose
-    `digest` is misspelt.
+    known: the keys of versions without digests. An object with only these is accepted; with other keys, it may be an
+    object with a misspelt `digest`.
     """
     if not isinstance(content, dict):
         raise ValueError(f"{name} is no JSON object")  # noqa: TRY004 - it is the file's content that is wrong
@@ -165,29 +165,29 @@ def intact(content: object, name: str, *, known: Collection[str]) -> dict[str, o
 
 
 def complete(folder: Path) -> list[Path]:
-    """Checkpoints in `folder` that have a manifest, newest first; their files are not looked at."""
+    """List the checkpoints in `folder` that have a manifest, newest first; their files are not looked at."""
     folders = [path for path in folder.glob(f"{PREFIX}*") if is_step(path.name) and (path / NAME).exists()]
     return sorted(folders, key=lambda path: step_of(path.name), reverse=True)
 
 
 def name_of(step: int) -> str:
-    """Name of the folder of a checkpoint."""
+    """Return the name of a checkpoint's folder."""
     return f"{PREFIX}{step:06d}"
 
 
 def step_of(name: str) -> int:
-    """The step in the name of a checkpoint's folder."""
+    """Parse the step from the name of a checkpoint's folder."""
     return int(name.removeprefix(PREFIX))
 
 
 def is_step(name: str) -> bool:
-    """Whether a folder of this name is a checkpoint; one that was set aside, or that a person named, is not."""
+    """Return whether a folder of this name is a checkpoint; not if it was set aside, or if a person named it."""
     digits = name.removeprefix(PREFIX)
     return digits.isascii() and digits.isdigit() and len(digits) < 19 and name == name_of(int(digits))
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file's content, in hex."""
+    """Compute the SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

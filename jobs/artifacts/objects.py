@@ -52,15 +52,15 @@ class ObjectStore:
         return cls(filesystem, prefix.rstrip("/"))
 
     def inside(self, name: str) -> ObjectStore:
-        """The prefix `name` in it."""
+        """Return the store of the prefix `name` in it."""
         return ObjectStore(self.filesystem, self.path(name))
 
     def path(self, name: str) -> str:
-        """A name within the prefix as `filesystem` takes it; of an empty one, the prefix."""
+        """Return the path of a name within the prefix, as `filesystem` takes it; for an empty name, the prefix."""
         return f"{self.prefix}/{name}".rstrip("/")
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None if it is not there."""
+        """Read the content of a file; None if it is not there."""
         try:
             with self.filesystem.open_input_stream(self.path(name)) as stream:
                 return bytes(stream.read())
@@ -88,7 +88,7 @@ class ObjectStore:
         self.filesystem.move(self.path(name), self.path(to))
 
     def infos(self, name: str = "", *, recursive: bool = False) -> list[fs.FileInfo]:
-        """The files and folders directly below `name`, or all below it; none where there is no such prefix."""
+        """List the files and folders directly below `name`, or all below it; none where there is no such prefix."""
         from pyarrow import fs
 
         selector = fs.FileSelector(self.path(name), recursive=recursive, allow_not_found=True)
@@ -115,8 +115,8 @@ class ObjectStore:
 
 
 def side_by_side(uploads: Sequence[Callable[[], object]]) -> None:
-    """Call all of them, at most UPLOADS at once; after an error none that has not begun. Raises the first one's error,
-    once none of them runs any more."""
+    """Call all of them, at most UPLOADS at once; after an error, start no more. Raises the first of the errors, in the
+    order of `uploads`, once none of them runs any more."""
     if len(uploads) == 1:
         uploads[0]()
     elif uploads:

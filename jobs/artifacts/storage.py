@@ -52,10 +52,10 @@ class Storage(Protocol):
         """A local folder to write in."""
 
     def inside(self, name: str) -> Storage:
-        """The place `name` within this one."""
+        """Return the storage of the subfolder `name`."""
 
     def read(self, name: str) -> str | None:
-        """The content of a small file; None if it is not there."""
+        """Read the content of a small file; None if it is not there."""
 
     def write(self, name: str, text: str) -> None:
         """Replace a small file in one piece. Raises StorageFull."""
@@ -67,13 +67,13 @@ class Storage(Protocol):
         """Make a file of `scratch` the one that counts: replaced, or removed where there is none."""
 
     def committed(self) -> list[str]:
-        """Names of the folders of steps that have a manifest, newest first; their files are not looked at."""
+        """List the names of the folders of steps that have a manifest, newest first; their files are not looked at."""
 
     def commit(self, aside: Path, name: str, *, permit: Callable[[], None]) -> None:
         """Make the local folder `aside`, which holds a manifest, the folder `name`. `permit` may raise, just before."""
 
     def fetch(self, name: str) -> AbstractContextManager[Path]:
-        """The files of a committed folder on a local disk."""
+        """Provide the files of a committed folder on a local disk while the context lasts."""
 
     def quarantine(self, name: str) -> str:
         """Take a damaged file away, or a damaged folder out of the committed ones, and keep it for a person. Returns
@@ -96,11 +96,11 @@ class Folder:
     scratch: Path
 
     def inside(self, name: str) -> Folder:
-        """A folder in it."""
+        """Return a folder in it."""
         return Folder(self.scratch / name)
 
     def read(self, name: str) -> str | None:
-        """A file's text."""
+        """Read a file's text."""
         path = self.scratch / name
         return path.read_text() if path.exists() else None
 
@@ -115,7 +115,7 @@ class Folder:
         """Do nothing: what is here counts."""
 
     def committed(self) -> list[str]:
-        """Folders that hold a manifest."""
+        """List the folders that hold a manifest."""
         return [path.name for path in manifest.complete(self.scratch)]
 
     def commit(self, aside: Path, name: str, *, permit: Callable[[], None]) -> None:
@@ -128,7 +128,7 @@ class Folder:
         manifest.fsync(self.scratch)
 
     def fetch(self, name: str) -> AbstractContextManager[Path]:
-        """The folder itself."""
+        """Provide the folder itself."""
         return contextlib.nullcontext(self.scratch / name)
 
     def quarantine(self, name: str) -> str:
@@ -141,7 +141,7 @@ class Folder:
         return bad.name
 
     def forget(self, name: str) -> None:
-        """There is no other copy."""
+        """Do nothing: there is no other copy."""
 
     def remove(self, name: str) -> None:
         """Delete the manifest first: a folder that is half deleted is no checkpoint then. Of a link, only the link
@@ -161,7 +161,7 @@ class Folder:
 
 
 def temp_path(folder: Path, name: str) -> Path:
-    """A path in `folder` at which to make what will be called `name`. Its name says whose it is, and is used once."""
+    """Return a path in `folder` to make what will be called `name`. It names host and process, and is used once."""
     return folder / f".{name}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
 
 
@@ -203,7 +203,7 @@ def disk_full_guard(what: str, *, needed: int, folder: Path, undo: Callable[[], 
 
 
 def is_full(error: BaseException | None, *, short: bool) -> bool:
-    """Whether an error is one of a full disk, by its number or, from libraries that have only words, by these."""
+    """Return whether an error means a full disk, by its number or, from libraries that have only words, by these."""
     if error is None:
         return False
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -223,7 +223,7 @@ def clean_folder(folder: Path) -> None:
 
 
 def clean_asides(folder: Path, name: str) -> None:
-    """Delete what processes of this host that are dead left half written of `name`, at `aside_of(folder, name)`."""
+    """Delete what processes of this host that are dead left half written of `name`, at `temp_path(folder, name)`."""
     start = f".{name}.{socket.gethostname()}."
     for path in folder.glob(f".{glob.escape(name)}.*"):
         process, _, number = path.name.removeprefix(start).partition(".")

@@ -50,7 +50,7 @@ class Fence:
         """What was wrong with the file, once it has been written again."""
 
     def hold(self) -> None:
-        """Claim the trial, also back from an earlier attempt. Raises TakenOver if a later one has claimed it.
+        """Claim the trial, also back from an earlier attempt. Raises TakenOver if a later attempt has claimed it.
 
         A file that names nobody keeps nobody out: whoever the ledger has train the trial writes it again.
         """
@@ -72,7 +72,7 @@ class Fence:
             self._compare(read_attempt(path.read_text("utf-8", errors="replace")))
 
     def _read(self) -> str | None:
-        """The text of the file, which is nothing worth keeping where it is none."""
+        """Read the text of the file; `?` where it is no text, or a folder lies in its place, which is set aside."""
         try:
             return self._storage.read(ATTEMPT)
         except UnicodeDecodeError:
@@ -93,7 +93,7 @@ class Fence:
 
 
 def read_attempt(text: str) -> tuple[int, int] | None:
-    """Fencing token and number of the attempt that attempt.json names; None where it names none."""
+    """Parse the fencing token and number of the attempt that attempt.json names; None where it names none."""
     try:
         token, number = _numbers(_object(text), ("token", "attempt"))
     except ValueError:
@@ -125,15 +125,15 @@ class Records:
         self._written = 0
 
     def add(self, values: Mapping[str, float], *, step: int) -> None:
-        """Points of one step, by key; the first one of a key stands. Raises ValueError for what is not one number; then
-        none is added."""
+        """Add the points of one step, by key; the first point of a key stands. Raises ValueError for a value that is
+        not one number; then none is added."""
         now = time.time()
         added = [Point(key, step, _number(key, value), now) for key, value in values.items()]
         self.points += [point for point in added if (point.key, step) not in self._keys]
         self._keys |= {(key, step) for key in values}
 
     def latest(self) -> dict[str, float]:
-        """The newest value of every key."""
+        """Return the newest value of every key."""
         return {point.key: point.value for point in self.points}
 
     def flush(self) -> None:
@@ -169,13 +169,13 @@ class Records:
 
 
 def points_of(text: str, *, until: int) -> list[Point]:
-    """The points in the text of points.jsonl that stand, up to step `until`."""
+    """Parse the points that stand, up to step `until`, from the text of points.jsonl."""
     return [point for point in standing(points_in(text)[0]).values() if point.step <= until]
 
 
 def standing(points: Iterable[Point]) -> dict[tuple[str, int], Point]:
-    """Key and step -> point. Of several of one key and step the first stands: an attempt that was taken over may have
-    added others."""
+    """Map key and step to the point that stands. Of several with the same key and step the first stands: an attempt
+    that was taken over may have added others."""
     first: dict[tuple[str, int], Point] = {}
     for point in points:
         first.setdefault((point.key, point.step), point)
@@ -183,8 +183,9 @@ def standing(points: Iterable[Point]) -> dict[tuple[str, int], Point]:
 
 
 def points_in(text: str) -> tuple[list[Point], str | None, bool]:
-    """Every point in the text of points.jsonl; the first line, in words, that is none and not the last; and whether the
-    last is none. A kill cuts only the last line short, and whoever goes on after it writes the file again."""
+    """Parse the text of points.jsonl. Returns every point; in words, the first line before the last that is no point;
+    and whether the last line is no point. A kill cuts only the last line short, and whoever goes on after it writes the
+    file again."""
     points = [_point(line) for line in text.splitlines()]
     broken = next((number for number, point in enumerate(points[:-1], 1) if point is None), None)
     fault = None if broken is None else f"line {broken} is no point"
@@ -192,7 +193,7 @@ def points_in(text: str) -> tuple[list[Point], str | None, bool]:
 
 
 def points_fault(storage: Storage, *, until: int, expected: int | None) -> str | None:
-    """What is wrong with the points on disk of a trial that has a checkpoint of step `until`; None if all are there.
+    """Find what is wrong with the points of a trial that has a checkpoint of step `until`; None if all are on disk.
 
     expected: how many there were up to then; None where an older version did not write that down. They are on disk
     before the checkpoint is. More may be there: an attempt that was taken over may have added others.
@@ -217,7 +218,7 @@ def points_fault(storage: Storage, *, until: int, expected: int | None) -> str |
 
 
 def _point(line: str) -> Point | None:
-    """Read one line; None for one that a kill cut short, or two that met."""
+    """Parse one line; None for a line that a kill cut short, or two that met."""
     try:
         point = Point(**json.loads(line))
     except (ValueError, TypeError, RecursionError):
@@ -240,9 +241,9 @@ def refuse_other_reading(trained: Mapping[str, object] | None, now: Mapping[str,
 def open_folder(
     storage: Storage, job: JobConfig, *, named: bool = False, remark: Callable[[str], None] = lambda _: None
 ) -> None:
-    """Make a place the trial of `job`. It belongs to one objective; how that is computed may change.
+    """Open a storage as the folder of the trial of `job`. It belongs to one objective; how that is computed may change.
 
-    named: the place is named after its job, as in a run, so a damaged job.json is set aside, `remark` is called with
+    named: the folder is named after its job, as in a run, so a damaged job.json is set aside, `remark` is called with
     that, and it is written again. Raises ValueError where it holds another job, or may do so.
     """
     try:
@@ -263,7 +264,7 @@ def open_folder(
 
 
 def read_job(storage: Storage) -> JobConfig | None:
-    """The job of a trial; None if it has none. Raises IsADirectoryError or ValueError for what is no job."""
+    """Read the job of a trial; None if it has none. Raises IsADirectoryError or ValueError for what is no job."""
     text = storage.read(JOB)
     if text is None:
         return None
@@ -284,10 +285,10 @@ def read_job(storage: Storage) -> JobConfig | None:
 def read_result(
     storage: Storage, *, newest: tuple[int, float] | None, remark: Callable[[str], None] = lambda _: None
 ) -> Result | None:
-    """The result on disk, if the checkpoint that belongs to it is sound. A diverged trial has none.
+    """Read the result on disk, if the checkpoint that belongs to it is sound; that of a diverged trial needs none.
 
     newest: step and seconds of the newest sound checkpoint. With a budget in seconds, an attempt that was cut short
-    before its last checkpoint leaves the result of a training that nothing else is left of.
+    before its last checkpoint leaves a result, and nothing else of that training.
     remark: called with what is wrong with a damaged result, which then counts as none.
     """
     try:
@@ -356,7 +357,7 @@ POINTS_TOLD: Final = "points"
 
 
 def result_of(text: str) -> Result:
-    """The result in the text of result.json. Raises ValueError for what is none, or is not as it was written."""
+    """Parse the result in the text of result.json. Raises ValueError for what is none, or is not as it was written."""
     result = manifest.intact(_object(text), "it", known=(*RESULT_KINDS, POINTS_TOLD))
     if missing := [key for key in RESULT_KINDS if key not in result]:
         raise ValueError(f"it has no {', '.join(missing)}")
@@ -369,7 +370,7 @@ def result_of(text: str) -> Result:
 
 
 def newest_step(storage: Storage) -> int:
-    """Step of the newest checkpoint of a trial, whose files are not looked at; -1 where there is none."""
+    """Return the step of a trial's newest checkpoint, without a look at its files; -1 where there is none."""
     return max(map(manifest.step_of, storage.inside("checkpoints").committed()), default=-1)
 
 
@@ -395,7 +396,7 @@ def _object(text: str) -> dict[str, object]:
 
 
 def _numbers(content: Mapping[str, object], keys: Sequence[str]) -> list[int]:
-    """The values of these keys. Raises ValueError for one that is missing, or is no whole number."""
+    """Return the values of these keys. Raises ValueError for a value that is missing, or is no whole number."""
     if missing := [key for key in keys if key not in content]:
         raise ValueError(f"it has no {', '.join(missing)}")
     numbers: list[int] = []
@@ -414,7 +415,7 @@ def quarantine(storage: Storage, name: str) -> str:
 
 
 def _quarantine(storage: Storage, name: str) -> str | None:
-    """What a file is now called; None where there is none."""
+    """Set a file aside. Returns what it is now called; None where there is none."""
     try:
         return storage.quarantine(name)
     except FileNotFoundError:
@@ -422,7 +423,7 @@ def _quarantine(storage: Storage, name: str) -> str | None:
 
 
 def reason(error: Exception) -> str:
-    """What is wrong with a file, in one line."""
+    """Describe what is wrong with a file, in one line."""
     return "a folder lies in its place" if isinstance(error, IsADirectoryError) else words_of(error)
 
 

@@ -122,19 +122,19 @@ class ComponentError(ValueError):
 
 @cache
 def builtin_names(kind: str) -> tuple[str, ...]:
-    """The built-ins of a kind, by the files of its folder, the default first."""
+    """List the built-ins of a kind, by the files of its folder, the default first."""
     files = (PACKAGE / KINDS[kind].folder).glob("*.py")
     names = sorted([*KINDS[kind].names, *(path.stem for path in files if not path.stem.startswith("_"))])
     return tuple(sorted(names, key=lambda name: name != KINDS[kind].default))
 
 
 def is_import_path(name: str) -> bool:
-    """Whether a name is of code of its own: `package.module:object`."""
+    """Return whether a name is the import path of code outside the built-ins: `package.module:object`."""
     return IMPORT_PATH.fullmatch(name) is not None
 
 
 def checked_name(kind: str, name: str) -> str:
-    """The name, if it may be one of this kind. Raises an error for pydantic to report."""
+    """Return the name, if it is valid for this kind. Raises an error for pydantic to report."""
     known = builtin_names(kind)
     if name not in known and not is_import_path(name):
         expected = f"{', '.join(map(repr, known))} or an import path such as {KINDS[kind].example!r}"
@@ -143,12 +143,12 @@ def checked_name(kind: str, name: str) -> str:
 
 
 def name_schema(kind: str) -> dict[str, Any]:
-    """What a name may be, as JSON Schema."""
+    """Describe the valid names of a kind as JSON Schema."""
     return {"anyOf": [{"enum": [*builtin_names(kind)]}, {"type": "string", "pattern": f"^{IMPORT_PATH.pattern}$"}]}
 
 
 def load(kind: str, name: str) -> object:
-    """The object that a name is of. Raises ComponentError where there is none, or where its module fails."""
+    """Load the object that a name refers to. Raises ComponentError where there is none, or where its module fails."""
     if name in builtin_names(kind):
         module, attribute = f"jobs.{KINDS[kind].folder.replace('/', '.')}.{name}", name
     elif is_import_path(name):
@@ -184,7 +184,7 @@ def load(kind: str, name: str) -> object:
 
 
 def _modules_beside(name: str) -> list[str]:
-    """The modules of the package that a module which is not there should be in."""
+    """List the modules of the package that a missing module should be in."""
     package = name.rpartition(".")[0]
     folders = getattr(sys.modules.get(package), "__path__", [])
     return [f"{package}.{module.name}" for module in pkgutil.iter_modules(folders)]
@@ -196,17 +196,17 @@ def _public(module: object) -> str:
 
 
 def is_class(name: str) -> bool:
-    """Whether an import path is of a class, as its name says: `mylab.tasks:Tabular`, where a function is `main`."""
+    """Return whether an import path is of a class, by its name: `mylab.tasks:Tabular`, where a function is `main`."""
     return is_import_path(name) and name.rpartition(":")[2].lstrip("_")[:1].isupper()
 
 
 def asks_for(component: object, argument: str) -> bool:
-    """Whether a function, or the constructor of a class, has an argument of this name."""
+    """Return whether a function, or the constructor of a class, has an argument of this name."""
     return callable(component) and argument in inspect.signature(component).parameters
 
 
 def line_of(error: BaseException) -> str:
-    """The line of the user's code at which an error was raised, the innermost, in brackets; empty for none of it."""
+    """Find the innermost line of the user's code in an error's traceback. Returns it in brackets; empty for none."""
     lines, trace = [""], error.__traceback__
     while trace is not None:
         path = Path(trace.tb_frame.f_code.co_filename)
@@ -218,32 +218,32 @@ def line_of(error: BaseException) -> str:
 
 
 def metric_name(path: str) -> str:
-    """What a metric is called in a job and its results: the part after the colon."""
+    """Return what a metric is called in a job and its results: the part after the colon."""
     return path.rpartition(":")[2]
 
 
 def is_option(key: str) -> bool:
-    """Whether a dotted job key is an option of a component, such as `loss.options.gamma`."""
+    """Return whether a dotted job key is an option of a component, such as `loss.options.gamma`."""
     table, _, name = key.rpartition(".")
     return name.isidentifier() and any(table == kind.options for kind in KINDS.values())
 
 
 def options(kind: str, component: object, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a component by its options: with the defaults of its own model, else as given. Raises pydantic's
-    ValidationError."""
+    """Return a component's arguments from its options: with the defaults of its own model, else as given. Raises
+    pydantic's ValidationError."""
     checked = options_model(kind, component).model_validate(dict(given))
     return dict(checked) if _own_model(component) else dict(given)
 
 
 def called(kind: str, name: str, given: Mapping[str, Any]) -> Callable[..., Any]:
-    """A function that is named, with its options; it takes what it asks for of what it is called with. Raises as `load`
-    and `options` do."""
+    """Return a named function with its options; of the arguments that it is called with, it takes those that it asks
+    for. Raises as `load` and `options` do."""
     return _called(kind, name, json.dumps(dict(given), sort_keys=True))
 
 
 @lru_cache(maxsize=64)
 def _called(kind: str, name: str, given: str) -> Callable[..., Any]:
-    """Looked up once for all steps: to check options takes a millisecond."""
+    """Look the function up once for all steps: checking options takes a millisecond."""
     function = load(kind, name)
     if not callable(function):
         raise ComponentError(f"{name!r} is a {type(function).__name__}; name a function")
@@ -259,7 +259,7 @@ def _called(kind: str, name: str, given: str) -> Callable[..., Any]:
 
 
 def options_model(kind: str, component: object) -> type[BaseModel]:
-    """What checks a component's options: its own pydantic model, `component.Options`, else one of its signature."""
+    """Return the model that checks a component's options: its own, `component.Options`, else from its signature."""
     return _own_model(component) or _by_signature(kind, component)
 
 
@@ -269,7 +269,7 @@ def _own_model(component: object) -> type[BaseModel] | None:
 
 
 def _by_signature(kind: str, component: object) -> type[BaseModel]:
-    """A model of the parameters of a function, or of a class's constructor, that are not provided."""
+    """Build a model of the parameters of a function, or of a class's constructor, that are not provided."""
     if not callable(component):
         return create_model("options", __config__=ConfigDict(extra="forbid"))
     known = inspect.signature(component).parameters.values()

@@ -46,7 +46,7 @@ FOLLOWED: dict[str, JsonValue] = {"model.pooling": "auto", "data.max_tokens": No
 
 
 def hashed(job: Mapping[str, JsonValue], *, rules: int, defaults: JsonObject, code: str | None = None) -> str:
-    """Twelve hex digits of sha256 for a job as plain JSON, stage and seed included.
+    """Hash a job as plain JSON, stage and seed included, to twelve hex digits of sha256.
 
     rules: those of the run. defaults: by dotted key; what equals them is left out. code: digest of the user's code.
     """
@@ -58,7 +58,7 @@ def hashed(job: Mapping[str, JsonValue], *, rules: int, defaults: JsonObject, co
 
 
 def first_version(job: Mapping[str, JsonValue], defaults: JsonObject) -> dict[str, JsonValue]:
-    """A job as the first version wrote it: without later fields, unless they are set."""
+    """Return a job as the first version wrote it: without later fields, unless they are set."""
 
     def kept(table: Mapping[str, JsonValue], prefix: str) -> dict[str, JsonValue]:
         left: dict[str, JsonValue] = {}
@@ -77,7 +77,7 @@ def first_version(job: Mapping[str, JsonValue], defaults: JsonObject) -> dict[st
 
 @cache
 def default_values(model: type[BaseModel]) -> dict[str, JsonValue]:
-    """The default of every key of a config that has one, sections included, by dotted key, as JSON."""
+    """Collect the default of every key of a config that has a default, sections included, by dotted key, as JSON."""
     defaults: dict[str, JsonValue] = {}
     for name, field in model.model_fields.items():
         section = section_of(field.annotation)
@@ -89,12 +89,12 @@ def default_values(model: type[BaseModel]) -> dict[str, JsonValue]:
 
 
 def counted_from(model: type[BaseModel]) -> dict[str, JsonValue]:
-    """The values that an id leaves out: of every key its default, or the first one that it had."""
+    """Return the values that an id leaves out: for every key its default, or the first default that it had."""
     return default_values(model) | FORMER
 
 
 def with_former(job: JsonObject) -> dict[str, Json]:
-    """A job as given to an earlier version, with the defaults of then where they are others today."""
+    """Complete a job as given to an earlier version with the defaults of that time, where they are others today."""
     whole = _copied(job)
     for key, value in FORMER.items():
         section, name = key.split(".")
@@ -104,8 +104,8 @@ def with_former(job: JsonObject) -> dict[str, Json]:
 
 
 def as_begun(job: JsonObject, there: JsonObject, *, written: Collection[str] = ()) -> dict[str, Json]:
-    """A job as it is today, with what another one, begun by an earlier version, had by the defaults of then. written:
-    keys that the job's file gives, which stay."""
+    """Return a job as it is today, with what another job, begun by an earlier version, had by the defaults of that
+    time. written: keys that the job's file gives, which stay."""
     whole = _copied(job)
     for key, value in FORMER.items():
         section, name = key.split(".")
@@ -118,17 +118,17 @@ def as_begun(job: JsonObject, there: JsonObject, *, written: Collection[str] = (
 
 
 def _copied(job: JsonObject) -> dict[str, Json]:
-    """A job whose sections may be changed."""
+    """Copy a job, so that its sections may be changed."""
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in job.items()}
 
 
 def canonical(value: object) -> str:
-    """JSON with sorted keys and no white space, so that equal values have equal text."""
+    """Serialise a value as JSON with sorted keys and no white space, so that equal values have equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def flat_values(table: JsonObject, prefix: str = "") -> dict[str, Json]:
-    """Nested tables as dotted keys; an empty table is a value."""
+    """Flatten nested tables to dotted keys; an empty table is a value."""
     flat: dict[str, Json] = {}
     for key, value in table.items():
         if isinstance(value, Mapping) and value:

@@ -198,13 +198,14 @@ class JobConfig(Section):
         return [self._evaluation_step(number) for number in range(1, min(self.evaluate.times, self.steps or 0) + 1)]
 
     def _evaluation_step(self, number: int) -> int:
-        """The step of an evaluation, counted from 1. Of more evaluations than steps there is one after each step."""
+        """Compute the step of an evaluation, counted from 1. With more evaluations than steps, each step has its
+        own."""
         steps, times = self.steps or 0, self.evaluate.times
         return number if times > steps else -(-steps * number // times)
 
     def is_recorded(self, before: int, now: int) -> bool:
-        """Whether the evaluation that takes those due from `before` to `now` is one of those recorded: the last one is,
-        and of the others, evenly, so many that there are POINTS with the one before the first step."""
+        """Return whether the evaluation that takes those due from `before` to `now` is recorded: the last is, and of
+        the others, evenly spaced, as many as make POINTS with the evaluation before the first step."""
         # Of more evaluations than steps there is one after each step.
         due, kept = min(self.evaluate.times, self.steps or self.evaluate.times), POINTS - 1
         return due <= kept or kept * min(now, due) // due > kept * before // due
@@ -229,7 +230,7 @@ def trial_id(
     defaults: Mapping[str, JsonValue] | None = None,
     code: str | None = None,
 ) -> str:
-    """The id of a job as plain JSON, as the rules of its run make it (jobs/config/identity.py).
+    """Compute the id of a job as plain JSON, by the rules of its run (jobs/config/identity.py).
 
     defaults: as they were when the run was planned, None for today's. A field that they do not know counts only where
     it differs from today's default. code: digest of the user's code, None without any.

@@ -62,7 +62,7 @@ class Budget(Section):
 
     @model_serializer(mode="wrap")
     def _as_ever(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `seconds` where it is not given: it came later, and the id of a job must stay what it was."""
+        """Leave out `seconds` where it is not given: it came later, and the id of a job must stay what it was."""
         dumped: dict[str, Any] = dump(self)
         return dumped if self.seconds is not None else {key: dumped[key] for key in dumped if key != "seconds"}
 

@@ -60,7 +60,7 @@ class UserCode:
         return {name: hashlib.sha256(content).hexdigest()[:12] for name, content in sorted(self.files.items())}
 
     def archive(self) -> bytes:
-        """A zip of the files, the same bytes for the same code."""
+        """Pack the files as a zip, the same bytes for the same code."""
         held = io.BytesIO()
         with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, content in sorted(self.files.items()):
@@ -76,7 +76,7 @@ class UserCode:
 
 
 def of_archive(content: bytes) -> UserCode:
-    """What an archive holds. Raises CodeError for one that is damaged."""
+    """Read what an archive holds. Raises CodeError for a damaged archive."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return UserCode({name: archive.read(name) for name in archive.namelist() if _is_below(name)})
@@ -89,7 +89,7 @@ def _is_below(name: str) -> bool:
 
 
 def collect(paths: Sequence[str], base: Path) -> UserCode:
-    """The files of [code] paths, which are relative to `base`. Raises CodeError."""
+    """Collect the files of [code] paths, which are relative to `base`. Raises CodeError."""
     files: dict[str, bytes] = {}
     left_out: list[str] = []
     names: dict[str, str] = {}
@@ -140,7 +140,7 @@ def _counts(path: Path) -> bool:
 
 
 def _ignored(folder: Path, files: Sequence[Path]) -> set[Path]:
-    """Those that git ignores; none where there is no git, or no checkout."""
+    """Return the files that git ignores; none where there is no git, or no checkout."""
     try:
         asked = subprocess.run(
             ["git", "check-ignore", "--stdin", "-z"],
@@ -170,7 +170,7 @@ def activate(archive: bytes, digest: str) -> None:
 
 
 def unpacked(code: UserCode) -> Path:
-    """A folder of this machine that holds the code: one for all processes of the user, made in one piece."""
+    """Return a folder of this machine that holds the code, for all processes of the user and made in one piece."""
     root = Path(tempfile.gettempdir())
     shared = root / f"orchestrator-code-{os.getuid()}-{code.digest[:16]}"
     if not _holds(shared, code):
@@ -186,7 +186,7 @@ def unpacked(code: UserCode) -> Path:
 
 
 def _holds(folder: Path, code: UserCode) -> bool:
-    """Whether a folder is this user's own and holds this code, whatever Python has cached beside it."""
+    """Return whether a folder is this user's own and holds this code, whatever Python has cached beside it."""
     if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
         return False
     there = {path.relative_to(folder).as_posix(): path for path in _files(folder)}

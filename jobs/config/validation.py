@@ -35,7 +35,7 @@ class ConfigError(ValueError):
 
 
 def issues(error: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterator[ConfigIssue]:
-    """pydantic's errors in our words: dotted key, value found, what is expected, and the nearest match."""
+    """Yield pydantic's errors in our words: dotted key, value found, what is expected, and the nearest match."""
     for item in error.errors():
         parts = [str(part) for part in item["loc"]]
         keys = [part for part in parts if not _is_branch(part)]
@@ -57,7 +57,7 @@ def issues(error: ValidationError, model: type[BaseModel], prefix: str = "") -> 
 
 
 def field_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key that `model` knows, sections included."""
+    """Yield every dotted key that `model` knows, sections included."""
     for name, field in model.model_fields.items():
         yield prefix + name
         inner = section_of(field.annotation)
@@ -66,14 +66,14 @@ def field_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def section_of(annotation: object) -> type[BaseModel] | None:
-    """The section class in an annotation such as `Tune | None`, or None."""
+    """Return the section class in an annotation such as `Tune | None`, or None."""
     if get_origin(annotation) is not None:
         return next((section for part in get_args(annotation) if (section := section_of(part))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """`; did you mean 'x'?`, or nothing. Looks at the last part of dotted keys too."""
+    """Suggest the nearest known word: `; did you mean 'x'?`, or nothing. Looks at the last part of dotted keys too."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if not close:
         leaf, leaves = word.rpartition(".")[2], {name.rpartition(".")[2]: name for name in reversed(known)}
@@ -82,7 +82,7 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 def _is_branch(part: str) -> bool:
-    """pydantic names the branch of a union that it tried: `float`, `literal['learned']`."""
+    """Return whether a part names the branch of a union that pydantic tried: `float`, `literal['learned']`."""
     return part in {"float", "int", "str", "bool"} or part.startswith(("literal[", "list[", "function-"))
 
 

@@ -22,20 +22,20 @@ PLACE = 5
 
 
 def rank_of(group: Group) -> int:
-    """This process's rank in `group`."""
+    """Return this process's rank in `group`."""
     return 0 if group is None else dist.get_rank(group)
 
 
 def world_of(group: Group) -> int:
-    """Ranks in `group`."""
+    """Return the number of ranks in `group`."""
     return 1 if group is None else dist.get_world_size(group)
 
 
 def agree(header: Sequence[int], group: Group, *, what: str) -> list[list[int]]:
-    """Every rank's header, in rank order: one small all_gather, before any payload moves.
+    """Gather every rank's header, in rank order, by one small all_gather, before any payload moves.
 
-    header: at most 26 int64 values. `what` names the place in the program; ranks that meet here from different
-    places (one in the loss, one in the evaluation) all raise RuntimeError, where they would otherwise hang or read
+    header: at most 26 int64 values. `what` names the point in the program; ranks that meet here from different points
+    (one rank in the loss, another in the evaluation) all raise RuntimeError, where they would otherwise hang or read
     each other's payload as their own.
     """
     mine = list(header)
@@ -59,7 +59,7 @@ def agree(header: Sequence[int], group: Group, *, what: str) -> list[list[int]]:
 
 
 def gather_rows(x: Tensor, counts: Sequence[int], group: Group) -> Tensor:
-    """Rows of every rank, in rank order: [b, ...] -> [B, ...], by one all_gather. Not differentiable.
+    """Gather the rows of every rank, in rank order: [b, ...] -> [B, ...], by one all_gather. Not differentiable.
 
     counts: rows of each rank, as agreed; they may differ and be 0. Shorter ranks pad to the longest, because gloo
     hands out wrong shapes without a word when they do not.
@@ -78,10 +78,10 @@ def gather_rows(x: Tensor, counts: Sequence[int], group: Group) -> Tensor:
 
 
 def ring(own: Sequence[Tensor], counts: Sequence[int], group: Group) -> Iterator[tuple[int, list[Tensor]]]:
-    """Visits from every rank's rows: (rank, its tensors), own ones first, then the ring backwards. Not differentiable.
+    """Yield every rank's rows: (rank, its tensors), own rows first, then backwards around the ring. Not differentiable.
 
-    own: tensors [b, ...]; counts as in `gather_rows`. While one visit is read the next one travels, so beside its own
-    rows a rank holds at most two ranks' rows. W - 1 sends and receives per tensor; empty ranks send nothing.
+    own: tensors [b, ...]; counts as in `gather_rows`. While one rank's rows are read the next rank's travel, so beside
+    its own rows a rank holds at most two ranks' rows. W - 1 sends and receives per tensor; empty ranks send nothing.
     """
     world, rank = world_of(group), rank_of(group)
     source, held = rank, [x.detach().contiguous() for x in own]
@@ -100,7 +100,7 @@ def ring(own: Sequence[Tensor], counts: Sequence[int], group: Group) -> Iterator
 
 
 def sum_rows(x: Tensor, group: Group) -> Tensor:
-    """Elementwise sum of `x` over ranks, as a new tensor: one all_reduce. Not differentiable."""
+    """Sum `x` elementwise over ranks, as a new tensor: one all_reduce. Not differentiable."""
     if world_of(group) == 1:
         return x.detach()
     total = x.detach().clone()
@@ -109,7 +109,7 @@ def sum_rows(x: Tensor, group: Group) -> Tensor:
 
 
 def broadcast(x: Tensor, group: Group, *, source: int = 0) -> Tensor:
-    """Rank `source`'s `x` on every rank, as a new tensor of the same shape and dtype. Not differentiable."""
+    """Copy rank `source`'s `x` to every rank, as a new tensor of the same shape and dtype. Not differentiable."""
     if world_of(group) == 1:
         return x.detach()
     held = x.detach().clone()
@@ -143,11 +143,11 @@ def sum_gradients(parameters: Iterable[nn.Parameter], group: Group) -> None:
 
 
 def _bytes(x: Tensor) -> Tensor:
-    """The memory of a contiguous tensor, as flat uint8."""
+    """View the memory of a contiguous tensor as flat uint8."""
     return x.view(-1).view(torch.uint8)
 
 
 def _device(group: Group) -> torch.device:
-    """Where a small message of `group` must live: its backend decides."""
+    """Return the device that a small message of `group` must live on: its backend decides."""
     backend = dist.get_backend(group)
     return torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")

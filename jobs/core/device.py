@@ -38,7 +38,7 @@ otherwise."""
 
 
 def device_of(execution: Execution) -> torch.device:
-    """This rank's device. Raises ValueError where a GPU is asked for and there is none."""
+    """Choose this rank's device. Raises ValueError where a GPU is asked for and there is none."""
     if execution.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("execution.device = 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
     if execution.device == "cpu" or not torch.cuda.is_available():
@@ -71,12 +71,12 @@ class TrialMemory:
         forget_peak_memory(device)
 
     def reached(self) -> int:
-        """The most bytes at any time so far: allocated on a GPU, resident in this process on a CPU."""
+        """Return the most bytes at any time so far: allocated on a GPU, resident in this process on a CPU."""
         # In this order, as another thread may ask while a step saves the peak and begins it anew.
         return max(peak_memory_bytes(self._device), self._reached)
 
     def needed(self) -> int:
-        """The most bytes that a step has needed so far; where that cannot be measured, what was reached."""
+        """Return the most bytes that a step has needed so far; where that cannot be measured, what was reached."""
         return self._needed or self.reached()
 
     @contextlib.contextmanager
@@ -117,7 +117,7 @@ class TrialMemory:
 
 
 def tensor_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """What parameters, buffers, gradients and the optimizer's state take now, each storage once."""
+    """Count the bytes that parameters, buffers, gradients and the optimizer's state take now, each storage once."""
     own = [*model.parameters(), *model.buffers()]
     own += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     own += [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
@@ -135,7 +135,7 @@ def forget_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory since `forget_peak_memory`: allocated on a GPU, resident in this process on a CPU."""
+    """Return the most memory since `forget_peak_memory`: allocated on a GPU, resident in this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _resident("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -143,12 +143,12 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 @functools.cache
 def process_bytes() -> int:
-    """What this process held when it was asked for the first time; called before its first trial loads anything."""
+    """Return the bytes that this process held at the first call, which comes before its first trial loads anything."""
     return _resident("VmRSS")
 
 
 def _start_counting(device: torch.device) -> bool:
-    """Begin the peak anew, at what is in use now; whether that is possible."""
+    """Begin the peak anew, at what is in use now. Returns whether that is possible."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
@@ -163,7 +163,8 @@ def _hand_back() -> None:
 
 
 def _forget_resident_peak() -> bool:
-    """Whether Linux begins the peak of this process anew; where it does not, that of all its life is all there is."""
+    """Have Linux begin the peak of this process anew. Returns whether it does; if not, the peak is that of its whole
+    life."""
     try:
         CLEAR_REFS.write_text("5")
     except OSError:
@@ -191,8 +192,8 @@ def _heap_without_room() -> Iterator[bool]:
 
 
 def _take_room(libc: ctypes.CDLL, taken: list[int]) -> bool:
-    """Take what is free in the heap, as blocks that are added to `taken`; False, and none, where there is no end to it:
-    where blocks get no pages of their own, the heap grows with each."""
+    """Take what is free in the heap, as blocks that are added to `taken`. Returns False, and takes none, where there is
+    no end to it: where blocks get no pages of their own, the heap grows with each."""
     size, room = 2**26, _resident("VmData")  # no room is larger than all that the process has
     while size >= OWN_PAGES:
         block = libc.malloc(size)
@@ -215,7 +216,7 @@ def _free(libc: ctypes.CDLL, blocks: list[int]) -> None:
 
 
 def _asked_of_glibc(environment: Mapping[str, str]) -> dict[int, int]:
-    """The usual options, by number, as far as the environment has no others: MALLOC_MMAP_MAX_=0, or the same in
+    """Return the usual options, by number, as far as the environment has no others: MALLOC_MMAP_MAX_=0, or the same in
     GLIBC_TUNABLES, which counts more."""
     tunables = dict(part.split("=", 1) for part in environment.get("GLIBC_TUNABLES", "").split(":") if "=" in part)
     options = dict(USUAL)
@@ -227,7 +228,7 @@ def _asked_of_glibc(environment: Mapping[str, str]) -> dict[int, int]:
 
 
 def _has_own_pages(block: int) -> bool:
-    """Whether glibc has mapped a block by itself: a bit of the size, which stands ahead of the block."""
+    """Return whether glibc has mapped a block by itself: a bit of the size, which is stored ahead of the block."""
     word = ctypes.c_size_t
     return bool(word.from_address(block - ctypes.sizeof(word)).value & 2)
 
@@ -238,7 +239,7 @@ def _tune(libc: ctypes.CDLL, options: dict[int, int]) -> None:
 
 
 def _resident(name: str) -> int:
-    """Bytes by their name in /proc/self/status; 0 on other systems."""
+    """Read a number of bytes by its name in /proc/self/status; 0 on other systems."""
     try:
         return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) * 1024
     except (OSError, IndexError):
@@ -247,7 +248,7 @@ def _resident(name: str) -> int:
 
 @functools.cache
 def _glibc() -> ctypes.CDLL | None:
-    """The C library, if it is glibc and memory comes from it; else None."""
+    """Return the C library, if it is glibc and memory comes from it; else None."""
     try:
         libc, process = ctypes.CDLL("libc.so.6"), ctypes.CDLL(None)
         libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

@@ -63,7 +63,7 @@ class UnpicklableError(Exception):
 
 
 def picklable(error: Exception) -> Exception:
-    """The exception, or what stands for it where another process would get an error about pickling in its place."""
+    """Return the exception, or a substitute where another process would get an error about pickling instead."""
     try:
         copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - bytes of a moment ago
     except Exception:  # noqa: BLE001 - whatever its class does when it is copied, the reason must arrive
@@ -77,8 +77,8 @@ def picklable(error: Exception) -> Exception:
 
 
 def root_cause(errors: Mapping[int, Exception]) -> Failure:
-    """Of the errors of several ranks, the one that caused the others: a death, else an exception that is not about
-    the network between ranks, else the first."""
+    """Find which of several ranks' errors caused the others: a death, else an exception that is not about the network
+    between ranks, else the first."""
 
     def order(item: tuple[int, Exception]) -> tuple[bool, bool, int]:
         rank, error = item
@@ -93,12 +93,12 @@ def root_cause(errors: Mapping[int, Exception]) -> Failure:
 
 
 def is_about_peers(error: BaseException) -> bool:
-    """Whether an exception is about the network between ranks, and so may be the echo of another rank's end."""
+    """Return whether an exception is about the network between ranks, and so may be the echo of another rank's end."""
     return any(word in str(error) for word in PEERS)
 
 
 def kind_of(error: BaseException) -> str:
-    """The failure class of an exception."""
+    """Return the failure class of an exception."""
     if isinstance(error, UnpicklableError):
         return error.kind
     text = str(error)
@@ -118,7 +118,7 @@ def kind_of(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """An exception in one line; of Ray's many lines about an actor's death, the one that says why."""
+    """Describe an exception in one line; of Ray's many lines about an actor's death, choose the line that says why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if _is(error, "ActorDiedError"):
         facts = ("class_name:", "actor_id:", "pid:", "name:", "namespace:", "ip:")
@@ -128,13 +128,13 @@ def first_line(error: BaseException) -> str:
 
 
 def words_of(error: BaseException) -> str:
-    """The first line of an exception's text, for a sentence that says what it is about; its class where it has none."""
+    """Return the first line of an exception's text, for a sentence that says what it is about; else its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
 def peak(megabytes: float) -> str:
-    """The most memory of a trial, in words."""
+    """Describe the most memory of a trial, in words."""
     return f"peak memory of the trial {megabytes:,.0f} MB"
 
 

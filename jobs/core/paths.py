@@ -19,7 +19,7 @@ BUILT_IN = builtin_names("encoder")
 
 
 def is_built(name: str | None) -> bool:
-    """Whether an encoder of this name is built from the job and has no files: a built-in, or code of the user's own."""
+    """Return whether an encoder of this name is built from the job and has no files: a built-in, or the user's code."""
     return name is None or name in BUILT_IN or is_import_path(name)
 
 
@@ -28,14 +28,14 @@ DIGITS = "digits"
 
 
 def folders() -> list[Path]:
-    """The folders in which a relative path is looked for, in this order. The current one is `Path()`, so that what is
+    """List the folders to search for a relative path, in this order. The current folder is `Path()`, so that what is
     found there keeps its relative name."""
     base = os.environ.get(BASE)
     return [Path(base), Path()] if base and not _is_current(base) else [Path()]
 
 
 def directory(name: str) -> Path | None:
-    """The folder on this machine that `name` names, or None. Raises OSError where it may not be looked at."""
+    """Find the folder on this machine that `name` names, or None. Raises OSError where it may not be looked at."""
     path = expanded(name)
     for folder in [Path()] if path.is_absolute() else folders():
         if (folder / path).is_dir():
@@ -44,7 +44,8 @@ def directory(name: str) -> Path | None:
 
 
 def is_folder_here(name: str) -> bool:
-    """Whether `directory` finds one; not where it may not be looked at, or where no path can have such a name."""
+    """Return whether `directory` finds a folder; False if it may not be looked at, or if no path can have such a
+    name."""
     try:
         return directory(name) is not None
     except (OSError, ValueError):
@@ -52,7 +53,7 @@ def is_folder_here(name: str) -> bool:
 
 
 def expanded(name: str) -> Path:
-    """The path with a leading `~` or `~user` as that home; as it is where there is no such user."""
+    """Expand a leading `~` or `~user` of a path to that home; leave it as it is where there is no such user."""
     try:
         return Path(name).expanduser()
     except RuntimeError:
@@ -60,8 +61,8 @@ def expanded(name: str) -> Path:
 
 
 def looked_in(name: str) -> str:
-    """For an error: ` in FOLDER (where the run began) or in FOLDER (the current folder)`. Nothing for a path that is
-    looked for in one place only, which needs no explanation."""
+    """Name the folders searched, for an error: ` in FOLDER (where the run began) or in FOLDER (the current folder)`.
+    Nothing for a path that is looked for in one folder only, which needs no explanation."""
     if expanded(name).is_absolute() or len(folders()) == 1:
         return ""
     return f" in {os.environ[BASE]} (where the run began) or in {_current()} (the current folder)"

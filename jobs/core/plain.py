@@ -28,13 +28,13 @@ UNSEEN = re.compile(
 
 
 def is_harmless(character: str) -> bool:
-    """Whether a terminal prints a character as itself, if it stands where it belongs."""
+    """Return whether a terminal prints a character as itself, if it stands where it belongs."""
     category = unicodedata.category(character)
     return (category not in ("Cc", "Cf", "Cs", "Zl", "Zp") or character in JOINERS) and not UNSEEN.match(character)
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    """Data in one line of text, with every other character than harmless ones as its escape.
+    """Show data in one line of text, with every character that is not harmless as its escape.
 
     keep: control characters that stay as they are.
     """
@@ -49,7 +49,7 @@ def visible(text: str, *, keep: str = "") -> str:
 
 
 def _belongs(text: str, index: int) -> bool:
-    """Whether the character there is seen by what it does to its neighbours, if it is none that is seen by itself."""
+    """Return whether a joiner or selector is seen by what it does to its neighbours; True for any other character."""
     if not DEPENDENT.match(text, index):
         return True
     before, after = text[index - 1 : index], text[index + 1 : index + 2]
@@ -63,24 +63,26 @@ def _belongs(text: str, index: int) -> bool:
 
 
 def _is_joined(character: str, *, least: int = 0x530) -> bool:
-    """Whether it is a letter, a mark or a symbol of a script that has joiners. least: the first that may be."""
+    """Return whether a character is a letter, a mark, a symbol or punctuation of a script that has joiners. least: the
+    first character that may be."""
     if not character or ord(character) < least or UNSEEN.match(character) or DEPENDENT.match(character):
         return False
     return unicodedata.category(character)[0] in "LMSP"
 
 
 def visible_lines(text: str) -> str:
-    """A text of several lines, whose ends and tabs stay."""
+    """Show a text of several lines, and keep its line ends and tabs."""
     return visible(text.replace("\r\n", "\n"), keep="\n\t")
 
 
 def one_line(text: str) -> str:
-    """A text of the user's as one visible line: of white space one space is left."""
+    """Show a text of the user's as one visible line, with each run of white space as one space."""
     return visible(re.sub(r"[ \t\r\n]+", " ", text).strip(" "))
 
 
 def beginning(text: str, longest: int) -> str:
-    """The text, or as much of its beginning as takes at most `longest` characters of Markdown, and an ellipsis."""
+    """Return the text, or as much of its beginning as takes at most `longest` characters of Markdown, with an
+    ellipsis."""
     kept = text
     while (length := len(markdown(kept, starts=True))) > longest:
         kept = f"{kept[: max(0, min(len(kept) - 2, len(kept) * longest // length))].rstrip()}\u2026"
@@ -88,10 +90,10 @@ def beginning(text: str, longest: int) -> str:
 
 
 def markdown(text: str, *, starts: bool = False) -> str:
-    """Data within a line of Markdown: shown as the text that it is, by GitHub's readers and by MLflow's.
+    """Escape data within a line of Markdown: GitHub's readers and MLflow's show it as the text that it is.
 
-    Of white space one space is left. starts: the text begins a paragraph or an item, where a number, a dash or a
-    bracket may mean more.
+    Each run of white space becomes one space. starts: the text begins a paragraph or an item, where a number, a dash or
+    a bracket may mean more.
     """
     escaped = one_line(text)
     escaped = re.sub(r"[\\`*|~]", r"\\\g<0>", escaped)

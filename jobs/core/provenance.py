@@ -34,27 +34,28 @@ HELD = "ORCHESTRATOR_HELD"
 
 
 def code_digest(package: Path | None = None) -> str:
-    """Twelve hex digits over every .py file of a package, this one unless another is named."""
+    """Compute twelve hex digits over every .py file of a package, this package unless another is named."""
     return combined(code_files(package or Path(__file__).parents[1]))
 
 
 @cache
 def code_files(package: Path) -> Mapping[str, str]:
-    """Name -> digest of every .py file below a package's folder, without comments, docstrings and blank lines; as they
-    were when this process first asked. Hidden files, such as an editor's locks, are none."""
+    """Map the name of every .py file below a package's folder to its digest, without comments, docstrings and blank
+    lines; as they were when this process first asked. Hidden files, such as an editor's locks, are left out."""
     names = (path.relative_to(package) for path in sorted(package.rglob("*.py")))
     shown = [name for name in names if not any(part.startswith((".", "__pycache__")) for part in name.parts)]
     return {name.as_posix(): of_code(package / name) for name in shown if (package / name).is_file()}
 
 
 def of_code(path: Path) -> str:
-    """Digest of a Python file without comments, docstrings and blank lines; of one that is no Python, of its bytes."""
+    """Compute the digest of a Python file without comments, docstrings and blank lines; of its bytes if it is no
+    Python."""
     return _of_code(path.read_bytes())
 
 
 @lru_cache(maxsize=1000)
 def _of_code(content: bytes) -> str:
-    """Of a file with this content: what is imported is digested twice, before and after."""
+    """Compute the digest of a file with this content, cached: what is imported is digested twice, before and after."""
     try:
         return _text_digest(bare_code(io.TextIOWrapper(io.BytesIO(content), "utf-8").read()))
     except (SyntaxError, ValueError, RecursionError, tokenize.TokenError):
@@ -62,9 +63,9 @@ def _of_code(content: bytes) -> str:
 
 
 def bare_code(source: str) -> str:
-    """A Python file's lines without comments, strings that are statements (docstrings) and blank lines.
+    """Return a Python file's lines without comments, strings that are statements (docstrings) and blank lines.
 
-    By position in the text, so that no version of Python prints it otherwise.
+    They are cut by position in the text, so that no version of Python prints it otherwise.
     """
     lines = [line.encode() for line in io.StringIO(source)]
     spans = [
@@ -82,7 +83,7 @@ def bare_code(source: str) -> str:
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Every statement below a node; a tenth of what `ast.walk` visits."""
+    """Yield every statement below a node; a tenth of what `ast.walk` visits."""
     for field in ("body", "handlers", "orelse", "finalbody", "cases"):
         for below in getattr(node, field, ()):
             yield below
@@ -99,7 +100,7 @@ STRING_OR_COMMENT = re.compile(
 
 
 def _comments(source: str) -> Iterator[tuple[int, str, str]]:
-    """Row, what stands before it in its line, and text of every comment."""
+    """Yield, for every comment, its row, what stands before it in its line, and its text."""
     if sys.version_info >= (3, 12):
         for token in tokenize.generate_tokens(io.StringIO(source).readline):
             if token.type == tokenize.COMMENT:
@@ -113,15 +114,15 @@ def _comments(source: str) -> Iterator[tuple[int, str, str]]:
 
 
 def versions(also: Iterable[str] = ()) -> dict[str, str]:
-    """The versions of COMPUTING_PACKAGES, and of those named, that are installed, whatever they were built for; nothing
-    is imported."""
+    """Read the versions of COMPUTING_PACKAGES, and of those named, that are installed, whatever they were built for;
+    nothing is imported."""
     names = dict.fromkeys((*COMPUTING_PACKAGES, *also))
     return {name: version for name in names if (version := _version(name)) is not None}
 
 
 @cache
 def _version(name: str) -> str | None:
-    """As it was when this process first asked: what it imports later is of that or fails."""
+    """Read a package's version as it was when this process first asked: what it imports later is of that or fails."""
     try:
         return metadata.version(name).partition("+")[0]
     except metadata.PackageNotFoundError:
@@ -129,30 +130,30 @@ def _version(name: str) -> str | None:
 
 
 def other_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The packages whose versions differ, or that only one side has."""
+    """List the packages whose versions differ, or that only one side has, unless `before` could not yet record them."""
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     return [name for name in names if name in before or name not in RECORDED_LATER]
 
 
 def stamp(path: Path) -> Stamp:
-    """What tells a later look whether a file is still the same. Its time of change cannot be set back, as the one of
-    its content can."""
+    """Return the path, size and time of change of a file, which tell later whether it is still the same. Its time of
+    change cannot be set back, unlike that of its content."""
     info = path.stat()
     return str(path.resolve()), info.st_size, info.st_ctime_ns
 
 
 def differing_files(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """Names whose digest differs, or that only one side has."""
+    """List the names whose digest differs, or that only one side has."""
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
 def gone(what: str) -> str:
-    """The words for data or weights that a run was begun with and that its jobs no longer name or find."""
+    """Return the words for data or weights that a run was begun with and that its jobs no longer name or find."""
     return f"{what} is gone, with which the run was begun; put it back, or begin another run without it"
 
 
 def changed(what: str, before: str, now: str) -> str:
-    """The words for data or weights that are no longer those that a run was begun with."""
+    """Return the words for data or weights that are no longer those that a run was begun with."""
     return (
         f"{what} is not what the run was begun with: its digest was {before[:16]} and is {now[:16]}; put back what was "
         "there, or begin another run with what is there now"
@@ -160,7 +161,7 @@ def changed(what: str, before: str, now: str) -> str:
 
 
 def combined(digests: Mapping[str, str]) -> str:
-    """One digest over several, by name: twelve hex digits."""
+    """Combine several digests, by name, into one digest of twelve hex digits."""
     return _text_digest("\n".join(f"{name} {digests[name]}" for name in sorted(digests)))
 
 
@@ -170,13 +171,13 @@ def _text_digest(text: str) -> str:
 
 @lru_cache(maxsize=1000)
 def file_digest(path: str, _size: int, _changed: int) -> str:
-    """Of a file as it is at that size and time: a warm rank asks for each trial."""
+    """Compute the digest of a file as it is at that size and time, cached: a warm rank asks for each trial."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """`a, b and 3 more`."""
+    """List names as `a, b and 3 more`."""
     shown: Iterable[str] = names[:most]
     more = len(names) - most
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

@@ -26,7 +26,7 @@ _MULTIPLY_1, _MULTIPLY_2, _MULTIPLY_HIGH = 0x21F0AAAD, 0xD35A2D97 - 2**32, 0x1E3
 
 
 def mix(*keys: int | Tensor) -> Tensor:
-    """Hash of the keys, in order.
+    """Hash the keys, in order.
 
     keys: ints, or integer tensors that broadcast together (and share a device); 64 bits of each count.
     Returns int64 of the broadcast shape, each in [0, 2**32). Distinct values below 2**32 of the last key never collide.
@@ -38,37 +38,37 @@ def mix(*keys: int | Tensor) -> Tensor:
 
 
 def uniform(*keys: int | Tensor) -> Tensor:
-    """float32 in [0, 1) of the keys' broadcast shape: a multiple of 2**-24, as exact on every device."""
+    """Return float32 in [0, 1) of the keys' broadcast shape: multiples of 2**-24, so exact on every device."""
     return (mix(*keys) >> 8).to(torch.float32) * 2.0**-24
 
 
 def permutation(n: int, *keys: int) -> NDArray[np.int64]:
-    """Order of 0 .. n-1, int64 [n]: where the hashes of the numbers would be sorted. A function of the keys alone."""
+    """Return an order of 0 .. n-1, int64 [n]: the numbers sorted by their hashes. A function of the keys alone."""
     hashes = mix(*keys, torch.arange(n)).numpy()
     return np.argsort(hashes, kind="stable")
 
 
 def init_seed(seed: int) -> int:
-    """Seed for a torch.Generator that draws initial weights, in [0, 2**32)."""
+    """Return the seed for a torch.Generator that draws initial weights, in [0, 2**32)."""
     return int(mix(INITIALISE, seed))
 
 
 def _fold(key: int | Tensor) -> int | Tensor:
-    """64 bits to 32, leaving numbers below 2**32 as they are."""
+    """Reduce 64 bits to 32, leaving numbers below 2**32 as they are."""
     if isinstance(key, Tensor):
         key = key.to(torch.int64)
     return (key ^ ((key >> 32) * _MULTIPLY_HIGH)) & _MASK
 
 
 def _finalise(word: int | Tensor) -> int | Tensor:
-    """A bijection of [0, 2**32) in which every bit of the input moves about half of the bits of the output."""
+    """Apply a bijection of [0, 2**32); every bit of the input moves about half of the bits of the output."""
     word = ((word ^ (word >> 16)) * _MULTIPLY_1) & _MASK
     word = ((word ^ (word >> 15)) * _MULTIPLY_2) & _MASK
     return word ^ (word >> 15)
 
 
 def keep(keys: Tensor, channels: int, p: float) -> tuple[Tensor, float]:
-    """Which of `channels` numbers under each key survive dropout with probability p, and what to multiply them by.
+    """Choose which of `channels` numbers per key survive dropout with probability p, and what to multiply them by.
 
     keys: int64 [...] from `mix`. Whether channel c is kept depends on its key and c alone, not on `channels`.
     Returns bool [..., channels] and the reciprocal of the exact probability of keeping. One 32-bit word decides for two
@@ -87,5 +87,5 @@ def keep(keys: Tensor, channels: int, p: float) -> tuple[Tensor, float]:
 
 
 def _signed(words: Tensor) -> Tensor:
-    """The same 32 bits as int32, without a conversion out of range."""
+    """Return the same 32 bits as int32, without a conversion out of range."""
     return ((words << 32) >> 32).to(torch.int32)

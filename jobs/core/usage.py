@@ -26,8 +26,8 @@ class Meter:
         self._asks_nvml = device.type == "cuda"
 
     def look(self) -> list[int]:
-        """CPU in hundredths of a percent of one core, resident bytes, GPU in percent, GPU bytes; UNKNOWN where there is
-        none. Whole numbers, so that ranks can tell them in one header (collectives.agree)."""
+        """Measure CPU in hundredths of a percent of one core, resident bytes, GPU in percent, GPU bytes; UNKNOWN where
+        there is none. Whole numbers, so that ranks can exchange them in one header (collectives.agree)."""
         at, cpu = time.perf_counter(), time.process_time()
         share = (cpu - self._cpu) / max(at - self._at, 1e-9)
         self._at, self._cpu = at, cpu
@@ -46,7 +46,7 @@ class Meter:
 
 
 def points(looks: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Points of one step from what every rank's `look` said: shares are means over the ranks that know theirs, memory
+    """Compute the points of one step from every rank's `look`: shares are means over the ranks that know theirs, memory
     is their sum."""
     cpu, memory, gpu, gpu_memory = (
         [value for value in column if value != UNKNOWN] for column in zip(*looks, strict=True)

@@ -48,10 +48,10 @@ __all__ = [
 
 
 def train_examples(job: JobConfig, tokenizer: Tokenizer | None = None) -> Examples:
-    """What `job` trains on. tokenizer: of a sentence job; None: tokenizer_for(job). Raises DataError."""
+    """Return what `job` trains on. tokenizer: of a sentence job; None: tokenizer_for(job). Raises DataError."""
     return task_of(job, tokenizer).examples()
 
 
 def evaluation_data(job: JobConfig) -> object:
-    """What the stage of `job` is judged on, as its task reads it. Raises DataError."""
+    """Return what the stage of `job` is judged on, as its task reads it. Raises DataError."""
     return task_of(job).judged()

@@ -37,7 +37,7 @@ from jobs.models.reading import reading
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status for these command-line arguments."""
+    """Run the check with these command-line arguments; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m jobs.data", description="Check the data of jobs.")
     parser.add_argument("job", type=Path, nargs="+", help="a job in TOML or a trial's job.json")
     parser.add_argument("--known", type=Path, help="`data` and `weights` of an earlier answer, as JSON")

@@ -45,11 +45,11 @@ class Ids:
     """[c, H]; None: there are no hard negatives."""
 
     def to(self, device: torch.device | str) -> Ids:
-        """The ids on a device."""
+        """Return the ids on a device."""
         return Ids(**{name: ids.to(device) for name, ids in self.given().items()})
 
     def all_alike(self) -> bool:
-        """Whether every two of the pairs share an id of their own, so that none is a negative of another."""
+        """Return whether every two pairs share an id, of anchor or key, so that none is a negative of another."""
         import torch
 
         own = torch.stack([ids for ids in (self.pair_ids, self.key_ids) if ids is not None], 1)
@@ -57,14 +57,14 @@ class Ids:
         return bool(shared.all())
 
     def given(self) -> dict[str, Tensor]:
-        """By name, without those that are None."""
+        """Return the ids by name, without those that are None."""
         named = {"pair_ids": self.pair_ids, "key_ids": self.key_ids, "negative_ids": self.negative_ids}
         return {name: ids for name, ids in named.items() if ids is not None}
 
 
 def batch_rows(n_rows: int, *, size: int, seed: int, step: int, job: JobConfig | None = None) -> NDArray[np.int64]:
-    """Data rows, int64 [size], of the global batch of optimizer step `step` = 1, 2, ... job: whose sampler draws them;
-    None: epochs in random orders. Raises ValueError for a sampler that gives anything else."""
+    """Choose the data rows, int64 [size], of the global batch of optimizer step `step` = 1, 2, ... job: its sampler
+    draws them; None: epochs in random orders. Raises ValueError for a sampler that gives anything else."""
     if job is None or job.data.sampler == "shuffled":
         return shuffled(n_rows, size, seed, step)
     draw = components.called("sampler", job.data.sampler, job.data.sampler_options)
@@ -78,7 +78,7 @@ def batch_rows(n_rows: int, *, size: int, seed: int, step: int, job: JobConfig |
 
 
 def content_ids(contents: Iterable[Buffer]) -> Tensor:
-    """int64 [c]: equal for equal contents on any machine; different contents agree with probability 2**-64."""
+    """Hash contents to int64 [c]: equal for equal contents on any machine, else equal with probability 2**-64."""
     import torch
 
     hashes = [hashlib.blake2b(content, digest_size=8).digest() for content in contents]

@@ -29,30 +29,30 @@ class DataError(ValueError):
 
 
 def shown(text: str) -> str:
-    """The text without the credentials that URIs in it may carry, which belong in no log."""
+    """Strip the credentials that URIs in the text may carry: they belong in no log."""
     nobody = re.sub(r"(?<=://)[^/@\s]*@", "", text)
     return re.sub(r"(?i)([?&][^=&\s]*(?:key|secret|token|passw|sig)[^=&\s]*=)[^&\s]*", r"\1***", nobody)
 
 
 def short(error: BaseException) -> str:
-    """The first line of an error's text, at most 200 characters."""
+    """Return the first line of an error's text, at most 200 characters."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
 def brief(text: str, length: int = 60) -> str:
-    """A name or a cell as it fits into a sentence: in one line, and not longer than `length`."""
+    """Fit a name or a cell into a sentence: write it in one line, and cut it to `length` characters and `...`."""
     line = text.encode(errors="backslashreplace").decode().translate(_ENDS)
     return line if len(line) <= length else f"{line[:length]}..."
 
 
 def counted(rows: int) -> str:
-    """`1 row`, `2 rows`."""
+    """Format a number of rows: `1 row`, `2 rows`."""
     return f"{rows} row{'' if rows == 1 else 's'}"
 
 
 def listed(names: Sequence[str], most: int = 20) -> str:
-    """Names of columns, the first `most` of them; those with blanks at an end, or without a sign, in quotes."""
+    """List names of columns, the first `most` of them; empty names, and those with blanks at an end, in quotes."""
     shown_names = [brief(name) if name and name == name.strip() else f"'{brief(name)}'" for name in names[:most]]
     return ", ".join(shown_names + [f"and {len(names) - most} more"] * (len(names) > most)) or "none"
 

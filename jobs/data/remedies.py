@@ -40,7 +40,7 @@ _HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
 def of_bytes(content: bytes) -> str | None:
-    """What bytes are that people take for an image, and the way on; None for any other."""
+    """Say what bytes are that people take for an image, and what to do; return None for any other."""
     if content[4:8] == b"ftyp" and content[8:12] in _HEIC:
         return "HEIC, as iPhones write it; convert it to JPEG"
     if content.startswith(b"<") and b"<svg" in content[:2000]:
@@ -49,14 +49,14 @@ def of_bytes(content: bytes) -> str | None:
 
 
 def of_text(content: bytes) -> str | None:
-    """The same of bytes that are text; None for others."""
+    """Say what bytes are if they are text; return None for others."""
     start = content[:60]
     is_text = len(start) > 3 and all(32 <= byte < 127 or byte in b"\t\n\r" or byte > 160 for byte in start)
     return f"text ({start.decode('latin1')!r}), neither pixels nor an image file" if is_text else None
 
 
 def of_file(name: str) -> str | None:
-    """What to say of a file that is an image or an archive; None for any other."""
+    """Return what to say of a file that is an image or an archive; None for any other."""
     if name.lower().endswith(APPLES):
         return (
             "is a HEIC image, which is not read; convert it to JPEG, and write a table of the paths and labels of such"
@@ -75,12 +75,12 @@ def of_file(name: str) -> str | None:
 
 
 def of_folder(folder: Path) -> str | None:
-    """What to say of a local folder without tables; None where no image and no archive lies in it."""
+    """Return what to say of a local folder without tables; None where no image and no archive lies in it."""
     return of_inside(str(folder), list(_inside(folder)), is_here=True)
 
 
 def of_inside(folder: str, inside: Sequence[str], *, is_here: bool) -> str | None:
-    """The same by the names of files in it. is_here: whether a command can read them."""
+    """Return what to say of a folder by the names of files in it. is_here: whether a command can read them."""
     pictures = sorted(name for name in inside if name.lower().endswith(IMAGES) and not is_hidden(name))
     if pictures:
         return _of_pictures(folder, pictures, is_here=is_here)
@@ -115,12 +115,12 @@ def _of_pictures(folder: str, pictures: Sequence[str], *, is_here: bool) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file, or a folder on the way to it, is hidden."""
+    """Return whether a file, or a folder on the way to it, is hidden."""
     return any(part.startswith(".") for part in name.split("/"))
 
 
 def _inside(folder: Path) -> Iterator[str]:
-    """The files in a folder at any depth, also behind links to folders, by their paths in it."""
+    """Yield the files in a folder at any depth, also behind links to folders, by their paths in it."""
     seen = set()
     for path, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(path)) in seen:

@@ -55,7 +55,7 @@ class Located:
 
 
 def locate(source: str) -> Located:
-    """The files of a source, as they are now. Raises DataError if there are none."""
+    """Find the files of a source, as they are now. Raises DataError if there are none."""
     sliced = _SLICED.fullmatch(source)
     name, start, stop = sliced.groups() if sliced else (source, None, None)
     return Located(source, _files(name), None if start is None else int(start), None if stop is None else int(stop))
@@ -91,7 +91,7 @@ def _files(name: str) -> tuple[File, ...]:
 
 
 def _local_anywhere(path: Path) -> tuple[tuple[File, ...], list[DataError]]:
-    """The files in the first of the folders that has some, and why others were not looked into."""
+    """Find the files in the first of the folders that has some; if none has, return what was wrong with them."""
     refusals = []
     for top in folders():
         try:
@@ -118,8 +118,8 @@ def _not_found(name: str, root: str) -> str:
 
 
 def _local(path: Path, top: Path = Path()) -> tuple[File, ...]:
-    """A file, the data files in a folder at any depth, or those that fit a glob. A relative path is looked for in
-    `top`, whose own name is no pattern."""
+    """Find a file, the data files in a folder at any depth, or those that fit a glob. A relative path is looked for in
+    `top`; the name of `top` itself is no pattern."""
     full = top / path
     try:
         if full.is_file():
@@ -150,8 +150,8 @@ def _local(path: Path, top: Path = Path()) -> tuple[File, ...]:
 
 
 def pictures_beside(source: str, file: str) -> str | None:
-    """What to say of the folder of a source in which images lie beside a file that was taken for a table of them; None
-    where there is no such folder."""
+    """Return what to say of the folder of a source where images lie beside a file that was taken for a table of them;
+    None where there is no such folder."""
     name, table = (connected(uri)[1] if uri.startswith("file:") else uri for uri in (_unsliced(source), file))
     tops = [*folders(), expanded(os.environ.get(ROOT) or ".")]
     for folder in () if "://" in name else (_above_wild(top / expanded(name)) for top in tops):
@@ -162,14 +162,14 @@ def pictures_beside(source: str, file: str) -> str | None:
 
 
 def _above_wild(path: Path) -> Path:
-    """The folder in which a pattern is looked for; the path itself where it is none."""
+    """Return the folder to look for a pattern in; the path itself where it is no pattern."""
     parts = list(itertools.takewhile(lambda part: not WILD.search(part), path.parts))
     return Path(*parts)
 
 
 def _tables(folder: str, inside: Sequence[str]) -> list[str]:
-    """Of the files in a folder those that hold rows: without what `datasets` writes about its own. Raises DataError
-    for a folder of splits, which are not one table."""
+    """Choose the files in a folder that hold rows, without what `datasets` writes about its own. Raises DataError for a
+    folder of splits, which are not one table."""
     names = set(inside)
     if "dataset_dict.json" in names:
         splits = sorted({name.partition("/")[0] for name in names if name.endswith("/state.json")})
@@ -208,7 +208,8 @@ def _only(candidates: list[tuple[File, ...]], name: str) -> tuple[File, ...]:
 
 
 def _remote(uri: str) -> tuple[File, ...]:
-    """The same for a URI, by pyarrow.fs. A query, such as S3's endpoint_override, goes with every file."""
+    """Find a file, the data files in a folder, or those that fit a glob, by a URI and pyarrow.fs. A query, such as S3's
+    endpoint_override, goes with every file."""
     address, query = address_and_query(uri)
     wild = WILD.search(address)
     files = _below(address, None, query)
@@ -219,7 +220,7 @@ def _remote(uri: str) -> tuple[File, ...]:
 
 
 def _below(base: str, pattern: str | None, query: str) -> tuple[File, ...]:
-    """The file at an address, or the data files in a folder: those that fit a pattern, without one all of them."""
+    """Find the file at an address, or the data files in a folder: those that fit a pattern, or all if it is None."""
     from pyarrow import fs
 
     try:
@@ -246,8 +247,8 @@ def _below(base: str, pattern: str | None, query: str) -> tuple[File, ...]:
 
 
 def connected(uri: str) -> tuple[FileSystem, str]:
-    """The file system of a URI, and the path there. What no URI may hold (spaces, umlauts, `#`, a `%` before no two
-    digits) stands for itself."""
+    """Connect to the file system of a URI; return it and the path there. What no URI may hold (spaces, umlauts, `#`, a
+    `%` without two digits after it) stands for itself."""
     from pyarrow import fs
 
     address, query = address_and_query(uri)
@@ -263,13 +264,14 @@ def _schemes(error: Exception) -> str:
 
 
 def address_and_query(uri: str) -> tuple[str, str]:
-    """A URI in two: up to its query, and the query with its mark. A mark without `=` after it is a wild card."""
+    """Split a URI in two: up to its query, and the query with its mark. A mark without `=` after it is a wild card."""
     address, mark, query = uri.partition("?")
     return (address, mark + query) if "=" in query else (uri, "")
 
 
 def _fits(within: str, pattern: str) -> bool:
-    """Whether a path fits a glob, as local ones do: `**` stands for any folders, other signs stay within one name."""
+    """Return whether a path fits a glob, as local ones do: `**` stands for any folders, other signs stay within one
+    name."""
     return _parts_fit(within.split("/"), pattern.split("/")) and _is_data(PurePosixPath(within).name)
 
 

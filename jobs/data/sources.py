@@ -33,7 +33,7 @@ class Names(tuple[str, ...]):
 
     @classmethod
     def of(cls, reader: Reader) -> Names:
-        """The names of an opened file."""
+        """Return the names of an opened file."""
         names = cls(reader.names)
         names.lists = tuple(reader.lists)
         return names
@@ -64,7 +64,7 @@ class Rows:
         return int(self.table.num_rows)
 
     def fault(self, found: str, *, column: str | None = None, row: int | None = None) -> DataError:
-        """A DataError that names the file, and the row as that file counts it."""
+        """Build a DataError that names the file, and the row as that file counts it."""
         if row is None:
             return DataError(found, file=self.source, column=column)
         at, name, there = next(
@@ -77,7 +77,7 @@ class Rows:
         return DataError(found, file=name, column=column, row=there, line=line)
 
     def parts(self) -> Iterator[tuple[str, Names, int, pa.Table]]:
-        """For each span: the file, all columns that it has, the first of its rows here, and these rows."""
+        """Yield for each span: the file, all columns that it has, the first of its rows here, and these rows."""
         for (file, _, taken), names, first in zip(self.spans, self.names, self._starts, strict=True):
             yield file, names, first, self.table.slice(first, taken)
 
@@ -87,7 +87,7 @@ class Rows:
 
 
 def open_table(source: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of `source` as an Arrow table, of these columns or of all. CSV and TSV hold text and nothing else.
+    """Read the rows of `source` as an Arrow table, of these columns or of all. CSV and TSV hold text and nothing else.
 
     Raises DataError naming the file, and the column and row where there is one.
     """
@@ -95,7 +95,7 @@ def open_table(source: str, *, columns: Sequence[str] | None = None) -> pa.Table
 
 
 def exactly(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The columns of `wanted`, all of which must be there; without it, every column."""
+    """Return the columns of `wanted`, which must all be there; without it, every column."""
     for name in wanted or ():
         if wanted is not None and wanted.count(name) > 1:
             raise DataError("is asked for twice; name different columns", file=file, column=name)
@@ -109,7 +109,7 @@ def exactly(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> 
 
 
 def read(source: str, choose: Choose, wanted: tuple[str, ...] | None = None) -> Rows:
-    """Rows of `source` with the columns that `choose` picks from the names it has.
+    """Read the rows of `source` with the columns that `choose` picks from the names it has.
 
     The same files, unchanged, give the same object again within a process, so that what is derived from it can be kept.
     """
@@ -144,8 +144,8 @@ def _read(located: Located, choose: Choose, wanted: tuple[str, ...] | None) -> R
 
 
 def begin_of(rows: Rows, at: int, names: Sequence[str], most: int) -> dict[str, list[object]]:
-    """The first values of columns that need not be among those of `rows`, in the file of span `at`: `most` at most.
-    Without those that cannot be read."""
+    """Read the first values of columns that need not be among those of `rows`, in the file of span `at`: `most` at
+    most. Columns that cannot be read are left out."""
     opened, (_, low, taken) = _open(rows.files[at]), rows.spans[at]
     values = {}
     for name in names:
@@ -155,7 +155,7 @@ def begin_of(rows: Rows, at: int, names: Sequence[str], most: int) -> dict[str, 
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """Dictionaries (categories of pandas) and views (as polars writes them) become what they stand for."""
+    """Replace dictionaries (categories of pandas) and views (as polars writes them) by what they stand for."""
     for column, field in enumerate(table.schema):
         kind = _plain_type(field.type)
         if kind != field.type:
@@ -164,7 +164,7 @@ def _plain(table: pa.Table) -> pa.Table:
 
 
 def _without_list_views(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column with lists in place of views of lists, which `cast` of pyarrow 25 takes for longer than they are."""
+    """Replace views of lists in the column by lists: `cast` of pyarrow 25 takes views for longer than they are."""
     return pa.chunked_array([_lists(chunk) for chunk in column.chunks]) if column.num_chunks else column
 
 
@@ -184,7 +184,7 @@ def _lists(array: pa.Array) -> pa.Array:
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type of the same values without dictionaries and views, also within structs and lists."""
+    """Return the type of the same values without dictionaries and views, also within structs and lists."""
     types = pa.types
     if types.is_dictionary(kind):
         return _plain_type(kind.value_type)
@@ -204,7 +204,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _joined(tables: list[pa.Table], files: list[str]) -> pa.Table:
-    """One table over all files, without copying where their types agree."""
+    """Join the tables of all files into one, without copying where their types agree."""
     if len(tables) == 1:
         return tables[0]
     tables = _like_numbers(tables)
@@ -220,7 +220,7 @@ def _joined(tables: list[pa.Table], files: list[str]) -> pa.Table:
 
 
 def _like_numbers(tables: list[pa.Table]) -> list[pa.Table]:
-    """Columns of text that hold numbers where the same column of another file is one of numbers: CSV beside Parquet."""
+    """Convert columns of text that hold numbers where another file has numbers in that column: CSV beside Parquet."""
     wanted = {field.name for table in tables for field in table.schema if pa.types.is_primitive(field.type)}
     for index, table in enumerate(tables):
         for column, field in enumerate(table.schema):
@@ -262,7 +262,7 @@ def _whole(table: pa.Table) -> Reader:
 
 @functools.lru_cache(maxsize=1)
 def _hub(name: str) -> pa.Table:
-    """`owner/name`, `owner/name:split` or `owner/name:config:split` through the `datasets` package."""
+    """Load `owner/name`, `owner/name:split` or `owner/name:config:split` through the `datasets` package."""
     repository, *rest = name.split(":")
     config, split = (None, *rest, "train")[:2] if len(rest) < 2 else rest
     try:
@@ -282,9 +282,10 @@ def _hub(name: str) -> pa.Table:
 
 @functools.lru_cache(maxsize=1)
 def _digits() -> pa.Table:
-    """The 1,797 handwritten digits that scikit-learn bundles: image = 8*8 uint8 row-major, label = 0 .. 9.
+    """Read the 1,797 handwritten digits that scikit-learn bundles: image = 8*8 uint8 row-major, label = 0 .. 9.
 
-    Read from its data file, because importing scikit-learn takes two seconds and reading takes ten milliseconds.
+    They are read from its data file, because importing scikit-learn takes two seconds and reading takes ten
+    milliseconds.
     """
     import importlib.util
 

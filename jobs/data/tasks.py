@@ -51,10 +51,10 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def views(self, rows: NDArray[np.int64], *, seed: int, step: int, pairs: NDArray[np.int64]) -> Views:
-        """Both sides of these data rows, the pairs numbered `pairs` of batch `step`."""
+        """Make both sides of these data rows, the pairs numbered `pairs` of batch `step`."""
 
     def ids(self, rows: NDArray[np.int64]) -> Ids:
-        """What these rows say."""
+        """Compute the ids of what these rows say."""
 
 
 class Task(Protocol):
@@ -81,7 +81,7 @@ class Task(Protocol):
 
 
 def task_of(job: JobConfig, tokenizer: Tokenizer | None = None) -> Task:
-    """The task of a job. tokenizer: of sentences; None: the job's. Raises ComponentError for what is none."""
+    """Load the task of a job. tokenizer: of sentences; None: the job's. Raises ComponentError for what is no task."""
     component = components.load("task", job.task)
     if hasattr(component, "views"):
         return OwnTask(job, cast("Callable[..., Parts]", component))
@@ -193,7 +193,7 @@ class OwnExamples:
         return count(self.rows)
 
     def views(self, rows: NDArray[np.int64], *, seed: int, step: int, pairs: NDArray[np.int64]) -> Views:
-        """Both sides of these rows, and their hard negatives if there are any."""
+        """Make both sides of these rows, and their hard negatives if there are any."""
         import torch
 
         chosen = taken(self.rows, rows)
@@ -207,7 +207,7 @@ class OwnExamples:
         return Views(queries, keys, side(2, len(rows) * self.hard_negatives) if self.hard_negatives else None)
 
     def ids(self, rows: NDArray[np.int64]) -> Ids:
-        """What the class's `ids(rows)` says, int64 [c], equal for what is the same; without it, each row is its own."""
+        """Return the class's `ids(rows)`, int64 [c], equal for what is the same; without it, each row is its own."""
         import torch
 
         ids = getattr(self._parts, "ids", None)
@@ -218,7 +218,7 @@ class OwnExamples:
 
 
 def count(rows: object) -> int:
-    """How many rows there are in what a task reads."""
+    """Count the rows in what a task reads."""
     if isinstance(rows, pa.Table):
         return int(rows.num_rows)
     columns = rows.values() if isinstance(rows, Mapping) else rows if isinstance(rows, tuple) else None
@@ -231,7 +231,7 @@ def count(rows: object) -> int:
 
 
 def taken(rows: object, at: NDArray[np.int64]) -> object:
-    """Some of the rows, in this order, in the form in which all are."""
+    """Take some of the rows, in this order, in the form that all of them have."""
     if isinstance(rows, Mapping):
         return {name: taken(column, at) for name, column in rows.items()}
     if isinstance(rows, tuple):
@@ -250,8 +250,8 @@ class _Indexed(Protocol):
 
 
 def mean_of(outcome: float | ArrayLike, rows: int, *, source: str) -> float:
-    """A metric's mean over the rows, or its one number. Raises ValueError, which begins with `source`, for what is
-    neither a number nor one for each row."""
+    """Average a metric over the rows, or return its one number. Raises ValueError, with words that begin with `source`,
+    for what is neither a number nor one for each row."""
     import torch
 
     given = outcome.detach().cpu() if isinstance(outcome, torch.Tensor) else outcome
@@ -264,7 +264,7 @@ def mean_of(outcome: float | ArrayLike, rows: int, *, source: str) -> float:
 
 
 def _as_inputs(given: Tensor | Mapping[str, Tensor], size: int, task: str) -> Inputs:
-    """Views as an encoder takes them: a tensor alone is its `inputs`."""
+    """Convert views to what an encoder takes: a tensor alone is its `inputs`."""
     import torch
 
     named = dict(given) if isinstance(given, Mapping) else {"inputs": given}

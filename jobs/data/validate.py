@@ -61,7 +61,7 @@ def check(job: JobConfig) -> list[str]:
 
 
 def check_model(job: JobConfig) -> list[str]:
-    """What to know of the job's encoder. Raises ModelError, or DataError for its tokenizer."""
+    """Check the job's encoder; return what to know of it. Raises ModelError, or DataError for its tokenizer."""
     if is_built(job.model.name):
         return []
     notes = models.check_encoder(job, None)  # without one, there is no tokenizer either
@@ -69,7 +69,8 @@ def check_model(job: JobConfig) -> list[str]:
 
 
 def check_encoder_here(job: JobConfig) -> list[str]:
-    """`check_model` of an encoder that is a folder on this machine, where the rows may not be; nothing of others."""
+    """Run `check_model`, and the check of its views, for an encoder that is a folder on this machine, where the rows
+    may not be; return nothing for others."""
     if is_built(job.model.name) or not is_folder_here(str(job.model.name)):
         return []
     notes = check_model(job)
@@ -83,13 +84,14 @@ def check_encoder_here(job: JobConfig) -> list[str]:
 
 
 def has_single_sentences(job: JobConfig) -> bool:
-    """Whether the two views of a pair are the same sentence. Raises DataError."""
+    """Return whether the two views of a pair are the same sentence. Raises DataError."""
     return job.task == "sentence" and len(train_rows(job).table.column_names) == 1
 
 
 @looked_at_once()
 def fingerprint(job: JobConfig) -> str:
-    """32 hex digits: equal for equal rows that `job` trains on and is judged on, in whatever files or formats."""
+    """Hash the rows that `job` trains on and is judged on: 32 hex digits, equal for equal rows in whatever files or
+    formats."""
     assert job.eval_split is not None, "JobConfig refuses a job without it"
     digests = [_digest(job, train_rows(job)), _digest(job, _judged_rows(job, job.eval_split))]
     return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
@@ -97,8 +99,8 @@ def fingerprint(job: JobConfig) -> str:
 
 @looked_at_once()
 def dataset_info(job: JobConfig) -> list[dict[str, Json]]:
-    """What `job` trains on and is judged on, each as `context` (`training`, `tune` or `confirm`), `source`, `rows` and
-    `digest`, 32 hex digits that are equal for equal rows."""
+    """Describe what `job` trains on and is judged on, each as `context` (`training`, `tune` or `confirm`), `source`,
+    `rows` and `digest`, 32 hex digits that are equal for equal rows."""
     assert job.eval_split is not None, "JobConfig refuses a job without it"
     both = (
         ("training", job.data.train, train_rows(job)),
@@ -114,8 +116,8 @@ def dataset_info(job: JobConfig) -> list[dict[str, Json]]:
 def digests(
     job: JobConfig, known: Mapping[str, JsonObject] | None = None, *, stage_only: bool = False
 ) -> dict[str, dict[str, Json]]:
-    """What rows `job` uses, as `data.train = SOURCE` and so on -> `source`, `rows`, `digest` (32 hex digits, equal for
-    equal rows in any format) and `files`, which tells whether they are unchanged.
+    """Describe the rows that `job` uses, as `data.train = SOURCE` and so on -> `source`, `rows`, `digest` (32 hex
+    digits, equal for equal rows in any format) and `files`, which tells whether they are unchanged.
 
     known: an earlier answer; a digest of it stands while its files have their size and time. stage_only: without the
     rows that judge the other stage. Raises DataError.
@@ -152,13 +154,13 @@ def digests(
 
 
 def _has_digest(rows: Rows, digest: str, links: Links) -> bool:
-    """Whether rows have this digest with what files hold now, which is read: not what was known of files like these."""
+    """Return whether rows have this digest by what files hold now: they are read, whatever was known of such files."""
     return _hash.__wrapped__(rows, links)[:32] == digest
 
 
 def stamps(source: str) -> Sequence[Sequence[str | int | None]] | None:
-    """Path, size and time of change of each file of a source; None where there are no files to ask, or where one of
-    them does not say when it changed."""
+    """Return path, size and time of change of each file of a source; None where there are no files to ask, or where a
+    file system does not say when a file changed."""
     files = locate(source).files
     return (
         None
@@ -170,7 +172,7 @@ def stamps(source: str) -> Sequence[Sequence[str | int | None]] | None:
 
 
 def train_rows(job: JobConfig) -> Rows:
-    """The rows that `job` trains on."""
+    """Read the rows that `job` trains on."""
     return sentence_rows(job) if job.task == "sentence" else _rows(job, job.data.train)
 
 
@@ -181,12 +183,12 @@ def _judged_rows(job: JobConfig, source: str) -> Rows:
 
 
 def _rows(job: JobConfig, source: str) -> Rows:
-    """Rows of images, or whole ones of a task that only the user knows."""
+    """Read rows of images, or whole rows for a task that only the user knows."""
     return image_rows(job, source) if job.task == "image" else read(source, exactly)
 
 
 def _overlaps(train: Rows, judged: dict[str, Rows]) -> Iterator[str]:
-    """A warning for each two of data.train, data.tune and data.confirm that share rows of a file."""
+    """Yield a warning for each two of data.train, data.tune and data.confirm that share rows of a file."""
     parts = {"train": train, **judged}
     for (a, first), (b, second) in itertools.combinations(parts.items(), 2):
         shared = 0
@@ -214,7 +216,7 @@ def _digest(job: JobConfig, rows: Rows) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _hash(rows: Rows, links: Links | None) -> str:
-    """Hash of the values of a table, column after column, however they are chunked and named. Images that rows name by
+    """Hash the values of a table, column after column, however they are chunked and named. Images that rows name by
     their paths count as if they lay in the rows."""
     hashes: Hashes = defaultdict(lambda: hashlib.blake2b(digest_size=16))
     for index, column in enumerate(rows.table.columns):
@@ -228,7 +230,7 @@ def _hash(rows: Rows, links: Links | None) -> str:
 
 
 def _add(array: pa.Array, hashes: Hashes, key: str) -> None:
-    """Values, lengths and nulls of an array go to hashes of their own, so that where chunks end makes no difference."""
+    """Add values, lengths and nulls of an array to hashes of their own, so that it does not matter where chunks end."""
     kind = array.type
     if pa.types.is_dictionary(kind):
         return _add(array.dictionary_decode(), hashes, key)

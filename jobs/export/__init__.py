@@ -149,7 +149,7 @@ def refuse_existing(dest: Path) -> None:
 
 
 def _job(trial: storage.Storage, source: Path, remote: str | None) -> JobConfig:
-    """The trial's job, computed on one CPU: how it was computed says nothing of the encoder."""
+    """Read the trial's job and set it to compute on one CPU: how it was computed says nothing of the encoder."""
     try:
         job = trial_dir.read_job(trial)
     except (IsADirectoryError, ValueError, RecursionError) as error:
@@ -164,7 +164,7 @@ def _job(trial: storage.Storage, source: Path, remote: str | None) -> JobConfig:
 
 
 def _points(trial: storage.Storage, source: Path, remote: str | None, *, until: int) -> list[trial_dir.Point]:
-    """What was measured until then."""
+    """Read the points that were measured up to step `until`."""
     try:
         return trial_dir.points_of(trial.read(trial_dir.POINTS) or "", until=until)
     except (IsADirectoryError, ValueError) as error:
@@ -172,7 +172,7 @@ def _points(trial: storage.Storage, source: Path, remote: str | None, *, until: 
 
 
 def _result(trial: storage.Storage, source: Path, remote: str | None) -> trial_dir.Result | None:
-    """What its training ended with."""
+    """Read what the trial's training ended with; None if it has no result."""
     try:
         text = trial.read(trial_dir.RESULT)
         return None if text is None else trial_dir.result_of(text)
@@ -181,7 +181,7 @@ def _result(trial: storage.Storage, source: Path, remote: str | None) -> trial_d
 
 
 def _damaged(name: str, source: Path, remote: str | None, error: Exception) -> str:
-    """What to do about a file of the trial that cannot be read."""
+    """Say what to do about a file of the trial that cannot be read."""
     return (
         f"{name} of {remote or source} is damaged ({trial_dir.reason(error)}); put a copy of it there, or, if the "
         "trial is one of a run, have it written again as the ledger has it: orchestrator resume RUN"
@@ -191,7 +191,7 @@ def _damaged(name: str, source: Path, remote: str | None, error: Exception) -> s
 def _inputs(
     trial: storage.Storage, job: JobConfig, source: Path, remote: str | None
 ) -> tuple[PreTrainedTokenizerBase | None, tuple[int, int, int] | None, list[str]]:
-    """The tokenizer, or the shape of the images: what a job's data decide about its encoder. And what is not sure."""
+    """Find the tokenizer or the image shape, which a job's data decide about its encoder, and what is not sure."""
     if job.task == "image":
         examples = data.train_examples(job)
         assert isinstance(examples, data.ImageExamples)
@@ -232,7 +232,7 @@ def _difference(
     tokenizer: PreTrainedTokenizerBase | None,
     image_shape: tuple[int, int, int] | None,
 ) -> float:
-    """How far the embeddings of `written` are from the model's, at most. Raises Differs if that is too far."""
+    """Compute how far the embeddings of `written` are from the model's, at most. Raises Differs if that is too far."""
     inputs: dict[str, Tensor]
     given: list[str] | np.ndarray
     if image_shape is None:
@@ -275,7 +275,7 @@ def _no_bytecode() -> Iterator[None]:
 
 
 def _embed_of(written: Path) -> Callable[[list[str] | np.ndarray], np.ndarray]:
-    """What `load` of the folder's own embed.py gives."""
+    """Load the embedding function by `load` of the folder's own embed.py."""
     spec = importlib.util.spec_from_file_location("exported_embed", written / "embed.py")
     assert spec is not None
     assert spec.loader is not None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status for these command-line arguments."""
+    """Run with these command-line arguments and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m jobs.export", description="Write a trained encoder as a folder.")
     parser.add_argument("trial", type=Path, help="a trial's folder, such as RUN/trials/ID or the --into of jobs.train")
     parser.add_argument("dest", type=Path, help="a folder that is not there yet, or is empty")

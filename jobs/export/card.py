@@ -39,7 +39,7 @@ class About:
 
 
 def text(about: About, job: JobConfig, *, trial: str, step: int, points: list[Point], settings: Settings) -> str:
-    """The page. points: the trial's, up to `step`; settings: what embedding.json says.
+    """Render the page. points: the trial's, up to `step`; settings: what embedding.json says.
 
     It names no path of this machine, and no licence of the weights.
     """
@@ -64,7 +64,7 @@ def text(about: About, job: JobConfig, *, trial: str, step: int, points: list[Po
 
 
 def judged(points: list[Point]) -> dict[str, Point]:
-    """The newest value of each metric."""
+    """Return the newest point of each metric."""
     return {point.key: point for point in points if not point.key.startswith(("train/", *EXECUTION_METRICS))}
 
 
@@ -88,7 +88,7 @@ def _how(settings: Settings) -> str:
 
 
 def _without_folders(name: str, job: JobConfig) -> str:
-    """A name with the last part alone of files on this disk: an arm may be called after its encoder or its data."""
+    """Shorten the job's file paths in a name to their last part: an arm may be called after its encoder or its data."""
     for source in (job.model.name, job.data.train, job.data.tune, job.data.confirm):
         if source is not None and Path(source).is_absolute():
             name = name.replace(source, Path(source).name)
@@ -148,7 +148,7 @@ def _sentence_code(settings: Settings) -> list[list[str]]:
 
 
 def _pooled(settings: Settings) -> list[str]:
-    """Lines that make embeddings of what AutoModel gives."""
+    """Build the lines of code that make embeddings of what AutoModel gives."""
     how, skipped = settings["pooling"], settings["skipped"]
     if how == "cls":
         return [f"embeddings = output.last_hidden_state[:, {skipped}]"]

@@ -80,11 +80,11 @@ class Tokenizer(Protocol):
         """Id of what a sentence is padded with."""
 
     def __call__(self, text: list[str], *, truncation: bool, max_length: int | None) -> Mapping[str, list[list[int]]]:
-        """Ids of the tokens of each text, as `input_ids`."""
+        """Return the ids of the tokens of each text, as `input_ids`."""
 
 
 def load(folder: str | Path, device: str | None = None) -> Callable[[list[str] | np.ndarray], np.ndarray]:
-    """A function from sentences, or from images as uint8 [n, H, W] or [n, H, W, C], to embeddings float32 [n, width].
+    """Load a function from sentences, or images as uint8 [n, H, W] or [n, H, W, C], to embeddings float32 [n, width].
 
     device: "cpu" or "cuda"; None: a GPU where there is one. The function raises TypeError or ValueError for inputs of
     another kind or size.
@@ -110,13 +110,13 @@ class Encoder(nn.Module):
         self.eval()
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Embeddings [n, width]. inputs: pixel_values; or input_ids and attention_mask, padded on the right."""
+        """Compute embeddings [n, width]. inputs: pixel_values; or input_ids and attention_mask, padded on the right."""
         with self._autocast():
             embedded: Tensor = self.head(self.pooled(inputs))
         return embedded
 
     def pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """What the head is given [n, hidden]."""
+        """Compute what the head is given, [n, hidden]."""
         with self._autocast():
             pooled = self._pooled_image(inputs) if "pixel_values" in inputs else self._pooled_sentence(inputs)
             return nn.functional.normalize(pooled, dim=-1) if self.settings["normalise"] else pooled
@@ -162,7 +162,7 @@ class Encoder(nn.Module):
         return states[:, self.settings["prefix_tokens"] :].mean(1)
 
     def _states(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Output of the last layer, and of the first if the pooling wants it."""
+        """Return the output of the last layer, and of the first if the pooling wants it."""
         if self.settings["pooling"] != "first_last":
             return self.model(**inputs).last_hidden_state, None
         output = self.model(**inputs, output_hidden_states=True)
@@ -170,7 +170,7 @@ class Encoder(nn.Module):
 
 
 def pixel_values(images: np.ndarray, image_shape: Sequence[int]) -> Tensor:
-    """What an encoder of images takes, float32 [n, C, H, W] in [-1, 1]. images: uint8 [n, H, W] or [n, H, W, C]."""
+    """Scale images, uint8 [n, H, W] or [n, H, W, C], to what an encoder takes, float32 [n, C, H, W] in [-1, 1]."""
     channels, height, width = image_shape
     if images.dtype != np.uint8:
         raise TypeError(f"pixels are {images.dtype}; give uint8, 0 to 255")
@@ -187,7 +187,7 @@ def pixel_values(images: np.ndarray, image_shape: Sequence[int]) -> Tensor:
 
 
 def _of_pixels(encoder: Encoder, images: list[str] | np.ndarray) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-    """Rows and inputs of each batch."""
+    """Yield the rows and inputs of each batch."""
     if not isinstance(images, np.ndarray):
         raise TypeError(f"images are a {type(images).__name__}; give a numpy array uint8 [n, H, W] or [n, H, W, C]")
     image_shape = encoder.settings["image_shape"]
@@ -200,7 +200,7 @@ def _of_pixels(encoder: Encoder, images: list[str] | np.ndarray) -> Iterator[tup
 def _of_tokens(
     encoder: Encoder, tokenizer: Tokenizer, texts: list[str] | np.ndarray
 ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-    """Rows and inputs of each batch, of sentences that are about equally long."""
+    """Yield the rows and inputs of each batch, of sentences that are about equally long."""
     if isinstance(texts, str):
         raise TypeError("this is one sentence; give a list of them")
     tokens: list[list[int]] = []
@@ -272,7 +272,7 @@ def _model(folder: Path, settings: Settings) -> PreTrainedModel:
 
 
 def _head(folder: Path, names: Iterable[str]) -> Iterator[nn.Module]:
-    """The linear maps in these folders of sentence-transformers, and what follows each of them."""
+    """Yield the linear map in each of these folders of sentence-transformers, and what follows it."""
     for name in names:
         weights = load_file(folder / name / "model.safetensors")
         out, width = weights["linear.weight"].shape

@@ -96,7 +96,7 @@ def write(
 
 @torch.no_grad()
 def _is_map(model: ContrastiveModel, image_shape: tuple[int, int, int]) -> bool:
-    """Whether the encoder gives a feature map, whatever pooling the job names."""
+    """Return whether the encoder gives a feature map, whatever pooling the job names."""
     pixels = torch.zeros(1, *image_shape, dtype=next(model.encoder.parameters()).dtype)
     output = model.encoder(pixels)
     return bool(getattr(output, "last_hidden_state", output).ndim == 4)
@@ -188,7 +188,7 @@ def _write_first_last(folder: Path, model: ContrastiveModel) -> None:
 
 
 def _preprocessor(image_shape: tuple[int, int, int]) -> dict[str, Json]:
-    """How pixels are scaled, for transformers' AutoImageProcessor."""
+    """Describe how pixels are scaled, for transformers' AutoImageProcessor."""
     channels, height, width = image_shape
     return {
         "image_processor_type": "ViTImageProcessor",

@@ -35,7 +35,7 @@ class ImageEncoder(InputModule):
         return ["image"]
 
     def preprocess(self, inputs: Sequence[object], prompt: str | None = None, **kwargs: object) -> dict[str, Any]:  # noqa: ARG002
-        """pixel_values of PIL images, or of {"image": array or PIL image}."""
+        """Return the pixel_values of PIL images, or of {"image": array or PIL image}."""
         shape = self.encoder.settings["image_shape"]
         assert shape is not None
         images = np.stack([_array(image, shape[0]) for image in inputs])
@@ -47,7 +47,7 @@ class ImageEncoder(InputModule):
         return features
 
     def get_embedding_dimension(self) -> int:
-        """Columns of what is pooled."""
+        """Return the number of columns of what is pooled."""
         return int(self.encoder.settings["hidden"])
 
     def save(self, output_path: str, *args: object, **kwargs: object) -> None:  # noqa: ARG002
@@ -61,7 +61,7 @@ class ImageEncoder(InputModule):
     def load(  # type: ignore[override]
         cls, model_name_or_path: str, subfolder: str = "", **options: Any
     ) -> ImageEncoder:
-        """From a folder, or from a repository of a hub."""
+        """Load the encoder from a folder, or from a repository of a hub."""
         names = ("token", "cache_folder", "revision", "local_files_only")
         where = {name: options[name] for name in names if name in options}
         folder = cls.load_dir_path(model_name_or_path, subfolder, **where)
@@ -71,6 +71,6 @@ class ImageEncoder(InputModule):
 
 
 def _array(image: object, channels: int) -> np.ndarray:
-    """uint8 [H, W] or [H, W, C] of an array, a PIL image, or a dictionary of either."""
+    """Return the pixels, uint8 [H, W] or [H, W, C], of an array, a PIL image, or a dictionary of either."""
     inside = image["image"] if isinstance(image, dict) else image
     return np.asarray(inside.convert("L" if channels == 1 else "RGB") if hasattr(inside, "convert") else inside)

@@ -52,14 +52,14 @@ def contrastive_loss(
     exchange: Literal["gather", "ring"] = "gather",
     options: JsonObject | None = None,
 ) -> tuple[Tensor, Diagnostics]:
-    """The mean in-batch contrastive loss over all B pairs of all ranks, and diagnostics.
+    """Compute the mean in-batch contrastive loss over all B pairs of all ranks, and diagnostics.
 
     queries, keys [b, D]: row i of each is a pair; the caller normalises. b may differ between ranks and be 0.
     hard_negatives [b, H, D]: seen by every anchor, in the query-to-key direction only; the weight multiplies the
         anchor's own.
     temperature: float or 0-d tensor, which then gets a gradient. bias: likewise, siglip's only.
-    pair_ids, key_ids int64 [b], negative_ids int64 [b, H]: hashes of what the anchors, keys and hard negatives say, any
-        of which may be left out. Equal ids, on any rank, are one text, and what says the same is not pushed apart. A
+    pair_ids, key_ids int64 [b], negative_ids int64 [b, H]: hashes of what the anchors, keys and hard negatives say; any
+        may be left out. Equal ids, on any rank, are one text, and what says the same is not pushed apart. A
         key is no negative of anchor i if its own id, or that of its own anchor, is the id of i's anchor or of i's
         positive: pairs that share a text are not negatives of each other. As this is mutual, it holds as it is for the
         queries that are candidates of a key (symmetric) and for either side's own (same_side). A hard negative is none

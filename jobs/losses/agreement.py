@@ -24,8 +24,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def agreed_call(spec: LossSpec, loss: RowLoss | None, inputs: LossInputs, group: Group, *, fault: str) -> LossCall:
     """Check this rank's arguments and agree on them with every other rank: one small collective.
 
-    loss: None where the spec's name is of none, and `fault` says so. Raises ValueError on every rank when one rank's
-    arguments are wrong or differ from the others'.
+    loss: None where the spec names no loss of anchors, and `fault` says so. Raises ValueError on every rank when one
+    rank's arguments are wrong or differ from the others'.
     """
     named = [fault] if loss is None else _number_faults(spec, loss, inputs)
     faults = chain(tensor_faults(inputs), named)
@@ -50,7 +50,7 @@ def agreed_call(spec: LossSpec, loss: RowLoss | None, inputs: LossInputs, group:
 def agreed_counts(
     spec: LossSpec, inputs: LossInputs, group: Group, fault: str | None, *, talks_backward: bool = False
 ) -> list[int]:
-    """Pairs of each rank, once all ranks agree on the spec and on the shapes of their tensors.
+    """Return each rank's number of pairs, once all ranks agree on the spec and on the shapes of their tensors.
 
     fault: what is wrong with this rank's arguments. Raises ValueError on every rank.
     """
@@ -69,14 +69,14 @@ def agreed_counts(
 
 
 def _talks_backward(spec: LossSpec, loss: RowLoss | None, inputs: LossInputs) -> bool:
-    """Whether the backward pass will meet the other ranks."""
+    """Return whether the backward pass will meet the other ranks."""
     given = (inputs.queries, inputs.keys, inputs.hard_negatives, inputs.temperature)
     learns = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in given)
     return learns and (spec.exchange == "ring" or (loss is not None and loss.matched))
 
 
 def tensor_faults(inputs: LossInputs) -> Iterator[str]:
-    """What is wrong with this rank's tensors, the first thing first."""
+    """Yield what is wrong with this rank's tensors, the first thing first."""
     queries, keys, hard = inputs.queries, inputs.keys, inputs.hard_negatives
     if queries.ndim != 2 or queries.dtype not in DTYPES or queries.shape[1] == 0:
         yield f"queries must be floating point [b, D], not {tensor_words(queries)}"
@@ -93,7 +93,7 @@ def tensor_faults(inputs: LossInputs) -> Iterator[str]:
 
 
 def _id_faults(inputs: LossInputs) -> Iterator[str]:
-    """What is wrong with the ids."""
+    """Yield what is wrong with the ids."""
     b = len(inputs.queries)
     for word, ids in (("pair_ids", inputs.pair_ids), ("key_ids", inputs.key_ids)):
         if ids is not None and (ids.shape != (b,) or ids.dtype != torch.int64):
@@ -110,7 +110,7 @@ def _id_faults(inputs: LossInputs) -> Iterator[str]:
 
 
 def _number_faults(spec: LossSpec, loss: RowLoss, inputs: LossInputs) -> Iterator[str]:
-    """What is wrong with this rank's other arguments."""
+    """Yield what is wrong with this rank's other arguments."""
     if spec.exchange not in EXCHANGES:
         yield f"exchange must be one of {', '.join(EXCHANGES)}, not {spec.exchange!r}" + nearest(
             str(spec.exchange), [*EXCHANGES]
@@ -136,7 +136,7 @@ def _alike(x: Tensor, like: Tensor) -> bool:
 
 
 def tensor_words(x: Tensor) -> str:
-    """Shape, dtype and device, for a person."""
+    """Describe the shape, dtype and device of a tensor, for a person."""
     return f"{list(x.shape)} {x.dtype} on {x.device}"
 
 
@@ -158,7 +158,7 @@ class _Agreed:
 
 
 def _agreed(spec: LossSpec, inputs: LossInputs, *, talks_backward: bool) -> Iterator[_Agreed]:
-    """What a header holds after its fault flag. Ranks may differ in the first value, b, alone."""
+    """Yield what a header holds after its fault flag. Ranks may differ in the first value, b, alone."""
     yield _Agreed("b", len(inputs.queries))
     yield _Agreed("width D", inputs.queries.shape[1])
     yield _Agreed("hard negatives H", inputs.hard)
@@ -182,7 +182,7 @@ def _agreed(spec: LossSpec, inputs: LossInputs, *, talks_backward: bool) -> Iter
 
 
 def _of_number(word: str, value: float) -> _Agreed:
-    """By the float's bits, so that ranks compare it exactly."""
+    """Encode a float by its bits, so that ranks compare it exactly."""
     bits = int(struct.unpack("<q", struct.pack("<d", value))[0])
     return _Agreed(word, bits, lambda code: repr(struct.unpack("<d", struct.pack("<q", code))[0]))
 
@@ -192,7 +192,7 @@ def _of_flag(word: str, value: bool) -> _Agreed:
 
 
 def _of_text(word: str, value: str) -> _Agreed:
-    """By a hash, as a header holds numbers: read again are this rank's own text and the usual ones."""
+    """Encode a text by a hash, as a header holds numbers: this rank's own text and the usual ones can be read again."""
     known = {_text_code(text): repr(text) for text in (*builtin_names("loss"), *EXCHANGES, value)}
     return _Agreed(word, _text_code(value), lambda code: known.get(code, "another"))
 

@@ -55,19 +55,19 @@ class BatchFacts:
 
 
 def asked_for(function: Callable[..., object]) -> frozenset[str]:
-    """Which of what is provided a function, or the `forward` of a module class, is called with."""
+    """Find which of the provided arguments a function, or the `forward` of a module class, is called with."""
     if isinstance(function, type) and issubclass(function, nn.Module):
         function = function.forward
     return frozenset(inspect.signature(function).parameters) & frozenset(LOSS.provided)
 
 
 def is_normalised(function: object) -> bool:
-    """Whether rows are unit."""
+    """Return whether a function is given unit rows."""
     return bool(getattr(function, "normalised", True))
 
 
 def built(function: object, options: Mapping[str, object], *, seed: int) -> nn.Module | None:
-    """The module of a loss that is a class, its first parameters a function of the seed; None of a plain function."""
+    """Build the module of a loss class, its first parameters a function of the seed; None for a plain function."""
     if not (isinstance(function, type) and issubclass(function, nn.Module)):
         return None
     with torch.random.fork_rng(devices=[]):
@@ -85,7 +85,7 @@ def batch_loss(
     asked: frozenset[str],
     options: Mapping[str, object],
 ) -> tuple[Tensor, Diagnostics]:
-    """The value of a function over all pairs of all ranks, the mean over groups of negatives, and diagnostics.
+    """Compute the value of a function over all pairs of all ranks, the mean over groups of negatives, and diagnostics.
 
     function: a module, or a function with these options; asked: what it is called with. Its gradient is this rank's
     share. Raises ValueError on every rank where ranks disagree, and for what is not one number.
@@ -118,7 +118,7 @@ def batch_loss(
 
 
 def _gathered(inputs: LossInputs, facts: BatchFacts, counts: list[int], group: Group) -> dict[str, Tensor | None]:
-    """Everybody's rows by name, this rank's own with their graph."""
+    """Gather everybody's rows by name, this rank's own with their graph."""
     start = sum(counts[: rank_of(group)])
 
     def all_rows(own: Tensor | None, *, graph: bool = False) -> Tensor | None:
@@ -184,7 +184,7 @@ def _refuse_what_is_no_number(value: object, name: str) -> None:
 
 
 def _diagnostics(spec: LossSpec, inputs: LossInputs, group: Group) -> Diagnostics:
-    """Those of the same embeddings under InfoNCE, so that losses are compared by the same numbers."""
+    """Compute the diagnostics of the same embeddings under InfoNCE, so that losses are compared by the same numbers."""
     with torch.no_grad():
         units = (inputs.queries, inputs.keys, inputs.hard_negatives)
         queries, keys, hard = (None if x is None else F.normalize(x.detach(), dim=-1) for x in units)

@@ -59,7 +59,7 @@ class Repeats:
         return equal.sum(1)
 
     def equal(self, i: slice | Tensor, j: slice | Tensor) -> Tensor:
-        """Where some id of an anchor is some id of a candidate: bool [rows i, columns j]."""
+        """Find where an anchor and a candidate share an id: bool [rows i, columns j]."""
         equal: Tensor | None = None
         for mine, theirs in itertools.product(self.left[:, i], self.right[:, j]):
             same = mine[:, None] == theirs[None, :]
@@ -86,7 +86,7 @@ class _Sorted:
 
 
 def repeats_in(call: LossCall, block: Block) -> Repeats | None:
-    """What there is to compare in a block; None without ids."""
+    """Find what there is to compare in a block; None without ids."""
     left = block.anchors.ids_of(QUERIES, call.texts)
     right = block.candidates.ids_of(block.candidate, call.texts)
     if left is None or right is None:
@@ -137,7 +137,7 @@ class _PairRange:
     per_pair: int
 
     def index(self, like: Tensor) -> Tensor:
-        """Global pair of every entry, int64 [count]."""
+        """Compute the global pair of every entry, int64 [count]."""
         return self.first + torch.arange(self.offset, self.offset + self.count, device=like.device) // self.per_pair
 
 
@@ -148,7 +148,7 @@ def _pair_range(rows: Rows, part: slice, per_pair: int) -> _PairRange:
 
 
 def _other_pools(call: LossCall, rows: _PairRange, owners: _PairRange, logits: Tensor) -> Tensor | None:
-    """Where anchor and candidate are in different pools; None where the whole tile lies in one pool."""
+    """Mark where anchor and candidate are in different pools; None where the whole tile lies in one pool."""
     pool = call.pool or call.total
     ends = {pair // pool for pair in (rows.first, rows.last, owners.first, owners.last)}
     if len(ends) == 1:

@@ -54,9 +54,9 @@ class JobLoss:
         *,
         same_as: str | None = None,
     ) -> tuple[Tensor, Diagnostics]:
-        """The mean over all pairs of all ranks, and diagnostics; see `contrastive_loss` and `generic.batch_loss`.
+        """Compute the mean over all pairs of all ranks, and diagnostics; see `contrastive_loss`, `generic.batch_loss`.
 
-        same_as: another name that is computed in place of this loss's. Raises ValueError on every rank.
+        same_as: name of a loss to compute in place of this loss of anchors. Raises ValueError on every rank.
         """
         if self._function is not None:
             options = {} if self.module is not None else self._options
@@ -71,14 +71,14 @@ class JobLoss:
 
 
 def as_row_loss(component: object, options: Mapping[str, object]) -> RowLoss | None:
-    """The object that a name is of as a loss of anchors; None where it is a function of the whole batch."""
+    """Convert what a name loads to a loss of anchors; None where it is a function of the whole batch."""
     if isinstance(component, SoftmaxLoss):
         return component.row_loss(**options)
     return component if isinstance(component, RowLoss) else None
 
 
 def row_loss_of(spec: LossSpec) -> tuple[RowLoss | None, str]:
-    """The loss of anchors that a spec names; or None, and what is wrong."""
+    """Load the loss of anchors that a spec names; or return None, and what is wrong."""
     try:
         component = components.load("loss", spec.name)
         loss = as_row_loss(component, components.options("loss", component, spec.options))

@@ -92,11 +92,11 @@ class SoftmaxLoss:
         self._value, self._weight = value, weight
 
     def __call__(self, v: Tensor, **options: object) -> Tensor:
-        """The value of rows, as the function says."""
+        """Compute the value of rows, as the function says."""
         return self._value(v, **options)
 
     def row_loss(self, **options: object) -> RowLoss:
-        """The loss with these options."""
+        """Build the loss with these options."""
         value = partial(self._value, **options)
         weight = partial(self._weight, **options) if self._weight is not None else partial(_derivative, value)
         return RowLoss(
@@ -125,7 +125,7 @@ def softmax_loss(
 
 
 def _where_defined(function: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
-    """The function of the rows that have negatives, and 0 for all others."""
+    """Apply the function to the rows that have negatives, and give 0 for all others."""
     some = v != -torch.inf
     rows = v[some]
     values = function(rows)
@@ -165,7 +165,7 @@ class LossSpec:
 
     @staticmethod
     def of(job: JobConfig) -> LossSpec:
-        """The loss of a job."""
+        """Build the spec of a job's loss."""
         known = {field.name for field in fields(LossSpec)}
         given = {key: value for key, value in job.loss if key in known}
         execution = {key: value for key, value in job.execution if key in known}

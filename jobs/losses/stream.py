@@ -63,18 +63,18 @@ class Table:
 
     @staticmethod
     def read(table: Tensor) -> Table:
-        """The named columns of a [B, 11] (or [B, 8]) table."""
+        """Read the named columns of a [B, 11] (or [B, 8]) table."""
         columns = table.T
         directional = columns[5:].reshape(3, -1, len(table))
         return Table(*columns[:5], *directional)
 
     def rows(self, call: LossCall) -> RowSums:
-        """What a loss of anchors is a function of."""
+        """Return the row sums that a loss of anchors is a function of."""
         return RowSums(self.normaliser - self.positive, self.positive, self.value, call.bias, call.dtype)
 
 
 def reduce_rows(call: LossCall, own: Rows, remote_shards: Iterable[Rows], *, derivatives: bool) -> Sums:
-    """The forward pass: row sums of this rank's anchors over all candidates that visit.
+    """Run the forward pass: row sums of this rank's anchors over all candidates that visit.
 
     derivatives: also accumulate what a learned temperature or bias needs.
     """
@@ -105,10 +105,10 @@ def reduce_rows(call: LossCall, own: Rows, remote_shards: Iterable[Rows], *, der
 
 
 def _tile_sums(call: LossCall, logits: Tensor, weighted: Tensor | None, *, derivatives: bool) -> Tensor:
-    """Sums [7, r], float64, over the columns of a tile of logits [r, c], which is overwritten.
+    """Compute sums [7, r], float64, over the columns of a tile of logits [r, c], which is overwritten.
 
-    The largest logit; relative to it the sums of exp, of exp squared and of exp times logit; siglip's value and its
-    derivatives in log (1 / temperature) and in the bias.
+    They are the largest logit; relative to it the sums of exp, of exp squared and of exp times logit; siglip's value
+    and its derivatives in log (1 / temperature) and in the bias.
     """
     d_softmax = value = d_sigmoid = d_bias = logits.new_zeros(logits.shape[0])
     if not call.softmax:
@@ -129,9 +129,9 @@ def _tile_sums(call: LossCall, logits: Tensor, weighted: Tensor | None, *, deriv
 
 
 def _textbook(call: LossCall, block: Block, tile: Tile, logits: Tensor, positive: Tensor) -> Tensor:
-    """Cross entropy over a tile's columns, the positive's 1 among the exponentials that are summed: [r].
+    """Compute the cross entropy over a tile's columns, the positive's 1 among the exponentials that are summed: [r].
 
-    In the dtype of the loss, as textbooks and log_softmax do it, so that it cancels as theirs does.
+    It is in the dtype of the loss, as textbooks and log_softmax do it, so that it cancels as theirs does.
     """
     relative = logits - positive[tile.i, None].to(call.dtype)
     if block.candidates is block.anchors and block.candidate == KEYS - block.anchor:
@@ -140,7 +140,7 @@ def _textbook(call: LossCall, block: Block, tile: Tile, logits: Tensor, positive
 
 
 def _derivative(call: LossCall, shares: Tensor, logits: Tensor, weighted: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sums over columns of shares times logits, without the log weight in them, and of shares."""
+    """Compute the sums over columns of shares times logits, without the log weight in them, and of shares."""
     d_scale = (shares * logits).sum(1)
     if weighted is not None:
         d_scale -= call.log_weight * (shares * weighted).sum(1)
@@ -148,7 +148,7 @@ def _derivative(call: LossCall, shares: Tensor, logits: Tensor, weighted: Tensor
 
 
 def _merged(call: LossCall, first: Tensor, second: Tensor) -> Tensor:
-    """The sums [7, r] of two sets of columns."""
+    """Merge the sums [7, r] of two sets of columns."""
     both = torch.stack([first, second])
     highest = both[:, 0].amax(0)
     lower = both[:, 0] - highest
@@ -178,7 +178,7 @@ def _finish(call: LossCall, sums: Tensor, positive: Tensor, columns: list[Tensor
 
 
 def _pairs(call: LossCall, own: Rows) -> tuple[Tensor, Tensor, Tensor]:
-    """Per pair, in float64: the positive's logit, the squared distance, the query's squared norm."""
+    """Compute for each pair, in float64: the positive's logit, the squared distance, the query's squared norm."""
     parts = []
     rows = max(1, TILE_ELEMENTS // (4 * call.width))
     for i in range(0, max(len(own), 1), rows):
@@ -197,7 +197,7 @@ def gradients(
     weights: Tensor,
     wanted: tuple[bool, ...],
 ) -> list[list[Tensor | None]]:
-    """The backward pass: for every set of row weights, the gradient of each side of this rank's rows.
+    """Run the backward pass: for every set of row weights, the gradient of each side of this rank's rows.
 
     weights: [sets, 2, directions, B], what a row's negatives and its positive are multiplied by, 1 / temperature
     included. wanted: which sides need a gradient. Several sets share one recomputation of the tiles.
@@ -230,7 +230,7 @@ def gradients(
 
 
 def _blocks(call: LossCall, own: Rows, remote_shards: Iterable[Rows]) -> Iterator[Block]:
-    """Every block with this rank's rows at either end, or at both."""
+    """Yield every block with this rank's rows at either end, or at both."""
     for visit in remote_shards:
         for anchor, candidate in call.blocks:
             yield Block(own, anchor, visit, candidate)
@@ -239,7 +239,7 @@ def _blocks(call: LossCall, own: Rows, remote_shards: Iterable[Rows]) -> Iterato
 
 
 def _shares(call: LossCall, block: Block, tile: Tile, repeats: Repeats | None, normaliser: Tensor) -> Tensor:
-    """Of a tile, each negative's share q_ij of its row (softmax), or the sigmoid of its logit (siglip); else 0."""
+    """Compute in a tile each negative's share q_ij of its row (softmax), or sigmoid of its logit (siglip); else 0."""
     shift = (
         -normaliser.to(call.dtype).clamp(min=MASKED_LOGIT)[:, None] if call.softmax else tile.x.new_tensor(call.bias)
     )

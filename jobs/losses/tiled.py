@@ -55,7 +55,7 @@ class Diagnostics:
 def tiled_loss(
     spec: LossSpec, loss: RowLoss | None, inputs: LossInputs, group: Group, *, fault: str = ""
 ) -> tuple[Tensor, Diagnostics]:
-    """The mean loss over all pairs of all ranks, and diagnostics.
+    """Compute the mean loss over all pairs of all ranks, and diagnostics.
 
     loss: None where the spec names none, as `fault` says.
     Raises ValueError on every rank for arguments that are wrong or that ranks disagree on.
@@ -158,7 +158,7 @@ class _Loss(torch.autograd.Function):
 
 
 def _full_precision(like: Tensor) -> AbstractContextManager[object]:
-    """Autocast off, where it is on: similarities in half precision are off by whole logits."""
+    """Turn off autocast while the context lasts: similarities in half precision are off by whole logits."""
     device = like.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
@@ -169,14 +169,14 @@ def _own(call: LossCall, queries: Tensor, keys: Tensor, hard: Tensor | None, ids
 
 
 def _side_by_side(pair_ids: Tensor | None, key_ids: Tensor | None, negative_ids: Tensor | None) -> Tensor | None:
-    """All ids of a pair in one row, int64 [b, k], as `Rows` has them."""
+    """Join all ids of a pair in one row, int64 [b, k], as `Rows` has them."""
     columns = (pair_ids, key_ids, negative_ids)
     given = [ids[:, None] if ids.ndim == 1 else ids for ids in columns if ids is not None]
     return torch.cat(given, dim=1) if given else None
 
 
 def _exchange(call: LossCall, own: Rows, group: Group) -> Tensor | None:
-    """Everybody's rows as one [B, ...] tensor in the features' dtype, for `gather`; ids travel as their bits."""
+    """Gather everybody's rows as one [B, ...] tensor in the features' dtype, for `gather`; ids travel as their bits."""
     if call.spec.exchange == "ring" or world_of(group) == 1:
         return None
     packed = _packed(call, own)
@@ -187,7 +187,7 @@ def _exchange(call: LossCall, own: Rows, group: Group) -> Tensor | None:
 
 
 def _remote_shards(call: LossCall, own: Rows, received: Tensor | None, group: Group) -> Iterator[Rows]:
-    """Own rows first, then all others': slices of what was gathered, or rank by rank around the ring."""
+    """Yield own rows first, then all others': slices of what was gathered, or rank by rank around the ring."""
     if received is None:
         for rank, tensors in ring(_packed(call, own), call.counts, group):
             start = sum(call.counts[:rank])
@@ -204,19 +204,19 @@ def _remote_shards(call: LossCall, own: Rows, received: Tensor | None, group: Gr
 
 
 def _packed(call: LossCall, rows: Rows) -> list[Tensor]:
-    """Queries, keys, hard negatives and ids where there are any, each with one row per pair."""
+    """Return queries, keys, hard negatives and ids where there are any, each with one row per pair."""
     sides = [side.view(len(rows), call.hard * call.width) if n == HARD else side for n, side in enumerate(rows.sides)]
     return sides + ([] if rows.ids is None else [rows.ids])
 
 
 def _unpacked(call: LossCall, start: int, tensors: list[Tensor], *, has_ids: bool) -> Rows:
-    """The inverse of `_packed`."""
+    """Invert `_packed`."""
     sides, ids = (tensors[:-1], tensors[-1]) if has_ids else (tensors, None)
     return Rows(start, tuple(side.reshape(-1, call.width) if n == HARD else side for n, side in enumerate(sides)), ids)
 
 
 def _summary(call: LossCall, table: Table) -> tuple[Tensor, Diagnostics]:
-    """The loss and the diagnostics, by the same sums in the same order on every rank."""
+    """Compute the loss and the diagnostics, by the same sums in the same order on every rank."""
     rows = table.rows(call)
     infonce = torch.logaddexp(rows.v, torch.zeros_like(rows.v))
     missed = torch.sigmoid(rows.v)
@@ -236,20 +236,21 @@ def _summary(call: LossCall, table: Table) -> tuple[Tensor, Diagnostics]:
 
 
 def _cross_pairs(call: LossCall) -> int:
-    """Ordered pairs of different pairs that share a pool."""
+    """Count the ordered pairs of different pairs that share a pool."""
     whole, rest = divmod(call.total, call.pool or call.total)
     return whole * (call.pool or call.total) * ((call.pool or call.total) - 1) + rest * (rest - 1)
 
 
 def _weights(call: LossCall, table: Table) -> Tensor:
-    """Row weights for `gradients`: [sets, 2 (negatives, positive), directions, B], float64."""
+    """Compute the row weights for `gradients`: [sets, 2 (negatives, positive), directions, B], float64."""
     rows = table.rows(call)
     weights = call.loss.weights(rows)
     return (weights if call.loss.matched else weights[None]) / (call.temperature * rows.v.numel())
 
 
 def _matching(sets: list[list[Tensor | None]], group: Group) -> Tensor:
-    """Norm of the second set's gradient of all features of all ranks, over that of the first; 1 where both are 0."""
+    """Compute the norm of the second set's gradient of all features of all ranks, over that of the first; 1 where the
+    first is 0."""
     squares = [
         torch.stack([torch.linalg.vector_norm(x, dim=1).double().square().sum() for x in grads if x is not None]).sum()
         for grads in sets

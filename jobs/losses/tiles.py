@@ -27,7 +27,7 @@ class Rows:
         return self.sides[QUERIES].shape[0]
 
     def ids_of(self, side: int, texts: int) -> Tensor | None:
-        """int64 [texts, n], all that a pair says; of HARD, [1, n H]. None where there are none."""
+        """Return all ids of each pair, int64 [texts, n]; for HARD, of its negatives, [1, n H]; None without any."""
         if self.ids is None or (side == HARD and self.ids.shape[1] == texts):
             return None
         return self.ids[:, texts:].reshape(1, -1) if side == HARD else self.ids[:, :texts].T.contiguous()
@@ -53,12 +53,12 @@ class Tile:
     y: Tensor
 
     def logits(self, call: LossCall, shift: Tensor) -> Tensor:
-        """Similarities over temperature, plus `shift`: [r, c]."""
+        """Compute similarities over temperature, plus `shift`: [r, c]."""
         return torch.addmm(shift, self.x, self.y.T, alpha=1 / call.temperature)
 
 
 def tiles(call: LossCall, block: Block) -> Iterator[Tile]:
-    """Every tile of a block; those wholly outside the rows' pools are left out."""
+    """Yield every tile of a block, without those wholly outside the rows' pools."""
     anchors, candidates = block.anchors, block.candidates
     left, right = anchors.sides[block.anchor], candidates.sides[block.candidate]
     per_pair = call.hard if block.candidate == HARD else 1
@@ -77,7 +77,7 @@ def tiles(call: LossCall, block: Block) -> Iterator[Tile]:
 
 
 def _tile_shape(call: LossCall, rows: int, columns: int) -> tuple[int, int]:
-    """Rows and columns of logits held at once."""
+    """Choose how many rows and columns of logits are held at once."""
     if call.spec.tile:
         return call.spec.tile, call.spec.tile
     if call.pool:  # wider tiles would be masked for the most part

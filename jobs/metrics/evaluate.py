@@ -91,7 +91,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     final: bool = False,
 ) -> dict[str, float]:
-    """Metrics of the model, the same on every rank. The model's mode is left as it was.
+    """Compute the model's metrics, the same on every rank. The model's mode is left as it was.
 
     judged, task: of the job; without a task, it is made for this. Judged is the encoder's output, or the head's with
     job.evaluate.head. All metrics are nan if an embedding is not finite: then, and only then, the model has
@@ -105,7 +105,7 @@ def evaluate(
 def further_metrics(
     job: JobConfig, known: Mapping[str, float], **embedded: Tensor | NDArray[np.generic]
 ) -> dict[str, float]:
-    """The metrics of the user's own, by the name after the colon; none where the embeddings are not finite.
+    """Compute the user's own metrics, by the name after the colon; none where the embeddings are not finite.
 
     Raises ValueError for a metric that gives neither a number nor a number for each row.
     """
@@ -124,8 +124,8 @@ def further_metrics(
 
 
 def diverged(metrics: Mapping[str, float]) -> bool:
-    """Whether these metrics are those of a model whose embeddings are not finite. What else is not defined was left
-    out, so that it never decides."""
+    """Return whether these are metrics of a model with embeddings that are not finite. Any other metric that is not
+    defined was left out, so that it never decides."""
     return any(map(math.isnan, metrics.values()))
 
 
@@ -138,7 +138,7 @@ def image_metrics(
     neighbours: int,
     probe: bool,
 ) -> dict[str, float]:
-    """knn_accuracy, alignment, uniformity and, if asked for, probe_accuracy of embeddings [R, D] and [Q, D].
+    """Compute knn_accuracy, alignment, uniformity and, if asked for, probe_accuracy of embeddings [R, D] and [Q, D].
 
     Alignment is that of queries with the same label, a positive pair that no arm's augmentation defines; it is left out
     where no two queries share a label, and uniformity where there is one query.
@@ -156,7 +156,7 @@ def image_metrics(
 
 
 def sentence_metrics(left: Tensor, right: Tensor, score: ArrayLike) -> dict[str, float]:
-    """spearman, alignment and uniformity of pairs of sentences: embeddings [n, D] each, and the pairs' scores [n].
+    """Compute spearman, alignment and uniformity of sentence pairs: embeddings [n, D] each, and the pairs' scores [n].
 
     Alignment is that of pairs with at least four fifths of the highest score, 4 on the usual scale of 0 to 5; where no
     score is above 0, of those in the top fifth of the scores' range.
@@ -180,7 +180,7 @@ def sentence_metrics(left: Tensor, right: Tensor, score: ArrayLike) -> dict[str,
 
 
 def _defined(**metrics: float | None) -> dict[str, float]:
-    """Those that are a number."""
+    """Return the metrics that are a finite number."""
     return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
 
 

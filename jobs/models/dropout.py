@@ -59,12 +59,12 @@ def restart() -> None:
 
 
 def seed_of_rows() -> int:
-    """Seed of the current rows together, for encoders whose dropout cannot be replaced."""
+    """Return a seed for the current rows together, for encoders with dropout that cannot be replaced."""
     return int(_current().rows[0])
 
 
 def drop(x: Tensor, p: float) -> Tensor:
-    """Dropout of x [n, ..., channels] with the masks of the current rows; 0 < p < 1."""
+    """Apply dropout to x [n, ..., channels] with the masks of the current rows; 0 < p < 1."""
     return _dropped(x, p)
 
 
@@ -101,7 +101,7 @@ class KeyedDropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """x in training mode with some of it dropped and the rest scaled up, else x."""
+        """Return x with some of it dropped and the rest scaled up in training mode, else x."""
         return drop(x, self.p) if self.training and self.p > 0 else x
 
 

@@ -11,8 +11,8 @@ from jobs.models.reading import Reading, reading
 
 
 def check_encoder(job: JobConfig, tokenizer: Any) -> list[str]:
-    """Notes on the pretrained encoder of `job`; none on one that is built. tokenizer: of a sentence job, if it has one.
-    Raises ModelError for what would end its trials."""
+    """Check the pretrained encoder of `job` and return notes on it; none on an encoder that is built. tokenizer: of a
+    sentence job, if it has a tokenizer. Raises ModelError for what would end its trials."""
     name = job.model.name
     if name is None or is_built(name):
         return []

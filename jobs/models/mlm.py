@@ -64,12 +64,12 @@ class MaskedLanguageHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(table.num_embeddings))
 
     def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        """Logits [m, vocabulary] of tokens whose last hidden states are `hidden` [m, width]."""
+        """Compute the logits [m, vocabulary] of tokens from their last hidden states, `hidden` [m, width]."""
         return F.linear(self.norm(F.gelu(self.transform(hidden))), table, self.bias)
 
 
 def masking(job: JobConfig, tokenizer: Any) -> Masking | None:
-    """The job's masking, or None without the auxiliary loss. Raises ValueError if the tokenizer has no mask token."""
+    """Build the job's masking; None without auxiliary loss. Raises ValueError if the tokenizer has no mask token."""
     if not job.loss.mlm_weight:
         return None
     if tokenizer.mask_token_id is None:
@@ -89,7 +89,7 @@ def masking(job: JobConfig, tokenizer: Any) -> Masking | None:
 def masked(inputs: Mapping[str, Tensor], rows: Tensor, how: Masking, *, seed: int, step: int) -> Masked:
     """Mask tokens of input_ids int64 [n, L].
 
-    rows: int64 [n], the number of each sentence in the global batch: its pair's place * views + view.
+    rows: int64 [n], the number of each sentence in the global batch: its pair's index * views + view.
     """
     ids = inputs["input_ids"]
     keys = mix(MASKING, seed, step, rows.to(ids.device))[:, None]

@@ -76,26 +76,27 @@ class ContrastiveModel(nn.Module):
         self.has_unit_rows = normalised
 
     def encode(self, inputs: Inputs) -> Tensor:
-        """The encoder's pooled output [n, width]."""
+        """Compute the encoder's pooled output [n, width]."""
         dropout.restart()
         with self._autocast(), self._seeded_by_rows():
             pooled = self._pool(inputs)
             return F.normalize(pooled, dim=-1) if self.reading.normalise else pooled
 
     def project(self, hidden: Tensor) -> Tensor:
-        """The head's output [n, out_width], not normalised; hidden [n, width] as `encode` gives it."""
+        """Compute the head's output [n, out_width], not normalised; hidden [n, width] as `encode` gives it."""
         with self._autocast():
             projected: Tensor = self.head(hidden)
         return projected
 
     def embed(self, inputs: Inputs) -> Tensor:
-        """Rows [n, out_width] for the loss, in fp32 or fp64 as the model is: unit, unless the loss says otherwise."""
+        """Compute rows [n, out_width] for the loss, fp32 or fp64 as the model is; unit, unless the loss asks
+        otherwise."""
         projected = self.project(self.encode(inputs))
         rows = projected if projected.dtype == torch.float64 else projected.float()
         return F.normalize(rows, dim=-1) if self.has_unit_rows else rows
 
     def masked_logits(self, inputs: Inputs, chosen: Tensor) -> Tensor:
-        """What the auxiliary head guesses, [m, vocabulary] in fp32 or fp64, where chosen [n, L] holds m times."""
+        """Compute the auxiliary head's guesses, [m, vocabulary] in fp32 or fp64, where chosen [n, L] holds m times."""
         assert self.mlm is not None, "loss.mlm_weight = 0 builds no head"
         encoder: Any = self.encoder
         dropout.restart()
@@ -106,7 +107,7 @@ class ContrastiveModel(nn.Module):
         return logits
 
     def temperature(self) -> float | Tensor:
-        """The temperature: a number, or a 0-d tensor with gradient if it is learned."""
+        """Return the temperature: a number, or a 0-d tensor with gradient if it is learned."""
         return self._temperature if self.log_temperature is None else self.log_temperature.exp()
 
     @torch.no_grad()
@@ -122,7 +123,8 @@ class ContrastiveModel(nn.Module):
 
     @contextmanager
     def _seeded_by_rows(self) -> Iterator[None]:
-        """Where dropout cannot be keyed, seed torch's generators by the micro-batch, and put them back afterwards."""
+        """Seed torch's generators by the micro-batch while the context lasts, where dropout cannot be keyed, and put
+        them back afterwards."""
         if self.unreplayable is None or not self.training:
             yield
             return
@@ -164,11 +166,11 @@ class ContrastiveModel(nn.Module):
         return last[:, self.prefix_tokens :].mean(1)
 
     def _states_asked(self, *, always: bool = False) -> dict[str, bool]:
-        """What an encoder is told of the states of its layers, of which an own one may know nothing."""
+        """Return the arguments that ask an encoder for its layers' states; a user's own encoder may not know them."""
         return {"output_hidden_states": self.wants_first} if always or self.wants_first else {}
 
     def _pool_map(self, last: Tensor) -> Tensor:
-        """A feature map's mean, or what a pooling of the user's own makes of its places."""
+        """Average a feature map, or apply a pooling of the user's own to its positions."""
         if not is_import_path(self.pooling):
             return last.mean((2, 3))
         states = last.flatten(2).transpose(1, 2)
@@ -193,11 +195,11 @@ def build(
     inputs: Inputs | None = None,
     device: torch.device | str = "cpu",
 ) -> ContrastiveModel:
-    """The job's model in training mode, on the device. Its first weights are a function of job.seed alone.
+    """Build the job's model in training mode, on the device. Its first weights are a function of job.seed alone.
 
-    tokenizer: for `bert`, whose vocabulary it sets. image_shape: channels, height, width, for `vit` and `resnet`.
-    inputs: two rows as the encoder will take them; they say the shape of images, if they have pixel_values. Raises
-    ModelError where the job asks for what cannot be made.
+    tokenizer: for `bert`, to set its vocabulary. image_shape: channels, height, width, for `vit` and `resnet`. inputs:
+    two rows as the encoder will take them; they say the shape of images, if they have pixel_values. Raises ModelError
+    where the job asks for what cannot be made.
     """
     if inputs is not None and image_shape is None and "pixel_values" in inputs:
         channels, height, width = inputs["pixel_values"].shape[1:]
@@ -261,7 +263,7 @@ def refuse_what_parts_of_a_batch_change(model: ContrastiveModel, job: JobConfig,
 
 
 def initial_hash(model: nn.Module) -> str:
-    """sha256, in hex, over names and values of all parameters: equal for models that start alike."""
+    """Compute the sha256, in hex, over names and values of all parameters: equal for models that start alike."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         values = parameter.detach().cpu().contiguous()
@@ -271,7 +273,7 @@ def initial_hash(model: nn.Module) -> str:
 
 
 def _example(job: JobConfig, image_shape: tuple[int, int, int] | None) -> dict[str, Tensor]:
-    """Two rows that any encoder of a built-in task takes."""
+    """Make two rows that any encoder of a built-in task takes."""
     if job.task == "sentence":
         ids = torch.ones(2, 4, dtype=torch.int64)
         return {"input_ids": ids, "attention_mask": ids}
@@ -279,7 +281,7 @@ def _example(job: JobConfig, image_shape: tuple[int, int, int] | None) -> dict[s
 
 
 def _prompt_tokens(tokenizer: Any, read: Reading) -> int:
-    """Tokens of a prompt that is not pooled, special ones before it included: as sentence-transformers counts them."""
+    """Count the tokens of a prompt that is not pooled, with special ones before it, as sentence-transformers does."""
     if read.include_prompt or not read.prompt:
         return 0
     if tokenizer is None:
@@ -303,12 +305,12 @@ def _refuse_unkeyed(model: ContrastiveModel) -> None:
 
 
 def _all(states: Tensor) -> Tensor:
-    """A mask of states [n, L, width] of which all count, [n, L]."""
+    """Make a mask [n, L] that counts all of the states [n, L, width]."""
     return states.new_ones(states.shape[:2], dtype=torch.int64)
 
 
 def pooling_of(job: JobConfig, name: str, width: int) -> tuple[Callable[..., Tensor], bool]:
-    """What pools states, and whether it asks for those of the first layer too."""
+    """Return what pools states, and whether it asks for those of the first layer too."""
     component = components.load("pooling", name)
     if not isinstance(component, type):
         function = components.called("pooling", name, job.model.pooling_options)
@@ -336,7 +338,7 @@ class _Pooling(nn.Module):
 
 
 def _head(job: JobConfig, width: int) -> nn.Module:
-    """Nothing, a linear map, or SimCLR's two layers (Chen et al. 2020, arXiv:2002.05709) without batch norm."""
+    """Build no head, a linear map, or SimCLR's two layers (Chen et al. 2020, arXiv:2002.05709) without batch norm."""
     out = job.model.projection_width
     if job.model.projection == "none":
         return nn.Identity()
@@ -367,7 +369,7 @@ def _width_of(encoder: Any) -> int:
 
 
 def _prefix_tokens(encoder: Any) -> int:
-    """Tokens of an image encoder's output before those of the patches."""
+    """Count the tokens of an image encoder's output before those of the patches."""
     embeddings = getattr(encoder, "embeddings", None)
     has_cls = getattr(embeddings, "cls_token", None) is not None
     return int(has_cls) + int(getattr(getattr(encoder, "config", None), "num_register_tokens", 0) or 0)

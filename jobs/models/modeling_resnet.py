@@ -53,6 +53,6 @@ class ResNetEncoder(PreTrainedModel):  # type: ignore[no-untyped-call]
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPoolingAndNoAttention:
-        """The feature map of the last block, and its mean over the places."""
+        """Compute the feature map of the last block, and its mean over the positions."""
         features = self.network(pixel_values)
         return BaseModelOutputWithPoolingAndNoAttention(last_hidden_state=features, pooler_output=features.mean((2, 3)))

@@ -59,8 +59,8 @@ class Reading:
 
 
 def reading(job: JobConfig) -> Reading:
-    """How the encoder of `job` reads. Raises ModelError for a folder that asks for what training does not compute, and
-    for one that cannot be read; EncoderError for one that is not there."""
+    """Determine how the encoder of `job` reads. Raises ModelError for a folder that asks for what training does not
+    compute, and for one that cannot be read; EncoderError for one that is not there."""
     name, pooling, given = job.model.name, job.model.pooling, job.data.max_tokens
     is_auto = pooling == "auto"
     plain = Reading("mean" if is_auto else pooling, given or MAX_TOKENS)
@@ -115,8 +115,8 @@ def _refuse_other_task(name: str, job: JobConfig) -> None:
 
 
 def _length(name: str, job: JobConfig, own: Says) -> int:
-    """The longest sentence of a folder, as sentence-transformers has it: never more than the encoder takes; ENDLESS
-    where nothing limits it."""
+    """Find the longest sentence of a folder, in tokens, as sentence-transformers has it: never more than the encoder
+    takes; ENDLESS where nothing limits it."""
     from jobs.models import transformer
 
     if job.task == "image":
@@ -133,7 +133,7 @@ def _length(name: str, job: JobConfig, own: Says) -> int:
 
 
 def _notes(name: str, job: JobConfig, own: Says, length: int) -> Iterator[str]:
-    """What is taken from a folder of sentence-transformers, and what is not."""
+    """Yield what is taken from a folder of sentence-transformers, and what is not."""
     parts = [f"pooling {own.pooling}", *(["normalised"] if own.normalise else [])]
     parts += [f"prompt {own.prompt!r}"] if own.prompt else []
     parts += ["prompt not pooled"] if own.prompt and not own.include_prompt else []
@@ -166,7 +166,7 @@ def _notes(name: str, job: JobConfig, own: Says, length: int) -> Iterator[str]:
 
 
 def _of_image(root: Path) -> Says | None:
-    """What a folder says of images."""
+    """Read what a folder says of images."""
     modules = modules_of(root)
     if modules is None:
         return None

@@ -33,7 +33,7 @@ class ResNet(nn.Module):
         self.width = before
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Feature map of the last block."""
+        """Compute the feature map of the last block."""
         features: Tensor = self.blocks(F.relu(self.norm(self.stem(pixel_values))))
         return features
 
@@ -59,7 +59,7 @@ class _Block(nn.Module):
 
 
 def _norm(channels: int, kind: Literal["group", "batch"]) -> nn.Module:
-    """Batch norm, or group norm with the largest number of groups up to 8 that divides the channels."""
+    """Build batch norm, or group norm with the largest number of groups up to 8 that divides the channels."""
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     return nn.GroupNorm(next(groups for groups in range(min(8, channels), 0, -1) if channels % groups == 0), channels)

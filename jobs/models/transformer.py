@@ -36,7 +36,7 @@ from jobs.models.pretrained.anatomy import Anatomy, anatomy, read_config, set_dr
 
 
 def bert(job: JobConfig, vocabulary: int, max_tokens: int) -> nn.Module:
-    """A BERT of the job's size for `vocabulary` token ids and texts of `max_tokens`, not yet initialised."""
+    """Build a BERT of the job's size for `vocabulary` token ids and texts of `max_tokens`, not yet initialised."""
     model = job.model
     p = 0.1 if model.dropout is None else model.dropout
     config = BertConfig(
@@ -53,7 +53,7 @@ def bert(job: JobConfig, vocabulary: int, max_tokens: int) -> nn.Module:
 
 
 def vit(job: JobConfig, image_shape: tuple[int, int, int]) -> nn.Module:
-    """A ViT of the job's size, not yet initialised. image_shape: channels, height, width."""
+    """Build a ViT of the job's size, not yet initialised. image_shape: channels, height, width."""
     model = job.model
     channels, height, width = image_shape
     if height % model.patch or width % model.patch:
@@ -81,7 +81,7 @@ def _largest_divisor(height: int, width: int, *, at_most: int) -> int:
 
 
 def load(name: str, job: JobConfig) -> nn.Module:
-    """A pretrained encoder from a local folder or the Hub, in fp32, without its pooler. No code of a folder is run."""
+    """Load a pretrained encoder from a folder or the Hub, in fp32, without its pooler. No code of a folder is run."""
     folder, anatomy_of = examined(name, job)
     check_weights(name, job)
     try:
@@ -112,8 +112,8 @@ def load(name: str, job: JobConfig) -> nn.Module:
 
 
 def examined(name: str, job: JobConfig) -> tuple[Path, Anatomy]:
-    """The folder of a pretrained encoder, and what it is, before its weights are loaded. Raises ModelError for what
-    cannot be trained or is of the other task."""
+    """Find the folder of a pretrained encoder, and what it is, before its weights are loaded. Raises ModelError for
+    what cannot be trained or is of the other task."""
     try:
         folder = pretrained.folder_of(name)
     except pretrained.EncoderError as error:
@@ -134,7 +134,8 @@ def examined(name: str, job: JobConfig) -> tuple[Path, Anatomy]:
 
 
 def check_weights(name: str, job: JobConfig) -> list[str]:
-    """Notes on the weights of a pretrained encoder. Raises ModelError for those that are not of its network."""
+    """Check the weights of a pretrained encoder and return notes on them. Raises ModelError for those that are not of
+    its network."""
     folder, _ = examined(name, job)
     try:
         return [f"model.name = '{name}': {note}" for note in weights.examine(folder)]
@@ -145,12 +146,12 @@ def check_weights(name: str, job: JobConfig) -> list[str]:
 
 
 def _untrainable(name: str, error: ModelError) -> ModelError:
-    """What an encoder is that cannot be trained, with its name."""
+    """Add the encoder's name to the error that says why it cannot be trained."""
     return error if str(error).startswith("model.") else ModelError(f"model.name = '{name}' cannot be trained: {error}")
 
 
 def _not_loadable(name: str, reason: str) -> ModelError:
-    """What is wrong with an encoder that is not there, or whose files cannot be read."""
+    """Say what is wrong with an encoder that is not there, or has files that cannot be read."""
     local = is_folder_here(name)
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     no_folder = "" if local else f"no folder{looked_in(name) or ' here'} and "
@@ -173,7 +174,7 @@ def _attention(
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """query [n, heads, q, d] attends to key and value [n, heads, k, d]; the mask is bool (True attends) or added."""
+    """Let query [n, heads, q, d] attend to key and value [n, heads, k, d]; the mask is bool (True attends) or added."""
     if dropout == 0 or not module.training:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
     if attention_mask is None and (others.get("is_causal") or getattr(module, "is_causal", False)):

@@ -17,7 +17,7 @@ from jobs.optim.eager import Groups, eager
 
 
 def build(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """The job's optimizer. Matrices decay; biases, norms and parameters of the loss do not."""
+    """Build the job's optimizer. Matrices decay; biases, norms and parameters of the loss do not."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     decaying = {name for name, p in trained.items() if p.ndim > 1 and not name.startswith("loss_module.")}
     groups: Groups = [
@@ -60,7 +60,7 @@ class GradientTransform:
             self._transform(**{key: value for key, value in given.items() if key in self._asked})
 
     def state_dict(self) -> Mapping[str, object]:
-        """Empty for one without a state."""
+        """Return the state of the transform, empty for a transform without a state."""
         own: Callable[[], Mapping[str, object]] | None = getattr(self._transform, "state_dict", None)
         return {} if own is None else dict(own())
 
@@ -72,8 +72,8 @@ class GradientTransform:
 
 
 def rate(settings: Optimizer, *, step: int, steps: int) -> float:
-    """Learning rate of optimizer step `step` (1-based) of `steps`: a linear climb over the warm-up, then the schedule,
-    which reaches 0 just after the last step."""
+    """Compute the learning rate of optimizer step `step` (1-based) of `steps`: a linear climb over the warm-up, then
+    the schedule, which reaches 0 just after the last step."""
     warm = math.ceil(settings.warmup * steps)
     if step <= warm:
         return settings.lr * step / warm
@@ -81,8 +81,8 @@ def rate(settings: Optimizer, *, step: int, steps: int) -> float:
 
 
 def rate_at(settings: Optimizer, *, used: float) -> float:
-    """Learning rate when a share `used` (0 to 1) of a budget in seconds is used: the same shape as `rate`. With a
-    warm-up the first step has rate 0."""
+    """Compute the learning rate when a share `used` (0 to 1) of a budget in seconds is used: the same shape as `rate`.
+    With a warm-up the first step has rate 0."""
     if used < settings.warmup:
         return settings.lr * used / settings.warmup
     passed = (used - settings.warmup) / (1 - settings.warmup)
@@ -90,12 +90,12 @@ def rate_at(settings: Optimizer, *, used: float) -> float:
 
 
 def _left(settings: Optimizer, passed: float) -> float:
-    """Share of the peak that is left after the share `passed` of what follows the warm-up."""
+    """Compute the share of the peak that is left after the share `passed` of what follows the warm-up."""
     return float(schedule(settings)(passed))
 
 
 def schedule(settings: Optimizer) -> Callable[[float], float]:
-    """The job's schedule. Raises ComponentError, and pydantic's ValidationError for options that it does not have."""
+    """Load the job's schedule. Raises ComponentError, and pydantic's ValidationError for options that it lacks."""
     share = components.called("schedule", settings.schedule, settings.schedule_options)
     return lambda passed: share(passed=passed)
 

@@ -14,8 +14,8 @@ Made = TypeVar("Made", bound=torch.optim.Optimizer)
 
 
 def eager(optimizer: type[Made]) -> type[Made]:
-    """A class of torch's optimizers as it is where nothing is compiled. Torch's own load its compiler to keep it out
-    of their methods: two seconds of processor time and 70 MB in every rank."""
+    """Make a class of torch's optimizers as it is where nothing is compiled. Torch's own load its compiler to keep it
+    out of their methods: two seconds of processor time and 70 MB in every rank."""
     names = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
     plain = {name: getattr(getattr(optimizer, name), "__wrapped__", getattr(optimizer, name)) for name in names}
     plain["step"] = torch.no_grad()(plain["step"])

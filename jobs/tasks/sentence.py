@@ -84,7 +84,7 @@ class SentenceTask:
         yield from repeats(job, train)
 
     def encoded(self, texts: list[str], encode: Encode) -> Tensor:
-        """Embeddings of the texts, in order. Batches hold texts of similar length, so little of them is padding."""
+        """Embed the texts, in order. Batches hold texts of similar length, so little of them is padding."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 

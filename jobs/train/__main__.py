@@ -88,8 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def _in_words(rank: int, *, opening: bool) -> Iterator[None]:
-    """End the process with 2 for what is wrong with the job or its data, with 1 for what is wrong around it. opening:
-    a ValueError is of the job, and none of ours."""
+    """End the process with 2 for what is wrong with the job or its data, with 1 for what is wrong around it. opening: a
+    ValueError is about the job, and not an error in our code."""
     from jobs.data import DataError
     from jobs.train.gradient_check import GradientMismatch
 
@@ -119,20 +119,20 @@ def _tell(text: str) -> None:
 
 
 def _on_ranks(job: JobConfig, world: int) -> JobConfig:
-    """The job as it is run here: torchrun decides on the ranks, which do not change the result."""
+    """Return the job as it is run here: torchrun decides on the ranks, which do not change the result."""
     execution = job.execution.model_copy(update={"ranks": world})
     return JobConfig.model_validate(job.model_dump() | {"execution": execution.model_dump()})
 
 
 def _written(job: JobConfig) -> set[str]:
-    """The keys that a job's file gives, of those whose default has changed."""
+    """Return the keys that a job's file gives, among those with a changed default."""
     given = {"model": job.model.model_fields_set, "data": job.data.model_fields_set}
     return {key for key in identity.FORMER if key.partition(".")[2] in given[key.partition(".")[0]]}
 
 
 def _as_begun(job: JobConfig, folder: Path, remote: str | None, *, written: Collection[str] = ()) -> JobConfig:
-    """The job with defaults of an earlier version, where its folder was begun with them and the job leaves them to
-    today's: what a file does not say goes on as it began. written: keys that the file gives."""
+    """Return the job with defaults of an earlier version, where its folder was begun with them and the job leaves them
+    to today's: what a file does not say goes on as it began. written: keys that the file gives."""
     try:
         there = trial_dir.read_job(bucket.at(folder, remote))
     except (OSError, ValueError, RecursionError):  # `Training` says what is wrong with it

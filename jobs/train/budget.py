@@ -35,23 +35,23 @@ class BudgetMeter:
         return self.job.steps is None
 
     def is_exhausted(self, step: int, seconds: float) -> bool:
-        """Whether the budget is used up."""
+        """Return whether the budget is used up."""
         return seconds >= self._seconds if self.job.steps is None else step >= self.job.steps
 
     def evaluations(self, step: int, seconds: float) -> int:
-        """How many evaluations are due by now, the one before the first step not counted."""
+        """Count the evaluations that are due by now, without the evaluation before the first step."""
         return self._fraction_used(self.job.evaluate.times, step, seconds)
 
     def recorded(self, step: int, before_s: float, seconds: float) -> bool:
-        """Whether the evaluation after the step that took the training from `before_s` to `seconds` is recorded."""
+        """Return whether the evaluation after the step that went from `before_s` to `seconds` is recorded."""
         before, now = self.evaluations(step - 1, before_s), self.evaluations(step, seconds)
         if not self.timed:
             before, now = min(before, step - 1), min(now, step)
         return self.job.is_recorded(before, now)
 
     def logged(self, step: int, before_s: float, seconds: float) -> bool:
-        """Whether the step that took the training from `before_s` to `seconds` is one of those that are logged, as the
-        first and the last one are."""
+        """Return whether the step that took the training from `before_s` to `seconds` is logged, as the first and the
+        last step are."""
         if step == 1 or self.is_exhausted(step, seconds):
             return True
         if self.job.steps is None:
@@ -59,7 +59,7 @@ class BudgetMeter:
         return step % max(1, self.job.steps // LOGGED) == 0
 
     def rate(self, step: int, seconds: float) -> float:
-        """Learning rate of optimizer step `step` (1-based), which begins after `seconds`."""
+        """Return the learning rate of optimizer step `step` (1-based), which begins after `seconds`."""
         if self.job.steps is None:
             # The quotient may round up to all of the budget although a moment of it is left.
             used = 1.0 if self.is_exhausted(step - 1, seconds) else min(ALMOST_ALL, seconds / self._seconds)
@@ -67,7 +67,7 @@ class BudgetMeter:
         return optim.rate(self.job.optimizer, step=step, steps=self.job.steps)
 
     def describe(self, step: int, seconds: float) -> str:
-        """`step 30 of 120`, or `step 30, 2.5 of 10 s`."""
+        """Describe how far the job is: `step 30 of 120`, or `step 30, 2.5 of 10 s`."""
         if self.job.steps is None:
             return f"step {step}, {seconds:.1f} of {self._seconds:g} s"
         return f"step {step} of {self.job.steps}"
@@ -78,8 +78,9 @@ class BudgetMeter:
         return self.job.budget.seconds
 
     def _fraction_used(self, parts: int, step: int, seconds: float) -> int:
-        """Of the budget cut into `parts`, how many whole ones are used: the largest k with k budget <= parts used, in
-        whole numbers, for a quotient of floats is rounded and may fall short of a share that is just reached."""
+        """Count the whole parts that are used of the budget cut into `parts`: the largest k with k budget <= parts
+        used, in whole numbers, because a quotient of floats is rounded and may fall short of a share that is just
+        reached."""
         if self.is_exhausted(step, seconds):
             return parts
         if self.job.steps is not None:

@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def examined(kind: str, name: str, options: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
-    """What is wrong with one component of a job, and which distribution it comes from."""
+    """Check one component of a job. Returns what is wrong with it, and which distribution it comes from."""
     of = components.KINDS[kind]
     try:
         component = components.load(kind, name)
@@ -85,7 +85,7 @@ def _known_options(kind: str, expected: str, model: type[BaseModel]) -> str:
 
 
 def _distribution(name: str) -> tuple[tuple[str, str] | None, str]:
-    """Of an import path: the distribution that it was installed with, or what is wrong with where it comes from."""
+    """Find the distribution that an import path was installed with, or what is wrong with where it comes from."""
     if not components.is_import_path(name):
         return None, ""
     top = name.partition(":")[0].partition(".")[0]
@@ -136,7 +136,7 @@ def _tried_loss(job: JobConfig) -> Iterator[Issue]:
 
 
 def _meaningless(job: JobConfig) -> Iterator[Issue]:
-    """Keys of losses of anchors that a function of the whole batch would not heed."""
+    """Yield an issue for each key of losses of anchors that a function of the whole batch would not heed."""
     plain = type(job.loss)()
     for key in ("symmetric", "same_side", "hard_negative_weight", "margin", "bias"):
         if (value := getattr(job.loss, key)) != getattr(plain, key):
@@ -180,7 +180,7 @@ def _tried_schedule(job: JobConfig) -> Iterator[Issue]:
 
 
 def _tried_augmentation(job: JobConfig) -> Iterator[Issue]:
-    """Each image's view must not depend on the others: ranks and micro-batches see other neighbours."""
+    """Try the augmentation: no image's view may depend on other images, which differ by rank and micro-batch."""
     import torch
 
     view_of = components.called("augmentation", job.augment.name, job.augment.options)
@@ -254,7 +254,7 @@ def _tried_metric(job: JobConfig) -> Iterator[Issue]:
 
 
 def _tried_pooling(job: JobConfig) -> Iterator[Issue]:
-    """Each row's vector must not depend on the others, nor on what is padding."""
+    """Try the pooling: each row's vector must not depend on the others, nor on what is padding."""
     import torch
 
     from jobs.models.model import pooling_of
@@ -283,7 +283,7 @@ def _tried_pooling(job: JobConfig) -> Iterator[Issue]:
 
 
 def _tried_task(job: JobConfig) -> Iterator[Issue]:
-    """Of a class only its methods are looked at: what they do with rows, `python -m jobs.data` sees."""
+    """Try the task. Of a class only its methods are looked at: `python -m jobs.data` sees what they do with rows."""
     import inspect
 
     from jobs.config.protocols import Parts

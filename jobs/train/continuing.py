@@ -14,8 +14,8 @@ CHECKPOINTS = "checkpoints"
 def open_folder(
     storage: Storage, fence: trial_dir.Fence, job: JobConfig, *, named: bool, remark: Callable[[str], None]
 ) -> None:
-    """Claim the trial's folder, and clear away what a dead process has left half written. Raises as `trial.open_folder`
-    does, whose `named` and `remark` these are, and trial.TakenOver."""
+    """Claim the trial's folder, and clear away what a dead process has left half written. Raises trial_dir.TakenOver,
+    and as `trial_dir.open_folder` does, which takes `named` and `remark`."""
     fence.hold()
     trial_dir.open_folder(storage, job, named=named, remark=remark)
     if (storage.scratch / CHECKPOINTS).is_file():
@@ -26,8 +26,8 @@ def open_folder(
 def find(
     storage: Storage, *, remark: Callable[[str], None]
 ) -> tuple[checkpoint.Checkpoint | None, trial_dir.Result | None]:
-    """What the trial's files hold: the newest sound checkpoint, and the result if it has ended. remark: called with
-    what is wrong with them."""
+    """Read what the trial's files hold: the newest sound checkpoint, and the result if it has ended. remark: called
+    with what is wrong with them."""
     checkpoints = storage.inside(CHECKPOINTS)
     newest, remarks = checkpoint.newest(checkpoints)
     for sentence in remarks:
@@ -57,8 +57,8 @@ def commit(
     result: Mapping[str, object] | None,
     keep: int,
 ) -> None:
-    """Write whatever leads up to a checkpoint, and then the checkpoint, of which the newest `keep` stay. Raises
-    trial.TakenOver, storage.StorageFull and ConnectionError."""
+    """Write whatever leads up to a checkpoint, and then the checkpoint; only the newest `keep` checkpoints stay. Raises
+    trial_dir.TakenOver, storage.StorageFull and ConnectionError."""
     fence.hold()
     storage.publish(trial_dir.POINTS, "log.rank0.txt")
     if result is not None:

@@ -56,14 +56,14 @@ class Stop:
         self._event = threading.Event()
 
     def set(self) -> None:
-        """Ask it to."""
+        """Ask the function to return."""
         self._event.set()
 
     def __bool__(self) -> bool:
         return self._event.is_set()
 
     def __call__(self) -> bool:
-        """The same."""
+        """Return the same as `bool`."""
         return self._event.is_set()
 
 
@@ -199,7 +199,7 @@ class FunctionTraining:
         self._leave()
 
     def settle(self) -> None:
-        """Everything is written when it is reported."""
+        """Do nothing: `advance` and `save` have written everything when they return."""
 
     def _run(self, function: Callable[[JobConfig, Context], object]) -> None:
         try:
@@ -210,7 +210,7 @@ class FunctionTraining:
             self._error = RuntimeError(f"{self.job.task} ended by {type(error).__name__}: {error}; return instead")
 
     def _leave(self) -> None:
-        """Give up the ranks' own group: one that outlives the default group ends the process with an abort."""
+        """Give up the ranks' own group: a group that outlives the default group ends the process with an abort."""
         if self.control is not None:
             dist.destroy_process_group(self.control)
             self.control = None
@@ -242,7 +242,7 @@ class FunctionTraining:
         self.step = max((point.step for point in self._records.points), default=0)
 
     def _kept_names(self) -> list[str]:
-        """The function's files as they were kept last; none where the list of them is damaged."""
+        """Read the names of the function's files as they were kept last; none where the list of them is damaged."""
         try:
             names = json.loads(self.storage.read(KEPT) or "[]")
         except (ValueError, IsADirectoryError) as error:
@@ -320,7 +320,7 @@ def _number(key: object, value: object) -> float:
 
 
 def _stamps(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Name, size and time of every file below a folder; what goes while it is looked at is not among them."""
+    """Yield name, size and time of every file below a folder; what goes while it is looked at is not among them."""
     for path in sorted(folder.rglob("*")):
         with contextlib.suppress(FileNotFoundError):
             if path.is_file():

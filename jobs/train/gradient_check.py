@@ -47,7 +47,7 @@ class Tolerance:
 
 
 def tolerance(job: JobConfig, temperature: float) -> Tolerance:
-    """What rounding may do, and averaging over ranks, stale masks or lost gradients do far more.
+    """Choose how much rounding may do; averaging over ranks, stale masks or lost gradients do far more.
 
     Measured on small encoders: 1e-14 in fp64, 1e-6 in fp32, 5e-3 in bf16, where a last bit that turns moves an
     activation by 4e-3. The tolerances leave room for a hundred times that (bf16: twenty), as deep encoders round more.
@@ -63,19 +63,20 @@ def tolerance(job: JobConfig, temperature: float) -> Tolerance:
 
 
 def pairs(job: JobConfig, *, world: int, largest: int) -> int:
-    """Pairs to compare: at least one a rank, and no more than fit where the largest micro-batch of the step fits."""
+    """Choose how many pairs to compare: at least one a rank, and no more than fit where the largest micro-batch
+    does."""
     few = max(2 * world, largest) if job.has_micro_batches else PAIRS
     return min(job.batch.size, max(world, min(PAIRS, few)))
 
 
 def micro_batch_size(share: int) -> int:
-    """Pairs of a micro-batch, so that a rank's share is cut in three where it can be."""
+    """Choose how many pairs a micro-batch has, so that a rank's share is cut in three where it can be."""
     return -(-share // 3)
 
 
 def checked_loss(job: JobConfig) -> str | None:
-    """`infonce` in place of `infonce_ce`: the two differ in rounding alone, and that one is kept to show how large it
-    gets. None: the job's own."""
+    """Choose the loss to check: `infonce` in place of `infonce_ce`, as the two differ in rounding alone, and
+    `infonce_ce` is kept to show how large that gets. None: the job's own."""
     return "infonce" if job.loss.name == "infonce_ce" else None
 
 
@@ -122,7 +123,7 @@ def verify(
 
 
 def _about_own(job: JobConfig) -> str:
-    """What to look for first where the loss is the user's own."""
+    """Say what to look for first where the loss is the user's own."""
     if not is_import_path(job.loss.name):
         return ""
     return (
@@ -134,7 +135,7 @@ def _about_own(job: JobConfig) -> str:
 def compare(
     computed: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], allowed: Tolerance
 ) -> dict[str, float]:
-    """Each tensor's difference, relative to its norm or to the floor. No gradient is a gradient of zero."""
+    """Compute each tensor's difference, relative to its norm or to the floor. A missing gradient counts as zero."""
     norms = {name: 0.0 if x is None else float(x.double().norm()) for name, x in expected.items()}
     floor = allowed.floor * sum(norm**2 for norm in norms.values()) ** 0.5
     errors = {}
@@ -160,11 +161,11 @@ def dense_loss(
     temperature: float | Tensor,
     reference: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """A scalar whose gradient is that of the loss, from whole matrices in the precision of queries and keys [n, D].
+    """Compute a scalar with the gradient of the loss, from whole matrices in the precision of queries and keys [n, D].
 
-    hard [n, H, D]. infonce_ce is infonce. For flatnce, whose value is another's, and infonce_matched, whose scale is
-    the batch's, the scalar's value is not the loss's. reference: of a softmax loss that is named by its import
-    path, v -> a value whose derivative is its weight.
+    hard [n, H, D]. infonce_ce is infonce. For flatnce, which has InfoNCE's value, and infonce_matched, which has the
+    batch's scale, the scalar's value is not the loss's. reference: of a softmax loss that is named by its import path,
+    v -> a value with the loss's weight as its derivative.
     """
     sides = [queries, keys] if hard is None else [queries, keys, hard]
     mean = partial(_mean, loss, ids=ids, pool=pool, temperature=temperature, reference=reference)
@@ -186,7 +187,7 @@ def _mean(
     temperature: float | Tensor,
     reference: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Mean over pairs of one direction, or of both halves where symmetric. sides: queries, keys and hard negatives."""
+    """Average one direction over pairs, or both halves where symmetric. sides: queries, keys and hard negatives."""
     queries, keys, hard = sides[0], sides[1], sides[2] if len(sides) == 3 else None
     n = len(queries)
     index = torch.arange(n, device=queries.device)
@@ -273,7 +274,7 @@ def _one_process(
 
 
 def _stacked(parts: list[Tensor]) -> Tensor:
-    """Below one another; tokens padded by 0 to the longest, which their mask leaves out."""
+    """Stack tensors below one another; tokens are padded by 0 to the longest, and their mask leaves the padding out."""
     if parts[0].ndim != 2:
         return torch.cat(parts)
     longest = max(part.shape[1] for part in parts)

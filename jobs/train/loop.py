@@ -90,7 +90,7 @@ class Training(Resumable):
         return result
 
     def _look_at_duplicates(self, step: int, rows: NDArray[np.int64], masked: int) -> None:
-        """Note the first batch of which more than half is masked. Raises DataError on every rank where all of it is."""
+        """Note the first batch that is more than half masked. Raises DataError on every rank where all of it is."""
         note = data.note_on_batch(self.job, rows, step=step, masked=masked, hard=self.examples.hard_negatives)
         if note is not None and self.rank == 0 and not self._noted:
             self._noted = True
@@ -107,7 +107,7 @@ class Training(Resumable):
         masks: bool = True,
         same_as: str | None = None,
     ) -> StepResult:
-        """Gradients of a global batch of data rows, cut into `spans` on this rank.
+        """Compute the gradients of a global batch of data rows, cut into `spans` on this rank.
 
         masks: whether equal ids are looked at, where the job asks for it. same_as: another loss, computed in its place.
         """

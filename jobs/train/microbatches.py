@@ -21,12 +21,12 @@ class Batches:
         self._examples, self._job, self._rank, self._world = examples, job, rank, world
 
     def rows(self, step: int) -> NDArray[np.int64]:
-        """Data rows of the global batch of optimizer step `step` = 1, 2, ..."""
+        """Return the data rows of the global batch of optimizer step `step` = 1, 2, ..."""
         job = self._job
         return data.batch_rows(len(self._examples), size=job.batch.size, seed=job.seed, step=step, job=job)
 
     def spans(self, rows: NDArray[np.int64]) -> list[range]:
-        """This rank's pairs of the batch, micro-batch by micro-batch, as places in it."""
+        """Cut this rank's pairs of the batch into micro-batches, as positions in the batch."""
         mine = share(len(rows), rank=self._rank, world=self._world)
         budget = self._job.execution.micro_tokens
         if budget is None:
@@ -36,13 +36,14 @@ class Batches:
         return within_tokens(mine, lengths, sentences=2 + self._examples.hard_negatives, budget=budget)
 
     def micro_batch(self, step: int, rows: NDArray[np.int64], pairs: range) -> MicroBatch:
-        """The views of some pairs of the batch, by their places in it."""
+        """Return the views of some pairs of the batch, by their positions in it."""
         places = np.arange(pairs.start, pairs.stop)
         views = self._examples.views(rows[places], seed=self._job.seed, step=step, pairs=places)
         return MicroBatch(views, torch.from_numpy(places))
 
     def largest(self, step: int) -> int:
-        """Of the step's micro-batch that is largest on this rank: pairs, or the tokens of its sentences when padded."""
+        """Return the size of the step's largest micro-batch on this rank, in pairs; for sentences, in pairs times the
+        tokens of its longest sentence."""
         rows = self.rows(step)
         spans = self.spans(rows)
         if isinstance(self._examples, data.SentenceExamples):

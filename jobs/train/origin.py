@@ -52,7 +52,7 @@ def begin(expected: Expected) -> None:
 
 
 def look(job: JobConfig, expected: Expected) -> Origin:
-    """What this process computes `job` with. Raises OtherOrigin where that is not as expected; DataError and
+    """Find what this process computes `job` with. Raises OtherOrigin where that is not as expected; DataError and
     EncoderError for what cannot be read, where nothing is expected of it."""
     _refuse_other_code(expected)
     wanted_rows, wanted_weights = _entries(expected, "data"), _entries(expected, "weights")
@@ -93,7 +93,7 @@ def refuse_change(before: Origin, after: Origin) -> None:
 
 
 def _entries(expected: Expected, kind: str) -> dict[str, JsonObject]:
-    """What is expected of `data` or of `weights`, by name."""
+    """Return what is expected of `data` or of `weights`, by name."""
     entries = expected.get(kind)
     named = entries.items() if isinstance(entries, Mapping) else ()
     return {name: entry for name, entry in named if isinstance(entry, Mapping)}
@@ -132,8 +132,8 @@ _imported: set[str] = set()
 
 
 def _edited() -> Iterator[str]:
-    """Files of modules that have been imported since the last look, and are not what they were when this process first
-    digested its code: a rank that lives long imports some of them late."""
+    """Yield the files of modules that have been imported since the last look, and are not what they were when this
+    process first digested its code: a rank that lives long imports some of them late."""
     known = provenance.code_files(PACKAGE)
     for module in list(sys.modules):
         file = getattr(sys.modules[module], "__file__", None)

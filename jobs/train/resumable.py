@@ -115,21 +115,21 @@ class Resumable:
         self.writer.wait()
 
     def _clock(self, seconds: float) -> float:
-        """Seconds of training as all ranks take them: rank 0's, where they are the budget."""
+        """Return the seconds of training as all ranks take them: rank 0's, where they are the budget."""
         if not self.budget.timed:
             return seconds
         return agree([int(seconds * 1e9)], self.group, what="time")[0][0] / 1e9
 
     def _is_saved(self, evaluated: bool) -> bool:
-        """Whether this step is checkpointed. Of a budget in seconds every evaluation is, and the step after it, or
-        pruning would wait (see `_news`)."""
+        """Return whether this step is checkpointed. With a budget in seconds every evaluation is, and the step after
+        it, or pruning would wait (see `_news`)."""
         due = self.budget.timed and (evaluated or self.step == self._judged + 1)
         return due or self.step % self.job.execution.checkpoint_every == 0
 
     def _news(self) -> list[trial_dir.Point]:
-        """Points that were not told yet. With a budget in seconds, only those that the checkpoint before the newest has
-        passed, so that the newest may be damaged: a training that is continued before points that it has told logs and
-        is evaluated at other steps."""
+        """Return the points that were not reported yet. With a budget in seconds, only those that the checkpoint before
+        the newest has passed, so that the newest may be damaged: a training that is continued before points that it has
+        reported logs and is evaluated at other steps."""
         if self.budget.timed and self.result is None:
             self.settle()
             until = self._saved[0]
@@ -299,8 +299,8 @@ class Resumable:
         return self.examples.hard_negatives * self.job.negatives_group
 
     def _hashes(self) -> dict[str, str]:
-        """What paired trials must have in common: the rows, the order of the first epoch, the first weights, and of
-        those the encoder's by themselves, which arms share that differ in the head."""
+        """Hash what paired trials must have in common: the rows, the order of the first epoch, the first weights, and
+        the encoder's first weights by themselves, which arms with different heads share."""
         rows = len(self.examples)
         if self.job.data.sampler == "shuffled":
             order = data.batch_rows(rows, size=rows, seed=self.job.seed, step=1)

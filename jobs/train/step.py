@@ -87,21 +87,21 @@ class StepResult:
 
 
 def share(size: int, *, rank: int, world: int) -> range:
-    """The consecutive pairs of a global batch of `size` that belong to `rank`; ranks differ by one pair at most."""
+    """Return the consecutive pairs of a global batch of `size` that are `rank`'s; ranks differ by one pair at most."""
     return range(size * rank // world, size * (rank + 1) // world)
 
 
 def consecutive(pairs: range, size: int | None) -> list[range]:
-    """`pairs` in micro-batches of `size`, the last may be short; None: one micro-batch."""
+    """Cut `pairs` into micro-batches of `size`; the last may be short. None: one micro-batch."""
     size = size or max(len(pairs), 1)
     return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
 
 def within_tokens(pairs: range, lengths: Sequence[int], *, sentences: int, budget: int) -> list[range]:
-    """`pairs` in micro-batches of at most `budget` padded tokens, or of one pair.
+    """Cut `pairs` into micro-batches of at most `budget` padded tokens, or of one pair.
 
-    lengths: tokens of each pair's longest sentence. sentences: of each pair, all of which are padded to the longest of
-    the micro-batch. Micro-batches are filled from the first pair on, greedily.
+    lengths: tokens of each pair's longest sentence. sentences: how many each pair has, all padded to the longest of the
+    micro-batch. Micro-batches are filled from the first pair on, greedily.
     """
     starts, longest = [0], 0
     for index, length in enumerate(lengths):
@@ -180,7 +180,7 @@ class _Rows:
 
 
 def _encode(model: ContrastiveModel, micro_batch: MicroBatch, *, context: StepContext) -> list[Tensor]:
-    """Embeddings of a micro-batch: queries [c, D], keys [c, D] and, where there are any, hard negatives [c, H, D]."""
+    """Embed a micro-batch: queries [c, D], keys [c, D] and, where there are any, hard negatives [c, H, D]."""
     rows = _Rows.of(micro_batch, context.device)
     with dropout_keys(seed=context.seed, step=context.step, rows=rows.numbers):
         embedded = model.embed(rows.inputs)
@@ -197,11 +197,11 @@ def _encode_all(
     keep_graphs: int,
     memory_mb: int | None,
 ) -> list[list[Tensor]]:
-    """Embeddings of every micro-batch, with a graph for the first ones, as many as asked for or as fit.
+    """Embed every micro-batch, with a graph for the first few, as many as asked for or as fit.
 
     What a graph holds is counted as it is built, and is taken to be no more for the next micro-batch than the largest
-    so far; one that turns out not to fit is dropped again. Counting tensors, and not asking the allocator, makes the
-    choice the same on every device and in every attempt.
+    so far; a graph that turns out not to fit is dropped again. Counting tensors, and not asking the allocator, makes
+    the choice the same on every device and in every attempt.
     """
     if len(micro_batches) <= 1:
         keep_graphs, memory_mb = 1, None
@@ -274,7 +274,7 @@ def _masked_language_gradients(
 
 
 def _joined(parts: Sequence[Inputs]) -> Inputs:
-    """The views below one another; token sequences are padded to the longest (0 is also the mask of a pad)."""
+    """Stack the views below one another; token sequences are padded to the longest (0 is also the mask of a pad)."""
     result: Inputs = {}
     for name in parts[0]:
         tensors = [part[name] for part in parts]
@@ -290,7 +290,7 @@ def _length(inputs: Inputs) -> int:
 
 
 def _whole(leaves: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Queries, keys and hard negatives of all micro-batches."""
+    """Join the queries, keys and hard negatives of all micro-batches."""
     whole = [torch.cat(sides) if len(sides) > 1 else sides[0] for sides in zip(*leaves, strict=True)]
     return whole[0], whole[1], whole[2] if len(whole) > 2 else None
 
@@ -300,7 +300,7 @@ def _gradient(leaf: Tensor) -> Tensor:
 
 
 def diagnostics_points(result: StepResult) -> dict[str, float]:
-    """A step's values under the keys they are tracked by."""
+    """Return a step's values under the keys they are tracked by."""
     values = {f"train/{name}": value for name, value in dataclasses.asdict(result.diagnostics).items()}
     if result.mlm_loss is not None:
         values["train/mlm_loss"] = result.mlm_loss

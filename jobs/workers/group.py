@@ -87,7 +87,7 @@ class Rank:
         self._streams = Streams()
 
     def open_store(self) -> tuple[str, int]:
-        """Rank 0 opens the store at which the ranks meet; a free port, so that gangs on one host never clash."""
+        """Open the store where the ranks meet, on rank 0; at a free port, so that gangs on one host never clash."""
 
         import torch.distributed as dist
 
@@ -106,8 +106,8 @@ class Rank:
         return host, int(store.port)
 
     def join(self, world: int, store: tuple[str, int], limit_s: float, device: str, apart: bool) -> None:
-        """Form a process group of `world` ranks, which meet at `store` (host and port), for jobs on `device` (as
-        job.execution has it), whose collectives wait at most `limit_s` seconds; apart: on several nodes."""
+        """Join a process group of `world` ranks that meet at `store` (host and port), for jobs on `device` (as
+        job.execution has it); its collectives wait at most `limit_s` seconds. apart: on several nodes."""
         import torch
         import torch.distributed as dist
 
@@ -131,7 +131,7 @@ class Rank:
         self._world = 1
 
     def open_log(self, folder: str) -> None:
-        """Everything the rank prints from now on, C++ included, belongs to the trial in `folder`."""
+        """Append everything the rank prints from now on, C++ included, to its log of the trial in `folder`."""
         self._streams.append_to(Path(folder) / f"log.rank{self.rank}.txt")
 
     @heartbeat.working(heartbeat.LOADING)
@@ -200,15 +200,15 @@ class Rank:
 
     @ray.method(concurrency_group="watch")
     def beat(self) -> heartbeat.Heartbeat:
-        """What the working thread is doing."""
+        """Return what the working thread is doing."""
         return self.work.look(*self.reading())
 
     def reading(self) -> tuple[float, Reading]:
-        """Most memory of the trial so far in MB, and what is known of this process's cgroup."""
+        """Return the most memory of the trial so far in MB, and what is known of this process's cgroup."""
         return self.peak_mb(), memory.read()
 
     def peak_mb(self) -> float:
-        """Most memory of the trial so far, also while it is loaded; 0 without one."""
+        """Return the most memory of the trial so far, also while it is loaded; 0 without a trial."""
         trial_memory = self._trial_memory
         return 0.0 if trial_memory is None else float(trial_memory.reached() / 2**20)
 
@@ -265,8 +265,9 @@ class Gang:
     ) -> Report:
         """Load a job on as many ranks as it asks for. Returns the report of rank 0.
 
-        attempt: fencing token and number, which keep an older attempt out of the folder; remote: see `Training`, as for
-        expected, whose `directory` is the folder where the run began: there relative paths are looked for first.
+        attempt: fencing token and number, which keep an older attempt out of the folder; remote, expected: see
+        `Training`; the `directory` of expected is the folder where the run began: there relative paths are looked for
+        first.
         """
         from jobs.config import Execution
 
@@ -309,14 +310,14 @@ class Gang:
         self._call(self._world, "end")
 
     def kill(self, *, but: int | None = None) -> None:
-        """End every rank, `but` one that may still be asked about. gloo's peers of a dead rank fail by themselves,
+        """End every rank except `but`, which may still be asked about. gloo's peers of a dead rank fail by themselves,
         NCCL's may not."""
         for number, rank in enumerate(self._ranks):
             if number != but:
                 ray.kill(rank)
 
     def _report(self, method: str, *arguments: object) -> Report:
-        """Rank 0's report of `method`."""
+        """Call `method` on every rank and return rank 0's report."""
         reports: list[Report] = self._call(self._world, method, *arguments)
         self._note([report.pop("reading") for report in reports])
         self._step = reports[0]["step"]
@@ -366,8 +367,8 @@ class Gang:
             raise GangError(Failure("hung", rank, message, f"{message}\n\n{heartbeat.stacks(self._heartbeats)}"))
 
     def _root_cause(self, errors: dict[int, Exception], world: int) -> Failure:
-        """Of the errors so far; a rank that cannot be heard because its node is lost is the cause of what its peers
-        say of their connections to it."""
+        """Find the root cause of the errors so far; a rank that cannot be heard because its node is lost is the cause
+        of what its peers say of their connections to it."""
         failure = root_cause(errors)
         if all(is_about_peers(error) for error in errors.values()):
             for rank in set(range(world)) - set(errors):
@@ -376,7 +377,7 @@ class Gang:
         return failure
 
     def _classify_lost_rank(self, failure: Failure, errors: dict[int, Exception]) -> Failure:
-        """A rank that vanished: because of its node, because of its memory, or by itself?"""
+        """Decide why a rank vanished: because of its node, because of its memory, or by itself."""
         rank = failure.rank
         if rank is None or failure.kind not in ("worker_lost", "out_of_memory"):
             return failure
@@ -402,7 +403,7 @@ class Gang:
         return Failure("node_lost", rank, f"rank {rank}: its node {self._nodes.get(rank, '')[:12]} died", trace)
 
     def _loses_its_node(self, rank: int, node: str, *, unavailable: bool) -> bool:
-        """Whether the node of a rank that is gone goes too. unavailable: that it is gone is not sure yet."""
+        """Return whether the node of a rank that is gone goes too. unavailable: the rank's end is not sure yet."""
         deadline = time.monotonic() + NODE_S
         while unavailable and time.monotonic() < deadline:
             asked = self._ranks[rank].beat.remote()
@@ -415,8 +416,8 @@ class Gang:
 
 
 def node_is_lost(node: str, *, within_s: float = 0.0) -> bool:
-    """Whether a node of the connected cluster, by its id, is gone, or is soon. The cluster notices that after many
-    seconds of silence; that nobody listens where its raylet did is known at once."""
+    """Return whether a node of the connected cluster, by its id, is gone, or will be within `within_s` seconds. The
+    cluster notices that after many seconds of silence; that nobody listens where its raylet did is known at once."""
     deadline = time.monotonic() + within_s
     while True:
         known = next((entry for entry in ray.nodes() if entry["NodeID"] == node), None)
@@ -430,7 +431,7 @@ def node_is_lost(node: str, *, within_s: float = 0.0) -> bool:
 
 
 def _recount(node: str, before: Reading) -> dict[str, int] | None:
-    """What `memory.recount` says on a node; None if it does not answer in time."""
+    """Run `memory.recount` on a node and return its answer; None if the node does not answer in time."""
     if node == ray.get_runtime_context().get_node_id():
         return memory.recount(before)
     there = NodeAffinitySchedulingStrategy(node, soft=False)

@@ -53,12 +53,12 @@ class PhaseMonitor:
         self._phase, self._since = IDLE, time.monotonic()
 
     def enter(self, phase: str) -> None:
-        """The calling thread does `phase` from now on."""
+        """Note that the calling thread does `phase` from now on."""
         self._thread = threading.get_ident()
         self._phase, self._since = phase, time.monotonic()
 
     def look(self, peak_mb: float = 0.0, cgroup: Reading | None = None) -> Heartbeat:
-        """Called by another thread."""
+        """Describe what the working thread does; called by another thread."""
         frame = sys._current_frames().get(self._thread)  # noqa: SLF001 - the documented way to see another thread
         stack = traceback.extract_stack(frame) if frame is not None else []
         waits = any(part in entry.filename for entry in stack[-6:] for part in COLLECTIVES)
@@ -72,7 +72,7 @@ class Worker(Protocol):
     work: PhaseMonitor
 
     def peak_mb(self) -> float:
-        """Most memory of its trial so far."""
+        """Return the most memory of its trial so far."""
 
 
 T = TypeVar("T")
@@ -83,8 +83,8 @@ W = TypeVar("W", bound=Worker)
 def working(
     phase: str,
 ) -> Callable[[Callable[Concatenate[W, P], T]], Callable[Concatenate[W, P], T]]:
-    """A method that works in `phase`: others can see it do so, and an exception of it is in the worker's log too. One
-    for lack of memory says how much there was."""
+    """Wrap a method that works in `phase`: others can see it do so, and an exception of it is in the worker's log too.
+    An exception for lack of memory says how much there was."""
 
     def decorate(method: Callable[Concatenate[W, P], T]) -> Callable[Concatenate[W, P], T]:
         @wraps(method)
@@ -111,7 +111,7 @@ def working(
 def find_hung_rank(
     pulses: Mapping[int, Heartbeat], silent_s: Mapping[int, float], *, deadline_s: float, loading_s: float
 ) -> tuple[int, str] | None:
-    """The rank that hangs, and what it was doing; None while all is well.
+    """Find the rank that hangs, and what it was doing; None while all is well.
 
     pulses: the newest of each rank; silent_s: how long each has not answered. A rank is late beyond `deadline_s` in one
     phase (`loading_s` while it loads), counting the time it has been silent since.
@@ -137,7 +137,7 @@ def find_hung_rank(
 
 
 def stacks(pulses: Mapping[int, Heartbeat]) -> str:
-    """Where every rank stood, for a person."""
+    """Show where every rank stood, for a person."""
     shown = [
         f"rank {rank}, {pulse.phase} for {pulse.seconds:.0f} s:\n{pulse.stack}"
         for rank, pulse in sorted(pulses.items())

@@ -51,7 +51,7 @@ class Reading:
 
 
 def read(process: int | str = "self", root: Path = Path("/")) -> Reading:
-    """The memory of a living process of this machine, whose /proc and /sys are below `root`."""
+    """Read the memory of a living process of this machine, with /proc and /sys below `root`."""
     machine = str(root / "proc/vmstat")
     counts = {machine: count} if (count := _count(machine)) is not None else {}
     chain = _chain(root / "proc" / str(process), root)
@@ -79,13 +79,14 @@ def read(process: int | str = "self", root: Path = Path("/")) -> Reading:
 
 
 def recount(before: Reading) -> dict[str, int]:
-    """The counts of `before` as they are now, without those that are gone. Called on the machine of `before`."""
+    """Read the counts of `before` as they are now, without those that are gone. Called on the machine of `before`."""
     return {path: count for path in before.counts if (count := _count(path)) is not None}
 
 
 def verdict(before: Reading, now: Mapping[str, int] | None) -> str | None:
-    """Whether a process that has vanished was ended for lack of memory, from its newest reading and what `recount` says
-    now (None: its machine did not answer). Returns None if it was not, else what is known of its limit."""
+    """Judge whether a process that has vanished was ended for lack of memory, from its newest reading and what
+    `recount` says now (None: its machine did not answer). Returns None if it was not, else what is known of its
+    limit."""
 
     def risen(path: str | None) -> int:
         return now.get(path, 0) - before.counts[path] if now is not None and path is not None else 0
@@ -112,7 +113,7 @@ def verdict(before: Reading, now: Mapping[str, int] | None) -> str | None:
 
 
 def _chain(process: Path, root: Path) -> list[Path]:
-    """Folders of the process's memory cgroup and of those around it, as far as they can be seen from here."""
+    """List the folders of the process's memory cgroup and of those around it, as far as they can be seen from here."""
     try:
         lines = (process / "cgroup").read_text().splitlines()
         mounts = (process / "mountinfo").read_text().splitlines()
@@ -133,7 +134,7 @@ def _chain(process: Path, root: Path) -> list[Path]:
 
 
 def _mounts(lines: list[str], kind: str) -> Iterator[tuple[str, str]]:
-    """Of mounts of cgroups with memory: the cgroup that is mounted, and where."""
+    """Yield for each mount of cgroups with memory the cgroup that is mounted, and where."""
     for line in lines:
         ahead, _, behind = line.partition(" - ")
         fields, (fstype, _, options) = ahead.split(), [*behind.split(), "", "", ""][:3]
@@ -143,13 +144,13 @@ def _mounts(lines: list[str], kind: str) -> Iterator[tuple[str, str]]:
 
 
 def _below(path: str, inside: str) -> tuple[str, ...]:
-    """Names that lead from a mounted cgroup to the one at `path`; none where that is not below, as in containers."""
+    """Find the names that lead from a mounted cgroup to that at `path`; none if that is not below, as in containers."""
     names, mounted = PurePosixPath(path).parts[1:], PurePosixPath(inside).parts[1:]
     return names[len(mounted) :] if names[: len(mounted)] == mounted and ".." not in names else ()
 
 
 def _fullest(chain: list[Path]) -> tuple[int | None, int | None, int | None]:
-    """Bytes in use, peak and limit of the cgroup with the tightest limit."""
+    """Read the bytes in use, the peak and the limit of the cgroup with the tightest limit."""
     limited: list[tuple[int, Path]] = []
     for folder in chain:
         limits = [_number(folder / "memory.max"), _number(folder / "memory.limit_in_bytes")]
@@ -169,7 +170,7 @@ def _is_full(used: int | None, limit: int | None) -> bool:
 
 
 def _number(*paths: Path) -> int | None:
-    """The number in the first of these files that has one; `max` is none."""
+    """Read the number in the first of these files that has one; `max` is none."""
     for path in paths:
         try:
             return int(path.read_text())
@@ -187,7 +188,7 @@ def _count(path: str) -> int | None:
 
 
 def _labelled(path: Path, name: str) -> int | None:
-    """The number behind `name` in a file of lines `name number`."""
+    """Read the number behind `name` in a file of lines `name number`."""
     try:
         match = re.search(rf"^{name} (\d+)$", path.read_text(), re.MULTILINE)
     except (OSError, ValueError):

@@ -26,7 +26,7 @@ def use_the_nodes_network(address: str) -> None:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Return whether only this machine reaches an address."""
     try:
         return ipaddress.ip_address(address.partition("%")[0]).is_loopback
     except ValueError:  # a name
@@ -34,7 +34,7 @@ def is_loopback(address: str) -> bool:
 
 
 def listener(address: str) -> socket.socket:
-    """A socket that takes connections to one address of this machine, on a free port. Where the address is none of
+    """Open a socket that takes connections to one address of this machine, on a free port. Where the address is none of
     its own, as behind some NAT, it listens on all of them."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
@@ -46,7 +46,7 @@ def listener(address: str) -> socket.socket:
 
 
 def listens(host: str, port: int) -> bool:
-    """Whether a process at `host` accepts connections to `port`: not if it has ended, nor if the host is off."""
+    """Return whether a process at `host` accepts connections to `port`: not if it has ended, nor if the host is off."""
     try:
         socket.create_connection((host, port), CONNECT_S).close()
     except OSError:

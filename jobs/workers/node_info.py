@@ -28,7 +28,7 @@ class Gpus(TypedDict):
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of packages; `missing` for one that is not installed."""
+    """Return the versions of Python and of packages; `missing` for a package that is not installed."""
     installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -39,7 +39,7 @@ def versions() -> dict[str, str]:
 
 
 def missing(sources: Sequence[str]) -> dict[str, str]:
-    """The sources of data that are not found here, each with why; files are not opened."""
+    """Find which sources of data are not here, each with why; files are not opened."""
     from jobs.data.formats import DataError
     from jobs.data.resolve import locate
 
@@ -53,7 +53,7 @@ def missing(sources: Sequence[str]) -> dict[str, str]:
 
 
 def gpus() -> Gpus:
-    """The GPUs that torch sees, each tried."""
+    """Try each of the GPUs that torch sees, and describe them."""
     import torch
 
     names, error = [], None
@@ -69,7 +69,7 @@ def gpus() -> Gpus:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status for these command-line arguments."""
+    """Run with these command-line arguments and return the exit status."""
     sources = [argument for argument in arguments if argument != "--gpus"]
     node = {"versions": versions(), "missing": missing(sources), "gpus": gpus() if "--gpus" in arguments else None}
     sys.stdout.write(json.dumps(node) + "\n")

@@ -94,7 +94,7 @@ class _RankFailed(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status for these command-line arguments."""
+    """Run with these command-line arguments and return the exit status."""
     if not arguments or arguments[0].startswith("-"):
         sys.stderr.write(
             "usage: python -m jobs.workers.profile JOB...    where a JOB is a job in TOML or a trial's job.json\n"
@@ -121,7 +121,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _on_ranks(jobs: Sequence[JobConfig], scratch: Path) -> list[Measures]:
-    """What rank 0 has measured of each job. Raises _RankFailed; no rank outlives the call."""
+    """Measure each job on its ranks and return rank 0's measures. Raises _RankFailed; no rank outlives the call."""
     context = multiprocessing.get_context("spawn")
     world, began = jobs[0].execution.ranks, time.time()
     pipes, ranks = [], []
@@ -152,7 +152,7 @@ def _on_ranks(jobs: Sequence[JobConfig], scratch: Path) -> list[Measures]:
 
 
 def _heard(pipes: Mapping[int, Connection], *, time_left_s: float | None) -> dict[int, Answer]:
-    """What ranks answer, until all have, or one of them by an error; or for so long, whatever they answer."""
+    """Collect the ranks' answers until all are there or one has failed; or for `time_left_s`, whatever they answer."""
     answers: dict[int, Answer] = {}
     until = None if time_left_s is None else time.monotonic() + time_left_s
     while len(answers) < len(pipes) and (until is not None or all(kind == "result" for kind, _ in answers.values())):
@@ -170,7 +170,7 @@ def _heard(pipes: Mapping[int, Connection], *, time_left_s: float | None) -> dic
 
 
 def _cause(answers: Mapping[int, Answer], job: JobConfig) -> _RankFailed:
-    """Of what the ranks answer, the error that caused the others: a death, else one that is not about the network."""
+    """Find in the ranks' answers the error that caused the others: a death, else an error not about the network."""
 
     def order(item: tuple[int, Answer]) -> tuple[bool, bool, int]:
         rank, answer = item
@@ -197,7 +197,7 @@ def _less_memory(job: JobConfig) -> str:
 
 
 def _rank(rank: int, jobs: Sequence[JobConfig], scratch: str, began: float, sender: Connection) -> None:
-    """One rank: measure all jobs, send back ("result", what) or ("error", (text, status, for lack of memory))."""
+    """Run one rank: measure all jobs, send back ("result", what) or ("error", (text, status, for lack of memory))."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that watches ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ |= {"LOCAL_RANK": str(rank), "TMPDIR": scratch}  # torch leaves folders there
@@ -245,7 +245,7 @@ def _measured(rank: int, jobs: Sequence[JobConfig], scratch: Path, began: float)
 
 
 def measure(job: JobConfig, folder: Path, group: dist.ProcessGroup | None) -> Measures:
-    """What one job takes, on every rank of `group`; `ready`: unix seconds at which it could first have been trained.
+    """Measure what one job takes, on every rank of `group`; `ready`: unix seconds when it could first be trained.
 
     Raises what Training does, and ValueError for a job that diverges at once.
     """
@@ -253,7 +253,7 @@ def measure(job: JobConfig, folder: Path, group: dist.ProcessGroup | None) -> Me
     from jobs.metrics import evaluate
 
     def most(seconds: float) -> float:
-        """Of all ranks, so that they decide alike."""
+        """Return the most of all ranks, so that they decide alike."""
         return max(taken for (taken,) in agree([int(seconds * 1e6)], group, what="probe")) / 1e6
 
     job = _endless(job)
@@ -293,8 +293,8 @@ def measure(job: JobConfig, folder: Path, group: dist.ProcessGroup | None) -> Me
 
 
 def _endless(job: JobConfig) -> JobConfig:
-    """The job without an end, a checkpoint or an evaluation within the steps that are probed; its rate warms up slowly,
-    so that it does not diverge meanwhile."""
+    """Return the job without an end, a checkpoint or an evaluation within the steps that are probed; its rate warms up
+    slowly, so that it does not diverge meanwhile."""
     execution = job.execution.model_dump() | {"checkpoint_every": 10**9, "verify": False}
     evaluate = job.evaluate.model_dump() | {"times": 1}
     changed = {"budget": {"steps": 10**9}, "execution": execution, "evaluate": evaluate}
@@ -302,7 +302,7 @@ def _endless(job: JobConfig) -> JobConfig:
 
 
 def _begin(job: JobConfig, folder: Path, group: dist.ProcessGroup | None) -> tuple[Training, Mapping[str, float]]:
-    """A training before its first step, and the seconds of its phases: "loading", "evaluation"."""
+    """Start a training, up to its first step, and return it with the seconds of its phases: "loading", "evaluation"."""
     from jobs.train import Training
 
     entered = [("loading", time.perf_counter())]
@@ -317,7 +317,7 @@ def _begin(job: JobConfig, folder: Path, group: dist.ProcessGroup | None) -> tup
 
 
 def _step(training: Training) -> float:
-    """Seconds of one optimizer step."""
+    """Train for one optimizer step and return its seconds."""
     before = training.seconds
     training.advance(1)
     if training.result is not None:

@@ -43,7 +43,7 @@ class Report(TypedDict):
 
 
 def report_of(training: Training | FunctionTraining, points: Sequence[Point]) -> Report:
-    """Where a training stands, with these points of it. Takes its notes away."""
+    """Report where a training stands, with these points of it. Takes its notes away."""
     records: list[PointRecord] = [
         {"key": point.key, "step": point.step, "value": point.value, "time": point.time} for point in points
     ]

@@ -63,7 +63,7 @@ class _Group(click.Group):
 @click.group(cls=_Group)
 @click.version_option(package_name="contrastive-orchestrator")
 def main() -> None:
-    """Does A beat B? Controlled comparisons of contrastive encoders: one file, one command, one answer.
+    """Answer whether A beats B: controlled comparisons of contrastive encoders. One file, one command, one answer.
 
     Exit codes: 0 done; 1 some trials failed, or verify found a fault; 2 bad sweep or usage; 3 another driver holds
     the run; 4 infrastructure missing; 75 the cluster died, run it again; 130 interrupted, resumable.

@@ -19,7 +19,7 @@ from orchestrator.system.masking import without_user
 
 @contextlib.contextmanager
 def leaving(run: str | None, address: str) -> Iterator[None]:
-    """Ctrl-C leaves a job, which goes on."""
+    """Let Ctrl-C leave a job, which goes on, while the context lasts."""
     try:
         yield
     except KeyboardInterrupt:
@@ -40,7 +40,7 @@ def refuse_uri_for_a_folder(what: str, folder: str | None) -> None:
 
 
 def refuse_what_is_no_place(into: str) -> None:
-    """Raise UsageError for a folder in which MLflow or a report lies, or will lie."""
+    """Raise UsageError for a folder where MLflow or a report lies, or will lie."""
     from orchestrator.run_dir.bucket import is_uri
     from orchestrator.sweep.limits import TAKEN
 
@@ -52,7 +52,8 @@ def refuse_what_is_no_place(into: str) -> None:
 
 
 def refuse_a_taken_place(name: str, sweep: Path) -> None:
-    """Raise SweepChanged where something lies in the place of a run of this name that is no run and none to be."""
+    """Raise SweepChanged if the folder for a run of this name holds something that is neither a run nor the beginning
+    of a run."""
     from orchestrator.run_dir import creation
     from orchestrator.run_dir import folder as runs
 

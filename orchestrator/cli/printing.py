@@ -32,7 +32,7 @@ UNKNOWN = "-"
 
 
 def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
-    """Print text in which there may be data."""
+    """Print text that may hold data."""
     click.echo(visible_lines(text), err=err, nl=nl)
 
 
@@ -94,19 +94,19 @@ def print_plan(made: Plan, estimate: Estimate, probe: str) -> None:
 
 
 def _rounded(value: float | None) -> float | int | None:
-    """A measured number as a table shows it."""
+    """Round a measured number as a table shows it."""
     return None if value is None else round(value, 1) if value < 10 else round(value)
 
 
 def shown_arm(value: object) -> str:
-    """A value as a table shows it."""
+    """Format a value as a table shows it."""
     if value is None:
         return UNKNOWN
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _level(key: str, value: object) -> str:
-    """The value of an arm: of a job key, None is a value, and of what follows from the job it is unknown."""
+    """Format an arm's value: for a job key, None is a value; for what follows from the job, it means unknown."""
     return "none" if value is None and "." in key else shown_arm(value)
 
 
@@ -185,8 +185,8 @@ def watch_status(look: Callable[[], Status | None], run: str) -> None:
     from rich.live import Live
 
     def goes_on(status: Status) -> bool:
-        """Whether it may change by itself: a run that is planned has not got its driver yet; one that is running and
-        has none was killed."""
+        """Return whether the run may change by itself: a planned run has no driver yet; a running one without a driver
+        was killed."""
         is_driven = status["state"] in ("queued", "running") and status["driver"] is not None
         return status["state"] == "planned" or is_driven
 
@@ -203,7 +203,7 @@ def watch_status(look: Callable[[], Status | None], run: str) -> None:
 
 
 def _watched(status: Status, before: Status) -> list[TrialStatus]:
-    """The trials that are shown: all, or of many those that run and those that have changed."""
+    """Choose the trials to show: all, or of many those that run and those that have changed."""
     trials: list[TrialStatus] = status["trials"]
     if len(trials) <= MOST_WATCHED:
         return trials

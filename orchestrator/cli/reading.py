@@ -301,7 +301,7 @@ def ui(run: str | None, port: int, *, browse: bool, as_json: bool, address: str 
 
 
 def _status_there(address: str, run: str, *, as_json: bool, watch: bool) -> None:
-    """How a run stands, from what its driver has left with the job server; else from its ledger, by a job."""
+    """Print how a run stands, from what its driver has left with the job server; else from its ledger, by a job."""
     from orchestrator.cli import submission
 
     there = f"{shlex.quote(run)} --address {shlex.quote(without_user(address))}"

@@ -39,7 +39,7 @@ COMPLETE = "complete"
 
 
 def sweep_schema() -> Schema:
-    """The whole schema, as JSON."""
+    """Build the whole schema, as JSON."""
     sweep, job = (_as_toml(model) for model in (Sweep, JobConfig))
     known = job.pop("$defs") | sweep.pop("$defs")
     required = {"sweep": sweep.pop("required"), "job": [name for name in job.pop("required") if name in FIXED]}
@@ -99,17 +99,18 @@ class _Leaves:
     """The keys of a job that hold a value, by their dotted names."""
 
     def __init__(self, job: Schema, known: Mapping[str, Schema]) -> None:
-        """Puts a reference to its values in the place of each key."""
+        """Replace the values of each key by a reference to them."""
         self.defs: dict[str, Schema] = {}
         self._tree = self._collected(job, known, "")
 
     def table(self, form: Form, closed: Mapping[str, str]) -> Schema:
-        """A table of job keys, each dotted or in a table of its section; closed keys and sections are not in it."""
+        """Build a table of job keys, each dotted or in a table of its section; closed keys and sections are not in
+        it."""
         tree = {name: below for name, below in self._tree.items() if name not in closed}
         return {"type": "object", "additionalProperties": False} | self._nested(tree, form)
 
     def _collected(self, table: Schema, known: Mapping[str, Schema], prefix: str) -> Tree:
-        """Name -> the same of a section, or the dotted key."""
+        """Map each name to the same of a section, or to the dotted key."""
         tree: Tree = {}
         for name, field in table["properties"].items():
             key = prefix + name
@@ -123,7 +124,7 @@ class _Leaves:
         return tree
 
     def _nested(self, tree: Tree, form: Form) -> Schema:
-        """The keys of a tree, as `properties` and, of those that are tables of any keys, as `patternProperties`."""
+        """Return the keys of a tree as `properties` and, for tables of any keys, as `patternProperties`."""
         properties: dict[str, Schema] = {}
         patterns: dict[str, Schema] = {}
         for name, below in tree.items():
@@ -141,7 +142,7 @@ class _Leaves:
         return {"properties": properties} | ({"patternProperties": patterns} if patterns else {})
 
     def _of(self, key: str, form: Form) -> Schema:
-        """A reference to what stands for a key in tables of this form."""
+        """Build a reference to what stands for a key in tables of this form."""
         name = f"{form.__name__.strip('_')}.{key}"
         if form is not _job and name not in self.defs:
             self.defs[name] = form({"$ref": f"#/$defs/job.{key}"}, self.defs[f"job.{key}"].get("description", ""))
@@ -149,22 +150,22 @@ class _Leaves:
 
 
 def _job(values: Schema, about: str) -> Schema:
-    """One value, as in a job."""
+    """Describe one value, as in a job."""
     return values | {"description": about}
 
 
 def _levels(values: Schema, about: str) -> Schema:
-    """A list of values."""
+    """Describe a list of values."""
     return {"type": "array", "minItems": 1, "items": values, "description": about}
 
 
 def _alternatives(values: Schema, about: str) -> Schema:
-    """One value, or a list of them."""
+    """Describe one value, or a list of them."""
     return {"anyOf": [values, {"type": "array", "minItems": 1, "items": values}], "description": about}
 
 
 def _space(values: Schema, about: str) -> Schema:
-    """A range, or choices."""
+    """Describe a range, or choices."""
     ends = {name: {"$ref": f"#/$defs/space.{name}"} for name in Space.model_fields if name not in ("choices", "when")}
     choices = _levels(values, Space.model_fields["choices"].description or "")
     keys = {**ends, "choices": choices, "when": {"$ref": "#/$defs/when"}}
@@ -172,15 +173,15 @@ def _space(values: Schema, about: str) -> Schema:
 
 
 def _or_none(field: Schema) -> Schema:
-    """The same values, or a text that stands for None."""
+    """Allow the same values, or a text that stands for None."""
     about = {key: value for key, value in field.items() if key in ("description", "default")}
     values = {key: value for key, value in field.items() if key not in about}
     return about | {"anyOf": [*values.get("anyOf", [values]), *NONES]} | {"default": about.get("default", NONE[0])}
 
 
 def _complete(sweep: Schema, required: Mapping[str, list[str]]) -> Schema:
-    """What a sweep needs that extends no other one, whose sections may have it: the keys without defaults. Those of a
-    job's sections may be in every arm instead."""
+    """Require the keys without defaults for a sweep that extends no other sweep, since the sections of that other may
+    have them. Those of a job's sections may be in every arm instead."""
     inner: dict[str, Schema] = {"job": {"required": required["job"]}}
     for name, field in sweep["properties"].items():
         if needs := required.get(field.get("$ref", "").rpartition("/")[2]):
@@ -191,7 +192,7 @@ def _complete(sweep: Schema, required: Mapping[str, list[str]]) -> Schema:
 
 
 def _complete_space() -> Schema:
-    """A range has two ends; and a table of no key of a space is one of several spaces."""
+    """Require both ends of a range; a table without any key of a space is a table of several spaces."""
     return {
         "if": {"anyOf": [{"required": [name]} for name in Space.model_fields]},
         "then": {
@@ -203,8 +204,8 @@ def _complete_space() -> Schema:
 
 
 def _as_toml(model: type[BaseModel]) -> Schema:
-    """The schema of a model without titles, null and the defaults of whole sections, with descriptions in one line; a
-    reference has the description of what it refers to."""
+    """Build the schema of a model without titles, null and the defaults of whole sections, with descriptions in one
+    line; a reference has the description of what it refers to."""
     whole = model.model_json_schema()
     known = whole.get("$defs", {})
 
@@ -233,7 +234,7 @@ def _as_toml(model: type[BaseModel]) -> Schema:
 
 
 def _without_null(branches: list[Schema]) -> Iterator[Schema]:
-    """The branches that TOML can write. A whole number is a number."""
+    """Yield the branches that TOML can write. A whole number is a number."""
     for branch in branches:
         if branch.get("type") != "null" and not (branch == {"type": "integer"} and {"type": "number"} in branches):
             yield branch

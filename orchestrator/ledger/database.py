@@ -63,13 +63,13 @@ BUSY_S = 10
 
 
 def sqlite_url(path: Path) -> str:
-    """The URL of a ledger in a file."""
+    """Build the URL of a ledger in a file."""
     return f"sqlite:///{path.absolute()}"
 
 
 def parsed(url: str) -> sa.URL:
-    """The URL with the driver that we use. Raises LedgerError for what is none. The text itself is not shown: it may
-    hold a password."""
+    """Parse the URL, with the driver that we use. Raises LedgerError for what is none. The text itself is not shown: it
+    may hold a password."""
     try:
         location = sa.make_url(re.sub(r"^postgres(ql)?(?=://)", "postgresql+psycopg", url))
     except (sa.exc.ArgumentError, ValueError) as error:  # ValueError: of a port
@@ -86,7 +86,8 @@ class Database:
     """One database. Threads may share it: writers take turns, readers see the last commit."""
 
     def __init__(self, url: str, *, create: bool = False) -> None:
-        """Raises LedgerMissing for an SQLite file that is not there (unless `create`), LedgerError for a bad URL."""
+        """Prepare the database. Raises LedgerMissing for an SQLite file that is not there (unless `create`),
+        LedgerError for a bad URL."""
         self.url = parsed(url)
         shown = {name: value if name in SAID else MASK for name, value in self.url.query.items()}
         self.address = masked(self.url.set(query=shown).render_as_string(hide_password=True).replace("%2A", "*"))
@@ -139,13 +140,13 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One consistent view. Raises LedgerUnavailable."""
+        """Provide one consistent view while the context lasts. Raises LedgerUnavailable."""
         with self._translated(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction: all of it is kept, or, when the block raises, nothing. Raises LedgerUnavailable."""
+        """Provide one transaction: all of it is kept, or, when the block raises, nothing. Raises LedgerUnavailable."""
         if self.read_only:
             raise LedgerUnavailable(
                 f"ledger {self.address} is read-only here, and this is to be written; make its folder writable, or "
@@ -156,7 +157,7 @@ class Database:
 
     @contextmanager
     def upgrade(self) -> Iterator[Connection]:
-        """A transaction that brings the tables forward; of a ledger that is read-only, those of a copy in memory."""
+        """Provide a transaction that brings the tables forward; for a read-only ledger, those of a copy in memory."""
         if not self.read_only:
             with self.write() as connection, contextlib.ExitStack() as stack:
                 if self.path is None:
@@ -175,13 +176,13 @@ class Database:
                 yield connection
 
     def now(self, connection: Connection) -> float:
-        """Unix seconds by the database's clock, so that drivers on hosts with other clocks agree on a lease."""
+        """Return unix seconds by the database's clock, so that drivers on hosts with other clocks agree on a lease."""
         sqlite = "SELECT (julianday('now') - 2440587.5) * 86400.0"
         clock = sqlite if self.path else "SELECT extract(epoch FROM clock_timestamp())"
         return float(connection.exec_driver_sql(clock).scalar_one())
 
     def insert(self, table: sa.Table) -> sa.Insert:
-        """An insert into `table` that leaves a row alone which is there already."""
+        """Build an insert into `table` that leaves a row alone if it is there already."""
         if self.path:
             from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -222,7 +223,8 @@ class Database:
             raise LedgerDamaged(f"ledger {self.address} is damaged: {error}; put a copy of it there") from error
 
     def _passes(self, error: sa.exc.DBAPIError, reason: str) -> bool:
-        """Whether asking again later may help: after a restart, a failover, a lock that another process holds."""
+        """Return whether asking again later may help: after a restart, a failover, a lock that another process
+        holds."""
         if "full" in reason or "No space" in reason:
             return False
         if self.path is not None:
@@ -254,7 +256,8 @@ def probe(url: str) -> float:
 
 
 def damage_at(url: str) -> str | None:
-    """What SQLite has against the file of a ledger: a page that is damaged, an index that lacks a row, another format.
+    """Find what SQLite has against the file of a ledger: a page that is damaged, an index that lacks a row, another
+    format.
 
     None where there is nothing, or no file, or where that is for a server to say. Changes nothing, needs no lease, and
     makes no side files beside a file that nobody has open. Reads all of it.
@@ -265,7 +268,7 @@ def damage_at(url: str) -> str | None:
 
 
 def damage(path: Path) -> str | None:
-    """What SQLite has against a ledger's file."""
+    """Find what SQLite has against a ledger's file."""
     mode = "mode=ro" if path.with_name(path.name + "-shm").exists() else "immutable=1"
     address = f"file:{quote(str(path.absolute()))}?{mode}"
     try:
@@ -279,7 +282,7 @@ def damage(path: Path) -> str | None:
 
 
 def file_system(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
-    """Type of the file system that holds `folder`, or None where the system does not say (not Linux)."""
+    """Return the type of the file system that holds `folder`, or None where the system does not say (not Linux)."""
     if not mounts.exists():
         return None
     target, best, kind = folder.resolve(), -1, None
@@ -304,9 +307,9 @@ def _writer(url: sa.URL) -> sa.Engine:
 
 
 def _reader(path: Path) -> sa.Engine:
-    """A file that cannot be written, with what its write-ahead log holds.
+    """Open a file that cannot be written, with what its write-ahead log holds.
 
-    SQLite reads the log only where its index is there too, so of a log without one it is shown a copy.
+    SQLite reads the log only where its index is there too, so it is given a copy of a log without one.
     """
     log, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
     if log.is_file() and log.stat().st_size and not index.exists():
@@ -325,7 +328,7 @@ def _reader(path: Path) -> sa.Engine:
 
 
 def _in_memory(source: sqlite3.Connection) -> sa.Engine:
-    """A copy of a database that only this process sees, and that is gone with the engine. Closes `source`."""
+    """Copy a database into memory: only this process sees it, and it is gone with the engine. Closes `source`."""
     address = f"file:ledger-{uuid.uuid4()}?mode=memory&cache=shared"
     kept = sqlite3.connect(address, uri=True, check_same_thread=False)
     with contextlib.closing(source):

@@ -91,7 +91,7 @@ class Lease:
         return self._token
 
     def acquire(self, holder: str, ttl_s: float) -> int:
-        """Take the lease for `ttl_s` seconds. Raises LeaseHeld while another holds it, unless that one has ended.
+        """Take the lease for `ttl_s` seconds. Raises LeaseHeld while another holds it, unless that holder has ended.
 
         Where the clock leaves it open whether the holder lives, its row is watched for a while first.
         """
@@ -117,7 +117,7 @@ class Lease:
         return token
 
     def _is_renewed(self, watched: LeaseRow, limit_s: float) -> bool:
-        """Whether the row is renewed within `limit_s` seconds of this process's own, steady clock."""
+        """Return whether the row is renewed within `limit_s` seconds of this process's own, steady clock."""
         deadline = time.monotonic() + limit_s
         while (left_s := deadline - time.monotonic()) > 0:
             time.sleep(min(LOOK_S, left_s))
@@ -145,11 +145,11 @@ class Lease:
         self._token = None
 
     def check(self, connection: Connection) -> int:
-        """The token, if this process holds the lease. Raises LeaseLost.
+        """Return the token, if this process holds the lease. Raises LeaseLost.
 
         The row stays locked (shared) until the transaction ends, so nobody can take the lease between this check and
         the commit. SQLite has one writer at a time and needs no row lock. A transaction that is tried again locks it
-        alone: the server may still be at the one before, whose answer was not waited for, and then it waits for that.
+        alone: the server may still be at the try before, as nobody waited for its answer; then this one waits for it.
         """
         row = self._look(connection, lock="alone" if RETRIED.get() else "shared")
         if self._token is None:
@@ -160,7 +160,7 @@ class Lease:
         return self._token
 
     def holder(self) -> tuple[str, float, float] | None:
-        """Who holds it, since when and until when (unix seconds), or None when it is free or has expired.
+        """Return who holds it, since when and until when (unix seconds), or None when it is free or has expired.
 
         A lease that ends later than any renewal could make it (the clock was set back) is watched for a renewal.
         """
@@ -172,7 +172,7 @@ class Lease:
         return row.holder, row.since, min(row.expires, now + row.ttl_s)
 
     def last_holder(self) -> LastHolder | None:
-        """Who took it last and has neither given it back nor visibly ended; None when there is no such holder.
+        """Return who took it last and has neither given it back nor visibly ended; None when there is no such holder.
 
         Its lease may have expired: in an outage, or by a clock that was set ahead. Then only its own next look tells.
         """
@@ -183,13 +183,13 @@ class Lease:
         return LastHolder(row.holder, row.token, row.since, heard, row.expires <= now, WATCH * row.ttl_s)
 
     def ask_to_stop(self) -> None:
-        """Ask whoever holds it now to stop. Needs no lease; one who takes it later is not meant."""
+        """Ask whoever holds it now to stop. Needs no lease; whoever takes it later is not meant."""
         table = schema.leases
         with self._database.write() as connection:
             connection.execute(table.update().where(table.c.run == self._run).values(stop=table.c.token))
 
     def asked_to_stop(self) -> bool:
-        """Whether somebody has asked this holder to stop."""
+        """Return whether somebody has asked this holder to stop."""
         with self._database.read() as connection:
             return self._look(connection).stop == self._token
 
@@ -198,7 +198,7 @@ class Lease:
             return self._look(connection), self._database.now(connection)
 
     def _look(self, connection: Connection, *, lock: Lock | None = None) -> LeaseRow:
-        """The lease as it is; its row stays locked until the transaction ends, if that is asked for."""
+        """Read the lease as it is; its row stays locked until the transaction ends, if that is asked for."""
         query = sa.select(schema.leases).where(schema.leases.c.run == self._run)
         if lock is not None:
             query = query.with_for_update(read=lock == "shared")
@@ -214,10 +214,10 @@ class Lease:
 
 
 def busy(connection: Connection, now: float, *, has_ttl: bool) -> Driven | None:
-    """A run that somebody seems to drive, in tables of any version; else None.
+    """Find a run that somebody seems to drive, in tables of any version; else return None.
 
-    has_ttl: whether the tables tell how long a lease holds. A lease that ends later than that is of before the clock
-    was set back, and its holder, if it lives, renews it in a moment.
+    has_ttl: whether the tables tell how long a lease holds. A lease that ends later than that dates from before the
+    clock was set back, and its holder, if it lives, renews it in a moment.
     """
     table = schema.leases
     columns = [table.c.run, table.c.holder, table.c.expires, table.c.ttl if has_ttl else sa.null().label("ttl")]
@@ -228,7 +228,7 @@ def busy(connection: Connection, now: float, *, has_ttl: bool) -> Driven | None:
 
 
 def _doubt_s(row: LeaseRow, now: float) -> float | None:
-    """Seconds for which to watch a lease before it is taken: 0 for one that is free, None for one that is held.
+    """Return for how many seconds to watch a lease before it is taken: 0 for a free lease, None for a held one.
 
     A wall clock may have jumped since the lease was renewed. Back: it ends later than any renewal could make it, and
     would shut everybody out. Ahead: it has expired, and its holder may be alive and about to renew it.
@@ -242,7 +242,7 @@ def _doubt_s(row: LeaseRow, now: float) -> float | None:
 
 
 def _is_renewal(before: LeaseRow, after: LeaseRow) -> bool:
-    """Whether a lease was renewed, or has changed hands; that somebody asks its holder to stop is neither."""
+    """Return whether a lease was renewed, or has changed hands; that somebody asks its holder to stop is neither."""
     return before._replace(ttl_s=after.ttl_s, stop=after.stop) != after
 
 
@@ -251,7 +251,7 @@ def _ttl_s(recorded: float | None) -> float:
 
 
 def _last_sign(row: LeaseRow, now: float) -> float | None:
-    """When whoever the row names last wrote it; None where that is not known."""
+    """Return when whoever the row names last wrote it; None where that is not known."""
     if row.expires == -math.inf:
         return None
     return min(now, row.expires if row.holder is None else row.expires - row.ttl_s)

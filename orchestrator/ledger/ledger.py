@@ -82,7 +82,7 @@ class Ledger(Writing, Projecting):
 
     @staticmethod
     def runs(url: str) -> list[Run]:
-        """Every run in the database, oldest first. Raises LedgerMissing when there is no ledger."""
+        """List every run in the database, oldest first. Raises LedgerMissing when there is no ledger."""
         database = Database(url)
         try:
             return _runs(database)
@@ -138,15 +138,17 @@ class Ledger(Writing, Projecting):
 
     @patient
     def asked_to_stop(self) -> bool:
-        """Whether somebody has asked this driver to stop."""
+        """Return whether somebody has asked this driver to stop."""
         return self._lease.asked_to_stop()
 
     def holder(self) -> tuple[str, float, float] | None:
-        """Who drives this run, since when and until when unless renewed (unix seconds); None when nobody does."""
+        """Return who drives this run, since when and until when unless renewed (unix seconds); None when nobody
+        does."""
         return self._lease.holder()
 
     def last_holder(self) -> LastHolder | None:
-        """Who drives this run, or may still do so though its lease has expired; None when it has stopped or ended."""
+        """Return who drives this run, or may still do so though its lease has expired; None when it has stopped or
+        ended."""
         return self._lease.last_holder()
 
 

@@ -48,7 +48,8 @@ class Outage:
         """When the first call failed of those that overlap."""
 
     def through(self, call: Callable[[], T]) -> T:
-        """What `call` returns, tried again while the database is away. Raises LedgerAway when that takes too long."""
+        """Return the result of `call`, tried again while the database is away. Raises LedgerAway when that takes too
+        long."""
         with self._under_way():
             for number in range(10**9):
                 try:
@@ -64,13 +65,13 @@ class Outage:
         raise AssertionError("the loop above ends by itself")
 
     def lasted_s(self) -> float:
-        """How long the database has left a call unanswered, by itself or with errors; 0 when nobody asks."""
+        """Return how long the database has left a call unanswered, by itself or with errors; 0 when nobody asks."""
         now = time.monotonic()
         with self._lock:
             return max((now - moment for moment in self._calls.values()), default=0.0)
 
     def seems_away(self) -> bool:
-        """Whether nothing should be begun now."""
+        """Return whether nothing should be begun now."""
         return self.lasted_s() > SLOW_S
 
     @contextmanager

@@ -50,7 +50,8 @@ TCP = {
 def engine(
     url: sa.URL, address: str, *, settings: Mapping[str, object], answer_s: float | None = None, pooled: bool = True
 ) -> sa.Engine:
-    """An engine whose connections give up what is not answered. Raises LedgerError where psycopg is not installed.
+    """Create an engine with connections that give up what is not answered. Raises LedgerError where psycopg is not
+    installed.
 
     settings: of the server, for every connection. address: the URL without its password. answer_s: instead of ANSWER_S,
     how long the server may take for a statement. pooled: connections are kept, and each is tried before it is used.
@@ -119,7 +120,8 @@ def _connection_class(limit_s: float) -> type[psycopg.Connection[TupleRow]]:
 
 
 def _answered(steps: Generator[Asked, Heard, Result], limit_s: float) -> Generator[Asked, Heard, Result]:
-    """The same steps of psycopg's, unless nothing comes for `limit_s` seconds. It asks ten times a second."""
+    """Yield the same steps as psycopg, which asks ten times a second; raise TimeoutError when nothing comes for
+    `limit_s` seconds."""
     deadline = time.monotonic() + limit_s
     try:
         wanted = next(steps)

@@ -38,14 +38,14 @@ class Reading(Rows):
     def trials(
         self, stage: Stage | None = None, arm: str | None = None, state: TrialState | None = None
     ) -> list[Trial]:
-        """Trials in the order they were planned, all of them or those that match."""
+        """List trials in the order they were planned, all of them or those that match."""
         wanted = {"stage": stage, "arm": arm, "state": state}
         chosen = [schema.trials.c[key] == value for key, value in wanted.items() if value is not None]
         return self._trials(*chosen)
 
     @patient
     def trial(self, trial_id: str) -> Trial:
-        """One trial. Raises LedgerMissing."""
+        """Return one trial. Raises LedgerMissing."""
         matching = self._trials(schema.trials.c.id == trial_id)
         if not matching:
             raise LedgerMissing(f"this run has no trial {trial_id}; `orchestrator status` lists them")
@@ -53,7 +53,7 @@ class Reading(Rows):
 
     @patient
     def arms(self, ids: Collection[str]) -> dict[str, str]:
-        """Id -> arm of those of these trials that there are."""
+        """Map id to arm for those of these trials that exist."""
         table = schema.trials
         query = self._of(table, table.c.id, table.c.arm).where(table.c.id.in_(ids))
         with self._database.read() as connection:
@@ -61,7 +61,7 @@ class Reading(Rows):
 
     @patient
     def attempts(self, trial_id: str | None = None) -> list[Attempt]:
-        """Attempts of one trial, or of all, in order."""
+        """List the attempts of one trial, or of all, in order."""
         table = schema.attempts
         query = self._of(table, *named(Attempt, table)).order_by(table.c.trial, table.c.number)
         if trial_id is not None:
@@ -71,12 +71,12 @@ class Reading(Rows):
 
     @patient
     def points(self, trial_id: str | None = None, key: str | None = None) -> list[Point]:
-        """Points of one trial, or of all, by trial, key and step."""
+        """List the points of one trial, or of all, by trial, key and step."""
         return self._points(trial_id, key=key)
 
     @patient
     def suggestions(self, arm: str | None = None) -> list[Suggestion]:
-        """What was suggested, by arm and number."""
+        """List what was suggested, by arm and number."""
         table = schema.suggestions
         query = self._of(table, *named(Suggestion, table)).order_by(table.c.arm, table.c.number)
         if arm is not None:
@@ -86,14 +86,14 @@ class Reading(Rows):
 
     @patient
     def frozen(self) -> dict[str, Frozen]:
-        """The setting each arm was frozen at, by arm; an arm that is still being tuned is not there."""
+        """Return the setting each arm was frozen at, by arm; an arm that is still being tuned is not there."""
         with self._database.read() as connection:
             rows = connection.execute(self._of(schema.frozen)).all()
         return {row.arm: Frozen(row.params, row.number, row.hash) for row in rows}
 
     @patient
     def events(self, kind: str | None = None) -> list[Event]:
-        """What happened, oldest first."""
+        """List what happened, oldest first."""
         table = schema.events
         query = self._of(table, *named(Event, table)).order_by(table.c.id)
         if kind is not None:
@@ -103,7 +103,7 @@ class Reading(Rows):
 
     @patient
     def counts(self, stage: Stage | None = None) -> dict[TrialState, int]:
-        """How many trials are in each state, the empty ones included."""
+        """Count the trials in each state, the empty ones included."""
         table = schema.trials
         query = sa.select(table.c.state, sa.func.count()).where(self._own(table)).group_by(table.c.state)
         if stage is not None:
@@ -114,12 +114,12 @@ class Reading(Rows):
 
     @patient
     def fences(self) -> dict[str, tuple[int, int]]:
-        """Fencing token and number of the last attempt of each trial that has one."""
+        """Return the fencing token and number of the last attempt of each trial that has any."""
         table = schema.attempts
         with self._database.read() as connection:
             rows = connection.execute(self._of(table, table.c.trial, table.c.token, table.c.number)).all()
         return {row.trial: (row.token, row.number) for row in sorted(rows, key=lambda row: row.number)}
 
     def damage(self) -> str | None:
-        """What SQLite has against the file that holds this ledger; see `damage_at`."""
+        """Find what SQLite has against the file that holds this ledger; see `damage_at`."""
         return None if self._database.path is None else damage(self._database.path)

@@ -74,7 +74,7 @@ class Finished:
 
 
 def finished(url: str) -> list[Finished]:
-    """The trials of a database that ended well, of all its runs, in the order they ended.
+    """List the trials of a database that ended well, of all its runs, in the order they ended.
 
     Raises LedgerError for a database that is not there, broken, busy, or newer than this program.
     """
@@ -144,8 +144,8 @@ def _engine(url: str) -> sa.Engine:
 
 
 def _file(path: Path) -> sa.Engine:
-    """What a write-ahead log holds is read too. Where there is none the file holds everything, and a reader that takes
-    it as unchanging leaves no side files."""
+    """Open a file, with what its write-ahead log holds. Where there is no log the file holds everything, and a reader
+    that takes it as unchanging leaves no side files."""
     if not path.is_file():
         raise LedgerMissing(f"there is no file {path}")
     log, shared = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))

@@ -71,7 +71,7 @@ class Rows:
         return sa.select(*(columns or (table,))).where(self._own(table))
 
     def _own(self, table: sa.Table) -> sa.ColumnElement[bool]:
-        """The condition for rows of this run."""
+        """Return the condition for rows of this run."""
         key = table.c.uuid if table is schema.runs else table.c.run
         return key == self.uuid
 
@@ -150,17 +150,17 @@ class Rows:
 
 
 def named(kind: type[Trial | Attempt | Point | Suggestion | Event], table: sa.Table) -> list[Column]:
-    """The columns that a value of the ledger is made of, in its order."""
+    """List the columns that a value of the ledger is made of, in its order."""
     return [table.c[field.name] for field in fields(kind)]
 
 
 def _values(value: Trial | Point) -> dict[str, object]:
-    """The fields of a flat dataclass, without the deep copy of `asdict`."""
+    """Return the fields of a flat dataclass, without the deep copy of `asdict`."""
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def insert_trials(database: Database, connection: Connection, run: str, trials: Iterable[Trial]) -> None:
-    """Add trials of a run after those that there are; one that is there already is left as it is."""
+    """Add trials of a run after the existing ones; a trial that is there already is left as it is."""
     table, now = schema.trials, time.time()
     last = connection.execute(sa.select(sa.func.max(table.c.position)).where(table.c.run == run)).scalar()
     start = 0 if last is None else last + 1

@@ -47,16 +47,16 @@ class Real(UserDefinedType[float]):
     cache_ok = True
 
     def get_col_spec(self, **_: object) -> str:
-        """The name of the type, understood by both databases."""
+        """Return the name of the type, understood by both databases."""
         return "DOUBLE PRECISION"
 
     def bind_processor(self, dialect: Dialect) -> Callable[[float | None], float | str | None]:
-        """To the database."""
+        """Return the function that converts a value for the database."""
         nan = "nan" if dialect.name == "sqlite" else math.nan
         return lambda value: None if value is None else nan if math.isnan(value) else float(value)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[object], float | None]:  # noqa: ARG002
-        """From the database."""
+        """Return the function that converts a value from the database."""
         return lambda value: None if value is None else _number(value)
 
 
@@ -71,11 +71,11 @@ class Json(TypeDecorator[object]):
         self.kind = kind
 
     def process_bind_param(self, value: object, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """To the database."""
+        """Convert a value for the database."""
         return None if value is None else json.dumps(value, separators=(",", ":"))
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> object:  # noqa: ARG002
-        """From the database."""
+        """Convert a value from the database."""
         if value is None:
             return None
         try:
@@ -95,7 +95,7 @@ class Said(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """To the database."""
+        """Convert a text for the database."""
         return None if value is None else value.replace("\0", r"\x00").encode("utf-8", "backslashreplace").decode()
 
 
@@ -258,7 +258,7 @@ events = sa.Table(
 
 
 def stored_version(connection: Connection) -> int | None:
-    """The version of the ledger in this database, or None where there is no ledger."""
+    """Read the version of the ledger in this database, or return None where there is no ledger."""
     if not sa.inspect(connection).has_table(version.name):
         return None
     number: int | None = connection.execute(sa.select(version.c.version)).scalar_one_or_none()

@@ -137,7 +137,8 @@ class TrialResult:
 
     @classmethod
     def of(cls, stored: Mapping[str, JsonValue] | None) -> TrialResult:
-        """The result that a ledger or a result.json holds. A value that is not what belongs there counts as none."""
+        """Read the result that a ledger or a result.json holds. A value that is not what belongs there counts as
+        none."""
         kept = stored or {}
         counts = kept.get("samples") != 0  # a training loop of the user's own has none that is known
         return cls(

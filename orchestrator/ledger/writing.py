@@ -77,7 +77,7 @@ class Writing(Reading):
 
     @patient
     def add_trials(self, trials: Iterable[Trial]) -> None:
-        """Plan trials. One that is there already is left as it is."""
+        """Plan trials. A trial that is there already is left as it is."""
         with self._write() as (connection, _):
             insert_trials(self._database, connection, self.uuid, trials)
 
@@ -226,7 +226,7 @@ class Writing(Reading):
         return closed
 
     def _last_sign(self, connection: Connection, attempt: Attempt) -> float:
-        """When something was last heard of an attempt that was left running, or of its driver."""
+        """Return when something was last heard of an attempt that was left running, or of its driver."""
         table = schema.points
         own = (table.c.trial == attempt.trial) & (table.c.attempt == attempt.number)
         newest = connection.execute(sa.select(sa.func.max(table.c.time)).where(self._own(table), own)).scalar()
@@ -251,7 +251,7 @@ class Projecting(Reading):
 
     @patient
     def unprojected_trials(self) -> list[Trial]:
-        """Trials that were started and whose state MLflow does not have, in the order they were planned."""
+        """List started trials with a state that MLflow does not have, in the order they were planned."""
         table = schema.trials
         return self._trials(table.c.revision > table.c.projected, table.c.attempts > 0)
 
@@ -269,12 +269,12 @@ class Projecting(Reading):
 
     @patient
     def unprojected_points(self, limit: int = 1000, trial_id: str | None = None) -> list[Point]:
-        """At most `limit` points that MLflow does not have, by trial and step."""
+        """List at most `limit` points that MLflow does not have, by trial and step."""
         return self._points(trial_id, limit=limit)
 
     @patient
     def waiting(self) -> dict[str, int]:
-        """How many points MLflow does not have, by trial; trials without one are not there."""
+        """Count the points that MLflow does not have, by trial; trials without such points are not there."""
         table = schema.points
         waiting = self._own(table) & ~table.c.projected
         query = sa.select(table.c.trial, sa.func.count()).where(waiting).group_by(table.c.trial)

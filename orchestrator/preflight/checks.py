@@ -60,9 +60,8 @@ def examine(folder: RunFolder | None, *, plan: Plan | None = None, offline: bool
 
 
 def refuse(folder: RunFolder, plan: Plan) -> None:
-    """The blockers' part of it, before a session: on a cluster every node is asked, on this machine only about its
-    disk. What else would stop a session (room, data, ledger, MLflow) stops it by itself. Raises InfrastructureMissing.
-    """
+    """Raise InfrastructureMissing for blockers, before a session: on a cluster every node is asked, this machine only
+    about its disk. What else would stop a session (room, data, ledger, MLflow) stops it by itself."""
     blockers = [finding for finding in _on_nodes(folder, plan, thorough=False) if finding.level == BLOCKER]
     if blockers:
         lines = "\n".join(
@@ -75,7 +74,7 @@ def refuse(folder: RunFolder, plan: Plan) -> None:
 
 
 def _on_nodes(folder: RunFolder | None, plan: Plan | None, *, thorough: bool) -> list[Finding]:
-    """What the nodes tell, or this machine where there is no other."""
+    """Collect what the nodes tell, or this machine where there is no other."""
     try:
         with _mark(folder) as marker:
             answers, more = _answers(_questions(marker, plan), thorough=thorough)
@@ -100,7 +99,7 @@ def _on_nodes(folder: RunFolder | None, plan: Plan | None, *, thorough: bool) ->
 
 @contextlib.contextmanager
 def _mark(folder: RunFolder | None) -> Iterator[StorageMarker | None]:
-    """A file beside the run that nodes are asked to find, as long as the context lasts. Raises RemoteError, OSError."""
+    """Keep a file beside the run that nodes are asked to find, while the context lasts. Raises RemoteError, OSError."""
     if folder is None:
         yield None
         return
@@ -121,7 +120,7 @@ def _mark(folder: RunFolder | None) -> Iterator[StorageMarker | None]:
 
 
 def _there(folder: Path) -> Path:
-    """The folder, or the nearest one above it that there is."""
+    """Return the folder, or the nearest existing one above it."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
 
 
@@ -265,7 +264,7 @@ def _clocks(answers: Sequence[Answer[Facts]]) -> Iterator[Finding]:
 
 
 def clock(where: str, ahead_s: float) -> Finding | None:
-    """What is to be said of a clock that is `ahead_s` ahead of the driver's."""
+    """Judge a clock that is `ahead_s` seconds ahead of the driver's; return None if it is close enough."""
     if abs(ahead_s) <= AHEAD_S:
         return None
     shown = f"its clock is {abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} the driver's"

@@ -36,7 +36,7 @@ class Finding:
 
 
 def of_error(check: str, where: str, error: Exception) -> Finding:
-    """A blocker, from an error of this program: its text says what was found, and then what would work."""
+    """Make a blocker from an error of this program: its text says what was found, and then what would work."""
     what, _, remedy = str(error).partition("; ")
     return Finding(check, where, BLOCKER, what, remedy or "see that it is there, then ask again")
 

@@ -90,7 +90,7 @@ class Facts:
 
 
 def facts(asked: Questions) -> Facts:
-    """The answers of this node."""
+    """Collect the answers of this node."""
     looked, trouble = _looked(asked) if asked.ranks else (None, "")
     return Facts(
         host=socket.gethostname(),
@@ -104,7 +104,7 @@ def facts(asked: Questions) -> Facts:
 
 
 def code() -> str:
-    """A hash of the source of this package, as it would be imported here."""
+    """Hash the source of this package, as it would be imported here."""
     top = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for path in sorted(path for name in ("jobs", "orchestrator") for path in (top / name).rglob("*.py")):

@@ -84,13 +84,15 @@ def _trials_at_once(plan: Plan, ranks: int) -> int:
 
 
 def max_world_size(plan: Plan, executions: Iterable[Mapping[str, object]] = ()) -> int:
-    """The largest world size of a sweep's jobs and of `executions`: settings that attempts were given or are to get."""
+    """Return the largest world size of a sweep's jobs and of `executions`: settings that attempts were given or are to
+    get."""
     given = [execution.get("ranks") for execution in executions]
     return max([job.execution.ranks for job in jobs_of(plan)] + [ranks for ranks in given if isinstance(ranks, int)])
 
 
 def concurrent(plan: Plan, ranks: int, available: Sequence[capacity.Node] | None = None) -> int:
-    """How many trials of `ranks` ranks run at once, on `available` or on what a session would find; 0 if none fits."""
+    """Count the trials of `ranks` ranks that run at once, on `available` or on what a session would find; 0 if none
+    fits."""
     resources = plan.sweep.resources
     if resources.concurrent is not None and can_autoscale(plan):
         return resources.concurrent
@@ -100,12 +102,12 @@ def concurrent(plan: Plan, ranks: int, available: Sequence[capacity.Node] | None
 
 
 def can_autoscale(plan: Plan) -> bool:
-    """Whether trials that wait make the cluster larger."""
+    """Return whether trials that wait make the cluster larger."""
     return plan.sweep.resources.autoscale and access.address() is not None
 
 
 def usable(plan: Plan, nodes: Sequence[capacity.Node]) -> list[capacity.Node]:
-    """The nodes on which the sweep may run. Which GPUs a machine without an address has, only Ray will tell."""
+    """List the nodes that the sweep may run on. Only Ray can tell which GPUs a machine without an address has."""
     wanted = plan.sweep.resources.accelerator_type
     if wanted is None or access.address() is None:
         return list(nodes)
@@ -114,7 +116,7 @@ def usable(plan: Plan, nodes: Sequence[capacity.Node]) -> list[capacity.Node]:
 
 @cache
 def _nodes() -> list[capacity.Node]:
-    """What there is to run on, asked once: to connect to a cluster takes seconds."""
+    """List the nodes to run on, asked once: to connect to a cluster takes seconds."""
     try:
         with caught() as printed:
             return cluster.nodes()
@@ -132,8 +134,8 @@ def _nodes() -> list[capacity.Node]:
 
 
 def check_cluster(plan: Plan, ranks: int) -> None:
-    """Whether the largest trial finds a place. Raises ConfigError, or InfrastructureMissing where there are
-    no GPUs, or none of their type."""
+    """Check that the largest trial finds room. Raises ConfigError, or InfrastructureMissing where there are no GPUs, or
+    none of their type."""
     resources, every = plan.sweep.resources, _nodes()
     nodes = usable(plan, every)
     if ranks > 1 and 0 < resources.gpus_per_rank < 1:
@@ -163,7 +165,7 @@ def check_cluster(plan: Plan, ranks: int) -> None:
 
 
 def await_room(plan: Plan, ranks: int, *, say: Callable[[str], None]) -> None:
-    """Wait until the largest trial of a run that was under way finds a place, for `JOIN_S` at most: a cluster that was
+    """Wait until the largest trial of a run that was under way finds room, for `JOIN_S` at most: a cluster that was
     started again has its head before its nodes. Raises InfrastructureMissing where no cluster answers."""
     if access.address() is None:
         return
@@ -198,7 +200,7 @@ def _notes(folder: RunFolder) -> tuple[str, ...]:
 
 
 def check_tracking(folder: RunFolder) -> str:
-    """The URI of MLflow, which is there. Raises InfrastructureMissing, RemoteError."""
+    """Return the URI of MLflow after a check that it is there. Raises InfrastructureMissing, RemoteError."""
     from orchestrator import tracking
 
     uri = tracking_uri(folder)
@@ -210,16 +212,16 @@ def check_tracking(folder: RunFolder) -> str:
 
 
 def tracking_uri(folder: RunFolder) -> str:
-    """$MLFLOW_TRACKING_URI, or the embedded store beside the run folders: one for all of them. Raises RemoteError for
-    a run in a bucket, which has no such place."""
+    """Return $MLFLOW_TRACKING_URI, or the embedded store beside the run folders: one for all of them. Raises
+    RemoteError for a run in a bucket, which has no such store."""
     from orchestrator import tracking
 
     return folder.mlflow_url() or tracking.embedded_uri(folder.path.resolve().parent)
 
 
 def grace_s() -> float:
-    """Seconds that a SIGTERM leaves: $ORCHESTRATOR_GRACE_S. Raises InfrastructureMissing for what is no number of
-    them: nan, inf, a negative one."""
+    """Read the seconds that a SIGTERM leaves: $ORCHESTRATOR_GRACE_S. Raises InfrastructureMissing for what is no number
+    of them: nan, inf, a negative number."""
     text = os.environ.get("ORCHESTRATOR_GRACE_S") or str(GRACE_S)
     try:
         seconds = float(text)

@@ -9,7 +9,7 @@ NOTHING = "–"
 
 
 def value(x: float | None) -> str:
-    """A metric: four decimals, or three significant digits where those would say nothing."""
+    """Format a metric: four decimals, or three significant digits where those would say nothing."""
     if x is None:
         return NOTHING
     x += 0.0  # minus zero is zero
@@ -17,22 +17,22 @@ def value(x: float | None) -> str:
 
 
 def signed(x: float | None) -> str:
-    """A difference of metrics, with its sign."""
+    """Format a difference of metrics, with its sign."""
     return f"+{value(x)}" if x is not None and x > 0 else value(x)
 
 
 def interval(ends: Sequence[float] | None, *, sign: bool = False) -> str:
-    """[low, high] of a metric, or of a difference (`sign`)."""
+    """Format [low, high] of a metric, or of a difference (`sign`)."""
     return NOTHING if ends is None else "[" + ", ".join((signed if sign else value)(end) for end in ends) + "]"
 
 
 def probability(p: float | None) -> str:
-    """A p-value: three significant digits."""
+    """Format a p-value with three significant digits."""
     return NOTHING if p is None else f"{p:.3g}"
 
 
 def quantity(x: float | None) -> str:
-    """Seconds, megabytes, pairs per second: about three significant digits, thousands apart."""
+    """Format seconds, megabytes or pairs per second: about three significant digits, thousands apart."""
     if x is None:
         return NOTHING
     digits = 0 if abs(x) >= 100 else 1 if abs(x) >= 10 else 2
@@ -40,17 +40,17 @@ def quantity(x: float | None) -> str:
 
 
 def count(n: int | None) -> str:
-    """A whole number, thousands apart."""
+    """Format a whole number, thousands apart."""
     return NOTHING if n is None else f"{n:,}"
 
 
 def percent(rate: float | None) -> str:
-    """A rate in whole percent."""
+    """Format a rate in whole percent."""
     return NOTHING if rate is None else f"{100 * rate:.0f}%"
 
 
 def setting(params: Mapping[str, object] | None) -> str:
-    """`optimizer.lr = 0.003, loss.temperature = 0.1`."""
+    """Format settings: `optimizer.lr = 0.003, loss.temperature = 0.1`."""
     if not params:
         return NOTHING
     return ", ".join(f"{key} = {f'{x:.4g}' if isinstance(x, float) else x}" for key, x in params.items())

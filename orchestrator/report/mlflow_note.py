@@ -29,7 +29,7 @@ LONGEST_LABEL = 100
 
 
 def note(answer: Answer) -> str:
-    """Markdown of at most some 4,000 characters."""
+    """Return the answer as Markdown of at most some 4,900 characters."""
     written = (_note(answer, rows) for rows in range(MOST_ROWS, 0, -1))
     return next((text for text in written if len(text) <= LONGEST), _note(answer, 0, notes=0))
 
@@ -46,7 +46,8 @@ def _note(answer: Answer, rows: int, *, notes: int = MOST_NOTES) -> str:
 
 
 def numbers(answer: Answer) -> dict[str, float]:
-    """The answer's own numbers as metrics of MLflow, whose names hold fewer characters than labels."""
+    """Return the answer's own numbers as metrics of MLflow, which allows fewer characters in a name than a label may
+    have."""
     named = metric_names([arm.label for arm in answer.arms])
     metrics = {f"mean/{named[arm.label]}": arm.mean for arm in answer.arms}
     for result in (comparison.result for comparison in answer.comparisons):
@@ -57,8 +58,8 @@ def numbers(answer: Answer) -> dict[str, float]:
 
 
 def metric_names(labels: Sequence[str]) -> dict[str, str]:
-    """Labels as parts of a metric's name: MLflow allows few characters, takes / for a path and 250 in all. What is cut
-    off, or alike without the others, is told apart by a hash."""
+    """Return labels as parts of a metric's name: MLflow allows few characters, takes / for a path, and 250 characters
+    in all. Names that are cut off, or alike without the other characters, are told apart by a hash."""
     plain = {label: re.sub(r"[^\w\- ]", "_", label) for label in labels}
     alike = Counter(plain.values())
     long = {label for label, name in plain.items() if len(name) > LONGEST_LABEL or (alike[name] > 1 and name != label)}
@@ -70,7 +71,7 @@ def _hashed(label: str, name: str) -> str:
 
 
 def _apart(line: str) -> str:
-    """A row of a table with room between its cells, which MLflow's style leaves none."""
+    """Put room between the cells of a table's row, as MLflow's style leaves none."""
     return line.replace(" | ", " &nbsp; | ") if line.startswith("| ") and "---" not in line else line
 
 

@@ -50,7 +50,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
 
 
 def table(named: Mapping[str, Ledger]) -> pa.Table:
-    """One row per trial of these runs, in the order given and planned. named: name of a run -> its ledger.
+    """Build one row per trial of these runs, in the order given and planned. named: name of a run -> its ledger.
 
     The columns of COLUMNS, each with a type, and its meaning as field metadata; `metric.NAME` (double) for every metric
     of a final evaluation; and `job.KEY` for every key of the job that is not the same in all trials, as bool, int64,
@@ -81,7 +81,7 @@ def table(named: Mapping[str, Ledger]) -> pa.Table:
 
 
 def columns(schema: pa.Schema) -> list[tuple[str, str, str]]:
-    """Name, type and meaning of every column."""
+    """Return name, type and meaning of every column."""
     return [(field.name, str(field.type), field.metadata[b"description"].decode()) for field in schema]
 
 
@@ -109,12 +109,13 @@ def _row(ledger: Ledger, run: str, trial: Trial, metric: str) -> dict[str, objec
 
 
 def _measured(trial: Trial) -> Mapping[str, float]:
-    """The metrics of a trial. Ledgers of the first rules have those of the untrained encoder for what diverged."""
+    """Return the metrics of a trial, none for one that diverged: there, ledgers of the first rules have those of the
+    untrained encoder."""
     return {} if diverged(trial) else trial.metrics
 
 
 def _job_keys(trials: Sequence[Trial]) -> Iterator[tuple[str, pa.Array]]:
-    """The keys that differ between these jobs, and their values."""
+    """Yield the keys that differ between these jobs, with their values."""
     jobs = [flatten(trial.job) for trial in trials]
     for key in sorted({key for job in jobs for key in job} - {"seed", "stage"}):
         values = [job.get(key) for job in jobs]

@@ -13,7 +13,7 @@ from orchestrator.report.summary.sentences import is_tested, verdict_of
 
 
 def table(answer: Answer) -> RenderableType:
-    """The arms, the comparisons, the verdict. Fits 80 columns."""
+    """Build the tables of the arms and of the comparisons, the notes and the verdict. Fits 80 columns."""
     arms = Table(box=SIMPLE_HEAD, title=Text(f"{answer.metric} by arm"), title_justify="left", padding=(0, 1))
     arms.add_column("arm", overflow="fold", min_width=12)
     for heading in ("n", "mean", "95% interval", "diverged", "pairs/s", "peak MB"):
@@ -45,6 +45,6 @@ def table(answer: Answer) -> RenderableType:
 
 
 def multi_run_table(answer: MultiRunSummary) -> RenderableType:
-    """The verdict of each run, and below them the tables over all."""
+    """Build the lines with the verdict of each run, and below them the tables over all runs."""
     planned = [Text.assemble((f"{name}: ", "bold"), run.sentence) for name, run in answer.runs.items()]
     return Group(*planned, Text(), table(answer))

@@ -37,7 +37,8 @@ def write(ledger: Ledger, folder: Path) -> Summary:
 
 
 def write_several(named: Mapping[str, Ledger], folder: Path) -> MultiRunSummary:
-    """The same of several runs, on one page; see multi_run.summarize for what it says and raises."""
+    """Write the report of several runs on one page, and return its summary; see multi_run.summarize for what it says
+    and raises."""
     summary = multi_run.summarize(named)
     table = parquet.table(named)
     sweeps = {name: ledger.run.sweep for name, ledger in named.items()}
@@ -66,7 +67,7 @@ def _put(folder: Path, words: content.Page, drawn: Sequence[plots.Plot], table: 
 
 
 def _sweep_up(folder: Path) -> None:
-    """What processes of other machines have left; those of this one are known to be gone."""
+    """Delete old leftovers of processes of other machines; of this machine it is known which processes are gone."""
     for left in folder.parent.glob(".orchestrator-report-*"):
         if left.is_dir() and time.time() - left.stat().st_mtime > STALE_S:
             shutil.rmtree(left, ignore_errors=True)

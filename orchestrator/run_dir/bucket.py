@@ -45,13 +45,13 @@ class BadAddress(ValueError):
 
 
 def is_uri(text: str) -> bool:
-    """Whether a person means an object store and not a folder."""
+    """Return whether a person means an object store and not a folder."""
     return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
 
 
 def almost_uri(text: str) -> str | None:
-    """What was meant by `S3://bucket`, `s3:/bucket` and the like, which would be taken for a folder's name; None for
-    anything else, and where such a folder is there."""
+    """Return what was meant by `S3://bucket`, `s3:/bucket` and the like, which would be taken for a folder's name; None
+    for anything else, and where there is such a folder."""
     near = re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]*):/+", text)
     if near is None or is_uri(text) or os.path.lexists(text):
         return None
@@ -74,26 +74,26 @@ class Remote:
 
     @classmethod
     def of(cls, uri: str) -> Remote:
-        """What a person's URI names; nothing is asked yet. Raises BadAddress if it holds credentials, or what no URI
-        may."""
+        """Build the prefix that a person's URI names; nothing is asked yet. Raises BadAddress if the URI holds
+        credentials, or what no URI may."""
         _refuse_secrets(uri)
         _refuse_misspelled(uri)
         path, mark, query = uri.partition("?")
         return cls(path.rstrip("/") + mark + query)
 
     def inside(self, name: str) -> Remote:
-        """A prefix in it; what follows `?` stays at the end."""
+        """Return a prefix within this one; what follows `?` stays at the end."""
         path, mark, query = self.uri.partition("?")
         return Remote(f"{path}/{name}{mark}{query}")
 
     def above(self) -> Remote | None:
-        """The prefix that this one is in; None for a whole bucket."""
+        """Return the prefix that this one is in; None for a whole bucket."""
         path, mark, query = self.uri.partition("?")
         head = path.rpartition("/")[0]
         return None if head.endswith("/") else Remote(head + mark + query)
 
     def read(self, name: str) -> bytes | None:
-        """A file's content; None if it is not there."""
+        """Read a file's content; None if it is not there."""
         with self._asking() as objects:
             return objects.read(name)
 
@@ -115,12 +115,12 @@ class Remote:
             objects.delete(name)
 
     def files(self, name: str = "") -> dict[str, fs.FileInfo]:
-        """Files and folders directly in it, or in `name` within it: pyarrow's FileInfo by name."""
+        """List the files and folders directly in this prefix, or in `name` within it: pyarrow's FileInfo by name."""
         with self._asking() as objects:
             return {info.base_name: info for info in objects.infos(name)}
 
     def with_file(self, name: str) -> list[str]:
-        """The folders directly in it that hold a file `name`."""
+        """List the folders directly in this prefix that hold a file `name`."""
         with self._asking() as objects:
             folders = sorted(self.files())
             infos = objects.filesystem.get_file_info([objects.path(f"{folder}/{name}") for folder in folders])
@@ -138,7 +138,7 @@ class Remote:
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[ObjectStore]:
-        """Open it, and put into words whatever the store answers instead of what was asked."""
+        """Open the store, and put into words whatever it answers instead of what was asked."""
         try:
             yield _opened(self.uri)
         except FileNotFoundError as error:
@@ -204,5 +204,5 @@ def _refuse_misspelled(uri: str) -> None:
 
 @cache
 def _opened(uri: str) -> ObjectStore:
-    """What a URI names, which does not wait for ever."""
+    """Open what a URI names, with requests that do not wait for ever."""
     return ObjectStore.of(uri, request_s=REQUEST_S)

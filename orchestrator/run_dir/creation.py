@@ -102,13 +102,13 @@ class _Folder:
             os.close(descriptor)
 
     def names(self) -> dict[str, bool]:
-        """What lies here, and whether it is a file."""
+        """List what lies here, each name with whether it is a file."""
         if not self.path.exists():
             return {}
         return {entry.name: entry.is_file(follow_symlinks=False) for entry in os.scandir(self.path)}
 
     def read(self, name: str) -> bytes | None:
-        """A file's content; None if it is not there."""
+        """Read a file's content; None if it is not there."""
         path = self.path / name
         return path.read_bytes() if path.is_file() else None
 
@@ -127,7 +127,7 @@ class _Folder:
         (self.path / name).unlink(missing_ok=True)
 
     def written(self, name: str) -> float:
-        """When a file was written, in Unix seconds."""
+        """Return when a file was written, in Unix seconds."""
         return (self.path / name).stat().st_mtime
 
 
@@ -164,7 +164,7 @@ _Store = _Folder | _Bucket
 
 
 def refuse_what_is_no_run(folder: RunFolder, sweep_file: Path | None = None) -> None:
-    """Leave alone what lies there, unless it is what a creation has left that was killed. Changes nothing.
+    """Leave alone what lies there, unless a killed creation has left it. Changes nothing.
 
     Raises SweepChanged for anything else, for a run that somebody has just begun, and for one that is being created;
     InfrastructureMissing, RemoteError.
@@ -261,7 +261,7 @@ class _Creation:
                 store.delete(name)
 
     def _undo(self) -> None:
-        """Take the run away again, in an order in which every step may be the last one."""
+        """Take the run away again, in an order that lets every step be the last one."""
         store, marker = self._store, self._marker
         identity = store.read(IDENTITY) if store.names().get(IDENTITY) else None
         written = identity is not None and json.loads(identity).get("run") == marker.run
@@ -285,7 +285,7 @@ class _Creation:
             raise SweepChanged(_being_created(self._folder.name, now))
 
     def _is_given(self, name: str) -> bool:
-        """Whether it is the very file that was given, which is a person's."""
+        """Return whether a file is the very one that was given, which is a person's."""
         path = self._folder.path / name
         return self._folder.remote is None and path.exists() and path.samefile(self._sweep_file)
 
@@ -336,7 +336,7 @@ def _refuse_the_living(store: _Store, marker: _Marker) -> None:
 def _refuse_a_driven_ledger(folder: RunFolder, run: str | None) -> None:
     """Raise SweepChanged unless the ledger in the folder holds at most a run that was never begun.
 
-    run: its uuid, if a marker has told.
+    run: its uuid, if a marker names it.
     """
     try:
         runs = Ledger.runs(sqlite_url(folder.path / LEDGER))
@@ -381,12 +381,12 @@ def _store_of(folder: RunFolder) -> _Store:
 
 
 def _aside(name: str) -> str:
-    """What a file is called until all of it is written."""
+    """Return the name of a file until all of it is written."""
     return f".{name.removeprefix('.')}" if name == IDENTITY else f".{name.removeprefix('.')}.new"
 
 
 def _created(store: _Store) -> tuple[str, ...]:
-    """The names of all that a creation makes, the marker last."""
+    """List the names of all that a creation makes, the marker last."""
     if isinstance(store, _Bucket):
         return (SWEEP, DIFF, CODE, store.marker)
     files = (SWEEP, DIFF, CODE, store.marker)
@@ -394,12 +394,12 @@ def _created(store: _Store) -> tuple[str, ...]:
 
 
 def _created_before_markers(store: _Store) -> tuple[str, ...]:
-    """The names of what creations made that wrote no marker; and of a marker that was not yet in its place."""
+    """List the names of what creations without a marker made, and of a marker that was not yet in its place."""
     return (SWEEP,) if isinstance(store, _Bucket) else (SWEEP, *LEDGER_FILES, _aside(IDENTITY), _aside(store.marker))
 
 
 def _marker_of(store: _Store) -> _Marker | None:
-    """The marker that lies there. Of one that cannot be read only the time is known."""
+    """Read the marker that lies there, if any. Of a marker that cannot be read only the time is known."""
     if not store.names().get(store.marker):
         return None
     content = store.read(store.marker)
@@ -416,14 +416,15 @@ def _marker_of(store: _Store) -> _Marker | None:
 
 
 def _is_copy(path: Path, sweep_file: Path | None) -> bool:
-    """Whether nothing is lost with a file: it holds what the given one does, or its beginning, and is another file."""
+    """Return whether nothing is lost with a file: it holds what the given one does, or its beginning, and is another
+    file."""
     if sweep_file is None or path.samefile(sweep_file):
         return False
     return sweep_file.read_bytes().startswith(path.read_bytes())
 
 
 def _database(folder: RunFolder) -> str | None:
-    """Where the ledger is, if not in the run's folder; without its password."""
+    """Return where the ledger is, without its password; None if it is in the run's folder."""
     url = folder.ledger_url()
     if url == sqlite_url(folder.path / LEDGER):
         return None
@@ -431,7 +432,7 @@ def _database(folder: RunFolder) -> str | None:
 
 
 def _machine(holder: str) -> tuple[str, str]:
-    """Host, and boot and pid namespace, of a process named by `this_process`."""
+    """Return host, and boot and pid namespace, of a process named by `this_process`."""
     return holder.partition(" pid ")[0], holder.rpartition("[")[2].partition(" ")[0]
 
 

@@ -68,20 +68,20 @@ class Origin:
     """These changes, as `git apply` takes them."""
 
     def recorded(self) -> dict[str, object]:
-        """What a run's ledger keeps of it."""
+        """Return what a run's ledger keeps of it."""
         content = asdict(self)
         diff = content.pop("diff")
         return content | ({"diff": f"{DIFF}, sha256 {hashlib.sha256(diff).hexdigest()}"} if diff else {})
 
     def files(self) -> dict[str, bytes]:
-        """The files that travel with a job, so that `origin` says the same there."""
+        """Return the files that travel with a job, so that `origin` returns the same there."""
         known = asdict(self) | {"submitted": True}
         del known["diff"]
         return {SUBMITTED: json.dumps(known, indent=1).encode()} | ({DIFF: self.diff} if self.diff else {})
 
 
 def origin(command: str | None = None, *, root: Path = ROOT) -> Origin:
-    """Where this command was given and with which code; in a job, what the submitting machine has said.
+    """Find where this command was given and with which code; in a job, read what the submitting machine recorded.
 
     command: None is the command line of this process.
     """
@@ -103,7 +103,8 @@ def origin(command: str | None = None, *, root: Path = ROOT) -> Origin:
 
 
 def environment(origin: Origin) -> dict[str, Any]:
-    """What is needed to run a sweep again: command, code, versions, hardware. No environment variables: secrets."""
+    """Collect what is needed to run a sweep again: command, code, versions, hardware. No environment variables, as they
+    may hold secrets."""
     return {
         **origin.recorded(),
         "python": platform.python_version(),
@@ -114,20 +115,20 @@ def environment(origin: Origin) -> dict[str, Any]:
 
 
 def machine() -> dict[str, object]:
-    """What sets how fast trials run here: processor, cpus, gpus."""
+    """Return what sets how fast trials run here: processor, cpus, gpus."""
     return {"processor": _processor(), "cpus": os.cpu_count(), "gpus": _gpus()}
 
 
 def typed() -> str:
-    """The command line of this process, as a shell takes it."""
+    """Return the command line of this process, as a shell takes it."""
     by_module = sys.argv[0].endswith("cli/__main__.py")  # python -m orchestrator.cli
     program = "orchestrator" if by_module or Path(sys.argv[0]).name == "orchestrator" else sys.argv[0]
     return _without_secrets([program, *sys.argv[1:]])
 
 
 def _without_secrets(words: list[str]) -> str:
-    """The words as a shell takes them; a password or a key within an address is masked, also one with a slash in it,
-    and so is what a variable holds as a secret."""
+    """Join the words as a shell takes them; a password or a key within an address is masked, also one with a slash in
+    it, and so is what a variable holds as a secret."""
     plain = (re.sub(r"(\w://[^/:@\s]*:)[^@\s]+@", rf"\1{MASK}@", word) for word in words)
     return shlex.join(masked(word) for word in plain)
 
@@ -155,7 +156,7 @@ def _output(*command: str) -> str | None:
 
 
 def _git(root: Path, *arguments: str, codes: tuple[int, ...] = (0,)) -> bytes | None:
-    """What git prints about the checkout in `root`, whatever a user's settings are; None if it cannot say."""
+    """Return what git prints about the checkout in `root`, whatever a user's settings are; None if it cannot."""
     # Variables of a hook that started this process name another repository.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     # Code of this checkout is being run, so whose it is does not matter any more; containers often have another user.
@@ -174,8 +175,8 @@ def _git(root: Path, *arguments: str, codes: tuple[int, ...] = (0,)) -> bytes | 
 
 
 def _commit(root: Path) -> str | None:
-    """The commit of the checkout that holds this package. A package that is installed below somebody's checkout, in
-    its virtual environment for example, is no part of it."""
+    """Return the commit of the checkout that holds this package. A package that is installed below somebody's checkout,
+    in its virtual environment for example, is no part of it."""
     if _git(root, "ls-files", "--error-unmatch", "--", f"orchestrator/run_dir/{Path(__file__).name}") is None:
         return None
     commit = _git(root, "rev-parse", "--verify", "HEAD")
@@ -183,8 +184,8 @@ def _commit(root: Path) -> str | None:
 
 
 def _changes(root: Path, commit: str) -> bytes | None:
-    """What differs from the commit, as `git apply` takes it: Python files first, and of those that do not fit and of
-    binary ones the names alone. Empty if nothing does; None if git cannot say."""
+    """Collect what differs from the commit, as `git apply` takes it: Python files first; files that do not fit and
+    binary ones by name alone. Empty if nothing differs; None if git cannot say."""
     plain = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
     tracked = _git(root, "diff", *plain, "--no-renames", "--relative", "HEAD", "--", ".")
     names = _git(root, "ls-files", "--others", "-z", "--", *(f"{folder}/*.py" for folder in CODE))
@@ -214,12 +215,12 @@ def _changes(root: Path, commit: str) -> bytes | None:
 
 
 def _sections(diff: bytes) -> Iterator[bytes]:
-    """The parts of a diff, one a file."""
+    """Yield the parts of a diff, one for each file."""
     yield from (part for part in re.split(rb"^(?=diff --)", diff, flags=re.M) if part)
 
 
 def _name(section: bytes) -> bytes:
-    """The file that a part is about. Its first line has the name twice: `diff --git a/NAME b/NAME`."""
+    """Return the file that a part is about. Its first line has the name twice: `diff --git a/NAME b/NAME`."""
     both = section.partition(b"\n")[0].removeprefix(b"diff --git ")
     return both[2 : len(both) // 2]
 

@@ -22,7 +22,7 @@ from orchestrator.system.scratch import folder as scratch_folder
 def export(folder: RunFolder, wanted: str, dest: Path) -> dict[str, object]:
     """Write the encoder of a trial of the run to the new folder `dest`. Returns what was written, as plain JSON.
 
-    wanted: a trial's id, which may be shortened, or the label of an arm, whose best confirm trial is taken.
+    wanted: a trial's id, which may be shortened, or the label of an arm, for its best confirm trial.
     Raises RunError, InfrastructureMissing, and as `RunFolder.open`.
     """
     with contextlib.closing(folder.open()) as ledger:
@@ -48,7 +48,7 @@ def export(folder: RunFolder, wanted: str, dest: Path) -> dict[str, object]:
 
 
 def choose(run: Run, trials: list[Trial], wanted: str, folder: RunFolder) -> tuple[Trial, str]:
-    """The trial that a person means, and why this one in words. Raises RunError."""
+    """Choose the trial that a person means, and say in words why this one. Raises RunError."""
     arms = list(dict.fromkeys(trial.arm for trial in trials))
     if wanted in arms:
         return _best(run, trials, wanted, f"orchestrator resume {folder.quoted}")
@@ -63,8 +63,8 @@ def choose(run: Run, trials: list[Trial], wanted: str, folder: RunFolder) -> tup
 
 
 def _best(run: Run, trials: list[Trial], arm: str, resume: str) -> tuple[Trial, str]:
-    """The confirm trial of an arm that the sweep's metric likes best; the earliest of equals. resume: the command that
-    continues the run."""
+    """Choose the confirm trial of an arm that the sweep's metric likes best; the earliest of equals. resume: the
+    command that continues the run."""
     metric, mode = run.sweep["metric"]["name"], run.sweep["metric"]["mode"]
     own = [trial for trial in trials if trial.arm == arm]
     sound = [t for t in own if t.stage == "confirm" and t.state == "done" and t.outcome == "ok"]
@@ -81,7 +81,7 @@ def _best(run: Run, trials: list[Trial], arm: str, resume: str) -> tuple[Trial, 
 
 
 def _failure(code: int, stderr: str, trial: Trial, trials: list[Trial], resume: str) -> Exception:
-    """What a process that did not write the folder said, as the error that the command line ends with."""
+    """Turn what the process printed when it did not write the folder into the error that the command line ends with."""
     error = re.search(r"^error: (.*)", stderr, re.M | re.S)
     if error is None:
         return RuntimeError(f"python -m jobs.export ended with {code}:\n{stderr}")

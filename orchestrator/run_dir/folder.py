@@ -133,16 +133,16 @@ class RunFolder:
         return self._identity() is not None
 
     def trial(self, trial: str) -> Path:
-        """Folder of one trial."""
+        """Return the folder of one trial."""
         return self.trials / trial
 
     def trial_uri(self, trial: str) -> str | None:
-        """Where one trial is kept, if not in its folder."""
+        """Return the URI of one trial; None if it is kept in its folder."""
         return None if self.remote is None else self.remote.inside(f"trials/{trial}").uri
 
     def ledger_url(self) -> str:
-        """The database: $ORCHESTRATOR_LEDGER, or ledger.db in this folder. Raises RunError where a run in a bucket
-        lacks the first."""
+        """Return the address of the database: $ORCHESTRATOR_LEDGER, or ledger.db in this folder. Raises RunError where
+        a run in a bucket lacks the first."""
         named = os.environ.get("ORCHESTRATOR_LEDGER")
         if not named and self.remote is not None:
             raise RunError(
@@ -152,8 +152,8 @@ class RunFolder:
         return named or sqlite_url(self.path / "ledger.db")
 
     def mlflow_url(self) -> str | None:
-        """$MLFLOW_TRACKING_URI; None for the embedded store beside the folder. Raises RemoteError where a run in a
-        bucket has neither."""
+        """Return $MLFLOW_TRACKING_URI; None for the embedded store beside the folder. Raises RemoteError where a run in
+        a bucket lacks the first."""
         named = os.environ.get("MLFLOW_TRACKING_URI")
         if not named and self.remote is not None:
             raise RemoteError(
@@ -163,7 +163,7 @@ class RunFolder:
         return named or None
 
     def open(self) -> Ledger:
-        """The ledger of this run. Raises RunError, LedgerError or RemoteError."""
+        """Open the ledger of this run. Raises RunError, LedgerError or RemoteError."""
         identity = self._identity()
         if identity is None:
             raise RunError(
@@ -181,7 +181,7 @@ class RunFolder:
             ) from error
 
     def check_out(self) -> None:
-        """Make the working copy of a run in a bucket, of which nothing is left of another run; for its driver only.
+        """Make the working copy of a run in a bucket, without anything of another run; for its driver only.
 
         A creator that was killed as soon as the run existed has left its marker, which goes.
         """
@@ -218,7 +218,8 @@ class RunFolder:
             self.remote.delete(f"{self.report.name}/{name}")
 
     def _identity(self) -> str | None:
-        """The text of sweep.json, where it counts. Raises LedgerError for one that cannot be read."""
+        """Read the text of sweep.json where the run is kept; None without any. Raises LedgerError for one that cannot
+        be read."""
         if self.remote is None:
             try:
                 return self.identity.read_text("utf-8") if self.identity.exists() else None
@@ -234,7 +235,7 @@ class RunFolder:
             raise self._damaged(str(error)) from error
 
     def _uuid(self, identity: str) -> str:
-        """The run's uuid in the text of sweep.json. Raises LedgerError."""
+        """Read the run's uuid from the text of sweep.json. Raises LedgerError."""
         try:
             uuid = json.loads(identity)["run"]
         except (ValueError, LookupError, TypeError, RecursionError) as error:
@@ -244,12 +245,12 @@ class RunFolder:
         return uuid
 
     def _damaged(self, why: str) -> LedgerError:
-        """About sweep.json, of which `run` alone is read; the ledger knows it too."""
+        """Build the error about sweep.json; only its `run` is read, which the ledger knows too."""
         where = str(self.identity) if self.remote is None else self.remote.inside(self.identity.name).uri
         return LedgerError(f"{where} cannot be used ({why}). {self.identity_remedy()}")
 
     def identity_remedy(self) -> str:
-        """How to get sweep.json back."""
+        """Say how to get sweep.json back."""
         known = []
         with contextlib.suppress(LedgerError, RunError, OSError):
             known = Ledger.runs(self.ledger_url())
@@ -261,12 +262,12 @@ class RunFolder:
 
 
 def as_argument(name: str) -> str:
-    """A run's name as a command takes it where this is read: quoted for the shell, and in a job with `--address`."""
+    """Quote a run's name as a command takes it where this is read: for the shell, and in a job with `--address`."""
     return f"{shlex.quote(name)}{address_option()}"
 
 
 def at(name: Path | str) -> RunFolder:
-    """The run in a folder, or at a URI. Raises BadAddress for one with credentials, and for what is almost a URI."""
+    """Return the run in a folder or at a URI. Raises BadAddress for credentials in it and for what is almost a URI."""
     if not is_uri(str(name)):
         refuse_almost_uri(str(name))
         return RunFolder(Path(name))
@@ -275,13 +276,13 @@ def at(name: Path | str) -> RunFolder:
 
 
 def scratch() -> Path:
-    """Where the working copies of runs in buckets lie: $ORCHESTRATOR_SCRATCH, or a folder of the user's cache."""
+    """Return the folder of the working copies of runs in buckets: $ORCHESTRATOR_SCRATCH, or one in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("ORCHESTRATOR_SCRATCH") or cache / "orchestrator")
 
 
 def home() -> Path:
-    """Where runs live unless told otherwise: $ORCHESTRATOR_RUNS, or `runs` here. Raises RunError, BadAddress."""
+    """Return the folder where runs live by default: $ORCHESTRATOR_RUNS, or `runs` here. Raises RunError, BadAddress."""
     named = os.environ.get("ORCHESTRATOR_RUNS") or "runs"
     refuse_almost_uri(named)
     if is_uri(named):
@@ -290,14 +291,14 @@ def home() -> Path:
 
 
 def names(parent: Path | Remote) -> list[str]:
-    """Names of the runs in a folder or under a URI."""
+    """List the names of the runs in a folder or under a URI."""
     if isinstance(parent, Remote):
         return parent.with_file("sweep.json")
     return sorted(path.parent.name for path in parent.glob("*/sweep.json"))
 
 
 def find(run: str) -> RunFolder:
-    """The run that a person means: a folder, a URI, or a name under `home`. Raises RunError with the nearest match."""
+    """Find the run that a person means: folder, URI or name under `home`. Raises RunError with the nearest match."""
     if is_uri(run):
         return _find_remote(at(run))
     refuse_almost_uri(run)
@@ -330,7 +331,7 @@ def _find_remote(folder: RunFolder) -> RunFolder:
 
 
 def status(ledger: Ledger) -> Status:
-    """The state of a run as plain JSON. Raises LedgerError."""
+    """Return the state of a run as plain JSON. Raises LedgerError."""
     run, trials = ledger.run, ledger.trials()
     states = Counter(trial.state for trial in trials)
     driver = ledger.holder()
@@ -371,7 +372,7 @@ def stop(ledger: Ledger, folder: RunFolder, *, wait_s: float) -> tuple[str, bool
     """Ask the driver of a run to stop, and wait for it. Returns what to tell, and whether nobody drives it now.
 
     A driver whose lease has expired is asked too, as it may wait for its database, or a clock was set ahead. It counts
-    as gone when it does not renew the lease in a time in which one that lives does, as for whoever takes it over.
+    as gone when it does not renew the lease in the time that a living driver takes, as for whoever takes it over.
     """
     driver = ledger.last_holder()
     if driver is None:
@@ -397,7 +398,7 @@ def stop(ledger: Ledger, folder: RunFolder, *, wait_s: float) -> tuple[str, bool
 
 
 def logs(folder: RunFolder, trial: str, rank: int | None) -> str:
-    """What one rank of one trial printed; the trial's id may be shortened. Raises RunError.
+    """Return what one rank of one trial printed; the trial's id may be shortened. Raises RunError.
 
     rank: None is rank 0, and after it the whole of the newest failure, in the words of the rank that caused it.
     """

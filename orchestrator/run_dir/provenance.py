@@ -129,7 +129,7 @@ def examine(
 
 
 def _looked_at(job: Mapping[str, Any]) -> str:
-    """What of a job decides what a look at it says."""
+    """Return the parts of a job that decide what a look at it says, as JSON."""
     sections = {key: job[key] for key in ("task", "data", "batch", "evaluate", "model")}
     return canonical(sections | {"mask_duplicates": job["loss"]["mask_duplicates"]})
 
@@ -158,7 +158,7 @@ def _refuse_arms_alike(plan: Plan, readings: Mapping[str, JsonObject]) -> None:
 
 
 def look_at_encoders(plan: Plan) -> list[str]:
-    """What a person should know of the encoders of a plan, as far as they are folders here. Raises DataFault for one
+    """Return what a person should know of the encoders of a plan that are folders here. Raises DataFault for an encoder
     that cannot do what its job asks of it. Without such a folder nothing is started."""
     jobs_ = [job for job in examined_of(plan) if is_folder_here(job.model.name or "")]
     distinct = {canonical(job.model_dump(mode="json", include={"task", "data", "model"})): job for job in jobs_}
@@ -176,7 +176,7 @@ def look_at_encoders(plan: Plan) -> list[str]:
 
 
 def today(code: UserCode | None = None, also: Iterable[str] = ()) -> ProvenanceRecord:
-    """The code and the versions that would compute now. code: of the user. also: distributions of its components."""
+    """Return code and versions that would compute now. code: of the user. also: distributions of its components."""
     now: ProvenanceRecord = {
         "code": computing.code_digest(PACKAGE),
         "files": dict(computing.code_files(PACKAGE)),
@@ -204,7 +204,7 @@ def refuse_other_data(recorded: ProvenanceRecord, now: ProvenanceRecord) -> None
 
 
 def _comparable(recorded: ProvenanceRecord) -> dict[str, SourceRecord]:
-    """The weights that were recorded with the names of the files that count; before, others counted as well."""
+    """Return the weights that were recorded with the names of the files that count; before, others counted as well."""
     return {what: entry for what, entry in recorded["weights"].items() if "names" in entry}
 
 
@@ -233,7 +233,7 @@ def refuse_other_code(recorded: ProvenanceRecord, now: ProvenanceRecord, *, resu
 
 
 def is_known(recorded: ProvenanceRecord, now: CodeRecord) -> bool:
-    """Whether numbers of the run come, or may come, from this code and these versions."""
+    """Return whether numbers of the run come, or may come, from this code and these versions."""
     return any(
         entry["code"] == now["code"]
         and entry.get("user_code") == now.get("user_code")
@@ -243,7 +243,7 @@ def is_known(recorded: ProvenanceRecord, now: CodeRecord) -> bool:
 
 
 def all_code(recorded: ProvenanceRecord) -> Iterator[CodeRecord]:
-    """The code that the run began with, and what was accepted since, each with `code` and `versions`."""
+    """Yield the code that the run began with, and what was accepted since, each with `code` and `versions`."""
     yield recorded
     yield from recorded.get("accepted", ())
 
@@ -276,7 +276,7 @@ def accept(ledger: Ledger, now: ProvenanceRecord) -> None:
 
 
 def _computed(record: CodeRecord) -> CodeRecord:
-    """`code` and `versions`, and `user_code` where there is any."""
+    """Return `code` and `versions`, and `user_code` where there is any."""
     computed: CodeRecord = {"code": record.get("code"), "versions": record.get("versions")}
     if own := record.get("user_code"):
         computed["user_code"] = own
@@ -309,7 +309,7 @@ def _accepted_words(recorded: ProvenanceRecord, now: ProvenanceRecord) -> str:
 
 
 def expected(record: ProvenanceRecord, directory: str | None, code: UserCode | None = None) -> Expected:
-    """What every rank compares with what it loads, the folder in which it looks for it, and the user's code."""
+    """Return what every rank compares with what it loads, the folder that it looks in, and the user's code."""
     kept: Expected = {
         "code": record["code"],
         "versions": record["versions"],
@@ -323,7 +323,7 @@ def expected(record: ProvenanceRecord, directory: str | None, code: UserCode | N
 
 
 def of_attempt(expected: Expected, loaded: AttemptRecord | None = None) -> AttemptRecord:
-    """The digests of an attempt: those of its session, but for what its ranks have said that they loaded."""
+    """Return the digests of an attempt: those of its session, but for what its ranks have reported as loaded."""
     record: AttemptRecord = {
         **_computed(expected),
         "data": {what: entry["digest"] for what, entry in expected["data"].items()},
@@ -337,14 +337,14 @@ def of_attempt(expected: Expected, loaded: AttemptRecord | None = None) -> Attem
 
 
 def folder_of(environment: Mapping[str, object]) -> str | None:
-    """Where a run began, as its environment has it; None where it is of no use here: what a job takes along lies in the
-    job's own folder, which goes with it."""
+    """Return where a run began, as its environment has it; None where it is of no use here: what a job takes along lies
+    in the job's own folder, which goes with it."""
     directory = environment.get("directory")
     return directory if isinstance(directory, str) and not environment.get("submitted") else None
 
 
 def held(recorded: ProvenanceRecord | None) -> dict[str, str]:
-    """Environment in which the encoders' names mean what they meant where the run began."""
+    """Return environment variables that let the encoders' names mean what they meant where the run began."""
     weights = {} if recorded is None else _comparable(recorded)
     kept = {name: {"revision": entry["revision"], "names": entry["names"]} for name, entry in weights.items()}
     return {computing.HELD: canonical(kept)} if kept else {}
@@ -365,8 +365,8 @@ def looked_for_in(directory: str | None) -> Iterator[None]:
 
 
 def behind(begun: ProvenanceRecord | None, trials: Iterable[Trial], attempts: Iterable[Attempt]) -> list[Group]:
-    """The code behind the numbers of trials, the code that the run began with first: each with `code` and `versions`
-    (None where they were not recorded), the ids of its `trials`, and whether it was `accepted` later.
+    """Return the code behind the numbers of trials, the code that the run began with first: each with `code` and
+    `versions` (None where they were not recorded), the ids of its `trials`, and whether it was `accepted` later.
 
     A trial stands behind every code that one of its attempts ran: the last goes on from where another stopped.
     begun: `provenance` of the run.

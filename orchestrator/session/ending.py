@@ -22,7 +22,7 @@ class Ending:
 
 
 def of(session: Session) -> Ending:
-    """What a session came to that has not broken."""
+    """Describe how an unbroken session has ended."""
     plan, ledger, run = session.context.plan, session.context.ledger, session.context.folder.quoted
     trials = ledger.trials()
     lines = [
@@ -48,7 +48,7 @@ def of(session: Session) -> Ending:
 
 
 def _passed_over(plan: Plan, ledger: Ledger) -> list[str]:
-    """Arms of which fewer settings were tried than the others, since some make no job."""
+    """Report the arms that had fewer settings tried than the others, because some settings make no job."""
     return [
         f"arm {arm}: {len(whys)} of its {plan.suggestions[arm]} suggestions make no job and were passed over: {whys[0]}"
         for arm, whys in passed_over(plan, ledger).items()
@@ -56,7 +56,7 @@ def _passed_over(plan: Plan, ledger: Ledger) -> list[str]:
 
 
 def _failed(trials: list[Trial], run: str, *, own: bool) -> list[str]:
-    """What to do about failed trials. own: whether the run has code of the user's."""
+    """Explain what to do about failed trials. own: whether the run has the user's own code."""
     count = sum(trial.state == "failed" for trial in trials)
     if not count:
         return []
@@ -74,7 +74,7 @@ def _failed(trials: list[Trial], run: str, *, own: bool) -> list[str]:
 
 
 def _arms(plan: Plan, ledger: Ledger, trials: list[Trial]) -> list[str]:
-    """Arms that came to no answer, and why."""
+    """Report the arms that came to no answer, and why."""
     lines = []
     stopped, untuned, frozen = stopped_arms(trials), untuned_arms(plan, ledger), ledger.frozen()
     for arm, message in stopped.items():

@@ -21,8 +21,8 @@ RELEASE_S = 10.0
 
 @contextlib.contextmanager
 def held(ledger: Ledger, *, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lease. Meanwhile every call that a database makes fail by being away is made again, for five minutes at
-    most (`Outage`), and `say` gets a line. Raises LeaseHeld.
+    """Hold the lease while the context lasts. A call that fails because the database is away is made again, for five
+    minutes at most (`Outage`), and `say` gets a line. Raises LeaseHeld.
 
     No Ctrl-C or SIGTERM keeps it from being given back.
     """
@@ -39,8 +39,8 @@ def held(ledger: Ledger, *, say: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def renewed(ledger: Ledger, *, died: Callable[[BaseException], object]) -> Iterator[None]:
-    """Renew the lease meanwhile. Where it is lost, whoever writes next hears of it; where the ledger fails otherwise
-    it is tried again. What else ends the renewing goes to `died`."""
+    """Renew the lease while the context lasts. Where it is lost, whoever writes next hears of it; where the ledger
+    fails otherwise, it is tried again. What else ends the renewing goes to `died`."""
     over = threading.Event()
 
     def renew() -> None:

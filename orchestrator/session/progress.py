@@ -71,8 +71,8 @@ class Progress:
             self._terminal.settle()
 
     def abandon(self, patience_s: float) -> None:
-        """Leave the bar as it is, but not the cursor hidden, and wait so long for a terminal that takes nothing: for
-        the way out that does not wait. Asks rich for nothing, whose locks another thread may hold."""
+        """Leave the bar as it is, but not the cursor hidden, and wait at most `patience_s` seconds for a terminal that
+        takes nothing: for the exit that does not wait. Asks rich for nothing: another thread may hold its locks."""
         if self._terminal is not None:
             if self._bar is not None:
                 self._terminal.write(SHOW_CURSOR)
@@ -106,7 +106,7 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], completed=ended)
 
     def answer(self, table: RenderableType) -> None:
-        """The verdict table."""
+        """Print and log the verdict table."""
         self.release()
         terminal = cast(IO[str], self._opened())
         console = Console(file=terminal, highlight=False, width=None if self._console.is_terminal else 100)
@@ -118,7 +118,7 @@ class Progress:
             self._journal.line(plain.getvalue().rstrip())
 
     def close(self, ending: Sequence[str]) -> None:
-        """The last lines: how it ended, where everything is, and the next command."""
+        """Print and log the last lines: how the session ended, where everything is, and the next command."""
         self.release()
         folder = self.context.folder
         lines = [*ending]

@@ -49,12 +49,12 @@ class Climb:
     def __init__(
         self, plan: Plan, trial: Trial, history: Sequence[sampling.Observed], decided: Collection[int] = ()
     ) -> None:
-        """history: of the trial's arm. decided: steps at which the ledger has the trial's metric."""
+        """Take the plan and the trial. history: of the trial's arm. decided: steps where the ledger has its metric."""
         self._plan, self._trial, self._history = plan, trial, history
         self._decided, self._measured = set(decided), dict[int, float]()
 
     def reach(self, points: Iterable[PointReport]) -> Rung | None:
-        """The first rung at which the trial ends, now that `points` (key, step, value) are known; None: it goes on."""
+        """Find the first rung that ends the trial, now that `points` (key, step, value) are known; None: it goes on."""
         tune, metric = self._plan.sweep.tune, self._plan.sweep.metric
         assert tune is not None, "only trials of the tune stage are pruned"
         for point in points:
@@ -90,8 +90,8 @@ class Schedule:
         ending: Callable[[], bool] = lambda: False,
         tell: Callable[[str], None] | None = None,
     ) -> None:
-        """ending: whether the session is to end, so that what is still to be suggested is left to the next one. tell: a
-        person, of a suggestion that is passed over."""
+        """Take the plan and the ledger. ending: whether the session is to end, so that what is still to be suggested is
+        left to the next session. tell: gets a line for a person when a suggestion is passed over."""
         self._plan, self._ledger, self._ending, self._tell = plan, ledger, ending, tell
         tune = plan.sweep.tune
         self._parallel = tune.parallel if tune else 1
@@ -104,8 +104,8 @@ class Schedule:
         """Suggestions whose trials have all ended well: nothing about them changes any more."""
 
     def advance(self, arm: str | None = None) -> dict[str, Trial]:
-        """Ask for the suggestions that are due and freeze the arms that are tuned, in every arm or in the one where a
-        trial has ended. Returns the trials there by id."""
+        """Ask for the suggestions that are due and freeze the arms that are tuned, in every arm, or only in the arm
+        where a trial has ended and in those tuned with it. Returns the trials there by id."""
         labels = [planned.label for planned in self._plan.arms] if arm is None else [arm, *self._followers(arm)]
         stopped = stopped_arms(self._ledger.trials(state="failed"))
         for label in labels:
@@ -117,9 +117,9 @@ class Schedule:
         return {trial.id: trial for trial in trials}
 
     def due(self, trials: Iterable[Trial]) -> list[str]:
-        """Ids of the queued trials in the order they are run, but for those of arms that are stopped: arms take turns,
-        so that a sweep cut short has compared as much as it could. One that may be pruned waits for those that it is
-        compared with, where a person has queued such a one again."""
+        """List the ids of the queued trials in the order they are run, without those of stopped arms: arms take turns,
+        so that a sweep cut short has compared as much as it could. A trial that may be pruned waits for those that it
+        is compared with, where a person has queued such a trial again."""
         trials = list(trials)
         stopped = stopped_arms(trials)
         order = {arm.label: number for number, arm in enumerate(self._plan.arms)}
@@ -138,19 +138,19 @@ class Schedule:
         return [trial.id for trial in queued]
 
     def pruned(self, trial: Trial) -> bool:
-        """Whether this trial may be pruned."""
+        """Return whether this trial may be pruned."""
         tune = self._plan.sweep.tune
         return tune is not None and tune.prune != "none" and trial.stage == "tune"
 
     def climb(self, trial: Trial) -> Climb | None:
-        """What decides where a trial is pruned, if it may be."""
+        """Build what decides where a trial is pruned; None if it may not be pruned."""
         if not self.pruned(trial):
             return None
         points = self._ledger.points(trial.id, key=self._plan.sweep.metric.name)
         return Climb(self._plan, trial, self.observed(trial.arm), [point.step for point in points])
 
     def observed(self, arm: str) -> list[sampling.Observed]:
-        """What the arm's suggestions have come to. `state` is None while one of its trials has not ended."""
+        """Collect the results of the arm's suggestions; `state` is None until a suggestion's trials have ended."""
         by_id = {trial.id: trial for trial in self._ledger.trials(stage="tune", arm=arm)}
         history = []
         for suggestion in self._ledger.suggestions(arm):
@@ -220,8 +220,8 @@ class Schedule:
         self._ledger.freeze(arm, dict(params), number, digest(job))
 
     def _own(self, trials: list[Planned]) -> list[Planned]:
-        """The same, under ids of their own where the ledger has theirs under another arm, as in a run that was begun
-        before the plan kept them apart."""
+        """Return the same trials, under ids of their own where the ledger has theirs under another arm, as in a run
+        that was begun before the plan kept them apart."""
         if not trials or trials[0].apart:
             return trials
         arms = self._ledger.arms([trial.id for trial in trials])
@@ -244,7 +244,7 @@ class Schedule:
         return sampling.Observed(suggestion.number, suggestion.params, value, state, rungs)
 
     def _followers(self, arm: str) -> list[str]:
-        """The arms for which this one is tuned too."""
+        """List the arms that this arm is tuned for too."""
         return [label for label, leader in self._plan.searched_with.items() if leader == arm]
 
     def _rung_values(self, trial: Trial) -> dict[int, float]:
@@ -253,7 +253,7 @@ class Schedule:
 
 
 def as_trial(planned: Planned) -> Trial:
-    """A planned trial as a ledger row."""
+    """Convert a planned trial to a ledger row."""
     return Trial(
         id=planned.id,
         stage=planned.job.stage,
@@ -265,8 +265,8 @@ def as_trial(planned: Planned) -> Trial:
 
 
 def no_job(plan: Plan, arm: str, stage: str, params: Settings) -> str | None:
-    """Why settings make no job of an arm, None where they do. A plan is checked before a run is begun, but not by an
-    earlier version, and not in every combination of many keys."""
+    """Explain why settings make no job of an arm; None where they do. A plan is checked before a run is begun, but not
+    by an earlier version, and not in every combination of many keys."""
     try:
         plan.arm(arm).config(stage=stage, seed=0, settings=params)
     except ValidationError as error:
@@ -278,7 +278,7 @@ def no_job(plan: Plan, arm: str, stage: str, params: Settings) -> str | None:
 
 
 def passed_over(plan: Plan, ledger: Ledger) -> dict[str, list[str]]:
-    """The suggestions of each arm that make no job, and why: those without trials."""
+    """Collect, arm by arm, why suggestions make no job: the suggestions without trials."""
     reasons: dict[str, list[str]] = defaultdict(list)
     for suggestion in ledger.suggestions():
         if not suggestion.trials:
@@ -287,13 +287,13 @@ def passed_over(plan: Plan, ledger: Ledger) -> dict[str, list[str]]:
 
 
 def awaiting_oom_decision(trial: Trial) -> bool:
-    """Whether a trial ran out of memory and nobody has decided yet. The search does not hear of it until it has run
-    with less memory or is given up: a setting is no worse because memory was short."""
+    """Return whether a trial ran out of memory and nobody has decided yet. The search does not hear of it until it has
+    run with less memory or is given up: a setting is no worse because memory was short."""
     return trial.state == "failed" and trial.failure == "out_of_memory" and trial.outcome != "infeasible"
 
 
 def stopped_arms(trials: Iterable[Trial]) -> dict[str, str]:
-    """The arms in which SAME_FAILURES trials failed alike, and in which words. What a person gave up does not count."""
+    """Find the arms where SAME_FAILURES trials failed alike, and the message. What a person gave up does not count."""
     alike = _failed_alike(trials)
     return {
         arm: next(iter(messages))
@@ -304,8 +304,8 @@ def stopped_arms(trials: Iterable[Trial]) -> dict[str, str]:
 
 
 def stops_the_sweep(trials: Iterable[Trial]) -> str | None:
-    """Why the whole sweep stops: SAME_FAILURES trials, of two arms or more, failed alike, and none has succeeded. One
-    that diverged has not."""
+    """Explain why the whole sweep stops: SAME_FAILURES trials, of two arms or more, failed alike, and none has
+    succeeded. A trial that diverged has not succeeded. None: the sweep goes on."""
     trials = list(trials)
     if any(trial.state in ("done", "pruned") and trial.outcome != "diverged" for trial in trials):
         return None
@@ -317,8 +317,9 @@ def stops_the_sweep(trials: Iterable[Trial]) -> str | None:
 
 
 def untuned_arms(plan: Plan, ledger: Ledger) -> dict[str, str]:
-    """The arms whose suggestions have all ended without one that could be frozen: `diverged` where one did, else
-    `failed`."""
+    """Find the arms that have ended all their suggestions without one that could be frozen: `diverged` where a trial
+    did, else `failed`. An arm tuned with another is untuned with it, and `failed` if the other's settings make no job
+    of it."""
     untuned: dict[str, str] = {}
     frozen, schedule = ledger.frozen(), Schedule(plan, ledger)
     diverged = {trial.arm for trial in ledger.trials(stage="tune") if trial.outcome == "diverged"}
@@ -335,7 +336,7 @@ def untuned_arms(plan: Plan, ledger: Ledger) -> dict[str, str]:
 
 
 def _failed_alike(trials: Iterable[Trial]) -> dict[str, dict[str, list[str]]]:
-    """Messages of failed trials by what they have in common and by arm."""
+    """Group the messages of failed trials by what they have in common and by arm."""
     alike: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for trial in trials:
         if trial.state == "failed" and trial.outcome != "infeasible":
@@ -345,24 +346,24 @@ def _failed_alike(trials: Iterable[Trial]) -> dict[str, dict[str, list[str]]]:
 
 
 def fingerprint(kind: str, message: str) -> str:
-    """What two failures have in common when one bug causes both: numbers, addresses and paths do not count."""
+    """Extract what two failures have in common when one bug causes both: numbers, addresses and paths do not count."""
     text = re.sub(r"^rank \d+: ", "", message)
     return f"{kind} {re.sub(r'(/[^ /:]+)+|0x[0-9a-f]+|[0-9a-f]{12,}|[0-9]+', '#', text)}"
 
 
 def rungs(trial: Trial, measured: Mapping[int, float]) -> dict[int, float]:
-    """The metric at each rung that a trial has reached, counted from 1; measured: the metric by optimizer step.
+    """Return the metric at each rung that a trial has reached, counted from 1; measured: the metric by optimizer step.
 
     Rungs are its recorded evaluations but the first and the last. Rung k is the k-th of them, whatever the batch size,
-    so that trials of different lengths meet at the same share of the budget. (With a budget in seconds, one that was so
-    slow that a step used up two shares has a rung less.)
+    so that trials of different lengths meet at the same share of the budget. (With a budget in seconds, a trial so slow
+    that a step used up two shares has a rung less.)
     """
     steps = rung_steps(trial, measured)
     return {k: measured[step] for k, step in enumerate(steps, 1) if step in measured and isfinite(measured[step])}
 
 
 def rung_steps(trial: Trial, measured: Mapping[int, float]) -> Sequence[int]:
-    """The steps of the rungs, ascending; with a budget in seconds, of those that were reached."""
+    """Return the steps of the rungs, ascending; with a budget in seconds, of those that were reached."""
     job = trial.config
     if job.steps is not None:
         return job.recorded_steps[:-1]
@@ -371,13 +372,13 @@ def rung_steps(trial: Trial, measured: Mapping[int, float]) -> Sequence[int]:
 
 
 def rung_count(trial: Trial) -> int:
-    """How many rungs there are on the way of a trial."""
+    """Count the rungs on the way of a trial."""
     job = trial.config
     return min(job.evaluate.times, POINTS - 1) - 1 if job.steps is None else len(job.recorded_steps) - 1
 
 
 def wrong_metric(name: str, metrics: Mapping[str, object]) -> str | None:
-    """What is wrong with a trial's metric, or None."""
+    """Explain what is wrong with a trial's metric; None if nothing is."""
     if name not in metrics:
         measured = ", ".join(key for key in metrics if "/" not in key)
         return f"the metric {name!r} was not measured; the trial measured {measured}"
@@ -388,5 +389,5 @@ def wrong_metric(name: str, metrics: Mapping[str, object]) -> str | None:
 
 
 def digest(value: object) -> str:
-    """sha256 of canonical JSON."""
+    """Compute the sha256 of a value's canonical JSON."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()

@@ -65,7 +65,7 @@ class Session(Writer):
             self._running.clear()
 
     def _await(self, writer: threading.Thread) -> None:
-        """Let it write what is enqueued, as long as it gets on or the ledger may come back."""
+        """Let the writer write what is enqueued, while it gets on or the ledger may come back."""
         dealt, deadline = self._dealt, time.monotonic() + CLOSE_S
         while writer.is_alive():
             writer.join(LOOK_S)
@@ -82,8 +82,8 @@ class Session(Writer):
     # Called by Tune's loop, which never waits for the ledger.
 
     def due(self, waiting: int = 0) -> bool:
-        """Whether one more attempt is to begin as soon as a slot is there for it, besides the number `waiting` for
-        theirs. Waits as `next` does, but begins nothing: a trial that waits for a slot is queued."""
+        """Return whether one more attempt is to begin as soon as a slot is there for it, besides the number `waiting`
+        for theirs. Waits as `next` does, but begins nothing: a trial that waits for a slot is queued."""
         deadline = time.monotonic() + QUEUE_TIMEOUT_S
         with self._lock:
             while not self._stop.is_set():
@@ -95,14 +95,14 @@ class Session(Writer):
         return False
 
     def waits(self, why: str | None) -> None:
-        """The session has begun to wait for room on its cluster, having none; None: it has some again."""
+        """Note why the session has begun to wait for room on its cluster, having none; None: it has some again."""
         self._enqueue(lambda: self._note_waiting(why))
 
     def next(self) -> Dispatch | None:
-        """The next attempt that is due, begun in the ledger by the writer.
+        """Take the next attempt that is due, which the writer has begun in the ledger; None if there is none.
 
-        Waits while the writer deals with what came back and begins it, which takes milliseconds: told that nothing is
-        due, Tune would sleep for two seconds. While the ledger is away nothing is begun.
+        Waits while the writer deals with what came back and begins it, which takes milliseconds: after a None, Tune
+        would sleep for two seconds. While the ledger is away nothing is begun.
         """
         deadline = time.monotonic() + QUEUE_TIMEOUT_S
         with self._lock:
@@ -118,12 +118,12 @@ class Session(Writer):
         return None
 
     def finished(self) -> bool:
-        """Whether nothing is running, nothing is due and nothing will be."""
+        """Return whether the session is stopping, or nothing is running, nothing is due and nothing will be."""
         with self._lock:
             return self._stop.is_set() or self._over
 
     def stopping(self) -> bool:
-        """Whether running trials shall end now."""
+        """Return whether running trials shall end now."""
         if self._outage.lasted_s() > OUTAGE_S + LOOK_S and self.broken is None:
             self.fail(
                 LedgerUnavailable(f"the ledger has not answered for {OUTAGE_S:.0f} s; see that it can be reached")
@@ -141,8 +141,8 @@ class Session(Writer):
         self._enqueue(lambda: self._fail(dispatch, failure))
 
     def prune(self, dispatch: Dispatch, report: Mapping[str, object]) -> bool:
-        """Whether the trial ends at a rung it has reached: a function of the ledger and of its own values. If so, Tune
-        stops it, and its end is recorded with this report, which `report` is to bring: Tune asks first."""
+        """Return whether the trial ends at a rung it has reached: a function of the ledger and of its own values. If
+        so, Tune stops it, and its end is recorded with this report, which `report` is to bring: Tune asks first."""
         with self._lock:
             climb = self._climbs.get(dispatch.trial)
         if climb is None or report.get("result") is not None or "failure" in report:

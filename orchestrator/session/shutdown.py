@@ -27,8 +27,8 @@ ECHO_S = 1.0
 
 @contextlib.contextmanager
 def quiet(progress: Progress) -> Iterator[None]:
-    """The terminal belongs to the progress: what Ray, MLflow and C++ print goes to driver.log, as does every line of
-    the progress, also afterwards."""
+    """Keep the terminal for the progress while the context lasts: what Ray, MLflow and C++ print goes to driver.log, as
+    does every line of the progress, also afterwards."""
     journal = Journal(progress.context.folder.log)
     hangups.tell(journal.line)
     progress.detach(journal)
@@ -45,8 +45,8 @@ class Leaving:
         self._ledger, self._progress = ledger, progress
 
     def now(self, code: int, text: str) -> NoReturn:
-        """Say why, give the lease back, end the processes this one has started, and leave with `code`, whatever of
-        that works."""
+        """Say why, give the lease back, end the processes that this process has started, and leave with `code`, even if
+        some of that fails."""
         try:
             self._progress.say(text)
             giver = threads.start(partial(give_back, self._ledger), name="lease", died=self._not_released)
@@ -62,8 +62,8 @@ class Leaving:
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Have SIGTERM do what Ctrl-C does: raise KeyboardInterrupt, by which what was started is ended and what was begun
-    is given back. For the checks before a session and what follows one; `signals` is for the session."""
+    """Have SIGTERM do what Ctrl-C does: raise KeyboardInterrupt, so that what was started is ended and what was begun
+    is given back. For the checks before a session and what follows it; `signals` is for the session."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -80,8 +80,8 @@ def ended_by_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals(session: Session, leave: Leaving, *, grace_s: float) -> Iterator[None]:
-    """First SIGINT or SIGTERM: checkpoint and stop. After a second one, or when the grace period of a SIGTERM is over:
-    stop at once; what the ledger and the checkpoints have is not lost.
+    """Handle SIGINT and SIGTERM while the context lasts: checkpoint and stop after the first signal; stop at once after
+    a second, or when the grace period of a SIGTERM is over. What the ledger and the checkpoints have is not lost.
 
     A SIGTERM right after another is the same request: `timeout`, batch systems and container runtimes send one to the
     process and one to its group.

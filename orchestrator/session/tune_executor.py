@@ -79,7 +79,7 @@ class TrialActor(tune.Trainable):
         self._begun = False
 
     def take(self, attempt: Dispatch) -> None:
-        """The attempt to run. It comes by itself, once the slot is there: until then its trial is queued."""
+        """Take the attempt to run. It comes by itself, once the slot is there: until then its trial is queued."""
         self._given = attempt
 
     def step(self) -> dict[str, object]:
@@ -102,7 +102,7 @@ class TrialActor(tune.Trainable):
         return True
 
     def cleanup(self) -> None:
-        """The slot is given up: commit what is unfinished, end the ranks."""
+        """Give up the slot: commit what is unfinished, end the ranks."""
         self._let_go()
         if self._gang is not None:
             self._gang.kill()
@@ -128,7 +128,7 @@ class TrialActor(tune.Trainable):
         return report | {"done": report["result"] is not None}
 
     def _let_go(self) -> None:
-        """Checkpoint and drop the job, as far as the ranks still can."""
+        """Save a checkpoint and drop the job, as far as the ranks still can."""
         if self._gang is None or not self._begun:
             return
         try:
@@ -150,21 +150,21 @@ class ActorClasses:
         self._made: dict[type[tune.Trainable], ActorClass[tune.Trainable]] = {}
 
     def get(self, trainable: type[tune.Trainable]) -> ActorClass[tune.Trainable]:
-        """The same one every time, as each is kept in the cluster's store."""
+        """Return the actor class of a trainable, always the same, because each is kept in the cluster's store."""
         if trainable not in self._made:
             self._made[trainable] = ray.remote(trainable)
         return self._made[trainable]
 
 
 def slot(shape: Shape) -> Claim:
-    """What a trial takes of a cluster."""
+    """Return what a trial takes of a cluster."""
     return Claim("", "", tuple(_bundle(shape) for _ in range(shape.ranks)), shape.placement.upper())
 
 
 def run(session: Session, *, shape: Shape, scratch: Path, room: Room | None = None) -> None:
     """Run attempts until the session has finished. Ray must be initialised.
 
-    room: what is known of those with whom the cluster is shared; None: it is this session's alone.
+    room: what is known of those who share the cluster; None: it is this session's alone.
     """
     shape_config = asdict(shape)
     wanted = slot(shape)
@@ -230,7 +230,7 @@ class _Search(Searcher):
         self._link, self._shape = link, shape
 
     def suggest(self, trial_id: str) -> Any:  # Ray says dict or None, and takes FINISHED, a text
-        """A config, None while nothing is due, or FINISHED."""
+        """Return a config, None while nothing is due, or FINISHED."""
         session = self._link.session
         if session.finished():
             return Searcher.FINISHED
@@ -240,13 +240,13 @@ class _Search(Searcher):
         return {"shape": self._shape}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, object] | None = None, error: bool = False) -> None:
-        """The listener has heard it."""
+        """Do nothing: the listener has heard it."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to keep: the ledger has it."""
+        """Do nothing: the ledger has what there is to keep."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Never called: a sweep is continued from the ledger."""
+        """Do nothing: this is never called, because a sweep is continued from the ledger."""
 
 
 class _Scheduler(FIFOScheduler):
@@ -263,16 +263,16 @@ class _Scheduler(FIFOScheduler):
         return str(FIFOScheduler.STOP if prune else FIFOScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, object]) -> None:
-        """A trial has ended, and Tune is about to keep its slot warm or to end it."""
+        """Decide, when a trial has ended, whether Tune keeps its slot warm or ends it."""
         if (slots := self._link.slots) is not None:
             self._link.controller = tune_controller
             tune_controller._reuse_actors = not slots.given_back()  # noqa: SLF001 - Tune has no option for it
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> None:
-        """Choose none of those that wait: a warm slot would be given to the one that has waited longest, and the slot
-        that is coming up for that one would be ended. Where trials are short, no second slot would ever come up.
+        """Choose none of the trials that wait: a warm slot would be given to the trial that has waited longest, and the
+        slot that is coming up for it would be ended. Where trials are short, no second slot would ever come up.
 
-        Warm slots for which nothing is due are given back here too: it may be long until another trial ends.
+        Warm slots are given back here too if nothing is due for them: it may be long until another trial ends.
         """
         controller, slots = self._link.controller, self._link.slots
         if controller is not None and slots is not None:
@@ -291,7 +291,7 @@ class _Stop(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Whether to stop. At the end too: a slot may still be asked for, for what is no longer due."""
+        """Return whether to stop, at the end too: a slot may still be asked for, for what is no longer due."""
         return self._link.session.stopping() or self._link.session.finished()
 
 
@@ -304,7 +304,7 @@ class _Listener(tune.Callback):
         """Slots that were lost one after the other without an attempt on them."""
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: object) -> None:
-        """A slot is there for it: begin the attempt that is due by now, if any is."""
+        """Begin the attempt that is due by now, if any is: a slot is there for it."""
         self._link.waiting.discard(trial.trial_id)
         self._lost_idle = 0
         dispatch = self._link.session.next()
@@ -318,13 +318,13 @@ class _Listener(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, object], **_: object
     ) -> None:
-        """A gang has reported."""
+        """Pass on what a gang has reported."""
         if (dispatch := self._link.attempts.get(trial.trial_id)) is not None:
             self._link.session.report(dispatch, result)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: object) -> None:
-        """A slot was lost: its actor died, or a bug in it. One on which nothing ran yet, or that never came to be, is
-        charged to nobody the first time, and then to what is due: there must be an end to it."""
+        """Handle the loss of a slot: its actor died, or a bug in it. A slot that nothing ran on yet, or that never came
+        to be, is charged to nobody the first time, and then to what is due: there must be an end to it."""
         self._link.waiting.discard(trial.trial_id)
         dispatch = self._link.attempts.get(trial.trial_id)
         if dispatch is None:
@@ -342,7 +342,7 @@ class _Listener(tune.Callback):
 
 
 def _lost_slot(cause: BaseException, trace: str) -> Failure:
-    """Why the actor that drove a gang is gone: by itself, or because its node is."""
+    """Explain why the actor that drove a gang is gone: by itself, or because its node is."""
     kind, reason = kind_of(cause), first_line(cause)
     if kind == "worker_lost":
         node = capacity.node_of(str(getattr(cause, "actor_id", None) or ""))

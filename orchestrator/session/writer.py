@@ -166,7 +166,7 @@ class Writer:
             self._decide()
 
     def _decide(self) -> None:
-        """The only place in which it is decided that the session is over. Called under the lock, after an event."""
+        """Decide whether the session is over: only here. Called under the lock, at the start and after events."""
         self._over = not (self._pending or self._running or self._ready)
         self._lock.notify_all()
 
@@ -249,7 +249,7 @@ class Writer:
         self._ended(dispatch, f"diverged: {result.get('why', '')}" if diverged else f"{metric} {value:.4f}")
 
     def _prune(self, dispatch: Dispatch, rung: Rung, points: list[Point]) -> None:
-        """End a trial at a rung, with the points that say so: never the one without the other."""
+        """End a trial at a rung, together with the points that say so: both are recorded, or neither."""
         there = [point for point in points if point.step == rung.step and not point.key.startswith(EXECUTION_METRICS)]
         self._ledger.finish_attempt(
             dispatch.trial,
@@ -301,14 +301,14 @@ class Writer:
             self._tell(f"arm {arm} is stopped, as its trials fail in the same way: {message}", None)
 
     def _should_retry(self, trial: str, failure: Failure) -> bool:
-        """Whether the trial goes back to the queue. After a full disk it does, but nothing more is begun; what was
-        interrupted is nobody's fault."""
+        """Return whether the trial goes back to the queue. After a full disk it does, even if nothing more is begun;
+        what was interrupted is nobody's fault."""
         if failure.kind in ("interrupted", "storage_full"):
             return True
         return self._count(trial, failure) < getattr(self._plan.sweep.retry, failure.kind, 0)
 
     def _count(self, trial: str, failure: Failure) -> int:
-        """How many attempts of the trial have ended like this."""
+        """Count the attempts of the trial that have ended like this."""
         return sum(attempt.failure == failure.kind for attempt in self._ledger.attempts(trial))
 
     def _ended(self, dispatch: Dispatch, what: str) -> None:
@@ -322,7 +322,7 @@ class Writer:
         self._tell(f"{what}  {trial.id} {took_s:.1f} s", trial)
 
     def _refill(self, arm: str | None = None) -> None:
-        """Queue what the ledger calls for, in every arm or in the one in which a trial has ended."""
+        """Queue what the ledger calls for, in every arm or in the arm where a trial has ended."""
         trials = self._schedule.advance(arm)
         with self._lock:
             self._trials |= trials
@@ -330,11 +330,12 @@ class Writer:
             self._ready = deque(trial for trial in due if trial not in self._running)
 
     def _first_of_arm(self, trial: Trial) -> JsonObject:
-        """The first attempt of every arm compares its gradient with one process's before it trains."""
+        """Return the settings that have an arm's first attempt compare its gradient with one process's before it
+        trains; none for later attempts."""
         begun = any(other.attempts for other in self._trials.values() if other.arm == trial.arm)
         return {} if begun or trial.arm in self._verified else {"verify": True}
 
     def _latest_execution(self, trial: Trial) -> JsonObject:
-        """Settings of the attempt before, which stay until a person asks for others."""
+        """Return the settings of the attempt before, which stay until a person asks for others."""
         attempts = self._ledger.attempts(trial.id) if trial.attempts else []
         return dict(attempts[-1].execution) if attempts else {}

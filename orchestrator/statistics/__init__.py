@@ -113,7 +113,7 @@ class Comparison:
         return tuple(pair.seed for pair in self.pairs)
 
     def diverged(self, side: Literal["a", "b", "both"]) -> int:
-        """In how many pairs this side alone diverged, or both did."""
+        """Count the pairs where this side alone diverged, or both did."""
         return sum(pair.diverged == side for pair in self.pairs)
 
 
@@ -143,8 +143,8 @@ def compare(
 
     values: arm -> seed -> final metric of what trained. divergence: what did not. same_objective: contrasts of arms
     that differ in `execution` alone: nothing is tested, they are equivalent by construction.
-    seeds: the planned ones, of all contrasts or of each. Where an arm lacks one (lost, or not yet run), its contrasts
-    are shown on what there is and are `inconclusive`, and they still count as contrasts in the adjustment.
+    seeds: the planned ones, of all contrasts or of each. Where an arm lacks a seed (lost, or not yet run), its
+    contrasts are shown on what there is and are `inconclusive`, and they still count as contrasts in the adjustment.
     Raises ValueError for a metric that is not finite.
     """
     planned = seeds if isinstance(seeds, Mapping) else dict.fromkeys(contrasts, seeds)
@@ -198,9 +198,9 @@ def compare(
 
 
 def sign_flip_p(differences: ArrayLike) -> float:
-    """Two-sided p of the sign-flip test on the mean of n paired differences.
+    """Compute the two-sided p of the sign-flip test on the mean of n paired differences.
 
-    The share of the 2^n sign assignments whose |sum| is at least the observed one, ties within TIE included. Exact up
+    The share of the 2^n sign assignments with a |sum| at least the observed one, ties within TIE included. Exact up
     to EXACT_UP_TO differences: sums of one half are sorted and those of the other looked up in them, so 2^(n/2) sums
     do the work of 2^n. Beyond, DRAWS random assignments from a fixed seed, and p = (1 + hits) / (1 + DRAWS), which is
     a valid p-value itself (Phipson and Smyth 2010). No differences, or only zeros: 1.
@@ -222,7 +222,7 @@ def sign_flip_p(differences: ArrayLike) -> float:
 
 
 def t_interval(values: ArrayLike, *, level: float = 0.95) -> Interval | None:
-    """Student's interval for the mean; None below two values. Equal values give a point.
+    """Compute Student's interval for the mean; None below two values. Equal values give a point.
 
     Coverage of the 95% interval as measured over 2,000 samples of n = 6, 10, 20: 0.95, 0.95, 0.95 for a normal
     distribution; 0.88, 0.90, 0.92 for an exponential one, which is far more skewed than paired differences are.
@@ -237,8 +237,8 @@ def t_interval(values: ArrayLike, *, level: float = 0.95) -> Interval | None:
 
 
 def bca_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 9_999) -> Interval | None:
-    """Bias-corrected and accelerated bootstrap interval for the mean (Efron 1987), from a fixed seed; None below two
-    values. Equal values give a point.
+    """Compute the bias-corrected and accelerated bootstrap interval for the mean (Efron 1987), from a fixed seed; None
+    below two values. Equal values give a point.
 
     Coverage at 95%, measured as for `t_interval`: 0.86, 0.90, 0.93 (normal) and 0.83, 0.87, 0.91 (exponential), so at
     few seeds it is a second opinion on the shape and not the interval to trust.
@@ -262,8 +262,8 @@ def bca_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 9_9
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given: the k-th smallest times (m + 1 - k), at most 1, and
-    never below the one before it."""
+    """Apply Holm's step-down adjustment to p-values, in the order given: the k-th smallest times (m + 1 - k), at most
+    1, and never below the value before it."""
     p = _vector(ps)
     order = np.argsort(p, kind="stable")
     stepped = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
@@ -273,8 +273,8 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def equivalence_p(differences: ArrayLike, smallest_difference: float) -> float:
-    """p of the hypothesis that the mean difference is at least `smallest_difference` in size, by two one-sided t
-    tests (TOST), the larger p of the two.
+    """Compute p of the hypothesis that the mean difference is at least `smallest_difference` in size, by two one-sided
+    t tests (TOST), the larger p of the two.
 
     For one contrast p <= 0.05 says the same as "the 90% t interval lies inside +-smallest_difference". For several the
     p-values go through `holm`, so that the k-th smallest of m is held to a 1 - 2 * 0.05 / (m + 1 - k) interval.
@@ -292,7 +292,7 @@ def equivalence_p(differences: ArrayLike, smallest_difference: float) -> float:
 
 
 def wilson_interval(count: int, n: int, *, level: float = 0.95) -> Interval:
-    """Wilson's score interval for a rate of `count` in n (Wilson 1927); (0, 1) for n = 0."""
+    """Compute Wilson's score interval for a rate of `count` in n (Wilson 1927); (0, 1) for n = 0."""
     if n == 0:
         return 0.0, 1.0
     z = float(special.ndtri((1 + level) / 2))
@@ -303,7 +303,7 @@ def wilson_interval(count: int, n: int, *, level: float = 0.95) -> Interval:
 
 
 def best_so_far(values: ArrayLike, *, mode: Mode) -> tuple[Floats, Floats, Floats]:
-    """How the best setting improved over the suggestions of a search.
+    """Compute how the best setting improved over the suggestions of a search.
 
     values [n, s]: suggestion by tune seed, NaN where a trial has no final value; a suggestion counts when all its
     seeds have one. Returns the mean, the lowest and the highest value over the seeds, each [n], of the best setting
@@ -328,7 +328,8 @@ def _paired(
     seeds: Sequence[int],
     mode: Mode,
 ) -> list[Pair]:
-    """The pairs that have ended. One with a side that diverged is as far apart as the widest of the others."""
+    """Build the pairs that have ended. A pair with one side that diverged is as far apart as the widest of the others,
+    against that side; with both it is 0."""
     a, b = contrast
     left, right = values.get(a, {}), values.get(b, {})
     lost = {side: set(divergence.seeds.get(arm, ())) for side, arm in (("a", a), ("b", b))}
@@ -368,7 +369,7 @@ def _has_diverged(
 
 
 def _signed_sums(d: Floats) -> Floats:
-    """Every sum of +-d, 2^len(d) of them."""
+    """Compute every sum of +-d, 2^len(d) of them."""
     sums = np.zeros(1)
     for x in d:
         sums = np.concatenate([sums + x, sums - x])

@@ -41,12 +41,12 @@ class _Answer(TypedDict):
 
 
 def code_of(sweep: Sweep, base: Path) -> UserCode | None:
-    """The user's code of a sweep whose paths start from `base`; None without any. Raises CodeError."""
+    """Collect the user's code of a sweep, its paths starting from `base`; None without any. Raises CodeError."""
     return None if sweep.code is None else collect(sweep.code.paths, base)
 
 
 def component_issues(sweep: Sweep, code: UserCode | None) -> list[ConfigIssue]:
-    """What is wrong with the sweep's components: names, options, and what they do with a few random rows."""
+    """Find the faults of the sweep's components: in names, options, and what they do with a few random rows."""
     issues: list[ConfigIssue] = []
     for arm, answers in _answers(sweep, code):
         for answer in answers:
@@ -58,7 +58,7 @@ def component_issues(sweep: Sweep, code: UserCode | None) -> list[ConfigIssue]:
 
 
 def distributions(sweep: Sweep, code: UserCode | None) -> dict[str, str]:
-    """Name -> version of the installed distributions that components come from."""
+    """Return the installed distributions that components come from, as name -> version."""
     answers = [answer for _, answers in _answers(sweep, code) for answer in answers]
     return {name: version for answer in answers for name, version in [answer["distribution"] or (None, "")] if name}
 
@@ -74,7 +74,7 @@ def _answers(sweep: Sweep, code: UserCode | None) -> Iterator[tuple[Arm, list[_A
 
 
 def _asked(sweep: Sweep, arm: Arm) -> Iterator[str]:
-    """Each component of an arm's jobs that has code or options of its own, as JSON."""
+    """Yield each component of an arm's jobs that has code or options of its own, as JSON."""
     space = sweep.tune.space if sweep.tune else {}
     deciding = [key for key in space if is_option(key) or any(key == kind.key for kind in KINDS.values())]
     keys = {key: space[key] for chosen in deciding for key in (chosen, *conditions.above(space, chosen))}
@@ -88,7 +88,7 @@ def _asked(sweep: Sweep, arm: Arm) -> Iterator[str]:
 
 
 def asked_of(job: JobConfig) -> Iterator[str]:
-    """Each component of a job that has code or options of its own, as JSON."""
+    """Yield each component of a job that has code or options of its own, as JSON."""
     whole = job.model_dump(mode="json")
     for kind in KINDS.values():
         for name, options in named(whole, kind):
@@ -97,7 +97,7 @@ def asked_of(job: JobConfig) -> Iterator[str]:
 
 
 def named(job: Mapping[str, JsonValue], kind: Kind) -> Iterator[tuple[str, JsonValue]]:
-    """The names of a kind that a job has as plain JSON, each with its options: one, or of metrics several."""
+    """Yield each name that a job, as plain JSON, has for a kind, with its options: one name, or several for metrics."""
     value, options = (_at(job, key) for key in (kind.key, kind.options))
     if isinstance(value, list) and isinstance(options, dict):
         yield from ((name, options.get(metric_name(name), {})) for name in value if isinstance(name, str))
@@ -129,7 +129,7 @@ class _Held:
 
 @lru_cache(maxsize=16)
 def _tried(asked: Sequence[str], held: _Held | None) -> list[str]:
-    """The answers of a child process, one line each. Raises CodeError where it ends without them."""
+    """Return the answers of a child process, one line each. Raises CodeError where it ends without them."""
     with contextlib.ExitStack() as stack:
         environment = dict(os.environ)
         environment.pop(HERE, None)

@@ -18,7 +18,8 @@ FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uf
 
 
 def label_issues(named: Iterable[Mapping[str, JsonValue]], arms: Iterable[Arm]) -> Iterable[ConfigIssue]:
-    """Labels that no line of a table or a log can show, or that nobody can tell apart. named: the [[arm]] tables."""
+    """Yield an issue for each label that no line of a table or a log can show, or that nobody can tell from another.
+    named: the [[arm]] tables."""
     for index, table in enumerate(named):
         label = table.get("label", "")
         if isinstance(label, bool) or not isinstance(label, str | int):
@@ -57,7 +58,7 @@ def _alike_issues(arms: Iterable[Arm]) -> Iterable[ConfigIssue]:
 
 
 def _picture(label: str) -> str:
-    """The visible part of a label: one form of each character, one kind of blank, and nothing that has no picture."""
+    """Return what can be seen of a label: one form of each character, one kind of blank, nothing without a picture."""
     kept = (
         character
         for character in label
@@ -67,7 +68,7 @@ def _picture(label: str) -> str:
 
 
 def _selects(character: str) -> bool:
-    """Whether it only chooses a variant of the character before it."""
+    """Return whether a character is a variation selector: it only chooses a variant of the character before it."""
     return "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
 
 

@@ -46,7 +46,8 @@ LARGEST_SEED = 2**31 - 1
 
 
 def crowd_issues(raw: Mapping[str, JsonValue]) -> Iterable[ConfigIssue]:
-    """More arms than can be looked at, before any is made. raw: the file's tables, with dotted keys."""
+    """Yield an issue for more arms than can be looked at, before any is made.
+    raw: the file's tables, with dotted keys."""
     compare, named = raw.get("compare"), raw.get("arm")
     remedy = "compare fewer levels, or tune a key in [tune.space]"
     if isinstance(compare, Mapping):
@@ -58,7 +59,8 @@ def crowd_issues(raw: Mapping[str, JsonValue]) -> Iterable[ConfigIssue]:
 
 
 def secret_issues(raw: Mapping[str, object]) -> Iterable[ConfigIssue]:
-    """Addresses with credentials in them: a sweep is stored with its run, in the ledger, MLflow and the report.
+    """Yield an issue for each address with credentials in it: a sweep is stored with its run, in the ledger, MLflow and
+    the report.
 
     raw: the file's tables.
     """
@@ -71,7 +73,7 @@ def secret_issues(raw: Mapping[str, object]) -> Iterable[ConfigIssue]:
 
 
 def _texts(value: object, key: str) -> Iterable[tuple[str, str]]:
-    """Every text of nested tables and lists, by its dotted key."""
+    """Yield every text of nested tables and lists, with its dotted key."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, Mapping):
@@ -83,7 +85,7 @@ def _texts(value: object, key: str) -> Iterable[tuple[str, str]]:
 
 
 def count_issues(sweep: Sweep) -> Iterable[ConfigIssue]:
-    """Names that make no folder, and counts beyond their bounds."""
+    """Yield an issue for a name that makes no folder, and for each count beyond its bounds."""
     name, tune, confirm = sweep.name, sweep.tune, sweep.confirm
     if len(name) > LONGEST_NAME:
         expected = f"has {len(name):,} characters and is the name of a folder; at most {LONGEST_NAME}"
@@ -110,7 +112,7 @@ def count_issues(sweep: Sweep) -> Iterable[ConfigIssue]:
 
 
 def repeated_issues(sweep: Sweep) -> Iterable[ConfigIssue]:
-    """Levels and choices that are there twice."""
+    """Yield an issue for each key that has a level or a choice twice."""
     for key, levels in sweep.compare.items():
         for level in repeated(levels):
             expected = "is a level twice (0 and 0.0 are one); remove one of the two"
@@ -121,7 +123,7 @@ def repeated_issues(sweep: Sweep) -> Iterable[ConfigIssue]:
 
 
 def number_issues(sweep: Sweep, arms: Iterable[Arm]) -> Iterable[ConfigIssue]:
-    """Numbers that a computation in fp32, or a database, cannot hold."""
+    """Yield an issue for each number that a computation in fp32, or a database, cannot hold."""
     seen = set()
     given: list[tuple[str, str, JsonValue]] = [(f"job.{key}", key, value) for key, value in flatten(sweep.job).items()]
     given += [(f"job.{key}", key, value) for arm in arms for key, value in arm.settings.items()]
@@ -143,7 +145,7 @@ def number_issues(sweep: Sweep, arms: Iterable[Arm]) -> Iterable[ConfigIssue]:
 
 
 def _step_issues(spaces: Mapping[str, Space]) -> Iterable[ConfigIssue]:
-    """Steps of which a range holds more than can be counted."""
+    """Yield an issue for each step so small that its range holds more values than can be counted."""
     for key, space in spaces.items():
         if space.step is not None and space.low is not None and space.high is not None:
             span = space.high - space.low
@@ -153,7 +155,7 @@ def _step_issues(spaces: Mapping[str, Space]) -> Iterable[ConfigIssue]:
 
 
 def _bound(key: str, number: JsonValue) -> str:
-    """What a number should be; an empty text for one within its bounds."""
+    """Return what a number should be, or an empty text if it is within its bounds."""
     if isinstance(number, bool) or not isinstance(number, int | float):
         return ""
     size = abs(number)

@@ -44,7 +44,8 @@ def loads(text: str, overrides: Iterable[str] = (), *, name: str = "the sweep") 
 def _checked(
     table: dict[str, JsonValue], where: str, folder: Path, overrides: Iterable[str], notes: Iterable[str]
 ) -> Sweep:
-    """The sweep that the tables of a file make, and of what it extends. folder: where its paths start from."""
+    """Check the tables of a file, which include what it extends, and make the sweep.
+    folder: where its paths start from."""
     raw = _normal(table)
     all_issues: list[ConfigIssue] = []
     refused: list[str] = []
@@ -103,7 +104,7 @@ def _read(path: Path) -> dict[str, JsonValue]:
 
 
 def _parsed(content: bytes, name: str) -> dict[str, JsonValue]:
-    """The tables of a file of this content."""
+    """Parse the content of a file into its tables."""
 
     def fail(what: str) -> ConfigError:
         return ConfigError(name, "sweep", [ConfigIssue("", "", what)])
@@ -124,7 +125,7 @@ def _parsed(content: bytes, name: str) -> dict[str, JsonValue]:
 
 
 def _decoded(content: bytes) -> str:
-    """The text of a file. Raises ValueError."""
+    """Decode the content of a file. Raises ValueError."""
     if content[1:2] == b"\0" or content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("is not UTF-8 text but UTF-16; save it as UTF-8")
     if LONG_NUMBER.search(content):
@@ -133,7 +134,7 @@ def _decoded(content: bytes) -> str:
 
 
 def _with_base(table: dict[str, JsonValue], name: str, folder: Path) -> tuple[dict[str, JsonValue], list[str]]:
-    """The tables of a file, and of what it extends, which lies in `folder`; and notes on both."""
+    """Merge the tables of a file into those that it extends, a path from `folder`; return them with notes on both."""
     base = table.pop("extends", None)
     if base is None:
         return _renamed(_normal(table), name)
@@ -176,7 +177,7 @@ def _overlaid(under: dict[str, JsonValue], over: dict[str, JsonValue]) -> dict[s
 
 
 def _normal(raw: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """Factors, arms and spaces with dotted keys, however they were nested in the file."""
+    """Give factors, arms and spaces dotted keys, however they were nested in the file."""
     table = dict(raw)
     if isinstance(compare := table.get("compare"), dict):
         table["compare"] = flatten(compare)
@@ -203,17 +204,17 @@ def _with_flat_when(space: JsonValue) -> JsonValue:
 
 
 def renamed(sweep: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """The tables of a sweep, of an earlier version perhaps, by the names that keys have today."""
+    """Return the tables of a sweep, perhaps of an earlier version, with the names that keys have today."""
     return _renamed(_normal(dict(sweep)), "the sweep")[0]
 
 
 def _renamed(raw: dict[str, JsonValue], where: str) -> tuple[dict[str, JsonValue], list[str]]:
-    """The tables with the names that keys have today, and a sentence for each that had a former one. Raises ConfigError
-    where a table has both."""
+    """Return the tables with the names that keys have today, and a sentence for each key that had a former name. Raises
+    ConfigError where a table has both."""
     seen: dict[str, str] = {}
 
     def keys(value: JsonValue) -> JsonValue:
-        """Dotted keys, of factors, arms, settings and conditions."""
+        """Rename the dotted keys of factors, arms, settings and conditions."""
         if isinstance(value, list):
             return [keys(item) for item in value]
         if not isinstance(value, dict):
@@ -237,7 +238,7 @@ def _renamed(raw: dict[str, JsonValue], where: str) -> tuple[dict[str, JsonValue
 
 
 def _section(name: str, inner: JsonValue, renamed_keys: Callable[[JsonValue], JsonValue]) -> JsonValue:
-    """A section of a job, whose keys are renamed as dotted ones are."""
+    """Rename the keys in a section of a job as dotted keys are renamed."""
     if not isinstance(inner, dict):
         return inner
     dotted = renamed_keys({f"{name}.{key}": inner[key] for key in inner})
@@ -246,7 +247,7 @@ def _section(name: str, inner: JsonValue, renamed_keys: Callable[[JsonValue], Js
 
 
 def _with_none(raw: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """The tables with None where the text "none" stands for it. What is no table stays, to be refused by the models."""
+    """Put None in the tables where the text "none" stands for it. What is no table stays, for the models to refuse."""
 
     def tables(value: JsonValue, change: _Change) -> JsonValue:
         if isinstance(value, list):

@@ -63,7 +63,7 @@ class Metric(Section):
 
 
 def usual_mode(metric: str) -> Literal["max", "min"]:
-    """The direction in which a metric is better."""
+    """Return the better direction of a metric."""
     return "min" if metric in LOWER_IS_BETTER else "max"
 
 
@@ -302,7 +302,7 @@ class Sweep(Section):
         return self._notes
 
     def as_read(self, digest: str | None, notes: Iterable[str]) -> Sweep:
-        """The sweep of a file, with the digest of its code, and with notes on how it was read, which it keeps."""
+        """Keep notes on how the sweep's file was read, and return a copy with them and with the digest of its code."""
         self._notes = tuple(notes)
         code = self.code if digest is None or self.code is None else self.code.model_copy(update={"digest": digest})
         return self.model_copy(update={"code": code} if self.code else {})
@@ -331,17 +331,18 @@ class Arm:
         return flatten(self.config(stage="confirm", seed=0).model_dump(mode="json")) | {"arm": self.label}
 
     def config(self, *, stage: str, seed: int, settings: Settings | None = None) -> JobConfig:
-        """The job of one trial of this arm. Raises pydantic's ValidationError."""
+        """Build the job of one trial of this arm. Raises pydantic's ValidationError."""
         return JobConfig.model_validate(merged(self.job, settings or {}) | {"stage": stage, "seed": seed})
 
 
 def arms_of(sweep: Sweep) -> list[Arm]:
-    """The arms in the order of the file; the first level of the first factor, or the first arm, comes first."""
+    """Build the arms in the order of the file; the first level of the first factor, or the first arm, comes first."""
     return cross(sweep.job, sweep.compare, sweep.arm, sweep.exclude)
 
 
 def resolved(sweep: Sweep) -> dict[str, JsonValue]:
-    """The sweep as plain JSON, defaults filled in. Keys keep their order: the first factor decides the contrasts."""
+    """Return the sweep as plain JSON, defaults filled in. Keys keep their order: the first factor decides the
+    contrasts."""
     value: dict[str, JsonValue] = json.loads(json.dumps(sweep.model_dump(mode="json"), allow_nan=False))
     return value
 
@@ -352,7 +353,7 @@ def cross(
     named: Sequence[Settings],
     exclude: Sequence[Settings] = (),
 ) -> list[Arm]:
-    """The arms of crossed factors but for those excluded, or of named tables, whether or not they are valid jobs."""
+    """Build the arms of crossed factors but for those excluded, or of named tables, whether valid jobs or not."""
     if named:
         settings = [{k: v for k, v in arm.items() if k != "label"} for arm in named]
         labels = [str(arm.get("label", "")) for arm in named]
@@ -365,7 +366,8 @@ def cross(
 
 
 def _excluded(factors: Collection[str], exclude: Sequence[Settings]) -> Callable[[Settings], bool]:
-    """Whether some exclusion leaves out the arm of given settings: every key has one of the levels that it names.
+    """Return a function that decides whether some exclusion leaves out the arm of given settings: every key that the
+    exclusion names has one of its levels.
 
     Bit n of a number is exclusion n, so that the cost of thousands of them is that of a few.
     """
@@ -390,7 +392,7 @@ def _excluded(factors: Collection[str], exclude: Sequence[Settings]) -> Callable
 
 
 def _labels(settings: Sequence[Settings]) -> list[str]:
-    """`flatnce, size=16`: words by themselves, numbers behind the last part of their key."""
+    """Make labels such as `flatnce, size=16`: words by themselves, numbers behind the last part of their key."""
 
     def text(key: str, value: JsonValue, short: bool) -> str:
         name = key.rpartition(".")[2] if short else key
@@ -443,6 +445,7 @@ class Planned:
 
 
 def apart_id(of_job: str, arm: str) -> str:
-    """The id of an arm's trial where the id of its job is that of another arm's. A row of the ledger, a run of MLflow
-    and a value of the report belong to one arm, so what two arms ask for is trained for each: bit for bit the same."""
+    """Compute the id of an arm's trial where the job of another arm has the same id. A row of the ledger, a run of
+    MLflow and a value of the report belong to one arm, so what two arms ask for is trained for each: bit for bit the
+    same."""
     return hashlib.sha256(canonical([of_job, arm]).encode()).hexdigest()[:12]

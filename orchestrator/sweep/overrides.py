@@ -38,7 +38,7 @@ def override_issues(raw: dict[str, JsonValue], text: str) -> list[ConfigIssue]:
 
 
 def _by_todays_names(parts: list[str | int]) -> list[str | int]:
-    """The parts of a key by the name that it has today, however it is divided."""
+    """Rename a key, given as its parts, to the name that it has today, however it is divided."""
     for former, today in RENAMED.items():
         parts = [today if part == former else part for part in parts]
         for at in range(len(parts) - 1):
@@ -48,7 +48,7 @@ def _by_todays_names(parts: list[str | int]) -> list[str | int]:
 
 
 def shortened(text: str) -> str:
-    """An override as it is quoted."""
+    """Shorten an override to 200 characters, and quote it."""
     return repr(text if len(text) <= 200 else text[:197] + "...")
 
 
@@ -57,7 +57,7 @@ class BadOverride(ValueError):
 
 
 def _split(text: str) -> tuple[list[str | int], str]:
-    """The parts of the key, and the value."""
+    """Split an override into the parts of its key, and the value."""
     parts: list[str | int] = []
     position = 0
     while True:
@@ -92,7 +92,7 @@ def _unquoted(text: str) -> str:
 
 
 def _labelled(raw: dict[str, JsonValue], text: str) -> tuple[list[str | int], str] | None:
-    """The parts and the value where an arm is named by its label without quotes, whatever that holds; else None."""
+    """Split an override that names an arm by its label without quotes, whatever the label holds; else return None."""
     arms = raw.get("arm")
     labels = [str(arm.get("label")) for arm in arms if isinstance(arm, dict)] if isinstance(arms, list) else []
     for label in sorted(labels, key=len, reverse=True):
@@ -114,7 +114,7 @@ def _parsed(value: str) -> JsonValue:
 
 
 def _path(raw: dict[str, JsonValue], parts: list[str | int]) -> list[str | int]:
-    """Where in the tables the value belongs: job keys are one part wherever they are dotted in the tables."""
+    """Find where in the tables the value belongs: job keys are one part wherever they are dotted in the tables."""
     path = parts
     match parts:
         case ["compare", _, *_]:
@@ -135,7 +135,7 @@ def _path(raw: dict[str, JsonValue], parts: list[str | int]) -> list[str | int]:
 
 
 def _in_space(parts: list[str | int]) -> list[str | int]:
-    """A key, and what is set of its space."""
+    """Separate a tuned key from the part of its space that is set."""
     if "when" in parts[1:]:
         at = parts.index("when", 1)
         return [_dotted(parts[:at]), "when", *([_dotted(parts[at + 1 :])] if parts[at + 1 :] else [])]
@@ -149,7 +149,7 @@ def _dotted(parts: list[str | int]) -> str:
 
 
 def _index(table: JsonValue, name: str, index: str | int) -> int:
-    """An index into a list of tables. Raises BadOverride for one that the list does not have."""
+    """Return an index into a list of tables as an int. Raises BadOverride if the list does not have it."""
     tables = table.get(name) if isinstance(table, dict) else None
     count = len(tables) if isinstance(tables, list) else 0
     if str(index).isdecimal() and int(index) < count:
@@ -159,7 +159,7 @@ def _index(table: JsonValue, name: str, index: str | int) -> int:
 
 
 def _arm(raw: dict[str, JsonValue], named: str | int) -> int:
-    """The index of an arm, given its label or that index. Raises BadOverride."""
+    """Find the index of an arm, given its label or that index. Raises BadOverride."""
     arms = raw.get("arm")
     if not isinstance(arms, list) or not arms:
         raise BadOverride("there is no [[arm]] in the file; of arms that [compare] crosses set compare.KEY=[...]")

@@ -94,24 +94,24 @@ class Plan:
         return smallest_p(len(self.tested), len(self.confirm_seeds))
 
     def arm(self, label: str) -> Arm:
-        """The arm of that label."""
+        """Return the arm with this label."""
         return _named(self.arms, label)
 
     def noting(self, notes: Sequence[str]) -> Plan:
-        """The same plan with more of what a reader should know."""
+        """Return the same plan with more of what a reader should know, as warnings."""
         return replace(self, warnings=(*self.warnings, *notes))
 
     def with_limits(self, sweep: Sweep) -> Plan:
-        """The same plan with [resources] and [retry] of another sweep: what may change within a run."""
+        """Return the same plan with [resources] and [retry] of another sweep: what may change within a run."""
         limits = {"resources": sweep.resources, "retry": sweep.retry}
         return replace(self, sweep=self.sweep.model_copy(update=limits))
 
     def tune_trials(self, label: str, number: int, settings: Settings) -> list[Planned]:
-        """The trials of one suggestion, one for each tune seed."""
+        """Plan the trials of one suggestion, one for each tune seed."""
         return self._planned(label, "tune", settings, number)
 
     def confirm_trials(self, label: str, settings: Settings) -> list[Planned]:
-        """The trials of an arm's frozen settings, one for each confirm seed."""
+        """Plan the trials of an arm's frozen settings, one for each confirm seed."""
         return self._planned(label, "confirm", settings, None)
 
     def _planned(self, label: str, stage: str, settings: Settings, number: int | None) -> list[Planned]:
@@ -125,7 +125,7 @@ class Plan:
         return self.arms[: [arm.label for arm in self.arms].index(label)]
 
     def _reaches(self, arm: Arm, job: JobConfig) -> bool:
-        """Whether a search within an arm could come to this very job, whatever it has come to so far."""
+        """Return whether a search within an arm could come to this very job, whatever it has come to so far."""
         if (tune := self.sweep.tune) is None:
             return False
         values, spaces = flatten(job.model_dump(mode="json")), conditions.within(tune.space, arm.values)
@@ -140,7 +140,7 @@ class Plan:
             return False
 
     def record(self) -> dict[str, JsonValue]:
-        """Plain JSON from which `stored` makes this plan again: what the ledger keeps."""
+        """Return the plan as plain JSON, from which `stored` makes it again: what the ledger keeps."""
         summary = self.summary()
         configs = [arm.config(stage="confirm", seed=0) for arm in self.arms]
         jobs = [config.model_dump(mode="json", exclude={"stage", "seed"}) for config in configs]
@@ -151,7 +151,7 @@ class Plan:
         return plain
 
     def summary(self) -> Summary:
-        """Plain JSON: what `plan --json` prints."""
+        """Return the plan as plain JSON: what `plan --json` prints."""
         return {
             "arms": [
                 {"label": arm.label, "settings": arm.settings, **_costs(arm.config(stage="confirm", seed=0))}
@@ -169,12 +169,13 @@ class Plan:
 
 
 def smallest_p(contrasts: int, seeds: int) -> float:
-    """contrasts x 2^(1 - seeds), at most 1: an exact sign-flip test of n pairs cannot go below 2^(1 - n)."""
+    """Compute contrasts x 2^(1 - seeds), at most 1, and 1 without contrasts: an exact sign-flip test of n pairs cannot
+    go below 2^(1 - n)."""
     return min(1.0, contrasts * 2.0 ** (1 - seeds)) if contrasts else 1.0
 
 
 def enough_seeds(contrasts: int) -> int:
-    """The fewest seeds whose smallest p-value lies below 0.05 after Holm."""
+    """Find the fewest seeds that can reach a p-value below 0.05 after Holm."""
     seeds = 2
     while smallest_p(max(contrasts, 1), seeds) >= SIGNIFICANT:
         seeds += 1
@@ -182,7 +183,7 @@ def enough_seeds(contrasts: int) -> int:
 
 
 def make(sweep: Sweep) -> Plan:
-    """The plan of a valid sweep, by today's rules."""
+    """Make the plan of a valid sweep, by today's rules."""
     arms = tuple(arms_of(sweep))
     contrasts = tuple(_contrasts(sweep, arms))
     asked = sum(objective(_named(arms, a)) != objective(_named(arms, b)) for a, b in contrasts)
@@ -204,7 +205,8 @@ def make(sweep: Sweep) -> Plan:
 
 
 def stored(sweep: Mapping[str, Any], rules: int) -> Plan:
-    """The plan that a run was begun with. sweep: as the ledger keeps it, the plan under `plan`; rules: of the run.
+    """Rebuild the plan that a run was begun with.
+    sweep: as the ledger keeps it, the plan under `plan`; rules: of the run.
 
     Runs of the first version kept less of it; what they lack follows from the sweep as it did then.
     """
@@ -234,14 +236,14 @@ def stored(sweep: Mapping[str, Any], rules: int) -> Plan:
 
 
 def jobs_of(plan: Plan) -> list[JobConfig]:
-    """The job of every arm and stage, as it stands before anything is tuned."""
+    """Build the job of every arm and stage, as it stands before anything is tuned."""
     stages = ["tune", "confirm"] if plan.sweep.tune else ["confirm"]
     return [arm.config(stage=stage, seed=0) for arm in plan.arms for stage in stages]
 
 
 def examined_of(plan: Plan) -> list[JobConfig]:
-    """Jobs that stand for all that a plan may train, as far as rows and encoder are concerned: those of `jobs_of`, with
-    the ends of what their arms are tuned over."""
+    """Build jobs that stand for all that a plan may train, as far as rows and encoder are concerned: those of
+    `jobs_of`, with the ends of what their arms are tuned over."""
     stages = ["tune", "confirm"] if plan.sweep.tune else ["confirm"]
     return [
         arm.config(stage=stage, seed=0, settings=ends)
@@ -252,7 +254,7 @@ def examined_of(plan: Plan) -> list[JobConfig]:
 
 
 def _ends(plan: Plan, arm: Arm) -> list[dict[str, JsonValue]]:
-    """Settings of an arm that stand for all, in the keys that decide what is read."""
+    """Choose settings of an arm that stand for all, in the keys that decide what is read."""
     space = plan.sweep.tune.space if plan.sweep.tune else {}
     deciding = [
         key for key in space if key.startswith("data.") or key in ("model.name", "model.pooling", "model.dropout")
@@ -272,12 +274,12 @@ def _ends(plan: Plan, arm: Arm) -> list[dict[str, JsonValue]]:
 
 
 def objective(arm: Arm) -> str:
-    """What an arm optimises, as text: its job but for how it is computed."""
+    """Return what an arm optimises, as text: its job except for how it is computed."""
     return canonical(arm.config(stage="confirm", seed=0).model_dump(mode="json", exclude={"execution"}))
 
 
 def differing(arms: Sequence[Arm]) -> dict[str, list[JsonValue]]:
-    """Job keys, resolved, that are not the same in every arm, with the value of each arm; derived ones included."""
+    """Find the job keys, resolved and derived, that are not the same in every arm, with the value of each arm."""
     jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
     rows = [flatten(job.model_dump(mode="json")) | _costs(job) for job in jobs]
     keys = dict.fromkeys(key for row in rows for key in row)
@@ -285,7 +287,8 @@ def differing(arms: Sequence[Arm]) -> dict[str, list[JsonValue]]:
 
 
 def changed_keys(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) -> list[tuple[str, object, object]]:
-    """(key, old, new) of every key in which two resolved sweeps differ, except those that may change within a run."""
+    """List (key, old, new) for every key that differs between two resolved sweeps, except those that may change within
+    a run."""
     before, after = flatten(old), flatten(new)
     free = (
         "retry.",
@@ -300,7 +303,7 @@ def changed_keys(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) -> 
 
 
 def is_as_begun(begun: Plan, key: str, value: object) -> bool:
-    """Whether a run has always had this value of a key of its sweep, by a default of then that is another one today."""
+    """Return whether a run has always had this value of a key of its sweep, by a default that has changed since."""
     name = key.removeprefix("job.")
     return name in FORMER and value == FORMER[name] and all(arm.values.get(name) == value for arm in begun.arms)
 
@@ -310,8 +313,8 @@ def _named(arms: Sequence[Arm], label: str) -> Arm:
 
 
 def _searched_with(sweep: Sweep, arms: Sequence[Arm]) -> dict[str, str]:
-    """Each arm whose objective, and whose tuned keys, an earlier arm has too, and that arm: to tune them apart would
-    compare one method at two settings."""
+    """Map each arm that shares its objective and its tuned keys with an earlier arm to that arm: to tune them apart
+    would compare one method at two settings."""
     if sweep.tune is None:
         return {}
     first: dict[str, str] = {}
@@ -325,7 +328,7 @@ def _searched_with(sweep: Sweep, arms: Sequence[Arm]) -> dict[str, str]:
 
 
 def changed_order(old: Plan, new: Plan) -> tuple[list[str], list[str]] | None:
-    """The factors of both plans where these come in another order, which makes other contrasts; None where not."""
+    """Return the factors of both plans if these come in another order, which makes other contrasts; else None."""
     contrasts = [[[by_todays_names(p.arm(arm).settings) for arm in pair] for pair in p.contrasts] for p in (old, new)]
     arms = [[by_todays_names(arm.settings) for arm in p.arms] for p in (old, new)]
     if contrasts[0] == contrasts[1] and arms[0] == arms[1]:
@@ -334,7 +337,8 @@ def changed_order(old: Plan, new: Plan) -> tuple[list[str], list[str]] | None:
 
 
 def _contrasts(sweep: Sweep, arms: Sequence[Arm]) -> list[tuple[str, str]]:
-    """The first factor's levels against its first, within each level of the others; or each arm against the first."""
+    """List the contrasts: the first factor's levels against its first, within each level of the others; or each arm
+    against the first."""
     if not sweep.compare:
         return [(arm.label, arms[0].label) for arm in arms[1:]]
     first = next(iter(sweep.compare))
@@ -357,7 +361,8 @@ def _confirm_seeds(sweep: Sweep, tuned: Sequence[int], contrasts: int) -> tuple[
 
 
 def _costs(job: JobConfig) -> dict[str, JsonValue]:
-    """What a trial is given. Of samples, steps and seconds, None for what only training will tell."""
+    """Return what a trial is given. Samples and steps are None where only training will tell; seconds are left out
+    where the budget has none."""
     known = job.steps is not None
     if job.is_function:  # what a step is, only it knows
         seconds = {} if job.budget.seconds is None else {"seconds": job.budget.seconds}
@@ -406,12 +411,12 @@ def _warnings(
 
 
 def own_loop(task: str) -> str:
-    """The warning about numbers that a training loop of the user's own has reported."""
+    """Return the warning about numbers that a training loop of the user's own has reported."""
     return f"task = {task!r} is a training loop of your own: whether its numbers depend on ranks is its own business"
 
 
 def _sampled(sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int]) -> Iterable[str]:
-    """The warning about grids of which only a part is tried."""
+    """Yield the warning about grids that are tried only in part."""
     tune = sweep.tune
     if tune is None or tune.sampler != "grid":
         return
@@ -428,7 +433,7 @@ def _sampled(sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int]) 
 
 
 def _unequal(jobs: Sequence[JobConfig]) -> Iterable[str]:
-    """The warning about unequal budgets. Equal in one of samples, steps and seconds is equal."""
+    """Yield the warning about unequal budgets. Budgets that are equal in samples, steps or seconds count as equal."""
     declared = {job.budget for job in jobs}
     if jobs[0].is_function:
         if len(declared) > 1:

@@ -18,7 +18,7 @@ MOST_BITS = 10_000
 
 
 def shape_issues(raw: Mapping[str, object]) -> Iterator[ConfigIssue]:
-    """What nothing can be made of: tables that are too deep, and numbers that cannot be written."""
+    """Yield an issue for what nothing can be made of: tables that are too deep, and numbers that cannot be written."""
     waiting: list[tuple[object, tuple[str, ...], int]] = [(raw, (), 0)]
     while waiting:
         value, keys, depth = waiting.pop()
@@ -35,7 +35,7 @@ def shape_issues(raw: Mapping[str, object]) -> Iterator[ConfigIssue]:
 
 
 def twice_issues(raw: Mapping[str, JsonValue]) -> Iterator[ConfigIssue]:
-    """Keys that are there in two spellings, such as "batch.size" and batch.size, of which one would be lost."""
+    """Yield an issue for each key in two spellings, such as "batch.size" and batch.size: one would be lost."""
     tune = raw.get("tune")
     tune = tune if isinstance(tune, Mapping) else {}
     flat = {"compare": raw.get("compare")}
@@ -54,7 +54,7 @@ def twice_issues(raw: Mapping[str, JsonValue]) -> Iterator[ConfigIssue]:
 
 
 def spaces_in(table: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
-    """The tuned keys and their spaces, however they are nested."""
+    """Yield the tuned keys and their spaces, however they are nested."""
     known = set(Space.model_fields)
     for key, value in table.items():
         inner = value if isinstance(value, dict) else {}
@@ -65,7 +65,7 @@ def spaces_in(table: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tupl
 
 
 def _leaves(table: Mapping[str, JsonValue], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of nested tables, as `flatten` makes them."""
+    """Yield the dotted keys of nested tables, as `flatten` makes them."""
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")

@@ -38,7 +38,7 @@ FIXED = {"stage": "the plan sets it", "seed": "seeds belong to [confirm]", "task
 
 
 def job_issues(raw: dict[str, JsonValue]) -> list[ConfigIssue]:
-    """Faults of every arm as a job, found even when another part of the file is wrong."""
+    """Find the faults of every arm as a job, even when another part of the file is wrong."""
     job, compare, named = raw.get("job"), raw.get("compare", {}), raw.get("arm", [])
     if not isinstance(job, dict):
         return []
@@ -74,21 +74,21 @@ def job_issues(raw: dict[str, JsonValue]) -> list[ConfigIssue]:
 
 
 def _factors(compare: JsonValue) -> dict[str, list[JsonValue]]:
-    """The factors and their levels; none where something in [compare] is no list of levels."""
+    """Return the factors and their levels; none where something in [compare] is no list of levels."""
     tables = compare if isinstance(compare, dict) else {}
     factors = {key: levels for key, levels in tables.items() if isinstance(levels, list) and levels}
     return factors if len(factors) == len(tables) else {}
 
 
 def _tables(listed: JsonValue, *, alone: bool = False) -> list[dict[str, JsonValue]]:
-    """The tables of a list. alone: none where something else is in it."""
+    """Return the tables of a list. alone: none where something else is in it."""
     items = listed if isinstance(listed, list) else []
     tables = [item for item in items if isinstance(item, dict)]
     return [] if alone and len(tables) < len(items) else tables
 
 
 def _flat_lists(compare: Mapping[str, list[JsonValue]]) -> Iterable[ConfigIssue]:
-    """Levels of a key that is a list itself, given as one list."""
+    """Yield an issue for each key that is a list itself and has its levels given as one list."""
     for key, levels in compare.items():
         if key in list_keys() and not any(level is None or isinstance(level, list) for level in levels):
             expected = f"each level of {key} is a list itself: [{shown(levels)}, ...]"
@@ -96,7 +96,7 @@ def _flat_lists(compare: Mapping[str, list[JsonValue]]) -> Iterable[ConfigIssue]
 
 
 def contradictions(sweep: Sweep) -> list[ConfigIssue]:
-    """What is wrong although every part is well formed."""
+    """Find what is wrong with a sweep although every part is well formed."""
     if beyond := list(count_issues(sweep)):
         return beyond
     arms = arms_of(sweep)
@@ -121,7 +121,8 @@ def contradictions(sweep: Sweep) -> list[ConfigIssue]:
 
 
 def _exclude_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
-    """An exclusion must leave something out, and no arm may be left without the baseline it is compared with."""
+    """Yield the faults of exclusions: each must leave something out, and no arm may be left without the baseline it is
+    compared with."""
     levels_of = {key: set(map(identity, levels)) for key, levels in sweep.compare.items()}
     for index, exclusion in enumerate(sweep.exclude):
         where, known = f"exclude[{index}]", list(sweep.compare)
@@ -203,7 +204,7 @@ def _seed_issues(sweep: Sweep) -> Iterable[ConfigIssue]:
 
 
 def _resource_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
-    """NCCL refuses two ranks on one GPU, and a rank uses a GPU or a part of it."""
+    """Yield the faults of [resources]: NCCL refuses two ranks on one GPU, and a rank uses a GPU or a part of it."""
     gpus, key = sweep.resources.gpus_per_rank, "resources.gpus_per_rank"
     for name, count in (("resources.cpus_per_rank", sweep.resources.cpus_per_rank), (key, gpus)):
         if count > MOST_OF_A_NODE:
@@ -257,7 +258,7 @@ def _metric_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
 
 
 def _own_task_issues(raw: dict[str, JsonValue]) -> Iterable[ConfigIssue]:
-    """What a task of the user's own needs that the others do not."""
+    """Yield the faults of a sweep in what only a task of the user's own needs."""
     tables = {key: value for key, value in raw.items() if isinstance(value, dict)}
     task, metric = str(tables.get("job", {}).get("task")), tables.get("metric", {})
     if task in METRICS or not (is_import_path(task) or task in builtin_names("task")):

@@ -27,7 +27,7 @@ RENAMED = {"batch.pool": "batch.negatives_group"}
 
 
 def by_todays_names(settings: Settings) -> Settings:
-    """The settings by the names that their keys have today."""
+    """Return the settings by the names that their keys have today."""
     return {RENAMED.get(key, key): value for key, value in settings.items()}
 
 
@@ -36,7 +36,7 @@ NONE = ("none", "null")
 
 
 def _level(value: JsonValue) -> JsonValue:
-    """A value of one key. Raises ValueError."""
+    """Check a value of one key. Raises ValueError."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return _plain(value)
@@ -49,7 +49,7 @@ def _plain(value: JsonValue) -> JsonValue:
 
 
 def _levels(value: JsonValue) -> JsonValue:
-    """One value, or a list of values that are allowed. Raises ValueError."""
+    """Check one value, or a list of values that are allowed. Raises ValueError."""
     if not isinstance(value, list):
         return _level(value)
     if not value:
@@ -68,7 +68,7 @@ Levels = Annotated[AsGiven, AfterValidator(_levels)]
 
 
 def alternatives(key: str, value: JsonValue) -> list[JsonValue]:
-    """The values that `key = value` allows: all of a list, but for a key that is a list a plain list is one value."""
+    """List the values that `key = value` allows: all of a list, but a plain list is one value of a list key."""
     if not isinstance(value, list):
         return [value]
     if key in list_keys() and not any(item is None or isinstance(item, list) for item in value):
@@ -77,7 +77,7 @@ def alternatives(key: str, value: JsonValue) -> list[JsonValue]:
 
 
 def identity(value: JsonValue) -> Hashable:
-    """Equal for values that make the same job: 1 and 1.0 are, 1 and true are not."""
+    """Return a hashable that is equal for values that make the same job: 1 and 1.0 are, 1 and true are not."""
     if isinstance(value, list | tuple):
         return tuple(map(identity, value))
     if isinstance(value, dict):  # no value of a key, as another check says
@@ -86,7 +86,7 @@ def identity(value: JsonValue) -> Hashable:
 
 
 def repeated(values: Sequence[JsonValue]) -> list[JsonValue]:
-    """A list of the first value that is there twice; an empty one if none is."""
+    """Return a list of the first value that is there twice; an empty list if none is."""
     seen: set[Hashable] = set()
     for value in values:
         if identity(value) in seen:
@@ -96,19 +96,19 @@ def repeated(values: Sequence[JsonValue]) -> list[JsonValue]:
 
 
 def shown(value: JsonValue | Sequence[JsonValue]) -> str:
-    """A value as the sweep file has it."""
+    """Format a value as the sweep file has it."""
     return "none" if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def with_none(key: str, value: JsonValue) -> JsonValue:
-    """A value of a job key, None where the text "none" stands for it."""
+    """Return a value of a job key, None where the text "none" stands for it."""
     if isinstance(value, str) and value.lower() in NONE and key in none_keys():
         return None
     return value
 
 
 def all_with_none(key: str, values: JsonValue) -> JsonValue:
-    """The same of several values, or of one."""
+    """Apply `with_none` to several values, or to one."""
     if not isinstance(values, list):
         return with_none(key, values)
     if key in list_keys() and not any(isinstance(item, list) for item in values):
@@ -118,7 +118,7 @@ def all_with_none(key: str, values: JsonValue) -> JsonValue:
 
 @cache
 def none_keys() -> frozenset[str]:
-    """Job keys that may be None and never the text "none"."""
+    """Return the job keys that may be None and never the text "none"."""
     return frozenset(
         key
         for key, kinds in _kinds(JobConfig).items()
@@ -128,12 +128,12 @@ def none_keys() -> frozenset[str]:
 
 @cache
 def list_keys() -> frozenset[str]:
-    """Job keys that are lists."""
+    """Return the job keys that are lists."""
     return frozenset(key for key, kinds in _kinds(JobConfig).items() if tuple in kinds)
 
 
 def _kinds(model: type[BaseModel], prefix: str = "") -> dict[str, set[object]]:
-    """What each key may be: types, and the texts of literals."""
+    """Return what each key may be: types, and the texts of literals."""
     kinds: dict[str, set[object]] = {}
     for name, field in model.model_fields.items():
         section = section_of(field.annotation)
@@ -160,7 +160,7 @@ def _branches(annotation: object) -> Iterator[object]:
 
 
 def job_with_none(job: Mapping[str, JsonValue], prefix: str = "") -> dict[str, JsonValue]:
-    """A nested job table with None where the text "none" stands for it."""
+    """Return a nested job table with None where the text "none" stands for it."""
     return {
         name: job_with_none(value, f"{prefix}{name}.")
         if isinstance(value, Mapping)
@@ -170,7 +170,7 @@ def job_with_none(job: Mapping[str, JsonValue], prefix: str = "") -> dict[str, J
 
 
 def flatten(table: Mapping[str, JsonValue], prefix: str = "") -> dict[str, JsonValue]:
-    """Nested tables as dotted keys."""
+    """Flatten nested tables to dotted keys."""
     flat: dict[str, JsonValue] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
@@ -181,7 +181,7 @@ def flatten(table: Mapping[str, JsonValue], prefix: str = "") -> dict[str, JsonV
 
 
 def merged(job: Mapping[str, object], settings: Settings) -> dict[str, JsonValue]:
-    """`job` with dotted `settings` put in. Neither is changed."""
+    """Merge dotted `settings` into a copy of `job`. Neither is changed."""
     result: dict[str, JsonValue] = json.loads(json.dumps(job, default=str))  # TOML dates are nobody's job
     for key, value in settings.items():
         *sections, leaf = key.split(".")

@@ -31,13 +31,13 @@ ENVIRONMENT = {
 
 
 def address_option() -> str:
-    """` --address URL` in a job, for whoever reads what it prints; else nothing."""
+    """Return ` --address URL` in a job, for whoever reads what it prints; else nothing."""
     url = os.environ.get(ADDRESS)
     return f" --address {shlex.quote(url)}" if url else ""
 
 
 def credentials(uri: str) -> tuple[str, str, str] | None:
-    """Take the credentials out of a URI: it without them, what they are, and where they belong; None if it has none."""
+    """Take the credentials out of a URI: return the rest, what they are, and where they belong; None without any."""
     head, mark, query = uri.partition("?")
     scheme, _, rest = head.partition("://")
     secrets, shown = _user(scheme.lower().rpartition("+")[2], rest)
@@ -53,8 +53,8 @@ def credentials(uri: str) -> tuple[str, str, str] | None:
 
 
 def _user(scheme: str, rest: str) -> tuple[list[str], str]:
-    """What is wrong with a user in an address, nothing or one thing, and the rest without it. What follows `@` in a
-    path is part of a name."""
+    """Find what is wrong with a user in an address, nothing or one thing, and the rest without it. What follows `@` in
+    a path is part of a name."""
     authority, slash, path = rest.partition("/")
     user, _, host = authority.rpartition("@")
     what = ["a user or a password"]

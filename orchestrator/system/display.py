@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 def log_lines(text: str) -> str:
-    """`visible_lines` of what a program printed: a bar, which goes back to the start of its line, takes lines."""
+    """Return `visible_lines` of what a program printed: a bar, which goes back to its line's start, takes lines."""
     return visible_lines(text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def cell(value: object) -> Text:
-    """Data in a table of rich: no markup, no emoji codes."""
+    """Return data as a cell in a table of rich: no markup, no emoji codes."""
     from rich.text import Text
 
     return Text(visible(str(value)))
 
 
 def table_lines(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
-    """A table of data as lines, for as many rows as rich would take seconds for."""
+    """Yield the lines of a table of data, for so many rows that rich would take seconds."""
     from rich.cells import cell_len
 
     cells = [[visible(str(value)) for value in row] for row in (headings, *rows)]
@@ -42,7 +42,7 @@ class Harmless:
         self._renderable = renderable
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Segment]:
-        """Called by rich."""
+        """Yield the segments to print; called by rich."""
         from rich.segment import Segment
 
         for text, style, control in console.render(self._renderable, options):
@@ -50,15 +50,15 @@ class Harmless:
 
 
 def counted(count: int, singular: str, many: str | None = None) -> str:
-    """`1 trial`, `2,000 trials`. many: the plural, where it is not `singular` with an s."""
+    """Return a count with its noun: `1 trial`, `2,000 trials`. many: the plural, if it is not `singular` with an s."""
     return f"{count:,} {by_count(count, singular, f'{singular}s' if many is None else many)}"
 
 
 def by_count(count: float, singular: str, many: str) -> str:
-    """The word that goes with a count: `has` with 1, `have` with any other."""
+    """Return the word that goes with a count: `has` with 1, `have` with any other."""
     return singular if count == 1 else many
 
 
 def first_line(text: str) -> str:
-    """The first line of a text that is not blank; empty where there is none."""
+    """Return the first line of a text that is not blank; empty where there is none."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")

@@ -73,20 +73,20 @@ PATH = re.compile(r"(?<![\w:/.~-])/\w|\b(?:sqlite|file):///")
 
 
 def located(text: str) -> str:
-    """A text that names paths, for whoever reads it: of a job's they are the head's, which it then says."""
+    """Return a text that names paths, for whoever reads it: in a job they are the head's, and the text then says so."""
     return f"{text} (on the cluster's head)" if address_option() and PATH.search(text) else text
 
 
 def ending(error: Exception) -> tuple[str, int] | None:
-    """The text and the exit code of an error; None for one to be raised as it is: of a reader of the output that
-    has gone away, and what nobody expected while $ORCHESTRATOR_TRACEBACK is set."""
+    """Return the text and the exit code of an error; None for one to be raised as it is: that of a reader of the output
+    that has gone away, or an unexpected one while $ORCHESTRATOR_TRACEBACK is set."""
     ended = _ending(error)
     return None if ended is None else (masked(located(ended[0])), ended[1])
 
 
 def _ending(error: Exception) -> tuple[str, int] | None:
-    """How the program ends by an error. Errors of this program say their own exit code, as `exit_code`; those of jobs
-    are about what a person gave."""
+    """Decide how the program ends by an error. Errors of this program have their own exit code, as `exit_code`; those
+    of jobs are about what a person gave."""
     from jobs.config import ConfigError
 
     code = Exit.BAD_USAGE if isinstance(error, ConfigError) else getattr(error, "exit_code", None)
@@ -100,8 +100,8 @@ def _ending(error: Exception) -> tuple[str, int] | None:
 
 
 def logged(error: BaseException) -> str:
-    """What driver.log gets of an error that ends a session: the text that `ending` has for it and what a library has
-    printed, or its traceback."""
+    """Return what driver.log gets of an error that ends a session: the text that `ending` has for it and what a library
+    has printed, or its traceback."""
     if not isinstance(error, Exception):
         return f"ended by {type(error).__name__}"
     ended = ending(error)
@@ -111,7 +111,7 @@ def logged(error: BaseException) -> str:
 
 
 def of_system(error: OSError) -> str:
-    """An error of the system: the path, what is the matter with it, and what to do."""
+    """Describe an error of the system: the path, what is the matter with it, and what to do."""
     if error.errno is None or error.strerror is None:
         return str(error) or type(error).__name__
     # Of two, the file that was to be replaced.
@@ -121,7 +121,7 @@ def of_system(error: OSError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Return the first line of what an error says."""
     return (str(error).strip().splitlines() or ["it says no more"])[0]
 
 
@@ -133,7 +133,7 @@ def _unexpected(error: Exception) -> str:
 
 
 def _kept(text: str) -> Path | None:
-    """A new file with this text, below $TMPDIR, in the usual place, or here."""
+    """Write this text to a new file below $TMPDIR, in the usual folder, or here; return its path, None without any."""
     for folder in (os.environ.get("TMPDIR"), None, "."):
         try:
             number, name = tempfile.mkstemp(prefix="orchestrator-error-", suffix=".txt", dir=folder)

@@ -73,7 +73,7 @@ PEM = "PRIVATE KEY-----"
 
 
 def masked(text: str) -> str:
-    """The text with a mask in place of each secret."""
+    """Return the text with a mask in place of each secret."""
     for secret in _secrets():
         if secret in text:
             text = text.replace(secret, MASK)
@@ -81,14 +81,14 @@ def masked(text: str) -> str:
 
 
 def masked_values(content: bytes) -> bytes:
-    """The content of a file, masked by value only: what looks like a secret there may be an example."""
+    """Mask the content of a file, by value only: what looks like a secret there may be an example."""
     for secret in _secrets():
         content = content.replace(secret.encode(errors="surrogateescape"), MASK.encode())
     return content
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Whether a variable of this name and value holds a secret: it says so, or one stands in the value."""
+    """Return whether a variable of this name and value holds a secret: its name says so, or one stands in the value."""
     is_named_so = name not in FOLDERS and _says_so(name)
     return is_named_so or masked(value) != value or PEM in value or any((*_within(value), *_within_json(value)))
 
@@ -98,7 +98,7 @@ def _says_so(name: str) -> bool:
 
 
 def without_user(address: str) -> str:
-    """An address for people to open, without the user and the password that it may hold."""
+    """Return an address for people to open, without the user and the password that it may hold."""
     return re.sub(r"^(\w[\w+.-]*://)[^/?#]*@", r"\1", address)
 
 
@@ -114,7 +114,7 @@ def _by_form(text: str) -> str:
 
 
 def _secrets() -> tuple[str, ...]:
-    """Those of the environment as it is now, the longest first."""
+    """Return the secrets of the environment as it is now, the longest first."""
     for _ in range(3):
         try:
             return _secrets_in(tuple(os.environ.items()))
@@ -137,7 +137,7 @@ def _secrets_in(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """As it is, and as addresses, JSON and Python's own messages write it."""
+    """Yield a secret as it is, and as addresses, JSON and Python's own messages write it."""
     encoded = secret.encode(errors="surrogateescape")
     yield from (secret, unquote(secret))
     for escaped in (*(quote(encoded, safe) for safe in ("", "/", " +")), quote_plus(encoded)):
@@ -149,7 +149,7 @@ def _forms(secret: str) -> Iterator[str]:
 
 
 def _is_path(value: str) -> bool:
-    """Whether it names what lies here. A key in base64 may begin with a slash."""
+    """Return whether a value names an existing file or folder. A key in base64 may begin with a slash."""
     try:
         return Path(value).exists()
     except (OSError, ValueError):  # too long for a name
@@ -157,7 +157,7 @@ def _is_path(value: str) -> bool:
 
 
 def _within(value: str) -> Iterator[str]:
-    """Secrets in an address, or in settings such as `Name=me;AccountKey=...` and `host=h password=...`."""
+    """Yield the secrets in an address, or in settings such as `Name=me;AccountKey=...` and `host=h password=...`."""
     for address in re.findall(r"[\w+.-]{0,30}://\S+", value):
         yield from _within_address(address)
     if (token := re.match(r"\s*(?:bearer|basic)\s+(\S+)\s*$", value, re.IGNORECASE)) is not None:
@@ -169,8 +169,8 @@ def _within(value: str) -> Iterator[str]:
 
 
 def _within_address(address: str) -> Iterator[str]:
-    """The password, or the user who is a token. One that is not encoded may hold `@`, `/` and `?`, so that a library
-    takes a piece of it for the host."""
+    """Yield the password, or the user who is a token. A password that is not encoded may hold `@`, `/` and `?`, so that
+    a library takes a piece of it for the host."""
     scheme, _, rest = address.partition("://")
     http = scheme.lower().endswith(("http", "https"))
     own = re.split(r"[/?#]", rest)[0]
@@ -189,7 +189,7 @@ def _within_address(address: str) -> Iterator[str]:
 
 
 def _within_json(value: str) -> Iterator[str]:
-    """Secrets in a document such as a service account's, however deep."""
+    """Yield the secrets in a document such as a service account's, however deep."""
     if value.lstrip()[:1] not in ("{", "["):
         return
     with contextlib.suppress(ValueError, RecursionError):
@@ -210,7 +210,7 @@ def _within_document(value: object, name: str) -> Iterator[str]:
 
 
 def _lines(text: str) -> Iterable[str]:
-    """Those of a key, of which one may be quoted."""
+    """Return the lines of a key, as a single one may be quoted."""
     lines = re.split(r"\n|\\n", text)
     return (line.strip() for line in lines if len(lines) > 1 and not line.startswith("-----") and " " not in line)
 

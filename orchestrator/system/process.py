@@ -11,12 +11,12 @@ _HERE = re.compile(r"^(?P<host>\S+) pid (?P<pid>\d+) \[(?P<machine>\S+) (?P<star
 
 
 def this_process() -> str:
-    """A holder's name that another process of this machine can check: host, pid, boot, pid namespace, start time."""
+    """Name this process so that another on this machine can check it: host, pid, boot, pid namespace, start time."""
     return f"{socket.gethostname()} pid {os.getpid()} [{machine()} {start_of(os.getpid())}]"
 
 
 def is_gone(holder: str) -> bool:
-    """Whether a holder named by `this_process` was on this machine and has ended. False when that cannot be known."""
+    """Return whether a holder named by `this_process` was on this machine and has ended; False when that is unknown."""
     match = _HERE.match(holder)
     if match is None or match["host"] != socket.gethostname() or match["machine"] != machine():
         return False
@@ -28,7 +28,7 @@ def is_gone(holder: str) -> bool:
 
 
 def machine() -> str:
-    """This boot of this machine and this pid namespace: where a pid means the same process. `-` where unknown."""
+    """Name this boot of this machine and this pid namespace: where a pid means the same process. `-` where unknown."""
     try:
         return (
             f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{Path('/proc/self/ns/pid').stat().st_ino}"
@@ -38,13 +38,13 @@ def machine() -> str:
 
 
 def start_of(pid: int) -> int:
-    """Start time of a process in clock ticks since boot, or 0 when there is none or the system does not say."""
+    """Return the start time of a process in clock ticks since boot; 0 if there is none or the system does not say."""
     stat = _stat(pid)
     return 0 if stat is None else _start(stat)
 
 
 def _stat(pid: int) -> str | None:
-    """What the system tells of a process; None where there is none, or it is hidden from us (hidepid)."""
+    """Read what the system says of a process; None where there is none, or it is hidden from us (hidepid)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -52,13 +52,13 @@ def _stat(pid: int) -> str | None:
 
 
 def _start(stat: str) -> int:
-    """Start time in clock ticks since boot; 0 for one that has ended and waits for its parent."""
+    """Parse the start time in clock ticks since boot; 0 for a process that has ended and waits for its parent."""
     state, *fields = stat.rpartition(")")[2].split()
     return 0 if state in "ZX" else int(fields[18])
 
 
 def _exists(pid: int) -> bool:
-    """Whether there is a process of this pid, also one that we may not look at."""
+    """Return whether there is a process of this pid, also one that we may not look at."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

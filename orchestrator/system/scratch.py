@@ -51,7 +51,7 @@ class ScratchMissing(OSError):
 
 @contextlib.contextmanager
 def folder(purpose: str, within: Path | None = None) -> Iterator[Path]:
-    """A new folder as long as the context lasts, below $TMPDIR, or hidden in `within`; those of dead processes go.
+    """Provide a new folder while the context lasts, below $TMPDIR, or hidden in `within`; those of dead processes go.
 
     purpose: one word in small letters. Raises ScratchMissing.
     """
@@ -68,7 +68,7 @@ def folder(purpose: str, within: Path | None = None) -> Iterator[Path]:
 
 
 def check() -> Path:
-    """The folder of temporary files, which is there and can be written. Raises ScratchMissing.
+    """Check that the folder of temporary files is there and can be written, and return it. Raises ScratchMissing.
 
     Python would quietly take another one for a $TMPDIR that cannot be used; Ray, and what we start, would not.
     """
@@ -85,13 +85,13 @@ def check() -> Path:
 
 
 def expect(scratch: Path, home: Path) -> None:
-    """Note in one's temporary folder that one's own Ray session is about to be started, in the folder `home`. Its name
-    is not known yet, but ends with the pid."""
+    """Note in our temporary folder that our Ray session is about to be started, in the folder `home`. Its name is not
+    known yet, but ends with the pid."""
     (scratch / RAY_STARTS).write_text(str(home.absolute()))
 
 
 def remember(scratch: Path, session: Path) -> None:
-    """Note in one's temporary folder where one's own Ray session keeps its files, so that they go too after a kill."""
+    """Note in our temporary folder where our Ray session keeps its files, so that they go too after a kill."""
     (scratch / RAY_SESSION).write_text(str(session.absolute()))
 
 
@@ -129,7 +129,7 @@ def _clear_ray_session(left: Path) -> bool:
 
 
 def _begun(left: Path) -> list[Path]:
-    """The session of a process that ended while Ray started, found by the pid and the time in its name."""
+    """Find the session of a process that ended while Ray started, by the pid and the time in its name."""
     try:
         note = left / RAY_STARTS
         home, since = Path(note.read_text().strip()), note.stat().st_mtime
@@ -140,7 +140,7 @@ def _begun(left: Path) -> list[Path]:
 
 
 def _began(session: str) -> float:
-    """When a session began by its name, in unix seconds; nan for another name."""
+    """Read from its name when a session began, in unix seconds; nan for another name."""
     try:
         return datetime.strptime(session.rpartition("_")[0], RAY_NAMES).timestamp()  # noqa: DTZ007 - Ray's is local
     except (OverflowError, ValueError):
@@ -154,7 +154,7 @@ def _pid(left: Path) -> int:
 
 
 def _clear_session(session: Path) -> bool:
-    """Delete it, if it is one and this user's; False while some of it still runs."""
+    """Delete a folder if it is a session of this user; False while some of it still runs."""
     try:
         owned = session.lstat().st_uid == os.geteuid() and not session.is_symlink() and session.is_dir()
     except (OSError, ValueError):

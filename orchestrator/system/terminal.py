@@ -92,7 +92,7 @@ class Terminal:
         return len(text)
 
     def _whole(self, text: str) -> str:
-        """What is to be written of a text now."""
+        """Return what is to be written of a text now."""
         if self._change is None:
             return text
         end = len(text) if len(self._begun) + len(text) > CHUNK else text.rfind("\n") + 1
@@ -107,7 +107,7 @@ class Terminal:
         self.write("".join(lines))
 
     def flush(self) -> None:
-        """Nothing: a writer does not wait."""
+        """Do nothing: a writer does not wait."""
 
     def settle(self, patience_s: float = PATIENCE_S) -> bool:
         """Wait until all is written, at most `patience_s` without a byte taken. True if it is, or never will be.
@@ -128,25 +128,25 @@ class Terminal:
         return True
 
     def isatty(self) -> bool:
-        """Whether a person may look at it."""
+        """Return whether a person may look at what is written."""
         return self._terminal
 
     def fileno(self) -> int:
-        """The descriptor that is written to. Raises OSError if there is none."""
+        """Return the descriptor that is written to. Raises OSError if there is none."""
         if self._descriptor is None:
             raise OSError(errno.EBADF, "the terminal has no descriptor")
         return self._descriptor
 
     def writable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def readable(self) -> bool:
-        """No."""
+        """Return False."""
         return False
 
     def _work(self) -> None:
-        """The thread: write, piece by piece, until the terminal is gone."""
+        """Write piece by piece, in the thread, until the terminal is gone."""
         with contextlib.suppress(
             AttributeError, ValueError
         ):  # in the background, on a terminal set to stop such writers
@@ -170,7 +170,7 @@ class Terminal:
                 self._changed.notify_all()
 
     def _write_some(self, data: bytes) -> int | None:
-        """How many of the bytes were written, or must be given up; None when the terminal is gone."""
+        """Write some bytes; return how many were written, or must be given up, or None when the terminal is gone."""
         assert self._put is not None
         try:
             return self._put(data)
@@ -191,7 +191,7 @@ class Terminal:
 
 
 def steady(stream: IO[str] | None) -> Terminal:
-    """The stream as one that never fails: to the same place, through a descriptor of its own where it has one."""
+    """Wrap a stream so that it never fails: to the same place, through a descriptor of its own where it has one."""
     if isinstance(stream, Terminal):
         return stream
     if stream is None:
@@ -207,7 +207,7 @@ def steady(stream: IO[str] | None) -> Terminal:
 
 
 def of_descriptor(descriptor: int, encoding: str = "utf-8", change: Callable[[str], str] | None = None) -> Terminal:
-    """A stream that never fails to a descriptor, which is then its own; `change` as Terminal has it."""
+    """Build a stream to a descriptor, then its own, that never fails; `change` as Terminal has it."""
     return Terminal(
         lambda data: os.write(descriptor, data),
         encoding=encoding,
@@ -328,7 +328,7 @@ class Hangups:
         )
 
     def tell(self, note: Callable[[str], object]) -> None:
-        """Call `note` with a line for every one from now on, and for those that there were."""
+        """Call `note` with a line for every hangup from now on, and for those that there were."""
         self._note = note
         while self._unheard:
             note(self._unheard.popleft())

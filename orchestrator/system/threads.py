@@ -20,8 +20,8 @@ def start(work: Callable[[], object], *, name: str, died: Callable[[BaseExceptio
 
 
 def after(seconds: float, work: Callable[[], object], *, name: str, died: Callable[[BaseException], object]) -> Timer:
-    """The same, but `seconds` from now, unless the timer is cancelled before. More than a thread can wait, infinity
-    among that, is as long as it can: centuries."""
+    """Run `work` as `start` does, but `seconds` from now, unless the timer is cancelled before. More than a thread can
+    wait, infinity included, means as long as it can: centuries."""
     timer = Timer(min(seconds, threading.TIMEOUT_MAX), _run, (work, name, died))
     timer.name, timer.daemon = name, True
     timer.start()
@@ -29,8 +29,8 @@ def after(seconds: float, work: Callable[[], object], *, name: str, died: Callab
 
 
 def raisable(error: BaseException) -> Exception:
-    """What ended a thread, for the main thread to raise. SystemExit and the like would end the program there without
-    a word and with an exit code of their own."""
+    """Return what ended a thread, for the main thread to raise. SystemExit and the like are wrapped, as they would end
+    the program there without a word and with an exit code of their own."""
     if isinstance(error, Exception):
         return error
     reason = ", ".join([f"{type(error).__name__}: {error}".rstrip(": "), *getattr(error, "__notes__", [])])

@@ -72,7 +72,7 @@ def tell(client: MlflowClient, experiment: str, run: Run, encoder: Encoder, para
 
 
 def logged(events: Iterable[Event]) -> set[str]:
-    """The trials whose encoders MLflow has, by the events of the ledger."""
+    """Find the trials whose encoders MLflow has, by the events of the ledger."""
     trials: set[str] = set()
     for event in events:
         if event.kind == MOVED:
@@ -99,12 +99,12 @@ def save(encoder: Path, folder: Path, *, model_id: str | None = None) -> None:
 
 
 def name_of(arm: str) -> str:
-    """An arm's label as the name of a model, which may not hold / : . % and quotes."""
+    """Turn an arm's label into the name of a model, which may not hold / : . % and quotes."""
     return re.sub(r"[/:.%\"']", "-", visible(arm))
 
 
 def models(client: MlflowClient, experiment: str, run: Run) -> list[LoggedModel]:
-    """MLflow's models of a run of the ledger, also those that a kill left half."""
+    """List MLflow's models of a run of the ledger, also those that a kill left half-made."""
     wanted = f"tags.`orchestrator.run` = '{run.uuid}'"
     page = client.search_logged_models([experiment], wanted)
     listed = [*page]
@@ -128,5 +128,5 @@ def _link(client: MlflowClient, run_id: str, model_id: str, step: int) -> None:
 
 
 def _public(version: str) -> str:
-    """A version without a local label such as +cpu, which no index has."""
+    """Strip a version of its local label, such as +cpu, which no index has."""
     return version.partition("+")[0]

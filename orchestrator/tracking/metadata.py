@@ -32,17 +32,17 @@ LONGEST_PARAM, LONGEST_TAG = 6000, 5000
 
 
 def identity(run: Run, kind: str) -> dict[str, str]:
-    """Tags by which a run of MLflow is known as one of the ledger's."""
+    """Build the tags that identify a run of MLflow as the ledger's."""
     return {"orchestrator.sweep": run.name, "orchestrator.run": run.uuid, "orchestrator.kind": kind}
 
 
 def status_of(trial: Trial) -> str:
-    """The status of a trial's run in MLflow. A training that diverged came to its end, and to nothing."""
+    """Choose the status of a trial's run in MLflow. A training that diverged counts as failed: it came to nothing."""
     return "FAILED" if (trial.state, trial.outcome) == ("done", "diverged") else TRIAL_STATUS[trial.state]
 
 
 def marks(trial: Trial) -> dict[str, str]:
-    """Tags by which a person finds a trial's run, and which must be right for that."""
+    """Build the tags that let a person find a trial's run, and that must be right for that."""
     values = {"trial": trial.id, "arm": trial.arm, "stage": trial.stage, "seed": trial.seed, "state": trial.state}
     if trial.outcome == "diverged":
         values["outcome"] = trial.outcome
@@ -50,13 +50,13 @@ def marks(trial: Trial) -> dict[str, str]:
 
 
 def name(trial: Trial) -> str:
-    """`flatnce #3 seed 0`, or `flatnce seed 7` in the confirm stage."""
+    """Name a trial's run `flatnce #3 seed 0`, or `flatnce seed 7` in the confirm stage."""
     number = "" if trial.number is None else f" #{trial.number}"
     return f"{visible(trial.arm)}{number} seed {trial.seed}"
 
 
 def tags(trial: Trial, attempts: Sequence[Attempt], metric: str) -> Iterator[tuple[str, str]]:
-    """Tags that a person filters by; and of every attempt that was different, or did not work, what and why."""
+    """Yield tags that a person filters by; and for every attempt that was different, or did not work, what and why."""
     values: dict[str, object] = {"attempts": trial.attempts, **marks(trial)}
     # A tag stays until it is overwritten, so what is over is written as empty.
     values |= {"orchestrator.outcome": trial.outcome, "orchestrator.failure": trial.failure}
@@ -72,7 +72,7 @@ def tags(trial: Trial, attempts: Sequence[Attempt], metric: str) -> Iterator[tup
 
 
 def description(trial: Trial, metric: str) -> str:
-    """One sentence on a trial, in Markdown."""
+    """Describe a trial in one sentence, in Markdown."""
     what = f"suggestion {trial.number + 1}, " if trial.number is not None else ""
     head = f"**{markdown(trial.arm)}**, {trial.stage} stage, {what}seed {trial.seed}"
     value = "" if trial.metric is None else f": {metric} {trial.metric:.4f}"
@@ -85,7 +85,7 @@ def description(trial: Trial, metric: str) -> str:
 
 
 def finals(trial: Trial, plotted: Iterable[str]) -> Iterator[tuple[str, float]]:
-    """Final numbers of a finished trial that are no curve's last point: their keys are not among `plotted`."""
+    """Yield a finished trial's final numbers that are no curve's last point: their keys are not among `plotted`."""
     if trial.state in ("done", "pruned"):
         for key, value in trial.metrics.items():
             if key not in plotted and isinstance(value, int | float):
@@ -139,7 +139,7 @@ def compare(trial: Trial, points: Iterable[Point], metrics: Mapping[str, Sequenc
 
 
 def stored(value: float) -> float:
-    """What MLflow makes of a value: it has no infinities."""
+    """Return what MLflow makes of a value: it has no infinities."""
     return min(max(value, -sys.float_info.max), sys.float_info.max) if value == value else value  # noqa: PLR0124 - NaN
 
 
@@ -148,7 +148,7 @@ def _equal(ours: float, theirs: float) -> bool:
 
 
 def datasets(*trials: Trial) -> list[DatasetInput]:
-    """The data of trials that have ended, as MLflow's inputs: what they trained on and were judged on, each once."""
+    """List the data of ended trials as MLflow's inputs: what they trained on and were judged on, each once."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     inputs: dict[tuple[str, str], DatasetInput] = {}
@@ -167,7 +167,7 @@ def datasets(*trials: Trial) -> list[DatasetInput]:
 
 
 def flat(job: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A job as MLflow's parameters: dotted keys, the same ones for every trial, so that Compare lines them up."""
+    """Yield a job as MLflow's parameters: dotted keys, the same for every trial, so that Compare lines them up."""
     for key, value in job.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{key}.")
@@ -177,5 +177,5 @@ def flat(job: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def short(text: str) -> str:
-    """At most LONGEST_TAG characters."""
+    """Shorten a text to at most LONGEST_TAG characters."""
     return text if len(text) <= LONGEST_TAG else text[: LONGEST_TAG - 4] + " ..."

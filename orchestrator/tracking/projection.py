@@ -90,7 +90,7 @@ class Projection:
 
     def settled(self, timeout_s: float) -> bool:
         """Wait, after `start`, until what MLflow has of this run has been put in order, so that the ledger's events say
-        what it lacks; or until that has failed, or for `timeout_s` seconds. Whether it has been."""
+        what it lacks; or until that has failed, or for `timeout_s` seconds. Returns whether it is in order."""
         self._tried.wait(timeout_s)
         return self._settled
 
@@ -204,7 +204,7 @@ class Projection:
         return _refusal(self._tell_run, client) or problem
 
     def _connect(self) -> MlflowClient:
-        """A client, once the experiment, the parent run and what there is of nested runs are in order."""
+        """Make a client, and put the experiment, the parent run and what there is of nested runs in order."""
         client = connect(self._uri)
         settled = settle(client, self._ledger, artifact_root(self._uri))
         self._experiment_id, self._parent, self._adopted = settled.experiment, settled.parent, dict(settled.adopted)
@@ -213,7 +213,7 @@ class Projection:
         return client
 
     def _nested_run(self, client: MlflowClient, trial: Trial) -> str:
-        """The trial's run: recorded, else adopted, else made."""
+        """Return the id of the trial's run: recorded, else adopted, else made."""
         if trial.mlflow_run_id:
             return trial.mlflow_run_id
         run_id, made = self._adopted.pop(trial.id, None), False
@@ -269,7 +269,8 @@ class Projection:
             self._ledger.mark_projected(points)
 
     def _tell_run(self, client: MlflowClient) -> None:
-        """The parent run: its state, how many trials are in which, and the report once there is one."""
+        """Update the parent run: its state, how many trials are in each state, and the report if there is a new one.
+        Then log the encoders."""
         from mlflow.entities import RunTag
 
         run, counts, parent = self._ledger.run, self._ledger.counts(), self._parent
@@ -317,7 +318,7 @@ def _parts(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def _refusal(tell: Callable[P, None], *arguments: P.args, **keywords: P.kwargs) -> Exception | None:
-    """Tell something; what MLflow has against it, if that is about one run and not about MLflow."""
+    """Tell something. Return what MLflow has against it, if that is about one run and not about MLflow."""
     from mlflow import MlflowException
 
     try:

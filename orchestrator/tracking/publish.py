@@ -47,7 +47,7 @@ def answer(
 ) -> bool:
     """Copy the answer of a run into MLflow, and wait for it. Returns whether MLflow has everything.
 
-    stopping: asked between encoders; once true, no other one is exported. The lease must be held, and renewed
+    stopping: asked between encoders; once true, no further encoder is exported. The lease must be held, and renewed
     meanwhile.
     """
     tags = {"verdict": summary.sentence, "question": summary.question}
@@ -74,7 +74,7 @@ def answer(
 def _exported(
     ledger: Ledger, folder: RunFolder, made: Path, say: Callable[[str], None], stopping: Callable[[], bool]
 ) -> list[tracking.Encoder]:
-    """The best encoder of each arm, written by processes of their own, but for those that MLflow has."""
+    """Export the best encoder of each arm, by processes of their own, except those that MLflow has."""
     wanted = list(_wanted(ledger, folder))
     if not wanted:
         return []

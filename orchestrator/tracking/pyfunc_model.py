@@ -31,7 +31,7 @@ class Encoder(PythonModel):
 
     # MLflow reads the types: of an array it converts and refuses nothing, so what is given arrives as it is.
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> Any:  # noqa: ARG002
-        """Embeddings [n, width]."""
+        """Compute embeddings [n, width]."""
         values = model_input.iloc[:, 0] if hasattr(model_input, "iloc") and model_input.ndim == 2 else model_input
         array = np.asarray(values)
         if array.dtype.kind in "OU":

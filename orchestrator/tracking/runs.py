@@ -63,7 +63,7 @@ class MlflowRun(TypedDict):
 
 
 def runs_of(uri: str, uuid: str, *, history: bool = True, deleted: bool = False) -> list[MlflowRun]:
-    """What MLflow has of the ledger's run `uuid`: its parent run and the nested ones, parent first.
+    """Read what MLflow has of the ledger's run `uuid`: its parent run and the nested runs, parent first.
 
     history: every point of their metrics; else, and of deleted runs, the last point of each key only. deleted: give
     those too that somebody deleted and MLflow still keeps. An embedded store that is not there is not made. Raises
@@ -120,7 +120,7 @@ def _runs_of(uri: str, uuid: str, *, history: bool, deleted: bool) -> list[Mlflo
 
 
 def experiments(client: MlflowClient) -> Iterator[Experiment]:
-    """Every experiment of the store, deleted ones too."""
+    """Yield every experiment of the store, deleted experiments too."""
     from mlflow.entities import ViewType
 
     token: str | None = None
@@ -133,7 +133,7 @@ def experiments(client: MlflowClient) -> Iterator[Experiment]:
 
 
 def search(client: MlflowClient, uuid: str, *, deleted: bool = False) -> Iterator[TrackedRun]:
-    """Every MLflow run tagged with the ledger's run, wherever it lies; deleted ones only if asked for."""
+    """Yield every MLflow run tagged with the ledger's run, wherever it lies; deleted runs only if asked for."""
     from mlflow.entities import ViewType
 
     view_type = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
@@ -149,13 +149,13 @@ def search(client: MlflowClient, uuid: str, *, deleted: bool = False) -> Iterato
 
 
 def is_deleted(run: TrackedRun) -> bool:
-    """Whether somebody deleted an MLflow run, which MLflow keeps until its garbage is collected."""
+    """Return whether somebody deleted an MLflow run, which MLflow keeps until its garbage is collected."""
     return bool(run.info.lifecycle_stage == "deleted")
 
 
 def histories(client: MlflowClient, runs: Sequence[TrackedRun]) -> dict[str, dict[str, Curve]]:
-    """Every point of many runs as (step, unix ms, value), by run and key. Asks once for each key of a hundred runs:
-    to ask for each key of each run takes tens of times as long."""
+    """Read every point of many runs as (step, unix ms, value), by run and key. Asks once for each key of a hundred
+    runs: to ask for each key of each run takes tens of times as long."""
     having: dict[str, list[str]] = {}
     for run in runs:
         for key in run.data.metrics:
@@ -169,7 +169,7 @@ def histories(client: MlflowClient, runs: Sequence[TrackedRun]) -> dict[str, dic
 
 
 def _points(client: MlflowClient, key: str, ids: Sequence[str]) -> list[tuple[str, int, int, float]]:
-    """Points of one key of at most BULK_RUNS runs as (run id, step, unix ms, value), all of them."""
+    """Read all points of one key of at most BULK_RUNS runs as (run id, step, unix ms, value)."""
     from mlflow.utils.rest_utils import http_request_safe
 
     store = client._tracking_client.store  # noqa: SLF001 - the client itself has no way to ask for many runs

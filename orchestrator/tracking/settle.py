@@ -74,11 +74,11 @@ class _Store:
         self._look()
 
     def has_recorded(self) -> bool:
-        """Whether any run is there that the ledger has recorded."""
+        """Return whether any run is there that the ledger has recorded."""
         return bool(self._recorded().keys() & self._runs.keys())
 
     def experiment(self, root: str | None) -> str:
-        """The experiment in which the run lies, or is to lie from now on."""
+        """Find, restore or make the experiment where the run lies, or is to lie from now on."""
         run, client = self._ledger.run, self._client
         known = {experiment.experiment_id: experiment for experiment in experiments(client)}
         chosen = self._where(run, known)
@@ -97,7 +97,7 @@ class _Store:
         return chosen
 
     def parent(self, experiment: str) -> str:
-        """The parent run, restored or made at need; there is no other one afterwards."""
+        """Find, restore or make the parent run, and leave no other."""
         run, client = self._ledger.run, self._client
         kept = self._runs.get(run.mlflow_run_id or "")
         others = [other for other in self._parents() if other is not kept]
@@ -118,7 +118,7 @@ class _Store:
         return str(kept.info.run_id)
 
     def nested(self, experiment: str, parent: str) -> dict[str, str]:
-        """One run for each trial that was started, under the parent; returns those the ledger has not recorded."""
+        """Leave at most one run per started trial, under the parent; return those the ledger has not recorded."""
         recorded = self._recorded()
         of_trial: dict[str | None, list[TrackedRun]] = defaultdict(list)
         parents = {run.info.run_id for run in self._parents()} | {parent}
@@ -150,7 +150,7 @@ class _Store:
         return adopted
 
     def models(self, experiment: str, adopted: Mapping[str, str]) -> None:
-        """Note for which trials a logged encoder is not there any more, or belongs to a run that is not."""
+        """Note the trials with a logged encoder that is no longer there, or belongs to a run that is not."""
         logged = encoders.logged(self._ledger.events())
         if not logged:
             return
@@ -174,7 +174,7 @@ class _Store:
                 self._runs[run_id] = run
 
     def _recorded(self) -> dict[str, str | None]:
-        """Trials by the ids of MLflow's runs that the ledger has recorded; None: the parent."""
+        """Map the ids of MLflow's runs that the ledger has recorded to their trials; None: the parent."""
         trials: dict[str, str | None] = {
             trial.mlflow_run_id: trial.id for trial in self._ledger.trials() if trial.mlflow_run_id
         }
@@ -182,13 +182,14 @@ class _Store:
         return trials | ({parent: None} if parent else {})
 
     def _parents(self) -> list[TrackedRun]:
-        """What says that it is the parent run and is not deleted, oldest first."""
+        """List the undeleted runs that say they are the parent run, oldest first."""
         recorded = self._recorded()
         runs = [run for run_id, run in self._runs.items() if recorded.get(run_id) is None and not is_deleted(run)]
         return sorted(filter(_is_parent, runs), key=lambda run: (run.info.start_time, run.info.run_id))
 
     def _where(self, run: Run, known: Mapping[str, Experiment]) -> str | None:
-        """The experiment that is the run's: where its parent lies, else the recorded one, else where most lies."""
+        """Find the experiment that is the run's: where its parent lies, else the recorded experiment, else where most
+        of its runs lie, else an experiment with its tag; None if there is none."""
         parent = self._runs.get(run.mlflow_run_id or "") or next(iter(self._parents()), None)
         if parent is not None:
             return str(parent.info.experiment_id)
@@ -203,7 +204,7 @@ class _Store:
         return next(iter([*most, *owned]), None)
 
     def _kept(self, trial: Trial, runs: Sequence[TrackedRun], experiment: str) -> TrackedRun | None:
-        """Which of these runs stays the trial's: the recorded one, else the oldest; None for one to be made."""
+        """Choose the run that stays the trial's: the recorded run, else the oldest; None: it is to be made."""
         usable = [run for run in runs if run.info.experiment_id == experiment and self._sound(trial, run)]
         return min(
             usable,
@@ -212,8 +213,8 @@ class _Store:
         )
 
     def _sound(self, trial: Trial, run: TrackedRun) -> bool:
-        """Whether telling it more makes a run what the ledger says. A deleted run is restored, if so: who wants it made
-        anew deletes it."""
+        """Return whether a run becomes what the ledger says once it is told more. If so, a deleted run is restored:
+        whoever wants it made anew deletes it."""
         wanted = dict(metadata.flat(trial.job))
         if any(wanted.get(key) != value for key, value in run.data.params.items()):
             return False
@@ -234,9 +235,10 @@ class _Store:
 
 
 def _named(client: MlflowClient, run: Run, root: str | None) -> str:
-    """An experiment for this run alone: named like the sweep, and where that name is another run's, like the run too.
+    """Find or make an experiment for this run alone: named after the sweep, and after the run too where another run has
+    that name.
 
-    One that somebody has made and left empty is taken, unless another run takes it at the same moment.
+    An experiment that somebody has made and left empty is taken, unless another run takes it at the same moment.
     """
     from mlflow import MlflowException
 
@@ -263,8 +265,8 @@ def _named(client: MlflowClient, run: Run, root: str | None) -> str:
 
 
 def _is_of_others(client: MlflowClient, experiment: Experiment, run: Run) -> bool:
-    """Whether an experiment is not for this run to take: another run lies in it, or anything at all that is not known
-    to be this run's. The first versions did not tag experiments."""
+    """Return whether an experiment is not for this run to take: another run lies in it, or anything at all that is not
+    known to be this run's. The first versions did not tag experiments."""
     from mlflow.entities import ViewType
 
     owners = {key for key in experiment.tags if key.startswith(f"{OWNER}.")}
@@ -279,7 +281,7 @@ def _is_parent(run: TrackedRun) -> bool:
 
 
 def _shows(run: TrackedRun, trial: Trial) -> bool:
-    """Whether a run shows the state that was copied into it."""
+    """Return whether a run shows the state that was copied into it."""
     tags, params = run.data.tags, run.data.params
     wanted = dict(metadata.flat(trial.job)).items()
     right = run.info.status == metadata.status_of(trial) and metadata.marks(trial).items() <= tags.items()
@@ -287,7 +289,7 @@ def _shows(run: TrackedRun, trial: Trial) -> bool:
 
 
 def _run(client: MlflowClient, run_id: str) -> TrackedRun | None:
-    """A run, deleted or not; None when this store does not have it."""
+    """Read a run, deleted or not; None when this store does not have it."""
     from mlflow import MlflowException
 
     try:

@@ -53,7 +53,7 @@ class TrackingUnavailable(Exception):
 
 
 def embedded_uri(runs: Path) -> str:
-    """Tracking URI of the store that all runs under the folder `runs` share."""
+    """Return the tracking URI of the store that all runs under the folder `runs` share."""
     return f"sqlite:///{runs.absolute() / 'mlflow.db'}"
 
 
@@ -97,7 +97,8 @@ def check(uri: str, timeout_s: float = 5.0, *, writes: bool = False) -> None:
 
 
 def refuse_damaged(path: Path) -> None:
-    """MLflow itself asks a file that is no database again for a minute and a half, and then ends with a traceback."""
+    """Raise TrackingUnavailable for a file that is no database: MLflow itself asks it again for a minute and a half,
+    and then ends with a traceback."""
     shown = f"sqlite:///{path}"
     if path.is_dir():
         raise TrackingUnavailable(shown, "is a folder", remedy_for(shown))
@@ -112,25 +113,25 @@ def refuse_damaged(path: Path) -> None:
 
 
 def reader(path: Path) -> sqlite3.Connection:
-    """A connection to read, also where nothing can be written. Elsewhere SQLite takes back what a killed process was
-    writing, which it refuses to one that may only read."""
+    """Open a connection to read, also where nothing can be written. Elsewhere SQLite takes back what a killed process
+    was writing, which it refuses to a connection that may only read."""
     mode = "mode=ro" if path.with_name(f"{path.name}-shm").exists() else "immutable=1"
     return sqlite3.connect(f"file:{quote(str(path))}?{'mode=rw' if is_writable(path) else mode}", uri=True)
 
 
 def journal_of(path: Path) -> Path | None:
-    """What takes back a transaction that was cut short, or that somebody is making."""
+    """Find the journal that takes back a transaction that was cut short or is being made; None if there is none."""
     journal = path.with_name(f"{path.name}-journal")
     return journal if journal.is_file() and journal.stat().st_size else None
 
 
 def is_writable(path: Path) -> bool:
-    """Whether a file can be written, and so can its folder, where SQLite keeps its side files."""
+    """Return whether a file and its folder, where SQLite keeps its side files, can be written."""
     return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
 
 
 def remedy_for(uri: str) -> str:
-    """What to do about a store that cannot be used."""
+    """Suggest what to do about a store that cannot be used."""
     if not uri.startswith("sqlite:///"):
         return "see what its log says, and try again"
     path = shlex.quote(str(database_of(uri)))
@@ -138,7 +139,8 @@ def remedy_for(uri: str) -> str:
 
 
 def _refused(uri: str, timeout_s: float) -> int | None:
-    """401 or 403 if the server does not let this process in, by the credentials that MLflow's own client would take."""
+    """Return 401 or 403 if the server does not let this process in with the credentials that MLflow's own client would
+    take; else None."""
     scheme, _, rest = uri.rstrip("/").partition("://")
     user, _, host = rest.rpartition("@")
     name, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
@@ -176,15 +178,15 @@ SETTINGS = {
 def prepare() -> None:
     """Set what MLflow reads from the environment.
 
-    Before a thread of Ray may be at work: one that reads a variable while another one comes to be set reads memory that
-    was freed, and ends the process (glibc before 2.41).
+    Call it before a thread of Ray may be at work: a thread that reads a variable while another variable comes to be set
+    reads memory that was freed, and ends the process (glibc before 2.41).
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of the store at `uri`, whatever MLflow's global settings. Makes an embedded store's database at need.
+    """Make a client of the store at `uri`, whatever MLflow's global settings; make an embedded database if needed.
 
     Takes seconds the first time in a process, and 2 s more where the database has to be made.
     """
@@ -202,8 +204,8 @@ def connect(uri: str) -> MlflowClient:
 
 
 def _make(path: Path) -> None:
-    """Make an embedded store aside and put it in place whole: MLflow makes its tables one by one, and one that was
-    killed half-way would leave a database that it refuses ever after."""
+    """Make an embedded store aside and put it in place whole: MLflow makes its tables one by one, and a process killed
+    half-way would leave a database that MLflow refuses ever after."""
     from mlflow import MlflowClient
 
     for left in path.parent.glob(f".{path.name}.*"):
@@ -221,12 +223,13 @@ def _make(path: Path) -> None:
 
 
 def artifact_root(uri: str) -> str | None:
-    """Where the artifacts of an embedded store lie, as a URI; None where a server decides."""
+    """Return the folder of an embedded store's artifacts as a URI; None where a server decides."""
     return (database_of(uri).parent / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
 
 
 def ui_command(uri: str, *, port: int = 5000, host: str = "127.0.0.1") -> list[str]:
-    """The command that serves an embedded store; start it with UI_ENVIRONMENT. A server at http(s) needs none."""
+    """Build the command that serves an embedded store; start it with UI_ENVIRONMENT. Raises ValueError for a server at
+    http(s), which needs none."""
     root = artifact_root(uri)
     if root is None:
         raise ValueError(f"{without_password(uri)} is a server already; open it in a browser")
@@ -236,31 +239,32 @@ def ui_command(uri: str, *, port: int = 5000, host: str = "127.0.0.1") -> list[s
 
 
 def run_address(server: str, experiment_id: str, run_id: str, *, artifact: str = "") -> str:
-    """Page of MLflow's UI on one run, or on one file of it."""
+    """Build the address of the page of MLflow's UI on one run, or on one file of it."""
     page = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
     return f"{page}{f'/artifacts/{artifact}' if artifact else ''}?{TRAINING}"
 
 
 def compare_address(server: str, experiment_id: str, run_ids: Sequence[str]) -> str:
-    """Page of MLflow's UI that sets these runs side by side. It gets slow beyond about 100."""
+    """Build the address of the page of MLflow's UI that sets these runs side by side. It gets slow beyond about 100."""
     runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (list(run_ids), [experiment_id]))
     return f"{server.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}"
 
 
 def experiment_address(server: str, experiment_id: str, *, uuid: str, charts: bool = True) -> str:
-    """Page of MLflow's UI with the confirm trials of a run of the ledger by arm, as charts or as a table (view.py)."""
+    """Build the address of the page of MLflow's UI with the confirm trials of a run of the ledger by arm, as charts or
+    as a table (view.py)."""
     mode = "CHART" if charts else "TABLE"
     shown = f"viewStateShareKey={view.key(uuid)}&compareRunsMode={mode}"
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{TRAINING}&{shown}"
 
 
 def database_of(uri: str) -> Path:
-    """The file of an embedded store."""
+    """Return the file of an embedded store."""
     return Path(uri.removeprefix("sqlite:///"))
 
 
 def without_password(uri: str) -> str:
-    """The address as it may be shown."""
+    """Strip an address of its password, so that it may be shown."""
     scheme, mark, rest = uri.partition("://")
     user, at, host = rest.rpartition("@")
     return f"{scheme}{mark}{user.partition(':')[0]}{at}{host}"
@@ -268,7 +272,8 @@ def without_password(uri: str) -> str:
 
 @contextmanager
 def _one_at_a_time(uri: str) -> Iterator[None]:
-    """Two sweeps that start together in one folder must not both make the tables of its store."""
+    """Lock the folder of an embedded store while the context lasts: two sweeps that start together in one folder must
+    not both make the tables of its store."""
     if not uri.startswith("sqlite:///"):
         yield
         return

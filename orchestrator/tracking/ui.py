@@ -80,8 +80,8 @@ class Pages(TypedDict):
 
 
 def describe(run: str | None) -> Pages:
-    """The server of `run`, or of the default folder of runs, and its pages, without starting one, as plain JSON. A
-    store that is no server has none. Raises as `serve` does."""
+    """Describe the server of `run`, or of the default folder of runs, and its pages, as plain JSON, without starting a
+    server. A store that is no server has no pages. Raises as `serve` does."""
     folder = find(run) if run is not None else None
     named = os.environ.get("MLFLOW_TRACKING_URI") if folder is None else folder.mlflow_url()
     uri = without_user(named or tracking.embedded_uri(_runs(folder)))
@@ -90,7 +90,7 @@ def describe(run: str | None) -> Pages:
 
 
 def show_elsewhere(answer: Pages, *, browse: bool) -> None:
-    """Print where to look, of what `describe` says on the head of a cluster."""
+    """Print where to look, from what `describe` says on the head of a cluster."""
     server = answer["server"]
     if server is None:
         raise InfrastructureMissing(
@@ -108,7 +108,7 @@ def show_elsewhere(answer: Pages, *, browse: bool) -> None:
 
 
 def addresses(server: str, ledger: Ledger) -> list[tuple[str, str]]:
-    """(what, address) of the pages that answer a run's question, as far as MLflow has it."""
+    """List (what, address) of the pages that answer a run's question, as far as MLflow has it."""
     run = ledger.run
     if run.mlflow_experiment_id is None:
         return []
@@ -128,7 +128,7 @@ def addresses(server: str, ledger: Ledger) -> list[tuple[str, str]]:
 
 
 def _echo(text: str, *, err: bool = False) -> None:
-    """Print text in which there may be data, names of folders among them."""
+    """Print text that may contain data, names of folders among them."""
     click.echo(visible_lines(text), err=err)
 
 
@@ -158,7 +158,7 @@ def _print_pages(pages: Sequence[tuple[str, str]], *, browse: bool) -> None:
 
 
 def _answers(server: str) -> Iterator[tuple[str, str]]:
-    """The page of every run in the default folder that MLflow has."""
+    """Yield (name, address) of the answer page of every run in the default folder that MLflow has."""
     for name in names(home()):
         with contextlib.suppress(LedgerError), contextlib.closing(RunFolder(home() / name).open()) as ledger:
             yield from ((name, address) for what, address in addresses(server, ledger) if what == "answer")
@@ -191,7 +191,7 @@ def _on_signals(action: Callable[[int, FrameType | None], None] | signal.Handler
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """SIGTERM too ends the server with us. A second one would leave it behind."""
+    """Raise KeyboardInterrupt: SIGTERM too ends the server. Later signals would leave it behind, and are ignored."""
     _on_signals(signal.SIG_IGN)
     raise KeyboardInterrupt
 

@@ -29,23 +29,23 @@ SECTION = "comparison"
 
 
 def key(uuid: str) -> str:
-    """Of a run's view in addresses."""
+    """Return the key of a run's view in addresses."""
     return uuid.replace("-", "")[:12]
 
 
 def tags(run: Run) -> dict[str, str]:
-    """Tags of the experiment: its kind, its description, and the view of this run, if it has a metric."""
+    """Build the tags of the experiment: its kind, its description, and the view of this run, if it has a metric."""
     values = {KIND[0]: KIND[1], NOTE: question(run)}
     return values | ({TAG + key(run.uuid): state(run)} if "metric" in run.sweep else {})
 
 
 def question(run: Run) -> str:
-    """A run's question, or the beginning of a long one, as a description, which is Markdown."""
+    """Format a run's question, or the beginning of a long question, as a description in Markdown."""
     return markdown(beginning(str(run.sweep.get("question", "")), LONGEST_QUESTION), starts=True)
 
 
 def state(run: Run) -> str:
-    """The view as MLflow keeps it."""
+    """Build the view as MLflow keeps it."""
     metric = run.sweep["metric"]["name"]
     own = f"tags.`orchestrator.run` = '{run.uuid}'"
     charts = [

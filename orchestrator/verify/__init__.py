@@ -59,7 +59,7 @@ class Verified(TypedDict):
 
 
 def verify(folder: RunFolder, uri: str) -> Verified:
-    """Everything that is wrong with a run, and what is worth telling. uri: MLflow's.
+    """Find everything that is wrong with a run, and what is worth telling. uri: MLflow's.
 
     Raises RunError or LedgerError, LeaseHeld while a driver is at work, TrackingUnavailable. A ledger that is there and
     damaged is a fault, however little can be read of it.
@@ -91,7 +91,7 @@ def verify(folder: RunFolder, uri: str) -> Verified:
 
 
 def faults_after(folder: RunFolder, ledger: Ledger, uri: str | None) -> list[str]:
-    """What `verify` will call broken, for a driver that is about to end and still holds the lease.
+    """Find what `verify` will call broken, for a driver that is about to end and still holds the lease.
 
     uri: MLflow's; None for a session without it. An MLflow that does not answer is left out: `verify` cannot judge it
     either. Takes as long as `verify`: the caller keeps the lease renewed. Raises RunError or LedgerError.
@@ -104,7 +104,7 @@ def faults_after(folder: RunFolder, ledger: Ledger, uri: str | None) -> list[str
 
 
 def _facts(folder: RunFolder, ledger: Ledger, uri: str | None) -> tuple[Facts | None, list[str]]:
-    """What is read of the run, as far as its ledger can be read; and what is wrong with the ledger."""
+    """Read the run, as far as its ledger can be read; and find what is wrong with the ledger."""
     damage = ledger.damage()
     try:
         facts = _read(folder, ledger)
@@ -121,8 +121,8 @@ def _facts(folder: RunFolder, ledger: Ledger, uri: str | None) -> tuple[Facts | 
 
 
 def _damage_behind(folder: RunFolder, error: Exception, damage: str | None) -> str:
-    """The fault behind an error that reading the ledger raised; raises one that is about something else, such as a
-    server that is away. damage: what SQLite has against the file."""
+    """Return the fault behind an error that reading the ledger raised; raise the error if it is about something else,
+    such as a server that is away. damage: what SQLite has against the file."""
     if isinstance(error, LeaseHeld) or (damage is None and not _undecodable(error)):
         raise error
     return str(_damaged(folder, damage or _decoding_error(error)))
@@ -138,12 +138,12 @@ def _damaged(folder: RunFolder, damage: str) -> Finding:
 
 
 def _undecodable(error: Exception) -> bool:
-    """Whether the database was read, and holds what no ledger writes: SQLite itself has nothing against that."""
+    """Return whether the database was read, and holds what no ledger writes: SQLite itself has nothing against that."""
     return isinstance(error, LedgerDamaged) or not isinstance(error, LedgerError) or "decode" in str(error)
 
 
 def _decoding_error(error: Exception) -> str:
-    """What was read there, in words."""
+    """Describe in words what was read there."""
     return str(error.__cause__) if isinstance(error, LedgerDamaged) else f"{type(error).__name__}: {error}"
 
 
@@ -160,7 +160,7 @@ def _findings(checks: Sequence[Check], facts: Facts) -> list[str]:
 
 
 def _read(folder: RunFolder, ledger: Ledger) -> Facts:
-    """What the ledger has, and of MLflow and the disk nothing yet."""
+    """Read what the ledger has, and of MLflow and the disk nothing yet."""
     attempts: dict[str, list[Attempt]] = defaultdict(list)
     for attempt in ledger.attempts():
         attempts[attempt.trial].append(attempt)
@@ -197,7 +197,7 @@ def _user_code(folder: RunFolder) -> str | None:
 
 
 def _tracked(run: Run, uri: str | None) -> list[tracking.MlflowRun]:
-    """MLflow's runs, deleted ones too. Raises TrackingUnavailable."""
+    """List MLflow's runs, deleted ones too. Raises TrackingUnavailable."""
     if uri is None or run.mlflow_run_id is None:
         return []
     tracking.check(uri)
@@ -205,7 +205,7 @@ def _tracked(run: Run, uri: str | None) -> list[tracking.MlflowRun]:
 
 
 def _audit(folder: RunFolder) -> dict[str, DiskRecord] | None:
-    """The folders of trials, read by a process of their own: what a checkpoint is, only jobs know."""
+    """Read the folders of trials, by a process of their own: only jobs know what a checkpoint is."""
     if folder.remote is None and not folder.trials.is_dir():
         return None
     trials = folder.trials if folder.remote is None else folder.remote.inside("trials").uri

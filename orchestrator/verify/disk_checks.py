@@ -45,7 +45,7 @@ def _folders(facts: Facts) -> Iterator[Finding]:
 
 
 def _jobs(facts: Facts) -> Iterator[Finding]:
-    """A trial that failed before it was loaded has no job.json."""
+    """Yield faults of job.json, which a trial that failed before it was loaded does not have."""
     for trial, record in facts.folders:
         job = record["job"]
         if job is None:
@@ -58,13 +58,13 @@ def _jobs(facts: Facts) -> Iterator[Finding]:
 
 
 def _written(facts: Facts) -> str:
-    """See mending.py."""
+    """Return the remedy for what mending.py writes again."""
     return f"have it written again as the ledger has it: {facts.resume}"
 
 
 def other_job(ours: object, theirs: object) -> str | None:
-    """Why the job of a folder is not the trial's as the ledger has it; None where it is. How it is computed may differ,
-    but a job that the ledger's version could run can be read."""
+    """Explain why the job of a folder is not the trial's as the ledger has it; None where it is. How it is computed may
+    differ, but a job that the ledger's version could run can be read."""
     if theirs == ours:
         return None
     if keys := other_keys(_objective(ours), _objective(theirs)):
@@ -80,7 +80,7 @@ def _is_job(job: object) -> bool:
 
 
 def _objective(job: object) -> object:
-    """A job but for how it is computed, with every field that this version knows."""
+    """Return a job without how it is computed, with every field that this version knows."""
     rest = {key: value for key, value in job.items() if key != "execution"} if isinstance(job, dict) else job
     try:
         return JobConfig.model_validate(rest).model_dump(mode="json", exclude={"execution"})
@@ -102,7 +102,8 @@ def _results(facts: Facts) -> Iterator[Finding]:
 
 
 def _points_on_disk(facts: Facts) -> Iterator[Finding]:
-    """Of what is finished: the disk of a pruned trial may be ahead, that of any other may be behind as well."""
+    """Yield faults in the points of finished trials only: the disk of a pruned trial may be ahead, that of an
+    unfinished trial may be behind as well."""
     for trial, ours, theirs in _both(facts):
         differing = {
             "lacks": [at for at in ours if at not in theirs],
@@ -125,8 +126,8 @@ def _points_on_disk(facts: Facts) -> Iterator[Finding]:
 
 
 def _holes(facts: Facts) -> Iterator[Finding]:
-    """Points that a checkpoint has passed were all on disk before it. Where the ledger lacks them too, a trial that
-    goes on measures them again."""
+    """Yield faults for points that a checkpoint has passed and the disk lacks: all were on disk before it. Where the
+    ledger lacks them too, a trial that goes on measures them again."""
     for trial, record in facts.folders:
         ours = facts.points.get(trial.id, {}).keys()
         there = {(key, step) for key, step, _ in record["points"]}
@@ -146,7 +147,7 @@ def _again(facts: Facts, trial: Trial) -> str:
 
 
 def _both(facts: Facts) -> Iterator[tuple[Trial, dict[PointKey, Point], dict[PointKey, float]]]:
-    """Points of the ledger and points on disk of every trial that is done or pruned."""
+    """Yield the points of the ledger and the points on disk of every trial that is done or pruned."""
     for trial, record in facts.folders:
         if trial.state in ("done", "pruned"):
             yield trial, facts.points.get(trial.id, {}), {(key, step): value for key, step, value in record["points"]}
@@ -161,8 +162,9 @@ def _may_change(facts: Facts, trial: Trial, key: str) -> bool:
 
 
 def may_change(attempts: Sequence[Attempt], key: str) -> bool:
-    """Whether a point may have another value when a later attempt measures it again: the ledger keeps the first, the
-    disk the last. They are equal, bit for bit, for the same execution on the same host, but for times and memory."""
+    """Return whether a point may have another value when a later attempt measures it again: the ledger keeps the first,
+    the disk the last. They are equal, bit for bit, for the same execution on the same host, but for times and
+    memory."""
     how = [
         (attempt.host, {k: value for k, value in attempt.execution.items() if k != "verify"}) for attempt in attempts
     ]
@@ -193,7 +195,8 @@ COPY = "put it back from a copy: nothing makes it again. The verdict does not ne
 
 
 def _quarantine(facts: Facts, trial: Trial, name: str) -> str:
-    """A training that goes on does it by itself; what has ended needs no older checkpoint."""
+    """Return the remedy for a damaged checkpoint: a training that goes on sets it aside by itself; what has ended needs
+    no older checkpoint."""
     if trial.state == "failed":
         return f"it is set aside when the trial is tried again: {facts.resume} --failed"
     if trial.state not in ("done", "pruned"):

@@ -84,7 +84,7 @@ class Facts:
     """What `python -m jobs.artifacts.audit` says, by trial; None when the trials do not lie on this disk."""
 
     def within(self, name: str) -> str:
-        """The address of `name` in the run: before the query, where the run has one."""
+        """Return the address of `name` in the run: before the query, where the run has one."""
         head, mark, query = self.folder.partition("?")
         return f"{head}/{name}{mark}{query}"
 
@@ -134,18 +134,18 @@ class Facts:
 
 
 def beside(folder: str) -> str:
-    """The command that begins a sweep anew beside a run, which stays as it is."""
+    """Return the command that begins a sweep anew beside a run, which stays as it is."""
     head, mark, query = folder.partition("?")
     return f"orchestrator launch SWEEP --into {as_argument(f'{head}-2{mark}{query}')}"
 
 
 def same(a: object, b: object) -> bool:
-    """Equal, where NaN equals NaN."""
+    """Return whether both are equal, where NaN equals NaN."""
     return bool(a == b) or (isinstance(a, float) and isinstance(b, float) and a != a and b != b)  # noqa: PLR0124
 
 
 def other_keys(ours: object, theirs: object) -> list[str]:
-    """Keys of two JSON objects whose values differ, NaN equal to NaN."""
+    """List the keys with different values in two JSON objects, NaN equal to NaN."""
     if not (isinstance(ours, dict) and isinstance(theirs, dict)):
         return [] if ours == theirs else ["(everything)"]
     texts = [{key: json.dumps(value, sort_keys=True) for key, value in side.items()} for side in (ours, theirs)]

@@ -54,7 +54,7 @@ def _attempt_numbers(facts: Facts) -> Iterator[Finding]:
 
 
 def _trained_once(facts: Facts) -> Iterator[Finding]:
-    """What is finished was finished once, by the last attempt."""
+    """Yield faults of attempts: what is finished was finished once, by the last attempt."""
     for trial in facts.trials.values():
         states = [attempt.state for attempt in facts.attempts.get(trial.id, [])]
         if states and states[-1] not in LAST_ATTEMPT[trial.state]:
@@ -119,7 +119,8 @@ def _furthest(facts: Facts) -> Iterator[Finding]:
 
 
 def _suggested(facts: Facts) -> Iterator[Finding]:
-    """A trial belongs to the first suggestion that asks for it; a search may come upon the same setting again."""
+    """Yield faults of suggestions: a trial belongs to the first suggestion that asks for it; a search may come upon the
+    same setting again."""
     apart = facts.run.sweep.get("plan", {}).get("apart", False)  # before, a trial could serve two arms
     asking: dict[str, list[Suggestion]] = defaultdict(list)
     for suggestion in facts.suggestions:

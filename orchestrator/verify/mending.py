@@ -110,7 +110,7 @@ class _File:
         remote.delete(f"{prefix}/{self.name}")
 
     def newest_checkpoint(self) -> int:
-        """Step of the trial's newest checkpoint, whatever its files hold; -1 where there is none."""
+        """Return the step of the trial's newest checkpoint, whatever its files hold; -1 where there is none."""
         return newest_step(at(self.path.parent, self.folder.trial_uri(self.trial)))
 
 
@@ -133,7 +133,8 @@ def _mend(
 
 
 def _job(file: _File, trial: Trial) -> str | None:
-    """A trial that failed before it was loaded has none."""
+    """Write job.json again if it is missing or wrong, and return why; a trial that failed before it was loaded has
+    none."""
     stored, damage = _json(file)
     if stored is None and damage is None and trial.state not in ENDED:
         return None
@@ -157,9 +158,9 @@ def _result(file: _File, trial: Trial) -> str | None:
 
 
 def _points(file: _File, trial: Trial, attempts: Sequence[Attempt], ledger: Ledger) -> str | None:
-    """The file's points with the ledger's values, and those of the ledger that it lacks. Of a trial that goes on the
-    ledger may be ahead of the file, which is then cut back to the newest checkpoint anyway: only what that has passed
-    was there once."""
+    """Write the file's points with the ledger's values, and those of the ledger that it lacks. Where a trial goes on,
+    the ledger may be ahead of the file, which is then cut back to the newest checkpoint anyway: only points that the
+    checkpoint has passed were there once."""
     try:
         there, fault, _ = points_in(file.read() or "")
         damage = None if fault is None else f"was damaged ({fault})"
@@ -211,7 +212,7 @@ def _attempt(file: _File, trial: Trial, fence: tuple[int, int] | None) -> str | 
 
 
 def _json(file: _File) -> tuple[JsonValue, str | None]:
-    """What a file holds, None if it is not there; and what is wrong with it."""
+    """Return what a file holds, None if it is not there; and what is wrong with it."""
     try:
         text = file.read()
         if text is None:

@@ -46,7 +46,8 @@ def _parent(facts: Facts) -> Iterator[Finding]:
 
 
 def _experiment(facts: Facts) -> Iterator[Finding]:
-    """Neither page of MLflow shows the whole of a run that lies in two experiments."""
+    """Yield faults for MLflow's runs in another experiment: neither page of MLflow shows the whole of a run that lies
+    in two experiments."""
     recorded = facts.run.mlflow_experiment_id
     for run in facts.tracked if recorded is not None else ():
         if run["experiment_id"] != recorded:
@@ -110,8 +111,8 @@ def _status(facts: Facts) -> Iterator[Finding]:
 
 
 def _is_of_first_rules(facts: Facts, trial: Trial, run: MlflowRun) -> bool:
-    """Whether MLflow has what diverged as the version told it that began runs of the first rules: as a training that
-    has come to its end, and no tag that says to what."""
+    """Return whether MLflow has a diverged trial as the version for runs of the first rules recorded it: as a training
+    that has come to its end, without a tag that says to what."""
     diverged = facts.run.rules < 2 and (trial.state, trial.outcome) == ("done", "diverged")
     return diverged and run["status"] == "FINISHED" and not run["tags"].get("outcome")
 

@@ -62,7 +62,7 @@ def _code(facts: Facts) -> Iterator[Finding]:
 
 
 def _kept(facts: Facts) -> Iterator[Finding]:
-    """The user's code lies in the run as one of those that it may compute with."""
+    """Yield a fault where the user's code in the run is none of those that the run may compute with."""
     begun = facts.run.provenance or {}
     known = {code.own for code in (_first(begun), *_accepted(begun)) if code is not None and code.own}
     if known and facts.user_code not in known:
@@ -97,7 +97,7 @@ def _unrecorded(facts: Facts) -> Iterator[str]:
 
 
 def _recorded(facts: Facts) -> Iterator[tuple[str, Attempt]]:
-    """Attempts of which is known what they ran with, in the order of trials."""
+    """Yield the attempts with a record of what they ran with, in the order of trials."""
     for trial in facts.trials:
         for attempt in facts.attempts.get(trial, []):
             if attempt.provenance:
@@ -115,7 +115,7 @@ def _accepted(begun: Recorded) -> set[Code | None]:
 
 
 def _code_of(attempt: Attempt, begun: Recorded) -> Code | None:
-    """None where the attempt or the run has none recorded."""
+    """Return the code of an attempt; None where the attempt or the run has none recorded."""
     ran = attempt.provenance or {}
     return _made(ran, begun) if ran.get("code") and begun.get("code") else None
 
@@ -136,7 +136,7 @@ def _texts(recorded: Recorded, key: str) -> dict[str, str]:
 
 
 def _digests(value: object) -> set[str]:
-    """What is recorded of a source: its digest, or those of several."""
+    """Collect what is recorded of a source: its digest, or those of several."""
     if isinstance(value, str):
         return {value}
     if isinstance(value, dict):

@@ -78,7 +78,7 @@ def reader(file: str, *, inside: str | None = None, filesystem: FileSystem | Non
 
 
 def _packed(name: str) -> str | None:
-    """What to say of a packed file that has rows within, by its name in small letters; None for any other."""
+    """Return what to say of a packed file that holds rows, by its name in lower case; None for any other."""
     known = f"the name must end in {', '.join(SUFFIXES)}"
     if name.endswith((".xlsx", ".xls", ".ods")):
         return f"is a spreadsheet; save the table as CSV in UTF-8: {known}"
@@ -124,12 +124,12 @@ def _parquet(file: str, path: str, filesystem: FileSystem | None) -> Reader:
 
 
 def nested(schema: pa.Schema) -> list[str]:
-    """The names of the columns that hold lists or objects."""
+    """Return the names of the columns that hold lists or objects."""
     return [field.name for field in schema if pa.types.is_nested(field.type)]
 
 
 def _arrow(file: str, path: str, filesystem: FileSystem | None) -> Reader:
-    """An Arrow file (Feather version 2 is one) or an Arrow stream, mapped if it is local."""
+    """Open an Arrow file (Feather version 2 is one) or an Arrow stream, mapped if it is local."""
     from pyarrow import ipc
 
     source = filesystem.open_input_file(path) if filesystem is not None else pa.memory_map(path)
@@ -142,7 +142,7 @@ def _arrow(file: str, path: str, filesystem: FileSystem | None) -> Reader:
 
 
 def _text(file: str, path: str, filesystem: FileSystem | None) -> Reader:
-    """A file of lines: of objects, of cells, or of sentences."""
+    """Open a file of lines: of objects, of cells, or of sentences."""
     name = file.lower().removesuffix(".gz")
     if not name.endswith((".csv", ".tsv", ".txt")):
         surveyed = objects.survey(functools.partial(opened, file, path, filesystem), file)

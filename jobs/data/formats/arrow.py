@@ -14,7 +14,7 @@ class _NoPandas:
     """Finds no pandas."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:  # noqa: ARG002
-        """Raise ImportError for pandas; what else there is, others find."""
+        """Raise ImportError for pandas; leave everything else to the other finders."""
         if name == "pandas":
             raise ImportError(name)
 
@@ -23,9 +23,9 @@ class _NoPandas:
 def leave_pandas_out() -> None:
     """Let pyarrow look for pandas now, and find none. Nothing is changed where it is imported already.
 
-    `to_pandas` and `Table.from_pandas` import it as ever. Only `pa.array` of a Series or of `pd.NaT` takes them for
-    what they are to one who does not know pandas; no code of this package makes an array of those. Relies on a private
-    name of pyarrow, without which pandas is imported as before.
+    `to_pandas` and `Table.from_pandas` import it as ever. Only `pa.array` of a Series or of `pd.NaT` treats them as it
+    does where pandas is not installed; no code of this package makes an array of those. Relies on a private name of
+    pyarrow; without that name, pandas is imported as before.
     """
     known = getattr(pa.lib, "_pandas_api", None)
     if known is None or "pandas" in sys.modules:

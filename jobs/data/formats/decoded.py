@@ -34,7 +34,7 @@ class Twice(dict[str, Json]):
 
 
 def objects(text: Iterable[str], file: str) -> Iterator[tuple[int, dict[str, Json]]]:
-    """Each object, and the line in which it begins. As long as there is one a line, many are decoded at once."""
+    """Yield each object with the line where it begins. While there is one object a line, many are decoded at once."""
     source, line, is_list = iter(text), 1, None
     while batch := _batch(source):
         values = _at_once(batch)
@@ -50,7 +50,7 @@ def objects(text: Iterable[str], file: str) -> Iterator[tuple[int, dict[str, Jso
 
 
 def _batch(source: Iterator[str]) -> list[str]:
-    """The next lines, so many that they are worth it."""
+    """Read the next lines, as many as are worth decoding at once."""
     lines, size = [], 0
     for line in source:
         lines.append(line)
@@ -61,10 +61,10 @@ def _batch(source: Iterator[str]) -> list[str]:
 
 
 def _at_once(lines: list[str]) -> list[dict[str, Json]] | None:
-    """The objects of lines that hold one each or nothing but space; None where others stand there.
+    """Decode the objects of lines that hold one each or nothing but space; return None where lines hold anything else.
 
-    They are decoded as one list. A text that stands nowhere in them parts them, so that no line can close what another
-    opens, and none can hold two.
+    They are decoded as one list. A text that occurs nowhere in them separates them, so that no line can close what
+    another opens, and none can hold two.
     """
     held = [line for line in lines if line.strip(_SPACE)]
     if not held:
@@ -82,10 +82,10 @@ def _at_once(lines: list[str]) -> list[dict[str, Json]] | None:
 
 
 def _decoded(text: Iterable[str], file: str, line: int, *, is_list: bool | None) -> Iterator[tuple[int, Json]]:
-    """Each value, or each member of the list that is the whole file; and the line in which it begins.
+    """Yield each value, or each member of the list that is the whole file, with the line where it begins.
 
-    line: that of the first line. is_list: whether it is within the list; None where that is not known yet.
-    What does not end within the lines at hand is tried again with twice as many.
+    line: the number of the first line. is_list: whether it is within the list; None where that is not known yet.
+    A value that does not end within the lines at hand is tried again with twice as many.
     """
     decode = json.JSONDecoder(object_pairs_hook=_once).raw_decode
     source, pending, more = iter(text), "", 1
@@ -133,7 +133,7 @@ def _once(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 
 def _is_cut(error: Exception, pending: str) -> bool:
-    """Whether nothing is wrong but that the text ends here. A line end never lies within a string or a number."""
+    """Return whether the only fault is that the text ends here. A line end never lies within a string or a number."""
     return isinstance(error, json.JSONDecodeError) and error.pos >= len(pending.rstrip())
 
 
@@ -149,7 +149,7 @@ def _no_json(error: Exception, pending: str, at: int, line: int, file: str, *, i
 
 
 def kind_of(value: object) -> str:
-    """What a value of JSON is, in words."""
+    """Name the kind of a JSON value, in words."""
     if isinstance(value, bool):
         return "true or false"
     kinds = {dict: "an object", list: "a list", str: "text", int: NUMBER, float: NUMBER}

@@ -62,19 +62,20 @@ class Lines:
     distances: list[int] = field(default_factory=list)
 
     def note(self, row: int, line: int) -> None:
-        """Row `row`, from 0, begins in line `line`, from 1. Rows come in order."""
+        """Record that row `row`, from 0, begins in line `line`, from 1. Rows come in order."""
         if not self.rows or self.distances[-1] != line - row:
             self.rows.append(row)
             self.distances.append(line - row)
 
     def __call__(self, row: int) -> int:
-        """The line, from 1, of row `row`, from 0."""
+        """Return the line, from 1, where row `row`, from 0, begins."""
         return row + self.distances[bisect_right(self.rows, row) - 1]
 
 
 @contextlib.contextmanager
 def opened(file: str, path: str, filesystem: FileSystem | None) -> Iterator[Iterable[str]]:
-    """The lines of a file, each with its end. Raises DataError for what is no text, or text in another encoding.
+    """Open the lines of a file, each with its end, while the context lasts. Raises DataError for what is no text, or
+    text in UTF-16 or UTF-32.
 
     Lines end at newlines only; but a file without any newline, as old Macs wrote, is split at "\\r".
     """
@@ -88,7 +89,7 @@ def opened(file: str, path: str, filesystem: FileSystem | None) -> Iterator[Iter
 
 @contextlib.contextmanager
 def blocks(file: str, path: str, filesystem: FileSystem | None) -> Iterator[Blocks]:
-    """The same file in blocks of bytes."""
+    """Open a file as `opened` does, but in blocks of bytes, while the context lasts."""
     with _stream(file, path, filesystem) as (stream, end):
         yield Blocks(_whole_lines(stream, end.encode()), end)
 
@@ -126,7 +127,7 @@ def _whole_lines(stream: IO[bytes], end: bytes) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _stream(file: str, path: str, filesystem: FileSystem | None) -> Iterator[tuple[IO[bytes], Newline]]:
-    """The bytes of a file, unpacked, and where its lines end."""
+    """Provide the bytes of a file, unpacked, and the sign that ends its lines, while the context lasts."""
     from pyarrow import fs
 
     system = filesystem or fs.LocalFileSystem()
@@ -145,12 +146,12 @@ def _stream(file: str, path: str, filesystem: FileSystem | None) -> Iterator[tup
 
 
 def plain(line: str) -> str:
-    """The line without its end: a newline, after carriage returns or not, or a carriage return alone."""
+    """Strip the end of a line: a newline, after carriage returns or not, or carriage returns alone."""
     return line.removesuffix("\n").rstrip("\r")
 
 
 def is_escaped(text: str) -> bool:
-    """Whether the text holds bytes that were not UTF-8, or half of a character."""
+    """Return whether the text holds bytes that were not UTF-8, or half of a character."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -159,7 +160,7 @@ def is_escaped(text: str) -> bool:
 
 
 def is_utf8(value: bytes) -> bool:
-    """Whether bytes are text in UTF-8."""
+    """Return whether bytes are text in UTF-8."""
     try:
         value.decode()
     except UnicodeDecodeError:
@@ -168,7 +169,7 @@ def is_utf8(value: bytes) -> bool:
 
 
 def first_that_is_not_utf8(values: pa.Array | pa.ChunkedArray) -> int | None:
-    """The first row of a column of bytes that is no text in UTF-8; None where all are."""
+    """Find the first row of a column of bytes that is no text in UTF-8; return None where all are."""
     return next((row for row, value in enumerate(values.to_pylist()) if not is_utf8(value or b"")), None)
 
 
@@ -186,7 +187,7 @@ def _refuse_no_text(file: str, sample: bytes, packing: str | None) -> None:
 
 
 def _refuse_wide(file: str, sample: bytes) -> None:
-    """UTF-16 and UTF-32: by their mark, else by the zeros that letters, spaces or line ends have in them."""
+    """Refuse UTF-16 and UTF-32: by their mark, else by the zeros that letters, spaces or line ends have in them."""
     for mark, name, codec in MARKS:
         if sample.startswith(mark):
             raise DataError(f"is in {name}; {CONVERT.format(codec)}", file=file)
@@ -201,7 +202,7 @@ def _refuse_wide(file: str, sample: bytes) -> None:
 
 
 def _decoded(sample: bytes, codec: str) -> str | None:
-    """The sample in this encoding, whose end may be cut off; None if it is in another one."""
+    """Decode the sample in this encoding; its end may be cut off. Returns None if it is in another encoding."""
     try:
         return codecs.getincrementaldecoder(codec)().decode(sample)
     except UnicodeDecodeError:

@@ -41,7 +41,7 @@ class Objects:
     lines: Lines
 
     def columns(self, names: Sequence[str], low: int, high: int) -> pa.Table:
-        """The values of these keys in the objects from `low` to before `high`. What an object lacks is null."""
+        """Read the values of these keys in the objects from `low` to before `high`; null for what an object lacks."""
         chunks: list[list[pa.Array]] = [[] for _ in names]
         first = low
         with self.open_lines() as text:
@@ -59,7 +59,7 @@ class Objects:
         return DataError(words, file=self.file, column=name, row=row, line=self.lines(row))
 
     def _array(self, name: str, batch: list[dict[str, Json]], first: int) -> pa.Array:
-        """One column of a batch whose first row is `first`."""
+        """Build one column of a batch that begins with row `first`."""
         for row, held in enumerate(batch, first):
             if isinstance(held, Twice) and name in held.twice:
                 raise self._fault("is given twice; give it once", name, row)
@@ -78,7 +78,7 @@ class Objects:
         return made
 
     def _joined(self, name: str, chunks: list[pa.Array], first: int) -> pa.ChunkedArray:
-        """The chunks in one type: whole numbers become fractions where there are fractions."""
+        """Join the chunks in one type: whole numbers become fractions where there are fractions."""
         kind, known = pa.null(), (first, "null")
         for chunk in chunks:
             row, held = _first(chunk, first)
@@ -133,7 +133,7 @@ def _refuse_columns(only: JsonObject, file: str) -> None:
 
 
 def _odd_one(values: Sequence[Json], first: int) -> tuple[int, str] | None:
-    """The first row whose value is of another kind than those before, or no text that can be encoded; and the words."""
+    """Find the first row with another kind of value than before, or text that cannot be encoded; and words for it."""
     known: tuple[int, str] | None = None
     for row, value in enumerate(values, first):
         if isinstance(value, str) and is_escaped(value):
@@ -155,7 +155,7 @@ def _differs(kind: str, row: int, known: str) -> str:
 
 
 def _first(chunk: pa.Array, first: int) -> tuple[int, str]:
-    """The first row that has a value, and its kind."""
+    """Find the first row that has a value, and its kind."""
     index = next((index for index, value in enumerate(chunk) if value.is_valid), 0)
     return first + index, kind_of(chunk[index].as_py())
 

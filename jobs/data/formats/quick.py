@@ -19,9 +19,9 @@ LARGEST = 1 << 30
 
 
 def columns_of(block: bytes, count: int, sign: str) -> list[pa.ChunkedArray] | None:
-    """The columns of a block of lines, a row in each line, as strings; None where it has to be read with care.
+    """Read a block of lines, a row in each, as columns of strings; return None where it has to be read with care.
 
-    count: how many cells a row has. sign: what separates them; quotes mean something between commas alone.
+    count: how many cells a row has. sign: what separates them; quotes have a meaning only if it is a comma.
     """
     if not _is_plain(block) or (sign == "," and b'"' in block and b'"' in QUOTED.sub(b"", block)):
         return None
@@ -48,7 +48,8 @@ def columns_of(block: bytes, count: int, sign: str) -> list[pa.ChunkedArray] | N
 
 
 def _is_plain(block: bytes) -> bool:
-    """Whether lines end at newlines alone, and none is empty."""
+    """Return whether lines end at LF or CRLF alone and none is empty, in a block without byte order mark that is not
+    too large."""
     if len(block) > LARGEST or block.startswith((codecs.BOM_UTF8, b"\n", b"\r")):
         return False
     if b"\n\n" in block or b"\n\r" in block:

@@ -31,7 +31,7 @@ is wrong below these rows."""
 
 
 def sentences(blocks: Blocks, file: str) -> tuple[pa.Table, Lines]:
-    """Plain text: one column `text`, a row for each line, empty ones included."""
+    """Read plain text: one column `text`, a row for each line, empty ones included."""
     made, line = _Columns(["text"]), 1
     for block in blocks:
         texts = _texts(block, blocks.end, line, file)
@@ -44,17 +44,18 @@ def sentences(blocks: Blocks, file: str) -> tuple[pa.Table, Lines]:
 
 
 def tabs(blocks: Blocks, file: str) -> tuple[pa.Table, Lines]:
-    """TSV."""
+    """Read TSV."""
     return _headed(blocks, file, "\t", _tabbed)
 
 
 def commas(blocks: Blocks, file: str) -> tuple[pa.Table, Lines]:
-    """CSV."""
+    """Read CSV."""
     return _headed(blocks, file, ",", _quoted)
 
 
 def delimiter_hint(header: str, sign: str, *, any_other: bool = False) -> str:
-    """What to do where a header line has another delimiter more often than `sign`, or at all; else nothing."""
+    """Suggest a remedy where a header line has another delimiter more often than `sign`, or at all if `any_other`; else
+    return an empty text."""
     counts = {other: header.count(other) for other in SIGNS if other != sign}
     other = max(counts, key=counts.__getitem__)
     if counts[other] <= (0 if any_other else header.count(sign)):
@@ -68,7 +69,7 @@ def delimiter_hint(header: str, sign: str, *, any_other: bool = False) -> str:
 
 
 def quotes_hint(cells: Sequence[str], sign: str) -> str:
-    """What to do where cells of a TSV file stand in quotes; nothing where they do not."""
+    """Suggest a remedy where cells of a TSV file stand in quotes; return an empty text where they do not."""
     if sign != "\t" or not all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells):
         return ""
     return (
@@ -105,12 +106,12 @@ class _Columns:
             chunks.append(_strings([cells[number] for _, cells in rows]))
 
     def table(self) -> tuple[pa.Table, Lines]:
-        """Columns of strings, or of bytes where some are not UTF-8."""
+        """Build the table, of strings, or of bytes where some are not UTF-8; return it and the line of each row."""
         return pa.Table.from_arrays([_joined(chunks) for chunks in self.chunks], names=self.names), self.lines
 
 
 def _headed(blocks: Blocks, file: str, sign: str, read: Read) -> tuple[pa.Table, Lines]:
-    """Rows below a row of names, each as long as it. What is as usual is read a block at a time."""
+    """Read rows below a row of names, each as long as that row. Blocks that are plain enough are read at once."""
     made: _Columns | None = None
     first, line, header = 1, 1, ""
     for block in blocks:
@@ -182,7 +183,7 @@ def _quoted(block: bytes, blocks: Blocks, line: int, file: str, header: str) -> 
 
 
 def _fed(lines: deque[str], blocks: Blocks) -> Iterator[str]:
-    """These lines, and those of the next blocks as long as a cell in quotes is open."""
+    """Yield these lines, and those of the next blocks while a cell in quotes is open."""
     while True:
         while lines:
             yield lines.popleft()
@@ -197,7 +198,8 @@ def _text(block: bytes) -> str:
 
 
 def _texts(block: bytes, end: str, line: int, file: str) -> list[str]:
-    """The lines of a block without their ends. Where one holds a newline, the file began with other line ends."""
+    """Split a block into its lines without their ends. Raises DataError where a line holds a newline, as the file then
+    began with other line ends."""
     texts = _text(block).split(end)
     if not texts[-1]:
         texts.pop()

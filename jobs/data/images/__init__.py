@@ -54,7 +54,7 @@ class ImageExamples:
         return self.images.shape
 
     def views(self, rows: NDArray[np.int64], *, seed: int, step: int, pairs: NDArray[np.int64]) -> Views:
-        """Both views, pixel_values [c, C, H, W], of these data rows, the pairs numbered `pairs` of batch `step`."""
+        """Make both views of these data rows, pixel_values [c, C, H, W]; `pairs` number the pairs of batch `step`."""
         import torch
 
         numbers = torch.from_numpy(np.asarray(pairs, np.int64))
@@ -70,11 +70,11 @@ class ImageExamples:
         return Views(queries, keys)
 
     def pair_ids(self, rows: NDArray[np.int64]) -> Tensor:
-        """int64 [c]: equal for equal images."""
+        """Compute ids, int64 [c]: equal for equal images."""
         return self.images.content_ids(rows)
 
     def ids(self, rows: NDArray[np.int64]) -> Ids:
-        """What these rows show. Both sides of a pair are views of one image."""
+        """Compute the ids of what these rows show. Both sides of a pair are views of one image."""
         return Ids(self.pair_ids(rows))
 
 
@@ -89,7 +89,7 @@ class ImageEvaluation:
 
 
 def train_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The image column and, if there is one, the label column: as wanted, else by their usual names."""
+    """Choose the image column and, if there is one, the label column: as wanted, else by their usual names."""
     if wanted is not None:
         if len(wanted) > 2:
             raise DataError(f"data.columns = {list(wanted)} names too many; give [image] or [image, label]", file=file)
@@ -107,14 +107,14 @@ def train_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | Non
 
 
 def _is_number(value: pa.Scalar) -> bool:
-    """Whether a cell of CSV is a number."""
+    """Return whether a cell of CSV is a whole number."""
     text = value.as_py()
     return isinstance(text, str) and text.strip().isdecimal()
 
 
 def _meant(names: Sequence[str], *, both: bool = False) -> str:
-    """The names of the image column and the label column, as data.columns has them, where they are usual ones but for
-    capitals and spaces; empty without the first, or without either of both."""
+    """Find the image column and the label column, as data.columns names them, where they have usual names but for
+    capitals and spaces; return an empty text without the first or, if `both`, without the second."""
     columns = []
     for usual in (IMAGE_NAMES, LABEL_NAMES):
         columns += [name for name in names if name.strip().lower() in usual][:1]
@@ -123,12 +123,12 @@ def _meant(names: Sequence[str], *, both: bool = False) -> str:
 
 
 def judged_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """As in the training data; if a file to be judged on calls them otherwise, by their usual names."""
+    """Choose columns as in the training data; if a file to be judged on calls them otherwise, by their usual names."""
     return train_columns(file, names, wanted if wanted and set(wanted) <= set(names) else None)
 
 
 def image_rows(job: JobConfig, source: str) -> Rows:
-    """Rows of a source with an image column and, if there is one, a label column."""
+    """Read the rows of a source with an image column and, if there is one, a label column."""
     wanted = None if job.data.columns is None else tuple(job.data.columns)
     try:
         rows = read(source, train_columns if source == job.data.train else judged_columns, wanted)
@@ -155,8 +155,8 @@ def _refuse_numbers_for_names(rows: Rows) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _with_labels(rows: Rows) -> Rows:
-    """The rows, labels of CSV and TSV as other formats have them: whole numbers as such (1.0 is 1, as pandas writes it
-    beside empty cells), none in an empty cell, and no spaces around them."""
+    """Convert labels of CSV and TSV to what other formats have: whole numbers as such, without spaces around them (1.0
+    is 1, as pandas writes it beside empty cells), and none in an empty cell."""
     is_text = all(file.lower().removesuffix(".gz").endswith((".csv", ".tsv")) for file, _, _ in rows.spans)
     if not is_text or rows.table.num_columns < 2:
         return rows
@@ -179,13 +179,13 @@ def _with_labels(rows: Rows) -> Rows:
 
 
 def image_examples(job: JobConfig) -> ImageExamples:
-    """The images that `job` trains on."""
+    """Read the images that `job` trains on."""
     return ImageExamples(_images(job, image_rows(job, job.data.train)), job.augment)
 
 
 @looked_at_once()
 def image_evaluation(job: JobConfig, source: str) -> ImageEvaluation:
-    """The first job.evaluate.references labelled rows of data.train, and the rows of `source`."""
+    """Read the first job.evaluate.references labelled rows of data.train, and the rows of `source`."""
     train, judged = image_rows(job, job.data.train), image_rows(job, source)
     references = _images(job, train)
     queries = _images(job, judged, channels=references.shape[0])
@@ -228,8 +228,8 @@ def _labels(rows: Rows) -> pa.ChunkedArray:
 
 
 def _codes(*labels: pa.ChunkedArray) -> list[NDArray[np.int64]]:
-    """Labels as int64, equal where labels are equal: integers as they are, anything else by its place in order. Where
-    some are texts all are, so that 1 and 1.0 are '1'."""
+    """Convert labels to int64, equal where labels are equal: integers as they are, anything else by its position in
+    order. Where some are texts, all are read as texts, so that 1 and 1.0 are '1'."""
     if all(pa.types.is_integer(column.type) for column in labels):
         return [column.to_numpy().astype(np.int64) for column in labels]
     numeric = all(pa.types.is_integer(column.type) or pa.types.is_floating(column.type) for column in labels)

@@ -51,7 +51,7 @@ class Arrays:
         self.hwc, self._is_planar = layout(rows, column, shape, image_shape)
 
     def take(self, rows: NDArray[np.int64]) -> Pixels:
-        """[c, H, W, C]: uint8, or float32 in [0, 1]."""
+        """Return the images of these rows, [c, H, W, C]: uint8, or float32 in [0, 1]."""
         taken = self._flat(rows)
         h, w, c = self.hwc
         if self._is_planar:
@@ -59,8 +59,8 @@ class Arrays:
         return taken.reshape(len(rows), h, w, c)
 
     def check(self) -> list[str]:
-        """What a person should know of the numbers. Raises DataError for whole numbers that are 0 and 1 only. Sizes
-        were compared when the column was opened."""
+        """Return what a person should know of the numbers. Raises DataError for whole numbers that are 0 and 1 only.
+        Sizes were compared when the column was opened."""
         blocks = (part[low : low + _BLOCK] for part in self._parts for low in range(0, len(part), _BLOCK))
         whole = self._parts[0].dtype == np.uint8
         highest, white = 0.0, 255 if whole else 1
@@ -113,17 +113,17 @@ class Arrays:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether values of this type are lists."""
+    """Return whether values of this type are lists."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Whether values of this type are bytes, each of its own length."""
+    """Return whether values of this type are bytes, each of its own length."""
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether values of this type are texts."""
+    """Return whether values of this type are texts."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
@@ -136,7 +136,8 @@ def _refuse_what_is_no_pixels(rows: Rows, column: str) -> None:
 
 
 def _numbers(rows: Rows, column: str, chunk: pa.Array, at: int) -> tuple[Pixels, tuple[int, ...]]:
-    """[rows of the chunk, numbers of a row], uint8 or float32 in [0, 1], and the shape of a row. Bytes are no copy."""
+    """Read the numbers of a chunk, [rows of the chunk, numbers of a row], uint8 or float32 in [0, 1], and the shape of
+    a row. Bytes are not copied."""
     if isinstance(chunk.type, pa.BaseExtensionType) and not isinstance(chunk.type, pa.FixedShapeTensorType):
         chunk = chunk.storage
     kind, n = chunk.type, len(chunk)
@@ -164,7 +165,7 @@ def _numbers(rows: Rows, column: str, chunk: pa.Array, at: int) -> tuple[Pixels,
 
 
 def _unnested(rows: Rows, column: str, chunk: pa.Array, at: int) -> tuple[pa.Array, tuple[int, ...]]:
-    """The numbers of nested lists, one after another, and the shape that every row has."""
+    """Flatten nested lists: return their numbers, one after another, and the shape that every row has."""
     values = chunk
     shape: list[int] = []
     while is_list(values.type):
@@ -190,7 +191,7 @@ def _unnested(rows: Rows, column: str, chunk: pa.Array, at: int) -> tuple[pa.Arr
 
 
 def _in_range(rows: Rows, column: str, values: pa.Array, at: int, shape: tuple[int, ...]) -> Pixels:
-    """[rows, numbers of a row] of values that lie one after another; truth is 0 or 255. shape: [rows, ...]."""
+    """Convert values, one after another, to pixels [rows, numbers of a row]; truth is 0 or 255. shape: [rows, ...]."""
     kind = values.type
     whole = pa.types.is_integer(kind)
     if len(shape) < 2 or not (whole or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
@@ -216,7 +217,7 @@ def _in_range(rows: Rows, column: str, values: pa.Array, at: int, shape: tuple[i
 
 
 def _how(numbers: NDArray[np.integer | np.floating]) -> str:
-    """How numbers become fractions, by the highest and the lowest of them."""
+    """Say how numbers become fractions, by the highest and the lowest of them."""
     finite = numbers[np.isfinite(numbers)]
     low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
     if low < 0:
@@ -227,7 +228,7 @@ def _how(numbers: NDArray[np.integer | np.floating]) -> str:
 
 
 def _permuted(kind: pa.DataType, numbers: Pixels, shape: tuple[int, ...]) -> Pixels:
-    """The numbers of tensors in the order of their axes, which may lie in another."""
+    """Bring the numbers of tensors into the order of their axes; they may be stored in another order."""
     if isinstance(kind, pa.FixedShapeTensorType) and kind.permutation is not None:
         axes = (0, *(axis + 1 for axis in kind.permutation))
         return np.ascontiguousarray(numbers.reshape(shape).transpose(axes)).reshape(numbers.shape)

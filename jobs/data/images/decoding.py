@@ -43,7 +43,8 @@ class Undecodable(ValueError):
 
 
 def is_coloured(content: bytes) -> bool:
-    """Whether an image has colours, by its header; a palette has some unless all of it is grey. Raises Undecodable."""
+    """Return whether an image has colours, by its header; a palette has some unless it is all grey. Raises
+    Undecodable."""
     if content.startswith(_PNG) and content[12:16] == b"IHDR" and len(content) > 25 and content[25] != _PNG_PALETTE:
         return bool(content[25] & 2)
     with _words(content):
@@ -55,7 +56,7 @@ def is_coloured(content: bytes) -> bool:
 
 
 def decoded(content: bytes, channels: int) -> Picture:
-    """A PIL image of mode L or RGB, by its channels. Raises Undecodable."""
+    """Decode an image to a PIL image of mode L or RGB, by `channels`. Raises Undecodable."""
     with _words(content):
         image = _opened(content)
         if image.mode.startswith(("I", "F")):
@@ -72,7 +73,7 @@ def decoded(content: bytes, channels: int) -> Picture:
 
 
 def resized(image: Picture, height: int, width: int) -> NDArray[np.uint8]:
-    """uint8 [H, W, C] of a PIL image of mode L or RGB."""
+    """Scale a PIL image of mode L or RGB to this size; return uint8 [H, W, C]."""
     if image.size != (width, height):
         from PIL import Image
 
@@ -81,7 +82,7 @@ def resized(image: Picture, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def peculiarities(content: bytes) -> Iterator[str]:
-    """What of an image that can be read is not, or is read in a way that a person should know of."""
+    """Yield what is left out of a readable image, or is read in a way that a person should know of."""
     with _words(content):
         image = _opened(content)
         depth = content[24] if image.format == "PNG" else max(getattr(image, "tag_v2", {}).get(258, (8,)))
@@ -127,7 +128,7 @@ def _reason(content: bytes, error: Exception) -> str:
 
 
 def _opened(content: bytes) -> Picture:
-    """A PIL image of which only the header was read."""
+    """Open a PIL image; only its header is read."""
     from PIL import Image, ImageFile
 
     if not content:
@@ -154,7 +155,7 @@ def _refuse_other_pixels(png: bytes) -> None:
 
 
 def _upright(image: Picture) -> Picture:
-    """The image as its EXIF orientation says; of TIFF, PIL has seen to that."""
+    """Turn the image as its EXIF orientation says; PIL has already done so for TIFF."""
     from PIL import Image
 
     if not _ABOUT_TURNS & image.info.keys():
@@ -177,7 +178,7 @@ def _upright(image: Picture) -> Picture:
 
 
 def _on_white(image: Picture) -> Picture:
-    """The image without transparency: as it is where it has none."""
+    """Remove the transparency of an image by laying it on white; return it as it is where it has none."""
     from PIL import Image
 
     if not image.has_transparency_data:
@@ -189,6 +190,6 @@ def _on_white(image: Picture) -> Picture:
 
 
 def _is_transparent(layers: Picture) -> bool:
-    """Whether an image of mode RGBA is transparent anywhere."""
+    """Return whether an image of mode RGBA is transparent anywhere."""
     least, _ = layers.getchannel("A").getextrema()
     return isinstance(least, int | float) and least < 255

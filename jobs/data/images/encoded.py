@@ -54,7 +54,7 @@ class Encoded:
         channels: int | None = None,
         links: Links | None = None,
     ) -> None:
-        """channels: 1 or 3, of the images that these are compared with; None: as many as these need."""
+        """Prepare the images. channels: 1 or 3, of images that these are compared with; None: as many as these need."""
         refuse_channels_first(rows, column, image_shape)
         self._rows, self._column, self._links = rows, column, links
         self._stamp = None if links is None else links.stamp
@@ -73,7 +73,7 @@ class Encoded:
         self._is_kept = np.zeros(len(rows), bool)
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """[c, H, W, C]. Raises DataError at the first image that is none, or of another size than the first row."""
+        """Return images [c, H, W, C]. Raises DataError at the first that is no image, or of another size than row 0."""
         if self._kept is None:
             images = [self._pixels(int(row)) for row in rows]
             return np.stack(images) if images else np.empty((0, *self.hwc), np.uint8)
@@ -108,7 +108,8 @@ class Encoded:
         return list(peculiarities(content))
 
     def _channels(self, wanted: int | None) -> int:
-        """Of all images: 3 if any is coloured. Raises DataError where `wanted` are fewer."""
+        """Choose the channels of all images: 3 if any is coloured or `wanted` is 3. Raises DataError if `wanted` is
+        fewer."""
         if wanted == COLOURED:
             return COLOURED
         row = self._first_coloured()
@@ -125,7 +126,7 @@ class Encoded:
         )
 
     def _first_coloured(self) -> int | None:
-        """The first image with colours; None where all are grey."""
+        """Find the first image with colours; return None where all are grey."""
         key = (self._rows.files, self._rows.spans, self._column, self._stamp)
         if key not in _coloured:
             _coloured[key] = next(filter(self._is_coloured, range(len(self._rows))), None)
@@ -144,7 +145,8 @@ class Encoded:
         return resized(self._sized(row, self._content(row)), *self.hwc[:2])
 
     def _sized(self, row: int, content: bytes) -> Picture:
-        """A PIL image of L or RGB. Raises DataError if it is none, or of another size where none is asked for."""
+        """Decode a PIL image of mode L or RGB. Raises DataError if it is no image, or of another size than the first
+        where images keep their size."""
         h, w, c = self.hwc
         image = self._decoded(row, content, c)
         if not self._resizes and image.size != (w, h):
@@ -175,8 +177,9 @@ class Encoded:
 
 
 def holds_encoded(column: pa.ChunkedArray) -> bool:
-    """Whether a column of bytes holds encoded images: most begin as such do, or some do and the others are of no one
-    size, as pixels would be; all, if the type says that they are of one size. Raw pixels may begin so by chance."""
+    """Return whether a column of bytes holds encoded images: most begin as such do, or some do and the others differ in
+    size, as pixels would not; if the type fixes one size, all that are looked at begin so. Raw pixels may do so by
+    chance."""
     if pa.types.is_fixed_size_binary(column.type):
         return all(column[row].as_py().startswith(SIGNATURES) for row in evenly(len(column), FEW))
     if not is_bytes(column.type):

@@ -66,7 +66,7 @@ class Finder:
             self._beside += [(file, list(dict.fromkeys(map(os.path.realpath, [*own, *folders()]))))] * taken
 
     def find(self, row: int, name: str) -> Linked:
-        """The file that a row names. Raises DataError."""
+        """Find the file that a row names. Raises DataError."""
         file, tops = self._beside[row]
         if "://" in name or name.startswith("file:/"):
             return self._by_uri(row, name)
@@ -87,8 +87,8 @@ class Finder:
         return self._far(row, uri, filesystem, dict.fromkeys(candidates, uri))
 
     def _beside_table(self, row: int, name: str, table: str, tops: list[str]) -> Linked:
-        """A path is no URI: nothing in it is encoded. What a bucket lacks is not looked for on this machine, where
-        other files may be called so."""
+        """Find a file by its path beside a table. A path is no URI: nothing in it is encoded. A file that a bucket
+        lacks is not looked for on this machine, where other files may have its name."""
         filesystem, inside = self._reached(row, name, table)
         path = posixpath.normpath(posixpath.join(posixpath.dirname(inside), name))
         if _is_local(filesystem):
@@ -112,7 +112,7 @@ class Finder:
         raise self._fault(row, _absent(name, candidates, "there is no such file"))
 
     def _far(self, row: int, name: str, filesystem: FileSystem, uris: dict[str, str]) -> Linked:
-        """The first of these paths on a file system that there is. uris: path -> URI."""
+        """Find the first of these paths that exists on a file system. uris: path -> URI."""
         for path, uri in uris.items():
             folder, last = posixpath.split(path)
             if size_and_time := self._listing(row, name, filesystem, folder).get(last):
@@ -120,7 +120,7 @@ class Finder:
         raise self._fault(row, _absent(name, [shown(next(iter(uris.values())))], "there is no such file"))
 
     def _listing(self, row: int, name: str, filesystem: FileSystem, folder: str) -> dict[str, tuple[int, int | None]]:
-        """Size and time of change of each file in a folder."""
+        """List the size and time of change of each file in a folder."""
         from pyarrow import fs
 
         key = (id(filesystem), folder)
@@ -157,7 +157,7 @@ def _is_local(filesystem: FileSystem) -> bool:
 
 
 def _absent(name: str, candidates: list[str], why: str) -> str:
-    """What to say of a name that stands for no file."""
+    """Return what to say of a name that stands for no file."""
     if re.fullmatch(r"[\s\[]*\d[\d.]*[\s,\[\]]+\d[\d.,\s\[\]]*", name):
         return f"holds numbers in a text ({_cut(name)}); give lists of numbers, or the bytes of uint8 pixels"
     if name.startswith("data:") or len(name) > LONGEST:

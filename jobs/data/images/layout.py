@@ -34,7 +34,7 @@ def refuse_channels_first(rows: Rows, column: str, image_shape: tuple[int, ...] 
 def layout(
     rows: Rows, column: str, shape: tuple[int, ...], image_shape: tuple[int, ...] | None
 ) -> tuple[tuple[int, int, int], bool]:
-    """(H, W, C) of rows of this shape, and whether their channels come first."""
+    """Find (H, W, C) of rows of this shape, and whether their channels come first."""
     if len(shape) == 1 or math.prod(shape) == 0:
         return _flat_shape(rows, column, math.prod(shape), image_shape), False
     if len(shape) > 3:
@@ -85,7 +85,7 @@ def layout(
 def _readings(
     shape: tuple[int, ...], image_shape: tuple[int, ...] | None
 ) -> Iterator[tuple[tuple[int, int, int], bool]]:
-    """What a nested row may be: (H, W, C), and whether its channels come first. In a shape of equal sides, which says
+    """Yield what a nested row may be: (H, W, C), and whether its channels come first. Where equal sides of a shape say
     nothing, data.image_shape means what it says: channels last."""
     if image_shape is not None:
         yield from _as_told(shape, image_shape)
@@ -101,14 +101,14 @@ def _readings(
 
 
 def _may_be_flattened(h: int, w: int, *, channels: bool) -> bool:
-    """Whether pixels of this height and width may be a whole picture in a row; or, if one of the two may be its
-    channels, each channel of one."""
+    """Return whether pixels of this height and width may be a whole picture in a row; or, with `channels`, if one of
+    the two may be its channels, each channel of a picture."""
     small, large = sorted((h, w))
     return small in ((GREY, COLOURED, RGBA) if channels else (GREY,)) and large >= _SMALLEST and large > small
 
 
 def _as_told(shape: tuple[int, ...], image_shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, int, int], bool]]:
-    """The same by data.image_shape: the lists may be those of a picture, or some of its axes may be flattened."""
+    """Yield the readings that data.image_shape allows: the lists of a picture, or with some of its axes flattened."""
     h, w, c = height_width_channels(image_shape)
     if len(image_shape) == 2 and math.prod(shape) == COLOURED * h * w:
         c = COLOURED
@@ -132,7 +132,7 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _flat_shape(rows: Rows, column: str, size: int, image_shape: tuple[int, ...] | None) -> tuple[int, int, int]:
-    """(H, W, C) of rows of `size` numbers: as `image_shape` has them, or square and grey."""
+    """Find (H, W, C) of rows of `size` numbers: as `image_shape` has them, or square and grey."""
     side = math.isqrt(size)
     if image_shape:
         shape = height_width_channels(image_shape)
@@ -145,7 +145,7 @@ def _flat_shape(rows: Rows, column: str, size: int, image_shape: tuple[int, ...]
 
 
 def _flat_remedy(size: int, image_shape: tuple[int, ...] | None) -> str:
-    """What to do about rows of `size` numbers that have not the shape they should."""
+    """Suggest what to do about rows of `size` numbers that do not have the shape they should."""
     lists = "numbers that lie channel after channel must be nested lists, [channels][height][width]"
     side = math.isqrt(size // COLOURED)
     if image_shape is None:
@@ -165,11 +165,11 @@ def _flat_remedy(size: int, image_shape: tuple[int, ...] | None) -> str:
 
 
 def height_width_channels(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """`(H, W)` or `(H, W, C)` as the latter."""
+    """Return `(H, W)` or `(H, W, C)` as the latter."""
     h, w, c = (*shape, GREY)[:3]
     return h, w, c
 
 
 def times(shape: tuple[int, ...]) -> str:
-    """A shape as people write it: `28 x 28`."""
+    """Write a shape as people do: `28 x 28`."""
     return " x ".join(map(str, shape))

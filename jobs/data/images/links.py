@@ -60,12 +60,12 @@ class Links:
         return None if any(file.changed is None for file in files) else [MARK, sum(f.size for f in files), self.stamp]
 
     def named(self, row: int) -> str:
-        """The file that a row names; empty where it holds the image itself."""
+        """Return the location of the file that a row names; an empty text where the row holds the image itself."""
         file = self.files[row]
         return "" if file is None else shown(file.location)
 
     def read(self, row: int) -> bytes:
-        """What the file of a row holds. Raises DataError where it is gone or holds something else than at first;
+        """Read the file of a row. Raises DataError where it is gone or holds something else than at first;
         ConnectionError where it is on another machine that does not answer."""
         content, is_same = self._read(row)
         if not is_same and not self._held_before(row, content):
@@ -75,12 +75,12 @@ class Links:
         return content
 
     def head(self, row: int) -> bytes:
-        """The begin of the file of a row: what PIL needs to tell its size and colours, in most formats."""
+        """Read the beginning of a row's file: what PIL needs to tell its size and colours, in most formats."""
         content, is_same = self._read(row, HEAD)
         return content if is_same else self.read(row)
 
     def contents(self) -> Iterator[bytes | None]:
-        """The image of every row, in order; None where there is none."""
+        """Yield the image of every row, in order; None where there is none."""
         values = self.rows.table[self.column]
         for row, file in enumerate(self.files):
             held = values[row].as_py() if file is None else None
@@ -90,7 +90,7 @@ class Links:
             yield content
 
     def _read(self, row: int, most: int = -1) -> tuple[bytes, bool]:
-        """At most so many bytes of a row's file, and whether that is as it was when this was made."""
+        """Read at most so many bytes of a row's file; return them, and whether it is as it was when this was made."""
         file = self._file(row)
         try:
             content, size, changed = (_local if file.filesystem is None else _remote)(file, most)
@@ -108,8 +108,8 @@ class Links:
         return file
 
     def _held_before(self, row: int, content: bytes) -> bool:
-        """Whether the file of a row held this at first: it may have been touched only. Where no file's content is
-        known, all are read once more."""
+        """Return whether the file of a row held this at first: it may have been touched only. Where no file's content
+        is known, all are read once more."""
         with _COMPARING:
             if not self.hashes and self.is_as_before:
                 again = _looked_at(self.rows, self.column)
@@ -123,8 +123,8 @@ class Links:
 
 @contextlib.contextmanager
 def looked_at_once() -> Iterator[None]:
-    """Within this, the files that rows name are looked at once, however often they are asked for. Whoever reads one
-    later compares it with that look."""
+    """Look at the files that rows name only once while the context lasts, however often they are asked for. A later
+    read of a file is compared with that look."""
     if _looks.get() is not None:
         yield
         return
@@ -141,7 +141,8 @@ _COMPARING = threading.Lock()
 
 
 def links_of(rows: Rows, column: str) -> Links | None:
-    """The files that rows name, looked at now; None where every row holds its image. Raises DataError."""
+    """Look at the files that rows name, once within `looked_at_once`; return None where every row holds its image.
+    Raises DataError."""
     looks = _looks.get()
     if looks is None:
         return _looked_at(rows, column)
@@ -163,8 +164,8 @@ def _looked_at(rows: Rows, column: str) -> Links | None:
 
 
 def names_of(rows: Rows, column: str) -> pa.ChunkedArray | None:
-    """The path in each row, null where it holds the image itself; None where no row has a path that counts. Raises
-    DataError for paths that are no text."""
+    """Read the path in each row, null where it holds the image itself; return None where no row has a path that counts.
+    Raises DataError for paths that are no text."""
     values = rows.table[column]
     kind = values.type
     if is_text(kind):
@@ -202,7 +203,7 @@ def _hash(content: bytes) -> bytes:
 
 
 def _local(linked: Linked, most: int) -> tuple[bytes, int, int | None]:
-    """What a file holds, its size and time of change, asked for once it was read."""
+    """Read a file on a local disk, and after that its size and time of change."""
     with Path(linked.location).open("rb", buffering=0) as file:
         content = file.readall() if most < 0 else file.read(most)
         info = os.fstat(file.fileno())

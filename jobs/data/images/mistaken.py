@@ -42,7 +42,7 @@ _ENOUGH = 8
 
 
 def other_than_pixels(block: NDArray[np.uint8]) -> str | None:
-    """What rows of bytes [n, size] are that are no grey pixels of one byte each; None where they may be such."""
+    """Say what rows of bytes [n, size] are, if no grey pixels of one byte each; return None where they may be such."""
     for name, words in _FLOATS.items():
         if _are_floats(block, name):
             return words
@@ -53,12 +53,13 @@ def other_than_pixels(block: NDArray[np.uint8]) -> str | None:
 
 
 def _is_wide_enough(block: NDArray[np.uint8], width: int) -> bool:
-    """Whether rows are of whole numbers of so many bytes, and not of so many columns: one of those may be special."""
+    """Return whether rows divide into numbers of `width` bytes, enough of them, and the picture has more columns than
+    `width`: a column of so few may be special."""
     return block.shape[1] % width == 0 and math.isqrt(block.shape[1]) > width and block.size >= _ENOUGH * width
 
 
 def _are_floats(block: NDArray[np.uint8], name: str) -> bool:
-    """Whether all are sensible numbers of this type, and their lower bytes are not like their first ones."""
+    """Return whether all are sensible numbers of this type, and their lower bytes are not like their first ones."""
     width = np.dtype(name).itemsize
     if not _is_wide_enough(block, width):
         return False
@@ -78,7 +79,8 @@ def _are_floats(block: NDArray[np.uint8], name: str) -> bool:
 
 
 def _by_places(block: NDArray[np.uint8], width: int) -> str | None:
-    """What the bytes at each of `width` places say: all alike at some of them, and throughout the picture at others."""
+    """Guess what rows hold by their bytes at each of `width` positions: all alike at some of them, and different
+    throughout the picture at others."""
     if not _is_wide_enough(block, width):
         return None
     parts = block.reshape(len(block), -1, width)
@@ -101,8 +103,8 @@ def _by_places(block: NDArray[np.uint8], width: int) -> str | None:
 
 
 def _by_likeness(block: NDArray[np.uint8]) -> str | None:
-    """What pixels say of which the third or fourth next one is far more alike than the next: in a picture that is grey
-    the next one is the most alike."""
+    """Guess what rows hold where a pixel is far more like the third or fourth next than like the next: in a grey
+    picture the next is the most alike."""
     if block.shape[1] < _SMALLEST:
         return None
     values = block.astype(np.int16)
@@ -113,7 +115,7 @@ def _by_likeness(block: NDArray[np.uint8]) -> str | None:
 
 
 def _columns(block: NDArray[np.uint8], width: int) -> NDArray[np.int64]:
-    """In which column of the picture, read as grey, each number of a row begins."""
+    """Find the column of the picture, read as grey, where each number of a row begins."""
     return np.arange(0, block.shape[1], width) % math.isqrt(block.shape[1])
 
 

@@ -38,9 +38,9 @@ class Images:
         channels: int | None = None,
         links: Links | None = None,
     ) -> None:
-        """image_shape: (H, W) or (H, W, C) of raw pixels, and what encoded images are resized to; None: as they are.
-        channels: of the images that these are compared with; grey ones then are given as three equal channels, if
-        those are three. links: the files that rows name, where they do."""
+        """Take the images of a column. image_shape: (H, W) or (H, W, C) of raw pixels, and what encoded images are
+        resized to; None: as they are. channels: of the images that these are compared with; if those have three, grey
+        images are given as three equal channels. links: the files that rows name, where they do."""
         self.rows, self.column = rows, column
         self._source = _source(rows, column, image_shape, channels, links)
         self._at = np.arange(len(rows))
@@ -55,7 +55,7 @@ class Images:
         return standardised(self.unit(np.arange(len(self))[rows]))
 
     def unit(self, rows: NDArray[np.int64]) -> Tensor:
-        """float32 [c, C, H, W] in [0, 1]."""
+        """Return the pixels of these rows, float32 [c, C, H, W] in [0, 1]."""
         import torch
 
         raw = self._source.take(self._at[rows]).transpose(0, 3, 1, 2)
@@ -65,29 +65,29 @@ class Images:
         return pixels / 255 if pixels.dtype == torch.uint8 else pixels
 
     def content_ids(self, rows: NDArray[np.int64]) -> Tensor:
-        """int64 [c]: equal for equal pixels."""
+        """Compute ids, int64 [c]: equal for equal pixels."""
         return content_ids(np.ascontiguousarray(self._source.take(self._at[rows])))
 
     def subset(self, rows: NDArray[np.int64]) -> Images:
-        """These images, in this order, on the same pixels."""
+        """Select these images, in this order, on the same pixels."""
         chosen = copy.copy(self)
         vars(chosen)["_at"] = self._at[rows]
         return chosen
 
     def check(self) -> list[str]:
-        """Look at the images, of very many encoded ones at a sample. Returns what a person should know of them. Raises
-        DataError at the first that cannot be read or is of another size than the first row's."""
+        """Look at the images, or at a sample of very many encoded ones. Returns what a person should know of them.
+        Raises DataError at the first that cannot be read or is of another size than the first row's."""
         return self._source.check()
 
 
 def standardised(unit: Tensor) -> Tensor:
-    """Pixels in [0, 1] to [-1, 1]."""
+    """Map pixels in [0, 1] to [-1, 1]."""
     return (unit - MEAN) / STD
 
 
 def images_of(rows: Rows, column: str, image_shape: tuple[int, ...] | None, *, channels: int | None = None) -> Images:
-    """Images of a column; the same object for the same rows and files, so that what was decoded is kept between
-    trials. channels: of the images that these are compared with."""
+    """Return the images of a column; the same object for the same rows and files, so that what was decoded is kept
+    between trials. channels: of the images that these are compared with."""
     _refuse_nulls(rows, column)
     return _images(rows, column, image_shape, channels, links_of(rows, column))
 
@@ -129,6 +129,6 @@ def _refuse_nulls(rows: Rows, column: str) -> None:
 
 
 def _is_blank(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Whether each is null, or an empty text."""
+    """Return whether each value is null, or an empty text."""
     is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
     return pc.fill_null(pc.equal(pc.binary_length(values), 0), fill_value=True) if is_text else values.is_null()

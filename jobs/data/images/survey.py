@@ -19,7 +19,7 @@ SECONDS = 60.0
 
 
 def survey(n: int, look: Callable[[int], Iterable[str]]) -> tuple[int, Counter[str]]:
-    """Look at rows 0 ... n-1 on all cores. Returns how many were looked at, and how often each thing was said of one.
+    """Look at rows 0 ... n-1 on all cores. Returns how many were looked at, and how often each remark was made.
 
     Raises the DataError of the first row, among those looked at, that has one.
     """
@@ -52,7 +52,7 @@ def survey(n: int, look: Callable[[int], Iterable[str]]) -> tuple[int, Counter[s
 
 
 def evenly(n: int, most: int) -> Iterator[int]:
-    """At most `most` of the rows 0 ... n-1, 0 first, in such an order that those up to any moment lie evenly."""
+    """Yield at most `most` of the rows 0 ... n-1, 0 first, in such an order that those up to any moment lie evenly."""
     taken = min(n, most)
     bits = max(taken - 1, 1).bit_length()
     for number in range(2**bits):

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 
 def shuffled(rows: int, size: int, seed: int, step: int) -> NDArray[np.int64]:
-    """Data rows of the global batch of optimizer step `step` = 1, 2, ... An epoch is a function of (seed, epoch)."""
+    """Choose the data rows of the global batch of optimizer step `step` = 1, 2, ... An epoch is a function of (seed,
+    epoch)."""
     position, chosen = (step - 1) * size, np.empty(size, np.int64)
     filled = 0
     while filled < size:

@@ -52,7 +52,8 @@ class SentenceExamples:
         return max(len(self.columns) - 2, 0)
 
     def views(self, rows: NDArray[np.int64], *, seed: int, step: int, pairs: NDArray[np.int64]) -> Views:  # noqa: ARG002
-        """Tokens of these data rows, padded to the longest of each side. Nothing is random: dropout is the view."""
+        """Return tokens of these data rows, padded to the longest of each side. Nothing is random: dropout is the
+        view."""
         rows, pad = np.asarray(rows, np.int64), self.tokenizer.pad_token_id
         queries = padded(*self.columns[0][rows], pad)
         keys = padded(*self.columns[1][rows], pad) if len(self.columns) > 1 else queries
@@ -60,27 +61,27 @@ class SentenceExamples:
         return Views(queries, keys, negatives)
 
     def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens of the longest sentence of each row, hard negatives included, [c]."""
+        """Count the tokens of the longest sentence of each row, hard negatives included, [c]."""
         longest: NDArray[np.int64] = np.max([column[rows][1] for column in self.columns], axis=0)
         return longest
 
     def pair_ids(self, rows: NDArray[np.int64]) -> Tensor:
-        """int64 [c]: equal for equal anchors."""
+        """Compute ids, int64 [c]: equal for equal anchors."""
         return self.ids(rows).pair_ids
 
     def ids(self, rows: NDArray[np.int64]) -> Ids:
-        """What these rows say; the two views of a single sentence say the same."""
+        """Compute the ids of what these rows say; the two views of a single sentence say the same."""
         return text_ids(self.rows, rows)
 
 
 def sentence_rows(job: JobConfig) -> Rows:
-    """The text columns of data.train, each row of them checked to be text."""
+    """Read the text columns of data.train, and check that each row of them is text."""
     rows = read(job.data.train, train_columns, None if job.data.columns is None else tuple(job.data.columns))
     return as_text(rows, tuple(rows.table.column_names))
 
 
 def tokenizer_for(job: JobConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of job.model: WordPieces trained on data.train for `bert`, else the model's own."""
+    """Return the tokenizer of job.model: WordPieces trained on data.train for `bert`, else the model's own."""
     if is_built(job.model.name):
         return cast("PreTrainedTokenizerBase", trained_tokenizer(sentence_rows(job), job.model.vocabulary))
     name = str(job.model.name)
@@ -101,7 +102,7 @@ def tokenizer_for(job: JobConfig) -> PreTrainedTokenizerBase:
 
 @functools.lru_cache(maxsize=4)
 def _pretrained(folder: Path, _stamps: tuple[Stamp, ...], lower: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder while its files are these, in one object, so that what is derived from it is kept."""
+    """Load the tokenizer in a folder: one object while its files are these, so that what is derived from it is kept."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -117,7 +118,7 @@ def _pretrained(folder: Path, _stamps: tuple[Stamp, ...], lower: bool) -> PreTra
 
 
 def sentence_examples(job: JobConfig, tokenizer: Tokenizer | None = None) -> SentenceExamples:
-    """The sentences that `job` trains on."""
+    """Read the sentences that `job` trains on."""
     read = reading(job)
     return _examples(
         sentence_rows(job), tokenizer_for(job) if tokenizer is None else tokenizer, read.max_tokens, read.prompt

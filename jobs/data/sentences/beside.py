@@ -114,7 +114,7 @@ def _refuse_others(file: str, names: Names, chosen: list[str]) -> None:
 
 
 def _judging(rows: Rows, at: int, names: Names) -> list[str]:
-    """The columns of the file of span `at` that may score a pair, by their values."""
+    """Find the columns of the file of span `at` that may score a pair, by their values."""
     chosen = rows.table.column_names
     known = {*chosen, *names.lists, *(name for name in names if IDS.fullmatch(name) or ASIDE.fullmatch(name))}
     asked = [name for name in names if name not in known and names.count(name) == 1]
@@ -123,7 +123,8 @@ def _judging(rows: Rows, at: int, names: Names) -> list[str]:
 
 
 def _judges(column: Sequence[object]) -> bool:
-    """Whether values are numbers, true or false, or few words; but numbers in their order are those of the rows."""
+    """Return whether values are numbers, true or false, or few words; but not whole numbers that ascend like row
+    numbers or are many."""
     values = [f"{value}".strip() for value in column if value is not None and not isinstance(value, bytes)]
     values = [value for value in values if value]
     different = set(values)

@@ -62,7 +62,7 @@ def refuse(rows: Rows, names: Sequence[str], key: str) -> None:
 
 
 def notes(rows: Rows, names: Sequence[str]) -> Iterator[str]:
-    """What may not be meant as it stands in a file of text."""
+    """Yield what may not be meant as it stands in a file of text."""
     yield from (str(fault) for fault, _ in _mostly(rows, names))
     for file, _, _, table in rows.parts():
         sign = separator(file)
@@ -83,7 +83,7 @@ def _note(file: str, name: str, matches: pa.Array | pa.ChunkedArray, words: str)
 
 
 def _mostly(rows: Rows, names: Sequence[str]) -> Iterator[tuple[DataError, str]]:
-    """What is wrong with most cells of a column of a file, and the remedy."""
+    """Yield what is wrong with most cells of a column of a file, or a second header in it, and the remedy."""
     for file, _, first, table in rows.parts():
         sign = separator(file)
         for name in names:

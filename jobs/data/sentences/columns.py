@@ -42,7 +42,7 @@ NO_TEXTS = "; none of them looks like text: first put the texts in the place of 
 
 
 def train_columns(file: str, names: Names, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """[text], or [anchor, positive, hard negatives ...]: as wanted, else by their usual names."""
+    """Choose [text], or [anchor, positive, hard negatives ...]: as wanted, else by their usual names."""
     if wanted is not None:
         return exactly(file, names, wanted)
     for pair in PAIR_NAMES:
@@ -60,7 +60,7 @@ def train_columns(file: str, names: Names, wanted: tuple[str, ...] | None) -> tu
 
 
 def hints(file: str, names: Sequence[str]) -> str:
-    """What else may be the matter where a CSV or TSV file lacks columns: another delimiter, no header."""
+    """Suggest what else may be the matter where a CSV or TSV file lacks columns: another delimiter, no header."""
     sign = separator(file)
     if sign is None:
         return ""
@@ -73,17 +73,17 @@ def hints(file: str, names: Sequence[str]) -> str:
 
 
 def likely_texts(names: Names) -> list[str]:
-    """The names that speak neither of ids nor of scores."""
+    """Choose the names that speak neither of ids nor of scores."""
     return [name for name in names if name.strip() and not IDS.fullmatch(name) and not SCORED.fullmatch(name)]
 
 
 def separator(file: str) -> str | None:
-    """What separates the cells of a file, by its name; None for a format that has its own way."""
+    """Return what separates the cells of a file, by its name; None for a format that has its own way."""
     return {".csv": ",", ".tsv": "\t"}.get(file.lower().removesuffix(".gz")[-4:])
 
 
 def _is_data(name: str) -> bool:
-    """Whether a name is more likely a cell: a number, nothing, or words in a row, also of a script without spaces."""
+    """Return whether a name is more likely a cell: a number, or several words, also of a script without spaces."""
     is_long = len(name.split()) > 2 or (len(name) > 5 and not name.isascii() and name.upper() == name.lower())
     return is_long or re.fullmatch(r"[-+]?\d+([.,]\d*)?", name.strip()) is not None
 
@@ -103,7 +103,7 @@ def _remedy(file: str, names: Names) -> str:
 
 
 def scored(file: str, score: str, pair: tuple[str, str]) -> DataError:
-    """The error where a column beside a pair scores it."""
+    """Build the error for a column that scores the pair beside it."""
     return DataError(
         f"scores the pairs, and pairs of low score are no positives; set data.columns = ['{pair[0]}'] "
         f"to train on single sentences, or data.columns = {list(pair)} if all pairs are positives",

@@ -37,7 +37,7 @@ QUOTED = 60
 
 
 def text_ids(rows: Rows, at: NDArray[np.int64]) -> Ids:
-    """What these rows say, column by column: equal for equal texts, but for blanks around them."""
+    """Compute ids of what these rows say, column by column: equal for equal texts, but for blanks around them."""
     parts = [content_ids(text.strip().encode() for text in texts_of(column, at)) for column in rows.table.columns]
     import torch
 
@@ -46,13 +46,13 @@ def text_ids(rows: Rows, at: NDArray[np.int64]) -> Ids:
 
 
 def negatives_in_a_batch(job: JobConfig, *, hard: int) -> int:
-    """Candidates of all queries of a global batch: other pairs' keys of their pools, and these pools' hard negatives,
-    `hard` of each pair."""
+    """Count the candidates of all queries of a global batch: other pairs' keys of their pools, and these pools' hard
+    negatives, `hard` of each pair."""
     return job.batch.size * (job.negatives_group - 1 + job.negatives_group * hard)
 
 
 def note_on_batch(job: JobConfig, rows: NDArray[np.int64], *, step: int, masked: int, hard: int) -> str | None:
-    """What to say of a batch of which more than half of the negatives were left out; None of one with fewer.
+    """Return what to say of a batch where more than half of the negatives were left out; None where fewer were.
 
     rows: of the batch. masked: how many were left out, of `negatives_in_a_batch`. Raises DataError where nothing is
     left, unless that is because the batch holds a row twice, as it may where an epoch ends within it.
@@ -83,8 +83,8 @@ def note_on_batch(job: JobConfig, rows: NDArray[np.int64], *, step: int, masked:
 
 
 def repeats(job: JobConfig, rows: Rows) -> Iterator[str]:
-    """A warning where rows with equal texts will take a good part of the negatives of every batch of a sentence job.
-    Raises DataError where they take all of them."""
+    """Yield a warning where rows with equal texts will take a good part of the negatives of every batch of a sentence
+    job. Raises DataError where they take all of them."""
     if not job.loss.mask_duplicates:
         return
     repeated = _repeated(rows)
@@ -110,8 +110,8 @@ def repeats(job: JobConfig, rows: Rows) -> Iterator[str]:
 
 
 def _doomed(job: JobConfig, rows: Rows, repeated: _Repeated) -> Iterator[str]:
-    """A warning where some batch may be one of rows that all share a text, which ends its trial. Raises DataError where
-    most trials would meet one."""
+    """Yield a warning where some batch may consist of rows that all share a text, which ends its trial. Raises
+    DataError where most trials would meet such a batch."""
     steps = job.budget.steps or (-(-job.budget.samples // job.batch.size) if job.budget.samples else None)
     chance = repeated.chance_of_a_batch(job.batch.size, job.negatives_group)
     expected = chance * (steps or 1000)
@@ -152,7 +152,7 @@ class _Repeated:
     """The same of each two texts of a row."""
 
     def chance_of_a_batch(self, size: int, pool: int) -> float:
-        """That all rows of each pool of a batch share a text, and their hard negatives with them."""
+        """Compute the chance that all rows of each pool of a batch share a text, and their hard negatives with them."""
         if self.own < 1 or self.others < 1:
             return 0.0
         alike = self._chance_of_a_pool(self.counts, pool) - self._chance_of_a_pool(self.both, pool)
@@ -168,7 +168,7 @@ class _Repeated:
         return self.pairs == self.own == self.others == 1
 
     def share(self, pool: int) -> float:
-        """Of the negatives of an anchor in a pool, on average."""
+        """Compute the share of an anchor's negatives in a pool that is left out, on average."""
         taken = (pool - 1) * self.pairs + self.hard * (self.own + (pool - 1) * self.others)
         return taken / (pool - 1 + pool * self.hard)
 
@@ -208,15 +208,15 @@ def _repeated(rows: Rows) -> _Repeated:
 
 
 def _common(counts: NDArray[np.integer]) -> tuple[int, ...]:
-    """The sizes that decide how likely a whole batch is alike: others are too small to matter."""
+    """Choose the sizes that decide how likely a whole batch is alike: others are too small to matter."""
     return tuple(sorted(counts[counts > 1].tolist(), reverse=True)[:MANY])
 
 
 def _log_draws(n: int, taken: int) -> float:
-    """Logarithm of how many ordered draws of `taken` out of n there are."""
+    """Compute the logarithm of how many ordered draws of `taken` out of n there are."""
     return math.lgamma(n + 1) - math.lgamma(n - taken + 1)
 
 
 def _two(counts: NDArray[np.integer]) -> float:
-    """Pairs of different members, in groups of these sizes."""
+    """Count the pairs of different members, in groups of these sizes."""
     return float((counts * (counts - 1.0) / 2).sum())

@@ -49,7 +49,7 @@ class SentenceEvaluation:
 
 
 def judged_columns(file: str, names: Names, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Two sentences and their score: as wanted, else by their usual names."""
+    """Choose the columns of two sentences and their score: as wanted, else by their usual names."""
     if wanted is not None:
         return exactly(file, names, wanted)
     if set(JUDGED) <= set(names):
@@ -84,12 +84,12 @@ def doubts(rows: Rows) -> None:
 
 
 def judged_rows(source: str, columns: tuple[str, ...] | None) -> Rows:
-    """Scored pairs: two columns of sentences, and one of numbers. columns: their names, None for the usual ones."""
+    """Read scored pairs: two columns of sentences, one of numbers. columns: their names, None for the usual ones."""
     return _with_numbers(read(source, judged_columns, columns))
 
 
 def sentence_evaluation(source: str, columns: tuple[str, ...] | None = None) -> SentenceEvaluation:
-    """The scored pairs of a source. columns: left, right, score; None for the usual names."""
+    """Read the scored pairs of a source. columns: left, right, score; None for the usual names."""
     return _evaluation(judged_rows(source, columns))
 
 
@@ -125,7 +125,7 @@ def _remedy(file: str, names: Names, pairs: list[tuple[str, ...]]) -> str:
 
 
 def _candidates(names: Names) -> tuple[list[tuple[str, ...]], list[str]]:
-    """The known pairs of columns that are here, and the known scores."""
+    """Find the known pairs of columns that are here, and the known scores."""
     return [pair for pair in PAIRS if set(pair) <= set(names)], [name for name in SCORE_NAMES if name in names]
 
 
@@ -142,7 +142,7 @@ def _ambiguous(file: str, pairs: list[tuple[str, ...]], scores: list[str]) -> Da
 
 @functools.lru_cache(maxsize=8)
 def _with_numbers(rows: Rows) -> Rows:
-    """The rows with their last column as numbers, as it is if it holds some. Raises DataError for what is none."""
+    """Convert the last column of the rows to numbers, unless it holds some. Raises DataError for what is no number."""
     column = rows.table[2]
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
@@ -163,7 +163,7 @@ def _with_numbers(rows: Rows) -> Rows:
 
 
 def _numbers(rows: Rows, values: Sequence[str | bytes | None]) -> pa.Array:
-    """Numbers written as text: whole ones where all are whole. Raises DataError at the first that is none."""
+    """Parse numbers written as text: whole ones where all are whole. Raises DataError at the first that is none."""
     texts = [_stripped(value) for value in values]
     if all(text.lower() in TRUTH for text in texts):
         return pa.array([TRUTH[text.lower()] for text in texts], pa.int64())

@@ -19,7 +19,7 @@ LISTED = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list,
 
 @functools.lru_cache(maxsize=8)
 def as_text(rows: Rows, names: tuple[str, ...]) -> Rows:
-    """The rows with these columns as strings. Raises DataError at the first null, empty, blank or not UTF-8."""
+    """Convert these columns of the rows to strings. Raises DataError at the first null, empty, blank or not UTF-8."""
     table = rows.table
     for name in names:
         kind = table[name].type
@@ -48,7 +48,8 @@ def _blank(rows: Rows, name: str, row: int, *, is_null: bool) -> DataError:
 
 
 def _utf8(rows: Rows, name: str, chunk: pa.Array, at: int) -> pa.Array:
-    """The chunk as strings, without a copy: some writers of Parquet make bytes of them, and text may not be UTF-8."""
+    """Convert the chunk to strings, without a copy: some writers of Parquet make bytes of them, and text may not be
+    UTF-8."""
     binary = any(test(chunk.type) for test in BINARY)
     if pa.types.is_null(chunk.type):
         return chunk.cast(pa.string())

@@ -33,7 +33,7 @@ _WIDTH = 64
 
 @functools.lru_cache(maxsize=4)
 def trained_tokenizer(rows: Rows, size: int) -> Tokenizer:
-    """A fast tokenizer (transformers) of lower-cased WordPieces from the text columns of `rows`.
+    """Train a fast tokenizer (transformers) of lower-cased WordPieces on the text columns of `rows`.
 
     The same rows give the same vocabulary in every process. The trainer of `tokenizers` alone does not: it numbers the
     `##x` pieces in the order of a randomly seeded hash map, and equally frequent merges go by those numbers. Here those
@@ -60,7 +60,7 @@ def trained_tokenizer(rows: Rows, size: int) -> Tokenizer:
 
 
 def lower_casing(tokenizer: Tokenizer) -> Tokenizer:
-    """A fast tokenizer that lower-cases a text before whatever else it does to it. Raises ValueError for a slow one."""
+    """Let a fast tokenizer lower-case a text before whatever else it does to it. Raises ValueError for a slow one."""
     from tokenizers import normalizers
 
     inside: Backend | None = getattr(tokenizer, "backend_tokenizer", None)
@@ -72,12 +72,12 @@ def lower_casing(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def texts_of(column: pa.ChunkedArray, rows: Iterable[int]) -> list[str]:
-    """The texts of some rows. One by one, because Arrow's `take` may join all chunks of a column into a copy first."""
+    """Read the texts of some rows, one by one: Arrow's `take` may join all chunks of a column into a copy first."""
     return [column[int(row)].as_py() for row in rows]
 
 
 def _trained(texts: list[str], size: int, special: list[str]) -> list[str]:
-    """Vocabulary in the order of its ids."""
+    """Train a vocabulary; return it in the order of its ids."""
     from tokenizers import models, trainers
 
     tokenizer = _empty(models.WordPiece(unk_token=SPECIAL[1]))
@@ -99,7 +99,7 @@ def _empty(model: WordPiece) -> Backend:
 
 
 def tokenised(tokenizer: Tokenizer, texts: Iterable[str], *, max_tokens: int, prompt: str = "") -> list[list[int]]:
-    """Token ids of each text behind the prompt, at most `max_tokens` of them, special ones included."""
+    """Encode each text behind the prompt as token ids, at most `max_tokens` of them, special ones included."""
     encoded = tokenizer([prompt + text for text in texts], truncation=True, max_length=max_tokens)
     return encoded["input_ids"]
 
@@ -117,7 +117,7 @@ class TokenColumn:
         self._lengths = np.zeros(len(column), np.uint32)
 
     def __getitem__(self, rows: NDArray[np.int64]) -> tuple[Tokens, NDArray[np.int64]]:
-        """Ids [c, at least the longest], 0 beyond a row's end, and lengths [c]."""
+        """Return ids [c, at least the longest], 0 beyond a row's end, and lengths [c]."""
         missing = np.unique(rows[self._lengths[rows] == 0])
         if len(missing):
             texts = texts_of(self._column, missing)
@@ -138,7 +138,7 @@ class TokenColumn:
 
 
 def padded(ids: Tokens, lengths: NDArray[np.int64], pad: int) -> Inputs:
-    """input_ids and attention_mask, int64 [c, longest]."""
+    """Build input_ids and attention_mask, int64 [c, longest]."""
     import torch
 
     longest = int(lengths.max(initial=1))
@@ -148,7 +148,7 @@ def padded(ids: Tokens, lengths: NDArray[np.int64], pad: int) -> Inputs:
 
 
 def stacked(parts: list[tuple[Tokens, NDArray[np.int64]]], pad: int) -> Inputs:
-    """Columns of tokens side by side, [c * len(parts), longest]: all of row 0 first."""
+    """Stack columns of tokens side by side, [c * len(parts), longest]: all of row 0 first."""
     width = max(ids.shape[1] for ids, _ in parts)
     ids = np.stack([np.pad(ids, ((0, 0), (0, width - ids.shape[1]))) for ids, _ in parts], axis=1)
     return padded(ids.reshape(-1, ids.shape[-1]), np.stack([n for _, n in parts], axis=1).reshape(-1), pad)

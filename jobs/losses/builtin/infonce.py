@@ -9,7 +9,7 @@ from jobs.losses.spec import RowLoss, RowSums
 
 
 def value(sums: RowSums) -> Tensor:
-    """log(1 + exp v) of each row."""
+    """Compute log(1 + exp v) of each row."""
     return torch.logaddexp(sums.v, torch.zeros_like(sums.v))
 
 

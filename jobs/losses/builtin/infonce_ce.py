@@ -9,7 +9,7 @@ from jobs.losses.spec import RowLoss, RowSums
 
 
 def weights(sums: RowSums) -> Tensor:
-    """In the dtype of the loss, by the subtraction that every softmax minus one-hot is."""
+    """Compute weights, the positive's in the loss's dtype by the subtraction that every softmax minus one-hot is."""
     cross_entropy = sums.streamed.to(sums.dtype)
     return torch.stack([torch.exp(sums.v - sums.streamed), (1 - torch.exp(-cross_entropy)).double()])
 

@@ -11,7 +11,8 @@ from jobs.losses.spec import MASKED_LOGIT, RowLoss, RowSums
 
 
 def weights(sums: RowSums) -> Tensor:
-    """Relative to the largest, so that a batch whose 1 - p all underflow still has a direction; then FlatNCE's."""
+    """Compute InfoNCE's weights relative to the largest, so that a batch where every 1 - p underflows still has a
+    direction; then FlatNCE's."""
     log = F.logsigmoid(sums.v)
     relative = torch.exp(log - log.max().clamp(min=MASKED_LOGIT))
     return torch.stack([relative, sums.has_negatives])[:, None].expand(2, 2, *sums.v.shape)

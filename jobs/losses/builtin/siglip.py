@@ -9,7 +9,7 @@ from jobs.losses.spec import RowLoss, RowSums
 
 
 def weights(sums: RowSums) -> Tensor:
-    """Negatives have theirs from their own sigmoid; the positive has the sigmoid that is missing to 1."""
+    """Weigh the negatives by 1, as each has its own sigmoid already, and the positive by 1 minus its sigmoid."""
     return torch.stack([torch.ones_like(sums.v), torch.sigmoid(-sums.bias - sums.positive.expand_as(sums.v))])
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def alignment(unit: Tensor, labels: NDArray[np.generic]) -> float | None:
-    """Mean |x - y|^2 over pairs of distinct rows with the same label, from the sums of each label's rows."""
+    """Average |x - y|^2 over pairs of distinct rows with the same label, from the sums of each label's rows."""
     _, coded = np.unique(labels, return_inverse=True)
     code = torch.from_numpy(coded)
     rows = unit.double()

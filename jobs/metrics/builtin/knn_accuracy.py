@@ -23,7 +23,7 @@ def knn_accuracy(
     query_labels: NDArray[np.generic],
     settings: Evaluate,
 ) -> NDArray[np.bool_]:
-    """Whether each query is classified as labelled, [Q]. Embeddings [R, D] and [Q, D], of any length."""
+    """Return whether each query is classified as labelled, [Q]. Embeddings [R, D] and [Q, D], of any length."""
     units = (F.normalize(rows, dim=-1) for rows in (references, queries))
     known, asked = units
     guessed = knn_classify(known, reference_labels, asked, neighbours=settings.neighbours)
@@ -33,10 +33,10 @@ def knn_accuracy(
 def knn_classify(
     references: Tensor, labels: NDArray[np.generic], queries: Tensor, *, neighbours: int
 ) -> NDArray[np.generic]:
-    """Label [Q] of each query, by the votes of its nearest references, each of weight exp(cosine similarity / 0.07).
+    """Label each query, [Q], by the votes of its nearest references, each of weight exp(cosine similarity / 0.07).
 
-    The weighted kNN of Wu et al. 2018, usual for self-supervised encoders. references [R, D] and queries [Q, D]: unit
-    rows. Of equally near references the earlier ones count; of equal votes the lower label wins.
+    This is the weighted kNN of Wu et al. 2018, usual for self-supervised encoders. references [R, D] and queries
+    [Q, D]: unit rows. Of equally near references the earlier ones count; of equal votes the lower label wins.
     """
     classes, coded = np.unique(labels, return_inverse=True)
     one_hot = F.one_hot(torch.from_numpy(coded), len(classes)).double()

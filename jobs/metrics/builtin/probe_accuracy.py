@@ -15,7 +15,7 @@ PROBE_ITERATIONS = 300
 def probe_accuracy(
     references: Tensor, reference_labels: NDArray[np.generic], queries: Tensor, query_labels: NDArray[np.generic]
 ) -> float:
-    """Accuracy on the queries of a logistic regression (L2, C = 1) fitted to the standardised references."""
+    """Measure the accuracy on the queries of a logistic regression (L2, C = 1) fitted to standardised references."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler

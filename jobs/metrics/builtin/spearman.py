@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def spearman(measured: NDArray[np.generic], wanted: NDArray[np.generic]) -> float:
-    """Spearman's rank correlation in [-1, 1], ties sharing their mean rank; 0 if either is constant."""
+    """Compute Spearman's rank correlation in [-1, 1], ties sharing their mean rank; 0 if either is constant."""
     a, b = (_centred_ranks(values) for values in (measured, wanted))
     spread = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / spread) if spread else 0.0

@@ -13,8 +13,8 @@ ROWS_AT_ONCE = 1024
 
 
 def uniformity(unit: Tensor) -> float | None:
-    """log of the mean over pairs of distinct rows of exp(-2 |x - y|^2); unit [n, D]. Lower is more uniform. None of a
-    single row."""
+    """Compute the log of the mean over pairs of distinct rows of exp(-2 |x - y|^2); unit [n, D]. Lower is more uniform.
+    None for a single row."""
     if len(unit) < 2:
         return None
     if len(unit) > UNIFORMITY_ROWS:

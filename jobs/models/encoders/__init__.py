@@ -42,7 +42,7 @@ def make_encoder(
     image_shape: tuple[int, int, int] | None,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """The job's encoder, initialised, on the CPU, with ordinary dropout.
+    """Make the job's encoder, initialised, on the CPU, with ordinary dropout.
 
     vocabulary: number of token ids, of sentences. image_shape: channels, height, width, of images. inputs: two rows as
     it will take them.
@@ -72,7 +72,7 @@ def make_encoder(
 
 
 def _of_other_task(name: str, job: JobConfig, *, has_images: bool) -> str:
-    """The encoders of the job's task, where this built-in one is of another: by what they ask for."""
+    """Name the encoders of the job's task, by what they ask for; empty where this built-in encoder is one of them."""
     if job.task not in ("image", "sentence") and not has_images:
         return repr(components.ENCODER.example)
     needed = "vocabulary" if job.task == "sentence" else "image_shape"

@@ -10,5 +10,5 @@ from jobs.models.reading import reading
 
 
 def bert(job: JobConfig, vocabulary: int) -> nn.Module:
-    """With positions for the longest sentence."""
+    """Build BERT with positions for the longest sentence."""
     return transformer.bert(job, vocabulary, reading(job).max_tokens)

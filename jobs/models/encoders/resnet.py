@@ -9,7 +9,7 @@ from jobs.models.resnet import ResNet
 
 
 def resnet(job: JobConfig, image_shape: tuple[int, int, int]) -> nn.Module:
-    """With channels of `model.width` in its first stage."""
+    """Build the residual network with `model.width` channels in its first stage."""
     model = job.model
     return ResNet(
         channels=image_shape[0], width=model.width, layers=model.layers, norm=model.norm, dropout=model.dropout or 0.0

@@ -9,5 +9,5 @@ from jobs.models import transformer
 
 
 def vit(job: JobConfig, image_shape: tuple[int, int, int]) -> nn.Module:
-    """With patches of `model.patch`."""
+    """Build a ViT with patches of `model.patch`."""
     return transformer.vit(job, image_shape)

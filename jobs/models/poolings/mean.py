@@ -13,12 +13,12 @@ def mean(states: Tensor, mask: Tensor) -> Tensor:
 
 
 def places(mask: Tensor) -> Tensor:
-    """The places of a row's tokens, from 1."""
+    """Number the tokens of a row, from 1."""
     return torch.arange(1, mask.shape[1] + 1, device=mask.device)
 
 
 def weighted(states: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of states [n, L, width] times weights [n, L], [n, width]; and of the weights, [n, 1]."""
+    """Sum states [n, L, width] times weights [n, L] to [n, width], and the weights to [n, 1]."""
     weights = weights.to(states.dtype)
     # A product, where a division of sums would do, keeps the padding's exact zeros out of the rounding.
     return torch.einsum("nlc,nl->nc", states, weights), weights.sum(1, keepdim=True).clamp(min=1e-9)

@@ -8,6 +8,6 @@ from jobs.models.poolings.mean import weighted
 
 
 def mean_sqrt_len_tokens(states: Tensor, mask: Tensor) -> Tensor:
-    """Sum the states that count."""
+    """Sum the states that count, and divide by the root of their count."""
     total, count = weighted(states, mask)
     return total / count.sqrt()

@@ -8,6 +8,6 @@ from jobs.models.poolings.mean import places, weighted
 
 
 def weightedmean(states: Tensor, mask: Tensor) -> Tensor:
-    """Average the states that count, each times its place, from 1."""
+    """Average the states that count, each weighted by its position, from 1."""
     total, count = weighted(states, mask * places(mask))
     return total / count

@@ -56,7 +56,7 @@ class Anatomy:
 
 
 def anatomy(folder: Path, *, dropout: float | None) -> Anatomy:
-    """What the encoder in a folder is. dropout: of the job, None for the encoder's own. Raises ModelError for what
+    """Describe the encoder in a folder. dropout: of the job, None for the encoder's own. Raises ModelError for what
     cannot be trained, without the name of the encoder."""
     try:
         return _anatomy(folder, dropout, stamp(folder / CONFIG))
@@ -87,7 +87,7 @@ def _anatomy(folder: Path, dropout: float | None, _stamp: Stamp) -> Anatomy:
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The configuration in a folder. Raises ModelError for what is no encoder that can be trained; OSError and
+    """Read the configuration in a folder. Raises ModelError for what is no encoder that can be trained; OSError and
     ValueError for what cannot be read."""
     if (folder / ADAPTER).is_file():
         raise ModelError(
@@ -103,7 +103,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
 
 def dropouts(config: PreTrainedConfig) -> list[str]:
-    """The names of a configuration's dropouts."""
+    """List the names of a configuration's dropouts."""
     settings = config.to_dict().items()
     return [key for key, value in settings if type(value) in (int, float) and key.endswith(DROPOUTS)]
 
@@ -118,7 +118,7 @@ def set_dropout(config: PreTrainedConfig, p: float) -> None:
 
 
 def _network(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class that AutoModel takes. Raises ModelError where it is no encoder of one kind of input."""
+    """Find the class that AutoModel takes. Raises ModelError where it is no encoder of one kind of input."""
     try:
         mapped = MODEL_MAPPING[type(config)]
     except KeyError as error:
@@ -154,7 +154,8 @@ def _network(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def _positions(config: PreTrainedConfig, network: nn.Module) -> int | None:
-    """The longest text. RoBERTa and its kin number positions from the padding's id + 1, which is their table's own."""
+    """Find the longest text, in tokens. RoBERTa and its kin number positions from the padding's id + 1, which is their
+    table's own."""
     limit = _usual(config)
     if limit is None:
         return None

@@ -83,7 +83,7 @@ def hold(weights: Mapping[str, JsonObject]) -> None:
 
 
 def _meant(name: str) -> JsonObject | None:
-    """What is held of a name, by this process or by the one that has started it."""
+    """Return what is held of a name, by this process or by the process that started it."""
     if name in _held:
         return _held[name]
     handed_down: dict[str, JsonObject] = json.loads(os.environ.get(HELD) or "{}")
@@ -91,18 +91,18 @@ def _meant(name: str) -> JsonObject | None:
 
 
 def is_comparable(known: JsonObject) -> bool:
-    """Whether an answer is of this version's `digest`; those before counted other files."""
+    """Return whether an answer is of this version's `digest`; earlier versions counted other files."""
     return "names" in known
 
 
 def root_of(name: str) -> Path:
-    """The folder that holds all files of an encoder, fetched if it must be. Raises EncoderError."""
+    """Find the folder that holds all files of an encoder, fetched if it must be. Raises EncoderError."""
     return _find(name, _meant(name))[0]
 
 
 def folder_of(name: str) -> Path:
-    """The folder that encoder and tokenizer are loaded from: within `root_of`, where its modules.json says so. Raises
-    EncoderError."""
+    """Find the folder that encoder and tokenizer are loaded from: within `root_of`, where its modules.json says so.
+    Raises EncoderError."""
     root = root_of(name)
     try:
         return root / encoder_path(root)
@@ -111,8 +111,8 @@ def folder_of(name: str) -> Path:
 
 
 def unknown_settings(name: str) -> str | None:
-    """A file that would say how a repository of the Hub embeds, of which nobody knows whether it is there: no cache has
-    it, and no Hub could be asked. None where all is known, as of a folder, and of what a run began with. Raises
+    """Name a file that would say how a repository of the Hub embeds, if nobody knows whether it is there: no cache has
+    it, and no Hub could be asked. None where all is known, as for a folder, and for what a run began with. Raises
     EncoderError."""
     known = _meant(name)
     root, revision = _find(name, known)
@@ -130,7 +130,7 @@ def unknown_settings(name: str) -> str | None:
 
 
 def _is_unknown(name: str, file: str, revision: str) -> bool:
-    """Whether a cache neither has a file nor knows that there is none."""
+    """Return whether a cache neither has a file nor knows that there is none."""
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, file, revision=revision)
@@ -138,12 +138,12 @@ def _is_unknown(name: str, file: str, revision: str) -> bool:
 
 
 def digest(name: str | None, known: JsonObject | None = None, *, tokenizer: bool) -> dict[str, Json] | None:
-    """Digest of the files that a pretrained encoder is loaded from, fetched if they must be.
+    """Compute the digest of the files that a pretrained encoder is loaded from, fetched if they must be.
 
-    name: `model.name` of a job. known: an earlier answer, whose digest stands while its files have their size and time,
-    and whose kind and revision are looked for and no other; without it, what is held. tokenizer: whether one is loaded.
+    name: `model.name` of a job. known: an earlier answer; its digest stands while its files have their size and time,
+    and only its kind and revision are looked for; without it, what is held. tokenizer: whether a tokenizer is loaded.
 
-    Returns `digest`; `revision` of the Hub, None of a folder; `names` of the files; `files`, which tells whether they
+    Returns `digest`; `revision` of the Hub, None for a folder; `names` of the files; `files`, which tells whether they
     are unchanged; and `settings`: whether those of sentence-transformers count, as they do unless the known answer is
     of a version that did not read them. None for an encoder that is built. Raises EncoderError.
     """
@@ -170,7 +170,7 @@ def digest(name: str | None, known: JsonObject | None = None, *, tokenizer: bool
 
 
 def _find(name: str, known: JsonObject | None) -> tuple[Path, str | None]:
-    """An encoder's folder, and its revision if it is one of the Hub."""
+    """Find an encoder's folder, and its revision if it is of the Hub."""
     try:
         if known is not None and isinstance(revision := known["revision"], str):
             names = known["names"]
@@ -188,13 +188,13 @@ def _find(name: str, known: JsonObject | None) -> tuple[Path, str | None]:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The files directly in a folder that a tokenizer may be loaded from. Raises OSError."""
+    """List the files directly in a folder that a tokenizer may be loaded from. Raises OSError."""
     return sorted(path for path in folder.iterdir() if _is_of_tokenizer(path.name) and path.is_file())
 
 
 @lru_cache(maxsize=16)
 def _snapshot(name: str, revision: str | None = None, names: tuple[str, ...] | None = None) -> tuple[Path, str]:
-    """The folder of one revision of a repository, complete, and that revision. Without network: what the cache has.
+    """Fetch a whole revision of a repository; return its folder and the revision. Without network: what the cache has.
 
     names: the files that were loaded of it, if that is known; what the cache has of them is not asked for again. The
     answer is kept: what moves the repository may not come between tokenizer and weights.
@@ -242,7 +242,7 @@ def _snapshot(name: str, revision: str | None = None, names: tuple[str, ...] | N
 
 
 def _loaded(root: Path, *, tokenizer: bool, settings: bool) -> list[Path]:
-    """The files in a folder that an encoder is loaded from, in order of name."""
+    """List the files in a folder that an encoder is loaded from, in order of name."""
     folder = root / encoder_path(root)
     if (missing := why_no_config(folder)) is not None:
         raise FileNotFoundError(missing)
@@ -253,7 +253,7 @@ def _loaded(root: Path, *, tokenizer: bool, settings: bool) -> list[Path]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files in a folder that hold the weights which are loaded; an index of shards first. Raises OSError."""
+    """List the files in a folder that hold the weights to load; an index of shards first. Raises OSError."""
     own = _named_by(folder)
     choice = [folder / file for file in (WEIGHTS if own is None else [own])]
     weights = next((path for path in choice if path.is_file()), None)
@@ -263,7 +263,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def why_no_config(folder: Path) -> str | None:
-    """Why an encoder's folder has no configuration; None if it has one. Raises OSError if it may not be looked at."""
+    """Say why an encoder's folder has no configuration; None if it has. Raises OSError if it may not be looked at."""
     if (folder / CONFIG).is_file():
         return None
     if (folder / ADAPTER).is_file():
@@ -275,7 +275,7 @@ def why_no_config(folder: Path) -> str | None:
 
 
 def _others(folder: Path) -> str:
-    """What to say of weights that torch cannot train."""
+    """Say what to do about weights that torch cannot train; empty where there are none."""
     kinds = (".onnx", ".gguf", ".h5", ".msgpack", ".tflite", ".mlmodel", ".ot")
     others = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in kinds)
     return (
@@ -284,7 +284,7 @@ def _others(folder: Path) -> str:
 
 
 def _named_by(folder: Path) -> str | None:
-    """The file of weights that the configuration itself names, if it does."""
+    """Read the name of the file of weights that the configuration itself names, if it does."""
     try:
         named = json.loads((folder / CONFIG).read_text("utf-8")).get("transformers_weights")
     except (ValueError, AttributeError):  # what is no configuration fails when it is loaded, in better words
@@ -293,7 +293,7 @@ def _named_by(folder: Path) -> str | None:
 
 
 def _shards(weights: Path) -> list[str]:
-    """The files that an index names; none of weights in one file."""
+    """List the files that an index names; none for weights in one file."""
     if not weights.name.endswith(".index.json"):
         return []
     try:

@@ -119,7 +119,7 @@ class Says:
 
 
 def modules_of(root: Path) -> tuple[Module, ...] | None:
-    """The modules of a folder, None where it is none of sentence-transformers. Raises FolderError."""
+    """Read the modules of a folder; None where it is none of sentence-transformers. Raises FolderError."""
     if not (root / MODULES).exists():
         return None
     modules = tuple(_module(root, entry) for entry in _list(root / MODULES))
@@ -129,8 +129,8 @@ def modules_of(root: Path) -> tuple[Module, ...] | None:
 
 
 def readable_modules(root: Path) -> tuple[Module, ...] | None:
-    """The same, but None of a list that cannot be read where an encoder lies at the root: it still is one, for a job
-    that says how it pools."""
+    """Read the modules likewise, but give None for a list that cannot be read where an encoder lies at the root: it
+    still is an encoder, for a job that says how it pools."""
     try:
         return modules_of(root)
     except FolderError:
@@ -140,8 +140,8 @@ def readable_modules(root: Path) -> tuple[Module, ...] | None:
 
 
 def encoder_path(root: Path) -> str:
-    """Where in a folder the files of the encoder lie: at its root, but for old folders of sentence-transformers.
-    Raises FolderError where no module is an encoder of transformers, and none lies at the root."""
+    """Find where in a folder the files of the encoder lie: at its root, but for old folders of sentence-transformers.
+    Raises FolderError where the first module is no encoder of transformers, and none lies at the root."""
     at_root, modules = (root / "config.json").is_file(), readable_modules(root)
     if modules is None or (modules[0].kind != ENCODER and at_root):
         return ""
@@ -154,7 +154,7 @@ def encoder_path(root: Path) -> str:
 
 
 def settings_files(root: Path) -> list[Path]:
-    """The files in a folder that say how its sentences are embedded; none of a folder of transformers alone."""
+    """List the files in a folder that say how its sentences are embedded; none for a folder of transformers alone."""
     modules = readable_modules(root)
     if modules is None:
         return [root / MODULES] if (root / MODULES).is_file() else []
@@ -165,7 +165,7 @@ def settings_files(root: Path) -> list[Path]:
 
 
 def says(root: Path) -> Says | None:
-    """What a folder says of itself; None where it is none of sentence-transformers. Raises FolderError."""
+    """Read what a folder says of itself; None where it is none of sentence-transformers. Raises FolderError."""
     modules = modules_of(root)
     if modules is None:
         return None
@@ -202,7 +202,7 @@ def says(root: Path) -> Says | None:
 def _refusals(
     root: Path, modules: tuple[Module, ...], modes: tuple[str, ...], options: JsonObject, general: JsonObject
 ) -> Iterator[str]:
-    """What a folder has that training does not compute, each as words that follow 'it has'."""
+    """Yield what a folder has that training does not compute, each as words that follow 'it has'."""
     if modules[0].kind != ENCODER:
         yield f"a module {modules[0].kind} in place of the {ENCODER}, and no code of a folder is run"
     if not _pools(modules):
@@ -228,7 +228,7 @@ def _refusals(
 
 
 def _unusual(options: JsonObject) -> Iterator[str]:
-    """What is unusual about how the first module is called."""
+    """Yield what is unusual about how the first module is called."""
     task = options.get("transformer_task", "feature-extraction")
     if task != "feature-extraction":
         yield f"a Transformer for {task}"
@@ -260,7 +260,7 @@ def _pools(modules: tuple[Module, ...]) -> bool:
 
 
 def _modes(config: JsonObject, path: Path) -> tuple[str, ...]:
-    """Every pooling that a configuration asks for."""
+    """List every pooling that a configuration asks for."""
     if not config:
         raise FolderError(f"{path} is missing, which says how token states are pooled; put back what was saved there")
     given = config.get("pooling_mode")
@@ -288,25 +288,25 @@ def _prompts(path: Path, general: JsonObject) -> dict[str, str]:
 
 
 def _text(settings: JsonObject, key: str) -> str | None:
-    """A setting that is text, as `_known` has seen, or not there."""
+    """Return a setting that is text, as `_known` has seen, or None where it is not there."""
     value = settings.get(key)
     return value if isinstance(value, str) else None
 
 
 def _number(settings: JsonObject, key: str) -> float | None:
-    """The same of a number."""
+    """Return a setting that is a number likewise."""
     value = settings.get(key)
     return value if isinstance(value, int | float) else None
 
 
 def _object(settings: JsonObject, key: str) -> JsonObject:
-    """The same of an object, empty where it is not there."""
+    """Return a setting that is an object likewise, empty where it is not there."""
     value = settings.get(key)
     return value if isinstance(value, dict) else {}
 
 
 def _options(folder: Path) -> dict[str, Json]:
-    """Settings of the first module, whose options go by their newer names."""
+    """Read the settings of the first module, with its options under their newer names."""
     path, options = next(
         ((folder / name, settings) for name in LENGTHS if (settings := _settings(folder / name))),
         (folder / LENGTHS[0], dict[str, Json]()),
@@ -330,8 +330,8 @@ def _module(root: Path, entry: Json) -> Module:
 
 
 def _settings(path: Path) -> dict[str, Json]:
-    """A file of settings; empty where there is none. Raises FolderError for a setting that is read and is of another
-    kind than it must be."""
+    """Read a file of settings; empty where there is none. Raises FolderError for a setting that is read and is of
+    another kind than it must be."""
     return _known(path, _dict(path)) if path.exists() else {}
 
 
@@ -345,7 +345,7 @@ def _known(path: Path, settings: dict[str, Json]) -> dict[str, Json]:
 
 
 def settings_of(path: Path) -> dict[str, Any]:
-    """A file of settings that must be there. Raises FolderError."""
+    """Read a file of settings that must be there. Raises FolderError."""
     if not path.exists():
         raise FolderError(f"{path} is missing; put back what was saved there")
     return _settings(path)

@@ -14,10 +14,10 @@ class Tokenizer(Protocol):
         """Id of what a sentence is padded with."""
 
     def __call__(self, text: list[str], *, truncation: bool, max_length: int) -> Mapping[str, list[list[int]]]:
-        """Ids of the tokens of each text, as `input_ids`."""
+        """Return the ids of the tokens of each text, as `input_ids`."""
 
     def get_vocab(self) -> dict[str, int]:
-        """Token -> id."""
+        """Return the vocabulary, token -> id."""
 
     def __len__(self) -> int: ...
 

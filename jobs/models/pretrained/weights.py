@@ -50,8 +50,8 @@ class Loading(TypedDict):
 
 
 def examine(folder: Path) -> list[str]:
-    """Notes on the weights in a folder. Raises ModelError for those that do not fit its configuration, and OSError for
-    those that are not there, without the name of the encoder."""
+    """Check the weights in a folder and return notes on them. Raises ModelError for those that do not fit its
+    configuration, and OSError for those that are not there, without the name of the encoder."""
     files = pretrained.weight_files(folder)
     of = (pretrained.CONFIG, *(path.relative_to(folder).as_posix() for path in files))
     return list(_examined(folder, tuple(files), tuple(stamp(folder / name) for name in of)))
@@ -102,14 +102,14 @@ def refuse_unfit(folder: Path, loading: Loading) -> nn.Module:
 
 
 def _network(config: PreTrainedConfig) -> PreTrainedModel:
-    """The network that AutoModel makes, without memory for its weights."""
+    """Build the network that AutoModel makes, without memory for its weights."""
     with torch.device("meta"):
         network: PreTrainedModel = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     return network
 
 
 def _shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the weights in a file; none in an index. Raises ModelError for a file of no weights."""
+    """Yield names and shapes of a file's weights; none for an index. Raises ModelError for a file of no weights."""
     with path.open("rb") as opened:
         if opened.read(len(POINTER)) == POINTER:
             raise ModelError(
@@ -134,7 +134,7 @@ def _shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _why(missing: Collection[str], there: Collection[str]) -> str:
-    """What is there in place of weights that are missing, and what would work."""
+    """Say what is there in place of weights that are missing, and what would work."""
     ends = f".{min(missing, key=len)}"
     before = sorted({key.removesuffix(ends[1:]) for key in there if key.endswith(ends)}, key=len)
     if before:
@@ -162,7 +162,7 @@ def _notes(network: nn.Module, config: PreTrainedConfig, unexpected: Collection[
 
 
 def _own_code(config: PreTrainedConfig, kind: str) -> str:
-    """What to say where a configuration names code of its own."""
+    """Say that a configuration names code of its own; empty where it does not."""
     own = (getattr(config, "auto_map", None) or {}).get("AutoModel")
     if own is None:
         return ""

@@ -11,5 +11,5 @@ AdamW = eager(torch.optim.AdamW)
 
 
 def adamw(params: Groups, lr: float, settings: Optimizer) -> torch.optim.Optimizer:
-    """With the averaging of `optimizer.betas`."""
+    """Build AdamW with the averaging of `optimizer.betas`."""
     return AdamW(params, lr=lr, betas=settings.betas, fused=True)

@@ -11,5 +11,5 @@ SGD = eager(torch.optim.SGD)
 
 
 def sgd(params: Groups, lr: float, settings: Optimizer) -> torch.optim.Optimizer:
-    """With `optimizer.momentum`."""
+    """Build SGD with `optimizer.momentum`."""
     return SGD(params, lr=lr, momentum=settings.momentum, fused=True)

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def constant(passed: float) -> float:  # noqa: ARG001 - whatever has passed
-    """1."""
+    """Return 1."""
     return 1.0

@@ -6,5 +6,5 @@ import math
 
 
 def cosine(passed: float) -> float:
-    """(1 + cos(pi passed)) / 2."""
+    """Return (1 + cos(pi passed)) / 2."""
     return (1 + math.cos(math.pi * passed)) / 2

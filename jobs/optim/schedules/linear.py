@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def linear(passed: float) -> float:
-    """1 - passed."""
+    """Return 1 - passed."""
     return 1 - passed

@@ -101,12 +101,12 @@ class Child:
         return code
 
     def interrupt(self) -> None:
-        """What Ctrl-C does: have it checkpoint and stop."""
+        """Do what Ctrl-C does: have it checkpoint and stop."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGINT)
 
     def error(self, run: str) -> DriverError | None:
-        """What its end was, if that was no end of a session. run: how a person names it."""
+        """Explain how it ended; return None if that was the end of a session. run: how a person names it."""
         code = self.exit_code
         assert code is not None
         if self._is_of_a_session(code):
@@ -122,8 +122,8 @@ class Child:
         return DriverError(f"{text} (exit code {int(code)})" if code > 0 else text, code)
 
     def _is_of_a_session(self, code: int) -> bool:
-        """Whether a session ended with this code, and not Python, whose own is that of failed trials; or an interrupt
-        before one listened to it."""
+        """Return whether a session ended with this code, or an interrupt ended it before it listened; a crash of
+        Python, which has the code of failed trials, does not count."""
         printed = "\n".join([self._err.held, *self._err.last])
         crashed = code == Exit.SOME_FAILED and any(mark in printed for mark in CRASHES)
         return code in (*ENDS, -signal.SIGINT) and not crashed
@@ -151,7 +151,8 @@ class _Printed:
     and shown line by line."""
 
     def __init__(self, stream: str, until: tuple[str, ...] = ()) -> None:
-        """stream: of `sys`, as it is when a line is shown. until: how a line begins from which on it is kept back."""
+        """Open the file. stream: of `sys`, as it is when a line is shown. until: prefixes; from the first line that
+        begins with one of them, all lines are kept back."""
         self.file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self.held = ""
         """What was kept back."""
@@ -161,7 +162,7 @@ class _Printed:
         self._is_gone = False
 
     def show(self, *, whole: bool = False) -> None:
-        """Show the lines that have come; also one without its end, if it is `whole`."""
+        """Show the lines that have come; if `whole`, also a last line without its end."""
         while chunk := os.pread(self.file.fileno(), CHUNK, self._read):  # the position is the driver's
             self._read += len(chunk)
             *lines, self._begun = (self._begun + chunk).split(b"\n")
@@ -199,5 +200,5 @@ class _Printed:
 
 
 def named(sweep: Path | str) -> list[str]:
-    """A path as the last argument of a command, whatever it begins with."""
+    """Return a path as the last argument of a command, whatever it begins with."""
     return ["--", os.fspath(sweep)]

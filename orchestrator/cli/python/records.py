@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def status(folder: RunFolder) -> Status:
-    """What `status --json` prints. Raises RunError, LedgerError or RemoteError, as all of these."""
+    """Return what `status --json` prints. Raises RunError, LedgerError or RemoteError, as all of these do."""
     with contextlib.closing(folder.open()) as ledger:
         return runs.status(ledger)
 
 
 def answer(folder: RunFolder) -> JsonObject:
-    """What `compare --json` prints. Writes nothing."""
+    """Return what `compare --json` prints. Writes nothing."""
     from orchestrator import report
 
     with contextlib.closing(folder.open()) as ledger:
@@ -32,7 +32,7 @@ def answer(folder: RunFolder) -> JsonObject:
 
 
 def trials(folder: RunFolder) -> pa.Table:
-    """What results.parquet has, of this moment."""
+    """Build the table of results.parquet as of this moment."""
     from orchestrator.report import parquet
 
     with contextlib.closing(folder.open()) as ledger:
@@ -40,7 +40,7 @@ def trials(folder: RunFolder) -> pa.Table:
 
 
 def frame(table: pa.Table) -> pd.DataFrame:
-    """The table as a DataFrame, whole numbers as such though some are missing. Raises ModuleNotFoundError."""
+    """Convert the table to a DataFrame, whole numbers as such though some are missing. Raises ModuleNotFoundError."""
     import pyarrow as pa
 
     try:
@@ -65,6 +65,6 @@ def report(folder: RunFolder) -> Path:
 
 
 def is_driven(folder: RunFolder) -> bool:
-    """Whether a driver holds the run now."""
+    """Return whether a driver holds the run now."""
     with contextlib.closing(folder.open()) as ledger:
         return ledger.holder() is not None

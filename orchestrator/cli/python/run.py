@@ -45,7 +45,7 @@ class Run:
     """A run, in its folder or bucket. Each question is asked of the ledger anew, also while a driver is at work."""
 
     def __init__(self, folder: RunFolder, name: str, child: Child | None = None) -> None:
-        """name: how a person has named it. child: the driver that this process has begun."""
+        """Take the folder of a run. name: how a person has named it. child: the driver that this process has begun."""
         self._folder, self._name, self._child = folder, name, child
 
     @property
@@ -59,11 +59,11 @@ class Run:
         return self._folder.path
 
     def status(self) -> Status:
-        """How it stands: what `orchestrator status --json` prints. Raises RunError, LedgerError."""
+        """Return how it stands: what `orchestrator status --json` prints. Raises RunError, LedgerError."""
         return records.status(self._begun())
 
     def answer(self) -> JsonObject:
-        """The verdict, at any moment of the run: what `orchestrator compare --json` prints."""
+        """Return the verdict, at any moment of the run: what `orchestrator compare --json` prints."""
         return records.answer(self._begun())
 
     @overload
@@ -73,7 +73,8 @@ class Run:
     def trials(self, as_: Literal["rows"]) -> list[Row]: ...
 
     def trials(self, as_: Literal["frame", "rows"] = "frame") -> pd.DataFrame | list[Row]:
-        """Every trial as a row, with the columns of results.parquet: a DataFrame, or dicts, which need no pandas."""
+        """Return every trial as a row, with the columns of results.parquet: a DataFrame, or dicts, which need no
+        pandas."""
         if as_ not in ("frame", "rows"):
             raise ValueError(f"as_ = {as_!r} must be 'frame' or 'rows'")
         table = records.trials(self._begun())
@@ -151,7 +152,7 @@ class Run:
         return f"Run({self._name!r})"
 
     def _repr_html_(self) -> str:
-        """For notebooks: name, question and how it stands, as text, whatever they hold."""
+        """Render name, question and state for notebooks, as text, whatever they hold."""
         try:
             stood = self.status()
         except (RunError, LedgerError, RemoteError, OSError) as error:
@@ -167,7 +168,7 @@ class Run:
         return f"<table>{cells}</table>"
 
     def _begun(self) -> RunFolder:
-        """The folder, if there is a run in it. Raises RunError."""
+        """Return the folder. Raises RunError while its driver has not begun the run yet."""
         if self._child is not None and self._child.is_running and not self._folder.exists:
             raise RunError(
                 f"{self._name} is not begun yet: its driver looks at data and versions first; wait(), or ask again"
@@ -256,13 +257,13 @@ def launch(
 
 
 def open_run(run: str | os.PathLike[str]) -> Run:
-    """The run in a folder, at a URI, or of a name under runs/, whoever drives it. Raises RunError."""
+    """Open the run in a folder, at a URI, or with a name under runs/, whoever drives it. Raises RunError."""
     name = os.fspath(run)
     return Run(_absolute(runs.find(name)), name)
 
 
 def _absolute(folder: RunFolder) -> RunFolder:
-    """The folder by its absolute path, since the current folder may be another one later."""
+    """Return the folder with its absolute path, since the current folder may be another one later."""
     return folder if folder.remote is not None else replace(folder, path=folder.path.absolute())
 
 

@@ -49,7 +49,7 @@ class Sweep(sweeps.Sweep):
         return cls._of(sweeps.loads(text, overrides, name=NAME))
 
     def to_toml(self) -> str:
-        """The text of its file."""
+        """Return the text of its file."""
         return written(self.model_dump(exclude_unset=True))
 
     @classmethod
@@ -61,7 +61,7 @@ class Sweep(sweeps.Sweep):
 
 
 def _with_whole_paths(tables: Mapping[str, object]) -> Mapping[str, object]:
-    """The tables with the paths of [code] as they are from here, and without what follows from them."""
+    """Return the tables with the paths of [code] as they are from here, and without what follows from them."""
     code = tables.get("code")
     if not isinstance(code, Mapping) or not isinstance(code.get("paths"), list | tuple):
         return tables
@@ -70,7 +70,8 @@ def _with_whole_paths(tables: Mapping[str, object]) -> Mapping[str, object]:
 
 
 def written(tables: Mapping[str, object]) -> str:
-    """The text of a sweep file with these tables. None is "none" where the file has that, and is left out elsewhere.
+    """Build the text of a sweep file with these tables. None is "none" where the file has that, and is left out
+    elsewhere.
 
     Raises ConfigError for what no file can hold.
     """
@@ -92,7 +93,7 @@ def written(tables: Mapping[str, object]) -> str:
 
 
 def override(key: str, value: object) -> str:
-    """`--set` of a key and a value of Python. Raises ConfigError."""
+    """Build the argument of `--set` from a key and a value of Python. Raises ConfigError."""
     issues: list[ConfigIssue] = []
     plain = _Plain(issues).value(value, key)
     if issues:
@@ -104,11 +105,11 @@ class _Plain:
     """Values of Python as those that TOML has."""
 
     def __init__(self, issues: list[ConfigIssue]) -> None:
-        """issues: gets what has no form in TOML."""
+        """Take `issues`, which gets what has no form in TOML."""
         self._issues = issues
 
     def table(self, given: Mapping[str, object], where: str) -> dict[str, JsonValue]:
-        """A table at a dotted place of the file."""
+        """Convert the table under a dotted key of the file."""
         made: dict[str, JsonValue] = {}
         for key, value in given.items():
             if not isinstance(key, str):
@@ -120,7 +121,7 @@ class _Plain:
         return made
 
     def value(self, given: object, where: str, *, in_list: bool = False) -> JsonValue:
-        """One value; None where it is to be left out."""
+        """Convert one value; return None where it is to be left out."""
         if hasattr(given, "tolist"):  # numpy's and pandas'
             given = given.tolist()
         if isinstance(given, BaseModel):
@@ -161,7 +162,7 @@ class _Plain:
 
 
 def _section(name: str, table: Mapping[str, JsonValue]) -> list[str]:
-    """A table and, below it, its own tables, in which further ones stand inline."""
+    """Format a table and, below it, its own tables; further tables inside those stand inline."""
     below = {key: value for key, value in table.items() if isinstance(value, dict) and "." not in name}
     lines = [f"{_key(key)} = {_inline(value)}" for key, value in table.items() if key not in below]
     lines = ["", f"[{name}]", *lines] if lines or not below else []

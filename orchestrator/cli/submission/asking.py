@@ -57,7 +57,7 @@ def run(server: JobServer, order: JobSpec, *, out: Write, err: Write, tell: Writ
 
 @contextlib.contextmanager
 def _question(server: JobServer, order: JobSpec, *, brings: bool, tell: Write) -> Iterator[str]:
-    """The job of a question, as long as the context lasts."""
+    """Submit the job of a question, and keep it while the context lasts."""
     name = f"{PREFIX}{order.verb}-{uuid.uuid4().hex[:8]}"
     announced = False
     try:
@@ -89,7 +89,8 @@ def _submitted(server: JobServer, order: JobSpec, name: str, *, brings: bool) ->
 
 
 def _living(jobs: list[Job], server: JobServer) -> list[Job]:
-    """The questions that are being answered, oldest first. Those that nobody reads any more are ended or forgotten."""
+    """List the questions that are being answered, oldest first. Those that nobody reads any more are ended or
+    forgotten."""
     living = []
     for job in jobs:
         if not job.id.startswith(PREFIX) or job.verb in DRIVES:
@@ -151,7 +152,7 @@ def _forget(server: JobServer, name: str) -> None:
 
 
 def _why(reader: Reader) -> str:
-    """What stands in the log of a job that came to no answer."""
+    """Read from the log why a job came to no answer."""
     printed = "\n".join(line for line in reader.others[-5:] if not line.startswith("Running entrypoint"))
     if "not found" in printed or "No module named" in printed:
         printed += "\nthe cluster's ORCHESTRATOR_PYTHON names the Python that has what this package needs"

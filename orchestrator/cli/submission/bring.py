@@ -55,8 +55,9 @@ def export(url: str, run: str, wanted: str, dest: Path, *, err: Write) -> tuple[
 
 
 def report(url: str, of: Sequence[str], *, flags: Sequence[str], into: Path | None, err: Write) -> Answered:
-    """Have runs compared on the head of the cluster at `url`, and bring the report into the folder `into`, or into
-    one that is named after them. One of the same runs is replaced; raises RunError where anything else is there."""
+    """Have runs compared on the head of the cluster at `url`, and bring the report into the folder `into`, or into a
+    folder that is named after them. A report of the same runs is replaced; raises RunError where anything else is
+    there."""
     target = into or Path(_named_after(of))
     uris = [runs.at(run).name for run in of]
     _refuse_foreign(target, uris)
@@ -77,8 +78,8 @@ def report(url: str, of: Sequence[str], *, flags: Sequence[str], into: Path | No
 
 @contextlib.contextmanager
 def _aside(target: Path) -> Iterator[Path]:
-    """A folder on the disk of `target` that goes with the context unless it is renamed. Nothing is made on the way to
-    `target` yet."""
+    """Provide a folder on the disk of `target` that goes with the context unless it is renamed. Nothing is made on the
+    way to `target` yet."""
     above = next(parent for parent in target.absolute().parents if parent.is_dir())
     with scratch.folder("brought", within=above) as aside:
         files = aside / "files"
@@ -87,7 +88,8 @@ def _aside(target: Path) -> Iterator[Path]:
 
 
 def _put(files: Path, target: Path, uris: Sequence[str]) -> None:
-    """Move the files of a report to their place, each of them whole at any moment. Files of the report before go."""
+    """Move the files of a report to `target`, each of them whole at any moment. Files of the report before are
+    removed."""
     _refuse_foreign(target, uris)
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +128,7 @@ def _marker(target: Path) -> dict[str, object]:
 
 
 def _named_after(of: Sequence[str]) -> str:
-    """A name for a folder here, made of the runs' last names."""
+    """Build a name for a folder here from the runs' last names."""
     names = [unquote(runs.at(run).name.partition("?")[0].rpartition("/")[2]) for run in of]
     name = "".join(
         "-" if character == "/" or not character.isprintable() else character for character in "+".join(names)

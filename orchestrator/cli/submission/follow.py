@@ -37,7 +37,7 @@ LOSSES = 5
 
 
 def log_marker(job: str) -> str:
-    """The line before a job's own first one."""
+    """Return the line that comes before a job's own first line."""
     return f"<<{job}\n"
 
 
@@ -52,7 +52,7 @@ class _Output:
         self.restart()
 
     def restart(self) -> None:
-        """The log comes again from its first line."""
+        """Begin anew: the log comes again from its first line."""
         self._pieces: list[str] = []
         self._begun, self._seen = False, 0
 
@@ -66,7 +66,7 @@ class _Output:
             self._pieces.append(rest)
 
     def end(self) -> None:
-        """The log is over, also where its last line has no end."""
+        """End the log, also where its last line has no end."""
         if self._pieces:
             self.take("\n")
 
@@ -81,12 +81,12 @@ class _Output:
 
 
 def drives(jobs: list[Job], run: str) -> Job | None:
-    """The job that drives a run now."""
+    """Find the job that drives a run now."""
     return next((job for job in reversed(of_run(jobs, run)) if job.verb in DRIVES and not job.over), None)
 
 
 def of_run(jobs: list[Job], run: str) -> list[Job]:
-    """The jobs that have to do with a run, by whichever of its spellings."""
+    """List the jobs that have to do with a run, by whichever of its spellings."""
     return [job for job in jobs if _spelled(job.run) == _spelled(run)]
 
 
@@ -107,7 +107,7 @@ def run_and_follow(
 ) -> int:
     """Have the run driven on the cluster, and follow that until it ends. Returns the driver's exit code.
 
-    A job that drives the run already is followed instead of submitting another. One that was lost with its head is
+    A job that drives the run already is followed instead of submitting another. A job lost with its head is
     submitted again when the cluster is back: it continues, and asks for nothing again that was met. Raises
     KeyboardInterrupt when somebody leaves, which the job does not notice; RunError, InfrastructureMissing.
     """
@@ -135,7 +135,7 @@ def run_and_follow(
 
 
 def code_of(server: JobServer, ended: Job, tell: Callable[[str], None]) -> int:
-    """The exit code for whoever followed a job that is over; says what the end means, and what to do next.
+    """Return the exit code for whoever followed a job that is over; say what the end means, and what to do next.
 
     Raises InfrastructureMissing for a job that could not be run.
     """
@@ -173,8 +173,8 @@ def _found_or_submitted(server: JobServer, order: JobSpec, asked: str, tell: Cal
 
 
 def _refuse_another(driving: Job, order: JobSpec, url: str = "URL") -> None:
-    """The same order joins the job that it was given to, a launch one of the same sweep, and a plain resume any; what
-    asks for something else may not."""
+    """Raise RunError for an order that asks for something else than the driving job does. The same order joins the job
+    that it was given to, a launch joins one of the same sweep, and a plain resume joins any."""
     same = driving.order == order.digest or (order.verb == "launch" and driving.sweep == order.sweep)
     plain = order.verb == "resume" and len(order.arguments) == 2
     if same or plain:
@@ -192,7 +192,7 @@ def _refuse_another(driving: Job, order: JobSpec, url: str = "URL") -> None:
 def followed(server: JobServer, job: Job, write: Callable[[str], None], tell: Callable[[str], None]) -> Job | None:
     """Pass on the log of a job until it is over. Returns the job as it ended, or None if the server lost it.
 
-    The commands in it get the address by which the server is reached from here.
+    The commands in it get the address that reaches the server from here.
     """
     theirs, ours = (f" --address {shlex.quote(url)}" for url in (job.address or server.url, server.url))
     output = _Output(job.id, lambda line: write(line.replace(theirs, ours)))

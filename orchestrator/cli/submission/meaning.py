@@ -15,7 +15,8 @@ DIED = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE")
 
 
 def _by_signal(number: signal.Signals) -> tuple[int, int]:
-    """The exit codes of what a signal has ended: of a process, and of a shell whose command it was."""
+    """Return the exit codes after a signal: of the process that it ended, and of a shell that had this process as its
+    command."""
     return -number, 128 + number
 
 
@@ -49,12 +50,12 @@ class Meaning:
     """What to do next with the run."""
 
     def next(self, run: str, url: str) -> str:
-        """The command for whoever reaches the job server at `url`."""
+        """Return the command for whoever reaches the job server at `url`."""
         return f"orchestrator {self.verb} {shlex.quote(run)} --address {shlex.quote(url)}"
 
 
 def of(job: Job) -> Meaning:
-    """What a job means for its run."""
+    """Derive what a job means for its run."""
     if not job.over:
         return Meaning("running" if job.state == "RUNNING" else "waiting to start", None, "logs")
     if job.state == "SUCCEEDED":

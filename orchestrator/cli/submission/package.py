@@ -86,14 +86,14 @@ class JobSpec:
 
 
 def entrypoint(order: JobSpec, mark: str) -> str:
-    """The shell command of a job. It prints the line `mark` first, as Ray's own lines come before; in two parts, as Ray
-    prints the command too."""
+    """Build the shell command of a job. It prints the line `mark` first, as Ray's own lines come before; in two parts,
+    as Ray prints the command too."""
     return f"printf '%s%s\\n' '{mark[:2]}' {mark[2:].strip()}; {DRIVER} {shlex.join(order.arguments)}"
 
 
 @contextlib.contextmanager
 def package(order: JobSpec) -> Iterator[RuntimeEnv]:
-    """Make Ray's runtime environment of a job, whose folder is there as long as the context lasts.
+    """Make Ray's runtime environment of a job; its folder is there while the context lasts.
 
     Raises RunError for files that cannot go along.
     """
@@ -114,8 +114,8 @@ def package(order: JobSpec) -> Iterator[RuntimeEnv]:
 
 
 def taken_along(sources: Sequence[str]) -> list[Path]:
-    """The files here that sources name by a relative path: the cluster has no such folder. Absolute paths, URIs and
-    names of data sets mean what they mean there. Raises RunError."""
+    """List the files here that sources name by a relative path: the cluster has no such folder. Absolute paths, URIs
+    and names of data sets mean what they mean there. Raises RunError."""
     sizes: dict[Path, int] = {}
     for source in sources:
         name = re.sub(r"\[-?\d*:-?\d*\]$", "", source)
@@ -137,7 +137,8 @@ def taken_along(sources: Sequence[str]) -> list[Path]:
 
 
 def _named(name: str) -> list[Path]:
-    """What is there by this name, or else what fits it as a pattern; nothing where no path can have such a name."""
+    """Find what is there by this name, or else what fits it as a pattern; nothing where no path can have such a
+    name."""
     try:
         if Path(name).exists():
             return [Path(name)]

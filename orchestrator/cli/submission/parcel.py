@@ -41,7 +41,7 @@ class Broken(Exception):
 
 
 def mark(job: str) -> str:
-    """What the lines of a job begin with. Ray prints the command, in which the two parts do not stand together."""
+    """Return how the lines of a job begin. Ray prints the command, but there the two parts do not stand together."""
     return f"<<{job} "
 
 
@@ -82,7 +82,7 @@ class Writer:
             self._log.flush()
 
     def file(self, path: Path, name: str) -> int:
-        """A file under the name that it is to have. Returns its size in bytes."""
+        """Write a file under the name that it is to have. Returns its size in bytes."""
         self.line(file=name)
         digest, size = hashlib.sha256(), 0
         with path.open("rb") as content:
@@ -106,11 +106,11 @@ class Printed(io.TextIOBase):
         return "utf-8"
 
     def writable(self) -> bool:
-        """It takes text."""
+        """Return True: it takes text."""
         return True
 
     def write(self, text: str) -> int:
-        """Pass it on. Raises TypeError for bytes, by which click knows a stream of text."""
+        """Pass it on. Raises TypeError for bytes, which tells click that this is a stream of text."""
         if not isinstance(text, str):
             raise TypeError("text is wanted")
         for start in range(0, len(text), TEXT):
@@ -138,7 +138,7 @@ class Reader:
         """The last lines that are not of the answer."""
 
     def restart(self) -> None:
-        """The log comes again."""
+        """Begin anew: the log comes again."""
         self._rest = ""
 
     def take(self, text: str) -> bool:

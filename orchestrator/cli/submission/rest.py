@@ -78,7 +78,7 @@ class RestClient:
         """Whether what answers at the address was seen to be Ray's."""
 
     def get(self, path: str) -> object:
-        """The content of the answer."""
+        """Return the content of the answer."""
         return _content(self._asked("GET", path))
 
     def post(self, path: str, content: object = None) -> None:
@@ -101,7 +101,7 @@ class RestClient:
         return f"gcs://{name}"
 
     async def tail(self, path: str) -> AsyncIterator[str]:
-        """What comes from a WebSocket until the server closes it. Raises aiohttp.ClientError too."""
+        """Yield what comes from a WebSocket until the server closes it. Raises aiohttp.ClientError too."""
         import aiohttp
 
         self._check_version()
@@ -193,7 +193,7 @@ class RestClient:
 
 
 def package_name(folder: Path) -> str:
-    """What a folder is called on the server: the same for the same files alone."""
+    """Derive a folder's name on the server: the same for the same files alone."""
     digest = hashlib.sha256()
     for path in _files(folder):
         content = path.read_bytes()
@@ -222,7 +222,7 @@ def _content(answer: httpx2.Response) -> object:
 
 
 def _authorization(address: str, token: str | None) -> dict[str, str]:
-    """The header by which the server knows who asks. HTTP knows no user without a password."""
+    """Build the header that tells the server who asks. HTTP knows no user without a password."""
     parts = urlsplit(address)
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     if parts.password is not None and (user or password):
@@ -231,8 +231,8 @@ def _authorization(address: str, token: str | None) -> dict[str, str]:
 
 
 def _certificates(address: str) -> ssl.SSLContext | bool:
-    """What the server's certificate is checked by: what the environment names, else what HTTP clients take by
-    themselves. Raises RunError."""
+    """Choose what the server's certificate is checked against: what the environment names, else what HTTP clients take
+    by themselves. Raises RunError."""
     named = next(((name, path) for name in BUNDLES if (path := os.environ.get(name))), None)
     if named is None or not address.startswith("https://"):
         return True

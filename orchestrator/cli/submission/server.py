@@ -150,12 +150,12 @@ class JobServer:
         self._token: str | None = None
 
     def version(self) -> str:
-        """The version of the API of jobs."""
+        """Return the version of the API of jobs."""
         with self._asking() as client:
             return Version.model_validate(client.get("/api/version")).version
 
     def jobs(self) -> list[Job]:
-        """Every job of this program that the server remembers, oldest first."""
+        """List every job of this program that the server remembers, oldest first."""
         with self._asking() as client:
             jobs = LISTED.validate_python(client.get("/api/jobs/"))
         return sorted(
@@ -163,7 +163,7 @@ class JobServer:
         )
 
     def job(self, name: str) -> Job | None:
-        """One job; None if the server knows none of that id, which is so after its head was lost."""
+        """Return one job; None if the server knows none of that id, which is so after its head was lost."""
         with self._asking() as client:
             try:
                 return _job(DETAILS.validate_python(client.get(f"/api/jobs/{name}")))
@@ -175,7 +175,7 @@ class JobServer:
     def submit(
         self, name: str, command: str, *, runtime_env: Mapping[str, object], metadata: Mapping[str, str]
     ) -> bool:
-        """Submit a job, with the folder that `runtime_env` names. Returns False if there is one of that id."""
+        """Submit a job, with the folder that `runtime_env` names. Returns False if there is a job of that id."""
         deadline = time.monotonic() + AGENT_S
         with self._asking() as client:
             while True:
@@ -215,7 +215,7 @@ class JobServer:
             client.delete(f"/api/jobs/{name}")
 
     def log(self, name: str) -> str:
-        """What a job has printed."""
+        """Return what a job has printed."""
         with self._asking() as client:
             return Log.model_validate(client.get(f"/api/jobs/{name}/logs")).logs
 
@@ -294,7 +294,8 @@ class JobServer:
 
 
 def _without_secrets(url: str) -> str:
-    """A job server's URL as people see it. Raises RunError for what is none, without what may be secret in it."""
+    """Return a job server's URL as people see it. Raises RunError for what is none, without what may be secret in
+    it."""
     plain = without_user(url)
     shown = "what was given" if "@" in plain else re.split("[?#]", plain)[0]
     example = "--address takes its URL, for example http://127.0.0.1:8265"
@@ -329,7 +330,7 @@ def _job(info: Details) -> Job:
 
 
 def _moment(date: str | None) -> float:
-    """The time in an HTTP header, as unix time; of this machine's clock where there is none."""
+    """Parse the time in an HTTP header, as unix time; return the time of this machine's clock where there is none."""
     try:
         return parsedate_to_datetime(date or "").timestamp()
     except ValueError:
@@ -337,5 +338,5 @@ def _moment(date: str | None) -> float:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error; those of HTTP clients nest several."""
+    """Return the first line of an error; those of HTTP clients nest several."""
     return masked((str(error).strip() or type(error).__name__).splitlines()[0])[:300]

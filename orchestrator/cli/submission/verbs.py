@@ -128,7 +128,7 @@ def _of_sweep(
     *,
     run: str = "",
 ) -> JobSpec:
-    """A question about a sweep, which goes along with its data. Raises ConfigError, RunError."""
+    """Make a question about a sweep, which goes along with its data. Raises ConfigError, RunError."""
     sources: set[str] = set()
     code = None
     if sweep_file is not None:
@@ -147,20 +147,20 @@ def _of_sweep(
 
 
 def posted(url: str, run: str) -> Posted | None:
-    """What the driver of a run has written of it just now, which takes no job; None where nobody drives it on the
+    """Read what the driver of a run has written of it just now, which takes no job; None where nobody drives it on the
     cluster at `url`, or the driver does not say. Raises as `run_remote` does."""
     return _known(JobServer(url), _kept_elsewhere(run, "s3://BUCKET/NAME"))[1]
 
 
 def standing(url: str, run: str) -> runs.Status | None:
-    """The status in it alone, without its trials where they are too many."""
+    """Read only the status that the driver has written, without its trials where they are too many."""
     written = posted(url, run)
     return None if written is None else written.status
 
 
 def wait_for_status(url: str, run: str, *, tell: Write) -> None:
-    """Wait until the job that drives a run, if there is one, says how it stands or ends, or has long had the time to.
-    Raises as `run_remote` does."""
+    """Wait until the job that drives a run, if any, says how it stands or ends, or has long had the time to. Raises as
+    `run_remote` does."""
     server, name, announced = JobServer(url), _kept_elsewhere(run, "s3://BUCKET/NAME"), False
     deadline: float | None = None
     while True:
@@ -179,7 +179,7 @@ def wait_for_status(url: str, run: str, *, tell: Write) -> None:
 
 
 def _known(server: JobServer, run: str) -> tuple[Job | None, Posted | None]:
-    """Who drives a run, and what that job says of it."""
+    """Find the job that drives a run, and what it says of the run."""
     try:
         driving = drives(server.jobs(), run)
     except ServerUnavailable as error:
@@ -214,8 +214,8 @@ def follow_driver(url: str, run: str, *, write: Write, tell: Write) -> int:
 
 
 def listed(url: str) -> list[dict[str, object]]:
-    """The jobs that drive or drove runs on the cluster at `url`, oldest first, and what that means for the run. Raises
-    InfrastructureMissing."""
+    """List the jobs that drive or drove runs on the cluster at `url`, oldest first, and what that means for the run.
+    Raises InfrastructureMissing."""
     server = _reached(url)
     rows = []
     try:
@@ -231,7 +231,7 @@ def listed(url: str) -> list[dict[str, object]]:
 
 
 def _reached(url: str) -> JobServer:
-    """The job server, which answers. Raises InfrastructureMissing."""
+    """Return the job server after it has answered. Raises InfrastructureMissing."""
     server = JobServer(url)
     try:
         server.version()
@@ -248,7 +248,8 @@ def _no_server(url: str, error: ServerUnavailable) -> InfrastructureMissing:
 
 
 def _kept_elsewhere(run: str | None, example: str) -> str:
-    """A run that outlives the folder of the job that drives it. Raises RunError; BadAddress for credentials in it."""
+    """Return the name of a run that outlives the folder of the job that drives it. Raises RunError; BadAddress for
+    credentials in it."""
     if run is None or not is_uri(run):
         refuse_almost_uri(run or "")
         given = "" if run is None else f", not in {run}"
@@ -259,12 +260,12 @@ def _kept_elsewhere(run: str | None, example: str) -> str:
 
 
 def _line(write: Write) -> Write:
-    """A writer of lines."""
+    """Make a writer of lines."""
     return lambda text: write(f"{text}\n")
 
 
 def _sources(arm: sweeps.Arm) -> list[str]:
-    """What an arm's jobs name as data or as an encoder, other than what has no files."""
+    """List what an arm's jobs name as data or as an encoder, other than what has no files."""
     job = arm.config(stage="confirm", seed=0)
     data = [source for source in (job.data.train, job.data.tune, job.data.confirm) if source is not None]
     data = [source for source in data if source.partition("[")[0] != DIGITS]

@@ -40,7 +40,7 @@ class History:
 
 
 def history() -> History:
-    """What the runs under `runs.home()` tell, and those in $ORCHESTRATOR_LEDGER. Raises nothing."""
+    """Collect what the runs under `runs.home()` tell, and those in $ORCHESTRATOR_LEDGER. Raises nothing."""
     known: list[Known] = []
     skipped: list[str] = []
     here: Mapping[str, object] | None = None
@@ -66,7 +66,7 @@ def history() -> History:
 
 
 def _ledgers() -> Iterator[tuple[str, str | None]]:
-    """URLs of the ledgers within reach, and the folder of the run where one is in a folder."""
+    """Yield the URLs of the ledgers within reach, and the folder of the run where a ledger is in a folder."""
     try:
         folders = [path.parent for path in runs.home().glob("*/ledger.db")]
     except (runs.RunError, OSError):  # $ORCHESTRATOR_RUNS is no folder, or one that may not be read
@@ -112,7 +112,7 @@ def _rest_s(trial: Finished) -> float | None:
 
 
 def _job(trial: Finished) -> JobConfig | None:
-    """The job as it was carried out; None where its attempts were not carried out alike."""
+    """Return the job as it was carried out; None where its attempts were not carried out alike."""
     first, *others = [
         {key: value for key, value in execution.items() if key != "verify"} for execution in trial.executions
     ]
@@ -128,5 +128,6 @@ def _job(trial: Finished) -> JobConfig | None:
 
 @lru_cache(maxsize=1000)
 def _parsed(text: str) -> JobConfig:
-    """The trials of an arm differ in seed and learning rate, neither of which costs anything: a job for all of them."""
+    """Parse a job that stands for all trials of an arm: they differ in seed and learning rate, neither of which costs
+    anything."""
     return JobConfig.model_validate_json(text)

@@ -142,7 +142,7 @@ class Estimate:
         return source(self._known, dict.fromkeys(remark for arm in self.arms for remark in arm.remarks))
 
     def summary(self) -> dict[str, Any]:
-        """The estimate as plain JSON."""
+        """Return the estimate as plain JSON."""
         return {
             "seconds": self.seconds,
             "start_seconds": self.start_s,
@@ -175,14 +175,14 @@ class Estimate:
 
 
 def estimate(plan: Plan, known: Iterable[Known], *, concurrent: int, notes: Sequence[str] = ()) -> Estimate:
-    """What `plan` takes with `concurrent` trials at once, from what is known."""
+    """Estimate what `plan` takes with `concurrent` trials at once, from what is known."""
     groups = _grouped(known)
     arms = tuple(_arm(plan, arm, groups) for arm in plan.arms)
     return Estimate(arms, concurrent, (*notes, *_notes(plan, arms)))
 
 
 def cost(job: JobConfig, gpus_per_rank: float) -> dict[str, object]:
-    """All that sets what a step of a job costs, by dotted key: equal values, equal costs."""
+    """Return all that sets what a step of a job costs, by dotted key: equal values, equal costs."""
     flat = flatten(job.model_dump(mode="json"))
     kept: dict[str, object] = {key: value for key, value in flat.items() if not key.startswith(FREE)}
     return kept | {
@@ -198,7 +198,8 @@ def cost(job: JobConfig, gpus_per_rank: float) -> dict[str, object]:
 
 
 def _says_nothing(job: JobConfig) -> bool:
-    """Whether an encoder is built, or lies here as a folder of transformers alone."""
+    """Return whether an encoder is built, or lies here as a folder of transformers alone; True too for
+    images and where no encoder is named."""
     if job.task == "image" or is_built(job.model.name) or job.model.name is None:
         return True
     try:
@@ -209,7 +210,8 @@ def _says_nothing(job: JobConfig) -> bool:
 
 
 def source(known: Iterable[Known], remarks: Iterable[str] = ()) -> str | None:
-    """`16 trials of runs/quickstart`, and what is to be said against them; None for nothing."""
+    """Describe the source, as in `16 trials of runs/quickstart`, and what is to be said against it; None for
+    nothing."""
     used = list(known)
     origins = sorted({known_trial.origin for known_trial in used} - {PROBE})
     trials = sum(known_trial.origin != PROBE for known_trial in used)
@@ -268,8 +270,8 @@ def _arm(plan: Plan, arm: Arm, groups: Sequence[_Group]) -> ArmEstimate:
 def _nearest(
     wanted: Mapping[str, object], batch_size: int, groups: Iterable[_Group]
 ) -> tuple[_Group | None, tuple[str, ...]]:
-    """What is known of the cost that is nearest, and what is to be said against it. This machine goes first: another
-    one may be fifty times as fast, another batch hardly is."""
+    """Find what is known of the nearest cost, and what is to be said against it. This machine goes first: another one
+    may be fifty times as fast, another batch hardly is."""
 
     def differing(group: _Group) -> list[str]:
         keys = sorted(wanted.keys() | group.cost.keys())
@@ -291,7 +293,7 @@ def _nearest(
 
 
 def _trial_s(job: JobConfig, known: Sequence[Known]) -> float:
-    """Seconds of one trial. Its rest is best told by trials that were judged on the same rows."""
+    """Estimate the seconds of one trial. Its rest is best known from trials that were judged on the same rows."""
     usable = [trial for trial in known if trial.rest_s is not None]
     usable = [trial for trial in usable if trial.job.eval_split == job.eval_split] or usable
     rest = [(trial.rest_s or 0.0) / _evaluations(trial.job) for trial in usable]
@@ -300,7 +302,7 @@ def _trial_s(job: JobConfig, known: Sequence[Known]) -> float:
 
 
 def _training_s(job: JobConfig, known: Iterable[Known]) -> float:
-    """Seconds of training. Long trainings tell more than short ones, whose first steps are slow."""
+    """Estimate the seconds of training. Long trainings tell more than short ones, since the first steps are slow."""
     budget: float | None = job.budget.seconds
     if budget is not None:
         return budget

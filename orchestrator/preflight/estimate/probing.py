@@ -35,7 +35,7 @@ class ProbeFailed(RunError):
 
 
 def probes(plan: Plan) -> dict[str, list[JobConfig]]:
-    """What has to be probed, by arm: a job for each stage, unless one that costs the same is there already."""
+    """List what has to be probed, by arm: a job for each stage, unless a job that costs the same is there already."""
     stages = ["tune", "confirm"] if plan.sweep.tune else ["confirm"]
     seen: set[str] = set()
     jobs: dict[str, list[JobConfig]] = {}

@@ -9,7 +9,8 @@ NAMED = 3
 
 
 def time_line(estimate: Estimate, command: str | None) -> str:
-    """One line: how long, and how that is known; or that it is not, and `command`, which measures it, if any does."""
+    """State in one line how long it takes, and how that is known; or that it is not, and `command`, which measures it,
+    if any does."""
     if estimate.seconds is None and command is None:
         return f"unknown; nothing like {_unknown(estimate)} has run here"
     if estimate.seconds is None:
@@ -26,7 +27,7 @@ def time_line(estimate: Estimate, command: str | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h` or `4.2 days`."""
+    """Format seconds as `45 s`, `12 min`, `3.5 h` or `4.2 days`."""
     for size, unit in ((1, "s"), (60, "min")):
         if round(seconds / size) < 100:
             return f"{seconds / size:.0f} {unit}"

@@ -58,21 +58,21 @@ STYLE: Any = {
 
 
 def look(index: int) -> tuple[str, str]:
-    """Colour and marker of the arm at that place; 36 looks before one comes again."""
+    """Return colour and marker of the arm with this index; they repeat after 36 arms."""
     return COLOURS[index % 6], MARKERS[(index + index // 6) % 6]
 
 
 def panel(
     figure: Figure, *, bottom: float, height: float | None = None, left: float = LEFT, right: float = GUTTER
 ) -> Axes:
-    """Axes placed in inches from the edges of the figure; without a height, up to the heading."""
+    """Add axes placed in inches from the edges of the figure; without a height, up to the heading."""
     width, whole = figure.get_size_inches()
     tall = whole - bottom - TOP if height is None else height
     return figure.add_axes((left / width, bottom / whole, (width - left - right) / width, tall / whole))
 
 
 def dress(axes: Axes, *, heading: str = "", xlabel: str = "") -> None:
-    """Quiet grid, round ticks, and the heading in place of a label that runs up the side."""
+    """Give the axes a quiet grid, round ticks, and the heading in place of a label that runs up the side."""
     axes.grid(axis="y")
     axes.spines["left"].set_visible(False)
     axes.yaxis.set_major_locator(round_ticks(5))
@@ -86,12 +86,12 @@ def dress(axes: Axes, *, heading: str = "", xlabel: str = "") -> None:
 
 
 def round_ticks(most: int) -> MaxNLocator:
-    """At most `most` intervals between ticks, at steps people count in."""
+    """Return a locator for at most `most` intervals between ticks, at steps people count in."""
     return MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3)
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names to the right of the panel, each joined to its point: (x, y, name, colour) in data units.
+    """Write names to the right of the panel, each joined to its point: (x, y, name, colour) in data units.
 
     Call it last: the limits of the axes must be final."""
     height, (low, high) = _points_high(axes), axes.get_ylim()
@@ -115,12 +115,12 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
 
 
 def labels_high(names: Sequence[str]) -> float:
-    """Inches that these names take when written beside a panel."""
+    """Compute the height in inches that these names take when written beside a panel."""
     return sum(_label_size(_wrapped(name)) for name in names) / 72
 
 
 def spread(wanted: Sequence[float], sizes: Sequence[float], room: float) -> list[float]:
-    """Middles of boxes of these sizes, in the order and near the places wanted, without overlap, below `room`."""
+    """Find middles for boxes of these sizes, near the wanted ones and in their order, without overlap, below `room`."""
     order = sorted(range(len(wanted)), key=lambda k: wanted[k])
     placed = list(wanted)
     for k, under in zip(order[1:], order, strict=False):
@@ -133,14 +133,14 @@ def spread(wanted: Sequence[float], sizes: Sequence[float], room: float) -> list
 
 
 def shorten(label: str, longest: int) -> str:
-    """At most that many characters, all of them visible."""
+    """Shorten a label to at most `longest` characters, all of them visible."""
     label = visible(label)
     return label if len(label) <= longest else label[: longest - 1] + "…"
 
 
 def render(draw: Callable[[], Figure], name: str) -> tuple[bytes, str]:
-    """PNG, and an <svg> element for a page that defines --ink, --muted, --line and --paper. The same numbers give the
-    same bytes."""
+    """Render a figure as PNG, and as an <svg> element for a page that defines --ink, --muted, --line and --paper. The
+    same numbers give the same bytes."""
     with mpl.rc_context(STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
         # The bundled font lacks some scripts; the page shows such a label, the PNG shows boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -174,7 +174,7 @@ def _points_high(axes: Axes) -> float:
 
 
 def _wrapped(name: str) -> str:
-    """The name as a label, cut at spaces where it can be, and never wider than the room beside a panel."""
+    """Wrap a name as a label, cut at spaces where it can be, and never wider than the room beside a panel."""
     words, lines = visible(name).split(), [""]
     for k, word in enumerate(words):
         longer = f"{lines[-1]} {word}".strip()

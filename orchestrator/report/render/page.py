@@ -48,7 +48,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .75rem 1rem; bord
 
 
 def html(page: Page, plots: Sequence[Plot] = ()) -> str:
-    """The whole page."""
+    """Render the whole page as HTML."""
     pictures = {plot.name: plot for plot in plots}
     warning = _html(Bullets(page.notes, warning=True), {}) if page.notes else ""
     verdicts = "\n".join(f'<p class="verdict">{_text(verdict)}</p>' for verdict in page.verdicts)
@@ -76,7 +76,7 @@ def html(page: Page, plots: Sequence[Plot] = ()) -> str:
 
 
 def markdown(page: Page, plots: Sequence[Plot] = ()) -> str:
-    """The whole page in Markdown; pictures are the PNGs of the same folder."""
+    """Render the whole page as Markdown; pictures are the PNGs of the same folder."""
     pictures = {plot.name: plot for plot in plots}
     top = [
         f"# {plain.markdown(page.question)}",
@@ -90,7 +90,7 @@ def markdown(page: Page, plots: Sequence[Plot] = ()) -> str:
 
 
 def _seen(blocks: Sequence[Block], pictures: Mapping[str, Plot]) -> list[Block]:
-    """The blocks without the pictures that there are no numbers for."""
+    """Return the blocks without the pictures that there are no numbers for."""
     return [block for block in blocks if not isinstance(block, Picture) or block.name in pictures]
 
 
@@ -138,12 +138,12 @@ def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: i
 
 
 def _text(data: str) -> str:
-    """Data as the text of an element, with what would turn or break its line as escapes."""
+    """Escape data as the text of an element, with what would turn or break its line as visible escapes."""
     return escape(plain.visible(data))
 
 
 def _breakable(html: str) -> str:
-    """A name such as packages.torch or negatives_per_anchor may continue on the next line where its parts meet."""
+    """Let a name such as packages.torch or negatives_per_anchor continue on the next line where its parts meet."""
     return re.sub(r"(?<=\w[._])(?=\w)", "<wbr>", html)
 
 

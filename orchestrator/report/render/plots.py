@@ -49,7 +49,7 @@ class DrawArm(Protocol):
     """Draws the line of an arm."""
 
     def __call__(self, axes: Axes, arm: ArmSummary, *, colour: str, behind: bool) -> tuple[float, float] | None:
-        """Where the line ends, in data units; None when there is nothing to draw. behind: of another arm's."""
+        """Draw the line and return its end in data units; None with nothing to draw. behind: behind another arm's."""
 
 
 class Plot(NamedTuple):
@@ -64,7 +64,7 @@ class Plot(NamedTuple):
 
 
 def draw(answer: Answer, curves: Mapping[str, Curve]) -> list[Plot]:
-    """The plots that there are numbers for, in the order of the report. curves: by label of the arm."""
+    """Draw the plots that there are numbers for, in the order of the report. curves: by label of the arm."""
     drawn = (_draw_differences(answer), _draw_curves(answer, curves), _draw_cost(answer), _draw_tuning(answer))
     return [plot for plot in drawn if plot is not None]
 
@@ -151,7 +151,7 @@ def _differences(answer: Answer, shown: Sequence[Comparison]) -> Figure:
 
 
 def _measured(result: Comparison) -> list[float]:
-    """The differences of the seeds in which both sides trained."""
+    """Return the differences of the seeds where both sides trained."""
     return [pair.difference for pair in result.pairs if not pair.diverged]
 
 
@@ -198,8 +198,8 @@ def _cost(answer: Answer, shown: Sequence[ArmSummary]) -> Figure:
 
 
 def cost_limits(costs: Sequence[float]) -> tuple[float, float]:
-    """Around all costs, and never so close that a small difference would look large: a tenth of a cost is at most a
-    quarter of the width."""
+    """Choose limits around all costs, and never so close that a small difference would look large: a tenth of a cost is
+    at most a quarter of the width."""
     low, high = min(costs, default=0.0), max(costs, default=1.0)
     width = max(1.2 * (high - low), 0.4 * high) or 1.0
     middle = max((low + high) / 2, width / 2)
@@ -226,7 +226,7 @@ def _tuning(answer: Answer) -> Figure:
 
 
 def _by_arm(answer: Answer, line: DrawArm, *, xlabel: str) -> Figure:
-    """One panel for all arms, or one for each when they are many."""
+    """Draw one panel for all arms, or one for each when they are many."""
     arms, metric = answer.arms, answer.metric
     if len(arms) <= TOGETHER:
         figure = Figure(figsize=(WIDTH, 2.9))
@@ -270,7 +270,7 @@ class Tried(NamedTuple):
 
 
 def _tried(arm: ArmSummary) -> list[Tried]:
-    """The arm's suggestions, from the first one on that has a value."""
+    """Return the arm's suggestions, from the first one on that has a value."""
     tried = []
     for suggestion in arm.tune.suggestions if arm.tune else ():
         best, (low, high) = suggestion.best_so_far, suggestion.range

@@ -27,7 +27,7 @@ class Confirmed:
 
 
 def confirmed(ledger: Ledger, trials: Sequence[Trial]) -> Confirmed:
-    """What the confirm trials of a run say. trials: all of the run's."""
+    """Collect the trials, final metrics and diverged seeds of a run's confirm stage. trials: all of the run's."""
     sweep = ledger.run.sweep
     confirm = [trial for trial in trials if trial.stage == "confirm"]
     labels = [arm["label"] for arm in sweep["plan"]["arms"]]
@@ -37,7 +37,7 @@ def confirmed(ledger: Ledger, trials: Sequence[Trial]) -> Confirmed:
 
 
 def untrained(ledger: Ledger, trial: Trial, metric: str) -> float | None:
-    """The metric of a trial's encoder before its first step."""
+    """Return the metric of a trial's encoder before its first step."""
     value = trial.came_to.untrained.get(metric)
     if value is None and trial.attempts:
         value = next((point.value for point in ledger.points(trial.id, metric) if point.step == 0), None)
@@ -45,14 +45,14 @@ def untrained(ledger: Ledger, trial: Trial, metric: str) -> float | None:
 
 
 def whole_of(trial: Trial, section: str, key: str) -> int | None:
-    """A whole number of a trial's job as it was planned, by whatever version; None where there is none."""
+    """Return a whole number of a trial's job as it was planned, by whatever version; None where there is none."""
     table = trial.job.get(section)
     number = table.get(key) if isinstance(table, Mapping) else None
     return number if isinstance(number, int) else None
 
 
 def diverged(trial: Trial) -> bool:
-    """Whether its training became not finite."""
+    """Return whether the training of a trial became not finite."""
     return trial.outcome == "diverged"
 
 
@@ -66,8 +66,8 @@ def arm(
     tune: TuneSummary | None,
     code: Sequence[str | None],
 ) -> ArmSummary:
-    """The numbers of one arm. planned: the arm in the run's plan. mine: seed -> final metric. budget: as declared.
-    code: digests of the code that computed its trials."""
+    """Compute the numbers of one arm. planned: the arm in the run's plan. mine: seed -> final metric. budget: as
+    declared. code: digests of the code that computed its trials."""
     results = [trial.came_to for trial in trials]
     ok = [trial for trial in trials if trial.state == "done" and not diverged(trial)]
     ran = [trial for trial in trials if trial.state == "done"]
@@ -104,8 +104,9 @@ def arm(
 
 
 def tuned(ledger: Ledger, trials: Sequence[Trial], mode: statistics.Mode) -> dict[str, TuneSummary]:
-    """arm -> how its tune stage went and what was chosen; without the arms that were not tuned. An arm that another one
-    is tuned for has that one's, and `searched_with` names it."""
+    """Summarise for each arm how its tune stage went and what was chosen; without the arms that were not tuned. An arm
+    that shares another arm's search has the suggestions of that search and its own choice, and `searched_with` names
+    the other arm."""
     by_id, frozen = {trial.id: trial for trial in trials}, ledger.frozen()
     summaries: dict[str, TuneSummary] = {}
     for label in dict.fromkeys(suggestion.arm for suggestion in ledger.suggestions()):
@@ -174,7 +175,7 @@ def _ranks(trial: Trial) -> int:
 
 
 def _spent(planned: ArmTable, results: Sequence[TrialResult]) -> dict[Kind, Spent]:
-    """What training took over the confirm trials."""
+    """Summarise what training took over the confirm trials."""
     return {
         "samples": budgets.spent((result.samples for result in results), planned.get("samples")),
         "steps": budgets.spent((result.step for result in results), planned.get("steps")),
@@ -201,6 +202,6 @@ def _total(given: Iterable[float]) -> float | None:
 
 
 def _only(given: Iterable[int | None]) -> int | None:
-    """The value that all share; None when there is none or they differ."""
+    """Return the value that all share; None when there is none or they differ."""
     values = {value for value in given if value is not None}
     return values.pop() if len(values) == 1 else None

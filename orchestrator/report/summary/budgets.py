@@ -30,15 +30,16 @@ class Budgeted(Protocol):
 
 
 def declared(job: JsonObject, planned: ArmTable, trials: Sequence[Trial]) -> dict[Kind, float]:
-    """The budget of an arm as its jobs have it, such as {"samples": 1000}; of its plan while it has no trials. job: of
-    the sweep, which the arm's settings go into."""
+    """Return the budget of an arm as its jobs have it, such as {"samples": 1000}, or as planned while it has no trials.
+    job: the sweep's, which the arm's settings go into."""
     jobs = (*(trial.job for trial in trials), merged(job, planned["settings"]))
     table = next((budget for whole in jobs if isinstance(budget := whole.get("budget"), Mapping) and budget), {})
     return {kind: amount for kind in KINDS if isinstance(amount := table.get(kind), int | float)}
 
 
 def held_equal(arms: Sequence[Budgeted]) -> Kind | None:
-    """The kind of budget that every arm has the same amount of; pairs count as equal up to a batch. None: no kind."""
+    """Find the kind of budget that every arm has the same amount of; None if there is none. Pairs count as equal up to
+    a batch."""
     kinds = {kind for arm in arms for kind in arm.budget}
     if len(kinds) != 1 or not all(arm.budget for arm in arms):
         return None
@@ -51,21 +52,21 @@ def held_equal(arms: Sequence[Budgeted]) -> Kind | None:
 
 
 def words(budget: Mapping[Kind, float]) -> str:
-    """`1,000 pairs`."""
+    """Format a budget: `1,000 pairs`."""
     named = (by_count(amount, KINDS[kind].removesuffix("s"), KINDS[kind]) for kind, amount in budget.items())
     amounts = (f"{amount:,.15g}" for amount in budget.values())
     return " and ".join(f"{amount} {name}" for amount, name in zip(amounts, named, strict=True)) or "no budget"
 
 
 def several(arms: Iterable[Budgeted]) -> str:
-    """`1,000 pairs, 2,000 pairs, 30 seconds`: each budget of these arms once; of many, how many there are."""
+    """List each budget of these arms once, `1,000 pairs, 2,000 pairs, 30 seconds`; of many, say how many there are."""
     different = list(dict.fromkeys(words(arm.budget) for arm in arms))
     return ", ".join(different) if len(different) <= 4 else f"{different[0]} and {counted(len(different) - 1, 'other')}"
 
 
 def spent(amounts: Iterable[float | None], planned: float | None) -> Spent:
-    """Mean, and lowest and highest, of what the trials of an arm took; a whole number where all took the same, and the
-    planned one while none has ended."""
+    """Compute mean, lowest and highest of what the trials of an arm took. The mean stays a whole number where all took
+    the same, and is the planned amount while none has ended."""
     given = [amount for amount in amounts if amount is not None]
     if not given:
         return Spent(planned, None)
@@ -74,12 +75,12 @@ def spent(amounts: Iterable[float | None], planned: float | None) -> Spent:
 
 
 def shown(spent: Spent, write: Callable[[float | None], str]) -> str:
-    """`1,024 (980 to 1,060)`; the mean alone where the others read the same. write: how one number is written."""
+    """Format `1,024 (980 to 1,060)`; the mean alone where the ends read the same. write: how one number is written."""
     mean = write(spent.mean)
     low, high = (write(end) for end in spent.ends) if spent.ends else (mean, mean)
     return mean if mean == low == high else f"{mean} ({low} to {high})"
 
 
 def count(amount: float | None) -> str:
-    """Pairs or steps."""
+    """Format a number of pairs or steps."""
     return formatting.count(None if amount is None else round(amount))

@@ -34,7 +34,7 @@ ASKED = ("command", "directory", "submitted")
 
 
 def refuse(runs: Mapping[str, Summary], jobs: Mapping[str, Sequence[JsonObject]]) -> None:
-    """Raise RunError for runs whose metric is not one and the same measure, naming all that differs.
+    """Raise RunError for runs that do not share one metric, measured in the same way, naming all that differs.
 
     runs: name -> summary. jobs: name -> the jobs of its arms, flat.
     """
@@ -61,14 +61,14 @@ def refuse(runs: Mapping[str, Summary], jobs: Mapping[str, Sequence[JsonObject]]
 
 
 def planned_jobs(sweep: SweepTable) -> list[JsonObject]:
-    """The job of every arm of a run as planned, by dotted key, defaults filled in; tuned values are not in it."""
+    """Return the job of each of a run's arms as planned, by dotted key, defaults filled in, without tuned values."""
     arms = sweep["plan"]["arms"]
     whole = [merged(sweep.get("job", {}), arm["settings"]) | {"stage": "confirm", "seed": 0} for arm in arms]
     return [_by_todays_names(flatten(JobConfig.model_validate(job).model_dump(mode="json"))) for job in whole]
 
 
 def _by_todays_names(job: dict[str, JsonValue]) -> JsonObject:
-    """A flat job whose values stand at the names that their keys have today."""
+    """Move the values of a flat job to the names that their keys have today, and return it."""
     for former, today in RENAMED.items():
         value = job.pop(former, None)
         job[today] = job.get(today) if value is None else value
@@ -76,7 +76,7 @@ def _by_todays_names(job: dict[str, JsonValue]) -> JsonObject:
 
 
 def differences(runs: Mapping[str, Summary], jobs: Mapping[str, Sequence[JsonObject]]) -> Iterable[str]:
-    """Notes on runs that were not carried out alike: commit, versions, hardware, execution."""
+    """Yield notes on runs that were not carried out alike: commit, versions, hardware, execution."""
     recorded = {name: _system(summary.environment) for name, summary in runs.items()}
     for title, warning in SYSTEM.items():
         keys = dict.fromkeys(key for titles in recorded.values() for key in titles[title])
@@ -100,7 +100,7 @@ def _keys(jobs: Mapping[str, Sequence[JsonObject]], prefix: str) -> list[str]:
 
 
 def _system(environment: JsonObject) -> dict[str, JsonObject]:
-    """What was recorded of a run's environment, by the titles of SYSTEM."""
+    """Group what was recorded of a run's environment by the titles of SYSTEM."""
     titles = {"python": "versions", "packages": "versions"} | dict.fromkeys(CODE, "commit")
     by_title: dict[str, JsonObject] = {title: {} for title in SYSTEM}
     for key, value in flatten(environment).items():
@@ -110,7 +110,7 @@ def _system(environment: JsonObject) -> dict[str, JsonObject]:
 
 
 def _values(jobs: Mapping[str, Sequence[JsonObject]], key: str) -> JsonObject:
-    """name -> the value of a key in all arms of that run, or the list of its values."""
+    """Return for each run the value of a key in all its arms, or the list of its values."""
     by_name: JsonObject = {}
     for name, arms in jobs.items():
         values = list({canonical(arm.get(key)): arm.get(key) for arm in arms}.values())
@@ -123,7 +123,7 @@ def _differ(of_run: Mapping[str, JsonValue]) -> bool:
 
 
 def _by_run(of_run: Mapping[str, JsonValue]) -> str:
-    """`0.05 in a and b, 0.1 in c`."""
+    """Say which value is in which runs: `0.05 in a and b, 0.1 in c`."""
     names: dict[str, list[str]] = {}
     for name, value in of_run.items():
         shown = "none" if value is None else value if isinstance(value, str) else canonical(value)

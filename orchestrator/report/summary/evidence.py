@@ -32,7 +32,7 @@ STAGES: tuple[Stage, ...] = ("tune", "confirm")
 
 
 def summarize(ledger: Ledger) -> Summary:
-    """The answer of a run, complete or not; `complete` says which, and `notes` what is missing or odd.
+    """Return the answer of a run, complete or not; `complete` says which, and `notes` what is missing or odd.
 
     Raises LedgerError when the ledger cannot be read.
     """
@@ -76,7 +76,7 @@ def summarize(ledger: Ledger) -> Summary:
 def _compared(
     run: Run, confirm: arms.Confirmed, mode: statistics.Mode, smallest: float, never: Sequence[str]
 ) -> list[statistics.Comparison]:
-    """The planned contrasts, judged. never: arms without a confirm trial, as no setting trained."""
+    """Judge the planned contrasts. never: arms without a confirm trial, as no setting trained."""
     plan = run.sweep["plan"]
     contrasts = [(str(a), str(b)) for a, b in plan["contrasts"]]
     return statistics.compare(
@@ -97,7 +97,7 @@ def _arms(
     mode: statistics.Mode,
     code: Sequence[CodeGroup],
 ) -> list[ArmSummary]:
-    """The arms in the order of the plan."""
+    """Summarise the arms in the order of the plan."""
     sweep, tuned = ledger.run.sweep, arms.tuned(ledger, trials, mode)
     summaries = []
     for planned in sweep["plan"]["arms"]:
@@ -119,12 +119,12 @@ def _arms(
 
 
 def _code_group(group: provenance.Group) -> CodeGroup:
-    """Code behind numbers, as provenance.behind gives it."""
+    """Convert the code behind numbers, as provenance.behind gives it, to a record of the summary."""
     return CodeGroup(group["code"], group["versions"], group.get("user_code"), group["accepted"], group["trials"])
 
 
 def _lost(trials: Sequence[Trial], confirm: arms.Confirmed) -> Iterable[Trial]:
-    """The confirm trials that have ended without a value, and not because they diverged."""
+    """Yield the confirm trials that have ended without a value, and not because they diverged."""
     for trial in trials:
         if trial.stage == "confirm" and trial.state in ("done", "pruned", "failed"):
             has_value = trial.seed in confirm.values.get(trial.arm, {})
@@ -133,21 +133,21 @@ def _lost(trials: Sequence[Trial], confirm: arms.Confirmed) -> Iterable[Trial]:
 
 
 def _thinned(ledger: Ledger, trials: Sequence[Trial]) -> list[Trial]:
-    """The confirm trials of whose batches the ledger has an event."""
+    """Return the confirm trials that have an event about a batch in the ledger."""
     noted = {event.trial for event in ledger.events("batch")}
     return [trial for trial in trials if trial.stage == "confirm" and trial.id in noted]
 
 
 def unconfirmed(ledger: Ledger) -> list[str]:
-    """The arms that are never confirmed, because no suggestion could be frozen and one diverged: as the run itself has
-    it when it ends."""
+    """List the arms that are never confirmed, because no suggestion could be frozen and one diverged: as the run itself
+    has it when it ends."""
     run = ledger.run
     untuned = schedule.untuned_arms(planning.stored(run.sweep, run.rules), ledger)
     return [arm for arm, why in untuned.items() if why == "diverged"]
 
 
 def curves(ledger: Ledger, summary: Summary) -> dict[str, Curve]:
-    """arm -> the metric while it trained, over the confirm trials that count in the summary.
+    """Compute for each arm the metric while it trained, over the confirm trials that count in the summary.
 
     A trial that diverged is not in it, as it has no metric. Trials are joined evaluation by evaluation: with a budget
     in seconds these come after equal shares of it, and the pairs are the mean of those seen by then.

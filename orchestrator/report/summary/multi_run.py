@@ -32,7 +32,7 @@ LONGEST = 100
 
 
 def summarize(named: Mapping[str, Ledger]) -> MultiRunSummary:
-    """The answer over these runs; `runs` holds that of each. named: short name of a run -> its ledger.
+    """Return the answer over these runs; `runs` holds that of each. named: short name of a run -> its ledger.
 
     Raises RunError, naming what differs, for runs whose arms cannot be compared, and LedgerError.
     """
@@ -85,7 +85,7 @@ def summarize(named: Mapping[str, Ledger]) -> MultiRunSummary:
 
 
 def _confirmed(of_runs: Mapping[str, arms.Confirmed]) -> arms.Confirmed:
-    """The confirm stages of several runs as one, by the labels of this answer."""
+    """Merge the confirm stages of several runs into one, by the labels of this answer."""
     return arms.Confirmed(
         {label(name, arm): trials for name, run in of_runs.items() for arm, trials in run.trials.items()},
         {label(name, arm): values for name, run in of_runs.items() for arm, values in run.values.items()},
@@ -94,7 +94,7 @@ def _confirmed(of_runs: Mapping[str, arms.Confirmed]) -> arms.Confirmed:
 
 
 def _contrasts(runs: Mapping[str, Summary], confirm: arms.Confirmed) -> dict[tuple[str, str], list[int]]:
-    """What is compared across runs, and on which seeds: the arms of the later runs with the baseline of the first."""
+    """Choose what to compare across runs, on which seeds: the arms of the later runs with the baseline of the first."""
     first, *later = runs
     baseline = label(first, runs[first].arms[0].label)
     return {
@@ -106,7 +106,7 @@ def _contrasts(runs: Mapping[str, Summary], confirm: arms.Confirmed) -> dict[tup
 
 
 def curves(named: Mapping[str, Ledger], answer: MultiRunSummary) -> dict[str, Curve]:
-    """The curves of each run, by the labels of this answer."""
+    """Collect the curves of each run, by the labels of this answer."""
     return {
         label(name, arm): curve
         for name, summary in answer.runs.items()
@@ -115,7 +115,8 @@ def curves(named: Mapping[str, Ledger], answer: MultiRunSummary) -> dict[str, Cu
 
 
 def names(places: Sequence[str], ledgers: Sequence[Ledger]) -> dict[str, Ledger]:
-    """A short name for each run, all different: the last part of its folder or URI, and of its uuid where needed."""
+    """Choose a short, unique name for each run: the end of its folder or URI, and the start of its uuid where
+    needed."""
     last = [
         address.partition("?")[0].rstrip("/").rpartition("/")[2] if is_uri(address) else Path(address).resolve().name
         for address in places
@@ -130,18 +131,18 @@ def names(places: Sequence[str], ledgers: Sequence[Ledger]) -> dict[str, Ledger]
 
 
 def folder_name(named: Iterable[str]) -> str:
-    """`a+b`: the folder of the report of these runs, unless another one is given."""
+    """Return `a+b`, the name of the folder for the report of these runs unless another one is given."""
     whole = "+".join(named)
     return whole if len(whole) <= LONGEST else f"{whole[:LONGEST]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def label(run: str, arm: str) -> str:
-    """What an arm is called among those of several runs."""
+    """Return the label of an arm among those of several runs."""
     return f"{run}: {arm}"
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> list[int]:
-    """The confirm seeds that two runs both planned, in the order of the first."""
+    """Return the confirm seeds that two runs both planned, in the order of the first."""
     return [seed for seed in a if seed in b]
 
 
@@ -169,7 +170,7 @@ def _missing(
 
 
 def _codes(runs: Mapping[str, Summary]) -> Iterable[str]:
-    """Whether the runs were computed by different programs. Of one that has several itself, its own notes say so."""
+    """Yield a note if the runs were computed by different programs. A run with several has its own note on that."""
     named: dict[str, list[str]] = {}
     for name, summary in runs.items():
         for group in summary.code:

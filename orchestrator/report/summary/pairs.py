@@ -27,14 +27,14 @@ NO_WEIGHTS = ("model.pooling", "model.dropout")
 
 
 def comparison(result: statistics.Comparison, trials: Mapping[str, Sequence[Trial]]) -> ComparisonSummary:
-    """One contrast with what its pairs share; `trials`: label of an arm -> its confirm trials."""
+    """Summarise one contrast with what its pairs share; `trials`: label of an arm -> its confirm trials."""
     of_seed = [{trial.seed: trial for trial in trials.get(arm, ())} for arm in (result.a, result.b)]
     pairs = [(of_seed[0][seed], of_seed[1][seed]) for seed in result.seeds]
     return ComparisonSummary(result, shared(pairs), apart(pairs))
 
 
 def shared(pairs: Sequence[tuple[Trial, Trial]]) -> dict[str, bool]:
-    """hash -> whether both trials of every pair have it; without the hashes that a trial did not record."""
+    """Return for each hash whether both trials of every pair have it; without hashes that a trial did not record."""
     both = [(a.came_to.hashes, b.came_to.hashes) for a, b in pairs]
     return {
         what: all(a[what] == b[what] for a, b in both)
@@ -44,7 +44,7 @@ def shared(pairs: Sequence[tuple[Trial, Trial]]) -> dict[str, bool]:
 
 
 def apart(pairs: Sequence[tuple[Trial, Trial]]) -> dict[str, list[str]]:
-    """hash -> the job keys that differ in a pair and may change it; without the hashes that must be equal."""
+    """Return for each hash the job keys that differ in a pair and may change it; without hashes that must be equal."""
     keys: dict[str, set[str]] = {what: set() for what in HASHES}
     for a, b in pairs:
         left, right = _decides(a.job), _decides(b.job)
@@ -57,7 +57,8 @@ def apart(pairs: Sequence[tuple[Trial, Trial]]) -> dict[str, list[str]]:
 def execution_only(
     of_arm: Mapping[str, Sequence[Trial]], values: Mapping[str, Mapping[int, float]], smallest: float
 ) -> list[ExecutionPair]:
-    """Pairs of arms whose jobs differ in nothing but `execution`, and how far apart their metrics are, seed by seed.
+    """Find the pairs of arms whose jobs differ in nothing but `execution`, and how far apart their metrics are, seed by
+    seed.
 
     Training turns rounding into something larger, so they need not be identical; they agree when no seed differs by
     more than the smallest difference that matters.
@@ -78,15 +79,15 @@ def execution_only(
 
 
 def same_objective(a: Sequence[Trial], b: Sequence[Trial]) -> bool:
-    """Whether the trials of two arms differ in nothing but `execution`, on the seeds that both have, if any."""
+    """Return whether the trials of two arms differ in nothing but `execution`, on the seeds that both have, if any."""
     left, right = ({trial.seed: _objective(trial.job) for trial in trials} for trials in (a, b))
     both = left.keys() & right.keys()
     return bool(both) and all(left[seed] == right[seed] for seed in both)
 
 
 def one_objective(of_arm: Mapping[str, Sequence[Trial]], sweep: SweepTable, a: str, b: str) -> bool:
-    """Whether two arms are one method, computed in two ways. Runs of the first rules tuned such arms apart, so there it
-    is the jobs as frozen that tell."""
+    """Return whether two arms are one method, computed in two ways. Runs of the first rules tuned such arms apart, so
+    there the jobs as frozen decide."""
     if of_arm.get(a) and of_arm.get(b):
         return same_objective(of_arm[a], of_arm[b])
     planned = {arm["label"]: arm.get("job") for arm in sweep["plan"]["arms"]}
@@ -95,7 +96,7 @@ def one_objective(of_arm: Mapping[str, Sequence[Trial]], sweep: SweepTable, a: s
 
 
 def _decides(job: JsonObject) -> dict[str, dict[str, JsonValue]]:
-    """hash -> the job keys that it is a function of, beside the seed, and their values."""
+    """Return for each hash the job keys that it depends on besides the seed, and their values."""
     flat = flatten(job)
     rows = {key: flat.get(key) for key in ROWS}
     model = {key: value for key, value in flat.items() if key.startswith("model.") and key not in NO_WEIGHTS}

@@ -31,7 +31,7 @@ class Record(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Field[object]]]
 
     def to_json(self) -> JsonObject:
-        """As JSON."""
+        """Return the record as JSON."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class SeedValue:
     peak_memory_mb: float | None
 
     def to_json(self) -> JsonObject:
-        """As JSON."""
+        """Return the record as JSON."""
         return fields_as_json(self)
 
 
@@ -75,7 +75,7 @@ class SuggestionSummary:
     """Lowest and highest over the seeds, of the best setting so far."""
 
     def to_json(self) -> JsonObject:
-        """As JSON."""
+        """Return the record as JSON."""
         return fields_as_json(self)
 
 
@@ -92,7 +92,7 @@ class TuneSummary:
     """The arm whose search this one shares."""
 
     def to_json(self) -> JsonObject:
-        """As JSON."""
+        """Return the record as JSON."""
         return fields_as_json(self)
 
 
@@ -127,7 +127,7 @@ class ArmSummary:
     arm: str | None = None
 
     def to_json(self) -> JsonObject:
-        """As JSON."""
+        """Return the record as JSON."""
         made: JsonObject = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -150,7 +150,7 @@ class ComparisonSummary:
     """Hash -> the job keys that differ in a pair and may change it."""
 
     def to_json(self) -> JsonObject:
-        """As JSON."""
+        """Return the record as JSON."""
         result = self.result
         return {
             "a": result.a,
@@ -178,7 +178,7 @@ class ComparisonSummary:
 
 
 def _difference(pair: statistics.Pair) -> JsonObject:
-    """One seed: the measured difference, and None with the side that diverged where there is none."""
+    """Return one seed as JSON: the measured difference, or None and the side that diverged where there is none."""
     if pair.diverged:
         return {"seed": pair.seed, "value": None, "diverged": pair.diverged}
     return {"seed": pair.seed, "value": pair.difference}
@@ -197,7 +197,7 @@ class ExecutionPair:
     agree: bool | None
 
     def to_json(self) -> JsonObject:
-        """As JSON."""
+        """Return the record as JSON."""
         return fields_as_json(self)
 
 
@@ -209,7 +209,7 @@ class AttemptCounts:
     unfinished: Mapping[str, int]
 
     def to_json(self) -> JsonObject:
-        """As JSON."""
+        """Return the record as JSON."""
         return fields_as_json(self)
 
 
@@ -226,7 +226,7 @@ class CodeGroup:
     trials: Sequence[str]
 
     def to_json(self) -> JsonObject:
-        """As JSON, in which there is no user's code where the user has none."""
+        """Return the record as JSON, without a user's code where the user has none."""
         return {key: value for key, value in fields_as_json(self).items() if key != "user_code" or value is not None}
 
 
@@ -243,7 +243,7 @@ class FailedTrial:
     message: str | None
 
     def to_json(self) -> JsonObject:
-        """As JSON."""
+        """Return the record as JSON."""
         return fields_as_json(self)
 
 
@@ -257,7 +257,7 @@ class DivergedTrial:
     seed: int
 
     def to_json(self) -> JsonObject:
-        """As JSON."""
+        """Return the record as JSON."""
         return fields_as_json(self)
 
 
@@ -292,7 +292,7 @@ class Summary:
     """What is missing or odd."""
 
     def to_json(self) -> JsonObject:
-        """As JSON."""
+        """Return the record as JSON."""
         return fields_as_json(self)
 
 
@@ -317,7 +317,7 @@ class MultiRunSummary:
     notes: Sequence[str] = ()
 
     def to_json(self) -> JsonObject:
-        """As JSON."""
+        """Return the record as JSON."""
         runs: list[JsonValue] = [{"name": name, **run.to_json()} for name, run in self.runs.items()]
         return fields_as_json(self) | {"runs": runs}
 
@@ -341,12 +341,12 @@ class Curve:
 
 
 def fields_as_json(record: Record) -> JsonObject:
-    """The fields of a record by name, in their order."""
+    """Return the fields of a record as JSON, by name and in their order."""
     return {field.name: as_json(getattr(record, field.name)) for field in fields(record)}
 
 
 def as_json(value: object) -> JsonValue:
-    """A value of a record as JSON. Raises TypeError for what is none."""
+    """Convert a value of a record to JSON. Raises TypeError for what cannot be JSON."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Record):

@@ -20,7 +20,7 @@ VERDICTS: dict[Verdict, str] = {
 
 
 def sentence(answer: Answer) -> str:
-    """The verdict in one plain sentence."""
+    """Put the verdict into one plain sentence."""
     compared = [comparison.result for comparison in answer.comparisons]
     if not any(result.n or result.verdict == "diverges" for result in compared):
         return "No verdict yet: no comparison has a pair of finished confirm trials."
@@ -33,7 +33,7 @@ def sentence(answer: Answer) -> str:
 
 
 def tally(verdicts: Sequence[Verdict], metric: str) -> str:
-    """How many of many comparisons ended in which way."""
+    """Say how many of many comparisons ended in which way."""
     better, worse, equal, open_, fallen = (verdicts.count(verdict) for verdict in VERDICTS)
     beat, lose = by_count(better, "beats its", "beat their"), by_count(worse, "loses", "lose")
     parts = [
@@ -47,30 +47,30 @@ def tally(verdicts: Sequence[Verdict], metric: str) -> str:
 
 
 def across(answer: Answer) -> str:
-    """The verdict over several runs in one plain sentence."""
+    """Put the verdict over several runs into one plain sentence."""
     if not answer.comparisons:
         return "Across runs there is nothing to compare: every arm of the later runs is the first run's baseline again."
     return f"Across runs, exploratory: {sentence(answer)}"
 
 
 def verdict_of(result: Comparison) -> str:
-    """A comparison's verdict on its arm, as tables and plots show it."""
+    """Return a comparison's verdict on its arm, as tables and plots show it."""
     same = result.same_objective and result.verdict == "equivalent"
     return "same objective" if same else VERDICTS[result.verdict]
 
 
 def is_tested(result: Comparison) -> bool:
-    """Whether a p-value stands behind the verdict of a comparison, or would."""
+    """Return whether a p-value stands behind the verdict of a comparison, or would."""
     return bool(result.n) and result.verdict != "diverges"
 
 
 def lost(result: Comparison) -> int:
-    """In how many pairs of a comparison a side diverged."""
+    """Count the pairs of a comparison with a side that diverged."""
     return sum(result.diverged(side) for side in SIDES)
 
 
 def code(group: CodeGroup) -> str:
-    """`code 3f2c9ab01234 (accepted), torch 2.13.0, ray 2.60.0`, or `code not recorded`."""
+    """Describe the code: `code 3f2c9ab01234 (accepted), torch 2.13.0, ray 2.60.0`, or `code not recorded`."""
     if group.code is None:
         return "code not recorded"
     versions = ", ".join(f"{name} {version}" for name, version in (group.versions or {}).items())
@@ -102,7 +102,7 @@ def _clause(result: Comparison, answer: Answer, *, brief: bool = False) -> str:
 
 
 def _diverges(result: Comparison, arms: Sequence[ArmSummary]) -> str:
-    """`lr=1 diverged in 6 of 6 seeds: it is not compared with lr=0.1`."""
+    """Say which arms diverged: `lr=1 diverged in 6 of 6 seeds: it is not compared with lr=0.1`."""
     counts = {arm.label: (arm.diverged, arm.diverged + arm.n) for arm in arms}
     clauses = []
     for label in result.diverged_arms:
@@ -119,7 +119,8 @@ def _diverges(result: Comparison, arms: Sequence[ArmSummary]) -> str:
 
 
 def _same_objective(result: Comparison, metric: str) -> str:
-    """`big batch and exact accumulation are one objective: a seed differs by at most 0.0031 knn_accuracy`."""
+    """Say how far apart one objective is, computed in two ways: `big batch and exact accumulation are one objective,
+    computed in two ways: a seed differs by at most 0.0031 knn_accuracy`."""
     apart = [abs(pair.difference) for pair in result.pairs if not pair.diverged]
     far = f"a seed differs by at most {value(max(apart, default=0.0))} {metric}"
     if not apart:

@@ -12,8 +12,8 @@ from orchestrator.system.display import by_count, counted
 
 
 def notes(summary: Summary, lost: Sequence[Trial], *, thinned: Sequence[Trial] = ()) -> list[str]:
-    """Sentences on a summary, the gravest first; none when all is well. `lost`: trials that ended without a value;
-    `thinned`: those with a batch of which more than half of the negatives were left out."""
+    """Return sentences on a summary, the gravest first; none when all is well. `lost`: trials that ended without a
+    value; `thinned`: those with a batch that had more than half of its negatives left out."""
     seeds = len(summary.seeds)
     return [
         *_missing(summary, lost),
@@ -24,7 +24,7 @@ def notes(summary: Summary, lost: Sequence[Trial], *, thinned: Sequence[Trial] =
 
 
 def oddities(answer: Answer, *, seeds: int) -> Iterable[str]:
-    """What is not as it should be in an answer, of one run or of several. seeds: the most that a comparison has."""
+    """Yield what is not as it should be in an answer of one run or several. seeds: the most that a comparison has."""
     if diverged := sum(arm.diverged for arm in answer.arms):
         ended = diverged + sum(arm.n for arm in answer.arms)
         yield (
@@ -48,14 +48,14 @@ def oddities(answer: Answer, *, seeds: int) -> Iterable[str]:
 
 
 def _several_codes(groups: Sequence[CodeGroup]) -> Iterable[str]:
-    """Whether the numbers come from more than one program."""
+    """Yield a sentence if the numbers come from more than one program."""
     if len(groups) > 1:
         shown = "; ".join(f"{counted(len(group.trials), 'trial')} by {sentences.code(group)}" for group in groups)
         yield f"These numbers come from several programs: {shown}."
 
 
 def _thinned(trials: Sequence[Trial]) -> Iterable[str]:
-    """Whose batches taught less than their size says."""
+    """Yield a sentence on the trials with batches that taught less than their size says."""
     if trials:
         arms = ", ".join(dict.fromkeys(trial.arm for trial in trials))
         yield (
@@ -84,7 +84,7 @@ def _missing(summary: Summary, lost: Sequence[Trial]) -> Iterable[str]:
 
 
 def _pairing(comparison: ComparisonSummary) -> Iterable[str]:
-    """What the two sides of a pair should share by their jobs, and do not."""
+    """Yield sentences on what both sides of a pair should share by their jobs and do not, and on all different data."""
     a, b = comparison.result.a, comparison.result.b
     unlike = {what for what, same in comparison.shared.items() if not same}
     wrong = unlike - comparison.apart.keys()

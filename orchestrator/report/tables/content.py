@@ -56,7 +56,7 @@ class Page:
 
 
 def page(summary: Summary, sweep: SweepTable, columns: Columns) -> Page:
-    """The report of a run. sweep: as resolved, which can be launched again."""
+    """Build the report of a run. sweep: as resolved, which can be launched again."""
     blocks = [
         Heading("Evidence"),
         _terms(summary),
@@ -76,7 +76,7 @@ def page(summary: Summary, sweep: SweepTable, columns: Columns) -> Page:
 
 
 def multi_run_page(answer: MultiRunSummary, sweeps: Mapping[str, SweepTable], columns: Columns) -> Page:
-    """The same for several runs: each by its own plan first. sweeps: name of a run -> its resolved sweep."""
+    """Build the report of several runs: each by its own plan first. sweeps: name of a run -> its resolved sweep."""
     runs = answer.runs
     blocks = [
         Heading("Each run by its own plan"),
@@ -102,7 +102,7 @@ def multi_run_page(answer: MultiRunSummary, sweeps: Mapping[str, SweepTable], co
 
 
 def _which(summary: Summary) -> str:
-    """One line on which run this is."""
+    """Say in one line which run this is."""
     started = datetime.fromtimestamp(summary.created, UTC).strftime("%Y-%m-%d %H:%M UTC")
     return f"Sweep {summary.sweep}, run {summary.run[:8]}, begun {started}, {summary.state}."
 
@@ -160,7 +160,7 @@ def _plain(value: object) -> str:
 
 
 def _json(value: object) -> str:
-    """JSON to be read and copied: what could not be printed as itself has JSON's own escapes."""
+    """Format JSON to be read and copied: what could not be printed as itself has JSON's own escapes."""
     printed = json.dumps(value, indent=2, ensure_ascii=False)
     return "".join(
         character if is_harmless(character) or character == "\n" else json.dumps(character)[1:-1]

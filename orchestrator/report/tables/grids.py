@@ -28,7 +28,7 @@ IN_COMMON = {
 
 
 def comparisons(answer: Answer) -> Grid:
-    """Every contrast: its verdict and the numbers behind it."""
+    """Build the table of the contrasts: the verdict of each and the numbers behind it."""
     return Grid(
         ("arm - baseline", "verdict", "mean", "95% interval", "95% BCa", "p", "p (Holm)", "n"),
         [
@@ -48,7 +48,7 @@ def comparisons(answer: Answer) -> Grid:
 
 
 def arms(answer: Answer) -> Grid:
-    """Every arm: the metric, how often it diverged, the other metrics."""
+    """Build the table of the arms: the metric, how often each diverged, the other metrics."""
     others = sorted({key for arm in answer.arms for key in arm.metrics} - {answer.metric})
     return Grid(
         ("arm", "mean", "95% interval", "untrained", "diverged", *others, "n"),
@@ -68,7 +68,7 @@ def arms(answer: Answer) -> Grid:
 
 
 def cost(answer: Answer) -> Iterator[Block]:
-    """What training took, and what was held equal."""
+    """Yield what training took, and what was held equal."""
     kind = answer.held_equal
     given = budgets.several(answer.arms)
     rounded = ", rounded down to whole batches" if kind == "samples" else ""
@@ -98,13 +98,13 @@ def cost(answer: Answer) -> Iterator[Block]:
 
 
 def execution_only(answer: Answer) -> Iterator[Block]:
-    """Whether arms agree that should, if there are any."""
+    """Yield whether the arms that should agree do, if there are any."""
     if answer.execution_only:
         yield Bullets([_same(pair) for pair in answer.execution_only])
 
 
 def tuning(answer: Answer) -> Iterator[Block]:
-    """What tuning chose, if there was any."""
+    """Yield what tuning chose, if there was any."""
     if not any(arm.tune for arm in answer.arms):
         return
     yield Heading("Tuning")
@@ -120,7 +120,7 @@ def _chosen(arm: ArmSummary) -> Sequence[str]:
 
 
 def seeds(answer: Answer) -> Iterator[Block]:
-    """Every confirm trial's metric, and what the two sides of a pair have in common."""
+    """Yield every confirm trial's metric, and what the two sides of a pair have in common."""
     of_arm = [{value.seed: value for value in arm.values} for arm in answer.arms]
     if not any(of_arm):
         return
@@ -140,7 +140,7 @@ def seeds(answer: Answer) -> Iterator[Block]:
 
 
 def trials(summary: Summary) -> Iterator[Block]:
-    """What ran, and how it ended."""
+    """Yield what ran, and how it ended."""
     stages = {stage: counts for stage, counts in summary.trials.items() if any(counts.values())}
     if stages:
         states = list(next(iter(stages.values())))
@@ -178,7 +178,8 @@ def trials(summary: Summary) -> Iterator[Block]:
 
 
 def _in_common(what: str, paired: Sequence[ComparisonSummary]) -> str:
-    """`the same in 1 of 2 comparisons; deep - plain cannot share them, as model.layers differs`."""
+    """Say how many comparisons share this, and why the others do not: `the same in 1 of 2 comparisons; deep - plain
+    cannot share this, as the arms differ in model.layers`."""
     known = [comparison for comparison in paired if what in comparison.shared]
     if not known:
         return "not recorded"

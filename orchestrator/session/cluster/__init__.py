@@ -38,11 +38,11 @@ class NoToken(Refused):
 
 @contextlib.contextmanager
 def session(*, cpus: int, gpus: int | None = None, card: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Be connected to $RAY_ADDRESS, or to a cluster of this process's own with `cpus`, as long as the context lasts.
+    """Keep this process connected to $RAY_ADDRESS, or to a cluster of its own with `cpus`, while the context lasts.
 
     card: what others on the cluster may know of this process, as metadata of its Ray job.
 
-    Raises ConnectionError when the address does not answer or will not have this process, or no cluster starts here.
+    Raises ConnectionError when the address does not answer or refuses this process, or when no cluster starts here.
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     # Ray sets it while its own threads, and this program's, read variables: see `tracking.store.prepare`.
@@ -91,21 +91,21 @@ def session(*, cpus: int, gpus: int | None = None, card: Mapping[str, str] | Non
 
 
 def _heard_by(handlers: Mapping[signal.Signals, Handler]) -> None:
-    """Give signals to these handlers of Python, which only its main thread may."""
+    """Set these Python handlers of signals, if this is the main thread: no other thread may."""
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 def home() -> Path:
-    """Where Ray keeps the sessions of clusters that are started on this machine."""
+    """Return the folder where Ray keeps the sessions of clusters that are started on this machine."""
     from ray._common import utils
 
     return Path(utils.get_default_ray_temp_dir())
 
 
 def own_folder() -> Path | None:
-    """Where the connected cluster keeps its logs and sockets, if it is this process's own."""
+    """Return the folder of the connected cluster's logs and sockets; None if the cluster is not this process's own."""
     if address() is not None:
         return None
     from ray._private import worker
@@ -115,9 +115,9 @@ def own_folder() -> Path | None:
 
 
 def nodes() -> list[Node]:
-    """What there is to run on: this machine, or the living nodes of the cluster at $RAY_ADDRESS.
+    """Find the nodes to run on: this machine, or the living nodes of the cluster at $RAY_ADDRESS.
 
-    Raises ConnectionError when that does not answer, NoToken among them.
+    Raises ConnectionError when that cluster does not answer or refuses this process; NoToken is a subclass.
     """
     if address() is None:
         return [here()]
@@ -128,7 +128,7 @@ def nodes() -> list[Node]:
 
 
 def open_to_others() -> bool:
-    """Whether the connected cluster can be reached from other machines and takes commands from whoever reaches it."""
+    """Return whether other machines can reach the connected cluster and it takes commands from whoever reaches it."""
     import ray
     from ray import _raylet
 
@@ -139,9 +139,9 @@ def open_to_others() -> bool:
 
 
 def end_children() -> None:
-    """kill -9 every process that this one has started, Ray's among them: for the way out that does not wait.
+    """End with kill -9 every process that this process has started, Ray's among them: for the exit that does not wait.
 
-    A guard is spared. Once this process is gone it ends what is no child of it any more: whatever a dead raylet had
+    Guards are spared. Once this process is gone, they end what is no longer its child: whatever a dead raylet had
     started.
     """
     for process in psutil.Process().children(recursive=True):
@@ -151,7 +151,7 @@ def end_children() -> None:
 
 
 def _gcs_address() -> str:
-    """Where the GCS of $RAY_ADDRESS is, as host:port, or a client server at ray://host:port. Raises Refused."""
+    """Resolve $RAY_ADDRESS to its GCS, as host:port, or its client server, as ray://host:port. Raises Refused."""
     named = address() or ""
     if named.startswith("ray://"):
         return named
@@ -164,8 +164,8 @@ def _gcs_address() -> str:
 
 
 def _token(where: str) -> str | None:
-    """The token that the cluster at `where` wants and takes; None if it wants none: a driver in token mode would not
-    answer ranks that have none. Raises Refused, NoToken among them."""
+    """Find the token that the cluster at `where` requires and accepts; None if it requires none: a driver in token mode
+    would not answer ranks that have no token. Raises Refused or its subclass NoToken."""
     _reach(where)
     insists = os.environ.get(access.MODE, "").strip().lower() == "token"
     gcs = not where.startswith("ray://")
@@ -197,8 +197,8 @@ def _reach(where: str) -> None:
 
 
 def _lets_in(where: str) -> bool:
-    """Whether a GCS answers to the token that Ray has now. Ray itself would ask twenty times, each with a line on the
-    terminal, and then say nothing of a token. Raises Refused for what is no GCS."""
+    """Return whether a GCS accepts the token that Ray has now. Ray itself would ask twenty times, each time with a line
+    on the terminal, and then not mention a token. Raises Refused if no working GCS answers there."""
     from ray import _raylet
     from ray.exceptions import AuthenticationError, RpcError
 
@@ -228,7 +228,7 @@ def _connect(start: Callable[[], object]) -> None:
 
 
 def _not_started(error: Exception) -> str:
-    """Why there is no Ray, and what to do about it."""
+    """Explain why there is no Ray, and what to do about it."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if address() is not None:
         return (

@@ -33,12 +33,12 @@ class TokenUnusable(ValueError):
 
 
 def switched_off() -> bool:
-    """Whether somebody has said that there is no token to be used."""
+    """Return whether the environment says that no token is to be used."""
     return os.environ.get(MODE, "").strip().lower() == "disabled"
 
 
 def made_up() -> Path:
-    """Where Ray keeps a token of this user's, given or made up by a cluster that somebody started here."""
+    """Return the file where Ray keeps this user's token, given or made up by a cluster that somebody started here."""
     try:
         home = Path.home()
     except RuntimeError:  # of a user without one, as in some containers
@@ -47,7 +47,7 @@ def made_up() -> Path:
 
 
 def given() -> str | None:
-    """The token that the user has given, for whatever address; None if there is none. Raises TokenUnusable."""
+    """Read the token that the user has given, for any address; None if there is none. Raises TokenUnusable."""
     if text := os.environ.get(TOKEN, "").strip():
         return _usable(text, TOKEN)
     if not (named := os.environ.get(PATH)):
@@ -63,7 +63,8 @@ def given() -> str | None:
 
 
 def kept() -> str | None:
-    """The token in the home, which from now on only this user can read; None if there is none."""
+    """Read the token in the home folder, which from now on only this user can read; None if there is none. Raises
+    TokenUnusable."""
     keep_private()
     with contextlib.suppress(OSError):
         text = made_up().read_text(errors="surrogateescape").strip()
@@ -72,8 +73,8 @@ def kept() -> str | None:
 
 
 def keep_private() -> bool:
-    """Have the token in the home readable by its owner alone, whose umask Ray went by. False if others can read it all
-    the same, since it is another user's, or what a link leads to: that may be meant for others."""
+    """Make the token in the home folder readable by its owner alone; Ray made it with the owner's umask. Return False
+    if others can still read it, since it is another user's, or a link leads to it: that may be meant for others."""
     path = made_up()
     with contextlib.suppress(OSError):
         mode = path.lstat().st_mode
@@ -85,8 +86,8 @@ def keep_private() -> bool:
 
 
 def for_cluster(address: str) -> str | None:
-    """The token for the cluster at `address` (host:port, of its GCS or its client server); None: send none. Raises
-    TokenUnusable."""
+    """Choose the token for the cluster at `address` (host:port, of its GCS or its client server); None: send none.
+    Raises TokenUnusable."""
     if switched_off():
         return None
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -94,7 +95,7 @@ def for_cluster(address: str) -> str | None:
 
 
 def for_server(url: str) -> str | None:
-    """The token for the job server at `url`; None: send none. Raises TokenUnusable."""
+    """Choose the token for the job server at `url`; None: send none. Raises TokenUnusable."""
     if switched_off():
         return None
     if (token := given()) is not None:
@@ -107,7 +108,7 @@ def for_server(url: str) -> str | None:
 
 
 def lacking(where: str, *, sent: bool = False) -> str:
-    """What to do about a token that `where` wants and did not get; sent: or got in vain."""
+    """Explain what to do about a token that `where` wants and did not get; sent: a token was sent and refused."""
     if switched_off():
         return f"{MODE}=disabled is set here, by which none is sent: unset it, and export {TOKEN}=..., as on its head"
     ask = f"take the cluster's from whoever runs it: export {TOKEN}=..., or {PATH}=FILE"
@@ -121,8 +122,8 @@ def lacking(where: str, *, sent: bool = False) -> str:
 
 @contextlib.contextmanager
 def environment(token: str | None) -> Iterator[None]:
-    """Give Ray this token and no other as long as this lasts, in this process and in those that it starts; with None
-    it sends none."""
+    """Give Ray this token and no other while the context lasts, in this process and in those that it starts; with None,
+    Ray sends no token."""
     names = (MODE, TOKEN, PATH)
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
     os.environ |= {MODE: "disabled"} if token is None else {MODE: "token", TOKEN: token}
@@ -135,7 +136,7 @@ def environment(token: str | None) -> Iterator[None]:
 
 
 def new() -> str:
-    """A token for a cluster that begins and ends with this process: in no file, so that none is left."""
+    """Generate a token for a cluster that begins and ends with this process: it is in no file, so that none is left."""
     return secrets.token_hex(32)
 
 
@@ -146,8 +147,8 @@ def _usable(text: str, name: str) -> str:
 
 
 def _is_own(host: str, port: int) -> bool:
-    """Whether a process of Ray's that this user has started on this machine listens there, or is a node of the cluster
-    there. A tunnel to another machine is no such process."""
+    """Return whether a Ray process that this user has started on this machine listens at `host` and `port`, or is a
+    node of the cluster there. A tunnel to another machine is no such process."""
     wanted = _addresses(host)
     here = wanted & _interfaces()
     for process in psutil.process_iter():
@@ -165,7 +166,7 @@ def _is_own(host: str, port: int) -> bool:
 
 
 def _shares_network(process: int) -> bool:
-    """Whether its ports are this machine's: those of a container are not."""
+    """Return whether the ports of a process are this machine's: those of a container are not."""
     try:
         return Path(f"/proc/{process}/ns/net").stat().st_ino == Path("/proc/self/ns/net").stat().st_ino
     except OSError:
@@ -173,7 +174,7 @@ def _shares_network(process: int) -> bool:
 
 
 def _serves(process: psutil.Process, wanted: set[str], port: int) -> bool:
-    """Whether a process takes connections to one of the addresses."""
+    """Return whether a process takes connections to one of the addresses."""
     for connection in process.net_connections("tcp"):
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
             ip = connection.laddr.ip.removeprefix("::ffff:")
@@ -188,7 +189,7 @@ def _names(joined: str, wanted: set[str], port: int) -> bool:
 
 
 def _addresses(host: str) -> set[str]:
-    """What a name stands for; nothing for one that is unknown."""
+    """Resolve a name to its IP addresses; there are none for an unknown name."""
     try:
         answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -197,7 +198,7 @@ def _addresses(host: str) -> set[str]:
 
 
 def _interfaces() -> set[str]:
-    """The addresses of this machine."""
+    """Collect the IP addresses of this machine."""
     addresses = {
         interface.address.partition("%")[0] for all_of in psutil.net_if_addrs().values() for interface in all_of
     }
@@ -205,6 +206,6 @@ def _interfaces() -> set[str]:
 
 
 def address() -> str | None:
-    """The cluster to use, or None for one of this process's own, which `local` asks for too."""
+    """Read the address of the cluster to use; None for a cluster of this process's own, which `local` asks for too."""
     named = os.environ.get("RAY_ADDRESS", "").strip()
     return named if named.lower() not in ("", "local") else None

@@ -64,7 +64,7 @@ class KeyValueStore(Protocol):
     """What of Ray's client of the GCS is used here, which has no types."""
 
     def internal_kv_get(self, key: bytes, *, namespace: bytes, timeout: float) -> bytes | None:
-        """A value; None where there is none."""
+        """Return the value of a key; None if there is none."""
 
     def internal_kv_put(self, key: bytes, value: bytes, overwrite: bool, *, namespace: bytes, timeout: float) -> int:
         """Keep a value."""
@@ -84,18 +84,18 @@ class Posted:
     """Whether it is too large to be kept here."""
 
     def is_fresh(self, now: float) -> bool:
-        """Whether it says how the run stands now. now: unix time of the head."""
+        """Return whether the status says how the run stands now. now: unix time of the head."""
         return now - self.at <= FRESH_S
 
 
 def hash_of(sweep: Sweep) -> str:
-    """Whether two sweeps are the same. The order of the factors counts: the first one decides the contrasts."""
+    """Hash a sweep: equal sweeps have equal hashes. The order of factors counts: the first decides the contrasts."""
     asked = [resolved(sweep), list(sweep.compare)]
     return hashlib.sha256(canonical(asked).encode()).hexdigest()[:16]
 
 
 def packed(status: Mapping[str, object], *, at: float) -> str:
-    """A status as the text that is kept, of at most LARGEST characters: without its trials where it would be longer."""
+    """Pack a status into the text to keep, at most LARGEST characters: without its trials where it would be longer."""
     text = _encoded({"at": at, "status": status})
     if len(text) <= LARGEST:
         return text
@@ -104,7 +104,7 @@ def packed(status: Mapping[str, object], *, at: float) -> str:
 
 
 def read(text: str) -> Posted | None:
-    """What was packed; None for what another version has written."""
+    """Unpack what was packed; None for what another version has written."""
     try:
         content = json.loads(zlib.decompress(base64.b64decode(text, validate=True)))
         status: runs.Status = content["status"]
@@ -115,8 +115,8 @@ def read(text: str) -> Posted | None:
 
 @contextlib.contextmanager
 def kept(ledger: Ledger) -> Iterator[None]:
-    """Keep the status of a run where the job server tells it, as long as the context lasts and where this process is
-    the driver in a job of this program. Takes nothing from a session: what fails here is noted once, in driver.log."""
+    """Keep the status of a run where the job server tells it, while the context lasts and if this process is the driver
+    in a job of this program. Takes nothing from a session: what fails here is noted once, in driver.log."""
     name = own_job()
     if name is None:
         yield
@@ -143,7 +143,8 @@ def kept(ledger: Ledger) -> Iterator[None]:
 
 
 def own_job() -> str | None:
-    """The job of this program whose command this process is, by the variable that Ray sets for that process alone."""
+    """Find the job of this program that has this process as its command, from the variable that Ray sets for that
+    process alone; None if there is no such job."""
     try:
         metadata = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""))["metadata"]
         return str(metadata["job_submission_id"]) if OURS in metadata else None

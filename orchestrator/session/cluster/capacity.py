@@ -24,12 +24,12 @@ class Node:
 
 
 def alive(nodes: Sequence[Mapping[str, Any]]) -> list[Node]:
-    """The living nodes of what `ray.nodes()` tells."""
+    """Return the living nodes among those that `ray.nodes()` reports."""
     return [node_from(node["Resources"]) for node in nodes if node["Alive"]]
 
 
 def node_of(actor: str) -> str:
-    """The id of the node on which an actor of the connected cluster is or was, by the actor's id; empty if unknown."""
+    """Find the id of the node that has or had an actor (by id) of the connected cluster; empty if unknown."""
     from ray._private import state  # Ray's public way asks the dashboard, which a driver's own cluster has not
 
     known = state.actors(actor) if actor else {}
@@ -37,29 +37,29 @@ def node_of(actor: str) -> str:
 
 
 def here() -> Node:
-    """What this machine offers. The type of its GPUs is Ray's to find out."""
+    """Return what this machine offers, without the type of its GPUs: Ray finds that out."""
     return Node(os.cpu_count() or 1, _gpus())
 
 
 def fits(available: Sequence[Node], *, ranks: int, cpus: float, gpus: float) -> bool:
-    """Whether `ranks` bundles of `cpus` and `gpus` find a place."""
+    """Return whether there is room for `ranks` bundles of `cpus` and `gpus`."""
     return slots(available, ranks=1, cpus=cpus, gpus=gpus) >= ranks
 
 
 def slots(available: Sequence[Node], *, ranks: int, cpus: float, gpus: float) -> int:
-    """How many gangs of `ranks` the cluster holds at once, however their ranks lie on its nodes: both placements are
-    wishes, which yield before a gang has to wait."""
+    """Count the gangs of `ranks` that the cluster holds at once, however their ranks lie on its nodes: both placements
+    are wishes, which yield before a gang has to wait."""
     return sum(_places(node, cpus=cpus, gpus=gpus) for node in available) // ranks
 
 
 def node_from(resources: Mapping[str, float]) -> Node:
-    """The node with these resources of Ray's."""
+    """Build the node that has these resources of Ray's."""
     types = frozenset(name.removeprefix(TYPE) for name in resources if name.startswith(TYPE))
     return Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0), types)
 
 
 def _places(node: Node, *, cpus: float, gpus: float) -> int:
-    """How many ranks a node holds. A share lies on one GPU: two GPUs hold two ranks of 0.6, not three."""
+    """Count the ranks that a node holds. A share lies on one GPU: two GPUs hold two ranks of 0.6, not three."""
     counts = []
     if cpus:
         counts.append(int(node.cpus / cpus + 1e-9))
@@ -71,7 +71,7 @@ def _places(node: Node, *, cpus: float, gpus: float) -> int:
 
 
 def _gpus() -> int:
-    """GPUs of this machine; a question of the driver's, which does not load torch."""
+    """Count the GPUs of this machine with nvidia-smi: the driver, which asks, does not load torch."""
     if shutil.which("nvidia-smi") is None:
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout

@@ -30,9 +30,10 @@ def watched(
     seen: Callable[[list[Node]], None] = lambda _: None,
     failed: Callable[[BaseException], None] | None = None,
 ) -> Iterator[None]:
-    """Call `dead`, from a thread, with what happened when the head of the connected cluster is gone; and `seen`, from
-    another, with the nodes that there are: at once, and whenever they are others than before. When one of the threads
-    ends by an exception, of `seen` for example, `failed` gets it; without one, `dead` gets its text.
+    """Watch the head of the connected cluster from two threads while the context lasts. One calls `dead` with what
+    happened when the head is gone; the other calls `seen` with the nodes that there are, at once and whenever they
+    change. When a thread ends by an exception, in `seen` for example, `failed` gets it; without `failed`, `dead` gets
+    its text.
 
     Ray must be initialised. `dead` is not expected to return: what waits for Ray waits for ever.
     """
@@ -101,7 +102,7 @@ class _Watch:
                 return
 
     def died(self, error: BaseException) -> None:
-        """One of them ended by an exception."""
+        """Handle the exception that has ended one of the threads."""
         if self.over.is_set():
             return
         self._answered_at = math.inf  # where nobody asks, silence says nothing

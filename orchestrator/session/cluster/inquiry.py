@@ -44,7 +44,7 @@ class _Examined:
 
 def ask(function: Callable[[Asked], Value], about: Callable[[Node], Asked], *, limit_s: float) -> list[Answer[Value]]:
     """Call `function`, which is imported there, on every living node of the connected cluster at once, with what
-    `about` says of that node. One that has not answered in `limit_s` seconds gets an error."""
+    `about` says of that node. A node that has not answered in `limit_s` seconds gets an error."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -72,7 +72,7 @@ def ask(function: Callable[[Asked], Value], about: Callable[[Node], Asked], *, l
 
 
 def _ahead(actor: ActorHandle[_Examined]) -> float:
-    """The clock of an actor's node minus this one's, from the quickest of a few questions."""
+    """Estimate the clock of an actor's node minus this one's, from the quickest of a few questions."""
     import ray
 
     tries: list[tuple[float, float]] = []

@@ -36,17 +36,17 @@ class _Client(KeyValueStore, Protocol):
     """What of Ray's client of the GCS is used, which has no types."""
 
     def get_cluster_resource_state(self, *, timeout_s: float) -> bytes:
-        """The message that Ray's autoscaler asks for."""
+        """Return the message that Ray's autoscaler asks for."""
 
 
 class _Tables(Protocol):
     """What of Ray's accessor of the GCS is used."""
 
     def get_actor_table(self, job_id: None, state: str) -> list[bytes]:
-        """Messages of the actors in a state."""
+        """Return the messages of the actors in a state."""
 
     def get_job_table(self, *, skip_submission_job_info_field: bool, skip_is_running_tasks_field: bool) -> list[bytes]:
-        """Messages of all jobs."""
+        """Return the messages of all jobs."""
 
 
 class _NodeState(Protocol):
@@ -126,7 +126,7 @@ class Painter:
         self.owners: dict[str, Owner] = {}
 
     def picture(self) -> Picture:
-        """The cluster now. Raises whatever Ray raises when its head does not answer."""
+        """Take a picture of the cluster as it is now. Raises whatever Ray raises when its head does not answer."""
         import ray
         from ray.core.generated import autoscaler_pb2
 
@@ -150,7 +150,7 @@ class Painter:
         )
 
     def left_out(self) -> dict[str, tuple[float, float]]:
-        """Claims that sessions on this cluster ignore, by id: until which unix time, for how many seconds."""
+        """Read the claims that sessions on this cluster ignore, by id: until which unix time, for how many seconds."""
         stored = _client().internal_kv_get(STUCK, namespace=SPACE, timeout=ANSWER_S)
         try:
             return {str(claim): (float(until), float(s)) for claim, (until, s) in json.loads(stored or b"{}").items()}
@@ -158,16 +158,16 @@ class Painter:
             return {}
 
     def leave_out(self, claims: Mapping[str, tuple[float, float]]) -> None:
-        """Have them in `left_out` in place of those that are there."""
+        """Store these claims as those of `left_out`, in place of the claims that are there."""
         value = json.dumps(dict(claims)).encode()
         _client().internal_kv_put(STUCK, value, True, namespace=SPACE, timeout=ANSWER_S)
 
     def owner(self, job: str) -> Owner:
-        """Whose a job is."""
+        """Return the owner of a job."""
         return self.owners.get(job, Owner(job))
 
     def of_plain(self) -> list[Owner]:
-        """Jobs of which an actor that lives has resources outside of a placement group, as far as Ray knows."""
+        """Find the jobs with a living actor that has resources outside of a placement group, as far as Ray knows."""
         accessor, messages = _tables()
         actors = [messages.ActorTableData.FromString(message) for message in accessor.get_actor_table(None, "ALIVE")]
         jobs = {actor.job_id.hex() for actor in actors if _counted(actor.required_resources)}
@@ -175,7 +175,7 @@ class Painter:
 
 
 def _client() -> _Client:
-    """What asks the connected cluster's GCS."""
+    """Return the client that asks the connected cluster's GCS."""
     from ray._private import worker
 
     connected: ModuleType = worker
@@ -184,8 +184,8 @@ def _client() -> _Client:
 
 
 def _program(entrypoint: str) -> str:
-    """Which program a command runs. No arguments and no settings of the environment, which may be secrets: this
-    goes to logs."""
+    """Name the program that a command runs, without arguments and without settings of the environment, which may be
+    secrets: this goes to logs."""
     words = [word for word in entrypoint.split()[:20] if "=" not in word]
     name, *rest = [word.rpartition("/")[2] for word in words] or [""]
     if name.startswith("python") and rest[:1] == ["-m"]:
@@ -215,7 +215,7 @@ def _groups(requests: Iterable[_GangRequest]) -> list[Claim]:
 
 
 def _plain(requests: Iterable[_Request]) -> list[Claim]:
-    """Tasks and actors outside of groups, by shape, once each: the next is a claim when the first has its place."""
+    """Build one claim per shape of tasks and actors outside of groups: the next is a claim when the first is placed."""
     shapes = [
         _counted(pending.request.resources_bundle)
         for pending in requests
@@ -239,7 +239,7 @@ def _owners() -> dict[str, Owner]:
 
 
 def _tables() -> tuple[_Tables, ModuleType]:
-    """What reads the tables of the GCS, and the messages that they hold."""
+    """Return the accessor of the GCS tables, and the module of the messages that they hold."""
     from ray._private import state
     from ray.core.generated import gcs_pb2
 

@@ -38,19 +38,19 @@ class Painter(Protocol):
     """What looks at the cluster: cluster_picture.Painter."""
 
     def picture(self) -> Picture:
-        """The cluster now."""
+        """Take a picture of the cluster as it is now."""
 
     def left_out(self) -> dict[str, tuple[float, float]]:
-        """What sessions have told one another by `leave_out`."""
+        """Return what sessions have told one another by `leave_out`."""
 
     def leave_out(self, claims: Mapping[str, tuple[float, float]]) -> None:
         """Tell the cluster's other sessions which claims are ignored, by id: until which unix time, for how many s."""
 
     def owner(self, job: str) -> object:
-        """Whose a job is, in words."""
+        """Return the owner of a job, in words."""
 
     def of_plain(self) -> Iterable[object]:
-        """Who has room without a placement group, in words."""
+        """Return who has room without a placement group, in words."""
 
 
 class Room:
@@ -65,9 +65,9 @@ class Room:
         say: Callable[[str], None],
         waits: Callable[[str | None], None],
     ) -> None:
-        """slot: what a trial takes. can_autoscale: whether claims make the cluster larger. say: gets a line for a
-        person. waits: gets what the session waits for when it begins to, having no slot at all, and None when it has
-        one."""
+        """Take the painter and the settings. slot: what a trial takes. can_autoscale: whether claims make the cluster
+        larger. say: gets a line for a person. waits: gets what the session waits for when it begins to wait without any
+        slot, and None when it has a slot."""
         self._painter, self._slot, self._can_autoscale = painter, slot, can_autoscale
         self._say, self._waits = say, waits
         self._news = threading.Condition()
@@ -110,7 +110,7 @@ class Room:
     # Called by Tune's loop.
 
     def gives(self) -> bool:
-        """Whether a slot whose trial has ended is given back, as somebody else is to have it."""
+        """Return whether a slot that has ended its trial is given back, because somebody else is to have it."""
         with self._news:
             picture = self._picture if self._is_fresh() else None
             claim = None if picture is None else gives_to(picture, self._ignored())
@@ -121,7 +121,7 @@ class Room:
         return True
 
     def may_ask(self) -> bool:
-        """Whether one more slot may be asked for, none being asked for."""
+        """Return whether one more slot may be asked for, while none is being asked for."""
         with self._news:
             if self._picture is None or not self._is_fresh():
                 return True
@@ -132,7 +132,7 @@ class Room:
             )
 
     def note(self, *, wants: int, has: int) -> None:
-        """How many slots are waited for, and how many are there."""
+        """Note how many slots are waited for, and how many are there."""
         with self._news:
             lost = self._has > 0 and not has
             self._wants, self._has = wants, has
@@ -215,7 +215,7 @@ class Room:
                 self._told_of = None
 
     def _is_behind(self) -> bool:
-        """Whether a slot has come that the picture does not have yet."""
+        """Return whether a slot has come that the picture does not have yet."""
         return self._has > 0 and self._picture is not None and self._picture.has_nothing(self._picture.me)
 
     def _is_fresh(self) -> bool:
@@ -224,7 +224,8 @@ class Room:
     def _leave_out_the_stuck(
         self, picture: Picture, from_others: Mapping[str, tuple[float, float]], now: float
     ) -> dict[str, tuple[float, float]]:
-        """All that are left out from now on, if there is a new one: what the others are to know."""
+        """Leave out the claims that have not taken the room that was there for them for STUCK_S seconds. Return all
+        claims left out from now on, for the other sessions to know, if any of them is new; else none."""
         waiting, at = {claim.id for claim in picture.claims}, time.time()
         both = sorted([*self._left_out.items(), *from_others.items()], key=lambda entry: entry[1])
         # What lasts longer than it can comes from a clock that is ahead, or this one has jumped back.
@@ -247,7 +248,7 @@ class Room:
 
 
 def _holders(picture: Picture, painter: Painter) -> list[str]:
-    """Who but the looker has what, in words."""
+    """List in words who has what, except for the looker."""
     jobs = sorted({group.job for group in picture.held} - {picture.me})
     holders = [f"{painter.owner(job)}: {amount(added(group.all for group in picture.of(job)))}" for job in jobs]
     if picture.plain:
@@ -268,7 +269,7 @@ def _words(picture: Picture, slot: Claim, holders: list[str], has: int) -> str:
 
 
 def amount(of: Amounts) -> str:
-    """`2 CPUs and 1 GPU`; marks of accelerators do not count."""
+    """Format amounts as `2 CPUs and 1 GPU`; marks of accelerators do not count."""
     parts = [
         f"{value:g} {name}{'s' * (value != 1 and name.isupper())}"
         for name, value in sorted(of.items())

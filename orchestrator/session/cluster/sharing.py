@@ -77,31 +77,31 @@ class Picture:
         return {name: amount for name, amount in used.items() if amount > ROUNDING}
 
     def of(self, job: str) -> list[Held]:
-        """The placement groups of a job."""
+        """Return the placement groups of a job."""
         return [group for group in self.held if group.job == job]
 
     def share(self, amounts: Amounts) -> float:
-        """The largest part of the cluster, over all resources, that these are."""
+        """Compute the largest part of the cluster, over all resources, that these amounts are."""
         total = added(self.total)
         return max((amount / total[name] for name, amount in amounts.items() if total.get(name)), default=0.0)
 
     def share_of(self, job: str) -> float:
-        """The share that a job has."""
+        """Compute the share that a job has."""
         return self.share(self.plain if job == PLAIN else added(group.all for group in self.of(job)))
 
     def has_nothing(self, job: str) -> bool:
-        """Whether a job has no room at all."""
+        """Return whether a job has no room at all."""
         return self.share_of(job) <= ROUNDING
 
     def freed(self, groups: Sequence[Held]) -> list[Amounts]:
-        """What would be free of each node without these groups."""
+        """Compute what would be free on each node without these groups."""
         return [
             added([free, *(group.on[number] for group in groups if number in group.on)])
             for number, free in enumerate(self.free)
         ]
 
     def others(self, ignored: Collection[str] = ()) -> list[Claim]:
-        """What others wait for and could have, if all sweeps gave back all they hold; not those `ignored`, by id."""
+        """Find others' claims that would fit if all sweeps gave back all they hold, without those `ignored`, by id."""
         most = self.freed([group for group in self.held if group.job in self.sweeps])
         return [
             claim
@@ -111,7 +111,7 @@ class Picture:
 
 
 def gives_to(picture: Picture, ignored: Collection[str] = ()) -> Claim | None:
-    """The claim for which a slot that has just ended its trial is given back; None: it is kept."""
+    """Find the claim that calls for giving back a slot that has just ended its trial; None: the slot is kept."""
     _, waiting = _placed_now(picture, picture.others(ignored))
     return next((claim for claim in waiting if _helps(picture, claim) and _is_due(picture, picture.me, claim)), None)
 
@@ -124,10 +124,10 @@ def may_ask(
     ignored: Collection[str] = (),
     can_autoscale: bool = False,
 ) -> bool:
-    """Whether one more slot may be asked for now.
+    """Return whether one more slot may be asked for now.
 
-    slot: what it takes. gave: jobs to which one was given that they have not got yet; until then a new claim could be
-    served before theirs, for Ray keeps no order. can_autoscale: whether claims make the cluster larger.
+    slot: what it takes. gave: jobs that were given a slot and have not got it yet; until then a new claim could be
+    served before theirs, because Ray keeps no order. can_autoscale: whether claims make the cluster larger.
     """
     others, nothing = picture.others(ignored), picture.has_nothing(picture.me)
     if any(claim.job in gave and (picture.has_nothing(claim.job) or not nothing) for claim in others):
@@ -142,14 +142,14 @@ def may_ask(
 
 
 def placeable(picture: Picture, ignored: Collection[str] = ()) -> list[Claim]:
-    """The others' claims for which there is room as it is: Ray is about to place them."""
+    """Find others' claims that fit in what is free now: Ray is about to place them."""
     others = picture.others(ignored)
     _, waiting = _placed_now(picture, others)
     return [claim for claim in others if claim not in waiting]
 
 
 def placed(claim: Claim, free: Sequence[Amounts]) -> list[Amounts] | None:
-    """What is left of each node once a claim has its place there; None if it finds none."""
+    """Compute what is left of each node once a claim has its place there; None if it does not fit."""
     left = [dict(node) for node in free]
     if claim.strategy == "STRICT_PACK":
         whole = claim.all
@@ -166,7 +166,7 @@ def placed(claim: Claim, free: Sequence[Amounts]) -> list[Amounts] | None:
 
 
 def added(amounts: Iterable[Amounts]) -> Amounts:
-    """The sum of several amounts."""
+    """Sum several amounts, resource by resource."""
     total: dict[str, float] = {}
     for part in amounts:
         for name, amount in part.items():
@@ -175,7 +175,8 @@ def added(amounts: Iterable[Amounts]) -> Amounts:
 
 
 def _helps(picture: Picture, claim: Claim) -> bool:
-    """Whether what the looker holds is any use to a claim: not where it fits once others give back, and only then."""
+    """Return whether what the looker holds is of any use to a claim: not if the claim fits only once others give back,
+    and then even without it."""
     mine = picture.of(picture.me)
     if not mine or placed(claim, picture.freed(mine)) is not None:
         return bool(mine)
@@ -189,7 +190,7 @@ def _helps(picture: Picture, claim: Claim) -> bool:
 
 
 def _is_due(picture: Picture, giver: str, claim: Claim) -> bool:
-    """Whether a job that holds slots owes room to a claim that does not fit as it is."""
+    """Return whether a job that holds slots owes room to a claim that does not fit as it is."""
     if picture.has_nothing(claim.job):
         return True
     theirs = picture.share_of(claim.job) + picture.share(claim.all)
@@ -203,7 +204,7 @@ def _is_due(picture: Picture, giver: str, claim: Claim) -> bool:
 
 
 def _placed_now(picture: Picture, claims: Sequence[Claim]) -> tuple[list[Amounts], list[Claim]]:
-    """What is left free once those claims have their places for which there is room, and the others of them."""
+    """Put the claims that fit on nodes. Return what is left free of each node, and the claims that still wait."""
     left, waiting = list(picture.free), list[Claim]()
     for claim in claims:
         after = placed(claim, left)

@@ -42,7 +42,7 @@ class Slots(PlacementGroupResourceManager):  # type: ignore[misc, unused-ignore]
         self._ask()
 
     def cancel_resource_request(self, resource_request: ResourceRequest) -> None:
-        """Ask for one less."""
+        """Ask for one slot less."""
         if resource_request in self._kept:
             self._kept.remove(resource_request)
         else:
@@ -56,14 +56,14 @@ class Slots(PlacementGroupResourceManager):  # type: ignore[misc, unused-ignore]
         self._note()
 
     def get_resource_futures(self) -> list[ObjectRef[object]]:
-        """What Tune waits for. Where that is nothing it would ask again at once, for ever."""
+        """Return what Tune waits for. If that is nothing, pause first: Tune would ask again at once, for ever."""
         futures = list(super().get_resource_futures())
         if self._kept and not futures and not self._acquired_pgs:
             self._room.await_news(PAUSE_S)
         return futures
 
     def acquire_resources(self, resource_request: ResourceRequest) -> PlacementGroupAcquiredResources | None:
-        """Take a slot that is there, if one is."""
+        """Take a slot, if any is there."""
         acquired = super().acquire_resources(resource_request)
         self._note()
         return acquired
@@ -75,8 +75,8 @@ class Slots(PlacementGroupResourceManager):  # type: ignore[misc, unused-ignore]
         self._note()
 
     def given_back(self) -> bool:
-        """Whether a slot that is not in use is to be given back. Then what is asked for and not there yet is kept back
-        too: it could be served before whoever the slot is for."""
+        """Return whether a slot that is not in use is to be given back. If so, what is asked for and not there yet is
+        kept back too: it could be served before whoever the slot is for."""
         if not self._room.gives():
             return False
         for request, groups in list(self._request_to_staged_pgs.items()):

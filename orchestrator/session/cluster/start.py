@@ -102,8 +102,8 @@ class Guard:
             self._process = None
 
     def join(self) -> None:
-        """Have the calling process's session ended with the driver. The process is one that the driver has forked, and
-        says so before it becomes another program: the driver may be killed before it could."""
+        """Have the calling process's session ended with the driver. The process is a fork of the driver and calls this
+        before it becomes another program: the driver may be killed before it could do so."""
         if self._process is not None and self._process.stdin is not None:
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # somebody may have killed the guard
             with contextlib.suppress(OSError):
@@ -152,7 +152,7 @@ class Start:
             raise threads.raisable(self._error)
 
     def has_ended(self) -> bool:
-        """Whether the thread comes back, now that its head is gone. If so Ray may be shut down."""
+        """Return whether the thread comes back, now that its head is gone. If so, Ray may be shut down."""
         if self._thread is not None and not self._ended.wait(LAST_WORDS_S):
             Start.left = self._thread
         return Start.left is None
@@ -171,7 +171,7 @@ class Start:
         self._ended.set()
 
     def _dead(self) -> str:
-        """The process of the own head that has died, if one has."""
+        """Name a process of the driver's own head that has died; empty if none has."""
         self._head |= {child for child in psutil.Process().children() if named(child) in HEAD} - self._before
         return next(
             (f"{named(child) or 'its head'} (pid {child.pid}) died" for child in self._head if not lives(child)), ""
@@ -196,7 +196,8 @@ def apart(guard: Guard) -> Iterator[None]:
     driver = os.getpid()
 
     def prepared(prepare: Callable[[], object] | None) -> Callable[[], None]:
-        """What the child does before it becomes another program: Ray's own, and what Ray leaves out."""
+        """Return what the child does before it becomes another program: Ray's own preparation, and what Ray leaves
+        out."""
 
         def prepare_child() -> None:
             guard.join()
@@ -249,8 +250,8 @@ def lean() -> Iterator[None]:
 
 @contextlib.contextmanager
 def token(word: str | None) -> Iterator[None]:
-    """Have Ray use this token and no other, as long as this lasts; None: it sends none. Ray would look in the home, and
-    keep there what it makes up, for others to read."""
+    """Have Ray use this token and no other while the context lasts; None: it sends none. Ray would look in the home
+    folder, and keep there what it makes up, for others to read."""
 
     def read_again() -> None:
         from ray import _raylet
@@ -288,7 +289,7 @@ def check() -> None:
 
 
 def listeners(processes: Iterable[psutil.Process]) -> list[Socket]:
-    """The sockets of processes, as psutil tells them, that wait for connections by TCP."""
+    """List the sockets of these processes that wait for TCP connections, as psutil reports them."""
     sockets: list[Socket] = []
     for process in processes:
         with contextlib.suppress(psutil.Error, OSError):
@@ -299,12 +300,12 @@ def listeners(processes: Iterable[psutil.Process]) -> list[Socket]:
 
 
 def is_loopback(listener: Socket) -> bool:
-    """Whether only this machine reaches a socket."""
+    """Return whether only this machine reaches a socket."""
     return ipaddress.ip_address(listener.laddr.ip.removeprefix("::ffff:").partition("%")[0]).is_loopback
 
 
 def named(process: psutil.Process) -> str:
-    """The name of a process; empty if it is gone."""
+    """Return the name of a process; empty if it is gone."""
     try:
         return str(process.name())
     except psutil.Error:
@@ -312,7 +313,7 @@ def named(process: psutil.Process) -> str:
 
 
 def lives(process: psutil.Process) -> bool:
-    """Whether a process is there and is more than its exit code."""
+    """Return whether a process is there and is more than its exit code."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

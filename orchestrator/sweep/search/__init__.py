@@ -63,12 +63,12 @@ def suggest(
     everywhere: Collection[str] | None = None,
     rules: int = 2,
 ) -> dict[str, JsonValue]:
-    """The settings of suggestion `number` (from 0) of an arm: values for the keys of `tune.space`.
+    """Choose the settings of suggestion `number` (from 0) of an arm: values for the keys of `tune.space`.
 
     The defaults come first, what they lack filled from `base`, the arm's own values by dotted key. A grid follows with
-    its other points, the same in every arm, in an order drawn once from the sweep's seed (sweep/grid.py), so that a
-    budget below its size is a sample and not a corner of it. A key whose condition does not hold is left out
-    (sweep/conditions.py).
+    its other points, the same in every arm, in an order drawn once from the sweep's seed (sweep/space/grid.py), so that
+    a budget below its size is a sample and not a corner of it. A key whose condition does not hold is left out
+    (sweep/space/conditions.py).
 
     everywhere: the keys that every arm tunes, None for all; these order a grid. rules: of the run.
     Raises ValueError when the grid is exhausted (see `suggestions`), or when an observation that this suggestion
@@ -109,7 +109,7 @@ def should_prune(
     rungs: Mapping[int, float],
     rung_steps: Sequence[int],
 ) -> bool:
-    """Whether suggestion `number` should stop at the rung it has just reached.
+    """Return whether suggestion `number` should stop at the rung it has just reached.
 
     rungs: this trial's objective at the rungs so far, by step; rung_steps: the steps of all its rungs, ascending, its
     end not among them. Defaults are never pruned: an arm must be able to fall back on the published setting. Raises
@@ -130,7 +130,7 @@ def should_prune(
 
 
 def suggestions(tune: Tune, base: Settings | None = None, *, rules: int = 2) -> int:
-    """How many suggestions an arm gets: its budget, or fewer when a grid ends before. rules: of the run."""
+    """Count the suggestions that an arm gets: its budget, or fewer when a grid ends before. rules: of the run."""
     if tune.sampler != "grid":
         return tune.trials
     tried = defaults(tune, base or {})
@@ -139,8 +139,8 @@ def suggestions(tune: Tune, base: Settings | None = None, *, rules: int = 2) -> 
 
 
 def defaults(tune: Tune, base: Settings) -> list[dict[str, JsonValue]]:
-    """The settings tried first. What a default lacks is filled from `base`; what `base` lacks, or has as None where
-    that is no choice, is left out, and so to the job. So is a key whose condition does not hold."""
+    """Return the settings tried first. What a default lacks is filled from `base`; what `base` lacks, or has as None
+    where that is no choice, is left out and so left to the job. A key whose condition does not hold is left out too."""
     settings = []
     for given in tune.defaults:
         whole = {}
@@ -154,7 +154,7 @@ def defaults(tune: Tune, base: Settings) -> list[dict[str, JsonValue]]:
 
 
 def drawn(spaces: Mapping[str, Space], base: Settings, *, seed: int, number: int) -> dict[str, JsonValue]:
-    """Values drawn at random for the keys that are tuned, each a function of (seed, number, key) alone."""
+    """Draw values at random for the keys that are tuned, each a function of (seed, number, key) alone."""
     values, params = dict(base), dict[str, JsonValue]()
     for key, space in spaces.items():
         if conditions.holds(space, values):
@@ -165,7 +165,7 @@ def drawn(spaces: Mapping[str, Space], base: Settings, *, seed: int, number: int
 
 
 def _at(space: Space, share: float) -> JsonValue:
-    """The value at a share in [0, 1) of a range, uniform on its own scale, or of its choices."""
+    """Return the value at a share in [0, 1) of a range, uniform on its own scale, or of its choices."""
     if space.choices is not None:
         return space.choices[int(share * len(space.choices))]
     low, high = ends_of(space)
@@ -185,7 +185,7 @@ def _at(space: Space, share: float) -> JsonValue:
 
 
 def _starts_up(tune: Tune, seen: Sequence[Observed]) -> bool:
-    """Whether the sampler would still draw at random: it counts what it can model."""
+    """Return whether the sampler would still draw at random: it counts what it can model."""
     counted = ("done",) if tune.sampler == "gp" else ("done", "pruned", "infeasible")
     ended = [observed for observed in seen if observed.state in counted]
     return sum(observed.value is not None or observed.state != "done" for observed in ended) < STARTUP
@@ -202,7 +202,7 @@ def _of_grid(
     everywhere: Collection[str] | None,
     rules: int,
 ) -> dict[str, JsonValue]:
-    """Suggestion `number` of a grid, which comes after the defaults that were tried."""
+    """Return suggestion `number` of a grid, which comes after the defaults that were tried."""
     grid = Grid(tune.space, base, everywhere)
     taken = _taken(grid, tried, rules)
     whole = len(tried) + grid.size - len(taken)
@@ -217,7 +217,7 @@ def _of_grid(
 
 
 def _taken(grid: Grid, tried: Sequence[Settings], rules: int) -> set[str]:
-    """The points of a grid that the defaults are, as text. Rules 1 took 0 and 0.0 for two points."""
+    """Find the points of a grid that are among the defaults, as text. Rules 1 took 0 and 0.0 for two points."""
     own = [(point, grid.own(point)) for point in tried]
     return {
         canonical(same)
@@ -227,7 +227,7 @@ def _taken(grid: Grid, tried: Sequence[Settings], rules: int) -> set[str]:
 
 
 def _by_hash(tune: Tune, base: Settings, sweep_seed: int) -> Iterator[dict[str, JsonValue]]:
-    """The points of a grid in the order of rules 1, which lists all of them."""
+    """Yield the points of a grid in the order of rules 1, which lists all of them."""
     points = conditions.combinations(tune.space, base, {key: space.choices or [] for key, space in tune.space.items()})
     by_text = {canonical(point): point for point in points}
     for text in sorted(by_text, key=lambda text: hashlib.sha256(f"{sweep_seed} {text}".encode()).digest()):
@@ -235,7 +235,7 @@ def _by_hash(tune: Tune, base: Settings, sweep_seed: int) -> Iterator[dict[str, 
 
 
 def _visible(tune: Tune, *, number: int, history: Sequence[Observed]) -> list[Observed]:
-    """The observations that suggestion `number` may know of, in order. All of them, or ValueError."""
+    """Return all observations that suggestion `number` may know of, in order. Raises ValueError if any is missing."""
     last = number - tune.parallel
     seen = {observed.number: observed for observed in history if observed.number <= last}
     missing = [str(n) for n in range(last + 1) if n not in seen or seen[n].state is None]
@@ -248,7 +248,7 @@ def _visible(tune: Tune, *, number: int, history: Sequence[Observed]) -> list[Ob
 
 
 def _sampler_seed(of: Sequence[int | str], number: int) -> int:
-    """A seed of 32 bits. One-to-one in `number` (the factor is odd): a hash of it would sometimes give two numbers one
-    seed, and a sampler with the same seed and little history repeats itself."""
+    """Derive a seed of 32 bits. It is one-to-one in `number` (the factor is odd): a hash of it would sometimes give two
+    numbers the same seed, and a sampler with the same seed and little history repeats itself."""
     start = int.from_bytes(hashlib.sha256(canonical(list(of)).encode()).digest()[:4], "big")
     return (start + 0x9E3779B1 * number) % 2**32

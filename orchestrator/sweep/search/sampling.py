@@ -96,7 +96,7 @@ def one_thread() -> Iterator[None]:
 
 
 def walk(trial: Trial, spaces: Mapping[str, Space], base: Settings) -> dict[str, JsonValue]:
-    """Ask for one key after the other, as what is suggested for one decides whether another is tuned."""
+    """Ask for the keys one after the other, as what is suggested for a key decides whether another is tuned."""
     values, params = dict(base), dict[str, JsonValue]()
     for key, space in spaces.items():
         if conditions.holds(space, values):
@@ -180,14 +180,14 @@ def ends_of(space: Space) -> tuple[float, float]:
 
 
 def holds_settings(spaces: Mapping[str, Space], base: Settings, params: Settings) -> bool:
-    """Whether every key that is tuned under these settings has a value within its space."""
+    """Return whether every key that is tuned under these settings has a value within its space."""
     return all(
         key in params and holds_value(spaces[key], params[key]) for key in conditions.active(spaces, base, params)
     )
 
 
 def holds_value(space: Space, value: JsonValue) -> bool:
-    """Whether a value lies within the space of its key."""
+    """Return whether a value lies within the space of its key."""
     if space.choices is not None:
         return conditions.among(value, space.choices)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -208,7 +208,7 @@ def state_of(observed: Observed) -> TrialState:
 
 
 def _coded_choices(space: Space) -> list[CategoricalChoiceType]:
-    """Choices as Optuna takes them: it knows None, texts and numbers, and no lists."""
+    """Encode choices as Optuna takes them: it knows None, texts and numbers, and no lists."""
     choices = space.choices or []
     return [canonical(choice) for choice in choices] if _is_coded(space) else [_scalar(choice) for choice in choices]
 
@@ -262,7 +262,7 @@ def climb(study: Study, observed: Observed) -> tuple[Trial, bool]:
 
 
 def _reports(observed: Observed) -> Iterator[tuple[int, float]]:
-    """(step for Optuna, objective) of each rung. Its halving puts rung k at step HALVING ** k, which makes each of
-    our rungs one of its own, however far apart they are."""
+    """Yield (step for Optuna, objective) for each rung. Optuna's halving puts rung k at step HALVING ** k, so each of
+    our rungs becomes one of its own, however far apart they are."""
     for index, step in enumerate(sorted(observed.rungs)):
         yield HALVING**index, observed.rungs[step]

@@ -34,7 +34,7 @@ CLOSED = {
 
 
 def space_issues(tune: Tune, arms: list[Arm]) -> Iterable[ConfigIssue]:
-    """Faults of `tune.space` and `tune.defaults`, in the arms where their keys are tuned."""
+    """Yield the faults of `tune.space` and `tune.defaults`, in the arms where their keys are tuned."""
     known = list(field_names(JobConfig))
 
     def is_known(key: str) -> bool:
@@ -128,7 +128,8 @@ def _inside(space: Space, value: JsonValue) -> bool:
 
 
 def _combination_issues(tune: Tune, arms: list[Arm]) -> Iterable[ConfigIssue]:
-    """What no single value shows: a job that some values make impossible together would end the sweep half-way."""
+    """Yield the faults that no single value shows: a job that some values make impossible together would end the sweep
+    half-way."""
     ends = {key: _ends(space) for key, space in tune.space.items()}
     most = max(1, MOST_COMBINATIONS // len(arms))
     for arm in arms:
@@ -140,7 +141,8 @@ def _combination_issues(tune: Tune, arms: list[Arm]) -> Iterable[ConfigIssue]:
 
 
 def _value_issues(where: str, key: str, tune: Tune, arms: list[Arm]) -> Iterable[ConfigIssue]:
-    """Ends and choices of one key that make no job in an arm, whatever stands beside it that its condition allows."""
+    """Yield the faults of ends and choices of one key that make no job in an arm, whatever stands beside them that its
+    condition allows."""
     above = conditions.above(tune.space, key)
     ends = _ends(tune.space[key])
     most = max(1, MOST_CHECKED // len(ends))
@@ -165,13 +167,14 @@ def _value_issues(where: str, key: str, tune: Tune, arms: list[Arm]) -> Iterable
 
 
 def _ends(space: Space) -> list[JsonValue]:
-    """The choices, or the two ends of a range as a sampler gives them."""
+    """Return the choices, or the two ends of a range as a sampler gives them."""
     samples = space.samples
     return samples if space.choices is not None else [samples[0], *samples[-1:][: len(samples) - 1]]
 
 
 def _in_whole_numbers(space: Space) -> str:
-    """What to write of a range whose ends alone, or whose step alone, are whole numbers, and so are not its values."""
+    """Suggest what to write for a range that has decimals as its values because its ends alone, or its step alone, are
+    whole numbers."""
     given = [number for number in (space.low, space.high, space.step) if number is not None]
     if (
         space.integer

@@ -23,7 +23,7 @@ Spaces = Mapping[str, Space]
 
 
 def order(spaces: Spaces) -> list[str]:
-    """The keys, each after those that its condition looks at, else by name. Raises ValueError for a circle."""
+    """Sort the keys, each after those that its condition looks at, else by name. Raises ValueError for a cycle."""
     graph = TopologicalSorter({key: sorted(spaces[key].conditions.keys() & spaces.keys()) for key in sorted(spaces)})
     try:
         graph.prepare()
@@ -38,12 +38,12 @@ def order(spaces: Spaces) -> list[str]:
 
 
 def holds(space: Space, values: Settings) -> bool:
-    """Whether the key of `space` is tuned where the others have these values."""
+    """Return whether the key of `space` is tuned where the others have these values."""
     return all(identity(values.get(key)) in allowed for key, allowed in space.permitted.items())
 
 
 def active(spaces: Spaces, values: Settings, params: Settings) -> list[str]:
-    """The keys that are tuned in an arm of `values` once `params` are suggested, in order."""
+    """Return the keys that are tuned in an arm of `values` once `params` are suggested, in order."""
     seen, tuned = dict(values), []
     for key in order(spaces):
         if holds(spaces[key], seen):
@@ -54,7 +54,8 @@ def active(spaces: Spaces, values: Settings, params: Settings) -> list[str]:
 
 
 def within(spaces: Spaces, values: Settings) -> dict[str, Space]:
-    """The keys that can be tuned in an arm of `values`, in order: whatever is suggested for others decides the rest."""
+    """Return the keys that can be tuned in an arm of `values`, with their spaces, in order: whatever is suggested for
+    others decides the rest."""
     possible: dict[str, list[JsonValue]] = {}
     tunable: dict[str, Space] = {}
     for key in order(spaces):
@@ -67,15 +68,15 @@ def within(spaces: Spaces, values: Settings) -> dict[str, Space]:
 
 
 def is_fixed(spaces: Spaces) -> bool:
-    """Whether no condition looks at another tuned key: then all of `within` an arm are always tuned together."""
+    """Return whether no condition looks at another tuned key: then all of `within` an arm are always tuned together."""
     return not any(space.conditions.keys() & spaces.keys() for space in spaces.values())
 
 
 def combinations(
     spaces: Spaces, values: Settings, ends: Mapping[str, Sequence[JsonValue]]
 ) -> Iterator[dict[str, JsonValue]]:
-    """Every combination of `ends`, the values of each key that stand for all, that an arm of `values` can be given: as
-    settings. One that comes twice is given twice."""
+    """Yield every combination of `ends`, the values of each key that stand for all, that an arm of `values` can be
+    given: as settings. A combination that comes twice is given twice."""
     keys = list(within(spaces, values))
     for point in itertools.product(*(ends[key] for key in keys)):
         given = dict(zip(keys, point, strict=True))
@@ -84,7 +85,7 @@ def combinations(
 
 
 def above(spaces: Spaces, key: str) -> list[str]:
-    """The tuned keys that decide whether `key` is: those that its condition looks at, those that theirs do, ..."""
+    """Find the tuned keys that decide whether `key` is: those its condition looks at, those that theirs look at, ..."""
     parents: dict[str, None] = {}
     waiting = [key]
     while waiting:
@@ -97,7 +98,7 @@ def above(spaces: Spaces, key: str) -> list[str]:
 def some_combinations(
     spaces: Spaces, values: Settings, ends: Mapping[str, Sequence[JsonValue]], *, most: int
 ) -> Iterator[dict[str, JsonValue]]:
-    """At most `most` of `combinations`, spread evenly over all of them."""
+    """Yield at most `most` of `combinations`, spread evenly over all of them."""
     keys = list(within(spaces, values))
     whole = math.prod(len(ends[key]) for key in keys)
     for number in range(min(most, whole)):
@@ -110,6 +111,6 @@ def some_combinations(
 
 
 def among(value: JsonValue, allowed: Sequence[JsonValue]) -> bool:
-    """Whether a value is one of these. 1 and true are not the same."""
+    """Return whether a value is one of those allowed. 1 and true are not the same."""
     wanted = identity(value)
     return any(identity(choice) == wanted for choice in allowed)

@@ -45,13 +45,13 @@ class Keys:
             self.branches[key] = branches
 
     def ruled_out(self, parent: str, value: JsonValue) -> frozenset[str]:
-        """The keys that are not tuned where `parent` has this value."""
+        """Return the keys that are not tuned where `parent` has this value."""
         return frozenset(
             child for child in self._children[parent] if identity(value) not in self.spaces[child].permitted[parent]
         )
 
     def ruled_out_by_others(self, values: Settings) -> frozenset[str]:
-        """The keys that are not tuned in an arm of `values`, whatever these keys are."""
+        """Return the keys that are not tuned in an arm of `values`, whatever values these keys have."""
         return frozenset(
             key
             for key, space in self.spaces.items()
@@ -64,7 +64,7 @@ class Tree:
     """Every combination of the choices of some keys in an arm of `values`, as settings, each once."""
 
     def __init__(self, keys: Keys, values: Settings) -> None:
-        """Raises ValueError where conditions are too entangled to count what they leave."""
+        """Count the combinations. Raises ValueError where conditions are too entangled to count what they leave."""
         self._keys, self._branches = keys.order, keys.branches
         self._out = keys.ruled_out_by_others(values)
         self._own = {key: keys.ruled_out(key, values.get(key)) for key in self._keys}
@@ -73,7 +73,7 @@ class Tree:
         self.size = self._count(0, self._out)
 
     def at(self, number: int) -> dict[str, JsonValue]:
-        """Combination `number`, from 0 to `size` - 1."""
+        """Return combination `number`, from 0 to `size` - 1."""
         point: dict[str, JsonValue] = {}
         out = self._out
         for depth, key in enumerate(self._keys):
@@ -90,7 +90,7 @@ class Tree:
         return point
 
     def own(self, point: Settings) -> dict[str, JsonValue] | None:
-        """The combination that equals `point`, in the words of the choices; None if there is none."""
+        """Find the combination that equals `point`, in the words of the choices; return None if there is none."""
         chosen: dict[str, JsonValue] = {}
         out = self._out
         for key in self._keys:
@@ -105,7 +105,7 @@ class Tree:
         return chosen if chosen.keys() == point.keys() else None
 
     def _count(self, depth: int, out: frozenset[str]) -> int:
-        """Combinations of the keys from `depth` on, without those that are ruled out."""
+        """Count the combinations of the keys from `depth` on, without those that are ruled out."""
         if depth == len(self._keys):
             return 1
         known = self._counts.get((depth, out))
@@ -135,7 +135,7 @@ class Grid:
     def __init__(
         self, spaces: Mapping[str, Space], values: Settings, everywhere: Collection[str] | None = None
     ) -> None:
-        """Raises ValueError as `Tree` does."""
+        """Prepare the grid in an arm of `values`. Raises ValueError as `Tree` does."""
         self._spaces, self._values = conditions.within(spaces, values), values
         self._whole = Tree(Keys(self._spaces), values)
         shared = _shared(self._spaces, everywhere)
@@ -149,11 +149,11 @@ class Grid:
         return self._whole.size
 
     def own(self, point: Settings) -> dict[str, JsonValue] | None:
-        """The point that equals these settings; None if they are none of the grid."""
+        """Find the point that equals these settings; return None if they are no point of the grid."""
         return self._whole.own(point)
 
     def points(self, seed: int) -> Iterator[dict[str, JsonValue]]:
-        """Every point once, in the order of this seed. The cost is that of the points that are taken."""
+        """Yield every point once, in the order of this seed. The cost is that of the points that are taken."""
         alive: list[int] = []
         for number in range(self._shared.size):
             point, size = self._point(seed, number, 0)
@@ -172,7 +172,7 @@ class Grid:
             alive = longer
 
     def _point(self, seed: int, number: int, turn: int) -> tuple[dict[str, JsonValue], int]:
-        """Combination `number` of the shared keys, with the rest's of this turn; and how many of the rest there are."""
+        """Return combination `number` of the shared keys with this turn's of the rest, and how many the rest has."""
         shared = self._shared.at(permuted(number, self._shared.size, canonical([seed, "shared"])))
         if self._rest is None:
             return self._ordered(shared), 1
@@ -185,9 +185,9 @@ class Grid:
 
 
 def permuted(number: int, size: int, key: str) -> int:
-    """Where a pseudo-random permutation of 0 to size - 1 puts `number`, for a text that names the permutation.
+    """Permute `number` pseudo-randomly among 0 to size - 1. key: a text that names the permutation.
 
-    A Feistel network over the next power of four, walked until it is back inside (Black and Rogaway 2002).
+    It is a Feistel network over the next power of four, walked until it is back inside (Black and Rogaway 2002).
     """
     bits = max(1, -(-(size - 1).bit_length() // 2))
     mask = (1 << bits) - 1
@@ -202,22 +202,22 @@ def permuted(number: int, size: int, key: str) -> int:
 
 
 def _shared(spaces: Mapping[str, Space], everywhere: Collection[str] | None) -> list[str]:
-    """The keys of `everywhere` whose combinations are the same in every arm: their conditions look at no tuned key, or
-    at keys that are always tuned, in every arm."""
+    """Return the keys of `everywhere` that have the same combinations in every arm: their conditions look at no tuned
+    key, or at keys that are always tuned, in every arm."""
     common = set(spaces if everywhere is None else everywhere)
     always = {key for key in common & spaces.keys() if not spaces[key].conditions.keys() & spaces.keys()}
     return [key for key in spaces if key in common and spaces[key].conditions.keys() & spaces.keys() <= always - {key}]
 
 
 def _distinct(choices: Sequence[JsonValue]) -> list[JsonValue]:
-    """Choices without those that are there twice as text."""
+    """Return the choices without those that are there twice as text."""
     if len(set(map(identity, choices))) == len(choices):
         return list(choices)
     return list({canonical(choice): choice for choice in reversed(choices)}.values())[::-1]
 
 
 def _depth_first(spaces: Mapping[str, Space]) -> list[str]:
-    """The keys, each after those that its condition looks at and as soon as these are there, so that few keys wait."""
+    """Sort the keys, each after those that its condition looks at and once these are there, so that few keys wait."""
     waiting = {key: spaces[key].conditions.keys() & spaces.keys() for key in conditions.order(spaces)}
     order: list[str] = []
     while waiting:

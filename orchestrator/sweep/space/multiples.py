@@ -26,7 +26,8 @@ APART = "tune one of them with `when`, so that they do not meet"
 
 
 def multiple_issues(tune: Tune, arms: list[Arm]) -> Iterator[ConfigIssue]:
-    """The first two values that a search may come to in an arm and of which one should divide the other."""
+    """Yield an issue for the first two values that a search in an arm may reach where one should divide the other but
+    does not."""
     most = MOST_BESIDE // len(arms) + 1
     for arm in arms:
         inside = conditions.within(tune.space, arm.values)
@@ -40,7 +41,7 @@ def multiple_issues(tune: Tune, arms: list[Arm]) -> Iterator[ConfigIssue]:
 
 
 def _beside(spaces: Mapping[str, Space], part: str, whole: str) -> Iterator[dict[str, JsonValue]]:
-    """Values of the keys that decide which of these two are tuned, and whether the encoder has the rule."""
+    """Yield values of the keys that decide which of these two are tuned, and whether the encoder has the rule."""
     first = [key for key in (part, whole, "model.name") if key in spaces]
     above = dict.fromkeys(parent for key in first for parent in conditions.above(spaces, key))
     keys = [*above, *({"model.name"} & spaces.keys() - above.keys())]
@@ -79,14 +80,14 @@ def _fault(spaces: Mapping[str, Space], arm: Arm, part: str, whole: str, beside:
 
 
 def _first_apart(parts: Sequence[int], wholes: Sequence[int]) -> tuple[int, int] | None:
-    """A part and a whole that it does not divide; None where every part divides every whole."""
+    """Find a part and a whole that it does not divide; return None where every part divides every whole."""
     common = math.gcd(*wholes)
     part = next((number for number in parts if common % number), None)
     return None if part is None else (part, next(number for number in wholes if number % part))
 
 
 def _remedy(part: str, whole: str, parts: list[int], wholes: list[int], ranges: Mapping[str, Space]) -> str:
-    """A step, and an example, of which every value makes a job."""
+    """Suggest a step, and an example, with which every value makes a job."""
     tried = [parts]
     if part in ranges and whole in ranges:
         doubled = [parts[0] * 2**power for power in range(3) if parts[0] * 2**power <= (ranges[part].high or 0)]
@@ -103,6 +104,6 @@ def _remedy(part: str, whole: str, parts: list[int], wholes: list[int], ranges: 
 
 
 def _multiples(space: Space, step: int) -> list[int]:
-    """The first multiples of `step` within a range of whole numbers."""
+    """List the first multiples of `step` within a range of whole numbers."""
     low, high = int(space.low or 0), int(space.high or 0)
     return list(range(-(-low // step) * step, high + 1, step)[:MOST_SHOWN])

@@ -19,7 +19,7 @@ SQUAREST, NARROWEST = 1.0, 0.75
 
 
 def crop_flip(images: Tensor, settings: Augment, *, seed: int, step: int, pairs: Tensor, view: int) -> Tensor:
-    """One random view of each image: crop and resize (bilinear), flip, brightness.
+    """Make one random view of each image: crop and resize (bilinear), flip, brightness.
 
     images [c, C, H, W] in [0, 1]; pairs int64 [c]. Returns float32 of the same shape in [0, 1].
     """
@@ -51,9 +51,9 @@ def crop_flip(images: Tensor, settings: Augment, *, seed: int, step: int, pairs:
 
 
 def _window(position: Tensor, share: Tensor, size: int) -> Tensor:
-    """Where the pixels of a crop lie, [c, size], in coordinates from -1 to 1 (edge to edge of the image).
+    """Compute where the pixels of a crop lie, [c, size], in coordinates from -1 to 1 (edge to edge of the image).
 
-    share [c]: of the side that the crop keeps. position [c] in [0, 1): 0 is the first, 1 the last that it fits in.
+    share [c]: how much of the side the crop keeps. position [c] in [0, 1): 0 is the first where it fits, 1 the last.
     """
     centres = (torch.arange(size, device=position.device) + 0.5) / size
     return 2 * ((position * (1 - share))[:, None] + share[:, None] * centres) - 1
