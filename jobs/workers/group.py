@@ -266,8 +266,7 @@ class Gang:
         """Load a job on as many ranks as it asks for. Returns the report of rank 0.
 
         attempt: fencing token and number, which keep an older attempt out of the folder; remote, expected: see
-        `Training`; the `directory` of expected is the folder where the run began: there relative paths are looked for
-        first.
+        `Training`; relative paths are looked for first in the `directory` of expected, where the run began.
         """
         from jobs.config import Execution
 

@@ -137,7 +137,7 @@ def compare(run: tuple[str, ...], into: str | None, *, as_json: bool, address: s
         print_json(summary.to_json())
     else:
         print_whole(report.table(summary))
-        if not address_option():  # else whoever asked is told where it is there
+        if not address_option():  # else the caller names the place on the cluster
             _print_places([page for page in folder.report_pages if unwritten is None or is_uri(page)])
 
 

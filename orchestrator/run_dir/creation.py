@@ -416,8 +416,7 @@ def _marker_of(store: _Store) -> _Marker | None:
 
 
 def _is_copy(path: Path, sweep_file: Path | None) -> bool:
-    """Return whether nothing is lost with a file: it holds what the given one does, or its beginning, and is another
-    file."""
+    """Return whether nothing is lost with a file: it is another one with the content of the given one, or its start."""
     if sweep_file is None or path.samefile(sweep_file):
         return False
     return sweep_file.read_bytes().startswith(path.read_bytes())

@@ -341,8 +341,7 @@ def arms_of(sweep: Sweep) -> list[Arm]:
 
 
 def resolved(sweep: Sweep) -> dict[str, JsonValue]:
-    """Return the sweep as plain JSON, defaults filled in. Keys keep their order: the first factor decides the
-    contrasts."""
+    """Return the sweep as JSON, defaults filled in. Keys keep their order: the first factor decides the contrasts."""
     value: dict[str, JsonValue] = json.loads(json.dumps(sweep.model_dump(mode="json"), allow_nan=False))
     return value
 
@@ -446,6 +445,5 @@ class Planned:
 
 def apart_id(of_job: str, arm: str) -> str:
     """Compute the id of an arm's trial where the job of another arm has the same id. A row of the ledger, a run of
-    MLflow and a value of the report belong to one arm, so what two arms ask for is trained for each: bit for bit the
-    same."""
+    MLflow and a value of the report belong to one arm: what two arms ask for is trained for each, with equal bits."""
     return hashlib.sha256(canonical([of_job, arm]).encode()).hexdigest()[:12]

@@ -169,8 +169,7 @@ class Plan:
 
 
 def smallest_p(contrasts: int, seeds: int) -> float:
-    """Compute contrasts x 2^(1 - seeds), at most 1, and 1 without contrasts: an exact sign-flip test of n pairs cannot
-    go below 2^(1 - n)."""
+    """Compute contrasts x 2^(1 - seeds), 1 at most: an exact sign-flip test of n pairs cannot go below 2^(1 - n)."""
     return min(1.0, contrasts * 2.0 ** (1 - seeds)) if contrasts else 1.0
 
 
@@ -287,8 +286,7 @@ def differing(arms: Sequence[Arm]) -> dict[str, list[JsonValue]]:
 
 
 def changed_keys(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) -> list[tuple[str, object, object]]:
-    """List (key, old, new) for every key that differs between two resolved sweeps, except those that may change within
-    a run."""
+    """List (key, old, new) where two resolved sweeps differ, except for keys that may change within a run."""
     before, after = flatten(old), flatten(new)
     free = (
         "retry.",
@@ -337,8 +335,7 @@ def changed_order(old: Plan, new: Plan) -> tuple[list[str], list[str]] | None:
 
 
 def _contrasts(sweep: Sweep, arms: Sequence[Arm]) -> list[tuple[str, str]]:
-    """List the contrasts: the first factor's levels against its first, within each level of the others; or each arm
-    against the first."""
+    """Pair the first factor's levels with its first, within each level of the others; or each arm with the first."""
     if not sweep.compare:
         return [(arm.label, arms[0].label) for arm in arms[1:]]
     first = next(iter(sweep.compare))
@@ -361,8 +358,7 @@ def _confirm_seeds(sweep: Sweep, tuned: Sequence[int], contrasts: int) -> tuple[
 
 
 def _costs(job: JobConfig) -> dict[str, JsonValue]:
-    """Return what a trial is given. Samples and steps are None where only training will tell; seconds are left out
-    where the budget has none."""
+    """Return what a trial is given. Samples and steps are None where only training will tell; seconds may be absent."""
     known = job.steps is not None
     if job.is_function:  # what a step is, only it knows
         seconds = {} if job.budget.seconds is None else {"seconds": job.budget.seconds}

@@ -213,7 +213,7 @@ class _Store:
         )
 
     def _sound(self, trial: Trial, run: TrackedRun) -> bool:
-        """Return whether a run becomes what the ledger says once it is told more. If so, a deleted run is restored:
+        """Return whether a run becomes what the ledger says once more is written. If so, a deleted run is restored:
         whoever wants it made anew deletes it."""
         wanted = dict(metadata.flat(trial.job))
         if any(wanted.get(key) != value for key, value in run.data.params.items()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -213,6 +214,60 @@ def test_names_are_words_of_the_field(path: str) -> None:
         for key in ("id", "arg", "attr", "name")
     }
     assert not names & set(BANNED)
+
+
+VERBS = frozenset(
+    """
+    Accept Add Allow Answer Append Apply Ask Audit Average Be Begin Bring Build Call Change Check Choose Claim
+    Close Collect Combine Commit Compare Complete Compute Connect Continue Convert Copy Count Create Cut Deal
+    Decide Decode Delete Derive Describe Determine Do Download Draw Embed Encode End Enqueue Escape Estimate
+    Expand Explain Export Extract Fetch Fill Find Fit Flatten Follow Forget Format Gather Generate Give Go Group
+    Guess Hand Handle Hash Have Hold Ignore Import Invert Join Judge Keep Label Leave Let List Load Lock Log
+    Look Make Map Mark Mask Measure Merge Move Name Note Number Open Pack Pair Parse Pass Permute Plan Prepare
+    Print Probe Prove Provide Put Queue Quote Raise Read Rebuild Reconcile Record Reduce Refuse Release Remove
+    Rename Render Renew Replace Report Require Resolve Return Round Run Save Say Scale See Seed Select Send
+    Separate Serialise Serve Set Shorten Show Sort Split Stack Start State Stop Store Strip Submit Suggest Sum
+    Summarise Take Tell Train Try Turn Undo Unpack Update Upload View Wait Warn Watch Weigh Wrap Write Yield
+    """.split()  # noqa: SIM905 - lines of words
+)
+"""What the docstring of a function begins with, beside properties, which are named by what they are."""
+
+STILTED = re.compile(r"for want of|\b(?:is|are) told (?!from|apart)|\bof ours\b")
+"""Phrases that messages and pages do without."""
+
+
+def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    tree = ast.parse(path.read_text("utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def is_property(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any(
+        ast.unparse(mark).rpartition(".")[2] in ("property", "cached_property") for mark in function.decorator_list
+    )
+
+
+def test_the_docstring_of_a_function_begins_with_its_verb() -> None:
+    """Mutant check: "The rows of a file." in place of "Return the rows of a file." fails this."""
+    nouns = [
+        f"{path}:{function.lineno} {text.split()[0]}"
+        for path in FILES
+        for function in functions(ROOT / path)
+        if not is_property(function) and (text := ast.get_docstring(function))
+        if text.split()[0].strip(".,:;") not in VERBS
+    ]
+    assert nouns == []
+
+
+def test_messages_and_pages_are_in_plain_words() -> None:
+    """Mutant check: "ended for want of memory" fails this."""
+    pages = [
+        *({*ROOT.glob("*.md")} - {ROOT / "CHANGELOG.md"}),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "infra").rglob("*.*"),
+    ]
+    texts = {path: path.read_text("utf-8") for path in (*map(ROOT.joinpath, FILES), *pages) if path.is_file()}
+    assert [(path, phrases) for path, text in texts.items() if (phrases := STILTED.findall(text))] == []
 
 
 # What comes with an import
