@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -140,7 +141,7 @@ def exact_gradients(
         sides = encoded[index]
         if not sides[0].requires_grad:
             sides = encode(micro_batch)
-        torch.autograd.backward(sides, [_gradient(leaf) for leaf in leaves[index]])
+        torch.autograd.backward([_WithGradient.of(*side) for side in zip(sides, leaves[index], strict=True)])
         encoded[index] = []  # frees this micro-batch's graph before the next is built
     mlm = None
     if masking is not None:
@@ -295,8 +296,36 @@ def _whole(leaves: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor, Tensor |
     return whole[0], whole[1], whole[2] if len(whole) > 2 else None
 
 
-def _gradient(leaf: Tensor) -> Tensor:
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+class _Carried(Protocol):
+    """What a scalar's node holds."""
+
+    gradient: Tensor
+
+
+class _WithGradient(torch.autograd.Function):
+    """A scalar that stands for embeddings whose gradient is known: back-propagating it starts from that gradient.
+
+    The same as to give `torch.autograd.backward` the gradients, for which torch imports its symbolic shapes, and sympy
+    with them: a third of a second in every process that trains.
+    """
+
+    @staticmethod
+    def of(embeddings: Tensor, leaf: Tensor) -> Tensor:
+        """Return the scalar of embeddings [n, D] whose gradient the loss has left at `leaf`, if it has left one."""
+        gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        scalar: Tensor = _WithGradient.apply(embeddings, gradient)  # type: ignore[no-untyped-call]
+        return scalar
+
+    @staticmethod
+    def forward(ctx: _Carried, embeddings: Tensor, gradient: Tensor) -> Tensor:
+        """Return 0."""
+        ctx.gradient = gradient
+        return embeddings.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: _Carried, scale: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004 - 1
+        """Return the gradient."""
+        return ctx.gradient, None
 
 
 def diagnostics_points(result: StepResult) -> dict[str, float]:

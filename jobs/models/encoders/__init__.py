@@ -76,8 +76,10 @@ def _of_other_task(name: str, job: JobConfig, *, has_images: bool) -> str:
     if job.task not in ("image", "sentence") and not has_images:
         return repr(components.ENCODER.example)
     needed = "vocabulary" if job.task == "sentence" else "image_shape"
-    works = [own for own in BUILT if needed in inspect.signature(_loaded(own)).parameters]
-    return "" if name in works else " or ".join(map(repr, works))
+    if needed in inspect.signature(_loaded(name)).parameters:
+        return ""
+    # Only now, as to look at the others imports them, and with them transformers.
+    return " or ".join(repr(own) for own in BUILT if needed in inspect.signature(_loaded(own)).parameters)
 
 
 def _loaded(name: str) -> Callable[..., object]:

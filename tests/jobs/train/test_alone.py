@@ -66,6 +66,25 @@ def test_torchrun_on_two_ranks_gives_the_result_of_one_process(tmp_path: Path) -
     assert metrics(tmp_path / "two") == pytest.approx(metrics(tmp_path / "one"), rel=1e-9)
 
 
+LOADED = """
+import runpy, sys
+sys.argv[1:] = ["job.toml", "--into", "one"]
+runpy.run_module("jobs.train", run_name="__main__")
+print("LOADED", *sorted({name.partition(".")[0] for name in sys.modules} | {"torch._dynamo"} & {*sys.modules}))
+"""
+
+
+def test_an_image_job_with_a_resnet_loads_neither_transformers_nor_torchs_compiler(tmp_path: Path) -> None:
+    """Without a probe no scikit-learn either. Seen: what the other encoders ask for was looked up whenever one was
+    built, which imports them: three seconds of processor time in every rank."""
+    write(tmp_path, steps=1)
+    done = run("-c", f"import os; os.chdir({str(tmp_path)!r})\n{LOADED}")
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.rpartition("LOADED")[2].split()
+    assert "torch" in loaded
+    assert {"transformers", "accelerate", "sklearn", "scipy", "pandas", "torch._dynamo", "sympy"} & {*loaded} == set()
+
+
 def test_sigterm_commits_a_checkpoint_and_the_same_command_continues(tmp_path: Path) -> None:
     job, folder = write(tmp_path, steps=200), tmp_path / "trial"
     command = [sys.executable, "-m", "jobs.train", str(job), "--into", str(folder)]
