@@ -1,0 +1,234 @@
+"""Statistics of a comparison: arrays in, verdicts out. numpy and scipy only, and nothing of the sweep is known here.
+
+Every contrast is judged on paired differences, one per seed: both arms start from the same seed, so what the seed
+brings is subtracted. Three questions are asked of the differences d, in this order, each at 0.05 over all contrasts:
+
+1. Is the difference too small to matter? Two one-sided t tests against +-smallest_difference (Schuirmann 1987).
+2. Is there a difference? The exact sign-flip test (Fisher 1935): without one, every d could as well be -d.
+3. Else we do not know: `inconclusive` is an answer.
+
+Divergence is never a value, as an encoder that was destroyed is no worse or better one. A pair in which one side
+diverged enters the sign-flip test as the largest difference of its contrast, against the side that diverged: exact, as
+the size depends on no sign. There is no mean of such differences. An arm that diverged in at least half of its seeds,
+or that no setting could train, is not compared at all: `diverges`.
+
+Arms that differ in nothing but how they are computed are one method: between them there is nothing to test.
+
+Both families of p-values are adjusted by Holm (1979), so that the chance of even one wrong claim in a sweep stays
+below 0.05, however the contrasts depend on each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from orchestrator.statistics.intervals import bca_interval, t_interval
+from orchestrator.statistics.numbers import Interval, Mode
+from orchestrator.statistics.tests import equivalence_p, holm, sign_flip_p
+
+ALPHA = 0.05
+"""Chance of a wrong claim that is accepted, over all contrasts of a sweep."""
+
+Verdict = Literal["equivalent", "a_better", "b_better", "inconclusive", "diverges"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both sides of one seed."""
+
+    seed: int
+    difference: float
+    """a - b as it enters the test."""
+
+    diverged: Literal["", "a", "b", "both"] = ""
+    """Which sides did; the difference is then no measured one."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What one contrast says. All differences are a - b in units of the metric, whichever direction is better."""
+
+    a: str
+    b: str
+    pairs: tuple[Pair, ...]
+    """Of the seeds that have ended in both arms, in the planned order."""
+
+    delta: float | None
+    """Mean difference; None without any, and where a side diverged."""
+
+    delta_trained: float | None
+    """Mean over the pairs in which both sides trained, which describes and decides nothing."""
+
+    n_trained: int
+    ci95: Interval | None
+    """95% t interval of the mean difference where both sides trained; None below two seeds."""
+
+    ci95_bca: Interval | None
+    """The same by BCa bootstrap, which does not assume a normal distribution and is too narrow at few seeds."""
+
+    ci90: Interval | None
+    """90% t interval: inside +-smallest_difference is what equivalence asks of a single contrast."""
+
+    p: float | None
+    """Sign-flip test, two-sided. None where nothing is tested: an arm that was never confirmed, or one objective."""
+
+    p_holm: float | None
+    p_equivalence: float | None
+    """Two one-sided t tests against +-smallest_difference, the larger p of the two. 1 where a side diverged."""
+
+    p_equivalence_holm: float | None
+    complete: bool
+    """Every planned seed has ended in both arms. If not, the verdict is `inconclusive`."""
+
+    diverged_arms: tuple[str, ...]
+    """Those that diverged in at least half of their ended seeds, or that could not be trained at all."""
+
+    same_objective: bool
+    """The arms differ in nothing but `execution`."""
+
+    verdict: Verdict
+
+    @property
+    def n(self) -> int:
+        """Pairs, those with a side that diverged included."""
+        return len(self.pairs)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the pairs."""
+        return tuple(pair.seed for pair in self.pairs)
+
+    def diverged(self, side: Literal["a", "b", "both"]) -> int:
+        """Count the pairs where this side alone diverged, or both did."""
+        return sum(pair.diverged == side for pair in self.pairs)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What diverged in a run, beside the values of what trained."""
+
+    seeds: Mapping[str, Collection[int]] = field(default_factory=dict)
+    """arm -> confirm seeds that diverged."""
+
+    unconfirmed: Collection[str] = ()
+    """Arms that have no confirm trial, because every setting that was tried diverged or failed, and one diverged."""
+
+
+def compare(
+    values: Mapping[str, Mapping[int, float]],
+    contrasts: Sequence[tuple[str, str]],
+    *,
+    seeds: Sequence[int] | Mapping[tuple[str, str], Sequence[int]],
+    mode: Mode = "max",
+    smallest_difference: float = 0.0,
+    divergence: Divergence = Divergence(),
+    same_objective: Collection[tuple[str, str]] = (),
+    resamples: int = 9_999,
+) -> list[Comparison]:
+    """Judge every contrast (a, b) on the seeds that have ended in both arms, in the order given.
+
+    values: arm -> seed -> final metric of what trained. divergence: what did not. same_objective: contrasts of arms
+    that differ in `execution` alone: nothing is tested, they are equivalent by construction.
+    seeds: the planned ones, of all contrasts or of each. Where an arm lacks a seed (lost, or not yet run), its
+    contrasts are shown on what there is and are `inconclusive`, and they still count as contrasts in the adjustment.
+    Raises ValueError for a metric that is not finite.
+    """
+    planned = seeds if isinstance(seeds, Mapping) else dict.fromkeys(contrasts, seeds)
+    paired = {contrast: _paired(values, divergence, contrast, planned[contrast], mode) for contrast in contrasts}
+    family = [
+        contrast
+        for contrast in contrasts
+        if contrast not in same_objective and not set(contrast) & set(divergence.unconfirmed)
+    ]
+    tested = {contrast: sign_flip_p([pair.difference for pair in paired[contrast]]) for contrast in family}
+    equal = {contrast: _equivalence(paired[contrast], smallest_difference) for contrast in family}
+    adjusted = dict(zip(family, holm(list(tested.values())), strict=True))
+    equal_adjusted = dict(zip(family, holm(list(equal.values())), strict=True))
+    comparisons = []
+    for contrast in contrasts:
+        pairs = paired[contrast]
+        trained = [pair.difference for pair in pairs if not pair.diverged]
+        whole = len(trained) == len(pairs)
+        fallen = tuple(arm for arm in contrast if _has_diverged(arm, planned[contrast], values, divergence))
+        complete = len(pairs) == len(planned[contrast]) > 0 or bool(set(contrast) & set(divergence.unconfirmed))
+        delta = float(np.mean(trained)) if trained else None
+        verdict: Verdict = "inconclusive"
+        if fallen:
+            verdict = "diverges"
+        elif complete and (contrast in same_objective or (contrast in family and equal_adjusted[contrast] <= ALPHA)):
+            verdict = "equivalent"
+        elif complete and contrast in family and adjusted[contrast] <= ALPHA:
+            verdict = "a_better" if (sum(p.difference for p in pairs) > 0) == (mode == "max") else "b_better"
+        comparisons.append(
+            Comparison(
+                a=contrast[0],
+                b=contrast[1],
+                pairs=tuple(pairs),
+                delta=delta if whole else None,
+                delta_trained=delta,
+                n_trained=len(trained),
+                ci95=t_interval(trained),
+                ci95_bca=bca_interval(trained, resamples=resamples),
+                ci90=t_interval(trained, level=0.90) if whole else None,
+                p=tested.get(contrast),
+                p_holm=adjusted.get(contrast),
+                p_equivalence=equal.get(contrast),
+                p_equivalence_holm=equal_adjusted.get(contrast),
+                complete=complete,
+                diverged_arms=fallen,
+                same_objective=contrast in same_objective,
+                verdict=verdict,
+            )
+        )
+    return comparisons
+
+
+def _paired(
+    values: Mapping[str, Mapping[int, float]],
+    divergence: Divergence,
+    contrast: tuple[str, str],
+    seeds: Sequence[int],
+    mode: Mode,
+) -> list[Pair]:
+    """Build the pairs that have ended. A pair with one side that diverged is as far apart as the widest of the others,
+    against that side; with both it is 0."""
+    a, b = contrast
+    left, right = values.get(a, {}), values.get(b, {})
+    lost = {side: set(divergence.seeds.get(arm, ())) for side, arm in (("a", a), ("b", b))}
+    for arm, own in ((a, left), (b, right)):
+        for seed in seeds:
+            if seed in own and not np.isfinite(own[seed]):
+                raise ValueError(f"arm {arm!r}, seed {seed}: the metric is {own[seed]}; it must be a finite number")
+    both = [seed for seed in seeds if seed in left and seed in right and seed not in lost["a"] | lost["b"]]
+    measured = {seed: float(left[seed] - right[seed]) for seed in both}
+    widest = max(map(abs, measured.values()), default=0.0) or 1.0
+    against_a = -widest if mode == "max" else widest
+    pairs = []
+    for seed in seeds:
+        if seed in measured:
+            pairs.append(Pair(seed, measured[seed]))
+        elif seed in lost["a"] and seed in lost["b"]:
+            pairs.append(Pair(seed, 0.0, "both"))
+        elif seed in lost["a"] and seed in right:
+            pairs.append(Pair(seed, against_a, "a"))
+        elif seed in lost["b"] and seed in left:
+            pairs.append(Pair(seed, -against_a, "b"))
+    return pairs
+
+
+def _equivalence(pairs: Sequence[Pair], smallest_difference: float) -> float:
+    if any(pair.diverged for pair in pairs):
+        return 1.0
+    return equivalence_p([pair.difference for pair in pairs], smallest_difference)
+
+
+def _has_diverged(
+    arm: str, seeds: Sequence[int], values: Mapping[str, Mapping[int, float]], divergence: Divergence
+) -> bool:
+    lost = set(seeds) & set(divergence.seeds.get(arm, ()))
+    ended = lost | (set(seeds) & set(values.get(arm, {})))
+    return arm in divergence.unconfirmed or (bool(lost) and 2 * len(lost) >= len(ended))

@@ -1,0 +1,79 @@
+"""Tests of one contrast, and Holm's adjustment for several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+from orchestrator.statistics.numbers import TIE, Floats, vector
+
+EXACT_UP_TO = 40
+"""Differences for which every sign assignment is counted; 2^20 sums in each half."""
+
+DRAWS = 99_999
+"""Random sign assignments beyond that: p is then known to about 0.0007 near 0.05."""
+
+
+def sign_flip_p(differences: ArrayLike) -> float:
+    """Compute the two-sided p of the sign-flip test on the mean of n paired differences.
+
+    The share of the 2^n sign assignments with a |sum| at least the observed one, ties within TIE included. Exact up
+    to EXACT_UP_TO differences: sums of one half are sorted and those of the other looked up in them, so 2^(n/2) sums
+    do the work of 2^n. Beyond, DRAWS random assignments from a fixed seed, and p = (1 + hits) / (1 + DRAWS), which is
+    a valid p-value itself (Phipson and Smyth 2010). No differences, or only zeros: 1.
+    """
+    d = vector(differences)
+    at_least = float(abs(d.sum()) - TIE * max(1.0, np.abs(d).sum()))
+    if at_least <= 0:
+        return 1.0
+    n = len(d)
+    if n > EXACT_UP_TO:
+        rng, hits = np.random.default_rng(n), 0
+        for _ in range(9):
+            sums = rng.choice((-1.0, 1.0), size=(DRAWS // 9, n)) @ d
+            hits += int(np.count_nonzero(np.abs(sums) >= at_least))
+        return (1 + hits) / (1 + DRAWS)
+    left, right = np.sort(_signed_sums(d[: n // 2])), np.sort(_signed_sums(d[n // 2 :]))
+    upper = left.size * right.size - int(np.searchsorted(left, at_least - right).sum())
+    return float(2 * upper / 2**n)  # the sums are symmetric about 0, so both tails are equal
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Apply Holm's step-down adjustment to p-values, in the order given: the k-th smallest times (m + 1 - k), at most
+    1, and never below the value before it."""
+    p = vector(ps)
+    order = np.argsort(p, kind="stable")
+    stepped = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    adjusted = np.empty_like(p)
+    adjusted[order] = stepped
+    return [float(value) for value in adjusted]
+
+
+def equivalence_p(differences: ArrayLike, smallest_difference: float) -> float:
+    """Compute p of the hypothesis that the mean difference is at least `smallest_difference` in size, by two one-sided
+    t tests (TOST), the larger p of the two.
+
+    For one contrast p <= 0.05 says the same as "the 90% t interval lies inside +-smallest_difference". For several the
+    p-values go through `holm`, so that the k-th smallest of m is held to a 1 - 2 * 0.05 / (m + 1 - k) interval.
+    1 below two differences; never below 0.5 where no smallest difference (0) was declared.
+    """
+    d = vector(differences)
+    n = len(d)
+    if n < 2:
+        return 1.0
+    room = smallest_difference - abs(d.mean())
+    error = d.std(ddof=1) / np.sqrt(n)
+    if error <= TIE * max(1.0, np.abs(d).max()):
+        return 0.0 if room > 0 else 1.0
+    return float(special.stdtr(n - 1, -room / error))
+
+
+def _signed_sums(d: Floats) -> Floats:
+    """Compute every sum of +-d, 2^len(d) of them."""
+    sums = np.zeros(1)
+    for x in d:
+        sums = np.concatenate([sums + x, sums - x])
+    return sums
