@@ -1,0 +1,240 @@
+"""One joint test of all contrasts, at one look or several: exact sign flips, the largest statistic, step-down.
+
+The differences of contrast j over seeds i are d_ij, 0 where the pair is absent. Without a difference between any two
+arms, the vector of all contrasts' differences of a seed could as well have the other sign: one sign a seed flips all of
+its contrasts together, which keeps how they depend on each other. The statistic of a contrast is
+
+    T_j = |sum_i d_ij| / sqrt(sum_i d_ij^2),   0 where all differences are 0,
+
+whose denominator no sign changes. The largest T of the family is held against the largest T of every assignment of
+signs (Westfall and Young 1993); a contrast that is rejected leaves the family, and the rest is held against less.
+
+Looks (Lan and DeMets 1983): by look k of K at most a_k = alpha ln(1 + (e - 1) n_k / n_K) of all assignments may have
+been rejected. Look k rejects, of the assignments whose beginnings no earlier look has rejected, those with the largest
+T, as many as fit. With one look this is the test above, at alpha.
+
+Assumption: under the null a seed's vector of differences is symmetric about 0. Error rates as measured (6,000 sweeps,
+alpha 0.05, n = 7 to 12, m = 1, 3, 7): 0.040 to 0.055 for normal, t3 and exponential differences of arms of one shape;
+up to 0.064 where arms have unlike shapes, as the difference is then not symmetric.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from orchestrator.statistics.numbers import TIE, Floats, Interval
+
+EXACT_UP_TO = 20
+"""Seeds for which all 2^(n-1) assignments are counted; the first seed keeps its sign, as T has none."""
+
+DRAWS = 99_999
+"""Random assignments beyond that, beside the observed one: p = (1 + hits) / (1 + draws) (Phipson and Smyth 2010)."""
+
+
+@dataclass(frozen=True)
+class JointResult:
+    """What the joint test says of one contrast, at the last of the looks that were taken."""
+
+    statistic: float
+    """T."""
+
+    p: float
+    """Adjusted for the whole family and all looks. At most a_k if and only if `rejected`."""
+
+    critical: float
+    """The least T that was rejected in the family in which the contrast was decided; inf where none can be."""
+
+    rejected: bool
+    reached: int
+    """Assignments of this contrast alone with T >= critical: how many means its interval leaves out on either side."""
+
+
+def spent(alpha: float, looks: Sequence[int]) -> list[float]:
+    """Compute a_k, the share of all assignments that may be rejected by each look. looks: seeds at each, increasing."""
+    return [alpha * math.log(1 + (math.e - 1) * seeds / looks[-1]) for seeds in looks]
+
+
+def joint_test(
+    differences: ArrayLike, alpha: float, *, looks: Sequence[int] = (), taken: int | None = None
+) -> list[JointResult]:
+    """Test all contrasts at once, at the last of the looks that were taken.
+
+    differences [n, m]: seed by contrast, 0 where a pair is absent; n is the number of seeds at that look. looks: seeds
+    of all planned looks; none for one look at n. taken: how many of them, of all unless given. Raises ValueError for
+    values that are not finite, and for looks that do not fit the seeds.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    if d.ndim != 2 or not np.isfinite(d).all():
+        raise ValueError(f"differences must be finite numbers [seeds, contrasts], not {d.shape} with nan or inf")
+    d = np.where(np.abs(d) <= TIE, 0.0, d)  # rounding is no difference
+    n, m = d.shape
+    planned = list(looks) or [n]
+    now = planned[: len(planned) if taken is None else taken]
+    if not n or not m:
+        return [JointResult(0.0, 1.0, math.inf, rejected=False, reached=0)] * m
+    if (
+        now[-1] != n
+        or planned[0] < 1
+        or sorted(set(planned)) != planned
+        or (len(planned) > 1 and planned[-1] > EXACT_UP_TO)
+    ):
+        raise ValueError(
+            f"looks at {planned} seeds, {len(now)} of them taken, do not fit {n} seeds; they must increase, end with "
+            f"the seeds at hand, and be at most {EXACT_UP_TO} if there are several"
+        )
+    observed = _statistics(d)
+    order = np.argsort(-observed, kind="stable")
+    levels = spent(alpha, planned)[: len(now)]
+    by_step = list(_families(d, order, now, levels, observed))
+    return _stepped_down(d, order, observed, by_step)
+
+
+def difference_interval(differences: ArrayLike, present: ArrayLike, tested: JointResult) -> Interval | None:
+    """Compute the interval of a contrast's mean difference that agrees with the joint test: 0 lies outside if and only
+    if the contrast was rejected.
+
+    differences [n], as the test had them; present [n]: whether the pair is there. With K assignments that reach the
+    critical value, it is the K-th smallest to the K-th largest mean of a non-empty subset of the differences (Hartigan
+    1969). Where none of this contrast's own reaches what the family asks for, the statistic is inverted in place of
+    counts. None where no difference whatever could be rejected.
+
+    Assumption: as `joint_test`, about every value of the mean. Coverage as measured: 0.94 to 0.99 for each contrast,
+    0.89 to 0.98 for all of a sweep at once.
+    """
+    d, there = np.asarray(differences, dtype=np.float64), np.asarray(present, dtype=bool)
+    own, seeds = d[there], len(d)
+    n = len(own)
+    if n < 2 or not math.isfinite(tested.critical):
+        return None
+    mean = float(own.mean())
+    if not tested.reached:
+        room = n - tested.critical**2
+        if room <= 0:
+            return None
+        half = tested.critical * math.sqrt((n - 1) / room) * float(own.std(ddof=1)) / math.sqrt(n)
+        return mean - half, mean + half
+    if seeds <= EXACT_UP_TO:
+        means, rank = _subset_means(own), tested.reached >> (seeds - n)  # the absent pairs' signs change nothing
+        low, high = means, means
+    else:
+        chosen = _drawn(seeds)[:, there] < 0
+        size = chosen.sum(1)
+        mixed = (size > 0) & (size < n)
+        rank = tested.reached - int((~mixed).sum()) + 1  # an assignment of one sign counts whatever the mean is
+        inside, size = (chosen[mixed] @ own) / size[mixed], size[mixed]
+        outside = (mean * n - inside * size) / (n - size)
+        low, high = np.minimum(inside, outside), np.maximum(inside, outside)
+    if not 0 < rank <= len(low):
+        return None
+    return float(np.partition(low, rank - 1)[rank - 1]), float(np.partition(high, len(high) - rank)[len(high) - rank])
+
+
+def _subset_means(d: Floats) -> Floats:
+    """Compute the mean of every non-empty subset of d, [2^n - 1]."""
+    sums, sizes = np.zeros(1), np.zeros(1)
+    for value in d:
+        sums, sizes = np.concatenate([sums, sums + value]), np.concatenate([sizes, sizes + 1])
+    means: Floats = sums[1:] / sizes[1:]
+    return means
+
+
+@dataclass(frozen=True)
+class _Family:
+    """The contrasts from one place of the order on."""
+
+    p: float
+    critical: float
+
+
+def _families(
+    d: Floats, order: NDArray[np.intp], looks: Sequence[int], levels: Sequence[float], observed: Floats
+) -> Iterator[_Family]:
+    """Yield the family of each step, the whole one first. Each is the next one and one contrast more, so they are made
+    from the last on, and no more than one contrast's statistics are held at once."""
+    largest = [np.full(_count(seeds), -1.0) for seeds in looks]
+    families = []
+    for contrast in order[::-1]:
+        for look, seeds in enumerate(looks):
+            np.maximum(largest[look], _flipped(d[:seeds, contrast]), out=largest[look])
+        families.append(_judged(largest, levels, float(observed[contrast])))
+    return reversed(families)
+
+
+def _judged(largest: Sequence[Floats], levels: Sequence[float], statistic: float) -> _Family:
+    """Build the rejection sets of all looks, and hold a family's largest statistic against the last one."""
+    mass, rejected = 0.0, np.zeros(1, dtype=bool)
+    for look, values in enumerate(largest):
+        alive = ~np.resize(rejected, values.size)  # an assignment begins as that with its number modulo theirs
+        share = 1 / values.size
+        p = mass + float(np.count_nonzero(alive & (values >= statistic - TIE))) * share
+        critical = _critical(values[alive], int((levels[look] - mass) / share + 1e-9))
+        chosen = alive & (values >= critical - TIE)
+        rejected = ~alive | chosen
+        mass += float(np.count_nonzero(chosen)) * share
+    return _Family(p, critical)
+
+
+def _critical(values: Floats, fit: int) -> float:
+    """Find the least of the largest values of which, ties together, at most `fit` are that large; inf for none."""
+    if fit <= 0 or not values.size:
+        return math.inf
+    if fit >= values.size:
+        return float(values.min())
+    first_out = float(np.partition(values, values.size - fit - 1)[values.size - fit - 1])
+    above = values[values > first_out + TIE]
+    return float(above.min()) if above.size else math.inf
+
+
+def _stepped_down(
+    d: Floats, order: NDArray[np.intp], observed: Floats, families: Sequence[_Family]
+) -> list[JointResult]:
+    tested: dict[int, JointResult] = {}
+    goes_on, p, critical = True, 0.0, math.inf
+    for contrast, family in zip(order, families, strict=True):
+        statistic = float(observed[contrast])
+        p = max(p, family.p)
+        if goes_on:
+            critical = family.critical
+            goes_on = statistic >= critical - TIE
+        reached = int(np.count_nonzero(_flipped(d[:, contrast]) >= critical - TIE))
+        tested[int(contrast)] = JointResult(statistic, p, critical, rejected=goes_on, reached=reached)
+    return [tested[contrast] for contrast in range(len(order))]
+
+
+def _statistics(d: Floats) -> Floats:
+    """Compute T of each contrast, [m]."""
+    return np.array([_flipped(d[:, contrast], once=True)[0] for contrast in range(d.shape[1])])
+
+
+def _flipped(d: Floats, *, once: bool = False) -> Floats:
+    """Compute T for every assignment of signs to the differences of a contrast, the observed one first. once: for the
+    observed one alone."""
+    length = float(np.linalg.norm(d))
+    if length == 0:
+        return np.zeros(1 if once else _count(len(d)))
+    sums: Floats = d.sum(keepdims=True) if once else d[:1]
+    if len(d) > EXACT_UP_TO and not once:
+        sums = _drawn(len(d)) @ d
+    elif not once:
+        for value in d[1:]:  # so that the first seeds' signs are the lowest bits of an assignment's number
+            sums = np.concatenate([sums + value, sums - value])
+    statistics: Floats = np.abs(sums) / length
+    return statistics
+
+
+def _count(seeds: int) -> int:
+    return int(2 ** (seeds - 1)) if seeds <= EXACT_UP_TO else DRAWS + 1
+
+
+@lru_cache(maxsize=1)
+def _drawn(seeds: int) -> Floats:
+    """Draw assignments, the same for every contrast, [1 + DRAWS, seeds], the observed one first."""
+    signs: Floats = np.random.default_rng(seeds).choice((-1.0, 1.0), size=(DRAWS + 1, seeds))
+    signs[0] = 1
+    return signs
