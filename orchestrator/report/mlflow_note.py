@@ -53,7 +53,7 @@ def numbers(answer: Answer) -> dict[str, float]:
     for result in (comparison.result for comparison in answer.comparisons):
         if result.n:
             pair = f"{named[result.a]} - {named[result.b]}"
-            metrics |= {f"delta/{pair}": result.delta, f"p_holm/{pair}": result.p_holm}
+            metrics |= {f"delta/{pair}": result.delta, f"p_adjusted/{pair}": result.p_adjusted}
     return {key: value for key, value in metrics.items() if value is not None}
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from orchestrator.report.formatting import count, interval, probability, quantity, signed, value
 from orchestrator.report.summary.records import Answer, MultiRunSummary
-from orchestrator.report.summary.sentences import is_tested, verdict_of
+from orchestrator.report.summary.sentences import deciding_p, verdict_of
 
 
 def table(answer: Answer) -> RenderableType:
@@ -30,14 +30,14 @@ def table(answer: Answer) -> RenderableType:
         )
     comparisons = Table(box=SIMPLE_HEAD, title=Text("paired differences"), title_justify="left", padding=(0, 1))
     comparisons.add_column("a - b", overflow="fold", min_width=12)
-    for heading in ("mean", "95% interval", "p (Holm)", "verdict on a"):
+    for heading in ("mean", "interval", "p", "verdict on a"):
         comparisons.add_column(heading, justify="right", no_wrap=True)
     for result in (comparison.result for comparison in answer.comparisons):
         comparisons.add_row(
             Text(f"{result.a} - {result.b}"),
             signed(result.delta),
-            interval(result.ci95, sign=True),
-            probability(result.p_holm if is_tested(result) else None),
+            interval(result.interval, sign=True),
+            probability(deciding_p(result)),
             verdict_of(result),
         )
     notes = [Text(f"note: {note}") for note in answer.notes]

@@ -1,11 +1,18 @@
-"""Statistics of a comparison: arrays in, verdicts out. numpy and scipy only, and nothing of the sweep is known here.
+"""The verdict of every contrast of a sweep.
 
 Every contrast is judged on paired differences, one per seed: both arms start from the same seed, so what the seed
-brings is subtracted. Three questions are asked of the differences d, in this order, each at 0.05 over all contrasts:
+brings is subtracted. Three questions are asked of the differences d, in this order:
 
-1. Is the difference too small to matter? Two one-sided t tests against +-smallest_difference (Schuirmann 1987).
-2. Is there a difference? The exact sign-flip test (Fisher 1935): without one, every d could as well be -d.
+1. Is the difference too small to matter? Two one-sided t tests against +-smallest_difference (Schuirmann 1987),
+   adjusted over the contrasts by Holm (1979).
+2. Is there a difference? One exact sign-flip test of all contrasts at once (joint.py): without differences, the
+   differences of a seed could as well all have the other sign.
 3. Else we do not know: `inconclusive` is an answer.
+
+A sweep as a whole makes a wrong claim with a chance of at most 0.05: 0.04 for better or worse and 0.01 for equivalent,
+or 0.05 for either where there is one contrast, which cannot be wrong in both ways, or where no smallest difference was
+declared, so that nothing can be equivalent. Any wrong claim as measured: 0.030 to 0.048 (0.05 for each would give 0.06
+to 0.09).
 
 Divergence is never a value, as an encoder that was destroyed is no worse or better one. A pair in which one side
 diverged enters the sign-flip test as the largest difference of its contrast, against the side that diverged: exact, as
@@ -13,9 +20,6 @@ the size depends on no sign. There is no mean of such differences. An arm that d
 or that no setting could train, is not compared at all: `diverges`.
 
 Arms that differ in nothing but how they are computed are one method: between them there is nothing to test.
-
-Both families of p-values are adjusted by Holm (1979), so that the chance of even one wrong claim in a sweep stays
-below 0.05, however the contrasts depend on each other.
 """
 
 from __future__ import annotations
@@ -27,11 +31,15 @@ from typing import Literal
 import numpy as np
 
 from orchestrator.statistics.intervals import bca_interval, t_interval
+from orchestrator.statistics.joint import difference_interval, joint_test
 from orchestrator.statistics.numbers import Interval, Mode
 from orchestrator.statistics.tests import equivalence_p, holm, sign_flip_p
 
 ALPHA = 0.05
 """Chance of a wrong claim that is accepted, over all contrasts of a sweep."""
+
+DIVIDED = (0.04, 0.01)
+"""How it is divided between better or worse, and equivalent, where a sweep could be wrong in both ways."""
 
 Verdict = Literal["equivalent", "a_better", "b_better", "inconclusive", "diverges"]
 
@@ -73,14 +81,27 @@ class Comparison:
     ci90: Interval | None
     """90% t interval: inside +-smallest_difference is what equivalence asks of a single contrast."""
 
+    interval: Interval | None
+    """What is printed beside the verdict. Of a difference, 0 lies outside if and only if the joint test rejects; of an
+    equivalence, the t interval at the level that decided. None where a side diverged, where nothing is tested, and
+    where these seeds could reject nothing."""
+
+    interval_kind: Literal["difference", "equivalence"]
     p: float | None
-    """Sign-flip test, two-sided. None where nothing is tested: an arm that was never confirmed, or one objective."""
+    """Sign-flip test of this contrast alone, two-sided, which decides nothing. None where nothing is tested: an arm
+    that was never confirmed, or one objective."""
+
+    p_adjusted: float | None
+    """Of the joint test of all contrasts, which decides between better, worse and neither."""
 
     p_holm: float | None
+    """`p` adjusted by Holm, as the first versions judged; decides nothing."""
     p_equivalence: float | None
     """Two one-sided t tests against +-smallest_difference, the larger p of the two. 1 where a side diverged."""
 
     p_equivalence_holm: float | None
+    """The same adjusted by Holm, which decides whether the arms are equivalent."""
+
     complete: bool
     """Every planned seed has ended in both arms. If not, the verdict is `inconclusive`."""
 
@@ -118,6 +139,21 @@ class Divergence:
     """Arms that have no confirm trial, because every setting that was tried diverged or failed, and one diverged."""
 
 
+@dataclass(frozen=True)
+class Alpha:
+    """Chance of a wrong claim that is accepted, over all contrasts: of better or worse, and of equivalent."""
+
+    difference: float
+    equivalence: float
+
+
+def levels(contrasts: int, smallest_difference: float) -> Alpha:
+    """Return at which levels so many contrasts are judged. A sweep is wrong at most once in twenty."""
+    if contrasts <= 1 or smallest_difference <= 0:
+        return Alpha(ALPHA, ALPHA)
+    return Alpha(*DIVIDED)
+
+
 def compare(
     values: Mapping[str, Mapping[int, float]],
     contrasts: Sequence[tuple[str, str]],
@@ -144,10 +180,11 @@ def compare(
         for contrast in contrasts
         if contrast not in same_objective and not set(contrast) & set(divergence.unconfirmed)
     ]
-    tested = {contrast: sign_flip_p([pair.difference for pair in paired[contrast]]) for contrast in family}
-    equal = {contrast: _equivalence(paired[contrast], smallest_difference) for contrast in family}
-    adjusted = dict(zip(family, holm(list(tested.values())), strict=True))
-    equal_adjusted = dict(zip(family, holm(list(equal.values())), strict=True))
+    alpha = levels(len(family), smallest_difference)
+    alone = {contrast: sign_flip_p([pair.difference for pair in paired[contrast]]) for contrast in family}
+    by_holm = dict(zip(family, holm(list(alone.values())), strict=True))
+    differs = _differs({contrast: paired[contrast] for contrast in family}, alpha.difference)
+    equals = _equals({contrast: paired[contrast] for contrast in family}, alpha.equivalence, smallest_difference)
     comparisons = []
     for contrast in contrasts:
         pairs = paired[contrast]
@@ -159,10 +196,12 @@ def compare(
         verdict: Verdict = "inconclusive"
         if fallen:
             verdict = "diverges"
-        elif complete and (contrast in same_objective or (contrast in family and equal_adjusted[contrast] <= ALPHA)):
+        elif complete and (contrast in same_objective or (contrast in family and equals[contrast].rejected)):
             verdict = "equivalent"
-        elif complete and contrast in family and adjusted[contrast] <= ALPHA:
+        elif complete and contrast in family and differs[contrast].rejected:
             verdict = "a_better" if (sum(p.difference for p in pairs) > 0) == (mode == "max") else "b_better"
+        is_equal = verdict == "equivalent" and contrast in family
+        judged = (equals if is_equal else differs).get(contrast)
         comparisons.append(
             Comparison(
                 a=contrast[0],
@@ -174,10 +213,13 @@ def compare(
                 ci95=t_interval(trained),
                 ci95_bca=bca_interval(trained, resamples=resamples),
                 ci90=t_interval(trained, level=0.90) if whole else None,
-                p=tested.get(contrast),
-                p_holm=adjusted.get(contrast),
-                p_equivalence=equal.get(contrast),
-                p_equivalence_holm=equal_adjusted.get(contrast),
+                interval=judged.interval if judged and whole else None,
+                interval_kind="equivalence" if is_equal else "difference",
+                p=alone.get(contrast),
+                p_adjusted=differs[contrast].p if contrast in family else None,
+                p_holm=by_holm.get(contrast),
+                p_equivalence=equals[contrast].p_alone if contrast in family else None,
+                p_equivalence_holm=equals[contrast].p if contrast in family else None,
                 complete=complete,
                 diverged_arms=fallen,
                 same_objective=contrast in same_objective,
@@ -220,10 +262,52 @@ def _paired(
     return pairs
 
 
-def _equivalence(pairs: Sequence[Pair], smallest_difference: float) -> float:
-    if any(pair.diverged for pair in pairs):
-        return 1.0
-    return equivalence_p([pair.difference for pair in pairs], smallest_difference)
+@dataclass(frozen=True)
+class _Judged:
+    """What one of the two questions says of one contrast."""
+
+    p_alone: float
+    p: float
+    rejected: bool
+    interval: Interval | None
+
+
+Contrast = tuple[str, str]
+
+
+def _differs(paired: Mapping[Contrast, Sequence[Pair]], alpha: float) -> dict[Contrast, _Judged]:
+    """Ask all contrasts at once whether there is a difference. An absent pair is 0."""
+    rows = list(dict.fromkeys(pair.seed for pairs in paired.values() for pair in pairs))
+    differences, there = np.zeros((len(rows), len(paired))), np.zeros((len(rows), len(paired)), dtype=bool)
+    for column, pairs in enumerate(paired.values()):
+        for pair in pairs:
+            row = rows.index(pair.seed)
+            differences[row, column], there[row, column] = pair.difference, True
+    judged = {}
+    for column, (contrast, joint) in enumerate(zip(paired, joint_test(differences, alpha), strict=True)):
+        ends = difference_interval(differences[:, column], there[:, column], joint) if rows else None
+        judged[contrast] = _Judged(joint.p, joint.p, joint.rejected, ends)
+    return judged
+
+
+def _equals(
+    paired: Mapping[Contrast, Sequence[Pair]], alpha: float, smallest_difference: float
+) -> dict[Contrast, _Judged]:
+    """Ask each contrast whether its difference is too small to matter. With a side that diverged it never is."""
+    alone = {
+        contrast: 1.0
+        if any(pair.diverged for pair in pairs)
+        else equivalence_p([pair.difference for pair in pairs], smallest_difference)
+        for contrast, pairs in paired.items()
+    }
+    adjusted = dict(zip(alone, holm(list(alone.values())), strict=True))
+    ranks = {contrast: rank for rank, contrast in enumerate(sorted(alone, key=lambda contrast: alone[contrast]))}
+    judged = {}
+    for contrast, pairs in paired.items():
+        level = 1 - 2 * alpha / (len(paired) - ranks[contrast])
+        ends = t_interval([pair.difference for pair in pairs], level=level)
+        judged[contrast] = _Judged(alone[contrast], adjusted[contrast], adjusted[contrast] <= alpha, ends)
+    return judged
 
 
 def _has_diverged(

@@ -63,7 +63,7 @@ def spent(alpha: float, looks: Sequence[int]) -> list[float]:
 def joint_test(
     differences: ArrayLike, alpha: float, *, looks: Sequence[int] = (), taken: int | None = None
 ) -> list[JointResult]:
-    """Test all contrasts at once, at the last of the looks that were taken.
+    """Judge all contrasts at once, at the last of the looks that were taken.
 
     differences [n, m]: seed by contrast, 0 where a pair is absent; n is the number of seeds at that look. looks: seeds
     of all planned looks; none for one look at n. taken: how many of them, of all unless given. Raises ValueError for

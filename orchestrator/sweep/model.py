@@ -198,7 +198,7 @@ class Confirm(Section):
     """The second stage: each arm's best setting, frozen, on fresh seeds, the same in every arm."""
 
     seeds: Literal["enough"] | int | list[int] = "enough"
-    """`enough`: the fewest that can reach p < 0.05 after Holm; or a count; or a list."""
+    """`enough`: the fewest with 2^(1 - seeds) times the contrasts below 0.05; or a count; or a list."""
 
 
 class Resources(Section):

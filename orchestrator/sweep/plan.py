@@ -90,8 +90,8 @@ class Plan:
 
     @property
     def smallest_p(self) -> float:
-        """The smallest p-value these seeds can reach after Holm."""
-        return smallest_p(len(self.tested), len(self.confirm_seeds))
+        """The smallest p-value these seeds can reach."""
+        return smallest_p(len(self.confirm_seeds)) if self.tested else 1.0
 
     def arm(self, label: str) -> Arm:
         """Return the arm with this label."""
@@ -168,17 +168,14 @@ class Plan:
         }
 
 
-def smallest_p(contrasts: int, seeds: int) -> float:
-    """Compute contrasts x 2^(1 - seeds), 1 at most: an exact sign-flip test of n pairs cannot go below 2^(1 - n)."""
-    return min(1.0, contrasts * 2.0 ** (1 - seeds)) if contrasts else 1.0
+def smallest_p(seeds: int) -> float:
+    """Compute 2^(1 - seeds), 1 at most: an exact sign-flip test goes no lower, whatever the number of contrasts."""
+    return min(1.0, 2.0 ** (1 - seeds))
 
 
 def enough_seeds(contrasts: int) -> int:
-    """Find the fewest seeds that can reach a p-value below 0.05 after Holm."""
-    seeds = 2
-    while smallest_p(max(contrasts, 1), seeds) >= SIGNIFICANT:
-        seeds += 1
-    return seeds
+    """Find the fewest seeds of which 2^(1 - seeds), times the number of contrasts, is below 0.05."""
+    return next(seeds for seeds in itertools.count(2) if max(contrasts, 1) * smallest_p(seeds) < SIGNIFICANT)
 
 
 def make(sweep: Sweep) -> Plan:
@@ -374,11 +371,13 @@ def _costs(job: JobConfig) -> dict[str, JsonValue]:
 def _warnings(
     sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int], contrasts: int, seeds: int
 ) -> list[str]:
+    from orchestrator.statistics import levels  # with scipy, which most verbs do not need
+
     warnings = [*sweep.notes]
-    reachable = smallest_p(contrasts, seeds)
-    if contrasts and reachable >= SIGNIFICANT:
+    reachable, level = smallest_p(seeds), levels(contrasts, sweep.metric.smallest_difference).difference
+    if contrasts and reachable > level:
         warnings.append(
-            f"{seeds} confirm seeds and {contrasts} contrasts cannot reach p < 0.05 (smallest: {reachable:.3g}); "
+            f"{seeds} confirm seeds cannot reach p <= {level:g} (smallest: {reachable:.3g}); "
             f"use confirm.seeds = {enough_seeds(contrasts)}, or 'enough'"
         )
     if sweep.metric.smallest_difference == 0:

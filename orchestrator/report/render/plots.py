@@ -31,7 +31,7 @@ from orchestrator.report.render.figure import (
     shorten,
 )
 from orchestrator.report.summary.records import Answer, ArmSummary, Curve
-from orchestrator.report.summary.sentences import is_tested, lost, verdict_of
+from orchestrator.report.summary.sentences import deciding_p, lost, verdict_of
 from orchestrator.statistics import Comparison
 from orchestrator.system.display import counted
 
@@ -73,7 +73,7 @@ def _draw_differences(answer: Answer) -> Plot | None:
     shown = [comparison.result for comparison in answer.comparisons if comparison.result.n_trained]
     if not shown:
         return None
-    caption = "Each dot is one seed: the arm minus its baseline. Below the dots, their mean and its 95% t interval."
+    caption = "Each dot is one seed: the arm minus its baseline. Below the dots, their mean and its interval."
     if answer.smallest_difference:
         limit = formatting.value(answer.smallest_difference)
         caption += f" Shaded: differences under {limit}, too small to matter."
@@ -123,15 +123,15 @@ def _differences(answer: Answer, shown: Sequence[Comparison]) -> Figure:
         values = _measured(result)
         heights = [row + 0.02 + 0.22 * (k / max(len(values) - 1, 1) - 0.5) for k in range(len(values))]
         axes.plot(values, heights, marker, color=colour, markersize=5, alpha=0.75, markeredgewidth=0)
-        if result.ci95:
-            axes.plot(result.ci95, [row + 0.28] * 2, color=INK, linewidth=1.4, solid_capstyle="butt")
+        if result.interval:
+            axes.plot(result.interval, [row + 0.28] * 2, color=INK, linewidth=1.4, solid_capstyle="butt")
         if result.delta is not None:
             axes.plot([result.delta], [row + 0.28], "D", color=INK, markersize=4.5)
         verdict = verdict_of(result) + (
             f", {lost(result)} of {counted(result.n, 'pair')} diverged" if lost(result) else ""
         )
-        if result.p_holm is not None and is_tested(result):
-            verdict += f", p = {formatting.probability(result.p_holm)}"
+        if (p := deciding_p(result)) is not None:
+            verdict += f", p = {formatting.probability(p)}"
         named = shorten(f"{result.a} - {result.b}", 62 - len(verdict))
         box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}  # lines end where words are
         axes.text(0, row - 0.27, named, transform=across, va="center", bbox=box)
@@ -141,7 +141,7 @@ def _differences(answer: Answer, shown: Sequence[Comparison]) -> Figure:
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     axes.xaxis.set_major_locator(round_ticks(5))
-    ends = [x for result in shown for x in (*(result.ci95 or ()), *_measured(result))]
+    ends = [x for result in shown for x in (*(result.interval or ()), *_measured(result))]
     low, high = min(0.0, -limit, *ends), max(0.0, limit, *ends)
     margin = 0.06 * (high - low) or 1.0
     axes.set_xlim(low - margin, high + margin)

@@ -69,7 +69,8 @@ def summarize(named: Mapping[str, Ledger]) -> MultiRunSummary:
         comparisons=[pairs.comparison(result, confirm.trials) for result in compared],
         execution_only=pairs.execution_only(confirm.trials, confirm.values, smallest),
         seeds=sorted({seed for summary in runs.values() for seed in summary.seeds}),
-        smallest_p=smallest_p(sum(result.p is not None for result in compared), most),
+        alpha=pairs.levels(compared, smallest),
+        smallest_p=smallest_p(most),
         runs=runs,
     )
     notes = [

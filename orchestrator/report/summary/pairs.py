@@ -6,6 +6,7 @@ That a pair is one is checked by hash and never assumed: see `hashes` in a trial
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from pydantic import JsonValue
 
@@ -24,6 +25,12 @@ SHAPES = ("data.image_shape", "data.max_tokens")
 HEAD = ("model.projection", "model.projection_width")
 NO_WEIGHTS = ("model.pooling", "model.dropout")
 """Job keys: what decides the rows, the shapes of what the encoder takes, the head, and what adds no weights."""
+
+
+def levels(compared: Sequence[statistics.Comparison], smallest_difference: float) -> dict[str, float]:
+    """Return at which levels these contrasts were judged, by the claim."""
+    tested = sum(result.p is not None for result in compared)
+    return asdict(statistics.levels(tested, smallest_difference))
 
 
 def comparison(result: statistics.Comparison, trials: Mapping[str, Sequence[Trial]]) -> ComparisonSummary:

@@ -162,7 +162,10 @@ class ComparisonSummary:
             "ci95": as_json(result.ci95),
             "ci95_bca": as_json(result.ci95_bca),
             "ci90": as_json(result.ci90),
+            "interval": as_json(result.interval),
+            "interval_kind": result.interval_kind,
             "p": result.p,
+            "p_adjusted": result.p_adjusted,
             "p_holm": result.p_holm,
             "p_equivalence": result.p_equivalence,
             "p_equivalence_holm": result.p_equivalence_holm,
@@ -281,6 +284,8 @@ class Summary:
     comparisons: Sequence[ComparisonSummary]
     execution_only: Sequence[ExecutionPair]
     seeds: Sequence[int]
+    alpha: Mapping[str, float]
+    """At which levels the contrasts are judged: of a `difference`, and of `equivalence`."""
     smallest_p: float
     trials: Mapping[Stage, Mapping[TrialState, int]]
     attempts: AttemptCounts
@@ -311,6 +316,8 @@ class MultiRunSummary:
     comparisons: Sequence[ComparisonSummary]
     execution_only: Sequence[ExecutionPair]
     seeds: Sequence[int]
+    alpha: Mapping[str, float]
+    """At which levels the contrasts are judged: of a `difference`, and of `equivalence`."""
     smallest_p: float
     runs: Mapping[str, Summary]
     """Each run by its own plan, by name."""

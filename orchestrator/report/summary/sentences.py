@@ -64,6 +64,14 @@ def is_tested(result: Comparison) -> bool:
     return bool(result.n) and result.verdict != "diverges"
 
 
+def deciding_p(result: Comparison) -> float | None:
+    """Return the p-value that decided the verdict: of equivalence where that is the verdict, else of the joint test;
+    None where nothing was tested."""
+    if not is_tested(result):
+        return None
+    return result.p_equivalence_holm if result.interval_kind == "equivalence" else result.p_adjusted
+
+
 def lost(result: Comparison) -> int:
     """Count the pairs of a comparison with a side that diverged."""
     return sum(result.diverged(side) for side in SIDES)
@@ -84,21 +92,27 @@ def _clause(result: Comparison, answer: Answer, *, brief: bool = False) -> str:
         return _diverges(result, answer.arms)
     if result.same_objective:
         return _same_objective(result, metric)
-    evidence = f"p = {probability(result.p_holm)}" + ("" if brief else f", {counted(result.n, 'seed')}")
+    evidence = f"p = {probability(deciding_p(result))}" + ("" if brief else f", {counted(result.n, 'seed')}")
     if lost(result):
         evidence = f"({evidence}, of which {lost(result)} diverged in {_sides(result)})"
         by, delta = "", f"{signed(result.delta_trained)} {metric} where both trained"
     else:
-        evidence = f"(95% interval {interval(result.ci95, sign=True)}, {evidence})"
+        ends = f"interval {interval(result.interval, sign=True)}, " if result.interval else ""
+        evidence = f"({ends}{evidence})"
         by, delta = f" by {value(abs(result.delta or 0.0))}", f"{signed(result.delta)} {metric}"
     if result.verdict in ("a_better", "b_better"):
         winner, loser = (result.a, result.b) if result.verdict == "a_better" else (result.b, result.a)
-        return f"{winner} beats {loser}{by}{'' if by else ' on'} {metric} {evidence}"
+        perhaps = ", perhaps by less than matters" if _may_not_matter(result, answer.smallest_difference) else ""
+        return f"{winner} beats {loser}{by}{'' if by else ' on'} {metric}{perhaps} {evidence}"
     if result.verdict == "equivalent":
         limit = value(answer.smallest_difference)
-        within = "" if brief else f" (90% interval {interval(result.ci90, sign=True)}, {counted(result.n, 'seed')})"
-        return f"{result.a} and {result.b} are equivalent: their mean {metric} differs by less than {limit}{within}"
+        return f"{result.a} and {result.b} are equivalent: their mean {metric} differs by less than {limit} {evidence}"
     return f"{result.a} against {result.b} is inconclusive: {delta} {evidence}"
+
+
+def _may_not_matter(result: Comparison, smallest_difference: float) -> bool:
+    """Return whether the interval of a difference reaches below the smallest one that matters."""
+    return bool(result.interval) and min(map(abs, result.interval or ())) < smallest_difference
 
 
 def _diverges(result: Comparison, arms: Sequence[ArmSummary]) -> str:

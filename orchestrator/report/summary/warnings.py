@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from orchestrator import statistics
 from orchestrator.ledger import Trial
 from orchestrator.report.summary import budgets, sentences
 from orchestrator.report.summary.records import Answer, CodeGroup, ComparisonSummary, Summary
@@ -32,11 +31,8 @@ def oddities(answer: Answer, *, seeds: int) -> Iterable[str]:
             "metric; a pair with one of them counts as the widest of its comparison, against the arm that diverged."
         )
     tested = sum(comparison.result.p is not None for comparison in answer.comparisons)
-    if tested and answer.smallest_p > statistics.ALPHA:
-        yield (
-            f"{counted(seeds, 'seed')} and {counted(tested, 'comparison')} cannot reach p <= 0.05: the "
-            f"smallest p is {answer.smallest_p:.3g}."
-        )
+    if tested and answer.smallest_p > (level := answer.alpha["difference"]):
+        yield f"{counted(seeds, 'seed')} cannot reach p <= {level:g}: the smallest p is {answer.smallest_p:.3g}."
     if answer.held_equal is None:
         yield f"The budget is not equal: arms declare {budgets.several(answer.arms)}."
     for comparison in answer.comparisons:

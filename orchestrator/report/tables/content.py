@@ -22,14 +22,16 @@ Columns = Sequence[tuple[str, str, str]]
 READING = """
 Arms are compared seed by seed: both train from the same seed, and the difference is the arm minus its baseline.
 
-p is the exact sign-flip test: the share of all ways to give the differences signs whose mean is at least as far from
-zero. p (Holm) is adjusted for the number of comparisons.
+If two settings were equal, each seed's difference could as well have the other sign. p is the share of all sign
+patterns, of all comparisons at once, that look at least as extreme; p alone is that of the comparison by itself, and
+decides nothing. The interval holds every difference that the same count would not have rejected.
 
 The verdict is the first of these that holds: diverges, when an arm diverged in at least half of its seeds, or no
 setting of it trained; same objective, when the arms differ only in how they are computed, which is no question;
-equivalent, when the 90% t interval of the mean difference lies inside the
-smallest difference that matters (two one-sided tests, Holm-adjusted, at 0.05); better or worse, when p (Holm) is at
-most 0.05; otherwise inconclusive, which does not mean equal.
+equivalent, when the mean difference lies inside the smallest difference that matters (two one-sided t tests, adjusted
+by Holm; p and interval are then of these); better or worse, when p is small enough; otherwise inconclusive, which does
+not mean equal. One wrong claim in the whole sweep has a chance of 0.05: 0.04 for better or worse and 0.01 for
+equivalent, or 0.05 for either where there is one comparison.
 
 A seed that diverged has no metric. In the test its pair counts as the widest of the comparison, against the arm that
 diverged, and such a comparison has no mean difference. A seed that is missing makes its comparisons inconclusive.
@@ -38,7 +40,7 @@ Nothing is dropped.
 
 READING_ACROSS = """
 Across runs, every arm of the later runs is compared with the first run's baseline, on the seeds that both runs planned.
-Holm's adjustment is over these comparisons. What a run planned is judged by its own plan and not once more.
+The joint test is over these comparisons. What a run planned is judged by its own plan and not once more.
 """
 
 

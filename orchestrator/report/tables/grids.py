@@ -14,7 +14,7 @@ from orchestrator.report.summary.records import (
     SeedValue,
     Summary,
 )
-from orchestrator.report.summary.sentences import code, is_tested, verdict_of
+from orchestrator.report.summary.sentences import code, deciding_p, is_tested, verdict_of
 from orchestrator.report.tables.blocks import Block, Bullets, Grid, Heading, Paragraph
 from orchestrator.system.display import counted, first_line
 
@@ -30,15 +30,15 @@ IN_COMMON = {
 def comparisons(answer: Answer) -> Grid:
     """Build the table of the contrasts: the verdict of each and the numbers behind it."""
     return Grid(
-        ("arm - baseline", "verdict", "mean", "95% interval", "95% BCa", "p", "p (Holm)", "n"),
+        ("arm - baseline", "verdict", "mean", "interval", "p", "p alone", "n"),
         [
             (
                 f"{result.a} - {result.b}",
                 verdict_of(result),
                 formatting.signed(result.delta),
-                formatting.interval(result.ci95, sign=True),
-                formatting.interval(result.ci95_bca, sign=True),
-                *(formatting.probability(p if is_tested(result) else None) for p in (result.p, result.p_holm)),
+                formatting.interval(result.interval, sign=True),
+                formatting.probability(deciding_p(result)),
+                formatting.probability(result.p if is_tested(result) else None),
                 formatting.count(result.n),
             )
             for result in (comparison.result for comparison in answer.comparisons)

@@ -110,7 +110,7 @@ def test_set_changes_the_plan_and_a_bad_key_ends_with_2() -> None:
     done = run("plan", path, "--json", "--set", "confirm.seeds=4", "--set", "tune.trials=1")
     found = json.loads(done.output)
     assert found["trials"] == {"tune": 2, "confirm": 8}
-    assert "cannot reach p < 0.05" in found["warnings"][0]
+    assert "cannot reach p <= 0.05" in found["warnings"][0]
     bad = run("plan", path, "--set", "job.los.name=dcl")
     assert (bad.exit_code, "did you mean 'job.loss'" in bad.output) == (2, True), bad.output
 

@@ -17,7 +17,8 @@ from orchestrator.run_dir.folder import RunFolder
 BEGUN = Path(__file__).parents[2] / "begun"
 
 HEAD = ["question", "metric", "mode", "smallest_difference"]
-MIDDLE = ["complete", "sentence", "arms", "held_equal", "comparisons", "execution_only", "seeds", "smallest_p"]
+MIDDLE = ["complete", "sentence", "arms", "held_equal", "comparisons", "execution_only", "seeds", "alpha"]
+MIDDLE += ["smallest_p"]
 ARM = [
     *("label", "settings", "n", "mean", "ci95", "diverged", "divergence_rate", "divergence_ci95", "untrained"),
     *("budget", "samples", "samples_range", "steps", "steps_range", "seconds", "seconds_range"),

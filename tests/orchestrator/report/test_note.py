@@ -27,7 +27,7 @@ def test_the_verdict_comes_first_and_the_numbers_are_the_answers(begin: Begin) -
     for told in (
         sentences.VERDICTS[one["verdict"]],
         formatting.signed(one["delta"]),
-        formatting.probability(one["p_holm"]),
+        formatting.probability(one["p_adjusted"]),
     ):
         assert f" {told} " in row
     for arm in answer["arms"]:
@@ -88,7 +88,7 @@ def test_the_numbers_of_the_answer_are_metrics_that_mlflow_takes(begin: Begin, l
     (one,) = answer.comparisons
     assert {key.partition("/")[0]: value for key, value in numbers.items() if key.endswith(" - plain")} == {
         "delta": one.result.delta,
-        "p_holm": one.result.p_holm,
+        "p_adjusted": one.result.p_adjusted,
     }
     assert len(numbers) == 4, "two arms, two numbers of one contrast"
     check: Any = _validate_metric_name

@@ -94,4 +94,4 @@ def test_what_is_not_tested_is_not_counted_among_what_cannot_be_reached(begin: B
     run = begin(arms + '"loss.name" = "flatnce"\n', seeds=5)
     values = {"plain": BETTER["plain"][:5], "chunks": BETTER["plain"][:5], "flat": BETTER["flat"][:5]}
     (note,) = report.summarize(finished(run, values).ledger).notes
-    assert note == "5 seeds and 1 comparison cannot reach p <= 0.05: the smallest p is 0.0625."
+    assert note == "5 seeds cannot reach p <= 0.05: the smallest p is 0.0625."

@@ -95,8 +95,10 @@ def test_no_difference_is_no_evidence() -> None:
 @pytest.mark.parametrize("contrasts", [1, 2, 3, 7, 21])
 def test_the_plan_says_what_the_test_can_reach(contrasts: int) -> None:
     n = enough_seeds(contrasts)
-    reached = holm([sign_flip_p([0.01] * n)] * contrasts)[0]
-    assert reached == smallest_p(contrasts, n) < 0.05 <= smallest_p(contrasts, n - 1)
+    values = {f"arm {k}": dict.fromkeys(range(n), 0.5 + (k > 0) * 0.1) for k in range(contrasts + 1)}
+    found = compare(values, [(arm, "arm 0") for arm in values if arm != "arm 0"], seeds=range(n), resamples=9)
+    assert {one.p_adjusted for one in found} == {smallest_p(n)}
+    assert contrasts * smallest_p(n) < 0.05 <= contrasts * smallest_p(n - 1)
 
 
 # Intervals.

@@ -102,7 +102,7 @@ def test_the_sweeps_run_shows_verdict_table_nested_runs_and_data(
     row = page.get_by_test_id("note-editor-preview-content").get_by_role("row").filter(has_text="flatnce - infonce")
     (one,) = answer.comparisons
     result = one.result
-    for told in (formatting.signed(result.delta), formatting.probability(result.p_holm), "inconclusive"):
+    for told in (formatting.signed(result.delta), formatting.probability(result.p_adjusted), "inconclusive"):
         assert told in row.inner_text()
     page.get_by_role("link", name=re.compile("(infonce|flatnce) seed [123]")).first.wait_for()
     page.get_by_text("digits[:300]").first.wait_for()
