@@ -33,6 +33,7 @@ import numpy as np
 from orchestrator.statistics.intervals import bca_interval, t_interval
 from orchestrator.statistics.joint import difference_interval, joint_test
 from orchestrator.statistics.numbers import Interval, Mode
+from orchestrator.statistics.power import seeds_to_exclude, seeds_to_find
 from orchestrator.statistics.tests import equivalence_p, holm, sign_flip_p
 
 ALPHA = 0.05
@@ -112,6 +113,9 @@ class Comparison:
     """The arms differ in nothing but `execution`."""
 
     verdict: Verdict
+    needed: int | None
+    """Of an inconclusive contrast: seeds that would tell the smallest difference that matters from none with a power of
+    0.8, at the spread that was seen; None where that is not known, or beyond counting."""
 
     @property
     def n(self) -> int:
@@ -224,6 +228,9 @@ def compare(
                 diverged_arms=fallen,
                 same_objective=contrast in same_objective,
                 verdict=verdict,
+                needed=_needed(trained, len(family), smallest_difference)
+                if verdict == "inconclusive" and contrast in family and whole
+                else None,
             )
         )
     return comparisons
@@ -308,6 +315,18 @@ def _equals(
         ends = t_interval([pair.difference for pair in pairs], level=level)
         judged[contrast] = _Judged(alone[contrast], adjusted[contrast], adjusted[contrast] <= alpha, ends)
     return judged
+
+
+def _needed(differences: Sequence[float], contrasts: int, smallest_difference: float) -> int | None:
+    """Find how many seeds find a difference that matters, or exclude it where there is none, whichever takes more.
+    Never by the difference that was seen: that would be too few where it is large by chance."""
+    spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
+    if smallest_difference <= 0 or spread <= 0:
+        return None
+    alpha, effect = levels(contrasts, smallest_difference), smallest_difference / spread
+    find = seeds_to_find(effect, alpha.difference / contrasts)
+    exclude = seeds_to_exclude(effect, alpha.equivalence / contrasts)
+    return None if find is None or exclude is None else max(find, exclude)
 
 
 def _has_diverged(

@@ -170,6 +170,7 @@ class ComparisonSummary:
             "p_equivalence": result.p_equivalence,
             "p_equivalence_holm": result.p_equivalence_holm,
             "verdict": result.verdict,
+            "needed": result.needed,
             "diverged": {side: result.diverged(side) for side in SIDES},
             "diverged_arms": as_json(result.diverged_arms),
             "same_objective": result.same_objective,

@@ -107,7 +107,15 @@ def _clause(result: Comparison, answer: Answer, *, brief: bool = False) -> str:
     if result.verdict == "equivalent":
         limit = value(answer.smallest_difference)
         return f"{result.a} and {result.b} are equivalent: their mean {metric} differs by less than {limit} {evidence}"
-    return f"{result.a} against {result.b} is inconclusive: {delta} {evidence}"
+    return f"{result.a} against {result.b} is inconclusive: {delta} {evidence}{_more(result, answer)}"
+
+
+def _more(result: Comparison, answer: Answer) -> str:
+    """Say how many seeds would settle it: `; about 77 seeds would tell a difference of 0.0100 from none`."""
+    if result.needed is None or result.needed <= result.n or not result.complete:
+        return ""
+    about = result.needed if result.needed < 100 else round(result.needed, 1 - len(str(result.needed)) + 1)
+    return f"; about {about:,} seeds would tell a difference of {value(answer.smallest_difference)} from none"
 
 
 def _may_not_matter(result: Comparison, smallest_difference: float) -> bool:
