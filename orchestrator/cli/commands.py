@@ -48,6 +48,7 @@ def plan(
     from jobs.config.user_code import importable
     from orchestrator import sweep as sweeps
     from orchestrator.preflight import estimate as estimating
+    from orchestrator.preflight import spread
     from orchestrator.run_dir import provenance
     from orchestrator.sweep import plan as planning
     from orchestrator.system.masking import masked
@@ -60,12 +61,13 @@ def plan(
     tell = partial(echo, err=True)
     with importable(sweeps.code_of(loaded, sweep.parent)):
         estimate = estimating.from_probes(made, tell=tell) if probe else estimating.from_history(made)
+    power = spread.power(made)
     if as_json:
-        print_json(made.summary() | {"estimate": estimate.summary()})
+        print_json(made.summary() | {"power": [one.to_json() for one in power], "estimate": estimate.summary()})
     else:
         sets = (part for change in overrides for part in ("--set", change))
         again = shlex.join(["orchestrator", "plan", shown_as or str(sweep), *sets, "--probe"])
-        print_plan(made, estimate, masked(f"{again}{address_option()}"))
+        print_plan(made, estimate, power, masked(f"{again}{address_option()}"))
 
 
 @main.command()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from orchestrator.preflight.estimate import Estimate
+    from orchestrator.preflight.spread import Power
     from orchestrator.run_dir.folder import Status, TrialStatus
     from orchestrator.sweep.plan import Plan
     from orchestrator.verify import Verified
@@ -49,7 +50,7 @@ def print_whole(renderable: RenderableType) -> None:
     Console(highlight=False, width=None if console.is_terminal else 120).print(Harmless(renderable))
 
 
-def print_plan(made: Plan, estimate: Estimate, probe: str) -> None:
+def print_plan(made: Plan, estimate: Estimate, power: Sequence[Power], probe: str) -> None:
     """Print what a sweep would run, what it can show and how long it takes. probe: the command that measures that."""
     from rich.table import Table
 
@@ -88,9 +89,37 @@ def print_plan(made: Plan, estimate: Estimate, probe: str) -> None:
     task = str(made.sweep.job.get("task"))
     is_own_loop = is_import_path(task) and not is_class(task)  # which no probe can run
     echo(f"time:      {time_line(estimate, None if is_own_loop else probe)}")
+    for line in power_lines(power, made.sweep.metric.smallest_difference, estimate):
+        echo(line)
     echo(f"smallest p reachable: {made.smallest_p:.4g}")
     for warning in (*made.warnings, *estimate.notes):
         echo(f"note: {visible(warning)}")
+
+
+def power_lines(power: Sequence[Power], smallest_difference: float, estimate: Estimate) -> list[str]:
+    """Say what the seeds of each contrast can show, in a line for contrasts of which the same is known."""
+    groups: dict[tuple[object, ...], list[Power]] = {}
+    for contrast in power:
+        groups.setdefault((contrast.n, contrast.spread, contrast.needed), []).append(contrast)
+    lines = []
+    for first, *others in groups.values():
+        which = (
+            f" ({first.a} against {first.b}{f' and {len(others)} more' if others else ''})" if len(groups) > 1 else ""
+        )
+        line = f"power:     {first.n} seeds find a difference of {first.detectable:.2f} sd four times in five{which}"
+        if first.spread is None:
+            line += "; the sd is not known, as nothing like it has run here: a pilot is a run with confirm.seeds=5"
+        else:
+            line += f": {first.detectable * first.spread.sd:.4f}, by an sd of {first.spread.sd:.4f} at most in "
+            line += f"{first.spread.origin}"
+            if first.needed is not None:
+                hours = sum(
+                    (arm.trial_seconds or 0.0) * arm.ranks for arm in estimate.arms if arm.label in (first.a, first.b)
+                )
+                line += f"; {smallest_difference:g} takes {first.needed:,} seeds"
+                line += f", {first.needed * hours / 3600:,.2f} rank-hours" if hours else ""
+        lines.append(line)
+    return lines
 
 
 def _rounded(value: float | None) -> float | int | None:

@@ -32,7 +32,7 @@ VERSION_FOUND = "SELECT version FROM orchestrator_schema"
 RUNS = "SELECT uuid, name, created, environment, sweep FROM runs"
 
 TRIALS = f"""
-SELECT t.run, t.id, t.position, t.job, t.result, t.started, t.ended, a.execution
+SELECT t.run, t.id, t.position, t.arm, t.job, t.result, t.started, t.ended, a.execution
 FROM trials t JOIN attempts a ON a.run = t.run AND a.trial = t.id
 WHERE t.state = 'done' AND t.outcome = 'ok' AND t.result IS NOT NULL AND t.started IS NOT NULL AND t.ended IS NOT NULL
 ORDER BY t.ended DESC, t.run, t.id, a.number DESC
@@ -59,9 +59,16 @@ class Finished:
     gpus_per_rank: float
     """As [resources] of the sweep has it."""
 
+    metric: str
+    """Name of the sweep's metric; empty where the sweep does not say."""
+
+    contrasts: tuple[tuple[str, str], ...]
+    """The arms that the run compares, each with its baseline."""
+
     position: int
     """Place of the trial in its run; the first one finds no rank warm."""
 
+    arm: str
     job: JsonObject
     """As planned."""
 
@@ -95,9 +102,13 @@ Row = sa.Row[*tuple[object, ...]]
 
 def _trials(runs: Mapping[str, Row], rows: Sequence[Row]) -> list[Finished]:
     of_runs = {
-        uuid: (uuid, run.name, run.created, _object(run.environment), _gpus_per_rank(_object(run.sweep)))
+        uuid: (
+            uuid, run.name, run.created, _object(run.environment), _gpus_per_rank(sweep), _metric(sweep),
+            _contrasts(sweep),
+        )
         for uuid, run in runs.items()
-    }
+        for sweep in [_object(run.sweep)]
+    }  # fmt: skip
     attempts: dict[tuple[str, str], list[Row]] = {}
     for row in reversed(rows):
         attempts.setdefault((row.run, row.id), []).append(row)
@@ -105,6 +116,7 @@ def _trials(runs: Mapping[str, Row], rows: Sequence[Row]) -> list[Finished]:
         Finished(
             *of_runs[last.run],
             last.position,
+            last.arm,
             _object(last.job),
             tuple(_object(row.execution) for row in of_trial),
             TrialResult.of(_object(last.result)),
@@ -127,6 +139,18 @@ def _gpus_per_rank(sweep: JsonObject) -> float:
     resources = sweep.get("resources")
     share = resources.get("gpus_per_rank") if isinstance(resources, dict) else None
     return share if isinstance(share, int | float) else 0
+
+
+def _metric(sweep: JsonObject) -> str:
+    metric = sweep.get("metric")
+    return str(metric.get("name", "")) if isinstance(metric, dict) else ""
+
+
+def _contrasts(sweep: JsonObject) -> tuple[tuple[str, str], ...]:
+    plan = sweep.get("plan")
+    pairs = plan.get("contrasts") if isinstance(plan, dict) else None
+    listed = pairs if isinstance(pairs, list) else []
+    return tuple((str(pair[0]), str(pair[1])) for pair in listed if isinstance(pair, list) and len(pair) == 2)
 
 
 def _engine(url: str) -> sa.Engine:

@@ -56,7 +56,7 @@ SHELVES = {
     "orchestrator/cli/submission": "bring > verbs > follow > asking meaning > package parcel server > rest",
     "orchestrator/ledger": "ledger > writing > reading > rows > lease readonly > "
     "database > outage postgres schema > records > stored",
-    "orchestrator/preflight": "doctor > checks estimate > findings node requirements",
+    "orchestrator/preflight": "doctor spread > checks estimate > findings node requirements",
     "orchestrator/preflight/estimate": "history probing text > model",
     "orchestrator/report": "mlflow_note terminal write > parquet render > tables > summary > formatting",
     "orchestrator/report/render": "page > plots > figure",

@@ -7,6 +7,7 @@ which tells its speed, but the time between its first start and its end tells no
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 from collections.abc import Iterator, Mapping
@@ -63,6 +64,21 @@ def history() -> History:
             for known_trial in _of_run(of_run, folder or of_run[0].sweep, here or {})
         ]
     return History(tuple(known), tuple(skipped))
+
+
+def trials_within_reach() -> Iterator[tuple[str, list[Finished]]]:
+    """Yield the finished trials of each run within reach, with the run's folder or name, those at work last first; at
+    most ENOUGH in all. Ledgers that cannot be read are left out."""
+    count = 0
+    for url, folder in _ledgers():
+        if count >= ENOUGH:
+            return
+        with contextlib.suppress(LedgerError):
+            by_run: dict[str, list[Finished]] = {}
+            for trial in finished(url):
+                by_run.setdefault(trial.run, []).append(trial)
+            count += sum(map(len, by_run.values()))
+            yield from ((folder or of_run[0].sweep, of_run) for of_run in by_run.values())
 
 
 def _ledgers() -> Iterator[tuple[str, str | None]]:
