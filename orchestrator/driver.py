@@ -23,7 +23,7 @@ from orchestrator import sweep as sweeps
 from orchestrator import verify
 from orchestrator.ledger import Ledger, this_process
 from orchestrator.ledger.stored import JsonObject, ProvenanceRecord
-from orchestrator.preflight import doctor, requirements
+from orchestrator.preflight import doctor, requirements, spread
 from orchestrator.preflight.requirements import Requirements
 from orchestrator.run_dir import creation, own_code, provenance
 from orchestrator.run_dir import folder as runs
@@ -68,6 +68,7 @@ def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (),
             begun = planning.stored(ledger.run.sweep, ledger.run.rules)
             _refuse_changes(folder, begun, plan)
             return _continue(RunContext(begun.with_limits(plan.sweep), folder, ledger, options), code)
+    plan = spread.planned(sweep)
     creation.refuse_what_is_no_run(folder, sweep_file)
     needs = Requirements.of_new(plan, folder, options)
     doctor.refuse(folder, plan)

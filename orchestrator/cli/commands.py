@@ -50,11 +50,10 @@ def plan(
     from orchestrator.preflight import estimate as estimating
     from orchestrator.preflight import spread
     from orchestrator.run_dir import provenance
-    from orchestrator.sweep import plan as planning
     from orchestrator.system.masking import masked
 
     loaded = sweeps.load(sweep, overrides)
-    made = planning.make(loaded)
+    made = spread.planned(loaded)
     if not address_option():  # a job's own folder is no place for a run
         refuse_a_taken_place(made.sweep.name, sweep)
     made = made.noting(provenance.look_at_encoders(made))

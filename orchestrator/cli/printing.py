@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.preflight.estimate import Estimate
     from orchestrator.preflight.spread import Power
     from orchestrator.run_dir.folder import Status, TrialStatus
-    from orchestrator.sweep.plan import Plan
+    from orchestrator.sweep.plan import Basis, Plan
     from orchestrator.verify import Verified
 
 BUDGETS = ("samples", "steps", "seconds")
@@ -85,7 +85,7 @@ def print_plan(made: Plan, estimate: Estimate, power: Sequence[Power], probe: st
             tuned = ": tuned once, frozen together" if made.searched_with.get(a) or made.searched_with.get(b) else ""
             echo(f"one objective: {a} and {b} differ in execution alone{tuned}, and are not tested")
     echo(f"trials:    {made.trials['tune']} tune, {made.trials['confirm']} confirm")
-    echo(f"seeds:     tune {list(made.tune_seeds)}, confirm {list(made.confirm_seeds)}")
+    echo(f"seeds:     tune {list(made.tune_seeds)}, confirm {list(made.confirm_seeds)}{_basis(made.basis)}")
     task = str(made.sweep.job.get("task"))
     is_own_loop = is_import_path(task) and not is_class(task)  # which no probe can run
     echo(f"time:      {time_line(estimate, None if is_own_loop else probe)}")
@@ -94,6 +94,15 @@ def print_plan(made: Plan, estimate: Estimate, power: Sequence[Power], probe: st
     echo(f"smallest p reachable: {made.smallest_p:.4g}")
     for warning in (*made.warnings, *estimate.notes):
         echo(f"note: {visible(warning)}")
+
+
+def _basis(basis: Basis) -> str:
+    """Say how the number of confirm seeds was chosen, where it was not given."""
+    if basis["rule"] == "fewest":
+        return " (the fewest that can reach the level, if all agree)"
+    if basis["rule"] == "enough" and basis.get("sd") is None:
+        return " (enough: 10, as nothing like it has run here)"
+    return f" (enough, by the spread in {basis.get('source')})" if basis["rule"] == "enough" else ""
 
 
 def power_lines(power: Sequence[Power], smallest_difference: float, estimate: Estimate) -> list[str]:

@@ -17,6 +17,8 @@ from jobs.config import canonical
 from orchestrator.ledger import Finished
 from orchestrator.ledger.stored import JsonObject
 from orchestrator.preflight.estimate.history import trials_within_reach
+from orchestrator.sweep import Sweep
+from orchestrator.sweep import plan as planning
 from orchestrator.sweep.plan import Plan
 
 FEWEST_PAIRS = 5
@@ -58,6 +60,17 @@ class Power:
             "a": self.a, "b": self.b, "n": self.n, "sd": sd, "detectable": self.detectable, "needed": self.needed,
             "source": source,
         }  # fmt: skip
+
+
+def planned(sweep: Sweep) -> Plan:
+    """Make the plan of a new run, with as many seeds as the spread of earlier runs asks for. Raises nothing more than
+    `plan.make`; reads ledgers, writes none."""
+    made = planning.make(sweep)
+    if sweep.confirm.seeds != "enough":
+        return made
+    known = [contrast.spread for contrast in power(made) if contrast.spread]
+    widest = max(known, key=lambda spread: spread.sd, default=None)
+    return made if widest is None else planning.make(sweep, (widest.sd, widest.origin))
 
 
 def power(plan: Plan) -> list[Power]:

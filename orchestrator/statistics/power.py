@@ -6,16 +6,20 @@ seeds on. Assumption: normal differences; `effect` is a difference in units of t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
-from scipy import optimize, special
+from scipy import special
 
 WANTED = 0.8
 """Power that counts as enough."""
 
 MOST = 100_000
 """Seeds beyond which none are counted."""
+
+LEAST_CHOSEN, MOST_CHOSEN, UNKNOWN = 8, 20, 10
+"""Seeds that `enough` chooses: at least, at most, and where it is not known what they would find."""
 
 
 def t_test_power(effect: float, seeds: int, alpha: float) -> float:
@@ -44,10 +48,28 @@ def detectable(seeds: int, alpha: float) -> float:
     """Find the effect that so many seeds find with a power of 0.8; inf below two seeds."""
     if seeds < 2:
         return math.inf
-    most = 1.0
-    while t_test_power(most, seeds, alpha) < WANTED:
-        most *= 2
-    return float(optimize.brentq(lambda effect: t_test_power(effect, seeds, alpha) - WANTED, 0.0, most))
+    low, high = 0.0, 1.0
+    while t_test_power(high, seeds, alpha) < WANTED:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if t_test_power(middle, seeds, alpha) >= WANTED else (middle, high)
+    return high
+
+
+def smallest_p(seeds: int) -> float:
+    """Compute 2^(1 - seeds), 1 at most: an exact sign-flip test goes no lower, whatever the number of contrasts."""
+    return min(1.0, 2.0 ** (1 - seeds))
+
+
+def fewest_seeds(alpha: float) -> int:
+    """Find the fewest seeds that can reach a level at all, if every one of them agrees."""
+    return next(seeds for seeds in itertools.count(2) if smallest_p(seeds) <= alpha)
+
+
+def enough_seeds(needed: int | None) -> int:
+    """Choose a number of seeds. needed: those that find the smallest difference that matters; None: not known."""
+    return UNKNOWN if needed is None else min(max(needed, LEAST_CHOSEN), MOST_CHOSEN)
 
 
 def seeds_to_find(effect: float, alpha: float) -> int | None:

@@ -70,6 +70,7 @@ SHELVES = {
     "orchestrator/statistics": "comparison search > intervals joint power tests > numbers",
     "orchestrator/sweep": "plan > load search > components validate > labels limits "
     "overrides shape space > model > values",
+    "orchestrator/sweep/plan": "warnings > seeds",
     "orchestrator/sweep/search": "sampling",
     "orchestrator/sweep/space": "grid multiples > conditions",
     "orchestrator/system": "scratch > exit_codes > addresses terminal > display masking process threads",

@@ -60,7 +60,7 @@ def summarize(ledger: Ledger) -> Summary:
         execution_only=pairs.execution_only(confirm.trials, confirm.values, smallest),
         seeds=seeds,
         alpha=pairs.levels(compared, smallest),
-        smallest_p=planning.smallest_p(len(seeds)),
+        smallest_p=statistics.smallest_p(len(seeds)),
         trials={stage: _counts(trials, stage) for stage in STAGES},
         attempts=_attempts(ledger),
         code=code,

@@ -20,7 +20,6 @@ from orchestrator.report.summary.records import Curve, MultiRunSummary, Summary
 from orchestrator.report.summary.sentences import across, code
 from orchestrator.report.summary.warnings import oddities
 from orchestrator.run_dir.bucket import is_uri
-from orchestrator.sweep.plan import smallest_p
 
 EXPLORATORY = (
     "Comparisons across runs were not planned together: these runs were put side by side when their results could be "
@@ -70,7 +69,7 @@ def summarize(named: Mapping[str, Ledger]) -> MultiRunSummary:
         execution_only=pairs.execution_only(confirm.trials, confirm.values, smallest),
         seeds=sorted({seed for summary in runs.values() for seed in summary.seeds}),
         alpha=pairs.levels(compared, smallest),
-        smallest_p=smallest_p(most),
+        smallest_p=statistics.smallest_p(most),
         runs=runs,
     )
     notes = [

@@ -21,12 +21,14 @@ from orchestrator.statistics import (
     compare,
     equivalence_p,
     holm,
+    levels,
     sign_flip_p,
+    smallest_p,
     t_interval,
     wilson_interval,
 )
+from orchestrator.statistics.power import fewest_seeds
 from orchestrator.statistics.tests import DRAWS
-from orchestrator.sweep.plan import enough_seeds, smallest_p
 
 DARWIN = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
 """Crossed minus self-fertilised maize, in eighths of an inch (Darwin 1876, as Fisher 1935 gives them)."""
@@ -94,11 +96,13 @@ def test_no_difference_is_no_evidence() -> None:
 
 @pytest.mark.parametrize("contrasts", [1, 2, 3, 7, 21])
 def test_the_plan_says_what_the_test_can_reach(contrasts: int) -> None:
-    n = enough_seeds(contrasts)
+    n = fewest_seeds(levels(contrasts, 0.01).difference)
     values = {f"arm {k}": dict.fromkeys(range(n), 0.5 + (k > 0) * 0.1) for k in range(contrasts + 1)}
-    found = compare(values, [(arm, "arm 0") for arm in values if arm != "arm 0"], seeds=range(n), resamples=9)
+    pairs = [(arm, "arm 0") for arm in values if arm != "arm 0"]
+    found = compare(values, pairs, seeds=range(n), smallest_difference=0.01, resamples=9)
     assert {one.p_adjusted for one in found} == {smallest_p(n)}
-    assert contrasts * smallest_p(n) < 0.05 <= contrasts * smallest_p(n - 1)
+    assert {one.verdict for one in found} == {"a_better"}
+    assert n == 6
 
 
 # Intervals.

@@ -8,23 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import JsonValue
 
 from jobs.config import JobConfig, canonical, trial_id
 from jobs.config.identity import FOLLOWED, FORMER, counted_from, default_values
 from orchestrator.ledger import Ledger, sqlite_url
+from orchestrator.statistics.power import seeds_to_find
 from orchestrator.sweep import Sweep, flatten, load, merged, resolved
 from orchestrator.sweep.model import Planned, cross
 from orchestrator.sweep.plan import (
     Plan,
     changed_keys,
     changed_order,
-    enough_seeds,
     is_as_begun,
     make,
-    smallest_p,
     stored,
 )
 from orchestrator.sweep.space import conditions
@@ -72,23 +69,48 @@ def test_named_arms_are_compared_with_the_first() -> None:
     assert plan_of(compare={}, arm=arms).contrasts == (("small", "big"), ("tiny", "big"))
 
 
-@pytest.mark.parametrize(("contrasts", "seeds"), [(1, 6), (2, 7), (3, 7), (4, 8)])
-def test_enough_seeds_are_the_fewest_that_can_reach_significance(contrasts: int, seeds: int) -> None:
-    assert enough_seeds(contrasts) == seeds
-    assert contrasts * smallest_p(seeds) < 0.05 <= contrasts * smallest_p(seeds - 1)
+@pytest.mark.parametrize(
+    ("seeds", "sd", "n"),
+    [
+        ("enough", None, 10),
+        ("enough", 0.001, 8),
+        ("enough", 0.01, 16),
+        ("enough", 0.02, 20),
+        ("fewest", 0.02, 6),
+        (7, 0.02, 7),
+        ([5, 6, 7], 0.02, 3),
+    ],
+)
+def test_the_number_of_confirm_seeds_follows_from_the_rule_and_what_is_known(
+    seeds: Any, sd: float | None, n: int
+) -> None:
+    """Four contrasts, 0.01 matters. Mutant checks: a level of 0.05, or not divided by the contrasts; no upper bound."""
+    made = make(Sweep.model_validate(SWEEP | {"confirm": {"seeds": seeds}}), None if sd is None else (sd, "runs/first"))
+    assert len(made.confirm_seeds) == made.basis["n"] == n
+    needed = seeds_to_find(0.01 / sd, 0.01) if sd and seeds == "enough" else None
+    assert made.basis.get("needed") == needed
+    assert any("are the most that 'enough' gives" in warning for warning in made.warnings) == ((needed or 0) > 20)
+    assert stored(resolved(made.sweep) | {"plan": made.record()}, made.rules).basis == made.basis, "nothing looks again"
 
 
-@given(st.integers(1, 500))
-def test_enough_is_never_one_seed_too_many(contrasts: int) -> None:
-    seeds = enough_seeds(contrasts)
-    assert contrasts * 2.0 ** (1 - seeds) < 0.05 <= contrasts * 2.0 ** (2 - seeds)
+def test_a_sweep_that_gives_the_number_of_a_run_begun_with_a_word_is_that_of_the_run() -> None:
+    """As shipped sweeps do now. Mutant check: any number."""
+    begun = plan_of(confirm={"seeds": "enough"})
+    assert is_as_begun(begun, "confirm.seeds", 10)
+    assert not is_as_begun(begun, "confirm.seeds", 11)
+    assert not is_as_begun(plan_of(confirm={"seeds": 9}), "confirm.seeds", 10)
+
+
+def test_without_a_smallest_difference_enough_are_ten() -> None:
+    sweep = Sweep.model_validate(SWEEP | {"metric": {"name": "knn_accuracy"}})
+    assert len(make(sweep, (0.01, "runs/first")).confirm_seeds) == 10
 
 
 def test_confirm_seeds_are_fresh_and_trials_are_counted() -> None:
     made = plan_of()
-    assert made.confirm_seeds == tuple(range(1, 9))
+    assert made.confirm_seeds == tuple(range(1, 11))
     assert not set(made.confirm_seeds) & set(made.tune_seeds)
-    assert made.trials == {"tune": 6 * 4, "confirm": 6 * 8}
+    assert made.trials == {"tune": 6 * 4, "confirm": 6 * 10}
     two = plan_of(tune=SWEEP["tune"] | {"seeds": 2})
     assert (two.trials["tune"], two.confirm_seeds[0]) == (6 * 4 * 2, 2)
 
@@ -106,7 +128,7 @@ def test_trials_of_one_suggestion_differ_in_stage_or_seed_only() -> None:
     assert len({trial.id for trial in everything}) == len(everything)
     assert {trial.job.optimizer.lr for trial in everything} == {0.005}
     assert {trial.job.loss.name for trial in everything} == {"dcl"}
-    assert [trial.job.stage for trial in everything] == ["tune"] * 2 + ["confirm"] * 8
+    assert [trial.job.stage for trial in everything] == ["tune"] * 2 + ["confirm"] * 10
 
 
 @pytest.mark.parametrize(
@@ -133,7 +155,7 @@ def test_a_sound_plan_has_no_warnings() -> None:
 def test_the_summary_says_what_differs_between_arms() -> None:
     summary = plan_of().summary()
     assert set(summary["differs"]) == {"loss.name", "batch.size", "steps", "samples", "negatives_per_anchor"}
-    assert summary["smallest_p"] == 2.0**-7
+    assert summary["smallest_p"] == 2.0**-9
 
 
 def test_changed_keys_are_listed_except_those_that_may_change() -> None:
@@ -296,7 +318,7 @@ def test_arms_of_one_objective_take_no_seed_from_the_others() -> None:
     assert same
     for a, b in same:
         assert plan.arm(a).config(stage="confirm", seed=0).batch == plan.arm(b).config(stage="confirm", seed=0).batch
-    assert plan.smallest_p == smallest_p(len(plan.confirm_seeds))
+    assert plan.smallest_p == 2.0 ** (1 - len(plan.confirm_seeds))
 
 
 SHARED: list[dict[str, Any]] = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
@@ -20,11 +20,15 @@ from jobs.config import JobConfig, canonical
 from jobs.config.identity import FORMER, counted_from, with_former
 from orchestrator.sweep import Arm, Sweep, arms_of, flatten, merged, search
 from orchestrator.sweep.model import Planned
+from orchestrator.sweep.plan.seeds import Basis, basis_of, confirm_seeds
+from orchestrator.sweep.plan.warnings import own_loop, warnings
 from orchestrator.sweep.space import conditions
-from orchestrator.sweep.space.grid import Grid
 from orchestrator.sweep.values import Settings, by_todays_names
 
-SIGNIFICANT = 0.05
+__all__ = [
+    "RULES", "Basis", "Plan", "Summary", "changed_keys", "changed_order", "differing", "examined_of", "is_as_begun",
+    "jobs_of", "make", "objective", "own_loop", "stored",
+]  # fmt: skip
 
 RULES = 2
 """What a new run is planned by. 1: ids hash the whole job, samplers are seeded by the arm's label. 2: ids hash what
@@ -39,6 +43,7 @@ class Summary(TypedDict):
     trials: dict[str, int]
     tune_seeds: list[int]
     confirm_seeds: list[int]
+    seeds_by: Basis
     smallest_p: float
     differs: dict[str, list[JsonValue]]
     searched_with: dict[str, str]
@@ -70,6 +75,9 @@ class Plan:
     defaults: Settings = field(default_factory=lambda: counted_from(JobConfig))
     """Of job keys: the values that ids leave out, as they were when the run was planned."""
 
+    basis: Basis = field(default_factory=lambda: Basis(rule="given", n=0))
+    """How the number of confirm seeds was chosen; not in runs that were begun before."""
+
     apart: bool = True
     """Whether trials of arms that may ask for the same job are kept apart; not in runs that were begun before."""
 
@@ -91,7 +99,7 @@ class Plan:
     @property
     def smallest_p(self) -> float:
         """The smallest p-value these seeds can reach."""
-        return smallest_p(len(self.confirm_seeds)) if self.tested else 1.0
+        return 2.0 ** (1 - len(self.confirm_seeds)) if self.tested else 1.0
 
     def arm(self, label: str) -> Arm:
         """Return the arm with this label."""
@@ -161,6 +169,7 @@ class Plan:
             "trials": self.trials,
             "tune_seeds": list(self.tune_seeds),
             "confirm_seeds": list(self.confirm_seeds),
+            "seeds_by": self.basis,
             "smallest_p": self.smallest_p,
             "differs": differing(self.arms),
             "searched_with": dict(self.searched_with),
@@ -168,23 +177,17 @@ class Plan:
         }
 
 
-def smallest_p(seeds: int) -> float:
-    """Compute 2^(1 - seeds), 1 at most: an exact sign-flip test goes no lower, whatever the number of contrasts."""
-    return min(1.0, 2.0 ** (1 - seeds))
+def make(sweep: Sweep, spread: tuple[float, str] | None = None) -> Plan:
+    """Make the plan of a valid sweep, by today's rules.
 
-
-def enough_seeds(contrasts: int) -> int:
-    """Find the fewest seeds of which 2^(1 - seeds), times the number of contrasts, is below 0.05."""
-    return next(seeds for seeds in itertools.count(2) if max(contrasts, 1) * smallest_p(seeds) < SIGNIFICANT)
-
-
-def make(sweep: Sweep) -> Plan:
-    """Make the plan of a valid sweep, by today's rules."""
+    spread: standard deviation of paired differences like its own, and the run that tells it; None: not known.
+    """
     arms = tuple(arms_of(sweep))
     contrasts = tuple(_contrasts(sweep, arms))
     asked = sum(objective(_named(arms, a)) != objective(_named(arms, b)) for a, b in contrasts)
     tuned = tuple(sweep.tune.seed_list) if sweep.tune else ()
-    confirmed = _confirm_seeds(sweep, tuned, asked)
+    basis = basis_of(sweep, asked, spread)
+    confirmed = confirm_seeds(sweep, tuned, basis["n"])
     shared = _searched_with(sweep, arms)
     leading = [arm for arm in arms if arm.label not in shared]
     suggestions = {arm.label: search.suggestions(sweep.tune, arm.values) for arm in leading} if sweep.tune else {}
@@ -195,7 +198,8 @@ def make(sweep: Sweep) -> Plan:
         tune_seeds=tuned,
         confirm_seeds=confirmed,
         suggestions=suggestions,
-        warnings=tuple(_warnings(sweep, arms, suggestions, asked, len(confirmed))),
+        warnings=tuple(warnings(sweep, arms, suggestions, asked, basis)),
+        basis=basis,
         searched_with=shared,
     )
 
@@ -228,6 +232,7 @@ def stored(sweep: Mapping[str, Any], rules: int) -> Plan:
         searched_with=kept.get("searched_with", {}),
         defaults=kept.get("defaults", {}),
         apart=kept.get("apart", False),
+        basis=kept.get("seeds_by", Basis(rule="given", n=len(kept["confirm_seeds"]))),
     )
 
 
@@ -298,7 +303,10 @@ def changed_keys(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) -> 
 
 
 def is_as_begun(begun: Plan, key: str, value: object) -> bool:
-    """Return whether a run has always had this value of a key of its sweep, by a default that has changed since."""
+    """Return whether a run has always had this value of a key of its sweep: by a default that has changed since, or by
+    what a word in its place came to."""
+    if key == "confirm.seeds" and isinstance(begun.sweep.confirm.seeds, str):  # a shipped sweep may give a number now
+        return value == len(begun.confirm_seeds)
     name = key.removeprefix("job.")
     return name in FORMER and value == FORMER[name] and all(arm.values.get(name) == value for arm in begun.arms)
 
@@ -345,15 +353,6 @@ def _contrasts(sweep: Sweep, arms: Sequence[Arm]) -> list[tuple[str, str]]:
     return [(a, b) for a, b in pairs if a != b]
 
 
-def _confirm_seeds(sweep: Sweep, tuned: Sequence[int], contrasts: int) -> tuple[int, ...]:
-    seeds = sweep.confirm.seeds
-    if isinstance(seeds, list):
-        return tuple(seeds)
-    count = enough_seeds(contrasts) if seeds == "enough" else seeds
-    first = max(tuned, default=-1) + 1
-    return tuple(range(first, first + count))
-
-
 def _costs(job: JobConfig) -> dict[str, JsonValue]:
     """Return what a trial is given. Samples and steps are None where only training will tell; seconds may be absent."""
     known = job.steps is not None
@@ -366,84 +365,3 @@ def _costs(job: JobConfig) -> dict[str, JsonValue]:
         **({} if known else {"seconds": job.budget.seconds}),
         "negatives_per_anchor": job.negatives_per_anchor,
     }
-
-
-def _warnings(
-    sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int], contrasts: int, seeds: int
-) -> list[str]:
-    from orchestrator.statistics import levels  # with scipy, which most verbs do not need
-
-    warnings = [*sweep.notes]
-    reachable, level = smallest_p(seeds), levels(contrasts, sweep.metric.smallest_difference).difference
-    if contrasts and reachable > level:
-        warnings.append(
-            f"{seeds} confirm seeds cannot reach p <= {level:g} (smallest: {reachable:.3g}); "
-            f"use confirm.seeds = {enough_seeds(contrasts)}, or 'enough'"
-        )
-    if sweep.metric.smallest_difference == 0:
-        warnings.append(
-            "metric.smallest_difference is 0, so 'equivalent' can never be the verdict; "
-            "give the smallest difference worth having"
-        )
-    if sweep.tune and not sweep.tune.defaults:
-        warnings.append("tune.defaults is empty: give the published setting, so that every arm tries it first")
-    jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
-    if sweep.tune is None and any(job.loss.name != jobs[0].loss.name for job in jobs):
-        warnings.append(
-            "losses are compared without a tune stage: their gradients differ in scale, "
-            "so one learning rate favours one of them; add [tune]"
-        )
-    warnings += _unequal(jobs)
-    if len(set(suggestions.values())) > 1:
-        sizes = ", ".join(f"{label} {count}" for label, count in suggestions.items())
-        warnings.append(f"grids differ in size, and so does what is tried in each arm: {sizes}")
-    warnings += _sampled(sweep, arms, suggestions)
-    if jobs[0].is_function:
-        warnings.append(own_loop(jobs[0].task))
-    if any(job.data.tune == job.data.confirm for job in jobs) and sweep.tune:
-        warnings.append("data.tune and data.confirm are the same rows: the verdict favours what was tuned on them")
-    return warnings
-
-
-def own_loop(task: str) -> str:
-    """Return the warning about numbers that a training loop of the user's own has reported."""
-    return f"task = {task!r} is a training loop of your own: whether its numbers depend on ranks is its own business"
-
-
-def _sampled(sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int]) -> Iterable[str]:
-    """Yield the warning about grids that are tried only in part."""
-    tune = sweep.tune
-    if tune is None or tune.sampler != "grid":
-        return
-    sizes = {label: Grid(tune.space, _named(arms, label).values).size for label in suggestions}
-    parts = {label: f"{suggestions[label]:,} of {size:,}" for label, size in sizes.items() if suggestions[label] < size}
-    if not parts:
-        return
-    how = "drawn by tune.seed; tune.trials says how many"
-    if len(parts) == len(sizes) and len(set(parts.values())) == 1:
-        yield f"{next(iter(parts.values()))} points of the grid are tried in each arm, {how}"
-    else:
-        listed = ", ".join(f"{part} in {label}" for label, part in parts.items())
-        yield f"of the points of the grid are tried {listed}, {how}"
-
-
-def _unequal(jobs: Sequence[JobConfig]) -> Iterable[str]:
-    """Yield the warning about unequal budgets. Budgets that are equal in samples, steps or seconds count as equal."""
-    declared = {job.budget for job in jobs}
-    if jobs[0].is_function:
-        if len(declared) > 1:
-            yield "arms declare different budgets"
-        return
-    if any(job.steps is None for job in jobs):
-        if len(declared) > 1:
-            kinds = {f"{job.budget.seconds:g} s" if job.steps is None else f"{job.steps:,} steps" for job in jobs}
-            yield f"arms train for {', '.join(sorted(kinds))}: their budgets are not equal"
-        return
-    seen = {job.steps * job.batch.size for job in jobs if job.steps is not None}
-    if max(seen) - min(seen) <= max(job.batch.size for job in jobs):  # rounding to whole batches
-        return
-    pairs = f"{min(seen):,} to {max(seen):,} pairs"
-    if len(declared) == 1 and jobs[0].budget.steps is not None:
-        yield f"budgets are equal in steps, {jobs[0].steps:,}: arms see {pairs}"
-    else:
-        yield f"arms see {pairs}: their budgets are not equal"

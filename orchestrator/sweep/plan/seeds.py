@@ -1,0 +1,46 @@
+"""How many confirm seeds a plan has, and by what they were chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NotRequired, TypedDict
+
+from orchestrator.sweep import Sweep
+
+
+class Basis(TypedDict):
+    """How a number of confirm seeds came about. Nothing looks again once a run has begun."""
+
+    rule: Literal["given", "fewest", "enough"]
+    n: int
+    sd: NotRequired[float | None]
+    """Of paired differences in a run like it, from above; None where there was none."""
+    source: NotRequired[str | None]
+    needed: NotRequired[int | None]
+    """Seeds that find the smallest difference that matters with a power of 0.8."""
+
+
+def basis_of(sweep: Sweep, contrasts: int, spread: tuple[float, str] | None) -> Basis:
+    """Choose the number of confirm seeds, and say by what."""
+    from orchestrator.statistics import levels, power  # with scipy, which most verbs do not need
+
+    seeds, smallest = sweep.confirm.seeds, sweep.metric.smallest_difference
+    if not isinstance(seeds, str):
+        return {"rule": "given", "n": seeds if isinstance(seeds, int) else len(seeds)}
+    alpha = levels(contrasts, smallest).difference
+    if seeds == "fewest":
+        return {"rule": "fewest", "n": power.fewest_seeds(alpha)}
+    if spread is None or smallest == 0:
+        return {"rule": "enough", "n": power.enough_seeds(None), "sd": None, "source": None, "needed": None}
+    needed = power.seeds_to_find(smallest / spread[0], alpha / max(contrasts, 1)) or power.MOST
+    return {
+        "rule": "enough", "n": power.enough_seeds(needed), "sd": spread[0], "source": spread[1], "needed": needed,
+    }  # fmt: skip
+
+
+def confirm_seeds(sweep: Sweep, tuned: Sequence[int], count: int) -> tuple[int, ...]:
+    """List the confirm seeds: those given, or `count` fresh ones after those that are tuned on."""
+    if isinstance(sweep.confirm.seeds, list):
+        return tuple(sweep.confirm.seeds)
+    first = max(tuned, default=-1) + 1
+    return tuple(range(first, first + count))

@@ -1,0 +1,98 @@
+"""What a reader of a plan should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from jobs.config import JobConfig
+from orchestrator.sweep import Arm, Sweep
+from orchestrator.sweep.plan.seeds import Basis
+from orchestrator.sweep.space.grid import Grid
+
+
+def warnings(
+    sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int], contrasts: int, basis: Basis
+) -> list[str]:
+    """List what is odd about a plan. contrasts: how many are tested."""
+    from orchestrator.statistics import levels, power
+
+    notes, seeds = [*sweep.notes], basis["n"]
+    reachable, level = power.smallest_p(seeds), levels(contrasts, sweep.metric.smallest_difference).difference
+    if contrasts and reachable > level:
+        notes.append(
+            f"{seeds} confirm seeds cannot reach p <= {level:g} (smallest: {reachable:.3g}); "
+            f"use confirm.seeds = {power.UNKNOWN}, or 'enough'"
+        )
+    if (needed := basis.get("needed") or 0) > seeds:
+        notes.append(
+            f"{seeds} confirm seeds are the most that 'enough' gives; {needed:,} would find "
+            f"{sweep.metric.smallest_difference:g} four times in five, by the sd of {basis.get('sd'):.4f} in "
+            f"{basis.get('source')}: give a number, or a larger metric.smallest_difference"
+        )
+    if sweep.metric.smallest_difference == 0:
+        notes.append(
+            "metric.smallest_difference is 0, so 'equivalent' can never be the verdict; "
+            "give the smallest difference worth having"
+        )
+    if sweep.tune and not sweep.tune.defaults:
+        notes.append("tune.defaults is empty: give the published setting, so that every arm tries it first")
+    jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
+    if sweep.tune is None and any(job.loss.name != jobs[0].loss.name for job in jobs):
+        notes.append(
+            "losses are compared without a tune stage: their gradients differ in scale, "
+            "so one learning rate favours one of them; add [tune]"
+        )
+    notes += _unequal(jobs)
+    if len(set(suggestions.values())) > 1:
+        sizes = ", ".join(f"{label} {count}" for label, count in suggestions.items())
+        notes.append(f"grids differ in size, and so does what is tried in each arm: {sizes}")
+    notes += _sampled(sweep, arms, suggestions)
+    if jobs[0].is_function:
+        notes.append(own_loop(jobs[0].task))
+    if any(job.data.tune == job.data.confirm for job in jobs) and sweep.tune:
+        notes.append("data.tune and data.confirm are the same rows: the verdict favours what was tuned on them")
+    return notes
+
+
+def own_loop(task: str) -> str:
+    """Return the warning about numbers that a training loop of the user's own has reported."""
+    return f"task = {task!r} is a training loop of your own: whether its numbers depend on ranks is its own business"
+
+
+def _sampled(sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int]) -> Iterable[str]:
+    """Yield the warning about grids that are tried only in part."""
+    tune = sweep.tune
+    if tune is None or tune.sampler != "grid":
+        return
+    sizes = {arm.label: Grid(tune.space, arm.values).size for arm in arms if arm.label in suggestions}
+    parts = {label: f"{suggestions[label]:,} of {size:,}" for label, size in sizes.items() if suggestions[label] < size}
+    if not parts:
+        return
+    how = "drawn by tune.seed; tune.trials says how many"
+    if len(parts) == len(sizes) and len(set(parts.values())) == 1:
+        yield f"{next(iter(parts.values()))} points of the grid are tried in each arm, {how}"
+    else:
+        listed = ", ".join(f"{part} in {label}" for label, part in parts.items())
+        yield f"of the points of the grid are tried {listed}, {how}"
+
+
+def _unequal(jobs: Sequence[JobConfig]) -> Iterable[str]:
+    """Yield the warning about unequal budgets. Budgets that are equal in samples, steps or seconds count as equal."""
+    declared = {job.budget for job in jobs}
+    if jobs[0].is_function:
+        if len(declared) > 1:
+            yield "arms declare different budgets"
+        return
+    if any(job.steps is None for job in jobs):
+        if len(declared) > 1:
+            kinds = {f"{job.budget.seconds:g} s" if job.steps is None else f"{job.steps:,} steps" for job in jobs}
+            yield f"arms train for {', '.join(sorted(kinds))}: their budgets are not equal"
+        return
+    seen = {job.steps * job.batch.size for job in jobs if job.steps is not None}
+    if max(seen) - min(seen) <= max(job.batch.size for job in jobs):  # rounding to whole batches
+        return
+    pairs = f"{min(seen):,} to {max(seen):,} pairs"
+    if len(declared) == 1 and jobs[0].budget.steps is not None:
+        yield f"budgets are equal in steps, {jobs[0].steps:,}: arms see {pairs}"
+    else:
+        yield f"arms see {pairs}: their budgets are not equal"
