@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import click
 
@@ -98,22 +98,53 @@ def logs(run: str, trial: str | None, rank: int | None, address: str | None) -> 
 
 
 @main.command()
-@click.argument("run", nargs=-1, required=True)
+@click.argument("run", nargs=-1)
 @click.option("--into", metavar="FOLDER", help="Folder of the report of several runs, or of one on a cluster.")
+@click.option("--csv", "csv", type=click.Path(path_type=Path), metavar="FILE", help="Results of another trainer.")
+@click.option("--metric", help="Of --csv: the column of the values, or the name of what `value` is.")
+@click.option("--mode", type=click.Choice(["max", "min"]), help="Of --csv: which is better; max unless given.")
+@click.option("--baseline", metavar="ARM", help="Of --csv: what the others are compared with; else the first arm.")
+@click.option("--smallest-difference", type=float, metavar="X", help="Of --csv: differences below it do not matter.")
 @JSON
 @ADDRESS
-def compare(run: tuple[str, ...], into: str | None, *, as_json: bool, address: str | None) -> None:
-    """Print the verdict of RUN, and write report.html, report.md and results.parquet.
+def compare(
+    run: tuple[str, ...],
+    into: str | None,
+    *,
+    csv: Path | None,
+    metric: str | None,
+    mode: Literal["max", "min"] | None,
+    baseline: str | None,
+    smallest_difference: float | None,
+    as_json: bool,
+    address: str | None,
+) -> None:
+    """Print the verdict of RUN, and write report.html, report.md and results.parquet; with --csv judge the results of
+    any other trainer.
 
     \b
         orchestrator compare runs/quickstart --json
         orchestrator compare runs/temperature runs/flatnce --into both
         orchestrator compare s3://bucket/first-try --address http://HEAD:8265
+        orchestrator compare --csv results.csv --metric accuracy --smallest-difference 0.01
 
+    FILE has the columns arm, seed and METRIC (or value), and may have row, where each line is a row that was judged.
     Of several runs, each keeps the verdict of its own plan; below them is one table of all arms, in which the arms of
     the later runs are compared with the first run's baseline. The report of one run lies in it, that of several in
     runs/compared/A+B; with --address it is brought here, into NAME-report.
     """
+    of_csv = {"--metric": metric, "--mode": mode, "--baseline": baseline, "--smallest-difference": smallest_difference}
+    if csv is not None:
+        if run or into is not None or address is not None:
+            raise click.UsageError("--csv takes no RUN, no --into and no --address: a file is judged here")
+        if metric is None:
+            raise click.UsageError("--csv needs --metric, the column of the values; give --metric accuracy")
+        _compare_csv(csv, metric, mode or "max", baseline, smallest_difference or 0.0, as_json=as_json)
+        return
+    if given := [name for name, value in of_csv.items() if value is not None]:
+        raise click.UsageError(f"{', '.join(given)}: of --csv alone; a run has its own in its sweep")
+    if not run:
+        raise click.UsageError("name a RUN, or give --csv FILE")
     if address is not None:
         _compare_there(address, run, into, as_json=as_json)
     from orchestrator import report
@@ -139,6 +170,20 @@ def compare(run: tuple[str, ...], into: str | None, *, as_json: bool, address: s
         print_whole(report.table(summary))
         if not address_option():  # else the caller names the place on the cluster
             _print_places([page for page in folder.report_pages if unwritten is None or is_uri(page)])
+
+
+def _compare_csv(
+    path: Path, metric: str, mode: Literal["max", "min"], baseline: str | None, smallest: float, *, as_json: bool
+) -> None:
+    from orchestrator import report
+
+    if not 0 <= smallest < float("inf"):
+        raise click.UsageError(f"--smallest-difference {smallest}: give a number, 0 or more")
+    answer = report.judge(path, report.Asked(metric, mode, baseline, smallest))
+    if as_json:
+        print_json(answer.to_json())
+    else:
+        print_whole(report.table(answer))
 
 
 def _unwritten(error: OSError, folder: Path) -> str:

@@ -11,15 +11,19 @@ from orchestrator.report.mlflow_note import note, numbers
 from orchestrator.report.summary.evidence import summarize
 from orchestrator.report.summary.multi_run import folder_name, names
 from orchestrator.report.summary.multi_run import summarize as summarize_several
-from orchestrator.report.summary.records import MultiRunSummary, Summary
+from orchestrator.report.summary.outside import Asked, judge
+from orchestrator.report.summary.records import MultiRunSummary, OutsideSummary, Summary
 from orchestrator.report.terminal import multi_run_table as table_of_several
 from orchestrator.report.terminal import table
 from orchestrator.report.write import write, write_several
 
 __all__ = [
+    "Asked",
     "MultiRunSummary",
+    "OutsideSummary",
     "Summary",
     "folder_name",
+    "judge",
     "names",
     "note",
     "numbers",

@@ -60,7 +60,7 @@ SHELVES = {
     "orchestrator/preflight/estimate": "history probing text > model",
     "orchestrator/report": "mlflow_note terminal write > parquet render > tables > summary > formatting",
     "orchestrator/report/render": "page > plots > figure",
-    "orchestrator/report/summary": "multi_run > evidence > arms warnings > "
+    "orchestrator/report/summary": "multi_run outside > evidence > arms warnings > "
     "budgets compatibility pairs sentences > records",
     "orchestrator/report/tables": "content > grids > blocks",
     "orchestrator/run_dir": "export > context creation provenance > own_code > folder > bucket environment",

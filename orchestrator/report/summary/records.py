@@ -7,7 +7,7 @@ for what does not exist, such as the interval of one value or the metric of a tr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import JsonValue
@@ -108,19 +108,19 @@ class ArmSummary:
     diverged: int
     divergence_rate: float | None
     divergence_ci95: Interval | None
-    untrained: float | None
-    budget: Mapping[Kind, float]
+    untrained: float | None = None
+    budget: Mapping[Kind, float] = field(default_factory=dict)
     """As declared."""
-    spent: Mapping[Kind, Spent]
-    negatives_per_anchor: int | None
-    ranks: int | None
-    samples_per_second: float | None
-    peak_memory_mb: float | None
-    rank_seconds: float | None
-    metrics: Mapping[str, float | None]
-    values: Sequence[SeedValue]
-    tune: TuneSummary | None
-    code: Sequence[str | None]
+    spent: Mapping[Kind, Spent] = field(default_factory=dict)
+    negatives_per_anchor: int | None = None
+    ranks: int | None = None
+    samples_per_second: float | None = None
+    peak_memory_mb: float | None = None
+    rank_seconds: float | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    values: Sequence[SeedValue] = ()
+    tune: TuneSummary | None = None
+    code: Sequence[str | None] = ()
     """Digests of the code behind these numbers."""
     run: str | None = None
     """Among those of several runs: which one, and the next what it calls the arm."""
@@ -129,13 +129,13 @@ class ArmSummary:
     def to_json(self) -> JsonObject:
         """Return the record as JSON."""
         made: JsonObject = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "spent":
+        for own in fields(self):
+            value = getattr(self, own.name)
+            if own.name == "spent":
                 for kind, spent in self.spent.items():
                     made |= {kind: spent.mean, f"{kind}_range": as_json(spent.ends)}
-            elif field.name not in ("run", "arm") or value is not None:
-                made[field.name] = as_json(value)
+            elif own.name not in ("run", "arm") or value is not None:
+                made[own.name] = as_json(value)
         return made
 
 
@@ -330,7 +330,32 @@ class MultiRunSummary:
         return fields_as_json(self) | {"runs": runs}
 
 
-Answer = Summary | MultiRunSummary
+@dataclass(frozen=True, kw_only=True)
+class OutsideSummary:
+    """The answer on results of another trainer, of which no plan is known."""
+
+    question: str
+    metric: str
+    mode: statistics.Mode
+    smallest_difference: float
+    planned: bool = False
+    complete: bool = True
+    sentence: str = ""
+    arms: Sequence[ArmSummary]
+    held_equal: Kind | None = None
+    comparisons: Sequence[ComparisonSummary]
+    execution_only: Sequence[ExecutionPair] = ()
+    seeds: Sequence[int]
+    alpha: Mapping[str, float]
+    smallest_p: float
+    notes: Sequence[str] = ()
+
+    def to_json(self) -> JsonObject:
+        """Return the record as JSON."""
+        return fields_as_json(self)
+
+
+Answer = Summary | MultiRunSummary | OutsideSummary
 """What tables, plots and sentences are made of."""
 
 

@@ -66,6 +66,7 @@ MADE: dict[str, Callable[[type[Any]], BaseException]] = {
             "OtherOrigin",
             "ProbeFailed",
             "RemoteError",
+            "ResultsError",
             "RunError",
         ),
         *(

@@ -1,0 +1,174 @@
+"""Results of another trainer, from a CSV: the same verdict as of a run, and errors that say where."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from ledgers import BETTER, Begin, finished
+
+from orchestrator import report
+from orchestrator.cli import main
+from orchestrator.report import Asked, judge
+from orchestrator.report.summary.outside import ResultsError
+
+
+def written(folder: Path, lines: Sequence[str], header: str = "arm,seed,accuracy", *, encoding: str = "utf-8") -> Path:
+    path = folder / "results.csv"
+    path.write_bytes("\n".join([header, *lines, ""]).encode(encoding))
+    return path
+
+
+def lines_of(values: Mapping[str, Sequence[float]], first: int = 1) -> list[str]:
+    return [f"{arm},{seed},{value!r}" for arm, own in values.items() for seed, value in enumerate(own, start=first)]
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["compare", *arguments])
+
+
+def test_the_verdict_is_that_of_a_run_with_these_values(begin: Begin, tmp_path: Path) -> None:
+    """Whatever the order of the lines. Mutant check: another baseline, or pairs by place in place of seed."""
+    of_run: dict[str, Any] = report.summarize(finished(begin(), BETTER).ledger).to_json()
+    lines = lines_of(BETTER)
+    first, *others = lines
+    random.Random(0).shuffle(others)
+    path = written(tmp_path, [first, *others])
+    found: dict[str, Any] = judge(path, Asked("accuracy", smallest_difference=0.005)).to_json()
+    apart = {"differences", "shared", "apart"}
+    for mine, theirs in zip(found["comparisons"], of_run["comparisons"], strict=True):
+        assert {key: value for key, value in mine.items() if key not in apart} == {
+            key: pytest.approx(value) if isinstance(value, float) else value
+            for key, value in theirs.items()
+            if key not in apart
+        }
+    assert (found["planned"], found["alpha"], found["smallest_p"]) == (False, of_run["alpha"], of_run["smallest_p"])
+    assert [(arm["label"], arm["n"], arm["mean"]) for arm in found["arms"]] == [
+        (arm["label"], arm["n"], pytest.approx(arm["mean"])) for arm in of_run["arms"]
+    ]
+    assert found["sentence"].startswith("flat beats plain by 0.0175 accuracy (interval [+0.0")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("column", ["accuracy", "value"])
+def test_the_ways_in_which_people_write_tables(tmp_path: Path, delimiter: str, column: str) -> None:
+    """With what spreadsheets put in front, and a column that nobody asked for."""
+    lines = [f"{line},x".replace(",", delimiter) for line in lines_of(BETTER)]
+    header = f"arm,seed,{column},note".replace(",", delimiter)
+    path = written(tmp_path, lines, header, encoding="utf-8-sig")
+    assert judge(path, Asked("accuracy")).comparisons[0].result.verdict == "a_better"
+
+
+def test_the_baseline_may_be_named_and_less_may_be_better(tmp_path: Path) -> None:
+    path = written(tmp_path, lines_of(BETTER))
+    (one,) = judge(path, Asked("accuracy", mode="min", baseline="flat")).comparisons
+    assert (one.result.a, one.result.b, one.result.verdict) == ("plain", "flat", "a_better")
+    with pytest.raises(ResultsError, match="has the arms 'plain', 'flat'; name one of them"):
+        judge(path, Asked("accuracy", baseline="flt"))
+
+
+@pytest.mark.parametrize("value", ["", "nan", "inf", "-inf", "NaN"])
+def test_what_is_no_finite_number_has_diverged(tmp_path: Path, value: str) -> None:
+    lines = lines_of(BETTER)
+    lines[-1] = f"flat,6,{value}"
+    (one,) = judge(written(tmp_path, lines), Asked("accuracy")).comparisons
+    assert one.result.diverged("a") == 1
+    assert (one.result.n, one.result.n_trained, one.result.interval) == (6, 5, None)
+    lines[-3:] = [f"flat,{seed},{value}" for seed in (4, 5, 6)]
+    assert judge(written(tmp_path, lines), Asked("accuracy")).comparisons[0].result.verdict == "diverges"
+
+
+def test_seeds_of_one_arm_alone_are_left_out_and_named(tmp_path: Path) -> None:
+    path = written(tmp_path, [*lines_of(BETTER), "plain,7,0.1", "flat,9,0.9", "flat,8,0.9"])
+    answer = judge(path, Asked("accuracy"))
+    assert answer.comparisons[0].result.seeds == (1, 2, 3, 4, 5, 6)
+    assert answer.comparisons[0].result.verdict == "a_better"
+    assert "flat against plain: 3 seeds of one arm alone (7, 8, 9) left out." in answer.notes
+
+
+def test_rows_are_averaged_and_must_be_the_same(tmp_path: Path) -> None:
+    lines = [f"{line.rpartition(',')[0]},{x},{y}" for line in lines_of(BETTER) for x, y in (("1", "r1"), ("0", "r2"))]
+    header = "arm,seed,accuracy,row"
+    answer = judge(written(tmp_path, lines, header), Asked("accuracy"))
+    assert {value.value for arm in answer.arms for value in arm.values} == {0.5}
+    with pytest.raises(ResultsError, match="have other rows, such as 'r2'"):
+        judge(written(tmp_path, lines[:-1], header), Asked("accuracy"))
+    lines[1] = "plain,1,,r2"
+    assert judge(written(tmp_path, lines, header), Asked("accuracy")).arms[0].diverged == 1
+
+
+GOOD = lines_of(BETTER)
+
+
+@pytest.mark.parametrize(
+    ("header", "lines", "words"),
+    [
+        ("arm,accuracy", GOOD, "lacks the column 'seed'"),
+        ("arm,seed,acc", GOOD, "lacks the column 'accuracy' or 'value': it has 'arm', 'seed', 'acc'"),
+        ("arm,seed,accuracy,seed", GOOD, "has a column twice"),
+        ("arm,seed, accuracy", GOOD, "blanks around a name"),
+        ("arm,seed,accuracy", [], "has no results"),
+        ("arm,seed,accuracy", GOOD[:6], "has one arm, 'plain'"),
+        (
+            "arm,seed,accuracy",
+            [*GOOD, "flat,1,0.5"],
+            "line 14: arm 'flat', seed 1 stands in line 8 too; if each line is a row",
+        ),
+        ("arm,seed,accuracy", [*GOOD, "flat,1.5,0.5"], "line 14: seed '1.5' is no whole number"),
+        ("arm,seed,accuracy", [*GOOD, "flat,7,good"], "line 14: 'good' is no number"),
+        ("arm,seed,accuracy", [*GOOD, "flat,7"], "line 14: it has not as many cells"),
+        ("arm,seed,accuracy", [*GOOD, "flat,7,0.5,1"], "line 14: it has not as many cells"),
+        ("arm,seed,accuracy", [*GOOD, ",7,0.5"], "line 14: the arm is empty"),
+        ("arm,seed,accuracy", [*GOOD, 'flat,7,"0.5'], "is no CSV in UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_with_its_line(
+    tmp_path: Path, header: str, lines: list[str], words: str
+) -> None:
+    path = written(tmp_path, lines, header)
+    with pytest.raises(ResultsError) as refusal:
+        judge(path, Asked("accuracy"))
+    assert words in str(refusal.value)
+    done = run("--csv", str(path), "--metric", "accuracy")
+    assert (done.exit_code, words in done.output.replace("\n", " ")) == (2, True), done.output
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"\x00" * 50, b"arm,seed,accuracy\nplain,1,\xff\n"])
+def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "results.csv").write_bytes(content)
+    with pytest.raises(ResultsError):
+        judge(tmp_path / "results.csv", Asked("accuracy"))
+
+
+def test_it_is_printed_for_people_and_for_programs(tmp_path: Path) -> None:
+    path = str(written(tmp_path, lines_of(BETTER)))
+    shown = run("--csv", path, "--metric", "accuracy", "--smallest-difference", "0.005")
+    assert shown.exit_code == 0, shown.output
+    assert "flat beats plain by 0.0175 accuracy" in shown.output
+    assert "Nothing is known of a plan" in shown.output
+    told = run("--csv", path, "--metric", "accuracy", "--json")
+    assert json.loads(told.output)["comparisons"][0]["verdict"] == "a_better"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results.csv"], "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "name a RUN, or give --csv FILE"),
+        (["--csv", "results.csv"], "--csv needs --metric"),
+        (["runs/x", "--csv", "results.csv", "--metric", "a"], "--csv takes no RUN"),
+        (["runs/x", "--metric", "a"], "--metric: of --csv alone"),
+        (["--csv", "results.csv", "--metric", "a", "--smallest-difference", "-1"], "give a number, 0 or more"),
+        (["--csv", "results.csv", "--metric", "a", "--smallest-difference", "nan"], "give a number, 0 or more"),
+        (["--csv", "missing.csv", "--metric", "a"], "missing.csv"),
+    ],
+)
+def test_a_wrong_command_says_what_to_write(arguments: list[str], words: str) -> None:
+    done = run(*arguments)
+    assert done.exit_code in (2, 4)
+    assert words in done.output.replace("\n", " ")
