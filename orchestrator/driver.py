@@ -68,7 +68,7 @@ def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (),
             begun = planning.stored(ledger.run.sweep, ledger.run.rules)
             _refuse_changes(folder, begun, plan)
             return _continue(RunContext(begun.with_limits(plan.sweep), folder, ledger, options), code)
-    plan = spread.planned(sweep)
+    plan = spread.planned(sweep, spread.known() if sweep.confirm.seeds == "enough" else [])
     creation.refuse_what_is_no_run(folder, sweep_file)
     needs = Requirements.of_new(plan, folder, options)
     doctor.refuse(folder, plan)

@@ -50,7 +50,7 @@ class Kind:
     """An import path."""
 
     protocols: tuple[type, ...]
-    """What a component may be."""
+    """Whose arguments a component is called with."""
 
     beside: tuple[str, ...] = ()
     """Names of arguments that are no options either."""
@@ -76,7 +76,7 @@ TASK = Kind(
 )  # fmt: skip
 LOSS = Kind(
     "loss", "loss.name", "loss.options", "losses/builtin", "mylab.losses:focal_nce",
-    (protocols.RowLoss, protocols.Loss), default="infonce",
+    (protocols.LossOfRows, protocols.Loss), default="infonce",
 )  # fmt: skip
 ENCODER = Kind(
     "encoder", "model.name", "model.options", "models/encoders", "mylab.models:MyEncoder",

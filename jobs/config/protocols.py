@@ -1,6 +1,7 @@
-"""What each kind of component is called with, and what it gives: a Protocol a kind.
+"""What each kind of component is called with, and what it gives: one Protocol or more for each kind.
 
-A component takes by name what its signature has of the arguments here; all other arguments are its options. Their names
+A component takes by name what its signature has of the arguments here, a loss of rows and a loop by place; all other
+arguments are its options. Their names
 alone are read, by jobs/config/components.py, so nothing here imports torch when it runs. `job` and `config` are the
 job's jobs.config.JobConfig, `settings` its section of the component's kind.
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class RowLoss(Protocol):
+class LossOfRows(Protocol):
     """A loss of each anchor, declared by `jobs.losses.softmax_loss`, which gives it tiles, masks and hard negatives."""
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -40,13 +41,14 @@ class Loss(Protocol):
         ids: Tensor | None,
         key_ids: Tensor | None,
         negative_ids: Tensor | None,
-        scores: Tensor | None,
+        scores: Tensor,
         rows: Tensor,
         temperature: float | Tensor,
         step: int,
     ) -> Tensor:
         """Give a scalar. queries, keys [B, D]; negatives [B, H, D]; ids, key_ids, rows int64 [B]; negative_ids int64
-        [B, H]; scores [B] of labelled pairs; step from 1."""
+        [B, H]; scores [B] of labelled pairs, an error where there are none; step from 1. Queries and keys are unit rows
+        unless function or class says `normalised = False`."""
 
 
 class Encoder(Protocol):
@@ -92,7 +94,7 @@ class MakeOptimizer(Protocol):
     """An optimizer, such as any class of torch.optim."""
 
     def __call__(self, *, params: Iterable[Mapping[str, object]], lr: float, settings: object) -> torch.optim.Optimizer:
-        """Build it. params: groups with `params` and `weight_decay`."""
+        """Build it. params: groups with `params` and `weight_decay`, which is no option and not passed by itself."""
 
 
 class Schedule(Protocol):
@@ -134,7 +136,7 @@ class SentenceMetric(Protocol):
         """Give a number, or one for each pair. left, right [n, D]; scores [n]."""
 
 
-class Encode(Protocol):
+class EncodeRows(Protocol):
     """What judges ask for embeddings: the same on every rank and for every number of ranks."""
 
     def __call__(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
@@ -153,7 +155,7 @@ class Parts(Protocol):
         `hard_negatives = H` view 2 are those, [c * H, ...], all of pair 0 first. What is random is a function of seed,
         step, pairs (int64 [c], places in the batch) and view."""
 
-    def evaluate(self, encode: Encode, rows: object) -> Mapping[str, float | ArrayLike]:
+    def evaluate(self, encode: EncodeRows, rows: object) -> Mapping[str, float | ArrayLike]:
         """Judge an encoder on rows: a number, or one for each row, by the name of the metric. It takes by name also
         `references`, the rows of data.train."""
 

@@ -1,6 +1,6 @@
 """What ranks say to each other: every collective of a job in full view, and what it costs.
 
-`group` is a torch.distributed process group, or None for this process alone, where every function is the identity.
+`group` is a torch.distributed process group, or None for this process alone: then a function gives its input, detached.
 Nothing here is differentiable: losses.py writes its own backward, and parameter gradients are summed once, by
 `sum_gradients`. Rows travel as bytes, so that every dtype works on every backend and arrives bit for bit.
 """

@@ -30,7 +30,7 @@ NOT_FINITE = "embeddings"
 """Key of the nan that says that a model has diverged before its task has given a metric a name."""
 
 
-class Encode(protocols.Encode, Protocol):
+class Encode(protocols.EncodeRows, Protocol):
     """Embeddings of rows, the same on every rank and for every number of ranks."""
 
     @property

@@ -146,7 +146,7 @@ def check_weights(name: str, job: JobConfig) -> list[str]:
 
 
 def _untrainable(name: str, error: ModelError) -> ModelError:
-    """Add the encoder's name to the error that says why it cannot be trained."""
+    """Add the encoder's name to the error that says why it cannot be trained, unless it names a key of the job."""
     return error if str(error).startswith("model.") else ModelError(f"model.name = '{name}' cannot be trained: {error}")
 
 

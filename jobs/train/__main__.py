@@ -28,7 +28,7 @@ from jobs.core.failures import is_about_peers
 from jobs.core.plain import visible_lines
 
 STEPS_BETWEEN_SIGNALS = 20
-"""How often the ranks ask one another whether any of them was told to stop."""
+"""How often the ranks ask one another whether any of them got a signal to stop."""
 
 INTERRUPTED = 130
 

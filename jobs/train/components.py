@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from jobs.config import JobConfig, components, user_code
+from jobs.config import JobConfig, components, protocols, user_code
 from jobs.config.validation import issues
 
 FEW = 6
@@ -75,8 +75,10 @@ def _answer(wrong: list[Issue], distribution: tuple[str, str] | None = None) -> 
 
 def _known_options(kind: str, expected: str, model: type[BaseModel]) -> str:
     if expected == "is missing":
-        called = ", ".join(components.KINDS[kind].provided)
-        return f"; a {kind} is called by name with {called}, and every other parameter is an option"
+        called = ", ".join(protocols.arguments(*components.KINDS[kind].protocols))
+        return (
+            f"; what a component of this kind is called with is named {called}, and every other parameter is an option"
+        )
     if not expected.startswith("unknown key"):
         return ""
     names = ", ".join(model.model_fields)

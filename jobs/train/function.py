@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import SupportsFloat, cast
+from typing import Protocol, SupportsFloat, cast
 
 import torch
 import torch.distributed as dist
@@ -153,7 +153,9 @@ class FunctionTraining:
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise TypeError(f"report(metrics, step): step = {step!r}; give a whole number, 0 or more")
         with self._lock:
-            self._records.add({str(key): _number(key, value) for key, value in metrics.items()}, step=step)
+            self._records.add(
+                {str(key): _number(key, value, "report(metrics, step)") for key, value in metrics.items()}, step=step
+            )
             self.step = max(self.step, step)
 
     def keep_rows(self, name: str, ids: Sequence[object], values: Sequence[float]) -> None:
@@ -163,7 +165,9 @@ class FunctionTraining:
         if len(ids) != len(values):
             raise ValueError(f"rows({name!r}): {len(ids)} ids and {len(values)} values; give one value for each row")
         if self.rank == 0:
-            rows = {"metric": name, "ids": [str(i) for i in ids], "values": [float(value) for value in values]}
+            call = f"rows({name!r})"
+            numbers = [_number(row, value, call) for row, value in zip(ids, values, strict=True)]
+            rows = {"metric": name, "ids": [str(i) for i in ids], "values": numbers}
             self.storage.write(f"rows.{name}.json", json.dumps(rows))
 
     def advance(self, steps: int) -> list[trial_dir.Point]:  # noqa: ARG002 - a function has steps of its own
@@ -309,14 +313,25 @@ class FunctionTraining:
         self.log(sentence)
 
 
-def _number(key: object, value: object) -> float:
-    """Convert a reported value. Raises ValueError for a text, None, a list, or a tensor of several numbers."""
+def _number(key: object, value: object, call: str) -> float:
+    """Convert a value given to `call`. Raises ValueError for what is no number, or no single one: a text, None, a list,
+    an array or a tensor of several; of one number, its shape does not matter."""
+    item = value
     try:
-        if not isinstance(value, str | bytes):
-            return float(cast("SupportsFloat", value))
-    except (TypeError, ValueError, RuntimeError):
+        if getattr(value, "size", None) == 1 or getattr(value, "numel", lambda: 0)() == 1:
+            item = cast("Single", value).item()
+        if not isinstance(item, str | bytes | bytearray | memoryview):
+            return float(cast("SupportsFloat", item))
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError):
         pass
-    raise ValueError(f"report(metrics, step): {key} = {reprlib.repr(value)}; give a number, such as float(loss)")
+    raise ValueError(f"{call}: {key} = {reprlib.repr(value)}; give a number, such as float(loss)")
+
+
+class Single(Protocol):
+    """An array or a tensor of one number."""
+
+    def item(self) -> object:
+        """Return the number."""
 
 
 def _stamps(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -311,7 +311,8 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def of(embeddings: Tensor, leaf: Tensor) -> Tensor:
-        """Return the scalar of embeddings [n, D] whose gradient the loss has left at `leaf`, if it has left one."""
+        """Return the scalar of embeddings [c, D] or [c, H, D]. Their gradient is at `leaf`; 0 where the loss has left
+        none there."""
         gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
         scalar: Tensor = _WithGradient.apply(embeddings, gradient)  # type: ignore[no-untyped-call]
         return scalar
@@ -323,7 +324,7 @@ class _WithGradient(torch.autograd.Function):
         return embeddings.new_zeros(())
 
     @staticmethod
-    def backward(ctx: _Carried, scale: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004 - 1
+    def backward(ctx: _Carried, scale: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004 - it is 1
         """Return the gradient."""
         return ctx.gradient, None
 

@@ -53,14 +53,15 @@ def plan(
     from orchestrator.system.masking import masked
 
     loaded = sweeps.load(sweep, overrides)
-    made = spread.planned(loaded)
+    spreads = spread.known()
+    made = spread.planned(loaded, spreads)
     if not address_option():  # a job's own folder is no place for a run
         refuse_a_taken_place(made.sweep.name, sweep)
     made = made.noting(provenance.look_at_encoders(made))
     tell = partial(echo, err=True)
     with importable(sweeps.code_of(loaded, sweep.parent)):
         estimate = estimating.from_probes(made, tell=tell) if probe else estimating.from_history(made)
-    power = spread.power(made)
+    power = spread.power(made, spreads)
     if as_json:
         print_json(made.summary() | {"power": [one.to_json() for one in power], "estimate": estimate.summary()})
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ def print_plan(made: Plan, estimate: Estimate, power: Sequence[Power], probe: st
     echo(f"time:      {time_line(estimate, None if is_own_loop else probe)}")
     for line in power_lines(power, made.sweep.metric.smallest_difference, estimate):
         echo(line)
-    echo(f"smallest p reachable: {made.smallest_p:.4g}")
+    echo(f"smallest p reachable: {max(made.smallest_p, 1e-5):.4g}")
     for warning in (*made.warnings, *estimate.notes):
         echo(f"note: {visible(warning)}")
 
@@ -101,7 +102,7 @@ def _basis(basis: Basis) -> str:
     if basis["rule"] == "fewest":
         return " (the fewest that can reach the level, if all agree)"
     if basis["rule"] == "enough" and basis.get("sd") is None:
-        return " (enough: 10, as nothing like it has run here)"
+        return " (enough: 10, as it is not known what they would find)"
     return f" (enough, by the spread in {basis.get('source')})" if basis["rule"] == "enough" else ""
 
 
@@ -111,24 +112,35 @@ def power_lines(power: Sequence[Power], smallest_difference: float, estimate: Es
     for contrast in power:
         groups.setdefault((contrast.n, contrast.spread, contrast.needed), []).append(contrast)
     lines = []
-    for first, *others in groups.values():
-        which = (
-            f" ({first.a} against {first.b}{f' and {len(others)} more' if others else ''})" if len(groups) > 1 else ""
-        )
+    for own in groups.values():
+        first, others = own[0], len(own) - 1
+        which = f" ({first.a} against {first.b}{f' and {others} more' if others else ''})" if len(groups) > 1 else ""
+        if not isfinite(first.detectable):
+            lines.append(f"power:     {first.n} seeds cannot find any difference{which}; a pilot tells the sd, no more")
+            continue
         line = f"power:     {first.n} seeds find a difference of {first.detectable:.2f} sd four times in five{which}"
         if first.spread is None:
             line += "; the sd is not known, as nothing like it has run here: a pilot is a run with confirm.seeds=5"
         else:
-            line += f": {first.detectable * first.spread.sd:.4f}, by an sd of {first.spread.sd:.4f} at most in "
-            line += f"{first.spread.origin}"
-            if first.needed is not None:
-                hours = sum(
-                    (arm.trial_seconds or 0.0) * arm.ranks for arm in estimate.arms if arm.label in (first.a, first.b)
-                )
-                line += f"; {smallest_difference:g} takes {first.needed:,} seeds"
-                line += f", {first.needed * hours / 3600:,.2f} rank-hours" if hours else ""
+            found = first.detectable * first.spread.sd
+            line += f": {found:.3g}, by an sd of {first.spread.sd:.3g} (from above) in {first.spread.origin}"
+            line += _needed(own, smallest_difference, estimate)
         lines.append(line)
     return lines
+
+
+def _needed(own: Sequence[Power], smallest_difference: float, estimate: Estimate) -> str:
+    """Say how many seeds the smallest difference takes, and the hours of a rank for all arms of these contrasts."""
+    if smallest_difference <= 0:
+        return ""
+    if own[0].needed is None:
+        return f"; {smallest_difference:g} takes more seeds than can be counted"
+    text = f"; {smallest_difference:g} takes {own[0].needed:,} seeds"
+    labels = {label for contrast in own for label in (contrast.a, contrast.b)}
+    took = [(arm.trial_seconds, arm.ranks) for arm in estimate.arms if arm.label in labels]
+    hours = sum(own[0].needed * (seconds or 0.0) * ranks for seconds, ranks in took) / 3600
+    known = all(seconds is not None for seconds, _ in took)
+    return text + (f", {hours:,.2f} rank-hours for {len(labels)} arms" if known else "")
 
 
 def _rounded(value: float | None) -> float | int | None:

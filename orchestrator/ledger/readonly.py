@@ -31,13 +31,14 @@ VERSION_FOUND = "SELECT version FROM orchestrator_schema"
 
 RUNS = "SELECT uuid, name, created, environment, sweep FROM runs"
 
-TRIALS = f"""
+TRIALS = """
 SELECT t.run, t.id, t.position, t.arm, t.job, t.result, t.started, t.ended, a.execution
 FROM trials t JOIN attempts a ON a.run = t.run AND a.trial = t.id
 WHERE t.state = 'done' AND t.outcome = 'ok' AND t.result IS NOT NULL AND t.started IS NOT NULL AND t.ended IS NOT NULL
+AND t.stage IN ({stages})
 ORDER BY t.ended DESC, t.run, t.id, a.number DESC
-LIMIT {NEWEST}
-"""  # noqa: S608 - a constant of this module
+LIMIT {newest}
+"""
 """A row for each attempt of each such trial, the latest first. Asks only for what every version of the ledger has, and
 as text: to have SQLAlchemy make it anew for each of many files would take longer than to run it."""
 
@@ -80,8 +81,9 @@ class Finished:
     ended: float
 
 
-def finished(url: str) -> list[Finished]:
-    """List the trials of a database that ended well, of all its runs, in the order they ended.
+def finished(url: str, *, confirmed: bool = False) -> list[Finished]:
+    """List the trials of a database that ended well, of all its runs, in the order they ended: the newest ones.
+    confirmed: those of the confirm stage alone.
 
     Raises LedgerError for a database that is not there, broken, busy, or newer than this program.
     """
@@ -90,7 +92,8 @@ def finished(url: str) -> list[Finished]:
             version = connection.exec_driver_sql(VERSION_FOUND).scalar_one()
             if version > schema.VERSION:
                 raise LedgerError(f"it has schema version {version}, and this program knows up to {schema.VERSION}")
-            rows = connection.exec_driver_sql(TRIALS).all()
+            stages = "'confirm'" if confirmed else "'tune', 'confirm'"
+            rows = connection.exec_driver_sql(TRIALS.format(stages=stages, newest=NEWEST)).all()
             runs = {run.uuid: run for run in connection.exec_driver_sql(RUNS)} if rows else {}
         return _trials(runs, rows)
     except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError, ValueError, TypeError, RecursionError) as error:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from statistics import stdev
 
 from jobs.config import canonical
+from jobs.config.components import is_import_path
 from orchestrator.ledger import Finished
 from orchestrator.ledger.stored import JsonObject
-from orchestrator.preflight.estimate.history import trials_within_reach
+from orchestrator.preflight.estimate.history import confirmed_within_reach
 from orchestrator.sweep import Sweep
 from orchestrator.sweep import plan as planning
 from orchestrator.sweep.plan import Plan
@@ -25,6 +26,9 @@ FEWEST_PAIRS = 5
 """Pairs of a contrast from which on its spread says something."""
 
 ONE_IN_FIVE = 0.2
+
+ROUNDING = 1e-12
+"""Of the metric: less is no spread."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,10 @@ class Spread:
     """The run's folder or name."""
 
 
+Spreads = Sequence[tuple[str, Spread]]
+"""Of contrasts of earlier runs, each with what its differences are differences of."""
+
+
 @dataclass(frozen=True)
 class Power:
     """What the seeds of one contrast can show."""
@@ -47,7 +55,7 @@ class Power:
     b: str
     n: int
     detectable: float
-    """The difference that they find with a power of 0.8, in standard deviations."""
+    """The difference that they find with a power of 0.8, in standard deviations; inf where they cannot find any."""
 
     spread: Spread | None
     needed: int | None
@@ -56,38 +64,43 @@ class Power:
     def to_json(self) -> JsonObject:
         """Return the record as JSON."""
         sd, source = (self.spread.sd, self.spread.origin) if self.spread else (None, None)
+        found = self.detectable if isfinite(self.detectable) else None
         return {
-            "a": self.a, "b": self.b, "n": self.n, "sd": sd, "detectable": self.detectable, "needed": self.needed,
+            "a": self.a, "b": self.b, "n": self.n, "sd": sd, "detectable": found, "needed": self.needed,
             "source": source,
         }  # fmt: skip
 
 
-def planned(sweep: Sweep) -> Plan:
-    """Make the plan of a new run, with as many seeds as the spread of earlier runs asks for. Raises nothing more than
-    `plan.make`; reads ledgers, writes none."""
+def known() -> Spreads:
+    """Collect the spread of every contrast of the runs within reach. Raises nothing; reads ledgers, writes none."""
+    return [spread for origin, trials in confirmed_within_reach() for spread in _of_run(origin, trials)]
+
+
+def planned(sweep: Sweep, spreads: Spreads) -> Plan:
+    """Make the plan of a new run, with as many seeds as the spread of earlier runs asks for. Raises as `plan.make`."""
     made = planning.make(sweep)
     if sweep.confirm.seeds != "enough":
         return made
-    known = [contrast.spread for contrast in power(made) if contrast.spread]
-    widest = max(known, key=lambda spread: spread.sd, default=None)
+    like = [contrast.spread for contrast in power(made, spreads) if contrast.spread]
+    widest = max(like, key=lambda spread: spread.sd, default=None)
     return made if widest is None else planning.make(sweep, (widest.sd, widest.origin))
 
 
-def power(plan: Plan) -> list[Power]:
-    """Compute what the seeds of every contrast that is tested can show. Raises nothing; reads ledgers, writes none."""
+def power(plan: Plan, spreads: Spreads) -> list[Power]:
+    """Compute what the seeds of every contrast that is tested can show."""
     from orchestrator.statistics import levels
     from orchestrator.statistics.power import detectable, seeds_to_find
 
     tested, smallest, seeds = plan.tested, plan.sweep.metric.smallest_difference, len(plan.confirm_seeds)
     if not tested:
         return []
-    alpha = levels(len(tested), smallest).difference / len(tested)
-    effect, spreads, found = detectable(seeds, alpha), _spreads(), []
+    alpha, found = levels(len(tested), smallest).difference, []
+    effect = detectable(seeds, alpha, len(tested))
     for a, b in tested:
-        kinds = {_kind(_job(plan, arm), plan.sweep.metric.name) for arm in (a, b)}
-        like = [spread for kind, spread in spreads if kind in kinds and len(kinds) == 1]
+        kind = _kind([_job(plan, arm) for arm in (a, b)], plan.sweep.metric.name)
+        like = [spread for other, spread in spreads if other == kind]
         widest = max(like, key=lambda spread: spread.sd, default=None)
-        needed = seeds_to_find(smallest / widest.sd, alpha) if widest and smallest > 0 else None
+        needed = seeds_to_find(smallest / widest.sd, alpha, len(tested)) if widest and smallest > 0 else None
         found.append(Power(a, b, seeds, effect, widest, needed))
     return found
 
@@ -96,35 +109,45 @@ def _job(plan: Plan, arm: str) -> JsonObject:
     return plan.arm(arm).config(stage="confirm", seed=0).model_dump(mode="json")
 
 
-def _spreads() -> list[tuple[str, Spread]]:
-    """Collect the spread of every contrast of an earlier run, and the kind that its trials are of."""
-    found: list[tuple[str, Spread]] = []
-    for origin, trials in trials_within_reach():
-        found += _of_run(origin, [trial for trial in trials if trial.job.get("stage") == "confirm"])
-    return found
-
-
 def _of_run(origin: str, trials: Sequence[Finished]) -> Iterator[tuple[str, Spread]]:
     from scipy.special import chdtri
 
     by_arm: dict[str, dict[object, Finished]] = {}
     for trial in trials:
         by_arm.setdefault(trial.arm, {})[trial.job.get("seed")] = trial
-    for a, b in trials[0].contrasts if trials else ():
+    metric = trials[0].metric
+    for a, b in trials[0].contrasts:
         left, right = by_arm.get(a, {}), by_arm.get(b, {})
         pairs = [(left[seed], right[seed]) for seed in left.keys() & right.keys()]
-        metric = trials[0].metric
-        kinds = {_kind(trial.job, metric) for pair in pairs for trial in pair}
         values = [(x.result.metrics.get(metric), y.result.metrics.get(metric)) for x, y in pairs]
-        differences = [x - y for x, y in values if x is not None and y is not None]
-        n = len(differences)
-        if n >= FEWEST_PAIRS and len(kinds) == 1 and (sd := stdev(differences)) > 0:
-            upper = sd * sqrt((n - 1) / float(chdtri(n - 1, 1 - ONE_IN_FIVE)))
-            yield kinds.pop(), Spread(upper, n, origin)
+        measured = [(x, y) for x, y in values if x is not None and y is not None and isfinite(x) and isfinite(y)]
+        if (n := len(measured)) < FEWEST_PAIRS or _is_one_objective(*pairs[0]):
+            continue
+        sd, largest = stdev([x - y for x, y in measured]), max(max(abs(x), abs(y)) for x, y in measured)
+        kind = _kind([trial.job for trial in pairs[0]], metric)
+        if kind is not None and isfinite(sd) and sd > ROUNDING * largest:
+            yield kind, Spread(sd * sqrt((n - 1) / float(chdtri(n - 1, 1 - ONE_IN_FIVE))), n, origin)
 
 
-def _kind(job: Mapping[str, object], metric: str) -> str:
-    """Name what a difference is a difference of: the task, the rows, the metric and the budget."""
-    rows = job.get("data")
-    sources = [rows.get(key) for key in ("train", "confirm")] if isinstance(rows, dict) else []
-    return canonical({"task": job.get("task"), "rows": sources, "metric": metric, "budget": job.get("budget")})
+def _is_one_objective(a: Finished, b: Finished) -> bool:
+    """Return whether two arms differ in nothing but how they are computed: their differences are rounding."""
+    one, other = ({key: value for key, value in trial.job.items() if key != "execution"} for trial in (a, b))
+    return one == other
+
+
+def _kind(jobs: Sequence[Mapping[str, object]], metric: str) -> str | None:
+    """Name what a difference of two arms is a difference of: the task, the rows, the metric and the budget, and of a
+    task of the user's own the options that both have; None where the arms differ in one of these."""
+    kinds = {canonical([job.get("task"), _rows(job), job.get("budget")]) for job in jobs}
+    if len(kinds) > 1:
+        return None
+    options: object = {}
+    if is_import_path(str(jobs[0].get("task"))):  # which may say what it is trained on
+        own, other = (table if isinstance(table := job.get("options"), dict) else {} for job in jobs)
+        options = {key: value for key, value in own.items() if key in other and other[key] == value}
+    return canonical([kinds.pop(), metric, options])
+
+
+def _rows(job: Mapping[str, object]) -> list[object]:
+    data = job.get("data")
+    return [data.get("train"), data.get("confirm")] if isinstance(data, dict) else []

@@ -32,7 +32,7 @@ import numpy as np
 
 from orchestrator.statistics.intervals import bca_interval, t_interval
 from orchestrator.statistics.joint import difference_interval, joint_test
-from orchestrator.statistics.numbers import Interval, Mode
+from orchestrator.statistics.numbers import TIE, Interval, Mode
 from orchestrator.statistics.power import seeds_to_exclude, seeds_to_find
 from orchestrator.statistics.tests import equivalence_p, holm, sign_flip_p
 
@@ -167,12 +167,15 @@ def compare(
     smallest_difference: float = 0.0,
     divergence: Divergence = Divergence(),
     same_objective: Collection[tuple[str, str]] = (),
+    pending: bool = False,
     resamples: int = 9_999,
 ) -> list[Comparison]:
     """Judge every contrast (a, b) on the seeds that have ended in both arms, in the order given.
 
     values: arm -> seed -> final metric of what trained. divergence: what did not. same_objective: contrasts of arms
     that differ in `execution` alone: nothing is tested, they are equivalent by construction.
+    pending: trials of the family are still to come. Then nothing is better or worse: a comparison without its pairs
+    takes nothing from the joint test, which would ask less of the others now than at the end.
     seeds: the planned ones, of all contrasts or of each. Where an arm lacks a seed (lost, or not yet run), its
     contrasts are shown on what there is and are `inconclusive`, and they still count as contrasts in the adjustment.
     Raises ValueError for a metric that is not finite.
@@ -202,7 +205,7 @@ def compare(
             verdict = "diverges"
         elif complete and (contrast in same_objective or (contrast in family and equals[contrast].rejected)):
             verdict = "equivalent"
-        elif complete and contrast in family and differs[contrast].rejected:
+        elif complete and not pending and contrast in family and differs[contrast].rejected:
             verdict = "a_better" if (sum(p.difference for p in pairs) > 0) == (mode == "max") else "b_better"
         is_equal = verdict == "equivalent" and contrast in family
         judged = (equals if is_equal else differs).get(contrast)
@@ -253,7 +256,7 @@ def _paired(
             if seed in own and not np.isfinite(own[seed]):
                 raise ValueError(f"arm {arm!r}, seed {seed}: the metric is {own[seed]}; it must be a finite number")
     both = [seed for seed in seeds if seed in left and seed in right and seed not in lost["a"] | lost["b"]]
-    measured = {seed: float(left[seed] - right[seed]) for seed in both}
+    measured = {seed: _difference(contrast, seed, left[seed], right[seed]) for seed in both}
     widest = max(map(abs, measured.values()), default=0.0) or 1.0
     against_a = -widest if mode == "max" else widest
     pairs = []
@@ -324,9 +327,17 @@ def _needed(differences: Sequence[float], contrasts: int, smallest_difference: f
     if smallest_difference <= 0 or spread <= 0:
         return None
     alpha, effect = levels(contrasts, smallest_difference), smallest_difference / spread
-    find = seeds_to_find(effect, alpha.difference / contrasts)
+    find = seeds_to_find(effect, alpha.difference, contrasts)
     exclude = seeds_to_exclude(effect, alpha.equivalence / contrasts)
     return None if find is None or exclude is None else max(find, exclude)
+
+
+def _difference(contrast: Contrast, seed: int, a: float, b: float) -> float:
+    """Return a - b; 0 where it is rounding. Raises ValueError where it is beyond what a float holds."""
+    difference = float(a - b)
+    if not np.isfinite(difference):
+        raise ValueError(f"arms {contrast[0]!r} and {contrast[1]!r}, seed {seed}: {a} - {b} is no finite number")
+    return 0.0 if abs(difference) <= TIE * max(abs(a), abs(b)) else difference
 
 
 def _has_diverged(

@@ -38,6 +38,8 @@ def bca_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 9_9
     mean, centred = float(x.mean()), x - x.mean()
     if np.ptp(x) <= TIE * max(1.0, np.abs(x).max()):
         return mean, mean
+    scale = float(np.abs(x).max())
+    x, mean, centred = x / scale, mean / scale, centred / scale  # squares must not overflow
     drawn = np.random.default_rng(0).integers(n, size=(resamples, n))
     means = x[drawn].mean(axis=1)
     below = (np.mean(means < mean) + np.mean(means <= mean)) / 2
@@ -46,7 +48,7 @@ def bca_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 9_9
     acceleration = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)
     z = bias + special.ndtri([(1 - level) / 2, (1 + level) / 2])
     low, high = np.quantile(means, special.ndtr(bias + z / (1 - acceleration * z)))
-    return float(low), float(high)
+    return float(low) * scale, float(high) * scale
 
 
 def wilson_interval(count: int, n: int, *, level: float = 0.95) -> Interval:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,6 +34,13 @@ EXACT_UP_TO = 20
 
 DRAWS = 99_999
 """Random assignments beyond that, beside the observed one: p = (1 + hits) / (1 + draws) (Phipson and Smyth 2010)."""
+
+
+AT_ONCE = 2_500
+"""Of those: how many are held in memory."""
+
+ROUNDING = 1e-9
+"""Of c^2 against n: less is no room."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,10 @@ def joint_test(
     d = np.asarray(differences, dtype=np.float64)
     if d.ndim != 2 or not np.isfinite(d).all():
         raise ValueError(f"differences must be finite numbers [seeds, contrasts], not {d.shape} with nan or inf")
-    d = np.where(np.abs(d) <= TIE, 0.0, d)  # rounding is no difference
     n, m = d.shape
+    if n and m:
+        widest = np.abs(d).max(axis=0)
+        d = d / np.where(widest > 0, widest, 1.0)  # T has no scale, and squares must not overflow
     planned = list(looks) or [n]
     now = planned[: len(planned) if taken is None else taken]
     if not n or not m:
@@ -115,7 +123,7 @@ def difference_interval(differences: ArrayLike, present: ArrayLike, tested: Join
     mean = float(own.mean())
     if not tested.reached:
         room = n - tested.critical**2
-        if room <= 0:
+        if room <= ROUNDING * n:
             return None
         half = tested.critical * math.sqrt((n - 1) / room) * float(own.std(ddof=1)) / math.sqrt(n)
         return mean - half, mean + half
@@ -123,11 +131,11 @@ def difference_interval(differences: ArrayLike, present: ArrayLike, tested: Join
         means, rank = _subset_means(own), tested.reached >> (seeds - n)  # the absent pairs' signs change nothing
         low, high = means, means
     else:
-        chosen = _drawn(seeds)[:, there] < 0
-        size = chosen.sum(1)
-        mixed = (size > 0) & (size < n)
+        sizes = np.concatenate([(signs[:, there] < 0).sum(1) for signs in _drawn(seeds)])
+        sums = np.concatenate([(signs[:, there] < 0) @ own for signs in _drawn(seeds)])
+        mixed = (sizes > 0) & (sizes < n)
         rank = tested.reached - int((~mixed).sum()) + 1  # an assignment of one sign counts whatever the mean is
-        inside, size = (chosen[mixed] @ own) / size[mixed], size[mixed]
+        inside, size = sums[mixed] / sizes[mixed], sizes[mixed]
         outside = (mean * n - inside * size) / (n - size)
         low, high = np.minimum(inside, outside), np.maximum(inside, outside)
     if not 0 < rank <= len(low):
@@ -220,7 +228,7 @@ def _flipped(d: Floats, *, once: bool = False) -> Floats:
         return np.zeros(1 if once else _count(len(d)))
     sums: Floats = d.sum(keepdims=True) if once else d[:1]
     if len(d) > EXACT_UP_TO and not once:
-        sums = _drawn(len(d)) @ d
+        sums = np.concatenate([signs @ d for signs in _drawn(len(d))])
     elif not once:
         for value in d[1:]:  # so that the first seeds' signs are the lowest bits of an assignment's number
             sums = np.concatenate([sums + value, sums - value])
@@ -232,9 +240,12 @@ def _count(seeds: int) -> int:
     return int(2 ** (seeds - 1)) if seeds <= EXACT_UP_TO else DRAWS + 1
 
 
-@lru_cache(maxsize=1)
-def _drawn(seeds: int) -> Floats:
-    """Draw assignments, the same for every contrast, [1 + DRAWS, seeds], the observed one first."""
-    signs: Floats = np.random.default_rng(seeds).choice((-1.0, 1.0), size=(DRAWS + 1, seeds))
-    signs[0] = 1
-    return signs
+def _drawn(seeds: int) -> Iterator[Floats]:
+    """Draw assignments, the same for every contrast, the observed one first: [1 + DRAWS, seeds], some at a time."""
+    rng = np.random.default_rng(seeds)
+    for begun in range(0, DRAWS + 1, AT_ONCE):
+        bits = rng.integers(0, 2, size=(min(AT_ONCE, DRAWS + 1 - begun), seeds), dtype=np.int8)
+        signs: Floats = np.where(bits, 1.0, -1.0)
+        if not begun:
+            signs[0] = 1
+        yield signs

@@ -58,7 +58,8 @@ def equivalence_p(differences: ArrayLike, smallest_difference: float) -> float:
 
     For one contrast p <= 0.05 says the same as "the 90% t interval lies inside +-smallest_difference". For several the
     p-values go through `holm`, so that the k-th smallest of m is held to a 1 - 2 * 0.05 / (m + 1 - k) interval.
-    1 below two differences; never below 0.5 where no smallest difference (0) was declared.
+    1 below two differences; never below 0.5 where no smallest difference (0) was declared; 0 for equal differences
+    within it, which have no spread to hold them against.
     """
     d = vector(differences)
     n = len(d)

@@ -446,5 +446,5 @@ class Planned:
 
 def apart_id(of_job: str, arm: str) -> str:
     """Compute the id of an arm's trial where the job of another arm has the same id. A row of the ledger, a run of
-    MLflow and a value of the report belong to one arm: what two arms ask for is trained for each, with equal bits."""
+    MLflow and a value of the report belong to one arm: what two arms ask for is trained twice, bit for bit the same."""
     return hashlib.sha256(canonical([of_job, arm]).encode()).hexdigest()[:12]

@@ -181,7 +181,7 @@ class Projection:
         before, self.last_error = self.last_error, problem
         if (problem is None) == (before is None):
             return
-        text = "MLflow has been told everything again" if problem is None else f"{type(problem).__name__}: {problem}"
+        text = "MLflow has everything again" if problem is None else f"{type(problem).__name__}: {problem}"
         try:
             self._ledger.event("tracking_back" if problem is None else "tracking_lost", text[:500])
         except LeaseLost:

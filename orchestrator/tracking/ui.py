@@ -100,7 +100,7 @@ def show_elsewhere(answer: Pages, *, browse: bool) -> None:
     pages = list(answer["pages"].items())
     _print_pages(pages, browse=browse)
     if not pages:
-        _echo(f"MLflow has not been told of this run yet; it is at {server}")
+        _echo(f"MLflow does not know this run yet; it is at {server}")
     here = urlsplit(server)
     what = "the head itself" if here.hostname in ("127.0.0.1", "localhost", "::1") else "reached from the head"
     port = here.port or (443 if here.scheme == "https" else 80)

@@ -13,8 +13,7 @@ def _untold(facts: Facts) -> Iterator[Finding]:
     points = sum(map(len, facts.waiting.values()))
     if facts.unprojected or points or facts.run.mlflow_run_id is None:
         yield Finding(
-            f"MLflow has not been told the state of {counted(len(facts.unprojected), 'trial')} and "
-            f"{counted(points, 'point')}",
+            f"MLflow lacks the state of {counted(len(facts.unprojected), 'trial')} and {counted(points, 'point')}",
             f"tell it: {facts.resume}",
         )
 

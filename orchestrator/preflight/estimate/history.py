@@ -66,16 +66,16 @@ def history() -> History:
     return History(tuple(known), tuple(skipped))
 
 
-def trials_within_reach() -> Iterator[tuple[str, list[Finished]]]:
-    """Yield the finished trials of each run within reach, with the run's folder or name, those at work last first; at
-    most ENOUGH in all. Ledgers that cannot be read are left out."""
+def confirmed_within_reach() -> Iterator[tuple[str, list[Finished]]]:
+    """Yield the finished confirm trials of each run within reach, with the run's folder or name, those at work last
+    first; at most ENOUGH in all. Ledgers that cannot be read are left out."""
     count = 0
     for url, folder in _ledgers():
         if count >= ENOUGH:
             return
         with contextlib.suppress(LedgerError):
             by_run: dict[str, list[Finished]] = {}
-            for trial in finished(url):
+            for trial in finished(url, confirmed=True):
                 by_run.setdefault(trial.run, []).append(trial)
             count += sum(map(len, by_run.values()))
             yield from ((folder or of_run[0].sweep, of_run) for of_run in by_run.values())

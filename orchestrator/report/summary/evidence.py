@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -30,6 +30,8 @@ from orchestrator.sweep import plan as planning
 
 STAGES: tuple[Stage, ...] = ("tune", "confirm")
 
+ENDED: tuple[TrialState, ...] = ("done", "pruned", "failed")
+
 
 def summarize(ledger: Ledger) -> Summary:
     """Return the answer of a run, complete or not; `complete` says which, and `notes` what is missing or odd.
@@ -40,7 +42,9 @@ def summarize(ledger: Ledger) -> Summary:
     plan, metric = run.sweep["plan"], run.sweep["metric"]
     confirm = arms.confirmed(ledger, trials)
     mode, smallest = metric.get("mode", "max"), float(metric.get("smallest_difference", 0.0))
-    compared = _compared(run, confirm, mode, smallest, unconfirmed(ledger))
+    untuned = schedule.untuned_arms(planning.stored(run.sweep, run.rules), ledger)
+    never = [arm for arm, why in untuned.items() if why == "diverged"]
+    compared = _compared(run, confirm, mode, smallest, never, pending=_pending(run, trials, untuned))
     code = [_code_group(group) for group in provenance.behind(run.provenance, trials, ledger.attempts())]
     summaries = _arms(ledger, trials, confirm, mode, code)
     seeds = [int(seed) for seed in plan["confirm_seeds"]]
@@ -74,8 +78,16 @@ def summarize(ledger: Ledger) -> Summary:
     return replace(summary, notes=warnings, sentence=sentence(summary))
 
 
+def _pending(run: Run, trials: Sequence[Trial], untuned: Collection[str]) -> bool:
+    """Return whether confirm trials of the planned contrasts are still to come. untuned: arms that will have none."""
+    plan = run.sweep["plan"]
+    ended = {(trial.arm, trial.seed) for trial in trials if trial.stage == "confirm" and trial.state in ENDED}
+    compared = {str(arm) for pair in plan["contrasts"] for arm in pair} - set(untuned)
+    return any((arm, int(seed)) not in ended for arm in compared for seed in plan["confirm_seeds"])
+
+
 def _compared(
-    run: Run, confirm: arms.Confirmed, mode: statistics.Mode, smallest: float, never: Sequence[str]
+    run: Run, confirm: arms.Confirmed, mode: statistics.Mode, smallest: float, never: Sequence[str], *, pending: bool
 ) -> list[statistics.Comparison]:
     """Judge the planned contrasts. never: arms without a confirm trial, as no setting trained."""
     plan = run.sweep["plan"]
@@ -88,6 +100,7 @@ def _compared(
         smallest_difference=smallest,
         divergence=statistics.Divergence(confirm.diverged, never),
         same_objective=[pair for pair in contrasts if pairs.one_objective(confirm.trials, run.sweep, *pair)],
+        pending=pending,
     )
 
 
@@ -127,7 +140,7 @@ def _code_group(group: provenance.Group) -> CodeGroup:
 def _lost(trials: Sequence[Trial], confirm: arms.Confirmed) -> Iterable[Trial]:
     """Yield the confirm trials that have ended without a value, and not because they diverged."""
     for trial in trials:
-        if trial.stage == "confirm" and trial.state in ("done", "pruned", "failed"):
+        if trial.stage == "confirm" and trial.state in ENDED:
             has_value = trial.seed in confirm.values.get(trial.arm, {})
             if not has_value and trial.seed not in confirm.diverged[trial.arm]:
                 yield trial

@@ -2,7 +2,7 @@
 
 Every arm of the later runs is set against the baseline of the first, seed by seed. What a run planned is judged in that
 run and not once more here, and an arm that is that baseline again is no question: whether the two agree is said in its
-place. So no contrast is tested twice. All are adjusted together by Holm, and all are exploratory: that these runs are
+place. So no contrast is tested twice. All are tested together, and all are exploratory: that these runs are
 put side by side was decided when their results could be seen.
 """
 

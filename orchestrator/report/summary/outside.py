@@ -27,6 +27,9 @@ from orchestrator.system.exit_codes import Exit
 
 DELIMITERS = ",;\t"
 
+LARGEST = 1e100
+"""Values that are judged: their squares are numbers."""
+
 NAMED = 5
 """Seeds or rows that a note or an error names; of more, the first ones."""
 
@@ -161,11 +164,16 @@ def _add(table: _Table, path: Path, number: int, line: Mapping[str | None, str |
 
 
 def _number(where: str, text: str) -> float:
-    """Parse a value; nan for an empty one. Raises ResultsError for a text."""
+    """Parse a value; nan for an empty one. Raises ResultsError for a text, and for a number whose square is none."""
     try:
-        return float(text) if text else math.nan
+        value = float(text) if text else math.nan
     except ValueError:
         raise ResultsError(f"{where}: {text!r} is no number; leave it empty for a trial that diverged") from None
+    if math.isfinite(value) and abs(value) > LARGEST:
+        raise ResultsError(
+            f"{where}: {text} is beyond {LARGEST:g}; give it in larger units, or empty for one that diverged"
+        )
+    return value
 
 
 def _refuse_other_rows(path: Path, table: _Table) -> None:

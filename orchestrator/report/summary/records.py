@@ -164,6 +164,7 @@ class ComparisonSummary:
             "ci90": as_json(result.ci90),
             "interval": as_json(result.interval),
             "interval_kind": result.interval_kind,
+            "interval_rows": None,
             "p": result.p,
             "p_adjusted": result.p_adjusted,
             "p_holm": result.p_holm,

@@ -97,7 +97,7 @@ def _clause(result: Comparison, answer: Answer, *, brief: bool = False) -> str:
         evidence = f"({evidence}, of which {lost(result)} diverged in {_sides(result)})"
         by, delta = "", f"{signed(result.delta_trained)} {metric} where both trained"
     else:
-        ends = f"interval {interval(result.interval, sign=True)}, " if result.interval else ""
+        ends = f"interval {interval(_of_winner(result), sign=True)}, " if result.interval else ""
         evidence = f"({ends}{evidence})"
         by, delta = f" by {value(abs(result.delta or 0.0))}", f"{signed(result.delta)} {metric}"
     if result.verdict in ("a_better", "b_better"):
@@ -108,6 +108,15 @@ def _clause(result: Comparison, answer: Answer, *, brief: bool = False) -> str:
         limit = value(answer.smallest_difference)
         return f"{result.a} and {result.b} are equivalent: their mean {metric} differs by less than {limit} {evidence}"
     return f"{result.a} against {result.b} is inconclusive: {delta} {evidence}{_more(result, answer)}"
+
+
+def _of_winner(result: Comparison) -> tuple[float, float] | None:
+    """Return the interval with the sign of the sentence: of the winner's advantage, which is a positive amount, where
+    there is a winner; else as it is."""
+    if result.interval is None or result.verdict not in ("a_better", "b_better") or (result.delta or 0.0) >= 0:
+        return result.interval
+    low, high = result.interval
+    return -high, -low
 
 
 def _more(result: Comparison, answer: Answer) -> str:

@@ -31,7 +31,7 @@ setting of it trained; same objective, when the arms differ only in how they are
 equivalent, when the mean difference lies inside the smallest difference that matters (two one-sided t tests, adjusted
 by Holm; p and interval are then of these); better or worse, when p is small enough; otherwise inconclusive, which does
 not mean equal. One wrong claim in the whole sweep has a chance of 0.05: 0.04 for better or worse and 0.01 for
-equivalent, or 0.05 for either where there is one comparison.
+equivalent, or 0.05 for either where there is one comparison or no smallest difference.
 
 A seed that diverged has no metric. In the test its pair counts as the widest of the comparison, against the arm that
 diverged, and such a comparison has no mean difference. A seed that is missing makes its comparisons inconclusive.

@@ -106,7 +106,7 @@ class Guard:
         before it becomes another program: the driver may be killed before it could do so."""
         if self._process is not None and self._process.stdin is not None:
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # somebody may have killed the guard
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # or this start was given up, and closed it
                 os.write(self._process.stdin.fileno(), f"{os.getsid(0)}\n".encode())
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 

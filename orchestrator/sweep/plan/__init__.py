@@ -354,7 +354,8 @@ def _contrasts(sweep: Sweep, arms: Sequence[Arm]) -> list[tuple[str, str]]:
 
 
 def _costs(job: JobConfig) -> dict[str, JsonValue]:
-    """Return what a trial is given. Samples and steps are None where only training will tell; seconds may be absent."""
+    """Return what a trial is given. Samples and steps are None where only training will tell; seconds are left out
+    where the budget has none."""
     known = job.steps is not None
     if job.is_function:  # what a step is, only it knows
         seconds = {} if job.budget.seconds is None else {"seconds": job.budget.seconds}

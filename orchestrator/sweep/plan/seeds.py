@@ -32,10 +32,9 @@ def basis_of(sweep: Sweep, contrasts: int, spread: tuple[float, str] | None) -> 
         return {"rule": "fewest", "n": power.fewest_seeds(alpha)}
     if spread is None or smallest == 0:
         return {"rule": "enough", "n": power.enough_seeds(None), "sd": None, "source": None, "needed": None}
-    needed = power.seeds_to_find(smallest / spread[0], alpha / max(contrasts, 1)) or power.MOST
-    return {
-        "rule": "enough", "n": power.enough_seeds(needed), "sd": spread[0], "source": spread[1], "needed": needed,
-    }  # fmt: skip
+    needed = power.seeds_to_find(smallest / spread[0], alpha, max(contrasts, 1))
+    count = power.enough_seeds(needed or power.MOST)
+    return {"rule": "enough", "n": count, "sd": spread[0], "source": spread[1], "needed": needed}
 
 
 def confirm_seeds(sweep: Sweep, tuned: Sequence[int], count: int) -> tuple[int, ...]:

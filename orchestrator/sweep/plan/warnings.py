@@ -23,11 +23,13 @@ def warnings(
             f"{seeds} confirm seeds cannot reach p <= {level:g} (smallest: {reachable:.3g}); "
             f"use confirm.seeds = {power.UNKNOWN}, or 'enough'"
         )
-    if (needed := basis.get("needed") or 0) > seeds:
+    needed, sd = basis.get("needed"), basis.get("sd")
+    if sd is not None and sweep.metric.smallest_difference > 0 and (needed is None or needed > seeds):
+        many = f"more than {power.MOST:,}" if needed is None else f"{needed:,}"
         notes.append(
-            f"{seeds} confirm seeds are the most that 'enough' gives; {needed:,} would find "
-            f"{sweep.metric.smallest_difference:g} four times in five, by the sd of {basis.get('sd'):.4f} in "
-            f"{basis.get('source')}: give a number, or a larger metric.smallest_difference"
+            f"{seeds} confirm seeds are the most that 'enough' gives; {many} would find "
+            f"{sweep.metric.smallest_difference:g} four times in five, by the sd of {sd:.4g} in {basis.get('source')}: "
+            "give a number, or a larger metric.smallest_difference"
         )
     if sweep.metric.smallest_difference == 0:
         notes.append(

@@ -159,7 +159,7 @@ def test_the_ranks_own_exception_is_what_is_raised(spawn_ranks: SpawnRanks) -> N
 
 
 def test_alone_everything_is_the_identity() -> None:
-    x = torch.arange(6.0).reshape(2, 3)
+    x = torch.arange(6.0).reshape(2, 3).requires_grad_()
     parameter = nn.Parameter(torch.zeros(2))
     parameter.grad = torch.ones(2)
     sum_gradients([parameter], None)
@@ -168,6 +168,7 @@ def test_alone_everything_is_the_identity() -> None:
     assert torch.equal(gather_rows(x, [2], None), x)
     assert torch.equal(sum_rows(x, None), x)
     assert torch.equal(broadcast(x, None), x)
+    assert not any(made.requires_grad for made in (gather_rows(x, [2], None), sum_rows(x, None), broadcast(x, None)))
     assert [(rank, len(rows)) for rank, (rows,) in ring([x], [2], None)] == [(0, 2)]
     assert parameter.grad.tolist() == [1, 1]
 

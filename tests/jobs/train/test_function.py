@@ -160,7 +160,21 @@ def test_a_step_that_is_none_is_refused(tmp_path: Path, step: Any) -> None:
     training.save()
 
 
-@pytest.mark.parametrize("value", ["text", "0.5", b"1", None, [0.5], {}, torch.zeros(2), np.zeros(3), "x" * 10_000])
+NO_NUMBERS: list[Any] = [
+    "text",
+    "0.5",
+    b"1",
+    bytearray(b"1"),
+    memoryview(b"1"),
+    np.array("0.5"),
+    None,
+    [0.5],
+    {},
+    10**400,
+]
+
+
+@pytest.mark.parametrize("value", [*NO_NUMBERS, torch.zeros(2), np.zeros(3), "x" * 10_000])
 def test_a_value_that_is_no_number_is_refused(tmp_path: Path, value: Any) -> None:
     """And nothing is recorded. Mutant check: float alone takes "0.5", and ends a list by TypeError."""
     training = begun(job("waits"), tmp_path)
@@ -175,6 +189,23 @@ def test_its_signature_is_looked_at_first() -> None:
     whole = job().model_dump(mode="json") | {"task": "ownloop:takes_one"}
     found = examined("task", "ownloop:takes_one", {}, whole)["faults"]
     assert any("def main(config, context)" in fault[2] or "neither in [code]" in fault[2] for fault in found)
+
+
+@pytest.mark.parametrize("value", [None, "0.5", [1]])
+def test_a_row_s_value_that_is_no_number_is_refused(tmp_path: Path, value: Any) -> None:
+    training = begun(job("waits"), tmp_path)
+    with pytest.raises(ValueError, match=r"rows\('accuracy'\): r2 = .*; give a number"):
+        training.context.rows("accuracy", ["r1", "r2"], [0.5, value])
+    training.save()
+    assert not (tmp_path / "rows.accuracy.json").exists()
+
+
+@pytest.mark.parametrize("value", [np.array([0.25]), np.array(0.25), torch.tensor([[0.25]]), np.float32(0.25), True])
+def test_one_number_is_a_number_in_whatever_it_comes(tmp_path: Path, value: Any) -> None:
+    training = begun(job("waits"), tmp_path)
+    training.context.report({"loss": value}, 5000)
+    training.save()
+    assert [point.value for point in training.points if point.step == 5000] == [1.0 if value is True else 0.25]
 
 
 def test_tensors_and_numpy_are_numbers(tmp_path: Path) -> None:

@@ -105,7 +105,11 @@ agent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])
 print(agent.pid, flush=True)
 time.sleep(99)
 '''
-with apart(Guard()):
+guard = Guard()
+if where == "before":  # so that Linux alone can end it, and does not yet
+    guard._process.kill()
+    guard._process.wait()
+with apart(guard):
     services.ConsolePopen([sys.executable, "-c", program], preexec_fn=attach)
     time.sleep(99)
 """
@@ -113,8 +117,8 @@ with apart(Guard()):
 
 @pytest.mark.parametrize("where", ["before", "after"])
 def test_what_a_driver_starts_in_the_moment_in_which_it_is_killed_ends_too(where: str) -> None:
-    """Before Linux is told to end it with its parent; and before the driver could name it to the guard, its own child.
-    Mutant checks: without a look at who the parent is, a gcs_server stays for ever; naming it after it has begun."""
+    """Before Linux is told to end it with its parent, and without a guard; and before the driver could name it to the
+    guard, its own child. Mutant checks: no look at who the parent is; naming it after it has begun."""
     command = [sys.executable, "-c", BEGUN, where]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as process:
         assert process.stdout is not None

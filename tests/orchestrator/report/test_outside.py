@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from click.testing import CliRunner, Result
@@ -70,6 +70,39 @@ def test_the_baseline_may_be_named_and_less_may_be_better(tmp_path: Path) -> Non
     assert (one.result.a, one.result.b, one.result.verdict) == ("plain", "flat", "a_better")
     with pytest.raises(ResultsError, match="has the arms 'plain', 'flat'; name one of them"):
         judge(path, Asked("accuracy", baseline="flt"))
+
+
+@pytest.mark.parametrize(("mode", "winner", "loser"), [("max", "flat", "plain"), ("min", "plain", "flat")])
+@pytest.mark.parametrize("baseline", ["flat", "plain"])
+def test_the_interval_of_a_sentence_has_its_sign(
+    tmp_path: Path, mode: Literal["max", "min"], winner: str, loser: str, baseline: str
+) -> None:
+    """What the winner is better by, whichever arm is the baseline and whichever way is better."""
+    answer = judge(written(tmp_path, lines_of(BETTER)), Asked("accuracy", mode, baseline, 0.005))
+    assert answer.sentence == (
+        f"{winner} beats {loser} by 0.0175 accuracy (interval [+0.0150, +0.0200], p = 0.0312, 6 seeds)."
+    )
+    (one,) = answer.comparisons
+    ends = one.result.interval or (0.0, 0.0)
+    assert (ends[0] > 0) == (baseline == "plain"), "as data it is a - b"
+
+
+def test_a_difference_that_may_not_matter_is_said_to_be_one(tmp_path: Path) -> None:
+    answer = judge(written(tmp_path, lines_of(BETTER)), Asked("accuracy", smallest_difference=0.016))
+    assert "flat beats plain by 0.0175 accuracy, perhaps by less than matters (interval" in answer.sentence
+
+
+@pytest.mark.parametrize("scale", [1e90, 1e-13, 1e-90])
+def test_numbers_of_any_size_are_judged(tmp_path: Path, scale: float) -> None:
+    """Mutant check: an absolute size below which nothing is a difference."""
+    values = {arm: [scale * value for value in own] for arm, own in BETTER.items()}
+    (one,) = judge(written(tmp_path, lines_of(values)), Asked("accuracy")).comparisons
+    assert (one.result.verdict, one.result.p_adjusted) == ("a_better", 2.0**-5)
+
+
+def test_numbers_without_a_square_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="line 3: -1e160 is beyond"):
+        judge(written(tmp_path, ["plain,1,1", "flat,1,-1e160"]), Asked("accuracy"))
 
 
 @pytest.mark.parametrize("value", ["", "nan", "inf", "-inf", "NaN"])

@@ -364,7 +364,7 @@ def test_compare_ends_with_2_where_runs_or_folders_cannot_be_what_was_asked(ran:
         (("a", "c"), "there is no run 'c'"),
         (("a", "--into", "x"), "--into is for several runs"),
         (("a", "b", "--into", "s3://bucket/x"), "takes a folder"),
-        ((), "Missing argument 'RUN...'"),
+        ((), "name a RUN, or give --csv FILE"),
     ):
         done = invoked(*arguments)
         assert (done.exit_code, words in done.output) == (2, True), done.output

@@ -217,6 +217,20 @@ def test_a_missing_seed_makes_its_contrasts_inconclusive_and_nothing_is_dropped(
     assert against_b.p_holm == against_c.p_holm == 2 / 2**7, "a contrast that lacks a seed still counts among the two"
 
 
+def test_nothing_is_better_while_trials_are_to_come() -> None:
+    """A comparison without its pairs takes nothing from the joint test, so the others would be asked less than at the
+    end. Mutant check: judging what has ended calls this better, and inconclusive once the rest has come."""
+    rng = np.random.default_rng(5)
+    values: dict[str, dict[int, float]] = {"base": dict.fromkeys(range(8), 0.0)}
+    values["a"] = {seed: 0.5 + noise for seed, noise in enumerate(rng.normal(0, 0.5, 8))}
+    contrasts = [("a", "base"), ("b", "base"), ("c", "base")]
+    begun = compare(values, contrasts, seeds=range(8), smallest_difference=0.01, pending=True, resamples=9)
+    assert begun[0].complete
+    assert {one.verdict for one in begun} == {"inconclusive"}
+    lost = compare(values, contrasts, seeds=range(8), smallest_difference=0.01, resamples=9)
+    assert lost[0].verdict == ("a_better" if (lost[0].p_adjusted or 1) <= 0.04 else "inconclusive")
+
+
 def test_nothing_yet_is_said_to_be_nothing() -> None:
     (found,) = compare({}, [("a", "b")], seeds=range(6))
     assert (found.n, found.delta, found.ci95, found.p, found.verdict) == (0, None, None, 1, "inconclusive")

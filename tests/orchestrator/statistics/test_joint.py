@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -173,6 +174,23 @@ def test_a_contrast_that_alone_reaches_nothing_gets_the_statistic_inverted() -> 
     assert ends[1] - ends[0] == pytest.approx(2 * c * math.sqrt((n - 1) / (n - c * c)) * s / math.sqrt(n))
     assert difference_interval(d[:, 1], present, JointResult(2.0, 0.1, 2.5, rejected=False, reached=0)) is None
     assert difference_interval(d[:, 1], present, JointResult(2.0, 0.1, math.inf, rejected=False, reached=0)) is None
+
+
+def test_an_interval_with_no_room_is_none_and_no_huge_number() -> None:
+    """c^2 is n up to rounding where another contrast's differences are all of one size."""
+    d = np.column_stack([[0.01, -0.01] * 3, [0.03, 0.01, 0.02, -0.01, 0.02, 0.01]])
+    for contrast, one in enumerate(joint_test(d, 0.04)):
+        ends = means_between(d[:, contrast], one)
+        assert ends is None or max(map(abs, ends)) < 1
+
+
+@pytest.mark.parametrize("seeds", [21, 300])
+def test_many_seeds_take_little_memory(seeds: int) -> None:
+    tracemalloc.start()
+    joint_test(np.random.default_rng(0).normal(size=(seeds, 2)), 0.05)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60e6
 
 
 def test_beyond_twenty_seeds_signs_are_drawn_and_the_interval_agrees_with_them() -> None:

@@ -87,7 +87,7 @@ def test_the_number_of_confirm_seeds_follows_from_the_rule_and_what_is_known(
     """Four contrasts, 0.01 matters. Mutant checks: a level of 0.05, or not divided by the contrasts; no upper bound."""
     made = make(Sweep.model_validate(SWEEP | {"confirm": {"seeds": seeds}}), None if sd is None else (sd, "runs/first"))
     assert len(made.confirm_seeds) == made.basis["n"] == n
-    needed = seeds_to_find(0.01 / sd, 0.01) if sd and seeds == "enough" else None
+    needed = seeds_to_find(0.01 / sd, 0.04, 4) if sd and seeds == "enough" else None
     assert made.basis.get("needed") == needed
     assert any("are the most that 'enough' gives" in warning for warning in made.warnings) == ((needed or 0) > 20)
     assert stored(resolved(made.sweep) | {"plan": made.record()}, made.rules).basis == made.basis, "nothing looks again"

@@ -265,11 +265,11 @@ DAMAGES: dict[str, tuple[Callable[[Copy], Any], list[str]]] = {
     # MLflow
     "points were never projected": (
         never_project_the_points,
-        ["MLflow has not been told the state of 0 trials and 115 points; tell it: orchestrator resume .*small$"],
+        ["MLflow lacks the state of 0 trials and 115 points; tell it: orchestrator resume .*small$"],
     ),
     "a run was carried out offline": (
         forget_mlflow,
-        ["MLflow has not been told the state of 10 trials and 1,150 points; tell it: orchestrator resume .*small$"],
+        ["MLflow lacks the state of 10 trials and 1,150 points; tell it: orchestrator resume .*small$"],
     ),
     "another store": (lose_mlflow, ["MLflow has nothing of this run, .* as P; set MLFLOW_TRACKING_URI .* resume"]),
     "the parent run has another state": (
