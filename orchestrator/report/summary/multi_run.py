@@ -75,7 +75,7 @@ def summarize(named: Mapping[str, Ledger]) -> MultiRunSummary:
     notes = [
         EXPLORATORY,
         *_seeds(runs),
-        *_missing(compared, planned),
+        *_missing(runs, compared, planned),
         *oddities(whole, seeds=most),
         *_smallest(runs),
         *_codes(runs),
@@ -94,11 +94,16 @@ def _confirmed(of_runs: Mapping[str, arms.Confirmed]) -> arms.Confirmed:
 
 
 def _contrasts(runs: Mapping[str, Summary], confirm: arms.Confirmed) -> dict[tuple[str, str], list[int]]:
-    """Choose what to compare across runs, on which seeds: the arms of the later runs with the baseline of the first."""
+    """Choose what to compare across runs, on which seeds: the arms of the later runs with the baseline of the first, on
+    the seeds that both planned and neither lost. There is no plan that a lost seed could break."""
     first, *later = runs
-    baseline = label(first, runs[first].arms[0].label)
+    baseline, lost = label(first, runs[first].arms[0].label), _lost(runs)
     return {
-        (label(name, arm.label), baseline): common(runs[first].seeds, runs[name].seeds)
+        (label(name, arm.label), baseline): [
+            seed
+            for seed in common(runs[first].seeds, runs[name].seeds)
+            if not {(label(name, arm.label), seed), (baseline, seed)} & lost
+        ]
         for name in later
         for arm in runs[name].arms
         if not pairs.same_objective(confirm.trials[label(name, arm.label)], confirm.trials[baseline])
@@ -160,13 +165,26 @@ def _seeds(runs: Mapping[str, Summary]) -> Iterable[str]:
         yield text if len(both) >= 2 else f"{text} It takes two or more, so {name} is inconclusive here."
 
 
+def _lost(runs: Mapping[str, Summary]) -> set[tuple[str, int]]:
+    """Return the arms, by their labels here, and the confirm seeds whose trials have failed."""
+    failed = ((name, trial) for name, summary in runs.items() for trial in summary.failures)
+    return {(label(name, trial.arm), trial.seed) for name, trial in failed if trial.stage == "confirm"}
+
+
 def _missing(
-    compared: Sequence[statistics.Comparison], planned: Mapping[tuple[str, str], Sequence[int]]
+    runs: Mapping[str, Summary],
+    compared: Sequence[statistics.Comparison],
+    planned: Mapping[tuple[str, str], Sequence[int]],
 ) -> Iterable[str]:
+    failed = _lost(runs)
     for result in compared:
-        lost = [str(seed) for seed in planned[result.a, result.b] if seed not in result.seeds]
+        lost = sorted({seed for arm, seed in failed if arm in (result.a, result.b)})
         if lost:
-            yield f"{result.a} against {result.b} lacks seed {', '.join(lost)}, which both planned: inconclusive."
+            seeds = ", ".join(map(str, lost))
+            yield f"{result.a} against {result.b} lost seed {seeds}: compared on the others."
+        coming = [str(seed) for seed in planned[result.a, result.b] if seed not in result.seeds]
+        if coming:
+            yield f"{result.a} against {result.b} lacks seed {', '.join(coming)}, which is still to come: inconclusive."
 
 
 def _codes(runs: Mapping[str, Summary]) -> Iterable[str]:
