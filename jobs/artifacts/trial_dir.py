@@ -122,7 +122,7 @@ class Records:
         self.points: list[Point] = []
         self._keys: set[tuple[str, int]] = set()
         self._folder, self._writes, self._permit = folder, writes, permit
-        self._written = 0
+        self._written = self._synced = 0
 
     def add(self, values: Mapping[str, float], *, step: int) -> None:
         """Add the points of one step, by key; the first point of a key stands. Raises ValueError for a value that is
@@ -136,10 +136,11 @@ class Records:
         """Return the newest value of every key."""
         return {point.key: point.value for point in self.points}
 
-    def flush(self) -> None:
-        """Put on disk what is not there yet. Raises StorageFull; the file is then as it was."""
+    def flush(self, *, sync: bool = True) -> None:
+        """Put on disk what is not there yet. Raises StorageFull; the file is then as it was. sync: so that it outlasts
+        the machine, and not the process alone."""
         fresh = self.points[self._written :]
-        if self._writes and fresh:
+        if self._writes and (fresh or (sync and self._synced < self._written)):
             self._permit()
             text = "".join(map(_line, fresh))
             path = self._folder / POINTS
@@ -148,10 +149,12 @@ class Records:
                 with path.open("a") as file:
                     file.write(text)
                     file.flush()
-                    os.fsync(file.fileno())
-                if not before:
+                    if sync:
+                        os.fsync(file.fileno())
+                if not before or (sync and not self._synced):
                     manifest.fsync(self._folder)
         self._written = len(self.points)
+        self._synced = self._written if sync else self._synced
 
     def restore(self, *, until: int) -> None:
         """Read back the points up to step `until`; later ones will be measured again: bit for bit, unless the budget is
@@ -164,7 +167,7 @@ class Records:
             return
         self.points = points_of(path.read_text("utf-8", errors="replace"), until=until)
         self._keys = {(point.key, point.step) for point in self.points}
-        self._written = len(self.points)
+        self._written = self._synced = len(self.points)
         write_whole(path, "".join(map(_line, self.points)))
 
 

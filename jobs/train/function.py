@@ -156,6 +156,8 @@ class FunctionTraining:
             self._records.add(
                 {str(key): _number(key, value, "report(metrics, step)") for key, value in metrics.items()}, step=step
             )
+            # Before the function can write a checkpoint of this step: after a kill it would not report it again.
+            self._records.flush(sync=False)
             self.step = max(self.step, step)
 
     def keep_rows(self, name: str, ids: Sequence[object], values: Sequence[float]) -> None:
@@ -233,6 +235,8 @@ class FunctionTraining:
             dist.broadcast_object_list(held, group=self.control, group_src=0)
         (self.result,) = held
         if self.rank == 0:
+            if self.result is None:
+                self.storage.download(trial_dir.POINTS)
             self._records.restore(until=FURTHEST)
         if self.result is not None:
             self.step, self.seconds = self.result["step"], self.result["seconds"]
@@ -262,6 +266,7 @@ class FunctionTraining:
         changed = [name for name, stamp in stamps.items() if self._kept.get(name) != stamp]
         gone = self._kept.keys() - stamps.keys()
         if changed or gone:
+            self.storage.publish(trial_dir.POINTS)  # no checkpoint is ahead of what was reported before it
             own.publish(*changed)
             self.storage.write(KEPT, json.dumps(sorted(stamps)))
         for name in gone:

@@ -4,6 +4,7 @@ open); and for real: MLflow's server behind its password, and a Slurm job on thi
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import json
 import os
@@ -421,7 +422,10 @@ def mlflow(postgres: str, tmp_path: Path) -> Iterator[str]:
 def seen_by_others(secret: str, server: int) -> list[str]:
     """Command lines of a server's processes, and its files in memory, in which a secret stands."""
     family = [psutil.Process(server), *psutil.Process(server).children(recursive=True)]
-    lines = [" ".join(one.cmdline()) for one in family]
+    lines = []
+    for process in family:
+        with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):  # one that starts others, and has ended
+            lines.append(" ".join(process.cmdline()))
     settings = Path(family[0].environ()["MLFLOW_AUTH_CONFIG_PATH"])
     return [text for text in (*lines, settings.read_text()) if secret in text]
 

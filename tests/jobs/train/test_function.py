@@ -208,6 +208,16 @@ def test_one_number_is_a_number_in_whatever_it_comes(tmp_path: Path, value: Any)
     assert [point.value for point in training.points if point.step == 5000] == [1.0 if value is True else 0.25]
 
 
+def test_what_was_reported_is_on_disk_before_the_function_can_write_a_checkpoint_of_it(tmp_path: Path) -> None:
+    """Seen: a kill after the last step's checkpoint and before the next look at what was reported. The loop had nothing
+    left to do, so the trial's metric was that of an earlier step. Mutant check: writing it when it is looked at."""
+    training = begun(job("waits"), tmp_path)
+    training.context.report({"accuracy": 0.75}, 5000)
+    points = [json.loads(line) for line in (tmp_path / "points.jsonl").read_text().splitlines()]
+    assert [point["value"] for point in points if point["step"] == 5000] == [0.75]
+    training.save()
+
+
 def test_tensors_and_numpy_are_numbers(tmp_path: Path) -> None:
     training = begun(job("waits"), tmp_path)
     training.context.report({"loss": torch.tensor(0.25)}, 5000)  # type: ignore[dict-item]
