@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, NotRequired, SupportsFloat, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, SupportsFloat, TypedDict, cast
 
 from jobs.artifacts import manifest
 from jobs.artifacts.storage import Folder, Storage, disk_full_guard, write_whole
@@ -128,7 +128,7 @@ class Records:
         """Add the points of one step, by key; the first point of a key stands. Raises ValueError for a value that is
         not one number; then none is added."""
         now = time.time()
-        added = [Point(key, step, _number(key, value), now) for key, value in values.items()]
+        added = [Point(key, step, number(key, value), now) for key, value in values.items()]
         self.points += [point for point in added if (point.key, step) not in self._keys]
         self._keys |= {(key, step) for key in values}
 
@@ -430,12 +430,17 @@ def reason(error: Exception) -> str:
     return "a folder lies in its place" if isinstance(error, IsADirectoryError) else words_of(error)
 
 
-def _number(key: str, value: SupportsFloat | str) -> float:
+def number(key: str, value: object) -> float:
+    """Convert a value to a number. Raises ValueError for a text, None, or what holds several; of one number in an array
+    or a tensor the shape does not matter."""
+    single = value
     try:
-        if isinstance(value, str):
+        if getattr(value, "size", None) == 1 or getattr(value, "numel", int)() == 1:
+            single = cast("Any", value).item()
+        if isinstance(single, str | bytes | bytearray | memoryview):
             raise TypeError
-        return float(value)
-    except (TypeError, ValueError, RuntimeError) as error:  # torch has its own for a tensor of several
+        return float(cast("SupportsFloat", single))
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:  # torch has its own for a tensor of several
         shown = " ".join(str(value).split())[:60]
         raise ValueError(f"{key} is {type(value).__name__} {shown!r}; it must be one number") from error
 

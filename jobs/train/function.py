@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import reprlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, SupportsFloat, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -153,9 +152,7 @@ class FunctionTraining:
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise TypeError(f"report(metrics, step): step = {step!r}; give a whole number, 0 or more")
         with self._lock:
-            self._records.add(
-                {str(key): _number(key, value, "report(metrics, step)") for key, value in metrics.items()}, step=step
-            )
+            self._records.add({str(key): value for key, value in metrics.items()}, step=step)
             # Before the function can write a checkpoint of this step: after a kill it would not report it again.
             self._records.flush(sync=False)
             self.step = max(self.step, step)
@@ -167,8 +164,9 @@ class FunctionTraining:
         if len(ids) != len(values):
             raise ValueError(f"rows({name!r}): {len(ids)} ids and {len(values)} values; give one value for each row")
         if self.rank == 0:
-            call = f"rows({name!r})"
-            numbers = [_number(row, value, call) for row, value in zip(ids, values, strict=True)]
+            numbers = [
+                trial_dir.number(f"rows({name!r}): {row}", value) for row, value in zip(ids, values, strict=True)
+            ]
             rows = {"metric": name, "ids": [str(i) for i in ids], "values": numbers}
             self.storage.write(f"rows.{name}.json", json.dumps(rows))
 
@@ -316,27 +314,6 @@ class FunctionTraining:
     def _remark(self, sentence: str) -> None:
         self.remarks.append(sentence)
         self.log(sentence)
-
-
-def _number(key: object, value: object, call: str) -> float:
-    """Convert a value given to `call`. Raises ValueError for what is no number, or no single one: a text, None, a list,
-    an array or a tensor of several; of one number, its shape does not matter."""
-    item = value
-    try:
-        if getattr(value, "size", None) == 1 or getattr(value, "numel", lambda: 0)() == 1:
-            item = cast("Single", value).item()
-        if not isinstance(item, str | bytes | bytearray | memoryview):
-            return float(cast("SupportsFloat", item))
-    except (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError):
-        pass
-    raise ValueError(f"{call}: {key} = {reprlib.repr(value)}; give a number, such as float(loss)")
-
-
-class Single(Protocol):
-    """An array or a tensor of one number."""
-
-    def item(self) -> object:
-        """Return the number."""
 
 
 def _stamps(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:

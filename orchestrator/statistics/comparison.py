@@ -177,7 +177,7 @@ def compare(
     pending: trials of the family are still to come. Then nothing is better or worse: a comparison without its pairs
     takes nothing from the joint test, which would ask less of the others now than at the end.
     seeds: the planned ones, of all contrasts or of each. Where an arm lacks a seed (lost, or not yet run), its
-    contrasts are shown on what there is and are `inconclusive`, and they still count as contrasts in the adjustment.
+    contrasts are shown on what there is and are `inconclusive`, and they still count in the levels and for Holm.
     Raises ValueError for a metric that is not finite.
     """
     planned = seeds if isinstance(seeds, Mapping) else dict.fromkeys(contrasts, seeds)

@@ -13,9 +13,9 @@ Looks (Lan and DeMets 1983): by look k of K at most a_k = alpha ln(1 + (e - 1) n
 been rejected. Look k rejects, of the assignments whose beginnings no earlier look has rejected, those with the largest
 T, as many as fit. With one look this is the test above, at alpha.
 
-Assumption: under the null a seed's vector of differences is symmetric about 0. Error rates as measured (6,000 sweeps,
-alpha 0.05, n = 7 to 12, m = 1, 3, 7): 0.040 to 0.055 for normal, t3 and exponential differences of arms of one shape;
-up to 0.064 where arms have unlike shapes, as the difference is then not symmetric.
+Assumption: under the null a seed's vector of differences is symmetric about 0. Error rates as measured (3,000 sweeps of
+each, alpha 0.05, n and m of 7 and 1, 9 and 3, 12 and 7, normal and exponential arms of one shape): 0.043 to 0.054. Arms
+of unlike shape have differences that are not symmetric, for which a rate of 0.064 was seen.
 """
 
 from __future__ import annotations
@@ -112,8 +112,9 @@ def difference_interval(differences: ArrayLike, present: ArrayLike, tested: Join
     1969). Where none of this contrast's own reaches what the family asks for, the statistic is inverted in place of
     counts. None where no difference whatever could be rejected.
 
-    Assumption: as `joint_test`, about every value of the mean. Coverage as measured: 0.94 to 0.99 for each contrast,
-    0.89 to 0.98 for all of a sweep at once.
+    Assumption: as `joint_test`, about every value of the mean. Coverage as measured where there is no difference (600
+    sweeps of each, n = 7, 9, 12, m = 1, 3, 7, normal, t3 and exponential): 0.95 to 0.99 for each contrast, 0.92 to 0.97
+    for all of a sweep at once.
     """
     d, there = np.asarray(differences, dtype=np.float64), np.asarray(present, dtype=bool)
     own, seeds = d[there], len(d)
@@ -131,8 +132,8 @@ def difference_interval(differences: ArrayLike, present: ArrayLike, tested: Join
         means, rank = _subset_means(own), tested.reached >> (seeds - n)  # the absent pairs' signs change nothing
         low, high = means, means
     else:
-        sizes = np.concatenate([(signs[:, there] < 0).sum(1) for signs in _drawn(seeds)])
-        sums = np.concatenate([(signs[:, there] < 0) @ own for signs in _drawn(seeds)])
+        drawn = [(flipped.sum(1), flipped @ own) for signs in _drawn(seeds) for flipped in [signs[:, there] < 0]]
+        sizes, sums = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
         mixed = (sizes > 0) & (sizes < n)
         rank = tested.reached - int((~mixed).sum()) + 1  # an assignment of one sign counts whatever the mean is
         inside, size = sums[mixed] / sizes[mixed], sizes[mixed]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -55,12 +55,9 @@ def history() -> History:
             continue
         if trials and here is None:
             here = machine()
-        by_run: dict[str, list[Finished]] = {}
-        for trial in trials:
-            by_run.setdefault(trial.run, []).append(trial)
         known += [
             known_trial
-            for of_run in by_run.values()
+            for of_run in _by_run(trials)
             for known_trial in _of_run(of_run, folder or of_run[0].sweep, here or {})
         ]
     return History(tuple(known), tuple(skipped))
@@ -74,11 +71,16 @@ def confirmed_within_reach() -> Iterator[tuple[str, list[Finished]]]:
         if count >= ENOUGH:
             return
         with contextlib.suppress(LedgerError):
-            by_run: dict[str, list[Finished]] = {}
-            for trial in finished(url, confirmed=True):
-                by_run.setdefault(trial.run, []).append(trial)
-            count += sum(map(len, by_run.values()))
-            yield from ((folder or of_run[0].sweep, of_run) for of_run in by_run.values())
+            trials = finished(url, confirmed=True)
+            count += len(trials)
+            yield from ((folder or of_run[0].sweep, of_run) for of_run in _by_run(trials))
+
+
+def _by_run(trials: Iterable[Finished]) -> list[list[Finished]]:
+    runs_of: dict[str, list[Finished]] = {}
+    for trial in trials:
+        runs_of.setdefault(trial.run, []).append(trial)
+    return list(runs_of.values())
 
 
 def _ledgers() -> Iterator[tuple[str, str | None]]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -42,9 +42,8 @@ def summarize(ledger: Ledger) -> Summary:
     plan, metric = run.sweep["plan"], run.sweep["metric"]
     confirm = arms.confirmed(ledger, trials)
     mode, smallest = metric.get("mode", "max"), float(metric.get("smallest_difference", 0.0))
-    untuned = schedule.untuned_arms(planning.stored(run.sweep, run.rules), ledger)
-    never = [arm for arm, why in untuned.items() if why == "diverged"]
-    compared = _compared(run, confirm, mode, smallest, never, pending=_pending(run, trials, untuned))
+    untuned = _untuned(ledger)
+    compared = _compared(run, confirm, mode, smallest, _unconfirmed(untuned), pending=_pending(run, trials, untuned))
     code = [_code_group(group) for group in provenance.behind(run.provenance, trials, ledger.attempts())]
     summaries = _arms(ledger, trials, confirm, mode, code)
     seeds = [int(seed) for seed in plan["confirm_seeds"]]
@@ -155,8 +154,16 @@ def _thinned(ledger: Ledger, trials: Sequence[Trial]) -> list[Trial]:
 def unconfirmed(ledger: Ledger) -> list[str]:
     """List the arms that are never confirmed, because no suggestion could be frozen and one diverged: as the run itself
     has it when it ends."""
+    return _unconfirmed(_untuned(ledger))
+
+
+def _untuned(ledger: Ledger) -> dict[str, str]:
+    """Map each arm that will have no confirm trial to why."""
     run = ledger.run
-    untuned = schedule.untuned_arms(planning.stored(run.sweep, run.rules), ledger)
+    return dict(schedule.untuned_arms(planning.stored(run.sweep, run.rules), ledger))
+
+
+def _unconfirmed(untuned: Mapping[str, str]) -> list[str]:
     return [arm for arm, why in untuned.items() if why == "diverged"]
 
 
