@@ -23,7 +23,7 @@ from ledgers import Begin, Run, Written, start, tuned
 from ranks import SpawnRanks, rank_starter
 from real import SWEEP, TRIALS, call, measured
 from servers import new_database, postgres_server
-from share import pytest_runtest_setup  # noqa: F401 - a hook of pytest
+from share import pytest_itemcollected, pytest_runtest_setup  # noqa: F401 - hooks of pytest
 
 from orchestrator.ledger import Ledger, sqlite_url
 

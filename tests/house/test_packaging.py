@@ -204,6 +204,27 @@ def test_shares_of_the_soak_begin_elsewhere_for_another_commit_and_ten_have_each
     assert len(begun) > 5
 
 
+def test_of_many_cases_a_few_are_part_of_make_test_and_each_is_asked_by_its_name_or_in_the_soak(tmp_path: Path) -> None:
+    """Mutant check: a marker that counts the cases of all tests together."""
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.few(2)\n@pytest.mark.parametrize('case', range(5))\ndef test_a(case): pass\n"
+        "@pytest.mark.few(1)\n@pytest.mark.parametrize('case', range(3))\ndef test_b(case): pass\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -m 'not soak'\nmarkers =\n    soak\n    few(n)\n")
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "share", "-p", "no:cacheprovider"]
+    environment = os.environ | {"PYTHONPATH": HELPERS}
+    for asked, cases in (
+        ((), ["a[0]", "a[1]", "b[0]"]),
+        (("-m", "soak"), ["a[2]", "a[3]", "a[4]", "b[1]", "b[2]"]),
+        (("test_it.py::test_a[4]",), ["a[4]"]),
+    ):
+        done = subprocess.run(
+            [*command, *asked], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        assert re.findall(r"::test_(\S+)", done.stdout) == cases, done.stdout
+
+
 def test_a_share_of_the_soak_ends_in_time_and_its_failures_count(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "import time\ndef test_a(): time.sleep(5)\ndef test_b(): pass\ndef test_c(): assert False\n"

@@ -1,10 +1,11 @@
-"""A share of the soak: what there are minutes for, begun at another place for another commit.
+"""What belongs to the soak, and a share of it: what there are minutes for, begun at another place for another commit.
 
 Ten shares of a third each leave out one test in sixty, by chance.
 """
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import os
 import time
@@ -15,6 +16,9 @@ import pytest
 
 MINUTES, COMMIT = "ORCHESTRATOR_SOAK_MINUTES", "ORCHESTRATOR_SOAK_COMMIT"
 """Variables: how long tests may begin, none for no end; and the hash of a commit, which says where they begin."""
+
+CASES: pytest.StashKey[collections.Counter[str]] = pytest.StashKey()
+"""How many cases of each test marked `few` were collected."""
 
 BEGAN = time.monotonic()
 
@@ -32,6 +36,16 @@ def pytest_runtest_setup() -> None:
     limit = minutes()
     if limit is not None and time.monotonic() - BEGAN > 60 * limit:
         pytest.skip("no time is left: the share of another commit has it")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Of a test marked `few(n)`, leave all cases but the first n to the soak; what is asked for by its name runs."""
+    if (marker := item.get_closest_marker("few")) is not None:
+        cases = item.config.stash.setdefault(CASES, collections.Counter())
+        test = item.nodeid.partition("[")[0]
+        cases[test] += 1
+        if cases[test] > marker.args[0]:
+            item.add_marker("soak")
 
 
 def rotated(values: Sequence[T], what: str) -> list[T]:
