@@ -25,16 +25,18 @@ Arms that differ in nothing but how they are computed are one method: between th
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from orchestrator.statistics.intervals import bca_interval, t_interval
-from orchestrator.statistics.joint import difference_interval, joint_test
-from orchestrator.statistics.numbers import TIE, Interval, Mode
+from orchestrator.statistics.judging import differs, equals
+from orchestrator.statistics.looks import Course
+from orchestrator.statistics.numbers import Interval, Mode
+from orchestrator.statistics.pairing import Contrast, Divergence, Pair, Values, has_diverged, paired, tested
 from orchestrator.statistics.power import seeds_to_exclude, seeds_to_find
-from orchestrator.statistics.tests import equivalence_p, holm, sign_flip_p
+from orchestrator.statistics.tests import holm, sign_flip_p
 
 ALPHA = 0.05
 """Chance of a wrong claim that is accepted, over all contrasts of a sweep."""
@@ -42,19 +44,10 @@ ALPHA = 0.05
 DIVIDED = (0.04, 0.01)
 """How it is divided between better or worse, and equivalent, where a sweep could be wrong in both ways."""
 
+NOTHING = Divergence()
+"""Nothing diverged."""
+
 Verdict = Literal["equivalent", "a_better", "b_better", "inconclusive", "diverges"]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Both sides of one seed."""
-
-    seed: int
-    difference: float
-    """a - b as it enters the test."""
-
-    diverged: Literal["", "a", "b", "both"] = ""
-    """Which sides did; the difference is then no measured one."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +106,10 @@ class Comparison:
     """The arms differ in nothing but `execution`."""
 
     verdict: Verdict
+    look: int | None
+    """The look that decided, or the last one taken, counted from 1; 0 before the first; None where none were planned,
+    and of contrasts that are not tested."""
+
     needed: int | None
     """Of an inconclusive contrast: seeds that would tell the smallest difference that matters from none with a power of
     0.8, at the spread that was seen; None where that is not known, or beyond counting."""
@@ -133,17 +130,6 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Divergence:
-    """What diverged in a run, beside the values of what trained."""
-
-    seeds: Mapping[str, Collection[int]] = field(default_factory=dict)
-    """arm -> confirm seeds that diverged."""
-
-    unconfirmed: Collection[str] = ()
-    """Arms that have no confirm trial, because every setting that was tried diverged or failed, and one diverged."""
-
-
-@dataclass(frozen=True)
 class Alpha:
     """Chance of a wrong claim that is accepted, over all contrasts: of better or worse, and of equivalent."""
 
@@ -159,15 +145,16 @@ def levels(contrasts: int, smallest_difference: float) -> Alpha:
 
 
 def compare(
-    values: Mapping[str, Mapping[int, float]],
-    contrasts: Sequence[tuple[str, str]],
+    values: Values,
+    contrasts: Sequence[Contrast],
     *,
-    seeds: Sequence[int] | Mapping[tuple[str, str], Sequence[int]],
+    seeds: Sequence[int] | Mapping[Contrast, Sequence[int]],
     mode: Mode = "max",
     smallest_difference: float = 0.0,
-    divergence: Divergence = Divergence(),
-    same_objective: Collection[tuple[str, str]] = (),
+    divergence: Divergence = NOTHING,
+    same_objective: Collection[Contrast] = (),
     pending: bool = False,
+    looked: Course | None = None,
     resamples: int = 9_999,
 ) -> list[Comparison]:
     """Judge every contrast (a, b) on the seeds that have ended in both arms, in the order given.
@@ -178,37 +165,47 @@ def compare(
     takes nothing from the joint test, which would ask less of the others now than at the end.
     seeds: the planned ones, of all contrasts or of each. Where an arm lacks a seed (lost, or not yet run), its
     contrasts are shown on what there is and are `inconclusive`, and they still count in the levels and for Holm.
+    looked: how far the looks have come, where several were planned: then each contrast is shown as of the look that
+    decided it, or the last one taken, whatever has ended since.
     Raises ValueError for a metric that is not finite.
     """
-    planned = seeds if isinstance(seeds, Mapping) else dict.fromkeys(contrasts, seeds)
-    paired = {contrast: _paired(values, divergence, contrast, planned[contrast], mode) for contrast in contrasts}
-    family = [
-        contrast
-        for contrast in contrasts
-        if contrast not in same_objective and not set(contrast) & set(divergence.unconfirmed)
-    ]
+    planned = dict(seeds) if isinstance(seeds, Mapping) else dict.fromkeys(contrasts, seeds)
+    family = tested(contrasts, divergence, same_objective)
+    if looked is not None:
+        shown = {c: looked.standing[c].seeds if c in family else min(looked.due[arm] for arm in c) for c in contrasts}
+        planned = {contrast: own[: shown[contrast]] for contrast, own in planned.items()}
+    pairs_of = {contrast: paired(values, divergence, contrast, planned[contrast], mode) for contrast in contrasts}
     alpha = levels(len(family), smallest_difference)
-    alone = {contrast: sign_flip_p([pair.difference for pair in paired[contrast]]) for contrast in family}
+    alone = {contrast: sign_flip_p([pair.difference for pair in pairs_of[contrast]]) for contrast in family}
     by_holm = dict(zip(family, holm(list(alone.values())), strict=True))
-    differs = _differs({contrast: paired[contrast] for contrast in family}, alpha.difference)
-    equals = _equals({contrast: paired[contrast] for contrast in family}, alpha.equivalence, smallest_difference)
+    if looked is None:
+        asked = {contrast: pairs_of[contrast] for contrast in family}
+        apart, alike = differs(asked, alpha.difference), equals(asked, alpha.equivalence, smallest_difference)
+    else:
+        apart = {contrast: one.differs for contrast, one in looked.standing.items()}
+        alike = {contrast: one.equals for contrast, one in looked.standing.items()}
     comparisons = []
     for contrast in contrasts:
-        pairs = paired[contrast]
+        pairs = pairs_of[contrast]
         trained = [pair.difference for pair in pairs if not pair.diverged]
         whole = len(trained) == len(pairs)
-        fallen = tuple(arm for arm in contrast if _has_diverged(arm, planned[contrast], values, divergence))
+        fallen = tuple(arm for arm in contrast if has_diverged(arm, planned[contrast], values, divergence))
         complete = len(pairs) == len(planned[contrast]) > 0 or bool(set(contrast) & set(divergence.unconfirmed))
+        may_differ = not pending
+        if looked is not None:
+            one = looked.standing.get(contrast)
+            decided = bool(one and one.claim)
+            complete, may_differ = complete and (decided or bool(looked.ended)), decided
         delta = float(np.mean(trained)) if trained else None
         verdict: Verdict = "inconclusive"
         if fallen:
             verdict = "diverges"
-        elif complete and (contrast in same_objective or (contrast in family and equals[contrast].rejected)):
+        elif complete and (contrast in same_objective or (contrast in family and alike[contrast].rejected)):
             verdict = "equivalent"
-        elif complete and not pending and contrast in family and differs[contrast].rejected:
+        elif complete and may_differ and contrast in family and apart[contrast].rejected:
             verdict = "a_better" if (sum(p.difference for p in pairs) > 0) == (mode == "max") else "b_better"
         is_equal = verdict == "equivalent" and contrast in family
-        judged = (equals if is_equal else differs).get(contrast)
+        judged = (alike if is_equal else apart).get(contrast)
         comparisons.append(
             Comparison(
                 a=contrast[0],
@@ -223,101 +220,21 @@ def compare(
                 interval=judged.interval if judged and whole else None,
                 interval_kind="equivalence" if is_equal else "difference",
                 p=alone.get(contrast),
-                p_adjusted=differs[contrast].p if contrast in family else None,
+                p_adjusted=apart[contrast].p if contrast in family else None,
                 p_holm=by_holm.get(contrast),
-                p_equivalence=equals[contrast].p_alone if contrast in family else None,
-                p_equivalence_holm=equals[contrast].p if contrast in family else None,
+                p_equivalence=alike[contrast].p_alone if contrast in family else None,
+                p_equivalence_holm=alike[contrast].p if contrast in family else None,
                 complete=complete,
                 diverged_arms=fallen,
                 same_objective=contrast in same_objective,
                 verdict=verdict,
+                look=None if looked is None or contrast not in looked.standing else looked.standing[contrast].look,
                 needed=_needed(trained, len(family), smallest_difference)
                 if verdict == "inconclusive" and contrast in family and whole
                 else None,
             )
         )
     return comparisons
-
-
-def _paired(
-    values: Mapping[str, Mapping[int, float]],
-    divergence: Divergence,
-    contrast: tuple[str, str],
-    seeds: Sequence[int],
-    mode: Mode,
-) -> list[Pair]:
-    """Build the pairs that have ended. A pair with one side that diverged is as far apart as the widest of the others,
-    against that side; with both it is 0."""
-    a, b = contrast
-    left, right = values.get(a, {}), values.get(b, {})
-    lost = {side: set(divergence.seeds.get(arm, ())) for side, arm in (("a", a), ("b", b))}
-    for arm, own in ((a, left), (b, right)):
-        for seed in seeds:
-            if seed in own and not np.isfinite(own[seed]):
-                raise ValueError(f"arm {arm!r}, seed {seed}: the metric is {own[seed]}; it must be a finite number")
-    both = [seed for seed in seeds if seed in left and seed in right and seed not in lost["a"] | lost["b"]]
-    measured = {seed: _difference(contrast, seed, left[seed], right[seed]) for seed in both}
-    widest = max(map(abs, measured.values()), default=0.0) or 1.0
-    against_a = -widest if mode == "max" else widest
-    pairs = []
-    for seed in seeds:
-        if seed in measured:
-            pairs.append(Pair(seed, measured[seed]))
-        elif seed in lost["a"] and seed in lost["b"]:
-            pairs.append(Pair(seed, 0.0, "both"))
-        elif seed in lost["a"] and seed in right:
-            pairs.append(Pair(seed, against_a, "a"))
-        elif seed in lost["b"] and seed in left:
-            pairs.append(Pair(seed, -against_a, "b"))
-    return pairs
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """What one of the two questions says of one contrast."""
-
-    p_alone: float
-    p: float
-    rejected: bool
-    interval: Interval | None
-
-
-Contrast = tuple[str, str]
-
-
-def _differs(paired: Mapping[Contrast, Sequence[Pair]], alpha: float) -> dict[Contrast, _Judged]:
-    """Ask all contrasts at once whether there is a difference. An absent pair is 0."""
-    rows = list(dict.fromkeys(pair.seed for pairs in paired.values() for pair in pairs))
-    differences, there = np.zeros((len(rows), len(paired))), np.zeros((len(rows), len(paired)), dtype=bool)
-    for column, pairs in enumerate(paired.values()):
-        for pair in pairs:
-            row = rows.index(pair.seed)
-            differences[row, column], there[row, column] = pair.difference, True
-    judged = {}
-    for column, (contrast, joint) in enumerate(zip(paired, joint_test(differences, alpha), strict=True)):
-        ends = difference_interval(differences[:, column], there[:, column], joint) if rows else None
-        judged[contrast] = _Judged(joint.p, joint.p, joint.rejected, ends)
-    return judged
-
-
-def _equals(
-    paired: Mapping[Contrast, Sequence[Pair]], alpha: float, smallest_difference: float
-) -> dict[Contrast, _Judged]:
-    """Ask each contrast whether its difference is too small to matter. With a side that diverged it never is."""
-    alone = {
-        contrast: 1.0
-        if any(pair.diverged for pair in pairs)
-        else equivalence_p([pair.difference for pair in pairs], smallest_difference)
-        for contrast, pairs in paired.items()
-    }
-    adjusted = dict(zip(alone, holm(list(alone.values())), strict=True))
-    ranks = {contrast: rank for rank, contrast in enumerate(sorted(alone, key=lambda contrast: alone[contrast]))}
-    judged = {}
-    for contrast, pairs in paired.items():
-        level = 1 - 2 * alpha / (len(paired) - ranks[contrast])
-        ends = t_interval([pair.difference for pair in pairs], level=level)
-        judged[contrast] = _Judged(alone[contrast], adjusted[contrast], adjusted[contrast] <= alpha, ends)
-    return judged
 
 
 def _needed(differences: Sequence[float], contrasts: int, smallest_difference: float) -> int | None:
@@ -330,19 +247,3 @@ def _needed(differences: Sequence[float], contrasts: int, smallest_difference: f
     find = seeds_to_find(effect, alpha.difference, contrasts)
     exclude = seeds_to_exclude(effect, alpha.equivalence / contrasts)
     return None if find is None or exclude is None else max(find, exclude)
-
-
-def _difference(contrast: Contrast, seed: int, a: float, b: float) -> float:
-    """Return a - b; 0 where it is rounding. Raises ValueError where it is beyond what a float holds."""
-    difference = float(a - b)
-    if not np.isfinite(difference):
-        raise ValueError(f"arms {contrast[0]!r} and {contrast[1]!r}, seed {seed}: {a} - {b} is no finite number")
-    return 0.0 if abs(difference) <= TIE * max(abs(a), abs(b)) else difference
-
-
-def _has_diverged(
-    arm: str, seeds: Sequence[int], values: Mapping[str, Mapping[int, float]], divergence: Divergence
-) -> bool:
-    lost = set(seeds) & set(divergence.seeds.get(arm, ()))
-    ended = lost | (set(seeds) & set(values.get(arm, {})))
-    return arm in divergence.unconfirmed or (bool(lost) and 2 * len(lost) >= len(ended))

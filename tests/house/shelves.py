@@ -67,7 +67,7 @@ SHELVES = {
     "orchestrator/session": "ending shutdown tune_executor > holding session > writer > cluster progress schedule > "
     "reports",
     "orchestrator/session/cluster": "headwatch slots > inquiry picture room start > access board capacity sharing",
-    "orchestrator/statistics": "comparison search > intervals joint power tests > numbers",
+    "orchestrator/statistics": "comparison > looks > judging > intervals joint pairing power tests > numbers search",
     "orchestrator/sweep": "plan > load search > components validate > labels limits "
     "overrides shape space > model > values",
     "orchestrator/sweep/plan": "warnings > seeds",

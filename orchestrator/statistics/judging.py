@@ -1,0 +1,80 @@
+"""The two questions that are asked of all contrasts at once, at one look or several."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.statistics.intervals import t_interval
+from orchestrator.statistics.joint import difference_interval, joint_test
+from orchestrator.statistics.numbers import Interval
+from orchestrator.statistics.pairing import Contrast, Pair
+from orchestrator.statistics.tests import equivalence_p, holm
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one of the two questions says of one contrast."""
+
+    p_alone: float
+    p: float
+    rejected: bool
+    interval: Interval | None
+
+
+def differs(
+    paired: Mapping[Contrast, Sequence[Pair]],
+    alpha: float,
+    *,
+    seeds: Sequence[int] = (),
+    looks: Sequence[int] = (),
+    taken: int | None = None,
+) -> dict[Contrast, Judged]:
+    """Ask all contrasts at once whether there is a difference. An absent pair is 0.
+
+    seeds: of the look, in the planned order; none for those that there are pairs of. looks, taken: as `joint_test`.
+    """
+    rows = list(seeds) or list(dict.fromkeys(pair.seed for pairs in paired.values() for pair in pairs))
+    place = {seed: row for row, seed in enumerate(rows)}
+    differences, there = np.zeros((len(rows), len(paired))), np.zeros((len(rows), len(paired)), dtype=bool)
+    for column, pairs in enumerate(paired.values()):
+        for pair in pairs:
+            row = place[pair.seed]
+            differences[row, column], there[row, column] = pair.difference, True
+    judged = {}
+    tested = joint_test(differences, alpha, looks=looks, taken=taken)
+    for column, (contrast, joint) in enumerate(zip(paired, tested, strict=True)):
+        ends = difference_interval(differences[:, column], there[:, column], joint) if rows else None
+        judged[contrast] = Judged(joint.p, joint.p, joint.rejected, ends)
+    return judged
+
+
+def equals(
+    paired: Mapping[Contrast, Sequence[Pair]],
+    alpha: float,
+    smallest_difference: float,
+    *,
+    looks: int = 1,
+    settled: Collection[Contrast] = (),
+) -> dict[Contrast, Judged]:
+    """Ask each contrast whether its difference is too small to matter. With a side that diverged it never is.
+
+    looks: how often this is asked in all, each time at a share of the level: p is so many times as large. settled:
+    contrasts that were decided before, which are not asked again and count with p = 1.
+    """
+    alone = {
+        contrast: 1.0
+        if contrast in settled or any(pair.diverged for pair in pairs)
+        else equivalence_p([pair.difference for pair in pairs], smallest_difference)
+        for contrast, pairs in paired.items()
+    }
+    adjusted = {contrast: min(1.0, looks * p) for contrast, p in zip(alone, holm(list(alone.values())), strict=True)}
+    ranks = {contrast: rank for rank, contrast in enumerate(sorted(alone, key=lambda contrast: alone[contrast]))}
+    judged = {}
+    for contrast, pairs in paired.items():
+        level = 1 - 2 * alpha / (looks * (len(paired) - ranks[contrast]))
+        ends = t_interval([pair.difference for pair in pairs], level=level)
+        judged[contrast] = Judged(alone[contrast], adjusted[contrast], adjusted[contrast] <= alpha, ends)
+    return judged

@@ -1,0 +1,238 @@
+"""Seeds until the question is settled: looks that were planned, what each decides, and whether another follows.
+
+A look is taken when all its seeds have ended in every arm that trains on, so nothing depends on which of them ended
+first: the course is a function of the values. Each look asks, in this order:
+
+1. Which open contrasts are equivalent? Two one-sided t tests, Holm over all contrasts, at alpha_E / K of K looks.
+2. Which differ? The joint test at this look (joint.py), of all contrasts that have not been found to differ. Only this
+   ends the seeds of a contrast: to drop those that seem to lose would break the level (false verdicts of 0.075 for
+   three contrasts, 0.101 for seven). An arm trains on while one of its contrasts does, so a baseline until the last.
+3. Does a further look help? The sweep stops when nothing is open, or when every open contrast is futile: of DRAWN
+   continuations to the last look, by what is known of its mean and spread (normal differences, the usual prior), fewer
+   than HOPE come to a verdict. To stop for that is no claim.
+
+What a look has decided stays, whatever later looks would say.
+
+Error rates as measured: see `make bench ONLY=statistics`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from scipy import special
+
+from orchestrator.statistics.joint import EXACT_UP_TO, spent
+from orchestrator.statistics.judging import Judged, differs, equals
+from orchestrator.statistics.numbers import TIE, Floats, Mode
+from orchestrator.statistics.pairing import Contrast, Divergence, Pair, Values, has_diverged, paired, tested
+from orchestrator.statistics.power import smallest_p
+
+DRAWN = 300
+"""Continuations by which it is judged whether more seeds help."""
+
+HOPE = 0.10
+"""Share of them that must come to a verdict."""
+
+Claim = Literal["", "differs", "equivalent"]
+Ended = Literal["", "settled", "futile", "last"]
+"""Why no further look follows: nothing is open, no seeds would help, there are no more; empty while one follows."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a contrast stands: as of the look that decided it, or as of the last one taken."""
+
+    look: int
+    """Counted from 1; 0 while none has been taken, and then the numbers are of what there is."""
+
+    seeds: int
+    """Of the planned ones, the first so many."""
+
+    differs: Judged
+    equals: Judged
+    claim: Claim
+    has_left: bool = False
+    """It was found to differ: it is out of the family, and its seeds have ended."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """How far the looks of a sweep have come."""
+
+    taken: int
+    standing: Mapping[Contrast, Standing]
+    """Of the contrasts that are tested."""
+
+    due: Mapping[str, int]
+    """arm -> how many of the planned seeds it trains, as far as is known."""
+
+    ended: Ended
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Looks as they were planned."""
+
+    counts: Sequence[int]
+    """Seeds of each, increasing."""
+
+    seeds: Sequence[int]
+    """All of them, in the planned order: each look has the first so many."""
+
+    alpha: tuple[float, float]
+    """Chance of a wrong claim, over all contrasts and looks: of a difference, of equivalence."""
+
+    mode: Mode = "max"
+    smallest_difference: float = 0.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is known of a sweep's confirm trials."""
+
+    values: Values
+    divergence: Divergence = field(default_factory=Divergence)
+    lost: Mapping[str, Collection[int]] = field(default_factory=dict)
+    """arm -> seeds that ended without a value, and not because they diverged."""
+
+    def has_ended(self, arm: str, seeds: Sequence[int]) -> bool:
+        """Return whether an arm has ended all of these seeds, or never will train any."""
+        ended = (self.values.get(arm, {}), self.divergence.seeds.get(arm, ()), self.lost.get(arm, ()))
+        return arm in self.divergence.unconfirmed or all(any(seed in part for part in ended) for seed in seeds)
+
+
+def course(
+    trained: Trained, contrasts: Sequence[Contrast], planned: Looks, *, same_objective: Collection[Contrast] = ()
+) -> Course:
+    """Follow the looks as far as the trials have come.
+
+    contrasts: all, of which those of one objective, and of arms that cannot be trained, are not tested.
+    """
+    family = tested(contrasts, trained.divergence, same_objective)
+    looks, seeds = planned.counts, planned.seeds
+    due = {arm: looks[0] for contrast in contrasts for arm in contrast}
+    course = Course(0, _unlooked(_paired(trained, family, planned, looks[0]), planned), due, "")
+    for number, count in enumerate(looks, 1):
+        active = _active(course, contrasts, family, same_objective)
+        due = {arm: count if arm in active else until for arm, until in course.due.items()}
+        course = replace(course, due=due)
+        if not all(trained.has_ended(arm, seeds[:count]) for arm in active):
+            return course
+        pairs = _paired(trained, family, planned, count)
+        standing = _look(pairs, course.standing, number, planned)
+        open_ = [
+            c
+            for c in family
+            if not standing[c].claim
+            and len(pairs[c]) == count
+            and not any(has_diverged(arm, seeds[:count], trained.values, trained.divergence) for arm in c)
+        ]
+        ended: Ended = ""
+        if not open_:
+            ended = "settled"
+        elif number == len(looks):
+            ended = "last"
+        elif all(_is_futile(pairs[c], planned, len(family), f"{list(contrasts)} {number} {c}") for c in open_):
+            ended = "futile"
+        course = Course(number, standing, due, ended)
+        if ended:
+            return course
+    return course
+
+
+def refusal(looks: Sequence[int], alpha: float) -> str | None:
+    """Explain why looks at so many seeds make no test at this level; None where they do."""
+    if len(looks) < 2 or sorted(set(looks)) != list(looks) or looks[0] < 1:
+        return "looks are two or more numbers of seeds that increase, such as [7, 10, 14]"
+    if looks[-1] > EXACT_UP_TO:
+        return f"the last look has {looks[-1]} seeds; looks are exact up to {EXACT_UP_TO}, such as [7, 10, 14]"
+    if smallest_p(looks[0]) <= spent(alpha, looks)[0]:
+        return None
+    able = (n for n in range(2, looks[1]) if smallest_p(n) <= spent(alpha, [n, *looks[1:]])[0])
+    fewest = next(able, None)
+    if fewest is not None:
+        return f"a first look at {looks[0]} seeds can reject nothing; the fewest that can before {looks[1]} is {fewest}"
+    more = next(n for n in itertools.count(2) if smallest_p(n) <= spent(alpha, [n, n + 3, n + 7])[0])
+    return f"a first look at {looks[0]} seeds can reject nothing; use for example [{more}, {more + 3}, {more + 7}]"
+
+
+def _paired(trained: Trained, family: Sequence[Contrast], planned: Looks, count: int) -> dict[Contrast, list[Pair]]:
+    """Build the pairs of the first so many seeds."""
+    seeds = planned.seeds[:count]
+    return {c: paired(trained.values, trained.divergence, c, seeds, planned.mode) for c in family}
+
+
+def _active(
+    course: Course,
+    contrasts: Sequence[Contrast],
+    family: Sequence[Contrast],
+    same_objective: Collection[Contrast],
+) -> set[str]:
+    """Find the arms that train to the next look: of every contrast that has not been found to differ, and those that
+    share the objective of such an arm. To the first look, all."""
+    if not course.taken:
+        return {arm for contrast in contrasts for arm in contrast}
+    active = {arm for c in family if not course.standing[c].has_left for arm in c}
+    return active | {arm for c in same_objective if active & set(c) for arm in c}
+
+
+def _unlooked(pairs: Mapping[Contrast, Sequence[Pair]], planned: Looks) -> dict[Contrast, Standing]:
+    """Judge, for a reader, what there is before the first look; nothing is claimed."""
+    apart = differs(pairs, planned.alpha[0])
+    alike = equals(pairs, planned.alpha[1], planned.smallest_difference, looks=len(planned.counts))
+    return {c: Standing(0, planned.counts[0], apart[c], alike[c], "") for c in pairs}
+
+
+def _look(
+    pairs: Mapping[Contrast, Sequence[Pair]], before: Mapping[Contrast, Standing], number: int, planned: Looks
+) -> dict[Contrast, Standing]:
+    """Take one look. Of a contrast that lacks a pair nothing is claimed."""
+    looks, count = planned.counts, planned.counts[number - 1]
+    left = [c for c in pairs if before[c].has_left]
+    asked = {c: own for c, own in pairs.items() if c not in left}
+    alike = equals(pairs, planned.alpha[1], planned.smallest_difference, looks=len(looks), settled=left)
+    apart = differs(asked, planned.alpha[0], seeds=planned.seeds[:count], looks=looks, taken=number)
+    after = {}
+    for contrast, was in before.items():
+        if was.has_left:
+            after[contrast] = was
+            continue
+        is_whole = len(pairs[contrast]) == count
+        leaves = is_whole and apart[contrast].rejected
+        if was.claim:
+            after[contrast] = replace(was, has_left=leaves)
+            continue
+        claim: Claim = ""
+        if is_whole and alike[contrast].rejected:
+            claim = "equivalent"
+        elif leaves:
+            claim = "differs"
+        after[contrast] = Standing(number, count, apart[contrast], alike[contrast], claim, leaves)
+    return after
+
+
+def _is_futile(pairs: Sequence[Pair], planned: Looks, contrasts: int, key: str) -> bool:
+    """Return whether the rest of the planned seeds would hardly bring a verdict. key: what the draws follow from,
+    beside the plan."""
+    d = np.array([pair.difference for pair in pairs])
+    n, last, smallest = len(d), planned.counts[-1], planned.smallest_difference
+    seed = hashlib.sha256(f"{list(planned.seeds)} {list(planned.counts)} {key}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(seed[:8]))
+    spread = float(d.std(ddof=1)) * np.sqrt((n - 1) / rng.chisquare(n - 1, size=(DRAWN, 1)))
+    centre = float(d.mean()) + spread / math.sqrt(n) * rng.standard_normal((DRAWN, 1))
+    further: Floats = centre + spread * rng.standard_normal((DRAWN, last - n))
+    means = (d.sum() + further.sum(1)) / last
+    squares = ((d - means[:, None]) ** 2).sum(1) + ((further - means[:, None]) ** 2).sum(1)
+    least = TIE * float(np.abs(d).max(initial=0.0)) + np.finfo(float).tiny  # of equal differences there is no spread
+    errors = np.maximum(np.sqrt(squares / (last - 1) / last), least)
+    found = np.abs(means) / errors >= special.stdtrit(last - 1, 1 - planned.alpha[0] / (2 * contrasts))
+    level = 1 - planned.alpha[1] / (len(planned.counts) * contrasts)
+    equal = (smallest > 0) & ((smallest - np.abs(means)) / errors >= special.stdtrit(last - 1, level))
+    return bool(np.mean(found | equal) < HOPE)
