@@ -99,6 +99,9 @@ def print_plan(made: Plan, estimate: Estimate, power: Sequence[Power], probe: st
 
 def _basis(basis: Basis) -> str:
     """Say how the number of confirm seeds was chosen, where it was not given."""
+    if basis["rule"] == "looks":
+        counts = [str(count) for count in basis.get("looks", [])]
+        return f" (looks at {', '.join(counts[:-1])} and {counts[-1]}: until the question is settled)"
     if basis["rule"] == "fewest":
         return " (the fewest that can reach the level, if all agree)"
     if basis["rule"] == "enough" and basis.get("sd") is None:

@@ -11,12 +11,13 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
 from jobs.config import POINTS, JobConfig, canonical, issues
 from orchestrator.ledger import Ledger, Suggestion, Trial
+from orchestrator.session import confirming
 from orchestrator.session.reports import PointReport
 from orchestrator.sweep import search
 from orchestrator.sweep.model import Planned
@@ -24,6 +25,10 @@ from orchestrator.sweep.plan import Plan
 from orchestrator.sweep.search import sampling
 from orchestrator.sweep.space import conditions
 from orchestrator.sweep.values import Settings
+from orchestrator.system.display import counted
+
+if TYPE_CHECKING:
+    from orchestrator.statistics import Course
 
 SAME_FAILURES = 3
 """Different trials that fail with the same words before their arm is stopped: a bug or an impossible setting, not bad
@@ -111,6 +116,8 @@ class Schedule:
         for label in labels:
             if label not in stopped and not self._ending():
                 self._advance(label)
+        if self._plan.looks and not self._ending() and self._look(stopped):
+            arm = None  # other arms have new trials too
         trials = (
             self._ledger.trials() if arm is None else [t for label in labels for t in self._ledger.trials(arm=label)]
         )
@@ -215,9 +222,46 @@ class Schedule:
         if no_job(self._plan, arm, "confirm", params) is not None:
             return  # another arm was tuned for this one; `untuned_arms` tells
         trials = self._own(self._plan.confirm_trials(arm, params))
-        self._ledger.add_trials(map(as_trial, trials))
+        first = self._plan.looks[0] if self._plan.looks else len(trials)
+        self._ledger.add_trials(map(as_trial, trials[:first]))
         job = {key: value for key, value in trials[0].record.items() if key != "seed"}
         self._ledger.freeze(arm, dict(params), number, digest(job))
+
+    def _look(self, stopped: Collection[str]) -> bool:
+        """Queue the seeds of the next look, in one write, once the last one is over; return whether there are any."""
+        trials, frozen = self._ledger.trials(), self._ledger.frozen()
+        if any(t.stage == "confirm" and t.state in ("queued", "running") and t.arm not in stopped for t in trials):
+            return False
+        untuned = untuned_arms(self._plan, self._ledger)
+        if not {arm.label for arm in self._plan.arms} <= {*frozen, *untuned, *stopped}:
+            return False
+        course = confirming.course(self._plan, trials, untuned, stopped)
+        there = {(trial.arm, trial.seed) for trial in trials if trial.stage == "confirm"}
+        new = [
+            planned
+            for arm, count in course.due.items()
+            if arm in frozen
+            for planned in self._own(self._plan.confirm_trials(arm, frozen[arm].params))
+            if planned.seed in self._plan.confirm_seeds[:count] and (arm, planned.seed) not in there
+        ]
+        self._ledger.add_trials(map(as_trial, new))
+        self._note_look(course)
+        return bool(new)
+
+    def _note_look(self, course: Course) -> None:
+        """Say what the last look has decided, once."""
+        looks, total = self._plan.looks, len(self._plan.looks)
+        text = f"look {course.taken} of {total}, {looks[course.taken - 1]} seeds: "
+        open_ = [pair for pair, one in course.standing.items() if not one.claim]
+        text += f"{len(course.standing) - len(open_)} of {counted(len(course.standing), 'comparison')} settled"
+        if not course.ended:
+            text += f"; it goes on to {looks[course.taken]} seeds"
+        elif course.ended == "futile":
+            text += "; more seeds would hardly settle the rest, and none are trained"
+        if course.taken and text not in {event.text for event in self._ledger.events("look")}:
+            self._ledger.event("look", text)
+            if self._tell is not None:
+                self._tell(text)
 
     def _own(self, trials: list[Planned]) -> list[Planned]:
         """Return the same trials, under ids of their own where the ledger has theirs under another arm, as in a run

@@ -28,7 +28,7 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
-from orchestrator.statistics.joint import EXACT_UP_TO, spent
+from orchestrator.statistics.joint import spent
 from orchestrator.statistics.judging import Judged, differs, equals
 from orchestrator.statistics.numbers import TIE, Floats, Mode
 from orchestrator.statistics.pairing import Contrast, Divergence, Pair, Values, has_diverged, paired, tested
@@ -148,11 +148,8 @@ def course(
 
 
 def refusal(looks: Sequence[int], alpha: float) -> str | None:
-    """Explain why looks at so many seeds make no test at this level; None where they do."""
-    if len(looks) < 2 or sorted(set(looks)) != list(looks) or looks[0] < 1:
-        return "looks are two or more numbers of seeds that increase, such as [7, 10, 14]"
-    if looks[-1] > EXACT_UP_TO:
-        return f"the last look has {looks[-1]} seeds; looks are exact up to {EXACT_UP_TO}, such as [7, 10, 14]"
+    """Explain why looks at so many seeds can reject nothing at the first at this level; None where they can. looks: two
+    or more numbers that increase, EXACT_UP_TO at most."""
     if smallest_p(looks[0]) <= spent(alpha, looks)[0]:
         return None
     able = (n for n in range(2, looks[1]) if smallest_p(n) <= spent(alpha, [n, *looks[1:]])[0])

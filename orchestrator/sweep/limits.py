@@ -17,6 +17,9 @@ MOST_ARMS = 1_000
 MOST_CROSSED = 10_000
 """Combinations of [compare], those that [[exclude]] leaves out counted."""
 
+MOST_LOOKED_AT = 20
+"""Seeds of the last look: sign patterns are counted up to there (orchestrator.statistics.joint.EXACT_UP_TO)."""
+
 MOST_SEEDS = 1_000
 MOST_TRIALS = 1_000_000
 MOST_CHOICES = 10_000

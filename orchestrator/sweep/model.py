@@ -11,7 +11,7 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, PrivateAttr, model_validator
+from pydantic import Discriminator, Field, JsonValue, PrivateAttr, Tag, model_validator
 
 from jobs.config import JobConfig, Section, canonical, trial_id
 from jobs.config.components import is_import_path
@@ -194,12 +194,34 @@ class Tune(Section):
         return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
 
 
+class SeedLooks(Section):
+    """Seeds until the question is settled, at looks that are planned before anything runs."""
+
+    looks: list[int]
+    """How many seeds each look has, increasing, 20 at most, such as [7, 10, 14]. After each, arms that differ from
+    their baseline train no further, and the sweep ends when nothing is open or more seeds would hardly help."""
+
+
+def _form(seeds: object) -> str:
+    """Name the form in which seeds are given, as a branch of a union (jobs.config.validation)."""
+    if isinstance(seeds, dict | SeedLooks):
+        return "function-looks"
+    return "list[int]" if isinstance(seeds, list) else "literal[]" if isinstance(seeds, str) else "int"
+
+
 class Confirm(Section):
     """The second stage: each arm's best setting, frozen, on fresh seeds, the same in every arm."""
 
-    seeds: Literal["enough", "fewest"] | int | list[int] = "enough"
+    seeds: Annotated[
+        Annotated[Literal["enough", "fewest"], Tag("literal[]")]
+        | Annotated[int, Tag("int")]
+        | Annotated[list[int], Tag("list[int]")]
+        | Annotated[SeedLooks, Tag("function-looks")],
+        Discriminator(_form),
+    ] = "enough"
     """`enough`: 8 to 20, which find metric.smallest_difference four times in five by the spread of a run like it, or 10
-    where there is none; `fewest`: that can reach the level at all, if all agree; or a count; or a list."""
+    where there is none; `fewest`: that can reach the level at all, if all agree; or a count; or a list; or
+    { looks = [7, 10, 14] }: until the question is settled."""
 
 
 class Resources(Section):

@@ -15,13 +15,14 @@ from orchestrator.sweep.limits import (
     LARGEST_SEED,
     LONGEST_NAME,
     MOST_ARMS,
+    MOST_LOOKED_AT,
     MOST_OF_A_NODE,
     MOST_SEEDS,
     count_issues,
     number_issues,
     repeated_issues,
 )
-from orchestrator.sweep.model import Arm, Sweep, arms_of, cross, usual_mode
+from orchestrator.sweep.model import Arm, SeedLooks, Sweep, arms_of, cross, usual_mode
 from orchestrator.sweep.space import space_issues
 from orchestrator.sweep.values import alternatives, identity, list_keys, merged, shown
 
@@ -199,8 +200,20 @@ def _seed_issues(sweep: Sweep) -> Iterable[ConfigIssue]:
         yield ConfigIssue(
             "confirm.seeds", repr(seeds), f"seeds {both} are tuned on too; confirm on fresh ones, such as {free}"
         )
+    if isinstance(seeds, SeedLooks):
+        yield from _look_issues(seeds.looks)
     if isinstance(seeds, list | int) and (len(seeds) if isinstance(seeds, list) else seeds) < 2:
         yield ConfigIssue("confirm.seeds", repr(seeds), "an interval needs two seeds or more; 'enough' chooses")
+
+
+def _look_issues(looks: list[int]) -> Iterable[ConfigIssue]:
+    key, found = "confirm.seeds.looks", repr(looks[:MOST_LOOKED_AT])
+    if len(looks) < 2:
+        yield ConfigIssue(key, found, "are two or more, such as [7, 10, 14]; one number is confirm.seeds = 10")
+    elif sorted(set(looks)) != looks or looks[0] < 1:
+        yield ConfigIssue(key, found, "are numbers of seeds that increase from look to look, such as [7, 10, 14]")
+    elif looks[-1] > MOST_LOOKED_AT:
+        yield ConfigIssue(key, found, f"the last look has at most {MOST_LOOKED_AT} seeds, such as [7, 10, 14]")
 
 
 def _resource_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:

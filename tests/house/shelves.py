@@ -65,7 +65,7 @@ SHELVES = {
     "orchestrator/report/tables": "content > grids > blocks",
     "orchestrator/run_dir": "export > context creation provenance > own_code > folder > bucket environment",
     "orchestrator/session": "ending shutdown tune_executor > holding session > writer > cluster progress schedule > "
-    "reports",
+    "confirming reports",
     "orchestrator/session/cluster": "headwatch slots > inquiry picture room start > access board capacity sharing",
     "orchestrator/statistics": "comparison > looks > judging > intervals joint pairing power tests > numbers search",
     "orchestrator/sweep": "plan > load search > components validate > labels limits "

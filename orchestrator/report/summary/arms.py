@@ -12,6 +12,7 @@ from orchestrator.ledger import Ledger, Trial
 from orchestrator.ledger.stored import ArmTable, TrialResult
 from orchestrator.report.summary import budgets
 from orchestrator.report.summary.records import ArmSummary, Kind, SeedValue, Spent, SuggestionSummary, TuneSummary
+from orchestrator.session import confirming
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ def confirmed(ledger: Ledger, trials: Sequence[Trial]) -> Confirmed:
     confirm = [trial for trial in trials if trial.stage == "confirm"]
     labels = [arm["label"] for arm in sweep["plan"]["arms"]]
     of_arm = {label: [trial for trial in confirm if trial.arm == label] for label in labels}
-    lost = {label: {trial.seed for trial in of_arm[label] if diverged(trial)} for label in labels}
-    return Confirmed(of_arm, _values(confirm), lost)
+    fallen = {label: set[int]() for label in labels} | confirming.diverged(confirm)
+    return Confirmed(of_arm, confirming.values(confirm), fallen)
 
 
 def untrained(ledger: Ledger, trial: Trial, metric: str) -> float | None:
@@ -145,15 +146,6 @@ def tuned(ledger: Ledger, trials: Sequence[Trial], mode: statistics.Mode) -> dic
                 searched_with=leader,
             )
     return summaries
-
-
-def _values(confirm: Sequence[Trial]) -> dict[str, dict[int, float]]:
-    values: dict[str, dict[int, float]] = {}
-    for trial in confirm:
-        trained = trial.state == "done" and not diverged(trial)
-        if trained and trial.metric is not None and math.isfinite(trial.metric):
-            values.setdefault(trial.arm, {})[trial.seed] = trial.metric
-    return values
 
 
 def _value(trial: Trial, metric: float | None) -> SeedValue:

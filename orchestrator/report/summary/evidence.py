@@ -20,17 +20,16 @@ from orchestrator.report.summary.records import (
     Curve,
     DivergedTrial,
     FailedTrial,
+    LooksSummary,
     Summary,
 )
 from orchestrator.report.summary.sentences import sentence
 from orchestrator.report.summary.warnings import notes
 from orchestrator.run_dir import provenance
-from orchestrator.session import schedule
+from orchestrator.session import confirming, schedule
 from orchestrator.sweep import plan as planning
 
 STAGES: tuple[Stage, ...] = ("tune", "confirm")
-
-ENDED: tuple[TrialState, ...] = ("done", "pruned", "failed")
 
 
 def summarize(ledger: Ledger) -> Summary:
@@ -42,8 +41,12 @@ def summarize(ledger: Ledger) -> Summary:
     plan, metric = run.sweep["plan"], run.sweep["metric"]
     confirm = arms.confirmed(ledger, trials)
     mode, smallest = metric.get("mode", "max"), float(metric.get("smallest_difference", 0.0))
-    untuned = _untuned(ledger)
-    compared = _compared(run, confirm, mode, smallest, _unconfirmed(untuned), pending=_pending(run, trials, untuned))
+    planned, untuned = planning.stored(run.sweep, run.rules), _untuned(ledger)
+    stopped = schedule.stopped_arms(trials)
+    looked = confirming.course(planned, trials, untuned, stopped) if planned.looks else None
+    compared = _compared(
+        run, confirm, smallest, _unconfirmed(untuned), pending=_pending(run, trials, untuned), looked=looked
+    )
     code = [_code_group(group) for group in provenance.behind(run.provenance, trials, ledger.attempts())]
     summaries = _arms(ledger, trials, confirm, mode, code)
     seeds = [int(seed) for seed in plan["confirm_seeds"]]
@@ -64,6 +67,7 @@ def summarize(ledger: Ledger) -> Summary:
         seeds=seeds,
         alpha=pairs.levels(compared, smallest),
         smallest_p=statistics.smallest_p(len(seeds)),
+        looks=None if looked is None else LooksSummary(planned.looks, looked.taken, looked.ended, looked.due),
         trials={stage: _counts(trials, stage) for stage in STAGES},
         attempts=_attempts(ledger),
         code=code,
@@ -80,13 +84,21 @@ def summarize(ledger: Ledger) -> Summary:
 def _pending(run: Run, trials: Sequence[Trial], untuned: Collection[str]) -> bool:
     """Return whether confirm trials of the planned contrasts are still to come. untuned: arms that will have none."""
     plan = run.sweep["plan"]
-    ended = {(trial.arm, trial.seed) for trial in trials if trial.stage == "confirm" and trial.state in ENDED}
+    ended = {
+        (trial.arm, trial.seed) for trial in trials if trial.stage == "confirm" and trial.state in confirming.HAS_ENDED
+    }
     compared = {str(arm) for pair in plan["contrasts"] for arm in pair} - set(untuned)
     return any((arm, int(seed)) not in ended for arm in compared for seed in plan["confirm_seeds"])
 
 
 def _compared(
-    run: Run, confirm: arms.Confirmed, mode: statistics.Mode, smallest: float, never: Sequence[str], *, pending: bool
+    run: Run,
+    confirm: arms.Confirmed,
+    smallest: float,
+    never: Sequence[str],
+    *,
+    pending: bool,
+    looked: statistics.Course | None,
 ) -> list[statistics.Comparison]:
     """Judge the planned contrasts. never: arms without a confirm trial, as no setting trained."""
     plan = run.sweep["plan"]
@@ -95,11 +107,12 @@ def _compared(
         confirm.values,
         contrasts,
         seeds=[int(seed) for seed in plan["confirm_seeds"]],
-        mode=mode,
+        mode=run.sweep["metric"].get("mode", "max"),
         smallest_difference=smallest,
         divergence=statistics.Divergence(confirm.diverged, never),
         same_objective=[pair for pair in contrasts if pairs.one_objective(confirm.trials, run.sweep, *pair)],
         pending=pending,
+        looked=looked,
     )
 
 
@@ -139,7 +152,7 @@ def _code_group(group: provenance.Group) -> CodeGroup:
 def _lost(trials: Sequence[Trial], confirm: arms.Confirmed) -> Iterable[Trial]:
     """Yield the confirm trials that have ended without a value, and not because they diverged."""
     for trial in trials:
-        if trial.stage == "confirm" and trial.state in ENDED:
+        if trial.stage == "confirm" and trial.state in confirming.HAS_ENDED:
             has_value = trial.seed in confirm.values.get(trial.arm, {})
             if not has_value and trial.seed not in confirm.diverged[trial.arm]:
                 yield trial

@@ -172,6 +172,7 @@ class ComparisonSummary:
             "p_equivalence_holm": result.p_equivalence_holm,
             "verdict": result.verdict,
             "needed": result.needed,
+            "look": result.look,
             "diverged": {side: result.diverged(side) for side in SIDES},
             "diverged_arms": as_json(result.diverged_arms),
             "same_objective": result.same_objective,
@@ -187,6 +188,23 @@ def _difference(pair: statistics.Pair) -> JsonObject:
     if pair.diverged:
         return {"seed": pair.seed, "value": None, "diverged": pair.diverged}
     return {"seed": pair.seed, "value": pair.difference}
+
+
+@dataclass(frozen=True)
+class LooksSummary:
+    """How far the looks of a run have come, where several were planned."""
+
+    counts: Sequence[int]
+    """Seeds of each."""
+    taken: int
+    ended: str
+    """Why no further one follows: `settled`, `futile`, `last`; empty while one does."""
+    due: Mapping[str, int]
+    """Label of an arm -> how many seeds it trains, as far as is known."""
+
+    def to_json(self) -> JsonObject:
+        """Return the record as JSON."""
+        return fields_as_json(self)
 
 
 @dataclass(frozen=True)
@@ -289,6 +307,7 @@ class Summary:
     alpha: Mapping[str, float]
     """At which levels the contrasts are judged: of a `difference`, and of `equivalence`."""
     smallest_p: float
+    looks: LooksSummary | None
     trials: Mapping[Stage, Mapping[TrialState, int]]
     attempts: AttemptCounts
     code: Sequence[CodeGroup]

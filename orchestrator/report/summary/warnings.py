@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from orchestrator.ledger import Trial
 from orchestrator.report.summary import budgets, sentences
-from orchestrator.report.summary.records import Answer, CodeGroup, ComparisonSummary, Summary
+from orchestrator.report.summary.records import Answer, CodeGroup, ComparisonSummary, LooksSummary, Summary
 from orchestrator.system.display import by_count, counted
 
 
@@ -16,6 +16,7 @@ def notes(summary: Summary, lost: Sequence[Trial], *, thinned: Sequence[Trial] =
     seeds = len(summary.seeds)
     return [
         *_missing(summary, lost),
+        *_looks(summary.looks),
         *_several_codes(summary.code),
         *oddities(summary, seeds=seeds),
         *_thinned(thinned),
@@ -61,11 +62,12 @@ def _thinned(trials: Sequence[Trial]) -> Iterable[str]:
 
 
 def _missing(summary: Summary, lost: Sequence[Trial]) -> Iterable[str]:
-    planned = len(summary.arms) * len(summary.seeds)
+    due = summary.looks.due if summary.looks else {arm.label: len(summary.seeds) for arm in summary.arms}
+    planned = sum(due.values())
     have = sum(arm.n + arm.diverged for arm in summary.arms)
     fallen = {label for comparison in summary.comparisons for label in comparison.result.diverged_arms}
     never = [arm for arm in summary.arms if arm.label in fallen and not arm.values]
-    planned -= len(summary.seeds) * len(never)
+    planned -= sum(due[arm.label] for arm in never)
     if waiting := planned - have - len(lost):
         yield (
             f"{waiting} of {counted(planned, 'confirm trial')} {by_count(waiting, 'has', 'have')} no result yet; "
@@ -76,6 +78,23 @@ def _missing(summary: Summary, lost: Sequence[Trial]) -> Iterable[str]:
         yield (
             f"{trial.arm}, seed {trial.seed} is lost ({why}, attempts: {trial.attempts}, trial {trial.id}): its "
             "comparisons are inconclusive."
+        )
+
+
+def _looks(looks: LooksSummary | None) -> Iterable[str]:
+    """Yield a sentence on looks that are still to come, or will not be taken."""
+    if looks is None:
+        return
+    total, last = len(looks.counts), looks.counts[-1]
+    if not looks.ended:
+        since = f"as of look {looks.taken}" if looks.taken else "before the first look"
+        seeds = counted(looks.counts[looks.taken], "seed")
+        yield f"Look {looks.taken + 1} of {total} is under way, of {seeds}: the verdicts are {since}."
+    elif looks.ended == "futile":
+        seeds = counted(looks.counts[looks.taken - 1], "seed")
+        yield (
+            f"Stopped at look {looks.taken} of {total}, of {seeds}: fewer than one in ten continuations to {last} "
+            "seeds would have settled what is open."
         )
 
 

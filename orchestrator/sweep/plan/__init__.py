@@ -20,7 +20,7 @@ from jobs.config import JobConfig, canonical
 from jobs.config.identity import FORMER, counted_from, with_former
 from orchestrator.sweep import Arm, Sweep, arms_of, flatten, merged, search
 from orchestrator.sweep.model import Planned
-from orchestrator.sweep.plan.seeds import Basis, basis_of, confirm_seeds
+from orchestrator.sweep.plan.seeds import Basis, basis_of, check_looks, confirm_seeds
 from orchestrator.sweep.plan.warnings import own_loop, warnings
 from orchestrator.sweep.space import conditions
 from orchestrator.sweep.values import Settings, by_todays_names
@@ -89,8 +89,13 @@ class Plan:
         return tuple((a, b) for a, b in self.contrasts if objective(self.arm(a)) != objective(self.arm(b)))
 
     @property
+    def looks(self) -> tuple[int, ...]:
+        """How many of the confirm seeds each look has; none where there is one number of seeds for all."""
+        return tuple(self.basis.get("looks", ()))
+
+    @property
     def trials(self) -> dict[str, int]:
-        """Trials per stage."""
+        """Trials per stage; with looks, those of the last one too, which may not be needed."""
         return {
             "tune": sum(self.suggestions.values()) * len(self.tune_seeds),
             "confirm": len(self.arms) * len(self.confirm_seeds),
@@ -181,10 +186,12 @@ def make(sweep: Sweep, spread: tuple[float, str] | None = None) -> Plan:
     """Make the plan of a valid sweep, by today's rules.
 
     spread: standard deviation of paired differences like its own, and the run that tells it; None: not known.
+    Raises ConfigError for looks that make no test.
     """
     arms = tuple(arms_of(sweep))
     contrasts = tuple(_contrasts(sweep, arms))
     asked = sum(objective(_named(arms, a)) != objective(_named(arms, b)) for a, b in contrasts)
+    check_looks(sweep, asked)
     tuned = tuple(sweep.tune.seed_list) if sweep.tune else ()
     basis = basis_of(sweep, asked, spread)
     confirmed = confirm_seeds(sweep, tuned, basis["n"])

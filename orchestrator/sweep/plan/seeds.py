@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NotRequired, TypedDict
 
+from jobs.config import ConfigError, ConfigIssue
 from orchestrator.sweep import Sweep
+from orchestrator.sweep.model import SeedLooks
 
 
 class Basis(TypedDict):
     """How a number of confirm seeds came about. Nothing looks again once a run has begun."""
 
-    rule: Literal["given", "fewest", "enough"]
+    rule: Literal["given", "fewest", "enough", "looks"]
     n: int
+    """With looks, of the last one."""
+    looks: NotRequired[list[int]]
+    """How many seeds each look has, where several are planned."""
     sd: NotRequired[float | None]
     """Of paired differences in a run like it, from above; None where there was none."""
     source: NotRequired[str | None]
@@ -25,6 +30,8 @@ def basis_of(sweep: Sweep, contrasts: int, spread: tuple[float, str] | None) -> 
     from orchestrator.statistics import levels, power  # with scipy, which most verbs do not need
 
     seeds, smallest = sweep.confirm.seeds, sweep.metric.smallest_difference
+    if isinstance(seeds, SeedLooks):
+        return {"rule": "looks", "n": seeds.looks[-1], "looks": list(seeds.looks)}
     if not isinstance(seeds, str):
         return {"rule": "given", "n": seeds if isinstance(seeds, int) else len(seeds)}
     alpha = levels(contrasts, smallest).difference
@@ -43,3 +50,16 @@ def confirm_seeds(sweep: Sweep, tuned: Sequence[int], count: int) -> tuple[int, 
         return tuple(sweep.confirm.seeds)
     first = max(tuned, default=-1) + 1
     return tuple(range(first, first + count))
+
+
+def check_looks(sweep: Sweep, contrasts: int) -> None:
+    """Check that the looks of a sweep make a test of so many contrasts. Raises ConfigError."""
+    from orchestrator.statistics import levels
+    from orchestrator.statistics.looks import refusal
+
+    seeds = sweep.confirm.seeds
+    if not isinstance(seeds, SeedLooks):
+        return
+    why = refusal(seeds.looks, levels(contrasts, sweep.metric.smallest_difference).difference)
+    if why is not None:
+        raise ConfigError(sweep.name, "sweep", [ConfigIssue("confirm.seeds.looks", repr(seeds.looks), why)])

@@ -1,0 +1,72 @@
+"""The confirm stage as the statistics see it: what trained, diverged and was lost, and how far its looks have come."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import isfinite
+from typing import TYPE_CHECKING
+
+from orchestrator.ledger import Trial
+from orchestrator.sweep.plan import Plan
+
+if TYPE_CHECKING:  # scipy is for those who judge
+    from orchestrator.statistics import Course
+
+HAS_ENDED = ("done", "pruned", "failed")
+"""States of a trial of which nothing more comes, unless a person queues it again."""
+
+
+def values(trials: Iterable[Trial]) -> dict[str, dict[int, float]]:
+    """Collect the final metrics of confirm trials that trained: arm -> seed -> metric."""
+    found: dict[str, dict[int, float]] = {}
+    for trial in trials:
+        trained = trial.state == "done" and trial.outcome != "diverged"
+        if trained and trial.metric is not None and isfinite(trial.metric):
+            found.setdefault(trial.arm, {})[trial.seed] = trial.metric
+    return found
+
+
+def diverged(trials: Iterable[Trial]) -> dict[str, set[int]]:
+    """Collect the seeds of confirm trials that diverged, by arm."""
+    found: dict[str, set[int]] = {}
+    for trial in trials:
+        if trial.outcome == "diverged":
+            found.setdefault(trial.arm, set()).add(trial.seed)
+    return found
+
+
+def course(plan: Plan, trials: Sequence[Trial], untuned: Mapping[str, str], stopped: Collection[str]) -> Course:
+    """Follow the looks of a plan as far as its trials have come.
+
+    untuned: arms that will have no confirm trial, and why. stopped: arms of which nothing more is begun, so that what
+    they lack is lost.
+    """
+    from orchestrator import statistics
+
+    confirm = [trial for trial in trials if trial.stage == "confirm"]
+    trained, fallen = values(confirm), diverged(confirm)
+    ended: dict[str, set[int]] = {}
+    for trial in confirm:
+        if trial.state in HAS_ENDED:
+            ended.setdefault(trial.arm, set()).add(trial.seed)
+    for arm, why in untuned.items():
+        if why != "diverged":
+            ended[arm] = set(plan.confirm_seeds)
+    for arm in stopped:
+        ended[arm] = set(plan.confirm_seeds)
+    lost = {arm: seeds - trained.get(arm, {}).keys() - fallen.get(arm, set()) for arm, seeds in ended.items()}
+    never = [arm for arm, why in untuned.items() if why == "diverged"]
+    metric, asked = plan.sweep.metric, [pair for pair in plan.tested if not set(pair) & set(never)]
+    alpha = statistics.levels(len(asked), metric.smallest_difference)
+    return statistics.course(
+        statistics.Trained(trained, statistics.Divergence(fallen, never), lost),
+        plan.contrasts,
+        statistics.Looks(
+            plan.looks,
+            plan.confirm_seeds,
+            (alpha.difference, alpha.equivalence),
+            metric.mode,
+            metric.smallest_difference,
+        ),
+        same_objective=[pair for pair in plan.contrasts if pair not in plan.tested],
+    )

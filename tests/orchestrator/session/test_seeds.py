@@ -1,0 +1,164 @@
+"""Seeds until the question is settled: what a session trains look by look, whatever is killed on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_session import done, opened, play
+
+from jobs.core.failures import Failure
+from orchestrator.ledger import Ledger
+from orchestrator.report.summary.evidence import summarize
+from orchestrator.session.writer import Dispatch
+
+LOOKS = [7, 10, 14]
+
+
+def changes(levels: dict[float, float], **more: Any) -> dict[str, Any]:
+    """A sweep over temperatures without a tune stage; `levels`: what each adds to the metric."""
+    return {
+        "compare": {"loss.temperature": list(levels)},
+        "tune": None,
+        "confirm": {"seeds": {"looks": LOOKS}},
+        "metric": {"name": "knn_accuracy", "smallest_difference": 0.01},
+        **more,
+    }
+
+
+def answer(levels: dict[float, float], spread: float = 0.01) -> Callable[[Dispatch], dict[str, Any]]:
+    """Return what ends a trial with the metric of its level and the noise of its seed, that of no other level."""
+
+    def of(dispatch: Dispatch) -> dict[str, Any]:
+        temperature, seed = dispatch.job["loss"]["temperature"], dispatch.job["seed"]
+        noise = random.Random(f"{temperature} {seed}").gauss(0, spread)
+        return done(dispatch, 0.5 + levels[temperature] + noise)
+
+    return of
+
+
+def trained(ledger: Ledger) -> Counter[str]:
+    """Count the confirm trials of each arm that are done."""
+    return Counter(trial.arm for trial in ledger.trials(stage="confirm", state="done"))
+
+
+def run(
+    folder: Path, levels: dict[float, float], spread: float = 0.01, **options: Any
+) -> tuple[Any, Counter[str], Any]:
+    """Run a sweep in one session; what `compare --json` says of it, how many seeds each arm had, all its trials."""
+    with opened(folder, changes(levels)) as (session, ledger, _, _plan):
+        session.start()
+        play(session, answer(levels, spread), **options)
+        assert session.broken is None
+        numbers = {trial.id: (trial.state, trial.metric) for trial in ledger.trials()}
+        return summarize(ledger).to_json(), trained(ledger), numbers
+
+
+def test_what_differs_clearly_has_the_seeds_of_the_first_look_and_the_sweep_ends(tmp_path: Path) -> None:
+    """Mutant check: confirm trials that are all queued when an arm is frozen."""
+    said, seeds, _ = run(tmp_path, {0.1: 0.0, 0.2: 0.1, 0.5: -0.1})
+    assert set(seeds.values()) == {7}
+    assert [one["verdict"] for one in said["comparisons"]] == ["a_better", "b_better"]
+    assert [one["look"] for one in said["comparisons"]] == [1, 1]
+    assert (said["looks"]["taken"], said["looks"]["ended"], said["complete"]) == (1, "settled", True)
+    assert said["notes"] == []
+
+
+def test_an_open_arm_and_its_baseline_train_on_and_what_is_settled_does_not(tmp_path: Path) -> None:
+    said, seeds, _ = run(tmp_path, {0.1: 0.0, 0.2: 0.1, 0.5: 0.012}, 0.016)
+    assert seeds["temperature=0.2"] == 7
+    assert seeds["temperature=0.1"] == seeds["temperature=0.5"] > 7
+    first, second = said["comparisons"]
+    assert (first["look"], first["n"], first["verdict"]) == (1, 7, "a_better")
+    assert second["n"] == seeds["temperature=0.5"]
+    assert said["looks"]["ended"]
+
+
+def test_looks_that_would_hardly_help_are_not_taken_and_the_answer_says_so(tmp_path: Path) -> None:
+    said, seeds, _ = run(tmp_path, {0.1: 0.0, 0.2: 0.0}, 0.05)
+    assert said["looks"]["ended"] == "futile"
+    assert max(seeds.values()) < 14
+    assert said["comparisons"][0]["verdict"] == "inconclusive"
+    assert any("fewer than one in ten continuations to 14 seeds" in note for note in said["notes"])
+
+
+def test_while_a_look_is_under_way_the_answer_is_that_of_the_last_one(tmp_path: Path) -> None:
+    levels = {0.1: 0.0, 0.2: 0.1, 0.5: 0.012}
+    with opened(tmp_path, changes(levels), concurrent=1) as (session, ledger, _, _plan):
+        session.start()
+        play(session, answer(levels, 0.016), most=23)
+        said = summarize(ledger)
+    assert said.looks is not None
+    assert (said.looks.taken, said.looks.ended, said.complete) == (1, "", False)
+    assert [comparison.result.n for comparison in said.comparisons] == [7, 7]
+    assert [comparison.result.verdict for comparison in said.comparisons] == ["a_better", "inconclusive"]
+    assert any("Look 2 of 3 is under way, of 10 seeds: the verdicts are as of look 1." in note for note in said.notes)
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("order", range(3))
+def test_in_whatever_order_trials_end_the_same_seeds_are_trained(tmp_path: Path, order: int) -> None:
+    levels = {0.1: 0.0, 0.2: 0.02, 0.5: 0.012}
+    calm = run(tmp_path / "calm", levels, 0.02)
+    mixed = run(tmp_path / "mixed", levels, 0.02, order=random.Random(order))
+    assert mixed[1:] == calm[1:]
+    assert mixed[0]["comparisons"] == calm[0]["comparisons"]
+
+
+@pytest.mark.parametrize("every", [71, pytest.param(1, marks=pytest.mark.soak)])
+def test_wherever_the_writer_is_killed_the_looks_are_those_of_the_undisturbed_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """After every transaction of the writer, or some of them. Mutant check: a look whose arms are queued in a
+    transaction each."""
+    levels = {0.1: 0.0, 0.2: 0.1, 0.5: 0.012}
+    calm = run(tmp_path / "calm", levels, 0.016)
+    left = [10**9]
+    real = Ledger._write
+
+    @contextlib.contextmanager
+    def write(self: Ledger) -> Iterator[Any]:
+        if left[0] <= 0 and threading.current_thread().name == "ledger-writer":
+            raise KeyboardInterrupt
+        with real(self) as found:
+            yield found
+        left[0] -= threading.current_thread().name == "ledger-writer"
+
+    monkeypatch.setattr(Ledger, "_write", write)
+    for allowed in range(0, 10**6, every):
+        left[0] = allowed
+        with opened(tmp_path / str(allowed), changes(levels)) as (session, _, _, _plan):
+            session.start()
+            play(session, answer(levels, 0.016))
+            whole = session.broken is None
+        left[0] = 10**9
+        said, seeds, numbers = run(tmp_path / str(allowed), levels, 0.016)
+        assert (seeds, numbers) == calm[1:], f"killed after {allowed} transactions"
+        assert said["comparisons"] == calm[0]["comparisons"]
+        if whole:
+            assert allowed > 30
+            break
+
+
+def test_an_arm_whose_trials_fail_alike_keeps_the_others_from_no_look(tmp_path: Path) -> None:
+    levels = {0.1: 0.0, 0.2: 0.1, 0.5: 0.012}
+
+    def fail(dispatch: Dispatch) -> dict[str, Any] | Failure:
+        if dispatch.job["loss"]["temperature"] == 0.5:
+            return Failure("user_error", None, "no such thing", "")
+        return answer(levels)(dispatch)
+
+    with opened(tmp_path, changes(levels)) as (session, ledger, said, _plan):
+        session.start()
+        play(session, fail)
+        summary = summarize(ledger)
+    assert [comparison.result.verdict for comparison in summary.comparisons] == ["a_better", "inconclusive"]
+    assert summary.looks is not None
+    assert (summary.looks.taken, summary.looks.ended) == (1, "settled")
+    assert sum("look 1 of 3, 7 seeds: 1 of 2 comparisons settled" in line for line in said) == 1
