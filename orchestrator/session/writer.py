@@ -19,7 +19,8 @@ from orchestrator.ledger.stored import JsonObject
 from orchestrator.run_dir import provenance
 from orchestrator.run_dir.context import RunContext
 from orchestrator.session.reports import Report
-from orchestrator.session.schedule import Climb, Rung, Schedule, stopped_arms, stops_the_sweep, wrong_metric
+from orchestrator.session.schedule import Schedule, stopped_arms, stops_the_sweep, wrong_metric
+from orchestrator.session.schedule.pruning import Climb, Rung
 from orchestrator.sweep import merged
 from orchestrator.system.masking import masked
 

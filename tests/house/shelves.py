@@ -65,9 +65,10 @@ SHELVES = {
     "orchestrator/report/tables": "content > grids > blocks",
     "orchestrator/run_dir": "export > context creation provenance > own_code > folder > bucket environment",
     "orchestrator/session": "ending shutdown tune_executor > holding session > writer > cluster progress schedule > "
-    "confirming reports",
+    "reports",
     "orchestrator/session/cluster": "headwatch slots > inquiry picture room start > access board capacity sharing",
-    "orchestrator/statistics": "comparison > looks > judging > intervals joint pairing power tests > numbers search",
+    "orchestrator/session/schedule": "confirming pruning",
+    "orchestrator/statistics": "comparison > looks > judging > intervals joint pairing power search tests > numbers",
     "orchestrator/sweep": "plan > load search > components validate > labels limits "
     "overrides shape space > model > values",
     "orchestrator/sweep/plan": "warnings > seeds",

@@ -12,7 +12,7 @@ from orchestrator.ledger import Ledger, Trial
 from orchestrator.ledger.stored import ArmTable, TrialResult
 from orchestrator.report.summary import budgets
 from orchestrator.report.summary.records import ArmSummary, Kind, SeedValue, Spent, SuggestionSummary, TuneSummary
-from orchestrator.session import confirming
+from orchestrator.session.schedule import confirming
 
 
 @dataclass(frozen=True)

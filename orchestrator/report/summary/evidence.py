@@ -26,7 +26,8 @@ from orchestrator.report.summary.records import (
 from orchestrator.report.summary.sentences import sentence
 from orchestrator.report.summary.warnings import notes
 from orchestrator.run_dir import provenance
-from orchestrator.session import confirming, schedule
+from orchestrator.session import schedule
+from orchestrator.session.schedule import confirming
 from orchestrator.sweep import plan as planning
 
 STAGES: tuple[Stage, ...] = ("tune", "confirm")

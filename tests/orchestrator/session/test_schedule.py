@@ -9,7 +9,8 @@ import pytest
 
 from jobs.config import JobConfig
 from orchestrator.ledger import Ledger, Trial, sqlite_url, this_process
-from orchestrator.session.schedule import Schedule, rung_count, rungs
+from orchestrator.session.schedule import Schedule
+from orchestrator.session.schedule.pruning import rung_count, rungs
 from orchestrator.sweep import Sweep
 from orchestrator.sweep.plan import Plan, make
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from math import isfinite
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
-from jobs.config import POINTS, JobConfig, canonical, issues
+from jobs.config import JobConfig, canonical, issues
 from orchestrator.ledger import Ledger, Suggestion, Trial
-from orchestrator.session import confirming
-from orchestrator.session.reports import PointReport
+from orchestrator.session.schedule import confirming
+from orchestrator.session.schedule.pruning import Climb, rungs
 from orchestrator.sweep import search
 from orchestrator.sweep.model import Planned
 from orchestrator.sweep.plan import Plan
@@ -33,55 +33,6 @@ if TYPE_CHECKING:
 SAME_FAILURES = 3
 """Different trials that fail with the same words before their arm is stopped: a bug or an impossible setting, not bad
 luck. Of two arms, and while none has succeeded, they stop the sweep."""
-
-
-@dataclass(frozen=True)
-class Rung:
-    """Where a trial is pruned."""
-
-    step: int
-    value: float
-    """The metric there, which is the trial's."""
-
-
-class Climb:
-    """One attempt of a trial that may be pruned: the pruner, asked rung by rung.
-
-    A function of the values, however they come: a gang that is continued tells several rungs at once. A rung of which
-    the ledger has the metric was asked about when it got it, and is left alone.
-    """
-
-    def __init__(
-        self, plan: Plan, trial: Trial, history: Sequence[sampling.Observed], decided: Collection[int] = ()
-    ) -> None:
-        """Take the plan and the trial. history: of the trial's arm. decided: steps where the ledger has its metric."""
-        self._plan, self._trial, self._history = plan, trial, history
-        self._decided, self._measured = set(decided), dict[int, float]()
-
-    def reach(self, points: Iterable[PointReport]) -> Rung | None:
-        """Find the first rung that ends the trial, now that `points` (key, step, value) are known; None: it goes on."""
-        tune, metric = self._plan.sweep.tune, self._plan.sweep.metric
-        assert tune is not None, "only trials of the tune stage are pruned"
-        for point in points:
-            if point["key"] == metric.name:
-                self._measured.setdefault(point["step"], point["value"])
-        steps, reached = rung_steps(self._trial, self._measured), rungs(self._trial, self._measured)
-        for rung, step in enumerate(steps, 1):
-            if rung not in reached:  # what comes after one that is not finite cannot be compared
-                return None
-            if step in self._decided:
-                continue
-            self._decided.add(step)
-            if search.should_prune(
-                tune,
-                mode=metric.mode,
-                number=self._trial.number or 0,
-                history=self._history,
-                rungs={number: reached[number] for number in range(1, rung + 1)},
-                rung_steps=list(range(1, rung_count(self._trial) + 1)),
-            ):
-                return Rung(step, reached[rung])
-        return None
 
 
 class Schedule:
@@ -393,32 +344,6 @@ def fingerprint(kind: str, message: str) -> str:
     """Extract what two failures have in common when one bug causes both: numbers, addresses and paths do not count."""
     text = re.sub(r"^rank \d+: ", "", message)
     return f"{kind} {re.sub(r'(/[^ /:]+)+|0x[0-9a-f]+|[0-9a-f]{12,}|[0-9]+', '#', text)}"
-
-
-def rungs(trial: Trial, measured: Mapping[int, float]) -> dict[int, float]:
-    """Return the metric at each rung that a trial has reached, counted from 1; measured: the metric by optimizer step.
-
-    Rungs are its recorded evaluations but the first and the last. Rung k is the k-th of them, whatever the batch size,
-    so that trials of different lengths meet at the same share of the budget. (With a budget in seconds, a trial so slow
-    that a step used up two shares has a rung less.)
-    """
-    steps = rung_steps(trial, measured)
-    return {k: measured[step] for k, step in enumerate(steps, 1) if step in measured and isfinite(measured[step])}
-
-
-def rung_steps(trial: Trial, measured: Mapping[int, float]) -> Sequence[int]:
-    """Return the steps of the rungs, ascending; with a budget in seconds, of those that were reached."""
-    job = trial.config
-    if job.steps is not None:
-        return job.recorded_steps[:-1]
-    end = trial.step if trial.state == "done" else None
-    return sorted(step for step in measured if step not in (0, end))[: rung_count(trial)]
-
-
-def rung_count(trial: Trial) -> int:
-    """Count the rungs on the way of a trial."""
-    job = trial.config
-    return min(job.evaluate.times, POINTS - 1) - 1 if job.steps is None else len(job.recorded_steps) - 1
 
 
 def wrong_metric(name: str, metrics: Mapping[str, object]) -> str | None:
