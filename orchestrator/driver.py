@@ -35,6 +35,7 @@ from orchestrator.session.cluster import access, board, capacity, headwatch, pic
 from orchestrator.session.cluster.room import Room
 from orchestrator.session.cluster.sharing import Claim
 from orchestrator.session.progress import Progress
+from orchestrator.session.schedule import extension
 from orchestrator.session.session import Session
 from orchestrator.session.shutdown import Leaving, ended_by_sigterm, quiet, signals
 from orchestrator.sweep import plan as planning
@@ -90,6 +91,18 @@ def resume(folder: RunFolder, *, options: Options = USUAL) -> int:
     requirements.check_places(folder, options)
     with contextlib.closing(folder.open()) as ledger, board.kept(ledger):
         plan = planning.stored(ledger.run.sweep, ledger.run.rules)
+        return _continue(RunContext(plan, folder, ledger, options))
+
+
+@ended_by_sigterm()
+def extend(folder: RunFolder, *, options: Options) -> int:
+    """Add seeds or suggestions to a run whose planned trials have ended, and train them. Returns the exit code; raises
+    as `launch` does."""
+    assert options.extend is not None
+    requirements.check_places(folder, options)
+    with contextlib.closing(folder.open()) as ledger, board.kept(ledger):
+        plan = planning.stored(ledger.run.sweep, ledger.run.rules)
+        extension.asked(plan, ledger, options.extend)
         return _continue(RunContext(plan, folder, ledger, options))
 
 
@@ -186,8 +199,7 @@ def _drive(
         with quiet(progress):
             for note in notes:
                 progress.say(f"note: {note}")
-            if options.retry is not None:
-                apply_retry(ledger, options.retry)
+            _apply(context)
             if record is not None:
                 provenance.write_down(ledger, record)
                 if code is not None:
@@ -352,11 +364,22 @@ def _refuse_changes(folder: RunFolder, begun: Plan, plan: Plan) -> None:
     if changed:
         lines = "\n".join(f"  {key}: {canonical(before)} -> {canonical(after)}" for key, before, after in changed)
         head, mark, query = folder.name.partition("?")
+        added = any(key.startswith(("confirm.seeds", "tune.trials")) for key, _, _ in changed)
+        more = f"\n  add seeds or settings:  orchestrator extend {folder.quoted} --seeds +6" if added else ""
         raise SweepChanged(
             f"{folder.name} was begun with another sweep; these keys differ:\n{lines}\n"
-            f"  continue it as it was: orchestrator resume {folder.quoted}\n"
+            f"  continue it as it was: orchestrator resume {folder.quoted}{more}\n"
             f"  start another:         orchestrator launch SWEEP --into {runs.as_argument(f'{head}-2{mark}{query}')}"
         )
+
+
+def _apply(context: RunContext) -> None:
+    """Record in the ledger what a person asks of the run."""
+    options = context.options
+    if options.retry is not None:
+        apply_retry(context.ledger, options.retry)
+    if options.extend is not None:
+        extension.record(context.plan, context.ledger, options.extend)
 
 
 def apply_retry(ledger: Ledger, retry: RetryFailed) -> None:

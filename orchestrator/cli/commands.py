@@ -192,6 +192,62 @@ def resume(
 
 
 @main.command()
+@click.argument("run")
+@click.option("--seeds", type=click.IntRange(min=1), metavar="+N", help="Train so many further seeds of each arm.")
+@click.option("--trials", type=click.IntRange(min=1), metavar="+N", help="Try so many further settings in each arm.")
+@click.option("--arm", "arms", multiple=True, metavar="LABEL", help="Only of this arm; may be given several times.")
+@click.option("--offline", is_flag=True, help="Do without MLflow now.")
+@ACCEPT
+@ADDRESS
+@DETACH
+@VARIABLES
+def extend(
+    run: str,
+    *,
+    seeds: int | None,
+    trials: int | None,
+    arms: tuple[str, ...],
+    offline: bool,
+    accept_code: bool,
+    address: str | None,
+    detach: bool,
+    variables: tuple[str, ...],
+) -> None:
+    """Add seeds or settings to RUN, once it is done.
+
+    \b
+        orchestrator extend runs/quickstart --seeds +6
+        orchestrator extend runs/quickstart --trials +8 --arm flatnce
+
+    Nothing that has finished is trained again. The planned verdict stays; what all seeds say is exploratory. A setting
+    that turns out to be better is confirmed on fresh seeds.
+    """
+    if seeds is None and trials is None:
+        raise click.UsageError("nothing to add; give --seeds +6, or --trials +8")
+    if address is not None:
+        from orchestrator.cli import submission
+
+        arguments = [flag for flag, on in (("--offline", offline), ("--accept-code", accept_code)) if on]
+        counts = [(name, count) for name, count in (("seeds", seeds), ("trials", trials)) if count is not None]
+        arguments += [f"--{name}={count}" for name, count in counts] + [f"--arm={arm}" for arm in arms]
+        with leaving(run, address):
+            code = submission.resume(
+                address, run, arguments, verb="extend", variables=variables, detach=detach,
+                write=partial(echo, nl=False), tell=partial(echo, err=True),
+            )  # fmt: skip
+        sys.exit(code)
+    only_with_address(detach=detach, variables=variables)
+    terminal.survive()
+    from orchestrator import driver
+    from orchestrator.run_dir.context import Extend, Options
+    from orchestrator.run_dir.folder import find
+
+    folder = find(run)
+    options = Options(offline=offline, accept_code=accept_code, extend=Extend(seeds or 0, trials or 0, arms))
+    sys.exit(driver.extend(folder, options=options))
+
+
+@main.command()
 @click.argument("sweep", type=click.Path(path_type=Path), required=False)
 @click.option("--into", metavar="FOLDER|URI", help="Where the run would be kept; the folder of runs unless given.")
 @click.option("--anywhere", is_flag=True, hidden=True)

@@ -23,6 +23,20 @@ class RetryFailed:
 
 
 @dataclass(frozen=True)
+class Extend:
+    """What is added to a run whose planned trials have ended."""
+
+    seeds: int = 0
+    """Further seeds of each arm."""
+
+    trials: int = 0
+    """Further suggestions of each arm."""
+
+    arms: tuple[str, ...] = ()
+    """Of which arms; none: of all."""
+
+
+@dataclass(frozen=True)
 class Options:
     """How a session is carried out; none of it changes what a trial measures."""
 
@@ -34,6 +48,9 @@ class Options:
 
     retry: RetryFailed | None = None
     """What becomes of the trials that have failed; None: they stay failed."""
+
+    extend: Extend | None = None
+    """What is added; None: nothing."""
 
     execution: Settings = field(default_factory=dict)
     """Settings of `job.execution` that new attempts get."""
@@ -55,7 +72,7 @@ class RunContext:
     @property
     def is_left(self) -> bool:
         """Whether anything is still to be trained."""
-        if self.ledger.run.state != "done" or self.ledger.trials(state="queued"):
+        if self.options.extend is not None or self.ledger.run.state != "done" or self.ledger.trials(state="queued"):
             return True
         retry = self.options.retry
         return retry is not None and not retry.give_up and bool(self.ledger.trials(state="failed"))

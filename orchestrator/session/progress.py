@@ -100,8 +100,8 @@ class Progress:
         ended = self._ended()
         which = f"seed {trial.seed}"
         if trial.number is not None:
-            which = f"{trial.number + 1} of {self._plan.suggestions[trial.arm]}"
-        self.say(f"[{ended}/{self._total}] {trial.stage} {trial.arm} {which}  {what}")
+            which = f"{trial.number + 1} of {max(trial.number + 1, self._plan.suggestions[trial.arm])}"
+        self.say(f"[{ended}/{self._known()}] {trial.stage} {trial.arm} {which}  {what}")
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=ended)
 
@@ -142,6 +142,10 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def _known(self) -> int:
+        """Count the trials: as planned, or more where the run was extended."""
+        return max(self._total, sum(self._ledger.counts().values()))
 
     def _ended(self) -> int:
         return sum(count for state, count in self._ledger.counts().items() if state in ("done", "pruned", "failed"))

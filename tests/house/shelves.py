@@ -67,7 +67,7 @@ SHELVES = {
     "orchestrator/session": "ending shutdown tune_executor > holding session > writer > cluster progress schedule > "
     "reports",
     "orchestrator/session/cluster": "headwatch slots > inquiry picture room start > access board capacity sharing",
-    "orchestrator/session/schedule": "confirming pruning",
+    "orchestrator/session/schedule": "extension > confirming pruning",
     "orchestrator/statistics": "comparison > looks > judging > intervals joint pairing power search tests > numbers",
     "orchestrator/sweep": "plan > load search > components validate > labels limits "
     "overrides shape space > model > values",

@@ -7,7 +7,7 @@ import html
 import os
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
@@ -143,6 +143,24 @@ class Run:
         arguments += [] if kind is None else [f"--class={kind}"]
         settings = {f"job.execution.{key}": value for key, value in (execution or {}).items()}
         arguments += [f"--set={text}" for text in _texts(settings)]
+        self._child = Child([*arguments, *named(self._folder.name)])
+        if wait:
+            _follow(self._child, self._name)
+        return self
+
+    def extend(
+        self, *, seeds: int = 0, trials: int = 0, arms: Sequence[str] = (), offline: bool = False, wait: bool = True
+    ) -> Run:
+        """Add seeds or settings once it is done, as `orchestrator extend` does. Returns this run; see `launch` for
+        `wait` and what is raised.
+
+        seeds: how many further seeds of each arm; trials: how many further settings; arms: of these alone.
+        """
+        self._begun()
+        counts = {"seeds": seeds, "trials": trials}
+        arguments = ["extend", *(["--offline"] if offline else [])]
+        arguments += [f"--{name}={count}" for name, count in counts.items() if count]
+        arguments += [f"--arm={arm}" for arm in arms]
         self._child = Child([*arguments, *named(self._folder.name)])
         if wait:
             _follow(self._child, self._name)

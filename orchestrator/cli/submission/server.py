@@ -33,7 +33,7 @@ AGENT_S = 60.0
 NO_AGENT = "No available agent"
 """Ray's words for a head without one, after it has waited for ten seconds."""
 
-DRIVES = ("launch", "resume")
+DRIVES = ("launch", "resume", "extend")
 """Verbs of the jobs that drive a run."""
 
 RUN, VERB = "orchestrator.run", "orchestrator.verb"

@@ -65,13 +65,21 @@ def launch(
 
 
 def resume(
-    url: str, run: str, arguments: Sequence[str], *, variables: Sequence[str], detach: bool, write: Write, tell: Write
+    url: str,
+    run: str,
+    arguments: Sequence[str],
+    *,
+    variables: Sequence[str],
+    detach: bool,
+    write: Write,
+    tell: Write,
+    verb: str = "resume",
 ) -> int:
-    """Continue a run on the cluster at `url`. Returns the driver's exit code; raises as `launch` does."""
+    """Continue a run on the cluster at `url`, or extend it. Returns the driver's exit code; raises as `launch` does."""
     order = JobSpec(
-        verb="resume",
+        verb=verb,
         run=_kept_elsewhere(run, "s3://BUCKET/NAME"),
-        arguments=["resume", run, *arguments],
+        arguments=[verb, run, *arguments],
         environment=environment(variables),
         origin=origin(),
     )

@@ -28,10 +28,15 @@ class Confirmed:
 
 
 def confirmed(ledger: Ledger, trials: Sequence[Trial]) -> Confirmed:
-    """Collect the trials, final metrics and diverged seeds of a run's confirm stage. trials: all of the run's."""
-    sweep = ledger.run.sweep
-    confirm = [trial for trial in trials if trial.stage == "confirm"]
-    labels = [arm["label"] for arm in sweep["plan"]["arms"]]
+    """Collect the trials, final metrics and diverged seeds of a run's confirm stage, as far as it was planned. trials:
+    all of the run's."""
+    plan = ledger.run.sweep["plan"]
+    confirm = [trial for trial in trials if trial.stage == "confirm" and trial.seed in set(plan["confirm_seeds"])]
+    return confirmed_by([arm["label"] for arm in plan["arms"]], confirm)
+
+
+def confirmed_by(labels: Sequence[str], confirm: Sequence[Trial]) -> Confirmed:
+    """Collect final metrics and diverged seeds of confirm trials, by the label of their arm."""
     of_arm = {label: [trial for trial in confirm if trial.arm == label] for label in labels}
     fallen = {label: set[int]() for label in labels} | confirming.diverged(confirm)
     return Confirmed(of_arm, confirming.values(confirm), fallen)

@@ -19,6 +19,7 @@ from orchestrator.report.summary.records import (
     CodeGroup,
     Curve,
     DivergedTrial,
+    ExploratorySummary,
     FailedTrial,
     LooksSummary,
     Summary,
@@ -29,6 +30,7 @@ from orchestrator.run_dir import provenance
 from orchestrator.session import schedule
 from orchestrator.session.schedule import confirming
 from orchestrator.sweep import plan as planning
+from orchestrator.sweep.plan import Plan
 
 STAGES: tuple[Stage, ...] = ("tune", "confirm")
 
@@ -76,10 +78,50 @@ def summarize(ledger: Ledger) -> Summary:
         diverged=[DivergedTrial(t.id, t.stage, t.arm, t.seed) for t in trials if arms.diverged(t)],
         environment=run.environment,
     )
+    summary = replace(summary, exploratory=_exploratory(summary, planned, trials))
     warnings = notes(summary, list(_lost(trials, confirm)), thinned=_thinned(ledger, trials))
     if is_import_path(task := str(run.sweep.get("job", {}).get("task"))) and not is_class(task):
         warnings.append(f"{planning.own_loop(task)}.")
     return replace(summary, notes=warnings, sentence=sentence(summary))
+
+
+def _exploratory(summary: Summary, plan: Plan, trials: Sequence[Trial]) -> ExploratorySummary | None:
+    """Judge all confirm trials at the latest setting of their arms, where that is more than the plan has judged."""
+    confirm = sorted((trial for trial in trials if trial.stage == "confirm"), key=lambda trial: trial.seed)
+    latest = {trial.arm: pairs.without_seed(trial.job) for trial in confirm}
+    own = [trial for trial in confirm if pairs.without_seed(trial.job) == latest[trial.arm]]
+    kept = arms.confirmed_by([arm.label for arm in plan.arms], own)
+    seeds = {
+        (a, b): sorted({t.seed for t in kept.trials[a]} & {t.seed for t in kept.trials[b]}) for a, b in plan.contrasts
+    }
+    planned = [comparison.result for comparison in summary.comparisons]
+    never = {arm for result in planned for arm in result.diverged_arms if arm not in latest}
+    is_open = summary.looks is not None and not summary.looks.ended  # what a look is about to judge is not shown
+    if is_open or all(
+        set(seeds[result.a, result.b]) <= set(plan.confirm_seeds[: _judged(summary, result)]) for result in planned
+    ):
+        return None
+    found = statistics.compare(
+        kept.values,
+        plan.contrasts,
+        seeds=seeds,
+        mode=summary.mode,
+        smallest_difference=summary.smallest_difference,
+        divergence=statistics.Divergence(kept.diverged, never),
+        same_objective=[pair for pair in plan.contrasts if pair not in plan.tested],
+        pending=any(trial.state not in confirming.HAS_ENDED for trial in own),
+    )
+    comparisons = [pairs.comparison(result, kept.trials) for result in found]
+    whole = replace(summary, comparisons=comparisons, complete=all(result.complete for result in found))
+    used = sorted({seed for own_seeds in seeds.values() for seed in own_seeds})
+    return ExploratorySummary(used, sentence(whole), comparisons)
+
+
+def _judged(summary: Summary, result: statistics.Comparison) -> int:
+    """Count the planned seeds that a verdict was to be made of."""
+    if summary.looks is None:
+        return len(summary.seeds)
+    return summary.looks.counts[max(result.look or 1, 1) - 1]
 
 
 def _pending(run: Run, trials: Sequence[Trial], untuned: Collection[str]) -> bool:
@@ -151,9 +193,10 @@ def _code_group(group: provenance.Group) -> CodeGroup:
 
 
 def _lost(trials: Sequence[Trial], confirm: arms.Confirmed) -> Iterable[Trial]:
-    """Yield the confirm trials that have ended without a value, and not because they diverged."""
+    """Yield the planned confirm trials that have ended without a value, and not because they diverged."""
+    planned = {trial.id for own in confirm.trials.values() for trial in own}
     for trial in trials:
-        if trial.stage == "confirm" and trial.state in confirming.HAS_ENDED:
+        if trial.id in planned and trial.state in confirming.HAS_ENDED:
             has_value = trial.seed in confirm.values.get(trial.arm, {})
             if not has_value and trial.seed not in confirm.diverged[trial.arm]:
                 yield trial

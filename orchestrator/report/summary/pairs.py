@@ -102,6 +102,11 @@ def one_objective(of_arm: Mapping[str, Sequence[Trial]], sweep: SweepTable, a: s
     return left is not None and right is not None and _objective(left) == _objective(right)
 
 
+def without_seed(job: JsonObject) -> str:
+    """Return a job without its seed, as text: what the trials of a setting share."""
+    return canonical({key: value for key, value in job.items() if key != "seed"})
+
+
 def _decides(job: JsonObject) -> dict[str, dict[str, JsonValue]]:
     """Return for each hash the job keys that it depends on besides the seed, and their values."""
     flat = flatten(job)

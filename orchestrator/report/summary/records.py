@@ -208,6 +208,20 @@ class LooksSummary:
 
 
 @dataclass(frozen=True)
+class ExploratorySummary:
+    """What all that was trained says, where that is more than was planned: it decides nothing."""
+
+    seeds: Sequence[int]
+    sentence: str
+    comparisons: Sequence[ComparisonSummary]
+    """By the test of a fixed number of seeds, each on those that both arms have at their latest setting."""
+
+    def to_json(self) -> JsonObject:
+        """Return the record as JSON."""
+        return fields_as_json(self)
+
+
+@dataclass(frozen=True)
 class ExecutionPair:
     """Two arms whose jobs differ in nothing but `execution`, and how far apart their metrics are."""
 
@@ -314,6 +328,7 @@ class Summary:
     failures: Sequence[FailedTrial]
     diverged: Sequence[DivergedTrial]
     environment: JsonObject
+    exploratory: ExploratorySummary | None = None
     notes: Sequence[str] = ()
     """What is missing or odd."""
 

@@ -6,7 +6,14 @@ from collections.abc import Iterable, Sequence
 
 from orchestrator.ledger import Trial
 from orchestrator.report.summary import budgets, sentences
-from orchestrator.report.summary.records import Answer, CodeGroup, ComparisonSummary, LooksSummary, Summary
+from orchestrator.report.summary.records import (
+    Answer,
+    CodeGroup,
+    ComparisonSummary,
+    ExploratorySummary,
+    LooksSummary,
+    Summary,
+)
 from orchestrator.system.display import by_count, counted
 
 
@@ -17,6 +24,7 @@ def notes(summary: Summary, lost: Sequence[Trial], *, thinned: Sequence[Trial] =
     return [
         *_missing(summary, lost),
         *_looks(summary.looks),
+        *_exploratory(summary.exploratory),
         *_several_codes(summary.code),
         *oddities(summary, seeds=seeds),
         *_thinned(thinned),
@@ -96,6 +104,12 @@ def _looks(looks: LooksSummary | None) -> Iterable[str]:
             f"Stopped at look {looks.taken} of {total}, of {seeds}: fewer than one in ten continuations to {last} "
             "seeds would have settled what is open."
         )
+
+
+def _exploratory(found: ExploratorySummary | None) -> Iterable[str]:
+    """Yield what seeds beyond the plan say."""
+    if found is not None:
+        yield f"Exploratory, beyond the plan, on {counted(len(found.seeds), 'seed')}: {found.sentence}"
 
 
 def _pairing(comparison: ComparisonSummary) -> Iterable[str]:

@@ -17,10 +17,10 @@ from pydantic import ValidationError
 
 from jobs.config import JobConfig, canonical, issues
 from orchestrator.ledger import Ledger, Suggestion, Trial
-from orchestrator.session.schedule import confirming
+from orchestrator.session.schedule import confirming, extension
 from orchestrator.session.schedule.pruning import Climb, rungs
 from orchestrator.sweep import search
-from orchestrator.sweep.model import Planned
+from orchestrator.sweep.model import Planned, Tune
 from orchestrator.sweep.plan import Plan
 from orchestrator.sweep.search import sampling
 from orchestrator.sweep.space import conditions
@@ -56,6 +56,7 @@ class Schedule:
         )
         self._everywhere = set.intersection(*within) if within else set[str]()
         """Keys that every arm tunes."""
+        self._extended: extension.Extended | None = None
         self._settled: dict[tuple[str, int], sampling.Observed] = {}
         """Suggestions whose trials have all ended well: nothing about them changes any more."""
 
@@ -67,7 +68,7 @@ class Schedule:
         for label in labels:
             if label not in stopped and not self._ending():
                 self._advance(label)
-        if self._plan.looks and not self._ending() and self._look(stopped):
+        if not self._ending() and ((self._plan.looks and self._look(stopped)) or self._extend(stopped)):
             arm = None  # other arms have new trials too
         trials = (
             self._ledger.trials() if arm is None else [t for label in labels for t in self._ledger.trials(arm=label)]
@@ -133,11 +134,18 @@ class Schedule:
         if tune is None:
             self._freeze(arm, {}, None)
             return
-        while len(observed := self.observed(arm)) < self._plan.suggestions[arm]:
+        observed = self._suggest(tune, arm, self._plan.suggestions[arm])
+        if observed and all(suggestion.state is not None for suggestion in observed):
+            self._freeze_best(arm, observed)
+
+    def _suggest(self, tune: Tune, arm: str, budget: int) -> list[sampling.Observed]:
+        """Ask for the suggestions of an arm that are due, of so many in all; return the results of all, or none while
+        some are still to be asked for."""
+        while len(observed := self.observed(arm)) < budget:
             number = len(observed)
             seen = [earlier for earlier in observed if earlier.number <= number - tune.parallel]
             if any(earlier.state is None for earlier in seen) or self._ending():
-                return
+                return []
             params = search.suggest(
                 tune,
                 mode=self._plan.sweep.metric.mode,
@@ -159,14 +167,10 @@ class Schedule:
                 self._ledger.event("no_job", text)
                 if self._tell is not None:
                     self._tell(text)
-        if all(suggestion.state is not None for suggestion in observed):
-            self._freeze_best(arm, observed)
+        return observed
 
     def _freeze_best(self, arm: str, observed: Iterable[sampling.Observed]) -> None:
-        sign = 1 if self._plan.sweep.metric.mode == "max" else -1
-        usable = [tried for tried in observed if tried.state == "done" and tried.value is not None]
-        if usable:
-            best = max(usable, key=lambda tried: (sign * (tried.value or 0.0), -tried.number))
+        if (best := extension.best(observed, self._plan.sweep.metric.mode)) is not None:
             self._freeze(arm, best.params, best.number)
 
     def _freeze(self, arm: str, params: Settings, number: int | None) -> None:
@@ -181,13 +185,14 @@ class Schedule:
     def _look(self, stopped: Collection[str]) -> bool:
         """Queue the seeds of the next look, in one write, once the last one is over; return whether there are any."""
         trials, frozen = self._ledger.trials(), self._ledger.frozen()
-        if any(t.stage == "confirm" and t.state in ("queued", "running") and t.arm not in stopped for t in trials):
+        confirm = [trial for trial in trials if trial.stage == "confirm" and trial.seed in self._plan.confirm_seeds]
+        if any(trial.state not in confirming.HAS_ENDED and trial.arm not in stopped for trial in confirm):
             return False
         untuned = untuned_arms(self._plan, self._ledger)
         if not {arm.label for arm in self._plan.arms} <= {*frozen, *untuned, *stopped}:
             return False
         course = confirming.course(self._plan, trials, untuned, stopped)
-        there = {(trial.arm, trial.seed) for trial in trials if trial.stage == "confirm"}
+        there = {(trial.arm, trial.seed) for trial in confirm}
         new = [
             planned
             for arm, count in course.due.items()
@@ -198,6 +203,26 @@ class Schedule:
         self._ledger.add_trials(map(as_trial, new))
         self._note_look(course)
         return bool(new)
+
+    def _extend(self, stopped: Collection[str]) -> bool:
+        """Ask for the suggestions and queue the confirm trials that were added to the run; return whether there are new
+        ones."""
+        if self._extended is None:  # what a session adds it records before it begins
+            self._extended = extension.Extended(self._plan, extension.recorded(self._ledger))
+        extended, tune = self._extended, self._plan.sweep.tune
+        if not extended.extensions:
+            return False
+        before = {trial.id for trial in self._ledger.trials()}
+        observed: dict[str, list[sampling.Observed]] = {}
+        for arm in self._plan.suggestions:
+            if tune is not None and arm not in stopped:
+                self._suggest(tune, arm, extended.budget(arm))
+            observed[arm] = self.observed(arm)
+        frozen = {arm: setting.params for arm, setting in self._ledger.frozen().items()}
+        called = [one for one in extended.trials(frozen, observed) if one.arm not in stopped]
+        new = [trial for planned in called for trial in self._own([planned]) if trial.id not in before]
+        self._ledger.add_trials(map(as_trial, new))
+        return bool({trial.id for trial in self._ledger.trials()} - before)
 
     def _note_look(self, course: Course) -> None:
         """Say what the last look has decided, once."""

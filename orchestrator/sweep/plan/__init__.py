@@ -121,14 +121,14 @@ class Plan:
 
     def tune_trials(self, label: str, number: int, settings: Settings) -> list[Planned]:
         """Plan the trials of one suggestion, one for each tune seed."""
-        return self._planned(label, "tune", settings, number)
+        return self._planned(label, settings, number, self.tune_seeds)
 
-    def confirm_trials(self, label: str, settings: Settings) -> list[Planned]:
-        """Plan the trials of an arm's frozen settings, one for each confirm seed."""
-        return self._planned(label, "confirm", settings, None)
+    def confirm_trials(self, label: str, settings: Settings, seeds: Sequence[int] | None = None) -> list[Planned]:
+        """Plan the trials of an arm's settings, one for each confirm seed. seeds: others than the planned ones."""
+        return self._planned(label, settings, None, self.confirm_seeds if seeds is None else seeds)
 
-    def _planned(self, label: str, stage: str, settings: Settings, number: int | None) -> list[Planned]:
-        arm, seeds = self.arm(label), self.tune_seeds if stage == "tune" else self.confirm_seeds
+    def _planned(self, label: str, settings: Settings, number: int | None, seeds: Sequence[int]) -> list[Planned]:
+        arm, stage = self.arm(label), "confirm" if number is None else "tune"
         jobs = [arm.config(stage=stage, seed=seed, settings=settings) for seed in seeds]
         apart = self.apart and any(self._reaches(other, jobs[0]) for other in self._before(label))
         code = None if self.sweep.code is None else self.sweep.code.digest

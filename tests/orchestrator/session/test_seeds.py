@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import threading
 from collections import Counter
@@ -16,6 +17,10 @@ from test_session import done, opened, play
 from jobs.core.failures import Failure
 from orchestrator.ledger import Ledger
 from orchestrator.report.summary.evidence import summarize
+from orchestrator.report.summary.records import Summary
+from orchestrator.run_dir.context import Extend
+from orchestrator.run_dir.folder import RunError
+from orchestrator.session.schedule import extension
 from orchestrator.session.writer import Dispatch
 
 LOOKS = [7, 10, 14]
@@ -162,3 +167,125 @@ def test_an_arm_whose_trials_fail_alike_keeps_the_others_from_no_look(tmp_path: 
     assert summary.looks is not None
     assert (summary.looks.taken, summary.looks.ended) == (1, "settled")
     assert sum("look 1 of 3, 7 seeds: 1 of 2 comparisons settled" in line for line in said) == 1
+
+
+TUNE = {"trials": 3, "sampler": "random", "space": {"optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True}}}
+
+
+def extend(folder: Path, sweep: dict[str, Any], wanted: Extend, of: Callable[[Dispatch], Any]) -> Summary:
+    """Begin another session that adds what is wanted, and play it to its end."""
+    with opened(folder, sweep) as (session, ledger, _, plan):
+        extension.record(plan, ledger, wanted)
+        session.start()
+        play(session, of)
+        assert session.broken is None
+        return summarize(ledger)
+
+
+@pytest.mark.parametrize("seeds", [7, {"looks": LOOKS}])
+def test_further_seeds_are_trained_and_the_planned_verdict_stays(tmp_path: Path, seeds: Any) -> None:
+    """Mutant check: a comparison of all confirm trials that there are."""
+    levels = {0.1: 0.0, 0.2: 0.0}
+    sweep = changes(levels, confirm={"seeds": seeds})
+    of = answer(levels, 0.05)
+    with opened(tmp_path, sweep) as (session, ledger, _, _plan):
+        session.start()
+        play(session, of)
+        before, ids = summarize(ledger), {trial.id: trial for trial in ledger.trials()}
+    after = extend(tmp_path, sweep, Extend(seeds=6), of)
+    assert before.exploratory is None
+    assert [one.result for one in after.comparisons] == [one.result for one in before.comparisons]
+    assert after.sentence == before.sentence
+    assert after.exploratory is not None
+    assert len(after.exploratory.seeds) == len(before.comparisons[0].result.pairs) + 6
+    assert [note for note in after.notes if note not in before.notes] == [
+        f"Exploratory, beyond the plan, on {len(after.exploratory.seeds)} seeds: {after.exploratory.sentence}"
+    ]
+    again = extend(tmp_path, sweep, Extend(seeds=2), of)
+    assert again.exploratory is not None
+    assert len(again.exploratory.seeds) == len(after.exploratory.seeds) + 2
+    with opened(tmp_path, sweep) as (_, ledger, _, _plan):
+        assert {id_: trial for id_, trial in {t.id: t for t in ledger.trials()}.items() if id_ in ids} == ids
+
+
+def test_of_one_arm_those_that_it_is_compared_with_train_too_and_no_others(tmp_path: Path) -> None:
+    levels = {0.1: 0.0, 0.2: 0.0, 0.5: 0.0}
+    sweep = changes(levels, confirm={"seeds": 7})
+    with opened(tmp_path, sweep) as (session, ledger, _, _plan):
+        session.start()
+        play(session, answer(levels))
+    extend(tmp_path, sweep, Extend(seeds=3, arms=("temperature=0.2",)), answer(levels))
+    with opened(tmp_path, sweep) as (_, ledger, _, _plan):
+        assert trained(ledger) == {"temperature=0.1": 10, "temperature=0.2": 10, "temperature=0.5": 7}
+
+
+def test_a_better_setting_that_further_suggestions_find_is_confirmed_on_fresh_seeds(tmp_path: Path) -> None:
+    """And so is its baseline. Mutant check: confirming it on the planned seeds, on which the other one was judged."""
+    levels = {0.1: 0.0, 0.2: 0.02}
+    sweep = changes(levels, tune=TUNE, confirm={"seeds": 7})
+
+    def of(dispatch: Dispatch) -> dict[str, Any]:
+        lr, seed = dispatch.job["optimizer"]["lr"], dispatch.job["seed"]
+        temperature = dispatch.job["loss"]["temperature"]
+        noise = random.Random(f"{temperature} {seed}").gauss(0, 0.002)
+        return done(dispatch, 0.9 - 0.05 * abs(math.log10(lr) + 2) + levels[temperature] + noise)
+
+    with opened(tmp_path, sweep) as (session, ledger, _, _plan):
+        session.start()
+        play(session, of)
+        before = summarize(ledger)
+        frozen = ledger.frozen()
+    after = extend(tmp_path, sweep, Extend(trials=20), of)
+    with opened(tmp_path, sweep) as (_, ledger, _, plan):
+        assert len(ledger.suggestions("temperature=0.1")) == 23
+        assert ledger.frozen() == frozen
+        confirm = [trial for trial in ledger.trials(stage="confirm") if trial.seed not in plan.confirm_seeds]
+        assert min(trial.seed for trial in confirm) > max(plan.confirm_seeds)
+        assert Counter(trial.arm for trial in confirm) == {"temperature=0.1": 7, "temperature=0.2": 7}
+        (rate,) = {trial.job["optimizer"]["lr"] for trial in confirm}
+        first = frozen["temperature=0.1"].params["optimizer.lr"]
+        assert abs(math.log10(rate) + 2) < abs(math.log10(first) + 2)
+    assert [one.result for one in after.comparisons] == [one.result for one in before.comparisons]
+    assert after.exploratory is not None
+    assert after.exploratory.seeds == [max(before.seeds) + 1 + seed for seed in range(7)]
+
+
+def test_an_extension_that_is_killed_is_continued_by_a_resumption(tmp_path: Path) -> None:
+    levels = {0.1: 0.0, 0.2: 0.0}
+    sweep = changes(levels, confirm={"seeds": 7})
+    with opened(tmp_path, sweep) as (session, ledger, _, _plan):
+        session.start()
+        play(session, answer(levels))
+    with opened(tmp_path, sweep, concurrent=1) as (session, ledger, _, plan):
+        extension.record(plan, ledger, Extend(seeds=4))
+        session.start()
+        play(session, answer(levels), most=3)
+    with opened(tmp_path, sweep) as (session, ledger, _, _plan):
+        session.start()
+        play(session, answer(levels))
+        assert trained(ledger) == {"temperature=0.1": 11, "temperature=0.2": 11}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (Extend(), "nothing is asked for"),
+        (Extend(seeds=2, arms=("temperature=0.3",)), "did you mean 'temperature=0"),
+        (Extend(trials=2), r"has no \[tune\]"),
+        (Extend(seeds=10**9), "too many"),
+    ],
+)
+def test_what_cannot_be_added_is_refused_with_what_can_and_nothing_changes(
+    tmp_path: Path, wanted: Extend, words: str
+) -> None:
+    levels = {0.1: 0.0, 0.2: 0.0}
+    sweep = changes(levels, confirm={"seeds": 7})
+    with opened(tmp_path, sweep) as (session, ledger, _, plan):
+        with pytest.raises(RunError, match="under way"):
+            extension.record(plan, ledger, Extend(seeds=1))
+        session.start()
+        play(session, answer(levels))
+        before = ledger.events()
+        with pytest.raises(RunError, match=words):
+            extension.record(plan, ledger, wanted)
+        assert ledger.events() == before
