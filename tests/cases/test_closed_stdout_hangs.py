@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 SMALL = SWEEP.replace("ranks = 2", "ranks = 1").replace("seeds = 3", "seeds = 2")
 
 
+@pytest.mark.soak
 def test_a_reader_that_leaves_after_five_lines_costs_the_sweep_nothing(tmp_path: Path) -> None:
     """Through a shell, whose exit code is then the driver's own."""
     (tmp_path / "sweep.toml").write_text(SMALL)

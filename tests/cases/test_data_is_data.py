@@ -385,6 +385,7 @@ def answers(port: int) -> bool:
         return False
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_mlflows_pages_show_the_words_and_load_nothing_for_them(home: Path, browser: Browser, server: str) -> None:
     """Its own reader of Markdown, of which there is none in Python. Mutant check: a question that is told as it is."""

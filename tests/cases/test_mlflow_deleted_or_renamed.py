@@ -35,6 +35,7 @@ def renamed_and_all_deleted(client: Any, experiment: str, runs: list[Any]) -> No
         client.delete_run(run["run_id"])
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_resume_mends_what_somebody_did_in_mlflow(tmp_path: Path) -> None:
     """A finished run of the first version, told to MLflow first; then one thing after the other, each mended."""

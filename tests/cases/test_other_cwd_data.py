@@ -16,6 +16,7 @@ from jobs.core.plain import visible
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.soak
 def test_relative_data_are_those_of_the_folder_where_the_run_began(tmp_path: Path) -> None:
     home, elsewhere = tmp_path / "größer \u202e", tmp_path / "elsewhere"
     (home / "dätä").mkdir(parents=True)

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 SMALL = SWEEP.replace("ranks = 2", "ranks = 1").replace("seeds = 3", "seeds = 2")
 
 
+@pytest.mark.soak
 def test_a_connection_that_drops_costs_the_sweep_nothing(tmp_path: Path) -> None:
     """A terminal of its own, which is closed after the first trial; then SIGHUP to all of its group."""
     (tmp_path / "sweep.toml").write_text(SMALL)

@@ -48,6 +48,16 @@ def several(*changes: tuple[str, str]) -> str:
 
 
 BAD = {
+    "several faults at once": (
+        [
+            ("width = 8", "widht = 8"),
+            ("size = 16", 'size = "many"'),
+            ("trials = 2", "trails = 2"),
+            ('"loss.name"', '"loss.nam"'),
+            ("seeds = 3", "seeds = 3\n[resources]\nconcurent = 1"),
+        ],
+        ["job.model.widht", "job.batch.size = 'many'", "tune.trails", "loss.nam", "resources.concurent"],
+    ),
     "an unknown key": ([("width = 8", "widht = 8")], ["job.model.widht", "did you mean 'job.model.width'?"]),
     "a misspelt metric": ([("knn_accuracy", "knn_acuracy")], ["metric.name", "did you mean 'knn_accuracy'?"]),
     "a loss as metric while temperature varies": (
@@ -62,16 +72,6 @@ BAD = {
     "tune and confirm seeds that overlap": (
         [("trials = 2", TUNE_SEEDS), ("seeds = 3", CONFIRM_SEEDS)],
         ["confirm.seeds = [4, 5, 6]", "seeds [4] are tuned on too", "such as 7"],
-    ),
-    "several faults at once": (
-        [
-            ("width = 8", "widht = 8"),
-            ("size = 16", 'size = "many"'),
-            ("trials = 2", "trails = 2"),
-            ('"loss.name"', '"loss.nam"'),
-            ("seeds = 3", "seeds = 3\n[resources]\nconcurent = 1"),
-        ],
-        ["job.model.widht", "job.batch.size = 'many'", "tune.trails", "loss.nam", "resources.concurent"],
     ),
     "contradictions of several parts": (
         [("knn_accuracy", "spearman"), ("trials = 2", TUNE_SEEDS), ("seeds = 3", CONFIRM_SEEDS), ("1e-4", "2e-3")],
@@ -90,6 +90,7 @@ NONSENSE: dict[str, tuple[bytes, str]] = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("verb", ["plan", "launch"])
 @pytest.mark.parametrize(("changes", "words"), BAD.values(), ids=BAD)
 def test_row_21_a_bad_sweep_ends_with_2_every_fault_named_and_nothing_made(
@@ -101,6 +102,7 @@ def test_row_21_a_bad_sweep_ends_with_2_every_fault_named_and_nothing_made(
     assert "sweep.toml" in said.splitlines()[0]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("verb", ["plan", "launch"])
 @pytest.mark.parametrize(("content", "words"), NONSENSE.values(), ids=NONSENSE)
 def test_row_21_a_file_that_is_no_sweep_ends_with_2_and_nothing_made(
@@ -218,11 +220,14 @@ def only(rows: int) -> Callable[[Path], None]:
 
 ROW_7 = "row 7 (the first is 0): "
 BAD_DATA: list[tuple[str, str, Callable[[Path], None], str]] = [
+    ("image", "train", null("image", 7), f"train.parquet, column 'image', {ROW_7}holds no image"),
+    ("image", "judged", holed, "judged.parquet: cannot be read, it may be cut short or damaged"),
+    ("sentence", "train", empty, "train.parquet: is empty (0 bytes)"),
+    ("sentence", "judged", without("score"), "judged.parquet, column 'score': is missing"),
     ("image", "train", empty, "train.parquet: is empty (0 bytes)"),
     ("image", "judged", empty, "judged.parquet: is empty (0 bytes)"),
     ("image", "train", without("image"), "train.parquet, column 'image': is missing; the columns here are label"),
     ("image", "judged", without("label"), "judged.parquet[:20], column 'label': is missing"),
-    ("image", "train", null("image", 7), f"train.parquet, column 'image', {ROW_7}holds no image"),
     ("image", "judged", null("label", 7), f"judged.parquet, column 'label', {ROW_7}"),
     ("image", "judged", null("image", 27), "judged.parquet, column 'image', row 27 (the first is 0): holds no image"),
     ("image", "train", only(1), "train.parquet: has 1 row; contrastive training needs at least two"),
@@ -230,10 +235,7 @@ BAD_DATA: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("image", "train", only(0), "train.parquet: has no rows"),
     ("image", "judged", only(21), "judged.parquet[20:]: has 1 row; data.confirm needs at least two"),
     ("image", "train", cut, "train.parquet: cannot be read, it may be cut short or damaged"),
-    ("image", "judged", holed, "judged.parquet: cannot be read, it may be cut short or damaged"),
-    ("sentence", "train", empty, "train.parquet: is empty (0 bytes)"),
     ("sentence", "train", without("text"), "train.parquet, column 'text': is missing; the columns here are none"),
-    ("sentence", "judged", without("score"), "judged.parquet, column 'score': is missing"),
     ("sentence", "train", null("text", 7), f"train.parquet, column 'text', {ROW_7}"),
     ("sentence", "judged", null("sentence2", 7), f"judged.parquet, column 'sentence2', {ROW_7}"),
     ("sentence", "judged", null("score", 27), "judged.parquet, column 'score', row 27 (the first is 0): holds no "),
@@ -244,6 +246,7 @@ BAD_DATA: list[tuple[str, str, Callable[[Path], None], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("task", "file", "damage", "words"), BAD_DATA)
 def test_row_26_bad_data_end_with_2_naming_file_column_and_row_before_anything_is_made(
     tmp_path: Path, task: str, file: str, damage: Callable[[Path], None], words: str

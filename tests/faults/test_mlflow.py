@@ -176,6 +176,7 @@ def test_row_9_mlflow_that_is_away_at_the_start_is_named_with_the_remedy_and_not
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.toml"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("mood", "words"), [("500", "answered 500"), ("hang", "timed out")])
 def test_row_9_a_sick_mlflow_at_the_start_is_no_better(tmp_path: Path, mood: Mood, words: str) -> None:
     """Mutant check: asking for MLflow only after the run is made leaves `runs` behind."""

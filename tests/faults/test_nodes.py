@@ -116,8 +116,9 @@ def apart(own_network: Cluster, tmp_path: Path) -> Iterator[Gang]:
             own_network.remove_node(node)
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["raylet", "workers"])
+@pytest.mark.parametrize("first", ["workers", "raylet"])
 def test_a_rank_whose_raylet_was_killed_is_node_lost_long_before_the_cluster_says_so(apart: Gang, first: str) -> None:
     """Mutant check: without asking the raylet's port it is `worker_lost` after the workers, and takes the cluster's ten
     seconds and more after the raylet."""
@@ -128,6 +129,7 @@ def test_a_rank_whose_raylet_was_killed_is_node_lost_long_before_the_cluster_say
     assert seconds < 6
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_killed_rank_on_another_node_is_worker_lost_and_costs_no_wait_for_the_cluster(apart: Gang) -> None:
     """Mutant check: waiting for the cluster to say that a node died takes `NODE_S`."""
@@ -143,6 +145,7 @@ def test_row_16_a_rank_on_another_node_is_asked_about_there(apart: Gang, tmp_pat
     assert ended_while_eating(apart, tmp_path / "eaten").endswith("; limit of its cgroup 200 MB")
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["raylet", pytest.param("workers", marks=pytest.mark.soak)])
 def test_a_slot_whose_raylet_was_killed_is_node_lost(own_network: Cluster, tmp_path: Path, first: str) -> None:

@@ -241,6 +241,7 @@ def test_row_2_a_checkpoint_cut_short_by_a_kill_is_ignored(
     run.recovered("2", fault.at())
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("cluster")
 def test_row_3_a_killed_slot_takes_its_ranks_with_it_and_leaks_no_placement_group(
     tmp_path: Path, calm: dict[tuple[str, str, int], float]

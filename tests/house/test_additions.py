@@ -35,6 +35,7 @@ def test_every_addition_is_there_twice() -> None:
     }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda path: path.stem)
 def test_an_addition_touches_one_file_and_is_one(patch: Path, tmp_path: Path) -> None:
     """Applied to a copy of the package, or beside it; then tried as `plan` tries it. Nothing else is changed."""

@@ -278,6 +278,7 @@ def test_what_must_be_quick_imports_nothing_heavy(module: str) -> None:
     assert leaked(module, HEAVY) == [], f"{module} must not import these, even indirectly"
 
 
+@pytest.mark.soak
 def test_no_job_loads_torchs_compiler_unless_it_compiles() -> None:
     """Two seconds of processor time in every process that looks at data, and in every rank. Seen: a decorator of
     torch.compiler is enough."""

@@ -190,6 +190,7 @@ def test_the_rows_of_the_fault_table_are_counted_and_tests_name_rows_that_there_
 # Components
 
 
+@pytest.mark.soak
 def test_the_components_on_the_page_are_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's files are written down, its sweep is planned with them, and every other component is tried."""
     page = (ROOT / "docs" / "components.md").read_text("utf-8")

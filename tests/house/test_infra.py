@@ -336,6 +336,7 @@ def test_the_image_is_pinned_and_runs_as_nobody_special() -> None:
     assert all((ROOT / path).exists() for path in copied)
 
 
+@pytest.mark.soak
 def test_the_image_has_the_package_as_it_is(tmp_path: Path) -> None:
     """Its steps that concern pip, in a virtual environment, without the dependencies. They install twice; what the
     first left behind was once taken into the second, where modules then had no content."""
@@ -502,6 +503,7 @@ def answers(port: int) -> bool:
         return False
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_mlflow_lets_in_who_has_the_password_and_shows_the_sweep(
     mlflow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -166,6 +166,7 @@ def test_warnings_are_errors_and_the_soak_is_asked_for() -> None:
     assert "not soak" in settings["addopts"]
 
 
+@pytest.mark.soak
 def test_property_tests_repeat_their_examples_except_in_the_soak_which_names_its_seed(tmp_path: Path) -> None:
     """Settings that a test adds to the profile keep this, and so does $CI, for which hypothesis has its own settings.
     Mutant check: loading no profile fails this, as does a soak that runs only its own tests."""
@@ -225,6 +226,7 @@ def test_of_many_cases_a_few_are_part_of_make_test_and_each_is_asked_by_its_name
         assert re.findall(r"::test_(\S+)", done.stdout) == cases, done.stdout
 
 
+@pytest.mark.soak
 def test_a_share_of_the_soak_ends_in_time_and_its_failures_count(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "import time\ndef test_a(): time.sleep(5)\ndef test_b(): pass\ndef test_c(): assert False\n"

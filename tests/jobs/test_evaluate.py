@@ -300,6 +300,7 @@ def test_sentences_keep_their_order_though_batches_are_cut_by_length(tmp_path: P
     assert evaluate(model, pairs, job=job, tokenizer=tokenizer) == pytest.approx(alone, rel=1e-5)
 
 
+@pytest.mark.soak
 def test_metrics_do_not_depend_on_the_number_of_ranks(tmp_path: Path, spawn_ranks: SpawnRanks) -> None:
     """Bit for bit, on real gloo processes: three ranks share batches whose number three does not divide.
 

@@ -421,6 +421,7 @@ def run_python(text: str, *arguments: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.soak
 def test_a_folder_is_written_without_sentence_transformers_and_loads_in_more_of_its_versions_than_what_it_saves(
     trial: Path, tmp_path: Path
 ) -> None:
@@ -460,6 +461,7 @@ def test_a_damaged_checkpoint_is_told_of_and_left_alone_and_the_one_before_is_ta
     assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder", "of", "trial", "two"]
 
 
+@pytest.mark.soak
 def test_a_trial_without_a_checkpoint_and_a_folder_without_a_trial_are_refused(tmp_path: Path) -> None:
     training = Training(job_of("bert-mean", tmp_path / "of"), tmp_path / "young", log=lambda _: None)
     training.advance(1)
@@ -492,6 +494,7 @@ def test_a_vocabulary_of_other_data_is_refused(trial: Path, tmp_path: Path) -> N
     assert "have changed since this trial was trained, and its vocabulary is made of them" in done.stderr
 
 
+@pytest.mark.soak
 def test_a_kill_leaves_nothing_half_and_the_next_export_clears_up(trial: Path, tmp_path: Path) -> None:
     """Mutant check: writing into the folder itself fails this."""
     command = [sys.executable, "-m", "jobs.export", str(trial), str(tmp_path / "encoder")]
@@ -509,6 +512,7 @@ def test_a_kill_leaves_nothing_half_and_the_next_export_clears_up(trial: Path, t
     assert sorted(path.name for path in tmp_path.iterdir()) == [".encoder.local", "encoder", "of"]
 
 
+@pytest.mark.soak
 def test_a_trial_in_a_bucket_is_exported_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant checks: reading the trial's own folder, empty here, and a tokenizer that is saved with what it was
     last asked for fail this."""
@@ -591,7 +595,7 @@ def test_an_arm_is_its_best_confirm_trial_that_did_not_diverge(run: RunFolder) -
         ("dcle", "'dcle' names 0 trials of {run} and no arm; trials there: aa1, aa2, aa3, b1, c1; arms: dcl"),
         ("", "'' names 0 trials"),
         ("big batch", "arm big batch has no confirm trial that is done and has not diverged; continue the run: orch"),
-        ("b1", "quick/trials/b1 holds no trial"),
+        pytest.param("b1", "quick/trials/b1 holds no trial", marks=pytest.mark.soak),
     ],
 )
 def test_what_cannot_be_exported_ends_with_2_and_says_what_would_work(run: RunFolder, wanted: str, says: str) -> None:

@@ -213,6 +213,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.soak
 def test_a_bad_image_that_a_step_meets_ends_the_training_with_2_and_its_row(tmp_path: Path) -> None:
     """Mutant check: leaving the error to Python ends with 1 and a traceback."""
     files = [encoded(one) for one in pictures(12, 8, 8, 3)]
@@ -227,6 +228,7 @@ def test_a_bad_image_that_a_step_meets_ends_the_training_with_2_and_its_row(tmp_
     assert "images were decoded, evenly spaced" in done.stderr
 
 
+@pytest.mark.soak
 def test_of_two_ranks_the_one_that_meets_it_says_so_and_the_other_that_it_waited(tmp_path: Path) -> None:
     """Mutant check: without words for it the other rank ends with a traceback of gloo's."""
     files = [encoded(one) for one in pictures(12, 8, 8, 3)]

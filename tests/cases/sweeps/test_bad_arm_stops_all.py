@@ -11,6 +11,7 @@ from real import SWEEP, call
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.soak
 def test_the_other_arms_finish(tmp_path: Path) -> None:
     toml = SWEEP[: SWEEP.index("[tune]")] + SWEEP[SWEEP.index("[confirm]") :]
     toml = toml.replace('"loss.name" = ["infonce", "flatnce"]', '"model.width" = [8, 200000, 12]')

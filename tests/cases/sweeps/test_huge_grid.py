@@ -40,7 +40,9 @@ def tune(keys: int, choices: int, *, trials: int = 8, more: str = "", defaults: 
     return head + space(keys, choices) + more
 
 
-@pytest.mark.parametrize(("keys", "choices"), [(5, 10), (6, 10), (4, 60), (12, 10), (2, 1000), (12, 60)])
+@pytest.mark.parametrize(
+    ("keys", "choices"), [(5, 10), (6, 10), (4, 60), (12, 10), pytest.param(2, 1000, marks=pytest.mark.soak), (12, 60)]
+)
 def test_plan_and_every_suggestion_take_no_time_whatever_the_size(tmp_path: Path, keys: int, choices: int) -> None:
     run = start(tmp_path / "demo", tune=tune(keys, choices))
     began = time.process_time()
@@ -168,6 +170,7 @@ def test_arms_that_share_keys_try_the_same_shared_values() -> None:
     assert all(len({point[key] for point in points[0]}) > 20 for key in few), "a sample, and no corner"
 
 
+@pytest.mark.soak
 def test_no_point_comes_twice_and_all_come_in_the_end() -> None:
     """Over seeds each point of a small grid comes first about equally often."""
     keys = {

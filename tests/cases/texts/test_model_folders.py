@@ -909,6 +909,7 @@ def plan_of(folder: Path, config: JobConfig, **more: Any) -> Any:
     )
 
 
+@pytest.mark.soak
 def test_plan_refuses_an_encoder_that_is_here_with_exit_code_2(
     tmp_path: Path, rows: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -933,6 +934,7 @@ def test_plan_refuses_an_encoder_that_is_here_with_exit_code_2(
     assert "data.max_tokens = 65, but model.name" in answers[1].output
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("space", "words"),
     [
@@ -973,6 +975,7 @@ def test_each_of_many_encoders_that_are_tuned_is_looked_at(tmp_path: Path, rows:
             }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("levels", [["auto", "cls"], ["mean", "auto"], ["auto", "max"]])
 def test_arms_that_are_the_same_once_the_folder_has_its_say_are_refused(
     levels: list[str], tmp_path: Path, rows: dict[str, str]

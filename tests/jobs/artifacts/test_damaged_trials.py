@@ -209,6 +209,7 @@ def trained_alone(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("file", "damage", "code", "words"),
     [

@@ -173,6 +173,7 @@ def test_alone_everything_is_the_identity() -> None:
     assert parameter.grad.tolist() == [1, 1]
 
 
+@pytest.mark.soak
 def test_no_rank_outlives_a_start_that_ran_out_of_time(spawn_ranks: SpawnRanks, tmp_path: Path) -> None:
     with pytest.raises(TimeoutError, match="no word from rank 0, 1"):
         spawn_ranks(2, partial(_note_pid_and_sleep, str(tmp_path)), timeout_s=5)

@@ -135,6 +135,7 @@ def write_sentences(folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.soak
 @needs_glibc
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["images on two threads", "sentences"])
@@ -186,6 +187,7 @@ def needed_megabytes() -> list[float]:
     return needed
 
 
+@pytest.mark.few(1)
 @needs_glibc
 @pytest.mark.parametrize(
     "environment",

@@ -239,6 +239,7 @@ def test_a_glob_means_the_same_in_a_folder_and_behind_an_address(tmp_path: Path,
     assert found(f"{tmp_path.as_uri()}/{pattern}") == found(f"{tmp_path}/{pattern}")
 
 
+@pytest.mark.soak
 def test_what_a_file_system_raises_shows_no_credentials() -> None:
     """Whatever class it has: those behind hf:// raise their own."""
     for source in ("https://me:secret@host/a.csv", "s3://AKIA:secret@b/a b.csv?scheme=%zz", "nosuch://x/[1].csv"):

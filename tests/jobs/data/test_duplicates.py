@@ -292,6 +292,7 @@ def nothing_left(config: JobConfig, folder: Path, rank: int) -> str:
     return f"rank {rank} trained"
 
 
+@pytest.mark.soak
 def test_every_rank_ends_at_the_same_batch(tmp_path: Path, spawn_ranks: SpawnRanks) -> None:
     config = job(tmp_path, ALIKE["one anchor"])
     first, second = spawn_ranks(2, partial(nothing_left, config, tmp_path / "trial"), timeout_s=120)

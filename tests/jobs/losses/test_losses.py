@@ -609,6 +609,7 @@ print(run(16384))
 """
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_memory_beyond_inputs_and_gradients_stays_under_64_mb_at_16384_pairs() -> None:
     """Peak resident memory of a process, less the gradients. The logits would be 1024 MiB."""

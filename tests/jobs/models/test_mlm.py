@@ -125,6 +125,7 @@ def of_rank(rank: int) -> list[dict[str, torch.Tensor]]:
     return [gradients(group=dist.group.WORLD, **({"masking": how()} | case)) for case in CASES]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_do_not_change_it(spawn_ranks: Any, world: int) -> None:
     """In the last case all ranks but the first have no masked token. Mutant checks: dividing by the rank's own count of

@@ -235,6 +235,7 @@ def test_a_folder_that_has_vanished_is_not_looked_for_on_the_hub(tmp_path: Path,
     assert digest("models/enc", now, tokenizer=True) == now, "a repository stays one, whatever lies here now"
 
 
+@pytest.mark.soak
 def test_an_encoder_that_cannot_be_looked_at_is_a_sentence_and_exit_code_2(tmp_path: Path) -> None:
     """Reading /proc/self/mem from its beginning fails for everybody, root included."""
     save_encoder(tmp_path / "enc", 8)
@@ -266,6 +267,7 @@ def hub() -> Iterator[Hub]:
         yield served
 
 
+@pytest.mark.soak
 def test_weights_are_fetched_before_they_are_recorded_and_main_may_move_then(
     tmp_path: Path, cache: Path, hub: Hub
 ) -> None:
@@ -288,6 +290,7 @@ def test_weights_are_fetched_before_they_are_recorded_and_main_may_move_then(
     assert (again["revision"], again["digest"]) == (first["revision"], first["digest"]), "another node fetches those"
 
 
+@pytest.mark.soak
 def test_weights_in_another_format_are_fetched_where_the_hub_has_no_others(tmp_path: Path, hub: Hub) -> None:
     files = encoder_files(tmp_path / "1")
     torch.save(transformers.BertModel.from_pretrained(tmp_path / "1").state_dict(), tmp_path / "pytorch_model.bin")
@@ -304,6 +307,7 @@ def test_weights_in_another_format_are_fetched_where_the_hub_has_no_others(tmp_p
     assert "lab/unknown" in looked_at("lab/unknown", tmp_path, env=online)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("inside", ["", "0_Transformer"])
 def test_the_settings_of_sentence_transformers_are_fetched_with_the_weights(
     tmp_path: Path, cache: Path, hub: Hub, inside: str
@@ -328,6 +332,7 @@ def test_the_settings_of_sentence_transformers_are_fetched_with_the_weights(
     assert looked_at("lab/st", tmp_path, first, env=online)["digest"] == first["digest"], "another node fetches those"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("missing", ["modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"])
 def test_settings_that_the_cache_lacks_are_not_taken_for_settings_that_there_are_none(
     tmp_path: Path, cache: Path, hub: Hub, missing: str, monkeypatch: pytest.MonkeyPatch

@@ -53,6 +53,7 @@ def metrics(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in ("samples_per_second", "peak_memory_mb")}
 
 
+@pytest.mark.soak
 def test_torchrun_on_two_ranks_gives_the_result_of_one_process(tmp_path: Path) -> None:
     job = write(tmp_path, steps=4)
     one = run("-m", "jobs.train", str(job), "--into", str(tmp_path / "one"))
@@ -85,6 +86,7 @@ def test_an_image_job_with_a_resnet_loads_neither_transformers_nor_torchs_compil
     assert {"transformers", "accelerate", "sklearn", "scipy", "pandas", "torch._dynamo", "sympy"} & {*loaded} == set()
 
 
+@pytest.mark.soak
 def test_sigterm_commits_a_checkpoint_and_the_same_command_continues(tmp_path: Path) -> None:
     job, folder = write(tmp_path, steps=200), tmp_path / "trial"
     command = [sys.executable, "-m", "jobs.train", str(job), "--into", str(folder)]
@@ -111,6 +113,7 @@ def test_sigterm_commits_a_checkpoint_and_the_same_command_continues(tmp_path: P
     assert metrics(folder)["knn_accuracy"] > 0
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -126,6 +129,7 @@ def test_a_bad_job_ends_with_2_and_says_why(tmp_path: Path, change: tuple[str, s
     assert (done.returncode, words in done.stderr) == (2, True), done.stderr
 
 
+@pytest.mark.soak
 def test_a_finished_job_that_is_kept_elsewhere_is_told_again_from_there(tmp_path: Path) -> None:
     """Mutant check: dropping --remote on its way trains again."""
     job = write(tmp_path, steps=2)

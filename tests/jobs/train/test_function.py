@@ -58,6 +58,7 @@ def test_its_last_reports_are_the_trials_metrics(tmp_path: Path) -> None:
     assert again.points == training.points
 
 
+@pytest.mark.soak
 def test_a_stop_keeps_its_files_and_the_next_attempt_goes_on_to_the_same(tmp_path: Path) -> None:
     """The points of what is done twice are those of the first time. Mutant check: a folder of its own for each attempt
     fails."""
@@ -95,6 +96,7 @@ def on_ranks(folder: Path, rank: int) -> Any:
     return result["metrics"], len(training.points)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("world", [2, 3])
 def test_every_rank_runs_it_and_the_group_is_its_own(spawn_ranks: Any, tmp_path: Path, world: int) -> None:
     """The function sums gradients over ranks while the ranks agree on its end."""

@@ -108,6 +108,7 @@ def verified(settings: list[dict[str, Any]], folder: Path, rank: int) -> list[st
     return [line for line in said if "gradient check" in line]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("world", [2, 3])
 def test_it_is_silent_on_ranks_that_are_exact(tmp_path: Path, spawn_ranks: Any, world: int) -> None:
     for said in spawn_ranks(world, partial(verified, SILENT, tmp_path)):
@@ -214,6 +215,7 @@ def refused(folder: Path, rank: int) -> dict[str, tuple[str, bool]]:
     return told
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("world", [2, 3])
 def test_averaging_over_ranks_and_gathering_without_gradient_are_refused(
     tmp_path: Path, spawn_ranks: Any, world: int

@@ -262,6 +262,7 @@ def test_weights_and_rows_that_change_or_vanish_end_every_session_with_2(tmp_pat
         assert ledger.trials(state="failed") == []
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_code_that_is_edited_while_a_sweep_runs_is_not_mixed_into_it(tmp_path: Path) -> None:
     """A rank is killed after the edit, so that a new one imports it. Seen: its numbers were pooled, and launch ended

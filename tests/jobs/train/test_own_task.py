@@ -58,6 +58,7 @@ def on_ranks(config: JobConfig, folder: Path, rank: int) -> tuple[Any, Any]:
     return training.result["metrics"], {name: x.clone() for name, x in training.model.state_dict().items()}
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("name", "world"), [("Tabular", 3), ("Hard", 2), ("Columns", 2)])
 def test_it_trains_to_the_same_on_any_ranks_and_micro_batches(
     name: str, world: int, spawn_ranks: Any, tmp_path: Path

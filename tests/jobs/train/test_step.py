@@ -231,7 +231,7 @@ def rank_gradients(options: list[dict[str, Any]], rank: int) -> list[dict[str, t
     return [gradients(group=dist.group.WORLD, **one) for one in options]
 
 
-@pytest.mark.parametrize("world", [2, 3, 5])
+@pytest.mark.parametrize("world", [2, 3, pytest.param(5, marks=pytest.mark.soak)])
 def test_the_gradient_does_not_depend_on_the_number_of_ranks(spawn_ranks: Any, world: int) -> None:
     """5 ranks do not divide 12 pairs. Mutant check: a mean in place of the sum over ranks fails every case."""
     options: list[dict[str, Any]] = [

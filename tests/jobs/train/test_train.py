@@ -302,6 +302,7 @@ def _timed_rank(folder: Path, rank: int) -> tuple[int, float, list[int]]:
     return training.step, training.seconds, [p.step for p in training.points]
 
 
+@pytest.mark.soak
 def test_ranks_of_a_job_of_seconds_go_by_one_clock(tmp_path: Path, spawn_ranks: Any) -> None:
     """Mutant check: each rank going by its own clock fails this, or hangs."""
     first, second = spawn_ranks(2, partial(_timed_rank, tmp_path))
@@ -466,6 +467,7 @@ def phases_of(folder: Path, rank: int) -> tuple[list[str], list[str]]:
     return phases, training.remarks
 
 
+@pytest.mark.soak
 def test_every_rank_tells_what_it_begins_and_its_log_is_kept(tmp_path: Path, spawn_ranks: Any) -> None:
     """Mutant check: publishing rank 0's log only fails this."""
     ranks = spawn_ranks(2, partial(phases_of, tmp_path / "near"))
@@ -498,6 +500,7 @@ def rank_training(settings: dict[str, Any], folder: Path, rank: int) -> tuple[di
     return values(training.points), training.result
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_do_not_change_the_trajectory(tmp_path: Path, spawn_ranks: Any, world: int) -> None:
     """3 ranks do not divide 16 pairs. Float64: in float32, Adam turns the rounding of a zero gradient into a step."""
@@ -640,6 +643,7 @@ def sentence_training(folder: Path, rank: int) -> dict[Any, float]:
     return values(trained(config, folder / "ranks", group=dist.group.WORLD).points)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_do_not_change_the_trajectory_of_sentences(tmp_path: Path, spawn_ranks: Any, world: int) -> None:
     alone = trained(sentence_job(tmp_path, **SENTENCES), tmp_path / "alone")
@@ -660,6 +664,7 @@ def visited(folder: Path, rank: int) -> tuple[list[list[int]], list[int]]:
     return [np.flatnonzero(column._lengths).tolist() for column in training.examples.columns], sorted(own)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("micro_tokens", [None, 60])
 def test_a_rank_tokenises_the_rows_of_its_own_pairs_and_no_others(
     tmp_path: Path, spawn_ranks: Any, micro_tokens: int | None
@@ -785,6 +790,7 @@ def fail_in_a_step(folder: Path, how: str, rank: int) -> None:
         training.advance(4)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("how", ["is killed", "raises", "disagrees"])
 def test_a_rank_that_fails_within_a_step_ends_all_ranks_by_name_within_seconds(
     tmp_path: Path, forkserver: ForkServerContext, how: str

@@ -106,6 +106,7 @@ def rank_pids(gang: Gang) -> list[int]:
     return [ray.get(rank.__ray_call__.remote(lambda _: os.getpid())) for rank in gang._ranks]
 
 
+@pytest.mark.soak
 def test_a_job_that_is_evaluated_after_every_step_is_asked_for_no_more_steps_than_it_takes_a_turn_to_do(
     gang: Gang, tmp_path: Path
 ) -> None:
@@ -117,6 +118,7 @@ def test_a_job_that_is_evaluated_after_every_step_is_asked_for_no_more_steps_tha
     gang.end()
 
 
+@pytest.mark.soak
 def test_a_killed_rank_ends_the_gang_within_seconds(gang: Gang, tmp_path: Path) -> None:
     """Rank 0 waits in a collective for rank 1; what the user sees is rank 1's death, not rank 0's broken pipe."""
     gang.begin(job(budget__steps=100_000, evaluate__times=1), str(tmp_path))
@@ -138,6 +140,7 @@ def test_a_killed_rank_ends_the_gang_within_seconds(gang: Gang, tmp_path: Path) 
         time.sleep(0.05)
 
 
+@pytest.mark.soak
 def test_a_rank_that_is_gone_fails_no_trial_that_does_without_it_and_the_first_that_needs_it(
     gang: Gang, tmp_path: Path
 ) -> None:
@@ -167,6 +170,7 @@ def test_a_job_for_more_ranks_than_there_are_is_refused(gang: Gang, tmp_path: Pa
         gang.begin(job(execution__ranks=3), str(tmp_path))
 
 
+@pytest.mark.soak
 def test_a_saved_gang_continues_where_it_was(gang: Gang, tmp_path: Path) -> None:
     whole = run(gang, job(budget__steps=60), tmp_path / "whole")
     gang.begin(job(budget__steps=60), str(tmp_path / "cut"))
@@ -195,6 +199,7 @@ def ended_while_eating(gang: Gang, folder: Path) -> str:
     return failure.message
 
 
+@pytest.mark.soak
 def test_a_rank_that_linux_ends_for_want_of_memory_is_out_of_memory(gang: Gang, tmp_path: Path) -> None:
     """Mutant check: with the counters of the gang's own cgroup in place of the rank's it is `worker_lost`."""
     message = ended_while_eating(gang, tmp_path)
@@ -244,6 +249,7 @@ def failing() -> Callable[[Any], None]:
     return fail
 
 
+@pytest.mark.soak
 def test_an_exception_that_cannot_be_sent_is_still_the_reason_with_its_traceback(gang: Gang, tmp_path: Path) -> None:
     gang.begin(job(budget__steps=100_000, evaluate__times=1), str(tmp_path))
     ray.get(gang._ranks[0].__ray_call__.remote(failing()))

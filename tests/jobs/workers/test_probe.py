@@ -88,6 +88,7 @@ def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [child for child in children if any("libtorch" in one.path for one in child.memory_maps())]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_a_probe_is_as_fast_as_the_training_and_leaves_nothing(tmp_path: Path, ranks: int) -> None:
@@ -125,6 +126,7 @@ def test_further_jobs_find_the_ranks_warm(tmp_path: Path) -> None:
     assert left(tmp_path / "scratch") == []
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
@@ -153,6 +155,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.soak
 def test_a_rank_that_the_system_ends_is_named_and_no_other_is_left(tmp_path: Path) -> None:
     """Mutant check: waiting for the other rank waits for ever."""
     process = start(tmp_path)
@@ -209,6 +212,7 @@ def test_whoever_ends_a_probe_ends_its_ranks(tmp_path: Path, number: signal.Sign
 SMALL = ("job.model.width=8", "job.evaluate.references=100", "job.data.train=digits[:200]", "confirm.seeds=6")
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_plan_probes_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

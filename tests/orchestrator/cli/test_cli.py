@@ -243,6 +243,7 @@ def test_plan_says_which_arms_are_one_objective() -> None:
     assert "12 tune" in said, "three searches of four for four arms"
 
 
+@pytest.mark.soak
 def test_a_watch_ends_when_nobody_drives_the_run(folder: Path) -> None:
     """Its driver was killed, say. Mutant check: waiting for the state alone never ends."""
     ledger = Ledger.open(sqlite_url(folder / "ledger.db"))

@@ -91,6 +91,7 @@ def test_the_page_runs_in_a_notebook_which_shows_lines_a_table_and_the_run(folde
     assert "handler True" in checked[0]["text"]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_an_interrupt_of_the_kernel_stops_in_good_order_and_a_restart_leaves_a_driver_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest

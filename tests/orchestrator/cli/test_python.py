@@ -231,6 +231,7 @@ def test_what_is_no_run_is_told_with_the_nearest_name(
 # How a session ends
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_session_is_left_alone_stopped_resumed_and_refused_to_others(
     home: Path, capfd: pytest.CaptureFixture[str]
@@ -295,6 +296,7 @@ def test_ctrl_c_stops_in_good_order_and_a_second_one_no_longer_waits(
     assert open_run("small").status()["driver"] is None
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_caller_that_is_killed_leaves_the_driver_at_work_and_a_driver_that_is_killed_is_told(
     script: Callable[[str], subprocess.Popen[str]],
@@ -319,6 +321,7 @@ def test_a_caller_that_is_killed_leaves_the_driver_at_work_and_a_driver_that_is_
     assert killed.value.exit_code == -signal.SIGKILL
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_trials_that_fail_are_a_warning_and_the_run_is_there(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = home / "fault.json"

@@ -530,6 +530,7 @@ def submitted(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Submitted
     return Submitted(run, said, folder)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_sweep_submitted_from_a_laptop_measures_what_a_local_one_does(
     site: Site, undisturbed: dict[str, float], submitted: Submitted
@@ -573,6 +574,7 @@ def test_a_sweep_submitted_from_a_laptop_measures_what_a_local_one_does(
     assert [(job["run"], job["state"], job["exit_code"]) for job in jobs] == [(run, "SUCCEEDED", 0)]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_what_the_head_makes_comes_to_a_laptop_whole(site: Site, submitted: Submitted, tmp_path: Path) -> None:
     """The same files, and nothing of one that cannot be made. Mutant check: without the hold the log is emptied, or
@@ -607,6 +609,7 @@ def test_what_the_head_makes_comes_to_a_laptop_whole(site: Site, submitted: Subm
     assert str(site.folder) not in "".join(said)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_questions_leave_no_job_whoever_is_killed_or_leaves(site: Site, submitted: Submitted) -> None:
     """Mutant check: without the look at who asked, the killed laptop's job stays."""

@@ -331,6 +331,7 @@ def connecting(cwd: Path, env: Mapping[str, str]) -> str:
     return done.stdout
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["the file in the home", "a variable", "a file that one names", "auto"])
 def test_a_session_turns_the_token_on_where_one_is_at_hand(
@@ -350,6 +351,7 @@ def test_a_session_turns_the_token_on_where_one_is_at_hand(
     assert (home / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "words"),
@@ -377,6 +379,7 @@ def test_a_cluster_that_wants_a_token_is_told_in_words_and_its_raw_lines_are_not
     assert "RAY_AUTH_TOKEN" in one["remedy"]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_run_has_the_raw_lines_in_its_log(cluster: tuple[Head, Path], tmp_path: Path) -> None:
     (tmp_path / "sweep.toml").write_text(SWEEP)
@@ -398,6 +401,7 @@ def test_a_run_has_the_raw_lines_in_its_log(cluster: tuple[Head, Path], tmp_path
     assert "InvalidAuthToken" in log
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_the_token_in_the_home_goes_to_a_job_server_of_this_user_and_through_no_tunnel(
     cluster: tuple[Head, Path], tmp_path: Path
@@ -448,6 +452,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("env", [{}, {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": TOKEN, "RAY_ADDRESS": "local"}])
 def test_a_cluster_of_ones_own_listens_on_loopback_behind_a_token_that_no_file_holds(

@@ -226,7 +226,7 @@ def two_nodes() -> Iterator[Cluster]:
 @pytest.mark.parametrize(
     ("resources", "nodes"),
     [
-        ('placement = "pack"', 1),
+        pytest.param('placement = "pack"', 1, marks=pytest.mark.soak),
         ('placement = "spread"', 2),
         pytest.param('placement = "spread"\naccelerator_type = "A100"', 1, marks=pytest.mark.soak),
     ],
@@ -304,6 +304,7 @@ def began(folder: RunFolder) -> bool:
         return bool(ledger.attempts())
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_node_that_is_added_is_used_and_one_that_is_lost_is_done_without(tmp_path: Path) -> None:
     """With one node there is room for one trial, with two for two; without any, all wait."""
@@ -389,6 +390,7 @@ class Hosts:
         subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or not Path("/usr/sbin/ip").exists(), reason="needs Linux and iproute2")
 def test_ranks_on_hosts_with_networks_of_their_own_find_each_other(
@@ -452,6 +454,7 @@ MOMENTS = [("gcs_server", 0.0), ("gcs_server", 0.05), ("gcs_server", 0.4), ("gcs
 MOMENTS += [("raylet", 0.0), ("raylet", 0.4), ("raylet", 0.8)]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("stopped", "after_s"),
     [pytest.param(*one, marks=pytest.mark.slow if one[1] == 0.4 else pytest.mark.soak) for one in MOMENTS],
@@ -469,6 +472,7 @@ def test_a_ray_that_does_not_start_in_time_is_told_in_words(stopped: str, after_
     assert starter.returncode == 0
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", ["gcs_server", "raylet"])
 def test_a_ray_of_which_a_process_dies_while_it_starts_is_told_in_words(killed: str) -> None:

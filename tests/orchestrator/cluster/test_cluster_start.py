@@ -48,6 +48,7 @@ WAYS = ["kill -9", "close", "SIGHUP and SIGTERM to the group, then kill -9"]
 OUT = ["the way out", "the way out after its leader died"]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("way", [*WAYS, *OUT])
 def test_a_guard_ends_what_was_started_in_sessions_of_its_own(way: str) -> None:
     """What was started in there in a process group of its own too, and what is no descendant of the driver any more,
@@ -199,6 +200,7 @@ with cluster.session(cpus=3):
 """
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_ray_starts_apart_from_the_driver_leaves_its_signals_alone_and_dies_with_it() -> None:
     """And the watch over it tells what ends one of its threads. Mutant check: `ray.init` by itself fails each of
@@ -258,6 +260,7 @@ print(before, len(heard) - before, flush=True)
 """
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_sigterm_while_a_driver_connects_to_a_cluster_and_after_it_has_left_is_the_driver_s_too() -> None:
     """Seen, in about 1 of 100 tries and not mended: for a moment Ray writes a stack trace for each, and one within

@@ -187,6 +187,7 @@ with cluster.session(cpus=0):
 """
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_planted_secrets_are_found_nowhere_after_a_sweep_on_a_cluster(site: Site) -> None:
     """Trials write to the bucket with what their nodes have. Mutant check: Tune's own ENV_VARS_TO_PROPAGATE, by which

@@ -63,6 +63,7 @@ def log(home: Path, run: str) -> str:
     return (home / "runs" / run / "driver.log").read_text()
 
 
+@pytest.mark.soak
 def test_two_sweeps_that_need_the_whole_cluster_alternate_trial_by_trial(tmp_path: Path, address: str) -> None:
     """Mutant checks: with slots that are never given back, the second one begins when the first has ended; with a
     request that is not kept back after one was given, which of them is next is left to chance."""
@@ -92,6 +93,7 @@ def test_two_sweeps_that_need_the_whole_cluster_alternate_trial_by_trial(tmp_pat
     assert measured(tmp_path, "a") == measured(tmp_path, "b") == alone
 
 
+@pytest.mark.soak
 def test_two_sweeps_of_single_ranks_have_a_processor_each_until_one_is_killed(tmp_path: Path, address: str) -> None:
     (tmp_path / "sweep.toml").write_text(SIDES)
     with launched(tmp_path, "a", address):

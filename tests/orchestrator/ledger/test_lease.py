@@ -55,6 +55,7 @@ def renewing(ledger: Ledger, ttl_s: float) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("jump_s", [-HOUR_S, HOUR_S])
 def test_a_clock_that_jumps_does_not_displace_a_living_holder(url: str, opened: Keep, jump_s: float) -> None:
     """Mutant check: judging an expired lease by the clock alone takes it from a holder that is about to renew it."""
@@ -68,6 +69,7 @@ def test_a_clock_that_jumps_does_not_displace_a_living_holder(url: str, opened: 
         holder.event("kind", "it goes on")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("jump_s", [-HOUR_S, HOUR_S])
 def test_a_clock_that_jumps_does_not_keep_a_run_from_everybody(url: str, opened: Keep, jump_s: float) -> None:
     """Mutant check: trusting an end that lies ahead refuses the run for an hour."""
@@ -77,6 +79,7 @@ def test_a_clock_that_jumps_does_not_keep_a_run_from_everybody(url: str, opened:
     assert contender.acquire("another", 8) == 2
 
 
+@pytest.mark.soak
 def test_a_lease_that_was_moved_ahead_tells_whether_somebody_renews_it(url: str, opened: Keep) -> None:
     """`status` says neither that a dead driver holds the run for an hour, nor that a living one is gone."""
     holder, reader = opened(run_of(url)), opened(Ledger.open(url))
@@ -194,6 +197,7 @@ def test_the_last_sign_of_life_is_the_latest_of_start_point_and_renewal(
     assert closed.ended == pytest.approx(begun + ended_s, abs=1e-3)
 
 
+@pytest.mark.few(1)
 def test_a_driver_that_gave_its_lease_back_was_alive_until_then_and_never_after_now(url: str, opened: Keep) -> None:
     """It left an attempt running, as one does whose cluster died. And a clock that was set back makes no future."""
     first, second, third = opened(run_of(url)), opened(Ledger.open(url)), opened(Ledger.open(url))
@@ -238,6 +242,7 @@ def test_a_living_driver_is_asked_to_stop_whatever_the_clock_says_of_its_lease(
     thread.join(10)
 
 
+@pytest.mark.soak
 def test_a_lease_that_runs_out_while_it_is_waited_for_is_not_given_back(url: str, opened: Keep, tmp_path: Path) -> None:
     """The driver waits for its database, or for a disk. One that never comes back counts as gone, as for `resume`."""
     driver, person = opened(run_of(url)), opened(Ledger.open(url))

@@ -96,6 +96,7 @@ def pause(server: str) -> None:
         process.resume()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("fault", [restart, stop_for_a_while, pause])
 def test_the_session_waits_begins_nothing_and_writes_nothing_twice(
     server: str, tmp_path: Path, fault: Callable[[str], None]
@@ -125,6 +126,7 @@ def test_the_session_waits_begins_nothing_and_writes_nothing_twice(
         assert found == calm
 
 
+@pytest.mark.soak
 def test_tunes_loop_is_not_held_up_by_a_database_that_is_paused(server: str, tmp_path: Path) -> None:
     """Mutant check: waiting for the writer as long as it takes blocks `next` for the whole pause."""
     with opened(new_database(server), tmp_path) as (session, _ledger, _said):
@@ -245,6 +247,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outage, "PAUSES_S", (0.05,))
 
 
+@pytest.mark.few(1)
 @pytest.mark.usefixtures("impatient")
 def test_a_ledger_that_is_read_and_not_written_is_away_until_it_is_written(url: str) -> None:
     """Mutant check: an answer to anybody ends the outage of everybody."""
@@ -267,6 +270,7 @@ def test_a_ledger_that_is_read_and_not_written_is_away_until_it_is_written(url: 
         assert not ledger.outage.seems_away()
 
 
+@pytest.mark.few(1)
 @pytest.mark.usefixtures("impatient")
 def test_answers_to_readers_do_not_prolong_the_wait_of_a_writer(url: str) -> None:
     with contextlib.closing(begun(url)) as ledger:
@@ -311,6 +315,7 @@ def suspended(server: str) -> Iterator[None]:
             process.resume()
 
 
+@pytest.mark.soak
 def test_a_server_that_acknowledges_and_never_answers_is_given_up_in_bounded_time(
     server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +352,7 @@ def test_a_server_that_acknowledges_and_never_answers_is_given_up_in_bounded_tim
         assert len(ledger.events()) == 1
 
 
+@pytest.mark.soak
 def test_many_rows_that_come_slowly_are_no_silence(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound is on silence, not on the answer."""
     monkeypatch.setattr(postgres_module, "ANSWER_S", 1.0)
@@ -400,6 +406,7 @@ def test_a_write_that_is_tried_again_waits_for_the_try_before_it(postgres: str) 
         assert len(ledger.events()) == 1
 
 
+@pytest.mark.soak
 def test_a_row_that_a_stranger_locks_is_waited_for(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a person's own session may; the holder goes on afterwards, with its own token."""
     monkeypatch.setattr("orchestrator.ledger.database.LOCK_TIMEOUT_S", 1)

@@ -292,6 +292,7 @@ def two_nodes() -> Iterator[Cluster]:
         yield found
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_every_node_of_a_cluster_is_asked_and_launch_asks_first(two_nodes: Cluster, tmp_path: Path) -> None:
     """One of the nodes was started with a GPU that is not there: nobody minds but a sweep that wants it."""

@@ -25,6 +25,7 @@ def health_requests(server: Server) -> int:
     return server.log.read_text().count("GET /health")
 
 
+@pytest.mark.soak
 def test_a_launch_asks_mlflow_once_whether_it_is_there(mlflow: Server, tmp_path: Path) -> None:
     """Seen: twice, and three times for a run in a bucket, as this one."""
     (tmp_path / "sweep.toml").write_text(SMALLEST)

@@ -142,6 +142,7 @@ def test_on_a_phone_the_verdict_is_in_view_and_nothing_but_a_table_is_wider(
         shot(page, f"report-{name}-phone")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", REPORTS)
 def test_on_a_desk_the_verdict_is_in_view_and_all_text_stands_out_from_what_is_behind_it(

@@ -122,8 +122,9 @@ def place(store: str, home: Path, request: pytest.FixtureRequest, bucket: Callab
     return (bucket(f"{home.name}/run") if store.startswith("bucket") else str(home / "runs" / "run")), database
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("store", STORES[::-1])
 def test_row_34_a_creation_killed_anywhere_is_begun_anew_by_the_same_command(
     home: Path, store: str, request: pytest.FixtureRequest, bucket: Callable[[str], str]
 ) -> None:
@@ -207,6 +208,7 @@ except RunError as error:
     return said
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize(
     "left", [pytest.param("nothing", marks=pytest.mark.slow), pytest.param("a marker", marks=pytest.mark.soak)]
@@ -446,6 +448,7 @@ def test_a_ledger_of_which_sqlite_has_written_nothing_is_what_a_creation_left(
     stands(folder)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_kill_at_any_call_of_the_system_while_the_ledger_is_made_is_survived(home: Path) -> None:
     """By strace, which ends the process at the n-th call of a kind.

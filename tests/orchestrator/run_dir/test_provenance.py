@@ -441,6 +441,7 @@ def test_weights_that_an_earlier_version_recorded_are_recorded_again_and_that_is
         assert len(ledger.events("weights_recorded")) == 1
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_run_goes_on_with_the_code_the_data_and_the_weights_that_it_began_with(tmp_path: Path) -> None:
     """Stopped, then continued by a checkout whose jobs/metrics differs, then with other rows in

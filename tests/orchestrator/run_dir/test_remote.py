@@ -204,6 +204,7 @@ def test_what_a_session_leaves_behind_goes_to_the_bucket(begun: RunFolder) -> No
     assert begun.remote.files("report").keys() == {"report.html"}
 
 
+@pytest.mark.few(1)
 def test_logs_and_failures_come_from_the_bucket_unless_newer_ones_are_here(begun: RunFolder) -> None:
     assert begun.remote is not None
     begun.remote.put("trials/abc123/log.rank0.txt", b"there")

@@ -127,6 +127,7 @@ def test_wherever_a_pruned_sweep_is_cut_it_ends_as_if_it_had_not_been(
         assert found == calm, f"cut after {most} trials"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("prune", "every"),
     [("halving", 9), *(pytest.param(prune, 1, marks=pytest.mark.soak) for prune in ("halving", "median"))],

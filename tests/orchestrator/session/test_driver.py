@@ -141,6 +141,7 @@ def test_a_run_begun_by_the_first_version_is_continued_with_the_numbers_that_it_
     call("launch", "sweep.toml", "--offline", cwd=tmp_path)
 
 
+@pytest.mark.soak
 def test_a_run_finished_by_the_first_version_is_compared_by_todays_rules(tmp_path: Path) -> None:
     """There the arm that diverged in six of six seeds was inconclusive, with the score of its untrained encoders."""
     shutil.copytree(Path(__file__).parents[2] / "begun" / "diverged", tmp_path / "runs" / "diverged")
@@ -160,8 +161,8 @@ def test_logs_are_a_rank_s_own(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"digits[:300]"', '"nowhere.parquet"', "nowhere.parquet"),
-        ("size = 16", "size = 301", "fewer than batch.size"),
+        pytest.param('"digits[:300]"', '"nowhere.parquet"', "nowhere.parquet", marks=pytest.mark.soak),
+        pytest.param("size = 16", "size = 301", "fewer than batch.size", marks=pytest.mark.soak),
         ('"loss.name"', '"loss.nam"', "did you mean 'loss.name'?"),
         ("name = \"knn_accuracy\"", "name = \"train/loss\"", "cannot be compared while loss.name varies"),
     ],

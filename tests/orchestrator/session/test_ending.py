@@ -128,6 +128,7 @@ def test_a_session_that_ends_before_its_time_does_not_say_that_trials_failed(tmp
         )
 
 
+@pytest.mark.soak
 def test_the_process_of_a_run_with_an_arm_that_cannot_be_tuned_ends_with_1_and_the_run_is_done(tmp_path: Path) -> None:
     """Whatever was left to be done is done; nothing is examined or trained by the next resume, which ends alike."""
     run = ledgers.start(tmp_path / "runs" / "small", tune=ledgers.TUNED)

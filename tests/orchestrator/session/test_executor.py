@@ -85,6 +85,7 @@ def test_a_pruned_trial_leaves_its_gang_warm_for_the_next(tmp_path: Path) -> Non
     assert placement_groups() == 0
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("cluster")
 def test_a_slot_that_is_killed_while_it_stands_idle_is_charged_to_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -124,6 +125,7 @@ def test_tune_passes_no_secret_of_the_driver_s_on_and_no_environment_at_all(monk
     assert not vars(actors.get(tune_executor.TrialActor))["_default_options"].get("runtime_env")
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("cluster")
 def test_another_slot_comes_up_though_trials_are_shorter_than_that_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -208,6 +208,7 @@ def _after(call: Callable[..., Any], blip: Callable[[], None]) -> Callable[..., 
     return both
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("when", AT)
 def test_a_failover_of_seconds_is_outlasted_at_every_moment_of_a_driver(
     server: str, begun: Begun, monkeypatch: pytest.MonkeyPatch, when: str

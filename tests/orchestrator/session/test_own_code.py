@@ -70,10 +70,10 @@ def test_a_plan_tries_the_code_once_and_counts_it_in_the_ids(tmp_path: Path, mon
     [
         ("options.gamma", "options.gama", "job.loss.options.gama = 0.5: unknown key; did you mean 'gamma'"),
         ("low = 0.5", "low = 'a', choices = ['a']", "gamma"),
-        (":focal", ":focall", "did you mean 'ownlab.losses:focal'"),
+        pytest.param(":focal", ":focall", "did you mean 'ownlab.losses:focal'", marks=pytest.mark.soak),
         ('paths = ["ownlab/"]', 'paths = ["owmlab/"]', "packages beside the sweep: ownlab/"),
         ('paths = ["ownlab/"]', "paths = []", "code.paths"),
-        ('[code]\npaths = ["ownlab/"]', "", "there is no module ownlab"),
+        pytest.param('[code]\npaths = ["ownlab/"]', "", "there is no module ownlab", marks=pytest.mark.soak),
         ('paths = ["ownlab/"]', 'paths = ["ownlab/"]\ndigest = "abc"', "code.digest: follows from the files"),
     ],
 )
@@ -108,6 +108,7 @@ def test_built_in_names_alone_start_no_process(tmp_path: Path, monkeypatch: pyte
     sweeps.load(path)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_run_with_own_code_is_killed_continued_and_refuses_other_code(tmp_path: Path) -> None:
     """The archive holds no hidden file; the run is continued by its own copy, though the sources are gone; other code
@@ -160,6 +161,7 @@ def test_other_code_of_a_run_under_way_is_refused_until_it_is_accepted(tmp_path:
     )
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_run_whose_code_is_gone_says_what_to_do(tmp_path: Path) -> None:
     written(tmp_path)

@@ -43,6 +43,7 @@ def written(folder: Path, text: str = SWEEP) -> Path:
     return folder / "loop.toml"
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -59,6 +60,7 @@ def test_what_a_loop_needs_is_said_before_anything_runs(tmp_path: Path, old: str
     assert said in str(error.value)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_loop_is_tuned_confirmed_killed_and_resumed_to_the_same_numbers(tmp_path: Path) -> None:
     """Its driver is killed in the middle. Mutant check: a checkpoint_dir that is new for each attempt fails."""
@@ -103,6 +105,7 @@ seeds = 2
 WORDS = ("red", "green", "blue", "big", "small", "old", "new", "cat", "dog", "tree", "car", "house")
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_trainer_of_sentence_transformers_is_a_task(tmp_path: Path) -> None:
     """Tuned, confirmed, its driver killed, resumed from the trainer's own checkpoints, proven."""

@@ -827,6 +827,7 @@ def test_an_arm_whose_every_suggestion_failed_ends_the_session_with_several_in_f
         assert len(ledger.trials(stage="confirm", state="done")) == 3
 
 
+@pytest.mark.soak
 def test_a_session_that_ends_makes_no_suggestion_and_waits_for_a_writer_that_gets_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ def written(folder: Path, text: str = SWEEP) -> Path:
     return folder / "task.toml"
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -67,6 +68,7 @@ def test_its_plan_is_one_of_pairs_and_may_prune(tmp_path: Path) -> None:
     assert not any("training loop of your own" in warning for warning in made.warnings)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_task_is_tuned_confirmed_killed_and_resumed_to_the_same_numbers(tmp_path: Path) -> None:
     killed, whole = map(numbers, killed_and_whole(tmp_path, written))
@@ -74,6 +76,7 @@ def test_a_task_is_tuned_confirmed_killed_and_resumed_to_the_same_numbers(tmp_pa
     assert all(0.2 < number <= 1 for arm in whole for number in arm)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_what_is_wrong_with_its_rows_ends_the_launch_before_anything_is_made(tmp_path: Path) -> None:
     written(tmp_path, SWEEP.replace("Tabular", "Unkeyed"))

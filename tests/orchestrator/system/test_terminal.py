@@ -146,6 +146,7 @@ def test_a_reader_that_leaves_changes_nothing(folder: Path, reads: int) -> None:
     assert all(lines)
 
 
+@pytest.mark.soak
 def test_a_reader_that_reads_nothing_holds_nobody_up(folder: Path) -> None:
     """A pipe that is full from the start, as of `| less` that nobody scrolls, keeps the last lines for some seconds
     and no longer. Mutant check: writing without a thread waits for ever."""

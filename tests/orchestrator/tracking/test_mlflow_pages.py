@@ -163,6 +163,7 @@ def test_the_best_encoder_of_each_arm_is_listed_as_a_model(addresses: dict[str, 
     shot(page, "mlflow-models", whole=False)
 
 
+@pytest.mark.soak
 def test_a_trials_run_shows_what_it_used_of_the_machine(addresses: dict[str, str], finished: Path, page: Page) -> None:
     trial = next(t for t in status(finished)["trials"] if t["stage"] == "confirm")
     runs = addresses["answer"].partition("/runs/")[0]

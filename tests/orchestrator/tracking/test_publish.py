@@ -62,6 +62,7 @@ def test_every_arm_has_its_best_encoder_once_and_the_ledger_says_so(home: Path) 
     assert {arm: model.source_run_id for arm, model in found.items()} == {a: t.mlflow_run_id for a, t in best.items()}
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_model_of_mlflow_gives_the_embeddings_of_the_export_without_this_project(home: Path, tmp_path: Path) -> None:
     (model,) = [one for one in models(home) if one.tags["arm"] == "flatnce"]
@@ -161,6 +162,7 @@ class Absent:
         return timeout_s > 0
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_encoders_that_mlflow_has_lost_are_logged_again_by_the_next_session(home: Path, tmp_path: Path) -> None:
     """And not by the one after it. Mutant check: asking which are due before MLflow has been met."""
@@ -174,6 +176,7 @@ def test_encoders_that_mlflow_has_lost_are_logged_again_by_the_next_session(home
     assert "exporting" not in call("resume", "small", cwd=tmp_path, env=env)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_what_is_the_matter_with_an_encoder_is_said_and_costs_nothing(home: Path, tmp_path: Path) -> None:
     """A folder of checkpoints that is gone, and a session that is stopped meanwhile."""

@@ -272,7 +272,13 @@ def in_order(case: Case) -> None:
     assert mine == [f"orchestrator.run.{case.ledger.uuid}"], "no other sweep lies in it"
 
 
-@pytest.mark.parametrize("name", DAMAGES)
+EXAMPLES = ["nested deleted", "parent gone", "experiment gone, its id taken", "several at once"]
+"""What `make test` does to a run."""
+ORDERED = [*EXAMPLES, *(name for name in DAMAGES if name not in EXAMPLES)]
+
+
+@pytest.mark.few(4)
+@pytest.mark.parametrize("name", ORDERED)
 def test_the_next_session_puts_in_order_what_was_done_to_a_run(case: Case, name: str) -> None:
     before = case.run_of("trial0")
     DAMAGES[name](case)
@@ -285,7 +291,8 @@ def test_the_next_session_puts_in_order_what_was_done_to_a_run(case: Case, name:
         assert case.run_of("trial0") == before, "what is still there is not made again"
 
 
-@pytest.mark.parametrize("name", DAMAGES)
+@pytest.mark.few(4)
+@pytest.mark.parametrize("name", ORDERED)
 def test_so_does_a_session_that_was_at_work_meanwhile(case: Case, name: str) -> None:
     """At once, where MLflow refuses what is told; else the session after it. Mutant check: not connecting anew after a
     refusal fails where the run of the running trial is deleted or gone."""
@@ -313,6 +320,7 @@ def test_so_it_is_with_a_server(tmp_path: Path, server: Server) -> None:
         case.ledger.close()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("takers", [pytest.param(0, marks=pytest.mark.soak), pytest.param(1, marks=pytest.mark.slow)])
 def test_a_server_that_was_restarted_empty_is_told_everything(tmp_path: Path, tables: Path, takers: int) -> None:
     """Also where another sweep was first and has the id that the ledger has recorded."""
@@ -451,6 +459,7 @@ def tell_answer(case: Case, folder: Path) -> None:
     assert projection.stop(60), projection.last_error
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("name", "again"),
     [
@@ -526,6 +535,7 @@ def test_a_training_that_diverged_is_failed_in_mlflow_also_where_it_was_told_oth
     assert (run.info.status, run.data.tags["outcome"]) == ("FAILED", "diverged")
 
 
+@pytest.mark.soak
 def test_every_pair_of_damages_is_put_in_order(case: Case, tmp_path: Path, tables: Path) -> None:
     """Two things that are done to one run, in either order, where the second one can still be done."""
     simple = ["nested deleted", "nested gone", "parent deleted", "parent gone", "renamed", "experiment deleted"]

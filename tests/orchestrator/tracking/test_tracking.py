@@ -89,6 +89,7 @@ def ledger(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ledger]:
 # What is told
 
 
+@pytest.mark.few(1)
 def test_mlflow_has_what_the_ledger_has(ledger: Ledger, uri: str) -> None:
     train(ledger, "trial0")
     train(ledger, "trial1", end=False)
@@ -409,6 +410,7 @@ print(repr(projection.last_error))
 """
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("moment", ["set_run", "set_mlflow_run", "mark_projected", "mark_trial_projected"])
 def test_a_kill_at_any_moment_leaves_no_second_run_and_no_point_twice(
     ledger: Ledger, embedded: str, moment: str
@@ -642,6 +644,7 @@ print(projection.last_error, len(runs_of(sys.argv[2], ledger.uuid)))
 """
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["garbage", "a folder", "a damaged page"])
 def test_a_store_that_is_damaged_is_named_with_what_helps(
@@ -731,6 +734,7 @@ def test_importing_the_projection_does_not_import_mlflow() -> None:
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.soak
 def test_a_first_store_is_made_without_a_word(tmp_path: Path) -> None:
     """MLflow logs each of its migrations otherwise, into the middle of the progress display; nor does it use the
     current directory. Mutant check: leaving the loggers at INFO, or the filter of warnings out, fails this."""
@@ -745,6 +749,7 @@ def test_a_first_store_is_made_without_a_word(tmp_path: Path) -> None:
     assert [path.name for path in runs.iterdir()] == ["mlflow.db"]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("later_s", [0.0, 0.3, 0.6])
 def test_an_embedded_store_whose_making_was_cut_short_by_a_kill_is_made_again(tmp_path: Path, later_s: float) -> None:
@@ -766,6 +771,7 @@ def test_an_embedded_store_whose_making_was_cut_short_by_a_kill_is_made_again(tm
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"], "what was left is cleared away"
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("error", [GeneratorExit(), KeyboardInterrupt(), MemoryError("none left")])
 def test_the_death_of_the_projection_is_said_at_once_and_the_end_of_the_session_catches_up(
     ledger: Ledger, uri: str, monkeypatch: pytest.MonkeyPatch, error: BaseException

@@ -16,6 +16,7 @@ from orchestrator.ledger import Ledger, sqlite_url, this_process
 from orchestrator.tracking.ui import addresses
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_the_server_answers_and_ends_with_the_command(tmp_path: Path) -> None:
     from orchestrator.tracking.store import connect, embedded_uri
@@ -57,6 +58,7 @@ def test_the_server_answers_and_ends_with_the_command(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("ends_at", ["starting MLflow at", "Ctrl-C ends it"])
 def test_a_signal_at_any_time_ends_the_command_and_its_server_without_an_error(tmp_path: Path, ends_at: str) -> None:

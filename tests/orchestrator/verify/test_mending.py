@@ -169,6 +169,7 @@ def test_points_that_only_the_file_has_stay(folder: RunFolder, ledger: Ledger) -
     assert after == meaning("points.jsonl", before)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"token": 1}', b'{"token": "1", "attempt": 1}', b"\xff\xfe"])
 def test_an_attempt_of_a_trial_that_goes_on_is_named_again(folder: RunFolder, ledger: Ledger, content: bytes) -> None:
     trial = to_be_continued(ledger)
@@ -193,6 +194,7 @@ def test_what_a_trial_that_goes_on_does_not_need_is_not_made(folder: RunFolder, 
     assert names(folder, trial) == before
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
 def test_a_result_that_cannot_be_read_does_not_stop_a_trial_that_goes_on(
     folder: RunFolder, ledger: Ledger, content: bytes
@@ -243,6 +245,7 @@ def tell_of_points(folder: RunFolder, trial: Trial) -> int:
     return len(points.splitlines())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kept", [slice(1), slice(3, None), slice(-1)])
 def test_points_of_a_trial_that_goes_on_which_its_checkpoint_has_passed_are_the_ledgers(
     folder: RunFolder, ledger: Ledger, kept: slice
@@ -265,6 +268,7 @@ def test_points_of_a_trial_that_goes_on_which_its_checkpoint_has_passed_are_the_
     assert (mend(folder, ledger), faults_after(folder, ledger, None)) == ([], [])
 
 
+@pytest.mark.few(1)
 def test_points_of_a_trial_that_goes_on_which_no_checkpoint_has_passed_are_not_written(
     folder: RunFolder, ledger: Ledger
 ) -> None:
@@ -278,6 +282,7 @@ def test_points_of_a_trial_that_goes_on_which_no_checkpoint_has_passed_are_not_w
     assert mend(folder, ledger) == []
 
 
+@pytest.mark.few(1)
 def test_a_hole_that_ledger_and_disk_share_is_found(folder: RunFolder, ledger: Ledger) -> None:
     """Mutant check: comparing them with one another only."""
     trial = done(ledger)
@@ -296,6 +301,7 @@ def test_a_hole_that_ledger_and_disk_share_is_found(folder: RunFolder, ledger: L
     assert "lacks 1 point that its newest checkpoint has passed, and so does the ledger; put it back" in fault
 
 
+@pytest.mark.few(1)
 def test_a_line_in_the_middle_that_is_no_point_is_mended(folder: RunFolder, ledger: Ledger) -> None:
     """Training would begin again with it, so it is a fault here too, whatever the trial's state."""
     trials = [done(ledger), ledger.trials(state="done")[1]]
@@ -314,6 +320,7 @@ def test_a_line_in_the_middle_that_is_no_point_is_mended(folder: RunFolder, ledg
     assert (mend(folder, ledger), faults_after(folder, ledger, None)) == ([], [])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("execution", [{"devise": "cpu"}, "cpu", {"ranks": "two"}])
 def test_a_job_whose_execution_cannot_be_read_is_written_again(
     folder: RunFolder, ledger: Ledger, execution: Any

@@ -519,7 +519,13 @@ def resumed(copy: Copy) -> list[str]:
     return left
 
 
-@pytest.mark.parametrize("name", DAMAGES)
+EXAMPLES = ["a run was carried out offline", "MLflow has a point twice", "the ledger has another value"]
+EXAMPLES += ["a job on disk is another"]
+"""Those that `make test` mends: of the search, of MLflow, of the ledger and of the disk."""
+
+
+@pytest.mark.few(4)
+@pytest.mark.parametrize("name", [*EXAMPLES, *(name for name in DAMAGES if name not in EXAMPLES)])
 def test_a_remedy_is_true(copy: Copy, name: str) -> None:
     """Where every fault says `resume`, that is all it takes; where it says more, the test does that first. What cannot
     be mended is told by the session too, which so does not end as if all were well. Mutant check: a `mend` that does
@@ -708,6 +714,7 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     return RunFolder(tmp_path / "runs" / request.param)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("begun", ["crossed", "diverged"], indirect=True)
 def test_a_run_that_the_version_before_began_is_in_order_once_mlflow_has_been_told(begun: RunFolder) -> None:
     uri = tracking.embedded_uri(begun.path.parent)

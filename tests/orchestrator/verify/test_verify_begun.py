@@ -152,7 +152,12 @@ def test_an_odd_row_of_the_ledger_is_the_ledgers(copy: RunFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    "state", ["whole", "damaged at its start", "damaged in its middle", "locked", "of a newer version"]
+    "state",
+    [
+        *("whole", "damaged at its start", "damaged in its middle"),
+        pytest.param("locked", marks=pytest.mark.soak),
+        "of a newer version",
+    ],
 )
 def test_a_store_that_is_read_only_is_read_or_named(told: Path, tmp_path: Path, state: str) -> None:
     """It is read by way of a copy. Seen: what ailed it was "a fault of the program", or was said of the copy, which is
