@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
@@ -13,9 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, JsonValue, PrivateAttr, Tag, model_validator
 
-from jobs.config import JobConfig, Section, canonical, trial_id
+from jobs.config import JobConfig, Section
 from jobs.config.components import is_import_path
-from jobs.config.identity import default_values, first_version
 from orchestrator.sweep.values import AsGiven, Level, Levels, Settings, alternatives, flatten, identity, merged, shown
 
 LOWER_IS_BETTER = ("uniformity", "alignment", "loss", "train/loss", "train/infonce")
@@ -428,45 +426,3 @@ def _labels(settings: Sequence[Settings]) -> list[str]:
 
     brief = [label(chosen, True) for chosen in settings]
     return brief if len(set(brief)) == len(brief) else [label(chosen, False) for chosen in settings]
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One trial to be: an arm, settings, a seed and a stage, and the job that they make."""
-
-    arm: str
-    stage: str
-    seed: int
-    number: int | None
-    """Suggestion number in the arm's tune stage; None in the confirm stage."""
-
-    job: JobConfig
-    rules: int
-    """Of the run."""
-
-    defaults: Settings
-    """Of job keys, as they were when the run was planned."""
-
-    apart: bool = False
-    """Whether another arm may ask for the same job: each then has a trial of its own (`apart_id`)."""
-
-    code: str | None = None
-    """Digest of the user's code that the run was planned with."""
-
-    @property
-    def record(self) -> dict[str, JsonValue]:
-        """The job as the ledger keeps it: all of it, as plain JSON."""
-        whole: dict[str, JsonValue] = self.job.model_dump(mode="json")
-        return whole if self.rules > 1 else first_version(whole, default_values(JobConfig))
-
-    @property
-    def id(self) -> str:
-        """The trial's id."""
-        of_job = trial_id(self.record, rules=self.rules, defaults=self.defaults, code=self.code)
-        return apart_id(of_job, self.arm) if self.apart else of_job
-
-
-def apart_id(of_job: str, arm: str) -> str:
-    """Compute the id of an arm's trial where the job of another arm has the same id. A row of the ledger, a run of
-    MLflow and a value of the report belong to one arm: what two arms ask for is trained twice, bit for bit the same."""
-    return hashlib.sha256(canonical([of_job, arm]).encode()).hexdigest()[:12]

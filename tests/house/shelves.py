@@ -71,7 +71,7 @@ SHELVES = {
     "orchestrator/statistics": "comparison > looks > judging > intervals joint pairing power search tests > numbers",
     "orchestrator/sweep": "plan > load search > components validate > labels limits "
     "overrides shape space > model > values",
-    "orchestrator/sweep/plan": "warnings > seeds",
+    "orchestrator/sweep/plan": "trials warnings > seeds",
     "orchestrator/sweep/search": "sampling",
     "orchestrator/sweep/space": "grid multiples > conditions",
     "orchestrator/system": "scratch > exit_codes > addresses terminal > display masking process threads",

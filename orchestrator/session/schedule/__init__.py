@@ -20,8 +20,9 @@ from orchestrator.ledger import Ledger, Suggestion, Trial
 from orchestrator.session.schedule import confirming, extension
 from orchestrator.session.schedule.pruning import Climb, rungs
 from orchestrator.sweep import search
-from orchestrator.sweep.model import Planned, Tune
+from orchestrator.sweep.model import Tune
 from orchestrator.sweep.plan import Plan
+from orchestrator.sweep.plan.trials import Planned
 from orchestrator.sweep.search import sampling
 from orchestrator.sweep.space import conditions
 from orchestrator.sweep.values import Settings

@@ -19,8 +19,8 @@ from orchestrator.run_dir.folder import RunError
 from orchestrator.session.schedule.confirming import HAS_ENDED
 from orchestrator.sweep import search
 from orchestrator.sweep.limits import LARGEST_SEED, MOST_SEEDS
-from orchestrator.sweep.model import Planned
 from orchestrator.sweep.plan import Plan
+from orchestrator.sweep.plan.trials import Planned
 from orchestrator.sweep.search.sampling import Observed
 from orchestrator.sweep.values import Settings
 

@@ -19,8 +19,8 @@ from pydantic import JsonValue, ValidationError
 from jobs.config import JobConfig, canonical
 from jobs.config.identity import FORMER, counted_from, with_former
 from orchestrator.sweep import Arm, Sweep, arms_of, flatten, merged, search
-from orchestrator.sweep.model import Planned
 from orchestrator.sweep.plan.seeds import Basis, basis_of, check_looks, confirm_seeds
+from orchestrator.sweep.plan.trials import Planned
 from orchestrator.sweep.plan.warnings import own_loop, warnings
 from orchestrator.sweep.space import conditions
 from orchestrator.sweep.values import Settings, by_todays_names

@@ -15,7 +15,7 @@ from jobs.config.identity import FOLLOWED, FORMER, counted_from, default_values
 from orchestrator.ledger import Ledger, sqlite_url
 from orchestrator.statistics.power import seeds_to_find
 from orchestrator.sweep import Sweep, flatten, load, merged, resolved
-from orchestrator.sweep.model import Planned, cross
+from orchestrator.sweep.model import cross
 from orchestrator.sweep.plan import (
     Plan,
     changed_keys,
@@ -24,6 +24,7 @@ from orchestrator.sweep.plan import (
     make,
     stored,
 )
+from orchestrator.sweep.plan.trials import Planned
 from orchestrator.sweep.space import conditions
 
 ROOT = Path(__file__).parents[3]
