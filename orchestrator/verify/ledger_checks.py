@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from jobs.config import trial_id
 from orchestrator.ledger import Suggestion, Trial
 from orchestrator.session.schedule import digest
-from orchestrator.sweep.model import apart_id
+from orchestrator.sweep.plan.trials import apart_id
 from orchestrator.verify.facts import Facts, Finding, counted, same
 
 LAST_ATTEMPT = {

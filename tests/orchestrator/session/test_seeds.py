@@ -242,8 +242,8 @@ def test_a_better_setting_that_further_suggestions_find_is_confirmed_on_fresh_se
         confirm = [trial for trial in ledger.trials(stage="confirm") if trial.seed not in plan.confirm_seeds]
         assert min(trial.seed for trial in confirm) > max(plan.confirm_seeds)
         assert Counter(trial.arm for trial in confirm) == {"temperature=0.1": 7, "temperature=0.2": 7}
-        (rate,) = {trial.job["optimizer"]["lr"] for trial in confirm}
-        first = frozen["temperature=0.1"].params["optimizer.lr"]
+        (rate,) = {trial.config.optimizer.lr for trial in confirm}
+        first = float(str(frozen["temperature=0.1"].params["optimizer.lr"]))
         assert abs(math.log10(rate) + 2) < abs(math.log10(first) + 2)
     assert [one.result for one in after.comparisons] == [one.result for one in before.comparisons]
     assert after.exploratory is not None
