@@ -68,7 +68,7 @@ SHELVES = {
     "reports",
     "orchestrator/session/cluster": "headwatch slots > inquiry picture room start > access board capacity sharing",
     "orchestrator/session/schedule": "extension > confirming pruning",
-    "orchestrator/statistics": "comparison > looks > judging > intervals joint pairing power search tests > numbers",
+    "orchestrator/statistics": "comparison > looks > judging which > described joint > intervals pairing power tests > numbers",
     "orchestrator/sweep": "plan > load search > components validate > labels limits "
     "overrides shape space > model > values",
     "orchestrator/sweep/plan": "trials warnings > seeds",

@@ -1,0 +1,71 @@
+"""What is said beside the verdicts, of seeds, arms and searches: outside the 5 %, and labelled so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from orchestrator.statistics.intervals import t_interval
+from orchestrator.statistics.numbers import TIE, Floats, Mode, vector
+
+FAR = 5.0
+"""Distance from the median in standard deviations, as the median of distances tells them, from which on a seed is an
+outlier."""
+
+FEWEST = 6
+"""Differences below which none is."""
+
+
+def mcnemar_p(only_a: int, only_b: int) -> float | None:
+    """Compute McNemar's exact two-sided p (1947) that two arms diverge equally often: of the seeds in which one alone
+    diverged, each arm has half. None without such a seed.
+
+    Assumption: seeds are independent.
+    """
+    if only_a + only_b == 0:
+        return None
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+def outlying(differences: Mapping[int, float]) -> list[int]:
+    """Find the seeds whose difference lies far from the others': further than FAR standard deviations from the median,
+    as 1.4826 times the median distance tells them. None below FEWEST, and where most differences are equal."""
+    d = vector(list(differences.values()))
+    if len(d) < FEWEST:
+        return []
+    away = np.abs(d - np.median(d))
+    spread = 1.4826 * float(np.median(away))
+    if spread <= TIE * max(1.0, float(np.abs(d).max())):
+        return []
+    return [seed for seed, distance in zip(differences, away, strict=True) if distance > FAR * spread]
+
+
+def is_worse_than_untrained(gains: Sequence[float], mode: Mode) -> bool:
+    """Return whether training made an arm worse: the 95 % t interval of (final - untrained) over seeds lies on the bad
+    side. False below two seeds."""
+    ends = t_interval(gains)
+    if ends is None:
+        return False
+    return ends[1] < 0 if mode == "max" else ends[0] > 0
+
+
+def best_so_far(values: ArrayLike, *, mode: Mode) -> tuple[Floats, Floats, Floats]:
+    """Compute how the best setting improved over the suggestions of a search.
+
+    values [n, s]: suggestion by tune seed, NaN where a trial has no final value; a suggestion counts when all its
+    seeds have one. Returns the mean, the lowest and the highest value over the seeds, each [n], of the best setting
+    among the first k suggestions; NaN until there is one.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    means = table.mean(axis=1)
+    curve = np.full((3, len(table)), np.nan)
+    best: int | None = None
+    for k, mean in enumerate(means):
+        if np.isfinite(mean) and (best is None or (mean > means[best] if mode == "max" else mean < means[best])):
+            best = k
+        if best is not None:
+            curve[:, k] = means[best], table[best].min(), table[best].max()
+    return curve[0], curve[1], curve[2]

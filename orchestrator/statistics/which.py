@@ -1,0 +1,80 @@
+"""Which of several levels may be the best, and whether the answer depends on the stratum.
+
+Of ordered levels, such as temperatures, a reader asks which one to take: a second question beside the verdicts, with an
+error of its own. A level is out where another one is better than it: the largest one-sided statistic over the other
+levels,
+
+    T_ij = sum_s (x_js - x_is) / sqrt(sum_s (x_js - x_is)^2),   the largest over j,
+
+is held against that of every assignment of signs to the seeds. What is left may be the best: the truly best level is in
+it with a probability of 1 - alpha at least (Hsu 1984 asks the same of normal values).
+
+Assumption: a seed's vector of differences between levels that are equally good is symmetric about 0. The best of five
+levels was lost in 0.045 to 0.053 of sweeps (alpha 0.05, n of 7 to 12); of four normal levels one of which is best by
+nothing, as measured here (2,000 sweeps, n of 8): 0.045.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from orchestrator.statistics.joint import EXACT_UP_TO, joint_test
+from orchestrator.statistics.numbers import TIE, Floats
+
+DRAWS = 99_999
+"""Random assignments where there are too many to count, beside the observed one."""
+
+
+def beaten_p(values: ArrayLike) -> list[float]:
+    """Compute for each level the p of the hypothesis that no other one is better.
+
+    values [n, L]: seed by level, of which more is better; every seed has all levels. 1 for a single level, and without
+    seeds. Raises ValueError for values that are not finite.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 2 or not np.isfinite(x).all():
+        raise ValueError(f"values must be finite numbers [seeds, levels], not {x.shape} with nan or inf")
+    n, levels = x.shape
+    if not n or levels < 2:
+        return [1.0] * levels
+    x = x - x.mean(axis=1, keepdims=True)
+    signs = _signs(n)
+    return [_p(np.delete(x - x[:, [level]], level, axis=1), signs) for level in range(levels)]
+
+
+def interaction_p(values: Sequence[ArrayLike]) -> float | None:
+    """Compute the p of the hypothesis that levels differ in the same way in every stratum: the joint test of
+    (a_l - a_1)_s - (a_l - a_1)_1 over all levels l and strata s. It describes, and decides nothing.
+
+    values: of each stratum, [n, L] with the same seeds and levels. None for one stratum or one level.
+    """
+    strata = [np.asarray(own, dtype=np.float64) for own in values]
+    if len(strata) < 2 or strata[0].shape[1] < 2 or not strata[0].shape[0]:
+        return None
+    effects = [own[:, 1:] - own[:, :1] for own in strata]
+    tested = joint_test(np.concatenate([own - effects[0] for own in effects[1:]], axis=1), 0.05)
+    return min(one.p for one in tested)
+
+
+def _signs(n: int) -> Floats:
+    """List the assignments of signs, [count, n], the observed one first: all of them, or some at random."""
+    if n <= EXACT_UP_TO - 4:
+        bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+    else:
+        bits = np.random.default_rng(n).integers(0, 2, size=(DRAWS + 1, n))
+        bits[0] = 0
+    return np.asarray(1.0 - 2.0 * bits, dtype=np.float64)
+
+
+def _p(differences: Floats, signs: Floats) -> float:
+    """Compute the share of assignments with a largest statistic of at least the observed one. differences [n, L - 1]:
+    of every other level over this one."""
+    lengths = np.linalg.norm(differences, axis=0)
+    differences = differences[:, lengths > TIE * max(1.0, float(np.abs(differences).max(initial=0.0)))]
+    if not differences.size:
+        return 1.0
+    largest = (signs @ (differences / np.linalg.norm(differences, axis=0))).max(axis=1)
+    return float(np.mean(largest >= largest[0] - TIE))
