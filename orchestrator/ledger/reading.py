@@ -75,6 +75,17 @@ class Reading(Rows):
         return self._points(trial_id, key=key)
 
     @patient
+    def steps_up_to(self, key: str, value: float) -> dict[str, list[int]]:
+        """List the steps at which a key is not above a value, by trial."""
+        table = schema.points
+        query = self._of(table, table.c.trial, table.c.step).where(table.c.key == key, table.c.value <= value)
+        found: dict[str, list[int]] = {}
+        with self._database.read() as connection:
+            for row in connection.execute(query.order_by(table.c.trial, table.c.step)):
+                found.setdefault(str(row.trial), []).append(int(row.step))
+        return found
+
+    @patient
     def suggestions(self, arm: str | None = None) -> list[Suggestion]:
         """List what was suggested, by arm and number."""
         table = schema.suggestions

@@ -11,7 +11,7 @@ from scipy import stats
 from orchestrator.statistics.intervals import t_interval
 from orchestrator.statistics.numbers import TIE, Floats, Mode, vector
 
-FAR = 5.0
+MOST_DEVIATIONS = 5.0
 """Distance from the median in standard deviations, as the median of distances tells them, from which on a seed is an
 outlier."""
 
@@ -31,7 +31,7 @@ def mcnemar_p(only_a: int, only_b: int) -> float | None:
 
 
 def outlying(differences: Mapping[int, float]) -> list[int]:
-    """Find the seeds whose difference lies far from the others': further than FAR standard deviations from the median,
+    """Find the seeds whose difference lies far from the others': further than MOST_DEVIATIONS standard deviations from the median,
     as 1.4826 times the median distance tells them. None below FEWEST, and where most differences are equal."""
     d = vector(list(differences.values()))
     if len(d) < FEWEST:
@@ -40,7 +40,7 @@ def outlying(differences: Mapping[int, float]) -> list[int]:
     spread = 1.4826 * float(np.median(away))
     if spread <= TIE * max(1.0, float(np.abs(d).max())):
         return []
-    return [seed for seed, distance in zip(differences, away, strict=True) if distance > FAR * spread]
+    return [seed for seed, distance in zip(differences, away, strict=True) if distance > MOST_DEVIATIONS * spread]
 
 
 def is_worse_than_untrained(gains: Sequence[float], mode: Mode) -> bool:

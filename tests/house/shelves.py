@@ -60,15 +60,16 @@ SHELVES = {
     "orchestrator/preflight/estimate": "history probing text > model",
     "orchestrator/report": "mlflow_note terminal write > parquet render > tables > summary > formatting",
     "orchestrator/report/render": "page > plots > figure",
-    "orchestrator/report/summary": "multi_run outside > evidence > arms warnings > "
-    "budgets compatibility pairs sentences > records",
+    "orchestrator/report/summary": "multi_run outside > evidence > arms best warnings > "
+    "budgets compatibility pairs sentences > records > plain_json",
     "orchestrator/report/tables": "content > grids > blocks",
     "orchestrator/run_dir": "export > context creation provenance > own_code > folder > bucket environment",
     "orchestrator/session": "ending shutdown tune_executor > holding session > writer > cluster progress schedule > "
     "reports",
     "orchestrator/session/cluster": "headwatch slots > inquiry picture room start > access board capacity sharing",
     "orchestrator/session/schedule": "extension > confirming pruning",
-    "orchestrator/statistics": "comparison > looks > judging which > described joint > intervals pairing power tests > numbers",
+    "orchestrator/statistics": "comparison > looks > judging which > described joint > "
+    "intervals pairing power tests > numbers",
     "orchestrator/sweep": "plan > load search > components validate > labels limits "
     "overrides shape space > model > values",
     "orchestrator/sweep/plan": "trials warnings > seeds",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -13,6 +13,12 @@ from orchestrator.ledger.stored import ArmTable, TrialResult
 from orchestrator.report.summary import budgets
 from orchestrator.report.summary.records import ArmSummary, Kind, SeedValue, Spent, SuggestionSummary, TuneSummary
 from orchestrator.session.schedule import confirming
+
+ONE_PLACE = -0.1
+"""Uniformity above which all embeddings are nearly one: that of equal ones is 0, of uniform ones about -4."""
+
+NOTHING_LEFT, LAST_STEPS = 1e-6, 5
+"""A loss up to this, in so many logged steps at the end, has nothing left to tell apart."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +75,13 @@ def arm(
     *,
     metric: str,
     budget: Mapping[Kind, float],
+    mode: statistics.Mode,
     tune: TuneSummary | None,
     code: Sequence[str | None],
+    told_apart: Collection[str],
 ) -> ArmSummary:
     """Compute the numbers of one arm. planned: the arm in the run's plan. mine: seed -> final metric. budget: as
-    declared. code: digests of the code that computed its trials."""
+    declared. code: digests of the code that computed its trials. told_apart: trials whose loss has come to nothing."""
     results = [trial.came_to for trial in trials]
     ok = [trial for trial in trials if trial.state == "done" and not diverged(trial)]
     ran = [trial for trial in trials if trial.state == "done"]
@@ -98,6 +106,8 @@ def arm(
         rank_seconds=_total(
             seconds * _ranks(trial) for trial in trials if (seconds := trial.came_to.seconds) is not None
         ),
+        worse_than_untrained=statistics.is_worse_than_untrained(_gains(ok, metric), mode),
+        collapsed=[trial.seed for trial in ok if trial.id in told_apart or _is_in_one_place(trial)],
         metrics={
             key: _mean(trial.metrics.get(key) for trial in ok)
             for key in sorted({key for trial in ok for key in trial.metrics})
@@ -107,6 +117,29 @@ def arm(
         tune=tune,
         code=code,
     )
+
+
+def told_apart(ledger: Ledger) -> set[str]:
+    """Find the trials whose loss, as InfoNCE's, has come to nothing in their last logged steps."""
+    key = "train/infonce"
+    found = set()
+    for trial, steps in ledger.steps_up_to(key, NOTHING_LEFT).items():
+        if len(steps) >= LAST_STEPS:
+            last = [point.value for point in ledger.points(trial, key)[-LAST_STEPS:]]
+            if max(last) <= NOTHING_LEFT:
+                found.add(trial)
+    return found
+
+
+def _gains(trials: Sequence[Trial], metric: str) -> list[float]:
+    """Return what training brought, seed by seed."""
+    before = [trial.came_to.untrained.get(metric) for trial in trials]
+    return [t.metric - was for t, was in zip(trials, before, strict=True) if t.metric is not None and was is not None]
+
+
+def _is_in_one_place(trial: Trial) -> bool:
+    uniformity = trial.metrics.get("uniformity")
+    return uniformity is not None and uniformity > ONE_PLACE
 
 
 def tuned(ledger: Ledger, trials: Sequence[Trial], mode: statistics.Mode) -> dict[str, TuneSummary]:

@@ -12,7 +12,7 @@ from statistics import fmean
 from jobs.config.components import is_class, is_import_path
 from orchestrator import statistics
 from orchestrator.ledger import TRIAL_STATES, Ledger, Run, Stage, Trial, TrialState
-from orchestrator.report.summary import arms, budgets, pairs
+from orchestrator.report.summary import arms, best, budgets, pairs
 from orchestrator.report.summary.records import (
     ArmSummary,
     AttemptCounts,
@@ -78,7 +78,11 @@ def summarize(ledger: Ledger) -> Summary:
         diverged=[DivergedTrial(t.id, t.stage, t.arm, t.seed) for t in trials if arms.diverged(t)],
         environment=run.environment,
     )
-    summary = replace(summary, exploratory=_exploratory(summary, planned, trials))
+    which = None
+    if summary.complete:
+        fallen = [arm for result in compared for arm in result.diverged_arms]
+        which = best.which(planned.sweep.compare, plan["arms"], confirm.values, fallen=fallen, mode=mode)
+    summary = replace(summary, which=which, exploratory=_exploratory(summary, planned, trials))
     warnings = notes(summary, list(_lost(trials, confirm)), thinned=_thinned(ledger, trials))
     if is_import_path(task := str(run.sweep.get("job", {}).get("task"))) and not is_class(task):
         warnings.append(f"{planning.own_loop(task)}.")
@@ -167,7 +171,7 @@ def _arms(
     code: Sequence[CodeGroup],
 ) -> list[ArmSummary]:
     """Summarise the arms in the order of the plan."""
-    sweep, tuned = ledger.run.sweep, arms.tuned(ledger, trials, mode)
+    sweep, tuned, told_apart = ledger.run.sweep, arms.tuned(ledger, trials, mode), arms.told_apart(ledger)
     summaries = []
     for planned in sweep["plan"]["arms"]:
         label = planned["label"]
@@ -180,7 +184,9 @@ def _arms(
                 confirm.values.get(label, {}),
                 metric=sweep["metric"]["name"],
                 budget=budgets.declared(sweep.get("job", {}), planned, own),
+                mode=mode,
                 tune=tuned.get(label),
+                told_apart=told_apart,
                 code=list(dict.fromkeys(group.code for group in code if not ids.isdisjoint(group.trials))),
             )
         )

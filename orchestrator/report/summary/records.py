@@ -7,14 +7,15 @@ for what does not exist, such as the interval of one value or the metric of a tr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field, fields
+from typing import Literal
 
 from pydantic import JsonValue
 
 from orchestrator import statistics
 from orchestrator.ledger import RunState, Stage, TrialState
 from orchestrator.ledger.stored import JsonObject
+from orchestrator.report.summary.plain_json import as_json, fields_as_json
 from orchestrator.statistics import Interval
 
 SIDES: tuple[Literal["a", "b", "both"], ...] = ("a", "b", "both")
@@ -22,16 +23,6 @@ SIDES: tuple[Literal["a", "b", "both"], ...] = ("a", "b", "both")
 
 Kind = Literal["samples", "steps", "seconds"]
 """What a budget can be in."""
-
-
-@runtime_checkable
-class Record(Protocol):
-    """Numbers that know how they are written as JSON."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[object]]]
-
-    def to_json(self) -> JsonObject:
-        """Return the record as JSON."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +108,10 @@ class ArmSummary:
     samples_per_second: float | None = None
     peak_memory_mb: float | None = None
     rank_seconds: float | None = None
+    worse_than_untrained: bool = False
+    """The 95 % t interval of (final - untrained) over seeds lies on the bad side."""
+    collapsed: Sequence[int] = ()
+    """Confirm seeds whose encoder puts everything in one place, or whose loss has nothing left to tell apart."""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     values: Sequence[SeedValue] = ()
     tune: TuneSummary | None = None
@@ -149,6 +144,11 @@ class ComparisonSummary:
     apart: Mapping[str, Sequence[str]]
     """Hash -> the job keys that differ in a pair and may change it."""
 
+    @property
+    def outlying(self) -> list[int]:
+        """Seeds whose difference lies far from the others'."""
+        return statistics.outlying({pair.seed: pair.difference for pair in self.result.pairs if not pair.diverged})
+
     def to_json(self) -> JsonObject:
         """Return the record as JSON."""
         result = self.result
@@ -174,6 +174,8 @@ class ComparisonSummary:
             "needed": result.needed,
             "look": result.look,
             "diverged": {side: result.diverged(side) for side in SIDES},
+            "divergence_p": statistics.mcnemar_p(result.diverged("a"), result.diverged("b")),
+            "outlying": as_json(self.outlying),
             "diverged_arms": as_json(result.diverged_arms),
             "same_objective": result.same_objective,
             "complete": result.complete,
@@ -201,6 +203,41 @@ class LooksSummary:
     """Why no further one follows: `settled`, `futile`, `last`; empty while one does."""
     due: Mapping[str, int]
     """Label of an arm -> how many seeds it trains, as far as is known."""
+
+    def to_json(self) -> JsonObject:
+        """Return the record as JSON."""
+        return fields_as_json(self)
+
+
+@dataclass(frozen=True)
+class StratumSummary:
+    """Which levels of the first factor nothing beats, where the others have these values."""
+
+    where: JsonObject
+    arms: Sequence[str]
+    levels: Sequence[JsonValue]
+    seeds: int
+    """Those that all levels have."""
+    p: Sequence[float | None]
+    """Of the hypothesis that no level beats this one; None for one that diverged."""
+    best: Sequence[str]
+    """Labels of the arms that nothing beats."""
+
+    def to_json(self) -> JsonObject:
+        """Return the record as JSON."""
+        return fields_as_json(self)
+
+
+@dataclass(frozen=True)
+class WhichSummary:
+    """Which of several ordered levels may be the best: a question of its own, with an error of its own."""
+
+    factor: str
+    alpha: float
+    """At which each stratum is asked: 0.05 over all."""
+    strata: Sequence[StratumSummary]
+    interaction_p: float | None
+    """That levels differ in the same way in every stratum; decides nothing."""
 
     def to_json(self) -> JsonObject:
         """Return the record as JSON."""
@@ -328,6 +365,7 @@ class Summary:
     failures: Sequence[FailedTrial]
     diverged: Sequence[DivergedTrial]
     environment: JsonObject
+    which: WhichSummary | None = None
     exploratory: ExploratorySummary | None = None
     notes: Sequence[str] = ()
     """What is missing or odd."""
@@ -406,21 +444,3 @@ class Curve:
     high: Sequence[float | None]
     unit: str = "pairs seen"
     """Of `samples`: `step` in a training loop of the user's own, of which no pairs are known."""
-
-
-def fields_as_json(record: Record) -> JsonObject:
-    """Return the fields of a record as JSON, by name and in their order."""
-    return {field.name: as_json(getattr(record, field.name)) for field in fields(record)}
-
-
-def as_json(value: object) -> JsonValue:
-    """Convert a value of a record to JSON. Raises TypeError for what cannot be JSON."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Record):
-        return value.to_json()
-    if isinstance(value, Mapping):
-        return {str(key): as_json(inner) for key, inner in value.items()}
-    if isinstance(value, Sequence):
-        return [as_json(inner) for inner in value]
-    raise TypeError(f"{value!r} is no JSON")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.report.formatting import interval, probability, signed, value
-from orchestrator.report.summary.records import SIDES, Answer, ArmSummary, CodeGroup
+from orchestrator.report.summary.records import SIDES, Answer, ArmSummary, CodeGroup, Summary, WhichSummary
 from orchestrator.statistics import Comparison, Verdict
 from orchestrator.system.display import by_count, counted
 
@@ -20,7 +20,25 @@ VERDICTS: dict[Verdict, str] = {
 
 
 def sentence(answer: Answer) -> str:
-    """Put the verdict into one plain sentence."""
+    """Put the verdict into words, the levels that nothing beats first where the question is which one."""
+    which = answer.which if isinstance(answer, Summary) else None
+    return " ".join([*([_best(which)] if which else []), _verdicts(answer)])
+
+
+def _best(which: WhichSummary) -> str:
+    """Name the levels that nothing beats: `Best temperature at size 16: 0.2; at size 64: 0.1 or 0.2, which are not told
+    apart.`"""
+    name, parts = which.factor.rpartition(".")[2], []
+    for stratum in which.strata:
+        at = ", ".join(f"{key.rpartition('.')[2]} {level}" for key, level in stratum.where.items())
+        levels = [f"{level}" for arm, level in zip(stratum.arms, stratum.levels, strict=True) if arm in stratum.best]
+        open_ = ", which are not told apart" if len(levels) > 1 else ""
+        named = f"{', '.join(levels[:-1])} or {levels[-1]}" if len(levels) > 1 else (levels or ["none"])[0]
+        parts.append(f"{f'at {at}: ' if at else ''}{named}{open_}")
+    return f"Best {name}{'' if which.strata[0].where else ':'} {'; '.join(parts)}."
+
+
+def _verdicts(answer: Answer) -> str:
     compared = [comparison.result for comparison in answer.comparisons]
     if not any(result.n or result.verdict == "diverges" for result in compared):
         return "No verdict yet: no comparison has a pair of finished confirm trials."

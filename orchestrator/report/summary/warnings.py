@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from orchestrator import statistics
 from orchestrator.ledger import Trial
+from orchestrator.report.formatting import probability
 from orchestrator.report.summary import budgets, sentences
 from orchestrator.report.summary.records import (
     Answer,
+    ArmSummary,
     CodeGroup,
     ComparisonSummary,
     ExploratorySummary,
@@ -39,6 +42,8 @@ def oddities(answer: Answer, *, seeds: int) -> Iterable[str]:
             f"{diverged} of {counted(ended, 'confirm trial')} diverged and {by_count(diverged, 'has', 'have')} no "
             "metric; a pair with one of them counts as the widest of its comparison, against the arm that diverged."
         )
+    for arm in answer.arms:
+        yield from _of_arm(arm, answer.metric)
     tested = sum(comparison.result.p is not None for comparison in answer.comparisons)
     if tested and answer.smallest_p > (level := answer.alpha["difference"]):
         yield f"{counted(seeds, 'seed')} cannot reach p <= {level:g}: the smallest p is {answer.smallest_p:.3g}."
@@ -50,6 +55,18 @@ def oddities(answer: Answer, *, seeds: int) -> Iterable[str]:
         if pair.agree is False:
             how = "are the same job" if pair.identical else "differ in execution only"
             yield f"{pair.a} and {pair.b} {how} and should agree; a seed differs by {pair.largest_difference:.3g}."
+
+
+def _of_arm(arm: ArmSummary, metric: str) -> Iterable[str]:
+    """Yield what is odd about what an arm has learned."""
+    if arm.worse_than_untrained:
+        yield f"{arm.label} is worse than its encoder was before training, in {metric}: it has unlearned."
+    if arm.collapsed:
+        seeds = ", ".join(map(str, arm.collapsed))
+        yield (
+            f"{arm.label} has collapsed in {counted(len(arm.collapsed), 'seed')} ({seeds}): its embeddings are nearly "
+            "one, or its loss has nothing left to tell apart."
+        )
 
 
 def _several_codes(groups: Sequence[CodeGroup]) -> Iterable[str]:
@@ -117,6 +134,15 @@ def _pairing(comparison: ComparisonSummary) -> Iterable[str]:
     a, b = comparison.result.a, comparison.result.b
     unlike = {what for what, same in comparison.shared.items() if not same}
     wrong = unlike - comparison.apart.keys()
+    result = comparison.result
+    if comparison.outlying:
+        seeds = ", ".join(map(str, comparison.outlying))
+        yield f"{a} against {b}: seed {seeds} lies far from the others; nothing is left out."
+    if (p := statistics.mcnemar_p(result.diverged("a"), result.diverged("b"))) is not None:
+        yield (
+            f"{a} alone diverged in {counted(result.diverged('a'), 'seed')} and {b} alone in {result.diverged('b')}: "
+            f"p = {probability(p)} (McNemar's test, beside the verdict)."
+        )
     if "data" in unlike:
         yield f"{a} and {b} did not see the same data: a difference may be the data's."
     if "order" in wrong:

@@ -16,6 +16,7 @@ from orchestrator.report.summary.records import (
 )
 from orchestrator.report.summary.sentences import code, deciding_p, is_tested, verdict_of
 from orchestrator.report.tables.blocks import Block, Bullets, Grid, Heading, Paragraph
+from orchestrator.statistics import Comparison
 from orchestrator.system.display import counted, first_line
 
 IN_COMMON = {
@@ -29,8 +30,13 @@ IN_COMMON = {
 
 def comparisons(answer: Answer) -> Grid:
     """Build the table of the contrasts: the verdict of each and the numbers behind it."""
+    return _contrasts([comparison.result for comparison in answer.comparisons])
+
+
+def _contrasts(results: Sequence[Comparison]) -> Grid:
+    looks = ["look"] if any(result.look is not None for result in results) else []
     return Grid(
-        ("arm - baseline", "verdict", "mean", "interval", "p", "p alone", "n"),
+        ("arm - baseline", "verdict", "mean", "interval", "p", "p alone", "n", *looks),
         [
             (
                 f"{result.a} - {result.b}",
@@ -40,11 +46,57 @@ def comparisons(answer: Answer) -> Grid:
                 formatting.probability(deciding_p(result)),
                 formatting.probability(result.p if is_tested(result) else None),
                 formatting.count(result.n),
+                *(formatting.count(result.look) for _ in looks),
             )
-            for result in (comparison.result for comparison in answer.comparisons)
+            for result in results
         ],
         words=2,
     )
+
+
+def which(summary: Summary) -> Iterator[Block]:
+    """Yield which levels nothing beats, where the question is which one."""
+    if (found := summary.which) is None:
+        return
+    name, means = found.factor.rpartition(".")[2], {arm.label: arm.mean for arm in summary.arms}
+    keys = list(found.strata[0].where)
+    yield Heading(f"Which {name}")
+    yield Paragraph(
+        f"p is the chance of a level that looks as much worse than another one if none were better. At p <= "
+        f"{found.alpha:.3g} it is out; what is left may be the best, which is lost in one sweep of twenty."
+    )
+    yield Grid(
+        (*(key.rpartition(".")[2] for key in keys), name, "mean", "p", "may be the best"),
+        [
+            (
+                *(str(stratum.where[key]) for key in keys),
+                str(level),
+                formatting.value(means.get(arm)),
+                formatting.probability(p),
+                "yes" if arm in stratum.best else "no",
+            )
+            for stratum in found.strata
+            for arm, level, p in zip(stratum.arms, stratum.levels, stratum.p, strict=True)
+        ],
+        words=len(keys) + 1,
+    )
+    if found.interaction_p is not None:
+        yield Paragraph(
+            f"Whether {name} does the same at every {' and '.join(key.rpartition('.')[2] for key in keys)}: p = "
+            f"{formatting.probability(found.interaction_p)} that it does (beside the verdict)."
+        )
+
+
+def exploratory(summary: Summary) -> Iterator[Block]:
+    """Yield what was trained beyond the plan says, if anything was."""
+    if (found := summary.exploratory) is not None:
+        yield Heading("Beyond the plan")
+        yield Paragraph(
+            f"Exploratory, on {counted(len(found.seeds), 'seed')}, each arm at its latest setting: {found.sentence} The "
+            "verdict above was planned and stays; to test again whenever the first seeds have not shown anything finds "
+            "differences that are none."
+        )
+        yield _contrasts([comparison.result for comparison in found.comparisons])
 
 
 def arms(answer: Answer) -> Grid:

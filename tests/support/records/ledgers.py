@@ -62,15 +62,20 @@ class Run:
         outcome: str = "ok",
         hashes: Mapping[str, str] | None = None,
         curve: Mapping[int, float] | None = None,
+        points: Sequence[Point] = (),
+        more: Mapping[str, float] | None = None,
         **costs: float,
     ) -> None:
+        """End a trial. points: beside those of the curve of its metric; more: metrics beside it."""
         attempt = self.ledger.start_attempt(trial.id, {}, "host")
         ok, size = outcome == "ok", trial.config.batch.size
         curve = curve or ({0: 0.3, 1: 0.3 + (metric - 0.3) / 2, 3: metric} if ok else {0: 0.3, 1: 0.35})
         self.ledger.record_points(
-            trial.id, attempt, [Point(trial.id, "knn_accuracy", *at, 1e9) for at in curve.items()]
+            trial.id, attempt, [*(Point(trial.id, "knn_accuracy", *at, 1e9) for at in curve.items()), *points]
         )
-        metrics: dict[str, float] = {"knn_accuracy": metric, "alignment": 0.5 + trial.seed / 50} if ok else {}
+        metrics: dict[str, float] = (
+            {"knn_accuracy": metric, "alignment": 0.5 + trial.seed / 50, **(more or {})} if ok else {}
+        )
         step = max(curve) if ok else 3
         result: JsonObject = {
             "outcome": outcome,

@@ -1,0 +1,39 @@
+"""Records of numbers, and how they become JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, fields
+from typing import ClassVar, Protocol, runtime_checkable
+
+from pydantic import JsonValue
+
+from orchestrator.ledger.stored import JsonObject
+
+
+@runtime_checkable
+class Record(Protocol):
+    """Numbers that know how they are written as JSON."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[object]]]
+
+    def to_json(self) -> JsonObject:
+        """Return the record as JSON."""
+
+
+def fields_as_json(record: Record) -> JsonObject:
+    """Return the fields of a record as JSON, by name and in their order."""
+    return {field.name: as_json(getattr(record, field.name)) for field in fields(record)}
+
+
+def as_json(value: object) -> JsonValue:
+    """Convert a value of a record to JSON. Raises TypeError for what cannot be JSON."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Record):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return {str(key): as_json(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence):
+        return [as_json(inner) for inner in value]
+    raise TypeError(f"{value!r} is no JSON")

@@ -1,0 +1,123 @@
+"""Which level nothing beats; and what is said beside the verdicts, of odd seeds and of arms that unlearned."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from ledgers import BETTER, Begin, Run, answer_of, finished
+
+from orchestrator.ledger import Point
+
+CROSSED = """
+[compare]
+"loss.temperature" = [0.05, 0.1, 0.2]
+"batch.size" = [16, 64]
+"""
+
+
+def played(run: Run, means: Mapping[str, float], *, mode: str = "max") -> Run:
+    """End every confirm trial with the mean of its arm and a little noise; a larger mean is better in either mode."""
+    sign = 1 if mode == "max" else -1
+    for arm, mean in means.items():
+        for trial in run.confirm(arm):
+            run.done(trial, 0.5 + sign * (mean + random.Random(f"{arm} {trial.seed}").gauss(0, 0.002)))
+    run.ledger.set_run(state="done")
+    return run
+
+
+MEANS = {
+    "temperature=0.05, size=16": 0.0,
+    "temperature=0.1, size=16": 0.0,
+    "temperature=0.2, size=16": 0.05,
+    "temperature=0.05, size=64": 0.10,
+    "temperature=0.1, size=64": 0.10,
+    "temperature=0.2, size=64": 0.0,
+}
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_sentence_names_the_levels_that_nothing_beats_in_each_stratum(begin: Begin, mode: str) -> None:
+    """Mutant check: a metric of which less is better, read as if more were."""
+    said = answer_of(played(begin(CROSSED, seeds=8, mode=mode), MEANS, mode=mode).ledger)
+    which: Any = said["which"]
+    assert which["factor"] == "loss.temperature"
+    assert [stratum["where"] for stratum in which["strata"]] == [{"batch.size": 16}, {"batch.size": 64}]
+    assert which["strata"][0]["best"] == ["temperature=0.2, size=16"]
+    assert which["strata"][1]["best"] == ["temperature=0.05, size=64", "temperature=0.1, size=64"]
+    assert which["interaction_p"] < 0.02
+    assert said["sentence"].startswith(
+        "Best temperature at size 16: 0.2; at size 64: 0.05 or 0.1, which are not told apart. "
+    )
+
+
+def test_an_arm_that_diverged_is_never_the_best(begin: Begin) -> None:
+    run = begin(CROSSED.replace(', "batch.size"', "").replace('"batch.size" = [16, 64]\n', ""), seeds=8)
+    for arm, mean in {"temperature=0.05": 0.0, "temperature=0.1": 0.05}.items():
+        for trial in run.confirm(arm):
+            run.done(trial, 0.5 + mean + random.Random(f"{arm} {trial.seed}").gauss(0, 0.002))
+    for trial in run.confirm("temperature=0.2"):
+        run.done(trial, 0.0, outcome="diverged")
+    said = answer_of(run.ledger)
+    assert said["which"]["strata"][0]["best"] == ["temperature=0.1"]
+    assert said["which"]["strata"][0]["p"][2] is None
+    assert said["sentence"].startswith("Best temperature: 0.1. ")
+
+
+def test_levels_without_an_order_two_levels_and_few_seeds_are_asked_no_such_question(begin: Begin) -> None:
+    losses = '[compare]\n"loss.name" = ["infonce", "flatnce", "dcl"]\n'
+    run = begin(losses, seeds=8)
+    assert answer_of(played(run, dict.fromkeys((arm.label for arm in run.plan.arms), 0.0)).ledger)["which"] is None
+    assert answer_of(finished(begin(), BETTER).ledger)["which"] is None
+    run = begin(CROSSED, seeds=3)
+    assert answer_of(played(run, MEANS).ledger)["which"] is None
+
+
+def test_a_seed_far_from_the_others_is_named_and_left_in(begin: Begin) -> None:
+    values = {"plain": BETTER["plain"], "flat": [*BETTER["flat"][:5], 0.3]}
+    said = answer_of(finished(begin(), values).ledger)
+    seed = said["seeds"][5]
+    assert said["comparisons"][0]["outlying"] == [seed]
+    assert said["comparisons"][0]["n"] == 6
+    assert f"flat against plain: seed {seed} lies far from the others; nothing is left out." in said["notes"]
+
+
+def test_an_arm_that_is_worse_than_before_it_was_trained_is_named(begin: Begin) -> None:
+    """Every trial of these runs had 0.3 before training."""
+    said = answer_of(finished(begin(), BETTER | {"flat": [0.21, 0.22, 0.2, 0.21, 0.23, 0.22]}).ledger)
+    assert [arm["worse_than_untrained"] for arm in said["arms"]] == [False, True]
+    assert "flat is worse than its encoder was before training, in knn_accuracy: it has unlearned." in said["notes"]
+
+
+def test_what_has_collapsed_is_named_by_its_uniformity_or_its_loss(begin: Begin) -> None:
+    """Mutant check: a loss that was nothing once, or that of other steps than the last."""
+    run = begin()
+    for arm, metrics in BETTER.items():
+        for number, (trial, metric) in enumerate(zip(run.confirm(arm), metrics, strict=True)):
+            low = [0.0] * 5 if arm == "flat" and number == 1 else [0.0] * 4 + [0.5]
+            attempt_points = [Point(trial.id, "train/infonce", step, loss, 1e9) for step, loss in enumerate(low, 1)]
+            run.done(trial, metric, points=attempt_points)
+    said = answer_of(run.ledger)
+    seeds = said["seeds"]
+    assert [arm["collapsed"] for arm in said["arms"]] == [[], [seeds[1]]]
+    assert any(note.startswith(f"flat has collapsed in 1 seed ({seeds[1]})") for note in said["notes"])
+    one_place = begin()
+    for arm, metrics in BETTER.items():
+        for trial, metric in zip(one_place.confirm(arm), metrics, strict=True):
+            one_place.done(trial, metric, more={"uniformity": -0.05 if arm == "plain" else -2.0})
+    assert [arm["collapsed"] for arm in answer_of(one_place.ledger)["arms"]] == [seeds, []]
+
+
+def test_how_often_one_alone_diverged_is_told_with_its_p(begin: Begin) -> None:
+    run = begin(seeds=8)
+    for arm in BETTER:
+        for number, trial in enumerate(run.confirm(arm)):
+            run.done(trial, 0.9 + 0.001 * number, outcome="diverged" if arm == "flat" and number < 3 else "ok")
+    said = answer_of(run.ledger)
+    assert said["comparisons"][0]["divergence_p"] == 0.25
+    assert (
+        "flat alone diverged in 3 seeds and plain alone in 0: p = 0.25 (McNemar's test, beside the verdict)."
+        in (said["notes"])
+    )
