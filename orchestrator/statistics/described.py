@@ -31,8 +31,8 @@ def mcnemar_p(only_a: int, only_b: int) -> float | None:
 
 
 def outlying(differences: Mapping[int, float]) -> list[int]:
-    """Find the seeds whose difference lies far from the others': further than MOST_DEVIATIONS standard deviations from the median,
-    as 1.4826 times the median distance tells them. None below FEWEST, and where most differences are equal."""
+    """Find the seeds whose difference lies far from the others': more than MOST_DEVIATIONS from the median, in standard
+    deviations as 1.4826 times the median distance tells them. None below FEWEST, and where most are equal."""
     d = vector(list(differences.values()))
     if len(d) < FEWEST:
         return []

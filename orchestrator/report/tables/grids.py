@@ -92,9 +92,9 @@ def exploratory(summary: Summary) -> Iterator[Block]:
     if (found := summary.exploratory) is not None:
         yield Heading("Beyond the plan")
         yield Paragraph(
-            f"Exploratory, on {counted(len(found.seeds), 'seed')}, each arm at its latest setting: {found.sentence} The "
-            "verdict above was planned and stays; to test again whenever the first seeds have not shown anything finds "
-            "differences that are none."
+            f"Exploratory, on {counted(len(found.seeds), 'seed')}, each arm at its latest setting: {found.sentence} "
+            "The verdict above was planned and stays; to test again whenever the first seeds have not shown anything "
+            "finds differences that are none."
         )
         yield _contrasts([comparison.result for comparison in found.comparisons])
 
