@@ -7,7 +7,7 @@ import errno
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -105,12 +105,18 @@ def logs(run: str, trial: str | None, rank: int | None, address: str | None) -> 
 @click.option("--mode", type=click.Choice(["max", "min"]), help="Of --csv: which is better; max unless given.")
 @click.option("--baseline", metavar="ARM", help="Of --csv: what the others are compared with; else the first arm.")
 @click.option("--smallest-difference", type=float, metavar="X", help="Of --csv: differences below it do not matter.")
+@click.option("--incumbent", metavar="OTHER", help="Ask whether the new arm of RUN beats the baseline of this run.")
+@click.option("--questions", type=click.IntRange(1, 10_000), help="Of --incumbent: how many there may be; 20.")
+@click.option("--arm", metavar="LABEL", help="Of --incumbent: the new arm, where RUN has several.")
 @JSON
 @ADDRESS
 def compare(
     run: tuple[str, ...],
     into: str | None,
     *,
+    incumbent: str | None,
+    questions: int | None,
+    arm: str | None,
     csv: Path | None,
     metric: str | None,
     mode: Literal["max", "min"] | None,
@@ -127,24 +133,29 @@ def compare(
         orchestrator compare runs/temperature runs/flatnce --into both
         orchestrator compare s3://bucket/first-try --address http://HEAD:8265
         orchestrator compare --csv results.csv --metric accuracy --smallest-difference 0.01
+        orchestrator compare runs/idea-7 --incumbent runs/best --questions 20
 
     FILE has the columns arm, seed and METRIC (or value), and may have row, where each line is a row that was judged.
     Of several runs, each keeps the verdict of its own plan; below them is one table of all arms, in which the arms of
     the later runs are compared with the first run's baseline. The report of one run lies in it, that of several in
-    runs/compared/A+B; with --address it is brought here, into NAME-report.
+    runs/compared/A+B; with --address it is brought here, into NAME-report. With --incumbent the number of questions is
+    fixed by the first and stored with OTHER, and all of them together keep noise once in twenty.
     """
     of_csv = {"--metric": metric, "--mode": mode, "--baseline": baseline, "--smallest-difference": smallest_difference}
-    if csv is not None:
-        if run or into is not None or address is not None:
-            raise click.UsageError("--csv takes no RUN, no --into and no --address: a file is judged here")
-        if metric is None:
-            raise click.UsageError("--csv needs --metric, the column of the values; give --metric accuracy")
+    of_incumbent = {"--questions": questions, "--arm": arm}
+    places = {"--into": into, "--address": address}
+    if wrong := _mixed(run, csv, incumbent, of_csv=of_csv, of_incumbent=of_incumbent, places=places):
+        raise click.UsageError(wrong)
+    if csv is not None and metric is not None:
         _compare_csv(csv, metric, mode or "max", baseline, smallest_difference or 0.0, as_json=as_json)
         return
-    if given := [name for name, value in of_csv.items() if value is not None]:
-        raise click.UsageError(f"{', '.join(given)}: of --csv alone; a run has its own in its sweep")
-    if not run:
-        raise click.UsageError("name a RUN, or give --csv FILE")
+    if incumbent is not None:
+        if address is not None:
+            flags = [f"{name}={value}" for name, value in of_incumbent.items() if value is not None]
+            json_too = ["--json"] if as_json else []
+            do_there(address, run[0], ["compare", *run, f"--incumbent={incumbent}", *flags, *json_too])
+        _ask(run[0], incumbent, questions, arm, as_json=as_json)
+        return
     if address is not None:
         _compare_there(address, run, into, as_json=as_json)
     from orchestrator import report
@@ -170,6 +181,49 @@ def compare(
         print_whole(report.table(summary))
         if not address_option():  # else the caller names the place on the cluster
             _print_places([page for page in folder.report_pages if unwritten is None or is_uri(page)])
+
+
+def _mixed(
+    run: Sequence[str],
+    csv: Path | None,
+    incumbent: str | None,
+    *,
+    of_csv: Mapping[str, object],
+    of_incumbent: Mapping[str, object],
+    places: Mapping[str, object],
+) -> str | None:
+    """Explain which options do not go together; None where they do."""
+    given = [name for name, value in (*of_csv.items(), *of_incumbent.items()) if value is not None]
+    if csv is not None:
+        if run or incumbent is not None or any(value is not None for value in places.values()):
+            return "--csv takes no RUN, no --into, no --incumbent and no --address: a file is judged here"
+        if of_csv["--metric"] is None:
+            return "--csv needs --metric, the column of the values; give --metric accuracy"
+        wrong, whose = [name for name in given if name in of_incumbent], "--incumbent alone"
+    else:
+        wrong, whose = [name for name in given if name in of_csv], "--csv alone; a run has its own in its sweep"
+        if not wrong and incumbent is None:
+            wrong, whose = given, "--incumbent alone"
+    if wrong:
+        return f"{', '.join(wrong)}: of {whose}"
+    if incumbent is not None and (len(run) != 1 or places["--into"] is not None):
+        return "--incumbent takes one RUN, and no --into"
+    return "name a RUN, or give --csv FILE" if csv is None and not run else None
+
+
+def _ask(run: str, incumbent: str, questions: int | None, arm: str | None, *, as_json: bool) -> None:
+    from orchestrator.report import incumbent as asking
+    from orchestrator.run_dir import folder as runs
+
+    with contextlib.ExitStack() as stack:
+        new, old = (stack.enter_context(contextlib.closing(runs.find(name).open())) for name in (run, incumbent))
+        answer = asking.ask(new, old, arm=arm, questions=questions)
+    if as_json:
+        print_json(answer.to_json())
+        return
+    echo(answer.sentence)
+    if answer.keep:
+        echo(f"next: {asking.next_command(answer, run)}")
 
 
 def _compare_csv(

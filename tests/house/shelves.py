@@ -58,7 +58,7 @@ SHELVES = {
     "database > outage postgres schema > records > stored",
     "orchestrator/preflight": "doctor spread > checks estimate > findings node requirements",
     "orchestrator/preflight/estimate": "history probing text > model",
-    "orchestrator/report": "mlflow_note terminal write > parquet render > tables > summary > formatting",
+    "orchestrator/report": "incumbent mlflow_note terminal write > parquet render > tables > summary > formatting",
     "orchestrator/report/render": "page > plots > figure",
     "orchestrator/report/summary": "multi_run outside > evidence > arms best warnings > "
     "budgets compatibility pairs sentences > records > plain_json",
