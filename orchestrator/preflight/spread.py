@@ -91,7 +91,7 @@ def power(plan: Plan, spreads: Spreads) -> list[Power]:
     from orchestrator.statistics import levels
     from orchestrator.statistics.power import detectable, seeds_to_find
 
-    tested, smallest, seeds = plan.tested, plan.sweep.metric.smallest_difference, len(plan.confirm_seeds)
+    tested, smallest, seeds = plan.tested, plan.sweep.metric.smallest_difference, len(plan.units)
     if not tested:
         return []
     alpha, found = levels(len(tested), smallest).difference, []

@@ -50,7 +50,7 @@ def of(session: Session) -> Ending:
 def _passed_over(plan: Plan, ledger: Ledger) -> list[str]:
     """Report the arms that had fewer settings tried than the others, because some settings make no job."""
     return [
-        f"arm {arm}: {len(whys)} of its {plan.suggestions[arm]} suggestions make no job and were passed over: {whys[0]}"
+        f"arm {arm}: {len(whys)} of its {plan.asked(arm)} suggestions make no job and were passed over: {whys[0]}"
         for arm, whys in passed_over(plan, ledger).items()
     ]
 
@@ -85,7 +85,7 @@ def _arms(plan: Plan, ledger: Ledger, trials: list[Trial]) -> list[str]:
             reason = no_job(plan, arm, "confirm", frozen[leader].params)
             lines.append(f"arm {arm} cannot be confirmed with what {leader} was tuned to: {reason}")
             continue
-        of = f"none of its {plan.suggestions[plan.searched_with.get(arm, arm)]} suggestions trained to its end"
+        of = f"none of its {plan.asked(plan.searched_with.get(arm, arm))} suggestions trained to its end"
         if why == "diverged":
             lines.append(f"arm {arm} diverges: {of}, so it is not confirmed")
         elif arm not in stopped:

@@ -100,7 +100,7 @@ class Progress:
         ended = self._ended()
         which = f"seed {trial.seed}"
         if trial.number is not None:
-            which = f"{trial.number + 1} of {max(trial.number + 1, self._plan.suggestions[trial.arm])}"
+            which = f"{trial.number + 1} of {max(trial.number + 1, self._plan.asked(trial.arm))}"
         self.say(f"[{ended}/{self._known()}] {trial.stage} {trial.arm} {which}  {what}")
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=ended)

@@ -106,6 +106,8 @@ def count_issues(sweep: Sweep) -> Iterable[ConfigIssue]:
             )
     if tune is None:
         return
+    if tune.repeats > MOST_SEEDS:
+        yield ConfigIssue("tune.repeats", f"{tune.repeats:,}", f"at most {MOST_SEEDS:,}; each needs confirm seeds")
     if tune.trials > MOST_TRIALS:
         yield ConfigIssue("tune.trials", f"{tune.trials:,}", f"at most {MOST_TRIALS:,} for an arm")
     for key, space in tune.space.items():

@@ -168,6 +168,10 @@ class Tune(Section):
     seed: int = Field(0, ge=0)
     """Of the sampler."""
 
+    repeats: int = Field(1, ge=1)
+    """How often every arm is tuned anew, the i-th time with seed + i: confirm seed k has the settings of repeat k mod
+    repeats. From 6 on the repeat is the unit of the test, so that the verdict is of the method with its tuning."""
+
     defaults: list[dict[str, AsGiven]] = []
     """Settings tried first in each arm; what is missing is filled from the arm."""
 
@@ -182,6 +186,10 @@ class Tune(Section):
             raise ValueError(f"sampler = 'grid' needs choices for every key; {', '.join(without)} has a range")
         if self.prune != "none" and (self.seeds if isinstance(self.seeds, int) else len(self.seeds)) > 1:
             raise ValueError(f"prune needs one tune seed, found seeds = {self.seeds}; set seeds = 1 or prune = 'none'")
+        if self.prune != "none" and self.repeats > 1:
+            raise ValueError(
+                f"prune needs one repeat, found repeats = {self.repeats}; set repeats = 1 or prune = 'none'"
+            )
         if isinstance(self.seeds, int) and self.seeds < 1:
             raise ValueError(f"seeds = {self.seeds}: at least one")
         return self

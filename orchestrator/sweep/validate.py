@@ -202,8 +202,21 @@ def _seed_issues(sweep: Sweep) -> Iterable[ConfigIssue]:
         )
     if isinstance(seeds, SeedLooks):
         yield from _look_issues(seeds.looks)
+    if sweep.tune and sweep.tune.repeats > 1:
+        yield from _repeat_issues(sweep.tune.repeats, seeds)
     if isinstance(seeds, list | int) and (len(seeds) if isinstance(seeds, list) else seeds) < 2:
         yield ConfigIssue("confirm.seeds", repr(seeds), "an interval needs two seeds or more; 'enough' chooses")
+
+
+def _repeat_issues(repeats: int, seeds: object) -> Iterable[ConfigIssue]:
+    if isinstance(seeds, SeedLooks):
+        expected = "do not go together with looks; give a number of confirm seeds, or leave tune.repeats out"
+        yield ConfigIssue("tune.repeats", str(repeats), expected)
+    count = len(seeds) if isinstance(seeds, list) else seeds
+    if isinstance(count, int) and count % repeats:
+        more = -(-count // repeats) * repeats
+        expected = f"is no multiple of tune.repeats = {repeats}, whose settings share the seeds; give {more}"
+        yield ConfigIssue("confirm.seeds", f"{count} seeds", expected)
 
 
 def _look_issues(looks: list[int]) -> Iterable[ConfigIssue]:

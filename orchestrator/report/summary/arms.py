@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from orchestrator import statistics
-from orchestrator.ledger import Ledger, Trial
-from orchestrator.ledger.stored import ArmTable, TrialResult
+from orchestrator.ledger import Ledger, Suggestion, Trial
+from orchestrator.ledger.stored import ArmTable, JsonObject, TrialResult
 from orchestrator.report.summary import budgets
 from orchestrator.report.summary.records import ArmSummary, Kind, SeedValue, Spent, SuggestionSummary, TuneSummary
 from orchestrator.session.schedule import confirming
@@ -172,6 +172,7 @@ def tuned(ledger: Ledger, trials: Sequence[Trial], mode: statistics.Mode) -> dic
             params=chosen.params if chosen else None,
             hash=chosen.hash if chosen else None,
             searched_with=None,
+            repeats=_repeats(suggestions, table, ledger, mode) if chosen else (),
         )
     for label, leader in ledger.run.sweep["plan"].get("searched_with", {}).items():
         if leader in summaries:
@@ -184,6 +185,22 @@ def tuned(ledger: Ledger, trials: Sequence[Trial], mode: statistics.Mode) -> dic
                 searched_with=leader,
             )
     return summaries
+
+
+def _repeats(
+    suggestions: Sequence[Suggestion], table: Sequence[Sequence[float]], ledger: Ledger, mode: statistics.Mode
+) -> list[JsonObject]:
+    """Return the best setting of each repeat of a tuning; none where there is one alone. table: what each suggestion
+    came to, seed by seed."""
+    repeats = int(str((ledger.run.sweep.get("tune") or {}).get("repeats", 1)))
+    if repeats < 2 or len(suggestions) % repeats:
+        return []
+    count, sign, best = len(suggestions) // repeats, 1 if mode == "max" else -1, []
+    means = [fmean(values) for values in table]
+    for first in range(0, len(suggestions), count):
+        tried = [k for k in range(first, first + count) if math.isfinite(means[k])]
+        best += [suggestions[max(tried, key=lambda k: (sign * means[k], -k))].params] if tried else []
+    return best
 
 
 def _value(trial: Trial, metric: float | None) -> SeedValue:

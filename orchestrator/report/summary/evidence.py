@@ -12,6 +12,7 @@ from statistics import fmean
 from jobs.config.components import is_class, is_import_path
 from orchestrator import statistics
 from orchestrator.ledger import TRIAL_STATES, Ledger, Run, Stage, Trial, TrialState
+from orchestrator.report.formatting import value
 from orchestrator.report.summary import arms, best, budgets, pairs
 from orchestrator.report.summary.records import (
     ArmSummary,
@@ -48,7 +49,7 @@ def summarize(ledger: Ledger) -> Summary:
     stopped = schedule.stopped_arms(trials)
     looked = confirming.course(planned, trials, untuned, stopped) if planned.looks else None
     compared = _compared(
-        run, confirm, smallest, _unconfirmed(untuned), pending=_pending(run, trials, untuned), looked=looked
+        run, planned, confirm, _unconfirmed(untuned), pending=_pending(run, trials, untuned), looked=looked
     )
     code = [_code_group(group) for group in provenance.behind(run.provenance, trials, ledger.attempts())]
     summaries = _arms(ledger, trials, confirm, mode, code)
@@ -69,7 +70,8 @@ def summarize(ledger: Ledger) -> Summary:
         execution_only=pairs.execution_only(confirm.trials, confirm.values, smallest),
         seeds=seeds,
         alpha=pairs.levels(compared, smallest),
-        smallest_p=statistics.smallest_p(len(seeds)),
+        smallest_p=statistics.smallest_p(len(planned.units)),
+        unit="seed" if len(planned.units) == len(seeds) else "repeat",
         looks=None if looked is None else LooksSummary(planned.looks, looked.taken, looked.ended, looked.due),
         trials={stage: _counts(trials, stage) for stage in STAGES},
         attempts=_attempts(ledger),
@@ -84,6 +86,7 @@ def summarize(ledger: Ledger) -> Summary:
         which = best.which(planned.sweep.compare, plan["arms"], confirm.values, fallen=fallen, mode=mode)
     summary = replace(summary, which=which, exploratory=_exploratory(summary, planned, trials))
     warnings = notes(summary, list(_lost(trials, confirm)), thinned=_thinned(ledger, trials))
+    warnings += _between_repeats(planned, confirm, compared)
     if is_import_path(task := str(run.sweep.get("job", {}).get("task"))) and not is_class(task):
         warnings.append(f"{planning.own_loop(task)}.")
     return replace(summary, notes=warnings, sentence=sentence(summary))
@@ -121,6 +124,20 @@ def _exploratory(summary: Summary, plan: Plan, trials: Sequence[Trial]) -> Explo
     return ExploratorySummary(used, sentence(whole), comparisons)
 
 
+def _between_repeats(plan: Plan, confirm: arms.Confirmed, compared: Sequence[statistics.Comparison]) -> Iterable[str]:
+    """Yield how far the repeats of a tuning lie apart, where the seed is the unit and so does not count them."""
+    if not 1 < plan.repeats < planning.REPEATS_AS_UNITS:
+        return
+    for result in compared:
+        sd = confirming.between_repeats(plan, confirm.values, result.a, result.b)
+        if sd is not None:
+            yield (
+                f"{result.a} against {result.b}: over {plan.repeats} repeats of the tuning the mean difference has a "
+                f"standard deviation of {value(sd)}; the verdict is at the settings chosen, and "
+                f"{planning.REPEATS_AS_UNITS} repeats or more would judge the tuning too."
+            )
+
+
 def _judged(summary: Summary, result: statistics.Comparison) -> int:
     """Count the planned seeds that a verdict was to be made of."""
     if summary.looks is None:
@@ -140,24 +157,23 @@ def _pending(run: Run, trials: Sequence[Trial], untuned: Collection[str]) -> boo
 
 def _compared(
     run: Run,
+    plan: Plan,
     confirm: arms.Confirmed,
-    smallest: float,
     never: Sequence[str],
     *,
     pending: bool,
     looked: statistics.Course | None,
 ) -> list[statistics.Comparison]:
     """Judge the planned contrasts. never: arms without a confirm trial, as no setting trained."""
-    plan = run.sweep["plan"]
-    contrasts = [(str(a), str(b)) for a, b in plan["contrasts"]]
+    units, metric = confirming.by_unit(plan, confirm.values, confirm.diverged), run.sweep["metric"]
     return statistics.compare(
-        confirm.values,
-        contrasts,
-        seeds=[int(seed) for seed in plan["confirm_seeds"]],
-        mode=run.sweep["metric"].get("mode", "max"),
-        smallest_difference=smallest,
-        divergence=statistics.Divergence(confirm.diverged, never),
-        same_objective=[pair for pair in contrasts if pairs.one_objective(confirm.trials, run.sweep, *pair)],
+        units.values,
+        plan.contrasts,
+        seeds=units.names,
+        mode=metric.get("mode", "max"),
+        smallest_difference=float(metric.get("smallest_difference", 0.0)),
+        divergence=statistics.Divergence(units.diverged, never),
+        same_objective=[pair for pair in plan.contrasts if pairs.one_objective(confirm.trials, run.sweep, *pair)],
         pending=pending,
         looked=looked,
     )

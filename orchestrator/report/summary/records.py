@@ -81,6 +81,8 @@ class TuneSummary:
     hash: str | None
     searched_with: str | None
     """The arm whose search this one shares."""
+    repeats: Sequence[JsonObject] = ()
+    """The setting of each repeat of the tuning, where there are several."""
 
     def to_json(self) -> JsonObject:
         """Return the record as JSON."""
@@ -358,6 +360,8 @@ class Summary:
     alpha: Mapping[str, float]
     """At which levels the contrasts are judged: of a `difference`, and of `equivalence`."""
     smallest_p: float
+    unit: Literal["seed", "repeat"]
+    """What is paired: confirm seeds, or repeats of the tuning with the mean of their seeds."""
     looks: LooksSummary | None
     trials: Mapping[Stage, Mapping[TrialState, int]]
     attempts: AttemptCounts

@@ -110,7 +110,7 @@ def _clause(result: Comparison, answer: Answer, *, brief: bool = False) -> str:
         return _diverges(result, answer.arms)
     if result.same_objective:
         return _same_objective(result, metric)
-    evidence = f"p = {probability(deciding_p(result))}" + ("" if brief else f", {counted(result.n, 'seed')}")
+    evidence = f"p = {probability(deciding_p(result))}" + ("" if brief else f", {counted(result.n, _unit(answer))}")
     if lost(result):
         evidence = f"({evidence}, of which {lost(result)} diverged in {_sides(result)})"
         by, delta = "", f"{signed(result.delta_trained)} {metric} where both trained"
@@ -128,6 +128,10 @@ def _clause(result: Comparison, answer: Answer, *, brief: bool = False) -> str:
     return f"{result.a} against {result.b} is inconclusive: {delta} {evidence}{_more(result, answer)}"
 
 
+def _unit(answer: Answer) -> str:
+    return answer.unit if isinstance(answer, Summary) else "seed"
+
+
 def _of_winner(result: Comparison) -> tuple[float, float] | None:
     """Return the interval with the sign of the sentence: of the winner's advantage, which is a positive amount, where
     there is a winner; else as it is."""
@@ -142,7 +146,9 @@ def _more(result: Comparison, answer: Answer) -> str:
     if result.needed is None or result.needed <= result.n or not result.complete:
         return ""
     about = result.needed if result.needed < 100 else round(result.needed, 1 - len(str(result.needed)) + 1)
-    return f"; about {about:,} seeds would tell a difference of {value(answer.smallest_difference)} from none"
+    return (
+        f"; about {about:,} {_unit(answer)}s would tell a difference of {value(answer.smallest_difference)} from none"
+    )
 
 
 def _may_not_matter(result: Comparison, smallest_difference: float) -> bool:

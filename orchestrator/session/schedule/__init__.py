@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import TYPE_CHECKING, Literal
@@ -128,31 +128,36 @@ class Schedule:
         tune, frozen = self._plan.sweep.tune, self._ledger.frozen()
         if arm in frozen:
             return
-        if (leader := self._plan.searched_with.get(arm)) is not None:
-            if leader in frozen:
-                self._freeze(arm, frozen[leader].params, frozen[leader].number)
-            return
         if tune is None:
-            self._freeze(arm, {}, None)
+            self._freeze(arm, [({}, None)])
             return
-        observed = self._suggest(tune, arm, self._plan.suggestions[arm])
-        if observed and all(suggestion.state is not None for suggestion in observed):
-            self._freeze_best(arm, observed)
+        leader = self._plan.searched_with.get(arm, arm)
+        if leader != arm and leader not in frozen:
+            return
+        observed = self._suggest(tune, leader, self._plan.asked(leader)) if leader == arm else self.observed(leader)
+        if (best := self._best(leader, observed)) is not None:
+            self._freeze(arm, best)
 
     def _suggest(self, tune: Tune, arm: str, budget: int) -> list[sampling.Observed]:
         """Ask for the suggestions of an arm that are due, of so many in all; return the results of all, or none while
         some are still to be asked for."""
         while len(observed := self.observed(arm)) < budget:
             number = len(observed)
-            seen = [earlier for earlier in observed if earlier.number <= number - tune.parallel]
+            repeat, own = self._within(arm, number)
+            first = number - own
+            seen = [
+                replace(earlier, number=earlier.number - first)
+                for earlier in observed[first:]
+                if earlier.number <= number - tune.parallel
+            ]
             if any(earlier.state is None for earlier in seen) or self._ending():
                 return []
             params = search.suggest(
                 tune,
                 mode=self._plan.sweep.metric.mode,
-                sweep_seed=tune.seed,
+                sweep_seed=tune.seed + repeat,
                 arm=arm,
-                number=number,
+                number=own,
                 history=seen,
                 base=self._plan.arm(arm).values,
                 everywhere=self._everywhere,
@@ -170,17 +175,36 @@ class Schedule:
                     self._tell(text)
         return observed
 
-    def _freeze_best(self, arm: str, observed: Iterable[sampling.Observed]) -> None:
-        if (best := extension.best(observed, self._plan.sweep.metric.mode)) is not None:
-            self._freeze(arm, best.params, best.number)
+    def _within(self, arm: str, number: int) -> tuple[int, int]:
+        """Return which repeat of the tuning a suggestion belongs to, and its number there."""
+        return divmod(number, self._plan.suggestions[arm]) if self._plan.repeats > 1 else (0, number)
 
-    def _freeze(self, arm: str, params: Settings, number: int | None) -> None:
-        if no_job(self._plan, arm, "confirm", params) is not None:
+    def _best(self, arm: str, observed: Sequence[sampling.Observed]) -> list[tuple[Settings, int | None]] | None:
+        """Choose the setting of every repeat of an arm's tuning, with its suggestion's number; None while one is still
+        to be had, and where one has none that trained to its end."""
+        count = self._plan.suggestions[arm]
+        if len(observed) < self._plan.asked(arm) or any(one.state is None for one in observed[: self._plan.asked(arm)]):
+            return None
+        repeats = [observed[repeat * count : (repeat + 1) * count] for repeat in range(self._plan.repeats)]
+        found = [extension.best(own, self._plan.sweep.metric.mode) for own in repeats]
+        if any(one is None for one in found):
+            return None
+        return [(one.params, one.number) for one in found if one is not None]
+
+    def _freeze(self, arm: str, settings: Sequence[tuple[Settings, int | None]]) -> None:
+        """Queue an arm's confirm trials and record its setting, of the first repeat where there are several."""
+        if any(no_job(self._plan, arm, "confirm", params) is not None for params, _ in settings):
             return  # another arm was tuned for this one; `untuned_arms` tells
-        trials = self._own(self._plan.confirm_trials(arm, params))
+        planned = [
+            trial
+            for repeat, (params, _) in enumerate(settings)
+            for trial in self._plan.confirm_trials(arm, params, self._plan.seeds_of(repeat))
+        ]
+        trials = self._own(planned)
         first = self._plan.looks[0] if self._plan.looks else len(trials)
         self._ledger.add_trials(map(as_trial, trials[:first]))
         job = {key: value for key, value in trials[0].record.items() if key != "seed"}
+        params, number = settings[0]
         self._ledger.freeze(arm, dict(params), number, digest(job))
 
     def _look(self, stopped: Collection[str]) -> bool:
@@ -344,9 +368,13 @@ def untuned_arms(plan: Plan, ledger: Ledger) -> dict[str, str]:
     untuned: dict[str, str] = {}
     frozen, schedule = ledger.frozen(), Schedule(plan, ledger)
     diverged = {trial.arm for trial in ledger.trials(stage="tune") if trial.outcome == "diverged"}
-    for arm, count in plan.suggestions.items():
+    for arm in plan.suggestions:
         observed = schedule.observed(arm) if arm not in frozen else []
-        if observed and len(observed) >= count and all(suggestion.state is not None for suggestion in observed):
+        if (
+            observed
+            and len(observed) >= plan.asked(arm)
+            and all(suggestion.state is not None for suggestion in observed)
+        ):
             untuned[arm] = "diverged" if arm in diverged else "failed"
     for arm, leader in plan.searched_with.items():
         if leader in untuned:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from orchestrator.ledger import Trial
@@ -33,6 +35,38 @@ def diverged(trials: Iterable[Trial]) -> dict[str, set[int]]:
         if trial.outcome == "diverged":
             found.setdefault(trial.arm, set()).add(trial.seed)
     return found
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is paired: seeds, or the repeats of a tuning."""
+
+    names: list[int]
+    """The first seed of each."""
+    values: dict[str, dict[int, float]]
+    diverged: dict[str, set[int]]
+
+
+def by_unit(plan: Plan, trained: Mapping[str, Mapping[int, float]], fallen: Mapping[str, Collection[int]]) -> Units:
+    """Pool what seeds came to, where the repeat of a tuning is the unit: the mean of its seeds. It has diverged where
+    one of them has, and lacks a value where one does."""
+    units = Units([seeds[0] for seeds in plan.units], {}, {})
+    for arm in plan.arms:
+        mine, lost = trained.get(arm.label, {}), set(fallen.get(arm.label, ()))
+        units.diverged[arm.label] = {seeds[0] for seeds in plan.units if lost & set(seeds)}
+        whole = (seeds for seeds in plan.units if not lost & set(seeds) and set(seeds) <= mine.keys())
+        units.values[arm.label] = {seeds[0]: fmean(mine[seed] for seed in seeds) for seeds in whole}
+    return units
+
+
+def between_repeats(plan: Plan, trained: Mapping[str, Mapping[int, float]], a: str, b: str) -> float | None:
+    """Compute the standard deviation of the mean difference of two arms between repeats of the tuning; None for fewer
+    than two that have all their seeds."""
+    left, right = trained.get(a, {}), trained.get(b, {})
+    repeats = [plan.seeds_of(repeat) for repeat in range(plan.repeats)]
+    whole = [seeds for seeds in repeats if set(seeds) <= left.keys() & right.keys()]
+    means = [fmean(left[seed] - right[seed] for seed in seeds) for seeds in whole]
+    return stdev(means) if len(means) > 1 else None
 
 
 def course(plan: Plan, trials: Sequence[Trial], untuned: Mapping[str, str], stopped: Collection[str]) -> Course:

@@ -69,6 +69,10 @@ def asked(plan: Plan, ledger: Ledger, wanted: Extend) -> list[Extension]:
 def _meant(plan: Plan, ledger: Ledger, wanted: Extend) -> list[str]:
     """Check a request against the run, and list the arms that are meant."""
     labels, frozen, trials = [arm.label for arm in plan.arms], ledger.frozen(), ledger.trials()
+    if plan.repeats > 1:
+        raise RunError(
+            "a sweep with tune.repeats is not extended, as each seed belongs to a repeat; launch a larger one"
+        )
     if wanted.seeds <= 0 and wanted.trials <= 0:
         raise RunError("nothing is asked for; give --seeds +6 or --trials +8")
     for label in wanted.arms:
@@ -96,7 +100,7 @@ def budget(plan: Plan, arm: str, further: int) -> int:
     tune = plan.sweep.tune
     assert tune is not None, "only a tune stage has suggestions"
     if not further:
-        return plan.suggestions[arm]
+        return plan.asked(arm)
     more = tune.model_copy(update={"trials": tune.trials + further})
     return search.suggestions(more, plan.arm(arm).values, rules=plan.rules)
 

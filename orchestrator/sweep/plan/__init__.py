@@ -35,6 +35,10 @@ RULES = 2
 differs from the defaults, samplers know no labels, and arms of one objective are tuned once."""
 
 
+REPEATS_AS_UNITS = 6
+"""Repeats of the tuning from which on the repeat is the unit of the test: fewer could not reach the level."""
+
+
 class Summary(TypedDict):
     """A plan as `plan --json` prints it."""
 
@@ -94,17 +98,37 @@ class Plan:
         return tuple(self.basis.get("looks", ()))
 
     @property
+    def repeats(self) -> int:
+        """How often every arm is tuned."""
+        return self.sweep.tune.repeats if self.sweep.tune else 1
+
+    @property
+    def units(self) -> list[tuple[int, ...]]:
+        """The confirm seeds of each unit of the test: a seed, or from REPEATS_AS_UNITS repeats on a repeat."""
+        if self.repeats < REPEATS_AS_UNITS:
+            return [(seed,) for seed in self.confirm_seeds]
+        return [self.seeds_of(repeat) for repeat in range(self.repeats)]
+
+    def seeds_of(self, repeat: int) -> tuple[int, ...]:
+        """Return the confirm seeds that have the settings of a repeat."""
+        return self.confirm_seeds[repeat :: self.repeats]
+
+    def asked(self, arm: str) -> int:
+        """Count the suggestions of an arm that is searched, over all repeats."""
+        return self.suggestions[arm] * self.repeats
+
+    @property
     def trials(self) -> dict[str, int]:
         """Trials per stage; with looks, those of the last one too, which may not be needed."""
         return {
-            "tune": sum(self.suggestions.values()) * len(self.tune_seeds),
+            "tune": sum(map(self.asked, self.suggestions)) * len(self.tune_seeds),
             "confirm": len(self.arms) * len(self.confirm_seeds),
         }
 
     @property
     def smallest_p(self) -> float:
         """The smallest p-value these seeds can reach."""
-        return 2.0 ** (1 - len(self.confirm_seeds)) if self.tested else 1.0
+        return 2.0 ** (1 - len(self.units)) if self.tested else 1.0
 
     def arm(self, label: str) -> Arm:
         """Return the arm with this label."""

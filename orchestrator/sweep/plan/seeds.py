@@ -34,14 +34,20 @@ def basis_of(sweep: Sweep, contrasts: int, spread: tuple[float, str] | None) -> 
         return {"rule": "looks", "n": seeds.looks[-1], "looks": list(seeds.looks)}
     if not isinstance(seeds, str):
         return {"rule": "given", "n": seeds if isinstance(seeds, int) else len(seeds)}
-    alpha = levels(contrasts, smallest).difference
+    alpha, repeats = levels(contrasts, smallest).difference, sweep.tune.repeats if sweep.tune else 1
     if seeds == "fewest":
-        return {"rule": "fewest", "n": power.fewest_seeds(alpha)}
+        return {"rule": "fewest", "n": _whole(power.fewest_seeds(alpha), repeats)}
     if spread is None or smallest == 0:
-        return {"rule": "enough", "n": power.enough_seeds(None), "sd": None, "source": None, "needed": None}
+        count = _whole(power.enough_seeds(None), repeats)
+        return {"rule": "enough", "n": count, "sd": None, "source": None, "needed": None}
     needed = power.seeds_to_find(smallest / spread[0], alpha, max(contrasts, 1))
-    count = power.enough_seeds(needed or power.MOST)
+    count = _whole(power.enough_seeds(needed or power.MOST), repeats)
     return {"rule": "enough", "n": count, "sd": spread[0], "source": spread[1], "needed": needed}
+
+
+def _whole(count: int, repeats: int) -> int:
+    """Return the next multiple: each repeat of the tuning has as many seeds."""
+    return -(-count // repeats) * repeats
 
 
 def confirm_seeds(sweep: Sweep, tuned: Sequence[int], count: int) -> tuple[int, ...]:

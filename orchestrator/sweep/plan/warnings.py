@@ -49,6 +49,7 @@ def warnings(
         sizes = ", ".join(f"{label} {count}" for label, count in suggestions.items())
         notes.append(f"grids differ in size, and so does what is tried in each arm: {sizes}")
     notes += _sampled(sweep, arms, suggestions)
+    notes += _alike(sweep, arms, suggestions)
     if jobs[0].is_function:
         notes.append(own_loop(jobs[0].task))
     if any(job.data.tune == job.data.confirm for job in jobs) and sweep.tune:
@@ -76,6 +77,18 @@ def _sampled(sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int]) 
     else:
         listed = ", ".join(f"{part} in {label}" for label, part in parts.items())
         yield f"of the points of the grid are tried {listed}, {how}"
+
+
+def _alike(sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int]) -> Iterable[str]:
+    """Yield the warning about repeats of a tuning that leaves nothing to chance."""
+    tune = sweep.tune
+    if tune is None or tune.repeats == 1 or tune.sampler != "grid":
+        return
+    if all(Grid(tune.space, arm.values).size <= suggestions[arm.label] for arm in arms if arm.label in suggestions):
+        yield (
+            "tune.sampler = 'grid' tries every point in each repeat, so all repeats are the same; sample the grid with "
+            "fewer tune.trials, or leave tune.repeats out"
+        )
 
 
 def _unequal(jobs: Sequence[JobConfig]) -> Iterable[str]:

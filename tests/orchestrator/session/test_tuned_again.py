@@ -1,0 +1,175 @@
+"""[tune] repeats: every arm tuned anew, its settings shared out over the confirm seeds, the repeat as the unit."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from test_session import SWEEP, done, opened, play
+
+from jobs.config import ConfigError
+from orchestrator.report.summary.evidence import summarize
+from orchestrator.run_dir.context import Extend
+from orchestrator.run_dir.folder import RunError
+from orchestrator.session.schedule import extension
+from orchestrator.session.writer import Dispatch
+from orchestrator.sweep import Sweep, search
+from orchestrator.sweep.plan import make, stored
+from orchestrator.sweep.validate import contradictions
+
+TUNE = {"trials": 4, "sampler": "random", "space": {"optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True}}}
+
+
+def changes(repeats: int, seeds: int, **tune: Any) -> dict[str, Any]:
+    return {"tune": TUNE | {"repeats": repeats} | tune, "confirm": {"seeds": seeds}}
+
+
+def noisy(dispatch: Dispatch) -> dict[str, Any]:
+    """A metric with noise of its own for every setting, by which tuning chooses."""
+    lr, loss = dispatch.job["optimizer"]["lr"], dispatch.job["loss"]["name"]
+    noise = random.Random(f"{loss} {lr} {dispatch.job['seed']}").gauss(0, 0.01)
+    return done(dispatch, 0.8 - 0.02 * abs(math.log10(lr) + 2) + noise)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_each_repeat_is_the_tuning_of_its_own_seed_and_has_its_share_of_the_confirm_seeds(
+    tmp_path: Path, sampler: str
+) -> None:
+    """Mutant check: repeats that see the suggestions of each other, or share one setting."""
+    with opened(tmp_path, changes(3, 6, sampler=sampler, trials=12)) as (session, ledger, _, plan):
+        session.start()
+        play(session, noisy)
+        assert session.broken is None
+        suggestions = ledger.suggestions("infonce")
+        confirm = {trial.seed: trial for trial in ledger.trials(stage="confirm", arm="infonce")}
+        frozen = ledger.frozen()["infonce"]
+        said = summarize(ledger)
+    assert len(suggestions) == 36
+    assert [one.number for one in suggestions] == list(range(36))
+    tune = plan.sweep.tune
+    assert tune is not None
+    for repeat in range(3):
+        own = suggestions[12 * repeat : 12 * repeat + 12]
+        drawn = search.suggest(
+            tune, mode="max", sweep_seed=repeat, arm="infonce", number=0, history=[], base=plan.arm("infonce").values
+        )
+        assert own[0].params == drawn
+        rates = {confirm[seed].config.optimizer.lr for seed in plan.seeds_of(repeat)}
+        assert len(rates) == 1
+        assert rates <= {one.params["optimizer.lr"] for one in own}
+    assert plan.seeds_of(1) == plan.confirm_seeds[1::3]
+    assert frozen.params["optimizer.lr"] == confirm[plan.confirm_seeds[0]].config.optimizer.lr
+    tuned = said.arms[0].tune
+    assert tuned is not None
+    assert [setting["optimizer.lr"] for setting in tuned.repeats] == [
+        confirm[plan.confirm_seeds[repeat]].config.optimizer.lr for repeat in range(3)
+    ]
+    assert said.unit == "seed"
+    assert any("over 3 repeats of the tuning the mean difference has a standard deviation of" in n for n in said.notes)
+
+
+def test_from_six_on_the_repeat_is_the_unit_of_the_test(tmp_path: Path) -> None:
+    with opened(tmp_path, changes(6, 12)) as (session, ledger, _, plan):
+        session.start()
+        play(session, noisy)
+        said, trials = summarize(ledger), ledger.trials(stage="confirm")
+    metric = {(trial.arm, trial.seed): trial.metric or 0.0 for trial in trials}
+    (comparison,) = said.comparisons
+    assert (said.unit, comparison.result.n, said.smallest_p) == ("repeat", 6, 2**-5)
+    for repeat, pair in enumerate(comparison.result.pairs):
+        seeds = plan.seeds_of(repeat)
+        assert pair.difference == pytest.approx(
+            fmean(metric["flatnce", seed] - metric["infonce", seed] for seed in seeds)
+        )
+    assert "6 repeats" in said.sentence
+    assert said.arms[0].n == 12
+    assert plan.smallest_p == 2**-5
+
+
+def test_a_repeat_with_a_seed_that_diverged_has_diverged(tmp_path: Path) -> None:
+    def some_diverge(dispatch: Dispatch) -> dict[str, Any]:
+        report = noisy(dispatch)
+        if (
+            dispatch.job["stage"] == "confirm"
+            and dispatch.job["loss"]["name"] == "flatnce"
+            and dispatch.job["seed"] == 2
+        ):
+            report["result"] |= {"outcome": "diverged", "metrics": {}}
+        return report
+
+    with opened(tmp_path, changes(6, 12)) as (session, ledger, _, _plan):
+        session.start()
+        play(session, some_diverge)
+        (comparison,) = summarize(ledger).comparisons
+    assert [pair.diverged for pair in comparison.result.pairs].count("a") == 1
+    assert comparison.result.n == 6
+
+
+def test_a_tuning_that_is_cut_anywhere_goes_on_to_the_same(tmp_path: Path) -> None:
+    sweep = changes(2, 4, trials=3)
+    with opened(tmp_path / "calm", sweep, concurrent=1) as (session, ledger, _, _plan):
+        session.start()
+        whole = len(play(session, noisy))
+        calm = {trial.id: (trial.state, trial.metric) for trial in ledger.trials()}
+    for most in range(1, whole, 5):
+        for share in (most, 10**6):
+            with opened(tmp_path / f"cut {most}", sweep, concurrent=1) as (session, ledger, _, _plan):
+                session.start()
+                play(session, noisy, most=share)
+                found = {trial.id: (trial.state, trial.metric) for trial in ledger.trials()}
+        assert found == calm, f"cut after {most} trials"
+
+
+def test_an_arm_with_a_repeat_that_found_nothing_is_not_confirmed(tmp_path: Path) -> None:
+    def diverge(dispatch: Dispatch) -> dict[str, Any]:
+        report = noisy(dispatch)
+        rate = dispatch.job["optimizer"]["lr"]
+        if dispatch.job["loss"]["name"] == "flatnce" and rate in of_the_second:
+            report["result"] |= {"outcome": "diverged", "metrics": {}}
+        return report
+
+    with opened(tmp_path, changes(2, 4)) as (session, ledger, _, plan):
+        tune = plan.sweep.tune
+        assert tune is not None
+        of_the_second = {
+            search.suggest(
+                tune, mode="max", sweep_seed=1, arm="flatnce", number=k, history=[], base=plan.arm("flatnce").values
+            )["optimizer.lr"]
+            for k in range(4)
+        }
+        session.start()
+        play(session, diverge)
+        said = summarize(ledger)
+    assert said.comparisons[0].result.verdict == "diverges"
+    assert said.arms[1].values == []
+
+
+def test_what_does_not_go_together_is_refused_with_what_does(tmp_path: Path) -> None:
+    def sweep(**changed: Any) -> Sweep:
+        return Sweep.model_validate(SWEEP | changed)
+
+    (issue,) = contradictions(sweep(**changes(4, 10)))
+    assert str(issue).startswith("confirm.seeds = 10 seeds: is no multiple of tune.repeats = 4")
+    assert str(issue).endswith("give 12")
+    (issue,) = contradictions(sweep(tune=TUNE | {"repeats": 2}, confirm={"seeds": {"looks": [7, 10, 14]}}))
+    assert "do not go together with looks" in issue.expected
+    with pytest.raises(ValidationError, match="prune needs one repeat, found repeats = 2"):
+        sweep(tune=TUNE | {"repeats": 2, "prune": "halving"})
+    made = make(sweep(tune=TUNE | {"repeats": 4}, confirm={"seeds": "enough"}))
+    assert (len(made.confirm_seeds), made.trials["tune"]) == (12, 2 * 4 * 4)
+    with opened(tmp_path, changes(2, 4)) as (session, ledger, _, plan):
+        session.start()
+        play(session, noisy)
+        with pytest.raises(RunError, match=r"tune\.repeats is not extended"):
+            extension.record(plan, ledger, Extend(seeds=2))
+        assert stored(ledger.run.sweep, ledger.run.rules).repeats == 2
+
+
+def test_looks_that_can_reject_nothing_are_refused_by_the_plan() -> None:
+    with pytest.raises(ConfigError, match="a first look at 5 seeds can reject nothing"):
+        make(Sweep.model_validate(SWEEP | {"confirm": {"seeds": {"looks": [5, 9]}}}))
