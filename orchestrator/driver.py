@@ -21,7 +21,7 @@ from jobs.config import issues as config_issues
 from jobs.config.user_code import UserCode, importable
 from orchestrator import sweep as sweeps
 from orchestrator import verify
-from orchestrator.ledger import Ledger, this_process
+from orchestrator.ledger import NOTED, Ledger, this_process
 from orchestrator.ledger.stored import JsonObject, ProvenanceRecord
 from orchestrator.preflight import doctor, requirements, spread
 from orchestrator.preflight.requirements import Requirements
@@ -43,6 +43,7 @@ from orchestrator.sweep.plan import Plan
 from orchestrator.sweep.values import with_none
 from orchestrator.system import exit_codes, scratch, threads
 from orchestrator.system.exit_codes import Exit
+from orchestrator.system.masking import masked
 from orchestrator.system.terminal import caught
 
 if TYPE_CHECKING:
@@ -197,8 +198,7 @@ def _drive(
         stack.callback(progress.release)
         context.folder.check_out()
         with quiet(progress):
-            for note in notes:
-                progress.say(f"note: {note}")
+            _note(ledger, progress, notes)
             _apply(context)
             if record is not None:
                 provenance.write_down(ledger, record)
@@ -371,6 +371,15 @@ def _refuse_changes(folder: RunFolder, begun: Plan, plan: Plan) -> None:
             f"  continue it as it was: orchestrator resume {folder.quoted}{more}\n"
             f"  start another:         orchestrator launch SWEEP --into {runs.as_argument(f'{head}-2{mark}{query}')}"
         )
+
+
+def _note(ledger: Ledger, progress: Progress, notes: Sequence[str]) -> None:
+    """Say what a person should know, and keep it for the report, once."""
+    kept = {event.text for event in ledger.events(NOTED)}
+    for note in notes:
+        progress.say(f"note: {note}")
+        if masked(note) not in kept:
+            ledger.event(NOTED, note)
 
 
 def _apply(context: RunContext) -> None:

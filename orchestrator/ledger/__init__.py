@@ -10,6 +10,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.outage import OUTAGE_S, Outage
 from orchestrator.ledger.readonly import Finished, finished
 from orchestrator.ledger.records import (
+    NOTED,
     TRIAL_STATES,
     WAITS,
     Attempt,
@@ -35,6 +36,7 @@ from orchestrator.ledger.records import (
 from orchestrator.system.process import this_process
 
 __all__ = [
+    "NOTED",
     "OUTAGE_S",
     "TRIAL_STATES",
     "WAITS",

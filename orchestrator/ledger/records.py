@@ -19,6 +19,8 @@ Outcome = Literal["ok", "diverged", "infeasible"]
 """How a trial's training went; `infeasible`: it failed, and a person gave it up."""
 
 WAITS = "waits"
+NOTED = "noted"
+"""Kind of the events that say what a launch told before anything ran."""
 
 TRIAL_STATES: tuple[TrialState, ...] = ("queued", "running", "done", "pruned", "failed")
 

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from jobs.config.components import is_class, is_import_path
 from orchestrator import statistics
-from orchestrator.ledger import TRIAL_STATES, Ledger, Run, Stage, Trial, TrialState
+from orchestrator.ledger import NOTED, TRIAL_STATES, Ledger, Run, Stage, Trial, TrialState
 from orchestrator.report.formatting import value
 from orchestrator.report.summary import arms, best, budgets, pairs
 from orchestrator.report.summary.records import (
@@ -79,6 +79,7 @@ def summarize(ledger: Ledger) -> Summary:
         failures=[_failure(trial) for trial in trials if trial.state == "failed"],
         diverged=[DivergedTrial(t.id, t.stage, t.arm, t.seed) for t in trials if arms.diverged(t)],
         environment=run.environment,
+        warnings=list(dict.fromkeys([*planned.warnings, *(event.text for event in ledger.events(NOTED))])),
     )
     which = None
     if summary.complete:

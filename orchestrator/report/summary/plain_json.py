@@ -21,6 +21,14 @@ class Record(Protocol):
         """Return the record as JSON."""
 
 
+class AsFields:
+    """What is written as JSON field by field."""
+
+    def to_json(self: Record) -> JsonObject:
+        """Return the record as JSON."""
+        return fields_as_json(self)
+
+
 def fields_as_json(record: Record) -> JsonObject:
     """Return the fields of a record as JSON, by name and in their order."""
     return {field.name: as_json(getattr(record, field.name)) for field in fields(record)}

@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from orchestrator import statistics
 from orchestrator.ledger import RunState, Stage, TrialState
 from orchestrator.ledger.stored import JsonObject
-from orchestrator.report.summary.plain_json import as_json, fields_as_json
+from orchestrator.report.summary.plain_json import AsFields, as_json, fields_as_json
 from orchestrator.statistics import Interval
 
 SIDES: tuple[Literal["a", "b", "both"], ...] = ("a", "b", "both")
@@ -35,7 +35,7 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class SeedValue:
+class SeedValue(AsFields):
     """One confirm trial: how it ended, and what it cost."""
 
     seed: int
@@ -47,13 +47,9 @@ class SeedValue:
     samples_per_second: float | None
     peak_memory_mb: float | None
 
-    def to_json(self) -> JsonObject:
-        """Return the record as JSON."""
-        return fields_as_json(self)
-
 
 @dataclass(frozen=True)
-class SuggestionSummary:
+class SuggestionSummary(AsFields):
     """One suggestion of a search, over its tune seeds."""
 
     number: int
@@ -65,13 +61,9 @@ class SuggestionSummary:
     range: tuple[float | None, float | None]
     """Lowest and highest over the seeds, of the best setting so far."""
 
-    def to_json(self) -> JsonObject:
-        """Return the record as JSON."""
-        return fields_as_json(self)
-
 
 @dataclass(frozen=True)
-class TuneSummary:
+class TuneSummary(AsFields):
     """How an arm was tuned, and what was chosen."""
 
     suggestions: Sequence[SuggestionSummary]
@@ -83,10 +75,6 @@ class TuneSummary:
     """The arm whose search this one shares."""
     repeats: Sequence[JsonObject] = ()
     """The setting of each repeat of the tuning, where there are several."""
-
-    def to_json(self) -> JsonObject:
-        """Return the record as JSON."""
-        return fields_as_json(self)
 
 
 @dataclass(frozen=True)
@@ -195,7 +183,7 @@ def _difference(pair: statistics.Pair) -> JsonObject:
 
 
 @dataclass(frozen=True)
-class LooksSummary:
+class LooksSummary(AsFields):
     """How far the looks of a run have come, where several were planned."""
 
     counts: Sequence[int]
@@ -206,13 +194,9 @@ class LooksSummary:
     due: Mapping[str, int]
     """Label of an arm -> how many seeds it trains, as far as is known."""
 
-    def to_json(self) -> JsonObject:
-        """Return the record as JSON."""
-        return fields_as_json(self)
-
 
 @dataclass(frozen=True)
-class StratumSummary:
+class StratumSummary(AsFields):
     """Which levels of the first factor nothing beats, where the others have these values."""
 
     where: JsonObject
@@ -225,13 +209,9 @@ class StratumSummary:
     best: Sequence[str]
     """Labels of the arms that nothing beats."""
 
-    def to_json(self) -> JsonObject:
-        """Return the record as JSON."""
-        return fields_as_json(self)
-
 
 @dataclass(frozen=True)
-class WhichSummary:
+class WhichSummary(AsFields):
     """Which of several ordered levels may be the best: a question of its own, with an error of its own."""
 
     factor: str
@@ -241,13 +221,9 @@ class WhichSummary:
     interaction_p: float | None
     """That levels differ in the same way in every stratum; decides nothing."""
 
-    def to_json(self) -> JsonObject:
-        """Return the record as JSON."""
-        return fields_as_json(self)
-
 
 @dataclass(frozen=True)
-class ExploratorySummary:
+class ExploratorySummary(AsFields):
     """What all that was trained says, where that is more than was planned: it decides nothing."""
 
     seeds: Sequence[int]
@@ -255,13 +231,9 @@ class ExploratorySummary:
     comparisons: Sequence[ComparisonSummary]
     """By the test of a fixed number of seeds, each on those that both arms have at their latest setting."""
 
-    def to_json(self) -> JsonObject:
-        """Return the record as JSON."""
-        return fields_as_json(self)
-
 
 @dataclass(frozen=True)
-class ExecutionPair:
+class ExecutionPair(AsFields):
     """Two arms whose jobs differ in nothing but `execution`, and how far apart their metrics are."""
 
     a: str
@@ -272,21 +244,13 @@ class ExecutionPair:
     largest_difference: float | None
     agree: bool | None
 
-    def to_json(self) -> JsonObject:
-        """Return the record as JSON."""
-        return fields_as_json(self)
-
 
 @dataclass(frozen=True)
-class AttemptCounts:
+class AttemptCounts(AsFields):
     """Executions of trials, and how those that did not finish ended."""
 
     total: int
     unfinished: Mapping[str, int]
-
-    def to_json(self) -> JsonObject:
-        """Return the record as JSON."""
-        return fields_as_json(self)
 
 
 @dataclass(frozen=True)
@@ -307,7 +271,7 @@ class CodeGroup:
 
 
 @dataclass(frozen=True)
-class FailedTrial:
+class FailedTrial(AsFields):
     """A trial that failed, and why."""
 
     trial: str
@@ -318,13 +282,9 @@ class FailedTrial:
     failure: str | None
     message: str | None
 
-    def to_json(self) -> JsonObject:
-        """Return the record as JSON."""
-        return fields_as_json(self)
-
 
 @dataclass(frozen=True)
-class DivergedTrial:
+class DivergedTrial(AsFields):
     """A trial whose training became not finite."""
 
     trial: str
@@ -332,13 +292,9 @@ class DivergedTrial:
     arm: str
     seed: int
 
-    def to_json(self) -> JsonObject:
-        """Return the record as JSON."""
-        return fields_as_json(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class Summary(AsFields):
     """The answer of one run, complete or not."""
 
     question: str
@@ -371,12 +327,10 @@ class Summary:
     environment: JsonObject
     which: WhichSummary | None = None
     exploratory: ExploratorySummary | None = None
+    warnings: Sequence[str] = ()
+    """What was told before anything ran, by the plan and at the launch."""
     notes: Sequence[str] = ()
     """What is missing or odd."""
-
-    def to_json(self) -> JsonObject:
-        """Return the record as JSON."""
-        return fields_as_json(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,7 +362,7 @@ class MultiRunSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutsideSummary:
+class OutsideSummary(AsFields):
     """The answer on results of another trainer, of which no plan is known."""
 
     question: str
@@ -426,10 +380,6 @@ class OutsideSummary:
     alpha: Mapping[str, float]
     smallest_p: float
     notes: Sequence[str] = ()
-
-    def to_json(self) -> JsonObject:
-        """Return the record as JSON."""
-        return fields_as_json(self)
 
 
 Answer = Summary | MultiRunSummary | OutsideSummary

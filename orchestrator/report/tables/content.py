@@ -71,6 +71,7 @@ def page(summary: Summary, sweep: SweepTable, columns: Columns) -> Page:
         *_more(summary),
         *_reading(READING),
         Heading("What ran"),
+        *_warned(summary),
         *grids.trials(summary),
         Heading("Run it again"),
         *_again(summary, sweep),
@@ -133,6 +134,13 @@ def _more(answer: Answer) -> Iterator[Block]:
     yield from grids.tuning(answer)
     yield Picture("tuning")
     yield from grids.seeds(answer)
+
+
+def _warned(summary: Summary) -> Iterator[Block]:
+    """Yield what was told before anything ran."""
+    if summary.warnings:
+        yield Paragraph("Told before anything ran, by the plan and at the launch:")
+        yield Bullets(summary.warnings, warning=True)
 
 
 def _reading(parts: str) -> Iterator[Block]:
