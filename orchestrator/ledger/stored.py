@@ -70,6 +70,7 @@ class SourceRecord(TypedDict, total=False):
     """Rows, or an encoder, as a run has recorded them. What more it holds tells whether their files are still those."""
 
     digest: str
+    rows: int
     names: list[str]
     """Files of an encoder that count."""
     revision: str | None

@@ -39,6 +39,16 @@ th { font-weight: 600; color: var(--muted); vertical-align: bottom; white-space:
 .number { text-align: right; white-space: nowrap; }
 td.long { min-width: 14rem; }
 p, h1, ul { max-width: 48rem; }
+@media screen and (max-width: 40rem) {
+  table, tbody, tr, td { display: block; }
+  thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+  tr { border-bottom: 1px solid var(--line); padding: .4rem 0; }
+  td, td.number { border: 0; padding: .1rem 0 .1rem 45%; text-align: left; white-space: normal; position: relative;
+    min-height: 1.55em; overflow-wrap: anywhere; }
+  td::before { content: attr(data-of); position: absolute; left: 0; width: 42%; color: var(--muted); }
+  td:first-child { padding-left: 0; font-weight: 600; }
+  td:first-child::before { content: none; }
+}
 figure { margin: 1.75rem 0; max-width: 40rem; }
 figure svg { width: 100%; height: auto; display: block; }
 figure h3 { font-size: 1rem; margin: 0 0 .25rem; }
@@ -127,13 +137,15 @@ def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: i
 
     def cells(row: Sequence[str], tag: str) -> str:
         shown = [_breakable(_text(cell)) if text_only else _text(cell) for cell in row]
-        return "".join(f"<{tag}{kind(cell, k)}>{shown[k]}</{tag}>" for k, cell in enumerate(row))
+        of = [f' data-of="{_text(heading)}"' if tag == "td" else "" for heading in headings]
+        return "".join(f"<{tag}{kind(cell, k)}{of[k]}>{shown[k]}</{tag}>" for k, cell in enumerate(row))
 
     body = "\n".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     head = f"<thead><tr>{cells(headings, 'th')}</tr></thead>"
     opening = '<table class="words">' if text_only else "<table>"
     table = f"{opening}{head}\n<tbody>{body}</tbody></table>"
-    # A table wider than a phone scrolls by itself; tabindex lets the keyboard scroll it too.
+    # On a phone a row is a block, each of its cells after the name of its column. On a wider screen a table that does
+    # not fit scrolls by itself; tabindex lets the keyboard scroll it too.
     return f'<div class="scroll" tabindex="0">{table}</div>'
 
 

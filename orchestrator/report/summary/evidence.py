@@ -12,6 +12,7 @@ from statistics import fmean
 from jobs.config.components import is_class, is_import_path
 from orchestrator import statistics
 from orchestrator.ledger import NOTED, TRIAL_STATES, Ledger, Run, Stage, Trial, TrialState
+from orchestrator.ledger.stored import ProvenanceRecord
 from orchestrator.report.formatting import value
 from orchestrator.report.summary import arms, best, budgets, pairs
 from orchestrator.report.summary.records import (
@@ -19,6 +20,7 @@ from orchestrator.report.summary.records import (
     AttemptCounts,
     CodeGroup,
     Curve,
+    DataSource,
     DivergedTrial,
     ExploratorySummary,
     FailedTrial,
@@ -79,6 +81,7 @@ def summarize(ledger: Ledger) -> Summary:
         failures=[_failure(trial) for trial in trials if trial.state == "failed"],
         diverged=[DivergedTrial(t.id, t.stage, t.arm, t.seed) for t in trials if arms.diverged(t)],
         environment=run.environment,
+        data=_data(run.provenance),
         warnings=list(dict.fromkeys([*planned.warnings, *(event.text for event in ledger.events(NOTED))])),
     )
     which = None
@@ -137,6 +140,15 @@ def _between_repeats(plan: Plan, confirm: arms.Confirmed, compared: Sequence[sta
                 f"standard deviation of {value(sd)}; the verdict is at the settings chosen, and "
                 f"{planning.REPEATS_AS_UNITS} repeats or more would judge the tuning too."
             )
+
+
+def _data(record: ProvenanceRecord | None) -> list[DataSource]:
+    """List the rows that a run was begun with, where it has recorded them."""
+    found = []
+    for name, source in ((record or {}).get("data") or {}).items():
+        key, _, place = name.partition(" = ")
+        found.append(DataSource(key, place, source.get("rows"), source.get("digest")))
+    return found
 
 
 def _judged(summary: Summary, result: statistics.Comparison) -> int:

@@ -246,6 +246,17 @@ class ExecutionPair(AsFields):
 
 
 @dataclass(frozen=True)
+class DataSource(AsFields):
+    """Rows that a run was begun with."""
+
+    key: str
+    """Of the job: data.train, data.tune or data.confirm."""
+    source: str
+    rows: int | None
+    digest: str | None
+
+
+@dataclass(frozen=True)
 class AttemptCounts(AsFields):
     """Executions of trials, and how those that did not finish ended."""
 
@@ -325,6 +336,7 @@ class Summary(AsFields):
     failures: Sequence[FailedTrial]
     diverged: Sequence[DivergedTrial]
     environment: JsonObject
+    data: Sequence[DataSource] = ()
     which: WhichSummary | None = None
     exploratory: ExploratorySummary | None = None
     warnings: Sequence[str] = ()

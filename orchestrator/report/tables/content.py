@@ -19,6 +19,15 @@ from orchestrator.system.display import counted
 Columns = Sequence[tuple[str, str, str]]
 """Name, type and meaning of each column of results.parquet."""
 
+AT_FIRST = """
+Both arms of a comparison train from the same seeds; what counts is the difference, seed by seed.
+
+p is the share of all sign patterns, of all comparisons at once, that look at least as extreme: one wrong claim in a
+whole sweep has a chance of 0.05.
+
+The interval holds every difference that was not rejected; inconclusive does not mean equal.
+"""
+
 READING = """
 Arms are compared seed by seed: both train from the same seed, and the difference is the arm minus its baseline.
 
@@ -60,6 +69,7 @@ class Page:
 def page(summary: Summary, sweep: SweepTable, columns: Columns) -> Page:
     """Build the report of a run. sweep: as resolved, which can be launched again."""
     blocks = [
+        *_reading("How to read this", AT_FIRST),
         Heading("Evidence"),
         _terms(summary),
         grids.comparisons(summary),
@@ -69,10 +79,11 @@ def page(summary: Summary, sweep: SweepTable, columns: Columns) -> Page:
         Picture("curves"),
         *grids.exploratory(summary),
         *_more(summary),
-        *_reading(READING),
+        *_reading("The rules of the verdict", READING),
         Heading("What ran"),
         *_warned(summary),
         *grids.trials(summary),
+        *grids.data(summary),
         Heading("Run it again"),
         *_again(summary, sweep),
         *_data(columns),
@@ -84,6 +95,7 @@ def multi_run_page(answer: MultiRunSummary, sweeps: Mapping[str, SweepTable], co
     """Build the report of several runs: each by its own plan first. sweeps: name of a run -> its resolved sweep."""
     runs = answer.runs
     blocks = [
+        *_reading("How to read this", AT_FIRST),
         Heading("Each run by its own plan"),
         *(block for name, summary in runs.items() for block in _by_plan(name, summary)),
         Heading("All arms"),
@@ -94,7 +106,7 @@ def multi_run_page(answer: MultiRunSummary, sweeps: Mapping[str, SweepTable], co
         *([grids.comparisons(answer)] if answer.comparisons else [Paragraph(answer.sentence)]),
         Picture("differences"),
         *_more(answer),
-        *_reading(READING + READING_ACROSS),
+        *_reading("The rules of the verdict", READING + READING_ACROSS),
         Heading("What ran"),
         *(block for name, summary in runs.items() for block in (Paragraph(f"{name}:"), *grids.trials(summary))),
         Heading("Run it again"),
@@ -143,8 +155,8 @@ def _warned(summary: Summary) -> Iterator[Block]:
         yield Bullets(summary.warnings, warning=True)
 
 
-def _reading(parts: str) -> Iterator[Block]:
-    yield Heading("How to read this")
+def _reading(title: str, parts: str) -> Iterator[Block]:
+    yield Heading(title)
     yield Bullets([" ".join(part.split()) for part in parts.strip().split("\n\n")])
 
 

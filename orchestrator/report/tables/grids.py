@@ -191,6 +191,19 @@ def seeds(answer: Answer) -> Iterator[Block]:
         yield Bullets([f"{IN_COMMON[what]}: {_in_common(what, paired)}." for what in IN_COMMON])
 
 
+def data(summary: Summary) -> Iterator[Block]:
+    """Yield which rows the run was begun with."""
+    if summary.data:
+        yield Grid(
+            ("rows", "source", "digest", "count"),
+            [
+                (one.key, one.source, (one.digest or formatting.NOTHING)[:12], formatting.count(one.rows))
+                for one in summary.data
+            ],
+            words=3,
+        )
+
+
 def trials(summary: Summary) -> Iterator[Block]:
     """Yield what ran, and how it ended."""
     stages = {stage: counts for stage, counts in summary.trials.items() if any(counts.values())}
