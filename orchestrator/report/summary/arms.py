@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from statistics import fmean, stdev
 
 from orchestrator import statistics
 from orchestrator.ledger import Ledger, Suggestion, Trial
@@ -16,6 +16,9 @@ from orchestrator.session.schedule import confirming
 
 ONE_PLACE = -0.1
 """Uniformity above which all embeddings are nearly one: that of equal ones is 0, of uniform ones about -4."""
+
+EDGE = 0.1
+"""Share of a range, from either end, within which a chosen value lies at its edge."""
 
 NOTHING_LEFT, LAST_STEPS = 1e-6, 5
 """A loss up to this, in so many logged steps at the end, has nothing left to tell apart."""
@@ -114,7 +117,7 @@ def arm(
             if not key.startswith("train/")
         },
         values=[_value(trial, mine.get(trial.seed)) for trial in trials],
-        tune=tune,
+        tune=None if tune is None else replace(tune, within_noise=_is_within_noise(tune, list(mine.values()), mode)),
         code=code,
     )
 
@@ -173,6 +176,7 @@ def tuned(ledger: Ledger, trials: Sequence[Trial], mode: statistics.Mode) -> dic
             hash=chosen.hash if chosen else None,
             searched_with=None,
             repeats=_repeats(suggestions, table, ledger, mode) if chosen else (),
+            edges=_edges(ledger.run.sweep.get("tune"), chosen.params) if chosen else (),
         )
     for label, leader in ledger.run.sweep["plan"].get("searched_with", {}).items():
         if leader in summaries:
@@ -185,6 +189,32 @@ def tuned(ledger: Ledger, trials: Sequence[Trial], mode: statistics.Mode) -> dic
                 searched_with=leader,
             )
     return summaries
+
+
+def _edges(tune: JsonObject | None, params: JsonObject) -> list[str]:
+    """List the keys that were chosen near an end of their range."""
+    space = (tune or {}).get("space")
+    found = []
+    for key, value in params.items():
+        own = space.get(key) if isinstance(space, dict) else None
+        low, high = (own.get("low"), own.get("high")) if isinstance(own, dict) else (None, None)
+        numbers = [end for end in (value, low, high) if isinstance(end, int | float) and not isinstance(end, bool)]
+        if len(numbers) < 3 or numbers[1] == numbers[2]:
+            continue
+        if isinstance(own, dict) and own.get("log"):
+            numbers = [math.log(number) for number in numbers]
+        share = (numbers[0] - numbers[1]) / (numbers[2] - numbers[1])
+        if not EDGE < share < 1 - EDGE:
+            found.append(key)
+    return found
+
+
+def _is_within_noise(tune: TuneSummary, values: Sequence[float], mode: statistics.Mode) -> bool:
+    """Return whether the best setting leads the second by less than noise."""
+    tried = sorted((one.value for one in tune.suggestions if one.value is not None), reverse=mode == "max")
+    if len(tried) < 2 or len(values) < 2:
+        return False
+    return abs(tried[0] - tried[1]) < math.sqrt(2) * stdev(values)
 
 
 def _repeats(

@@ -75,6 +75,11 @@ class TuneSummary(AsFields):
     """The arm whose search this one shares."""
     repeats: Sequence[JsonObject] = ()
     """The setting of each repeat of the tuning, where there are several."""
+    edges: Sequence[str] = ()
+    """Keys of which the chosen value lies within a tenth of an end of its range, on the range's own scale."""
+    within_noise: bool = False
+    """The best setting leads the second by less than what two seeds of the arm differ by: sqrt(2) times the standard
+    deviation of its confirm values."""
 
 
 @dataclass(frozen=True)

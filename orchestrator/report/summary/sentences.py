@@ -43,6 +43,8 @@ def _verdicts(answer: Answer) -> str:
     if not any(result.n or result.verdict == "diverges" for result in compared):
         return "No verdict yet: no comparison has a pair of finished confirm trials."
     prefix = "" if answer.complete else "Not complete: "
+    if isinstance(answer, Summary) and answer.unit == "seed" and any(arm.tune for arm in answer.arms):
+        prefix += "at the settings chosen, " if prefix else "At the settings chosen, "
     if len(compared) == 1:
         return prefix + _clause(compared[0], answer) + "."
     if len(compared) <= 3:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from orchestrator import statistics
 from orchestrator.ledger import Trial
+from orchestrator.ledger.stored import JsonObject
 from orchestrator.report.formatting import probability
 from orchestrator.report.summary import budgets, sentences
 from orchestrator.report.summary.records import (
@@ -61,12 +62,22 @@ def _of_arm(arm: ArmSummary, metric: str) -> Iterable[str]:
     """Yield what is odd about what an arm has learned."""
     if arm.worse_than_untrained:
         yield f"{arm.label} is worse than its encoder was before training, in {metric}: it has unlearned."
+    if arm.tune and arm.tune.edges:
+        ends = ", ".join(f"{key} = {_level(arm.tune.params, key)}" for key in arm.tune.edges)
+        yield f"{arm.label} was tuned to an edge of its range ({ends}): a wider range may hold a better setting."
+    if arm.tune and arm.tune.within_noise:
+        yield f"{arm.label}: the best two settings of its tuning lie closer together than two seeds do."
     if arm.collapsed:
         seeds = ", ".join(map(str, arm.collapsed))
         yield (
             f"{arm.label} has collapsed in {counted(len(arm.collapsed), 'seed')} ({seeds}): its embeddings are nearly "
             "one, or its loss has nothing left to tell apart."
         )
+
+
+def _level(params: JsonObject | None, key: str) -> str:
+    level = (params or {}).get(key)
+    return f"{level:.4g}" if isinstance(level, float) else str(level)
 
 
 def _several_codes(groups: Sequence[CodeGroup]) -> Iterable[str]:

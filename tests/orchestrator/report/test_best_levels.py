@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ledgers import BETTER, Begin, Run, answer_of, finished
 
-from orchestrator.ledger import Point
+from orchestrator.ledger import Point, Suggestion, Trial
 
 CROSSED = """
 [compare]
@@ -121,3 +121,50 @@ def test_how_often_one_alone_diverged_is_told_with_its_p(begin: Begin) -> None:
         "flat alone diverged in 3 seeds and plain alone in 0: p = 0.25 (McNemar's test, beside the verdict)."
         in (said["notes"])
     )
+
+
+@pytest.mark.parametrize(
+    ("space", "chosen", "edges"),
+    [
+        ("{ low = 1e-4, high = 1e-1, log = true }", 9e-2, ["optimizer.lr"]),
+        ("{ low = 1e-4, high = 1e-1, log = true }", 1e-3, []),
+        ("{ low = 1e-4, high = 1e-1 }", 1e-3, ["optimizer.lr"]),
+        ("{ low = 1e-4, high = 1e-1 }", 5e-2, []),
+        ("{ choices = [1e-4, 1e-3] }", 1e-4, []),
+    ],
+)
+def test_a_setting_at_an_edge_of_its_range_is_named_on_the_scale_of_the_range(
+    begin: Begin, space: str, chosen: float, edges: list[str]
+) -> None:
+    """Mutant check: a share of a logarithmic range on a plain scale."""
+    said = answer_of(tuned_to(begin, space, [chosen, chosen / 1.5 if "choices" not in space else 1e-3]).ledger)
+    assert [arm["tune"]["edges"] for arm in said["arms"]] == [edges] * 2
+    assert any("tuned to an edge of its range (optimizer.lr = " in note for note in said["notes"]) == bool(edges)
+    assert said["sentence"].startswith("At the settings chosen, flat beats plain by ")
+
+
+@pytest.mark.parametrize(("lead", "told"), [(0.001, True), (0.2, False)])
+def test_a_best_setting_within_the_noise_of_the_second_is_told(begin: Begin, lead: float, told: bool) -> None:
+    run = tuned_to(begin, "{ low = 1e-4, high = 1e-1, log = true }", [1e-3, 2e-3], lead=lead)
+    said = answer_of(run.ledger)
+    assert [arm["tune"]["within_noise"] for arm in said["arms"]] == [told] * 2
+    assert any("lie closer together than two seeds do" in note for note in said["notes"]) == told
+
+
+def tuned_to(begin: Begin, space: str, rates: list[float], *, lead: float = 0.05) -> Run:
+    """Play a run of which every arm is tuned to the first of two rates, which leads the second one."""
+    run = begin(
+        tune=f'[tune]\ntrials = 2\ndefaults = [{{ "optimizer.lr" = 1e-3 }}]\n[tune.space]\n"optimizer.lr" = {space}'
+    )
+    for arm in BETTER:
+        for number, rate in enumerate(rates):
+            setting = {"optimizer.lr": rate}
+            trials = [
+                Trial(p.id, "tune", arm, p.seed, p.job.model_dump(mode="json"), number=number)
+                for p in run.plan.tune_trials(arm, number, setting)
+            ]
+            run.ledger.add_suggestion(Suggestion(arm, number, setting, tuple(t.id for t in trials)), trials)
+            for trial in trials:
+                run.done(trial, 0.8 - number * lead)
+        run.ledger.freeze(arm, {"optimizer.lr": rates[0]}, 0, "abc")
+    return finished(run, BETTER, {"optimizer.lr": rates[0]})
