@@ -234,5 +234,5 @@ def test_a_probe_that_fails_ends_with_2_and_names_the_arm(tmp_path: Path, monkey
     arguments = ["plan", str(QUICKSTART), "--probe", "--set", "job.data.train=nowhere.parquet"]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 2, done.output
-    assert "error: arm infonce cannot be probed: rank" in done.output
+    assert "error: arm temperature=1.0 cannot be probed: rank" in done.output
     assert "nowhere.parquet" in done.output

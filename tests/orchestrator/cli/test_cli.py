@@ -43,7 +43,7 @@ def test_plan_prints_the_pinned_json() -> None:
     done = run("plan", str(SWEEPS / "quickstart.toml"), "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.output)
-    assert [arm["label"] for arm in found["arms"]] == ["infonce", "flatnce"]
+    assert [arm["label"] for arm in found["arms"]] == ["temperature=1.0", "temperature=0.1"]
     assert found["trials"] == {"tune": 8, "confirm": 12}
     assert found["smallest_p"] == 2**-5
     assert found["warnings"] == []
@@ -63,8 +63,8 @@ def test_plan_shows_every_budget_and_how_to_learn_the_time(tmp_path: Path, monke
     monkeypatch.delenv("ORCHESTRATOR_LEDGER", raising=False)
     path = str(SWEEPS / "quickstart.toml")
     lines = [line.split() for line in run("plan", path).output.splitlines()]
-    assert ["arm", "name", "samples", "steps"] in lines
-    assert ["flatnce", "flatnce", "3,200", "100"] in lines
+    assert ["arm", "temperature", "samples", "steps"] in lines
+    assert ["temperature=0.1", "0.1", "3,200", "100"] in lines
     assert f"nothing like it has run here: orchestrator plan {path} --probe measures it" in run("plan", path).output
     monkeypatch.setenv("A_TOKEN", "w0rd-of-mine")
     told = run("plan", path, "--set", "question='is w0rd-of-mine better'").output
@@ -82,7 +82,7 @@ def test_plan_estimates_from_earlier_runs(folder: Path) -> None:
 
     path = SWEEPS / "quickstart.toml"
     made = plan.make(sweep.load(path))
-    trials = [as_trial(planned) for arm in ("infonce", "flatnce") for planned in made.confirm_trials(arm, {})]
+    trials = [as_trial(planned) for arm in made.arms for planned in made.confirm_trials(arm.label, {})]
     (folder.parent / "first").mkdir()
     url = sqlite_url(folder.parent / "first" / "ledger.db")
     ledger = Ledger.create(url, name="q", sweep=sweep.resolved(made.sweep), environment=machine(), trials=trials)
@@ -93,14 +93,14 @@ def test_plan_estimates_from_earlier_runs(folder: Path) -> None:
         ledger.finish_attempt(trial.id, attempt, state="done", outcome="ok", metric=0.9, result=result)
     ledger.close()
     shown = run("plan", str(path), "--set", "resources.concurrent=1").output
-    assert ["flatnce", "flatnce", "3,200", "100", "20", "512"] in [line.split() for line in shown.splitlines()]
+    assert ["temperature=0.1", "0.1", "3,200", "100", "20", "512"] in [line.split() for line in shown.splitlines()]
     assert "about 7 min (20 trials, one at a time)" in shown
     assert f"from 12 trials of {folder.parent / 'first'}" in shown
     found = json.loads(run("plan", str(path), "--json", "--set", "resources.concurrent=1").output)
     estimate = found.pop("estimate")
     assert (estimate["seconds"], estimate["concurrent"]) == (pytest.approx(400), 1)
     assert estimate["rank_hours"] == pytest.approx(20 * 20 * 2 / 3600)
-    assert [arm["label"] for arm in estimate["arms"]] == ["infonce", "flatnce"]
+    assert [arm["label"] for arm in estimate["arms"]] == ["temperature=1.0", "temperature=0.1"]
     assert set(estimate["arms"][0]) >= {"trial_seconds", "peak_memory_mb", "source"}
     assert found.pop("power")[0]["sd"] is None, "of trials without a metric"
     assert found == json.loads(json.dumps(made.summary()))

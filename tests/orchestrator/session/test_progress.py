@@ -31,15 +31,15 @@ def test_piped_progress_is_plain_lines_and_survives_a_redirected_stdout(
 ) -> None:
     progress = Progress(context(ledger))
     progress.detach()
-    trial = Trial(id="abc", stage="tune", arm="flatnce", seed=0, number=1, job={}, state="done", started=1.0, ended=3.5)
+    trial = Trial(id="abc", stage="tune", arm="temperature=0.1", seed=0, number=1, job={}, state="done", started=1.0, ended=3.5)
     ledger.add_trials([trial])
     progress.tell("knn_accuracy 0.9", trial)
     progress.tell("attempt 1 of trial x was cut short; it continues", None)
     progress.release()
     said = capfd.readouterr().out.splitlines()
-    assert said[0] == "Does FlatNCE beat InfoNCE on digits when the batch is small?"
+    assert said[0] == "Does a temperature of 0.1 beat one of 1.0 on digits?"
     assert "2 arms, 8 tune trials, 12 confirm trials, 0 of 20 done" in said
-    assert "[1/20] tune flatnce 2 of 4  knn_accuracy 0.9" in said
+    assert "[1/20] tune temperature=0.1 2 of 4  knn_accuracy 0.9" in said
     assert "\x1b" not in "".join(said)
 
 
