@@ -30,7 +30,7 @@ from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.context import USUAL, Options, RetryFailed, RunContext
 from orchestrator.run_dir.creation import SweepChanged
 from orchestrator.run_dir.folder import RunError, RunFolder
-from orchestrator.session import cluster, ending, holding
+from orchestrator.session import cluster, ending, holding, schedule
 from orchestrator.session.cluster import access, board, capacity, headwatch, picture
 from orchestrator.session.cluster.room import Room
 from orchestrator.session.cluster.sharing import Claim
@@ -103,7 +103,7 @@ def extend(folder: RunFolder, *, options: Options) -> int:
     requirements.check_places(folder, options)
     with contextlib.closing(folder.open()) as ledger, board.kept(ledger):
         plan = planning.stored(ledger.run.sweep, ledger.run.rules)
-        extension.asked(plan, ledger, options.extend)
+        extension.asked(plan, ledger, options.extend, schedule.stopped_arms(ledger.trials()))
         return _continue(RunContext(plan, folder, ledger, options))
 
 
@@ -388,7 +388,8 @@ def _apply(context: RunContext) -> None:
     if options.retry is not None:
         apply_retry(context.ledger, options.retry)
     if options.extend is not None:
-        extension.record(context.plan, context.ledger, options.extend)
+        stopped = schedule.stopped_arms(context.ledger.trials())
+        extension.record(context.plan, context.ledger, options.extend, stopped)
 
 
 def apply_retry(ledger: Ledger, retry: RetryFailed) -> None:

@@ -44,17 +44,18 @@ def recorded(ledger: Ledger) -> list[Extension]:
     return [Extension(**json.loads(event.text)) for event in ledger.events(KIND)]
 
 
-def record(plan: Plan, ledger: Ledger, wanted: Extend) -> list[Extension]:
-    """Add to a run what a person asks for. Raises RunError, and then nothing has changed."""
-    added = asked(plan, ledger, wanted)
+def record(plan: Plan, ledger: Ledger, wanted: Extend, stopped: Collection[str] = ()) -> list[Extension]:
+    """Add to a run what a person asks for. stopped: arms of which nothing more is begun. Raises RunError, and then
+    nothing has changed."""
+    added = asked(plan, ledger, wanted, stopped)
     for extension in added:
         ledger.event(KIND, json.dumps(asdict(extension)))
     return added
 
 
-def asked(plan: Plan, ledger: Ledger, wanted: Extend) -> list[Extension]:
+def asked(plan: Plan, ledger: Ledger, wanted: Extend, stopped: Collection[str] = ()) -> list[Extension]:
     """Return what a request would add to a run. Raises RunError for one that cannot be met."""
-    arms = _meant(plan, ledger, wanted)
+    arms = _meant(plan, ledger, wanted, stopped)
     taken = [*plan.tune_seeds, *plan.confirm_seeds, *(seed for old in recorded(ledger) for seed in old.seeds)]
     first, added = max(taken) + 1, []
     for seeds, trials in ((len(plan.confirm_seeds) if wanted.trials else 0, wanted.trials), (wanted.seeds, 0)):
@@ -66,7 +67,7 @@ def asked(plan: Plan, ledger: Ledger, wanted: Extend) -> list[Extension]:
     return added
 
 
-def _meant(plan: Plan, ledger: Ledger, wanted: Extend) -> list[str]:
+def _meant(plan: Plan, ledger: Ledger, wanted: Extend, stopped: Collection[str]) -> list[str]:
     """Check a request against the run, and list the arms that are meant."""
     labels, frozen, trials = [arm.label for arm in plan.arms], ledger.frozen(), ledger.trials()
     if plan.repeats > 1:
@@ -78,15 +79,19 @@ def _meant(plan: Plan, ledger: Ledger, wanted: Extend) -> list[str]:
     for label in wanted.arms:
         if label not in labels:
             raise RunError(f"{label!r} is no arm of this run{nearest(label, labels)}; it has {', '.join(labels)}")
-        if label not in frozen:
+        if label not in frozen or label in stopped:
             raise RunError(f"arm {label!r} has no setting that was confirmed, so there is nothing to add to")
-    open_ = sum(trial.state not in HAS_ENDED for trial in trials)
+    open_ = sum(trial.state not in HAS_ENDED for trial in trials if trial.arm not in stopped)
     if open_ or not frozen:
         what = f"{open_} of its trials have not ended" if open_ else "no arm is tuned yet"
         raise RunError(f"the run is under way ({what}); resume it first, then extend it")
     if wanted.trials > 0 and plan.sweep.tune is None:
         raise RunError("the sweep has no [tune], so there are no further settings to try; give --seeds +6")
-    arms = [label for label in labels if label in frozen and (not wanted.arms or label in wanted.arms)]
+    arms = [
+        label
+        for label in labels
+        if label in frozen and label not in stopped and (not wanted.arms or label in wanted.arms)
+    ]
     if wanted.trials > 0:
         more = wanted.trials + sum(old.trials for old in recorded(ledger))
         leaders = {plan.searched_with.get(label, label) for label in arms}

@@ -10,6 +10,7 @@ import pytest
 from ledgers import BETTER, Begin, Run, answer_of, finished
 
 from orchestrator.ledger import Point, Suggestion, Trial
+from orchestrator.ledger.stored import JsonObject
 
 CROSSED = """
 [compare]
@@ -158,7 +159,7 @@ def tuned_to(begin: Begin, space: str, rates: list[float], *, lead: float = 0.05
     )
     for arm in BETTER:
         for number, rate in enumerate(rates):
-            setting = {"optimizer.lr": rate}
+            setting: JsonObject = {"optimizer.lr": rate}
             trials = [
                 Trial(p.id, "tune", arm, p.seed, p.job.model_dump(mode="json"), number=number)
                 for p in run.plan.tune_trials(arm, number, setting)

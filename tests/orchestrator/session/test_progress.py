@@ -31,7 +31,9 @@ def test_piped_progress_is_plain_lines_and_survives_a_redirected_stdout(
 ) -> None:
     progress = Progress(context(ledger))
     progress.detach()
-    trial = Trial(id="abc", stage="tune", arm="temperature=0.1", seed=0, number=1, job={}, state="done", started=1.0, ended=3.5)
+    trial = Trial(
+        id="abc", stage="tune", arm="temperature=0.1", seed=0, number=1, job={}, state="done", started=1.0, ended=3.5
+    )
     ledger.add_trials([trial])
     progress.tell("knn_accuracy 0.9", trial)
     progress.tell("attempt 1 of trial x was cut short; it continues", None)

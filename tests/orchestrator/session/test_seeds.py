@@ -266,6 +266,27 @@ def test_an_extension_that_is_killed_is_continued_by_a_resumption(tmp_path: Path
         assert trained(ledger) == {"temperature=0.1": 11, "temperature=0.2": 11}
 
 
+def test_a_run_with_an_arm_that_was_stopped_is_extended_without_it(tmp_path: Path) -> None:
+    """Its trials stay queued for ever. Mutant check: counting them as trials that have not ended."""
+    levels = {0.1: 0.0, 0.2: 0.0, 0.5: 0.0}
+    sweep = changes(levels, confirm={"seeds": 7})
+
+    def fail(dispatch: Dispatch) -> dict[str, Any] | Failure:
+        if dispatch.job["loss"]["temperature"] == 0.5:
+            return Failure("user_error", None, "no such thing", "")
+        return answer(levels)(dispatch)
+
+    with opened(tmp_path, sweep) as (session, ledger, _, _plan):
+        session.start()
+        play(session, fail)
+        assert ledger.trials(state="queued")
+    with opened(tmp_path, sweep) as (session, ledger, _, plan):
+        extension.record(plan, ledger, Extend(seeds=2), ["temperature=0.5"])
+        session.start()
+        play(session, fail)
+        assert trained(ledger) == {"temperature=0.1": 9, "temperature=0.2": 9}
+
+
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
