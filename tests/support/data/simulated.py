@@ -114,6 +114,15 @@ def power_beside_holm(effects: Sequence[float], n: int, *, sweeps: int) -> tuple
     return float(found[0]) / sweeps, float(found[1]) / sweeps
 
 
+def equivalence_rate(shape: tuple[Draw, Draw], n: int, *, sweeps: int) -> Rate:
+    """Single contrasts of which the true difference, of 1, is the smallest that matters, and that are called equivalent
+    at 0.05."""
+    rng, wrong = np.random.default_rng([9, n]), 0
+    for _ in range(sweeps):
+        wrong += equivalence_p(differences(rng, shape, n, [1.0])[:, 0], 1.0) <= ALPHA
+    return Rate(wrong, sweeps)
+
+
 @dataclass(frozen=True)
 class Judged:
     """What decides on one contrast."""
