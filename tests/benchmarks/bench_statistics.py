@@ -14,7 +14,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from nullsweeps import Sampler, sweeps
+from nullsweeps import CONFIRM, Sampler, sweeps
 from simulated import (
     SHAPES,
     UNLIKE,
@@ -155,25 +155,29 @@ def test_what_intervals_of_means_and_rates_hold() -> None:
 
 
 def test_looks() -> None:
-    looks = (7, 10, 14)
-    print(f"\nlooks at {looks} seeds; 4,000 sweeps of each")
+    looks, whole, divided = (7, 10, 14), levels(1, 0.0), levels(3, 1.0)
+    print(f"\nlooks at {looks} seeds, whole courses; 4,000 sweeps of one contrast, 2,000 of several")
     too_often = []
-    for m in (1, 3, 7):
-        course = looked_at([0.0] * m, looks, ALPHA, sweeps=4000)
-        print(f"  without differences, m = {m}: {course.any_rejected.share:.3f} false  given: 0.045 to 0.054")
-        too_often += [(m, course)] if course.any_rejected.exceeds(ALPHA) else []
-    for effects, alpha, given in (
-        ((1.0,), 0.05, "0.88 with 10.0 (fixed 10: 0.78)"),
-        ((1.5,), 0.05, "1.00 with 8.2"),
-        ((1.0,) * 7, 0.04, "0.69 with 11.9 (fixed 10: 0.57)"),
+    for m, count in ((1, 4000), (3, 2000), (7, 2000)):
+        found = looked_at([0.0] * m, looks, whole, sweeps=count)
+        print(f"  without differences, m = {m}: {found.wrong.share:.3f} false  given: 0.045 to 0.054")
+        too_often += [(m, found)] if found.wrong.exceeds(ALPHA) else []
+    for m in (3, 7):
+        effects = [0.0] * (m - m // 2) + [1.0] * (m // 2)
+        found = looked_at(effects, looks, divided, smallest_difference=1.0, sweeps=2000)
+        print(f"  {m // 2} of {m} differ by as much as matters: {found.wrong.share:.3f} with any wrong claim")
+        too_often += [(m, found)] if found.wrong.exceeds(ALPHA) else []
+    for effects, at_levels, count, given in (
+        ([1.0], whole, 4000, "0.88 with 10.0 (fixed 10: 0.78)"),
+        ([1.5], whole, 4000, "1.00 with 8.2"),
+        ([1.0] * 7, divided, 2000, "0.69 with 11.9 (fixed 10: 0.57)"),
     ):
-        course = looked_at(effects, looks, alpha, sweeps=4000)
-        fixed = looked_at(effects, (10,), alpha, sweeps=4000)
+        found, fixed = (looked_at(effects, at, at_levels, sweeps=count) for at in (looks, (10,)))
         print(
-            f"  {effects[0]:g} sd, m = {len(effects)}: power {course.power:.2f} with {course.seeds:.1f} seeds"
+            f"  {effects[0]:g} sd, m = {len(effects)}: power {found.power:.2f} with {found.seeds:.1f} seeds"
             f" (fixed 10: {fixed.power:.2f})  given: {given}"
         )
-        assert course.power > fixed.power
+        assert found.power > fixed.power
     by_hand = looked_at_by_hand((6, 9, 12), sweeps=4000)
     print(f"  tested by hand at 6, 9, 12: {by_hand.share:.3f} false  given: 0.093")
     assert by_hand.exceeds(ALPHA), "or this simulation would not see a level that is broken"
@@ -201,12 +205,23 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("sampler", ["random", "grid", "tpe", "gp"])
 def test_null_sweeps_through_a_session(sampler: Sampler, folder: Path, pool: Executor) -> None:
     """A switch that does nothing is never better or worse. Of equal methods with noise of their own the rate is shown:
-    arms are confirmed at what each was tuned to, and that one found a better setting is no chance of the seeds that
-    are left. It is to be asserted where an arm is tuned anew for every unit of the test."""
-    found = sweeps(sampler, 500, folder, pool)
+    arms are confirmed at what each was tuned to, and that one found a better setting is no chance of its seeds."""
+    found = sweeps(500, pool, sampler=sampler, folder=folder)
     idle, equal = (Rate(sum(one[k].verdict != "inconclusive" for one in found), len(found)) for k in (0, 1))
     print(
         f"\n{len(found)} null sweeps through Session, {sampler}: idle switch {idle.share:.3f} false (given: 0), equal "
         f"methods {equal.share:.3f} false (given: 0.11 to 0.17)"
     )
     assert idle.count == 0
+
+
+def test_equal_methods_that_are_tuned_anew_for_every_unit(folder: Path, pool: Executor) -> None:
+    """Then that one setting is better than another is chance too."""
+    found = sweeps(500, pool, sampler="random", folder=folder, repeats=CONFIRM)
+    idle, equal = (Rate(sum(one[k].verdict != "inconclusive" for one in found), len(found)) for k in (0, 1))
+    print(
+        f"\n{len(found)} null sweeps through Session, random, {CONFIRM} repeats: idle switch {idle.share:.3f} false, "
+        f"equal methods {equal.share:.3f} false (given: at most {ALPHA})"
+    )
+    assert idle.count == 0
+    assert not equal.exceeds(ALPHA)

@@ -20,6 +20,7 @@ import numpy as np
 from test_session import opened, play
 
 from jobs.config import canonical
+from orchestrator.session.schedule import confirming
 from orchestrator.session.writer import Dispatch
 from orchestrator.statistics import Comparison, compare
 
@@ -42,8 +43,11 @@ TRIALS = 7
 """Suggestions of an arm, of which tpe and gp choose three by what was measured. Of 42 trials a sweep costs 0.3 CPU
 seconds, and 0.6 with gp."""
 
+TRIALS_OF_REPEAT = 3
+"""Suggestions of an arm in each repeat of its tuning."""
+
 CONFIRM = 7
-"""Confirm seeds: the joint test then rejects 3 of 64 assignments."""
+"""Confirm seeds, or repeats: the joint test then rejects 3 of 64 assignments."""
 
 
 def measured(number: int, job: Mapping[str, Any]) -> float:
@@ -60,9 +64,11 @@ def _drawn(*key: float | str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.sha256(canonical(list(key)).encode()).digest()[:8], "big"))
 
 
-def sweep(sampler: Sampler, number: int, folder: Path) -> tuple[Comparison, Comparison]:
-    """Run one sweep in a new folder inside this one, and compare IDLE and EQUAL with BASE."""
-    tune = {"sampler": sampler, "seed": number, "trials": TRIALS, "space": GRID if sampler == "grid" else SPACE}
+def sweep(number: int, *, sampler: Sampler, folder: Path, repeats: int = 1) -> tuple[Comparison, Comparison]:
+    """Run one sweep in a new folder inside this one, and compare IDLE and EQUAL with BASE. repeats: of its tuning, each
+    of which has a confirm seed, and fewer suggestions."""
+    tune = {"sampler": sampler, "seed": number, "space": GRID if sampler == "grid" else SPACE}
+    tune |= {"trials": TRIALS} if repeats == 1 else {"trials": TRIALS_OF_REPEAT, "repeats": repeats}
     changes = {
         "metric": {"name": "knn_accuracy"},
         "job": {
@@ -73,7 +79,7 @@ def sweep(sampler: Sampler, number: int, folder: Path) -> tuple[Comparison, Comp
         },
         "compare": {"loss.name": [BASE, IDLE, EQUAL]},
         "tune": tune,
-        "confirm": {"seeds": CONFIRM},
+        "confirm": {"seeds": CONFIRM if repeats == 1 else repeats},
     }
 
     def answer(dispatch: Dispatch) -> dict[str, Any]:
@@ -91,15 +97,15 @@ def sweep(sampler: Sampler, number: int, folder: Path) -> tuple[Comparison, Comp
     ):
         session.start()
         play(session, answer)
-        values: dict[str, dict[int, float]] = {arm.label: {} for arm in plan.arms}
-        for trial in ledger.trials(stage="confirm"):
-            assert trial.metric is not None
-            values[trial.arm][trial.seed] = trial.metric
-        idle, equal = compare(values, plan.contrasts, seeds=plan.confirm_seeds, resamples=9)
+        units = confirming.by_unit(plan, confirming.values(ledger.trials(stage="confirm")), {})
+        idle, equal = compare(units.values, plan.contrasts, seeds=units.names, resamples=9)
     assert (idle.a, idle.complete, equal.a, equal.complete) == (IDLE, True, EQUAL, True)
     return idle, equal
 
 
-def sweeps(sampler: Sampler, count: int, folder: Path, pool: Executor) -> list[tuple[Comparison, Comparison]]:
+def sweeps(
+    count: int, pool: Executor, *, sampler: Sampler, folder: Path, repeats: int = 1
+) -> list[tuple[Comparison, Comparison]]:
     """Run so many sweeps, by several processes."""
-    return list(pool.map(partial(sweep, sampler, folder=folder), range(count), chunksize=5))
+    one = partial(sweep, sampler=sampler, folder=folder, repeats=repeats)
+    return list(pool.map(one, range(count), chunksize=5))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,7 @@ from orchestrator.statistics import (
     Alpha,
     Interval,
     bca_interval,
+    course,
     equivalence_p,
     holm,
     sign_flip_p,
@@ -28,6 +29,7 @@ from orchestrator.statistics import (
     wilson_interval,
 )
 from orchestrator.statistics.joint import difference_interval, joint_test
+from orchestrator.statistics.looks import Looks, Trained
 from orchestrator.statistics.numbers import TIE
 
 Floats = NDArray[np.float64]
@@ -258,36 +260,35 @@ def _largest(d: Floats, signs: Floats) -> Floats:
 class Course:
     """What a sweep with looks comes to."""
 
-    any_rejected: Rate
+    wrong: Rate
+    """Sweeps with any wrong claim."""
+
     power: float
     """Mean over the contrasts that differ; 0 without any."""
 
     seeds: float
-    """Mean number of seeds of a contrast, which ends with its verdict."""
+    """Mean number of seeds of an arm."""
 
 
-def looked_at(effects: Sequence[float], looks: Sequence[int], alpha: float, *, sweeps: int) -> Course:
-    """Judge sweeps at each look. A contrast that is rejected ends, and the family is what is open."""
+def looked_at(
+    effects: Sequence[float], looks: Sequence[int], levels: Alpha, *, smallest_difference: float = 0.0, sweeps: int
+) -> Course:
+    """Follow sweeps from look to look: a contrast that is found to differ ends, and the sweep does where no seeds would
+    help. effects: each 0, or at least the smallest difference that matters."""
     rng, real = np.random.default_rng([7, len(effects), len(looks)]), np.asarray(effects) != 0
-    any_rejected, power, seeds = 0, 0.0, 0.0
+    planned = Looks(looks, range(looks[-1]), (levels.difference, levels.equivalence), "max", smallest_difference)
+    names = [str(arm) for arm in range(len(effects))]
+    wrong, power, seeds = 0, 0.0, 0.0
     for _ in range(sweeps):
-        ended = ends_of(differences(rng, SHAPES["normal"], looks[-1], effects), looks, alpha)
-        any_rejected += bool(ended)
-        power += sum(real[contrast] for contrast in ended) / max(1, int(real.sum()))
-        seeds += float(np.mean([ended.get(contrast, looks[-1]) for contrast in range(len(effects))]))
-    return Course(Rate(any_rejected, sweeps), float(power) / sweeps, seeds / sweeps)
-
-
-def ends_of(d: Floats, looks: Sequence[int], alpha: float) -> Mapping[int, int]:
-    """Contrasts that are rejected, and the seeds at which they are."""
-    ended = dict[int, int]()
-    for taken, n in enumerate(looks, start=1):
-        still_open = [contrast for contrast in range(d.shape[1]) if contrast not in ended]
-        judged = joint_test(d[:n, still_open], alpha, looks=looks, taken=taken)
-        ended |= {contrast: n for contrast, one in zip(still_open, judged, strict=True) if one.rejected}
-        if len(ended) == d.shape[1]:
-            break
-    return ended
+        d = differences(rng, SHAPES["normal"], looks[-1], effects)
+        values = {"base": dict.fromkeys(range(looks[-1]), 0.0)}
+        values |= {arm: dict(enumerate(column)) for arm, column in zip(names, d.T.tolist(), strict=True)}
+        ended = course(Trained(values), [(arm, "base") for arm in names], planned)
+        claims = np.array([ended.standing[arm, "base"].claim for arm in names])
+        wrong += bool(((claims == "differs") & ~real | (claims == "equivalent") & real).any())
+        power += float(((claims == "differs") & real).sum()) / max(1, int(real.sum()))
+        seeds += float(np.mean([ended.due[arm] for arm in names]))
+    return Course(Rate(wrong, sweeps), power / sweeps, seeds / sweeps)
 
 
 def looked_at_by_hand(looks: Sequence[int], *, sweeps: int) -> Rate:
