@@ -37,8 +37,9 @@ fmt: .venv/installed ## format the code and apply safe lint fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/installed ## measure what the documentation quotes
-	$(BIN)/python -m pytest tests/benchmarks -m "not soak" -s --override-ini "python_files=bench_*.py"
+# ONLY=statistics: tests/benchmarks/bench_statistics.py alone.
+bench: .venv/installed ## measure what the documentation quotes; ONLY=statistics: that benchmark alone
+	$(BIN)/python -m pytest tests/benchmarks$(ONLY:%=/bench_%.py) -m "not soak" -s --override-ini "python_files=bench_*.py"
 
 # FOLDER=DIR: of another checkout, such as of an earlier commit.
 house: .venv/installed ## figures of the code: how large its parts are, what points up; an error over a limit

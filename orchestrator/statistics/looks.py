@@ -13,7 +13,9 @@ first: the course is a function of the values. Each look asks, in this order:
 
 What a look has decided stays, whatever later looks would say.
 
-Error rates as measured: see `make bench ONLY=statistics`.
+Error rates as measured by `make bench ONLY=statistics`, at 7, 10 and 14 seeds (4,000 sweeps of one contrast, 2,000 of
+three and seven): 0.052, 0.055, 0.051 without differences at 0.05; 0.037 with any wrong claim where a part of the
+contrasts differs by as much as matters. To test by hand at 6, 9 and 12 seeds is wrong in 0.087.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """How many seeds a question takes: known before anything runs, and said where the answer is `inconclusive`.
 
 The power is that of the two-sided t test on paired differences, to which the sign-flip test comes close from eight
-seeds on. Assumption: normal differences; `effect` is a difference in units of their standard deviation.
+seeds on. Assumption: normal differences; `effect` is a difference in units of their standard deviation. As measured by
+simulated joint tests of sweeps whose arms share a baseline (8 to 20 seeds, 1, 3 and 7 contrasts, 2,000 sweeps of each):
+what is found four times in five lies within 0.03 of `detectable`.
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ def sign_flip_p(differences: ArrayLike) -> float:
     to EXACT_UP_TO differences: sums of one half are sorted and those of the other looked up in them, so 2^(n/2) sums
     do the work of 2^n. Beyond, DRAWS random assignments from a fixed seed, and p = (1 + hits) / (1 + DRAWS), which is
     a valid p-value itself (Phipson and Smyth 2010). No differences, or only zeros: 1.
+
+    Assumption: without a difference each could as well have the other sign. Error rates: those of joint.py for m = 1.
     """
     d = vector(differences)
     at_least = float(abs(d.sum()) - TIE * max(1.0, np.abs(d).sum()))
@@ -59,8 +61,9 @@ def one_sided_p(differences: ArrayLike) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Apply Holm's step-down adjustment to p-values, in the order given: the k-th smallest times (m + 1 - k), at most
-    1, and never below the value before it."""
+    """Apply Holm's step-down adjustment (1979) to p-values, in the order given: the k-th smallest times (m + 1 - k), at
+    most 1, and never below the value before it. However they depend on each other, any is wrongly below a level at most
+    as often as the level says."""
     p = vector(ps)
     order = np.argsort(p, kind="stable")
     stepped = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
@@ -71,12 +74,16 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 def equivalence_p(differences: ArrayLike, smallest_difference: float) -> float:
     """Compute p of the hypothesis that the mean difference is at least `smallest_difference` in size, by two one-sided
-    t tests (TOST), the larger p of the two.
+    t tests (TOST; Schuirmann 1987), the larger p of the two.
 
     For one contrast p <= 0.05 says the same as "the 90% t interval lies inside +-smallest_difference". For several the
     p-values go through `holm`, so that the k-th smallest of m is held to a 1 - 2 * 0.05 / (m + 1 - k) interval.
     1 below two differences; never below 0.5 where no smallest difference (0) was declared; 0 for equal differences
     within it, which have no spread to hold them against.
+
+    Assumption: normal differences. As measured where the true difference is the smallest that matters (6,000 of each,
+    alpha 0.05, n = 6, 8, 12; normal, t3 and exponential arms): 0.042 to 0.051. Arms of unlike shape, whose differences
+    are skewed: 0.03 to 0.07 of one spread, up to 0.11 against a baseline of half the spread.
     """
     d = vector(differences)
     n = len(d)

@@ -1,4 +1,4 @@
-"""What keyed dropout costs beside nn.Dropout, and in a whole training step: `python tests/benchmarks/bench_dropout.py`.
+"""What keyed dropout costs beside nn.Dropout, and in a whole training step: `make bench ONLY=dropout`.
 
 Both sides take turns in one process, and the fastest of several turns counts, so a busy machine does little harm to the
 ratios. Shapes: hidden states of a small ViT, of BERT-base, and the attention weights of BERT-base.
@@ -6,7 +6,6 @@ ratios. Shapes: hidden states of a small ViT, of BERT-base, and the attention we
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -60,8 +59,7 @@ def model(task: str, dropout: float, *, keyed: bool = True) -> ContrastiveModel:
     return made
 
 
-def main() -> None:
-    """Print milliseconds and ratios."""
+def test_keyed_dropout_beside_that_of_torch() -> None:
     torch.set_num_threads(1)
     lines = [f"{'forward and backward, one thread, p = 0.1':52}{'keyed':>9}{'nn':>9}{'ratio':>8}"]
     for shape in [(128, 17, 64), (64, 32, 768), (64, 12, 32, 32)]:
@@ -78,8 +76,4 @@ def main() -> None:
         keyed, plain, none = fastest_ms(10, *sides)
         name = f"step of the small {task} encoder, batch 64"
         lines.append(f"{name:52}{keyed:6.1f} ms{plain:6.1f} ms{keyed / plain:8.2f}   without dropout {none:.1f} ms")
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    print("\n" + "\n".join(lines))

@@ -82,15 +82,17 @@ def study_of(mode: str, *, sampler: BaseSampler | None = None, pruner: BasePrune
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Have torch compute in this thread alone while this lasts. A process of few points gains nothing from more, which
-    wait for one another while ranks have the processors; and what is suggested should not be a matter of how many there
-    are."""
+    """Have torch and the BLAS of scipy compute in this thread alone while this lasts. A process of few points gains
+    nothing from more, which wait for one another while ranks have the processors; and what is suggested should not be a
+    matter of how many there are. Optuna asks OpenBLAS by a variable, which one that is loaded already never reads."""
     import torch
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(limits=1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(before)
 

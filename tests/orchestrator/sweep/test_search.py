@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import JsonValue
+from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
 from jobs.config import canonical
 from orchestrator.sweep import Tune
@@ -87,23 +88,27 @@ def test_the_history_does_matter(sampler: str) -> None:
     assert ask(tune(sampler=sampler), 14, HISTORY) != ask(tune(sampler=sampler), 14, other)
 
 
-def test_gp_computes_in_one_thread_and_leaves_torch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside ranks that train, two threads on two processors took three times as long."""
+def test_gp_computes_in_one_thread_and_leaves_torch_and_blas_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside ranks that train, two threads on two processors took three times as long; in BLAS alone, eight times."""
     import optuna
     import torch
 
-    seen, before = list[int](), torch.get_num_threads()
+    def blas() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    seen, before = list[tuple[int, set[int]]](), torch.get_num_threads()
     ask_relative = optuna.samplers.GPSampler.sample_relative
 
     def sample_relative(*arguments: Any) -> Any:
-        seen.append(torch.get_num_threads())
+        seen.append((torch.get_num_threads(), blas()))
         return ask_relative(*arguments)
 
     monkeypatch.setattr(optuna.samplers.GPSampler, "sample_relative", sample_relative)
     torch.set_num_threads(2)
     try:
-        ask(tune(sampler="gp"), 14, HISTORY)
-        assert (seen, torch.get_num_threads()) == ([1], 2)
+        with threadpool_limits(limits=2, user_api="blas"):
+            ask(tune(sampler="gp"), 14, HISTORY)
+            assert (seen, torch.get_num_threads(), blas()) == ([(1, {1})], 2, {2})
     finally:
         torch.set_num_threads(before)
 

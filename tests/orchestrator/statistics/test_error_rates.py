@@ -1,0 +1,126 @@
+"""How often a verdict is wrong, by simulation from fixed seeds: a small part of `make bench ONLY=statistics`."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nullsweeps import Sampler, sweeps
+from simulated import (
+    SHAPES,
+    UNLIKE,
+    Rate,
+    coverage,
+    coverage_of_rates,
+    detectable,
+    differences,
+    judged,
+    looked_at,
+    looked_at_by_hand,
+    null_rate,
+    power_beside_holm,
+    wrong_claims,
+)
+
+from orchestrator.statistics import ALPHA, Alpha, compare, levels, power
+
+SEVEN = (0.0, 0.0, 0.0, 1.0, 1.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize("truth", [(0.0, 0.0, 1.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)], ids=str)
+def test_any_wrong_claim_of_a_sweep_is_as_rare_as_both_levels_together(truth: tuple[float, ...]) -> None:
+    """Nothing, everything or a part of it differs by as much as matters. Mutant check: 0.05 for each, by which a sweep
+    is wrong in both ways, is above where a part of it differs."""
+    divided, whole = wrong_claims(truth, 8, 1.0, [levels(3, 1.0), Alpha(ALPHA, ALPHA)], sweeps=600)
+    assert not divided.exceeds(ALPHA, errors=0)
+    assert divided.count > 0
+    assert (whole.share > ALPHA) == (0 < sum(truth) < 3)
+
+
+def test_what_is_simulated_is_the_verdict_of_compare() -> None:
+    rng, contrasts, said = np.random.default_rng(0), [(arm, "base") for arm in "abc"], set[str]()
+    for _ in range(30):
+        d = differences(rng, SHAPES["normal"], 12, (0.0, 0.5, 2.0)) / 2
+        values = {arm: dict(enumerate(d[:, k])) for k, arm in enumerate("abc")} | {
+            "base": dict.fromkeys(range(12), 0.0)
+        }
+        found = compare(values, contrasts, seeds=range(12), smallest_difference=0.7, resamples=9)
+        assert [one.claim(levels(3, 0.7)) for one in judged(d, 0.7)] == [one.verdict for one in found]
+        said |= {one.verdict for one in found}
+    assert said >= {"equivalent", "a_better", "inconclusive"}
+
+
+@pytest.mark.parametrize(
+    ("name", "m"), [("exponential, normal baseline", 3), ("exponential, baseline half as wide", 7)]
+)
+def test_arms_of_unlike_shape_are_as_often_wrong_as_documented(name: str, m: int) -> None:
+    """The assumption matters: of these a rate above nominal is expected."""
+    shape, documented = UNLIKE[name]
+    rate = null_rate(shape, 10, m, sweeps=800)
+    assert not rate.exceeds(documented)
+    assert rate.share > documented - 0.03
+
+
+@pytest.mark.parametrize(
+    ("shape", "effects"), [("normal", (0.0,) * 3), ("normal", (0.0, 1.0, 2.0)), ("exponential", SEVEN), ("t3", (0.0,))]
+)
+def test_intervals_hold_what_is_true_as_often_as_documented(shape: str, effects: tuple[float, ...]) -> None:
+    """Mutant check: an interval by twice the count."""
+    alpha = levels(len(effects), 0.01).difference
+    held = coverage(SHAPES[shape], effects, 8, alpha, sweeps=400)
+    assert held.lowest > 0.94 - 0.02
+    assert held.all_at_once.share > 0.88 - 0.03
+    if not any(effects):
+        missed = Rate(held.all_at_once.of - held.all_at_once.count, held.all_at_once.of)
+        assert not missed.exceeds(alpha, errors=3)
+
+
+@pytest.mark.parametrize("n", [6, 20, 100])
+def test_the_interval_of_a_rate_holds_it_as_often_as_it_says_on_average(n: int) -> None:
+    lowest, mean = coverage_of_rates(n)
+    assert mean == pytest.approx(0.955, abs=0.01)
+    assert lowest > 0.83
+
+
+@pytest.mark.parametrize("m", [1, 3, 7])
+def test_looks_keep_the_level_of_a_whole_family(m: int) -> None:
+    """A contrast that is found to differ ends, and the others go on. Mutant check: each look at the whole of alpha."""
+    assert not looked_at([0.0] * m, (7, 10, 14), levels(1, 0.0), sweeps=400).wrong.exceeds(ALPHA, errors=3)
+
+
+def test_looks_find_more_with_fewer_seeds_than_a_fixed_number() -> None:
+    """Seven contrasts of one standard deviation: 0.69 with 11.9 seeds each, and 0.57 with ten."""
+    found, fixed = (looked_at([1.0] * 7, looks, levels(7, 1.0), sweeps=200) for looks in ((7, 10, 14), (10,)))
+    assert found.power == pytest.approx(0.69, abs=0.05)
+    assert found.seeds == pytest.approx(11.9, abs=0.4)
+    assert fixed.power == pytest.approx(0.57, abs=0.05)
+
+
+def test_a_test_at_every_look_by_hand_would_be_seen_to_break_the_level() -> None:
+    rate = looked_at_by_hand((6, 9, 12), sweeps=2000)
+    assert rate.exceeds(ALPHA)
+    assert rate.share == pytest.approx(0.093, abs=0.02)
+
+
+def test_the_joint_test_finds_what_holm_cannot_at_six_seeds() -> None:
+    by_holm, jointly = power_beside_holm(SEVEN, 6, sweeps=200)
+    assert by_holm == 0
+    assert jointly == pytest.approx(0.41, abs=0.04)
+
+
+@pytest.mark.parametrize(("n", "m"), [(8, 1), (10, 3)])
+def test_what_seeds_are_said_to_find_they_find(n: int, m: int) -> None:
+    alpha = levels(m, 0.01).difference
+    assert detectable(n, m, alpha, sweeps=500) == pytest.approx(power.detectable(n, alpha, m), abs=0.1)
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "grid"])
+def test_a_switch_that_does_nothing_is_never_better_or_worse(sampler: Sampler, tmp_path: Path) -> None:
+    """Through Session, tuned and confirmed. Mutant check: samplers seeded by the label of the arm."""
+    with ThreadPoolExecutor(1) as here:
+        found = sweeps(4, here, sampler=sampler, folder=tmp_path)
+    assert [(idle.delta, idle.verdict) for idle, _ in found] == [(0.0, "inconclusive")] * 4
+    assert all(equal.delta for _, equal in found), "an arm with noise of its own differs"
