@@ -30,6 +30,7 @@ from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.context import USUAL, Options, RetryFailed, RunContext
 from orchestrator.run_dir.creation import SweepChanged
 from orchestrator.run_dir.folder import RunError, RunFolder
+from orchestrator.run_dir.rows import RowFiles
 from orchestrator.session import cluster, ending, holding, schedule
 from orchestrator.session.cluster import access, board, capacity, headwatch, picture
 from orchestrator.session.cluster.room import Room
@@ -260,7 +261,7 @@ def _answer(session: Session, projection: tracking.Projection | None, progress: 
     from orchestrator.tracking import publish
 
     ledger, folder = session.context.ledger, session.context.folder
-    summary = None if session.storage_full else report.write(ledger, folder.report)
+    summary = None if session.storage_full else report.write(ledger, folder.report, RowFiles.of(folder))
     if summary is not None:
         progress.answer(report.table(summary))
     folder.check_in(began)  # before MLflow, which may take long

@@ -2,7 +2,7 @@
 
 TRIALS is a folder, or a URI of pyarrow.fs; of a bucket one trial after another is downloaded and then looked at.
 
-    {"trial", "job", "result", "points": [[key, step, value]], "repeated", "torn", "missing",
+    {"trial", "job", "result", "rows", "points": [[key, step, value]], "repeated", "torn", "missing",
      "checkpoints": [{"name", "step", "fault"}], "quarantine", "leftovers", "faults"}
 
 Every checkpoint is read and hashed. Imports neither torch nor ray, so that it answers as fast as the disk does.
@@ -19,7 +19,7 @@ from typing import TypedDict
 
 from jobs.artifacts import manifest
 from jobs.artifacts.bucket import Bucket
-from jobs.artifacts.trial_dir import ATTEMPT, JOB, POINTS, POINTS_TOLD, RESULT, points_in, read_attempt
+from jobs.artifacts.trial_dir import ATTEMPT, JOB, POINTS, POINTS_TOLD, RESULT, ROWS, points_in, read_attempt
 from jobs.core.failures import words_of
 from jobs.core.plain import visible_lines
 
@@ -38,6 +38,7 @@ class TrialRecord(TypedDict):
     trial: str
     job: object
     result: object
+    rows: str | None
     points: list[tuple[str, int, float]]
     repeated: int
     torn: int
@@ -82,10 +83,11 @@ def _in_bucket(uri: str) -> Iterator[TrialRecord]:
 def audit(folder: Path) -> TrialRecord:
     """Describe what one trial's folder holds, as plain JSON.
 
-    `job` and `result` are None where there is none; `points` has the first of those that are there twice, `repeated`
-    counts the others and `torn` is 1 where a kill cut the last line short; `missing` counts those that the newest sound
-    checkpoint has passed and that are not there. The `fault` of a sound checkpoint is None; those that were set aside
-    and those that were never committed are only named. `faults` says which files cannot be read or are damaged.
+    `job` and `result` are None where there is none, `rows` is the sha256 of rows.parquet; `points` has the first of
+    those that are there twice, `repeated` counts the others and `torn` is 1 where a kill cut the last line short;
+    `missing` counts those that the newest sound checkpoint has passed and that are not there. The `fault` of a sound
+    checkpoint is None; those that were set aside and those that were never committed are only named. `faults` says
+    which files cannot be read or are damaged.
     """
     faults: list[str] = []
     _attempt(folder / ATTEMPT, faults)
@@ -102,6 +104,7 @@ def audit(folder: Path) -> TrialRecord:
         "trial": folder.name,
         "job": _json(folder / JOB, faults),
         "result": _json(folder / RESULT, faults),
+        "rows": _sha256(folder / ROWS),
         "points": points,
         "repeated": repeated,
         "torn": torn,
@@ -134,6 +137,14 @@ def _json(path: Path, faults: list[str]) -> object:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         faults.append(f"{path.name} cannot be read ({error})")
+        return None
+
+
+def _sha256(path: Path) -> str | None:
+    """Hash a file; None where it cannot be read, which is a fault where a result says that it is there."""
+    try:
+        return manifest.sha256(path)
+    except OSError:
         return None
 
 

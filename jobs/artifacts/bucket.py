@@ -61,12 +61,16 @@ class Bucket:
 
     def read(self, name: str) -> str | None:
         """Read a file's text from the store."""
-        content = self._ask(lambda: self.objects.read(name))
+        content = self.read_bytes(name)
         return None if content is None else content.decode()
 
-    def write(self, name: str, text: str) -> None:
+    def read_bytes(self, name: str) -> bytes | None:
+        """Read a file's content from the store."""
+        return self._ask(lambda: self.objects.read(name))
+
+    def write(self, name: str, content: str | bytes) -> None:
         """Write to the local folder and to the store."""
-        write_whole(self.scratch / name, text)
+        write_whole(self.scratch / name, content)
         self.publish(name)
 
     def publish(self, *names: str) -> None:

@@ -55,9 +55,12 @@ class Storage(Protocol):
         """Return the storage of the subfolder `name`."""
 
     def read(self, name: str) -> str | None:
-        """Read the content of a small file; None if it is not there."""
+        """Read the text of a small file; None if it is not there."""
 
-    def write(self, name: str, text: str) -> None:
+    def read_bytes(self, name: str) -> bytes | None:
+        """Read the content of a file; None if it is not there."""
+
+    def write(self, name: str, content: str | bytes) -> None:
         """Replace a small file in one piece. Raises StorageFull."""
 
     def publish(self, *names: str) -> None:
@@ -104,9 +107,14 @@ class Folder:
         path = self.scratch / name
         return path.read_text() if path.exists() else None
 
-    def write(self, name: str, text: str) -> None:
+    def read_bytes(self, name: str) -> bytes | None:
+        """Read a file's content."""
+        path = self.scratch / name
+        return path.read_bytes() if path.exists() else None
+
+    def write(self, name: str, content: str | bytes) -> None:
         """Write it aside, fsync it, rename it."""
-        write_whole(self.scratch / name, text)
+        write_whole(self.scratch / name, content)
 
     def publish(self, *names: str) -> None:
         """Do nothing: what is here counts."""
@@ -168,15 +176,14 @@ def temp_path(folder: Path, name: str) -> Path:
 _NUMBERS = itertools.count()
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Replace a local file in one piece; on disk, name included, on return. Raises StorageFull."""
+    whole = content.encode() if isinstance(content, str) else content
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    with disk_full_guard(
-        path.name, needed=len(text.encode()), folder=path.parent, undo=lambda: aside.unlink(missing_ok=True)
-    ):
+    with disk_full_guard(path.name, needed=len(whole), folder=path.parent, undo=lambda: aside.unlink(missing_ok=True)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w") as file:
-            file.write(text)
+        with aside.open("wb") as file:
+            file.write(whole)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

@@ -2,8 +2,8 @@
 
     job.json  points.jsonl  result.json  attempt.json
 
-Checkpoints lie beside them (checkpoint.py). What is written here is fsynced before a checkpoint that has passed it, and
-uploaded before it where the trial's files are kept in a bucket (storage.py).
+Beside them lie checkpoints (checkpoint.py) and outcomes row by row (rows.py). What is written here is fsynced before a
+checkpoint that has passed it, and uploaded before it where the trial's files are kept in a bucket (storage.py).
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from jobs.config import JobConfig
     from jobs.config.json_values import Json
 
-JOB = "job.json"
-ATTEMPT = "attempt.json"
-POINTS = "points.jsonl"
-RESULT = "result.json"
+JOB, ATTEMPT, POINTS, RESULT = "job.json", "attempt.json", "points.jsonl", "result.json"
+ROWS: Final = "rows.parquet"
 
 READING: Final = "reading"
 """Key of a result and of a checkpoint: how the encoder takes and pools its inputs, as its folder said when it began."""
@@ -333,6 +331,9 @@ class Result(TypedDict):
 
     reading: NotRequired[dict[str, object]]
     """How the encoder takes and pools its inputs; not of a function."""
+
+    rows: NotRequired[str]
+    """The sha256 of rows.parquet, where there is one."""
 
     digest: NotRequired[str]
     """Of all else; not in results of older versions."""

@@ -112,6 +112,14 @@ class Transform(Protocol):
         """Change `grad` in place, after the sum over ranks and the clipping, on every rank alike."""
 
 
+class ByRow(Protocol):
+    """What `jobs.metrics.by_row` makes of columns: a metric that is no mean over rows."""
+
+    @property
+    def value(self) -> float:
+        """The metric."""
+
+
 class ImageMetric(Protocol):
     """A metric of embeddings with labels."""
 
@@ -123,8 +131,9 @@ class ImageMetric(Protocol):
         queries: Tensor,
         query_labels: NDArray[np.generic],
         settings: object,
-    ) -> float | ArrayLike:
-        """Give a number, or one for each query. references [R, D] with labels [R], queries [Q, D] with labels [Q]."""
+    ) -> float | ArrayLike | ByRow:
+        """Give a number, or one for each query, or `by_row` of columns [Q]. references [R, D] with labels [R], queries
+        [Q, D] with labels [Q]."""
 
 
 class SentenceMetric(Protocol):
@@ -132,8 +141,8 @@ class SentenceMetric(Protocol):
 
     def __call__(
         self, *, left: Tensor, right: Tensor, scores: NDArray[np.generic], settings: object
-    ) -> float | ArrayLike:
-        """Give a number, or one for each pair. left, right [n, D]; scores [n]."""
+    ) -> float | ArrayLike | ByRow:
+        """Give a number, or one for each pair, or `by_row` of columns [n]. left, right [n, D]; scores [n]."""
 
 
 class EncodeRows(Protocol):
@@ -155,9 +164,9 @@ class Parts(Protocol):
         `hard_negatives = H` view 2 are those, [c * H, ...], all of pair 0 first. What is random is a function of seed,
         step, pairs (int64 [c], places in the batch) and view."""
 
-    def evaluate(self, encode: EncodeRows, rows: object) -> Mapping[str, float | ArrayLike]:
-        """Judge an encoder on rows: a number, or one for each row, by the name of the metric. It takes by name also
-        `references`, the rows of data.train."""
+    def evaluate(self, encode: EncodeRows, rows: object) -> Mapping[str, float | ArrayLike | ByRow]:
+        """Judge an encoder on rows: a number, or one for each row, or `by_row` of columns, by the name of the metric.
+        It takes by name also `references`, the rows of data.train."""
 
 
 class Loop(Protocol):

@@ -9,20 +9,24 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.core.outcomes import Ids, RowIds
 from jobs.core.paths import DIGITS, looked_in
 from jobs.data.faults import DataError, brief, listed, short
 from jobs.data.formats import Reader, nested, reader
 from jobs.data.formats.arrow import leave_pandas_out
 from jobs.data.resolve import HUB, File, Located, connected, locate
+
+ID, GROUP = "id", "group"
+"""Columns that tell judged rows apart, and that are equal for rows that belong together, where the data have them."""
 
 
 class Names(tuple[str, ...]):
@@ -141,6 +145,45 @@ def _read(located: Located, choose: Choose, wanted: tuple[str, ...] | None) -> R
             every.append(Names.of(opened))
     joined = _joined(tables, [name for name, _, _ in spans])
     return Rows(located.source, joined, tuple(spans), tuple(files), tuple(lines), tuple(every))
+
+
+def row_ids(rows: Rows) -> RowIds:
+    """Name rows by their column `id`, else by position, and group them by their column `group`, where every file has
+    it. Columns that cannot be read are left out: nobody has asked for them."""
+    columns = {}
+    for name in (ID, GROUP):
+        if all(names.count(name) == 1 for names in rows.names):
+            with contextlib.suppress(DataError):
+                columns[name] = read(rows.source, exactly, (name,)).table[name]
+    return ids_in(columns, len(rows))
+
+
+def ids_in(columns: Mapping[str, object], rows: int) -> RowIds:
+    """Name rows by columns `id` and `group`. Ids are whole numbers or texts, each there once, or else the rows'
+    positions count. A row whose group is null or empty is on its own."""
+    ids, groups = (_names_in(columns.get(name), rows) for name in (ID, GROUP))
+    grouped = None if groups is None or set(groups) == {None} else groups
+    if ids is None or None in ids or len(set(ids)) < rows:
+        return RowIds(range(rows), grouped)
+    return RowIds(cast("Ids", ids), grouped)
+
+
+def _names_in(column: object, rows: int) -> list[int | str | None] | None:
+    """Read whole numbers or texts, and other numbers as texts; None for any other column."""
+    if column is None:
+        return None
+    try:
+        array = column if isinstance(column, pa.ChunkedArray | pa.Array) else pa.array(np.asarray(column))
+    except (ValueError, TypeError):  # pyarrow's own are these
+        return None
+    kind, types = array.type, pa.types
+    is_text = types.is_string(kind) or types.is_large_string(kind)
+    if len(array) != rows or not (is_text or types.is_primitive(kind)):
+        return None
+    values = array.to_pylist()
+    if is_text or types.is_integer(kind):
+        return [None if value == "" else value for value in values]
+    return [None if value is None or value != value else str(value) for value in values]  # noqa: PLR0124 - nan
 
 
 def begin_of(rows: Rows, at: int, names: Sequence[str], most: int) -> dict[str, list[object]]:

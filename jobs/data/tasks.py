@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from jobs.config import JobConfig, components, protocols
 from jobs.config.protocols import Parts
+from jobs.core.outcomes import Outcomes, RowIds, outcomes_of
 from jobs.data.batches import Ids, Inputs, Views
 from jobs.data.faults import DataError
+from jobs.data.sources import GROUP, ID, ids_in
 from jobs.models.pretrained.tokenizer import Tokenizer
 from jobs.models.reading import Reading, reading
 
@@ -70,10 +72,13 @@ class Task(Protocol):
     def judged(self) -> object:
         """Read what its stage is judged on. Raises DataError."""
 
+    def row_ids(self, judged: object) -> RowIds:
+        """Tell apart the rows of `judged()`, and say which belong together. Raises DataError."""
+
     def inputs(self) -> Inputs:
         """Make two rows that any encoder of the task takes."""
 
-    def evaluate(self, encode: Encode, judged: object, *, final: bool) -> dict[str, float]:
+    def evaluate(self, encode: Encode, judged: object, *, final: bool) -> dict[str, Outcomes]:
         """Judge an encoder on `judged()`. final: at the end of the job. A nan says that it has diverged."""
 
     def check(self) -> Iterator[str]:
@@ -109,12 +114,20 @@ class OwnTask:
         """Read what its stage is judged on."""
         return self._rows(str(self._job.eval_split))
 
+    def row_ids(self, judged: object) -> RowIds:
+        """Name the rows by `id` and `group` of a table or a mapping, where it has them; else by position."""
+        columns = {}
+        if isinstance(judged, pa.Table | Mapping):
+            there = judged.column_names if isinstance(judged, pa.Table) else judged
+            columns = {name: judged[name] for name in (ID, GROUP) if name in there}
+        return ids_in(columns, count(judged))
+
     def inputs(self) -> Inputs:
         """Take the queries of the first two rows."""
         rows = np.arange(2)
         return self.examples().views(rows, seed=self._job.seed, step=1, pairs=rows).queries
 
-    def evaluate(self, encode: Encode, judged: object, *, final: bool) -> dict[str, float]:  # noqa: ARG002
+    def evaluate(self, encode: Encode, judged: object, *, final: bool) -> dict[str, Outcomes]:  # noqa: ARG002
         """Ask the class. torch's random numbers within it are the same whenever it is asked."""
         import torch
 
@@ -126,13 +139,17 @@ class OwnTask:
                 torch.manual_seed(self._job.seed)
                 outcomes = self._parts.evaluate(encode=_Finite(encode), rows=judged, **references)
         except _NotFiniteError:
-            return dict.fromkeys(self._names, float("nan"))
+            return dict.fromkeys(self._names, Outcomes(float("nan")))
         name = self._job.task
         if not isinstance(outcomes, Mapping) or not outcomes:
             raise ValueError(f"{name}: evaluate gave {outcomes!r}; it gives numbers by name, as {{'accuracy': 0.9}}")
         rows = count(judged)
-        means = {str(key): mean_of(value, rows, source=f"{name}: {key} of evaluate") for key, value in outcomes.items()}
-        metrics = {key: mean for key, mean in means.items() if np.isfinite(mean)}  # what is not is not defined
+        read = {
+            str(key): outcomes_of(given, rows, source=f"{name}: {key} of evaluate") for key, given in outcomes.items()
+        }
+        metrics = {
+            key: outcome for key, outcome in read.items() if np.isfinite(outcome.value)
+        }  # else it is not defined
         self._names = tuple(metrics) or (NOT_FINITE,)
         return metrics
 
@@ -247,20 +264,6 @@ class _Indexed(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, at: NDArray[np.int64]) -> object: ...
-
-
-def mean_of(outcome: float | ArrayLike, rows: int, *, source: str) -> float:
-    """Average a metric over the rows, or return its one number. Raises ValueError, with words that begin with `source`,
-    for what is neither a number nor one for each row."""
-    import torch
-
-    given = outcome.detach().cpu() if isinstance(outcome, torch.Tensor) else outcome
-    values = np.asarray(given, dtype=np.float64)
-    if values.ndim and values.shape != (rows,):
-        raise ValueError(
-            f"{source} gave {list(values.shape)} for {rows} rows; a metric gives one number, or one for each row"
-        )
-    return float(values.mean())
 
 
 def _as_inputs(given: Tensor | Mapping[str, Tensor], size: int, task: str) -> Inputs:

@@ -25,12 +25,13 @@ from jobs.config import JobConfig, components
 from jobs.config.components import metric_name
 from jobs.config.sections import MEASURED
 from jobs.core.collectives import gather_rows, rank_of, world_of
-from jobs.data.tasks import Task, mean_of, task_of
+from jobs.core.outcomes import Outcomes, by_row, mean_of, numbers, outcomes_of
+from jobs.data.tasks import Task, task_of
 from jobs.metrics.builtin.alignment import alignment as alignment_of
 from jobs.metrics.builtin.knn_accuracy import knn_classify
 from jobs.metrics.builtin.probe_accuracy import probe_accuracy
 from jobs.metrics.builtin.spearman import spearman
-from jobs.metrics.builtin.uniformity import uniformity
+from jobs.metrics.builtin.uniformity import uniformity, uniformity_without
 from jobs.models import ContrastiveModel, Reading
 from jobs.models.pretrained.tokenizer import Tokenizer
 
@@ -90,28 +91,33 @@ def evaluate(
     group: dist.ProcessGroup | None = None,
     device: torch.device | str = "cpu",
     final: bool = False,
+    outcomes: dict[str, Outcomes] | None = None,
 ) -> dict[str, float]:
     """Compute the model's metrics, the same on every rank. The model's mode is left as it was.
 
     judged, task: of the job; without a task, it is made for this. Judged is the encoder's output, or the head's with
     job.evaluate.head. All metrics are nan if an embedding is not finite: then, and only then, the model has
-    `diverged`. A metric that is not defined for these rows is left out.
+    `diverged`. A metric that is not defined for these rows is left out. outcomes: filled with the same metrics, and
+    what they say of each row.
     """
     encode = Encoder(model, job.evaluate.batch, job.evaluate.head, group, device)
     with _evaluation_mode(model), threadpool_limits(limits=job.execution.threads):
-        return (task or task_of(job, tokenizer)).evaluate(encode, judged, final=final)
+        metrics = (task or task_of(job, tokenizer)).evaluate(encode, judged, final=final)
+    if outcomes is not None:
+        outcomes |= metrics
+    return numbers(metrics)
 
 
 def further_metrics(
-    job: JobConfig, known: Mapping[str, float], **embedded: Tensor | NDArray[np.generic]
-) -> dict[str, float]:
+    job: JobConfig, known: Mapping[str, Outcomes], **embedded: Tensor | NDArray[np.generic]
+) -> dict[str, Outcomes]:
     """Compute the user's own metrics, by the name after the colon; none where the embeddings are not finite.
 
-    Raises ValueError for a metric that gives neither a number nor a number for each row.
+    Raises ValueError for a metric that gives neither a number, nor a number for each row, nor what `by_row` makes.
     """
-    if diverged(known):
+    if diverged(numbers(known)):
         return {}
-    metrics: dict[str, float] = {}
+    metrics: dict[str, Outcomes] = {}
     rows = len(embedded["queries"] if "queries" in embedded else embedded["left"])
     for path in job.evaluate.metrics:
         name = metric_name(path)
@@ -119,7 +125,7 @@ def further_metrics(
             continue
         measure = components.called("metric", path, job.evaluate.metric_options.get(name, {}))
         outcome = measure(settings=job.evaluate, **embedded)
-        metrics |= _defined(**{name: mean_of(outcome, rows, source=f"evaluate.metrics: {path}")})
+        metrics |= _defined(**{name: outcomes_of(outcome, rows, source=f"evaluate.metrics: {path}")})
     return metrics
 
 
@@ -137,7 +143,7 @@ def image_metrics(
     *,
     neighbours: int,
     probe: bool,
-) -> dict[str, float]:
+) -> dict[str, Outcomes]:
     """Compute knn_accuracy, alignment, uniformity and, if asked for, probe_accuracy of embeddings [R, D] and [Q, D].
 
     Alignment is that of queries with the same label, a positive pair that no arm's augmentation defines; it is left out
@@ -146,16 +152,25 @@ def image_metrics(
     known, wanted = np.asarray(reference_labels), np.asarray(query_labels)
     keys = ["knn_accuracy", *(["probe_accuracy"] if probe else []), "alignment", "uniformity"]
     if not (torch.isfinite(references).all() and torch.isfinite(queries).all()):
-        return dict.fromkeys(keys, float("nan"))
+        return dict.fromkeys(keys, Outcomes(float("nan")))
     unit = F.normalize(queries, dim=-1)
     guessed = knn_classify(F.normalize(references, dim=-1), known, unit, neighbours=neighbours)
-    metrics = {"knn_accuracy": float(np.mean(guessed == wanted))}
+    metrics = {"knn_accuracy": mean_of(np.asarray(guessed == wanted))}
     if probe:
-        metrics["probe_accuracy"] = probe_accuracy(references, known, queries, wanted)
-    return metrics | _defined(alignment=alignment_of(unit, wanted), uniformity=uniformity(unit))
+        metrics["probe_accuracy"] = mean_of(probe_accuracy(references, known, queries, wanted))
+
+    def without(blocks: NDArray[np.int64]) -> list[float]:
+        kept = [blocks != block for block in range(int(blocks.max()) + 1)]
+        aligned = (alignment_of(unit[torch.from_numpy(rows)], wanted[rows]) for rows in kept)
+        return [math.nan if value is None else value for value in aligned]
+
+    return metrics | _defined(
+        alignment=_of_pairs(alignment_of(unit, wanted), without),
+        uniformity=_of_pairs(uniformity(unit), lambda blocks: uniformity_without(unit, blocks)),
+    )
 
 
-def sentence_metrics(left: Tensor, right: Tensor, score: ArrayLike) -> dict[str, float]:
+def sentence_metrics(left: Tensor, right: Tensor, score: ArrayLike) -> dict[str, Outcomes]:
     """Compute spearman, alignment and uniformity of sentence pairs: embeddings [n, D] each, and the pairs' scores [n].
 
     Alignment is that of pairs with at least four fifths of the highest score, 4 on the usual scale of 0 to 5; where no
@@ -163,25 +178,37 @@ def sentence_metrics(left: Tensor, right: Tensor, score: ArrayLike) -> dict[str,
     """
     wanted = np.asarray(score, dtype=np.float64)
     if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
-        return dict.fromkeys(["spearman", "alignment", "uniformity"], float("nan"))
+        return dict.fromkeys(["spearman", "alignment", "uniformity"], Outcomes(float("nan")))
     left, right = F.normalize(left.double(), dim=-1), F.normalize(right.double(), dim=-1)
     highest = wanted.max()
     # A little less, as the bound is rounded: 0.8 * 3 is above 2.4.
     least = 0.8 * highest * (1 - 1e-12) if highest > 0 else highest - 0.2 * (highest - wanted.min())
     close = torch.from_numpy(wanted >= least)
+    apart = (left - right)[close].square().sum(-1)
+    of_rows = np.full(len(wanted), math.nan)
+    of_rows[close.numpy()] = apart.numpy()
+    both = torch.cat([left, right])
     # Of an encoder that has collapsed all cosines are 1, and what rounding leaves of them has no rank.
+    measured = (left * right).sum(-1).numpy().round(COSINE_DIGITS)
     return {
-        "spearman": spearman((left * right).sum(-1).numpy().round(COSINE_DIGITS), wanted),
+        "spearman": by_row(spearman, measured=measured, wanted=wanted),
         **_defined(
-            alignment=float((left - right)[close].square().sum(-1).mean()),
-            uniformity=uniformity(torch.cat([left, right])),
+            alignment=Outcomes(float(apart.mean()), {"": of_rows}),
+            uniformity=_of_pairs(
+                uniformity(both), lambda blocks: uniformity_without(both, np.concatenate([blocks, blocks]))
+            ),
         ),
     }
 
 
-def _defined(**metrics: float | None) -> dict[str, float]:
+def _of_pairs(value: float | None, without: Callable[[NDArray[np.int64]], list[float]]) -> Outcomes | None:
+    """Return a metric over pairs of rows, which has nothing to say of a single row."""
+    return None if value is None else Outcomes(value, without=without)
+
+
+def _defined(**metrics: Outcomes | None) -> dict[str, Outcomes]:
     """Return the metrics that are a finite number."""
-    return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
+    return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value.value)}
 
 
 @contextmanager

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jobs.config import JobConfig
+from jobs.core.outcomes import Outcomes, RowIds
 from jobs.data.batches import Inputs
 from jobs.data.faults import counted
-from jobs.data.images import ImageEvaluation, ImageExamples, image_evaluation, image_examples
+from jobs.data.images import ImageEvaluation, ImageExamples, image_evaluation, image_examples, image_rows
 from jobs.data.images.pixels import Images
+from jobs.data.sources import row_ids
 from jobs.data.tasks import Encode
 
 if TYPE_CHECKING:
@@ -39,13 +41,17 @@ class ImageTask:
         """Read labelled images: those to learn from, of data.train, and those of the stage."""
         return image_evaluation(self._job, str(self._job.eval_split))
 
+    def row_ids(self, judged: ImageEvaluation) -> RowIds:  # noqa: ARG002 - of the same source
+        """Name the images of the stage."""
+        return row_ids(image_rows(self._job, str(self._job.eval_split)))
+
     def inputs(self) -> Inputs:
         """Make two black images."""
         import torch
 
         return {"pixel_values": torch.zeros(2, *self.examples().image_shape)}
 
-    def evaluate(self, encode: Encode, judged: ImageEvaluation, *, final: bool) -> dict[str, float]:
+    def evaluate(self, encode: Encode, judged: ImageEvaluation, *, final: bool) -> dict[str, Outcomes]:
         """Measure knn_accuracy, alignment, uniformity, probe_accuracy where `final` and the job say so, and the metrics
         of the user's own."""
         from jobs.metrics.evaluate import further_metrics, image_metrics

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jobs.config import JobConfig
+from jobs.core.outcomes import Outcomes, RowIds
 from jobs.data.batches import Inputs
 from jobs.data.sentences import (
     SentenceExamples,
@@ -22,6 +23,7 @@ from jobs.data.sentences import (
 from jobs.data.sentences.duplicates import repeats
 from jobs.data.sentences.scored import SentenceEvaluation, sentence_evaluation
 from jobs.data.sentences.tokens import tokenised
+from jobs.data.sources import row_ids
 from jobs.data.tasks import Encode
 from jobs.models.pretrained.tokenizer import Tokenizer
 
@@ -48,6 +50,10 @@ class SentenceTask:
         """Read the scored pairs of the stage."""
         return sentence_evaluation(str(self._job.eval_split), self._job.data.judged_columns)
 
+    def row_ids(self, judged: SentenceEvaluation) -> RowIds:  # noqa: ARG002 - of the same source
+        """Name the scored pairs of the stage."""
+        return row_ids(scored.judged_rows(str(self._job.eval_split), self._job.data.judged_columns))
+
     def inputs(self) -> Inputs:
         """Make two sentences of four tokens."""
         import torch
@@ -55,7 +61,7 @@ class SentenceTask:
         ids = torch.ones(2, 4, dtype=torch.int64)
         return {"input_ids": ids, "attention_mask": ids}
 
-    def evaluate(self, encode: Encode, judged: SentenceEvaluation, *, final: bool) -> dict[str, float]:  # noqa: ARG002
+    def evaluate(self, encode: Encode, judged: SentenceEvaluation, *, final: bool) -> dict[str, Outcomes]:  # noqa: ARG002
         """Measure spearman, alignment, uniformity, and the metrics of the user's own."""
         from jobs.metrics.evaluate import further_metrics, sentence_metrics
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from jobs.artifacts import checkpoint, trial_dir
+import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from jobs.artifacts import checkpoint, rows, trial_dir
 from jobs.artifacts.storage import Storage
 from jobs.config import JobConfig
+from jobs.core.outcomes import Outcomes, RowIds
 
 CHECKPOINTS = "checkpoints"
 
@@ -20,6 +24,8 @@ def open_folder(
     trial_dir.open_folder(storage, job, named=named, remark=remark)
     if (storage.scratch / CHECKPOINTS).is_file():
         remark(f"{CHECKPOINTS} is a file; {trial_dir.quarantine(storage, CHECKPOINTS)}")
+    if (storage.scratch / rows.NAME).is_dir():
+        remark(f"{rows.NAME} is a folder; {trial_dir.quarantine(storage, rows.NAME)}")
     storage.inside(CHECKPOINTS).clean()
 
 
@@ -34,6 +40,10 @@ def find(
         remark(sentence)
     passed = (newest.step, newest.extra["seconds"]) if newest else None
     result = trial_dir.read_result(storage, newest=passed, remark=remark)
+    if result is not None and (fault := rows.fault(storage, result.get(rows.DIGEST))) is not None:
+        aside = trial_dir.quarantine(storage, rows.NAME)
+        remark(f"{rows.NAME} is damaged ({fault}); {aside}; the trial is judged again")
+        result = None
     if newest is None and result is None:
         if remarks:
             remark("no sound checkpoint is left: training starts again from step 0")
@@ -49,6 +59,15 @@ def find(
     return newest, result
 
 
+def rows_of(outcomes: Mapping[str, Outcomes], ids: RowIds | None, *, threads: int) -> bytes | None:
+    """Write what an evaluation says of each row, as the content of a rows.parquet; None without ids, and where it says
+    nothing by row."""
+    if ids is None:
+        return None
+    with torch.no_grad(), threadpool_limits(limits=threads):
+        return rows.encode({name: (ids, outcome) for name, outcome in outcomes.items()})
+
+
 def commit(
     storage: Storage,
     fence: trial_dir.Fence,
@@ -56,11 +75,14 @@ def commit(
     taken: checkpoint.Checkpoint | None,
     result: Mapping[str, object] | None,
     keep: int,
+    kept: bytes | None = None,
 ) -> None:
-    """Write whatever leads up to a checkpoint, and then the checkpoint; only the newest `keep` checkpoints stay. Raises
-    trial_dir.TakenOver, storage.StorageFull and ConnectionError."""
+    """Write whatever leads up to a checkpoint, and then the checkpoint; only the newest `keep` checkpoints stay. kept:
+    content of the result's rows. Raises trial_dir.TakenOver, storage.StorageFull and ConnectionError."""
     fence.hold()
     storage.publish(trial_dir.POINTS, "log.rank0.txt")
+    if kept is not None:
+        storage.write(rows.NAME, kept)
     if result is not None:
         trial_dir.write_result(storage, result)
     if taken is not None:

@@ -13,20 +13,23 @@ import json
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from jobs import data
-from jobs.artifacts import bucket, checkpoint, manifest, trial_dir
+from jobs.artifacts import bucket, checkpoint, manifest, rows, trial_dir
 from jobs.artifacts.storage import Storage
 from jobs.config import JobConfig, components
 from jobs.config.json_values import Json
 from jobs.core.collectives import agree, rank_of, world_of
 from jobs.core.device import TrialMemory, device_of
+from jobs.core.outcomes import Outcomes, RowIds, mean_of
 from jobs.train import continuing, origin
 
 WATCH_S = 1.0
@@ -87,9 +90,13 @@ class Context:
         reported again. Those of rank 0 count. Raises ValueError for what is no number, TypeError for no whole step."""
         self._training.take(metrics, step)
 
-    def rows(self, name: str, ids: Sequence[object], values: Sequence[float]) -> None:
-        """Keep a metric's value of every judged row, from rank 0, as rows.NAME.json in the trial's folder."""
-        self._training.keep_rows(name, ids, values)
+    def rows(
+        self, name: str, ids: Sequence[object], values: Sequence[float], groups: Sequence[object] | None = None
+    ) -> None:
+        """Keep a metric's value of every judged row, from rank 0, in rows.parquet of the trial's folder; the newest of
+        a metric stand. groups: equal for rows that belong together, None for a row on its own. Raises ValueError for
+        what is no number, and for an id that is there twice."""
+        self._training.keep_rows(name, ids, values, groups)
 
 
 class FunctionTraining:
@@ -123,6 +130,8 @@ class FunctionTraining:
         self._lock = threading.Lock()
         self._error: BaseException | None = None
         self._fence = trial_dir.Fence(self.storage, attempt)
+        self._rows: dict[str, tuple[RowIds, Outcomes]] = {}
+        """Rank 0: what was kept row by row, by metric."""
         self._records = trial_dir.Records(folder, writes=self.rank == 0, permit=self._fence.check_local)
         if self.rank == 0:
             continuing.open_folder(self.storage, self._fence, job, named=attempt is not None, remark=self._remark)
@@ -157,18 +166,27 @@ class FunctionTraining:
             self._records.flush(sync=False)
             self.step = max(self.step, step)
 
-    def keep_rows(self, name: str, ids: Sequence[object], values: Sequence[float]) -> None:
+    def keep_rows(
+        self, name: str, ids: Sequence[object], values: Sequence[float], groups: Sequence[object] | None
+    ) -> None:
         """Write a metric's value of every row."""
-        if not name or any(character in name for character in "/\\\0"):
-            raise ValueError(f"rows({name!r}): the name is part of a file's; give a word, such as 'accuracy'")
-        if len(ids) != len(values):
-            raise ValueError(f"rows({name!r}): {len(ids)} ids and {len(values)} values; give one value for each row")
+        what = f"rows({name!r})"
+        if not name or not isinstance(name, str):
+            raise ValueError(f"{what}: the name is that of a metric; give a word, such as 'accuracy'")
+        if len(ids) != len(values) or not len(ids):
+            raise ValueError(f"{what}: {len(ids)} ids and {len(values)} values; give one value for each row")
+        if groups is not None and len(groups) != len(ids):
+            raise ValueError(f"{what}: {len(ids)} ids and {len(groups)} groups; give each row one, or None")
+        own = RowIds(_named(ids), None if groups is None else _groups(groups))
+        if len(set(own.ids)) < len(own):
+            twice = next(row for row, times in Counter(own.ids).items() if times > 1)
+            raise ValueError(f"{what}: the id {twice!r} is there twice; give each row its own")
         if self.rank == 0:
-            numbers = [
-                trial_dir.number(f"rows({name!r}): {row}", value) for row, value in zip(ids, values, strict=True)
-            ]
-            rows = {"metric": name, "ids": [str(i) for i in ids], "values": numbers}
-            self.storage.write(f"rows.{name}.json", json.dumps(rows))
+            numbers = [trial_dir.number(f"{what}: {row}", value) for row, value in zip(ids, values, strict=True)]
+            self._rows[name] = own, mean_of(np.array(numbers))
+            if (content := rows.encode(self._rows)) is not None:
+                self._fence.check_local()
+                self.storage.write(rows.NAME, content)
 
     def advance(self, steps: int) -> list[trial_dir.Point]:  # noqa: ARG002 - a function has steps of its own
         """Watch the function for a second, or until it has ended on every rank. Returns new points."""
@@ -244,8 +262,18 @@ class FunctionTraining:
         for name in self._kept_names():
             (self.folder / OWN / name).parent.mkdir(parents=True, exist_ok=True)
             self.storage.inside(OWN).download(name)
+        self._restore_rows()
         self._records.add({BEGUN: float(self.world)}, step=0)
         self.step = max((point.step for point in self._records.points), default=0)
+
+    def _restore_rows(self) -> None:
+        """Read back what was kept row by row: a function that has been to its end may not keep it again."""
+        try:
+            content = self.storage.read_bytes(rows.NAME)
+            self._rows = {} if content is None else rows.means(content)
+        except ValueError as error:
+            kept = trial_dir.quarantine(self.storage, rows.NAME)
+            self._remark(f"{rows.NAME} is damaged ({trial_dir.reason(error)}); {kept}")
 
     def _kept_names(self) -> list[str]:
         """Read the names of the function's files as they were kept last; none where the list of them is damaged."""
@@ -293,6 +321,9 @@ class FunctionTraining:
             "hashes": {"data": data.fingerprint(self.job)},
             "data": data.dataset_info(self.job),
         }
+        content = None if diverged else rows.encode(self._rows)
+        if content is not None:
+            result["rows"] = rows.sha256(content)
         result[manifest.DIGEST] = manifest.digest_of(result)
         self.log(f"{result['outcome']} at step {self.step}: {result['why']}")
         if self.rank == 0:
@@ -306,7 +337,8 @@ class FunctionTraining:
                 },
             )  # fmt: skip
             keep = self.job.execution.keep_checkpoints
-            continuing.commit(self.storage, self._fence, taken=None if diverged else taken, result=result, keep=keep)
+            taken_in = None if diverged else taken
+            continuing.commit(self.storage, self._fence, taken=taken_in, result=result, keep=keep, kept=content)
         agree([self.step], self.control, what="the result")  # no rank leaves before it is committed
         self.result = result
         self._leave()
@@ -314,6 +346,20 @@ class FunctionTraining:
     def _remark(self, sentence: str) -> None:
         self.remarks.append(sentence)
         self.log(sentence)
+
+
+def _named(ids: Sequence[object]) -> list[int | str]:
+    """Return ids as whole numbers, if all are; else as texts."""
+    single = [getattr(own, "item", lambda own=own: own)() for own in ids]
+    if all(isinstance(own, int) and not isinstance(own, bool) and abs(own) < 2**63 for own in single):
+        return list(single)
+    return [str(own) for own in single]
+
+
+def _groups(groups: Sequence[object]) -> list[int | str | None]:
+    """Return groups likewise. None stays."""
+    named = iter(_named([group for group in groups if group is not None]))
+    return [None if group is None else next(named) for group in groups]
 
 
 def _stamps(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -11,15 +11,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs import data, models, optim
-from jobs.artifacts import bucket, checkpoint, manifest, trial_dir
+from jobs.artifacts import bucket, checkpoint, manifest, rows, trial_dir
 from jobs.config import JobConfig
 from jobs.config.json_values import Json
 from jobs.core import usage
 from jobs.core.collectives import agree, rank_of, world_of
 from jobs.core.device import TrialMemory, device_of
+from jobs.core.outcomes import Outcomes
 from jobs.losses import JobLoss
 from jobs.metrics import evaluate
 from jobs.models import mlm
@@ -81,6 +83,8 @@ class Resumable:
         """Steps of the two newest checkpoints that the writer has or had, the older first."""
         self._judged = 0
         """Step of the newest evaluation."""
+        self._outcomes: dict[str, Outcomes] = {}
+        """Of the last one, row by row."""
         self._prepare()
         self._resume()
         if self.fence.remark is not None:
@@ -155,10 +159,16 @@ class Resumable:
             },
         )
 
-    def _hand_over(self, taken: checkpoint.Checkpoint | None, result: Mapping[str, object] | None = None) -> None:
+    def _hand_over(
+        self,
+        taken: checkpoint.Checkpoint | None,
+        result: Mapping[str, object] | None = None,
+        kept: bytes | None = None,
+    ) -> None:
         keep = self.job.execution.keep_checkpoints
         self._saved = (self._saved[1], self.step)
-        self.writer.submit(partial(continuing.commit, self.storage, self.fence, taken=taken, result=result, keep=keep))
+        commit = partial(continuing.commit, self.storage, self.fence, taken=taken, result=result, kept=kept, keep=keep)
+        self.writer.submit(commit)
 
     def _prepare(self) -> None:
         job = self.job
@@ -173,6 +183,7 @@ class Resumable:
             self.examples = self.task.examples()
             self.batches = Batches(self.examples, job, rank=self.rank, world=self.world)
             self.evaluation = self.task.judged()
+            self.row_ids = self.task.row_ids(self.evaluation) if job.stage == "confirm" else None
             self.model = models.build(job, tokenizer=self.tokenizer, inputs=self.task.inputs(), device=self.device)
             loaded = origin.look(job, self.expected)
         if before is not None:
@@ -227,7 +238,7 @@ class Resumable:
 
     def _evaluate(self, *, recorded: bool) -> None:
         last, self._judged = self.budget.is_exhausted(self.step, self.seconds), self.step
-        metrics = self._measure(final=last)
+        metrics = self._measure(final=last, outcomes=self._outcomes if last else None)
         if recorded or not all(np.isfinite(value) for value in metrics.values()):
             self._record(metrics)
         shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
@@ -237,7 +248,7 @@ class Resumable:
         elif last:
             self._end("ok", "done")
 
-    def _measure(self, *, final: bool) -> dict[str, float]:
+    def _measure(self, *, final: bool, outcomes: dict[str, Outcomes] | None = None) -> dict[str, float]:
         self.phase("evaluation")
         return evaluate.evaluate(
             self.model,
@@ -247,6 +258,7 @@ class Resumable:
             group=self.group,
             device=self.device,
             final=final,
+            outcomes=outcomes,
         )
 
     def _end(self, outcome: Literal["ok", "diverged"], why: str) -> None:
@@ -261,7 +273,9 @@ class Resumable:
         # Of a job that had ended before, and whose result was lost, no step is trained again: they are in its points.
         costs |= {key: measured[key] for key in costs if key in measured}
         latest: dict[str, float] = {}
+        kept = None
         if outcome == "ok":
+            kept = continuing.rows_of(self._outcomes, self.row_ids, threads=self.job.execution.threads)
             latest = {
                 key: last for key, last in measured.items() if not key.startswith(usage.PREFIX) and key not in costs
             }
@@ -283,13 +297,16 @@ class Resumable:
             "data": data.dataset_info(self.job),
             trial_dir.READING: self.reading,
         }
+        if kept is not None:
+            result["rows"] = rows.sha256(kept)
         result[manifest.DIGEST] = manifest.digest_of(result)
+        self._outcomes.clear()
         self.log(f"{outcome} at step {self.step}: {why}")
         self.phase("checkpoint")
         self.writer.wait()
         self.records.flush()
         if self.rank == 0:
-            self._hand_over(self._snapshot() if outcome == "ok" else None, result)
+            self._hand_over(self._snapshot() if outcome == "ok" else None, result, kept)
         else:
             self.writer.submit(partial(self.storage.publish, f"log.rank{self.rank}.txt"))
         self.settle()
@@ -301,12 +318,7 @@ class Resumable:
     def _hashes(self) -> dict[str, str]:
         """Hash what paired trials must have in common: the rows, the order of the first epoch, the first weights, and
         the encoder's first weights by themselves, which arms with different heads share."""
-        rows = len(self.examples)
-        if self.job.data.sampler == "shuffled":
-            order = data.batch_rows(rows, size=rows, seed=self.job.seed, step=1)
-        else:
-            first = range(1, 1 + min(FIRST_BATCHES, -(-rows // self.job.batch.size)))
-            order = np.concatenate([self.batches.rows(step) for step in first])
+        order = _first_epoch(self.job, self.batches, len(self.examples))
         return {
             "data": data.fingerprint(self.job),
             "order": hashlib.sha256(order.tobytes()).hexdigest(),
@@ -325,3 +337,11 @@ class Resumable:
 
     def _record(self, values: dict[str, float]) -> None:
         self.records.add(values, step=self.step)
+
+
+def _first_epoch(job: JobConfig, batches: Batches, rows: int) -> NDArray[np.int64]:
+    """List the rows of the first epoch, in their order; of a sampler of the user's own, those of the first batches."""
+    if job.data.sampler == "shuffled":
+        return data.batch_rows(rows, size=rows, seed=job.seed, step=1)
+    first = range(1, 1 + min(FIRST_BATCHES, -(-rows // job.batch.size)))
+    return np.concatenate([batches.rows(step) for step in first])

@@ -161,6 +161,7 @@ def compare(
     from orchestrator import report
     from orchestrator.run_dir import folder as runs
     from orchestrator.run_dir.bucket import is_uri
+    from orchestrator.run_dir.rows import RowFiles
 
     folders = [runs.find(name) for name in run]
     if len(folders) > 1:
@@ -169,11 +170,12 @@ def compare(
     (folder,) = folders
     if into is not None:
         raise click.UsageError(f"--into is for several runs; the report of one lies in it: {folder.report}")
+    rows = RowFiles.of(folder)
     with contextlib.closing(folder.open()) as ledger:
         try:
-            summary, unwritten = report.write(ledger, folder.report), None
+            summary, unwritten = report.write(ledger, folder.report, rows), None
         except OSError as error:
-            summary, unwritten = report.summarize(ledger), _unwritten(error, folder.report)
+            summary, unwritten = report.summarize(ledger, rows), _unwritten(error, folder.report)
     folder.check_in_report()
     if as_json:
         print_json(summary.to_json())
@@ -254,16 +256,18 @@ def _unwritten(error: OSError, folder: Path) -> str:
 def _compare_several(folders: list[RunFolder], into: str | None, as_json: bool) -> None:
     from orchestrator import report
     from orchestrator.run_dir import folder as runs
+    from orchestrator.run_dir.rows import RowFiles
 
     refuse_uri_for_a_folder("the report of several runs lies on this machine; --into", into)
     with contextlib.ExitStack() as stack:
         ledgers = [stack.enter_context(contextlib.closing(folder.open())) for folder in folders]
         named = report.names([folder.name for folder in folders], ledgers)
         target = Path(into) if into is not None else runs.home() / "compared" / report.folder_name(named)
+        rows = RowFiles.of(*folders, within=target)
         try:
-            summary, unwritten = report.write_several(named, target), None
+            summary, unwritten = report.write_several(named, target, rows), None
         except OSError as error:
-            summary, unwritten = report.summarize_several(named), _unwritten(error, target)
+            summary, unwritten = report.summarize_several(named, rows), _unwritten(error, target)
     if as_json:
         print_json(summary.to_json())
     else:

@@ -136,6 +136,8 @@ class TrialResult:
     data: Sequence[Rows] = ()
     reading: Mapping[str, JsonValue] = field(default_factory=dict)
     """How the encoder took and pooled its inputs."""
+    rows: str | None = None
+    """The sha256 of what it has kept row by row."""
 
     @classmethod
     def of(cls, stored: Mapping[str, JsonValue] | None) -> TrialResult:
@@ -155,6 +157,7 @@ class TrialResult:
             hashes={key: text for key, text in _table(kept.get("hashes")).items() if isinstance(text, str)},
             data=tuple(_rows(kept.get("data"))),
             reading=_table(kept.get("reading")),
+            rows=rows if isinstance(rows := kept.get("rows"), str) else None,
         )
 
 

@@ -30,15 +30,17 @@ def table(answer: Answer) -> RenderableType:
         )
     comparisons = Table(box=SIMPLE_HEAD, title=Text("paired differences"), title_justify="left", padding=(0, 1))
     comparisons.add_column("a - b", overflow="fold", min_width=12)
-    for heading in ("mean", "interval", "p", "verdict on a"):
+    for heading in ("mean", "interval", "p"):
         comparisons.add_column(heading, justify="right", no_wrap=True)
-    for result in (comparison.result for comparison in answer.comparisons):
+    comparisons.add_column("verdict on a", justify="right", min_width=12, max_width=14)
+    for comparison in answer.comparisons:
+        result = comparison.result
         comparisons.add_row(
             Text(f"{result.a} - {result.b}"),
             signed(result.delta),
             interval(result.interval, sign=True),
             probability(deciding_p(result)),
-            verdict_of(result),
+            verdict_of(comparison),
         )
     notes = [Text(f"note: {note}") for note in answer.notes]
     return Group(arms, comparisons, *notes, Text(answer.sentence, style="bold"))

@@ -1,4 +1,5 @@
-"""The files of a report: report.html, report.md, results.parquet and a PNG for each plot."""
+"""The files of a report: report.html, report.md, results.parquet, a PNG for each plot; and rows.json, which makes the
+next one quick."""
 
 from __future__ import annotations
 
@@ -17,37 +18,42 @@ from orchestrator.report.render import page, plots
 from orchestrator.report.summary import evidence, multi_run
 from orchestrator.report.summary.records import MultiRunSummary, Summary
 from orchestrator.report.tables import content
+from orchestrator.run_dir.rows import NAME as KNOWN
+from orchestrator.run_dir.rows import RowFiles
 from orchestrator.system.scratch import folder as scratch_folder
 
 STALE_S = 3600
 """A half-written report older than this was left by a process that was killed."""
 
 
-def write(ledger: Ledger, folder: Path) -> Summary:
-    """Write the report of a run, finished or not, into `folder`, and return its summary.
+def write(ledger: Ledger, folder: Path, rows: RowFiles | None = None) -> Summary:
+    """Write the report of a run, finished or not, into `folder`, and return its summary. rows: what its trials have
+    kept row by row.
 
     Every file is finished beside the folder and then put in place of the one before, so a reader, or a process killed
     at any moment, leaves whole files there. Plots that are no longer drawn go. Raises OSError when the disk is full.
     """
-    summary = evidence.summarize(ledger)
+    summary = evidence.summarize(ledger, rows)
     table = parquet.table({summary.sweep: ledger})
     words = content.page(summary, ledger.run.sweep, parquet.columns(table.schema))
-    _put(folder, words, plots.draw(summary, evidence.curves(ledger, summary)), table)
+    _put(folder, words, plots.draw(summary, evidence.curves(ledger, summary)), table, rows)
     return summary
 
 
-def write_several(named: Mapping[str, Ledger], folder: Path) -> MultiRunSummary:
+def write_several(named: Mapping[str, Ledger], folder: Path, rows: RowFiles | None = None) -> MultiRunSummary:
     """Write the report of several runs on one page, and return its summary; see multi_run.summarize for what it says
     and raises."""
-    summary = multi_run.summarize(named)
+    summary = multi_run.summarize(named, rows)
     table = parquet.table(named)
     sweeps = {name: ledger.run.sweep for name, ledger in named.items()}
     words = content.multi_run_page(summary, sweeps, parquet.columns(table.schema))
-    _put(folder, words, plots.draw(summary, multi_run.curves(named, summary)), table)
+    _put(folder, words, plots.draw(summary, multi_run.curves(named, summary)), table, rows)
     return summary
 
 
-def _put(folder: Path, words: content.Page, drawn: Sequence[plots.Plot], table: pa.Table) -> None:
+def _put(
+    folder: Path, words: content.Page, drawn: Sequence[plots.Plot], table: pa.Table, rows: RowFiles | None
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _sweep_up(folder)
     with scratch_folder("report", within=folder.parent) as made:
@@ -56,6 +62,8 @@ def _put(folder: Path, words: content.Page, drawn: Sequence[plots.Plot], table: 
         pq.write_table(table, made / "results.parquet")
         (made / "report.md").write_text(page.markdown(words, drawn), "utf-8")
         (made / "report.html").write_text(page.html(words, drawn), "utf-8")
+        if rows is not None and (computed := rows.to_keep()) is not None:
+            (made / KNOWN).write_text(computed, "utf-8")
         files = sorted(made.iterdir())
         for file in files:
             with file.open("rb") as handle:

@@ -191,6 +191,18 @@ def _checkpoints(facts: Facts) -> Iterator[Finding]:
                 )
 
 
+def _kept_rows(facts: Facts) -> Iterator[Finding]:
+    """Yield faults of what finished trials have kept row by row. The ledger has its digest, and nothing of it."""
+    for trial, record in facts.folders:
+        if trial.state == "done" and trial.came_to.rows is not None and record["rows"] != trial.came_to.rows:
+            what = "is not there" if record["rows"] is None else "is damaged: it does not match its sha256"
+            yield Finding(f"trial {trial.id}: its rows.parquet {what}", ROWS_COPY)
+
+
+ROWS_COPY = (
+    "put it back from a copy: nothing makes it again. Only what is said of other rows needs it, the verdict does not"
+)
+
 COPY = "put it back from a copy: nothing makes it again. The verdict does not need it, only `orchestrator export` does"
 
 
@@ -253,5 +265,5 @@ def _ahead(facts: Facts) -> Iterator[str]:
             yield f"trial {trial.id}: its points.jsonl is {counted(len(pruned[trial.id]), 'point')} ahead of the ledger"
 
 
-CHECKS = (_elsewhere, _strangers, _folders, _jobs, _results, _points_on_disk, _holes, _checkpoints)
+CHECKS = (_elsewhere, _strangers, _folders, _jobs, _results, _points_on_disk, _holes, _checkpoints, _kept_rows)
 NOTES = (_to_be_closed, _queued, _remains, _measured_again, _ahead)

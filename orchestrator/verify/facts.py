@@ -36,6 +36,7 @@ class DiskRecord(TypedDict):
     trial: str
     job: JsonValue
     result: JsonValue
+    rows: str | None
     points: list[tuple[str, int, float]]
     repeated: int
     torn: int

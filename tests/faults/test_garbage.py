@@ -41,7 +41,9 @@ FILES = [
     "../mlflow.db",
 ]
 RARE = ["submitted.diff", *(f"trials/{TRIAL}/{name}" for name in ("log.rank1.txt", "failure.attempt1.txt"))]
-"""Files that only some runs have: submitted ones, those of several ranks, those in which something failed."""
+RARE += [f"trials/{TRIAL}/rows.parquet", "report/rows.json"]
+"""Files that only some runs have: submitted ones, those of several ranks, those in which something failed, those that
+keep what they have judged row by row."""
 CASES = [(file, damage) for file in (*FILES, *RARE) for damage in DAMAGES]
 CASES += [(file, damage) for file in JSON_FILES for damage in OF_JSON]
 

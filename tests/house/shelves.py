@@ -21,9 +21,9 @@ use one another."""
 
 SHELVES = {
     "jobs": "workers > train > export > tasks > metrics > data > artifacts losses models > core optim > config",
-    "jobs/artifacts": "audit > bucket checkpoint trial_dir > objects storage > manifest",
+    "jobs/artifacts": "audit > bucket checkpoint rows > trial_dir > objects storage > manifest",
     "jobs/config": "job > identity > sections > components validation > json_values protocols user_code",
-    "jobs/core": "failures > collectives device paths plain provenance randomness usage",
+    "jobs/core": "failures > collectives device outcomes paths plain provenance randomness usage",
     "jobs/data": "__main__ > validate > tasks > images sentences > sources > resolve > formats > "
     "batches faults remedies > samplers",
     "jobs/data/formats": "objects tables > arrow decoded lines quick",
@@ -58,18 +58,19 @@ SHELVES = {
     "database > outage postgres schema > records > stored",
     "orchestrator/preflight": "doctor spread > checks estimate > findings node requirements",
     "orchestrator/preflight/estimate": "history probing text > model",
-    "orchestrator/report": "incumbent mlflow_note terminal write > parquet render > tables > summary > formatting",
+    "orchestrator/report": "incumbent mlflow_note terminal write > parquet render > tables > summary > "
+    "formatting variance",
     "orchestrator/report/render": "page > plots > figure",
     "orchestrator/report/summary": "multi_run outside > evidence > arms best warnings > "
     "budgets compatibility pairs sentences > records > plain_json",
     "orchestrator/report/tables": "content > grids > blocks",
-    "orchestrator/run_dir": "export > context creation provenance > own_code > folder > bucket environment",
+    "orchestrator/run_dir": "export > context creation provenance > own_code rows > folder > bucket environment",
     "orchestrator/session": "ending shutdown tune_executor > holding session > writer > cluster progress schedule > "
     "reports",
     "orchestrator/session/cluster": "headwatch slots > inquiry picture room start > access board capacity sharing",
     "orchestrator/session/schedule": "extension > confirming pruning",
     "orchestrator/statistics": "comparison > looks > judging which > described joint > "
-    "intervals pairing power tests > numbers",
+    "intervals pairing power rows tests > numbers",
     "orchestrator/sweep": "plan > load search > components validate > labels limits "
     "overrides shape space > model > values",
     "orchestrator/sweep/plan": "trials warnings > seeds",

@@ -47,6 +47,7 @@ LIGHT = (
         "jobs.artifacts.bucket",
         "jobs.artifacts.manifest",
         "jobs.artifacts.objects",
+        "jobs.artifacts.rows",
         "jobs.artifacts.storage",
         "jobs.artifacts.trial_dir",
     ),

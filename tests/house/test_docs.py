@@ -195,7 +195,7 @@ def test_the_components_on_the_page_are_what_it_says(tmp_path: Path, monkeypatch
     """The page's files are written down, its sweep is planned with them, and every other component is tried."""
     page = (ROOT / "docs" / "components.md").read_text("utf-8")
     blocks = re.findall(r"^```python\n# (\S+)\n(.*?)^```", page, re.M | re.S)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for name, text in blocks:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -206,8 +206,8 @@ def test_the_components_on_the_page_are_what_it_says(tmp_path: Path, monkeypatch
     parts = """
 augment = { name = "mylab.parts:solarised", options = { above = 0.6 } }
 optimizer = { schedule = "mylab.parts:staircase", transform = "mylab.parts:GradientNoise" }
-evaluate = { metrics = ["mylab.parts:nearest_share"], metric_options = { nearest_share = { k = 3 } } }
-"""
+evaluate = { metrics = METRICS, metric_options = { nearest_share = { k = 3 } } }
+""".replace("METRICS", '["mylab.parts:nearest_share", "mylab.balanced:balanced_accuracy"]')
     text = sweep.replace("budget = {", parts.strip() + "\nbudget = {")
     text = text.replace('confirm = "digits[1400:]" }', 'confirm = "digits[1400:]", sampler = "mylab.parts:in_order" }')
     text = text.replace('model = { name = "resnet", width = 8, layers = 1 }', 'model = { name = "mylab.parts:Flat" }')

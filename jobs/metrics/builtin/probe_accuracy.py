@@ -14,8 +14,9 @@ PROBE_ITERATIONS = 300
 
 def probe_accuracy(
     references: Tensor, reference_labels: NDArray[np.generic], queries: Tensor, query_labels: NDArray[np.generic]
-) -> float:
-    """Measure the accuracy on the queries of a logistic regression (L2, C = 1) fitted to standardised references."""
+) -> NDArray[np.bool_]:
+    """Return whether each query is classified as labelled, [Q], by a logistic regression (L2, C = 1) fitted to
+    standardised references."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -23,8 +24,8 @@ def probe_accuracy(
     scaler = StandardScaler().fit(references.double().numpy())
     known, asked = (scaler.transform(rows.double().numpy()) for rows in (references, queries))
     if len(np.unique(reference_labels)) == 1:
-        return float(np.mean(query_labels == reference_labels[0]))
+        return np.asarray(query_labels == reference_labels[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         probe = LogisticRegression(max_iter=PROBE_ITERATIONS).fit(known, reference_labels)
-    return float(np.mean(probe.predict(asked) == query_labels))
+    return np.asarray(probe.predict(asked) == query_labels)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from orchestrator.ledger.stored import JsonObject
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.folder import RunFolder, Status
+from orchestrator.run_dir.rows import RowFiles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +28,8 @@ def answer(folder: RunFolder) -> JsonObject:
     from orchestrator import report
 
     with contextlib.closing(folder.open()) as ledger:
-        made: JsonObject = json.loads(json.dumps(report.summarize(ledger).to_json(), allow_nan=False))
+        summary = report.summarize(ledger, RowFiles.of(folder))
+    made: JsonObject = json.loads(json.dumps(summary.to_json(), allow_nan=False))
     return made
 
 
@@ -59,7 +61,7 @@ def report(folder: RunFolder) -> Path:
     from orchestrator import report as reports
 
     with contextlib.closing(folder.open()) as ledger:
-        reports.write(ledger, folder.report)
+        reports.write(ledger, folder.report, RowFiles.of(folder))
     folder.check_in_report()
     return folder.report / "report.html"
 

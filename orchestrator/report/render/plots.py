@@ -30,7 +30,7 @@ from orchestrator.report.render.figure import (
     round_ticks,
     shorten,
 )
-from orchestrator.report.summary.records import Answer, ArmSummary, Curve
+from orchestrator.report.summary.records import Answer, ArmSummary, ComparisonSummary, Curve
 from orchestrator.report.summary.sentences import deciding_p, lost, verdict_of
 from orchestrator.statistics import Comparison
 from orchestrator.system.display import counted
@@ -70,7 +70,7 @@ def draw(answer: Answer, curves: Mapping[str, Curve]) -> list[Plot]:
 
 
 def _draw_differences(answer: Answer) -> Plot | None:
-    shown = [comparison.result for comparison in answer.comparisons if comparison.result.n_trained]
+    shown = [comparison for comparison in answer.comparisons if comparison.result.n_trained]
     if not shown:
         return None
     caption = "Each dot is one seed: the arm minus its baseline. Below the dots, their mean and its interval."
@@ -111,14 +111,15 @@ def _draw_tuning(answer: Answer) -> Plot | None:
     return Plot("tuning", "Tuning, best so far", caption, *render(partial(_tuning, answer), "tuning"))
 
 
-def _differences(answer: Answer, shown: Sequence[Comparison]) -> Figure:
+def _differences(answer: Answer, shown: Sequence[ComparisonSummary]) -> Figure:
     figure = Figure(figsize=(WIDTH, 0.62 + 0.82 * len(shown)))
     axes = panel(figure, left=0.25, right=0.25, bottom=0.62, height=0.82 * len(shown))
     limit, order = answer.smallest_difference, [arm.label for arm in answer.arms]
     axes.axvspan(-limit, limit, color=MUTED, alpha=0.13, linewidth=0)
     axes.axvline(0, color=MUTED, linewidth=0.8)
     across = axes.get_yaxis_transform()
-    for row, result in enumerate(shown):
+    for row, comparison in enumerate(shown):
+        result = comparison.result
         colour, marker = look(order.index(result.a))
         values = _measured(result)
         heights = [row + 0.02 + 0.22 * (k / max(len(values) - 1, 1) - 0.5) for k in range(len(values))]
@@ -127,7 +128,7 @@ def _differences(answer: Answer, shown: Sequence[Comparison]) -> Figure:
             axes.plot(result.interval, [row + 0.28] * 2, color=INK, linewidth=1.4, solid_capstyle="butt")
         if result.delta is not None:
             axes.plot([result.delta], [row + 0.28], "D", color=INK, markersize=4.5)
-        verdict = verdict_of(result) + (
+        verdict = verdict_of(comparison) + (
             f", {lost(result)} of {counted(result.n, 'pair')} diverged" if lost(result) else ""
         )
         if (p := deciding_p(result)) is not None:
@@ -141,7 +142,8 @@ def _differences(answer: Answer, shown: Sequence[Comparison]) -> Figure:
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     axes.xaxis.set_major_locator(round_ticks(5))
-    ends = [x for result in shown for x in (*(result.interval or ()), *_measured(result))]
+    results = [comparison.result for comparison in shown]
+    ends = [x for result in results for x in (*(result.interval or ()), *_measured(result))]
     low, high = min(0.0, -limit, *ends), max(0.0, limit, *ends)
     margin = 0.06 * (high - low) or 1.0
     axes.set_xlim(low - margin, high + margin)

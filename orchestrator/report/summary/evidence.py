@@ -13,6 +13,7 @@ from jobs.config.components import is_class, is_import_path
 from orchestrator import statistics
 from orchestrator.ledger import NOTED, TRIAL_STATES, Ledger, Run, Stage, Trial, TrialState
 from orchestrator.ledger.stored import ProvenanceRecord
+from orchestrator.report import variance
 from orchestrator.report.formatting import value
 from orchestrator.report.summary import arms, best, budgets, pairs
 from orchestrator.report.summary.records import (
@@ -30,6 +31,7 @@ from orchestrator.report.summary.records import (
 from orchestrator.report.summary.sentences import sentence
 from orchestrator.report.summary.warnings import notes
 from orchestrator.run_dir import provenance
+from orchestrator.run_dir.rows import RowFiles
 from orchestrator.session import schedule
 from orchestrator.session.schedule import confirming
 from orchestrator.sweep import plan as planning
@@ -38,10 +40,11 @@ from orchestrator.sweep.plan import Plan
 STAGES: tuple[Stage, ...] = ("tune", "confirm")
 
 
-def summarize(ledger: Ledger) -> Summary:
+def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
     """Return the answer of a run, complete or not; `complete` says which, and `notes` what is missing or odd.
 
-    Raises LedgerError when the ledger cannot be read.
+    rows: what its trials have kept row by row; without, nothing is said of other rows. Raises LedgerError when the
+    ledger cannot be read.
     """
     run, trials = ledger.run, ledger.trials()
     plan, metric = run.sweep["plan"], run.sweep["metric"]
@@ -56,6 +59,14 @@ def summarize(ledger: Ledger) -> Summary:
     code = [_code_group(group) for group in provenance.behind(run.provenance, trials, ledger.attempts())]
     summaries = _arms(ledger, trials, confirm, mode, code)
     seeds = [int(seed) for seed in plan["confirm_seeds"]]
+    variances = variance.parts_of(
+        compared,
+        confirm.trials,
+        metric=metric["name"],
+        smallest_difference=smallest,
+        files=rows,
+        units=planned.units,
+    )
     summary = Summary(
         question=run.sweep["question"],
         metric=metric["name"],
@@ -68,7 +79,9 @@ def summarize(ledger: Ledger) -> Summary:
         complete=all(result.complete for result in compared),
         arms=summaries,
         held_equal=budgets.held_equal(summaries),
-        comparisons=[pairs.comparison(result, confirm.trials) for result in compared],
+        comparisons=[
+            pairs.comparison(result, confirm.trials, parts) for result, parts in zip(compared, variances, strict=True)
+        ],
         execution_only=pairs.execution_only(confirm.trials, confirm.values, smallest),
         seeds=seeds,
         alpha=pairs.levels(compared, smallest),

@@ -15,11 +15,13 @@ from pathlib import Path
 
 from orchestrator import statistics
 from orchestrator.ledger import Ledger
+from orchestrator.report import variance
 from orchestrator.report.summary import arms, budgets, compatibility, evidence, pairs
 from orchestrator.report.summary.records import Curve, MultiRunSummary, Summary
 from orchestrator.report.summary.sentences import across, code
 from orchestrator.report.summary.warnings import oddities
 from orchestrator.run_dir.bucket import is_uri
+from orchestrator.run_dir.rows import RowFiles
 
 EXPLORATORY = (
     "Comparisons across runs were not planned together: these runs were put side by side when their results could be "
@@ -30,12 +32,13 @@ LONGEST = 100
 """Characters of a folder's name."""
 
 
-def summarize(named: Mapping[str, Ledger]) -> MultiRunSummary:
-    """Return the answer over these runs; `runs` holds that of each. named: short name of a run -> its ledger.
+def summarize(named: Mapping[str, Ledger], rows: RowFiles | None = None) -> MultiRunSummary:
+    """Return the answer over these runs; `runs` holds that of each. named: short name of a run -> its ledger. rows:
+    what their trials have kept row by row.
 
     Raises RunError, naming what differs, for runs whose arms cannot be compared, and LedgerError.
     """
-    runs = {name: evidence.summarize(ledger) for name, ledger in named.items()}
+    runs = {name: evidence.summarize(ledger, rows) for name, ledger in named.items()}
     jobs = {name: compatibility.planned_jobs(ledger.run.sweep) for name, ledger in named.items()}
     compatibility.refuse(runs, jobs)
     confirm = _confirmed({name: arms.confirmed(ledger, ledger.trials("confirm")) for name, ledger in named.items()})
@@ -52,6 +55,9 @@ def summarize(named: Mapping[str, Ledger]) -> MultiRunSummary:
         smallest_difference=smallest,
         divergence=statistics.Divergence(confirm.diverged, never),
     )
+    variances = variance.parts_of(
+        compared, confirm.trials, metric=first.metric, smallest_difference=smallest, files=rows
+    )
     arm_summaries = [
         replace(arm, run=name, arm=arm.label, label=label(name, arm.label))
         for name, summary in runs.items()
@@ -65,7 +71,9 @@ def summarize(named: Mapping[str, Ledger]) -> MultiRunSummary:
         complete=all(result.complete for result in compared),
         arms=arm_summaries,
         held_equal=budgets.held_equal(arm_summaries),
-        comparisons=[pairs.comparison(result, confirm.trials) for result in compared],
+        comparisons=[
+            pairs.comparison(result, confirm.trials, parts) for result, parts in zip(compared, variances, strict=True)
+        ],
         execution_only=pairs.execution_only(confirm.trials, confirm.values, smallest),
         seeds=sorted({seed for summary in runs.values() for seed in summary.seeds}),
         alpha=pairs.levels(compared, smallest),

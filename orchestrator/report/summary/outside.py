@@ -4,9 +4,9 @@
     infonce,1,0.871
     flatnce,1,0.884
 
-One line a trial; or one a row that was judged, with the column `row`: a trial's value is then the mean over its rows.
-An empty value, nan or inf is a trial that diverged. Nothing is known of a plan, so every contrast is judged on the
-seeds that both of its arms have.
+One line a trial; or one a row that was judged, with the column `row`: a trial's value is then the mean over its rows,
+and `group`, where there is such a column, is equal for rows that belong together. An empty value, nan or inf is a trial
+that diverged. Nothing is known of a plan, so every contrast is judged on the seeds that both of its arms have.
 """
 
 from __future__ import annotations
@@ -18,10 +18,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+from numpy.typing import NDArray
+
 from orchestrator import statistics
 from orchestrator.report.summary import sentences
 from orchestrator.report.summary.pairs import levels
 from orchestrator.report.summary.records import ArmSummary, ComparisonSummary, OutsideSummary, SeedValue
+from orchestrator.report.variance import is_measured, level_of
+from orchestrator.statistics.rows import VarianceParts, of_means
+from orchestrator.statistics.rows import parts as parts_of
 from orchestrator.system.display import counted
 from orchestrator.system.exit_codes import Exit
 
@@ -68,10 +74,13 @@ class _Trial:
 _Table = dict[str, dict[int, _Trial]]
 """Arm -> seed -> values, in the order of the file."""
 
+_Groups = dict[str, tuple[str, int]]
+"""Row -> its group, empty for a row on its own, and the line that says so."""
+
 
 def judge(path: Path, asked: Asked) -> OutsideSummary:
     """Judge a file of results. Raises ResultsError, OSError."""
-    table = _read(path, asked.metric)
+    table, groups = _read(path, asked.metric)
     baseline = next(iter(table)) if asked.baseline is None else asked.baseline
     if baseline not in table:
         raise ResultsError(
@@ -98,7 +107,7 @@ def judge(path: Path, asked: Asked) -> OutsideSummary:
         mode=asked.mode,
         smallest_difference=asked.smallest_difference,
         arms=[_arm(arm, trials) for arm, trials in table.items()],
-        comparisons=[ComparisonSummary(result, {}, {}) for result in compared],
+        comparisons=_with_rows(compared, table, groups, asked.smallest_difference),
         seeds=sorted({seed for trials in table.values() for seed in trials}),
         alpha=levels(compared, asked.smallest_difference),
         smallest_p=statistics.smallest_p(max(map(len, seeds.values()))),
@@ -106,8 +115,34 @@ def judge(path: Path, asked: Asked) -> OutsideSummary:
     return replace(summary, sentence=sentences.sentence(summary), notes=list(_notes(table, contrasts, summary)))
 
 
-def _read(path: Path, metric: str) -> _Table:
+def _with_rows(
+    compared: Sequence[statistics.Comparison], table: _Table, groups: _Groups, smallest_difference: float
+) -> list[ComparisonSummary]:
+    """Summarise the contrasts, with what their rows say of other rows, where the file has a line for each."""
+    level, group_of = level_of(compared, smallest_difference), _group_of(groups)
+    summaries = []
+    for result in compared:
+        parts = VarianceParts()
+        if is_measured(result):
+            a, b = ([table[arm][seed].values for seed in result.seeds] for arm in (result.a, result.b))
+            by_row = [fmean(x[row] - y[row] for x, y in zip(a, b, strict=True)) for row in groups]
+            known = of_means(by_row, group_of)  # of a single row, which has no name, nothing is known
+            parts = parts_of([pair.difference for pair in result.pairs], known, level)
+        summaries.append(ComparisonSummary(result, {}, {}, parts))
+    return summaries
+
+
+def _group_of(groups: _Groups) -> NDArray[np.int64] | None:
+    """Number the groups of the rows, in the order of the file; None where there are none."""
+    units = [("group", group) if group else ("row", row) for row, (group, _) in groups.items()]
+    names = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
+    has_groups = any(group for group, _ in groups.values())
+    return np.array([names[unit] for unit in units], dtype=np.int64) if has_groups else None
+
+
+def _read(path: Path, metric: str) -> tuple[_Table, _Groups]:
     table: _Table = {}
+    groups: _Groups = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
@@ -116,13 +151,14 @@ def _read(path: Path, metric: str) -> _Table:
             column = _columns(path, lines.fieldnames, metric)
             for line in lines:
                 _add(table, path, lines.line_num, line, column)
+                _add_group(groups, path, lines.line_num, line)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ResultsError(
             f"{path} is no CSV in UTF-8: {error}; its first line names the columns: arm,seed,{metric}"
         ) from error
     if not table:
         raise ResultsError(f"{path} has no results; below its first line, arm,seed,{metric}, stands one line a trial")
-    return table
+    return table, groups
 
 
 def _columns(path: Path, found: Sequence[str] | None, metric: str) -> str:
@@ -161,6 +197,16 @@ def _add(table: _Table, path: Path, number: int, line: Mapping[str | None, str |
         hint = "" if "row" in line else "; if each line is a row that was judged, name them in a column 'row'"
         raise ResultsError(f"{where}: {again} stands in line {trial.lines[row]} too{hint}")
     trial.values[row], trial.lines[row] = _number(where, str(line[column]).strip()), number
+
+
+def _add_group(groups: _Groups, path: Path, number: int, line: Mapping[str | None, str | None]) -> None:
+    """Add the group of a line's row. Raises ResultsError where another line has another one."""
+    row, group = (str(line.get(name) or "").strip() for name in ("row", "group"))
+    known, first = groups.setdefault(row, (group, number))
+    if row and known != group:
+        raise ResultsError(
+            f"{path}, line {number}: row {row!r} is of group {group!r}, and of {known!r} in line {first}; give it one"
+        )
 
 
 def _number(where: str, text: str) -> float:

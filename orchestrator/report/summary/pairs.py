@@ -15,6 +15,7 @@ from orchestrator import statistics
 from orchestrator.ledger import Trial
 from orchestrator.ledger.stored import JsonObject, SweepTable
 from orchestrator.report.summary.records import ComparisonSummary, ExecutionPair
+from orchestrator.statistics.rows import VarianceParts
 from orchestrator.sweep import flatten
 
 HASHES = ("data", "order", "init", "encoder")
@@ -33,11 +34,14 @@ def levels(compared: Sequence[statistics.Comparison], smallest_difference: float
     return asdict(statistics.levels(tested, smallest_difference))
 
 
-def comparison(result: statistics.Comparison, trials: Mapping[str, Sequence[Trial]]) -> ComparisonSummary:
-    """Summarise one contrast with what its pairs share; `trials`: label of an arm -> its confirm trials."""
+def comparison(
+    result: statistics.Comparison, trials: Mapping[str, Sequence[Trial]], parts: VarianceParts | None = None
+) -> ComparisonSummary:
+    """Summarise one contrast with what its pairs share; `trials`: label of an arm -> its confirm trials. parts: where
+    its uncertainty comes from."""
     of_seed = [{trial.seed: trial for trial in trials.get(arm, ())} for arm in (result.a, result.b)]
     pairs = [(of_seed[0][seed], of_seed[1][seed]) for seed in result.seeds]
-    return ComparisonSummary(result, shared(pairs), apart(pairs))
+    return ComparisonSummary(result, shared(pairs), apart(pairs), parts or VarianceParts())
 
 
 def shared(pairs: Sequence[tuple[Trial, Trial]]) -> dict[str, bool]:
@@ -71,9 +75,10 @@ def execution_only(
     more than the smallest difference that matters.
     """
     labels, alike = list(of_arm), []
+    objectives = {label: _objectives(trials) for label, trials in of_arm.items()}
     for i, b in enumerate(labels):
         for a in labels[i + 1 :]:
-            if not same_objective(of_arm[a], of_arm[b]):
+            if not _are_same(objectives[a], objectives[b]):
                 continue
             mine, other = values.get(a, {}), values.get(b, {})
             have = sorted(mine.keys() & other.keys())
@@ -87,9 +92,16 @@ def execution_only(
 
 def same_objective(a: Sequence[Trial], b: Sequence[Trial]) -> bool:
     """Return whether the trials of two arms differ in nothing but `execution`, on the seeds that both have, if any."""
-    left, right = ({trial.seed: _objective(trial.job) for trial in trials} for trials in (a, b))
-    both = left.keys() & right.keys()
-    return bool(both) and all(left[seed] == right[seed] for seed in both)
+    return _are_same(_objectives(a), _objectives(b))
+
+
+def _objectives(trials: Sequence[Trial]) -> dict[int, str]:
+    return {trial.seed: _objective(trial.job) for trial in trials}
+
+
+def _are_same(a: Mapping[int, str], b: Mapping[int, str]) -> bool:
+    both = a.keys() & b.keys()
+    return bool(both) and all(a[seed] == b[seed] for seed in both)
 
 
 def one_objective(of_arm: Mapping[str, Sequence[Trial]], sweep: SweepTable, a: str, b: str) -> bool:

@@ -7,7 +7,7 @@ for what does not exist, such as the interval of one value or the metric of a tr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
 from pydantic import JsonValue
@@ -17,6 +17,7 @@ from orchestrator.ledger import RunState, Stage, TrialState
 from orchestrator.ledger.stored import JsonObject
 from orchestrator.report.summary.plain_json import AsFields, as_json, fields_as_json
 from orchestrator.statistics import Interval
+from orchestrator.statistics.rows import VarianceParts
 
 SIDES: tuple[Literal["a", "b", "both"], ...] = ("a", "b", "both")
 """Of a pair, those that may have diverged."""
@@ -138,6 +139,8 @@ class ComparisonSummary:
     """Hash -> whether both trials of every pair have it; without the hashes that a trial did not record."""
     apart: Mapping[str, Sequence[str]]
     """Hash -> the job keys that differ in a pair and may change it."""
+    parts: VarianceParts = field(default_factory=VarianceParts)
+    """Where the uncertainty comes from."""
 
     @property
     def outlying(self) -> list[int]:
@@ -159,7 +162,8 @@ class ComparisonSummary:
             "ci90": as_json(result.ci90),
             "interval": as_json(result.interval),
             "interval_kind": result.interval_kind,
-            "interval_rows": None,
+            "interval_rows": as_json(self.parts.interval),
+            "variance": {key: as_json(value) for key, value in asdict(self.parts).items() if key != "interval"},
             "p": result.p,
             "p_adjusted": result.p_adjusted,
             "p_holm": result.p_holm,

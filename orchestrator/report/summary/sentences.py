@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.report.formatting import interval, probability, signed, value
-from orchestrator.report.summary.records import SIDES, Answer, ArmSummary, CodeGroup, Summary, WhichSummary
+from orchestrator.report.summary.records import (
+    SIDES,
+    Answer,
+    ArmSummary,
+    CodeGroup,
+    ComparisonSummary,
+    Summary,
+    WhichSummary,
+)
 from orchestrator.statistics import Comparison, Verdict
 from orchestrator.system.display import by_count, counted
 
@@ -17,6 +25,9 @@ VERDICTS: dict[Verdict, str] = {
     "diverges": "diverges",
 }
 """What a verdict says of the arm against its baseline."""
+
+THESE_ROWS = "on these rows"
+"""What qualifies better and worse where the interval on other rows has 0 in it."""
 
 
 def sentence(answer: Answer) -> str:
@@ -46,10 +57,13 @@ def _verdicts(answer: Answer) -> str:
     if isinstance(answer, Summary) and answer.unit == "seed" and any(arm.tune for arm in answer.arms):
         prefix += "at the settings chosen, " if prefix else "At the settings chosen, "
     if len(compared) == 1:
-        return prefix + _clause(compared[0], answer) + "."
+        return prefix + _clause(answer.comparisons[0], answer) + "."
     if len(compared) <= 3:
-        return prefix + "; ".join(_clause(result, answer, brief=True) for result in compared) + "."
-    return prefix + tally([result.verdict for result in compared], answer.metric)
+        return prefix + "; ".join(_clause(comparison, answer, brief=True) for comparison in answer.comparisons) + "."
+    own = sum(is_of_these_rows(comparison) for comparison in answer.comparisons)
+    holds = f"{counted(own, 'verdict')} {by_count(own, 'is', 'are')} {THESE_ROWS}"
+    rows = f" Of better and worse, {holds}, and others may say otherwise." if own else ""
+    return prefix + tally([result.verdict for result in compared], answer.metric) + rows
 
 
 def tally(verdicts: Sequence[Verdict], metric: str) -> str:
@@ -73,10 +87,18 @@ def across(answer: Answer) -> str:
     return f"Across runs, exploratory: {sentence(answer)}"
 
 
-def verdict_of(result: Comparison) -> str:
+def verdict_of(comparison: ComparisonSummary) -> str:
     """Return a comparison's verdict on its arm, as tables and plots show it."""
+    result = comparison.result
     same = result.same_objective and result.verdict == "equivalent"
-    return "same objective" if same else VERDICTS[result.verdict]
+    qualified = f" {THESE_ROWS}" if is_of_these_rows(comparison) else ""
+    return "same objective" if same else VERDICTS[result.verdict] + qualified
+
+
+def is_of_these_rows(comparison: ComparisonSummary) -> bool:
+    """Return whether an arm is better or worse on the rows at hand, and may be neither on others."""
+    ends = comparison.parts.interval
+    return ends is not None and comparison.result.verdict in ("a_better", "b_better") and ends[0] <= 0 <= ends[1]
 
 
 def is_tested(result: Comparison) -> bool:
@@ -106,8 +128,8 @@ def code(group: CodeGroup) -> str:
     return f"code {group.code}{own}{' (accepted)' if group.accepted else ''}, {versions}"
 
 
-def _clause(result: Comparison, answer: Answer, *, brief: bool = False) -> str:
-    metric = answer.metric
+def _clause(comparison: ComparisonSummary, answer: Answer, *, brief: bool = False) -> str:
+    result, metric = comparison.result, answer.metric
     if result.verdict == "diverges":
         return _diverges(result, answer.arms)
     if result.same_objective:
@@ -123,7 +145,8 @@ def _clause(result: Comparison, answer: Answer, *, brief: bool = False) -> str:
     if result.verdict in ("a_better", "b_better"):
         winner, loser = (result.a, result.b) if result.verdict == "a_better" else (result.b, result.a)
         perhaps = ", perhaps by less than matters" if _may_not_matter(result, answer.smallest_difference) else ""
-        return f"{winner} beats {loser}{by}{'' if by else ' on'} {metric}{perhaps} {evidence}"
+        rows = f" {THESE_ROWS}" if is_of_these_rows(comparison) else ""
+        return f"{winner} beats {loser}{by}{'' if by else ' on'} {metric}{rows}{perhaps} {evidence}"
     if result.verdict == "equivalent":
         limit = value(answer.smallest_difference)
         return f"{result.a} and {result.b} are equivalent: their mean {metric} differs by less than {limit} {evidence}"

@@ -42,6 +42,9 @@ by Holm; p and interval are then of these); better or worse, when p is small eno
 not mean equal. One wrong claim in the whole sweep has a chance of 0.05: 0.04 for better or worse and 0.01 for
 equivalent, or 0.05 for either where there is one comparison or no smallest difference.
 
+Seeds say nothing of other rows. Better or worse "on these rows" means that the interval on other rows of the same kind
+has 0 in it: there the difference may be none, or the other way round.
+
 A seed that diverged has no metric. In the test its pair counts as the widest of the comparison, against the arm that
 diverged, and such a comparison has no mean difference. A seed that is missing makes its comparisons inconclusive.
 Nothing is dropped.
@@ -139,6 +142,7 @@ def _terms(answer: Answer) -> Paragraph:
 
 
 def _more(answer: Answer) -> Iterator[Block]:
+    yield from grids.uncertainty(answer)
     yield Heading("Cost")
     yield from grids.cost(answer)
     yield Picture("cost")

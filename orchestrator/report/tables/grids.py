@@ -16,7 +16,7 @@ from orchestrator.report.summary.records import (
 )
 from orchestrator.report.summary.sentences import code, deciding_p, is_tested, verdict_of
 from orchestrator.report.tables.blocks import Block, Bullets, Grid, Heading, Paragraph
-from orchestrator.statistics import Comparison
+from orchestrator.statistics.rows import VarianceParts
 from orchestrator.system.display import counted, first_line
 
 IN_COMMON = {
@@ -30,17 +30,17 @@ IN_COMMON = {
 
 def comparisons(answer: Answer) -> Grid:
     """Build the table of the contrasts: the verdict of each and the numbers behind it."""
-    return _contrasts([comparison.result for comparison in answer.comparisons])
+    return _contrasts(answer.comparisons)
 
 
-def _contrasts(results: Sequence[Comparison]) -> Grid:
-    looks = ["look"] if any(result.look is not None for result in results) else []
+def _contrasts(shown: Sequence[ComparisonSummary]) -> Grid:
+    looks = ["look"] if any(comparison.result.look is not None for comparison in shown) else []
     return Grid(
         ("arm - baseline", "verdict", "mean", "interval", "p", "p alone", "n", *looks),
         [
             (
                 f"{result.a} - {result.b}",
-                verdict_of(result),
+                verdict_of(comparison),
                 formatting.signed(result.delta),
                 formatting.interval(result.interval, sign=True),
                 formatting.probability(deciding_p(result)),
@@ -48,10 +48,58 @@ def _contrasts(results: Sequence[Comparison]) -> Grid:
                 formatting.count(result.n),
                 *(formatting.count(result.look) for _ in looks),
             )
-            for result in results
+            for comparison in shown
+            for result in (comparison.result,)
         ],
         words=2,
     )
+
+
+def uncertainty(answer: Answer) -> Iterator[Block]:
+    """Yield how much of the uncertainty is due to seeds, to rows and to tuned settings, and what more of them would
+    buy; nothing where nothing is known of rows."""
+    known = [comparison for comparison in answer.comparisons if comparison.parts.rows is not None]
+    if not known:
+        return
+    is_apart = any(comparison.parts.settings is not None for comparison in known)
+    unit = answer.unit if isinstance(answer, Summary) else "seed"
+    yield Heading("Where the uncertainty comes from")
+    yield Grid(
+        (
+            *("arm - baseline", "interval on other rows", f"by {unit}s", *(["by tuned setting"] if is_apart else [])),
+            *("by rows", f"1 more {unit}", "1,000 more rows", "rows"),
+        ),
+        [
+            (
+                f"{comparison.result.a} - {comparison.result.b}",
+                formatting.interval(parts.interval, sign=True),
+                *map(_root, (parts.seeds, *([parts.settings] if is_apart else []), parts.rows)),
+                *map(_change, (parts.next_seed, parts.next_1000_rows)),
+                _judged(parts),
+            )
+            for comparison in known
+            for parts in (comparison.parts,)
+        ],
+    )
+    apart = "; that by tuned setting is part of it" if is_apart else ""
+    yield Paragraph(
+        "The interval is for other rows of the same kind, at the level of the verdict, which it qualifies and never "
+        f"changes. Standard errors of the mean difference: by {unit}s{apart}, and by the rows that it was measured on. "
+        f"Then what one more {unit}, or 1,000 more rows, would do to half of the interval's width."
+    )
+
+
+def _root(variance: float | None) -> str:
+    return formatting.value(None if variance is None else variance**0.5)
+
+
+def _judged(parts: VarianceParts) -> str:
+    groups = "" if parts.groups is None else f" in {counted(parts.groups, 'group')}"
+    return f"{formatting.count(parts.judged_rows)}{groups}"
+
+
+def _change(less: float | None) -> str:
+    return formatting.signed(None if less is None else -less)
 
 
 def which(summary: Summary) -> Iterator[Block]:
@@ -96,7 +144,7 @@ def exploratory(summary: Summary) -> Iterator[Block]:
             "The verdict above was planned and stays; to test again whenever the first seeds have not shown anything "
             "finds differences that are none."
         )
-        yield _contrasts([comparison.result for comparison in found.comparisons])
+        yield _contrasts(found.comparisons)
 
 
 def arms(answer: Answer) -> Grid:

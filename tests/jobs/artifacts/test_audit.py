@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import subprocess
@@ -23,6 +24,7 @@ def trials(tmp_path: Path) -> Path:
     folder = tmp_path / "trials" / "abc"
     folder.mkdir(parents=True)
     (folder / "job.json").write_text('{"task": "image"}')
+    (folder / "rows.parquet").write_bytes(b"rows")
     (folder / "result.json").write_text('{"step": 8, "metrics": {"m": NaN}}')
     write_points(folder, ("m", 0, 0.5), ("m", 8, math.nan), ("loss", 4, math.inf))
     for step in (4, 8):
@@ -60,12 +62,13 @@ def test_a_line_of_json_for_each_trial_and_nothing_changes(trials: Path) -> None
     abc, xyz = map(json.loads, done.stdout.splitlines())
     assert abc["job"] == {"task": "image"}
     assert math.isnan(abc["result"]["metrics"]["m"])
+    assert abc["rows"] == hashlib.sha256(b"rows").hexdigest()
     assert repr(abc["points"]) == "[['m', 0, 0.5], ['m', 8, nan], ['loss', 4, inf]]"
     assert abc["checkpoints"] == [
         {"name": "step_000008", "step": 8, "fault": None},
         {"name": "step_000004", "step": 4, "fault": None},
     ]
-    nothing: dict[str, Any] = {"job": None, "result": None, "points": [], "checkpoints": []}
+    nothing: dict[str, Any] = {"job": None, "result": None, "rows": None, "points": [], "checkpoints": []}
     empty = {"trial": "xyz", "repeated": 0, "torn": 0, "missing": 0, "quarantine": [], "leftovers": [], "faults": []}
     assert xyz == nothing | empty
 

@@ -29,7 +29,7 @@ JOB = JobConfig.model_validate(
 )
 CHECKPOINT = "checkpoints/step_000006"
 FILES = ["job.json", "points.jsonl", "result.json", "attempt.json", f"{CHECKPOINT}/manifest.json"]
-OTHERS = [f"{CHECKPOINT}/model.safetensors", f"{CHECKPOINT}/optimizer.pt", CHECKPOINT, "checkpoints"]
+OTHERS = [f"{CHECKPOINT}/model.safetensors", f"{CHECKPOINT}/optimizer.pt", CHECKPOINT, "checkpoints", "rows.parquet"]
 CASES = [(file, damage) for file in FILES for damage in (*DAMAGES, *OF_JSON)]
 CASES += [(file, damage) for file in OTHERS for damage in DAMAGES]
 
@@ -77,6 +77,7 @@ def equal(training: Training, undisturbed: Training) -> None:
     assert json.loads((folder / "attempt.json").read_text()) == {"token": 1, "attempt": 2}
     lines = [json.loads(line) for line in (folder / "points.jsonl").read_text().splitlines()]
     assert {(line["key"], line["step"]) for line in lines} == {(point.key, point.step) for point in training.points}
+    assert (folder / "rows.parquet").read_bytes() == (undisturbed.folder / "rows.parquet").read_bytes()
 
 
 @pytest.mark.parametrize(("file", "damage"), CASES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -12,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import ownloop
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
 
+from jobs.artifacts import rows
 from jobs.artifacts.trial_dir import Result
 from jobs.config import JobConfig
 from jobs.train.components import examined
@@ -51,8 +54,11 @@ def test_its_last_reports_are_the_trials_metrics(tmp_path: Path) -> None:
     assert len(curve) == 12
     assert result["metrics"] == {"accuracy": curve[-1], "begun_after": 0}
     assert (result["outcome"], result["step"]) == ("ok", 12)
-    rows = json.loads((tmp_path / "rows.accuracy.json").read_text())
-    assert sum(rows["values"]) / 100 == pytest.approx(curve[-1])
+    kept = rows.decode((tmp_path / rows.NAME).read_bytes(), "accuracy")
+    assert kept is not None
+    assert kept.rows == 100
+    assert kept.value == pytest.approx(curve[-1])
+    assert result["rows"] == rows.sha256((tmp_path / rows.NAME).read_bytes())
     again = begun(job(), tmp_path)  # it has ended: nothing runs
     assert again.result is not None
     assert again.points == training.points
@@ -132,13 +138,61 @@ def test_what_it_raises_while_it_is_asked_whether_it_lives_is_no_end(
     assert not (tmp_path / "result.json").exists()
 
 
-@pytest.mark.parametrize("name", ["", "../../escaped", "a/b", "a\\b"])
-def test_rows_have_a_name_that_is_a_word(tmp_path: Path, name: str) -> None:
+def test_rows_are_kept_in_one_file_whatever_their_metric_is_called(tmp_path: Path) -> None:
+    """With groups, and ids as they come. The newest of a metric stand. Mutant check: the first of them."""
     training = begun(job("waits"), tmp_path / "trial")
-    with pytest.raises(ValueError, match="give a word"):
-        training.context.rows(name, [1], [0.5])
+    context: Any = training.context
+    context.rows("a/../b", np.arange(3), torch.tensor([1.0, 0.0, 0.0]))
+    context.rows("a/../b", np.arange(3), [True, True, False])
+    training.context.rows("speed", ["x", 2, None], [0.5, 1.5, 2.5], groups=[None, 7, np.int64(7)])
     training.save()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trial"]
+    table = pq.read_table(tmp_path / "trial" / rows.NAME).to_pydict()
+    assert table == {
+        "row": ["0", "1", "2", "x", "None"],
+        "group": [None, None, 7, None, 7],
+        "metric.a/../b": [True, True, False, None, None],
+        "metric.speed": [None, None, 1.5, 0.5, 2.5],
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("", [1], [0.5]), "the name is that of a metric; give a word"),
+        (("m", [1, 2], [0.5]), "2 ids and 1 values; give one value for each row"),
+        (("m", [], []), "0 ids and 0 values"),
+        (("m", [1, 1], [0.5, 0.6]), "the id 1 is there twice; give each row its own"),
+        (("m", [1, 2], [0.5, 0.6], ["g"]), "2 ids and 1 groups; give each row one, or None"),
+    ],
+)
+def test_rows_that_are_none_are_refused(tmp_path: Path, given: tuple[Any, ...], words: str) -> None:
+    training = begun(job("waits"), tmp_path)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        training.context.rows(*given)
+    training.save()
+    assert not (tmp_path / rows.NAME).exists()
+
+
+def test_rows_outlast_a_kill_after_the_functions_last_step(tmp_path: Path) -> None:
+    """The next attempt may have nothing left to do. Mutant check: a file that is not read back."""
+    first = begun(job("keeps_once"), tmp_path)
+    while not (first.context.checkpoint_dir / "done").exists():
+        first.advance(1)
+    first.save()
+    assert first.result is None
+    before = (tmp_path / rows.NAME).read_bytes()
+    result = ended(begun(job("keeps_once"), tmp_path))
+    assert (tmp_path / rows.NAME).read_bytes() == before
+    assert result["rows"] == rows.sha256(before)
+
+
+def test_rows_that_are_damaged_are_set_aside(tmp_path: Path) -> None:
+    tmp_path.joinpath(rows.NAME).write_bytes(b"PAR1")
+    training = begun(job(), tmp_path)
+    assert any("rows.parquet is damaged" in remark for remark in training.remarks)
+    assert ended(training)["rows"]
+    assert (tmp_path / f"{rows.NAME}.bad-1").read_bytes() == b"PAR1"
 
 
 @pytest.mark.parametrize("text", ["", "[", "{}", "[1, null]"])
@@ -199,7 +253,7 @@ def test_a_row_s_value_that_is_no_number_is_refused(tmp_path: Path, value: Any) 
     with pytest.raises(ValueError, match=r"^rows\('accuracy'\): r2 is .*; it must be one number$"):
         training.context.rows("accuracy", ["r1", "r2"], [0.5, value])
     training.save()
-    assert not (tmp_path / "rows.accuracy.json").exists()
+    assert not (tmp_path / rows.NAME).exists()
 
 
 @pytest.mark.parametrize("value", [np.array([0.25]), np.array(0.25), torch.tensor([[0.25]]), np.float32(0.25), True])

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from ledgers import BETTER, Begin, finished
@@ -16,6 +17,7 @@ from orchestrator import report
 from orchestrator.cli import main
 from orchestrator.report import Asked, judge
 from orchestrator.report.summary.outside import ResultsError
+from orchestrator.statistics.rows import interval, of_means
 
 
 def written(folder: Path, lines: Sequence[str], header: str = "arm,seed,accuracy", *, encoding: str = "utf-8") -> Path:
@@ -205,3 +207,61 @@ def test_a_wrong_command_says_what_to_write(arguments: list[str], words: str) ->
     done = run(*arguments)
     assert done.exit_code in (2, 4)
     assert words in done.output.replace("\n", " ")
+
+
+# Rows
+
+
+def of_rows(better: float = 0.3, groups: bool = False) -> list[str]:
+    """Right or wrong on 60 rows, some of them easier, and easier to one of the arms, in eight seeds."""
+    ease, own = random.Random(1), random.Random(2)
+    rows = [(ease.gauss(0, 1), own.gauss(0, 0.6)) for _ in range(60)]
+    noise, lines = random.Random(3), []
+    for arm in ("base", "new"):
+        for seed in range(8):
+            for row, (both, one) in enumerate(rows):
+                right = both + (one + better) * (arm == "new") + noise.gauss(0, 0.4) > 0
+                lines.append(f"{arm},{seed},r{row},{int(right)}" + f",g{row // 3}" * groups)
+    return lines
+
+
+def test_rows_say_what_other_rows_might(tmp_path: Path) -> None:
+    """Against the formula; whatever the order of the lines. Mutant check: rows in the order of each trial's lines."""
+    lines = of_rows(groups=True)
+    first, *others = lines
+    random.Random(0).shuffle(others)
+    path = written(tmp_path, [first, *others], "arm,seed,row,accuracy,group")
+    (one,) = judge(path, Asked("accuracy")).comparisons
+    values = {tuple(line.split(",")[:3]): float(line.split(",")[3]) for line in lines}
+    matrix = np.array(
+        [[values["new", str(s), f"r{r}"] - values["base", str(s), f"r{r}"] for r in range(60)] for s in range(8)]
+    )
+    known = of_means(matrix.mean(0), np.arange(60) // 3)
+    assert known is not None
+    assert one.parts.rows == pytest.approx(known.variance)
+    assert one.parts.interval == pytest.approx(interval(matrix.mean(1), known, 0.95))
+    assert one.parts.judged_rows == 60
+
+
+def test_a_verdict_on_rows_of_a_file_is_qualified(tmp_path: Path) -> None:
+    path = written(tmp_path, of_rows(better=0.5, groups=True), "arm,seed,row,accuracy,group")
+    done = run("--csv", str(path), "--metric", "accuracy", "--json")
+    found = json.loads(done.stdout)
+    (one,) = found["comparisons"]
+    assert one["verdict"] == "a_better"
+    assert one["interval_rows"][0] < 0 < one["interval_rows"][1]
+    assert one["variance"]["groups"] == 20
+    assert "on these rows" in found["sentence"]
+
+
+def test_values_of_whole_trials_say_nothing_of_rows(tmp_path: Path) -> None:
+    (one,) = judge(written(tmp_path, lines_of(BETTER)), Asked("accuracy")).comparisons
+    assert (one.parts.rows, one.parts.interval) == (None, None)
+    assert one.parts.seeds is not None
+
+
+def test_a_row_has_one_group(tmp_path: Path) -> None:
+    lines = ["a,1,x,0,g", "a,1,y,1,", "b,1,x,0,h", "b,1,y,1,"]
+    path = written(tmp_path, lines, "arm,seed,row,accuracy,group")
+    with pytest.raises(ResultsError, match=r"line 4: row 'x' is of group 'h', and of 'g' in line 2; give it one"):
+        judge(path, Asked("accuracy"))

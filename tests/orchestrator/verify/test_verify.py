@@ -438,6 +438,14 @@ DAMAGES: dict[str, tuple[Callable[[Copy], Any], list[str]]] = {
         lambda copy: (copy.files / "job.json").unlink(),
         ["T: the ledger says done, but its folder has no job.json" + WRITTEN],
     ),
+    "what it has kept by row is gone": (
+        lambda copy: (copy.files / "rows.parquet").unlink(),
+        ["T: its rows.parquet is not there; put it back from a copy: nothing makes it again. Only what is said"],
+    ),
+    "what it has kept by row is damaged": (
+        lambda copy: flip(copy.files / "rows.parquet"),
+        ["T: its rows.parquet is damaged: it does not match its sha256; put it back from a copy"],
+    ),
     "a result was edited": (
         lambda copy: edit(copy.files / "result.json", seconds=0.5),
         ["T: its result.json is not the ledger's result; seconds differ" + WRITTEN],

@@ -64,7 +64,7 @@ class Run:
         curve: Mapping[int, float] | None = None,
         points: Sequence[Point] = (),
         more: Mapping[str, float] | None = None,
-        **costs: float,
+        **costs: float | str,
     ) -> None:
         """End a trial. points: beside those of the curve of its metric; more: metrics beside it."""
         attempt = self.ledger.start_attempt(trial.id, {}, "host")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from jobs.losses import softmax_loss
+from jobs.metrics import Outcomes, by_row
 
 
 @softmax_loss
@@ -269,6 +270,33 @@ def nearest_share(queries: Tensor, query_labels: Any, *, k: int = 1) -> Tensor:
     near = (unit @ unit.T).fill_diagonal_(-2).topk(k).indices
     labels = torch.as_tensor(query_labels)
     return (labels[near] == labels[:, None]).double().mean(1)
+
+
+def spread_of_norms(queries: Tensor) -> float:
+    """A number, of which nothing is kept by row."""
+    return float(queries.norm(dim=1).std())
+
+
+def norm_ratio(queries: Tensor) -> Outcomes:
+    """How much of the norms' sum is the first feature's: no mean over rows."""
+    return by_row(lambda first, whole: first.sum() / whole.sum(), first=queries[:, 0].abs(), whole=queries.norm(dim=1))
+
+
+def halves(queries: Tensor) -> Outcomes:
+    """Wrong: what it is computed of is not one number for each row."""
+    return by_row(lambda x: x.mean(), x=queries[: len(queries) // 2, 0])
+
+
+def brittle(queries: Tensor) -> Outcomes:
+    """Wrong: it fails where a row is left out."""
+    rows = len(queries)
+
+    def combine(x: Any) -> float:
+        if len(x) < rows:
+            raise LookupError("a row is missing")
+        return float(x.mean())
+
+    return by_row(combine, x=queries[:, 0])
 
 
 def score_gap(left: Tensor, right: Tensor, scores: Any) -> float:

@@ -55,6 +55,18 @@ def main(config: Any, context: Any) -> None:
     context.rows("accuracy", range(len(wanted)), accuracy.tolist())
 
 
+def keeps_once(config: Any, context: Any) -> None:
+    """Has nothing left to do when it begins again, as after a kill that came late."""
+    context.report({"accuracy": 0.5}, 12)
+    done = context.checkpoint_dir / "done"
+    if done.exists():
+        return
+    context.rows("accuracy", ["a", "b"], [0.25, 0.75], groups=["g", None])
+    done.touch()
+    while not context.should_stop:
+        time.sleep(0.01)
+
+
 def fails(config: Any, context: Any) -> None:
     """Raises at its second step."""
     context.report({"accuracy": 0.5}, 1)

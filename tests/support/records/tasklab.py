@@ -86,6 +86,24 @@ class Columns(Tabular):
         return {"closeness": float(F.cosine_similarity(a, b).mean())}
 
 
+class Grouped(Tabular):
+    """Rows as a mapping, with ids, and the labels as groups."""
+
+    def rows(self, source: str) -> Any:
+        """Both columns of Tabular."""
+        pixels, labels = super().rows(source)
+        return {"pixels": pixels, "id": [f"{source}:{row}" for row in range(len(labels))], "group": labels}
+
+    def views(self, rows: Any, seed: int, step: int, pairs: Tensor, view: int) -> Any:
+        """Noisy copies."""
+        return super().views((rows["pixels"], rows["group"]), seed, step, pairs, view)
+
+    def evaluate(self, encode: Any, rows: Any) -> dict[str, Any]:  # type: ignore[override]
+        """How near the two views of each row are."""
+        a, b = (encode(self.views(rows, 0, 0, torch.arange(len(rows["id"])), view)) for view in (0, 1))
+        return {"closeness": F.cosine_similarity(a, b)}
+
+
 class Neighbours(Tabular):
     """Wrong: a view depends on the rows beside it."""
 
