@@ -114,8 +114,8 @@ def difference_interval(differences: ArrayLike, present: ArrayLike, tested: Join
     1969). Where none of this contrast's own reaches what the family asks for, the statistic is inverted in place of
     counts. None where no difference whatever could be rejected.
 
-    Assumption: as `joint_test`, about every value of the mean. Coverage as measured (1,000 sweeps of each; n = 6, 8, 12;
-    m = 1, 3, 7; normal, t3, exponential), all of a sweep at once in brackets: 0.94 to 1.00 (0.94 to 0.97) without
+    Assumption: as `joint_test`, about every value of the mean. Coverage as measured (1,000 sweeps of each: n = 6, 8,
+    12, m = 1, 3, 7, normal, t3, exponential), all of a sweep at once in brackets: 0.94 to 1.00 (0.94 to 0.97) without
     differences; 0.96 to 1.00 where some contrasts differ (0.91 to 0.95, but 0.88 for seven contrasts at n = 6), as what
     is rejected leaves the family.
     """
