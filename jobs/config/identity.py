@@ -122,9 +122,12 @@ def _copied(job: JsonObject) -> dict[str, Json]:
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in job.items()}
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
 def canonical(value: object) -> str:
     """Serialise a value as JSON with sorted keys and no white space, so that equal values have equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def flat_values(table: JsonObject, prefix: str = "") -> dict[str, Json]:

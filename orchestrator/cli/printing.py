@@ -12,7 +12,7 @@ import click
 
 from jobs.config.components import is_class, is_import_path
 from jobs.core.plain import one_line, visible, visible_lines
-from orchestrator.system.display import Harmless, cell, table_lines
+from orchestrator.system.display import MOST_LISTED, Harmless, cell, listed, ranges, table_lines
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -80,13 +80,18 @@ def print_plan(made: Plan, estimate: Estimate, power: Sequence[Power], probe: st
     shown = ", ".join(f"{key.replace('_', ' ')} {shown_arm(first[key])}" for key in same)
     echo(f"\nequal in every arm: {shown or 'none of samples, steps, seconds, negatives per anchor'}")
     echo(f"metric:    {made.sweep.metric.name} ({made.sweep.metric.mode})")
-    echo(f"contrasts: {'; '.join(f'{a} against {b}' for a, b in made.contrasts)}")
+    contrasts = [f"{a} against {b}" for a, b in made.contrasts]
+    count = f"{len(contrasts):,}: " if len(contrasts) > MOST_LISTED else ""
+    echo(f"contrasts: {count}{listed(contrasts)}")
+    one_objective: dict[str, list[str]] = {}
     for a, b in made.contrasts:
         if (a, b) not in made.tested:
             tuned = ": tuned once, frozen together" if made.searched_with.get(a) or made.searched_with.get(b) else ""
-            echo(f"one objective: {a} and {b} differ in execution alone{tuned}, and are not tested")
+            one_objective.setdefault(tuned, []).append(f"{a} and {b}")
+    for tuned, arms in one_objective.items():
+        echo(f"one objective: {listed(arms)} differ in execution alone{tuned}, and are not tested")
     echo(f"trials:    {made.trials['tune']} tune, {made.trials['confirm']} confirm")
-    echo(f"seeds:     tune {list(made.tune_seeds)}, confirm {list(made.confirm_seeds)}{_basis(made.basis)}")
+    echo(f"seeds:     tune {ranges(made.tune_seeds)}, confirm {ranges(made.confirm_seeds)}{_basis(made.basis)}")
     task = str(made.sweep.job.get("task"))
     is_own_loop = is_import_path(task) and not is_class(task)  # which no probe can run
     echo(f"time:      {time_line(estimate, None if is_own_loop else probe)}")

@@ -32,6 +32,7 @@ from orchestrator.ledger.records import (
     Suggestion,
     Trial,
     TrialState,
+    objective,
 )
 from orchestrator.system.process import this_process
 
@@ -64,6 +65,7 @@ __all__ = [
     "TrialState",
     "damage_at",
     "finished",
+    "objective",
     "probe",
     "sqlite_url",
     "this_process",

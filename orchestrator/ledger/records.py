@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Literal
 
-from jobs.config import JobConfig
+from jobs.config import JobConfig, canonical
 from orchestrator.ledger.stored import AttemptRecord, JsonObject, ProvenanceRecord, SweepTable, TrialResult
 from orchestrator.system.exit_codes import Exit
 
@@ -139,6 +139,16 @@ class Trial:
     def came_to(self) -> TrialResult:
         """The result, as far as there is one."""
         return TrialResult.of(self.result)
+
+    @cached_property
+    def objective(self) -> str:
+        """What it optimises, as text."""
+        return objective(self.job)
+
+
+def objective(job: JsonObject) -> str:
+    """Return what a job optimises, as text: all of it except for how it is computed."""
+    return canonical({key: value for key, value in job.items() if key != "execution"})
 
 
 @dataclass(frozen=True)

@@ -116,11 +116,18 @@ def _measured(trial: Trial) -> Mapping[str, float]:
 
 def _job_keys(trials: Sequence[Trial]) -> Iterator[tuple[str, pa.Array]]:
     """Yield the keys that differ between these jobs, with their values."""
-    jobs = [flatten(trial.job) for trial in trials]
+    first = trials[0].job if trials else {}
+    sections = {key for trial in trials for key in trial.job | first if trial.job.get(key) != first.get(key)}
+    jobs = [flatten({key: trial.job[key] for key in sections if key in trial.job}) for trial in trials]
     for key in sorted({key for job in jobs for key in job} - {"seed", "stage"}):
         values = [job.get(key) for job in jobs]
-        if len({canonical(value) for value in values}) > 1:
+        if len({_identity(value) for value in values}) > 1:
             yield key, _typed(values)
+
+
+def _identity(value: object) -> object:
+    """Return what is equal for values that are written alike: 1, 1.0 and true are three."""
+    return (type(value), value) if value is None or isinstance(value, bool | int | float | str) else canonical(value)
 
 
 def _typed(values: Sequence[object]) -> pa.Array:

@@ -10,15 +10,20 @@ from rich.text import Text
 from orchestrator.report.formatting import count, interval, probability, quantity, signed, value
 from orchestrator.report.summary.records import Answer, MultiRunSummary
 from orchestrator.report.summary.sentences import deciding_p, verdict_of
+from orchestrator.system.display import counted
+
+MOST_ROWS = 40
+"""Of a table in a terminal; the page and the JSON have all."""
 
 
 def table(answer: Answer) -> RenderableType:
-    """Build the tables of the arms and of the comparisons, the notes and the verdict. Fits 80 columns."""
+    """Build the tables of the arms and of the comparisons, the notes and the verdict. Fits 80 columns. Of very many
+    comparisons it shows those that say something, in their order, and then others."""
     arms = Table(box=SIMPLE_HEAD, title=Text(f"{answer.metric} by arm"), title_justify="left", padding=(0, 1))
     arms.add_column("arm", overflow="fold", min_width=12)
     for heading in ("n", "mean", "95% interval", "diverged", "pairs/s", "peak MB"):
         arms.add_column(heading, justify="right", no_wrap=True)
-    for arm in answer.arms:
+    for arm in answer.arms[:MOST_ROWS]:
         arms.add_row(
             Text(arm.label),
             count(arm.n),
@@ -33,7 +38,10 @@ def table(answer: Answer) -> RenderableType:
     for heading in ("mean", "interval", "p"):
         comparisons.add_column(heading, justify="right", no_wrap=True)
     comparisons.add_column("verdict on a", justify="right", min_width=12, max_width=14)
-    for comparison in answer.comparisons:
+    shown = list(answer.comparisons)
+    if len(shown) > MOST_ROWS:
+        shown.sort(key=lambda comparison: comparison.result.verdict in ("inconclusive", "equivalent"))
+    for comparison in shown[:MOST_ROWS]:
         result = comparison.result
         comparisons.add_row(
             Text(f"{result.a} - {result.b}"),
@@ -43,7 +51,18 @@ def table(answer: Answer) -> RenderableType:
             verdict_of(comparison),
         )
     notes = [Text(f"note: {note}") for note in answer.notes]
-    return Group(arms, comparisons, *notes, Text(answer.sentence, style="bold"))
+    return Group(
+        *_whole(arms, len(answer.arms), "arm"),
+        *_whole(comparisons, len(shown), "comparison"),
+        *notes,
+        Text(answer.sentence, style="bold"),
+    )
+
+
+def _whole(shown: Table, rows: int, what: str) -> list[RenderableType]:
+    """Return a table, and below it how many rows it has left out."""
+    left = rows - shown.row_count
+    return [shown, *([Text(f"and {counted(left, f'more {what}')}; --json has all\n")] if left else [])]
 
 
 def multi_run_table(answer: MultiRunSummary) -> RenderableType:

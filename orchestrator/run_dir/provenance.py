@@ -377,11 +377,9 @@ def behind(begun: ProvenanceRecord | None, trials: Iterable[Trial], attempts: It
         ran.setdefault(attempt.trial, []).append(attempt)
     groups: dict[str, Group] = {}
     for trial in trials:
-        for attempt in ran.get(trial.id, ()):
-            code = _computed(attempt.provenance or {})
-            group = groups.setdefault(canonical(code), {**code, "accepted": False, "trials": []})
-            if trial.id not in group["trials"]:
-                group["trials"].append(trial.id)
+        computed = (_computed(attempt.provenance or {}) for attempt in ran.get(trial.id, ()))
+        for key, code in {canonical(code): code for code in computed}.items():
+            groups.setdefault(key, {**code, "accepted": False, "trials": []})["trials"].append(trial.id)
     for group in groups.values():
         group["accepted"] = not _is_same(known, group) and any(
             _is_same(entry, group) for entry in known.get("accepted") or ()

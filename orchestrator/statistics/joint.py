@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,8 +39,8 @@ DRAWS = 99_999
 """Random assignments beyond that, beside the observed one: p = (1 + hits) / (1 + draws) (Phipson and Smyth 2010)."""
 
 
-AT_ONCE = 2_500
-"""Of those: how many are held in memory."""
+AT_ONCE, TOGETHER = 2_500, 16
+"""Of those: how many are held in memory, and for how many contrasts they are drawn once."""
 
 ROUNDING = 1e-9
 """Of c^2 against n: less is no room."""
@@ -149,11 +150,20 @@ def difference_interval(differences: ArrayLike, present: ArrayLike, tested: Join
 
 def _subset_means(d: Floats) -> Floats:
     """Compute the mean of every non-empty subset of d, [2^n - 1]."""
-    sums, sizes = np.zeros(1), np.zeros(1)
+    sums = np.zeros(1)
     for value in d:
-        sums, sizes = np.concatenate([sums, sums + value]), np.concatenate([sizes, sizes + 1])
-    means: Floats = sums[1:] / sizes[1:]
+        sums = np.concatenate([sums, sums + value])
+    means: Floats = sums[1:] / _subset_sizes(len(d))
     return means
+
+
+@lru_cache(maxsize=1)
+def _subset_sizes(n: int) -> Floats:
+    """Count the members of every non-empty subset of n, in the order of `_subset_means`. Most contrasts have one n."""
+    sizes = np.zeros(1)
+    for _ in range(n):
+        sizes = np.concatenate([sizes, sizes + 1])
+    return sizes[1:]
 
 
 @dataclass(frozen=True)
@@ -168,12 +178,12 @@ def _families(
     d: Floats, order: NDArray[np.intp], looks: Sequence[int], levels: Sequence[float], observed: Floats
 ) -> Iterator[_Family]:
     """Yield the family of each step, the whole one first. Each is the next one and one contrast more, so they are made
-    from the last on, and no more than one contrast's statistics are held at once."""
+    from the last on, and of no more than some contrasts are the statistics held at once."""
     largest = [np.full(_count(seeds), -1.0) for seeds in looks]
-    families = []
-    for contrast in order[::-1]:
-        for look, seeds in enumerate(looks):
-            np.maximum(largest[look], _flipped(d[:seeds, contrast]), out=largest[look])
+    families, up = [], order[::-1]
+    for contrast, *of_looks in zip(up, *(_each_flipped(d[:seeds, up]) for seeds in looks), strict=True):
+        for most, statistics in zip(largest, of_looks, strict=True):
+            np.maximum(most, statistics, out=most)
         families.append(_judged(largest, levels, float(observed[contrast])))
     return reversed(families)
 
@@ -182,7 +192,8 @@ def _judged(largest: Sequence[Floats], levels: Sequence[float], statistic: float
     """Build the rejection sets of all looks, and hold a family's largest statistic against the last one."""
     mass, rejected = 0.0, np.zeros(1, dtype=bool)
     for look, values in enumerate(largest):
-        alive = ~np.resize(rejected, values.size)  # an assignment begins as that with its number modulo theirs
+        # An assignment begins as that with its number modulo theirs.
+        alive = ~np.tile(rejected, values.size // rejected.size)
         share = 1 / values.size
         p = mass + float(np.count_nonzero(alive & (values >= statistic - TIE))) * share
         critical = _critical(values[alive], int((levels[look] - mass) / share + 1e-9))
@@ -208,36 +219,47 @@ def _stepped_down(
 ) -> list[JointResult]:
     tested: dict[int, JointResult] = {}
     goes_on, p, critical = True, 0.0, math.inf
-    for contrast, family in zip(order, families, strict=True):
+    for contrast, family, statistics in zip(order, families, _each_flipped(d[:, order]), strict=True):
         statistic = float(observed[contrast])
         p = max(p, family.p)
         if goes_on:
             critical = family.critical
             goes_on = statistic >= critical - TIE
-        reached = int(np.count_nonzero(_flipped(d[:, contrast]) >= critical - TIE))
+        reached = int(np.count_nonzero(statistics >= critical - TIE))
         tested[int(contrast)] = JointResult(statistic, p, critical, rejected=goes_on, reached=reached)
     return [tested[contrast] for contrast in range(len(order))]
 
 
 def _statistics(d: Floats) -> Floats:
     """Compute T of each contrast, [m]."""
-    return np.array([_flipped(d[:, contrast], once=True)[0] for contrast in range(d.shape[1])])
-
-
-def _flipped(d: Floats, *, once: bool = False) -> Floats:
-    """Compute T for every assignment of signs to the differences of a contrast, the observed one first. once: for the
-    observed one alone."""
-    length = float(np.linalg.norm(d))
-    if length == 0:
-        return np.zeros(1 if once else _count(len(d)))
-    sums: Floats = d.sum(keepdims=True) if once else d[:1]
-    if len(d) > EXACT_UP_TO and not once:
-        sums = np.concatenate([signs @ d for signs in _drawn(len(d))])
-    elif not once:
-        for value in d[1:]:  # so that the first seeds' signs are the lowest bits of an assignment's number
-            sums = np.concatenate([sums + value, sums - value])
-    statistics: Floats = np.abs(sums) / length
+    statistics: Floats = np.abs(d.sum(axis=0)) / _lengths(d)
     return statistics
+
+
+def _each_flipped(d: Floats) -> Iterator[Floats]:
+    """Yield T of each contrast for every assignment of signs to its differences, the observed one first. Where they are
+    drawn, that is done once for TOGETHER contrasts."""
+    if len(d) <= EXACT_UP_TO:
+        yield from (_sums(column) / length for column, length in zip(d.T, _lengths(d), strict=True))
+        return
+    for begun in range(0, d.shape[1], TOGETHER):
+        some = d[:, begun : begun + TOGETHER]
+        sums = np.concatenate([np.abs(signs @ some) for signs in _drawn(len(d))])
+        yield from (sums / _lengths(some)).T
+
+
+def _lengths(d: Floats) -> Floats:
+    """Compute the denominator of T of each contrast; 1 where all differences are 0, as the numerator is."""
+    lengths: Floats = np.linalg.norm(d, axis=0)
+    return np.where(lengths > 0, lengths, 1.0)
+
+
+def _sums(d: Floats) -> Floats:
+    """Compute |sum| for all assignments of signs to the differences of a contrast, of which the first keeps its own."""
+    sums = d[:1]
+    for value in d[1:]:  # so that the first seeds' signs are the lowest bits of an assignment's number
+        sums = np.concatenate([sums + value, sums - value])
+    return np.abs(sums)
 
 
 def _count(seeds: int) -> int:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, JsonValue, PrivateAttr, Tag, model_validator
 
-from jobs.config import JobConfig, Section
+from jobs.config import JobConfig, Section, canonical
 from jobs.config.components import is_import_path
 from orchestrator.sweep.values import AsGiven, Level, Levels, Settings, alternatives, flatten, identity, merged, shown
 
@@ -357,11 +357,23 @@ class Arm:
     @cached_property
     def values(self) -> Settings:
         """Every value of the arm's job by dotted key, defaults filled in; and its label, as `arm`."""
-        return flatten(self.config(stage="confirm", seed=0).model_dump(mode="json")) | {"arm": self.label}
+        return flatten(self._untuned.model_dump(mode="json")) | {"arm": self.label}
+
+    @cached_property
+    def objective(self) -> str:
+        """What the arm optimises, as text: its job except for how it is computed."""
+        return canonical(self._untuned.model_dump(mode="json", exclude={"execution"}))
 
     def config(self, *, stage: str, seed: int, settings: Settings | None = None) -> JobConfig:
         """Build the job of one trial of this arm. Raises pydantic's ValidationError."""
+        if not settings and (stage, seed) == ("confirm", 0):
+            return self._untuned
         return JobConfig.model_validate(merged(self.job, settings or {}) | {"stage": stage, "seed": seed})
+
+    @cached_property
+    def _untuned(self) -> JobConfig:
+        """What stands for the arm before anything is tuned; asked for many times, of a thousand arms."""
+        return JobConfig.model_validate(merged(self.job, {}) | {"stage": "confirm", "seed": 0})
 
 
 def arms_of(sweep: Sweep) -> list[Arm]:

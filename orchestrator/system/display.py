@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from rich.segment import Segment
     from rich.text import Text
 
+MOST_LISTED, FEW = 8, 3
+"""How many things one line lists, and of more, how many of the first."""
+
 
 def log_lines(text: str) -> str:
     """Return `visible_lines` of what a program printed: a bar, which goes back to its line's start, takes lines."""
@@ -57,6 +60,23 @@ def counted(count: int, singular: str, many: str | None = None) -> str:
 def by_count(count: float, singular: str, many: str) -> str:
     """Return the word that goes with a count: `has` with 1, `have` with any other."""
     return singular if count == 1 else many
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Write whole numbers in their order, three or more that follow one another as a range: `0-4, 7`. None: `none`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs) or "none"
+
+
+def listed(texts: Sequence[str], *, most: int = MOST_LISTED, separator: str = "; ") -> str:
+    """Join texts; of more than `most` the first few, and how many more there are: `a; b; c; and 18 more`."""
+    few = texts if len(texts) <= most else [*texts[:FEW], f"and {len(texts) - FEW:,} more"]
+    return separator.join(few)
 
 
 def first_line(text: str) -> str:

@@ -14,6 +14,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil, log
 from typing import Any
 
@@ -168,10 +169,11 @@ class Estimate:
         """All trials, if some are always left to run side by side."""
         return sum(arm.seconds or 0.0 for arm in self.arms) / self.concurrent
 
-    @property
+    @cached_property
     def _known(self) -> list[Known]:
-        """All known trials that were used, once each: arms may share them."""
-        return list({id(known): known for arm in self.arms for known in arm.known}.values())
+        """All known trials that were used, once each: arms may share them, mostly all of them."""
+        shared = {id(arm.known): arm.known for arm in self.arms}.values()
+        return list({id(known): known for group in shared for known in group}.values())
 
 
 def estimate(plan: Plan, known: Iterable[Known], *, concurrent: int, notes: Sequence[str] = ()) -> Estimate:
@@ -229,6 +231,28 @@ class _Group:
     here: bool
     known: tuple[Known, ...]
 
+    @cached_property
+    def rate_s(self) -> float:
+        """Seconds of a sample. Long trainings tell more than short ones, since the first steps are slow."""
+        rates = sorted((trial.training_s / trial.samples, trial.samples) for trial in self.known)
+        half, counted = sum(samples for _, samples in rates) / 2, 0
+        for rate, samples in rates:
+            counted += samples
+            if counted >= half:
+                return rate
+        raise AssertionError("a group holds at least one trial")
+
+    @cached_property
+    def evaluation_s(self) -> dict[tuple[str | None, ...], float]:
+        """Seconds of what is no training, for each evaluation, by the rows that are judged on; (): on whatever rows.
+        Of two, the lower: the first trial of a run has its ranks to start."""
+        rest: dict[tuple[str | None, ...], list[float]] = {}
+        for trial in self.known:
+            if trial.rest_s is not None:
+                for rows in ((), (trial.job.eval_split,)):
+                    rest.setdefault(rows, []).append(trial.rest_s / _evaluations(trial.job))
+        return {rows: statistics.median_low(seconds) for rows, seconds in rest.items()}
+
 
 def _grouped(known: Iterable[Known]) -> list[_Group]:
     costs: dict[tuple[int, float], tuple[str, dict[str, object]]] = {}  # trials of an arm may share their job
@@ -252,7 +276,7 @@ def _arm(plan: Plan, arm: Arm, groups: Sequence[_Group]) -> ArmEstimate:
     group, remarks = _nearest(wanted, jobs["confirm"].batch.size, groups)
     if group is None:
         return ArmEstimate(arm.label, trials, ranks, None, None, (), ())
-    took = {stage: _trial_s(job, group.known) for stage, job in jobs.items()}
+    took = {stage: _trial_s(job, group) for stage, job in jobs.items()}
     turns = {"tune": ceil(suggestions / tune.parallel) if tune else 0, "confirm": 1}
     if all(known.rest_s is None for known in group.known):
         remarks = (*remarks, "training alone, without loading and evaluations")
@@ -292,27 +316,12 @@ def _nearest(
     return best, (*rough, *([] if best.here else ["measured on another machine"]))
 
 
-def _trial_s(job: JobConfig, known: Sequence[Known]) -> float:
+def _trial_s(job: JobConfig, group: _Group) -> float:
     """Estimate the seconds of one trial. Its rest is best known from trials that were judged on the same rows."""
-    usable = [trial for trial in known if trial.rest_s is not None]
-    usable = [trial for trial in usable if trial.job.eval_split == job.eval_split] or usable
-    rest = [(trial.rest_s or 0.0) / _evaluations(trial.job) for trial in usable]
-    # Of two, the lower: the first trial of a run has its ranks to start.
-    return _training_s(job, known) + (_evaluations(job) * statistics.median_low(rest) if rest else 0.0)
-
-
-def _training_s(job: JobConfig, known: Iterable[Known]) -> float:
-    """Estimate the seconds of training. Long trainings tell more than short ones, since the first steps are slow."""
     budget: float | None = job.budget.seconds
-    if budget is not None:
-        return budget
-    per_sample = sorted((trial.training_s / trial.samples, trial.samples) for trial in known)
-    half, counted = sum(samples for _, samples in per_sample) / 2, 0
-    for rate, samples in per_sample:
-        counted += samples
-        if counted >= half:
-            return rate * (job.steps or 0) * job.batch.size
-    raise AssertionError("a group holds at least one trial")
+    training = group.rate_s * (job.steps or 0) * job.batch.size if budget is None else budget
+    rest = group.evaluation_s
+    return training + _evaluations(job) * rest.get((job.eval_split,), rest.get((), 0.0))
 
 
 def _evaluations(job: JobConfig) -> int:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import Bbox
 
 from jobs.core.plain import visible
 
@@ -32,10 +33,14 @@ WIDTH, GUTTER, LEFT, TOP = 4.9, 1.35, 0.62, 0.3
 FONT, LABELS_AT, LABEL_LINES = 9.5, 1.07, 3
 """Points; where labels beside a panel begin, in its widths; and the most lines that one takes."""
 
+MARGIN = 0.05
+"""Between what is drawn and the edges of a panel, in its widths."""
+
 STYLE: Any = {
     "font.size": FONT,
     "axes.labelsize": FONT,
     "axes.titlesize": FONT,
+    "axes.titley": 1.0,  # else each is placed by a search for what might be in its way
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
     "axes.linewidth": 0.6,
@@ -83,6 +88,19 @@ def dress(axes: Axes, *, heading: str = "", xlabel: str = "") -> None:
         axes.annotate(
             heading, (0, 1), (-LEFT * 72 + 4, 7), xycoords="axes fraction", textcoords="offset points", color=MUTED
         )
+
+
+def share_limits(panels: Sequence[Axes]) -> None:
+    """Give all panels the limits that show what is in any of them. Axes that share theirs tell each other of every
+    line, which takes as long as drawing."""
+    whole = Bbox.union([axes.dataLim for axes in panels])
+    for axes in panels:
+        for axis, limits, place in (
+            (axes.xaxis, whole.intervalx, axes.set_xlim),
+            (axes.yaxis, whole.intervaly, axes.set_ylim),
+        ):
+            low, high = axis.get_major_locator().nonsingular(*limits)  # apart, where all that is drawn is one value
+            place(low - MARGIN * (high - low), high + MARGIN * (high - low))
 
 
 def round_ticks(most: int) -> MaxNLocator:

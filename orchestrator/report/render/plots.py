@@ -28,6 +28,7 @@ from orchestrator.report.render.figure import (
     panel,
     render,
     round_ticks,
+    share_limits,
     shorten,
 )
 from orchestrator.report.summary.records import Answer, ArmSummary, ComparisonSummary, Curve
@@ -48,8 +49,12 @@ NAMES = ("differences", "curves", "cost", "tuning")
 class DrawArm(Protocol):
     """Draws the line of an arm."""
 
-    def __call__(self, axes: Axes, arm: ArmSummary, *, colour: str, behind: bool) -> tuple[float, float] | None:
-        """Draw the line and return its end in data units; None with nothing to draw. behind: behind another arm's."""
+    def __call__(self, axes: Axes, arm: ArmSummary, *, colour: str) -> tuple[float, float] | None:
+        """Draw the line and return its end in data units; None with nothing to draw."""
+
+
+Path = tuple[Sequence[float], Sequence[float]]
+"""A line without its dots and bands, in data units."""
 
 
 class Plot(NamedTuple):
@@ -158,20 +163,25 @@ def _measured(result: Comparison) -> list[float]:
 
 
 def _curves(answer: Answer, curves: Mapping[str, Curve]) -> Figure:
-    def line(axes: Axes, arm: ArmSummary, *, colour: str, behind: bool) -> tuple[float, float] | None:
-        # Without the first point: an untrained encoder is so far off that all else would be one line.
+    def line(axes: Axes, arm: ArmSummary, *, colour: str) -> tuple[float, float] | None:
         curve = curves[arm.label]
-        samples, mean = curve.samples[1:], curve.mean[1:]
+        samples, mean = _learned(curve)
         low, high = ([end for end in ends[1:] if end is not None] for ends in (curve.low, curve.high))
         if not samples:
             return None
-        axes.plot(samples, mean, color=colour, linewidth=0.9 if behind else 1.6)
-        if not behind and len(low) == len(samples):
+        axes.plot(samples, mean, color=colour, linewidth=1.6)
+        if len(low) == len(samples):
             axes.fill_between(samples, low, high, color=colour, alpha=0.16, linewidth=0)
         return samples[-1], mean[-1]
 
     units = {curve.unit for curve in curves.values()}
-    return _by_arm(answer, line, xlabel=" or ".join(sorted(units)) or "pairs seen")
+    behind = [_learned(curves[arm.label]) for arm in answer.arms]
+    return _by_arm(answer, line, behind, xlabel=" or ".join(sorted(units)) or "pairs seen")
+
+
+def _learned(curve: Curve) -> Path:
+    """Return the curve without its first point: an untrained encoder is so far off that all else would be one line."""
+    return curve.samples[1:], curve.mean[1:]
 
 
 def _cost(answer: Answer, shown: Sequence[ArmSummary]) -> Figure:
@@ -209,54 +219,52 @@ def cost_limits(costs: Sequence[float]) -> tuple[float, float]:
 
 
 def _tuning(answer: Answer) -> Figure:
-    def line(axes: Axes, arm: ArmSummary, *, colour: str, behind: bool) -> tuple[float, float] | None:
+    def line(axes: Axes, arm: ArmSummary, *, colour: str) -> tuple[float, float] | None:
         tried = _tried(arm)
         if not tried:
             return None
         number, best = [point.number + 1 for point in tried], [point.best for point in tried]
-        axes.step(number, best, where="post", color=colour, linewidth=0.9 if behind else 1.6)
-        if not behind:
-            low, high = [point.low for point in tried], [point.high for point in tried]
-            axes.fill_between(number, low, high, step="post", color=colour, alpha=0.16, linewidth=0)
-            axes.plot(number, [point.value for point in tried], ".", color=colour, alpha=0.55, markersize=5)
+        axes.step(number, best, where="post", color=colour, linewidth=1.6)
+        low, high = [point.low for point in tried], [point.high for point in tried]
+        axes.fill_between(number, low, high, step="post", color=colour, alpha=0.16, linewidth=0)
+        axes.plot(number, [point.value for point in tried], ".", color=colour, alpha=0.55, markersize=5)
         return number[-1], best[-1]
 
-    figure = _by_arm(answer, line, xlabel="suggestion")
+    figure = _by_arm(answer, line, [_steps(_tried(arm)) for arm in answer.arms], xlabel="suggestion")
     for axes in figure.axes:
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     return figure
 
 
-def _by_arm(answer: Answer, line: DrawArm, *, xlabel: str) -> Figure:
-    """Draw one panel for all arms, or one for each when they are many."""
+def _by_arm(answer: Answer, line: DrawArm, behind: Sequence[Path], *, xlabel: str) -> Figure:
+    """Draw one panel for all arms, or one for each when they are many, with all lines grey behind its own."""
     arms, metric = answer.arms, answer.metric
     if len(arms) <= TOGETHER:
         figure = Figure(figsize=(WIDTH, 2.9))
         axes, ends = panel(figure, bottom=0.55), []
         for index, arm in enumerate(arms):
             colour, _ = look(index)
-            if end := line(axes, arm, colour=colour, behind=False):
+            if end := line(axes, arm, colour=colour):
                 ends.append((*end, arm.label, colour))
         dress(axes, heading=metric, xlabel=xlabel)
         label_ends(axes, ends)
         return figure
+    # One line with gaps: as a line for each arm, those of 150 arms would take a minute.
+    grey = [[x for path in behind for x in (*path[axis], math.nan)] for axis in (0, 1)]
     rows = math.ceil(len(arms) / 2)
     whole = 0.9 + 1.5 * rows
     figure = Figure(figsize=(WIDTH, whole))
     figure.subplots_adjust(LEFT / WIDTH, 0.5 / whole, 1 - 0.1 / WIDTH, 1 - 0.5 / whole, wspace=0.12, hspace=0.42)
-    grid = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False)
-    for index, axes in enumerate(grid.flat):
-        if index >= len(arms):
-            axes.set_visible(False)
-            continue
-        for other in arms:
-            if other is not arms[index]:
-                line(axes, other, colour=LINE, behind=True)
-        line(axes, arms[index], colour=look(index)[0], behind=False)
+    panels: list[Axes] = []
+    for index, arm in enumerate(arms):
+        panels.append(axes := figure.add_subplot(rows, 2, index + 1))
+        axes.plot(*grey, color=LINE, linewidth=0.9)
+        line(axes, arm, colour=look(index)[0])
         last = index >= len(arms) - 2
         dress(axes, xlabel=xlabel if last else "")
-        axes.tick_params(labelbottom=last)
-        axes.set_title(shorten(arms[index].label, 28), loc="left", pad=4)
+        axes.tick_params(labelbottom=last, labelleft=index % 2 == 0)
+        axes.set_title(shorten(arm.label, 28), loc="left", pad=4)
+    share_limits(panels)
     figure.text(0.06 / WIDTH, 1 - 0.14 / whole, metric, color=MUTED, va="top")
     return figure
 
@@ -269,6 +277,17 @@ class Tried(NamedTuple):
     best: float
     low: float
     high: float
+
+
+def _steps(tried: Sequence[Tried]) -> Path:
+    """Return the corners of the best settings so far, as they are held until the next one."""
+    xs: list[float] = []
+    ys: list[float] = []
+    for point in tried:
+        if not ys or point.best != ys[-1]:
+            xs += [point.number + 1] * (2 if ys else 1)
+            ys += [*ys[-1:], point.best]
+    return ([*xs, tried[-1].number + 1], [*ys, ys[-1]]) if tried else ([], [])
 
 
 def _tried(arm: ArmSummary) -> list[Tried]:

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from jobs.config.components import is_class, is_import_path
 from orchestrator import statistics
-from orchestrator.ledger import NOTED, TRIAL_STATES, Ledger, Run, Stage, Trial, TrialState
+from orchestrator.ledger import NOTED, TRIAL_STATES, Attempt, Ledger, Run, Stage, Trial, TrialState
 from orchestrator.ledger.stored import ProvenanceRecord
 from orchestrator.report import variance
 from orchestrator.report.formatting import value
@@ -56,7 +56,8 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
     compared = _compared(
         run, planned, confirm, _unconfirmed(untuned), pending=_pending(run, trials, untuned), looked=looked
     )
-    code = [_code_group(group) for group in provenance.behind(run.provenance, trials, ledger.attempts())]
+    attempts = ledger.attempts()
+    code = [_code_group(group) for group in provenance.behind(run.provenance, trials, attempts)]
     summaries = _arms(ledger, trials, confirm, mode, code)
     seeds = [int(seed) for seed in plan["confirm_seeds"]]
     variances = variance.parts_of(
@@ -89,7 +90,7 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
         unit="seed" if len(planned.units) == len(seeds) else "repeat",
         looks=None if looked is None else LooksSummary(planned.looks, looked.taken, looked.ended, looked.due),
         trials={stage: _counts(trials, stage) for stage in STAGES},
-        attempts=_attempts(ledger),
+        attempts=_counted(attempts),
         code=code,
         failures=[_failure(trial) for trial in trials if trial.state == "failed"],
         diverged=[DivergedTrial(t.id, t.stage, t.arm, t.seed) for t in trials if arms.diverged(t)],
@@ -300,8 +301,7 @@ def curves(ledger: Ledger, summary: Summary) -> dict[str, Curve]:
     return drawn
 
 
-def _attempts(ledger: Ledger) -> AttemptCounts:
-    attempts = ledger.attempts()
+def _counted(attempts: Sequence[Attempt]) -> AttemptCounts:
     lost: dict[str, int] = {}
     for attempt in attempts:
         if attempt.state in ("failed", "interrupted"):

@@ -22,6 +22,7 @@ from orchestrator.report.summary.sentences import across, code
 from orchestrator.report.summary.warnings import oddities
 from orchestrator.run_dir.bucket import is_uri
 from orchestrator.run_dir.rows import RowFiles
+from orchestrator.system.display import ranges
 
 EXPLORATORY = (
     "Comparisons across runs were not planned together: these runs were put side by side when their results could be "
@@ -167,9 +168,8 @@ def _seeds(runs: Mapping[str, Summary]) -> Iterable[str]:
         if len(both) == len(mine) == len(other):
             continue
         dropped = sorted(set(mine) ^ set(other))
-        shown = ", ".join(map(str, both)) or "none"
-        text = f"{first} and {name} planned different confirm seeds: compared on those that both have ({shown}), "
-        text += f"without {', '.join(map(str, dropped))}."
+        text = f"{first} and {name} planned different confirm seeds: compared on those that both have "
+        text += f"({ranges(both)}), without {ranges(dropped)}."
         yield text if len(both) >= 2 else f"{text} It takes two or more, so {name} is inconclusive here."
 
 
@@ -188,11 +188,10 @@ def _missing(
     for result in compared:
         lost = sorted({seed for arm, seed in failed if arm in (result.a, result.b)})
         if lost:
-            seeds = ", ".join(map(str, lost))
-            yield f"{result.a} against {result.b} lost seed {seeds}: compared on the others."
-        coming = [str(seed) for seed in planned[result.a, result.b] if seed not in result.seeds]
+            yield f"{result.a} against {result.b} lost seed {ranges(lost)}: compared on the others."
+        coming = [seed for seed in planned[result.a, result.b] if seed not in result.seeds]
         if coming:
-            yield f"{result.a} against {result.b} lacks seed {', '.join(coming)}, which is still to come: inconclusive."
+            yield f"{result.a} against {result.b} lacks seed {ranges(coming)}, which is still to come: inconclusive."
 
 
 def _codes(runs: Mapping[str, Summary]) -> Iterable[str]:

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from jobs.config import canonical
 from orchestrator import statistics
-from orchestrator.ledger import Trial
+from orchestrator.ledger import Trial, objective
 from orchestrator.ledger.stored import JsonObject, SweepTable
 from orchestrator.report.summary.records import ComparisonSummary, ExecutionPair
 from orchestrator.statistics.rows import VarianceParts
@@ -96,7 +96,7 @@ def same_objective(a: Sequence[Trial], b: Sequence[Trial]) -> bool:
 
 
 def _objectives(trials: Sequence[Trial]) -> dict[int, str]:
-    return {trial.seed: _objective(trial.job) for trial in trials}
+    return {trial.seed: trial.objective for trial in trials}
 
 
 def _are_same(a: Mapping[int, str], b: Mapping[int, str]) -> bool:
@@ -111,7 +111,7 @@ def one_objective(of_arm: Mapping[str, Sequence[Trial]], sweep: SweepTable, a: s
         return same_objective(of_arm[a], of_arm[b])
     planned = {arm["label"]: arm.get("job") for arm in sweep["plan"]["arms"]}
     left, right = planned[a], planned[b]
-    return left is not None and right is not None and _objective(left) == _objective(right)
+    return left is not None and right is not None and objective(left) == objective(right)
 
 
 def without_seed(job: JsonObject) -> str:
@@ -121,7 +121,7 @@ def without_seed(job: JsonObject) -> str:
 
 def _decides(job: JsonObject) -> dict[str, dict[str, JsonValue]]:
     """Return for each hash the job keys that it depends on besides the seed, and their values."""
-    flat = flatten(job)
+    flat = flatten({name: job[name] for name in ("task", "data", "model", "loss") if name in job})
     rows = {key: flat.get(key) for key in ROWS}
     model = {key: value for key, value in flat.items() if key.startswith("model.") and key not in NO_WEIGHTS}
     if "model.precision" in model:  # bf16 has weights of fp32
@@ -139,7 +139,3 @@ def _decides(job: JsonObject) -> dict[str, dict[str, JsonValue]]:
         "init": shapes | model | loss,
         "encoder": shapes | encoder,
     }
-
-
-def _objective(job: JsonObject) -> str:
-    return canonical({key: value for key, value in job.items() if key != "execution"})

@@ -38,10 +38,10 @@ def as_json(value: object) -> JsonValue:
     """Convert a value of a record to JSON. Raises TypeError for what cannot be JSON."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, Record):
-        return value.to_json()
     if isinstance(value, Mapping):
         return {str(key): as_json(inner) for key, inner in value.items()}
     if isinstance(value, Sequence):
         return [as_json(inner) for inner in value]
+    if isinstance(value, Record):  # last: the check of a protocol takes as long as all of the others
+        return value.to_json()
     raise TypeError(f"{value!r} is no JSON")

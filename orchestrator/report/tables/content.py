@@ -14,7 +14,7 @@ from orchestrator.report.summary.records import Answer, MultiRunSummary, Summary
 from orchestrator.report.tables import grids
 from orchestrator.report.tables.blocks import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
 from orchestrator.sweep import flatten
-from orchestrator.system.display import counted
+from orchestrator.system.display import counted, ranges
 
 Columns = Sequence[tuple[str, str, str]]
 """Name, type and meaning of each column of results.parquet."""
@@ -137,8 +137,7 @@ def _by_plan(name: str, summary: Summary) -> Iterator[Block]:
 def _terms(answer: Answer) -> Paragraph:
     goal, limit = "higher" if answer.mode == "max" else "lower", answer.smallest_difference
     matters = f"; differences under {text.value(limit)} do not matter" if limit else ""
-    seeds = ", ".join(map(str, answer.seeds))
-    return Paragraph(f"{answer.metric}: {goal} is better{matters}. Confirm seeds: {seeds}.")
+    return Paragraph(f"{answer.metric}: {goal} is better{matters}. Confirm seeds: {ranges(answer.seeds)}.")
 
 
 def _more(answer: Answer) -> Iterator[Block]:

@@ -367,7 +367,6 @@ def untuned_arms(plan: Plan, ledger: Ledger) -> dict[str, str]:
     of it."""
     untuned: dict[str, str] = {}
     frozen, schedule = ledger.frozen(), Schedule(plan, ledger)
-    diverged = {trial.arm for trial in ledger.trials(stage="tune") if trial.outcome == "diverged"}
     for arm in plan.suggestions:
         observed = schedule.observed(arm) if arm not in frozen else []
         if (
@@ -375,7 +374,8 @@ def untuned_arms(plan: Plan, ledger: Ledger) -> dict[str, str]:
             and len(observed) >= plan.asked(arm)
             and all(suggestion.state is not None for suggestion in observed)
         ):
-            untuned[arm] = "diverged" if arm in diverged else "failed"
+            diverged = any(trial.outcome == "diverged" for trial in ledger.trials(stage="tune", arm=arm))
+            untuned[arm] = "diverged" if diverged else "failed"
     for arm, leader in plan.searched_with.items():
         if leader in untuned:
             untuned[arm] = untuned[leader]

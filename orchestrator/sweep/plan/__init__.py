@@ -12,6 +12,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypedDict
 
 from pydantic import JsonValue, ValidationError
@@ -27,7 +28,7 @@ from orchestrator.sweep.values import Settings, by_todays_names
 
 __all__ = [
     "RULES", "Basis", "Plan", "Summary", "changed_keys", "changed_order", "differing", "examined_of", "is_as_begun",
-    "jobs_of", "make", "objective", "own_loop", "stored",
+    "jobs_of", "make", "own_loop", "stored",
 ]  # fmt: skip
 
 RULES = 2
@@ -85,12 +86,12 @@ class Plan:
     apart: bool = True
     """Whether trials of arms that may ask for the same job are kept apart; not in runs that were begun before."""
 
-    @property
+    @cached_property
     def tested(self) -> tuple[tuple[str, str], ...]:
         """The contrasts that ask a question: between arms of one objective there is none, they must agree."""
         if self.rules < 2:
             return self.contrasts
-        return tuple((a, b) for a, b in self.contrasts if objective(self.arm(a)) != objective(self.arm(b)))
+        return tuple((a, b) for a, b in self.contrasts if self.arm(a).objective != self.arm(b).objective)
 
     @property
     def looks(self) -> tuple[int, ...]:
@@ -132,7 +133,11 @@ class Plan:
 
     def arm(self, label: str) -> Arm:
         """Return the arm with this label."""
-        return _named(self.arms, label)
+        return self._by_label[label]
+
+    @cached_property
+    def _by_label(self) -> dict[str, Arm]:
+        return {arm.label: arm for arm in self.arms}
 
     def noting(self, notes: Sequence[str]) -> Plan:
         """Return the same plan with more of what a reader should know, as warnings."""
@@ -214,7 +219,8 @@ def make(sweep: Sweep, spread: tuple[float, str] | None = None) -> Plan:
     """
     arms = tuple(arms_of(sweep))
     contrasts = tuple(_contrasts(sweep, arms))
-    asked = sum(objective(_named(arms, a)) != objective(_named(arms, b)) for a, b in contrasts)
+    objectives = {arm.label: arm.objective for arm in arms}
+    asked = sum(objectives[a] != objectives[b] for a, b in contrasts)
     check_looks(sweep, asked)
     tuned = tuple(sweep.tune.seed_list) if sweep.tune else ()
     basis = basis_of(sweep, asked, spread)
@@ -305,11 +311,6 @@ def _ends(plan: Plan, arm: Arm) -> list[dict[str, JsonValue]]:
     return combinations or [{}]
 
 
-def objective(arm: Arm) -> str:
-    """Return what an arm optimises, as text: its job except for how it is computed."""
-    return canonical(arm.config(stage="confirm", seed=0).model_dump(mode="json", exclude={"execution"}))
-
-
 def differing(arms: Sequence[Arm]) -> dict[str, list[JsonValue]]:
     """Find the job keys, resolved and derived, that are not the same in every arm, with the value of each arm."""
     jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
@@ -342,10 +343,6 @@ def is_as_begun(begun: Plan, key: str, value: object) -> bool:
     return name in FORMER and value == FORMER[name] and all(arm.values.get(name) == value for arm in begun.arms)
 
 
-def _named(arms: Sequence[Arm], label: str) -> Arm:
-    return next(arm for arm in arms if arm.label == label)
-
-
 def _searched_with(sweep: Sweep, arms: Sequence[Arm]) -> dict[str, str]:
     """Map each arm that shares its objective and its tuned keys with an earlier arm to that arm: to tune them apart
     would compare one method at two settings."""
@@ -355,7 +352,7 @@ def _searched_with(sweep: Sweep, arms: Sequence[Arm]) -> dict[str, str]:
     shared: dict[str, str] = {}
     for arm in arms:
         tuned = canonical(list(conditions.within(sweep.tune.space, arm.values)))
-        leader = first.setdefault(objective(arm) + tuned, arm.label)
+        leader = first.setdefault(arm.objective + tuned, arm.label)
         if leader != arm.label:
             shared[arm.label] = leader
     return shared

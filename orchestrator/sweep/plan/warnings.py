@@ -8,6 +8,7 @@ from jobs.config import JobConfig
 from orchestrator.sweep import Arm, Sweep
 from orchestrator.sweep.plan.seeds import Basis
 from orchestrator.sweep.space.grid import Grid
+from orchestrator.system.display import listed
 
 
 def warnings(
@@ -46,7 +47,7 @@ def warnings(
         )
     notes += _unequal(jobs)
     if len(set(suggestions.values())) > 1:
-        sizes = ", ".join(f"{label} {count}" for label, count in suggestions.items())
+        sizes = listed([f"{label} {count}" for label, count in suggestions.items()], separator=", ")
         notes.append(f"grids differ in size, and so does what is tried in each arm: {sizes}")
     notes += _sampled(sweep, arms, suggestions)
     notes += _alike(sweep, arms, suggestions)
@@ -75,8 +76,8 @@ def _sampled(sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int]) 
     if len(parts) == len(sizes) and len(set(parts.values())) == 1:
         yield f"{next(iter(parts.values()))} points of the grid are tried in each arm, {how}"
     else:
-        listed = ", ".join(f"{part} in {label}" for label, part in parts.items())
-        yield f"of the points of the grid are tried {listed}, {how}"
+        tried = listed([f"{part} in {label}" for label, part in parts.items()], separator=", ")
+        yield f"of the points of the grid are tried {tried}, {how}"
 
 
 def _alike(sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int]) -> Iterable[str]:

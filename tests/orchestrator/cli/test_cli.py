@@ -57,6 +57,23 @@ def test_plan_says_what_differs_and_what_it_can_show(path: Path) -> None:
         assert words in done.output
 
 
+def test_plan_of_hundreds_of_arms_is_no_wall_and_takes_no_time(tmp_path: Path) -> None:
+    """Seen: a minute, as the contrasts that are tested were looked for anew for each. Seeds are ranges."""
+    temperatures, sizes = [round(0.05 + n / 100, 2) for n in range(25)], [16 * (n + 1) for n in range(10)]
+    head = (SWEEPS / "quickstart.toml").read_text("utf-8").partition("[compare]")[0]
+    table = f'[compare]\n"loss.temperature" = {temperatures}\n"batch.size" = {sizes}\n'
+    (tmp_path / "many.toml").write_text(f"{head}{table}[confirm]\nseeds = [0, 1, 2, 3, 9, 11]\n")
+    began = time.process_time()
+    done = run("plan", str(tmp_path / "many.toml"))
+    took = time.process_time() - began
+    assert done.exit_code == 0, done.output
+    (contrasts,) = [line for line in done.output.splitlines() if line.startswith("contrasts:")]
+    assert contrasts.startswith("contrasts: 240: temperature=0.06, size=16 against temperature=0.05, size=16; ")
+    assert contrasts.endswith("; and 237 more")
+    assert "confirm 0-3, 9, 11" in done.output
+    assert took < 5
+
+
 def test_plan_shows_every_budget_and_how_to_learn_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Budgets that are equal stand in the table too. Mutant check: showing only what differs fails this."""
     monkeypatch.setenv("ORCHESTRATOR_RUNS", str(tmp_path / "none"))

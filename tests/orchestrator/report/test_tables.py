@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -12,8 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from ledgers import BETTER, Written
+from rich.console import Console
 from scipy import stats
 
+from orchestrator import report
 from orchestrator.report import parquet
 
 Table = list[list[str]]
@@ -178,3 +182,20 @@ def test_both_pages_have_the_same_tables_and_no_other(written: Written) -> None:
     html, markdown = Tables(written.read("report.html")).found, of_markdown(written.read("report.md"))
     assert html == markdown
     assert len(html) == len(TABLES)
+
+
+def test_a_terminal_shows_forty_comparisons_and_first_those_that_say_something(tmp_path: Path) -> None:
+    """Seen: 149 lines of `inconclusive`. Mutant check: the first forty as they come."""
+    lines = ["arm,seed,accuracy", *(f"base,{seed},{0.9 + seed / 1000}" for seed in range(8))]
+    for arm in range(45):
+        step = 0.1 if arm == 44 else 0.0
+        lines += [f"arm{arm},{seed},{0.9 + step + (-1) ** seed * 1e-2 + seed / 1000}" for seed in range(8)]
+    (tmp_path / "many.csv").write_text("\n".join(lines))
+    answer = report.judge(tmp_path / "many.csv", report.Asked("accuracy", "max", None, 0.0))
+    printed = io.StringIO()
+    Console(width=120, file=printed).print(report.table(answer))
+    arms, _, comparisons = printed.getvalue().partition("paired differences")
+    assert ("and 6 more arms; --json has all" in arms, "arm39" in arms) == (True, False)
+    shown = [line.split(" - ")[0].strip() for line in comparisons.splitlines() if " - base" in line]
+    assert shown == ["arm44", *(f"arm{arm}" for arm in range(39))]
+    assert "and 5 more comparisons; --json has all" in comparisons

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from ledgers import BETTER, Begin, finished
 
@@ -17,7 +17,7 @@ from orchestrator.report.summary.sentences import tally
 from orchestrator.report.tables import grids
 from orchestrator.report.tables.content import Page
 from orchestrator.statistics import Verdict
-from orchestrator.system.display import by_count, counted, first_line
+from orchestrator.system.display import by_count, counted, first_line, listed, ranges
 
 WRONG = re.compile(
     r"(?<![\d,.])1 (seeds|trials|comparisons|pairs|steps|seconds|others|confirm trials|diverge|lose|beat)\b"
@@ -46,6 +46,26 @@ def test_a_word_follows_its_count(said: str, right: str) -> None:
 def test_the_first_line_is_the_first_that_is_not_blank(tail: str, blank: str) -> None:
     assert first_line(f"{blank}what is wrong \n{tail}") == "what is wrong"
     assert first_line(blank) == first_line("") == ""
+
+
+@given(st.lists(st.integers(0, 30), unique=True))
+@example([0, 1, 2, 3, 4, 7])
+@example([5, 6])
+def test_ranges_are_the_numbers_in_their_order(numbers: list[int]) -> None:
+    """And nothing that could be shorter: no three numbers in a row are written out. Mutant check: `<` for `>`."""
+    written = ranges(numbers)
+    parts = [] if written == "none" else written.split(", ")
+    read = [range(int(low), int(high or low) + 1) for low, _, high in (part.partition("-") for part in parts)]
+    assert [number for part in read for number in part] == numbers
+    assert all(len(part) != 2 for part in read), "two are two"
+    assert not any(a[-1] + 2 == b[-1] + 1 == c[0] for a, b, c in zip(read, read[1:], read[2:], strict=False))
+    assert written == "none" or ranges([0, 1, 2, 3, 4, 7, 9, 10]) == "0-4, 7, 9, 10"
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, ""), (2, "0; 1"), (8, "0; 1; 2; 3; 4; 5; 6; 7")])
+def test_of_very_many_a_line_has_the_first_few(count: int, said: str) -> None:
+    assert listed(list(map(str, range(count)))) == said
+    assert listed(list(map(str, range(1209)))) == "0; 1; 2; and 1,206 more"
 
 
 @pytest.mark.parametrize("ends", ["ok", "diverged", "one of two"])
