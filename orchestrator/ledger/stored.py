@@ -61,6 +61,7 @@ class SweepTable(TypedDict, total=False):
     metric: Required[MetricTable]
     plan: Required[PlanTable]
     job: JsonObject
+    compare: dict[str, list[JsonValue]]
     tune: JsonObject | None
     resources: JsonObject
     code: CodeTable | None

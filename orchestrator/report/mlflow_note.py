@@ -18,8 +18,8 @@ from orchestrator.report.tables.blocks import Grid
 MOST_ROWS, MOST_NOTES = 12, 5
 """Of a table, and of what a reader should know: beyond, the report has them."""
 
-LONGEST = 4900
-"""Characters from which labels are so long that the tables get fewer rows."""
+LONGEST = 4200
+"""Characters from which labels are so long that the tables get fewer rows. MLflow gets links to its pages besides."""
 
 LONGEST_QUESTION, LONGEST_SENTENCE = 500, 1500
 """Characters of what stands above the tables."""
@@ -29,7 +29,7 @@ LONGEST_LABEL = 100
 
 
 def note(answer: Answer) -> str:
-    """Return the answer as Markdown of at most some 4,900 characters."""
+    """Return the answer as Markdown of at most some 4,200 characters."""
     written = (_note(answer, rows) for rows in range(MOST_ROWS, 0, -1))
     return next((text for text in written if len(text) <= LONGEST), _note(answer, 0, notes=0))
 

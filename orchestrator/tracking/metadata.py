@@ -1,4 +1,5 @@
-"""What a nested run says of its trial: a name, a description, a status, tags to search by, numbers, the data.
+"""What a nested run says of its trial: a name, a description, a status, tags to search by, numbers, the data; and what
+the parent run says of the sweep.
 
 Both the projection, which tells it, and `verify`, which looks for it, ask here.
 """
@@ -9,14 +10,21 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
+from pydantic import JsonValue
+
+from jobs.config import JobConfig
+from jobs.config.components import is_class, is_import_path
+from jobs.config.identity import counted_from
 from jobs.core.plain import beginning, markdown, visible
 from orchestrator.ledger import Attempt, Point, Run, Trial
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
+
+T = TypeVar("T")
 
 TRIAL_STATUS = {"queued": "SCHEDULED", "running": "RUNNING", "done": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 RUN_STATUS = {
@@ -29,6 +37,23 @@ RUN_STATUS = {
 
 LONGEST_PARAM, LONGEST_TAG = 6000, 5000
 """What MLflow takes. It cuts longer parameters off in silence and refuses longer tags."""
+
+LONGEST_METRIC = 240
+"""Characters of a metric's name, which gets a few more behind it: MLflow takes 250."""
+
+METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
+"""What MLflow takes at once."""
+
+NAME, COLOUR, NOTE = "mlflow.runName", "mlflow.runColor", "mlflow.note.content"
+"""Tags that are a run's name in MLflow's pages, the colour of its lines, bars and dot, and its description; the last
+is an experiment's description too."""
+
+RED, GREY = "#d62728", "#7f7f7f"
+"""Colours of what diverged, and of what failed."""
+
+PAIRS = "pairs_seen"
+"""Metric of a trial's run, at each evaluation: the pairs that the encoder has seen by then. A chart has them as its x
+axis, on which arms with batches of different sizes can be compared."""
 
 
 def identity(run: Run, kind: str) -> dict[str, str]:
@@ -50,9 +75,24 @@ def marks(trial: Trial) -> dict[str, str]:
 
 
 def name(trial: Trial) -> str:
-    """Name a trial's run `flatnce #3 seed 0`, or `flatnce seed 7` in the confirm stage."""
+    """Name a trial's run `flatnce #3 seed 0`, or `flatnce seed 7` in the confirm stage; with `(diverged)` or `(failed)`
+    behind it where it came to that."""
     number = "" if trial.number is None else f" #{trial.number}"
-    return f"{visible(trial.arm)}{number} seed {trial.seed}"
+    return marked(f"{visible(trial.arm)}{number} seed {trial.seed}", _ill(trial))
+
+
+def marked(name: str, ill: str | None) -> str:
+    """Put what became of a run behind its name, as MLflow's charts and lists show names and no status."""
+    return f"{name} ({ill})" if ill else name
+
+
+def colour(ill: str | None) -> str:
+    """Choose the colour of what diverged or failed; for the rest none, so that MLflow chooses one."""
+    return {"diverged": RED, "failed": GREY}.get(ill or "", "")
+
+
+def _ill(trial: Trial) -> str | None:
+    return "diverged" if trial.outcome == "diverged" else "failed" if trial.state == "failed" else None
 
 
 def tags(trial: Trial, attempts: Sequence[Attempt], metric: str) -> Iterator[tuple[str, str]]:
@@ -61,7 +101,9 @@ def tags(trial: Trial, attempts: Sequence[Attempt], metric: str) -> Iterator[tup
     # A tag stays until it is overwritten, so what is over is written as empty.
     values |= {"orchestrator.outcome": trial.outcome, "orchestrator.failure": trial.failure}
     values |= {"orchestrator.message": trial.message, "orchestrator.suggestion": trial.number}
-    values["mlflow.note.content"] = description(trial, metric)
+    values[NOTE] = description(trial, metric)
+    if (ill := _ill(trial)) or trial.attempts > 1:  # else it has the name that it was made with
+        values |= {NAME: name(trial), COLOUR: colour(ill)}
     values |= {f"reading.{key}": value for key, value in trial.came_to.reading.items()}
     for attempt in attempts:
         if attempt.failure is not None:
@@ -116,9 +158,31 @@ class Curves:
         return bool(self.twice or self.strange or self.other_value or self.other_time)
 
 
-def compare(trial: Trial, points: Iterable[Point], metrics: Mapping[str, Sequence[tuple[int, int, float]]]) -> Curves:
-    """Compare what a trial's run shall have with `metrics`, which are MLflow's as `runs_of` gives them."""
-    wanted = {(point.key, point.step): (point.value, int(point.time * 1000)) for point in points}
+def is_own_loop(task: str) -> bool:
+    """Return whether a task is a training loop of the user's own."""
+    return is_import_path(task) and not is_class(task)
+
+
+def pairs_seen(trial: Trial, points: Iterable[Point], metric: str) -> list[Point]:
+    """Derive the points of PAIRS from those of the sweep's metric. A training loop of the user's own has none: what it
+    takes for a step, only it knows."""
+    batch, task = trial.job.get("batch"), str(trial.job.get("task"))
+    size = batch.get("size") if isinstance(batch, Mapping) else None
+    if not isinstance(size, int) or metric == PAIRS or is_own_loop(task):
+        return []
+    return [replace(point, key=PAIRS, value=float(point.step * size)) for point in points if point.key == metric]
+
+
+def compare(
+    trial: Trial, points: Iterable[Point], metrics: Mapping[str, Sequence[tuple[int, int, float]]], metric: str
+) -> Curves:
+    """Compare what a trial's run shall have with `metrics`, which are MLflow's as `runs_of` gives them.
+
+    metric: the sweep's. An earlier version wrote no PAIRS, and without any there is nothing to compare.
+    """
+    points = list(points)
+    told = [*points, *(pairs_seen(trial, points, metric) if PAIRS in metrics else ())]
+    wanted = {(point.key, point.step): (point.value, int(point.time * 1000)) for point in told}
     at_ms = int((trial.ended or 0) * 1000)
     last = {(key, trial.step or 0): (value, at_ms) for key, value in finals(trial, {key for key, _ in wanted})}
     wanted |= last
@@ -174,6 +238,82 @@ def flat(job: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str
         else:
             text = value if isinstance(value, str) else json.dumps(value)
             yield f"{prefix}{key}", text if len(text) <= LONGEST_PARAM else text[: LONGEST_PARAM - 4] + " ..."
+
+
+def varied(run: Run) -> tuple[list[str], list[str]]:
+    """List the job keys that the arms of a run differ in, and those that are tuned besides."""
+    compared = dict.fromkeys(key for arm in run.sweep["plan"]["arms"] for key in arm["settings"])
+    return list(compared), [key for key in _spaces(run) if key not in compared]
+
+
+def of_sweep(run: Run) -> dict[str, str]:
+    """Describe a sweep as parameters of its parent run: the metric, how much of it there is, the job keys that all
+    arms share and that are not at their defaults, the levels of those that are compared, the spaces of those that are
+    tuned."""
+    sweep, plan, metric = run.sweep, run.sweep["plan"], run.sweep["metric"]
+    compared, _ = varied(run)
+    defaults = dict(flat(plan.get("defaults") or counted_from(JobConfig)))
+    tune = sweep.get("tune") or {}
+    values: dict[str, JsonValue] = {f"metric.{key}": value for key, value in metric.items()}  # type: ignore[misc]
+    values |= {key: value for key, value in flat(sweep.get("job", {})) if defaults.get(key) != value}
+    values |= {key: _levels(run, key) for key in compared}
+    values |= {key: space for key, space in _spaces(run).items() if key not in compared}
+    values |= {f"tune.{key}": tune[key] for key in ("trials", "seeds", "sampler", "seed", "prune") if key in tune}
+    return dict(flat(values | {"confirm.seeds": [*plan["confirm_seeds"]]}))
+
+
+def _levels(run: Run, key: str) -> list[JsonValue]:
+    """List what the arms have at a compared key, each level once."""
+    levels: list[JsonValue] = []
+    for arm in run.sweep["plan"]["arms"]:
+        if key in arm["settings"] and arm["settings"][key] not in levels:
+            levels.append(arm["settings"][key])
+    return levels
+
+
+def _spaces(run: Run) -> dict[str, JsonValue]:
+    """Return the spaces of the tuned keys as one text each, without what they leave open."""
+    spaces = (run.sweep.get("tune") or {}).get("space")
+    return {
+        key: json.dumps({name: value for name, value in space.items() if value not in (None, False)})
+        for key, space in (spaces if isinstance(spaces, dict) else {}).items()
+        if isinstance(space, dict)
+    }
+
+
+def metric_of(run: Run) -> str:
+    """Return the name of a sweep's metric, or a word in its place where a ledger has none."""
+    metric = run.sweep.get("metric")
+    return metric["name"] if metric else "metric"
+
+
+def parts(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield the values in as many parts as MLflow takes."""
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
+
+
+@dataclass(frozen=True)
+class ArmKeys:
+    """Names of an arm's metrics: of the mean that of the sweep's metric, and of the rest with something behind it, so
+    that the mean comes first wherever MLflow sorts them."""
+
+    mean: str
+    sd: str
+    n: str
+    low: str
+    high: str
+    """Ends of the 95% t interval."""
+    interval: str
+    """Both ends with the mean between them, as three points of one curve: a chart draws it upright over `place`."""
+    place: str
+    """Where the arm stands among the arms, from 1, at each of these points."""
+
+    @classmethod
+    def of(cls, metric: str) -> ArmKeys:
+        """Name them after the sweep's metric."""
+        rest = ("sd", "n", "low", "high", "interval", "arm")
+        return cls(metric, *(f"{metric[:LONGEST_METRIC]}_{what}" for what in rest))
 
 
 def short(text: str) -> str:

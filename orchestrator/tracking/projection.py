@@ -1,7 +1,8 @@
 """Copies the ledger into MLflow, from a thread of its own, and catches up when MLflow was away.
 
-One parent run for the run, one nested run for every trial that was started. A nested run is looked for by its tags
-before it is made, and recorded in the ledger afterwards, so a kill in between makes no second one. Points go with the
+One parent run for the run, one nested run for every trial that was started, and one for every arm (arms.py). A nested
+run is looked for by its tags before it is made, and recorded in the ledger afterwards, so a kill in between makes no
+second one. Points go with the
 timestamps they have in the ledger, so copying them twice adds nothing. Whatever became of all that in MLflow since
 then is put in order first (settle.py). Nothing that goes wrong here reaches the sweep: it is kept in `last_error`,
 and tried again.
@@ -10,15 +11,16 @@ and tried again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec
 
 from jobs.core.plain import beginning, markdown
 from orchestrator.ledger import LeaseLost, Ledger, Run, RunState, Trial, TrialState
 from orchestrator.system import threads
 from orchestrator.tracking import encoders, metadata, view
+from orchestrator.tracking.arms import Arms
 from orchestrator.tracking.encoders import LOGGED, Encoder
 from orchestrator.tracking.settle import settle
 from orchestrator.tracking.store import artifact_root, connect, prepare
@@ -27,10 +29,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 P = ParamSpec("P")
-T = TypeVar("T")
 
-METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
-"""What MLflow takes at once."""
+POINTS_PER_CALL = 900
+"""Points of the ledger copied at once, which leaves room for the pairs seen at each evaluation among them."""
 
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
 """Error codes that are about one run or experiment, not about the server."""
@@ -67,7 +68,8 @@ class Projection:
         prepare()  # here, and not by the thread that copies, as Ray may start beside that
         self._ledger, self._uri, self._interval_s, self._say = ledger, uri, interval_s, say
         self._client: MlflowClient | None = None
-        self._experiment_id, self._parent = "", ""
+        self._experiment_id, self._parent, self._metric = "", "", ""
+        self._arms: Arms | None = None
         self._adopted: dict[str, str] = {}
         self._shown: tuple[RunState, Mapping[TrialState, int]] | None = None
         self._report: Report | None = None
@@ -195,12 +197,15 @@ class Projection:
         client = self._client or self._connect()
         self._client = client
         problem: Exception | None = None
-        for trial in self._ledger.unprojected_trials():
+        changed = self._ledger.unprojected_trials()
+        for trial in changed:
             problem = _refusal(self._tell_state, client, trial) or problem
         for trial_id in self._ledger.waiting():
             trial = self._ledger.trial(trial_id)
             if trial.mlflow_run_id is not None:  # else it was started after the loop above, and the next pass has it
                 problem = _refusal(self._tell_points, client, trial) or problem
+        assert self._arms is not None
+        problem = _refusal(self._arms.update, {trial.arm for trial in changed if trial.stage == "confirm"}) or problem
         return _refusal(self._tell_run, client) or problem
 
     def _connect(self) -> MlflowClient:
@@ -208,6 +213,7 @@ class Projection:
         client = connect(self._uri)
         settled = settle(client, self._ledger, artifact_root(self._uri))
         self._experiment_id, self._parent, self._adopted = settled.experiment, settled.parent, dict(settled.adopted)
+        self._arms, self._metric = settled.arms, metadata.metric_of(self._ledger.run)
         self._shown, self._settled = None, True
         self._tried.set()
         return client
@@ -239,12 +245,12 @@ class Projection:
             client, replace(trial, mlflow_run_id=run_id)
         )  # first, so that a run that is over in MLflow is whole there
         params = [Param(key, value) for key, value in metadata.flat(trial.job)]
-        attempts, metric = self._ledger.attempts(trial.id), self._metric()
-        tags = [RunTag(key, value) for key, value in metadata.tags(trial, attempts, metric)]
+        attempts = self._ledger.attempts(trial.id)
+        tags = [RunTag(key, value) for key, value in metadata.tags(trial, attempts, self._metric)]
         ended = int((trial.ended or 0) * 1000)
         plotted = {point.key for point in self._ledger.points(trial.id)}
         metrics = [Metric(key, value, ended, trial.step or 0) for key, value in metadata.finals(trial, plotted)]
-        for some in _parts(params, PARAMS_PER_CALL):
+        for some in metadata.parts(params, metadata.PARAMS_PER_CALL):
             client.log_batch(run_id, params=some)
         client.log_batch(run_id, metrics=metrics, tags=tags)
         if data := metadata.datasets(trial):
@@ -255,17 +261,16 @@ class Projection:
             client.set_terminated(run_id, metadata.status_of(trial), ended)
         self._ledger.mark_trial_projected(trial)
 
-    def _metric(self) -> str:
-        metric = self._ledger.run.sweep.get("metric")
-        return metric["name"] if metric else "metric"
-
     def _tell_points(self, client: MlflowClient, trial: Trial) -> None:
         from mlflow.entities import Metric
 
         assert trial.mlflow_run_id is not None
-        while points := self._ledger.unprojected_points(METRICS_PER_CALL, trial.id):
-            metrics = [Metric(point.key, point.value, int(point.time * 1000), point.step) for point in points]
-            client.log_batch(trial.mlflow_run_id, metrics=metrics)
+        while points := self._ledger.unprojected_points(POINTS_PER_CALL, trial.id):
+            told = [*points, *metadata.pairs_seen(trial, points, self._metric)]
+            told.sort(key=lambda point: point.key != self._metric)  # Compare opens on the key that came first
+            metrics = [Metric(point.key, point.value, int(point.time * 1000), point.step) for point in told]
+            for some in metadata.parts(metrics, metadata.METRICS_PER_CALL):
+                client.log_batch(trial.mlflow_run_id, metrics=some)
             self._ledger.mark_projected(points)
 
     def _tell_run(self, client: MlflowClient) -> None:
@@ -295,26 +300,21 @@ class Projection:
     def _tell_report(self, client: MlflowClient, run: Run, report: Report) -> None:
         from mlflow.entities import Metric, RunTag
 
-        tags = {view.NOTE: report.note, **report.tags}
+        tags = {metadata.NOTE: view.with_links(report.note, run, self._experiment_id), **report.tags}
         client.log_batch(self._parent, tags=[RunTag(key, metadata.short(value)) for key, value in tags.items()])
         if verdict := report.tags.get("verdict"):
             description = f"{view.question(run)} {markdown(beginning(verdict, LONGEST_VERDICT))}".strip()
-            client.set_experiment_tag(self._experiment_id, view.NOTE, metadata.short(description))
+            client.set_experiment_tag(self._experiment_id, metadata.NOTE, metadata.short(description))
         client.log_artifacts(self._parent, str(report.folder), "report")
         client.log_dict(self._parent, {"sweep": run.sweep, "environment": run.environment}, "sweep.json")
         if data := metadata.datasets(*self._ledger.trials(state="done")):
             client.log_inputs(self._parent, data)
         at_ms = int(run.created * 1000)
         metrics = [Metric(key, value, at_ms, report.step) for key, value in report.metrics.items()]
-        for some in _parts(metrics, METRICS_PER_CALL):
+        for some in metadata.parts(metrics, metadata.METRICS_PER_CALL):
             client.log_batch(self._parent, metrics=some)
         if self._report is report:
             self._report = None
-
-
-def _parts(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
 
 
 def _refusal(tell: Callable[P, None], *arguments: P.args, **keywords: P.kwargs) -> Exception | None:

@@ -3,7 +3,8 @@
 After the first time nothing goes by name. The ledger has recorded the ids of the experiment, of the parent run and of
 the nested ones; each of these carries tags that say whose it is. So whatever a person does in MLflow's pages, or a
 server's operator to the whole store, there is one experiment, the run's own (unless an earlier version put others into
-it too), one parent run in it, and one nested run for each trial that was started, under that parent:
+it too), one parent run in it, and one nested run for each trial that was started, under that parent, beside those of
+the arms (arms.py):
 
     deleted         restored, if what it has is still what the ledger says
     gone for good   made again, and told everything again, with the times of the ledger
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.ledger import Ledger, Run, Trial
 from orchestrator.tracking import encoders, metadata, view
+from orchestrator.tracking.arms import RECORDED, Arms, is_of_arm, recorded
 from orchestrator.tracking.encoders import MOVED
 from orchestrator.tracking.runs import experiments, histories, is_deleted, search
 
@@ -43,6 +45,7 @@ class Settled:
     parent: str
     adopted: dict[str, str]
     """MLflow's runs, by trial, that are the trials' and not recorded in the ledger yet."""
+    arms: Arms
 
 
 def settle(client: MlflowClient, ledger: Ledger, root: str | None) -> Settled:
@@ -58,10 +61,11 @@ def settle(client: MlflowClient, ledger: Ledger, root: str | None) -> Settled:
     experiment = there.experiment(root)
     parent = there.parent(experiment)
     adopted = there.nested(experiment, parent)
+    there.pairs()
     if (experiment, parent) != (ledger.run.mlflow_experiment_id, ledger.run.mlflow_run_id):
         ledger.set_run(mlflow_experiment_id=experiment, mlflow_run_id=parent)
     there.models(experiment, adopted)
-    return Settled(experiment, parent, adopted)
+    return Settled(experiment, parent, adopted, there.arms(experiment, parent))
 
 
 class _Store:
@@ -69,8 +73,11 @@ class _Store:
 
     def __init__(self, client: MlflowClient, ledger: Ledger) -> None:
         self._client, self._ledger = client, ledger
+        self._arms_recorded = recorded(ledger.events(RECORDED))
         self._runs: dict[str, TrackedRun] = {}
         """MLflow's runs of the ledger's run by id: those with its tag, deleted ones too, and those it has recorded."""
+        self._of_trials: list[tuple[Trial, TrackedRun]] = []
+        """Trials with the runs that stay theirs."""
         self._look()
 
     def has_recorded(self) -> bool:
@@ -89,8 +96,8 @@ class _Store:
             self._look()  # which has restored its runs too, whatever had been deleted of them before
         tags = client.get_experiment(chosen).tags
         wanted = {SWEEP: tags.get(SWEEP, run.name), f"{OWNER}.{run.uuid}": run.name, **view.tags(run)}
-        if tags.get(view.NOTE):
-            wanted.pop(view.NOTE, None)  # it may be the verdict by now
+        if tags.get(metadata.NOTE):
+            wanted.pop(metadata.NOTE, None)  # it may be the verdict by now
         for key, value in wanted.items():
             if tags.get(key) != value:
                 client.set_experiment_tag(chosen, key, value)
@@ -108,13 +115,14 @@ class _Store:
         tags = metadata.identity(run, "sweep")
         if kept is None:
             start = int(run.created * 1000)
-            note = {view.NOTE: view.question(run)}
+            note = {metadata.NOTE: view.question(run)}
             kept = client.create_run(experiment, start, {**tags, **note}, run_name=run.name)
         else:
             self._set_tags(kept, tags)
         for other in others:
             if other is not kept:
                 client.delete_run(other.info.run_id)
+        self._log_params(kept)
         return str(kept.info.run_id)
 
     def nested(self, experiment: str, parent: str) -> dict[str, str]:
@@ -123,7 +131,7 @@ class _Store:
         of_trial: dict[str | None, list[TrackedRun]] = defaultdict(list)
         parents = {run.info.run_id for run in self._parents()} | {parent}
         for run_id, run in self._runs.items():
-            if run_id not in parents and (run_id in recorded or not is_deleted(run)):
+            if run_id not in parents and not self._is_of_arm(run) and (run_id in recorded or not is_deleted(run)):
                 of_trial[recorded.get(run_id) or run.data.tags.get("orchestrator.trial")].append(run)
         behind = {trial.id for trial in self._ledger.unprojected_trials()}
         adopted: dict[str, str] = {}
@@ -144,10 +152,24 @@ class _Store:
                 self._ledger.unproject(trial.id)
             if lost or kept.info.run_id != trial.mlflow_run_id:
                 adopted[trial.id] = kept.info.run_id
+            self._of_trials.append((trial, kept))
         for stray in (run for runs in of_trial.values() for run in runs):  # of trials that were not begun
             if not is_deleted(stray):
                 self._client.delete_run(stray.info.run_id)
         return adopted
+
+    def pairs(self) -> None:
+        """Log the pairs that trials had seen at their evaluations, as earlier versions did not."""
+        from mlflow.entities import Metric
+
+        metric = metadata.metric_of(self._ledger.run)
+        for trial, run in self._of_trials:
+            if metadata.PAIRS in run.data.metrics:
+                continue
+            points = metadata.pairs_seen(trial, self._ledger.points(trial.id, metric), metric)
+            metrics = [Metric(point.key, point.value, int(point.time * 1000), point.step) for point in points]
+            for some in metadata.parts(metrics, metadata.METRICS_PER_CALL):
+                self._client.log_batch(run.info.run_id, metrics=some)
 
     def models(self, experiment: str, adopted: Mapping[str, str]) -> None:
         """Note the trials with a logged encoder that is no longer there, or belongs to a run that is not."""
@@ -162,10 +184,32 @@ class _Store:
                     MOVED, f"MLflow does not have the encoder of {trial.arm}; it is logged again", trial.id
                 )
 
+    def arms(self, experiment: str, parent: str) -> Arms:
+        """Put the runs of the arms in order."""
+        arms = Arms(self._client, self._ledger, experiment, parent)
+        arms.settle(self._runs.values())
+        return arms
+
+    def _log_params(self, parent: TrackedRun) -> None:
+        """Describe the sweep as parameters of its parent run. What has another value there stays: MLflow changes none,
+        and a run that was extended says as a tag which seeds it has."""
+        from mlflow.entities import Param
+
+        run = self._ledger.run
+        if "plan" not in run.sweep or "metric" not in run.sweep:
+            return
+        params = [Param(*pair) for pair in metadata.of_sweep(run).items() if pair[0] not in parent.data.params]
+        for some in metadata.parts(params, metadata.PARAMS_PER_CALL):
+            self._client.log_batch(parent.info.run_id, params=some)
+        self._set_tags(parent, {"seeds": metadata.short(str(run.sweep["plan"].get("confirm_seeds", [])))})
+
+    def _is_of_arm(self, run: TrackedRun) -> bool:
+        return is_of_arm(run.data.tags.get("orchestrator.kind"), run.info.run_id, self._arms_recorded)
+
     def _look(self) -> None:
         client, recorded = self._client, self._recorded()
         self._runs = {run.info.run_id: run for run in search(client, self._ledger.uuid, deleted=True)}
-        missing = recorded.keys() - self._runs.keys()
+        missing = (recorded.keys() | self._arms_recorded.keys()) - self._runs.keys()
         parent = self._ledger.run.mlflow_run_id
         if parent in missing and not recorded.keys() & self._runs.keys() and _run(client, parent) is None:
             return  # another store: to ask for each of a thousand trials would take long
@@ -185,7 +229,8 @@ class _Store:
         """List the undeleted runs that say they are the parent run, oldest first."""
         recorded = self._recorded()
         runs = [run for run_id, run in self._runs.items() if recorded.get(run_id) is None and not is_deleted(run)]
-        return sorted(filter(_is_parent, runs), key=lambda run: (run.info.start_time, run.info.run_id))
+        parents = [run for run in runs if _is_parent(run) and not self._is_of_arm(run)]
+        return sorted(parents, key=lambda run: (run.info.start_time, run.info.run_id))
 
     def _where(self, run: Run, known: Mapping[str, Experiment]) -> str | None:
         """Find the experiment that is the run's: where its parent lies, else the recorded experiment, else where most
@@ -223,7 +268,8 @@ class _Store:
         run_id = run.info.run_id
         self._client.restore_run(run_id)
         curves = histories(self._client, [run])[run_id]
-        if metadata.compare(trial, self._ledger.points(trial.id), curves).contradicts:
+        points, metric = self._ledger.points(trial.id), metadata.metric_of(self._ledger.run)
+        if metadata.compare(trial, points, curves, metric).contradicts:
             self._client.delete_run(run_id)
             return False
         return True

@@ -37,10 +37,6 @@ UI_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_
 """For the process of `ui_command`: without it, MLflow's server also starts job runners that nothing here uses."""
 
 
-TRAINING = "workflowType=machine_learning"
-"""In addresses: MLflow's pages are else those for language-model applications, unless a browser remembers."""
-
-
 class TrackingUnavailable(Exception):
     """MLflow is not there, or cannot be used at this address. The text says what would help."""
 
@@ -241,21 +237,20 @@ def ui_command(uri: str, *, port: int = 5000, host: str = "127.0.0.1") -> list[s
 def run_address(server: str, experiment_id: str, run_id: str, *, artifact: str = "") -> str:
     """Build the address of the page of MLflow's UI on one run, or on one file of it."""
     page = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
-    return f"{page}{f'/artifacts/{artifact}' if artifact else ''}?{TRAINING}"
+    return f"{page}{f'/artifacts/{artifact}' if artifact else ''}?{view.TRAINING}"
 
 
 def compare_address(server: str, experiment_id: str, run_ids: Sequence[str]) -> str:
     """Build the address of the page of MLflow's UI that sets these runs side by side. It gets slow beyond about 100."""
     runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (list(run_ids), [experiment_id]))
-    return f"{server.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}"
+    return f"{server.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}&{view.TRAINING}"
 
 
-def experiment_address(server: str, experiment_id: str, *, uuid: str, charts: bool = True) -> str:
-    """Build the address of the page of MLflow's UI with the confirm trials of a run of the ledger by arm, as charts or
-    as a table (view.py)."""
-    mode = "CHART" if charts else "TABLE"
-    shown = f"viewStateShareKey={view.key(uuid)}&compareRunsMode={mode}"
-    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{TRAINING}&{shown}"
+def experiment_address(
+    server: str, experiment_id: str, *, uuid: str, page: view.Page = "curves", charts: bool = True
+) -> str:
+    """Build the address of a page of MLflow's UI on a run of the ledger (view.py), as charts or as a table."""
+    return f"{server.rstrip('/')}/{view.address(experiment_id, uuid, page, charts=charts)}"
 
 
 def database_of(uri: str) -> Path:

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 import webbrowser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TypedDict
@@ -24,6 +24,7 @@ from orchestrator.ledger import Ledger, LedgerError
 from orchestrator.run_dir.folder import RunFolder, find, home, names
 from orchestrator.system.exit_codes import Exit, InfrastructureMissing
 from orchestrator.system.masking import masked, without_user
+from orchestrator.tracking import arms, view
 
 START_S = 90.0
 """A cold start with an embedded store takes 10 to 20 s on two cores."""
@@ -118,6 +119,10 @@ def addresses(server: str, ledger: Ledger) -> list[tuple[str, str]]:
         listed.append(("answer", tracking.run_address(server, experiment, run.mlflow_run_id)))
         report = tracking.run_address(server, experiment, run.mlflow_run_id, artifact="report/report.html")
         listed.append(("report", report))
+    recorded = arms.recorded(ledger.events(arms.RECORDED))
+    if recorded:
+        listed += _pages_of_arms(server, experiment, ledger, {label: run_id for run_id, label in recorded.items()})
+        return listed
     # By seed, so that the first ones are of all arms.
     trials = sorted(ledger.trials(stage="confirm"), key=lambda trial: trial.seed)
     confirmed = [trial.mlflow_run_id for trial in trials if trial.mlflow_run_id is not None]
@@ -125,6 +130,23 @@ def addresses(server: str, ledger: Ledger) -> list[tuple[str, str]]:
         listed.append(("charts", tracking.experiment_address(server, experiment, uuid=run.uuid)))
         listed.append(("compare", tracking.compare_address(server, experiment, confirmed[:MOST_COMPARED])))
     return listed
+
+
+def _pages_of_arms(
+    server: str, experiment: str, ledger: Ledger, of_arm: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """Yield (what, address) of the pages on arms. of_arm: their runs."""
+    run = ledger.run
+    yield "arms", tracking.experiment_address(server, experiment, uuid=run.uuid, page="arms", charts=False)
+    yield "charts", tracking.experiment_address(server, experiment, uuid=run.uuid, page="arms")
+    for page in view.pages(run):
+        if page != "arms":
+            yield page, tracking.experiment_address(server, experiment, uuid=run.uuid, page=page)
+    # Compare shows the keys that all runs have, and what diverged has no metric.
+    measured = [label for label, want in arms.wanted(ledger).items() if want.has_mean and label in of_arm]
+    if measured:
+        compared = [of_arm[label] for label in measured[:MOST_COMPARED]]
+        yield "compare", tracking.compare_address(server, experiment, compared)
 
 
 def _echo(text: str, *, err: bool = False) -> None:
@@ -161,7 +183,9 @@ def _answers(server: str) -> Iterator[tuple[str, str]]:
     """Yield (name, address) of the answer page of every run in the default folder that MLflow has."""
     for name in names(home()):
         with contextlib.suppress(LedgerError), contextlib.closing(RunFolder(home() / name).open()) as ledger:
-            yield from ((name, address) for what, address in addresses(server, ledger) if what == "answer")
+            run = ledger.run
+            if run.mlflow_experiment_id is not None and run.mlflow_run_id is not None:
+                yield name, tracking.run_address(server, run.mlflow_experiment_id, run.mlflow_run_id)
 
 
 @contextlib.contextmanager

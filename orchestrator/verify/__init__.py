@@ -23,6 +23,7 @@ from orchestrator import tracking
 from orchestrator.ledger import Attempt, LeaseHeld, Ledger, LedgerDamaged, LedgerError, Point, Run, damage_at
 from orchestrator.run_dir import own_code
 from orchestrator.run_dir.folder import RunError, RunFolder
+from orchestrator.tracking.arms import recorded, wanted
 from orchestrator.verify import disk_checks, ledger_checks, mlflow_checks, origin_checks
 from orchestrator.verify.facts import DiskRecord, Facts, Finding, PointKey, beside
 from orchestrator.verify.mending import mend
@@ -170,7 +171,7 @@ def _read(folder: RunFolder, ledger: Ledger) -> Facts:
     waiting: dict[str, set[PointKey]] = defaultdict(set)
     for trial in ledger.waiting():
         waiting[trial] = {(p.key, p.step) for p in ledger.unprojected_points(len(points[trial]), trial)}
-    ledger.events()  # nothing is made of them here, but a driver must be able to read them
+    of_arms = recorded(ledger.events())  # of the others nothing is made, but a driver must be able to read them
     return Facts(
         folder=folder.name,
         run=ledger.run,
@@ -183,6 +184,8 @@ def _read(folder: RunFolder, ledger: Ledger) -> Facts:
         waiting=waiting,
         tracked=[],
         deleted=set(),
+        arms=wanted(ledger) if of_arms else {},
+        of_arms=of_arms,
         user_code=_user_code(folder),
         disk=None,
     )

@@ -15,6 +15,7 @@ from orchestrator.ledger import Attempt, Frozen, Point, Run, Suggestion, Trial
 from orchestrator.run_dir.folder import as_argument
 from orchestrator.system.display import counted
 from orchestrator.tracking import MlflowRun
+from orchestrator.tracking.arms import ArmRun, is_of_arm
 
 __all__ = ["DiskRecord", "Facts", "Finding", "PointKey", "beside", "counted", "other_keys", "same"]
 
@@ -79,6 +80,10 @@ class Facts:
     """MLflow's runs, as `tracking.runs_of` gives them, but for those that somebody deleted there."""
     deleted: set[str]
     """Ids of those."""
+    arms: Mapping[str, ArmRun]
+    """What MLflow's runs of the arms are to say, by label; empty where no version with such runs wrote to MLflow."""
+    of_arms: Mapping[str, str]
+    """Arms by the ids of the runs that the ledger has noted as theirs."""
     user_code: str | None
     """Digest of the user's code as it lies in the run; None where there is none, or none that can be read."""
     disk: dict[str, DiskRecord] | None
@@ -119,9 +124,18 @@ class Facts:
         """MLflow's nested runs by trial."""
         of_trial = defaultdict(list)
         for run in self.tracked:
-            if run["kind"] != "sweep":
+            if run["kind"] != "sweep" and not is_of_arm(run["kind"], run["run_id"], self.of_arms):
                 of_trial[str(run["trial"])].append(run)
         return dict(of_trial)
+
+    @cached_property
+    def runs_of_arms(self) -> dict[str, list[MlflowRun]]:
+        """MLflow's runs of arms by label."""
+        of_arm = defaultdict(list)
+        for run in self.tracked:
+            if is_of_arm(run["kind"], run["run_id"], self.of_arms):
+                of_arm[self.of_arms.get(run["run_id"]) or run["tags"].get("arm", "")].append(run)
+        return dict(of_arm)
 
     @cached_property
     def pairs(self) -> list[tuple[Trial, MlflowRun]]:

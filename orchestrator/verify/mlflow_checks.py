@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from orchestrator.ledger import Trial
 from orchestrator.tracking import MlflowRun, metadata
+from orchestrator.tracking.arms import ARM, Shown, difference
 from orchestrator.verify.facts import Facts, Finding, counted
 
 
@@ -51,6 +52,7 @@ def _experiment(facts: Facts) -> Iterator[Finding]:
     for run in facts.tracked if recorded is not None else ():
         if run["experiment_id"] != recorded:
             whose = "the parent run" if run["kind"] == "sweep" else f"trial {run['trial']}"
+            whose = f"arm {run['tags'].get('arm')}" if run["kind"] == ARM else whose
             yield Finding(
                 f"{whose}: MLflow's run {run['run_id']} lies in experiment {run['experiment_id']}, the ledger says "
                 f"that the run is in experiment {recorded}",
@@ -160,7 +162,7 @@ def _differing(
 def _curves(facts: Facts) -> Iterator[Finding]:
     for trial, run in facts.pairs:
         points = facts.points.get(trial.id, {})
-        curves = metadata.compare(trial, points.values(), run["metrics"])
+        curves = metadata.compare(trial, points.values(), run["metrics"], facts.metric)
         late = facts.waiting.get(trial.id, set()) | (
             curves.wanted.keys() - points if trial.id in facts.unprojected else set()
         )
@@ -183,5 +185,30 @@ def _curves(facts: Facts) -> Iterator[Finding]:
                 )
 
 
-CHECKS = (_untold, _parent, _experiment, _orphans, _nested, _status, _params, _tags, _curves)
+def _arms(facts: Facts) -> Iterator[Finding]:
+    """Yield faults for runs of arms: there is one for each arm that has ended a seed, and it says what the ledger
+    says."""
+    if not (facts.tracked and facts.of_arms):
+        return
+    for label in [*facts.arms, *(label for label in facts.runs_of_arms if label not in facts.arms)]:
+        runs = facts.runs_of_arms.get(label, [])
+        ids = ", ".join(run["run_id"] for run in runs) or "none"
+        if label not in facts.arms or len(runs) != 1:
+            wanted = 1 if label in facts.arms else 0
+            yield Finding(
+                f"arm {label}: MLflow has {counted(len(runs), 'run')} of the arm itself, and not {wanted}: {ids}",
+                f"to put that in order: {facts.resume}",
+            )
+            continue
+        run = runs[0]
+        shown = Shown(run["status"], run["end"], run["params"], run["tags"], run["metrics"])
+        found = difference(facts.arms[label], shown)
+        what = found.what if found else None
+        if what is None and run["parent"] != facts.run.mlflow_run_id:
+            what = f"it lies under {run['parent'] or 'no run'}, not under the parent run {facts.run.mlflow_run_id}"
+        if what is not None:
+            yield Finding(f"arm {label}: MLflow's run {ids}: {what}", f"tell it: {facts.resume}")
+
+
+CHECKS = (_untold, _parent, _experiment, _orphans, _nested, _status, _params, _tags, _curves, _arms)
 NOTES = (_shown_as_before,)

@@ -118,18 +118,19 @@ def test_the_report_is_rendered_as_an_artifact(addresses: dict[str, str], answer
     shot(page, "mlflow-report", whole=False)
 
 
-def test_charts_are_drawn_by_arm_with_the_metric_first(addresses: dict[str, str], page: Page) -> None:
+def test_curves_are_drawn_by_arm_with_the_metric_first(addresses: dict[str, str], page: Page) -> None:
     """Nested runs lie folded away under their parent otherwise, and no chart is drawn. Mutant check: an address
     without the view fails this."""
-    page.goto(addresses["charts"])
+    page.goto(addresses["curves"])
     for arm in ("infonce", "flatnce"):
         page.get_by_text(f"Group: {arm}").first.wait_for()
-    page.get_by_text("Comparison by arm, confirm seeds").first.wait_for()
+    page.get_by_text("Confirm trials by arm").first.wait_for()
     lines = page.locator(".js-plotly-plot .scatterlayer .trace path.js-line")
     lines.first.wait_for(state="attached")
     first = page.locator(".js-plotly-plot").first
     first.locator(".scatterlayer .trace").nth(1).wait_for(state="attached")
     page.get_by_text(re.compile(r"(infonce|flatnce) \(knn_accuracy\)")).nth(1).wait_for(state="attached")
+    page.get_by_text("What they took").first.scroll_into_view_if_needed()
     bars = page.locator(".js-plotly-plot .barlayer .trace")  # speed and memory, by arm
     bars.nth(1).wait_for(state="attached")
     shot(page, "mlflow-charts", whole=False)

@@ -717,13 +717,13 @@ def test_the_user_interface_serves_the_store_and_its_pages(server: Server) -> No
     with urllib.request.urlopen(compare_address(server.uri, "1", ["a", "b"])) as page:
         assert b"<title>MLflow</title>" in page.read()
     assert compare_address("http://h:1/", "7", ["a", "b"]).endswith(
-        "h:1/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%227%22%5D"
+        "h:1/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%227%22%5D&workflowType=machine_learning"
     )
     address = experiment_address("http://h:1", "7", uuid="12345678-abcd-ef")
-    assert address == (
-        "http://h:1/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=12345678abcd"
-        "&compareRunsMode=CHART"
-    )
+    begins = "http://h:1/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=12345678abcd"
+    assert address == f"{begins}&compareRunsMode=CHART"
+    address = experiment_address("http://h:1", "7", uuid="12345678-abcd-ef", page="arms", charts=False)
+    assert address == f"{begins}a&compareRunsMode=TABLE"
     with pytest.raises(ValueError, match="is a server already"):
         ui_command("http://h:1")
 

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ledgers import Begin
 from real import free_port
 
 from orchestrator.ledger import Ledger, sqlite_url, this_process
+from orchestrator.tracking import view
+from orchestrator.tracking.arms import RECORDED
 from orchestrator.tracking.ui import addresses
 
 
@@ -101,9 +104,31 @@ def test_addresses_name_the_answer_once_mlflow_has_it(tmp_path: Path) -> None:
         found = dict(addresses("http://127.0.0.1:5000", ledger))
         assert found["answer"] == "http://127.0.0.1:5000/#/experiments/7/runs/abc?workflowType=machine_learning"
         assert "/runs/abc/artifacts/report/report.html?" in found["report"]
-        assert not {"compare", "charts"} & found.keys(), "there is nothing to compare yet"
+        assert not {"compare", "charts", "arms"} & found.keys(), "there is nothing to compare yet"
     finally:
         ledger.close()
+
+
+def test_addresses_are_those_of_arms_once_mlflow_has_their_runs_and_of_trials_before(begin: Begin) -> None:
+    """As in a run that only an earlier version has written to MLflow. Compare has no arm without the metric."""
+    run = begin(seeds=2)
+    trials = {arm: run.confirm(arm) for arm in ("plain", "flat")}
+    for trial in trials["plain"]:
+        run.done(trial, 0.5 + trial.seed / 10)
+        run.ledger.set_mlflow_run(trial.id, f"of {trial.id}")
+    for trial in trials["flat"]:
+        run.done(trial, 0.5, outcome="diverged")
+    run.ledger.set_run(mlflow_experiment_id="7", mlflow_run_id="abc", state="done")
+    found = dict(addresses("http://h:1", run.ledger))
+    assert [*found] == ["answer", "report", "charts", "compare"]
+    assert f"viewStateShareKey={view.key(run.ledger.uuid)}&" in found["charts"]
+    assert all(f"of%20{trial.id}" in found["compare"] for trial in trials["plain"])
+    for run_id, arm in (("old", "plain"), ("first", "plain"), ("second", "flat")):
+        run.ledger.event(RECORDED, f"{run_id} {arm}")
+    found = dict(addresses("http://h:1", run.ledger))
+    assert [*found] == ["answer", "report", "arms", "charts", "curves", "compare"]
+    assert "runs=%5B%22first%22%5D&" in found["compare"]
+    assert all(f"viewStateShareKey={view.key(run.ledger.uuid, 'arms')}&" in found[page] for page in ("arms", "charts"))
 
 
 @pytest.mark.parametrize(

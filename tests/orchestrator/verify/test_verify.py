@@ -24,6 +24,7 @@ from orchestrator import tracking
 from orchestrator.cli import main
 from orchestrator.ledger import this_process
 from orchestrator.run_dir.folder import RunFolder
+from orchestrator.tracking.arms import RECORDED
 from orchestrator.tracking.store import connect
 from orchestrator.verify import SHOWN, Verified, faults_after, mend, verify
 
@@ -93,6 +94,8 @@ def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cop
     made = Copy(folder, run.uuid, trial.id, trial.mlflow_run_id, run.mlflow_run_id)
     made.ledger("UPDATE runs SET provenance = :begun", begun=json.dumps(BEGUN))
     made.ledger("UPDATE attempts SET provenance = :ran", ran=json.dumps(RAN))
+    # What is done to a trial shows in its arm too: tests/orchestrator/tracking/test_arms.py is about those.
+    made.ledger("DELETE FROM events WHERE kind = :kind", kind=RECORDED)
     return made
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from mounts import read_only
+from projected import as_before
 
 from orchestrator import tracking
 from orchestrator.ledger import this_process
@@ -34,6 +35,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tell(RunFolder(home / "diverged"), uri)
     client = connect(uri)
     with contextlib.closing(RunFolder(home / "diverged").open()) as ledger:
+        as_before(ledger, uri)
         diverged = [trial.mlflow_run_id or "" for trial in ledger.trials() if trial.outcome == "diverged"]
     for run_id in diverged:
         client.set_terminated(run_id, "FINISHED", client.get_run(run_id).info.end_time)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sqlite3
 from pathlib import Path
 
 from orchestrator.ledger import Ledger, Point, Trial
 from orchestrator.ledger.stored import JsonObject
 from orchestrator.tracking import MlflowRun, Projection, embedded_uri, runs_of
+from orchestrator.tracking.arms import RECORDED
+from orchestrator.tracking.metadata import PAIRS
+from orchestrator.tracking.store import connect
 
 JOB: JsonObject = {
     "task": "image",
@@ -77,3 +82,21 @@ def flushed(ledger: Ledger, uri: str) -> Projection:
     projection = Projection(ledger, uri)
     assert projection.flush(), projection.last_error
     return projection
+
+
+def as_before(ledger: Ledger, uri: str) -> None:
+    """Take from an embedded store, and from a ledger's events, what versions without runs of arms did not write."""
+    store = connect(uri)._tracking_client.store
+    for run in runs_of(uri, ledger.uuid):
+        if run["kind"] == "arm":
+            store._hard_delete_run(run["run_id"])
+    for table in ("metrics", "latest_metrics"):
+        _sql(Path(uri.removeprefix("sqlite:///")), f"DELETE FROM {table} WHERE key = ?", PAIRS)
+    _sql(Path(uri.removeprefix("sqlite:///")), "DELETE FROM params WHERE run_uuid = ?", str(ledger.run.mlflow_run_id))
+    assert ledger._database.path is not None
+    _sql(ledger._database.path, "DELETE FROM events WHERE kind = ?", RECORDED)
+
+
+def _sql(path: Path, statement: str, value: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute(statement, (value,))
