@@ -75,8 +75,10 @@ def wanted(ledger: Ledger, labels: Collection[str] | None = None) -> dict[str, A
     arms = run.sweep["plan"].get("arms", []) if "plan" in run.sweep and "metric" in run.sweep else []
     of_arm: dict[str, list[Trial]] = defaultdict(list)
     one = next(iter(labels)) if labels is not None and len(labels) == 1 else None
+    planned = set(run.sweep["plan"]["confirm_seeds"]) if arms else set()
     for trial in ledger.trials("confirm", one):
-        of_arm[trial.arm].append(trial)
+        if trial.seed in planned:  # what a run was extended by is beside its answer
+            of_arm[trial.arm].append(trial)
     untuned = _untuned(ledger, run) if len(of_arm) < len(arms) and labels is None else {}
     places = _places(run, arms)
     made: dict[str, ArmRun] = {}

@@ -77,7 +77,8 @@ SHELVES = {
     "orchestrator/sweep/search": "sampling",
     "orchestrator/sweep/space": "grid multiples > conditions",
     "orchestrator/system": "scratch > exit_codes > addresses terminal > display masking process threads",
-    "orchestrator/tracking": "projection publish ui > settle > arms > runs > store > encoders pyfunc_model view > metadata",
+    "orchestrator/tracking": "projection publish ui > settle > arms > runs > store > "
+    "encoders pyfunc_model view > metadata",
     "orchestrator/verify": "mending > disk_checks ledger_checks mlflow_checks origin_checks > facts",
 }
 """Folder -> its modules and folders from top to bottom, levels apart by `>`. One imports from the levels below its own.
