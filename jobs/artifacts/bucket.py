@@ -80,11 +80,11 @@ class Bucket:
 
     def download(self, name: str) -> None:
         """Download it, or remove the local copy where there is none."""
-        text = self.read(name)
-        if text is None:
+        content = self.read_bytes(name)
+        if content is None:
             (self.scratch / name).unlink(missing_ok=True)
         else:
-            write_whole(self.scratch / name, text)
+            write_whole(self.scratch / name, content)
 
     def committed(self) -> list[str]:
         """List the prefixes that hold a manifest."""

@@ -80,7 +80,7 @@ class MetricRows:
     rows: int
     groups: int | None
     values: NDArray[np.float64] | None
-    """[rows], of a mean."""
+    """[rows], of a mean, in the order of the ids."""
 
     group_of: NDArray[np.int64] | None
     """[rows], numbers from 0; None where the data have no groups."""
@@ -147,9 +147,11 @@ def decode(content: bytes, metric: str) -> MetricRows | None:
         if about["is_mean"]:
             (column,) = about["columns"].values()
             is_grouped = about["groups"] is not None
-            table = file.read(columns=[column, *([GROUP] if is_grouped else [])], use_threads=False)
+            table = file.read(columns=[ROW, column, *([GROUP] if is_grouped else [])], use_threads=False)
             every = _floats(table[column])
-            counts = ~np.isnan(every)
+            counts = np.flatnonzero(~np.isnan(every))
+            ids = table[ROW].to_numpy()[counts]
+            counts = counts[np.argsort(ids, kind="stable")]  # whoever pairs rows pairs them by what they are
             values, group_of = every[counts], _numbered(table[GROUP].to_pylist(), counts) if is_grouped else None
         return MetricRows(
             value=float(about["value"]),
@@ -294,9 +296,10 @@ def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
     return cast("NDArray[np.float64]", numbers.cast(pa.float64()).to_numpy())
 
 
-def _numbered(groups: Sequence[int | str | None], counts: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Number the groups of the rows that count; a row without one has its own."""
-    units = RowIds(range(len(groups)), groups).some(counts).units
+def _numbered(groups: Sequence[int | str | None], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number the groups of the rows that count, in this order; a row without one has its own."""
+    every = RowIds(range(len(groups)), groups).units
+    units = [every[at] for at in counts.tolist()]
     names = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
     return np.array([names[unit] for unit in units], dtype=np.int64)
 

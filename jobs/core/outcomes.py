@@ -121,8 +121,10 @@ class RowIds:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the ids and the groups, in their order: equal for the same rows."""
-        return hashlib.sha256(repr([list(self.ids), self.units if self.groups else None]).encode()).hexdigest()
+        """Hash of the ids and the groups, in the order of the ids: equal for the same rows."""
+        order = sorted(range(len(self)), key=lambda at: (isinstance(self.ids[at], str), self.ids[at]))
+        units = [self.units[at] for at in order] if self.groups else None
+        return hashlib.sha256(repr([[self.ids[at] for at in order], units]).encode()).hexdigest()
 
     def some(self, chosen: NDArray[np.bool_]) -> RowIds:
         """Return the ids of some of the rows."""

@@ -25,6 +25,7 @@ from jobs.data.formats import Reader, nested, reader
 from jobs.data.formats.arrow import leave_pandas_out
 from jobs.data.resolve import HUB, File, Located, connected, locate
 
+LARGEST_INT64 = 2**63 - 1
 ID, GROUP = "id", "group"
 """Columns that tell judged rows apart, and that are equal for rows that belong together, where the data have them."""
 
@@ -149,10 +150,10 @@ def _read(located: Located, choose: Choose, wanted: tuple[str, ...] | None) -> R
 
 def row_ids(rows: Rows) -> RowIds:
     """Name rows by their column `id`, else by position, and group them by their column `group`, where every file has
-    it. Columns that cannot be read are left out: nobody has asked for them."""
+    it and it is no column that the job uses. Columns that cannot be read are left out: nobody has asked for them."""
     columns = {}
     for name in (ID, GROUP):
-        if all(names.count(name) == 1 for names in rows.names):
+        if name not in rows.table.column_names and all(names.count(name) == 1 for names in rows.names):
             with contextlib.suppress(DataError):
                 columns[name] = read(rows.source, exactly, (name,)).table[name]
     return ids_in(columns, len(rows))
@@ -174,14 +175,15 @@ def _names_in(column: object, rows: int) -> list[int | str | None] | None:
         return None
     try:
         array = column if isinstance(column, pa.ChunkedArray | pa.Array) else pa.array(np.asarray(column))
-    except (ValueError, TypeError):  # pyarrow's own are these
+        kind, types = array.type, pa.types
+        is_text = types.is_string(kind) or types.is_large_string(kind)
+        values = array.to_pylist() if len(array) == rows and (is_text or types.is_primitive(kind)) else None
+    except (ValueError, TypeError, OverflowError, pa.ArrowException):  # no text, or no date that Python has
         return None
-    kind, types = array.type, pa.types
-    is_text = types.is_string(kind) or types.is_large_string(kind)
-    if len(array) != rows or not (is_text or types.is_primitive(kind)):
+    if values is None:
         return None
-    values = array.to_pylist()
-    if is_text or types.is_integer(kind):
+    is_short = types.is_integer(kind) and all(value is None or value <= LARGEST_INT64 for value in values)
+    if is_text or is_short:
         return [None if value == "" else value for value in values]
     return [None if value is None or value != value else str(value) for value in values]  # noqa: PLR0124 - nan
 

@@ -29,7 +29,7 @@ from jobs.config import JobConfig, components
 from jobs.config.json_values import Json
 from jobs.core.collectives import agree, rank_of, world_of
 from jobs.core.device import TrialMemory, device_of
-from jobs.core.outcomes import Outcomes, RowIds, mean_of
+from jobs.core.outcomes import Outcomes, RowIds
 from jobs.train import continuing, origin
 
 WATCH_S = 1.0
@@ -173,20 +173,25 @@ class FunctionTraining:
         what = f"rows({name!r})"
         if not name or not isinstance(name, str):
             raise ValueError(f"{what}: the name is that of a metric; give a word, such as 'accuracy'")
-        if len(ids) != len(values) or not len(ids):
+        if len(ids) != len(values):
             raise ValueError(f"{what}: {len(ids)} ids and {len(values)} values; give one value for each row")
         if groups is not None and len(groups) != len(ids):
             raise ValueError(f"{what}: {len(ids)} ids and {len(groups)} groups; give each row one, or None")
         own = RowIds(_named(ids), None if groups is None else _groups(groups))
+        if self.rank != 0:
+            return
+        numbers = np.array([trial_dir.number(f"{what}: {row}", value) for row, value in zip(ids, values, strict=True)])
+        if not np.isfinite(numbers).any():  # a version before took this; nobody's training ends for it
+            self._remark(f"{what}: no row has a number, so nothing is kept of it")
+            return
         if len(set(own.ids)) < len(own):
             twice = next(row for row, times in Counter(own.ids).items() if times > 1)
-            raise ValueError(f"{what}: the id {twice!r} is there twice; give each row its own")
-        if self.rank == 0:
-            numbers = [trial_dir.number(f"{what}: {row}", value) for row, value in zip(ids, values, strict=True)]
-            self._rows[name] = own, mean_of(np.array(numbers))
-            if (content := rows.encode(self._rows)) is not None:
-                self._fence.check_local()
-                self.storage.write(rows.NAME, content)
+            self._remark(f"{what}: the id {twice!r} is there twice, so nothing is kept of it; give each row its own")
+            return
+        self._rows[name] = own, Outcomes(float(np.nanmean(numbers)), {"": numbers})
+        if (content := rows.encode(self._rows)) is not None:
+            self._fence.hold()  # in a bucket too: an attempt that was given up may still be at work on another node
+            self.storage.write(rows.NAME, content)
 
     def advance(self, steps: int) -> list[trial_dir.Point]:  # noqa: ARG002 - a function has steps of its own
         """Watch the function for a second, or until it has ended on every rank. Returns new points."""
@@ -357,9 +362,10 @@ def _named(ids: Sequence[object]) -> list[int | str]:
 
 
 def _groups(groups: Sequence[object]) -> list[int | str | None]:
-    """Return groups likewise. None stays."""
-    named = iter(_named([group for group in groups if group is not None]))
-    return [None if group is None else next(named) for group in groups]
+    """Return groups likewise. None stays, and so are nan and an empty text, as in columns of data."""
+    absent = [group is None or group == "" or group != group for group in groups]  # noqa: PLR0124 - nan
+    named = iter(_named([group for group, is_absent in zip(groups, absent, strict=True) if not is_absent]))
+    return [None if is_absent else next(named) for is_absent in absent]
 
 
 def _stamps(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -150,7 +150,7 @@ def _difference(a: _Side, b: _Side) -> RowVariance | None:
 
 
 def _is_close(value: float, metric: float | None) -> bool:
-    return metric is not None and math.isclose(value, metric, rel_tol=SAME, abs_tol=SAME)
+    return metric is not None and math.isclose(value, metric, rel_tol=SAME, abs_tol=SAME * SAME)
 
 
 def _read(value: JsonValue) -> RowVariance | None:

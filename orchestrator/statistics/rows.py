@@ -120,7 +120,8 @@ class VarianceParts:
     """By the rows that it was measured on."""
 
     settings: float | None = None
-    """What is due to tuned settings, where seeds were trained at several; a part of `seeds`."""
+    """What is due to tuned settings, where seeds were trained at several. Seeds that share a setting do not count it
+    whole, so it may be larger than `seeds`."""
 
     judged_rows: int | None = None
     groups: int | None = None
@@ -128,6 +129,9 @@ class VarianceParts:
 
     interval: Interval | None = None
     """Of the mean difference on other rows of the same kind."""
+
+    rows_leave_it_open: bool = False
+    """0 lies in the interval because of the rows: without their part it would not, or with theirs alone it would."""
 
     next_seed: float | None = None
     """By how much one more of them would shorten half of the interval; where nothing is known of rows, half of the t
@@ -149,12 +153,15 @@ def parts(differences: ArrayLike, rows: RowVariance | None, level: float) -> Var
     if rows is None:
         return known
     wider = half_width(x, rows.of_more(MORE_ROWS), level)
+    by_seeds, mean = half_width(x, None, level), abs(float(x.mean()))
+    by_rows = float(special.stdtrit(rows.units - 1, (1 + level) / 2)) * float(np.sqrt(rows.variance))
     return replace(
         known,
         rows=rows.variance,
         judged_rows=rows.rows,
         groups=rows.groups,
         interval=interval(x, rows, level),
+        rows_leave_it_open=mean <= half and ((by_seeds or 0.0) < mean or mean <= by_rows),
         next_1000_rows=None if wider is None else half - wider,
     )
 

@@ -102,7 +102,7 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
     if summary.complete:
         fallen = [arm for result in compared for arm in result.diverged_arms]
         which = best.which(planned.sweep.compare, plan["arms"], confirm.values, fallen=fallen, mode=mode)
-    summary = replace(summary, which=which, exploratory=_exploratory(summary, planned, trials))
+    summary = replace(summary, which=which, exploratory=_exploratory(summary, planned, trials, rows))
     warnings = notes(summary, list(_lost(trials, confirm)), thinned=_thinned(ledger, trials))
     warnings += _between_repeats(planned, confirm, compared)
     if is_import_path(task := str(run.sweep.get("job", {}).get("task"))) and not is_class(task):
@@ -110,7 +110,9 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
     return replace(summary, notes=warnings, sentence=sentence(summary))
 
 
-def _exploratory(summary: Summary, plan: Plan, trials: Sequence[Trial]) -> ExploratorySummary | None:
+def _exploratory(
+    summary: Summary, plan: Plan, trials: Sequence[Trial], rows: RowFiles | None
+) -> ExploratorySummary | None:
     """Judge all confirm trials at the latest setting of their arms, where that is more than the plan has judged."""
     confirm = sorted((trial for trial in trials if trial.stage == "confirm"), key=lambda trial: trial.seed)
     latest = {trial.arm: pairs.without_seed(trial.job) for trial in confirm}
@@ -136,7 +138,10 @@ def _exploratory(summary: Summary, plan: Plan, trials: Sequence[Trial]) -> Explo
         same_objective=[pair for pair in plan.contrasts if pair not in plan.tested],
         pending=any(trial.state not in confirming.HAS_ENDED for trial in own),
     )
-    comparisons = [pairs.comparison(result, kept.trials) for result in found]
+    variances = variance.parts_of(
+        found, kept.trials, metric=summary.metric, smallest_difference=summary.smallest_difference, files=rows
+    )
+    comparisons = [pairs.comparison(result, kept.trials, parts) for result, parts in zip(found, variances, strict=True)]
     whole = replace(summary, comparisons=comparisons, complete=all(result.complete for result in found))
     used = sorted({seed for own_seeds in seeds.values() for seed in own_seeds})
     return ExploratorySummary(used, sentence(whole), comparisons)

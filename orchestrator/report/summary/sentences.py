@@ -96,9 +96,8 @@ def verdict_of(comparison: ComparisonSummary) -> str:
 
 
 def is_of_these_rows(comparison: ComparisonSummary) -> bool:
-    """Return whether an arm is better or worse on the rows at hand, and may be neither on others."""
-    ends = comparison.parts.interval
-    return ends is not None and comparison.result.verdict in ("a_better", "b_better") and ends[0] <= 0 <= ends[1]
+    """Return whether an arm is better or worse on the rows at hand, and because of these may be neither on others."""
+    return comparison.parts.rows_leave_it_open and comparison.result.verdict in ("a_better", "b_better")
 
 
 def is_tested(result: Comparison) -> bool:

@@ -81,7 +81,7 @@ def uncertainty(answer: Answer) -> Iterator[Block]:
             for parts in (comparison.parts,)
         ],
     )
-    apart = "; that by tuned setting is part of it" if is_apart else ""
+    apart = ", by tuned setting (which seeds that share one do not count whole)" if is_apart else ""
     yield Paragraph(
         "The interval is for other rows of the same kind, at the level of the verdict, which it qualifies and never "
         f"changes. Standard errors of the mean difference: by {unit}s{apart}, and by the rows that it was measured on. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ values = st.floats(-1e6, 1e6) | st.sampled_from([0.0, 1.0])
 @settings(max_examples=60)
 @given(st.data())
 def test_a_mean_is_read_back_whatever_the_ids_and_groups(data: st.DataObject) -> None:
-    """Rows that do not count are left out, and a row without a group is one."""
+    """In the order of the ids. Rows that do not count are left out, and a row without a group is one."""
     own = data.draw(st.lists(names, min_size=1, max_size=30, unique=True) | st.lists(texts, min_size=1, unique=True))
     n = len(own)
     groups = data.draw(st.none() | st.lists(st.none() | st.integers(0, 4), min_size=n, max_size=n))
@@ -49,14 +50,16 @@ def test_a_mean_is_read_back_whatever_the_ids_and_groups(data: st.DataObject) ->
     found = decoded(content, "m")
     assert (found.value, found.rows, found.without) == (value, counts.sum(), None)
     assert found.values is not None
-    assert found.values.tolist() == column[counts].tolist()
+    there = ids.some(counts)
+    order = sorted(range(len(there)), key=lambda at: there.ids[at])
+    assert found.values.tolist() == [column[counts][at] for at in order]
     assert found.ids == ids.some(counts).digest
     if groups is None:
         assert found.groups is None
         assert found.group_of is None
     else:
         assert found.group_of is not None
-        units = ids.some(counts).units
+        units = [there.units[at] for at in order]
         assert found.groups == len(set(units))
         together = [[a == b for b in units] for a in units]
         assert (found.group_of[:, None] == found.group_of).tolist() == together or not units
@@ -176,3 +179,26 @@ def test_a_result_knows_its_rows(tmp_path: Path) -> None:
     assert rows.fault(storage, expected) is None
     storage.write(rows.NAME, content[:-1])
     assert rows.fault(storage, expected) == "it does not match its sha256"
+
+
+@pytest.mark.parametrize("kind", [int, str])
+def test_rows_are_paired_by_what_they_are_whatever_the_order_in_which_they_were_measured(kind: type) -> None:
+    """Seen: of a metric that was kept in another order than the first one, each value was taken for another row's, and
+    the same rows in another order were said to be other rows. Mutant check: values in the order of the file."""
+    there, back = [kind(k) for k in range(5, 15)], [kind(k) for k in range(14, 4, -1)]
+    value = {row: 0.1 * k for k, row in enumerate(there)}
+    groups = {row: f"g{k // 2}" for k, row in enumerate(there)}
+
+    def measured(order: Sequence[Any]) -> tuple[RowIds, Outcomes]:
+        return RowIds(order, [groups[row] for row in order]), mean_of(np.array([value[row] for row in order]))
+
+    one = rows.decode(encoded(a=measured(there), m=measured(back)), "m")
+    other = rows.decode(encoded(m=measured(back)), "m")
+    third = rows.decode(encoded(m=measured(there)), "m")
+    assert one is not None
+    assert other is not None
+    assert third is not None
+    assert one.ids == other.ids == third.ids
+    np.testing.assert_array_equal(one.values, other.values)
+    np.testing.assert_array_equal(one.values, third.values)
+    np.testing.assert_array_equal(one.group_of, third.group_of)

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from jobs.artifacts import rows
+from jobs.core.outcomes import mean_of
 from jobs.data.sources import exactly, ids_in, read, row_ids
 
 
@@ -18,6 +20,28 @@ def of(path: Path, columns: dict[str, Any], part: str = "") -> Any:
     table = pa.table({"text": [f"t{k}" for k in range(len(next(iter(columns.values()))))]} | columns)
     pq.write_table(table, path)
     return row_ids(read(f"{path}{part}", exactly, ("text",)))
+
+
+@pytest.mark.parametrize("name", ["id", "group"])
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([2**64 - 1, 2**63, 1], pa.uint64()),
+        pa.array([10**6, -(10**6), 0], pa.date32()),
+        pa.array([0, 1, 2], pa.timestamp("us", tz="US/Nowhere")),
+        pa.array([2**62, 1, 2], pa.duration("s")),
+        pa.Array.from_buffers(
+            pa.string(), 3, [None, pa.py_buffer(np.array([0, 1, 2, 3], np.int32).tobytes()), pa.py_buffer(b"\xff\xfea")]
+        ),
+    ],
+    ids=["beyond int64", "dates beyond Python's", "a zone that is none", "durations beyond Python's", "no text"],
+)
+def test_columns_that_nobody_asked_for_end_nothing(name: str, column: pa.Array) -> None:
+    """Seen: each of these ended a trial, at its beginning or, of ids, after all its training."""
+    ids = ids_in({name: column}, 3)
+    assert len(ids) == 3
+    kept = {"m": (ids, mean_of(np.array([0.0, 1.0, 1.0])))}
+    assert rows.encode(kept) is not None
 
 
 def test_ids_and_groups_are_those_of_the_rows_that_are_judged(tmp_path: Path) -> None:

@@ -156,13 +156,22 @@ def test_rows_are_kept_in_one_file_whatever_their_metric_is_called(tmp_path: Pat
     }
 
 
+def test_rows_that_say_nothing_are_a_remark_and_end_no_training(tmp_path: Path) -> None:
+    """A version before took them. Mutant check: raising for them."""
+    training = begun(job("waits"), tmp_path)
+    training.context.rows("m", [], [])
+    training.context.rows("m", [1, 1], [0.5, 0.6])
+    assert len(training.remarks) == 2
+    assert "the id 1 is there twice" in training.remarks[1]
+    training.save()
+    assert not (tmp_path / rows.NAME).exists()
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
         (("", [1], [0.5]), "the name is that of a metric; give a word"),
         (("m", [1, 2], [0.5]), "2 ids and 1 values; give one value for each row"),
-        (("m", [], []), "0 ids and 0 values"),
-        (("m", [1, 1], [0.5, 0.6]), "the id 1 is there twice; give each row its own"),
         (("m", [1, 2], [0.5, 0.6], ["g"]), "2 ids and 1 groups; give each row one, or None"),
     ],
 )
