@@ -41,8 +41,8 @@ def beaten_p(values: ArrayLike) -> list[float]:
     if not n or levels < 2:
         return [1.0] * levels
     x = x - x.mean(axis=1, keepdims=True)
-    signs = _signs(n)
-    return [_p(np.delete(x - x[:, [level]], level, axis=1), signs) for level in range(levels)]
+    sums = np.ascontiguousarray((_signs(n) @ x).T)
+    return [_p(x - x[:, [level]], sums, level) for level in range(levels)]
 
 
 def interaction_p(values: Sequence[ArrayLike]) -> float | None:
@@ -69,12 +69,17 @@ def _signs(n: int) -> Floats:
     return np.asarray(1.0 - 2.0 * bits, dtype=np.float64)
 
 
-def _p(differences: Floats, signs: Floats) -> float:
-    """Compute the share of assignments with a largest statistic of at least the observed one. differences [n, L - 1]:
-    of every other level over this one."""
+def _p(differences: Floats, sums: Floats, level: int) -> float:
+    """Compute the share of assignments with a largest statistic of at least the observed one.
+
+    differences [n, L]: of every level over this one. sums [L, count]: of each level's values by every assignment, so
+    that those of the differences are theirs less this level's.
+    """
     lengths = np.linalg.norm(differences, axis=0)
-    differences = differences[:, lengths > TIE * max(1.0, float(np.abs(differences).max(initial=0.0)))]
-    if not differences.size:
+    others = np.flatnonzero(lengths > TIE * max(1.0, float(np.abs(differences).max(initial=0.0))))
+    if not others.size:
         return 1.0
-    largest = (signs @ (differences / np.linalg.norm(differences, axis=0))).max(axis=1)
+    largest = np.full(sums.shape[1], -np.inf)
+    for other in others:
+        np.maximum(largest, (sums[other] - sums[level]) / lengths[other], out=largest)
     return float(np.mean(largest >= largest[0] - TIE))
