@@ -194,7 +194,7 @@ class Difference:
 
     what: str
     final: bool = False
-    """Whether it stays whatever is told, so that the run has to be made again."""
+    """Whether it stays whatever is written, so that the run has to be made again."""
 
 
 @dataclass(frozen=True)

@@ -599,7 +599,7 @@ def test_what_the_head_makes_comes_to_a_laptop_whole(site: Site, submitted: Subm
         assert (tmp_path / "new/flat nce" / path.name).read_bytes() == path.read_bytes()
     said.append(here("ui", run, *at))
     assert [line.partition(":")[0] for line in said[-1].splitlines()] == [
-        "answer", "report", "charts", "compare", "note"
+        "answer", "report", "arms", "charts", "curves", "search", "compare", "note"
     ]  # fmt: skip
     said.append(here("export", run, "nosuch", "other", *at, code=2))
     assert "arms: infonce, flatnce" in said[-1]

@@ -23,10 +23,20 @@ from real import Server
 
 from orchestrator.ledger import LeaseLost, Ledger, sqlite_url
 from orchestrator.tracking import LOGGED, MOVED, Encoder, Projection, embedded_uri, logged, runs_of
+from orchestrator.tracking.arms import Shown, difference, wanted
 from orchestrator.tracking.runs import experiments
 from orchestrator.tracking.store import connect
 
-METRIC = {"name": "knn_accuracy", "mode": "max"}
+SWEEP: Any = {
+    "question": "A or B?",
+    "metric": {"name": "knn_accuracy", "mode": "max"},
+    "plan": {
+        "arms": [{"label": "arm 0", "settings": {}}, {"label": "arm 1", "settings": {}}],
+        "contrasts": [["arm 1", "arm 0"]],
+        "confirm_seeds": [0, 1],
+        "trials": {"tune": 0, "confirm": 4},
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +135,7 @@ class Case:
 
 
 def begin(folder: Path, uri: str, store: str, name: str) -> Case:
-    sweep = {"question": "A or B?", "metric": METRIC}
-    ledger = Ledger.create(sqlite_url(folder / "ledger.db"), name=name, sweep=sweep, trials=planned(4))
+    ledger = Ledger.create(sqlite_url(folder / "ledger.db"), name=name, sweep=SWEEP, trials=planned(4))
     ledger.acquire("the test", 600)
     train(ledger, "trial0")
     train(ledger, "trial1", end=False)
@@ -267,6 +276,12 @@ def in_order(case: Case) -> None:
         assert run["params"]["loss.name"] == "infonce"
     parent = case.client.get_run(case.parent)
     assert (parent.info.status, parent.data.tags["trials.done"]) == ("FINISHED", "4")
+    arms = [run for run in runs_of(case.uri, case.ledger.uuid) if run["kind"] == "arm"]
+    assert [run["tags"]["arm"] for run in arms] == ["arm 0", "arm 1"]
+    for run, want in zip(arms, wanted(case.ledger).values(), strict=True):
+        shown = Shown(run["status"], run["end"], run["params"], run["tags"], run["metrics"])
+        assert difference(want, shown) is None
+        assert run["parent"] == case.parent
     assert sum(found.name == experiment.name for found in experiments(case.client)) == 1
     mine = [tag for tag in experiment.tags if tag.startswith("orchestrator.run.")]
     assert mine == [f"orchestrator.run.{case.ledger.uuid}"], "no other sweep lies in it"
