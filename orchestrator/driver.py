@@ -200,6 +200,7 @@ def _drive(
         context.folder.check_out()
         with quiet(progress):
             _note(ledger, progress, notes)
+            ledger.set_run(state="running")  # before anything is asked for that a kill would leave to the next session
             _apply(context)
             if record is not None:
                 provenance.write_down(ledger, record)
@@ -211,7 +212,6 @@ def _drive(
                 for sentence in _shortened(verify.mend(context.folder, ledger)):
                     ledger.event("mended", sentence)
                     progress.say(f"note: {sentence}")
-            ledger.set_run(state="running")
             session.start()
             if projection is not None:
                 projection.start()

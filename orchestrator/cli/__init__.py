@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.cli import commands, reading
+from orchestrator.cli import commands, comparing, reading
 from orchestrator.cli.group import main
 
-__all__ = ["commands", "main", "reading"]
+__all__ = ["commands", "comparing", "main", "reading"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -23,6 +23,7 @@ from orchestrator.report.formatting import interval, probability, signed
 from orchestrator.report.summary import arms, compatibility, evidence
 from orchestrator.report.summary.records import Summary
 from orchestrator.run_dir.folder import RunError
+from orchestrator.sweep import plan as planning
 from orchestrator.system.display import counted
 
 PLANNED, ASKED = "questions", "question"
@@ -73,16 +74,28 @@ class Answer:
         return plain | {"sentence": self.sentence}
 
 
-def ask(new: Ledger, incumbent: Ledger, *, arm: str | None = None, questions: int | None = None) -> Answer:
+def ask(
+    new: Ledger,
+    incumbent: Ledger,
+    *,
+    arm: str | None = None,
+    baseline: str | None = None,
+    questions: int | None = None,
+) -> Answer:
     """Ask whether an arm of a run beats the baseline of another, and store the question with the latter.
 
-    arm: of the new run; its only one that is not the baseline's objective unless given. questions: how many there may
-    be, as fixed by the first. A question that was asked has its answer, and costs no other one. Raises RunError where
+    arm: of the new run; its only one that is not the baseline's objective unless given. baseline: arm of the other run,
+    such as the one that was kept; its first contrast's baseline unless given. questions: how many there may be, as
+    fixed by the first. A question that was asked has its answer, and costs no other one. Raises RunError where
     it cannot be asked, and then it is not counted; LedgerError.
     """
     sides = {"new": evidence.summarize(new), "incumbent": evidence.summarize(incumbent)}
     compatibility.refuse(sides, {name: compatibility.planned_jobs(of.run.sweep) for name, of in _both(new, incumbent)})
-    label = _arm(sides["new"], arm)
+    for name, side in sides.items():
+        if side.unit == "repeat":
+            raise RunError(f"the {name} run has repeats of its tuning as units, of which nothing is asked here")
+    labels = {"new": _arm(new, incumbent, sides, arm, baseline), "incumbent": _baseline(sides["incumbent"], baseline)}
+    label = labels["new"]
     with _held(incumbent):
         asked = [json.loads(event.text) for event in incumbent.events(ASKED)]
         planned = _planned(incumbent, questions)
@@ -94,7 +107,7 @@ def ask(new: Ledger, incumbent: Ledger, *, arm: str | None = None, questions: in
                 f"all {planned} questions against this run were asked; confirm the incumbent anew, on fresh seeds, and "
                 "ask against that run"
             )
-        answer = _judge(sides, new, incumbent, label, number=len(asked) + 1, questions=planned)
+        answer = _judge(sides, new, incumbent, labels, number=len(asked) + 1, questions=planned)
         if not incumbent.events(PLANNED):
             incumbent.event(PLANNED, str(planned))
         incumbent.event(ASKED, json.dumps(asdict(answer)))
@@ -108,14 +121,19 @@ def next_command(answer: Answer, run: str) -> str:
 
 
 def _judge(
-    sides: dict[str, Summary], new: Ledger, incumbent: Ledger, label: str, *, number: int, questions: int
+    sides: dict[str, Summary],
+    new: Ledger,
+    incumbent: Ledger,
+    labels: dict[str, str],
+    *,
+    number: int,
+    questions: int,
 ) -> Answer:
-    old = sides["incumbent"]
-    baseline = old.comparisons[0].result.b if old.comparisons else old.arms[0].label
+    old, label, baseline = sides["incumbent"], labels["new"], labels["incumbent"]
     confirm = {name: arms.confirmed(ledger, ledger.trials("confirm")) for name, ledger in _both(new, incumbent)}
     mine, theirs = confirm["new"].values.get(label, {}), confirm["incumbent"].values.get(baseline, {})
     fallen = confirm["new"].diverged[label] | confirm["incumbent"].diverged[baseline]
-    both = [seed for seed in sides["new"].seeds if seed in set(old.seeds)]
+    both = [seed for seed in _due(sides["new"], label) if seed in _due(old, baseline)]
     if missing := [seed for seed in both if seed not in fallen and not (seed in mine and seed in theirs)]:
         raise RunError(
             f"{counted(len(missing), 'seed')} that both runs planned ({', '.join(map(str, missing[:5]))}) have no "
@@ -164,16 +182,41 @@ def _both(new: Ledger, incumbent: Ledger) -> list[tuple[str, Ledger]]:
     return [("new", new), ("incumbent", incumbent)]
 
 
-def _arm(summary: Summary, label: str | None) -> str:
-    """Choose the arm that is asked about."""
+def _due(summary: Summary, label: str) -> Sequence[int]:
+    """List the seeds that an arm was to train: with looks that have ended, no more than it had by then."""
+    return summary.seeds if summary.looks is None else summary.seeds[: summary.looks.due.get(label, 0)]
+
+
+def _baseline(summary: Summary, label: str | None) -> str:
+    """Choose the arm that is asked against."""
     labels = [arm.label for arm in summary.arms]
     if label is None:
-        if len(labels) > 1:
+        return summary.comparisons[0].result.b if summary.comparisons else labels[0]
+    if label not in labels:
+        raise RunError(
+            f"{label!r} is no arm of the incumbent's run{nearest(label, labels)}; it has {', '.join(labels)}"
+        )
+    return label
+
+
+def _arm(new: Ledger, incumbent: Ledger, sides: dict[str, Summary], label: str | None, baseline: str | None) -> str:
+    """Choose the arm that is asked about."""
+    labels = [arm.label for arm in sides["new"].arms]
+    if label is None:
+        old = _objectives(incumbent)[_baseline(sides["incumbent"], baseline)]
+        other = [name for name, objective in _objectives(new).items() if objective != old]
+        if len(other) != 1:
             raise RunError(f"the run has several arms; say which one is new: --arm {shlex.quote(labels[-1])}")
-        return labels[0]
+        return other[0]
     if label not in labels:
         raise RunError(f"{label!r} is no arm of the run{nearest(label, labels)}; it has {', '.join(labels)}")
     return label
+
+
+def _objectives(ledger: Ledger) -> dict[str, str]:
+    """Return what each arm of a run optimises, as text."""
+    plan = planning.stored(ledger.run.sweep, ledger.run.rules)
+    return {arm.label: arm.objective for arm in plan.arms}
 
 
 def _planned(incumbent: Ledger, questions: int | None) -> int:

@@ -85,7 +85,8 @@ def _arms(plan: Plan, ledger: Ledger, trials: list[Trial]) -> list[str]:
             reason = no_job(plan, arm, "confirm", frozen[leader].params)
             lines.append(f"arm {arm} cannot be confirmed with what {leader} was tuned to: {reason}")
             continue
-        of = f"none of its {plan.asked(plan.searched_with.get(arm, arm))} suggestions trained to its end"
+        within = "in a repeat of its tuning " if plan.repeats > 1 else ""
+        of = f"{within}none of its {plan.asked(plan.searched_with.get(arm, arm))} suggestions trained to its end"
         if why == "diverged":
             lines.append(f"arm {arm} diverges: {of}, so it is not confirmed")
         elif arm not in stopped:

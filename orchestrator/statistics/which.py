@@ -16,13 +16,16 @@ nothing, as measured here (2,000 sweeps, n of 8): 0.045.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from orchestrator.statistics.joint import EXACT_UP_TO, joint_test
+from orchestrator.statistics.joint import AT_ONCE, joint_test
 from orchestrator.statistics.numbers import TIE, Floats
+
+COUNTED = 16
+"""Seeds up to which all assignments are counted."""
 
 DRAWS = 99_999
 """Random assignments where there are too many to count, beside the observed one."""
@@ -41,7 +44,7 @@ def beaten_p(values: ArrayLike) -> list[float]:
     if not n or levels < 2:
         return [1.0] * levels
     x = x - x.mean(axis=1, keepdims=True)
-    sums = np.ascontiguousarray((_signs(n) @ x).T)
+    sums = np.ascontiguousarray(np.concatenate([signs @ x for signs in _signs(n)]).T)
     return [_p(x - x[:, [level]], sums, level) for level in range(levels)]
 
 
@@ -59,14 +62,17 @@ def interaction_p(values: Sequence[ArrayLike]) -> float | None:
     return min(one.p for one in tested)
 
 
-def _signs(n: int) -> Floats:
-    """List the assignments of signs, [count, n], the observed one first: all of them, or some at random."""
-    if n <= EXACT_UP_TO - 4:
-        bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
-    else:
-        bits = np.random.default_rng(n).integers(0, 2, size=(DRAWS + 1, n))
-        bits[0] = 0
-    return np.asarray(1.0 - 2.0 * bits, dtype=np.float64)
+def _signs(n: int) -> Iterator[Floats]:
+    """Yield the assignments of signs, [count, n] at a time, the observed one first: all of them, or some at random."""
+    if n <= COUNTED:
+        yield np.asarray(1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1), dtype=np.float64)
+        return
+    rng = np.random.default_rng(n)
+    for begun in range(0, DRAWS + 1, AT_ONCE):
+        bits = rng.integers(0, 2, size=(min(AT_ONCE, DRAWS + 1 - begun), n), dtype=np.int8)
+        if not begun:
+            bits[0] = 0
+        yield np.asarray(1.0 - 2.0 * bits, dtype=np.float64)
 
 
 def _p(differences: Floats, sums: Floats, level: int) -> float:

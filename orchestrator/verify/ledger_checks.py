@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from jobs.config import trial_id
 from orchestrator.ledger import Suggestion, Trial
 from orchestrator.session.schedule import digest
+from orchestrator.sweep import plan as planning
 from orchestrator.sweep.plan.trials import apart_id
 from orchestrator.verify.facts import Facts, Finding, counted, same
 
@@ -157,14 +158,17 @@ def _frozen(facts: Facts) -> Iterator[Finding]:
     for trial in facts.trials.values():
         if trial.stage == "confirm":
             confirm[trial.arm].append(trial)
-    seeds = {trial.seed for arm in facts.frozen for trial in confirm[arm]}
+    needed, of_frozen = _confirmed_seeds(facts, confirm)
     for arm, frozen in facts.frozen.items():
-        missing = sorted(seeds - {trial.seed for trial in confirm[arm]})
+        missing = sorted(needed - {trial.seed for trial in confirm[arm]})
         if missing or not confirm[arm]:
             on = f" on seed {', '.join(map(str, missing))}, as other arms have" if missing else ""
             yield Finding(f"arm {arm}: is frozen, but has no confirm trial{on}", facts.restore)
         for trial in confirm[arm]:
-            if digest({key: value for key, value in trial.job.items() if key != "seed"}) != frozen.hash:
+            if (
+                trial.seed in of_frozen
+                and digest({key: value for key, value in trial.job.items() if key != "seed"}) != frozen.hash
+            ):
                 yield Finding(
                     f"trial {trial.id}: is not the setting that arm {arm} was frozen at ({frozen.hash[:12]})",
                     facts.restore,
@@ -173,6 +177,19 @@ def _frozen(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             f"arm {arm}: has {counted(len(confirm[arm]), 'confirm trial')}, but was never frozen", facts.restore
         )
+
+
+def _confirmed_seeds(facts: Facts, confirm: Mapping[str, Sequence[Trial]]) -> tuple[set[int], set[int]]:
+    """Return the seeds that every frozen arm has, and those that have the setting it was frozen at. With looks an arm
+    may have ended at the first; with repeats of the tuning the first one's setting is the frozen one; and what a run
+    was extended by may be of some arms alone, and of a better setting."""
+    everywhere = {trial.seed for arm in facts.frozen for trial in confirm.get(arm, ())}
+    if "plan" not in facts.run.sweep:
+        return everywhere, everywhere
+    plan = planning.stored(facts.run.sweep, facts.run.rules)
+    first = plan.confirm_seeds[: plan.looks[0]] if plan.looks else plan.confirm_seeds
+    of_frozen = set(plan.seeds_of(0)) if plan.repeats > 1 else set(plan.confirm_seeds)
+    return everywhere & set(first), of_frozen
 
 
 CHECKS = (_left_running, _ids, _attempt_numbers, _trained_once, _ends, _metrics, _furthest, _suggested, _frozen)

@@ -51,7 +51,8 @@ SHELVES = {
     "jobs/workers": "group > heartbeat profile report > memory network node_info streams",
     "orchestrator": "cli > driver > preflight verify > tracking > report > session > run_dir > ledger sweep > "
     "statistics system",
-    "orchestrator/cli": "__main__ > answer python > commands reading > places > group > printing schema submission",
+    "orchestrator/cli": "__main__ > answer python > commands comparing reading > places > group > "
+    "printing schema submission",
     "orchestrator/cli/python": "run > child records written",
     "orchestrator/cli/submission": "bring > verbs > follow > asking meaning > package parcel server > rest",
     "orchestrator/ledger": "ledger > writing > reading > rows > lease readonly > "

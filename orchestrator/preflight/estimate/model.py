@@ -269,7 +269,7 @@ def _grouped(known: Iterable[Known]) -> list[_Group]:
 def _arm(plan: Plan, arm: Arm, groups: Sequence[_Group]) -> ArmEstimate:
     tune = plan.sweep.tune
     suggestions = plan.asked(arm.label) if arm.label in plan.suggestions else 0
-    counts = {"tune": suggestions * len(plan.tune_seeds), "confirm": len(plan.confirm_seeds)}
+    counts = {"tune": suggestions * (len(plan.tune_seeds) // plan.repeats), "confirm": len(plan.confirm_seeds)}
     jobs = {stage: arm.config(stage=stage, seed=0) for stage, count in counts.items() if count}
     trials, ranks = sum(counts.values()), jobs["confirm"].execution.ranks
     wanted = cost(jobs["confirm"], plan.sweep.resources.gpus_per_rank)

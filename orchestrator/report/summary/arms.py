@@ -202,6 +202,9 @@ def _edges(tune: JsonObject | None, params: JsonObject) -> list[str]:
         if len(numbers) < 3 or numbers[1] == numbers[2]:
             continue
         if isinstance(own, dict) and own.get("log"):
+            if min(numbers) <= 0:  # a default that was filled from the arm, and lies outside
+                found.append(key)
+                continue
             numbers = [math.log(number) for number in numbers]
         share = (numbers[0] - numbers[1]) / (numbers[2] - numbers[1])
         if not EDGE < share < 1 - EDGE:

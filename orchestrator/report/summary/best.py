@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pydantic import JsonValue
 
@@ -20,12 +20,14 @@ def which(
     arms: Sequence[ArmTable],
     values: Mapping[str, Mapping[int, float]],
     *,
+    diverged: Mapping[str, Collection[int]],
     fallen: Sequence[str],
     mode: statistics.Mode,
 ) -> WhichSummary | None:
     """Ask which levels of the first factor nothing beats, in every stratum of the others.
 
-    values: label of an arm -> seed -> final metric. fallen: arms that diverged, which are out. None where the first
+    values: label of an arm -> seed -> final metric. diverged: seeds that did, which count as far below the others.
+    fallen: arms that diverged as a whole, which are out. None where the first
     factor is not ordered, or has too few levels, or a stratum too few seeds that all its levels have.
     """
     factor = next(iter(factors), None)
@@ -39,10 +41,11 @@ def which(
     summaries = []
     for own in strata.values():
         judged = [arm["label"] for arm in own if arm["label"] not in fallen]
-        seeds = sorted(set.intersection(*(set(values.get(label, {})) for label in judged))) if judged else []
+        ended = [set(values.get(label, {})) | set(diverged.get(label, ())) for label in judged]
+        seeds = sorted(set.intersection(*ended)) if judged else []
         if statistics.smallest_p(len(seeds) + 1) > alpha:
             return None
-        table = [[values[label][seed] * (1 if mode == "max" else -1) for label in judged] for seed in seeds]
+        table = _table(judged, seeds, values, 1 if mode == "max" else -1)
         beaten = dict(zip(judged, statistics.beaten_p(table), strict=True))
         summaries.append(
             StratumSummary(
@@ -54,14 +57,28 @@ def which(
                 best=[arm["label"] for arm in own if beaten.get(arm["label"], 0.0) > alpha],
             )
         )
-    return WhichSummary(factor, alpha, summaries, _interaction(strata, values))
+    same = len({canonical(stratum.levels) for stratum in summaries}) == 1
+    return WhichSummary(factor, alpha, summaries, _interaction(strata, values) if same else None)
+
+
+def _table(
+    labels: Sequence[str], seeds: Sequence[int], values: Mapping[str, Mapping[int, float]], sign: int
+) -> list[list[float]]:
+    """Build the values seed by level, of which more is better. A level that diverged is further below the others of its
+    seed than any two levels are apart."""
+    rows = [
+        [sign * values[label][seed] if seed in values.get(label, {}) else None for label in labels] for seed in seeds
+    ]
+    known = [[value for value in row if value is not None] for row in rows]
+    widest = max((max(row) - min(row) for row in known if row), default=0.0) or 1.0
+    low = [min(row) - widest if row else 0.0 for row in known]
+    return [[low[k] if value is None else value for value in row] for k, row in enumerate(rows)]
 
 
 def _interaction(strata: Mapping[str, Sequence[ArmTable]], values: Mapping[str, Mapping[int, float]]) -> float | None:
-    """Ask whether levels differ in the same way in every stratum; None where one lacks a level, or a seed."""
+    """Ask whether levels differ in the same way in every stratum, which all have the same; None where one lacks a
+    seed."""
     labels = [[arm["label"] for arm in own] for own in strata.values()]
-    if len({len(own) for own in labels}) > 1:
-        return None
     seeds = sorted(set.intersection(*(set(values.get(label, {})) for own in labels for label in own)))
     tables = [[[values[label][seed] for label in own] for seed in seeds] for own in labels]
     return statistics.interaction_p(tables) if seeds else None

@@ -87,7 +87,7 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
         seeds=seeds,
         alpha=pairs.levels(compared, smallest),
         smallest_p=statistics.smallest_p(len(planned.units)),
-        unit="seed" if len(planned.units) == len(seeds) else "repeat",
+        unit="repeat" if planned.repeats >= planning.REPEATS_AS_UNITS else "seed",
         looks=None if looked is None else LooksSummary(planned.looks, looked.taken, looked.ended, looked.due),
         trials={stage: _counts(trials, stage) for stage in STAGES},
         attempts=_counted(attempts),
@@ -101,8 +101,11 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
     which = None
     if summary.complete:
         fallen = [arm for result in compared for arm in result.diverged_arms]
-        which = best.which(planned.sweep.compare, plan["arms"], confirm.values, fallen=fallen, mode=mode)
-    summary = replace(summary, which=which, exploratory=_exploratory(summary, planned, trials, rows))
+        units = confirming.by_unit(planned, confirm.values, confirm.diverged)
+        which = best.which(
+            planned.sweep.compare, plan["arms"], units.values, diverged=units.diverged, fallen=fallen, mode=mode
+        )
+    summary = replace(summary, which=which, exploratory=_exploratory(summary, planned, trials, stopped, rows))
     warnings = notes(summary, list(_lost(trials, confirm)), thinned=_thinned(ledger, trials))
     warnings += _between_repeats(planned, confirm, compared)
     if is_import_path(task := str(run.sweep.get("job", {}).get("task"))) and not is_class(task):
@@ -111,7 +114,7 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
 
 
 def _exploratory(
-    summary: Summary, plan: Plan, trials: Sequence[Trial], rows: RowFiles | None
+    summary: Summary, plan: Plan, trials: Sequence[Trial], stopped: Collection[str], rows: RowFiles | None
 ) -> ExploratorySummary | None:
     """Judge all confirm trials at the latest setting of their arms, where that is more than the plan has judged."""
     confirm = sorted((trial for trial in trials if trial.stage == "confirm"), key=lambda trial: trial.seed)
@@ -124,9 +127,7 @@ def _exploratory(
     planned = [comparison.result for comparison in summary.comparisons]
     never = {arm for result in planned for arm in result.diverged_arms if arm not in latest}
     is_open = summary.looks is not None and not summary.looks.ended  # what a look is about to judge is not shown
-    if is_open or all(
-        set(seeds[result.a, result.b]) <= set(plan.confirm_seeds[: _judged(summary, result)]) for result in planned
-    ):
+    if is_open or all(trial.seed in plan.confirm_seeds for trial in confirm):
         return None
     found = statistics.compare(
         kept.values,
@@ -136,7 +137,7 @@ def _exploratory(
         smallest_difference=summary.smallest_difference,
         divergence=statistics.Divergence(kept.diverged, never),
         same_objective=[pair for pair in plan.contrasts if pair not in plan.tested],
-        pending=any(trial.state not in confirming.HAS_ENDED for trial in own),
+        pending=any(trial.state not in confirming.HAS_ENDED and trial.arm not in stopped for trial in own),
     )
     variances = variance.parts_of(
         found, kept.trials, metric=summary.metric, smallest_difference=summary.smallest_difference, files=rows
@@ -168,13 +169,6 @@ def _data(record: ProvenanceRecord | None) -> list[DataSource]:
         key, _, place = name.partition(" = ")
         found.append(DataSource(key, place, source.get("rows"), source.get("digest")))
     return found
-
-
-def _judged(summary: Summary, result: statistics.Comparison) -> int:
-    """Count the planned seeds that a verdict was to be made of."""
-    if summary.looks is None:
-        return len(summary.seeds)
-    return summary.looks.counts[max(result.look or 1, 1) - 1]
 
 
 def _pending(run: Run, trials: Sequence[Trial], untuned: Collection[str]) -> bool:

@@ -183,12 +183,15 @@ def _may_not_matter(result: Comparison, smallest_difference: float) -> bool:
 def _diverges(result: Comparison, arms: Sequence[ArmSummary]) -> str:
     """Say which arms diverged: `lr=1 diverged in 6 of 6 seeds: it is not compared with lr=0.1`."""
     counts = {arm.label: (arm.diverged, arm.diverged + arm.n) for arm in arms}
+    some = {arm.label for arm in arms if arm.tune and any(one.value is not None for one in arm.tune.suggestions)}
     clauses = []
     for label in result.diverged_arms:
         fallen, ended = counts[label]
         clauses.append(
             f"{label} diverged in {fallen} of {counted(ended, 'seed')}"
             if ended
+            else f"{label} diverged at every setting of a repeat of its tuning"
+            if label in some
             else f"{label} diverged at every setting that was tried"
         )
     if len(clauses) == 1:

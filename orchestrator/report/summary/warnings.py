@@ -98,13 +98,14 @@ def _thinned(trials: Sequence[Trial]) -> Iterable[str]:
 
 
 def _missing(summary: Summary, lost: Sequence[Trial]) -> Iterable[str]:
-    due = summary.looks.due if summary.looks else {arm.label: len(summary.seeds) for arm in summary.arms}
-    planned = sum(due.values())
-    have = sum(arm.n + arm.diverged for arm in summary.arms)
     fallen = {label for comparison in summary.comparisons for label in comparison.result.diverged_arms}
-    never = [arm for arm in summary.arms if arm.label in fallen and not arm.values]
-    planned -= sum(due[arm.label] for arm in never)
-    if waiting := planned - have - len(lost):
+    first = summary.looks.counts[0] if summary.looks else len(summary.seeds)
+    due = {arm.label: summary.looks.due.get(arm.label, first) if summary.looks else first for arm in summary.arms}
+    due |= {arm.label: 0 for arm in summary.arms if arm.label in fallen and not arm.values}
+    without = {arm.label: sum(trial.arm == arm.label for trial in lost) for arm in summary.arms}
+    planned = sum(due.values())
+    waiting = sum(max(0, due[arm.label] - arm.n - arm.diverged - without[arm.label]) for arm in summary.arms)
+    if waiting:
         yield (
             f"{waiting} of {counted(planned, 'confirm trial')} {by_count(waiting, 'has', 'have')} no result yet; "
             "a comparison that needs one of them is inconclusive until it has."

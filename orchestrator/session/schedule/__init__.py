@@ -58,6 +58,10 @@ class Schedule:
         self._everywhere = set.intersection(*within) if within else set[str]()
         """Keys that every arm tunes."""
         self._extended: extension.Extended | None = None
+        self._looked = False
+        """The looks of this session have ended, unless a person queues a trial again."""
+        self._queued = False
+        """All that extensions call for is there."""
         self._settled: dict[tuple[str, int], sampling.Observed] = {}
         """Suggestions whose trials have all ended well: nothing about them changes any more."""
 
@@ -209,14 +213,20 @@ class Schedule:
 
     def _look(self, stopped: Collection[str]) -> bool:
         """Queue the seeds of the next look, in one write, once the last one is over; return whether there are any."""
+        if self._looked:
+            return False
         trials, frozen = self._ledger.trials(), self._ledger.frozen()
         confirm = [trial for trial in trials if trial.stage == "confirm" and trial.seed in self._plan.confirm_seeds]
-        if any(trial.state not in confirming.HAS_ENDED and trial.arm not in stopped for trial in confirm):
+        open_ = (trial for trial in confirm if trial.state not in confirming.HAS_ENDED)
+        if any(trial.arm not in stopped or trial.state == "running" for trial in open_):
             return False
         untuned = untuned_arms(self._plan, self._ledger)
-        if not {arm.label for arm in self._plan.arms} <= {*frozen, *untuned, *stopped}:
+        never = {arm for arm, leader in self._plan.searched_with.items() if leader in stopped}
+        if not {arm.label for arm in self._plan.arms} <= {*frozen, *untuned, *stopped, *never}:
             return False
         course = confirming.course(self._plan, trials, untuned, stopped)
+        self._note_look(course)
+        self._looked = bool(course.ended)
         there = {(trial.arm, trial.seed) for trial in confirm}
         new = [
             planned
@@ -226,7 +236,6 @@ class Schedule:
             if planned.seed in self._plan.confirm_seeds[:count] and (arm, planned.seed) not in there
         ]
         self._ledger.add_trials(map(as_trial, new))
-        self._note_look(course)
         return bool(new)
 
     def _extend(self, stopped: Collection[str]) -> bool:
@@ -237,15 +246,20 @@ class Schedule:
         extended, tune = self._extended, self._plan.sweep.tune
         if not extended.extensions:
             return False
+        if self._queued:
+            return False
         before = {trial.id for trial in self._ledger.trials()}
         observed: dict[str, list[sampling.Observed]] = {}
         for arm in self._plan.suggestions:
             if tune is not None and arm not in stopped:
                 self._suggest(tune, arm, extended.budget(arm))
             observed[arm] = self.observed(arm)
-        frozen = {arm: setting.params for arm, setting in self._ledger.frozen().items()}
-        called = [one for one in extended.trials(frozen, observed) if one.arm not in stopped]
-        new = [trial for planned in called for trial in self._own([planned]) if trial.id not in before]
+        frozen = {arm: setting.params for arm, setting in self._ledger.frozen().items() if arm not in stopped}
+        called, self._queued = extended.trials(frozen, observed, stopped)
+        of_arm: dict[str, list[Planned]] = defaultdict(list)
+        for planned in called:
+            of_arm[planned.arm].append(planned)
+        new = [trial for own in of_arm.values() for trial in self._own(own) if trial.id not in before]
         self._ledger.add_trials(map(as_trial, new))
         return bool({trial.id for trial in self._ledger.trials()} - before)
 
@@ -367,21 +381,24 @@ def untuned_arms(plan: Plan, ledger: Ledger) -> dict[str, str]:
     of it."""
     untuned: dict[str, str] = {}
     frozen, schedule = ledger.frozen(), Schedule(plan, ledger)
-    for arm in plan.suggestions:
+    diverged = {trial.arm for trial in ledger.trials(stage="tune") if trial.outcome == "diverged"}
+    for arm, count in plan.suggestions.items():
         observed = schedule.observed(arm) if arm not in frozen else []
-        if (
-            observed
-            and len(observed) >= plan.asked(arm)
-            and all(suggestion.state is not None for suggestion in observed)
-        ):
-            diverged = any(trial.outcome == "diverged" for trial in ledger.trials(stage="tune", arm=arm))
-            untuned[arm] = "diverged" if diverged else "failed"
+        if observed and len(observed) >= plan.asked(arm) and all(tried.state is not None for tried in observed):
+            repeats = [observed[first : first + count] for first in range(0, plan.asked(arm), count)]
+            empty = [own for own in repeats if extension.best(own, plan.sweep.metric.mode) is None]
+            fell = arm in diverged if plan.repeats == 1 else all(_has_diverged(own) for own in empty)
+            untuned[arm] = "diverged" if fell else "failed"
     for arm, leader in plan.searched_with.items():
         if leader in untuned:
             untuned[arm] = untuned[leader]
         elif leader in frozen and arm not in frozen and no_job(plan, arm, "confirm", frozen[leader].params):
             untuned[arm] = "failed"
     return untuned
+
+
+def _has_diverged(observed: Iterable[sampling.Observed]) -> bool:
+    return any(tried.state == "infeasible" for tried in observed)
 
 
 def _failed_alike(trials: Iterable[Trial]) -> dict[str, dict[str, list[str]]]:

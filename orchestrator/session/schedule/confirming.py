@@ -86,7 +86,8 @@ def course(plan: Plan, trials: Sequence[Trial], untuned: Mapping[str, str], stop
     for arm, why in untuned.items():
         if why != "diverged":
             ended[arm] = set(plan.confirm_seeds)
-    for arm in stopped:
+    led = {arm for arm, leader in plan.searched_with.items() if leader in stopped and arm not in ended}
+    for arm in {*stopped, *led}:
         ended[arm] = set(plan.confirm_seeds)
     lost = {arm: seeds - trained.get(arm, {}).keys() - fallen.get(arm, set()) for arm, seeds in ended.items()}
     never = [arm for arm, why in untuned.items() if why == "diverged"]

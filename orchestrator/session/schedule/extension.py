@@ -41,15 +41,14 @@ class Extension:
 
 def recorded(ledger: Ledger) -> list[Extension]:
     """Read the extensions of a run, oldest first."""
-    return [Extension(**json.loads(event.text)) for event in ledger.events(KIND)]
+    return [Extension(**one) for event in ledger.events(KIND) for one in json.loads(event.text)]
 
 
 def record(plan: Plan, ledger: Ledger, wanted: Extend, stopped: Collection[str] = ()) -> list[Extension]:
     """Add to a run what a person asks for. stopped: arms of which nothing more is begun. Raises RunError, and then
     nothing has changed."""
     added = asked(plan, ledger, wanted, stopped)
-    for extension in added:
-        ledger.event(KIND, json.dumps(asdict(extension)))
+    ledger.event(KIND, json.dumps([asdict(extension) for extension in added]))  # all, or none
     return added
 
 
@@ -85,6 +84,11 @@ def _meant(plan: Plan, ledger: Ledger, wanted: Extend, stopped: Collection[str])
     if open_ or not frozen:
         what = f"{open_} of its trials have not ended" if open_ else "no arm is tuned yet"
         raise RunError(f"the run is under way ({what}); resume it first, then extend it")
+    there = {(trial.arm, trial.seed) for trial in trials}
+    for old in recorded(ledger):
+        begun = {arm for arm, seed in there if seed in set(old.seeds)}
+        if not old.trials and not set(old.arms) - set(stopped) <= begun:
+            raise RunError("what the run was extended by before has not begun; resume it first, then extend it again")
     if wanted.trials > 0 and plan.sweep.tune is None:
         raise RunError("the sweep has no [tune], so there are no further settings to try; give --seeds +6")
     arms = [
@@ -135,15 +139,24 @@ class Extended:
         found = best(tried, self._plan.sweep.metric.mode)
         return frozen[arm] if found is None else found.params
 
-    def trials(self, frozen: Mapping[str, Settings], observed: Mapping[str, Sequence[Observed]]) -> list[Planned]:
-        """List the confirm trials that are called for so far. observed: what is known of each arm that is searched."""
-        called: list[Planned] = []
+    def trials(
+        self,
+        frozen: Mapping[str, Settings],
+        observed: Mapping[str, Sequence[Observed]],
+        stopped: Collection[str] = (),
+    ) -> tuple[list[Planned], bool]:
+        """List the confirm trials that are called for so far, and say whether these are all. observed: what is known of
+        each arm that is searched. frozen, stopped: arms of which more is begun, and of which nothing is."""
+        called, is_all = list[Planned](), True
         for number, extension in enumerate(self.extensions):
-            arms = set(extension.arms)
+            arms = {arm for arm in extension.arms if arm in frozen and self._leader(arm) not in stopped}
             if extension.trials:
-                leaders = {self._leader(arm) for arm in arms}
-                if any(not _is_settled(observed[leader], self.budget(leader, before=number + 1)) for leader in leaders):
-                    return called
+                leaders = {arm: self._leader(arm) for arm in arms}
+                count = {leader: self.budget(leader, before=number + 1) for leader in leaders.values()}
+                settled = {arm for arm, leader in leaders.items() if _is_settled(observed[leader], count[leader])}
+                if settled != arms:  # what they come to may be compared with the others
+                    is_all = False
+                    continue
                 arms = {
                     arm
                     for arm in arms
@@ -152,7 +165,7 @@ class Extended:
             for arm in self._with_rivals(arms, frozen):
                 setting = self.setting(arm, number + 1, frozen, observed)
                 called += self._plan.confirm_trials(arm, setting, seeds=extension.seeds)
-        return called
+        return called, is_all
 
     def _leader(self, arm: str) -> str:
         return self._plan.searched_with.get(arm, arm)

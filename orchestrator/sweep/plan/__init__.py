@@ -20,24 +20,20 @@ from pydantic import JsonValue, ValidationError
 from jobs.config import JobConfig, canonical
 from jobs.config.identity import FORMER, counted_from, with_former
 from orchestrator.sweep import Arm, Sweep, arms_of, flatten, merged, search
-from orchestrator.sweep.plan.seeds import Basis, basis_of, check_looks, confirm_seeds
+from orchestrator.sweep.plan.seeds import REPEATS_AS_UNITS, Basis, basis_of, check_looks, confirm_seeds, tune_seeds
 from orchestrator.sweep.plan.trials import Planned
 from orchestrator.sweep.plan.warnings import own_loop, warnings
 from orchestrator.sweep.space import conditions
 from orchestrator.sweep.values import Settings, by_todays_names
 
 __all__ = [
-    "RULES", "Basis", "Plan", "Summary", "changed_keys", "changed_order", "differing", "examined_of", "is_as_begun",
-    "jobs_of", "make", "own_loop", "stored",
+    "REPEATS_AS_UNITS", "RULES", "Basis", "Plan", "Summary", "changed_keys", "changed_order", "differing",
+    "examined_of", "is_as_begun", "jobs_of", "make", "own_loop", "stored",
 ]  # fmt: skip
 
 RULES = 2
 """What a new run is planned by. 1: ids hash the whole job, samplers are seeded by the arm's label. 2: ids hash what
 differs from the defaults, samplers know no labels, and arms of one objective are tuned once."""
-
-
-REPEATS_AS_UNITS = 6
-"""Repeats of the tuning from which on the repeat is the unit of the test: fewer could not reach the level."""
 
 
 class Summary(TypedDict):
@@ -91,7 +87,11 @@ class Plan:
         """The contrasts that ask a question: between arms of one objective there is none, they must agree."""
         if self.rules < 2:
             return self.contrasts
-        return tuple((a, b) for a, b in self.contrasts if self.arm(a).objective != self.arm(b).objective)
+        return tuple(
+            (a, b)
+            for a, b in self.contrasts
+            if _is_asked(self.arm(a), self.arm(b), self.searched_with if self.sweep.tune else None)
+        )
 
     @property
     def looks(self) -> tuple[int, ...]:
@@ -122,7 +122,7 @@ class Plan:
     def trials(self) -> dict[str, int]:
         """Trials per stage; with looks, those of the last one too, which may not be needed."""
         return {
-            "tune": sum(map(self.asked, self.suggestions)) * len(self.tune_seeds),
+            "tune": sum(map(self.asked, self.suggestions)) * (len(self.tune_seeds) // self.repeats),
             "confirm": len(self.arms) * len(self.confirm_seeds),
         }
 
@@ -149,8 +149,10 @@ class Plan:
         return replace(self, sweep=self.sweep.model_copy(update=limits))
 
     def tune_trials(self, label: str, number: int, settings: Settings) -> list[Planned]:
-        """Plan the trials of one suggestion, one for each tune seed."""
-        return self._planned(label, settings, number, self.tune_seeds)
+        """Plan the trials of one suggestion, one for each tune seed of its repeat."""
+        count = len(self.tune_seeds) // self.repeats
+        repeat = number // self.suggestions[label] if self.repeats > 1 else 0
+        return self._planned(label, settings, number, self.tune_seeds[repeat * count : (repeat + 1) * count])
 
     def confirm_trials(self, label: str, settings: Settings, seeds: Sequence[int] | None = None) -> list[Planned]:
         """Plan the trials of an arm's settings, one for each confirm seed. seeds: others than the planned ones."""
@@ -219,13 +221,12 @@ def make(sweep: Sweep, spread: tuple[float, str] | None = None) -> Plan:
     """
     arms = tuple(arms_of(sweep))
     contrasts = tuple(_contrasts(sweep, arms))
-    objectives = {arm.label: arm.objective for arm in arms}
-    asked = sum(objectives[a] != objectives[b] for a, b in contrasts)
+    shared, named = _searched_with(sweep, arms), {arm.label: arm for arm in arms}
+    asked = sum(_is_asked(named[a], named[b], shared if sweep.tune else None) for a, b in contrasts)
     check_looks(sweep, asked)
-    tuned = tuple(sweep.tune.seed_list) if sweep.tune else ()
+    tuned = tune_seeds(sweep)
     basis = basis_of(sweep, asked, spread)
     confirmed = confirm_seeds(sweep, tuned, basis["n"])
-    shared = _searched_with(sweep, arms)
     leading = [arm for arm in arms if arm.label not in shared]
     suggestions = {arm.label: search.suggestions(sweep.tune, arm.values) for arm in leading} if sweep.tune else {}
     return Plan(
@@ -309,6 +310,14 @@ def _ends(plan: Plan, arm: Arm) -> list[dict[str, JsonValue]]:
             arm.config(stage="confirm", seed=0, settings=settings)
             combinations.append(settings)
     return combinations or [{}]
+
+
+def _is_asked(a: Arm, b: Arm, shared: Mapping[str, str] | None) -> bool:
+    """Return whether a contrast asks a question: not where both arms have one objective, and what is tuned of it is
+    tuned for both. shared: arm -> the arm that is tuned for it too; None where nothing is tuned."""
+    if a.objective != b.objective:
+        return True
+    return shared is not None and shared.get(a.label, a.label) != shared.get(b.label, b.label)
 
 
 def differing(arms: Sequence[Arm]) -> dict[str, list[JsonValue]]:

@@ -9,6 +9,9 @@ from jobs.config import ConfigError, ConfigIssue
 from orchestrator.sweep import Sweep
 from orchestrator.sweep.model import SeedLooks
 
+REPEATS_AS_UNITS = 6
+"""Repeats of the tuning from which on the repeat is the unit of the test: fewer could not reach the level."""
+
 
 class Basis(TypedDict):
     """How a number of confirm seeds came about. Nothing looks again once a run has begun."""
@@ -48,6 +51,16 @@ def basis_of(sweep: Sweep, contrasts: int, spread: tuple[float, str] | None) -> 
 def _whole(count: int, repeats: int) -> int:
     """Return the next multiple: each repeat of the tuning has as many seeds."""
     return -(-count // repeats) * repeats
+
+
+def tune_seeds(sweep: Sweep) -> tuple[int, ...]:
+    """List the seeds that are tuned on: those given, and for each further repeat of the tuning as many fresh ones, so
+    that a setting that two repeats try is trained anew."""
+    if sweep.tune is None:
+        return ()
+    given, confirmed = sweep.tune.seed_list, sweep.confirm.seeds
+    first = max([*given, *(confirmed if isinstance(confirmed, list) else ())], default=-1) + 1
+    return (*given, *range(first, first + len(given) * (sweep.tune.repeats - 1)))
 
 
 def confirm_seeds(sweep: Sweep, tuned: Sequence[int], count: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from jobs.config import JobConfig
 from orchestrator.sweep import Arm, Sweep
-from orchestrator.sweep.plan.seeds import Basis
+from orchestrator.sweep.plan.seeds import REPEATS_AS_UNITS, Basis
 from orchestrator.sweep.space.grid import Grid
 from orchestrator.system.display import listed
 
@@ -17,7 +17,8 @@ def warnings(
     """List what is odd about a plan. contrasts: how many are tested."""
     from orchestrator.statistics import levels, power
 
-    notes, seeds = [*sweep.notes], basis["n"]
+    repeats = sweep.tune.repeats if sweep.tune else 1
+    notes, seeds = [*sweep.notes], repeats if repeats >= REPEATS_AS_UNITS else basis["n"]
     reachable, level = power.smallest_p(seeds), levels(contrasts, sweep.metric.smallest_difference).difference
     if contrasts and reachable > level:
         notes.append(
@@ -27,8 +28,11 @@ def warnings(
     needed, sd = basis.get("needed"), basis.get("sd")
     if sd is not None and sweep.metric.smallest_difference > 0 and (needed is None or needed > seeds):
         many = f"more than {power.MOST:,}" if needed is None else f"{needed:,}"
+        what = "confirm seeds are the most that 'enough' gives"
+        if seeds != basis["n"]:
+            what = "repeats are tuned, each of which is one unit of the test"
         notes.append(
-            f"{seeds} confirm seeds are the most that 'enough' gives; {many} would find "
+            f"{seeds} {what}; {many} would find "
             f"{sweep.metric.smallest_difference:g} four times in five, by the sd of {sd:.4g} in {basis.get('source')}: "
             "give a number, or a larger metric.smallest_difference"
         )
@@ -81,14 +85,14 @@ def _sampled(sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int]) 
 
 
 def _alike(sweep: Sweep, arms: Sequence[Arm], suggestions: Mapping[str, int]) -> Iterable[str]:
-    """Yield the warning about repeats of a tuning that leaves nothing to chance."""
+    """Yield the warning about repeats of a tuning that try the same points: then only the seeds differ."""
     tune = sweep.tune
-    if tune is None or tune.repeats == 1 or tune.sampler != "grid":
+    if tune is None or tune.repeats == 1 or any(space.choices is None for space in tune.space.values()):
         return
     if all(Grid(tune.space, arm.values).size <= suggestions[arm.label] for arm in arms if arm.label in suggestions):
         yield (
-            "tune.sampler = 'grid' tries every point in each repeat, so all repeats are the same; sample the grid with "
-            "fewer tune.trials, or leave tune.repeats out"
+            "tune.trials is enough to try every point in each repeat, so repeats differ in their seeds alone; that is "
+            "how tuning varies only where these points are all that one would try"
         )
 
 

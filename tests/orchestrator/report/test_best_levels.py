@@ -169,3 +169,31 @@ def tuned_to(begin: Begin, space: str, rates: list[float], *, lead: float = 0.05
                 run.done(trial, 0.8 - number * lead)
         run.ledger.freeze(arm, {"optimizer.lr": rates[0]}, 0, "abc")
     return finished(run, BETTER, {"optimizer.lr": rates[0]})
+
+
+def test_a_level_that_diverges_in_some_seeds_is_not_the_best_by_the_others(begin: Begin) -> None:
+    """Seen: "best: 0.5", by the six seeds of ten in which it had trained."""
+    run = begin(CROSSED.replace('"batch.size" = [16, 64]\n', ""), seeds=10)
+    for arm, mean in {"temperature=0.05": 0.0, "temperature=0.1": 0.0, "temperature=0.2": 0.1}.items():
+        for number, trial in enumerate(run.confirm(arm)):
+            fell = arm == "temperature=0.2" and number < 4
+            value = 0.5 + mean + random.Random(f"{arm} {trial.seed}").gauss(0, 0.002)
+            run.done(trial, value, outcome="diverged" if fell else "ok")
+    said = answer_of(run.ledger)
+    assert len(said["which"]["strata"][0]["best"]) > 1
+    assert said["which"]["strata"][0]["seeds"] == 10
+
+
+def test_levels_that_differ_between_strata_have_no_interaction_that_is_told(begin: Begin) -> None:
+    left_out = "".join(
+        f'[[exclude]]\n"loss.temperature" = {level}\n"batch.size" = {size}\n' for level, size in ((0.2, 64), (0.1, 16))
+    )
+    run = begin(CROSSED.replace("0.2]", "0.2, 0.5]") + left_out, seeds=8)
+    said = answer_of(played(run, dict.fromkeys((arm.label for arm in run.plan.arms), 0.0)).ledger)
+    assert said["which"]["interaction_p"] is None
+
+
+def test_a_chosen_value_of_none_in_a_logarithmic_range_is_an_edge(begin: Begin) -> None:
+    """As a default that was filled from the arm may be. Seen: math domain error."""
+    said = answer_of(tuned_to(begin, "{ low = 1e-4, high = 1e-1, log = true }", [0.0, 1e-3]).ledger)
+    assert said["arms"][0]["tune"]["edges"] == ["optimizer.lr"]

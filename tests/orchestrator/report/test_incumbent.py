@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ledgers import Begin, Run, finished
+from ledgers import TWO, Begin, Run, finished
 
 from orchestrator.ledger import LeaseHeld, Ledger, sqlite_url
 from orchestrator.report.incumbent import ask, next_command
@@ -50,6 +50,15 @@ def test_what_beats_the_baseline_is_kept_and_what_does_not_is_not(begin: Begin) 
     assert dropped.sentence.startswith("Discard flat: it is not shown to beat plain")
 
 
+def test_the_arm_that_is_not_the_baseline_again_is_the_new_one_and_another_baseline_may_be_named(
+    begin: Begin,
+) -> None:
+    best, better = let_go(run_of(begin, 0.0)), let_go(run_of(begin, 0.03))
+    assert (ask(better, best).arm, ask(better, best).incumbent) == ("flat", "plain")
+    same = ask(let_go(run_of(begin, 0.0, noise="x")), better, arm="flat", baseline="flat")
+    assert (same.incumbent, same.keep) == ("flat", False)
+
+
 def test_a_metric_of_which_less_is_better_is_asked_the_other_way_round(begin: Begin) -> None:
     best = let_go(run_of(begin, 0.0, mode="min"))
     assert not ask(let_go(run_of(begin, 0.03, mode="min")), best, arm="flat").keep
@@ -73,8 +82,12 @@ def test_the_number_of_questions_is_fixed_by_the_first_and_one_more_is_refused(b
 def test_what_cannot_be_asked_is_refused_with_what_can_and_is_not_counted(begin: Begin, tmp_path: Path) -> None:
     best = let_go(run_of(begin, 0.0))
     new = let_go(run_of(begin, 0.03))
-    with pytest.raises(RunError, match="several arms; say which one is new: --arm flat"):
-        ask(new, best)
+    three = TWO + '[[arm]]\nlabel = "dcl"\n"loss.name" = "dcl"\n'
+    several = let_go(finished(begin(three, seeds=SEEDS), dict.fromkeys(("plain", "flat", "dcl"), [0.9] * 10)))
+    with pytest.raises(RunError, match="several arms; say which one is new: --arm dcl"):
+        ask(several, best)
+    with pytest.raises(RunError, match="is no arm of the incumbent's run"):
+        ask(new, best, baseline="plainn")
     with pytest.raises(RunError, match="did you mean 'flat'"):
         ask(new, best, arm="flatt")
     with pytest.raises(RunError, match="the runs share 6 seeds, and 20 questions take 9"):

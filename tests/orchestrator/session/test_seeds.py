@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from orchestrator.run_dir.context import Extend
 from orchestrator.run_dir.folder import RunError
 from orchestrator.session.schedule import extension
 from orchestrator.session.writer import Dispatch
+from orchestrator.verify import ledger_checks
 
 LOOKS = [7, 10, 14]
 
@@ -310,3 +312,53 @@ def test_what_cannot_be_added_is_refused_with_what_can_and_nothing_changes(
         with pytest.raises(RunError, match=words):
             extension.record(plan, ledger, wanted)
         assert ledger.events() == before
+
+
+def findings(ledger: Ledger) -> list[str]:
+    """What `verify` has against the frozen settings of a ledger."""
+    facts: Any = SimpleNamespace(
+        run=ledger.run, trials={t.id: t for t in ledger.trials()}, frozen=ledger.frozen(), restore=""
+    )
+    return [str(found) for found in ledger_checks._frozen(facts)]
+
+
+@pytest.mark.parametrize("what", ["looks", "one arm's seeds", "a better setting"])
+def test_verify_has_nothing_against_looks_and_extensions(tmp_path: Path, what: str) -> None:
+    """Seen: arms that had ended at the first look, or that were not extended, lacked confirm trials."""
+    levels = {0.1: 0.0, 0.2: 0.1, 0.5: 0.012}
+    sweep = changes(levels) if what == "looks" else changes(levels, confirm={"seeds": 7})
+    if what == "a better setting":
+        sweep |= {"tune": TUNE}
+    with opened(tmp_path, sweep) as (session, ledger, _, _plan):
+        session.start()
+        play(session, answer(levels, 0.016))
+        assert findings(ledger) == []
+    wanted = {"one arm's seeds": Extend(seeds=2, arms=("temperature=0.2",)), "a better setting": Extend(trials=9)}
+    if what in wanted:
+        extend(tmp_path, sweep, wanted[what], answer(levels, 0.016))
+        with opened(tmp_path, sweep) as (_, ledger, _, _plan):
+            assert findings(ledger) == []
+
+
+def test_an_extension_that_has_not_begun_is_not_added_to(tmp_path: Path) -> None:
+    """Seen: killed before it had queued anything, the same command added the same number again."""
+    levels = {0.1: 0.0, 0.2: 0.0}
+    sweep = changes(levels, confirm={"seeds": 7})
+    with opened(tmp_path, sweep) as (session, ledger, _, plan):
+        session.start()
+        play(session, answer(levels))
+        extension.record(plan, ledger, Extend(seeds=4))
+        with pytest.raises(RunError, match="has not begun; resume it first"):
+            extension.record(plan, ledger, Extend(seeds=4))
+    with opened(tmp_path, sweep) as (session, ledger, _, _plan):
+        session.start()
+        play(session, answer(levels))
+        assert set(trained(ledger).values()) == {11}
+
+
+def test_while_looks_go_on_nothing_is_exploratory_and_nothing_is_counted_below_none(tmp_path: Path) -> None:
+    """Seen: a fixed test of what looks had looked at, for an arm that is equivalent and trains on; "-7 of 14"."""
+    levels = {0.1: 0.0, 0.2: 0.0, 0.5: 0.012}
+    said, seeds, _ = run(tmp_path, levels, 0.004)
+    assert said["exploratory"] is None
+    assert not any("have no result yet" in note or note.startswith("-") for note in said["notes"]), seeds
