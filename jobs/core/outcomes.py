@@ -133,7 +133,7 @@ class RowIds:
         return RowIds([self.ids[row] for row in at], groups)
 
     def blocks(self, most: int = BLOCKS) -> NDArray[np.int64]:
-        """Divide the rows into at most so many parts of about one size, [n], from 0. Groups stay whole. Which part a
+        """Split the rows into at most so many parts of about one size, [n], from 0. Groups stay whole. Which part a
         row falls into is a hash of its id, so it is the same in every trial and not a matter of the rows' order."""
         names = {unit: number for number, unit in enumerate(dict.fromkeys(self.units))}
         of_row = np.array([names[unit] for unit in self.units], dtype=np.int64)

@@ -35,7 +35,7 @@ def parts_of(
     files: RowFiles | None,
     units: Iterable[tuple[int, ...]] = (),
 ) -> list[VarianceParts]:
-    """Say of each comparison where its uncertainty comes from. trials: label of an arm -> its confirm trials. files:
+    """Find where the uncertainty of each comparison comes from. trials: label of an arm -> its confirm trials. files:
     what they have kept row by row; None where that is not asked for. units: the seeds of each pair, where it is of
     several and bears the name of the first."""
     level = level_of(compared, smallest_difference)

@@ -349,7 +349,7 @@ class Summary(AsFields):
     which: WhichSummary | None = None
     exploratory: ExploratorySummary | None = None
     warnings: Sequence[str] = ()
-    """What was told before anything ran, by the plan and at the launch."""
+    """What plan and launch warned of, before anything ran."""
     notes: Sequence[str] = ()
     """What is missing or odd."""
 

@@ -152,9 +152,9 @@ def _more(answer: Answer) -> Iterator[Block]:
 
 
 def _warned(summary: Summary) -> Iterator[Block]:
-    """Yield what was told before anything ran."""
+    """Yield what plan and launch warned of."""
     if summary.warnings:
-        yield Paragraph("Told before anything ran, by the plan and at the launch:")
+        yield Paragraph("Before anything ran, plan and launch warned:")
         yield Bullets(summary.warnings, warning=True)
 
 

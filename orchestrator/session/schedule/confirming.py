@@ -48,7 +48,7 @@ class Units:
 
 
 def by_unit(plan: Plan, trained: Mapping[str, Mapping[int, float]], fallen: Mapping[str, Collection[int]]) -> Units:
-    """Pool what seeds came to, where the repeat of a tuning is the unit: the mean of its seeds. It has diverged where
+    """Average what seeds came to, where the repeat of a tuning is the unit. It has diverged where
     one of them has, and lacks a value where one does."""
     units = Units([seeds[0] for seeds in plan.units], {}, {})
     for arm in plan.arms:

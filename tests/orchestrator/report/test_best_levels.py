@@ -11,6 +11,7 @@ from ledgers import BETTER, Begin, Run, answer_of, finished
 
 from orchestrator.ledger import Point, Suggestion, Trial
 from orchestrator.ledger.stored import JsonObject
+from orchestrator.report.summary import arms
 
 CROSSED = """
 [compare]
@@ -193,7 +194,7 @@ def test_levels_that_differ_between_strata_have_no_interaction_that_is_told(begi
     assert said["which"]["interaction_p"] is None
 
 
-def test_a_chosen_value_of_none_in_a_logarithmic_range_is_an_edge(begin: Begin) -> None:
+def test_a_chosen_value_of_none_in_a_logarithmic_range_is_an_edge() -> None:
     """As a default that was filled from the arm may be. Seen: math domain error."""
-    said = answer_of(tuned_to(begin, "{ low = 1e-4, high = 1e-1, log = true }", [0.0, 1e-3]).ledger)
-    assert said["arms"][0]["tune"]["edges"] == ["optimizer.lr"]
+    space: JsonObject = {"optimizer.weight_decay": {"low": 1e-6, "high": 1e-2, "log": True}}
+    assert arms._edges({"space": space}, {"optimizer.weight_decay": 0.0}) == ["optimizer.weight_decay"]
