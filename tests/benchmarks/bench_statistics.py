@@ -1,7 +1,7 @@
 """How often a verdict is wrong and how often it finds what is there: by simulation, beside the figures given before.
 
 `make bench ONLY=statistics` prints the tables and fails where a rate of wrong verdicts is above its nominal one by more
-than two standard errors. Seeds are fixed. It takes MINUTES
+than two standard errors. Seeds are fixed. It takes some 18 CPU minutes, 14 of them for 2,500 sweeps through Session.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
-from nullsweeps import CONFIRM, Sampler, sweeps
+from nullsweeps import CONFIRM, Sampler, tuned_anew, tuned_once
 from simulated import (
     SHAPES,
     UNLIKE,
@@ -206,7 +207,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def test_null_sweeps_through_a_session(sampler: Sampler, folder: Path, pool: Executor) -> None:
     """A switch that does nothing is never better or worse. Of equal methods with noise of their own the rate is shown:
     arms are confirmed at what each was tuned to, and that one found a better setting is no chance of its seeds."""
-    found = sweeps(500, pool, sampler=sampler, folder=folder)
+    found = list(pool.map(partial(tuned_once, sampler=sampler, folder=folder), range(500), chunksize=5))
     idle, equal = (Rate(sum(one[k].verdict != "inconclusive" for one in found), len(found)) for k in (0, 1))
     print(
         f"\n{len(found)} null sweeps through Session, {sampler}: idle switch {idle.share:.3f} false (given: 0), equal "
@@ -217,11 +218,10 @@ def test_null_sweeps_through_a_session(sampler: Sampler, folder: Path, pool: Exe
 
 def test_equal_methods_that_are_tuned_anew_for_every_unit(folder: Path, pool: Executor) -> None:
     """Then that one setting is better than another is chance too."""
-    found = sweeps(500, pool, sampler="random", folder=folder, repeats=CONFIRM)
-    idle, equal = (Rate(sum(one[k].verdict != "inconclusive" for one in found), len(found)) for k in (0, 1))
+    found = list(pool.map(partial(tuned_anew, folder=folder), range(500), chunksize=5))
+    equal = Rate(sum(one.verdict != "inconclusive" for one in found), len(found))
     print(
-        f"\n{len(found)} null sweeps through Session, random, {CONFIRM} repeats: idle switch {idle.share:.3f} false, "
-        f"equal methods {equal.share:.3f} false (given: at most {ALPHA})"
+        f"\n{len(found)} null sweeps through Session, random, {CONFIRM} repeats: equal methods {equal.share:.3f} false "
+        f"(given: at most {ALPHA})"
     )
-    assert idle.count == 0
     assert not equal.exceeds(ALPHA)
