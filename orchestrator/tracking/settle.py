@@ -164,7 +164,7 @@ class _Store:
 
         metric = metadata.metric_of(self._ledger.run)
         for trial, run in self._of_trials:
-            if metadata.PAIRS in run.data.metrics:
+            if metadata.PAIRS in run.data.metrics or metadata.pairs_a_step(trial, metric) is None:
                 continue
             points = metadata.pairs_seen(trial, self._ledger.points(trial.id, metric), metric)
             metrics = [Metric(point.key, point.value, int(point.time * 1000), point.step) for point in points]
