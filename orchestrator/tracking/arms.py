@@ -291,7 +291,10 @@ class Arms:
         state = self._ledger.run.state
         if not labels and state == self._state:
             return
-        for label, want in wanted(self._ledger, labels if state == self._state else None).items():
+        found = wanted(self._ledger, labels if state == self._state else None)
+        for label in [label for label in labels if label not in found and label in self._shown]:
+            self._client.delete_run(self._shown.pop(label)[0])  # all that it had is trained again
+        for label, want in found.items():
             run_id, before = self._shown.get(label, (None, None))
             if want == before:
                 continue

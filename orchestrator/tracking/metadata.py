@@ -163,12 +163,20 @@ def is_own_loop(task: str) -> bool:
     return is_import_path(task) and not is_class(task)
 
 
-def pairs_seen(trial: Trial, points: Iterable[Point], metric: str) -> list[Point]:
-    """Derive the points of PAIRS from those of the sweep's metric. A training loop of the user's own has none: what it
-    takes for a step, only it knows."""
-    batch, task = trial.job.get("batch"), str(trial.job.get("task"))
+def pairs_a_step(trial: Trial, metric: str) -> int | None:
+    """Return how many pairs each step of a trial sees. None for a training loop of the user's own: what it takes for a
+    step, only it knows."""
+    batch = trial.job.get("batch")
     size = batch.get("size") if isinstance(batch, Mapping) else None
-    if not isinstance(size, int) or metric == PAIRS or is_own_loop(task):
+    if not isinstance(size, int) or metric == PAIRS or is_own_loop(str(trial.job.get("task"))):
+        return None
+    return size
+
+
+def pairs_seen(trial: Trial, points: Iterable[Point], metric: str) -> list[Point]:
+    """Derive the points of PAIRS from those of the sweep's metric, where they are known."""
+    size = pairs_a_step(trial, metric)
+    if size is None:
         return []
     return [replace(point, key=PAIRS, value=float(point.step * size)) for point in points if point.key == metric]
 

@@ -45,7 +45,7 @@ class MlflowRun(TypedDict):
     run_id: str
     experiment_id: str
     kind: str | None
-    """`sweep`, or `trial`."""
+    """`sweep`, `trial` or `arm`."""
     trial: str | None
     """Id in the ledger."""
     parent: str | None

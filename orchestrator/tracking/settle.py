@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.ledger import Ledger, Run, Trial
+from orchestrator.session.schedule import extension
 from orchestrator.tracking import encoders, metadata, view
 from orchestrator.tracking.arms import RECORDED, Arms, is_of_arm, recorded
 from orchestrator.tracking.encoders import MOVED
@@ -164,7 +165,7 @@ class _Store:
 
         metric = metadata.metric_of(self._ledger.run)
         for trial, run in self._of_trials:
-            if metadata.PAIRS in run.data.metrics:
+            if metadata.PAIRS in run.data.metrics or metadata.pairs_a_step(trial, metric) is None:
                 continue
             points = metadata.pairs_seen(trial, self._ledger.points(trial.id, metric), metric)
             metrics = [Metric(point.key, point.value, int(point.time * 1000), point.step) for point in points]
@@ -191,8 +192,8 @@ class _Store:
         return arms
 
     def _log_params(self, parent: TrackedRun) -> None:
-        """Describe the sweep as parameters of its parent run. What has another value there stays: MLflow changes none,
-        and a run that was extended says as a tag which seeds it has."""
+        """Describe the sweep as parameters of its parent run, and as a tag, which may change, all confirm seeds that it
+        has: a run that was extended has more than the planned ones."""
         from mlflow.entities import Param
 
         run = self._ledger.run
@@ -201,7 +202,9 @@ class _Store:
         params = [Param(*pair) for pair in metadata.of_sweep(run).items() if pair[0] not in parent.data.params]
         for some in metadata.parts(params, metadata.PARAMS_PER_CALL):
             self._client.log_batch(parent.info.run_id, params=some)
-        self._set_tags(parent, {"seeds": metadata.short(str(run.sweep["plan"].get("confirm_seeds", [])))})
+        seeds = [*run.sweep["plan"]["confirm_seeds"]]
+        seeds += [seed for added in extension.recorded(self._ledger) for seed in added.seeds]
+        self._set_tags(parent, {"seeds": metadata.short(str(seeds))})
 
     def _is_of_arm(self, run: TrackedRun) -> bool:
         return is_of_arm(run.data.tags.get("orchestrator.kind"), run.info.run_id, self._arms_recorded)

@@ -250,6 +250,8 @@ def test_results_are_raw(home: Path) -> None:
 
 def test_mlflow_has_descriptions_that_are_text_and_tags_that_find_the_arm(home: Path) -> None:
     texts = _told(MlflowClient(embedded_uri(home)))
+    texts["parent"], links = re.subn(r"\[[a-z ]+\]\(#/experiments/\d+/runs\?[\w=&]+\)", "", texts["parent"])
+    assert links == 3, "to pages of MLflow: arms, as table and charts, and curves"
     for where, text in texts.items():
         seen = read_markdown(text)
         assert not {"img", "a", "script", "del", "hr", "h2"} & set(seen.tags), (where, text)
@@ -276,10 +278,11 @@ def _told(client: MlflowClient) -> dict[str, str]:
     found = {"experiment": client.get_experiment(owned).tags[NOTE]}
     for one in client.search_runs([owned], f"tags.`orchestrator.run` = '{uuid}'", max_results=500):
         kind = one.data.tags["orchestrator.kind"]
-        where = "parent" if kind == "sweep" else one.data.tags["orchestrator.trial"]
+        of_arm = f"arm {one.data.tags['arm']}" if kind == "arm" else None
+        where = "parent" if kind == "sweep" else of_arm or one.data.tags["orchestrator.trial"]
         found[where] = one.data.tags[NOTE]
         assert harmless(one.info.run_name)
-        if kind == "trial":
+        if kind != "sweep":
             assert one.data.tags["arm"] in ARMS, "which people search by"
     return found
 

@@ -42,7 +42,8 @@ class Private(NamedTuple):
 
     distribution: str
     names: tuple[str, ...]
-    """Each with the module that it is in; where that is none that can be imported, as it stands in the code."""
+    """Each with the module that it is in; where that is none that can be imported, as it stands in the code; what only
+    MLflow's pages know, behind `tag:`."""
 
     files: tuple[str, ...]
     why: str
@@ -71,6 +72,11 @@ LIVING = (
     "test_a_living_driver_says_how_its_run_stands_and_one_that_was_stopped_has_not_failed"
 )
 CURVES = "tests/orchestrator/tracking/test_tracking.py::test_the_histories_of_many_runs_are_those_of_each"
+PAGES = (
+    "tests/orchestrator/tracking/test_mlflow_arms.py::"
+    "test_the_metric_comes_first_as_bars_with_an_interval_an_arm_beside_them"
+)
+ILL = "tests/orchestrator/tracking/test_mlflow_arms.py::test_what_diverged_or_failed_looks_so"
 DROPOUT = "tests/jobs/models/test_models.py::test_keyed_attention_is_softmax_attention_with_dropped_weights"
 
 TABLE = (
@@ -261,6 +267,20 @@ TABLE = (
         ("orchestrator/tracking/runs.py",),
         "the last values with their steps and times, which the public `metrics` leaves out",
         CURVES,
+    ),
+    Private(
+        "mlflow",
+        ("tag:mlflow.sharedViewState.", "tag:mlflow.experimentKind"),
+        ("orchestrator/tracking/view.py",),
+        "tags of an experiment by which MLflow's pages know its kind and its saved views, and the JSON of such a view",
+        PAGES,
+    ),
+    Private(
+        "mlflow",
+        ("tag:mlflow.runColor",),
+        ("orchestrator/tracking/metadata.py",),
+        "the tag of a run that is its colour in MLflow's pages: what diverged is red there, what failed grey",
+        ILL,
     ),
     Private(
         "transformers",

@@ -71,6 +71,8 @@ def test_a_row_says_what_is_used_where_why_and_which_test_fails_first(row: Priva
 
 def _shown(name: str) -> str:
     """As a name stands in the code."""
+    if name.startswith("tag:"):
+        return name.removeprefix("tag:")
     if "/" in name:
         return name.rpartition(" ")[2].partition("{")[0]
     return name.removesuffix(".__wrapped__").rpartition(".")[2]
@@ -89,6 +91,9 @@ def test_a_private_name_is_there_as_it_is_used(row: Private, name: str) -> None:
         text = re.sub(r"\(\s+", "(", (_folder(row.distribution) / file).read_text("utf-8"))
         path = path.replace("{submission_id}", "{job_or_submission_id}").replace("/gcs", "/{protocol}/{package_name}")
         assert f'.{method.lower() or "route"}("{path}"' in text.replace('_add_static_prefix("', '"')
+    elif name.startswith("tag:"):
+        pages = (_folder("mlflow") / "server/js/build/static/js").glob("main.*.js")
+        assert any(f'"{_shown(name)}"' in page.read_text("utf-8") for page in pages)
     elif name == "_system_config":
         assert f"{name}: " in (_folder("ray") / "_private/worker.py").read_text("utf-8")
     else:

@@ -203,6 +203,34 @@ def test_places_put_the_levels_of_the_first_key_side_by_side(begin: Begin) -> No
     assert [label.partition(", ")[2] for label in ordered] == ["size=16"] * 2 + ["size=64"] * 2
 
 
+def test_an_arm_whose_seeds_are_all_trained_again_is_gone_meanwhile(begin: Begin, uri: str) -> None:
+    run = begin(seeds=2)
+    trials = run.confirm("flat")
+    for trial in trials:
+        run.lost(trial)
+    projection = flushed(run.ledger, uri)
+    assert of_arms(run, uri)["flat"]["status"] == "FAILED"
+    for trial in trials:
+        run.ledger.requeue(trial.id)
+    assert projection.flush(), projection.last_error
+    assert of_arms(run, uri) == {}
+    for trial, metric in zip(trials, (0.5, 0.7), strict=True):
+        run.done(trial, metric)
+    assert projection.flush(), projection.last_error
+    (arm,) = of_arms(run, uri).values()
+    assert (arm["status"], last(arm)[KEYS.mean], last(arm)[KEYS.n]) == ("FINISHED", 0.6, 2)
+
+
+def test_of_one_seed_there_is_a_mean_and_no_interval(begin: Begin, uri: str) -> None:
+    run = begin(seeds=2)
+    first, second = run.confirm("flat")
+    run.done(first, 0.5)
+    run.lost(second)
+    flushed(run.ledger, uri)
+    (arm,) = of_arms(run, uri).values()
+    assert last(arm) == {KEYS.mean: 0.5, KEYS.n: 1, KEYS.interval: 0.5, KEYS.place: 2}
+
+
 # Again, and after a kill
 
 

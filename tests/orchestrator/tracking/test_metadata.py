@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ledgers import TUNED, Begin, Run
@@ -13,6 +12,7 @@ from mlflow.entities import Metric
 from projected import as_before, flushed, fresh
 
 from orchestrator.run_dir.folder import RunFolder
+from orchestrator.session.schedule import extension
 from orchestrator.tracking import MlflowRun, embedded_uri, runs_of
 from orchestrator.tracking.metadata import PAIRS, of_sweep, pairs_seen
 from orchestrator.tracking.store import connect
@@ -124,16 +124,24 @@ def test_the_parent_run_has_the_sweeps_parameters(begin: Begin, uri: str) -> Non
     assert parent["tags"]["seeds"] == "[4, 5]"
 
 
-def test_a_sweep_that_was_extended_keeps_its_parameters_and_says_its_seeds_as_a_tag(begin: Begin, uri: str) -> None:
-    """MLflow refuses another value of a parameter."""
+def test_a_run_that_was_extended_keeps_its_parameters_and_says_its_seeds_as_a_tag(begin: Begin, uri: str) -> None:
+    """MLflow refuses another value of a parameter; and the arms have the planned seeds, as the answer has."""
     run = begin(seeds=[1, 2])
+    for trial in run.confirm("plain"):
+        run.done(trial, 0.5 + trial.seed / 10)
     flushed(run.ledger, uri)
-    sweep: Any = json.loads(json.dumps(run.ledger.run.sweep))
-    sweep["plan"]["confirm_seeds"] = [1, 2, 3]
-    run.ledger.set_run(sweep=sweep)
+    before = runs_of(uri, run.ledger.uuid)
+    run.ledger.event(extension.KIND, json.dumps(asdict(extension.Extension([3, 4], 0, ["plain"]))))
+    (first, *_) = run.ledger.trials("confirm")
+    further = [replace(first, id=f"further{seed}", seed=seed, state="queued", attempts=0) for seed in (3, 4)]
+    run.ledger.add_trials(further)
+    for trial in further:
+        run.done(trial, 0.9)
     flushed(run.ledger, uri)
-    (parent,) = runs_of(uri, run.ledger.uuid)
-    assert (parent["params"]["confirm.seeds"], parent["tags"]["seeds"]) == ("[1, 2]", "[1, 2, 3]")
+    (parent,) = [one for one in runs_of(uri, run.ledger.uuid) if one["kind"] == "sweep"]
+    assert (parent["params"]["confirm.seeds"], parent["tags"]["seeds"]) == ("[1, 2]", "[1, 2, 3, 4]")
+    arms = [[one for one in found if one["kind"] == "arm"] for found in (before, runs_of(uri, run.ledger.uuid))]
+    assert arms[0] == arms[1]
 
 
 def test_the_name_of_a_trials_run_says_what_became_of_it_until_it_is_trained_again(begin: Begin, uri: str) -> None:

@@ -93,6 +93,9 @@ def test_the_sweeps_run_says_the_verdict_and_every_run_its_data(home: Path) -> N
         uuid = ledger.uuid
     client = connect(embedded_uri(home / "runs"))
     for run in runs_of(embedded_uri(home / "runs"), uuid):
+        if run["kind"] == "arm":
+            assert run["tags"]["mlflow.note.content"].startswith(f"**{run['tags']['arm']}**: knn_accuracy 0.")
+            continue
         inputs = client.get_run(run["run_id"]).inputs
         assert inputs is not None
         names = {(one.tags[0].value, one.dataset.name) for one in inputs.dataset_inputs}
