@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from orchestrator.preflight.estimate import Estimate
     from orchestrator.preflight.spread import Power
-    from orchestrator.run_dir.folder import Status, TrialStatus
+    from orchestrator.run_dir.status import Status, TrialStatus
     from orchestrator.sweep.plan import Basis, Plan
     from orchestrator.verify import Verified
 

@@ -56,14 +56,15 @@ def status(run: str | None, *, as_json: bool, watch: bool, address: str | None) 
     if run is None:
         raise click.UsageError("name a RUN, or give --address URL for the runs that a cluster drives")
     from orchestrator.run_dir import folder as runs
+    from orchestrator.run_dir.status import status as status_of
 
     with contextlib.closing(runs.find(run).open()) as ledger:
         if as_json:
-            print_json(runs.status(ledger))
+            print_json(status_of(ledger))
         elif watch:
-            watch_status(lambda: runs.status(ledger), runs.as_argument(run))
+            watch_status(lambda: status_of(ledger), runs.as_argument(run))
         else:
-            print_status(runs.status(ledger), runs.as_argument(run))
+            print_status(status_of(ledger), runs.as_argument(run))
 
 
 @main.command()

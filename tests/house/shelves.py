@@ -65,7 +65,7 @@ SHELVES = {
     "orchestrator/report/summary": "multi_run outside > evidence > arms best warnings > "
     "budgets compatibility pairs sentences > records > plain_json",
     "orchestrator/report/tables": "content > grids > blocks",
-    "orchestrator/run_dir": "export > context creation provenance > own_code rows > folder > bucket environment",
+    "orchestrator/run_dir": "export > context creation provenance > own_code rows > folder > bucket environment status",
     "orchestrator/session": "ending shutdown tune_executor > holding session > writer > cluster progress schedule > "
     "reports",
     "orchestrator/session/cluster": "headwatch slots > inquiry picture room start > access board capacity sharing",
@@ -77,7 +77,7 @@ SHELVES = {
     "orchestrator/sweep/plan": "trials warnings > seeds",
     "orchestrator/sweep/search": "sampling",
     "orchestrator/sweep/space": "grid multiples > conditions",
-    "orchestrator/system": "scratch > exit_codes > addresses terminal > display masking process threads",
+    "orchestrator/system": "scratch > exit_codes > addresses terminal > display masking process threads versions",
     "orchestrator/tracking": "projection publish ui > settle > arms > runs > store > "
     "encoders pyfunc_model view > metadata",
     "orchestrator/verify": "mending > disk_checks ledger_checks mlflow_checks origin_checks > facts",

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.ledger.stored import JsonObject
-from orchestrator.run_dir import folder as runs
-from orchestrator.run_dir.folder import RunFolder, Status
+from orchestrator.run_dir import status as statuses
+from orchestrator.run_dir.folder import RunFolder
 from orchestrator.run_dir.rows import RowFiles
+from orchestrator.run_dir.status import Status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def status(folder: RunFolder) -> Status:
     """Return what `status --json` prints. Raises RunError, LedgerError or RemoteError, as all of these do."""
     with contextlib.closing(folder.open()) as ledger:
-        return runs.status(ledger)
+        return statuses.status(ledger)
 
 
 def answer(folder: RunFolder) -> JsonObject:

@@ -17,6 +17,7 @@ from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.bucket import is_uri, refuse_almost_uri
 from orchestrator.run_dir.environment import origin
 from orchestrator.run_dir.folder import RunError
+from orchestrator.run_dir.status import Status
 from orchestrator.session.cluster.board import FRESH_S, Posted, hash_of
 from orchestrator.sweep import plan as planning
 from orchestrator.system.exit_codes import InfrastructureMissing
@@ -160,7 +161,7 @@ def posted(url: str, run: str) -> Posted | None:
     return _known(JobServer(url), _kept_elsewhere(run, "s3://BUCKET/NAME"))[1]
 
 
-def standing(url: str, run: str) -> runs.Status | None:
+def standing(url: str, run: str) -> Status | None:
     """Read only the status that the driver has written, without its trials where they are too many."""
     written = posted(url, run)
     return None if written is None else written.status

@@ -33,6 +33,7 @@ from orchestrator.cli.submission import asking, bring, server, verbs
 from orchestrator.cli.submission.follow import _Output, _refuse_another, log_marker, run_and_follow
 from orchestrator.cli.submission.package import entrypoint, environment, package, taken_along
 from orchestrator.run_dir import folder as runs
+from orchestrator.run_dir import status as statuses
 from orchestrator.run_dir.environment import Origin, origin
 from orchestrator.run_dir.folder import RunError
 from orchestrator.session.cluster.board import FRESH_S, hash_of
@@ -502,7 +503,7 @@ def site(own_files: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             tracking.kill()
 
 
-def metrics(stood: runs.Status | dict[str, Any]) -> dict[str, float | None]:
+def metrics(stood: statuses.Status | dict[str, Any]) -> dict[str, float | None]:
     return {trial["id"]: trial["metric"] for trial in stood["trials"]}
 
 
@@ -646,7 +647,7 @@ def test_a_living_driver_says_how_its_run_stands_and_one_that_was_stopped_has_no
         assert done.exit_code == 0, done.output
         assert "driven by" in CliRunner().invoke(main, ["status", run, *at]).output
         with contextlib.closing(runs.at(run).open()) as ledger:
-            known = runs.status(ledger)
+            known = statuses.status(ledger)
     told = json.loads(done.stdout)
     assert told.keys() == known.keys()
     assert [trial["id"] for trial in told["trials"]] == [trial["id"] for trial in known["trials"]][
@@ -816,6 +817,6 @@ def test_a_lost_head_is_waited_for_and_the_run_continues(
     assert "does not answer" in said
     assert "it is run again, and continues" in said
     with contextlib.closing(runs.at(run).open()) as ledger:
-        stood = runs.status(ledger)
+        stood = statuses.status(ledger)
     assert metrics(stood) == undisturbed
     assert stood["counts"]["done"] == TRIALS
