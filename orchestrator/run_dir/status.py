@@ -9,7 +9,6 @@ from typing import TypedDict
 from pydantic import JsonValue
 
 from orchestrator.ledger import (
-    TRIAL_STATES,
     WAITS,
     Frozen,
     Ledger,
@@ -30,9 +29,9 @@ class DriverStatus(TypedDict):
 
     holder: str
     since: float
-    """Unix seconds, as the next."""
+    """Unix seconds."""
     until: float
-    """Unless it says again that it is there."""
+    """The same, unless it says again that it is there."""
 
 
 class FrozenSetting(TypedDict):
@@ -76,11 +75,23 @@ class TrialStatus(TypedDict):
     """At the final evaluation; None until then, and of a trial that diverged."""
     step: int | None
     created: float | None
-    """Unix seconds to the millisecond, as the next two: when it was planned, began and ended."""
+    """When it was planned, in Unix seconds to the millisecond."""
     started: float | None
+    """When its first attempt began."""
     ended: float | None
+    """When it ended."""
     seconds: float | None
     """Of training, as it counts them itself."""
+
+
+class StateCounts(TypedDict):
+    """Trials in each state."""
+
+    queued: int
+    running: int
+    done: int
+    pruned: int
+    failed: int
 
 
 class Status(TypedDict):
@@ -100,8 +111,8 @@ class Status(TypedDict):
     """None where nobody drives it."""
     planned: dict[str, int]
     """Trials of each stage by the plan."""
-    counts: dict[TrialState, int]
-    """Trials in each state, so far."""
+    counts: StateCounts
+    """Of the trials so far."""
     arms: list[ArmStatus]
     trials: list[TrialStatus]
 
@@ -124,7 +135,13 @@ def status(ledger: Ledger) -> Status:
         "created": run.created,
         "driver": None if driver is None else {"holder": driver[0], "since": driver[1], "until": driver[2]},
         "planned": run.sweep["plan"]["trials"],
-        "counts": {state: states[state] for state in TRIAL_STATES},
+        "counts": {
+            "queued": states["queued"],
+            "running": states["running"],
+            "done": states["done"],
+            "pruned": states["pruned"],
+            "failed": states["failed"],
+        },
         "arms": [
             {"label": arm["label"], "settings": arm["settings"], "frozen": _frozen(frozen.get(arm["label"]))}
             for arm in run.sweep["plan"].get("arms", ())

@@ -52,8 +52,9 @@ SHELVES = {
     "orchestrator": "cli > driver > preflight verify > tracking > report > session > run_dir > ledger sweep > "
     "statistics system",
     "orchestrator/cli": "__main__ > answer python > commands comparing reading > places > group > "
-    "printing schema submission",
+    "printing schema > submission",
     "orchestrator/cli/python": "run > child records written",
+    "orchestrator/cli/schema": "answers > shapes sweep",
     "orchestrator/cli/submission": "bring > verbs > follow > asking meaning > package parcel server > rest",
     "orchestrator/ledger": "ledger > writing > reading > rows > lease readonly > "
     "database > outage postgres schema > records > stored",

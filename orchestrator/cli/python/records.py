@@ -12,6 +12,7 @@ from orchestrator.run_dir import status as statuses
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.run_dir.rows import RowFiles
 from orchestrator.run_dir.status import Status
+from orchestrator.system.versions import versioned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,7 @@ def answer(folder: RunFolder) -> JsonObject:
 
     with contextlib.closing(folder.open()) as ledger:
         summary = report.summarize(ledger, RowFiles.of(folder))
-    made: JsonObject = json.loads(json.dumps(summary.to_json(), allow_nan=False))
+    made: JsonObject = json.loads(json.dumps(versioned("compare", summary.to_json()), allow_nan=False))
     return made
 
 

@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from jobs.core.paths import DIGITS, is_built
 from orchestrator import sweep as sweeps
@@ -222,11 +223,29 @@ def follow_driver(url: str, run: str, *, write: Write, tell: Write) -> int:
     return code_of(server, ended, tell)
 
 
-def listed(url: str) -> list[dict[str, object]]:
+class ListedJob(TypedDict):
+    """A job that drives or drove a run."""
+
+    job: str
+    run: str
+    verb: str
+    state: str
+    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    exit_code: int | None
+    """Of the driver; None while it runs, and when it was lost."""
+    started: float
+    """Unix seconds."""
+    meaning: str
+    """For the run, in words."""
+    next: str
+    """The command that helps."""
+
+
+def listed(url: str) -> list[ListedJob]:
     """List the jobs that drive or drove runs on the cluster at `url`, oldest first, and what that means for the run.
     Raises InfrastructureMissing."""
     server = _reached(url)
-    rows = []
+    rows: list[ListedJob] = []
     try:
         jobs = server.jobs()
     except ServerUnavailable as error:
@@ -234,8 +253,18 @@ def listed(url: str) -> list[dict[str, object]]:
     for job in jobs:
         meant = meaning.of(job)
         if job.verb in DRIVES:
-            row = {"job": job.id, "run": job.run, "verb": job.verb, "state": job.state, "exit_code": job.exit_code}
-            rows.append(row | {"started": job.started, "meaning": meant.words, "next": meant.next(job.run, server.url)})
+            rows.append(
+                {
+                    "job": job.id,
+                    "run": job.run,
+                    "verb": job.verb,
+                    "state": job.state,
+                    "exit_code": job.exit_code,
+                    "started": job.started,
+                    "meaning": meant.words,
+                    "next": meant.next(job.run, server.url),
+                }
+            )
     return rows
 
 

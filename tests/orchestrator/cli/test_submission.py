@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import psutil
 import pytest
+from answers import answered
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -554,10 +555,10 @@ def test_a_sweep_submitted_from_a_laptop_measures_what_a_local_one_does(
     for verb in ("compare", "ui"):
         assert f"orchestrator {verb} {shlex.quote(run)} --address {site.url}\n" in said
     assert str(site.folder) not in said, "a path of the head means nothing here"
-    stood = json.loads(call("status", run, "--json", *at, cwd=sweep, env=laptop()))
+    stood = answered("status", call("status", run, "--json", *at, cwd=sweep, env=laptop()))
     assert stood["state"] == "done"
     assert metrics(stood) == undisturbed
-    assert json.loads(call("verify", run, "--json", *at, cwd=sweep, env=laptop()))["ok"]
+    assert answered("verify", call("verify", run, "--json", *at, cwd=sweep, env=laptop()))["ok"]
     near = json.loads(call("status", run, "--json", cwd=sweep))
     assert metrics(near) == undisturbed, "what reaches ledger and bucket needs no address"
     with contextlib.closing(runs.at(run).open()) as ledger:
@@ -571,7 +572,7 @@ def test_a_sweep_submitted_from_a_laptop_measures_what_a_local_one_does(
     trial = stood["trials"][0]["id"]
     assert "step" in call("logs", run, trial, *at, cwd=sweep, env=laptop())
     assert "10/10" in call("logs", run, *at, cwd=sweep, env=laptop()), "the driver's log"
-    jobs = json.loads(call("status", "--json", *at, cwd=sweep, env=laptop()))["jobs"]
+    jobs = answered("status", call("status", "--json", *at, cwd=sweep, env=laptop()))["jobs"]
     assert [(job["run"], job["state"], job["exit_code"]) for job in jobs] == [(run, "SUCCEEDED", 0)]
 
 
