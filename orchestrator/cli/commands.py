@@ -17,6 +17,7 @@ from orchestrator.cli.printing import echo, print_json, print_plan
 from orchestrator.system import terminal
 from orchestrator.system.addresses import address_option
 from orchestrator.system.exit_codes import Exit
+from orchestrator.system.versions import versioned
 
 
 @main.command()
@@ -63,7 +64,8 @@ def plan(
         estimate = estimating.from_probes(made, tell=tell) if probe else estimating.from_history(made)
     power = spread.power(made, spreads)
     if as_json:
-        print_json(made.summary() | {"power": [one.to_json() for one in power], "estimate": estimate.summary()})
+        known = {"power": [one.to_json() for one in power], "estimate": estimate.summary()}
+        print_json(versioned("plan", {**made.summary(), **known}))
     else:
         sets = (part for change in overrides for part in ("--set", change))
         again = shlex.join(["orchestrator", "plan", shown_as or str(sweep), *sets, "--probe"])
@@ -300,24 +302,33 @@ def doctor(
     with importable(code):
         findings = doctors.examine(folder, plan=made, offline=offline)
     if as_json:
-        print_json(doctors.summary(findings))
+        print_json(versioned("doctor", doctors.summary(findings)))
     else:
         echo("\n".join(map(visible, doctors.lines(findings))))
     sys.exit(Exit.DONE if doctors.summary(findings)["ready"] else Exit.MISSING)
 
 
 @main.command()
-def schema() -> None:
-    """Print the JSON Schema of a sweep file, by which an editor completes and checks it.
+@click.argument("verb", required=False)
+def schema(verb: str | None) -> None:
+    """Print the JSON Schema of a sweep file, by which an editor completes and checks it; or of what VERB prints with
+    --json.
 
     \b
         orchestrator schema > sweep.schema.json
+        orchestrator schema status
 
-    With `#:schema ./sweep.schema.json` as the first line of a sweep, editors that use Taplo know its keys.
+    With `#:schema ./sweep.schema.json` as the first line of a sweep, editors that use Taplo know its keys. What a verb
+    prints has the version of its schema: within one, keys may be added, and none that is required goes.
     """
-    from orchestrator.cli.schema import sweep_schema
+    if verb is None:
+        from orchestrator.cli.schema.sweep import sweep_schema
 
-    print_json(sweep_schema())
+        print_json(sweep_schema())
+        return
+    from orchestrator.cli.schema.answers import answer_schema
+
+    print_json(answer_schema(verb))
 
 
 @main.command()

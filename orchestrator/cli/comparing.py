@@ -19,6 +19,7 @@ from orchestrator.cli.printing import (
     print_whole,
 )
 from orchestrator.system.addresses import address_option
+from orchestrator.system.versions import versioned
 
 if TYPE_CHECKING:
     from orchestrator.run_dir.folder import RunFolder
@@ -106,7 +107,7 @@ def compare(
             summary, unwritten = report.summarize(ledger, rows), _unwritten(error, folder.report)
     folder.check_in_report()
     if as_json:
-        print_json(summary.to_json())
+        print_json(versioned("compare", summary.to_json()))
     else:
         print_whole(report.table(summary))
         if not address_option():  # else the caller names the place on the cluster
@@ -152,7 +153,7 @@ def _ask(
         new, old = (stack.enter_context(contextlib.closing(runs.find(name).open())) for name in (run, incumbent))
         answer = asking.ask(new, old, arm=arms[0], baseline=arms[1], questions=questions)
     if as_json:
-        print_json(answer.to_json())
+        print_json(versioned("compare", answer.to_json()))
         return
     echo(answer.sentence)
     if answer.keep:
@@ -168,7 +169,7 @@ def _compare_csv(
         raise click.UsageError(f"--smallest-difference {smallest}: give a number, 0 or more")
     answer = report.judge(path, report.Asked(metric, mode, baseline, smallest))
     if as_json:
-        print_json(answer.to_json())
+        print_json(versioned("compare", answer.to_json()))
     else:
         print_whole(report.table(answer))
 
@@ -200,7 +201,7 @@ def _compare_several(folders: list[RunFolder], into: str | None, as_json: bool) 
         except OSError as error:
             summary, unwritten = report.summarize_several(named, rows), _unwritten(error, target)
     if as_json:
-        print_json(summary.to_json())
+        print_json(versioned("compare", summary.to_json()))
     else:
         print_whole(report.table_of_several(summary))
         if unwritten is None and not address_option():

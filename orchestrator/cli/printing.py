@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from orchestrator.preflight.estimate import Estimate
     from orchestrator.preflight.spread import Power
-    from orchestrator.run_dir.folder import Status, TrialStatus
+    from orchestrator.run_dir.export import Exported
+    from orchestrator.run_dir.status import Status, TrialStatus
     from orchestrator.sweep.plan import Basis, Plan
     from orchestrator.verify import Verified
 
@@ -64,7 +65,7 @@ def print_plan(made: Plan, estimate: Estimate, power: Sequence[Power], probe: st
     budgets = [arm.config(stage="confirm", seed=0).budget for arm in made.arms]
     for key in BUDGETS:
         pairs = zip(summary["arms"], budgets, strict=True)
-        columns.append((key, [shown_arm(arm.get(key) or getattr(budget, key, None)) for arm, budget in pairs]))
+        columns.append((key, [shown_arm(dict(arm).get(key) or getattr(budget, key, None)) for arm, budget in pairs]))
     columns.append(("s/trial", [shown_arm(_rounded(arm.trial_seconds)) for arm in estimate.arms]))
     columns.append(("peak MB", [shown_arm(_rounded(arm.peak_memory_mb)) for arm in estimate.arms]))
     columns = [(name, values) for name, values in columns if set(values) != {UNKNOWN}]
@@ -75,7 +76,7 @@ def print_plan(made: Plan, estimate: Estimate, power: Sequence[Power], probe: st
     for index, arm in enumerate(made.arms):
         table.add_row(cell(arm.label), *(cell(values[index]) for _, values in columns))
     print_whole(table)
-    first = summary["arms"][0]
+    first: dict[str, object] = {**summary["arms"][0]}
     same = [key for key in (*BUDGETS, "negatives_per_anchor") if key not in differs and first.get(key) is not None]
     shown = ", ".join(f"{key.replace('_', ' ')} {shown_arm(first[key])}" for key in same)
     echo(f"\nequal in every arm: {shown or 'none of samples, steps, seconds, negatives per anchor'}")
@@ -179,7 +180,7 @@ def print_verified(verified: Verified) -> None:
             echo(f"{kind}: {visible(text)}")
 
 
-def print_exported(done: dict[str, Any]) -> None:
+def print_exported(done: Exported) -> None:
     """Print what was exported, and where to."""
     echo(f"{done['chosen']}: step {done['step']:,}, {done['width']} columns")
     for remark in done["remarks"]:

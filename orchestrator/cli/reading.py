@@ -27,6 +27,7 @@ from orchestrator.cli.printing import (
 from orchestrator.system.display import cell, log_lines
 from orchestrator.system.exit_codes import Exit, InfrastructureMissing
 from orchestrator.system.masking import without_user
+from orchestrator.system.versions import versioned
 
 if TYPE_CHECKING:
     pass
@@ -56,14 +57,15 @@ def status(run: str | None, *, as_json: bool, watch: bool, address: str | None) 
     if run is None:
         raise click.UsageError("name a RUN, or give --address URL for the runs that a cluster drives")
     from orchestrator.run_dir import folder as runs
+    from orchestrator.run_dir.status import status as status_of
 
     with contextlib.closing(runs.find(run).open()) as ledger:
         if as_json:
-            print_json(runs.status(ledger))
+            print_json(status_of(ledger))
         elif watch:
-            watch_status(lambda: runs.status(ledger), runs.as_argument(run))
+            watch_status(lambda: status_of(ledger), runs.as_argument(run))
         else:
-            print_status(runs.status(ledger), runs.as_argument(run))
+            print_status(status_of(ledger), runs.as_argument(run))
 
 
 @main.command()
@@ -125,7 +127,7 @@ def export(run: str, trial: str, dest: str, *, as_json: bool, address: str | Non
 
         done = exporting.export(runs.find(run), trial, Path(dest))
     if as_json:
-        print_json(done)
+        print_json(versioned("export", done))
     else:
         print_exported(done)
 
@@ -156,7 +158,7 @@ def verify(run: str, *, as_json: bool, address: str | None) -> None:
     verified["faults"] = [exit_codes.located(text) for text in verified["faults"]]
     verified["notes"] = [exit_codes.located(text) for text in verified["notes"]]
     if as_json:
-        print_json(verified)
+        print_json(versioned("verify", verified))
     else:
         print_verified(verified)
     sys.exit(Exit.DONE if verified["ok"] else Exit.SOME_FAILED)
@@ -193,7 +195,7 @@ def ui(run: str | None, port: int, *, browse: bool, as_json: bool, address: str 
         else:
             server.show_elsewhere(pages, browse=browse)
     elif as_json:
-        print_json(server.describe(run))
+        print_json(versioned("ui", server.describe(run)))
     else:
         sys.exit(server.serve(run, port=port, browse=browse))
 
@@ -223,7 +225,7 @@ def _list_jobs(address: str, as_json: bool) -> None:
 
     jobs = submission.listed(address)
     if as_json:
-        print_json({"jobs": jobs})
+        print_json(versioned("status", {"jobs": jobs}))
         return
     from rich.table import Table
 

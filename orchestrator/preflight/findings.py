@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, TypedDict
 
+from orchestrator.system.display import counted
 from orchestrator.system.masking import masked
 
 Level = Literal["blocker", "warning", "ok"]
@@ -41,10 +42,36 @@ def of_error(check: str, where: str, error: Exception) -> Finding:
     return Finding(check, where, BLOCKER, what, remedy or "see that it is there, then ask again")
 
 
-def summary(findings: Sequence[Finding]) -> dict[str, object]:
+class FindingSummary(TypedDict):
+    """One thing that was looked at, as JSON."""
+
+    check: str
+    where: str
+    """A node, or what else was asked."""
+    level: Level
+    found: str
+    remedy: str
+    """Empty where nothing is wrong."""
+
+
+class FindingsSummary(TypedDict):
+    """What the doctor has found, as JSON."""
+
+    ready: bool
+    """Whether there is no blocker."""
+    blockers: int
+    warnings: int
+    findings: list[FindingSummary]
+
+
+def summary(findings: Sequence[Finding]) -> FindingsSummary:
     """Sum the findings up as plain values: `ready`, how many of each level, and the findings."""
-    counts = {f"{level}s": sum(finding.level == level for finding in findings) for level in (BLOCKER, WARNING)}
-    return {"ready": counts["blockers"] == 0, **counts, "findings": [asdict(finding) for finding in findings]}
+    blockers, warnings = (sum(finding.level == level for finding in findings) for level in (BLOCKER, WARNING))
+    listed: list[FindingSummary] = [
+        {"check": one.check, "where": one.where, "level": one.level, "found": one.found, "remedy": one.remedy}
+        for one in findings
+    ]
+    return {"ready": blockers == 0, "blockers": blockers, "warnings": warnings, "findings": listed}
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:
@@ -56,6 +83,7 @@ def lines(findings: Sequence[Finding]) -> list[str]:
         if finding.level != OK:
             shown.append(f"{'':<8} {'':<{wide}}  -> {finding.remedy}")
     sums = summary(findings)
-    counts = [f"{n} {level}{'s' * (n != 1)}" for level in (BLOCKER, WARNING) if (n := sums[f"{level}s"])]
+    of_level = ((BLOCKER, sums["blockers"]), (WARNING, sums["warnings"]))
+    counts = [counted(count, level) for level, count in of_level if count]
     shown.append(f"{'ready' if sums['ready'] else 'not ready'}: {', '.join(counts) or 'nothing wrong'}")
     return shown

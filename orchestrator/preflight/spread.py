@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from statistics import stdev
+from typing import TypedDict
 
 from jobs.config import canonical
 from jobs.config.components import is_import_path
@@ -47,6 +48,22 @@ Spreads = Sequence[tuple[str, Spread]]
 """Of contrasts of earlier runs, each with what its differences are differences of."""
 
 
+class PowerSummary(TypedDict):
+    """What the seeds of one contrast can show, as JSON."""
+
+    a: str
+    b: str
+    n: int
+    sd: float | None
+    """Of paired differences in runs like it, from above; None where there are none."""
+    detectable: float | None
+    """The difference that n seeds find with a power of 0.8, in standard deviations; None where they find none."""
+    needed: int | None
+    """Seeds that find the smallest difference that matters with a power of 0.8; None where the spread is not known."""
+    source: str | None
+    """The run that tells sd."""
+
+
 @dataclass(frozen=True)
 class Power:
     """What the seeds of one contrast can show."""
@@ -61,7 +78,7 @@ class Power:
     needed: int | None
     """Seeds that find the smallest difference that matters with a power of 0.8; None where the spread is not known."""
 
-    def to_json(self) -> JsonObject:
+    def to_json(self) -> PowerSummary:
         """Return the record as JSON."""
         sd, source = (self.spread.sd, self.spread.origin) if self.spread else (None, None)
         found = self.detectable if isfinite(self.detectable) else None

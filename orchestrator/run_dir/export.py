@@ -9,9 +9,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypedDict
 
 from jobs.core.paths import BASE
-from orchestrator.ledger import Run, Trial
+from orchestrator.ledger import Run, Stage, Trial
 from orchestrator.run_dir import provenance
 from orchestrator.run_dir.folder import RunError, RunFolder
 from orchestrator.system.display import counted
@@ -19,7 +20,40 @@ from orchestrator.system.exit_codes import InfrastructureMissing
 from orchestrator.system.scratch import folder as scratch_folder
 
 
-def export(folder: RunFolder, wanted: str, dest: Path) -> dict[str, object]:
+class Written(TypedDict):
+    """What `python -m jobs.export` says that it has written."""
+
+    step: int
+    path: str
+    """The new folder."""
+    task: str
+    width: int
+    """Columns of an embedding."""
+    head: bool
+    """Whether embeddings are those after the projection head."""
+    trust_remote_code: bool
+    """Whether loading it takes code of the folder."""
+    difference: float
+    """To the trial's own embeddings, at most."""
+    metrics: dict[str, float]
+    """Of the checkpoint, where it was evaluated."""
+    remarks: list[str]
+
+
+class Exported(Written):
+    """An encoder that was written to a folder, and whose it is."""
+
+    trial: str
+    arm: str
+    stage: Stage
+    seed: int
+    metric: float | None
+    """At the trial's end; None of one that diverged."""
+    chosen: str
+    """Why this trial, in words."""
+
+
+def export(folder: RunFolder, wanted: str, dest: Path) -> Exported:
     """Write the encoder of a trial of the run to the new folder `dest`. Returns what was written, as plain JSON.
 
     wanted: a trial's id, which may be shortened, or the label of an arm, for its best confirm trial.
@@ -41,10 +75,17 @@ def export(folder: RunFolder, wanted: str, dest: Path) -> dict[str, object]:
         done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True, env=env)
     if done.returncode != 0:
         raise _failure(done.returncode, done.stderr, trial, trials, f"orchestrator resume {folder.quoted}")
-    written = json.loads(done.stdout.splitlines()[-1])
-    of_trial: dict[str, object] = {"trial": trial.id, "arm": trial.arm, "stage": trial.stage, "seed": trial.seed}
-    of_trial["metric"] = None if trial.outcome == "diverged" else trial.metric
-    return of_trial | {"chosen": why} | {key: value for key, value in written.items() if key != "trial"}
+    written: Written = json.loads(done.stdout.splitlines()[-1])
+    of_trial: Exported = {
+        **written,
+        "trial": trial.id,
+        "arm": trial.arm,
+        "stage": trial.stage,
+        "seed": trial.seed,
+        "metric": None if trial.outcome == "diverged" else trial.metric,
+        "chosen": why,
+    }
+    return of_trial
 
 
 def choose(run: Run, trials: list[Trial], wanted: str, folder: RunFolder) -> tuple[Trial, str]:

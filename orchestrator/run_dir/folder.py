@@ -1,4 +1,4 @@
-"""A run's folder: where things lie in it, how its ledger is opened, and what `status` and `logs` say.
+"""A run's folder: where things lie in it, how its ledger is opened, how its driver is stopped, and what `logs` says.
 
 A run may be kept in a bucket (remote.py). Its folder is then a working copy, which may be lost at any time.
 
@@ -14,13 +14,11 @@ import os
 import shlex
 import shutil
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 from jobs.config import nearest
-from orchestrator.ledger import TRIAL_STATES, WAITS, Ledger, LedgerError, LedgerMissing, TrialState, sqlite_url
+from orchestrator.ledger import Ledger, LedgerError, LedgerMissing, sqlite_url
 from orchestrator.run_dir.bucket import Remote, RemoteError, is_uri, refuse_almost_uri
 from orchestrator.system.addresses import address_option
 from orchestrator.system.exit_codes import Exit
@@ -36,46 +34,6 @@ class RunError(ValueError):
     """A run that is not there, or not what was expected; the text says what would work."""
 
     exit_code = Exit.BAD_USAGE
-
-
-class DriverStatus(TypedDict):
-    """Who drives a run, since when and until when unless renewed, in unix seconds."""
-
-    holder: str
-    since: float
-    until: float
-
-
-class TrialStatus(TypedDict):
-    """How a trial stands."""
-
-    id: str
-    stage: str
-    arm: str
-    seed: int
-    number: int | None
-    state: str
-    outcome: str | None
-    attempts: int
-    failure: str | None
-    message: str | None
-    mlflow_run_id: str | None
-    metric: float | None
-    step: int | None
-
-
-class Status(TypedDict):
-    """How a run stands, as `status --json` prints it."""
-
-    sweep: str
-    question: str
-    run: str
-    state: str
-    waits: str | None
-    driver: DriverStatus | None
-    planned: dict[str, int]
-    counts: dict[TrialState, int]
-    trials: list[TrialStatus]
 
 
 @dataclass(frozen=True)
@@ -328,44 +286,6 @@ def _find_remote(folder: RunFolder) -> RunFolder:
         f"there is no run at {folder.name}{nearest(last, known)}{listed}; "
         f"begin it: orchestrator launch SWEEP.toml --into {folder.quoted}"
     )
-
-
-def status(ledger: Ledger) -> Status:
-    """Return the state of a run as plain JSON. Raises LedgerError."""
-    run, trials = ledger.run, ledger.trials()
-    states = Counter(trial.state for trial in trials)
-    driver = ledger.holder()
-    planned = run.sweep["plan"]["trials"]
-    waiting = run.state == "queued" and driver is not None
-    waits = next((event.text for event in reversed(ledger.events(WAITS))), None) if waiting else None
-    return {
-        "sweep": run.name,
-        "question": run.sweep["question"],
-        "run": run.uuid,
-        "state": run.state,
-        "waits": waits,
-        "driver": None if driver is None else {"holder": driver[0], "since": driver[1], "until": driver[2]},
-        "planned": planned,
-        "counts": {state: states[state] for state in TRIAL_STATES},
-        "trials": [
-            {
-                "id": trial.id,
-                "stage": trial.stage,
-                "arm": trial.arm,
-                "seed": trial.seed,
-                "number": trial.number,
-                "state": trial.state,
-                "outcome": trial.outcome,
-                "attempts": trial.attempts,
-                "failure": trial.failure or ("diverged" if trial.outcome == "diverged" else None),
-                "message": trial.message,
-                "mlflow_run_id": trial.mlflow_run_id,
-                "metric": None if trial.outcome == "diverged" else trial.metric,
-                "step": trial.step,
-            }
-            for trial in trials
-        ],
-    }
 
 
 def stop(ledger: Ledger, folder: RunFolder, *, wait_s: float) -> tuple[str, bool]:

@@ -52,8 +52,9 @@ SHELVES = {
     "orchestrator": "cli > driver > preflight verify > tracking > report > session > run_dir > ledger sweep > "
     "statistics system",
     "orchestrator/cli": "__main__ > answer python > commands comparing reading > places > group > "
-    "printing schema submission",
+    "printing schema > submission",
     "orchestrator/cli/python": "run > child records written",
+    "orchestrator/cli/schema": "answers > shapes sweep",
     "orchestrator/cli/submission": "bring > verbs > follow > asking meaning > package parcel server > rest",
     "orchestrator/ledger": "ledger > writing > reading > rows > lease readonly > "
     "database > outage postgres schema > records > stored",
@@ -65,7 +66,7 @@ SHELVES = {
     "orchestrator/report/summary": "multi_run outside > evidence > arms best warnings > "
     "budgets compatibility pairs sentences > records > plain_json",
     "orchestrator/report/tables": "content > grids > blocks",
-    "orchestrator/run_dir": "export > context creation provenance > own_code rows > folder > bucket environment",
+    "orchestrator/run_dir": "export > context creation provenance > own_code rows > folder > bucket environment status",
     "orchestrator/session": "ending shutdown tune_executor > holding session > writer > cluster progress schedule > "
     "reports",
     "orchestrator/session/cluster": "headwatch slots > inquiry picture room start > access board capacity sharing",
@@ -77,7 +78,7 @@ SHELVES = {
     "orchestrator/sweep/plan": "trials warnings > seeds",
     "orchestrator/sweep/search": "sampling",
     "orchestrator/sweep/space": "grid multiples > conditions",
-    "orchestrator/system": "scratch > exit_codes > addresses terminal > display masking process threads",
+    "orchestrator/system": "scratch > exit_codes > addresses terminal > display masking process threads versions",
     "orchestrator/tracking": "projection publish ui > settle > arms > runs > store > "
     "encoders pyfunc_model view > metadata",
     "orchestrator/verify": "mending > disk_checks ledger_checks mlflow_checks origin_checks > facts",

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
+from answers import answered
 from click.testing import CliRunner
 from numpy.typing import NDArray
 from real import call, status
@@ -611,7 +612,7 @@ def test_a_real_run_is_exported_by_arm_and_by_trial(finished: Path, tmp_path: Pa
     run, stood = str(finished / "runs" / "small"), status(finished)
     own = [trial for trial in stood["trials"] if (trial["arm"], trial["stage"]) == ("flatnce", "confirm")]
     best = max(own, key=lambda trial: float(trial["metric"]))
-    said = json.loads(call("export", run, "flatnce", "encoders/flatnce", "--json", cwd=tmp_path))
+    said = answered("export", call("export", run, "flatnce", "encoders/flatnce", "--json", cwd=tmp_path))
     assert (said["trial"], said["arm"], said["step"], said["width"]) == (best["id"], "flatnce", 8, 32)
     assert said["metric"] == said["metrics"]["knn_accuracy"] == best["metric"]
     assert said["path"] == "encoders/flatnce"

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.ledger.stored import JsonObject
-from orchestrator.run_dir import folder as runs
-from orchestrator.run_dir.folder import RunFolder, Status
+from orchestrator.run_dir import status as statuses
+from orchestrator.run_dir.folder import RunFolder
 from orchestrator.run_dir.rows import RowFiles
+from orchestrator.run_dir.status import Status
+from orchestrator.system.versions import versioned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 def status(folder: RunFolder) -> Status:
     """Return what `status --json` prints. Raises RunError, LedgerError or RemoteError, as all of these do."""
     with contextlib.closing(folder.open()) as ledger:
-        return runs.status(ledger)
+        return statuses.status(ledger)
 
 
 def answer(folder: RunFolder) -> JsonObject:
@@ -29,7 +31,7 @@ def answer(folder: RunFolder) -> JsonObject:
 
     with contextlib.closing(folder.open()) as ledger:
         summary = report.summarize(ledger, RowFiles.of(folder))
-    made: JsonObject = json.loads(json.dumps(summary.to_json(), allow_nan=False))
+    made: JsonObject = json.loads(json.dumps(versioned("compare", summary.to_json()), allow_nan=False))
     return made
 
 

@@ -24,7 +24,8 @@ from orchestrator.ledger import LedgerError
 from orchestrator.ledger.stored import JsonObject
 from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.bucket import RemoteError
-from orchestrator.run_dir.folder import RunError, RunFolder, Status
+from orchestrator.run_dir.folder import RunError, RunFolder
+from orchestrator.run_dir.status import Status
 from orchestrator.system import scratch
 from orchestrator.system.exit_codes import Exit
 

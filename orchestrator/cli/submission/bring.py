@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from orchestrator.cli.submission.parcel import HERE
 from orchestrator.cli.submission.verbs import run_remote
 from orchestrator.run_dir import folder as runs
+from orchestrator.run_dir.export import Exported
 from orchestrator.run_dir.folder import RunError
 from orchestrator.system import scratch
 
@@ -36,7 +37,7 @@ class Answered:
     """Folder of the files here; None where there are none."""
 
 
-def export(url: str, run: str, wanted: str, dest: Path, *, err: Write) -> tuple[int, dict[str, object] | None]:
+def export(url: str, run: str, wanted: str, dest: Path, *, err: Write) -> tuple[int, Exported | None]:
     """Have an encoder written on the head of the cluster at `url`, and bring it into the new folder `dest`.
 
     Returns the exit code, and for 0 what was written, as plain JSON. Raises as `run_remote`, RunError where `dest` is

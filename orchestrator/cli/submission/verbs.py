@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from jobs.core.paths import DIGITS, is_built
 from orchestrator import sweep as sweeps
@@ -17,6 +18,7 @@ from orchestrator.run_dir import folder as runs
 from orchestrator.run_dir.bucket import is_uri, refuse_almost_uri
 from orchestrator.run_dir.environment import origin
 from orchestrator.run_dir.folder import RunError
+from orchestrator.run_dir.status import Status
 from orchestrator.session.cluster.board import FRESH_S, Posted, hash_of
 from orchestrator.sweep import plan as planning
 from orchestrator.system.exit_codes import InfrastructureMissing
@@ -160,7 +162,7 @@ def posted(url: str, run: str) -> Posted | None:
     return _known(JobServer(url), _kept_elsewhere(run, "s3://BUCKET/NAME"))[1]
 
 
-def standing(url: str, run: str) -> runs.Status | None:
+def standing(url: str, run: str) -> Status | None:
     """Read only the status that the driver has written, without its trials where they are too many."""
     written = posted(url, run)
     return None if written is None else written.status
@@ -221,11 +223,29 @@ def follow_driver(url: str, run: str, *, write: Write, tell: Write) -> int:
     return code_of(server, ended, tell)
 
 
-def listed(url: str) -> list[dict[str, object]]:
+class ListedJob(TypedDict):
+    """A job that drives or drove a run."""
+
+    job: str
+    run: str
+    verb: str
+    state: str
+    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    exit_code: int | None
+    """Of the driver; None while it runs, and when it was lost."""
+    started: float
+    """Unix seconds."""
+    meaning: str
+    """For the run, in words."""
+    next: str
+    """The command that helps."""
+
+
+def listed(url: str) -> list[ListedJob]:
     """List the jobs that drive or drove runs on the cluster at `url`, oldest first, and what that means for the run.
     Raises InfrastructureMissing."""
     server = _reached(url)
-    rows = []
+    rows: list[ListedJob] = []
     try:
         jobs = server.jobs()
     except ServerUnavailable as error:
@@ -233,8 +253,18 @@ def listed(url: str) -> list[dict[str, object]]:
     for job in jobs:
         meant = meaning.of(job)
         if job.verb in DRIVES:
-            row = {"job": job.id, "run": job.run, "verb": job.verb, "state": job.state, "exit_code": job.exit_code}
-            rows.append(row | {"started": job.started, "meaning": meant.words, "next": meant.next(job.run, server.url)})
+            rows.append(
+                {
+                    "job": job.id,
+                    "run": job.run,
+                    "verb": job.verb,
+                    "state": job.state,
+                    "exit_code": job.exit_code,
+                    "started": job.started,
+                    "meaning": meant.words,
+                    "next": meant.next(job.run, server.url),
+                }
+            )
     return rows
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, log
-from typing import Any
+from typing import TypedDict
 
 from jobs.config import JobConfig, canonical
 from jobs.config.identity import FORMER
@@ -96,6 +96,35 @@ class ArmEstimate:
         return source(self.known, self.remarks)
 
 
+class ArmSummary(TypedDict):
+    """What an arm takes, as JSON; times and memory are None where nothing like it is known."""
+
+    label: str
+    trials: int
+    trial_seconds: float | None
+    """On average over the stages."""
+    peak_memory_mb: float | None
+    source: str | None
+    """What it is known from, in words."""
+
+
+class EstimateSummary(TypedDict):
+    """What a sweep takes, as JSON; None where an arm is not known."""
+
+    seconds: float | None
+    """From the first trial's beginning to the last one's end."""
+    start_seconds: float | None
+    """Before the first trial."""
+    rank_hours: float | None
+    """Hours of a rank, over all trials."""
+    trials: int
+    concurrent: int
+    """Trials at once."""
+    source: str | None
+    notes: list[str]
+    arms: list[ArmSummary]
+
+
 @dataclass(frozen=True)
 class Estimate:
     """The whole sweep."""
@@ -142,7 +171,7 @@ class Estimate:
         """Where the numbers are from, in words."""
         return source(self._known, dict.fromkeys(remark for arm in self.arms for remark in arm.remarks))
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> EstimateSummary:
         """Return the estimate as plain JSON."""
         return {
             "seconds": self.seconds,

@@ -82,9 +82,11 @@ def arm(
     tune: TuneSummary | None,
     code: Sequence[str | None],
     told_apart: Collection[str],
+    params: Mapping[str, JsonObject | None],
 ) -> ArmSummary:
     """Compute the numbers of one arm. planned: the arm in the run's plan. mine: seed -> final metric. budget: as
-    declared. code: digests of the code that computed its trials. told_apart: trials whose loss has come to nothing."""
+    declared. code: digests of the code that computed its trials. told_apart: trials whose loss has come to nothing.
+    params: tuned settings by trial."""
     results = [trial.came_to for trial in trials]
     ok = [trial for trial in trials if trial.state == "done" and not diverged(trial)]
     ran = [trial for trial in trials if trial.state == "done"]
@@ -116,7 +118,7 @@ def arm(
             for key in sorted({key for trial in ok for key in trial.metrics})
             if not key.startswith("train/")
         },
-        values=[_value(trial, mine.get(trial.seed)) for trial in trials],
+        values=[_value(trial, mine.get(trial.seed), params.get(trial.id)) for trial in trials],
         tune=None if tune is None else replace(tune, within_noise=_is_within_noise(tune, list(mine.values()), mode)),
         code=code,
     )
@@ -151,8 +153,10 @@ def tuned(ledger: Ledger, trials: Sequence[Trial], mode: statistics.Mode) -> dic
     the other arm."""
     by_id, frozen = {trial.id: trial for trial in trials}, ledger.frozen()
     summaries: dict[str, TuneSummary] = {}
-    for label in dict.fromkeys(suggestion.arm for suggestion in ledger.suggestions()):
-        suggestions = ledger.suggestions(label)
+    of_arm: dict[str, list[Suggestion]] = {}
+    for suggestion in ledger.suggestions():
+        of_arm.setdefault(suggestion.arm, []).append(suggestion)
+    for label, suggestions in of_arm.items():
         tried = [[by_id[trial] for trial in suggestion.trials if trial in by_id] for suggestion in suggestions]
         width = max(1, *map(len, tried))  # of a suggestion that makes no job there are no trials
         table = [[_tune_value(trial) for trial in group] or [math.nan] * width for group in tried]
@@ -236,7 +240,7 @@ def _repeats(
     return best
 
 
-def _value(trial: Trial, metric: float | None) -> SeedValue:
+def _value(trial: Trial, metric: float | None, params: JsonObject | None) -> SeedValue:
     result = trial.came_to
     return SeedValue(
         seed=trial.seed,
@@ -247,6 +251,9 @@ def _value(trial: Trial, metric: float | None) -> SeedValue:
         seconds=result.seconds,
         samples_per_second=result.samples_per_second,
         peak_memory_mb=result.peak_memory_mb,
+        params=params,
+        started=trial.started,
+        ended=trial.ended,
     )
 
 

@@ -32,6 +32,7 @@ from orchestrator.report.summary.sentences import sentence
 from orchestrator.report.summary.warnings import notes
 from orchestrator.run_dir import provenance
 from orchestrator.run_dir.rows import RowFiles
+from orchestrator.run_dir.status import settings_of
 from orchestrator.session import schedule
 from orchestrator.session.schedule import confirming
 from orchestrator.sweep import plan as planning
@@ -213,8 +214,9 @@ def _arms(
     code: Sequence[CodeGroup],
 ) -> list[ArmSummary]:
     """Summarise the arms in the order of the plan."""
-    sweep, tuned, told_apart = ledger.run.sweep, arms.tuned(ledger, trials, mode), arms.told_apart(ledger)
-    summaries = []
+    run, tuned, told_apart = ledger.run, arms.tuned(ledger, trials, mode), arms.told_apart(ledger)
+    params = settings_of(run, trials, ledger.suggestions(), ledger.frozen())
+    sweep, summaries = run.sweep, []
     for planned in sweep["plan"]["arms"]:
         label = planned["label"]
         own = confirm.trials[label]
@@ -229,6 +231,7 @@ def _arms(
                 mode=mode,
                 tune=tuned.get(label),
                 told_apart=told_apart,
+                params=params,
                 code=list(dict.fromkeys(group.code for group in code if not ids.isdisjoint(group.trials))),
             )
         )

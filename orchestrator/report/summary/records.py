@@ -47,6 +47,11 @@ class SeedValue(AsFields):
     seconds: float | None
     samples_per_second: float | None
     peak_memory_mb: float | None
+    params: JsonObject | None = None
+    """Its tuned settings; empty where nothing is tuned, None where that is not known."""
+    started: float | None = None
+    """Unix seconds, as the next one: when its first attempt began, and when it ended."""
+    ended: float | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 from pydantic import JsonValue, ValidationError
 
@@ -36,18 +36,48 @@ RULES = 2
 differs from the defaults, samplers know no labels, and arms of one objective are tuned once."""
 
 
+class Costs(TypedDict):
+    """What each trial of an arm is given."""
+
+    samples: int | None
+    """Pairs seen; None, as steps, where only training tells."""
+    steps: int | None
+    seconds: NotRequired[float | None]
+    """Where the budget is in seconds."""
+    negatives_per_anchor: int
+
+
+class PlannedArm(Costs):
+    """An arm of a plan."""
+
+    label: str
+    settings: Settings
+    """Job keys that make it what it is."""
+
+
+class StageCounts(TypedDict):
+    """Trials of each stage."""
+
+    tune: int
+    confirm: int
+
+
 class Summary(TypedDict):
     """A plan as `plan --json` prints it."""
 
-    arms: list[dict[str, JsonValue]]
+    arms: list[PlannedArm]
     contrasts: list[list[str]]
-    trials: dict[str, int]
+    """[a, b]: arm a against its baseline b."""
+    trials: StageCounts
     tune_seeds: list[int]
     confirm_seeds: list[int]
     seeds_by: Basis
     smallest_p: float
+    """The smallest p-value these seeds can reach."""
     differs: dict[str, list[JsonValue]]
+    """Job keys that are not the same in every arm, with the value of each arm."""
     searched_with: dict[str, str]
+    """Arm -> the arm that is tuned for both, as they differ in `execution` alone."""
     warnings: list[str]
 
 
@@ -188,7 +218,7 @@ class Plan:
         summary = self.summary()
         configs = [arm.config(stage="confirm", seed=0) for arm in self.arms]
         jobs = [config.model_dump(mode="json", exclude={"stage", "seed"}) for config in configs]
-        arms = [table | {"job": job} for table, job in zip(summary["arms"], jobs, strict=True)]
+        arms = [{**arm, "job": job} for arm, job in zip(summary["arms"], jobs, strict=True)]
         more = {"suggestions": dict(self.suggestions), "defaults": dict(self.defaults), "apart": self.apart}
         whole = {**summary, "arms": arms, **more}
         plain: dict[str, JsonValue] = json.loads(json.dumps(whole, allow_nan=False))
@@ -202,7 +232,7 @@ class Plan:
                 for arm in self.arms
             ],
             "contrasts": [list(pair) for pair in self.contrasts],
-            "trials": self.trials,
+            "trials": {"tune": self.trials["tune"], "confirm": self.trials["confirm"]},
             "tune_seeds": list(self.tune_seeds),
             "confirm_seeds": list(self.confirm_seeds),
             "seeds_by": self.basis,
@@ -323,7 +353,7 @@ def _is_asked(a: Arm, b: Arm, shared: Mapping[str, str] | None) -> bool:
 def differing(arms: Sequence[Arm]) -> dict[str, list[JsonValue]]:
     """Find the job keys, resolved and derived, that are not the same in every arm, with the value of each arm."""
     jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
-    rows = [flatten(job.model_dump(mode="json")) | _costs(job) for job in jobs]
+    rows = [flatten(job.model_dump(mode="json")) | cast("dict[str, JsonValue]", _costs(job)) for job in jobs]
     keys = dict.fromkeys(key for row in rows for key in row)
     return {key: [row.get(key) for row in rows] for key in keys if len({canonical(row.get(key)) for row in rows}) > 1}
 
@@ -390,16 +420,12 @@ def _contrasts(sweep: Sweep, arms: Sequence[Arm]) -> list[tuple[str, str]]:
     return [(a, b) for a, b in pairs if a != b]
 
 
-def _costs(job: JobConfig) -> dict[str, JsonValue]:
+def _costs(job: JobConfig) -> Costs:
     """Return what a trial is given. Samples and steps are None where only training will tell; seconds are left out
     where the budget has none."""
-    known = job.steps is not None
     if job.is_function:  # what a step is, only it knows
-        seconds = {} if job.budget.seconds is None else {"seconds": job.budget.seconds}
-        return {"samples": job.budget.samples, "steps": job.budget.steps, "negatives_per_anchor": 0, **seconds}
-    return {
-        "samples": job.steps * job.batch.size if job.steps is not None else None,
-        "steps": job.steps,
-        **({} if known else {"seconds": job.budget.seconds}),
-        "negatives_per_anchor": job.negatives_per_anchor,
-    }
+        costs: Costs = {"samples": job.budget.samples, "steps": job.budget.steps, "negatives_per_anchor": 0}
+        return costs if job.budget.seconds is None else {**costs, "seconds": job.budget.seconds}
+    samples = None if job.steps is None else job.steps * job.batch.size
+    costs = {"samples": samples, "steps": job.steps, "negatives_per_anchor": job.negatives_per_anchor}
+    return costs if job.steps is not None else {**costs, "seconds": job.budget.seconds}

@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 from jobs.config import ConfigError, JobConfig, field_names
 from orchestrator import sweep as sweeps
 from orchestrator.cli import main
-from orchestrator.cli import schema as schemas
+from orchestrator.cli.schema import sweep as schemas
 
 ROOT = Path(__file__).parents[3]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.toml"))

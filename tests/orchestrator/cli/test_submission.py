@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import psutil
 import pytest
+from answers import answered
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +34,7 @@ from orchestrator.cli.submission import asking, bring, server, verbs
 from orchestrator.cli.submission.follow import _Output, _refuse_another, log_marker, run_and_follow
 from orchestrator.cli.submission.package import entrypoint, environment, package, taken_along
 from orchestrator.run_dir import folder as runs
+from orchestrator.run_dir import status as statuses
 from orchestrator.run_dir.environment import Origin, origin
 from orchestrator.run_dir.folder import RunError
 from orchestrator.session.cluster.board import FRESH_S, hash_of
@@ -502,7 +504,7 @@ def site(own_files: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             tracking.kill()
 
 
-def metrics(stood: runs.Status | dict[str, Any]) -> dict[str, float | None]:
+def metrics(stood: statuses.Status | dict[str, Any]) -> dict[str, float | None]:
     return {trial["id"]: trial["metric"] for trial in stood["trials"]}
 
 
@@ -553,10 +555,10 @@ def test_a_sweep_submitted_from_a_laptop_measures_what_a_local_one_does(
     for verb in ("compare", "ui"):
         assert f"orchestrator {verb} {shlex.quote(run)} --address {site.url}\n" in said
     assert str(site.folder) not in said, "a path of the head means nothing here"
-    stood = json.loads(call("status", run, "--json", *at, cwd=sweep, env=laptop()))
+    stood = answered("status", call("status", run, "--json", *at, cwd=sweep, env=laptop()))
     assert stood["state"] == "done"
     assert metrics(stood) == undisturbed
-    assert json.loads(call("verify", run, "--json", *at, cwd=sweep, env=laptop()))["ok"]
+    assert answered("verify", call("verify", run, "--json", *at, cwd=sweep, env=laptop()))["ok"]
     near = json.loads(call("status", run, "--json", cwd=sweep))
     assert metrics(near) == undisturbed, "what reaches ledger and bucket needs no address"
     with contextlib.closing(runs.at(run).open()) as ledger:
@@ -570,7 +572,7 @@ def test_a_sweep_submitted_from_a_laptop_measures_what_a_local_one_does(
     trial = stood["trials"][0]["id"]
     assert "step" in call("logs", run, trial, *at, cwd=sweep, env=laptop())
     assert "10/10" in call("logs", run, *at, cwd=sweep, env=laptop()), "the driver's log"
-    jobs = json.loads(call("status", "--json", *at, cwd=sweep, env=laptop()))["jobs"]
+    jobs = answered("status", call("status", "--json", *at, cwd=sweep, env=laptop()))["jobs"]
     assert [(job["run"], job["state"], job["exit_code"]) for job in jobs] == [(run, "SUCCEEDED", 0)]
 
 
@@ -646,7 +648,7 @@ def test_a_living_driver_says_how_its_run_stands_and_one_that_was_stopped_has_no
         assert done.exit_code == 0, done.output
         assert "driven by" in CliRunner().invoke(main, ["status", run, *at]).output
         with contextlib.closing(runs.at(run).open()) as ledger:
-            known = runs.status(ledger)
+            known = statuses.status(ledger)
     told = json.loads(done.stdout)
     assert told.keys() == known.keys()
     assert [trial["id"] for trial in told["trials"]] == [trial["id"] for trial in known["trials"]][
@@ -816,6 +818,6 @@ def test_a_lost_head_is_waited_for_and_the_run_continues(
     assert "does not answer" in said
     assert "it is run again, and continues" in said
     with contextlib.closing(runs.at(run).open()) as ledger:
-        stood = runs.status(ledger)
+        stood = statuses.status(ledger)
     assert metrics(stood) == undisturbed
     assert stood["counts"]["done"] == TRIALS

@@ -45,7 +45,8 @@ from jobs.config import ConfigError
 from jobs.workers.network import use_the_nodes_network
 from orchestrator import sweep as sweeps
 from orchestrator.preflight import requirements
-from orchestrator.run_dir.folder import RunFolder, status
+from orchestrator.run_dir.folder import RunFolder
+from orchestrator.run_dir.status import status
 from orchestrator.session import cluster
 from orchestrator.session.cluster import access, capacity, headwatch
 from orchestrator.session.cluster.capacity import Node

@@ -14,7 +14,7 @@ import pytest
 from real import SWEEP, call, crowding, driver, kill, measured, ray_cluster, wait_for
 
 from orchestrator.ledger import Attempt
-from orchestrator.run_dir import folder as runs
+from orchestrator.run_dir import status as statuses
 from orchestrator.run_dir.folder import RunFolder
 
 CONFIRM = SWEEP.partition("[tune]")[0]
@@ -54,9 +54,9 @@ def running(home: Path, run: str) -> int:
     return sum(one.state == "running" for one in attempts(home, run))
 
 
-def status(home: Path, run: str) -> runs.Status:
+def status(home: Path, run: str) -> statuses.Status:
     with contextlib.closing(RunFolder(home / "runs" / run).open()) as ledger:
-        return runs.status(ledger)
+        return statuses.status(ledger)
 
 
 def log(home: Path, run: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
+from answers import answered
 from ray.cluster_utils import Cluster
 from real import QUICK, SWEEP, call, command, free_port, ray_cluster
 from servers import new_database, s3_server
@@ -45,7 +46,7 @@ def looked(*arguments: str, cwd: Path, code: int = 0, env: dict[str, str] | None
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert sorted(cwd.rglob("*")) == before
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = answered("doctor", done.stdout)
     return found
 
 

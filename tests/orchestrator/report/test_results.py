@@ -14,7 +14,8 @@ from ledgers import BETTER, Begin, Written
 from orchestrator import report, sweep
 from orchestrator.report import parquet
 from orchestrator.report.parquet import COLUMNS
-from orchestrator.run_dir.folder import RunFolder, status
+from orchestrator.run_dir.folder import RunFolder
+from orchestrator.run_dir.status import status
 from orchestrator.statistics import compare
 
 

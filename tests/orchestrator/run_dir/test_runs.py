@@ -6,7 +6,8 @@ from click.testing import CliRunner
 
 from orchestrator.cli import main
 from orchestrator.ledger import Ledger, LedgerError, Trial, sqlite_url, this_process
-from orchestrator.run_dir.folder import RunError, RunFolder, find, home, logs, names, status
+from orchestrator.run_dir.folder import RunError, RunFolder, find, home, logs, names
+from orchestrator.run_dir.status import status
 
 PLAN = {"trials": {"tune": 0, "confirm": 1}}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from answers import answered
 from real import SWEEP, TRIALS, call, measured, status
 
 from orchestrator import sweep as sweeps
@@ -33,7 +34,7 @@ def test_status_compare_mlflow_and_parquet_agree_on_every_number(finished: Path)
     assert len(nested) == TRIALS
     assert {run["trial"]: run["metrics"]["knn_accuracy"][-1][2] for run in nested} == by_status
     assert {run["trial"]: run["run_id"] for run in nested} == {t["id"]: t["mlflow_run_id"] for t in stood["trials"]}
-    answer = json.loads(call("compare", "small", "--json", cwd=finished))
+    answer = answered("compare", call("compare", "small", "--json", cwd=finished))
     for arm in answer["arms"]:
         own = [t["metric"] for t in stood["trials"] if t["stage"] == "confirm" and t["arm"] == arm["label"]]
         assert arm["n"] == len(own) == 3
@@ -133,7 +134,7 @@ def test_a_run_begun_by_the_first_version_is_continued_with_the_numbers_that_it_
     assert {trial["id"]: trial["metric"] for trial in stood["trials"]} == json.loads(
         (begun / "crossed.json").read_text()
     )
-    answer = json.loads(call("compare", "crossed", "--json", cwd=tmp_path))
+    answer = answered("compare", call("compare", "crossed", "--json", cwd=tmp_path))
     assert [(one["a"], one["b"]) for one in answer["comparisons"]][:2] == [
         ("temperature=0.2, size=32", "temperature=0.1, size=32"),
         ("temperature=0.2, size=16", "temperature=0.1, size=16"),
@@ -141,7 +142,7 @@ def test_a_run_begun_by_the_first_version_is_continued_with_the_numbers_that_it_
     # One was cut short, and two programs trained it.
     assert [(group["code"] is None, len(group["trials"])) for group in answer["code"]] == [(True, 6), (False, 19)]
     assert any("6 trials by code not recorded" in note for note in answer["notes"])
-    found = json.loads(call("verify", "crossed", "--json", cwd=tmp_path))
+    found = answered("verify", call("verify", "crossed", "--json", cwd=tmp_path))
     assert found["ok"], found["faults"]
     (tmp_path / "sweep.toml").write_text((begun / "crossed" / "sweep.toml").read_text())
     call("launch", "sweep.toml", "--offline", cwd=tmp_path)
@@ -151,11 +152,11 @@ def test_a_run_begun_by_the_first_version_is_continued_with_the_numbers_that_it_
 def test_a_run_finished_by_the_first_version_is_compared_by_todays_rules(tmp_path: Path) -> None:
     """There the arm that diverged in six of six seeds was inconclusive, with the score of its untrained encoders."""
     shutil.copytree(Path(__file__).parents[2] / "begun" / "diverged", tmp_path / "runs" / "diverged")
-    answer = json.loads(call("compare", "diverged", "--json", cwd=tmp_path))
+    answer = answered("compare", call("compare", "diverged", "--json", cwd=tmp_path))
     (one,) = answer["comparisons"]
     assert (one["verdict"], one["diverged_arms"], one["delta"]) == ("diverges", ["lr=1e+18"], None)
     call("resume", "diverged", cwd=tmp_path)
-    found = json.loads(call("verify", "diverged", "--json", cwd=tmp_path))
+    found = answered("verify", call("verify", "diverged", "--json", cwd=tmp_path))
     assert found["ok"], found["faults"]
 
 

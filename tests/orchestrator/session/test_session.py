@@ -17,7 +17,8 @@ from jobs.core.failures import Failure
 from orchestrator.ledger import Ledger, sqlite_url, this_process
 from orchestrator.report.summary import arms as report_arms
 from orchestrator.run_dir.context import Options, RunContext
-from orchestrator.run_dir.folder import RunFolder, status
+from orchestrator.run_dir.folder import RunFolder
+from orchestrator.run_dir.status import status
 from orchestrator.session import ending
 from orchestrator.session.schedule import Schedule, fingerprint, stopped_arms, untuned_arms
 from orchestrator.session.session import Session

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from answers import answered
 from click.testing import CliRunner
 from real import TRIALS, call
 
@@ -765,11 +766,12 @@ def test_the_id_of_a_job_of_before_is_the_hash_of_it(begun: RunFolder) -> None:
 
 
 def test_an_undamaged_run_is_in_order_also_on_the_command_line(finished: Path) -> None:
-    found = json.loads(call("verify", "small", "--json", cwd=finished))
+    found = answered("verify", call("verify", "small", "--json", cwd=finished))
     with contextlib.closing(RunFolder(finished / "runs" / "small").open()) as ledger:
         recorded = all(attempt.provenance for attempt in ledger.attempts())
     notes = [] if recorded else [f"code not recorded: {TRIALS} trials"]
     assert found == {
+        "version": 1,
         "ok": True,
         "trials": TRIALS,
         "mlflow_runs": TRIALS,

@@ -17,6 +17,7 @@ from orchestrator.ledger.stored import JsonObject
 from orchestrator.run_dir.context import USUAL, Options, RunContext
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.sweep import plan as planning
+from orchestrator.system.versions import versioned
 
 TOML = """
 name = NAME
@@ -186,10 +187,13 @@ def tuned(folder: Path) -> Run:
 
 
 def answer_of(ledger: Ledger) -> dict[str, Any]:
-    """The answer of a run as `compare --json` prints it."""
+    """The answer of a run as `compare --json` prints it, which is valid by its schema."""
+    from answers import faults
+
     from orchestrator import report  # matplotlib takes a second to import
 
     plain: dict[str, Any] = json.loads(json.dumps(report.summarize(ledger).to_json(), allow_nan=False))
+    assert faults("compare", versioned("compare", plain)) == []
     return plain
 
 

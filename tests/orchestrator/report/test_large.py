@@ -1,0 +1,77 @@
+"""Verbs that read a run of 3,000 trials, and the plan of 5,000, answer in seconds of processor time."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from answers import answered
+from large import fill, written
+from real import command, crowding
+
+TRIALS = 3000
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the large run is kept, in runs/large."""
+    folder = tmp_path_factory.mktemp("large")
+    assert fill(folder / "runs" / "large", arms=10, suggestions=TRIALS // 10 - 10) == TRIALS
+    return folder
+
+
+def spent(arguments: list[str], cwd: Path) -> tuple[float, str]:
+    """Processor time of a program, the least of two, and what it printed."""
+    times = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0, done.stderr
+        times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    return min(times), done.stdout
+
+
+def beyond_imports(arguments: list[str], modules: str, cwd: Path) -> tuple[float, str]:
+    """Processor time of a verb without what it imports, and what it printed."""
+    imports, _ = spent([sys.executable, "-c", f"import orchestrator.cli, {modules}"], cwd)
+    took, printed = spent(command(*arguments), cwd)
+    return took - imports, printed
+
+
+def patience() -> float:
+    """By how much a crowded processor is slower: two programs share a core, and its caches."""
+    return min(2.0, crowding())
+
+
+def test_status_of_three_thousand_trials(home: Path) -> None:
+    """0.2 s. Mutant check: a query for each trial."""
+    took, printed = beyond_imports(["status", "large", "--json"], "orchestrator.run_dir.status", home)
+    stood = answered("status", printed)
+    assert len(stood["trials"]) == TRIALS
+    assert all(trial["params"] for trial in stood["trials"])
+    assert took < 1 * patience()
+
+
+def test_compare_of_three_thousand_trials(home: Path) -> None:
+    """1.5 s with the report. Seen: 4 s, as jobs were written out for each of their keys, trials were looked for in
+    lists and garbage in all that had been read."""
+    took, printed = beyond_imports(["compare", "large", "--json"], "orchestrator.report", home)
+    answer = json.loads(printed)
+    assert len(answer["comparisons"]) == 9
+    assert sum(len(one["trials"]) for arm in answer["arms"] for one in arm["tune"]["suggestions"]) == TRIALS - 100
+    assert took < 3 * patience()
+
+
+@pytest.mark.parametrize(("arms", "suggestions"), [(10, 490), (250, 10)])
+def test_plan_of_five_thousand_trials(tmp_path: Path, arms: int, suggestions: int) -> None:
+    """0.3 s and 0.9 s, of many arms as of few."""
+    written(tmp_path, arms=arms, suggestions=suggestions)
+    for more in ([], ["--json"]):
+        took, _ = beyond_imports(["plan", "sweep.toml", *more], "orchestrator.sweep.plan", tmp_path)
+        assert took < 2 * patience()
