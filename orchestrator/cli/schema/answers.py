@@ -145,7 +145,7 @@ class Compared(TypedDict):
 
 def _comparison(shapes: Shapes) -> Schema:
     tested, own = shapes.fields(statistics.Comparison, without=["pairs"]), shapes.fields(Compared)
-    variance = shapes.fields(VarianceParts, without=["interval"])
+    variance = shapes.named("Variance", shapes.fields(VarianceParts, without=["interval"]))
     return tested | {
         "properties": tested["properties"] | {"variance": variance} | own["properties"],
         "required": [*tested["required"], "variance", *own["required"]],
@@ -163,7 +163,8 @@ def _several(shapes: Shapes) -> Schema:
     body, run = _judged(records.MultiRunSummary, shapes, ["runs"]), _judged(records.Summary, shapes)
     name = shapes.of(str) | {"description": "What the answer calls the run."}
     run |= {"properties": {"name": name, **run["properties"]}, "required": ["name", *run["required"]]}
-    runs = {"type": "array", "items": run, "description": "Each run by its own plan."}
+    items = shapes.named("RunOfSeveral", run)
+    runs = {"type": "array", "items": items, "description": "Each run by its own plan."}
     return body | {"properties": body["properties"] | {"runs": runs}, "required": [*body["required"], "runs"]}
 
 

@@ -80,6 +80,11 @@ class Shapes:
             ],
         }
 
+    def named(self, name: str, body: Schema) -> Schema:
+        """Put a schema under `$defs`, and return a reference to it."""
+        self.defs[name] = body
+        return {"$ref": f"#/$defs/{name}"}
+
     def _reference(self, kind: type) -> Schema:
         if kind.__name__ not in self.defs:
             self.defs[kind.__name__] = {}  # it may refer to itself
