@@ -66,10 +66,6 @@ def is_measured(result: statistics.Comparison) -> bool:
     return result.p is not None and result.delta is not None
 
 
-class _Missing(Exception):
-    """What a trial has kept is not where it should be."""
-
-
 @dataclass(frozen=True)
 class _Side:
     """The rows of one arm, averaged over seeds."""
@@ -103,7 +99,7 @@ class _Rows:
             return known
         try:
             left, right = self._side(a), self._side(b)
-        except _Missing:
+        except FileNotFoundError:
             return None
         found = None if left is None or right is None else _difference(left, right)
         self._files.remember(key, None if found is None else asdict(found))
@@ -111,13 +107,13 @@ class _Rows:
 
     def _side(self, trials: Sequence[Trial]) -> _Side | None:
         """Average what the trials of an arm have kept; None where that is of other rows, or of another metric. Raises
-        _Missing."""
+        FileNotFoundError for what is not where it should be."""
         kept = [(trial.id, str(trial.came_to.rows)) for trial in trials]
         which = tuple(digest for _, digest in kept)
         if which not in self._sides:
             contents = self._files.read(kept)
             if None in contents:
-                raise _Missing
+                raise FileNotFoundError(kept_rows.NAME)
             self._sides[which] = self._averaged(trials, [content for content in contents if content is not None])
         return self._sides[which]
 

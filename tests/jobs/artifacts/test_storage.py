@@ -495,7 +495,7 @@ def test_a_job_in_a_bucket_continues_on_another_machine_bit_for_bit(
     assert found.model.keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in found.model.items())
     names = {name for name in files(bucket("t")) if "/" not in name}
-    assert names == {"attempt.json", "job.json", "log.rank0.txt", "points.jsonl", "result.json"}
+    assert names == {"attempt.json", "job.json", "log.rank0.txt", "points.jsonl", "result.json", "rows.parquet"}
     assert json.loads(there.read("result.json") or "") == second.result
     assert Training(job(), tmp_path / "three", log=lambda _: None, remote=bucket("t")).result == second.result
     first.save()
