@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from ledgers import TUNED, Begin, Run
 from mlflow.entities import Metric
 from projected import as_before, flushed, fresh
 
+from orchestrator.run_dir.context import Extend
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session.schedule import extension
 from orchestrator.tracking import MlflowRun, embedded_uri, runs_of
@@ -127,11 +128,13 @@ def test_the_parent_run_has_the_sweeps_parameters(begin: Begin, uri: str) -> Non
 def test_a_run_that_was_extended_keeps_its_parameters_and_says_its_seeds_as_a_tag(begin: Begin, uri: str) -> None:
     """MLflow refuses another value of a parameter; and the arms have the planned seeds, as the answer has."""
     run = begin(seeds=[1, 2])
-    for trial in run.confirm("plain"):
-        run.done(trial, 0.5 + trial.seed / 10)
+    for arm in ("plain", "flat"):
+        run.ledger.freeze(arm, {}, None, "abc")
+        for trial in run.confirm(arm):
+            run.done(trial, 0.5 + trial.seed / 10)
     flushed(run.ledger, uri)
     before = runs_of(uri, run.ledger.uuid)
-    run.ledger.event(extension.KIND, json.dumps(asdict(extension.Extension([3, 4], 0, ["plain"]))))
+    extension.record(run.plan, run.ledger, Extend(seeds=2))
     (first, *_) = run.ledger.trials("confirm")
     further = [replace(first, id=f"further{seed}", seed=seed, state="queued", attempts=0) for seed in (3, 4)]
     run.ledger.add_trials(further)
