@@ -120,6 +120,7 @@ def test_plan_estimates_from_earlier_runs(folder: Path) -> None:
     assert [arm["label"] for arm in estimate["arms"]] == ["temperature=1.0", "temperature=0.1"]
     assert set(estimate["arms"][0]) >= {"trial_seconds", "peak_memory_mb", "source"}
     assert found.pop("power")[0]["sd"] is None, "of trials without a metric"
+    assert found.pop("version") == 1
     assert found == json.loads(json.dumps(made.summary()))
 
 

@@ -393,6 +393,7 @@ READS = {
 READS |= {"arms", "damage", "fences", "last_holder", "token", "ask_to_stop", "asked_to_stop", "discard"}
 READS |= {
     "arms",
+    "steps_up_to",
     "suggestions",
     "trial",
     "trials",
