@@ -250,7 +250,7 @@ def flat(job: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str
 
 def varied(run: Run) -> tuple[list[str], list[str]]:
     """List the job keys that the arms of a run differ in, and those that are tuned besides."""
-    compared = dict.fromkeys(key for arm in run.sweep["plan"]["arms"] for key in arm["settings"])
+    compared = dict.fromkeys(key for arm in run.sweep["plan"].get("arms", []) for key in arm["settings"])
     return list(compared), [key for key in _spaces(run) if key not in compared]
 
 
@@ -267,13 +267,13 @@ def of_sweep(run: Run) -> dict[str, str]:
     values |= {key: _levels(run, key) for key in compared}
     values |= {key: space for key, space in _spaces(run).items() if key not in compared}
     values |= {f"tune.{key}": tune[key] for key in ("trials", "seeds", "sampler", "seed", "prune") if key in tune}
-    return dict(flat(values | {"confirm.seeds": [*plan["confirm_seeds"]]}))
+    return dict(flat(values | {"confirm.seeds": [*plan.get("confirm_seeds", [])]}))
 
 
 def _levels(run: Run, key: str) -> list[JsonValue]:
     """List what the arms have at a compared key, each level once."""
     levels: list[JsonValue] = []
-    for arm in run.sweep["plan"]["arms"]:
+    for arm in run.sweep["plan"].get("arms", []):
         if key in arm["settings"] and arm["settings"][key] not in levels:
             levels.append(arm["settings"][key])
     return levels

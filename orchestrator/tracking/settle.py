@@ -202,7 +202,7 @@ class _Store:
         params = [Param(*pair) for pair in metadata.of_sweep(run).items() if pair[0] not in parent.data.params]
         for some in metadata.parts(params, metadata.PARAMS_PER_CALL):
             self._client.log_batch(parent.info.run_id, params=some)
-        seeds = [*run.sweep["plan"]["confirm_seeds"]]
+        seeds = [*run.sweep["plan"].get("confirm_seeds", [])]
         seeds += [seed for added in extension.recorded(self._ledger) for seed in added.seeds]
         self._set_tags(parent, {"seeds": metadata.short(str(seeds))})
 
