@@ -280,11 +280,10 @@ class Schedule:
 
     def _own(self, trials: list[Planned]) -> list[Planned]:
         """Return the same trials, under ids of their own where the ledger has theirs under another arm, as in a run
-        that was begun before the plan kept them apart."""
-        if not trials or trials[0].apart:
-            return trials
-        arms = self._ledger.arms([trial.id for trial in trials])
-        return [replace(trial, apart=arms.get(trial.id, trial.arm) != trial.arm) for trial in trials]
+        that was begun before the plan kept them apart. Those that the plan keeps apart stay so."""
+        shared = [trial.id for trial in trials if not trial.apart]
+        arms = self._ledger.arms(shared) if shared else {}
+        return [replace(t, apart=t.apart or arms.get(t.id, t.arm) != t.arm) for t in trials]
 
     def _observe(self, suggestion: Suggestion, trials: list[Trial]) -> sampling.Observed:
         states = {trial.state for trial in trials}

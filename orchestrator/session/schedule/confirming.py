@@ -48,8 +48,8 @@ class Units:
 
 
 def by_unit(plan: Plan, trained: Mapping[str, Mapping[int, float]], fallen: Mapping[str, Collection[int]]) -> Units:
-    """Average what seeds came to, where the repeat of a tuning is the unit. It has diverged where
-    one of them has, and lacks a value where one does."""
+    """Average what seeds came to, where the repeat of a tuning is the unit. It has diverged where one of its seeds has,
+    and lacks a value where one does."""
     units = Units([seeds[0] for seeds in plan.units], {}, {})
     for arm in plan.arms:
         mine, lost = trained.get(arm.label, {}), set(fallen.get(arm.label, ()))

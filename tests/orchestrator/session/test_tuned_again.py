@@ -173,3 +173,38 @@ def test_what_does_not_go_together_is_refused_with_what_does(tmp_path: Path) -> 
 def test_looks_that_can_reject_nothing_are_refused_by_the_plan() -> None:
     with pytest.raises(ConfigError, match="a first look at 5 seeds can reject nothing"):
         make(Sweep.model_validate(SWEEP | {"confirm": {"seeds": {"looks": [5, 9]}}}))
+
+
+def test_a_repeat_that_comes_to_the_job_of_another_arm_has_trials_of_its_own(tmp_path: Path) -> None:
+    """Seen: where the first repeat had come to another setting, the second one's trials were those of the other arm,
+    and this one had none. Mutant check: asking the first trial whether all of them are kept apart."""
+    apart = changes(2, 4, trials=1, defaults=[]) | {
+        "compare": {},
+        "arm": [{"label": "default", "optimizer.lr": 1e-3}, {"label": "tuned"}],
+    }
+    choices = {"choices": [1e-3, 3e-3], "when": {"arm": "tuned"}}
+    apart["tune"] |= {"space": {"optimizer.lr": choices}, "seed": seed_that_draws([3e-3, 1e-3], choices)}
+    with opened(tmp_path, apart) as (session, ledger, _, plan):
+        session.start()
+        play(session, noisy)
+        assert session.broken is None
+        confirm = {(trial.arm, trial.seed): trial.config.optimizer.lr for trial in ledger.trials(stage="confirm")}
+    assert confirm == {
+        (arm, seed): rate
+        for arm, rates in (("default", [1e-3, 1e-3]), ("tuned", [3e-3, 1e-3]))
+        for repeat, rate in enumerate(rates)
+        for seed in plan.seeds_of(repeat)
+    }
+
+
+def seed_that_draws(rates: list[float], choices: dict[str, Any]) -> int:
+    """Find a tune.seed by which the first suggestion of each repeat is this rate."""
+    space = Sweep.model_validate(
+        SWEEP | {"tune": TUNE | {"space": {"optimizer.lr": {"choices": choices["choices"]}}}}
+    ).tune
+    assert space is not None
+    return next(
+        seed
+        for seed in range(100)
+        if [search.drawn(space.space, {}, seed=seed + k, number=0)["optimizer.lr"] for k in range(len(rates))] == rates
+    )
