@@ -21,6 +21,7 @@ from jobs.core.plain import markdown, visible
 from orchestrator import statistics
 from orchestrator.ledger import Event, Ledger, Run, Trial
 from orchestrator.ledger.stored import ArmTable
+from orchestrator.session.schedule.confirming import HAS_ENDED
 from orchestrator.tracking import metadata
 from orchestrator.tracking.runs import Curve, histories, is_deleted
 
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 ARM, STAGE, RECORDED = "arm", "arm", "arm_tracked"
 """What the tags `orchestrator.kind` and `stage` of an arm's run are, and the kind of the event that notes its id."""
-
-ENDED = ("done", "pruned", "failed")
 
 LOOKS = (metadata.NAME, metadata.COLOUR, metadata.NOTE)
 """Tags that a person may change in MLflow's pages, and that nothing goes by."""
@@ -86,7 +85,7 @@ def wanted(ledger: Ledger, labels: Collection[str] | None = None) -> dict[str, A
         label, trials = arm["label"], of_arm[arm["label"]]
         if labels is not None and label not in labels:
             continue
-        if any(trial.state in ENDED for trial in trials):
+        if any(trial.state in HAS_ENDED for trial in trials):
             made[label] = _of_trials(run, label, places[label], trials)
         elif not trials and label in untuned:
             made[label] = _of_none(run, label, arm["settings"], untuned[label])
@@ -123,7 +122,7 @@ def _of_none(run: Run, label: str, settings: Mapping[str, object], why: str) -> 
 
 
 def _of_trials(run: Run, label: str, place: int, trials: Sequence[Trial]) -> ArmRun:
-    ended = [trial for trial in trials if trial.state in ENDED]
+    ended = [trial for trial in trials if trial.state in HAS_ENDED]
     complete = len(ended) == len(trials) or run.state == "done"
     values = [trial.metric for trial in trials if _counts(trial) and trial.metric is not None]
     diverged = sum(trial.outcome == "diverged" for trial in ended)

@@ -14,36 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ledgers import TUNED, Begin, Run
 from mlflow.entities import Metric
-from projected import flushed, fresh
+from projected import CROSSED, flushed
 
 from orchestrator import report
 from orchestrator.ledger import Suggestion, Trial
 from orchestrator.run_dir.folder import RunFolder
-from orchestrator.tracking import MlflowRun, Projection, embedded_uri, runs_of
+from orchestrator.tracking import MlflowRun, Projection, runs_of
 from orchestrator.tracking.arms import RECORDED, ArmRun, Shown, difference, wanted
 from orchestrator.tracking.metadata import ArmKeys
 from orchestrator.tracking.store import connect
 from orchestrator.verify import verify
 
 KEYS = ArmKeys.of("knn_accuracy")
-
-CROSSED = """[compare]
-"loss.temperature" = [0.05, 0.1]
-"batch.size" = [16, 64]
-"""
-
-
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without a run, to copy: making its tables takes 2 s."""
-    folder = tmp_path_factory.mktemp("tables")
-    connect(embedded_uri(folder))
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def uri(tmp_path: Path, tables: Path) -> str:
-    return fresh(tmp_path, tables)
 
 
 def of_arms(run: Run, uri: str) -> dict[str, MlflowRun]:

@@ -6,36 +6,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from ledgers import TUNED, Begin, Run
 from mlflow.entities import Metric
-from projected import as_before, flushed, fresh
+from projected import CROSSED, as_before, flushed
 
 from orchestrator.run_dir.context import Extend
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session.schedule import extension
-from orchestrator.tracking import MlflowRun, embedded_uri, runs_of
+from orchestrator.tracking import MlflowRun, runs_of
 from orchestrator.tracking.metadata import PAIRS, of_sweep, pairs_seen
 from orchestrator.tracking.store import connect
 from orchestrator.verify import verify
-
-CROSSED = """[compare]
-"loss.temperature" = [0.05, 0.1]
-"batch.size" = [16, 64]
-"""
-
-
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without a run, to copy: making its tables takes 2 s."""
-    folder = tmp_path_factory.mktemp("tables")
-    connect(embedded_uri(folder))
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def uri(tmp_path: Path, tables: Path) -> str:
-    return fresh(tmp_path, tables)
 
 
 def of_trials(run: Run, uri: str) -> dict[str, MlflowRun]:

@@ -22,7 +22,7 @@ from projected import agree, curve, finish, flushed, fresh, planned, train
 from real import Server
 
 from orchestrator.ledger import LeaseLost, Ledger, sqlite_url
-from orchestrator.tracking import LOGGED, MOVED, Encoder, Projection, embedded_uri, logged, runs_of
+from orchestrator.tracking import LOGGED, MOVED, Encoder, Projection, logged, runs_of
 from orchestrator.tracking.arms import Shown, difference, wanted
 from orchestrator.tracking.runs import experiments
 from orchestrator.tracking.store import connect
@@ -37,14 +37,6 @@ SWEEP: Any = {
         "trials": {"tune": 0, "confirm": 4},
     },
 }
-
-
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without a run, to copy: making its tables takes 2 s."""
-    folder = tmp_path_factory.mktemp("tables")
-    connect(embedded_uri(folder))
-    return folder / "mlflow.db"
 
 
 @dataclass

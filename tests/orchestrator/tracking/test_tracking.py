@@ -46,14 +46,6 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An embedded store without a run, to copy: making its tables takes 2 s."""
-    folder = tmp_path_factory.mktemp("tables")
-    connect(embedded_uri(folder))
-    return folder / "mlflow.db"
-
-
-@pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory, tables: Path) -> str:
     """One embedded store for the module."""
     return fresh(tmp_path_factory.mktemp("runs"), tables)

@@ -22,6 +22,12 @@ JOB: JsonObject = {
 }
 
 
+CROSSED = """[compare]
+"loss.temperature" = [0.05, 0.1]
+"batch.size" = [16, 64]
+"""
+
+
 def fresh(folder: Path, tables: Path) -> str:
     folder.mkdir(exist_ok=True)
     shutil.copy(tables, folder)
