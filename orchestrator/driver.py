@@ -258,10 +258,11 @@ def _raise_what_broke(session: Session) -> None:
 def _answer(session: Session, projection: tracking.Projection | None, progress: Progress, *, began: float) -> bool:
     """Write the report, show the verdict, and tell MLflow. Returns whether MLflow has everything, or is left out."""
     from orchestrator import report
-    from orchestrator.tracking import publish
+    from orchestrator.tracking import publish, ui
 
     ledger, folder = session.context.ledger, session.context.folder
-    summary = None if session.storage_full else report.write(ledger, folder.report, RowFiles.of(folder))
+    pages = ui.links(folder, ledger)
+    summary = None if session.storage_full else report.write(ledger, folder.report, RowFiles.of(folder), pages)
     if summary is not None:
         progress.answer(report.table(summary))
     folder.check_in(began)  # before MLflow, which may take long

@@ -38,7 +38,7 @@ def visible(text: str, *, keep: str = "") -> str:
 
     keep: control characters that stay as they are.
     """
-    if text.isascii() and text.isprintable():
+    if text.isascii() and (text.isprintable() or text.translate(dict.fromkeys(map(ord, keep))).isprintable()):
         return text
     return "".join(
         character

@@ -91,6 +91,7 @@ def compare(
     from orchestrator.run_dir import folder as runs
     from orchestrator.run_dir.bucket import is_uri
     from orchestrator.run_dir.rows import RowFiles
+    from orchestrator.tracking import ui
 
     folders = [runs.find(name) for name in run]
     if len(folders) > 1:
@@ -102,7 +103,7 @@ def compare(
     rows = RowFiles.of(folder)
     with contextlib.closing(folder.open()) as ledger:
         try:
-            summary, unwritten = report.write(ledger, folder.report, rows), None
+            summary, unwritten = report.write(ledger, folder.report, rows, ui.links(folder, ledger)), None
         except OSError as error:
             summary, unwritten = report.summarize(ledger, rows), _unwritten(error, folder.report)
     folder.check_in_report()

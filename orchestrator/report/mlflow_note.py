@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from jobs.core.plain import beginning
+from orchestrator.report.naming import as_labelled
 from orchestrator.report.render import page
 from orchestrator.report.summary.records import Answer
 from orchestrator.report.tables import content, grids
@@ -35,9 +36,10 @@ def note(answer: Answer) -> str:
 
 
 def _note(answer: Answer, rows: int, *, notes: int = MOST_NOTES) -> str:
-    shown = [_short(grids.comparisons(answer), rows), _short(grids.arms(answer), rows)]
+    names = as_labelled(answer.arms)
+    shown = [_short(grids.comparisons(answer, names), rows), _short(grids.arms(answer, names), rows)]
     question, sentence = beginning(answer.question, LONGEST_QUESTION), beginning(answer.sentence, LONGEST_SENTENCE)
-    whole = page.markdown(content.Page(question, [sentence], "", answer.notes[:notes], shown))
+    whole = page.markdown(content.Page(question, "", [sentence], "", answer.notes[:notes], shown))
     # The page folds a description after its first lines: no room for a heading.
     head, _, rest = whole.partition("\n")
     rest = "\n".join(_apart(line) for line in rest.rstrip().splitlines())

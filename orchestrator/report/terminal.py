@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.report.formatting import count, interval, probability, quantity, signed, value
+from orchestrator.report.naming import names_of
 from orchestrator.report.summary.records import Answer, MultiRunSummary
 from orchestrator.report.summary.sentences import deciding_p, verdict_of
 from orchestrator.system.display import counted
@@ -34,7 +35,8 @@ def table(answer: Answer) -> RenderableType:
             quantity(arm.peak_memory_mb),
         )
     comparisons = Table(box=SIMPLE_HEAD, title=Text("paired differences"), title_justify="left", padding=(0, 1))
-    comparisons.add_column("a - b", overflow="fold", min_width=12)
+    names = names_of(answer.arms)
+    comparisons.add_column("a against b", overflow="fold", min_width=12)
     for heading in ("mean", "interval", "p"):
         comparisons.add_column(heading, justify="right", no_wrap=True)
     comparisons.add_column("verdict on a", justify="right", min_width=12, max_width=14)
@@ -44,7 +46,7 @@ def table(answer: Answer) -> RenderableType:
     for comparison in shown[:MOST_ROWS]:
         result = comparison.result
         comparisons.add_row(
-            Text(f"{result.a} - {result.b}"),
+            Text(names.pair(result.a, result.b)),
             signed(result.delta),
             interval(result.interval, sign=True),
             probability(deciding_p(result)),

@@ -20,6 +20,7 @@ from orchestrator.report.render import page, plots
 from orchestrator.report.summary import evidence, multi_run
 from orchestrator.report.summary.records import MultiRunSummary, Summary
 from orchestrator.report.tables import content
+from orchestrator.report.tables.blocks import Block, Paragraph
 from orchestrator.run_dir.rows import NAME as KNOWN
 from orchestrator.run_dir.rows import RowFiles
 from orchestrator.system.scratch import folder as scratch_folder
@@ -28,9 +29,9 @@ STALE_S = 3600
 """A half-written report older than this was left by a process that was killed."""
 
 
-def write(ledger: Ledger, folder: Path, rows: RowFiles | None = None) -> Summary:
+def write(ledger: Ledger, folder: Path, rows: RowFiles | None = None, pages: Sequence[tuple[str, str]] = ()) -> Summary:
     """Write the report of a run, finished or not, into `folder`, and return its summary. rows: what its trials have
-    kept row by row.
+    kept row by row. pages: what is to be seen in MLflow, and at which address.
 
     Every file is finished beside the folder and then put in place of the one before, so a reader, or a process killed
     at any moment, leaves whole files there. Plots that are no longer drawn go. Raises OSError when the disk is full.
@@ -38,8 +39,8 @@ def write(ledger: Ledger, folder: Path, rows: RowFiles | None = None) -> Summary
     with _few_collections():
         summary = evidence.summarize(ledger, rows)
         table = parquet.table({summary.sweep: ledger})
-        words = content.page(summary, ledger.run.sweep, parquet.columns(table.schema))
-        _put(folder, words, plots.draw(summary, evidence.curves(ledger, summary)), table, rows)
+        words = content.page(summary, ledger.run.sweep, parquet.columns(table.schema), _mlflow(ledger, pages))
+        _put(folder, words, plots.draw(summary, evidence.curves(ledger, summary), evidence.space(ledger)), table, rows)
     return summary
 
 
@@ -53,6 +54,15 @@ def write_several(named: Mapping[str, Ledger], folder: Path, rows: RowFiles | No
         words = content.multi_run_page(summary, sweeps, parquet.columns(table.schema))
         _put(folder, words, plots.draw(summary, multi_run.curves(named, summary)), table, rows)
     return summary
+
+
+def _mlflow(ledger: Ledger, pages: Sequence[tuple[str, str]]) -> Block | None:
+    """Say where the run is in MLflow; None while it is not."""
+    run = ledger.run
+    if run.mlflow_run_id is None:
+        return None
+    named = f"In MLflow this is run {run.mlflow_run_id} of experiment {run.mlflow_experiment_id}"
+    return Paragraph(f"{named}:", pages) if pages else Paragraph(f"{named}; orchestrator ui opens its pages.")
 
 
 @contextlib.contextmanager

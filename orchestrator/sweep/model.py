@@ -401,7 +401,7 @@ def cross(
         crossed = [dict(zip(compare, levels, strict=True)) for levels in itertools.product(*compare.values())]
         excluded = _excluded(compare, exclude)
         settings = [chosen for chosen in crossed if not excluded(chosen)]
-        labels = _labels(settings)
+        labels = labels_of(settings)
     return [Arm(label, chosen, merged(job, chosen)) for label, chosen in zip(labels, settings, strict=True)]
 
 
@@ -431,7 +431,7 @@ def _excluded(factors: Collection[str], exclude: Sequence[Settings]) -> Callable
     return excluded
 
 
-def _labels(settings: Sequence[Settings]) -> list[str]:
+def labels_of(settings: Sequence[Settings]) -> list[str]:
     """Make labels such as `flatnce, size=16`: words by themselves, numbers behind the last part of their key."""
 
     def text(key: str, value: JsonValue, short: bool) -> str:

@@ -62,6 +62,15 @@ def by_count(count: float, singular: str, many: str) -> str:
     return singular if count == 1 else many
 
 
+def duration(seconds: float) -> str:
+    """Format seconds as `45 s`, `12 min`, `3.5 h` or `4.2 days`."""
+    for size, unit in ((1, "s"), (60, "min")):
+        if round(seconds / size) < 100:
+            return f"{seconds / size:.0f} {unit}"
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+
+
 def ranges(numbers: Iterable[int]) -> str:
     """Write whole numbers in their order, three or more that follow one another as a range: `0-4, 7`. None: `none`."""
     runs: list[list[int]] = []

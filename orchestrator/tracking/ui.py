@@ -21,6 +21,7 @@ import click
 from jobs.core.plain import visible_lines
 from orchestrator import tracking
 from orchestrator.ledger import Ledger, LedgerError
+from orchestrator.run_dir.bucket import RemoteError
 from orchestrator.run_dir.folder import RunFolder, find, home, names
 from orchestrator.system.exit_codes import Exit, InfrastructureMissing
 from orchestrator.system.masking import masked, without_user
@@ -106,6 +107,22 @@ def show_elsewhere(answer: Pages, *, browse: bool) -> None:
     what = "the head itself" if here.hostname in ("127.0.0.1", "localhost", "::1") else "reached from the head"
     port = here.port or (443 if here.scheme == "https" else 80)
     _echo(f"note: {here.hostname} is {what}; where this machine does not reach it, forward its port {port} here")
+
+
+def links(folder: RunFolder, ledger: Ledger) -> list[tuple[str, str]]:
+    """List (what, address) of the pages that a report links to; none where MLflow's store is no server, or has no such
+    run. Reads no trials."""
+    try:
+        server = without_user(folder.mlflow_url() or "").rstrip("/")
+    except RemoteError:
+        return []
+    run = ledger.run
+    if not server.startswith("http") or run.mlflow_experiment_id is None or run.mlflow_run_id is None:
+        return []
+    listed = [("this run", tracking.run_address(server, run.mlflow_experiment_id, run.mlflow_run_id))]
+    for page in view.pages(run):
+        listed.append((page, tracking.experiment_address(server, run.mlflow_experiment_id, uuid=run.uuid, page=page)))
+    return listed
 
 
 def addresses(server: str, ledger: Ledger) -> list[tuple[str, str]]:

@@ -92,7 +92,10 @@ def with_links(note: str, run: Run, experiment_id: str) -> str:
         return note
     named: list[tuple[str, Page, bool]] = [("arms as a table", "arms", False), ("as charts", "arms", True)]
     named += [(page, page, True) for page in pages(run) if page != "arms"]
-    linked = (f"[{text}]({address(experiment_id, run.uuid, page, charts=charts)})" for text, page, charts in named)
+    linked = [f"[{text}]({address(experiment_id, run.uuid, page, charts=charts)})" for text, page, charts in named]
+    if run.mlflow_run_id is not None:
+        report = f"#/experiments/{experiment_id}/runs/{run.mlflow_run_id}/artifacts/report/report.html?{TRAINING}"
+        linked.insert(0, f"[report]({report})")
     head, _, rest = note.partition("\n")
     return f"{head} &nbsp; {', '.join(linked)}\n{rest}"
 

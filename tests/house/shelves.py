@@ -61,11 +61,11 @@ SHELVES = {
     "orchestrator/preflight": "doctor spread > checks estimate > findings node requirements",
     "orchestrator/preflight/estimate": "history probing text > model",
     "orchestrator/report": "incumbent mlflow_note terminal write > parquet render > tables > summary > "
-    "formatting variance",
-    "orchestrator/report/render": "page > plots > figure",
+    "formatting naming variance",
+    "orchestrator/report/render": "page > plots > cost differences levels lines tuned > looks > figure",
     "orchestrator/report/summary": "multi_run outside > evidence > arms best warnings > "
     "budgets compatibility pairs sentences > records > plain_json",
-    "orchestrator/report/tables": "content > grids > blocks",
+    "orchestrator/report/tables": "content > answers grids > blocks",
     "orchestrator/run_dir": "export > context creation provenance > own_code rows > folder > bucket environment status",
     "orchestrator/session": "ending shutdown tune_executor > holding session > writer > cluster progress schedule > "
     "reports",

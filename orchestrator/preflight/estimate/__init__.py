@@ -17,7 +17,7 @@ from orchestrator.preflight import requirements
 from orchestrator.preflight.estimate.history import History, history
 from orchestrator.preflight.estimate.model import ArmEstimate, Estimate, Known, cost, estimate
 from orchestrator.preflight.estimate.probing import ProbeFailed, probe, probes
-from orchestrator.preflight.estimate.text import duration, time_line
+from orchestrator.preflight.estimate.text import time_line
 from orchestrator.session.cluster import access, capacity
 from orchestrator.sweep.plan import Plan
 from orchestrator.system.addresses import address_option
@@ -29,7 +29,6 @@ __all__ = [
     "Known",
     "ProbeFailed",
     "cost",
-    "duration",
     "estimate",
     "from_history",
     "from_probes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.preflight.estimate.model import Estimate
+from orchestrator.system.display import duration
 
 NAMED = 3
 """Arms that are named; of more, the first ones."""
@@ -24,15 +25,6 @@ def time_line(estimate: Estimate, command: str | None) -> str:
         f"about {duration(estimate.seconds)} ({estimate.trials} trials, {at_once}){start}; "
         f"{hours:,.{0 if hours >= 10 else 2}f} rank-hours; from {estimate.source}"
     )
-
-
-def duration(seconds: float) -> str:
-    """Format seconds as `45 s`, `12 min`, `3.5 h` or `4.2 days`."""
-    for size, unit in ((1, "s"), (60, "min")):
-        if round(seconds / size) < 100:
-            return f"{seconds / size:.0f} {unit}"
-    hours = seconds / 3600
-    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def _unknown(estimate: Estimate) -> str:

@@ -33,6 +33,9 @@ WIDTH, GUTTER, LEFT, TOP = 4.9, 1.35, 0.62, 0.3
 FONT, LABELS_AT, LABEL_LINES = 9.5, 1.07, 3
 """Points; where labels beside a panel begin, in its widths; and the most lines that one takes."""
 
+LEGEND_ROW = 0.22
+"""Inches of a row of a legend."""
+
 MARGIN = 0.05
 """Between what is drawn and the edges of a panel, in its widths."""
 
@@ -60,11 +63,6 @@ STYLE: Any = {
     "ytick.major.size": 0,
     "svg.fonttype": "none",
 }
-
-
-def look(index: int) -> tuple[str, str]:
-    """Return colour and marker of the arm with this index; they repeat after 36 arms."""
-    return COLOURS[index % 6], MARKERS[(index + index // 6) % 6]
 
 
 def panel(
@@ -113,7 +111,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
 
     Call it last: the limits of the axes must be final."""
     height, (low, high) = _points_high(axes), axes.get_ylim()
-    names = [_wrapped(name) for _, _, name, _ in ends]
+    names = [wrapped(name) for _, _, name, _ in ends]
     wanted = [(y - low) / (high - low) * height for _, y, _, _ in ends]
     placed = spread(wanted, [_label_size(name) for name in names], height)
     for (x, y, _, colour), name, at in zip(ends, names, placed, strict=True):
@@ -134,7 +132,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
 
 def labels_high(names: Sequence[str]) -> float:
     """Compute the height in inches that these names take when written beside a panel."""
-    return sum(_label_size(_wrapped(name)) for name in names) / 72
+    return sum(_label_size(wrapped(name)) for name in names) / 72
 
 
 def spread(wanted: Sequence[float], sizes: Sequence[float], room: float) -> list[float]:
@@ -156,26 +154,26 @@ def shorten(label: str, longest: int) -> str:
     return label if len(label) <= longest else label[: longest - 1] + "…"
 
 
-def render(draw: Callable[[], Figure], name: str) -> tuple[bytes, str]:
+def render(draw: Callable[[], Figure], name: str, *, part: str = "") -> tuple[bytes, str]:
     """Render a figure as PNG, and as an <svg> element for a page that defines --ink, --muted, --line and --paper. The
-    same numbers give the same bytes."""
+    same numbers give the same bytes. part: which one of several under one name, whose ids must differ."""
     with mpl.rc_context(STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
         # The bundled font lacks some scripts; the page shows such a label, the PNG shows boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure, png, svg = draw(), io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    return png.getvalue(), _themed(svg.getvalue(), name)
+    return png.getvalue(), _themed(svg.getvalue(), name, part)
 
 
-def _themed(svg: str, name: str) -> str:
+def _themed(svg: str, name: str, part: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     opening, _, rest = svg.partition(">")
     opening = re.sub(r' (width|height)="[^"]*"', "", opening)
-    svg = f'{opening} role="img" aria-labelledby="{name}">{rest}'
+    svg = f'{opening} role="img" aria-labelledby="plot-{name}">{rest}'
     # In tags and styles alone: a label may read like any of these.
-    return re.sub(r"<style.*?</style>|<[^>]*>", lambda tag: _themed_tag(tag[0], name), svg, flags=re.DOTALL)
+    return re.sub(r"<style.*?</style>|<[^>]*>", lambda tag: _themed_tag(tag[0], name + part), svg, flags=re.DOTALL)
 
 
 def _themed_tag(tag: str, name: str) -> str:
@@ -191,31 +189,38 @@ def _points_high(axes: Axes) -> float:
     return axes.get_window_extent().height * 72 / axes.figure.dpi
 
 
-def _wrapped(name: str) -> str:
-    """Wrap a name as a label, cut at spaces where it can be, and never wider than the room beside a panel."""
-    words, lines = visible(name).split(), [""]
-    for k, word in enumerate(words):
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and not _fits(longer):
-            if len(lines) == LABEL_LINES:
-                lines[-1] += " " + " ".join(words[k:])
-                break
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return "\n".join(map(_fitting, lines))
+def wrapped(name: str, room: float | None = None, most: int = LABEL_LINES) -> str:
+    """Wrap a name into lines of so many inches, as beside a panel unless given: at spaces, and within what has none.
+    What is more than so many lines ends in an ellipsis."""
+    lines = [""]
+    for word in visible(name).split():
+        rest = word
+        while rest:
+            longer = f"{lines[-1]} {rest}".strip()
+            if _fits(longer, room):
+                lines[-1], rest = longer, ""
+            elif lines[-1]:
+                lines.append("")
+            else:
+                cut = next((k for k in range(len(rest) - 1, 0, -1) if _fits(rest[:k], room)), 1)
+                lines[-1], rest = rest[:cut], rest[cut:]
+                lines += [""] if rest else []
+    if len(lines) > most:
+        last = lines[most - 1]
+        cuts = (f"{last[:end]}…" for end in range(len(last), 0, -1))
+        lines = [*lines[: most - 1], next((cut for cut in cuts if _fits(cut, room)), "…")]
+    return "\n".join(lines)
 
 
-def _fitting(line: str) -> str:
-    if _fits(line):
-        return line
-    return next((cut for k in range(len(line) - 1, 0, -1) if _fits(cut := f"{line[:k].rstrip()}…")), "…")
+def _fits(line: str, room: float | None = None) -> bool:
+    """Return whether a line fits into so many inches; beside a panel, unless given."""
+    return text_width(line) <= (GUTTER - (LABELS_AT - 1) * (WIDTH - LEFT - GUTTER) - 0.03 if room is None else room)
 
 
-def _fits(line: str) -> bool:
-    room = (GUTTER - (LABELS_AT - 1) * (WIDTH - LEFT - GUTTER)) * 72 - 2
-    width: float = text_to_path.get_text_width_height_descent(line, FontProperties(size=FONT), False)[0]
-    return width <= room
+def text_width(line: str) -> float:
+    """Compute the inches that a line of text takes."""
+    width: float = text_to_path.get_text_width_height_descent(visible(line), FontProperties(size=FONT), False)[0]
+    return width / 72
 
 
 def _label_size(wrapped: str) -> float:

@@ -11,6 +11,7 @@ from html import escape
 
 from jobs.core import plain
 from orchestrator.report.render.plots import Plot
+from orchestrator.report.tables.answers import ShortAnswer
 from orchestrator.report.tables.blocks import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
 from orchestrator.report.tables.content import Page
 
@@ -19,7 +20,7 @@ LONG = 24
 
 STYLE = """
 :root { --paper: #fefefe; --ink: #1b1b1b; --muted: #5f5f5f; --line: #dcdcdc; --note: #fff6e0; }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root { --paper: #16181b; --ink: #e8e6e3; --muted: #a3a3a3; --line: #3a3d42; --note: #332b17; }
 }
 * { box-sizing: border-box; }
@@ -30,6 +31,12 @@ h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .75rem; }
 h2 { font-size: 1.1rem; margin: 2.75rem 0 .5rem; padding-top: .6rem; border-top: 1px solid var(--line); }
 .verdict { font-size: 1.2rem; line-height: 1.45; margin: 0 0 .5rem; }
 .subtitle, figcaption, summary { color: var(--muted); font-size: .9rem; }
+a { color: inherit; }
+.answers { margin: 1rem 0; max-width: 48rem; border-left: 3px solid var(--line); padding-left: 1rem; }
+.answers div { display: grid; grid-template-columns: 6rem 1fr; gap: 0 1rem; margin: .35rem 0; }
+.answers dt { color: var(--muted); }
+.answers dd { margin: 0; overflow-wrap: anywhere; }
+.answers code { white-space: pre-wrap; font-size: .9em; }
 .warning { background: var(--note); border-radius: .4rem; padding: .6rem 1rem .6rem 2rem; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 60%; }
@@ -40,6 +47,7 @@ th { font-weight: 600; color: var(--muted); vertical-align: bottom; white-space:
 td.long { min-width: 14rem; }
 p, h1, ul { max-width: 48rem; }
 @media screen and (max-width: 40rem) {
+  .answers div { grid-template-columns: 1fr; }
   table, tbody, tr, td { display: block; }
   thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
   tr { border-bottom: 1px solid var(--line); padding: .4rem 0; }
@@ -49,7 +57,16 @@ p, h1, ul { max-width: 48rem; }
   td:first-child { padding-left: 0; font-weight: 600; }
   td:first-child::before { content: none; }
 }
+@media print {
+  body { max-width: none; padding: 0; font-size: .85rem; }
+  h2, h3 { break-after: avoid; }
+  figure, tr, .answers, .warning { break-inside: avoid; }
+  .scroll { overflow: visible; }
+  details::details-content { content-visibility: visible; }
+}
 figure { margin: 1.75rem 0; max-width: 40rem; }
+figure.wide { max-width: none; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
 figure svg { width: 100%; height: auto; display: block; }
 figure h3 { font-size: 1rem; margin: 0 0 .25rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .75rem 1rem; border: 1px solid var(--line);
@@ -62,6 +79,7 @@ def html(page: Page, plots: Sequence[Plot] = ()) -> str:
     pictures = {plot.name: plot for plot in plots}
     warning = _html(Bullets(page.notes, warning=True), {}) if page.notes else ""
     verdicts = "\n".join(f'<p class="verdict">{_text(verdict)}</p>' for verdict in page.verdicts)
+    answers = "".join(map(_answer, page.answers))
     body = "\n".join(_html(block, pictures) for block in _seen(page.blocks, pictures))
     return f"""<!doctype html>
 <html lang="en">
@@ -74,8 +92,10 @@ def html(page: Page, plots: Sequence[Plot] = ()) -> str:
 </head>
 <body>
 <main>
-<h1>{_text(page.question)}</h1>
-{verdicts}
+<header id="asked"><h1>{_text(page.question)}</h1>
+<p class="subtitle">{_text(page.terms)}</p></header>
+<div id="won">{verdicts}</div>
+{f'<dl class="answers">{answers}</dl>' if answers else ""}
 <p class="subtitle">{_text(page.subtitle)}</p>
 {warning}
 {body}
@@ -90,13 +110,26 @@ def markdown(page: Page, plots: Sequence[Plot] = ()) -> str:
     pictures = {plot.name: plot for plot in plots}
     top = [
         f"# {plain.markdown(page.question)}",
+        *([plain.markdown(page.terms, starts=True)] if page.terms else []),
         *(f"**{plain.markdown(verdict)}**" for verdict in page.verdicts),
+        *map(_markdown_answer, page.answers),
         plain.markdown(page.subtitle, starts=True),
     ]
     if page.notes:
         top.append(_markdown(Bullets(page.notes), {}))
     body = (_markdown(block, pictures) for block in _seen(page.blocks, pictures))
     return "\n\n".join([*top, *body]) + "\n"
+
+
+def _answer(answer: ShortAnswer) -> str:
+    text = f"<code>{escape(plain.visible_lines(answer.text))}</code>" if answer.is_command else _text(answer.text)
+    return f'<div id="{answer.key}"><dt>{_text(answer.name)}</dt><dd>{text}</dd></div>'
+
+
+def _markdown_answer(answer: ShortAnswer) -> str:
+    if answer.is_command:
+        return f"{plain.markdown(answer.name)}:\n\n{_markdown(Code(answer.text), {})}"
+    return f"{plain.markdown(answer.name)}: {plain.markdown(answer.text)}"
 
 
 def _seen(blocks: Sequence[Block], pictures: Mapping[str, Plot]) -> list[Block]:
@@ -108,8 +141,8 @@ def _html(block: Block, pictures: Mapping[str, Plot]) -> str:
     match block:
         case Heading(text):
             return f"<h2>{_text(text)}</h2>"
-        case Paragraph(text):
-            return f"<p>{_text(text)}</p>"
+        case Paragraph(text, pages):
+            return f"<p>{' '.join([_text(text), ', '.join(_link(*page) for page in pages)]).rstrip()}</p>"
         case Bullets(items, warning):
             listed = "".join(f"<li>{_text(item)}</li>" for item in items)
             return f'<ul class="warning">{listed}</ul>' if warning else f"<ul>{listed}</ul>"
@@ -119,8 +152,11 @@ def _html(block: Block, pictures: Mapping[str, Plot]) -> str:
             return _folded(title, f"<pre>{escape(plain.visible_lines(text))}</pre>")
         case Picture(name):
             plot = pictures[name]
-            title = f'<h3 id="{plot.name}">{_text(plot.title)}</h3>'
-            return f"<figure>{title}\n{plot.svg}\n<figcaption>{_text(plot.caption)}</figcaption></figure>"
+            title = f'<h3 id="plot-{plot.name}">{_text(plot.title)}</h3>'
+            panels = "\n".join(plot.svgs)
+            wide = f'<div class="panels">{panels}</div>' if len(plot.svgs) > 1 else panels
+            opening = '<figure class="wide">' if len(plot.svgs) > 1 else "<figure>"
+            return f"{opening}{title}\n{wide}\n<figcaption>{_text(plot.caption)}</figcaption></figure>"
 
 
 def _folded(title: str, html: str) -> str:
@@ -149,6 +185,13 @@ def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: i
     return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
+def _link(what: str, address: str) -> str:
+    """Build the link to a page of a server; an address of any other kind is text."""
+    if not address.startswith(("http://", "https://")):
+        return f"{_text(what)} ({_text(address)})"
+    return f'<a href="{escape(address)}">{_text(what)}</a>'
+
+
 def _text(data: str) -> str:
     """Escape data as the text of an element, with what would turn or break its line as visible escapes."""
     return escape(plain.visible(data))
@@ -163,8 +206,9 @@ def _markdown(block: Block, pictures: Mapping[str, Plot]) -> str:
     match block:
         case Heading(text):
             return f"## {plain.markdown(text)}"
-        case Paragraph(text):
-            return plain.markdown(text, starts=True)
+        case Paragraph(text, pages):
+            listed = ", ".join(f"{plain.markdown(what)} ({plain.markdown(address)})" for what, address in pages)
+            return f"{plain.markdown(text, starts=True)} {listed}".rstrip()
         case Bullets(items):
             return "\n".join(f"- {plain.markdown(item, starts=True)}" for item in items)
         case Grid(headings, rows, words, title):

@@ -12,7 +12,7 @@ from statistics import fmean
 from jobs.config.components import is_class, is_import_path
 from orchestrator import statistics
 from orchestrator.ledger import NOTED, TRIAL_STATES, Attempt, Ledger, Run, Stage, Trial, TrialState
-from orchestrator.ledger.stored import ProvenanceRecord
+from orchestrator.ledger.stored import JsonObject, ProvenanceRecord
 from orchestrator.report import variance
 from orchestrator.report.formatting import value
 from orchestrator.report.summary import arms, best, budgets, pairs
@@ -301,6 +301,12 @@ def curves(ledger: Ledger, summary: Summary) -> dict[str, Curve]:
             unit="step" if is_own else "pairs seen",
         )
     return drawn
+
+
+def space(ledger: Ledger) -> dict[str, JsonObject]:
+    """Return what the sweep says of each key that it tunes: a range, or choices."""
+    spaces = (ledger.run.sweep.get("tune") or {}).get("space")
+    return {key: own for key, own in spaces.items() if isinstance(own, dict)} if isinstance(spaces, dict) else {}
 
 
 def _counted(attempts: Sequence[Attempt]) -> AttemptCounts:

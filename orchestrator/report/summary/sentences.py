@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator.report.formatting import interval, probability, signed, value
+from orchestrator.report.naming import Names, level_text, names_of, place_of, word
 from orchestrator.report.summary.records import (
     SIDES,
     Answer,
@@ -30,26 +31,47 @@ THESE_ROWS = "on these rows"
 """What qualifies better and worse where the interval on other rows has 0 in it."""
 
 
+MOST_NAMED = 6
+"""Of arms with one verdict, those that a sentence names; of more it says how many there are."""
+
+
 def sentence(answer: Answer) -> str:
     """Put the verdict into words, the levels that nothing beats first where the question is which one."""
-    which = answer.which if isinstance(answer, Summary) else None
-    return " ".join([*([_best(which)] if which else []), _verdicts(answer)])
+    which, names = answer.which if isinstance(answer, Summary) else None, names_of(answer.arms)
+    return " ".join([*([best_levels(which)] if which else []), _verdicts(answer, names)])
 
 
-def _best(which: WhichSummary) -> str:
-    """Name the levels that nothing beats: `Best temperature at size 16: 0.2; at size 64: 0.1 or 0.2, which are not told
-    apart.`"""
-    name, parts = which.factor.rpartition(".")[2], []
+def best_levels(which: WhichSummary) -> str:
+    """Name the levels that nothing beats: `Best temperature at batch 16: 0.2; at batch 64: 0.1 or 0.2, which are not
+    told apart.`"""
+    where: dict[str, list[str]] = {}
     for stratum in which.strata:
-        at = ", ".join(f"{key.rpartition('.')[2]} {level}" for key, level in stratum.where.items())
-        levels = [f"{level}" for arm, level in zip(stratum.arms, stratum.levels, strict=True) if arm in stratum.best]
-        open_ = ", which are not told apart" if len(levels) > 1 else ""
-        named = f"{', '.join(levels[:-1])} or {levels[-1]}" if len(levels) > 1 else (levels or ["none"])[0]
-        parts.append(f"{f'at {at}: ' if at else ''}{named}{open_}")
-    return f"Best {name}{'' if which.strata[0].where else ':'} {'; '.join(parts)}."
+        levels = [level_text(level) for level in stratum.levels]
+        chosen = [k for k, arm in enumerate(stratum.arms) if arm in stratum.best]
+        open_ = ", which are not told apart" if len(chosen) > 1 else ""
+        named = f"{_run_of(levels, chosen, 'or', is_ordered=True) or 'none'}{open_}"
+        where.setdefault(named, []).append(place_of(stratum.where))
+    return f"Best {word(which.factor)}{'' if which.strata[0].where else ':'} {_by_place(where)}."
 
 
-def _verdicts(answer: Answer) -> str:
+def _by_place(where: Mapping[str, Sequence[str]]) -> str:
+    """Say what holds at which places: `at batch 16 and batch 64: this; at batch 256: that`."""
+    return "; ".join(f"at {enumerated(places)}: {what}" if any(places) else what for what, places in where.items())
+
+
+def _run_of(levels: Sequence[str], chosen: Sequence[int], last: str, *, is_ordered: bool) -> str:
+    """List the chosen levels; three or more that are neighbours in an order of all as `0.05 to 0.3`."""
+    if is_ordered and len(chosen) > 2 and list(chosen) == list(range(chosen[0], chosen[-1] + 1)):
+        return f"{levels[chosen[0]]} to {levels[chosen[-1]]}"
+    return enumerated([levels[k] for k in chosen], last)
+
+
+def enumerated(parts: Sequence[str], last: str = "and") -> str:
+    """List `a`, `a and b`, or `a, b and c`."""
+    return f"{', '.join(parts[:-1])} {last} {parts[-1]}" if len(parts) > 1 else "".join(parts)
+
+
+def _verdicts(answer: Answer, names: Names) -> str:
     compared = [comparison.result for comparison in answer.comparisons]
     if not any(result.n or result.verdict == "diverges" for result in compared):
         return "No verdict yet: no comparison has a pair of finished confirm trials."
@@ -57,27 +79,62 @@ def _verdicts(answer: Answer) -> str:
     if isinstance(answer, Summary) and answer.unit == "seed" and any(arm.tune for arm in answer.arms):
         prefix += "at the settings chosen, " if prefix else "At the settings chosen, "
     if len(compared) == 1:
-        return prefix + _clause(answer.comparisons[0], answer) + "."
+        return prefix + _clause(answer.comparisons[0], answer, names) + "."
     if len(compared) <= 3:
-        return prefix + "; ".join(_clause(comparison, answer, brief=True) for comparison in answer.comparisons) + "."
+        clauses = [_clause(comparison, answer, names, brief=True) for comparison in answer.comparisons]
+        return prefix + "; ".join(clauses) + "."
     own = sum(is_of_these_rows(comparison) for comparison in answer.comparisons)
     holds = f"{counted(own, 'verdict')} {by_count(own, 'is', 'are')} {THESE_ROWS}"
     rows = f" Of better and worse, {holds}, and others may say otherwise." if own else ""
-    return prefix + tally([result.verdict for result in compared], answer.metric) + rows
+    of_baseline: dict[str, list[Comparison]] = {}
+    for result in compared:
+        of_baseline.setdefault(result.b, []).append(result)
+    if len(of_baseline) > MOST_NAMED:
+        return prefix + tally([result.verdict for result in compared], answer.metric) + rows
+    ordered = isinstance(answer, Summary) and answer.which is not None
+    where: dict[str, list[str]] = {}
+    for b, against in of_baseline.items():
+        on = f" on {answer.metric}" if not where else ""
+        clause = _against(b, against, names, on, is_ordered=ordered)
+        same = next((known for known in where if known.replace(f" on {answer.metric}", "") == clause), clause)
+        where.setdefault(same, []).append(names.where[b])
+    whole = f"{_by_place(where)}."
+    return (prefix + whole if prefix or not names.where[compared[0].b] else whole[0].upper() + whole[1:]) + rows
+
+
+HOW = {
+    "a_better": ("beats", "beat"),
+    "b_better": ("loses to", "lose to"),
+    "equivalent": ("is equivalent to", "are equivalent to"),
+    "inconclusive": ("is inconclusive against", "are inconclusive against"),
+    "diverges": ("diverges and is not compared with", "diverge and are not compared with"),
+}
+"""Verdict -> what one arm, and several, do to the baseline."""
+
+
+def _against(b: str, compared: Sequence[Comparison], names: Names, on: str, *, is_ordered: bool) -> str:
+    """Say what the arms of one baseline do to it: `0.05 to 0.3 beat 0.02 on knn_accuracy, 1.0 loses to it`."""
+    levels = [names.sides(b, result.a)[1] for result in compared]
+    clauses: list[str] = []
+    for verdict, (one, several) in HOW.items():
+        own = [k for k, result in enumerate(compared) if result.verdict == verdict]
+        if own:
+            many = len(own) > MOST_NAMED
+            named = _run_of(levels, own, "and", is_ordered=is_ordered) if is_ordered or not many else f"{len(own)} arms"
+            against = "it" if clauses else f"{names.sides(compared[0].a, b)[1]}{on}"
+            clauses.append(f"{named} {one if len(own) == 1 else several} {against}")
+    return ", and ".join([", ".join(clauses[:-1]), *clauses[-1:]] if len(clauses) > 1 else clauses)
 
 
 def tally(verdicts: Sequence[Verdict], metric: str) -> str:
-    """Say how many of many comparisons ended in which way."""
-    better, worse, equal, open_, fallen = (verdicts.count(verdict) for verdict in VERDICTS)
-    beat, lose = by_count(better, "beats its", "beat their"), by_count(worse, "loses", "lose")
-    parts = [
-        f"{better} of {len(verdicts)} arms {beat} baseline on {metric}",
-        f"{worse} {lose} to it",
-        f"{equal} {by_count(equal, 'is', 'are')} equivalent to it",
-        f"{counted(open_, 'comparison')} {by_count(open_, 'is', 'are')} inconclusive",
-        *([f"{fallen} {by_count(fallen, 'diverges', 'diverge')}"] if fallen else []),
-    ]
-    return f"{', '.join(parts[:-1])} and {parts[-1]}."
+    """Say how many of many comparisons ended in which way: `Of 40 comparisons with a baseline on accuracy, 3 are better
+    and 37 inconclusive.`"""
+    counts = [(verdicts.count(verdict), name) for verdict, name in VERDICTS.items() if verdict in verdicts]
+    (first, name), *more = counts
+    diverging = "diverging"
+    words = [f"{n} {diverging if text == 'diverges' else text}" for n, text in more]
+    head = f"{first} {by_count(first, 'is', 'are')} {diverging if name == 'diverges' else name}"
+    return f"Of {counted(len(verdicts), 'comparison')} with a baseline on {metric}, {enumerated([head, *words])}."
 
 
 def across(answer: Answer) -> str:
@@ -127,29 +184,32 @@ def code(group: CodeGroup) -> str:
     return f"code {group.code}{own}{' (accepted)' if group.accepted else ''}, {versions}"
 
 
-def _clause(comparison: ComparisonSummary, answer: Answer, *, brief: bool = False) -> str:
+def _clause(comparison: ComparisonSummary, answer: Answer, names: Names, *, brief: bool = False) -> str:
     result, metric = comparison.result, answer.metric
+    (a, b), at = names.sides(result.a, result.b), names.at(result.a, result.b)
     if result.verdict == "diverges":
-        return _diverges(result, answer.arms)
+        return _diverges(result, answer.arms, names)
     if result.same_objective:
-        return _same_objective(result, metric)
+        return _same_objective(result, metric, f"{a} and {b}{at}")
+    if not result.n:
+        return f"{a} against {b}{at} has no seed that both have finished"
     evidence = f"p = {probability(deciding_p(result))}" + ("" if brief else f", {counted(result.n, _unit(answer))}")
     if lost(result):
-        evidence = f"({evidence}, of which {lost(result)} diverged in {_sides(result)})"
+        evidence = f"({evidence}; {_sides(result, names)})"
         by, delta = "", f"{signed(result.delta_trained)} {metric} where both trained"
     else:
         ends = f"interval {interval(_of_winner(result), sign=True)}, " if result.interval else ""
         evidence = f"({ends}{evidence})"
         by, delta = f" by {value(abs(result.delta or 0.0))}", f"{signed(result.delta)} {metric}"
     if result.verdict in ("a_better", "b_better"):
-        winner, loser = (result.a, result.b) if result.verdict == "a_better" else (result.b, result.a)
+        winner, loser = (a, b) if result.verdict == "a_better" else names.sides(result.b, result.a)
         perhaps = ", perhaps by less than matters" if _may_not_matter(result, answer.smallest_difference) else ""
         rows = f" {THESE_ROWS}" if is_of_these_rows(comparison) else ""
-        return f"{winner} beats {loser}{by}{'' if by else ' on'} {metric}{rows}{perhaps} {evidence}"
+        return f"{winner} beats {loser}{at}{by}{'' if by else ' on'} {metric}{rows}{perhaps} {evidence}"
     if result.verdict == "equivalent":
         limit = value(answer.smallest_difference)
-        return f"{result.a} and {result.b} are equivalent: their mean {metric} differs by less than {limit} {evidence}"
-    return f"{result.a} against {result.b} is inconclusive: {delta} {evidence}{_more(result, answer)}"
+        return f"{a} and {b}{at} are equivalent: their mean {metric} differs by less than {limit} {evidence}"
+    return f"{a} against {b}{at} is inconclusive: {delta} {evidence}{_more(result, answer)}"
 
 
 def _unit(answer: Answer) -> str:
@@ -180,27 +240,27 @@ def _may_not_matter(result: Comparison, smallest_difference: float) -> bool:
     return bool(result.interval) and min(map(abs, result.interval or ())) < smallest_difference
 
 
-def _diverges(result: Comparison, arms: Sequence[ArmSummary]) -> str:
+def _diverges(result: Comparison, arms: Sequence[ArmSummary], names: Names) -> str:
     """Say which arms diverged: `lr=1 diverged in 6 of 6 seeds: it is not compared with lr=0.1`."""
     counts = {arm.label: (arm.diverged, arm.diverged + arm.n) for arm in arms}
     some = {arm.label for arm in arms if arm.tune and any(one.value is not None for one in arm.tune.suggestions)}
     clauses = []
     for label in result.diverged_arms:
-        fallen, ended = counts[label]
+        (fallen, ended), name = counts[label], names.alone(label)
         clauses.append(
-            f"{label} diverged in {fallen} of {counted(ended, 'seed')}"
+            f"{name} diverged in {fallen} of {counted(ended, 'seed')}"
             if ended
-            else f"{label} diverged at every setting of a repeat of its tuning"
+            else f"{name} diverged at every setting of a repeat of its tuning"
             if label in some
-            else f"{label} diverged at every setting that was tried"
+            else f"{name} diverged at every setting that was tried"
         )
     if len(clauses) == 1:
         other = result.b if result.diverged_arms == (result.a,) else result.a
-        return f"{clauses[0]}: it is not compared with {other}"
+        return f"{clauses[0]}: it is not compared with {names.level[other]}"
     return f"{clauses[0]} and {clauses[1]}: they are not compared"
 
 
-def _same_objective(result: Comparison, metric: str) -> str:
+def _same_objective(result: Comparison, metric: str, both: str) -> str:
     """Say how far apart one objective is, computed in two ways: `big batch and exact accumulation are one objective,
     computed in two ways: a seed differs by at most 0.0031 knn_accuracy`."""
     apart = [abs(pair.difference) for pair in result.pairs if not pair.diverged]
@@ -209,9 +269,13 @@ def _same_objective(result: Comparison, metric: str) -> str:
         far = "no seed has ended in both"
     elif not any(apart):
         far = f"equal in {metric} in each of {counted(len(apart), 'seed')}"
-    return f"{result.a} and {result.b} are one objective, computed in two ways: {far}"
+    return f"{both} are one objective, computed in two ways: {far}"
 
 
-def _sides(result: Comparison) -> str:
-    names = {"a": result.a, "b": result.b, "both": "both"}
-    return ", ".join(f"{names[side]} ({count})" for side in SIDES if (count := result.diverged(side)))
+def _sides(result: Comparison, names: Names) -> str:
+    """Say in how many seeds which side diverged: `flat diverged in 2 of 8 seeds and both in 1`."""
+    a, b = names.sides(result.a, result.b)
+    named = {"a": a, "b": b, "both": "both"}
+    (first, *more) = [(named[side], count) for side in SIDES if (count := result.diverged(side))]
+    rest = [f"{name} in {count}" for name, count in more]
+    return enumerated([f"{first[0]} diverged in {first[1]} of {counted(result.n, 'seed')}", *rest])

@@ -8,6 +8,7 @@ from orchestrator import statistics
 from orchestrator.ledger import Trial
 from orchestrator.ledger.stored import JsonObject
 from orchestrator.report.formatting import probability
+from orchestrator.report.naming import Names, names_of
 from orchestrator.report.summary import budgets, sentences
 from orchestrator.report.summary.records import (
     Answer,
@@ -18,7 +19,7 @@ from orchestrator.report.summary.records import (
     LooksSummary,
     Summary,
 )
-from orchestrator.system.display import by_count, counted
+from orchestrator.system.display import by_count, counted, listed
 
 
 def notes(summary: Summary, lost: Sequence[Trial], *, thinned: Sequence[Trial] = ()) -> list[str]:
@@ -43,34 +44,39 @@ def oddities(answer: Answer, *, seeds: int) -> Iterable[str]:
             f"{diverged} of {counted(ended, 'confirm trial')} diverged and {by_count(diverged, 'has', 'have')} no "
             "metric; a pair with one of them counts as the widest of its comparison, against the arm that diverged."
         )
+    names = names_of(answer.arms)
     for arm in answer.arms:
-        yield from _of_arm(arm, answer.metric)
+        yield from _of_arm(arm, names.alone(arm.label), answer.metric)
+    close = [names.alone(arm.label) for arm in answer.arms if arm.tune and arm.tune.within_noise]
+    if close:
+        whose = "its tuning" if len(close) == 1 else "the tuning of each"
+        several = listed(close, separator=", ")
+        yield f"{several}: the best two settings of {whose} lie closer together than two seeds do."
     tested = sum(comparison.result.p is not None for comparison in answer.comparisons)
     if tested and answer.smallest_p > (level := answer.alpha["difference"]):
         yield f"{counted(seeds, 'seed')} cannot reach p <= {level:g}: the smallest p is {answer.smallest_p:.3g}."
     if answer.held_equal is None:
         yield f"The budget is not equal: arms declare {budgets.several(answer.arms)}."
     for comparison in answer.comparisons:
-        yield from _pairing(comparison)
+        yield from _pairing(comparison, names)
     for pair in answer.execution_only:
         if pair.agree is False:
             how = "are the same job" if pair.identical else "differ in execution only"
-            yield f"{pair.a} and {pair.b} {how} and should agree; a seed differs by {pair.largest_difference:.3g}."
+            both = f"{names.arm[pair.a]} and {names.arm[pair.b]}"
+            yield f"{both} {how} and should agree; a seed differs by {pair.largest_difference:.3g}."
 
 
-def _of_arm(arm: ArmSummary, metric: str) -> Iterable[str]:
+def _of_arm(arm: ArmSummary, name: str, metric: str) -> Iterable[str]:
     """Yield what is odd about what an arm has learned."""
     if arm.worse_than_untrained:
-        yield f"{arm.label} is worse than its encoder was before training, in {metric}: it has unlearned."
+        yield f"{name} is worse than its encoder was before training, in {metric}: it has unlearned."
     if arm.tune and arm.tune.edges:
         ends = ", ".join(f"{key} = {_level(arm.tune.params, key)}" for key in arm.tune.edges)
-        yield f"{arm.label} was tuned to an edge of its range ({ends}): a wider range may hold a better setting."
-    if arm.tune and arm.tune.within_noise:
-        yield f"{arm.label}: the best two settings of its tuning lie closer together than two seeds do."
+        yield f"{name} was tuned to an edge of its range ({ends}): a wider range may hold a better setting."
     if arm.collapsed:
         seeds = ", ".join(map(str, arm.collapsed))
         yield (
-            f"{arm.label} has collapsed in {counted(len(arm.collapsed), 'seed')} ({seeds}): its embeddings are nearly "
+            f"{name} has collapsed in {counted(len(arm.collapsed), 'seed')} ({seeds}): its embeddings are nearly "
             "one, or its loss has nothing left to tell apart."
         )
 
@@ -141,12 +147,13 @@ def _exploratory(found: ExploratorySummary | None) -> Iterable[str]:
         yield f"Exploratory, beyond the plan, on {counted(len(found.seeds), 'seed')}: {found.sentence}"
 
 
-def _pairing(comparison: ComparisonSummary) -> Iterable[str]:
+def _pairing(comparison: ComparisonSummary, names: Names) -> Iterable[str]:
     """Yield sentences on what both sides of a pair should share by their jobs and do not, and on all different data."""
-    a, b = comparison.result.a, comparison.result.b
+    result = comparison.result
+    (a, b), at = names.sides(result.a, result.b), names.at(result.a, result.b)
+    b += at
     unlike = {what for what, same in comparison.shared.items() if not same}
     wrong = unlike - comparison.apart.keys()
-    result = comparison.result
     if comparison.outlying:
         seeds = ", ".join(map(str, comparison.outlying))
         yield f"{a} against {b}: seed {seeds} lies far from the others; nothing is left out."

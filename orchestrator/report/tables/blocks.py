@@ -18,6 +18,8 @@ class Paragraph:
     """Running text."""
 
     text: str
+    pages: Sequence[tuple[str, str]] = ()
+    """Pages elsewhere that stand after it: (what, address) of each."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from jobs.core.plain import is_harmless
 from orchestrator.ledger.stored import SweepTable
 from orchestrator.report import formatting as text
+from orchestrator.report.naming import Names, names_of
 from orchestrator.report.summary.records import Answer, MultiRunSummary, Summary
 from orchestrator.report.tables import grids
+from orchestrator.report.tables.answers import ShortAnswer, short_answers
 from orchestrator.report.tables.blocks import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
 from orchestrator.sweep import flatten
 from orchestrator.system.display import counted, ranges
@@ -61,64 +63,73 @@ class Page:
     """A report in words, from its title to its last table."""
 
     question: str
+    terms: str
+    """By what the arms are compared."""
     verdicts: Sequence[str]
     subtitle: str
     """Which run, or runs, this is."""
     notes: Sequence[str]
     """What to know before believing the rest."""
     blocks: Sequence[Block]
+    answers: Sequence[ShortAnswer] = ()
 
 
-def page(summary: Summary, sweep: SweepTable, columns: Columns) -> Page:
-    """Build the report of a run. sweep: as resolved, which can be launched again."""
+def page(summary: Summary, sweep: SweepTable, columns: Columns, mlflow: Block | None = None) -> Page:
+    """Build the report of a run. sweep: as resolved, which can be launched again. mlflow: where the run is there."""
+    names = names_of(summary.arms)
     blocks = [
         *_reading("How to read this", AT_FIRST),
         Heading("Evidence"),
-        _terms(summary),
-        grids.comparisons(summary),
+        grids.comparisons(summary, names),
         Picture("differences"),
         *grids.which(summary),
-        grids.arms(summary),
+        Picture("levels"),
+        grids.arms(summary, names),
         Picture("curves"),
-        *grids.exploratory(summary),
-        *_more(summary),
+        *grids.exploratory(summary, names),
+        *_more(summary, names),
         *_reading("The rules of the verdict", READING),
         Heading("What ran"),
         *_warned(summary),
         *grids.trials(summary),
         *grids.data(summary),
+        *([mlflow] if mlflow else []),
         Heading("Run it again"),
         *_again(summary, sweep),
+        *grids.labels(summary, names),
         *_data(columns),
     ]
-    return Page(summary.question, [summary.sentence], _which(summary), summary.notes, blocks)
+    answers = list(short_answers(summary, names, _commands(summary)))
+    return Page(summary.question, _terms(summary), [summary.sentence], _which(summary), summary.notes, blocks, answers)
 
 
 def multi_run_page(answer: MultiRunSummary, sweeps: Mapping[str, SweepTable], columns: Columns) -> Page:
     """Build the report of several runs: each by its own plan first. sweeps: name of a run -> its resolved sweep."""
-    runs = answer.runs
+    runs, names = answer.runs, names_of(answer.arms)
     blocks = [
         *_reading("How to read this", AT_FIRST),
         Heading("Each run by its own plan"),
         *(block for name, summary in runs.items() for block in _by_plan(name, summary)),
         Heading("All arms"),
-        _terms(answer),
-        grids.arms(answer),
+        grids.arms(answer, names),
         Picture("curves"),
         Heading("Across runs"),
-        *([grids.comparisons(answer)] if answer.comparisons else [Paragraph(answer.sentence)]),
+        *([grids.comparisons(answer, names)] if answer.comparisons else [Paragraph(answer.sentence)]),
         Picture("differences"),
-        *_more(answer),
+        *_more(answer, names),
         *_reading("The rules of the verdict", READING + READING_ACROSS),
         Heading("What ran"),
         *(block for name, summary in runs.items() for block in (Paragraph(f"{name}:"), *grids.trials(summary))),
         Heading("Run it again"),
         *(block for name, summary in runs.items() for block in (Paragraph(f"{name}:"), *_again(summary, sweeps[name]))),
+        *grids.labels(answer, names),
         *_data(columns),
     ]
     verdicts = [*(f"{name}: {summary.sentence}" for name, summary in runs.items()), answer.sentence]
     subtitle = " ".join(f"{name}: {_which(summary)}" for name, summary in runs.items())
-    return Page(answer.question, verdicts, subtitle, answer.notes, blocks)
+    commands = list(dict.fromkeys(command for summary in runs.values() for command in _commands(summary)))
+    answers = list(short_answers(answer, names, commands))
+    return Page(answer.question, _terms(answer), verdicts, subtitle, answer.notes, blocks, answers)
 
 
 def _which(summary: Summary) -> str:
@@ -129,26 +140,28 @@ def _which(summary: Summary) -> str:
 
 def _by_plan(name: str, summary: Summary) -> Iterator[Block]:
     yield Paragraph(f"{name}: {summary.question}")
-    yield grids.comparisons(summary)
+    yield grids.comparisons(summary, names_of(summary.arms))
     if summary.notes:
         yield Bullets(summary.notes, warning=True)
 
 
-def _terms(answer: Answer) -> Paragraph:
+def _terms(answer: Answer) -> str:
+    """Say by what the arms are compared."""
     goal, limit = "higher" if answer.mode == "max" else "lower", answer.smallest_difference
     matters = f"; differences under {text.value(limit)} do not matter" if limit else ""
-    return Paragraph(f"{answer.metric}: {goal} is better{matters}. Confirm seeds: {ranges(answer.seeds)}.")
+    return f"{answer.metric}: {goal} is better{matters}. Confirm seeds: {ranges(answer.seeds)}."
 
 
-def _more(answer: Answer) -> Iterator[Block]:
-    yield from grids.uncertainty(answer)
+def _more(answer: Answer, names: Names) -> Iterator[Block]:
+    yield from grids.uncertainty(answer, names)
     yield Heading("Cost")
-    yield from grids.cost(answer)
+    yield from grids.cost(answer, names)
     yield Picture("cost")
-    yield from grids.execution_only(answer)
-    yield from grids.tuning(answer)
+    yield from grids.execution_only(answer, names)
+    yield from grids.tuning(answer, names)
+    yield Picture("tuned")
     yield Picture("tuning")
-    yield from grids.seeds(answer)
+    yield from grids.seeds(answer, names)
 
 
 def _warned(summary: Summary) -> Iterator[Block]:
@@ -164,14 +177,18 @@ def _reading(title: str, parts: str) -> Iterator[Block]:
 
 
 def _again(summary: Summary, sweep: SweepTable) -> Iterator[Block]:
-    environment = dict(summary.environment)
-    command = environment.pop("command", None)
-    if command:
-        yield Code(" ".join(map(str, command)) if isinstance(command, list) else str(command))
+    environment = {key: value for key, value in summary.environment.items() if key != "command"}
+    yield from map(Code, _commands(summary))
     rows = [(key, _plain(value)) for key, value in flatten(environment).items()]
     if rows:
         yield Grid(("recorded", "value"), rows, words=2)
     yield Code(_json(sweep), title="The sweep, resolved")
+
+
+def _commands(summary: Summary) -> list[str]:
+    """Return the command that began a run, as it was typed, where it was recorded."""
+    command = summary.environment.get("command")
+    return [" ".join(map(str, command)) if isinstance(command, list) else str(command)] if command else []
 
 
 def _data(columns: Columns) -> Iterator[Block]:

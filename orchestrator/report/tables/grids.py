@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from orchestrator.report import formatting
+from orchestrator.report.naming import Names, level_text, word
 from orchestrator.report.summary import budgets
 from orchestrator.report.summary.records import (
     Answer,
@@ -19,6 +20,9 @@ from orchestrator.report.tables.blocks import Block, Bullets, Grid, Heading, Par
 from orchestrator.statistics.rows import VarianceParts
 from orchestrator.system.display import counted, first_line
 
+MOST_ROWS = 12
+"""Of the tables of cost and seeds, which a figure shows too or few readers need: longer ones are folded away."""
+
 IN_COMMON = {
     "data": "rows trained on and judged on",
     "order": "order of the rows",
@@ -28,18 +32,19 @@ IN_COMMON = {
 """What is compared by hash (pairs.HASHES), in words."""
 
 
-def comparisons(answer: Answer) -> Grid:
+def comparisons(answer: Answer, names: Names) -> Grid:
     """Build the table of the contrasts: the verdict of each and the numbers behind it."""
-    return _contrasts(answer.comparisons)
+    return _contrasts(answer.comparisons, names)
 
 
-def _contrasts(shown: Sequence[ComparisonSummary]) -> Grid:
+def _contrasts(shown: Sequence[ComparisonSummary], names: Names) -> Grid:
     looks = ["look"] if any(comparison.result.look is not None for comparison in shown) else []
     return Grid(
-        ("arm - baseline", "verdict", "mean", "interval", "p", "p alone", "n", *looks),
+        (names.heading, "against", "verdict", "mean", "interval", "p", "p alone", "n", *looks),
         [
             (
-                f"{result.a} - {result.b}",
+                names.arm[result.a],
+                names.sides(result.a, result.b)[1],
                 verdict_of(comparison),
                 formatting.signed(result.delta),
                 formatting.interval(result.interval, sign=True),
@@ -51,11 +56,11 @@ def _contrasts(shown: Sequence[ComparisonSummary]) -> Grid:
             for comparison in shown
             for result in (comparison.result,)
         ],
-        words=2,
+        words=3,
     )
 
 
-def uncertainty(answer: Answer) -> Iterator[Block]:
+def uncertainty(answer: Answer, names: Names) -> Iterator[Block]:
     """Yield how much of the uncertainty is due to seeds, to rows and to tuned settings, and what more of them would
     buy; nothing where nothing is known of rows."""
     known = [comparison for comparison in answer.comparisons if comparison.parts.rows is not None]
@@ -66,12 +71,12 @@ def uncertainty(answer: Answer) -> Iterator[Block]:
     yield Heading("Where the uncertainty comes from")
     yield Grid(
         (
-            *("arm - baseline", "interval on other rows", f"by {unit}s", *(["by tuned setting"] if is_apart else [])),
+            *("comparison", "interval on other rows", f"by {unit}s", *(["by tuned setting"] if is_apart else [])),
             *("by rows", f"1 more {unit}", "1,000 more rows", "rows"),
         ),
         [
             (
-                f"{comparison.result.a} - {comparison.result.b}",
+                names.pair(comparison.result.a, comparison.result.b),
                 formatting.interval(parts.interval, sign=True),
                 *map(_root, (parts.seeds, *([parts.settings] if is_apart else []), parts.rows)),
                 *map(_change, (parts.next_seed, parts.next_1000_rows)),
@@ -106,19 +111,19 @@ def which(summary: Summary) -> Iterator[Block]:
     """Yield which levels nothing beats, where the question is which one."""
     if (found := summary.which) is None:
         return
-    name, means = found.factor.rpartition(".")[2], {arm.label: arm.mean for arm in summary.arms}
+    name, means = word(found.factor), {arm.label: arm.mean for arm in summary.arms}
     keys = list(found.strata[0].where)
     yield Heading(f"Which {name}")
     yield Paragraph(
-        f"p is the chance of a level that looks as much worse than another one if none were better. At p <= "
+        f"p is the chance of a level that looks as much worse than another one if none were better. At p ≤ "
         f"{found.alpha:.3g} it is out; what is left may be the best, which is lost in one sweep of twenty."
     )
     yield Grid(
-        (*(key.rpartition(".")[2] for key in keys), name, "mean", "p", "may be the best"),
+        (*map(word, keys), name, "mean", "p", "may be the best"),
         [
             (
-                *(str(stratum.where[key]) for key in keys),
-                str(level),
+                *(level_text(stratum.where[key]) for key in keys),
+                level_text(level),
                 formatting.value(means.get(arm)),
                 formatting.probability(p),
                 "yes" if arm in stratum.best else "no",
@@ -130,12 +135,12 @@ def which(summary: Summary) -> Iterator[Block]:
     )
     if found.interaction_p is not None:
         yield Paragraph(
-            f"Whether {name} does the same at every {' and '.join(key.rpartition('.')[2] for key in keys)}: p = "
+            f"Whether {name} does the same at every {' and '.join(map(word, keys))}: p = "
             f"{formatting.probability(found.interaction_p)} that it does (beside the verdict)."
         )
 
 
-def exploratory(summary: Summary) -> Iterator[Block]:
+def exploratory(summary: Summary, names: Names) -> Iterator[Block]:
     """Yield what was trained beyond the plan says, if anything was."""
     if (found := summary.exploratory) is not None:
         yield Heading("Beyond the plan")
@@ -144,17 +149,17 @@ def exploratory(summary: Summary) -> Iterator[Block]:
             "The verdict above was planned and stays; to test again whenever the first seeds have not shown anything "
             "finds differences that are none."
         )
-        yield _contrasts(found.comparisons)
+        yield _contrasts(found.comparisons, names)
 
 
-def arms(answer: Answer) -> Grid:
+def arms(answer: Answer, names: Names) -> Grid:
     """Build the table of the arms: the metric, how often each diverged, the other metrics."""
     others = sorted({key for arm in answer.arms for key in arm.metrics} - {answer.metric})
     return Grid(
-        ("arm", "mean", "95% interval", "untrained", "diverged", *others, "n"),
+        (names.heading, "mean", "95% interval", "untrained", "diverged", *others, "n"),
         [
             (
-                arm.label,
+                names.arm[arm.label],
                 formatting.value(arm.mean),
                 formatting.interval(arm.ci95),
                 formatting.value(arm.untrained),
@@ -167,17 +172,17 @@ def arms(answer: Answer) -> Grid:
     )
 
 
-def cost(answer: Answer) -> Iterator[Block]:
+def cost(answer: Answer, names: Names) -> Iterator[Block]:
     """Yield what training took, and what was held equal."""
     kind = answer.held_equal
     given = budgets.several(answer.arms)
     rounded = ", rounded down to whole batches" if kind == "samples" else ""
     yield Paragraph(f"Held equal between the arms: {f'{given}{rounded}' if kind else f'nothing ({given})'}.")
     yield Grid(
-        ("arm", *budgets.KINDS.values(), "negatives", "ranks", "pairs/s", "rank-seconds", "peak MB"),
+        (names.heading, *budgets.KINDS.values(), "negatives", "ranks", "pairs/s", "rank-seconds", "peak MB"),
         [
             (
-                arm.label,
+                names.arm[arm.label],
                 budgets.shown(arm.spent["samples"], budgets.count),
                 budgets.shown(arm.spent["steps"], budgets.count),
                 budgets.shown(arm.spent["seconds"], formatting.quantity),
@@ -189,6 +194,7 @@ def cost(answer: Answer) -> Iterator[Block]:
             )
             for arm in answer.arms
         ],
+        title=_folded(answer, "What training took"),
     )
     yield Paragraph(
         "Pairs, steps, seconds and pairs/s are means over the confirm trials, with the lowest and highest where these "
@@ -197,46 +203,52 @@ def cost(answer: Answer) -> Iterator[Block]:
     )
 
 
-def execution_only(answer: Answer) -> Iterator[Block]:
+def _folded(answer: Answer, what: str) -> str:
+    return f"{what}, {counted(len(answer.arms), 'arm')}" if len(answer.arms) > MOST_ROWS else ""
+
+
+def execution_only(answer: Answer, names: Names) -> Iterator[Block]:
     """Yield whether the arms that should agree do, if there are any."""
     if answer.execution_only:
-        yield Bullets([_same(pair) for pair in answer.execution_only])
+        yield Bullets([_same(pair, names) for pair in answer.execution_only])
 
 
-def tuning(answer: Answer) -> Iterator[Block]:
+def tuning(answer: Answer, names: Names) -> Iterator[Block]:
     """Yield what tuning chose, if there was any."""
     if not any(arm.tune for arm in answer.arms):
         return
     yield Heading("Tuning")
-    yield Grid(("arm", "chosen", "suggestion", "of"), [_chosen(arm) for arm in answer.arms], words=2)
+    rows = [(names.arm[arm.label], *_chosen(arm)) for arm in answer.arms]
+    yield Grid((names.heading, "chosen", "suggestion", "of"), rows, words=2)
 
 
 def _chosen(arm: ArmSummary) -> Sequence[str]:
     if arm.tune is None:
-        return arm.label, formatting.setting(None), formatting.count(None), formatting.count(0)
+        return formatting.setting(None), formatting.count(None), formatting.count(0)
     number = None if arm.tune.number is None else arm.tune.number + 1
     of = formatting.count(len(arm.tune.suggestions))
-    return arm.label, formatting.setting(arm.tune.params), formatting.count(number), of
+    return formatting.setting(arm.tune.params), formatting.count(number), of
 
 
-def seeds(answer: Answer) -> Iterator[Block]:
+def seeds(answer: Answer, names: Names) -> Iterator[Block]:
     """Yield every confirm trial's metric, and what the two sides of a pair have in common."""
     of_arm = [{value.seed: value for value in arm.values} for arm in answer.arms]
     if not any(of_arm):
         return
     yield Heading("Seed by seed")
-    labels = [arm.label for arm in answer.arms]
+    labels = [names.arm[arm.label] for arm in answer.arms]
     yield Grid(
-        ("arm", *(f"seed {seed}" for seed in answer.seeds)),
+        (names.heading, *(f"seed {seed}" for seed in answer.seeds)),
         [
             (label, *(_cell(values.get(seed)) for seed in answer.seeds))
             for label, values in zip(labels, of_arm, strict=True)
         ],
+        title=_folded(answer, f"{answer.metric} seed by seed"),
     )
     paired = [comparison for comparison in answer.comparisons if comparison.result.n]
     if paired:
         yield Paragraph("What both sides of every pair have in common, checked by hash:")
-        yield Bullets([f"{IN_COMMON[what]}: {_in_common(what, paired)}." for what in IN_COMMON])
+        yield Bullets([f"{IN_COMMON[what]}: {_in_common(what, paired, names)}." for what in IN_COMMON])
 
 
 def data(summary: Summary) -> Iterator[Block]:
@@ -250,6 +262,14 @@ def data(summary: Summary) -> Iterator[Block]:
             ],
             words=3,
         )
+
+
+def labels(answer: Answer, names: Names) -> Iterator[Block]:
+    """Yield the labels that stand behind the names, where these are others."""
+    if any(names.arm[arm.label] != arm.label for arm in answer.arms):
+        rows = [(names.arm[arm.label], arm.label) for arm in answer.arms]
+        title = "Names on this page, and the labels that commands and MLflow know"
+        yield Grid((names.heading, "label"), rows, words=2, title=title)
 
 
 def trials(summary: Summary) -> Iterator[Block]:
@@ -290,9 +310,9 @@ def trials(summary: Summary) -> Iterator[Block]:
         )
 
 
-def _in_common(what: str, paired: Sequence[ComparisonSummary]) -> str:
-    """Say how many comparisons share this, and why the others do not: `the same in 1 of 2 comparisons; deep - plain
-    cannot share this, as the arms differ in model.layers`."""
+def _in_common(what: str, paired: Sequence[ComparisonSummary], names: Names) -> str:
+    """Say how many comparisons share this, and why the others do not: `the same in 1 of 2 comparisons; deep
+    against plain cannot share this, as the arms differ in model.layers`."""
     known = [comparison for comparison in paired if what in comparison.shared]
     if not known:
         return "not recorded"
@@ -302,7 +322,7 @@ def _in_common(what: str, paired: Sequence[ComparisonSummary]) -> str:
     for comparison in known:
         if not comparison.shared[what]:
             keys = comparison.apart.get(what, ())
-            reasons.setdefault(" and ".join(keys), []).append(f"{comparison.result.a} - {comparison.result.b}")
+            reasons.setdefault(" and ".join(keys), []).append(names.pair(comparison.result.a, comparison.result.b))
     for why, which in reasons.items():
         who = "; ".join(which) if len(which) <= 3 else counted(len(which), "comparison")
         words += (
@@ -330,9 +350,9 @@ def _diverged(arm: ArmSummary) -> str:
     return f"{arm.diverged} ({low} to {high})"
 
 
-def _same(pair: ExecutionPair) -> str:
+def _same(pair: ExecutionPair, names: Names) -> str:
     how = "are the same job" if pair.identical else "differ in execution only"
-    arms = f"{pair.a} and {pair.b} {how}"
+    arms = f"{names.arm[pair.a]} and {names.arm[pair.b]} {how}"
     if pair.agree is None:
         return f"{arms}; no seed has ended in both."
     verb = "agree" if pair.agree else "do not agree"

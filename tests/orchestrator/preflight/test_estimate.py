@@ -24,7 +24,6 @@ from orchestrator.preflight.estimate import (
     Estimate,
     Known,
     cost,
-    duration,
     estimate,
     from_history,
     history,
@@ -35,6 +34,7 @@ from orchestrator.run_dir.environment import machine
 from orchestrator.session.schedule import as_trial
 from orchestrator.sweep import Sweep, resolved
 from orchestrator.sweep import plan as planning
+from orchestrator.system.display import duration
 
 SWEEP: dict[str, Any] = {
     "name": "demo",

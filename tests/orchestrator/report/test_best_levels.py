@@ -51,7 +51,7 @@ def test_the_sentence_names_the_levels_that_nothing_beats_in_each_stratum(begin:
     assert which["strata"][1]["best"] == ["temperature=0.05, size=64", "temperature=0.1, size=64"]
     assert which["interaction_p"] < 0.02
     assert said["sentence"].startswith(
-        "Best temperature at size 16: 0.2; at size 64: 0.05 or 0.1, which are not told apart. "
+        "Best temperature at batch 16: 0.2; at batch 64: 0.05 or 0.1, which are not told apart. "
     )
 
 

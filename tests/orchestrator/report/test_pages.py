@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +21,18 @@ if TYPE_CHECKING:
 
 DESK, PHONE = (1280, 800), (360, 740)
 QUESTION = "Does FlatNCE beat InfoNCE when the batch is small, at an equal budget of pairs?"
-REPORTS = ("one", "unwell", "several")
+REPORTS = ("one", "unwell", "several", "crossed", "long")
+SCREENS = ((1400, 900), (390, 844))
+"""A desk's and a phone's."""
+
+ANSWERS = {
+    "asked": "knn_accuracy: higher is better",
+    "won": "knn_accuracy",
+    "sure": "one wrong claim in the whole sweep",
+    "cost": "of CPU or GPU",
+    "again": "orchestrator launch",
+}
+"""Selector of each answer, and what is in it: what was asked, what won where, how sure, at what cost, how to rerun."""
 
 READABLE = """() => {
   const rgb = text => (text.match(/[\\d.]+/g) || []).map(Number);
@@ -65,7 +79,27 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         other = closing(start(home / "other", dcl, question="Is dcl better?", environment={"commit": "aaaaaaa"}))
         finished(other, {"plain": BETTER["plain"], "dcl": [x + 0.02 for x in BETTER["plain"]]})
         report.write_several({"quickstart": one.ledger, "dcl-again": other.ledger}, pages["several"])
+        report.write(closing(_crossed(home / "crossed")).ledger, pages["crossed"])
+        arms = "".join(f"[[arm]]\nlabel = {json.dumps(label)}\n" for label in LONG) + '"loss.name" = "flatnce"\n'
+        long = closing(start(home / "long", arms, question=f"Does {LONG[0]} help?"))
+        report.write(finished(long, dict(zip(LONG, BETTER.values(), strict=True))).ledger, pages["long"])
     return {name: folder / "report.html" for name, folder in pages.items()}
+
+
+LONG = [f"{'accumulation in eight pools of two thousand pairs, ' * 4}{end}"[-200:].strip() for end in ("early", "late")]
+"""As long as labels may be, and alike but for their last word."""
+
+
+def _crossed(folder: Path) -> Run:
+    """Eight temperatures at three batches."""
+    arms = '[compare]\n"loss.temperature" = [0.02, 0.05, 0.07, 0.1, 0.2, 0.3, 0.5, 1.0]\n"batch.size" = [16, 64, 256]\n'
+    run = start(folder, arms, question="Which temperature is best, and does it depend on the batch?", seeds=8)
+    for arm in run.plan.arms:
+        temperature, size = (float(str(arm.settings[key])) for key in ("loss.temperature", "batch.size"))
+        best = 0.8 - 0.06 * (math.log10(temperature) + 1) ** 2 + 0.01 * math.log2(size / 16)
+        for trial in run.confirm(arm.label):
+            run.done(trial, best + random.Random(f"{arm.label} {trial.seed}").gauss(0, 0.003))
+    return run
 
 
 def _unwell(folder: Path) -> Run:
@@ -156,6 +190,30 @@ def test_on_a_desk_the_verdict_is_in_view_and_all_text_stands_out_from_what_is_b
         assert len(found) > 100
         assert [(text, ratio) for text, ratio in found if ratio < 4.5] == []
         shot(page, f"report-{name}-{'desktop' if scheme == 'light' else scheme}")
+
+
+@pytest.mark.few(4)
+@pytest.mark.parametrize("size", SCREENS, ids=["desk", "phone"])
+@pytest.mark.parametrize("name", ["crossed", "long", "one", "unwell", "several"])
+def test_five_questions_are_answered_within_two_screens(
+    browser: Browser, reports: dict[str, Path], name: str, size: tuple[int, int]
+) -> None:
+    """Mutant check: the answers below the notes, of which a run in trouble has many."""
+    with opened(browser, reports[name], size) as page:
+        for key, words in ANSWERS.items():
+            (answer,) = page.locator(f"#{key}").all()
+            assert words in answer.inner_text()
+            box = answer.bounding_box()
+            assert box is not None
+            assert box["y"] + box["height"] <= 2 * size[1]
+        shot(page, f"report-{name}-answers-{size[0]}", whole=False)
+
+
+def test_printed_it_is_dark_on_light_and_nothing_is_folded(browser: Browser, reports: dict[str, Path]) -> None:
+    with opened(browser, reports["crossed"], DESK, scheme="dark") as page:
+        page.emulate_media(media="print")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(254, 254, 254)"
+        assert all(part.is_visible() for part in page.locator("details table").all())
 
 
 def test_folded_parts_open(browser: Browser, reports: dict[str, Path]) -> None:

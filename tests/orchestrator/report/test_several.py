@@ -323,7 +323,7 @@ def test_the_page_tells_each_plan_s_verdict_first_and_that_the_rest_is_explorato
     said = [*(f"{name}: {run.sentence}" for name, run in found.runs.items()), found.sentence, multi_run.EXPLORATORY]
     parts = [*said, "Each run by its own plan", "All arms", "Across runs</h2>", "What ran", "Run it again", "The data"]
     assert [html.index(part) for part in parts] == sorted(html.index(part) for part in parts)
-    assert html.count("orchestrator launch demo.toml") == 2
+    assert html.count("orchestrator launch demo.toml") == 3
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         *("report.html", "report.md", "results.parquet", "differences.png", "curves.png", "cost.png")
     }

@@ -76,7 +76,7 @@ class Expected:
         means = sorted(fmean(some) for size in range(len(d)) for some in itertools.combinations(d, size + 1))
         outside = int(0.05 * 2 ** (len(d) - 1))
         low, high = means[outside - 1], means[-outside]
-        return [["flat - plain", "better", f"{d.mean():+.4f}", f"[{low:+.4f}, {high:+.4f}]", p, p, str(len(d))]]
+        return [["flat", "plain", "better", f"{d.mean():+.4f}", f"[{low:+.4f}, {high:+.4f}]", p, p, str(len(d))]]
 
     def arms(self) -> Table:
         return [
@@ -155,7 +155,7 @@ def interval(values: Sequence[float], sign: str = "") -> str:
 
 
 TABLES: list[tuple[str, Callable[[Expected], Table]]] = [
-    ("arm - baseline, verdict", Expected.comparisons),
+    ("arm, against, verdict", Expected.comparisons),
     ("arm, mean", Expected.arms),
     ("arm, pairs", Expected.cost),
     ("arm, chosen", Expected.tuning),
@@ -196,6 +196,6 @@ def test_a_terminal_shows_forty_comparisons_and_first_those_that_say_something(t
     Console(width=120, file=printed).print(report.table(answer))
     arms, _, comparisons = printed.getvalue().partition("paired differences")
     assert ("and 6 more arms; --json has all" in arms, "arm39" in arms) == (True, False)
-    shown = [line.split(" - ")[0].strip() for line in comparisons.splitlines() if " - base" in line]
+    shown = [line.split(" against ")[0].strip() for line in comparisons.splitlines() if " against base" in line]
     assert shown == ["arm44", *(f"arm{arm}" for arm in range(39))]
     assert "and 5 more comparisons; --json has all" in comparisons

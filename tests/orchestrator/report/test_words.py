@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from ledgers import BETTER, Begin, finished
 
 from orchestrator import report
+from orchestrator.report.naming import names_of
 from orchestrator.report.render import page
 from orchestrator.report.summary import budgets
-from orchestrator.report.summary.sentences import tally
+from orchestrator.report.summary.sentences import VERDICTS, tally
 from orchestrator.report.tables import grids
 from orchestrator.report.tables.content import Page
 from orchestrator.statistics import Verdict
@@ -85,13 +86,17 @@ def test_the_sentence_on_many_comparisons_has_the_right_verbs(verdicts: Sequence
     """Seen: "and 1 diverge"."""
     said = tally(verdicts, "m")
     assert not WRONG.search(said)
-    assert not re.search(r"\b1 (are|comparisons)\b|\b(?!1\b)\d+ (is|diverges|loses)\b", said.partition(" on m")[2])
-    assert next(int(n) for n in re.findall(r"\d+", said)) == verdicts.count("a_better")
+    assert not re.search(r"\b1 (are|comparisons)\b|\b(?!1\b)\d+ (is|comparison)\b", said)
+    whole, *parts = (int(n) for n in re.findall(r"\d+", said))
+    assert whole == len(verdicts) == sum(parts)
+    assert parts == [n for verdict in VERDICTS if (n := verdicts.count(verdict))]
 
 
 def check(answer: report.Summary) -> None:
-    content = [*grids.trials(answer), *grids.cost(answer), *grids.execution_only(answer), *grids.seeds(answer)]
-    whole = [*answer.notes, answer.sentence, page.markdown(Page("Q", ["V"], "S", [], content))]
+    names = names_of(answer.arms)
+    content = [*grids.trials(answer), *grids.cost(answer, names), *grids.execution_only(answer, names)]
+    content += grids.seeds(answer, names)
+    whole = [*answer.notes, answer.sentence, page.markdown(Page("Q", "T", ["V"], "S", [], content))]
     for said in whole:
         assert not WRONG.search(said), said
 

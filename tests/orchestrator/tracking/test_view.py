@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,8 +99,6 @@ def test_a_view_of_many_keys_is_compressed_and_none_is_longer_than_a_tag_may_be(
 def test_a_ledger_without_a_plan_has_no_pages(begin: Begin) -> None:
     run = begin().ledger.run
     bare: Any = {"question": "A or B?"}
-    from dataclasses import replace
-
     tags = view.tags(replace(run, sweep=bare))
     assert not [key for key in tags if key.startswith(view.TAG)]
     assert view.with_links("*A or B?*\nIt does.", replace(run, sweep=bare), "7") == "*A or B?*\nIt does."
@@ -114,3 +113,6 @@ def test_the_description_has_links_to_the_pages_in_its_first_line_and_room_for_t
     for page, mode in (("arms", "TABLE"), ("arms", "CHART"), ("curves", "CHART"), ("search", "CHART")):
         assert f"viewStateShareKey={view.key(run.uuid, page)}&compareRunsMode={mode})" in first  # type: ignore[arg-type]
     assert len(linked) <= 5000
+    assert "[report](" not in first, "MLflow does not have the run yet"
+    first = view.with_links(note, replace(run, mlflow_run_id="f00d"), "7").partition("\n")[0]
+    assert "[report](#/experiments/7/runs/f00d/artifacts/report/report.html?" in first

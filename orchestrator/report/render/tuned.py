@@ -1,0 +1,118 @@
+"""The plot of the score against every tuned key: all arms in one figure, with the edges of each range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from orchestrator.ledger.stored import JsonObject
+from orchestrator.report.naming import level_text, word
+from orchestrator.report.render.figure import GUTTER, INK, MUTED, TOP, WIDTH, dress, label_ends, panel, shorten
+from orchestrator.report.render.looks import Look, Looks
+from orchestrator.report.summary.arms import EDGE
+from orchestrator.report.summary.records import ArmSummary, SuggestionSummary
+
+MOST_KEYS = 12
+"""Tuned keys that are drawn."""
+
+
+def keys(looks: Looks) -> list[str]:
+    """List the keys that were tuned, of suggestions that came to something."""
+    found = (key for arm in looks.answer.arms for suggestion in _scored(arm) for key in suggestion.params)
+    return list(dict.fromkeys(found))[:MOST_KEYS]
+
+
+def caption_of_tuned(looks: Looks) -> str | None:
+    """Say how the scores are read; None where nothing was tuned."""
+    if not keys(looks):
+        return None
+    return (
+        "Each dot is one suggestion, mean over its tune seeds; ringed: the one that was chosen. Shaded: the tenths at "
+        "the ends of a range, where a chosen value suggests a wider one."
+    )
+
+
+def draw_tuned(looks: Looks, space: Mapping[str, JsonObject]) -> Figure:
+    """Draw the score against every tuned key. space: what the sweep says of each."""
+    tuned = keys(looks)
+    has_names = looks.how == "together"
+    row, legend = 1.75 + 0.55 + TOP, looks.legend_high() if looks.how == "crossed" else 0.0
+    whole = row * len(tuned) + legend
+    figure = Figure(figsize=(WIDTH, whole))
+    if looks.how == "crossed":
+        looks.draw_legend(figure)
+    for k, key in enumerate(tuned):
+        bottom = whole - legend - row * (k + 1) + 0.55
+        axes = panel(figure, bottom=bottom, height=1.75, right=GUTTER if has_names else 0.15)
+        _panel(axes, looks, key, space.get(key, {}), has_names=has_names)
+    return figure
+
+
+def _panel(axes: Axes, looks: Looks, key: str, own: JsonObject, *, has_names: bool) -> None:
+    scored = [(arm, suggestion) for arm in looks.answer.arms for suggestion in _scored(arm) if key in suggestion.params]
+    low, high = own.get("low"), own.get("high")
+    is_range = isinstance(low, int | float) and isinstance(high, int | float)
+    places = [] if is_range else list(dict.fromkeys(level_text(suggestion.params[key]) for _, suggestion in scored))
+    dots: dict[Look, list[tuple[float, float]]] = {}
+    ends: list[tuple[float, float, str, str]] = []
+    for arm, suggestion in scored:
+        x, y, look = _at(suggestion.params[key], places), suggestion.value, looks.of[arm.label]
+        if x is None or y is None:
+            continue
+        dots.setdefault(look, []).append((x, y))
+        if arm.tune is not None and suggestion.number == arm.tune.number:
+            ends.append((x, y, looks.names.arm[arm.label], look.colour))
+    for (colour, marker), points in dots.items():
+        axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=4.5, alpha=0.7, markeredgewidth=0)
+    chosen = [[end[axis] for end in ends] for axis in (0, 1)]
+    axes.plot(*chosen, "o", markerfacecolor="none", color=INK, markersize=9, markeredgewidth=1.2)
+    if isinstance(low, int | float) and isinstance(high, int | float):
+        _range(axes, float(low), float(high), is_log=bool(own.get("log")))
+    dress(axes, heading=looks.answer.metric, xlabel=word(key))
+    if isinstance(low, int | float) and isinstance(high, int | float) and own.get("log"):
+        _log_ticks(axes, float(low), float(high))
+    elif places:
+        axes.xaxis.set_major_locator(FixedLocator(list(range(len(places)))))
+        axes.set_xticks(range(len(places)), [shorten(text, 60 // len(places)) for text in places])
+        axes.set_xlim(-0.5, len(places) - 0.5)
+    if has_names:
+        label_ends(axes, ends)
+
+
+def _range(axes: Axes, low: float, high: float, *, is_log: bool) -> None:
+    """Show a range and shade its ends."""
+    if is_log and low > 0:
+        axes.set_xscale("log")
+        margin = (high / low) ** 0.03
+        edge = (high / low) ** EDGE
+        axes.set_xlim(low / margin, high * margin)
+        ends = ((low, low * edge), (high / edge, high))
+    else:
+        axes.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+        ends = ((low, low + EDGE * (high - low)), (high - EDGE * (high - low), high))
+    for start, stop in ends:
+        axes.axvspan(start, stop, color=MUTED, alpha=0.13, linewidth=0)
+
+
+def _log_ticks(axes: Axes, low: float, high: float) -> None:
+    """Put ticks at powers of ten, or at the ends where there are fewer than two."""
+    powers = [10.0**k for k in range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)]
+    at = powers[:: math.ceil(len(powers) / 5)] if len(powers) > 1 else [low, high]
+    axes.xaxis.set_major_locator(FixedLocator(at))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(at, [f"{x:g}" for x in at])
+
+
+def _at(value: object, places: Sequence[str]) -> float | None:
+    """Return where a value lies: itself, or its place among choices."""
+    if places:
+        return float(places.index(level_text(value)))  # type: ignore[arg-type]
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _scored(arm: ArmSummary) -> list[SuggestionSummary]:
+    return [suggestion for suggestion in (arm.tune.suggestions if arm.tune else ()) if suggestion.value is not None]
