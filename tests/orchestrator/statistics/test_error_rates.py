@@ -15,6 +15,7 @@ from simulated import (
     coverage_of_rates,
     detectable,
     differences,
+    either_rate,
     judged,
     looked_at,
     looked_at_by_hand,
@@ -23,7 +24,7 @@ from simulated import (
     wrong_claims,
 )
 
-from orchestrator.statistics import ALPHA, Alpha, compare, levels, power
+from orchestrator.statistics import ALPHA, Alpha, compare, either_p, levels, paired_t_p, power
 
 SEVEN = (0.0, 0.0, 0.0, 1.0, 1.0, 2.0, 3.0)
 
@@ -122,3 +123,25 @@ def test_a_switch_that_does_nothing_is_never_better_or_worse(sampler: Sampler, t
     found = [tuned_once(number, sampler=sampler, folder=tmp_path) for number in range(4)]
     assert [(idle.delta, idle.verdict) for idle, _ in found] == [(0.0, "inconclusive")] * 4
     assert all(equal.delta for _, equal in found), "an arm with noise of its own differs"
+
+
+def test_arms_that_do_not_differ_are_rarely_said_to_at_either_setting() -> None:
+    """However alike both settings are. Mutant checks: the smaller of both p; whatever their signs."""
+    rates = {shared: either_rate(8, shared, sweeps=3000) for shared in (0.0, 0.5, 0.9, 1.0)}
+    assert not any(rate.exceeds(ALPHA) for rate in rates.values())
+    assert rates[0.0].share < 0.004
+    assert rates[0.5].share < 0.015
+    assert rates[1.0].share > 0.04
+    assert not either_rate(8, 0.0, (5.0, 0.0), sweeps=1000).exceeds(ALPHA / 2)
+    assert either_rate(8, 0.0, (2.0, 2.0), sweeps=300).share > 0.95
+
+
+def test_at_either_setting_takes_one_direction_at_both() -> None:
+    up, down = [1.0, 1.1, 0.9, 1.2], [-1.0, -1.1, -0.9, -1.2]
+    assert (either_p(up, up) or 1) < 0.01
+    assert either_p(up, down) == 1.0
+    assert either_p(up, [1.0]) is None
+    assert either_p(up, [0.0, 0.0]) == 1.0
+    assert paired_t_p([0.5, 0.5, 0.5]) == 0.0
+    assert paired_t_p([0.0, 0.0]) == 1.0
+    assert paired_t_p([0.5]) is None

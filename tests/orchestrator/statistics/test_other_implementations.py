@@ -15,7 +15,7 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
-from orchestrator.statistics import equivalence_p, holm, wilson_interval
+from orchestrator.statistics import equivalence_p, holm, paired_t_p, t_interval, wilson_interval
 from orchestrator.statistics.joint import JointResult, difference_interval, joint_test
 from orchestrator.statistics.power import power, seeds_to_find, t_test_power
 
@@ -94,3 +94,15 @@ def test_the_interval_is_made_of_typical_values(d: list[int], data: st.DataObjec
     tested = JointResult(1.0, 0.5, 1.0, rejected=False, reached=reached)
     ends = difference_interval(np.array(d, dtype=float), np.ones(len(d), dtype=bool), tested)
     assert ends == pytest.approx((float(means[reached - 1]), float(means[-reached])), abs=1e-12)
+
+
+@pytest.mark.parametrize(("n", "effect"), [(2, 0.3), (6, 0.0), (10, 0.8), (40, -0.4)])
+def test_the_paired_t_test_is_that_of_scipy_and_its_interval_leaves_out_0_with_it(n: int, effect: float) -> None:
+    rng = np.random.default_rng(n)
+    d = rng.normal(effect, 1, n)
+    theirs = stats.ttest_1samp(d, 0.0)
+    p, ends = paired_t_p(d), t_interval(d)
+    assert p is not None
+    assert p == pytest.approx(theirs.pvalue, rel=1e-9)
+    assert ends is not None
+    assert (p <= 0.05) == (ends[0] > 0 or ends[1] < 0)

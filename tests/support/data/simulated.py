@@ -22,6 +22,7 @@ from orchestrator.statistics import (
     Interval,
     bca_interval,
     course,
+    either_p,
     equivalence_p,
     holm,
     sign_flip_p,
@@ -205,6 +206,18 @@ def coverage_of_the_mean(shape: str, n: int, *, sweeps: int, resamples: int) -> 
         x = SHAPES[shape][0](rng, (n, 1))[:, 0]
         held += [_holds(t_interval(x), 0.0), _holds(bca_interval(x, resamples=resamples), 0.0)]
     return float(held[0]) / sweeps, float(held[1]) / sweeps
+
+
+def either_rate(n: int, shared: float, effects: tuple[float, float] = (0.0, 0.0), *, sweeps: int) -> Rate:
+    """Sweeps in which two arms are said to differ at either of two settings. shared: correlation of the differences at
+    both; effects: the true ones."""
+    rng, found = np.random.default_rng([9, n]), 0
+    for _ in range(sweeps):
+        common, own = rng.standard_normal((n, 1)), rng.standard_normal((n, 2))
+        d = math.sqrt(shared) * common + math.sqrt(1 - shared) * own + np.asarray(effects)
+        p = either_p(d[:, 0], d[:, 1])
+        found += p is not None and p <= ALPHA
+    return Rate(found, sweeps)
 
 
 def coverage_of_rates(n: int) -> tuple[float, float]:
