@@ -91,7 +91,11 @@ def print_plan(made: Plan, estimate: Estimate, power: Sequence[Power], probe: st
             one_objective.setdefault(tuned, []).append(f"{a} and {b}")
     for tuned, arms in one_objective.items():
         echo(f"one objective: {listed(arms)} differ in execution alone{tuned}, and are not tested")
-    echo(f"trials:    {made.trials['tune']} tune, {made.trials['confirm']} confirm")
+    swapped = f", {made.trials['swap']} swapped at most" if made.swaps else ""
+    echo(f"trials:    {made.trials['tune']} tune, {made.trials['confirm']} confirm{swapped}")
+    if made.swaps:
+        swaps = [f"{swap.a} and {swap.b} in {', '.join(swap.keys)}" for swap in made.swaps]
+        echo(f"swapped:   each arm also at the other's setting, beside the verdict: {listed(swaps)}")
     echo(f"seeds:     tune {ranges(made.tune_seeds)}, confirm {ranges(made.confirm_seeds)}{_basis(made.basis)}")
     task = str(made.sweep.job.get("task"))
     is_own_loop = is_import_path(task) and not is_class(task)  # which no probe can run

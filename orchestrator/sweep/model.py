@@ -228,6 +228,8 @@ class Confirm(Section):
     """`enough`: 8 to 20, which find metric.smallest_difference four times in five by the spread of a run like it, or 10
     where there is none; `fewest`: that can reach the level at all, if all agree; or a count; or a list; or
     { looks = [7, 10, 14] }: until the question is settled."""
+    swap: bool = False
+    """Train each arm also at the other's setting of the keys that both tune: beside the verdict, deciding nothing."""
 
 
 class Resources(Section):

@@ -115,6 +115,7 @@ def contradictions(sweep: Sweep) -> list[ConfigIssue]:
         *repeated_issues(sweep),
         *_arm_issues(sweep, arms),
         *_seed_issues(sweep),
+        *_swap_issues(sweep),
         *_metric_issues(sweep, arms),
         *_resource_issues(sweep, arms),
         *(space_issues(sweep.tune, arms) if sweep.tune else ()),
@@ -217,6 +218,23 @@ def _repeat_issues(repeats: int, seeds: object) -> Iterable[ConfigIssue]:
         more = -(-count // repeats) * repeats
         expected = f"is no multiple of tune.repeats = {repeats}, whose settings share the seeds; give {more}"
         yield ConfigIssue("confirm.seeds", f"{count} seeds", expected)
+
+
+def _swap_issues(sweep: Sweep) -> Iterable[ConfigIssue]:
+    """Yield what does not go together with arms that are trained at each other's setting; that they tune a key in
+    common, the plan checks."""
+    if not sweep.confirm.swap:
+        return
+    key, found, out = "confirm.swap", "true", "or leave confirm.swap out"
+    if sweep.tune is None:
+        expected = "trains each arm at the setting that another one was tuned to, and nothing is tuned; add [tune]"
+        yield ConfigIssue(key, found, f"{expected}, {out}")
+    elif sweep.tune.repeats > 1:
+        expected = f"takes one setting of each arm, and tune.repeats = {sweep.tune.repeats} makes several"
+        yield ConfigIssue(key, found, f"{expected}; set tune.repeats = 1, {out}")
+    if isinstance(sweep.confirm.seeds, SeedLooks):
+        expected = "takes the same seeds in all arms, and with looks some end early; give confirm.seeds = 10"
+        yield ConfigIssue(key, found, f"{expected}, {out}")
 
 
 def _look_issues(looks: list[int]) -> Iterable[ConfigIssue]:

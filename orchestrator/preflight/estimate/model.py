@@ -298,7 +298,8 @@ def _grouped(known: Iterable[Known]) -> list[_Group]:
 def _arm(plan: Plan, arm: Arm, groups: Sequence[_Group]) -> ArmEstimate:
     tune = plan.sweep.tune
     suggestions = plan.asked(arm.label) if arm.label in plan.suggestions else 0
-    counts = {"tune": suggestions * (len(plan.tune_seeds) // plan.repeats), "confirm": len(plan.confirm_seeds)}
+    confirmed, others = len(plan.confirm_seeds), sum(arm.label in (swap.a, swap.b) for swap in plan.swaps)
+    counts = {"tune": suggestions * (len(plan.tune_seeds) // plan.repeats), "confirm": confirmed * (1 + others)}
     jobs = {stage: arm.config(stage=stage, seed=0) for stage, count in counts.items() if count}
     trials, ranks = sum(counts.values()), jobs["confirm"].execution.ranks
     wanted = cost(jobs["confirm"], plan.sweep.resources.gpus_per_rank)
@@ -306,7 +307,7 @@ def _arm(plan: Plan, arm: Arm, groups: Sequence[_Group]) -> ArmEstimate:
     if group is None:
         return ArmEstimate(arm.label, trials, ranks, None, None, (), ())
     took = {stage: _trial_s(job, group) for stage, job in jobs.items()}
-    turns = {"tune": ceil(suggestions / tune.parallel) if tune else 0, "confirm": 1}
+    turns = {"tune": ceil(suggestions / tune.parallel) if tune else 0, "confirm": 2 if others else 1}
     if all(known.rest_s is None for known in group.known):
         remarks = (*remarks, "training alone, without loading and evaluations")
     return ArmEstimate(

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, cast
 
 from pydantic import JsonValue, ValidationError
 
@@ -21,6 +21,8 @@ from jobs.config import JobConfig, canonical
 from jobs.config.identity import FORMER, counted_from, with_former
 from orchestrator.sweep import Arm, Sweep, arms_of, flatten, merged, search
 from orchestrator.sweep.plan.seeds import REPEATS_AS_UNITS, Basis, basis_of, check_looks, confirm_seeds, tune_seeds
+from orchestrator.sweep.plan.summary import Costs, StageCounts, Summary
+from orchestrator.sweep.plan.swaps import Swap, at_setting, check_swaps, swaps_of
 from orchestrator.sweep.plan.trials import Planned
 from orchestrator.sweep.plan.warnings import own_loop, warnings
 from orchestrator.sweep.space import conditions
@@ -34,51 +36,6 @@ __all__ = [
 RULES = 2
 """What a new run is planned by. 1: ids hash the whole job, samplers are seeded by the arm's label. 2: ids hash what
 differs from the defaults, samplers know no labels, and arms of one objective are tuned once."""
-
-
-class Costs(TypedDict):
-    """What each trial of an arm is given."""
-
-    samples: int | None
-    """Pairs seen; None, as steps, where only training tells."""
-    steps: int | None
-    seconds: NotRequired[float | None]
-    """Where the budget is in seconds."""
-    negatives_per_anchor: int
-
-
-class PlannedArm(Costs):
-    """An arm of a plan."""
-
-    label: str
-    settings: Settings
-    """Job keys that make it what it is."""
-
-
-class StageCounts(TypedDict):
-    """Trials of each stage."""
-
-    tune: int
-    confirm: int
-
-
-class Summary(TypedDict):
-    """A plan as `plan --json` prints it."""
-
-    arms: list[PlannedArm]
-    contrasts: list[list[str]]
-    """[a, b]: arm a against its baseline b."""
-    trials: StageCounts
-    tune_seeds: list[int]
-    confirm_seeds: list[int]
-    seeds_by: Basis
-    smallest_p: float
-    """The smallest p-value these seeds can reach."""
-    differs: dict[str, list[JsonValue]]
-    """Job keys that are not the same in every arm, with the value of each arm."""
-    searched_with: dict[str, str]
-    """Arm -> the arm that is tuned for both, as they differ in `execution` alone."""
-    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -148,12 +105,33 @@ class Plan:
         """Count the suggestions of an arm that is searched, over all repeats."""
         return self.suggestions[arm] * self.repeats
 
+    @cached_property
+    def swaps(self) -> tuple[Swap, ...]:
+        """The contrasts whose arms are trained at each other's setting too."""
+        return swaps_of(self.sweep, self._by_label, self.tested)
+
+    def swapped(
+        self, frozen: Mapping[str, Settings], without: Collection[tuple[str, str]] = ()
+    ) -> dict[tuple[str, str], Settings]:
+        """Return the settings of arms at another's, by the labels of both: of the swaps whose arms are both frozen.
+        without: pairs of labels that are left out."""
+        space = self.sweep.tune.space if self.sweep.tune else {}
+        return {
+            (arm, whose): at_setting(space, self.arm(arm).values, frozen[arm], frozen[whose], swap.keys)
+            for swap in self.swaps
+            for arm, whose in ((swap.b, swap.a), (swap.a, swap.b))
+            if (arm, whose) not in without and arm in frozen and whose in frozen
+        }
+
     @property
     def trials(self) -> dict[str, int]:
-        """Trials per stage; with looks, those of the last one too, which may not be needed."""
+        """Trials per stage; with looks, those of the last one too, which may not be needed. Of arms at each other's
+        setting, where there are any, the most that there may be."""
+        swapped = 2 * len(self.swaps) * len(self.confirm_seeds)
         return {
             "tune": sum(map(self.asked, self.suggestions)) * (len(self.tune_seeds) // self.repeats),
             "confirm": len(self.arms) * len(self.confirm_seeds),
+            **({"swap": swapped} if swapped else {}),
         }
 
     @property
@@ -188,17 +166,21 @@ class Plan:
         """Plan the trials of an arm's settings, one for each confirm seed. seeds: others than the planned ones."""
         return self._planned(label, settings, None, self.confirm_seeds if seeds is None else seeds)
 
+    def swap_trials(self, label: str, settings: Settings) -> list[Planned]:
+        """Plan the trials of an arm at another's setting. Raises pydantic's ValidationError where that makes no job."""
+        return [replace(trial, stage="swap") for trial in self.confirm_trials(label, settings)]
+
     def _planned(self, label: str, settings: Settings, number: int | None, seeds: Sequence[int]) -> list[Planned]:
         arm, stage = self.arm(label), "confirm" if number is None else "tune"
         jobs = [arm.config(stage=stage, seed=seed, settings=settings) for seed in seeds]
-        apart = self.apart and any(self._reaches(other, jobs[0]) for other in self._before(label))
+        apart = self.apart and any(self.reaches(other, jobs[0]) for other in self._before(label))
         code = None if self.sweep.code is None else self.sweep.code.digest
         return [Planned(label, stage, job.seed, number, job, self.rules, self.defaults, apart, code) for job in jobs]
 
     def _before(self, label: str) -> Sequence[Arm]:
         return self.arms[: [arm.label for arm in self.arms].index(label)]
 
-    def _reaches(self, arm: Arm, job: JobConfig) -> bool:
+    def reaches(self, arm: Arm, job: JobConfig) -> bool:
         """Return whether a search within an arm could come to this very job, whatever it has come to so far."""
         if (tune := self.sweep.tune) is None:
             return False
@@ -226,13 +208,13 @@ class Plan:
 
     def summary(self) -> Summary:
         """Return the plan as plain JSON: what `plan --json` prints."""
-        return {
+        made: Summary = {
             "arms": [
                 {"label": arm.label, "settings": arm.settings, **_costs(arm.config(stage="confirm", seed=0))}
                 for arm in self.arms
             ],
             "contrasts": [list(pair) for pair in self.contrasts],
-            "trials": {"tune": self.trials["tune"], "confirm": self.trials["confirm"]},
+            "trials": StageCounts(tune=self.trials["tune"], confirm=self.trials["confirm"]),
             "tune_seeds": list(self.tune_seeds),
             "confirm_seeds": list(self.confirm_seeds),
             "seeds_by": self.basis,
@@ -241,19 +223,25 @@ class Plan:
             "searched_with": dict(self.searched_with),
             "warnings": list(self.warnings),
         }
+        if self.swaps:
+            made["trials"]["swap"] = self.trials["swap"]
+            made["swaps"] = [{"a": swap.a, "b": swap.b, "keys": list(swap.keys)} for swap in self.swaps]
+        return made
 
 
 def make(sweep: Sweep, spread: tuple[float, str] | None = None) -> Plan:
     """Make the plan of a valid sweep, by today's rules.
 
     spread: standard deviation of paired differences like its own, and the run that tells it; None: not known.
-    Raises ConfigError for looks that make no test.
+    Raises ConfigError for looks that make no test, and for swaps where there are none.
     """
     arms = tuple(arms_of(sweep))
     contrasts = tuple(_contrasts(sweep, arms))
     shared, named = _searched_with(sweep, arms), {arm.label: arm for arm in arms}
-    asked = sum(_is_asked(named[a], named[b], shared if sweep.tune else None) for a, b in contrasts)
+    tested = [(a, b) for a, b in contrasts if _is_asked(named[a], named[b], shared if sweep.tune else None)]
+    asked = len(tested)
     check_looks(sweep, asked)
+    unswapped = check_swaps(sweep, swaps_of(sweep, named, tested), contrasts)
     tuned = tune_seeds(sweep)
     basis = basis_of(sweep, asked, spread)
     confirmed = confirm_seeds(sweep, tuned, basis["n"])
@@ -266,7 +254,7 @@ def make(sweep: Sweep, spread: tuple[float, str] | None = None) -> Plan:
         tune_seeds=tuned,
         confirm_seeds=confirmed,
         suggestions=suggestions,
-        warnings=tuple(warnings(sweep, arms, suggestions, asked, basis)),
+        warnings=(*warnings(sweep, arms, suggestions, asked, basis), *unswapped),
         basis=basis,
         searched_with=shared,
     )

@@ -20,9 +20,11 @@ class Planned:
     stage: str
     seed: int
     number: int | None
-    """Suggestion number in the arm's tune stage; None in the confirm stage."""
+    """Suggestion number in the arm's tune stage; None in the others."""
 
     job: JobConfig
+    """Of the stage `swap` as of the confirm stage, which it is to be compared with."""
+
     rules: int
     """Of the run."""
 
@@ -45,6 +47,8 @@ class Planned:
     def id(self) -> str:
         """The trial's id."""
         of_job = trial_id(self.record, rules=self.rules, defaults=self.defaults, code=self.code)
+        if self.stage == "swap":
+            return swap_id(of_job, self.arm)
         return apart_id(of_job, self.arm) if self.apart else of_job
 
 
@@ -52,3 +56,9 @@ def apart_id(of_job: str, arm: str) -> str:
     """Compute the id of an arm's trial where the job of another arm has the same id. A row of the ledger, a run of
     MLflow and a value of the report belong to one arm: what two arms ask for is trained twice, bit for bit the same."""
     return hashlib.sha256(canonical([of_job, arm]).encode()).hexdigest()[:12]
+
+
+def swap_id(of_job: str, arm: str) -> str:
+    """Compute the id of an arm's trial at another one's setting. It is never that of a confirm trial, whichever arm may
+    yet come to the same job."""
+    return hashlib.sha256(canonical([of_job, arm, "swap"]).encode()).hexdigest()[:12]
