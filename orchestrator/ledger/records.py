@@ -10,7 +10,10 @@ from jobs.config import JobConfig, canonical
 from orchestrator.ledger.stored import AttemptRecord, JsonObject, ProvenanceRecord, SweepTable, TrialResult
 from orchestrator.system.exit_codes import Exit
 
-Stage = Literal["tune", "confirm"]
+Stage = Literal["tune", "confirm", "swap"]
+"""`swap`: an arm at the setting of another one, by a job like those of the confirm stage. Its trials are beside the
+answer: no mean, no verdict, no further seed is made of them."""
+
 TrialState = Literal["queued", "running", "done", "pruned", "failed"]
 AttemptState = Literal["running", "done", "pruned", "failed", "interrupted"]
 RunState = Literal["planned", "queued", "running", "stopped", "done"]

@@ -95,7 +95,8 @@ def choose(run: Run, trials: list[Trial], wanted: str, folder: RunFolder) -> tup
         return _best(run, trials, wanted, f"orchestrator resume {folder.quoted}")
     named = [trial for trial in trials if trial.id.startswith(wanted)] if wanted else []
     if len(named) == 1:
-        return named[0], f"trial {named[0].id} of arm {named[0].arm}"
+        at = " at another arm's setting" if named[0].stage == "swap" else ""
+        return named[0], f"trial {named[0].id} of arm {named[0].arm}{at}"
     some = ", ".join(trial.id for trial in (named or trials)[:5]) or "none yet"
     raise RunError(
         f"{wanted!r} names {len(named)} trials of {folder.name} and no arm; trials there: {some}; "

@@ -21,6 +21,8 @@ from orchestrator.ledger import (
     TrialState,
 )
 from orchestrator.ledger.stored import JsonObject
+from orchestrator.sweep import plan as planning
+from orchestrator.sweep.values import Settings
 from orchestrator.system.versions import VERSIONS
 
 
@@ -110,7 +112,7 @@ class Status(TypedDict):
     driver: DriverStatus | None
     """None where nobody drives it."""
     planned: dict[str, int]
-    """Trials of each stage by the plan."""
+    """Trials of each stage by the plan; of `swap` at most."""
     counts: StateCounts
     """Of the trials so far."""
     arms: list[ArmStatus]
@@ -189,8 +191,9 @@ def _frozen(setting: Frozen | None) -> FrozenSetting | None:
 def settings_of(
     run: Run, trials: Sequence[Trial], suggestions: Sequence[Suggestion], frozen: Mapping[str, Frozen]
 ) -> dict[str, JsonObject | None]:
-    """Map each trial to its tuned settings: those of its suggestion, and in the confirm stage those that the arm was
-    frozen at, or one of its suggestions where a repeat or an extension has chosen another one. Its job decides."""
+    """Map each trial to its tuned settings: those of its suggestion; in the confirm stage those that the arm was frozen
+    at, or one of its suggestions where a repeat or an extension has chosen another one; of a swapped one those that the
+    arm has at another's setting. Its job decides."""
     of_trial: dict[str, JsonObject | None] = {
         trial: suggestion.params for suggestion in suggestions for trial in suggestion.trials
     }
@@ -199,13 +202,24 @@ def settings_of(
         tried.setdefault(suggestion.arm, []).append(suggestion.params)
     leaders, is_tuned = run.sweep["plan"].get("searched_with", {}), run.sweep.get("tune") is not None
 
-    def confirmed(trial: Trial) -> JsonObject | None:
+    swapped: dict[str, list[Settings]] = {}
+    if any(trial.stage == "swap" for trial in trials):
+        called = planning.stored(run.sweep, run.rules).swapped({arm: own.params for arm, own in frozen.items()})
+        for (arm, _), params in called.items():
+            swapped.setdefault(arm, []).append(params)
+
+    def known(trial: Trial) -> Sequence[Settings]:
+        if trial.stage == "swap":
+            return swapped.get(trial.arm, [])
         chosen = [frozen[trial.arm].params] if trial.arm in frozen else []
         others = tried.get(leaders.get(trial.arm, trial.arm), [])
-        known = [*chosen, *others] if is_tuned else [*chosen, {}]
-        return next((params for params in known if all(_value(trial.job, key) == params[key] for key in params)), None)
+        return [*chosen, *others] if is_tuned else [*chosen, {}]
 
-    return {trial.id: confirmed(trial) if trial.stage == "confirm" else of_trial.get(trial.id) for trial in trials}
+    def trained_at(trial: Trial) -> JsonObject | None:
+        fitting = (own for own in known(trial) if all(_value(trial.job, key) == own[key] for key in own))
+        return next((dict(own) for own in fitting), None)
+
+    return {trial.id: of_trial.get(trial.id) if trial.stage == "tune" else trained_at(trial) for trial in trials}
 
 
 def _value(job: JsonObject, key: str) -> JsonValue:

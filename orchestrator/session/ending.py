@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.ledger import Ledger, RunState, Trial
-from orchestrator.session.schedule import awaiting_oom_decision, no_job, passed_over, stopped_arms, untuned_arms
+from orchestrator.session.schedule import (
+    awaiting_oom_decision,
+    no_job,
+    passed_over,
+    stopped_arms,
+    stopped_swaps,
+    untuned_arms,
+)
 from orchestrator.session.session import Session
 from orchestrator.sweep.plan import Plan
 from orchestrator.system.exit_codes import Exit
@@ -79,6 +86,8 @@ def _arms(plan: Plan, ledger: Ledger, trials: list[Trial]) -> list[str]:
     stopped, untuned, frozen = stopped_arms(trials), untuned_arms(plan, ledger), ledger.frozen()
     for arm, message in stopped.items():
         lines.append(f"arm {arm} is stopped, as its trials fail in the same way: {message}")
+    for arm, message in stopped_swaps(trials).items():
+        lines.append(f"arm {arm} at other settings is stopped, as its trials fail in the same way: {message}")
     for arm, why in untuned.items():
         leader = plan.searched_with.get(arm)
         if leader in frozen:

@@ -34,7 +34,7 @@ class Progress:
     def __init__(self, context: RunContext) -> None:
         self.context = context
         self._plan, self._ledger = context.plan, context.ledger
-        self._total = sum(self._plan.trials.values())
+        self._total = sum(count for stage, count in self._plan.trials.items() if stage != "swap")
         self._began = time.monotonic()
         self._terminal: Terminal | None = None
         """Standard output as it was when the first line was said, whatever happens to it."""
@@ -53,13 +53,15 @@ class Progress:
             self._bar = Bar(
                 *columns, console=self._console, transient=True, redirect_stdout=False, redirect_stderr=False
             )
-            self._bar.add_task("trials", total=self._total, completed=self._ended())
+            self._bar.add_task("trials", total=self._known(), completed=self._ended())
             self._bar.start()
-        trials = self._plan.trials
+        trials, swapped = self._plan.trials, ""
+        if "swap" in trials:
+            swapped = f"at most {trials['swap']} trials at each other's setting, "
         self.say(one_line(self._plan.sweep.question))
         self.say(
-            f"{len(self._plan.arms)} arms, {trials['tune']} tune trials, {trials['confirm']} confirm trials, "
-            f"{self._ended()} of {self._total} done"
+            f"{len(self._plan.arms)} arms, {trials['tune']} tune trials, {trials['confirm']} confirm trials, {swapped}"
+            f"{self._ended()} of {self._known()} done"
         )
         for warning in self._plan.warnings:
             self.say(f"note: {warning}")
@@ -103,7 +105,7 @@ class Progress:
             which = f"{trial.number + 1} of {max(trial.number + 1, self._plan.asked(trial.arm))}"
         self.say(f"[{ended}/{self._known()}] {trial.stage} {trial.arm} {which}  {what}")
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=ended)
+            self._bar.update(self._bar.task_ids[0], completed=ended, total=self._known())
 
     def answer(self, table: RenderableType) -> None:
         """Print and log the verdict table."""
@@ -144,8 +146,10 @@ class Progress:
             self._bar = None
 
     def _known(self) -> int:
-        """Count the trials: as planned, or more where the run was extended."""
-        return max(self._total, sum(self._ledger.counts().values()))
+        """Count the trials: as planned, with those at other settings that have turned out to be needed, or more where
+        the run was extended."""
+        swapped = sum(self._ledger.counts("swap").values()) if self._plan.swaps else 0
+        return max(self._total + swapped, sum(self._ledger.counts().values()))
 
     def _ended(self) -> int:
         return sum(count for state, count in self._ledger.counts().items() if state in ("done", "pruned", "failed"))

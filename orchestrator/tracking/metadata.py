@@ -75,9 +75,9 @@ def marks(trial: Trial) -> dict[str, str]:
 
 
 def name(trial: Trial) -> str:
-    """Name a trial's run `flatnce #3 seed 0`, or `flatnce seed 7` in the confirm stage; with `(diverged)` or `(failed)`
-    behind it where it came to that."""
-    number = "" if trial.number is None else f" #{trial.number}"
+    """Name a trial's run `flatnce #3 seed 0`, `flatnce seed 7` in the confirm stage, `flatnce swapped seed 7` at
+    another arm's setting; with `(diverged)` or `(failed)` behind it where it came to that."""
+    number = " swapped" if trial.stage == "swap" else "" if trial.number is None else f" #{trial.number}"
     return marked(f"{visible(trial.arm)}{number} seed {trial.seed}", _ill(trial))
 
 
@@ -236,6 +236,12 @@ def datasets(*trials: Trial) -> list[DatasetInput]:
         tag = InputTag("mlflow.data.context", rows.context)
         inputs.setdefault((rows.source, rows.digest), DatasetInput(dataset, [tag]))
     return list(inputs.values())
+
+
+def params(trial: Trial) -> dict[str, str]:
+    """Return a trial's job as MLflow's parameters, of which `stage` is the trial's own: a swapped one has the job of a
+    confirm trial and is none."""
+    return dict(flat({**trial.job, "stage": trial.stage} if trial.stage == "swap" else trial.job))
 
 
 def flat(job: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -244,7 +244,7 @@ class Projection:
         self._tell_points(
             client, replace(trial, mlflow_run_id=run_id)
         )  # first, so that a run that is over in MLflow is whole there
-        params = [Param(key, value) for key, value in metadata.flat(trial.job)]
+        params = [Param(key, value) for key, value in metadata.params(trial).items()]
         attempts = self._ledger.attempts(trial.id)
         tags = [RunTag(key, value) for key, value in metadata.tags(trial, attempts, self._metric)]
         ended = int((trial.ended or 0) * 1000)
@@ -293,7 +293,7 @@ class Projection:
         while self._encoders:
             encoder = self._encoders[0]
             made = replace(encoder, trial=self._ledger.trial(encoder.trial.id))
-            model = encoders.tell(client, self._experiment_id, run, made, dict(metadata.flat(encoder.trial.job)))
+            model = encoders.tell(client, self._experiment_id, run, made, metadata.params(encoder.trial))
             self._ledger.event(LOGGED, f"the best encoder of {made.trial.arm} is MLflow's model {model}", made.trial.id)
             self._encoders = self._encoders[1:]
 

@@ -263,7 +263,7 @@ class _Store:
     def _sound(self, trial: Trial, run: TrackedRun) -> bool:
         """Return whether a run becomes what the ledger says once more is written. If so, a deleted run is restored:
         whoever wants it made anew deletes it."""
-        wanted = dict(metadata.flat(trial.job))
+        wanted = metadata.params(trial)
         if any(wanted.get(key) != value for key, value in run.data.params.items()):
             return False
         if not is_deleted(run):
@@ -332,7 +332,7 @@ def _is_parent(run: TrackedRun) -> bool:
 def _shows(run: TrackedRun, trial: Trial) -> bool:
     """Return whether a run shows the state that was copied into it."""
     tags, params = run.data.tags, run.data.params
-    wanted = dict(metadata.flat(trial.job)).items()
+    wanted = metadata.params(trial).items()
     right = run.info.status == metadata.status_of(trial) and metadata.marks(trial).items() <= tags.items()
     return bool(right and wanted <= params.items())
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from jobs.config import trial_id
 from orchestrator.ledger import Suggestion, Trial
-from orchestrator.session.schedule import digest
+from orchestrator.session.schedule import digest, swapping
 from orchestrator.sweep import plan as planning
-from orchestrator.sweep.plan.trials import apart_id
+from orchestrator.sweep.plan.trials import apart_id, swap_id
 from orchestrator.verify.facts import Facts, Finding, counted, same
 
 LAST_ATTEMPT = {
@@ -38,7 +38,8 @@ def _ids(facts: Facts) -> Iterator[Finding]:
     for trial in facts.trials.values():
         # Of the job as it is stored, for a later version of the program may give a job more fields.
         own = digest(trial.job)[:12] if rules < 2 else trial_id(trial.job, rules=rules, defaults=defaults, code=code)
-        if trial.id not in (own, apart_id(own, trial.arm)):
+        ids = [swap_id(own, trial.arm)] if trial.stage == "swap" else [own, apart_id(own, trial.arm)]
+        if trial.id not in ids:
             yield Finding(
                 f"trial {trial.id}: the job that the ledger has of it is the job of trial {own}", facts.restore
             )
@@ -192,4 +193,27 @@ def _confirmed_seeds(facts: Facts, confirm: Mapping[str, Sequence[Trial]]) -> tu
     return everywhere & set(first), of_frozen
 
 
-CHECKS = (_left_running, _ids, _attempt_numbers, _trained_once, _ends, _metrics, _furthest, _suggested, _frozen)
+def _swapped(facts: Facts) -> Iterator[Finding]:
+    """Yield faults of arms at each other's setting: their trials are those that the plan calls for, and all of these
+    once the run is done."""
+    if "plan" not in facts.run.sweep:
+        return
+    plan = planning.stored(facts.run.sweep, facts.run.rules)
+    frozen = {arm: setting.params for arm, setting in facts.frozen.items()}
+    called, pool = (
+        {trial.id: trial for trial in swapping.called_for(plan, frozen)},
+        swapping.Pool(facts.trials.values()),
+    )
+    for trial in facts.trials.values():
+        if trial.stage == "swap" and trial.id not in called:
+            yield Finding(f"trial {trial.id}: no comparison calls for arm {trial.arm} at its setting", facts.restore)
+    for planned in called.values():
+        if facts.run.state == "done" and pool.find(planned) is None:
+            what = f"arm {planned.arm}: has no trial {planned.id} at another arm's setting, seed {planned.seed}"
+            yield Finding(what, f"continue it: {facts.resume}")
+
+
+CHECKS = (
+    *(_left_running, _ids, _attempt_numbers, _trained_once, _ends, _metrics, _furthest, _suggested, _frozen),
+    _swapped,
+)

@@ -134,7 +134,7 @@ def _state(trial: Trial) -> str:
 def _params(facts: Facts) -> Iterator[Finding]:
     for trial, run in facts.pairs:
         if trial.id not in facts.unprojected:
-            yield from _differing(facts, trial, "parameter", dict(metadata.flat(trial.job)), run["params"])
+            yield from _differing(facts, trial, "parameter", metadata.params(trial), run["params"])
 
 
 def _tags(facts: Facts) -> Iterator[Finding]:

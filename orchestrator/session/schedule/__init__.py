@@ -6,7 +6,6 @@ A function of the plan and the ledger: asked again after any kill, it gives the 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,8 +16,9 @@ from pydantic import ValidationError
 
 from jobs.config import JobConfig, canonical, issues
 from orchestrator.ledger import Ledger, Suggestion, Trial
-from orchestrator.session.schedule import confirming, extension
+from orchestrator.session.schedule import confirming, extension, swapping
 from orchestrator.session.schedule.pruning import Climb, rungs
+from orchestrator.session.schedule.stopping import fingerprint, stopped_arms, stopped_swaps, stops_the_sweep
 from orchestrator.sweep import search
 from orchestrator.sweep.model import Tune
 from orchestrator.sweep.plan import Plan
@@ -31,9 +31,13 @@ from orchestrator.system.display import counted
 if TYPE_CHECKING:
     from orchestrator.statistics import Course
 
-SAME_FAILURES = 3
-"""Different trials that fail with the same words before their arm is stopped: a bug or an impossible setting, not bad
-luck. Of two arms, and while none has succeeded, they stop the sweep."""
+__all__ = [
+    "Schedule", "as_trial", "awaiting_oom_decision", "digest", "fingerprint", "no_job", "passed_over", "stopped_arms",
+    "stopped_swaps", "stops_the_sweep", "untuned_arms", "wrong_metric",
+]  # fmt: skip
+
+STAGES = ("tune", "confirm", "swap")
+"""In the order in which their trials are run."""
 
 
 class Schedule:
@@ -62,6 +66,7 @@ class Schedule:
         """The looks of this session have ended, unless a person queues a trial again."""
         self._queued = False
         """All that extensions call for is there."""
+        self._swaps = swapping.Swaps(plan) if plan.swaps else None
         self._settled: dict[tuple[str, int], sampling.Observed] = {}
         """Suggestions whose trials have all ended well: nothing about them changes any more."""
 
@@ -73,8 +78,9 @@ class Schedule:
         for label in labels:
             if label not in stopped and not self._ending():
                 self._advance(label)
-        if not self._ending() and ((self._plan.looks and self._look(stopped)) or self._extend(stopped)):
-            arm = None  # other arms have new trials too
+        if not self._ending():
+            new = [self._swap(stopped), (self._plan.looks and self._look(stopped)) or self._extend(stopped)]
+            arm = None if any(new) else arm  # other arms have new trials too
         trials = (
             self._ledger.trials() if arm is None else [t for label in labels for t in self._ledger.trials(arm=label)]
         )
@@ -85,7 +91,7 @@ class Schedule:
         so that a sweep cut short has compared as much as it could. A trial that may be pruned waits for those that it
         is compared with, where a person has queued such a trial again."""
         trials = list(trials)
-        stopped = stopped_arms(trials)
+        stopped, unswapped = stopped_arms(trials), stopped_swaps(trials)
         order = {arm.label: number for number, arm in enumerate(self._plan.arms)}
         open_: dict[str, int] = {}
         for trial in trials:
@@ -96,9 +102,10 @@ class Schedule:
             for trial in trials
             if trial.state == "queued"
             and trial.arm not in stopped
+            and not (trial.stage == "swap" and trial.arm in unswapped)
             and not (self.pruned(trial) and open_[trial.arm] <= (trial.number or 0) - self._parallel)
         ]
-        queued.sort(key=lambda t: (t.stage != "tune", t.number or 0, t.seed, order[t.arm]))
+        queued.sort(key=lambda t: (STAGES.index(t.stage), t.number or 0, t.seed, order[t.arm]))
         return [trial.id for trial in queued]
 
     def pruned(self, trial: Trial) -> bool:
@@ -221,8 +228,7 @@ class Schedule:
         if any(trial.arm not in stopped or trial.state == "running" for trial in open_):
             return False
         untuned = untuned_arms(self._plan, self._ledger)
-        never = {arm for arm, leader in self._plan.searched_with.items() if leader in stopped}
-        if not {arm.label for arm in self._plan.arms} <= {*frozen, *untuned, *stopped, *never}:
+        if self._unsettled(untuned, stopped):
             return False
         course = confirming.course(self._plan, trials, untuned, stopped)
         self._note_look(course)
@@ -237,6 +243,24 @@ class Schedule:
         ]
         self._ledger.add_trials(map(as_trial, new))
         return bool(new)
+
+    def _swap(self, stopped: Collection[str]) -> bool:
+        """Queue, in one write, the trials of arms at one another's setting that are called for by now and not there;
+        return whether there are any."""
+        if self._swaps is None:
+            return False
+        frozen = {arm: setting.params for arm, setting in self._ledger.frozen().items()}
+        due = self._swaps.due(
+            frozen, self._ledger.trials, lambda: self._unsettled(untuned_arms(self._plan, self._ledger), stopped)
+        )
+        if due:
+            self._ledger.add_trials(map(as_trial, due))
+        return bool(due)
+
+    def _unsettled(self, untuned: Collection[str], stopped: Collection[str]) -> set[str]:
+        """Find the arms that may yet be frozen."""
+        led = {arm for arm, leader in self._plan.searched_with.items() if leader in stopped}
+        return {arm.label for arm in self._plan.arms} - {*self._ledger.frozen(), *untuned, *stopped, *led}
 
     def _extend(self, stopped: Collection[str]) -> bool:
         """Ask for the suggestions and queue the confirm trials that were added to the run; return whether there are new
@@ -314,7 +338,7 @@ def as_trial(planned: Planned) -> Trial:
     """Convert a planned trial to a ledger row."""
     return Trial(
         id=planned.id,
-        stage=planned.job.stage,
+        stage="swap" if planned.stage == "swap" else planned.job.stage,
         arm=planned.arm,
         seed=planned.seed,
         job=planned.record,
@@ -350,30 +374,6 @@ def awaiting_oom_decision(trial: Trial) -> bool:
     return trial.state == "failed" and trial.failure == "out_of_memory" and trial.outcome != "infeasible"
 
 
-def stopped_arms(trials: Iterable[Trial]) -> dict[str, str]:
-    """Find the arms where SAME_FAILURES trials failed alike, and the message. What a person gave up does not count."""
-    alike = _failed_alike(trials)
-    return {
-        arm: next(iter(messages))
-        for of_arm in alike.values()
-        for arm, messages in of_arm.items()
-        if len(messages) >= SAME_FAILURES
-    }
-
-
-def stops_the_sweep(trials: Iterable[Trial]) -> str | None:
-    """Explain why the whole sweep stops: SAME_FAILURES trials, of two arms or more, failed alike, and none has
-    succeeded. A trial that diverged has not succeeded. None: the sweep goes on."""
-    trials = list(trials)
-    if any(trial.state in ("done", "pruned") and trial.outcome != "diverged" for trial in trials):
-        return None
-    for of_arm in _failed_alike(trials).values():
-        count = sum(map(len, of_arm.values()))
-        if len(of_arm) > 1 and count >= SAME_FAILURES:
-            return f"{count} trials failed in the same way: {next(iter(next(iter(of_arm.values()))))}"
-    return None
-
-
 def untuned_arms(plan: Plan, ledger: Ledger) -> dict[str, str]:
     """Find the arms that have ended all their suggestions without one that could be frozen: `diverged` where a trial
     did, else `failed`. An arm tuned with another is untuned with it, and `failed` if the other's settings make no job
@@ -398,22 +398,6 @@ def untuned_arms(plan: Plan, ledger: Ledger) -> dict[str, str]:
 
 def _has_diverged(observed: Iterable[sampling.Observed]) -> bool:
     return any(tried.state == "infeasible" for tried in observed)
-
-
-def _failed_alike(trials: Iterable[Trial]) -> dict[str, dict[str, list[str]]]:
-    """Group the messages of failed trials by what they have in common and by arm."""
-    alike: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for trial in trials:
-        if trial.state == "failed" and trial.outcome != "infeasible":
-            message = trial.message or ""
-            alike[fingerprint(trial.failure or "", message)][trial.arm].append(message)
-    return alike
-
-
-def fingerprint(kind: str, message: str) -> str:
-    """Extract what two failures have in common when one bug causes both: numbers, addresses and paths do not count."""
-    text = re.sub(r"^rank \d+: ", "", message)
-    return f"{kind} {re.sub(r'(/[^ /:]+)+|0x[0-9a-f]+|[0-9a-f]{12,}|[0-9]+', '#', text)}"
 
 
 def wrong_metric(name: str, metrics: Mapping[str, object]) -> str | None:

@@ -80,7 +80,8 @@ def _meant(plan: Plan, ledger: Ledger, wanted: Extend, stopped: Collection[str])
             raise RunError(f"{label!r} is no arm of this run{nearest(label, labels)}; it has {', '.join(labels)}")
         if label not in frozen or label in stopped:
             raise RunError(f"arm {label!r} has no setting that was confirmed, so there is nothing to add to")
-    open_ = sum(trial.state not in HAS_ENDED for trial in trials if trial.arm not in stopped)
+    of_answer = [trial for trial in trials if trial.stage != "swap"]  # which no seed is added to
+    open_ = sum(trial.state not in HAS_ENDED for trial in of_answer if trial.arm not in stopped)
     if open_ or not frozen:
         what = f"{open_} of its trials have not ended" if open_ else "no arm is tuned yet"
         raise RunError(f"the run is under way ({what}); resume it first, then extend it")
