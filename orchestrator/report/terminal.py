@@ -8,9 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.report.formatting import count, interval, probability, quantity, signed, value
-from orchestrator.report.naming import names_of
-from orchestrator.report.summary.records import Answer, MultiRunSummary
-from orchestrator.report.summary.sentences import deciding_p, verdict_of
+from orchestrator.report.naming import Names, names_of
+from orchestrator.report.summary.records import Answer, MultiRunSummary, Summary
+from orchestrator.report.summary.sentences import deciding_p, swap_sentence, verdict_of
+from orchestrator.report.swaps import SwapSummary
 from orchestrator.system.display import counted
 
 MOST_ROWS = 40
@@ -57,8 +58,14 @@ def table(answer: Answer) -> RenderableType:
         *_whole(arms, len(answer.arms), "arm"),
         *_whole(comparisons, len(shown), "comparison"),
         *notes,
+        *([] if not isinstance(answer, Summary) else (_swap(swap, names) for swap in answer.swaps)),
         Text(answer.sentence, style="bold"),
     )
+
+
+def _swap(swap: SwapSummary, names: Names) -> Text:
+    """Build the line of two arms at each other's setting."""
+    return Text(f"beside the verdict, each at the other's setting: {swap_sentence(swap, names)}")
 
 
 def _whole(shown: Table, rows: int, what: str) -> list[RenderableType]:

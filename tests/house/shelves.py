@@ -61,7 +61,7 @@ SHELVES = {
     "orchestrator/preflight": "doctor spread > checks estimate > findings node requirements",
     "orchestrator/preflight/estimate": "history probing text > model",
     "orchestrator/report": "incumbent mlflow_note terminal write > parquet render > tables > summary > "
-    "formatting naming variance",
+    "formatting naming swaps variance",
     "orchestrator/report/render": "page > plots > cost differences levels lines tuned > looks > figure",
     "orchestrator/report/summary": "multi_run outside > evidence > arms best warnings > "
     "budgets compatibility pairs sentences > records > plain_json",
@@ -70,12 +70,12 @@ SHELVES = {
     "orchestrator/session": "ending shutdown tune_executor > holding session > writer > cluster progress schedule > "
     "reports",
     "orchestrator/session/cluster": "headwatch slots > inquiry picture room start > access board capacity sharing",
-    "orchestrator/session/schedule": "extension > confirming pruning",
+    "orchestrator/session/schedule": "extension > confirming pruning stopping swapping",
     "orchestrator/statistics": "comparison > looks > judging which > described joint > "
     "intervals pairing power rows tests > numbers",
     "orchestrator/sweep": "plan > load search > components validate > labels limits "
     "overrides shape space > model > values",
-    "orchestrator/sweep/plan": "trials warnings > seeds",
+    "orchestrator/sweep/plan": "summary swaps trials warnings > seeds",
     "orchestrator/sweep/search": "sampling",
     "orchestrator/sweep/space": "grid multiples > conditions",
     "orchestrator/system": "scratch > exit_codes > addresses terminal > display masking process threads versions",

@@ -13,7 +13,7 @@ from jobs.config.components import is_class, is_import_path
 from orchestrator import statistics
 from orchestrator.ledger import NOTED, TRIAL_STATES, Attempt, Ledger, Run, Stage, Trial, TrialState
 from orchestrator.ledger.stored import JsonObject, ProvenanceRecord
-from orchestrator.report import variance
+from orchestrator.report import swaps, variance
 from orchestrator.report.formatting import value
 from orchestrator.report.summary import arms, best, budgets, pairs
 from orchestrator.report.summary.records import (
@@ -38,7 +38,7 @@ from orchestrator.session.schedule import confirming
 from orchestrator.sweep import plan as planning
 from orchestrator.sweep.plan import Plan
 
-STAGES: tuple[Stage, ...] = ("tune", "confirm")
+STAGES: tuple[Stage, ...] = ("tune", "confirm", "swap")
 
 
 def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
@@ -90,13 +90,14 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
         smallest_p=statistics.smallest_p(len(planned.units)),
         unit="repeat" if planned.repeats >= planning.REPEATS_AS_UNITS else "seed",
         looks=None if looked is None else LooksSummary(planned.looks, looked.taken, looked.ended, looked.due),
-        trials={stage: _counts(trials, stage) for stage in STAGES},
+        trials={stage: _counts(trials, stage) for stage in STAGES if stage != "swap" or planned.swaps},
         attempts=_counted(attempts),
         code=code,
         failures=[_failure(trial) for trial in trials if trial.state == "failed"],
         diverged=[DivergedTrial(t.id, t.stage, t.arm, t.seed) for t in trials if arms.diverged(t)],
         environment=run.environment,
         data=_data(run.provenance),
+        swaps=swaps.swapped(planned, trials, {arm: own.params for arm, own in ledger.frozen().items()}, untuned),
         warnings=list(dict.fromkeys([*planned.warnings, *(event.text for event in ledger.events(NOTED))])),
     )
     which = None

@@ -16,6 +16,7 @@ from orchestrator import statistics
 from orchestrator.ledger import RunState, Stage, TrialState
 from orchestrator.ledger.stored import JsonObject
 from orchestrator.report.summary.plain_json import AsFields, as_json, fields_as_json
+from orchestrator.report.swaps import SwapSummary
 from orchestrator.statistics import Interval
 from orchestrator.statistics.rows import VarianceParts
 
@@ -353,6 +354,8 @@ class Summary(AsFields):
     data: Sequence[DataSource] = ()
     which: WhichSummary | None = None
     exploratory: ExploratorySummary | None = None
+    swaps: Sequence[SwapSummary] = ()
+    """Of arms that were trained at each other's setting too: beside the verdict, and decides nothing."""
     warnings: Sequence[str] = ()
     """What plan and launch warned of, before anything ran."""
     notes: Sequence[str] = ()

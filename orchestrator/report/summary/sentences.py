@@ -15,6 +15,7 @@ from orchestrator.report.summary.records import (
     Summary,
     WhichSummary,
 )
+from orchestrator.report.swaps import SwapSummary
 from orchestrator.statistics import Comparison, Verdict
 from orchestrator.system.display import by_count, counted
 
@@ -168,6 +169,37 @@ def deciding_p(result: Comparison) -> float | None:
     if not is_tested(result):
         return None
     return result.p_equivalence_holm if result.interval_kind == "equivalence" else result.p_adjusted
+
+
+def swap_verdict(swap: SwapSummary, names: Names) -> str:
+    """Say whether two arms differ at either one's setting: `at either setting`, or what is so in its place."""
+    if swap.verdict == "either":
+        return "at either setting"
+    if swap.verdict == "incomplete":
+        whys = dict.fromkeys(one.missing for one in swap.settings if one.missing)
+        return f"not complete: {'; '.join(whys)}"
+    if swap.verdict == "diverged":
+        where = [f"{names.arm[one.setting]}'s" for one in swap.settings if any(one.diverged.values())]
+        return f"diverged at {' and '.join(where)} setting"
+    shown = [names.arm[one.setting] for one in swap.settings if one.ci95 is not None and one.ci95[0] * one.ci95[1] > 0]
+    way = "neither" if not shown else f"{shown[0]}'s alone" if len(shown) == 1 else "both, the other way round"
+    return f"depends on the setting (a difference shows at {way})"
+
+
+def swap_sentence(swap: SwapSummary, names: Names) -> str:
+    """Say what the arms of a contrast come to at each other's setting, in one line."""
+    parts = [
+        f"{signed(one.delta)} {interval(one.ci95, sign=True)} at {names.arm[one.setting]}'s" for one in swap.settings
+    ]
+    p = "" if swap.p is None else f", p = {probability(swap.p)}"
+    same = "" if not _is_one_setting(swap) else f" (both were tuned to the same {', '.join(swap.keys)})"
+    return f"{names.pair(swap.a, swap.b)}: {swap_verdict(swap, names)}{p}; {', '.join(parts)}{same}"
+
+
+def _is_one_setting(swap: SwapSummary) -> bool:
+    """Return whether both arms were tuned to the same values of the keys that both tune."""
+    first, other = (one.params for one in swap.settings)
+    return bool(first) and first == other
 
 
 def lost(result: Comparison) -> int:

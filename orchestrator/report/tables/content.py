@@ -140,7 +140,9 @@ def _which(summary: Summary) -> str:
 
 def _by_plan(name: str, summary: Summary) -> Iterator[Block]:
     yield Paragraph(f"{name}: {summary.question}")
-    yield grids.comparisons(summary, names_of(summary.arms))
+    names = names_of(summary.arms)
+    yield grids.comparisons(summary, names)
+    yield from grids.swaps(summary, names)
     if summary.notes:
         yield Bullets(summary.notes, warning=True)
 
@@ -161,6 +163,8 @@ def _more(answer: Answer, names: Names) -> Iterator[Block]:
     yield from grids.tuning(answer, names)
     yield Picture("tuned")
     yield Picture("tuning")
+    if isinstance(answer, Summary):
+        yield from grids.swaps(answer, names)
     yield from grids.seeds(answer, names)
 
 

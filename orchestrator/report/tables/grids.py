@@ -15,7 +15,7 @@ from orchestrator.report.summary.records import (
     SeedValue,
     Summary,
 )
-from orchestrator.report.summary.sentences import code, deciding_p, is_tested, verdict_of
+from orchestrator.report.summary.sentences import code, deciding_p, is_tested, swap_verdict, verdict_of
 from orchestrator.report.tables.blocks import Block, Bullets, Grid, Heading, Paragraph
 from orchestrator.statistics.rows import VarianceParts
 from orchestrator.system.display import counted, first_line
@@ -138,6 +138,45 @@ def which(summary: Summary) -> Iterator[Block]:
             f"Whether {name} does the same at every {' and '.join(map(word, keys))}: p = "
             f"{formatting.probability(found.interaction_p)} that it does (beside the verdict)."
         )
+
+
+def swaps(summary: Summary, names: Names) -> Iterator[Block]:
+    """Yield what arms come to at each other's setting, where they were trained there."""
+    if not summary.swaps:
+        return
+    yield Heading("At each other's setting")
+    yield Grid(
+        (
+            "comparison",
+            "both at the setting of",
+            "beside the verdict",
+            "mean",
+            "95% interval",
+            "p",
+            "n",
+            "diverged",
+        ),
+        [
+            (
+                names.pair(swap.a, swap.b),
+                f"{names.arm[at.setting]} ({formatting.setting(at.params)})",
+                swap_verdict(swap, names),
+                formatting.signed(at.delta),
+                formatting.interval(at.ci95, sign=True),
+                formatting.probability(at.p),
+                formatting.count(at.n),
+                formatting.count(sum(at.diverged.values())),
+            )
+            for swap in summary.swaps
+            for at in swap.settings
+        ],
+        words=3,
+    )
+    yield Paragraph(
+        "One arm at its own setting and the other there too, in the keys that both tune, on the confirm seeds. "
+        "Intervals and p are of paired t tests, unadjusted: this is beside the verdict, outside its 5 %, and decides "
+        "nothing. At either setting: both intervals leave out 0, on one side."
+    )
 
 
 def exploratory(summary: Summary, names: Names) -> Iterator[Block]:

@@ -1,0 +1,559 @@
+"""[confirm] swap: each arm also at the other's setting, beside the answer, whatever is killed on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ledgers import answer_of
+from test_session import SWEEP, done, opened, play
+
+from jobs.core.failures import Failure
+from orchestrator.driver import apply_retry
+from orchestrator.ledger import Ledger, Trial
+from orchestrator.report.naming import names_of
+from orchestrator.report.summary.evidence import summarize
+from orchestrator.report.summary.records import Summary
+from orchestrator.report.swaps import SwapSummary
+from orchestrator.report.tables import grids
+from orchestrator.report.tables.blocks import Grid, Paragraph
+from orchestrator.report.terminal import table
+from orchestrator.run_dir import export
+from orchestrator.run_dir.context import Extend, RetryFailed
+from orchestrator.run_dir.folder import RunFolder
+from orchestrator.run_dir.status import status
+from orchestrator.session import ending
+from orchestrator.session.schedule import extension, stopped_arms
+from orchestrator.session.writer import Dispatch
+from orchestrator.sweep import flatten
+from orchestrator.system.display import Harmless
+from orchestrator.tracking import metadata
+from orchestrator.tracking.arms import wanted
+from orchestrator.verify import ledger_checks
+
+RATES = [1e-3, 3e-3, 1e-2]
+SEEDS = 6
+BEST = {"infonce": 1e-3, "flatnce": 1e-2, "dcl": 3e-3}
+"""What each arm is tuned to."""
+
+Answer = Callable[[Dispatch], Any]
+
+
+def changes(losses: tuple[str, ...] = ("infonce", "flatnce"), **more: Any) -> dict[str, Any]:
+    """A sweep that tries each learning rate in every arm."""
+    tune = {"trials": 3, "sampler": "grid", "space": {"optimizer.lr": {"choices": RATES}}}
+    return {
+        "compare": {"loss.name": list(losses)},
+        "tune": tune,
+        "confirm": {"seeds": SEEDS, "swap": True},
+        "metric": {"name": "knn_accuracy", "smallest_difference": 0.01},
+        **more,
+    }
+
+
+def value(job: dict[str, Any], effect: float = 0.05, best: dict[str, float] = BEST) -> float:
+    """Best at the learning rate of each loss; flatnce is better by the effect, at whatever rate."""
+    loss, rate = str(job["loss"]["name"]), float(job["optimizer"]["lr"])
+    noise = random.Random(f"{loss} {rate} {job['seed']}").gauss(0, 0.004)
+    return 0.7 - 0.02 * abs(math.log10(rate / best[loss])) + (effect if loss == "flatnce" else 0.0) + noise
+
+
+def usual(dispatch: Dispatch) -> Any:
+    return done(dispatch, value(dispatch.job))
+
+
+def rate_of(trial: Trial) -> float:
+    return trial.config.optimizer.lr
+
+
+def swapped(ledger: Ledger, *states: str) -> Counter[tuple[str, float]]:
+    """Count the swapped trials by arm and learning rate."""
+    return Counter((t.arm, rate_of(t)) for t in ledger.trials("swap") if not states or t.state in states)
+
+
+def numbers(ledger: Ledger) -> dict[str, tuple[Any, ...]]:
+    return {t.id: (t.stage, t.arm, t.seed, t.state, t.metric) for t in ledger.trials()}
+
+
+def run(folder: Path, sweep: dict[str, Any], of: Answer = usual, **options: Any) -> tuple[Summary, dict[str, Any]]:
+    """Play a sweep to its end in one session."""
+    with opened(folder, sweep) as (session, ledger, _, _plan):
+        session.start()
+        play(session, of, **options)
+        assert session.broken is None
+        return summarize(ledger), numbers(ledger)
+
+
+def one(summary: Summary) -> SwapSummary:
+    (found,) = summary.swaps
+    return found
+
+
+def test_each_arm_is_trained_at_the_others_setting_on_the_confirm_seeds_after_the_confirm_trials(
+    tmp_path: Path,
+) -> None:
+    """Mutant checks: swapped trials that are due before confirm trials; seeds of their own."""
+    with opened(tmp_path, changes(), concurrent=1) as (session, ledger, _, plan):
+        session.start()
+        ran = play(session, usual)
+        assert {arm: own.params for arm, own in ledger.frozen().items()} == {
+            arm: {"optimizer.lr": BEST[arm]} for arm in ("infonce", "flatnce")
+        }
+        assert swapped(ledger, "done") == {("infonce", 1e-2): SEEDS, ("flatnce", 1e-3): SEEDS}
+        assert {trial.seed for trial in ledger.trials("swap")} == set(plan.confirm_seeds)
+        stages = [ledger.trial(dispatch.trial).stage for dispatch in ran]
+        assert stages == sorted(stages, key=["tune", "confirm", "swap"].index)
+        assert Counter(stages) == plan.trials
+        assert (ending.of(session).state, ending.of(session).lines) == ("done", ())
+        assert all(trial.job["stage"] == "confirm" for trial in ledger.trials("swap"))
+        confirmed = {trial.id for trial in plan.confirm_trials("infonce", {"optimizer.lr": 1e-2})}
+        assert confirmed.isdisjoint(trial.id for trial in ledger.trials("swap")), "an arm may yet be confirmed there"
+
+
+def test_the_differences_are_of_both_arms_at_one_setting_each(tmp_path: Path) -> None:
+    """Against the numbers themselves. Mutant check: a and b the other way round at one of the settings."""
+    summary, _ = run(tmp_path, changes())
+    found = one(summary)
+    seeds = summary.seeds
+    job = {"optimizer": {"lr": 0.0}}
+
+    def differences(rate: float) -> list[float]:
+        jobs = [
+            [{"loss": {"name": loss}, "optimizer": {"lr": rate}, "seed": seed} for seed in seeds]
+            for loss in ("flatnce", "infonce")
+        ]
+        return [value(job | a) - value(job | b) for a, b in zip(*jobs, strict=True)]
+
+    assert (found.a, found.b, found.keys, found.verdict) == ("flatnce", "infonce", ("optimizer.lr",), "either")
+    for at, (arm, other) in zip(found.settings, [("flatnce", "infonce"), ("infonce", "flatnce")], strict=True):
+        d = differences(BEST[arm])
+        mean = sum(d) / len(d)
+        assert (at.setting, at.params, at.n, at.n_trained) == (arm, {"optimizer.lr": BEST[arm]}, SEEDS, SEEDS)
+        assert at.delta == pytest.approx(mean)
+        assert at.ci95 is not None
+        assert at.ci95[0] < mean < at.ci95[1]
+        assert (at.p or 1) < 0.05
+        assert len(at.trials) == SEEDS
+        assert at.missing == "", other
+    assert found.p == max(at.p or 1.0 for at in found.settings)
+
+
+def test_what_is_so_at_one_setting_alone_depends_on_the_setting(tmp_path: Path) -> None:
+    """flatnce is better at its own rate; at the baseline's what it gains is what the rate costs it."""
+
+    def of(dispatch: Dispatch) -> Any:
+        return done(dispatch, value(dispatch.job, 0.05 if dispatch.job["optimizer"]["lr"] > 5e-3 else 0.02))
+
+    found = one(run(tmp_path, changes(), of)[0])
+    assert found.verdict == "depends"
+    assert [(at.setting, (at.p or 1) < 0.05) for at in found.settings] == [("flatnce", True), ("infonce", False)]
+
+
+BESIDE = ("swaps", "trials", "attempts", "environment", "run", "created", "code", "data")
+"""What is not the same in two runs, or counts trials."""
+
+
+def test_the_answer_is_that_of_the_sweep_without_swaps(tmp_path: Path) -> None:
+    """Means, verdicts, the values of seeds, MLflow's runs of arms, the trial that is exported: swapped trials have the
+    best values of all here. Mutant check: the stage `confirm` for swapped trials."""
+
+    def of(dispatch: Dispatch) -> Any:
+        is_own = dispatch.job["optimizer"]["lr"] == BEST[dispatch.job["loss"]["name"]]
+        return done(dispatch, value(dispatch.job) + (0.0 if is_own or dispatch.job["stage"] == "tune" else 0.2))
+
+    found = []
+    for name, swap in (("with", True), ("without", False)):
+        with opened(tmp_path / name, changes(confirm={"seeds": SEEDS, "swap": swap})) as (session, ledger, _, _plan):
+            session.start()
+            play(session, of)
+            said, trials = answer_of(ledger), ledger.trials()
+            assert ("swap" in said["trials"]) == bool(said["swaps"]) == swap
+            answer = {key: said[key] for key in said if key not in BESIDE}
+            for seed in (seed for arm in answer["arms"] for seed in arm["values"]):
+                del seed["started"], seed["ended"]
+            of_arms = {
+                label: (made.params, {key: last[2] for key, last in made.latest.items()}, made.tags["seeds"])
+                for label, made in wanted(ledger).items()
+            }
+            best = [export.choose(ledger.run, trials, arm, RunFolder(tmp_path))[0].id for arm in of_arms]
+            others = {trial.id for trial in trials if trial.stage != "swap"}
+            found.append((answer, of_arms, best, others))
+    assert found[0] == found[1]
+
+
+def test_arms_that_are_tuned_to_the_same_need_no_trial_more(tmp_path: Path) -> None:
+    """Each confirm trial stands for the arm at the other's setting. Mutant check: a trial that is trained twice."""
+    same = dict.fromkeys(BEST, 3e-3)
+    with opened(tmp_path, changes()) as (session, ledger, _, plan):
+        session.start()
+        play(session, lambda dispatch: done(dispatch, value(dispatch.job, best=same)))
+        summary = summarize(ledger)
+        assert ledger.trials("swap") == []
+        assert ending.of(session).state == "done"
+        assert findings(ledger) == []
+    found, comparison = one(summary), summary.comparisons[0].result
+    assert [at.delta for at in found.settings] == [comparison.delta] * 2
+    assert found.verdict == "either"
+    assert plain(summary).count("(both were tuned to the same optimizer.lr)") == 1
+    of_arm = {arm.label: [seed.trial for seed in arm.values] for arm in summary.arms}
+    assert [at.trials for at in found.settings] == [of_arm["infonce"], of_arm["flatnce"]]
+    assert plan.trials["swap"] == 2 * SEEDS
+
+
+def test_of_three_arms_each_is_swapped_with_the_baseline_and_equal_jobs_are_shared(tmp_path: Path) -> None:
+    """Both others are tuned to one rate, so the baseline is trained there once. Mutant check: an id by contrast."""
+    best = BEST | {"dcl": 1e-2}
+    with opened(tmp_path, changes(("infonce", "flatnce", "dcl"))) as (session, ledger, _, _plan):
+        session.start()
+        play(session, lambda dispatch: done(dispatch, value(dispatch.job, best=best)))
+        summary = summarize(ledger)
+        assert swapped(ledger) == {("infonce", 1e-2): SEEDS, ("flatnce", 1e-3): SEEDS, ("dcl", 1e-3): SEEDS}
+    assert [(found.a, found.b, found.verdict) for found in summary.swaps] == [
+        ("flatnce", "infonce", "either"),
+        ("dcl", "infonce", "depends"),
+    ]
+    assert summary.swaps[0].settings[0].trials == summary.swaps[1].settings[0].trials
+
+
+def test_a_key_that_one_arm_alone_tunes_stays_its_own(tmp_path: Path) -> None:
+    """And `status` has the settings, which nobody has suggested. Mutant checks: all of the other arm's settings; the
+    settings of the confirm trials."""
+    space = {
+        "optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True},
+        "loss.temperature": {"low": 0.2, "high": 0.5, "when": {"loss.name": "flatnce"}},
+    }
+    sweep = changes(tune={"trials": 8, "sampler": "random", "space": space})
+    with opened(tmp_path, sweep) as (session, ledger, _, plan):
+        session.start()
+        play(session, usual)
+        frozen = {arm: dict(own.params) for arm, own in ledger.frozen().items()}
+        at = {
+            "infonce": {"optimizer.lr": frozen["flatnce"]["optimizer.lr"]},
+            "flatnce": frozen["flatnce"] | {"optimizer.lr": frozen["infonce"]["optimizer.lr"]},
+        }
+        assert frozen["infonce"] != at["infonce"]
+        own = plan.arm("infonce").values["loss.temperature"]
+        shown = {trial["id"]: trial["params"] for trial in status(ledger)["trials"]}
+        trials = ledger.trials("swap")
+    assert len(trials) == 2 * SEEDS
+    assert plan.swaps[0].keys == ("optimizer.lr",)
+    for trial in trials:
+        job = flatten(trial.job)
+        assert {key: job[key] for key in at[trial.arm]} == at[trial.arm] == shown[trial.id]
+        assert job["loss.temperature"] == at[trial.arm].get("loss.temperature", own)
+
+
+def test_a_swapped_job_that_a_third_arm_is_confirmed_at_is_that_arms_trial_whoever_is_frozen_first(
+    tmp_path: Path,
+) -> None:
+    """`free` is tuned to the temperature that `fixed` has: at the rate of `base` it is then `fixed` itself, which is
+    tuned last, as it tries more. Mutant checks: asking only what is frozen already; only the arms that are compared."""
+    space = {
+        "optimizer.lr": {"choices": [1e-3, 1e-2]},
+        "loss.temperature": {"choices": [0.2, 0.5], "when": {"arm": "free"}},
+        "optimizer.weight_decay": {"choices": [0.01, 0.02, 0.03, 0.04], "when": {"arm": "fixed"}},
+    }
+    sweep = changes(
+        compare={},
+        arm=[
+            {"label": "base", "loss.temperature": 0.1},
+            {"label": "free"},
+            {"label": "fixed", "loss.temperature": 0.5},
+        ],
+        tune={"trials": 8, "sampler": "grid", "space": space},
+        job=SWEEP["job"] | {"optimizer": {"weight_decay": 0.01}},
+    )
+    found = []
+    for name, order in (("calm", None), ("mixed", random.Random(3))):
+        with opened(tmp_path / name, sweep) as (session, ledger, _, _plan):
+
+            def of(dispatch: Dispatch) -> Any:
+                arm, job = ledger.trial(dispatch.trial).arm, dispatch.job
+                fits = job["optimizer"]["lr"] == (1e-2 if arm == "free" else 1e-3)
+                value = 0.5 + 0.1 * fits + job["loss"]["temperature"] / 10 - job["optimizer"]["weight_decay"]
+                return done(dispatch, value + 0.001 * job["seed"])
+
+            session.start()
+            play(session, of, order=order)
+            assert session.broken is None
+            fixed = [trial.id for trial in ledger.trials("confirm", "fixed")]
+            found.append((numbers(ledger), summarize(ledger).swaps))
+            assert swapped(ledger) == {("base", 1e-2): SEEDS}
+            assert findings(ledger) == []
+        first = found[-1][1][0]
+        assert (first.a, first.settings[1].trials) == ("free", fixed)
+    assert found[0] == found[1]
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("order", range(3))
+def test_in_whatever_order_trials_end_the_same_are_trained(tmp_path: Path, order: int) -> None:
+    sweep = changes(("infonce", "flatnce", "dcl"))
+    calm = run(tmp_path / "calm", sweep)
+    mixed = run(tmp_path / "mixed", sweep, order=random.Random(order))
+    assert mixed[1] == calm[1]
+    assert mixed[0].swaps == calm[0].swaps
+
+
+@pytest.mark.parametrize("every", [17, pytest.param(1, marks=pytest.mark.soak)])
+def test_wherever_the_writer_is_killed_the_swaps_are_those_of_the_undisturbed_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """After every transaction of the writer, or some of them."""
+    sweep = changes()
+    calm = run(tmp_path / "calm", sweep)
+    left = [10**9]
+    real = Ledger._write
+
+    @contextlib.contextmanager
+    def write(self: Ledger) -> Iterator[Any]:
+        if left[0] <= 0 and threading.current_thread().name == "ledger-writer":
+            raise KeyboardInterrupt
+        with real(self) as found:
+            yield found
+        left[0] -= threading.current_thread().name == "ledger-writer"
+
+    monkeypatch.setattr(Ledger, "_write", write)
+    for allowed in range(0, 10**6, every):
+        left[0] = allowed
+        with opened(tmp_path / str(allowed), sweep) as (session, ledger, _, _plan):
+            session.start()
+            play(session, usual)
+            whole = session.broken is None
+            counts = set(swapped(ledger).values())
+            assert counts <= {SEEDS}, "all seeds of a setting, or none"
+        left[0] = 10**9
+        summary, there = run(tmp_path / str(allowed), sweep)
+        assert there == calm[1], f"killed after {allowed} transactions"
+        assert summary.swaps == calm[0].swaps
+        if whole:
+            assert allowed > 30
+            break
+
+
+def test_a_swapped_trial_that_diverged_is_no_value_and_its_setting_has_no_interval(tmp_path: Path) -> None:
+    """Mutant check: leaving the pair out."""
+
+    def of(dispatch: Dispatch) -> Any:
+        report = usual(dispatch)
+        job = dispatch.job
+        if (job["stage"], job["loss"]["name"], job["optimizer"]["lr"], job["seed"]) == ("confirm", "infonce", 1e-2, 3):
+            report["result"] |= {"outcome": "diverged", "metrics": {}}
+        return report
+
+    with opened(tmp_path, changes()) as (session, ledger, _, _plan):
+        session.start()
+        play(session, of)
+        summary = summarize(ledger)
+        said = plain(summary)
+    found = one(summary)
+    first, second = found.settings
+    assert (found.verdict, found.p) == ("diverged", None)
+    assert (first.n, first.n_trained, first.delta, first.ci95, first.p) == (SEEDS, SEEDS - 1, None, None, None)
+    assert first.diverged == {"a": 0, "b": 1, "both": 0}
+    assert first.delta_trained is not None
+    assert (second.n, second.missing) == (SEEDS, "")
+    assert second.ci95 is not None
+    assert summary.comparisons[0].result.verdict == "a_better"
+    assert [arm.diverged for arm in summary.arms] == [0, 0]
+    assert "diverged at flatnce's setting" in said
+
+
+def plain(summary: Summary) -> str:
+    """What a terminal shows, in one line."""
+    import io
+
+    from rich.console import Console
+
+    file = io.StringIO()
+    Console(file=file, width=100).print(Harmless(table(summary)))
+    return " ".join(file.getvalue().split())
+
+
+def test_the_terminal_says_a_line_of_each_contrast_and_that_it_decides_nothing(tmp_path: Path) -> None:
+    summary, _ = run(tmp_path, changes())
+    said = plain(summary)
+    assert "tuned to the same" not in said
+    blocks = list(grids.swaps(summary, names_of(summary.arms)))
+    (grid,) = (block for block in blocks if isinstance(block, Grid))
+    assert [row[:3] for row in grid.rows] == [
+        ("flatnce against infonce", f"{arm} (optimizer.lr = {BEST[arm]})", "at either setting")
+        for arm in ("flatnce", "infonce")
+    ]
+    assert any("decides nothing" in block.text for block in blocks if isinstance(block, Paragraph))
+    assert "beside the verdict, each at the other's setting: flatnce against infonce: at either setting, p = " in said
+    assert " at flatnce's, +0.0" in said
+
+
+def fail_swapped(message: str = "no such thing") -> Answer:
+    """Fails what is trained at a setting that is not the loss's own."""
+
+    def of(dispatch: Dispatch) -> Any:
+        job = dispatch.job
+        if job["stage"] == "confirm" and job["optimizer"]["lr"] != BEST[job["loss"]["name"]]:
+            return Failure("user_error", None, message, "")
+        return usual(dispatch)
+
+    return of
+
+
+def test_swapped_trials_that_fail_alike_stop_no_arm_and_are_tried_again_when_a_person_says_so(tmp_path: Path) -> None:
+    """Mutant check: counting them among the failures that stop an arm."""
+    with opened(tmp_path, changes(), concurrent=1) as (session, ledger, said, _plan):
+        session.start()
+        play(session, fail_swapped())
+        summary = summarize(ledger)
+        assert Counter(trial.state for trial in ledger.trials("swap")) == {"failed": 6, "queued": 6}
+        assert {trial.state for trial in ledger.trials("confirm")} == {"done"}
+        lines = ending.of(session).lines
+        assert stopped_arms(ledger.trials()) == {}
+        assert ending.of(session).state == "stopped"
+    assert summary.comparisons[0].result.verdict == "a_better"
+    assert summary.complete
+    assert one(summary).verdict == "incomplete"
+    assert one(summary).settings[0].missing == "3 seeds are still to come at flatnce's"
+    assert any("arm flatnce at other settings is stopped, as its trials fail in the same way" in line for line in lines)
+    assert any("arm flatnce at other settings is stopped" in line for line in said)
+    with opened(tmp_path, changes()) as (session, ledger, _, plan):
+        extension.record(plan, ledger, Extend(seeds=2))  # the answer is there
+        apply_retry(ledger, RetryFailed())
+        session.start()
+        play(session, usual)
+        assert swapped(ledger, "done") == {("infonce", 1e-2): SEEDS, ("flatnce", 1e-3): SEEDS}
+        assert {Counter(t.arm for t in ledger.trials("confirm"))[arm] for arm in ("infonce", "flatnce")} == {SEEDS + 2}
+        assert one(summarize(ledger)).verdict == "either"
+        assert findings(ledger) == []
+
+
+def test_a_swapped_trial_that_is_lost_leaves_its_setting_without_a_say(tmp_path: Path) -> None:
+    def of(dispatch: Dispatch) -> Any:
+        return fail_swapped()(dispatch) if dispatch.job["seed"] == 2 else usual(dispatch)
+
+    summary, _ = run(tmp_path, changes(), of)
+    found = one(summary)
+    assert (found.verdict, [at.n for at in found.settings]) == ("incomplete", [SEEDS - 1] * 2)
+    assert [at.missing for at in found.settings] == ["1 seed was lost at flatnce's", "1 seed was lost at infonce's"]
+    assert summary.complete
+
+
+def test_an_arm_that_no_setting_of_trained_is_not_swapped_and_the_answer_says_why(tmp_path: Path) -> None:
+    def of(dispatch: Dispatch) -> Any:
+        report = usual(dispatch)
+        if dispatch.job["loss"]["name"] == "flatnce":
+            report["result"] |= {"outcome": "diverged", "metrics": {}}
+        return report
+
+    with opened(tmp_path, changes()) as (session, ledger, _, _plan):
+        session.start()
+        play(session, of)
+        assert ledger.trials("swap") == []
+        assert ending.of(session).state == "done"
+        found = one(summarize(ledger))
+    assert (found.verdict, found.settings[0].n) == ("incomplete", 0)
+    assert found.settings[0].missing == "no setting of flatnce was frozen"
+
+
+def test_a_setting_that_makes_no_job_of_the_other_arm_is_left_out_and_named(tmp_path: Path) -> None:
+    """A batch that the baseline's pool does not divide: the sweep is planned by an earlier check, or not checked in
+    every combination."""
+    sweep = changes(
+        compare={},
+        arm=[{"label": "pools", "batch.negatives_group": 32}, {"label": "whole"}],
+        tune={
+            "trials": 2,
+            "sampler": "grid",
+            "space": {
+                "optimizer.lr": {"choices": [1e-3, 1e-2]},
+                "batch.size": {"choices": [64, 48], "when": {"optimizer.lr": [1e-3, 1e-2]}},
+            },
+        },
+    )
+
+    def of(dispatch: Dispatch) -> Any:
+        size = dispatch.job["batch"]["size"]
+        fits = size == (48 if dispatch.job["batch"]["negatives_group"] is None else 64)
+        return done(dispatch, 0.5 + 0.1 * fits + dispatch.job["seed"] / 1000 + dispatch.job["optimizer"]["lr"])
+
+    sweep["tune"] |= {"trials": 4}
+    with opened(tmp_path, sweep) as (session, ledger, _, _plan):
+        session.start()
+        play(session, of)
+        assert session.broken is None
+        assert {trial.arm for trial in ledger.trials("swap")} == {"whole"}
+        found = one(summarize(ledger))
+        assert findings(ledger) == []
+    assert found.verdict == "incomplete"
+    assert found.settings[0].missing.startswith("pools makes no job at whole's setting: ")
+    assert found.settings[1].missing == ""
+
+
+def findings(ledger: Ledger) -> list[str]:
+    """What `verify` has against the trials of a ledger."""
+    run = ledger.run
+    facts: Any = SimpleNamespace(
+        run=run, trials={t.id: t for t in ledger.trials()}, frozen=ledger.frozen(), restore="restore", resume="resume"
+    )
+    checks = (ledger_checks._ids, ledger_checks._frozen, ledger_checks._swapped)
+    return [str(found) for check in checks for found in check(facts)]
+
+
+def test_verify_knows_swapped_trials_and_misses_those_that_are_not_there(tmp_path: Path) -> None:
+    """Mutant checks: an id of the confirm stage's kind; a run that is done without them."""
+    with opened(tmp_path, changes()) as (session, ledger, _, plan):
+        session.start()
+        play(session, usual)
+        ledger.set_run(state="done")
+        assert findings(ledger) == []
+        strange = plan.swap_trials("flatnce", {"optimizer.lr": 3e-3})[0]
+        ledger.add_trials([Trial(strange.id, "swap", "flatnce", strange.seed, strange.record)])
+        (found,) = findings(ledger)
+        assert f"trial {strange.id}: no comparison calls for arm flatnce at its setting" in found
+    with opened(tmp_path / "other", changes(), concurrent=1) as (session, ledger, _, plan):
+        session.start()
+        play(session, usual, most=6 + 2 * SEEDS)
+        ledger.set_run(state="done")
+        with contextlib.closing(ledger._database.engine.raw_connection()) as raw:
+            raw.execute("DELETE FROM trials WHERE stage = 'swap'")
+            raw.commit()
+        found = findings(ledger)[0]
+        assert "at another arm's setting, seed" in found
+        assert found.endswith("continue it: resume")
+
+
+def test_a_swapped_trial_is_named_as_one_wherever_trials_are_listed(tmp_path: Path) -> None:
+    with opened(tmp_path, changes()) as (session, ledger, _, _plan):
+        session.start()
+        play(session, usual)
+        stood = status(ledger)
+        trial = ledger.trials("swap", "infonce")[0]
+        chosen, why = export.choose(ledger.run, ledger.trials(), trial.id, RunFolder(tmp_path))
+    assert Counter(one["stage"] for one in stood["trials"])["swap"] == 2 * SEEDS
+    assert stood["planned"] == {"tune": 6, "confirm": 2 * SEEDS, "swap": 2 * SEEDS}
+    assert stood["counts"]["done"] == 6 + 4 * SEEDS
+    assert {one["params"]["optimizer.lr"] for one in stood["trials"] if one["stage"] == "swap"} == {1e-3, 1e-2}  # type: ignore[index]
+    assert (chosen.stage, why) == ("swap", f"trial {trial.id} of arm infonce at another arm's setting")
+    assert metadata.name(trial) == f"infonce swapped seed {trial.seed}"
+    assert metadata.params(trial)["stage"] == metadata.marks(trial)["stage"] == "swap"
+
+
+def test_a_ledger_of_before_goes_on_without_swaps(tmp_path: Path) -> None:
+    """Its sweep has no such key."""
+    from orchestrator.sweep.plan import stored
+
+    with opened(tmp_path, changes(confirm={"seeds": SEEDS})) as (session, ledger, _, _plan):
+        kept: Any = ledger.run.sweep
+        ledger.set_run(sweep=kept | {"confirm": {"seeds": SEEDS}})
+        session.start()
+        play(session, usual)
+        assert stored(ledger.run.sweep, ledger.run.rules).swaps == ()
+        said = answer_of(ledger)
+        assert (said["swaps"], list(said["trials"])) == ([], ["tune", "confirm"])
+        assert ledger.trials("swap") == []
