@@ -139,7 +139,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         said = call("launch", "sweep.toml", cwd=home, env={"ORCHESTRATOR_ENCODERS": "best"})
         metrics.write_text(json.dumps(measured(home)))
     assert f"[{TRIALS}/{TRIALS}]" in said
-    assert "flatnce - infonce" in said
+    assert "flatnce against infonce" in said
     assert "orchestrator ui runs/small" in said
     return home
 

@@ -127,7 +127,7 @@ def test_the_caller_has_neither_ray_nor_torch_nor_a_handler_a_thread_or_a_file_o
     assert lines[0] == "Which <b>loss</b>?"
     assert any(line.startswith("[10/10] confirm") for line in lines)
     assert "\x1b" not in done.stdout, "lines, and no bar"
-    assert any("flatnce - infonce" in line for line in lines)
+    assert any("flatnce against infonce" in line for line in lines)
     assert done.stderr == ""
 
 

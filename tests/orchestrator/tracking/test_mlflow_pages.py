@@ -99,7 +99,8 @@ def test_the_sweeps_run_shows_verdict_table_nested_runs_and_data(
     page.get_by_text(answer.sentence).first.wait_for()
     page.get_by_text("Show more").click()
     # Not any row of that name: a window that is high enough lists the metrics named after the contrast, too.
-    row = page.get_by_test_id("note-editor-preview-content").get_by_role("row").filter(has_text="flatnce - infonce")
+    rows = page.get_by_test_id("note-editor-preview-content").get_by_role("row")
+    row = rows.filter(has_text=re.compile(r"flatnce\s+infonce"))
     (one,) = answer.comparisons
     result = one.result
     for told in (formatting.signed(result.delta), formatting.probability(result.p_adjusted), "inconclusive"):

@@ -103,7 +103,7 @@ def test_the_sweeps_run_says_the_verdict_and_every_run_its_data(home: Path) -> N
         if run["kind"] == "sweep":
             assert {("tune", "digits[300:400]"), ("confirm", "digits[400:500]")} < names
             assert run["tags"]["verdict"] in run["tags"]["mlflow.note.content"]
-            assert "| flatnce - infonce " in run["tags"]["mlflow.note.content"]
+            assert "| flatnce &nbsp; | infonce " in run["tags"]["mlflow.note.content"]
             with contextlib.closing(RunFolder(home / "runs" / "small").open()) as ledger:
                 numbers = report.numbers(report.summarize(ledger))
             assert {key: points[0][2] for key, points in run["metrics"].items()} == numbers
