@@ -36,6 +36,14 @@ class Labelled(Protocol):
     def settings(self) -> Mapping[str, JsonValue]:
         """Job key -> value."""
 
+    @property
+    def run(self) -> str | None:
+        """Among arms of several runs: whose it is."""
+
+    @property
+    def arm(self) -> str | None:
+        """Among arms of several runs: its label there."""
+
 
 @dataclass(frozen=True)
 class Names:
@@ -51,8 +59,15 @@ class Names:
     """`temperature 0.1`: the level where a sentence begins with it."""
     where: Mapping[str, str]
     """`batch 64`: the place among the other factors; empty where there are none."""
-    are_levels: bool = False
-    """They are named by the levels of factors."""
+    key: str = ""
+    """Job key of the factor, where arms are named by the levels of factors."""
+    others: Sequence[str] = ()
+    """What the other factors are called."""
+
+    @property
+    def are_levels(self) -> bool:
+        """Whether arms are named by the levels of factors."""
+        return bool(self.key)
 
     @property
     def heading(self) -> str:
@@ -80,29 +95,59 @@ class Names:
 
 
 def names_of(arms: Sequence[Labelled]) -> Names:
-    """Name the arms of an answer."""
-    labels, settings = [arm.label for arm in arms], [arm.settings for arm in arms]
+    """Name the arms of an answer; those of several runs by their run and by what differs within it."""
+    if any(arm.run is not None for arm in arms):
+        return _of_runs(arms)
+    return _names([arm.label for arm in arms], [arm.settings for arm in arms])
+
+
+def _names(labels: Sequence[str], settings: Sequence[Mapping[str, JsonValue]]) -> Names:
     first_arm = settings[0] if settings else {}
     varied = [key for key in first_arm if any(own.get(key) != first_arm[key] for own in settings)]
-    if not varied or any(own.keys() != first_arm.keys() for own in settings) or labels_of(settings) != labels:
-        cut = dict(zip(labels, shortened(labels), strict=True))
-        return Names("arm", cut, cut, cut, dict.fromkeys(labels, ""))
+    if not varied or any(own.keys() != first_arm.keys() for own in settings) or labels_of(settings) != list(labels):
+        return _as_they_are(labels, shortened(labels))
     words = _words(varied)
     first, *others = varied
-    levels = [level_text(own[first]) for own in settings]
+    texts = list(dict.fromkeys(level_text(own[first]) for own in settings))
+    short = dict(zip(texts, shortened(texts), strict=True))
+    levels = [short[level_text(own[first])] for own in settings]
     places = [place_of({key: own[key] for key in others}) for own in settings]
+    are_words = all(_is_word(own[first]) for own in settings)
+    given = [own[first] for own in settings]
     spoken = [
-        text if _is_word(own[first]) else f"{words[first]} {text}" for own, text in zip(settings, levels, strict=True)
+        level if are_words else _spoken(words[first], level, value) for level, value in zip(levels, given, strict=True)
     ]
     named = shortened([f"{level}, {place}" if place else level for level, place in zip(levels, places, strict=True)])
-    arm, level, said, where = (dict(zip(labels, given, strict=True)) for given in (named, levels, spoken, places))
-    return Names(words[first], arm, level, said, where, are_levels=True)
+    arm, level, said, where = (dict(zip(labels, each, strict=True)) for each in (named, levels, spoken, places))
+    return Names(words[first], arm, level, said, where, first, [words[key] for key in others])
+
+
+def _spoken(factor: str, level: str, value: JsonValue) -> str:
+    """Name a level with its factor: `temperature 0.1`, `learned temperature`."""
+    return f"{level} {factor}" if _is_word(value) else f"{factor} {level}"
+
+
+def _of_runs(arms: Sequence[Labelled]) -> Names:
+    """Name arms of several runs: `first-try: 0.1, batch 64`."""
+    of_run: dict[str, list[Labelled]] = {}
+    for arm in arms:
+        of_run.setdefault(arm.run or "", []).append(arm)
+    named: dict[str, str] = {}
+    for run, own in of_run.items():
+        names = _names([arm.arm or arm.label for arm in own], [arm.settings for arm in own])
+        named |= {arm.label: f"{run}: {names.arm[arm.arm or arm.label]}" for arm in own}
+    return _as_they_are(list(named), shortened(list(named.values())))
+
+
+def _as_they_are(labels: Sequence[str], named: Sequence[str]) -> Names:
+    names = dict(zip(labels, named, strict=True))
+    return Names("arm", names, names, names, dict.fromkeys(labels, ""))
 
 
 def as_labelled(arms: Sequence[Labelled]) -> Names:
     """Name the arms by their labels, as other pages and commands know them."""
-    labels = {arm.label: arm.label for arm in arms}
-    return Names("arm", labels, labels, labels, dict.fromkeys(labels, ""))
+    labels = [arm.label for arm in arms]
+    return _as_they_are(labels, labels)
 
 
 def word(key: str) -> str:

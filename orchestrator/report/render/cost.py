@@ -38,7 +38,13 @@ def caption_of_cost(looks: Looks) -> str | None:
     return f"{small} Named: the arms that no other one beats at a lower cost."
 
 
-def draw_cost(looks: Looks, costs: Sequence[Cost] = tuple(COSTS)) -> Figure:
+def known_costs(looks: Looks) -> list[Cost]:
+    """List the costs that are known of some trial."""
+    values = [value for arm in _shown(looks) for value in arm.values]
+    return [cost for cost in COSTS if any(_cost(value, cost) is not None for value in values)]
+
+
+def draw_cost(looks: Looks, costs: Sequence[Cost]) -> Figure:
     """Draw the metric against these costs, one panel above the other."""
     shown = _shown(looks)
     # A panel is as tall as its labels, of which there are none where a legend stands.

@@ -62,8 +62,7 @@ def draw_differences(looks: Looks) -> Figure:
         grouped.setdefault((names.at(a, b).strip(), names.sides(a, b)[1]), []).append(comparison)
     left = min(1.35, max(text_width(_name(comparison, looks)) for comparison in rows) + 0.12)
     dots = len(rows) <= MOST_DOTS
-    heights = [_high(comparison, looks, left, dots=dots) for comparison in rows]
-    whole = 0.62 + sum(heights) + 0.27 * len(grouped)
+    whole = 0.62 + sum(_high(comparison, looks, left, dots=dots) for comparison in rows) + 0.27 * len(grouped)
     figure = Figure(figsize=(WIDTH, whole))
     axes = panel(figure, left=left, right=RIGHT, bottom=0.55, height=whole - 0.62)
     axes.set_ylim(whole - 0.62, 0)  # in inches from the top
@@ -71,14 +70,15 @@ def draw_differences(looks: Looks) -> Figure:
     axes.set_xlim(low, high)
     axes.axvspan(-answer.smallest_difference, answer.smallest_difference, color=MUTED, alpha=0.13, linewidth=0)
     axes.axvline(0, color=MUTED, linewidth=0.8)
-    at, k = 0.0, 0
+    at = 0.0
     for (place, baseline), group in grouped.items():
         heading = f"{place}, against {baseline}" if place else f"against {baseline}"
-        _beside(axes, heading, at + 0.14, left=left, colour=MUTED)
+        _beside(axes, wrapped(heading, WIDTH - 0.2, 1), at + 0.14, left=left, colour=MUTED)
         at += 0.27
         for comparison in group:
-            _row(axes, looks, comparison, at + heights[k] / 2, left=left, dots=dots)
-            at, k = at + heights[k], k + 1
+            tall = _high(comparison, looks, left, dots=dots)
+            _row(axes, looks, comparison, at + tall / 2, left=left, dots=dots)
+            at += tall
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")

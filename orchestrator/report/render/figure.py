@@ -154,14 +154,24 @@ def shorten(label: str, longest: int) -> str:
     return label if len(label) <= longest else label[: longest - 1] + "…"
 
 
-def render(draw: Callable[[], Figure], name: str, *, part: str = "") -> tuple[bytes, str]:
+def render(draw: Callable[[], Figure], name: str) -> tuple[bytes, str]:
     """Render a figure as PNG, and as an <svg> element for a page that defines --ink, --muted, --line and --paper. The
-    same numbers give the same bytes. part: which one of several under one name, whose ids must differ."""
+    same numbers give the same bytes."""
+    return _rendered(draw, name, "", with_png=True)
+
+
+def svg_alone(draw: Callable[[], Figure], name: str, *, part: str) -> str:
+    """Render one panel of several under one name as an <svg> element. part: which one, as ids must differ."""
+    return _rendered(draw, name, part, with_png=False)[1]
+
+
+def _rendered(draw: Callable[[], Figure], name: str, part: str, *, with_png: bool) -> tuple[bytes, str]:
     with mpl.rc_context(STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
         # The bundled font lacks some scripts; the page shows such a label, the PNG shows boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure, png, svg = draw(), io.BytesIO(), io.StringIO()
-        figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
+        if with_png:
+            figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     return png.getvalue(), _themed(svg.getvalue(), name, part)
 

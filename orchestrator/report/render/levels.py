@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from orchestrator.report.naming import word
-from orchestrator.report.render.figure import INK, LEFT, MUTED, PAPER, WIDTH, dress, label_ends, panel
+from orchestrator.report.render.figure import (
+    GUTTER,
+    INK,
+    LEFT,
+    MUTED,
+    PAPER,
+    WIDTH,
+    dress,
+    label_ends,
+    panel,
+    text_width,
+)
 from orchestrator.report.render.looks import TOGETHER, Looks
 from orchestrator.report.summary.records import ArmSummary, Summary, WhichSummary
 
 WIDE_RANGE = 8
 """Ratio of the largest level to the smallest from which on their scale is logarithmic."""
 
-TICKS_APART = 0.34
+TICKS_APART = 0.06
 """Inches between the labels of two levels."""
+
+DASHES: Any = ("-", (0, (6, 2)), (0, (2, 2)), (0, (6, 2, 2, 2)), (0, (10, 3)), (0, (1, 1)))
+"""Of the lines of places."""
 
 
 def found(looks: Looks) -> WhichSummary | None:
@@ -48,10 +63,10 @@ def draw_levels(looks: Looks) -> Figure:
     if levels[0] > 0 and levels[-1] / levels[0] >= WIDE_RANGE:
         axes.set_xscale("log")
     ends, crosses = [], []
-    for stratum in which.strata:
+    for stratum, dash in zip(which.strata, DASHES, strict=False):
         own = [(float(str(level)), arms[label]) for label, level in zip(stratum.arms, stratum.levels, strict=True)]
         own.sort(key=lambda pair: pair[0])
-        end = _line(axes, own, stratum.best, looks.of)
+        end = _line(axes, own, stratum.best, looks.of, dash)
         crosses += [level for level, arm in own if arm.diverged]
         if end is not None:
             ends.append((*end, looks.names.where[own[0][1].label], MUTED))
@@ -65,14 +80,18 @@ def draw_levels(looks: Looks) -> Figure:
 
 
 def _line(
-    axes: Axes, own: Sequence[tuple[float, ArmSummary]], best: Sequence[str], look: Mapping[str, tuple[str, str]]
+    axes: Axes,
+    own: Sequence[tuple[float, ArmSummary]],
+    best: Sequence[str],
+    look: Mapping[str, tuple[str, str]],
+    dash: Any,
 ) -> tuple[float, float] | None:
     """Draw the line of one place, and return its end; None with nothing to draw."""
     known = [(level, arm, arm.mean) for level, arm in own if arm.mean is not None]
     if not known:
         return None
     x, y = [level for level, _, _ in known], [mean for _, _, mean in known]
-    axes.plot(x, y, color=MUTED, linewidth=1.2, zorder=2)
+    axes.plot(x, y, color=MUTED, linewidth=1.2, linestyle=dash, zorder=2)
     banded = [(level, arm.ci95) for level, arm, _ in known if arm.ci95 is not None]
     if len(banded) > 1:
         low, high = ([ends[side] for _, ends in banded] for side in (0, 1))
@@ -86,17 +105,15 @@ def _line(
 
 def _ticks(axes: Axes, levels: Sequence[float]) -> None:
     """Put a tick at every level, and a number at those that have room."""
-    axes.figure.canvas.draw_idle()
-    width = (WIDTH - LEFT) * 0.65
     low, high = axes.get_xlim()
-    at = axes.transAxes.inverted().transform(
-        axes.transData.transform([(level, axes.get_ylim()[0]) for level in levels])
-    )
-    shown, last = [], -1.0
-    for (x, _), level in zip(at, levels, strict=True):
-        has_room = (x - last) * width >= TICKS_APART
+    pixels = axes.transData.transform([(x, axes.get_ylim()[0]) for x in (low, high, *levels)])[:, 0]
+    inches = (pixels[2:] - pixels[0]) / (pixels[1] - pixels[0]) * (WIDTH - LEFT - GUTTER)
+    shown, end = [], -1.0
+    for x, level in zip(inches, levels, strict=True):
+        half = text_width(f"{level:g}") / 2
+        has_room = x - half >= end + TICKS_APART
         shown.append(f"{level:g}" if has_room else "")
-        last = x if has_room else last
+        end = x + half if has_room else end
     axes.xaxis.set_major_locator(FixedLocator(list(levels)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(list(levels), shown)

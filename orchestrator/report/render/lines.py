@@ -12,19 +12,24 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from orchestrator.report import formatting
+from orchestrator.report.naming import shortened
 from orchestrator.report.render.figure import (
     LEFT,
     LINE,
     MUTED,
+    TOP,
     WIDTH,
     dress,
     label_ends,
+    labels_high,
     panel,
     share_limits,
-    shorten,
 )
 from orchestrator.report.render.looks import TOGETHER, Looks
 from orchestrator.report.summary.records import ArmSummary, Curve
+
+TITLE = 24
+"""Characters above one of two panels in a row."""
 
 
 class DrawArm(Protocol):
@@ -148,11 +153,13 @@ def _by_arm(looks: Looks, line: DrawArm, behind: Sequence[Path], *, xlabel: str)
         return _crossed(looks, line, xlabel)
     if looks.how == "apart":
         return _apart(looks, line, behind, xlabel)
-    figure = Figure(figsize=(WIDTH, 2.9))
+    drawn = looks.best if looks.how == "best" else looks.answer.arms
+    height = max(2.05, labels_high([looks.names.arm[arm.label] for arm in drawn]))
+    figure = Figure(figsize=(WIDTH, height + 0.55 + TOP))
     axes, ends = panel(figure, bottom=0.55), []
     if looks.how == "best":
         axes.plot(*_with_gaps(behind), color=LINE, linewidth=0.9)
-    for arm in looks.best if looks.how == "best" else looks.answer.arms:
+    for arm in drawn:
         colour = looks.of[arm.label].colour
         if end := line(axes, arm, colour=colour):
             ends.append((*end, looks.names.arm[arm.label], colour))
@@ -178,12 +185,13 @@ def _crossed(looks: Looks, line: DrawArm, xlabel: str) -> Figure:
     top = 1 - (legend + (0.5 if columns > 1 else 0.35)) / whole
     figure.subplots_adjust(LEFT / WIDTH, 0.5 / whole, 1 - 0.1 / WIDTH, top, wspace=0.12, hspace=0.36)
     panels: list[Axes] = []
-    for index, (place, arms) in enumerate(groups.items()):
+    titles = shortened(list(groups), TITLE)
+    for index, arms in enumerate(groups.values()):
         panels.append(axes := figure.add_subplot(rows, columns, index + 1))
         for arm in arms:
             line(axes, arm, colour=looks.of[arm.label].colour)
         _place_in_grid(axes, index, len(groups), columns, xlabel)
-        axes.set_title(shorten(place, 34), loc="left", pad=4)
+        axes.set_title(titles[index], loc="left", pad=4)
     share_limits(panels)
     figure.text(0.06 / WIDTH, 1 - (legend + 0.14) / whole, looks.answer.metric, color=MUTED, va="top")
     return figure
@@ -197,12 +205,13 @@ def _apart(looks: Looks, line: DrawArm, behind: Sequence[Path], xlabel: str) -> 
     figure = Figure(figsize=(WIDTH, whole))
     figure.subplots_adjust(LEFT / WIDTH, 0.5 / whole, 1 - 0.1 / WIDTH, 1 - 0.5 / whole, wspace=0.12, hspace=0.42)
     panels: list[Axes] = []
+    titles = shortened([looks.names.arm[arm.label] for arm in arms], TITLE)
     for index, arm in enumerate(arms):
         panels.append(axes := figure.add_subplot(rows, 2, index + 1))
         axes.plot(*grey, color=LINE, linewidth=0.9)
         line(axes, arm, colour=looks.of[arm.label].colour)
         _place_in_grid(axes, index, len(arms), 2, xlabel)
-        axes.set_title(shorten(looks.names.arm[arm.label], 28), loc="left", pad=4)
+        axes.set_title(titles[index], loc="left", pad=4)
     share_limits(panels)
     figure.text(0.06 / WIDTH, 1 - 0.14 / whole, looks.answer.metric, color=MUTED, va="top")
     return figure

@@ -110,7 +110,8 @@ def looks_of(answer: Answer) -> Looks:
     if names.are_levels and are_many and len(levels) <= MOST_LEVELS and len(places) <= MOST_PLACES:
         ordered = all(map(_is_number, levels)) and len(levels) > 2
         colours = _ramp(len(levels)) if ordered or len(levels) > len(COLOURS) else list(COLOURS)
-        colour = dict(zip(levels, colours, strict=False))
+        colour = dict(zip(sorted(levels, key=float) if ordered else levels, colours, strict=False))
+        colour = {level: colour[level] for level in levels}
         marker = dict(zip(places, MARKERS, strict=False))
         of = {label: Look(colour[names.level[label]], marker[names.where[label]]) for label in labels}
         return Looks(answer, names, "crossed", of, colour, marker if len(places) > 1 else {})

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from orchestrator.ledger.stored import JsonObject
 from orchestrator.report.naming import word
-from orchestrator.report.render.cost import COSTS, caption_of_cost, draw_cost
+from orchestrator.report.render.cost import caption_of_cost, draw_cost, known_costs
 from orchestrator.report.render.differences import caption_of_differences, draw_differences, title_of_differences
-from orchestrator.report.render.figure import render
+from orchestrator.report.render.figure import render, svg_alone
 from orchestrator.report.render.levels import caption_of_levels, draw_levels, found
 from orchestrator.report.render.lines import caption_of_curves, caption_of_tuning, draw_curves, draw_tuning
 from orchestrator.report.render.looks import Looks, looks_of
@@ -73,9 +73,11 @@ def _curves(looks: Looks, curves: Mapping[str, Curve]) -> Plot | None:
 def _cost(looks: Looks) -> Plot | None:
     if (caption := caption_of_cost(looks)) is None:
         return None
-    png, _ = render(partial(draw_cost, looks), "cost")
-    panels = tuple(render(partial(draw_cost, looks, [cost]), "cost", part=cost)[1] for cost in COSTS)
-    return Plot("cost", f"{looks.answer.metric} against time and memory", caption, png, panels)
+    costs = known_costs(looks)
+    png, _ = render(partial(draw_cost, looks, costs), "cost")
+    panels = tuple(svg_alone(partial(draw_cost, looks, [cost]), "cost", part=cost) for cost in costs)
+    against = " and ".join({"seconds": "time", "peak_memory_mb": "memory"}[cost] for cost in costs)
+    return Plot("cost", f"{looks.answer.metric} against {against}", caption, png, panels)
 
 
 def _tuned(looks: Looks, space: Mapping[str, JsonObject]) -> Plot | None:

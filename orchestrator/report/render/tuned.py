@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
+from pydantic import JsonValue
 
 from orchestrator.ledger.stored import JsonObject
 from orchestrator.report.naming import level_text, word
@@ -15,6 +16,9 @@ from orchestrator.report.render.figure import GUTTER, INK, MUTED, TOP, WIDTH, dr
 from orchestrator.report.render.looks import Look, Looks
 from orchestrator.report.summary.arms import EDGE
 from orchestrator.report.summary.records import ArmSummary, SuggestionSummary
+
+BELOW = 3
+"""Ratio of the lower end of a logarithmic range to where what is 0 or less is drawn."""
 
 MOST_KEYS = 12
 """Tuned keys that are drawn."""
@@ -56,11 +60,13 @@ def _panel(axes: Axes, looks: Looks, key: str, own: JsonObject, *, has_names: bo
     scored = [(arm, suggestion) for arm in looks.answer.arms for suggestion in _scored(arm) if key in suggestion.params]
     low, high = own.get("low"), own.get("high")
     is_range = isinstance(low, int | float) and isinstance(high, int | float)
-    places = [] if is_range else list(dict.fromkeys(level_text(suggestion.params[key]) for _, suggestion in scored))
+    places = [] if is_range else _choices(own, [suggestion.params[key] for _, suggestion in scored])
     dots: dict[Look, list[tuple[float, float]]] = {}
     ends: list[tuple[float, float, str, str]] = []
     for arm, suggestion in scored:
         x, y, look = _at(suggestion.params[key], places), suggestion.value, looks.of[arm.label]
+        if x is not None and own.get("log") and x <= 0 and isinstance(low, int | float):
+            x = float(low) / BELOW  # a logarithmic scale has no place for it
         if x is None or y is None:
             continue
         dots.setdefault(look, []).append((x, y))
@@ -71,31 +77,42 @@ def _panel(axes: Axes, looks: Looks, key: str, own: JsonObject, *, has_names: bo
     chosen = [[end[axis] for end in ends] for axis in (0, 1)]
     axes.plot(*chosen, "o", markerfacecolor="none", color=INK, markersize=9, markeredgewidth=1.2)
     if isinstance(low, int | float) and isinstance(high, int | float):
-        _range(axes, float(low), float(high), is_log=bool(own.get("log")))
+        tried = [x for points in dots.values() for x, _ in points]
+        _range(axes, float(low), float(high), tried, is_log=bool(own.get("log")))
     dress(axes, heading=looks.answer.metric, xlabel=word(key))
     if isinstance(low, int | float) and isinstance(high, int | float) and own.get("log"):
         _log_ticks(axes, float(low), float(high))
     elif places:
         axes.xaxis.set_major_locator(FixedLocator(list(range(len(places)))))
-        axes.set_xticks(range(len(places)), [shorten(text, 60 // len(places)) for text in places])
+        room = max(2, (38 if has_names else 56) // len(places))
+        axes.set_xticks(range(len(places)), [shorten(text, room) for text in places])
         axes.set_xlim(-0.5, len(places) - 0.5)
     if has_names:
         label_ends(axes, ends)
 
 
-def _range(axes: Axes, low: float, high: float, *, is_log: bool) -> None:
-    """Show a range and shade its ends."""
+def _range(axes: Axes, low: float, high: float, tried: Sequence[float], *, is_log: bool) -> None:
+    """Show a range, and what was tried outside it, and shade its ends."""
+    least, most = min([low, *tried]), max([high, *tried])
     if is_log and low > 0:
         axes.set_xscale("log")
         margin = (high / low) ** 0.03
         edge = (high / low) ** EDGE
-        axes.set_xlim(low / margin, high * margin)
+        axes.set_xlim(least / margin, most * margin)
         ends = ((low, low * edge), (high / edge, high))
     else:
-        axes.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+        axes.set_xlim(least - 0.03 * (high - low), most + 0.03 * (high - low))
         ends = ((low, low + EDGE * (high - low)), (high - EDGE * (high - low), high))
     for start, stop in ends:
         axes.axvspan(start, stop, color=MUTED, alpha=0.13, linewidth=0)
+
+
+def _choices(own: JsonObject, tried: Sequence[JsonValue]) -> list[str]:
+    """List choices as places: numbers in their order, all else as the sweep has it; and what was tried besides."""
+    given = own.get("choices")
+    listed = [*(given if isinstance(given, list) else []), *tried]
+    numbers = [level for level in listed if isinstance(level, int | float) and not isinstance(level, bool)]
+    return list(dict.fromkeys(map(level_text, sorted(numbers) if len(numbers) == len(listed) else listed)))
 
 
 def _log_ticks(axes: Axes, low: float, high: float) -> None:

@@ -15,6 +15,7 @@ from orchestrator.ledger import NOTED, TRIAL_STATES, Attempt, Ledger, Run, Stage
 from orchestrator.ledger.stored import JsonObject, ProvenanceRecord
 from orchestrator.report import swaps, variance
 from orchestrator.report.formatting import value
+from orchestrator.report.naming import Names, names_of
 from orchestrator.report.summary import arms, best, budgets, pairs
 from orchestrator.report.summary.records import (
     ArmSummary,
@@ -92,6 +93,7 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
         looks=None if looked is None else LooksSummary(planned.looks, looked.taken, looked.ended, looked.due),
         trials={stage: _counts(trials, stage) for stage in STAGES if stage != "swap" or planned.swaps},
         attempts=_counted(attempts),
+        rank_seconds={stage: _rank_seconds(trials, stage) for stage in STAGES},
         code=code,
         failures=[_failure(trial) for trial in trials if trial.state == "failed"],
         diverged=[DivergedTrial(t.id, t.stage, t.arm, t.seed) for t in trials if arms.diverged(t)],
@@ -101,7 +103,7 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
         warnings=list(dict.fromkeys([*planned.warnings, *(event.text for event in ledger.events(NOTED))])),
     )
     which = None
-    if summary.complete:
+    if summary.complete and not all(result.same_objective for result in compared):
         fallen = [arm for result in compared for arm in result.diverged_arms]
         units = confirming.by_unit(planned, confirm.values, confirm.diverged)
         which = best.which(
@@ -109,7 +111,7 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
         )
     summary = replace(summary, which=which, exploratory=_exploratory(summary, planned, trials, stopped, rows))
     warnings = notes(summary, list(_lost(trials, confirm)), thinned=_thinned(ledger, trials))
-    warnings += _between_repeats(planned, confirm, compared)
+    warnings += _between_repeats(planned, confirm, compared, names_of(summaries))
     if is_import_path(task := str(run.sweep.get("job", {}).get("task"))) and not is_class(task):
         warnings.append(f"{planning.own_loop(task)}.")
     return replace(summary, notes=warnings, sentence=sentence(summary))
@@ -150,7 +152,9 @@ def _exploratory(
     return ExploratorySummary(used, sentence(whole), comparisons)
 
 
-def _between_repeats(plan: Plan, confirm: arms.Confirmed, compared: Sequence[statistics.Comparison]) -> Iterable[str]:
+def _between_repeats(
+    plan: Plan, confirm: arms.Confirmed, compared: Sequence[statistics.Comparison], names: Names
+) -> Iterable[str]:
     """Yield how far the repeats of a tuning lie apart, where the seed is the unit and so does not count them."""
     if not 1 < plan.repeats < planning.REPEATS_AS_UNITS:
         return
@@ -158,8 +162,8 @@ def _between_repeats(plan: Plan, confirm: arms.Confirmed, compared: Sequence[sta
         sd = confirming.between_repeats(plan, confirm.values, result.a, result.b)
         if sd is not None:
             yield (
-                f"{result.a} against {result.b}: over {plan.repeats} repeats of the tuning the mean difference has a "
-                f"standard deviation of {value(sd)}; the verdict is at the settings chosen, and "
+                f"{names.pair(result.a, result.b)}: over {plan.repeats} repeats of the tuning the mean difference has "
+                f"a standard deviation of {value(sd)}; the verdict is at the settings chosen, and "
                 f"{planning.REPEATS_AS_UNITS} repeats or more would judge the tuning too."
             )
 
@@ -317,6 +321,14 @@ def _counted(attempts: Sequence[Attempt]) -> AttemptCounts:
             kind = attempt.failure or attempt.state
             lost[kind] = lost.get(kind, 0) + 1
     return AttemptCounts(len(attempts), dict(sorted(lost.items())))
+
+
+def _rank_seconds(trials: Sequence[Trial], stage: Stage) -> float:
+    """Add up the seconds of all trials of a stage, by each of their ranks."""
+    own = (trial for trial in trials if trial.stage == stage)
+    return sum(
+        ((trial.came_to.seconds or 0.0) * (arms.whole_of(trial, "execution", "ranks") or 1) for trial in own), start=0.0
+    )
 
 
 def _failure(trial: Trial) -> FailedTrial:

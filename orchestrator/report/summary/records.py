@@ -347,6 +347,8 @@ class Summary(AsFields):
     looks: LooksSummary | None
     trials: Mapping[Stage, Mapping[TrialState, int]]
     attempts: AttemptCounts
+    rank_seconds: Mapping[Stage, float]
+    """That training took, on every rank: of all trials, those beyond the plan too."""
     code: Sequence[CodeGroup]
     failures: Sequence[FailedTrial]
     diverged: Sequence[DivergedTrial]

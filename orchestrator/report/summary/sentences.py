@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from pydantic import JsonValue
+
+from jobs.config import canonical
+from orchestrator.ledger.stored import JsonObject
 from orchestrator.report.formatting import interval, probability, signed, value
-from orchestrator.report.naming import Names, level_text, names_of, place_of, word
+from orchestrator.report.naming import Names, level_text, names_of, word
 from orchestrator.report.summary.records import (
     SIDES,
     Answer,
@@ -33,38 +37,78 @@ THESE_ROWS = "on these rows"
 
 
 MOST_NAMED = 6
-"""Of arms with one verdict, those that a sentence names; of more it says how many there are."""
+"""Of arms with one verdict, or of places, those that a sentence names; of more it says how many there are."""
 
 
 def sentence(answer: Answer) -> str:
     """Put the verdict into words, the levels that nothing beats first where the question is which one."""
     which, names = answer.which if isinstance(answer, Summary) else None, names_of(answer.arms)
-    return " ".join([*([best_levels(which)] if which else []), _verdicts(answer, names)])
+    return " ".join([*([best_levels(which, names)] if which else []), _verdicts(answer, names)])
 
 
-def best_levels(which: WhichSummary) -> str:
+def best_levels(which: WhichSummary, names: Names) -> str:
     """Name the levels that nothing beats: `Best temperature at batch 16: 0.2; at batch 64: 0.1 or 0.2, which are not
     told apart.`"""
+    every = _in_order(level for stratum in which.strata for level in stratum.levels)
     where: dict[str, list[str]] = {}
     for stratum in which.strata:
-        levels = [level_text(level) for level in stratum.levels]
-        chosen = [k for k, arm in enumerate(stratum.arms) if arm in stratum.best]
+        chosen = [level for arm, level in zip(stratum.arms, stratum.levels, strict=True) if arm in stratum.best]
         open_ = ", which are not told apart" if len(chosen) > 1 else ""
-        named = f"{_run_of(levels, chosen, 'or', is_ordered=True) or 'none'}{open_}"
-        where.setdefault(named, []).append(place_of(stratum.where))
-    return f"Best {word(which.factor)}{'' if which.strata[0].where else ':'} {_by_place(where)}."
+        named = f"{_levels(chosen, every, 'or') or 'none'}{open_}"
+        where.setdefault(named, []).append(names.where[stratum.arms[0]])
+    has_places = any(map(any, where.values()))
+    return f"Best {word(which.factor)}{'' if has_places else ':'} {_by_place(where, names)}."
 
 
-def _by_place(where: Mapping[str, Sequence[str]]) -> str:
+def _by_place(where: Mapping[str, Sequence[str]], names: Names) -> str:
     """Say what holds at which places: `at batch 16 and batch 64: this; at batch 256: that`."""
-    return "; ".join(f"at {enumerated(places)}: {what}" if any(places) else what for what, places in where.items())
+    if len(where) == 1:
+        ((what, places),) = where.items()
+        if len(places) > 1:
+            return f"at every {' and '.join(names.others)}: {what}"
+    return "; ".join(f"at {_places(places)}: {what}" if any(places) else what for what, places in where.items())
 
 
-def _run_of(levels: Sequence[str], chosen: Sequence[int], last: str, *, is_ordered: bool) -> str:
-    """List the chosen levels; three or more that are neighbours in an order of all as `0.05 to 0.3`."""
-    if is_ordered and len(chosen) > 2 and list(chosen) == list(range(chosen[0], chosen[-1] + 1)):
-        return f"{levels[chosen[0]]} to {levels[chosen[-1]]}"
-    return enumerated([levels[k] for k in chosen], last)
+def _places(places: Sequence[str]) -> str:
+    if len(places) > MOST_NAMED:
+        return f"{len(places)} places"
+    return enumerated([f"({place})" if "," in place and len(places) > 1 else place for place in places])
+
+
+def _in_order(levels: Iterable[JsonValue]) -> list[JsonValue]:
+    """List each level once, numbers in their order; as they come where some are none."""
+    different = list({canonical(level): level for level in levels}.values())
+    numbers = [level for level in different if isinstance(level, int | float) and not isinstance(level, bool)]
+    return sorted(numbers) if len(numbers) == len(different) else different  # type: ignore[return-value]
+
+
+def _levels(chosen: Sequence[JsonValue], every: Sequence[JsonValue], last: str) -> str:
+    """List levels in their order, three or more between which there is no other one as `0.05 to 0.3`.
+
+    every: the levels of all places, in their order; numbers, or there are no ranges."""
+    if not all(isinstance(level, int | float) for level in every):
+        return _some([level_text(level) for level in chosen], last)
+    at = sorted(every.index(level) for level in chosen)
+    runs: list[list[int]] = []
+    for k in at:
+        if runs and k == runs[-1][-1] + 1:
+            runs[-1].append(k)
+        else:
+            runs.append([k])
+    parts = [
+        part
+        for run in runs
+        for part in (
+            [f"{level_text(every[run[0]])} to {level_text(every[run[-1]])}"]
+            if len(run) > 2
+            else [level_text(every[k]) for k in run]
+        )
+    ]
+    return enumerated(parts, last) if len(parts) <= MOST_NAMED else f"{len(at)} of {len(every)} levels"
+
+
+def _some(parts: Sequence[str], last: str) -> str:
+    return enumerated(parts, last) if len(parts) <= MOST_NAMED else f"{len(parts)} arms"
 
 
 def enumerated(parts: Sequence[str], last: str = "and") -> str:
@@ -90,17 +134,15 @@ def _verdicts(answer: Answer, names: Names) -> str:
     of_baseline: dict[str, list[Comparison]] = {}
     for result in compared:
         of_baseline.setdefault(result.b, []).append(result)
-    if len(of_baseline) > MOST_NAMED:
-        return prefix + tally([result.verdict for result in compared], answer.metric) + rows
-    ordered = isinstance(answer, Summary) and answer.which is not None
+    settings = {arm.label: arm.settings for arm in answer.arms}
     where: dict[str, list[str]] = {}
     for b, against in of_baseline.items():
-        on = f" on {answer.metric}" if not where else ""
-        clause = _against(b, against, names, on, is_ordered=ordered)
-        same = next((known for known in where if known.replace(f" on {answer.metric}", "") == clause), clause)
-        where.setdefault(same, []).append(names.where[b])
-    whole = f"{_by_place(where)}."
-    return (prefix + whole if prefix or not names.where[compared[0].b] else whole[0].upper() + whole[1:]) + rows
+        clause = _against(b, against, names, settings)
+        where.setdefault(clause, []).append(names.where[b])
+    if len(where) > MOST_NAMED:
+        return prefix + tally([result.verdict for result in compared], answer.metric) + rows
+    whole = f"{'on' if prefix else 'On'} {answer.metric}, {_by_place(where, names)}."
+    return prefix + whole + rows
 
 
 HOW = {
@@ -108,23 +150,42 @@ HOW = {
     "b_better": ("loses to", "lose to"),
     "equivalent": ("is equivalent to", "are equivalent to"),
     "inconclusive": ("is inconclusive against", "are inconclusive against"),
+    "same": ("is one objective with", "are one objective with"),
     "diverges": ("diverges and is not compared with", "diverge and are not compared with"),
 }
 """Verdict -> what one arm, and several, do to the baseline."""
 
 
-def _against(b: str, compared: Sequence[Comparison], names: Names, on: str, *, is_ordered: bool) -> str:
-    """Say what the arms of one baseline do to it: `0.05 to 0.3 beat 0.02 on knn_accuracy, 1.0 loses to it`."""
-    levels = [names.sides(b, result.a)[1] for result in compared]
+def _against(b: str, compared: Sequence[Comparison], names: Names, settings: Mapping[str, JsonObject]) -> str:
+    """Say what the arms of one baseline do to it: `0.05 to 0.3 beat 0.02, and 1.0 loses to it`."""
+    baseline = names.sides(compared[0].a, b)[1]
+    if any(b in result.diverged_arms for result in compared):
+        too = [result.a for result in compared if result.a in result.diverged_arms]
+        also = f", and so did {_arms(too, names, settings)}" if too else ""
+        return f"{baseline} diverged, so that nothing is compared with it{also}"
     clauses: list[str] = []
     for verdict, (one, several) in HOW.items():
-        own = [k for k, result in enumerate(compared) if result.verdict == verdict]
+        own = [
+            result.a
+            for result in compared
+            if ("same" if result.same_objective and result.verdict == "equivalent" else result.verdict) == verdict
+        ]
         if own:
-            many = len(own) > MOST_NAMED
-            named = _run_of(levels, own, "and", is_ordered=is_ordered) if is_ordered or not many else f"{len(own)} arms"
-            against = "it" if clauses else f"{names.sides(compared[0].a, b)[1]}{on}"
-            clauses.append(f"{named} {one if len(own) == 1 else several} {against}")
+            against = "it" if clauses else baseline
+            clauses.append(f"{_arms(own, names, settings)} {one if len(own) == 1 else several} {against}")
     return ", and ".join([", ".join(clauses[:-1]), *clauses[-1:]] if len(clauses) > 1 else clauses)
+
+
+def _arms(labels: Sequence[str], names: Names, settings: Mapping[str, JsonObject]) -> str:
+    """List arms of one place by their levels."""
+    if not names.are_levels:
+        return _some([names.arm[label] for label in labels], "and")
+    factor = names.key
+    every = _in_order(own[factor] for own in settings.values())
+    chosen = [settings[label][factor] for label in labels]
+    if all(isinstance(level, int | float) for level in every):
+        return _levels(chosen, every, "and")
+    return _some([names.level[label] for label in labels], "and")
 
 
 def tally(verdicts: Sequence[Verdict], metric: str) -> str:
@@ -227,7 +288,7 @@ def _clause(comparison: ComparisonSummary, answer: Answer, names: Names, *, brie
         return f"{a} against {b}{at} has no seed that both have finished"
     evidence = f"p = {probability(deciding_p(result))}" + ("" if brief else f", {counted(result.n, _unit(answer))}")
     if lost(result):
-        evidence = f"({evidence}; {_sides(result, names)})"
+        evidence = f"({evidence}; {_sides(result, names, _unit(answer))})"
         by, delta = "", f"{signed(result.delta_trained)} {metric} where both trained"
     else:
         ends = f"interval {interval(_of_winner(result), sign=True)}, " if result.interval else ""
@@ -304,10 +365,10 @@ def _same_objective(result: Comparison, metric: str, both: str) -> str:
     return f"{both} are one objective, computed in two ways: {far}"
 
 
-def _sides(result: Comparison, names: Names) -> str:
+def _sides(result: Comparison, names: Names, unit: str) -> str:
     """Say in how many seeds which side diverged: `flat diverged in 2 of 8 seeds and both in 1`."""
     a, b = names.sides(result.a, result.b)
     named = {"a": a, "b": b, "both": "both"}
     (first, *more) = [(named[side], count) for side in SIDES if (count := result.diverged(side))]
     rest = [f"{name} in {count}" for name, count in more]
-    return enumerated([f"{first[0]} diverged in {first[1]} of {counted(result.n, 'seed')}", *rest])
+    return enumerated([f"{first[0]} diverged in {first[1]} of {counted(result.n, unit)}", *rest])

@@ -32,7 +32,7 @@ def notes(summary: Summary, lost: Sequence[Trial], *, thinned: Sequence[Trial] =
         *_exploratory(summary.exploratory),
         *_several_codes(summary.code),
         *oddities(summary, seeds=seeds),
-        *_thinned(thinned),
+        *_thinned(thinned, names_of(summary.arms)),
     ]
 
 
@@ -93,10 +93,10 @@ def _several_codes(groups: Sequence[CodeGroup]) -> Iterable[str]:
         yield f"These numbers come from several programs: {shown}."
 
 
-def _thinned(trials: Sequence[Trial]) -> Iterable[str]:
+def _thinned(trials: Sequence[Trial], names: Names) -> Iterable[str]:
     """Yield a sentence on the trials with batches that taught less than their size says."""
     if trials:
-        arms = ", ".join(dict.fromkeys(trial.arm for trial in trials))
+        arms = ", ".join(dict.fromkeys(names.alone(trial.arm) for trial in trials))
         yield (
             f"{counted(len(trials), 'confirm trial')} of {arms} had a batch of which more than half of the negatives "
             "were left out, as they repeat the anchor or its positive (loss.mask_duplicates)."
@@ -116,11 +116,12 @@ def _missing(summary: Summary, lost: Sequence[Trial]) -> Iterable[str]:
             f"{waiting} of {counted(planned, 'confirm trial')} {by_count(waiting, 'has', 'have')} no result yet; "
             "a comparison that needs one of them is inconclusive until it has."
         )
+    names = names_of(summary.arms)
     for trial in lost:
         why = trial.failure or f"no value of {summary.metric}"
         yield (
-            f"{trial.arm}, seed {trial.seed} is lost ({why}, attempts: {trial.attempts}, trial {trial.id}): its "
-            "comparisons are inconclusive."
+            f"{names.alone(trial.arm)}, seed {trial.seed} is lost ({why}, attempts: {trial.attempts}, trial "
+            f"{trial.id}): its comparisons are inconclusive."
         )
 
 
@@ -156,7 +157,9 @@ def _pairing(comparison: ComparisonSummary, names: Names) -> Iterable[str]:
     wrong = unlike - comparison.apart.keys()
     if comparison.outlying:
         seeds = ", ".join(map(str, comparison.outlying))
-        yield f"{a} against {b}: seed {seeds} lies far from the others; nothing is left out."
+        many = len(comparison.outlying)
+        lies = f"{by_count(many, 'seed', 'seeds')} {seeds} {by_count(many, 'lies', 'lie')}"
+        yield f"{a} against {b}: {lies} far from the others; nothing is left out."
     if (p := statistics.mcnemar_p(result.diverged("a"), result.diverged("b"))) is not None:
         yield (
             f"{a} alone diverged in {counted(result.diverged('a'), 'seed')} and {b} alone in {result.diverged('b')}: "

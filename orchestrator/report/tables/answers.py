@@ -10,8 +10,8 @@ import numpy as np
 
 from orchestrator.report import formatting
 from orchestrator.report.naming import Names
-from orchestrator.report.summary.records import Answer, ArmSummary, Summary
-from orchestrator.report.summary.sentences import deciding_p, is_of_these_rows
+from orchestrator.report.summary.records import Answer, MultiRunSummary, Summary
+from orchestrator.report.summary.sentences import deciding_p, enumerated, is_of_these_rows
 from orchestrator.statistics import power
 from orchestrator.system.display import by_count, counted, duration
 
@@ -34,7 +34,7 @@ class ShortAnswer:
 def short_answers(answer: Answer, names: Names, commands: Sequence[str]) -> Iterator[ShortAnswer]:
     """Answer how sure the verdict is, what it cost, and how to run it again. commands: those that began the runs."""
     yield ShortAnswer("sure", "How sure", " ".join(_sure(answer)))
-    if cost := " ".join(_cost(answer.arms, names)):
+    if cost := " ".join(_cost(answer, names)):
         yield ShortAnswer("cost", "Cost", cost)
     if commands:
         yield ShortAnswer("again", "Again", "\n".join(commands), is_command=True)
@@ -42,10 +42,17 @@ def short_answers(answer: Answer, names: Names, commands: Sequence[str]) -> Iter
 
 def _sure(answer: Answer) -> Iterator[str]:
     unit = answer.unit if isinstance(answer, Summary) else "seed"
-    most = max((comparison.result.n for comparison in answer.comparisons), default=0)
+    tested = [c.result for c in answer.comparisons if c.result.p is not None and c.result.n]
+    if not tested:
+        yield f"Nothing is claimed{'' if answer.complete else ' yet'}."
+        return
+    low, high = min(result.n for result in tested), max(result.n for result in tested)
+    pairs = counted(high, "pair") if low == high else f"{low} to {high} pairs"
     finds = _finds(answer)
     found = "" if finds is None else f", which would find a difference of {formatting.value(finds)} four times in five"
-    yield f"{counted(most, 'pair')} of {unit}s{found}; one wrong claim in the whole sweep has a chance of at most 0.05."
+    several = isinstance(answer, MultiRunSummary)
+    of = "of a run's plan, and again in what is compared across runs," if several else "in the whole sweep"
+    yield f"{pairs} of {unit}s{found}; the chance of any wrong claim {of} is 0.05."
     claimed = [c for c in answer.comparisons if c.result.verdict in ("a_better", "b_better")]
     largest = max((p for c in claimed if (p := deciding_p(c.result)) is not None), default=None)
     if len(answer.comparisons) > 1 and largest is not None:
@@ -55,12 +62,15 @@ def _sure(answer: Answer) -> Iterator[str]:
         yield (
             f"On other rows of the same kind {by_count(own, 'one claim', f'{own} claims')} may not hold."
             if own
-            else "Other rows of the same kind would say the same."
+            else "The intervals for other rows of the same kind leave out 0 as well."
         )
 
 
 def _finds(answer: Answer) -> float | None:
-    """Compute the difference that this many seeds find with a power of 0.8, by the widest of the comparisons."""
+    """Compute the difference that this many seeds find with a power of 0.8, by the widest of the comparisons. None with
+    looks, of which each has a part of the level, and while seeds are to come."""
+    if isinstance(answer, Summary) and answer.looks is not None:
+        return None
     tested = [c.result for c in answer.comparisons if c.result.p is not None and c.result.n_trained == c.result.n]
     if not tested or min(result.n for result in tested) < FEWEST_PAIRS or not answer.complete:
         return None
@@ -69,32 +79,47 @@ def _finds(answer: Answer) -> float | None:
     return effect * spread if np.isfinite(effect) and spread > 0 else None
 
 
-def _cost(arms: Sequence[ArmSummary], names: Names) -> Iterator[str]:
-    seconds = {arm.label: mean for arm in arms if (mean := arm.spent["seconds"].mean) is not None and arm.rank_seconds}
-    if not seconds:
-        return
-    memory = {arm.label: arm.peak_memory_mb for arm in arms if arm.peak_memory_mb is not None}
+def _cost(answer: Answer, names: Names) -> Iterator[str]:
+    arms = answer.arms
     total = sum(arm.rank_seconds or 0.0 for arm in arms)
-    trials = sum(arm.n + arm.diverged for arm in arms)
-    yield f"{duration(total)} of CPU or GPU in {counted(trials, 'confirm trial')}."
+    if not total:
+        return
+    if isinstance(answer, Summary):
+        stages = {stage: seconds for stage, seconds in answer.rank_seconds.items() if seconds}
+        parts = [f"{_time(seconds)} to {stage}" for stage, seconds in stages.items()]
+        yield f"{_time(sum(stages.values()))} of CPU or GPU{f': {enumerated(parts)}' if len(parts) > 1 else ''}."
+    else:
+        yield f"{_time(total)} of CPU or GPU in the confirm trials."
+    # What diverged did not train to its end.
+    whole = [arm for arm in arms if arm.rank_seconds and not arm.diverged]
+    seconds = {arm.label: mean for arm in whole if (mean := arm.spent["seconds"].mean) is not None}
+    memory = {arm.label: arm.peak_memory_mb for arm in whole if arm.peak_memory_mb is not None}
     if len(seconds) == 2 and len(arms) == 2:
         b, a = (arm.label for arm in arms)
-        times = f"{names.spoken[a]} trains {_times(seconds[a], seconds[b])} as long as {names.level[b]}"
-        peak = f", with {_times(memory[a], memory[b])} the memory" if len(memory) == 2 and memory[b] else ""
-        yield f"{times} ({_seconds(seconds[a])} against {_seconds(seconds[b])} a trial){peak}."
+        times = f"{names.spoken[a]} trains {_times(seconds[a], seconds[b], 'as long')} as {names.level[b]}"
+        peak = f", with {_times(memory[a], memory[b], 'as much')} memory" if len(memory) == 2 and memory[b] else ""
+        yield f"{times} ({_time(seconds[a])} against {_time(seconds[b])} a trial){peak}."
+        return
+    if not seconds:
         return
     shortest, longest = min(seconds, key=seconds.__getitem__), max(seconds, key=seconds.__getitem__)
-    yield f"A trial trains {_seconds(seconds[shortest])} ({names.arm[shortest]})" + (
-        f" to {_seconds(seconds[longest])} ({names.arm[longest]})." if longest != shortest else "."
-    )
+    low, high = _time(seconds[shortest]), _time(seconds[longest])
+    ends = f"{low} ({names.arm[shortest]}) to {high} ({names.arm[longest]})"
+    yield f"A trial trains {ends if low != high else low}."
     if memory:
-        low, high = (formatting.quantity(end(memory.values())) for end in (min, max))
-        yield f"Peak memory: {low if low == high else f'{low} to {high}'} MB."
+        least, most = (formatting.quantity(end(memory.values())) for end in (min, max))
+        yield f"Peak memory: {least if least == most else f'{least} to {most}'} MB."
 
 
-def _seconds(seconds: float) -> str:
-    return duration(seconds) if seconds >= 100 else f"{formatting.quantity(seconds)} s"
+def _time(seconds: float) -> str:
+    """Format seconds so that what differs by a tenth reads so: `2.33 s`, `145 s`, `12.4 min`, `3.5 h`."""
+    if seconds < 600:
+        return f"{formatting.quantity(seconds)} s"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 100 else duration(seconds)
 
 
-def _times(x: float, base: float) -> str:
-    return f"{x / base:.2f} times" if base else "many times"
+def _times(x: float, base: float, what: str) -> str:
+    """Say `1.24 times as long`; `as long` where that is once."""
+    ratio = f"{x / base:.2f}" if base else "many"
+    return what if ratio == "1.00" else f"{ratio} times {what}"

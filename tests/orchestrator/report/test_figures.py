@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,11 @@ from orchestrator.report.naming import names_of
 from orchestrator.report.render.differences import draw_differences
 from orchestrator.report.render.figure import INK, PAPER
 from orchestrator.report.render.levels import caption_of_levels, draw_levels
+from orchestrator.report.render.lines import draw_curves
 from orchestrator.report.render.looks import looks_of
 from orchestrator.report.render.tuned import caption_of_tuned, draw_tuned
-from orchestrator.report.summary.evidence import space
+from orchestrator.report.summary.evidence import STAGES, curves, space
+from orchestrator.report.summary.records import LooksSummary
 from orchestrator.report.tables.answers import short_answers
 
 CROSSED = '[compare]\n"loss.temperature" = [0.05, 0.1, 0.5]\n"batch.size" = [16, 64]\n'
@@ -59,7 +62,7 @@ def test_the_metric_is_drawn_against_ordered_levels_a_line_a_place_and_what_may_
     (axes,) = draw_levels(looks).axes
     means = {arm.label: arm.mean for arm in looks.answer.arms}
     assert axes.get_xscale() == "log", "0.5 is ten times 0.05"
-    through = [[x for x, _ in points(line)] for line in axes.lines if line.get_linestyle() == "-"]
+    through = [[x for x, _ in points(line)] for line in axes.lines if line.get_marker() == "None"]
     assert through.count([0.05, 0.1, 0.5]) == 2
     assert {(x, round(y, 6)) for x, y in marks(axes, "o", "s")} == {
         (float(str(arm.settings["loss.temperature"])), round(means[arm.label] or 0.0, 6)) for arm in looks.answer.arms
@@ -150,7 +153,7 @@ def test_scores_are_drawn_against_what_was_tuned_with_the_chosen_ringed_and_the_
 def test_choices_are_places_beside_each_other(tmp_path: Path) -> None:
     run = tuned(tmp_path / "tuned")
     (axes,) = draw_tuned(looks_of(report.summarize(run.ledger)), {"optimizer.lr": {"choices": [1e-3, 5e-3]}}).axes
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.001", "0.005", "0.002"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.001", "0.002", "0.005"], "in their order"
     run.ledger.close()
 
 
@@ -161,11 +164,10 @@ def test_the_answers_say_how_sure_at_what_cost_and_how_to_run_it_again(begin: Be
     answer = report.summarize(finished(begin(seeds=6), BETTER).ledger)
     sure, cost, again = short_answers(answer, names_of(answer.arms), ["orchestrator launch demo.toml"])
     assert re.match(
-        r"6 pairs of seeds, which would find a difference of 0\.\d{4} four times in five; one wrong", sure.text
+        r"6 pairs of seeds, which would find a difference of 0\.\d{4} four times in five; the chance", sure.text
     )
     assert cost.text == (
-        "30 s of CPU or GPU in 12 confirm trials. flat trains 1.00 times as long as plain "
-        "(2.50 s against 2.50 s a trial), with 1.00 times the memory."
+        "30.0 s of CPU or GPU. flat trains as long as plain (2.50 s against 2.50 s a trial), with as much memory."
     )
     assert again == replace(again, text="orchestrator launch demo.toml", is_command=True)
 
@@ -173,7 +175,77 @@ def test_the_answers_say_how_sure_at_what_cost_and_how_to_run_it_again(begin: Be
 def test_nothing_is_said_of_what_is_not_known(begin: Begin) -> None:
     answer = report.summarize(begin().ledger)
     (sure,) = short_answers(answer, names_of(answer.arms), [])
-    assert sure.text.startswith("0 pairs of seeds; one wrong claim")
+    assert sure.text == "Nothing is claimed yet."
+
+
+def test_what_tuning_took_is_part_of_the_cost(tmp_path: Path) -> None:
+    """Seen: the confirm trials alone, which are often the smaller part."""
+    run = tuned(tmp_path / "tuned")
+    answer = report.summarize(run.ledger)
+    _, cost = short_answers(answer, names_of(answer.arms), [])
+    took = [sum(trial.came_to.seconds or 0.0 for trial in run.ledger.trials(stage)) for stage in STAGES[:2]]
+    tune, confirm = (f"{seconds:.1f}" if seconds < 100 else f"{seconds:.0f}" for seconds in took)
+    assert f" of CPU or GPU: {tune} s to tune and {confirm} s to confirm. flat trains 1.08 times as" in cost.text
+    run.ledger.close()
+
+
+def test_an_arm_that_diverged_is_no_fast_one_and_few_seconds_are_not_minutes(begin: Begin) -> None:
+    """Seen: "A trial trains 0.56 s (2.0)", which diverged; and "2 min against 2 min" of 100 and 145 s."""
+    run = begin('[compare]\n"loss.temperature" = [0.05, 0.1, 2.0]\n', seeds=6)
+    for arm in run.plan.arms:
+        took = {"temperature=0.05": 100.0, "temperature=0.1": 145.0}.get(arm.label, 0.56)
+        for trial in run.confirm(arm.label):
+            run.done(trial, 0.9, outcome="diverged" if took < 1 else "ok", seconds=took)
+    answer = report.summarize(run.ledger)
+    cost = next(one.text for one in short_answers(answer, names_of(answer.arms), []) if one.key == "cost")
+    assert "A trial trains 100 s (0.05) to 145 s (0.1)." in cost
+
+
+def test_with_looks_nothing_is_said_of_what_would_be_found(begin: Begin) -> None:
+    """Each has a part of the level. Mutant check: the whole of it at the look that was taken."""
+    answer = report.summarize(finished(begin(seeds=6), BETTER).ledger)
+    looked = replace(answer, looks=LooksSummary((6, 8), 1, "settled", {}))
+    assert "would find" in next(iter(short_answers(answer, names_of(answer.arms), []))).text
+    assert "would find" not in next(iter(short_answers(looked, names_of(answer.arms), []))).text
+
+
+def test_a_default_outside_the_range_that_was_chosen_is_in_view(tmp_path: Path) -> None:
+    """Seen: no ring anywhere, and a line from its name across the panel."""
+    run = tuned(tmp_path / "tuned")
+    ranges: list[JsonObject] = [{"low": 1e-5, "high": 1e-3}, {"low": 4e-3, "high": 1e-2, "log": True}]
+    for own in ranges:
+        (axes,) = draw_tuned(looks_of(report.summarize(run.ledger)), {"optimizer.lr": own}).axes
+        low, high = axes.get_xlim()
+        assert all(low <= x <= high for x, _ in marks(axes, "o", "s"))
+    run.ledger.close()
+
+
+def test_every_label_beside_a_panel_is_within_the_figure(begin: Begin) -> None:
+    """Seen: the last of six long names across the lower edge. Mutant check: one height for any names."""
+    arms = "".join(
+        f'[[arm]]\nlabel = "accumulate-gradients-over-pools-of-{n}"\n"loss.margin" = {n / 100}\n' for n in range(6)
+    )
+    run = begin(arms)
+    finished(run, {arm.label: [0.9 + k / 1000 for k in range(6)] for arm in run.plan.arms})
+    summary = report.summarize(run.ledger)
+    figure = draw_curves(looks_of(summary), curves(run.ledger, summary))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert box.y0 >= 0
+        assert box.y1 <= figure.bbox.y1
+
+
+def test_numbers_below_levels_do_not_touch(begin: Begin) -> None:
+    """Seen: "16384 32768 65536" run together."""
+    run = begin('[compare]\n"model.projection_width" = [1024, 4096, 8192, 16384, 32768, 65536]\n')
+    finished(run, {arm.label: [0.5 + n / 10 + k / 1000 for k in range(6)] for n, arm in enumerate(run.plan.arms)})
+    figure = draw_levels(looks_of(report.summarize(run.ledger)))
+    figure.canvas.draw()
+    boxes = [tick.get_window_extent() for tick in figure.axes[0].get_xticklabels() if tick.get_text()]
+    assert len(boxes) > 2
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
 
 
 # MLflow.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,26 @@ def test_the_sentence_has_names_and_the_page_the_labels_behind_them(begin: Begin
     assert [arm.label for arm in found.arms] == ["temperature=0.05", "temperature=0.1"]
     written = (tmp_path / "report" / "report.md").read_text("utf-8")
     assert "| 0.1 | temperature=0.1 |" in written
+
+
+def test_arms_of_several_runs_are_named_by_run_and_by_what_differs_within_it(begin: Begin) -> None:
+    """Seen: six labels beside a panel, all "first-try: temperature=...", cut before what differs."""
+    arms = '[compare]\n"loss.temperature" = [0.05, 0.1]\n"batch.size" = [16, 64]\n'
+    runs = [begin(arms, question=f"{k}?") for k in range(2)]
+    for run in runs:
+        finished(run, {arm.label: BETTER["plain"] for arm in run.plan.arms})
+    found = names_of(report.summarize_several({"a": runs[0].ledger, "b": runs[1].ledger}).arms)
+    assert list(found.arm.values())[:2] == ["a: 0.05, batch 16", "a: 0.05, batch 64"]
+
+
+def test_a_word_among_numbers_has_its_factor_behind_it_and_long_levels_are_shortened(begin: Begin) -> None:
+    found = names(begin, '[compare]\n"loss.temperature" = [0.1, "learned"]\n')
+    assert list(found.spoken.values()) == ["temperature 0.1", "learned temperature"]
+    sources = [
+        "digits",
+        *(f"/data/a/folder/of/many/letters/images/of-the-{year}-collection.parquet" for year in (1, 2)),
+    ]
+    given = json.dumps(sources)
+    found = names(begin, f'[compare]\n"data.train" = {given}\n')
+    assert len(set(found.level.values())) == 3
+    assert max(map(len, found.level.values())) <= LONGEST

@@ -28,7 +28,7 @@ SCREENS = ((1400, 900), (390, 844))
 ANSWERS = {
     "asked": "knn_accuracy: higher is better",
     "won": "knn_accuracy",
-    "sure": "one wrong claim in the whole sweep",
+    "sure": "the chance of any wrong claim",
     "cost": "of CPU or GPU",
     "again": "orchestrator launch",
 }

@@ -684,7 +684,7 @@ def test_of_many_comparisons_the_sentence_says_what_won_where(begin: Begin) -> N
     values = [BETTER["plain"], BETTER["plain"], BETTER["flat"], BETTER["plain"], [0.5] * 6, [0.9, 0.95] * 3]
     finished(run, {arm.label: v for arm, v in zip(run.plan.arms, values, strict=True)})
     assert answer_of(run.ledger)["sentence"] == (
-        "At batch 16: flatnce beats infonce on knn_accuracy, and dcl loses to it; "
+        "On knn_accuracy, at batch 16: flatnce beats infonce, and dcl loses to it; "
         "at batch 32: flatnce is equivalent to infonce, and dcl is inconclusive against it."
     )
 
@@ -694,13 +694,11 @@ def test_where_the_same_holds_it_is_said_once_and_of_very_many_how_many_there_ar
     of_loss = {"infonce": BETTER["plain"], "flatnce": BETTER["flat"], "dcl": BETTER["flat"]}
     run = begin(arms)
     finished(run, {arm.label: of_loss[str(arm.settings["loss.name"])] for arm in run.plan.arms})
-    assert answer_of(run.ledger)["sentence"] == (
-        "At batch 16 and batch 32: flatnce and dcl beat infonce on knn_accuracy."
-    )
+    assert answer_of(run.ledger)["sentence"] == ("On knn_accuracy, at every batch: flatnce and dcl beat infonce.")
     many = "".join(f'[[arm]]\nlabel = "arm {n}"\n"loss.margin" = {n / 100}\n' for n in range(9))
     run = begin(many)
     finished(run, {arm.label: BETTER["flat" if k else "plain"] for k, arm in enumerate(run.plan.arms)})
-    assert answer_of(run.ledger)["sentence"] == "8 arms beat arm 0 on knn_accuracy."
+    assert answer_of(run.ledger)["sentence"] == "On knn_accuracy, 8 arms beat arm 0."
 
 
 # The programs behind the numbers.
