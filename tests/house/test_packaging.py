@@ -151,12 +151,13 @@ def test_a_python_that_will_not_do_is_refused_with_the_remedy(python: str, tmp_p
     assert not (tmp_path / ".venv").exists()
 
 
-def test_continuous_integration_runs_make_test() -> None:
+def test_continuous_integration_runs_make_test_and_a_share_of_the_soak() -> None:
     script = ROOT / ".ci/run"
     text = script.read_text("utf-8")
     assert os.access(script, os.X_OK)
     assert "set -euo pipefail" in text
-    assert text.rstrip().endswith("exec make test")
+    assert re.search(r"^make test$", text, re.M)
+    assert re.search(r"^    make soak MINUTES=", text, re.M)
     subprocess.run(["bash", "-n", script], check=True)
 
 

@@ -219,7 +219,7 @@ def test_plan_probes_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     changes = [word for key in SMALL for word in ("--set", key)]
     done = CliRunner().invoke(main, ["plan", str(QUICKSTART), "--probe", "--json", *changes])
     assert done.exit_code == 0, done.output
-    assert done.stderr.splitlines() == ["probing arm infonce (1 of 2)", "probing arm flatnce (2 of 2)"]
+    assert done.stderr.splitlines() == ["probing arm temperature=1.0 (1 of 1)"], "the arms cost alike"
     estimate = json.loads(done.stdout)["estimate"]
     assert estimate["source"] == "a probe"
     assert 1 < estimate["seconds"] < 1000
