@@ -79,7 +79,7 @@ def swapped(
     for trial in trials:
         if trial.stage == "confirm" and trial.seed in plan.confirm_seeds:
             confirmed.setdefault(trial.arm, []).append(trial)
-    run = _Run(plan, swapping.Pool(trials), frozen, untuned, plan.swapped(frozen), confirmed)
+    run = _Run(plan, swapping.Pool(plan, trials), frozen, untuned, plan.swapped(frozen), confirmed)
     return [_summary(run, swap) for swap in plan.swaps]
 
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from orchestrator.ledger import Ledger, RunState, Trial
 from orchestrator.session.schedule import (
     awaiting_oom_decision,
+    is_stopped,
     no_job,
     passed_over,
+    setting_of,
     stopped_arms,
     stopped_swaps,
+    swapping,
     untuned_arms,
 )
 from orchestrator.session.session import Session
@@ -45,13 +48,24 @@ def of(session: Session) -> Ending:
         return Ending(code, "stopped", tuple(lines))
     untuned = untuned_arms(plan, ledger)  # nothing more can be done for them, unless a person queues trials again
     waiting = [arm.label for arm in plan.arms if arm.label not in ledger.frozen() and arm.label not in untuned]
-    left = any(trial.state in ("queued", "running") for trial in trials)
+    left = _is_left(trials)
     whole = not waiting and not left
     if not whole and not lines:
         lines = [f"the session ended before every trial did; continue: orchestrator resume {run}"]
     failed = any(trial.state == "failed" for trial in trials) or "failed" in untuned.values()
     lines += _passed_over(plan, ledger)
     return Ending(Exit.DONE if whole and not failed else Exit.SOME_FAILED, "done" if whole else "stopped", tuple(lines))
+
+
+def _is_left(trials: list[Trial]) -> bool:
+    """Return whether a trial is still to end. One at another arm's setting that is stopped is not waited for: the
+    answer is there without it."""
+    stopped, unswapped = stopped_arms(trials), stopped_swaps(trials)
+    return any(
+        trial.state == "running"
+        or (trial.state == "queued" and not (trial.stage == "swap" and is_stopped(trial, stopped, unswapped)))
+        for trial in trials
+    )
 
 
 def _passed_over(plan: Plan, ledger: Ledger) -> list[str]:
@@ -86,8 +100,11 @@ def _arms(plan: Plan, ledger: Ledger, trials: list[Trial]) -> list[str]:
     stopped, untuned, frozen = stopped_arms(trials), untuned_arms(plan, ledger), ledger.frozen()
     for arm, message in stopped.items():
         lines.append(f"arm {arm} is stopped, as its trials fail in the same way: {message}")
-    for arm, message in stopped_swaps(trials).items():
-        lines.append(f"arm {arm} at other settings is stopped, as its trials fail in the same way: {message}")
+    if unswapped := stopped_swaps(trials):
+        one_of = {setting_of(trial): trial for trial in trials if trial.stage == "swap"}
+        for setting, message in unswapped.items():
+            at = f"another's setting ({swapping.setting_in_words(plan, one_of[setting])})"
+            lines.append(f"arm {setting[0]} at {at} is stopped, as its trials fail in the same way: {message}")
     for arm, why in untuned.items():
         leader = plan.searched_with.get(arm)
         if leader in frozen:

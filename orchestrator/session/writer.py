@@ -19,7 +19,15 @@ from orchestrator.ledger.stored import JsonObject
 from orchestrator.run_dir import provenance
 from orchestrator.run_dir.context import RunContext
 from orchestrator.session.reports import Report
-from orchestrator.session.schedule import Schedule, stopped_arms, stopped_swaps, stops_the_sweep, wrong_metric
+from orchestrator.session.schedule import (
+    Schedule,
+    setting_of,
+    stopped_arms,
+    stopped_swaps,
+    stops_the_sweep,
+    swapping,
+    wrong_metric,
+)
 from orchestrator.session.schedule.pruning import Climb, Rung
 from orchestrator.sweep import merged
 from orchestrator.system.masking import masked
@@ -299,12 +307,14 @@ class Writer:
         if not again and (why := stops_the_sweep(trials)) is not None:
             self.stop(why)
         elif not again:
-            trial = self._trials[dispatch.trial]
-            is_swapped = trial.stage == "swap"
-            message = (stopped_swaps if is_swapped else stopped_arms)(trials).get(trial.arm)
+            trial, at = self._trials[dispatch.trial], ""
+            if trial.stage == "swap":
+                message = stopped_swaps(trials).get(setting_of(trial))
+                at = f" at another's setting ({swapping.setting_in_words(self._plan, trial)})"
+            else:
+                message = stopped_arms(trials).get(trial.arm)
             if message is not None:
-                what = f"arm {trial.arm}{' at other settings' if is_swapped else ''}"
-                self._tell(f"{what} is stopped, as its trials fail in the same way: {message}", None)
+                self._tell(f"arm {trial.arm}{at} is stopped, as its trials fail in the same way: {message}", None)
 
     def _should_retry(self, trial: str, failure: Failure) -> bool:
         """Return whether the trial goes back to the queue. After a full disk it does, even if nothing more is begun;

@@ -232,7 +232,8 @@ def _to_be_closed(facts: Facts) -> Iterator[str]:
 
 def _queued(facts: Facts) -> Iterator[str]:
     if waiting := sum(trial.state == "queued" for trial in facts.trials.values()):
-        yield f"{counted(waiting, 'trial')} still to run; continue: {facts.resume}"
+        again = " --failed" if facts.run.state == "done" else ""  # what a run that is done has left, failures stopped
+        yield f"{counted(waiting, 'trial')} still to run; continue: {facts.resume}{again}"
 
 
 def _remains(facts: Facts) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from jobs.config import trial_id
 from orchestrator.ledger import Suggestion, Trial
-from orchestrator.session.schedule import digest, swapping
+from orchestrator.session.schedule import digest, stopped_arms, swapping
 from orchestrator.sweep import plan as planning
 from orchestrator.sweep.plan.trials import apart_id, swap_id
 from orchestrator.verify.facts import Facts, Finding, counted, same
@@ -195,20 +195,21 @@ def _confirmed_seeds(facts: Facts, confirm: Mapping[str, Sequence[Trial]]) -> tu
 
 def _swapped(facts: Facts) -> Iterator[Finding]:
     """Yield faults of arms at each other's setting: their trials are those that the plan calls for, and all of these
-    once the run is done."""
+    once the run is done, but for arms that are stopped."""
     if "plan" not in facts.run.sweep:
         return
     plan = planning.stored(facts.run.sweep, facts.run.rules)
     frozen = {arm: setting.params for arm, setting in facts.frozen.items()}
-    called, pool = (
-        {trial.id: trial for trial in swapping.called_for(plan, frozen)},
-        swapping.Pool(facts.trials.values()),
-    )
-    for trial in facts.trials.values():
+    trials = list(facts.trials.values())
+    called = {planned.id for planned in swapping.called_for(plan, frozen)}
+    for trial in trials:
         if trial.stage == "swap" and trial.id not in called:
             yield Finding(f"trial {trial.id}: no comparison calls for arm {trial.arm} at its setting", facts.restore)
-    for planned in called.values():
-        if facts.run.state == "done" and pool.find(planned) is None:
+    if facts.run.state != "done":
+        return
+    pool = swapping.Pool(plan, trials)
+    for planned in swapping.called_for(plan, frozen, stopped_arms(trials)):
+        if pool.find(planned) is None:
             what = f"arm {planned.arm}: has no trial {planned.id} at another arm's setting, seed {planned.seed}"
             yield Finding(what, f"continue it: {facts.resume}")
 

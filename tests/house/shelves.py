@@ -70,7 +70,7 @@ SHELVES = {
     "orchestrator/session": "ending shutdown tune_executor > holding session > writer > cluster progress schedule > "
     "reports",
     "orchestrator/session/cluster": "headwatch slots > inquiry picture room start > access board capacity sharing",
-    "orchestrator/session/schedule": "extension > confirming pruning stopping swapping",
+    "orchestrator/session/schedule": "extension swapping > confirming pruning stopping",
     "orchestrator/statistics": "comparison > looks > judging which > described joint > "
     "intervals pairing power rows tests > numbers",
     "orchestrator/sweep": "plan > load search > components validate > labels limits "

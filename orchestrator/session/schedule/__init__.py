@@ -18,7 +18,14 @@ from jobs.config import JobConfig, canonical, issues
 from orchestrator.ledger import Ledger, Suggestion, Trial
 from orchestrator.session.schedule import confirming, extension, swapping
 from orchestrator.session.schedule.pruning import Climb, rungs
-from orchestrator.session.schedule.stopping import fingerprint, stopped_arms, stopped_swaps, stops_the_sweep
+from orchestrator.session.schedule.stopping import (
+    fingerprint,
+    is_stopped,
+    setting_of,
+    stopped_arms,
+    stopped_swaps,
+    stops_the_sweep,
+)
 from orchestrator.sweep import search
 from orchestrator.sweep.model import Tune
 from orchestrator.sweep.plan import Plan
@@ -32,8 +39,8 @@ if TYPE_CHECKING:
     from orchestrator.statistics import Course
 
 __all__ = [
-    "Schedule", "as_trial", "awaiting_oom_decision", "digest", "fingerprint", "no_job", "passed_over", "stopped_arms",
-    "stopped_swaps", "stops_the_sweep", "untuned_arms", "wrong_metric",
+    "Schedule", "as_trial", "awaiting_oom_decision", "digest", "fingerprint", "is_stopped", "no_job", "passed_over",
+    "setting_of", "stopped_arms", "stopped_swaps", "stops_the_sweep", "untuned_arms", "wrong_metric",
 ]  # fmt: skip
 
 STAGES = ("tune", "confirm", "swap")
@@ -87,7 +94,7 @@ class Schedule:
         return {trial.id: trial for trial in trials}
 
     def due(self, trials: Iterable[Trial]) -> list[str]:
-        """List the ids of the queued trials in the order they are run, without those of stopped arms: arms take turns,
+        """List the ids of the queued trials in the order they are run, without those that are stopped: arms take turns,
         so that a sweep cut short has compared as much as it could. A trial that may be pruned waits for those that it
         is compared with, where a person has queued such a trial again."""
         trials = list(trials)
@@ -101,8 +108,7 @@ class Schedule:
             trial
             for trial in trials
             if trial.state == "queued"
-            and trial.arm not in stopped
-            and not (trial.stage == "swap" and trial.arm in unswapped)
+            and not is_stopped(trial, stopped, unswapped)
             and not (self.pruned(trial) and open_[trial.arm] <= (trial.number or 0) - self._parallel)
         ]
         queued.sort(key=lambda t: (STAGES.index(t.stage), t.number or 0, t.seed, order[t.arm]))
@@ -251,7 +257,10 @@ class Schedule:
             return False
         frozen = {arm: setting.params for arm, setting in self._ledger.frozen().items()}
         due = self._swaps.due(
-            frozen, self._ledger.trials, lambda: self._unsettled(untuned_arms(self._plan, self._ledger), stopped)
+            frozen,
+            stopped,
+            self._ledger.trials,
+            lambda: self._unsettled(untuned_arms(self._plan, self._ledger), stopped),
         )
         if due:
             self._ledger.add_trials(map(as_trial, due))

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from pydantic import JsonValue, ValidationError
 
-from jobs.config import JobConfig, canonical
+from jobs.config import JobConfig, canonical, trial_id
 from jobs.config.identity import FORMER, counted_from, with_former
 from orchestrator.sweep import Arm, Sweep, arms_of, flatten, merged, search
 from orchestrator.sweep.plan.seeds import REPEATS_AS_UNITS, Basis, basis_of, check_looks, confirm_seeds, tune_seeds
@@ -168,13 +168,21 @@ class Plan:
 
     def swap_trials(self, label: str, settings: Settings) -> list[Planned]:
         """Plan the trials of an arm at another's setting. Raises pydantic's ValidationError where that makes no job."""
-        return [replace(trial, stage="swap") for trial in self.confirm_trials(label, settings)]
+        jobs = [self.arm(label).config(stage="confirm", seed=seed, settings=settings) for seed in self.confirm_seeds]
+        return [Planned(label, "swap", job.seed, None, job, self.rules, self.defaults, code=self._code) for job in jobs]
+
+    def job_id(self, job: Mapping[str, JsonValue]) -> str:
+        """Compute the id of a job as the ledger keeps it, whichever arm or stage its trial is of."""
+        return trial_id(job, rules=self.rules, defaults=self.defaults, code=self._code)
+
+    @property
+    def _code(self) -> str | None:
+        return None if self.sweep.code is None else self.sweep.code.digest
 
     def _planned(self, label: str, settings: Settings, number: int | None, seeds: Sequence[int]) -> list[Planned]:
         arm, stage = self.arm(label), "confirm" if number is None else "tune"
         jobs = [arm.config(stage=stage, seed=seed, settings=settings) for seed in seeds]
-        apart = self.apart and any(self.reaches(other, jobs[0]) for other in self._before(label))
-        code = None if self.sweep.code is None else self.sweep.code.digest
+        apart, code = self.apart and any(self.reaches(other, jobs[0]) for other in self._before(label)), self._code
         return [Planned(label, stage, job.seed, number, job, self.rules, self.defaults, apart, code) for job in jobs]
 
     def _before(self, label: str) -> Sequence[Arm]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import random
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from ledgers import answer_of
-from test_session import SWEEP, done, opened, play
+from test_session import SWEEP, done, opened, parts, play
 
 from jobs.core.failures import Failure
 from orchestrator.driver import apply_retry
@@ -35,6 +36,7 @@ from orchestrator.session.schedule import extension, stopped_arms
 from orchestrator.session.writer import Dispatch
 from orchestrator.sweep import flatten
 from orchestrator.system.display import Harmless
+from orchestrator.system.exit_codes import Exit
 from orchestrator.tracking import metadata
 from orchestrator.tracking.arms import wanted
 from orchestrator.verify import ledger_checks
@@ -415,13 +417,14 @@ def test_swapped_trials_that_fail_alike_stop_no_arm_and_are_tried_again_when_a_p
         assert {trial.state for trial in ledger.trials("confirm")} == {"done"}
         lines = ending.of(session).lines
         assert stopped_arms(ledger.trials()) == {}
-        assert ending.of(session).state == "stopped"
+        assert ending.of(session).state == "done", "every confirm trial is"
     assert summary.comparisons[0].result.verdict == "a_better"
     assert summary.complete
     assert one(summary).verdict == "incomplete"
     assert one(summary).settings[0].missing == "3 seeds are still to come at flatnce's"
-    assert any("arm flatnce at other settings is stopped, as its trials fail in the same way" in line for line in lines)
-    assert any("arm flatnce at other settings is stopped" in line for line in said)
+    stopped = "arm flatnce at another's setting (optimizer.lr = 0.001) is stopped, as its trials fail in the same way"
+    assert any(stopped in line for line in lines)
+    assert any(stopped in line for line in said)
     with opened(tmp_path, changes()) as (session, ledger, _, plan):
         extension.record(plan, ledger, Extend(seeds=2))  # the answer is there
         apply_retry(ledger, RetryFailed())
@@ -431,6 +434,134 @@ def test_swapped_trials_that_fail_alike_stop_no_arm_and_are_tried_again_when_a_p
         assert {Counter(t.arm for t in ledger.trials("confirm"))[arm] for arm in ("infonce", "flatnce")} == {SEEDS + 2}
         assert one(summarize(ledger)).verdict == "either"
         assert findings(ledger) == []
+
+
+@pytest.mark.parametrize("field", ["evaluate.batch", "optimizer.clip"])
+def test_trials_that_an_earlier_version_wrote_stand_in_though_their_jobs_lack_a_later_field(
+    tmp_path: Path, field: str
+) -> None:
+    """Both arms are tuned to the same. Mutant check: the whole job's text in place of its id."""
+    same = dict.fromkeys(BEST, 3e-3)
+
+    def of(dispatch: Dispatch) -> Any:
+        return done(dispatch, value(dispatch.job, best=same))
+
+    with opened(tmp_path, changes()) as (session, ledger, _, _plan):
+        session.start()
+        play(session, of)
+        ledger.set_run(state="done")
+        section, name = field.split(".")
+        with contextlib.closing(ledger._database.engine.raw_connection()) as raw:
+            for trial, text in raw.execute("SELECT id, job FROM trials").fetchall():
+                job = json.loads(text)
+                del job[section][name]
+                raw.execute("UPDATE trials SET job = ? WHERE id = ?", (json.dumps(job), trial))
+            raw.commit()
+        assert one(summarize(ledger)).verdict == "either"
+        assert findings(ledger, ledger_checks._ids, ledger_checks._swapped) == []
+    with opened(tmp_path, changes()) as (session, ledger, _, _plan):
+        session.start()
+        assert play(session, of) == []
+        assert swapped(ledger) == {}
+
+
+def test_trials_at_another_setting_that_fail_alike_stop_that_setting_alone_and_the_run_is_done(tmp_path: Path) -> None:
+    """infonce cannot be trained at the rate of flatnce, and can at that of dcl: nothing more of the first is begun, and
+    that holds back neither the rest nor what is made of a run that is done. Mutant checks: counting over all settings
+    of an arm; counting what is not begun any more as left."""
+    sweep = changes(("infonce", "flatnce", "dcl"))
+
+    def of(dispatch: Dispatch) -> Any:
+        job = dispatch.job
+        if (job["stage"], job["loss"]["name"], job["optimizer"]["lr"]) == ("confirm", "infonce", 1e-2):
+            return Failure("user_error", None, "no such thing", "")
+        return usual(dispatch)
+
+    with opened(tmp_path, sweep, concurrent=1) as (session, ledger, said, _plan):
+        session.start()
+        play(session, of)
+        of_arm = Counter((rate_of(trial), trial.state) for trial in ledger.trials("swap", "infonce"))
+        assert of_arm == {(1e-2, "failed"): 3, (1e-2, "queued"): 3, (3e-3, "done"): SEEDS}
+        ended = ending.of(session)
+        stopped = "arm infonce at another's setting (optimizer.lr = 0.01) is stopped, as its trials fail in the same "
+        for lines in (said, ended.lines):
+            assert [line for line in lines if "stopped" in line] == [f"{stopped}way: no such thing"]
+        assert (ended.state, ended.code) == ("done", Exit.SOME_FAILED)
+        ledger.set_run(state=ended.state)
+        assert findings(ledger) == []
+        verdicts = {(found.a, found.b): found.verdict for found in summarize(ledger).swaps}
+        assert verdicts == {("flatnce", "infonce"): "incomplete", ("dcl", "infonce"): "depends"}
+    with opened(tmp_path, sweep) as (session, ledger, _, _plan):
+        apply_retry(ledger, RetryFailed())
+        session.start()
+        play(session, usual)
+        assert {trial.state for trial in ledger.trials("swap")} == {"done"}
+
+
+def test_nothing_is_queued_for_or_at_an_arm_that_is_stopped_until_it_is_tried_again(tmp_path: Path) -> None:
+    """flatnce fails once it is confirmed, before infonce is frozen. Mutant checks: a swap that is settled while a side
+    of it is stopped; `verify` that asks for what is not queued."""
+
+    def of(dispatch: Dispatch) -> Any:
+        job = dispatch.job
+        fails = (job["stage"], job["loss"]["name"]) == ("confirm", "flatnce")
+        return Failure("user_error", None, "no such thing", "") if fails else usual(dispatch)
+
+    with opened(tmp_path, changes(), concurrent=16) as (session, ledger, _, _plan):
+        session.start()
+        flying: list[Dispatch] = []
+        while True:
+            while (begun := session.next()) is not None:
+                flying.append(begun)
+            if not flying:
+                break
+            flying.sort(key=lambda dispatch: str(dispatch.job["loss"]["name"]))  # flatnce first, as far as it goes
+            dispatch = flying.pop(0)
+            answer = of(dispatch)
+            if isinstance(answer, Failure):
+                session.lost(dispatch, answer)
+                continue
+            for part in parts(answer):
+                session.report(dispatch, part)
+        assert session.broken is None
+        assert set(stopped_arms(ledger.trials())) == {"flatnce"}
+        assert set(ledger.frozen()) == {"flatnce", "infonce"}
+        assert ledger.trials("swap") == []
+        assert ending.of(session).state == "done"
+        ledger.set_run(state="done")
+        assert findings(ledger) == []
+    with opened(tmp_path, changes()) as (session, ledger, _, _plan):
+        apply_retry(ledger, RetryFailed())
+        session.start()
+        play(session, usual)
+        assert swapped(ledger, "done") == {("infonce", 1e-2): SEEDS, ("flatnce", 1e-3): SEEDS}
+        assert one(summarize(ledger)).verdict == "either"
+
+
+def test_a_confirm_trial_of_a_stopped_arm_that_is_not_begun_stands_for_none(tmp_path: Path) -> None:
+    """`free` at the setting of `base` is `fixed` itself, which fails once it is confirmed. Mutant check: whichever
+    trial has the job."""
+    space = {
+        "optimizer.lr": {"choices": [1e-3, 1e-2]},
+        "loss.temperature": {"choices": [0.2, 0.5], "when": {"arm": "free"}},
+    }
+    arms = [{"label": "base", "loss.temperature": 0.1}, {"label": "fixed", "loss.temperature": 0.5}, {"label": "free"}]
+    sweep = changes(compare={}, arm=arms, tune={"trials": 8, "sampler": "grid", "space": space})
+    with opened(tmp_path, sweep, concurrent=1) as (session, ledger, _, _plan):
+
+        def of(dispatch: Dispatch) -> Any:
+            arm, job = ledger.trial(dispatch.trial).arm, dispatch.job
+            if (arm, job["stage"]) == ("fixed", "confirm"):
+                return Failure("user_error", None, "no such thing", "")
+            fits = job["optimizer"]["lr"] == (1e-2 if arm == "free" else 1e-3)
+            return done(dispatch, 0.5 + 0.1 * fits + job["loss"]["temperature"] / 10 + 0.001 * job["seed"])
+
+        session.start()
+        play(session, of)
+        assert session.broken is None
+        states = Counter(trial.state for trial in ledger.trials("confirm", "fixed"))
+        assert states == {"failed": 3, "queued": 3}
+        assert swapped(ledger, "done") == {("base", 1e-2): SEEDS, ("free", 1e-3): 3}
 
 
 def test_a_swapped_trial_that_is_lost_leaves_its_setting_without_a_say(tmp_path: Path) -> None:
@@ -495,14 +626,14 @@ def test_a_setting_that_makes_no_job_of_the_other_arm_is_left_out_and_named(tmp_
     assert found.settings[1].missing == ""
 
 
-def findings(ledger: Ledger) -> list[str]:
+def findings(ledger: Ledger, *checks: Callable[[Any], Any]) -> list[str]:
     """What `verify` has against the trials of a ledger."""
     run = ledger.run
     facts: Any = SimpleNamespace(
         run=run, trials={t.id: t for t in ledger.trials()}, frozen=ledger.frozen(), restore="restore", resume="resume"
     )
-    checks = (ledger_checks._ids, ledger_checks._frozen, ledger_checks._swapped)
-    return [str(found) for check in checks for found in check(facts)]
+    usual = (ledger_checks._ids, ledger_checks._frozen, ledger_checks._swapped)
+    return [str(found) for check in checks or usual for found in check(facts)]
 
 
 def test_verify_knows_swapped_trials_and_misses_those_that_are_not_there(tmp_path: Path) -> None:
