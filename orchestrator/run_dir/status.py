@@ -202,21 +202,22 @@ def settings_of(
         tried.setdefault(suggestion.arm, []).append(suggestion.params)
     leaders, is_tuned = run.sweep["plan"].get("searched_with", {}), run.sweep.get("tune") is not None
 
-    swapped: dict[str, list[Settings]] = {}
+    swapped: dict[str, list[tuple[Settings, Settings]]] = {}
     if any(trial.stage == "swap" for trial in trials):
-        called = planning.stored(run.sweep, run.rules).swapped({arm: own.params for arm, own in frozen.items()})
-        for (arm, _), params in called.items():
-            swapped.setdefault(arm, []).append(params)
+        plan = planning.stored(run.sweep, run.rules)
+        for (arm, _), params in plan.swapped({arm: own.params for arm, own in frozen.items()}).items():
+            swapped.setdefault(arm, []).append((params, plan.whole(arm, params)))
 
-    def known(trial: Trial) -> Sequence[Settings]:
+    def known(trial: Trial) -> Sequence[tuple[Settings, Settings]]:
+        """List settings, each with what a job at them has."""
         if trial.stage == "swap":
             return swapped.get(trial.arm, [])
         chosen = [frozen[trial.arm].params] if trial.arm in frozen else []
         others = tried.get(leaders.get(trial.arm, trial.arm), [])
-        return [*chosen, *others] if is_tuned else [*chosen, {}]
+        return [(own, own) for own in ([*chosen, *others] if is_tuned else [*chosen, {}])]
 
     def trained_at(trial: Trial) -> JsonObject | None:
-        fitting = (own for own in known(trial) if all(_value(trial.job, key) == own[key] for key in own))
+        fitting = (own for own, whole in known(trial) if all(_value(trial.job, key) == whole[key] for key in whole))
         return next((dict(own) for own in fitting), None)
 
     return {trial.id: of_trial.get(trial.id) if trial.stage == "tune" else trained_at(trial) for trial in trials}

@@ -133,6 +133,9 @@ class Estimate:
     concurrent: int
     notes: tuple[str, ...] = ()
 
+    at_most: bool = False
+    """Whether there may be fewer trials, as those of arms at each other's setting."""
+
     @property
     def unknown(self) -> list[str]:
         """Labels of the arms without a known trial like theirs."""
@@ -209,7 +212,7 @@ def estimate(plan: Plan, known: Iterable[Known], *, concurrent: int, notes: Sequ
     """Estimate what `plan` takes with `concurrent` trials at once, from what is known."""
     groups = _grouped(known)
     arms = tuple(_arm(plan, arm, groups) for arm in plan.arms)
-    return Estimate(arms, concurrent, (*notes, *_notes(plan, arms)))
+    return Estimate(arms, concurrent, (*notes, *_notes(plan, arms)), at_most=bool(plan.swaps))
 
 
 def cost(job: JobConfig, gpus_per_rank: float) -> dict[str, object]:
@@ -364,6 +367,11 @@ def _notes(plan: Plan, arms: Sequence[ArmEstimate]) -> list[str]:
         return []
     if tune.prune != "none":
         notes.append(f"tune.prune = {tune.prune!r} ends trials early, so that the time is the most it takes")
+    if plan.swaps:
+        notes.append(
+            f"confirm.swap takes {plan.trials['swap']} of the trials at most, which the time counts: fewer where arms "
+            "are tuned alike"
+        )
     costly = [key for key in tune.space if not key.startswith(FREE)]
     if costly:
         notes.append(

@@ -20,9 +20,9 @@ def time_line(estimate: Estimate, command: str | None) -> str:
     if estimate.in_turn:
         at_once += ", but an arm's suggestions in turn"
     start = "" if estimate.start_s is None else f", and {duration(estimate.start_s)} to start"
-    hours = estimate.rank_hours or 0.0
+    hours, most = estimate.rank_hours or 0.0, " at most" if estimate.at_most else ""
     return (
-        f"about {duration(estimate.seconds)} ({estimate.trials} trials, {at_once}){start}; "
+        f"about {duration(estimate.seconds)}{most} ({estimate.trials} trials, {at_once}){start}; "
         f"{hours:,.{0 if hours >= 10 else 2}f} rank-hours; from {estimate.source}"
     )
 

@@ -20,6 +20,7 @@ from pydantic import JsonValue, ValidationError
 from jobs.config import JobConfig, canonical, trial_id
 from jobs.config.identity import FORMER, counted_from, with_former
 from orchestrator.sweep import Arm, Sweep, arms_of, flatten, merged, search
+from orchestrator.sweep.model import Space
 from orchestrator.sweep.plan.seeds import REPEATS_AS_UNITS, Basis, basis_of, check_looks, confirm_seeds, tune_seeds
 from orchestrator.sweep.plan.summary import Costs, StageCounts, Summary
 from orchestrator.sweep.plan.swaps import Swap, at_setting, check_swaps, swaps_of
@@ -113,15 +114,25 @@ class Plan:
     def swapped(
         self, frozen: Mapping[str, Settings], without: Collection[tuple[str, str]] = ()
     ) -> dict[tuple[str, str], Settings]:
-        """Return the settings of arms at another's, by the labels of both: of the swaps whose arms are both frozen.
-        without: pairs of labels that are left out."""
-        space = self.sweep.tune.space if self.sweep.tune else {}
+        """Return the settings of arms at another's, by the labels of both: of the swaps whose arms are both frozen, and
+        where it is another setting. without: pairs of labels that are left out."""
         return {
-            (arm, whose): at_setting(space, self.arm(arm).values, frozen[arm], frozen[whose], swap.keys)
+            (arm, whose): settings
             for swap in self.swaps
             for arm, whose in ((swap.b, swap.a), (swap.a, swap.b))
             if (arm, whose) not in without and arm in frozen and whose in frozen
+            for settings in (at_setting(self._space, self.arm(arm).values, frozen[arm], frozen[whose], swap.keys),)
+            if settings is not None
         }
+
+    @property
+    def _space(self) -> Mapping[str, Space]:
+        return self.sweep.tune.space if self.sweep.tune else {}
+
+    def whole(self, arm: str, settings: Settings) -> Settings:
+        """Complete settings of an arm with its own values of what may be tuned in it and was not."""
+        values = self.arm(arm).values
+        return {key: settings.get(key, values.get(key)) for key in conditions.within(self._space, values)}
 
     @property
     def trials(self) -> dict[str, int]:
@@ -249,7 +260,7 @@ def make(sweep: Sweep, spread: tuple[float, str] | None = None) -> Plan:
     tested = [(a, b) for a, b in contrasts if _is_asked(named[a], named[b], shared if sweep.tune else None)]
     asked = len(tested)
     check_looks(sweep, asked)
-    unswapped = check_swaps(sweep, swaps_of(sweep, named, tested), contrasts)
+    unswapped = check_swaps(sweep, swaps_of(sweep, named, tested), contrasts, tested)
     tuned = tune_seeds(sweep)
     basis = basis_of(sweep, asked, spread)
     confirmed = confirm_seeds(sweep, tuned, basis["n"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,13 @@ from click.testing import CliRunner
 
 from jobs.config import ConfigError
 from orchestrator.cli import main
+from orchestrator.ledger import Frozen
 from orchestrator.preflight.estimate import estimate
-from orchestrator.sweep import Sweep
+from orchestrator.preflight.estimate.model import Known
+from orchestrator.preflight.estimate.text import time_line
+from orchestrator.run_dir.status import settings_of
+from orchestrator.session.schedule import as_trial
+from orchestrator.sweep import Sweep, resolved
 from orchestrator.sweep.plan import Plan, make, stored
 from orchestrator.sweep.plan.swaps import at_setting
 from orchestrator.sweep.plan.trials import apart_id
@@ -99,14 +105,39 @@ def test_what_does_not_go_together_is_refused_with_what_does(changes: dict[str, 
     assert words in issue
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"compare": {}, "arm": [{"label": "plain"}]}, "and no two arms are compared; compare an arm with another one"),
+        (
+            {"compare": {}, "arm": [{"label": "plain"}, {"label": "micro", "execution.micro": 32}]},
+            "and micro against plain differ in execution alone; compare arms that differ in more",
+        ),
+    ],
+)
+def test_where_nothing_can_be_swapped_the_cause_is_named(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as no:
+        plan_of(**changes)
+    assert f"{words}, or leave confirm.swap out" in str(no.value)
+    assert "in common" not in str(no.value)
+
+
+def test_of_several_causes_each_is_named() -> None:
+    """One arm tunes what no other does, and one differs in execution alone."""
+    tune = SWEEP["tune"] | {"space": {"optimizer.lr": SWEEP["tune"]["space"]["optimizer.lr"] | {"when": {"arm": "c"}}}}
+    arms = [{"label": "a"}, {"label": "b", "execution.micro": 32}, {"label": "c", "loss.name": "flatnce"}]
+    with pytest.raises(ConfigError) as no:
+        plan_of(compare={}, arm=arms, tune=tune)
+    assert "b against a differ in execution alone" in str(no.value)
+    assert "c against a tune no key in common" in str(no.value)
+
+
 def test_arms_without_a_tuned_key_in_common_are_refused_or_named() -> None:
     """All of them, or a part. Mutant check: keys of the space whatever their condition."""
     conditions = [{"when": {"loss.name": name}} for name in ("infonce", "flatnce")]
     one, other = ({"low": 1e-4, "high": 1e-2, "log": True} | when for when in conditions)
     tune = SWEEP["tune"] | {"space": {"optimizer.lr": one, "optimizer.weight_decay": other}}
-    with pytest.raises(
-        ConfigError, match=r"no two arms that are compared tune a key in common \(flatnce against"
-    ) as no:
+    with pytest.raises(ConfigError, match="and flatnce against infonce tune no key in common; tune") as no:
         plan_of(tune=tune)
     assert "tune one in both, such as 'optimizer.lr', or leave confirm.swap out" in str(no.value)
     everywhere = one | {"when": {"loss.name": ["infonce", "dcl"]}}
@@ -115,7 +146,7 @@ def test_arms_without_a_tuned_key_in_common_are_refused_or_named() -> None:
         tune=tune | {"space": tune["space"] | {"optimizer.lr": everywhere}},
     )
     assert [(swap.a, swap.b, swap.keys) for swap in plan.swaps] == [("dcl", "infonce", ("optimizer.lr",))]
-    note = "no key is tuned apart in both arms of flatnce against infonce, which are not swapped"
+    note = "confirm.swap: flatnce against infonce tune no key in common, and are not swapped"
     assert any(note in warning for warning in plan.warnings)
 
 
@@ -124,7 +155,8 @@ def test_arms_of_one_search_are_not_swapped() -> None:
     arms = [{"label": "plain"}, {"label": "flat", "loss.name": "flatnce"}, {"label": "micro", "execution.micro": 32}]
     plan = plan_of(compare={}, arm=arms)
     assert [(swap.a, swap.b) for swap in plan.swaps] == [("flat", "plain")]
-    assert any("micro against plain, which are not swapped" in warning for warning in plan.warnings)
+    note = "confirm.swap: micro against plain differ in execution alone, and are not swapped"
+    assert note in plan.warnings
 
 
 def test_keys_whose_condition_goes_with_the_others_setting_go_too() -> None:
@@ -158,6 +190,79 @@ def test_keys_whose_condition_goes_with_the_others_setting_go_too() -> None:
     assert at_setting(space.space, values["flatnce"], sgd, {"optimizer.name": "adamw"}, keys) == {
         "optimizer.name": "adamw"
     }
+
+
+CONDITIONAL: dict[str, Any] = {
+    "compare": {},
+    "arm": [{"label": "b", "batch.size": 64}, {"label": "a", "loss.name": "flatnce", "batch.size": 64}],
+    "tune": {
+        "trials": 4,
+        "space": {
+            "batch.size": {"choices": [32, 64], "when": {"arm": "a"}},
+            "loss.temperature": {"choices": [0.2, 0.5], "when": {"batch.size": 64}},
+        },
+    },
+}
+"""`a` alone tunes the batch that the temperature is tuned at."""
+
+
+def test_what_an_arm_was_tuned_to_stays_its_own_where_the_other_has_none() -> None:
+    """A key that both may tune, and the other one's setting does not. Mutant check: leaving out all that both tune."""
+    plan = plan_of(**CONDITIONAL)
+    assert plan.sweep.tune is not None
+    space, keys = plan.sweep.tune.space, ("loss.temperature", "optimizer.lr")
+    assert [swap.keys for swap in plan.swaps] == [("loss.temperature",)]
+    own, other = {"loss.temperature": 0.5, "optimizer.lr": 0.1}, {"batch.size": 32, "optimizer.lr": 0.2}
+    with_rate = dict(space) | {"optimizer.lr": Sweep.model_validate(SWEEP).tune.space["optimizer.lr"]}  # type: ignore[union-attr]
+    assert at_setting(with_rate, plan.arm("b").values, own, other, keys) == own | {"optimizer.lr": 0.2}
+    assert at_setting(with_rate, plan.arm("a").values, other, own, keys) == other | {"optimizer.lr": 0.1}
+
+
+def test_where_nothing_of_the_others_setting_is_left_there_is_no_swap() -> None:
+    """The arm would be trained at its own setting. Mutant check: settings without a key of the other's."""
+    plan = plan_of(**CONDITIONAL)
+    assert plan.swapped({"a": {"batch.size": 32}, "b": {"loss.temperature": 0.5}}) == {}
+    both = plan.swapped({"a": {"batch.size": 64, "loss.temperature": 0.2}, "b": {"loss.temperature": 0.5}})
+    assert both == {
+        ("b", "a"): {"loss.temperature": 0.2},
+        ("a", "b"): {"batch.size": 64, "loss.temperature": 0.5},
+    }
+
+
+def test_status_tells_the_settings_of_a_swapped_trial_apart_by_all_that_is_tuned() -> None:
+    """At the setting of one arm the baseline has its own warmup, which neither was tuned to. Mutant check: the first
+    setting that has no other value of its keys."""
+    space = {
+        "optimizer.name": {"choices": ["adamw", "sgd"]},
+        "batch.size": {"choices": [32, 64], "when": {"arm": "x"}},
+        "optimizer.warmup": {"low": 0.0, "high": 0.4, "when": {"optimizer.name": "adamw", "batch.size": 64}},
+    }
+    arms = [{"label": "base"}, {"label": "x", "loss.name": "flatnce"}, {"label": "y", "loss.name": "dcl"}]
+    job = SWEEP["job"] | {"batch": {"size": 64}}
+    plan = plan_of(compare={}, arm=arms, job=job, tune={"trials": 4, "space": space})
+    params: dict[str, dict[str, Any]] = {
+        "base": {"optimizer.name": "sgd"},
+        "x": {"optimizer.name": "adamw", "batch.size": 32},
+        "y": {"optimizer.name": "adamw", "optimizer.warmup": 0.3},
+    }
+    called = plan.swapped(params)
+    assert (called["base", "x"], called["base", "y"]) == ({"optimizer.name": "adamw"}, params["y"])
+    trials = [as_trial(planned) for who in "xy" for planned in plan.swap_trials("base", called["base", who])[:1]]
+    run: Any = SimpleNamespace(sweep=resolved(plan.sweep) | {"plan": plan.record()}, rules=plan.rules)
+    frozen = {arm: Frozen(own, 0, "") for arm, own in params.items()}
+    shown = settings_of(run, trials, [], frozen)
+    assert [shown[trial.id] for trial in trials] == [called["base", "x"], called["base", "y"]]
+
+
+def test_the_time_counts_the_most_there_may_be_and_says_so() -> None:
+    job = plan_of().arm("infonce").config(stage="confirm", seed=0)
+    known = [Known(job, 0, 10.0, 512, 1.0, None, "runs/before")]
+    for swap, word in ((True, " at most (48 trials"), (False, " (28 trials")):
+        found = estimate(plan_of(confirm={"seeds": 10, "swap": swap}), known, concurrent=1)
+        assert f"{word}, one at a time)" in time_line(found, None)
+        assert [note for note in found.notes if "confirm.swap" in note] == [
+            "confirm.swap takes 20 of the trials at most, which the time counts: fewer where arms are tuned alike"
+        ] * swap
 
 
 def test_the_time_counts_them_by_arm() -> None:
