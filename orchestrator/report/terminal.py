@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,7 +13,6 @@ from orchestrator.report.formatting import count, interval, probability, quantit
 from orchestrator.report.naming import Names, names_of
 from orchestrator.report.summary.records import Answer, MultiRunSummary, Summary
 from orchestrator.report.summary.sentences import deciding_p, swap_sentence, verdict_of
-from orchestrator.report.swaps import SwapSummary
 from orchestrator.system.display import counted
 
 MOST_ROWS = 40
@@ -58,14 +59,20 @@ def table(answer: Answer) -> RenderableType:
         *_whole(arms, len(answer.arms), "arm"),
         *_whole(comparisons, len(shown), "comparison"),
         *notes,
-        *([] if not isinstance(answer, Summary) else (_swap(swap, names) for swap in answer.swaps)),
+        *(_swaps(answer, names) if isinstance(answer, Summary) else ()),
         Text(answer.sentence, style="bold"),
     )
 
 
-def _swap(swap: SwapSummary, names: Names) -> Text:
-    """Build the line of two arms at each other's setting."""
-    return Text(f"beside the verdict, each at the other's setting: {swap_sentence(swap, names)}")
+def _swaps(answer: Summary, names: Names) -> Iterator[Text]:
+    """Yield a line of any two arms at each other's setting; of very many, those that say something, and then others."""
+    shown = list(answer.swaps)
+    if len(shown) > MOST_ROWS:
+        shown.sort(key=lambda swap: swap.verdict in ("incomplete", "none"))
+    for swap in shown[:MOST_ROWS]:
+        yield Text(f"beside the verdict, each at the other's setting: {swap_sentence(swap, names)}")
+    if left := len(shown[MOST_ROWS:]):
+        yield Text(f"and {counted(left, 'more comparison')} at each other's setting; --json has all")
 
 
 def _whole(shown: Table, rows: int, what: str) -> list[RenderableType]:

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from jobs.config import canonical
 from orchestrator.ledger.stored import JsonObject
-from orchestrator.report.formatting import interval, probability, signed, value
+from orchestrator.report.formatting import interval, probability, setting, signed, value
 from orchestrator.report.naming import Names, level_text, names_of, word
 from orchestrator.report.summary.records import (
     SIDES,
@@ -19,7 +19,7 @@ from orchestrator.report.summary.records import (
     Summary,
     WhichSummary,
 )
-from orchestrator.report.swaps import SwapSummary
+from orchestrator.report.swaps import SettingSummary, SwapSummary
 from orchestrator.statistics import Comparison, Verdict
 from orchestrator.system.display import by_count, counted
 
@@ -236,9 +236,9 @@ def swap_verdict(swap: SwapSummary, names: Names) -> str:
     """Say whether two arms differ at either one's setting: `at either setting`, or what is so in its place."""
     if swap.verdict == "either":
         return "at either setting"
-    if swap.verdict == "incomplete":
+    if swap.verdict in ("incomplete", "none"):
         whys = dict.fromkeys(one.missing for one in swap.settings if one.missing)
-        return f"not complete: {'; '.join(whys)}"
+        return f"{'no swap' if swap.verdict == 'none' else 'not complete'}: {'; '.join(whys)}"
     if swap.verdict == "diverged":
         where = [f"{names.arm[one.setting]}'s" for one in swap.settings if any(one.diverged.values())]
         return f"diverged at {' and '.join(where)} setting"
@@ -249,18 +249,22 @@ def swap_verdict(swap: SwapSummary, names: Names) -> str:
 
 def swap_sentence(swap: SwapSummary, names: Names) -> str:
     """Say what the arms of a contrast come to at each other's setting, in one line."""
-    parts = [
-        f"{signed(one.delta)} {interval(one.ci95, sign=True)} at {names.arm[one.setting]}'s" for one in swap.settings
-    ]
+    parts = [_at_setting(one, names) for one in swap.settings]
     p = "" if swap.p is None else f", p = {probability(swap.p)}"
     same = "" if not _is_one_setting(swap) else f" (both were tuned to the same {', '.join(swap.keys)})"
     return f"{names.pair(swap.a, swap.b)}: {swap_verdict(swap, names)}{p}; {', '.join(parts)}{same}"
 
 
+def _at_setting(one: SettingSummary, names: Names) -> str:
+    pairs = f" ({one.n} of {counted(one.of, 'pair')})" if one.n < one.of else ""
+    kept = f", whose other arm keeps {setting(one.kept)}" if one.kept else ""
+    return f"{signed(one.delta)} {interval(one.ci95, sign=True)} at {names.arm[one.setting]}'s{pairs}{kept}"
+
+
 def _is_one_setting(swap: SwapSummary) -> bool:
     """Return whether both arms were tuned to the same values of the keys that both tune."""
     first, other = (one.params for one in swap.settings)
-    return bool(first) and first == other
+    return bool(first) and first == other and not any(one.kept for one in swap.settings)
 
 
 def lost(result: Comparison) -> int:

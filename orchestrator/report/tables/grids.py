@@ -16,6 +16,7 @@ from orchestrator.report.summary.records import (
     Summary,
 )
 from orchestrator.report.summary.sentences import code, deciding_p, is_tested, swap_verdict, verdict_of
+from orchestrator.report.swaps import SettingSummary
 from orchestrator.report.tables.blocks import Block, Bullets, Grid, Heading, Paragraph
 from orchestrator.statistics.rows import VarianceParts
 from orchestrator.system.display import counted, first_line
@@ -159,12 +160,12 @@ def swaps(summary: Summary, names: Names) -> Iterator[Block]:
         [
             (
                 names.pair(swap.a, swap.b),
-                f"{names.arm[at.setting]} ({formatting.setting(at.params)})",
+                f"{names.arm[at.setting]} ({_both_at(at)})",
                 swap_verdict(swap, names),
                 formatting.signed(at.delta),
                 formatting.interval(at.ci95, sign=True),
                 formatting.probability(at.p),
-                formatting.count(at.n),
+                formatting.count(at.n) if at.n == at.of else f"{at.n} of {at.of}",
                 formatting.count(sum(at.diverged.values())),
             )
             for swap in summary.swaps
@@ -175,8 +176,13 @@ def swaps(summary: Summary, names: Names) -> Iterator[Block]:
     yield Paragraph(
         "One arm at its own setting and the other there too, in the keys that both tune, on the confirm seeds. "
         "Intervals and p are of paired t tests, unadjusted: this is beside the verdict, outside its 5 %, and decides "
-        "nothing. At either setting: both intervals leave out 0, on one side."
+        "nothing. At either setting: both intervals leave out 0, on one side. There is no p while pairs are missing."
     )
+
+
+def _both_at(at: SettingSummary) -> str:
+    kept = f"; the other keeps {formatting.setting(at.kept)}" if at.kept else ""
+    return f"{formatting.setting(at.params)}{kept}"
 
 
 def exploratory(summary: Summary, names: Names) -> Iterator[Block]:

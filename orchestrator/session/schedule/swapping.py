@@ -68,6 +68,17 @@ def planned_at(plan: Plan, arm: str, settings: Settings) -> list[Planned]:
         return []
 
 
+def job_at(plan: Plan, arm: str, settings: Settings) -> Mapping[str, JsonValue] | None:
+    """Build the job of an arm at another's setting, of no seed in particular; None where that makes none."""
+    try:
+        job: dict[str, JsonValue] = (
+            plan.arm(arm).config(stage="confirm", seed=0, settings=settings).model_dump(mode="json")
+        )
+    except ValidationError:
+        return None
+    return job
+
+
 class Swaps:
     """What the swaps of a run call for, as a function of the ledger. What a session has settled it asks no more, until
     other arms are stopped."""

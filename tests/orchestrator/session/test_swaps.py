@@ -9,6 +9,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,17 +25,19 @@ from orchestrator.report.naming import names_of
 from orchestrator.report.summary.evidence import summarize
 from orchestrator.report.summary.records import Summary
 from orchestrator.report.swaps import SwapSummary
+from orchestrator.report.swaps import swapped as compared
 from orchestrator.report.tables import grids
 from orchestrator.report.tables.blocks import Grid, Paragraph
-from orchestrator.report.terminal import table
+from orchestrator.report.terminal import MOST_ROWS, table
 from orchestrator.run_dir import export
 from orchestrator.run_dir.context import Extend, RetryFailed
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.run_dir.status import status
 from orchestrator.session import ending
-from orchestrator.session.schedule import extension, stopped_arms
+from orchestrator.session.schedule import as_trial, extension, stopped_arms, swapping
 from orchestrator.session.writer import Dispatch
-from orchestrator.sweep import flatten
+from orchestrator.sweep import Arm, Sweep, flatten
+from orchestrator.sweep.plan import make
 from orchestrator.system.display import Harmless
 from orchestrator.system.exit_codes import Exit
 from orchestrator.tracking import metadata
@@ -421,7 +424,10 @@ def test_swapped_trials_that_fail_alike_stop_no_arm_and_are_tried_again_when_a_p
     assert summary.comparisons[0].result.verdict == "a_better"
     assert summary.complete
     assert one(summary).verdict == "incomplete"
-    assert one(summary).settings[0].missing == "3 seeds are still to come at flatnce's"
+    assert [at.missing for at in one(summary).settings] == [
+        "3 seeds were lost at flatnce's, and 3 are not begun, as infonce is stopped there",
+        "3 seeds were lost at infonce's, and 3 are not begun, as flatnce is stopped there",
+    ]
     stopped = "arm flatnce at another's setting (optimizer.lr = 0.001) is stopped, as its trials fail in the same way"
     assert any(stopped in line for line in lines)
     assert any(stopped in line for line in said)
@@ -489,6 +495,10 @@ def test_trials_at_another_setting_that_fail_alike_stop_that_setting_alone_and_t
         assert (ended.state, ended.code) == ("done", Exit.SOME_FAILED)
         ledger.set_run(state=ended.state)
         assert findings(ledger) == []
+        assert [at.missing for at in summarize(ledger).swaps[0].settings] == [
+            "3 seeds were lost at flatnce's, and 3 are not begun, as infonce is stopped there",
+            "",
+        ]
         verdicts = {(found.a, found.b): found.verdict for found in summarize(ledger).swaps}
         assert verdicts == {("flatnce", "infonce"): "incomplete", ("dcl", "infonce"): "depends"}
     with opened(tmp_path, sweep) as (session, ledger, _, _plan):
@@ -530,6 +540,10 @@ def test_nothing_is_queued_for_or_at_an_arm_that_is_stopped_until_it_is_tried_ag
         assert ending.of(session).state == "done"
         ledger.set_run(state="done")
         assert findings(ledger) == []
+        assert [at.missing for at in one(summarize(ledger)).settings] == [
+            "6 seeds were lost at flatnce's",
+            "6 seeds are not begun at infonce's, as flatnce is stopped",
+        ]
     with opened(tmp_path, changes()) as (session, ledger, _, _plan):
         apply_retry(ledger, RetryFailed())
         session.start()
@@ -562,6 +576,145 @@ def test_a_confirm_trial_of_a_stopped_arm_that_is_not_begun_stands_for_none(tmp_
         states = Counter(trial.state for trial in ledger.trials("confirm", "fixed"))
         assert states == {"failed": 3, "queued": 3}
         assert swapped(ledger, "done") == {("base", 1e-2): SEEDS, ("free", 1e-3): 3}
+
+
+def test_of_an_arm_that_is_stopped_before_it_is_tuned_that_is_said(tmp_path: Path) -> None:
+    """Mutant check: "not tuned yet"."""
+
+    def of(dispatch: Dispatch) -> Any:
+        fails = dispatch.job["loss"]["name"] == "flatnce"
+        return Failure("user_error", None, "no such thing", "") if fails else usual(dispatch)
+
+    space = {"optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True}}
+    sweep = changes(tune={"trials": 6, "sampler": "random", "parallel": 1, "space": space})
+    found = one(run(tmp_path, sweep, of, most=20)[0])
+    assert [at.missing for at in found.settings] == ["flatnce is stopped, and no setting of it was frozen"] * 2
+
+
+def test_while_pairs_are_missing_there_is_no_p_and_what_is_there_is_said(tmp_path: Path) -> None:
+    """A trial of each arm is lost, and one is to come. Mutant check: p of the pairs that are there."""
+
+    def of(dispatch: Dispatch) -> Any:
+        return fail_swapped()(dispatch) if dispatch.job["seed"] == min(seeds) else usual(dispatch)
+
+    with opened(tmp_path, changes(), concurrent=1) as (session, ledger, _, plan):
+        seeds = plan.confirm_seeds
+        session.start()
+        play(session, of, most=6 + 2 * SEEDS + 2 * SEEDS - 1)
+    with opened(tmp_path, changes()) as (_session, ledger, _, _plan):
+        summary = summarize(ledger)
+    found, said = one(summary), plain(summary)
+    assert (found.verdict, found.p) == ("incomplete", None)
+    assert [(at.n, at.of, at.p) for at in found.settings] == [(5, 6, None), (4, 6, None)]
+    assert all(at.ci95 is not None for at in found.settings)
+    assert [at.missing for at in found.settings] == [
+        "1 seed was lost at flatnce's",
+        "1 seed was lost at infonce's, and 1 is still to come",
+    ]
+    assert "p = " not in said.partition("beside the verdict")[2].partition("flatnce beats")[0]
+    assert "] at flatnce's (5 of 6 pairs), " in said
+    assert "] at infonce's (4 of 6 pairs)" in said
+    (grid,) = (block for block in grids.swaps(summary, names_of(summary.arms)) if isinstance(block, Grid))
+    assert [row[5:7] for row in grid.rows] == [("–", "5 of 6"), ("–", "4 of 6")]
+
+
+def test_one_seed_has_no_interval_and_that_is_the_reason(tmp_path: Path) -> None:
+    summary, _ = run(tmp_path, changes(confirm={"seeds": 1, "swap": True}))
+    found = one(summary)
+    assert (found.verdict, [at.missing for at in found.settings]) == ("incomplete", ["one seed has no interval"] * 2)
+    assert "not complete: one seed has no interval; " in plain(summary)
+
+
+def conditional(*more: str) -> dict[str, Any]:
+    """`a` alone tunes the batch that the temperature is tuned at, and is tuned to one where it has none."""
+    space = {
+        "batch.size": {"choices": [32, 64], "when": {"arm": "a"}},
+        "loss.temperature": {"choices": [0.2, 0.5], "when": {"batch.size": 64}},
+        **{key: {"choices": [1e-3, 1e-2]} for key in more},
+    }
+    arms = [{"label": "b"}, {"label": "a", "loss.name": "flatnce"}]
+    job = SWEEP["job"] | {"batch": {"size": 64}, "loss": {"temperature": 0.07}}
+    return changes(compare={}, arm=arms, job=job, tune={"trials": 16, "sampler": "grid", "space": space})
+
+
+def conditionally(dispatch: Dispatch) -> Any:
+    job = dispatch.job
+    is_a = job["loss"]["name"] == "flatnce"
+    fits = job["batch"]["size"] == 32 if is_a else job["loss"]["temperature"] == 0.5
+    fits += job["optimizer"]["lr"] == (1e-3 if is_a else 1e-2)
+    noise = random.Random(f"{is_a} {job['seed']}").random() / 100
+    return done(dispatch, 0.5 + 0.1 * fits + noise)
+
+
+def test_where_the_other_arm_can_take_nothing_of_a_setting_there_is_no_swap(tmp_path: Path) -> None:
+    """Mutant check: the arm at its own setting beside the other."""
+    with opened(tmp_path, conditional()) as (session, ledger, _, _plan):
+        session.start()
+        play(session, conditionally)
+        assert {arm: own.params for arm, own in ledger.frozen().items()} == {
+            "a": {"batch.size": 32},
+            "b": {"loss.temperature": 0.5},
+        }
+        assert ledger.trials("swap") == []
+        summary = summarize(ledger)
+        ledger.set_run(state="done")
+        assert findings(ledger) == []
+    found = one(summary)
+    assert (found.verdict, found.p, [at.n for at in found.settings]) == ("none", None, [0, 0])
+    assert "no swap: a's setting has nothing that b can take; b's setting has nothing that a can take" in plain(summary)
+
+
+def test_what_a_swapped_arm_keeps_of_its_own_is_shown(tmp_path: Path) -> None:
+    """Both tune the temperature, and at the batch of `a` there is none. Mutant check: the other's setting alone."""
+    with opened(tmp_path, conditional("optimizer.lr")) as (session, ledger, _, _plan):
+        session.start()
+        play(session, conditionally)
+        summary = summarize(ledger)
+        jobs = {trial.arm: flatten(trial.job) for trial in ledger.trials("swap")}
+    assert jobs["b"]["loss.temperature"] == 0.5, "its own, as `a` was tuned to none"
+    assert jobs["a"]["loss.temperature"] == 0.07, "what it has where it tunes none"
+    of_a, of_b = one(summary).settings
+    assert (of_a.params, of_a.kept) == ({"optimizer.lr": 1e-3}, {"loss.temperature": 0.5})
+    assert (of_b.params, of_b.kept) == ({"optimizer.lr": 1e-2, "loss.temperature": 0.5}, {"loss.temperature": 0.07})
+    (grid,) = (block for block in grids.swaps(summary, names_of(summary.arms)) if isinstance(block, Grid))
+    assert [row[1].partition(" (")[2] for row in grid.rows] == [
+        "optimizer.lr = 0.001; the other keeps loss.temperature = 0.5)",
+        "optimizer.lr = 0.01, loss.temperature = 0.5; the other keeps loss.temperature = 0.07)",
+    ]
+    assert "'s, whose other arm keeps loss.temperature = 0.07" in plain(summary)
+
+
+def test_a_report_builds_one_job_of_each_setting_whatever_its_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen: 3 s for each answer of 100 arms of 10 seeds. Mutant check: a job of each seed."""
+    arms = [{"label": f"a{number}", "loss.temperature": 0.05 + number / 100} for number in range(8)]
+    plan = make(Sweep.model_validate(SWEEP | changes(compare={}, arm=arms)))
+    frozen = {arm.label: {"optimizer.lr": RATES[number % 3]} for number, arm in enumerate(plan.arms)}
+    planned = [trial for arm in plan.arms for trial in plan.confirm_trials(arm.label, frozen[arm.label])]
+    planned += swapping.called_for(plan, frozen)
+    trials = [replace(as_trial(one), state="done", outcome="ok", metric=0.5 + one.seed / 100) for one in planned]
+    built: list[str] = []
+    real = Arm.config
+
+    def config(self: Arm, **options: Any) -> Any:
+        built.append(self.label)
+        return real(self, **options)
+
+    monkeypatch.setattr(Arm, "config", config)
+    found = compared(plan, trials, frozen, {})
+    assert {one.verdict for one in found} == {"depends"}
+    assert all(at.n == SEEDS for one in found for at in one.settings)
+    assert len(built) <= 2 * len(plan.swaps)
+
+
+def test_a_terminal_has_as_many_lines_of_swaps_as_of_comparisons(tmp_path: Path) -> None:
+    """And those that say something before others."""
+    summary, _ = run(tmp_path, changes())
+    whole = one(summary)
+    many = [replace(whole, verdict="incomplete")] * MOST_ROWS + [whole] * 3
+    said = plain(replace(summary, swaps=many))
+    assert said.count("beside the verdict, each at the other's setting") == MOST_ROWS
+    assert said.count("at either setting, p = ") == 3
+    assert "and 3 more comparisons at each other's setting; --json has all" in said
 
 
 def test_a_swapped_trial_that_is_lost_leaves_its_setting_without_a_say(tmp_path: Path) -> None:
