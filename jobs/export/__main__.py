@@ -19,16 +19,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("dest", type=Path, help="a folder that is not there yet, or is empty")
     parser.add_argument("--remote", metavar="URI", help="where the trial's files are kept; TRIAL then is a work folder")
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step, and not the newest")
-    parser.add_argument("--question", help="for the model card, as are --run and --arm")
+    parser.add_argument("--question", help="for the model card, as are --run, --arm and --stage")
     parser.add_argument("--run")
     parser.add_argument("--arm")
+    parser.add_argument("--stage", help="of the trial, where its job has another one")
     options = parser.parse_args(arguments)
     from jobs.artifacts.storage import StorageFull
     from jobs.core.plain import visible_lines
     from jobs.export import About, Differs, export
 
     _be_quiet()
-    about = About(question=options.question, run=options.run, arm=options.arm)
+    about = About(question=options.question, run=options.run, arm=options.arm, stage=options.stage)
     try:
         done = export(options.trial, options.dest, remote=options.remote, step=options.step, about=about)
     except (StorageFull, ConnectionError, Differs) as error:

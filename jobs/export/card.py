@@ -36,6 +36,8 @@ class About:
     question: str | None = None
     run: str | None = None
     arm: str | None = None
+    stage: str | None = None
+    """Where it is not the job's."""
 
 
 def text(about: About, job: JobConfig, *, trial: str, step: int, points: list[Point], settings: Settings) -> str:
@@ -73,7 +75,7 @@ def _facts(about: About, job: JobConfig, trial: str, step: int, settings: Settin
     rows = {
         "run": about.run,
         "arm": about.arm,
-        "trial": f"{trial}, stage {job.stage}, seed {job.seed}",
+        "trial": f"{trial}, stage {about.stage or job.stage}, seed {job.seed}",
         "step": f"{step:,}" + (f" of {job.steps:,}" if job.steps else f", in {job.budget.seconds:g} s of training"),
         "encoder": f"{_without_folders(name, job)}, {'from nothing' if name in BUILT else 'fine-tuned'}",
         "embedding": f"{settings['width']} columns: {_how(settings)}{HEAD[bool(settings['head'])]}",

@@ -65,6 +65,8 @@ def export(folder: RunFolder, wanted: str, dest: Path) -> Exported:
     uri = folder.trial_uri(trial.id)
     # With "=", so that no label is taken for an option.
     about = [f"--question={run.sweep['question']}", f"--run={run.name}, {run.uuid}", f"--arm={trial.arm}"]
+    if trial.stage == "swap":  # by a job of the confirm stage
+        about.append("--stage=swap (the arm at another one's setting)")
     options = about if uri is None else [*about, f"--remote={uri}"]
     command = [sys.executable, "-m", "jobs.export", *options, "--", str(folder.trial(trial.id)), str(dest)]
     # A session of its own: Ctrl-C is for us, who say what then happens.
