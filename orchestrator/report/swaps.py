@@ -228,7 +228,7 @@ class _Side:
         return self._seeds_missing()
 
     def _seeds_missing(self) -> str:
-        """Say of how many seeds what is missing was lost, is still to come, or is not begun, and why not."""
+        """Count the seeds that were lost, are still to come, or are not begun, and say why these are not."""
         by_seed = {label: {trial.seed: trial for trial in own} for label, own in self.trials.items()}
         lost, waits, coming = 0, list[str](), 0
         for seed in self.run.plan.confirm_seeds:
