@@ -19,7 +19,7 @@ from orchestrator.report.summary.records import (
     LooksSummary,
     Summary,
 )
-from orchestrator.system.display import by_count, counted, listed
+from orchestrator.system.display import by_count, counted, listed, ranges
 
 
 def notes(summary: Summary, lost: Sequence[Trial], *, thinned: Sequence[Trial] = ()) -> list[str]:
@@ -117,12 +117,14 @@ def _missing(summary: Summary, lost: Sequence[Trial]) -> Iterable[str]:
             "a comparison that needs one of them is inconclusive until it has."
         )
     names = names_of(summary.arms)
+    alike: dict[tuple[str, str], list[Trial]] = {}
     for trial in lost:
-        why = trial.failure or f"no value of {summary.metric}"
-        yield (
-            f"{names.alone(trial.arm)}, seed {trial.seed} is lost ({why}, attempts: {trial.attempts}, trial "
-            f"{trial.id}): its comparisons are inconclusive."
-        )
+        alike.setdefault((trial.arm, trial.failure or f"no value of {summary.metric}"), []).append(trial)
+    for (arm, why), own in alike.items():
+        (one, *more), seeds = own, ranges(trial.seed for trial in own)
+        about = "" if more else f", attempts: {one.attempts}, trial {one.id}"
+        are = "seeds {} are" if more else "seed {} is"
+        yield f"{names.alone(arm)}, {are.format(seeds)} lost ({why}{about}): its comparisons are inconclusive."
 
 
 def _looks(looks: LooksSummary | None) -> Iterable[str]:

@@ -54,6 +54,8 @@ def _sure(answer: Answer) -> Iterator[str]:
     of = "of a run's plan, and again in what is compared across runs," if several else "in the whole sweep"
     yield f"{pairs} of {unit}s{found}; the chance of any wrong claim {of} is 0.05."
     claimed = [c for c in answer.comparisons if c.result.verdict in ("a_better", "b_better")]
+    if not answer.complete and all(c.result.verdict == "inconclusive" for c in answer.comparisons):
+        yield "Nothing is claimed yet."
     largest = max((p for c in claimed if (p := deciding_p(c.result)) is not None), default=None)
     if len(answer.comparisons) > 1 and largest is not None:
         yield f"Where better or worse is claimed, p is at most {formatting.probability(largest)}."

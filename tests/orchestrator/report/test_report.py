@@ -133,6 +133,16 @@ def ended(begin: Begin, diverged: Mapping[str, Collection[int]], mode: str = "ma
     return answer_of(run.ledger)
 
 
+def test_seeds_that_are_lost_alike_are_one_note(begin: Begin) -> None:
+    """Seen: eight notes on eight seeds. Mutant check: a note for each."""
+    run = begin(seeds=8)
+    for arm in ("plain", "flat"):
+        for trial in run.confirm(arm):
+            run.lost(trial) if arm == "flat" and trial.seed > 1 else run.done(trial, 0.9)
+    lost = [note for note in answer_of(run.ledger)["notes"] if "lost" in note]
+    assert lost == ["flat, seeds 2-7 are lost (worker_lost): its comparisons are inconclusive."]
+
+
 def test_a_diverged_seed_has_no_metric_and_counts_against_its_arm(begin: Begin) -> None:
     """Flat is better in the five other seeds. Mutant checks: dropping the pair (p = 0.0625 of five) fails this, and so
     does counting it for flat."""
