@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
+
+from matplotlib.figure import Figure
 
 from orchestrator.ledger.stored import JsonObject
 from orchestrator.report.naming import word
@@ -37,37 +39,33 @@ def draw(answer: Answer, curves: Mapping[str, Curve], space: Mapping[str, JsonOb
     """Draw the plots that there are numbers for, in the order of the report. curves: by label of the arm. space: what
     the sweep says of each tuned key; without, scores are not drawn against them."""
     looks = looks_of(answer)
+    metric, which = answer.metric, found(looks)
+    levels = f"{metric} against {'' if which is None else word(which.factor)}"
     plots = [
-        _differences(looks),
-        _levels(looks),
-        _curves(looks, curves),
+        _plot(
+            "differences", title_of_differences(looks), caption_of_differences(looks), partial(draw_differences, looks)
+        ),
+        _plot("levels", levels, caption_of_levels(looks), partial(draw_levels, looks)),
+        _plot(
+            "curves", f"{metric} while training", caption_of_curves(looks, curves), partial(draw_curves, looks, curves)
+        ),
         _cost(looks),
-        None if space is None else _tuned(looks, space),
-        _tuning(looks),
+        None
+        if space is None
+        else _plot(
+            "tuned", f"{metric} against what was tuned", caption_of_tuned(looks), partial(draw_tuned, looks, space)
+        ),
+        _plot("tuning", "Tuning, best so far", caption_of_tuning(looks), partial(draw_tuning, looks)),
     ]
     return [plot for plot in plots if plot is not None]
 
 
-def _differences(looks: Looks) -> Plot | None:
-    if (caption := caption_of_differences(looks)) is None:
+def _plot(name: str, title: str, caption: str | None, drawn: Callable[[], Figure]) -> Plot | None:
+    """Render a plot of one panel; None without a caption, as there is nothing to draw."""
+    if caption is None:
         return None
-    png, svg = render(partial(draw_differences, looks), "differences")
-    return Plot("differences", title_of_differences(looks), caption, png, (svg,))
-
-
-def _levels(looks: Looks) -> Plot | None:
-    caption, which = caption_of_levels(looks), found(looks)
-    if caption is None or which is None:
-        return None
-    png, svg = render(partial(draw_levels, looks), "levels")
-    return Plot("levels", f"{looks.answer.metric} against {word(which.factor)}", caption, png, (svg,))
-
-
-def _curves(looks: Looks, curves: Mapping[str, Curve]) -> Plot | None:
-    if (caption := caption_of_curves(looks, curves)) is None:
-        return None
-    png, svg = render(partial(draw_curves, looks, curves), "curves")
-    return Plot("curves", f"{looks.answer.metric} while training", caption, png, (svg,))
+    png, svg = render(drawn, name)
+    return Plot(name, title, caption, png, (svg,))
 
 
 def _cost(looks: Looks) -> Plot | None:
@@ -78,17 +76,3 @@ def _cost(looks: Looks) -> Plot | None:
     panels = tuple(svg_alone(partial(draw_cost, looks, [cost]), "cost", part=cost) for cost in costs)
     against = " and ".join({"seconds": "time", "peak_memory_mb": "memory"}[cost] for cost in costs)
     return Plot("cost", f"{looks.answer.metric} against {against}", caption, png, panels)
-
-
-def _tuned(looks: Looks, space: Mapping[str, JsonObject]) -> Plot | None:
-    if (caption := caption_of_tuned(looks)) is None:
-        return None
-    png, svg = render(partial(draw_tuned, looks, space), "tuned")
-    return Plot("tuned", f"{looks.answer.metric} against what was tuned", caption, png, (svg,))
-
-
-def _tuning(looks: Looks) -> Plot | None:
-    if (caption := caption_of_tuning(looks)) is None:
-        return None
-    png, svg = render(partial(draw_tuning, looks), "tuning")
-    return Plot("tuning", "Tuning, best so far", caption, png, (svg,))
