@@ -164,6 +164,7 @@ def in_view(page: Page, size: tuple[int, int]) -> None:
         assert box["y"] + box["height"] <= size[1]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", REPORTS)
 def test_on_a_phone_the_verdict_is_in_view_and_nothing_but_a_table_is_wider(
     browser: Browser, reports: dict[str, Path], name: str
