@@ -44,7 +44,7 @@ ARMS = ["plain", *LABELS]
 QUESTION = f"Is {MARKDOWN} {HTML} {BRACKETS} {MARKS} better? #"
 NOTE = "mlflow.note.content"
 PICTURE = ("svg", "g", "defs", "path", "use", "text", "tspan", "clippath", "rect", "style")
-TAME = ["plain", *(f"arm {k}" for k in range(len(LABELS)))]
+TAME = ["plain", *(f"arm {k}, which is as long as others are and has one word a thing" for k in range(len(LABELS)))]
 
 
 def arms(labels: list[str]) -> str:
@@ -105,6 +105,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             answer = report.write(run.ledger, home / name / "report")
             if name == "wild":
                 told(run, answer, home)
+            else:
+                run.ledger.set_run(mlflow_experiment_id="1", mlflow_run_id="f00d")
+            report.write(run.ledger, home / name / "report")  # which says where it is in MLflow
             run.ledger.release()
             run.ledger.close()
             log = home / name / "trials" / run.plan.confirm_trials("plain", {})[0].id / "log.rank0.txt"
@@ -250,8 +253,10 @@ def test_results_are_raw(home: Path) -> None:
 
 def test_mlflow_has_descriptions_that_are_text_and_tags_that_find_the_arm(home: Path) -> None:
     texts = _told(MlflowClient(embedded_uri(home)))
-    texts["parent"], links = re.subn(r"\[[a-z ]+\]\(#/experiments/\d+/runs\?[\w=&]+\)", "", texts["parent"])
-    assert links == 3, "to pages of MLflow: arms, as table and charts, and curves"
+    texts["parent"], links = re.subn(
+        r"\[[a-z ]+\]\(#/experiments/\d+/runs(/\w+/artifacts/report/report\.html)?\?[\w=&]+\)", "", texts["parent"]
+    )
+    assert links == 4, "to the report, and to pages of MLflow: arms, as table and charts, and curves"
     for where, text in texts.items():
         seen = read_markdown(text)
         assert not {"img", "a", "script", "del", "hr", "h2"} & set(seen.tags), (where, text)

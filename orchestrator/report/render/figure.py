@@ -151,7 +151,7 @@ def spread(wanted: Sequence[float], sizes: Sequence[float], room: float) -> list
 def shorten(label: str, longest: int) -> str:
     """Shorten a label to at most `longest` characters, all of them visible."""
     label = visible(label)
-    return label if len(label) <= longest else label[: longest - 1] + "…"
+    return label if len(label) <= longest else visible(label[: longest - 1]) + "…"
 
 
 def render(draw: Callable[[], Figure], name: str) -> tuple[bytes, str]:
@@ -219,7 +219,7 @@ def wrapped(name: str, room: float | None = None, most: int = LABEL_LINES) -> st
         last = lines[most - 1]
         cuts = (f"{last[:end]}…" for end in range(len(last), 0, -1))
         lines = [*lines[: most - 1], next((cut for cut in cuts if _fits(cut, room)), "…")]
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))  # what belongs to the character before it may now begin a line
 
 
 def _fits(line: str, room: float | None = None) -> bool:

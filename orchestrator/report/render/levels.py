@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from jobs.core.plain import visible
 from orchestrator.report.naming import word
 from orchestrator.report.render.figure import (
     GUTTER,
@@ -70,7 +71,7 @@ def draw_levels(looks: Looks) -> Figure:
         crosses += [level for level, arm in own if arm.diverged]
         if end is not None:
             ends.append((*end, looks.names.where[own[0][1].label], MUTED))
-    dress(axes, heading=looks.answer.metric, xlabel=looks.names.factor)
+    dress(axes, heading=looks.answer.metric, xlabel=visible(looks.names.factor))
     low, high = axes.get_ylim()
     axes.plot(crosses, [low] * len(crosses), "x", color=INK, markersize=6, markeredgewidth=1.4, clip_on=False)
     axes.set_ylim(low, high)

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from jobs.core.plain import visible
 from orchestrator.report import formatting
 from orchestrator.report.naming import shortened
 from orchestrator.report.render.figure import (
@@ -191,7 +192,7 @@ def _crossed(looks: Looks, line: DrawArm, xlabel: str) -> Figure:
         for arm in arms:
             line(axes, arm, colour=looks.of[arm.label].colour)
         _place_in_grid(axes, index, len(groups), columns, xlabel)
-        axes.set_title(titles[index], loc="left", pad=4)
+        axes.set_title(visible(titles[index]), loc="left", pad=4)
     share_limits(panels)
     figure.text(0.06 / WIDTH, 1 - (legend + 0.14) / whole, looks.answer.metric, color=MUTED, va="top")
     return figure
@@ -211,7 +212,7 @@ def _apart(looks: Looks, line: DrawArm, behind: Sequence[Path], xlabel: str) -> 
         axes.plot(*grey, color=LINE, linewidth=0.9)
         line(axes, arm, colour=looks.of[arm.label].colour)
         _place_in_grid(axes, index, len(arms), 2, xlabel)
-        axes.set_title(titles[index], loc="left", pad=4)
+        axes.set_title(visible(titles[index]), loc="left", pad=4)
     share_limits(panels)
     figure.text(0.06 / WIDTH, 1 - 0.14 / whole, looks.answer.metric, color=MUTED, va="top")
     return figure

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from jobs.core.plain import visible
 from orchestrator.report.naming import Names, names_of
 from orchestrator.report.render.figure import COLOURS, INK, LEGEND_ROW, MARKERS, MUTED, WIDTH, text_width
 from orchestrator.report.summary.records import Answer, ArmSummary
@@ -80,7 +81,7 @@ class Looks:
         width, height = figure.get_size_inches()
         top = 0.02
         for title, entries, columns in self._legend(with_places=with_places):
-            figure.text(0.05 / width, 1 - (top + LEGEND_ROW / 2) / height, title, color=MUTED, va="center")
+            figure.text(0.05 / width, 1 - (top + LEGEND_ROW / 2) / height, visible(title), color=MUTED, va="center")
             start = 0.05 + text_width(title) + 0.16
             step = (WIDTH - start) / columns
             for k, (text, colour, marker) in enumerate(entries):
@@ -88,7 +89,7 @@ class Looks:
                 mark = Line2D([x + 0.05], [height - y], marker=marker, color=colour, markersize=5.5, linestyle="")
                 mark.set_transform(figure.dpi_scale_trans)
                 figure.add_artist(mark, clip=False)
-                figure.text((x + 0.15) / width, 1 - y / height, text, va="center")
+                figure.text((x + 0.15) / width, 1 - y / height, visible(text), va="center")
             top += LEGEND_ROW * math.ceil(len(entries) / columns)
 
     def _legend(self, *, with_places: bool) -> list[tuple[str, list[tuple[str, str, str]], int]]:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from pydantic import JsonValue
 
+from jobs.core.plain import visible
 from orchestrator.ledger.stored import JsonObject
 from orchestrator.report.naming import level_text, word
 from orchestrator.report.render.figure import GUTTER, INK, MUTED, TOP, WIDTH, dress, label_ends, panel, shorten
@@ -79,7 +80,7 @@ def _panel(axes: Axes, looks: Looks, key: str, own: JsonObject, *, has_names: bo
     if isinstance(low, int | float) and isinstance(high, int | float):
         tried = [x for points in dots.values() for x, _ in points]
         _range(axes, float(low), float(high), tried, is_log=bool(own.get("log")))
-    dress(axes, heading=looks.answer.metric, xlabel=word(key))
+    dress(axes, heading=looks.answer.metric, xlabel=visible(word(key)))
     if isinstance(low, int | float) and isinstance(high, int | float) and own.get("log"):
         _log_ticks(axes, float(low), float(high))
     elif places:
