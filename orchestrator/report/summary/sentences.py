@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from jobs.config import canonical
 from orchestrator.ledger.stored import JsonObject
 from orchestrator.report.formatting import interval, probability, setting, signed, value
-from orchestrator.report.naming import Names, level_text, names_of, word
+from orchestrator.report.naming import Names, level_text, names_of, place_of, word
 from orchestrator.report.summary.records import (
     SIDES,
     Answer,
@@ -55,17 +55,21 @@ def best_levels(which: WhichSummary, names: Names) -> str:
         chosen = [level for arm, level in zip(stratum.arms, stratum.levels, strict=True) if arm in stratum.best]
         open_ = ", which are not told apart" if len(chosen) > 1 else ""
         named = f"{_levels(chosen, every, 'or') or 'none'}{open_}"
-        where.setdefault(named, []).append(names.where[stratum.arms[0]])
+        # Labels of an earlier version say nothing of a place.
+        place = names.where[stratum.arms[0]] if names.are_levels else place_of(stratum.where)
+        where.setdefault(named, []).append(place)
     has_places = any(map(any, where.values()))
-    return f"Best {word(which.factor)}{'' if has_places else ':'} {_by_place(where, names)}."
+    others = names.others if names.are_levels else list(map(word, which.strata[0].where))
+    return f"Best {word(which.factor)}{'' if has_places else ':'} {_by_place(where, others)}."
 
 
-def _by_place(where: Mapping[str, Sequence[str]], names: Names) -> str:
-    """Say what holds at which places: `at batch 16 and batch 64: this; at batch 256: that`."""
+def _by_place(where: Mapping[str, Sequence[str]], factors: Sequence[str]) -> str:
+    """Say what holds at which places: `at batch 16 and batch 64: this; at batch 256: that`. factors: what the places
+    are of."""
     if len(where) == 1:
         ((what, places),) = where.items()
         if len(places) > 1:
-            return f"at every {' and '.join(names.others)}: {what}"
+            return f"at every {' and '.join(factors)}: {what}"
     return "; ".join(f"at {_places(places)}: {what}" if any(places) else what for what, places in where.items())
 
 
@@ -141,7 +145,7 @@ def _verdicts(answer: Answer, names: Names) -> str:
         where.setdefault(clause, []).append(names.where[b])
     if len(where) > MOST_NAMED:
         return prefix + tally([result.verdict for result in compared], answer.metric) + rows
-    whole = f"{'on' if prefix else 'On'} {answer.metric}, {_by_place(where, names)}."
+    whole = f"{'on' if prefix else 'On'} {answer.metric}, {_by_place(where, names.others)}."
     return prefix + whole + rows
 
 
@@ -191,12 +195,11 @@ def _arms(labels: Sequence[str], names: Names, settings: Mapping[str, JsonObject
 def tally(verdicts: Sequence[Verdict], metric: str) -> str:
     """Say how many of many comparisons ended in which way: `Of 40 comparisons with a baseline on accuracy, 3 are better
     and 37 inconclusive.`"""
-    counts = [(verdicts.count(verdict), name) for verdict, name in VERDICTS.items() if verdict in verdicts]
-    (first, name), *more = counts
-    diverging = "diverging"
-    words = [f"{n} {diverging if text == 'diverges' else text}" for n, text in more]
-    head = f"{first} {by_count(first, 'is', 'are')} {diverging if name == 'diverges' else name}"
-    return f"Of {counted(len(verdicts), 'comparison')} with a baseline on {metric}, {enumerated([head, *words])}."
+    words = VERDICTS | {"diverges": "diverging"}
+    (first, word_of_first), *more = [(n, words[verdict]) for verdict in words if (n := verdicts.count(verdict))]
+    head = f"{first} {by_count(first, 'is', 'are')} {word_of_first}"
+    parts = [head, *(f"{n} {name}" for n, name in more)]
+    return f"Of {counted(len(verdicts), 'comparison')} with a baseline on {metric}, {enumerated(parts)}."
 
 
 def across(answer: Answer) -> str:

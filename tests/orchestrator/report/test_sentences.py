@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ledgers import Begin, Run, answer_of
+
+from orchestrator.report.naming import as_labelled
+from orchestrator.report.summary.records import StratumSummary, WhichSummary
+from orchestrator.report.summary.sentences import best_levels
 
 Metric = Callable[[dict[str, Any]], float | None]
 """Settings of an arm -> its metric; None where it diverges."""
@@ -95,3 +100,20 @@ def test_of_very_many_levels_there_is_a_number(begin: Begin) -> None:
     good = set(levels[1::2])
     said = played(run, lambda own: 0.9 if own["loss.temperature"] in good else 0.5)
     assert said.startswith("Best temperature: 15 of 30 levels, which are not told apart. On knn_accuracy, 15 of 30 ")
+
+
+@pytest.mark.parametrize(
+    ("best", "said"),
+    [
+        ([["b"], ["d"]], "Best temperature at every batch: 0.1."),
+        ([["a"], ["d"]], "Best temperature at batch 16: 0.05; at batch 64: 0.1."),
+    ],
+)
+def test_places_are_named_where_arms_have_labels_of_another_version(best: list[list[str]], said: str) -> None:
+    """Their names are then the labels, which have no place. Seen: "at every : 0.1"."""
+    strata = [
+        StratumSummary({"batch.size": size}, arms, [0.05, 0.1], 8, [0.9, 0.9], own)
+        for size, arms, own in zip((16, 64), (["a", "b"], ["c", "d"]), best, strict=True)
+    ]
+    arms: Any = [SimpleNamespace(label=label, settings={}) for label in "abcd"]
+    assert best_levels(WhichSummary("loss.temperature", 0.025, strata, None), as_labelled(arms)) == said

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ledgers import cut_off
 from test_session import SWEEP, done, opened, play, points_of
 
 from jobs.core.failures import Failure
@@ -143,18 +142,7 @@ def test_wherever_the_writer_is_killed_the_continued_sweep_is_the_undisturbed_on
         session.start()
         play(session, lag)
         calm = came_to(ledger, plan)
-    left = [10**9]
-    real = Ledger._write
-
-    @contextlib.contextmanager
-    def write(self: Ledger) -> Iterator[Any]:
-        if left[0] <= 0 and threading.current_thread().name == "ledger-writer":
-            raise Cut
-        with real(self) as found:
-            yield found
-        left[0] -= threading.current_thread().name == "ledger-writer"
-
-    monkeypatch.setattr(Ledger, "_write", write)
+    left = cut_off(monkeypatch, Cut)
     for allowed in range(0, 10**6, every):
         folder = tmp_path / f"killed {allowed}"
         left[0] = allowed

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import random
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ledgers import cut_off
 from test_session import done, opened, play
 
 from jobs.core.failures import Failure
@@ -126,18 +125,7 @@ def test_wherever_the_writer_is_killed_the_looks_are_those_of_the_undisturbed_sw
     transaction each."""
     levels = {0.1: 0.0, 0.2: 0.1, 0.5: 0.012}
     calm = run(tmp_path / "calm", levels, 0.016)
-    left = [10**9]
-    real = Ledger._write
-
-    @contextlib.contextmanager
-    def write(self: Ledger) -> Iterator[Any]:
-        if left[0] <= 0 and threading.current_thread().name == "ledger-writer":
-            raise KeyboardInterrupt
-        with real(self) as found:
-            yield found
-        left[0] -= threading.current_thread().name == "ledger-writer"
-
-    monkeypatch.setattr(Ledger, "_write", write)
+    left = cut_off(monkeypatch, KeyboardInterrupt)
     for allowed in range(0, 10**6, every):
         left[0] = allowed
         with opened(tmp_path / str(allowed), changes(levels)) as (session, _, _, _plan):

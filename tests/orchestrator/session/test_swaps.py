@@ -6,16 +6,15 @@ import contextlib
 import json
 import math
 import random
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ledgers import answer_of
+from ledgers import answer_of, cut_off
 from test_session import SWEEP, done, opened, parts, play
 
 from jobs.core.failures import Failure
@@ -316,18 +315,7 @@ def test_wherever_the_writer_is_killed_the_swaps_are_those_of_the_undisturbed_sw
     """After every transaction of the writer, or some of them."""
     sweep = changes()
     calm = run(tmp_path / "calm", sweep)
-    left = [10**9]
-    real = Ledger._write
-
-    @contextlib.contextmanager
-    def write(self: Ledger) -> Iterator[Any]:
-        if left[0] <= 0 and threading.current_thread().name == "ledger-writer":
-            raise KeyboardInterrupt
-        with real(self) as found:
-            yield found
-        left[0] -= threading.current_thread().name == "ledger-writer"
-
-    monkeypatch.setattr(Ledger, "_write", write)
+    left = cut_off(monkeypatch, KeyboardInterrupt)
     for allowed in range(0, 10**6, every):
         left[0] = allowed
         with opened(tmp_path / str(allowed), sweep) as (session, ledger, _, _plan):

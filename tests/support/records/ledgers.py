@@ -6,10 +6,13 @@ import contextlib
 import itertools
 import json
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from orchestrator import sweep
 from orchestrator.ledger import Ledger, Point, Suggestion, Trial, sqlite_url
@@ -184,6 +187,23 @@ def tuned(folder: Path) -> Run:
             run.done(trial, metric, **took)
     run.ledger.set_run(state="done")
     return run
+
+
+def cut_off(patch: pytest.MonkeyPatch, error: type[BaseException]) -> list[int]:
+    """Let the thread that writes ledgers write as often as the one number says, any number at first, and then raise."""
+    left, real = [10**9], Ledger._write
+
+    @contextlib.contextmanager
+    def write(self: Ledger) -> Iterator[Any]:
+        is_writer = threading.current_thread().name == "ledger-writer"
+        if left[0] <= 0 and is_writer:
+            raise error
+        with real(self) as found:
+            yield found
+        left[0] -= is_writer
+
+    patch.setattr(Ledger, "_write", write)
+    return left
 
 
 def answer_of(ledger: Ledger) -> dict[str, Any]:
