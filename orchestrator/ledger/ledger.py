@@ -72,6 +72,8 @@ class Ledger(Writing, Projecting):
             runs = {run.uuid: run for run in _runs(database)}
             if uuid is not None and uuid not in runs:
                 raise LedgerMissing(f"{database.address} has no run {uuid}; it has {', '.join(runs) or 'none'}")
+            if not runs:
+                raise LedgerMissing(f"{database.address} holds no run; `orchestrator launch` begins one")
             if uuid is None and len(runs) > 1:
                 listed = "".join(f"\n  {run.uuid}  {run.name}  {run.state}" for run in runs.values())
                 raise LedgerError(f"{database.address} holds {len(runs)} runs; say which by its uuid:{listed}")

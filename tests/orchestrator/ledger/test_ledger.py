@@ -141,6 +141,13 @@ def test_runs_of_one_database_never_touch_each_other(url: str, opened: Callable[
         Ledger.open(url, "123")
 
 
+def test_a_database_whose_only_run_was_discarded_has_no_ledger(url: str) -> None:
+    """Seen: StopIteration."""
+    Ledger.create(url, name="x", sweep={}, trials=planned(1)).discard()
+    with pytest.raises(LedgerMissing, match="holds no run; `orchestrator launch` begins one"):
+        Ledger.open(url)
+
+
 def fill(ledger: Ledger) -> None:
     """One of every write."""
     for write in WRITES.values():

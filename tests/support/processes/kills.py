@@ -33,7 +33,8 @@ LONG = (
 SUGGESTIONS = 20
 """Of each arm: enough for twenty kills."""
 
-CONFIRM = 2 * 4
+TRIALS = 2 * SUGGESTIONS + 2 * 4
+"""Of the sweep: to tune, and to confirm."""
 
 NUMBERS = ("state", "outcome", "metric", "step")
 """Of a trial, what must be equal."""
@@ -67,14 +68,16 @@ def compare(
     expected = numbers(calm, {})
     between_s = (4.0, 18.0) if ranks == 1 else (6.0, 24.0)  # to start ranks takes most of it
     moments = random.Random(seed)
-    times = kill_at_random(killed, kills=kills, moments=moments, between_s=between_s, env=env, arguments=arguments)
+    times = kill_at_random(
+        killed, kills=kills, moments=moments, between_s=between_s, trials=TRIALS, env=env, arguments=arguments
+    )
     with driver("launch", "sweep.toml", *arguments, cwd=killed, env=env) as process:
         said, _ = process.communicate(timeout=900)
         assert process.returncode == 0, said
     found = numbers(killed, env)
     differ = {trial for trial in expected.keys() | found.keys() if expected.get(trial) != found.get(trial)}
     assert not differ, {trial: (expected.get(trial), found.get(trial)) for trial in differ}
-    proven(killed, trials=2 * SUGGESTIONS + CONFIRM, env=env)
+    proven(killed, trials=TRIALS, env=env)
     pruned = [sum(state == "pruned" for state, *_ in run.values()) for run in (expected, found)]
     return pruned[0], pruned[1], len(times)
 

@@ -23,7 +23,7 @@ import psutil
 import pyarrow.parquet as pq
 from forked import Forking, forking
 
-from orchestrator.ledger import Ledger, sqlite_url
+from orchestrator.ledger import Ledger, LedgerMissing, sqlite_url
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.tracking import UI_ENVIRONMENT, TrackingUnavailable, check, embedded_uri, ui_command
 
@@ -70,6 +70,9 @@ LONG = SWEEP.replace("steps = 8", "steps = 3000").replace("checkpoint_every = 3"
 """The same with trials that last, to be disturbed."""
 
 TRIALS = 2 * 2 + 2 * 3
+
+LEFT_FOR_A_KILL = 2
+"""Trials that must be left to wait with a kill, beside one for each later kill: two may end at once."""
 
 LIMIT_S = 280.0
 
@@ -201,22 +204,38 @@ def kill_at_random(
     kills: int,
     moments: random.Random,
     between_s: tuple[float, float],
+    trials: int = TRIALS,
     env: Mapping[str, str] | None = None,
     arguments: tuple[str, ...] = (),
 ) -> list[float]:
-    """Launch, kill -9 after a random time, and so on. Returns the times; fewer when the sweep has ended before."""
+    """Launch, kill -9 after a random time, and so on; at once where hardly more of the `trials` are left than kills, so
+    that a quick machine has as many kills as a slow one. Returns the times; fewer when the sweep has ended before."""
     times: list[float] = []
-    for number in range(kills):
-        delay = moments.uniform(*between_s)
+    url = (env or {}).get("ORCHESTRATOR_LEDGER") or sqlite_url(home / "runs" / "small" / "ledger.db")
+    for later in reversed(range(kills)):
+        began, delay = time.monotonic(), moments.uniform(*between_s)
         with driver("launch", "sweep.toml", *arguments, cwd=home, env=env) as process:
-            wait_until = time.monotonic() + delay
-            while process.poll() is None and time.monotonic() < wait_until:
-                time.sleep(0.02)
+            while (
+                process.poll() is None
+                and time.monotonic() < began + delay
+                and trials - _ended_in(url) > later + LEFT_FOR_A_KILL
+            ):
+                time.sleep(0.1)
             if process.poll() is not None:
                 break
-        times.append(delay)
-        print(f"kill {number + 1} after {delay:.1f} s")
+        times.append(time.monotonic() - began)
+        print(f"kill {kills - later} after {times[-1]:.1f} s")
     return times
+
+
+def _ended_in(url: str) -> int:
+    """How many trials are done or pruned in the ledger of a run that may not be begun."""
+    try:
+        with contextlib.closing(Ledger.open(url)) as ledger:
+            counts = ledger.counts()
+    except LedgerMissing:
+        return 0
+    return counts["done"] + counts["pruned"]
 
 
 def recovered(row: str, seconds: float) -> None:
