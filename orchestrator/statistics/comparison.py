@@ -33,7 +33,7 @@ import numpy as np
 from orchestrator.statistics.intervals import bca_interval, t_interval
 from orchestrator.statistics.judging import differs, equals
 from orchestrator.statistics.looks import Course
-from orchestrator.statistics.numbers import Interval, Mode
+from orchestrator.statistics.numbers import Interval, Mode, deviation, vector
 from orchestrator.statistics.pairing import Contrast, Divergence, Pair, Values, has_diverged, paired, tested
 from orchestrator.statistics.power import seeds_to_exclude, seeds_to_find
 from orchestrator.statistics.tests import holm, sign_flip_p
@@ -240,7 +240,7 @@ def compare(
 def _needed(differences: Sequence[float], contrasts: int, smallest_difference: float) -> int | None:
     """Find how many seeds find a difference that matters, or exclude it where there is none, whichever takes more.
     Never by the difference that was seen: that would be too few where it is large by chance."""
-    spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
+    spread = deviation(vector(differences)) if len(differences) > 1 else 0.0
     if smallest_difference <= 0 or spread <= 0:
         return None
     alpha, effect = levels(contrasts, smallest_difference), smallest_difference / spread

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from orchestrator.statistics.intervals import t_interval
-from orchestrator.statistics.numbers import TIE, Floats, Mode, vector
+from orchestrator.statistics.numbers import TIE, Floats, Mode, scaled, vector
 from orchestrator.statistics.tests import paired_t_p
 
 MOST_DEVIATIONS = 5.0
@@ -34,15 +34,14 @@ def mcnemar_p(only_a: int, only_b: int) -> float | None:
 
 def outlying(differences: Mapping[int, float]) -> list[int]:
     """Find the seeds whose difference lies far from the others': more than MOST_DEVIATIONS from the median, in standard
-    deviations as 1.4826 times the median distance tells them. None below FEWEST, and where most are equal."""
-    d = vector(list(differences.values()))
+    deviations as 1.4826 times the median distance tells them. None below FEWEST. Where most differences are equal that
+    is 0, so all others are far."""
+    d, _ = scaled(vector(list(differences.values())))
     if len(d) < FEWEST:
         return []
     away = np.abs(d - np.median(d))
-    spread = 1.4826 * float(np.median(away))
-    if spread <= TIE * max(1.0, float(np.abs(d).max())):
-        return []
-    return [seed for seed, distance in zip(differences, away, strict=True) if distance > MOST_DEVIATIONS * spread]
+    least = max(MOST_DEVIATIONS * 1.4826 * float(np.median(away)), TIE * float(np.abs(d).max()))
+    return [seed for seed, distance in zip(differences, away, strict=True) if distance > least]
 
 
 def is_worse_than_untrained(gains: Sequence[float], mode: Mode) -> bool:
@@ -70,8 +69,8 @@ def either_p(at_one: ArrayLike, at_other: ArrayLike) -> float | None:
     known = [p for p in ps if p is not None]
     if len(known) < 2:
         return None
-    means = [float(vector(differences).mean()) for differences in (at_one, at_other)]
-    return max(known) if means[0] * means[1] > 0 else 1.0
+    signs = {float(np.sign(scaled(vector(differences))[0].mean())) for differences in (at_one, at_other)}
+    return max(known) if len(signs) == 1 else 1.0
 
 
 def best_so_far(values: ArrayLike, *, mode: Mode) -> tuple[Floats, Floats, Floats]:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from orchestrator.statistics.numbers import TIE, Interval, vector
+from orchestrator.statistics.numbers import TIE, Interval, in_unit, scaled, vector
 
 
 def t_interval(values: ArrayLike, *, level: float = 0.95) -> Interval | None:
@@ -15,13 +15,13 @@ def t_interval(values: ArrayLike, *, level: float = 0.95) -> Interval | None:
     Coverage of the 95% interval as measured over 2,000 samples of n = 6, 10, 20: 0.95, 0.95, 0.95 for a normal
     distribution; 0.88, 0.90, 0.92 for an exponential one, which is far more skewed than paired differences are.
     """
-    x = vector(values)
+    x, exponent = scaled(vector(values))
     n = len(x)
     if n < 2:
         return None
     mean = float(x.mean())
     half = float(special.stdtrit(n - 1, (1 + level) / 2)) * float(x.std(ddof=1)) / n**0.5
-    return mean - half, mean + half
+    return in_unit(mean - half, exponent), in_unit(mean + half, exponent)
 
 
 def bca_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 9_999) -> Interval | None:
@@ -31,24 +31,23 @@ def bca_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 9_9
     Coverage at 95%, measured as for `t_interval`: 0.86, 0.90, 0.93 (normal) and 0.83, 0.87, 0.91 (exponential), so at
     few seeds it is a second opinion on the shape and not the interval to trust.
     """
-    x = vector(values)
+    x, exponent = scaled(vector(values))
     n = len(x)
     if n < 2:
         return None
-    mean, centred = float(x.mean()), x - x.mean()
-    if np.ptp(x) <= TIE * max(1.0, np.abs(x).max()):
-        return mean, mean
-    scale = float(np.abs(x).max())
-    x, mean, centred = x / scale, mean / scale, centred / scale  # squares must not overflow
+    mean, centred, scale = float(x.mean()), x - x.mean(), float(np.abs(x).max())
+    if np.ptp(x) <= TIE * scale:
+        return in_unit(mean, exponent), in_unit(mean, exponent)
+    x, mean, centred = x / scale, mean / scale, centred / scale
     drawn = np.random.default_rng(0).integers(n, size=(resamples, n))
     means = x[drawn].mean(axis=1)
-    below = (np.mean(means < mean) + np.mean(means <= mean)) / 2
+    below = (np.mean(means < mean - TIE) + np.mean(means <= mean + TIE)) / 2  # rounding breaks no tie
     bias = special.ndtri(np.clip(below, 1 / (resamples + 1), resamples / (resamples + 1)))
     # The jackknife's acceleration; for a mean it is the skewness of the values over 6 sqrt(n).
     acceleration = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)
     z = bias + special.ndtri([(1 - level) / 2, (1 + level) / 2])
     low, high = np.quantile(means, special.ndtr(bias + z / (1 - acceleration * z)))
-    return float(low) * scale, float(high) * scale
+    return in_unit(float(low) * scale, exponent), in_unit(float(high) * scale, exponent)
 
 
 def wilson_interval(count: int, n: int, *, level: float = 0.95) -> Interval:

@@ -30,7 +30,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from orchestrator.statistics.numbers import TIE, Floats, Interval
+from orchestrator.statistics.numbers import TIE, Floats, Interval, in_unit, scaled
 
 EXACT_UP_TO = 20
 """Seeds for which all 2^(n-1) assignments are counted; the first seed keeps its sign, as T has none."""
@@ -121,7 +121,7 @@ def difference_interval(differences: ArrayLike, present: ArrayLike, tested: Join
     is rejected leaves the family.
     """
     d, there = np.asarray(differences, dtype=np.float64), np.asarray(present, dtype=bool)
-    own, seeds = d[there], len(d)
+    (own, exponent), seeds = scaled(d[there]), len(d)
     n = len(own)
     if n < 2 or not math.isfinite(tested.critical):
         return None
@@ -131,7 +131,7 @@ def difference_interval(differences: ArrayLike, present: ArrayLike, tested: Join
         if room <= ROUNDING * n:
             return None
         half = tested.critical * math.sqrt((n - 1) / room) * float(own.std(ddof=1)) / math.sqrt(n)
-        return mean - half, mean + half
+        return in_unit(mean - half, exponent), in_unit(mean + half, exponent)
     if seeds <= EXACT_UP_TO:
         means, rank = _subset_means(own), tested.reached >> (seeds - n)  # the absent pairs' signs change nothing
         low, high = means, means
@@ -145,7 +145,8 @@ def difference_interval(differences: ArrayLike, present: ArrayLike, tested: Join
         low, high = np.minimum(inside, outside), np.maximum(inside, outside)
     if not 0 < rank <= len(low):
         return None
-    return float(np.partition(low, rank - 1)[rank - 1]), float(np.partition(high, len(high) - rank)[len(high) - rank])
+    ends = np.partition(low, rank - 1)[rank - 1], np.partition(high, len(high) - rank)[len(high) - rank]
+    return in_unit(float(ends[0]), exponent), in_unit(float(ends[1]), exponent)
 
 
 def _subset_means(d: Floats) -> Floats:

@@ -32,7 +32,7 @@ from scipy import special
 
 from orchestrator.statistics.joint import spent
 from orchestrator.statistics.judging import Judged, differs, equals
-from orchestrator.statistics.numbers import TIE, Floats, Mode
+from orchestrator.statistics.numbers import TIE, Floats, Mode, in_unit, scaled
 from orchestrator.statistics.pairing import Contrast, Divergence, Pair, Values, has_diverged, paired, tested
 from orchestrator.statistics.power import smallest_p
 
@@ -220,8 +220,8 @@ def _look(
 def _is_futile(pairs: Sequence[Pair], planned: Looks, contrasts: int, key: str) -> bool:
     """Return whether the rest of the planned seeds would hardly bring a verdict. key: what the draws follow from,
     beside the plan."""
-    d = np.array([pair.difference for pair in pairs])
-    n, last, smallest = len(d), planned.counts[-1], planned.smallest_difference
+    d, exponent = scaled(np.array([pair.difference for pair in pairs]))
+    n, last, smallest = len(d), planned.counts[-1], in_unit(planned.smallest_difference, -exponent)
     seed = hashlib.sha256(f"{list(planned.seeds)} {list(planned.counts)} {key}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(seed[:8]))
     spread = float(d.std(ddof=1)) * np.sqrt((n - 1) / rng.chisquare(n - 1, size=(DRAWN, 1)))

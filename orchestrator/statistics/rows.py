@@ -18,6 +18,7 @@ The interval is mean +- t sqrt(s^2 / n + v), with the degrees of freedom of Satt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from orchestrator.statistics.numbers import Floats, Interval, vector
+from orchestrator.statistics.numbers import Floats, Interval, deviation, in_unit, scaled, square_in_unit, vector
 
 MORE_ROWS = 1000
 """Of which it is said what they would buy."""
@@ -52,31 +53,32 @@ class RowVariance:
 
 def of_means(differences: ArrayLike, groups: NDArray[np.int64] | None = None) -> RowVariance | None:
     """Compute the variance of the mean of a difference for each row [R]. groups [R]: numbers from 0, equal for rows
-    that belong together. None for a single row or group."""
-    x = vector(differences)
+    that belong together. None for a single row or group, and for a variance that no float holds."""
+    x, exponent = scaled(vector(differences))
     own = np.arange(len(x)) if groups is None else groups
     units = int(own.max()) + 1 if len(own) else 0
     if units < 2:
         return None
     sums = np.bincount(own, weights=x - x.mean(), minlength=units)
-    variance = units / (units - 1) * float(sums @ sums) / len(x) ** 2
-    return RowVariance(variance, units, len(x), None if groups is None else units)
+    variance = square_in_unit(units / (units - 1) * float(sums @ sums) / len(x) ** 2, exponent)
+    return None if variance is None else RowVariance(variance, units, len(x), None if groups is None else units)
 
 
 def of_blocks(
     difference: float, without: ArrayLike, sizes: Sequence[int], groups: int | None = None
 ) -> RowVariance | None:
     """Compute the jackknife's variance of a difference. without [K]: the difference without each block of rows, which
-    have these sizes. None for a single block."""
-    left_out, m = vector(without), vector(sizes)
+    have these sizes. None for a single block, and for a variance that no float holds."""
+    (all_of_them, exponent), m = scaled(vector([difference, *vector(without)])), vector(sizes)
+    whole, left_out = float(all_of_them[0]), all_of_them[1:]
     rows, blocks = float(m.sum()), len(m)
     if blocks < 2:
         return None
     h = rows / m
-    mean = blocks * difference - float(((1 - 1 / h) * left_out).sum())
-    pseudo = h * difference - (h - 1) * left_out
-    variance = float(((pseudo - mean) ** 2 / (h - 1)).mean())
-    return RowVariance(variance, blocks, int(rows), groups, is_jackknife=True)
+    mean = blocks * whole - float(((1 - 1 / h) * left_out).sum())
+    pseudo = h * whole - (h - 1) * left_out
+    variance = square_in_unit(float(((pseudo - mean) ** 2 / (h - 1)).mean()), exponent)
+    return None if variance is None else RowVariance(variance, blocks, int(rows), groups, is_jackknife=True)
 
 
 def interval(differences: ArrayLike, rows: RowVariance, level: float) -> Interval | None:
@@ -89,8 +91,9 @@ def interval(differences: ArrayLike, rows: RowVariance, level: float) -> Interva
     of single rows in single seeds, which is counted twice: 0.980 to 0.992 (0.93 to 0.89).
     """
     x = vector(differences)
-    half = half_width(x, rows, level)
-    return None if half is None else (float(x.mean()) - half, float(x.mean()) + half)
+    half, (unit, exponent) = half_width(x, rows, level), scaled(x)
+    mean = in_unit(float(unit.mean()), exponent) if len(x) else 0.0
+    return None if half is None else (mean - half, mean + half)
 
 
 def half_width(differences: Floats, rows: RowVariance | None, level: float, *, more_seeds: int = 0) -> float | None:
@@ -99,14 +102,19 @@ def half_width(differences: Floats, rows: RowVariance | None, level: float, *, m
     n = len(differences)
     if n < 2:
         return None
-    of_seeds = float(np.var(differences, ddof=1)) / (n + more_seeds)
-    of_rows = 0.0 if rows is None else rows.variance
+    # Squares may be beyond a float: the unit is the largest of both errors.
+    errors, exponent = scaled(
+        np.array(
+            [deviation(differences) / math.sqrt(n + more_seeds), 0.0 if rows is None else math.sqrt(rows.variance)]
+        )
+    )
+    of_seeds, of_rows = (float(error) ** 2 for error in errors)
     whole = of_seeds + of_rows
     if whole == 0:
         return 0.0
-    share = of_seeds / whole  # squares of variances may be beyond a float
+    share = of_seeds / whole
     freedom = 1 / (share**2 / (n + more_seeds - 1) + (0.0 if rows is None else (1 - share) ** 2 / (rows.units - 1)))
-    return float(special.stdtrit(freedom, (1 + level) / 2) * np.sqrt(whole))
+    return in_unit(float(special.stdtrit(freedom, (1 + level) / 2) * np.sqrt(whole)), exponent)
 
 
 @dataclass(frozen=True)
@@ -149,11 +157,12 @@ def parts(differences: ArrayLike, rows: RowVariance | None, level: float) -> Var
     then = half_width(x, rows, level, more_seeds=1)
     if half is None or then is None:
         return VarianceParts()
-    known = VarianceParts(seeds=float(np.var(x, ddof=1)) / len(x), next_seed=half - then)
+    unit, exponent = scaled(x)
+    known = VarianceParts(seeds=square_in_unit(float(np.var(unit, ddof=1)) / len(x), exponent), next_seed=half - then)
     if rows is None:
         return known
     wider = half_width(x, rows.of_more(MORE_ROWS), level)
-    by_seeds, mean = half_width(x, None, level), abs(float(x.mean()))
+    by_seeds, mean = half_width(x, None, level), abs(in_unit(float(unit.mean()), exponent))
     by_rows = float(special.stdtrit(rows.units - 1, (1 + level) / 2)) * float(np.sqrt(rows.variance))
     return replace(
         known,
@@ -168,9 +177,11 @@ def parts(differences: ArrayLike, rows: RowVariance | None, level: float) -> Var
 
 def between(values: Sequence[float], labels: Sequence[Hashable]) -> float | None:
     """Compute how much of the variance of a mean is due to its labels, such as tuned settings: the variance component
-    of a one-way layout, by mean squares, of seeds that share a label. None where each has its own, or all have one."""
+    of a one-way layout, by mean squares, of seeds that share a label. None where each has its own, or all have one, and
+    for a variance that no float holds."""
     groups: dict[Hashable, list[float]] = {}
-    for value, label in zip(values, labels, strict=True):
+    unit, exponent = scaled(vector(values))
+    for value, label in zip(unit.tolist(), labels, strict=True):
         groups.setdefault(label, []).append(value)
     n, k = len(values), len(groups)
     if not 1 < k < n:
@@ -178,7 +189,7 @@ def between(values: Sequence[float], labels: Sequence[Hashable]) -> float | None
     sizes = np.array([len(group) for group in groups.values()], dtype=np.float64)
     means = np.array([np.mean(group) for group in groups.values()])
     inside = sum(float(np.sum((np.array(group) - np.mean(group)) ** 2)) for group in groups.values()) / (n - k)
-    outside = float((sizes * (means - np.mean(values)) ** 2).sum()) / (k - 1)
+    outside = float((sizes * (means - np.mean(unit)) ** 2).sum()) / (k - 1)
     typical = (n - float((sizes**2).sum()) / n) / (k - 1)
     component = max(0.0, (outside - inside) / typical)
-    return component * float((sizes**2).sum()) / n**2
+    return square_in_unit(component * float((sizes**2).sum()) / n**2, exponent)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from orchestrator.statistics.numbers import TIE, Floats, vector
+from orchestrator.statistics.numbers import TIE, Floats, in_unit, scaled, vector
 
 EXACT_UP_TO = 40
 """Differences for which every sign assignment is counted; 2^20 sums in each half."""
@@ -27,8 +27,8 @@ def sign_flip_p(differences: ArrayLike) -> float:
 
     Assumption: without a difference each could as well have the other sign. Error rates: those of joint.py for m = 1.
     """
-    d = vector(differences)
-    at_least = float(abs(d.sum()) - TIE * max(1.0, np.abs(d).sum()))
+    d, _ = scaled(vector(differences))
+    at_least = float(abs(d.sum()) - TIE * np.abs(d).sum())
     if at_least <= 0:
         return 1.0
     n = len(d)
@@ -47,8 +47,8 @@ def one_sided_p(differences: ArrayLike) -> float:
     """Compute the p of the sign-flip test against the alternative that the mean difference is above 0: the share of the
     2^n assignments with a sum of at least the observed one, counted as by `sign_flip_p`. No differences, or only zeros:
     1. Assumption: where there is no difference, each is symmetric about 0."""
-    d = vector(differences)
-    at_least = float(d.sum() - TIE * max(1.0, np.abs(d).sum()))
+    d, _ = scaled(vector(differences))
+    at_least = float(d.sum() - TIE * np.abs(d).sum())
     n = len(d)
     if not d.any():
         return 1.0
@@ -69,13 +69,13 @@ def paired_t_p(differences: ArrayLike) -> float | None:
     0.05, n = 6, 10, 20): 0.050, 0.049, 0.050 of normal arms, 0.042, 0.042, 0.045 of t3 ones, 0.037, 0.042, 0.047 of
     exponential ones.
     """
-    d = vector(differences)
+    d, _ = scaled(vector(differences))
     n = len(d)
     if n < 2:
         return None
     error = float(d.std(ddof=1)) / n**0.5
-    if error <= TIE * max(1.0, float(np.abs(d).max())):
-        return 0.0 if abs(float(d.mean())) > TIE else 1.0
+    if error <= TIE * float(np.abs(d).max()):
+        return 0.0 if d.any() else 1.0
     return float(2 * special.stdtr(n - 1, -abs(float(d.mean())) / error))
 
 
@@ -104,14 +104,15 @@ def equivalence_p(differences: ArrayLike, smallest_difference: float) -> float:
     alpha 0.05, n = 6, 8, 12; normal, t3 and exponential arms): 0.042 to 0.051. Arms of unlike shape, whose differences
     are skewed: 0.03 to 0.07 of one spread, up to 0.11 against a baseline of half the spread.
     """
-    d = vector(differences)
+    d, exponent = scaled(vector(differences))
     n = len(d)
     if n < 2:
         return 1.0
-    room = smallest_difference - abs(d.mean())
-    error = d.std(ddof=1) / np.sqrt(n)
-    if error <= TIE * max(1.0, np.abs(d).max()):
-        return 0.0 if room > 0 else 1.0
+    room = in_unit(smallest_difference, -exponent) - abs(float(d.mean()))
+    error = float(d.std(ddof=1)) / n**0.5
+    rounding = TIE * float(np.abs(d).max())
+    if error <= rounding:
+        return 0.0 if room > rounding else 1.0
     return float(special.stdtr(n - 1, -room / error))
 
 

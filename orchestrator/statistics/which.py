@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from orchestrator.statistics.joint import AT_ONCE, joint_test
-from orchestrator.statistics.numbers import TIE, Floats
+from orchestrator.statistics.numbers import TIE, Floats, scaled
 
 COUNTED = 16
 """Seeds up to which all assignments are counted."""
@@ -43,9 +43,11 @@ def beaten_p(values: ArrayLike) -> list[float]:
     n, levels = x.shape
     if not n or levels < 2:
         return [1.0] * levels
+    x, _ = scaled(x)
+    rounding = TIE * float(np.abs(x).max())  # of the values: where levels are alike, their differences are nothing else
     x = x - x.mean(axis=1, keepdims=True)
     sums = np.ascontiguousarray(np.concatenate([signs @ x for signs in _signs(n)]).T)
-    return [_p(x - x[:, [level]], sums, level) for level in range(levels)]
+    return [_p(x - x[:, [level]], sums, level, rounding) for level in range(levels)]
 
 
 def interaction_p(values: Sequence[ArrayLike]) -> float | None:
@@ -57,8 +59,10 @@ def interaction_p(values: Sequence[ArrayLike]) -> float | None:
     strata = [np.asarray(own, dtype=np.float64) for own in values]
     if len(strata) < 2 or strata[0].shape[1] < 2 or not strata[0].shape[0]:
         return None
-    effects = [own[:, 1:] - own[:, :1] for own in strata]
-    tested = joint_test(np.concatenate([own - effects[0] for own in effects[1:]], axis=1), 0.05)
+    whole, _ = scaled(np.stack(strata))
+    effects = whole[:, :, 1:] - whole[:, :, :1]
+    d = np.concatenate(list(effects[1:] - effects[0]), axis=1)
+    tested = joint_test(np.where(np.abs(d) > TIE * np.abs(whole).max(), d, 0.0), 0.05)
     return min(one.p for one in tested)
 
 
@@ -75,14 +79,14 @@ def _signs(n: int) -> Iterator[Floats]:
         yield np.asarray(1.0 - 2.0 * bits, dtype=np.float64)
 
 
-def _p(differences: Floats, sums: Floats, level: int) -> float:
+def _p(differences: Floats, sums: Floats, level: int, rounding: float) -> float:
     """Compute the share of assignments with a largest statistic of at least the observed one.
 
     differences [n, L]: of every level over this one. sums [L, count]: of each level's values by every assignment, so
-    that those of the differences are theirs less this level's.
+    that those of the differences are theirs less this level's. rounding: up to which a level does not differ.
     """
     lengths = np.linalg.norm(differences, axis=0)
-    others = np.flatnonzero(lengths > TIE * max(1.0, float(np.abs(differences).max(initial=0.0))))
+    others = np.flatnonzero(lengths > rounding)
     if not others.size:
         return 1.0
     largest = np.full(sums.shape[1], -np.inf)

@@ -245,7 +245,9 @@ def swap_verdict(swap: SwapSummary, names: Names) -> str:
     if swap.verdict == "diverged":
         where = [f"{names.arm[one.setting]}'s" for one in swap.settings if any(one.diverged.values())]
         return f"diverged at {' and '.join(where)} setting"
-    shown = [names.arm[one.setting] for one in swap.settings if one.ci95 is not None and one.ci95[0] * one.ci95[1] > 0]
+    shown = [
+        names.arm[one.setting] for one in swap.settings if one.ci95 is not None and (one.ci95[0] > 0 or one.ci95[1] < 0)
+    ]
     way = "neither" if not shown else f"{shown[0]}'s alone" if len(shown) == 1 else "both, the other way round"
     return f"depends on the setting (a difference shows at {way})"
 

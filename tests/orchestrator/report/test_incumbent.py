@@ -109,6 +109,17 @@ def test_what_cannot_be_asked_is_refused_with_what_can_and_is_not_counted(begin:
     other.close()
 
 
+@pytest.mark.parametrize("scale", [1e-290, 1e-12, 1.0, 1e12, 1e290])
+def test_what_is_kept_is_kept_in_any_unit(begin: Begin, scale: float) -> None:
+    """Mutant check: an absolute size below which nothing is a difference, by which tiny ones were never kept."""
+    old, new = (
+        let_go(finished(begin(seeds=SEEDS), {arm: [scale * x for x in values] for arm in ("plain", "flat")}))
+        for values in ([1 + k / 20 for k in range(10)], [1.5 + k * k / 50 for k in range(10)])
+    )
+    answer = ask(new, old, arm="flat", questions=20)
+    assert (answer.keep, answer.p) == (True, 2.0**-10)
+
+
 def test_an_arm_that_diverges_is_never_kept(begin: Begin) -> None:
     best = let_go(run_of(begin, -0.5))
     new = begin(seeds=SEEDS)

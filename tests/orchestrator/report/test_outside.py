@@ -94,12 +94,37 @@ def test_a_difference_that_may_not_matter_is_said_to_be_one(tmp_path: Path) -> N
     assert "flat beats plain by 0.0175 accuracy, perhaps by less than matters (interval" in answer.sentence
 
 
-@pytest.mark.parametrize("scale", [1e90, 1e-13, 1e-90])
-def test_numbers_of_any_size_are_judged(tmp_path: Path, scale: float) -> None:
-    """Mutant check: an absolute size below which nothing is a difference."""
-    values = {arm: [scale * value for value in own] for arm, own in BETTER.items()}
-    (one,) = judge(written(tmp_path, lines_of(values)), Asked("accuracy")).comparisons
-    assert (one.result.verdict, one.result.p_adjusted) == ("a_better", 2.0**-5)
+SCALES = [1e90, 1e-12, 1e-90, 1e-300]
+EIGHT = (1.8, -0.9, 2.1, 0.4, 2.6, -1.1, 1.2, 1.6)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        (tuple(x - y for x, y in zip(BETTER["flat"], BETTER["plain"], strict=True)), "equivalent"),
+        (EIGHT, "inconclusive"),
+        (tuple(3 + x for x in EIGHT), "a_better"),
+        ((0.5, 0.5, 0.5, 0.5, 0.5, 0.5), "equivalent"),
+    ],
+    ids=["equivalent", "inconclusive", "better", "equal"],
+)
+def test_numbers_of_any_size_are_judged(
+    tmp_path: Path, differences: Sequence[float], verdict: str, scale: float
+) -> None:
+    """As they are in another unit, whatever the verdict. Mutant check: an absolute size below which nothing is a
+    difference, by which numbers of 1e-12 were "equivalent, p = 0"."""
+
+    def judged(unit: float) -> tuple[str, list[Any]]:
+        values = {"plain": [0.0] * len(differences), "flat": [unit * x for x in differences]}
+        (one,) = judge(written(tmp_path, lines_of(values)), Asked("accuracy", smallest_difference=unit)).comparisons
+        result = one.result
+        ps = [result.p, result.p_adjusted, result.p_equivalence, result.p_equivalence_holm]
+        return result.verdict, [*ps, *(end / unit for end in result.interval or ())]
+
+    (said, numbers), (as_usual, expected) = judged(scale), judged(1.0)
+    assert said == as_usual == verdict
+    assert numbers == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_numbers_without_a_square_are_refused(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from orchestrator.ledger import Ledger, Trial, sqlite_url
 from orchestrator.report.naming import names_of
 from orchestrator.report.summary.evidence import summarize
 from orchestrator.report.summary.records import Summary
+from orchestrator.report.summary.sentences import swap_verdict
 from orchestrator.report.swaps import SwapSummary
 from orchestrator.report.swaps import swapped as compared
 from orchestrator.report.tables import grids
@@ -149,6 +150,25 @@ def test_the_differences_are_of_both_arms_at_one_setting_each(tmp_path: Path) ->
         assert len(at.trials) == SEEDS
         assert at.missing == "", other
     assert found.p == max(at.p or 1.0 for at in found.settings)
+
+
+@pytest.mark.parametrize("unit", [1e-290, 1e-12, 1e100])
+def test_whether_the_setting_matters_is_the_same_in_any_unit(tmp_path: Path, unit: float) -> None:
+    """Mutant checks: an absolute size below which nothing is a difference, by which p was 0; the sign of a product of
+    two means, which is 0 where both are tiny."""
+    at, said = dict[float, SwapSummary](), dict[float, str]()
+    for scale in (1.0, unit):
+
+        def tiny(dispatch: Dispatch, scale: float = scale) -> Any:
+            return done(dispatch, scale * value(dispatch.job))
+
+        summary, _ = run(tmp_path / str(scale), changes(), tiny)
+        swap = at[scale] = one(summary)
+        said[scale] = swap_verdict(swap, names_of(summary.arms))
+    assert said[unit] == said[1.0] == "at either setting"
+    ps = [[swap.p, *(setting.p for setting in swap.settings)] for swap in (at[unit], at[1.0])]
+    assert ps[0] == pytest.approx(ps[1], rel=1e-6)
+    assert 0 < (at[unit].p or 0) < 0.05
 
 
 def test_what_is_so_at_one_setting_alone_depends_on_the_setting(tmp_path: Path) -> None:

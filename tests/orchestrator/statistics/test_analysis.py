@@ -91,7 +91,10 @@ def test_sign_flip_stays_exact_and_quick_at_forty_and_is_close_beyond() -> None:
 
 def test_no_difference_is_no_evidence() -> None:
     assert sign_flip_p([]) == sign_flip_p([0.3]) == sign_flip_p([0.0] * 8) == 1
-    assert sign_flip_p([1e-15, 2e-15, 1e-15, 3e-15, 1e-15, 1e-15]) == 1, "rounding is no difference"
+    assert one([1e-15, 2e-15, 1e-15, 3e-15, 1e-15, 1e-15]).p_adjusted == 2**-5, "such differences may be, in their unit"
+    values = {"a": dict.fromkeys(range(6), 0.1 + 0.2), "b": dict.fromkeys(range(6), 0.3)}
+    (found,) = compare(values, [("a", "b")], seeds=range(6), resamples=9)
+    assert (found.p, found.p_adjusted, found.delta) == (1, 1, 0), "and is none beside the values that it is between"
 
 
 @pytest.mark.parametrize("contrasts", [1, 2, 3, 7, 21])

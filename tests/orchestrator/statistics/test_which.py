@@ -99,12 +99,16 @@ def test_mcnemar_is_the_sign_test_of_discordant_seeds(only_a: int, only_b: int) 
     assert p == pytest.approx(min(1.0, 2 * float(stats.binom.cdf(least, n, 0.5))), abs=1e-12)
 
 
-def test_a_seed_far_from_the_others_is_named_and_few_or_equal_ones_never() -> None:
+def test_a_seed_far_from_the_others_is_named_and_one_of_few_never() -> None:
+    """Where most are equal the median distance is 0, and what is not equal is further than five of it."""
     near = dict(enumerate([0.10, 0.11, 0.12, 0.09, 0.10, 0.105]))
     assert outlying(near) == []
     assert outlying(near | {17: 0.9}) == [17]
     assert outlying(dict(list(near.items())[:4]) | {17: 0.9}) == []
-    assert outlying(dict.fromkeys(range(8), 0.1) | {17: 0.9}) == []
+    assert outlying(dict.fromkeys(range(8), 0.1) | {17: 0.9}) == [17]
+    assert outlying(dict(enumerate([0.0] * 6 + [0.5]))) == [6]
+    assert outlying(dict(enumerate([0.3] * 6 + [0.1 + 0.2]))) == [], "rounding is no distance"
+    assert outlying(dict.fromkeys(range(8), 0.1)) == []
     assert outlying({}) == []
 
 
