@@ -91,16 +91,18 @@ class Comparison:
     p_holm: float | None
     """`p` adjusted by Holm, as the first versions judged; decides nothing."""
     p_equivalence: float | None
-    """Two one-sided t tests against +-smallest_difference, the larger p of the two. 1 where a side diverged."""
+    """Two one-sided t tests against +-smallest_difference, the larger p of the two. None where a side diverged."""
 
     p_equivalence_holm: float | None
-    """The same adjusted by Holm, which decides whether the arms are equivalent."""
+    """The same adjusted by Holm, which decides whether the arms are equivalent. Of a contrast with a side that
+    diverged p counts as 1."""
 
     complete: bool
     """Every planned seed has ended in both arms. If not, the verdict is `inconclusive`."""
 
     diverged_arms: tuple[str, ...]
-    """Those that diverged in at least half of their ended seeds, or that could not be trained at all."""
+    """Those that diverged in at least half of the seeds that they ended, failed ones left aside, or that could not be
+    trained at all."""
 
     same_objective: bool
     """The arms differ in nothing but `execution`."""
@@ -222,7 +224,7 @@ def compare(
                 p=alone.get(contrast),
                 p_adjusted=apart[contrast].p if contrast in family else None,
                 p_holm=by_holm.get(contrast),
-                p_equivalence=alike[contrast].p_alone if contrast in family else None,
+                p_equivalence=alike[contrast].p_alone if contrast in family and whole else None,
                 p_equivalence_holm=alike[contrast].p if contrast in family else None,
                 complete=complete,
                 diverged_arms=fallen,

@@ -39,6 +39,10 @@ class Divergence:
     unconfirmed: Collection[str] = ()
     """Arms that have no confirm trial, because every setting that was tried diverged or failed, and one diverged."""
 
+    of_seeds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """arm -> how many of its seeds diverged, and how many diverged or trained, where a pair is of several seeds: then
+    `seeds` names each pair of which one seed did."""
+
 
 def tested(
     contrasts: Sequence[Contrast], divergence: Divergence, same_objective: Collection[Contrast]
@@ -81,10 +85,12 @@ def paired(
 
 
 def has_diverged(arm: str, seeds: Sequence[int], values: Values, divergence: Divergence) -> bool:
-    """Return whether an arm diverged in at least half of the seeds that it has ended, or could never be trained."""
-    lost = set(seeds) & set(divergence.seeds.get(arm, ()))
-    ended = lost | (set(seeds) & set(values.get(arm, {})))
-    return arm in divergence.unconfirmed or (bool(lost) and 2 * len(lost) >= len(ended))
+    """Return whether an arm diverged in at least half of the seeds that it has ended, or could never be trained. A seed
+    that failed counts neither way: whether it would have diverged is not known."""
+    fallen = set(seeds) & set(divergence.seeds.get(arm, ()))
+    ended = fallen | (set(seeds) & set(values.get(arm, {})))
+    lost, of = divergence.of_seeds.get(arm, (len(fallen), len(ended)))
+    return arm in divergence.unconfirmed or (lost > 0 and 2 * lost >= of)
 
 
 def _difference(contrast: Contrast, seed: int, a: float, b: float) -> float:

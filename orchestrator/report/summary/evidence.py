@@ -204,7 +204,7 @@ def _compared(
         seeds=units.names,
         mode=metric.get("mode", "max"),
         smallest_difference=float(metric.get("smallest_difference", 0.0)),
-        divergence=statistics.Divergence(units.diverged, never),
+        divergence=statistics.Divergence(units.diverged, never, units.of_seeds),
         same_objective=[pair for pair in plan.contrasts if pairs.one_objective(confirm.trials, run.sweep, *pair)],
         pending=pending,
         looked=looked,

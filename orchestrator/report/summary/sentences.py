@@ -345,12 +345,14 @@ def _may_not_matter(result: Comparison, smallest_difference: float) -> bool:
 def _diverges(result: Comparison, arms: Sequence[ArmSummary], names: Names) -> str:
     """Say which arms diverged: `lr=1 diverged in 6 of 6 seeds: it is not compared with lr=0.1`."""
     counts = {arm.label: (arm.diverged, arm.diverged + arm.n) for arm in arms}
+    failed = {arm.label: sum(value.state == "failed" for value in arm.values) for arm in arms}
     some = {arm.label for arm in arms if arm.tune and any(one.value is not None for one in arm.tune.suggestions)}
     clauses = []
     for label in result.diverged_arms:
         (fallen, ended), name = counts[label], names.alone(label)
         clauses.append(
             f"{name} diverged in {fallen} of {counted(ended, 'seed')}"
+            + (f" that did not fail ({failed[label]} did)" if failed[label] else "")
             if ended
             else f"{name} diverged at every setting of a repeat of its tuning"
             if label in some

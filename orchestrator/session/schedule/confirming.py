@@ -45,14 +45,19 @@ class Units:
     """The first seed of each."""
     values: dict[str, dict[int, float]]
     diverged: dict[str, set[int]]
+    of_seeds: dict[str, tuple[int, int]]
+    """arm -> how many of its seeds diverged, and how many diverged or trained, where a unit has several."""
 
 
 def by_unit(plan: Plan, trained: Mapping[str, Mapping[int, float]], fallen: Mapping[str, Collection[int]]) -> Units:
     """Average what seeds came to, where the repeat of a tuning is the unit. It has diverged where one of its seeds has,
     and lacks a value where one does."""
-    units = Units([seeds[0] for seeds in plan.units], {}, {})
+    units = Units([seeds[0] for seeds in plan.units], {}, {}, {})
+    has_several, planned = any(len(seeds) > 1 for seeds in plan.units), {seed for seeds in plan.units for seed in seeds}
     for arm in plan.arms:
         mine, lost = trained.get(arm.label, {}), set(fallen.get(arm.label, ()))
+        if has_several:
+            units.of_seeds[arm.label] = len(lost & planned), len((lost | mine.keys()) & planned)
         units.diverged[arm.label] = {seeds[0] for seeds in plan.units if lost & set(seeds)}
         whole = (seeds for seeds in plan.units if not lost & set(seeds) and set(seeds) <= mine.keys())
         units.values[arm.label] = {seeds[0]: fmean(mine[seed] for seed in seeds) for seeds in whole}

@@ -155,7 +155,7 @@ def test_a_diverged_seed_has_no_metric_and_counts_against_its_arm(begin: Begin) 
     assert (one["verdict"], one["n"], one["n_trained"], one["delta"]) == ("inconclusive", 6, 5, None)
     assert one["diverged"] == {"a": 1, "b": 0, "both": 0}
     assert one["delta_trained"] == pytest.approx(0.018)
-    assert one["p_equivalence_holm"] == 1.0
+    assert (one["p_equivalence"], one["p_equivalence_holm"]) == (None, 1.0), "it still counts among several"
     assert one["p"] > 0.0625
     assert one["differences"][4] == {"seed": 4, "value": None, "diverged": "a"}
     assert found["complete"], "nothing is missing: the seed counts"
@@ -173,9 +173,37 @@ def test_an_arm_that_diverged_in_half_of_its_seeds_is_not_compared(
     (one,) = found["comparisons"]
     assert one["verdict"] == "diverges"
     assert set(one["diverged_arms"]) == set(fallen)
-    assert (one["delta"], one["ci90"], one["p_equivalence"]) == (None, None, 1.0)
+    assert (one["delta"], one["ci90"], one["p_equivalence"]) == (None, None, None)
     assert f"flat diverged in {len(fallen['flat'])} of 6 seeds" in found["sentence"]
     assert "beats" not in found["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("diverged", "trained", "words"),
+    [
+        (1, 1, "flat diverged in 1 of 2 seeds that did not fail (8 did): it is not compared with plain"),
+        (4, 0, "flat diverged in 4 of 4 seeds that did not fail (6 did): it is not compared with plain"),
+        (1, 2, None),
+    ],
+    ids=["1 of 2", "4 of 4", "1 of 3"],
+)
+def test_a_seed_that_failed_says_neither_that_it_diverged_nor_that_it_trained(
+    begin: Begin, diverged: int, trained: int, words: str | None
+) -> None:
+    """Mutant check: words that are silent on those that failed, or a rule that counts them as trained."""
+    run = begin(seeds=10)
+    for trial in run.confirm("plain"):
+        run.done(trial, 0.9)
+    for k, trial in enumerate(run.confirm("flat")):
+        if k >= diverged + trained:
+            run.lost(trial)
+        else:
+            run.done(trial, 0.9, outcome="diverged" if k < diverged else "ok")
+    run.ledger.set_run(state="done")
+    found = answer_of(run.ledger)
+    assert found["comparisons"][0]["verdict"] == ("diverges" if words else "inconclusive")
+    assert words is None or words in found["sentence"]
+    assert found["arms"][1]["divergence_rate"] == diverged / (diverged + trained)
 
 
 def test_a_diverged_trial_of_an_older_ledger_has_no_value_either(begin: Begin) -> None:

@@ -110,6 +110,44 @@ def test_a_repeat_with_a_seed_that_diverged_has_diverged(tmp_path: Path) -> None
     assert comparison.result.n == 6
 
 
+@pytest.mark.parametrize(
+    ("seeds", "places", "verdict"),
+    [
+        (24, [(0, 0), (1, 1), (2, 3)], "inconclusive"),
+        (24, [(repeat, 0) for repeat in range(6)], "b_better"),
+        (24, [(repeat, k) for repeat in range(3) for k in range(4)], "diverges"),
+        (12, [(repeat, 1) for repeat in range(6)], "diverges"),
+    ],
+    ids=["3 of 24", "6 of 24", "12 of 24", "6 of 12"],
+)
+def test_half_of_the_seeds_decide_that_an_arm_diverges_whatever_repeats_they_are_of(
+    tmp_path: Path, seeds: int, places: list[tuple[int, int]], verdict: str
+) -> None:
+    """Seen: "flatnce diverged in 3 of 24 seeds: it is not compared", as these were of three repeats of six."""
+    fallen = set[int]()
+
+    def some_diverge(dispatch: Dispatch) -> dict[str, Any]:
+        report = noisy(dispatch)
+        job = dispatch.job
+        if job["stage"] == "confirm" and job["loss"]["name"] == "flatnce" and job["seed"] in fallen:
+            report["result"] |= {"outcome": "diverged", "metrics": {}}
+        return report
+
+    with opened(tmp_path, changes(6, seeds)) as (session, ledger, _, plan):
+        fallen |= {plan.seeds_of(repeat)[k] for repeat, k in places}
+        session.start()
+        play(session, some_diverge)
+        said = summarize(ledger)
+    (comparison,) = said.comparisons
+    assert (comparison.result.verdict, said.arms[1].diverged, len(fallen)) == (verdict, len(places), len(places))
+    repeats = len({repeat for repeat, _ in places})
+    assert comparison.result.diverged("a") == repeats
+    words = (
+        f"{len(places)} of {seeds} seeds: it is not compared" if verdict == "diverges" else f"{repeats} of 6 repeats"
+    )
+    assert f"flatnce diverged in {words}" in said.sentence
+
+
 def test_a_tuning_that_is_cut_anywhere_goes_on_to_the_same(tmp_path: Path) -> None:
     sweep = changes(2, 4, trials=3)
     with opened(tmp_path / "calm", sweep, concurrent=1) as (session, ledger, _, _plan):
