@@ -1,7 +1,7 @@
 """How often a verdict is wrong and how often it finds what is there: by simulation, beside the figures given before.
 
 `make bench ONLY=statistics` prints the tables and fails where a rate of wrong verdicts is above its nominal one by more
-than two standard errors. Seeds are fixed. It takes some 18 CPU minutes, 14 of them for 2,500 sweeps through Session.
+than two standard errors. Seeds are fixed. It takes some 19 CPU minutes, 14 of them for 2,500 sweeps through Session.
 """
 
 from __future__ import annotations
@@ -9,13 +9,23 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from nullsweeps import CONFIRM, Sampler, tuned_anew, tuned_once
+from rates import (
+    RowsDraw,
+    dropping_rate,
+    grouped_rows,
+    lost_best_rate,
+    normal_rows,
+    rows_coverage,
+    two_way_bootstrap_coverage,
+)
 from simulated import (
     SHAPES,
     UNLIKE,
@@ -183,6 +193,57 @@ def test_looks() -> None:
     print(f"  tested by hand at 6, 9, 12: {by_hand.share:.3f} false  given: 0.093")
     assert by_hand.exceeds(ALPHA), "or this simulation would not see a level that is broken"
     assert too_often == []
+
+
+def test_dropping_what_seems_to_lose_breaks_the_level() -> None:
+    """Why an arm that is behind trains on with the others."""
+    print("\nlooks at 7, 10, 14 without differences, of which those with T below 1 are dropped at each; 4,000 sweeps")
+    for m, given in ((3, "0.075"), (7, "0.101")):
+        dropped = dropping_rate(m, (7, 10, 14), sweeps=4000)
+        print(f"  m = {m}: {dropped.share:.3f} false  given: {given}")
+        assert dropped.exceeds(ALPHA), "or this simulation would not see a level that is broken"
+
+
+def test_how_often_the_best_level_is_lost() -> None:
+    """Five levels that are equally good, so that each is the best; 1,000 sweeps of each number of seeds."""
+    print(f"\nthe best of five levels is said to be beaten, at {ALPHA}, n = 7 ... 12 and all")
+    too_often = []
+    for name in SHAPES:
+        by_seeds = [lost_best_rate(name, n, 5, sweeps=1000) for n in range(7, 13)]
+        rate = sum(by_seeds, Rate(0, 0))
+        cells = " ".join(f"{one.share:.3f}" for one in by_seeds)
+        print(f"  {name:12} {cells}  all {rate.share:.3f}  given: 0.045 to 0.053")
+        too_often += [(name, rate)] if rate.exceeds(ALPHA) else []
+    assert too_often == []
+
+
+def test_what_seeds_say_of_other_rows() -> None:
+    print("\nother rows: coverage of the 95% interval (given: 0.93 to 0.97), of that by seeds alone, and how often the")
+    print("joint test of seeds alone finds a difference that is none; 2,000 sweeps of n = 6, 8, 10")
+    too_rarely, by_seeds = [], "0.11 / 0.20 / 0.26"
+    rows: dict[str, Callable[[np.random.Generator, int], RowsDraw]] = {
+        "a row error of half the sd": partial(normal_rows, ratio=0.5),
+        "a row error of two sd": partial(normal_rows, ratio=2.0),
+        "right or wrong, groups of 8": partial(grouped_rows, size=8),
+        "right or wrong, groups of 40": partial(grouped_rows, size=40),
+    }
+    for name, draws in rows.items():
+        held = [rows_coverage(draws(np.random.default_rng([30, n]), n), sweeps=2000) for n in (6, 8, 10)]
+        found = [1 - one.not_rejected.share for one in held]
+        cells = [
+            " / ".join(f"{one:.3f}" for one in row)
+            for row in zip(*((one.on_other_rows.share, one.by_seeds.share) for one in held), strict=True)
+        ]
+        print(f"  {name:28} {cells[0]}, {cells[1]}, {_row(found)}" + (f"  given: {by_seeds}" if "half" in name else ""))
+        assert found == sorted(found), "more seeds make it worse"
+        missed = [Rate(one.on_other_rows.of - one.on_other_rows.count, one.on_other_rows.of) for one in held]
+        too_rarely += [(name, one) for one in missed if one.exceeds(ALPHA)]
+    print("  a two-way percentile bootstrap in its place, n = 6 (given: 0.907)")
+    for ratio in (0.25, 0.5):
+        boot = two_way_bootstrap_coverage(6, ratio, sweeps=2000)
+        print(f"    row error {ratio:g} sd: {boot.share:.3f}")
+        assert Rate(boot.of - boot.count, boot.of).exceeds(ALPHA), "as narrow as it is said to be"
+    assert too_rarely == []
 
 
 @pytest.fixture(scope="module")

@@ -39,10 +39,10 @@ decides nothing. The interval holds every difference that the same count would n
 
 The verdict is the first of these that holds: diverges, when an arm diverged in at least half of its seeds, those that
 failed left aside, or no setting of it trained; same objective, when the arms differ only in how they are computed,
-which is no question; equivalent, when the mean difference lies inside the smallest difference that matters (two one-
-sided t tests, adjusted by Holm; p and interval are then of these); better or worse, when p is small enough; otherwise
-inconclusive, which does not mean equal. One wrong claim in the whole sweep has a chance of 0.05: 0.04 for better or
-worse and 0.01 for equivalent, or 0.05 for either where there is one comparison or no smallest difference.
+which is no question; equivalent, when the mean difference lies inside the smallest difference that matters (two
+one-sided t tests, adjusted by Holm; p and interval are then of these); better or worse, when p is small enough;
+otherwise inconclusive, which does not mean equal. One wrong claim in the whole sweep has a chance of 0.05: 0.04 for
+better or worse and 0.01 for equivalent, or 0.05 for either where there is one comparison or no smallest difference.
 
 Seeds say nothing of other rows. Better or worse "on these rows" means that the interval on other rows of the same kind
 has 0 in it: there the difference may be none, or the other way round.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from rates import grouped_rows, normal_rows, rows_coverage
 from scipy import special, stats
 
 from orchestrator.statistics import t_interval
@@ -177,51 +177,13 @@ def test_settings_that_all_share_or_none_say_nothing() -> None:
 # Coverage
 
 
-def normal(rng: np.random.Generator, n: int, ratio: float) -> Callable[[], tuple[Floats, RowVariance | None]]:
-    """Differences of n seeds on 200 rows; the error by rows is `ratio` of that by seeds."""
-
-    def draw() -> tuple[Floats, RowVariance | None]:
-        seeds, rows = rng.normal(size=(n, 1)), rng.normal(size=(1, 200)) * ratio * math.sqrt(200)
-        x = seeds + rows + rng.normal(size=(n, 200)) * 0.1
-        return x.mean(1), of_means(x.mean(0))
-
-    return draw
-
-
-def grouped(rng: np.random.Generator, n: int, size: int) -> Callable[[], tuple[Floats, RowVariance | None]]:
-    """Right or wrong on 400 rows in groups, whose ease either arm shares but for a part; both are as good."""
-
-    def draw() -> tuple[Floats, RowVariance | None]:
-        groups = np.repeat(np.arange(400 // size), size)
-        ease = rng.normal(size=400 // size)
-        bits = [
-            rng.random((n, 400))
-            < special.ndtr(1.3 + ease + 0.35 * rng.normal(size=len(ease)) + 0.03 * rng.normal(size=(n, 1)))[:, groups]
-            for _ in range(2)
-        ]
-        x = bits[0].astype(float) - bits[1]
-        return x.mean(1), of_means(x.mean(0), groups)
-
-    return draw
-
-
-def covered(draw: Callable[[], tuple[Floats, RowVariance | None]], times: int) -> tuple[float, float]:
-    """How often the interval has 0 in it, which is the truth; and that by seeds alone."""
-    hits = np.zeros(2)
-    for _ in range(times):
-        d, known = draw()
-        whole, seeds = interval(d, known or RowVariance(0, 2, 2), 0.95), t_interval(d)
-        assert whole is not None
-        assert seeds is not None
-        hits += [whole[0] <= 0 <= whole[1], seeds[0] <= 0 <= seeds[1]]
-    return float(hits[0]) / times, float(hits[1]) / times
-
-
 @pytest.mark.parametrize("n", [6, 10])
-@pytest.mark.parametrize(("kind", "given"), [(normal, 0.5), (normal, 2.0), (grouped, 8), (grouped, 40)])
+@pytest.mark.parametrize(
+    ("kind", "given"), [(normal_rows, 0.5), (normal_rows, 2.0), (grouped_rows, 8), (grouped_rows, 40)]
+)
 def test_the_interval_covers_as_often_as_it_says(kind: Any, given: Any, n: int) -> None:
     """0.945 to 0.969 over 2,000; of 600 the standard error is 0.009. By seeds alone it is far from that, and further
     the more seeds there are. Mutant check: rows as independent where they are not (of_means without groups)."""
-    whole, seeds = covered(kind(np.random.default_rng(n), n, given), 600)
-    assert 0.925 <= whole <= 0.985
-    assert seeds < 0.9
+    held = rows_coverage(kind(np.random.default_rng(n), n, given), sweeps=600)
+    assert 0.925 <= held.on_other_rows.share <= 0.985
+    assert held.by_seeds.share < 0.9
