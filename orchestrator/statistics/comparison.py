@@ -14,6 +14,10 @@ or 0.05 for either where there is one contrast, which cannot be wrong in both wa
 declared, so that nothing can be equivalent. Any wrong claim as measured by `make bench ONLY=statistics` (2,000 sweeps
 of each of six truths; m = 2, 3, 7, n = 6, 8, 12): at the worst 0.030 to 0.044; 0.05 for each would give 0.041 to 0.065.
 
+Assumption: a seed's vector of differences between arms that do not differ is symmetric about 0, for the test of a
+difference (joint.py); differences are normal, for equivalence (`equivalence_p`); and what a seed brings to one pair it
+brings to no other.
+
 Divergence is never a value, as an encoder that was destroyed is no worse or better one. A pair in which one side
 diverged enters the sign-flip test as the largest difference of its contrast, against the side that diverged: exact, as
 the size depends on no sign. There is no mean of such differences. An arm that diverged in at least half of its seeds,

@@ -24,7 +24,8 @@ def mcnemar_p(only_a: int, only_b: int) -> float | None:
     """Compute McNemar's exact two-sided p (1947) that two arms diverge equally often: of the seeds in which one alone
     diverged, each arm has half. None without such a seed.
 
-    Assumption: seeds are independent.
+    Assumption: seeds are independent. At most 0.05, where the arms diverge equally often, of 5, 6, 10, 20 and 40 such
+    seeds (exact): never, and in 0.031, 0.021, 0.041 and 0.038.
     """
     if only_a + only_b == 0:
         return None
@@ -35,7 +36,12 @@ def mcnemar_p(only_a: int, only_b: int) -> float | None:
 def outlying(differences: Mapping[int, float]) -> list[int]:
     """Find the seeds whose difference lies far from the others': more than MOST_DEVIATIONS from the median, in standard
     deviations as 1.4826 times the median distance tells them. None below FEWEST. Where most differences are equal that
-    is 0, so all others are far."""
+    is 0, so all others are far.
+
+    The median distance is Hampel's (1974). Assumption: all but a few differences are of one distribution that is about
+    normal. Any seed is named, where all are of one (4,000 of each, n = 6, 10, 20), in 0.06, 0.04, 0.01 of contrasts of
+    normal arms, 0.11, 0.12, 0.17 of t3 and 0.14, 0.14, 0.18 of exponential ones: it says where to look, and no more.
+    """
     d, _ = scaled(vector(list(differences.values())))
     if len(d) < FEWEST:
         return []
@@ -45,8 +51,13 @@ def outlying(differences: Mapping[int, float]) -> list[int]:
 
 
 def is_worse_than_untrained(gains: Sequence[float], mode: Mode) -> bool:
-    """Return whether training made an arm worse: the 95 % t interval of (final - untrained) over seeds lies on the bad
-    side. False below two seeds."""
+    """Return whether training made an arm worse: the 95 % t interval (Student 1908) of (final - untrained) over seeds
+    lies on the bad side. False below two seeds.
+
+    Assumption: that of `t_interval`. Where training changes nothing on average (4,000 of each, n = 6, 10, 20) it is so
+    in 0.02 to 0.03 of normal arms and 0.02 of t3 ones, and in 0.12, 0.09, 0.08 of exponential ones, whose long side is
+    the good one.
+    """
     ends = t_interval(gains)
     if ends is None:
         return False

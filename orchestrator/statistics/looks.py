@@ -13,6 +13,10 @@ first: the course is a function of the values. Each look asks, in this order:
 
 What a look has decided stays, whatever later looks would say.
 
+Source: the level is spent over the looks as by Lan and DeMets (1983), in joint.py. Assumption: as there and for
+`equivalence_p`; and how many looks there are, and at which seeds, was fixed before the first value was seen. For 3.
+alone, by which nothing is claimed: normal differences.
+
 Error rates as measured by `make bench ONLY=statistics`, at 7, 10 and 14 seeds (4,000 sweeps of one contrast, 2,000 of
 three and seven): 0.052, 0.055, 0.051 without differences at 0.05; 0.037 with any wrong claim where a part of the
 contrasts differs by as much as matters. To test by hand at 6, 9 and 12 seeds is wrong in 0.087.

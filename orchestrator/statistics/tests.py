@@ -20,10 +20,10 @@ DRAWS = 99_999
 def sign_flip_p(differences: ArrayLike) -> float:
     """Compute the two-sided p of the sign-flip test on the mean of n paired differences.
 
-    The share of the 2^n sign assignments with a |sum| at least the observed one, ties within TIE included. Exact up
-    to EXACT_UP_TO differences: sums of one half are sorted and those of the other looked up in them, so 2^(n/2) sums
-    do the work of 2^n. Beyond, DRAWS random assignments from a fixed seed, and p = (1 + hits) / (1 + DRAWS), which is
-    a valid p-value itself (Phipson and Smyth 2010). No differences, or only zeros: 1.
+    The share of the 2^n sign assignments (Fisher 1935) with a |sum| at least the observed one, ties within TIE
+    included. Exact up to EXACT_UP_TO differences: sums of one half are sorted and those of the other looked up in them,
+    so 2^(n/2) sums do the work of 2^n. Beyond, DRAWS random assignments from a fixed seed, and p = (1 + hits) / (1 +
+    DRAWS), which is a valid p-value itself (Phipson and Smyth 2010). No differences, or only zeros: 1.
 
     Assumption: without a difference each could as well have the other sign. Error rates: those of joint.py for m = 1.
     """
@@ -45,8 +45,12 @@ def sign_flip_p(differences: ArrayLike) -> float:
 
 def one_sided_p(differences: ArrayLike) -> float:
     """Compute the p of the sign-flip test against the alternative that the mean difference is above 0: the share of the
-    2^n assignments with a sum of at least the observed one, counted as by `sign_flip_p`. No differences, or only zeros:
-    1. Assumption: where there is no difference, each is symmetric about 0."""
+    2^n assignments (Fisher 1935) with a sum of at least the observed one, counted as by `sign_flip_p`. No differences,
+    or only zeros: 1.
+
+    Assumption: where there is no difference, each is symmetric about 0. As measured there (6,000 of each; normal, t3
+    and exponential arms; n = 9 and 12): at most 0.05 in 0.048 to 0.055, at most 0.0025 in 0.0017 to 0.0027.
+    """
     d, _ = scaled(vector(differences))
     at_least = float(d.sum() - TIE * np.abs(d).sum())
     n = len(d)
@@ -61,9 +65,9 @@ def one_sided_p(differences: ArrayLike) -> float:
 
 
 def paired_t_p(differences: ArrayLike) -> float | None:
-    """Compute the two-sided p of Student's paired t test: at most 1 - level if and only if the `t_interval` of that
-    level leaves out 0. None below two differences; of equal ones, which have no spread to hold them against, 0, or 1
-    where they are 0.
+    """Compute the two-sided p of Student's paired t test (1908): at most 1 - level if and only if the `t_interval` of
+    that level leaves out 0. None below two differences; of equal ones, which have no spread to hold them against, 0, or
+    1 where they are 0.
 
     Assumption: normal differences of independent seeds. As measured with no difference at all (20,000 of each, alpha
     0.05, n = 6, 10, 20): 0.050, 0.049, 0.050 of normal arms, 0.042, 0.042, 0.045 of t3 ones, 0.037, 0.042, 0.047 of
@@ -81,8 +85,13 @@ def paired_t_p(differences: ArrayLike) -> float | None:
 
 def holm(ps: Sequence[float]) -> list[float]:
     """Apply Holm's step-down adjustment (1979) to p-values, in the order given: the k-th smallest times (m + 1 - k), at
-    most 1, and never below the value before it. However they depend on each other, any is wrongly below a level at most
-    as often as the level says."""
+    most 1, and never below the value before it.
+
+    Assumption: each p-value is at most a level as often as the level says, where its hypothesis is true; they may
+    depend on each other however they do. Then any of these is wrongly at most a level no more often. As measured of
+    sign-flip tests of 2, 3 and 7 contrasts that share a baseline (4,000 sweeps of 12 seeds, alpha 0.05): 0.050, 0.049
+    and 0.042.
+    """
     p = vector(ps)
     order = np.argsort(p, kind="stable")
     stepped = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
@@ -98,11 +107,14 @@ def equivalence_p(differences: ArrayLike, smallest_difference: float) -> float:
     For one contrast p <= 0.05 says the same as "the 90% t interval lies inside +-smallest_difference". For several the
     p-values go through `holm`, so that the k-th smallest of m is held to a 1 - 2 * 0.05 / (m + 1 - k) interval.
     1 below two differences; never below 0.5 where no smallest difference (0) was declared; 0 for equal differences
-    within it, which have no spread to hold them against.
+    within it, which have no spread to hold them against: the limit of the t test, however few they are. Where a metric
+    has few values, two seeds are often equal by chance: see below.
 
     Assumption: normal differences. As measured where the true difference is the smallest that matters (6,000 of each,
     alpha 0.05, n = 6, 8, 12; normal, t3 and exponential arms): 0.042 to 0.051. Arms of unlike shape, whose differences
-    are skewed: 0.03 to 0.07 of one spread, up to 0.11 against a baseline of half the spread.
+    are skewed: 0.03 to 0.07 of one spread, up to 0.11 against a baseline of half the spread. Differences that come in
+    steps of a whole and of half a standard deviation (8,000 of each, alpha 0.05 and 0.01): 0.061 and 0.053 of two
+    seeds, at either level; 0.015 and 0.039 (0.015 and 0.007) of three; 0.046 (0.003 and 0.012) of four.
     """
     d, exponent = scaled(vector(differences))
     n = len(d)

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from nullsweeps import Sampler, tuned_once
+from rates import (
+    dropping_rate,
+    equals_rate,
+    holm_rate,
+    interaction_rate,
+    lost_best_rate,
+    mcnemar_rate,
+    one_sided_rate,
+    outlying_rate,
+    settings_part,
+    stepped_equivalence_rate,
+    worse_rate,
+)
 from simulated import (
     SHAPES,
     UNLIKE,
@@ -145,3 +159,78 @@ def test_at_either_setting_takes_one_direction_at_both() -> None:
     assert paired_t_p([0.5, 0.5, 0.5]) == 0.0
     assert paired_t_p([0.0, 0.0]) == 1.0
     assert paired_t_p([0.5]) is None
+
+
+# What the docstrings of the package say of the functions beside the verdicts. Draws have fixed seeds: what differs from
+# these is another method, or another version of numpy.
+
+
+def shares(rate: Callable[..., Rate], *arguments: object, sweeps: int) -> list[float]:
+    return [rate(shape, *arguments, sweeps=sweeps).share for shape in SHAPES]
+
+
+def test_a_seed_is_named_as_outlying_as_often_as_documented() -> None:
+    """Mutant check: standard deviations in place of the median distance."""
+    found = [shares(outlying_rate, n, sweeps=4000) for n in (6, 10, 20)]
+    for by_shape, documented in zip(
+        zip(*found, strict=True), ((0.06, 0.04, 0.01), (0.11, 0.12, 0.17), (0.14, 0.14, 0.18)), strict=True
+    ):
+        assert by_shape == pytest.approx(documented, abs=0.006)
+
+
+def test_training_that_does_nothing_is_said_to_be_worse_as_often_as_documented() -> None:
+    found = [shares(worse_rate, n, sweeps=4000) for n in (6, 10, 20)]
+    assert all(0.015 < rate < 0.03 for by_shape in found for rate in by_shape[:2])
+    assert [by_shape[2] for by_shape in found] == pytest.approx([0.12, 0.09, 0.08], abs=0.006)
+
+
+def test_mcnemars_test_is_exact_and_so_below_its_level() -> None:
+    assert [mcnemar_rate(count) for count in (5, 6, 10, 20, 40)] == pytest.approx(
+        [0.0, 0.031, 0.021, 0.041, 0.038], abs=0.001
+    )
+    assert all(mcnemar_rate(count) <= ALPHA for count in range(1, 60))
+
+
+@pytest.mark.parametrize(("alpha", "low", "high"), [(0.05, 0.048, 0.055), (0.0025, 0.0017, 0.0027)])
+def test_a_one_sided_test_keeps_its_level(alpha: float, low: float, high: float) -> None:
+    found = [rate for n in (9, 12) for rate in shares(one_sided_rate, n, alpha, sweeps=6000)]
+    assert low - 0.0005 <= min(found) <= max(found) <= high + 0.0005
+
+
+def test_holms_adjustment_keeps_the_level_of_a_family() -> None:
+    """Mutant check: p-values as they are."""
+    found = [holm_rate(m, sweeps=4000) for m in (2, 3, 7)]
+    assert [rate.share for rate in found] == pytest.approx([0.050, 0.049, 0.042], abs=0.001)
+    equal = [equals_rate(m, sweeps=4000) for m in (2, 3, 7)]
+    assert [rate.share for rate in equal] == pytest.approx([0.042, 0.044, 0.038], abs=0.001)
+    assert not any(rate.exceeds(ALPHA) for rate in found + equal)
+
+
+def test_equal_differences_of_few_seeds_are_as_often_by_chance_as_documented() -> None:
+    """Two seeds in steps of a standard deviation are above the level, and the docstring says so."""
+    cases = {(2, 1.0): (0.061, 0.061), (2, 0.5): (0.053, 0.053), (3, 1.0): (0.015, 0.015), (3, 0.5): (0.039, 0.007)}
+    cases |= {(4, 1.0): (0.046, 0.003), (4, 0.5): (0.046, 0.012)}
+    for (n, step), documented in cases.items():
+        found = [stepped_equivalence_rate(n, step, alpha, sweeps=8000).share for alpha in (0.05, 0.01)]
+        assert found == pytest.approx(documented, abs=0.001), (n, step)
+
+
+def test_levels_that_differ_alike_everywhere_have_an_interaction_as_rarely_as_documented() -> None:
+    found = [
+        rate for layout in ((8, 3, 2), (8, 4, 3), (12, 3, 2)) for rate in shares(interaction_rate, *layout, sweeps=1000)
+    ]
+    assert 0.035 <= min(found) <= max(found) <= 0.061
+
+
+def test_the_part_of_settings_is_on_average_what_it_is() -> None:
+    effects = [settings_part(settings, 3, 1.0, sweeps=4000) for settings in (3, 6)]
+    nothing = [settings_part(settings, 3, 0.0, sweeps=4000) for settings in (3, 6)]
+    assert [mean for _, mean in effects] == pytest.approx([1.04, 1.03], abs=0.006)
+    assert [mean for _, mean in nothing] == pytest.approx([0.13, 0.10], abs=0.006)
+    assert [share for share, _ in effects + nothing] == pytest.approx([0.22, 0.07, 0.59, 0.55], abs=0.006)
+
+
+def test_dropping_what_seems_to_lose_breaks_the_level_and_the_best_level_is_rarely_lost() -> None:
+    """A small part of what the bench prints beside the figures given."""
+    assert dropping_rate(7, (7, 10, 14), sweeps=800).exceeds(ALPHA)
+    assert not sum((lost_best_rate(shape, 8, 5, sweeps=500) for shape in SHAPES), Rate(0, 0)).exceeds(ALPHA)

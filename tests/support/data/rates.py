@@ -212,5 +212,5 @@ def two_way_bootstrap_coverage(n: int, ratio: float, *, sweeps: int, resamples: 
         seeds = rng.multinomial(n, [1 / n] * n, size=resamples) / n
         rows = rng.multinomial(200, [1 / 200] * 200, size=resamples) / 200
         low, high = np.quantile(((seeds @ x) * rows).sum(1), [0.025, 0.975])
-        held += low <= 0 <= high
+        held += bool(low <= 0 <= high)
     return Rate(held, sweeps)
