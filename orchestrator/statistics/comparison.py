@@ -118,7 +118,8 @@ class Comparison:
 
     needed: int | None
     """Of an inconclusive contrast: seeds that would tell the smallest difference that matters from none with a power of
-    0.8, at the spread that was seen; None where that is not known, or beyond counting."""
+    0.8, at the spread that was seen; None where that is not known, or beyond counting, and while trials of the family
+    are still to come."""
 
     @property
     def n(self) -> int:
@@ -167,8 +168,9 @@ def compare(
 
     values: arm -> seed -> final metric of what trained. divergence: what did not. same_objective: contrasts of arms
     that differ in `execution` alone: nothing is tested, they are equivalent by construction.
-    pending: trials of the family are still to come. Then nothing is better or worse: a comparison without its pairs
-    takes nothing from the joint test, which would ask less of the others now than at the end.
+    pending: trials of the family are still to come. Then nothing that is tested is claimed: a comparison without its
+    pairs takes nothing from the joint test, which would ask less of the others now than at the end, and Holm's
+    adjustment would take the p of some pairs for that of all. With `looked` the looks say what may be claimed.
     seeds: the planned ones, of all contrasts or of each. Where an arm lacks a seed (lost, or not yet run), its
     contrasts are shown on what there is and are `inconclusive`, and they still count in the levels and for Holm.
     looked: how far the looks have come, where several were planned: then each contrast is shown as of the look that
@@ -197,18 +199,19 @@ def compare(
         whole = len(trained) == len(pairs)
         fallen = tuple(arm for arm in contrast if has_diverged(arm, planned[contrast], values, divergence))
         complete = len(pairs) == len(planned[contrast]) > 0 or bool(set(contrast) & set(divergence.unconfirmed))
-        may_differ = not pending
+        may_claim = complete and not pending and contrast in family
         if looked is not None:
             one = looked.standing.get(contrast)
             decided = bool(one and one.claim)
-            complete, may_differ = complete and (decided or bool(looked.ended)), decided
+            complete = complete and (decided or bool(looked.ended))
+            may_claim = complete and decided and contrast in family
         delta = float(np.mean(trained)) if trained else None
         verdict: Verdict = "inconclusive"
         if fallen:
             verdict = "diverges"
-        elif complete and (contrast in same_objective or (contrast in family and alike[contrast].rejected)):
+        elif (complete and contrast in same_objective) or (may_claim and alike[contrast].rejected):
             verdict = "equivalent"
-        elif complete and may_differ and contrast in family and apart[contrast].rejected:
+        elif may_claim and apart[contrast].rejected:
             verdict = "a_better" if (sum(p.difference for p in pairs) > 0) == (mode == "max") else "b_better"
         is_equal = verdict == "equivalent" and contrast in family
         judged = (alike if is_equal else apart).get(contrast)
@@ -236,7 +239,7 @@ def compare(
                 verdict=verdict,
                 look=None if looked is None or contrast not in looked.standing else looked.standing[contrast].look,
                 needed=_needed(trained, len(family), smallest_difference)
-                if verdict == "inconclusive" and contrast in family and whole
+                if verdict == "inconclusive" and contrast in family and whole and not pending
                 else None,
             )
         )

@@ -55,9 +55,8 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
     planned, untuned = planning.stored(run.sweep, run.rules), _untuned(ledger)
     stopped = schedule.stopped_arms(trials)
     looked = confirming.course(planned, trials, untuned, stopped) if planned.looks else None
-    compared = _compared(
-        run, planned, confirm, _unconfirmed(untuned), pending=_pending(run, trials, untuned), looked=looked
-    )
+    never, coming = _unconfirmed(untuned), confirming.to_come(planned, trials, untuned, stopped, looked)
+    compared = _compared(run, planned, confirm, never, pending=_pending(planned, never, coming), looked=looked)
     attempts = ledger.attempts()
     code = [_code_group(group) for group in provenance.behind(run.provenance, trials, attempts)]
     summaries = _arms(ledger, trials, confirm, mode, code)
@@ -110,7 +109,13 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
             planned.sweep.compare, plan["arms"], units.values, diverged=units.diverged, fallen=fallen, mode=mode
         )
     summary = replace(summary, which=which, exploratory=_exploratory(summary, planned, trials, stopped, rows))
-    warnings = notes(summary, list(_lost(trials, confirm)), thinned=_thinned(ledger, trials))
+    warnings = notes(
+        summary,
+        list(_lost(trials, confirm)),
+        over=_over(planned, trials, untuned, stopped),
+        thinned=_thinned(ledger, trials),
+    )
+    warnings += _tuned_alike(planned, confirm, names_of(summaries))
     warnings += _between_repeats(planned, confirm, compared, names_of(summaries))
     if is_import_path(task := str(run.sweep.get("job", {}).get("task"))) and not is_class(task):
         warnings.append(f"{planning.own_loop(task)}.")
@@ -141,7 +146,7 @@ def _exploratory(
         smallest_difference=summary.smallest_difference,
         divergence=statistics.Divergence(kept.diverged, never),
         same_objective=[pair for pair in plan.contrasts if pair not in plan.tested],
-        pending=any(trial.state not in confirming.HAS_ENDED and trial.arm not in stopped for trial in own),
+        pending=any(confirming.may_end(trial, stopped) for trial in own),
     )
     variances = variance.parts_of(
         found, kept.trials, metric=summary.metric, smallest_difference=summary.smallest_difference, files=rows
@@ -177,14 +182,18 @@ def _data(record: ProvenanceRecord | None) -> list[DataSource]:
     return found
 
 
-def _pending(run: Run, trials: Sequence[Trial], untuned: Collection[str]) -> bool:
-    """Return whether confirm trials of the planned contrasts are still to come. untuned: arms that will have none."""
-    plan = run.sweep["plan"]
-    ended = {
-        (trial.arm, trial.seed) for trial in trials if trial.stage == "confirm" and trial.state in confirming.HAS_ENDED
-    }
-    compared = {str(arm) for pair in plan["contrasts"] for arm in pair} - set(untuned)
-    return any((arm, int(seed)) not in ended for arm in compared for seed in plan["confirm_seeds"])
+def _pending(plan: Plan, never: Collection[str], coming: Collection[tuple[str, int]]) -> bool:
+    """Return whether confirm trials of the family are still to come. never: arms whose contrasts are not in it."""
+    family = {arm for pair in plan.tested if not set(pair) & set(never) for arm in pair}
+    return any(arm in family for arm, _ in coming)
+
+
+def _over(plan: Plan, trials: Sequence[Trial], untuned: Collection[str], stopped: Collection[str]) -> dict[str, str]:
+    """Say why no further confirm trial is begun of an arm, where that is so."""
+    whys = dict.fromkeys(confirming.over(plan, trials, untuned, stopped), "has no setting that could be confirmed")
+    for arm in (whys.keys() - set(untuned)) | set(stopped):
+        whys[arm] = f"{'is' if arm in stopped else 'was tuned with an arm that is'} stopped, as trials failed alike"
+    return {arm.label: whys[arm.label] for arm in plan.arms if arm.label in whys}
 
 
 def _compared(
@@ -205,10 +214,25 @@ def _compared(
         mode=metric.get("mode", "max"),
         smallest_difference=float(metric.get("smallest_difference", 0.0)),
         divergence=statistics.Divergence(units.diverged, never, units.of_seeds),
-        same_objective=[pair for pair in plan.contrasts if pairs.one_objective(confirm.trials, run.sweep, *pair)],
+        same_objective=_one_objective(run, plan, confirm),
         pending=pending,
         looked=looked,
     )
+
+
+def _one_objective(run: Run, plan: Plan, confirm: arms.Confirmed) -> list[tuple[str, str]]:
+    """List the contrasts that ask no question: as planned, whatever tuning came to, so that the family and its levels
+    are those of the plan. Runs of the first rules planned none, and there the jobs as frozen decide."""
+    if plan.rules < 2:
+        return [pair for pair in plan.contrasts if pairs.one_objective(confirm.trials, run.sweep, *pair)]
+    return [pair for pair in plan.contrasts if pair not in plan.tested]
+
+
+def _tuned_alike(plan: Plan, confirm: arms.Confirmed, names: Names) -> Iterable[str]:
+    """Yield the contrasts that are tested and whose arms tuning has made the same, so that they differ in nothing."""
+    for a, b in plan.tested if plan.rules >= 2 and plan.sweep.tune else ():
+        if pairs.same_objective(confirm.trials[a], confirm.trials[b]):
+            yield f"{names.pair(a, b)}: tuning chose the same setting for both, so that only rounding can differ."
 
 
 def _arms(

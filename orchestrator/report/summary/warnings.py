@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator import statistics
 from orchestrator.ledger import Trial
@@ -22,12 +22,15 @@ from orchestrator.report.summary.records import (
 from orchestrator.system.display import by_count, counted, listed, ranges
 
 
-def notes(summary: Summary, lost: Sequence[Trial], *, thinned: Sequence[Trial] = ()) -> list[str]:
+def notes(
+    summary: Summary, lost: Sequence[Trial], *, over: Mapping[str, str], thinned: Sequence[Trial] = ()
+) -> list[str]:
     """Return sentences on a summary, the gravest first; none when all is well. `lost`: trials that ended without a
-    value; `thinned`: those with a batch that had more than half of its negatives left out."""
+    value; `over`: arms of which no further confirm trial is begun, and why; `thinned`: trials with a batch that had
+    more than half of its negatives left out."""
     seeds = len(summary.seeds)
     return [
-        *_missing(summary, lost),
+        *_missing(summary, lost, over),
         *_looks(summary.looks),
         *_exploratory(summary.exploratory),
         *_several_codes(summary.code),
@@ -103,20 +106,27 @@ def _thinned(trials: Sequence[Trial], names: Names) -> Iterable[str]:
         )
 
 
-def _missing(summary: Summary, lost: Sequence[Trial]) -> Iterable[str]:
+def _missing(summary: Summary, lost: Sequence[Trial], over: Mapping[str, str]) -> Iterable[str]:
     fallen = {label for comparison in summary.comparisons for label in comparison.result.diverged_arms}
     first = summary.looks.counts[0] if summary.looks else len(summary.seeds)
     due = {arm.label: summary.looks.due.get(arm.label, first) if summary.looks else first for arm in summary.arms}
     due |= {arm.label: 0 for arm in summary.arms if arm.label in fallen and not arm.values}
     without = {arm.label: sum(trial.arm == arm.label for trial in lost) for arm in summary.arms}
     planned = sum(due.values())
-    waiting = sum(max(0, due[arm.label] - arm.n - arm.diverged - without[arm.label]) for arm in summary.arms)
-    if waiting:
+    missing = {arm.label: max(0, due[arm.label] - arm.n - arm.diverged - without[arm.label]) for arm in summary.arms}
+    if waiting := sum(count for label, count in missing.items() if label not in over):
         yield (
             f"{waiting} of {counted(planned, 'confirm trial')} {by_count(waiting, 'has', 'have')} no result yet; "
             "a comparison that needs one of them is inconclusive until it has."
         )
     names = names_of(summary.arms)
+    for label, why in over.items():
+        if count := missing[label]:
+            are = by_count(count, "is", "are")
+            yield (
+                f"{names.alone(label)} {why}: {counted(count, 'confirm trial')} of it {are} not trained, and its "
+                "comparisons are inconclusive."
+            )
     alike: dict[tuple[str, str], list[Trial]] = {}
     for trial in lost:
         alike.setdefault((trial.arm, trial.failure or f"no value of {summary.metric}"), []).append(trial)

@@ -230,8 +230,7 @@ class Schedule:
             return False
         trials, frozen = self._ledger.trials(), self._ledger.frozen()
         confirm = [trial for trial in trials if trial.stage == "confirm" and trial.seed in self._plan.confirm_seeds]
-        open_ = (trial for trial in confirm if trial.state not in confirming.HAS_ENDED)
-        if any(trial.arm not in stopped or trial.state == "running" for trial in open_):
+        if any(confirming.may_end(trial, stopped) for trial in confirm):
             return False
         untuned = untuned_arms(self._plan, self._ledger)
         if self._unsettled(untuned, stopped):
@@ -389,13 +388,14 @@ def untuned_arms(plan: Plan, ledger: Ledger) -> dict[str, str]:
     of it."""
     untuned: dict[str, str] = {}
     frozen, schedule = ledger.frozen(), Schedule(plan, ledger)
-    diverged = {trial.arm for trial in ledger.trials(stage="tune") if trial.outcome == "diverged"}
+    diverged = {trial.id for trial in ledger.trials(stage="tune") if trial.outcome == "diverged"}
     for arm, count in plan.suggestions.items():
         observed = schedule.observed(arm) if arm not in frozen else []
         if observed and len(observed) >= plan.asked(arm) and all(tried.state is not None for tried in observed):
             repeats = [observed[first : first + count] for first in range(0, plan.asked(arm), count)]
             empty = [own for own in repeats if extension.best(own, plan.sweep.metric.mode) is None]
-            fell = arm in diverged if plan.repeats == 1 else all(_has_diverged(own) for own in empty)
+            tried = {one.number: diverged.intersection(one.trials) for one in ledger.suggestions(arm)}
+            fell = all(any(tried[one.number] for one in own) for own in empty)
             untuned[arm] = "diverged" if fell else "failed"
     for arm, leader in plan.searched_with.items():
         if leader in untuned:
@@ -403,10 +403,6 @@ def untuned_arms(plan: Plan, ledger: Ledger) -> dict[str, str]:
         elif leader in frozen and arm not in frozen and no_job(plan, arm, "confirm", frozen[leader].params):
             untuned[arm] = "failed"
     return untuned
-
-
-def _has_diverged(observed: Iterable[sampling.Observed]) -> bool:
-    return any(tried.state == "infeasible" for tried in observed)
 
 
 def wrong_metric(name: str, metrics: Mapping[str, object]) -> str | None:

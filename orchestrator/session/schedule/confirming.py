@@ -18,6 +18,44 @@ HAS_ENDED = ("done", "pruned", "failed")
 """States of a trial of which nothing more comes, unless a person queues it again."""
 
 
+def may_end(trial: Trial, stopped: Collection[str]) -> bool:
+    """Return whether a trial may still get a result. stopped: arms of which nothing more is begun."""
+    return trial.state not in HAS_ENDED and (trial.arm not in stopped or trial.state == "running")
+
+
+def over(plan: Plan, trials: Iterable[Trial], untuned: Collection[str], stopped: Collection[str]) -> set[str]:
+    """Find the arms of which no further confirm trial is begun, whatever was planned: those that are stopped, those
+    without a setting, and those that are tuned with an arm that was stopped before it had one."""
+    confirmed = {trial.arm for trial in trials if trial.stage == "confirm"}
+    led = {arm for arm, leader in plan.searched_with.items() if leader in stopped and not confirmed & {arm, leader}}
+    return {*untuned, *stopped, *led}
+
+
+def to_come(
+    plan: Plan,
+    trials: Sequence[Trial],
+    untuned: Collection[str],
+    stopped: Collection[str],
+    looked: Course | None = None,
+) -> set[tuple[str, int]]:
+    """Find the planned confirm trials that may still get a result, by arm and seed. untuned, stopped: as `course`.
+    looked: how far the looks have come, where there are several: an arm trains no further than they ask for."""
+    confirm = [trial for trial in trials if trial.stage == "confirm"]
+    ended = {(trial.arm, trial.seed) for trial in confirm if trial.state in HAS_ENDED}
+    running = {(trial.arm, trial.seed) for trial in confirm if trial.state == "running"}
+    without = over(plan, trials, untuned, stopped)
+    due = {arm.label: plan.confirm_seeds for arm in plan.arms}
+    if looked is not None:
+        last = plan.looks[looked.taken] if not looked.ended else None
+        due |= {arm: plan.confirm_seeds[:count] for arm, count in looked.due.items() if count != last}
+    return {
+        (arm, seed)
+        for arm, seeds in due.items()
+        for seed in seeds
+        if (arm, seed) not in ended and (arm not in without or (arm, seed) in running)
+    }
+
+
 def values(trials: Iterable[Trial]) -> dict[str, dict[int, float]]:
     """Collect the final metrics of confirm trials that trained: arm -> seed -> metric."""
     found: dict[str, dict[int, float]] = {}
@@ -88,14 +126,11 @@ def course(plan: Plan, trials: Sequence[Trial], untuned: Mapping[str, str], stop
     for trial in confirm:
         if trial.state in HAS_ENDED:
             ended.setdefault(trial.arm, set()).add(trial.seed)
-    for arm, why in untuned.items():
-        if why != "diverged":
-            ended[arm] = set(plan.confirm_seeds)
-    led = {arm for arm, leader in plan.searched_with.items() if leader in stopped and arm not in ended}
-    for arm in {*stopped, *led}:
-        ended[arm] = set(plan.confirm_seeds)
-    lost = {arm: seeds - trained.get(arm, {}).keys() - fallen.get(arm, set()) for arm, seeds in ended.items()}
     never = [arm for arm, why in untuned.items() if why == "diverged"]
+    for arm in over(plan, trials, untuned, stopped).difference(never):
+        running = {trial.seed for trial in confirm if trial.arm == arm and trial.state == "running"}
+        ended[arm] = set(plan.confirm_seeds) - running
+    lost = {arm: seeds - trained.get(arm, {}).keys() - fallen.get(arm, set()) for arm, seeds in ended.items()}
     metric, asked = plan.sweep.metric, [pair for pair in plan.tested if not set(pair) & set(never)]
     alpha = statistics.levels(len(asked), metric.smallest_difference)
     return statistics.course(

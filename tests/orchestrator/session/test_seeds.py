@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ from orchestrator.session.writer import Dispatch
 from orchestrator.verify import ledger_checks
 
 LOOKS = [7, 10, 14]
+
+TUNE = {"trials": 3, "sampler": "random", "space": {"optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True}}}
 
 
 def changes(levels: dict[float, float], **more: Any) -> dict[str, Any]:
@@ -159,7 +162,80 @@ def test_an_arm_whose_trials_fail_alike_keeps_the_others_from_no_look(tmp_path: 
     assert sum("look 1 of 3, 7 seeds: 1 of 2 comparisons settled" in line for line in said) == 1
 
 
-TUNE = {"trials": 3, "sampler": "random", "space": {"optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True}}}
+def failing(arm: str, levels: dict[float, float], spread: float, stage: str) -> Callable[[Dispatch], Any]:
+    """Return what ends every trial of an arm in a stage with the same failure, and the others as `answer` does."""
+
+    def of(dispatch: Dispatch) -> dict[str, Any] | Failure:
+        temperature, of_stage = dispatch.job["loss"]["temperature"], dispatch.job["stage"]
+        if f"temperature={temperature}" == arm and of_stage == stage:
+            return Failure("user_error", None, "no such thing", "")
+        return answer(levels, spread)(dispatch)
+
+    return of
+
+
+@pytest.mark.parametrize("stage", ["confirm", "tune"])
+def test_an_arm_that_is_stopped_keeps_no_verdict_of_the_others_back(tmp_path: Path, stage: str) -> None:
+    """Seen: `inconclusive` for good, as nothing was left to do and its trials never end. Its own comparison stays in
+    the family. Mutant check: counting its queued trials, or those it has none of, as still to come."""
+    levels = {0.1: 0.0, 0.2: 0.1, 0.5: 0.0}
+    sweep = changes(levels, confirm={"seeds": 8}, tune=None if stage == "confirm" else TUNE | {"trials": 6})
+    with opened(tmp_path, sweep) as (session, ledger, _, plan):
+        session.start()
+        play(session, failing("temperature=0.5", levels, 0.01, stage))
+        said = summarize(ledger)
+    better, lost = (comparison.result for comparison in said.comparisons)
+    assert (better.verdict, better.n, better.complete) == ("a_better", 8, True)
+    assert (lost.verdict, lost.complete) == ("inconclusive", False)
+    assert len(plan.tested) == sum(one.p_adjusted is not None for one in (better, lost)) == 2
+    assert said.alpha == {"difference": 0.04, "equivalence": 0.01}
+    (why,) = [note for note in said.notes if "stopped" in note]
+    assert why.startswith("temperature 0.5 is stopped, as trials failed alike: ")
+    assert not any("have no result yet" in note for note in said.notes)
+
+
+def test_an_arm_that_was_tuned_with_a_stopped_one_keeps_no_verdict_back(tmp_path: Path) -> None:
+    """Of arms that differ in execution alone one is tuned for both; stopped before, neither is ever frozen."""
+    sweep = changes({}, compare={}, confirm={"seeds": 8}, tune=TUNE | {"trials": 6}) | {
+        "arm": [
+            {"label": "plain"},
+            {"label": "warm", "loss.temperature": 0.2},
+            {"label": "cold", "loss.temperature": 0.5},
+            {"label": "cold, by parts", "loss.temperature": 0.5, "execution.micro": 32},
+        ]
+    }
+    levels = {0.1: 0.0, 0.2: 0.1, 0.5: 0.0}
+    with opened(tmp_path, sweep) as (session, ledger, _, plan):
+        assert plan.searched_with == {"cold, by parts": "cold"}
+        session.start()
+        play(session, failing("temperature=0.5", levels, 0.01, "tune"))
+        said = summarize(ledger)
+    assert [one.result.verdict for one in said.comparisons] == ["a_better", "inconclusive", "inconclusive"]
+
+
+def test_a_trial_of_a_stopped_arm_that_still_runs_is_waited_for(tmp_path: Path) -> None:
+    """It may yet bring a value. Mutant check: whatever a stopped arm has begun counts as lost."""
+    levels = {0.1: 0.0, 0.2: 0.1, 0.5: 0.0}
+    running: list[str] = []
+    with opened(tmp_path, changes(levels, confirm={"seeds": 8}), concurrent=24) as (session, ledger, _, _plan):
+        session.start()
+        of = failing("temperature=0.5", levels, 0.01, "confirm")
+        ran = [dispatch for _ in range(24) if (dispatch := session.next()) is not None]
+        cold = [dispatch for dispatch in ran if dispatch.job["loss"]["temperature"] == 0.5]
+        running = [cold[-1].trial]
+        for dispatch in ran:
+            if dispatch.trial in running:
+                continue
+            if isinstance(report := of(dispatch), Failure):
+                session.lost(dispatch, report)
+            else:
+                session.report(dispatch, report)
+        deadline = time.monotonic() + 30
+        while len(ledger.trials(state="done")) < 16 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert [trial.id for trial in ledger.trials(state="running")] == running
+        during = summarize(ledger)
+    assert {one.result.verdict for one in during.comparisons} == {"inconclusive"}
 
 
 def extend(folder: Path, sweep: dict[str, Any], wanted: Extend, of: Callable[[Dispatch], Any]) -> Summary:

@@ -13,16 +13,20 @@ from pydantic import ValidationError
 from test_session import SWEEP, done, opened, play
 
 from jobs.config import ConfigError
+from jobs.core.failures import Failure
 from orchestrator.report.summary.evidence import summarize
 from orchestrator.run_dir.context import Extend
 from orchestrator.run_dir.folder import RunError
-from orchestrator.session.schedule import extension
+from orchestrator.session.schedule import extension, untuned_arms
 from orchestrator.session.writer import Dispatch
 from orchestrator.sweep import Sweep, search
 from orchestrator.sweep.plan import make, stored
 from orchestrator.sweep.validate import contradictions
 
 TUNE = {"trials": 4, "sampler": "random", "space": {"optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True}}}
+
+
+CHOICES = {"choices": [1e-3, 3e-3], "when": {"arm": "tuned"}}
 
 
 def changes(repeats: int, seeds: int, **tune: Any) -> dict[str, Any]:
@@ -185,6 +189,73 @@ def test_an_arm_with_a_repeat_that_found_nothing_is_not_confirmed(tmp_path: Path
         said = summarize(ledger)
     assert said.comparisons[0].result.verdict == "diverges"
     assert said.arms[1].values == []
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 6])
+@pytest.mark.parametrize("of_the_last", ["memory", "diverged"])
+def test_an_arm_that_only_ran_out_of_memory_has_not_diverged(tmp_path: Path, repeats: int, of_the_last: str) -> None:
+    """Seen: with repeats it was said to diverge at every setting, and left the family. It has diverged where a trial of
+    every repeat that found nothing did, and those of other repeats say nothing. Mutant checks: a suggestion that is
+    infeasible, or a trial of any repeat, counts as diverged."""
+
+    def fall(dispatch: Dispatch) -> dict[str, Any] | Failure:
+        if dispatch.job["loss"]["name"] != "flatnce" or dispatch.job["stage"] != "tune":
+            return noisy(dispatch)
+        if of_the_last == "diverged" and dispatch.job["seed"] == repeats - 1:
+            return noisy(dispatch) | {"result": {"outcome": "diverged", "step": 1, "metrics": {}, "untrained": {}}}
+        return Failure("out_of_memory", None, "CUDA out of memory", "")
+
+    is_open = True
+    while is_open:
+        with opened(tmp_path, changes(repeats, 6, trials=2)) as (session, ledger, _, plan):
+            session.start()
+            play(session, fall)
+            failed = [trial for trial in ledger.trials(stage="tune", state="failed") if trial.outcome != "infeasible"]
+            is_open = bool(failed)
+            for trial in failed:
+                ledger.give_up(trial.id)
+            said, untuned = summarize(ledger), untuned_arms(plan, ledger)
+    has_diverged = of_the_last == "diverged" and repeats == 1
+    assert untuned == {"flatnce": "diverged" if has_diverged else "failed"}
+    (comparison,) = said.comparisons
+    assert comparison.result.verdict == ("diverges" if has_diverged else "inconclusive")
+    assert (comparison.result.p_adjusted is None) == has_diverged
+
+
+def test_the_family_is_that_of_the_plan_whatever_tuning_comes_to(tmp_path: Path) -> None:
+    """Seen: tuning chose what another arm had, the pair was "one objective, computed in two ways", and the third arm
+    was judged at 0.05, which the plan does not allow. Mutant check: asking the jobs as frozen."""
+    sweep = {
+        "compare": {},
+        "arm": [
+            {"label": "default", "optimizer.lr": 1e-3},
+            {"label": "tuned"},
+            {"label": "warm", "optimizer.lr": 1e-3, "loss.temperature": 0.2},
+        ],
+        "tune": TUNE | {"trials": 2, "space": {"optimizer.lr": CHOICES}, "sampler": "grid"},
+        "confirm": {"seeds": 6},
+    }
+
+    def of(dispatch: Dispatch) -> dict[str, Any]:
+        seed, warm = dispatch.job["seed"], dispatch.job["loss"]["temperature"] == 0.2
+        low = 0.1 * (dispatch.job["optimizer"]["lr"] != 1e-3)
+        return done(dispatch, 0.8 - low + warm * (0.02 + 0.001 * seed))
+
+    with opened(tmp_path, sweep) as (session, ledger, _, plan):
+        session.start()
+        play(session, of)
+        frozen, said = ledger.frozen(), summarize(ledger)
+    assert plan.tested == plan.contrasts == (("tuned", "default"), ("warm", "default"))
+    assert frozen["tuned"].params == {"optimizer.lr": 1e-3}
+    alike, warm = (comparison.result for comparison in said.comparisons)
+    assert [pair.difference for pair in alike.pairs] == [0.0] * 6
+    assert (alike.same_objective, alike.verdict) == (False, "equivalent")
+    assert said.alpha == {"difference": 0.04, "equivalence": 0.01}
+    assert (warm.p_adjusted, warm.verdict) == (2**-5, "a_better")
+    assert (
+        "tuned against default: tuning chose the same setting for both, so that only rounding can differ." in said.notes
+    )
+    assert "one objective" not in said.sentence
 
 
 def test_what_does_not_go_together_is_refused_with_what_does(tmp_path: Path) -> None:
