@@ -209,7 +209,10 @@ def compare(
         verdict: Verdict = "inconclusive"
         if fallen:
             verdict = "diverges"
-        elif (complete and contrast in same_objective) or (may_claim and alike[contrast].rejected):
+        elif complete and contrast in same_objective:
+            # What one way of computing it alone does not survive is no one method.
+            verdict = "inconclusive" if any(pair.diverged in ("a", "b") for pair in pairs) else "equivalent"
+        elif may_claim and alike[contrast].rejected:
             verdict = "equivalent"
         elif may_claim and apart[contrast].rejected:
             verdict = "a_better" if (sum(p.difference for p in pairs) > 0) == (mode == "max") else "b_better"

@@ -84,7 +84,7 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
         comparisons=[
             pairs.comparison(result, confirm.trials, parts) for result, parts in zip(compared, variances, strict=True)
         ],
-        execution_only=pairs.execution_only(confirm.trials, confirm.values, smallest),
+        execution_only=pairs.execution_only(confirm.trials, confirm.values, confirm.diverged, smallest),
         seeds=seeds,
         alpha=pairs.levels(compared, smallest),
         smallest_p=statistics.smallest_p(len(planned.units)),

@@ -75,7 +75,7 @@ def summarize(named: Mapping[str, Ledger], rows: RowFiles | None = None) -> Mult
         comparisons=[
             pairs.comparison(result, confirm.trials, parts) for result, parts in zip(compared, variances, strict=True)
         ],
-        execution_only=pairs.execution_only(confirm.trials, confirm.values, smallest),
+        execution_only=pairs.execution_only(confirm.trials, confirm.values, confirm.diverged, smallest),
         seeds=sorted({seed for summary in runs.values() for seed in summary.seeds}),
         alpha=pairs.levels(compared, smallest),
         smallest_p=statistics.smallest_p(most),

@@ -5,7 +5,7 @@ That a pair is one is checked by hash and never assumed: see `hashes` in a trial
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 
 from pydantic import JsonValue
@@ -66,13 +66,16 @@ def apart(pairs: Sequence[tuple[Trial, Trial]]) -> dict[str, list[str]]:
 
 
 def execution_only(
-    of_arm: Mapping[str, Sequence[Trial]], values: Mapping[str, Mapping[int, float]], smallest: float
+    of_arm: Mapping[str, Sequence[Trial]],
+    values: Mapping[str, Mapping[int, float]],
+    diverged: Mapping[str, Collection[int]],
+    smallest: float,
 ) -> list[ExecutionPair]:
     """Find the pairs of arms whose jobs differ in nothing but `execution`, and how far apart their metrics are, seed by
     seed.
 
     Training turns rounding into something larger, so they need not be identical; they agree when no seed differs by
-    more than the smallest difference that matters.
+    more than the smallest difference that matters, and none diverged in one of them alone.
     """
     labels, alike = list(of_arm), []
     objectives = {label: _objectives(trials) for label, trials in of_arm.items()}
@@ -83,10 +86,12 @@ def execution_only(
             mine, other = values.get(a, {}), values.get(b, {})
             have = sorted(mine.keys() & other.keys())
             largest = max((abs(mine[seed] - other[seed]) for seed in have), default=None)
+            lost, of_other = set(diverged.get(a, ())), set(diverged.get(b, ()))
+            alone = sorted((lost & other.keys()) | (of_other & mine.keys()))
             agree = None if largest is None else largest == 0 or largest <= smallest
             same = [{trial.seed: canonical(trial.job) for trial in of_arm[arm]} for arm in (a, b)]
             identical = all(same[0][seed] == same[1][seed] for seed in same[0].keys() & same[1].keys())
-            alike.append(ExecutionPair(a, b, identical, len(have), largest, agree))
+            alike.append(ExecutionPair(a, b, identical, len(have), largest, False if alone else agree, alone))
     return alike
 
 

@@ -257,7 +257,10 @@ class ExecutionPair(AsFields):
     """The jobs differ in nothing at all, as in two runs."""
     n: int
     largest_difference: float | None
+    """Of the seeds that both trained, of which there are n."""
     agree: bool | None
+    diverged_alone: Sequence[int] = ()
+    """Seeds in which one of the two diverged and the other trained: then they do not agree."""
 
 
 @dataclass(frozen=True)

@@ -292,7 +292,7 @@ def _clause(comparison: ComparisonSummary, answer: Answer, names: Names, *, brie
     if result.verdict == "diverges":
         return _diverges(result, answer.arms, names)
     if result.same_objective:
-        return _same_objective(result, metric, f"{a} and {b}{at}")
+        return _same_objective(result, metric, f"{a} and {b}{at}", names, _unit(answer))
     if not result.n:
         return f"{a} against {b}{at} has no seed that both have finished"
     evidence = f"p = {probability(deciding_p(result))}" + ("" if brief else f", {counted(result.n, _unit(answer))}")
@@ -364,16 +364,20 @@ def _diverges(result: Comparison, arms: Sequence[ArmSummary], names: Names) -> s
     return f"{clauses[0]} and {clauses[1]}: they are not compared"
 
 
-def _same_objective(result: Comparison, metric: str, both: str) -> str:
+def _same_objective(result: Comparison, metric: str, both: str, names: Names, unit: str) -> str:
     """Say how far apart one objective is, computed in two ways: `big batch and exact accumulation are one objective,
     computed in two ways: a seed differs by at most 0.0031 knn_accuracy`."""
     apart = [abs(pair.difference) for pair in result.pairs if not pair.diverged]
-    far = f"a seed differs by at most {value(max(apart, default=0.0))} {metric}"
+    far = f"a {unit} differs by at most {value(max(apart, default=0.0))} {metric}"
     if not apart:
-        far = "no seed has ended in both"
+        far = f"no {unit} has ended in both"
     elif not any(apart):
-        far = f"equal in {metric} in each of {counted(len(apart), 'seed')}"
-    return f"{both} are one objective, computed in two ways: {far}"
+        far = f"equal in {metric} in each of {counted(len(apart), unit)}"
+    same = f"{both} are one objective, computed in two ways"
+    if result.diverged("a") or result.diverged("b"):
+        rest = f"; where both trained, {far}" if apart else ""
+        return f"{same}, and do not agree: {_sides(result, names, unit)}{rest}"
+    return f"{same}: {far}"
 
 
 def _sides(result: Comparison, names: Names, unit: str) -> str:

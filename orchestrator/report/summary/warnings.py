@@ -66,7 +66,13 @@ def oddities(answer: Answer, *, seeds: int) -> Iterable[str]:
         if pair.agree is False:
             how = "are the same job" if pair.identical else "differ in execution only"
             both = f"{names.arm[pair.a]} and {names.arm[pair.b]}"
-            yield f"{both} {how} and should agree; a seed differs by {pair.largest_difference:.3g}."
+            ways = []
+            if alone := pair.diverged_alone:
+                seeds_ = f"{by_count(len(alone), 'seed', 'seeds')} {', '.join(map(str, alone))}"
+                ways.append(f"one of them alone diverged in {seeds_}")
+            if (largest := pair.largest_difference or 0.0) > answer.smallest_difference:
+                ways.append(f"a seed differs by {largest:.3g}")
+            yield f"{both} {how} and should agree; {' and '.join(ways)}."
 
 
 def _of_arm(arm: ArmSummary, name: str, metric: str) -> Iterable[str]:

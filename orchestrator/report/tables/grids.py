@@ -401,5 +401,9 @@ def _same(pair: ExecutionPair, names: Names) -> str:
     if pair.agree is None:
         return f"{arms}; no seed has ended in both."
     verb = "agree" if pair.agree else "do not agree"
-    of = counted(pair.n, "seed")
-    return f"{arms} and {verb}: the largest difference of {of} is {formatting.value(pair.largest_difference)}."
+    alone = len(pair.diverged_alone)
+    parts = [f"one alone diverged in {counted(alone, 'seed')}"] if alone else []
+    if pair.n:
+        of = counted(pair.n, "seed")
+        parts.append(f"the largest difference of {of} is {formatting.value(pair.largest_difference)}")
+    return f"{arms} and {verb}: {'; '.join(parts)}."

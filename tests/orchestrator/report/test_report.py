@@ -243,6 +243,41 @@ def test_arms_that_differ_in_execution_only_are_checked_against_each_other(begin
 
 
 @pytest.mark.parametrize(
+    ("fallen", "verdict", "seeds"),
+    [
+        ({"chunks": [2, 4]}, "inconclusive", [2, 4]),
+        ({"whole": [3]}, "inconclusive", [3]),
+        ({"whole": [1], "chunks": [5]}, "inconclusive", [1, 5]),
+        ({"whole": [1, 2], "chunks": [1, 2]}, "equivalent", []),
+        ({"chunks": [0, 1, 2]}, "diverges", [0, 1, 2]),
+    ],
+)
+def test_one_objective_of_which_one_way_alone_diverges_does_not_agree(
+    begin: Begin, fallen: dict[str, list[int]], verdict: str, seeds: list[int]
+) -> None:
+    """Seen: `equivalent`, "equal in each of 4 seeds", agree. Mutant check: comparing the seeds that both trained."""
+    arms = '[[arm]]\nlabel = "whole"\n[[arm]]\nlabel = "chunks"\n"execution.micro" = 32\n'
+    run = begin(arms)
+    for arm in ("whole", "chunks"):
+        for trial, metric in zip(run.confirm(arm), BETTER["plain"], strict=True):
+            run.done(trial, metric, outcome="diverged" if trial.seed in fallen.get(arm, ()) else "ok")
+    found = answer_of(run.ledger)
+    (one,), (pair,) = found["comparisons"], found["execution_only"]
+    assert (one["same_objective"], one["verdict"], one["complete"]) == (True, verdict, True)
+    assert (pair["agree"], pair["diverged_alone"]) == (not seeds, seeds)
+    says = [note for note in found["notes"] if "differ in execution only and should agree" in note]
+    shown = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    both = "chunks and whole differ in execution only and should agree"
+    assert says == [f"{both}; one of them alone diverged in {shown}."] * bool(seeds)
+    if verdict == "inconclusive":
+        assert "are one objective, computed in two ways, and do not agree: " in found["sentence"]
+        assert all(f"{arm} diverged in" in found["sentence"] or f"{arm} in " in found["sentence"] for arm in fallen)
+        assert found["sentence"].endswith(
+            f"; where both trained, equal in knn_accuracy in each of {6 - len(seeds)} seeds."
+        )
+
+
+@pytest.mark.parametrize(
     ("plain", "flat", "held", "said"),
     [
         ({"samples": 1000}, {"samples": 1000}, "samples", "1,000 pairs, rounded down"),

@@ -104,9 +104,8 @@ def test_an_arm_that_is_the_baseline_again_is_no_contrast_and_is_held_to_agree(r
     found = answered(one, two)
     (only,) = found["comparisons"]
     assert (only["a"], only["p_holm"], only["verdict"]) == ("b: dcl", 1 / 32, "a_better")
-    assert found["execution_only"] == [
-        {"a": "b: plain", "b": "a: plain", "identical": True, "n": 6, "largest_difference": 0.0, "agree": True}
-    ]
+    agree = {"identical": True, "n": 6, "largest_difference": 0.0, "agree": True, "diverged_alone": []}
+    assert found["execution_only"] == [{"a": "b: plain", "b": "a: plain", **agree}]
     three = ran("c", OTHER | {"plain": level(0.95)}, DCL)
     one = ran("d", BETTER)
     found = answered(one, three)
