@@ -294,6 +294,14 @@ def unconfirmed(ledger: Ledger) -> list[str]:
     return _unconfirmed(_untuned(ledger))
 
 
+def coming(ledger: Ledger) -> set[tuple[str, int]]:
+    """Find the planned confirm trials of a run that may still get a result, by arm and seed."""
+    plan, trials, untuned = planning.stored(ledger.run.sweep, ledger.run.rules), ledger.trials(), _untuned(ledger)
+    stopped = schedule.stopped_arms(trials)
+    looked = confirming.course(plan, trials, untuned, stopped) if plan.looks else None
+    return confirming.to_come(plan, trials, untuned, stopped, looked)
+
+
 def _untuned(ledger: Ledger) -> dict[str, str]:
     """Map each arm that will have no confirm trial to why."""
     run = ledger.run

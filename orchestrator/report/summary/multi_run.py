@@ -9,7 +9,7 @@ put side by side was decided when their results could be seen.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +22,19 @@ from orchestrator.report.summary.sentences import across, code
 from orchestrator.report.summary.warnings import oddities
 from orchestrator.run_dir.bucket import is_uri
 from orchestrator.run_dir.rows import RowFiles
-from orchestrator.system.display import ranges
+from orchestrator.session.schedule import confirming
+from orchestrator.sweep import plan as planning
+from orchestrator.sweep.plan import Plan
+from orchestrator.system.display import by_count, ranges
 
 EXPLORATORY = (
     "Comparisons across runs were not planned together: these runs were put side by side when their results could be "
     "seen, so what follows is exploratory. The verdict of each run is by its own plan."
+)
+
+WAITING = (
+    "Nothing is claimed across runs while a seed that two of them planned is still to come: all of these comparisons "
+    "are judged together."
 )
 
 LONGEST = 100
@@ -43,21 +51,30 @@ def summarize(named: Mapping[str, Ledger], rows: RowFiles | None = None) -> Mult
     jobs = {name: compatibility.planned_jobs(ledger.run.sweep) for name, ledger in named.items()}
     compatibility.refuse(runs, jobs)
     confirm = _confirmed({name: arms.confirmed(ledger, ledger.trials("confirm")) for name, ledger in named.items()})
-    planned = _contrasts(runs, confirm)
-    most = max(map(len, planned.values()), default=0)
+    planned = [planning.stored(ledger.run.sweep, ledger.run.rules) for ledger in named.values()]
+    units, coming = _units(planned), {label(name, arm): set[int]() for name, run in runs.items() for arm in _of(run)}
+    for name, ledger in named.items():
+        for arm, seed in evidence.coming(ledger):
+            coming[label(name, arm)].add(seed)
+    contrasts = _contrasts(runs, confirm)
+    asked = {pair: _asked(pair, seeds, units, confirm, coming) for pair, seeds in contrasts.items()}
+    most = max(map(len, asked.values()), default=0)
     smallest = max(summary.smallest_difference for summary in runs.values())
     first = next(iter(runs.values()))
     never = [label(name, arm) for name, ledger in named.items() for arm in evidence.unconfirmed(ledger)]
+    paired = confirming.averaged(units, coming, confirm.values, confirm.diverged)
+    lacking = {pair: _lacking(pair, own, coming) for pair, own in asked.items() if not set(pair) & set(never)}
     compared = statistics.compare(
-        confirm.values,
-        list(planned),
-        seeds=planned,
+        paired.values,
+        list(asked),
+        seeds={pair: [seeds[0] for seeds in own] for pair, own in asked.items()},
         mode=first.mode,
         smallest_difference=smallest,
-        divergence=statistics.Divergence(confirm.diverged, never),
+        divergence=statistics.Divergence(paired.diverged, never),
+        pending=any(lacking.values()),
     )
     variances = variance.parts_of(
-        compared, confirm.trials, metric=first.metric, smallest_difference=smallest, files=rows
+        compared, confirm.trials, metric=first.metric, smallest_difference=smallest, files=rows, units=units
     )
     arm_summaries = [
         replace(arm, run=name, arm=arm.label, label=label(name, arm.label))
@@ -79,13 +96,16 @@ def summarize(named: Mapping[str, Ledger], rows: RowFiles | None = None) -> Mult
         seeds=sorted({seed for summary in runs.values() for seed in summary.seeds}),
         alpha=pairs.levels(compared, smallest),
         smallest_p=statistics.smallest_p(most),
+        unit="repeat" if any(run.unit == "repeat" for run in runs.values()) else "seed",
         runs=runs,
     )
     notes = [
         EXPLORATORY,
-        *_seeds(runs),
-        *_missing(runs, compared, planned),
-        *oddities(whole, seeds=most),
+        *_repeats(runs),
+        *_seeds(runs, units),
+        *_missing(runs, contrasts, confirm, coming, never),
+        *([WAITING] if any(lacking.values()) else []),
+        *oddities(whole, pairs=most),
         *_smallest(runs),
         *_codes(runs),
         *compatibility.differences(runs, jobs),
@@ -102,21 +122,55 @@ def _confirmed(of_runs: Mapping[str, arms.Confirmed]) -> arms.Confirmed:
     )
 
 
+def _of(summary: Summary) -> list[str]:
+    return [arm.label for arm in summary.arms]
+
+
 def _contrasts(runs: Mapping[str, Summary], confirm: arms.Confirmed) -> dict[tuple[str, str], list[int]]:
     """Choose what to compare across runs, on which seeds: the arms of the later runs with the baseline of the first, on
-    the seeds that both planned and neither lost. There is no plan that a lost seed could break."""
+    the seeds that both planned."""
     first, *later = runs
-    baseline, lost = label(first, runs[first].arms[0].label), _lost(runs)
+    baseline = label(first, runs[first].arms[0].label)
     return {
-        (label(name, arm.label), baseline): [
-            seed
-            for seed in common(runs[first].seeds, runs[name].seeds)
-            if not {(label(name, arm.label), seed), (baseline, seed)} & lost
-        ]
+        (label(name, arm), baseline): common(runs[first].seeds, runs[name].seeds)
         for name in later
-        for arm in runs[name].arms
-        if not pairs.same_objective(confirm.trials[label(name, arm.label)], confirm.trials[baseline])
+        for arm in _of(runs[name])
+        if not pairs.same_objective(confirm.trials[label(name, arm)], confirm.trials[baseline])
     }
+
+
+def _units(plans: Sequence[Plan]) -> list[tuple[int, ...]]:
+    """Put together the seeds that are one unit in any of the runs, in the order in which they were planned: those of a
+    repeat of a tuning share a setting, and are no pairs of their own whatever the other run has."""
+    of: dict[int, set[int]] = {}
+    for plan in plans:
+        for unit in plan.units:
+            together = set(unit).union(*(of.get(seed, ()) for seed in unit))
+            of |= dict.fromkeys(together, together)
+    return list(dict.fromkeys(tuple(sorted(together)) for together in of.values()))
+
+
+def _asked(
+    contrast: tuple[str, str],
+    seeds: Sequence[int],
+    units: Sequence[tuple[int, ...]],
+    confirm: arms.Confirmed,
+    coming: Mapping[str, Collection[int]],
+) -> list[tuple[int, ...]]:
+    """List the units that a contrast is judged on: both runs planned all seeds of each, and in neither arm one has
+    ended without a result or is not trained. There is no plan that a lost seed could break."""
+    there = set(seeds)
+    for arm in contrast:
+        there &= {*confirm.values.get(arm, {}), *confirm.diverged[arm], *coming[arm]}
+    whole = [unit for unit in units if there >= set(unit)]
+    return sorted(whole, key=lambda unit: min(map(seeds.index, unit)))
+
+
+def _lacking(
+    contrast: tuple[str, str], units: Sequence[tuple[int, ...]], coming: Mapping[str, Collection[int]]
+) -> list[int]:
+    """List the seeds of these units that an arm still lacks."""
+    return [seed for unit in units for seed in unit if any(seed in coming[arm] for arm in contrast)]
 
 
 def curves(named: Mapping[str, Ledger], answer: MultiRunSummary) -> dict[str, Curve]:
@@ -160,38 +214,54 @@ def common(a: Sequence[int], b: Sequence[int]) -> list[int]:
     return [seed for seed in a if seed in b]
 
 
-def _seeds(runs: Mapping[str, Summary]) -> Iterable[str]:
+def _repeats(runs: Mapping[str, Summary]) -> Iterable[str]:
+    names = [name for name, summary in runs.items() if summary.unit == "repeat"]
+    if names:
+        have = by_count(len(names), "has", "have")
+        yield (
+            f"{' and '.join(names)} {have} repeats of the tuning as units: what is paired across runs is a repeat, "
+            "with the mean of its seeds in either run; one that lacks a seed is left out."
+        )
+
+
+def _seeds(runs: Mapping[str, Summary], units: Sequence[tuple[int, ...]]) -> Iterable[str]:
     first, *later = runs
     for name in later:
         mine, other = runs[first].seeds, runs[name].seeds
-        both = common(mine, other)
+        whole = [unit for unit in units if set(unit) <= set(mine) & set(other)]
+        both = sorted(seed for unit in whole for seed in unit)
         if len(both) == len(mine) == len(other):
             continue
-        dropped = sorted(set(mine) ^ set(other))
+        dropped = sorted({*mine, *other}.difference(both))
         text = f"{first} and {name} planned different confirm seeds: compared on those that both have "
         text += f"({ranges(both)}), without {ranges(dropped)}."
-        yield text if len(both) >= 2 else f"{text} It takes two or more, so {name} is inconclusive here."
-
-
-def _lost(runs: Mapping[str, Summary]) -> set[tuple[str, int]]:
-    """Return the arms, by their labels here, and the confirm seeds whose trials have failed."""
-    failed = ((name, trial) for name, summary in runs.items() for trial in summary.failures)
-    return {(label(name, trial.arm), trial.seed) for name, trial in failed if trial.stage == "confirm"}
+        yield text if len(whole) >= 2 else f"{text} It takes two or more, so {name} is inconclusive here."
 
 
 def _missing(
     runs: Mapping[str, Summary],
-    compared: Sequence[statistics.Comparison],
-    planned: Mapping[tuple[str, str], Sequence[int]],
+    contrasts: Mapping[tuple[str, str], Sequence[int]],
+    confirm: arms.Confirmed,
+    coming: Mapping[str, Collection[int]],
+    never: Collection[str],
 ) -> Iterable[str]:
-    failed = _lost(runs)
-    for result in compared:
-        lost = sorted({seed for arm, seed in failed if arm in (result.a, result.b)})
+    """Yield which common seeds a comparison does without, and which it waits for."""
+    listed = ((name, trial) for name, summary in runs.items() for trial in summary.failures)
+    failed = {(label(name, trial.arm), trial.seed) for name, trial in listed if trial.stage == "confirm"}
+    for pair, seeds in contrasts.items():
+        if set(pair) & set(never):
+            continue
+        lost = sorted({seed for seed in seeds for arm in pair if (arm, seed) in failed})
+        there = [{*confirm.values.get(arm, {}), *confirm.diverged[arm], *coming[arm], *lost} for arm in pair]
+        untrained = [seed for seed in seeds if any(seed not in own for own in there)]
+        others = "compared on the others" if len(lost) + len(untrained) < len(seeds) else "there is nothing to compare"
         if lost:
-            yield f"{result.a} against {result.b} lost seed {ranges(lost)}: compared on the others."
-        coming = [seed for seed in planned[result.a, result.b] if seed not in result.seeds]
-        if coming:
-            yield f"{result.a} against {result.b} lacks seed {ranges(coming)}, which is still to come: inconclusive."
+            yield f"{pair[0]} against {pair[1]} lost seed {ranges(lost)}: {others}."
+        if untrained:
+            yield f"{pair[0]} against {pair[1]}: seed {ranges(untrained)} has no result in both: {others}."
+        to_come = [seed for seed in seeds if seed not in lost and any(seed in coming[arm] for arm in pair)]
+        if to_come:
+            yield f"{pair[0]} against {pair[1]} lacks seed {ranges(to_come)}, which is still to come: inconclusive."
 
 
 def _codes(runs: Mapping[str, Summary]) -> Iterable[str]:

@@ -385,6 +385,8 @@ class MultiRunSummary:
     alpha: Mapping[str, float]
     """At which levels the contrasts are judged: of a `difference`, and of `equivalence`."""
     smallest_p: float
+    unit: Literal["seed", "repeat"]
+    """What is paired: confirm seeds, or the seeds of a repeat of a tuning where a run has such units."""
     runs: Mapping[str, Summary]
     """Each run by its own plan, by name."""
     notes: Sequence[str] = ()

@@ -16,6 +16,7 @@ from orchestrator.report.summary.records import (
     ArmSummary,
     CodeGroup,
     ComparisonSummary,
+    OutsideSummary,
     Summary,
     WhichSummary,
 )
@@ -292,12 +293,12 @@ def _clause(comparison: ComparisonSummary, answer: Answer, names: Names, *, brie
     if result.verdict == "diverges":
         return _diverges(result, answer.arms, names)
     if result.same_objective:
-        return _same_objective(result, metric, f"{a} and {b}{at}", names, _unit(answer))
+        return _same_objective(result, metric, f"{a} and {b}{at}", names, unit_of(answer))
     if not result.n:
         return f"{a} against {b}{at} has no seed that both have finished"
-    evidence = f"p = {probability(deciding_p(result))}" + ("" if brief else f", {counted(result.n, _unit(answer))}")
+    evidence = f"p = {probability(deciding_p(result))}" + ("" if brief else f", {counted(result.n, unit_of(answer))}")
     if lost(result):
-        evidence = f"({evidence}; {_sides(result, names, _unit(answer))})"
+        evidence = f"({evidence}; {_sides(result, names, unit_of(answer))})"
         by, delta = "", f"{signed(result.delta_trained)} {metric} where both trained"
     else:
         ends = f"interval {interval(_of_winner(result), sign=True)}, " if result.interval else ""
@@ -314,8 +315,9 @@ def _clause(comparison: ComparisonSummary, answer: Answer, names: Names, *, brie
     return f"{a} against {b}{at} is inconclusive: {delta} {evidence}{_more(result, answer)}"
 
 
-def _unit(answer: Answer) -> str:
-    return answer.unit if isinstance(answer, Summary) else "seed"
+def unit_of(answer: Answer) -> str:
+    """Name what is paired."""
+    return "seed" if isinstance(answer, OutsideSummary) else answer.unit
 
 
 def _of_winner(result: Comparison) -> tuple[float, float] | None:
@@ -333,7 +335,7 @@ def _more(result: Comparison, answer: Answer) -> str:
         return ""
     about = result.needed if result.needed < 100 else round(result.needed, 1 - len(str(result.needed)) + 1)
     return (
-        f"; about {about:,} {_unit(answer)}s would tell a difference of {value(answer.smallest_difference)} from none"
+        f"; about {about:,} {unit_of(answer)}s would tell a difference of {value(answer.smallest_difference)} from none"
     )
 
 

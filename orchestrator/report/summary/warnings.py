@@ -34,13 +34,13 @@ def notes(
         *_looks(summary.looks),
         *_exploratory(summary.exploratory),
         *_several_codes(summary.code),
-        *oddities(summary, seeds=seeds),
+        *oddities(summary, pairs=seeds),
         *_thinned(thinned, names_of(summary.arms)),
     ]
 
 
-def oddities(answer: Answer, *, seeds: int) -> Iterable[str]:
-    """Yield what is not as it should be in an answer of one run or several. seeds: the most that a comparison has."""
+def oddities(answer: Answer, *, pairs: int) -> Iterable[str]:
+    """Yield what is not as it should be in an answer of one run or several. pairs: the most that a comparison has."""
     if diverged := sum(arm.diverged for arm in answer.arms):
         ended = diverged + sum(arm.n for arm in answer.arms)
         yield (
@@ -57,7 +57,8 @@ def oddities(answer: Answer, *, seeds: int) -> Iterable[str]:
         yield f"{several}: the best two settings of {whose} lie closer together than two seeds do."
     tested = sum(comparison.result.p is not None for comparison in answer.comparisons)
     if tested and answer.smallest_p > (level := answer.alpha["difference"]):
-        yield f"{counted(seeds, 'seed')} cannot reach p <= {level:g}: the smallest p is {answer.smallest_p:.3g}."
+        several = counted(pairs, sentences.unit_of(answer))
+        yield f"{several} cannot reach p <= {level:g}: the smallest p is {answer.smallest_p:.3g}."
     if answer.held_equal is None:
         yield f"The budget is not equal: arms declare {budgets.several(answer.arms)}."
     for comparison in answer.comparisons:

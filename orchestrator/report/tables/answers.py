@@ -11,7 +11,7 @@ import numpy as np
 from orchestrator.report import formatting
 from orchestrator.report.naming import Names
 from orchestrator.report.summary.records import Answer, MultiRunSummary, Summary
-from orchestrator.report.summary.sentences import deciding_p, enumerated, is_of_these_rows
+from orchestrator.report.summary.sentences import deciding_p, enumerated, is_of_these_rows, unit_of
 from orchestrator.statistics import power
 from orchestrator.system.display import by_count, counted, duration
 
@@ -41,7 +41,7 @@ def short_answers(answer: Answer, names: Names, commands: Sequence[str]) -> Iter
 
 
 def _sure(answer: Answer) -> Iterator[str]:
-    unit = answer.unit if isinstance(answer, Summary) else "seed"
+    unit = unit_of(answer)
     tested = [c.result for c in answer.comparisons if c.result.p is not None and c.result.n]
     if not tested:
         yield f"Nothing is claimed{'' if answer.complete else ' yet'}."

@@ -15,7 +15,7 @@ from orchestrator.report.summary.records import (
     SeedValue,
     Summary,
 )
-from orchestrator.report.summary.sentences import code, deciding_p, is_tested, swap_verdict, verdict_of
+from orchestrator.report.summary.sentences import code, deciding_p, is_tested, swap_verdict, unit_of, verdict_of
 from orchestrator.report.swaps import SettingSummary
 from orchestrator.report.tables.blocks import Block, Bullets, Grid, Heading, Paragraph
 from orchestrator.statistics.rows import VarianceParts
@@ -68,7 +68,7 @@ def uncertainty(answer: Answer, names: Names) -> Iterator[Block]:
     if not known:
         return
     is_apart = any(comparison.parts.settings is not None for comparison in known)
-    unit = answer.unit if isinstance(answer, Summary) else "seed"
+    unit = unit_of(answer)
     yield Heading("Where the uncertainty comes from")
     yield Grid(
         (

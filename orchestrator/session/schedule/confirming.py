@@ -88,17 +88,27 @@ class Units:
 
 
 def by_unit(plan: Plan, trained: Mapping[str, Mapping[int, float]], fallen: Mapping[str, Collection[int]]) -> Units:
-    """Average what seeds came to, where the repeat of a tuning is the unit. It has diverged where one of its seeds has,
-    and lacks a value where one does."""
-    units = Units([seeds[0] for seeds in plan.units], {}, {}, {})
-    has_several, planned = any(len(seeds) > 1 for seeds in plan.units), {seed for seeds in plan.units for seed in seeds}
-    for arm in plan.arms:
-        mine, lost = trained.get(arm.label, {}), set(fallen.get(arm.label, ()))
+    """Average what seeds came to, where the repeat of a tuning is the unit."""
+    return averaged(plan.units, [arm.label for arm in plan.arms], trained, fallen)
+
+
+def averaged(
+    parts: Sequence[Sequence[int]],
+    arms: Iterable[str],
+    trained: Mapping[str, Mapping[int, float]],
+    fallen: Mapping[str, Collection[int]],
+) -> Units:
+    """Average what the seeds of each unit came to. It has diverged where one of its seeds has, and lacks a value where
+    one does."""
+    units = Units([seeds[0] for seeds in parts], {}, {}, {})
+    has_several, planned = any(len(seeds) > 1 for seeds in parts), {seed for seeds in parts for seed in seeds}
+    for arm in arms:
+        mine, lost = trained.get(arm, {}), set(fallen.get(arm, ()))
         if has_several:
-            units.of_seeds[arm.label] = len(lost & planned), len((lost | mine.keys()) & planned)
-        units.diverged[arm.label] = {seeds[0] for seeds in plan.units if lost & set(seeds)}
-        whole = (seeds for seeds in plan.units if not lost & set(seeds) and set(seeds) <= mine.keys())
-        units.values[arm.label] = {seeds[0]: fmean(mine[seed] for seed in seeds) for seeds in whole}
+            units.of_seeds[arm] = len(lost & planned), len((lost | mine.keys()) & planned)
+        units.diverged[arm] = {seeds[0] for seeds in parts if lost & set(seeds)}
+        whole = (seeds for seeds in parts if not lost & set(seeds) and set(seeds) <= mine.keys())
+        units.values[arm] = {seeds[0]: fmean(mine[seed] for seed in seeds) for seeds in whole}
     return units
 
 

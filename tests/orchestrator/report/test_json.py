@@ -51,7 +51,7 @@ def test_the_answer_of_a_kept_run_is_what_it_was(tmp_path: Path, name: str) -> N
 def test_the_keys_of_a_run_and_of_several_keep_their_order(begin: Begin) -> None:
     one, two = finished(begin(), BETTER), finished(begin(TWO + '"budget.samples" = 2000\n'), BETTER)
     found = report.summarize_several({"a": one.ledger, "b": two.ledger}).to_json()
-    assert list(found) == [*HEAD, *MIDDLE, "runs", "notes"]
+    assert list(found) == [*HEAD, *MIDDLE, "unit", "runs", "notes"]
     arms: Any = found["arms"]
     assert list(arms[0]) == [*ARM, "run", "arm"]
     runs: Any = found["runs"]

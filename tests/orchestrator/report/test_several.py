@@ -160,6 +160,93 @@ def test_a_common_seed_that_is_lost_is_left_out_and_one_to_come_is_waited_for(ra
     assert ("Not complete: " in found["sentence"]) != ended
 
 
+MORE = DCL + '[[arm]]\nlabel = "warm"\n"loss.temperature" = 0.2\n'
+
+
+@pytest.mark.parametrize("ended", [0, 4, 7])
+def test_nothing_is_claimed_across_runs_while_a_seed_that_both_planned_is_to_come(ran: Ran, ended: int) -> None:
+    """Seen: in 67 of 600 sweeps an arm was better while the other run was under way, and inconclusive at its end.
+    Mutant check: no `pending` here."""
+    one = ran("a", {arm: level(0.9, n=8) for arm in BETTER}, seeds=8)
+    two = ran("b", None, MORE, seeds=8)
+    for k in range(8):
+        two.done(two.confirm("plain")[k], level(0.9, n=8)[k])
+        two.done(two.confirm("dcl")[k], level(0.95, n=8)[k])
+    warm = two.confirm("warm")
+    for k, trial in enumerate(warm):
+        if k == ended:
+            found = answered(one, two)
+            assert [c["verdict"] for c in found["comparisons"]] == ["inconclusive"] * 2
+            assert [c["complete"] for c in found["comparisons"]] == [True, False]
+            assert multi_run.WAITING in found["notes"]
+            assert found["runs"][1]["comparisons"][0]["verdict"] == "inconclusive", "nor in the run itself"
+        two.done(trial, level(0.9, n=8, factor=-3)[k])
+    found = answered(one, two)
+    assert [c["verdict"] for c in found["comparisons"]] == ["a_better", "inconclusive"]
+    assert multi_run.WAITING not in found["notes"]
+
+
+@pytest.mark.parametrize("what", ["stopped", "looks"])
+def test_a_common_seed_that_is_not_trained_any_more_is_not_waited_for(ran: Ran, what: str) -> None:
+    """An arm that is stopped, or that ended at a look, leaves planned seeds for good. Mutant check: every planned seed
+    without a result is still to come."""
+    looks: Any = {"overrides": ("confirm.seeds={looks=[7,10,14]}",)} if what == "looks" else {"seeds": 14}
+    one = ran("a", {arm: level(0.9, n=14) for arm in BETTER}, seeds=14)
+    two = ran("b", None, MORE, **looks)
+    for arm, mean in (("plain", 0.9), ("dcl", 0.99), ("warm", 0.7)):
+        for k, trial in enumerate(two.confirm(arm)):
+            if what == "stopped" and arm == "warm":
+                two.lost(trial, "no such thing") if k < 3 else None
+            elif what == "stopped" or k < 7:
+                two.done(trial, level(mean, n=14)[k])
+    found = answered(one, two)
+    n, lost = (14, 0) if what == "stopped" else (7, 7)
+    assert [(c["n"], c["verdict"]) for c in found["comparisons"]] == [(n, "a_better"), (lost, OF_WARM[what])]
+    assert multi_run.WAITING not in found["notes"]
+    said = "seed 3-13 has no result in both: there is nothing to compare" if what == "stopped" else "seed 7-13 has no"
+    assert any(f"b: warm against a: plain: {said}" in note for note in found["notes"])
+
+
+OF_WARM = {"stopped": "inconclusive", "looks": "b_better"}
+
+REPEATED = '[tune]\ntrials = 2\nrepeats = 6\nspace = { "optimizer.lr" = { low = 1e-4, high = 1e-2 } }'
+
+
+@pytest.mark.parametrize("other", [REPEATED, REPEATED.replace("6", "12"), ""])
+def test_a_repeat_of_a_tuning_is_one_pair_across_runs_too(ran: Ran, other: str) -> None:
+    """Seen: 24 pairs of six repeats, and p = 1.2e-7. What shares a setting in one run is no pair of its own, whatever
+    the other has. Mutant check: pairing seeds."""
+    seeds = list(range(12, 36))
+    values = {"plain": level(0.9, n=24), "flat": level(0.91, n=24)}
+    one = ran("a", values, tune=REPEATED, seeds=seeds)
+    values = {"plain": level(0.92, n=24, factor=1.5), "dcl": level(0.93, n=24, factor=-1)}
+    two = ran("b", values, DCL, tune=other, seeds=seeds)
+    found = answered(one, two)
+    assert (found["unit"], found["smallest_p"]) == ("repeat", 2**-5)
+    assert {compared["n"] for compared in found["comparisons"]} == {6}
+    d = np.subtract(values["dcl"], level(0.9, n=24))
+    shown = [each["value"] for each in found["comparisons"][-1]["differences"]]
+    assert shown == pytest.approx([d[k::6].mean() for k in range(6)])
+    assert any(note.startswith("a and b have repeats" if other else "a has repeats of") for note in found["notes"])
+
+
+def test_a_repeat_that_two_runs_share_in_part_is_left_out(ran: Ran) -> None:
+    """And one of a seed that is lost. Mutant check: the mean of what is left of it."""
+    one = ran("a", {"plain": level(0.9, n=14), "flat": level(0.91, n=14)}, tune=REPEATED.replace("6", "7"), seeds=14)
+    two = ran("b", None, DCL, seeds=list(range(7, 20)))
+    for k, (plain, other) in enumerate(zip(two.confirm("plain"), two.confirm("dcl"), strict=True)):
+        two.done(plain, level(0.9, n=13)[k])
+        two.lost(other) if k == 2 else two.done(other, level(0.95, n=13)[k])
+    found = answered(one, two)
+    assert [trial.seed for trial in one.ledger.trials("confirm")][:14] == list(range(7, 21))
+    assert [each["seed"] for each in found["comparisons"][-1]["differences"]] == [7, 8, 10, 11, 12]
+    assert (
+        "a and b planned different confirm seeds: compared on those that both have (7-12, 14-19), without 13, 20."
+        in (found["notes"])
+    )
+    assert "b: dcl against a: plain lost seed 9: compared on the others." in found["notes"]
+
+
 @pytest.mark.parametrize("seeds", [[5, 6, 7], [9, 10]])
 def test_fewer_than_two_common_seeds_are_inconclusive_and_noted(ran: Ran, tmp_path: Path, seeds: list[int]) -> None:
     dcl = {"plain": level(0.9, n=len(seeds)), "dcl": level(0.95, n=len(seeds))}
