@@ -62,7 +62,7 @@ def plan(
     tell = partial(echo, err=True)
     with importable(sweeps.code_of(loaded, sweep.parent)):
         estimate = estimating.from_probes(made, tell=tell) if probe else estimating.from_history(made)
-    power = spread.power(made, spreads)
+    power = spread.power(made, spreads, estimate)
     if as_json:
         known = {"power": [one.to_json() for one in power], "estimate": estimate.summary()}
         print_json(versioned("plan", {**made.summary(), **known}))

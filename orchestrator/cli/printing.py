@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from math import isfinite
+from math import ceil, floor, isfinite, log10
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import click
 
 from jobs.config.components import is_class, is_import_path
 from jobs.core.plain import one_line, visible, visible_lines
-from orchestrator.system.display import MOST_LISTED, Harmless, cell, listed, ranges, table_lines
+from orchestrator.system.display import MOST_LISTED, Harmless, cell, counted, listed, ranges, table_lines
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -100,7 +100,7 @@ def print_plan(made: Plan, estimate: Estimate, power: Sequence[Power], probe: st
     task = str(made.sweep.job.get("task"))
     is_own_loop = is_import_path(task) and not is_class(task)  # which no probe can run
     echo(f"time:      {time_line(estimate, None if is_own_loop else probe)}")
-    for line in power_lines(power, made.sweep.metric.smallest_difference, estimate):
+    for line in power_lines(power, made.sweep.metric.smallest_difference):
         echo(line)
     echo(f"smallest p reachable: {max(made.smallest_p, 1e-5):.4g}")
     for warning in (*made.warnings, *estimate.notes):
@@ -115,12 +115,13 @@ def _basis(basis: Basis) -> str:
     if basis["rule"] == "fewest":
         return " (the fewest that can reach the level, if all agree)"
     if basis["rule"] == "enough" and basis.get("sd") is None:
-        return " (enough: 10, as it is not known what they would find)"
+        return f" (enough: {basis['n']}, as it is not known what they would find)"
     return f" (enough, by the spread in {basis.get('source')})" if basis["rule"] == "enough" else ""
 
 
-def power_lines(power: Sequence[Power], smallest_difference: float, estimate: Estimate) -> list[str]:
-    """Say what the seeds of each contrast can show, in a line for contrasts of which the same is known."""
+def power_lines(power: Sequence[Power], smallest_difference: float) -> list[str]:
+    """Say what the seeds of each contrast can show and what they take, in a line for contrasts of which the same is
+    known. What is found is rounded up, so that the figure is enough."""
     groups: dict[tuple[object, ...], list[Power]] = {}
     for contrast in power:
         groups.setdefault((contrast.n, contrast.spread, contrast.needed), []).append(contrast)
@@ -128,32 +129,57 @@ def power_lines(power: Sequence[Power], smallest_difference: float, estimate: Es
     for own in groups.values():
         first, others = own[0], len(own) - 1
         which = f" ({first.a} against {first.b}{f' and {others} more' if others else ''})" if len(groups) > 1 else ""
+        hours = _hours(own, smallest_difference)
+        of = f"power:     {counted(first.n, first.unit)}"
         if not isfinite(first.detectable):
-            lines.append(f"power:     {first.n} seeds cannot find any difference{which}; a pilot tells the sd, no more")
+            lines.append(f"{of} cannot find any difference{which}; a pilot tells the sd, no more{hours}")
             continue
-        line = f"power:     {first.n} seeds find a difference of {first.detectable:.2f} sd four times in five{which}"
-        if first.spread is None:
+        sd = "sd of the repeats' means" if first.unit == "repeat" else "sd"
+        line = f"{of} find a difference of {rounded_up(first.detectable, 2)} {sd} four times in five{which}"
+        if first.unit == "repeat":
+            line += "; that sd is not known before"
+            if first.spread is not None:
+                line += f", and that of single seeds is {first.spread.sd:.3g} (from above) in {first.spread.origin}"
+        elif first.spread is None:
             line += "; the sd is not known, as nothing like it has run here: a pilot is a run with confirm.seeds=5"
         else:
             found = first.detectable * first.spread.sd
-            line += f": {found:.3g}, by an sd of {first.spread.sd:.3g} (from above) in {first.spread.origin}"
-            line += _needed(own, smallest_difference, estimate)
-        lines.append(line)
+            digits = 2 - floor(log10(found)) if found > 0 else 2
+            line += f": {float(rounded_up(found, digits)):.3g}, by an sd of {first.spread.sd:.3g} (from above) in "
+            line += first.spread.origin
+        lines.append(line + _needed(first, smallest_difference) + hours)
     return lines
 
 
-def _needed(own: Sequence[Power], smallest_difference: float, estimate: Estimate) -> str:
-    """Say how many seeds the smallest difference takes, and the hours of a rank for all arms of these contrasts."""
-    if smallest_difference <= 0:
+def rounded_up(value: float, digits: int) -> str:
+    """Write a number with so many digits behind the point, rounded up unless that is off by what a float holds."""
+    scale = 10.0**digits
+    return f"{ceil(value * scale * (1 - 1e-12)) / scale:.{max(digits, 0)}f}"
+
+
+def _needed(first: Power, smallest_difference: float) -> str:
+    """Say how many seeds the smallest difference takes, where the spread of what is paired is known."""
+    if smallest_difference <= 0 or first.spread is None or first.unit == "repeat":
         return ""
-    if own[0].needed is None:
+    if first.needed is None:
         return f"; {smallest_difference:g} takes more seeds than can be counted"
-    text = f"; {smallest_difference:g} takes {own[0].needed:,} seeds"
-    labels = {label for contrast in own for label in (contrast.a, contrast.b)}
-    took = [(arm.trial_seconds, arm.ranks) for arm in estimate.arms if arm.label in labels]
-    hours = sum(own[0].needed * (seconds or 0.0) * ranks for seconds, ranks in took) / 3600
-    known = all(seconds is not None for seconds, _ in took)
-    return text + (f", {hours:,.2f} rank-hours for {len(labels)} arms" if known else "")
+    return f"; {smallest_difference:g} takes {first.needed:,} seeds"
+
+
+def _hours(own: Sequence[Power], smallest_difference: float) -> str:
+    """Say what the trials of a contrast take, of those whose times are known: the planned ones, and those that the
+    smallest difference takes."""
+    planned = [contrast.rank_hours for contrast in own if contrast.rank_hours is not None]
+    needed = [contrast.needed_rank_hours for contrast in own if contrast.needed_rank_hours is not None]
+    if not planned:
+        return ""
+    more = f", and {_from_to(needed)} for {smallest_difference:g}" if needed else ""
+    return f"; {_from_to(planned)} rank-hours for both arms{' of each' if len(own) > 1 else ''}{more}"
+
+
+def _from_to(hours: Sequence[float]) -> str:
+    shown = [f"{value:,.2f}" if value >= 0.1 else f"{value:.2g}" for value in (min(hours), max(hours))]
+    return " to ".join(dict.fromkeys(shown))
 
 
 def _rounded(value: float | None) -> float | int | None:

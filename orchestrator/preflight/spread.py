@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from statistics import stdev
-from typing import TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from jobs.config import canonical
 from jobs.config.components import is_import_path
@@ -22,6 +22,9 @@ from orchestrator.preflight.estimate.history import confirmed_within_reach
 from orchestrator.sweep import Sweep
 from orchestrator.sweep import plan as planning
 from orchestrator.sweep.plan import Plan
+
+if TYPE_CHECKING:
+    from orchestrator.preflight.estimate import Estimate
 
 FEWEST_PAIRS = 5
 """Pairs of a contrast from which on its spread says something."""
@@ -54,14 +57,22 @@ class PowerSummary(TypedDict):
     a: str
     b: str
     n: int
+    """Seeds, or repeats of the tuning where these are paired."""
     sd: float | None
-    """Of paired differences in runs like it, from above; None where there are none."""
+    """Of paired differences in runs like it, from above; None where there are none, and of repeats."""
     detectable: float | None
-    """The difference that n seeds find with a power of 0.8, in standard deviations; None where they find none."""
+    """The difference that n of them find with a power of 0.8, in standard deviations of what is paired; None where they
+    find none."""
     needed: int | None
     """Seeds that find the smallest difference that matters with a power of 0.8; None where the spread is not known."""
     source: str | None
     """The run that tells sd."""
+    unit: Literal["seed", "repeat"]
+    """What is paired: with repeats, the means of their seeds."""
+    rank_hours: float | None
+    """Hours of a rank for the confirm trials of both arms, with looks up to the last; None where no time is known."""
+    needed_rank_hours: float | None
+    """The same, for as many seeds as are needed."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +86,27 @@ class Power:
     """The difference that they find with a power of 0.8, in standard deviations; inf where they cannot find any."""
 
     spread: Spread | None
+    """Of single seeds, whatever is paired."""
+
     needed: int | None
-    """Seeds that find the smallest difference that matters with a power of 0.8; None where the spread is not known."""
+    """Seeds that find the smallest difference that matters with a power of 0.8; None where the spread of what is paired
+    is not known."""
+
+    unit: Literal["seed", "repeat"] = "seed"
+    rank_hours: float | None = None
+    """Hours of a rank for the confirm trials of both arms; None where no time is known."""
+
+    needed_rank_hours: float | None = None
 
     def to_json(self) -> PowerSummary:
         """Return the record as JSON."""
-        sd, source = (self.spread.sd, self.spread.origin) if self.spread else (None, None)
+        is_known = self.spread is not None and self.unit == "seed"
+        sd, source = (self.spread.sd, self.spread.origin) if self.spread and is_known else (None, None)
         found = self.detectable if isfinite(self.detectable) else None
         return {
             "a": self.a, "b": self.b, "n": self.n, "sd": sd, "detectable": found, "needed": self.needed,
-            "source": source,
+            "source": source, "unit": self.unit, "rank_hours": self.rank_hours,
+            "needed_rank_hours": self.needed_rank_hours,
         }  # fmt: skip
 
 
@@ -103,8 +125,9 @@ def planned(sweep: Sweep, spreads: Spreads) -> Plan:
     return made if widest is None else planning.make(sweep, (widest.sd, widest.origin))
 
 
-def power(plan: Plan, spreads: Spreads) -> list[Power]:
-    """Compute what the seeds of every contrast that is tested can show."""
+def power(plan: Plan, spreads: Spreads, estimate: Estimate | None = None) -> list[Power]:
+    """Compute what the seeds of every contrast that is tested can show, and what they take. estimate: what a trial of
+    each arm takes; None: not asked for."""
     from orchestrator.statistics import levels
     from orchestrator.statistics.power import detectable, seeds_to_find
 
@@ -113,13 +136,35 @@ def power(plan: Plan, spreads: Spreads) -> list[Power]:
         return []
     alpha, found = levels(len(tested), smallest).difference, []
     effect = detectable(seeds, alpha, len(tested))
+    is_of_repeats, hours = plan.repeats >= planning.REPEATS_AS_UNITS, _hours(estimate)
     for a, b in tested:
         kind = _kind([_job(plan, arm) for arm in (a, b)], plan.sweep.metric.name)
         like = [spread for other, spread in spreads if other == kind]
         widest = max(like, key=lambda spread: spread.sd, default=None)
-        needed = seeds_to_find(smallest / widest.sd, alpha, len(tested)) if widest and smallest > 0 else None
-        found.append(Power(a, b, seeds, effect, widest, needed))
+        needed = None
+        if widest and smallest > 0 and not is_of_repeats:  # single seeds tell nothing of means that share a tuning
+            needed = seeds_to_find(smallest / widest.sd, alpha, len(tested))
+        pair = hours[a] + hours[b] if a in hours and b in hours else None
+        found.append(
+            Power(
+                a,
+                b,
+                seeds,
+                effect,
+                widest,
+                needed,
+                "repeat" if is_of_repeats else "seed",
+                None if pair is None else len(plan.confirm_seeds) * pair,
+                None if pair is None or needed is None else needed * pair,
+            )
+        )
     return found
+
+
+def _hours(estimate: Estimate | None) -> dict[str, float]:
+    """Map the arms of which a time is known to the hours of a rank that one trial takes."""
+    known = estimate.arms if estimate is not None else ()
+    return {arm.label: took * arm.ranks / 3600 for arm in known if (took := arm.trial_seconds) is not None}
 
 
 def _job(plan: Plan, arm: str) -> JsonObject:

@@ -40,7 +40,7 @@ def basis_of(sweep: Sweep, contrasts: int, spread: tuple[float, str] | None) -> 
     alpha, repeats = levels(contrasts, smallest).difference, sweep.tune.repeats if sweep.tune else 1
     if seeds == "fewest":
         return {"rule": "fewest", "n": _whole(power.fewest_seeds(alpha), repeats)}
-    if spread is None or smallest == 0:
+    if spread is None or smallest == 0 or repeats >= REPEATS_AS_UNITS:  # the spread is known of single seeds
         count = _whole(power.enough_seeds(None), repeats)
         return {"rule": "enough", "n": count, "sd": None, "source": None, "needed": None}
     needed = power.seeds_to_find(smallest / spread[0], alpha, max(contrasts, 1))
@@ -49,8 +49,12 @@ def basis_of(sweep: Sweep, contrasts: int, spread: tuple[float, str] | None) -> 
 
 
 def _whole(count: int, repeats: int) -> int:
-    """Return the next multiple: each repeat of the tuning has as many seeds."""
-    return -(-count // repeats) * repeats
+    """Return the next multiple, as each repeat of the tuning has as many seeds; the one below where that is more than a
+    word gives."""
+    from orchestrator.statistics.power import MOST_CHOSEN
+
+    above = -(-count // repeats) * repeats
+    return above if above <= MOST_CHOSEN else max(MOST_CHOSEN // repeats, 1) * repeats
 
 
 def tune_seeds(sweep: Sweep) -> tuple[int, ...]:

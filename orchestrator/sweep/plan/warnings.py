@@ -29,8 +29,8 @@ def warnings(
     if sd is not None and sweep.metric.smallest_difference > 0 and (needed is None or needed > seeds):
         many = f"more than {power.MOST:,}" if needed is None else f"{needed:,}"
         what = "confirm seeds are the most that 'enough' gives"
-        if seeds != basis["n"]:
-            what = "repeats are tuned, each of which is one unit of the test"
+        if repeats > 1:
+            what += f" in a multiple of tune.repeats = {repeats}"
         notes.append(
             f"{seeds} {what}; {many} would find "
             f"{sweep.metric.smallest_difference:g} four times in five, by the sd of {sd:.4g} in {basis.get('source')}: "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +19,9 @@ from ledgers import BETTER, TWO, finished, start
 from scipy import stats
 
 from orchestrator.cli import main
+from orchestrator.cli.printing import power_lines, rounded_up
 from orchestrator.preflight import spread
-from orchestrator.statistics.power import detectable, seeds_to_find
+from orchestrator.statistics.power import WANTED, detectable, power, seeds_to_find
 from orchestrator.sweep import plan as planning
 
 
@@ -57,6 +60,9 @@ def test_a_run_like_it_tells_the_spread_from_above(home: Path) -> None:
         "detectable": pytest.approx(detectable(6, 0.05)),
         "needed": seeds_to_find(0.005 / sd, 0.05),
         "source": str(home / "earlier"),
+        "unit": "seed",
+        "rank_hours": None,
+        "needed_rank_hours": None,
     }
     assert sd > stdev(np.subtract(BETTER["flat"], BETTER["plain"]))
 
@@ -128,8 +134,76 @@ def test_plan_prints_it_for_people_and_for_programs(home: Path, tmp_path: Path) 
     assert f"by an sd of {upper(BETTER):.3g} (from above) in" in known.output.replace("\n", " ")
     assert f"0.005 takes {seeds_to_find(0.005 / upper(BETTER), 0.05)} seeds" in known.output.replace("\n", " ")
     told = CliRunner().invoke(main, ["plan", str(tmp_path / "sweep.toml"), "--set", "name=other", "--json"])
-    (row,) = json.loads(told.output)["power"]
-    assert [*row] == ["a", "b", "n", "sd", "detectable", "needed", "source"]
+    answer = json.loads(told.output)
+    (row,) = answer["power"]
+    keys = ["a", "b", "n", "sd", "detectable", "needed", "source", "unit", "rank_hours", "needed_rank_hours"]
+    assert [*row] == keys
+    took = sum(arm["trial_seconds"] for arm in answer["estimate"]["arms"])
+    assert row["rank_hours"] == pytest.approx(6 * took / 3600)
+    assert row["needed_rank_hours"] == pytest.approx(row["needed"] * took / 3600)
+    shown = f"; {row['rank_hours']:.2g} rank-hours for both arms, and {row['needed_rank_hours']:.2g} for 0.005"
+    assert shown in known.output.replace("\n", " ")
+
+
+def test_contrasts_of_which_the_same_is_known_share_a_line_with_a_range_of_hours() -> None:
+    """Of a contrast alone, of its two arms, for the planned seeds and for those that are needed. Seen: a sum over the
+    arms of all contrasts, and only where the sd was known. Mutant check: the hours of the first one."""
+    spread_ = spread.Spread(0.02, 8, "runs/x")
+    like = [
+        spread.Power("b", "a", 8, 1.5, spread_, 40, "seed", 1.0, 5.0),
+        spread.Power("c", "a", 8, 1.5, spread_, 40, "seed", 2.5, 12.5),
+        spread.Power("d", "a", 8, 1.5, spread_, 40),
+    ]
+    (line,) = power_lines(like, 0.01)
+    assert line.endswith(
+        "; 0.01 takes 40 seeds; 1.00 to 2.50 rank-hours for both arms of each, and 5.00 to 12.50 for 0.01"
+    )
+    (line,) = power_lines([spread.Power("b", "a", 8, 1.5, None, None, "seed", 0.0123)], 0.01)
+    assert line.endswith("a pilot is a run with confirm.seeds=5; 0.012 rank-hours for both arms")
+    (line,) = power_lines([spread.Power("b", "a", 5, math.inf, None, None, "seed", 1.0)], 0.01)
+    assert line.endswith(
+        "5 seeds cannot find any difference; a pilot tells the sd, no more; 1.00 rank-hours for both arms"
+    )
+
+
+@pytest.mark.parametrize("seeds", [6, 8, 10, 14, 20])
+@pytest.mark.parametrize("contrasts", [1, 3, 7])
+def test_a_figure_that_is_printed_is_enough(seeds: int, contrasts: int) -> None:
+    """Rounded up, as the table of docs/verdict.md. Seen: 1.51 where 1.5131 sd are found. Mutant check: `.2f`."""
+    alpha = 0.05 if contrasts == 1 else 0.04
+    effect = detectable(seeds, alpha, contrasts)
+    (line,) = power_lines([spread.Power("b", "a", seeds, effect, spread.Spread(0.0123, 8, "runs/x"), None)], 0.0)
+    match = re.search(r"a difference of ([\d.]+) sd .*: ([\d.e-]+), by an sd", line)
+    assert match is not None
+    assert power(float(match[1]), seeds, alpha, contrasts) >= WANTED
+    assert float(match[1]) - effect < 0.01
+    assert effect * 0.0123 <= float(match[2]) < effect * 0.0123 * 1.01
+
+
+@pytest.mark.parametrize(("value", "digits", "shown"), [(1.16, 2, "1.16"), (1.1600001, 2, "1.17"), (2.0, 2, "2.00")])
+def test_a_figure_that_is_exact_stays_as_it_is(value: float, digits: int, shown: str) -> None:
+    assert rounded_up(value, digits) == shown
+
+
+REPEATED = '[tune]\ntrials = 2\nrepeats = 6\nspace = { "optimizer.lr" = { low = 1e-4, high = 1e-2 } }'
+
+
+def test_the_sd_of_repeats_is_not_that_of_single_seeds(home: Path, tmp_path: Path) -> None:
+    """Seen: "6 seeds find 1.81 sd", beside an sd of seeds, for 24 seeds of six repeats, and "enough" that asks how many
+    seeds find what matters. Mutant check: `needed` by the sd of single seeds."""
+    ran(home / "earlier", WIDE)
+    own = start(tmp_path / "own", TWO, tune=REPEATED, seeds=24)
+    own.ledger.close()
+    (found,) = spread.power(own.plan, spread.known())
+    row = found.to_json()
+    assert (row["n"], row["unit"], row["sd"], row["needed"], row["source"]) == (6, "repeat", None, None, None)
+    (line,) = power_lines([found], 0.005)
+    assert "6 repeats find a difference of 1.81 sd of the repeats' means four times in five" in line
+    assert f"that of single seeds is {upper(WIDE):.3g} (from above) in" in line
+    assert "takes" not in line
+    sweep = own.plan.sweep.model_copy(update={"confirm": own.plan.sweep.confirm.model_copy(update={"seeds": "enough"})})
+    made = spread.planned(sweep, spread.known())
+    assert (made.basis["n"], made.basis["sd"], made.basis["needed"]) == (12, None, None)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e308])

@@ -102,6 +102,21 @@ def test_a_sweep_that_gives_the_number_of_a_run_begun_with_a_word_is_that_of_the
     assert not is_as_begun(plan_of(confirm={"seeds": 9}), "confirm.seeds", 10)
 
 
+@pytest.mark.parametrize(
+    ("repeats", "sd", "n"), [(3, 0.02, 18), (3, 0.01, 18), (4, 0.02, 20), (5, None, 10), (7, 0.02, 14), (7, None, 14)]
+)
+def test_with_repeats_enough_is_a_multiple_of_them_and_twenty_at_most(repeats: int, sd: float | None, n: int) -> None:
+    """Seen: 21, of seven. Mutant check: the next multiple."""
+    tune = {"trials": 2, "repeats": repeats, "space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2}}}
+    sweep = Sweep.model_validate(SWEEP | {"tune": tune, "confirm": {"seeds": "enough"}})
+    made = make(sweep, None if sd is None else (sd, "runs/first"))
+    assert len(made.confirm_seeds) == made.basis["n"] == n
+    needed = made.basis.get("needed")
+    warned = [note for note in made.warnings if "are the most that 'enough' gives" in note]
+    assert bool(warned) == ((needed or 0) > n)
+    assert all(f"{n} confirm seeds are the most that 'enough' gives in a multiple" in note for note in warned)
+
+
 def test_without_a_smallest_difference_enough_are_ten() -> None:
     sweep = Sweep.model_validate(SWEEP | {"metric": {"name": "knn_accuracy"}})
     assert len(make(sweep, (0.01, "runs/first")).confirm_seeds) == 10
