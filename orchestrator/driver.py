@@ -388,6 +388,7 @@ def _apply(context: RunContext) -> None:
     """Record in the ledger what a person asks of the run."""
     options = context.options
     if options.retry is not None:
+        schedule.note_lost(context.plan, context.ledger)
         apply_retry(context.ledger, options.retry)
     if options.extend is not None:
         stopped = schedule.stopped_arms(context.ledger.trials())

@@ -242,7 +242,7 @@ def compare(
                 verdict=verdict,
                 look=None if looked is None or contrast not in looked.standing else looked.standing[contrast].look,
                 needed=_needed(trained, len(family), smallest_difference)
-                if verdict == "inconclusive" and contrast in family and whole and not pending
+                if verdict == "inconclusive" and contrast in family and whole and not (pending and looked is None)
                 else None,
             )
         )

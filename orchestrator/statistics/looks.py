@@ -11,7 +11,8 @@ first: the course is a function of the values. Each look asks, in this order:
    continuations to the last look, by what is known of its mean and spread (normal differences, the usual prior), fewer
    than HOPE come to a verdict. To stop for that is no claim.
 
-What a look has decided stays, whatever later looks would say.
+What a look has decided stays, whatever later looks would say. A seed that was lost when a look was taken is recorded
+with it, and stays lost: by a retry that has the look judged anew a person could have it judged twice.
 
 Source: the level is spent over the looks as by Lan and DeMets (1983), in joint.py. Assumption: as there and for
 `equivalence_p`; and how many looks there are, and at which seeds, was fixed before the first value was seen. For 3.

@@ -54,9 +54,11 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
     mode, smallest = metric.get("mode", "max"), float(metric.get("smallest_difference", 0.0))
     planned, untuned = planning.stored(run.sweep, run.rules), _untuned(ledger)
     stopped = schedule.stopped_arms(trials)
-    looked = confirming.course(planned, trials, untuned, stopped) if planned.looks else None
+    before = confirming.lost_before(ledger) if planned.looks else {}
+    looked = confirming.course(planned, trials, untuned, stopped, before) if planned.looks else None
     never, coming = _unconfirmed(untuned), confirming.to_come(planned, trials, untuned, stopped, looked)
-    compared = _compared(run, planned, confirm, never, pending=_pending(planned, never, coming), looked=looked)
+    judged = _without(confirm, before)
+    compared = _compared(run, planned, judged, never, pending=_pending(planned, never, coming), looked=looked)
     attempts = ledger.attempts()
     code = [_code_group(group) for group in provenance.behind(run.provenance, trials, attempts)]
     summaries = _arms(ledger, trials, confirm, mode, code)
@@ -104,14 +106,19 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
     which = None
     if summary.complete and not all(result.same_objective for result in compared):
         fallen = [arm for result in compared for arm in result.diverged_arms]
-        units = confirming.by_unit(planned, confirm.values, confirm.diverged)
+        units = confirming.by_unit(planned, judged.values, judged.diverged)
         which = best.which(
             planned.sweep.compare, plan["arms"], units.values, diverged=units.diverged, fallen=fallen, mode=mode
         )
-    summary = replace(summary, which=which, exploratory=_exploratory(summary, planned, trials, stopped, rows))
+    retried = {
+        arm: sorted(seeds & {*confirm.values.get(arm, {}), *confirm.diverged[arm]}) for arm, seeds in before.items()
+    }
+    explored = _exploratory(summary, planned, trials, stopped, rows, more=any(retried.values()))
+    summary = replace(summary, which=which, exploratory=explored)
     warnings = notes(
         summary,
         list(_lost(trials, confirm)),
+        retried=retried,
         over=_over(planned, trials, untuned, stopped),
         thinned=_thinned(ledger, trials),
     )
@@ -122,10 +129,23 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
     return replace(summary, notes=warnings, sentence=sentence(summary))
 
 
+def _without(confirm: arms.Confirmed, lost: Mapping[str, Collection[int]]) -> arms.Confirmed:
+    """Leave out what seeds have come to that count as lost."""
+    fallen = {arm: seeds.difference(lost.get(arm, ())) for arm, seeds in confirm.diverged.items()}
+    return replace(confirm, values=confirming.without(confirm.values, lost), diverged=fallen)
+
+
 def _exploratory(
-    summary: Summary, plan: Plan, trials: Sequence[Trial], stopped: Collection[str], rows: RowFiles | None
+    summary: Summary,
+    plan: Plan,
+    trials: Sequence[Trial],
+    stopped: Collection[str],
+    rows: RowFiles | None,
+    *,
+    more: bool,
 ) -> ExploratorySummary | None:
-    """Judge all confirm trials at the latest setting of their arms, where that is more than the plan has judged."""
+    """Judge all confirm trials at the latest setting of their arms, where that is more than the plan has judged. more:
+    it is, whatever seeds there are."""
     confirm = sorted((trial for trial in trials if trial.stage == "confirm"), key=lambda trial: trial.seed)
     latest = {trial.arm: pairs.without_seed(trial.job) for trial in confirm}
     own = [trial for trial in confirm if pairs.without_seed(trial.job) == latest[trial.arm]]
@@ -136,7 +156,7 @@ def _exploratory(
     planned = [comparison.result for comparison in summary.comparisons]
     never = {arm for result in planned for arm in result.diverged_arms if arm not in latest}
     is_open = summary.looks is not None and not summary.looks.ended  # what a look is about to judge is not shown
-    if is_open or all(trial.seed in plan.confirm_seeds for trial in confirm):
+    if is_open or (not more and all(trial.seed in plan.confirm_seeds for trial in confirm)):
         return None
     found = statistics.compare(
         kept.values,
@@ -298,7 +318,7 @@ def coming(ledger: Ledger) -> set[tuple[str, int]]:
     """Find the planned confirm trials of a run that may still get a result, by arm and seed."""
     plan, trials, untuned = planning.stored(ledger.run.sweep, ledger.run.rules), ledger.trials(), _untuned(ledger)
     stopped = schedule.stopped_arms(trials)
-    looked = confirming.course(plan, trials, untuned, stopped) if plan.looks else None
+    looked = confirming.course(plan, trials, untuned, stopped, confirming.lost_before(ledger)) if plan.looks else None
     return confirming.to_come(plan, trials, untuned, stopped, looked)
 
 

@@ -23,15 +23,22 @@ from orchestrator.system.display import by_count, counted, listed, ranges
 
 
 def notes(
-    summary: Summary, lost: Sequence[Trial], *, over: Mapping[str, str], thinned: Sequence[Trial] = ()
+    summary: Summary,
+    lost: Sequence[Trial],
+    *,
+    over: Mapping[str, str],
+    retried: Mapping[str, Sequence[int]],
+    thinned: Sequence[Trial] = (),
 ) -> list[str]:
     """Return sentences on a summary, the gravest first; none when all is well. `lost`: trials that ended without a
-    value; `over`: arms of which no further confirm trial is begun, and why; `thinned`: trials with a batch that had
+    value; `over`: arms of which no further confirm trial is begun, and why; `retried`: seeds of an arm that were
+    lost when a look was taken, and have a result since; `thinned`: trials with a batch that had
     more than half of its negatives left out."""
     seeds = len(summary.seeds)
     return [
         *_missing(summary, lost, over),
         *_looks(summary.looks),
+        *_retried(retried, names_of(summary.arms)),
         *_exploratory(summary.exploratory),
         *_several_codes(summary.code),
         *oddities(summary, pairs=seeds),
@@ -159,6 +166,16 @@ def _looks(looks: LooksSummary | None) -> Iterable[str]:
             f"Stopped at look {looks.taken} of {total}, of {seeds}: fewer than one in ten continuations to {last} "
             "seeds would have settled what is open."
         )
+
+
+def _retried(retried: Mapping[str, Sequence[int]], names: Names) -> Iterable[str]:
+    """Yield a sentence on seeds that came too late for their look."""
+    for arm, seeds in retried.items():
+        if seeds:
+            yield (
+                f"{names.alone(arm)}, {by_count(len(seeds), 'seed', 'seeds')} {ranges(seeds)}: lost when a look was "
+                "taken, and so for the planned verdict; what came of it since is exploratory."
+            )
 
 
 def _exploratory(found: ExploratorySummary | None) -> Iterable[str]:

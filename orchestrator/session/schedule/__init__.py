@@ -6,6 +6,7 @@ A function of the plan and the ledger: asked again after any kill, it gives the 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     from orchestrator.statistics import Course
 
 __all__ = [
-    "Schedule", "as_trial", "awaiting_oom_decision", "digest", "fingerprint", "is_stopped", "no_job", "passed_over",
-    "setting_of", "stopped_arms", "stopped_swaps", "stops_the_sweep", "untuned_arms", "wrong_metric",
+    "Schedule", "as_trial", "awaiting_oom_decision", "digest", "fingerprint", "is_stopped", "no_job", "note_lost",
+    "passed_over", "setting_of", "stopped_arms", "stopped_swaps", "stops_the_sweep", "untuned_arms", "wrong_metric",
 ]  # fmt: skip
 
 STAGES = ("tune", "confirm", "swap")
@@ -235,7 +236,7 @@ class Schedule:
         untuned = untuned_arms(self._plan, self._ledger)
         if self._unsettled(untuned, stopped):
             return False
-        course = confirming.course(self._plan, trials, untuned, stopped)
+        course = _looked_at(self._plan, self._ledger, trials, untuned)
         self._note_look(course)
         self._looked = bool(course.ended)
         there = {(trial.arm, trial.seed) for trial in confirm}
@@ -403,6 +404,23 @@ def untuned_arms(plan: Plan, ledger: Ledger) -> dict[str, str]:
         elif leader in frozen and arm not in frozen and no_job(plan, arm, "confirm", frozen[leader].params):
             untuned[arm] = "failed"
     return untuned
+
+
+def note_lost(plan: Plan, ledger: Ledger) -> None:
+    """Record the seeds that were lost when looks were taken, before anything is begun by what these have said, and
+    before a person queues a failed trial again."""
+    if plan.looks:
+        _looked_at(plan, ledger, ledger.trials(), untuned_arms(plan, ledger))
+
+
+def _looked_at(plan: Plan, ledger: Ledger, trials: Sequence[Trial], untuned: Mapping[str, str]) -> Course:
+    """Follow the looks, and record what was lost when they were taken."""
+    before = confirming.lost_before(ledger)
+    course = confirming.course(plan, trials, untuned, stopped_arms(trials), before)
+    never = [arm for arm, why in untuned.items() if why == "diverged"]
+    if lost := confirming.lost_by(plan, trials, course, never, before):
+        ledger.event(confirming.LOST, json.dumps(lost))
+    return course
 
 
 def wrong_metric(name: str, metrics: Mapping[str, object]) -> str | None:

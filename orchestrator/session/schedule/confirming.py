@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from orchestrator.ledger import Trial
+from orchestrator.ledger import Ledger, Trial
 from orchestrator.sweep.plan import Plan
 
 if TYPE_CHECKING:  # scipy is for those who judge
@@ -56,6 +57,42 @@ def to_come(
     }
 
 
+def lost_before(ledger: Ledger) -> dict[str, set[int]]:
+    """Collect the seeds of each arm that were lost when a look was taken. They stay so, whatever a retry brings: by its
+    result a person could have a look judged twice."""
+    lost: dict[str, set[int]] = {}
+    for event in ledger.events(LOST):
+        for arm, seeds in json.loads(event.text).items():
+            lost.setdefault(arm, set()).update(seeds)
+    return lost
+
+
+def lost_by(
+    plan: Plan, trials: Iterable[Trial], course: Course, never: Collection[str], before: Mapping[str, Collection[int]]
+) -> dict[str, list[int]]:
+    """Find the seeds of the looks taken so far that are lost, beside those that were `before`, by arm. never: arms that
+    are not confirmed, as no setting trained."""
+    confirm = [trial for trial in trials if trial.stage == "confirm"]
+    trained, fallen = values(confirm), diverged(confirm)
+    found = {}
+    for arm, count in course.due.items() if course.taken else ():
+        seeds = plan.confirm_seeds[: min(count, plan.looks[course.taken - 1])]
+        there = {*trained.get(arm, {}), *fallen.get(arm, ()), *before.get(arm, ())}
+        if arm not in never and (lost := [seed for seed in seeds if seed not in there]):
+            found[arm] = lost
+    return found
+
+
+def without(
+    found: Mapping[str, Mapping[int, float]], lost: Mapping[str, Collection[int]]
+) -> dict[str, dict[int, float]]:
+    """Return the metrics without those of seeds that count as lost."""
+    return {
+        arm: {seed: metric for seed, metric in own.items() if seed not in lost.get(arm, ())}
+        for arm, own in found.items()
+    }
+
+
 def values(trials: Iterable[Trial]) -> dict[str, dict[int, float]]:
     """Collect the final metrics of confirm trials that trained: arm -> seed -> metric."""
     found: dict[str, dict[int, float]] = {}
@@ -73,6 +110,10 @@ def diverged(trials: Iterable[Trial]) -> dict[str, set[int]]:
         if trial.outcome == "diverged":
             found.setdefault(trial.arm, set()).add(trial.seed)
     return found
+
+
+LOST = "look_lost"
+"""Of the events that hold, as JSON, the seeds of each arm that were lost when a look was taken."""
 
 
 @dataclass(frozen=True)
@@ -122,16 +163,23 @@ def between_repeats(plan: Plan, trained: Mapping[str, Mapping[int, float]], a: s
     return stdev(means) if len(means) > 1 else None
 
 
-def course(plan: Plan, trials: Sequence[Trial], untuned: Mapping[str, str], stopped: Collection[str]) -> Course:
+def course(
+    plan: Plan,
+    trials: Sequence[Trial],
+    untuned: Mapping[str, str],
+    stopped: Collection[str],
+    before: Mapping[str, Collection[int]],
+) -> Course:
     """Follow the looks of a plan as far as its trials have come.
 
     untuned: arms that will have no confirm trial, and why. stopped: arms of which nothing more is begun, so that what
-    they lack is lost.
+    they lack is lost. before: arm -> seeds that count as lost whatever they have come to, as `lost_before`.
     """
     from orchestrator import statistics
 
     confirm = [trial for trial in trials if trial.stage == "confirm"]
-    trained, fallen = values(confirm), diverged(confirm)
+    trained = without(values(confirm), before)
+    fallen = {arm: seeds.difference(before.get(arm, ())) for arm, seeds in diverged(confirm).items()}
     ended: dict[str, set[int]] = {}
     for trial in confirm:
         if trial.state in HAS_ENDED:
@@ -140,6 +188,8 @@ def course(plan: Plan, trials: Sequence[Trial], untuned: Mapping[str, str], stop
     for arm in over(plan, trials, untuned, stopped).difference(never):
         running = {trial.seed for trial in confirm if trial.arm == arm and trial.state == "running"}
         ended[arm] = set(plan.confirm_seeds) - running
+    for arm, seeds in before.items():
+        ended.setdefault(arm, set()).update(seeds)
     lost = {arm: seeds - trained.get(arm, {}).keys() - fallen.get(arm, set()) for arm, seeds in ended.items()}
     metric, asked = plan.sweep.metric, [pair for pair in plan.tested if not set(pair) & set(never)]
     alpha = statistics.levels(len(asked), metric.smallest_difference)

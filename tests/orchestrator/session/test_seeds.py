@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +23,8 @@ from orchestrator.report.summary.evidence import summarize
 from orchestrator.report.summary.records import Summary
 from orchestrator.run_dir.context import Extend
 from orchestrator.run_dir.folder import RunError
-from orchestrator.session.schedule import extension
+from orchestrator.session import schedule
+from orchestrator.session.schedule import confirming, extension
 from orchestrator.session.writer import Dispatch
 from orchestrator.verify import ledger_checks
 
@@ -236,6 +239,68 @@ def test_a_trial_of_a_stopped_arm_that_still_runs_is_waited_for(tmp_path: Path) 
         assert [trial.id for trial in ledger.trials(state="running")] == running
         during = summarize(ledger)
     assert {one.result.verdict for one in during.comparisons} == {"inconclusive"}
+
+
+@pytest.mark.parametrize("lost", [[("temperature=0.5", 3)], [("temperature=0.1", 6)], [("temperature=0.5", None)]])
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_seed_that_was_lost_when_a_look_was_taken_stays_lost_whatever_a_retry_brings(
+    tmp_path: Path, lost: list[tuple[str, int | None]], noted: bool
+) -> None:
+    """One seed, one of the baseline, and all of an arm that is stopped. Seen: a retry judged the look anew, and could
+    withdraw what it had decided. What the retry brings is exploratory. noted: by the session that took the look, or, as
+    with a run of an earlier version, before the retry. Mutant check: judging what there is by now."""
+    levels = {0.1: 0.0, 0.2: 0.1, 0.5: 0.0}
+
+    def fail(dispatch: Dispatch) -> dict[str, Any] | Failure:
+        arm, seed = f"temperature={dispatch.job['loss']['temperature']}", dispatch.job["seed"]
+        if (arm, seed) in lost or (arm, None) in lost:
+            return Failure("user_error", None, f"no such thing{'s' * seed if (arm, None) not in lost else ''}", "")
+        return answer(levels)(dispatch)
+
+    with opened(tmp_path, changes(levels)) as (session, ledger, _, plan):
+        session.start()
+        play(session, fail)
+        before, has_failed = summarize(ledger), ledger.trials(state="failed")
+        assert len(ledger.events(confirming.LOST)) == 1
+    if not noted:
+        with contextlib.closing(sqlite3.connect(tmp_path / "ledger.db")) as database, database:
+            database.execute("DELETE FROM events WHERE kind = ?", (confirming.LOST,))
+    assert before.looks is not None
+    assert before.looks.ended
+    with opened(tmp_path, changes(levels)) as (session, ledger, _, plan):
+        schedule.note_lost(plan, ledger)
+        for trial in has_failed:
+            ledger.requeue(trial.id)
+        during = summarize(ledger)
+        session.start()
+        play(session, lambda dispatch: done(dispatch, 0.9))
+        after = summarize(ledger)
+        assert not ledger.trials(state="failed")
+    for later in (during, after):
+        assert [one.result for one in later.comparisons] == [one.result for one in before.comparisons]
+        assert (later.looks, later.sentence) == (before.looks, before.sentence)
+    assert during.exploratory is before.exploratory is None
+    assert after.exploratory is not None
+    assert [len(one.result.pairs) for one in after.exploratory.comparisons][-1] >= 7
+    assert any("lost when a look was taken" in note for note in after.notes)
+
+
+def test_a_lost_seed_that_is_retried_before_the_look_is_taken_counts(tmp_path: Path) -> None:
+    levels = {0.1: 0.0, 0.2: 0.1}
+    with opened(tmp_path, changes(levels), concurrent=1) as (session, ledger, _, plan):
+        session.start()
+        play(session, lambda _: Failure("user_error", None, "no such thing", ""), most=1)
+        play(session, answer(levels), most=5)
+        assert not ledger.events(confirming.LOST)
+        schedule.note_lost(plan, ledger)
+        (failed,) = ledger.trials(state="failed")
+        ledger.requeue(failed.id)
+    with opened(tmp_path, changes(levels)) as (session, ledger, _, plan):
+        session.start()
+        play(session, answer(levels))
+        (comparison,) = summarize(ledger).comparisons
+        assert not ledger.events(confirming.LOST)
+    assert (comparison.result.n, comparison.result.verdict) == (7, "a_better")
 
 
 def extend(folder: Path, sweep: dict[str, Any], wanted: Extend, of: Callable[[Dispatch], Any]) -> Summary:
