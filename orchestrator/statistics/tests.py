@@ -16,6 +16,9 @@ EXACT_UP_TO = 40
 DRAWS = 99_999
 """Random sign assignments beyond that: p is then known to about 0.0007 near 0.05."""
 
+PRECISION = 1e-7
+"""Of a bound that is found by halving, as a share of the largest difference."""
+
 
 def sign_flip_p(differences: ArrayLike) -> float:
     """Compute the two-sided p of the sign-flip test on the mean of n paired differences.
@@ -81,6 +84,29 @@ def paired_t_p(differences: ArrayLike) -> float | None:
     if error <= TIE * float(np.abs(d).max()):
         return 0.0 if d.any() else 1.0
     return float(2 * special.stdtr(n - 1, -abs(float(d.mean())) / error))
+
+
+def one_sided_bound(differences: ArrayLike, alpha: float) -> float | None:
+    """Compute the lower bound of the mean difference that agrees with `one_sided_p`: above 0 if and only if that p is
+    at most alpha.
+
+    With K = alpha 2^n it is the K-th smallest mean of a non-empty subset of the differences (Hartigan 1969), found by
+    halving, as p rises with the value that the differences are held against. None where so few can reject nothing.
+    Assumption: that of the test, about every value of the mean.
+    """
+    d = vector(differences)
+    scale = max(float(np.abs(d).max(initial=0.0)), PRECISION)
+    low, high = float(d.min(initial=0.0)) - scale, float(d.max(initial=0.0))
+    if one_sided_p(d - low) > alpha:
+        return None
+    if one_sided_p(d) > alpha:
+        high = 0.0
+    else:
+        low = 0.0
+    while high - low > PRECISION * scale:
+        middle = (low + high) / 2
+        low, high = (middle, high) if one_sided_p(d - middle) <= alpha else (low, middle)
+    return high
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 from ledgers import TWO, Begin, Run, finished
 
 from orchestrator.ledger import LeaseHeld, Ledger, sqlite_url
+from orchestrator.report.formatting import signed
 from orchestrator.report.incumbent import ask, next_command
 from orchestrator.run_dir.folder import RunError
 from orchestrator.statistics import one_sided_p
+from orchestrator.statistics.tests import one_sided_bound
 
 SEEDS = list(range(10))
 
@@ -55,8 +58,148 @@ def test_the_arm_that_is_not_the_baseline_again_is_the_new_one_and_another_basel
 ) -> None:
     best, better = let_go(run_of(begin, 0.0)), let_go(run_of(begin, 0.03))
     assert (ask(better, best).arm, ask(better, best).incumbent) == ("flat", "plain")
-    same = ask(let_go(run_of(begin, 0.0, noise="x")), better, arm="flat", baseline="flat")
+    other = let_go(run_of(begin, 0.03))
+    same = ask(let_go(run_of(begin, 0.0, noise="x")), other, arm="flat", baseline="flat")
     assert (same.incumbent, same.keep) == ("flat", False)
+
+
+def test_another_incumbent_is_another_question(begin: Begin) -> None:
+    """Of one arm, against each arm of the other run. Mutant check: a question known by run and arm alone."""
+    best = let_go(run_of(begin, 0.0))
+    new = let_go(run_of(begin, 0.03, noise="n"))
+    against = [ask(new, best, arm="flat", baseline=arm, questions=3) for arm in (None, "flat", "plain")]
+    assert [(answer.incumbent, answer.question) for answer in against] == [("plain", 1), ("flat", 2), ("plain", 1)]
+    assert ask(new, best, arm="plain", baseline="flat").question == 3
+    with pytest.raises(RunError, match="all 3 questions"):
+        ask(new, best, arm="plain", baseline="plain")
+
+
+@pytest.mark.parametrize(("mode", "word"), [("max", "at least"), ("min", "at most")])
+def test_the_bound_of_an_answer_agrees_with_it(begin: Begin, mode: str, word: str) -> None:
+    """Mutant check: the two-sided 95% interval of the t test, which leaves out 0 though the arm is discarded."""
+    best, sign = let_go(run_of(begin, 0.0, mode=mode)), 1 if mode == "max" else -1
+    keeps = []
+    for number, by in enumerate((0.0, 0.002, 0.003, 0.004, 0.005, 0.006, 0.02)):
+        new = let_go(run_of(begin, sign * by, noise=str(number), mode=mode))
+        answer = ask(new, best, arm="flat")
+        assert answer.bound is not None
+        assert (sign * answer.bound > 0) == answer.keep, answer
+        assert f"({word} {signed(answer.bound)}, p = " in answer.sentence
+        assert "95%" not in answer.sentence
+        keeps.append(answer.keep)
+    assert {True, False} == set(keeps)
+
+
+DIFFERENCES = st.lists(
+    st.one_of(st.integers(-3, 8).map(float), st.sampled_from([0.25, -0.001, 0.0067]), st.floats(-1e3, 1e3)),
+    min_size=1,
+    max_size=14,
+)
+
+
+@given(DIFFERENCES, st.integers(1, 40))
+def test_0_is_above_the_bound_if_and_only_if_the_test_does_not_reject(d: list[float], questions: int) -> None:
+    """And the bound is the K-th smallest mean of a non-empty subset, where K assignments may be rejected."""
+    alpha = 0.05 / questions
+    bound = one_sided_bound(d, alpha)
+    allowed = int(alpha * 2 ** len(d) + 1e-9)
+    assert (bound is None) == (allowed == 0)
+    if bound is not None:
+        assert (bound > 0) == (one_sided_p(d) <= alpha)
+        subsets = itertools.chain.from_iterable(itertools.combinations(d, k) for k in range(1, len(d) + 1))
+        expected = sorted(float(np.mean(subset)) for subset in subsets)[allowed - 1]
+        assert bound == pytest.approx(expected, abs=2e-7 * max(1.0, *map(abs, d)))
+
+
+@pytest.mark.parametrize(("n", "mean"), [(24, 0.3), (24, 0.6), (24, 1.0), (48, 0.45)])
+def test_the_bound_of_many_seeds_agrees_too(n: int, mean: float) -> None:
+    d = np.random.default_rng(0).normal(mean, 1, size=n)
+    bound = one_sided_bound(d, 0.0025)
+    assert bound is not None
+    assert (bound > 0) == (one_sided_p(d) <= 0.0025)
+
+
+@pytest.mark.parametrize("falls", ["new", "incumbent"])
+@pytest.mark.parametrize("by", [0.03, 0.0])
+def test_an_answer_says_which_side_diverged_and_shows_no_bound_then(begin: Begin, falls: str, by: float) -> None:
+    best, new = begin(seeds=SEEDS), begin(seeds=SEEDS)
+    for name, run in (("incumbent", best), ("new", new)):
+        for arm in ("plain", "flat"):
+            for number, trial in enumerate(run.confirm(arm)):
+                fell = name == falls and number < 6 and arm == ("flat" if name == "new" else "plain")
+                run.done(trial, 0.9 + by * (arm == "flat"), outcome="diverged" if fell else "ok")
+    answer = ask(let_go(new), let_go(best), arm="flat")
+    assert (answer.keep, answer.bound, answer.diverged_sides) == (False, None, [falls])
+    who = "flat diverged" if falls == "new" else "the incumbent, plain, diverged"
+    assert answer.sentence.startswith(f"Discard flat: {who} in at least half of the seeds, so that")
+
+
+def test_one_pair_that_diverged_takes_the_bound_and_is_counted(begin: Begin) -> None:
+    best, new = let_go(run_of(begin, 0.0)), begin(seeds=SEEDS)
+    for arm in ("plain", "flat"):
+        for number, trial in enumerate(new.confirm(arm)):
+            new.done(trial, 0.93, outcome="diverged" if arm == "flat" and number == 3 else "ok")
+    answer = ask(let_go(new), best, arm="flat")
+    assert (answer.keep, answer.bound, answer.diverged_sides, answer.n_trained) == (False, None, [], 9)
+    assert "where both trained (p = " in answer.sentence
+    assert "1 pair of 10 with a side that diverged" in answer.sentence
+
+
+def test_what_was_kept_is_not_asked_against_on_the_seeds_that_chose_it(begin: Begin) -> None:
+    """By this run or another one; its other arm may be. Mutant check: nothing recorded with the run of what is kept."""
+    best, idea = let_go(run_of(begin, 0.0)), let_go(run_of(begin, 0.03))
+    next_one = let_go(run_of(begin, 0.06, noise="next"))
+    kept = ask(idea, best)
+    assert kept.keep
+    for again in range(2):
+        with pytest.raises(RunError, match="was chosen by these very seeds") as refusal:
+            ask(next_one, idea, arm="flat", baseline="flat")
+        assert f"confirm.seeds={kept.fresh_seeds}" in str(refusal.value)
+        assert "--into" in str(refusal.value)
+        ask(idea, best)
+        assert len(idea.events("kept")) == 1, again
+    assert idea.events("question") == [], "and it is not counted"
+    assert ask(next_one, idea, arm="flat", baseline="plain").keep, "the baseline was not chosen"
+    confirmed = let_go(run_of(begin, 0.03, seeds=kept.fresh_seeds, noise="fresh"))
+    fresh = let_go(run_of(begin, 0.06, seeds=kept.fresh_seeds, noise="next"))
+    assert ask(fresh, confirmed, arm="flat", baseline="flat").n == 10
+
+
+def test_what_is_discarded_may_be_asked_against(begin: Begin) -> None:
+    best, idea = let_go(run_of(begin, 0.0)), let_go(run_of(begin, 0.0, noise="idea"))
+    assert not ask(idea, best, arm="flat").keep
+    assert idea.events("kept") == []
+    assert ask(let_go(run_of(begin, 0.03)), idea, arm="flat", baseline="flat").question == 1
+
+
+def test_nothing_is_kept_of_a_run_that_somebody_drives(begin: Begin, tmp_path: Path) -> None:
+    """The keep could not be recorded with it; the question is then not counted."""
+    best, idea = let_go(run_of(begin, 0.0)), let_go(run_of(begin, 0.03))
+    driver = Ledger.open(sqlite_url(tmp_path / "run1" / "ledger.db"))
+    driver.acquire("somebody else", 60)
+    with pytest.raises(LeaseHeld, match="somebody else has been driving this run"):
+        ask(idea, best, arm="flat")
+    assert best.events("question") == []
+    driver.release()
+    driver.close()
+    assert ask(idea, best, arm="flat").keep
+
+
+def test_a_question_that_an_earlier_version_kept_is_read(begin: Begin) -> None:
+    """Without what it did not write, and what it kept is recorded then."""
+    best, idea = let_go(run_of(begin, 0.0)), let_go(run_of(begin, 0.03))
+    then = {
+        "incumbent": "plain", "arm": "flat", "run": idea.uuid, "question": 1, "questions": 20, "n": 10, "delta": 0.03,
+        "ci95": [0.02, 0.04], "p": 2.0**-10, "alpha": 0.0025, "keep": True, "fresh_seeds": list(range(10, 20)),
+    }  # fmt: skip
+    best.acquire("me", 60)
+    best.event("questions", "20")
+    best.event("question", json.dumps(then))
+    best.release()
+    answer = ask(idea, best, arm="flat")
+    assert answer.sentence.startswith("Keep flat: it beats plain: +0.0300 (p = 0.000977 against 0.0025, 10 seeds, ")
+    with pytest.raises(RunError, match="was chosen by these very seeds"):
+        ask(let_go(run_of(begin, 0.06, noise="next")), idea, arm="flat", baseline="flat")
 
 
 def test_a_metric_of_which_less_is_better_is_asked_the_other_way_round(begin: Begin) -> None:
