@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--into", metavar="FOLDER", help="Folder of the report of several runs, or of one on a cluster.")
 @click.option("--csv", "csv", type=click.Path(path_type=Path), metavar="FILE", help="Results of another trainer.")
 @click.option("--metric", help="Of --csv: the column of the values, or the name of what `value` is.")
-@click.option("--mode", type=click.Choice(["max", "min"]), help="Of --csv: which is better; max unless given.")
+@click.option("--mode", type=click.Choice(["max", "min"]), help="Of --csv: which is better; follows the metric.")
 @click.option("--baseline", metavar="ARM", help="Of --csv, or of OTHER: what is compared with; else the first.")
 @click.option("--smallest-difference", type=float, metavar="X", help="Of --csv: differences below it do not matter.")
 @click.option("--incumbent", metavar="OTHER", help="Ask whether the new arm of RUN beats the baseline of this run.")
@@ -64,6 +64,8 @@ def compare(
         orchestrator compare runs/idea-7 --incumbent runs/best --questions 20
 
     FILE has the columns arm, seed and METRIC (or value), and may have row, where each line is a row that was judged.
+    Less is better of a METRIC such as loss, error_rate, rmse or latency_s, and more of others, unless --mode says
+    otherwise; the answer says which way it took.
     Of several runs, each keeps the verdict of its own plan; below them is one table of all arms, in which the arms of
     the later runs are compared with the first run's baseline. The report of one run lies in it, that of several in
     runs/compared/A+B; with --address it is brought here, into NAME-report. With --incumbent the number of questions is
@@ -76,7 +78,7 @@ def compare(
     if wrong := _mixed(run, csv, incumbent, of_csv=of_csv, of_incumbent=of_incumbent, places=places):
         raise click.UsageError(wrong)
     if csv is not None and metric is not None:
-        _compare_csv(csv, metric, mode or "max", baseline, smallest_difference or 0.0, as_json=as_json)
+        _compare_csv(csv, metric, mode, baseline, smallest_difference or 0.0, as_json=as_json)
         return
     if incumbent is not None:
         if address is not None:
@@ -162,7 +164,13 @@ def _ask(
 
 
 def _compare_csv(
-    path: Path, metric: str, mode: Literal["max", "min"], baseline: str | None, smallest: float, *, as_json: bool
+    path: Path,
+    metric: str,
+    mode: Literal["max", "min"] | None,
+    baseline: str | None,
+    smallest: float,
+    *,
+    as_json: bool,
 ) -> None:
     from orchestrator import report
 

@@ -65,6 +65,7 @@ SHELVES = {
     "orchestrator/report/render": "page > plots > cost differences levels lines tuned > looks > figure",
     "orchestrator/report/summary": "multi_run outside > evidence > arms best warnings > "
     "budgets compatibility pairs sentences > records > plain_json",
+    "orchestrator/report/summary/outside": "judging > direction reading",
     "orchestrator/report/tables": "content > answers grids > blocks",
     "orchestrator/run_dir": "export > context creation provenance > own_code rows > folder > bucket environment status",
     "orchestrator/session": "ending shutdown tune_executor > holding session > writer > cluster progress schedule > "

@@ -406,7 +406,8 @@ class OutsideSummary(AsFields):
     mode: statistics.Mode
     smallest_difference: float
     planned: bool = False
-    complete: bool = True
+    complete: bool
+    """Every contrast has seeds that both of its arms have."""
     sentence: str = ""
     arms: Sequence[ArmSummary]
     held_equal: Kind | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,10 @@ from orchestrator import report
 from orchestrator.cli import main
 from orchestrator.report import Asked, judge
 from orchestrator.report.summary.outside import ResultsError
+from orchestrator.report.summary.outside.direction import usual
 from orchestrator.statistics.rows import interval, of_means
+from orchestrator.sweep.model import usual_mode
+from orchestrator.sweep.validate import METRICS, TRAINING_METRICS
 
 
 def written(folder: Path, lines: Sequence[str], header: str = "arm,seed,accuracy", *, encoding: str = "utf-8") -> Path:
@@ -162,6 +166,167 @@ def test_rows_are_averaged_and_must_be_the_same(tmp_path: Path) -> None:
     assert judge(written(tmp_path, lines, header), Asked("accuracy")).arms[0].diverged == 1
 
 
+def test_a_trial_that_diverged_takes_one_line_whatever_its_rows(tmp_path: Path) -> None:
+    """Without a row, or with one of its own; the rows of the others stay those that other rows are told by."""
+    rows = [f"r{number}" for number in range(4)]
+    header, chance = "arm,seed,row,accuracy", random.Random(0)
+    lines = [f"{arm},{seed},{row},{chance.random()}" for arm in "abc" for seed in range(6) for row in rows]
+    whole = judge(written(tmp_path, lines, header), Asked("accuracy"))
+    for lost in ("b,7,,", "b,7,,nan", "b,7,r9,inf", "b,7,r1,"):
+        answer = judge(written(tmp_path, [lost, *lines, "a,7,,"], header), Asked("accuracy", baseline="a"))
+        assert [arm.diverged for arm in answer.arms] == [1, 1, 0]
+        assert answer.comparisons[0].result.diverged("both") == 1
+        assert answer.comparisons[1].parts == whole.comparisons[1].parts
+    with pytest.raises(ResultsError, match="have other rows, such as ''"):
+        judge(written(tmp_path, [*lines, "b,7,,0.5"], header), Asked("accuracy"))
+
+
+def test_arms_without_a_common_seed_are_no_whole_answer(tmp_path: Path) -> None:
+    """In words for a file. Mutant check: `complete` as it was, always true."""
+    path = written(tmp_path, ["a,1,0.5", "a,2,0.6", "b,3,0.7", "b,4,0.8"])
+    answer = judge(path, Asked("accuracy"))
+    assert (answer.complete, answer.comparisons[0].result.complete) == (False, False)
+    assert answer.sentence == "No verdict: no other arm has a seed in common with a."
+    one = judge(written(tmp_path, [*lines_of(BETTER), "c,99,0.5"]), Asked("accuracy"))
+    assert (one.complete, [c.result.complete for c in one.comparisons]) == (False, [True, False])
+    assert judge(written(tmp_path, lines_of(BETTER)), Asked("accuracy")).complete
+
+
+def test_what_of_a_file_was_not_read_is_said(tmp_path: Path) -> None:
+    """A group without rows says nothing, and neither do columns that nobody asked for."""
+    lines = [f"{line},g{number % 2},x" for number, line in enumerate(lines_of(BETTER))]
+    notes = judge(written(tmp_path, lines, "arm,seed,accuracy,group,groups"), Asked("accuracy")).notes
+    assert "The column 'group' was not read: it says which rows belong together, and there is no column 'row'." in notes
+    assert "Not read: the column 'groups'." in notes
+    lines = [f"{line},,g" for line in lines_of(BETTER)]
+    notes = judge(written(tmp_path, lines, "arm,seed,accuracy,row,group"), Asked("accuracy")).notes
+    assert any("'group' was not read" in note for note in notes), "a column of rows that is empty is none"
+    assert not any("not read" in note.lower() for note in judge(written(tmp_path, GOOD), Asked("accuracy")).notes)
+
+
+@pytest.mark.parametrize(
+    "header", ["Arm,Seed,Accuracy,ROW,Group", "ARM,SEED,ACCURACY,Row,GROUP", "Arm,seed,Value,row,group"]
+)
+def test_capitals_in_the_first_line_change_nothing(tmp_path: Path, header: str) -> None:
+    """Mutant check: a `Group` that is a column nobody asked for."""
+    lines = [
+        ",".join([*line.split(",")[:2], *reversed(line.split(",")[2:4]), line.split(",")[4]])
+        for line in of_rows(groups=True)
+    ]
+    found, usual = (
+        judge(written(tmp_path, lines, h), Asked("accuracy")) for h in (header, "arm,seed,accuracy,row,group")
+    )
+    assert found == usual
+    assert found.comparisons[0].parts.groups == 20
+
+
+def test_a_name_in_the_first_line_may_have_what_divides_other_lines(tmp_path: Path) -> None:
+    lines = [line.replace(",", ";") for line in GOOD]
+    header = 'arm;seed;"accuracy, top 1, of 3"'
+    answer = judge(written(tmp_path, lines, header), Asked("accuracy, top 1, of 3"))
+    assert answer.comparisons[0].result.verdict == "a_better"
+
+
+def test_a_seed_is_a_whole_number_however_it_is_written(tmp_path: Path) -> None:
+    """1, 1.0 and 01 are one seed, and seeds beyond what a float holds are none the less different ones."""
+    lines = ["a,1,0.5", "a,02,0.5", "a,3.0,0.5", "b,1.0,0.7", "b,2.,0.8", "b,+3,0.7"]
+    large = [f"{arm},{2**53 + number},{value}" for arm, value in (("a", 0.5), ("b", 0.6)) for number in range(2)]
+    (one,) = judge(written(tmp_path, [*lines, *large]), Asked("accuracy")).comparisons
+    assert one.result.seeds == (1, 2, 3, 2**53, 2**53 + 1)
+    with pytest.raises(ResultsError, match="line 8: arm 'a', seed 1 stands in line 2 too"):
+        judge(written(tmp_path, [*lines, "a,1.0,0.5"]), Asked("accuracy"))
+    for seed in ("1_0", "1e3", "1.23E+09", "0x1", "nan", "9" * 5000, ""):
+        with pytest.raises(ResultsError, match="is no whole number"):
+            judge(written(tmp_path, [*lines, f"a,{seed},0.5"]), Asked("accuracy"))
+
+
+def test_a_number_is_as_people_write_it(tmp_path: Path) -> None:
+    """What Python alone reads, and what is too large to be one, is no trial that diverged."""
+    for value, words in (("1_0", "is no number"), ("1e400", "is beyond"), ("-1e400", "is beyond")):
+        with pytest.raises(ResultsError, match=words):
+            judge(written(tmp_path, [*GOOD, f"flat,9,{value}"]), Asked("accuracy"))
+
+
+def test_labels_that_differ_in_writing_alone_are_named(tmp_path: Path) -> None:
+    """They are two arms all the same: nobody but the reader knows."""
+    for one, other in (("1", "1.0"), ("big", "Big"), ("big batch", "big  batch"), ("1e-3", "0.001")):
+        lines = [f"{arm},{seed},{seed / 10}" for arm in (one, other) for seed in range(6)]
+        notes = judge(written(tmp_path, lines), Asked("accuracy")).notes
+        assert f"{one!r} and {other!r} are two arms here, though they differ in writing alone." in notes
+    assert not any("in writing alone" in note for note in judge(written(tmp_path, GOOD), Asked("accuracy")).notes)
+
+
+def test_line_ends_of_any_machine_are_read(tmp_path: Path) -> None:
+    for end in (b"\r\n", b"\r"):
+        path = written(tmp_path, GOOD)
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", end))
+        assert judge(path, Asked("accuracy")).comparisons[0].result.verdict == "a_better", end
+
+
+# Which way is better
+
+
+def test_the_mode_follows_the_metric(tmp_path: Path) -> None:
+    """The other way round is said to be that. Mutant check: a default of `max`."""
+    values = {"plain": [float(seed) for seed in range(9)], "flat": [seed + 1.0 for seed in range(9)]}
+    path = written(tmp_path, lines_of(values), "arm,seed,loss")
+    for mode, beaten in ((None, "plain beats flat"), ("min", "plain beats flat"), ("max", "flat beats plain")):
+        arguments = [] if mode is None else ["--mode", mode]
+        found = json.loads(run("--csv", str(path), "--metric", "loss", "--json", *arguments).stdout)
+        assert found["mode"] == (mode or "min")
+        assert found["sentence"].startswith(f"{beaten} by 1.0000 loss")
+        shown = " ".join(run("--csv", str(path), "--metric", "loss", *arguments).output.split())
+        against = "note: loss: higher is better, as --mode max says, though it is usually lower that is better."
+        assert (against if mode == "max" else "note: loss: lower is better.") in shown
+
+
+@pytest.mark.parametrize("mode", [None, "max", "min"])
+def test_of_a_metric_that_nobody_knows_the_direction_is_said_to_be_a_guess(tmp_path: Path, mode: Any) -> None:
+    answer = judge(written(tmp_path, lines_of(BETTER), "arm,seed,sharpness"), Asked("sharpness", mode))
+    way = "lower" if mode == "min" else "higher"
+    told = f"as --mode {mode} says" if mode else "as far as anyone has said; if not, give --mode min"
+    assert (answer.mode, answer.notes[0]) == (mode or "max", f"sharpness: {way} is better, {told}.")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["loss", "val_loss", "eval/loss", "valLoss", "Loss", "LOSS", "log_loss", "logloss", "train.loss",
+     "test loss", "error", "error_rate", "top1_error", "mse", "RMSE", "mae", "mean_squared_error", "perplexity",
+     "val_ppl", "wer", "cer", "FID", "fid_score", "brier_score", "latency", "latency_ms", "p99_latency", "time",
+     "time_s", "wall_time", "train_seconds", "seconds_per_step", "peak_memory_mb", "nll",
+     "negative_log_likelihood", "neg_log_likelihood", "cross_entropy", "ece", "EER", "mape", "1 - accuracy",
+     "1-auc", "uniformity", "alignment", "train/loss", "train/infonce"],
+)  # fmt: skip
+def test_less_is_better_of_what_is_lost_or_spent(name: str) -> None:
+    assert usual(name) == "min"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["accuracy", "acc", "val_acc", "Accuracy", "acc@1", "top1_accuracy", "knn_accuracy", "f1", "F1", "macro_f1",
+     "f1_score", "auc", "roc_auc", "AUROC", "map", "mAP", "mAP@50", "ndcg", "nDCG@10", "ndcg10", "mrr",
+     "recall", "recall@5", "precision", "average_precision", "score", "spearman", "pearson", "r2", "R2", "bleu",
+     "rouge", "samples_per_second", "neg_mean_squared_error", "log_likelihood", "reward", "iou", "success_rate"],
+)  # fmt: skip
+def test_more_is_better_of_what_is_right_or_won(name: str) -> None:
+    assert usual(name) == "max"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sharpness", "value", "x", "", "time_to_accuracy", "accuracy_loss", "accuracy_drop", "negative_accuracy",
+     "glossy", "sometimes", "accurate", "temperature", "inverse_error", "layer3"],
+)  # fmt: skip
+def test_a_name_that_says_nothing_or_two_things_is_not_guessed_from(name: str) -> None:
+    """Words count, and not parts of them."""
+    assert usual(name) is None
+
+
+@pytest.mark.parametrize("metric", sorted({*TRAINING_METRICS, *itertools.chain(*METRICS.values())}))
+def test_what_the_program_measures_is_better_as_in_a_sweep(metric: str) -> None:
+    assert usual(metric) == usual_mode(metric)
+
+
 GOOD = lines_of(BETTER)
 
 
@@ -185,6 +350,7 @@ GOOD = lines_of(BETTER)
         ("arm,seed,accuracy", [*GOOD, "flat,7,0.5,1"], "line 14: it has not as many cells"),
         ("arm,seed,accuracy", [*GOOD, ",7,0.5"], "line 14: the arm is empty"),
         ("arm,seed,accuracy", [*GOOD, 'flat,7,"0.5'], "is no CSV in UTF-8"),
+        ("Arm,ARM,seed,accuracy", GOOD, "has the column 'arm' twice: 'Arm', 'ARM'"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_with_its_line(
@@ -226,6 +392,8 @@ def test_it_is_printed_for_people_and_for_programs(tmp_path: Path) -> None:
         (["--csv", "results.csv", "--metric", "a", "--smallest-difference", "-1"], "give a number, 0 or more"),
         (["--csv", "results.csv", "--metric", "a", "--smallest-difference", "nan"], "give a number, 0 or more"),
         (["--csv", "missing.csv", "--metric", "a"], "missing.csv"),
+        (["--csv", "results.csv", "--metric", "seed"], "--metric seed: that column says which trial it is"),
+        (["--csv", "results.csv", "--metric", "Row"], "--metric Row: that column says which trial it is"),
     ],
 )
 def test_a_wrong_command_says_what_to_write(arguments: list[str], words: str) -> None:
