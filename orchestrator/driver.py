@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
     from orchestrator import tracking
 
 
+PASSING = re.compile(r"\d[\d.,]* (?:GiB|MiB|s)\b|\([0-9a-f]{8}\)")
+"""What of a note is another one in the next session: an amount, the id of a node."""
+
 MOST_SAID = 20
 """Files that were written again, and faults that are left, of which a session tells one by one."""
 
@@ -74,13 +78,13 @@ def launch(sweep_file: Path, into: Path | str, *, overrides: Sequence[str] = (),
     plan = spread.planned(sweep, spread.known() if sweep.confirm.seeds == "enough" else [])
     creation.refuse_what_is_no_run(folder, sweep_file)
     needs = Requirements.of_new(plan, folder, options)
-    doctor.refuse(folder, plan)
+    warned = doctor.refuse(folder, plan)
     with importable(code):
         examined = provenance.examine(plan, meanwhile=_load, code=code)
     creation.refuse_what_is_no_run(folder, sweep_file)  # the checks took their time
     created = creation.create(sweep_file, plan, folder, provenance=examined.record, code=code)
     left_out = () if code is None else code.left_out
-    notes = [*examined.notes, *(f"of [code], {name} stays, as it is over 10 MB" for name in left_out)]
+    notes = [*warned, *examined.notes, *(f"of [code], {name} stays, as it is over 10 MB" for name in left_out)]
     with contextlib.closing(created) as ledger, board.kept(ledger):
         context = RunContext(plan, folder, ledger, options)
         return _drive(context, needs, record=examined.record, notes=[*needs.notes, *notes], code=code)
@@ -118,7 +122,7 @@ def _continue(context: RunContext, code: UserCode | None = None) -> int:
         progress.release()
         if not context.is_left:  # the run's nodes and data may be gone
             return _drive(context, needs, record=None, notes=needs.notes, continues=True)
-        doctor.refuse(folder, plan)
+        warned = doctor.refuse(folder, plan)
     recorded, kept = ledger.run.provenance, own_code.read(folder)
     code = code or kept
     if code is None and plan.sweep.code is not None:
@@ -128,7 +132,7 @@ def _continue(context: RunContext, code: UserCode | None = None) -> int:
         )
     with provenance.looked_for_in(provenance.folder_of(ledger.run.environment)), importable(code):
         examined = provenance.examine(plan, recorded, meanwhile=_load, code=code)
-    notes = [*needs.notes, *examined.notes]
+    notes = [*needs.notes, *warned, *examined.notes]
     if recorded is None:
         notes = [*notes, "the code, data and versions that this run was begun with are not recorded"]
     else:
@@ -376,11 +380,13 @@ def _refuse_changes(folder: RunFolder, begun: Plan, plan: Plan) -> None:
 
 
 def _note(ledger: Ledger, progress: Progress, notes: Sequence[str]) -> None:
-    """Say what a person should know, and keep it for the report, once."""
-    kept = {event.text for event in ledger.events(NOTED)}
-    for note in notes:
+    """Say what a person should know, and keep it for the report, once: what was measured, and the ids that nodes have
+    in a cluster that is started again, are others in the next session."""
+    kept = {PASSING.sub("", event.text) for event in ledger.events(NOTED)}
+    for note in dict.fromkeys(notes):
         progress.say(f"note: {note}")
-        if masked(note) not in kept:
+        if (lasting := PASSING.sub("", masked(note))) not in kept:
+            kept.add(lasting)
             ledger.event(NOTED, note)
 
 

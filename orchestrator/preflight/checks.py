@@ -59,10 +59,12 @@ def examine(folder: RunFolder | None, *, plan: Plan | None = None, offline: bool
     return findings
 
 
-def refuse(folder: RunFolder, plan: Plan) -> None:
-    """Raise InfrastructureMissing for blockers, before a session: on a cluster every node is asked, this machine only
-    about its disk. What else would stop a session (room, data, ledger, MLflow) stops it by itself."""
-    blockers = [finding for finding in _on_nodes(folder, plan, thorough=False) if finding.level == BLOCKER]
+def refuse(folder: RunFolder, plan: Plan) -> list[str]:
+    """Return what a person should know before a session: on a cluster every node is asked, this machine only about its
+    disk. Raises InfrastructureMissing for blockers. What else would stop a session (room, data, ledger, MLflow) stops
+    it by itself."""
+    findings = _on_nodes(folder, plan, thorough=False)
+    blockers = [finding for finding in findings if finding.level == BLOCKER]
     if blockers:
         lines = "\n".join(
             f"  {finding.check}, {finding.where}: {finding.found}\n    -> {finding.remedy}" for finding in blockers
@@ -71,6 +73,8 @@ def refuse(folder: RunFolder, plan: Plan) -> None:
             f"{len(blockers)} blocker{'s' * (len(blockers) > 1)}; `orchestrator doctor{address_option()}` looks again:"
             f"\n{lines}"
         )
+    findings += [*_token(), *(finding for finding in _ledger(folder) if finding.check == "clock")]
+    return [finding.line for finding in findings if finding.level != OK]
 
 
 def _on_nodes(folder: RunFolder | None, plan: Plan | None, *, thorough: bool) -> list[Finding]:
@@ -91,7 +95,7 @@ def _on_nodes(folder: RunFolder | None, plan: Plan | None, *, thorough: bool) ->
         *_versions(answers, facts),
         *_gpus(answers, facts, plan),
         *(_storage(facts, in_bucket=folder.remote is not None) if folder is not None else ()),
-        *_disk(facts),
+        *_disk(facts, {} if folder is None else {str(_there(folder.path)): str(folder.path.absolute())}),
         *_clocks(answers),
         *_sources(facts),
     ]
@@ -236,10 +240,13 @@ def _storage(facts: Mapping[str, Facts], *, in_bucket: bool) -> Iterator[Finding
         )
 
 
-def _disk(facts_of: Mapping[str, Facts]) -> Iterator[Finding]:
+def _disk(facts_of: Mapping[str, Facts], meant: Mapping[str, str] | None = None) -> Iterator[Finding]:
+    """Judge the room on every node. meant: folder that was looked at -> the one that it stands for, as that of a run
+    which is not there yet: it has one name in all sessions."""
     low = False
     for name, facts in facts_of.items():
-        for folder, free in facts.free.items():
+        for looked_at, free in facts.free.items():
+            folder = (meant or {}).get(looked_at, looked_at)
             if free < SMALL:
                 low = True
                 remedy = f"free some space in {folder}, or put it elsewhere: ORCHESTRATOR_SCRATCH, TMPDIR, --into"

@@ -35,6 +35,11 @@ class Finding:
         for name in ("where", "found", "remedy"):
             object.__setattr__(self, name, masked(getattr(self, name)))
 
+    @property
+    def line(self) -> str:
+        """In one line, for notes."""
+        return f"{self.check}, {self.where}: {self.found}; {self.remedy}"
+
 
 def of_error(check: str, where: str, error: Exception) -> Finding:
     """Make a blocker from an error of this program: its text says what was found, and then what would work."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,16 +18,22 @@ from typing import Any, ClassVar
 import pytest
 import sqlalchemy as sa
 from answers import answered
+from ledgers import Begin
 from ray.cluster_utils import Cluster
 from real import QUICK, SWEEP, call, command, free_port, ray_cluster
 from servers import new_database, s3_server
 
-from orchestrator.ledger import LedgerUnavailable, probe
+from orchestrator import driver, sweep
+from orchestrator.ledger import NOTED, LedgerUnavailable, probe
 from orchestrator.preflight import checks, doctor
 from orchestrator.preflight import node as nodes
 from orchestrator.preflight.doctor import BLOCKER, OK, WARNING, Finding
+from orchestrator.run_dir.folder import RunFolder
 from orchestrator.session.cluster.capacity import Node
 from orchestrator.session.cluster.inquiry import Answer
+from orchestrator.session.progress import Progress
+from orchestrator.sweep import plan as planning
+from orchestrator.system.exit_codes import InfrastructureMissing
 from orchestrator.tracking import TrackingUnavailable, check
 
 ROOT = Path(__file__).parents[3]
@@ -170,6 +177,32 @@ def test_a_node_with_another_version_is_named(package: str, level: str) -> None:
     assert f"{package} 0.1, elsewhere" in found.found
 
 
+def test_what_a_launch_is_warned_of_is_returned_and_what_blocks_it_is_raised(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of two nodes whose versions are unlike, one late and with little room. Mutant check: blockers alone."""
+    usual = facts()
+    assert usual.looked is not None
+    versions = usual.looked["versions"]
+    other = facts(
+        looked=usual.looked | {"versions": versions | {"ray": "0.1"}}, free={"/x": 2**31}, shared_memory=2**26
+    )
+    told = [Answer("a", Node(1, 0), usual), Answer("b", Node(1, 0), other, ahead_s=3.0)]
+    monkeypatch.setattr(checks, "_answers", lambda *_, **__: (told, []))
+    monkeypatch.setattr(checks, "probe", lambda _: -4.0)
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    folder, plan = RunFolder(tmp_path / "run"), planning.make(sweep.load(tmp_path / "sweep.toml"))
+    noted = doctor.refuse(folder, plan)
+    assert [note.partition(":")[0] for note in noted] == [
+        "versions, b", "disk, b", "disk, b", "clock, b", "clock, the ledger's server",
+    ]  # fmt: skip
+    assert "ray 0.1, elsewhere 2; make the nodes alike: pip install" in " ".join(noted)
+    blocked = facts(looked=usual.looked | {"versions": versions | {"torch": "0.1"}})
+    told.append(Answer("c", Node(1, 0), blocked))
+    with pytest.raises(InfrastructureMissing, match=r"torch 0\.1, elsewhere"):
+        doctor.refuse(folder, plan)
+
+
 def test_disks_and_shared_memory_that_are_small_are_told() -> None:
     free = {"/full": 2**20, "/little": 2**28, "/low": 2**31, "/fine": 2**40}
     told = {"a": facts(free=free), "b": facts(shared_memory=2**26)}
@@ -193,6 +226,55 @@ def test_a_file_system_that_is_full_is_a_blocker_of_launch(tmp_path: Path) -> No
     assert done.returncode == 4, done.stdout + done.stderr
     assert "MiB free" in done.stderr
     assert "->" in done.stderr
+
+
+@pytest.mark.slow
+def test_what_the_doctor_warns_of_stands_in_the_report_once(tmp_path: Path) -> None:
+    """A disk with little room, which is less when more seeds are trained. Mutant check: warnings dropped; each kept
+    with the amount that is free."""
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    (tmp_path / "runs").mkdir()
+    inside = f'mount -t tmpfs -o size=300m none "{tmp_path}/runs" && exec "$@"'
+    begin = ["unshare", "--mount", "sh", "-c", inside, "sh"]
+    if subprocess.run([*begin, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a small file system needs mount namespaces")
+    few = ["--set", "confirm.seeds=2", "--set", "tune.trials=1", "--offline"]
+    steps = [
+        shlex.join(command("launch", "sweep.toml", *few)),
+        shlex.join(command("extend", "runs/small", "--seeds", "+1", "--offline")),
+        f"{shlex.join(command('compare', 'runs/small', '--json'))} > answer.json",
+    ]
+    done = subprocess.run(
+        [*begin, "sh", "-c", " && ".join(steps)],
+        cwd=tmp_path, env=QUICK | os.environ, capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (warned,) = [text for text in json.loads((tmp_path / "answer.json").read_text())["warnings"] if "disk" in text]
+    assert warned.startswith("disk, this machine: ")
+    assert f"MiB free in {tmp_path}/runs/small; " in warned
+    said = [line for line in done.stdout.splitlines() if line.startswith("note: disk, this machine: ")]
+    assert len(said) == 2, "every session says it"
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "kept"),
+    [
+        ("disk, h: 4.2 GiB free in /x; free", "disk, h: 1.9 GiB free in /x; free", 1),
+        ("disk, h: 4.2 GiB free in /x; free", "disk, h: 900.0 MiB free in /x; free", 1),
+        ("clock, 10.0.0.1 (0a1b2c3d): 2.3 s ahead; x", "clock, 10.0.0.1 (ffffffff): 2.9 s ahead; x", 1),
+        ("disk, h: 4.2 GiB free in /x; free", "disk, h: 4.2 GiB free in /y; free", 2),
+        ("versions, h: ray 2.59, elsewhere 2.60; x", "versions, h: ray 2.58, elsewhere 2.60; x", 2),
+    ],
+)
+def test_a_note_that_says_the_same_in_the_next_session_is_kept_once(
+    begin: Begin, tmp_path: Path, first: str, again: str, kept: int
+) -> None:
+    run = begin()
+    progress = Progress(run.context(tmp_path / "run0"))
+    for notes in ([first, first], [again], [first]):
+        driver._note(run.ledger, progress, notes)
+    progress.close([])
+    assert len(run.ledger.events(NOTED)) == kept
 
 
 def test_what_a_node_reads_must_be_what_the_driver_wrote(tmp_path: Path) -> None:
