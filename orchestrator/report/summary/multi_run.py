@@ -70,7 +70,7 @@ def summarize(named: Mapping[str, Ledger], rows: RowFiles | None = None) -> Mult
         seeds={pair: [seeds[0] for seeds in own] for pair, own in asked.items()},
         mode=first.mode,
         smallest_difference=smallest,
-        divergence=statistics.Divergence(paired.diverged, never),
+        divergence=statistics.Divergence(paired.diverged, never, paired.of_seeds),
         pending=any(lacking.values()),
     )
     variances = variance.parts_of(
