@@ -9,10 +9,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report.formatting import count, interval, probability, quantity, signed, value
+from orchestrator.report.formatting import NOTHING, count, interval, probability, quantity, signed, value
 from orchestrator.report.naming import Names, names_of
 from orchestrator.report.summary.records import Answer, MultiRunSummary, Summary
-from orchestrator.report.summary.sentences import deciding_p, swap_sentence, verdict_of
+from orchestrator.report.summary.sentences import about, deciding_p, seeds_needed, swap_sentence, verdict_of
 from orchestrator.system.display import counted
 
 MOST_ROWS = 40
@@ -41,6 +41,10 @@ def table(answer: Answer) -> RenderableType:
     comparisons.add_column("a against b", overflow="fold", min_width=12)
     for heading in ("mean", "interval", "p"):
         comparisons.add_column(heading, justify="right", no_wrap=True)
+    unit = answer.unit if isinstance(answer, Summary) else "seed"
+    has_needed = any(seeds_needed(comparison.result) for comparison in answer.comparisons)
+    if has_needed:
+        comparisons.add_column(f"{unit}s\nneeded", justify="right", no_wrap=True)
     comparisons.add_column("verdict on a", justify="right", min_width=12, max_width=14)
     shown = list(answer.comparisons)
     if len(shown) > MOST_ROWS:
@@ -52,7 +56,8 @@ def table(answer: Answer) -> RenderableType:
             signed(result.delta),
             interval(result.interval, sign=True),
             probability(deciding_p(result)),
-            verdict_of(comparison),
+            *([NOTHING if (needed := seeds_needed(result)) is None else about(needed)] if has_needed else []),
+            verdict_of(comparison, answer.smallest_difference),
         )
     notes = [Text(f"note: {note}") for note in answer.notes]
     return Group(

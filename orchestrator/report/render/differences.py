@@ -18,6 +18,9 @@ from orchestrator.system.display import counted
 MOST_DOTS, MOST_ROWS = 24, 60
 """Comparisons up to which seeds are drawn, and up to which all are."""
 
+VERDICT_LINES = 5
+"""The most that a verdict takes, with all that qualifies it."""
+
 LINE_HIGH, RIGHT, WIDE_SPACE = 0.17, 1.3, 2 * "\u2003"
 """Inches of a line of text and of the verdicts; space that a browser does not make narrower."""
 
@@ -104,7 +107,7 @@ def _row(axes: Axes, looks: Looks, comparison: ComparisonSummary, middle: float,
         axes.plot([result.delta], [line], "D", color=INK if dots else colour, markersize=4.5)
     _crosses(axes, result, middle, colour, is_more_better=looks.answer.mode == "max")
     _beside(axes, wrapped(_name(comparison, looks), left - 0.1), middle, left=left)
-    _beside(axes, _verdict(comparison, dots=dots), middle)
+    _beside(axes, _verdict(comparison, looks, dots=dots), middle)
 
 
 def _name(comparison: ComparisonSummary, looks: Looks) -> str:
@@ -124,10 +127,11 @@ def _crosses(axes: Axes, result: Comparison, middle: float, colour: str, *, is_m
     axes.plot(crosses, heights, "x", color=colour, markersize=5, markeredgewidth=1.4)
 
 
-def _verdict(comparison: ComparisonSummary, *, dots: bool) -> str:
+def _verdict(comparison: ComparisonSummary, looks: Looks, *, dots: bool) -> str:
     """Write the verdict and its p-value in as many lines as they take; among many rows the verdict alone."""
     result = comparison.result
-    lines = [wrapped(verdict_of(comparison), RIGHT - 0.15)]
+    verdict = verdict_of(comparison, looks.answer.smallest_difference)
+    lines = [wrapped(verdict, RIGHT - 0.15, most=VERDICT_LINES)]
     if dots and (p := deciding_p(result)) is not None:
         lines.append(f"p = {formatting.probability(p)}")
     if lost(result):
@@ -138,7 +142,7 @@ def _verdict(comparison: ComparisonSummary, *, dots: bool) -> str:
 def _high(comparison: ComparisonSummary, looks: Looks, left: float, *, dots: bool) -> float:
     """Compute the inches that a row takes."""
     name = wrapped(_name(comparison, looks), left - 0.1)
-    lines = 1 + max(name.count("\n"), _verdict(comparison, dots=dots).count("\n"))
+    lines = 1 + max(name.count("\n"), _verdict(comparison, looks, dots=dots).count("\n"))
     return max(0.5 if dots else 0.24, LINE_HIGH * lines + 0.12)
 
 

@@ -36,6 +36,9 @@ VERDICTS: dict[Verdict, str] = {
 THESE_ROWS = "on these rows"
 """What qualifies better and worse where the interval on other rows has 0 in it."""
 
+PERHAPS = "perhaps by less than matters"
+"""What qualifies better and worse where the interval reaches below the smallest difference that matters."""
+
 
 MOST_NAMED = 6
 """Of arms with one verdict, or of places, those that a sentence names; of more it says how many there are."""
@@ -133,9 +136,7 @@ def _verdicts(answer: Answer, names: Names) -> str:
     if len(compared) <= 3:
         clauses = [_clause(comparison, answer, names, brief=True) for comparison in answer.comparisons]
         return prefix + "; ".join(clauses) + "."
-    own = sum(is_of_these_rows(comparison) for comparison in answer.comparisons)
-    holds = f"{counted(own, 'verdict')} {by_count(own, 'is', 'are')} {THESE_ROWS}"
-    rows = f" Of better and worse, {holds}, and others may say otherwise." if own else ""
+    qualified = _qualified(answer)
     of_baseline: dict[str, list[Comparison]] = {}
     for result in compared:
         of_baseline.setdefault(result.b, []).append(result)
@@ -145,9 +146,22 @@ def _verdicts(answer: Answer, names: Names) -> str:
         clause = _against(b, against, names, settings)
         where.setdefault(clause, []).append(names.where[b])
     if len(where) > MOST_NAMED:
-        return prefix + tally([result.verdict for result in compared], answer.metric) + rows
+        return prefix + tally([result.verdict for result in compared], answer.metric) + qualified
     whole = f"{'on' if prefix else 'On'} {answer.metric}, {_by_place(where, names.others)}."
-    return prefix + whole + rows
+    return prefix + whole + qualified
+
+
+def _qualified(answer: Answer) -> str:
+    """Count the verdicts of many that hold with a reservation, which the lists of arms have no room for."""
+    own = sum(map(is_of_these_rows, answer.comparisons))
+    holds = f"{counted(own, 'verdict')} {by_count(own, 'is', 'are')} {THESE_ROWS}"
+    rows = f" Of better and worse, {holds}, and others may say otherwise." if own else ""
+    small = sum(may_not_matter(c.result, answer.smallest_difference) for c in answer.comparisons)
+    return (
+        f" Of better and worse, {counted(small, 'verdict')} {by_count(small, 'is', 'are')} {PERHAPS}.{rows}"
+        if small
+        else rows
+    )
 
 
 HOW = {
@@ -210,17 +224,32 @@ def across(answer: Answer) -> str:
     return f"Across runs, exploratory: {sentence(answer)}"
 
 
-def verdict_of(comparison: ComparisonSummary) -> str:
-    """Return a comparison's verdict on its arm, as tables and plots show it."""
+def verdict_of(comparison: ComparisonSummary, smallest_difference: float) -> str:
+    """Return a comparison's verdict on its arm, as tables and plots show it, with what qualifies it."""
     result = comparison.result
     same = result.same_objective and result.verdict == "equivalent"
-    qualified = f" {THESE_ROWS}" if is_of_these_rows(comparison) else ""
-    return "same objective" if same else VERDICTS[result.verdict] + qualified
+    rows = f" {THESE_ROWS}" if is_of_these_rows(comparison) else ""
+    perhaps = f", {PERHAPS}" if may_not_matter(result, smallest_difference) else ""
+    return "same objective" if same else f"{VERDICTS[result.verdict]}{rows}{perhaps}"
 
 
 def is_of_these_rows(comparison: ComparisonSummary) -> bool:
-    """Return whether an arm is better or worse on the rows at hand, and because of these may be neither on others."""
-    return comparison.parts.rows_leave_it_open and comparison.result.verdict in ("a_better", "b_better")
+    """Return whether an arm is better or worse on the rows at hand, and by its interval may be neither on others."""
+    ends = comparison.parts.interval
+    return ends is not None and comparison.result.verdict in ("a_better", "b_better") and ends[0] <= 0 <= ends[1]
+
+
+def may_not_matter(result: Comparison, smallest_difference: float) -> bool:
+    """Return whether an arm is better or worse, by an interval that reaches below the smallest difference that
+    matters."""
+    is_claimed = result.verdict in ("a_better", "b_better") and result.interval is not None
+    return is_claimed and min(map(abs, result.interval or ())) < smallest_difference
+
+
+def seeds_needed(result: Comparison) -> int | None:
+    """Return how many seeds would settle an inconclusive comparison; None where nothing is known, and while trials are
+    missing."""
+    return result.needed if result.complete else None
 
 
 def is_tested(result: Comparison) -> bool:
@@ -306,7 +335,7 @@ def _clause(comparison: ComparisonSummary, answer: Answer, names: Names, *, brie
         by, delta = f" by {value(abs(result.delta or 0.0))}", f"{signed(result.delta)} {metric}"
     if result.verdict in ("a_better", "b_better"):
         winner, loser = (a, b) if result.verdict == "a_better" else names.sides(result.b, result.a)
-        perhaps = ", perhaps by less than matters" if _may_not_matter(result, answer.smallest_difference) else ""
+        perhaps = f", {PERHAPS}" if may_not_matter(result, answer.smallest_difference) else ""
         rows = f" {THESE_ROWS}" if is_of_these_rows(comparison) else ""
         return f"{winner} beats {loser}{at}{by}{'' if by else ' on'} {metric}{rows}{perhaps} {evidence}"
     if result.verdict == "equivalent":
@@ -330,18 +359,22 @@ def _of_winner(result: Comparison) -> tuple[float, float] | None:
 
 
 def _more(result: Comparison, answer: Answer) -> str:
-    """Say how many seeds would settle it: `; about 77 seeds would tell a difference of 0.0100 from none`."""
-    if result.needed is None or result.needed <= result.n or not result.complete:
+    """Say how many seeds would settle it: `; about 77 seeds would tell a difference of 0.0100 from none`; or that these
+    should have."""
+    if (needed := seeds_needed(result)) is None:
         return ""
-    about = result.needed if result.needed < 100 else round(result.needed, 1 - len(str(result.needed)) + 1)
-    return (
-        f"; about {about:,} {unit_of(answer)}s would tell a difference of {value(answer.smallest_difference)} from none"
-    )
+    limit, units = value(answer.smallest_difference), f"{unit_of(answer)}s"
+    if needed <= result.n:
+        return (
+            f"; these {units} would tell a difference of {limit} from none four times in five, and it may lie between "
+            "the two"
+        )
+    return f"; about {about(needed)} {units} would tell a difference of {limit} from none"
 
 
-def _may_not_matter(result: Comparison, smallest_difference: float) -> bool:
-    """Return whether the interval of a difference reaches below the smallest one that matters."""
-    return bool(result.interval) and min(map(abs, result.interval or ())) < smallest_difference
+def about(needed: int) -> str:
+    """Format how many seeds are needed, of many the first two digits."""
+    return f"{needed if needed < 100 else round(needed, 2 - len(str(needed))):,}"
 
 
 def _diverges(result: Comparison, arms: Sequence[ArmSummary], names: Names) -> str:

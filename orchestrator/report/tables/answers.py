@@ -10,7 +10,7 @@ import numpy as np
 
 from orchestrator.report import formatting
 from orchestrator.report.naming import Names
-from orchestrator.report.summary.records import Answer, MultiRunSummary, Summary
+from orchestrator.report.summary.records import Answer, ComparisonSummary, MultiRunSummary, Summary
 from orchestrator.report.summary.sentences import deciding_p, enumerated, is_of_these_rows, unit_of
 from orchestrator.statistics import power
 from orchestrator.system.display import by_count, counted, duration
@@ -59,13 +59,23 @@ def _sure(answer: Answer) -> Iterator[str]:
     largest = max((p for c in claimed if (p := deciding_p(c.result)) is not None), default=None)
     if len(answer.comparisons) > 1 and largest is not None:
         yield f"Where better or worse is claimed, p is at most {formatting.probability(largest)}."
-    if known := [c for c in claimed if c.parts.interval is not None]:
-        own = sum(map(is_of_these_rows, known))
-        yield (
-            f"On other rows of the same kind {by_count(own, 'one claim', f'{own} claims')} may not hold."
-            if own
-            else "The intervals for other rows of the same kind leave out 0 as well."
-        )
+    yield from _on_other_rows(claimed, unit)
+
+
+def _on_other_rows(claimed: Sequence[ComparisonSummary], unit: str) -> Iterator[str]:
+    """Say whether the claims hold on other rows, by their intervals, and where the rows are not why they may not."""
+    known = [comparison for comparison in claimed if comparison.parts.interval is not None]
+    if not known:
+        return
+    of = "" if len(known) == len(claimed) else f", known of {counted(len(known), 'claim')} of {len(claimed)},"
+    own = [comparison for comparison in known if is_of_these_rows(comparison)]
+    if not own:
+        yield f"The intervals for other rows of the same kind{of} leave out 0 as well."
+        return
+    yield f"On other rows of the same kind {by_count(len(own), 'one claim', f'{len(own)} claims')} may not hold."
+    if by_seeds := sum(not comparison.parts.rows_leave_it_open for comparison in own):
+        whose = "" if by_seeds == len(own) else f" of {by_seeds}"
+        yield f"Not the rows but the spread of the {unit}s is why{whose}: the t interval by {unit}s alone has 0 in it."
 
 
 def _finds(answer: Answer) -> float | None:

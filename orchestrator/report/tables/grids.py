@@ -15,9 +15,19 @@ from orchestrator.report.summary.records import (
     SeedValue,
     Summary,
 )
-from orchestrator.report.summary.sentences import code, deciding_p, is_tested, swap_verdict, unit_of, verdict_of
+from orchestrator.report.summary.sentences import (
+    about,
+    code,
+    deciding_p,
+    is_tested,
+    seeds_needed,
+    swap_verdict,
+    unit_of,
+    verdict_of,
+)
 from orchestrator.report.swaps import SettingSummary
 from orchestrator.report.tables.blocks import Block, Bullets, Grid, Heading, Paragraph
+from orchestrator.statistics import Comparison
 from orchestrator.statistics.rows import VarianceParts
 from orchestrator.system.display import counted, first_line
 
@@ -35,23 +45,26 @@ IN_COMMON = {
 
 def comparisons(answer: Answer, names: Names) -> Grid:
     """Build the table of the contrasts: the verdict of each and the numbers behind it."""
-    return _contrasts(answer.comparisons, names)
+    return _contrasts(answer.comparisons, answer, names)
 
 
-def _contrasts(shown: Sequence[ComparisonSummary], names: Names) -> Grid:
+def _contrasts(shown: Sequence[ComparisonSummary], answer: Answer, names: Names) -> Grid:
     looks = ["look"] if any(comparison.result.look is not None for comparison in shown) else []
+    unit = answer.unit if isinstance(answer, Summary) else "seed"
+    needed = [f"{unit}s needed"] if any(seeds_needed(comparison.result) for comparison in shown) else []
     return Grid(
-        (names.heading, "against", "verdict", "mean", "interval", "p", "p alone", "n", *looks),
+        (names.heading, "against", "verdict", "mean", "interval", "p", "p alone", "n", *needed, *looks),
         [
             (
                 names.arm[result.a],
                 names.sides(result.a, result.b)[1],
-                verdict_of(comparison),
+                verdict_of(comparison, answer.smallest_difference),
                 formatting.signed(result.delta),
                 formatting.interval(result.interval, sign=True),
                 formatting.probability(deciding_p(result)),
                 formatting.probability(result.p if is_tested(result) else None),
                 formatting.count(result.n),
+                *(_needed(result) for _ in needed),
                 *(formatting.count(result.look) for _ in looks),
             )
             for comparison in shown
@@ -59,6 +72,11 @@ def _contrasts(shown: Sequence[ComparisonSummary], names: Names) -> Grid:
         ],
         words=3,
     )
+
+
+def _needed(result: Comparison) -> str:
+    known = seeds_needed(result)
+    return formatting.NOTHING if known is None else about(known)
 
 
 def uncertainty(answer: Answer, names: Names) -> Iterator[Block]:
@@ -194,7 +212,7 @@ def exploratory(summary: Summary, names: Names) -> Iterator[Block]:
             "The verdict above was planned and stays; to test again whenever the first seeds have not shown anything "
             "finds differences that are none."
         )
-        yield _contrasts(found.comparisons, names)
+        yield _contrasts(found.comparisons, summary, names)
 
 
 def arms(answer: Answer, names: Names) -> Grid:

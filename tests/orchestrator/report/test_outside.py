@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +17,11 @@ from ledgers import BETTER, Begin, finished
 from orchestrator import report
 from orchestrator.cli import main
 from orchestrator.report import Asked, judge
+from orchestrator.report.naming import names_of
 from orchestrator.report.summary.outside import ResultsError
 from orchestrator.report.summary.outside.direction import usual
+from orchestrator.report.summary.sentences import verdict_of
+from orchestrator.report.tables.answers import short_answers
 from orchestrator.statistics.rows import interval, of_means
 from orchestrator.sweep.model import usual_mode
 from orchestrator.sweep.validate import METRICS, TRAINING_METRICS
@@ -458,3 +461,56 @@ def test_a_row_has_one_group(tmp_path: Path) -> None:
     path = written(tmp_path, lines, "arm,seed,row,accuracy,group")
     with pytest.raises(ResultsError, match=r"line 4: row 'x' is of group 'h', and of 'g' in line 2; give it one"):
         judge(path, Asked("accuracy"))
+
+
+def by_rows(folder: Path, differences: Sequence[float], of_row: Callable[[int], float]) -> Path:
+    """A file of 40 rows, on which `new` is above `base` by a seed's difference and what the row adds."""
+    lines = [
+        f"{arm},{seed},r{row},{0.5 + seed / 100 + ((d + of_row(row)) if arm == 'new' else 0.0)}"
+        for arm in ("base", "new")
+        for seed, d in enumerate(differences)
+        for row in range(40)
+    ]
+    return written(folder, lines, "arm,seed,row,accuracy")
+
+
+FAR_OUT = [0.01, 0.012, 0.011, 0.013, 0.009, 0.2]
+NEAR = [0.01, 0.012, 0.011, 0.013, 0.009, 0.011]
+BY_SEEDS = (
+    "On other rows of the same kind one claim may not hold. Not the rows but the spread of the seeds is why: the t "
+    "interval by seeds alone has 0 in it."
+)
+
+
+@pytest.mark.parametrize(
+    ("differences", "of_row", "sure"),
+    [
+        (NEAR, lambda _: 0.0, "The intervals for other rows of the same kind leave out 0 as well."),
+        (NEAR, lambda row: 0.2 * (-1) ** row, "On other rows of the same kind one claim may not hold."),
+        (
+            FAR_OUT,
+            lambda _: 0.0,
+            BY_SEEDS,
+        ),
+        (
+            [-x for x in FAR_OUT],
+            lambda row: 0.001 * (-1) ** row,
+            BY_SEEDS,
+        ),
+    ],
+)
+def test_what_is_said_of_other_rows_is_what_their_interval_says(
+    tmp_path: Path, differences: list[float], of_row: Callable[[int], float], sure: str
+) -> None:
+    """Seen: "leave out 0 as well" beside (-0.038, +0.123), where the rows are not why. Mutant check: that rows are
+    why, in place of the interval itself."""
+    answer = judge(by_rows(tmp_path, differences, of_row), Asked("accuracy"))
+    (one,) = answer.comparisons
+    assert one.result.verdict in ("a_better", "b_better")
+    assert one.parts.interval is not None
+    holds_0 = one.parts.interval[0] <= 0 <= one.parts.interval[1]
+    assert holds_0 == (sure[:2] == "On")
+    said = next(iter(short_answers(answer, names_of(answer.arms), []))).text
+    assert said.endswith(sure)
+    assert ("on these rows" in answer.sentence) == holds_0
+    assert verdict_of(one, 0.0).endswith("on these rows") == holds_0

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ledgers import Begin, Run, answer_of
+from ledgers import Begin, Run, answer_of, finished
+from rich.console import Console
 
-from orchestrator.report.naming import as_labelled
+from orchestrator import report
+from orchestrator.report import terminal
+from orchestrator.report.naming import as_labelled, names_of
+from orchestrator.report.render.differences import draw_differences
+from orchestrator.report.render.looks import looks_of
 from orchestrator.report.summary.records import StratumSummary, WhichSummary
-from orchestrator.report.summary.sentences import best_levels
+from orchestrator.report.summary.sentences import about, best_levels
+from orchestrator.report.tables import grids
 
 Metric = Callable[[dict[str, Any]], float | None]
 """Settings of an arm -> its metric; None where it diverges."""
@@ -117,3 +124,86 @@ def test_places_are_named_where_arms_have_labels_of_another_version(best: list[l
     ]
     arms: Any = [SimpleNamespace(label=label, settings={}) for label in "abcd"]
     assert best_levels(WhichSummary("loss.temperature", 0.025, strata, None), as_labelled(arms)) == said
+
+
+# What qualifies a verdict, and what would settle one.
+
+ABOVE = [0.0152, 0.0165, 0.0158, 0.0171, 0.0149, 0.0163, 0.0172, 0.0158]
+"""Differences of eight seeds around 0.016, the smallest that matters here: better, perhaps by less than matters."""
+
+FAR = [0.051, 0.049, 0.052, 0.048, 0.05, 0.0503, 0.0497, 0.05]
+APART = [0.04, -0.03, 0.02, -0.035, 0.05, -0.02, 0.03, -0.04]
+"""Which no eight seeds can tell from none, nor from 0.016."""
+
+
+def compared(begin: Begin, *differences: Sequence[float], smallest: float = 0.016) -> report.Summary:
+    """The answer on arms m0, m1, ... that differ by so much from the baseline, seed by seed."""
+    labels = ["plain", *(f"m{k}" for k in range(len(differences)))]
+    own = "".join(f'[[arm]]\nlabel = "{label}"\n"loss.margin" = {k / 100}\n' for k, label in enumerate(labels))
+    run = begin(own, seeds=len(differences[0]), smallest=smallest)
+    base = [0.8 + k / 1000 for k in range(len(differences[0]))]
+    values = [[x + y for x, y in zip(base, d, strict=True)] for d in differences]
+    return report.summarize(finished(run, dict(zip(labels, [base, *values], strict=True))).ledger)
+
+
+def everywhere(answer: report.Summary) -> list[str]:
+    """The verdicts as the page's table, the terminal and the plot of the differences have them."""
+    names = names_of(answer.arms)
+    grid = grids.comparisons(answer, names)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(terminal.table(answer))
+    plot = " ".join(text.get_text() for axes in draw_differences(looks_of(answer)).axes for text in axes.texts)
+    cells = " ".join(row[grid.headings.index("verdict")] for row in grid.rows)
+    return [" ".join(said.split()) for said in (cells, console.export_text(), plot)]
+
+
+@pytest.mark.parametrize("contrasts", [1, 3, 4, 7])
+def test_perhaps_by_less_than_matters_stands_wherever_the_verdict_stands(begin: Begin, contrasts: int) -> None:
+    """Seen: gone from four contrasts on, and never in a table. Mutant check: the count of all claims."""
+    small = contrasts - 1 if contrasts > 1 else 1
+    answer = compared(begin, *[ABOVE] * small, *[FAR] * (contrasts - small))
+    assert {c.result.verdict for c in answer.comparisons} == {"a_better"}
+    if contrasts < 4:
+        assert answer.sentence.count("perhaps by less than matters") == small
+    else:
+        assert answer.sentence.endswith(f" Of better and worse, {small} verdicts are perhaps by less than matters.")
+    table, shown, plot = everywhere(answer)
+    assert table.count("better, perhaps by less than matters") == small
+    assert plot.count("better, perhaps by less than matters") == small
+    assert shown.count("less than") >= small
+
+
+@pytest.mark.parametrize("contrasts", [1, 4])
+def test_how_many_seeds_would_settle_it_is_told_however_many_comparisons_there_are(
+    begin: Begin, contrasts: int
+) -> None:
+    """Seen: in JSON alone from four contrasts on."""
+    answer = compared(begin, APART, *[FAR] * (contrasts - 1))
+    needed = answer.comparisons[0].result.needed
+    assert needed is not None
+    assert needed > 8
+    if contrasts == 1:
+        assert f"; about {about(needed)} seeds would tell a difference of 0.0160 from none." in answer.sentence
+    grid = grids.comparisons(answer, names_of(answer.arms))
+    column = grid.headings.index("seeds needed")
+    assert [row[column] for row in grid.rows] == [about(needed), *["–"] * (contrasts - 1)]
+    _, terminal_table, _ = everywhere(answer)
+    assert "needed" in terminal_table
+    assert about(needed) in terminal_table
+
+
+def test_where_nothing_is_open_there_is_no_column_of_seeds(begin: Begin) -> None:
+    answer = compared(begin, FAR)
+    assert "seeds needed" not in grids.comparisons(answer, names_of(answer.arms)).headings
+
+
+def test_seeds_that_should_have_told_say_that_the_difference_may_lie_between(begin: Begin) -> None:
+    """Seen: nothing, where as many seeds were trained as are needed. Between none and 0.016 there is no verdict."""
+    answer = compared(begin, [0.009 + (0.0142 + k / 10_000) * (-1) ** k for k in range(12)])
+    (one,) = answer.comparisons
+    assert one.result.verdict == "inconclusive"
+    assert one.result.needed is not None
+    assert one.result.needed <= one.result.n
+    assert answer.sentence.endswith(
+        "; these seeds would tell a difference of 0.0160 from none four times in five, and it may lie between the two."
+    )
