@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -10,11 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from jobs.core.plain import visible
-from orchestrator.report.naming import word
+from orchestrator.report.naming import shortened, word
 from orchestrator.report.render.figure import (
     GUTTER,
     INK,
     LEFT,
+    MARGIN,
     MUTED,
     PAPER,
     WIDTH,
@@ -24,7 +27,9 @@ from orchestrator.report.render.figure import (
     text_width,
 )
 from orchestrator.report.render.looks import TOGETHER, Looks
-from orchestrator.report.summary.records import ArmSummary, Summary, WhichSummary
+from orchestrator.report.summary.best import FEWEST_LEVELS
+from orchestrator.report.summary.records import ArmSummary, Summary
+from orchestrator.system.display import counted
 
 WIDE_RANGE = 8
 """Ratio of the largest level to the smallest from which on their scale is logarithmic."""
@@ -32,59 +37,173 @@ WIDE_RANGE = 8
 TICKS_APART = 0.06
 """Inches between the labels of two levels."""
 
+MOST_PANELS = 24
+"""Places that are drawn; of more than TOGETHER each has a panel of its own."""
+
+TITLE = 24
+"""Characters above one of two panels in a row."""
+
 DASHES: Any = ("-", (0, (6, 2)), (0, (2, 2)), (0, (6, 2, 2, 2)), (0, (10, 3)), (0, (1, 1)))
 """Of the lines of places."""
 
 
-def found(looks: Looks) -> WhichSummary | None:
-    """Return what is known of the levels, where they have an order and few enough places."""
+@dataclass(frozen=True)
+class Levels:
+    """What is drawn: of each place, the arms by their level."""
+
+    factor: str
+    """Job key of what the levels are of."""
+    places: Sequence[Sequence[tuple[float, ArmSummary]]]
+    """In the order of their levels."""
+    titles: Sequence[str]
+    """Of the places; empty where there is one alone."""
+    best: frozenset[str]
+    """Labels of the arms that may be the best, where that is judged."""
+    judged: frozenset[str]
+    """Labels of the arms of places that are."""
+    left_out: int = 0
+    """Places that are not drawn."""
+
+
+def found(looks: Looks) -> Levels | None:
+    """Return the arms by place and level where these have an order, and some place has a line to draw: by the numbers
+    of the arms, whether or not it could be judged which level is the best."""
     answer = looks.answer
-    which = answer.which if isinstance(answer, Summary) else None
-    return which if which is not None and len(which.strata) <= TOGETHER else None
+    if not isinstance(answer, Summary) or all(c.result.same_objective for c in answer.comparisons):
+        return None
+    of_place = _asked(answer) if answer.which is not None else _ordered(looks)
+    drawn = [own for own in of_place if sum(arm.mean is not None for _, arm in own) > 1]
+    if not drawn:
+        return None
+    which = answer.which
+    judged = [stratum for stratum in (which.strata if which else ()) if stratum.not_judged is None]
+    return Levels(
+        looks.names.key if which is None else which.factor,
+        drawn[:MOST_PANELS],
+        [looks.names.where[own[0][1].label] for own in drawn[:MOST_PANELS]] if len(of_place) > 1 else [],
+        frozenset(label for stratum in judged for label in stratum.best),
+        frozenset(label for stratum in judged for label in stratum.arms),
+        len(of_place) - len(drawn[:MOST_PANELS]),
+    )
+
+
+def _asked(answer: Summary) -> list[list[tuple[float, ArmSummary]]]:
+    """Return the arms as the question of the best level has them, whatever they are called."""
+    assert answer.which is not None
+    arms = {arm.label: arm for arm in answer.arms}
+    return [
+        sorted(
+            ((float(str(level)), arms[label]) for label, level in zip(stratum.arms, stratum.levels, strict=True)),
+            key=lambda pair: pair[0],
+        )
+        for stratum in answer.which.strata
+    ]
+
+
+def _ordered(looks: Looks) -> list[list[tuple[float, ArmSummary]]]:
+    """Return the arms by the first factor that they are named by; none where its levels are no numbers, or too few."""
+    if not looks.names.are_levels:
+        return []
+    levels = {arm.label: arm.settings[looks.names.key] for arm in looks.answer.arms}
+    if not all(isinstance(level, int | float) and not isinstance(level, bool) for level in levels.values()):
+        return []
+    if len({float(str(level)) for level in levels.values()}) < FEWEST_LEVELS:
+        return []
+    pairs = [[(float(str(levels[arm.label])), arm) for arm in own] for own in looks.of_place().values()]
+    return [sorted(own, key=lambda pair: pair[0]) for own in pairs]
 
 
 def caption_of_levels(looks: Looks) -> str | None:
     """Say how the levels are read; None where they have no order."""
-    if (which := found(looks)) is None:
+    if (drawn := found(looks)) is None:
         return None
-    caption = "Mean over the confirm seeds, with its 95% t interval. Filled: the levels that may be the best."
-    if len(which.strata) > 1:
-        caption = f"A line for each {' and '.join(map(word, which.strata[0].where))}. {caption}"
-    fallen = any(arm.diverged for arm in looks.answer.arms)
-    return f"{caption} A cross at the lower edge: seeds diverged there." if fallen else caption
+    caption = "Mean over the confirm seeds, with its 95% t interval."
+    arms = [arm for own in drawn.places for _, arm in own]
+    if drawn.judged:
+        caption += " Filled: the levels that may be the best."
+        if any(arm.label not in drawn.judged for arm in arms):
+            caption += " Small: where that is not judged."
+    if drawn.titles:
+        others = " and ".join(looks.names.others) or "place"
+        caption = f"A {'panel' if len(drawn.places) > TOGETHER else 'line'} for each {others}. {caption}"
+    if drawn.left_out:
+        caption += f" Of {counted(drawn.left_out, 'more place')} the table has the numbers."
+    return f"{caption} A cross at the lower edge: seeds diverged there." if any(a.diverged for a in arms) else caption
 
 
 def draw_levels(looks: Looks) -> Figure:
-    """Draw the metric against the levels."""
-    which, arms = found(looks), {arm.label: arm for arm in looks.answer.arms}
-    assert which is not None
+    """Draw the metric against the levels: a line for each place, or of many places a panel for each."""
+    drawn = found(looks)
+    assert drawn is not None
+    levels = sorted({level for own in drawn.places for level, _ in own})
+    is_log = levels[0] > 0 and levels[-1] / levels[0] >= WIDE_RANGE
+    if len(drawn.places) > TOGETHER:
+        return _small_multiples(looks, drawn, levels, is_log=is_log)
     figure = Figure(figsize=(WIDTH, 3.1))
     axes = panel(figure, bottom=0.55)
-    levels = sorted({float(str(level)) for stratum in which.strata for level in stratum.levels})
-    if levels[0] > 0 and levels[-1] / levels[0] >= WIDE_RANGE:
+    if is_log:
         axes.set_xscale("log")
-    ends, crosses = [], []
-    for stratum, dash in zip(which.strata, DASHES, strict=False):
-        own = [(float(str(level)), arms[label]) for label, level in zip(stratum.arms, stratum.levels, strict=True)]
-        own.sort(key=lambda pair: pair[0])
-        end = _line(axes, own, stratum.best, looks.of, dash)
-        crosses += [level for level, arm in own if arm.diverged]
+    ends = []
+    for own, title, dash in zip(drawn.places, drawn.titles or [""], DASHES, strict=False):
+        end = _line(axes, own, drawn, looks, dash)
         if end is not None:
-            ends.append((*end, looks.names.where[own[0][1].label], MUTED))
-    dress(axes, heading=looks.answer.metric, xlabel=visible(looks.names.factor))
-    low, high = axes.get_ylim()
-    axes.plot(crosses, [low] * len(crosses), "x", color=INK, markersize=6, markeredgewidth=1.4, clip_on=False)
-    axes.set_ylim(low, high)
-    _ticks(axes, levels)
+            ends.append((*end, title, MUTED))
+    dress(axes, heading=looks.answer.metric, xlabel=visible(word(drawn.factor)))
+    _crosses(axes, [level for own in drawn.places for level, arm in own if arm.diverged])
+    _ticks(axes, levels, WIDTH - LEFT - GUTTER)
     label_ends(axes, [end for end in ends if end[2]])
     return figure
+
+
+def _small_multiples(looks: Looks, drawn: Levels, levels: Sequence[float], *, is_log: bool) -> Figure:
+    """Draw a panel for each place, all with the same limits."""
+    rows = math.ceil(len(drawn.places) / 2)
+    whole = 0.9 + 1.5 * rows
+    figure = Figure(figsize=(WIDTH, whole))
+    figure.subplots_adjust(LEFT / WIDTH, 0.5 / whole, 1 - 0.1 / WIDTH, 1 - 0.5 / whole, wspace=0.12, hspace=0.42)
+    panels = [figure.add_subplot(rows, 2, index + 1) for index in range(len(drawn.places))]
+    titles = shortened(list(drawn.titles), TITLE)
+    for index, (axes, own) in enumerate(zip(panels, drawn.places, strict=True)):
+        if is_log:
+            axes.set_xscale("log")
+        _line(axes, own, drawn, looks, "-")
+        last = index >= len(panels) - 2
+        dress(axes, xlabel=visible(word(drawn.factor)) if last else "")
+        axes.tick_params(labelbottom=last, labelleft=index % 2 == 0)
+        axes.set_title(visible(titles[index]), loc="left", pad=4)
+    low, high = _limits(panels)
+    margin = (levels[-1] / levels[0]) ** MARGIN if is_log else MARGIN * (levels[-1] - levels[0])
+    for axes, own in zip(panels, drawn.places, strict=True):
+        axes.set_xlim(
+            *((levels[0] / margin, levels[-1] * margin) if is_log else (levels[0] - margin, levels[-1] + margin))
+        )
+        axes.set_ylim(low, high)
+        _crosses(axes, [level for level, arm in own if arm.diverged])
+        _ticks(axes, levels, (WIDTH - LEFT - 0.1) / 2.12)
+    figure.text(0.06 / WIDTH, 1 - 0.14 / whole, looks.answer.metric, color=MUTED, va="top")
+    return figure
+
+
+def _limits(panels: Sequence[Axes]) -> tuple[float, float]:
+    """Return limits of the metric that show what is in any panel."""
+    ends = [axes.dataLim.intervaly for axes in panels]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    margin = MARGIN * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _crosses(axes: Axes, levels: Sequence[float]) -> None:
+    """Mark at the lower edge the levels at which seeds diverged."""
+    low, high = axes.get_ylim()
+    axes.plot(levels, [low] * len(levels), "x", color=INK, markersize=6, markeredgewidth=1.4, clip_on=False)
+    axes.set_ylim(low, high)
 
 
 def _line(
     axes: Axes,
     own: Sequence[tuple[float, ArmSummary]],
-    best: Sequence[str],
-    look: Mapping[str, tuple[str, str]],
+    drawn: Levels,
+    looks: Looks,
     dash: Any,
 ) -> tuple[float, float] | None:
     """Draw the line of one place, and return its end; None with nothing to draw."""
@@ -98,17 +217,19 @@ def _line(
         low, high = ([ends[side] for _, ends in banded] for side in (0, 1))
         axes.fill_between([level for level, _ in banded], low, high, color=MUTED, alpha=0.14, linewidth=0)
     for level, arm, mean in known:
-        colour, marker = look[arm.label]
-        face = colour if arm.label in best else PAPER
-        axes.plot([level], [mean], marker, color=colour, markerfacecolor=face, markersize=6.5, zorder=3)
+        # Of so many that nothing says whose a colour is, the place on the axis says all.
+        colour, marker = looks.of[arm.label] if looks.how in ("together", "crossed") else (INK, "o")
+        face = colour if arm.label in drawn.best else PAPER
+        size = 4.0 if drawn.judged and arm.label not in drawn.judged else 6.5
+        axes.plot([level], [mean], marker, color=colour, markerfacecolor=face, markersize=size, zorder=3)
     return x[-1], y[-1]
 
 
-def _ticks(axes: Axes, levels: Sequence[float]) -> None:
-    """Put a tick at every level, and a number at those that have room."""
+def _ticks(axes: Axes, levels: Sequence[float], wide: float) -> None:
+    """Put a tick at every level, and a number at those that have room in so many inches."""
     low, high = axes.get_xlim()
     pixels = axes.transData.transform([(x, axes.get_ylim()[0]) for x in (low, high, *levels)])[:, 0]
-    inches = (pixels[2:] - pixels[0]) / (pixels[1] - pixels[0]) * (WIDTH - LEFT - GUTTER)
+    inches = (pixels[2:] - pixels[0]) / (pixels[1] - pixels[0]) * wide
     shown, end = [], -1.0
     for x, level in zip(inches, levels, strict=True):
         half = text_width(f"{level:g}") / 2

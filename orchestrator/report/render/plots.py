@@ -39,8 +39,8 @@ def draw(answer: Answer, curves: Mapping[str, Curve], space: Mapping[str, JsonOb
     """Draw the plots that there are numbers for, in the order of the report. curves: by label of the arm. space: what
     the sweep says of each tuned key; without, scores are not drawn against them."""
     looks = looks_of(answer)
-    metric, which = answer.metric, found(looks)
-    levels = f"{metric} against {'' if which is None else word(which.factor)}"
+    metric, drawn = answer.metric, found(looks)
+    levels = f"{metric} against {'' if drawn is None else word(drawn.factor)}"
     plots = [
         _plot(
             "differences", title_of_differences(looks), caption_of_differences(looks), partial(draw_differences, looks)

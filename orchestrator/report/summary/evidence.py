@@ -104,11 +104,17 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
         warnings=list(dict.fromkeys([*planned.warnings, *(event.text for event in ledger.events(NOTED))])),
     )
     which = None
-    if summary.complete and not all(result.same_objective for result in compared):
+    if not all(result.same_objective for result in compared):
         fallen = [arm for result in compared for arm in result.diverged_arms]
         units = confirming.by_unit(planned, judged.values, judged.diverged)
         which = best.which(
-            planned.sweep.compare, plan["arms"], units.values, diverged=units.diverged, fallen=fallen, mode=mode
+            planned.sweep.compare,
+            plan["arms"],
+            units.values,
+            diverged=units.diverged,
+            fallen=fallen,
+            pending={arm for arm, _ in coming},
+            mode=mode,
         )
     retried = {
         arm: sorted(seeds & {*confirm.values.get(arm, {}), *confirm.diverged[arm]}) for arm, seeds in before.items()

@@ -220,9 +220,11 @@ class StratumSummary(AsFields):
     seeds: int
     """Those that all levels have."""
     p: Sequence[float | None]
-    """Of the hypothesis that no level beats this one; None for one that diverged."""
+    """Of the hypothesis that no level beats this one; None for one that diverged, and where nothing is judged."""
     best: Sequence[str]
     """Labels of the arms that nothing beats."""
+    not_judged: str | None = None
+    """Why nothing is said of its levels; None where something is."""
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ def best_levels(which: WhichSummary, names: Names) -> str:
         chosen = [level for arm, level in zip(stratum.arms, stratum.levels, strict=True) if arm in stratum.best]
         open_ = ", which are not told apart" if len(chosen) > 1 else ""
         named = f"{_levels(chosen, every, 'or') or 'none'}{open_}"
+        if stratum.not_judged is not None:
+            named = f"not judged, as {stratum.not_judged}"
         # Labels of an earlier version say nothing of a place.
         place = names.where[stratum.arms[0]] if names.are_levels else place_of(stratum.where)
         where.setdefault(named, []).append(place)

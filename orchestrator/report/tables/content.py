@@ -38,14 +38,14 @@ patterns, of all comparisons at once, that look at least as extreme; p alone is 
 decides nothing. The interval holds every difference that the same count would not have rejected.
 
 The verdict is the first of these that holds: diverges, when an arm diverged in at least half of its seeds, those that
-failed left aside, or no setting of it trained; same objective, when the arms differ only in how they are computed, which is no question;
-equivalent, when the mean difference lies inside the smallest difference that matters (two one-sided t tests, adjusted
-by Holm; p and interval are then of these); better or worse, when p is small enough, "perhaps by less than matters"
-where the interval reaches below that smallest difference; otherwise inconclusive, which does not mean equal. Seeds
-needed are those that would tell the smallest difference that matters from none four times in five, as far as seeds lie
-apart here; where there are as many, the difference may lie between the two. One wrong claim in the whole sweep has a
-chance of 0.05: 0.04 for better or worse and 0.01 for equivalent, or 0.05 for either where there is one comparison or no
-smallest difference.
+failed left aside, or no setting of it trained; same objective, when the arms differ only in how they are computed,
+which is no question; equivalent, when the mean difference lies inside the smallest difference that matters (two
+one-sided t tests, adjusted by Holm; p and interval are then of these); better or worse, when p is small enough,
+"perhaps by less than matters" where the interval reaches below that smallest difference; otherwise inconclusive, which
+does not mean equal. Seeds needed are those that would tell the smallest difference that matters from none four times in
+five, as far as seeds lie apart here; where there are as many, the difference may lie between the two. One wrong claim
+in the whole sweep has a chance of 0.05: 0.04 for better or worse and 0.01 for equivalent, or 0.05 for either where
+there is one comparison or no smallest difference.
 
 Seeds say nothing of other rows. Better or worse "on these rows" means that the interval on other rows of the same kind
 has 0 in it: there the difference may be none, or the other way round. It is a t interval, by rows and seeds, and the

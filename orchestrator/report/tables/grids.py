@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from orchestrator.report import formatting
-from orchestrator.report.naming import Names, level_text, word
+from orchestrator.report.naming import Names, level_text, place_of, word
 from orchestrator.report.summary import budgets
 from orchestrator.report.summary.records import (
     Answer,
@@ -145,13 +145,15 @@ def which(summary: Summary) -> Iterator[Block]:
                 level_text(level),
                 formatting.value(means.get(arm)),
                 formatting.probability(p),
-                "yes" if arm in stratum.best else "no",
+                "not judged" if stratum.not_judged is not None else "yes" if arm in stratum.best else "no",
             )
             for stratum in found.strata
             for arm, level, p in zip(stratum.arms, stratum.levels, stratum.p, strict=True)
         ],
         words=len(keys) + 1,
     )
+    if unjudged := [stratum for stratum in found.strata if stratum.not_judged is not None]:
+        yield Bullets([f"Not judged at {place_of(stratum.where)}: {stratum.not_judged}." for stratum in unjudged])
     if found.interaction_p is not None:
         yield Paragraph(
             f"Whether {name} does the same at every {' and '.join(map(word, keys))}: p = "

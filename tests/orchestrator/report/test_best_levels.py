@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -198,3 +198,74 @@ def test_a_chosen_value_of_none_in_a_logarithmic_range_is_an_edge() -> None:
     """As a default that was filled from the arm may be. Seen: math domain error."""
     space: JsonObject = {"optimizer.weight_decay": {"low": 1e-6, "high": 1e-2, "log": True}}
     assert arms._edges({"space": space}, {"optimizer.weight_decay": 0.0}) == ["optimizer.weight_decay"]
+
+
+# A stratum that cannot be judged takes nothing from the others.
+
+FOUR = '[compare]\n"loss.temperature" = [0.05, 0.1, 0.2, 0.5]\n"batch.size" = [16, 64]\n'
+
+
+def ended_as(run: Run, ends: Callable[[str, int], str]) -> Any:
+    """The answer of a run in which 0.2 is the best at either batch, and each trial has ended `ok`, `lost` or
+    `diverged`, or is still to come."""
+    for arm in run.plan.arms:
+        best = arm.settings["loss.temperature"] == 0.2
+        for number, trial in enumerate(run.confirm(arm.label)):
+            value = 0.5 + 0.05 * best + random.Random(f"{arm.label} {trial.seed}").gauss(0, 0.002)
+            match ends(arm.label, number):
+                case "lost":
+                    run.lost(trial)
+                case "to come":
+                    pass
+                case outcome:
+                    run.done(trial, value, outcome=outcome)
+    return answer_of(run.ledger)
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (lambda arm, n: "to come" if arm == "temperature=0.1, size=64" and n == 7 else "ok", "to come"),
+        (lambda arm, _: "lost" if arm == "temperature=0.1, size=64" else "ok", "0.1 has no result"),
+        (lambda arm, _: "lost" if arm.endswith("size=64") else "ok", "0.05, 0.1, 0.2, 0.5 have no result"),
+        (lambda arm, _: "diverged" if arm.endswith("size=64") else "ok", "every level diverged"),
+        (lambda arm, n: "lost" if arm == "temperature=0.5, size=64" and n > 3 else "ok", "share 4 seeds and 6 are"),
+    ],
+)
+def test_a_stratum_that_cannot_be_judged_says_why_and_the_others_are_judged(
+    begin: Begin, bad: Callable[[str, int], str], why: str
+) -> None:
+    """Seen: nothing of any stratum, after one seed was lost. Mutant check: the level of the judged ones alone."""
+    said = ended_as(begin(FOUR, seeds=8), bad)
+    first, other = said["which"]["strata"]
+    assert said["which"]["alpha"] == 0.025, "as planned"
+    assert (first["best"], first["not_judged"]) == (["temperature=0.2, size=16"], None)
+    assert why in other["not_judged"]
+    assert (other["best"], other["p"]) == ([], [None] * 4)
+    assert said["which"]["interaction_p"] is None
+    assert said["sentence"].startswith("Best temperature at batch 16: 0.2; at batch 64: not judged, as ")
+
+
+@pytest.mark.parametrize(
+    "lost", [{"temperature=0.1, size=64"}, {"temperature=0.05, size=16", "temperature=0.5, size=64"}]
+)
+def test_after_a_lost_seed_the_levels_are_judged_on_the_seeds_that_they_share(begin: Begin, lost: set[str]) -> None:
+    said = ended_as(begin(FOUR, seeds=8), lambda arm, n: "lost" if arm in lost and n == 3 else "ok")
+    assert not said["complete"]
+    strata = said["which"]["strata"]
+    assert [stratum["seeds"] for stratum in strata] == [8 - any(arm in lost for arm in s["arms"]) for s in strata]
+    assert [stratum["best"] for stratum in strata] == [["temperature=0.2, size=16"], ["temperature=0.2, size=64"]]
+
+
+def test_where_no_stratum_can_be_judged_nothing_is_said_of_the_best(begin: Begin) -> None:
+    assert ended_as(begin(FOUR, seeds=8), lambda _, n: "to come" if n == 7 else "ok")["which"] is None
+
+
+def test_an_arm_that_is_stopped_has_nothing_to_come(begin: Begin) -> None:
+    """Its trials stay queued. Mutant check: every trial that has not ended."""
+
+    def bad(arm: str, number: int) -> str:
+        return ("lost" if number < 3 else "to come") if arm == "temperature=0.1, size=64" else "ok"
+
+    said = ended_as(begin(FOUR, seeds=8), bad)
+    assert said["which"]["strata"][1]["not_judged"] == "0.1 has no result"

@@ -74,6 +74,50 @@ def test_the_metric_is_drawn_against_ordered_levels_a_line_a_place_and_what_may_
     assert "A line for each batch." in str(caption_of_levels(looks))
 
 
+@pytest.mark.parametrize("way", ["lost", "few", "diverged"])
+def test_levels_are_drawn_by_their_means_where_the_best_is_not_judged(begin: Begin, way: str) -> None:
+    """Seen: no figure after one lost seed. Mutant check: drawn where the question is answered alone."""
+    run = begin(CROSSED, seeds=3 if way == "few" else 8)
+    for arm in run.plan.arms:
+        for trial in run.confirm(arm.label):
+            bad = arm.label == "temperature=0.1, size=64"
+            if bad and way == "lost":
+                run.lost(trial)
+            else:
+                run.done(trial, 0.5 + trial.seed / 100, outcome="diverged" if bad and way == "diverged" else "ok")
+    looks = looks_of(report.summarize(run.ledger))
+    (axes,) = draw_levels(looks).axes
+    drawn = marks(axes, "o", "s")
+    assert len(drawn) == sum(arm.mean is not None for arm in looks.answer.arms)
+    assert ("Filled" in str(caption_of_levels(looks))) == (way != "few")
+    assert ("Small: where that is not judged" in str(caption_of_levels(looks))) == (way == "lost")
+
+
+@pytest.mark.parametrize(("places", "lost"), [(7, False), (8, True), (26, False)])
+def test_many_places_have_a_panel_each_with_the_same_limits(begin: Begin, places: int, lost: bool) -> None:
+    """Seen: no figure of more than six. Mutant check: limits of each panel alone."""
+    sizes = [4 * k for k in range(2, places + 2)]
+    run = begin(f'[compare]\n"loss.temperature" = [0.05, 0.1, 0.5]\n"batch.size" = {sizes}\n', seeds=8)
+    for k, arm in enumerate(run.plan.arms):
+        for trial in run.confirm(arm.label):
+            if lost and k == 4 and trial.seed == 2:
+                run.lost(trial)
+            else:
+                run.done(trial, 0.5 + k / 100 + trial.seed / 1000)
+    looks = looks_of(report.summarize(run.ledger))
+    figure = draw_levels(looks)
+    figure.canvas.draw()
+    panels = min(places, 24)
+    assert len(figure.axes) == panels
+    assert len({(axes.get_xlim(), axes.get_ylim()) for axes in figure.axes}) == 1
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [f"batch {size}" for size in sizes[:panels]]
+    assert all(len(marks(axes, "o")) == 3 for axes in figure.axes)
+    assert {line.get_color() for axes in figure.axes for line in axes.lines if line.get_marker() == "o"} == {INK}
+    boxes = [text.get_window_extent() for axes in figure.axes for text in (axes.title, *axes.get_xticklabels())]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert ("2 more places" in str(caption_of_levels(looks))) == (places == 26)
+
+
 def test_levels_without_an_order_are_not_drawn_against(begin: Begin) -> None:
     looks = looks_of(report.summarize(finished(begin(), BETTER).ledger))
     assert caption_of_levels(looks) is None
