@@ -6,7 +6,11 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
+from typing import TypeGuard
 
+from pydantic import JsonValue
+
+from jobs.config import canonical
 from orchestrator import statistics
 from orchestrator.ledger import Ledger, Suggestion, Trial
 from orchestrator.ledger.stored import ArmTable, JsonObject, TrialResult
@@ -80,13 +84,14 @@ def arm(
     budget: Mapping[Kind, float],
     mode: statistics.Mode,
     tune: TuneSummary | None,
+    repeats: int,
     code: Sequence[str | None],
     told_apart: Collection[str],
     params: Mapping[str, JsonObject | None],
 ) -> ArmSummary:
     """Compute the numbers of one arm. planned: the arm in the run's plan. mine: seed -> final metric. budget: as
-    declared. code: digests of the code that computed its trials. told_apart: trials whose loss has come to nothing.
-    params: tuned settings by trial."""
+    declared. repeats: of its tuning. code: digests of the code that computed its trials. told_apart: trials whose loss
+    has come to nothing. params: tuned settings by trial."""
     results = [trial.came_to for trial in trials]
     ok = [trial for trial in trials if trial.state == "done" and not diverged(trial)]
     ran = [trial for trial in trials if trial.state == "done"]
@@ -119,7 +124,9 @@ def arm(
             if not key.startswith("train/")
         },
         values=[_value(trial, mine.get(trial.seed), params.get(trial.id)) for trial in trials],
-        tune=None if tune is None else replace(tune, within_noise=_is_within_noise(tune, list(mine.values()), mode)),
+        tune=None
+        if tune is None
+        else replace(tune, within_noise=_is_within_noise(tune, list(mine.values()), mode, repeats)),
         code=code,
     )
 
@@ -151,7 +158,7 @@ def tuned(ledger: Ledger, trials: Sequence[Trial], mode: statistics.Mode) -> dic
     """Summarise for each arm how its tune stage went and what was chosen; without the arms that were not tuned. An arm
     that shares another arm's search has the suggestions of that search and its own choice, and `searched_with` names
     the other arm."""
-    by_id, frozen = {trial.id: trial for trial in trials}, ledger.frozen()
+    by_id, frozen, repeats = {trial.id: trial for trial in trials}, ledger.frozen(), repeats_of(ledger)
     summaries: dict[str, TuneSummary] = {}
     of_arm: dict[str, list[Suggestion]] = {}
     for suggestion in ledger.suggestions():
@@ -179,57 +186,96 @@ def tuned(ledger: Ledger, trials: Sequence[Trial], mode: statistics.Mode) -> dic
             params=chosen.params if chosen else None,
             hash=chosen.hash if chosen else None,
             searched_with=None,
-            repeats=_repeats(suggestions, table, ledger, mode) if chosen else (),
-            edges=_edges(ledger.run.sweep.get("tune"), chosen.params) if chosen else (),
+            repeats=_repeats(suggestions, table, repeats, mode) if chosen else (),
         )
+        summaries[label] = _with_edges(summaries[label], ledger.run.sweep.get("tune"))
     for label, leader in ledger.run.sweep["plan"].get("searched_with", {}).items():
         if leader in summaries:
             own = frozen.get(label)
-            summaries[label] = replace(
+            shared = replace(
                 summaries[leader],
                 number=own.number if own else None,
                 params=own.params if own else None,
                 hash=own.hash if own else None,
                 searched_with=leader,
             )
+            summaries[label] = _with_edges(shared, ledger.run.sweep.get("tune"))
     return summaries
 
 
+def repeats_of(ledger: Ledger) -> int:
+    """Return how often every arm of a run is tuned."""
+    return int(str((ledger.run.sweep.get("tune") or {}).get("repeats", 1)))
+
+
+def _with_edges(summary: TuneSummary, tune: JsonObject | None) -> TuneSummary:
+    """Note what was chosen at an edge: by the tuning, or in any of its repeats."""
+    of_repeats = [_edges(tune, params) for params in summary.repeats]
+    found = [*(_edges(tune, summary.params) if summary.params else []), *(key for own in of_repeats for key in own)]
+    return replace(summary, edges=list(dict.fromkeys(found)), repeat_edges=of_repeats)
+
+
 def _edges(tune: JsonObject | None, params: JsonObject) -> list[str]:
-    """List the keys that were chosen near an end of their range."""
+    """List the keys that were chosen near an end of their range, or at an end of choices that are numbers."""
     space = (tune or {}).get("space")
-    found = []
-    for key, value in params.items():
-        own = space.get(key) if isinstance(space, dict) else None
-        low, high = (own.get("low"), own.get("high")) if isinstance(own, dict) else (None, None)
-        numbers = [end for end in (value, low, high) if isinstance(end, int | float) and not isinstance(end, bool)]
-        if len(numbers) < 3 or numbers[1] == numbers[2]:
-            continue
-        if isinstance(own, dict) and own.get("log"):
-            if min(numbers) <= 0:  # a default that was filled from the arm, and lies outside
-                found.append(key)
-                continue
-            numbers = [math.log(number) for number in numbers]
-        share = (numbers[0] - numbers[1]) / (numbers[2] - numbers[1])
-        if not EDGE < share < 1 - EDGE:
-            found.append(key)
-    return found
+    spaces = space if isinstance(space, dict) else {}
+    return [key for key, value in params.items() if _is_at_edge(spaces.get(key), value)]
 
 
-def _is_within_noise(tune: TuneSummary, values: Sequence[float], mode: statistics.Mode) -> bool:
-    """Return whether the best setting leads the second by less than noise."""
-    tried = sorted((one.value for one in tune.suggestions if one.value is not None), reverse=mode == "max")
-    if len(tried) < 2 or len(values) < 2:
+def _is_at_edge(own: JsonValue, value: JsonValue) -> bool:
+    """Return whether a chosen value lies within a tenth of an end of its range, on the range's own scale; of choices
+    that are numbers, whether it is the least or the largest, or beyond. own: what the sweep says of the key."""
+    if not isinstance(own, dict) or not _is_number(value):
         return False
-    return abs(tried[0] - tried[1]) < math.sqrt(2) * stdev(values)
+    choices = own.get("choices")
+    if isinstance(choices, list):
+        levels = sorted(level for level in choices if _is_number(level)) if all(map(_is_number, choices)) else []
+        return len(levels) > 1 and levels[0] < levels[-1] and not levels[0] < value < levels[-1]
+    low, high = own.get("low"), own.get("high")
+    if not _is_number(low) or not _is_number(high) or low == high:
+        return False
+    numbers = [value, low, high]
+    if own.get("log"):
+        if min(numbers) <= 0:  # a default that was filled from the arm, and lies outside
+            return True
+        numbers = [math.log(number) for number in numbers]
+    share = (numbers[0] - numbers[1]) / (numbers[2] - numbers[1])
+    return not EDGE < share < 1 - EDGE
+
+
+def _is_number(value: JsonValue) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_within_noise(tune: TuneSummary, values: Sequence[float], mode: statistics.Mode, repeats: int) -> bool:
+    """Return whether, in some repeat of the tuning, the best setting leads the second by less than noise."""
+    if len(values) < 2 or len(tune.suggestions) % repeats:
+        return False
+    count, noise = len(tune.suggestions) // repeats, math.sqrt(2) * stdev(values)
+    parts = (tune.suggestions[first : first + count] for first in range(0, len(tune.suggestions), max(1, count)))
+    return any(lead is not None and lead < noise for lead in (_lead(part, mode) for part in parts))
+
+
+def _lead(tried: Sequence[SuggestionSummary], mode: statistics.Mode) -> float | None:
+    """Return by how much the best setting leads the second; None of fewer than two. What was suggested again, or makes
+    the same trials, is the same setting."""
+    scored = [(one, one.value) for one in tried if one.value is not None]
+    scored.sort(key=lambda pair: pair[1], reverse=mode == "max")
+    if not scored:
+        return None
+    best, first = scored[0]
+    others = (
+        value for one, value in scored if canonical(one.params) != canonical(best.params) and one.trials != best.trials
+    )
+    second = next(others, None)
+    return None if second is None else abs(first - second)
 
 
 def _repeats(
-    suggestions: Sequence[Suggestion], table: Sequence[Sequence[float]], ledger: Ledger, mode: statistics.Mode
+    suggestions: Sequence[Suggestion], table: Sequence[Sequence[float]], repeats: int, mode: statistics.Mode
 ) -> list[JsonObject]:
     """Return the best setting of each repeat of a tuning; none where there is one alone. table: what each suggestion
     came to, seed by seed."""
-    repeats = int(str((ledger.run.sweep.get("tune") or {}).get("repeats", 1)))
     if repeats < 2 or len(suggestions) % repeats:
         return []
     count, sign, best = len(suggestions) // repeats, 1 if mode == "max" else -1, []

@@ -271,7 +271,7 @@ def _arms(
     """Summarise the arms in the order of the plan."""
     run, tuned, told_apart = ledger.run, arms.tuned(ledger, trials, mode), arms.told_apart(ledger)
     params = settings_of(run, trials, ledger.suggestions(), ledger.frozen())
-    sweep, summaries = run.sweep, []
+    sweep, repeats, summaries = run.sweep, arms.repeats_of(ledger), []
     for planned in sweep["plan"]["arms"]:
         label = planned["label"]
         own = confirm.trials[label]
@@ -285,6 +285,7 @@ def _arms(
                 budget=budgets.declared(sweep.get("job", {}), planned, own),
                 mode=mode,
                 tune=tuned.get(label),
+                repeats=repeats,
                 told_apart=told_apart,
                 params=params,
                 code=list(dict.fromkeys(group.code for group in code if not ids.isdisjoint(group.trials))),

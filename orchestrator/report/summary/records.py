@@ -83,10 +83,13 @@ class TuneSummary(AsFields):
     repeats: Sequence[JsonObject] = ()
     """The setting of each repeat of the tuning, where there are several."""
     edges: Sequence[str] = ()
-    """Keys of which the chosen value lies within a tenth of an end of its range, on the range's own scale."""
+    """Keys of which the chosen value, in any repeat, lies within a tenth of an end of its range, on the range's own
+    scale, or at an end of choices that are numbers."""
     within_noise: bool = False
-    """The best setting leads the second by less than what two seeds of the arm differ by: sqrt(2) times the standard
-    deviation of its confirm values."""
+    """The best setting leads the second, in some repeat, by less than what two seeds of the arm differ by: sqrt(2)
+    times the standard deviation of its confirm values."""
+    repeat_edges: Sequence[Sequence[str]] = ()
+    """Of each of `repeats`, the keys that lie at an edge."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from orchestrator.report.summary.records import (
     ExploratorySummary,
     LooksSummary,
     Summary,
+    TuneSummary,
 )
 from orchestrator.system.display import by_count, counted, listed, ranges
 
@@ -88,7 +89,7 @@ def _of_arm(arm: ArmSummary, name: str, metric: str) -> Iterable[str]:
     if arm.worse_than_untrained:
         yield f"{name} is worse than its encoder was before training, in {metric}: it has unlearned."
     if arm.tune and arm.tune.edges:
-        ends = ", ".join(f"{key} = {_level(arm.tune.params, key)}" for key in arm.tune.edges)
+        ends = ", ".join(_edge(arm.tune, key) for key in arm.tune.edges)
         yield f"{name} was tuned to an edge of its range ({ends}): a wider range may hold a better setting."
     if arm.collapsed:
         seeds = ", ".join(map(str, arm.collapsed))
@@ -96,6 +97,15 @@ def _of_arm(arm: ArmSummary, name: str, metric: str) -> Iterable[str]:
             f"{name} has collapsed in {counted(len(arm.collapsed), 'seed')} ({seeds}): its embeddings are nearly "
             "one, or its loss has nothing left to tell apart."
         )
+
+
+def _edge(tune: TuneSummary, key: str) -> str:
+    """Say which value of a key lies at an edge, and in how many repeats of the tuning."""
+    if not tune.repeats:
+        return f"{key} = {_level(tune.params, key)}"
+    own = [params for params, edges in zip(tune.repeats, tune.repeat_edges, strict=True) if key in edges]
+    levels = listed(list(dict.fromkeys(_level(params, key) for params in own)), separator=" or ")
+    return f"{key} = {levels} in {len(own)} of {counted(len(tune.repeats), 'repeat')}"
 
 
 def _level(params: JsonObject | None, key: str) -> str:

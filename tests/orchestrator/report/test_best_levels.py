@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from ledgers import BETTER, Begin, Run, answer_of, finished
+from pydantic import JsonValue
 
 from orchestrator.ledger import Point, Suggestion, Trial
 from orchestrator.ledger.stored import JsonObject
@@ -132,14 +133,20 @@ def test_how_often_one_alone_diverged_is_told_with_its_p(begin: Begin) -> None:
         ("{ low = 1e-4, high = 1e-1, log = true }", 1e-3, []),
         ("{ low = 1e-4, high = 1e-1 }", 1e-3, ["optimizer.lr"]),
         ("{ low = 1e-4, high = 1e-1 }", 5e-2, []),
-        ("{ choices = [1e-4, 1e-3] }", 1e-4, []),
+        ("{ choices = [1e-2, 1e-4, 1e-3] }", 1e-4, ["optimizer.lr"]),
+        ("{ choices = [1e-4, 1e-3, 1e-2] }", 1e-2, ["optimizer.lr"]),
+        ("{ choices = [1e-4, 1e-3, 1e-2] }", 1e-3, []),
     ],
 )
 def test_a_setting_at_an_edge_of_its_range_is_named_on_the_scale_of_the_range(
     begin: Begin, space: str, chosen: float, edges: list[str]
 ) -> None:
     """Mutant check: a share of a logarithmic range on a plain scale."""
-    said = answer_of(tuned_to(begin, space, [chosen, chosen / 1.5 if "choices" not in space else 1e-3]).ledger)
+    said = answer_of(
+        tuned_to(
+            begin, space, [chosen, chosen / 1.5 if "choices" not in space else 1e-3 if chosen != 1e-3 else 1e-4]
+        ).ledger
+    )
     assert [arm["tune"]["edges"] for arm in said["arms"]] == [edges] * 2
     assert any("tuned to an edge of its range (optimizer.lr = " in note for note in said["notes"]) == bool(edges)
     assert said["sentence"].startswith("At the settings chosen, flat beats plain by ")
@@ -156,7 +163,8 @@ def test_a_best_setting_within_the_noise_of_the_second_is_told(begin: Begin, lea
 def tuned_to(begin: Begin, space: str, rates: list[float], *, lead: float = 0.05) -> Run:
     """Play a run of which every arm is tuned to the first of two rates, which leads the second one."""
     run = begin(
-        tune=f'[tune]\ntrials = 2\ndefaults = [{{ "optimizer.lr" = 1e-3 }}]\n[tune.space]\n"optimizer.lr" = {space}'
+        tune=f'[tune]\ntrials = {len(rates)}\ndefaults = [{{ "optimizer.lr" = 1e-3 }}]\n[tune.space]\n'
+        f'"optimizer.lr" = {space}'
     )
     for arm in BETTER:
         for number, rate in enumerate(rates):
@@ -170,6 +178,111 @@ def tuned_to(begin: Begin, space: str, rates: list[float], *, lead: float = 0.05
                 run.done(trial, 0.8 - number * lead)
         run.ledger.freeze(arm, {"optimizer.lr": rates[0]}, 0, "abc")
     return finished(run, BETTER, {"optimizer.lr": rates[0]})
+
+
+@pytest.mark.parametrize(
+    ("scores", "told"),
+    [
+        ([(1e-3, 0.9), (1e-2, 0.5), (1e-3, 0.9)], False),
+        ([(1e-3, 0.9), (1e-3, 0.9), (1e-2, 0.5), (1e-4, 0.1)], False),
+        ([(1e-3, 0.9), (1e-3, 0.9), (1e-2, 0.899)], True),
+        ([(1e-3, 0.9), (1e-3, 0.9)], False),
+    ],
+)
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_what_is_suggested_twice_is_one_setting(
+    begin: Begin, scores: list[tuple[float, float]], told: bool, mode: str
+) -> None:
+    """Seen: "the best two settings lie closer together" of the best one, which tpe had suggested twice."""
+    run = begin(
+        tune=f'[tune]\ntrials = {len(scores)}\nsampler = "random"\n[tune.space]\n'
+        '"optimizer.lr" = { choices = [1e-4, 1e-3, 1e-2] }',
+        mode=mode,
+    )
+    for arm in BETTER:
+        tuned_by(run, arm, [(rate, score if mode == "max" else -score) for rate, score in scores])
+        run.ledger.freeze(arm, {"optimizer.lr": 1e-3}, 0, "abc")
+    said = answer_of(finished(run, BETTER, {"optimizer.lr": 1e-3}).ledger)
+    assert [arm["tune"]["within_noise"] for arm in said["arms"]] == [told] * 2
+
+
+def tuned_by(run: Run, arm: str, scores: list[tuple[float, float]]) -> None:
+    """Let an arm try these rates, with these scores; what it tries again has the trials of before."""
+    ended: set[str] = set()
+    for number, (rate, score) in enumerate(scores):
+        setting: JsonObject = {"optimizer.lr": rate}
+        planned = run.plan.tune_trials(arm, number, setting)
+        trials = [Trial(p.id, "tune", arm, p.seed, p.job.model_dump(mode="json"), number=number) for p in planned]
+        run.ledger.add_suggestion(Suggestion(arm, number, setting, tuple(t.id for t in trials)), trials)
+        for trial in trials:
+            if trial.id not in ended:
+                run.done(trial, score)
+            ended.add(trial.id)
+
+
+def repeated(begin: Begin, tunings: list[list[tuple[float, float]]], space: str) -> Any:
+    """The answer of a run whose arms are tuned anew so often, on these rates with these scores."""
+    count = len(tunings)
+    run = begin(
+        tune=f'[tune]\ntrials = {len(tunings[0])}\nrepeats = {count}\nsampler = "random"\n[tune.space]\n'
+        f'"optimizer.lr" = {space}',
+        seeds=2 * count,
+    )
+    for arm in BETTER:
+        tuned_by(run, arm, [score for tuning in tunings for score in tuning])
+        run.ledger.freeze(arm, {"optimizer.lr": max(tunings[0], key=lambda pair: pair[1])[0]}, 0, "abc")
+        best = [max(tuning, key=lambda pair: pair[1])[0] for tuning in tunings]
+        for k, trial in enumerate(run.confirm(arm, {"optimizer.lr": best[0]})):
+            run.done(trial, 0.9 + 0.001 * (k % 3) + 0.01 * (arm == "flat"))
+    return answer_of(run.ledger)
+
+
+@pytest.mark.parametrize(
+    ("others", "edges", "said"),
+    [
+        ([1e-3, 1e-3], [], None),
+        ([9.5e-2, 1e-3], ["optimizer.lr"], "(optimizer.lr = 0.095 in 1 of 3 repeats)"),
+        ([9.5e-2, 1e-4], ["optimizer.lr"], "(optimizer.lr = 0.095 or 0.0001 in 2 of 3 repeats)"),
+    ],
+)
+def test_an_edge_in_any_repeat_of_the_tuning_is_told(
+    begin: Begin, others: list[float], edges: list[str], said: str | None
+) -> None:
+    """Seen: that of the first repeat alone. Mutant check: the first one's value for all."""
+    tunings = [[(best, 0.9), (2e-3, 0.5)] for best in (1e-3, *others)]
+    answer = repeated(begin, tunings, "{ low = 1e-4, high = 1e-1, log = true }")
+    assert [arm["tune"]["edges"] for arm in answer["arms"]] == [edges] * 2
+    assert [arm["tune"]["repeat_edges"][0] for arm in answer["arms"]] == [[], []]
+    notes = [note for note in answer["notes"] if "an edge of its range" in note]
+    assert bool(notes) == bool(edges)
+    assert said is None or said in notes[0]
+
+
+@pytest.mark.parametrize(("second", "told"), [(0.5, False), (0.8999, True)])
+def test_noise_of_the_tuning_is_that_within_a_repeat(begin: Begin, second: float, told: bool) -> None:
+    """The best of each repeat are close where tuning is steady. Mutant check: over all repeats."""
+    tunings = [[(1e-3, 0.9 + k / 10_000), (2e-3, second if k == 1 else 0.5)] for k in range(3)]
+    answer = repeated(begin, tunings, "{ low = 1e-4, high = 1e-1, log = true }")
+    assert [arm["tune"]["within_noise"] for arm in answer["arms"]] == [told] * 2
+
+
+@pytest.mark.parametrize(
+    ("own", "value", "is_edge"),
+    [
+        ({"choices": [True, False]}, True, False),
+        ({"choices": ["cosine", "linear"]}, "linear", False),
+        ({"choices": [0.1, "none"]}, 0.1, False),
+        ({"choices": [0, 0.1]}, 0, True),
+        ({"choices": [0.1]}, 0.1, False),
+        ({"choices": [16, 64, 256]}, 64, False),
+        ({"choices": [16, 64, 256]}, 512, True),
+        ({"choices": [[0.9, 0.99], [0.9, 0.999]]}, [0.9, 0.99], False),
+        (None, 0.1, False),
+    ],
+)
+def test_choices_have_an_edge_where_they_are_numbers(own: JsonValue, value: JsonValue, is_edge: bool) -> None:
+    """Seen: none, in every shipped sweep. A default that was filled from the arm may lie beyond."""
+    assert arms._edges({"space": {"key": own}}, {"key": value}) == (["key"] if is_edge else [])
 
 
 def test_a_level_that_diverges_in_some_seeds_is_not_the_best_by_the_others(begin: Begin) -> None:
