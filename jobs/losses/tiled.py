@@ -50,6 +50,8 @@ class Diagnostics:
     and with negative_ids (query, hard negative). Whatever symmetric and same_side leave out besides is not counted."""
     infonce: float
     """InfoNCE's value, whatever the loss."""
+    without_negatives: float
+    """Share of anchors without a negative, as where all candidates are left out for equal ids: these learn nothing."""
 
 
 def tiled_loss(
@@ -230,6 +232,7 @@ def _summary(call: LossCall, table: Table) -> tuple[Tensor, Diagnostics]:
         spread,
         table.duplicates.sum() + table.hard_duplicates.sum(),
         infonce.mean(),
+        table.normaliser.isneginf().double().mean(),
     ]
     value = call.loss.value(rows).mean().to(call.dtype)
     return value, Diagnostics(*torch.stack(numbers).tolist())

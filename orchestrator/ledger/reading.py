@@ -86,6 +86,14 @@ class Reading(Rows):
         return found
 
     @patient
+    def trials_above(self, key: str, value: float) -> set[str]:
+        """Find the trials that had a key above a value at any step."""
+        table = schema.points
+        query = self._of(table, table.c.trial).where(table.c.key == key, table.c.value > value).distinct()
+        with self._database.read() as connection:
+            return {str(row.trial) for row in connection.execute(query)}
+
+    @patient
     def suggestions(self, arm: str | None = None) -> list[Suggestion]:
         """List what was suggested, by arm and number."""
         table = schema.suggestions

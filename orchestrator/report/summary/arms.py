@@ -91,7 +91,7 @@ def arm(
 ) -> ArmSummary:
     """Compute the numbers of one arm. planned: the arm in the run's plan. mine: seed -> final metric. budget: as
     declared. repeats: of its tuning. code: digests of the code that computed its trials. told_apart: trials whose loss
-    has come to nothing. params: tuned settings by trial."""
+    had nothing to tell apart. params: tuned settings by trial."""
     results = [trial.came_to for trial in trials]
     ok = [trial for trial in trials if trial.state == "done" and not diverged(trial)]
     ran = [trial for trial in trials if trial.state == "done"]
@@ -132,7 +132,12 @@ def arm(
 
 
 def told_apart(ledger: Ledger) -> set[str]:
-    """Find the trials whose loss, as InfoNCE's, has come to nothing in their last logged steps."""
+    """Find the trials whose loss had nothing to tell apart: InfoNCE's has come to nothing in their last logged steps,
+    or in one of these an anchor had no negative. Trials of earlier versions have not recorded the second."""
+    return _at_nothing(ledger) | ledger.trials_above("train/without_negatives", 0.0)
+
+
+def _at_nothing(ledger: Ledger) -> set[str]:
     key = "train/infonce"
     found = set()
     for trial, steps in ledger.steps_up_to(key, NOTHING_LEFT).items():

@@ -116,7 +116,8 @@ class ArmSummary:
     worse_than_untrained: bool = False
     """The 95 % t interval of (final - untrained) over seeds lies on the bad side."""
     collapsed: Sequence[int] = ()
-    """Confirm seeds whose encoder puts everything in one place, or whose loss has nothing left to tell apart."""
+    """Confirm seeds whose encoder puts everything in one place, whose loss has nothing left to tell apart, or that had
+    an anchor without a negative in a logged step."""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     values: Sequence[SeedValue] = ()
     tune: TuneSummary | None = None

@@ -95,7 +95,7 @@ def _of_arm(arm: ArmSummary, name: str, metric: str) -> Iterable[str]:
         seeds = ", ".join(map(str, arm.collapsed))
         yield (
             f"{name} has collapsed in {counted(len(arm.collapsed), 'seed')} ({seeds}): its embeddings are nearly "
-            "one, or its loss has nothing left to tell apart."
+            "one, its loss has nothing left to tell apart, or an anchor had no negative."
         )
 
 

@@ -483,6 +483,7 @@ def test_diagnostics_are_what_they_say() -> None:
         "uniformity": squares[others].mul(-2).exp().mean().log(),
         "duplicates_masked": float((~others).sum() - 12),
         "infonce": F.softplus(v).mean(),
+        "without_negatives": float((~others.any(1)).double().mean()),
     }
     assert dataclasses.asdict(found) == pytest.approx({name: float(x) for name, x in expected.items()}, rel=1e-9)
     assert found.duplicates_masked > 0, "not vacuous"

@@ -257,6 +257,24 @@ def test_all_masked_candidates_of_the_queries_are_counted() -> None:
         assert case.hard is None or hard > 0
 
 
+@pytest.mark.parametrize("name", ["infonce", "dcl", "flatnce", "siglip", "infonce_ce"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_anchors_without_a_negative_are_counted(name: str, symmetric: bool) -> None:
+    """Of three pools of four, one repeats a single pair and one is of three pairs; hard negatives are negatives. Mutant
+    check: the anchors that have lost any."""
+    case = batch(12, name=name)
+    ids = torch.tensor([0, 0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7])
+    how: dict[str, Any] = {"name": name, "pair_ids": ids, "pool": 4, "symmetric": symmetric, "tile": 3}
+    _, found = contrastive_loss(case.queries, case.keys, **how)
+    assert found.without_negatives == pytest.approx(4 / 12)
+    _, alone = contrastive_loss(case.queries, case.keys, name=name, pool=4, symmetric=symmetric)
+    assert alone.without_negatives == 0
+    if name in ("infonce", "dcl"):
+        hard = torch.nn.functional.normalize(torch.randn(12, 2, case.queries.shape[1], dtype=torch.float64), dim=-1)
+        _, more = contrastive_loss(case.queries, case.keys, hard_negatives=hard, **how)
+        assert more.without_negatives == pytest.approx(2 / 12 if symmetric else 0), "in one direction alone"
+
+
 def test_memory_stays_that_of_tiles_where_everything_coincides() -> None:
     from test_losses import Largest
 

@@ -113,6 +113,23 @@ def test_what_has_collapsed_is_named_by_its_uniformity_or_its_loss(begin: Begin)
     assert [arm["collapsed"] for arm in answer_of(one_place.ledger)["arms"]] == [seeds, []]
 
 
+@pytest.mark.parametrize(
+    ("shares", "collapsed"), [([0.0] * 6, False), ([0.0, 0.25, 0.0], True), ([0.0, 0.0, 1 / 64], True), ([], False)]
+)
+def test_an_anchor_without_a_negative_is_a_collapse(begin: Begin, shares: list[float], collapsed: bool) -> None:
+    """Runs of earlier versions have no such number. Mutant check: the last step alone."""
+    run = begin()
+    for arm, metrics in BETTER.items():
+        for number, (trial, metric) in enumerate(zip(run.confirm(arm), metrics, strict=True)):
+            own = shares if arm == "flat" and number == 2 else [0.0] * len(shares)
+            points = [Point(trial.id, "train/without_negatives", step, x, 1e9) for step, x in enumerate(own, 1)]
+            run.done(trial, metric, points=points)
+    said = answer_of(run.ledger)
+    seed = said["seeds"][2]
+    assert [arm["collapsed"] for arm in said["arms"]] == [[], [seed] if collapsed else []]
+    assert any("an anchor had no negative" in note for note in said["notes"]) == collapsed
+
+
 def test_how_often_one_alone_diverged_is_told_with_its_p(begin: Begin) -> None:
     run = begin(seeds=8)
     for arm in BETTER:
