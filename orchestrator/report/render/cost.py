@@ -19,7 +19,7 @@ from orchestrator.report.render.figure import (
     labels_high,
     panel,
 )
-from orchestrator.report.render.looks import APART, Look, Looks
+from orchestrator.report.render.looks import APART, GREY, Look, Looks
 from orchestrator.report.summary.records import ArmSummary, SeedValue
 
 Cost = Literal["seconds", "peak_memory_mb"]
@@ -35,7 +35,7 @@ def caption_of_cost(looks: Looks) -> str | None:
     small = "Small: one confirm trial each. Large: the arm's mean." if len(_shown(looks)) <= APART else "Means of arms."
     if looks.how in ("together", "crossed"):
         return small
-    return f"{small} Named: the arms that no other one beats at a lower cost."
+    return f"{small} Named: the arms that no other one beats at a lower cost; grey: the others."
 
 
 def known_costs(looks: Looks) -> list[Cost]:
@@ -61,8 +61,8 @@ def draw_cost(looks: Looks, costs: Sequence[Cost]) -> Figure:
 
 
 def _panel(axes: Axes, looks: Looks, shown: Sequence[ArmSummary], cost: Cost) -> None:
-    trials: dict[Look, list[tuple[float, float]]] = {}
-    means: dict[Look, list[tuple[float, float]]] = {}
+    trials: dict[Look, list[tuple[float, float]]] = {GREY: []}  # first, below the others
+    means: dict[Look, list[tuple[float, float]]] = {GREY: []}
     ends, labelled = [], _labelled(looks, shown, cost)
     for arm in shown:
         pairs = [(_cost(value, cost), value.value) for value in arm.values]
@@ -70,16 +70,18 @@ def _panel(axes: Axes, looks: Looks, shown: Sequence[ArmSummary], cost: Cost) ->
         if not dots:
             continue
         xs, ys = zip(*dots, strict=True)
-        look, mean = looks.of[arm.label], (fmean(xs), fmean(ys))
+        is_explained = arm in labelled or looks.how == "crossed"
+        look, mean = looks.of[arm.label] if is_explained else GREY, (fmean(xs), fmean(ys))
         trials.setdefault(look, []).extend(dots)
         means.setdefault(look, []).append(mean)
         if arm in labelled:
             ends.append((*mean, looks.names.arm[arm.label], look.colour))
     for (colour, marker), dots in trials.items():
-        if len(shown) <= APART:
+        if dots and len(shown) <= APART:
             axes.plot(*zip(*dots, strict=True), marker, color=colour, markersize=3.5, alpha=0.4, markeredgewidth=0)
     for (colour, marker), dots in means.items():
-        axes.plot(*zip(*dots, strict=True), marker, color=colour, markersize=8, markeredgecolor=PAPER, zorder=3)
+        if dots:
+            axes.plot(*zip(*dots, strict=True), marker, color=colour, markersize=8, markeredgecolor=PAPER, zorder=3)
     axes.set_xlim(*cost_limits([x for dots in trials.values() for x, _ in dots]))
     dress(axes, heading=looks.answer.metric, xlabel=COSTS[cost])
     label_ends(axes, ends)

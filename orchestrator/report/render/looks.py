@@ -42,6 +42,10 @@ class Look(NamedTuple):
     marker: str
 
 
+GREY = Look(MUTED, "o")
+"""Of what is not named: a colour that nothing explains says nothing."""
+
+
 @dataclass(frozen=True)
 class Looks:
     """Of all arms."""
@@ -63,6 +67,13 @@ class Looks:
         first, *others = self.answer.arms
         known = sorted((arm for arm in others if arm.mean is not None), key=lambda arm: sign * (arm.mean or 0.0))
         return [first, *known[: TOGETHER - 1]]
+
+    @property
+    def named(self) -> list[ArmSummary]:
+        """The arms whose names stand beside a panel of all: few enough to have room; none where a legend stands."""
+        if self.how == "crossed":
+            return []
+        return list(self.answer.arms) if self.how == "together" else self.best
 
     def of_place(self) -> dict[str, list[ArmSummary]]:
         """Group the arms by their place."""
@@ -123,7 +134,7 @@ def looks_of(answer: Answer) -> Looks:
     if how != "best":
         return looks
     named = {arm.label: Look(COLOURS[k], MARKERS[k]) for k, arm in enumerate(looks.best)}
-    return Looks(answer, names, how, {label: named.get(label, Look(MUTED, "o")) for label in labels}, {}, {})
+    return Looks(answer, names, how, {label: named.get(label, GREY) for label in labels}, {}, {})
 
 
 def _ramp(count: int) -> list[str]:

@@ -13,8 +13,19 @@ from pydantic import JsonValue
 from jobs.core.plain import visible
 from orchestrator.ledger.stored import JsonObject
 from orchestrator.report.naming import level_text, word
-from orchestrator.report.render.figure import GUTTER, INK, MUTED, TOP, WIDTH, dress, label_ends, panel, shorten
-from orchestrator.report.render.looks import Look, Looks
+from orchestrator.report.render.figure import (
+    GUTTER,
+    INK,
+    MUTED,
+    TOP,
+    WIDTH,
+    dress,
+    label_ends,
+    labels_high,
+    panel,
+    shorten,
+)
+from orchestrator.report.render.looks import GREY, Look, Looks
 from orchestrator.report.summary.arms import EDGE
 from orchestrator.report.summary.records import ArmSummary, SuggestionSummary
 
@@ -35,24 +46,30 @@ def caption_of_tuned(looks: Looks) -> str | None:
     """Say how the scores are read; None where nothing was tuned."""
     if not keys(looks):
         return None
-    return (
+    caption = (
         "Each dot is one suggestion, mean over its tune seeds; ringed: the one that was chosen. Shaded: the tenths at "
         "the ends of a range, where a chosen value suggests a wider one."
     )
+    if looks.how in ("together", "crossed"):
+        return caption
+    others = len(looks.named) - 1
+    best = "" if not others else " and the best one" if others == 1 else f" and the {others} best"
+    return f"{caption} Named: the baseline{best} of {len(looks.answer.arms)} arms; grey: the others."
 
 
 def draw_tuned(looks: Looks, space: Mapping[str, JsonObject]) -> Figure:
     """Draw the score against every tuned key. space: what the sweep says of each."""
     tuned = keys(looks)
-    has_names = looks.how == "together"
-    row, legend = 1.75 + 0.55 + TOP, looks.legend_high() if looks.how == "crossed" else 0.0
+    has_names = bool(looks.named)
+    high = max(1.75, labels_high([looks.names.arm[arm.label] for arm in looks.named]))
+    row, legend = high + 0.55 + TOP, looks.legend_high() if looks.how == "crossed" else 0.0
     whole = row * len(tuned) + legend
     figure = Figure(figsize=(WIDTH, whole))
     if looks.how == "crossed":
         looks.draw_legend(figure)
     for k, key in enumerate(tuned):
         bottom = whole - legend - row * (k + 1) + 0.55
-        axes = panel(figure, bottom=bottom, height=1.75, right=GUTTER if has_names else 0.15)
+        axes = panel(figure, bottom=bottom, height=high, right=GUTTER if has_names else 0.15)
         _panel(axes, looks, key, space.get(key, {}), has_names=has_names)
     return figure
 
@@ -62,21 +79,30 @@ def _panel(axes: Axes, looks: Looks, key: str, own: JsonObject, *, has_names: bo
     low, high = own.get("low"), own.get("high")
     is_range = isinstance(low, int | float) and isinstance(high, int | float)
     places = [] if is_range else _choices(own, [suggestion.params[key] for _, suggestion in scored])
-    dots: dict[Look, list[tuple[float, float]]] = {}
-    ends: list[tuple[float, float, str, str]] = []
-    for arm, suggestion in scored:
-        x, y, look = _at(suggestion.params[key], places), suggestion.value, looks.of[arm.label]
+    named = {arm.label for arm in looks.named}
+    is_explained = named if named else looks.of
+    dots: dict[Look, list[tuple[float, float]]] = {GREY: []}
+    rings: list[tuple[float, float]] = []
+    ends: dict[str, tuple[float, float, str, str]] = {}
+    # The chosen one last, so that the name stands there; else at the best one so far.
+    sign = 1 if looks.answer.mode == "max" else -1
+    for arm, suggestion in sorted(scored, key=lambda pair: (_is_chosen(*pair), sign * (pair[1].value or 0.0))):
+        look = looks.of[arm.label] if arm.label in is_explained else GREY
+        x, y = _at(suggestion.params[key], places), suggestion.value
         if x is not None and own.get("log") and x <= 0 and isinstance(low, int | float):
             x = float(low) / BELOW  # a logarithmic scale has no place for it
         if x is None or y is None:
             continue
         dots.setdefault(look, []).append((x, y))
-        if arm.tune is not None and suggestion.number == arm.tune.number:
-            ends.append((x, y, looks.names.arm[arm.label], look.colour))
-    for (colour, marker), points in dots.items():
-        axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=4.5, alpha=0.7, markeredgewidth=0)
-    chosen = [[end[axis] for end in ends] for axis in (0, 1)]
-    axes.plot(*chosen, "o", markerfacecolor="none", color=INK, markersize=9, markeredgewidth=1.2)
+        if _is_chosen(arm, suggestion):
+            rings.append((x, y))
+        if arm.label in named:
+            ends[arm.label] = (x, y, looks.names.arm[arm.label], look.colour)
+    for (colour, marker), points in dots.items():  # grey ones first, below the others
+        at = [[point[axis] for point in points] for axis in (0, 1)]
+        axes.plot(*at, marker, color=colour, markersize=4.5, alpha=0.7, markeredgewidth=0)
+    at = [[ring[axis] for ring in rings] for axis in (0, 1)]
+    axes.plot(*at, "o", markerfacecolor="none", color=INK, markersize=9, markeredgewidth=1.2)
     if isinstance(low, int | float) and isinstance(high, int | float):
         tried = [x for points in dots.values() for x, _ in points]
         _range(axes, float(low), float(high), tried, is_log=bool(own.get("log")))
@@ -89,7 +115,11 @@ def _panel(axes: Axes, looks: Looks, key: str, own: JsonObject, *, has_names: bo
         axes.set_xticks(range(len(places)), [shorten(text, room) for text in places])
         axes.set_xlim(-0.5, len(places) - 0.5)
     if has_names:
-        label_ends(axes, ends)
+        label_ends(axes, list(ends.values()))
+
+
+def _is_chosen(arm: ArmSummary, suggestion: SuggestionSummary) -> bool:
+    return arm.tune is not None and suggestion.number == arm.tune.number
 
 
 def _range(axes: Axes, low: float, high: float, tried: Sequence[float], *, is_log: bool) -> None:

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from ledgers import BETTER, Begin, Run, finished, tuned
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 
 from orchestrator import report
+from orchestrator.ledger import Suggestion, Trial
 from orchestrator.ledger.stored import JsonObject
 from orchestrator.report.naming import names_of
+from orchestrator.report.render.cost import draw_cost, known_costs
 from orchestrator.report.render.differences import draw_differences
-from orchestrator.report.render.figure import INK, PAPER
+from orchestrator.report.render.figure import INK, MUTED, PAPER
 from orchestrator.report.render.levels import caption_of_levels, draw_levels
 from orchestrator.report.render.lines import draw_curves
 from orchestrator.report.render.looks import looks_of
@@ -199,6 +202,64 @@ def test_choices_are_places_beside_each_other(tmp_path: Path) -> None:
     (axes,) = draw_tuned(looks_of(report.summarize(run.ledger)), {"optimizer.lr": {"choices": [1e-3, 5e-3]}}).axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.001", "0.002", "0.005"], "in their order"
     run.ledger.close()
+
+
+def many_tuned(begin: Begin, arms: int, *, ended: bool = True) -> report.Summary:
+    """Named arms that are tuned over two keys, of which some settings lack the second."""
+    labels = [f"method-{chr(97 + k)}" for k in range(arms)]
+    own = "".join(f'[[arm]]\nlabel = "{label}"\n"loss.margin" = {k / 100}\n' for k, label in enumerate(labels))
+    run = begin(
+        own,
+        tune='[tune]\ntrials = 3\nsampler = "random"\n[tune.space]\n"optimizer.lr" = { low = 1e-4, high = 1e-1 }\n'
+        '"optimizer.weight_decay" = { low = 1e-6, high = 1e-2 }\n',
+    )
+    for k, label in enumerate(labels):
+        for number in range(3):
+            setting: JsonObject = {"optimizer.lr": 1e-3 * (number + 1 + k / 10)}
+            if number != 1:
+                setting["optimizer.weight_decay"] = 1e-4 * (number + 1)
+            planned = run.plan.tune_trials(label, number, {**setting, "optimizer.weight_decay": 1e-4 * (number + 1)})
+            trials = [Trial(p.id, "tune", label, p.seed, p.job.model_dump(mode="json"), number=number) for p in planned]
+            run.ledger.add_suggestion(Suggestion(label, number, setting, tuple(t.id for t in trials)), trials)
+            for trial in trials:
+                run.done(trial, 0.5 + k / 50 + number / 200)
+        if ended:
+            run.ledger.freeze(label, {"optimizer.lr": 1e-3 * (2 + k / 10)}, 1, "abc")
+            for trial in run.confirm(label):
+                run.done(trial, 0.6 + k / 50 + trial.seed / 1000, seconds=10.0 + k)
+    return report.summarize(run.ledger)
+
+
+def unexplained(axes: Axes) -> set[str]:
+    """The colours of marks that no name beside the panel has."""
+    named = {str(text.arrow_patch.get_edgecolor()) for text in axes.texts if text.arrow_patch is not None}  # type: ignore[attr-defined]
+    drawn = {line.get_color() for line in axes.lines if line.get_marker() not in ("None", "") and points(line)}
+    return {str(colour) for colour in drawn if colour not in (INK, MUTED) and str(to_rgba(colour, 0.6)) not in named}
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["ended", "tuning"])
+@pytest.mark.parametrize("arms", [4, 6, 8, 26])
+def test_every_colour_of_what_was_tuned_has_a_name(begin: Begin, arms: int, ended: bool) -> None:
+    """Seen: eight arms in six colours, with rings and no name; and none of anybody while tuning. Mutant check: all
+    colours kept, or names at rings alone."""
+    looks = looks_of(many_tuned(begin, arms, ended=ended))
+    figure = draw_tuned(looks, {})
+    figure.canvas.draw()
+    assert len(figure.axes) == 2
+    for axes in figure.axes:
+        assert unexplained(axes) == set()
+        names = [text for text in axes.texts if text.get_text().startswith("method")]
+        assert len(names) == (min(arms, 6) if ended or arms <= 6 else 1)
+        assert all(text.get_window_extent().y0 >= 0 for text in names)
+    assert ("grey: the others" in str(caption_of_tuned(looks))) == (arms > 6)
+
+
+@pytest.mark.parametrize("arms", [5, 8, 26])
+def test_every_colour_of_a_cost_has_a_name(begin: Begin, arms: int) -> None:
+    """Seen: colours of arms that are beaten at a lower cost, which nothing names."""
+    looks = looks_of(many_tuned(begin, arms))
+    for axes in draw_cost(looks, known_costs(looks)).axes:
+        assert unexplained(axes) == set()
 
 
 # What stands above all tables.
