@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from orchestrator.report.render.figure import (
     GUTTER,
+    INK,
     PAPER,
     TOP,
     WIDTH,
@@ -70,8 +71,11 @@ def _panel(axes: Axes, looks: Looks, shown: Sequence[ArmSummary], cost: Cost) ->
         if not dots:
             continue
         xs, ys = zip(*dots, strict=True)
-        is_explained = arm in labelled or looks.how == "crossed"
-        look, mean = looks.of[arm.label] if is_explained else GREY, (fmean(xs), fmean(ys))
+        look, mean = looks.of[arm.label], (fmean(xs), fmean(ys))
+        if looks.how != "crossed" and arm not in labelled:
+            look = GREY
+        elif look == GREY:
+            look = Look(INK, look.marker)  # named here, and not among the best
         trials.setdefault(look, []).extend(dots)
         means.setdefault(look, []).append(mean)
         if arm in labelled:

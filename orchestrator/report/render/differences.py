@@ -171,7 +171,7 @@ def _beside(axes: Axes, text: str, at: float, *, left: float | None = None, colo
         textcoords="offset points",
         annotation_clip=False,
         va="center",
-        linespacing=1.05,
+        linespacing=1.2,
         color=colour,
         bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1},
     )

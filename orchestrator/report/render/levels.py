@@ -29,6 +29,7 @@ from orchestrator.report.render.figure import (
 from orchestrator.report.render.looks import TOGETHER, Looks
 from orchestrator.report.summary.best import FEWEST_LEVELS
 from orchestrator.report.summary.records import ArmSummary, Summary
+from orchestrator.report.summary.sentences import enumerated
 from orchestrator.system.display import counted
 
 WIDE_RANGE = 8
@@ -128,7 +129,12 @@ def caption_of_levels(looks: Looks) -> str | None:
         caption = f"A {'panel' if len(drawn.places) > TOGETHER else 'line'} for each {others}. {caption}"
     if drawn.left_out:
         caption += f" Of {counted(drawn.left_out, 'more place')} the table has the numbers."
-    return f"{caption} A cross at the lower edge: seeds diverged there." if any(a.diverged for a in arms) else caption
+    if not any(arm.diverged for arm in arms):
+        return caption
+    # Where lines share a panel, a cross does not say whose it is.
+    fallen = [title for title, own in zip(drawn.titles, drawn.places, strict=False) if any(a.diverged for _, a in own)]
+    whose = f", at {enumerated(fallen)}" if fallen and len(drawn.places) <= TOGETHER else ""
+    return f"{caption} A cross at the lower edge: seeds diverged there{whose}."
 
 
 def draw_levels(looks: Looks) -> Figure:

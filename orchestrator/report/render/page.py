@@ -18,6 +18,9 @@ from orchestrator.report.tables.content import Page
 LONG = 24
 """Characters from which a cell beside numbers is given room, so that these do not squeeze it."""
 
+PAPER_COLUMNS = 12
+"""Of a table that has room on paper; in print a row of a wider one is a block, each cell after its column's name."""
+
 STYLE = """
 :root { --paper: #fefefe; --ink: #1b1b1b; --muted: #5f5f5f; --line: #dcdcdc; --note: #fff6e0; }
 @media screen and (prefers-color-scheme: dark) {
@@ -62,6 +65,18 @@ p, h1, ul { max-width: 48rem; }
   h2, h3 { break-after: avoid; }
   figure, tr, .answers, .warning { break-inside: avoid; }
   .scroll { overflow: visible; }
+  table { font-size: .72rem; }
+  th, td { padding: .25rem .45rem .25rem 0; }
+  th { white-space: normal; }
+  td.long { min-width: 8rem; }
+  /* Paper does not scroll. */
+  table.wide, .wide tbody, .wide tr { display: block; }
+  .wide thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+  .wide tr { padding: .4rem 0; border-bottom: 1px solid var(--line); }
+  .wide td { display: inline-block; border: 0; padding-right: 1.2rem; white-space: normal; }
+  .wide td::before { content: attr(data-of) " "; color: var(--muted); }
+  .wide td:first-child { display: block; font-weight: 600; }
+  .wide td:first-child::before { content: none; }
   details::details-content { content-visibility: visible; }
 }
 figure { margin: 1.75rem 0; max-width: 40rem; }
@@ -178,7 +193,8 @@ def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: i
 
     body = "\n".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     head = f"<thead><tr>{cells(headings, 'th')}</tr></thead>"
-    opening = '<table class="words">' if text_only else "<table>"
+    kinds = " ".join(["words"] * text_only + ["wide"] * (len(headings) > PAPER_COLUMNS))
+    opening = f'<table class="{kinds}">' if kinds else "<table>"
     table = f"{opening}{head}\n<tbody>{body}</tbody></table>"
     # On a phone a row is a block, each of its cells after the name of its column. On a wider screen a table that does
     # not fit scrolls by itself; tabindex lets the keyboard scroll it too.

@@ -302,14 +302,16 @@ def seeds(answer: Answer, names: Names) -> Iterator[Block]:
         return
     yield Heading("Seed by seed")
     labels = [names.arm[arm.label] for arm in answer.arms]
-    yield Grid(
-        (names.heading, *(f"seed {seed}" for seed in answer.seeds)),
-        [
+    title = _folded(answer, f"{answer.metric} seed by seed")
+    if len(answer.seeds) > max(MOST_ROWS, len(labels)):  # no page is that wide
+        rows = [(str(seed), *(_cell(values.get(seed)) for values in of_arm)) for seed in answer.seeds]
+        yield Grid(("seed", *labels), rows, title=title)
+    else:
+        rows = [
             (label, *(_cell(values.get(seed)) for seed in answer.seeds))
             for label, values in zip(labels, of_arm, strict=True)
-        ],
-        title=_folded(answer, f"{answer.metric} seed by seed"),
-    )
+        ]
+        yield Grid((names.heading, *(f"seed {seed}" for seed in answer.seeds)), rows, title=title)
     paired = [comparison for comparison in answer.comparisons if comparison.result.n]
     if paired:
         yield Paragraph("What both sides of every pair have in common, checked by hash:")

@@ -401,6 +401,7 @@ READS |= {"arms", "damage", "fences", "last_holder", "token", "ask_to_stop", "as
 READS |= {
     "arms",
     "steps_up_to",
+    "trials_above",
     "suggestions",
     "trial",
     "trials",

@@ -75,6 +75,7 @@ def test_the_metric_is_drawn_against_ordered_levels_a_line_a_place_and_what_may_
     assert [x for x, _ in marks(axes, "x")] == [0.5], "seeds diverged there"
     assert [text.get_text() for text in axes.texts] == ["knn_accuracy", "batch 16", "batch 64"]
     assert "A line for each batch." in str(caption_of_levels(looks))
+    assert str(caption_of_levels(looks)).endswith(" seeds diverged there, at batch 64."), "whose the cross is"
 
 
 @pytest.mark.parametrize("way", ["lost", "few", "diverged"])
@@ -260,6 +261,14 @@ def test_every_colour_of_a_cost_has_a_name(begin: Begin, arms: int) -> None:
     looks = looks_of(many_tuned(begin, arms))
     for axes in draw_cost(looks, known_costs(looks)).axes:
         assert unexplained(axes) == set()
+        names = [text for text in axes.texts if text.get_text().startswith("method")]
+        grey = [
+            point
+            for line in axes.lines
+            if line.get_color() == MUTED and line.get_markersize() == 8
+            for point in points(line)
+        ]
+        assert len(grey) == arms - len(names), "who is named is not grey"
 
 
 # What stands above all tables.
