@@ -113,7 +113,7 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
             units.values,
             diverged=units.diverged,
             fallen=fallen,
-            pending={arm for arm, _ in coming},
+            pending={arm for arm, seed in coming if seed not in before.get(arm, ())},  # what was lost stays so
             mode=mode,
         )
     retried = {
