@@ -173,7 +173,7 @@ def _more(answer: Answer, names: Names) -> Iterator[Block]:
 
 
 def _warned(summary: Summary) -> Iterator[Block]:
-    """Yield what plan and launch warned of."""
+    """Yield what plan, doctor and launch warned of."""
     if summary.warnings:
         yield Paragraph("Before anything ran, plan and launch warned:")
         yield Bullets(summary.warnings, warning=True)
