@@ -94,19 +94,18 @@ def one_sided_bound(differences: ArrayLike, alpha: float) -> float | None:
     halving, as p rises with the value that the differences are held against. None where so few can reject nothing.
     Assumption: that of the test, about every value of the mean.
     """
-    d = vector(differences)
-    scale = max(float(np.abs(d).max(initial=0.0)), PRECISION)
-    low, high = float(d.min(initial=0.0)) - scale, float(d.max(initial=0.0))
+    d, exponent = scaled(vector(differences))
+    low, high = float(d.min(initial=0.0)) - 1.0, float(d.max(initial=0.0))
     if one_sided_p(d - low) > alpha:
         return None
     if one_sided_p(d) > alpha:
         high = 0.0
     else:
         low = 0.0
-    while high - low > PRECISION * scale:
+    while high - low > PRECISION / 2:  # the largest is at least half of the unit
         middle = (low + high) / 2
         low, high = (middle, high) if one_sided_p(d - middle) <= alpha else (low, middle)
-    return high
+    return in_unit(high, exponent)
 
 
 def holm(ps: Sequence[float]) -> list[float]:

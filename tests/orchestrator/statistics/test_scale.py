@@ -34,6 +34,7 @@ from orchestrator.statistics import (
 from orchestrator.statistics.joint import difference_interval, joint_test
 from orchestrator.statistics.pairing import paired
 from orchestrator.statistics.rows import RowVariance, between, half_width, interval, of_blocks, of_means, parts
+from orchestrator.statistics.tests import PRECISION, one_sided_bound
 
 SEEN = (1.8, -0.9, 2.1, 0.4, 2.6, -1.1, 1.2, 1.6)
 """Inconclusive where 1 is the smallest difference that matters; called "equivalent, p = 0" in units of 1e12."""
@@ -105,6 +106,19 @@ def test_a_p_value_is_that_in_any_unit(name: str, d: list[float], exponent: int)
     """Mutant check: a tolerance of 1e-12 in whatever unit."""
     unit, said = float(f"1e{exponent}"), P_VALUES[name]
     assert same(said(np.array(d) * unit, unit), said(np.array(d), 1.0))
+
+
+@many
+@given(d=differences, exponent=exponents)
+@example(d=list(SEEN), exponent=-12)
+@example(d=list(SEEN), exponent=300)
+def test_a_one_sided_bound_has_the_unit_of_its_differences(d: list[float], exponent: int) -> None:
+    """As precise as it is found."""
+    unit, expected = float(f"1e{exponent}"), one_sided_bound(d, 0.3)
+    found = one_sided_bound(np.array(d) * unit, 0.3)
+    assert (found is None) == (expected is None)
+    if found is not None and expected is not None:
+        assert found / unit == pytest.approx(expected, abs=3 * PRECISION * max(map(abs, d)))
 
 
 @pytest.mark.parametrize("name", INTERVALS)
