@@ -61,7 +61,7 @@ def test_a_run_too_large_for_metadata_keeps_its_counts_and_says_so() -> None:
     assert dict(found.status) == {**status, "trials": []}
 
 
-@pytest.mark.parametrize("size", [300_000, 3_000_000])
+@pytest.mark.parametrize("size", [300_000, pytest.param(3_000_000, marks=pytest.mark.soak)])
 def test_not_even_a_long_question_makes_it_too_long(size: int) -> None:
     """Of texts that cannot be packed. Mutant check: leaving out the trials alone."""
     question = "".join(map(chr, random.Random(size).choices(range(0x4E00, 0x9C00), k=size)))

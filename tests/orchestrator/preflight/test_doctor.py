@@ -228,7 +228,7 @@ def test_a_file_system_that_is_full_is_a_blocker_of_launch(tmp_path: Path) -> No
     assert "->" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_what_the_doctor_warns_of_stands_in_the_report_once(tmp_path: Path) -> None:
     """A disk with little room, which is less when more seeds are trained. Mutant check: warnings dropped; each kept
     with the amount that is free."""

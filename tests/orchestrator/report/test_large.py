@@ -26,22 +26,23 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spent(arguments: list[str], cwd: Path) -> tuple[float, str]:
-    """Processor time of a program, the least of two, and what it printed."""
-    times = []
-    for _ in range(2):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert done.returncode == 0, done.stderr
-        times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    return min(times), done.stdout
+    """Processor time of a program, and what it printed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, done.stdout
 
 
-def beyond_imports(arguments: list[str], modules: str, cwd: Path) -> tuple[float, str]:
-    """Processor time of a verb without what it imports, and what it printed."""
-    imports, _ = spent([sys.executable, "-c", f"import orchestrator.cli, {modules}"], cwd)
-    took, printed = spent(command(*arguments), cwd)
-    return took - imports, printed
+def within(limit: float, arguments: list[str], modules: str, cwd: Path) -> str:
+    """What a verb prints, which takes less processor time without what it imports, or does so the second time."""
+    took: list[float] = []
+    while len(took) < 2 and (not took or took[-1] >= limit):
+        imports, _ = spent([sys.executable, "-c", f"import orchestrator.cli, {modules}"], cwd)
+        whole, printed = spent(command(*arguments), cwd)
+        took.append(whole - imports)
+    assert min(took) < limit
+    return printed
 
 
 def patience() -> float:
@@ -51,21 +52,19 @@ def patience() -> float:
 
 def test_status_of_three_thousand_trials(home: Path) -> None:
     """0.2 s. Mutant check: a query for each trial."""
-    took, printed = beyond_imports(["status", "large", "--json"], "orchestrator.run_dir.status", home)
+    printed = within(1 * patience(), ["status", "large", "--json"], "orchestrator.run_dir.status", home)
     stood = answered("status", printed)
     assert len(stood["trials"]) == TRIALS
     assert all(trial["params"] for trial in stood["trials"])
-    assert took < 1 * patience()
 
 
 def test_compare_of_three_thousand_trials(home: Path) -> None:
     """1.5 s with the report. Seen: 4 s, as jobs were written out for each of their keys, trials were looked for in
     lists and garbage in all that had been read."""
-    took, printed = beyond_imports(["compare", "large", "--json"], "orchestrator.report", home)
+    printed = within(3 * patience(), ["compare", "large", "--json"], "orchestrator.report", home)
     answer = json.loads(printed)
     assert len(answer["comparisons"]) == 9
     assert sum(len(one["trials"]) for arm in answer["arms"] for one in arm["tune"]["suggestions"]) == TRIALS - 100
-    assert took < 3 * patience()
 
 
 @pytest.mark.parametrize(("arms", "suggestions"), [(10, 490), (250, 10)])
@@ -73,5 +72,4 @@ def test_plan_of_five_thousand_trials(tmp_path: Path, arms: int, suggestions: in
     """0.3 s and 0.9 s, of many arms as of few."""
     written(tmp_path, arms=arms, suggestions=suggestions)
     for more in ([], ["--json"]):
-        took, _ = beyond_imports(["plan", "sweep.toml", *more], "orchestrator.sweep.plan", tmp_path)
-        assert took < 2 * patience()
+        within(2 * patience(), ["plan", "sweep.toml", *more], "orchestrator.sweep.plan", tmp_path)
