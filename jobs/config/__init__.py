@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jobs.config.data_sections import Augment as Augment
 from jobs.config.job import DIVIDES as DIVIDES
 from jobs.config.job import EXECUTION_METRICS as EXECUTION_METRICS
 from jobs.config.job import POINTS as POINTS
@@ -14,10 +15,9 @@ from jobs.config.job import issues as issues
 from jobs.config.job import load_job as load_job
 from jobs.config.job import nearest as nearest
 from jobs.config.job import trial_id as trial_id
-from jobs.config.sections import Augment as Augment
+from jobs.config.section import Section as Section
 from jobs.config.sections import Budget as Budget
 from jobs.config.sections import Evaluate as Evaluate
 from jobs.config.sections import Execution as Execution
 from jobs.config.sections import Loss as Loss
 from jobs.config.sections import Optimizer as Optimizer
-from jobs.config.sections import Section as Section

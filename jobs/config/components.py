@@ -1,11 +1,12 @@
 """Names to code: a part of a job that a study may compare is a built-in, or an import path of the user's own.
 
-A built-in is a module of the folder of its kind, and the object in it that has the module's name: the folder is the
-table. An import path is `package.module:object`. Nothing is imported until `load`; no torch here.
+A built-in is a module of the folder of its kind, or of one below it, and the object in it that has the module's name:
+the folder is the table. An import path is `package.module:object`. Nothing is imported until `load`; no torch here.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import inspect
@@ -55,6 +56,9 @@ class Kind:
     beside: tuple[str, ...] = ()
     """Names of arguments that are no options either."""
 
+    built_with: tuple[str, ...] = ()
+    """Arguments of the constructor of a class that are no options, unless they have a default."""
+
     builds: bool = False
     """Whether a class is built with what is provided, and not only with its options."""
 
@@ -76,7 +80,7 @@ TASK = Kind(
 )  # fmt: skip
 LOSS = Kind(
     "loss", "loss.name", "loss.options", "losses/builtin", "mylab.losses:focal_nce",
-    (protocols.LossOfRows, protocols.Loss), default="infonce",
+    (protocols.LossOfRows, protocols.Loss), built_with=("embedding_width", "data_rows"), default="infonce",
 )  # fmt: skip
 ENCODER = Kind(
     "encoder", "model.name", "model.options", "models/encoders", "mylab.models:MyEncoder",
@@ -123,14 +127,40 @@ class ComponentError(ValueError):
 @cache
 def builtin_names(kind: str) -> tuple[str, ...]:
     """List the built-ins of a kind, by the files of its folder, the default first."""
-    files = (PACKAGE / KINDS[kind].folder).glob("*.py")
-    names = sorted([*KINDS[kind].names, *(path.stem for path in files if not path.stem.startswith("_"))])
+    names = sorted([*KINDS[kind].names, *built_in_files(kind)])
     return tuple(sorted(names, key=lambda name: name != KINDS[kind].default))
+
+
+@cache
+def built_in_files(kind: str) -> dict[str, Path]:
+    """Find the file of every built-in of a kind, by name. Raises TypeError for two of one name."""
+    found: dict[str, Path] = {}
+    for path in sorted((PACKAGE / KINDS[kind].folder).rglob("*.py")):
+        if not path.stem.startswith("_"):
+            if path.stem in found:
+                raise TypeError(f"the {kind} {path.stem!r} is built in twice, in {found[path.stem]} and {path}")
+            found[path.stem] = path
+    return found
+
+
+def module_of(kind: str, name: str) -> str:
+    """Return the module of a built-in, as Python imports it. Raises KeyError for a name that is none."""
+    return ".".join(("jobs", *built_in_files(kind)[name].relative_to(PACKAGE).with_suffix("").parts))
 
 
 def is_import_path(name: str) -> bool:
     """Return whether a name is the import path of code outside the built-ins: `package.module:object`."""
     return IMPORT_PATH.fullmatch(name) is not None
+
+
+@cache
+def is_of_batch(name: str) -> bool:
+    """Return whether a built-in loss is a function, or a class, of the whole batch, and not a loss of rows: as its file
+    says, since torch would be imported with it."""
+    file = built_in_files("loss").get(name)
+    defined = [] if file is None else ast.parse(file.read_text("utf-8")).body
+    own = [node for node in defined if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name]
+    return any("softmax_loss" not in map(ast.unparse, node.decorator_list) for node in own)
 
 
 def checked_name(kind: str, name: str) -> str:
@@ -149,8 +179,8 @@ def name_schema(kind: str) -> dict[str, Any]:
 
 def load(kind: str, name: str) -> object:
     """Load the object that a name refers to. Raises ComponentError where there is none, or where its module fails."""
-    if name in builtin_names(kind):
-        module, attribute = f"jobs.{KINDS[kind].folder.replace('/', '.')}.{name}", name
+    if name in built_in_files(kind):
+        module, attribute = module_of(kind, name), name
     elif is_import_path(name):
         module, _, attribute = name.partition(":")
     else:
@@ -278,6 +308,8 @@ def _by_signature(kind: str, component: object) -> type[BaseModel]:
     for parameter in known:
         is_own = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         is_built = isinstance(component, type) and not KINDS[kind].builds
+        if parameter.name in KINDS[kind].built_with and parameter.default is parameter.empty:
+            continue
         if is_own and (is_built or parameter.name not in KINDS[kind].provided):
             is_list = get_origin(hints.get(parameter.name)) in (tuple, list)
             strict = Field(strict=False) if is_list else Field()

@@ -15,21 +15,10 @@ from typing import Literal
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from jobs.config.components import TaskName, builtin_names, is_class, is_import_path
+from jobs.config.data_sections import Augment, Data
 from jobs.config.identity import canonical, counted_from, hashed
-from jobs.config.sections import (
-    OF_TOKENS,
-    Augment,
-    Batch,
-    Budget,
-    Data,
-    Evaluate,
-    Execution,
-    Loss,
-    Model,
-    Optimizer,
-    Options,
-    Section,
-)
+from jobs.config.section import Options, Section
+from jobs.config.sections import OF_TOKENS, Batch, Budget, Evaluate, Execution, Loss, Model, Optimizer
 from jobs.config.validation import ConfigError, ConfigIssue, field_names, issues, nearest
 
 __all__ = [
@@ -115,12 +104,7 @@ class JobConfig(Section):
         if self.is_own_task:
             self._refuse_what_own_tasks_lack()
         if self.task != "sentence" and not self.is_function:
-            if self.data.judged_columns is not None:
-                raise ValueError(
-                    f"data.judged_columns = {list(self.data.judged_columns)} names sentences and their score, which "
-                    f"task = '{self.task}' has none of; remove it"
-                    + (", and name the image and the label in data.columns" if self.task == "image" else "")
-                )
+            self._refuse_columns_of_sentences()
             for key, value in (
                 ("loss.mlm_weight", self.loss.mlm_weight),
                 ("execution.micro_tokens", self.execution.micro_tokens),
@@ -133,6 +117,20 @@ class JobConfig(Section):
                     "of; use 'mean', 'cls' or 'first_last'"
                 )
         return self
+
+    def _refuse_columns_of_sentences(self) -> None:
+        """Raise ValueError for columns that only sentences have."""
+        if self.data.judged_columns is not None:
+            raise ValueError(
+                f"data.judged_columns = {list(self.data.judged_columns)} names sentences and their score, which "
+                f"task = '{self.task}' has none of; remove it"
+                + (", and name the image and the label in data.columns" if self.task == "image" else "")
+            )
+        if self.data.scores is not None:
+            raise ValueError(
+                f"data.scores = '{self.data.scores}' is of pairs of sentences, which task = '{self.task}' has none "
+                "of; remove it" + ("" if self.task == "image" else f", and let {self.task} have a method scores(rows)")
+            )
 
     def _refuse_what_own_tasks_lack(self) -> None:
         """Raise ValueError for what a task of the user's own would not heed."""

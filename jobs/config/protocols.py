@@ -30,7 +30,8 @@ class LossOfRows(Protocol):
 
 
 class Loss(Protocol):
-    """A loss of the global batch: a function, or a class of nn.Module that is built with its options."""
+    """A loss of the global batch: a function, or a class of nn.Module that is built with its options and, where it asks
+    for them, `embedding_width`, that of queries and keys, and `data_rows`, how many rows data.train has."""
 
     def __call__(
         self,
@@ -42,13 +43,15 @@ class Loss(Protocol):
         key_ids: Tensor | None,
         negative_ids: Tensor | None,
         scores: Tensor,
+        momentum_keys: Tensor,
         rows: Tensor,
         temperature: float | Tensor,
         step: int,
     ) -> Tensor:
         """Give a scalar. queries, keys [B, D]; negatives [B, H, D]; ids, key_ids, rows int64 [B]; negative_ids int64
-        [B, H]; scores [B] of labelled pairs, an error where there are none; step from 1. Queries and keys are unit rows
-        unless function or class says `normalised = False`."""
+        [B, H]; scores [B] of labelled pairs, an error where there are none; momentum_keys [B, D], the keys by a copy of
+        the model that follows it by the `momentum` of the class that asks for them; step from 1. Queries and keys are
+        unit rows unless function or class says `normalised = False`."""
 
 
 class Encoder(Protocol):

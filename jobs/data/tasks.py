@@ -58,6 +58,9 @@ class Examples(Protocol):
     def ids(self, rows: NDArray[np.int64]) -> Ids:
         """Compute the ids of what these rows say."""
 
+    def scores(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """Take people's scores of these pairs, [c]; None of data without."""
+
 
 class Task(Protocol):
     """What the trainer asks of the task of a job."""
@@ -232,6 +235,16 @@ class OwnExamples:
         if own.shape != (len(rows),) or own.dtype.kind not in "iu":
             raise ValueError(f"{self._task}: ids gave {own.dtype} {list(own.shape)}; it gives int64 [{len(rows)}]")
         return Ids(torch.from_numpy(own.astype(np.int64)))
+
+    def scores(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """Return the class's `scores(rows)`, [c] numbers; None without it."""
+        scores = getattr(self._parts, "scores", None)
+        if scores is None:
+            return None
+        own = np.asarray(scores(taken(self.rows, rows)))
+        if own.shape != (len(rows),) or own.dtype.kind not in "iufb":
+            raise ValueError(f"{self._task}: scores gave {own.dtype} {list(own.shape)}; it gives numbers [{len(rows)}]")
+        return own.astype(np.float64)
 
 
 def count(rows: object) -> int:

@@ -93,7 +93,7 @@ def fingerprint(job: JobConfig) -> str:
     """Hash the rows that `job` trains on and is judged on: 32 hex digits, equal for equal rows in whatever files or
     formats."""
     assert job.eval_split is not None, "JobConfig refuses a job without it"
-    digests = [_digest(job, train_rows(job)), _digest(job, _judged_rows(job, job.eval_split))]
+    digests = [_digest(job, train_rows(job), is_trained=True), _digest(job, _judged_rows(job, job.eval_split))]
     return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
 
 
@@ -107,7 +107,12 @@ def dataset_info(job: JobConfig) -> list[dict[str, Json]]:
         (job.stage, job.eval_split, _judged_rows(job, job.eval_split)),
     )
     return [
-        {"context": context, "source": source, "rows": len(rows), "digest": _digest(job, rows)[:32]}
+        {
+            "context": context,
+            "source": source,
+            "rows": len(rows),
+            "digest": _digest(job, rows, is_trained=context == "training")[:32],
+        }
         for context, source, rows in both
     ]
 
@@ -134,6 +139,8 @@ def digests(
         named = job.data.judged_columns if is_judged else job.data.columns
         plain = f"data.{use} = {source}"
         key, files = f"{plain} {json.dumps(named)}" if named else plain, stamps(source)
+        if use == "train" and job.data.scores is not None:
+            key += f" scored by {json.dumps(job.data.scores)}"
         if known and key not in known and plain in known and not is_judged:  # named by a version without the columns
             key = plain
         before = (known or {}).get(key)
@@ -147,7 +154,8 @@ def digests(
         if before is not None and files is not None and before["files"] == files:
             answer[key] = dict(before)
         else:
-            answer[key] = {"source": source, "rows": len(rows), "digest": _digest(job, rows)[:32], "files": files}
+            digest = _digest(job, rows, is_trained=use == "train")[:32]
+            answer[key] = {"source": source, "rows": len(rows), "digest": digest, "files": files}
         if links is not None and not links.is_as_before:
             links.is_as_before.append(functools.partial(_has_digest, rows, str(answer[key]["digest"])))
     return answer
@@ -210,8 +218,13 @@ def _links(job: JobConfig, rows: Rows) -> Links | None:
     return links_of(rows, rows.table.column_names[0]) if job.task == "image" else None
 
 
-def _digest(job: JobConfig, rows: Rows) -> str:
-    return _hash(rows, _links(job, rows))
+def _digest(job: JobConfig, rows: Rows, *, is_trained: bool = False) -> str:
+    """Hash rows, those that are trained on with the scores that they are trained with."""
+    digest = _hash(rows, _links(job, rows))
+    if not is_trained or job.data.scores is None:
+        return digest
+    numbers = scored.train_scores(job.data.train, job.data.scores)
+    return hashlib.blake2b(digest.encode() + numbers.tobytes()).hexdigest()
 
 
 @functools.lru_cache(maxsize=8)

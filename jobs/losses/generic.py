@@ -6,6 +6,7 @@
     negatives [B, H, D]      hard negatives, or None
     ids, key_ids [B], negative_ids [B, H]   int64, equal where it is the same text or image; None where there are none
     scores [B]               people's scores of the pairs; an error where the data have none
+    momentum_keys [B, D]     the keys by a copy of the model that follows it by the `momentum` of the class that asks
     rows [B]                 int64, the pair's row of the data
     temperature, step        a number, or a tensor where it is learned; the optimizer step, from 1
     and its options          as the job has them
@@ -53,6 +54,9 @@ class BatchFacts:
     scores: Tensor | None = None
     """float [b]."""
 
+    momentum_keys: Tensor | None = None
+    """[b, D]; None where no loss asks for them."""
+
 
 def asked_for(function: Callable[..., object]) -> frozenset[str]:
     """Find which of the provided arguments a function, or the `forward` of a module class, is called with."""
@@ -66,13 +70,20 @@ def is_normalised(function: object) -> bool:
     return bool(getattr(function, "normalised", True))
 
 
-def built(function: object, options: Mapping[str, object], *, seed: int) -> nn.Module | None:
-    """Build the module of a loss class, its first parameters a function of the seed; None for a plain function."""
+def built(
+    function: object, options: Mapping[str, object], *, seed: int, sizes: Mapping[str, int] | None = None
+) -> nn.Module | None:
+    """Build the module of a loss class, its first parameters a function of the seed; None for a plain function.
+
+    sizes: what it may ask for beside its options, `embedding_width` and `data_rows`. An option of the same name counts.
+    """
     if not (isinstance(function, type) and issubclass(function, nn.Module)):
         return None
+    asked = inspect.signature(function).parameters
+    known = {name: size for name, size in (sizes or {}).items() if name in asked}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(randomness.mix(seed, crc32(b"loss"))))
-        return function(**options)
+        return function(**(known | dict(options)))
 
 
 def batch_loss(
@@ -92,7 +103,7 @@ def batch_loss(
     """
     fault = next(tensor_faults(inputs), None)
     if fault is None and "scores" in asked and facts.scores is None:
-        fault = f"loss.name = {spec.name!r} asks for scores, which the data do not have; use data with scored pairs"
+        fault = f"loss.name = {spec.name!r} asks for scores, which the data do not have; name the column in data.scores"
     counts = agreed_counts(spec, inputs, group, fault)
     rank = rank_of(group)
     if isinstance(function, nn.Module):
@@ -139,6 +150,7 @@ def _gathered(inputs: LossInputs, facts: BatchFacts, counts: list[int], group: G
         "negative_ids": all_rows(inputs.negative_ids),
         "rows": all_rows(facts.rows.to(device)),
         "scores": all_rows(None if facts.scores is None else facts.scores.to(device)),
+        "momentum_keys": all_rows(facts.momentum_keys),
     }
 
 

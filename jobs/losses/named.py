@@ -23,10 +23,11 @@ class JobLoss:
     """The loss of a job, by either door.
 
     module: of a loss with parameters or state, to be trained and saved with the model; else None. normalised: whether
-    it is given unit rows. row_loss: what it is of anchors; None of a function of the whole batch.
+    it is given unit rows. row_loss: what it is of anchors; None of a function of the whole batch. sizes: see
+    `generic.built`.
     """
 
-    def __init__(self, job: JobConfig) -> None:
+    def __init__(self, job: JobConfig, sizes: Mapping[str, int] | None = None) -> None:
         self.spec = LossSpec.of(job)
         self.seed = job.seed
         component = components.load("loss", self.spec.name)
@@ -34,6 +35,8 @@ class JobLoss:
         self.row_loss = as_row_loss(component, self._options)
         self.normalised = generic.is_normalised(component)
         self.module: nn.Module | None = None
+        self.momentum: float | None = None
+        """By which a copy of the model follows it; None for a loss that asks for no keys of one."""
         self._asked: frozenset[str] = frozenset()
         self._function: Callable[..., Tensor] | None = None
         if self.row_loss is None:
@@ -43,8 +46,9 @@ class JobLoss:
                     "keys, an nn.Module class, or a function of rows under @softmax_loss"
                 )
             self._asked = generic.asked_for(cast("Callable[..., Tensor]", component))
-            self.module = generic.built(component, self._options, seed=job.seed)
+            self.module = generic.built(component, self._options, seed=job.seed, sizes=sizes)
             self._function = self.module or cast("Callable[..., Tensor]", component)
+            self.momentum = _momentum(self.spec.name, self.module) if "momentum_keys" in self._asked else None
 
     def __call__(
         self,
@@ -68,6 +72,17 @@ class JobLoss:
         spec = replace(self.spec, name=same_as)
         loss, fault = row_loss_of(spec)
         return tiled_loss(spec, loss, inputs, group, fault=fault)
+
+
+def _momentum(name: str, module: nn.Module | None) -> float:
+    """Return the momentum of a loss that asks for keys of a copy of the model. Raises ValueError where it says none."""
+    momentum = getattr(module, "momentum", None)
+    if not isinstance(momentum, float) or not 0 <= momentum < 1:
+        raise ValueError(
+            f"loss.name = {name!r} asks for momentum_keys; let it be a class of nn.Module with an attribute "
+            "`momentum`, a number from 0 to below 1, such as 0.999"
+        )
+    return momentum
 
 
 def as_row_loss(component: object, options: Mapping[str, object]) -> RowLoss | None:

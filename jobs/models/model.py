@@ -6,6 +6,7 @@ embedding in training is a function of the weights, the input and the row's keys
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import inspect
@@ -41,7 +42,8 @@ class ContrastiveModel(nn.Module):
     states an image encoder gives before those of the patches. unreplayable: why the encoder's dropout could not be
     replaced by keyed dropout, else None; masks are then seeded by micro-batch, and depend on its rows. reading:
     how sentences are taken and pooled. skipped: tokens at the beginning of each row that are not pooled. loss_module:
-    of a loss with parameters or state, trained and saved with the rest; else None.
+    of a loss with parameters or state, trained and saved with the rest; else None. follower: a copy that follows, for a
+    loss that asks for its keys; else None.
     """
 
     def __init__(self, job: JobConfig, encoder: nn.Module, *, skipped: int = 0) -> None:
@@ -66,14 +68,32 @@ class ContrastiveModel(nn.Module):
             self._temperature = job.loss.temperature
         self.prefix_tokens = _prefix_tokens(encoder)
         self.loss_module: nn.Module | None = None
+        self.follower: ContrastiveModel | None = None
+        self._momentum = 0.0
         self.has_unit_rows = True
 
-    def take_loss(self, module: nn.Module | None, *, normalised: bool) -> None:
-        """Hold the module of the job's loss, if it has one, in the model's precision and on its device. normalised:
-        whether `embed` gives unit rows."""
+    def take_loss(self, module: nn.Module | None, *, normalised: bool, momentum: float | None = None) -> None:
+        """Hold the module of the job's loss, if it has one, in the model's precision and on its device.
+
+        normalised: whether `embed` gives unit rows. momentum: of a copy that is not trained, and follows the model by
+        `follow_`; None: no copy.
+        """
         like = next(self.parameters())
         self.loss_module = None if module is None else module.to(device=like.device, dtype=like.dtype).train()
         self.has_unit_rows = normalised
+        if momentum is not None:
+            follower = copy.deepcopy(self)
+            follower.loss_module, follower.log_temperature, follower.mlm = None, None, None
+            self.follower, self._momentum = follower.requires_grad_(requires_grad=False), momentum
+
+    @torch.no_grad()
+    def follow_(self) -> None:
+        """Move the weights of the copy to momentum times theirs plus the rest of the model's, after every step."""
+        if self.follower is not None:
+            for name, followed in self.follower.named_parameters():
+                followed.lerp_(self.get_parameter(name), 1 - self._momentum)
+            for name, buffer in self.follower.named_buffers():
+                buffer.copy_(self.get_buffer(name))
 
     def encode(self, inputs: Inputs) -> Tensor:
         """Compute the encoder's pooled output [n, width]."""

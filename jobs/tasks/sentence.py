@@ -76,7 +76,7 @@ class SentenceTask:
         job = self._job
         train = sentence_rows(job)
         if job.data.columns is None:
-            beside.doubts(train)
+            beside.doubts(train, known=job.data.scores)
             cells.refuse(train, train.table.column_names, "data.columns")
         yield from cells.notes(train, train.table.column_names)
         for source in filter(None, (job.data.tune, job.data.confirm)):

@@ -24,6 +24,9 @@ from jobs.config.validation import issues
 FEW = 6
 """Pairs that a component is tried on."""
 
+WIDE = 2048
+"""Columns of embeddings that a loss is tried on where nothing tells how many there are: as many as encoders have."""
+
 Issue = tuple[str, str, str]
 
 
@@ -112,10 +115,10 @@ def _tried_loss(job: JobConfig) -> Iterator[Issue]:
 
     from jobs.losses import BatchFacts, JobLoss, LossInputs
 
-    loss = JobLoss(job)
+    width = _embedding_width(job)
+    loss = JobLoss(job, {"embedding_width": width, "data_rows": FEW})
     if loss.row_loss is None:
         yield from _meaningless(job)
-    width = job.model.projection_width if job.model.projection != "none" else job.model.width
     dtype = torch.float64 if job.model.precision == "fp64" else torch.float32
     draw = torch.Generator().manual_seed(0)
     rows = [torch.randn(FEW, width, generator=draw, dtype=dtype) for _ in range(2)]
@@ -128,13 +131,22 @@ def _tried_loss(job: JobConfig) -> Iterator[Issue]:
     temperature = job.loss.temperature if known else torch.tensor(job.loss.temperature_start, requires_grad=True)
     ids = torch.arange(FEW)
     inputs = LossInputs(queries, keys, None, ids, ids, temperature=temperature)  # type: ignore[arg-type]
-    facts = BatchFacts(torch.arange(FEW), 1, job.seed)
+    scores = (torch.arange(FEW) % 2).double() if job.data.scores is not None or job.is_own_task else None
+    facts = BatchFacts(torch.arange(FEW), 1, job.seed, scores, keys.detach())
     value, _ = loss(inputs, facts, None)
     value.backward()
     if not torch.isfinite(value):
         yield "loss.name", repr(job.loss.name), f"gives {float(value.detach())} for random rows"
     if queries.grad is None and keys.grad is None:
         yield "loss.name", repr(job.loss.name), "has no gradient in queries and keys; compute its value from them"
+
+
+def _embedding_width(job: JobConfig) -> int:
+    """Return how many columns the embeddings have, or may have where only a pretrained encoder could tell."""
+    own, built = job.model, {"resnet": 4, "bert": 1, "vit": 1}
+    if own.projection != "none":
+        return own.projection_width
+    return built[str(own.name)] * own.width if own.name in built else WIDE
 
 
 def _meaningless(job: JobConfig) -> Iterator[Issue]:

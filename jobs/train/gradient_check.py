@@ -27,7 +27,7 @@ from jobs.data import Ids
 from jobs.losses import BatchFacts, JobLoss, LossInputs
 from jobs.models import ContrastiveModel, dropout_keys
 from jobs.models.mlm import Masking, masked
-from jobs.train.step import MicroBatch, StepContext
+from jobs.train.step import MicroBatch, StepContext, momentum_keys
 
 PAIRS = 32
 """Pairs compared, where memory for that many at once can be taken for granted."""
@@ -89,19 +89,28 @@ def verify(
     whole: MicroBatch,
     ids: Ids | None,
     rows: NDArray[np.int64],
+    scores: NDArray[np.float64] | None,
     masking: Masking | None,
     context: StepContext,
 ) -> str:
     """Compare the gradients that `real` leaves behind with one process's. Returns a sentence on the largest difference.
 
     real: fills the parameters' gradients for the pairs of `whole`, spread over the ranks. whole: all pairs, in order.
-    ids: what they say. rows: where they stand in the data. Raises GradientMismatch on every rank if they differ on one.
+    ids: what they say. rows: where they stand in the data. scores: of the pairs. Raises GradientMismatch on every rank
+    if they differ on one.
     """
     with _untouched(model), torch.random.fork_rng():
         real()
         computed = _taken(model)
     with _untouched(model), torch.random.fork_rng():
-        _one_process(model, job, loss, whole, ids=ids, rows=rows, masking=masking, context=context)
+        facts = BatchFacts(
+            torch.from_numpy(rows),
+            context.step,
+            context.seed,
+            None if scores is None else torch.from_numpy(scores),
+            momentum_keys(model, [whole], context),
+        )
+        _one_process(model, job, loss, whole, ids=ids, facts=facts, masking=masking, context=context)
         expected = _taken(model)
     allowed = tolerance(job, float(torch.as_tensor(model.temperature()).detach()))
     errors = compare(computed, expected, allowed)
@@ -234,7 +243,7 @@ def _one_process(
     whole: MicroBatch,
     *,
     ids: Ids | None,
-    rows: NDArray[np.int64],
+    facts: BatchFacts,
     masking: Masking | None,
     context: StepContext,
 ) -> None:
@@ -262,7 +271,6 @@ def _one_process(
         )  # fmt: skip
     else:
         given = {} if local is None else local.given()
-        facts = BatchFacts(torch.from_numpy(rows), step, job.seed)
         value, _ = loss(LossInputs(queries, keys, negatives, temperature=temperature, **given), facts, None)
     if masking is not None:
         seen = masked(inputs, views_of, masking, seed=job.seed, step=step)

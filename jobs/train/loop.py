@@ -26,7 +26,15 @@ from jobs.core.device import tensor_bytes
 from jobs.losses import BatchFacts, Diagnostics, LossInputs
 from jobs.train import gradient_check
 from jobs.train.resumable import Resumable
-from jobs.train.step import StepContext, StepResult, consecutive, diagnostics_points, exact_gradients, share
+from jobs.train.step import (
+    StepContext,
+    StepResult,
+    consecutive,
+    diagnostics_points,
+    exact_gradients,
+    momentum_keys,
+    share,
+)
 
 
 class Training(Resumable):
@@ -87,6 +95,7 @@ class Training(Resumable):
             optim.set_rate(self.optimizer, self.budget.rate(step, self.seconds))
             self.optimizer.step()
             self.model.clamp_()
+            self.model.follow_()
         return result
 
     def _look_at_duplicates(self, step: int, rows: NDArray[np.int64], masked: int) -> None:
@@ -114,7 +123,15 @@ class Training(Resumable):
         job = self.job
         own = rows[spans[0].start : spans[-1].stop]
         ids = self.examples.ids(own).to(self.device).given() if job.loss.mask_duplicates and masks else {}
-        facts = BatchFacts(torch.from_numpy(own), step, job.seed)
+        scores = self.examples.scores(own)
+        micro_batches = [self.batches.micro_batch(step, rows, pairs) for pairs in spans]
+        facts = BatchFacts(
+            torch.from_numpy(own),
+            step,
+            job.seed,
+            None if scores is None else torch.from_numpy(scores),
+            momentum_keys(self.model, micro_batches, self._context(step)),
+        )
 
         def value(queries: Tensor, keys: Tensor, negatives: Tensor | None) -> tuple[Tensor, Diagnostics]:
             inputs = LossInputs(queries, keys, negatives, temperature=self.model.temperature(), **ids)
@@ -122,7 +139,7 @@ class Training(Resumable):
 
         return exact_gradients(
             self.model,
-            [self.batches.micro_batch(step, rows, pairs) for pairs in spans],
+            micro_batches,
             self._context(step),
             loss=value,
             keep_graphs=job.execution.keep_graphs,
@@ -159,6 +176,7 @@ class Training(Resumable):
             whole=whole,
             ids=ids,
             rows=rows,
+            scores=self.examples.scores(rows),
             masking=self.masking,
             context=self._context(step),
         )

@@ -189,8 +189,8 @@ class Resumable:
         if before is not None:
             origin.refuse_change(before, loaded)
         self.provenance = loaded.digests
-        self.loss = JobLoss(job)
-        self.model.take_loss(self.loss.module, normalised=self.loss.normalised)
+        self.loss = JobLoss(job, {"embedding_width": self.model.out_width, "data_rows": len(self.examples)})
+        self.model.take_loss(self.loss.module, normalised=self.loss.normalised, momentum=self.loss.momentum)
         models.refuse_what_parts_of_a_batch_change(self.model, job, world=self.world)
         self.masking = mlm.masking(job, self.tokenizer)
         self.optimizer = optim.build(self.model, job.optimizer)

@@ -190,6 +190,20 @@ def _encode(model: ContrastiveModel, micro_batch: MicroBatch, *, context: StepCo
     return [queries, keys, *(side.unflatten(0, (c, hard)) for side in negatives)]
 
 
+@torch.no_grad()
+def momentum_keys(model: ContrastiveModel, micro_batches: Sequence[MicroBatch], context: StepContext) -> Tensor | None:
+    """Embed the keys of this rank by the copy that follows the model, [b, D]; None of a model without one."""
+    if model.follower is None:
+        return None
+    embedded = []
+    for micro_batch in micro_batches:
+        rows = _Rows.of(micro_batch, context.device)
+        own = {name: values[rows.pairs : 2 * rows.pairs] for name, values in rows.inputs.items()}
+        with dropout_keys(seed=context.seed, step=context.step, rows=rows.numbers[rows.pairs : 2 * rows.pairs]):
+            embedded.append(model.follower.embed(own))
+    return torch.cat(embedded)
+
+
 def _encode_all(
     model: ContrastiveModel,
     micro_batches: Sequence[MicroBatch],

@@ -312,11 +312,12 @@ def doctor(
 @click.argument("verb", required=False)
 def schema(verb: str | None) -> None:
     """Print the JSON Schema of a sweep file, by which an editor completes and checks it; or of what VERB prints with
-    --json.
+    --json; or `components`, all that is built in: what a sweep may name, with the schema of its options and its source.
 
     \b
         orchestrator schema > sweep.schema.json
         orchestrator schema status
+        orchestrator schema components
 
     With `#:schema ./sweep.schema.json` as the first line of a sweep, editors that use Taplo know its keys. What a verb
     prints has the version of its schema: within one, keys may be added, and none that is required goes.
@@ -325,6 +326,11 @@ def schema(verb: str | None) -> None:
         from orchestrator.cli.schema.sweep import sweep_schema
 
         print_json(sweep_schema())
+        return
+    if verb == "components":
+        from orchestrator.sweep.components import built_in
+
+        print_json(built_in())
         return
     from orchestrator.cli.schema.answers import answer_schema
 

@@ -19,7 +19,7 @@ from typing import TypedDict
 from pydantic import JsonValue, ValidationError
 
 from jobs.config import ConfigIssue, JobConfig, canonical
-from jobs.config.components import KINDS, Kind, is_import_path, is_option, metric_name
+from jobs.config.components import KINDS, LOSS, Kind, is_import_path, is_of_batch, is_option, metric_name
 from jobs.config.user_code import HERE, CodeError, UserCode, collect
 from orchestrator.sweep.model import Arm, Sweep, arms_of
 from orchestrator.sweep.space import conditions
@@ -38,6 +38,16 @@ class _Answer(TypedDict):
 
     distribution: tuple[str, str] | None
     """Name and version of installed code."""
+
+
+def built_in() -> JsonValue:
+    """List the built-in components, as `jobs.config.catalogue` prints them. Raises CodeError where it fails."""
+    command = [sys.executable, "-m", "jobs.config.catalogue"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, check=False)
+    if done.returncode != 0:
+        raise CodeError(f"the built-in components cannot be listed: {_last_line(done.stderr)}")
+    listed: JsonValue = json.loads(done.stdout)
+    return listed
 
 
 def code_of(sweep: Sweep, base: Path) -> UserCode | None:
@@ -88,11 +98,11 @@ def _asked(sweep: Sweep, arm: Arm) -> Iterator[str]:
 
 
 def asked_of(job: JobConfig) -> Iterator[str]:
-    """Yield each component of a job that has code or options of its own, as JSON."""
+    """Yield each component of a job that has code or options of its own, or that not every key is of, as JSON."""
     whole = job.model_dump(mode="json")
     for kind in KINDS.values():
         for name, options in named(whole, kind):
-            if options or is_import_path(name):
+            if options or is_import_path(name) or (kind is LOSS and is_of_batch(name)):
                 yield canonical({"kind": kind.name, "name": name, "options": options, "job": whole})
 
 
@@ -149,6 +159,10 @@ def _tried(asked: Sequence[str], held: _Held | None) -> list[str]:
             ) from error
     lines = done.stdout.splitlines()
     if done.returncode != 0 or len(lines) != len(asked):
-        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        raise CodeError(f"the process that tries the components ended with {done.returncode}: {last}")
+        said = _last_line(done.stderr)
+        raise CodeError(f"the process that tries the components ended with {done.returncode}: {said}")
     return lines
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it printed nothing"])[-1]

@@ -16,13 +16,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 TABLE = "*"
-"""In place of a folder's modules: its files are the table, so that a component is added by its own file alone. They may
-use one another."""
+"""In place of a folder's modules: its files and the families below it are the table, so that a component is added by
+its own file alone. They may use one another."""
 
 SHELVES = {
     "jobs": "workers > train > export > tasks > metrics > data > artifacts losses models > core optim > config",
     "jobs/artifacts": "audit > bucket checkpoint rows > trial_dir > objects storage > manifest",
-    "jobs/config": "job > identity > sections > components validation > json_values protocols user_code",
+    "jobs/config": "catalogue job > identity > sections > data_sections > section > components validation > "
+    "json_values protocols user_code",
     "jobs/core": "failures > collectives device outcomes paths plain provenance randomness usage",
     "jobs/data": "__main__ > validate > tasks > images sentences > sources > resolve > formats > "
     "batches faults remedies > samplers",
@@ -34,6 +35,10 @@ SHELVES = {
     "jobs/export": "image_module > __main__ card folder > embed",
     "jobs/losses": "named > generic > tiled > agreement stream > masks > tiles > builtin > spec",
     "jobs/losses/builtin": TABLE,
+    "jobs/losses/builtin/scored": TABLE,
+    "jobs/losses/builtin/weighted": TABLE,
+    "jobs/losses/builtin/with_state": TABLE,
+    "jobs/losses/builtin/without_negatives": TABLE,
     "jobs/metrics": "evaluate > builtin",
     "jobs/metrics/builtin": TABLE,
     "jobs/models": "model > encoders fitness > reading > transformer > modeling_resnet pretrained > dropout errors mlm "
@@ -95,7 +100,9 @@ WIDTH, START = 120, "  START HERE"
 def levels(folder: str) -> dict[str, int]:
     """Depth of each unit of a folder, 0 at the top."""
     if SHELVES[folder] == TABLE:
-        return dict.fromkeys((path.stem for path in (ROOT / folder).glob("[!_]*.py")), 0)
+        files = (path.stem for path in (ROOT / folder).glob("*.py") if path.stem != "__init__")
+        families = (path.parent.name for path in (ROOT / folder).glob("*/__init__.py"))
+        return dict.fromkeys((*files, *families), 0)
     return {name: depth for depth, level in enumerate(SHELVES[folder].split(" > ")) for name in level.split()}
 
 

@@ -77,6 +77,9 @@ class ImageExamples:
         """Compute the ids of what these rows show. Both sides of a pair are views of one image."""
         return Ids(self.pair_ids(rows))
 
+    def scores(self, rows: NDArray[np.int64]) -> None:
+        """Return None: nobody has scored two views of one image."""
+
 
 @dataclass(frozen=True)
 class ImageEvaluation:

@@ -6,6 +6,7 @@ arXiv:2104.08821), so they are the same tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,12 @@ from jobs.core.paths import is_built, looked_in
 from jobs.core.provenance import Stamp, stamp
 from jobs.data.batches import Ids, Views
 from jobs.data.faults import DataError, short
-from jobs.data.sentences.columns import train_columns
+from jobs.data.sentences.columns import scored_columns, train_columns
 from jobs.data.sentences.duplicates import text_ids
+from jobs.data.sentences.scored import train_scores
 from jobs.data.sentences.texts import as_text
 from jobs.data.sentences.tokens import TokenColumn, lower_casing, padded, stacked, trained_tokenizer
-from jobs.data.sources import Rows, read
+from jobs.data.sources import Choose, Rows, read
 from jobs.models.errors import ModelError
 from jobs.models.pretrained.folder import EncoderError, folder_of, tokenizer_files
 from jobs.models.pretrained.tokenizer import Tokenizer
@@ -43,6 +45,9 @@ class SentenceExamples:
     columns: tuple[TokenColumn, ...]
     """The anchor; then the positive, if pairs are given; then the hard negatives."""
 
+    scored: NDArray[np.float64] | None = None
+    """People's scores of the pairs, [n]; None of data without."""
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -60,6 +65,10 @@ class SentenceExamples:
         negatives = stacked([column[rows] for column in self.columns[2:]], pad) if self.hard_negatives else None
         return Views(queries, keys, negatives)
 
+    def scores(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """Take the scores of these rows, [c]; None of data without."""
+        return None if self.scored is None else self.scored[rows]
+
     def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Count the tokens of the longest sentence of each row, hard negatives included, [c]."""
         longest: NDArray[np.int64] = np.max([column[rows][1] for column in self.columns], axis=0)
@@ -76,8 +85,15 @@ class SentenceExamples:
 
 def sentence_rows(job: JobConfig) -> Rows:
     """Read the text columns of data.train, and check that each row of them is text."""
-    rows = read(job.data.train, train_columns, None if job.data.columns is None else tuple(job.data.columns))
+    wanted = None if job.data.columns is None else tuple(job.data.columns)
+    rows = read(job.data.train, _choose(job.data.scores), wanted)
     return as_text(rows, tuple(rows.table.column_names))
+
+
+@functools.cache
+def _choose(scores: str | None) -> Choose:
+    """Choose columns of training data of which one may be known to score the pairs; the same object for the same."""
+    return train_columns if scores is None else functools.partial(scored_columns, scores)
 
 
 def tokenizer_for(job: JobConfig) -> PreTrainedTokenizerBase:
@@ -120,9 +136,12 @@ def _pretrained(folder: Path, _stamps: tuple[Stamp, ...], lower: bool) -> PreTra
 def sentence_examples(job: JobConfig, tokenizer: Tokenizer | None = None) -> SentenceExamples:
     """Read the sentences that `job` trains on."""
     read = reading(job)
-    return _examples(
+    examples = _examples(
         sentence_rows(job), tokenizer_for(job) if tokenizer is None else tokenizer, read.max_tokens, read.prompt
     )
+    if job.data.scores is None:
+        return examples
+    return dataclasses.replace(examples, scored=train_scores(job.data.train, job.data.scores))
 
 
 @functools.lru_cache(maxsize=4)

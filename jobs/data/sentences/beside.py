@@ -49,8 +49,11 @@ MANY_NUMBERS = 101
 """Of so many different words, and of more whole numbers than these, 0 to 100, a column that scores has none."""
 
 
-def doubts(rows: Rows) -> None:
-    """Raise DataError where columns of training data that nobody has named may be meant otherwise, in any file."""
+def doubts(rows: Rows, *, known: str | None = None) -> None:
+    """Raise DataError where columns of training data that nobody has named may be meant otherwise, in any file.
+
+    known: the column that scores the pairs, where the job names one.
+    """
     _refuse_mixture(rows)
     chosen, seen = rows.table.column_names, set()
     for at, (file, names, _, _) in enumerate(rows.parts()):
@@ -59,8 +62,8 @@ def doubts(rows: Rows) -> None:
         seen.add((names, names.lists))
         _refuse_passages(file, names, chosen)
         scores = [name for name in names if SCORED.fullmatch(name) and name not in chosen]
-        scores += [] if scores or len(chosen) != 2 else _judging(rows, at, names)
-        if scores and len(chosen) == 2:
+        scores += [] if scores or len(chosen) != 2 or known else _judging(rows, at, names)
+        if scores and len(chosen) == 2 and not known:
             raise scored(file, scores[0], (chosen[0], chosen[1]))
         _refuse_others(file, names, chosen)
         sign = separator(file)

@@ -59,6 +59,22 @@ def train_columns(file: str, names: Names, wanted: tuple[str, ...] | None) -> tu
     return (text,)
 
 
+def scored_columns(scores: str, file: str, names: Names, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Choose as `train_columns` does among all but the column that scores the pairs, which must be there."""
+    exactly(file, names, (scores,))
+    others = Names(name for name in names if name != scores)
+    others.lists = tuple(name for name in names.lists if name != scores)
+    chosen = train_columns(file, others, wanted)
+    if len(chosen) == 1:
+        raise DataError(
+            f"scores pairs, and {chosen[0]} is a single sentence; name both sentences in data.columns, or leave out "
+            "data.scores",
+            file=file,
+            column=scores,
+        )
+    return chosen
+
+
 def hints(file: str, names: Sequence[str]) -> str:
     """Suggest what else may be the matter where a CSV or TSV file lacks columns: another delimiter, no header."""
     sign = separator(file)

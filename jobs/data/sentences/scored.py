@@ -85,7 +85,12 @@ def doubts(rows: Rows) -> None:
 
 def judged_rows(source: str, columns: tuple[str, ...] | None) -> Rows:
     """Read scored pairs: two columns of sentences, one of numbers. columns: their names, None for the usual ones."""
-    return _with_numbers(read(source, judged_columns, columns))
+    return _with_numbers(read(source, judged_columns, columns), "data.judged_columns")
+
+
+def train_scores(source: str, column: str) -> NDArray[np.float64]:
+    """Read the scores of the pairs that are trained on. Raises DataError for what is no finite number."""
+    return _finite(_with_numbers(read(source, exactly, (column,)), "data.scores"))
 
 
 def sentence_evaluation(source: str, columns: tuple[str, ...] | None = None) -> SentenceEvaluation:
@@ -97,13 +102,20 @@ def sentence_evaluation(source: str, columns: tuple[str, ...] | None = None) -> 
 def _evaluation(rows: Rows) -> SentenceEvaluation:
     first, second, name = rows.table.column_names
     rows = as_text(rows, (first, second))
-    numbers = rows.table[2].to_numpy().astype(np.float64)
-    if not np.isfinite(numbers).all():
-        raise rows.fault("holds no number; remove the row", column=name, row=int(np.argmin(np.isfinite(numbers))))
+    numbers = _finite(rows)
     if len(np.unique(numbers)) < 2:
         raise rows.fault("holds one score only; a rank correlation needs at least two different ones", column=name)
     left, right = (rows.table[name].to_pylist() for name in (first, second))
     return SentenceEvaluation(left, right, numbers)
+
+
+def _finite(rows: Rows) -> NDArray[np.float64]:
+    """Take the last column of the rows, which are numbers. Raises DataError for one that is not finite."""
+    numbers: NDArray[np.float64] = rows.table[-1].to_numpy().astype(np.float64)
+    if not np.isfinite(numbers).all():
+        name = rows.table.column_names[-1]
+        raise rows.fault("holds no number; remove the row", column=name, row=int(np.argmin(np.isfinite(numbers))))
+    return numbers
 
 
 def _remedy(file: str, names: Names, pairs: list[tuple[str, ...]]) -> str:
@@ -141,9 +153,11 @@ def _ambiguous(file: str, pairs: list[tuple[str, ...]], scores: list[str]) -> Da
 
 
 @functools.lru_cache(maxsize=8)
-def _with_numbers(rows: Rows) -> Rows:
-    """Convert the last column of the rows to numbers, unless it holds some. Raises DataError for what is no number."""
-    column = rows.table[2]
+def _with_numbers(rows: Rows, key: str) -> Rows:
+    """Convert the last column of the rows to numbers, unless it holds some. key: of the job, that names the column.
+    Raises DataError for what is no number."""
+    last = rows.table.num_columns - 1
+    column, name = rows.table[last], rows.table.column_names[last]
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return rows
@@ -155,11 +169,10 @@ def _with_numbers(rows: Rows) -> Rows:
         numbers = pa.chunked_array([_numbers(rows, column.to_pylist())])
     else:
         raise rows.fault(
-            f"is of type {kind}; scores are numbers, such as 0 to 5, or true and false: name another column in "
-            "data.judged_columns",
-            column=rows.table.column_names[2],
+            f"is of type {kind}; scores are numbers, such as 0 to 5, or true and false: name another column in {key}",
+            column=name,
         )
-    return dataclasses.replace(rows, table=rows.table.set_column(2, rows.table.column_names[2], numbers))
+    return dataclasses.replace(rows, table=rows.table.set_column(last, name, numbers))
 
 
 def _numbers(rows: Rows, values: Sequence[str | bytes | None]) -> pa.Array:
@@ -169,7 +182,7 @@ def _numbers(rows: Rows, values: Sequence[str | bytes | None]) -> pa.Array:
         return pa.array([TRUTH[text.lower()] for text in texts], pa.int64())
     row = next((row for row, text in enumerate(texts) if not NUMBER.fullmatch(text)), None)
     if row is not None:
-        raise rows.fault(_no_number(texts[row]), column=rows.table.column_names[2], row=row)
+        raise rows.fault(_no_number(texts[row]), column=rows.table.column_names[-1], row=row)
     # Python makes no int of more digits than 4,300.
     numbers = [int(text) if WHOLE.fullmatch(text) and len(text) < 4000 else float(text) for text in texts]
     is_whole = all(isinstance(number, int) and abs(number) < 2**63 for number in numbers)

@@ -28,7 +28,7 @@ from orchestrator.sweep.plan.trials import Planned
 from orchestrator.sweep.space import conditions
 
 ROOT = Path(__file__).parents[3]
-DEFAULTS = "f7b38212ab560c6f"
+DEFAULTS = "b16555d7d6558428"
 
 SWEEP: dict[str, Any] = {
     "name": "small",

@@ -1,0 +1,85 @@
+"""The sections of a job that say what it trains on, and how an image becomes two views."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from jobs.config.components import AugmentationName, SamplerName
+from jobs.config.section import Options, Section
+
+
+class Data(Section):
+    """Where the rows come from. A source is `digits`; a path, glob or URI; a name under $ORCHESTRATOR_DATA; or a Hub
+    data set, `owner/name[:config]:split`. It may end in a slice of rows: `fashion-mnist-test[:2000]`."""
+
+    train: str
+    """Rows trained on."""
+
+    tune: str | None = None
+    """Rows the tune stage is judged on."""
+
+    confirm: str | None = None
+    """Rows the confirm stage, and so the verdict, is judged on."""
+
+    columns: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] | None = None
+    """Columns of `train`: image and label; or text; or anchor, positive and any number of hard negatives. Images are
+    encoded files, raw pixels, or paths of files. None: by the names usual in the field. Of a file that has other
+    columns too, only these are read."""
+
+    judged_columns: Annotated[tuple[str, str, str], Field(strict=False)] | None = None
+    """Columns of `tune` and `confirm` in a sentence job: the two sentences of a pair, and its score. None: by the names
+    usual in the field, such as sentence1, sentence2 and score or label."""
+
+    scores: str | None = None
+    """Column of `train` in a sentence job that scores or labels each pair, for losses that ask for scores. None: the
+    data have none."""
+
+    max_tokens: int | None = Field(None, ge=4)
+    """Longest sentence, in tokens, special ones and the prompt included; the rest is cut. None: what the encoder's
+    folder says, if it is one of sentence-transformers and `model.pooling` is `auto`; else 32."""
+
+    sampler: SamplerName = "shuffled"
+    """Which rows a batch holds: `shuffled`, epochs in a random order; or an import path of a function of the step."""
+
+    sampler_options: Options = {}
+    """Arguments of a sampler that has some, by name."""
+
+    image_shape: Annotated[tuple[int, ...], Field(min_length=2, max_length=3, strict=False)] | None = None
+    """[height, width] or [height, width, channels]. Raw pixel rows are read so, channels last; of nested lists it says
+    which are the channels where they do not; encoded images are resized to it, and are grey or coloured by its
+    channels. None: raw rows are square and grey, nested lists [H, W], [H, W, 1 or 3] or [1 or 3, H, W], encoded images
+    of one size, all in colour if any that is trained on has some."""
+
+    @model_validator(mode="after")
+    def _different_columns(self) -> Data:
+        if self.judged_columns is not None and len(set(self.judged_columns)) < 3:
+            raise ValueError(
+                f"judged_columns = {list(self.judged_columns)} names a column twice; give [LEFT, RIGHT, SCORE], for "
+                "example ['sentence1', 'sentence2', 'score']"
+            )
+        if self.scores is not None and self.scores in (self.columns or ()):
+            raise ValueError(
+                f"scores = '{self.scores}' is one of columns = {list(self.columns or ())}; leave it out of these"
+            )
+        return self
+
+
+class Augment(Section):
+    """Views of an image. Each strength 0 or 1 as noted switches it off. Sentences have none: dropout is theirs."""
+
+    name: AugmentationName = "crop_flip"
+    """`crop_flip`, which is described by the keys below; or an import path of a function of images."""
+
+    options: Options = {}
+    """Arguments of an augmentation that has some, by name."""
+
+    crop: float = Field(0.5, gt=0, le=1)
+    """Smallest share of the image's area that a random crop keeps; 1 never crops."""
+
+    flip: bool = True
+    """Mirror left and right with probability one half."""
+
+    brightness: float = Field(0.4, ge=0, lt=1)
+    """Brightness is multiplied by a factor drawn from [1 - x, 1 + x]."""

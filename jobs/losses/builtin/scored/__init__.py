@@ -1,0 +1,1 @@
+"""Losses of pairs that people have scored or labelled: `data.scores` names the column."""

@@ -1,0 +1,84 @@
+"""Whole matrices of similarities, for the losses that no sum over tiles expresses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MASKED = -1e30
+"""Logit of what is no negative. Finite, so that its gradient is 0 and not nan."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What every anchor is compared with: the keys of the batch, then all hard negatives."""
+
+    positive: Tensor
+    """[B]: similarity to the own key."""
+
+    similarity: Tensor
+    """[B, C]."""
+
+    negative: Tensor
+    """bool [B, C]: neither the own key nor, as far as ids tell, the same text or image."""
+
+    def logits(self, temperature: float | Tensor) -> Tensor:
+        """Compute the differences to the positive, in units of the temperature, [B, C]; MASKED for no negative."""
+        differences = (self.similarity - self.positive[:, None]) / temperature
+        return differences.masked_fill(~self.negative, MASKED)
+
+    @property
+    def some(self) -> Tensor:
+        """bool [B]: which anchors have a negative; the others count 0."""
+        return self.negative.any(1)
+
+
+def candidates(
+    *,
+    queries: Tensor,
+    keys: Tensor,
+    negatives: Tensor | None,
+    ids: Tensor | None,
+    key_ids: Tensor | None,
+    negative_ids: Tensor | None,
+) -> Candidates:
+    """Compare every query with every candidate. Arguments as a loss is called with them; rows of any length."""
+    pairs = len(queries)
+    own = torch.eye(pairs, dtype=torch.bool, device=queries.device)
+    similarity, negative = [queries @ keys.T], [~(own | same_pair(ids, key_ids, pairs, queries.device))]
+    if negatives is not None:
+        similarity.append(queries @ negatives.flatten(0, 1).T)
+        negative.append(~_said(ids, key_ids, negative_ids, pairs, similarity[1]))
+    return Candidates((queries * keys).sum(1), torch.cat(similarity, 1), torch.cat(negative, 1))
+
+
+def same_pair(ids: Tensor | None, key_ids: Tensor | None, pairs: int, device: torch.device) -> Tensor:
+    """Find the pairs of which a side says what a side of the anchor's pair says, bool [B, B]."""
+    texts = [side for side in (ids, key_ids) if side is not None]
+    same = torch.zeros(pairs, pairs, dtype=torch.bool, device=device)
+    for one in texts:
+        for other in texts:
+            same |= one[:, None] == other
+    return same
+
+
+def same_text(these: Tensor, those: Tensor) -> Tensor:
+    """Find where a side of one pair says what a side of another says, bool [n, m]. Both int64, a column a side; -1 says
+    nothing."""
+    same = torch.zeros(len(these), len(those), dtype=torch.bool, device=these.device)
+    for one in these.T:
+        for other in those.T:
+            same |= (one[:, None] == other) & (one[:, None] != -1)
+    return same
+
+
+def _said(ids: Tensor | None, key_ids: Tensor | None, negative_ids: Tensor | None, pairs: int, like: Tensor) -> Tensor:
+    """Find the hard negatives that say what the anchor or its key says, bool [B, B H]."""
+    said = torch.zeros(pairs, like.shape[1], dtype=torch.bool, device=like.device)
+    if negative_ids is not None:
+        for side in (ids, key_ids):
+            if side is not None:
+                said |= side[:, None] == negative_ids.flatten()
+    return said

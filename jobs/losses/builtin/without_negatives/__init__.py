@@ -1,0 +1,1 @@
+"""Losses without negatives, of covariances over the whole batch."""
