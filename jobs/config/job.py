@@ -101,6 +101,7 @@ class JobConfig(Section):
         has_heads = self.model.name != "resnet" and not is_import_path(self.model.name or "")
         if has_heads and self.model.width % self.model.heads:
             raise ValueError(f"model.heads = {self.model.heads} must divide model.width = {self.model.width}")
+        self._refuse_groups_beyond_the_batch()
         if self.is_own_task:
             self._refuse_what_own_tasks_lack()
         if self.task != "sentence" and not self.is_function:
@@ -117,6 +118,15 @@ class JobConfig(Section):
                     "of; use 'mean', 'cls' or 'first_last'"
                 )
         return self
+
+    def _refuse_groups_beyond_the_batch(self) -> None:
+        """Raise ValueError where the batch has no group of pairs that gradients are squared of."""
+        pairs, size = self.optimizer.fisher_pairs, self.batch.size
+        if self.optimizer.transform == "child_tuning_d" and pairs > size:
+            raise ValueError(
+                f"optimizer.fisher_pairs = {pairs} is more than batch.size = {size}, of which the groups are cut; give "
+                f"at most {size}, better a tenth of it"
+            )
 
     def _refuse_columns_of_sentences(self) -> None:
         """Raise ValueError for columns that only sentences have."""

@@ -12,7 +12,7 @@ D width of embeddings, H hard negatives of a row, L tokens, R references, Q quer
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -96,8 +96,12 @@ class Sampler(Protocol):
 class MakeOptimizer(Protocol):
     """An optimizer, such as any class of torch.optim."""
 
-    def __call__(self, *, params: Iterable[Mapping[str, object]], lr: float, settings: object) -> torch.optim.Optimizer:
-        """Build it. params: groups with `params` and `weight_decay`, which is no option and not passed by itself."""
+    def __call__(
+        self, *, params: Iterable[Mapping[str, object]], lr: float, settings: object, model: nn.Module
+    ) -> torch.optim.Optimizer:
+        """Build it. params: groups with `params` and `weight_decay`, which is no option and not passed by itself; with
+        `lr_scale` where layers have rates of their own. model: whose parameters they are, for who treats them by their
+        names or modules."""
 
 
 class Schedule(Protocol):
@@ -109,10 +113,37 @@ class Schedule(Protocol):
 
 class Transform(Protocol):
     """A gradient transform: a class that is built with its options. With `state_dict` and `load_state_dict` its state
-    is checkpointed."""
+    is checkpointed. It may have two more methods: `prepare`, a PrepareTransform, and `after`, an AfterStep."""
 
     def __call__(self, *, parameters: Mapping[str, nn.Parameter], step: int, seed: int) -> None:
         """Change `grad` in place, after the sum over ranks and the clipping, on every rank alike."""
+
+
+class PrepareTransform(Protocol):
+    """What a gradient transform does before the first step: `prepare`. Rank 0 calls it, and the other ranks get its
+    state, so a transform that has this has `state_dict` and `load_state_dict`, too."""
+
+    def __call__(
+        self,
+        *,
+        parameters: Mapping[str, nn.Parameter],
+        gradients: Callable[[int, int], Iterable[Mapping[str, Tensor]]],
+        settings: object,
+        seed: int,
+    ) -> None:
+        """Look at gradients at the first weights. gradients(step, pairs): by name, of each group of so many consecutive
+        pairs of that step's global batch, as if it were a batch of its own; one group after the other, without a rest
+        that is smaller. They know of neither ranks nor micro-batches. settings: the section `optimizer`."""
+
+
+class AfterStep(Protocol):
+    """What a gradient transform does once the optimizer has made its step: `after`. A transform without one, or with
+    None in its place, costs no copy of the weights."""
+
+    def __call__(
+        self, *, parameters: Mapping[str, nn.Parameter], before: Mapping[str, Tensor], step: int, seed: int
+    ) -> None:
+        """Change parameters in place, on every rank alike. before: what they were before the step."""
 
 
 class ByRow(Protocol):

@@ -219,7 +219,8 @@ class Optimizer(Section):
     """The optimizer and its schedule."""
 
     name: OptimizerName = "adamw"
-    """`adamw`, or `sgd` with momentum; or an import path of a class or function (params, lr, **options), such as
+    """`adamw`, or `sgd` with momentum; `lion`, `tiger`, `lamb`, `lars`, `adafactor`, `muon`, `eg_step`, `eg_step_full`
+    (jobs/optim/builtin has the rules); or an import path of a class or function (params, lr, **options), such as
     `torch.optim:RAdam`."""
 
     options: Options = {}
@@ -248,11 +249,24 @@ class Optimizer(Section):
     """Arguments of a schedule that has some, by name."""
 
     transform: TransformName | None = None
-    """What is done to the gradient after the sum over ranks and the clipping: `soft_clip`, or an import path of a
-    class. None: nothing."""
+    """What is done to the gradient after the sum over ranks and the clipping: `soft_clip`; `child_tuning`, which trains
+    a random share of all numbers at each step, or `child_tuning_d`, which trains those that matter most at the first
+    weights; or an import path of a class. None: nothing."""
 
     transform_options: Options = {}
     """Arguments of a transform that has some, by name."""
+
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """Rates of layers: that of layer l of L is lr * layer_decay^(L - l), with the embeddings as layer 0 and the head as
+    layer L, which has lr (jobs/optim/layers.py). None: one rate."""
+
+    average_half_life: float | None = Field(None, gt=0)
+    """Pairs after which a step's weights count half as much in an exponential moving average, which is what is
+    evaluated and exported. Statistics of a batch norm are those of the trained weights. None: no average."""
+
+    fisher_pairs: int = Field(8, gt=1)
+    """Consecutive pairs of the global batch that stand for an example where squared gradients are averaged: what
+    `child_tuning_d` chooses by."""
 
     clip: float | None = Field(None, gt=0)
     """Largest norm of the whole gradient, after the sum over ranks. None: no clipping."""

@@ -9,7 +9,7 @@ import gc
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -116,9 +116,10 @@ class TrialMemory:
         return more
 
 
-def tensor_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Count the bytes that parameters, buffers, gradients and the optimizer's state take now, each storage once."""
-    own = [*model.parameters(), *model.buffers()]
+def tensor_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, others: Iterable[object] = ()) -> int:
+    """Count the bytes that parameters, buffers, gradients and the optimizer's state take now, and tensors among
+    `others`, each storage once."""
+    own = [*model.parameters(), *model.buffers(), *(value for value in others if isinstance(value, torch.Tensor))]
     own += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     own += [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in own}

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-ORDER, AUGMENT, DROPOUT, INITIALISE, MASKING = range(1, 6)
+ORDER, AUGMENT, DROPOUT, INITIALISE, MASKING, CHILD = range(1, 7)
 """First key of each use, so that no two uses of a seed share numbers."""
 
 _MASK = 0xFFFFFFFF

@@ -6,28 +6,24 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from jobs.config import Optimizer, components
 from jobs.optim.eager import Groups, eager
+from jobs.optim.layers import depths
 
 
 def build(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """Build the job's optimizer. Matrices decay; biases, norms and parameters of the loss do not."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    decaying = {name for name, p in trained.items() if p.ndim > 1 and not name.startswith("loss_module.")}
-    groups: Groups = [
-        {"params": [trained[name] for name in trained if name in decaying], "weight_decay": settings.weight_decay},
-        {"params": [trained[name] for name in trained if name not in decaying], "weight_decay": 0.0},
-    ]
+    groups = _groups(model, settings)
     make = cast("Callable[..., torch.optim.Optimizer]", components.load("optimizer", settings.name))
     options = components.options("optimizer", make, settings.options)
     asked = inspect.signature(make).parameters
-    given = {"params": groups, "lr": settings.lr, "settings": settings}
+    given = {"params": groups, "lr": settings.lr, "settings": settings, "model": model}
     if isinstance(make, type) and issubclass(make, torch.optim.Optimizer) and make.__module__.startswith("torch."):
         make = eager(make)
     made = make(**{key: value for key, value in given.items() if key in asked}, **options)
@@ -39,25 +35,72 @@ def build(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     return made
 
 
+def _groups(model: nn.Module, settings: Optimizer) -> Groups:
+    """Group parameters by their decay, and by their layer where layers have rates of their own, the head's first."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    decaying = {name for name, p in trained.items() if p.ndim > 1 and not name.startswith("loss_module.")}
+    decays = [(settings.weight_decay, decaying), (0.0, trained.keys() - decaying)]
+    if settings.layer_decay is None:
+        return [{"params": [p for n, p in trained.items() if n in names], "weight_decay": d} for d, names in decays]
+    where = depths(model)
+    groups: Groups = []
+    for depth in range(where.head, -1, -1):
+        scale = settings.layer_decay ** (where.head - depth)
+        for decay, names in decays:
+            own = [p for name, p in trained.items() if name in names and where.of[name] == depth]
+            if own:
+                groups.append({"params": own, "weight_decay": decay, "lr_scale": scale})
+    return groups
+
+
+GroupGradients = Callable[[int, int], Iterator[Mapping[str, Tensor]]]
+"""(step, pairs) -> gradients by name of each group of so many consecutive pairs of that step's global batch."""
+
+
 class GradientTransform:
     """The job's gradient transform: none, or a component."""
 
     def __init__(self, model: nn.Module, settings: Optimizer, *, seed: int) -> None:
         self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._seed = seed
+        self._settings = settings
         self._transform: Callable[..., object] | None = None
-        self._asked: frozenset[str] = frozenset()
         if settings.transform is not None:
             component = components.load("transform", settings.transform)
             options = components.options("transform", component, settings.transform_options)
             self._transform = cast("Callable[..., Callable[..., object]]", component)(**options)
-            self._asked = frozenset(inspect.signature(self._transform).parameters)
+
+    @property
+    def looks_first(self) -> bool:
+        """Whether it is prepared before the first step."""
+        return self._method("prepare") is not None
+
+    def prepare(self, gradients: GroupGradients) -> None:
+        """Let it look at gradients at the first weights. What it makes of them is its state."""
+        if (prepare := self._method("prepare")) is not None:
+            self._call(prepare, gradients=gradients, settings=self._settings)
 
     def __call__(self, step: int) -> None:
         """Change the gradients in place, on every rank alike."""
         if self._transform is not None:
-            given = {"parameters": self._named, "step": step, "seed": self._seed}
-            self._transform(**{key: value for key, value in given.items() if key in self._asked})
+            self._call(self._transform, step=step)
+
+    def step(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Make the optimizer's step, and let the transform change it."""
+        after = self._method("after")
+        before = {} if after is None else {name: p.detach().clone() for name, p in self._named.items()}
+        optimizer.step()
+        if after is not None:
+            self._call(after, before=before, step=step)
+
+    def _method(self, name: str) -> Callable[..., object] | None:
+        found: Callable[..., object] | None = getattr(self._transform, name, None)
+        return found
+
+    def _call(self, function: Callable[..., object], **given: object) -> None:
+        """Call a function with what it asks for."""
+        asked, provided = inspect.signature(function).parameters, {"parameters": self._named, "seed": self._seed}
+        function(**{key: value for key, value in (provided | given).items() if key in asked})
 
     def state_dict(self) -> Mapping[str, object]:
         """Return the state of the transform, empty for a transform without a state."""
@@ -101,6 +144,12 @@ def schedule(settings: Optimizer) -> Callable[[float], float]:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group this learning rate."""
+    """Give every parameter group this learning rate, times its own scale."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+def rate_of(optimizer: torch.optim.Optimizer) -> float:
+    """Return the learning rate that `set_rate` gave it."""
+    group = optimizer.param_groups[0]
+    return float(group["lr"] / group.get("lr_scale", 1.0))

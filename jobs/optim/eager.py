@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 Groups = list[dict[str, list[nn.Parameter] | float]]
-"""Parameter groups: `params` and `weight_decay`."""
+"""Parameter groups: `params`, `weight_decay` and, where layers have rates of their own, `lr_scale`."""
 
 Made = TypeVar("Made", bound=torch.optim.Optimizer)
 

@@ -99,10 +99,10 @@ def verify(
     ids: what they say. rows: where they stand in the data. scores: of the pairs. Raises GradientMismatch on every rank
     if they differ on one.
     """
-    with _untouched(model), torch.random.fork_rng():
+    with untouched(model), torch.random.fork_rng():
         real()
-        computed = _taken(model)
-    with _untouched(model), torch.random.fork_rng():
+        computed = taken(model)
+    with untouched(model), torch.random.fork_rng():
         facts = BatchFacts(
             torch.from_numpy(rows),
             context.step,
@@ -111,7 +111,7 @@ def verify(
             momentum_keys(model, [whole], context),
         )
         _one_process(model, job, loss, whole, ids=ids, facts=facts, masking=masking, context=context)
-        expected = _taken(model)
+        expected = taken(model)
     allowed = tolerance(job, float(torch.as_tensor(model.temperature()).detach()))
     errors = compare(computed, expected, allowed)
     wrong = {name: error for name, error in errors.items() if not error <= allowed.relative}
@@ -289,12 +289,13 @@ def _stacked(parts: list[Tensor]) -> Tensor:
     return torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in parts])
 
 
-def _taken(model: nn.Module) -> dict[str, Tensor | None]:
+def taken(model: nn.Module) -> dict[str, Tensor | None]:
+    """Take the gradients that are there, by name."""
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module) -> Iterator[None]:
     """Put gradients and buffers (a batch norm's statistics) back as they were."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]

@@ -12,16 +12,18 @@ a snapshot. Nothing random is ever stored: order, augmentation and dropout are f
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs import data, optim
 from jobs.artifacts import trial_dir
-from jobs.core.collectives import agree
+from jobs.core.collectives import Group, agree
 from jobs.core.device import tensor_bytes
 from jobs.losses import BatchFacts, Diagnostics, LossInputs
 from jobs.train import gradient_check
@@ -64,6 +66,8 @@ class Training(Resumable):
             )
             if not self._verified:
                 self._verify(self.step + 1)
+            if self.step == 0 and self.transform.looks_first:
+                self._prepare_transform()
             self.phase(f"step {self.step + 1}")
             began, before_s = time.perf_counter(), self.seconds
             largest = partial(self.batches.largest, self.step + 1)
@@ -93,9 +97,10 @@ class Training(Resumable):
         if result.finite:
             self.transform(step)
             optim.set_rate(self.optimizer, self.budget.rate(step, self.seconds))
-            self.optimizer.step()
+            self.transform.step(self.optimizer, step)
             self.model.clamp_()
             self.model.follow_()
+            self.average.update(step)
         return result
 
     def _look_at_duplicates(self, step: int, rows: NDArray[np.int64], masked: int) -> None:
@@ -115,12 +120,14 @@ class Training(Resumable):
         clip: float | None = None,
         masks: bool = True,
         same_as: str | None = None,
+        alone: bool = False,
     ) -> StepResult:
         """Compute the gradients of a global batch of data rows, cut into `spans` on this rank.
 
         masks: whether equal ids are looked at, where the job asks for it. same_as: another loss, computed in its place.
+        alone: these spans are the whole batch, and no other rank takes part.
         """
-        job = self.job
+        job, group = self.job, None if alone else self.group
         own = rows[spans[0].start : spans[-1].stop]
         ids = self.examples.ids(own).to(self.device).given() if job.loss.mask_duplicates and masks else {}
         scores = self.examples.scores(own)
@@ -130,17 +137,17 @@ class Training(Resumable):
             step,
             job.seed,
             None if scores is None else torch.from_numpy(scores),
-            momentum_keys(self.model, micro_batches, self._context(step)),
+            momentum_keys(self.model, micro_batches, self._context(step, group)),
         )
 
         def value(queries: Tensor, keys: Tensor, negatives: Tensor | None) -> tuple[Tensor, Diagnostics]:
             inputs = LossInputs(queries, keys, negatives, temperature=self.model.temperature(), **ids)
-            return self.loss(inputs, facts, self.group, same_as=same_as)
+            return self.loss(inputs, facts, group, same_as=same_as)
 
         return exact_gradients(
             self.model,
             micro_batches,
-            self._context(step),
+            self._context(step, group),
             loss=value,
             keep_graphs=job.execution.keep_graphs,
             graph_memory_mb=job.execution.graph_memory_mb,
@@ -148,11 +155,32 @@ class Training(Resumable):
             clip=clip,
         )
 
-    def _context(self, step: int) -> StepContext:
-        return StepContext(self.job.seed, step, self.group, self.device)
+    def _context(self, step: int, group: Group) -> StepContext:
+        return StepContext(self.job.seed, step, group, self.device)
+
+    def _prepare_transform(self) -> None:
+        """Let rank 0 prepare the gradient transform, and give its state to all: what it chooses is then one choice,
+        and that of one process."""
+        self.phase("gradients of groups")
+        if self.rank == 0:
+            self.transform.prepare(self._gradients_of_groups)
+        state = [dict(self.transform.state_dict()) if self.rank == 0 else {}]
+        if self.group is not None:
+            dist.broadcast_object_list(state, group=self.group, group_src=0)
+            self.transform.load_state_dict(state[0])
+
+    def _gradients_of_groups(self, step: int, pairs: int) -> Iterator[dict[str, Tensor]]:
+        """Yield the gradient of each group of consecutive pairs of a step's batch, as if it were a batch of its own."""
+        rows = self.batches.rows(step)
+        for first in range(0, len(rows) - pairs + 1, pairs):
+            with gradient_check.untouched(self.model), torch.random.fork_rng(), torch.enable_grad():
+                self._gradients(step, rows, [range(first, first + pairs)], alone=True)
+                gradients = gradient_check.taken(self.model)
+            yield {name: gradient for name, gradient in gradients.items() if gradient is not None}
 
     def _held(self) -> int:
-        return tensor_bytes(self.model, self.optimizer)
+        beside = (*self.average.weights.values(), *self.transform.state_dict().values())
+        return tensor_bytes(self.model, self.optimizer, beside)
 
     def _verify(self, step: int) -> None:
         """Compare the gradient of a few pairs with one process's; raises GradientMismatch on every rank."""
@@ -178,7 +206,7 @@ class Training(Resumable):
             rows=rows,
             scores=self.examples.scores(rows),
             masking=self.masking,
-            context=self._context(step),
+            context=self._context(step, self.group),
         )
         self._verified = True
         self.log(f"gradient check on {len(rows)} pairs: the gradient is one process's; {worst}")

@@ -25,6 +25,7 @@ from jobs.core.outcomes import Outcomes
 from jobs.losses import JobLoss
 from jobs.metrics import evaluate
 from jobs.models import mlm
+from jobs.optim.average import WeightAverage
 from jobs.train import continuing, origin
 from jobs.train.budget import BudgetMeter
 from jobs.train.microbatches import Batches
@@ -35,6 +36,9 @@ FIRST_BATCHES = 1000
 
 TRANSFORM = "transform"
 """Key of the gradient transform's state, beside the optimizer's in a checkpoint."""
+
+TRAINED = "trained"
+"""Key of the weights that are trained, likewise, where the model of a checkpoint is their average."""
 
 
 class Resumable:
@@ -144,20 +148,21 @@ class Resumable:
         return news
 
     def _snapshot(self) -> checkpoint.Checkpoint:
-        state = dict(self.transform.state_dict())
-        return checkpoint.snapshot(
-            step=self.step,
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict() | ({TRANSFORM: state} if state else {}),
-            extra={
-                "seconds": self.seconds,
-                "untrained": self.untrained,
-                trial_dir.POINTS_TOLD: len(self.points),
-                trial_dir.READING: self.reading,
-                "world": self.world,
-                "attempt": self.attempt,
-            },
-        )
+        with self.average.in_model() as trained:
+            beside = {TRANSFORM: dict(self.transform.state_dict()), TRAINED: trained}
+            return checkpoint.snapshot(
+                step=self.step,
+                model=self.model.state_dict(),
+                optimizer=self.optimizer.state_dict() | {key: state for key, state in beside.items() if state},
+                extra={
+                    "seconds": self.seconds,
+                    "untrained": self.untrained,
+                    trial_dir.POINTS_TOLD: len(self.points),
+                    trial_dir.READING: self.reading,
+                    "world": self.world,
+                    "attempt": self.attempt,
+                },
+            )
 
     def _hand_over(
         self,
@@ -195,6 +200,7 @@ class Resumable:
         self.masking = mlm.masking(job, self.tokenizer)
         self.optimizer = optim.build(self.model, job.optimizer)
         self.transform = optim.GradientTransform(self.model, job.optimizer, seed=job.seed)
+        self.average = WeightAverage(self.model, job.optimizer, batch=job.batch.size)
         self.initial = {
             "init": models.initial_hash(self.model),
             "encoder": models.initial_hash(self.model.encoder),
@@ -222,6 +228,7 @@ class Resumable:
         self.step, self.seconds = newest.step, newest.extra["seconds"]
         self.untrained = newest.extra["untrained"]
         self.model.load_state_dict(newest.model)
+        self.average.load(newest.optimizer.pop(TRAINED, {}))
         self.transform.load_state_dict(newest.optimizer.pop(TRANSFORM, {}))
         self.optimizer.load_state_dict(newest.optimizer)
         self.records.restore(until=self.step)
@@ -250,16 +257,11 @@ class Resumable:
 
     def _measure(self, *, final: bool, outcomes: dict[str, Outcomes] | None = None) -> dict[str, float]:
         self.phase("evaluation")
-        return evaluate.evaluate(
-            self.model,
-            self.evaluation,
-            job=self.job,
-            task=self.task,
-            group=self.group,
-            device=self.device,
-            final=final,
-            outcomes=outcomes,
-        )
+        with self.average.in_model():
+            return evaluate.evaluate(
+                self.model, self.evaluation, job=self.job, task=self.task, group=self.group, device=self.device,
+                final=final, outcomes=outcomes,
+            )  # fmt: skip
 
     def _end(self, outcome: Literal["ok", "diverged"], why: str) -> None:
         """Commit the result, then the last checkpoint, then set it. A job that diverged has no metrics."""
@@ -328,7 +330,7 @@ class Resumable:
     def _settings(self) -> dict[str, float]:
         temperature = self.model.temperature()
         return {
-            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
+            "train/learning_rate": optim.rate_of(self.optimizer),
             "train/temperature": float(temperature.detach()) if isinstance(temperature, Tensor) else temperature,
         }
 

@@ -20,7 +20,7 @@ TABLE = "*"
 its own file alone. They may use one another."""
 
 SHELVES = {
-    "jobs": "workers > train > export > tasks > metrics > data > artifacts losses models > core optim > config",
+    "jobs": "workers > train > export > tasks > metrics > data > artifacts losses models optim > core > config",
     "jobs/artifacts": "audit > bucket checkpoint rows > trial_dir > objects storage > manifest",
     "jobs/config": "catalogue job > identity > sections > data_sections > section > components validation > "
     "json_values protocols user_code",
@@ -46,8 +46,11 @@ SHELVES = {
     "jobs/models/encoders": TABLE,
     "jobs/models/poolings": TABLE,
     "jobs/models/pretrained": "weights > anatomy > folder > modules tokenizer",
-    "jobs/optim": "builtin schedules transforms > eager",
+    "jobs/optim": "builtin schedules transforms > average eager layers",
     "jobs/optim/builtin": TABLE,
+    "jobs/optim/builtin/exponentiated": TABLE,
+    "jobs/optim/builtin/layerwise": TABLE,
+    "jobs/optim/builtin/signs": TABLE,
     "jobs/optim/schedules": TABLE,
     "jobs/optim/transforms": TABLE,
     "jobs/tasks": TABLE,

@@ -17,8 +17,8 @@ PATCHES = sorted((ROOT / "tests" / "additions").glob("*.patch"))
 
 USED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "loss_of_rows": ("loss", "focal", {"loss": {"name": "{}", "options": {"gamma": 1.5}}}),
-    "loss_vicreg": ("loss", "vicreg", {"loss": {"name": "{}", "options": {"covariance": 2.0}}}),
-    "optimizer": ("optimizer", "lion", {"optimizer": {"name": "{}", "options": {"slow": 0.98}}}),
+    "loss_vicreg": ("loss", "vicreg_added", {"loss": {"name": "{}", "options": {"covariance": 2.0}}}),
+    "optimizer": ("optimizer", "signum", {"optimizer": {"name": "{}", "options": {"slow": 0.98}}}),
     "augmentation": ("augmentation", "solarise", {"augment": {"name": "{}", "options": {"above": 0.6}}}),
     "metric": ("metric", "nearest_share", {"evaluate": {"metrics": ["{}"]}}),
     "task": ("task", "tabular", {"task": "{}", "options": {"noise": 0.2}, "model": {"name": "tasklab:MLP"}}),

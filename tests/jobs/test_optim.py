@@ -87,9 +87,9 @@ def test_a_step_does_not_load_torchs_compiler() -> None:
     probe = """
 import sys
 from torch import nn
-from jobs.config import Optimizer
+from jobs.config import Optimizer, components
 from jobs.optim import build
-for name in ("adamw", "sgd"):
+for name in components.builtin_names("optimizer"):
     model = nn.Linear(3, 3)
     optimizer = build(model, Optimizer(name=name))
     model.weight.sum().backward()

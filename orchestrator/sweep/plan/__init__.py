@@ -209,6 +209,8 @@ class Plan:
             return False  # most arms, at once
         given = {key: values[key] for key in spaces if key in values}
         tuned = conditions.active(spaces, arm.values, given)
+        if not given.keys() >= {*tuned}:
+            return False  # an option of a component, which a job has only where it is given
         try:
             return arm.config(stage=job.stage, seed=job.seed, settings={key: given[key] for key in tuned}) == job
         except ValidationError:

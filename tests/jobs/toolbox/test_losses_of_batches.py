@@ -98,7 +98,7 @@ def gradients(
     job: JobConfig, *, micro: int = PAIRS, keep: int = 0, hard: bool = False, ids: bool = True, group: Any = None
 ) -> dict[str, Tensor]:
     """Of the second of two steps on this rank, with the state of the loss."""
-    model = build(job, tokenizer=Vocabulary())  # type: ignore[arg-type]
+    model = build(job, tokenizer=Vocabulary())
     loss = JobLoss(job, SIZES)
     model.take_loss(loss.module, normalised=loss.normalised, momentum=loss.momentum)
     rank, world = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
@@ -188,7 +188,7 @@ def test_value_and_gradient_are_the_oracle_s(name: str, options: dict[str, Any],
     if not value.requires_grad:
         return
     value.backward()
-    direction = {key: None if x is None else draw.normal(size=x.shape) for key, x in batch.items()}
+    direction: dict[str, Any] = {key: None if x is None else draw.normal(size=x.shape) for key, x in batch.items()}
     slope = sum(
         float((torch.zeros_like(x) if x.grad is None else x.grad).mul(torch.tensor(direction[key])).sum())
         for key, x in tensors.items()

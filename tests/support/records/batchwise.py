@@ -30,7 +30,7 @@ class Given:
 
     def texts(self, pair: int) -> set[object]:
         """What a pair says."""
-        said = {ids[pair] for ids in (self.ids, self.key_ids) if ids is not None}
+        said: set[object] = {ids[pair] for ids in (self.ids, self.key_ids) if ids is not None}
         return said or {f"pair {pair}"}
 
     def candidates(self, pair: int) -> list[Array]:

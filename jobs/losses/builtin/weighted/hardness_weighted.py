@@ -49,7 +49,7 @@ def hardness_weighted(
     if class_prior:
         # Relative to exp l_ii, as v is. log(exp v - tau n), where that is above the least that it can be.
         bound = count * class_prior
-        least = count.log() - 1 / torch.as_tensor(temperature) - found.positive[some] / temperature
+        least = count.log() - (1 + found.positive[some]) / temperature
         left = (v.exp() - bound).clamp_min(torch.finfo(v.dtype).tiny).log() - math.log(1 - class_prior)
         v = torch.maximum(left, least.to(v.dtype))
     return torch.logaddexp(v, torch.zeros_like(v)).sum() / len(queries)

@@ -1,0 +1,1 @@
+"""Optimizers whose rates grow and fall with training, by exponentiated gradients."""
