@@ -26,7 +26,7 @@ OF_TOKENS = ("max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 """Poolings that sentences alone have."""
 
 
-UNBOUNDED = ("dcl", "flatnce")
+UNBOUNDED = ("dcl", "flatnce", "sogclr")
 """Losses without a minimum in 1 / temperature on separable batches, so that a learned one runs to its clamp."""
 
 

@@ -275,6 +275,17 @@ def test_single_precision_is_near_double(name: str) -> None:
     assert float((flat[0] - flat[1]).norm() / flat[1].norm()) < 1e-2
 
 
+def test_a_learned_temperature_is_refused_where_it_has_no_minimum() -> None:
+    """As with `dcl`, of which these have the gradient."""
+    with pytest.raises(ValueError, match="no minimum"):
+        job_of("sogclr", {}, loss={"name": "sogclr", "temperature": "learned"})
+    job = job_of(
+        "matryoshka", {}, loss={"name": "matryoshka", "temperature": "learned", "options": {"dims": [2], "loss": "dcl"}}
+    )
+    with pytest.raises(ValueError, match="no minimum"):
+        gradients(job)
+
+
 @pytest.mark.parametrize("size", [3, 4, 9, 50])
 def test_a_queue_holds_the_last_keys_and_none_that_says_the_same(size: int) -> None:
     """Through wraps and with rows that come again. Mutant checks: a key queued before its loss, an order of its own."""

@@ -31,6 +31,8 @@ def matryoshka(
         raise ValueError(f"loss.options.dims = {list(dims)} are numbers of columns, of which embeddings have {width}")
     if weights and len(weights) != len(dims):
         raise ValueError(f"loss.options.weights has {len(weights)} numbers for the {len(dims)} of dims; give as many")
+    if loss == "dcl" and isinstance(temperature, Tensor) and temperature.requires_grad:
+        raise ValueError("loss.temperature = 'learned' with loss = 'dcl' has no minimum; give a number, or 'infonce'")
     total = queries.new_zeros(())
     for d, weight in zip(dims, weights or (1.0,) * len(dims), strict=True):
         found = candidates(
