@@ -31,6 +31,7 @@ from jobs.export import card, folder
 from jobs.export.card import About
 from jobs.export.embed import Settings
 from jobs.models import ContrastiveModel
+from jobs.models.model import BESIDE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -213,7 +214,7 @@ def _inputs(
 
 
 def _fill(model: ContrastiveModel, weights: dict[str, Tensor], name: str) -> None:
-    own = {key: values for key, values in weights.items() if not key.startswith("loss_module.")}  # not the encoder's
+    own = {key: values for key, values in weights.items() if not key.startswith(BESIDE)}  # not the encoder's
     try:
         model.load_state_dict(own)
     except RuntimeError as error:

@@ -34,6 +34,10 @@ Inputs = Mapping[str, Tensor]
 """What the encoder takes, batch first: pixel_values; or input_ids and attention_mask."""
 
 
+BESIDE = ("loss_module.", "follower.")
+"""How the names begin of what a checkpoint has beside encoder and head."""
+
+
 class ContrastiveModel(nn.Module):
     """Encoder and projection head.
 
@@ -283,9 +287,12 @@ def refuse_what_parts_of_a_batch_change(model: ContrastiveModel, job: JobConfig,
 
 
 def initial_hash(model: nn.Module) -> str:
-    """Compute the sha256, in hex, over names and values of all parameters: equal for models that start alike."""
+    """Compute the sha256, in hex, over names and values of all parameters but a copy's: equal for models that start
+    alike."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
+        if name.startswith(BESIDE[1]):
+            continue
         values = parameter.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
         digest.update(values.numpy().tobytes())

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from jobs.config import JobConfig, components
 from jobs.data import Ids
+from jobs.export import export
 from jobs.losses import BatchFacts, JobLoss, LossInputs
 from jobs.losses.generic import asked_for, built
 from jobs.models import build
@@ -40,7 +41,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "angle": [{}, {"cosines": 0.0}, {"angles": 0.5, "cosines": 2.0}],
     "matryoshka": [{"dims": [2, 1]}, {"dims": [1, 2], "weights": [0.5, 2.0], "loss": "dcl"}],
     "pair_classifier": [{"classes": 7}],
-    "queue": [{"size": 16, "momentum": 0.5}, {"size": 5, "momentum": 0.9}],
+    "queue": [{"size": 16, "momentum": 0.5}, {"size": 5, "momentum": 0.9, "positive": "model"}],
     "sogclr": [{"gamma": 0.6}, {"gamma": 0.9, "symmetric": True}],
     "cosine_labels": [{"form": "zero"}, {"form": "opposite", "highest": 5.0}, {"form": "bands"}],
 }
@@ -286,18 +287,22 @@ def test_a_learned_temperature_is_refused_where_it_has_no_minimum() -> None:
         gradients(job)
 
 
+@pytest.mark.parametrize("positive", ["copy", "model"])
 @pytest.mark.parametrize("size", [3, 4, 9, 50])
-def test_a_queue_holds_the_last_keys_and_none_that_says_the_same(size: int) -> None:
+def test_a_queue_holds_the_last_keys_and_none_that_says_the_same(size: int, positive: str) -> None:
     """Through wraps and with rows that come again. Mutant checks: a key queued before its loss, an order of its own."""
     draw = np.random.default_rng(size)
-    module = built(components.load("loss", "queue"), {"size": size}, seed=1, sizes={"embedding_width": 3})
+    module = built(
+        components.load("loss", "queue"), {"size": size, "positive": positive}, seed=1, sizes={"embedding_width": 3}
+    )
     oracle = Queue(size)
     assert module is not None
     module.double()
     for rows in ([4, 9, 2, 7], [9, 1, 4, 30], [2, 8, 9, 5], [1, 2, 3, 4], [50, 51, 52, 53]):
         units = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in draw.normal(size=(3, 4, 3))]
         ids, key_ids = [row % 10 for row in rows], [100, 101 + rows[0], 102, 103]
-        batch = Given(units[0], units[1], None, ids, key_ids, None, [], rows, 0.2, 1)
+        others = units[2] if positive == "copy" else units[1]
+        batch = Given(units[0], others, None, ids, key_ids, None, [], rows, 0.2, 1)
         leaves = [torch.tensor(x, requires_grad=True) for x in units[:2]]
 
         def value(
@@ -329,6 +334,18 @@ def test_the_copy_follows_the_model_by_its_momentum(tmp_path: Path) -> None:
             weight.mul_(0.5).add_(model.get_parameter(name).detach(), alpha=0.5)
             torch.testing.assert_close(model.follower.get_parameter(name), weight, rtol=1e-12, atol=1e-15)
     assert any(not torch.equal(model.get_parameter(name), weight) for name, weight in expected.items())
+
+
+def test_a_queue_starts_as_other_arms_do_and_its_encoder_is_exported(tmp_path: Path) -> None:
+    """Seen: "other initial weights", and a checkpoint "not of the encoder that its job and its data describe"."""
+    hashes = []
+    for name in ("queue", "hardness_weighted"):
+        training = trained(sentence_job(tmp_path, name, {}), tmp_path / name)
+        assert training.result is not None
+        hashes.append(training.result["hashes"]["init"])
+    assert hashes[0] == hashes[1]
+    export(tmp_path / "queue", tmp_path / "encoder")
+    assert (tmp_path / "encoder" / "model.safetensors").exists()
 
 
 def sentence_job(folder: Path, name: str, options: dict[str, Any], **execution: Any) -> JobConfig:

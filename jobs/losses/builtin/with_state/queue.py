@@ -3,6 +3,8 @@ wanted, whatever the batch."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -14,16 +16,24 @@ class queue(nn.Module):  # noqa: N801 - a built-in has its module's name
 
     The copy is not trained: after each step its weights w become momentum w + (1 - momentum) times the model's. What
     says what an anchor's pair says is none of its negatives, the same row in an earlier batch for example. The keys of
-    a batch are queued after its loss.
+    a batch are queued after its loss. An anchor's positive, and the keys of its batch, are those of the copy too, or
+    of the `model` itself: then all it has to tell apart are the model and its copy, and it may collapse.
     """
 
-    def __init__(self, embedding_width: int, *, size: int = 4096, momentum: float = 0.999) -> None:
+    def __init__(
+        self,
+        embedding_width: int,
+        *,
+        size: int = 4096,
+        momentum: float = 0.999,
+        positive: Literal["copy", "model"] = "copy",
+    ) -> None:
         super().__init__()
         if size < 1 or not 0 <= momentum < 1:
             raise ValueError(
                 f"loss.options.size = {size} is a number of keys, and momentum = {momentum} a share from 0 to below 1"
             )
-        self.momentum = momentum
+        self.momentum, self.positive = momentum, positive
         self.register_buffer("keys", torch.zeros(size, embedding_width))
         self.register_buffer("said", torch.full((size, 3), -1, dtype=torch.int64))
         self.register_buffer("queued", torch.zeros((), dtype=torch.int64))
@@ -48,7 +58,12 @@ class queue(nn.Module):  # noqa: N801 - a built-in has its module's name
     ) -> Tensor:
         """Compute the mean over anchors; one without negatives counts 0."""
         found = candidates(
-            queries=queries, keys=keys, negatives=negatives, ids=ids, key_ids=key_ids, negative_ids=negative_ids
+            queries=queries,
+            keys=momentum_keys.detach() if self.positive == "copy" else keys,
+            negatives=negatives,
+            ids=ids,
+            key_ids=key_ids,
+            negative_ids=negative_ids,
         )
         none = torch.full_like(rows, -1)
         said = torch.stack([rows, *(none if side is None else side for side in (ids, key_ids))], dim=1)
