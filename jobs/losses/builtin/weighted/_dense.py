@@ -45,23 +45,15 @@ def candidates(
     negative_ids: Tensor | None,
 ) -> Candidates:
     """Compare every query with every candidate. Arguments as a loss is called with them; rows of any length."""
-    pairs = len(queries)
-    own = torch.eye(pairs, dtype=torch.bool, device=queries.device)
-    similarity, negative = [queries @ keys.T], [~(own | same_pair(ids, key_ids, pairs, queries.device))]
+    sides = [side for side in (ids, key_ids) if side is not None]
+    texts = torch.stack(sides, 1) if sides else torch.full((len(queries), 1), -1, device=queries.device)
+    own = torch.eye(len(queries), dtype=torch.bool, device=queries.device)
+    similarity, negative = [queries @ keys.T], [~(own | same_text(texts, texts))]
     if negatives is not None:
         similarity.append(queries @ negatives.flatten(0, 1).T)
-        negative.append(~_said(ids, key_ids, negative_ids, pairs, similarity[1]))
+        said = torch.full((similarity[1].shape[1],), -1, device=queries.device)
+        negative.append(~same_text(texts, (said if negative_ids is None else negative_ids.flatten())[:, None]))
     return Candidates((queries * keys).sum(1), torch.cat(similarity, 1), torch.cat(negative, 1))
-
-
-def same_pair(ids: Tensor | None, key_ids: Tensor | None, pairs: int, device: torch.device) -> Tensor:
-    """Find the pairs of which a side says what a side of the anchor's pair says, bool [B, B]."""
-    texts = [side for side in (ids, key_ids) if side is not None]
-    same = torch.zeros(pairs, pairs, dtype=torch.bool, device=device)
-    for one in texts:
-        for other in texts:
-            same |= one[:, None] == other
-    return same
 
 
 def same_text(these: Tensor, those: Tensor) -> Tensor:
@@ -72,13 +64,3 @@ def same_text(these: Tensor, those: Tensor) -> Tensor:
         for other in those.T:
             same |= (one[:, None] == other) & (one[:, None] != -1)
     return same
-
-
-def _said(ids: Tensor | None, key_ids: Tensor | None, negative_ids: Tensor | None, pairs: int, like: Tensor) -> Tensor:
-    """Find the hard negatives that say what the anchor or its key says, bool [B, B H]."""
-    said = torch.zeros(pairs, like.shape[1], dtype=torch.bool, device=like.device)
-    if negative_ids is not None:
-        for side in (ids, key_ids):
-            if side is not None:
-                said |= side[:, None] == negative_ids.flatten()
-    return said
