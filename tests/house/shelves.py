@@ -39,7 +39,7 @@ SHELVES = {
     "jobs/losses/builtin/weighted": TABLE,
     "jobs/losses/builtin/with_state": TABLE,
     "jobs/losses/builtin/without_negatives": TABLE,
-    "jobs/metrics": "evaluate > builtin",
+    "jobs/metrics": "evaluate > builtin > search",
     "jobs/metrics/builtin": TABLE,
     "jobs/models": "model > encoders fitness > reading > transformer > modeling_resnet pretrained > dropout errors mlm "
     "poolings resnet",
