@@ -109,6 +109,10 @@ TRANSFORM = Kind(
     "transform", "optimizer.transform", "optimizer.transform_options", "optim/transforms", "mylab.optim:ChildTuning",
     (protocols.Transform,),
 )  # fmt: skip
+JUDGE = Kind(
+    "judge", "evaluate.judge", "evaluate.judge_options", "metrics/judges", "mylab.judges:Reranking",
+    (protocols.MakeJudge,), builds=True,
+)  # fmt: skip
 METRIC = Kind(
     "metric", "evaluate.metrics", "evaluate.metric_options", "metrics/builtin", "mylab.metrics:recall",
     (protocols.ImageMetric, protocols.SentenceMetric),
@@ -116,7 +120,7 @@ METRIC = Kind(
 
 KINDS = {
     kind.name: kind
-    for kind in (TASK, LOSS, ENCODER, POOLING, AUGMENTATION, SAMPLER, OPTIMIZER, SCHEDULE, TRANSFORM, METRIC)
+    for kind in (TASK, LOSS, ENCODER, POOLING, AUGMENTATION, SAMPLER, OPTIMIZER, SCHEDULE, TRANSFORM, JUDGE, METRIC)
 }
 
 
@@ -161,6 +165,27 @@ def is_of_batch(name: str) -> bool:
     defined = [] if file is None else ast.parse(file.read_text("utf-8")).body
     own = [node for node in defined if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name]
     return any("softmax_loss" not in map(ast.unparse, node.decorator_list) for node in own)
+
+
+@cache
+def literal_of(kind: str, name: str, constant: str) -> Any:
+    """Read a constant of a built-in's module from its file, as importing it may need torch. Raises KeyError where the
+    module has no such constant."""
+    for node in ast.parse(built_in_files(kind)[name].read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [constant]:
+            return ast.literal_eval(node.value)
+    raise KeyError(constant)
+
+
+def measures(judge: str, given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name the metrics of a built-in judge with these options. One such as `recall_at_{recall_at}` stands for as many
+    as that option has values, by default those of the constant RECALL_AT."""
+    names: list[str] = []
+    for name in literal_of("judge", judge, "MEASURES"):
+        plain, _, option = name.removesuffix("}").partition("{")
+        values = given.get(option, literal_of("judge", judge, option.upper())) if option else [""]
+        names += [f"{plain}{value}" for value in values]
+    return tuple(names)
 
 
 def checked_name(kind: str, name: str) -> str:
@@ -346,5 +371,6 @@ AugmentationName = Annotated[
 TransformName = Annotated[
     str, AfterValidator(partial(checked_name, "transform")), WithJsonSchema(name_schema("transform"))
 ]
+JudgeName = Annotated[str, AfterValidator(partial(checked_name, "judge")), WithJsonSchema(name_schema("judge"))]
 MetricPath = Annotated[str, AfterValidator(partial(checked_name, "metric")), WithJsonSchema(name_schema("metric"))]
 """Names of components: a built-in, or an import path."""

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from jobs.config.components import TaskName, builtin_names, is_class, is_import_path
+from jobs.config.components import TaskName, builtin_names, is_class, is_import_path, literal_of
 from jobs.config.data_sections import Augment, Data
 from jobs.config.identity import canonical, counted_from, hashed
 from jobs.config.section import Options, Section
@@ -51,6 +51,9 @@ EXECUTION_METRICS = ("samples_per_second", "peak_memory_mb", "system/")
 POINTS = 1000
 """Most points of one key and trial that are recorded, and so what ledger and MLflow hold."""
 
+
+USUAL_JUDGES = {"image": "classes", "sentence": "sts"}
+"""What judges a job of each task unless it names another judge."""
 
 DIVIDES = {"batch.negatives_group": "batch.size", "batch.pool": "batch.size", "model.heads": "model.width"}
 """Keys of whole numbers that must divide another one: between two values that do may lie some that do not."""
@@ -104,6 +107,8 @@ class JobConfig(Section):
         self._refuse_groups_beyond_the_batch()
         if self.is_own_task:
             self._refuse_what_own_tasks_lack()
+        elif not self.is_function:
+            self._refuse_what_judges_lack()
         if self.task != "sentence" and not self.is_function:
             self._refuse_columns_of_sentences()
             for key, value in (
@@ -160,6 +165,29 @@ class JobConfig(Section):
                 f"evaluate.metrics = {list(self.evaluate.metrics)} are for images and sentences; let evaluate() of "
                 f"{self.task} give them"
             )
+        if self.evaluate.judge is not None:
+            raise ValueError(
+                f"evaluate.judge = '{self.evaluate.judge}' is for images and sentences; let evaluate() of {self.task} "
+                "judge"
+            )
+
+    def _refuse_what_judges_lack(self) -> None:
+        """Raise ValueError for a judge of other rows than the task's, and for what one of the user's own would not
+        heed."""
+        judge = self.judge
+        if is_import_path(judge):
+            if self.evaluate.metrics:
+                raise ValueError(
+                    f"evaluate.metrics = {list(self.evaluate.metrics)} are for built-in judges; let evaluate() of "
+                    f"{judge} give them"
+                )
+            return
+        tasks = literal_of("judge", judge, "TASKS")
+        if self.task not in tasks:
+            raise ValueError(
+                f"evaluate.judge = '{judge}' is for task = '{tasks[0]}'; with task = '{self.task}' use "
+                f"'{USUAL_JUDGES[self.task]}', or leave it out"
+            )
 
     @property
     def is_function(self) -> bool:
@@ -170,6 +198,11 @@ class JobConfig(Section):
     def is_own_task(self) -> bool:
         """Whether the task is a class of rows, views and metrics: neither a loop, nor one that a job has keys for."""
         return self.task not in ("image", "sentence") and not self.is_function
+
+    @property
+    def judge(self) -> str:
+        """Name of what judges the job. Raises KeyError for a task of the user's own, which judges itself."""
+        return self.evaluate.judge or USUAL_JUDGES[self.task]
 
     @property
     def steps(self) -> int | None:

@@ -12,7 +12,7 @@ D width of embeddings, H hard negatives of a row, L tokens, R references, Q quer
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -201,6 +201,54 @@ class Parts(Protocol):
     def evaluate(self, encode: EncodeRows, rows: object) -> Mapping[str, float | ArrayLike | ByRow]:
         """Judge an encoder on rows: a number, or one for each row, or `by_row` of columns, by the name of the metric.
         It takes by name also `references`, the rows of data.train."""
+
+
+class MakeJudge(Protocol):
+    """A class of judges, which is built with its options, and with `job` if it asks for it."""
+
+    def __call__(self, *, job: object) -> Judge:
+        """Build a judge."""
+
+
+class Judge(Protocol):
+    """What a source that judges holds, and what an encoder is asked about it. It may have more methods, those of
+    JudgeBeside."""
+
+    def read(self, source: str) -> object:
+        """Read a source of data.tune or data.confirm: whatever `evaluate` takes. Raises jobs.data.DataError."""
+
+    def evaluate(
+        self, encode: EncodeTexts | EncodeRows, rows: object, *, final: bool
+    ) -> Mapping[str, float | ArrayLike | ByRow]:
+        """Judge an encoder on what `read` gave: a number, or one for each row, or `by_row` of columns, by the name of
+        the metric. encode: of sentences an EncodeTexts, of images an EncodeRows. final: before the first step and at
+        the end of a training, where there is time for more."""
+
+
+class JudgeBeside(Protocol):
+    """What a judge may have beside a Judge's methods."""
+
+    def row_ids(self, rows: object) -> object:
+        """Tell apart the rows that outcomes are of: a jobs.core.outcomes.RowIds. Without it the columns `id` and
+        `group` of a table or a mapping do, or else the rows are numbered."""
+
+    def sources(self, source: str) -> Sequence[str]:
+        """Name the sources of rows that a source is made of, by whose files data are known to have changed. Without it
+        it is one itself."""
+
+    def tables(self, source: str) -> Sequence[object]:
+        """Read the tables that a source is made of, each a jobs.data.sources.Rows, whose values are hashed; first the
+        one that may share no row with data.train. Without it a source is one table."""
+
+    def check(self, source: str) -> Iterable[str]:
+        """Warn of what is odd about a source. Raises jobs.data.DataError."""
+
+
+class EncodeTexts(Protocol):
+    """What judges ask for embeddings of sentences: the same on every rank and for every number of ranks."""
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Encode texts: [n, D] on the CPU."""
 
 
 class Loop(Protocol):

@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from jobs.config.components import (
+    JudgeName,
     LossName,
     MetricPath,
     OptimizerName,
@@ -297,6 +298,14 @@ class Evaluate(Section):
 
     batch: int = Field(256, gt=0)
     """Rows encoded at once."""
+
+    judge: JudgeName | None = None
+    """What the rows of `data.tune` and `data.confirm` are, and what is asked about them: `sts`, pairs of sentences with
+    people's scores; `classes`, rows with labels; or an import path of a class of your own. None: `sts` of sentences,
+    `classes` of images."""
+
+    judge_options: Options = {}
+    """Arguments of a judge that has some, by name."""
 
     metrics: Annotated[tuple[MetricPath, ...], Field(strict=False)] = ()
     """Further metrics, by import path, each known by the name after its colon. Built-in ones are measured anyway."""

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from jobs import models
 from jobs.config import JobConfig
+from jobs.config.components import is_import_path
 from jobs.config.json_values import Json, JsonObject
 from jobs.core.paths import DIGITS, is_built, is_folder_here
 from jobs.data.faults import DataError, counted, shown
@@ -28,6 +29,7 @@ from jobs.data.resolve import HUB, locate
 from jobs.data.sentences import scored, sentence_rows, tokenizer_for
 from jobs.data.sources import Rows, exactly, read
 from jobs.data.tasks import task_of
+from jobs.data.tasks.judging import judge_of
 
 Hashes: TypeAlias = defaultdict[str, "hashlib.blake2b"]
 """Of the parts of a table, by their place."""
@@ -49,7 +51,7 @@ def check(job: JobConfig) -> list[str]:
             f"give at least batch.size = {job.batch.size} rows"
         )
     sources = {stage: source for stage, source in (("tune", job.data.tune), ("confirm", job.data.confirm)) if source}
-    judged = {stage: _judged_rows(job, source) for stage, source in sources.items()}
+    judged = {stage: _judged_tables(job, source)[0] for stage, source in sources.items()}
     for stage, rows in judged.items():
         if not job.is_own_task and len(rows) < 2:
             raise rows.fault(f"has 1 row; data.{stage} needs at least two to judge an encoder on")
@@ -93,7 +95,7 @@ def fingerprint(job: JobConfig) -> str:
     """Hash the rows that `job` trains on and is judged on: 32 hex digits, equal for equal rows in whatever files or
     formats."""
     assert job.eval_split is not None, "JobConfig refuses a job without it"
-    digests = [_digest(job, train_rows(job), is_trained=True), _digest(job, _judged_rows(job, job.eval_split))]
+    digests = [_digest(job, train_rows(job), is_trained=True), _judged_digest(job, job.eval_split)]
     return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
 
 
@@ -102,18 +104,14 @@ def dataset_info(job: JobConfig) -> list[dict[str, Json]]:
     """Describe what `job` trains on and is judged on, each as `context` (`training`, `tune` or `confirm`), `source`,
     `rows` and `digest`, 32 hex digits that are equal for equal rows."""
     assert job.eval_split is not None, "JobConfig refuses a job without it"
+    train, judged = train_rows(job), _judged_tables(job, job.eval_split)[0]
     both = (
-        ("training", job.data.train, train_rows(job)),
-        (job.stage, job.eval_split, _judged_rows(job, job.eval_split)),
+        ("training", job.data.train, len(train), _digest(job, train, is_trained=True)),
+        (job.stage, job.eval_split, len(judged), _judged_digest(job, job.eval_split)),
     )
     return [
-        {
-            "context": context,
-            "source": source,
-            "rows": len(rows),
-            "digest": _digest(job, rows, is_trained=context == "training")[:32],
-        }
-        for context, source, rows in both
+        {"context": context, "source": source, "rows": rows, "digest": digest[:32]}
+        for context, source, rows, digest in both
     ]
 
 
@@ -138,24 +136,26 @@ def digests(
         is_judged = use != "train" and job.task == "sentence"
         named = job.data.judged_columns if is_judged else job.data.columns
         plain = f"data.{use} = {source}"
-        key, files = f"{plain} {json.dumps(named)}" if named else plain, stamps(source)
+        key, files = f"{plain} {json.dumps(named)}" if named else plain, _stamps(job, use, source)
         if use == "train" and job.data.scores is not None:
             key += f" scored by {json.dumps(job.data.scores)}"
+        if use != "train" and job.evaluate.judge is not None:
+            key += f" by {job.evaluate.judge} {json.dumps(job.evaluate.judge_options, sort_keys=True)}"
         if known and key not in known and plain in known and not is_judged:  # named by a version without the columns
             key = plain
         before = (known or {}).get(key)
         if before is not None and files is not None and before["files"] == files:
             answer[key] = dict(before)
             continue
-        rows = train_rows(job) if use == "train" else _judged_rows(job, source)
+        rows = train_rows(job) if use == "train" else _judged_tables(job, source)[0]
         links = _links(job, rows)
         if links is not None and files is not None:
             files = None if links.entry is None else [*files, links.entry]
         if before is not None and files is not None and before["files"] == files:
             answer[key] = dict(before)
         else:
-            digest = _digest(job, rows, is_trained=use == "train")[:32]
-            answer[key] = {"source": source, "rows": len(rows), "digest": digest, "files": files}
+            digest = _digest(job, rows, is_trained=True) if use == "train" else _judged_digest(job, source)
+            answer[key] = {"source": source, "rows": len(rows), "digest": digest[:32], "files": files}
         if links is not None and not links.is_as_before:
             links.is_as_before.append(functools.partial(_has_digest, rows, str(answer[key]["digest"])))
     return answer
@@ -164,6 +164,13 @@ def digests(
 def _has_digest(rows: Rows, digest: str, links: Links) -> bool:
     """Return whether rows have this digest by what files hold now: they are read, whatever was known of such files."""
     return _hash.__wrapped__(rows, links)[:32] == digest
+
+
+def _stamps(job: JobConfig, use: str, source: str) -> Sequence[Sequence[str | int | None]] | None:
+    """Return the stamps of all files that a source is made of."""
+    plain = (source,) if use == "train" or not _has_judge(job) else judge_of(job).sources(source)
+    every = [stamps(one) for one in plain]
+    return None if None in every else [stamp for one in every for stamp in one or ()]
 
 
 def stamps(source: str) -> Sequence[Sequence[str | int | None]] | None:
@@ -184,10 +191,20 @@ def train_rows(job: JobConfig) -> Rows:
     return sentence_rows(job) if job.task == "sentence" else _rows(job, job.data.train)
 
 
-def _judged_rows(job: JobConfig, source: str) -> Rows:
-    if job.task == "sentence":
-        return scored.judged_rows(source, job.data.judged_columns)
-    return _rows(job, source)
+def _has_judge(job: JobConfig) -> bool:
+    """Return whether a judge reads the rows that judge the job, and not its task."""
+    return not (job.is_own_task or job.is_function)
+
+
+def _judged_tables(job: JobConfig, source: str) -> Sequence[Rows]:
+    """Read the tables that a source of data.tune or data.confirm is made of, those first that must not overlap."""
+    return judge_of(job).tables(source) if _has_judge(job) else (read(source, exactly),)
+
+
+def _judged_digest(job: JobConfig, source: str) -> str:
+    """Hash all tables of a source that judges."""
+    first, *others = (_digest(job, rows) for rows in _judged_tables(job, source))
+    return hashlib.blake2b("".join([first, *others]).encode()).hexdigest() if others else first
 
 
 def _rows(job: JobConfig, source: str) -> Rows:
@@ -215,7 +232,8 @@ def _overlaps(train: Rows, judged: dict[str, Rows]) -> Iterator[str]:
 
 
 def _links(job: JobConfig, rows: Rows) -> Links | None:
-    return links_of(rows, rows.table.column_names[0]) if job.task == "image" else None
+    is_image = job.task == "image" and (rows.source == job.data.train or not is_import_path(job.judge))
+    return links_of(rows, rows.table.column_names[0]) if is_image else None
 
 
 def _digest(job: JobConfig, rows: Rows, *, is_trained: bool = False) -> str:

@@ -1,24 +1,15 @@
-"""Images: two augmented views of each are a pair; labels judge an encoder, by its nearest neighbours and a probe."""
+"""Images: two augmented views of each are a pair; labels judge an encoder, unless `evaluate.judge` says otherwise."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
-
-import numpy as np
+from collections.abc import Iterator
 
 from jobs.config import JobConfig
 from jobs.core.outcomes import Outcomes, RowIds
 from jobs.data.batches import Inputs
-from jobs.data.faults import counted
-from jobs.data.images import ImageEvaluation, ImageExamples, image_evaluation, image_examples, image_rows
-from jobs.data.images.pixels import Images
-from jobs.data.sources import row_ids
-from jobs.data.tasks import Encode
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from jobs.data.images import ImageExamples, image_examples
+from jobs.data.tasks.judging import Encode, Judge, judge_of
 
 
 class ImageTask:
@@ -37,13 +28,17 @@ class ImageTask:
         """Read the images to train on."""
         return self._examples
 
-    def judged(self) -> ImageEvaluation:
-        """Read labelled images: those to learn from, of data.train, and those of the stage."""
-        return image_evaluation(self._job, str(self._job.eval_split))
+    @functools.cached_property
+    def _judge(self) -> Judge:
+        return judge_of(self._job)
 
-    def row_ids(self, judged: ImageEvaluation) -> RowIds:  # noqa: ARG002 - of the same source
-        """Name the images of the stage."""
-        return row_ids(image_rows(self._job, str(self._job.eval_split)))
+    def judged(self) -> object:
+        """Read what judges the stage."""
+        return self._judge.read(str(self._job.eval_split))
+
+    def row_ids(self, judged: object) -> RowIds:
+        """Name the rows that judge the stage."""
+        return self._judge.row_ids(judged)
 
     def inputs(self) -> Inputs:
         """Make two black images."""
@@ -51,51 +46,17 @@ class ImageTask:
 
         return {"pixel_values": torch.zeros(2, *self.examples().image_shape)}
 
-    def evaluate(self, encode: Encode, judged: ImageEvaluation, *, final: bool) -> dict[str, Outcomes]:
-        """Measure knn_accuracy, alignment, uniformity, probe_accuracy where `final` and the job say so, and the metrics
-        of the user's own."""
-        from jobs.metrics.evaluate import further_metrics, image_metrics
-
-        references, queries = (
-            encode.lazily(len(images), functools.partial(_pixels, images))
-            for images in (judged.reference_pixels, judged.query_pixels)
-        )
-        metrics = image_metrics(
-            references,
-            judged.reference_labels,
-            queries,
-            judged.query_labels,
-            neighbours=self._job.evaluate.neighbours,
-            probe=final and self._job.evaluate.probe,
-        )
-        labels = {"reference_labels": judged.reference_labels, "query_labels": judged.query_labels}
-        embedded = {"references": references, "queries": queries}
-        return metrics | further_metrics(self._job, metrics, **embedded, **labels)
+    def evaluate(self, encode: Encode, judged: object, *, final: bool) -> dict[str, Outcomes]:
+        """Have the judge measure."""
+        return self._judge.evaluate(encode, judged, final=final)
 
     def check(self) -> Iterator[str]:
-        """Warn of images that look odd, and of labels that nothing can be learnt of."""
+        """Warn of images that look odd, and of what the judge finds odd."""
         job = self._job
         yield from self.examples().images.check()
         for stage, source in (("tune", job.data.tune), ("confirm", job.data.confirm)):
             if source:
-                yield from self._label_warnings(stage, image_evaluation(job, source))
-
-    def _label_warnings(self, stage: str, judged: ImageEvaluation) -> Iterator[str]:
-        yield from judged.query_pixels.check()
-        evaluate, labelled = self._job.evaluate, len(judged.reference_labels)
-        if labelled < evaluate.neighbours:
-            has = counted(labelled)
-            yield f"evaluate.neighbours = {evaluate.neighbours}, but data.train has {has} with labels in all"
-        strange = int((~np.isin(judged.query_labels, judged.reference_labels)).sum())
-        if strange:
-            yield (
-                f"{counted(strange)} of data.{stage} have labels that the first evaluate.references = "
-                f"{evaluate.references} labelled rows of data.train lack, so they count as wrong in every arm"
-            )
-
-
-def _pixels(images: Images, start: int, stop: int) -> Mapping[str, Tensor]:
-    return {"pixel_values": images[start:stop]}
+                yield from self._judge.check(source, stage)
 
 
 image = ImageTask

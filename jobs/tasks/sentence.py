@@ -1,9 +1,10 @@
-"""Sentences: alone, in pairs, or in pairs with hard negatives; scored pairs judge an encoder, by rank correlation."""
+"""Sentences: alone, in pairs, or in pairs with hard negatives; scored pairs judge an encoder, unless `evaluate.judge`
+says otherwise."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,19 +16,18 @@ from jobs.data.sentences import (
     SentenceExamples,
     beside,
     cells,
-    scored,
     sentence_examples,
     sentence_rows,
     tokenizer_for,
 )
 from jobs.data.sentences.duplicates import repeats
-from jobs.data.sentences.scored import SentenceEvaluation, sentence_evaluation
 from jobs.data.sentences.tokens import tokenised
-from jobs.data.sources import row_ids
-from jobs.data.tasks import Encode
+from jobs.data.tasks.judging import Encode, Judge, judge_of
 from jobs.models.pretrained.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
     from torch import Tensor
 
 
@@ -46,13 +46,17 @@ class SentenceTask:
         """Read the sentences to train on."""
         return sentence_examples(self._job, self.tokenizer)
 
-    def judged(self) -> SentenceEvaluation:
-        """Read the scored pairs of the stage."""
-        return sentence_evaluation(str(self._job.eval_split), self._job.data.judged_columns)
+    @functools.cached_property
+    def _judge(self) -> Judge:
+        return judge_of(self._job)
 
-    def row_ids(self, judged: SentenceEvaluation) -> RowIds:  # noqa: ARG002 - of the same source
-        """Name the scored pairs of the stage."""
-        return row_ids(scored.judged_rows(str(self._job.eval_split), self._job.data.judged_columns))
+    def judged(self) -> object:
+        """Read what judges the stage."""
+        return self._judge.read(str(self._job.eval_split))
+
+    def row_ids(self, judged: object) -> RowIds:
+        """Name the rows that judge the stage."""
+        return self._judge.row_ids(judged)
 
     def inputs(self) -> Inputs:
         """Make two sentences of four tokens."""
@@ -61,15 +65,9 @@ class SentenceTask:
         ids = torch.ones(2, 4, dtype=torch.int64)
         return {"input_ids": ids, "attention_mask": ids}
 
-    def evaluate(self, encode: Encode, judged: SentenceEvaluation, *, final: bool) -> dict[str, Outcomes]:  # noqa: ARG002
-        """Measure spearman, alignment, uniformity, and the metrics of the user's own."""
-        from jobs.metrics.evaluate import further_metrics, sentence_metrics
-
-        embedded = self.encoded([*judged.left, *judged.right], encode)
-        left, right = embedded[: len(judged.left)], embedded[len(judged.left) :]
-        metrics = sentence_metrics(left, right, judged.score)
-        scores = np.asarray(judged.score, dtype=np.float64)
-        return metrics | further_metrics(self._job, metrics, left=left, right=right, scores=scores)
+    def evaluate(self, encode: Encode, judged: object, *, final: bool) -> dict[str, Outcomes]:
+        """Have the judge measure."""
+        return self._judge.evaluate(Texts(encode, self.tokenizer), judged, final=final)
 
     def check(self) -> Iterator[str]:
         """Warn of texts that look odd, and of those that come again."""
@@ -79,22 +77,34 @@ class SentenceTask:
             beside.doubts(train, known=job.data.scores)
             cells.refuse(train, train.table.column_names, "data.columns")
         yield from cells.notes(train, train.table.column_names)
-        for source in filter(None, (job.data.tune, job.data.confirm)):
-            rows = scored.judged_rows(source, job.data.judged_columns)
-            if job.data.judged_columns is None:
-                scored.doubts(rows)
-            sentence_evaluation(source, job.data.judged_columns)
-            if job.data.judged_columns is None:
-                cells.refuse(rows, rows.table.column_names[:2], "data.judged_columns")
-            yield from cells.notes(rows, rows.table.column_names[:2])
+        for stage, source in (("tune", job.data.tune), ("confirm", job.data.confirm)):
+            if source:
+                yield from self._judge.check(source, stage)
         yield from repeats(job, train)
 
-    def encoded(self, texts: list[str], encode: Encode) -> Tensor:
-        """Embed the texts, in order. Batches hold texts of similar length, so little of them is padding."""
+
+class Texts:
+    """Embeddings of texts by an encoder of token rows."""
+
+    def __init__(self, encode: Encode, tokenizer: Tokenizer) -> None:
+        self._encode, self._tokenizer = encode, tokenizer
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The ranks that encode together."""
+        return self._encode.group
+
+    @property
+    def device(self) -> torch.device | str:
+        """Where this rank computes."""
+        return self._encode.device
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Embed the texts, in order: [n, D]. Batches hold texts of similar length, so little of them is padding."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        tokenizer, reading = self.tokenizer, encode.reading
+        tokenizer, reading = self._tokenizer, self._encode.reading
         tokens = tokenised(tokenizer, texts, max_tokens=reading.max_tokens, prompt=reading.prompt)
         order = np.argsort([len(ids) for ids in tokens], kind="stable")
 
@@ -105,7 +115,7 @@ class SentenceTask:
                 "attention_mask": pad_sequence([torch.ones_like(ids) for ids in chosen], batch_first=True),
             }
 
-        encoded = encode.lazily(len(texts), inputs)
+        encoded = self._encode.lazily(len(texts), inputs)
         return torch.empty_like(encoded).index_copy_(0, torch.from_numpy(order), encoded)
 
 

@@ -330,6 +330,24 @@ def _tried_task(job: JobConfig) -> Iterator[Issue]:
             yield key, name, f"has no method {method}({', '.join(arguments)}); write one"
 
 
+def _tried_judge(job: JobConfig) -> Iterator[Issue]:
+    """Look at the methods of a judge: `python -m jobs.data` sees what they do with rows."""
+    import inspect
+
+    from jobs.config.protocols import Judge
+
+    component, key, name = components.load("judge", job.judge), "evaluate.judge", repr(job.judge)
+    if not isinstance(component, type):
+        yield key, name, f"is no class; write class {job.judge.rpartition(':')[2]} with methods read and evaluate"
+        return
+    for method, needed in (("read", ["source"]), ("evaluate", ["encode", "rows"])):
+        own = getattr(component, method, None)
+        asked = list(inspect.signature(own).parameters) if callable(own) else None
+        if asked is None or not {*needed} <= {*asked}:
+            _, *arguments = inspect.signature(getattr(Judge, method)).parameters  # without self
+            yield key, name, f"has no method {method}({', '.join(arguments)}); write one"
+
+
 _TRIED = {
     "task": _tried_task,
     "loss": _tried_loss,
@@ -340,6 +358,7 @@ _TRIED = {
     "optimizer": _tried_optimizer,
     "schedule": _tried_schedule,
     "transform": _tried_optimizer,
+    "judge": _tried_judge,
     "metric": _tried_metric,
 }
 

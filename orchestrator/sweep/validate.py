@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from pydantic import JsonValue, ValidationError
 
 from jobs.config import ConfigIssue, JobConfig, canonical, field_names, issues, nearest
-from jobs.config.components import builtin_names, is_class, is_import_path, is_option, metric_name
+from jobs.config.components import builtin_names, is_class, is_import_path, is_option, measures, metric_name
+from jobs.config.job import USUAL_JUDGES
 from orchestrator.sweep.labels import label_issues
 from orchestrator.sweep.limits import (
     LARGEST_SEED,
@@ -26,11 +27,8 @@ from orchestrator.sweep.model import Arm, SeedLooks, Sweep, arms_of, cross, usua
 from orchestrator.sweep.space import space_issues
 from orchestrator.sweep.values import alternatives, identity, list_keys, merged, shown
 
-METRICS = {
-    "image": ("knn_accuracy", "probe_accuracy", "alignment", "uniformity"),
-    "sentence": ("spearman", "alignment", "uniformity"),
-}
-"""What an evaluation of each task measures."""
+METRICS = {task: measures(judge, {}) for task, judge in USUAL_JUDGES.items()}
+"""What an evaluation of each task measures, unless it has another judge."""
 
 TRAINING_METRICS = ("train/loss", "train/infonce")
 
@@ -272,7 +270,8 @@ def _metric_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
     if jobs[0].is_function:
         return  # what it reports, only it knows
     own = [metric_name(path) for path in jobs[0].evaluate.metrics]
-    known: tuple[str, ...] = (*METRICS.get(task, ()), *own)
+    measured = [*itertools.chain.from_iterable(_measured(job) for job in jobs)]
+    known: tuple[str, ...] = (*dict.fromkeys(measured), *own)
     if name in TRAINING_METRICS or name == "loss":
         varied = set(sweep.compare) | {key for arm in sweep.arm for key in arm if key != "label"}
         varied |= set(sweep.tune.space) if sweep.tune else set()
@@ -285,7 +284,7 @@ def _metric_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
             )
             return
         known = (*known, *TRAINING_METRICS)
-    if task not in METRICS:
+    if not measured:
         return  # what it measures, only it knows
     if name not in known:
         expected = f"is not measured in task {task!r}, which knows {', '.join(known)}"
@@ -301,15 +300,30 @@ def _metric_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
         yield ConfigIssue("metric.name", repr(name), "needs job.evaluate.probe = true")
 
 
+def _measured(job: JobConfig) -> tuple[str, ...]:
+    """Name what the judge of a job measures; nothing of a task or a judge of the user's own, which alone know."""
+    if job.task not in METRICS or is_import_path(job.judge):
+        return ()
+    return measures(job.judge, job.evaluate.judge_options)
+
+
+def _own_judge(job: Mapping[str, JsonValue]) -> str | None:
+    """Return the judge of a job, as it is given, if it is one of the user's own."""
+    evaluate = job.get("evaluate")
+    judge = evaluate.get("judge") if isinstance(evaluate, dict) else None
+    return judge if isinstance(judge, str) and is_import_path(judge) else None
+
+
 def _own_task_issues(raw: dict[str, JsonValue]) -> Iterable[ConfigIssue]:
-    """Yield the faults of a sweep in what only a task of the user's own needs."""
+    """Yield the faults of a sweep in what only a task, or a judge, of the user's own needs."""
     tables = {key: value for key, value in raw.items() if isinstance(value, dict)}
-    task, metric = str(tables.get("job", {}).get("task")), tables.get("metric", {})
-    if task in METRICS or not (is_import_path(task) or task in builtin_names("task")):
+    job, metric = tables.get("job", {}), tables.get("metric", {})
+    task, judge = str(job.get("task")), _own_judge(job)
+    if (judge is None and task in METRICS) or not (is_import_path(task) or task in builtin_names("task")):
         return
     if "mode" not in metric:
         yield ConfigIssue(
-            "metric.mode", "", f"is missing: which way {metric.get('name')!r} is better, only {task} knows"
+            "metric.mode", "", f"is missing: which way {metric.get('name')!r} is better, only {judge or task} knows"
         )
     if is_import_path(task) and not is_class(task) and (prune := tables.get("tune", {}).get("prune", "none")) != "none":
         expected = f"compares trials at steps that {task} does not promise to report; set prune = 'none'"

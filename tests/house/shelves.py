@@ -31,6 +31,7 @@ SHELVES = {
     "jobs/data/images": "pixels > encoded > links > arrays > augmentations decoding finding layout mistaken survey",
     "jobs/data/images/augmentations": TABLE,
     "jobs/data/samplers": TABLE,
+    "jobs/data/tasks": "judging",
     "jobs/data/sentences": "scored > beside cells duplicates texts > columns tokens",
     "jobs/export": "image_module > __main__ card folder > embed",
     "jobs/losses": "named > generic > tiled > agreement stream > masks > tiles > builtin > spec",
@@ -39,8 +40,9 @@ SHELVES = {
     "jobs/losses/builtin/weighted": TABLE,
     "jobs/losses/builtin/with_state": TABLE,
     "jobs/losses/builtin/without_negatives": TABLE,
-    "jobs/metrics": "evaluate > builtin > search",
+    "jobs/metrics": "judges > evaluate > builtin > search",
     "jobs/metrics/builtin": TABLE,
+    "jobs/metrics/judges": TABLE,
     "jobs/models": "model > encoders fitness > reading > transformer > modeling_resnet pretrained > dropout errors mlm "
     "poolings resnet",
     "jobs/models/encoders": TABLE,

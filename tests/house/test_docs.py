@@ -195,7 +195,7 @@ def test_the_components_on_the_page_are_what_it_says(tmp_path: Path, monkeypatch
     """The page's files are written down, its sweep is planned with them, and every other component is tried."""
     page = (ROOT / "docs" / "components.md").read_text("utf-8")
     blocks = re.findall(r"^```python\n# (\S+)\n(.*?)^```", page, re.M | re.S)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     for name, text in blocks:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)

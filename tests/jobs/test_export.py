@@ -32,7 +32,7 @@ from jobs import data
 from jobs import export as exporting
 from jobs.config import JobConfig
 from jobs.metrics import evaluate
-from jobs.tasks.sentence import SentenceTask
+from jobs.tasks.sentence import Texts
 from jobs.train import Training
 from orchestrator.cli import main
 from orchestrator.ledger import Ledger, Outcome, Stage, Trial, sqlite_url, this_process
@@ -222,7 +222,8 @@ def ours(training: Training, inputs: Any, *, head: bool) -> NDArray[np.float32]:
     encode = evaluate.Encoder(training.model, 256, head)
     with evaluate._evaluation_mode(training.model):
         if isinstance(inputs, list):
-            found = SentenceTask(training.job, training.tokenizer).encoded(inputs, encode)
+            assert training.tokenizer is not None
+            found = Texts(encode, training.tokenizer)(inputs)
         else:
             assert isinstance(training.evaluation, data.ImageEvaluation)
             pixels = training.evaluation.query_pixels

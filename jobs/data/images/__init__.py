@@ -89,6 +89,8 @@ class ImageEvaluation:
     reference_labels: NDArray[np.int64]
     query_pixels: Images
     query_labels: NDArray[np.int64]
+    rows: Rows
+    """Where the queries are from."""
 
 
 def train_columns(file: str, names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -212,7 +214,7 @@ def image_evaluation(job: JobConfig, source: str) -> ImageEvaluation:
             f"the first {len(labelled)} labelled rows are all of one class; shuffle them or raise evaluate.references",
             column=train.table.column_names[1],
         )
-    return ImageEvaluation(references.subset(labelled), known_codes, queries, asked_codes)
+    return ImageEvaluation(references.subset(labelled), known_codes, queries, asked_codes, judged)
 
 
 def _images(job: JobConfig, rows: Rows, *, channels: int | None = None) -> Images:

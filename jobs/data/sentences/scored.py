@@ -46,6 +46,8 @@ class SentenceEvaluation:
     left: list[str]
     right: list[str]
     score: NDArray[np.float64]
+    rows: Rows
+    """Where they are from."""
 
 
 def judged_columns(file: str, names: Names, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -106,7 +108,7 @@ def _evaluation(rows: Rows) -> SentenceEvaluation:
     if len(np.unique(numbers)) < 2:
         raise rows.fault("holds one score only; a rank correlation needs at least two different ones", column=name)
     left, right = (rows.table[name].to_pylist() for name in (first, second))
-    return SentenceEvaluation(left, right, numbers)
+    return SentenceEvaluation(left, right, numbers, rows)
 
 
 def _finite(rows: Rows) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from orchestrator.sweep.values import RENAMED
 
 JUDGED = (
     *("task", "data.confirm", "data.judged_columns"),
-    *("evaluate.head", "evaluate.neighbours", "evaluate.references"),
+    *("evaluate.head", "evaluate.neighbours", "evaluate.references", "evaluate.judge"),
 )
 """Job keys that make a metric what it is: which rows, looked at how."""
 
@@ -47,7 +47,7 @@ def refuse(runs: Mapping[str, Summary], jobs: Mapping[str, Sequence[JsonObject]]
         "metric.name": {name: summary.metric for name, summary in runs.items()},
         "metric.mode": {name: summary.mode for name, summary in runs.items()},
     }
-    keys = list(JUDGED)
+    keys = [*JUDGED, *_keys(jobs, "evaluate.judge_options.")]
     if next(iter(runs.values())).metric in ("loss", "train/loss", "train/infonce"):
         # Its scale is another for every loss, temperature and batch.
         keys += [*_keys(jobs, "loss."), *_keys(jobs, "batch.")]

@@ -31,7 +31,7 @@ from jobs.models import ModelError, transformer
 from jobs.models.pretrained.folder import digest
 from jobs.models.pretrained.modules import ENDLESS
 from jobs.models.reading import reading
-from jobs.tasks.sentence import SentenceTask
+from jobs.tasks.sentence import Texts
 from jobs.train import Training
 from orchestrator.cli import main
 from orchestrator.run_dir.provenance import DataFault, examine
@@ -257,7 +257,8 @@ def test_what_is_judged_and_exported_is_what_sentence_transformers_encodes(
 def encoded(training: Training) -> Any:
     encode = evaluate.Encoder(training.model, 8)
     with evaluate._evaluation_mode(training.model):
-        return SentenceTask(training.job, training.tokenizer).encoded(SHOUTED, encode).numpy()
+        assert training.tokenizer is not None
+        return Texts(encode, training.tokenizer)(SHOUTED).numpy()
 
 
 @pytest.mark.parametrize("steps", [1, 9])

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from jobs import data
 from jobs.config import JobConfig
 from jobs.data import DataError
-from jobs.data.tasks import count, taken
+from jobs.data.tasks import taken
+from jobs.data.tasks.judging import count
 from jobs.models import ModelError, build
 from jobs.train import Training
 from jobs.train.components import examined

@@ -28,7 +28,7 @@ from orchestrator.sweep.plan.trials import Planned
 from orchestrator.sweep.space import conditions
 
 ROOT = Path(__file__).parents[3]
-DEFAULTS = "6ed9f0f5c1e8162f"
+DEFAULTS = "e7d86ff73dc4d8ba"
 
 SWEEP: dict[str, Any] = {
     "name": "small",

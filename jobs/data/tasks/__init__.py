@@ -13,34 +13,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.config import JobConfig, components, protocols
+from jobs.config import JobConfig, components
 from jobs.config.protocols import Parts
-from jobs.core.outcomes import Outcomes, RowIds, outcomes_of
+from jobs.core.outcomes import Outcomes, RowIds
 from jobs.data.batches import Ids, Inputs, Views
 from jobs.data.faults import DataError
-from jobs.data.sources import GROUP, ID, ids_in
+from jobs.data.tasks.judging import Ask, Encode, Random, count, fails_when_tried, named_rows
 from jobs.models.pretrained.tokenizer import Tokenizer
-from jobs.models.reading import Reading, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FEW = 6
 """Rows that a task of the user's own is tried on."""
-
-NOT_FINITE = "embeddings"
-"""Key of the nan that says that a model has diverged before its task has given a metric a name."""
-
-
-class Encode(protocols.EncodeRows, Protocol):
-    """Embeddings of rows, the same on every rank and for every number of ranks."""
-
-    @property
-    def reading(self) -> Reading:
-        """How the encoder takes sentences."""
-
-    def lazily(self, rows: int, inputs: Callable[[int, int], Mapping[str, Tensor]]) -> Tensor:
-        """Encode likewise what `inputs(start, stop)` gives when it is needed."""
 
 
 class Examples(Protocol):
@@ -107,7 +92,7 @@ class OwnTask:
         asks = components.asks_for(component, "job")
         self._parts: Parts = component(**options, **({"job": job} if asks else {}))
         self._read: dict[str, object] = {}
-        self._names: tuple[str, ...] = (NOT_FINITE,)
+        self._ask = Ask(job.task, seed=job.seed)
 
     def examples(self) -> OwnExamples:
         """Read what the job trains on."""
@@ -119,11 +104,7 @@ class OwnTask:
 
     def row_ids(self, judged: object) -> RowIds:
         """Name the rows by `id` and `group` of a table or a mapping, where it has them; else by position."""
-        columns = {}
-        if isinstance(judged, pa.Table | Mapping):
-            there = judged.column_names if isinstance(judged, pa.Table) else judged
-            columns = {name: judged[name] for name in (ID, GROUP) if name in there}
-        return ids_in(columns, count(judged))
+        return named_rows(judged)
 
     def inputs(self) -> Inputs:
         """Take the queries of the first two rows."""
@@ -132,29 +113,10 @@ class OwnTask:
 
     def evaluate(self, encode: Encode, judged: object, *, final: bool) -> dict[str, Outcomes]:  # noqa: ARG002
         """Ask the class. torch's random numbers within it are the same whenever it is asked."""
-        import torch
-
         references = {}
         if components.asks_for(self._parts.evaluate, "references"):
             references["references"] = self._rows(self._job.data.train)
-        try:
-            with torch.random.fork_rng():
-                torch.manual_seed(self._job.seed)
-                outcomes = self._parts.evaluate(encode=_Finite(encode), rows=judged, **references)
-        except _NotFiniteError:
-            return dict.fromkeys(self._names, Outcomes(float("nan")))
-        name = self._job.task
-        if not isinstance(outcomes, Mapping) or not outcomes:
-            raise ValueError(f"{name}: evaluate gave {outcomes!r}; it gives numbers by name, as {{'accuracy': 0.9}}")
-        rows = count(judged)
-        read = {
-            str(key): outcomes_of(given, rows, source=f"{name}: {key} of evaluate") for key, given in outcomes.items()
-        }
-        metrics = {
-            key: outcome for key, outcome in read.items() if np.isfinite(outcome.value)
-        }  # else it is not defined
-        self._names = tuple(metrics) or (NOT_FINITE,)
-        return metrics
+        return self._ask(self._parts.evaluate, encode, count(judged), rows=judged, **references)
 
     def check(self) -> Iterator[str]:
         """Try the class on a few rows, and on embeddings that are random."""
@@ -173,13 +135,11 @@ class OwnTask:
                 judged = self._rows(source)
                 if count(judged) < 2:
                     raise DataError(f"{name} makes {count(judged)} rows of it; two are judged at least", file=source)
-                self.evaluate(_Random(job), judged, final=True)
+                self.evaluate(Random(job), judged, final=True)
         except DataError:
             raise
         except Exception as error:  # whatever a user's code may raise
-            raise DataError(
-                f"fails when it is tried: {type(error).__name__}: {error}{components.line_of(error)}", file=name
-            ) from error
+            raise fails_when_tried(name, error) from error
         yield from ()
 
     def _try_encoder(self) -> None:
@@ -247,19 +207,6 @@ class OwnExamples:
         return own.astype(np.float64)
 
 
-def count(rows: object) -> int:
-    """Count the rows in what a task reads."""
-    if isinstance(rows, pa.Table):
-        return int(rows.num_rows)
-    columns = rows.values() if isinstance(rows, Mapping) else rows if isinstance(rows, tuple) else None
-    if columns is None:
-        return len(cast("_Indexed", rows))
-    lengths = {len(column) for column in columns}
-    if len(lengths) != 1:
-        raise ValueError(f"rows gives columns of {sorted(lengths)} rows; all have the same number")
-    return lengths.pop()
-
-
 def taken(rows: object, at: NDArray[np.int64]) -> object:
     """Take some of the rows, in this order, in the form that all of them have."""
     if isinstance(rows, Mapping):
@@ -274,8 +221,6 @@ def taken(rows: object, at: NDArray[np.int64]) -> object:
 
 
 class _Indexed(Protocol):
-    def __len__(self) -> int: ...
-
     def __getitem__(self, at: NDArray[np.int64]) -> object: ...
 
 
@@ -322,44 +267,3 @@ def _refuse_views_of_other_rows(examples: OwnExamples, job: JobConfig) -> None:
                     "views gives a row another view beside other rows; a view is of one row and its pair's number",
                     file=job.task,
                 )
-
-
-class _NotFiniteError(Exception):
-    """An embedding is not finite."""
-
-
-class _Finite:
-    """Embeddings that are finite. Raises _NotFiniteError for others."""
-
-    def __init__(self, encode: Encode) -> None:
-        self._encode = encode
-        self.reading = encode.reading
-
-    def __call__(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
-        return self._checked(self._encode(inputs))
-
-    def lazily(self, rows: int, inputs: Callable[[int, int], Mapping[str, Tensor]]) -> Tensor:
-        return self._checked(self._encode.lazily(rows, inputs))
-
-    def _checked(self, embedded: Tensor) -> Tensor:
-        import torch
-
-        if not torch.isfinite(embedded).all():
-            raise _NotFiniteError
-        return embedded
-
-
-class _Random:
-    """Embeddings that depend on nothing, for a try."""
-
-    def __init__(self, job: JobConfig) -> None:
-        self.reading = reading(job)
-
-    def __call__(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
-        import torch
-
-        rows = len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs)
-        return torch.randn(rows, 8, generator=torch.Generator().manual_seed(rows))
-
-    def lazily(self, rows: int, inputs: Callable[[int, int], Mapping[str, Tensor]]) -> Tensor:
-        return self(inputs(0, rows))

@@ -1,0 +1,65 @@
+"""Pairs of sentences with people's scores: do cosines rank them as people do?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jobs.config import JobConfig
+from jobs.core.outcomes import Outcomes, RowIds
+from jobs.data.sentences import cells, scored
+from jobs.data.sentences.scored import SentenceEvaluation, sentence_evaluation
+from jobs.data.sources import Rows, row_ids
+from jobs.data.tasks.judging import EncodeTexts
+
+TASKS = ("sentence",)
+
+MEASURES = ("spearman", "alignment", "uniformity")
+
+
+class Sts:
+    """Scored pairs: the columns of `data.judged_columns`, or those of usual names."""
+
+    def __init__(self, job: JobConfig) -> None:
+        self._job = job
+
+    def sources(self, source: str) -> Sequence[str]:
+        """Name the source, which is one table."""
+        return (source,)
+
+    def tables(self, source: str) -> Sequence[Rows]:
+        """Read the scored pairs."""
+        return (scored.judged_rows(source, self._job.data.judged_columns),)
+
+    def read(self, source: str) -> SentenceEvaluation:
+        """Read the scored pairs."""
+        return sentence_evaluation(source, self._job.data.judged_columns)
+
+    def row_ids(self, rows: SentenceEvaluation) -> RowIds:
+        """Name the pairs."""
+        return row_ids(rows.rows)
+
+    def evaluate(self, encode: EncodeTexts, rows: SentenceEvaluation, *, final: bool) -> dict[str, Outcomes]:  # noqa: ARG002
+        """Measure spearman, alignment, uniformity, and the metrics of the user's own."""
+        from jobs.metrics.evaluate import further_metrics, sentence_metrics
+
+        embedded = encode([*rows.left, *rows.right])
+        left, right = embedded[: len(rows.left)], embedded[len(rows.left) :]
+        metrics = sentence_metrics(left, right, rows.score)
+        scores = np.asarray(rows.score, dtype=np.float64)
+        return metrics | further_metrics(self._job, metrics, left=left, right=right, scores=scores)
+
+    def check(self, source: str, stage: str) -> Iterator[str]:  # noqa: ARG002
+        """Warn of texts that look odd."""
+        columns = self._job.data.judged_columns
+        rows = scored.judged_rows(source, columns)
+        if columns is None:
+            scored.doubts(rows)
+        sentence_evaluation(source, columns)
+        if columns is None:
+            cells.refuse(rows, rows.table.column_names[:2], "data.judged_columns")
+        yield from cells.notes(rows, rows.table.column_names[:2])
+
+
+sts = Sts

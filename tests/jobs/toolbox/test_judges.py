@@ -1,0 +1,152 @@
+"""Judges: which one a job has, one of the user's own, and every built-in one against its oracle.
+
+A built-in judge without a case here fails the collection.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from jobs import data
+from jobs.config import ConfigError, JobConfig, components
+from jobs.data.tasks.judging import judge_of
+from jobs.train import Training
+from jobs.train.components import examined
+from orchestrator import sweep as sweeps
+
+CASES: dict[str, list[dict[str, Any]]] = {"sts": [{}], "classes": [{}]}
+"""Options to be tried, by judge."""
+
+if without := sorted({*components.builtin_names("judge")} - {*CASES}):
+    raise pytest.UsageError(f"a built-in judge is proven here before it is one; there are no cases of {without}")
+
+ROOT = Path(__file__).parents[3]
+
+WORDS = ["red", "green", "blue", "small", "large", "old", "new", "round"]
+
+
+def sentences(folder: Path, confirm: str, **sections: Any) -> JobConfig:
+    """A small job of sentences."""
+    (folder / "train.txt").write_text("\n".join(f"a {one} thing is {two}" for one in WORDS for two in WORDS))
+    return JobConfig.model_validate(
+        {
+            "task": "sentence",
+            "budget": {"steps": 2},
+            "data": {"train": str(folder / "train.txt"), "confirm": confirm, "max_tokens": 16},
+            "model": {"width": 16, "heads": 2, "vocabulary": 100},
+            "batch": {"size": 8},
+        }
+        | sections
+    )
+
+
+# Of one's own
+
+
+@pytest.fixture
+def intents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A table of requests, for the class on the page."""
+    page = (ROOT / "docs" / "components.md").read_text("utf-8")
+    (block,) = re.findall(r"^```python\n# mylab/judges.py\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "intentlab.py").write_text(block)
+    monkeypatch.setenv("ORCHESTRATOR_CODE", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "intentlab", raising=False)
+    rows = [f"{n},give me the {word} one,{word} thing" for n, word in enumerate(WORDS[:4])]
+    (tmp_path / "intents.csv").write_text("\n".join(["id,request,intent", *rows]))
+    return tmp_path / "intents.csv"
+
+
+def test_a_judge_of_ones_own_judges_a_training(tmp_path: Path, intents: Path) -> None:
+    """By embeddings of whatever it asks for; its rows' outcomes are kept, and data that change are noticed."""
+    config = sentences(
+        tmp_path, str(intents), evaluate={"judge": "intentlab:Intents", "judge_options": {"lower": True}}
+    )
+    assert data.check(config) == []
+    training = Training(config, tmp_path / "trial", log=lambda _: None)
+    while training.result is None:
+        training.advance(10)
+    assert training.result is not None
+    assert 0 <= training.result["metrics"]["intent_accuracy"] <= 1
+    assert (tmp_path / "trial" / "rows.parquet").is_file()
+    before = data.digests(config)
+    (key,) = (key for key in before if key.startswith("data.confirm"))
+    assert 'by intentlab:Intents {"lower": true}' in key
+    intents.write_text(intents.read_text().replace("red", "read"))
+    assert data.digests(config, before)[key]["digest"] != before[key]["digest"]
+
+
+def test_it_is_tried_before_anything_runs(tmp_path: Path, intents: Path) -> None:
+    config = sentences(tmp_path, str(intents), evaluate={"judge": "intentlab:Intents"})
+    whole = config.model_dump(mode="json")
+    assert examined("judge", "intentlab:Intents", {}, whole)["faults"] == []
+    ((key, _, expected),) = examined("judge", "intentlab:Intents", {"lowr": True}, whole)["faults"]
+    assert key == "evaluate.judge_options.lowr"
+    assert "did you mean 'lower'" in expected
+    named = whole | {"evaluate": whole["evaluate"] | {"judge": "intentlab:F"}}
+    ((key, _, expected),) = examined("judge", "intentlab:F", {}, named)["faults"]
+    assert key == "evaluate.judge"
+    assert "is no class" in expected
+    intents.write_text("id,request\n1,red\n2,blue\n")
+    with pytest.raises(data.DataError, match=r"intent.*is missing"):
+        data.check(config)
+
+
+def test_a_sweep_with_it_says_which_way_is_better(tmp_path: Path, intents: Path) -> None:
+    text = f"""
+name = "own-judge"
+question = "?"
+metric = {{ name = "intent_accuracy" }}
+[code]
+paths = ["intentlab.py"]
+[job]
+task = "sentence"
+budget = {{ steps = 2 }}
+data = {{ train = "train.txt", confirm = "{intents}" }}
+evaluate = {{ judge = "intentlab:Intents" }}
+[compare]
+"loss.temperature" = [0.05, 0.1]
+"""
+    (tmp_path / "sweep.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"metric.mode.*only intentlab:Intents knows"):
+        sweeps.load(tmp_path / "sweep.toml")
+    (tmp_path / "sweep.toml").write_text(text.replace('"intent_accuracy"', '"intent_accuracy", mode = "max"'))
+    assert len(sweeps.arms_of(sweeps.load(tmp_path / "sweep.toml"))) == 2
+
+
+# Which
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"evaluate": {"judge": "st"}}, "'classes', 'sts' or an import path such as 'mylab.judges:Reranking'"),
+        ({"evaluate": {"judge": "sts"}}, "is for task = 'sentence'; with task = 'image' use 'classes'"),
+        ({"evaluate": {"judge": "a:B", "metrics": ["a:c"]}}, "are for built-in judges; let evaluate.. of a:B"),
+        (
+            {"task": "a:Own", "model": {"name": "vit"}, "evaluate": {"judge": "classes"}},
+            "let evaluate.. of a:Own judge",
+        ),
+    ],
+)
+def test_a_judge_that_cannot_judge_is_refused(sections: dict[str, Any], words: str) -> None:
+    whole = {"task": "image", "budget": {"steps": 1}, "data": {"train": "digits", "confirm": "digits"}}
+    with pytest.raises(ValidationError, match=words):
+        JobConfig.model_validate(whole | sections)
+
+
+def test_a_job_has_the_judge_of_its_task_and_its_id_of_ever(tmp_path: Path) -> None:
+    """Naming the usual judge is another job by its id alone."""
+    plain = JobConfig.model_validate(
+        {"task": "image", "budget": {"steps": 1}, "data": {"train": "digits[:99]", "confirm": "digits[99:150]"}}
+    )
+    named = plain.model_copy(update={"evaluate": plain.evaluate.model_copy(update={"judge": "classes"})})
+    assert (plain.judge, sentences(tmp_path, "x").judge) == ("classes", "sts")
+    assert plain.id != named.id
+    assert [len(judge_of(job).read("digits[99:150]").query_labels) for job in (plain, named)] == [51, 51]
+    assert components.measures("classes", {}) == ("knn_accuracy", "probe_accuracy", "alignment", "uniformity")
