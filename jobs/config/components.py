@@ -45,7 +45,7 @@ class Kind:
     """Key of the job's table of its options."""
 
     folder: str
-    """Of the built-ins, below jobs/."""
+    """Of the built-ins, below jobs/; of those for images, where others are for sentences."""
 
     example: str
     """An import path."""
@@ -67,6 +67,9 @@ class Kind:
 
     names: tuple[str, ...] = ()
     """What may be named beside the built-ins: something else decides then."""
+
+    of_sentences: str = ""
+    """Folder of the built-ins for sentences, where they have one of their own."""
 
     @cached_property
     def provided(self) -> tuple[str, ...]:
@@ -92,7 +95,7 @@ POOLING = Kind(
 )  # fmt: skip
 AUGMENTATION = Kind(
     "augmentation", "augment.name", "augment.options", "data/images/augmentations", "mylab.views:colour_jitter",
-    (protocols.Augmentation,),
+    (protocols.Augmentation, protocols.SentenceAugmentation), of_sentences="data/sentences/augmentations",
 )  # fmt: skip
 SAMPLER = Kind(
     "sampler", "data.sampler", "data.sampler_options", "data/samplers", "mylab.data:by_length", (protocols.Sampler,),
@@ -139,12 +142,19 @@ def builtin_names(kind: str) -> tuple[str, ...]:
 def built_in_files(kind: str) -> dict[str, Path]:
     """Find the file of every built-in of a kind, by name. Raises TypeError for two of one name."""
     found: dict[str, Path] = {}
-    for path in sorted((PACKAGE / KINDS[kind].folder).rglob("*.py")):
+    folders = filter(None, (KINDS[kind].folder, KINDS[kind].of_sentences))
+    for path in (path for folder in folders for path in sorted((PACKAGE / folder).rglob("*.py"))):
         if not path.stem.startswith("_"):
             if path.stem in found:
                 raise TypeError(f"the {kind} {path.stem!r} is built in twice, in {found[path.stem]} and {path}")
             found[path.stem] = path
     return found
+
+
+def is_of_sentences(kind: str, name: str) -> bool:
+    """Return whether a name is of a built-in that takes rows of tokens, where its kind has others for images."""
+    file, folder = built_in_files(kind).get(name), KINDS[kind].of_sentences
+    return bool(folder) and file is not None and file.is_relative_to(PACKAGE / folder)
 
 
 def module_of(kind: str, name: str) -> str:

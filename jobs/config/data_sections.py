@@ -67,10 +67,13 @@ class Data(Section):
 
 
 class Augment(Section):
-    """Views of an image. Each strength 0 or 1 as noted switches it off. Sentences have none: dropout is theirs."""
+    """Views of an image or of a sentence. Each strength 0 or 1 as noted switches it off. The views of a sentence differ
+    by dropout alone, unless an augmentation of tokens is named."""
 
     name: AugmentationName = "crop_flip"
-    """`crop_flip`, which is described by the keys below; or an import path of a function of images."""
+    """Of images `crop_flip`, which is described by the keys below, and which leaves sentences as they are. Of sentences
+    `none`, `crop_words`, `delete_words`, `delete_word`, `mask_tokens`, `shuffle_tokens` or `cut_tokens`, applied to
+    both views of a pair, and to no hard negative. Or an import path of a function of images, or of tokens."""
 
     options: Options = {}
     """Arguments of an augmentation that has some, by name."""

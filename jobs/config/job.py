@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
+from jobs.config import components
 from jobs.config.components import TaskName, builtin_names, is_class, is_import_path, literal_of
 from jobs.config.data_sections import Augment, Data
 from jobs.config.identity import canonical, counted_from, hashed
@@ -111,6 +112,7 @@ class JobConfig(Section):
             self._refuse_what_judges_lack()
         if self.task != "sentence" and not self.is_function:
             self._refuse_columns_of_sentences()
+            self._refuse_views_of_sentences()
             for key, value in (
                 ("loss.mlm_weight", self.loss.mlm_weight),
                 ("execution.micro_tokens", self.execution.micro_tokens),
@@ -131,6 +133,14 @@ class JobConfig(Section):
             raise ValueError(
                 f"optimizer.fisher_pairs = {pairs} is more than batch.size = {size}, of which the groups are cut; give "
                 f"at most {size}, better a tenth of it"
+            )
+
+    def _refuse_views_of_sentences(self) -> None:
+        """Raise ValueError for an augmentation of tokens."""
+        if components.is_of_sentences("augmentation", self.augment.name):
+            raise ValueError(
+                f"augment.name = '{self.augment.name}' is of sentences, which task = '{self.task}' has none of; "
+                "use 'crop_flip', or an import path of a function of images"
             )
 
     def _refuse_columns_of_sentences(self) -> None:
@@ -203,6 +213,11 @@ class JobConfig(Section):
     def judge(self) -> str:
         """Name of what judges the job. Raises KeyError for a task of the user's own, which judges itself."""
         return self.evaluate.judge or USUAL_JUDGES[self.task]
+
+    @property
+    def augments_tokens(self) -> bool:
+        """Whether the views of a sentence are other tokens than its own."""
+        return self.task == "sentence" and self.augment.name != Augment().name
 
     @property
     def steps(self) -> int | None:

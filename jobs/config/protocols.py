@@ -86,6 +86,28 @@ class Augmentation(Protocol):
         view: 0 or 1. No image's view may depend on another image."""
 
 
+class SentenceAugmentation(Protocol):
+    """Random views of sentences as rows of tokens, a function of (seed, step, pair, view) alone."""
+
+    def __call__(
+        self,
+        *,
+        tokens: Tensor,
+        mask: Tensor,
+        words: Tensor,
+        mask_token: int | None,
+        settings: object,
+        seed: int,
+        step: int,
+        pairs: Tensor,
+        view: int,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Give tokens, or tokens and mask, of any common length. tokens int64 [c, L]; mask [c, L], 1 where a token
+        stands; words int64 [c, L], the number of each token's word in its row, from 0, and -1 for special tokens, a
+        prompt and padding, which stay as they are; mask_token: id, None where the tokenizer has none; pairs int64 [c]:
+        places in the global batch; view: 0 or 1. No row's view may depend on another row, nor on its padding."""
+
+
 class Sampler(Protocol):
     """The rows of each global batch, a function of the step alone."""
 

@@ -113,6 +113,10 @@ class Model(Section):
     """Dropout in the encoder, hidden states and attention alike. None: the encoder's own (0.1 for `bert`, 0 for
     `vit` and `resnet`)."""
 
+    same_dropout: bool = False
+    """Both views of a pair, and its hard negatives, drop the same activations: what is left of SimCSE is then to tell
+    sentences apart. An arm to compare with."""
+
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     """bf16: autocast in the encoder; similarities and loss stay in fp32. fp64: for exactness tests."""
 

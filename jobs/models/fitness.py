@@ -34,7 +34,7 @@ def check_encoder(job: JobConfig, tokenizer: Any) -> list[str]:
 def check_views(job: JobConfig) -> None:
     """Raise ModelError where single sentences have two views that are the same, and nobody has said so."""
     name = job.model.name
-    if name is None or is_built(name) or job.model.dropout == 0:
+    if name is None or is_built(name) or job.model.dropout == 0 or job.model.same_dropout or job.augments_tokens:
         return
     from jobs.models import transformer
 
@@ -45,8 +45,8 @@ def check_views(job: JobConfig) -> None:
     works = f"set model.dropout = 0.1 ({', '.join(anatomy.settable)} of its configuration), " if is_open else ""
     raise ModelError(
         f"data.train holds single sentences, whose two views differ by dropout alone, and model.name = '{name}' "
-        f"({anatomy.kind}) has none: there is nothing to learn; {works}give pairs (columns anchor and positive), or "
-        "write model.dropout = 0 if that is meant"
+        f"({anatomy.kind}) has none: there is nothing to learn; {works}give pairs (columns anchor and positive), name "
+        "an augmentation (augment.name = 'delete_word'), or write model.dropout = 0 if that is meant"
     )
 
 

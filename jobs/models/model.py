@@ -28,6 +28,7 @@ from jobs.models import dropout
 from jobs.models.encoders import initialise, make_encoder
 from jobs.models.errors import ModelError
 from jobs.models.mlm import MaskedLanguageHead
+from jobs.models.pretrained.tokenizer import prompt_tokens
 from jobs.models.reading import Reading, reading
 
 Inputs = Mapping[str, Tensor]
@@ -47,7 +48,7 @@ class ContrastiveModel(nn.Module):
     replaced by keyed dropout, else None; masks are then seeded by micro-batch, and depend on its rows. reading:
     how sentences are taken and pooled. skipped: tokens at the beginning of each row that are not pooled. loss_module:
     of a loss with parameters or state, trained and saved with the rest; else None. follower: a copy that follows, for a
-    loss that asks for its keys; else None.
+    loss that asks for its keys; else None. same_dropout: whether all views of a pair drop the same activations.
     """
 
     def __init__(self, job: JobConfig, encoder: nn.Module, *, skipped: int = 0) -> None:
@@ -60,7 +61,7 @@ class ContrastiveModel(nn.Module):
         self.out_width = self.width if job.model.projection == "none" else job.model.projection_width
         self.pooling = self.reading.pooling
         self.pool, self.wants_first = pooling_of(job, self.pooling, self.width)
-        self.precision = job.model.precision
+        self.precision, self.same_dropout = job.model.precision, job.model.same_dropout
         self.mlm = _masked_language_head(job, encoder, self.width) if job.loss.mlm_weight else None
         self.unreplayable: str | None = None
         self.log_temperature: nn.Parameter | None = None
@@ -313,8 +314,7 @@ def _prompt_tokens(tokenizer: Any, read: Reading) -> int:
         return 0
     if tokenizer is None:
         raise ModelError("this encoder's prompt is not pooled, so its tokens are counted; pass tokenizer_for(job)")
-    ids = tokenizer(read.prompt, truncation=True, max_length=read.max_tokens)["input_ids"]
-    return len(ids) - (ids[-1] in tokenizer.all_special_ids)
+    return prompt_tokens(tokenizer, read.prompt, max_tokens=read.max_tokens)
 
 
 def _refuse_unkeyed(model: ContrastiveModel) -> None:

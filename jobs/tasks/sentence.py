@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jobs.config import JobConfig
+from jobs.config import JobConfig, components
 from jobs.core.outcomes import Outcomes, RowIds
 from jobs.data.batches import Inputs
+from jobs.data.faults import DataError
 from jobs.data.sentences import (
     SentenceExamples,
     beside,
@@ -77,10 +78,25 @@ class SentenceTask:
             beside.doubts(train, known=job.data.scores)
             cells.refuse(train, train.table.column_names, "data.columns")
         yield from cells.notes(train, train.table.column_names)
+        if job.augments_tokens:
+            self._try_views()
         for stage, source in (("tune", job.data.tune), ("confirm", job.data.confirm)):
             if source:
                 yield from self._judge.check(source, stage)
         yield from repeats(job, train)
+
+    def _try_views(self) -> None:
+        """Make views of the first rows. Raises DataError where the tokenizer lacks what the augmentation needs."""
+        rows = np.arange(min(2, len(self.examples())))
+        try:
+            self.examples().views(rows, seed=self._job.seed, step=1, pairs=rows)
+        except DataError:
+            raise
+        except Exception as error:  # whatever a user's code may raise
+            raise DataError(
+                f"fails when it is tried: {type(error).__name__}: {error}{components.line_of(error)}",
+                file=f"augment.name = '{self._job.augment.name}'",
+            ) from error
 
 
 class Texts:

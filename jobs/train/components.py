@@ -201,7 +201,54 @@ def _tried_schedule(job: JobConfig) -> Iterator[Issue]:
 
 
 def _tried_augmentation(job: JobConfig) -> Iterator[Issue]:
-    """Try the augmentation: no image's view may depend on other images, which differ by rank and micro-batch."""
+    """Try the augmentation: no row's view may depend on other rows, which differ by rank and micro-batch."""
+    key, name = "augment.name", repr(job.augment.name)
+    asked = [what for what in ("images", "tokens") if components.asks_for(_loaded_augmentation(job), what)]
+    given = "tokens" if job.task == "sentence" else "images"
+    if asked and given not in asked:
+        yield key, name, f"asks for {asked[0]}, and task = '{job.task}' gives {given}; use an augmentation of these"
+    else:
+        yield from (_tried_on_tokens if job.task == "sentence" else _tried_on_images)(job)
+
+
+def _loaded_augmentation(job: JobConfig) -> object:
+    return components.load("augmentation", job.augment.name)
+
+
+def _tried_on_tokens(job: JobConfig) -> Iterator[Issue]:
+    """Try rows of several lengths, together, one by one, and with other padding."""
+    import torch
+
+    from jobs.data.sentences.augmented import augmented
+
+    key, name, longest = "augment.name", repr(job.augment.name), 9
+    draw, pairs = torch.Generator().manual_seed(0), torch.arange(FEW)
+    lengths = torch.tensor([9, 3, 6, 2, 7, 5])
+    places = torch.arange(longest)
+    mask = (places < lengths[:, None]).long()
+    tokens = torch.randint(5, 50, (FEW, longest), generator=draw).where(mask > 0, 0)
+    is_special = (places == 0) | (places == lengths[:, None] - 1) | (mask == 0)
+    words = torch.where(is_special, -1, (places - 1) // 2)
+
+    def views(chosen: slice, *, width: int = longest) -> tuple[list[int], list[int]]:
+        given = [x[chosen, :width].clone() for x in (tokens, mask, words)]
+        made = augmented(job.augment, *given, mask_token=4, pad=0, seed=job.seed, step=1, pairs=pairs[chosen], view=0)
+        ids, seen = made["input_ids"], made["attention_mask"]
+        last = int((seen[0] > 0).nonzero().max()) + 1
+        return ids[0, :last].tolist(), seen[0, :last].tolist()
+
+    for row in range(FEW):
+        alone = views(slice(row, row + 1), width=int(lengths[row]))
+        if alone != views(slice(row, row + 1), width=int(lengths[row])):
+            yield key, name, "gave other views the second time; draw random numbers from seed, step, pairs, view alone"
+            return
+        if alone != views(slice(row, FEW)):
+            yield key, name, "gives a row another view beside other rows, or with other padding; a view is of one row"
+            return
+
+
+def _tried_on_images(job: JobConfig) -> Iterator[Issue]:
+    """Try a few images, together and one by one."""
     import torch
 
     view_of = components.called("augmentation", job.augment.name, job.augment.options)

@@ -256,7 +256,8 @@ def _one_process(
     hard = len(next(iter(inputs.values()))) // n - 2
     numbers = torch.arange(n * (2 + hard)).view(n, 2 + hard)
     views_of = torch.cat([numbers[:, 0], numbers[:, 1], numbers[:, 2:].flatten()]).to(device)
-    with dropout_keys(seed=job.seed, step=step, rows=views_of):
+    pair_of = views_of // (2 + hard) * (2 + hard)
+    with dropout_keys(seed=job.seed, step=step, rows=pair_of if job.model.same_dropout else views_of):
         embedded = model.embed(inputs)
     temperature, local = model.temperature(), None if ids is None else ids.to(device)
     if loss.row_loss is not None:

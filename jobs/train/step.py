@@ -163,6 +163,9 @@ class _Rows:
     numbers: Tensor
     """int64 [n]: pair * sentences + view; dropout and masks of a row depend on it alone."""
 
+    firsts: Tensor
+    """int64 [n]: the number of the pair's query."""
+
     pairs: int
     hard: int
     """Hard negatives of each pair."""
@@ -177,13 +180,18 @@ class _Rows:
         if hard:
             numbers.append((first[:, None] + 2 + torch.arange(hard)).reshape(-1))
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in _joined(parts).items()}
-        return _Rows(inputs, torch.cat(numbers).to(device), count, hard)
+        firsts = [first] * 2 + ([first.repeat_interleave(hard)] if hard else [])
+        return _Rows(inputs, torch.cat(numbers).to(device), torch.cat(firsts).to(device), count, hard)
+
+    def drawn(self, model: ContrastiveModel) -> Tensor:
+        """Return what the dropout of each row is keyed by, int64 [n]."""
+        return self.firsts if model.same_dropout else self.numbers
 
 
 def _encode(model: ContrastiveModel, micro_batch: MicroBatch, *, context: StepContext) -> list[Tensor]:
     """Embed a micro-batch: queries [c, D], keys [c, D] and, where there are any, hard negatives [c, H, D]."""
     rows = _Rows.of(micro_batch, context.device)
-    with dropout_keys(seed=context.seed, step=context.step, rows=rows.numbers):
+    with dropout_keys(seed=context.seed, step=context.step, rows=rows.drawn(model)):
         embedded = model.embed(rows.inputs)
     c, hard = rows.pairs, rows.hard
     queries, keys, *negatives = embedded.split([c, c] + ([c * hard] if hard else []))
@@ -199,7 +207,7 @@ def momentum_keys(model: ContrastiveModel, micro_batches: Sequence[MicroBatch], 
     for micro_batch in micro_batches:
         rows = _Rows.of(micro_batch, context.device)
         own = {name: values[rows.pairs : 2 * rows.pairs] for name, values in rows.inputs.items()}
-        with dropout_keys(seed=context.seed, step=context.step, rows=rows.numbers[rows.pairs : 2 * rows.pairs]):
+        with dropout_keys(seed=context.seed, step=context.step, rows=rows.drawn(model)[rows.pairs : 2 * rows.pairs]):
             embedded.append(model.follower.embed(own))
     return torch.cat(embedded)
 

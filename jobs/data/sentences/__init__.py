@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.config import JobConfig
+from jobs.config import Augment, JobConfig
 from jobs.core.paths import is_built, looked_in
 from jobs.core.provenance import Stamp, stamp
 from jobs.data.batches import Ids, Views
 from jobs.data.faults import DataError, short
+from jobs.data.sentences.augmented import TokenViews
 from jobs.data.sentences.columns import scored_columns, train_columns
 from jobs.data.sentences.duplicates import text_ids
 from jobs.data.sentences.scored import train_scores
 from jobs.data.sentences.texts import as_text
-from jobs.data.sentences.tokens import TokenColumn, lower_casing, padded, stacked, trained_tokenizer
+from jobs.data.sentences.tokens import TokenColumn, lower_casing, padded, stacked, trained_tokenizer, word_numbers
 from jobs.data.sources import Choose, Rows, read
 from jobs.models.errors import ModelError
 from jobs.models.pretrained.folder import EncoderError, folder_of, tokenizer_files
@@ -48,6 +49,9 @@ class SentenceExamples:
     scored: NDArray[np.float64] | None = None
     """People's scores of the pairs, [n]; None of data without."""
 
+    augmentation: TokenViews | None = None
+    """Makes both views; None where they are the same tokens."""
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -56,12 +60,19 @@ class SentenceExamples:
         """Hard negatives of each pair."""
         return max(len(self.columns) - 2, 0)
 
-    def views(self, rows: NDArray[np.int64], *, seed: int, step: int, pairs: NDArray[np.int64]) -> Views:  # noqa: ARG002
-        """Return tokens of these data rows, padded to the longest of each side. Nothing is random: dropout is the
-        view."""
+    def views(self, rows: NDArray[np.int64], *, seed: int, step: int, pairs: NDArray[np.int64]) -> Views:
+        """Return tokens of these data rows, padded to the longest of each side. Without an augmentation nothing is
+        random: dropout is the view."""
         rows, pad = np.asarray(rows, np.int64), self.tokenizer.pad_token_id
-        queries = padded(*self.columns[0][rows], pad)
-        keys = padded(*self.columns[1][rows], pad) if len(self.columns) > 1 else queries
+        if self.augmentation is not None:
+            sides = (self.columns[0], self.columns[min(1, len(self.columns) - 1)])
+            queries, keys = (
+                self.augmentation.view(column, rows, seed=seed, step=step, pairs=pairs, view=view)
+                for view, column in enumerate(sides)
+            )
+        else:
+            queries = padded(*self.columns[0][rows], pad)
+            keys = padded(*self.columns[1][rows], pad) if len(self.columns) > 1 else queries
         negatives = stacked([column[rows] for column in self.columns[2:]], pad) if self.hard_negatives else None
         return Views(queries, keys, negatives)
 
@@ -139,9 +150,25 @@ def sentence_examples(job: JobConfig, tokenizer: Tokenizer | None = None) -> Sen
     examples = _examples(
         sentence_rows(job), tokenizer_for(job) if tokenizer is None else tokenizer, read.max_tokens, read.prompt
     )
+    if job.augments_tokens:
+        examples = _augmented(examples, job.augment, read.max_tokens, read.prompt)
     if job.data.scores is None:
         return examples
     return dataclasses.replace(examples, scored=train_scores(job.data.train, job.data.scores))
+
+
+def _augmented(examples: SentenceExamples, augment: Augment, max_tokens: int, prompt: str) -> SentenceExamples:
+    """Let an augmentation make the views of these examples."""
+    tokenizer = examples.tokenizer
+    words = _words(examples.rows, cast("Tokenizer", tokenizer), max_tokens, prompt)
+    made = TokenViews(augment, tokenizer.pad_token_id, tokenizer.mask_token_id, words)
+    return dataclasses.replace(examples, augmentation=made)
+
+
+@functools.lru_cache(maxsize=4)
+def _words(rows: Rows, tokenizer: Tokenizer, max_tokens: int, prompt: str) -> tuple[TokenColumn, ...]:
+    sides = rows.table.columns[:2]
+    return tuple(TokenColumn(column, tokenizer, max_tokens, prompt, word_numbers) for column in sides)
 
 
 @functools.lru_cache(maxsize=4)

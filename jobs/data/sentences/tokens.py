@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -12,12 +13,11 @@ from numpy.typing import NDArray
 
 from jobs.data.batches import Inputs
 from jobs.data.sources import Rows
+from jobs.models.pretrained.tokenizer import Tokenizer, prompt_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
     from tokenizers.models import WordPiece
-
-    from jobs.models.pretrained.tokenizer import Tokenizer
 
 Tokens: TypeAlias = NDArray[np.uint16 | np.uint32]
 """Ids of tokens, [c, width], 0 beyond a row's end."""
@@ -104,11 +104,37 @@ def tokenised(tokenizer: Tokenizer, texts: Iterable[str], *, max_tokens: int, pr
     return encoded["input_ids"]
 
 
-class TokenColumn:
-    """Token ids of a text column. A row is tokenised when first asked for, by the rank that needs it, and kept."""
+def word_numbers(tokenizer: Tokenizer, texts: Iterable[str], *, max_tokens: int, prompt: str = "") -> list[list[int]]:
+    """Number the words that tokens are of, token by token as `tokenised` gives them: from 1 in each text, and 0 for
+    special tokens and those of the prompt. Of a slow tokenizer, which knows no words, each token is one."""
+    encoded = tokenizer([prompt + text for text in texts], truncation=True, max_length=max_tokens)
+    skipped = prompt_tokens(tokenizer, prompt, max_tokens=max_tokens)
+    ends = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    numbered = []
+    for row, ids in enumerate(encoded["input_ids"]):
+        words: list[int | None] = encoded.word_ids(row) if tokenizer.is_fast else [*range(len(ids))]
+        free = [at >= skipped and word is not None and ids[at] not in ends for at, word in enumerate(words)]
+        order = {word: number for number, word in enumerate(dict.fromkeys(itertools.compress(words, free)), start=1)}
+        numbered.append([order[word] if is_free else 0 for word, is_free in zip(words, free, strict=True)])
+    return numbered
 
-    def __init__(self, column: pa.ChunkedArray, tokenizer: Tokenizer, max_tokens: int, prompt: str = "") -> None:
+
+class TokenColumn:
+    """Token ids of a text column. A row is tokenised when first asked for, by the rank that needs it, and kept.
+
+    encode: what a row is made into, `tokenised` or `word_numbers`.
+    """
+
+    def __init__(
+        self,
+        column: pa.ChunkedArray,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        prompt: str = "",
+        encode: Callable[..., list[list[int]]] = tokenised,
+    ) -> None:
         self._column, self._tokenizer, self._max_tokens, self._prompt = column, tokenizer, max_tokens, prompt
+        self._encode = encode
         # An added token may have an id far above their number.
         highest = max(tokenizer.get_vocab().values(), default=0)
         kind = np.uint16 if max(highest, len(tokenizer) - 1) < 2**16 else np.uint32
@@ -121,7 +147,7 @@ class TokenColumn:
         missing = np.unique(rows[self._lengths[rows] == 0])
         if len(missing):
             texts = texts_of(self._column, missing)
-            encoded = tokenised(self._tokenizer, texts, max_tokens=self._max_tokens, prompt=self._prompt)
+            encoded = self._encode(self._tokenizer, texts, max_tokens=self._max_tokens, prompt=self._prompt)
             self._widen(max(map(len, encoded)))
             for row, ids in zip(missing, encoded, strict=True):
                 self._ids[row, : len(ids)] = ids

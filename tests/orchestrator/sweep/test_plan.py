@@ -28,7 +28,7 @@ from orchestrator.sweep.plan.trials import Planned
 from orchestrator.sweep.space import conditions
 
 ROOT = Path(__file__).parents[3]
-DEFAULTS = "e7d86ff73dc4d8ba"
+DEFAULTS = "1b8da5a178e2ba78"
 
 SWEEP: dict[str, Any] = {
     "name": "small",

@@ -308,3 +308,17 @@ def score_gap(left: Tensor, right: Tensor, scores: Any) -> float:
 def matrix(queries: Tensor) -> Tensor:
     """No metric."""
     return queries
+
+
+def reversed_words(tokens: Tensor, mask: Tensor, words: Tensor, *, pairs: Tensor, view: int) -> Tensor:
+    """Tokens of every other view from the last to the first, special ones left where they are."""
+    free = words >= 0
+    places = torch.arange(tokens.shape[1]).expand_as(tokens)
+    first, last = free.long().argmax(1, keepdim=True), free.long().cumsum(1).argmax(1, keepdim=True)
+    turned = tokens.gather(1, torch.where(free, first + last - places, places))
+    return torch.where(((pairs + view) % 2 == 1)[:, None], turned, tokens)
+
+
+def of_the_longest(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Depends on how long other rows are."""
+    return torch.where((mask > 0) & (torch.arange(tokens.shape[1]) > 0), tokens + tokens.shape[1], tokens)
