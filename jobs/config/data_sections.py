@@ -40,8 +40,17 @@ class Data(Section):
     """Longest sentence, in tokens, special ones and the prompt included; the rest is cut. None: what the encoder's
     folder says, if it is one of sentence-transformers and `model.pooling` is `auto`; else 32."""
 
+    source: str | None = None
+    """Column of `train` that says which source a row is from, for samplers that ask for sources. None: its file, where
+    `train` is several."""
+
+    label: str | None = None
+    """Column of `train` with a label of each row, for samplers that ask for labels. None: of images, their label; of
+    sentences, they have none."""
+
     sampler: SamplerName = "shuffled"
-    """Which rows a batch holds: `shuffled`, epochs in a random order; or an import path of a function of the step."""
+    """Which rows a batch holds: `shuffled`, epochs in a random order; `no_duplicates`, of which no two share a text or
+    an image; `by_source`; `by_label`; or an import path of a function of the step."""
 
     sampler_options: Options = {}
     """Arguments of a sampler that has some, by name."""

@@ -170,6 +170,12 @@ class JobConfig(Section):
                 f"data.columns = {list(self.data.columns)} are for images and sentences; let rows() of {self.task} "
                 "choose its columns"
             )
+        for key in ("source", "label"):
+            if (column := getattr(self.data, key)) is not None:
+                raise ValueError(
+                    f"data.{key} = '{column}' is of images and sentences; remove it, and let {self.task} have a method "
+                    f"{key}s(rows)"
+                )
         if self.evaluate.metrics:
             raise ValueError(
                 f"evaluate.metrics = {list(self.evaluate.metrics)} are for images and sentences; let evaluate() of "

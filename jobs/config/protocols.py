@@ -111,8 +111,20 @@ class SentenceAugmentation(Protocol):
 class Sampler(Protocol):
     """The rows of each global batch, a function of the step alone."""
 
-    def __call__(self, *, rows: int, size: int, seed: int, step: int) -> NDArray[np.int64]:
-        """Give int64 [size], numbers below `rows`. step from 1."""
+    def __call__(
+        self,
+        *,
+        rows: int,
+        size: int,
+        seed: int,
+        step: int,
+        ids: NDArray[np.int64],
+        sources: NDArray[np.int64],
+        labels: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Give int64 [size], numbers below `rows`. step from 1. Of all rows, and the same arrays in every step: ids
+        int64 [rows, k], of what a row says on either side, equal where it is the same text or image; sources and labels
+        int64 [rows], equal where rows are of one source or label, -1 where a row has none."""
 
 
 class MakeOptimizer(Protocol):

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-ORDER, AUGMENT, DROPOUT, INITIALISE, MASKING, CHILD = range(1, 7)
+ORDER, AUGMENT, DROPOUT, INITIALISE, MASKING, CHILD, GROUPED, DRAWN = range(1, 9)
 """First key of each use, so that no two uses of a seed share numbers."""
 
 _MASK = 0xFFFFFFFF

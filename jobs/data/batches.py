@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,13 +63,28 @@ class Ids:
         return {name: ids for name, ids in named.items() if ids is not None}
 
 
-def batch_rows(n_rows: int, *, size: int, seed: int, step: int, job: JobConfig | None = None) -> NDArray[np.int64]:
+FACTS = ("ids", "sources", "labels")
+"""What a sampler may ask for of all rows, by name; see jobs.config.protocols.Sampler."""
+
+
+def batch_rows(
+    n_rows: int,
+    *,
+    size: int,
+    seed: int,
+    step: int,
+    job: JobConfig | None = None,
+    facts: Callable[[str], NDArray[np.int64]] | None = None,
+) -> NDArray[np.int64]:
     """Choose the data rows, int64 [size], of the global batch of optimizer step `step` = 1, 2, ... job: its sampler
-    draws them; None: epochs in random orders. Raises ValueError for a sampler that gives anything else."""
+    draws them; None: epochs in random orders. facts: name -> what a sampler that asks for it is given of all rows, the
+    same array each time. Raises ValueError for a sampler that gives anything else."""
     if job is None or job.data.sampler == "shuffled":
         return shuffled(n_rows, size, seed, step)
     draw = components.called("sampler", job.data.sampler, job.data.sampler_options)
-    rows = np.asarray(draw(rows=n_rows, size=size, seed=seed, step=step))
+    asks = functools.partial(components.asks_for, components.load("sampler", job.data.sampler))
+    known = {name: facts(name) for name in FACTS if facts is not None and asks(name)}
+    rows = np.asarray(draw(rows=n_rows, size=size, seed=seed, step=step, **known))
     if rows.shape != (size,) or rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= n_rows:
         raise ValueError(
             f"data.sampler = {job.data.sampler!r} gave {rows.dtype} {list(rows.shape)} for step {step}; it gives "

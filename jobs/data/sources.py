@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from jobs.core.outcomes import Ids, RowIds
 from jobs.core.paths import DIGITS, looked_in
@@ -157,6 +158,38 @@ def row_ids(rows: Rows) -> RowIds:
             with contextlib.suppress(DataError):
                 columns[name] = read(rows.source, exactly, (name,)).table[name]
     return ids_in(columns, len(rows))
+
+
+@functools.lru_cache(maxsize=4)
+def sources_of(rows: Rows, column: str | None) -> NDArray[np.int64]:
+    """Number the sources of rows, int64 [n]: values of the column, or, without one, files. Raises DataError for one
+    file."""
+    if column is not None:
+        return groups_of(rows, column)
+    if len(rows.spans) < 2:
+        raise rows.fault(
+            "is one file, and data.sampler asks for sources; name the column that says where a row is from in "
+            "data.source, or give several files"
+        )
+    return np.repeat(np.arange(len(rows.spans)), [taken for _, _, taken in rows.spans])
+
+
+@functools.lru_cache(maxsize=4)
+def groups_of(rows: Rows, column: str) -> NDArray[np.int64]:
+    """Number what a column of the rows' files holds, int64 [n]: equal where values are, -1 where there is none."""
+    return numbered(read(rows.source, exactly, (column,)).table[column])
+
+
+def numbered(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Number the values of a column from 0, int64 [n]; -1 for null and for an empty text. Lists are told apart as they
+    are written."""
+    if pa.types.is_nested(column.type):
+        column = pa.chunked_array([pa.array([None if v is None else str(v) for v in column.to_pylist()], pa.string())])
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
+    coded = column.dictionary_encode().unify_dictionaries()
+    chunks = [chunk.indices.fill_null(-1).to_numpy().astype(np.int64) for chunk in coded.chunks]
+    return np.concatenate([np.empty(0, np.int64), *chunks])
 
 
 def ids_in(columns: Mapping[str, object], rows: int) -> RowIds:

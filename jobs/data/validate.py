@@ -21,13 +21,14 @@ from jobs.config import JobConfig
 from jobs.config.components import is_import_path
 from jobs.config.json_values import Json, JsonObject
 from jobs.core.paths import DIGITS, is_built, is_folder_here
+from jobs.data.batches import batch_rows
 from jobs.data.faults import DataError, counted, shown
 from jobs.data.images import image_rows
 from jobs.data.images.arrays import is_list
 from jobs.data.images.links import Links, links_of, looked_at_once
 from jobs.data.resolve import HUB, locate
 from jobs.data.sentences import scored, sentence_rows, tokenizer_for
-from jobs.data.sources import Rows, exactly, read
+from jobs.data.sources import Rows, exactly, groups_of, read
 from jobs.data.tasks import task_of
 from jobs.data.tasks.judging import judge_of
 
@@ -56,10 +57,24 @@ def check(job: JobConfig) -> list[str]:
         if not job.is_own_task and len(rows) < 2:
             raise rows.fault(f"has 1 row; data.{stage} needs at least two to judge an encoder on")
     warnings = [*task_of(job).check()]
+    _try_sampler(job)
     warnings += check_model(job)
     if has_single_sentences(job):
         models.check_views(job)
     return [*dict.fromkeys(warnings), *_overlaps(train, judged)]
+
+
+def _try_sampler(job: JobConfig) -> None:
+    """Draw a batch. Raises DataError for rows that the job's sampler cannot draw from."""
+    if job.data.sampler == "shuffled":
+        return
+    examples = task_of(job).examples()
+    try:
+        batch_rows(len(examples), size=job.batch.size, seed=job.seed, step=1, job=job, facts=examples.facts)
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"data.sampler = '{job.data.sampler}': {error}", file=job.data.train) from error
 
 
 def check_model(job: JobConfig) -> list[str]:
@@ -141,6 +156,8 @@ def digests(
             key += f" scored by {json.dumps(job.data.scores)}"
         if use != "train" and job.evaluate.judge is not None:
             key += f" by {job.evaluate.judge} {json.dumps(job.evaluate.judge_options, sort_keys=True)}"
+        if use == "train":
+            key += "".join(f" {name} {json.dumps(column)}" for name, column in _grouped_by(job).items())
         if known and key not in known and plain in known and not is_judged:  # named by a version without the columns
             key = plain
         before = (known or {}).get(key)
@@ -237,12 +254,21 @@ def _links(job: JobConfig, rows: Rows) -> Links | None:
 
 
 def _digest(job: JobConfig, rows: Rows, *, is_trained: bool = False) -> str:
-    """Hash rows, those that are trained on with the scores that they are trained with."""
+    """Hash rows, those that are trained on with the scores that they are trained with, and the columns by which a
+    sampler groups them."""
     digest = _hash(rows, _links(job, rows))
-    if not is_trained or job.data.scores is None:
+    if not is_trained:
         return digest
-    numbers = scored.train_scores(job.data.train, job.data.scores)
-    return hashlib.blake2b(digest.encode() + numbers.tobytes()).hexdigest()
+    beside = [] if job.data.scores is None else [scored.train_scores(job.data.train, job.data.scores)]
+    for numbers in (*beside, *(groups_of(rows, column) for column in _grouped_by(job).values())):
+        digest = hashlib.blake2b(digest.encode() + numbers.tobytes()).hexdigest()
+    return digest
+
+
+def _grouped_by(job: JobConfig) -> dict[str, str]:
+    """Return the columns that a job names for its sampler, by key."""
+    named = {"source": job.data.source, "label": job.data.label}
+    return {name: column for name, column in named.items() if column is not None}
 
 
 @functools.lru_cache(maxsize=8)

@@ -75,7 +75,7 @@ class SentenceTask:
         job = self._job
         train = sentence_rows(job)
         if job.data.columns is None:
-            beside.doubts(train, known=job.data.scores)
+            beside.doubts(train, known=job.data.scores, grouping=(job.data.source, job.data.label))
             cells.refuse(train, train.table.column_names, "data.columns")
         yield from cells.notes(train, train.table.column_names)
         if job.augments_tokens:

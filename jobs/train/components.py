@@ -271,10 +271,16 @@ def _tried_on_images(job: JobConfig) -> Iterator[Issue]:
 
 
 def _tried_sampler(job: JobConfig) -> Iterator[Issue]:
+    import numpy as np
+
     from jobs.data import batch_rows
 
+    if not components.is_import_path(job.data.sampler):  # what one that is built in needs, only the rows say
+        return
+    known = {"ids": np.arange(100)[:, None], "sources": np.arange(100) % 2, "labels": np.arange(100) % 10}
     first, again = (
-        batch_rows(100, size=min(job.batch.size, 100), seed=job.seed, step=3, job=job).tolist() for _ in range(2)
+        batch_rows(100, size=min(job.batch.size, 100), seed=job.seed, step=3, job=job, facts=known.__getitem__).tolist()
+        for _ in range(2)
     )
     if first != again:
         yield (

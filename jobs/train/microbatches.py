@@ -23,7 +23,9 @@ class Batches:
     def rows(self, step: int) -> NDArray[np.int64]:
         """Return the data rows of the global batch of optimizer step `step` = 1, 2, ..."""
         job = self._job
-        return data.batch_rows(len(self._examples), size=job.batch.size, seed=job.seed, step=step, job=job)
+        return data.batch_rows(
+            len(self._examples), size=job.batch.size, seed=job.seed, step=step, job=job, facts=self._examples.facts
+        )
 
     def spans(self, rows: NDArray[np.int64]) -> list[range]:
         """Cut this rank's pairs of the batch into micro-batches, as positions in the batch."""

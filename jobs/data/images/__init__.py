@@ -23,7 +23,7 @@ from jobs.data.images.arrays import is_bytes
 from jobs.data.images.links import looked_at_once
 from jobs.data.images.pixels import Images, images_of, standardised
 from jobs.data.resolve import pictures_beside
-from jobs.data.sources import Rows, exactly, read
+from jobs.data.sources import Rows, exactly, groups_of, numbered, read, sources_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,13 @@ class ImageExamples:
 
     images: Images
     augment: Augment
+    rows: Rows
     hard_negatives: int = 0
+    source: str | None = None
+    """Column that says where an image is from; None: its file."""
+
+    label: str | None = None
+    """Column of labels that a sampler is given; None: that by which images are judged."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -79,6 +85,14 @@ class ImageExamples:
 
     def scores(self, rows: NDArray[np.int64]) -> None:
         """Return None: nobody has scored two views of one image."""
+
+    def facts(self, name: str) -> NDArray[np.int64]:
+        """Give what a sampler may know of all rows; see `Examples.facts`."""
+        if name == "ids":
+            return _all_ids(self.images)
+        if name == "sources":
+            return sources_of(self.rows, self.source)
+        return groups_of(self.rows, self.label) if self.label is not None else _numbered_labels(self.rows)
 
 
 @dataclass(frozen=True)
@@ -185,7 +199,20 @@ def _with_labels(rows: Rows) -> Rows:
 
 def image_examples(job: JobConfig) -> ImageExamples:
     """Read the images that `job` trains on."""
-    return ImageExamples(_images(job, image_rows(job, job.data.train)), job.augment)
+    rows = image_rows(job, job.data.train)
+    return ImageExamples(_images(job, rows), job.augment, rows, source=job.data.source, label=job.data.label)
+
+
+@functools.lru_cache(maxsize=2)
+def _all_ids(images: Images) -> NDArray[np.int64]:
+    """Compute the ids of all images, int64 [n, 1]."""
+    return images.content_ids(np.arange(len(images))).numpy()[:, None]
+
+
+@functools.lru_cache(maxsize=2)
+def _numbered_labels(rows: Rows) -> NDArray[np.int64]:
+    """Number the labels by which images are judged, int64 [n]; -1 for an image without."""
+    return numbered(_labels(rows))
 
 
 @looked_at_once()

@@ -22,11 +22,11 @@ from jobs.data.batches import Ids, Views
 from jobs.data.faults import DataError, short
 from jobs.data.sentences.augmented import TokenViews
 from jobs.data.sentences.columns import scored_columns, train_columns
-from jobs.data.sentences.duplicates import text_ids
+from jobs.data.sentences.duplicates import text_ids, text_numbers
 from jobs.data.sentences.scored import train_scores
 from jobs.data.sentences.texts import as_text
 from jobs.data.sentences.tokens import TokenColumn, lower_casing, padded, stacked, trained_tokenizer, word_numbers
-from jobs.data.sources import Choose, Rows, read
+from jobs.data.sources import Choose, Rows, groups_of, read, sources_of
 from jobs.models.errors import ModelError
 from jobs.models.pretrained.folder import EncoderError, folder_of, tokenizer_files
 from jobs.models.pretrained.tokenizer import Tokenizer
@@ -51,6 +51,12 @@ class SentenceExamples:
 
     augmentation: TokenViews | None = None
     """Makes both views; None where they are the same tokens."""
+
+    source: str | None = None
+    """Column that says where a row is from; None: its file."""
+
+    label: str | None = None
+    """Column of labels."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -79,6 +85,16 @@ class SentenceExamples:
     def scores(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """Take the scores of these rows, [c]; None of data without."""
         return None if self.scored is None else self.scored[rows]
+
+    def facts(self, name: str) -> NDArray[np.int64]:
+        """Give what a sampler may know of all rows; see `Examples.facts`."""
+        if name == "ids":
+            return text_numbers(self.rows)
+        if name == "sources":
+            return sources_of(self.rows, self.source)
+        if self.label is None:
+            raise self.rows.fault("has no labels, which data.sampler asks for; name their column in data.label")
+        return groups_of(self.rows, self.label)
 
     def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Count the tokens of the longest sentence of each row, hard negatives included, [c]."""
@@ -152,9 +168,8 @@ def sentence_examples(job: JobConfig, tokenizer: Tokenizer | None = None) -> Sen
     )
     if job.augments_tokens:
         examples = _augmented(examples, job.augment, read.max_tokens, read.prompt)
-    if job.data.scores is None:
-        return examples
-    return dataclasses.replace(examples, scored=train_scores(job.data.train, job.data.scores))
+    scored = None if job.data.scores is None else train_scores(job.data.train, job.data.scores)
+    return dataclasses.replace(examples, scored=scored, source=job.data.source, label=job.data.label)
 
 
 def _augmented(examples: SentenceExamples, augment: Augment, max_tokens: int, prompt: str) -> SentenceExamples:

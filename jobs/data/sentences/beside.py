@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 
 from jobs.data.faults import DataError, listed
@@ -49,10 +49,10 @@ MANY_NUMBERS = 101
 """Of so many different words, and of more whole numbers than these, 0 to 100, a column that scores has none."""
 
 
-def doubts(rows: Rows, *, known: str | None = None) -> None:
+def doubts(rows: Rows, *, known: str | None = None, grouping: Collection[str | None] = ()) -> None:
     """Raise DataError where columns of training data that nobody has named may be meant otherwise, in any file.
 
-    known: the column that scores the pairs, where the job names one.
+    known: the column that scores the pairs, where the job names one. grouping: those that it names for its sampler.
     """
     _refuse_mixture(rows)
     chosen, seen = rows.table.column_names, set()
@@ -63,6 +63,7 @@ def doubts(rows: Rows, *, known: str | None = None) -> None:
         _refuse_passages(file, names, chosen)
         scores = [name for name in names if SCORED.fullmatch(name) and name not in chosen]
         scores += [] if scores or len(chosen) != 2 or known else _judging(rows, at, names)
+        scores = [name for name in scores if name not in grouping]
         if scores and len(chosen) == 2 and not known:
             raise scored(file, scores[0], (chosen[0], chosen[1]))
         _refuse_others(file, names, chosen)

@@ -12,13 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.config import JobConfig
 from jobs.data.batches import Ids, content_ids
 from jobs.data.formats import DataError
 from jobs.data.sentences.tokens import texts_of
-from jobs.data.sources import Rows
+from jobs.data.sources import Rows, numbered
 
 LOOKED_AT = 100_000
 """Rows compared with each other, evenly spaced: hashing them is what takes the time."""
@@ -43,6 +45,14 @@ def text_ids(rows: Rows, at: NDArray[np.int64]) -> Ids:
 
     negatives = torch.stack(parts[2:], 1) if len(parts) > 2 else None
     return Ids(parts[0], parts[1] if len(parts) > 1 else None, negatives)
+
+
+@functools.lru_cache(maxsize=4)
+def text_numbers(rows: Rows) -> NDArray[np.int64]:
+    """Number the texts of anchors and positives, int64 [n, 1 or 2]: equal for equal texts, but for blanks around
+    them."""
+    columns = [pc.utf8_trim_whitespace(column).cast(pa.large_string()) for column in rows.table.columns[:2]]
+    return numbered(pa.chunked_array([chunk for column in columns for chunk in column.chunks])).reshape(-1, len(rows)).T
 
 
 def negatives_in_a_batch(job: JobConfig, *, hard: int) -> int:

@@ -46,6 +46,10 @@ class Examples(Protocol):
     def scores(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """Take people's scores of these pairs, [c]; None of data without."""
 
+    def facts(self, name: str) -> NDArray[np.int64]:
+        """Give what a sampler may know of all rows: `ids`, `sources` or `labels`, the same array each time. Raises
+        DataError where the data have none."""
+
 
 class Task(Protocol):
     """What the trainer asks of the task of a job."""
@@ -168,6 +172,7 @@ class OwnExamples:
     def __init__(self, job: JobConfig, parts: Parts, rows: object) -> None:
         self._task, self._parts, self.rows = job.task, parts, rows
         self.hard_negatives = int(getattr(parts, "hard_negatives", 0))
+        self._facts: dict[str, NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
         return count(self.rows)
@@ -205,6 +210,24 @@ class OwnExamples:
         if own.shape != (len(rows),) or own.dtype.kind not in "iufb":
             raise ValueError(f"{self._task}: scores gave {own.dtype} {list(own.shape)}; it gives numbers [{len(rows)}]")
         return own.astype(np.float64)
+
+    def facts(self, name: str) -> NDArray[np.int64]:
+        """Return the class's `ids`, `sources` or `labels` of all rows."""
+        if name not in self._facts:
+            self._facts[name] = self._fact(name)
+        return self._facts[name]
+
+    def _fact(self, name: str) -> NDArray[np.int64]:
+        rows = len(self)
+        if name == "ids":
+            return self.ids(np.arange(rows)).pair_ids.numpy()[:, None]
+        asked = getattr(self._parts, name, None)
+        if asked is None:
+            raise DataError(f"has no {name}, which data.sampler asks for; write a method {name}(rows)", file=self._task)
+        own = np.asarray(asked(self.rows))
+        if own.shape != (rows,) or own.dtype.kind not in "iu":
+            raise ValueError(f"{self._task}: {name} gave {own.dtype} {list(own.shape)}; it gives int64 [{rows}]")
+        return own.astype(np.int64)
 
 
 def taken(rows: object, at: NDArray[np.int64]) -> object:

@@ -28,7 +28,7 @@ from orchestrator.sweep.plan.trials import Planned
 from orchestrator.sweep.space import conditions
 
 ROOT = Path(__file__).parents[3]
-DEFAULTS = "1b8da5a178e2ba78"
+DEFAULTS = "c1bbf9944a5b3452"
 
 SWEEP: dict[str, Any] = {
     "name": "small",
